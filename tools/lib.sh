@@ -1,0 +1,41 @@
+# shellcheck shell=bash
+# What the scripts of tools/ share: messages, the cache, waiting, ports and processes.
+
+TOOLS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+CACHE=${MTB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mail-token-broker}
+
+KEYCLOAK_VERSION=26.4.2
+CARGO_DENY_VERSION=0.20.2
+
+say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
+die() { say "$*"; exit 1; }
+
+# Runs a command as root: as it is, or through sudo.
+as_root() {
+    if [[ $EUID == 0 ]]; then "$@"
+    elif command -v sudo >/dev/null; then sudo "$@"
+    else die "not root, and no sudo for: $*"
+    fi
+}
+
+# The cache folder of something, keyed by the content of the files that define it.
+keyed() { # NAME FILE...
+    local name=$1; shift
+    printf '%s/%s-%s\n' "$CACHE" "$name" "$(cat "$@" | sha256sum | cut -c1-16)"
+}
+
+go_dir() { keyed "$1" "$TOOLS/go/$1/go.mod" "$TOOLS/go/$1/go.sum"; } # MODULE
+keycloak_dir() { keyed "keycloak-$KEYCLOAK_VERSION" "$TOOLS/keycloak/build.conf"; }
+cargo_deny_dir() { printf '%s/cargo-deny-%s\n' "$CACHE" "$CARGO_DENY_VERSION"; }
+
+# Where a command of ours is; empty and 1 when it is not built.
+tool_path() { # COMMAND
+    local dir
+    case $1 in
+        kube-apiserver | kube-controller-manager | kubectl) dir=$(go_dir kubernetes) ;;
+        etcd | helm | kubeconform) dir=$(go_dir "$1") ;;
+        cargo-deny) dir=$(cargo_deny_dir)/bin ;;
+        *) return 1 ;;
+    esac
+    [[ -x $dir/$1 ]] && printf '%s/%s\n' "$dir" "$1"
+}
