@@ -1,0 +1,44 @@
+# The image holds one static binary, CA certificates and a resolver setting: no shell, no package manager, no root.
+ARG BUILDER_IMAGE=docker.io/library/rust:1.95-bookworm
+ARG RUNTIME_IMAGE=scratch
+
+FROM ${BUILDER_IMAGE} AS builder
+# The Rust images set CARGO_HOME themselves; another builder image gets this one.
+ARG CARGO_HOME=/usr/local/cargo
+# "true" builds from a registry folder that was filled before.
+ARG CARGO_NET_OFFLINE=false
+# Seconds since 1970 for the files of the image; the commit's time makes two builds of it alike.
+ARG SOURCE_DATE_EPOCH=0
+WORKDIR /src
+COPY . .
+# - The target is named, so that crt-static is not asked of build scripts and procedural macros, which cannot have it.
+# - Paths are mapped to fixed ones in Rust and C code: the binary tells nothing of the builder and can be reproduced.
+# - Sources are touched since the cached target folder is newer than a checkout of an older commit.
+# - Without nsswitch.conf glibc asks DNS before /etc/hosts, and a Pod's hostAliases would come too late.
+RUN --mount=type=cache,id=mail-token-broker-registry,target=/usr/local/cargo/registry,sharing=locked \
+    --mount=type=cache,id=mail-token-broker-target,target=/src/target,sharing=locked \
+    set -eu; \
+    target=$(rustc -vV | sed -n 's/^host: //p'); \
+    export CARGO_HOME CARGO_NET_OFFLINE SOURCE_DATE_EPOCH; \
+    export CFLAGS="-ffile-prefix-map=$CARGO_HOME=/cargo -ffile-prefix-map=/src=/build"; \
+    export RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=$CARGO_HOME=/cargo --remap-path-prefix=/src=/build"; \
+    find src -type f -exec touch {} +; \
+    cargo build --locked --release --target "$target" --bin mail-token-broker; \
+    install -D -m 0755 "target/$target/release/mail-token-broker" /image/mail-token-broker; \
+    install -D -m 0644 /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ca-certificates.crt; \
+    echo 'hosts: files dns' >/image/etc/nsswitch.conf; \
+    find /image -exec touch -d "@$SOURCE_DATE_EPOCH" {} +
+
+FROM ${RUNTIME_IMAGE}
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="mail-token-broker" \
+      org.opencontainers.image.description="Keeps OAuth2 access tokens for mail in Kubernetes Secrets" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+COPY --from=builder /image/ /
+USER 65532:65532
+EXPOSE 8080
+ENTRYPOINT ["/mail-token-broker"]
+CMD ["run"]
