@@ -1,0 +1,136 @@
+# shellcheck shell=bash
+# The state of one stack in the folder $DIR: ports, processes, certificates and its env file.
+
+PORTS=/tmp/mail-token-broker-ports # port -> the stack that has it
+
+random_secret() { openssl rand -hex 16; }
+
+# The port of a name in this stack. Chosen once, below the range the kernel takes for outgoing connections;
+# a link that only one can make keeps it from other stacks.
+port() { # NAME
+    local file=$DIR/run/$1.port port
+    if [[ ! -f $file ]]; then
+        [[ -d $PORTS ]] || mkdir -m 1777 "$PORTS" 2>/dev/null || true
+        while :; do
+            port=$((20000 + RANDOM % 12000))
+            [[ -e $PORTS/$port ]] || rm -f "$PORTS/$port" # its stack is gone
+            ln -s "$DIR/run" "$PORTS/$port" 2>/dev/null || continue
+            listening "$port" || break
+            rm -f "$PORTS/$port"
+        done
+        printf '%s\n' "$port" >"$file"
+    fi
+    cat "$file"
+}
+
+listening() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; } # PORT
+
+release_ports() {
+    local file
+    for file in "$DIR"/run/*.port; do
+        [[ -f $file ]] || continue
+        rm -f "$PORTS/$(<"$file")" "$file"
+    done
+}
+
+# Starts a process that outlives this script and holds none of its files.
+launch() { # NAME COMMAND...
+    local name=$1; shift
+    MTB_STACK=$DIR setsid nohup "$@" </dev/null >>"$DIR/logs/$name.log" 2>&1 {STACK_LOCK}>&- &
+    printf '%s\n' $! >"$DIR/run/$name.pid"
+}
+
+# Whether the process runs and is this stack's own, not another with its old number.
+alive() { # NAME
+    local pid
+    pid=$(cat "$DIR/run/$1.pid" 2>/dev/null) && grep -qsxzF "MTB_STACK=$DIR" "/proc/$pid/environ"
+}
+
+# Stops a process: asks, waits, and after 15 s insists.
+halt() { # NAME
+    local name=$1 pid deadline=$((SECONDS + 15))
+    if alive "$name"; then
+        pid=$(<"$DIR/run/$name.pid")
+        kill -TERM "$pid" 2>/dev/null || true
+        while alive "$name"; do
+            if ((SECONDS >= deadline)); then
+                say "$name does not stop: killing it"
+                kill -KILL -- "-$pid" 2>/dev/null || kill -KILL "$pid" 2>/dev/null || true
+            fi
+            sleep 0.05
+        done
+    fi
+    rm -f "$DIR/run/$name.pid"
+}
+
+# Waits until the component is ready; the processes it needs must stay alive meanwhile.
+await() { # COMPONENT SECONDS PROCESS...
+    local component=$1 deadline=$((SECONDS + $2)) process; shift 2
+    until call ready "$component" 2>/dev/null; do
+        for process; do
+            alive "$process" || fail "$component: $process ended" "$process"
+        done
+        ((SECONDS < deadline)) || fail "$component: not ready in time" "$@"
+        sleep 0.1
+    done
+}
+
+# Says what failed, with the end of each log; the trap of tools/stack then stops what was started.
+fail() { # MESSAGE PROCESS...
+    local process
+    say "$1"; shift
+    for process; do
+        say "the last lines of logs/$process.log:"
+        tail -n 30 "$DIR/logs/$process.log" >&2 || true
+    done
+    exit 1
+}
+
+# Adds variables to DIR/env: one file for each component, put together in one step.
+put_env() { # COMPONENT NAME=VALUE...
+    local component=$1 pair value; shift
+    for pair; do
+        value=${pair#*=}
+        printf "export %s='%s'\n" "${pair%%=*}" "${value//\'/\'\\\'\'}"
+    done >"$DIR/run/$component.env"
+    write_env
+}
+
+write_env() {
+    cat "$DIR"/run/*.env >"$DIR/env.tmp" 2>/dev/null || true
+    chmod 600 "$DIR/env.tmp"
+    mv "$DIR/env.tmp" "$DIR/env"
+}
+
+# The private CA of the stack, and what it signs: a key and a certificate in DIR/pki, made once.
+ensure_ca() {
+    [[ -f $DIR/pki/ca.crt ]] && return
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 365 -subj '/CN=mail-token-broker stack' \
+        -addext 'keyUsage=critical,keyCertSign,cRLSign' -keyout "$DIR/pki/ca.key" -out "$DIR/pki/ca.crt" 2>/dev/null
+}
+
+issue() { # NAME SUBJECT serverAuth|clientAuth [SUBJECT-ALTERNATIVE-NAME,...]
+    local file=$DIR/pki/$1
+    [[ -f $file.crt ]] && return
+    ensure_ca
+    openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "$2" -keyout "$file.key" 2>/dev/null |
+        openssl x509 -req -days 365 -CA "$DIR/pki/ca.crt" -CAkey "$DIR/pki/ca.key" -out "$file.crt" -extfile <(
+            printf 'extendedKeyUsage=%s\n' "$3"
+            [[ -z ${4-} ]] || printf 'subjectAltName=%s\n' "$4"
+        ) 2>/dev/null
+}
+
+issue_localhost() { issue localhost /CN=localhost serverAuth DNS:localhost,IP:127.0.0.1; }
+
+# The commands for people and tests: linked in DIR/bin, which DIR/env names.
+put_tools() {
+    local tool path pairs=()
+    mkdir -p "$DIR/bin"
+    for tool in kubectl helm kubeconform; do
+        path=$(tool_path "$tool") || continue
+        ln -sf "$path" "$DIR/bin/$tool"
+        pairs+=("${tool^^}=$path")
+    done
+    ensure_ca
+    put_env tools "TOOLS_BIN=$DIR/bin" "CA_CERT=$DIR/pki/ca.crt" "${pairs[@]}"
+}
