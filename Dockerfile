@@ -1,4 +1,4 @@
-# The image holds one static binary, CA certificates and a resolver setting: no shell, no package manager, no root.
+# The image holds one static binary and the CA certificates: no shell, no package manager, no root.
 ARG BUILDER_IMAGE=docker.io/library/rust:1.95-bookworm
 ARG RUNTIME_IMAGE=scratch
 
@@ -14,7 +14,6 @@ COPY . .
 # - The target is named, so that crt-static is not asked of build scripts and procedural macros, which cannot have it.
 # - Paths are mapped to fixed ones in Rust and C code: the binary tells nothing of the builder and can be reproduced.
 # - Sources are touched since the cached target folder is newer than a checkout of an older commit.
-# - Without nsswitch.conf glibc asks DNS before /etc/hosts, and a Pod's hostAliases would come too late.
 RUN --mount=type=cache,id=mail-token-broker-registry,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,id=mail-token-broker-target,target=/src/target,sharing=locked \
     set -eu; \
@@ -26,7 +25,6 @@ RUN --mount=type=cache,id=mail-token-broker-registry,target=/usr/local/cargo/reg
     cargo build --locked --release --target "$target" --bin mail-token-broker; \
     install -D -m 0755 "target/$target/release/mail-token-broker" /image/mail-token-broker; \
     install -D -m 0644 /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ca-certificates.crt; \
-    echo 'hosts: files dns' >/image/etc/nsswitch.conf; \
     find /image -exec touch -d "@$SOURCE_DATE_EPOCH" {} +
 
 FROM ${RUNTIME_IMAGE}
