@@ -1,11 +1,14 @@
 # shellcheck shell=bash
 # What the scripts of tools/ share: messages, the cache, waiting, ports and processes.
 
+# shellcheck disable=SC2034 # used by those who source this
 TOOLS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 CACHE=${MTB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mail-token-broker}
 
 KEYCLOAK_VERSION=26.4.2
+KEYCLOAK_TEMPLATE_PASSWORD=template # of the administrator in the cached database; every stack sets its own
 CARGO_DENY_VERSION=0.20.2
+MAIL_USER=mtb-vmail # owns the Maildirs
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 die() { say "$*"; exit 1; }

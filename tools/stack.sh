@@ -36,14 +36,24 @@ release_ports() {
 # Starts a process that outlives this script and holds none of its files.
 launch() { # NAME COMMAND...
     local name=$1; shift
-    MTB_STACK=$DIR setsid nohup "$@" </dev/null >>"$DIR/logs/$name.log" 2>&1 {STACK_LOCK}>&- &
+    setsid nohup "$@" </dev/null >>"$DIR/logs/$name.log" 2>&1 {STACK_LOCK}>&- &
+    start_time $! >"$DIR/run/$name.started" || true # it may have ended already
     printf '%s\n' $! >"$DIR/run/$name.pid"
 }
 
-# Whether the process runs and is this stack's own, not another with its old number.
+# When a process was started, in ticks since the machine's start; 1 if it has ended.
+start_time() { # PID
+    local stat
+    stat=$(cat "/proc/$1/stat" 2>/dev/null) || return
+    read -ra stat <<<"${stat##*) }" # what follows the name of the command: the state and, 19 fields on, the time
+    [[ ${stat[0]} != [ZX] ]] && printf '%s\n' "${stat[19]}"
+}
+
+# Whether the process runs and is the one launched, not another with its old number.
 alive() { # NAME
-    local pid
-    pid=$(cat "$DIR/run/$1.pid" 2>/dev/null) && grep -qsxzF "MTB_STACK=$DIR" "/proc/$pid/environ"
+    local pid started
+    pid=$(cat "$DIR/run/$1.pid" 2>/dev/null) && started=$(start_time "$pid") &&
+        [[ $started == "$(<"$DIR/run/$1.started")" ]]
 }
 
 # Stops a process: asks, waits, and after 15 s insists.
@@ -60,7 +70,7 @@ halt() { # NAME
             sleep 0.05
         done
     fi
-    rm -f "$DIR/run/$name.pid"
+    rm -f "$DIR/run/$name".{pid,started}
 }
 
 # Waits until the component is ready; the processes it needs must stay alive meanwhile.
