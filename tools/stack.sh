@@ -36,9 +36,18 @@ release_ports() {
 # Starts a process that outlives this script and holds none of its files.
 launch() { # NAME COMMAND...
     local name=$1; shift
+    launching=yes # until its number is written, `broken_off` waits
     setsid nohup "$@" </dev/null >>"$DIR/logs/$name.log" 2>&1 {STACK_LOCK}>&- &
     start_time $! >"$DIR/run/$name.started" || true # it may have ended already
     printf '%s\n' $! >"$DIR/run/$name.pid"
+    launching=
+    if [[ ${signalled-} ]]; then exit 1; fi
+}
+
+# Ends the script at a signal, but not between the start of a process and the record of it.
+broken_off() {
+    signalled=yes
+    [[ ${launching-} ]] || exit 1
 }
 
 # When a process was started, in ticks since the machine's start; 1 if it has ended.
@@ -56,20 +65,21 @@ alive() { # NAME
         [[ $started == "$(<"$DIR/run/$1.started")" ]]
 }
 
-# Stops a process: asks, waits, and after 15 s insists.
+# Stops a process: asks, waits, and after 8 s insists. What it leaves of its process group goes too.
 halt() { # NAME
-    local name=$1 pid deadline=$((SECONDS + 15))
-    if alive "$name"; then
-        pid=$(<"$DIR/run/$name.pid")
-        kill -TERM "$pid" 2>/dev/null || true
-        while alive "$name"; do
-            if ((SECONDS >= deadline)); then
-                say "$name does not stop: killing it"
-                kill -KILL -- "-$pid" 2>/dev/null || kill -KILL "$pid" 2>/dev/null || true
-            fi
-            sleep 0.05
-        done
-    fi
+    local name=$1 pid deadline=$((SECONDS + 8))
+    pid=$(cat "$DIR/run/$name.pid" 2>/dev/null) || return 0
+    if alive "$name"; then kill -TERM "$pid" 2>/dev/null || true; fi
+    while alive "$name"; do
+        if ((SECONDS >= deadline)); then
+            say "$name does not stop: killing it"
+            break
+        fi
+        sleep 0.05
+    done
+    # While the group has members, its number is nobody else's; a living process with it must be ours.
+    if alive "$name" || ! start_time "$pid" >/dev/null; then kill -KILL -- "-$pid" 2>/dev/null || true; fi
+    while alive "$name"; do sleep 0.05; done
     rm -f "$DIR/run/$name".{pid,started}
 }
 

@@ -27,18 +27,16 @@ start_keycloak() {
     issue_localhost
     put_keycloak_env
 
-    # With the values for the placeholders of the realm file
-    (
-        set -a
-        . "$DIR/env"
-        . "$home/secrets"
-        ACCESS_TOKEN_LIFESPAN=${ACCESS_TOKEN_LIFESPAN:-300}
-        set +a
-        JAVA_OPTS_APPEND=$KEYCLOAK_JVM launch keycloak "$(keycloak_dir)/bin/kc.sh" "-Dkc.home.dir=$home" start --optimized --import-realm \
-            --hostname "$KEYCLOAK_URL" --http-enabled false --http-host 127.0.0.1 --https-port "$(port keycloak)" \
-            --https-certificate-file "$DIR/pki/localhost.crt" --https-certificate-key-file "$DIR/pki/localhost.key" \
-            --truststore-paths "$DIR/pki/ca.crt"
-    )
+    # The environment has the values for the placeholders of the realm file.
+    set -a
+    . "$DIR/run/keycloak.env"
+    . "$home/secrets"
+    ACCESS_TOKEN_LIFESPAN=${ACCESS_TOKEN_LIFESPAN:-300}
+    set +a
+    JAVA_OPTS_APPEND=$KEYCLOAK_JVM launch keycloak "$(keycloak_dir)/bin/kc.sh" "-Dkc.home.dir=$home" start --optimized \
+        --import-realm --hostname "$KEYCLOAK_URL" --http-enabled false --http-host 127.0.0.1 \
+        --https-port "$(port keycloak)" --https-certificate-file "$DIR/pki/localhost.crt" \
+        --https-certificate-key-file "$DIR/pki/localhost.key" --truststore-paths "$DIR/pki/ca.crt"
 }
 
 put_keycloak_env() {

@@ -37,6 +37,7 @@ start_mail() {
     mail_config main.cf "${values[@]}" >"$home/postfix/main.cf"
     mail_config master.cf "${values[@]}" >"$home/postfix/master.cf"
 
+    rm -f "$home/dovecot/master.pid" # of one that was killed
     launch dovecot /usr/sbin/dovecot -F -c "$home/dovecot.conf"
     # This makes the queue's folders.
     postfix -c "$home/postfix" check >>"$DIR/logs/postfix.log" 2>&1 || fail 'mail: postfix check failed' postfix
