@@ -1,3 +1,10 @@
-//! The broker as a library.
+//! The broker as a library: rooms through which data flows one way.
 
+pub mod api;
 pub mod clock;
+pub mod error;
+pub mod oauth;
+pub mod policy;
+pub mod providers;
+pub mod render;
+pub mod sasl;

@@ -1,0 +1,418 @@
+//! `MailCredential`: a mailbox for which a Secret with a valid token is wanted.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema, core::Duration};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::schema::*;
+
+/// A mailbox for which a Secret with a valid token is wanted.
+#[derive(CustomResource, Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]
+#[kube(
+    group = "mailtoken.dev",
+    version = "v1alpha1",
+    kind = "MailCredential",
+    namespaced,
+    status = "MailCredentialStatus",
+    shortname = "mcred",
+    category = "mail",
+    selectable = ".spec.providerRef.name",
+    selectable = ".spec.mailbox.address",
+    doc = "A mailbox for which the broker keeps a Secret with a valid OAuth2 access token.",
+    validation = Rule::new("!has(self.spec.secret) || !has(self.spec.secret.name) || self.spec.secret.name != self.metadata.name + '-grant'")
+        .message("spec.secret.name must not be <metadata.name>-grant: the broker keeps the refresh token there"),
+    printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].status"}"#,
+    printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].reason"}"#,
+    printcolumn = r#"{"name":"Mailbox","type":"string","jsonPath":".spec.mailbox.address"}"#,
+    printcolumn = r#"{"name":"Provider","type":"string","jsonPath":".spec.providerRef.name"}"#,
+    printcolumn = r#"{"name":"Secret","type":"string","jsonPath":".status.secretName"}"#,
+    printcolumn = r#"{"name":"Expires","type":"string","jsonPath":".status.token.expiresAt"}"#,
+    printcolumn = r#"{"name":"Renewal","type":"string","jsonPath":".status.token.renewalTime","priority":1}"#,
+    printcolumn = r#"{"name":"Failures","type":"integer","jsonPath":".status.failedAttempts","priority":1}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase")]
+pub struct MailCredentialSpec {
+    /// Who issues the token.
+    pub provider_ref: ProviderRef,
+    /// Whose mail it is.
+    pub mailbox: Mailbox,
+    /// What the token is used for.
+    #[serde(default = "default_protocols")]
+    #[schemars(length(min = 1, max = 3))]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Set)]
+    pub protocols: Vec<Protocol>,
+    /// How the token is obtained.
+    pub grant: Grant,
+    /// Scopes to ask for. Empty: those of the provider.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 512), regex(pattern = SCOPE)))]
+    pub scopes: Vec<String>,
+    /// The Secret that pods mount.
+    #[serde(default)]
+    pub secret: SecretTemplate,
+    /// When the token is renewed.
+    #[serde(default)]
+    pub renewal: Renewal,
+    /// Stops all requests to the provider and all writes of the Secret.
+    #[serde(default)]
+    pub suspend: bool,
+}
+
+/// A provider of the same namespace, or of the cluster.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq, Hash)]
+pub struct ProviderRef {
+    /// The provider's kind.
+    #[serde(default)]
+    pub kind: ProviderKind,
+    /// The provider's name.
+    #[schemars(length(min = 1, max = 253), regex(pattern = OBJECT_NAME))]
+    pub name: String,
+}
+
+/// The kinds of provider.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq, Hash)]
+pub enum ProviderKind {
+    /// In the credential's namespace.
+    #[default]
+    MailProvider,
+    /// In the cluster.
+    ClusterMailProvider,
+}
+
+/// The mailbox.
+#[derive(Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Mailbox {
+    /// The address that mail comes from.
+    #[schemars(length(min = 3, max = 254))]
+    #[x_kube(validation = Rule::new(ADDRESS_RULE).message(ADDRESS_MESSAGE))]
+    pub address: String,
+    /// The account that logs in, where it is another one (a shared mailbox).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 3, max = 254))]
+    #[x_kube(validation = Rule::new(ADDRESS_RULE).message(ADDRESS_MESSAGE))]
+    pub authenticate_as: Option<String>,
+}
+
+impl Mailbox {
+    /// The account that logs in.
+    pub fn user(&self) -> &str {
+        self.authenticate_as.as_deref().unwrap_or(&self.address)
+    }
+}
+
+/// Mail protocols.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// Message submission (RFC 6409).
+    Smtp,
+    /// RFC 9051.
+    Imap,
+    /// RFC 1939.
+    Pop3,
+}
+
+impl Protocol {
+    /// The name in the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Smtp => "SMTP",
+            Self::Imap => "IMAP",
+            Self::Pop3 => "POP3",
+        }
+    }
+}
+
+fn default_protocols() -> Vec<Protocol> {
+    vec![Protocol::Smtp]
+}
+
+/// How a token is obtained: exactly one field.
+#[derive(Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]
+#[x_kube(validation = Rule::new("has(self.clientCredentials)").message("name one grant: clientCredentials"))]
+#[serde(rename_all = "camelCase")]
+pub struct Grant {
+    /// The client acts for itself (RFC 6749 section 4.4; Microsoft: app-only).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_credentials: Option<ClientCredentials>,
+}
+
+/// The client credentials grant has no settings.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+pub struct ClientCredentials {}
+
+/// The grants, by their field in [`Grant`].
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq, Hash)]
+#[serde(rename_all = "camelCase")]
+pub enum GrantType {
+    /// RFC 6749 section 4.4.
+    ClientCredentials,
+}
+
+impl GrantType {
+    /// The name in the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ClientCredentials => "clientCredentials",
+        }
+    }
+}
+
+/// What the Secret looks like.
+#[derive(Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretTemplate {
+    /// Its name; the credential's by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = OBJECT_NAME))]
+    pub name: Option<String>,
+    /// Labels to set on it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(length(max = 32))]
+    #[schemars(schema_with = "labels_schema")]
+    pub labels: BTreeMap<String, String>,
+    /// Annotations to set on it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "annotations_schema")]
+    pub annotations: BTreeMap<String, String>,
+    /// Ready-made forms of the token to add.
+    #[serde(default = "default_formats")]
+    #[schemars(length(max = 4))]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Set)]
+    pub formats: Vec<Format>,
+    /// Further keys, with `${placeholders}`; `$$` is a dollar.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "data_schema")]
+    pub data: BTreeMap<String, String>,
+    /// What becomes of the Secret when the credential is deleted.
+    #[serde(default)]
+    pub deletion_policy: DeletionPolicy,
+}
+
+impl Default for SecretTemplate {
+    fn default() -> Self {
+        Self {
+            name: None,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            formats: default_formats(),
+            data: BTreeMap::new(),
+            deletion_policy: DeletionPolicy::default(),
+        }
+    }
+}
+
+fn default_formats() -> Vec<Format> {
+    vec![Format::XOAuth2]
+}
+
+fn labels_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    map_schema(32, 63, METADATA_RULES)
+}
+
+fn annotations_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    map_schema(32, 4096, METADATA_RULES)
+}
+
+fn data_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    map_schema(32, 4096, DATA_RULES)
+}
+
+fn map_schema(entries: usize, value: usize, rules: &[(&str, &str)]) -> schemars::Schema {
+    let rules: Vec<_> =
+        rules.iter().map(|(rule, message)| serde_json::json!({"rule": rule, "message": message})).collect();
+    schemars::json_schema!({
+        "type": "object",
+        "additionalProperties": {"type": "string", "maxLength": value},
+        "maxProperties": entries,
+        "x-kubernetes-validations": rules,
+    })
+}
+
+const METADATA_RULES: &[(&str, &str)] = &[
+    (
+        "!self.exists(k, k == 'app.kubernetes.io/managed-by' || k.startsWith('mailtoken.dev/'))",
+        "app.kubernetes.io/managed-by and mailtoken.dev/ are the broker's own: choose another key",
+    ),
+    (
+        r"self.all(k, size(k) <= 317 && k.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$'))",
+        "keys must be label or annotation keys such as team or example.org/team",
+    ),
+];
+
+const DATA_RULES: &[(&str, &str)] = &[
+    (
+        r"self.all(k, size(k) <= 253 && k.matches('^[-._a-zA-Z0-9]+$'))",
+        "keys may hold letters, digits, '-', '_' and '.'",
+    ),
+    (
+        "!self.exists(k, k in ['access_token', 'token_type', 'expires_at', 'expires_at_unix', 'username', 'from', \
+         'smtp_host', 'smtp_port', 'imap_host', 'imap_port', 'pop3_host', 'pop3_port', 'xoauth2', 'oauthbearer', \
+         'sasl-xoauth2.json', 'token.json'])",
+        "the broker writes this key itself: choose another name for yours",
+    ),
+    (
+        r"self.all(k, self[k].matches('^([^$]|\\$\\$|\\$\\{(access_token|token_type|expires_at|expires_at_unix|username|from|xoauth2|oauthbearer|smtp_host|smtp_port|imap_host|imap_port|pop3_host|pop3_port)\\})*$'))",
+        "unknown placeholder: use ${access_token}, ${token_type}, ${expires_at}, ${expires_at_unix}, ${username}, \
+         ${from}, ${xoauth2}, ${oauthbearer}, ${smtp_host}, ${smtp_port}, ${imap_host}, ${imap_port}, ${pop3_host} or \
+         ${pop3_port}, and $$ for a dollar",
+    ),
+];
+
+/// Ready-made forms of the token.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Format {
+    /// `xoauth2`: the initial response of Google's and Microsoft's SASL mechanism.
+    XOAuth2,
+    /// `oauthbearer`: the initial response of RFC 7628.
+    OAuthBearer,
+    /// `sasl-xoauth2.json`: what Postfix's sasl-xoauth2 reads.
+    SaslXoauth2,
+    /// `token.json`.
+    #[serde(rename = "TokenJSON")]
+    TokenJson,
+}
+
+/// What becomes of a Secret when its credential is deleted.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+pub enum DeletionPolicy {
+    /// It goes too, by its owner reference.
+    #[default]
+    Delete,
+    /// It stays.
+    Retain,
+}
+
+/// When the token is renewed.
+#[derive(Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Renewal {
+    /// How long a token that a pod reads must at least be valid. Some servers refuse tokens that end soon
+    /// (Microsoft's High Volume Email: 501 5.5.127).
+    #[serde(default = "default_min_validity")]
+    #[schemars(schema_with = "duration_schema")]
+    #[x_kube(validation = Rule::new("duration(self) <= duration('24h')").message("must be at most 24h"))]
+    pub min_validity: Duration,
+    /// Renew this long before the end, whatever `minValidity` says; at most half the token's lifetime.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "duration_schema")]
+    #[x_kube(validation = Rule::new("duration(self) > duration('0s') && duration(self) <= duration('24h')")
+        .message("must be more than 0s and at most 24h"))]
+    pub renew_before: Option<Duration>,
+}
+
+impl Default for Renewal {
+    fn default() -> Self {
+        Self { min_validity: default_min_validity(), renew_before: None }
+    }
+}
+
+/// Ten minutes: what Microsoft's High Volume Email asks for.
+fn default_min_validity() -> Duration {
+    std::time::Duration::from_secs(600).into()
+}
+
+fn duration_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({"type": "string", "minLength": 2, "maxLength": 18, "pattern": DURATION})
+}
+
+/// What the broker knows about a credential.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, KubeSchema, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct MailCredentialStatus {
+    /// The generation that the rest speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// See `docs/reasons.md`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// The Secret that holds the token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_name: Option<String>,
+    /// The Secret's resourceVersion as published: while it is the same, nobody has touched the Secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_resource_version: Option<String>,
+    /// The token in the Secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<TokenStatus>,
+    /// Which client authentication is in use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<ClientStatus>,
+    /// Failures since the last success.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_attempts: Option<i32>,
+    /// When the last attempt failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failure_time: Option<Time>,
+    /// When the next attempt will be made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_attempt_time: Option<Time>,
+    /// What the last attempt failed with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<LastError>,
+    /// Hash of what the last failed attempt was made with: any change of it ends the wait for the next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_with: Option<String>,
+    /// The value of the annotation `mailtoken.dev/reissue` that was answered last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_handled_reissue: Option<String>,
+}
+
+/// A token, without itself.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenStatus {
+    /// When it was asked for.
+    pub issued_at: Time,
+    /// When it ends.
+    pub expires_at: Time,
+    /// When it will be renewed.
+    pub renewal_time: Time,
+    /// The scopes that were granted, where the provider said so, else those asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scopes: Vec<String>,
+    /// `sha256:` and the first 16 hex digits of the token's SHA-256.
+    pub fingerprint: String,
+    /// Length in characters. Long tokens do not fit every client's command line (RFC 4954 section 4).
+    pub length: i64,
+}
+
+/// A client authentication in use.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ClientStatus {
+    /// The field in `spec.client.authentication[index]`.
+    pub method: String,
+    /// Its place in the list, from 0.
+    pub index: i32,
+    /// When it ends, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Time>,
+}
+
+/// What the provider said, reduced to what cannot hold a secret.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct LastError {
+    /// The OAuth error code (RFC 6749 section 5.2).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// The provider's own code, such as AADSTS7000215.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider_code: Option<String>,
+    /// The HTTP status of the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http_status: Option<i32>,
+    /// What the provider's support asks for.
+    #[serde(rename = "correlationID", default, skip_serializing_if = "Option::is_none")]
+    pub correlation_id: Option<String>,
+    /// When it was said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<Time>,
+}

@@ -1,0 +1,24 @@
+//! The contract with users: the three kinds, their conditions, and every name that a user can see.
+//!
+//! This room depends on nothing else of ours.
+
+pub mod condition;
+pub mod credential;
+pub mod names;
+pub mod provider;
+mod schema;
+
+pub use condition::{ConditionType, Reason, Retry};
+pub use credential::{MailCredential, MailCredentialSpec, MailCredentialStatus};
+pub use provider::{ClusterMailProvider, MailProvider, ProviderSpec, ProviderStatus};
+
+/// The API group of all three kinds.
+pub const GROUP: &str = "mailtoken.dev";
+/// The version of the API that this broker speaks.
+pub const VERSION: &str = "v1alpha1";
+
+/// The three CustomResourceDefinitions, as in `crds/`.
+pub fn crds() -> Vec<k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition> {
+    use kube::CustomResourceExt as _;
+    [MailCredential::crd(), MailProvider::crd(), ClusterMailProvider::crd()].into_iter().map(schema::finish).collect()
+}

@@ -1,0 +1,106 @@
+//! Names that users see on objects: labels, annotations, Secret keys, and how long names are cut.
+
+use sha2::{Digest as _, Sha256};
+
+/// Field manager of everything that the broker applies, and the reporter of its Events.
+pub const MANAGER: &str = "mail-token-broker";
+
+/// Says which tool made an object (a label recommended by Kubernetes).
+pub const LABEL_MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// The credential that a Secret belongs to, cut by [`label_value`].
+pub const LABEL_CREDENTIAL: &str = "mailtoken.dev/credential";
+/// Tells a grant Secret from a target Secret.
+pub const LABEL_ROLE: &str = "mailtoken.dev/role";
+/// Value of [`LABEL_ROLE`] on the Secret that keeps a refresh token.
+pub const ROLE_GRANT: &str = "grant";
+/// A Secret must carry this label, with the value `true`, before the broker reads it.
+pub const LABEL_SOURCE: &str = "mailtoken.dev/source";
+
+/// On a MailCredential: any new value obtains a token at once, and once.
+pub const ANNOTATION_REISSUE: &str = "mailtoken.dev/reissue";
+/// On the target Secret: the value of [`ANNOTATION_REISSUE`] that its token answered.
+pub const ANNOTATION_HANDLED_REISSUE: &str = "mailtoken.dev/handled-reissue";
+/// When the token in the Secret was issued, RFC 3339.
+pub const ANNOTATION_ISSUED_AT: &str = "mailtoken.dev/issued-at";
+/// When the token in the Secret expires, RFC 3339.
+pub const ANNOTATION_EXPIRES_AT: &str = "mailtoken.dev/expires-at";
+/// When the provider asked for the token to be refreshed, RFC 3339 (Microsoft's `refresh_in`).
+pub const ANNOTATION_REFRESH_AT: &str = "mailtoken.dev/refresh-at";
+/// `sha256:` and the first 16 hex digits of the token's SHA-256.
+pub const ANNOTATION_FINGERPRINT: &str = "mailtoken.dev/fingerprint";
+/// Hash of the inputs that the token was issued for.
+pub const ANNOTATION_ISSUED_FOR: &str = "mailtoken.dev/issued-for";
+/// Hash of everything else that shapes the Secret, so that a change of it is seen without reading the Secret.
+pub const ANNOTATION_LAYOUT: &str = "mailtoken.dev/layout";
+/// The scopes that were granted, separated by spaces.
+pub const ANNOTATION_SCOPES: &str = "mailtoken.dev/scopes";
+/// Which labels and annotations came from `spec.secret`, so that those dropped there are dropped here.
+pub const ANNOTATION_APPLIED: &str = "mailtoken.dev/applied";
+
+/// Type of the Secret that pods mount.
+pub const SECRET_TYPE_TARGET: &str = "Opaque";
+/// Type of the Secret that keeps a refresh token. Never a source, never mounted.
+pub const SECRET_TYPE_GRANT: &str = "mailtoken.dev/grant";
+
+/// Longest value of a label.
+const LABEL_MAX: usize = 63;
+/// Longest name of a Secret.
+const NAME_MAX: usize = 253;
+
+/// The value of [`LABEL_CREDENTIAL`] for a credential's name: the name, cut with a hash past 63 characters.
+pub fn label_value(name: &str) -> String {
+    cut(name, LABEL_MAX)
+}
+
+/// The name of the Secret that keeps a credential's refresh token: cut with a hash past 253 characters.
+pub fn grant_secret(credential: &str) -> String {
+    let suffix = "-grant";
+    format!("{}{suffix}", cut(credential, NAME_MAX - suffix.len()))
+}
+
+/// A short, stable hash for annotations that only ever get compared: 16 hex digits of SHA-256 over the parts, each
+/// with its length in front so that no two lists of parts run together.
+pub fn digest<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update((part.len() as u64).to_be_bytes());
+        hasher.update(part.as_bytes());
+    }
+    hex16(&hasher.finalize())
+}
+
+/// The first 16 hex digits of `bytes`.
+pub fn hex16(bytes: &[u8]) -> String {
+    bytes.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// `name` where it fits `max`, else its beginning and a hash of the whole. Names are ASCII.
+fn cut(name: &str, max: usize) -> String {
+    if name.len() <= max {
+        return name.to_owned();
+    }
+    let hash = hex16(&Sha256::digest(name.as_bytes()));
+    let head: String = name.chars().take(max - hash.len() - 1).collect();
+    format!("{}-{hash}", head.trim_end_matches(['.', '-']))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_name_is_cut_with_a_hash_that_keeps_it_apart_from_its_neighbour() {
+        let (a, b) = (format!("{}a", "x".repeat(252)), format!("{}b", "x".repeat(252)));
+        assert_eq!(label_value(&a).len(), 63);
+        assert_ne!(label_value(&a), label_value(&b));
+        assert_ne!(grant_secret(&a), grant_secret(&b));
+        assert!(grant_secret(&a).len() <= 253);
+        assert_eq!(grant_secret("billing"), "billing-grant");
+    }
+
+    #[test]
+    fn digests_keep_the_borders_between_parts() {
+        assert_ne!(digest(["ab", "c"]), digest(["a", "bc"]));
+        assert_eq!(digest(["ab", "c"]).len(), 16);
+    }
+}

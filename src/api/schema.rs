@@ -1,0 +1,69 @@
+//! What the CRDs hold beyond what their types say, and the patterns that bound every string.
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSON, JSONSchemaProps,
+};
+use serde_json::json;
+
+/// A Kubernetes object name (RFC 1123 subdomain).
+pub(super) const OBJECT_NAME: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
+/// A key of a Secret or ConfigMap.
+pub(super) const DATA_KEY: &str = r"^[-._a-zA-Z0-9]+$";
+/// One scope (RFC 6749 appendix A.4).
+pub(super) const SCOPE: &str = r"^[\x21\x23-\x5B\x5D-\x7E]+$";
+/// A client identifier (RFC 6749 appendix A.1), without spaces at its ends.
+pub(super) const CLIENT_ID: &str = r"^[\x21-\x7E]([\x20-\x7E]*[\x21-\x7E])?$";
+/// A host name or address literal.
+pub(super) const HOST: &str = r"^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)$";
+/// A duration of hours, minutes and seconds.
+pub(super) const DURATION: &str = r"^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$";
+/// A Microsoft Entra tenant: its id or one of its domains.
+pub(super) const TENANT: &str = r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$";
+
+/// CEL: `self` is a URL that the broker may send a secret to.
+pub(super) const URL_RULE: &str = concat!(
+    r"self.matches('^https://([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\\[[0-9A-Fa-f:.]+\\])",
+    r"(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?",
+    r"(/[A-Za-z0-9._~!$&\'()*+,;=:@%/-]*)?(\\?[A-Za-z0-9._~!$&\'()*+,;=:@%/?-]*)?$')",
+);
+pub(super) const URL_MESSAGE: &str = "must be an https:// URL with an ASCII host and without user info, spaces or \
+                                      fragment, such as https://id.example.org/token";
+
+/// CEL: `self` is an e-mail address (RFC 5321 dot-string, ASCII).
+pub(super) const ADDRESS_RULE: &str = concat!(
+    r"self.matches('^[A-Za-z0-9!#$%&\'*+/=?^_`{|}~-]+(\\.[A-Za-z0-9!#$%&\'*+/=?^_`{|}~-]+)*",
+    r"@[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*$')",
+);
+pub(super) const ADDRESS_MESSAGE: &str = "must be an e-mail address such as billing@example.org";
+
+/// An address in which `*` stands for any characters but `@`. A pattern and not a CEL rule: 64 lists of 256 exceed the
+/// API server's budget for those.
+pub(super) const MAILBOX_PATTERN: &str = r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]+@[A-Za-z0-9*.-]+$";
+
+/// CEL: which provider it is.
+pub(super) const ONE_PROVIDER_RULE: &str =
+    "[has(self.microsoft), has(self.oidc), has(self.oauth2)].filter(given, given).size() == 1";
+pub(super) const ONE_PROVIDER_MESSAGE: &str = "name exactly one provider: microsoft, oidc or oauth2";
+
+/// CEL: Microsoft publishes no mail servers for the DoD cloud.
+pub(super) const DOD_RULE: &str = "!has(self.microsoft) || !has(self.microsoft.cloud) || self.microsoft.cloud != 'USGovDoD' \
+                                   || (has(self.servers) && (has(self.servers.smtp) || has(self.servers.imap) || has(self.servers.pop3)))";
+pub(super) const DOD_MESSAGE: &str =
+    "the cloud USGovDoD has no published mail servers: name yours in spec.servers, such as smtp: {host: …, port: 587}";
+
+/// Sets what no attribute of the derive can: `status.observedGeneration` is -1 until the broker has looked at an
+/// object, so that kstatus (`kubectl wait`, Flux, Argo CD) waits for it.
+pub(super) fn finish(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
+    for version in &mut crd.spec.versions {
+        let status = version
+            .schema
+            .as_mut()
+            .and_then(|schema| schema.open_api_v3_schema.as_mut())
+            .and_then(|root| root.properties.as_mut())
+            .and_then(|properties| properties.get_mut("status"));
+        if let Some(JSONSchemaProps { default, .. }) = status {
+            *default = Some(JSON(json!({"observedGeneration": -1})));
+        }
+    }
+    crd
+}

@@ -1,0 +1,81 @@
+//! What went wrong between the broker and Kubernetes, or inside the broker: told in the log and counted, always retried.
+//! What a user or a provider did wrong is no error: it is a condition.
+
+use thiserror::Error;
+
+/// A step that failed, with the object it was about.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A Secret could not be read.
+    #[error("reading the Secret {name}")]
+    ReadSecret {
+        /// `namespace/name`.
+        name: String,
+        /// Why.
+        #[source]
+        source: kube::Error,
+    },
+    /// A ConfigMap could not be read.
+    #[error("reading the ConfigMap {name}")]
+    ReadConfigMap {
+        /// `namespace/name`.
+        name: String,
+        /// Why.
+        #[source]
+        source: kube::Error,
+    },
+    /// A Secret could not be deleted.
+    #[error("deleting the Secret {name}")]
+    DeleteSecret {
+        /// `namespace/name`.
+        name: String,
+        /// Why.
+        #[source]
+        source: kube::Error,
+    },
+    /// A status could not be written.
+    #[error("writing the status of {name}")]
+    WriteStatus {
+        /// `kind namespace/name`.
+        name: String,
+        /// Why.
+        #[source]
+        source: kube::Error,
+    },
+    /// The reconcile of an object panicked; others go on.
+    #[error("the reconcile of {name} panicked")]
+    Panicked {
+        /// `kind namespace/name`.
+        name: String,
+    },
+}
+
+impl Error {
+    /// A stable name for the metric `mailtoken_reconcile_errors_total`.
+    pub const fn category(&self) -> &'static str {
+        match self {
+            Self::ReadSecret { .. } => "read_secret",
+            Self::ReadConfigMap { .. } => "read_config_map",
+            Self::DeleteSecret { .. } => "delete_secret",
+            Self::WriteStatus { .. } => "write_status",
+            Self::Panicked { .. } => "panic",
+        }
+    }
+}
+
+/// What Kubernetes said, without the request: `kube::Error`'s own texts may hold a whole response.
+pub fn told_by(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
+        kube::Error::SerdeError(_) => "the API server's answer could not be read".to_owned(),
+        other => {
+            let mut text = "the API server could not be reached".to_owned();
+            let mut source = std::error::Error::source(other);
+            while let Some(cause) = source {
+                text = format!("{text}: {cause}");
+                source = cause.source();
+            }
+            text
+        }
+    }
+}

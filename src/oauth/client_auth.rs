@@ -1,0 +1,141 @@
+//! Client authentication at the token endpoint (RFC 6749 section 2.3).
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use http::HeaderValue;
+use secrecy::{ExposeSecret as _, SecretString};
+use thiserror::Error;
+use url::form_urlencoded;
+use zeroize::Zeroizing;
+
+/// How a client proves who it is, ready for use.
+#[derive(Clone, Debug)]
+pub enum ClientAuth {
+    /// A public client only names itself.
+    Public,
+    /// `client_secret_post`: the secret in the body.
+    SecretPost(SecretString),
+    /// `client_secret_basic`: the secret in the Authorization header.
+    SecretBasic(SecretString),
+}
+
+impl ClientAuth {
+    /// Adds the client's name, and its proof where that goes into the body.
+    pub(super) fn write_body(&self, client_id: &str, form: &mut form_urlencoded::Serializer<'_, String>) {
+        match self {
+            Self::Public => {
+                form.append_pair("client_id", client_id);
+            }
+            Self::SecretPost(secret) => {
+                form.append_pair("client_id", client_id);
+                form.append_pair("client_secret", secret.expose_secret());
+            }
+            Self::SecretBasic(_) => {}
+        }
+    }
+
+    /// The Authorization header, if this way uses one. Id and secret are form-encoded first (RFC 6749 section 2.3.1),
+    /// so the result is always a valid header.
+    pub(super) fn header(&self, client_id: &str) -> Option<HeaderValue> {
+        let Self::SecretBasic(secret) = self else { return None };
+        let encode = |part: &str| -> Zeroizing<String> {
+            Zeroizing::new(form_urlencoded::byte_serialize(part.as_bytes()).collect())
+        };
+        let pair = Zeroizing::new(format!("{}:{}", *encode(client_id), *encode(secret.expose_secret())));
+        let credentials = Zeroizing::new(format!("Basic {}", BASE64_STANDARD.encode(pair.as_bytes())));
+        let mut header = HeaderValue::from_str(&credentials).ok()?;
+        header.set_sensitive(true);
+        Some(header)
+    }
+}
+
+/// What is wrong with a client secret, as can be seen before it is sent.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum SecretFlaw {
+    /// Nothing is there.
+    #[error("is empty")]
+    Empty,
+    /// Bytes that are no text.
+    #[error("is not UTF-8 text")]
+    NotText,
+    /// Spaces or line breaks at an end, most often from `echo` or an editor.
+    #[error("has white space at its beginning or end, as an editor or `echo` without -n leaves it")]
+    WhiteSpace,
+    /// Control characters inside.
+    #[error("holds control characters")]
+    ControlCharacter,
+    /// Microsoft's portal shows the secret's ID, a GUID, beside its value.
+    #[error("has the form of a secret ID (a GUID); the portal shows the ID beside the value, and the value is wanted")]
+    LooksLikeId,
+}
+
+/// Reads a client secret as it stands in a Secret. One trailing line break is taken off.
+///
+/// # Errors
+/// The flaw, if the value cannot be right. `guid_is_flaw` is for providers whose secrets are never GUIDs.
+pub fn read_secret(raw: &[u8], guid_is_flaw: bool) -> Result<SecretString, SecretFlaw> {
+    let text = std::str::from_utf8(raw).map_err(|_| SecretFlaw::NotText)?;
+    let text = text.strip_suffix('\n').map_or(text, |line| line.strip_suffix('\r').unwrap_or(line));
+    if text.is_empty() {
+        return Err(SecretFlaw::Empty);
+    }
+    if text.trim() != text {
+        return Err(SecretFlaw::WhiteSpace);
+    }
+    if text.chars().any(char::is_control) {
+        return Err(SecretFlaw::ControlCharacter);
+    }
+    if guid_is_flaw && is_guid(text) {
+        return Err(SecretFlaw::LooksLikeId);
+    }
+    Ok(text.into())
+}
+
+fn is_guid(text: &str) -> bool {
+    let groups: Vec<&str> = text.split('-').collect();
+    groups.iter().map(|group| group.len()).eq([8, 4, 4, 4, 12])
+        && groups.iter().all(|group| group.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn basic_form_encodes_before_base64() {
+        let auth = ClientAuth::SecretBasic("p:ä ~".into());
+        let header = auth.header("id+1").unwrap();
+        let encoded = header.to_str().unwrap().strip_prefix("Basic ").unwrap().to_owned();
+        assert_eq!(BASE64_STANDARD.decode(encoded).unwrap(), b"id%2B1:p%3A%C3%A4+%7E");
+        assert!(header.is_sensitive());
+    }
+
+    #[test]
+    fn a_secret_is_never_shown() {
+        assert!(!format!("{:?}", ClientAuth::SecretPost("hunter2".into())).contains("hunter2"));
+    }
+
+    #[test]
+    fn one_trailing_line_break_is_taken_off() {
+        for raw in [&b"s3cret"[..], b"s3cret\n", b"s3cret\r\n"] {
+            assert_eq!(read_secret(raw, true).unwrap().expose_secret(), "s3cret");
+        }
+    }
+
+    #[test]
+    fn flaws_are_named() {
+        let table: [(&[u8], SecretFlaw); 8] = [
+            (b"", SecretFlaw::Empty),
+            (b"\n", SecretFlaw::Empty),
+            (b"s3cret\n\n", SecretFlaw::WhiteSpace),
+            (b" s3cret", SecretFlaw::WhiteSpace),
+            (b"s3cret ", SecretFlaw::WhiteSpace),
+            (b"s3\x01cret", SecretFlaw::ControlCharacter),
+            (b"\xff\xfe", SecretFlaw::NotText),
+            (b"1b4e28ba-2fa1-11d2-883f-0016d3cca427", SecretFlaw::LooksLikeId),
+        ];
+        for (raw, flaw) in table {
+            assert_eq!(read_secret(raw, true).unwrap_err(), flaw, "{raw:?}");
+        }
+        assert!(read_secret(b"1b4e28ba-2fa1-11d2-883f-0016d3cca427", false).is_ok(), "only Microsoft has secret IDs");
+    }
+}

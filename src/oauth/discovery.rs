@@ -1,0 +1,141 @@
+//! OpenID Connect Discovery 1.0 section 4.
+
+use http::{Request, Response, header};
+use serde::Deserialize;
+use thiserror::Error;
+use url::Url;
+
+/// The endpoints of a provider.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoints {
+    /// The token endpoint (RFC 6749 section 3.2).
+    pub token_url: String,
+    /// The device authorization endpoint (RFC 8628 section 3.1).
+    pub device_authorization_url: Option<String>,
+    /// The revocation endpoint (RFC 7009 section 2).
+    pub revocation_url: Option<String>,
+}
+
+/// What is wrong with a discovery document.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum DiscoveryError {
+    /// Another status than 200.
+    #[error("the discovery document was answered with HTTP {0}")]
+    Status(u16),
+    /// No JSON, or without what is needed.
+    #[error("the answer is no discovery document")]
+    NotADocument,
+    /// OpenID Connect Discovery 1.0 section 4.3.
+    #[error("the discovery document names the issuer {0}")]
+    IssuerMismatch(String),
+    /// An endpoint that no secret may be sent to.
+    #[error("the discovery document's {0} is no https URL")]
+    Endpoint(&'static str),
+}
+
+/// The request for the discovery document of `issuer`.
+///
+/// # Errors
+/// If the URL is none that HTTP can express.
+pub fn discovery_request(issuer: &str) -> Result<Request<Vec<u8>>, http::Error> {
+    let url = format!("{}/.well-known/openid-configuration", issuer.strip_suffix('/').unwrap_or(issuer));
+    Request::get(url).header(header::ACCEPT, "application/json").body(vec![])
+}
+
+/// Reads the discovery document of `issuer`, which must name that issuer byte for byte.
+///
+/// # Errors
+/// What is wrong with the document.
+pub fn read_discovery(response: &Response<impl AsRef<[u8]>>, issuer: &str) -> Result<Endpoints, DiscoveryError> {
+    if response.status() != http::StatusCode::OK {
+        return Err(DiscoveryError::Status(response.status().as_u16()));
+    }
+    let document: Document =
+        serde_json::from_slice(response.body().as_ref()).map_err(|_| DiscoveryError::NotADocument)?;
+    if document.issuer != issuer {
+        return Err(DiscoveryError::IssuerMismatch(printable(&document.issuer)));
+    }
+    let optional = |url: Option<String>, name| url.map(|url| https(url, name)).transpose();
+    Ok(Endpoints {
+        token_url: https(document.token_endpoint, "token_endpoint")?,
+        device_authorization_url: optional(document.device_authorization_endpoint, "device_authorization_endpoint")?,
+        revocation_url: optional(document.revocation_endpoint, "revocation_endpoint")?,
+    })
+}
+
+#[derive(Deserialize)]
+struct Document {
+    issuer: String,
+    token_endpoint: String,
+    device_authorization_endpoint: Option<String>,
+    revocation_endpoint: Option<String>,
+}
+
+fn https(url: String, name: &'static str) -> Result<String, DiscoveryError> {
+    let parsed = Url::parse(&url).map_err(|_| DiscoveryError::Endpoint(name))?;
+    let plain = parsed.scheme() == "https"
+        && parsed.username().is_empty()
+        && parsed.password().is_none()
+        && parsed.fragment().is_none()
+        && url.len() <= 2_048;
+    if plain { Ok(url) } else { Err(DiscoveryError::Endpoint(name)) }
+}
+
+/// The remote's text, fit for a message: printable ASCII, of bounded length.
+fn printable(text: &str) -> String {
+    text.chars()
+        .filter(char::is_ascii_graphic)
+        .filter(|c| !matches!(c, '\'' | '"' | '`' | '\\' | '$'))
+        .take(256)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ISSUER: &str = "https://id.example.org/realms/mail";
+
+    fn read(status: u16, body: &str) -> Result<Endpoints, DiscoveryError> {
+        read_discovery(&Response::builder().status(status).body(body.as_bytes()).unwrap(), ISSUER)
+    }
+
+    #[test]
+    fn the_document_stands_under_the_issuer() {
+        for issuer in [ISSUER.to_owned(), format!("{ISSUER}/")] {
+            let request = discovery_request(&issuer).unwrap();
+            assert_eq!(request.uri(), "https://id.example.org/realms/mail/.well-known/openid-configuration");
+        }
+    }
+
+    #[test]
+    fn the_issuer_must_match_byte_for_byte() {
+        let document = |issuer: &str| format!(r#"{{"issuer":"{issuer}","token_endpoint":"https://id.example.org/t"}}"#);
+        assert_eq!(read(200, &document(ISSUER)).unwrap().token_url, "https://id.example.org/t");
+        for other in ["https://id.example.org/realms/mail/", "https://ID.example.org/realms/mail", "https://evil"] {
+            assert_eq!(read(200, &document(other)), Err(DiscoveryError::IssuerMismatch(other.to_owned())));
+        }
+    }
+
+    #[test]
+    fn endpoints_must_be_https_without_user_info() {
+        for url in [
+            "http://id.example.org/t",
+            "https://u:p@id.example.org/t",
+            "https://id.example.org/t#f",
+            "file:///etc/passwd",
+        ] {
+            let body = format!(r#"{{"issuer":"{ISSUER}","token_endpoint":"{url}"}}"#);
+            assert_eq!(read(200, &body), Err(DiscoveryError::Endpoint("token_endpoint")), "{url}");
+        }
+    }
+
+    #[test]
+    fn other_answers_are_no_document() {
+        assert_eq!(read(404, "{}"), Err(DiscoveryError::Status(404)));
+        assert_eq!(read(302, ""), Err(DiscoveryError::Status(302)));
+        for body in ["", "<html>", "{}", "[]", r#"{"issuer":"x"}"#] {
+            assert_eq!(read(200, body), Err(DiscoveryError::NotADocument), "{body}");
+        }
+    }
+}

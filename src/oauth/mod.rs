@@ -1,0 +1,12 @@
+//! The protocol without any input or output: values become an `http::Request`, an `http::Response` becomes values.
+
+pub mod client_auth;
+pub mod discovery;
+pub mod grant;
+pub mod refusal;
+pub mod token;
+
+pub use client_auth::{ClientAuth, SecretFlaw};
+pub use grant::{TokenRequest, token_request};
+pub use refusal::{OAuthError, Refusal};
+pub use token::{Token, TokenAnswer, read_token_response};

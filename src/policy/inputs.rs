@@ -1,0 +1,92 @@
+//! Hashes by which a change is seen without reading what it changed.
+
+use k8s_openapi::jiff::Timestamp;
+
+use crate::{
+    api::{
+        MailCredential,
+        credential::{DeletionPolicy, Format, GrantType},
+        names,
+        provider::ProviderSpec,
+    },
+    providers::Profile,
+};
+
+/// The grant that a spec names; the schema sees to it that there is one.
+pub fn grant_type(_credential: &MailCredential) -> GrantType {
+    GrantType::ClientCredentials
+}
+
+/// The scopes that are asked for: the credential's, else the provider's, else the preset's.
+pub fn scopes(credential: &MailCredential, provider: &ProviderSpec, profile: &Profile) -> Vec<String> {
+    let spec = &credential.spec;
+    match (spec.scopes.is_empty(), provider.scopes.is_empty()) {
+        (false, _) => spec.scopes.clone(),
+        (true, false) => provider.scopes.clone(),
+        (true, true) => (profile.scopes)(provider, grant_type(credential), &spec.protocols),
+    }
+}
+
+/// Hash of the inputs of a token: who issues it, to which client, for what scopes, by which grant, for whom.
+pub fn issued_for(
+    credential: &MailCredential,
+    provider: &ProviderSpec,
+    profile: &Profile,
+    scopes: &[String],
+) -> String {
+    names::digest(
+        [
+            profile.source.identity(),
+            &provider.client.id,
+            grant_type(credential).as_str(),
+            credential.spec.mailbox.user(),
+        ]
+        .into_iter()
+        .chain(scopes.iter().map(String::as_str)),
+    )
+}
+
+/// Hash of everything else that shapes the Secret.
+pub fn layout(credential: &MailCredential, profile: &Profile) -> String {
+    let spec = &credential.spec;
+    let mut parts: Vec<String> = vec![spec.mailbox.address.clone(), spec.mailbox.user().to_owned()];
+    for protocol in &spec.protocols {
+        let server = profile.server(*protocol).map(|server| format!("{}:{}", server.host, server.port));
+        parts.extend([protocol.as_str().to_owned(), server.unwrap_or_default()]);
+    }
+    parts.extend(spec.secret.formats.iter().map(|format| format_name(*format).to_owned()));
+    for map in [&spec.secret.labels, &spec.secret.annotations, &spec.secret.data] {
+        parts.push(map.len().to_string());
+        parts.extend(map.iter().flat_map(|(key, value)| [key.clone(), value.clone()]));
+    }
+    parts.push(
+        match spec.secret.deletion_policy {
+            DeletionPolicy::Delete => "Delete",
+            DeletionPolicy::Retain => "Retain",
+        }
+        .to_owned(),
+    );
+    names::digest(parts.iter().map(String::as_str))
+}
+
+const fn format_name(format: Format) -> &'static str {
+    match format {
+        Format::XOAuth2 => "XOAuth2",
+        Format::OAuthBearer => "OAuthBearer",
+        Format::SaslXoauth2 => "SaslXoauth2",
+        Format::TokenJson => "TokenJSON",
+    }
+}
+
+/// Hash of everything that an attempt is made with: a change of any of it ends the wait after a failure. `provider` is
+/// the fingerprint of the provider with its sources.
+pub fn attempt(credential: &MailCredential, provider: &str) -> String {
+    let generation = credential.metadata.generation.unwrap_or_default().to_string();
+    let reissue = credential.metadata.annotations.as_ref().and_then(|map| map.get(names::ANNOTATION_REISSUE));
+    names::digest([generation.as_str(), reissue.map_or("", String::as_str), provider])
+}
+
+/// RFC 3339 in whole seconds, as in annotations and Secret keys.
+pub fn rfc3339(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}

@@ -1,0 +1,189 @@
+//! The brain: from what was observed to what is done about it. Pure, synchronous, without a clock.
+
+pub mod advice;
+pub mod checks;
+pub mod inputs;
+pub mod observed;
+pub mod schedule;
+pub mod status;
+
+use k8s_openapi::jiff::Timestamp;
+
+pub use observed::{Blocker, Observed};
+
+use crate::api::Reason;
+use observed::Target;
+
+/// What is done about a credential now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Ask the provider for a token.
+    Issue(IssueReason),
+    /// Write the token that has just been obtained.
+    Store,
+    /// Write the token that is stored already, in another shape or place.
+    Publish(PublishReason),
+    /// A request is under way: wait for it.
+    InFlight,
+    /// Nothing, until the renewal is due.
+    Wait {
+        /// When the renewal is due.
+        until: Timestamp,
+    },
+    /// Nothing, because the last attempt failed.
+    BackOff {
+        /// When the next attempt is due.
+        until: Timestamp,
+    },
+    /// Nothing, because `spec.suspend` is true.
+    Suspended,
+    /// Nothing, until a person has changed something.
+    Stall(Blocker),
+}
+
+/// Why a token is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IssueReason {
+    /// There is no token of ours in the target.
+    NoToken,
+    /// The token was issued for other inputs.
+    InputsChanged,
+    /// The token has ended.
+    Expired,
+    /// The annotation `mailtoken.dev/reissue` has a new value.
+    Reissue,
+    /// The renewal time has come.
+    RenewalDue,
+}
+
+/// Why the stored token is written again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PublishReason {
+    /// `spec.secret.name` changed.
+    Renamed,
+    /// The Secret cannot be written any more and has to be made again.
+    Recreate,
+    /// Somebody else changed the Secret.
+    Repair,
+    /// Formats, labels, mailbox or servers changed.
+    Layout,
+}
+
+/// Decides about a credential. The order of the checks is the specification: what stands first wins.
+pub fn decide(observed: &Observed, now: Timestamp) -> Decision {
+    let checks: [fn(&Observed, Timestamp) -> Option<Decision>; 10] = [
+        request_is_in_flight,
+        credential_is_suspended,
+        target_is_contested,
+        target_is_foreign,
+        token_is_held,
+        provider_is_missing,
+        provider_is_blocked,
+        token_is_needed,
+        target_differs,
+        renewal_is_ahead,
+    ];
+    checks.iter().find_map(|check| check(observed, now)).unwrap_or(Decision::Issue(IssueReason::NoToken))
+}
+
+fn request_is_in_flight(observed: &Observed, _: Timestamp) -> Option<Decision> {
+    observed.in_flight.then_some(Decision::InFlight)
+}
+
+fn credential_is_suspended(observed: &Observed, _: Timestamp) -> Option<Decision> {
+    observed.credential.spec.suspend.then_some(Decision::Suspended)
+}
+
+fn target_is_contested(observed: &Observed, _: Timestamp) -> Option<Decision> {
+    let rival = observed.rival.as_ref()?;
+    Some(Decision::Stall(Blocker::new(
+        Reason::SecretConflict,
+        format!(
+            "the Secret {} is the target of the older MailCredential {rival} too: set another spec.secret.name",
+            observed.target_name()
+        ),
+    )))
+}
+
+fn target_is_foreign(observed: &Observed, _: Timestamp) -> Option<Decision> {
+    let Target::Foreign(owner) = &observed.target else { return None };
+    let (namespace, name) = (checks::namespace(&observed.credential), observed.target_name());
+    Some(Decision::Stall(Blocker::new(
+        Reason::SecretConflict,
+        format!(
+            "the Secret {name} exists and {owner}; it is left as it is. Set another spec.secret.name, or remove it with \
+             `kubectl -n {namespace} delete secret {name}`"
+        ),
+    )))
+}
+
+/// A token that was obtained is written before anything else, as long as it is still the one that is wanted.
+fn token_is_held(observed: &Observed, now: Timestamp) -> Option<Decision> {
+    let held = observed.held.as_ref()?;
+    let wanted = observed.provider.as_ref().is_ok_and(|provider| provider.issued_for == held.issued_for);
+    if !wanted || now >= held.answer.token.expires_at {
+        return None;
+    }
+    Some(match observed.history.backoff(&observed.attempt, now) {
+        Some(until) => Decision::BackOff { until },
+        None => Decision::Store,
+    })
+}
+
+fn provider_is_missing(observed: &Observed, _: Timestamp) -> Option<Decision> {
+    observed.provider.as_ref().err().cloned().map(Decision::Stall)
+}
+
+fn provider_is_blocked(observed: &Observed, _: Timestamp) -> Option<Decision> {
+    observed.provider.as_ref().ok()?.blocker.clone().map(Decision::Stall)
+}
+
+fn token_is_needed(observed: &Observed, now: Timestamp) -> Option<Decision> {
+    let reason = why_a_token_is_needed(observed, now)?;
+    Some(match observed.history.backoff(&observed.attempt, now) {
+        Some(until) => Decision::BackOff { until },
+        None => Decision::Issue(reason),
+    })
+}
+
+fn why_a_token_is_needed(observed: &Observed, now: Timestamp) -> Option<IssueReason> {
+    let stored = observed.target.own().or(observed.previous.as_ref());
+    let Some((published, token)) = stored.and_then(|published| Some((published, published.token.as_ref()?))) else {
+        return Some(IssueReason::NoToken);
+    };
+    if !observed.is_for_this_spec(published) {
+        return Some(IssueReason::InputsChanged);
+    }
+    if !token.is_unexpired(now) {
+        return Some(IssueReason::Expired);
+    }
+    if observed.pending_reissue().is_some() {
+        return Some(IssueReason::Reissue);
+    }
+    let due = schedule::renewal(token, &observed.credential.spec.renewal, checks::uid(&observed.credential)).at;
+    (now >= due).then_some(IssueReason::RenewalDue)
+}
+
+fn target_differs(observed: &Observed, now: Timestamp) -> Option<Decision> {
+    let provider = observed.provider.as_ref().ok()?;
+    let reason = match &observed.target {
+        Target::Absent if observed.previous.is_some() => PublishReason::Renamed,
+        Target::Own(published) if published.must_recreate => PublishReason::Recreate,
+        Target::Own(published) if !published.intact => PublishReason::Repair,
+        Target::Own(published) if published.layout != provider.layout => PublishReason::Layout,
+        Target::Absent | Target::Own(_) | Target::Foreign(_) => return None,
+    };
+    Some(match observed.history.backoff(&observed.attempt, now) {
+        Some(until) => Decision::BackOff { until },
+        None => Decision::Publish(reason),
+    })
+}
+
+fn renewal_is_ahead(observed: &Observed, _: Timestamp) -> Option<Decision> {
+    let until =
+        schedule::renewal(observed.token()?, &observed.credential.spec.renewal, checks::uid(&observed.credential)).at;
+    Some(Decision::Wait { until })
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,274 @@
+//! Everything that a decision about one credential rests on, gathered before it is made.
+
+use std::sync::Arc;
+
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt as _;
+
+use crate::{
+    api::{
+        ConditionType, MailCredential, Reason, condition,
+        credential::{ClientStatus, LastError, MailCredentialStatus},
+        names,
+    },
+    oauth::{Refusal, TokenAnswer},
+    providers::Profile,
+};
+
+use super::schedule;
+
+/// What was found out about one credential.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The object.
+    pub credential: Arc<MailCredential>,
+    /// What earlier attempts came to: from the status, and the outcome that has just come in.
+    pub history: History,
+    /// The Secret that pods mount.
+    pub target: Target,
+    /// The Secret under the name that `spec.secret.name` had before, while it still holds the token.
+    pub previous: Option<Published>,
+    /// An older credential that has the same target.
+    pub rival: Option<String>,
+    /// The provider, or why there is none.
+    pub provider: Result<Provider, Blocker>,
+    /// A token that was obtained and is not written yet.
+    pub held: Option<Held>,
+    /// A token request is under way.
+    pub in_flight: bool,
+    /// Hash of everything that an attempt would be made with.
+    pub attempt: String,
+}
+
+/// Why something cannot go on, and what mends it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocker {
+    /// The reason.
+    pub reason: Reason,
+    /// What is wrong, where, and the command or field that mends it.
+    pub message: String,
+}
+
+impl Blocker {
+    /// A blocker.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+/// The provider of a credential, as far as it is known without asking anyone.
+#[derive(Clone, Debug)]
+pub struct Provider {
+    /// What it is.
+    pub profile: Profile,
+    /// Why it cannot be used for this credential: the spec, the allowance, its sources, its discovery.
+    pub blocker: Option<Blocker>,
+    /// Hash of the inputs of a token: issuer, client, scopes, grant, subject.
+    pub issued_for: String,
+    /// Hash of what else shapes the Secret.
+    pub layout: String,
+}
+
+/// The target Secret.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Target {
+    /// There is none.
+    Absent,
+    /// It is the credential's.
+    Own(Published),
+    /// It is somebody else's; who, in words.
+    Foreign(String),
+}
+
+impl Target {
+    /// The Secret, if it is the credential's.
+    pub fn own(&self) -> Option<&Published> {
+        match self {
+            Self::Own(published) => Some(published),
+            Self::Absent | Self::Foreign(_) => None,
+        }
+    }
+}
+
+/// A Secret of ours, without its data.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Published {
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+    /// Its resourceVersion.
+    pub resource_version: String,
+    /// The token in it; `None` where what stands there cannot be one of ours.
+    pub token: Option<TokenFacts>,
+    /// `mailtoken.dev/issued-for`.
+    pub issued_for: String,
+    /// `mailtoken.dev/layout`.
+    pub layout: String,
+    /// `mailtoken.dev/applied`: which labels and annotations came from the spec.
+    pub applied: Option<String>,
+    /// It has a map of annotations at all; a JSON Patch needs to know.
+    pub has_annotations: bool,
+    /// `mailtoken.dev/handled-reissue`.
+    pub handled_reissue: Option<String>,
+    /// Its data, labels and owner are as the broker wrote them.
+    pub intact: bool,
+    /// It became immutable or has another type: only a new one can be written.
+    pub must_recreate: bool,
+}
+
+/// What is known about a token in a Secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenFacts {
+    /// When it was asked for.
+    pub issued_at: Timestamp,
+    /// When it ends.
+    pub expires_at: Timestamp,
+    /// When the provider would like it to be refreshed.
+    pub refresh_at: Option<Timestamp>,
+    /// The scopes granted.
+    pub scopes: Vec<String>,
+    /// See [`crate::oauth::token::fingerprint`].
+    pub fingerprint: String,
+    /// Length in characters; `None` where the Secret's data was not read.
+    pub length: Option<usize>,
+}
+
+impl TokenFacts {
+    /// Whether it can still be used at `now`.
+    pub fn is_unexpired(&self, now: Timestamp) -> bool {
+        now < self.expires_at
+    }
+}
+
+/// A token that was obtained and must be written.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// The answer of the provider.
+    pub answer: TokenAnswer,
+    /// What it was issued for.
+    pub issued_for: String,
+    /// The value of the reissue annotation when it was asked for.
+    pub reissue: Option<String>,
+    /// The client authentication that worked.
+    pub client: Option<ClientStatus>,
+}
+
+/// What earlier attempts came to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct History {
+    /// Failures since the last success.
+    pub failed_attempts: u32,
+    /// When the last attempt failed.
+    pub last_failure: Option<Timestamp>,
+    /// When the next one is due.
+    pub next_attempt: Option<Timestamp>,
+    /// What the last failure was.
+    pub last_error: Option<LastError>,
+    /// What the last failed attempt was made with.
+    pub failed_with: Option<String>,
+    /// The last attempt: how it ended and in what words. `None` before the first.
+    pub last: Option<(Reason, String)>,
+    /// The client authentication in use.
+    pub client: Option<ClientStatus>,
+    /// The reissue value that was answered last.
+    pub handled_reissue: Option<String>,
+}
+
+impl History {
+    /// Reads the history out of a status.
+    pub fn of(status: &MailCredentialStatus) -> Self {
+        let renewed = condition::find(&status.conditions, ConditionType::Renewed);
+        Self {
+            failed_attempts: status.failed_attempts.and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
+            last_failure: status.last_failure_time.as_ref().map(|time| time.0),
+            next_attempt: status.next_attempt_time.as_ref().map(|time| time.0),
+            last_error: status.last_error.clone(),
+            failed_with: status.failed_with.clone(),
+            last: renewed.and_then(|renewed| Some((Reason::parse(&renewed.reason)?, renewed.message.clone()))),
+            client: status.client.clone(),
+            handled_reissue: status.last_handled_reissue.clone(),
+        }
+    }
+
+    /// The last attempt's reason, if it failed.
+    pub fn failure(&self) -> Option<(Reason, &str)> {
+        let (reason, message) = self.last.as_ref().filter(|_| self.failed_attempts > 0)?;
+        Some((*reason, message))
+    }
+
+    /// Records a failure at `now` of an attempt made with `attempt`.
+    pub fn fail(&mut self, refusal: &Refusal, message: String, attempt: &str, now: Timestamp) {
+        let same_kind = self.failure().is_some_and(|(reason, _)| reason.retry() == refusal.reason.retry());
+        self.failed_attempts = if same_kind { self.failed_attempts.saturating_add(1) } else { 1 };
+        self.last_failure = Some(now);
+        self.next_attempt =
+            Some(schedule::next_attempt(refusal.reason, self.failed_attempts, now, refusal.retry_after));
+        self.last_error = Some(LastError {
+            error: refusal.error.as_ref().map(|error| error.as_str().to_owned()),
+            provider_code: refusal.provider_code.clone(),
+            http_status: refusal.http_status.map(i32::from),
+            correlation_id: refusal.correlation_id.clone(),
+            time: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now)),
+        });
+        self.failed_with = Some(attempt.to_owned());
+        self.last = Some((refusal.reason, message));
+    }
+
+    /// Records a success.
+    pub fn succeed(&mut self, held: &Held) {
+        *self = Self {
+            last: Some((Reason::RenewalSucceeded, "the last token request succeeded".to_owned())),
+            client: held.client.clone(),
+            handled_reissue: held.reissue.clone().or_else(|| self.handled_reissue.take()),
+            ..Self::default()
+        };
+    }
+
+    /// Whether an attempt made with `attempt` has to wait, and until when.
+    pub fn backoff(&self, attempt: &str, now: Timestamp) -> Option<Timestamp> {
+        let unchanged = self.failed_with.as_deref() == Some(attempt);
+        self.next_attempt.filter(|until| unchanged && self.failed_attempts > 0 && *until > now)
+    }
+}
+
+impl Observed {
+    /// The name that the target has or would have.
+    pub fn target_name(&self) -> String {
+        target_name(&self.credential)
+    }
+
+    /// The reissue value that has not been answered yet.
+    pub fn pending_reissue(&self) -> Option<&str> {
+        let wanted = self.credential.annotations().get(names::ANNOTATION_REISSUE)?.as_str();
+        let handled = [
+            self.history.handled_reissue.as_deref(),
+            self.target.own().and_then(|published| published.handled_reissue.as_deref()),
+        ];
+        (!handled.contains(&Some(wanted))).then_some(wanted)
+    }
+
+    /// The token in the target Secret, whatever it was issued for.
+    pub fn token(&self) -> Option<&TokenFacts> {
+        self.target.own()?.token.as_ref()
+    }
+
+    /// Whether the token in the target is for the spec as it stands. Where the provider is unknown the answer of the
+    /// last time stands, if the spec is still that one.
+    pub fn is_for_this_spec(&self, published: &Published) -> bool {
+        match &self.provider {
+            Ok(provider) => provider.issued_for == published.issued_for,
+            Err(_) => self.credential.status.as_ref().is_some_and(|status| {
+                status.observed_generation == self.credential.metadata.generation
+                    && status.token.as_ref().is_some_and(|token| {
+                        published.token.as_ref().is_some_and(|facts| facts.fingerprint == token.fingerprint)
+                    })
+            }),
+        }
+    }
+}
+
+/// The name of the Secret that pods mount.
+pub fn target_name(credential: &MailCredential) -> String {
+    credential.spec.secret.name.clone().unwrap_or_else(|| credential.name_any())
+}

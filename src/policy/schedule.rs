@@ -1,0 +1,185 @@
+//! When: the renewal of a token, and the next attempt after a failure. All arithmetic of `contract.md`, "Renewal".
+
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use sha2::{Digest as _, Sha256};
+
+use super::observed::TokenFacts;
+use crate::api::{Reason, Retry, credential::Renewal};
+
+/// How long a new Secret may take to reach a pod's file system: the kubelet's sync period and its cache, observed at
+/// 60 to 90 seconds.
+const PROPAGATION: SignedDuration = SignedDuration::from_mins(2);
+/// Transient failures: the first wait, doubled up to the last.
+const TRANSIENT: [SignedDuration; 2] = [SignedDuration::from_secs(5), SignedDuration::from_secs(300)];
+/// Permanent refusals: the first wait, doubled up to the last.
+const PERMANENT: [SignedDuration; 2] = [SignedDuration::from_mins(15), SignedDuration::from_hours(6)];
+/// A provider's `Retry-After` is obeyed up to here.
+const RETRY_AFTER_MAX: SignedDuration = SignedDuration::from_hours(1);
+
+/// When a token is renewed, and whether `minValidity` could be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RenewalPlan {
+    /// When the token is renewed.
+    pub at: Timestamp,
+    /// The token's lifetime, if renewing after half of it still leaves less than `minValidity`.
+    pub too_short: Option<SignedDuration>,
+}
+
+/// Plans the renewal of `token` of the credential `uid`.
+pub fn renewal(token: &TokenFacts, renewal: &Renewal, uid: &str) -> RenewalPlan {
+    let lifetime = token.expires_at.duration_since(token.issued_at);
+    let min_validity = signed(renewal.min_validity.into());
+    let wanted = match renewal.renew_before {
+        Some(renew_before) => signed(renew_before.into()),
+        None => (min_validity + PROPAGATION).max(lifetime / 5),
+    };
+    let half = lifetime / 2;
+    let at = token.expires_at - wanted.min(half) - jitter(uid, lifetime);
+    RenewalPlan {
+        at: token.refresh_at.map_or(at, |refresh_at| refresh_at.min(at)),
+        too_short: (wanted > half && half < min_validity).then_some(lifetime),
+    }
+}
+
+/// Spreads the renewals of credentials that were made together over a tenth of their lifetime; the same after a restart.
+fn jitter(uid: &str, lifetime: SignedDuration) -> SignedDuration {
+    let range = u64::try_from(lifetime.as_millis() / 10).unwrap_or(0);
+    let hash = Sha256::digest(uid.as_bytes());
+    let number = hash.iter().take(8).fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+    SignedDuration::from_millis(number.checked_rem(range).unwrap_or(0).cast_signed())
+}
+
+/// When the next attempt is made after the `attempts`-th failure in a row (from 1), with `reason`, at `failed_at`.
+/// Rounded up to the second, as it is stored.
+pub fn next_attempt(
+    reason: Reason,
+    attempts: u32,
+    failed_at: Timestamp,
+    retry_after: Option<SignedDuration>,
+) -> Timestamp {
+    let [first, last] = match reason.retry() {
+        Retry::Permanent => PERMANENT,
+        Retry::Transient | Retry::OnChange | Retry::None => TRANSIENT,
+    };
+    let doubled = first.checked_mul(1_i32 << attempts.saturating_sub(1).min(16)).unwrap_or(last).min(last);
+    let asked = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
+    let at = failed_at + doubled.max(asked);
+    if at.subsec_nanosecond() == 0 { at } else { Timestamp::from_second(at.as_second() + 1).unwrap_or(at) }
+}
+
+fn signed(duration: std::time::Duration) -> SignedDuration {
+    SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ISSUED: i64 = 1_800_000_000;
+
+    fn token(lifetime: i64) -> TokenFacts {
+        TokenFacts {
+            issued_at: Timestamp::from_second(ISSUED).unwrap(),
+            expires_at: Timestamp::from_second(ISSUED + lifetime).unwrap(),
+            refresh_at: None,
+            scopes: vec![],
+            fingerprint: String::new(),
+            length: None,
+        }
+    }
+
+    fn minutes(min_validity: u64, renew_before: Option<u64>) -> Renewal {
+        let of = |minutes: u64| Duration::from_secs(minutes * 60).into();
+        Renewal { min_validity: of(min_validity), renew_before: renew_before.map(of) }
+    }
+
+    /// Seconds from issue to renewal, without the jitter.
+    fn after(lifetime: i64, renewal: &Renewal) -> i64 {
+        let plan = super::renewal(&token(lifetime), renewal, "uid");
+        (plan.at + jitter("uid", SignedDuration::from_secs(lifetime))).as_second() - ISSUED
+    }
+
+    #[test]
+    fn an_hour_is_renewed_twelve_minutes_before_its_end() {
+        assert_eq!(after(3600, &minutes(10, None)), 48 * 60);
+    }
+
+    #[test]
+    fn a_day_is_renewed_a_fifth_before_its_end() {
+        assert_eq!(after(86_400, &minutes(10, None)), 86_400 * 4 / 5);
+    }
+
+    #[test]
+    fn renew_before_wins_over_min_validity() {
+        assert_eq!(after(3600, &minutes(10, Some(5))), 55 * 60);
+    }
+
+    #[test]
+    fn no_token_is_renewed_before_half_of_its_life_and_a_short_one_says_so() {
+        let plan = renewal(&token(900), &minutes(10, None), "uid");
+        assert_eq!(after(900, &minutes(10, None)), 450);
+        assert_eq!(plan.too_short, Some(SignedDuration::from_secs(900)));
+        assert_eq!(renewal(&token(3600), &minutes(10, None), "uid").too_short, None);
+        assert_eq!(renewal(&token(3600), &minutes(10, Some(1)), "uid").too_short, None);
+    }
+
+    #[test]
+    fn the_provider_may_ask_for_an_earlier_renewal_and_not_for_a_later_one() {
+        let with = |refresh: i64| {
+            let token =
+                TokenFacts { refresh_at: Some(Timestamp::from_second(ISSUED + refresh).unwrap()), ..token(86_400) };
+            renewal(&token, &minutes(10, None), "uid").at.as_second() - ISSUED
+        };
+        assert_eq!(with(43_200), 43_200);
+        assert!(with(86_000) < 86_400 * 4 / 5 + 1);
+    }
+
+    #[test]
+    fn transient_failures_wait_5_10_20_to_300_seconds() {
+        let failed_at = Timestamp::from_second(ISSUED).unwrap();
+        let wait = |attempts| next_attempt(Reason::ProviderUnavailable, attempts, failed_at, None).as_second() - ISSUED;
+        assert_eq!([1, 2, 3, 4, 5, 6, 7, 8, 1_000_000].map(wait), [5, 10, 20, 40, 80, 160, 300, 300, 300]);
+    }
+
+    #[test]
+    fn permanent_refusals_wait_15_minutes_to_6_hours() {
+        let failed_at = Timestamp::from_second(ISSUED).unwrap();
+        let wait = |attempts| next_attempt(Reason::InvalidClient, attempts, failed_at, None).as_second() - ISSUED;
+        assert_eq!([1, 2, 3, 4, 5, 6, 99].map(wait), [900, 1800, 3600, 7200, 14_400, 21_600, 21_600]);
+    }
+
+    #[test]
+    fn retry_after_is_obeyed_and_capped_at_an_hour() {
+        let failed_at = Timestamp::from_second(ISSUED).unwrap();
+        let wait = |seconds| {
+            next_attempt(Reason::Throttled, 1, failed_at, Some(SignedDuration::from_secs(seconds))).as_second() - ISSUED
+        };
+        assert_eq!([0, 3, 60, 1_000_000_000].map(wait), [5, 5, 60, 3600]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_renewal_is_after_the_issue_and_before_the_end(
+            lifetime in 1i64..40_000_000, min_validity in 0u64..1440, renew_before in proptest::option::of(1u64..1440), uid in "[a-f0-9-]{36}",
+        ) {
+            let token = token(lifetime);
+            let plan = renewal(&token, &minutes(min_validity, renew_before), &uid);
+            prop_assert!(plan.at > token.issued_at);
+            prop_assert!(plan.at <= token.expires_at);
+            prop_assert!(plan.at >= token.issued_at + (token.expires_at.duration_since(token.issued_at) * 2) / 5);
+        }
+
+        #[test]
+        fn the_next_attempt_is_in_the_future_and_within_six_hours(attempts in 1u32.., retry_after in proptest::option::of(0i64..i64::MAX / 2)) {
+            let failed_at = Timestamp::from_second(ISSUED).unwrap();
+            for reason in Reason::ALL {
+                let at = next_attempt(*reason, attempts, failed_at, retry_after.map(SignedDuration::from_secs));
+                prop_assert!(at > failed_at && at.as_second() - ISSUED <= 6 * 3600);
+            }
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! The status that tells a user what was observed, done and decided, and the Events that tell of its turns. Pure.
+
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::{SignedDuration, Timestamp},
+};
+
+use super::{
+    Decision, Observed, checks,
+    inputs::rfc3339,
+    observed::{Published, Target, TokenFacts},
+    schedule,
+};
+use crate::api::{
+    ConditionType, Reason,
+    condition::{self, upsert},
+    credential::{MailCredentialStatus, TokenStatus},
+};
+
+/// The status of a credential after a decision.
+pub fn status(observed: &Observed, decision: &Decision, now: Timestamp) -> MailCredentialStatus {
+    let before = observed.credential.status.clone().unwrap_or_default();
+    let history = &observed.history;
+    let own = observed.target.own();
+    MailCredentialStatus {
+        observed_generation: observed.credential.metadata.generation,
+        conditions: conditions(observed, decision, before.conditions.clone(), now),
+        secret_name: own.map(|published| published.name.clone()).or_else(|| match observed.target {
+            // While the token still stands under the old name, that is where it is.
+            Target::Absent => observed.previous.as_ref().map(|published| published.name.clone()),
+            Target::Own(_) | Target::Foreign(_) => None,
+        }),
+        secret_resource_version: own.map(|published| published.resource_version.clone()),
+        token: own.and_then(|published| token_status(observed, published, before.token.as_ref())),
+        client: history.client.clone(),
+        failed_attempts: Some(i32::try_from(history.failed_attempts).unwrap_or(i32::MAX)),
+        last_failure_time: history.last_failure.map(Time),
+        next_attempt_time: history.next_attempt.map(Time),
+        last_error: history.last_error.clone(),
+        failed_with: history.failed_with.clone(),
+        last_handled_reissue: history
+            .handled_reissue
+            .clone()
+            .or_else(|| own.and_then(|published| published.handled_reissue.clone())),
+    }
+}
+
+fn token_status(observed: &Observed, published: &Published, before: Option<&TokenStatus>) -> Option<TokenStatus> {
+    let token = published.token.as_ref()?;
+    let known = before.filter(|status| status.fingerprint == token.fingerprint).map_or(0, |status| status.length);
+    Some(TokenStatus {
+        issued_at: Time(token.issued_at),
+        expires_at: Time(token.expires_at),
+        renewal_time: Time(whole_seconds(plan(observed, token).at)),
+        scopes: token.scopes.clone(),
+        fingerprint: token.fingerprint.clone(),
+        length: token.length.and_then(|length| i64::try_from(length).ok()).unwrap_or(known),
+    })
+}
+
+fn plan(observed: &Observed, token: &TokenFacts) -> schedule::RenewalPlan {
+    schedule::renewal(token, &observed.credential.spec.renewal, checks::uid(&observed.credential))
+}
+
+fn whole_seconds(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).unwrap_or(at)
+}
+
+fn conditions(
+    observed: &Observed,
+    decision: &Decision,
+    mut conditions: Vec<Condition>,
+    now: Timestamp,
+) -> Vec<Condition> {
+    let generation = observed.credential.metadata.generation.unwrap_or_default();
+    let set = |conditions: &mut Vec<Condition>, kind, status, reason, message| {
+        upsert(conditions, kind, status, reason, message, generation, now);
+    };
+
+    let (ready, reason, message) = readiness(observed, decision, now);
+    set(&mut conditions, ConditionType::Ready, ready, reason, message);
+
+    match (decision, &observed.history.last) {
+        (Decision::Suspended, _) => set(
+            &mut conditions,
+            ConditionType::Renewed,
+            false,
+            Reason::Suspended,
+            "spec.suspend is true: no token is asked for".to_owned(),
+        ),
+        // What was said before a suspension is no word about the attempts.
+        (_, Some((Reason::Suspended, _))) | (_, None) => condition::remove(&mut conditions, ConditionType::Renewed),
+        (_, Some((reason, message))) => {
+            let succeeded = *reason == Reason::RenewalSucceeded;
+            set(&mut conditions, ConditionType::Renewed, succeeded, *reason, message.clone());
+        }
+    }
+
+    let stalled = stall(observed, decision);
+    match &stalled {
+        Some((reason, message)) => set(&mut conditions, ConditionType::Stalled, true, *reason, message.clone()),
+        None => condition::remove(&mut conditions, ConditionType::Stalled),
+    }
+
+    if !ready && stalled.is_none() && !matches!(decision, Decision::Suspended) {
+        let message = progress(observed, decision);
+        set(&mut conditions, ConditionType::Reconciling, true, Reason::Progressing, message);
+    } else {
+        condition::remove(&mut conditions, ConditionType::Reconciling);
+    }
+
+    match client_ending(observed, now) {
+        Some((reason, message)) => {
+            set(&mut conditions, ConditionType::ClientCredentialExpiringSoon, true, reason, message);
+        }
+        None => condition::remove(&mut conditions, ConditionType::ClientCredentialExpiringSoon),
+    }
+    conditions
+}
+
+/// `Ready` follows the token in the Secret, never the quarrel with the provider.
+fn readiness(observed: &Observed, decision: &Decision, now: Timestamp) -> (bool, Reason, String) {
+    let name = observed.target_name();
+    let token = observed.target.own().and_then(|published| Some((published, published.token.as_ref()?)));
+    let blocked = blocking(observed, decision);
+    match token {
+        Some((published, token)) if token.is_unexpired(now) && observed.is_for_this_spec(published) => {
+            (true, Reason::TokenValid, valid_message(observed, &name, token))
+        }
+        Some((_, token)) if !token.is_unexpired(now) => {
+            let why = blocked.map(|(_, message)| format!(": {message}")).unwrap_or_default();
+            (
+                false,
+                Reason::Expired,
+                format!("the token in the Secret {name} ended at {}{why}", rfc3339(token.expires_at)),
+            )
+        }
+        Some(_) | None => match blocked {
+            Some((reason, message)) => (false, reason, message),
+            None => (false, Reason::Pending, progress(observed, decision)),
+        },
+    }
+}
+
+fn valid_message(observed: &Observed, name: &str, token: &TokenFacts) -> String {
+    let plan = plan(observed, token);
+    let short = plan.too_short.map(|lifetime| {
+        format!(
+            ". {}: the provider's tokens live {}, so spec.renewal.minValidity {} cannot be kept: lengthen their life at \
+             the provider, or shorten minValidity",
+            Reason::LifetimeTooShort.as_str(),
+            words(lifetime),
+            words(SignedDuration::try_from(std::time::Duration::from(observed.credential.spec.renewal.min_validity)).unwrap_or_default()),
+        )
+    });
+    format!(
+        "the Secret {name} holds a token for {} that is valid until {}{}",
+        observed.credential.spec.mailbox.user(),
+        rfc3339(token.expires_at),
+        short.unwrap_or_default()
+    )
+}
+
+/// Hours, minutes and seconds as in a spec.
+pub fn words(duration: SignedDuration) -> String {
+    let seconds = duration.as_secs();
+    let parts = [(seconds / 3600, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
+    let text: String = parts.iter().filter(|(n, _)| *n > 0).map(|(n, unit)| format!("{n}{unit}")).collect();
+    if text.is_empty() { "0s".to_owned() } else { text }
+}
+
+/// What keeps a new token from coming.
+fn blocking(observed: &Observed, decision: &Decision) -> Option<(Reason, String)> {
+    match decision {
+        Decision::Stall(blocker) => Some((blocker.reason, blocker.message.clone())),
+        Decision::Suspended => {
+            let name = &observed.credential.metadata.name.clone().unwrap_or_default();
+            let namespace = checks::namespace(&observed.credential);
+            Some((
+                Reason::Suspended,
+                format!(
+                    "suspended: `kubectl -n {namespace} patch mailcredential {name} --type merge -p \
+                     '{{\"spec\":{{\"suspend\":false}}}}'` lets it go on"
+                ),
+            ))
+        }
+        Decision::BackOff { .. } | Decision::InFlight | Decision::Issue(_) => {
+            observed.history.failure().map(|(reason, message)| (reason, message.to_owned()))
+        }
+        Decision::Store | Decision::Publish(_) | Decision::Wait { .. } => None,
+    }
+}
+
+/// `Stalled` stands while nothing will change until a person acts: also while a permanent refusal is retried slowly.
+fn stall(observed: &Observed, decision: &Decision) -> Option<(Reason, String)> {
+    let (reason, message) = blocking(observed, decision)?;
+    let waiting =
+        matches!(decision, Decision::Stall(_) | Decision::BackOff { .. } | Decision::InFlight | Decision::Issue(_));
+    // A provider that is not ready yet stalls the credential too, whatever made it so.
+    (waiting && (reason.stalls() || matches!(decision, Decision::Stall(_)))).then_some((reason, message))
+}
+
+fn progress(observed: &Observed, decision: &Decision) -> String {
+    match decision {
+        Decision::BackOff { .. } => match observed.history.failure() {
+            Some((_, message)) => format!("the next attempt is at status.nextAttemptTime: {message}"),
+            None => "waiting for the next attempt".to_owned(),
+        },
+        _ => "a token is being obtained".to_owned(),
+    }
+}
+
+/// Days before the end of a client secret at which it is told.
+const ENDINGS: [(i64, Reason); 3] = [(1, Reason::Within1d), (7, Reason::Within7d), (30, Reason::Within30d)];
+
+fn client_ending(observed: &Observed, now: Timestamp) -> Option<(Reason, String)> {
+    let client = observed.history.client.as_ref()?;
+    let end = client.expires_at.as_ref()?.0;
+    let reason = ending(end, now)?;
+    Some((
+        reason,
+        format!(
+            "spec.client.authentication[{}] ({}) of the {} ends at {}: make a new one at the provider, put it into the \
+             Secret that is referred to, and set its expiresAt",
+            client.index,
+            client.method,
+            checks::provider_words(&observed.credential),
+            rfc3339(end)
+        ),
+    ))
+}
+
+fn ending(end: Timestamp, now: Timestamp) -> Option<Reason> {
+    let left = end.duration_since(now);
+    ENDINGS.iter().find(|(days, _)| left <= SignedDuration::from_hours(days * 24)).map(|(_, reason)| *reason)
+}
+
+/// When the status may have to change by itself, whatever else happens.
+pub fn next_turn(observed: &Observed, now: Timestamp) -> Option<Timestamp> {
+    let expiry = observed.token().map(|token| token.expires_at);
+    let endings = observed
+        .history
+        .client
+        .as_ref()
+        .and_then(|client| client.expires_at.as_ref())
+        .map(|end| ENDINGS.iter().map(move |(days, _)| end.0 - SignedDuration::from_hours(days * 24)));
+    expiry.into_iter().chain(endings.into_iter().flatten()).filter(|at| *at > now).min()
+}
+
+/// Whether a status is worth a write while a request is under way: only an end that has come is. A credential that
+/// gets its token at once goes from nothing to `Ready` in one write.
+pub fn tells_of_an_end(before: &[Condition], after: &[Condition]) -> bool {
+    let expired =
+        condition::find(after, ConditionType::Ready).is_some_and(|ready| ready.reason == Reason::Expired.as_str());
+    expired && condition::is_true(before, ConditionType::Ready)
+}
+
+/// Something to tell on the object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// A Warning, or Normal.
+    pub warning: bool,
+    /// The reason.
+    pub reason: Reason,
+    /// What happened.
+    pub note: String,
+}
+
+/// The Events for the turn from `before` to `after`: a Warning when a condition turns bad, Normal when it recovers, one
+/// for each reason. An uneventful issue or renewal has none.
+pub fn notices(before: &[Condition], after: &[Condition]) -> Vec<Notice> {
+    let mut notices: Vec<Notice> = vec![];
+    let mut add = |warning, condition: &Condition| {
+        let Some(reason) = Reason::parse(&condition.reason) else { return };
+        if !notices.iter().any(|notice| notice.reason == reason) {
+            notices.push(Notice { warning, reason, note: condition.message.clone() });
+        }
+    };
+    for kind in [ConditionType::Stalled, ConditionType::ClientCredentialExpiringSoon] {
+        let (old, new) = (condition::find(before, kind), condition::find(after, kind));
+        if let Some(new) = new.filter(|new| old.is_none_or(|old| old.reason != new.reason)) {
+            add(true, new);
+        }
+    }
+    for kind in [ConditionType::Renewed, ConditionType::Ready] {
+        let (old, new) = (condition::find(before, kind), condition::find(after, kind));
+        let Some(new) = new else { continue };
+        let was_bad = old.is_some_and(|old| old.status != "True");
+        let quiet = [Reason::Pending.as_str(), Reason::Suspended.as_str()];
+        match (was_bad, new.status == "True") {
+            (true, true) if !quiet.contains(&old.map_or("", |old| old.reason.as_str())) => add(false, new),
+            (false, false) if !quiet.contains(&new.reason.as_str()) => add(true, new),
+            _ => {}
+        }
+    }
+    let short = |conditions: &[Condition]| {
+        condition::find(conditions, ConditionType::Ready)
+            .filter(|ready| ready.message.contains(Reason::LifetimeTooShort.as_str()))
+            .map(|ready| ready.message.clone())
+    };
+    if let (None, Some(note)) = (short(before), short(after)) {
+        notices.push(Notice { warning: true, reason: Reason::LifetimeTooShort, note });
+    }
+    notices
+}

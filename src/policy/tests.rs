@@ -1,0 +1,3 @@
+//! The decisions, one sentence a test.
+
+pub(crate) mod fixtures;
