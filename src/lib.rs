@@ -1,3 +1,4 @@
 //! The broker as a library.
 
 pub mod clock;
+pub mod egress;
