@@ -2,7 +2,9 @@
 
 pub mod api;
 pub mod clock;
+pub mod egress;
 pub mod error;
+pub mod idp;
 pub mod oauth;
 pub mod policy;
 pub mod providers;

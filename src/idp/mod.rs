@@ -1,0 +1,380 @@
+//! The one HTTP client towards providers: what it sends is a credential, and whom it sends it to is a tenant's choice.
+//!
+//! - Only https, TLS 1.2 or newer, and no switch that turns verification off. No redirect is followed, no proxy is taken
+//!   from the environment, no answer is decompressed.
+//! - Only addresses that the [`EgressPolicy`] permits are connected to; see [`crate::egress`].
+//! - Nothing a server does costs more than `request_timeout` and [`BODY_LIMIT`] bytes (and as much again for headers).
+//! - A request is written to a connection once. A refresh token may be valid for one use, so nothing is repeated in
+//!   here: what to do after a failure is the caller's decision. (The one thing that is done over is a request of which
+//!   nothing was written yet, when a pooled connection turns out to be closed.)
+//! - At most 32 requests to one host and 128 in all are in flight; further ones wait in their host's own queue.
+//! - Neither bodies nor header values appear in errors, logs or any `Debug`.
+
+mod error;
+mod queue;
+mod trust;
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use http::header::{AUTHORIZATION, Entry};
+use http::uri::Scheme;
+use k8s_openapi::jiff::Timestamp;
+use rustls::{ClientConfig, RootCertStore};
+use sha2::{Digest, Sha256};
+use url::{Host, Url};
+use zeroize::Zeroizing;
+
+use crate::clock::Clock;
+use crate::egress::{Denied, EgressPolicy, GuardedResolver};
+
+pub use self::error::{TlsProblem, TransportError};
+pub use self::queue::{PER_HOST_LIMIT, TOTAL_LIMIT};
+pub use self::trust::{BUNDLE_LIMIT, BundleError};
+
+use self::queue::Queue;
+
+/// Bytes of a response body that are read, at most: token responses take a few thousand, a discovery document or a key
+/// set rarely more than 20,000.
+pub const BODY_LIMIT: usize = 256 * 1024;
+
+/// How providers see us.
+const USER_AGENT: &str = concat!("mail-token-broker/", env!("CARGO_PKG_VERSION"));
+
+/// Long enough to reuse a connection in a burst; shorter than the 5 s after which common servers close an idle one, since
+/// a request written into that moment is lost and its fate unknown.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Connections kept to one host while idle; in a burst the next request takes one over at once.
+const POOL_IDLE_PER_HOST: usize = 8;
+
+/// Header fields of an HTTP/1.1 response; hyper's own default, made explicit. It stops reading a head at 400 KiB.
+const HTTP1_HEADERS: usize = 100;
+
+/// Bytes of all header fields of an HTTP/2 response.
+const HTTP2_HEADER_BYTES: u32 = 32 * 1024;
+
+/// What an HTTP/2 server may send ahead of our reading, on a stream: the protocol's default instead of hyper's 2 MiB.
+const HTTP2_STREAM_WINDOW: u32 = 64 * 1024;
+
+/// The same for a connection with all its streams.
+const HTTP2_CONNECTION_WINDOW: u32 = 512 * 1024;
+
+/// A dead HTTP/2 connection would otherwise be used again by every following request until TCP gives up on it.
+const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Clients for CA bundles that are kept although nobody holds them at the moment: a reconcile asks for one, uses it, and
+/// lets it go, and the next one a moment later should find its connections.
+const RECENT_CLIENTS: usize = 8;
+
+/// How all clients behave.
+#[derive(Clone)]
+pub struct Settings {
+    /// The total time of one request: names, connecting, TLS, headers and body; waiting in the queue does not count.
+    pub request_timeout: Duration,
+    /// Which addresses may be connected to.
+    pub egress: EgressPolicy,
+    /// The proxy that all requests go through by CONNECT, `http` or `https`, with user info where it asks for that.
+    pub proxy: Option<Url>,
+}
+
+/// Why the settings give no working client; all of it shows at the start.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// The egress proxy's URL cannot be used.
+    #[error("the egress proxy's URL must be http or https and have a host")]
+    Proxy,
+    /// The HTTP or TLS library refused to start.
+    #[error("the http client could not be built")]
+    Client(#[source] reqwest::Error),
+    /// No TLS version or cipher is available.
+    #[error("tls could not be set up")]
+    Tls(#[source] rustls::Error),
+}
+
+/// The clients of the broker: one for each distinct CA bundle, all under the same caps.
+#[derive(Clone)]
+pub struct IdpClients(Arc<Shared>);
+
+struct Shared {
+    settings: Settings,
+    policy: Arc<EgressPolicy>,
+    clock: Clock,
+    queue: Queue,
+    system_roots: RootCertStore,
+    system_client: Arc<Pool>,
+    bundled: Mutex<Bundled>,
+}
+
+/// One connection pool with its own trust; the type exists to be held weakly.
+struct Pool(reqwest::Client);
+
+#[derive(Default)]
+struct Bundled {
+    in_use: HashMap<BundleHash, Weak<Pool>>,
+    recent: VecDeque<(BundleHash, Arc<Pool>)>,
+}
+
+type BundleHash = [u8; 32];
+
+impl IdpClients {
+    /// Reads the system's roots and builds the client that trusts those alone.
+    ///
+    /// Fails only for what no request could get over: an unusable proxy URL, a TLS library that does not start.
+    pub fn new(settings: Settings, clock: Clock) -> Result<Self, SetupError> {
+        let policy = Arc::new(settings.egress.clone());
+        let system_roots = trust::system_roots();
+        let tls = trust::client_config(system_roots.clone()).map_err(SetupError::Tls)?;
+        let system_client = Arc::new(Pool(build_client(&settings, &policy, tls)?));
+        Ok(Self(Arc::new(Shared {
+            settings,
+            policy,
+            clock,
+            queue: Queue::default(),
+            system_roots,
+            system_client,
+            bundled: Mutex::default(),
+        })))
+    }
+
+    /// The client that trusts the system's roots, and the certificates in `ca_bundle` (PEM) as well.
+    pub fn for_trust(&self, ca_bundle: Option<&[u8]>) -> Result<IdpClient, BundleError> {
+        let pool = match ca_bundle {
+            None => self.0.system_client.clone(),
+            Some(bundle) => self.0.pool_for(bundle)?,
+        };
+        Ok(IdpClient { pool, shared: self.0.clone() })
+    }
+}
+
+impl Shared {
+    fn pool_for(&self, bundle: &[u8]) -> Result<Arc<Pool>, BundleError> {
+        trust::check_size(bundle)?;
+        let hash: BundleHash = Sha256::digest(bundle).into();
+        if let Some(pool) = self.bundled().find(hash) {
+            return Ok(pool);
+        }
+        let mut roots = self.system_roots.clone();
+        trust::add_bundle(&mut roots, bundle)?;
+        let tls = trust::client_config(roots).map_err(|_| BundleError::Unusable)?;
+        let client = build_client(&self.settings, &self.policy, tls).map_err(|_| BundleError::Unusable)?;
+        Ok(self.bundled().keep(hash, Arc::new(Pool(client))))
+    }
+
+    fn bundled(&self) -> std::sync::MutexGuard<'_, Bundled> {
+        self.bundled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Bundled {
+    fn find(&mut self, hash: BundleHash) -> Option<Arc<Pool>> {
+        let pool = self.in_use.get(&hash)?.upgrade()?;
+        Some(self.keep(hash, pool))
+    }
+
+    fn keep(&mut self, hash: BundleHash, pool: Arc<Pool>) -> Arc<Pool> {
+        self.recent.retain(|(other, _)| *other != hash);
+        self.recent.push_front((hash, pool.clone()));
+        self.recent.truncate(RECENT_CLIENTS);
+        self.in_use.retain(|_, other| other.strong_count() > 0);
+        self.in_use.insert(hash, Arc::downgrade(&pool));
+        pool
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the one place that builds the client")]
+fn build_client(
+    settings: &Settings,
+    policy: &Arc<EgressPolicy>,
+    tls: ClientConfig,
+) -> Result<reqwest::Client, SetupError> {
+    let mut resolver = GuardedResolver::new(policy.clone());
+    let mut builder = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .https_only(true)
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .referer(false)
+        .retry(reqwest::retry::never())
+        .user_agent(USER_AGENT)
+        // Whoever gave up on a connection leaves it to finish in the background: it must not do so for ever.
+        .connect_timeout(settings.request_timeout)
+        .tcp_user_timeout(settings.request_timeout)
+        .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+        .pool_max_idle_per_host(POOL_IDLE_PER_HOST)
+        .http1_max_headers(HTTP1_HEADERS)
+        .http2_max_header_list_size(HTTP2_HEADER_BYTES)
+        .http2_initial_stream_window_size(HTTP2_STREAM_WINDOW)
+        .http2_initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
+        .http2_keep_alive_interval(HTTP2_PING_INTERVAL)
+        .http2_keep_alive_timeout(HTTP2_PING_INTERVAL);
+    if let Some(proxy) = &settings.proxy {
+        let host = proxy.host_str().filter(|_| matches!(proxy.scheme(), "http" | "https"));
+        resolver = resolver.exempt(host.ok_or(SetupError::Proxy)?.to_owned());
+        builder = builder.proxy(reqwest::Proxy::all(proxy.clone()).map_err(|_| SetupError::Proxy)?);
+    }
+    builder.dns_resolver(resolver).build().map_err(SetupError::Client)
+}
+
+/// Sends requests to providers; cheap to clone, and worth keeping while there is something to send.
+#[derive(Clone)]
+pub struct IdpClient {
+    pool: Arc<Pool>,
+    shared: Arc<Shared>,
+}
+
+/// A request that was answered.
+pub struct Exchange {
+    /// When the request left the queue: the lifetime of what it brought counts from here.
+    pub sent_at: Timestamp,
+    /// The answer, whatever its status. Header values are marked sensitive; the body must not be logged.
+    pub response: http::Response<Zeroizing<Vec<u8>>>,
+}
+
+impl fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exchange")
+            .field("sent_at", &self.sent_at)
+            .field("status", &self.response.status())
+            .field("body_length", &self.response.body().len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl IdpClient {
+    /// Sends `request` when its turn comes, unless `still_allowed` (asked at that moment) says no.
+    ///
+    /// Any status is an answer, also a redirect. Dropping the future takes the request back, out of the queue or off the
+    /// connection.
+    pub async fn send(
+        &self,
+        mut request: http::Request<Vec<u8>>,
+        still_allowed: impl FnOnce() -> bool + Send,
+    ) -> Result<Exchange, TransportError> {
+        let target = Target::of(request.uri())?;
+        if let Some(literal) = target.literal {
+            self.shared.policy.judge(literal).map_err(|denied| target.denied(denied))?;
+        }
+        if let Entry::Occupied(mut values) = request.headers_mut().entry(AUTHORIZATION) {
+            values.iter_mut().for_each(|value| value.set_sensitive(true));
+        }
+        let _permit = self.shared.queue.enter(target.queue()).await;
+        if !still_allowed() {
+            return Err(TransportError::Withheld);
+        }
+        let sent_at = self.shared.clock.now();
+        let limit = self.shared.settings.request_timeout;
+        match tokio::time::timeout(limit, self.exchange(request, &target)).await {
+            Ok(answered) => answered.map(|response| Exchange { sent_at, response }),
+            Err(_) => Err(TransportError::TimedOut { host: target.host, after: limit }),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        request: http::Request<Vec<u8>>,
+        target: &Target,
+    ) -> Result<http::Response<Zeroizing<Vec<u8>>>, TransportError> {
+        if self.shared.settings.proxy.is_some() && target.literal.is_none() {
+            self.judge_name(target).await?;
+        }
+        let (parts, body) = request.into_parts();
+        let mut outgoing = reqwest::Request::new(parts.method, target.url.clone());
+        *outgoing.headers_mut() = parts.headers;
+        *outgoing.body_mut() = Some(body.into());
+
+        let failed = |error| self.failure(error, target);
+        let mut incoming = self.pool.0.execute(outgoing).await.map_err(failed)?;
+        let body = read_body(&mut incoming, failed).await?;
+        let mut response = http::Response::new(body);
+        *response.status_mut() = incoming.status();
+        *response.version_mut() = incoming.version();
+        *response.headers_mut() = std::mem::take(incoming.headers_mut());
+        response.headers_mut().values_mut().for_each(|value| value.set_sensitive(true));
+        Ok(response)
+    }
+
+    /// Behind a proxy it is the proxy that connects, to whichever of the addresses it likes: all must be permitted.
+    async fn judge_name(&self, target: &Target) -> Result<(), TransportError> {
+        let resolution = self.shared.policy.resolve(&target.host).await.map_err(TransportError::from)?;
+        match resolution.denied {
+            Some(denied) => Err(target.denied(denied)),
+            None => Ok(()),
+        }
+    }
+
+    fn failure(&self, error: reqwest::Error, target: &Target) -> TransportError {
+        error::classify(&error, &target.host, self.shared.settings.request_timeout)
+    }
+}
+
+/// Where a request goes.
+struct Target {
+    url: Url,
+    host: String,
+    /// The address, where the host is one; `url` has read decimal, octal, hexadecimal and short spellings.
+    literal: Option<IpAddr>,
+}
+
+impl Target {
+    fn of(uri: &http::Uri) -> Result<Self, TransportError> {
+        if uri.scheme() != Some(&Scheme::HTTPS) {
+            return Err(TransportError::UnsupportedScheme);
+        }
+        let invalid = |detail: &str| TransportError::InvalidUrl { detail: detail.to_owned() };
+        let url = Url::parse(&uri.to_string()).map_err(|error| invalid(&error.to_string()))?;
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(invalid("user information is not allowed"));
+        }
+        let (host, literal) = match url.host() {
+            Some(Host::Domain(name)) => (name.to_owned(), None),
+            Some(Host::Ipv4(address)) => (address.to_string(), Some(IpAddr::V4(address))),
+            Some(Host::Ipv6(address)) => (address.to_string(), Some(IpAddr::V6(address))),
+            None => return Err(invalid("there is no host")),
+        };
+        Ok(Self { url, host, literal })
+    }
+
+    /// One host has one queue, however it is spelled.
+    fn queue(&self) -> (String, u16) {
+        let port = self.url.port_or_known_default().unwrap_or(443);
+        (self.host.trim_end_matches('.').to_owned(), port)
+    }
+
+    fn denied(&self, denied: Denied) -> TransportError {
+        TransportError::EgressDenied { host: self.host.clone(), address: denied.address, range: denied.range }
+    }
+}
+
+async fn read_body(
+    response: &mut reqwest::Response,
+    failed: impl Fn(reqwest::Error) -> TransportError,
+) -> Result<Zeroizing<Vec<u8>>, TransportError> {
+    let too_large = || TransportError::BodyTooLarge { limit: BODY_LIMIT };
+    let announced = usize::try_from(response.content_length().unwrap_or(0)).unwrap_or(usize::MAX);
+    if announced > BODY_LIMIT {
+        return Err(too_large());
+    }
+    let mut body = Zeroizing::new(Vec::with_capacity(announced));
+    while let Some(chunk) = response.chunk().await.map_err(&failed)? {
+        if body.len() + chunk.len() > BODY_LIMIT {
+            return Err(too_large());
+        }
+        append(&mut body, &chunk);
+    }
+    Ok(body)
+}
+
+/// Grows by copying into a larger buffer and wiping the smaller one, which `Vec` by itself would leave behind as it was.
+fn append(body: &mut Zeroizing<Vec<u8>>, chunk: &[u8]) {
+    let length = body.len() + chunk.len();
+    if length > body.capacity() {
+        let mut larger = Zeroizing::new(Vec::with_capacity(length.next_power_of_two()));
+        larger.extend_from_slice(body);
+        *body = larger;
+    }
+    body.extend_from_slice(chunk);
+}
