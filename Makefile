@@ -1,0 +1,54 @@
+# The same words as in README.md and in CI. Everything else that can be run by hand is in tools/README.md.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-down check test audit crds image
+
+CARGO ?= nice cargo
+TEST_DEMO := target/demo
+
+step = @printf '\n== %s\n' '$(1)'
+
+help: ## This list
+	@sed -nE 's/^([a-z-]+):.* ## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+setup: ## Install and build what the rest needs: once, about 15 minutes
+	$(call step,setup: the tools of tests and demo)
+	@tools/setup
+
+demo: ## The broker with a real API server, Keycloak, Dovecot and Postfix on this machine; as root
+	@tools/demo up .demo
+
+demo-down: ## Stop the demo and remove all of it
+	@tools/demo down .demo
+
+check: ## Format, lints, dependencies, generated files, unit tests: seconds when warm
+	$(call step,check: format)
+	@$(CARGO) fmt --check
+	@tools/shellcheck
+	$(call step,check: licences and sources of dependencies)
+	@tools/run cargo-deny --log-level error check bans licenses sources
+	$(call step,check: lints)
+	@$(CARGO) clippy --quiet --locked --all-targets -- -D warnings
+	$(call step,check: crds/ and the chart)
+	@tools/crds --check
+	$(call step,check: unit tests)
+	@$(CARGO) test --quiet --locked --lib --bins
+
+test: setup check ## All tests, and the demo once to its end: what CI runs
+	$(call step,test: all tests)
+	@$(CARGO) test --locked
+	$(call step,test: the demo)
+	@tools/demo once $(TEST_DEMO)
+
+audit: ## Known vulnerabilities among the dependencies: needs the advisory database on GitHub
+	@tools/setup deny
+	@tools/run cargo-deny check advisories
+
+crds: ## Write crds/ and the chart's copy of it from the types
+	@tools/crds
+
+image: ## The container image, without a Docker engine
+	@tools/setup image
+	@tools/build-image
