@@ -1,0 +1,171 @@
+//! One token request, in a task of its own: a slow provider holds up no reconcile, and no watch event cancels it.
+
+use std::{panic::AssertUnwindSafe, sync::Arc};
+
+use futures::FutureExt as _;
+use kube::ResourceExt as _;
+
+use super::{
+    Context,
+    material::{self, Authentication, Prepared},
+    stores::{ProviderKey, ProviderObject},
+};
+use crate::{
+    api::{MailCredential, Reason, credential::ClientStatus, names},
+    idp::TransportError,
+    oauth::{Refusal, TokenRequest, read_token_response, token_request},
+    policy::{
+        Observed,
+        advice::Place,
+        checks,
+        inputs,
+        observed::Held,
+    },
+    providers::{self, Profile},
+};
+
+/// How an attempt ended.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// With a token.
+    Issued(Box<Held>),
+    /// Without one.
+    Refused {
+        /// Why.
+        refusal: Refusal,
+        /// Where.
+        place: Place,
+        /// The client authentication that was tried last.
+        client: Option<ClientStatus>,
+    },
+}
+
+/// Begins an attempt. Its outcome is left in the memory, and the credential is woken.
+pub(super) fn start(observed: &Observed, context: &Arc<Context>) {
+    let credential = observed.credential.clone();
+    let uid = credential.uid().unwrap_or_default();
+    context.memory.with(&uid, |entry| entry.in_flight = true);
+    let first = observed.history.client.as_ref().and_then(|client| usize::try_from(client.index).ok()).unwrap_or(0);
+    let context = context.clone();
+    let span = tracing::info_span!("token request", namespace = checks::namespace(&credential), name = %credential.name_any());
+    tokio::spawn(tracing::Instrument::instrument(
+        async move {
+            let attempted = AssertUnwindSafe(attempt(&credential, first, &context)).catch_unwind().await;
+            let outcome = attempted.unwrap_or_else(|_| {
+                context.metrics.reconcile_error("panic");
+                tracing::error!("the token request panicked");
+                Some(refused(Refusal::new(Reason::RequestRefused, "the broker failed: see its log"), place(&credential, None), None))
+            });
+            context.memory.with(&uid, |entry| {
+                entry.in_flight = false;
+                entry.outcome = outcome;
+            });
+            context.waker.credential((checks::namespace(&credential).to_owned(), credential.name_any()));
+        },
+        span,
+    ));
+}
+
+fn refused(refusal: Refusal, place: Place, client: Option<ClientStatus>) -> Outcome {
+    Outcome::Refused { refusal, place, client }
+}
+
+/// `None`: nothing was asked, because the provider turned out not to be usable (its own status tells), or because
+/// another broker leads now.
+async fn attempt(credential: &Arc<MailCredential>, first: usize, context: &Context) -> Option<Outcome> {
+    let key = ProviderKey::of(credential);
+    let object = context.stores.provider(&key)?;
+    let prepared = match context.material.prepare(&object, false, context).await {
+        Ok(Ok(prepared)) => prepared,
+        Ok(Err(_)) => {
+            context.waker.provider(key);
+            return None;
+        }
+        Err(error) => {
+            let what = material::told(&error);
+            context.metrics.reconcile_error(error.category());
+            return Some(refused(Refusal::new(Reason::ProviderUnavailable, what), place(credential, None), None));
+        }
+    };
+    let profile = providers::profile(object.spec())?;
+    let count = prepared.authentication.len();
+    let mut last = None;
+    // The entry in use stays in use until it is refused; then the next is tried, going round.
+    for entry in prepared.authentication.iter().cycle().skip(first.min(count)).take(count) {
+        let Ok(_) = &entry.auth else { continue };
+        match try_with(entry, credential, &object, &profile, &prepared, context).await? {
+            Ok(held) => return Some(Outcome::Issued(Box::new(held))),
+            Err(refusal) => {
+                let next = matches!(refusal.reason, Reason::InvalidClient | Reason::ClientSecretExpired);
+                last = Some(refused(refusal, place(credential, Some(entry)), Some(client_status(entry))));
+                if !next {
+                    break;
+                }
+            }
+        }
+    }
+    last
+}
+
+async fn try_with(
+    entry: &Authentication,
+    credential: &MailCredential,
+    object: &ProviderObject,
+    profile: &Profile,
+    prepared: &Prepared,
+    context: &Context,
+) -> Option<Result<Held, Refusal>> {
+    let auth = entry.auth.as_ref().ok()?;
+    let scopes = inputs::scopes(credential, object.spec(), profile);
+    let request = TokenRequest { token_url: &prepared.endpoints.token_url, client_id: &object.spec().client.id, auth, scopes: &scopes };
+    let Ok(wire) = token_request(&request) else {
+        return Some(Err(Refusal::new(Reason::RequestRefused, "the token endpoint is no URL that can be asked")));
+    };
+    let leadership = context.leadership.clone();
+    let timer = context.metrics.token_request(profile.preset);
+    let answer = match prepared.client.send(wire, move || leadership.is_leader()).await {
+        Ok(exchange) => read_token_response(&exchange.response, exchange.sent_at, &scopes).map_err(|mut refusal| {
+            (profile.refine)(&mut refusal);
+            refusal
+        }),
+        Err(TransportError::Withheld) => {
+            tracing::info!("another broker leads now: the token request was not sent");
+            return None;
+        }
+        Err(error) => {
+            let (reason, message) = material::transport(&error, &object.key());
+            Err(Refusal::new(reason, message))
+        }
+    };
+    let outcome = answer.as_ref().err().map_or(Reason::RenewalSucceeded, |refusal| refusal.reason);
+    timer.observe(inputs::grant_type(credential), outcome);
+    match &answer {
+        Ok(answer) => tracing::info!(expires_at = %answer.token.expires_at, fingerprint = %answer.token.fingerprint(), "obtained a token"),
+        Err(refusal) => tracing::warn!(reason = refusal.reason.as_str(), what = %refusal.what, "obtained no token"),
+    }
+    if answer.as_ref().is_err_and(|refusal| refusal.reason == Reason::MalformedResponse) {
+        context.material.distrust(&object.key());
+    }
+    Some(answer.map(|answer| Held {
+        answer,
+        issued_for: inputs::issued_for(credential, object.spec(), profile, &scopes),
+        reissue: credential.annotations().get(names::ANNOTATION_REISSUE).cloned(),
+        client: Some(client_status(entry)),
+    }))
+}
+
+fn client_status(entry: &Authentication) -> ClientStatus {
+    ClientStatus {
+        method: entry.method.to_owned(),
+        index: i32::try_from(entry.index).unwrap_or_default(),
+        expires_at: entry.expires_at.clone(),
+    }
+}
+
+fn place(credential: &MailCredential, entry: Option<&Authentication>) -> Place {
+    Place {
+        provider: checks::provider_words(credential),
+        provider_command: checks::provider_command(credential),
+        secret: entry.and_then(|entry| entry.source.clone()),
+    }
+}

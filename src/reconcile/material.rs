@@ -1,0 +1,437 @@
+//! Providers ready for use: endpoints discovered, secrets read, trust set up. Made once for each change of a provider
+//! or of what it refers to, and only when somebody needs it.
+
+use std::{collections::HashMap, sync::Arc};
+
+use k8s_openapi::{
+    api::core::v1::{ConfigMap, Secret},
+    apimachinery::pkg::apis::meta::v1::Time,
+};
+use k8s_openapi::jiff::Timestamp;
+use kube::{Api, ResourceExt as _};
+use parking_lot::Mutex;
+
+use super::{
+    Context,
+    stores::{ProviderKey, ProviderObject, bundle_config_map, bundle_secret, source_secrets},
+};
+use crate::{
+    api::{
+        Reason,
+        credential::ProviderKind,
+        names,
+        provider::{KeyRef, ProviderSpec, SecretMethod},
+    },
+    error::{Error, told_by},
+    idp::{IdpClient, IdpClients, TlsProblem, TransportError},
+    oauth::{
+        ClientAuth,
+        client_auth::read_secret,
+        discovery::{DiscoveryError, Endpoints, discovery_request, read_discovery},
+    },
+    policy::Blocker,
+    providers::{self, TokenSource},
+};
+
+/// A provider, ready for use.
+pub struct Prepared {
+    /// Where tokens come from.
+    pub endpoints: Endpoints,
+    /// The ways of client authentication, in the order of the spec.
+    pub authentication: Vec<Authentication>,
+    /// The client that trusts the provider's CA.
+    pub client: IdpClient,
+}
+
+/// One way of client authentication.
+pub struct Authentication {
+    /// Its field in the spec.
+    pub method: &'static str,
+    /// Its place in the spec's list.
+    pub index: usize,
+    /// When it ends, where that is known.
+    pub expires_at: Option<Time>,
+    /// Namespace, name and key of its Secret.
+    pub source: Option<(String, String, String)>,
+    /// Itself, or why it cannot be used.
+    pub auth: Result<ClientAuth, Blocker>,
+}
+
+/// What is known about a provider.
+#[derive(Clone, Debug)]
+pub enum Health {
+    /// Nobody has needed it since it changed.
+    Unknown,
+    /// It can be used.
+    Usable,
+    /// It cannot.
+    Broken(Blocker),
+}
+
+/// How a provider was found last.
+type Verdict = Result<Arc<Prepared>, ProviderProblem>;
+
+/// Why a provider cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProviderProblem {
+    /// As the provider's own status tells it.
+    pub blocker: Blocker,
+    /// Whether it lies with the client's material, and is told on credentials with the same reason.
+    pub material: bool,
+}
+
+/// All providers, by key.
+pub struct Book {
+    clients: IdpClients,
+    pages: Mutex<HashMap<ProviderKey, Page>>,
+}
+
+#[derive(Default)]
+struct Page {
+    /// Lets one task at a time look.
+    looking: Arc<tokio::sync::Mutex<()>>,
+    /// The fingerprint that the verdict is about.
+    verdict: Option<(String, Verdict)>,
+    /// The fingerprint with which the status of before a restart was taken as it stands.
+    trusted: Option<String>,
+    /// Looks in a row that found it broken with the same fingerprint, and when the next is due.
+    failures: u32,
+    failed_with: String,
+    retry_at: Option<Timestamp>,
+}
+
+impl Book {
+    /// An empty book.
+    pub fn new(clients: IdpClients) -> Self {
+        Self { clients, pages: Mutex::default() }
+    }
+
+    /// Hash of a provider and of the versions of everything it refers to; `None` while a ConfigMap has not been looked
+    /// at yet.
+    pub fn fingerprint(&self, object: &ProviderObject, context: &Context) -> Option<String> {
+        let key = object.key();
+        let home = context.stores.home(&key);
+        let mut parts = vec![object.meta().uid.clone().unwrap_or_default(), object.meta().generation.unwrap_or_default().to_string()];
+        for name in source_secrets(object.spec()) {
+            let version = context.stores.sources.get(home, name).and_then(|secret| secret.resource_version());
+            parts.push(version.unwrap_or_default());
+        }
+        if let Some(reference) = bundle_config_map(object.spec()) {
+            parts.push(context.bundles.version(&key, &(home.to_owned(), reference.name.clone()), context)?);
+        }
+        Some(names::digest(parts.iter().map(String::as_str)))
+    }
+
+    /// What is known about a provider, without asking anyone.
+    pub fn health(&self, key: &ProviderKey, fingerprint: &str) -> Health {
+        match self.verdict(key, fingerprint) {
+            None => Health::Unknown,
+            Some(Ok(_)) => Health::Usable,
+            Some(Err(problem)) => Health::Broken(credential_blocker(key, problem)),
+        }
+    }
+
+    /// How the provider was found, if that was with this fingerprint.
+    pub fn verdict(&self, key: &ProviderKey, fingerprint: &str) -> Option<Verdict> {
+        let pages = self.pages.lock();
+        let (of, verdict) = pages.get(key)?.verdict.as_ref()?;
+        (of == fingerprint).then(|| verdict.clone())
+    }
+
+    /// Looks anew at the next need: the provider's endpoints may have moved.
+    pub fn distrust(&self, key: &ProviderKey) {
+        if let Some(page) = self.pages.lock().get_mut(key) {
+            page.verdict = None;
+        }
+    }
+
+    /// Whether what was found before a restart still stands: nobody has looked at the provider since, and neither it
+    /// nor what it refers to has changed since the first call.
+    pub fn trusts(&self, key: &ProviderKey, fingerprint: &str) -> bool {
+        let mut pages = self.pages.lock();
+        let page = pages.entry(key.clone()).or_default();
+        if page.trusted.is_none() && page.verdict.is_none() {
+            page.trusted = Some(fingerprint.to_owned());
+        }
+        page.verdict.is_none() && page.trusted.as_deref() == Some(fingerprint)
+    }
+
+    /// When a broken provider is to be looked at again.
+    pub fn retry_at(&self, key: &ProviderKey) -> Option<Timestamp> {
+        self.pages.lock().get(key)?.retry_at
+    }
+
+    /// Notes how a look came out, and tells when the next is due.
+    pub fn note(&self, key: &ProviderKey, fingerprint: &str, problem: Option<&ProviderProblem>, now: Timestamp) -> Option<Timestamp> {
+        let mut pages = self.pages.lock();
+        let page = pages.entry(key.clone()).or_default();
+        let Some(problem) = problem else {
+            (page.failures, page.retry_at) = (0, None);
+            return None;
+        };
+        if page.retry_at.is_none_or(|due| due <= now) || page.failed_with != fingerprint {
+            page.failures = if page.failed_with == fingerprint { page.failures.saturating_add(1) } else { 1 };
+            fingerprint.clone_into(&mut page.failed_with);
+            page.retry_at = Some(super::provider::look_again(problem, page.failures, now));
+        }
+        page.retry_at
+    }
+
+    /// Forgets a provider that is gone.
+    pub fn forget(&self, key: &ProviderKey) {
+        self.pages.lock().remove(key);
+    }
+
+    /// The provider, ready for use: as found before, or looked at now. `again` looks even if it was found broken.
+    ///
+    /// # Errors
+    /// What Kubernetes would not do. What is wrong with the provider is in the verdict.
+    pub async fn prepare(&self, object: &ProviderObject, again: bool, context: &Context) -> Result<Verdict, Error> {
+        let key = object.key();
+        let looking = self.pages.lock().entry(key.clone()).or_default().looking.clone();
+        let _one_at_a_time = looking.lock().await;
+        let fingerprint = self.fingerprint(object, context).unwrap_or_default();
+        match self.verdict(&key, &fingerprint) {
+            Some(Err(_)) if again => {}
+            Some(verdict) => return Ok(verdict),
+            None => {}
+        }
+        let verdict = self.look(object, &key, context).await?.map(Arc::new);
+        let mut pages = self.pages.lock();
+        let page = pages.entry(key).or_default();
+        page.verdict = Some((fingerprint, verdict.clone()));
+        drop(pages);
+        Ok(verdict)
+    }
+
+    async fn look(&self, object: &ProviderObject, key: &ProviderKey, context: &Context) -> Result<Result<Prepared, ProviderProblem>, Error> {
+        let spec = object.spec();
+        let Some(profile) = providers::profile(spec) else {
+            return Ok(Err(problem(Reason::InvalidSpec, "the spec names no provider that this broker knows")));
+        };
+        let client = match self.trust(spec, key, context).await? {
+            Ok(client) => client,
+            Err(problem) => return Ok(Err(problem)),
+        };
+        let authentication = authentication(spec, key, profile.guid_is_no_secret, context).await?;
+        if let Some(blocker) = authentication.iter().find_map(|entry| entry.auth.as_ref().err())
+            && authentication.iter().all(|entry| entry.auth.is_err())
+        {
+            return Ok(Err(ProviderProblem { blocker: blocker.clone(), material: true }));
+        }
+        let endpoints = match profile.source {
+            TokenSource::Known(endpoints) => endpoints,
+            TokenSource::Discovery { issuer } => match discover(&issuer, &client, key, context).await {
+                Ok(endpoints) => endpoints,
+                Err(problem) => return Ok(Err(problem)),
+            },
+        };
+        Ok(Ok(Prepared { endpoints, authentication, client }))
+    }
+
+    /// A client that trusts the provider's CA bundle.
+    async fn trust(&self, spec: &ProviderSpec, key: &ProviderKey, context: &Context) -> Result<Result<IdpClient, ProviderProblem>, Error> {
+        let home = context.stores.home(key);
+        let bundle = match (bundle_secret(spec), bundle_config_map(spec)) {
+            (Some(reference), _) => Some((reference, read_secret_key(reference, home, context).await?)),
+            (None, Some(reference)) => Some((reference, read_config_map_key(reference, home, context).await?)),
+            (None, None) => None,
+        };
+        let (reference, pem) = match bundle {
+            None => (None, None),
+            Some((_, Err(blocker))) => return Ok(Err(ProviderProblem { blocker, material: false })),
+            Some((reference, Ok(pem))) => (Some(reference), Some(pem)),
+        };
+        Ok(self.clients.for_trust(pem.as_deref()).map_err(|error| {
+            let place = reference.map(|r| format!("{home}/{} key {}", r.name, r.key)).unwrap_or_default();
+            problem(
+                Reason::SourceInvalid,
+                format!("the CA bundle in {place} cannot be used: {error}. It must hold the certificates of CAs in PEM"),
+            )
+        }))
+    }
+}
+
+fn problem(reason: Reason, message: impl Into<String>) -> ProviderProblem {
+    ProviderProblem { blocker: Blocker::new(reason, message), material: false }
+}
+
+/// Client material is told on credentials with the same reason; what concerns the provider as such is
+/// `ProviderNotReady` there.
+fn credential_blocker(key: &ProviderKey, problem: ProviderProblem) -> Blocker {
+    if problem.material {
+        return problem.blocker;
+    }
+    let words = match key.kind {
+        ProviderKind::MailProvider => format!("MailProvider {}/{}", key.namespace, key.name),
+        ProviderKind::ClusterMailProvider => format!("ClusterMailProvider {}", key.name),
+    };
+    let Blocker { reason, message } = problem.blocker;
+    Blocker::new(Reason::ProviderNotReady, format!("the {words} is not ready ({}): {message}", reason.as_str()))
+}
+
+/// Reads all client secrets; each entry tells by itself whether it can be used.
+async fn authentication(spec: &ProviderSpec, key: &ProviderKey, guid_is_flaw: bool, context: &Context) -> Result<Vec<Authentication>, Error> {
+    if spec.client.authentication.is_empty() {
+        return Ok(vec![Authentication { method: "none", index: 0, expires_at: None, source: None, auth: Ok(ClientAuth::Public) }]);
+    }
+    let home = context.stores.home(key);
+    let mut entries = vec![];
+    for (index, entry) in spec.client.authentication.iter().enumerate() {
+        let Some(secret) = &entry.client_secret else { continue };
+        let reference = &secret.secret_ref;
+        let auth = read_secret_key(reference, home, context).await?.and_then(|raw| {
+            let secret_text = read_secret(&raw, guid_is_flaw).map_err(|flaw| {
+                Blocker::new(
+                    Reason::SourceInvalid,
+                    format!(
+                        "the client secret in key {} of the Secret {home}/{} {flaw}: {}",
+                        reference.key, reference.name, put_command(reference, home)
+                    ),
+                )
+            })?;
+            Ok(match secret.method {
+                SecretMethod::Post => ClientAuth::SecretPost(secret_text),
+                SecretMethod::Basic => ClientAuth::SecretBasic(secret_text),
+            })
+        });
+        let source = Some((home.to_owned(), reference.name.clone(), reference.key.clone()));
+        entries.push(Authentication { method: "clientSecret", index, expires_at: secret.expires_at.clone(), source, auth });
+    }
+    Ok(entries)
+}
+
+fn put_command(reference: &KeyRef, home: &str) -> String {
+    format!(
+        "put the right one there with `kubectl -n {home} patch secret {} --type merge -p '{{\"stringData\":{{\"{}\":\"<value>\"}}}}'`",
+        reference.name, reference.key
+    )
+}
+
+/// A key of a Secret that carries the source label.
+async fn read_secret_key(reference: &KeyRef, home: &str, context: &Context) -> Result<Result<Vec<u8>, Blocker>, Error> {
+    let KeyRef { name, key } = reference;
+    let api: Api<Secret> = Api::namespaced(context.client.clone(), home);
+    let secret = api.get_opt(name).await.map_err(|source| Error::ReadSecret { name: format!("{home}/{name}"), source })?;
+    let label = format!("`kubectl -n {home} label secret {name} {}=true`", names::LABEL_SOURCE);
+    let Some(secret) = secret else {
+        return Ok(Err(Blocker::new(
+            Reason::SourceNotFound,
+            format!("the Secret {home}/{name} does not exist: `kubectl -n {home} create secret generic {name} --from-literal={key}=<value>`, then {label}"),
+        )));
+    };
+    let managed = secret.labels().get(names::LABEL_MANAGED_BY).is_some_and(|by| by == names::MANAGER);
+    if managed || secret.type_.as_deref() == Some(names::SECRET_TYPE_GRANT) {
+        return Ok(Err(Blocker::new(
+            Reason::SourceInvalid,
+            format!("the Secret {home}/{name} is the broker's own and never a source: refer to another one"),
+        )));
+    }
+    if secret.labels().get(names::LABEL_SOURCE).is_none_or(|value| value != "true") {
+        return Ok(Err(Blocker::new(
+            Reason::SourceNotLabeled,
+            format!("the Secret {home}/{name} does not carry the label that lets the broker read it: {label}"),
+        )));
+    }
+    let keys: Vec<_> = secret.data.iter().flatten().map(|(key, _)| key.clone()).collect();
+    Ok(secret.data.and_then(|mut data| data.remove(key)).map(|value| value.0).ok_or_else(|| no_key("Secret", home, reference, &keys)))
+}
+
+/// A key of a ConfigMap.
+async fn read_config_map_key(reference: &KeyRef, home: &str, context: &Context) -> Result<Result<Vec<u8>, Blocker>, Error> {
+    let KeyRef { name, key } = reference;
+    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), home);
+    let map = api.get_opt(name).await.map_err(|source| Error::ReadConfigMap { name: format!("{home}/{name}"), source })?;
+    let Some(map) = map else {
+        return Ok(Err(Blocker::new(
+            Reason::SourceNotFound,
+            format!("the ConfigMap {home}/{name} does not exist: `kubectl -n {home} create configmap {name} --from-file={key}=<file>`"),
+        )));
+    };
+    let mut text = map.data.unwrap_or_default();
+    let mut binary = map.binary_data.unwrap_or_default();
+    let keys: Vec<_> = text.keys().chain(binary.keys()).cloned().collect();
+    let value = text.remove(key).map(String::into_bytes).or_else(|| binary.remove(key).map(|value| value.0));
+    Ok(value.ok_or_else(|| no_key("ConfigMap", home, reference, &keys)))
+}
+
+fn no_key(kind: &str, home: &str, reference: &KeyRef, keys: &[String]) -> Blocker {
+    let KeyRef { name, key } = reference;
+    let has = if keys.is_empty() { "it has none".to_owned() } else { format!("it has {}", keys.join(", ")) };
+    let (resource, member) = if kind == "Secret" { ("secret", "stringData") } else { ("configmap", "data") };
+    Blocker::new(
+        Reason::SourceNotFound,
+        format!(
+            "the {kind} {home}/{name} has no key {key} ({has}): correct the reference, or add the key with \
+             `kubectl -n {home} patch {resource} {name} --type merge -p '{{\"{member}\":{{\"{key}\":\"<value>\"}}}}'`"
+        ),
+    )
+}
+
+async fn discover(issuer: &str, client: &IdpClient, key: &ProviderKey, context: &Context) -> Result<Endpoints, ProviderProblem> {
+    let request = discovery_request(issuer).map_err(|_| problem(Reason::InvalidSpec, "spec.oidc.issuerURL is no URL"))?;
+    let leadership = context.leadership.clone();
+    let exchange = client.send(request, move || leadership.is_leader()).await.map_err(|error| {
+        let (reason, message) = transport(&error, key);
+        let reason = if reason == Reason::ProviderUnavailable || reason == Reason::MalformedResponse { Reason::DiscoveryFailed } else { reason };
+        problem(reason, message)
+    })?;
+    read_discovery(&exchange.response, issuer).map_err(|error| match &error {
+        DiscoveryError::IssuerMismatch(told) => problem(
+            Reason::IssuerMismatch,
+            format!(
+                "{error}, and spec.oidc.issuerURL says {issuer}; they must be the same to the letter. If the document is \
+                 right: `kubectl {} --type merge -p '{{\"spec\":{{\"oidc\":{{\"issuerURL\":\"{told}\"}}}}}}'`",
+                patch_command(key)
+            ),
+        ),
+        _ => problem(Reason::DiscoveryFailed, format!("{error} (at {issuer}/.well-known/openid-configuration): correct spec.oidc.issuerURL")),
+    })
+}
+
+fn patch_command(key: &ProviderKey) -> String {
+    match key.kind {
+        ProviderKind::MailProvider => format!("-n {} patch mailprovider {}", key.namespace, key.name),
+        ProviderKind::ClusterMailProvider => format!("patch clustermailprovider {}", key.name),
+    }
+}
+
+/// What a failed connection means, and what mends it.
+pub(super) fn transport(error: &TransportError, key: &ProviderKey) -> (Reason, String) {
+    let patch = patch_command(key);
+    match error {
+        TransportError::EgressDenied { address, .. } => {
+            let length = if address.is_ipv4() { 32 } else { 128 };
+            (
+                Reason::EgressDenied,
+                format!(
+                    "{error}. If the provider really is there, let the broker connect to it: start it with \
+                     `--allow-private-cidr {address}/{length}` (chart: allowPrivateCIDRs)"
+                ),
+            )
+        }
+        TransportError::Tls { kind: TlsProblem::UnknownIssuer, .. } => (
+            Reason::TLSFailed,
+            format!(
+                "{error}. Put the CA's certificate into a ConfigMap, `kubectl -n <namespace> create configmap idp-ca \
+                 --from-file=ca.crt=<file>`, and name it: `kubectl {patch} --type merge -p \
+                 '{{\"spec\":{{\"caBundleRef\":{{\"configMap\":{{\"name\":\"idp-ca\",\"key\":\"ca.crt\"}}}}}}}}'`"
+            )
+            .replace("<namespace>", if key.namespace.is_empty() { "<the broker's namespace>" } else { &key.namespace }),
+        ),
+        TransportError::Tls { .. } => (Reason::TLSFailed, format!("{error}. The provider's certificate has to be mended")),
+        TransportError::BodyTooLarge { .. } => (Reason::MalformedResponse, format!("{error}: check that the URL is right")),
+        TransportError::UnsupportedScheme | TransportError::InvalidUrl { .. } => {
+            (Reason::InvalidSpec, format!("{error}: correct the provider's URL"))
+        }
+        _ => (Reason::ProviderUnavailable, format!("{error}. It is tried again by itself")),
+    }
+}
+
+/// A failure of Kubernetes, in words for a refusal.
+pub(super) fn told(error: &Error) -> String {
+    match std::error::Error::source(error).and_then(|source| source.downcast_ref::<kube::Error>()) {
+        Some(source) => format!("{error}: {}", told_by(source)),
+        None => error.to_string(),
+    }
+}

@@ -1,0 +1,84 @@
+//! What the broker knows of each credential beyond what the watches show: work under way, tokens not yet written, and
+//! its own latest writes, which a watch shows a moment later.
+
+use std::{collections::HashMap, sync::Arc};
+
+use kube::core::ObjectMeta;
+use parking_lot::Mutex;
+
+use super::act::Outcome;
+use crate::{
+    api::MailCredential,
+    policy::observed::{Held, TokenFacts},
+};
+
+/// One entry for each credential, by uid.
+#[derive(Default)]
+pub struct Memory(Mutex<HashMap<String, Entry>>);
+
+/// What is remembered of one credential.
+#[derive(Default)]
+pub struct Entry {
+    /// The object as the broker last wrote its status.
+    pub written: Option<Arc<MailCredential>>,
+    /// The target's metadata as the broker last wrote or read it.
+    pub target: Option<Arc<ObjectMeta>>,
+    /// What reading the target's data showed.
+    pub inspected: Option<Inspected>,
+    /// The target exists and is not the credential's: it is looked at each time.
+    pub conflict: bool,
+    /// A token request is under way.
+    pub in_flight: bool,
+    /// How the last one ended, not yet worked into the status.
+    pub outcome: Option<Outcome>,
+    /// A token that is not written yet.
+    pub held: Option<Held>,
+}
+
+/// What reading a Secret's data showed, for one resourceVersion.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Inspected {
+    /// The resourceVersion that was read.
+    pub resource_version: String,
+    /// The layout that its content was compared with.
+    pub layout: String,
+    /// The token in it.
+    pub token: Option<TokenFacts>,
+    /// Content and metadata are as the broker writes them.
+    pub intact: bool,
+    /// It is immutable or of another type.
+    pub must_recreate: bool,
+}
+
+impl Memory {
+    /// Works on the entry of a credential; an empty entry is not kept.
+    pub fn with<T>(&self, uid: &str, work: impl FnOnce(&mut Entry) -> T) -> T {
+        let mut entries = self.0.lock();
+        work(entries.entry(uid.to_owned()).or_default())
+    }
+
+    /// Forgets a credential that is gone.
+    pub fn forget(&self, uid: &str) {
+        self.0.lock().remove(uid);
+    }
+
+    /// Whether anything is under way or not yet written: a shutdown waits for it.
+    pub fn is_busy(&self) -> bool {
+        self.0.lock().values().any(|entry| entry.in_flight || entry.outcome.is_some() || entry.held.is_some())
+    }
+}
+
+/// Of what a watch shows and what the broker wrote itself, the newer. A store that has caught up makes the memory
+/// unnecessary. resourceVersions are comparable numbers (KEP-5504).
+pub fn newer<T>(shown: Option<Arc<T>>, written: &mut Option<Arc<T>>, version: impl Fn(&T) -> Option<&str>) -> Option<Arc<T>> {
+    let number = |object: &Arc<T>| version(object).and_then(|version| version.parse::<u64>().ok());
+    match (&shown, &*written) {
+        (Some(seen), Some(own)) if number(seen) < number(own) => Some(own.clone()),
+        (Some(_), _) => {
+            *written = None;
+            shown
+        }
+        // The watch has not shown our write yet, or the object is gone: the caller knows which.
+        (None, _) => None,
+    }
+}

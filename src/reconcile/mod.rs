@@ -1,0 +1,194 @@
+//! The hands: one file a step, no decisions. Reads are in `observe` and `material`, the request in `act`, writes of
+//! Secrets in `publish`, of the status in `report`.
+
+pub mod act;
+pub mod bundles;
+pub mod material;
+pub mod memory;
+pub mod observe;
+pub mod provider;
+pub mod publish;
+pub mod report;
+pub mod stores;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use k8s_openapi::jiff::Timestamp;
+use kube::{Client, runtime::controller::Action, runtime::events::Recorder};
+
+use crate::{
+    api::{MailCredential, Reason, condition, ConditionType},
+    clock::Clock,
+    error::Error,
+    lease::Leadership,
+    metrics::Metrics,
+    oauth::Refusal,
+    policy::{self, Decision, Observed, advice, checks, observed::Target, status::next_turn},
+};
+use act::Outcome;
+use publish::PublishError;
+
+/// What every reconcile works with.
+pub struct Context {
+    /// Kubernetes.
+    pub client: Client,
+    /// The time.
+    pub clock: Clock,
+    /// Whether this broker may act.
+    pub leadership: Leadership,
+    /// What the watches show.
+    pub stores: stores::Stores,
+    /// Which objects depend on which.
+    pub links: Arc<stores::Links>,
+    /// What is not in any object.
+    pub memory: memory::Memory,
+    /// Providers with their endpoints and secrets, ready for use.
+    pub material: material::Book,
+    /// Wakes credentials and providers.
+    pub waker: Waker,
+    /// Watches of the ConfigMaps that hold CA bundles.
+    pub bundles: bundles::Bundles,
+    /// Writes Events.
+    pub recorder: Recorder,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// The process is about to end: no new request is begun.
+    pub draining: AtomicBool,
+}
+
+/// Puts objects into the queues of the controllers.
+#[derive(Clone)]
+pub struct Waker {
+    /// Credentials, by namespace and name.
+    pub credentials: tokio::sync::mpsc::UnboundedSender<stores::Key>,
+    /// Providers.
+    pub providers: tokio::sync::mpsc::UnboundedSender<stores::ProviderKey>,
+}
+
+impl Waker {
+    /// Wakes a credential. After the end of the controllers nobody is left to wake.
+    pub fn credential(&self, key: stores::Key) {
+        if self.credentials.send(key).is_err() {
+            tracing::debug!("no controller is left to wake");
+        }
+    }
+
+    /// Wakes a provider.
+    pub fn provider(&self, key: stores::ProviderKey) {
+        if self.providers.send(key).is_err() {
+            tracing::debug!("no controller is left to wake");
+        }
+    }
+}
+
+/// A Secret that somebody else may release, and a source that somebody may label without a watch showing it, are
+/// looked at again: every few seconds at first, then every minute.
+const LOOK_AGAIN: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(60)];
+/// How long "at first" is.
+const AT_FIRST_SECONDS: i64 = 30;
+
+/// Brings one credential a step further.
+///
+/// # Errors
+/// What Kubernetes would not do. Everything else is a condition.
+pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>) -> Result<Action, Error> {
+    if !context.leadership.is_leader() || credential.metadata.deletion_timestamp.is_some() {
+        return Ok(Action::await_change());
+    }
+    let Some(mut observed) = observe::observe(credential, &context).await? else {
+        return Ok(Action::await_change());
+    };
+    let now = context.clock.now();
+    let decision = policy::decide(&observed, now);
+    tracing::debug!(?decision, "decided");
+    let decision = match &decision {
+        Decision::Issue(reason) if !context.draining.load(Ordering::Acquire) => {
+            tracing::info!(?reason, provider = %observed.credential.spec.provider_ref.name, "asking for a token");
+            act::start(&observed, &context);
+            decision
+        }
+        Decision::Store | Decision::Publish(_) => carry_out(&mut observed, &decision, &context).await?,
+        _ => decision,
+    };
+    publish::remove_previous(&observed, &context).await?;
+    let now = context.clock.now();
+    report::report(&observed, &decision, &context, now).await?;
+    Ok(next(&observed, &decision, now))
+}
+
+/// Writes the Secret and decides anew: what follows is a wait, or a back-off.
+async fn carry_out(observed: &mut Observed, decision: &Decision, context: &Context) -> Result<Decision, Error> {
+    let written = match decision {
+        Decision::Store => publish::store(observed, context).await,
+        _ => publish::publish_again(observed, context).await,
+    };
+    let now = context.clock.now();
+    match written {
+        Ok(()) => {}
+        Err(PublishError::Kubernetes(error)) => return Err(error),
+        Err(PublishError::Foreign(owner)) => observed.target = Target::Foreign(owner),
+        Err(PublishError::Refused(why)) => {
+            let refusal = Refusal::new(Reason::SecretWriteFailed, format!("the Secret {} could not be written: {why}", observed.target_name()));
+            let message = format!("{}. It is tried again by itself", refusal.what);
+            let attempt = observed.attempt.clone();
+            observed.history.fail(&refusal, message, &attempt, now);
+        }
+    }
+    Ok(policy::decide(observed, now))
+}
+
+/// Works the end of a token request into what was observed.
+fn take_outcome(observed: &mut Observed, outcome: Outcome, now: Timestamp) {
+    match outcome {
+        Outcome::Issued(held) => observed.held = Some(*held),
+        Outcome::Refused { refusal, place, client } => {
+            let message = advice::explain(&refusal, &place);
+            let attempt = observed.attempt.clone();
+            observed.history.client = client.or_else(|| observed.history.client.take());
+            observed.history.fail(&refusal, message, &attempt, now);
+        }
+    }
+}
+
+/// When to look at the credential again.
+fn next(observed: &Observed, decision: &Decision, now: Timestamp) -> Action {
+    let due = match decision {
+        Decision::Wait { until } | Decision::BackOff { until } => Some(*until),
+        _ => None,
+    };
+    let turn = next_turn(observed, now);
+    let wake = due.into_iter().chain(turn).min().map(|at| wait(at, now));
+    let again = match decision {
+        Decision::Stall(_) => Some(look_again(observed, now)),
+        _ => None,
+    };
+    wake.into_iter().chain(again).min().map_or_else(Action::await_change, Action::requeue)
+}
+
+/// Until just after `at`, since the clock tells whole seconds only.
+fn wait(at: Timestamp, now: Timestamp) -> Duration {
+    let wait = at.duration_since(now).max(k8s_openapi::jiff::SignedDuration::ZERO);
+    Duration::try_from(wait).unwrap_or_default() + Duration::from_millis(20)
+}
+
+fn look_again(observed: &Observed, now: Timestamp) -> Duration {
+    let since = observed
+        .credential
+        .status
+        .as_ref()
+        .and_then(|status| condition::find(&status.conditions, ConditionType::Stalled))
+        .map_or(now, |stalled| stalled.last_transition_time.0);
+    let [first, later] = LOOK_AGAIN;
+    if now.as_second() - since.as_second() < AT_FIRST_SECONDS { first } else { later }
+}
+
+/// What an object is called in errors.
+fn full_name(credential: &MailCredential) -> String {
+    format!("MailCredential {}", checks::full_name(credential))
+}

@@ -1,0 +1,283 @@
+//! Gathers everything that a decision about one credential rests on. All reads are here, and none is made while
+//! nothing has changed.
+
+use std::sync::Arc;
+
+use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
+use kube::{Api, ResourceExt as _, core::ObjectMeta};
+use secrecy::{ExposeSecret as _, SecretString};
+
+use super::{
+    Context,
+    material::Health,
+    memory::{Inspected, newer},
+    publish::{self, Ownership},
+    stores::ProviderKey,
+    take_outcome,
+};
+use crate::{
+    api::{ConditionType, MailCredential, Reason, condition, credential::ProviderKind, names},
+    error::Error,
+    oauth::{Token, token::fingerprint},
+    policy::{
+        Blocker, Observed, checks,
+        inputs,
+        observed::{History, Provider, Published, Target, TokenFacts, target_name},
+    },
+    providers,
+    render::render,
+};
+
+/// What is known about a credential now; `None` while a source of its provider has not been looked at yet (the look
+/// wakes the credential again).
+pub(super) async fn observe(shown: Arc<MailCredential>, context: &Context) -> Result<Option<Observed>, Error> {
+    let uid = shown.uid().unwrap_or_default();
+    let credential = context
+        .memory
+        .with(&uid, |entry| newer(Some(shown.clone()), &mut entry.written, |object| object.metadata.resource_version.as_deref()))
+        .unwrap_or(shown);
+
+    let Some((provider, fingerprint)) = provider(&credential, context) else { return Ok(None) };
+    let attempt = inputs::attempt(&credential, &fingerprint);
+    let now = context.clock.now();
+    let (in_flight, outcome, held) = context.memory.with(&uid, |entry| {
+        // A token that was held for other inputs, or to its end, is of no use any more.
+        entry.held = entry.held.take().filter(|held| {
+            let wanted = provider.as_ref().map_or(true, |provider| provider.issued_for == held.issued_for);
+            wanted && now < held.answer.token.expires_at
+        });
+        (entry.in_flight, entry.outcome.take(), entry.held.clone())
+    });
+
+    let target = target(&credential, provider.as_ref().ok(), context).await?;
+    let previous = previous(&credential, provider.as_ref().ok(), context).await?;
+    let mut observed = Observed {
+        history: credential.status.as_ref().map(History::of).unwrap_or_default(),
+        rival: context.stores.rival(&credential, &context.links),
+        credential,
+        target,
+        previous,
+        provider,
+        held,
+        in_flight,
+        attempt,
+    };
+    if let Some(outcome) = outcome {
+        take_outcome(&mut observed, outcome, now);
+        let held = observed.held.clone();
+        context.memory.with(&uid, |entry| entry.held = held);
+    }
+    Ok(Some(observed))
+}
+
+/// The provider as far as it is known without asking anyone, and the fingerprint of it and its sources.
+fn provider(credential: &MailCredential, context: &Context) -> Option<(Result<Provider, Blocker>, String)> {
+    let key = ProviderKey::of(credential);
+    let Some(object) = context.stores.provider(&key) else {
+        return Some((Err(not_found(credential, context)), String::new()));
+    };
+    let fingerprint = context.material.fingerprint(&object, context)?;
+    let spec = object.spec();
+    let Some(profile) = providers::profile(spec) else {
+        let blocker = Blocker::new(Reason::InvalidSpec, format!("the {} names no provider that this broker knows", checks::provider_words(credential)));
+        return Some((Err(blocker), fingerprint));
+    };
+    let scopes = inputs::scopes(credential, spec, &profile);
+    let blocker = checks::spec_blocker(credential, spec, &profile, &scopes)
+        .or_else(|| allowance(credential, &object, &profile, context))
+        .or_else(|| match context.material.health(&key, &fingerprint) {
+            Health::Broken(blocker) => Some(blocker),
+            Health::Unknown | Health::Usable => None,
+        });
+    let provider = Provider {
+        blocker,
+        issued_for: inputs::issued_for(credential, spec, &profile, &scopes),
+        layout: inputs::layout(credential, &profile),
+        profile,
+    };
+    Some((Ok(provider), fingerprint))
+}
+
+fn not_found(credential: &MailCredential, context: &Context) -> Blocker {
+    let words = checks::provider_words(credential);
+    let unseen = credential.spec.provider_ref.kind == ProviderKind::ClusterMailProvider && context.stores.cluster_providers.is_none();
+    let message = if unseen {
+        format!(
+            "the broker is not allowed to read the {words}: it watches single namespaces, and its ServiceAccount needs \
+             get, list and watch on clustermailproviders and namespaces"
+        )
+    } else {
+        let other = match credential.spec.provider_ref.kind {
+            ProviderKind::MailProvider => "`kubectl get mailproviders,clustermailproviders` shows those that exist; one of the cluster needs spec.providerRef.kind: ClusterMailProvider",
+            ProviderKind::ClusterMailProvider => "`kubectl get clustermailproviders` shows those that exist",
+        };
+        format!("the {words} does not exist: create it, or correct spec.providerRef ({other})")
+    };
+    Blocker::new(Reason::ProviderNotFound, message)
+}
+
+fn allowance(credential: &MailCredential, object: &super::stores::ProviderObject, profile: &providers::Profile, context: &Context) -> Option<Blocker> {
+    let allowed = object.allowed()?;
+    let spec = object.spec();
+    let Some(labels) = context.stores.namespace_labels(checks::namespace(credential)) else {
+        return Some(Blocker::new(
+            Reason::NotAllowed,
+            "the broker cannot read the namespace's labels, so it cannot tell whether the ClusterMailProvider allows it",
+        ));
+    };
+    let own = if spec.scopes.is_empty() {
+        (profile.scopes)(spec, inputs::grant_type(credential), &credential.spec.protocols)
+    } else {
+        spec.scopes.clone()
+    };
+    checks::allowance_blocker(credential, allowed, &labels, &own)
+}
+
+/// The target Secret as the watch shows it, or as it was read where that does not suffice.
+async fn target(credential: &MailCredential, provider: Option<&Provider>, context: &Context) -> Result<Target, Error> {
+    let name = target_name(credential);
+    let namespace = checks::namespace(credential);
+    let uid = checks::uid(credential);
+    let shown = context.stores.own_secrets.get(namespace, &name).map(|secret| Arc::new(secret.metadata.clone()));
+    let (meta, suspect) = context.memory.with(uid, |entry| {
+        let written = entry.target.as_ref().is_some_and(|meta| meta.name.as_deref() == Some(name.as_str()));
+        if !written {
+            entry.target = None;
+        }
+        (newer(shown.clone(), &mut entry.target, |meta| meta.resource_version.as_deref()).or_else(|| entry.target.clone()), entry.conflict)
+    });
+    let told = credential.status.as_ref().is_some_and(|status| {
+        condition::find(&status.conditions, ConditionType::Stalled).is_some_and(|stalled| stalled.reason == Reason::SecretConflict.as_str())
+    });
+    let meta = match meta {
+        // A foreign Secret carries none of our labels: no watch shows it.
+        None if suspect || told => {
+            let read = publish::read(context, namespace, &name).await?;
+            context.memory.with(uid, |entry| entry.conflict = read.is_some());
+            match read {
+                None => return Ok(Target::Absent),
+                Some(secret) => Arc::new(secret.metadata),
+            }
+        }
+        None => return Ok(Target::Absent),
+        Some(meta) => meta,
+    };
+    match publish::ownership(&meta, credential, context) {
+        Ownership::Own | Ownership::Takeover => Ok(Target::Own(published(credential, provider, &meta, context).await?)),
+        Ownership::Foreign(owner) => Ok(Target::Foreign(owner)),
+    }
+}
+
+/// The Secret under the name that the target had before.
+async fn previous(credential: &MailCredential, provider: Option<&Provider>, context: &Context) -> Result<Option<Published>, Error> {
+    let Some(name) = credential.status.as_ref().and_then(|status| status.secret_name.as_deref()) else { return Ok(None) };
+    if name == target_name(credential) {
+        return Ok(None);
+    }
+    let Some(secret) = context.stores.own_secrets.get(checks::namespace(credential), name) else { return Ok(None) };
+    match publish::ownership(&secret.metadata, credential, context) {
+        Ownership::Own => Ok(Some(published(credential, provider, &secret.metadata, context).await?)),
+        Ownership::Takeover | Ownership::Foreign(_) => Ok(None),
+    }
+}
+
+/// What is known about a Secret of ours. Its data is read only where somebody else wrote it last.
+async fn published(credential: &MailCredential, provider: Option<&Provider>, meta: &ObjectMeta, context: &Context) -> Result<Published, Error> {
+    let version = meta.resource_version.clone().unwrap_or_default();
+    let status = credential.status.as_ref();
+    let untouched = status.and_then(|status| status.secret_resource_version.as_ref()) == Some(&version);
+    let layout = provider.map_or("", |provider| provider.layout.as_str());
+    let known = context.memory.with(checks::uid(credential), |entry| {
+        entry.inspected.clone().filter(|inspected| inspected.resource_version == version && inspected.layout == layout)
+    });
+    let inspected = match known {
+        Some(inspected) => inspected,
+        None if untouched => {
+            Inspected { resource_version: version.clone(), layout: layout.to_owned(), token: facts(meta), intact: true, must_recreate: false }
+        }
+        None => inspect(credential, provider, meta, context).await?,
+    };
+    let annotation = |name: &str| meta.annotations.as_ref().and_then(|map| map.get(name)).cloned();
+    Ok(Published {
+        name: meta.name.clone().unwrap_or_default(),
+        uid: meta.uid.clone().unwrap_or_default(),
+        resource_version: version,
+        token: inspected.token,
+        issued_for: annotation(names::ANNOTATION_ISSUED_FOR).unwrap_or_default(),
+        layout: annotation(names::ANNOTATION_LAYOUT).unwrap_or_default(),
+        applied: annotation(names::ANNOTATION_APPLIED),
+        has_annotations: meta.annotations.is_some(),
+        handled_reissue: annotation(names::ANNOTATION_HANDLED_REISSUE),
+        intact: inspected.intact,
+        must_recreate: inspected.must_recreate,
+    })
+}
+
+/// Reads a Secret that somebody else may have written, and compares it with what the broker writes.
+async fn inspect(credential: &MailCredential, provider: Option<&Provider>, meta: &ObjectMeta, context: &Context) -> Result<Inspected, Error> {
+    let name = meta.name.clone().unwrap_or_default();
+    let layout = provider.map_or("", |provider| provider.layout.as_str()).to_owned();
+    let Some(secret) = publish::read(context, checks::namespace(credential), &name).await? else {
+        // Gone meanwhile: the watch will tell.
+        let version = meta.resource_version.clone().unwrap_or_default();
+        return Ok(Inspected { resource_version: version, layout, token: None, intact: false, must_recreate: false });
+    };
+    let token = stored_token(&secret);
+    let as_written = provider.zip(token.as_ref()).is_none_or(|(provider, token)| {
+        let same_layout = annotation(&secret, names::ANNOTATION_LAYOUT) == Some(provider.layout.as_str());
+        let data = secret.data.as_ref();
+        !same_layout || (data == Some(&render(credential, &provider.profile, token)) && publish::dressed(&secret.metadata, credential))
+    });
+    let inspected = Inspected {
+        resource_version: meta.resource_version.clone().unwrap_or_default(),
+        layout,
+        intact: as_written,
+        must_recreate: secret.immutable == Some(true) || secret.type_.as_deref().is_some_and(|kind| kind != names::SECRET_TYPE_TARGET),
+        token: token.as_ref().and_then(|token| {
+            let facts = facts(&secret.metadata)?;
+            Some(TokenFacts { length: Some(token.access_token.expose_secret().len()), ..facts })
+        }),
+    };
+    context.memory.with(checks::uid(credential), |entry| entry.inspected = Some(inspected.clone()));
+    Ok(inspected)
+}
+
+fn annotation<'a>(secret: &'a Secret, name: &str) -> Option<&'a str> {
+    secret.metadata.annotations.as_ref()?.get(name).map(String::as_str)
+}
+
+/// The token in a Secret of ours, if annotations and data agree about it.
+pub(super) fn stored_token(secret: &Secret) -> Option<Token> {
+    let facts = facts(&secret.metadata)?;
+    let text = |key: &str| String::from_utf8(secret.data.as_ref()?.get(key)?.0.clone()).ok();
+    let access_token = SecretString::from(text("access_token")?);
+    let agrees = fingerprint(access_token.expose_secret()) == facts.fingerprint;
+    agrees.then(|| Token {
+        access_token,
+        token_type: text("token_type").filter(|kind| kind.eq_ignore_ascii_case("bearer")).unwrap_or_else(|| "Bearer".to_owned()),
+        issued_at: facts.issued_at,
+        expires_at: facts.expires_at,
+        refresh_at: facts.refresh_at,
+        scopes: facts.scopes,
+    })
+}
+
+/// What a Secret's annotations say about its token.
+fn facts(meta: &ObjectMeta) -> Option<TokenFacts> {
+    let annotation = |name: &str| meta.annotations.as_ref()?.get(name).map(String::as_str);
+    let time = |name: &str| annotation(name)?.parse::<Timestamp>().ok();
+    let facts = TokenFacts {
+        issued_at: time(names::ANNOTATION_ISSUED_AT)?,
+        expires_at: time(names::ANNOTATION_EXPIRES_AT)?,
+        refresh_at: time(names::ANNOTATION_REFRESH_AT),
+        scopes: annotation(names::ANNOTATION_SCOPES).unwrap_or_default().split_ascii_whitespace().map(str::to_owned).collect(),
+        fingerprint: annotation(names::ANNOTATION_FINGERPRINT)?.to_owned(),
+        length: None,
+    };
+    (facts.issued_at < facts.expires_at).then_some(facts)
+}
+
+/// The API for the Secrets of a namespace.
+pub(super) fn secrets(context: &Context, namespace: &str) -> Api<Secret> {
+    Api::namespaced(context.client.clone(), namespace)
+}

@@ -1,0 +1,170 @@
+//! Looks at providers when they or what they refer to change, and tells in their status whether they can be used.
+
+use std::{sync::Arc, time::Duration};
+
+use k8s_openapi::jiff::Timestamp;
+use kube::{
+    Api, Resource,
+    api::{Patch, PatchParams},
+    runtime::controller::Action,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::json;
+
+use super::{
+    Context,
+    material::{Prepared, ProviderProblem},
+    report::event,
+    stores::{ProviderKey, ProviderObject, bundle_config_map},
+};
+use crate::{
+    api::{ClusterMailProvider, ConditionType, MailProvider, ProviderStatus, Reason, Retry, condition, credential::ProviderKind, names},
+    error::{Error, told_by},
+    policy::{Blocker, schedule, status::Notice},
+};
+
+/// Brings one provider a step further.
+///
+/// # Errors
+/// What Kubernetes would not do. Everything else is a condition.
+pub async fn reconcile(key: &ProviderKey, context: &Context) -> Result<Action, Error> {
+    let Some(object) = context.stores.provider(key) else { return Ok(Action::await_change()) };
+    let home = context.stores.home(key).to_owned();
+    let map = bundle_config_map(object.spec()).map(|reference| (home, reference.name.clone()));
+    context.bundles.release(key, map.as_ref());
+    if !context.leadership.is_leader() || object.meta().deletion_timestamp.is_some() {
+        return Ok(Action::await_change());
+    }
+    let Some(fingerprint) = context.material.fingerprint(&object, context) else { return Ok(Action::await_change()) };
+    let known = context.material.verdict(key, &fingerprint);
+    if known.is_none() && is_fresh(&object) && context.material.trusts(key, &fingerprint) {
+        // After a restart: what was found before stands until somebody needs the provider.
+        wake_credentials(key, context);
+        return Ok(Action::await_change());
+    }
+    let due = context.material.retry_at(key);
+    let again = due.is_some_and(|due| due <= context.clock.now());
+    let verdict = match known {
+        Some(verdict) if !again => verdict,
+        _ => context.material.prepare(&object, again, context).await?,
+    };
+    let now = context.clock.now();
+    let next = context.material.note(key, &fingerprint, verdict.as_ref().err(), now);
+    write_status(&object, verdict.as_ref().map(Arc::as_ref), context, now).await?;
+    wake_credentials(key, context);
+    Ok(next.map_or_else(Action::await_change, |at| Action::requeue(until(at, now))))
+}
+
+/// The status is of this generation and good.
+fn is_fresh(object: &ProviderObject) -> bool {
+    object.status().is_some_and(|status| {
+        status.observed_generation == object.meta().generation && condition::is_true(&status.conditions, ConditionType::Ready)
+    })
+}
+
+fn wake_credentials(key: &ProviderKey, context: &Context) {
+    context.links.by_provider(key).into_iter().for_each(|credential| context.waker.credential(credential));
+}
+
+fn until(at: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(at.duration_since(now)).unwrap_or_default() + Duration::from_millis(20)
+}
+
+/// When a broken provider is looked at again: transient problems soon, those that a person mends every minute, in case
+/// that no watch shows the mending (a Secret without the label).
+pub(super) fn look_again(problem: &ProviderProblem, failures: u32, now: Timestamp) -> Timestamp {
+    let reason = match problem.blocker.reason.retry() {
+        Retry::Permanent | Retry::OnChange => Reason::ProviderUnavailable,
+        Retry::Transient | Retry::None => problem.blocker.reason,
+    };
+    let ceiling = now + k8s_openapi::jiff::SignedDuration::from_mins(1);
+    match problem.blocker.reason.retry() {
+        Retry::OnChange => schedule::next_attempt(reason, failures, now, None).min(ceiling),
+        _ => schedule::next_attempt(reason, failures, now, None),
+    }
+}
+
+async fn write_status(object: &ProviderObject, verdict: Result<&Prepared, &ProviderProblem>, context: &Context, now: Timestamp) -> Result<(), Error> {
+    let before = object.status().cloned().unwrap_or_default();
+    let generation = object.meta().generation;
+    let mut after = ProviderStatus { observed_generation: generation, conditions: before.conditions.clone(), ..ProviderStatus::default() };
+    let (ready, Blocker { reason, message }) = match verdict {
+        Ok(prepared) => {
+            after.token_url = Some(prepared.endpoints.token_url.clone());
+            after.device_authorization_url = prepared.endpoints.device_authorization_url.clone();
+            after.revocation_url = prepared.endpoints.revocation_url.clone();
+            (true, ready_words(prepared))
+        }
+        Err(problem) => (false, problem.blocker.clone()),
+    };
+    condition::upsert(&mut after.conditions, ConditionType::Ready, ready, reason, message, generation.unwrap_or_default(), now);
+    if before == after {
+        return Ok(());
+    }
+    match object {
+        ProviderObject::Namespaced(provider) => {
+            let api = Api::<MailProvider>::namespaced(context.client.clone(), &object.key().namespace);
+            patch_status(&api, provider, &after).await?;
+        }
+        ProviderObject::Cluster(provider) => {
+            patch_status(&Api::<ClusterMailProvider>::all(context.client.clone()), provider, &after).await?;
+        }
+    }
+    let turned = condition::find(&before.conditions, ConditionType::Ready).map(|ready| ready.status == "True");
+    if turned == Some(!ready) || (turned.is_none() && !ready) {
+        tell(object, ready, &after, context).await;
+    }
+    Ok(())
+}
+
+fn ready_words(prepared: &Prepared) -> Blocker {
+    let unusable = prepared.authentication.iter().filter_map(|entry| Some((entry.index, entry.auth.as_ref().err()?)));
+    let notes: String = unusable
+        .map(|(index, blocker)| format!("; spec.client.authentication[{index}] cannot be used ({}): {}", blocker.reason.as_str(), blocker.message))
+        .collect();
+    Blocker::new(Reason::ProviderReady, format!("tokens come from {}{notes}", prepared.endpoints.token_url))
+}
+
+async fn patch_status<K>(api: &Api<K>, object: &Arc<K>, status: &ProviderStatus) -> Result<(), Error>
+where
+    K: Resource<DynamicType = ()> + Clone + Serialize + DeserializeOwned + std::fmt::Debug,
+{
+    let name = object.meta().name.clone().unwrap_or_default();
+    let patch = json!({
+        "apiVersion": K::api_version(&()),
+        "kind": K::kind(&()),
+        "metadata": {"name": name, "uid": object.meta().uid},
+        "status": status,
+    });
+    match api.patch_status(&name, &PatchParams::apply(names::MANAGER).force(), &Patch::Apply(&patch)).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(()),
+        Err(source) => Err(Error::WriteStatus { name: format!("{} {name}", K::kind(&())), source }),
+    }
+}
+
+async fn tell(object: &ProviderObject, ready: bool, status: &ProviderStatus, context: &Context) {
+    let Some(condition) = condition::find(&status.conditions, ConditionType::Ready) else { return };
+    let Some(reason) = Reason::parse(&condition.reason) else { return };
+    let notice = Notice { warning: !ready, reason, note: condition.message.clone() };
+    let reference = match object {
+        ProviderObject::Namespaced(provider) => provider.object_ref(&()),
+        ProviderObject::Cluster(provider) => {
+            // Events of cluster-scoped objects stand in the namespace `default`, where many may not write.
+            let mut reference = provider.object_ref(&());
+            reference.namespace = None;
+            reference
+        }
+    };
+    if let Err(error) = context.recorder.publish(&event(&notice), &reference).await {
+        tracing::warn!(error = told_by(&error), reason = condition.reason, "an Event could not be written");
+    }
+}
+
+/// What a provider is called in errors and logs.
+pub fn full_name(key: &ProviderKey) -> String {
+    match key.kind {
+        ProviderKind::MailProvider => format!("MailProvider {}/{}", key.namespace, key.name),
+        ProviderKind::ClusterMailProvider => format!("ClusterMailProvider {}", key.name),
+    }
+}
