@@ -3,3 +3,4 @@
 pub mod clock;
 pub mod egress;
 pub mod idp;
+pub mod lease;
