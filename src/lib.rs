@@ -1,12 +1,20 @@
 //! The broker as a library: rooms through which data flows one way.
 
+pub mod admin;
 pub mod api;
+pub mod app;
+pub mod cli;
 pub mod clock;
+pub mod controller;
 pub mod egress;
 pub mod error;
 pub mod idp;
+pub mod lease;
+pub mod metrics;
 pub mod oauth;
 pub mod policy;
 pub mod providers;
+pub mod reconcile;
 pub mod render;
 pub mod sasl;
+pub mod telemetry;

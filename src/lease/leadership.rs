@@ -1,0 +1,132 @@
+//! What the rest of the broker asks: does this replica lead?
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+use tracing::info;
+
+use super::monotonic;
+
+/// Whether this replica leads; cheap to clone, cheap to ask.
+#[derive(Clone, Debug)]
+pub struct Leadership(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    term: Mutex<Term>,
+    announced: watch::Sender<bool>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Term {
+    None,
+    Until(Instant),
+    Always,
+}
+
+impl Default for Leadership {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Leadership {
+    /// No leader yet: to be handed to [`run`](super::run).
+    pub fn new() -> Self {
+        Self::with(Term::None)
+    }
+
+    /// Leader from the start and for good: for `--leader-elect=false`.
+    pub fn always() -> Self {
+        Self::with(Term::Always)
+    }
+
+    fn with(term: Term) -> Self {
+        let announced = watch::Sender::new(matches!(term, Term::Always));
+        Self(Arc::new(Shared { term: Mutex::new(term), announced }))
+    }
+
+    /// Whether this replica leads at this moment. To be asked right before what only a leader may do.
+    pub fn is_leader(&self) -> bool {
+        !self.time_left().is_zero()
+    }
+
+    /// How much longer this replica leads if no renewal succeeds: zero when it does not, [`Duration::MAX`] when it always
+    /// does.
+    pub fn time_left(&self) -> Duration {
+        match self.term() {
+            Term::None => Duration::ZERO,
+            Term::Until(end) => end.saturating_duration_since(monotonic()),
+            Term::Always => Duration::MAX,
+        }
+    }
+
+    /// Tells when leadership comes and goes, also when it runs out. After a process was stopped [`Self::is_leader`] knows
+    /// at once; this follows as soon as [`run`](super::run) gets its turn.
+    pub fn changes(&self) -> watch::Receiver<bool> {
+        self.0.announced.subscribe()
+    }
+
+    fn term(&self) -> Term {
+        *self.0.term.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set(&self, term: Term) {
+        *self.0.term.lock().unwrap_or_else(PoisonError::into_inner) = term;
+        self.announce();
+    }
+
+    fn announce(&self) {
+        let leads = self.is_leader();
+        let changed = self.0.announced.send_if_modified(|announced| std::mem::replace(announced, leads) != leads);
+        match (changed, leads) {
+            (true, true) => info!("this replica leads"),
+            (true, false) => info!("this replica does not lead any more"),
+            _ => {}
+        }
+    }
+
+    /// Announces the end of each term that is not renewed.
+    pub(super) async fn announce_ends(&self) -> Infallible {
+        let mut changes = self.changes();
+        loop {
+            // The sender lives as long as `self`, so this ends only with a change.
+            let _ = changes.wait_for(|leads| *leads).await;
+            if let Term::Until(end) = self.term() {
+                sleep_until(end).await;
+            }
+            self.announce();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::lease::RENEW_DEADLINE;
+
+    #[tokio::test(start_paused = true)]
+    async fn leadership_ends_by_the_clock_before_anything_else_runs() {
+        let leadership = Leadership::new();
+        assert!(!leadership.is_leader());
+        leadership.set(Term::Until(monotonic() + RENEW_DEADLINE));
+        assert!(leadership.is_leader() && *leadership.changes().borrow());
+        assert_eq!(leadership.time_left(), RENEW_DEADLINE);
+        // Like a process that was stopped for a minute: nobody has announced anything.
+        advance(Duration::from_secs(60)).await;
+        assert!(!leadership.is_leader());
+        assert_eq!(leadership.time_left(), Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn without_election_a_replica_always_leads() {
+        let leadership = Leadership::always();
+        assert!(leadership.is_leader() && *leadership.changes().borrow());
+        assert_eq!(leadership.time_left(), Duration::MAX);
+    }
+}

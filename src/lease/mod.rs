@@ -1,0 +1,519 @@
+//! Leader election on a `coordination.k8s.io/v1` Lease: which replica may spend refresh tokens.
+//!
+//! Two refreshers of one rotating token can make the provider revoke the grant, so at most one replica sends requests. The
+//! lease is a hint that makes collisions rare; the claim on the grant Secret is the fence that makes them harmless.
+//!
+//! This is client-go's algorithm, in our own code because kube-lease-manager 0.13 writes by patch without a
+//! resourceVersion, believes other hosts' clocks, and goes on saying "leader" while it is cut off from the API server:
+//! - Every write is an update with the resourceVersion that was read, so of two replicas that take the lease one fails.
+//! - A foreign lease has run out when *we* have seen no change of it for its duration, by our monotonic clock. The times
+//!   in it are for people to read.
+//! - [`Leadership::is_leader`] compares a point in time with the clock, whenever it is asked. A process that was stopped
+//!   and goes on is therefore no leader before anything else of it runs.
+//!
+//! A replica leads until [`RENEW_DEADLINE`] after the *start* of its last successful renewal; another one takes over at
+//! the earliest [`DURATION`] after it saw that renewal's result, which is later than its start. The 5 s between are for
+//! requests on their way, for the API server to tell, and for clocks of different pace. More would gain nothing: who cannot
+//! renew can publish no token either. (A machine that sleeps, and whose monotonic clock sleeps with it, is beyond this:
+//! that is what the fence is for.)
+//!
+//! Needs the verbs get, create and update on leases in its namespace.
+
+mod election;
+mod leadership;
+
+use std::collections::hash_map::RandomState;
+use std::convert::Infallible;
+use std::hash::{BuildHasher, Hasher};
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::Client;
+use kube::api::{Api, PostParams};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::clock::Clock;
+
+pub use self::leadership::Leadership;
+
+use self::election::{Election, Step, released};
+use self::leadership::Term;
+
+/// The Lease's name.
+pub const NAME: &str = "mail-token-broker";
+
+/// How long others wait after the last change they saw; client-go's default.
+pub const DURATION: Duration = Duration::from_secs(15);
+
+/// How long a replica leads after the start of its last successful renewal; client-go's default.
+pub const RENEW_DEADLINE: Duration = Duration::from_secs(10);
+
+/// From one renewal to the next: one may fail and be repeated before the deadline.
+const RENEW_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often a standby looks, which bounds the time without a leader after a release.
+const STANDBY_INTERVAL: Duration = Duration::from_secs(2);
+
+/// One request to the API server; two of them and a pause fit between a renewal and the deadline.
+const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The first pause after a failure; it doubles up to [`LONGEST_PAUSE`].
+const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// Short enough that a lease is renewed or taken soon after an API server comes back.
+const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+
+/// How long giving the lease back may hold up the end of the process.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Stands for election until `shutdown`, and gives the lease back then.
+///
+/// `identity` must be this replica's alone, for example its pod's name and uid: whoever finds its own name in the lease
+/// takes the lease for its own. Errors of the API server never end it.
+pub async fn run(
+    client: Client,
+    namespace: String,
+    name: String,
+    identity: String,
+    leadership: Leadership,
+    shutdown: CancellationToken,
+) {
+    let mut candidate = Candidate {
+        api: Api::namespaced(client, &namespace),
+        name,
+        election: Election::new(identity),
+        leadership: leadership.clone(),
+        clock: Clock::system(),
+        failures: 0,
+        complaint: String::new(),
+    };
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        never = candidate.campaign() => match never {},
+        never = leadership.announce_ends() => match never {},
+    }
+    leadership.set(Term::None);
+    candidate.release().await;
+}
+
+struct Candidate {
+    api: Api<Lease>,
+    name: String,
+    election: Election,
+    leadership: Leadership,
+    clock: Clock,
+    failures: u32,
+    /// The last failure that was logged; empty while all is well.
+    complaint: String,
+}
+
+/// Why a request to the API server brought nothing.
+#[derive(Debug, thiserror::Error)]
+enum CallError {
+    #[error("the lease was changed by another")]
+    Conflict,
+    #[error("the lease, or its namespace, does not exist")]
+    Gone,
+    #[error("the api server did not answer within {CALL_TIMEOUT:?}")]
+    TimedOut,
+    #[error("the api server refused: {message} ({code})")]
+    Refused { message: String, code: u16 },
+    #[error("the api server could not be asked")]
+    Failed(#[source] kube::Error),
+}
+
+impl Candidate {
+    async fn campaign(&mut self) -> Infallible {
+        loop {
+            let pause = match self.attempt().await {
+                Ok(()) => self.contented(),
+                Err(error) => self.complain(&error),
+            };
+            sleep(pause).await;
+        }
+    }
+
+    /// Looks at the lease, unless it is ours as far as we know, and does what may be done. What another changed in the
+    /// meantime is looked at once more at once: its new holder must be known before anything else is done.
+    async fn attempt(&mut self) -> Result<(), CallError> {
+        if self.election.step(monotonic()) != Step::Renew {
+            self.look().await?;
+        }
+        match self.act().await {
+            Err(CallError::Conflict | CallError::Gone) => {
+                self.look().await?;
+                self.act().await
+            }
+            done => done,
+        }
+    }
+
+    async fn look(&mut self) -> Result<(), CallError> {
+        let lease = call(self.api.get_opt(&self.name)).await?;
+        self.election.see(lease, monotonic());
+        if self.election.step(monotonic()) == Step::Wait {
+            self.leadership.set(Term::None);
+        }
+        Ok(())
+    }
+
+    async fn act(&mut self) -> Result<(), CallError> {
+        let start = monotonic();
+        let step = self.election.step(start);
+        if step == Step::Wait {
+            return Ok(());
+        }
+        let claim = self.election.claim(step, &self.name, MicroTime(self.clock.now()));
+        let parameters = PostParams::default();
+        let written = match step {
+            Step::Create => call(self.api.create(&parameters, &claim)).await?,
+            _ => call(self.api.replace(&self.name, &parameters, &claim)).await?,
+        };
+        self.election.see(Some(written), monotonic());
+        self.leadership.set(Term::Until(start + RENEW_DEADLINE));
+        Ok(())
+    }
+
+    fn contented(&mut self) -> Duration {
+        if !self.complaint.is_empty() {
+            info!("the lease can be read and written again");
+        }
+        self.failures = 0;
+        self.complaint.clear();
+        match self.election.step(monotonic()) {
+            Step::Renew => RENEW_INTERVAL,
+            _ => jittered(STANDBY_INTERVAL),
+        }
+    }
+
+    fn complain(&mut self, error: &CallError) -> Duration {
+        let complaint = match error {
+            CallError::Failed(cause) => format!("{error}: {cause}"),
+            _ => error.to_string(),
+        };
+        if complaint != self.complaint {
+            warn!(error = complaint, lease = self.name, "the lease could not be read or written");
+            self.complaint = complaint;
+        }
+        let pause = SHORTEST_PAUSE.saturating_mul(2_u32.saturating_pow(self.failures)).min(LONGEST_PAUSE);
+        self.failures = self.failures.saturating_add(1);
+        jittered(pause)
+    }
+
+    async fn release(&mut self) {
+        if let Err(error) = timeout(RELEASE_TIMEOUT, self.try_release()).await.unwrap_or(Err(CallError::TimedOut)) {
+            warn!(%error, lease = self.name, "the lease could not be given back: it runs out by itself");
+        }
+    }
+
+    /// The lease is read again, since a renewal may have been broken off, its result unknown.
+    async fn try_release(&mut self) -> Result<(), CallError> {
+        loop {
+            self.look().await?;
+            let (Step::Renew, Some(seen)) = (self.election.step(monotonic()), &self.election.seen) else {
+                return Ok(());
+            };
+            let released = released(seen.lease.clone(), MicroTime(self.clock.now()));
+            match call(self.api.replace(&self.name, &PostParams::default(), &released)).await {
+                Ok(_) => {
+                    info!(lease = self.name, "the lease was given back");
+                    return Ok(());
+                }
+                Err(CallError::Conflict) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+async fn call<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, CallError> {
+    match timeout(CALL_TIMEOUT, request).await {
+        Err(_) => Err(CallError::TimedOut),
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(kube::Error::Api(status))) => Err(match *status {
+            status if status.is_conflict() || status.is_already_exists() => CallError::Conflict,
+            status if status.is_not_found() => CallError::Gone,
+            status => CallError::Refused { message: status.message, code: status.code },
+        }),
+        Ok(Err(error)) => Err(CallError::Failed(error)),
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a lease lasts by the monotonic clock: the wall clock may jump")]
+fn monotonic() -> Instant {
+    Instant::now()
+}
+
+/// Up to a quarter more, so that replicas do not ask in step. The seed of a hash map is as random as this has to be.
+fn jittered(pause: Duration) -> Duration {
+    let random = RandomState::new().build_hasher().finish() % 1000;
+    pause + pause.mul_f64(random as f64 / 4000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    use http::{Method, Request, Response};
+    use k8s_openapi::api::coordination::v1::LeaseSpec;
+    use kube::ResourceExt;
+    use kube::client::Body;
+    use serde_json::json;
+    use tokio::task::JoinHandle;
+    use tokio::time::Instant;
+
+    use super::election::holder;
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    // Candidates in paused time, against an API server of a few lines.
+
+    #[derive(Default)]
+    struct Server {
+        lease: Mutex<Option<Lease>>,
+        version: AtomicU64,
+    }
+
+    /// How a candidate fares with the server.
+    #[derive(Default)]
+    struct Link {
+        cut: AtomicBool,
+        refused: AtomicBool,
+        calls: AtomicU64,
+    }
+
+    impl Server {
+        fn client(self: &Arc<Self>, link: &Arc<Link>) -> Client {
+            let (server, link) = (self.clone(), link.clone());
+            let service = tower::service_fn(move |request: Request<Body>| {
+                let (server, link) = (server.clone(), link.clone());
+                async move {
+                    link.calls.fetch_add(1, Ordering::SeqCst);
+                    if link.cut.load(Ordering::SeqCst) {
+                        std::future::pending::<()>().await;
+                    }
+                    if link.refused.load(Ordering::SeqCst) {
+                        return Ok(failure(403, "Forbidden"));
+                    }
+                    let (parts, body) = request.into_parts();
+                    let sent = serde_json::from_slice(&body.collect_bytes().await?).ok();
+                    Ok::<_, kube::Error>(server.handle(&parts.method, sent))
+                }
+            });
+            Client::new(service, "default")
+        }
+
+        fn handle(&self, method: &Method, sent: Option<Lease>) -> Response<Body> {
+            let mut stored = self.lease.lock().unwrap();
+            match (method, stored.as_ref(), sent) {
+                (&Method::GET, Some(lease), _) => success(lease),
+                (&Method::POST, Some(_), _) => failure(409, "AlreadyExists"),
+                (&Method::PUT, Some(lease), Some(sent)) if sent.resource_version() != lease.resource_version() => {
+                    failure(409, "Conflict")
+                }
+                // Like the real one, it gives no new version to what has not changed.
+                (&Method::PUT, Some(lease), Some(sent)) if sent.spec == lease.spec => success(lease),
+                (&Method::POST, None, Some(mut sent)) | (&Method::PUT, Some(_), Some(mut sent)) => {
+                    let version = self.version.fetch_add(1, Ordering::SeqCst).to_string();
+                    sent.metadata.resource_version = Some(version);
+                    success(stored.insert(sent))
+                }
+                _ => failure(404, "NotFound"),
+            }
+        }
+
+        fn holder(&self) -> Option<String> {
+            self.lease.lock().unwrap().as_ref().and_then(holder).map(str::to_owned)
+        }
+    }
+
+    fn success(lease: &Lease) -> Response<Body> {
+        Response::new(serde_json::to_vec(lease).unwrap().into())
+    }
+
+    fn failure(code: u16, reason: &str) -> Response<Body> {
+        let status = json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": reason});
+        let mut response = Response::new(Body::from(status.to_string().into_bytes()));
+        *response.status_mut() = code.try_into().unwrap();
+        response
+    }
+
+    struct Replica {
+        leadership: Leadership,
+        link: Arc<Link>,
+        shutdown: CancellationToken,
+        task: JoinHandle<()>,
+    }
+
+    impl Replica {
+        fn start(server: &Arc<Server>, identity: &str) -> Self {
+            let (leadership, link, shutdown) = (Leadership::new(), Arc::new(Link::default()), CancellationToken::new());
+            let task = tokio::spawn(run(
+                server.client(&link),
+                "default".to_owned(),
+                NAME.to_owned(),
+                identity.to_owned(),
+                leadership.clone(),
+                shutdown.clone(),
+            ));
+            Self { leadership, link, shutdown, task }
+        }
+
+        async fn becomes(&self, leader: bool) -> Instant {
+            self.leadership.changes().wait_for(|leads| *leads == leader).await.unwrap();
+            assert_eq!(self.leadership.is_leader(), leader);
+            monotonic()
+        }
+    }
+
+    async fn leader_and_standby(server: &Arc<Server>) -> (Replica, Replica) {
+        let leader = Replica::start(server, "a");
+        leader.becomes(true).await;
+        let standby = Replica::start(server, "b");
+        sleep(20 * SECOND).await;
+        assert!(leader.leadership.is_leader() && !standby.leadership.is_leader());
+        (leader, standby)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_released_lease_is_taken_within_seconds() {
+        let server = Arc::default();
+        let (leader, standby) = leader_and_standby(&server).await;
+        let start = monotonic();
+        leader.shutdown.cancel();
+        leader.task.await.unwrap();
+        assert!(!leader.leadership.is_leader());
+        assert_eq!(server.holder(), None);
+        let taken = standby.becomes(true).await;
+        assert!(taken - start <= 3 * SECOND, "{:?}", taken - start);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dead_leaders_lease_is_taken_when_it_has_run_out() {
+        let server = Arc::default();
+        let (leader, standby) = leader_and_standby(&server).await;
+        let last = monotonic();
+        leader.task.abort();
+        let taken = standby.becomes(true).await;
+        let waited = taken - last;
+        assert!(waited >= DURATION - RENEW_INTERVAL && waited <= DURATION + 3 * SECOND, "{waited:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_is_cut_off_stops_before_another_starts() {
+        let server = Arc::default();
+        let (leader, standby) = leader_and_standby(&server).await;
+        let start = monotonic();
+        leader.link.cut.store(true, Ordering::SeqCst);
+        let stopped = leader.becomes(false).await;
+        let started = standby.becomes(true).await;
+        assert!(stopped - start <= RENEW_DEADLINE, "{:?}", stopped - start);
+        assert!(started - stopped >= DURATION - RENEW_DEADLINE, "{:?}", started - stopped);
+
+        // The zombie comes back and finds its lease gone.
+        leader.link.cut.store(false, Ordering::SeqCst);
+        for _ in 0..600 {
+            sleep(SECOND / 10).await;
+            assert!(standby.leadership.is_leader() && !leader.leadership.is_leader());
+        }
+        assert_eq!(server.holder().as_deref(), Some("b"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn there_is_never_more_than_one_leader_and_soon_one_again_whatever_is_cut() {
+        let server = Arc::default();
+        let replicas = [Replica::start(&server, "a"), Replica::start(&server, "b"), Replica::start(&server, "c")];
+        let mut without = Duration::ZERO;
+        for tick in 0..20_000_u64 {
+            sleep(SECOND / 10).await;
+            let leaders = replicas.iter().filter(|replica| replica.leadership.is_leader()).count();
+            assert!(leaders <= 1, "{leaders} leaders at tick {tick}");
+            without = if leaders == 0 { without + SECOND / 10 } else { Duration::ZERO };
+            assert!(without < 40 * SECOND, "no leader for {without:?}");
+            for (number, replica) in replicas.iter().enumerate() {
+                // Links come and go with periods of their own; the last one always holds.
+                let period = 230 + 170 * number as u64;
+                replica.link.cut.store(number != 2 && tick / period % 2 == 1, Ordering::SeqCst);
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_stays_leader_through_one_failed_renewal() {
+        let server = Arc::default();
+        let leader = Replica::start(&server, "a");
+        leader.becomes(true).await;
+        for _ in 0..10 {
+            leader.link.cut.store(true, Ordering::SeqCst);
+            let calls = leader.link.calls.load(Ordering::SeqCst);
+            while leader.link.calls.load(Ordering::SeqCst) == calls {
+                sleep(SECOND / 20).await;
+                assert!(leader.leadership.is_leader());
+            }
+            leader.link.cut.store(false, Ordering::SeqCst);
+            for _ in 0..80 {
+                sleep(SECOND / 20).await;
+                assert!(leader.leadership.is_leader());
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deleted_lease_is_made_again_by_its_leader() {
+        let server: Arc<Server> = Arc::default();
+        let leader = Replica::start(&server, "a");
+        leader.becomes(true).await;
+        *server.lease.lock().unwrap() = None;
+        sleep(RENEW_INTERVAL + SECOND).await;
+        assert_eq!(server.holder().as_deref(), Some("a"));
+        assert!(leader.leadership.is_leader());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_whose_lease_was_given_to_another_stops_at_its_next_renewal() {
+        let server: Arc<Server> = Arc::default();
+        let leader = Replica::start(&server, "a");
+        leader.becomes(true).await;
+        let start = monotonic();
+        *server.lease.lock().unwrap() = Some(Lease {
+            spec: Some(LeaseSpec { holder_identity: Some("other".to_owned()), ..LeaseSpec::default() }),
+            ..Lease::default()
+        });
+        let stopped = leader.becomes(false).await;
+        assert!(stopped - start <= RENEW_INTERVAL + SECOND);
+        assert_eq!(server.holder().as_deref(), Some("other"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_refuses_ends_nothing() {
+        let server = Arc::default();
+        let replica = Replica::start(&server, "a");
+        replica.link.refused.store(true, Ordering::SeqCst);
+        sleep(300 * SECOND).await;
+        assert!(!replica.task.is_finished() && !replica.leadership.is_leader());
+        let calls = replica.link.calls.load(Ordering::SeqCst);
+        assert!((50..300).contains(&calls), "{calls}");
+        replica.link.refused.store(false, Ordering::SeqCst);
+        let start = monotonic();
+        let led = replica.becomes(true).await;
+        assert!(led - start <= 2 * LONGEST_PAUSE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn shutdown_ends_also_when_the_server_does_not_answer() {
+        let server = Arc::default();
+        let replica = Replica::start(&server, "a");
+        replica.becomes(true).await;
+        replica.link.cut.store(true, Ordering::SeqCst);
+        let start = monotonic();
+        replica.shutdown.cancel();
+        replica.task.await.unwrap();
+        assert!(monotonic() - start <= RELEASE_TIMEOUT);
+        assert!(!replica.leadership.is_leader());
+    }
+}
