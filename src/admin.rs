@@ -23,11 +23,15 @@ pub struct Admin {
     pub ready: Arc<AtomicBool>,
 }
 
-/// Serves until `ended`.
+/// Listens, and gives the server, which serves until `ended`.
 ///
 /// # Errors
 /// If the address cannot be listened at.
-pub async fn serve(address: SocketAddr, admin: Admin, ended: CancellationToken) -> std::io::Result<()> {
+pub async fn serve(
+    address: SocketAddr,
+    admin: Admin,
+    ended: CancellationToken,
+) -> std::io::Result<impl Future<Output = std::io::Result<()>> + Send + 'static> {
     let listener = TcpListener::bind(address).await?;
     tracing::info!(address = %listener.local_addr()?, "serving /metrics, /livez and /readyz");
     let router = Router::new()
@@ -35,7 +39,7 @@ pub async fn serve(address: SocketAddr, admin: Admin, ended: CancellationToken) 
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .with_state(admin);
-    axum::serve(listener, router).with_graceful_shutdown(ended.cancelled_owned()).await
+    Ok(axum::serve(listener, router).with_graceful_shutdown(ended.cancelled_owned()).into_future())
 }
 
 async fn readyz(State(admin): State<Admin>) -> (StatusCode, &'static str) {

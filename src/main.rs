@@ -1,6 +1,44 @@
-//! `mail-token-broker run` and `mail-token-broker crds`.
-fn main() {
-    for crd in mail_token_broker::api::crds() {
-        print!("---\n{}", serde_yaml::to_string(&crd).unwrap());
+//! The binary: parse, log, dispatch.
+
+use std::{io::Write as _, process::ExitCode};
+
+use clap::Parser as _;
+use mail_token_broker::{
+    api, app,
+    cli::{Cli, Command},
+    telemetry,
+};
+
+/// musl's and glibc's allocators are slow under threads, or keep what was freed.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let ended = match Cli::parse().command {
+        Command::Crds => print_crds(),
+        Command::Run(settings) => {
+            telemetry::start(settings.log_format);
+            run(*settings)
+        }
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = &*error, "the broker could not run");
+            ExitCode::FAILURE
+        }
     }
+}
+
+#[tokio::main]
+async fn run(settings: mail_token_broker::cli::Settings) -> Result<(), Box<dyn std::error::Error>> {
+    Ok(app::run(settings).await?)
+}
+
+fn print_crds() -> Result<(), Box<dyn std::error::Error>> {
+    let mut out = std::io::stdout().lock();
+    for crd in api::crds() {
+        write!(out, "---\n{}", serde_yaml::to_string(&crd)?)?;
+    }
+    Ok(())
 }

@@ -48,6 +48,11 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Mirror<K> {
         self.0.get(&None)?.get(&ObjectRef::new(name))
     }
 
+    /// The stores by the namespace they watch.
+    pub fn stores(&self) -> impl Iterator<Item = (&Option<String>, &Store<K>)> {
+        self.0.iter()
+    }
+
     /// All objects.
     pub fn all(&self) -> Vec<Arc<K>> {
         self.0.values().flat_map(Store::state).collect()

@@ -1,0 +1,303 @@
+//! The composition root: builds everything, starts it, and ends it in the right order.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::PostParams,
+    runtime::events::{Recorder, Reporter},
+};
+use thiserror::Error;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    admin::{self, Admin},
+    api::{GROUP, names},
+    cli::Settings,
+    clock::Clock,
+    controller::{self, Hub, Queues, Watches},
+    egress::EgressPolicy,
+    error::told_by,
+    idp::{self, IdpClients},
+    lease::{self, Leadership},
+    metrics::Metrics,
+    reconcile::{Context, Waker, bundles::Bundles, material::Book, memory::Memory, stores::Links},
+};
+
+/// Why the broker did not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// No kubeconfig, or one that cannot be used.
+    #[error("no access to Kubernetes: set KUBECONFIG, or run in a pod with a ServiceAccount")]
+    Kubernetes(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The client towards providers cannot be made.
+    #[error("the client towards providers cannot be made")]
+    Providers(#[source] idp::SetupError),
+    /// The address of `--metrics-addr` cannot be listened at.
+    #[error("--metrics-addr cannot be listened at")]
+    Admin(#[source] std::io::Error),
+    /// Signals cannot be received.
+    #[error("signals cannot be received")]
+    Signals(#[source] std::io::Error),
+}
+
+/// Where a pod finds its own namespace.
+const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
+/// How long a shutdown waits for requests under way beyond their own time-out: for the writes that follow.
+const DRAIN_MARGIN: Duration = Duration::from_secs(10);
+/// How often a shutdown looks whether everything is stored.
+const DRAIN_LOOK: Duration = Duration::from_millis(50);
+/// A wall clock that moved this much against the monotonic one was set, or the machine slept.
+const CLOCK_JUMP_SECONDS: i64 = 5;
+/// How often the clocks are compared.
+const CLOCK_LOOK: Duration = Duration::from_secs(10);
+
+/// Runs the broker until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Why it did not start. Once it runs, nothing but a signal ends it.
+pub async fn run(settings: Settings) -> Result<(), StartError> {
+    let stop = stop_signal()?;
+    let client = Client::try_default().await.map_err(|error| StartError::Kubernetes(Box::new(error)))?;
+    let clock = Clock::system();
+    let broker_namespace = settings.broker_namespace.clone().unwrap_or_else(|| own_namespace(Path::new(NAMESPACE_FILE)));
+    let clients = IdpClients::new(
+        idp::Settings {
+            request_timeout: settings.request_timeout,
+            egress: EgressPolicy::new(settings.allow_private_cidrs.clone()),
+            proxy: settings.egress_proxy.clone(),
+        },
+        clock.clone(),
+    )
+    .map_err(StartError::Providers)?;
+
+    let ended = CancellationToken::new();
+    let metrics = Arc::new(Metrics::new());
+    let ready = Arc::new(AtomicBool::new(false));
+    let admin = Admin { metrics: metrics.clone(), ready: ready.clone() };
+    let server = admin::serve(settings.metrics_addr, admin, ended.clone()).await.map_err(StartError::Admin)?;
+    let server = tokio::spawn(server);
+
+    let work = Work { client, clock, broker_namespace, clients, metrics, ready, settings };
+    tokio::select! {
+        // Until the watches are complete there is nothing under way: a signal ends the process at once.
+        () = stop.cancelled() => {}
+        context = work.start(&ended) => {
+            let (context, lease, controllers, timeout) = context;
+            stop.cancelled().await;
+            tracing::info!("stopping: no new request is begun, those under way are finished and stored");
+            drain(&context, timeout).await;
+            ended.cancel();
+            for task in [controllers, lease] {
+                if let Err(error) = task.await {
+                    tracing::warn!(%error, "a task did not end well");
+                }
+            }
+        }
+    }
+    ended.cancel();
+    if let Ok(Err(error)) = server.await {
+        tracing::warn!(%error, "the server of /metrics failed");
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Everything that the broker is made of.
+struct Work {
+    client: Client,
+    clock: Clock,
+    broker_namespace: String,
+    clients: IdpClients,
+    metrics: Arc<Metrics>,
+    ready: Arc<AtomicBool>,
+    settings: Settings,
+}
+
+type Task = tokio::task::JoinHandle<()>;
+
+impl Work {
+    /// Starts everything; done when the watches are complete and the controllers run.
+    async fn start(self, ended: &CancellationToken) -> (Arc<Context>, Task, Task, Duration) {
+        let Self { client, clock, broker_namespace, clients, metrics, ready, settings } = self;
+        let identity = identity();
+        let (leadership, lease) = elect(&client, &broker_namespace, &identity, settings.leader_elect, ended);
+
+        let (credential_wakes, credentials) = mpsc::unbounded_channel();
+        let (provider_wakes, providers) = mpsc::unbounded_channel();
+        let (gone, forgotten) = mpsc::unbounded_channel();
+        let waker = Waker { credentials: credential_wakes, providers: provider_wakes };
+        let links = Arc::new(Links::default());
+        let hub = Hub { links: links.clone(), waker: waker.clone(), gone };
+        let cluster = settings.namespaces.is_empty() || may_read_cluster(&client).await;
+        let mut watches = Watches::start(&client, &settings.namespaces, &broker_namespace, cluster, &hub);
+        tracing::info!("waiting for the watches to show everything");
+        watches.ready().await;
+
+        let reporter = Reporter { controller: names::MANAGER.to_owned(), instance: Some(identity) };
+        let stores = watches.into_stores();
+        metrics.watch(stores.credentials.clone(), leadership.clone());
+        let context = Arc::new(Context {
+            recorder: Recorder::new(client.clone(), reporter),
+            client,
+            clock,
+            leadership: leadership.clone(),
+            stores,
+            links,
+            memory: Memory::default(),
+            material: Book::new(clients),
+            waker,
+            bundles: Bundles::default(),
+            metrics,
+            draining: AtomicBool::new(false),
+        });
+        tokio::spawn(controller::forget(forgotten, context.clone()));
+        tokio::spawn(wake_all_when_leading(leadership, context.clone()));
+        tokio::spawn(wake_all_when_the_clock_jumps(context.clone()));
+        let queues = Queues { credentials, providers };
+        let controllers = tokio::spawn(controller::run(context.clone(), queues, settings.concurrency, ended.clone()));
+        ready.store(true, Ordering::Release);
+        tracing::info!("ready");
+        (context, lease, controllers, settings.request_timeout)
+    }
+}
+
+/// Begins to campaign, or leads without.
+fn elect(client: &Client, namespace: &str, identity: &str, campaign: bool, ended: &CancellationToken) -> (Leadership, Task) {
+    if !campaign {
+        return (Leadership::always(), tokio::spawn(async {}));
+    }
+    let leadership = Leadership::new();
+    let election = lease::run(
+        client.clone(),
+        namespace.to_owned(),
+        lease::NAME.to_owned(),
+        identity.to_owned(),
+        leadership.clone(),
+        ended.clone(),
+    );
+    (leadership, tokio::spawn(election))
+}
+
+/// Whether a broker of single namespaces may read ClusterMailProviders and namespaces.
+async fn may_read_cluster(client: &Client) -> bool {
+    let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
+    for (group, resource) in [(GROUP, "clustermailproviders"), ("", "namespaces")] {
+        let attributes = ResourceAttributes {
+            group: Some(group.to_owned()),
+            resource: Some(resource.to_owned()),
+            verb: Some("list".to_owned()),
+            ..ResourceAttributes::default()
+        };
+        let review = SelfSubjectAccessReview {
+            spec: SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..SelfSubjectAccessReviewSpec::default() },
+            ..SelfSubjectAccessReview::default()
+        };
+        match reviews.create(&PostParams::default(), &review).await {
+            Ok(review) if review.status.as_ref().is_some_and(|status| status.allowed) => {}
+            Ok(_) => {
+                tracing::info!(resource, "not readable: ClusterMailProviders are not served");
+                return false;
+            }
+            Err(error) => {
+                tracing::warn!(resource, why = told_by(&error), "cannot tell whether it is readable: ClusterMailProviders are not served");
+                return false;
+            }
+        }
+    }
+    true
+}
+
+fn own_namespace(file: &Path) -> String {
+    std::fs::read_to_string(file).map_or_else(|_| "default".to_owned(), |text| text.trim().to_owned())
+}
+
+/// Who this broker is in the lease and in Events: the pod, which may have restarted.
+fn identity() -> String {
+    let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "mail-token-broker".to_owned());
+    let random = std::collections::hash_map::RandomState::new();
+    let suffix = std::hash::BuildHasher::hash_one(&random, std::process::id());
+    format!("{host}-{:08x}", suffix & 0xffff_ffff)
+}
+
+/// While it stands by, a broker keeps its stores complete and does nothing; when it begins to lead, everything is looked at.
+async fn wake_all_when_leading(leadership: Leadership, context: Arc<Context>) {
+    let mut changes = leadership.changes();
+    loop {
+        if *changes.borrow_and_update() {
+            tracing::info!("leading");
+            wake_all(&context);
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Timers count time that has passed, tokens end at a date: after a jump everything is looked at.
+#[expect(clippy::disallowed_methods, reason = "compares the two clocks")]
+async fn wake_all_when_the_clock_jumps(context: Arc<Context>) {
+    let mut before = (context.clock.now(), tokio::time::Instant::now());
+    loop {
+        tokio::time::sleep(CLOCK_LOOK).await;
+        let now = (context.clock.now(), tokio::time::Instant::now());
+        let passed = i64::try_from(now.1.duration_since(before.1).as_secs()).unwrap_or(i64::MAX);
+        let drift = now.0.as_second() - before.0.as_second() - passed;
+        if drift.abs() > CLOCK_JUMP_SECONDS {
+            tracing::warn!(seconds = drift, "the clock jumped: everything is looked at");
+            wake_all(&context);
+        }
+        before = now;
+    }
+}
+
+fn wake_all(context: &Context) {
+    let stores = &context.stores;
+    let cluster = stores.cluster_providers.iter().flat_map(|mirror| mirror.all());
+    let providers = stores.providers.all().into_iter().map(crate::reconcile::stores::ProviderObject::Namespaced);
+    for provider in providers.chain(cluster.map(crate::reconcile::stores::ProviderObject::Cluster)) {
+        context.waker.provider(provider.key());
+    }
+    for credential in stores.credentials.all() {
+        context.waker.credential((credential.namespace().unwrap_or_default(), credential.name_any()));
+    }
+}
+
+/// Lets requests under way end and their tokens be stored.
+async fn drain(context: &Context, request_timeout: Duration) {
+    context.draining.store(true, Ordering::Release);
+    let stored = async {
+        while context.memory.is_busy() {
+            tokio::time::sleep(DRAIN_LOOK).await;
+        }
+    };
+    if tokio::time::timeout(request_timeout + DRAIN_MARGIN, stored).await.is_err() {
+        tracing::warn!("a token could not be stored in time; a new one will be obtained after the next start");
+    }
+}
+
+/// Cancelled at the first SIGTERM or SIGINT.
+fn stop_signal() -> Result<CancellationToken, StartError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).map_err(StartError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(StartError::Signals)?;
+    let stop = CancellationToken::new();
+    let told = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        told.cancel();
+    });
+    Ok(stop)
+}

@@ -1,0 +1,34 @@
+//! What the tests with real parts share. A test reads like this:
+//!
+//! ```ignore
+//! let ns = Cluster::shared().namespace().await;
+//! let idp = Idp::start();
+//! let broker = Broker::start(&ns).await;
+//! ns.provider(&idp).await;
+//! ns.apply(credential("billing")).await;
+//! ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+//! idp.answer(Answer::error("invalid_client"));
+//! ```
+//!
+//! A test that lacks a tool fails and says what to run: nothing is skipped.
+
+#![allow(dead_code, unused_imports, reason = "each test binary uses its own part of this")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a test's failure")]
+#![allow(clippy::disallowed_methods, reason = "tests measure real time")]
+
+pub mod audit;
+pub mod broker;
+pub mod cluster;
+pub mod hostile;
+pub mod idp;
+pub mod manifest;
+pub mod namespace;
+pub mod process;
+pub mod wait;
+
+pub use broker::Broker;
+pub use cluster::Cluster;
+pub use idp::{Answer, Idp};
+pub use manifest::{Manifest, ca_bundle, credential, provider, source};
+pub use namespace::Namespace;
+pub use wait::{PATIENCE, holds, until};

@@ -1,0 +1,223 @@
+//! A namespace of its own for each test, and what tests do in it.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Debug,
+    process::Command,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use k8s_openapi::{
+    api::core::v1 as core,
+    api::events::v1::Event,
+    apimachinery::pkg::apis::meta::v1::Condition,
+    NamespaceResourceScope,
+};
+use kube::{
+    Api, Client, Resource,
+    api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, TypeMeta, ValidationDirective},
+    core::GroupVersionKind,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+
+use super::{
+    Cluster, Idp, Manifest, PATIENCE, ca_bundle, process, provider, source,
+    wait::{until, until_in},
+};
+
+/// Kinds that stand in no namespace.
+const CLUSTER_KINDS: [&str; 4] = ["ClusterMailProvider", "Namespace", "ClusterRole", "ClusterRoleBinding"];
+
+/// An object of one namespace, which can be read, written and shown.
+pub trait Object:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned
+{
+}
+
+impl<K> Object for K where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned
+{
+}
+
+/// A namespace, and an administrator's client.
+pub struct Namespace {
+    /// Its name: the test's, shortened, and a number.
+    pub name: String,
+    /// Where it is.
+    pub cluster: Cluster,
+    /// For what is not offered here.
+    pub client: Client,
+}
+
+impl Namespace {
+    /// Makes one with these labels.
+    pub async fn create(cluster: Cluster, labels: BTreeMap<&str, &str>) -> Self {
+        let (name, client) = (unused_name(), cluster.client().await);
+        let namespace = Self { name, cluster, client };
+        let manifest = json!({
+            "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace.name, "labels": labels},
+        });
+        namespace.apply(Manifest(manifest)).await;
+        namespace
+    }
+
+    /// The objects of one kind.
+    pub fn api<K: Object>(&self) -> Api<K> {
+        Api::namespaced(self.client.clone(), &self.name)
+    }
+
+    /// kubectl in this namespace.
+    pub fn kubectl<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> String {
+        process::output(self.cluster.kubectl().args(["-n", &self.name]).args(arguments))
+    }
+
+    /// Everything that a provider needs for this server, and the MailProvider `idp`.
+    pub async fn provider(&self, idp: &Idp) {
+        self.apply(ca_bundle("idp-ca", idp)).await;
+        self.apply(source("idp-client", "client-secret", "a client secret")).await;
+        self.apply(provider(idp)).await;
+    }
+
+    /// Applies an object: other fields that were applied before go. Unknown fields are refused.
+    pub async fn apply(&self, manifest: Manifest) -> DynamicObject {
+        let shown = manifest.clone();
+        self.try_apply(manifest).await.unwrap_or_else(|error| panic!("{error}\n{}", show(&shown.0)))
+    }
+
+    /// The API server's refusal, where it should refuse.
+    pub async fn try_apply(&self, manifest: Manifest) -> kube::Result<DynamicObject> {
+        let object: DynamicObject = serde_json::from_value(manifest.0).unwrap();
+        let name = object.metadata.name.clone().unwrap();
+        let params = PatchParams {
+            field_manager: Some("test".to_owned()),
+            force: true,
+            field_validation: Some(ValidationDirective::Strict),
+            ..PatchParams::default()
+        };
+        self.dynamic(object.types.as_ref().unwrap()).patch(&name, &params, &Patch::Apply(&object)).await
+    }
+
+    /// Changes fields of an object by a merge patch.
+    pub async fn patch<K: Object>(&self, name: &str, patch: Value) -> K {
+        self.api().patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap()
+    }
+
+    /// Sets an annotation.
+    pub async fn annotate<K: Object>(&self, name: &str, key: &str, value: &str) {
+        self.patch::<K>(name, json!({"metadata": {"annotations": {key: value}}})).await;
+    }
+
+    /// The object, which must be there.
+    pub async fn get<K: Object>(&self, name: &str) -> K {
+        self.api().get(name).await.unwrap()
+    }
+
+    /// Deletes an object, and waits until it is gone.
+    pub async fn delete<K: Object>(&self, name: &str) {
+        self.api::<K>().delete(name, &DeleteParams::default()).await.unwrap();
+        self.gone::<K>(name).await;
+    }
+
+    /// Waits until an object is gone.
+    pub async fn gone<K: Object>(&self, name: &str) {
+        until("the object is gone", async || match self.api::<K>().get_opt(name).await {
+            Ok(None) => Ok(()),
+            other => Err(format!("{other:#?}")),
+        })
+        .await;
+    }
+
+    /// Waits until an object is there and as it should be; fails with the object and the Events on it.
+    pub async fn until<K: Object>(&self, name: &str, what: &str, good: impl Fn(&K) -> bool) -> K {
+        self.until_in(PATIENCE, name, what, good).await
+    }
+
+    /// [`Self::until`] with another deadline.
+    pub async fn until_in<K: Object>(
+        &self,
+        deadline: Duration,
+        name: &str,
+        what: &str,
+        good: impl Fn(&K) -> bool,
+    ) -> K {
+        until_in(deadline, &format!("{} {name}: {what}", K::kind(&())), async || {
+            match self.api::<K>().get_opt(name).await {
+                Ok(Some(object)) if good(&object) => Ok(object),
+                Ok(Some(object)) => Err(format!("{}\n{}", show(&object), self.told(name).await)),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await
+    }
+
+    /// Waits until a condition has this reason for the object's present generation.
+    pub async fn condition<K: Object>(&self, name: &str, kind: &str, reason: &str) -> Condition {
+        let fits = |object: &K| {
+            let generation = object.meta().generation;
+            find(object, kind).is_some_and(|found| found.reason == reason && found.observed_generation == generation)
+        };
+        let object = self.until(name, &format!("{kind} has the reason {reason}"), fits).await;
+        find(&object, kind).unwrap()
+    }
+
+    /// The keys and values of a Secret, which must be there.
+    pub async fn secret(&self, name: &str) -> BTreeMap<String, String> {
+        let secret: core::Secret = self.get(name).await;
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        secret.data.unwrap_or_default().into_iter().map(|(key, value)| (key, text(value.0))).collect()
+    }
+
+    /// The Events on objects of this name.
+    pub async fn events(&self, name: &str) -> Vec<Event> {
+        let events = self.api::<Event>().list(&Default::default()).await.unwrap();
+        let about = |event: &Event| event.regarding.as_ref().is_some_and(|object| object.name.as_deref() == Some(name));
+        events.items.into_iter().filter(about).collect()
+    }
+
+    async fn told(&self, name: &str) -> String {
+        let line = |event: Event| {
+            format!(
+                "Event: {} {}: {}\n",
+                event.type_.unwrap_or_default(),
+                event.reason.unwrap_or_default(),
+                event.note.unwrap_or_default()
+            )
+        };
+        self.events(name).await.into_iter().map(line).collect()
+    }
+
+    fn dynamic(&self, types: &TypeMeta) -> Api<DynamicObject> {
+        let resource = ApiResource::from_gvk(&GroupVersionKind::try_from(types).unwrap());
+        match CLUSTER_KINDS.contains(&types.kind.as_str()) {
+            true => Api::all_with(self.client.clone(), &resource),
+            false => Api::namespaced_with(self.client.clone(), &self.name, &resource),
+        }
+    }
+}
+
+/// The condition of this type in the status of any object.
+pub fn find(object: &impl Serialize, kind: &str) -> Option<Condition> {
+    let object = serde_json::to_value(object).unwrap();
+    let conditions = object.pointer("/status/conditions")?.as_array()?.clone();
+    let found = conditions.into_iter().find(|condition| condition["type"] == kind)?;
+    Some(serde_json::from_value(found).unwrap())
+}
+
+/// An object as YAML, without what only the API server cares for.
+pub fn show(object: &impl Serialize) -> String {
+    let mut object = serde_json::to_value(object).unwrap();
+    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.remove("managedFields");
+    }
+    serde_yaml::to_string(&object).unwrap()
+}
+
+fn unused_name() -> String {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let thread = std::thread::current();
+    let test = thread.name().and_then(|name| name.rsplit("::").next()).unwrap_or_default().replace('_', "-");
+    let short: String = test.chars().take(40).collect();
+    format!("{}-{}-{}", short.trim_end_matches('-'), std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+}

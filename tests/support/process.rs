@@ -1,0 +1,63 @@
+//! Processes that do not outlive the test that starts them, also when that is killed.
+
+use std::{
+    ffi::OsStr,
+    io,
+    path::{Path, PathBuf},
+    process::{Child, Command},
+    sync::{OnceLock, mpsc},
+};
+
+/// The root of the repository.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A script of `tools/`.
+pub fn tool(name: &str) -> PathBuf {
+    root().join("tools").join(name)
+}
+
+/// A command that the kernel kills when [`spawn`]'s process ends.
+pub fn mortal(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
+}
+
+/// Starts a command. The kernel's signal comes when the *thread* that started it ends, so that one thread, which
+/// ends with the process, starts all.
+pub fn spawn(command: Command) -> io::Result<Child> {
+    type Job = (Command, mpsc::Sender<io::Result<Child>>);
+    static SPAWNER: OnceLock<mpsc::Sender<Job>> = OnceLock::new();
+    let spawner = SPAWNER.get_or_init(|| {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        std::thread::spawn(move || {
+            for (mut command, reply) in queue {
+                drop(reply.send(command.spawn()));
+            }
+        });
+        jobs
+    });
+    let (reply, started) = mpsc::channel();
+    spawner.send((command, reply)).unwrap();
+    started.recv().unwrap()
+}
+
+/// Runs a command to its end; panics with what it printed unless it succeeds.
+pub fn output(command: &mut Command) -> String {
+    match try_output(command) {
+        Ok(printed) => printed,
+        Err(printed) => panic!("{command:?} failed:\n{printed}"),
+    }
+}
+
+/// Runs a command to its end: what it printed, or with a failure also what it complained of.
+pub fn try_output(command: &mut Command) -> Result<String, String> {
+    let done = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let printed = String::from_utf8_lossy(&done.stdout).into_owned();
+    match done.status.success() {
+        true => Ok(printed),
+        false => Err(format!("{}{printed}{}", String::from_utf8_lossy(&done.stderr), done.status)),
+    }
+}
