@@ -69,7 +69,8 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let stop = stop_signal()?;
     let client = Client::try_default().await.map_err(|error| StartError::Kubernetes(Box::new(error)))?;
     let clock = Clock::system();
-    let broker_namespace = settings.broker_namespace.clone().unwrap_or_else(|| own_namespace(Path::new(NAMESPACE_FILE)));
+    let broker_namespace =
+        settings.broker_namespace.clone().unwrap_or_else(|| own_namespace(Path::new(NAMESPACE_FILE)));
     let clients = IdpClients::new(
         idp::Settings {
             request_timeout: settings.request_timeout,
@@ -172,7 +173,13 @@ impl Work {
 }
 
 /// Begins to campaign, or leads without.
-fn elect(client: &Client, namespace: &str, identity: &str, campaign: bool, ended: &CancellationToken) -> (Leadership, Task) {
+fn elect(
+    client: &Client,
+    namespace: &str,
+    identity: &str,
+    campaign: bool,
+    ended: &CancellationToken,
+) -> (Leadership, Task) {
     if !campaign {
         return (Leadership::always(), tokio::spawn(async {}));
     }
@@ -199,7 +206,10 @@ async fn may_read_cluster(client: &Client) -> bool {
             ..ResourceAttributes::default()
         };
         let review = SelfSubjectAccessReview {
-            spec: SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..SelfSubjectAccessReviewSpec::default() },
+            spec: SelfSubjectAccessReviewSpec {
+                resource_attributes: Some(attributes),
+                ..SelfSubjectAccessReviewSpec::default()
+            },
             ..SelfSubjectAccessReview::default()
         };
         match reviews.create(&PostParams::default(), &review).await {
@@ -209,7 +219,11 @@ async fn may_read_cluster(client: &Client) -> bool {
                 return false;
             }
             Err(error) => {
-                tracing::warn!(resource, why = told_by(&error), "cannot tell whether it is readable: ClusterMailProviders are not served");
+                tracing::warn!(
+                    resource,
+                    why = told_by(&error),
+                    "cannot tell whether it is readable: ClusterMailProviders are not served"
+                );
                 return false;
             }
         }

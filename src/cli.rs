@@ -109,8 +109,16 @@ mod tests {
 
     #[test]
     fn senseless_values_are_refused() {
-        for arguments in [["--request-timeout", "0s"], ["--request-timeout", "-5s"], ["--concurrency", "0"], ["--allow-private-cidr", "x"]] {
-            assert!(Cli::try_parse_from(["mail-token-broker", "run"].iter().chain(&arguments)).is_err(), "{arguments:?}");
+        for arguments in [
+            ["--request-timeout", "0s"],
+            ["--request-timeout", "-5s"],
+            ["--concurrency", "0"],
+            ["--allow-private-cidr", "x"],
+        ] {
+            assert!(
+                Cli::try_parse_from(["mail-token-broker", "run"].iter().chain(&arguments)).is_err(),
+                "{arguments:?}"
+            );
         }
     }
 }

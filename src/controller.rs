@@ -95,41 +95,79 @@ impl Watches {
         }
         let credentials = mirror(&scopes, &mut pending, |scope| {
             let hub = hub.clone();
-            reflect(api::<DeserializeGuard<MailCredential>>(client, scope), watcher::Config::default(), unguard, move |seen| hub.credential(seen))
+            reflect(
+                api::<DeserializeGuard<MailCredential>>(client, scope),
+                watcher::Config::default(),
+                unguard,
+                move |seen| hub.credential(seen),
+            )
         });
         let providers = mirror(&scopes, &mut pending, |scope| {
             let (hub, home) = (hub.clone(), broker_namespace.to_owned());
-            reflect(api::<DeserializeGuard<MailProvider>>(client, scope), watcher::Config::default(), unguard, move |seen| {
-                hub.provider(seen, ProviderObject::Namespaced, &home);
-            })
+            reflect(
+                api::<DeserializeGuard<MailProvider>>(client, scope),
+                watcher::Config::default(),
+                unguard,
+                move |seen| {
+                    hub.provider(seen, ProviderObject::Namespaced, &home);
+                },
+            )
         });
         let cluster_providers = cluster.then(|| {
-            let (hub, home) = (hub.clone(), broker_namespace.to_owned());
             mirror(&[None], &mut pending, |_| {
-                reflect(Api::<DeserializeGuard<ClusterMailProvider>>::all(client.clone()), watcher::Config::default(), unguard, move |seen| {
-                    hub.provider(seen, ProviderObject::Cluster, &home);
-                })
+                let (hub, home) = (hub.clone(), broker_namespace.to_owned());
+                reflect(
+                    Api::<DeserializeGuard<ClusterMailProvider>>::all(client.clone()),
+                    watcher::Config::default(),
+                    unguard,
+                    move |seen| {
+                        hub.provider(seen, ProviderObject::Cluster, &home);
+                    },
+                )
             })
         });
         let own = format!("{}={}", names::LABEL_MANAGED_BY, names::MANAGER);
         let own_secrets = mirror(&scopes, &mut pending, |scope| {
             let hub = hub.clone();
-            reflect(api::<PartialObjectMeta<Secret>>(client, scope), watcher::Config::default().labels(&own), Some, move |seen| hub.own_secret(seen))
+            reflect(
+                api::<PartialObjectMeta<Secret>>(client, scope),
+                watcher::Config::default().labels(&own),
+                Some,
+                move |seen| hub.own_secret(seen),
+            )
         });
         let labelled = format!("{}=true", names::LABEL_SOURCE);
         let sources = mirror(&source_scopes, &mut pending, |scope| {
             let hub = hub.clone();
-            reflect(api::<PartialObjectMeta<Secret>>(client, scope), watcher::Config::default().labels(&labelled), bare, move |seen| hub.source(seen))
+            reflect(
+                api::<PartialObjectMeta<Secret>>(client, scope),
+                watcher::Config::default().labels(&labelled),
+                bare,
+                move |seen| hub.source(seen),
+            )
         });
         let namespaces = cluster.then(|| {
-            let (hub, credentials) = (hub.clone(), credentials.clone());
             mirror(&[None], &mut pending, |_| {
-                reflect(Api::<PartialObjectMeta<Namespace>>::all(client.clone()), watcher::Config::default(), Some, move |seen| {
-                    hub.namespace(seen, &credentials);
-                })
+                let (hub, credentials) = (hub.clone(), credentials.clone());
+                reflect(
+                    Api::<PartialObjectMeta<Namespace>>::all(client.clone()),
+                    watcher::Config::default(),
+                    Some,
+                    move |seen| {
+                        hub.namespace(seen, &credentials);
+                    },
+                )
             })
         });
-        let stores = Stores { credentials, providers, cluster_providers, namespaces, own_secrets, sources, broker_namespace: broker_namespace.to_owned() };
+        let stores = Stores {
+            credentials,
+            providers,
+            cluster_providers,
+            namespaces,
+            own_secrets,
+            sources,
+            broker_namespace: broker_namespace.to_owned(),
+        };
         Self { stores, pending }
     }
 
@@ -220,7 +258,9 @@ where
             let before = matches!(event, watcher::Event::InitDone).then(|| reader.state()).unwrap_or_default();
             writer.apply_watcher_event(&event);
             match event {
-                watcher::Event::Apply(object) | watcher::Event::InitApply(object) => seen(Seen::There(Arc::new(object))),
+                watcher::Event::Apply(object) | watcher::Event::InitApply(object) => {
+                    seen(Seen::There(Arc::new(object)))
+                }
                 watcher::Event::Delete(object) => seen(Seen::Gone(Arc::new(object))),
                 watcher::Event::Init => {}
                 // What went away while nobody watched has no event of its own.
@@ -232,20 +272,28 @@ where
         }
     });
     let ready = store.clone();
-    (store, async move { if ready.wait_until_ready().await.is_err() { tracing::error!(kind = %K::kind(&()), "a watch ended") } }.boxed())
+    (
+        store,
+        async move {
+            if ready.wait_until_ready().await.is_err() {
+                tracing::error!(kind = %K::kind(&()), "a watch ended")
+            }
+        }
+        .boxed(),
+    )
 }
 
 fn watch_events<W>(api: Api<W>, config: watcher::Config) -> impl Stream<Item = watcher::Result<watcher::Event<W>>>
 where
     W: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    // 2 s at most, not 30: a broker that starts before its CRDs, or outlives an API server, is back at once.
-    let backoff = backon_up_to_two_seconds();
-    watcher(api, config).backoff(backoff)
-}
-
-fn backon_up_to_two_seconds() -> impl kube::runtime::utils::Backoff {
-    kube::runtime::watcher::ExponentialBackoff::new(Duration::from_millis(200), Duration::from_secs(2), 2.0, true)
+    // Not kube's 0.8 to 30 s: a broker that starts before its CRDs, or outlives an API server, is back at once.
+    let backoff = backon::ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(200))
+        .with_max_delay(Duration::from_secs(2))
+        .with_jitter()
+        .without_max_times();
+    watcher(api, config).backoff(watcher::ExponentialBackoff::from(backoff))
 }
 
 fn convert<W, K>(event: watcher::Event<W>, read: &impl Fn(W) -> Option<K>) -> Option<watcher::Event<K>>
@@ -286,7 +334,12 @@ impl Hub {
         }
     }
 
-    fn provider<K: Resource<DynamicType = ()>>(&self, seen: Seen<K>, object: impl Fn(Arc<K>) -> ProviderObject, broker_namespace: &str) {
+    fn provider<K: Resource<DynamicType = ()>>(
+        &self,
+        seen: Seen<K>,
+        object: impl Fn(Arc<K>) -> ProviderObject,
+        broker_namespace: &str,
+    ) {
         match seen {
             Seen::There(provider) => {
                 let provider = object(provider);
@@ -328,9 +381,14 @@ impl Hub {
         let Seen::There(namespace) = seen else { return };
         let name = namespace.name_any();
         let concerned = |credential: &Arc<MailCredential>| {
-            credential.metadata.namespace.as_deref() == Some(&name) && credential.spec.provider_ref.kind == ProviderKind::ClusterMailProvider
+            credential.metadata.namespace.as_deref() == Some(&name)
+                && credential.spec.provider_ref.kind == ProviderKind::ClusterMailProvider
         };
-        credentials.all().iter().filter(|credential| concerned(credential)).for_each(|credential| self.waker.credential(key(&**credential)));
+        credentials
+            .all()
+            .iter()
+            .filter(|credential| concerned(credential))
+            .for_each(|credential| self.waker.credential(key(&**credential)));
     }
 
     fn wake_target(&self, target: &Key) {
@@ -396,7 +454,10 @@ pub async fn run(context: Arc<Context>, queues: Queues, concurrency: u16, ended:
 
     let credentials = start.controllers(&stores.credentials, reconcile_credential, &mut run);
     let providers = start.controllers(&stores.providers, reconcile_provider::<MailProvider>, &mut run);
-    let cluster = stores.cluster_providers.as_ref().map(|mirror| start.controllers(mirror, reconcile_provider::<ClusterMailProvider>, &mut run));
+    let cluster = stores
+        .cluster_providers
+        .as_ref()
+        .map(|mirror| start.controllers(mirror, reconcile_provider::<ClusterMailProvider>, &mut run));
 
     let Queues { credentials: mut credential_keys, providers: mut provider_keys } = queues;
     let route_credentials = async move {
@@ -449,7 +510,7 @@ impl Start {
         run: &mut impl FnMut(futures::future::BoxFuture<'static, ()>),
     ) -> Wakes<K>
     where
-        K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
+        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
         F: Future<Output = Result<Action, Error>> + Send + 'static,
     {
         let mut wakes = HashMap::new();
@@ -470,7 +531,11 @@ impl Start {
 }
 
 /// A panic in the reconcile of one object is isolated: the others go on.
-async fn isolated<K, F>(reconcile: fn(Arc<K>, Arc<Context>) -> F, object: Arc<K>, context: Arc<Context>) -> Result<Action, Error>
+async fn isolated<K, F>(
+    reconcile: fn(Arc<K>, Arc<Context>) -> F,
+    object: Arc<K>,
+    context: Arc<Context>,
+) -> Result<Action, Error>
 where
     K: Resource<DynamicType = ()>,
     F: Future<Output = Result<Action, Error>>,
@@ -504,7 +569,12 @@ impl IsProvider for ClusterMailProvider {
 
 fn retry<K>(_: Arc<K>, error: &Error, context: Arc<Context>) -> Action {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<kube::Error>()).map(told_by);
-    tracing::warn!(category = error.category(), why = source, "{error} failed; it is tried again in {} s", RETRY.as_secs());
+    tracing::warn!(
+        category = error.category(),
+        why = source,
+        "{error} failed; it is tried again in {} s",
+        RETRY.as_secs()
+    );
     context.metrics.reconcile_error(error.category());
     Action::requeue(RETRY)
 }

@@ -7,14 +7,7 @@ use parking_lot::Mutex;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, text::encode},
-    metrics::{
-        MetricType,
-        counter::Counter,
-        family::Family,
-        gauge::ConstGauge,
-        histogram::Histogram,
-        info::Info,
-    },
+    metrics::{MetricType, counter::Counter, family::Family, gauge::ConstGauge, histogram::Histogram, info::Info},
     registry::Registry,
 };
 use tokio::time::Instant;
@@ -58,8 +51,13 @@ impl Metrics {
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("mailtoken");
         let requests = Family::default();
-        registry.register("token_requests", "Token requests, by preset of the provider, grant and outcome", requests.clone());
-        let durations = Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS));
+        registry.register(
+            "token_requests",
+            "Token requests, by preset of the provider, grant and outcome",
+            requests.clone(),
+        );
+        let durations =
+            Family::<_, _>::new_with_constructor((|| Histogram::new(DURATION_BUCKETS)) as fn() -> Histogram);
         registry.register("token_request_duration_seconds", "How long token requests took", durations.clone());
         let errors = Family::default();
         registry.register("reconcile_errors", "Steps that failed between the broker and Kubernetes", errors.clone());
@@ -112,7 +110,10 @@ impl RequestTimer<'_> {
     pub fn observe(self, grant: GrantType, outcome: Reason) {
         let elapsed: Duration = self.since.elapsed();
         let outcome = if outcome == Reason::RenewalSucceeded { "success" } else { outcome.as_str() };
-        self.metrics.requests.get_or_create(&RequestLabels { provider: self.preset, grant: grant.as_str(), outcome }).inc();
+        self.metrics
+            .requests
+            .get_or_create(&RequestLabels { provider: self.preset, grant: grant.as_str(), outcome })
+            .inc();
         self.metrics.durations.get_or_create(&ProviderLabels { provider: self.preset }).observe(elapsed.as_secs_f64());
     }
 }
@@ -134,8 +135,11 @@ impl Collector for Credentials {
         let credentials = self.credentials.all();
         let mut gauge = |name: &str, help: &str, value: &dyn Fn(&MailCredential) -> Option<i64>| {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            for (credential, value) in credentials.iter().filter_map(|credential| Some((credential, value(credential)?))) {
-                let labels = [("namespace", credential.namespace().unwrap_or_default()), ("name", credential.name_any())];
+            for (credential, value) in
+                credentials.iter().filter_map(|credential| Some((credential, value(credential)?)))
+            {
+                let labels =
+                    [("namespace", credential.namespace().unwrap_or_default()), ("name", credential.name_any())];
                 ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
             }
             Ok(())
@@ -158,4 +162,3 @@ impl Collector for Credentials {
         ConstGauge::new(i64::from(self.leadership.is_leader())).encode(leader)
     }
 }
-

@@ -7,8 +7,16 @@ use crate::cli::LogFormat;
 /// Libraries that log whole requests or answers at finer levels, Secrets among them: pinned, whatever `RUST_LOG` says.
 /// kube-client even logs a body at WARN when it cannot decode it.
 const PINNED: [&str; 10] = [
-    "kube_client=error", "kube_runtime=warn", "hyper=warn", "hyper_util=warn", "h2=warn", "reqwest=warn", "rustls=warn", "tower=warn",
-    "rustls_platform_verifier=warn", "hyper_rustls=warn",
+    "kube_client=error",
+    "kube_runtime=warn",
+    "hyper=warn",
+    "hyper_util=warn",
+    "h2=warn",
+    "reqwest=warn",
+    "rustls=warn",
+    "tower=warn",
+    "rustls_platform_verifier=warn",
+    "hyper_rustls=warn",
 ];
 
 /// Starts logging to standard error, at the level of `RUST_LOG`, else `info`.

@@ -14,13 +14,7 @@ use crate::{
     api::{MailCredential, Reason, credential::ClientStatus, names},
     idp::TransportError,
     oauth::{Refusal, TokenRequest, read_token_response, token_request},
-    policy::{
-        Observed,
-        advice::Place,
-        checks,
-        inputs,
-        observed::Held,
-    },
+    policy::{Observed, advice::Place, checks, inputs, observed::Held},
     providers::{self, Profile},
 };
 
@@ -47,14 +41,19 @@ pub(super) fn start(observed: &Observed, context: &Arc<Context>) {
     context.memory.with(&uid, |entry| entry.in_flight = true);
     let first = observed.history.client.as_ref().and_then(|client| usize::try_from(client.index).ok()).unwrap_or(0);
     let context = context.clone();
-    let span = tracing::info_span!("token request", namespace = checks::namespace(&credential), name = %credential.name_any());
+    let span =
+        tracing::info_span!("token request", namespace = checks::namespace(&credential), name = %credential.name_any());
     tokio::spawn(tracing::Instrument::instrument(
         async move {
             let attempted = AssertUnwindSafe(attempt(&credential, first, &context)).catch_unwind().await;
             let outcome = attempted.unwrap_or_else(|_| {
                 context.metrics.reconcile_error("panic");
                 tracing::error!("the token request panicked");
-                Some(refused(Refusal::new(Reason::RequestRefused, "the broker failed: see its log"), place(&credential, None), None))
+                Some(refused(
+                    Refusal::new(Reason::RequestRefused, "the broker failed: see its log"),
+                    place(&credential, None),
+                    None,
+                ))
             });
             context.memory.with(&uid, |entry| {
                 entry.in_flight = false;
@@ -117,7 +116,12 @@ async fn try_with(
 ) -> Option<Result<Held, Refusal>> {
     let auth = entry.auth.as_ref().ok()?;
     let scopes = inputs::scopes(credential, object.spec(), profile);
-    let request = TokenRequest { token_url: &prepared.endpoints.token_url, client_id: &object.spec().client.id, auth, scopes: &scopes };
+    let request = TokenRequest {
+        token_url: &prepared.endpoints.token_url,
+        client_id: &object.spec().client.id,
+        auth,
+        scopes: &scopes,
+    };
     let Ok(wire) = token_request(&request) else {
         return Some(Err(Refusal::new(Reason::RequestRefused, "the token endpoint is no URL that can be asked")));
     };
@@ -140,7 +144,9 @@ async fn try_with(
     let outcome = answer.as_ref().err().map_or(Reason::RenewalSucceeded, |refusal| refusal.reason);
     timer.observe(inputs::grant_type(credential), outcome);
     match &answer {
-        Ok(answer) => tracing::info!(expires_at = %answer.token.expires_at, fingerprint = %answer.token.fingerprint(), "obtained a token"),
+        Ok(answer) => {
+            tracing::info!(expires_at = %answer.token.expires_at, fingerprint = %answer.token.fingerprint(), "obtained a token")
+        }
         Err(refusal) => tracing::warn!(reason = refusal.reason.as_str(), what = %refusal.what, "obtained no token"),
     }
     if answer.as_ref().is_err_and(|refusal| refusal.reason == Reason::MalformedResponse) {

@@ -6,6 +6,7 @@ use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Api, ResourceExt as _,
+    core::PartialObjectMeta,
     runtime::{WatchStreamExt as _, watcher},
 };
 use parking_lot::Mutex;
@@ -37,7 +38,12 @@ impl Bundles {
         let watch = watches.entry(map.clone()).or_insert_with(|| Watch {
             version: None,
             readers: vec![],
-            _task: AbortOnDropHandle::new(tokio::spawn(watch(self.0.clone(), map.clone(), context.client.clone(), context.waker.clone()))),
+            _task: AbortOnDropHandle::new(tokio::spawn(watch(
+                self.0.clone(),
+                map.clone(),
+                context.client.clone(),
+                context.waker.clone(),
+            ))),
         });
         if !watch.readers.contains(reader) {
             watch.readers.push(reader.clone());
@@ -57,9 +63,9 @@ impl Bundles {
 }
 
 async fn watch(watches: std::sync::Arc<Mutex<HashMap<Key, Watch>>>, map: Key, client: kube::Client, waker: Waker) {
-    let api: Api<ConfigMap> = Api::namespaced(client, &map.0);
+    let api: Api<PartialObjectMeta<ConfigMap>> = Api::namespaced(client, &map.0);
     let config = watcher::Config::default().fields(&format!("metadata.name={}", map.1));
-    let mut events = std::pin::pin!(watcher::metadata_watcher(api, config).default_backoff());
+    let mut events = std::pin::pin!(watcher(api, config).default_backoff());
     let mut listed = String::new();
     while let Some(event) = events.next().await {
         let version = match event {

@@ -3,11 +3,11 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use k8s_openapi::jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{ConfigMap, Secret},
     apimachinery::pkg::apis::meta::v1::Time,
 };
-use k8s_openapi::jiff::Timestamp;
 use kube::{Api, ResourceExt as _};
 use parking_lot::Mutex;
 
@@ -111,7 +111,10 @@ impl Book {
     pub fn fingerprint(&self, object: &ProviderObject, context: &Context) -> Option<String> {
         let key = object.key();
         let home = context.stores.home(&key);
-        let mut parts = vec![object.meta().uid.clone().unwrap_or_default(), object.meta().generation.unwrap_or_default().to_string()];
+        let mut parts = vec![
+            object.meta().uid.clone().unwrap_or_default(),
+            object.meta().generation.unwrap_or_default().to_string(),
+        ];
         for name in source_secrets(object.spec()) {
             let version = context.stores.sources.get(home, name).and_then(|secret| secret.resource_version());
             parts.push(version.unwrap_or_default());
@@ -162,7 +165,13 @@ impl Book {
     }
 
     /// Notes how a look came out, and tells when the next is due.
-    pub fn note(&self, key: &ProviderKey, fingerprint: &str, problem: Option<&ProviderProblem>, now: Timestamp) -> Option<Timestamp> {
+    pub fn note(
+        &self,
+        key: &ProviderKey,
+        fingerprint: &str,
+        problem: Option<&ProviderProblem>,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
         let mut pages = self.pages.lock();
         let page = pages.entry(key.clone()).or_default();
         let Some(problem) = problem else {
@@ -204,7 +213,12 @@ impl Book {
         Ok(verdict)
     }
 
-    async fn look(&self, object: &ProviderObject, key: &ProviderKey, context: &Context) -> Result<Result<Prepared, ProviderProblem>, Error> {
+    async fn look(
+        &self,
+        object: &ProviderObject,
+        key: &ProviderKey,
+        context: &Context,
+    ) -> Result<Result<Prepared, ProviderProblem>, Error> {
         let spec = object.spec();
         let Some(profile) = providers::profile(spec) else {
             return Ok(Err(problem(Reason::InvalidSpec, "the spec names no provider that this broker knows")));
@@ -230,7 +244,12 @@ impl Book {
     }
 
     /// A client that trusts the provider's CA bundle.
-    async fn trust(&self, spec: &ProviderSpec, key: &ProviderKey, context: &Context) -> Result<Result<IdpClient, ProviderProblem>, Error> {
+    async fn trust(
+        &self,
+        spec: &ProviderSpec,
+        key: &ProviderKey,
+        context: &Context,
+    ) -> Result<Result<IdpClient, ProviderProblem>, Error> {
         let home = context.stores.home(key);
         let bundle = match (bundle_secret(spec), bundle_config_map(spec)) {
             (Some(reference), _) => Some((reference, read_secret_key(reference, home, context).await?)),
@@ -246,7 +265,9 @@ impl Book {
             let place = reference.map(|r| format!("{home}/{} key {}", r.name, r.key)).unwrap_or_default();
             problem(
                 Reason::SourceInvalid,
-                format!("the CA bundle in {place} cannot be used: {error}. It must hold the certificates of CAs in PEM"),
+                format!(
+                    "the CA bundle in {place} cannot be used: {error}. It must hold the certificates of CAs in PEM"
+                ),
             )
         }))
     }
@@ -271,9 +292,20 @@ fn credential_blocker(key: &ProviderKey, problem: ProviderProblem) -> Blocker {
 }
 
 /// Reads all client secrets; each entry tells by itself whether it can be used.
-async fn authentication(spec: &ProviderSpec, key: &ProviderKey, guid_is_flaw: bool, context: &Context) -> Result<Vec<Authentication>, Error> {
+async fn authentication(
+    spec: &ProviderSpec,
+    key: &ProviderKey,
+    guid_is_flaw: bool,
+    context: &Context,
+) -> Result<Vec<Authentication>, Error> {
     if spec.client.authentication.is_empty() {
-        return Ok(vec![Authentication { method: "none", index: 0, expires_at: None, source: None, auth: Ok(ClientAuth::Public) }]);
+        return Ok(vec![Authentication {
+            method: "none",
+            index: 0,
+            expires_at: None,
+            source: None,
+            auth: Ok(ClientAuth::Public),
+        }]);
     }
     let home = context.stores.home(key);
     let mut entries = vec![];
@@ -286,7 +318,9 @@ async fn authentication(spec: &ProviderSpec, key: &ProviderKey, guid_is_flaw: bo
                     Reason::SourceInvalid,
                     format!(
                         "the client secret in key {} of the Secret {home}/{} {flaw}: {}",
-                        reference.key, reference.name, put_command(reference, home)
+                        reference.key,
+                        reference.name,
+                        put_command(reference, home)
                     ),
                 )
             })?;
@@ -296,7 +330,13 @@ async fn authentication(spec: &ProviderSpec, key: &ProviderKey, guid_is_flaw: bo
             })
         });
         let source = Some((home.to_owned(), reference.name.clone(), reference.key.clone()));
-        entries.push(Authentication { method: "clientSecret", index, expires_at: secret.expires_at.clone(), source, auth });
+        entries.push(Authentication {
+            method: "clientSecret",
+            index,
+            expires_at: secret.expires_at.clone(),
+            source,
+            auth,
+        });
     }
     Ok(entries)
 }
@@ -312,12 +352,15 @@ fn put_command(reference: &KeyRef, home: &str) -> String {
 async fn read_secret_key(reference: &KeyRef, home: &str, context: &Context) -> Result<Result<Vec<u8>, Blocker>, Error> {
     let KeyRef { name, key } = reference;
     let api: Api<Secret> = Api::namespaced(context.client.clone(), home);
-    let secret = api.get_opt(name).await.map_err(|source| Error::ReadSecret { name: format!("{home}/{name}"), source })?;
+    let secret =
+        api.get_opt(name).await.map_err(|source| Error::ReadSecret { name: format!("{home}/{name}"), source })?;
     let label = format!("`kubectl -n {home} label secret {name} {}=true`", names::LABEL_SOURCE);
     let Some(secret) = secret else {
         return Ok(Err(Blocker::new(
             Reason::SourceNotFound,
-            format!("the Secret {home}/{name} does not exist: `kubectl -n {home} create secret generic {name} --from-literal={key}=<value>`, then {label}"),
+            format!(
+                "the Secret {home}/{name} does not exist: `kubectl -n {home} create secret generic {name} --from-literal={key}=<value>`, then {label}"
+            ),
         )));
     };
     let managed = secret.labels().get(names::LABEL_MANAGED_BY).is_some_and(|by| by == names::MANAGER);
@@ -334,18 +377,29 @@ async fn read_secret_key(reference: &KeyRef, home: &str, context: &Context) -> R
         )));
     }
     let keys: Vec<_> = secret.data.iter().flatten().map(|(key, _)| key.clone()).collect();
-    Ok(secret.data.and_then(|mut data| data.remove(key)).map(|value| value.0).ok_or_else(|| no_key("Secret", home, reference, &keys)))
+    Ok(secret
+        .data
+        .and_then(|mut data| data.remove(key))
+        .map(|value| value.0)
+        .ok_or_else(|| no_key("Secret", home, reference, &keys)))
 }
 
 /// A key of a ConfigMap.
-async fn read_config_map_key(reference: &KeyRef, home: &str, context: &Context) -> Result<Result<Vec<u8>, Blocker>, Error> {
+async fn read_config_map_key(
+    reference: &KeyRef,
+    home: &str,
+    context: &Context,
+) -> Result<Result<Vec<u8>, Blocker>, Error> {
     let KeyRef { name, key } = reference;
     let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), home);
-    let map = api.get_opt(name).await.map_err(|source| Error::ReadConfigMap { name: format!("{home}/{name}"), source })?;
+    let map =
+        api.get_opt(name).await.map_err(|source| Error::ReadConfigMap { name: format!("{home}/{name}"), source })?;
     let Some(map) = map else {
         return Ok(Err(Blocker::new(
             Reason::SourceNotFound,
-            format!("the ConfigMap {home}/{name} does not exist: `kubectl -n {home} create configmap {name} --from-file={key}=<file>`"),
+            format!(
+                "the ConfigMap {home}/{name} does not exist: `kubectl -n {home} create configmap {name} --from-file={key}=<file>`"
+            ),
         )));
     };
     let mut text = map.data.unwrap_or_default();
@@ -368,12 +422,22 @@ fn no_key(kind: &str, home: &str, reference: &KeyRef, keys: &[String]) -> Blocke
     )
 }
 
-async fn discover(issuer: &str, client: &IdpClient, key: &ProviderKey, context: &Context) -> Result<Endpoints, ProviderProblem> {
-    let request = discovery_request(issuer).map_err(|_| problem(Reason::InvalidSpec, "spec.oidc.issuerURL is no URL"))?;
+async fn discover(
+    issuer: &str,
+    client: &IdpClient,
+    key: &ProviderKey,
+    context: &Context,
+) -> Result<Endpoints, ProviderProblem> {
+    let request =
+        discovery_request(issuer).map_err(|_| problem(Reason::InvalidSpec, "spec.oidc.issuerURL is no URL"))?;
     let leadership = context.leadership.clone();
     let exchange = client.send(request, move || leadership.is_leader()).await.map_err(|error| {
         let (reason, message) = transport(&error, key);
-        let reason = if reason == Reason::ProviderUnavailable || reason == Reason::MalformedResponse { Reason::DiscoveryFailed } else { reason };
+        let reason = if reason == Reason::ProviderUnavailable || reason == Reason::MalformedResponse {
+            Reason::DiscoveryFailed
+        } else {
+            reason
+        };
         problem(reason, message)
     })?;
     read_discovery(&exchange.response, issuer).map_err(|error| match &error {
@@ -419,8 +483,12 @@ pub(super) fn transport(error: &TransportError, key: &ProviderKey) -> (Reason, S
             )
             .replace("<namespace>", if key.namespace.is_empty() { "<the broker's namespace>" } else { &key.namespace }),
         ),
-        TransportError::Tls { .. } => (Reason::TLSFailed, format!("{error}. The provider's certificate has to be mended")),
-        TransportError::BodyTooLarge { .. } => (Reason::MalformedResponse, format!("{error}: check that the URL is right")),
+        TransportError::Tls { .. } => {
+            (Reason::TLSFailed, format!("{error}. The provider's certificate has to be mended"))
+        }
+        TransportError::BodyTooLarge { .. } => {
+            (Reason::MalformedResponse, format!("{error}: check that the URL is right"))
+        }
         TransportError::UnsupportedScheme | TransportError::InvalidUrl { .. } => {
             (Reason::InvalidSpec, format!("{error}: correct the provider's URL"))
         }

@@ -70,7 +70,11 @@ impl Memory {
 
 /// Of what a watch shows and what the broker wrote itself, the newer. A store that has caught up makes the memory
 /// unnecessary. resourceVersions are comparable numbers (KEP-5504).
-pub fn newer<T>(shown: Option<Arc<T>>, written: &mut Option<Arc<T>>, version: impl Fn(&T) -> Option<&str>) -> Option<Arc<T>> {
+pub fn newer<T>(
+    shown: Option<Arc<T>>,
+    written: &mut Option<Arc<T>>,
+    version: impl Fn(&T) -> Option<&str>,
+) -> Option<Arc<T>> {
     let number = |object: &Arc<T>| version(object).and_then(|version| version.parse::<u64>().ok());
     match (&shown, &*written) {
         (Some(seen), Some(own)) if number(seen) < number(own) => Some(own.clone()),

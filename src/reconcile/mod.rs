@@ -23,7 +23,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{Client, runtime::controller::Action, runtime::events::Recorder};
 
 use crate::{
-    api::{MailCredential, Reason, condition, ConditionType},
+    api::{ConditionType, MailCredential, Reason, condition},
     clock::Clock,
     error::Error,
     lease::Leadership,
@@ -134,7 +134,10 @@ async fn carry_out(observed: &mut Observed, decision: &Decision, context: &Conte
         Err(PublishError::Kubernetes(error)) => return Err(error),
         Err(PublishError::Foreign(owner)) => observed.target = Target::Foreign(owner),
         Err(PublishError::Refused(why)) => {
-            let refusal = Refusal::new(Reason::SecretWriteFailed, format!("the Secret {} could not be written: {why}", observed.target_name()));
+            let refusal = Refusal::new(
+                Reason::SecretWriteFailed,
+                format!("the Secret {} could not be written: {why}", observed.target_name()),
+            );
             let message = format!("{}. It is tried again by itself", refusal.what);
             let attempt = observed.attempt.clone();
             observed.history.fail(&refusal, message, &attempt, now);

@@ -20,8 +20,7 @@ use crate::{
     error::Error,
     oauth::{Token, token::fingerprint},
     policy::{
-        Blocker, Observed, checks,
-        inputs,
+        Blocker, Observed, checks, inputs,
         observed::{History, Provider, Published, Target, TokenFacts, target_name},
     },
     providers,
@@ -34,7 +33,9 @@ pub(super) async fn observe(shown: Arc<MailCredential>, context: &Context) -> Re
     let uid = shown.uid().unwrap_or_default();
     let credential = context
         .memory
-        .with(&uid, |entry| newer(Some(shown.clone()), &mut entry.written, |object| object.metadata.resource_version.as_deref()))
+        .with(&uid, |entry| {
+            newer(Some(shown.clone()), &mut entry.written, |object| object.metadata.resource_version.as_deref())
+        })
         .unwrap_or(shown);
 
     let Some((provider, fingerprint)) = provider(&credential, context) else { return Ok(None) };
@@ -79,7 +80,10 @@ fn provider(credential: &MailCredential, context: &Context) -> Option<(Result<Pr
     let fingerprint = context.material.fingerprint(&object, context)?;
     let spec = object.spec();
     let Some(profile) = providers::profile(spec) else {
-        let blocker = Blocker::new(Reason::InvalidSpec, format!("the {} names no provider that this broker knows", checks::provider_words(credential)));
+        let blocker = Blocker::new(
+            Reason::InvalidSpec,
+            format!("the {} names no provider that this broker knows", checks::provider_words(credential)),
+        );
         return Some((Err(blocker), fingerprint));
     };
     let scopes = inputs::scopes(credential, spec, &profile);
@@ -100,7 +104,8 @@ fn provider(credential: &MailCredential, context: &Context) -> Option<(Result<Pr
 
 fn not_found(credential: &MailCredential, context: &Context) -> Blocker {
     let words = checks::provider_words(credential);
-    let unseen = credential.spec.provider_ref.kind == ProviderKind::ClusterMailProvider && context.stores.cluster_providers.is_none();
+    let unseen = credential.spec.provider_ref.kind == ProviderKind::ClusterMailProvider
+        && context.stores.cluster_providers.is_none();
     let message = if unseen {
         format!(
             "the broker is not allowed to read the {words}: it watches single namespaces, and its ServiceAccount needs \
@@ -108,7 +113,9 @@ fn not_found(credential: &MailCredential, context: &Context) -> Blocker {
         )
     } else {
         let other = match credential.spec.provider_ref.kind {
-            ProviderKind::MailProvider => "`kubectl get mailproviders,clustermailproviders` shows those that exist; one of the cluster needs spec.providerRef.kind: ClusterMailProvider",
+            ProviderKind::MailProvider => {
+                "`kubectl get mailproviders,clustermailproviders` shows those that exist; one of the cluster needs spec.providerRef.kind: ClusterMailProvider"
+            }
             ProviderKind::ClusterMailProvider => "`kubectl get clustermailproviders` shows those that exist",
         };
         format!("the {words} does not exist: create it, or correct spec.providerRef ({other})")
@@ -116,7 +123,12 @@ fn not_found(credential: &MailCredential, context: &Context) -> Blocker {
     Blocker::new(Reason::ProviderNotFound, message)
 }
 
-fn allowance(credential: &MailCredential, object: &super::stores::ProviderObject, profile: &providers::Profile, context: &Context) -> Option<Blocker> {
+fn allowance(
+    credential: &MailCredential,
+    object: &super::stores::ProviderObject,
+    profile: &providers::Profile,
+    context: &Context,
+) -> Option<Blocker> {
     let allowed = object.allowed()?;
     let spec = object.spec();
     let Some(labels) = context.stores.namespace_labels(checks::namespace(credential)) else {
@@ -144,10 +156,15 @@ async fn target(credential: &MailCredential, provider: Option<&Provider>, contex
         if !written {
             entry.target = None;
         }
-        (newer(shown.clone(), &mut entry.target, |meta| meta.resource_version.as_deref()).or_else(|| entry.target.clone()), entry.conflict)
+        (
+            newer(shown.clone(), &mut entry.target, |meta| meta.resource_version.as_deref())
+                .or_else(|| entry.target.clone()),
+            entry.conflict,
+        )
     });
     let told = credential.status.as_ref().is_some_and(|status| {
-        condition::find(&status.conditions, ConditionType::Stalled).is_some_and(|stalled| stalled.reason == Reason::SecretConflict.as_str())
+        condition::find(&status.conditions, ConditionType::Stalled)
+            .is_some_and(|stalled| stalled.reason == Reason::SecretConflict.as_str())
     });
     let meta = match meta {
         // A foreign Secret carries none of our labels: no watch shows it.
@@ -169,8 +186,14 @@ async fn target(credential: &MailCredential, provider: Option<&Provider>, contex
 }
 
 /// The Secret under the name that the target had before.
-async fn previous(credential: &MailCredential, provider: Option<&Provider>, context: &Context) -> Result<Option<Published>, Error> {
-    let Some(name) = credential.status.as_ref().and_then(|status| status.secret_name.as_deref()) else { return Ok(None) };
+async fn previous(
+    credential: &MailCredential,
+    provider: Option<&Provider>,
+    context: &Context,
+) -> Result<Option<Published>, Error> {
+    let Some(name) = credential.status.as_ref().and_then(|status| status.secret_name.as_deref()) else {
+        return Ok(None);
+    };
     if name == target_name(credential) {
         return Ok(None);
     }
@@ -182,7 +205,12 @@ async fn previous(credential: &MailCredential, provider: Option<&Provider>, cont
 }
 
 /// What is known about a Secret of ours. Its data is read only where somebody else wrote it last.
-async fn published(credential: &MailCredential, provider: Option<&Provider>, meta: &ObjectMeta, context: &Context) -> Result<Published, Error> {
+async fn published(
+    credential: &MailCredential,
+    provider: Option<&Provider>,
+    meta: &ObjectMeta,
+    context: &Context,
+) -> Result<Published, Error> {
     let version = meta.resource_version.clone().unwrap_or_default();
     let status = credential.status.as_ref();
     let untouched = status.and_then(|status| status.secret_resource_version.as_ref()) == Some(&version);
@@ -192,9 +220,13 @@ async fn published(credential: &MailCredential, provider: Option<&Provider>, met
     });
     let inspected = match known {
         Some(inspected) => inspected,
-        None if untouched => {
-            Inspected { resource_version: version.clone(), layout: layout.to_owned(), token: facts(meta), intact: true, must_recreate: false }
-        }
+        None if untouched => Inspected {
+            resource_version: version.clone(),
+            layout: layout.to_owned(),
+            token: facts(meta),
+            intact: true,
+            must_recreate: false,
+        },
         None => inspect(credential, provider, meta, context).await?,
     };
     let annotation = |name: &str| meta.annotations.as_ref().and_then(|map| map.get(name)).cloned();
@@ -214,7 +246,12 @@ async fn published(credential: &MailCredential, provider: Option<&Provider>, met
 }
 
 /// Reads a Secret that somebody else may have written, and compares it with what the broker writes.
-async fn inspect(credential: &MailCredential, provider: Option<&Provider>, meta: &ObjectMeta, context: &Context) -> Result<Inspected, Error> {
+async fn inspect(
+    credential: &MailCredential,
+    provider: Option<&Provider>,
+    meta: &ObjectMeta,
+    context: &Context,
+) -> Result<Inspected, Error> {
     let name = meta.name.clone().unwrap_or_default();
     let layout = provider.map_or("", |provider| provider.layout.as_str()).to_owned();
     let Some(secret) = publish::read(context, checks::namespace(credential), &name).await? else {
@@ -226,13 +263,16 @@ async fn inspect(credential: &MailCredential, provider: Option<&Provider>, meta:
     let as_written = provider.zip(token.as_ref()).is_none_or(|(provider, token)| {
         let same_layout = annotation(&secret, names::ANNOTATION_LAYOUT) == Some(provider.layout.as_str());
         let data = secret.data.as_ref();
-        !same_layout || (data == Some(&render(credential, &provider.profile, token)) && publish::dressed(&secret.metadata, credential))
+        !same_layout
+            || (data == Some(&render(credential, &provider.profile, token))
+                && publish::dressed(&secret.metadata, credential))
     });
     let inspected = Inspected {
         resource_version: meta.resource_version.clone().unwrap_or_default(),
         layout,
         intact: as_written,
-        must_recreate: secret.immutable == Some(true) || secret.type_.as_deref().is_some_and(|kind| kind != names::SECRET_TYPE_TARGET),
+        must_recreate: secret.immutable == Some(true)
+            || secret.type_.as_deref().is_some_and(|kind| kind != names::SECRET_TYPE_TARGET),
         token: token.as_ref().and_then(|token| {
             let facts = facts(&secret.metadata)?;
             Some(TokenFacts { length: Some(token.access_token.expose_secret().len()), ..facts })
@@ -254,7 +294,9 @@ pub(super) fn stored_token(secret: &Secret) -> Option<Token> {
     let agrees = fingerprint(access_token.expose_secret()) == facts.fingerprint;
     agrees.then(|| Token {
         access_token,
-        token_type: text("token_type").filter(|kind| kind.eq_ignore_ascii_case("bearer")).unwrap_or_else(|| "Bearer".to_owned()),
+        token_type: text("token_type")
+            .filter(|kind| kind.eq_ignore_ascii_case("bearer"))
+            .unwrap_or_else(|| "Bearer".to_owned()),
         issued_at: facts.issued_at,
         expires_at: facts.expires_at,
         refresh_at: facts.refresh_at,
@@ -270,7 +312,11 @@ fn facts(meta: &ObjectMeta) -> Option<TokenFacts> {
         issued_at: time(names::ANNOTATION_ISSUED_AT)?,
         expires_at: time(names::ANNOTATION_EXPIRES_AT)?,
         refresh_at: time(names::ANNOTATION_REFRESH_AT),
-        scopes: annotation(names::ANNOTATION_SCOPES).unwrap_or_default().split_ascii_whitespace().map(str::to_owned).collect(),
+        scopes: annotation(names::ANNOTATION_SCOPES)
+            .unwrap_or_default()
+            .split_ascii_whitespace()
+            .map(str::to_owned)
+            .collect(),
         fingerprint: annotation(names::ANNOTATION_FINGERPRINT)?.to_owned(),
         length: None,
     };

@@ -18,7 +18,10 @@ use super::{
     stores::{ProviderKey, ProviderObject, bundle_config_map},
 };
 use crate::{
-    api::{ClusterMailProvider, ConditionType, MailProvider, ProviderStatus, Reason, Retry, condition, credential::ProviderKind, names},
+    api::{
+        ClusterMailProvider, ConditionType, MailProvider, ProviderStatus, Reason, Retry, condition,
+        credential::ProviderKind, names,
+    },
     error::{Error, told_by},
     policy::{Blocker, schedule, status::Notice},
 };
@@ -58,7 +61,8 @@ pub async fn reconcile(key: &ProviderKey, context: &Context) -> Result<Action, E
 /// The status is of this generation and good.
 fn is_fresh(object: &ProviderObject) -> bool {
     object.status().is_some_and(|status| {
-        status.observed_generation == object.meta().generation && condition::is_true(&status.conditions, ConditionType::Ready)
+        status.observed_generation == object.meta().generation
+            && condition::is_true(&status.conditions, ConditionType::Ready)
     })
 }
 
@@ -84,10 +88,19 @@ pub(super) fn look_again(problem: &ProviderProblem, failures: u32, now: Timestam
     }
 }
 
-async fn write_status(object: &ProviderObject, verdict: Result<&Prepared, &ProviderProblem>, context: &Context, now: Timestamp) -> Result<(), Error> {
+async fn write_status(
+    object: &ProviderObject,
+    verdict: Result<&Prepared, &ProviderProblem>,
+    context: &Context,
+    now: Timestamp,
+) -> Result<(), Error> {
     let before = object.status().cloned().unwrap_or_default();
     let generation = object.meta().generation;
-    let mut after = ProviderStatus { observed_generation: generation, conditions: before.conditions.clone(), ..ProviderStatus::default() };
+    let mut after = ProviderStatus {
+        observed_generation: generation,
+        conditions: before.conditions.clone(),
+        ..ProviderStatus::default()
+    };
     let (ready, Blocker { reason, message }) = match verdict {
         Ok(prepared) => {
             after.token_url = Some(prepared.endpoints.token_url.clone());
@@ -97,7 +110,15 @@ async fn write_status(object: &ProviderObject, verdict: Result<&Prepared, &Provi
         }
         Err(problem) => (false, problem.blocker.clone()),
     };
-    condition::upsert(&mut after.conditions, ConditionType::Ready, ready, reason, message, generation.unwrap_or_default(), now);
+    condition::upsert(
+        &mut after.conditions,
+        ConditionType::Ready,
+        ready,
+        reason,
+        message,
+        generation.unwrap_or_default(),
+        now,
+    );
     if before == after {
         return Ok(());
     }
@@ -120,7 +141,13 @@ async fn write_status(object: &ProviderObject, verdict: Result<&Prepared, &Provi
 fn ready_words(prepared: &Prepared) -> Blocker {
     let unusable = prepared.authentication.iter().filter_map(|entry| Some((entry.index, entry.auth.as_ref().err()?)));
     let notes: String = unusable
-        .map(|(index, blocker)| format!("; spec.client.authentication[{index}] cannot be used ({}): {}", blocker.reason.as_str(), blocker.message))
+        .map(|(index, blocker)| {
+            format!(
+                "; spec.client.authentication[{index}] cannot be used ({}): {}",
+                blocker.reason.as_str(),
+                blocker.message
+            )
+        })
         .collect();
     Blocker::new(Reason::ProviderReady, format!("tokens come from {}{notes}", prepared.endpoints.token_url))
 }

@@ -3,11 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use k8s_openapi::{
-    ByteString,
-    api::core::v1::Secret,
-    apimachinery::pkg::apis::meta::v1::OwnerReference,
-};
+use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{
     Resource as _, ResourceExt as _,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
@@ -64,11 +60,18 @@ pub(super) fn ownership(meta: &ObjectMeta, credential: &MailCredential, context:
     }
     match owner {
         Some(owner) if Some(&owner.uid) == credential.metadata.uid.as_ref() => Ownership::Own,
-        Some(owner) if owner.kind == MailCredential::kind(&()) && owner.api_version == MailCredential::api_version(&()) => {
+        Some(owner)
+            if owner.kind == MailCredential::kind(&()) && owner.api_version == MailCredential::api_version(&()) =>
+        {
             match context.stores.credentials.get(checks::namespace(credential), &owner.name) {
                 Some(other) if other.uid().as_ref() == Some(&owner.uid) => {
-                    let gives_way = target_name(&other) == target_name(credential) && context.stores.rival(&other, &context.links).is_some();
-                    if gives_way { Ownership::Takeover } else { Ownership::Foreign(format!("belongs to the MailCredential {}", owner.name)) }
+                    let gives_way = target_name(&other) == target_name(credential)
+                        && context.stores.rival(&other, &context.links).is_some();
+                    if gives_way {
+                        Ownership::Takeover
+                    } else {
+                        Ownership::Foreign(format!("belongs to the MailCredential {}", owner.name))
+                    }
                 }
                 _ => Ownership::Takeover,
             }
@@ -167,7 +170,13 @@ struct Content {
     owners: Vec<OwnerReference>,
 }
 
-async fn write(observed: &mut Observed, token: &Token, issued_for: &str, reissue: Option<&str>, context: &Context) -> Result<(), PublishError> {
+async fn write(
+    observed: &mut Observed,
+    token: &Token,
+    issued_for: &str,
+    reissue: Option<&str>,
+    context: &Context,
+) -> Result<(), PublishError> {
     let Ok(provider) = &observed.provider else { return Ok(()) };
     let content = content(&observed.credential, provider, token, issued_for, reissue);
     let meta = put(observed, &content, context).await?;
@@ -223,7 +232,12 @@ async fn put(observed: &Observed, content: &Content, context: &Context) -> Resul
     }
 }
 
-async fn create(credential: &MailCredential, name: &str, content: &Content, context: &Context) -> Result<ObjectMeta, PublishError> {
+async fn create(
+    credential: &MailCredential,
+    name: &str,
+    content: &Content,
+    context: &Context,
+) -> Result<ObjectMeta, PublishError> {
     let namespace = checks::namespace(credential);
     let secret = Secret {
         metadata: ObjectMeta {
@@ -240,13 +254,20 @@ async fn create(credential: &MailCredential, name: &str, content: &Content, cont
     let params = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
     match observe::secrets(context, namespace).create(&params, &secret).await {
         Ok(made) => Ok(made.metadata),
-        Err(kube::Error::Api(status)) if status.is_already_exists() => over_existing(credential, name, content, context).await,
+        Err(kube::Error::Api(status)) if status.is_already_exists() => {
+            over_existing(credential, name, content, context).await
+        }
         Err(error) => Err(PublishError::Refused(told_by(&error))),
     }
 }
 
 /// The name is taken, or somebody wrote it meanwhile: looks whose it is, and writes it if it is the credential's.
-async fn over_existing(credential: &MailCredential, name: &str, content: &Content, context: &Context) -> Result<ObjectMeta, PublishError> {
+async fn over_existing(
+    credential: &MailCredential,
+    name: &str,
+    content: &Content,
+    context: &Context,
+) -> Result<ObjectMeta, PublishError> {
     let namespace = checks::namespace(credential);
     let Some(secret) = read(context, namespace, name).await? else {
         return Err(PublishError::Refused("it was removed at the same moment".to_owned()));
@@ -270,7 +291,9 @@ async fn over_existing(credential: &MailCredential, name: &str, content: &Conten
         has_annotations: meta.annotations.is_some(),
     };
     let params = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
-    let written = observe::secrets(context, namespace).patch_metadata(name, &params, &json_patch(&fence, content, meta.labels.is_some())).await;
+    let written = observe::secrets(context, namespace)
+        .patch_metadata(name, &params, &json_patch(&fence, content, meta.labels.is_some()))
+        .await;
     written.map(|partial| partial.metadata).map_err(|error| PublishError::Refused(told_by(&error)))
 }
 
@@ -282,7 +305,13 @@ struct Fence<'a> {
     has_annotations: bool,
 }
 
-async fn patch(credential: &MailCredential, name: &str, fence: &Fence<'_>, content: &Content, context: &Context) -> Result<ObjectMeta, PublishError> {
+async fn patch(
+    credential: &MailCredential,
+    name: &str,
+    fence: &Fence<'_>,
+    content: &Content,
+    context: &Context,
+) -> Result<ObjectMeta, PublishError> {
     let namespace = checks::namespace(credential);
     let params = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
     let patch = json_patch(fence, content, true);
@@ -290,7 +319,9 @@ async fn patch(credential: &MailCredential, name: &str, fence: &Fence<'_>, conte
         Ok(partial) => Ok(partial.metadata),
         Err(kube::Error::Api(status)) if status.code == 404 => create(credential, name, content, context).await,
         // Stale, or its labels went away, or it became immutable: look at it, then decide.
-        Err(kube::Error::Api(status)) if status.code == 409 || status.code == 422 => over_existing(credential, name, content, context).await,
+        Err(kube::Error::Api(status)) if status.code == 409 || status.code == 422 => {
+            over_existing(credential, name, content, context).await
+        }
         Err(error) => Err(PublishError::Refused(told_by(&error))),
     }
 }
@@ -304,7 +335,10 @@ fn json_patch(fence: &Fence<'_>, content: &Content, has_labels: bool) -> Patch<(
         json!({"op": "add", "path": "/metadata/ownerReferences", "value": content.owners}),
     ];
     let applied = Applied::read(fence.applied);
-    let maps = [("labels", &content.labels, applied.labels, has_labels), ("annotations", &content.annotations, applied.annotations, fence.has_annotations)];
+    let maps = [
+        ("labels", &content.labels, applied.labels, has_labels),
+        ("annotations", &content.annotations, applied.annotations, fence.has_annotations),
+    ];
     for (map, wanted, before, exists) in maps {
         if !exists {
             operations.push(json!({"op": "add", "path": format!("/metadata/{map}"), "value": {}}));
@@ -324,7 +358,13 @@ fn json_patch(fence: &Fence<'_>, content: &Content, has_labels: bool) -> Patch<(
 
 /// Annotations of ours that not every Secret has.
 fn optional_annotations() -> impl Iterator<Item = &'static str> {
-    [names::ANNOTATION_REFRESH_AT, names::ANNOTATION_SCOPES, names::ANNOTATION_HANDLED_REISSUE, names::ANNOTATION_APPLIED].into_iter()
+    [
+        names::ANNOTATION_REFRESH_AT,
+        names::ANNOTATION_SCOPES,
+        names::ANNOTATION_HANDLED_REISSUE,
+        names::ANNOTATION_APPLIED,
+    ]
+    .into_iter()
 }
 
 /// Which labels and annotations came from the spec.
@@ -350,7 +390,13 @@ impl Applied {
     }
 }
 
-fn content(credential: &MailCredential, provider: &crate::policy::observed::Provider, token: &Token, issued_for: &str, reissue: Option<&str>) -> Content {
+fn content(
+    credential: &MailCredential,
+    provider: &crate::policy::observed::Provider,
+    token: &Token,
+    issued_for: &str,
+    reissue: Option<&str>,
+) -> Content {
     let template = &credential.spec.secret;
     let mut annotations = template.annotations.clone();
     let mut note = |name: &str, value: Option<String>| value.map(|value| annotations.insert(name.to_owned(), value));
@@ -363,7 +409,12 @@ fn content(credential: &MailCredential, provider: &crate::policy::observed::Prov
     note(names::ANNOTATION_SCOPES, Some(token.scopes.join(" ")).filter(|scopes| !scopes.is_empty()));
     note(names::ANNOTATION_HANDLED_REISSUE, reissue.map(str::to_owned));
     note(names::ANNOTATION_APPLIED, Applied::of(credential));
-    Content { data: render(credential, &provider.profile, token), labels: labels(credential), annotations, owners: owners(credential) }
+    Content {
+        data: render(credential, &provider.profile, token),
+        labels: labels(credential),
+        annotations,
+        owners: owners(credential),
+    }
 }
 
 fn labels(credential: &MailCredential) -> BTreeMap<String, String> {
@@ -396,8 +447,14 @@ pub(super) fn dressed(meta: &ObjectMeta, credential: &MailCredential) -> bool {
         wanted.iter().all(|(key, value)| map.as_ref().and_then(|map| map.get(key)) == Some(value))
     };
     let owners = owners(credential);
-    let owned = meta.owner_references.iter().flatten().any(|owner| owner.controller == Some(true) && Some(&owner.uid) == credential.metadata.uid.as_ref());
-    has(&meta.labels, &labels(credential)) && has(&meta.annotations, &credential.spec.secret.annotations) && owned != owners.is_empty()
+    let owned = meta
+        .owner_references
+        .iter()
+        .flatten()
+        .any(|owner| owner.controller == Some(true) && Some(&owner.uid) == credential.metadata.uid.as_ref());
+    has(&meta.labels, &labels(credential))
+        && has(&meta.annotations, &credential.spec.secret.annotations)
+        && owned != owners.is_empty()
 }
 
 #[cfg(test)]
@@ -407,8 +464,18 @@ mod tests {
 
     #[test]
     fn labels_that_were_dropped_from_the_spec_are_removed_and_others_stay() {
-        let content = Content { data: BTreeMap::new(), labels: BTreeMap::from([("team/x".into(), "a".into())]), annotations: BTreeMap::new(), owners: vec![] };
-        let fence = Fence { uid: "u", resource_version: "7", applied: Some(r#"{"labels":["old"],"annotations":[]}"#), has_annotations: false };
+        let content = Content {
+            data: BTreeMap::new(),
+            labels: BTreeMap::from([("team/x".into(), "a".into())]),
+            annotations: BTreeMap::new(),
+            owners: vec![],
+        };
+        let fence = Fence {
+            uid: "u",
+            resource_version: "7",
+            applied: Some(r#"{"labels":["old"],"annotations":[]}"#),
+            has_annotations: false,
+        };
         let Patch::Json(patch) = json_patch(&fence, &content, true) else { panic!("no JSON Patch") };
         let text = serde_json::to_string(&patch).unwrap();
         assert!(text.contains(r#"{"op":"remove","path":"/metadata/labels/old"}"#));

@@ -21,11 +21,17 @@ use crate::{
 use k8s_openapi::jiff::Timestamp;
 
 /// Writes the status of a credential if it differs, then tells what has turned.
-pub(super) async fn report(observed: &Observed, decision: &Decision, context: &Context, now: Timestamp) -> Result<(), Error> {
+pub(super) async fn report(
+    observed: &Observed,
+    decision: &Decision,
+    context: &Context,
+    now: Timestamp,
+) -> Result<(), Error> {
     let credential = &observed.credential;
     let before = credential.status.clone().unwrap_or_default();
     let after = status(observed, decision, now);
-    let under_way = matches!(decision, Decision::Issue(_) | Decision::InFlight | Decision::Store | Decision::Publish(_));
+    let under_way =
+        matches!(decision, Decision::Issue(_) | Decision::InFlight | Decision::Store | Decision::Publish(_));
     if before == after || (under_way && !tells_of_an_end(&before.conditions, &after.conditions)) {
         return Ok(());
     }

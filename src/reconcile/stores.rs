@@ -206,7 +206,9 @@ impl Stores {
         others
             .iter()
             .filter_map(|key| self.credentials.get(&key.0, &key.1))
-            .filter(|other| other.metadata.uid != credential.metadata.uid && other.metadata.deletion_timestamp.is_none())
+            .filter(|other| {
+                other.metadata.uid != credential.metadata.uid && other.metadata.deletion_timestamp.is_none()
+            })
             .find(|other| age(other) < age(credential))
             .map(|other| other.name_any())
     }
