@@ -63,8 +63,11 @@ impl Cluster {
         };
         let guard = guard(&dir, components, kept.is_some())?;
         let cluster = Self(Arc::new(Stack { dir, guard: Mutex::new(guard) }));
-        process::output(cluster.kubectl().args(["apply", "--server-side", "-f"]).arg(process::root().join("crds")));
-        process::output(cluster.kubectl().args(["wait", "--for=condition=Established", "crd", "--all"]));
+        let crds = process::root().join("crds");
+        process::try_output(cluster.kubectl().args(["apply", "--server-side", "-f"]).arg(crds))?;
+        process::try_output(cluster.kubectl().args(["wait", "--for=condition=Established", "crd", "--all"]))?;
+        // kubectl remembers for hours which kinds there are.
+        fs::remove_dir_all(cluster.kubectl_cache()).map_err(|error| error.to_string())?;
         Ok(cluster)
     }
 
@@ -112,8 +115,12 @@ impl Cluster {
     /// A command of `tools/setup`, with the administrator's kubeconfig.
     pub fn command(&self, name: &str) -> Command {
         let mut command = Command::new(self.dir().join("bin").join(name));
-        command.env("KUBECONFIG", self.kubeconfig()).env("HELM_NAMESPACE", "default");
+        command.env("KUBECONFIG", self.kubeconfig()).env("KUBECACHEDIR", self.kubectl_cache());
         command
+    }
+
+    fn kubectl_cache(&self) -> PathBuf {
+        self.dir().join("kubectl-cache")
     }
 
     /// An administrator's client for the runtime it is called in.

@@ -3,16 +3,12 @@
 use std::{
     collections::BTreeMap,
     fmt::Debug,
-    process::Command,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
 use k8s_openapi::{
-    api::core::v1 as core,
-    api::events::v1::Event,
-    apimachinery::pkg::apis::meta::v1::Condition,
-    NamespaceResourceScope,
+    NamespaceResourceScope, api::core::v1 as core, api::events::v1::Event, apimachinery::pkg::apis::meta::v1::Condition,
 };
 use kube::{
     Api, Client, Resource,
@@ -59,7 +55,7 @@ impl Namespace {
         let manifest = json!({
             "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace.name, "labels": labels},
         });
-        namespace.apply(Manifest(manifest)).await;
+        namespace.apply(manifest).await;
         namespace
     }
 
@@ -81,14 +77,15 @@ impl Namespace {
     }
 
     /// Applies an object: other fields that were applied before go. Unknown fields are refused.
-    pub async fn apply(&self, manifest: Manifest) -> DynamicObject {
+    pub async fn apply(&self, manifest: impl Into<Manifest>) -> DynamicObject {
+        let manifest = manifest.into();
         let shown = manifest.clone();
         self.try_apply(manifest).await.unwrap_or_else(|error| panic!("{error}\n{}", show(&shown.0)))
     }
 
     /// The API server's refusal, where it should refuse.
-    pub async fn try_apply(&self, manifest: Manifest) -> kube::Result<DynamicObject> {
-        let object: DynamicObject = serde_json::from_value(manifest.0).unwrap();
+    pub async fn try_apply(&self, manifest: impl Into<Manifest>) -> kube::Result<DynamicObject> {
+        let object: DynamicObject = serde_json::from_value(manifest.into().0).unwrap();
         let name = object.metadata.name.clone().unwrap();
         let params = PatchParams {
             field_manager: Some("test".to_owned()),

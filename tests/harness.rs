@@ -1,0 +1,155 @@
+//! The tests' own tools, tested: what cannot fail here can be relied on there.
+
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "what fails here is a test's failure, in real time")]
+
+mod support;
+
+use std::{
+    panic::AssertUnwindSafe,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use futures::FutureExt as _;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use serde_json::json;
+use support::{hostile::Validity, idp, *};
+
+fn curl(idp: &Idp, arguments: &[&str], path: &str) -> Result<String, String> {
+    let ca = std::env::temp_dir().join(format!("mtb-support-{}.crt", idp.port()));
+    std::fs::write(&ca, idp.ca()).unwrap();
+    let mut command = Command::new("curl");
+    command.args(["-sS", "--noproxy", "*", "--max-time", "5", "--cacert"]).arg(&ca).args(arguments).arg(idp.url(path));
+    let answer = process::try_output(&mut command);
+    std::fs::remove_file(&ca).unwrap();
+    answer
+}
+
+#[test]
+fn the_provider_issues_tokens_and_keeps_the_requests() {
+    let idp = Idp::start();
+    let first = curl(&idp, &["-d", "grant_type=client_credentials&scope=a%20b", "-H", "X-One: 1"], idp::TOKEN).unwrap();
+    let second = curl(&idp, &["-d", ""], idp::TOKEN).unwrap();
+
+    let tokens = idp.issued();
+    assert_ne!(tokens[0], tokens[1]);
+    assert!(first.contains(&tokens[0]) && second.contains(&tokens[1]), "{first} {second} {tokens:?}");
+    let requests = idp.token_requests();
+    assert_eq!(requests[0].form()["scope"], "a b");
+    assert_eq!(requests[0].headers["x-one"], "1");
+    assert_eq!((requests.len(), idp.connections()), (2, 2));
+    let discovery = curl(&idp, &[], idp::DISCOVERY).unwrap();
+    assert!(discovery.contains(&format!(r#""issuer":"{}""#, idp.issuer())), "{discovery}");
+}
+
+#[test]
+fn the_provider_answers_as_it_is_told() {
+    let idp = Idp::start();
+    idp.answer(Answer::error("invalid_grant"));
+    idp.next(Answer::token(7).without("token_type").field("scope", "x").rotating());
+    idp.next(Answer::close());
+    idp.next(Answer::status(503).header("retry-after", "7"));
+
+    let token = curl(&idp, &[], idp::TOKEN).unwrap();
+    assert!(token.contains(r#""expires_in":7"#) && token.contains(&idp.issued()[1]), "{token}");
+    assert!(!token.contains("token_type"), "{token}");
+    assert!(curl(&idp, &[], idp::TOKEN).is_err());
+    let unavailable = curl(&idp, &["-i"], idp::TOKEN).unwrap();
+    assert!(unavailable.contains("503") && unavailable.contains("retry-after: 7"), "{unavailable}");
+    for _ in 0..2 {
+        assert!(curl(&idp, &[], idp::TOKEN).unwrap().contains("invalid_grant"));
+    }
+    idp.answer(Answer::hang());
+    assert!(curl(&idp, &["--max-time", "0.5"], idp::TOKEN).unwrap_err().contains("timed out"));
+    idp.answer(Answer::token(1).held());
+    assert!(curl(&idp, &["--max-time", "0.5"], idp::TOKEN).unwrap_err().contains("timed out"));
+    idp.release();
+    curl(&idp, &[], idp::TOKEN).unwrap();
+    let start = Instant::now();
+    idp.answer(Answer::token(1).after(Duration::from_millis(300)));
+    curl(&idp, &[], idp::TOKEN).unwrap();
+    assert!(start.elapsed() >= Duration::from_millis(300));
+}
+
+#[test]
+fn the_provider_stops_and_comes_back_with_another_certificate() {
+    let mut idp = Idp::start();
+    idp.stop();
+    assert!(curl(&idp, &[], idp::TOKEN).unwrap_err().contains("connect"));
+    idp.present(&["localhost"], Validity::Past);
+    idp.resume();
+    assert!(curl(&idp, &[], idp::TOKEN).unwrap_err().contains("expired"));
+    idp.present(&["localhost"], Validity::Present);
+    curl(&idp, &[], idp::TOKEN).unwrap();
+}
+
+#[tokio::test]
+async fn a_namespace_takes_complete_and_changed_objects_and_refuses_wrong_ones() {
+    let ns = Cluster::shared().namespace().await;
+    let idp = Idp::start();
+    ns.provider(&idp).await;
+    ns.apply(credential("billing").set("spec.renewal.minValidity", "20m").entry("metadata.labels", "a.b/c", "d")).await;
+
+    assert_eq!(ns.secret("idp-client").await["client-secret"], "a client secret");
+    let map: ConfigMap = ns.get("idp-ca").await;
+    assert_eq!(map.data.unwrap()["ca.crt"], idp.ca());
+    let shown = ns.kubectl(["get", "mail", "-o", "name"]);
+    assert!(shown.contains("mailcredential.mailtoken.dev/billing"), "{shown}");
+    let unknown = ns.try_apply(credential("billing").set("spec.nonsense", true)).await.unwrap_err();
+    assert!(unknown.to_string().contains("nonsense"), "{unknown}");
+    ns.try_apply(credential("billing").without("spec.grant")).await.unwrap_err();
+    ns.delete::<Secret>("idp-client").await;
+    let audit = ns.cluster.audit();
+    assert!(audit.iter().any(|event| event.access.verb == "delete" && event.name == "idp-client"), "{audit:#?}");
+}
+
+#[tokio::test]
+async fn a_wait_that_fails_shows_the_object() {
+    let ns = Cluster::shared().namespace().await;
+    let map =
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"key": "what is there"}});
+    ns.apply(map).await;
+    let wait = async move {
+        let never = |map: &ConfigMap| map.data.is_none();
+        ns.until_in::<ConfigMap>(Duration::from_millis(100), "a", "it is empty", never).await
+    };
+    let panic = AssertUnwindSafe(wait).catch_unwind().await.unwrap_err();
+    let message = panic.downcast_ref::<String>().unwrap();
+    assert!(message.contains("ConfigMap a: it is empty") && message.contains("key: what is there"), "{message}");
+}
+
+/// The name of the test below, which the one above it starts in a process of its own.
+const VICTIM: &str = "a_victim_starts_a_cluster_and_waits";
+
+#[tokio::test]
+async fn a_cluster_ends_with_its_test_also_when_that_is_killed() {
+    let mut victim = Command::new(std::env::current_exe().unwrap())
+        .args([VICTIM, "--exact", "--ignored", "--nocapture"])
+        .env_remove("MTB_TEST_STACK")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(victim.stdout.take().unwrap()));
+    let line = lines.find_map(|line| line.unwrap().split_once("VICTIM ").map(|(_, told)| told.to_owned())).unwrap();
+    let (dir, pid) = line.split_once(' ').unwrap();
+    let alive = |path: &str| std::fs::exists(path).unwrap();
+    assert!(alive(dir) && alive(&format!("/proc/{pid}")));
+
+    victim.kill().unwrap();
+    victim.wait().unwrap();
+
+    until("the cluster is gone", async || match alive(dir) || alive(&format!("/proc/{pid}")) {
+        true => Err(line.clone()),
+        false => Ok(()),
+    })
+    .await;
+}
+
+#[test]
+#[ignore = "the test above runs it"]
+fn a_victim_starts_a_cluster_and_waits() {
+    let cluster = Cluster::shared();
+    let pid = std::fs::read_to_string(cluster.dir().join("run/kube-apiserver.pid")).unwrap();
+    println!("VICTIM {} {}", cluster.dir().display(), pid.trim());
+    std::thread::sleep(PATIENCE);
+}

@@ -1,0 +1,247 @@
+//! The built broker as a process.
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    fs,
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::Mutex,
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+use super::{
+    Cluster, Namespace, process,
+    wait::{PATIENCE, until, until_in},
+};
+
+/// How long the broker may take to leave when asked: longer than one request to a provider and a write.
+const LEAVING: Duration = Duration::from_secs(30);
+/// How much of a log is shown.
+const SHOWN_LINES: usize = 80;
+
+/// A running broker; it is killed when dropped, and its log is shown when the test fails.
+pub struct Broker {
+    settings: Settings,
+    address: SocketAddr,
+    log: PathBuf,
+    child: Option<Child>,
+}
+
+/// What to start.
+#[derive(Clone)]
+pub struct Settings {
+    kubeconfig: PathBuf,
+    flags: Vec<String>,
+    environment: Vec<(String, OsString)>,
+}
+
+impl Settings {
+    /// One further flag.
+    pub fn flag(mut self, flag: impl Into<String>) -> Self {
+        self.flags.push(flag.into());
+        self
+    }
+
+    /// Without the flags of this name.
+    pub fn without(mut self, name: &str) -> Self {
+        self.flags.retain(|flag| flag.split('=').next() != Some(name));
+        self
+    }
+
+    /// A variable of its environment.
+    pub fn env(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.environment.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// Somebody else than the administrator.
+    pub fn kubeconfig(mut self, file: &Path) -> Self {
+        self.kubeconfig = file.to_owned();
+        self
+    }
+
+    /// Starts it, and waits until it is ready.
+    pub async fn start(self) -> Broker {
+        let mut broker = self.launch();
+        broker.ready().await;
+        broker
+    }
+
+    /// Starts it.
+    pub fn launch(self) -> Broker {
+        let address = SocketAddr::from(([127, 0, 0, 1], unused_port()));
+        let log = log_file(address.port());
+        let mut broker = Broker { settings: self, address, log, child: None };
+        broker.launch();
+        broker
+    }
+}
+
+impl Broker {
+    /// One that watches only this namespace, with its lease there: as many as there are tests do not disturb each other.
+    pub async fn start(namespace: &Namespace) -> Self {
+        Self::settings(namespace).start().await
+    }
+
+    /// What [`Self::start`] starts, to be changed.
+    pub fn settings(namespace: &Namespace) -> Settings {
+        Self::cluster_wide(&namespace.cluster)
+            .flag(format!("--namespace={}", namespace.name))
+            .flag(format!("--broker-namespace={}", namespace.name))
+    }
+
+    /// One that watches all namespaces: for a cluster that the test has alone.
+    pub fn cluster_wide(cluster: &Cluster) -> Settings {
+        let settings = Self::bare(&cluster.kubeconfig());
+        settings.flag("--allow-private-cidr=127.0.0.0/8")
+    }
+
+    /// One with no flags but its metrics' address.
+    pub fn bare(kubeconfig: &Path) -> Settings {
+        Settings { kubeconfig: kubeconfig.to_owned(), flags: vec![], environment: vec![] }
+    }
+
+    fn launch(&mut self) {
+        let log = fs::OpenOptions::new().create(true).append(true).open(&self.log).unwrap();
+        let mut command = process::mortal(env!("CARGO_BIN_EXE_mail-token-broker"));
+        command
+            .arg("run")
+            .arg(format!("--metrics-addr={}", self.address))
+            .args(&self.settings.flags)
+            .env_clear()
+            .envs(std::env::vars_os().filter(|(name, _)| name == "PATH" || name == "RUST_BACKTRACE"))
+            .env("KUBECONFIG", &self.settings.kubeconfig)
+            .env("RUST_LOG", "info,mail_token_broker=debug")
+            .envs(self.settings.environment.iter().cloned())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
+        self.child = Some(process::spawn(command).unwrap());
+    }
+
+    /// Waits until `/readyz` says 200; fails at once when the process ends.
+    pub async fn ready(&mut self) {
+        until("the broker is ready", async || {
+            if let Some(status) = self.ended() {
+                panic!("the broker ended: {status}");
+            }
+            match self.get("/readyz").await {
+                Ok((200, _)) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+    }
+
+    /// Its exit status, once it has ended.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.as_mut()?.try_wait().unwrap()
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
+    /// Sends a signal by its name, such as `STOP` and `CONT`.
+    pub fn signal(&self, name: &str) {
+        process::output(Command::new("kill").args(["-s", name, &self.id().to_string()]));
+    }
+
+    /// Kills it, as the kernel would for want of memory.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// Asks it to leave, as the kubelet does, and waits until it has.
+    pub async fn terminate(&mut self) -> ExitStatus {
+        self.signal("TERM");
+        let status = until_in(LEAVING, "the broker leaves", async || self.ended().ok_or_else(String::new)).await;
+        self.child = None;
+        status
+    }
+
+    /// Starts it again, after [`Self::kill`] or [`Self::terminate`]: the same flags, address and log.
+    pub async fn again(&mut self) {
+        assert!(self.child.is_none(), "it runs");
+        self.launch();
+        self.ready().await;
+    }
+
+    /// Its log, of all its lives.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// All metrics, as Prometheus reads them.
+    pub async fn metrics(&self) -> String {
+        let (status, body) = self.get("/metrics").await.unwrap();
+        assert_eq!(status, 200, "{body}");
+        body
+    }
+
+    /// The value of one sample, by its name and a part of its labels: `metric("mailtoken_leader", "")`.
+    pub async fn metric(&self, name: &str, labels: &str) -> Option<f64> {
+        let metrics = self.metrics().await;
+        let sample = |line: &&str| {
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])) && line.contains(labels)
+        };
+        metrics.lines().find(sample)?.rsplit(' ').next()?.parse().ok()
+    }
+
+    /// One request to its own server: the status and the body.
+    pub async fn get(&self, path: &str) -> std::io::Result<(u16, String)> {
+        let exchange = async {
+            let mut stream = TcpStream::connect(self.address).await?;
+            stream.write_all(format!("GET {path} HTTP/1.0\r\nhost: broker\r\n\r\n").as_bytes()).await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            std::io::Result::Ok(answer)
+        };
+        let answer: String = tokio::time::timeout(PATIENCE, exchange).await??;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default();
+        Ok((status, body.to_owned()))
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<_> = log.lines().collect();
+            let shown = lines.get(lines.len().saturating_sub(SHOWN_LINES)..).unwrap_or_default().join("\n");
+            eprintln!("--- the end of the broker's log, {}:\n{shown}\n---", self.log.display());
+        }
+    }
+}
+
+fn log_file(port: u16) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("brokers");
+    fs::create_dir_all(&folder).unwrap();
+    let file = folder.join(format!("{port}.log"));
+    drop(fs::remove_file(&file));
+    file
+}
+
+/// A port below those that the kernel gives to outgoing connections and `tools/stack` takes, once in this process.
+fn unused_port() -> u16 {
+    static TAKEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut taken = TAKEN.lock().unwrap();
+    let first = 10_000 + u16::try_from(std::process::id() % 8_000).unwrap();
+    let free = |port: &u16| !taken.contains(port) && TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let port = (first..20_000).find(free).expect("a free port");
+    taken.insert(port);
+    port
+}

@@ -1,0 +1,496 @@
+//! An identity provider whose every answer a test decides, by https on the loopback interface.
+//!
+//! It is for what Keycloak cannot be made to do: refusals of every kind, odd lifetimes, answers that come late, broken
+//! or never. As it starts it behaves well:
+//!
+//! | path | answer |
+//! |---|---|
+//! | `/.well-known/openid-configuration` | the discovery document of [`Idp::issuer`] |
+//! | `/token` | a new random token for an hour, whoever asks |
+//! | `/device` | a device code and a user code |
+//! | `/revoke` | 200 |
+//! | any other | 404 |
+//!
+//! ```ignore
+//! let idp = Idp::start();
+//! idp.answer(Answer::token(60));                        // from now on
+//! idp.next(Answer::error("invalid_grant"));             // once, before those
+//! idp.next(Answer::status(503).header("retry-after", "7").after(Duration::from_secs(1)));
+//! idp.answer_at(DISCOVERY, Answer::hang());
+//! assert_eq!(idp.token_requests()[0].form()["grant_type"], "client_credentials");
+//! ```
+//!
+//! It serves in a thread of its own, so that a test may block. Every request is kept; it stops when dropped.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    hash::{BuildHasher as _, RandomState},
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Map, Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+use tokio_rustls::{TlsAcceptor, rustls::ServerConfig, server::TlsStream};
+
+use super::{
+    hostile::{Authority, Validity},
+    wait::until,
+};
+
+/// The path of the discovery document.
+pub const DISCOVERY: &str = "/.well-known/openid-configuration";
+/// The path of the token endpoint.
+pub const TOKEN: &str = "/token";
+/// The path of the device authorization endpoint.
+pub const DEVICE: &str = "/device";
+/// The path of the revocation endpoint.
+pub const REVOKE: &str = "/revoke";
+
+/// How the server answers one request.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    status: u16,
+    headers: Vec<(String, String)>,
+    body: Body,
+    delay: Duration,
+    held: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Body {
+    Text(String),
+    /// A token response, to which each answer adds its own tokens.
+    Token {
+        fields: Map<String, Value>,
+        rotating: bool,
+    },
+    /// No answer, with the connection left open.
+    Nothing,
+    /// The connection is closed.
+    Close,
+}
+
+impl Answer {
+    /// A token response: a new random Bearer token with this `expires_in`.
+    pub fn token(expires_in: u64) -> Self {
+        let Value::Object(fields) = json!({"token_type": "Bearer", "expires_in": expires_in}) else { unreachable!() };
+        Self { body: Body::Token { fields, rotating: false }, ..Self::text(200, "") }
+    }
+
+    /// An OAuth error response (RFC 6749 section 5.2).
+    pub fn error(code: &str) -> Self {
+        let status = if code == "invalid_client" { 401 } else { 400 };
+        Self::json(status, json!({"error": code, "error_description": "told by a test"}))
+    }
+
+    /// A status with an HTML page, as proxies send it.
+    pub fn status(status: u16) -> Self {
+        Self::text(status, "<html><body>a page</body></html>").header("content-type", "text/html")
+    }
+
+    /// Any JSON.
+    pub fn json(status: u16, body: Value) -> Self {
+        Self::text(status, &body.to_string()).header("content-type", "application/json")
+    }
+
+    /// Any body.
+    pub fn text(status: u16, body: &str) -> Self {
+        Self { status, headers: vec![], body: Body::Text(body.to_owned()), delay: Duration::ZERO, held: false }
+    }
+
+    /// No answer: the connection stays open.
+    pub fn hang() -> Self {
+        Self { body: Body::Nothing, ..Self::text(200, "") }
+    }
+
+    /// The connection is closed without an answer.
+    pub fn close() -> Self {
+        Self { body: Body::Close, ..Self::text(200, "") }
+    }
+
+    /// With one more header.
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// With a field of the token response set: `refresh_in`, `scope`, another `token_type`, a fixed `access_token`.
+    pub fn field(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.fields().insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// Without a field of the token response, such as `expires_in`.
+    pub fn without(mut self, name: &str) -> Self {
+        self.fields().remove(name);
+        self
+    }
+
+    /// With a new random refresh token in each token response.
+    pub fn rotating(mut self) -> Self {
+        self.fields();
+        if let Body::Token { rotating, .. } = &mut self.body {
+            *rotating = true;
+        }
+        self
+    }
+
+    /// This long after the request.
+    pub fn after(mut self, delay: Duration) -> Self {
+        self.delay = delay;
+        self
+    }
+
+    /// Not before [`Idp::release`].
+    pub fn held(mut self) -> Self {
+        self.held = true;
+        self
+    }
+
+    fn fields(&mut self) -> &mut Map<String, Value> {
+        match &mut self.body {
+            Body::Token { fields, .. } => fields,
+            other => panic!("not a token response: {other:?}"),
+        }
+    }
+}
+
+/// A request that was received whole.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// `POST`.
+    pub method: String,
+    /// With the query, if there is one.
+    pub path: String,
+    /// Names in lower case.
+    pub headers: BTreeMap<String, String>,
+    /// The body as it came.
+    pub body: String,
+    /// When it was read.
+    pub at: Instant,
+}
+
+impl Request {
+    /// The fields of an `application/x-www-form-urlencoded` body.
+    pub fn form(&self) -> BTreeMap<String, String> {
+        url::form_urlencoded::parse(self.body.as_bytes()).into_owned().collect()
+    }
+}
+
+/// The server.
+pub struct Idp {
+    authority: Authority,
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    running: Option<Running>,
+}
+
+struct Running {
+    stop: watch::Sender<bool>,
+    thread: JoinHandle<()>,
+}
+
+struct Shared {
+    port: AtomicUsize,
+    tls: Mutex<Arc<ServerConfig>>,
+    scripts: Mutex<HashMap<String, Script>>,
+    requests: Mutex<Vec<Request>>,
+    issued: Mutex<Vec<String>>,
+    connections: AtomicUsize,
+    gate: watch::Sender<bool>,
+}
+
+#[derive(Default)]
+struct Script {
+    next: VecDeque<Answer>,
+    always: Option<Answer>,
+}
+
+impl Idp {
+    /// Starts on a free port, with a certificate for `localhost` and `127.0.0.1` of a CA of its own.
+    pub fn start() -> Self {
+        let authority = Authority::new();
+        let shared = Arc::new(Shared {
+            port: AtomicUsize::new(0),
+            tls: Mutex::new(authority.issue(&["localhost", "127.0.0.1"], Validity::Present)),
+            scripts: Mutex::default(),
+            requests: Mutex::default(),
+            issued: Mutex::default(),
+            connections: AtomicUsize::new(0),
+            gate: watch::Sender::new(false),
+        });
+        let mut idp = Self { authority, address: ([127, 0, 0, 1], 0).into(), shared, running: None };
+        idp.resume();
+        idp
+    }
+
+    /// Listens again, on the same port, after [`Self::stop`].
+    pub fn resume(&mut self) {
+        assert!(self.running.is_none(), "it runs");
+        let (stop, stopped) = watch::channel(false);
+        let (address, shared) = (self.address, self.shared.clone());
+        let (tell, told) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let listener = TcpListener::bind(address).await.unwrap();
+                tell.send(listener.local_addr().unwrap()).unwrap();
+                accept(listener, shared, stopped).await;
+            });
+        });
+        self.address = told.recv().expect("the server listens");
+        self.shared.port.store(self.address.port().into(), Ordering::Relaxed);
+        self.running = Some(Running { stop, thread });
+    }
+
+    /// Closes all connections and refuses new ones.
+    pub fn stop(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.stop.send_replace(true);
+            drop(running.thread.join());
+        }
+    }
+
+    /// The port.
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// The issuer, whose discovery document stands at [`DISCOVERY`].
+    pub fn issuer(&self) -> String {
+        self.shared.issuer()
+    }
+
+    /// The token endpoint.
+    pub fn token_url(&self) -> String {
+        self.url(TOKEN)
+    }
+
+    /// A URL of this server.
+    pub fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.issuer())
+    }
+
+    /// The CA's certificate, PEM.
+    pub fn ca(&self) -> String {
+        String::from_utf8(self.authority.bundle()).unwrap()
+    }
+
+    /// Shows new connections another certificate of the same CA: for other names, or one that has ended.
+    pub fn present(&self, names: &[&str], validity: Validity) {
+        *self.shared.tls.lock().unwrap() = self.authority.issue(names, validity);
+    }
+
+    /// From now on, the answer of the token endpoint.
+    pub fn answer(&self, answer: Answer) {
+        self.answer_at(TOKEN, answer);
+    }
+
+    /// The token endpoint's answer to the next request for which none stands in line yet.
+    pub fn next(&self, answer: Answer) {
+        self.next_at(TOKEN, answer);
+    }
+
+    /// [`Self::answer`] of another path.
+    pub fn answer_at(&self, path: &str, answer: Answer) {
+        self.shared.scripts.lock().unwrap().entry(path.to_owned()).or_default().always = Some(answer);
+    }
+
+    /// [`Self::next`] of another path.
+    pub fn next_at(&self, path: &str, answer: Answer) {
+        self.shared.scripts.lock().unwrap().entry(path.to_owned()).or_default().next.push_back(answer);
+    }
+
+    /// Lets answers go that are [`Answer::held`], and those to come.
+    pub fn release(&self) {
+        self.shared.gate.send_replace(true);
+    }
+
+    /// Holds such answers again.
+    pub fn hold(&self) {
+        self.shared.gate.send_replace(false);
+    }
+
+    /// All requests, in the order they came.
+    pub fn requests(&self) -> Vec<Request> {
+        self.shared.requests.lock().unwrap().clone()
+    }
+
+    /// Those to one path.
+    pub fn requests_at(&self, path: &str) -> Vec<Request> {
+        self.requests().into_iter().filter(|request| route(&request.path) == path).collect()
+    }
+
+    /// Those to the token endpoint.
+    pub fn token_requests(&self) -> Vec<Request> {
+        self.requests_at(TOKEN)
+    }
+
+    /// Waits until the token endpoint has had so many requests.
+    pub async fn token_requests_reach(&self, number: usize) -> Vec<Request> {
+        until(&format!("{number} token requests"), async || match self.token_requests() {
+            requests if requests.len() >= number => Ok(requests),
+            requests => Err(format!("{} came: {requests:#?}", requests.len())),
+        })
+        .await
+    }
+
+    /// Forgets the requests so far.
+    pub fn forget(&self) {
+        self.shared.requests.lock().unwrap().clear();
+    }
+
+    /// All tokens made so far, access and refresh tokens: also for a search for leaks.
+    pub fn issued(&self) -> Vec<String> {
+        self.shared.issued.lock().unwrap().clone()
+    }
+
+    /// How many connections were made.
+    pub fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Idp {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Shared {
+    fn issuer(&self) -> String {
+        format!("https://localhost:{}", self.port.load(Ordering::Relaxed))
+    }
+
+    /// A new token, unlike any other, and easy to find where it should not be.
+    fn new_token(&self, kind: &str) -> String {
+        let token = format!("{kind}-canary-{:016x}{:016x}", random(), random());
+        self.issued.lock().unwrap().push(token.clone());
+        token
+    }
+
+    fn answer_to(&self, path: &str) -> Answer {
+        let mut scripts = self.scripts.lock().unwrap();
+        let script = scripts.entry(path.to_owned()).or_default();
+        let scripted = script.next.pop_front().or_else(|| script.always.clone());
+        drop(scripts);
+        scripted.unwrap_or_else(|| self.default_answer(path))
+    }
+
+    fn default_answer(&self, path: &str) -> Answer {
+        let issuer = self.issuer();
+        match path {
+            TOKEN => Answer::token(3600),
+            DEVICE => Answer::json(
+                200,
+                json!({
+                    "device_code": self.new_token("device"), "user_code": "WDJB-MJHT", "expires_in": 600, "interval": 1,
+                    "verification_uri": format!("{issuer}/sign-in"),
+                    "verification_uri_complete": format!("{issuer}/sign-in?user_code=WDJB-MJHT"),
+                }),
+            ),
+            REVOKE => Answer::text(200, ""),
+            DISCOVERY => Answer::json(
+                200,
+                json!({
+                    "issuer": issuer, "token_endpoint": format!("{issuer}{TOKEN}"),
+                    "device_authorization_endpoint": format!("{issuer}{DEVICE}"),
+                    "revocation_endpoint": format!("{issuer}{REVOKE}"),
+                    "authorization_endpoint": format!("{issuer}/authorize"), "jwks_uri": format!("{issuer}/jwks"),
+                    "response_types_supported": ["code"], "subject_types_supported": ["public"],
+                    "id_token_signing_alg_values_supported": ["RS256"],
+                }),
+            ),
+            _ => Answer::status(404),
+        }
+    }
+
+    fn body(&self, body: Body) -> Option<String> {
+        match body {
+            Body::Text(text) => Some(text),
+            Body::Token { mut fields, rotating } => {
+                fields.entry("access_token").or_insert_with(|| self.new_token("access").into());
+                if rotating {
+                    fields.insert("refresh_token".to_owned(), self.new_token("refresh").into());
+                }
+                Some(Value::Object(fields).to_string())
+            }
+            Body::Nothing | Body::Close => None,
+        }
+    }
+}
+
+/// Every hasher of the standard library has a random key.
+fn random() -> u64 {
+    RandomState::new().hash_one(())
+}
+
+fn route(path: &str) -> &str {
+    path.split('?').next().unwrap_or(path)
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
+    loop {
+        let tcp = tokio::select! {
+            accepted = listener.accept() => accepted.unwrap().0,
+            _ = stopped.wait_for(|stop| *stop) => return, // the runtime ends, and with it all connections
+        };
+        shared.connections.fetch_add(1, Ordering::Relaxed);
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            let tls = TlsAcceptor::from(shared.tls.lock().unwrap().clone());
+            if let Ok(mut stream) = tls.accept(tcp).await {
+                while serve_one(&mut stream, &shared).await.is_some() {}
+            }
+        });
+    }
+}
+
+/// `None` when the connection is done with.
+async fn serve_one(stream: &mut TlsStream<TcpStream>, shared: &Shared) -> Option<()> {
+    let request = read_request(stream).await?;
+    let path = route(&request.path).to_owned();
+    shared.requests.lock().unwrap().push(request);
+    let answer = shared.answer_to(&path);
+    tokio::time::sleep(answer.delay).await;
+    if answer.held {
+        shared.gate.subscribe().wait_for(|open| *open).await.ok()?;
+    }
+    if matches!(answer.body, Body::Nothing) {
+        std::future::pending::<()>().await;
+    }
+    let body = shared.body(answer.body)?;
+    let mut head = format!("HTTP/1.1 {} Status\r\ncontent-length: {}\r\n", answer.status, body.len());
+    for (name, value) in &answer.headers {
+        head += &format!("{name}: {value}\r\n");
+    }
+    stream.write_all(format!("{head}\r\n{body}").as_bytes()).await.ok()?;
+    stream.flush().await.ok()
+}
+
+async fn read_request(stream: &mut TlsStream<TcpStream>) -> Option<Request> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.ok()?);
+    }
+    let head = String::from_utf8(head).ok()?;
+    let mut lines = head.lines();
+    let mut start = lines.next()?.split(' ');
+    let (method, path) = (start.next()?.to_owned(), start.next()?.to_owned());
+    let header = |line: &str| line.split_once(": ").map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()));
+    let headers: BTreeMap<_, _> = lines.filter_map(header).collect();
+    let length = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.ok()?;
+    Some(Request { method, path, headers, body: String::from_utf8(body).ok()?, at: Instant::now() })
+}
