@@ -7,10 +7,12 @@ pub mod credential;
 pub mod names;
 pub mod provider;
 mod schema;
+pub mod status;
 
 pub use condition::{ConditionType, Reason, Retry};
-pub use credential::{MailCredential, MailCredentialSpec, MailCredentialStatus};
+pub use credential::{MailCredential, MailCredentialSpec};
 pub use provider::{ClusterMailProvider, MailProvider, ProviderSpec, ProviderStatus};
+pub use status::MailCredentialStatus;
 
 /// The API group of all three kinds.
 pub const GROUP: &str = "mailtoken.dev";

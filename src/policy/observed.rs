@@ -7,9 +7,8 @@ use kube::ResourceExt as _;
 
 use crate::{
     api::{
-        ConditionType, MailCredential, Reason, condition,
-        credential::{ClientStatus, LastError, MailCredentialStatus},
-        names,
+        ConditionType, MailCredential, Reason, condition, names,
+        status::{ClientStatus, LastError, MailCredentialStatus},
     },
     oauth::{Refusal, TokenAnswer},
     providers::Profile,

@@ -14,7 +14,7 @@ use super::{
 use crate::api::{
     ConditionType, Reason,
     condition::{self, upsert},
-    credential::{MailCredentialStatus, TokenStatus},
+    status::{MailCredentialStatus, TokenStatus},
 };
 
 /// The status of a credential after a decision.

@@ -11,7 +11,7 @@ use super::{
     stores::{ProviderKey, ProviderObject},
 };
 use crate::{
-    api::{MailCredential, Reason, credential::ClientStatus, names},
+    api::{MailCredential, Reason, names, status::ClientStatus},
     idp::TransportError,
     oauth::{Refusal, TokenRequest, read_token_response, token_request},
     policy::{Observed, advice::Place, checks, inputs, observed::Held},

@@ -1,0 +1,151 @@
+//! Reads what a provider refers to: keys of labelled Secrets, and of ConfigMaps.
+
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::{Api, ResourceExt as _};
+
+use super::{super::Context, Authentication};
+use crate::{
+    api::{
+        Reason, names,
+        provider::{KeyRef, ProviderSpec, SecretMethod},
+    },
+    error::Error,
+    oauth::{ClientAuth, client_auth::read_secret},
+    policy::Blocker,
+    reconcile::stores::ProviderKey,
+};
+
+/// Reads all client secrets; each entry tells by itself whether it can be used.
+pub(super) async fn authentication(
+    spec: &ProviderSpec,
+    key: &ProviderKey,
+    guid_is_flaw: bool,
+    context: &Context,
+) -> Result<Vec<Authentication>, Error> {
+    if spec.client.authentication.is_empty() {
+        return Ok(vec![Authentication {
+            method: "none",
+            index: 0,
+            expires_at: None,
+            source: None,
+            auth: Ok(ClientAuth::Public),
+        }]);
+    }
+    let home = context.stores.home(key);
+    let mut entries = vec![];
+    for (index, entry) in spec.client.authentication.iter().enumerate() {
+        let Some(secret) = &entry.client_secret else { continue };
+        let reference = &secret.secret_ref;
+        let auth = read_secret_key(reference, home, context).await?.and_then(|raw| {
+            let secret_text = read_secret(&raw, guid_is_flaw).map_err(|flaw| {
+                Blocker::new(
+                    Reason::SourceInvalid,
+                    format!(
+                        "the client secret in key {} of the Secret {home}/{} {flaw}: {}",
+                        reference.key,
+                        reference.name,
+                        put_command(reference, home)
+                    ),
+                )
+            })?;
+            Ok(match secret.method {
+                SecretMethod::Post => ClientAuth::SecretPost(secret_text),
+                SecretMethod::Basic => ClientAuth::SecretBasic(secret_text),
+            })
+        });
+        let source = Some((home.to_owned(), reference.name.clone(), reference.key.clone()));
+        entries.push(Authentication {
+            method: "clientSecret",
+            index,
+            expires_at: secret.expires_at.clone(),
+            source,
+            auth,
+        });
+    }
+    Ok(entries)
+}
+
+fn put_command(reference: &KeyRef, home: &str) -> String {
+    format!(
+        "put the right one there with `kubectl -n {home} patch secret {} --type merge -p '{{\"stringData\":{{\"{}\":\"<value>\"}}}}'`",
+        reference.name, reference.key
+    )
+}
+
+/// A key of a Secret that carries the source label.
+pub(super) async fn read_secret_key(
+    reference: &KeyRef,
+    home: &str,
+    context: &Context,
+) -> Result<Result<Vec<u8>, Blocker>, Error> {
+    let KeyRef { name, key } = reference;
+    let api: Api<Secret> = Api::namespaced(context.client.clone(), home);
+    let secret =
+        api.get_opt(name).await.map_err(|source| Error::ReadSecret { name: format!("{home}/{name}"), source })?;
+    let label = format!("`kubectl -n {home} label secret {name} {}=true`", names::LABEL_SOURCE);
+    let Some(secret) = secret else {
+        return Ok(Err(Blocker::new(
+            Reason::SourceNotFound,
+            format!(
+                "the Secret {home}/{name} does not exist: `kubectl -n {home} create secret generic {name} --from-literal={key}=<value>`, then {label}"
+            ),
+        )));
+    };
+    let managed = secret.labels().get(names::LABEL_MANAGED_BY).is_some_and(|by| by == names::MANAGER);
+    if managed || secret.type_.as_deref() == Some(names::SECRET_TYPE_GRANT) {
+        return Ok(Err(Blocker::new(
+            Reason::SourceInvalid,
+            format!("the Secret {home}/{name} is the broker's own and never a source: refer to another one"),
+        )));
+    }
+    if secret.labels().get(names::LABEL_SOURCE).is_none_or(|value| value != "true") {
+        return Ok(Err(Blocker::new(
+            Reason::SourceNotLabeled,
+            format!("the Secret {home}/{name} does not carry the label that lets the broker read it: {label}"),
+        )));
+    }
+    let keys: Vec<_> = secret.data.iter().flatten().map(|(key, _)| key.clone()).collect();
+    Ok(secret
+        .data
+        .and_then(|mut data| data.remove(key))
+        .map(|value| value.0)
+        .ok_or_else(|| no_key("Secret", home, reference, &keys)))
+}
+
+/// A key of a ConfigMap.
+pub(super) async fn read_config_map_key(
+    reference: &KeyRef,
+    home: &str,
+    context: &Context,
+) -> Result<Result<Vec<u8>, Blocker>, Error> {
+    let KeyRef { name, key } = reference;
+    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), home);
+    let map =
+        api.get_opt(name).await.map_err(|source| Error::ReadConfigMap { name: format!("{home}/{name}"), source })?;
+    let Some(map) = map else {
+        return Ok(Err(Blocker::new(
+            Reason::SourceNotFound,
+            format!(
+                "the ConfigMap {home}/{name} does not exist: `kubectl -n {home} create configmap {name} --from-file={key}=<file>`"
+            ),
+        )));
+    };
+    let mut text = map.data.unwrap_or_default();
+    let mut binary = map.binary_data.unwrap_or_default();
+    let keys: Vec<_> = text.keys().chain(binary.keys()).cloned().collect();
+    let value = text.remove(key).map(String::into_bytes).or_else(|| binary.remove(key).map(|value| value.0));
+    Ok(value.ok_or_else(|| no_key("ConfigMap", home, reference, &keys)))
+}
+
+fn no_key(kind: &str, home: &str, reference: &KeyRef, keys: &[String]) -> Blocker {
+    let KeyRef { name, key } = reference;
+    let has = if keys.is_empty() { "it has none".to_owned() } else { format!("it has {}", keys.join(", ")) };
+    let (resource, member) = if kind == "Secret" { ("secret", "stringData") } else { ("configmap", "data") };
+    Blocker::new(
+        Reason::SourceNotFound,
+        format!(
+            "the {kind} {home}/{name} has no key {key} ({has}): correct the reference, or add the key with \
+             `kubectl -n {home} patch {resource} {name} --type merge -p '{{\"{member}\":{{\"{key}\":\"<value>\"}}}}'`"
+        ),
+    )
+}

@@ -1,0 +1,197 @@
+//! Everything that goes into the Secret, and the patch that puts it there.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{ByteString, apimachinery::pkg::apis::meta::v1::OwnerReference};
+use kube::{Resource as _, ResourceExt as _, api::Patch, core::ObjectMeta};
+use serde_json::{Value, json};
+
+use crate::{
+    api::{MailCredential, credential::DeletionPolicy, names},
+    oauth::Token,
+    policy::{inputs::rfc3339, observed::Provider},
+    render::render,
+};
+
+/// Everything that goes into the Secret.
+pub(super) struct Content {
+    pub(super) data: BTreeMap<String, ByteString>,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) annotations: BTreeMap<String, String>,
+    pub(super) owners: Vec<OwnerReference>,
+}
+
+/// The Secret that a patch was made for.
+pub(super) struct Fence<'a> {
+    pub(super) uid: &'a str,
+    pub(super) resource_version: &'a str,
+    pub(super) applied: Option<&'a str>,
+    pub(super) has_annotations: bool,
+}
+
+/// RFC 6902. `replace` of uid and resourceVersion makes the API server refuse a stale write with 409.
+pub(super) fn json_patch(fence: &Fence<'_>, content: &Content, has_labels: bool) -> Patch<()> {
+    let mut operations = vec![
+        json!({"op": "replace", "path": "/metadata/uid", "value": fence.uid}),
+        json!({"op": "replace", "path": "/metadata/resourceVersion", "value": fence.resource_version}),
+        json!({"op": "add", "path": "/data", "value": content.data}),
+        json!({"op": "add", "path": "/metadata/ownerReferences", "value": content.owners}),
+    ];
+    let applied = Applied::read(fence.applied);
+    let maps = [
+        ("labels", &content.labels, applied.labels, has_labels),
+        ("annotations", &content.annotations, applied.annotations, fence.has_annotations),
+    ];
+    for (map, wanted, before, exists) in maps {
+        if !exists {
+            operations.push(json!({"op": "add", "path": format!("/metadata/{map}"), "value": {}}));
+        }
+        let path = |key: &str| format!("/metadata/{map}/{}", key.replace('~', "~0").replace('/', "~1"));
+        let ours = optional_annotations().filter(|_| map == "annotations").map(str::to_owned);
+        for gone in before.into_iter().chain(ours).filter(|key| !wanted.contains_key(key)) {
+            // `remove` of what is not there is an error; what has just been added is there.
+            operations.push(json!({"op": "add", "path": path(&gone), "value": ""}));
+            operations.push(json!({"op": "remove", "path": path(&gone)}));
+        }
+        operations.extend(wanted.iter().map(|(key, value)| json!({"op": "add", "path": path(key), "value": value})));
+    }
+    let patch = serde_json::from_value(Value::Array(operations)).unwrap_or_default();
+    Patch::Json(patch)
+}
+
+/// Annotations of ours that not every Secret has.
+fn optional_annotations() -> impl Iterator<Item = &'static str> {
+    [
+        names::ANNOTATION_REFRESH_AT,
+        names::ANNOTATION_SCOPES,
+        names::ANNOTATION_HANDLED_REISSUE,
+        names::ANNOTATION_APPLIED,
+    ]
+    .into_iter()
+}
+
+/// Which labels and annotations came from the spec.
+#[derive(Default, serde::Deserialize, serde::Serialize)]
+struct Applied {
+    labels: Vec<String>,
+    annotations: Vec<String>,
+}
+
+impl Applied {
+    fn read(annotation: Option<&str>) -> Self {
+        annotation.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+    }
+
+    fn of(credential: &MailCredential) -> Option<String> {
+        let template = &credential.spec.secret;
+        let applied = Self {
+            labels: template.labels.keys().cloned().collect(),
+            annotations: template.annotations.keys().cloned().collect(),
+        };
+        let any = !applied.labels.is_empty() || !applied.annotations.is_empty();
+        any.then(|| serde_json::to_string(&applied).unwrap_or_default())
+    }
+}
+
+pub(super) fn content(
+    credential: &MailCredential,
+    provider: &Provider,
+    token: &Token,
+    issued_for: &str,
+    reissue: Option<&str>,
+) -> Content {
+    let template = &credential.spec.secret;
+    let mut annotations = template.annotations.clone();
+    let mut note = |name: &str, value: Option<String>| value.map(|value| annotations.insert(name.to_owned(), value));
+    note(names::ANNOTATION_ISSUED_AT, Some(rfc3339(token.issued_at)));
+    note(names::ANNOTATION_EXPIRES_AT, Some(rfc3339(token.expires_at)));
+    note(names::ANNOTATION_REFRESH_AT, token.refresh_at.map(rfc3339));
+    note(names::ANNOTATION_FINGERPRINT, Some(token.fingerprint()));
+    note(names::ANNOTATION_ISSUED_FOR, Some(issued_for.to_owned()));
+    note(names::ANNOTATION_LAYOUT, Some(provider.layout.clone()));
+    note(names::ANNOTATION_SCOPES, Some(token.scopes.join(" ")).filter(|scopes| !scopes.is_empty()));
+    note(names::ANNOTATION_HANDLED_REISSUE, reissue.map(str::to_owned));
+    note(names::ANNOTATION_APPLIED, Applied::of(credential));
+    Content {
+        data: render(credential, &provider.profile, token),
+        labels: labels(credential),
+        annotations,
+        owners: owners(credential),
+    }
+}
+
+fn labels(credential: &MailCredential) -> BTreeMap<String, String> {
+    let own = [
+        (names::LABEL_MANAGED_BY.to_owned(), names::MANAGER.to_owned()),
+        (names::LABEL_CREDENTIAL.to_owned(), names::label_value(&credential.name_any())),
+    ];
+    credential.spec.secret.labels.clone().into_iter().chain(own).collect()
+}
+
+fn owners(credential: &MailCredential) -> Vec<OwnerReference> {
+    match credential.spec.secret.deletion_policy {
+        DeletionPolicy::Retain => vec![],
+        // Without blockOwnerDeletion, which would need another permission where OwnerReferencesPermissionEnforcement is on.
+        DeletionPolicy::Delete => vec![OwnerReference {
+            api_version: MailCredential::api_version(&()).into_owned(),
+            kind: MailCredential::kind(&()).into_owned(),
+            name: credential.name_any(),
+            uid: credential.uid().unwrap_or_default(),
+            controller: Some(true),
+            block_owner_deletion: None,
+        }],
+    }
+}
+
+/// Whether a Secret's labels, annotations and owners are as the broker writes them. Annotations about the token are
+/// compared with its data elsewhere.
+pub(in crate::reconcile) fn dressed(meta: &ObjectMeta, credential: &MailCredential) -> bool {
+    let has = |map: &Option<BTreeMap<String, String>>, wanted: &BTreeMap<String, String>| {
+        wanted.iter().all(|(key, value)| map.as_ref().and_then(|map| map.get(key)) == Some(value))
+    };
+    let owners = owners(credential);
+    let owned = meta
+        .owner_references
+        .iter()
+        .flatten()
+        .any(|owner| owner.controller == Some(true) && Some(&owner.uid) == credential.metadata.uid.as_ref());
+    has(&meta.labels, &labels(credential))
+        && has(&meta.annotations, &credential.spec.secret.annotations)
+        && owned != owners.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::tests::fixtures::credential;
+
+    #[test]
+    fn labels_that_were_dropped_from_the_spec_are_removed_and_others_stay() {
+        let content = Content {
+            data: BTreeMap::new(),
+            labels: BTreeMap::from([("team/x".into(), "a".into())]),
+            annotations: BTreeMap::new(),
+            owners: vec![],
+        };
+        let fence = Fence {
+            uid: "u",
+            resource_version: "7",
+            applied: Some(r#"{"labels":["old"],"annotations":[]}"#),
+            has_annotations: false,
+        };
+        let Patch::Json(patch) = json_patch(&fence, &content, true) else { panic!("no JSON Patch") };
+        let text = serde_json::to_string(&patch).unwrap();
+        assert!(text.contains(r#"{"op":"remove","path":"/metadata/labels/old"}"#));
+        assert!(text.contains(r#"{"op":"add","path":"/metadata/labels/team~1x","value":"a"}"#));
+        assert!(text.contains(r#"{"op":"replace","path":"/metadata/resourceVersion","value":"7"}"#));
+        assert!(text.contains(r#"{"op":"add","path":"/metadata/annotations","value":{}}"#));
+    }
+
+    #[test]
+    fn a_retained_secret_has_no_owner() {
+        let mut credential = credential();
+        assert_eq!(owners(&credential)[0].controller, Some(true));
+        credential.spec.secret.deletion_policy = DeletionPolicy::Retain;
+        assert!(owners(&credential).is_empty());
+    }
+}
