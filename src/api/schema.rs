@@ -51,19 +51,24 @@ pub(super) const DOD_RULE: &str = "!has(self.microsoft) || !has(self.microsoft.c
 pub(super) const DOD_MESSAGE: &str =
     "the cloud USGovDoD has no published mail servers: name yours in spec.servers, such as smtp: {host: …, port: 587}";
 
-/// Sets what no attribute of the derive can: `status.observedGeneration` is -1 until the broker has looked at an
-/// object, so that kstatus (`kubectl wait`, Flux, Argo CD) waits for it.
+/// Sets what no attribute of the derive can. `status.observedGeneration` is -1 until the broker has looked at an
+/// object, so that kstatus (`kubectl wait`, Flux, Argo CD) waits for it. Durations are shown as people write them, where
+/// the derive would write 600s.
 pub(super) fn finish(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
     for version in &mut crd.spec.versions {
-        let status = version
-            .schema
-            .as_mut()
-            .and_then(|schema| schema.open_api_v3_schema.as_mut())
-            .and_then(|root| root.properties.as_mut())
-            .and_then(|properties| properties.get_mut("status"));
-        if let Some(JSONSchemaProps { default, .. }) = status {
-            *default = Some(JSON(json!({"observedGeneration": -1})));
-        }
+        let root = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
+        let Some(root) = root else { continue };
+        set_default(root, &["status"], json!({"observedGeneration": -1}));
+        set_default(root, &["spec", "renewal"], json!({"minValidity": "10m"}));
+        set_default(root, &["spec", "renewal", "minValidity"], json!("10m"));
     }
     crd
+}
+
+/// Sets the default of a property, if there is that property.
+fn set_default(root: &mut JSONSchemaProps, path: &[&str], value: serde_json::Value) {
+    let property = path.iter().try_fold(root, |schema, name| schema.properties.as_mut()?.get_mut(*name));
+    if let Some(property) = property {
+        property.default = Some(JSON(value));
+    }
 }

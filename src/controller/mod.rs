@@ -18,6 +18,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 pub use self::{
     hub::{Gone, Hub, forget},
@@ -139,7 +140,9 @@ where
 {
     let (namespace, name) = key(&*object);
     let panicked = || Error::Panicked { name: format!("{} {namespace}/{name}", K::kind(&())) };
-    AssertUnwindSafe(reconcile(object, context)).catch_unwind().await.unwrap_or_else(|_| Err(panicked()))
+    let span = tracing::info_span!("reconcile", kind = %K::kind(&()), namespace, name);
+    let work = AssertUnwindSafe(reconcile(object, context).instrument(span)).catch_unwind();
+    work.await.unwrap_or_else(|_| Err(panicked()))
 }
 
 async fn reconcile_credential(credential: Arc<MailCredential>, context: Arc<Context>) -> Result<Action, Error> {

@@ -184,7 +184,11 @@ impl History {
             next_attempt: status.next_attempt_time.as_ref().map(|time| time.0),
             last_error: status.last_error.clone(),
             failed_with: status.failed_with.clone(),
-            last: renewed.and_then(|renewed| Some((Reason::parse(&renewed.reason)?, renewed.message.clone()))),
+            last: match renewed.and_then(|renewed| Some((Reason::parse(&renewed.reason)?, renewed.message.clone()))) {
+                // A suspension is no attempt: what stands is the success that the token came from.
+                Some((Reason::Suspended, _)) => status.token.as_ref().map(|_| succeeded()),
+                last => last,
+            },
             client: status.client.clone(),
             handled_reissue: status.last_handled_reissue.clone(),
         }
@@ -217,11 +221,19 @@ impl History {
     /// Records a success.
     pub fn succeed(&mut self, held: &Held) {
         *self = Self {
-            last: Some((Reason::RenewalSucceeded, "the last token request succeeded".to_owned())),
+            last: Some(succeeded()),
             client: held.client.clone(),
             handled_reissue: held.reissue.clone().or_else(|| self.handled_reissue.take()),
             ..Self::default()
         };
+    }
+
+    /// Records that a stored token was written again, after writes that may have failed.
+    pub fn recover(&mut self) {
+        if self.failure().is_some_and(|(reason, _)| reason == Reason::SecretWriteFailed) {
+            let (client, handled_reissue) = (self.client.take(), self.handled_reissue.take());
+            *self = Self { last: Some(succeeded()), client, handled_reissue, ..Self::default() };
+        }
     }
 
     /// Whether an attempt made with `attempt` has to wait, and until when.
@@ -229,6 +241,11 @@ impl History {
         let unchanged = self.failed_with.as_deref() == Some(attempt);
         self.next_attempt.filter(|until| unchanged && self.failed_attempts > 0 && *until > now)
     }
+}
+
+/// What `Renewed` says after a success.
+fn succeeded() -> (Reason, String) {
+    (Reason::RenewalSucceeded, "the last token request succeeded".to_owned())
 }
 
 impl Observed {

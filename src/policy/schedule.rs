@@ -16,6 +16,9 @@ const PERMANENT: [SignedDuration; 2] = [SignedDuration::from_mins(15), SignedDur
 /// A provider's `Retry-After` is obeyed up to here.
 const RETRY_AFTER_MAX: SignedDuration = SignedDuration::from_hours(1);
 
+/// A token that lives for seconds is not renewed more often than this.
+const SOONEST: SignedDuration = SignedDuration::from_secs(1);
+
 /// When a token is renewed, and whether `minValidity` could be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RenewalPlan {
@@ -35,8 +38,9 @@ pub fn renewal(token: &TokenFacts, renewal: &Renewal, uid: &str) -> RenewalPlan 
     };
     let half = lifetime / 2;
     let at = token.expires_at - wanted.min(half) - jitter(uid, lifetime);
+    let at = token.refresh_at.map_or(at, |refresh_at| refresh_at.min(at));
     RenewalPlan {
-        at: token.refresh_at.map_or(at, |refresh_at| refresh_at.min(at)),
+        at: at.max(token.issued_at + SOONEST),
         too_short: (wanted > half && half < min_validity).then_some(lifetime),
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     idp::TransportError,
     oauth::{Refusal, TokenRequest, read_token_response, token_request},
     policy::{Observed, advice::Place, checks, inputs, observed::Held},
-    providers::{self, Profile},
+    providers::{self, Profile, TokenSource},
 };
 
 /// How an attempt ended.
@@ -29,6 +29,8 @@ pub enum Outcome {
         refusal: Refusal,
         /// Where.
         place: Place,
+        /// What it was made with, which may have changed since.
+        attempt: String,
         /// The client authentication that was tried last.
         client: Option<ClientStatus>,
     },
@@ -149,7 +151,9 @@ async fn try_with(
         }
         Err(refusal) => tracing::warn!(reason = refusal.reason.as_str(), what = %refusal.what, "obtained no token"),
     }
-    if answer.as_ref().is_err_and(|refusal| refusal.reason == Reason::MalformedResponse) {
+    let moved =
+        |refusal: &Refusal| matches!(refusal.http_status, Some(301..=308 | 404 | 410)) && refusal.error.is_none();
+    if matches!(profile.source, TokenSource::Discovery { .. }) && answer.as_ref().is_err_and(moved) {
         context.material.distrust(&object.key());
     }
     Some(answer.map(|answer| Held {

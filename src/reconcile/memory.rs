@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use super::act::Outcome;
 use crate::{
     api::MailCredential,
-    policy::observed::{Held, TokenFacts},
+    policy::observed::{Held, History, TokenFacts},
 };
 
 /// One entry for each credential, by uid.
@@ -31,6 +31,8 @@ pub struct Entry {
     pub in_flight: bool,
     /// How the last one ended, not yet worked into the status.
     pub outcome: Option<Outcome>,
+    /// What attempts came to, while no status tells it yet.
+    pub untold: Option<History>,
     /// A token that is not written yet.
     pub held: Option<Held>,
 }
@@ -51,10 +53,18 @@ pub struct Inspected {
 }
 
 impl Memory {
-    /// Works on the entry of a credential; an empty entry is not kept.
+    /// Works on the entry of a credential.
     pub fn with<T>(&self, uid: &str, work: impl FnOnce(&mut Entry) -> T) -> T {
         let mut entries = self.0.lock();
         work(entries.entry(uid.to_owned()).or_default())
+    }
+
+    /// Leaves the outcome of a token request. A credential that is gone meanwhile has no use for it.
+    pub fn finish(&self, uid: &str, outcome: Option<Outcome>) {
+        if let Some(entry) = self.0.lock().get_mut(uid) {
+            entry.in_flight = false;
+            entry.outcome = outcome;
+        }
     }
 
     /// Forgets a credential that is gone.

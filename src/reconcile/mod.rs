@@ -109,14 +109,16 @@ pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>) -
     tracing::debug!(?decision, "decided");
     let decision = match &decision {
         Decision::Issue(reason) if !context.draining.load(Ordering::Acquire) => {
-            tracing::info!(?reason, provider = %observed.credential.spec.provider_ref.name, "asking for a token");
+            tracing::info!(?reason, "asking for a token");
             act::start(&observed, &context);
-            decision
+            Decision::InFlight
         }
         Decision::Store | Decision::Publish(_) => carry_out(&mut observed, &decision, &context).await?,
         _ => decision,
     };
-    publish::remove_previous(&observed, &context).await?;
+    if decision != Decision::Suspended {
+        publish::remove_previous(&observed, &context).await?;
+    }
     let now = context.clock.now();
     report::report(&observed, &decision, &context, now).await?;
     Ok(next(&observed, &decision, now))
@@ -163,7 +165,9 @@ fn take_outcome(observed: &mut Observed, outcome: Outcome, now: Timestamp) {
 fn next(observed: &Observed, decision: &Decision, now: Timestamp) -> Action {
     let due = match decision {
         Decision::Wait { until } | Decision::BackOff { until } => Some(*until),
-        _ => None,
+        // What was written has shown more work.
+        Decision::Issue(_) | Decision::Store | Decision::Publish(_) => Some(now),
+        Decision::InFlight | Decision::Suspended | Decision::Stall(_) => None,
     };
     let turn = next_turn(observed, now);
     let wake = due.into_iter().chain(turn).min().map(|at| wait(at, now));

@@ -87,14 +87,7 @@ pub(super) async fn publish_again(observed: &mut Observed, context: &Context) ->
     if repaired {
         tracing::info!(secret = from.name, "put right what somebody else had changed");
     }
-    observed.history.failed_attempts = 0;
-    observed.history.next_attempt = None;
-    observed.history.failed_with = None;
-    if observed.history.last.as_ref().is_some_and(|(reason, _)| *reason == Reason::SecretWriteFailed) {
-        observed.history.last = Some((Reason::RenewalSucceeded, "the last token request succeeded".to_owned()));
-        observed.history.last_error = None;
-        observed.history.last_failure = None;
-    }
+    observed.history.recover();
     Ok(())
 }
 
