@@ -1,13 +1,16 @@
 //! The documentation against the code: reasons, examples, commands, names, files and links.
 
+#![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
+
 use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
+    sync::LazyLock,
 };
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
 };
 use mail_token_broker::api::{self, ClusterMailProvider, ConditionType, MailCredential, MailProvider, Reason, names};
 use serde::Deserialize as _;
@@ -152,7 +155,7 @@ fn examples_are_what_the_api_server_and_the_broker_understand() {
 
 fn check_object(value: &Value) -> Result<(), String> {
     let kind = value["kind"].as_str().ok_or("no kind")?;
-    let unknown = unknown_fields(&schema(kind).ok_or(format!("no kind {kind}"))?, value, "");
+    let unknown = unknown_fields(schema(kind).ok_or(format!("no kind {kind}"))?, value, "");
     if !unknown.is_empty() {
         return Err(format!("{kind} has no {}", unknown.join(", ")));
     }
@@ -196,18 +199,14 @@ fn lost(before: &Value, after: &Value, path: &str) -> Vec<String> {
 }
 
 /// The schema of a kind, by any of its names.
-fn schema(name: &str) -> Option<JSONSchemaProps> {
-    let known = |crd: &k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition| {
+fn schema(name: &str) -> Option<&'static JSONSchemaProps> {
+    static CRDS: LazyLock<Vec<CustomResourceDefinition>> = LazyLock::new(api::crds);
+    let is_named = |crd: &&CustomResourceDefinition| {
         let names = &crd.spec.names;
-        let short = names.short_names.iter().flatten();
-        [Some(&names.kind), Some(&names.plural), names.singular.as_ref()]
-            .into_iter()
-            .flatten()
-            .chain(short)
-            .any(|n| n == name)
+        let all = [Some(&names.kind), Some(&names.plural), names.singular.as_ref()].into_iter().flatten();
+        all.chain(names.short_names.iter().flatten()).any(|known| known == name)
     };
-    let crd = api::crds().into_iter().find(known)?;
-    crd.spec.versions.into_iter().next()?.schema?.open_api_v3_schema
+    CRDS.iter().find(is_named)?.spec.versions.first()?.schema.as_ref()?.open_api_v3_schema.as_ref()
 }
 
 fn property<'a>(schema: &'a JSONSchemaProps, key: &str) -> Option<&'a JSONSchemaProps> {
@@ -277,14 +276,14 @@ fn commands_speak_of_fields_that_there_are() {
             let Some(schema) = command.split([' ', '/']).find_map(schema) else { continue };
             for path in fields_of(&command) {
                 checked += 1;
-                if !path.starts_with("metadata") && !has_path(&schema, &path) {
+                if !path.starts_with("metadata") && !has_path(schema, &path) {
                     problem(format!("no field {path}"));
                 }
             }
             for patch in arguments_of(&command, "-p") {
                 checked += 1;
                 let patch: Value = serde_json::from_str(&patch).unwrap_or_else(|error| problem(error.to_string()));
-                let unknown = unknown_fields(&schema, &patch, "");
+                let unknown = unknown_fields(schema, &patch, "");
                 if !unknown.is_empty() {
                     problem(format!("no field {}", unknown.join(", ")));
                 }
