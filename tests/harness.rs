@@ -12,6 +12,7 @@ use std::{
 
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use mail_token_broker::api::MailCredential;
 use serde_json::json;
 use support::{hostile::Validity, idp, *};
 
@@ -118,11 +119,28 @@ async fn a_wait_that_fails_shows_the_object() {
     assert!(message.contains("ConfigMap a: it is empty") && message.contains("key: what is there"), "{message}");
 }
 
+#[tokio::test]
+async fn a_broker_starts_works_leaves_and_comes_back() {
+    let ns = Cluster::shared().namespace().await;
+    let idp = Idp::start();
+    ns.provider(&idp).await;
+    let mut broker = Broker::start(&ns).await;
+    ns.apply(credential("billing")).await;
+
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+    assert_eq!(ns.secret("billing").await["access_token"], idp.issued()[0]);
+    assert_eq!(broker.metric("mailtoken_leader", "").await, Some(1.0));
+    assert!(broker.terminate().await.success(), "{}", broker.log());
+    broker.again().await;
+    broker.kill();
+    assert!(broker.get("/readyz").await.is_err());
+}
+
 /// The name of the test below, which the one above it starts in a process of its own.
-const VICTIM: &str = "a_victim_starts_a_cluster_and_waits";
+const VICTIM: &str = "a_victim_starts_a_cluster_and_a_broker_and_waits";
 
 #[tokio::test]
-async fn a_cluster_ends_with_its_test_also_when_that_is_killed() {
+async fn a_cluster_and_a_broker_end_with_their_test_also_when_that_is_killed() {
     let mut victim = Command::new(std::env::current_exe().unwrap())
         .args([VICTIM, "--exact", "--ignored", "--nocapture"])
         .env_remove("MTB_TEST_STACK")
@@ -130,26 +148,28 @@ async fn a_cluster_ends_with_its_test_also_when_that_is_killed() {
         .spawn()
         .unwrap();
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(victim.stdout.take().unwrap()));
-    let line = lines.find_map(|line| line.unwrap().split_once("VICTIM ").map(|(_, told)| told.to_owned())).unwrap();
-    let (dir, pid) = line.split_once(' ').unwrap();
-    let alive = |path: &str| std::fs::exists(path).unwrap();
-    assert!(alive(dir) && alive(&format!("/proc/{pid}")));
+    let told = lines.find_map(|line| line.unwrap().split_once("VICTIM ").map(|(_, told)| told.to_owned())).unwrap();
+    let paths: Vec<_> = told.split(' ').collect();
+    let there = |path: &&&str| std::fs::exists(path).unwrap();
+    assert!(paths.iter().all(|path| there(&path)), "{paths:?}");
 
     victim.kill().unwrap();
     victim.wait().unwrap();
 
-    until("the cluster is gone", async || match alive(dir) || alive(&format!("/proc/{pid}")) {
-        true => Err(line.clone()),
-        false => Ok(()),
+    until("all of it is gone", async || match paths.iter().find(there) {
+        Some(path) => Err(path.to_string()),
+        None => Ok(()),
     })
     .await;
 }
 
-#[test]
+#[tokio::test]
 #[ignore = "the test above runs it"]
-fn a_victim_starts_a_cluster_and_waits() {
-    let cluster = Cluster::shared();
-    let pid = std::fs::read_to_string(cluster.dir().join("run/kube-apiserver.pid")).unwrap();
-    println!("VICTIM {} {}", cluster.dir().display(), pid.trim());
+async fn a_victim_starts_a_cluster_and_a_broker_and_waits() {
+    let ns = Cluster::shared().namespace().await;
+    let broker = Broker::start(&ns).await;
+    let dir = ns.cluster.dir();
+    let server = std::fs::read_to_string(dir.join("run/kube-apiserver.pid")).unwrap();
+    println!("VICTIM {} /proc/{} /proc/{}", dir.display(), server.trim(), broker.id());
     std::thread::sleep(PATIENCE);
 }
