@@ -27,6 +27,11 @@ impl EgressPolicy {
         Self { allowed: allowed_private }
     }
 
+    /// The ranges that are permitted although they are private.
+    pub fn allowed(&self) -> &[IpNet] {
+        &self.allowed
+    }
+
     /// Permits `address` or says which range it is denied for.
     pub fn judge(&self, address: IpAddr) -> Result<(), Denied> {
         if self.is_allowed(address) {

@@ -140,6 +140,13 @@ impl IdpClients {
         })))
     }
 
+    /// Which addresses may be connected to, and through which proxy (without its password): something to compare.
+    pub fn reach(&self) -> String {
+        let Settings { egress, proxy, .. } = &self.0.settings;
+        let proxy = proxy.as_ref().map(|url| (url.host_str(), url.port_or_known_default()));
+        format!("{proxy:?} {:?}", egress.allowed())
+    }
+
     /// The client that trusts the system's roots, and the certificates in `ca_bundle` (PEM) as well.
     pub fn for_trust(&self, ca_bundle: Option<&[u8]>) -> Result<IdpClient, BundleError> {
         let pool = match ca_bundle {

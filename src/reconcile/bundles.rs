@@ -82,7 +82,11 @@ async fn watch(watches: std::sync::Arc<Mutex<HashMap<Key, Watch>>>, map: Key, cl
             Ok(watcher::Event::Delete(_)) => String::new(),
             Err(error) => {
                 tracing::warn!(namespace = map.0, name = map.1, %error, "watching the ConfigMap of a CA bundle failed");
-                String::new()
+                // What was seen before still stands: an API server that is away for a moment changes no provider.
+                match watches.lock().get(&map).and_then(|watch| watch.version.clone()) {
+                    Some(_) => continue,
+                    None => String::new(),
+                }
             }
         };
         let readers = match watches.lock().get_mut(&map) {

@@ -82,6 +82,8 @@ pub struct ProviderProblem {
 /// All providers, by key.
 pub struct Book {
     clients: IdpClients,
+    /// Which addresses may be connected to: what was denied before a restart with other flags is asked for again.
+    reach: String,
     pages: Mutex<HashMap<ProviderKey, Page>>,
 }
 
@@ -102,15 +104,16 @@ struct Page {
 impl Book {
     /// An empty book.
     pub fn new(clients: IdpClients) -> Self {
-        Self { clients, pages: Mutex::default() }
+        Self { reach: clients.reach(), clients, pages: Mutex::default() }
     }
 
-    /// Hash of a provider and of the versions of everything it refers to; `None` while a ConfigMap has not been looked
+    /// Hash of a provider, of the versions of everything it refers to, and of what may be connected to; `None` while a ConfigMap has not been looked
     /// at yet.
     pub fn fingerprint(&self, object: &ProviderObject, context: &Context) -> Option<String> {
         let key = object.key();
         let home = context.stores.home(&key);
         let mut parts = vec![
+            self.reach.clone(),
             object.meta().uid.clone().unwrap_or_default(),
             object.meta().generation.unwrap_or_default().to_string(),
         ];
