@@ -202,8 +202,11 @@ impl History {
 
     /// Records a failure at `now` of an attempt made with `attempt`.
     pub fn fail(&mut self, refusal: &Refusal, message: String, attempt: &str, now: Timestamp) {
+        // A change of what the attempt is made with begins anew, as does another kind of failure: nobody who put the
+        // right secret in place after four wrong ones waits for hours.
         let same_kind = self.failure().is_some_and(|(reason, _)| reason.retry() == refusal.reason.retry());
-        self.failed_attempts = if same_kind { self.failed_attempts.saturating_add(1) } else { 1 };
+        let unchanged = self.failed_with.as_deref() == Some(attempt);
+        self.failed_attempts = if same_kind && unchanged { self.failed_attempts.saturating_add(1) } else { 1 };
         self.last_failure = Some(now);
         self.next_attempt =
             Some(schedule::next_attempt(refusal.reason, self.failed_attempts, now, refusal.retry_after));
@@ -270,12 +273,13 @@ impl Observed {
     }
 
     /// Whether the token in the target is for the spec as it stands. Where the provider is unknown the answer of the
-    /// last time stands, if the spec is still that one.
+    /// last time stands, if the spec is still that one: that it was `Ready`.
     pub fn is_for_this_spec(&self, published: &Published) -> bool {
         match &self.provider {
             Ok(provider) => provider.issued_for == published.issued_for,
             Err(_) => self.credential.status.as_ref().is_some_and(|status| {
                 status.observed_generation == self.credential.metadata.generation
+                    && condition::is_true(&status.conditions, ConditionType::Ready)
                     && status.token.as_ref().is_some_and(|token| {
                         published.token.as_ref().is_some_and(|facts| facts.fingerprint == token.fingerprint)
                     })

@@ -26,14 +26,21 @@ pub enum Outcome {
     /// Without one.
     Refused {
         /// Why.
-        refusal: Refusal,
-        /// Where.
-        place: Place,
-        /// What it was made with, which may have changed since.
+        refused: Box<Refused>,
+        /// What the attempt was made with, which may have changed since.
         attempt: String,
-        /// The client authentication that was tried last.
-        client: Option<ClientStatus>,
     },
+}
+
+/// Why an attempt brought no token.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// Why.
+    pub refusal: Refusal,
+    /// Where.
+    pub place: Place,
+    /// The client authentication that was tried last.
+    pub client: Option<ClientStatus>,
 }
 
 /// Begins an attempt. Its outcome is left in the memory, and the credential is woken.
@@ -41,6 +48,7 @@ pub(super) fn start(observed: &Observed, context: &Arc<Context>) {
     let credential = observed.credential.clone();
     let uid = credential.uid().unwrap_or_default();
     context.memory.with(&uid, |entry| entry.in_flight = true);
+    let made_with = observed.attempt.clone();
     let first = observed.history.client.as_ref().and_then(|client| usize::try_from(client.index).ok()).unwrap_or(0);
     let context = context.clone();
     let span =
@@ -48,32 +56,26 @@ pub(super) fn start(observed: &Observed, context: &Arc<Context>) {
     tokio::spawn(tracing::Instrument::instrument(
         async move {
             let attempted = AssertUnwindSafe(attempt(&credential, first, &context)).catch_unwind().await;
-            let outcome = attempted.unwrap_or_else(|_| {
+            let ended = attempted.unwrap_or_else(|_| {
                 context.metrics.reconcile_error("panic");
                 tracing::error!("the token request panicked");
-                Some(refused(
-                    Refusal::new(Reason::RequestRefused, "the broker failed: see its log"),
-                    place(&credential, None),
-                    None,
-                ))
+                let refusal = Refusal::new(Reason::RequestRefused, "the broker failed: see its log");
+                Some(Err(Refused { refusal, place: place(&credential, None), client: None }))
             });
-            context.memory.with(&uid, |entry| {
-                entry.in_flight = false;
-                entry.outcome = outcome;
+            let outcome = ended.map(|ended| match ended {
+                Ok(held) => Outcome::Issued(Box::new(held)),
+                Err(refused) => Outcome::Refused { refused: Box::new(refused), attempt: made_with },
             });
+            context.memory.finish(&uid, outcome);
             context.waker.credential((checks::namespace(&credential).to_owned(), credential.name_any()));
         },
         span,
     ));
 }
 
-fn refused(refusal: Refusal, place: Place, client: Option<ClientStatus>) -> Outcome {
-    Outcome::Refused { refusal, place, client }
-}
-
 /// `None`: nothing was asked, because the provider turned out not to be usable (its own status tells), or because
 /// another broker leads now.
-async fn attempt(credential: &Arc<MailCredential>, first: usize, context: &Context) -> Option<Outcome> {
+async fn attempt(credential: &Arc<MailCredential>, first: usize, context: &Context) -> Option<Result<Held, Refused>> {
     let key = ProviderKey::of(credential);
     let object = context.stores.provider(&key)?;
     let prepared = match context.material.prepare(&object, false, context).await {
@@ -85,7 +87,8 @@ async fn attempt(credential: &Arc<MailCredential>, first: usize, context: &Conte
         Err(error) => {
             let what = material::told(&error);
             context.metrics.reconcile_error(error.category());
-            return Some(refused(Refusal::new(Reason::ProviderUnavailable, what), place(credential, None), None));
+            let refusal = Refusal::new(Reason::ProviderUnavailable, what);
+            return Some(Err(Refused { refusal, place: place(credential, None), client: None }));
         }
     };
     let profile = providers::profile(object.spec())?;
@@ -95,10 +98,11 @@ async fn attempt(credential: &Arc<MailCredential>, first: usize, context: &Conte
     for entry in prepared.authentication.iter().cycle().skip(first.min(count)).take(count) {
         let Ok(_) = &entry.auth else { continue };
         match try_with(entry, credential, &object, &profile, &prepared, context).await? {
-            Ok(held) => return Some(Outcome::Issued(Box::new(held))),
+            Ok(held) => return Some(Ok(held)),
             Err(refusal) => {
                 let next = matches!(refusal.reason, Reason::InvalidClient | Reason::ClientSecretExpired);
-                last = Some(refused(refusal, place(credential, Some(entry)), Some(client_status(entry))));
+                let (place, client) = (place(credential, Some(entry)), Some(client_status(entry)));
+                last = Some(Err(Refused { refusal, place, client }));
                 if !next {
                     break;
                 }

@@ -31,7 +31,7 @@ use crate::{
     oauth::Refusal,
     policy::{self, Decision, Observed, advice, checks, observed::Target, status::next_turn},
 };
-use act::Outcome;
+use act::{Outcome, Refused};
 use publish::PublishError;
 
 /// What every reconcile works with.
@@ -145,6 +145,8 @@ async fn carry_out(observed: &mut Observed, decision: &Decision, context: &Conte
             observed.history.fail(&refusal, message, &attempt, now);
         }
     }
+    let untold = observed.history.clone();
+    context.memory.with(checks::uid(&observed.credential), |entry| entry.untold = Some(untold));
     Ok(policy::decide(observed, now))
 }
 
@@ -152,9 +154,9 @@ async fn carry_out(observed: &mut Observed, decision: &Decision, context: &Conte
 fn take_outcome(observed: &mut Observed, outcome: Outcome, now: Timestamp) {
     match outcome {
         Outcome::Issued(held) => observed.held = Some(*held),
-        Outcome::Refused { refusal, place, client } => {
+        Outcome::Refused { refused, attempt } => {
+            let Refused { refusal, place, client } = *refused;
             let message = advice::explain(&refusal, &place);
-            let attempt = observed.attempt.clone();
             observed.history.client = client.or_else(|| observed.history.client.take());
             observed.history.fail(&refusal, message, &attempt, now);
         }

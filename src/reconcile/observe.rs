@@ -41,19 +41,19 @@ pub(super) async fn observe(shown: Arc<MailCredential>, context: &Context) -> Re
     let Some((provider, fingerprint)) = provider(&credential, context) else { return Ok(None) };
     let attempt = inputs::attempt(&credential, &fingerprint);
     let now = context.clock.now();
-    let (in_flight, outcome, held) = context.memory.with(&uid, |entry| {
+    let target = target(&credential, provider.as_ref().ok(), context).await?;
+    let previous = previous(&credential, provider.as_ref().ok(), context).await?;
+    // From here on nothing fails, so that an outcome which was taken is not lost.
+    let (in_flight, outcome, untold, held) = context.memory.with(&uid, |entry| {
         // A token that was held for other inputs, or to its end, is of no use any more.
         entry.held = entry.held.take().filter(|held| {
             let wanted = provider.as_ref().map_or(true, |provider| provider.issued_for == held.issued_for);
             wanted && now < held.answer.token.expires_at
         });
-        (entry.in_flight, entry.outcome.take(), entry.held.clone())
+        (entry.in_flight, entry.outcome.take(), entry.untold.clone(), entry.held.clone())
     });
-
-    let target = target(&credential, provider.as_ref().ok(), context).await?;
-    let previous = previous(&credential, provider.as_ref().ok(), context).await?;
     let mut observed = Observed {
-        history: credential.status.as_ref().map(History::of).unwrap_or_default(),
+        history: untold.unwrap_or_else(|| credential.status.as_ref().map(History::of).unwrap_or_default()),
         rival: context.stores.rival(&credential, &context.links),
         credential,
         target,
@@ -65,8 +65,8 @@ pub(super) async fn observe(shown: Arc<MailCredential>, context: &Context) -> Re
     };
     if let Some(outcome) = outcome {
         take_outcome(&mut observed, outcome, now);
-        let held = observed.held.clone();
-        context.memory.with(&uid, |entry| entry.held = held);
+        let (held, untold) = (observed.held.clone(), observed.history.clone());
+        context.memory.with(&uid, |entry| (entry.held, entry.untold) = (held, Some(untold)));
     }
     Ok(Some(observed))
 }

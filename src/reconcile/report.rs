@@ -32,7 +32,11 @@ pub(super) async fn report(
     let after = status(observed, decision, now);
     let under_way =
         matches!(decision, Decision::Issue(_) | Decision::InFlight | Decision::Store | Decision::Publish(_));
-    if before == after || (under_way && !tells_of_an_end(&before.conditions, &after.conditions)) {
+    if before == after {
+        context.memory.with(checks::uid(credential), |entry| entry.untold = None);
+        return Ok(());
+    }
+    if under_way && !tells_of_an_end(&before.conditions, &after.conditions) {
         return Ok(());
     }
     let api: Api<MailCredential> = Api::namespaced(context.client.clone(), checks::namespace(credential));
@@ -48,7 +52,9 @@ pub(super) async fn report(
     match written {
         Ok(mut written) => {
             written.metadata.managed_fields = None;
-            context.memory.with(checks::uid(credential), |entry| entry.written = Some(Arc::new(written)));
+            context.memory.with(checks::uid(credential), |entry| {
+                (entry.written, entry.untold) = (Some(Arc::new(written)), None);
+            });
         }
         // Deleted, or deleted and made anew: nobody is left to tell.
         Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => return Ok(()),
