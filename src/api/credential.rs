@@ -211,7 +211,12 @@ fn default_formats() -> Vec<Format> {
 }
 
 fn labels_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    map_schema(32, 63, METADATA_RULES)
+    let mut schema = map_schema(32, 63, METADATA_RULES);
+    schema.insert(
+        "additionalProperties".to_owned(),
+        serde_json::json!({"type": "string", "maxLength": 63, "pattern": LABEL_VALUE}),
+    );
+    schema
 }
 
 fn annotations_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
@@ -239,15 +244,15 @@ const METADATA_RULES: &[(&str, &str)] = &[
         "app.kubernetes.io/managed-by and mailtoken.dev/ are the broker's own: choose another key",
     ),
     (
-        r"self.all(k, size(k) <= 317 && k.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$'))",
+        r"self.all(k, size(k) <= 317 && k.matches('^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$'))",
         "keys must be label or annotation keys such as team or example.org/team",
     ),
 ];
 
 const DATA_RULES: &[(&str, &str)] = &[
     (
-        r"self.all(k, size(k) <= 253 && k.matches('^[-._a-zA-Z0-9]+$'))",
-        "keys may hold letters, digits, '-', '_' and '.'",
+        r"self.all(k, size(k) <= 253 && k.matches('^[-._a-zA-Z0-9]+$') && k != '.' && !k.startsWith('..'))",
+        "keys may hold letters, digits, '-', '_' and '.', and do not begin with '..'",
     ),
     (
         "!self.exists(k, k in ['access_token', 'token_type', 'expires_at', 'expires_at_unix', 'username', 'from', \

@@ -7,6 +7,8 @@ use serde_json::json;
 
 /// A Kubernetes object name (RFC 1123 subdomain).
 pub(super) const OBJECT_NAME: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
+/// The value of a label, which may be empty.
+pub(super) const LABEL_VALUE: &str = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$";
 /// A key of a Secret or ConfigMap.
 pub(super) const DATA_KEY: &str = r"^[-._a-zA-Z0-9]+$";
 /// One scope (RFC 6749 appendix A.4).

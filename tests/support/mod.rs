@@ -24,6 +24,7 @@ pub mod idp;
 pub mod manifest;
 pub mod namespace;
 pub mod process;
+pub mod table;
 pub mod wait;
 
 pub use broker::Broker;

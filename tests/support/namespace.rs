@@ -96,6 +96,13 @@ impl Namespace {
         self.dynamic(object.types.as_ref().unwrap()).patch(&name, &params, &Patch::Apply(&object)).await
     }
 
+    /// Deletes an object if it is there, without waiting.
+    pub async fn remove(&self, manifest: &Manifest) {
+        let object: DynamicObject = serde_json::from_value(manifest.0.clone()).unwrap();
+        let api = self.dynamic(object.types.as_ref().unwrap());
+        drop(api.delete(&object.metadata.name.unwrap(), &DeleteParams::default()).await);
+    }
+
     /// Changes fields of an object by a merge patch.
     pub async fn patch<K: Object>(&self, name: &str, patch: Value) -> K {
         self.api().patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap()

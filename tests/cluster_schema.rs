@@ -1,0 +1,226 @@
+//! What the API server refuses by itself: there is no webhook, so the schema is the first fence. MailCredentials.
+
+mod support;
+
+use serde_json::{Value, json};
+use support::{table::*, *};
+
+#[tokio::test]
+async fn a_credential_names_one_grant_that_there_is() {
+    refused([
+        ("no grant", plain().without("spec.grant"), "spec.grant: required value"),
+        ("an empty grant", plain().set("spec.grant", json!({})), "name one grant"),
+        ("an unknown grant", plain().set("spec.grant", json!({"password": {}})), "password"),
+        ("a second, unknown grant", plain().set("spec.grant.password", json!({})), "password"),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_mailbox_is_an_address_and_nothing_that_could_end_a_sasl_string() {
+    let long = format!("{}@example.org", "x".repeat(243));
+    let bad: [(&str, &str); 16] = [
+        ("billing", "must be an e-mail address"),
+        ("billing@", "must be an e-mail address"),
+        ("@example.org", "must be an e-mail address"),
+        ("bill ing@example.org", "must be an e-mail address"),
+        ("billing@example.org\n", "must be an e-mail address"),
+        ("billing@example.org\r\nBcc: x@example.org", "must be an e-mail address"),
+        ("billing@example.org\u{1}auth=Bearer x", "must be an e-mail address"),
+        ("billing\n@example.org", "must be an e-mail address"),
+        ("billing@example.org,x", "must be an e-mail address"),
+        ("billing@example..org", "must be an e-mail address"),
+        ("billing@-example.org", "must be an e-mail address"),
+        (".billing@example.org", "must be an e-mail address"),
+        ("a@b@example.org", "must be an e-mail address"),
+        ("<billing@example.org>", "must be an e-mail address"),
+        ("büro@example.org", "must be an e-mail address"),
+        (&long, "too long"),
+    ];
+    for field in ["spec.mailbox.address", "spec.mailbox.authenticateAs"] {
+        refused(bad.iter().map(|(address, why)| (*address, plain().set(field, *address), *why))).await;
+    }
+    let good = ["o'brien+tag@example.org", "a@b", "x.y_z=1!@sub-1.example.org", "A@EXAMPLE.ORG", "1@1.2"];
+    accepted(good.map(|address| (address, plain().set("spec.mailbox.address", address)))).await;
+}
+
+#[tokio::test]
+async fn scopes_are_scopes() {
+    let scopes = |scopes: Value| plain().set("spec.scopes", scopes);
+    refused([
+        ("a space", scopes(json!(["mail.send offline_access"])), "spec.scopes[0]"),
+        ("a line break", scopes(json!(["mail.send\nx"])), "spec.scopes[0]"),
+        ("a line break at the end", scopes(json!(["mail.send\n"])), "spec.scopes[0]"),
+        ("a quote", scopes(json!(["mail\"send"])), "spec.scopes[0]"),
+        ("a backslash", scopes(json!(["mail\\send"])), "spec.scopes[0]"),
+        ("umlauts", scopes(json!(["böse"])), "spec.scopes[0]"),
+        ("an empty one", scopes(json!([""])), "spec.scopes[0]"),
+        ("513 characters", scopes(json!(["s".repeat(513)])), "too long"),
+        ("65 of them", scopes(json!(many("scope", 65))), "must have at most 64 items"),
+    ])
+    .await;
+    accepted([
+        ("64 of 512", scopes(json!(vec!["s".repeat(512); 64]))),
+        ("a URL", scopes(json!(["https://outlook.office365.com/.default"]))),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn protocols_and_formats_are_those_that_there_are() {
+    refused([
+        ("no protocol", plain().set("spec.protocols", json!([])), "spec.protocols"),
+        ("in lower case", plain().set("spec.protocols", json!(["smtp"])), "unsupported value"),
+        ("twice", plain().set("spec.protocols", json!(["SMTP", "SMTP"])), "duplicate"),
+        ("an unknown format", plain().set("spec.secret.formats", json!(["Xoauth2"])), "unsupported value"),
+        ("a format twice", plain().set("spec.secret.formats", json!(["XOAuth2", "XOAuth2"])), "duplicate"),
+        ("an unknown policy", plain().set("spec.secret.deletionPolicy", "Orphan"), "unsupported value"),
+        ("a word for suspend", plain().set("spec.suspend", "yes"), "spec.suspend"),
+        ("an unknown field", plain().set("spec.nonsense", 1), "nonsense"),
+    ])
+    .await;
+    accepted([
+        ("all", plain().set("spec.protocols", json!(["SMTP", "IMAP", "POP3"]))),
+        (
+            "all formats",
+            plain().set("spec.secret.formats", json!(["XOAuth2", "OAuthBearer", "SaslXoauth2", "TokenJSON"])),
+        ),
+        ("no format", plain().set("spec.secret.formats", json!([]))),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_provider_is_named_in_the_own_namespace() {
+    refused([
+        ("no provider", plain().without("spec.providerRef"), "spec.providerref: required value"),
+        ("no name", plain().set("spec.providerRef.name", ""), "spec.providerref.name"),
+        ("a line break", plain().set("spec.providerRef.name", "idp\n"), "spec.providerref.name"),
+        ("an unknown kind", plain().set("spec.providerRef.kind", "Issuer"), "unsupported value"),
+        ("another namespace", plain().set("spec.providerRef.namespace", "other"), "namespace"),
+    ])
+    .await;
+    accepted([("of the cluster", plain().set("spec.providerRef.kind", "ClusterMailProvider"))]).await;
+}
+
+#[tokio::test]
+async fn placeholders_of_data_are_a_closed_set() {
+    let data = |text: &str| plain().entry("spec.secret.data", "smtp.env", text);
+    let unknown = [
+        "$",
+        "a$b",
+        "$$$",
+        "${}",
+        "${password}",
+        "${ACCESS_TOKEN}",
+        "${access_token",
+        "$access_token",
+        "${ access_token }",
+        "${refresh_token}",
+        "${access_token:-x}",
+        "$(access_token)",
+        "a\n$\nb",
+    ];
+    refused(unknown.map(|text| (text, data(text), "unknown placeholder"))).await;
+    let all = "access_token token_type expires_at expires_at_unix username from xoauth2 oauthbearer smtp_host \
+               smtp_port imap_host imap_port pop3_host pop3_port";
+    let all: String = all.split(' ').map(|name| format!("{name}=${{{name}}}\n")).collect();
+    accepted([
+        ("all placeholders", data(&all)),
+        ("dollars", data("$$ $$$$ $${x} $$$$${from}")),
+        ("braces and other languages", data("{{ .Values }} {} `id` %s\ttab\r\n")),
+        ("nothing", data("")),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn keys_of_data_are_keys_that_the_broker_does_not_write_itself() {
+    let fixed = "access_token token_type expires_at expires_at_unix username from smtp_host smtp_port imap_host \
+                 imap_port pop3_host pop3_port xoauth2 oauthbearer sasl-xoauth2.json token.json";
+    let data = |key: &str| plain().entry("spec.secret.data", key, "x");
+    refused(fixed.split(' ').map(|key| (key, data(key), "the broker writes this key itself"))).await;
+    let long = "k".repeat(254);
+    let wrong = ["", "a/b", "a b", "a\nb", "schlüssel", ".", "..", "..data", &long];
+    refused(wrong.map(|key| (key, data(key), "spec.secret.data"))).await;
+
+    let full = |entries: usize, size: usize| {
+        let map: serde_json::Map<_, _> =
+            (0..entries).map(|n| (format!("key{n}"), Value::from("x".repeat(size)))).collect();
+        plain().set("spec.secret.data", map)
+    };
+    refused([
+        ("33 entries", full(33, 1), "must have at most 32 items"),
+        ("4097 characters", full(1, 4097), "too long"),
+    ])
+    .await;
+    accepted([
+        ("32 entries of 4096", full(32, 4096)),
+        ("dots", data("..x.y_z-1").without("spec.secret.data")),
+        ("a dot file", data(".netrc")),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn labels_and_annotations_leave_the_brokers_own_alone() {
+    let own = [
+        "app.kubernetes.io/managed-by",
+        "mailtoken.dev/credential",
+        "mailtoken.dev/source",
+        "mailtoken.dev/role",
+        "mailtoken.dev/issued-for",
+        "mailtoken.dev/anything",
+    ];
+    for map in ["spec.secret.labels", "spec.secret.annotations"] {
+        refused(own.map(|key| (key, plain().entry(map, key, "x"), "are the broker's own"))).await;
+        let long = format!("{}/{}", "x".repeat(63), "k".repeat(64));
+        let wrong = ["", "a b", "a\nb", "/a", "a/", "a/b/c", "-a", "a-", "example..org/a", "-x.org/a", &long];
+        refused(wrong.map(|key| (key, plain().entry(map, key, "x"), map))).await;
+        let good = ["team", "example.org/team", "app.kubernetes.io/part-of", "A_b.c-9", "mailtoken.development/x"];
+        accepted(good.map(|key| (key, plain().entry(map, key, "x")))).await;
+        let full = |count: usize| {
+            let map: serde_json::Map<_, _> = (0..count).map(|n| (format!("key{n}"), "x".into())).collect();
+            Value::from(map)
+        };
+        refused([("33 entries", plain().set(map, full(33)), "must have at most 32 items")]).await;
+        accepted([("32 entries", plain().set(map, full(32)))]).await;
+    }
+    let label = |value: &str| plain().entry("spec.secret.labels", "team", value);
+    let long = "x".repeat(64);
+    let wrong = ["a b", "a\nb", "a\n", "-a", "a/b", "ä", &long];
+    refused(wrong.map(|value| (value, label(value), "spec.secret.labels"))).await;
+    accepted([("an empty value", label("")), ("63 characters", label(&"x".repeat(63)))]).await;
+    let text = "any text\n{\"with\": \"lines\"}";
+    accepted([("an annotation", plain().entry("spec.secret.annotations", "note", text))]).await;
+    let note = plain().entry("spec.secret.annotations", "note", "x".repeat(4097));
+    refused([("4097 characters", note, "too long")]).await;
+}
+
+#[tokio::test]
+async fn the_secret_has_a_name_of_its_own() {
+    let name = |name: &str| plain().set("spec.secret.name", name);
+    let long = "x".repeat(254);
+    let wrong = ["", "Billing", "a b", "a\n", "-a", "a/b", "a..b", &long];
+    refused(wrong.map(|text| (text, name(text), "spec.secret.name"))).await;
+    refused([("that of the grant", name("billing-grant"), "must not be <metadata.name>-grant")]).await;
+    accepted([("253 characters", name(&"x".repeat(253))), ("another's grant", name("other-grant"))]).await;
+}
+
+#[tokio::test]
+async fn durations_are_positive_and_bounded() {
+    for field in ["spec.renewal.minValidity", "spec.renewal.renewBefore"] {
+        let wrong =
+            ["-5m", "5", "m", "", "1d", "1.5h", "5 m", "5m\n", "10ms", "1h-5m", "5M", "100000h", "24h1s", "25h"];
+        refused(wrong.map(|text| (text, plain().set(field, text), field))).await;
+        refused([("a number", plain().set(field, 600), field)]).await;
+        accepted(["10m", "1h30m", "24h", "90s", "1h30m5s", "00010m"].map(|text| (text, plain().set(field, text))))
+            .await;
+    }
+    refused([("at once", plain().set("spec.renewal.renewBefore", "0s"), "must be more than 0s")]).await;
+    accepted([("any validity will do", plain().set("spec.renewal.minValidity", "0s"))]).await;
+}
+
+fn plain() -> Manifest {
+    credential("billing")
+}

@@ -1,0 +1,244 @@
+//! What the API server refuses by itself: MailProviders and ClusterMailProviders.
+
+mod support;
+
+use serde_json::{Value, json};
+use support::{table::*, *};
+
+#[tokio::test]
+async fn a_provider_is_of_one_kind_that_there_is() {
+    refused([
+        ("none", plain().without("spec.oauth2"), "name exactly one provider"),
+        ("two", plain().set("spec.oidc.issuerURL", "https://id.example.org"), "name exactly one provider"),
+        ("three", plain().set("spec.oidc.issuerURL", "https://x").set("spec.microsoft.tenantID", "x"), "exactly one"),
+        ("an unknown one", plain().without("spec.oauth2").set("spec.mailru", json!({})), "mailru"),
+        ("no client", plain().without("spec.client"), "spec.client: required value"),
+        ("no tenant", microsoft(json!({})), "tenantid: required value"),
+        ("no token endpoint", plain().set("spec.oauth2", json!({})), "tokenurl: required value"),
+        ("no issuer", plain().without("spec.oauth2").set("spec.oidc", json!({})), "issuerurl: required value"),
+        ("an unknown field", plain().set("spec.nonsense", 1), "nonsense"),
+        ("allowed, which only those of the cluster have", plain().set("spec.allowed", json!([])), "allowed"),
+    ])
+    .await;
+    accepted([
+        ("oauth2", plain()),
+        ("oidc", plain().without("spec.oauth2").set("spec.oidc.issuerURL", "https://id.example.org/realms/mail")),
+        ("microsoft", microsoft(json!({"tenantID": "contoso.onmicrosoft.com"}))),
+        ("by its id", microsoft(json!({"tenantID": "2f1c6a0e-0000-4000-8000-000000000000", "cloud": "China"}))),
+        ("a public client", plain().set("spec.client", json!({"id": "mailer"}))),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn urls_are_https_with_a_plain_host() {
+    let long = format!("https://id.example.org/{}", "x".repeat(2_049 - 23));
+    let bad: [&str; 30] = [
+        "http://id.example.org/token",
+        "HTTP://id.example.org/token",
+        "ftp://id.example.org/token",
+        "//id.example.org/token",
+        "id.example.org/token",
+        "https:/id.example.org",
+        "https://",
+        "https:///token",
+        "https://user:password@id.example.org/token",
+        "https://user@id.example.org/token",
+        "https://@id.example.org/token",
+        "https://id.example.org/token#fragment",
+        "https://id.example.org/token#",
+        "https://id.example.org/to ken",
+        "https://id.example.org /token",
+        " https://id.example.org/token",
+        "https://id.example.org/token\n",
+        "https://id.example.org/\r\nHost: x",
+        "https://id.example.org\\@evil.example",
+        "https://id.example.org:0/token",
+        "https://id.example.org:65536/token",
+        "https://id.example.org:99999/token",
+        "https://id.example.org:443a/token",
+        "https://id.example.org:/token",
+        "https://id.example.org:-1/token",
+        "https://bücher.example/token",
+        "https://id_x.example.org/token",
+        "https://-id.example.org/token",
+        "https://[::1/token",
+        "https://%69d.example.org/token",
+    ];
+    let issuer = |url: &str| plain().without("spec.oauth2").set("spec.oidc.issuerURL", url);
+    for field in ["spec.oauth2.tokenURL", "spec.oauth2.deviceAuthorizationURL", "spec.oauth2.revocationURL"] {
+        refused(bad.map(|url| (url, plain().set(field, url), "must be an https:// URL"))).await;
+        refused([("2049 characters", plain().set(field, long.as_str()), "too long")]).await;
+    }
+    refused(bad.map(|url| (url, issuer(url), "must be an https:// URL"))).await;
+    let full = &long[..2_048];
+    let good = [
+        "https://id.example.org",
+        "https://id.example.org:65535/token?tenant=a&b=%20c",
+        "https://id.example.org:25/",
+        "https://192.0.2.1:8443/token",
+        "https://[2001:db8::1]:8443/token",
+        "https://localhost/~a/b;c=d/@e",
+        full,
+    ];
+    accepted(good.map(|url| (url, plain().set("spec.oauth2.tokenURL", url)))).await;
+    accepted(good.map(|url| (url, issuer(url)))).await;
+}
+
+#[tokio::test]
+async fn a_tenant_is_no_path() {
+    let tenant = |tenant: &str| microsoft(json!({"tenantID": tenant}));
+    let long = "x".repeat(254);
+    let wrong = ["", "a/b", "a/../b", "a b", "a\n", "a\r\nHost: b", "a?b", "a#b", "a%2fb", "-a", "ä", "a@b", &long];
+    refused(wrong.map(|text| (text, tenant(text), "tenantid"))).await;
+    refused([
+        ("an unknown cloud", microsoft(json!({"tenantID": "x", "cloud": "Gov"})), "unsupported value"),
+        ("DoD without servers", microsoft(json!({"tenantID": "x", "cloud": "USGovDoD"})), "no published mail servers"),
+    ])
+    .await;
+    let servers = json!({"smtp": {"host": "smtp.example.mil", "port": 587}});
+    let dod = microsoft(json!({"tenantID": "x", "cloud": "USGovDoD"}));
+    refused([("with an empty list", dod.clone().set("spec.servers", json!({})), "no published mail servers")]).await;
+    accepted([("DoD with servers", dod.set("spec.servers", servers))]).await;
+}
+
+#[tokio::test]
+async fn a_client_has_an_id_without_line_breaks_and_at_most_eight_ways() {
+    let id = |id: &str| plain().set("spec.client.id", id);
+    let long = "x".repeat(257);
+    let wrong = ["", " a", "a ", "a\n", "a\r\nb", "a\u{1}b", "ä", &long];
+    refused(wrong.map(|text| (text, id(text), "spec.client.id"))).await;
+    accepted([("a space within", id("mail sender")), ("256 characters", id(&"x".repeat(256)))]).await;
+
+    let way = || json!({"clientSecret": {"secretRef": {"name": "idp-client", "key": "client-secret"}}});
+    let ways = |ways: Value| plain().set("spec.client.authentication", ways);
+    let secret =
+        |field: &str, value: Value| plain().set(&format!("spec.client.authentication.0.clientSecret.{field}"), value);
+    refused([
+        ("nine", ways(json!(vec![way(); 9])), "must have at most 8 items"),
+        ("an empty one", ways(json!([{}])), "name one way"),
+        ("an unknown one", ways(json!([{"password": {}}])), "password"),
+        ("no reference", ways(json!([{"clientSecret": {}}])), "secretref: required value"),
+        ("an unknown method", secret("method", json!("JWT")), "unsupported value"),
+        ("no date", secret("expiresAt", json!("tomorrow")), "expiresat"),
+        ("another namespace", secret("secretRef.namespace", json!("other")), "namespace"),
+        ("no name", secret("secretRef.name", json!("")), "secretref.name"),
+        ("a path", secret("secretRef.name", json!("../x")), "secretref.name"),
+        ("a line break in the name", secret("secretRef.name", json!("a\n")), "secretref.name"),
+        ("no key", secret("secretRef.key", json!("")), "secretref.key"),
+        ("a line break in the key", secret("secretRef.key", json!("a\n")), "secretref.key"),
+        ("a path in the key", secret("secretRef.key", json!("a/b")), "secretref.key"),
+    ])
+    .await;
+    accepted([
+        ("eight", ways(json!(vec![way(); 8]))),
+        (
+            "with all",
+            secret("method", json!("Basic"))
+                .set("spec.client.authentication.0.clientSecret.expiresAt", "2027-01-01T00:00:00Z"),
+        ),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn scopes_servers_and_bundles_are_bounded() {
+    let server = |field: &str, value: Value| plain().set(&format!("spec.servers.smtp.{field}"), value);
+    let place = json!({"name": "idp-ca", "key": "ca.crt"});
+    refused([
+        ("a scope with a space", plain().set("spec.scopes", json!(["a b"])), "spec.scopes[0]"),
+        ("a scope with a line break", plain().set("spec.scopes", json!(["a\n"])), "spec.scopes[0]"),
+        ("a scope of 513 characters", plain().set("spec.scopes", json!(["s".repeat(513)])), "too long"),
+        ("65 scopes", plain().set("spec.scopes", json!(many("s", 65))), "must have at most 64 items"),
+        ("a host with a line break", server("host", json!("smtp.example.org\n")), "smtp.host"),
+        ("a host with a space", server("host", json!("smtp example")), "smtp.host"),
+        ("a host that is a URL", server("host", json!("https://smtp.example.org")), "smtp.host"),
+        ("a host with its port", server("host", json!("smtp.example.org:587")), "smtp.host"),
+        ("an empty host", server("host", json!("")), "smtp.host"),
+        ("a host of 254 characters", server("host", json!("x".repeat(254))), "too long"),
+        ("port 0", server("port", json!(0)), "smtp.port"),
+        ("port 65536", server("port", json!(65536)), "smtp.port"),
+        ("a port in words", server("port", json!("587")), "smtp.port"),
+        ("no port", plain().without("spec.servers.smtp.port"), "smtp.port: required value"),
+        ("no TLS", server("security", json!("None")), "unsupported value"),
+        ("an unknown protocol", plain().set("spec.servers.nntp.host", "x"), "nntp"),
+        ("a bundle nowhere", plain().set("spec.caBundleRef", json!({})), "name one place"),
+        (
+            "a bundle in two places",
+            plain().set("spec.caBundleRef", json!({"configMap": place, "secret": place})),
+            "name one place",
+        ),
+        ("another namespace", plain().set("spec.caBundleRef.configMap.namespace", "other"), "namespace"),
+    ])
+    .await;
+    accepted([
+        ("an IPv6 host", server("host", json!("2001:db8::1"))),
+        ("a bundle in a Secret", plain().set("spec.caBundleRef", json!({"secret": place}))),
+        ("64 scopes of 512", plain().set("spec.scopes", json!(vec!["s".repeat(512); 64]))),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_provider_of_the_cluster_says_who_may_use_it() {
+    let entry = json!({"namespaceSelector": {}, "mailboxes": ["*@example.org"]});
+    let allowed = |list: Value| cluster().set("spec.allowed", list);
+    let mailbox = |pattern: &str| allowed(json!([{"namespaceSelector": {}, "mailboxes": [pattern]}]));
+    refused([
+        ("nobody said", cluster().without("spec.allowed"), "spec.allowed: required value"),
+        ("an empty list", allowed(json!([])), "spec.allowed"),
+        ("65 entries", allowed(json!(vec![entry.clone(); 65])), "must have at most 64 items"),
+        ("no selector", allowed(json!([{"mailboxes": ["*@example.org"]}])), "namespaceselector: required value"),
+        ("no mailboxes", allowed(json!([{"namespaceSelector": {}}])), "mailboxes: required value"),
+        ("an empty list of mailboxes", allowed(json!([{"namespaceSelector": {}, "mailboxes": []}])), "mailboxes"),
+        (
+            "257 mailboxes",
+            allowed(json!([{"namespaceSelector": {}, "mailboxes": many("a@b", 257)}])),
+            "must have at most 256 items",
+        ),
+        (
+            "an unknown grant",
+            allowed(json!([{"namespaceSelector": {}, "mailboxes": ["*@b"], "grants": ["password"]}])),
+            "unsupported value",
+        ),
+        ("two providers", cluster().set("spec.oidc.issuerURL", "https://x"), "name exactly one provider"),
+        ("http", cluster().set("spec.oauth2.tokenURL", "http://x"), "must be an https:// URL"),
+        ("another namespace", cluster().set("spec.caBundleRef.configMap.namespace", "other"), "namespace"),
+    ])
+    .await;
+    let wrong = ["*", "example.org", "@example.org", "*@", "*@exa mple", "*@example.org\n", "a@b@c", "ä@b"];
+    refused(wrong.map(|pattern| (pattern, mailbox(pattern), "mailboxes"))).await;
+    accepted(["*@example.org", "noreply@example.org", "team-*@*.example.org", "*@*"].map(|p| (p, mailbox(p)))).await;
+    let full =
+        json!({"namespaceSelector": {}, "mailboxes": vec!["*@example.org"; 256], "grants": ["clientCredentials"]});
+    accepted([("64 entries of 256", allowed(json!(vec![full; 64])))]).await;
+}
+
+fn plain() -> Manifest {
+    Manifest(json!({
+        "apiVersion": "mailtoken.dev/v1alpha1",
+        "kind": "MailProvider",
+        "metadata": {"name": "idp"},
+        "spec": {
+            "oauth2": {"tokenURL": "https://id.example.org/token"},
+            "client": {
+                "id": "mailer",
+                "authentication": [{"clientSecret": {"secretRef": {"name": "idp-client", "key": "client-secret"}}}],
+            },
+            "servers": {"smtp": {"host": "smtp.example.org", "port": 587, "security": "STARTTLS"}},
+            "caBundleRef": {"configMap": {"name": "idp-ca", "key": "ca.crt"}},
+        },
+    }))
+}
+
+fn microsoft(settings: Value) -> Manifest {
+    plain().without("spec.oauth2").without("spec.servers").set("spec.microsoft", settings)
+}
+
+/// No other test of this file makes one: the name is the cluster's.
+fn cluster() -> Manifest {
+    plain()
+        .set("kind", "ClusterMailProvider")
+        .set("metadata.name", "schema")
+        .set("spec.allowed", json!([{"namespaceSelector": {}, "mailboxes": ["*@example.org"]}]))
+}
