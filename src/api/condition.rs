@@ -157,6 +157,8 @@ reasons! {
     LifetimeUnknown => None,
     /// Event only: the target Secret was removed or changed by somebody else and was put right.
     SecretRepaired => None,
+    /// Event only: another client authentication is in use than before.
+    ClientAuthenticationChanged => None,
 }
 
 impl Reason {

@@ -7,7 +7,7 @@ use kube::{
     core::{Selector, SelectorExt as _},
 };
 
-use super::{Blocker, inputs};
+use super::{Blocker, commands::Subject, inputs};
 use crate::{
     api::{
         MailCredential, Reason,
@@ -85,43 +85,72 @@ pub fn allowance_blocker(
 ) -> Option<Blocker> {
     let provider = &credential.spec.provider_ref.name;
     let denied = |message: String| Some(Blocker::new(Reason::NotAllowed, message));
-    let edit = format!("`kubectl edit clustermailprovider {provider}`");
+    let subject = Subject::provider_of(credential);
 
-    let for_namespace: Vec<_> = allowed.iter().filter(|rule| selects(rule, labels)).collect();
-    if for_namespace.is_empty() {
+    let for_namespace: Vec<_> = allowed.iter().enumerate().filter(|(_, rule)| selects(rule, labels)).collect();
+    let Some((first, _)) = for_namespace.first() else {
+        let label = allowed.iter().find_map(wanted_labels).map_or_else(String::new, |wanted| {
+            format!(
+                "label the namespace with `kubectl label namespace {} --overwrite {wanted}`, or ",
+                namespace(credential)
+            )
+        });
         return denied(format!(
-            "the ClusterMailProvider {provider} allows no namespace with the labels of {}: an admin can label it as one \
-             of spec.allowed[].namespaceSelector wants, or add an entry with {edit}",
-            namespace(credential)
+            "no entry of spec.allowed of the ClusterMailProvider {provider} selects the namespace {}: an administrator \
+             can {label}add an entry with `{}`",
+            namespace(credential),
+            subject.command("edit")
         ));
-    }
+    };
     let mailboxes = [credential.spec.mailbox.address.as_str(), credential.spec.mailbox.user()];
-    let covers = |rule: &&&Allowed| {
+    let covers = |(_, rule): &&(usize, &Allowed)| {
         mailboxes.iter().all(|mailbox| rule.mailboxes.iter().any(|pattern| matches(pattern, mailbox)))
     };
     let for_mailbox: Vec<_> = for_namespace.iter().filter(covers).collect();
     if for_mailbox.is_empty() {
-        let wanted: Vec<_> = if mailboxes[0] == mailboxes[1] { vec![mailboxes[0]] } else { mailboxes.to_vec() };
+        // The entry that an administrator would complete: the one that covers one of the two already, else the first.
+        let lacking = |rule: &Allowed| -> Vec<&str> {
+            let covered = |mailbox: &str| rule.mailboxes.iter().any(|pattern| matches(pattern, mailbox));
+            let mut lacking: Vec<_> = mailboxes.into_iter().filter(|mailbox| !covered(mailbox)).collect();
+            lacking.dedup();
+            lacking
+        };
+        let nearest = for_namespace.iter().min_by_key(|(_, rule)| lacking(rule).len());
+        let (entry, missing) = nearest.map_or((*first, mailboxes.to_vec()), |(at, rule)| (*at, lacking(rule)));
+        let path = format!("/spec/allowed/{entry}/mailboxes");
+        let commands: Vec<_> = missing.iter().map(|mailbox| subject.append(&path, mailbox)).collect();
         return denied(format!(
-            "the ClusterMailProvider {provider} does not allow {} to the namespace {}: an admin can add it to \
-             spec.allowed[].mailboxes of one entry with {edit}",
-            wanted.join(" and "),
-            namespace(credential)
+            "the ClusterMailProvider {provider} does not allow {} to the namespace {}: an administrator can with `{}`",
+            missing.join(" and "),
+            namespace(credential),
+            commands.join(" && ")
         ));
     }
     let grant = inputs::grant_type(credential);
-    if !for_mailbox.iter().any(|rule| rule.grants.is_empty() || rule.grants.contains(&grant)) {
+    if let Some((entry, _)) = for_mailbox.first()
+        && !for_mailbox.iter().any(|(_, rule)| rule.grants.is_empty() || rule.grants.contains(&grant))
+    {
         return denied(format!(
-            "the ClusterMailProvider {provider} does not allow the grant {} for this mailbox: an admin can add it to \
-             spec.allowed[].grants with {edit}",
-            grant.as_str()
+            "the ClusterMailProvider {provider} does not allow the grant {} for this mailbox: an administrator can with `{}`",
+            grant.as_str(),
+            subject.append(&format!("/spec/allowed/{entry}/grants"), grant.as_str())
         ));
     }
     let foreign = credential.spec.scopes.iter().find(|scope| !preset.contains(scope))?;
     denied(format!(
-        "the scope {foreign} is not among those of the ClusterMailProvider {provider}: leave spec.scopes empty, or an \
-         admin can add it to spec.scopes with {edit}"
+        "the scope {foreign} is not among those of the ClusterMailProvider {provider}: ask for the provider's own with \
+         `{}`, or an administrator can add it to spec.scopes with `{}`",
+        Subject::credential(credential).merge(&serde_json::json!({"spec": {"scopes": null}})),
+        subject.command("edit")
     ))
+}
+
+/// The labels that an entry wants of a namespace, as `kubectl label` takes them, where that is all it wants.
+fn wanted_labels(rule: &Allowed) -> Option<String> {
+    let selector = &rule.namespace_selector;
+    let labels = selector.match_labels.as_ref().filter(|_| selector.match_expressions.is_none())?;
+    let pairs: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    (!pairs.is_empty()).then(|| pairs.join(" "))
 }
 
 fn selects(rule: &Allowed, labels: &BTreeMap<String, String>) -> bool {
@@ -154,15 +183,6 @@ fn glob(pattern: &str, text: &str) -> bool {
     rest.ends_with(last)
 }
 
-/// `kubectl`'s name of a provider, such as `mailprovider/m365` with its namespace flag.
-pub fn provider_command(credential: &MailCredential) -> String {
-    let name = &credential.spec.provider_ref.name;
-    match credential.spec.provider_ref.kind {
-        ProviderKind::MailProvider => format!("-n {} mailprovider {name}", namespace(credential)),
-        ProviderKind::ClusterMailProvider => format!("clustermailprovider {name}"),
-    }
-}
-
 /// What a provider is called in messages.
 pub fn provider_words(credential: &MailCredential) -> String {
     let name = &credential.spec.provider_ref.name;
@@ -188,6 +208,7 @@ mod tests {
 
     fn refusal(rules: serde_json::Value, edit: impl FnOnce(&mut MailCredential)) -> Option<String> {
         let mut credential = credential();
+        credential.spec.provider_ref.kind = ProviderKind::ClusterMailProvider;
         credential.spec.mailbox.address = "billing@example.org".into();
         edit(&mut credential);
         let labels = BTreeMap::from([("mail".to_owned(), "yes".to_owned())]);
@@ -224,15 +245,21 @@ mod tests {
         let other =
             |credential: &mut MailCredential| credential.spec.mailbox.authenticate_as = Some("svc@example.com".into());
         assert_eq!(refusal(rule("*@example.org"), |_| ()), None);
-        assert!(refusal(rule("*@example.org"), other).unwrap().contains("svc@example.com"));
-        assert!(refusal(rule("*@example.com"), |_| ()).unwrap().contains("billing@example.org"));
+        let login = refusal(rule("*@example.org"), other).unwrap();
+        assert!(login.contains("svc@example.com") && !login.contains("billing@example.org"), "{login}");
+        let both = refusal(rule("*@example.net"), other).unwrap();
+        assert!(
+            both.contains("billing@example.org and svc@example.com")
+                && both.contains(" && kubectl patch clustermailprovider idp "),
+            "{both}"
+        );
     }
 
     #[test]
     fn namespace_grant_and_scope_are_limits_too() {
         let elsewhere =
             serde_json::json!([{"namespaceSelector": {"matchLabels": {"mail": "no"}}, "mailboxes": ["*@example.org"]}]);
-        assert!(refusal(elsewhere, |_| ()).unwrap().contains("namespaceSelector"));
+        assert!(refusal(elsewhere, |_| ()).unwrap().contains("`kubectl label namespace shop --overwrite mail=no`"));
         let everywhere = serde_json::json!([{"namespaceSelector": {}, "mailboxes": ["*@example.org"], "grants": ["clientCredentials"]}]);
         assert_eq!(refusal(everywhere, |_| ()), None);
         assert!(

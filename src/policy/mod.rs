@@ -2,16 +2,19 @@
 
 pub mod advice;
 pub mod checks;
+pub mod commands;
 pub mod inputs;
 pub mod observed;
 pub mod schedule;
 pub mod status;
 
 use k8s_openapi::jiff::Timestamp;
+use serde_json::json;
 
 pub use observed::{Blocker, Observed};
 
 use crate::api::Reason;
+use commands::Subject;
 use observed::Target;
 
 /// What is done about a credential now.
@@ -99,22 +102,30 @@ fn target_is_contested(observed: &Observed, _: Timestamp) -> Option<Decision> {
     Some(Decision::Stall(Blocker::new(
         Reason::SecretConflict,
         format!(
-            "the Secret {} is the target of the older MailCredential {rival} too: set another spec.secret.name",
-            observed.target_name()
+            "the Secret {} is the target of the older MailCredential {rival} too: choose another name with `{}`",
+            observed.target_name(),
+            rename(observed)
         ),
     )))
 }
 
 fn target_is_foreign(observed: &Observed, _: Timestamp) -> Option<Decision> {
     let Target::Foreign(owner) = &observed.target else { return None };
-    let (namespace, name) = (checks::namespace(&observed.credential), observed.target_name());
+    let name = observed.target_name();
     Some(Decision::Stall(Blocker::new(
         Reason::SecretConflict,
         format!(
-            "the Secret {name} exists and {owner}; it is left as it is. Set another spec.secret.name, or remove it with \
-             `kubectl -n {namespace} delete secret {name}`"
+            "the Secret {name} exists and {owner}; it is left as it is. Choose another name with `{}`, or, if nobody needs \
+             that Secret, remove it with `{}`",
+            rename(observed),
+            Subject::secret(checks::namespace(&observed.credential), &name).command("delete")
         ),
     )))
+}
+
+fn rename(observed: &Observed) -> String {
+    let fields = json!({"spec": {"secret": {"name": "<another name>"}}});
+    Subject::credential(&observed.credential).merge(&fields)
 }
 
 /// A token that was obtained is written before anything else, as long as it is still the one that is wanted.

@@ -7,6 +7,7 @@ use k8s_openapi::{
 
 use super::{
     Decision, Observed, checks,
+    commands::Subject,
     inputs::rfc3339,
     observed::{Published, Target, TokenFacts},
     schedule,
@@ -14,7 +15,7 @@ use super::{
 use crate::api::{
     ConditionType, Reason,
     condition::{self, upsert},
-    status::{MailCredentialStatus, TokenStatus},
+    status::{ClientStatus, MailCredentialStatus, TokenStatus},
 };
 
 /// The status of a credential after a decision.
@@ -174,14 +175,11 @@ fn blocking(observed: &Observed, decision: &Decision) -> Option<(Reason, String)
     match decision {
         Decision::Stall(blocker) => Some((blocker.reason, blocker.message.clone())),
         Decision::Suspended => {
-            let name = &observed.credential.metadata.name.clone().unwrap_or_default();
-            let namespace = checks::namespace(&observed.credential);
+            let resume =
+                Subject::credential(&observed.credential).merge(&serde_json::json!({"spec": {"suspend": false}}));
             Some((
                 Reason::Suspended,
-                format!(
-                    "suspended: `kubectl -n {namespace} patch mailcredential {name} --type merge -p \
-                     '{{\"spec\":{{\"suspend\":false}}}}'` lets it go on"
-                ),
+                format!("spec.suspend is true, so no token is asked for: `{resume}` lets it go on"),
             ))
         }
         Decision::BackOff { .. } | Decision::InFlight | Decision::Issue(_) => {
@@ -267,8 +265,25 @@ pub struct Notice {
 }
 
 /// The Events for the turn from `before` to `after`: a Warning when a condition turns bad, Normal when it recovers, one
-/// for each reason. An uneventful issue or renewal has none.
-pub fn notices(before: &[Condition], after: &[Condition]) -> Vec<Notice> {
+/// for each reason, and Normal when another client authentication works now. An uneventful issue or renewal has none.
+pub fn notices(before: &MailCredentialStatus, after: &MailCredentialStatus) -> Vec<Notice> {
+    let mut notices = turns(&before.conditions, &after.conditions);
+    notices.extend(takeover(before, after));
+    notices
+}
+
+fn takeover(before: &MailCredentialStatus, after: &MailCredentialStatus) -> Option<Notice> {
+    let (old, new) = (before.client.as_ref()?, after.client.as_ref()?);
+    let works = condition::is_true(&after.conditions, ConditionType::Renewed);
+    let entry = |client: &ClientStatus| format!("spec.client.authentication[{}] ({})", client.index, client.method);
+    (works && entry(old) != entry(new)).then(|| Notice {
+        warning: false,
+        reason: Reason::ClientAuthenticationChanged,
+        note: format!("{} of the provider is in use now, instead of {}", entry(new), entry(old)),
+    })
+}
+
+fn turns(before: &[Condition], after: &[Condition]) -> Vec<Notice> {
     let mut notices: Vec<Notice> = vec![];
     let mut add = |warning, condition: &Condition| {
         let Some(reason) = Reason::parse(&condition.reason) else { return };

@@ -1,3 +1,264 @@
 //! The decisions, one sentence a test.
 
 pub(crate) mod fixtures;
+mod properties;
+mod status;
+
+use serde_json::json;
+
+use super::{Decision, IssueReason, PublishReason, decide, observed::Target};
+use crate::api::Reason;
+use fixtures::{Case, at, published, token};
+
+/// What is decided about a credential with a good token, after one change.
+fn decided(change: impl FnOnce(&mut Case)) -> Decision {
+    let mut case = Case::ready();
+    change(&mut case);
+    decide(&case.observed, case.now)
+}
+
+fn stall(decision: &Decision) -> Option<Reason> {
+    match decision {
+        Decision::Stall(blocker) => Some(blocker.reason),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_good_token_is_left_alone_until_its_renewal_is_due() {
+    let Decision::Wait { until } = decided(|_| ()) else { panic!("no wait") };
+    assert!(until > at(0) && until < at(3600));
+}
+
+#[test]
+fn a_token_is_asked_for_where_there_is_none_of_ours() {
+    assert_eq!(decided(Case::without_token), Decision::Issue(IssueReason::NoToken));
+    let emptied = |case: &mut Case| case.own(|published| published.token = None);
+    assert_eq!(decided(emptied), Decision::Issue(IssueReason::NoToken));
+}
+
+#[test]
+fn each_need_for_a_token_has_its_name() {
+    let table: [(fn(&mut Case), IssueReason); 4] = [
+        (|case| case.provider().issued_for = "another tenant".into(), IssueReason::InputsChanged),
+        (|case| case.now = at(3600), IssueReason::Expired),
+        (|case| case.annotate("mailtoken.dev/reissue", "1"), IssueReason::Reissue),
+        (|case| case.now = at(3000), IssueReason::RenewalDue),
+    ];
+    for (change, reason) in table {
+        assert_eq!(decided(change), Decision::Issue(reason));
+    }
+}
+
+#[test]
+fn a_reissue_is_answered_once_whoever_remembers_it() {
+    let asked = |case: &mut Case| case.annotate("mailtoken.dev/reissue", "1");
+    let on_the_secret = decided(|case| {
+        asked(case);
+        case.own(|published| published.handled_reissue = Some("1".into()));
+    });
+    let in_the_status = decided(|case| {
+        asked(case);
+        case.observed.history.handled_reissue = Some("1".into());
+    });
+    for decision in [on_the_secret, in_the_status] {
+        assert!(matches!(decision, Decision::Wait { .. }), "{decision:?}");
+    }
+    let again = decided(|case| {
+        case.annotate("mailtoken.dev/reissue", "2");
+        case.own(|published| published.handled_reissue = Some("1".into()));
+    });
+    assert_eq!(again, Decision::Issue(IssueReason::Reissue));
+}
+
+#[test]
+fn each_difference_of_the_target_has_its_name_and_needs_no_new_token() {
+    let table: [(fn(&mut Case), PublishReason); 4] = [
+        (
+            |case| (case.observed.previous, case.observed.target) = (Some(published(token())), Target::Absent),
+            PublishReason::Renamed,
+        ),
+        (|case| case.own(|published| published.must_recreate = true), PublishReason::Recreate),
+        (|case| case.own(|published| published.intact = false), PublishReason::Repair),
+        (|case| case.provider().layout = "with IMAP".into(), PublishReason::Layout),
+    ];
+    for (change, reason) in table {
+        assert_eq!(decided(change), Decision::Publish(reason));
+    }
+}
+
+#[test]
+fn a_renamed_secret_whose_token_is_for_other_inputs_is_not_carried_over() {
+    let decision = decided(|case| {
+        (case.observed.previous, case.observed.target) = (Some(published(token())), Target::Absent);
+        case.provider().issued_for = "another tenant".into();
+    });
+    assert_eq!(decision, Decision::Issue(IssueReason::InputsChanged));
+}
+
+#[test]
+fn after_a_failure_nothing_is_asked_for_before_its_time() {
+    let failing = |now| {
+        decided(move |case| {
+            case.without_token();
+            case.failed(Reason::InvalidClient);
+            case.now = at(now);
+        })
+    };
+    assert_eq!(failing(1), Decision::BackOff { until: at(900) });
+    assert_eq!(failing(899), Decision::BackOff { until: at(900) });
+    assert_eq!(failing(900), Decision::Issue(IssueReason::NoToken));
+}
+
+#[test]
+fn any_change_of_what_an_attempt_is_made_with_ends_the_back_off() {
+    let decision = decided(|case| {
+        case.without_token();
+        case.failed(Reason::InvalidClient);
+        case.observed.attempt = "another secret".into();
+    });
+    assert_eq!(decision, Decision::Issue(IssueReason::NoToken));
+}
+
+#[test]
+fn a_token_that_is_held_is_written_and_never_asked_for_again() {
+    assert_eq!(decided(|case| case.hold()), Decision::Store);
+    let refused = decided(|case| {
+        case.hold();
+        case.failed(Reason::SecretWriteFailed);
+    });
+    assert_eq!(refused, Decision::BackOff { until: at(5) });
+    let blocked = decided(|case| {
+        case.hold();
+        case.provider().blocker = Some(fixtures::blocker(Reason::NotAllowed));
+    });
+    assert_eq!(blocked, Decision::Store);
+}
+
+#[test]
+fn a_held_token_for_other_inputs_or_at_its_end_is_of_no_use() {
+    let other = decided(|case| {
+        case.without_token();
+        case.hold();
+        case.provider().issued_for = "another tenant".into();
+    });
+    let ended = decided(|case| {
+        case.without_token();
+        case.hold();
+        case.now = at(3600);
+    });
+    for decision in [other, ended] {
+        assert_eq!(decision, Decision::Issue(IssueReason::NoToken));
+    }
+}
+
+#[test]
+fn a_blocked_provider_stalls_also_while_the_token_is_good() {
+    for reason in [Reason::InvalidSpec, Reason::NotAllowed, Reason::SourceNotLabeled, Reason::ProviderNotReady] {
+        let decision = decided(|case| case.provider().blocker = Some(fixtures::blocker(reason)));
+        assert_eq!(stall(&decision), Some(reason));
+    }
+    let missing = decided(|case| case.observed.provider = Err(fixtures::blocker(Reason::ProviderNotFound)));
+    assert_eq!(stall(&missing), Some(Reason::ProviderNotFound));
+}
+
+#[test]
+fn conflicts_tell_both_ways_out() {
+    let foreign = decided(|case| case.observed.target = Target::Foreign("belongs to the Deployment web".into()));
+    let rival = decided(|case| case.observed.rival = Some("older".into()));
+    for (decision, who) in [(&foreign, "belongs to the Deployment web"), (&rival, "MailCredential older")] {
+        let Decision::Stall(blocker) = decision else { panic!("{decision:?}") };
+        assert_eq!(blocker.reason, Reason::SecretConflict);
+        assert!(blocker.message.contains(who), "{}", blocker.message);
+        let rename = r#"`kubectl -n shop patch mailcredential billing --type merge -p '{"spec":{"secret":{"name":"<another name>"}}}'`"#;
+        assert!(blocker.message.contains(rename), "{}", blocker.message);
+    }
+}
+
+#[test]
+fn what_stands_first_wins() {
+    // Each adds what is decided before all that stands above it here.
+    let changes: [(fn(&mut Case), fn(&Decision) -> bool); 8] = [
+        (|case| case.provider().layout = "other".into(), |d| *d == Decision::Publish(PublishReason::Layout)),
+        (|case| case.now = at(3000), |d| *d == Decision::Issue(IssueReason::RenewalDue)),
+        (|case| case.failed_at(Reason::Throttled, 2999), |d| *d == Decision::BackOff { until: at(3004) }),
+        (
+            |case| case.provider().blocker = Some(fixtures::blocker(Reason::NotAllowed)),
+            |d| stall(d) == Some(Reason::NotAllowed),
+        ),
+        (|case| (case.hold(), case.observed.attempt = "changed".into()).1, |d| *d == Decision::Store),
+        (
+            |case| case.observed.target = Target::Foreign("is not ours".into()),
+            |d| stall(d) == Some(Reason::SecretConflict),
+        ),
+        (|case| case.credential(|credential| credential.spec.suspend = true), |d| *d == Decision::Suspended),
+        (|case| case.observed.in_flight = true, |d| *d == Decision::InFlight),
+    ];
+    let mut case = Case::ready();
+    for (index, (change, expected)) in changes.into_iter().enumerate() {
+        change(&mut case);
+        let decision = decide(&case.observed, case.now);
+        assert!(expected(&decision), "{index}: {decision:?}");
+    }
+}
+
+#[test]
+fn a_suspended_credential_is_not_even_told_of_a_conflict() {
+    let decision = decided(|case| {
+        case.credential(|credential| credential.spec.suspend = true);
+        case.observed.rival = Some("older".into());
+    });
+    assert_eq!(decision, Decision::Suspended);
+}
+
+#[test]
+fn an_attempt_is_made_with_the_spec_the_reissue_and_the_provider() {
+    let of = |change: fn(&mut crate::api::MailCredential), provider: &str| {
+        let mut credential = fixtures::credential();
+        change(&mut credential);
+        super::inputs::attempt(&credential, provider)
+    };
+    let plain = of(|_| (), "p");
+    let note = |credential: &mut crate::api::MailCredential, key: &str| {
+        credential.metadata.annotations = Some([(key.to_owned(), "1".to_owned())].into());
+    };
+    assert_eq!(plain, of(|credential| credential.metadata.labels = Some([("a".into(), "b".into())].into()), "p"));
+    let mut annotated = fixtures::credential();
+    note(&mut annotated, "team");
+    assert_eq!(plain, super::inputs::attempt(&annotated, "p"));
+    note(&mut annotated, "mailtoken.dev/reissue");
+    assert_ne!(plain, super::inputs::attempt(&annotated, "p"));
+    assert_ne!(plain, of(|credential| credential.metadata.generation = Some(2), "p"));
+    assert_ne!(plain, of(|_| (), "q"));
+}
+
+#[test]
+fn failures_are_counted_by_kind_and_anew_after_a_change() {
+    let mut case = Case::ready();
+    let count = |case: &Case| case.observed.history.failed_attempts;
+    case.failed(Reason::ProviderUnavailable);
+    case.failed(Reason::Throttled);
+    assert_eq!(count(&case), 2, "one kind: transient");
+    case.failed(Reason::InvalidClient);
+    assert_eq!((count(&case), case.observed.history.next_attempt), (1, Some(at(900))), "another kind");
+    case.failed(Reason::InvalidClient);
+    assert_eq!((count(&case), case.observed.history.next_attempt), (2, Some(at(1800))));
+    case.observed.attempt = "another secret".into();
+    case.failed(Reason::InvalidClient);
+    assert_eq!((count(&case), case.observed.history.next_attempt), (1, Some(at(900))), "after a change");
+}
+
+#[test]
+fn a_success_wipes_the_failures_and_keeps_the_answered_reissue() {
+    let mut case = Case::ready();
+    case.failed(Reason::InvalidClient);
+    case.observed.history.handled_reissue = Some("1".into());
+    case.hold();
+    let held = case.observed.held.clone().unwrap();
+    case.observed.history.succeed(&held);
+    let history = &case.observed.history;
+    assert_eq!((history.failed_attempts, history.next_attempt, &history.last_error), (0, None, &None));
+    assert_eq!(history.handled_reissue.as_deref(), Some("1"));
+    assert_eq!(history.last.as_ref().map(|(reason, _)| *reason), Some(Reason::RenewalSucceeded));
+    assert_eq!(json!(history.failed_with), json!(null));
+}

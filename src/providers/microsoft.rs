@@ -128,57 +128,69 @@ const CODES: &[(&[&str], Reason, &str)] = &[
     (
         &["7000215"],
         Reason::InvalidClient,
-        "Entra shows a secret's Value once, beside its Secret ID: the Value is wanted. Make a new one with \
-         `az ad app credential reset --id <client id> --append`.",
+        "The client secret is not right: put its Value (Entra shows it once, beside the Secret ID, which is a GUID) in \
+         place with `{put}`; `az ad app credential reset --id {client} --append` makes a new one",
     ),
     (
         &["7000222"],
         Reason::ClientSecretExpired,
-        "Make a new one with `az ad app credential reset --id <client id> --append`.",
+        "The client secret has ended: put a new one in place with `{put}`; `az ad app credential reset --id {client} \
+         --append` makes one",
     ),
     (
         &["700016"],
         Reason::InvalidClient,
-        "The tenant does not know spec.client.id: check that it is the Application (client) ID, and that \
-         spec.microsoft.tenantID is the tenant that the app is registered in.",
+        "The tenant does not know spec.client.id: set it to the Application (client) ID with `{merge} \
+         '{\"spec\":{\"client\":{\"id\":\"<application id>\"}}}'`; if it is right, spec.microsoft.tenantID is not the \
+         tenant that the app is registered in",
     ),
-    (&["90002"], Reason::RequestRefused, "There is no such tenant: correct spec.microsoft.tenantID."),
+    (
+        &["90002"],
+        Reason::RequestRefused,
+        "There is no such tenant: name the right one with `{merge} \
+         '{\"spec\":{\"microsoft\":{\"tenantID\":\"<tenant id or domain>\"}}}'`",
+    ),
     (
         &["90038", "900382", "900432"],
         Reason::InvalidClient,
-        "The tenant is in another of Microsoft's clouds: set spec.microsoft.cloud to USGov, USGovDoD or China.",
+        "The tenant is in another of Microsoft's clouds (USGov, USGovDoD or China): name it with `{merge} \
+         '{\"spec\":{\"microsoft\":{\"cloud\":\"<cloud>\"}}}'`",
     ),
     (
         &["70001", "7000112"],
         Reason::InvalidClient,
-        "The application is disabled in this tenant: enable it under Enterprise applications.",
+        "The application is disabled in this tenant: enable it with `az ad sp update --id {client} --set \
+         accountEnabled=true`",
     ),
     (
         &["700025"],
         Reason::InvalidClient,
-        "The application is registered as a public client: empty spec.client.authentication, or change the registration.",
+        "The application is registered as a public client: empty the list with `{merge} \
+         '{\"spec\":{\"client\":{\"authentication\":[]}}}'`, or change the registration",
     ),
     (
         &["7000218"],
         Reason::InvalidClient,
-        "The application needs a client secret or certificate: name one in spec.client.authentication.",
+        "The application needs a client secret: name one in spec.client.authentication of the provider",
     ),
     (&["70011", "28002", "700022"], Reason::InvalidScope, ""),
     (
         &["500011"],
         Reason::InvalidScope,
-        "The tenant has no service principal for Exchange Online: check spec.microsoft.cloud, and that the tenant has an Exchange licence.",
+        "The tenant has no service principal for Exchange Online: check spec.microsoft.cloud of the provider, and that \
+         the tenant has an Exchange licence",
     ),
     (
         &["650056", "650057", "65001", "90094"],
         Reason::ConsentRequired,
         "Add the application permission SMTP.SendAsApp (IMAP.AccessAsApp, POP.AccessAsApp) of Office 365 Exchange Online \
-         to the app, then `az ad app permission admin-consent --id <client id>`.",
+         to the app, then `az ad app permission admin-consent --id {client}`",
     ),
     (
         &["9001023", "50194", "90130"],
         Reason::RequestRefused,
-        "App-only tokens come from one tenant: set spec.microsoft.tenantID to the tenant's id or domain.",
+        "App-only tokens come from one tenant: name it with `{merge} \
+         '{\"spec\":{\"microsoft\":{\"tenantID\":\"<tenant id or domain>\"}}}'`",
     ),
 ];
 

@@ -14,7 +14,7 @@ use crate::{
     api::{MailCredential, Reason, names, status::ClientStatus},
     idp::TransportError,
     oauth::{Refusal, TokenRequest, read_token_response, token_request},
-    policy::{Observed, advice::Place, checks, inputs, observed::Held},
+    policy::{Observed, advice::Place, checks, commands::Subject, inputs, observed::Held},
     providers::{self, Profile, TokenSource},
 };
 
@@ -60,7 +60,7 @@ pub(super) fn start(observed: &Observed, context: &Arc<Context>) {
                 context.metrics.reconcile_error("panic");
                 tracing::error!("the token request panicked");
                 let refusal = Refusal::new(Reason::RequestRefused, "the broker failed: see its log");
-                Some(Err(Refused { refusal, place: place(&credential, None), client: None }))
+                Some(Err(Refused { refusal, place: place(&credential, None, None), client: None }))
             });
             let outcome = ended.map(|ended| match ended {
                 Ok(held) => Outcome::Issued(Box::new(held)),
@@ -88,7 +88,7 @@ async fn attempt(credential: &Arc<MailCredential>, first: usize, context: &Conte
             let what = material::told(&error);
             context.metrics.reconcile_error(error.category());
             let refusal = Refusal::new(Reason::ProviderUnavailable, what);
-            return Some(Err(Refused { refusal, place: place(credential, None), client: None }));
+            return Some(Err(Refused { refusal, place: place(credential, None, None), client: None }));
         }
     };
     let profile = providers::profile(object.spec())?;
@@ -101,7 +101,7 @@ async fn attempt(credential: &Arc<MailCredential>, first: usize, context: &Conte
             Ok(held) => return Some(Ok(held)),
             Err(refusal) => {
                 let next = matches!(refusal.reason, Reason::InvalidClient | Reason::ClientSecretExpired);
-                let (place, client) = (place(credential, Some(entry)), Some(client_status(entry)));
+                let (place, client) = (place(credential, Some(&object), Some(entry)), Some(client_status(entry)));
                 last = Some(Err(Refused { refusal, place, client }));
                 if !next {
                     break;
@@ -143,7 +143,7 @@ async fn try_with(
             return None;
         }
         Err(error) => {
-            let (reason, message) = material::transport(&error, &object.key());
+            let (reason, message) = material::transport(&error, object, context.stores.home(&object.key()));
             Err(Refusal::new(reason, message))
         }
     };
@@ -176,10 +176,13 @@ fn client_status(entry: &Authentication) -> ClientStatus {
     }
 }
 
-fn place(credential: &MailCredential, entry: Option<&Authentication>) -> Place {
+fn place(credential: &MailCredential, object: Option<&ProviderObject>, entry: Option<&Authentication>) -> Place {
+    let subject = Subject::provider_of(credential);
     Place {
         provider: checks::provider_words(credential),
-        provider_command: checks::provider_command(credential),
+        scopes: if credential.spec.scopes.is_empty() { subject.clone() } else { Subject::credential(credential) },
+        subject,
+        client_id: object.map_or_else(|| "<client id>".to_owned(), |object| object.spec().client.id.clone()),
         secret: entry.and_then(|entry| entry.source.clone()),
     }
 }

@@ -140,7 +140,7 @@ async fn carry_out(observed: &mut Observed, decision: &Decision, context: &Conte
                 Reason::SecretWriteFailed,
                 format!("the Secret {} could not be written: {why}", observed.target_name()),
             );
-            let message = format!("{}. It is tried again by itself", refusal.what);
+            let message = format!("{}. The token is kept, and writing it is tried again by itself", refusal.what);
             let attempt = observed.attempt.clone();
             observed.history.fail(&refusal, message, &attempt, now);
         }

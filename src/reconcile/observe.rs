@@ -20,7 +20,9 @@ use crate::{
     error::Error,
     oauth::{Token, token::fingerprint},
     policy::{
-        Blocker, Observed, checks, inputs,
+        Blocker, Observed, checks,
+        commands::Subject,
+        inputs,
         observed::{History, Provider, Published, Target, TokenFacts, target_name},
     },
     providers,
@@ -104,21 +106,25 @@ fn provider(credential: &MailCredential, context: &Context) -> Option<(Result<Pr
 
 fn not_found(credential: &MailCredential, context: &Context) -> Blocker {
     let words = checks::provider_words(credential);
-    let unseen = credential.spec.provider_ref.kind == ProviderKind::ClusterMailProvider
-        && context.stores.cluster_providers.is_none();
+    let reference = &credential.spec.provider_ref;
+    let unseen = reference.kind == ProviderKind::ClusterMailProvider && context.stores.cluster_providers.is_none();
     let message = if unseen {
         format!(
             "the broker is not allowed to read the {words}: it watches single namespaces, and its ServiceAccount needs \
              get, list and watch on clustermailproviders and namespaces"
         )
     } else {
-        let other = match credential.spec.provider_ref.kind {
-            ProviderKind::MailProvider => {
-                "`kubectl get mailproviders,clustermailproviders` shows those that exist; one of the cluster needs spec.providerRef.kind: ClusterMailProvider"
-            }
-            ProviderKind::ClusterMailProvider => "`kubectl get clustermailproviders` shows those that exist",
+        let (kind, others) = match reference.kind {
+            ProviderKind::MailProvider => ("MailProvider", "mailproviders,clustermailproviders"),
+            ProviderKind::ClusterMailProvider => ("ClusterMailProvider", "clustermailproviders"),
         };
-        format!("the {words} does not exist: create it, or correct spec.providerRef ({other})")
+        let fields = serde_json::json!({"spec": {"providerRef": {"kind": kind, "name": "<name>"}}});
+        format!(
+            "the {words} does not exist: create it, or refer to one that does with `{}`; `kubectl -n {} get {others}` \
+             lists them",
+            Subject::credential(credential).merge(&fields),
+            checks::namespace(credential)
+        )
     };
     Blocker::new(Reason::ProviderNotFound, message)
 }

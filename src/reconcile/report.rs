@@ -60,7 +60,7 @@ pub(super) async fn report(
         Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => return Ok(()),
         Err(source) => return Err(Error::WriteStatus { name: full_name(credential), source }),
     }
-    for notice in notices(&before.conditions, &after.conditions) {
+    for notice in notices(&before, &after) {
         tell(credential, &notice, context).await;
     }
     Ok(())

@@ -1,8 +1,22 @@
-//! A credential as most tests want it.
+//! A credential as most tests want it, and what was observed of it.
 
+use std::sync::Arc;
+
+use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
 
-use crate::api::MailCredential;
+use crate::{
+    api::{MailCredential, Reason, provider::ProviderSpec},
+    oauth::{Refusal, Token, TokenAnswer},
+    policy::{
+        Blocker, Observed,
+        observed::{Held, History, Provider, Published, Target, TokenFacts},
+    },
+    providers,
+};
+
+/// A secret that must not be shown anywhere.
+pub(crate) const CANARY: &str = "canary-0123456789abcdef";
 
 /// `shop/billing` for billing@example.org, without a status.
 pub(crate) fn credential() -> MailCredential {
@@ -17,4 +31,146 @@ pub(crate) fn credential() -> MailCredential {
         },
     }))
     .unwrap()
+}
+
+/// So many seconds after the token was issued.
+pub(crate) fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + second).unwrap()
+}
+
+/// An hour from `at(0)`.
+pub(crate) fn token() -> TokenFacts {
+    TokenFacts {
+        issued_at: at(0),
+        expires_at: at(3600),
+        refresh_at: None,
+        scopes: vec!["mail.send".into()],
+        fingerprint: "sha256:0123456789abcdef".into(),
+        length: Some(40),
+    }
+}
+
+/// The Secret `billing` as the broker writes it.
+pub(crate) fn published(token: TokenFacts) -> Published {
+    Published {
+        name: "billing".into(),
+        uid: "secret".into(),
+        resource_version: "7".into(),
+        token: Some(token),
+        issued_for: "inputs".into(),
+        layout: "layout".into(),
+        applied: None,
+        has_annotations: true,
+        handled_reissue: None,
+        intact: true,
+        must_recreate: false,
+    }
+}
+
+/// A blocker with this reason.
+pub(crate) fn blocker(reason: Reason) -> Blocker {
+    Blocker::new(reason, format!("{} and what mends it", reason.as_str()))
+}
+
+/// What was observed, and when.
+#[derive(Clone, Debug)]
+pub(crate) struct Case {
+    pub(crate) observed: Observed,
+    pub(crate) now: Timestamp,
+}
+
+impl Case {
+    /// A credential with a token that was issued just now.
+    pub(crate) fn ready() -> Self {
+        let spec: ProviderSpec =
+            serde_json::from_value(json!({"oauth2": {"tokenURL": "https://x/t"}, "client": {"id": "c"}})).unwrap();
+        let provider = Provider {
+            profile: providers::profile(&spec).unwrap(),
+            blocker: None,
+            issued_for: "inputs".into(),
+            layout: "layout".into(),
+        };
+        let observed = Observed {
+            credential: Arc::new(credential()),
+            history: History {
+                last: Some((Reason::RenewalSucceeded, "the last token request succeeded".into())),
+                ..History::default()
+            },
+            target: Target::Own(published(token())),
+            previous: None,
+            rival: None,
+            provider: Ok(provider),
+            held: None,
+            in_flight: false,
+            attempt: "attempt".into(),
+        };
+        Self { observed, now: at(0) }
+    }
+
+    /// A credential that was made just now.
+    pub(crate) fn new() -> Self {
+        let mut case = Self::ready();
+        case.without_token();
+        case
+    }
+
+    pub(crate) fn without_token(&mut self) {
+        self.observed.target = Target::Absent;
+        self.observed.history = History::default();
+    }
+
+    pub(crate) fn provider(&mut self) -> &mut Provider {
+        self.observed.provider.as_mut().unwrap()
+    }
+
+    pub(crate) fn own(&mut self, change: impl FnOnce(&mut Published)) {
+        let Target::Own(published) = &mut self.observed.target else { panic!("there is no Secret") };
+        change(published);
+    }
+
+    pub(crate) fn credential(&mut self, change: impl FnOnce(&mut MailCredential)) {
+        change(Arc::make_mut(&mut self.observed.credential));
+    }
+
+    pub(crate) fn annotate(&mut self, key: &str, value: &str) {
+        self.credential(|credential| {
+            credential.metadata.annotations.get_or_insert_default().insert(key.into(), value.into());
+        });
+    }
+
+    /// An attempt failed at `at(0)`.
+    pub(crate) fn failed(&mut self, reason: Reason) {
+        self.failed_at(reason, 0);
+    }
+
+    pub(crate) fn failed_at(&mut self, reason: Reason, second: i64) {
+        let refusal = Refusal::new(reason, "what");
+        let attempt = self.observed.attempt.clone();
+        self.observed.history.fail(&refusal, "what. What to do.".into(), &attempt, at(second));
+    }
+
+    /// A token was obtained and is not written yet.
+    pub(crate) fn hold(&mut self) {
+        let token = Token {
+            access_token: CANARY.into(),
+            token_type: "Bearer".into(),
+            issued_at: at(0),
+            expires_at: at(3600),
+            refresh_at: None,
+            scopes: vec![],
+        };
+        self.observed.held = Some(Held {
+            answer: TokenAnswer { token, lifetime_unknown: false },
+            issued_for: "inputs".into(),
+            reissue: None,
+            client: None,
+        });
+    }
+
+    /// The status is written.
+    pub(crate) fn told(&mut self) {
+        let decision = crate::policy::decide(&self.observed, self.now);
+        let status = crate::policy::status::status(&self.observed, &decision, self.now);
+        self.credential(|credential| credential.status = Some(status));
+    }
 }

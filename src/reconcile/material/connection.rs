@@ -1,14 +1,16 @@
 //! What a failed connection to a provider means, and what mends it.
 
+use serde_json::json;
+
 use crate::{
-    api::{Reason, credential::ProviderKind},
+    api::Reason,
     idp::{TlsProblem, TransportError},
-    reconcile::stores::ProviderKey,
+    policy::commands::Subject,
+    reconcile::stores::{ProviderObject, bundle_config_map, bundle_secret},
 };
 
-/// What a failed connection means, and what mends it.
-pub(in crate::reconcile) fn transport(error: &TransportError, key: &ProviderKey) -> (Reason, String) {
-    let patch = patch_command(key);
+/// What a failed connection to the provider means, and what mends it. `home` is where its CA bundle stands.
+pub(in crate::reconcile) fn transport(error: &TransportError, object: &ProviderObject, home: &str) -> (Reason, String) {
     match error {
         TransportError::EgressDenied { address, .. } => {
             let length = if address.is_ipv4() { 32 } else { 128 };
@@ -16,35 +18,55 @@ pub(in crate::reconcile) fn transport(error: &TransportError, key: &ProviderKey)
                 Reason::EgressDenied,
                 format!(
                     "{error}. If the provider really is there, let the broker connect to it: start it with \
-                     `--allow-private-cidr {address}/{length}` (chart: allowPrivateCIDRs)"
+                     `--allow-private-cidr={address}/{length}` (chart: allowPrivateCIDRs)"
                 ),
             )
         }
-        TransportError::Tls { kind: TlsProblem::UnknownIssuer, .. } => (
-            Reason::TLSFailed,
-            format!(
-                "{error}. Put the CA's certificate into a ConfigMap, `kubectl -n <namespace> create configmap idp-ca \
-                 --from-file=ca.crt=<file>`, and name it: `kubectl {patch} --type merge -p \
-                 '{{\"spec\":{{\"caBundleRef\":{{\"configMap\":{{\"name\":\"idp-ca\",\"key\":\"ca.crt\"}}}}}}}}'`"
-            )
-            .replace("<namespace>", if key.namespace.is_empty() { "<the broker's namespace>" } else { &key.namespace }),
-        ),
-        TransportError::Tls { .. } => {
-            (Reason::TLSFailed, format!("{error}. The provider's certificate has to be mended"))
+        TransportError::Tls { kind: TlsProblem::UnknownIssuer, .. } => {
+            (Reason::TLSFailed, format!("{error}. If it is a private authority, {}", trust(object, home)))
         }
+        TransportError::Tls { .. } => (
+            Reason::TLSFailed,
+            format!("{error}. Whoever runs the provider has to mend that; it is tried again by itself"),
+        ),
         TransportError::BodyTooLarge { .. } => {
-            (Reason::MalformedResponse, format!("{error}: check that the URL is right"))
+            (Reason::MalformedResponse, format!("{error}, so it is no token response"))
         }
         TransportError::UnsupportedScheme | TransportError::InvalidUrl { .. } => {
-            (Reason::InvalidSpec, format!("{error}: correct the provider's URL"))
+            (Reason::InvalidSpec, format!("{error}: correct it with `{}`", subject(object).command("edit")))
         }
-        _ => (Reason::ProviderUnavailable, format!("{error}. It is tried again by itself")),
+        TransportError::NameNotFound { .. } => (
+            Reason::ProviderUnavailable,
+            format!("{error}: correct the URL with `{}`", subject(object).command("edit")),
+        ),
+        _ => (Reason::ProviderUnavailable, error.to_string()),
     }
 }
 
-pub(super) fn patch_command(key: &ProviderKey) -> String {
-    match key.kind {
-        ProviderKind::MailProvider => format!("-n {} patch mailprovider {}", key.namespace, key.name),
-        ProviderKind::ClusterMailProvider => format!("patch clustermailprovider {}", key.name),
+/// How the broker is made to trust the provider's authority.
+fn trust(object: &ProviderObject, home: &str) -> String {
+    let spec = object.spec();
+    if let Some(bundle) = bundle_config_map(spec) {
+        let put = Subject::config_map(home, &bundle.name).put_file(&bundle.key);
+        return format!(
+            "its certificate is missing in the CA bundle that the provider refers to: put it there with `{put}`"
+        );
     }
+    if let Some(bundle) = bundle_secret(spec) {
+        let put = Subject::secret(home, &bundle.name).put(&bundle.key, "<certificates in PEM, line breaks as \\n>");
+        return format!(
+            "its certificate is missing in the CA bundle that the provider refers to: put it there with `{put}`"
+        );
+    }
+    let name = format!("{}-ca", object.key().name);
+    let put = Subject::config_map(home, &name).put_file("ca.crt");
+    let refer =
+        subject(object).merge(&json!({"spec": {"caBundleRef": {"configMap": {"name": name, "key": "ca.crt"}}}}));
+    format!("make it trusted with `{put} && {refer}`")
+}
+
+/// The provider for `kubectl`.
+pub(super) fn subject(object: &ProviderObject) -> Subject {
+    let key = object.key();
+    Subject::provider(key.kind, &key.namespace, &key.name)
 }

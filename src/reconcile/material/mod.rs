@@ -10,12 +10,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt as _;
 use parking_lot::Mutex;
+use serde_json::json;
 
 pub(super) use self::connection::transport;
-use self::{
-    connection::patch_command,
-    sources::{authentication, read_config_map_key, read_secret_key},
-};
+use self::sources::{authentication, read_config_map_key, read_secret_key};
 use super::{
     Context,
     stores::{ProviderKey, ProviderObject, bundle_config_map, bundle_secret, source_secrets},
@@ -237,7 +235,7 @@ impl Book {
         }
         let endpoints = match profile.source {
             TokenSource::Known(endpoints) => endpoints,
-            TokenSource::Discovery { issuer } => match discover(&issuer, &client, key, context).await {
+            TokenSource::Discovery { issuer } => match discover(&issuer, &client, object, context).await {
                 Ok(endpoints) => endpoints,
                 Err(problem) => return Ok(Err(problem)),
             },
@@ -264,7 +262,7 @@ impl Book {
             Some((reference, Ok(pem))) => (Some(reference), Some(pem)),
         };
         Ok(self.clients.for_trust(pem.as_deref()).map_err(|error| {
-            let place = reference.map(|r| format!("{home}/{} key {}", r.name, r.key)).unwrap_or_default();
+            let place = reference.map(|r| format!("key {} of {home}/{}", r.key, r.name)).unwrap_or_default();
             problem(
                 Reason::SourceInvalid,
                 format!(
@@ -296,31 +294,45 @@ fn credential_blocker(key: &ProviderKey, problem: ProviderProblem) -> Blocker {
 async fn discover(
     issuer: &str,
     client: &IdpClient,
-    key: &ProviderKey,
+    object: &ProviderObject,
     context: &Context,
 ) -> Result<Endpoints, ProviderProblem> {
     let request =
         discovery_request(issuer).map_err(|_| problem(Reason::InvalidSpec, "spec.oidc.issuerURL is no URL"))?;
     let leadership = context.leadership.clone();
     let exchange = client.send(request, move || leadership.is_leader()).await.map_err(|error| {
-        let (reason, message) = transport(&error, key);
-        let reason = if reason == Reason::ProviderUnavailable || reason == Reason::MalformedResponse {
-            Reason::DiscoveryFailed
-        } else {
-            reason
-        };
-        problem(reason, message)
+        let (reason, message) = transport(&error, object, context.stores.home(&object.key()));
+        match reason {
+            Reason::ProviderUnavailable | Reason::MalformedResponse => {
+                problem(Reason::DiscoveryFailed, format!("{message}. It is tried again by itself"))
+            }
+            _ => problem(reason, message),
+        }
     })?;
-    read_discovery(&exchange.response, issuer).map_err(|error| match &error {
-        DiscoveryError::IssuerMismatch(told) => problem(
-            Reason::IssuerMismatch,
-            format!(
-                "{error}, and spec.oidc.issuerURL says {issuer}; they must be the same to the letter. If the document is \
-                 right: `kubectl {} --type merge -p '{{\"spec\":{{\"oidc\":{{\"issuerURL\":\"{told}\"}}}}}}'`",
-                patch_command(key)
+    read_discovery(&exchange.response, issuer).map_err(|error| {
+        let correct = |issuer: &str| connection::subject(object).merge(&json!({"spec": {"oidc": {"issuerURL": issuer}}}));
+        let at = format!("{error} (at {}/.well-known/openid-configuration)", issuer.trim_end_matches('/'));
+        match &error {
+            DiscoveryError::IssuerMismatch(told) => problem(
+                Reason::IssuerMismatch,
+                format!(
+                    "{error}, and spec.oidc.issuerURL says {issuer}; they must be the same to the letter. If the document \
+                     is right: `{}`",
+                    correct(told)
+                ),
             ),
-        ),
-        _ => problem(Reason::DiscoveryFailed, format!("{error} (at {issuer}/.well-known/openid-configuration): correct spec.oidc.issuerURL")),
+            DiscoveryError::Status(429 | 500..) => {
+                problem(Reason::DiscoveryFailed, format!("{at}. It is tried again by itself"))
+            }
+            DiscoveryError::Endpoint(_) => problem(
+                Reason::DiscoveryFailed,
+                format!("{at}, and no secret is sent elsewhere: whoever runs the provider has to mend its document"),
+            ),
+            DiscoveryError::Status(_) | DiscoveryError::NotADocument => problem(
+                Reason::DiscoveryFailed,
+                format!("{at}. If the issuer is another: `{}`", correct("<issuer>")),
+            ),
+        }
     })
 }
 

@@ -11,7 +11,7 @@ use crate::{
     },
     error::Error,
     oauth::{ClientAuth, client_auth::read_secret},
-    policy::Blocker,
+    policy::{Blocker, commands::Subject},
     reconcile::stores::ProviderKey,
 };
 
@@ -41,10 +41,10 @@ pub(super) async fn authentication(
                 Blocker::new(
                     Reason::SourceInvalid,
                     format!(
-                        "the client secret in key {} of the Secret {home}/{} {flaw}: {}",
+                        "the client secret in key {} of the Secret {home}/{} {flaw}: put the right one there with `{}`",
                         reference.key,
                         reference.name,
-                        put_command(reference, home)
+                        Subject::secret(home, &reference.name).put(&reference.key, "<client secret>")
                     ),
                 )
             })?;
@@ -65,13 +65,6 @@ pub(super) async fn authentication(
     Ok(entries)
 }
 
-fn put_command(reference: &KeyRef, home: &str) -> String {
-    format!(
-        "put the right one there with `kubectl -n {home} patch secret {} --type merge -p '{{\"stringData\":{{\"{}\":\"<value>\"}}}}'`",
-        reference.name, reference.key
-    )
-}
-
 /// A key of a Secret that carries the source label.
 pub(super) async fn read_secret_key(
     reference: &KeyRef,
@@ -82,12 +75,13 @@ pub(super) async fn read_secret_key(
     let api: Api<Secret> = Api::namespaced(context.client.clone(), home);
     let secret =
         api.get_opt(name).await.map_err(|source| Error::ReadSecret { name: format!("{home}/{name}"), source })?;
-    let label = format!("`kubectl -n {home} label secret {name} {}=true`", names::LABEL_SOURCE);
+    let label = format!("{} {}=true", Subject::secret(home, name).command("label"), names::LABEL_SOURCE);
     let Some(secret) = secret else {
         return Ok(Err(Blocker::new(
             Reason::SourceNotFound,
             format!(
-                "the Secret {home}/{name} does not exist: `kubectl -n {home} create secret generic {name} --from-literal={key}=<value>`, then {label}"
+                "the Secret {home}/{name} does not exist: make it with `kubectl -n {home} create secret generic {name} \
+                 --from-literal={key}=<value> && {label}`"
             ),
         )));
     };
@@ -95,13 +89,17 @@ pub(super) async fn read_secret_key(
     if managed || secret.type_.as_deref() == Some(names::SECRET_TYPE_GRANT) {
         return Ok(Err(Blocker::new(
             Reason::SourceInvalid,
-            format!("the Secret {home}/{name} is the broker's own and never a source: refer to another one"),
+            format!(
+                "the Secret {home}/{name} is the broker's own and never a source: refer to another one in the provider's spec"
+            ),
         )));
     }
     if secret.labels().get(names::LABEL_SOURCE).is_none_or(|value| value != "true") {
         return Ok(Err(Blocker::new(
             Reason::SourceNotLabeled,
-            format!("the Secret {home}/{name} does not carry the label that lets the broker read it: {label}"),
+            format!(
+                "the Secret {home}/{name} does not carry the label that lets the broker read it: `{label} --overwrite`"
+            ),
         )));
     }
     let keys: Vec<_> = secret.data.iter().flatten().map(|(key, _)| key.clone()).collect();
@@ -126,7 +124,8 @@ pub(super) async fn read_config_map_key(
         return Ok(Err(Blocker::new(
             Reason::SourceNotFound,
             format!(
-                "the ConfigMap {home}/{name} does not exist: `kubectl -n {home} create configmap {name} --from-file={key}=<file>`"
+                "the ConfigMap {home}/{name} does not exist: make it with `{}`",
+                Subject::config_map(home, name).put_file(key)
             ),
         )));
     };
@@ -140,12 +139,14 @@ pub(super) async fn read_config_map_key(
 fn no_key(kind: &str, home: &str, reference: &KeyRef, keys: &[String]) -> Blocker {
     let KeyRef { name, key } = reference;
     let has = if keys.is_empty() { "it has none".to_owned() } else { format!("it has {}", keys.join(", ")) };
-    let (resource, member) = if kind == "Secret" { ("secret", "stringData") } else { ("configmap", "data") };
+    let put = match kind {
+        "Secret" => Subject::secret(home, name).put(key, "<value>"),
+        _ => Subject::config_map(home, name).put_file(key),
+    };
     Blocker::new(
         Reason::SourceNotFound,
         format!(
-            "the {kind} {home}/{name} has no key {key} ({has}): correct the reference, or add the key with \
-             `kubectl -n {home} patch {resource} {name} --type merge -p '{{\"{member}\":{{\"{key}\":\"<value>\"}}}}'`"
+            "the {kind} {home}/{name} has no key {key} ({has}): correct the reference, or add the key with `{put}`"
         ),
     )
 }

@@ -1,0 +1,103 @@
+//! The commands that messages tell: complete, and fit for `sh` as they stand.
+
+use kube::ResourceExt as _;
+use serde_json::{Value, json};
+
+use super::checks;
+use crate::api::{MailCredential, credential::ProviderKind};
+
+/// An object as `kubectl` names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subject {
+    namespace: Option<String>,
+    resource: &'static str,
+    name: String,
+}
+
+impl Subject {
+    /// A MailCredential.
+    pub fn credential(credential: &MailCredential) -> Self {
+        Self::namespaced("mailcredential", checks::namespace(credential), &credential.name_any())
+    }
+
+    /// The provider that a credential refers to.
+    pub fn provider_of(credential: &MailCredential) -> Self {
+        let reference = &credential.spec.provider_ref;
+        Self::provider(reference.kind, checks::namespace(credential), &reference.name)
+    }
+
+    /// A provider; one of the cluster has no namespace.
+    pub fn provider(kind: ProviderKind, namespace: &str, name: &str) -> Self {
+        match kind {
+            ProviderKind::MailProvider => Self::namespaced("mailprovider", namespace, name),
+            ProviderKind::ClusterMailProvider => {
+                Self { namespace: None, resource: "clustermailprovider", name: name.to_owned() }
+            }
+        }
+    }
+
+    /// A Secret.
+    pub fn secret(namespace: &str, name: &str) -> Self {
+        Self::namespaced("secret", namespace, name)
+    }
+
+    /// A ConfigMap.
+    pub fn config_map(namespace: &str, name: &str) -> Self {
+        Self::namespaced("configmap", namespace, name)
+    }
+
+    fn namespaced(resource: &'static str, namespace: &str, name: &str) -> Self {
+        Self { namespace: Some(namespace.to_owned()), resource, name: name.to_owned() }
+    }
+
+    /// The command that merges `fields` into it.
+    pub fn merge(&self, fields: &Value) -> String {
+        format!("{} {}", self.merging(), quoted(&fields.to_string()))
+    }
+
+    /// [`Self::merge`] up to the fields.
+    pub fn merging(&self) -> String {
+        format!("{} --type merge -p", self.command("patch"))
+    }
+
+    /// The command that adds `value` to the list at `path`, a JSON pointer.
+    pub fn append(&self, path: &str, value: &str) -> String {
+        let operations = json!([{"op": "add", "path": format!("{path}/-"), "value": value}]);
+        format!("{} --type json -p {}", self.command("patch"), quoted(&operations.to_string()))
+    }
+
+    /// The command that puts `placeholder` under `key` of a Secret.
+    pub fn put(&self, key: &str, placeholder: &str) -> String {
+        self.merge(&json!({"stringData": {key: placeholder}}))
+    }
+
+    /// The command that makes a ConfigMap from a file, or adds the file to one that is there.
+    pub fn put_file(&self, key: &str) -> String {
+        format!("{} --from-file={key}=<file> --dry-run=client -o yaml | kubectl apply -f -", self.command("create"))
+    }
+
+    /// `kubectl` with a verb and the object.
+    pub fn command(&self, verb: &str) -> String {
+        let namespace = self.namespace.as_ref().map(|namespace| format!("-n {namespace} ")).unwrap_or_default();
+        format!("kubectl {namespace}{verb} {} {}", self.resource, self.name)
+    }
+}
+
+/// One word for the shell.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quote_in_a_mailbox_does_not_end_the_shells_word() {
+        let provider = Subject::provider(ProviderKind::ClusterMailProvider, "", "corp");
+        assert_eq!(
+            provider.append("/spec/allowed/0/mailboxes", "o'neill@example.org"),
+            r#"kubectl patch clustermailprovider corp --type json -p '[{"op":"add","path":"/spec/allowed/0/mailboxes/-","value":"o'\''neill@example.org"}]'"#
+        );
+    }
+}

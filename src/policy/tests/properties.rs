@@ -1,0 +1,241 @@
+//! What holds for every observation.
+
+use proptest::{option, prelude::*, sample::select};
+
+use super::fixtures::{Case, at, blocker, published, token};
+use crate::{
+    api::Reason,
+    oauth::{ClientAuth, Refusal, TokenRequest, read_token_response},
+    policy::{
+        Decision, decide,
+        observed::{History, Target, TokenFacts},
+        status::{next_turn, status},
+    },
+    reconcile::act::Outcome,
+};
+
+/// What may be found in the place of the target.
+#[derive(Clone, Copy, Debug)]
+enum Found {
+    Nothing,
+    Foreign,
+    UnderTheFormerName,
+    Own { issued_for_this: bool, intact: bool, same_layout: bool, usable: bool },
+}
+
+fn found() -> impl Strategy<Value = Found> {
+    prop_oneof![
+        1 => Just(Found::Nothing),
+        1 => Just(Found::Foreign),
+        1 => Just(Found::UnderTheFormerName),
+        5 => (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
+            |(issued_for_this, intact, same_layout, usable)| Found::Own { issued_for_this, intact, same_layout, usable }
+        ),
+    ]
+}
+
+/// An attempt that failed: why, how often, when, with what `Retry-After`, and whether anything changed since.
+type Failure = (Reason, u32, i64, Option<i64>, bool);
+
+fn failure() -> impl Strategy<Value = Failure> {
+    let failing: Vec<_> = Reason::ALL.iter().copied().filter(|reason| reason.stalls() || transient(*reason)).collect();
+    (select(failing), 1u32..12, 0i64..4000, option::of(0i64..100_000), any::<bool>())
+}
+
+fn transient(reason: Reason) -> bool {
+    reason.retry() == crate::api::Retry::Transient
+}
+
+fn blocked() -> impl Strategy<Value = Option<Reason>> {
+    option::weighted(
+        0.2,
+        select(vec![Reason::InvalidSpec, Reason::NotAllowed, Reason::SourceNotLabeled, Reason::ProviderNotReady]),
+    )
+}
+
+prop_compose! {
+    fn case()(
+        found in found(),
+        lifetime in 2i64..100_000,
+        refresh in option::of(1i64..50_000),
+        now in 0i64..4000,
+        failure in option::of(failure()),
+        blocked in blocked(),
+        missing in prop::bool::weighted(0.1),
+        (held, in_flight, suspended, rival) in (any::<bool>(), prop::bool::weighted(0.1), prop::bool::weighted(0.1), prop::bool::weighted(0.1)),
+        reissue in option::of(select(vec!["1", "2"])),
+        told in any::<bool>(),
+    ) -> Case {
+        let mut case = Case::ready();
+        let refresh_at = refresh.map(at).filter(|refresh_at| *refresh_at < at(lifetime));
+        let own = published(TokenFacts { expires_at: at(lifetime), refresh_at, ..token() });
+        case.observed.target = match found {
+            Found::Nothing => Target::Absent,
+            Found::Foreign => Target::Foreign("is not ours".into()),
+            Found::UnderTheFormerName => {
+                case.observed.previous = Some(own);
+                Target::Absent
+            }
+            Found::Own { issued_for_this, intact, same_layout, usable } => {
+                let mut own = own;
+                own.intact = intact;
+                own.must_recreate = !usable;
+                if !issued_for_this { own.issued_for = "another tenant".into(); }
+                if !same_layout { own.layout = "another".into(); }
+                own.handled_reissue = Some("1".into());
+                Target::Own(own)
+            }
+        };
+        if matches!(case.observed.target, Target::Absent) {
+            case.observed.history = History::default();
+        }
+        if told {
+            case.told();
+        }
+        if let Some((reason, times, second, retry_after, changed)) = failure {
+            let mut refusal = Refusal::new(reason, "what");
+            refusal.retry_after = retry_after.map(k8s_openapi::jiff::SignedDuration::from_secs);
+            for _ in 0..times {
+                case.observed.history.fail(&refusal, "what. What to do.".into(), "attempt", at(second));
+            }
+            if changed { case.observed.attempt = "changed".into(); }
+        }
+        if held { case.hold(); }
+        if let Some(reason) = blocked { case.provider().blocker = Some(blocker(reason)); }
+        if missing { case.observed.provider = Err(blocker(Reason::ProviderNotFound)); }
+        if let Some(value) = reissue { case.annotate("mailtoken.dev/reissue", value); }
+        case.credential(|credential| credential.spec.suspend = suspended);
+        case.observed.in_flight = in_flight;
+        case.observed.rival = rival.then(|| "older".to_owned());
+        case.now = at(now);
+        case
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn nothing_is_asked_for_or_written_while_backing_off(case in case()) {
+        let acts = matches!(decide(&case.observed, case.now), Decision::Issue(_) | Decision::Store | Decision::Publish(_));
+        if case.observed.history.backoff(&case.observed.attempt, case.now).is_some() {
+            prop_assert!(!acts);
+        }
+    }
+
+    #[test]
+    fn whatever_waits_wakes_in_the_future(case in case()) {
+        match decide(&case.observed, case.now) {
+            Decision::Wait { until } | Decision::BackOff { until } => prop_assert!(until > case.now),
+            _ => {}
+        }
+        prop_assert!(next_turn(&case.observed, case.now).is_none_or(|turn| turn > case.now));
+    }
+
+    #[test]
+    fn a_token_is_renewed_in_time_to_be_valid_for_as_long_as_wanted(case in case()) {
+        if let Decision::Wait { until } = decide(&case.observed, case.now) {
+            let token = case.observed.token().unwrap();
+            let lifetime = token.expires_at.duration_since(token.issued_at);
+            let margin = k8s_openapi::jiff::SignedDuration::from_mins(12).min(lifetime / 2);
+            // A token of seconds is renewed after a second at the soonest.
+            prop_assert!(until <= (token.expires_at - margin).max(token.issued_at + k8s_openapi::jiff::SignedDuration::from_secs(1)));
+        }
+    }
+
+    #[test]
+    fn ready_is_an_unexpired_token_for_this_spec_and_nothing_else(case in case()) {
+        let decision = decide(&case.observed, case.now);
+        let after = status(&case.observed, &decision, case.now);
+        let ready = after.conditions.iter().find(|condition| condition.type_ == "Ready").unwrap();
+        let good = case.observed.target.own().is_some_and(|published| {
+            case.observed.is_for_this_spec(published)
+                && published.token.as_ref().is_some_and(|token| token.is_unexpired(case.now))
+        });
+        prop_assert_eq!(ready.status == "True", good);
+        prop_assert_eq!(ready.reason == "TokenValid", good);
+        prop_assert_eq!(ready.observed_generation, Some(1));
+    }
+
+    #[test]
+    fn a_status_that_was_written_is_decided_about_as_before_and_written_no_more(case in case()) {
+        let decision = decide(&case.observed, case.now);
+        let written = status(&case.observed, &decision, case.now);
+        let mut again = case.clone();
+        again.observed.history = History::of(&written);
+        again.credential(|credential| credential.status = Some(written.clone()));
+        let second = decide(&again.observed, case.now);
+        prop_assert_eq!(&second, &decision);
+        prop_assert_eq!(status(&again.observed, &second, case.now), written);
+    }
+
+    #[test]
+    fn kstatus_is_told_one_thing(case in case()) {
+        let decision = decide(&case.observed, case.now);
+        let after = status(&case.observed, &decision, case.now);
+        let find = |kind: &str| after.conditions.iter().find(|condition| condition.type_ == kind);
+        let (stalled, reconciling) = (find("Stalled"), find("Reconciling"));
+        prop_assert!(stalled.is_none() || reconciling.is_none());
+        prop_assert!([stalled, reconciling].into_iter().flatten().all(|condition| condition.status == "True"));
+        let suspended = decision == Decision::Suspended;
+        if suspended {
+            prop_assert!(stalled.is_none() && reconciling.is_none());
+        }
+        if find("Ready").unwrap().status == "False" && !suspended {
+            prop_assert!(stalled.is_some() || reconciling.is_some());
+        }
+    }
+
+    #[test]
+    fn no_secret_is_shown_by_what_holds_one(secret in "[!-~]{12,60}", body in "[a-z]{0,8}") {
+        let answer = serde_json::json!({"access_token": secret, "token_type": "Bearer", "expires_in": 60, "scope": body});
+        let response = http::Response::new(answer.to_string().into_bytes());
+        let answer = read_token_response(&response, at(0), &[]).unwrap();
+        let mut case = Case::ready();
+        case.hold();
+        let mut held = case.observed.held.clone().unwrap();
+        held.answer = answer.clone();
+        case.observed.held = Some(held.clone());
+        let auth = [ClientAuth::SecretPost(secret.clone().into()), ClientAuth::SecretBasic(secret.clone().into())];
+        let scopes = vec![];
+        let request = TokenRequest { token_url: "https://x/t", client_id: "c", auth: &auth[1], scopes: &scopes };
+        let wire = crate::oauth::token_request(&request).unwrap();
+        let texts = [
+            format!("{answer:?}"),
+            format!("{held:?}"),
+            format!("{case:#?}"),
+            format!("{auth:?}"),
+            format!("{request:?}"),
+            format!("{:?}", wire.headers()),
+            format!("{:?}", Outcome::Issued(Box::new(held))),
+        ];
+        for text in texts {
+            prop_assert!(!text.contains(&secret), "{}", text);
+        }
+    }
+
+    #[test]
+    fn nothing_of_a_refusals_body_is_shown(canary in "[A-Z0-9]{12,40}") {
+        let body = serde_json::json!({
+            "error": "invalid_client", "error_description": format!("secret {canary} is wrong"),
+            "error_uri": canary, "correlation_id": canary, "trace_id": canary, "access_token": canary,
+        });
+        let response = http::Response::builder().status(400).body(body.to_string().into_bytes()).unwrap();
+        let refusal = read_token_response(&response, at(0), &[]).unwrap_err();
+        let text = format!("{refusal:?}");
+        prop_assert!(!text.contains(&canary), "{}", text);
+    }
+}
+
+#[test]
+fn a_ready_credential_that_is_observed_again_waits_and_is_not_written() {
+    let mut case = Case::ready();
+    case.told();
+    let before = case.observed.credential.status.clone();
+    for second in [0, 1, 60, 1_000] {
+        case.now = at(second);
+        let decision = decide(&case.observed, case.now);
+        assert!(matches!(decision, Decision::Wait { .. }));
+        assert_eq!(Some(status(&case.observed, &decision, case.now)), before);
+    }
+}
