@@ -136,8 +136,27 @@ async fn a_body_of_the_largest_size_is_read() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_announced_too_large_is_not_read() {
+async fn a_body_that_is_announced_too_large_is_not_waited_for() {
+    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", 10 << 20);
+    let error = outcome(Behaviour::Answer(head.into_bytes())).await.unwrap_err();
+    assert_eq!(error, TransportError::BodyTooLarge { limit: BODY_LIMIT });
+}
+
+#[tokio::test]
+async fn a_body_of_ten_megabytes_is_refused() {
     let error = outcome(Behaviour::answer(200, "", &vec![b'x'; 10 << 20])).await.unwrap_err();
+    assert_eq!(error, TransportError::BodyTooLarge { limit: BODY_LIMIT });
+}
+
+#[tokio::test]
+async fn one_byte_too_many_is_refused_also_when_no_length_is_announced() {
+    let response = |length| {
+        let chunk = format!("{length:x}\r\n{}\r\n0\r\n\r\n", "x".repeat(length));
+        format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{chunk}").into_bytes()
+    };
+    let exchange = outcome(Behaviour::Answer(response(BODY_LIMIT))).await.unwrap();
+    assert_eq!(exchange.response.body().len(), BODY_LIMIT);
+    let error = outcome(Behaviour::Answer(response(BODY_LIMIT + 1))).await.unwrap_err();
     assert_eq!(error, TransportError::BodyTooLarge { limit: BODY_LIMIT });
 }
 
@@ -471,6 +490,7 @@ async fn the_33rd_request_to_a_host_waits_while_another_host_answers() {
     let quick = HostileServer::start(tls, Behaviour::answer(200, "", b"")).await;
     let client = client_with(settings(), &authority);
     let left_queue = Arc::new(AtomicUsize::new(0));
+    assert_eq!(PER_HOST_LIMIT, 32);
     let requests: Vec<_> = (0..PER_HOST_LIMIT + 1)
         .map(|number| {
             // Another spelling of the host has no queue of its own.
