@@ -4,6 +4,8 @@
 
 #[path = "support/hostile.rs"]
 mod hostile;
+#[path = "support/hostile_h2.rs"]
+mod hostile_h2;
 
 use std::net::IpAddr;
 use std::process::Command;
@@ -21,6 +23,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
 use hostile::{Authority, Behaviour, HostileServer, PATIENCE, Validity};
+use hostile_h2::Http2Server;
 
 const SHORT: Duration = Duration::from_millis(300);
 
@@ -210,6 +213,42 @@ async fn a_server_that_accepts_and_says_nothing_ends_with_the_deadline() {
     let client = client_with(Settings { request_timeout: SHORT, ..settings() }, &Authority::new());
     let error = send(&client, &url).await.unwrap_err();
     assert_eq!(error, TransportError::TimedOut { host: "localhost".to_owned(), after: SHORT });
+}
+
+// ---- http/2 -------------------------------------------------------------------------------------------------------
+
+async fn http2(headers: usize, body: usize) -> (Http2Server, IdpClient) {
+    let authority = Authority::new();
+    let server = Http2Server::start(authority.issue(&["localhost"], Validity::Present), headers, body).await;
+    (server, client_with(settings(), &authority))
+}
+
+#[tokio::test]
+async fn over_http2_many_requests_share_one_connection() {
+    let (server, client) = http2(10, BODY_LIMIT).await;
+    let url = server.url("localhost");
+    let first = send(&client, &url).await.unwrap();
+    assert_eq!(first.response.version(), http::Version::HTTP_2);
+    assert_eq!(first.response.body().len(), BODY_LIMIT);
+    let more = futures::future::join_all((0..2 * PER_HOST_LIMIT).map(|_| send(&client, &url))).await;
+    assert!(more.iter().all(Result::is_ok), "{more:?}");
+    assert_eq!(server.connections(), 1);
+}
+
+#[tokio::test]
+async fn over_http2_a_large_body_is_cut_off() {
+    let (server, client) = http2(0, 10 << 20).await;
+    let error = send(&client, &server.url("localhost")).await.unwrap_err();
+    assert_eq!(error, TransportError::BodyTooLarge { limit: BODY_LIMIT });
+}
+
+#[tokio::test]
+async fn over_http2_too_many_headers_are_refused() {
+    for headers in [200, 20_000] {
+        let (server, client) = http2(headers, 0).await;
+        let error = send(&client, &server.url("localhost")).await.unwrap_err();
+        assert!(matches!(error, TransportError::Connection { .. }), "{headers}: {error:?}");
+    }
 }
 
 // ---- broken -------------------------------------------------------------------------------------------------------
