@@ -105,6 +105,9 @@ async fn a_dead_leaders_lease_is_taken_when_it_has_run_out() {
 #[tokio::test]
 async fn of_many_that_stand_at_once_one_leads() {
     let namespace = Cluster::shared().namespace().await;
+    // Nobody's: all of them will write to the version that they have read.
+    let free: Lease = from_value(json!({"metadata": {"name": lease::NAME}, "spec": {}})).unwrap();
+    namespace.api().create(&PostParams::default(), &free).await.unwrap();
     let replicas: Vec<_> =
         (0..8).map(|number| Replica::start(&namespace.client, &namespace, &format!("replica-{number}"))).collect();
     let leaders = || replicas.iter().filter(|replica| replica.leadership.is_leader()).count();
