@@ -1,7 +1,8 @@
 //! Looks at providers when they or what they refer to change, and tells in their status whether they can be used.
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
+use futures::FutureExt as _;
 use k8s_openapi::jiff::Timestamp;
 use kube::{
     Api, Resource,
@@ -10,6 +11,7 @@ use kube::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
+use tracing::Instrument as _;
 
 use super::{
     Context,
@@ -30,7 +32,7 @@ use crate::{
 ///
 /// # Errors
 /// What Kubernetes would not do. Everything else is a condition.
-pub async fn reconcile(key: &ProviderKey, context: &Context) -> Result<Action, Error> {
+pub async fn reconcile(key: &ProviderKey, context: &Arc<Context>) -> Result<Action, Error> {
     let Some(object) = context.stores.provider(key) else { return Ok(Action::await_change()) };
     if key.kind == ProviderKind::ClusterMailProvider
         && !context.stores.credentials.is_complete()
@@ -54,15 +56,45 @@ pub async fn reconcile(key: &ProviderKey, context: &Context) -> Result<Action, E
     }
     let due = context.material.retry_at(key);
     let again = due.is_some_and(|due| due <= context.clock.now());
+    if let Some(error) = context.material.take_error(key) {
+        return Err(error);
+    }
     let verdict = match known {
         Some(verdict) if !again => verdict,
-        _ => context.material.prepare(&object, again, context).await?,
+        _ => {
+            look(object, fingerprint, again, context);
+            return Ok(Action::await_change());
+        }
     };
     let now = context.clock.now();
     let next = context.material.note(key, &fingerprint, verdict.as_ref().err(), now);
     write_status(&object, verdict.as_ref().map(Arc::as_ref), context, now).await?;
     wake_credentials(key, context);
     Ok(next.map_or_else(Action::await_change, |at| Action::requeue(until(at, now))))
+}
+
+/// Looks at a provider in a task of its own, which wakes it in the end: one that hangs holds up no other.
+fn look(object: ProviderObject, fingerprint: String, again: bool, context: &Arc<Context>) {
+    let key = object.key();
+    if !context.material.begin(&key) {
+        return;
+    }
+    let context = context.clone();
+    let span = tracing::info_span!("look", kind = ?key.kind, namespace = key.namespace, name = key.name);
+    let task = async move {
+        let looked = AssertUnwindSafe(context.material.prepare(&object, again, &context)).catch_unwind().await;
+        let error = match looked {
+            Ok(Ok(verdict)) => {
+                context.material.note(&key, &fingerprint, verdict.as_ref().err(), context.clock.now());
+                None
+            }
+            Ok(Err(error)) => Some(error),
+            Err(_) => Some(Error::Panicked { name: full_name(&key) }),
+        };
+        context.material.end(&key, error);
+        context.waker.provider(key);
+    };
+    tokio::spawn(task.instrument(span));
 }
 
 /// The status is of this generation and good.

@@ -89,6 +89,10 @@ pub struct Book {
 struct Page {
     /// Lets one task at a time look.
     looking: Arc<tokio::sync::Mutex<()>>,
+    /// A task looks, and wakes the provider when it has.
+    under_way: bool,
+    /// What Kubernetes would not do when it looked.
+    error: Option<Error>,
     /// The fingerprint that the verdict is about.
     verdict: Option<(String, Verdict)>,
     /// The fingerprint with which the status of before a restart was taken as it stands.
@@ -157,6 +161,25 @@ impl Book {
             page.trusted = Some(fingerprint.to_owned());
         }
         page.verdict.is_none() && page.trusted.as_deref() == Some(fingerprint)
+    }
+
+    /// Whether the caller is to begin a look: nobody else does.
+    pub fn begin(&self, key: &ProviderKey) -> bool {
+        let mut pages = self.pages.lock();
+        let page = pages.entry(key.clone()).or_default();
+        !std::mem::replace(&mut page.under_way, true)
+    }
+
+    /// Ends a look.
+    pub fn end(&self, key: &ProviderKey, error: Option<Error>) {
+        if let Some(page) = self.pages.lock().get_mut(key) {
+            (page.under_way, page.error) = (false, error);
+        }
+    }
+
+    /// What Kubernetes would not do at the last look, to be told once.
+    pub fn take_error(&self, key: &ProviderKey) -> Option<Error> {
+        self.pages.lock().get_mut(key)?.error.take()
     }
 
     /// When a broken provider is to be looked at again.
