@@ -1,5 +1,7 @@
 //! Providers that cannot be reached, trusted or found: told in conditions, in nobody else's way, and mended by themselves.
 
+#![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
+
 mod support;
 
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! Answers that no provider should give: told in conditions, with the old token in place, and asked for again in good time.
 
+#![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
+
 mod support;
 
 use std::time::Duration;
