@@ -7,6 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{
     Api, Resource,
     api::{Patch, PatchParams},
+    core::ObjectMeta,
     runtime::controller::Action,
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -133,7 +134,7 @@ async fn write_status(
     context: &Context,
     now: Timestamp,
 ) -> Result<(), Error> {
-    let before = object.status().cloned().unwrap_or_default();
+    let before = context.material.status(object);
     let generation = object.meta().generation;
     let mut after = ProviderStatus {
         observed_generation: generation,
@@ -161,15 +162,17 @@ async fn write_status(
     if before == after {
         return Ok(());
     }
-    match object {
+    let written = match object {
         ProviderObject::Namespaced(provider) => {
             let api = Api::<MailProvider>::namespaced(context.client.clone(), &object.key().namespace);
-            patch_status(&api, provider, &after).await?;
+            patch_status(&api, provider, &after).await?
         }
         ProviderObject::Cluster(provider) => {
-            patch_status(&Api::<ClusterMailProvider>::all(context.client.clone()), provider, &after).await?;
+            patch_status(&Api::<ClusterMailProvider>::all(context.client.clone()), provider, &after).await?
         }
-    }
+    };
+    let Some(meta) = written else { return Ok(()) };
+    context.material.wrote(&object.key(), &meta, after.clone());
     let turned = condition::find(&before.conditions, ConditionType::Ready).map(|ready| ready.status == "True");
     if turned == Some(!ready) || (turned.is_none() && !ready) {
         tell(object, ready, &after, context).await;
@@ -191,7 +194,8 @@ fn ready_words(prepared: &Prepared) -> Blocker {
     Blocker::new(Reason::ProviderReady, format!("tokens come from {}{notes}", prepared.endpoints.token_url))
 }
 
-async fn patch_status<K>(api: &Api<K>, object: &Arc<K>, status: &ProviderStatus) -> Result<(), Error>
+/// The metadata as written; `None` where the object is gone.
+async fn patch_status<K>(api: &Api<K>, object: &Arc<K>, status: &ProviderStatus) -> Result<Option<ObjectMeta>, Error>
 where
     K: Resource<DynamicType = ()> + Clone + Serialize + DeserializeOwned + std::fmt::Debug,
 {
@@ -203,8 +207,8 @@ where
         "status": status,
     });
     match api.patch_status(&name, &PatchParams::apply(names::MANAGER).force(), &Patch::Apply(&patch)).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(()),
+        Ok(written) => Ok(Some(written.meta().clone())),
+        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(None),
         Err(source) => Err(Error::WriteStatus { name: format!("{} {name}", K::kind(&())), source }),
     }
 }

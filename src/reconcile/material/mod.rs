@@ -8,7 +8,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::ResourceExt as _;
+use kube::{ResourceExt as _, core::ObjectMeta};
 use parking_lot::Mutex;
 use serde_json::json;
 
@@ -19,7 +19,7 @@ use super::{
     stores::{ProviderKey, ProviderObject, bundle_config_map, bundle_secret, source_secrets},
 };
 use crate::{
-    api::{Reason, credential::ProviderKind, names, provider::ProviderSpec},
+    api::{ProviderStatus, Reason, credential::ProviderKind, names, provider::ProviderSpec},
     error::{Error, told_by},
     idp::{IdpClient, IdpClients},
     oauth::{
@@ -101,6 +101,8 @@ struct Page {
     failures: u32,
     failed_with: String,
     retry_at: Option<Timestamp>,
+    /// The status that was written last, with its resourceVersion: a watch shows it a moment later.
+    written: Option<(u64, ProviderStatus)>,
 }
 
 impl Book {
@@ -209,6 +211,21 @@ impl Book {
         page.retry_at
     }
 
+    /// The status as it is: as shown, or as written where the watch has not shown that yet.
+    pub fn status(&self, object: &ProviderObject) -> ProviderStatus {
+        let shown = version(object.meta());
+        let pages = self.pages.lock();
+        match pages.get(&object.key()).and_then(|page| page.written.as_ref()) {
+            Some((at, status)) if *at > shown => status.clone(),
+            _ => object.status().cloned().unwrap_or_default(),
+        }
+    }
+
+    /// Notes a status that was written.
+    pub fn wrote(&self, key: &ProviderKey, meta: &ObjectMeta, status: ProviderStatus) {
+        self.pages.lock().entry(key.clone()).or_default().written = Some((version(meta), status));
+    }
+
     /// Forgets a provider that is gone.
     pub fn forget(&self, key: &ProviderKey) {
         self.pages.lock().remove(key);
@@ -294,6 +311,11 @@ impl Book {
             )
         }))
     }
+}
+
+/// resourceVersions are comparable numbers (KEP-5504).
+fn version(meta: &ObjectMeta) -> u64 {
+    meta.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default()
 }
 
 fn problem(reason: Reason, message: impl Into<String>) -> ProviderProblem {
