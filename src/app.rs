@@ -130,9 +130,6 @@ impl Work {
     /// Starts everything; done when the watches are complete and the controllers run.
     async fn start(self, ended: &CancellationToken) -> (Arc<Context>, Task, Task, Duration) {
         let Self { client, clock, broker_namespace, clients, metrics, ready, settings } = self;
-        let identity = identity();
-        let (leadership, lease) = elect(&client, &broker_namespace, &identity, settings.leader_elect, ended);
-
         let (credential_wakes, credentials) = mpsc::unbounded_channel();
         let (provider_wakes, providers) = mpsc::unbounded_channel();
         let (gone, forgotten) = mpsc::unbounded_channel();
@@ -144,6 +141,9 @@ impl Work {
         tracing::info!("waiting for the watches to show everything");
         watches.ready().await;
 
+        // Who does not see everything yet does not stand for election.
+        let identity = identity();
+        let (leadership, lease) = elect(&client, &broker_namespace, &identity, settings.leader_elect, ended);
         let reporter = Reporter { controller: names::MANAGER.to_owned(), instance: Some(identity) };
         let stores = watches.into_stores();
         metrics.watch(stores.credentials.clone(), leadership.clone());

@@ -4,6 +4,8 @@
 
 #[path = "support/hostile.rs"]
 mod hostile;
+#[path = "support/hostile_h2.rs"]
+mod hostile_h2;
 
 use std::net::IpAddr;
 use std::process::Command;
@@ -21,6 +23,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
 use hostile::{Authority, Behaviour, HostileServer, PATIENCE, Validity};
+use hostile_h2::Http2Server;
 
 const SHORT: Duration = Duration::from_millis(300);
 
@@ -136,8 +139,27 @@ async fn a_body_of_the_largest_size_is_read() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_announced_too_large_is_not_read() {
+async fn a_body_that_is_announced_too_large_is_not_waited_for() {
+    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", 10 << 20);
+    let error = outcome(Behaviour::Answer(head.into_bytes())).await.unwrap_err();
+    assert_eq!(error, TransportError::BodyTooLarge { limit: BODY_LIMIT });
+}
+
+#[tokio::test]
+async fn a_body_of_ten_megabytes_is_refused() {
     let error = outcome(Behaviour::answer(200, "", &vec![b'x'; 10 << 20])).await.unwrap_err();
+    assert_eq!(error, TransportError::BodyTooLarge { limit: BODY_LIMIT });
+}
+
+#[tokio::test]
+async fn one_byte_too_many_is_refused_also_when_no_length_is_announced() {
+    let response = |length| {
+        let chunk = format!("{length:x}\r\n{}\r\n0\r\n\r\n", "x".repeat(length));
+        format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{chunk}").into_bytes()
+    };
+    let exchange = outcome(Behaviour::Answer(response(BODY_LIMIT))).await.unwrap();
+    assert_eq!(exchange.response.body().len(), BODY_LIMIT);
+    let error = outcome(Behaviour::Answer(response(BODY_LIMIT + 1))).await.unwrap_err();
     assert_eq!(error, TransportError::BodyTooLarge { limit: BODY_LIMIT });
 }
 
@@ -191,6 +213,42 @@ async fn a_server_that_accepts_and_says_nothing_ends_with_the_deadline() {
     let client = client_with(Settings { request_timeout: SHORT, ..settings() }, &Authority::new());
     let error = send(&client, &url).await.unwrap_err();
     assert_eq!(error, TransportError::TimedOut { host: "localhost".to_owned(), after: SHORT });
+}
+
+// ---- http/2 -------------------------------------------------------------------------------------------------------
+
+async fn http2(headers: usize, body: usize) -> (Http2Server, IdpClient) {
+    let authority = Authority::new();
+    let server = Http2Server::start(authority.issue(&["localhost"], Validity::Present), headers, body).await;
+    (server, client_with(settings(), &authority))
+}
+
+#[tokio::test]
+async fn over_http2_many_requests_share_one_connection() {
+    let (server, client) = http2(10, BODY_LIMIT).await;
+    let url = server.url("localhost");
+    let first = send(&client, &url).await.unwrap();
+    assert_eq!(first.response.version(), http::Version::HTTP_2);
+    assert_eq!(first.response.body().len(), BODY_LIMIT);
+    let more = futures::future::join_all((0..2 * PER_HOST_LIMIT).map(|_| send(&client, &url))).await;
+    assert!(more.iter().all(Result::is_ok), "{more:?}");
+    assert_eq!(server.connections(), 1);
+}
+
+#[tokio::test]
+async fn over_http2_a_large_body_is_cut_off() {
+    let (server, client) = http2(0, 10 << 20).await;
+    let error = send(&client, &server.url("localhost")).await.unwrap_err();
+    assert_eq!(error, TransportError::BodyTooLarge { limit: BODY_LIMIT });
+}
+
+#[tokio::test]
+async fn over_http2_too_many_headers_are_refused() {
+    for headers in [200, 20_000] {
+        let (server, client) = http2(headers, 0).await;
+        let error = send(&client, &server.url("localhost")).await.unwrap_err();
+        assert!(matches!(error, TransportError::Connection { .. }), "{headers}: {error:?}");
+    }
 }
 
 // ---- broken -------------------------------------------------------------------------------------------------------
@@ -471,6 +529,7 @@ async fn the_33rd_request_to_a_host_waits_while_another_host_answers() {
     let quick = HostileServer::start(tls, Behaviour::answer(200, "", b"")).await;
     let client = client_with(settings(), &authority);
     let left_queue = Arc::new(AtomicUsize::new(0));
+    assert_eq!(PER_HOST_LIMIT, 32);
     let requests: Vec<_> = (0..PER_HOST_LIMIT + 1)
         .map(|number| {
             // Another spelling of the host has no queue of its own.

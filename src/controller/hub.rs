@@ -49,7 +49,9 @@ impl Hub {
     pub(super) fn credential(&self, seen: Seen<MailCredential>) {
         match seen {
             Seen::There(credential) => {
-                self.links.credential(&credential);
+                if self.links.credential(&credential) {
+                    self.waker.provider(ProviderKey::of(&credential));
+                }
                 self.waker.credential(key(&*credential));
             }
             Seen::Gone(credential) => {

@@ -54,8 +54,8 @@ const POOL_IDLE_PER_HOST: usize = 8;
 /// Header fields of an HTTP/1.1 response; hyper's own default, made explicit. It stops reading a head at 400 KiB.
 const HTTP1_HEADERS: usize = 100;
 
-/// Bytes of all header fields of an HTTP/2 response.
-const HTTP2_HEADER_BYTES: u32 = 32 * 1024;
+/// Bytes of all header fields of an HTTP/2 response; hyper's own default, made explicit.
+const HTTP2_HEADER_BYTES: u32 = 16 * 1024;
 
 /// What an HTTP/2 server may send ahead of our reading, on a stream: the protocol's default instead of hyper's 2 MiB.
 const HTTP2_STREAM_WINDOW: u32 = 64 * 1024;

@@ -365,7 +365,8 @@ mod tests {
         }
 
         async fn becomes(&self, leader: bool) -> Instant {
-            self.leadership.changes().wait_for(|leads| *leads == leader).await.unwrap();
+            let mut changes = self.leadership.changes();
+            timeout(120 * SECOND, changes.wait_for(|leads| *leads == leader)).await.unwrap().unwrap();
             assert_eq!(self.leadership.is_leader(), leader);
             monotonic()
         }

@@ -32,6 +32,13 @@ use crate::{
 /// What Kubernetes would not do. Everything else is a condition.
 pub async fn reconcile(key: &ProviderKey, context: &Context) -> Result<Action, Error> {
     let Some(object) = context.stores.provider(key) else { return Ok(Action::await_change()) };
+    if key.kind == ProviderKind::ClusterMailProvider
+        && !context.stores.credentials.is_complete()
+        && !context.links.is_used(key)
+    {
+        // A broker of single namespaces leaves the providers of the cluster that nobody there uses to other brokers.
+        return Ok(Action::await_change());
+    }
     let home = context.stores.home(key).to_owned();
     let map = bundle_config_map(object.spec()).map(|reference| (home, reference.name.clone()));
     context.bundles.release(key, map.as_ref());

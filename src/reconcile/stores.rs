@@ -53,6 +53,11 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Mirror<K> {
         self.0.iter()
     }
 
+    /// Whether all namespaces are watched.
+    pub fn is_complete(&self) -> bool {
+        self.0.contains_key(&None)
+    }
+
     /// All objects.
     pub fn all(&self) -> Vec<Arc<K>> {
         self.0.values().flat_map(Store::state).collect()
@@ -228,13 +233,15 @@ pub struct Links {
 }
 
 impl Links {
-    /// Notes what a credential refers to.
-    pub fn credential(&self, credential: &MailCredential) {
+    /// Notes what a credential refers to. Tells whether it is the first of its provider.
+    pub fn credential(&self, credential: &MailCredential) -> bool {
         let namespace = credential.namespace().unwrap_or_default();
+        let first = !self.is_used(&ProviderKey::of(credential));
         let key = (namespace.clone(), credential.name_any());
         let target = (namespace, target_name(credential));
         self.credentials_of_provider.write().set(key.clone(), [ProviderKey::of(credential)]);
         self.credentials_of_target.write().set(key, [target]);
+        first
     }
 
     /// Forgets a credential.
@@ -252,6 +259,11 @@ impl Links {
     /// Forgets a provider.
     pub fn forget_provider(&self, key: ProviderKey) {
         self.providers_of_secret.write().set(key, []);
+    }
+
+    /// Whether any credential refers to a provider.
+    pub fn is_used(&self, key: &ProviderKey) -> bool {
+        self.credentials_of_provider.read().found.contains_key(key)
     }
 
     /// The credentials of a provider.

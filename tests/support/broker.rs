@@ -40,6 +40,7 @@ pub struct Settings {
     kubeconfig: PathBuf,
     flags: Vec<String>,
     environment: Vec<(String, OsString)>,
+    hosts: Vec<String>,
 }
 
 impl Settings {
@@ -58,6 +59,12 @@ impl Settings {
     /// A variable of its environment.
     pub fn env(mut self, name: &str, value: impl Into<OsString>) -> Self {
         self.environment.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// A name that leads to this machine, for this broker alone, as `hostAliases` would have it.
+    pub fn host(mut self, name: &str) -> Self {
+        self.hosts.push(format!("127.0.0.1 {name}\n"));
         self
     }
 
@@ -100,17 +107,17 @@ impl Broker {
     /// One that watches all namespaces: for a cluster that the test has alone.
     pub fn cluster_wide(cluster: &Cluster) -> Settings {
         let settings = Self::bare(&cluster.kubeconfig());
-        settings.flag("--allow-private-cidr=127.0.0.0/8")
+        settings.flag("--allow-private-cidr=127.0.0.0/8").flag("--log-format=text")
     }
 
     /// One with no flags but its metrics' address.
     pub fn bare(kubeconfig: &Path) -> Settings {
-        Settings { kubeconfig: kubeconfig.to_owned(), flags: vec![], environment: vec![] }
+        Settings { kubeconfig: kubeconfig.to_owned(), flags: vec![], environment: vec![], hosts: vec![] }
     }
 
     fn launch(&mut self) {
         let log = fs::OpenOptions::new().create(true).append(true).open(&self.log).unwrap();
-        let mut command = process::mortal(env!("CARGO_BIN_EXE_mail-token-broker"));
+        let mut command = self.command();
         command
             .arg("run")
             .arg(format!("--metrics-addr={}", self.address))
@@ -124,6 +131,20 @@ impl Broker {
             .stdout(log.try_clone().unwrap())
             .stderr(log);
         self.child = Some(process::spawn(command).unwrap());
+    }
+
+    /// The binary; with a file of hosts of its own, if it is to have one.
+    fn command(&self) -> Command {
+        let binary = env!("CARGO_BIN_EXE_mail-token-broker");
+        if self.settings.hosts.is_empty() {
+            return process::mortal(binary);
+        }
+        let hosts = self.log.with_extension("hosts");
+        fs::write(&hosts, format!("127.0.0.1 localhost\n{}", self.settings.hosts.concat())).unwrap();
+        let script = r#"mount --bind "$0" /etc/hosts && exec setpriv --pdeathsig KILL -- "$@""#;
+        let mut command = Command::new("unshare");
+        command.args(["--map-root-user", "--mount", "sh", "-c", script]).arg(hosts).arg(binary);
+        command
     }
 
     /// Waits until `/readyz` says 200; fails at once when the process ends.

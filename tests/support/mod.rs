@@ -22,8 +22,10 @@ pub mod cluster;
 pub mod hostile;
 pub mod idp;
 pub mod manifest;
+pub mod mend;
 pub mod namespace;
 pub mod process;
+pub mod proxy;
 pub mod table;
 pub mod wait;
 

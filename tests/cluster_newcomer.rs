@@ -1,0 +1,295 @@
+//! The failures that a newcomer meets first. Each message holds the command that mends it: it is run as it stands.
+
+mod support;
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Secret;
+use mail_token_broker::api::{MailCredential, MailProvider};
+use serde_json::{Value, json};
+use support::{
+    hostile::Validity,
+    idp,
+    mend::{ca_file, mend, quoted},
+    proxy::Proxy,
+    *,
+};
+
+async fn message(ns: &Namespace, kind: &str, reason: &str) -> String {
+    ns.condition::<MailCredential>("billing", kind, reason).await.message
+}
+
+async fn ready(ns: &Namespace) {
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+    let credential: MailCredential = ns.get("billing").await;
+    assert!(namespace::find(&credential, "Stalled").is_none(), "{}", namespace::show(&credential));
+}
+
+#[tokio::test]
+async fn a_secret_without_the_label() {
+    let ns = Cluster::shared().namespace().await;
+    let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
+    ns.provider(&idp).await;
+    ns.apply(source("idp-client", "client-secret", "s3cret").without("metadata.labels")).await;
+    ns.apply(credential("billing")).await;
+
+    let told = message(&ns, "Ready", "SourceNotLabeled").await;
+    assert_eq!(ns.condition::<MailProvider>("idp", "Ready", "SourceNotLabeled").await.message, told);
+    mend(&ns, &told, &[]);
+
+    ready(&ns).await;
+    assert_eq!(idp.token_requests().len(), 1);
+}
+
+#[tokio::test]
+async fn a_secret_that_is_not_there() {
+    let ns = Cluster::shared().namespace().await;
+    let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
+    ns.provider(&idp).await;
+    ns.delete::<Secret>("idp-client").await;
+    ns.apply(credential("billing")).await;
+
+    mend(&ns, &message(&ns, "Stalled", "SourceNotFound").await, &["s3cret"]);
+
+    ready(&ns).await;
+    assert_eq!(idp.token_requests()[0].form()["client_secret"], "s3cret");
+}
+
+#[tokio::test]
+async fn a_key_that_is_not_there() {
+    let ns = Cluster::shared().namespace().await;
+    let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
+    ns.provider(&idp).await;
+    ns.delete::<Secret>("idp-client").await;
+    ns.apply(source("idp-client", "password", "s3cret")).await;
+    ns.apply(credential("billing")).await;
+
+    let told = message(&ns, "Ready", "SourceNotFound").await;
+    assert!(told.contains("it has password"), "{told}");
+    mend(&ns, &told, &["the value"]);
+
+    ready(&ns).await;
+    assert_eq!(idp.token_requests()[0].form()["client_secret"], "the value");
+}
+
+#[tokio::test]
+async fn a_wrong_client_secret() {
+    let ns = Cluster::shared().namespace().await;
+    let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
+    idp.next(Answer::error("invalid_client"));
+    ns.provider(&idp).await;
+    ns.apply(credential("billing")).await;
+
+    let told = message(&ns, "Ready", "InvalidClient").await;
+    assert_eq!(message(&ns, "Stalled", "InvalidClient").await, told);
+    mend(&ns, &told, &["the right one"]);
+
+    ready(&ns).await;
+    let requests = idp.token_requests();
+    assert_eq!(requests.len(), 2);
+    assert_eq!(requests[1].form()["client_secret"], "the right one");
+}
+
+#[tokio::test]
+async fn a_wrong_tenant_at_microsoft() {
+    const RIGHT: &str = "/contoso.onmicrosoft.com/oauth2/v2.0/token";
+    let ns = Cluster::shared().namespace().await;
+    let idp = Idp::start();
+    let proxy = Proxy::start(idp.port());
+    idp.present(&["login.microsoftonline.com"], Validity::Present);
+    let unknown = json!({
+        "error": "invalid_request", "error_codes": [90002], "correlation_id": "5e1b2c3d-0000-4000-8000-00000000abcd",
+        "error_description": "AADSTS90002: Tenant 'contosso.onmicrosoft.com' not found. Check to make sure you have the correct tenant ID",
+    });
+    idp.answer_at("/contosso.onmicrosoft.com/oauth2/v2.0/token", Answer::json(400, unknown));
+    idp.answer_at(RIGHT, Answer::token(3599).field("ext_expires_in", 3599));
+    let settings = Broker::settings(&ns).host("login.microsoftonline.com");
+    let _broker = settings.flag(format!("--egress-proxy={}", proxy.url())).start().await;
+    ns.provider(&idp).await;
+    let microsoft = json!({"tenantID": "contosso.onmicrosoft.com"});
+    ns.apply(provider(&idp).without("spec.oauth2").without("spec.servers").set("spec.microsoft", microsoft)).await;
+    ns.apply(credential("billing")).await;
+
+    let told = message(&ns, "Ready", "RequestRefused").await;
+    assert!(told.contains("AADSTS90002") && !told.contains("contosso"), "{told}");
+    mend(&ns, &told, &["contoso.onmicrosoft.com"]);
+
+    ready(&ns).await;
+    assert_eq!(idp.requests_at(RIGHT)[0].form()["scope"], "https://outlook.office365.com/.default");
+    assert_eq!(ns.secret("billing").await["smtp_host"], "smtp.office365.com");
+    assert!(proxy.asked().iter().all(|host| host == "login.microsoftonline.com:443"), "{:?}", proxy.asked());
+}
+
+#[tokio::test]
+async fn an_unknown_authority() {
+    let ns = Cluster::shared().namespace().await;
+    let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
+    ns.apply(source("idp-client", "client-secret", "s3cret")).await;
+    ns.apply(provider(&idp).without("spec.caBundleRef")).await;
+    ns.apply(credential("billing")).await;
+
+    let told = message(&ns, "Ready", "TLSFailed").await;
+    mend(&ns, &told, &[&ca_file(&ns, &idp)]);
+
+    ready(&ns).await;
+}
+
+#[tokio::test]
+async fn a_bundle_with_another_authority() {
+    let ns = Cluster::shared().namespace().await;
+    let (idp, other, _broker) = (Idp::start(), Idp::start(), Broker::start(&ns).await);
+    ns.provider(&idp).await;
+    ns.apply(ca_bundle("idp-ca", &other)).await;
+    ns.apply(credential("billing")).await;
+
+    let told = message(&ns, "Ready", "TLSFailed").await;
+    mend(&ns, &told, &[&ca_file(&ns, &idp)]);
+
+    ready(&ns).await;
+}
+
+#[tokio::test]
+async fn a_private_address() {
+    let ns = Cluster::shared().namespace().await;
+    let idp = Idp::start();
+    let closed = Broker::settings(&ns).without("--allow-private-cidr");
+    let mut broker = closed.clone().start().await;
+    ns.provider(&idp).await;
+    ns.apply(credential("billing")).await;
+
+    let told = message(&ns, "Ready", "EgressDenied").await;
+    assert!(broker.terminate().await.success());
+    let flag =
+        quoted(&told).into_iter().find(|text| text.starts_with("--")).unwrap_or_else(|| panic!("no flag: {told}"));
+    let _open = closed.flag(flag).start().await;
+
+    ready(&ns).await;
+    assert_eq!((idp.connections(), idp.token_requests().len()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_secret_of_somebody_else() {
+    let ns = Cluster::shared().namespace().await;
+    let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
+    ns.provider(&idp).await;
+    let theirs =
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "billing"}, "stringData": {"a": "b"}});
+    ns.apply(theirs).await;
+    ns.apply(credential("billing")).await;
+
+    let told = message(&ns, "Ready", "SecretConflict").await;
+    mend(&ns, &told, &["billing-mail-token"]);
+
+    ready(&ns).await;
+    assert_eq!(ns.secret("billing").await["a"], "b");
+    assert_eq!(ns.secret("billing-mail-token").await["access_token"], idp.issued()[0]);
+    assert_eq!(idp.token_requests().len(), 1, "the token that was obtained is written, and no other asked for");
+}
+
+#[tokio::test]
+async fn a_secret_of_somebody_else_that_nobody_needs() {
+    let ns = Cluster::shared().namespace().await;
+    let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
+    ns.provider(&idp).await;
+    ns.apply(json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "billing"}})).await;
+    ns.apply(credential("billing")).await;
+
+    let told = message(&ns, "Ready", "SecretConflict").await;
+    let delete = quoted(&told).into_iter().find(|text| text.contains(" delete ")).unwrap_or_else(|| panic!("{told}"));
+    mend(&ns, &format!("`{delete}`"), &[]);
+
+    ready(&ns).await;
+    assert_eq!(idp.token_requests().len(), 1);
+}
+
+/// A ClusterMailProvider whose name no other test has.
+fn cluster_provider(ns: &Namespace, idp: &Idp, allowed: Value) -> Manifest {
+    provider(idp).set("kind", "ClusterMailProvider").set("metadata.name", ns.name.as_str()).set("spec.allowed", allowed)
+}
+
+fn of_the_cluster(ns: &Namespace) -> Manifest {
+    credential("billing").set("spec.providerRef", json!({"kind": "ClusterMailProvider", "name": ns.name}))
+}
+
+#[tokio::test]
+async fn a_mailbox_that_is_not_allowed() {
+    let ns = Cluster::shared().namespace().await;
+    let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
+    ns.provider(&idp).await;
+    let allowed = json!([
+        {"namespaceSelector": {"matchLabels": {"mail": "no"}}, "mailboxes": ["billing@example.org"]},
+        {"namespaceSelector": {}, "mailboxes": ["*@example.com"]},
+    ]);
+    ns.apply(cluster_provider(&ns, &idp, allowed)).await;
+    ns.apply(of_the_cluster(&ns)).await;
+
+    let told = message(&ns, "Stalled", "NotAllowed").await;
+    assert_eq!(idp.token_requests().len(), 0);
+    mend(&ns, &told, &[]);
+
+    ready(&ns).await;
+}
+
+#[tokio::test]
+async fn a_namespace_that_is_not_allowed() {
+    let ns = Cluster::shared().namespace().await;
+    let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
+    ns.provider(&idp).await;
+    let allowed = json!([{"namespaceSelector": {"matchLabels": {"mail": "yes"}}, "mailboxes": ["*@example.org"]}]);
+    ns.apply(cluster_provider(&ns, &idp, allowed)).await;
+    ns.apply(of_the_cluster(&ns)).await;
+
+    mend(&ns, &message(&ns, "Stalled", "NotAllowed").await, &[]);
+
+    ready(&ns).await;
+}
+
+#[tokio::test]
+async fn an_issuer_that_differs_by_one_character() {
+    let ns = Cluster::shared().namespace().await;
+    let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
+    ns.provider(&idp).await;
+    let oidc = json!({"issuerURL": format!("{}/", idp.issuer())});
+    ns.apply(provider(&idp).without("spec.oauth2").set("spec.oidc", oidc)).await;
+    ns.apply(credential("billing")).await;
+
+    let told = ns.condition::<MailProvider>("idp", "Ready", "IssuerMismatch").await.message;
+    assert!(message(&ns, "Stalled", "ProviderNotReady").await.contains(&told));
+    mend(&ns, &told, &[]);
+
+    ready(&ns).await;
+    ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
+}
+
+#[tokio::test]
+async fn too_many_requests() {
+    let ns = Cluster::shared().namespace().await;
+    let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
+    idp.next(Answer::status(429).header("retry-after", "7"));
+    ns.provider(&idp).await;
+    ns.apply(credential("billing")).await;
+
+    let told = message(&ns, "Ready", "Throttled").await;
+    assert!(told.contains("nothing needs to be done") && quoted(&told).is_empty(), "{told}");
+    let credential: MailCredential = ns.get("billing").await;
+    assert!(namespace::find(&credential, "Stalled").is_none(), "{}", namespace::show(&credential));
+
+    ready(&ns).await;
+    let requests = idp.token_requests();
+    assert_eq!(requests.len(), 2);
+    let pause = requests[1].at - requests[0].at;
+    assert!(pause >= Duration::from_secs(7) && pause < Duration::from_secs(12), "{pause:?}");
+}
+
+#[tokio::test]
+async fn a_provider_of_another_name() {
+    let ns = Cluster::shared().namespace().await;
+    let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
+    ns.provider(&idp).await;
+    ns.apply(credential("billing").set("spec.providerRef.name", "ipd")).await;
+
+    mend(&ns, &message(&ns, "Stalled", "ProviderNotFound").await, &["idp"]);
+
+    ready(&ns).await;
+    assert_eq!(idp.requests_at(idp::TOKEN).len(), 1);
+}

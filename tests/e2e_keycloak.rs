@@ -1,0 +1,143 @@
+//! From end to end with the objects of the demo: the built broker, Keycloak, and logins at Dovecot and Postfix with
+//! nothing but what is in the Secret.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a test's failure")]
+
+mod support;
+
+use std::{collections::BTreeMap, fs, path::PathBuf, process::Command};
+
+use mail_token_broker::api::{MailCredential, MailProvider, status::TokenStatus};
+use serde_json::json;
+use support::{mend::mend, *};
+
+/// The Secret of the demo's credential.
+const TARGET: &str = "billing-mail-token";
+
+#[tokio::test]
+async fn a_pod_logs_in_with_the_secret_and_again_with_the_renewed_one() {
+    let ns = demo().await;
+    let _broker = Broker::start(&ns).await;
+
+    ns.condition::<MailProvider>("keycloak", "Ready", "ProviderReady").await;
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+    let first = ns.secret(TARGET).await;
+    let told = login(&ns, &first).unwrap();
+    assert_eq!(told.lines().map(|line| line.split(':').next().unwrap()).collect::<Vec<_>>(), ["smtp", "imap", "pop3"]);
+    let mut forged = first.clone();
+    forged.insert("xoauth2".to_owned(), forged["xoauth2"].replacen(|letter| letter != 'A', "A", 1));
+    assert!(login(&ns, &forged).unwrap_err().contains("refused"));
+
+    // From now on tokens live for 10 seconds: the first is asked for, the second the broker gets by itself.
+    keycloak(&ns, "PUT", "/realms/mail", json!({"accessTokenLifespan": 10}));
+    ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
+    let short = other_token(&ns, &fingerprint(&first)).await;
+    assert_eq!(short.expires_at.0.as_second() - short.issued_at.0.as_second(), 10);
+    let issued = ns.secret(TARGET).await;
+    let renewed = other_token(&ns, &short.fingerprint).await;
+    keycloak(&ns, "PUT", "/realms/mail", json!({"accessTokenLifespan": 300}));
+    assert!(renewed.issued_at.0 < short.expires_at.0, "before the end of the other: {renewed:?} {short:?}");
+    login(&ns, &ns.secret(TARGET).await).unwrap();
+    until("the mail server refuses the token that was replaced", async || match login(&ns, &issued) {
+        Ok(told) => Err(told),
+        Err(_) => Ok(()),
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_wrong_client_secret_is_mended_by_the_command_that_is_told() {
+    let ns = demo().await;
+    ns.kubectl(["patch", "secret", "keycloak-client", "-p", r#"{"stringData": {"client-secret": "wrong"}}"#]);
+    let _broker = Broker::start(&ns).await;
+
+    let told = ns.condition::<MailCredential>("billing", "Ready", "InvalidClient").await.message;
+    mend(&ns, &told, &[&ns.cluster.env("KEYCLOAK_CLIENT_SECRET")]);
+
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+    login(&ns, &ns.secret(TARGET).await).unwrap();
+}
+
+#[tokio::test]
+async fn a_secret_without_the_label_is_mended_by_the_command_that_is_told() {
+    let ns = demo().await;
+    ns.kubectl(["label", "secret", "keycloak-client", "mailtoken.dev/source-"]);
+    let _broker = Broker::start(&ns).await;
+
+    let told = ns.condition::<MailCredential>("billing", "Ready", "SourceNotLabeled").await.message;
+    mend(&ns, &told, &[]);
+
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+}
+
+#[tokio::test]
+async fn a_missing_ca_is_mended_by_the_command_that_is_told() {
+    let ns = demo().await;
+    ns.kubectl(["delete", "configmap", "private-ca"]);
+    let _broker = Broker::start(&ns).await;
+
+    let told = ns.condition::<MailProvider>("keycloak", "Ready", "SourceNotFound").await.message;
+    ns.condition::<MailCredential>("billing", "Ready", "ProviderNotReady").await;
+    mend(&ns, &told, &[&ns.cluster.env("CA_CERT")]);
+
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+}
+
+#[tokio::test]
+async fn a_ca_that_nobody_named_is_mended_by_the_command_that_is_told() {
+    let ns = demo().await;
+    ns.kubectl([
+        "patch",
+        "mailprovider",
+        "keycloak",
+        "--type=json",
+        "-p",
+        r#"[{"op": "remove", "path": "/spec/caBundleRef"}]"#,
+    ]);
+    let _broker = Broker::start(&ns).await;
+
+    let told = ns.condition::<MailProvider>("keycloak", "Ready", "TLSFailed").await.message;
+    ns.condition::<MailCredential>("billing", "Ready", "ProviderNotReady").await;
+    mend(&ns, &told, &[&ns.cluster.env("CA_CERT")]);
+
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+}
+
+/// The demo's objects in a namespace of the stack with all parts; nothing looks at them yet.
+async fn demo() -> Namespace {
+    let ns = Cluster::complete().namespace().await;
+    process::output(Command::new(process::tool("demo-apply")).arg(ns.cluster.dir()).arg(&ns.name));
+    ns
+}
+
+/// Logs in by all protocols with the keys of a Secret as files; what was told.
+fn login(ns: &Namespace, secret: &BTreeMap<String, String>) -> Result<String, String> {
+    let folder: PathBuf = process::output(Command::new("mktemp").arg("-d")).trim_end().into();
+    for (key, value) in secret {
+        fs::write(folder.join(key), value).unwrap();
+    }
+    let mut command = Command::new(process::tool("mail-login"));
+    let told = process::try_output(command.arg(ns.cluster.dir()).arg("--secret").arg(&folder));
+    fs::remove_dir_all(folder).unwrap();
+    told
+}
+
+fn keycloak(ns: &Namespace, method: &str, path: &str, body: serde_json::Value) {
+    let mut command = Command::new(process::tool("keycloak-admin"));
+    process::output(command.arg(ns.cluster.dir()).args([method, path, &body.to_string()]));
+}
+
+fn fingerprint(secret: &BTreeMap<String, String>) -> String {
+    use sha2::Digest as _;
+    let hash = sha2::Sha256::digest(secret["access_token"].as_bytes());
+    let hex: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
+}
+
+/// Waits for another token in the status than this.
+async fn other_token(ns: &Namespace, fingerprint: &str) -> TokenStatus {
+    let token = |credential: &MailCredential| credential.status.clone().and_then(|status| status.token);
+    let other = |credential: &MailCredential| token(credential).is_some_and(|token| token.fingerprint != fingerprint);
+    let credential = ns.until("billing", "it has another token", other).await;
+    token(&credential).unwrap()
+}
