@@ -42,7 +42,7 @@ pub struct MailCredentialSpec {
     /// What the token is used for.
     #[serde(default = "default_protocols")]
     #[schemars(length(min = 1, max = 3))]
-    #[x_kube(merge_strategy = kube::core::ListMerge::Set)]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Atomic, validation = Rule::new(UNIQUE_RULE).message(UNIQUE_MESSAGE))]
     pub protocols: Vec<Protocol>,
     /// How the token is obtained.
     pub grant: Grant,
@@ -182,7 +182,7 @@ pub struct SecretTemplate {
     /// Ready-made forms of the token to add.
     #[serde(default = "default_formats")]
     #[schemars(length(max = 4))]
-    #[x_kube(merge_strategy = kube::core::ListMerge::Set)]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Atomic, validation = Rule::new(UNIQUE_RULE).message(UNIQUE_MESSAGE))]
     pub formats: Vec<Format>,
     /// Further keys, with `${placeholders}`; `$$` is a dollar.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

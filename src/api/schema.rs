@@ -42,6 +42,10 @@ pub(super) const ADDRESS_MESSAGE: &str = "must be an e-mail address such as bill
 /// API server's budget for those.
 pub(super) const MAILBOX_PATTERN: &str = r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]+@[A-Za-z0-9*.-]+$";
 
+/// CEL: no item stands twice. Such a list is atomic: a set would be merged with its default by server-side apply.
+pub(super) const UNIQUE_RULE: &str = "self.all(item, self.exists_one(other, other == item))";
+pub(super) const UNIQUE_MESSAGE: &str = "no duplicates: name each once";
+
 /// CEL: which provider it is.
 pub(super) const ONE_PROVIDER_RULE: &str =
     "[has(self.microsoft), has(self.oidc), has(self.oauth2)].filter(given, given).size() == 1";

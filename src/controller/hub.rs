@@ -39,7 +39,7 @@ pub struct Hub {
 pub enum Gone {
     /// A credential, by uid.
     Credential(String),
-    /// A Secret of a credential: the credential's uid, the Secret's.
+    /// A Secret of ours, and its uid.
     Target(Key, String),
     /// A provider.
     Provider(ProviderKey),
@@ -93,10 +93,10 @@ impl Hub {
     pub(super) fn own_secret(&self, seen: Seen<PartialObjectMeta<Secret>>) {
         let (Seen::There(secret) | Seen::Gone(secret)) = &seen;
         let (namespace, name) = key(&**secret);
+        if matches!(seen, Seen::Gone(_)) {
+            self.tell_gone(Gone::Target((namespace.clone(), name.clone()), secret.uid().unwrap_or_default()));
+        }
         if let Some(credential) = credential_of(&secret.metadata) {
-            if matches!(seen, Seen::Gone(_)) {
-                self.tell_gone(Gone::Target((namespace.clone(), credential.clone()), secret.uid().unwrap_or_default()));
-            }
             self.waker.credential((namespace.clone(), credential));
         }
         self.wake_target(&(namespace, name));
@@ -144,15 +144,18 @@ pub async fn forget(mut gone: mpsc::UnboundedReceiver<Gone>, context: Arc<Contex
     while let Some(gone) = gone.recv().await {
         match gone {
             Gone::Credential(uid) => context.memory.forget(&uid),
-            Gone::Target((namespace, name), secret) => {
-                let uid = context.stores.credentials.get(&namespace, &name).and_then(|credential| credential.uid());
-                let Some(uid) = uid else { continue };
-                context.memory.with(&uid, |entry| {
-                    if entry.target.as_ref().is_some_and(|meta| meta.uid.as_ref() == Some(&secret)) {
-                        entry.target = None;
-                    }
-                });
-                context.waker.credential((namespace, name));
+            Gone::Target(target, secret) => {
+                // By the target's name: a label may hold the credential's only cut.
+                for (namespace, name) in context.links.by_target(&target) {
+                    let uid = context.stores.credentials.get(&namespace, &name).and_then(|credential| credential.uid());
+                    let Some(uid) = uid else { continue };
+                    context.memory.with(&uid, |entry| {
+                        if entry.target.as_ref().is_some_and(|meta| meta.uid.as_ref() == Some(&secret)) {
+                            entry.target = None;
+                        }
+                    });
+                    context.waker.credential((namespace, name));
+                }
             }
             Gone::Provider(key) => {
                 context.material.forget(&key);

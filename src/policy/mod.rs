@@ -151,10 +151,11 @@ fn provider_is_blocked(observed: &Observed, _: Timestamp) -> Option<Decision> {
 
 fn token_is_needed(observed: &Observed, now: Timestamp) -> Option<Decision> {
     let reason = why_a_token_is_needed(observed, now)?;
-    Some(match observed.history.backoff(&observed.attempt, now) {
-        Some(until) => Decision::BackOff { until },
-        None => Decision::Issue(reason),
-    })
+    let Some(until) = observed.history.backoff(&observed.attempt, now) else { return Some(Decision::Issue(reason)) };
+    // While a renewal waits, the token that is there still serves: it is kept in shape.
+    let serves = matches!(reason, IssueReason::Reissue | IssueReason::RenewalDue);
+    let shape = if serves { target_differs(observed, now) } else { None };
+    Some(shape.unwrap_or(Decision::BackOff { until }))
 }
 
 fn why_a_token_is_needed(observed: &Observed, now: Timestamp) -> Option<IssueReason> {
@@ -184,9 +185,11 @@ fn target_differs(observed: &Observed, now: Timestamp) -> Option<Decision> {
         Target::Own(published) if published.layout != provider.layout => PublishReason::Layout,
         Target::Absent | Target::Own(_) | Target::Foreign(_) => return None,
     };
+    // Only writes that failed delay a write: a quarrel with the provider does not.
+    let writes_failed = observed.history.failure().is_some_and(|(failure, _)| failure == Reason::SecretWriteFailed);
     Some(match observed.history.backoff(&observed.attempt, now) {
-        Some(until) => Decision::BackOff { until },
-        None => Decision::Publish(reason),
+        Some(until) if writes_failed => Decision::BackOff { until },
+        _ => Decision::Publish(reason),
     })
 }
 

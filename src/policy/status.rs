@@ -9,7 +9,7 @@ use super::{
     Decision, Observed, checks,
     commands::Subject,
     inputs::rfc3339,
-    observed::{Published, Target, TokenFacts},
+    observed::{Published, TokenFacts},
     schedule,
 };
 use crate::api::{
@@ -26,11 +26,10 @@ pub fn status(observed: &Observed, decision: &Decision, now: Timestamp) -> MailC
     MailCredentialStatus {
         observed_generation: observed.credential.metadata.generation,
         conditions: conditions(observed, decision, before.conditions.clone(), now),
-        secret_name: own.map(|published| published.name.clone()).or_else(|| match observed.target {
-            // While the token still stands under the old name, that is where it is.
-            Target::Absent => observed.previous.as_ref().map(|published| published.name.clone()),
-            Target::Own(_) | Target::Foreign(_) => None,
-        }),
+        secret_name: own
+            .map(|published| published.name.clone())
+            // While the token still stands under the old name, that is where it is: also when the new one is taken.
+            .or_else(|| observed.previous.as_ref().map(|published| published.name.clone())),
         secret_resource_version: own.map(|published| published.resource_version.clone()),
         token: own.and_then(|published| token_status(observed, published, before.token.as_ref())),
         client: history.client.clone(),

@@ -88,6 +88,26 @@ fn each_difference_of_the_target_has_its_name_and_needs_no_new_token() {
 }
 
 #[test]
+fn while_a_renewal_waits_the_token_that_serves_is_kept_in_shape() {
+    let changed = |case: &mut Case| {
+        case.now = at(3000);
+        case.provider().layout = "with IMAP".into();
+        case.failed_at(Reason::InvalidClient, 2999);
+    };
+    assert_eq!(decided(changed), Decision::Publish(PublishReason::Layout));
+    let refused = decided(|case| {
+        changed(case);
+        case.failed_at(Reason::SecretWriteFailed, 3000);
+    });
+    assert_eq!(refused, Decision::BackOff { until: at(3005) });
+    let expired = decided(|case| {
+        changed(case);
+        case.now = at(3600);
+    });
+    assert_eq!(expired, Decision::BackOff { until: at(2999 + 900) });
+}
+
+#[test]
 fn a_renamed_secret_whose_token_is_for_other_inputs_is_not_carried_over() {
     let decision = decided(|case| {
         (case.observed.previous, case.observed.target) = (Some(published(token())), Target::Absent);
@@ -181,7 +201,7 @@ fn what_stands_first_wins() {
     let changes: [(fn(&mut Case), fn(&Decision) -> bool); 8] = [
         (|case| case.provider().layout = "other".into(), |d| *d == Decision::Publish(PublishReason::Layout)),
         (|case| case.now = at(3000), |d| *d == Decision::Issue(IssueReason::RenewalDue)),
-        (|case| case.failed_at(Reason::Throttled, 2999), |d| *d == Decision::BackOff { until: at(3004) }),
+        (|case| case.failed_at(Reason::SecretWriteFailed, 2999), |d| *d == Decision::BackOff { until: at(3004) }),
         (
             |case| case.provider().blocker = Some(fixtures::blocker(Reason::NotAllowed)),
             |d| stall(d) == Some(Reason::NotAllowed),

@@ -93,6 +93,9 @@ const LOOK_AGAIN: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(6
 /// How long "at first" is.
 const AT_FIRST_SECONDS: i64 = 30;
 
+/// A repair that failed while the next token request is waited for is tried again after this.
+const REPAIR_AGAIN: k8s_openapi::jiff::SignedDuration = k8s_openapi::jiff::SignedDuration::from_secs(30);
+
 /// Brings one credential a step further.
 ///
 /// # Errors
@@ -135,6 +138,11 @@ async fn carry_out(observed: &mut Observed, decision: &Decision, context: &Conte
         Ok(()) => {}
         Err(PublishError::Kubernetes(error)) => return Err(error),
         Err(PublishError::Foreign(owner)) => observed.target = Target::Foreign(owner),
+        // The wait that the provider's refusal asked for must not be cut short by a failing repair.
+        Err(PublishError::Refused(why)) if observed.history.backoff(&observed.attempt, now).is_some() => {
+            tracing::warn!(secret = observed.target_name(), why, "the Secret could not be written");
+            return Ok(Decision::BackOff { until: now + REPAIR_AGAIN });
+        }
         Err(PublishError::Refused(why)) => {
             let refusal = Refusal::new(
                 Reason::SecretWriteFailed,

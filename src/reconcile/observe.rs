@@ -169,11 +169,12 @@ async fn target(credential: &MailCredential, provider: Option<&Provider>, contex
         )
     });
     let told = credential.status.as_ref().is_some_and(|status| {
-        condition::find(&status.conditions, ConditionType::Stalled)
-            .is_some_and(|stalled| stalled.reason == Reason::SecretConflict.as_str())
+        let stalled = condition::find(&status.conditions, ConditionType::Stalled);
+        status.secret_name.as_deref() == Some(name.as_str())
+            || stalled.is_some_and(|stalled| stalled.reason == Reason::SecretConflict.as_str())
     });
     let meta = match meta {
-        // A foreign Secret carries none of our labels: no watch shows it.
+        // No watch shows a Secret without our label: somebody else's, or ours of which the label was taken.
         None if suspect || told => {
             let read = publish::read(context, namespace, &name).await?;
             context.memory.with(uid, |entry| entry.conflict = read.is_some());

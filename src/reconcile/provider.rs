@@ -1,15 +1,18 @@
 //! Looks at providers when they or what they refer to change, and tells in their status whether they can be used.
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
+use futures::FutureExt as _;
 use k8s_openapi::jiff::Timestamp;
 use kube::{
     Api, Resource,
     api::{Patch, PatchParams},
+    core::ObjectMeta,
     runtime::controller::Action,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
+use tracing::Instrument as _;
 
 use super::{
     Context,
@@ -30,7 +33,7 @@ use crate::{
 ///
 /// # Errors
 /// What Kubernetes would not do. Everything else is a condition.
-pub async fn reconcile(key: &ProviderKey, context: &Context) -> Result<Action, Error> {
+pub async fn reconcile(key: &ProviderKey, context: &Arc<Context>) -> Result<Action, Error> {
     let Some(object) = context.stores.provider(key) else { return Ok(Action::await_change()) };
     if key.kind == ProviderKind::ClusterMailProvider
         && !context.stores.credentials.is_complete()
@@ -54,15 +57,45 @@ pub async fn reconcile(key: &ProviderKey, context: &Context) -> Result<Action, E
     }
     let due = context.material.retry_at(key);
     let again = due.is_some_and(|due| due <= context.clock.now());
+    if let Some(error) = context.material.take_error(key) {
+        return Err(error);
+    }
     let verdict = match known {
         Some(verdict) if !again => verdict,
-        _ => context.material.prepare(&object, again, context).await?,
+        _ => {
+            look(object, fingerprint, again, context);
+            return Ok(Action::await_change());
+        }
     };
     let now = context.clock.now();
     let next = context.material.note(key, &fingerprint, verdict.as_ref().err(), now);
     write_status(&object, verdict.as_ref().map(Arc::as_ref), context, now).await?;
     wake_credentials(key, context);
     Ok(next.map_or_else(Action::await_change, |at| Action::requeue(until(at, now))))
+}
+
+/// Looks at a provider in a task of its own, which wakes it in the end: one that hangs holds up no other.
+fn look(object: ProviderObject, fingerprint: String, again: bool, context: &Arc<Context>) {
+    let key = object.key();
+    if !context.material.begin(&key) {
+        return;
+    }
+    let context = context.clone();
+    let span = tracing::info_span!("look", kind = ?key.kind, namespace = key.namespace, name = key.name);
+    let task = async move {
+        let looked = AssertUnwindSafe(context.material.prepare(&object, again, &context)).catch_unwind().await;
+        let error = match looked {
+            Ok(Ok(verdict)) => {
+                context.material.note(&key, &fingerprint, verdict.as_ref().err(), context.clock.now());
+                None
+            }
+            Ok(Err(error)) => Some(error),
+            Err(_) => Some(Error::Panicked { name: full_name(&key) }),
+        };
+        context.material.end(&key, error);
+        context.waker.provider(key);
+    };
+    tokio::spawn(task.instrument(span));
 }
 
 /// The status is of this generation and good.
@@ -101,7 +134,7 @@ async fn write_status(
     context: &Context,
     now: Timestamp,
 ) -> Result<(), Error> {
-    let before = object.status().cloned().unwrap_or_default();
+    let before = context.material.status(object);
     let generation = object.meta().generation;
     let mut after = ProviderStatus {
         observed_generation: generation,
@@ -129,15 +162,17 @@ async fn write_status(
     if before == after {
         return Ok(());
     }
-    match object {
+    let written = match object {
         ProviderObject::Namespaced(provider) => {
             let api = Api::<MailProvider>::namespaced(context.client.clone(), &object.key().namespace);
-            patch_status(&api, provider, &after).await?;
+            patch_status(&api, provider, &after).await?
         }
         ProviderObject::Cluster(provider) => {
-            patch_status(&Api::<ClusterMailProvider>::all(context.client.clone()), provider, &after).await?;
+            patch_status(&Api::<ClusterMailProvider>::all(context.client.clone()), provider, &after).await?
         }
-    }
+    };
+    let Some(meta) = written else { return Ok(()) };
+    context.material.wrote(&object.key(), &meta, after.clone());
     let turned = condition::find(&before.conditions, ConditionType::Ready).map(|ready| ready.status == "True");
     if turned == Some(!ready) || (turned.is_none() && !ready) {
         tell(object, ready, &after, context).await;
@@ -159,7 +194,8 @@ fn ready_words(prepared: &Prepared) -> Blocker {
     Blocker::new(Reason::ProviderReady, format!("tokens come from {}{notes}", prepared.endpoints.token_url))
 }
 
-async fn patch_status<K>(api: &Api<K>, object: &Arc<K>, status: &ProviderStatus) -> Result<(), Error>
+/// The metadata as written; `None` where the object is gone.
+async fn patch_status<K>(api: &Api<K>, object: &Arc<K>, status: &ProviderStatus) -> Result<Option<ObjectMeta>, Error>
 where
     K: Resource<DynamicType = ()> + Clone + Serialize + DeserializeOwned + std::fmt::Debug,
 {
@@ -171,8 +207,8 @@ where
         "status": status,
     });
     match api.patch_status(&name, &PatchParams::apply(names::MANAGER).force(), &Patch::Apply(&patch)).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(()),
+        Ok(written) => Ok(Some(written.meta().clone())),
+        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(None),
         Err(source) => Err(Error::WriteStatus { name: format!("{} {name}", K::kind(&())), source }),
     }
 }

@@ -26,6 +26,7 @@ pub mod mend;
 pub mod namespace;
 pub mod process;
 pub mod proxy;
+pub mod stage;
 pub mod table;
 pub mod wait;
 
@@ -34,4 +35,5 @@ pub use cluster::Cluster;
 pub use idp::{Answer, Idp};
 pub use manifest::{Manifest, ca_bundle, credential, provider, source};
 pub use namespace::Namespace;
+pub use stage::{Stage, field, reason, text};
 pub use wait::{PATIENCE, holds, until};

@@ -24,7 +24,14 @@ use super::{
 };
 
 /// Kinds that stand in no namespace.
-const CLUSTER_KINDS: [&str; 4] = ["ClusterMailProvider", "Namespace", "ClusterRole", "ClusterRoleBinding"];
+const CLUSTER_KINDS: [&str; 6] = [
+    "ClusterMailProvider",
+    "Namespace",
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
+];
 
 /// An object of one namespace, which can be read, written and shown.
 pub trait Object:

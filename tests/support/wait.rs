@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use k8s_openapi::jiff::Timestamp;
+
 /// How long a test waits for something that should happen at once, on a machine that is busy.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -35,4 +37,9 @@ pub async fn holds(time: Duration, what: &str, mut look: impl AsyncFnMut() -> Re
         }
         tokio::time::sleep(INTERVAL).await;
     }
+}
+
+/// The time, as Kubernetes writes it.
+pub fn now() -> Timestamp {
+    Timestamp::now()
 }

@@ -116,10 +116,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn nothing_is_asked_for_or_written_while_backing_off(case in case()) {
-        let acts = matches!(decide(&case.observed, case.now), Decision::Issue(_) | Decision::Store | Decision::Publish(_));
+    fn nothing_is_asked_for_while_backing_off_and_nothing_written_after_a_write_that_failed(case in case()) {
+        let decision = decide(&case.observed, case.now);
         if case.observed.history.backoff(&case.observed.attempt, case.now).is_some() {
-            prop_assert!(!acts);
+            prop_assert!(!matches!(decision, Decision::Issue(_)));
+            if case.observed.history.failure().is_some_and(|(reason, _)| reason == Reason::SecretWriteFailed) {
+                prop_assert!(!matches!(decision, Decision::Store | Decision::Publish(_)));
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::ResourceExt as _;
+use kube::{ResourceExt as _, core::ObjectMeta};
 use parking_lot::Mutex;
 use serde_json::json;
 
@@ -19,7 +19,7 @@ use super::{
     stores::{ProviderKey, ProviderObject, bundle_config_map, bundle_secret, source_secrets},
 };
 use crate::{
-    api::{Reason, credential::ProviderKind, names, provider::ProviderSpec},
+    api::{ProviderStatus, Reason, credential::ProviderKind, names, provider::ProviderSpec},
     error::{Error, told_by},
     idp::{IdpClient, IdpClients},
     oauth::{
@@ -89,6 +89,10 @@ pub struct Book {
 struct Page {
     /// Lets one task at a time look.
     looking: Arc<tokio::sync::Mutex<()>>,
+    /// A task looks, and wakes the provider when it has.
+    under_way: bool,
+    /// What Kubernetes would not do when it looked.
+    error: Option<Error>,
     /// The fingerprint that the verdict is about.
     verdict: Option<(String, Verdict)>,
     /// The fingerprint with which the status of before a restart was taken as it stands.
@@ -97,6 +101,8 @@ struct Page {
     failures: u32,
     failed_with: String,
     retry_at: Option<Timestamp>,
+    /// The status that was written last, with its resourceVersion: a watch shows it a moment later.
+    written: Option<(u64, ProviderStatus)>,
 }
 
 impl Book {
@@ -159,6 +165,25 @@ impl Book {
         page.verdict.is_none() && page.trusted.as_deref() == Some(fingerprint)
     }
 
+    /// Whether the caller is to begin a look: nobody else does.
+    pub fn begin(&self, key: &ProviderKey) -> bool {
+        let mut pages = self.pages.lock();
+        let page = pages.entry(key.clone()).or_default();
+        !std::mem::replace(&mut page.under_way, true)
+    }
+
+    /// Ends a look.
+    pub fn end(&self, key: &ProviderKey, error: Option<Error>) {
+        if let Some(page) = self.pages.lock().get_mut(key) {
+            (page.under_way, page.error) = (false, error);
+        }
+    }
+
+    /// What Kubernetes would not do at the last look, to be told once.
+    pub fn take_error(&self, key: &ProviderKey) -> Option<Error> {
+        self.pages.lock().get_mut(key)?.error.take()
+    }
+
     /// When a broken provider is to be looked at again.
     pub fn retry_at(&self, key: &ProviderKey) -> Option<Timestamp> {
         self.pages.lock().get(key)?.retry_at
@@ -184,6 +209,21 @@ impl Book {
             page.retry_at = Some(super::provider::look_again(problem, page.failures, now));
         }
         page.retry_at
+    }
+
+    /// The status as it is: as shown, or as written where the watch has not shown that yet.
+    pub fn status(&self, object: &ProviderObject) -> ProviderStatus {
+        let shown = version(object.meta());
+        let pages = self.pages.lock();
+        match pages.get(&object.key()).and_then(|page| page.written.as_ref()) {
+            Some((at, status)) if *at > shown => status.clone(),
+            _ => object.status().cloned().unwrap_or_default(),
+        }
+    }
+
+    /// Notes a status that was written.
+    pub fn wrote(&self, key: &ProviderKey, meta: &ObjectMeta, status: ProviderStatus) {
+        self.pages.lock().entry(key.clone()).or_default().written = Some((version(meta), status));
     }
 
     /// Forgets a provider that is gone.
@@ -271,6 +311,11 @@ impl Book {
             )
         }))
     }
+}
+
+/// resourceVersions are comparable numbers (KEP-5504).
+fn version(meta: &ObjectMeta) -> u64 {
+    meta.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default()
 }
 
 fn problem(reason: Reason, message: impl Into<String>) -> ProviderProblem {

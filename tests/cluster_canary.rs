@@ -1,0 +1,121 @@
+//! No secret shows anywhere but where it belongs: not in the log at its finest, in no Event, status or metric.
+
+#![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
+
+mod support;
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use k8s_openapi::api::core::v1::Secret;
+use mail_token_broker::api::{MailCredential, MailProvider};
+use serde_json::json;
+use support::*;
+
+/// How a secret may look that was written down by mistake: plain, form-encoded, and in the middle of any base64.
+fn spellings(secret: &str) -> Vec<String> {
+    let form: String = url::form_urlencoded::byte_serialize(secret.as_bytes()).collect();
+    let mut spellings = vec![secret.to_owned(), form];
+    for shift in 0..3 {
+        let encoded = BASE64_STANDARD.encode([" ".repeat(shift).as_bytes(), secret.as_bytes()].concat());
+        // What stands at the ends depends on the neighbours.
+        spellings.push(encoded[4..encoded.trim_end_matches('=').len() - 3].to_owned());
+    }
+    spellings
+}
+
+#[tokio::test]
+async fn no_secret_is_told_anywhere() {
+    const POST: &str = "canary~post secret/7Qx2+Lm9";
+    const BASIC: &str = "canary~basic:secret/3Wk8+Rt5";
+    let ns = Cluster::shared().namespace().await;
+    let idp = Idp::start();
+    let mut broker = Broker::settings(&ns).env("RUST_LOG", "trace").start().await;
+    ns.provider(&idp).await;
+    ns.apply(source("post", "client-secret", POST)).await;
+    ns.apply(source("basic", "client-secret", BASIC)).await;
+    let applied = json!({"kind": "Secret", "stringData": {"client-secret": POST}}).to_string();
+    ns.annotate::<Secret>("post", "kubectl.kubernetes.io/last-applied-configuration", &applied).await;
+    let secret = |name: &str, method: &str| json!({"clientSecret": {"secretRef": {"name": name, "key": "client-secret"}, "method": method}});
+    ns.apply(provider(&idp).set("spec.client.authentication", vec![secret("post", "Post"), secret("basic", "Basic")]))
+        .await;
+
+    // A token by the body, one by the header, each in every shape.
+    let shapes = json!(["XOAuth2", "OAuthBearer", "SaslXoauth2", "TokenJSON"]);
+    let shaped = credential("billing").set("spec.secret.formats", shapes);
+    ns.apply(shaped.entry("spec.secret.data", "env", "T=${access_token}")).await;
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+    idp.next(Answer::error("invalid_client"));
+    ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
+    idp.token_requests_reach(3).await;
+    let header = idp.token_requests()[2].headers["authorization"].clone();
+    let basic = header.strip_prefix("Basic ").unwrap().to_owned();
+    ns.until::<MailCredential>("billing", "the header's token is there", |found| {
+        found.status.as_ref().and_then(|status| status.last_handled_reissue.as_deref()) == Some("1")
+    })
+    .await;
+
+    // Answers that repeat what they were sent, and worse.
+    let echo = json!({
+        "error": format!("invalid_{POST}"), "error_description": format!("the secret {POST} and {BASIC} and {basic} are wrong"),
+        "error_uri": BASIC, "correlation_id": basic, "access_token": "canary-echoed-token-5Hj1",
+    });
+    let answers = [
+        Answer::json(400, echo.clone()),
+        Answer::json(200, echo.clone()).header("x-echo", POST).header("location", BASIC),
+        Answer::text(
+            200,
+            &format!(r#"{{"access_token":"canary-echoed-token-5Hj1","token_type":"Bearer","expires_in":"{POST}"}}"#),
+        ),
+        Answer::text(200, &format!("canary-echoed-token-5Hj1 {POST}")),
+        Answer::status(302).header("location", &format!("https://localhost/{basic}")),
+    ];
+    for (number, answer) in answers.into_iter().enumerate() {
+        idp.answer(answer);
+        let before = idp.token_requests().len();
+        ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", &format!("echo-{number}")).await;
+        idp.token_requests_reach(before + 1).await;
+        ns.until::<MailCredential>("billing", "it has failed", |found| {
+            found.status.as_ref().and_then(|status| status.failed_attempts) == Some(1)
+        })
+        .await;
+    }
+    // A Secret that somebody tampers with, one that cannot be used, and a restart.
+    ns.patch::<Secret>("billing", json!({"stringData": {"username": "eve@example.org"}})).await;
+    ns.until::<Secret>("billing", "it is put right", |secret| {
+        secret.data.as_ref().is_some_and(|data| data["username"].0 == b"billing@example.org")
+    })
+    .await;
+    ns.apply(source("post", "client-secret", &format!("{POST} "))).await;
+    ns.apply(source("basic", "client-secret", &format!(" {BASIC}"))).await;
+    ns.condition::<MailProvider>("idp", "Ready", "SourceInvalid").await;
+    let metrics = broker.metrics().await;
+    broker.terminate().await;
+    broker.again().await;
+
+    let mut places =
+        vec![("metrics", metrics), ("metrics after the restart", broker.metrics().await), ("log", broker.log())];
+    for kind in ["mailcredentials", "mailproviders", "events"] {
+        places.push((kind, ns.kubectl(["get", kind, "-o", "yaml"])));
+        places.push((kind, ns.kubectl(["describe", kind])));
+    }
+    let (_, log) = &places[2];
+    assert!(log.contains("DEBUG"), "the log is not at its finest");
+    let mut secrets = vec![POST.to_owned(), BASIC.to_owned(), basic, "canary-echoed-token-5Hj1".to_owned()];
+    secrets.extend(idp.issued());
+    assert!(secrets.len() >= 6);
+    for secret in &secrets {
+        for spelling in spellings(secret) {
+            assert!(spelling.len() >= 12, "{spelling}");
+            for (place, text) in &places {
+                if let Some(at) = text.find(&spelling) {
+                    let around = text.get(at.saturating_sub(300)..(at + 200).min(text.len()));
+                    panic!("a secret is told in {place}: {around:?}");
+                }
+            }
+        }
+    }
+    let (_, log) = &places[2];
+    for word in ["authorization: ", "Authorization:", "Basic ", "Bearer "] {
+        let told = log.lines().find(|line| line.contains(word) && !line.contains("token_type"));
+        assert_eq!(told, None, "{word}");
+    }
+}

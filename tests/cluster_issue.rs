@@ -1,0 +1,259 @@
+//! From nothing to a Secret, its renewal, its end, and a restart.
+
+mod support;
+
+use std::time::Duration;
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
+use mail_token_broker::api::{MailCredential, MailProvider};
+use serde_json::{Value, json};
+use support::*;
+
+#[tokio::test]
+async fn a_credential_becomes_ready_with_one_request_and_two_writes_and_no_event() {
+    let stage = Stage::new().await;
+    let made = stage.issued(credential("billing")).await;
+    stage.mark("mark").await;
+    assert_eq!(stage.idp.token_requests().len(), 2, "one for each credential");
+    assert_eq!(stage.writes("secrets", "billing"), ["create"]);
+    assert_eq!(stage.writes("mailcredentials/status", "billing"), ["patch"]);
+    assert_eq!(stage.writes("mailproviders/status", "idp"), ["patch"]);
+    assert!(stage.told("billing").await.is_empty());
+    assert!(stage.told("idp").await.is_empty());
+
+    let request = &stage.idp.token_requests()[0];
+    let form = request.form();
+    assert_eq!(form["grant_type"], "client_credentials");
+    assert_eq!((form["client_id"].as_str(), form["client_secret"].as_str()), ("mailer", "a client secret"));
+
+    assert_eq!(field(&made, "/status/observedGeneration"), json!(1));
+    assert_eq!(field(&made, "/status/secretName"), "billing");
+    assert_eq!(field(&made, "/status/failedAttempts"), json!(0));
+    assert_eq!(field(&made, "/status/client"), json!({"method": "clientSecret", "index": 0}));
+    let types: Vec<_> = made.status.unwrap().conditions.into_iter().map(|condition| condition.type_).collect();
+    assert_eq!(types, ["Ready", "Renewed"]);
+}
+
+#[tokio::test]
+async fn the_secret_has_all_that_was_asked_for() {
+    let stage = Stage::new().await;
+    let servers = json!({
+        "smtp": {"host": "smtp.example.org", "port": 587}, "imap": {"host": "imap.example.org", "port": 993},
+        "pop3": {"host": "pop.example.org", "port": 995},
+    });
+    stage.ns.apply(provider(&stage.idp).set("spec.servers", servers)).await;
+    let manifest = credential("billing")
+        .set("spec.mailbox.authenticateAs", "svc@example.org")
+        .set("spec.protocols", json!(["SMTP", "IMAP"]))
+        .set("spec.secret", json!({
+            "name": "token", "labels": {"team": "billing"}, "annotations": {"example.org/note": "any text"},
+            "formats": ["XOAuth2", "OAuthBearer", "SaslXoauth2", "TokenJSON"],
+            "data": {"smtp.env": "U=${username}\nF=${from}\nT=${access_token}\nH=${smtp_host}:${smtp_port} $$${imap_host}\n"},
+        }));
+    let made = stage.issued(manifest).await;
+    let token = stage.idp.issued()[0].clone();
+    let data = stage.ns.secret("token").await;
+    let keys: Vec<_> = data.keys().map(String::as_str).collect();
+    assert_eq!(
+        keys,
+        [
+            "access_token",
+            "expires_at",
+            "expires_at_unix",
+            "from",
+            "imap_host",
+            "imap_port",
+            "oauthbearer",
+            "sasl-xoauth2.json",
+            "smtp.env",
+            "smtp_host",
+            "smtp_port",
+            "token.json",
+            "token_type",
+            "username",
+            "xoauth2",
+        ]
+    );
+    assert_eq!(data["access_token"], token);
+    assert_eq!(data["token_type"], "Bearer");
+    assert_eq!((data["username"].as_str(), data["from"].as_str()), ("svc@example.org", "billing@example.org"));
+    assert_eq!((data["imap_host"].as_str(), data["imap_port"].as_str()), ("imap.example.org", "993"));
+    let decoded = |key: &str| String::from_utf8(BASE64_STANDARD.decode(&data[key]).unwrap()).unwrap();
+    assert_eq!(decoded("xoauth2"), format!("user=svc@example.org\u{1}auth=Bearer {token}\u{1}\u{1}"));
+    assert_eq!(decoded("oauthbearer"), format!("n,a=svc@example.org,\u{1}auth=Bearer {token}\u{1}\u{1}"));
+    let expires_at: Timestamp = data["expires_at"].parse().unwrap();
+    assert_eq!(data["expires_at_unix"], expires_at.as_second().to_string());
+    let sasl: Value = serde_json::from_str(&data["sasl-xoauth2.json"]).unwrap();
+    let expiry = &data["expires_at_unix"];
+    let wanted = json!({"access_token": token, "refresh_token": "", "expiry": expiry, "user": "svc@example.org"});
+    assert_eq!(sasl, wanted);
+    let env =
+        format!("U=svc@example.org\nF=billing@example.org\nT={token}\nH=smtp.example.org:587 $imap.example.org\n");
+    assert_eq!(data["smtp.env"], env);
+
+    let secret: Secret = stage.ns.get("token").await;
+    assert_eq!(secret.type_.as_deref(), Some("Opaque"));
+    let metadata = field(&secret, "/metadata");
+    assert_eq!(
+        metadata["labels"],
+        json!({"app.kubernetes.io/managed-by": "mail-token-broker", "mailtoken.dev/credential": "billing", "team": "billing"})
+    );
+    let annotations = &metadata["annotations"];
+    assert_eq!(annotations["mailtoken.dev/expires-at"], data["expires_at"]);
+    assert_eq!(annotations["mailtoken.dev/issued-at"], field(&made, "/status/token/issuedAt"));
+    assert_eq!(annotations["mailtoken.dev/fingerprint"], field(&made, "/status/token/fingerprint"));
+    assert!(annotations["mailtoken.dev/issued-for"].is_string());
+    assert_eq!(annotations["example.org/note"], "any text");
+    let owner = &metadata["ownerReferences"][0];
+    assert_eq!(
+        (&owner["kind"], &owner["name"], &owner["controller"]),
+        (&json!("MailCredential"), &json!("billing"), &json!(true))
+    );
+    assert_eq!(owner["uid"], field(&made, "/metadata/uid"));
+    assert_eq!(field(&made, "/status/token/length"), json!(token.len()));
+    assert_eq!(field(&made, "/status/token/expiresAt"), data["expires_at"]);
+}
+
+#[tokio::test]
+async fn a_token_is_renewed_by_itself_without_an_event() {
+    let stage = Stage::new().await;
+    stage.idp.answer(Answer::token(6));
+    stage.issued(credential("billing").set("spec.renewal", json!({"minValidity": "0s", "renewBefore": "3s"}))).await;
+    let before = stage.ns.secret("billing").await["access_token"].clone();
+    stage.renewed("billing", &before).await;
+    stage.idp.token_requests_reach(3).await;
+    stage
+        .ns
+        .until::<MailCredential>("billing", "it tells the third token", |object| {
+            object.status.as_ref().is_some_and(|status| status.token.is_some())
+        })
+        .await;
+    let requests = stage.idp.token_requests();
+    let gap = requests[1].at - requests[0].at;
+    assert!(gap >= Duration::from_secs(1) && gap <= Duration::from_secs(5), "renewed after {gap:?}");
+    let told = stage.told("billing").await;
+    assert!(told.is_empty(), "{told:?}");
+    let writes = stage.writes("mailcredentials/status", "billing").len();
+    assert!(writes <= stage.idp.token_requests().len(), "{writes} status writes for {} tokens", requests.len());
+}
+
+#[tokio::test]
+async fn ready_outlives_failing_renewals_and_ends_with_the_token_by_the_brokers_own_timer() {
+    let stage = Stage::new().await;
+    stage.idp.next(Answer::token(8));
+    stage.idp.answer(Answer::status(503));
+    stage.issued(credential("billing")).await;
+    stage.ns.condition::<MailCredential>("billing", "Renewed", "ProviderUnavailable").await;
+    let object: MailCredential = stage.ns.get("billing").await;
+    assert_eq!(reason(&object, "Ready"), "TokenValid", "{object:#?}");
+    assert_eq!(reason(&object, "Stalled"), "");
+    assert_eq!(field(&object, "/status/failedAttempts"), json!(1));
+    assert_eq!(field(&object, "/status/lastError/httpStatus"), json!(503));
+    assert_eq!(field(&object, "/status/lastError/error"), Value::Null);
+
+    let expired = stage.ns.condition::<MailCredential>("billing", "Ready", "Expired").await;
+    assert_eq!(expired.status, "False");
+    let object: MailCredential = stage.ns.get("billing").await;
+    let end: Timestamp = field(&object, "/status/token/expiresAt").as_str().unwrap().parse().unwrap();
+    let late = expired.last_transition_time.0.as_second() - end.as_second();
+    assert!((0..=2).contains(&late), "{late} s after the end");
+
+    stage.idp.answer(Answer::token(3600));
+    stage.ready("billing").await;
+    let told = until("all is told", async || match stage.told("billing").await {
+        told if told.len() >= 5 => Ok(told),
+        told => Err(format!("{told:?}")),
+    })
+    .await;
+    let wanted = [
+        "Normal RenewalSucceeded",
+        "Normal TokenValid",
+        "Warning Expired",
+        "Warning LifetimeTooShort",
+        "Warning ProviderUnavailable",
+    ];
+    assert_eq!(told.iter().map(String::as_str).collect::<Vec<_>>(), wanted);
+}
+
+#[tokio::test]
+async fn a_token_ends_also_while_its_credential_is_suspended() {
+    let stage = Stage::new().await;
+    stage.idp.next(Answer::token(6));
+    stage.issued(credential("billing")).await;
+    stage.ns.apply(credential("billing").set("spec.suspend", true)).await;
+    let renewed = stage.ns.condition::<MailCredential>("billing", "Renewed", "Suspended").await;
+    assert_eq!(renewed.status, "False");
+    let object: MailCredential = stage.ns.get("billing").await;
+    assert_eq!(reason(&object, "Ready"), "TokenValid");
+    assert_eq!(reason(&object, "Stalled"), "");
+    assert_eq!(field(&object, "/status/observedGeneration"), json!(2));
+    stage.ns.condition::<MailCredential>("billing", "Ready", "Expired").await;
+    assert_eq!(stage.idp.token_requests().len(), 1);
+    stage.ns.apply(credential("billing")).await;
+    stage.ready("billing").await;
+    let object: MailCredential = stage.ns.get("billing").await;
+    assert_eq!(reason(&object, "Renewed"), "RenewalSucceeded");
+}
+
+#[tokio::test]
+async fn a_restart_with_unexpired_tokens_asks_no_provider_and_writes_nothing() {
+    let mut stage = Stage::new().await;
+    let names = ["a", "b", "c"];
+    for name in names {
+        stage.issued(credential(name).set("spec.secret.labels.team", "x")).await;
+    }
+    stage.issued(credential("kept").set("spec.secret.deletionPolicy", "Retain")).await;
+    let requests = stage.idp.requests().len();
+    let before: Vec<_> = names.iter().map(|name| stage.writes("mailcredentials/status", name)).collect();
+    for round in 0..2 {
+        match round {
+            0 => assert!(stage.broker.terminate().await.success()),
+            _ => stage.broker.kill(),
+        }
+        stage.broker.again().await;
+        stage.mark(&format!("mark-{round}")).await;
+        assert_eq!(stage.idp.requests().len(), requests + 1 + round, "only that of the mark");
+        for (name, before) in names.iter().zip(&before) {
+            assert_eq!(stage.writes("mailcredentials/status", name), *before);
+        }
+        assert_eq!(stage.writes("secrets", "a"), ["create"]);
+        assert_eq!(stage.writes("mailproviders/status", "idp"), ["patch"]);
+    }
+}
+
+#[tokio::test]
+async fn a_lifetime_that_is_not_told_is_an_hour_and_a_warning() {
+    let stage = Stage::new().await;
+    stage.idp.answer(Answer::token(0).without("expires_in"));
+    let made = stage.issued(credential("billing")).await;
+    let time = |pointer: &str| field(&made, pointer).as_str().unwrap().parse::<Timestamp>().unwrap().as_second();
+    assert_eq!(time("/status/token/expiresAt") - time("/status/token/issuedAt"), 3600);
+    until("the warning is there", async || match stage.told("billing").await {
+        told if told.contains("Warning LifetimeUnknown") => Ok(()),
+        told => Err(format!("{told:?}")),
+    })
+    .await;
+    stage.idp.answer(Answer::token(0).field("expires_in", "7200"));
+    let made = stage.issued(credential("digits")).await;
+    let time = |pointer: &str| field(&made, pointer).as_str().unwrap().parse::<Timestamp>().unwrap().as_second();
+    assert_eq!(time("/status/token/expiresAt") - time("/status/token/issuedAt"), 7200);
+}
+
+#[tokio::test]
+async fn a_provider_tells_where_tokens_come_from() {
+    let stage = Stage::new().await;
+    stage.ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
+    let oidc = provider(&stage.idp)
+        .set("metadata.name", "discovered")
+        .without("spec.oauth2")
+        .set("spec.oidc.issuerURL", stage.idp.issuer());
+    stage.ns.apply(oidc).await;
+    stage.ns.condition::<MailProvider>("discovered", "Ready", "ProviderReady").await;
+    let object: MailProvider = stage.ns.get("discovered").await;
+    assert_eq!(field(&object, "/status/tokenURL"), stage.idp.token_url());
+    assert_eq!(field(&object, "/status/deviceAuthorizationURL"), stage.idp.url(idp::DEVICE));
+    assert_eq!(field(&object, "/status/revocationURL"), stage.idp.url(idp::REVOKE));
+    stage.issued(credential("billing").set("spec.providerRef.name", "discovered")).await;
+    assert_eq!(stage.idp.requests_at(idp::DISCOVERY).len(), 1);
+}

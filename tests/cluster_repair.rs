@@ -1,0 +1,177 @@
+//! What others do to the Secret is put right, and at no more cost than it takes.
+
+mod support;
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use mail_token_broker::api::MailCredential;
+use serde_json::{Value, json};
+use support::*;
+
+fn dressed() -> Manifest {
+    credential("billing")
+        .set("spec.secret.labels.team", "billing")
+        .entry("spec.secret.annotations", "example.org/note", "kept")
+        .set("spec.secret.data", json!({"smtp.env": "T=${access_token}"}))
+}
+
+/// What a repair must bring back.
+fn shape(secret: &Secret) -> Value {
+    let metadata = field(secret, "/metadata");
+    let immutable = secret.immutable == Some(true);
+    json!([
+        secret.data,
+        metadata["labels"],
+        metadata["annotations"],
+        metadata["ownerReferences"],
+        secret.type_,
+        immutable
+    ])
+}
+
+async fn repaired(stage: &Stage, what: &str, wanted: &Value) -> Secret {
+    stage.ns.until::<Secret>("billing", what, |secret| shape(secret) == *wanted).await
+}
+
+#[tokio::test]
+async fn what_others_change_in_the_secret_is_put_right_without_a_request() {
+    let stage = Stage::new().await;
+    stage.issued(dressed()).await;
+    let original: Secret = stage.ns.get("billing").await;
+    let wanted = shape(&original);
+    let edits = [
+        ("a key changed", json!({"stringData": {"username": "somebody"}})),
+        ("the expiry changed", json!({"stringData": {"expires_at": "2035-01-01T00:00:00Z"}})),
+        ("a ready-made form changed", json!({"data": {"xoauth2": "eA=="}})),
+        ("a key of spec.secret.data emptied", json!({"stringData": {"smtp.env": ""}})),
+        ("a key removed", json!({"data": {"smtp_host": null}})),
+        ("a key added", json!({"stringData": {"more": "x"}})),
+        ("a label of the spec changed", json!({"metadata": {"labels": {"team": "other"}}})),
+        ("a label of the spec removed", json!({"metadata": {"labels": {"team": null}}})),
+        ("our label removed", json!({"metadata": {"labels": {"mailtoken.dev/credential": null}}})),
+        ("our label changed", json!({"metadata": {"labels": {"mailtoken.dev/credential": "other"}}})),
+        ("the label that we watch removed", json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": null}}})),
+        ("the label that we watch changed", json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": "Helm"}}})),
+        ("all labels removed", json!({"metadata": {"labels": null}})),
+        ("an annotation of the spec changed", json!({"metadata": {"annotations": {"example.org/note": "x"}}})),
+        ("an annotation of the spec removed", json!({"metadata": {"annotations": {"example.org/note": null}}})),
+        ("the layout removed", json!({"metadata": {"annotations": {"mailtoken.dev/layout": null}}})),
+        ("the owner removed", json!({"metadata": {"ownerReferences": null}})),
+        ("made immutable", json!({"immutable": true})),
+    ];
+    for (what, edit) in edits {
+        stage.ns.patch::<Secret>("billing", edit).await;
+        repaired(&stage, what, &wanted).await;
+        let object: MailCredential = stage.ns.get("billing").await;
+        assert_eq!(reason(&object, "Ready"), "TokenValid", "{what}");
+    }
+    assert_eq!(stage.idp.token_requests().len(), 1);
+    let told = stage.told("billing").await;
+    assert!(told.iter().all(|event| !event.starts_with("Warning")), "{told:?}");
+}
+
+#[tokio::test]
+async fn additions_of_others_stay() {
+    let stage = Stage::new().await;
+    stage.issued(dressed()).await;
+    let add = json!({"metadata": {"labels": {"theirs": "x"}, "annotations": {"theirs": "y"}}});
+    stage.ns.patch::<Secret>("billing", add).await;
+    stage.ns.apply(dressed().set("spec.secret.formats", json!(["TokenJSON"]))).await;
+    stage.ready("billing").await;
+    let secret = stage.ns.until::<Secret>("billing", "it has token.json", |s| !text(s, "token.json").is_empty()).await;
+    assert_eq!(field(&secret, "/metadata/labels/theirs"), "x");
+    assert_eq!(field(&secret, "/metadata/annotations/theirs"), "y");
+}
+
+#[tokio::test]
+async fn a_token_that_was_tampered_with_is_replaced() {
+    let stage = Stage::new().await;
+    stage.issued(dressed()).await;
+    let edits = [
+        json!({"stringData": {"access_token": "theirs"}}),
+        json!({"data": null}),
+        json!({"data": {"access_token": null}}),
+        json!({"metadata": {"annotations": {"mailtoken.dev/fingerprint": null}}}),
+        json!({"metadata": {"annotations": {"mailtoken.dev/issued-for": "x"}}}),
+        json!({"metadata": {"annotations": {"mailtoken.dev/expires-at": "tomorrow"}}}),
+        json!({"metadata": {"annotations": {"mailtoken.dev/expires-at": "2020-01-01T00:00:00Z"}}}),
+        json!({"metadata": {"annotations": null}}),
+    ];
+    for (number, edit) in edits.into_iter().enumerate() {
+        let before = stage.ns.secret("billing").await["access_token"].clone();
+        stage.ns.patch::<Secret>("billing", edit.clone()).await;
+        let fresh = |secret: &Secret| {
+            let token = text(secret, "access_token");
+            token.starts_with("access-canary") && token != before
+        };
+        let secret = stage.ns.until::<Secret>("billing", &edit.to_string(), fresh).await;
+        assert_eq!(text(&secret, "smtp.env"), format!("T={}", text(&secret, "access_token")));
+        stage.ready("billing").await;
+        assert_eq!(stage.idp.token_requests().len(), number + 2, "{edit}");
+    }
+}
+
+#[tokio::test]
+async fn a_deleted_secret_is_made_again() {
+    let stage = Stage::new().await;
+    for policy in ["Delete", "Retain"] {
+        let name = policy.to_lowercase();
+        // Longer than a label's value can be.
+        let name = format!("{name}-{}", "x".repeat(70));
+        stage
+            .issued(credential("c").set("metadata.name", name.as_str()).set("spec.secret.deletionPolicy", policy))
+            .await;
+        for _ in 0..2 {
+            let before: Secret = stage.ns.get(&name).await;
+            stage.ns.api::<Secret>().delete(&name, &DeleteParams::default()).await.unwrap();
+            let other = |secret: &Secret| secret.metadata.uid != before.metadata.uid;
+            stage.ns.until::<Secret>(&name, "it is there again", other).await;
+            stage.ready(&name).await;
+        }
+    }
+    assert_eq!(stage.idp.token_requests().len(), 6);
+}
+
+#[tokio::test]
+async fn an_own_secret_of_another_type_is_made_again() {
+    let stage = Stage::new().await;
+    stage.issued(dressed()).await;
+    let original: Secret = stage.ns.get("billing").await;
+    stage.ns.apply(dressed().set("spec.suspend", true)).await;
+    stage.ns.condition::<MailCredential>("billing", "Renewed", "Suspended").await;
+    let mut other = original.clone();
+    other.type_ = Some("example.org/other".to_owned());
+    other.metadata.resource_version = None;
+    other.metadata.uid = None;
+    stage.ns.delete::<Secret>("billing").await;
+    stage.ns.api::<Secret>().create(&PostParams::default(), &other).await.unwrap();
+    stage.ns.apply(dressed()).await;
+    repaired(&stage, "it is Opaque", &shape(&original)).await;
+    stage.ready("billing").await;
+    assert_eq!(stage.idp.token_requests().len(), 1);
+}
+
+#[tokio::test]
+async fn what_users_write_into_the_status_is_no_truth() {
+    let stage = Stage::new().await;
+    let made = stage.issued(dressed()).await;
+    let status = json!({"status": {
+        "token": {"expiresAt": "2020-01-01T00:00:00Z"}, "secretName": "other", "conditions": [],
+        "observedGeneration": 99, "failedAttempts": 7,
+    }});
+    let params = PatchParams::default();
+    let api = stage.ns.api::<MailCredential>();
+    api.patch_status("billing", &params, &Patch::Merge(status)).await.unwrap();
+    stage.ready("billing").await;
+    stage
+        .ns
+        .until::<MailCredential>("billing", "the status is as it was", |object| {
+            let told = |pointer| field(object, pointer) == field(&made, pointer);
+            told("/status/token") && told("/status/secretName") && told("/status/observedGeneration")
+        })
+        .await;
+    assert_eq!(stage.idp.token_requests().len(), 1);
+    api.patch_status("billing", &params, &Patch::Merge(json!({"status": null}))).await.unwrap();
+    stage.ready("billing").await;
+    assert_eq!(stage.idp.token_requests().len(), 1);
+}

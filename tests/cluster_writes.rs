@@ -1,0 +1,141 @@
+//! A token that Kubernetes does not let the broker write: held, and written when it can be, without another request.
+
+#![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
+
+mod support;
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{Api, DeleteParams, PostParams};
+use mail_token_broker::api::MailCredential;
+use serde_json::json;
+use support::*;
+
+/// Refuses the broker's Secrets in this namespace, until it is lifted.
+struct Refusal<'a>(&'a Namespace);
+
+impl<'a> Refusal<'a> {
+    async fn begin(ns: &'a Namespace) -> Self {
+        let policy = json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy", "metadata": {"name": ns.name},
+            "spec": {
+                "failurePolicy": "Fail",
+                "matchConstraints": {"resourceRules": [
+                    {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["secrets"]},
+                ]},
+                "validations": [{
+                    "expression": "!has(object.metadata.labels) || !('app.kubernetes.io/managed-by' in object.metadata.labels)",
+                    "message": "not today",
+                }],
+            },
+        });
+        let binding = json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
+            "metadata": {"name": ns.name},
+            "spec": {
+                "policyName": ns.name, "validationActions": ["Deny"],
+                "matchResources": {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": ns.name}}},
+            },
+        });
+        for object in [policy, binding] {
+            ns.apply(object).await;
+        }
+        let refusal = Self(ns);
+        refusal.until(true).await;
+        refusal
+    }
+
+    async fn lift(self) {
+        let api: Api<k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicyBinding> =
+            Api::all(self.0.client.clone());
+        api.delete(&self.0.name, &DeleteParams::default()).await.unwrap();
+        self.until(false).await;
+    }
+
+    /// Waits until the API server goes by it, or no longer does.
+    async fn until(&self, refused: bool) {
+        let probe: Secret = serde_json::from_value(json!({
+            "metadata": {"generateName": "probe-", "labels": {"app.kubernetes.io/managed-by": "somebody"}},
+        }))
+        .unwrap();
+        let dry = PostParams { dry_run: true, ..PostParams::default() };
+        until("the policy is in force, or lifted", async || match self.0.api::<Secret>().create(&dry, &probe).await {
+            Err(error) if refused && error.to_string().contains("not today") => Ok(()),
+            Ok(_) if !refused => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_first_token_that_may_not_be_written_is_held_and_written_later() {
+    let ns = Cluster::shared().namespace().await;
+    let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
+    ns.provider(&idp).await;
+    let refusal = Refusal::begin(&ns).await;
+    ns.apply(credential("billing")).await;
+
+    let told = ns.condition::<MailCredential>("billing", "Renewed", "SecretWriteFailed").await.message;
+    assert!(told.contains("not today") && told.contains("The token is kept"), "{told}");
+    ns.condition::<MailCredential>("billing", "Ready", "SecretWriteFailed").await;
+    let found: MailCredential = ns.get("billing").await;
+    assert!(namespace::find(&found, "Stalled").is_none() && namespace::find(&found, "Reconciling").is_some());
+    // A second attempt to write is made, and no second request.
+    ns.until::<MailCredential>("billing", "it was tried again", |found| {
+        found.status.as_ref().and_then(|status| status.failed_attempts) == Some(2)
+    })
+    .await;
+    refusal.lift().await;
+
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+    assert_eq!(ns.secret("billing").await["access_token"], idp.issued()[0]);
+    assert_eq!(idp.token_requests().len(), 1);
+}
+
+#[tokio::test]
+async fn a_renewed_token_that_may_not_be_written_leaves_the_old_one_and_is_written_after_a_change_at_once() {
+    let ns = Cluster::shared().namespace().await;
+    let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
+    ns.provider(&idp).await;
+    ns.apply(credential("billing")).await;
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+    let refusal = Refusal::begin(&ns).await;
+
+    ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
+    ns.condition::<MailCredential>("billing", "Renewed", "SecretWriteFailed").await;
+    let found: MailCredential = ns.get("billing").await;
+    assert_eq!(namespace::find(&found, "Ready").unwrap().status, "True");
+    assert_eq!(found.status.unwrap().last_handled_reissue, None);
+    refusal.lift().await;
+    ns.patch::<MailCredential>("billing", json!({"spec": {"renewal": {"minValidity": "11m"}}})).await;
+
+    ns.condition::<MailCredential>("billing", "Renewed", "RenewalSucceeded").await;
+    assert_eq!(ns.secret("billing").await["access_token"], idp.issued()[1]);
+    assert_eq!(idp.token_requests().len(), 2);
+    let found: MailCredential = ns.get("billing").await;
+    assert_eq!(found.status.unwrap().last_handled_reissue.as_deref(), Some("1"));
+}
+
+#[tokio::test]
+async fn a_new_shape_that_may_not_be_written_costs_no_token() {
+    let ns = Cluster::shared().namespace().await;
+    let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
+    ns.provider(&idp).await;
+    ns.apply(credential("billing")).await;
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+    let refusal = Refusal::begin(&ns).await;
+
+    ns.patch::<MailCredential>("billing", json!({"spec": {"secret": {"formats": ["TokenJSON"]}}})).await;
+    ns.condition::<MailCredential>("billing", "Renewed", "SecretWriteFailed").await;
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+    refusal.lift().await;
+
+    ns.until_in::<Secret>(Duration::from_secs(30), "billing", "it has the new shape", |secret| {
+        secret.data.as_ref().is_some_and(|data| data.contains_key("token.json") && !data.contains_key("xoauth2"))
+    })
+    .await;
+    ns.condition::<MailCredential>("billing", "Renewed", "RenewalSucceeded").await;
+    assert_eq!(idp.token_requests().len(), 1);
+}

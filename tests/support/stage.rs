@@ -1,0 +1,93 @@
+//! What most tests of the broker begin with: a namespace, a provider, a broker.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::Secret;
+use mail_token_broker::api::MailCredential;
+use serde_json::Value;
+
+use super::{Broker, Cluster, Idp, Manifest, Namespace, credential, namespace::find};
+
+/// A namespace with the provider `idp`, and a broker that watches it.
+pub struct Stage {
+    pub ns: Namespace,
+    pub idp: Idp,
+    pub broker: Broker,
+}
+
+impl Stage {
+    /// On the cluster that all tests share.
+    pub async fn new() -> Self {
+        let ns = Cluster::shared().namespace().await;
+        let idp = Idp::start();
+        ns.provider(&idp).await;
+        let broker = Broker::start(&ns).await;
+        Self { ns, idp, broker }
+    }
+
+    /// Applies a credential and waits until it is ready.
+    pub async fn issued(&self, manifest: impl Into<Manifest>) -> MailCredential {
+        let manifest = manifest.into();
+        let name = manifest.0["metadata"]["name"].as_str().unwrap().to_owned();
+        self.ns.apply(manifest).await;
+        self.ready(&name).await
+    }
+
+    /// Waits until a credential is ready in its present generation.
+    pub async fn ready(&self, name: &str) -> MailCredential {
+        self.ns.condition::<MailCredential>(name, "Ready", "TokenValid").await;
+        self.ns.get(name).await
+    }
+
+    /// A mark in time: a new credential, asked for after all that was before and ready after it.
+    pub async fn mark(&self, name: &str) {
+        self.issued(credential(name)).await;
+    }
+
+    /// A mark in time while the provider refuses all clients.
+    pub async fn mark_refused(&self) {
+        self.ns.apply(credential("refused")).await;
+        self.ns.condition::<MailCredential>("refused", "Ready", "InvalidClient").await;
+    }
+
+    /// Waits until the value of a Secret's key differs from `before`.
+    pub async fn renewed(&self, secret: &str, before: &str) -> Secret {
+        self.ns.until::<Secret>(secret, "it has another token", |secret| text(secret, "access_token") != before).await
+    }
+
+    /// The verbs of all writes that succeeded, in their order: of `mailcredentials/status`, `secrets`.
+    pub fn writes(&self, resource: &str, name: &str) -> Vec<String> {
+        let audit = self.ns.cluster.audit();
+        let written = audit.into_iter().filter(|event| {
+            event.namespace == self.ns.name
+                && event.access.resource == resource
+                && event.name == name
+                && ["create", "patch", "update", "delete"].contains(&event.access.verb.as_str())
+                && event.code < 300
+        });
+        written.map(|event| event.access.verb).collect()
+    }
+
+    /// The types and reasons of the Events on an object, such as `Warning Expired`.
+    pub async fn told(&self, name: &str) -> BTreeSet<String> {
+        let events = self.ns.events(name).await;
+        let word = |text: Option<String>| text.unwrap_or_default();
+        events.into_iter().map(|event| format!("{} {}", word(event.type_), word(event.reason))).collect()
+    }
+}
+
+/// A key of a Secret.
+pub fn text(secret: &Secret, key: &str) -> String {
+    let data = secret.data.as_ref().and_then(|data| data.get(key));
+    data.map(|value| String::from_utf8(value.0.clone()).unwrap()).unwrap_or_default()
+}
+
+/// The reason of a condition, empty where there is none.
+pub fn reason(object: &MailCredential, kind: &str) -> String {
+    find(object, kind).map(|condition| condition.reason).unwrap_or_default()
+}
+
+/// A field of an object by its pointer, such as `/status/token/fingerprint`; null where it is absent.
+pub fn field(object: &impl serde::Serialize, pointer: &str) -> Value {
+    serde_json::to_value(object).unwrap().pointer(pointer).cloned().unwrap_or_default()
+}
