@@ -7,9 +7,8 @@ use secrecy::ExposeSecret as _;
 use serde_json::json;
 
 use crate::{
-    api::{MailCredential, credential::Format},
+    api::{MailCredential, credential::Format, names::rfc3339},
     oauth::Token,
-    policy::inputs::rfc3339,
     providers::Profile,
     sasl,
 };

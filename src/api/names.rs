@@ -1,5 +1,6 @@
 //! Names that users see on objects: labels, annotations, Secret keys, and how long names are cut.
 
+use k8s_openapi::jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
 /// Field manager of everything that the broker applies, and the reporter of its Events.
@@ -46,6 +47,11 @@ pub const SECRET_TYPE_GRANT: &str = "mailtoken.dev/grant";
 const LABEL_MAX: usize = 63;
 /// Longest name of a Secret.
 const NAME_MAX: usize = 253;
+
+/// RFC 3339 in whole seconds, as in annotations, Secret keys and messages.
+pub fn rfc3339(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
 
 /// The value of [`LABEL_CREDENTIAL`] for a credential's name: the name, cut with a hash past 63 characters.
 pub fn label_value(name: &str) -> String {

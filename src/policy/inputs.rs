@@ -1,7 +1,5 @@
 //! Hashes by which a change is seen without reading what it changed.
 
-use k8s_openapi::jiff::Timestamp;
-
 use crate::{
     api::{
         MailCredential,
@@ -84,9 +82,4 @@ pub fn attempt(credential: &MailCredential, provider: &str) -> String {
     let generation = credential.metadata.generation.unwrap_or_default().to_string();
     let reissue = credential.metadata.annotations.as_ref().and_then(|map| map.get(names::ANNOTATION_REISSUE));
     names::digest([generation.as_str(), reissue.map_or("", String::as_str), provider])
-}
-
-/// RFC 3339 in whole seconds, as in annotations and Secret keys.
-pub fn rfc3339(at: Timestamp) -> String {
-    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }

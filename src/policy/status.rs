@@ -8,13 +8,13 @@ use k8s_openapi::{
 use super::{
     Decision, Observed, checks,
     commands::Subject,
-    inputs::rfc3339,
     observed::{Published, TokenFacts},
     schedule,
 };
 use crate::api::{
     ConditionType, Reason,
     condition::{self, upsert},
+    names::rfc3339,
     status::{ClientStatus, MailCredentialStatus, TokenStatus},
 };
 

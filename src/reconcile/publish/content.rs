@@ -7,9 +7,13 @@ use kube::{Resource as _, ResourceExt as _, api::Patch, core::ObjectMeta};
 use serde_json::{Value, json};
 
 use crate::{
-    api::{MailCredential, credential::DeletionPolicy, names},
+    api::{
+        MailCredential,
+        credential::DeletionPolicy,
+        names::{self, rfc3339},
+    },
     oauth::Token,
-    policy::{inputs::rfc3339, observed::Provider},
+    policy::observed::Provider,
     render::render,
 };
 

@@ -1,0 +1,227 @@
+//! The rooms of ARCHITECTURE.md as src/ really is: who uses whom, who thinks without touching anything, and how long a
+//! file may be.
+
+#![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use mail_token_broker::api::{ConditionType, Reason};
+
+/// Which rooms a room may use. Those that build everything (`app`, `lib`, `main`) use all.
+const MAY_USE: &[(&str, &[&str])] = &[
+    ("api", &[]),
+    ("oauth", &["api"]),
+    ("providers", &["api", "oauth"]),
+    ("sasl", &[]),
+    ("render", &["api", "oauth", "providers", "sasl"]),
+    ("policy", &["api", "oauth", "providers"]),
+    ("clock", &[]),
+    ("egress", &[]),
+    ("idp", &["clock", "egress"]),
+    ("error", &[]),
+    ("lease", &["clock"]),
+    // It reads the credentials as the watch shows them.
+    ("metrics", &["api", "lease", "reconcile"]),
+    ("admin", &["metrics"]),
+    ("cli", &[]),
+    ("telemetry", &["cli"]),
+    ("reconcile", &["api", "clock", "error", "idp", "lease", "metrics", "oauth", "policy", "providers", "render"]),
+    ("controller", &["api", "error", "policy", "reconcile"]),
+];
+
+/// Rooms that turn values into values: no waiting, no Kubernetes, no socket, no file, no clock.
+const PURE: &[&str] = &["api", "oauth", "providers", "sasl", "render", "policy"];
+
+/// What none of the pure rooms may name.
+const IMPURE: &[&str] = &[
+    "async ",
+    ".await",
+    "tokio::",
+    "reqwest::",
+    "hyper::",
+    "kube::Client",
+    "kube::Api",
+    "Api::",
+    "std::fs",
+    "std::net",
+    "std::env",
+    "::now()",
+    "Instant",
+    "SystemTime",
+    "clock::",
+    "tracing::",
+    "Mutex",
+    "RwLock",
+    "\nstatic ",
+];
+
+/// Longest file, without its tests.
+const LINES: usize = 400;
+
+/// A file of src/ without its tests and comments.
+struct Source {
+    path: PathBuf,
+    /// The modules that lead to it: `["reconcile", "publish", "content"]`.
+    modules: Vec<String>,
+    text: String,
+}
+
+impl Source {
+    fn room(&self) -> &str {
+        &self.modules[0]
+    }
+
+    fn shown(&self) -> String {
+        format!("src/{}", self.path.display())
+    }
+}
+
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = vec![];
+    collect(&root, &mut files);
+    let source = |file: PathBuf| {
+        let path = file.strip_prefix(&root).unwrap().to_owned();
+        let mut modules: Vec<_> =
+            path.with_extension("").iter().map(|part| part.to_str().unwrap().to_owned()).collect();
+        modules.pop_if(|last| last == "mod");
+        let text = fs::read_to_string(file).unwrap();
+        let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        Source { path, modules, text: code.collect::<Vec<_>>().join("\n") }
+    };
+    let sources: Vec<_> = files.into_iter().map(source).collect();
+    assert!(sources.len() > 40, "only {} files were found", sources.len());
+    sources.into_iter().filter(|source| !source.modules.contains(&"tests".to_owned())).collect()
+}
+
+fn collect(dir: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => collect(&path, files),
+            false if path.extension().is_some_and(|extension| extension == "rs") => files.push(path),
+            false => {}
+        }
+    }
+    files.sort();
+}
+
+/// The rooms that a text names after `crate::`, singly or in braces.
+fn rooms_used(text: &str) -> BTreeSet<String> {
+    let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let mut used = BTreeSet::new();
+    for rest in text.split("crate::").skip(1) {
+        let Some(list) = rest.strip_prefix('{') else {
+            used.insert(name(rest));
+            continue;
+        };
+        let (mut depth, mut first) = (1, true);
+        for (at, c) in list.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                ',' if depth == 1 => first = true,
+                c if first && !c.is_whitespace() => {
+                    used.insert(name(&list[at..]));
+                    first = false;
+                }
+                _ => {}
+            }
+            if depth == 0 {
+                break;
+            }
+        }
+    }
+    used.remove("");
+    used
+}
+
+#[test]
+fn every_room_uses_only_those_that_it_may() {
+    let may: BTreeMap<_, _> = MAY_USE.iter().copied().collect();
+    let builders = ["app", "lib", "main"];
+    let mut found = BTreeSet::new();
+    for source in sources() {
+        let room = source.room();
+        found.insert(room.to_owned());
+        if builders.contains(&room) {
+            continue;
+        }
+        let allowed = may.get(room).unwrap_or_else(|| panic!("{}: a room that nobody planned", source.shown()));
+        for used in rooms_used(&source.text) {
+            assert!(used == room || allowed.contains(&used.as_str()), "{} uses {used}", source.shown());
+        }
+        // A chain of `super` must not lead out of the room, where nobody would see what it uses.
+        let out = "super::".repeat(source.modules.len());
+        assert!(!source.text.contains(&out), "{} leaves its room by {out}", source.shown());
+    }
+    let planned: BTreeSet<_> = MAY_USE.iter().map(|(room, _)| *room).chain(builders).map(str::to_owned).collect();
+    assert_eq!(found, planned);
+}
+
+#[test]
+fn no_two_rooms_that_think_use_each_other() {
+    let may: BTreeMap<_, _> = MAY_USE.iter().copied().collect();
+    for room in PURE {
+        for used in may[room] {
+            assert!(PURE.contains(used), "{room} uses {used}, which touches the world");
+            assert!(!may[used].contains(room), "{room} and {used} use each other");
+        }
+    }
+}
+
+#[test]
+fn rooms_that_think_touch_nothing() {
+    for source in sources().iter().filter(|source| PURE.contains(&source.room())) {
+        for word in IMPURE {
+            let at = source.text.find(word);
+            let line = at.and_then(|at| source.text[at..].trim_start().lines().next());
+            assert_eq!(line, None, "{} has {word}", source.shown());
+        }
+    }
+}
+
+#[test]
+fn every_room_has_its_line_in_the_map() {
+    let map = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md")).unwrap();
+    for (room, _) in MAY_USE {
+        let named = [format!("`src/{room}/`"), format!("`src/{room}.rs`")];
+        assert!(named.iter().any(|name| map.contains(name)), "ARCHITECTURE.md does not name {room}");
+    }
+}
+
+#[test]
+fn no_file_outgrows_a_reader() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for source in sources() {
+        let text = fs::read_to_string(root.join(&source.path)).unwrap();
+        let lines = text.split("#[cfg(test)]").next().unwrap_or_default().lines().count();
+        assert!(lines <= LINES, "{} has {lines} lines: it holds two things", source.shown());
+    }
+}
+
+#[test]
+fn what_users_see_is_spelled_in_one_room() {
+    let reasons = Reason::ALL.iter().map(|reason| format!("\"{}\"", reason.as_str()));
+    let kinds = [ConditionType::Ready, ConditionType::Renewed, ConditionType::Stalled, ConditionType::Reconciling];
+    let kinds = kinds.iter().map(|kind| format!("\"{}\"", kind.as_str()));
+    let keys = ["mailtoken.dev/", "app.kubernetes.io/managed-by"].map(|key| format!("\"{key}"));
+    let words: Vec<_> = reasons.chain(kinds).chain(keys).collect();
+    for source in sources().iter().filter(|source| source.room() != "api") {
+        for word in &words {
+            let line = source.text.lines().find(|line| line.contains(word));
+            assert_eq!(line, None, "{} spells {word}, a constant of src/api/", source.shown());
+        }
+    }
+}
+
+#[test]
+fn braces_and_paths_are_both_read() {
+    let text = "use crate::{\n    api::{Reason, names},\n    error::Error,\n};\nfn f() { crate::render::render() }";
+    assert_eq!(rooms_used(text), ["api", "error", "render"].map(str::to_owned).into());
+}
