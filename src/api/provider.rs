@@ -160,12 +160,48 @@ pub struct Client {
 
 /// One way of client authentication: exactly one field.
 #[derive(Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]
-#[x_kube(validation = Rule::new("has(self.clientSecret)").message("name one way: clientSecret"))]
+#[x_kube(validation = Rule::new("has(self.clientSecret) != has(self.privateKeyJWT)")
+    .message("name one way in each entry: clientSecret or privateKeyJWT"))]
 #[serde(rename_all = "camelCase")]
 pub struct ClientAuthentication {
     /// A secret shared with the provider (RFC 6749 section 2.3.1).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_secret: Option<ClientSecret>,
+    /// A JWT signed with the client's private key (RFC 7523 section 2.2; OpenID Connect's `private_key_jwt`).
+    #[serde(rename = "privateKeyJWT", default, skip_serializing_if = "Option::is_none")]
+    pub private_key_jwt: Option<PrivateKeyJwt>,
+}
+
+/// A private key, and what tells the provider which one it is.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct PrivateKeyJwt {
+    /// Where the key stands, in PEM: PKCS#8, PKCS#1 (RSA) or SEC 1 (EC).
+    pub key_ref: KeyRef,
+    /// Where its certificate stands, in PEM. Microsoft wants its thumbprint (`x5t#S256`); its end is told ahead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_ref: Option<KeyRef>,
+    /// The key's id at the provider (`kid`).
+    #[serde(rename = "keyID", default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256), regex(pattern = CLIENT_ID))]
+    pub key_id: Option<String>,
+    /// The signature algorithm.
+    #[serde(default)]
+    pub algorithm: SigningAlgorithm,
+}
+
+/// Signature algorithms (RFC 7518 section 3.1, RFC 8037 section 3.1).
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+pub enum SigningAlgorithm {
+    /// RSASSA-PSS with SHA-256, which Microsoft recommends.
+    #[default]
+    PS256,
+    /// RSASSA-PKCS1-v1_5 with SHA-256.
+    RS256,
+    /// ECDSA with P-256 and SHA-256.
+    ES256,
+    /// Ed25519.
+    EdDSA,
 }
 
 /// A client secret.

@@ -2,10 +2,13 @@
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::HeaderValue;
+use k8s_openapi::jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
 use thiserror::Error;
 use url::form_urlencoded;
 use zeroize::Zeroizing;
+
+use super::assertion::{SigningError, SigningKey};
 
 /// How a client proves who it is, ready for use.
 #[derive(Clone, Debug)]
@@ -16,11 +19,32 @@ pub enum ClientAuth {
     SecretPost(SecretString),
     /// `client_secret_basic`: the secret in the Authorization header.
     SecretBasic(SecretString),
+    /// `private_key_jwt`: a signed assertion in the body.
+    PrivateKeyJwt(SigningKey),
 }
+
+/// What an assertion is made of besides the client's own.
+#[derive(Clone, Copy, Debug)]
+pub struct Occasion<'a> {
+    /// Who it is for: the token endpoint (RFC 7523 section 3).
+    pub audience: &'a str,
+    /// Never used twice.
+    pub unique: &'a str,
+    /// The present.
+    pub now: Timestamp,
+}
+
+/// RFC 7521 section 4.2.
+const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
 impl ClientAuth {
     /// Adds the client's name, and its proof where that goes into the body.
-    pub(super) fn write_body(&self, client_id: &str, form: &mut form_urlencoded::Serializer<'_, String>) {
+    pub(super) fn write_body(
+        &self,
+        client_id: &str,
+        occasion: Occasion<'_>,
+        form: &mut form_urlencoded::Serializer<'_, String>,
+    ) -> Result<(), SigningError> {
         match self {
             Self::Public => {
                 form.append_pair("client_id", client_id);
@@ -30,7 +54,15 @@ impl ClientAuth {
                 form.append_pair("client_secret", secret.expose_secret());
             }
             Self::SecretBasic(_) => {}
+            Self::PrivateKeyJwt(key) => {
+                let Occasion { audience, unique, now } = occasion;
+                let assertion = key.client_assertion(client_id, audience, unique, now)?;
+                form.append_pair("client_id", client_id);
+                form.append_pair("client_assertion_type", JWT_BEARER);
+                form.append_pair("client_assertion", assertion.expose_secret());
+            }
         }
+        Ok(())
     }
 
     /// The Authorization header, if this way uses one. Id and secret are form-encoded first (RFC 6749 section 2.3.1),

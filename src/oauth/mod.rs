@@ -1,5 +1,6 @@
 //! The protocol without any input or output: values become an `http::Request`, an `http::Response` becomes values.
 
+pub mod assertion;
 pub mod client_auth;
 pub mod discovery;
 pub mod grant;

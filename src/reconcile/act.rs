@@ -127,9 +127,12 @@ async fn try_with(
         client_id: &object.spec().client.id,
         auth,
         scopes: &scopes,
+        unique: &unique(),
+        now: context.clock.now(),
     };
-    let Ok(wire) = token_request(&request) else {
-        return Some(Err(Refusal::new(Reason::RequestRefused, "the token endpoint is no URL that can be asked")));
+    let wire = match token_request(&request) {
+        Ok(wire) => wire,
+        Err(error) => return Some(Err(Refusal::new(Reason::RequestRefused, error.to_string()))),
     };
     let leadership = context.leadership.clone();
     let timer = context.metrics.token_request(profile.preset);
@@ -166,6 +169,16 @@ async fn try_with(
         reissue: credential.annotations().get(names::ANNOTATION_REISSUE).cloned(),
         client: Some(client_status(entry)),
     }))
+}
+
+/// 128 random bits, for an assertion's `jti`.
+fn unique() -> String {
+    let mut bytes = [0; 16];
+    // Without random numbers there is no TLS either; a `jti` of zeros is refused at its second use.
+    if aws_lc_rs::rand::fill(&mut bytes).is_err() {
+        tracing::error!("the system gives no random numbers");
+    }
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn client_status(entry: &Authentication) -> ClientStatus {

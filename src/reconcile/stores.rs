@@ -160,10 +160,15 @@ impl ProviderObject {
 
 /// Names of the Secrets that a provider's spec refers to.
 pub fn source_secrets(spec: &ProviderSpec) -> Vec<&str> {
-    let authentication = spec.client.authentication.iter().filter_map(|entry| entry.client_secret.as_ref());
-    let mut names: Vec<_> = authentication.map(|secret| secret.secret_ref.name.as_str()).collect();
-    names.extend(bundle_secret(spec).map(|reference| reference.name.as_str()));
-    names
+    let mut references = vec![];
+    for entry in &spec.client.authentication {
+        references.extend(entry.client_secret.iter().map(|secret| &secret.secret_ref));
+        references.extend(
+            entry.private_key_jwt.iter().flat_map(|jwt| [&jwt.key_ref].into_iter().chain(&jwt.certificate_ref)),
+        );
+    }
+    references.extend(bundle_secret(spec));
+    references.into_iter().map(|reference| reference.name.as_str()).collect()
 }
 
 /// The Secret that a provider's CA bundle stands in.

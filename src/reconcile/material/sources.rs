@@ -1,16 +1,24 @@
 //! Reads what a provider refers to: keys of labelled Secrets, and of ConfigMaps.
 
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::{
+    api::core::v1::{ConfigMap, Secret},
+    apimachinery::pkg::apis::meta::v1::Time,
+};
 use kube::{Api, ResourceExt as _};
+use zeroize::Zeroizing;
 
 use super::{super::Context, Authentication};
 use crate::{
     api::{
         Reason, names,
-        provider::{KeyRef, ProviderSpec, SecretMethod},
+        provider::{ClientSecret, KeyRef, PrivateKeyJwt, ProviderSpec, SecretMethod},
     },
     error::Error,
-    oauth::{ClientAuth, client_auth::read_secret},
+    oauth::{
+        ClientAuth,
+        assertion::{Part, SigningKey},
+        client_auth::read_secret,
+    },
     policy::{Blocker, commands::Subject},
     reconcile::stores::ProviderKey,
 };
@@ -34,35 +42,69 @@ pub(super) async fn authentication(
     let home = context.stores.home(key);
     let mut entries = vec![];
     for (index, entry) in spec.client.authentication.iter().enumerate() {
-        let Some(secret) = &entry.client_secret else { continue };
-        let reference = &secret.secret_ref;
-        let auth = read_secret_key(reference, home, context).await?.and_then(|raw| {
-            let secret_text = read_secret(&raw, guid_is_flaw).map_err(|flaw| {
-                Blocker::new(
-                    Reason::SourceInvalid,
-                    format!(
-                        "the client secret in key {} of the Secret {home}/{} {flaw}: put the right one there with `{}`",
-                        reference.key,
-                        reference.name,
-                        Subject::secret(home, &reference.name).put(&reference.key, "<client secret>")
-                    ),
-                )
-            })?;
-            Ok(match secret.method {
-                SecretMethod::Post => ClientAuth::SecretPost(secret_text),
-                SecretMethod::Basic => ClientAuth::SecretBasic(secret_text),
-            })
-        });
-        let source = Some((home.to_owned(), reference.name.clone(), reference.key.clone()));
-        entries.push(Authentication {
-            method: "clientSecret",
-            index,
-            expires_at: secret.expires_at.clone(),
-            source,
-            auth,
-        });
+        if let Some(secret) = &entry.client_secret {
+            entries.push(client_secret(secret, index, home, guid_is_flaw, context).await?);
+        } else if let Some(jwt) = &entry.private_key_jwt {
+            entries.push(private_key_jwt(jwt, index, home, context).await?);
+        }
     }
     Ok(entries)
+}
+
+async fn client_secret(
+    secret: &ClientSecret,
+    index: usize,
+    home: &str,
+    guid_is_flaw: bool,
+    context: &Context,
+) -> Result<Authentication, Error> {
+    let KeyRef { name, key } = &secret.secret_ref;
+    let auth = read_secret_key(&secret.secret_ref, home, context).await?.and_then(|raw| {
+        let text = read_secret(&raw, guid_is_flaw).map_err(|flaw| {
+            let command = Subject::secret(home, name).put(key, "<client secret>");
+            let message = format!(
+                "the client secret in key {key} of the Secret {home}/{name} {flaw}: put the right one there with `{command}`"
+            );
+            Blocker::new(Reason::SourceInvalid, message)
+        })?;
+        Ok(match secret.method {
+            SecretMethod::Post => ClientAuth::SecretPost(text),
+            SecretMethod::Basic => ClientAuth::SecretBasic(text),
+        })
+    });
+    let source = Some((home.to_owned(), name.clone(), key.clone()));
+    Ok(Authentication { method: "clientSecret", index, expires_at: secret.expires_at.clone(), source, auth })
+}
+
+async fn private_key_jwt(
+    jwt: &PrivateKeyJwt,
+    index: usize,
+    home: &str,
+    context: &Context,
+) -> Result<Authentication, Error> {
+    let key = read_secret_key(&jwt.key_ref, home, context).await?;
+    let certificate = match &jwt.certificate_ref {
+        Some(reference) => Some(read_secret_key(reference, home, context).await?),
+        None => None,
+    };
+    let signing = key.and_then(|key| {
+        let key = Zeroizing::new(key);
+        let certificate = certificate.transpose()?;
+        SigningKey::read(&key, certificate.as_deref(), jwt.algorithm, jwt.key_id.clone()).map_err(|(flaw, part)| {
+            let reference = match (part, &jwt.certificate_ref) {
+                (Part::Certificate, Some(reference)) => reference,
+                (Part::Key, _) | (Part::Certificate, None) => &jwt.key_ref,
+            };
+            let KeyRef { name, key } = reference;
+            let command = Subject::secret(home, name).put(key, "<the file's content>");
+            let message =
+                format!("key {key} of the Secret {home}/{name} {flaw}: put the right one there with `{command}`");
+            Blocker::new(Reason::SourceInvalid, message)
+        })
+    });
+    let expires_at = signing.as_ref().ok().and_then(SigningKey::expires_at).map(Time);
+    let auth = signing.map(ClientAuth::PrivateKeyJwt);
+    Ok(Authentication { method: "privateKeyJWT", index, expires_at, source: None, auth })
 }
 
 /// A key of a Secret that carries the source label.

@@ -1,0 +1,312 @@
+//! JWTs by which a client proves who it is (RFC 7523 section 2.2), and the keys that sign them.
+
+use std::{fmt, sync::Arc};
+
+use aws_lc_rs::{
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
+};
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use rustls::{
+    SignatureScheme,
+    crypto::aws_lc_rs::sign::any_supported_type,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    sign::{CertifiedKey, Signer},
+};
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use thiserror::Error;
+use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
+
+use crate::api::provider::SigningAlgorithm;
+
+/// PEM beyond this is refused before it is parsed (CVE-2024-12401: parsing 856 kB took cert-manager 750 ms). The largest
+/// sensible key, RSA with 16,384 bits, has 13 kB.
+const PEM_MAX: usize = 32 * 1024;
+/// How long an assertion is valid; Microsoft asks for 5 to 10 minutes at most.
+const LIFETIME: SignedDuration = SignedDuration::from_mins(5);
+/// Assertions say that they were made this long ago, for providers whose clock is behind.
+const BACKDATED: SignedDuration = SignedDuration::from_secs(30);
+
+/// What is wrong with a key or certificate.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum KeyFlaw {
+    /// More than 32 KiB.
+    #[error("is larger than any key or certificate: more than 32 KiB")]
+    TooLarge,
+    /// No key in it.
+    #[error("holds no private key in PEM (PKCS#8, PKCS#1 or SEC 1, without a passphrase)")]
+    NoKey,
+    /// A key that cannot sign with the algorithm.
+    #[error(
+        "holds a key that does not fit the algorithm: PS256 and RS256 need RSA with 2048 bits or more, ES256 needs EC \
+         P-256, EdDSA needs Ed25519"
+    )]
+    WrongKind,
+    /// No certificate in it.
+    #[error("holds no certificate in PEM")]
+    NoCertificate,
+    /// The certificate is not that of the key.
+    #[error("holds the certificate of another key")]
+    Mismatch,
+}
+
+/// A private key, ready to sign.
+#[derive(Clone)]
+pub struct SigningKey {
+    signer: Arc<dyn JwsSigner>,
+    algorithm: &'static str,
+    key_id: Option<String>,
+    thumbprint: Option<String>,
+    expires_at: Option<Timestamp>,
+}
+
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("SigningKey").field("algorithm", &self.algorithm).finish_non_exhaustive()
+    }
+}
+
+/// A signature as a JWS wants it (RFC 7518 section 3).
+trait JwsSigner: Send + Sync {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SigningError>;
+}
+
+/// RSA and Ed25519: the same bytes as in TLS.
+impl JwsSigner for Box<dyn Signer> {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SigningError> {
+        Signer::sign(&**self, message).map_err(|_| SigningError)
+    }
+}
+
+/// ECDSA: both numbers at fixed length (RFC 7518 section 3.4), where TLS has ASN.1.
+impl JwsSigner for EcdsaKeyPair {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SigningError> {
+        let signature = EcdsaKeyPair::sign(self, &SystemRandom::new(), message).map_err(|_| SigningError)?;
+        Ok(signature.as_ref().to_vec())
+    }
+}
+
+/// A key that was read and still does not sign.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("the private key does not sign")]
+pub struct SigningError;
+
+impl SigningKey {
+    /// Reads a key and, where there is one, its certificate, both in PEM.
+    ///
+    /// # Errors
+    /// What is wrong, and whether it is wrong with the key or with the certificate.
+    pub fn read(
+        key: &[u8],
+        certificate: Option<&[u8]>,
+        algorithm: SigningAlgorithm,
+        key_id: Option<String>,
+    ) -> Result<Self, (KeyFlaw, Part)> {
+        let of_key = |flaw| (flaw, Part::Key);
+        let der = private_key(key).map_err(of_key)?;
+        let signer = signer(&der, algorithm).map_err(of_key)?;
+        let mut this = Self { signer, algorithm: name(algorithm), key_id, thumbprint: None, expires_at: None };
+        if let Some(pem) = certificate {
+            (this.thumbprint, this.expires_at) =
+                read_certificate(pem, &der).map_err(|flaw| (flaw, Part::Certificate))?;
+        }
+        Ok(this)
+    }
+
+    /// When the certificate ends.
+    pub fn expires_at(&self) -> Option<Timestamp> {
+        self.expires_at
+    }
+
+    /// An assertion by `client_id` for `audience`, made at `now`. `unique` must never be used twice (`jti`).
+    ///
+    /// # Errors
+    /// If the key does not sign.
+    pub fn client_assertion(
+        &self,
+        client_id: &str,
+        audience: &str,
+        unique: &str,
+        now: Timestamp,
+    ) -> Result<SecretString, SigningError> {
+        let issued_at = (now - BACKDATED).as_second();
+        let claims = json!({
+            "iss": client_id, "sub": client_id, "aud": audience, "jti": unique,
+            "iat": issued_at, "nbf": issued_at, "exp": (now + LIFETIME).as_second(),
+        });
+        self.jwt(&claims)
+    }
+
+    /// RFC 7515 section 7.1.
+    fn jwt(&self, claims: &Value) -> Result<SecretString, SigningError> {
+        let mut header = json!({"alg": self.algorithm, "typ": "JWT"});
+        for (member, value) in [("kid", &self.key_id), ("x5t#S256", &self.thumbprint)] {
+            if let Some(value) = value {
+                header[member] = json!(value);
+            }
+        }
+        let encode = |part: &Value| BASE64_URL_SAFE_NO_PAD.encode(part.to_string());
+        let message = format!("{}.{}", encode(&header), encode(claims));
+        let signature = self.signer.sign(message.as_bytes())?;
+        Ok(format!("{message}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature)).into())
+    }
+}
+
+/// Which part of the client's material is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The private key.
+    Key,
+    /// Its certificate.
+    Certificate,
+}
+
+const fn name(algorithm: SigningAlgorithm) -> &'static str {
+    match algorithm {
+        SigningAlgorithm::PS256 => "PS256",
+        SigningAlgorithm::RS256 => "RS256",
+        SigningAlgorithm::ES256 => "ES256",
+        SigningAlgorithm::EdDSA => "EdDSA",
+    }
+}
+
+fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, KeyFlaw> {
+    if pem.len() > PEM_MAX {
+        return Err(KeyFlaw::TooLarge);
+    }
+    PrivateKeyDer::from_pem_slice(pem).map_err(|_| KeyFlaw::NoKey)
+}
+
+fn signer(key: &PrivateKeyDer<'_>, algorithm: SigningAlgorithm) -> Result<Arc<dyn JwsSigner>, KeyFlaw> {
+    let scheme = match algorithm {
+        SigningAlgorithm::PS256 => SignatureScheme::RSA_PSS_SHA256,
+        SigningAlgorithm::RS256 => SignatureScheme::RSA_PKCS1_SHA256,
+        SigningAlgorithm::EdDSA => SignatureScheme::ED25519,
+        SigningAlgorithm::ES256 => {
+            let pair = EcdsaKeyPair::from_private_key_der(&ECDSA_P256_SHA256_FIXED_SIGNING, key.secret_der());
+            return Ok(Arc::new(pair.map_err(|_| KeyFlaw::WrongKind)?));
+        }
+    };
+    let signing = any_supported_type(key).map_err(|_| KeyFlaw::WrongKind)?;
+    Ok(Arc::new(signing.choose_scheme(&[scheme]).ok_or(KeyFlaw::WrongKind)?))
+}
+
+/// The certificate's thumbprint (RFC 7515 section 4.1.8) and its end.
+fn read_certificate(pem: &[u8], key: &PrivateKeyDer<'_>) -> Result<(Option<String>, Option<Timestamp>), KeyFlaw> {
+    if pem.len() > PEM_MAX {
+        return Err(KeyFlaw::TooLarge);
+    }
+    let der = CertificateDer::from_pem_slice(pem).map_err(|_| KeyFlaw::NoCertificate)?;
+    let (_, certificate) = X509Certificate::from_der(&der).map_err(|_| KeyFlaw::NoCertificate)?;
+    let expires_at = Timestamp::from_second(certificate.validity().not_after.timestamp()).ok();
+    let thumbprint = BASE64_URL_SAFE_NO_PAD.encode(Sha256::digest(&der));
+    let signing = any_supported_type(key).map_err(|_| KeyFlaw::WrongKind)?;
+    CertifiedKey::new(vec![der.clone()], signing).keys_match().map_err(|_| KeyFlaw::Mismatch)?;
+    Ok((Some(thumbprint), expires_at))
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_lc_rs::signature::{
+        ECDSA_P256_SHA256_FIXED, ED25519, RSA_PKCS1_2048_8192_SHA256, RSA_PSS_2048_8192_SHA256, UnparsedPublicKey,
+        VerificationAlgorithm,
+    };
+    use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PKCS_RSA_SHA256};
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+
+    fn now() -> Timestamp {
+        Timestamp::from_second(1_800_000_000).unwrap()
+    }
+
+    fn pair(algorithm: SigningAlgorithm) -> KeyPair {
+        let kind = match algorithm {
+            SigningAlgorithm::PS256 | SigningAlgorithm::RS256 => &PKCS_RSA_SHA256,
+            SigningAlgorithm::ES256 => &PKCS_ECDSA_P256_SHA256,
+            SigningAlgorithm::EdDSA => &PKCS_ED25519,
+        };
+        KeyPair::generate_for(kind).unwrap()
+    }
+
+    fn certificate(pair: &KeyPair) -> String {
+        CertificateParams::new(vec!["mailer".into()]).unwrap().self_signed(pair).unwrap().pem()
+    }
+
+    fn part(jwt: &str, at: usize) -> Value {
+        serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(jwt.split('.').nth(at).unwrap()).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn each_algorithm_signs_what_its_public_key_verifies() {
+        let table: [(SigningAlgorithm, &'static dyn VerificationAlgorithm); 4] = [
+            (SigningAlgorithm::PS256, &RSA_PSS_2048_8192_SHA256),
+            (SigningAlgorithm::RS256, &RSA_PKCS1_2048_8192_SHA256),
+            (SigningAlgorithm::ES256, &ECDSA_P256_SHA256_FIXED),
+            (SigningAlgorithm::EdDSA, &ED25519),
+        ];
+        for (algorithm, verification) in table {
+            let pair = pair(algorithm);
+            let key = SigningKey::read(pair.serialize_pem().as_bytes(), None, algorithm, Some("k1".into())).unwrap();
+            let jwt = key.client_assertion("app", "https://id/token", "j1", now()).unwrap();
+            let jwt = jwt.expose_secret();
+            let (message, signature) = jwt.rsplit_once('.').unwrap();
+            let signature = BASE64_URL_SAFE_NO_PAD.decode(signature).unwrap();
+            let public = UnparsedPublicKey::new(verification, pair.public_key_raw());
+            public.verify(message.as_bytes(), &signature).unwrap_or_else(|_| panic!("{algorithm:?}"));
+            assert_eq!(part(jwt, 0), json!({"alg": name(algorithm), "typ": "JWT", "kid": "k1"}));
+            assert_eq!(
+                part(jwt, 1),
+                json!({
+                    "iss": "app", "sub": "app", "aud": "https://id/token", "jti": "j1",
+                    "iat": 1_799_999_970, "nbf": 1_799_999_970, "exp": 1_800_000_300,
+                })
+            );
+        }
+    }
+
+    #[test]
+    fn a_certificate_gives_its_thumbprint_and_its_end() {
+        let pair = pair(SigningAlgorithm::ES256);
+        let pem = certificate(&pair);
+        let key =
+            SigningKey::read(pair.serialize_pem().as_bytes(), Some(pem.as_bytes()), SigningAlgorithm::ES256, None)
+                .unwrap();
+        let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+        let jwt = key.client_assertion("app", "aud", "j", now()).unwrap();
+        let thumbprint = BASE64_URL_SAFE_NO_PAD.encode(Sha256::digest(&der));
+        assert_eq!(part(jwt.expose_secret(), 0)["x5t#S256"], json!(thumbprint));
+        assert_eq!(key.expires_at().unwrap().to_string(), "4096-01-01T00:00:00Z");
+    }
+
+    #[test]
+    fn flaws_are_named_and_junk_is_cheap() {
+        let (rsa, ec) = (pair(SigningAlgorithm::RS256).serialize_pem(), pair(SigningAlgorithm::ES256));
+        let ec_pem = ec.serialize_pem();
+        let other = certificate(&pair(SigningAlgorithm::ES256));
+        let junk = vec![b'-'; 900_000];
+        let read = |key: &[u8], certificate: Option<&[u8]>, algorithm| {
+            SigningKey::read(key, certificate, algorithm, None).unwrap_err()
+        };
+        let es = SigningAlgorithm::ES256;
+        assert_eq!(read(&junk, None, es), (KeyFlaw::TooLarge, Part::Key));
+        assert_eq!(read(b"", None, es), (KeyFlaw::NoKey, Part::Key));
+        assert_eq!(read(other.as_bytes(), None, es), (KeyFlaw::NoKey, Part::Key));
+        assert_eq!(read(rsa.as_bytes(), None, es), (KeyFlaw::WrongKind, Part::Key));
+        assert_eq!(read(ec_pem.as_bytes(), None, SigningAlgorithm::PS256), (KeyFlaw::WrongKind, Part::Key));
+        assert_eq!(read(ec_pem.as_bytes(), None, SigningAlgorithm::EdDSA), (KeyFlaw::WrongKind, Part::Key));
+        assert_eq!(read(ec_pem.as_bytes(), Some(&junk), es), (KeyFlaw::TooLarge, Part::Certificate));
+        assert_eq!(read(ec_pem.as_bytes(), Some(ec_pem.as_bytes()), es), (KeyFlaw::NoCertificate, Part::Certificate));
+        assert_eq!(read(ec_pem.as_bytes(), Some(other.as_bytes()), es), (KeyFlaw::Mismatch, Part::Certificate));
+    }
+
+    #[test]
+    fn a_key_is_never_shown() {
+        let pem = pair(SigningAlgorithm::EdDSA).serialize_pem();
+        let key = SigningKey::read(pem.as_bytes(), None, SigningAlgorithm::EdDSA, None).unwrap();
+        assert_eq!(format!("{key:?}"), r#"SigningKey { algorithm: "EdDSA", .. }"#);
+    }
+}
