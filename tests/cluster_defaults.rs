@@ -1,5 +1,7 @@
 //! What the API server adds to objects, and how it shows them.
 
+#![allow(clippy::unwrap_used, reason = "what fails here is a test's failure")]
+
 mod support;
 
 use serde_json::{Value, json};

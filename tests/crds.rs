@@ -1,5 +1,7 @@
 //! The files that people install are what the types say.
 
+#![allow(clippy::unwrap_used, reason = "what fails here is a test's failure")]
+
 mod support;
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
