@@ -155,8 +155,6 @@ reasons! {
     LifetimeTooShort => None,
     /// Event only: the token response did not say how long the token lives.
     LifetimeUnknown => None,
-    /// Event only: the target Secret was removed or changed by somebody else and was put right.
-    SecretRepaired => None,
     /// Event only: another client authentication is in use than before.
     ClientAuthenticationChanged => None,
 }

@@ -43,10 +43,6 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end }}
 
-{{- define "mail-token-broker.identityDir" -}}
-/var/run/secrets/mailtoken.dev/identity
-{{- end }}
-
 {{- /* Arguments that differ from the broker's defaults, as a YAML list; empty when there are none. */ -}}
 {{- define "mail-token-broker.args" -}}
 {{- $args := list }}
@@ -69,12 +65,6 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- with .Values.egressProxy }}
 {{- $args = append $args (printf "--egress-proxy=%s" .) }}
-{{- end }}
-{{- if .Values.identityToken.enabled }}
-{{- $args = append $args (printf "--identity-token-file=%s/token" (include "mail-token-broker.identityDir" .)) }}
-{{- end }}
-{{- if .Values.allowServiceAccountRef }}
-{{- $args = append $args "--allow-service-account-ref" }}
 {{- end }}
 {{- if ne .Values.requestTimeout "10s" }}
 {{- $args = append $args (printf "--request-timeout=%s" .Values.requestTimeout) }}
