@@ -8,7 +8,7 @@ pub mod observed;
 pub mod schedule;
 pub mod status;
 
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 
 pub use observed::{Blocker, Observed};
@@ -87,6 +87,19 @@ pub fn decide(observed: &Observed, now: Timestamp) -> Decision {
         renewal_is_ahead,
     ];
     checks.iter().find_map(|check| check(observed, now)).unwrap_or(Decision::Issue(IssueReason::NoToken))
+}
+
+/// How long a credential's provider may be missing before that is told. What was applied in one go is shown by one watch
+/// sooner than by another, and a Warning about what is there a moment later helps nobody.
+const ARRIVAL: SignedDuration = SignedDuration::from_secs(1);
+
+/// Whether the provider of a credential that was made just now may only not be visible yet.
+pub fn provider_may_be_on_its_way(observed: &Observed, now: Timestamp) -> bool {
+    let missing = observed.provider.as_ref().is_err_and(|blocker| blocker.reason == Reason::ProviderNotFound);
+    let untold = observed.credential.status.as_ref().is_none_or(|status| status.conditions.is_empty());
+    let made = observed.credential.metadata.creation_timestamp.as_ref();
+    let age = made.map(|made| now.duration_since(made.0));
+    missing && untold && age.is_some_and(|age| !age.is_negative() && age <= ARRIVAL)
 }
 
 fn request_is_in_flight(observed: &Observed, _: Timestamp) -> Option<Decision> {

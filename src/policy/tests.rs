@@ -282,3 +282,21 @@ fn a_success_wipes_the_failures_and_keeps_the_answered_reissue() {
     assert_eq!(history.last.as_ref().map(|(reason, _)| *reason), Some(Reason::RenewalSucceeded));
     assert_eq!(json!(history.failed_with), json!(null));
 }
+
+#[test]
+fn a_missing_provider_is_told_of_only_when_it_had_time_to_arrive() {
+    let waits = |age: i64, change: fn(&mut Case)| {
+        let mut case = Case::new();
+        case.observed.provider = Err(fixtures::blocker(Reason::ProviderNotFound));
+        case.credential(|credential| {
+            let made = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(0));
+            credential.metadata.creation_timestamp = Some(made);
+        });
+        case.now = at(age);
+        change(&mut case);
+        super::provider_may_be_on_its_way(&case.observed, case.now)
+    };
+    assert_eq!([-1, 0, 1, 2].map(|age| waits(age, |_| ())), [false, true, true, false]);
+    assert!(!waits(0, Case::told), "once told it is told");
+    assert!(!waits(0, |case| case.observed.provider = Case::new().observed.provider));
+}

@@ -90,6 +90,8 @@ impl Waker {
 /// A Secret that somebody else may release, and a source that somebody may label without a watch showing it, are
 /// looked at again: every few seconds at first, then every minute.
 const LOOK_AGAIN: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(60)];
+/// How soon a provider that may be on its way is looked for again; its watch wakes the credential, too.
+const ARRIVAL_LOOK: Duration = Duration::from_millis(500);
 /// How long "at first" is.
 const AT_FIRST_SECONDS: i64 = 30;
 
@@ -108,6 +110,9 @@ pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>) -
         return Ok(Action::await_change());
     };
     let now = context.clock.now();
+    if policy::provider_may_be_on_its_way(&observed, now) {
+        return Ok(Action::requeue(ARRIVAL_LOOK));
+    }
     let decision = policy::decide(&observed, now);
     tracing::debug!(?decision, "decided");
     let decision = match &decision {
