@@ -152,6 +152,37 @@ async fn an_own_secret_of_another_type_is_made_again() {
 }
 
 #[tokio::test]
+async fn a_secret_is_put_right_also_while_the_provider_refuses() {
+    let stage = Stage::new().await;
+    stage.idp.next(Answer::token(20));
+    stage.idp.answer(Answer::error("invalid_client"));
+    stage.issued(dressed()).await;
+    let original: Secret = stage.ns.get("billing").await;
+    stage.ns.condition::<MailCredential>("billing", "Renewed", "InvalidClient").await;
+    let requests = stage.idp.token_requests().len();
+    stage.ns.patch::<Secret>("billing", json!({"stringData": {"username": "somebody"}})).await;
+    repaired(&stage, "the user is right again", &shape(&original)).await;
+    let object: MailCredential = stage.ns.get("billing").await;
+    assert_eq!(reason(&object, "Renewed"), "InvalidClient", "the failure still stands: {object:#?}");
+    assert_eq!(stage.idp.token_requests().len(), requests, "and still waits");
+}
+
+#[tokio::test]
+async fn a_secret_is_put_right_also_while_the_provider_is_blocked_and_given_no_new_shape() {
+    let stage = Stage::new().await;
+    stage.issued(dressed()).await;
+    let original: Secret = stage.ns.get("billing").await;
+    stage.ns.apply(source("idp-client", "client-secret", "a client secret").without("metadata.labels")).await;
+    stage.ns.condition::<MailCredential>("billing", "Stalled", "SourceNotLabeled").await;
+    stage.ns.patch::<Secret>("billing", json!({"stringData": {"username": "somebody"}})).await;
+    repaired(&stage, "the user is right again", &shape(&original)).await;
+    stage.ns.apply(dressed().set("spec.mailbox.address", "other@example.org")).await;
+    stage.ns.condition::<MailCredential>("billing", "Stalled", "SourceNotLabeled").await;
+    assert_eq!(stage.ns.secret("billing").await["from"], "billing@example.org");
+    assert_eq!(stage.idp.token_requests().len(), 1);
+}
+
+#[tokio::test]
 async fn what_users_write_into_the_status_is_no_truth() {
     let stage = Stage::new().await;
     let made = stage.issued(dressed()).await;

@@ -158,8 +158,15 @@ fn provider_is_missing(observed: &Observed, _: Timestamp) -> Option<Decision> {
     observed.provider.as_ref().err().cloned().map(Decision::Stall)
 }
 
-fn provider_is_blocked(observed: &Observed, _: Timestamp) -> Option<Decision> {
-    observed.provider.as_ref().ok()?.blocker.clone().map(Decision::Stall)
+fn provider_is_blocked(observed: &Observed, now: Timestamp) -> Option<Decision> {
+    let provider = observed.provider.as_ref().ok()?;
+    let blocker = provider.blocker.clone()?;
+    // A token that still serves is put right in the shape that it was given when that was allowed; no other is given.
+    let shaped = observed.target.own().is_some_and(|published| published.layout == provider.layout);
+    let serves =
+        matches!(why_a_token_is_needed(observed, now), None | Some(IssueReason::Reissue | IssueReason::RenewalDue));
+    let repair = if shaped && serves { target_differs(observed, now) } else { None };
+    Some(repair.filter(|repair| matches!(repair, Decision::Publish(_))).unwrap_or(Decision::Stall(blocker)))
 }
 
 fn token_is_needed(observed: &Observed, now: Timestamp) -> Option<Decision> {

@@ -183,6 +183,23 @@ fn a_blocked_provider_stalls_also_while_the_token_is_good() {
 }
 
 #[test]
+fn a_blocked_provider_stops_no_repair_of_what_was_allowed_before() {
+    let blocked = |change: fn(&mut Case)| {
+        decided(|case| {
+            case.provider().blocker = Some(fixtures::blocker(Reason::NotAllowed));
+            change(case);
+        })
+    };
+    assert_eq!(blocked(|case| case.own(|own| own.intact = false)), Decision::Publish(PublishReason::Repair));
+    assert_eq!(blocked(|case| case.own(|own| own.must_recreate = true)), Decision::Publish(PublishReason::Recreate));
+    let other_layout = blocked(|case| {
+        case.own(|own| own.intact = false);
+        case.provider().layout = "other".into();
+    });
+    assert_eq!(stall(&other_layout), Some(Reason::NotAllowed));
+}
+
+#[test]
 fn conflicts_tell_both_ways_out() {
     let foreign = decided(|case| case.observed.target = Target::Foreign("belongs to the Deployment web".into()));
     let rival = decided(|case| case.observed.rival = Some("older".into()));
