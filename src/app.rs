@@ -290,7 +290,8 @@ fn wake_all(context: &Context) {
 async fn drain(context: &Context, request_timeout: Duration) {
     context.draining.store(true, Ordering::Release);
     let stored = async {
-        while context.memory.is_busy() {
+        // Who does not lead stores nothing.
+        while context.leadership.is_leader() && context.memory.is_busy() {
             tokio::time::sleep(DRAIN_LOOK).await;
         }
     };

@@ -35,6 +35,8 @@ pub struct Entry {
     pub untold: Option<History>,
     /// A token that is not written yet.
     pub held: Option<Held>,
+    /// Nothing is written until somebody has changed something: a shutdown does not wait for that.
+    pub stuck: bool,
 }
 
 /// What reading a Secret's data showed, for one resourceVersion.
@@ -74,7 +76,10 @@ impl Memory {
 
     /// Whether anything is under way or not yet written: a shutdown waits for it.
     pub fn is_busy(&self) -> bool {
-        self.0.lock().values().any(|entry| entry.in_flight || entry.outcome.is_some() || entry.held.is_some())
+        self.0
+            .lock()
+            .values()
+            .any(|entry| entry.in_flight || entry.outcome.is_some() || entry.held.is_some() && !entry.stuck)
     }
 }
 

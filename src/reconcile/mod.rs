@@ -103,7 +103,11 @@ const REPAIR_AGAIN: k8s_openapi::jiff::SignedDuration = k8s_openapi::jiff::Signe
 /// # Errors
 /// What Kubernetes would not do. Everything else is a condition.
 pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>) -> Result<Action, Error> {
-    if !context.leadership.is_leader() || credential.metadata.deletion_timestamp.is_some() {
+    if credential.metadata.deletion_timestamp.is_some() {
+        context.memory.forget(checks::uid(&credential));
+        return Ok(Action::await_change());
+    }
+    if !context.leadership.is_leader() {
         return Ok(Action::await_change());
     }
     let Some(mut observed) = observe::observe(credential, &context).await? else {
@@ -124,6 +128,8 @@ pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>) -
         Decision::Store | Decision::Publish(_) => carry_out(&mut observed, &decision, &context).await?,
         _ => decision,
     };
+    let stuck = matches!(decision, Decision::Stall(_) | Decision::Suspended);
+    context.memory.with(checks::uid(&observed.credential), |entry| entry.stuck = stuck);
     if decision != Decision::Suspended {
         publish::remove_previous(&observed, &context).await?;
     }

@@ -1,0 +1,118 @@
+//! What a ClusterMailProvider allows, and to whom.
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use mail_token_broker::api::MailCredential;
+use serde_json::{Value, json};
+use support::{namespace::find, *};
+
+/// A broker, and a ClusterMailProvider named after the namespace; its Secrets are in the broker's namespace.
+struct Shared {
+    stage: Stage,
+    name: String,
+}
+
+impl Shared {
+    async fn new(allowed: Value) -> Self {
+        let ns = Namespace::create(Cluster::shared(), BTreeMap::from([("mail", "yes")])).await;
+        let idp = Idp::start();
+        ns.provider(&idp).await;
+        let broker = Broker::start(&ns).await;
+        let shared = Self { name: format!("p-{}", ns.name), stage: Stage { ns, idp, broker } };
+        shared.allow(allowed).await;
+        shared
+    }
+
+    async fn allow(&self, allowed: Value) {
+        let manifest = provider(&self.stage.idp)
+            .set("kind", "ClusterMailProvider")
+            .set("metadata.name", self.name.as_str())
+            .set("spec.scopes", json!(["mail.send", "mail.read"]))
+            .set("spec.allowed", allowed);
+        self.stage.ns.apply(manifest).await;
+    }
+
+    fn credential(&self, name: &str) -> Manifest {
+        credential(name).set("spec.providerRef", json!({"kind": "ClusterMailProvider", "name": self.name}))
+    }
+
+    /// Waits until a credential is refused, with this part of the message.
+    async fn denied(&self, name: &str, part: &str) {
+        let denied = |object: &MailCredential| {
+            find(object, "Ready").is_some_and(|told| told.reason == "NotAllowed" && told.message.contains(part))
+        };
+        self.stage.ns.until::<MailCredential>(name, part, denied).await;
+    }
+}
+
+fn entry(mailboxes: &[&str]) -> Value {
+    json!({"namespaceSelector": {"matchLabels": {"mail": "yes"}}, "mailboxes": mailboxes})
+}
+
+#[tokio::test]
+async fn address_account_and_scopes_must_be_allowed_together() {
+    let shared = Shared::new(json!([entry(&["*@example.org"]), entry(&["svc@example.com", "ceo@example.com"])])).await;
+    let ns = &shared.stage.ns;
+    let other = |name: &str, field: &str, value: Value| shared.credential(name).set(field, value);
+    ns.apply(other("address", "spec.mailbox.address", json!("billing@example.net"))).await;
+    ns.apply(other("subdomain", "spec.mailbox.address", json!("billing@sub.example.org"))).await;
+    ns.apply(other("account", "spec.mailbox.authenticateAs", json!("svc@example.com"))).await;
+    ns.apply(other("scope", "spec.scopes", json!(["mail.send", "admin"]))).await;
+    shared.denied("address", "billing@example.net").await;
+    shared.denied("subdomain", "billing@sub.example.org").await;
+    shared.denied("account", "svc@example.com").await;
+    shared.denied("scope", "admin").await;
+    assert_eq!(shared.stage.idp.requests().len(), 0);
+    let told = shared.stage.told("address").await;
+    assert_eq!(told.into_iter().collect::<Vec<_>>(), ["Warning NotAllowed"]);
+
+    shared.stage.issued(shared.credential("billing")).await;
+    shared.stage.issued(other("upper", "spec.mailbox.address", json!("Billing@EXAMPLE.org"))).await;
+    shared.stage.issued(other("less", "spec.scopes", json!(["mail.send"]))).await;
+    let both = other("both", "spec.mailbox.address", json!("ceo@example.com"));
+    shared.stage.issued(both.set("spec.mailbox.authenticateAs", "svc@example.com")).await;
+}
+
+#[tokio::test]
+async fn a_namespace_is_allowed_by_its_labels_as_they_are_now() {
+    let selector = json!({"matchLabels": {"team": "billing"}});
+    let shared = Shared::new(json!([{"namespaceSelector": selector, "mailboxes": ["*@example.org"]}])).await;
+    let ns = &shared.stage.ns;
+    ns.apply(shared.credential("billing")).await;
+    shared.denied("billing", "selects the namespace").await;
+    ns.kubectl(["label", "namespace", &ns.name, "team=billing"]);
+    shared.stage.ready("billing").await;
+    ns.kubectl(["label", "namespace", &ns.name, "team-"]);
+    ns.condition::<MailCredential>("billing", "Stalled", "NotAllowed").await;
+    let object: MailCredential = ns.get("billing").await;
+    assert_eq!(reason(&object, "Ready"), "TokenValid");
+}
+
+#[tokio::test]
+async fn an_allowance_that_is_withdrawn_stops_renewal_and_leaves_the_token() {
+    let shared = Shared::new(json!([entry(&["*@example.org"])])).await;
+    let Shared { stage, .. } = &shared;
+    stage.idp.next(Answer::token(10));
+    stage.issued(shared.credential("billing")).await;
+    shared.allow(json!([entry(&["*@example.com"])])).await;
+    stage.ns.condition::<MailCredential>("billing", "Stalled", "NotAllowed").await;
+    let object: MailCredential = stage.ns.get("billing").await;
+    assert_eq!(reason(&object, "Ready"), "TokenValid");
+    stage.ns.condition::<MailCredential>("billing", "Ready", "Expired").await;
+    assert_eq!(stage.idp.token_requests().len(), 1);
+    shared.allow(json!([entry(&["*@example.org"])])).await;
+    stage.ready("billing").await;
+    assert_eq!(stage.idp.token_requests().len(), 2);
+}
+
+#[tokio::test]
+async fn a_provider_of_the_cluster_does_not_stand_in_for_one_of_the_namespace() {
+    let shared = Shared::new(json!([entry(&["*@example.org"])])).await;
+    let stage = &shared.stage;
+    stage.ns.apply(credential("billing").set("spec.providerRef.name", shared.name.as_str())).await;
+    stage.ns.condition::<MailCredential>("billing", "Ready", "ProviderNotFound").await;
+    stage.ns.apply(shared.credential("other").set("spec.providerRef.name", "idp")).await;
+    stage.ns.condition::<MailCredential>("other", "Ready", "ProviderNotFound").await;
+}
