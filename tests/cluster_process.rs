@@ -1,0 +1,134 @@
+//! The broker as a process: two of them, its end, its start without CRDs, objects that it cannot read.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::Secret;
+use mail_token_broker::api::MailCredential;
+use serde_json::json;
+use support::*;
+
+async fn leader(first: &Broker, second: &Broker) -> bool {
+    until("one leads", async || {
+        let leads = (first.metric("mailtoken_leader", "").await, second.metric("mailtoken_leader", "").await);
+        match leads {
+            (Some(1.0), Some(0.0)) => Ok(true),
+            (Some(0.0), Some(1.0)) => Ok(false),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_standby_goes_on_where_a_killed_leader_stopped_and_asks_for_nothing_twice() {
+    let mut stage = Stage::new().await;
+    let mut standby = Broker::start(&stage.ns).await;
+    stage.issued(credential("before")).await;
+    if !leader(&stage.broker, &standby).await {
+        std::mem::swap(&mut stage.broker, &mut standby);
+    }
+    stage.broker.kill();
+    stage.mark("after").await;
+    stage.ready("before").await;
+    assert_eq!(stage.idp.token_requests().len(), 2);
+    assert_eq!(stage.writes("mailcredentials/status", "before"), ["patch"]);
+    assert_eq!(stage.writes("secrets", "before"), ["create"]);
+}
+
+#[tokio::test]
+async fn a_leader_that_leaves_finishes_its_request_and_hands_over_at_once() {
+    let mut stage = Stage::new().await;
+    let mut standby = Broker::start(&stage.ns).await;
+    if !leader(&stage.broker, &standby).await {
+        std::mem::swap(&mut stage.broker, &mut standby);
+    }
+    stage.idp.next(Answer::token(3600).held());
+    stage.ns.apply(credential("billing")).await;
+    stage.idp.token_requests_reach(1).await;
+    stage.broker.signal("TERM");
+    stage.ns.apply(credential("next")).await;
+    until("the leader leaves", async || match stage.broker.log().contains("stopping") {
+        true => Ok(()),
+        false => Err(stage.broker.log()),
+    })
+    .await;
+    assert!(stage.broker.ended().is_none(), "it waits for the answer");
+    stage.idp.release();
+    let start = Instant::now();
+    assert!(stage.broker.terminate().await.success());
+    stage.ready("billing").await;
+    stage.ready("next").await;
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert_eq!(stage.idp.token_requests().len(), 2, "the answer was not thrown away");
+    let secret: Secret = stage.ns.get("billing").await;
+    assert_eq!(text(&secret, "access_token"), stage.idp.issued()[0]);
+}
+
+#[tokio::test]
+async fn a_broker_of_one_namespace_leaves_the_others_alone() {
+    let stage = Stage::new().await;
+    let other = Cluster::shared().namespace().await;
+    other.provider(&stage.idp).await;
+    other.apply(credential("billing")).await;
+    stage.mark("mark").await;
+    let object: MailCredential = other.get("billing").await;
+    assert_eq!(field(&object, "/status"), json!({"observedGeneration": -1}));
+    let seen = |event: &audit::AuditEvent| event.namespace == other.name && event.access.resource.contains("status");
+    assert!(!stage.ns.cluster.audit().iter().any(seen));
+}
+
+#[tokio::test]
+async fn a_broker_waits_for_its_crds_and_passes_over_what_it_cannot_read() {
+    let cluster = Cluster::alone(&["control-plane"]);
+    let ns = cluster.namespace().await;
+    let idp = Idp::start();
+    let crds = process::root().join("crds");
+    process::output(cluster.kubectl().args(["delete", "-f"]).arg(&crds));
+    let mut broker = Broker::settings(&ns).launch();
+    until("it lives and is not ready", async || match (broker.get("/livez").await, broker.get("/readyz").await) {
+        (Ok((200, _)), Ok((503, _))) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    process::output(cluster.kubectl().args(["apply", "--server-side", "-f"]).arg(&crds));
+    process::output(cluster.kubectl().args(["wait", "--for=condition=Established", "crd", "--all"]));
+    broker.ready().await;
+    ns.provider(&idp).await;
+    let mut stage = Stage { ns, idp, broker };
+    stage.issued(credential("good")).await;
+
+    // As after a downgrade: objects that only another version could have let in.
+    let any = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    let schema = json!({"op": "replace", "path": "/spec/versions/0/schema/openAPIV3Schema", "value": any});
+    let fields = json!({"op": "remove", "path": "/spec/versions/0/selectableFields"});
+    let relax = |crd: &str, patch: serde_json::Value| {
+        process::output(cluster.kubectl().args(["patch", "crd", crd, "--type=json", "-p", &patch.to_string()]));
+    };
+    relax("mailcredentials.mailtoken.dev", json!([fields, schema]));
+    relax("mailproviders.mailtoken.dev", json!([schema]));
+    let poison = |kind: &str, spec: serde_json::Value| {
+        Manifest(json!({
+            "apiVersion": "mailtoken.dev/v1alpha1", "kind": kind, "metadata": {"name": "poison"}, "spec": spec,
+        }))
+    };
+    let place = |manifest: Manifest| {
+        let ns = &stage.ns;
+        async move {
+            until("the schema is relaxed", async || ns.try_apply(manifest.clone()).await.map_err(|e| e.to_string()))
+                .await
+        }
+    };
+    place(poison("MailCredential", json!({"grant": 7}))).await;
+    place(poison("MailProvider", json!("nothing"))).await;
+    stage.mark("beside").await;
+    stage.broker.terminate().await;
+    stage.broker.again().await;
+    stage.mark("after-a-restart").await;
+    stage.ready("good").await;
+    assert!(stage.broker.log().contains("poison"), "it is told");
+    stage.ns.apply(credential("poison")).await;
+    stage.ready("poison").await;
+    assert_eq!(stage.idp.token_requests().len(), 4);
+}
