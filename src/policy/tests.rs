@@ -10,6 +10,11 @@ use super::{Decision, IssueReason, PublishReason, decide, observed::Target};
 use crate::api::Reason;
 use fixtures::{Case, at, published, token};
 
+/// One change of what was observed.
+type Change = fn(&mut Case);
+/// What a decision is expected to be.
+type Expected = fn(&Decision) -> bool;
+
 /// What is decided about a credential with a good token, after one change.
 fn decided(change: impl FnOnce(&mut Case)) -> Decision {
     let mut case = Case::ready();
@@ -39,7 +44,7 @@ fn a_token_is_asked_for_where_there_is_none_of_ours() {
 
 #[test]
 fn each_need_for_a_token_has_its_name() {
-    let table: [(fn(&mut Case), IssueReason); 4] = [
+    let table: [(Change, IssueReason); 4] = [
         (|case| case.provider().issued_for = "another tenant".into(), IssueReason::InputsChanged),
         (|case| case.now = at(3600), IssueReason::Expired),
         (|case| case.annotate("mailtoken.dev/reissue", "1"), IssueReason::Reissue),
@@ -73,7 +78,7 @@ fn a_reissue_is_answered_once_whoever_remembers_it() {
 
 #[test]
 fn each_difference_of_the_target_has_its_name_and_needs_no_new_token() {
-    let table: [(fn(&mut Case), PublishReason); 4] = [
+    let table: [(Change, PublishReason); 4] = [
         (
             |case| (case.observed.previous, case.observed.target) = (Some(published(token())), Target::Absent),
             PublishReason::Renamed,
@@ -215,7 +220,7 @@ fn conflicts_tell_both_ways_out() {
 #[test]
 fn what_stands_first_wins() {
     // Each adds what is decided before all that stands above it here.
-    let changes: [(fn(&mut Case), fn(&Decision) -> bool); 8] = [
+    let changes: [(Change, Expected); 8] = [
         (|case| case.provider().layout = "other".into(), |d| *d == Decision::Publish(PublishReason::Layout)),
         (|case| case.now = at(3000), |d| *d == Decision::Issue(IssueReason::RenewalDue)),
         (|case| case.failed_at(Reason::SecretWriteFailed, 2999), |d| *d == Decision::BackOff { until: at(3004) }),
