@@ -1,5 +1,7 @@
 //! Whose a Secret is: nothing of anybody else's is touched, nothing of ours is lost.
 
+#![allow(clippy::disallowed_methods, reason = "tests measure real time")]
+
 mod support;
 
 use std::time::{Duration, Instant};

@@ -1,5 +1,7 @@
 //! The broker as a process: two of them, its end, its start without CRDs, objects that it cannot read.
 
+#![allow(clippy::disallowed_methods, reason = "tests measure real time")]
+
 mod support;
 
 use std::time::{Duration, Instant};
