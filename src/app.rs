@@ -54,6 +54,8 @@ pub enum StartError {
 const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
 /// How long a shutdown waits for requests under way beyond their own time-out: for the writes that follow.
 const DRAIN_MARGIN: Duration = Duration::from_secs(10);
+/// How soon the API server is asked again what this broker may read.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// How often a shutdown looks whether everything is stored.
 const DRAIN_LOOK: Duration = Duration::from_millis(50);
 /// A wall clock that moved this much against the monotonic one was set, or the machine slept.
@@ -212,20 +214,22 @@ async fn may_read_cluster(client: &Client) -> bool {
             },
             ..SelfSubjectAccessReview::default()
         };
-        match reviews.create(&PostParams::default(), &review).await {
-            Ok(review) if review.status.as_ref().is_some_and(|status| status.allowed) => {}
-            Ok(_) => {
-                tracing::info!(resource, "not readable: ClusterMailProviders are not served");
-                return false;
+        let allowed = loop {
+            match reviews.create(&PostParams::default(), &review).await {
+                Ok(review) => break review.status.is_some_and(|status| status.allowed),
+                Err(error) => {
+                    tracing::warn!(
+                        resource,
+                        why = told_by(&error),
+                        "asking what may be read failed; it is asked again"
+                    );
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
             }
-            Err(error) => {
-                tracing::warn!(
-                    resource,
-                    why = told_by(&error),
-                    "cannot tell whether it is readable: ClusterMailProviders are not served"
-                );
-                return false;
-            }
+        };
+        if !allowed {
+            tracing::info!(resource, "not readable: ClusterMailProviders are not served");
+            return false;
         }
     }
     true
