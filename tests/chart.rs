@@ -20,9 +20,6 @@ use serde::Deserialize as _;
 use serde_json::{Value, json};
 use support::*;
 
-/// Flags that the chart knows already and the broker not yet.
-const TO_COME: [&str; 2] = ["--identity-token-file", "--allow-service-account-ref"];
-
 fn chart() -> PathBuf {
     process::root().join("charts/mail-token-broker")
 }
@@ -191,19 +188,12 @@ fn the_broker_knows_the_arguments_it_is_given() {
             Some(given) => given.iter().map(|argument| argument.as_str().unwrap()).collect(),
             None => vec!["run"], // the image's own
         };
-        let known = arguments.iter().filter(|argument| !TO_COME.iter().any(|flag| argument.starts_with(flag)));
-        let parsed = Cli::try_parse_from(["mail-token-broker"].iter().chain(known));
+        let parsed = Cli::try_parse_from(["mail-token-broker"].iter().chain(&arguments));
         let cli::Command::Run(settings) = parsed.unwrap_or_else(|error| panic!("{name}: {error}")).command else {
             panic!("{name}: {arguments:?}");
         };
         let port = container["ports"][0]["containerPort"].as_u64().unwrap();
         assert_eq!(u64::from(settings.metrics_addr.port()), port, "{name}");
-    }
-    for flag in TO_COME {
-        assert!(
-            Cli::try_parse_from(["mail-token-broker", "run", flag]).is_err(),
-            "{flag} has come: take it off the list"
-        );
     }
 }
 
