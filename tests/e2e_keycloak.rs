@@ -7,8 +7,9 @@ mod support;
 
 use std::{collections::BTreeMap, fs, path::PathBuf, process::Command};
 
-use mail_token_broker::api::{MailCredential, MailProvider, status::TokenStatus};
+use mail_token_broker::api::{MailCredential, MailProvider, names, status::TokenStatus};
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 use support::{mend::mend, *};
 
 /// The Secret of the demo's credential.
@@ -128,10 +129,7 @@ fn keycloak(ns: &Namespace, method: &str, path: &str, body: serde_json::Value) {
 }
 
 fn fingerprint(secret: &BTreeMap<String, String>) -> String {
-    use sha2::Digest as _;
-    let hash = sha2::Sha256::digest(secret["access_token"].as_bytes());
-    let hex: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    format!("sha256:{hex}")
+    format!("sha256:{}", names::hex16(&Sha256::digest(secret["access_token"].as_bytes())))
 }
 
 /// Waits for another token in the status than this.
