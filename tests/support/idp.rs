@@ -23,27 +23,19 @@
 //! It serves in a thread of its own, so that a test may block. Every request is kept; it stops when dropped.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{HashMap, VecDeque},
     hash::{BuildHasher as _, RandomState},
-    net::SocketAddr,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
-    thread::JoinHandle,
-    time::{Duration, Instant},
+    sync::Mutex,
+    time::Duration,
 };
 
 use serde_json::{Map, Value, json};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
-    sync::watch,
-};
-use tokio_rustls::{TlsAcceptor, rustls::ServerConfig, server::TlsStream};
+use tokio::sync::watch;
 
+pub use super::server::Request;
 use super::{
-    hostile::{Authority, Validity},
+    hostile::Validity,
+    server::{Handler, LOOPBACK, Response, Server},
     wait::until,
 };
 
@@ -165,48 +157,13 @@ impl Answer {
     }
 }
 
-/// A request that was received whole.
-#[derive(Clone, Debug)]
-pub struct Request {
-    /// `POST`.
-    pub method: String,
-    /// With the query, if there is one.
-    pub path: String,
-    /// Names in lower case.
-    pub headers: BTreeMap<String, String>,
-    /// The body as it came.
-    pub body: String,
-    /// When it was read.
-    pub at: Instant,
-}
-
-impl Request {
-    /// The fields of an `application/x-www-form-urlencoded` body.
-    pub fn form(&self) -> BTreeMap<String, String> {
-        url::form_urlencoded::parse(self.body.as_bytes()).into_owned().collect()
-    }
-}
-
 /// The server.
-pub struct Idp {
-    authority: Authority,
-    address: SocketAddr,
-    shared: Arc<Shared>,
-    running: Option<Running>,
-}
+pub struct Idp(Server<Scripted>);
 
-struct Running {
-    stop: watch::Sender<bool>,
-    thread: JoinHandle<()>,
-}
-
-struct Shared {
-    port: AtomicUsize,
-    tls: Mutex<Arc<ServerConfig>>,
+struct Scripted {
+    port: u16,
     scripts: Mutex<HashMap<String, Script>>,
-    requests: Mutex<Vec<Request>>,
     issued: Mutex<Vec<String>>,
-    connections: AtomicUsize,
     gate: watch::Sender<bool>,
 }
 
@@ -219,56 +176,32 @@ struct Script {
 impl Idp {
     /// Starts on a free port, with a certificate for `localhost` and `127.0.0.1` of a CA of its own.
     pub fn start() -> Self {
-        let authority = Authority::new();
-        let shared = Arc::new(Shared {
-            port: AtomicUsize::new(0),
-            tls: Mutex::new(authority.issue(&["localhost", "127.0.0.1"], Validity::Present)),
+        Self(Server::start(LOOPBACK, &["localhost", "127.0.0.1"], |port| Scripted {
+            port,
             scripts: Mutex::default(),
-            requests: Mutex::default(),
             issued: Mutex::default(),
-            connections: AtomicUsize::new(0),
             gate: watch::Sender::new(false),
-        });
-        let mut idp = Self { authority, address: ([127, 0, 0, 1], 0).into(), shared, running: None };
-        idp.resume();
-        idp
+        }))
     }
 
     /// Listens again, on the same port, after [`Self::stop`].
     pub fn resume(&mut self) {
-        assert!(self.running.is_none(), "it runs");
-        let (stop, stopped) = watch::channel(false);
-        let (address, shared) = (self.address, self.shared.clone());
-        let (tell, told) = std::sync::mpsc::channel();
-        let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let listener = TcpListener::bind(address).await.unwrap();
-                tell.send(listener.local_addr().unwrap()).unwrap();
-                accept(listener, shared, stopped).await;
-            });
-        });
-        self.address = told.recv().expect("the server listens");
-        self.shared.port.store(self.address.port().into(), Ordering::Relaxed);
-        self.running = Some(Running { stop, thread });
+        self.0.resume();
     }
 
     /// Closes all connections and refuses new ones.
     pub fn stop(&mut self) {
-        if let Some(running) = self.running.take() {
-            running.stop.send_replace(true);
-            drop(running.thread.join());
-        }
+        self.0.stop();
     }
 
     /// The port.
     pub fn port(&self) -> u16 {
-        self.address.port()
+        self.0.port()
     }
 
     /// The issuer, whose discovery document stands at [`DISCOVERY`].
     pub fn issuer(&self) -> String {
-        self.shared.issuer()
+        self.0.handler().issuer()
     }
 
     /// The token endpoint.
@@ -283,12 +216,12 @@ impl Idp {
 
     /// The CA's certificate, PEM.
     pub fn ca(&self) -> String {
-        String::from_utf8(self.authority.bundle()).unwrap()
+        self.0.ca()
     }
 
     /// Shows new connections another certificate of the same CA: for other names, or one that has ended.
     pub fn present(&self, names: &[&str], validity: Validity) {
-        *self.shared.tls.lock().unwrap() = self.authority.issue(names, validity);
+        self.0.present(names, validity);
     }
 
     /// From now on, the answer of the token endpoint.
@@ -303,32 +236,32 @@ impl Idp {
 
     /// [`Self::answer`] of another path.
     pub fn answer_at(&self, path: &str, answer: Answer) {
-        self.shared.scripts.lock().unwrap().entry(path.to_owned()).or_default().always = Some(answer);
+        self.0.handler().scripts.lock().unwrap().entry(path.to_owned()).or_default().always = Some(answer);
     }
 
     /// [`Self::next`] of another path.
     pub fn next_at(&self, path: &str, answer: Answer) {
-        self.shared.scripts.lock().unwrap().entry(path.to_owned()).or_default().next.push_back(answer);
+        self.0.handler().scripts.lock().unwrap().entry(path.to_owned()).or_default().next.push_back(answer);
     }
 
     /// Lets answers go that are [`Answer::held`], and those to come.
     pub fn release(&self) {
-        self.shared.gate.send_replace(true);
+        self.0.handler().gate.send_replace(true);
     }
 
     /// Holds such answers again.
     pub fn hold(&self) {
-        self.shared.gate.send_replace(false);
+        self.0.handler().gate.send_replace(false);
     }
 
     /// All requests, in the order they came.
     pub fn requests(&self) -> Vec<Request> {
-        self.shared.requests.lock().unwrap().clone()
+        self.0.requests()
     }
 
     /// Those to one path.
     pub fn requests_at(&self, path: &str) -> Vec<Request> {
-        self.requests().into_iter().filter(|request| route(&request.path) == path).collect()
+        self.0.requests_at(path)
     }
 
     /// Those to the token endpoint.
@@ -347,29 +280,38 @@ impl Idp {
 
     /// Forgets the requests so far.
     pub fn forget(&self) {
-        self.shared.requests.lock().unwrap().clear();
+        self.0.forget();
     }
 
     /// All tokens made so far, access and refresh tokens: also for a search for leaks.
     pub fn issued(&self) -> Vec<String> {
-        self.shared.issued.lock().unwrap().clone()
+        self.0.handler().issued.lock().unwrap().clone()
     }
 
     /// How many connections were made.
     pub fn connections(&self) -> usize {
-        self.shared.connections.load(Ordering::Relaxed)
+        self.0.connections()
     }
 }
 
-impl Drop for Idp {
-    fn drop(&mut self) {
-        self.stop();
+impl Handler for Scripted {
+    async fn handle(&self, request: Request) -> Option<Response> {
+        let answer = self.answer_to(request.route());
+        tokio::time::sleep(answer.delay).await;
+        if answer.held {
+            self.gate.subscribe().wait_for(|open| *open).await.ok()?;
+        }
+        if matches!(answer.body, Body::Nothing) {
+            std::future::pending::<()>().await;
+        }
+        let body = self.body(answer.body)?;
+        Some(Response { status: answer.status, headers: answer.headers, body })
     }
 }
 
-impl Shared {
+impl Scripted {
     fn issuer(&self) -> String {
-        format!("https://localhost:{}", self.port.load(Ordering::Relaxed))
+        format!("https://localhost:{}", self.port)
     }
 
     /// A new token, unlike any other, and easy to find where it should not be.
@@ -433,64 +375,4 @@ impl Shared {
 /// Every hasher of the standard library has a random key.
 fn random() -> u64 {
     RandomState::new().hash_one(())
-}
-
-fn route(path: &str) -> &str {
-    path.split('?').next().unwrap_or(path)
-}
-
-async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
-    loop {
-        let tcp = tokio::select! {
-            accepted = listener.accept() => accepted.unwrap().0,
-            _ = stopped.wait_for(|stop| *stop) => return, // the runtime ends, and with it all connections
-        };
-        shared.connections.fetch_add(1, Ordering::Relaxed);
-        let shared = shared.clone();
-        tokio::spawn(async move {
-            let tls = TlsAcceptor::from(shared.tls.lock().unwrap().clone());
-            if let Ok(mut stream) = tls.accept(tcp).await {
-                while serve_one(&mut stream, &shared).await.is_some() {}
-            }
-        });
-    }
-}
-
-/// `None` when the connection is done with.
-async fn serve_one(stream: &mut TlsStream<TcpStream>, shared: &Shared) -> Option<()> {
-    let request = read_request(stream).await?;
-    let path = route(&request.path).to_owned();
-    shared.requests.lock().unwrap().push(request);
-    let answer = shared.answer_to(&path);
-    tokio::time::sleep(answer.delay).await;
-    if answer.held {
-        shared.gate.subscribe().wait_for(|open| *open).await.ok()?;
-    }
-    if matches!(answer.body, Body::Nothing) {
-        std::future::pending::<()>().await;
-    }
-    let body = shared.body(answer.body)?;
-    let mut head = format!("HTTP/1.1 {} Status\r\ncontent-length: {}\r\n", answer.status, body.len());
-    for (name, value) in &answer.headers {
-        head += &format!("{name}: {value}\r\n");
-    }
-    stream.write_all(format!("{head}\r\n{body}").as_bytes()).await.ok()?;
-    stream.flush().await.ok()
-}
-
-async fn read_request(stream: &mut TlsStream<TcpStream>) -> Option<Request> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.ok()?);
-    }
-    let head = String::from_utf8(head).ok()?;
-    let mut lines = head.lines();
-    let mut start = lines.next()?.split(' ');
-    let (method, path) = (start.next()?.to_owned(), start.next()?.to_owned());
-    let header = |line: &str| line.split_once(": ").map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()));
-    let headers: BTreeMap<_, _> = lines.filter_map(header).collect();
-    let length = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body).await.ok()?;
-    Some(Request { method, path, headers, body: String::from_utf8(body).ok()?, at: Instant::now() })
 }
