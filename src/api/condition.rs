@@ -16,6 +16,8 @@ pub enum ConditionType {
     Stalled,
     /// The first token, or one for a changed spec, is being obtained (kstatus).
     Reconciling,
+    /// The refresh token's known end is near.
+    GrantExpiringSoon,
     /// The client secret or certificate ends soon.
     ClientCredentialExpiringSoon,
 }
@@ -28,6 +30,7 @@ impl ConditionType {
             Self::Renewed => "Renewed",
             Self::Stalled => "Stalled",
             Self::Reconciling => "Reconciling",
+            Self::GrantExpiringSoon => "GrantExpiringSoon",
             Self::ClientCredentialExpiringSoon => "ClientCredentialExpiringSoon",
         }
     }
@@ -157,6 +160,16 @@ reasons! {
     LifetimeUnknown => None,
     /// Event only: another client authentication is in use than before.
     ClientAuthenticationChanged => None,
+    /// Event only: the token says of itself that it will not do.
+    TokenUnsuitable => None,
+    /// Event only: another refresh token was put into the seed's Secret and is used from now on.
+    GrantReseeded => None,
+    /// Event only: the tokens of a deleted credential were revoked.
+    GrantRevoked => None,
+    /// Event only: the tokens of a deleted credential could not be revoked.
+    RevocationFailed => None,
+    /// Event only: the provider has no way to revoke tokens.
+    RevocationNotSupported => None,
 }
 
 impl Reason {

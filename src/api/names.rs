@@ -38,6 +38,27 @@ pub const ANNOTATION_SCOPES: &str = "mailtoken.dev/scopes";
 /// Which labels and annotations came from `spec.secret`, so that those dropped there are dropped here.
 pub const ANNOTATION_APPLIED: &str = "mailtoken.dev/applied";
 
+/// On the target Secret: the id that the token gives for its subject (Microsoft's `oid`).
+pub const ANNOTATION_OBJECT_ID: &str = "mailtoken.dev/object-id";
+/// On the target Secret: what the token says of itself that will not do.
+pub const ANNOTATION_WARNING: &str = "mailtoken.dev/warning";
+
+/// On the grant Secret: when the grant was obtained, RFC 3339.
+pub const ANNOTATION_OBTAINED_AT: &str = "mailtoken.dev/obtained-at";
+/// On the grant Secret: when the refresh token was last exchanged, RFC 3339.
+pub const ANNOTATION_LAST_USED_AT: &str = "mailtoken.dev/last-used-at";
+/// On the grant Secret: how many times the provider has replaced the refresh token.
+pub const ANNOTATION_ROTATIONS: &str = "mailtoken.dev/rotations";
+/// On the grant Secret: hash of the seed that it was begun with, and the resourceVersion of the seed's Secret.
+pub const ANNOTATION_SEED: &str = "mailtoken.dev/seed";
+/// On the grant Secret: who is exchanging which refresh token, since when and until when.
+pub const ANNOTATION_CLAIM: &str = "mailtoken.dev/claim";
+/// On the grant Secret: the sign-in that is waited for, without the device code.
+pub const ANNOTATION_SIGN_IN: &str = "mailtoken.dev/sign-in";
+
+/// On a MailCredential with `revocationPolicy: OnDelete`.
+pub const FINALIZER_REVOKE: &str = "mailtoken.dev/revoke";
+
 /// Type of the Secret that pods mount.
 pub const SECRET_TYPE_TARGET: &str = "Opaque";
 /// Type of the Secret that keeps a refresh token. Never a source, never mounted.

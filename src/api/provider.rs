@@ -25,6 +25,9 @@ use super::{credential::GrantType, schema::*};
 )]
 #[x_kube(validation = Rule::new(ONE_PROVIDER_RULE).message(ONE_PROVIDER_MESSAGE))]
 #[x_kube(validation = Rule::new(DOD_RULE).message(DOD_MESSAGE))]
+#[x_kube(validation = Rule::new(CLIENT_ID_RULE).message(CLIENT_ID_MESSAGE))]
+#[x_kube(validation = Rule::new(KEY_FILE_RULE).message(KEY_FILE_MESSAGE))]
+#[x_kube(validation = Rule::new(OWN_IDENTITY_RULE).message(OWN_IDENTITY_MESSAGE))]
 #[serde(rename_all = "camelCase")]
 pub struct MailProviderSpec {
     /// What both kinds have in common.
@@ -50,6 +53,8 @@ pub struct MailProviderSpec {
 )]
 #[x_kube(validation = Rule::new(ONE_PROVIDER_RULE).message(ONE_PROVIDER_MESSAGE))]
 #[x_kube(validation = Rule::new(DOD_RULE).message(DOD_MESSAGE))]
+#[x_kube(validation = Rule::new(CLIENT_ID_RULE).message(CLIENT_ID_MESSAGE))]
+#[x_kube(validation = Rule::new(KEY_FILE_RULE).message(KEY_FILE_MESSAGE))]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterMailProviderSpec {
     /// What both kinds have in common.
@@ -68,6 +73,15 @@ pub struct ProviderSpec {
     /// Microsoft 365 (Entra ID and Exchange Online).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub microsoft: Option<Microsoft>,
+    /// Google Workspace and Gmail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub google: Option<Google>,
+    /// Yahoo Mail and AOL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub yahoo: Option<Yahoo>,
+    /// Fastmail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fastmail: Option<Fastmail>,
     /// Any OpenID Connect provider, by discovery.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oidc: Option<Oidc>,
@@ -86,7 +100,40 @@ pub struct ProviderSpec {
     /// Certificates to trust beside the system's roots, PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_bundle_ref: Option<CaBundleRef>,
+    /// How many requests the provider is sent at most, over all credentials. Without it: as many as the broker's own
+    /// limits let through.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<RateLimit>,
 }
+
+/// A limit to the requests that are sent to a provider.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct RateLimit {
+    /// Requests a minute, in the long run.
+    #[schemars(range(min = 1, max = 60_000))]
+    pub requests_per_minute: i32,
+    /// Requests that may be sent at once, after a rest.
+    #[serde(default = "default_burst")]
+    #[schemars(range(min = 1, max = 1_000))]
+    pub burst: i32,
+}
+
+const fn default_burst() -> i32 {
+    1
+}
+
+/// Google has no settings.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+pub struct Google {}
+
+/// Yahoo has no settings.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+pub struct Yahoo {}
+
+/// Fastmail has no settings.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+pub struct Fastmail {}
 
 /// Microsoft 365.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
@@ -149,7 +196,8 @@ pub struct OAuth2 {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Client {
-    /// The client's identifier (Microsoft: the application id).
+    /// The client's identifier (Microsoft: the application id). Only a service account's key file makes it unnecessary.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(min = 1, max = 256), regex(pattern = CLIENT_ID))]
     pub id: String,
     /// How the client proves who it is, in the order of preference. Empty: a public client.
@@ -160,8 +208,7 @@ pub struct Client {
 
 /// One way of client authentication: exactly one field.
 #[derive(Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]
-#[x_kube(validation = Rule::new("has(self.clientSecret) != has(self.privateKeyJWT)")
-    .message("name one way in each entry: clientSecret or privateKeyJWT"))]
+#[x_kube(validation = Rule::new(ONE_AUTHENTICATION_RULE).message(ONE_AUTHENTICATION_MESSAGE))]
 #[serde(rename_all = "camelCase")]
 pub struct ClientAuthentication {
     /// A secret shared with the provider (RFC 6749 section 2.3.1).
@@ -170,6 +217,41 @@ pub struct ClientAuthentication {
     /// A JWT signed with the client's private key (RFC 7523 section 2.2; OpenID Connect's `private_key_jwt`).
     #[serde(rename = "privateKeyJWT", default, skip_serializing_if = "Option::is_none")]
     pub private_key_jwt: Option<PrivateKeyJwt>,
+    /// A token of a Kubernetes ServiceAccount as the assertion (RFC 7523 section 2.2; workload identity federation).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_account_token: Option<ServiceAccountToken>,
+    /// The key file of a Google service account.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_account_key: Option<ServiceAccountKey>,
+}
+
+/// A token of a Kubernetes ServiceAccount, made for the provider alone.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceAccountToken {
+    /// The audience that the provider wants (Microsoft: `api://AzureADTokenExchange`). Never that of the API server.
+    #[schemars(length(min = 1, max = 512), regex(pattern = CLIENT_ID))]
+    pub audience: String,
+    /// A ServiceAccount of the same namespace (of a ClusterMailProvider: the broker's). Without it, a
+    /// ClusterMailProvider uses the broker's own identity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_account_ref: Option<ServiceAccountRef>,
+}
+
+/// A ServiceAccount of the same namespace.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq, Hash)]
+pub struct ServiceAccountRef {
+    /// Its name.
+    #[schemars(length(min = 1, max = 253), regex(pattern = OBJECT_NAME))]
+    pub name: String,
+}
+
+/// The key file of a Google service account, as downloaded; its `token_uri` is ignored.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceAccountKey {
+    /// Where the JSON file stands.
+    pub secret_ref: KeyRef,
 }
 
 /// A private key, and what tells the provider which one it is.

@@ -15,6 +15,8 @@ pub(super) const DATA_KEY: &str = r"^[-._a-zA-Z0-9]+$";
 pub(super) const SCOPE: &str = r"^[\x21\x23-\x5B\x5D-\x7E]+$";
 /// A client identifier (RFC 6749 appendix A.1), without spaces at its ends.
 pub(super) const CLIENT_ID: &str = r"^[\x21-\x7E]([\x20-\x7E]*[\x21-\x7E])?$";
+/// A token type (RFC 8693 section 3): an absolute URI.
+pub(super) const TOKEN_TYPE: &str = r"^[A-Za-z][A-Za-z0-9+.-]*:[\x21-\x7E]+$";
 /// A host name or address literal.
 pub(super) const HOST: &str = r"^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)$";
 /// A duration of hours, minutes and seconds.
@@ -47,9 +49,35 @@ pub(super) const UNIQUE_RULE: &str = "self.all(item, self.exists_one(other, othe
 pub(super) const UNIQUE_MESSAGE: &str = "no duplicates: name each once";
 
 /// CEL: which provider it is.
-pub(super) const ONE_PROVIDER_RULE: &str =
-    "[has(self.microsoft), has(self.oidc), has(self.oauth2)].filter(given, given).size() == 1";
-pub(super) const ONE_PROVIDER_MESSAGE: &str = "name exactly one provider: microsoft, oidc or oauth2";
+pub(super) const ONE_PROVIDER_RULE: &str = "[has(self.microsoft), has(self.google), has(self.yahoo), has(self.fastmail), has(self.oidc), has(self.oauth2)]\
+                                            .filter(given, given).size() == 1";
+pub(super) const ONE_PROVIDER_MESSAGE: &str =
+    "name exactly one provider: microsoft, google, yahoo, fastmail, oidc or oauth2";
+
+/// CEL: the client has a name. A service account's key file holds it.
+pub(super) const CLIENT_ID_RULE: &str = "has(self.client.id) || (has(self.client.authentication) && self.client.authentication.exists(entry, has(entry.serviceAccountKey)))";
+pub(super) const CLIENT_ID_MESSAGE: &str =
+    "name the client in spec.client.id; only with a serviceAccountKey may it be left out";
+
+/// CEL: key files of service accounts are Google's.
+pub(super) const KEY_FILE_RULE: &str = "has(self.google) || !has(self.client.authentication) || !self.client.authentication.exists(entry, has(entry.serviceAccountKey))";
+pub(super) const KEY_FILE_MESSAGE: &str = "serviceAccountKey is Google's: use privateKeyJWT with this provider";
+
+/// CEL: the broker's own identity is not lent to namespaces (KEDA's CVE-2026-77524).
+pub(super) const OWN_IDENTITY_RULE: &str = "!has(self.client.authentication) || self.client.authentication.all(entry, !has(entry.serviceAccountToken) || has(entry.serviceAccountToken.serviceAccountRef))";
+pub(super) const OWN_IDENTITY_MESSAGE: &str = "name a ServiceAccount of this namespace in serviceAccountToken.serviceAccountRef: only a ClusterMailProvider may use the broker's own identity";
+
+/// CEL: which grant it is.
+pub(super) const ONE_GRANT_RULE: &str = "[has(self.clientCredentials), has(self.refreshToken), has(self.deviceCode), has(self.jwtBearer), has(self.tokenExchange)]\
+                                         .filter(given, given).size() == 1";
+pub(super) const ONE_GRANT_MESSAGE: &str =
+    "name exactly one grant: clientCredentials, refreshToken, deviceCode, jwtBearer or tokenExchange";
+
+/// CEL: which client authentication it is.
+pub(super) const ONE_AUTHENTICATION_RULE: &str = "[has(self.clientSecret), has(self.privateKeyJWT), has(self.serviceAccountToken), has(self.serviceAccountKey)]\
+                                                  .filter(given, given).size() == 1";
+pub(super) const ONE_AUTHENTICATION_MESSAGE: &str =
+    "name one way in each entry: clientSecret, privateKeyJWT, serviceAccountToken or serviceAccountKey";
 
 /// CEL: Microsoft publishes no mail servers for the DoD cloud.
 pub(super) const DOD_RULE: &str = "!has(self.microsoft) || !has(self.microsoft.cloud) || self.microsoft.cloud != 'USGovDoD' \

@@ -25,9 +25,15 @@ pub struct MailCredentialStatus {
     /// The token in the Secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<TokenStatus>,
+    /// The refresh token that is kept, without itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grant: Option<GrantStatus>,
     /// Which client authentication is in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<ClientStatus>,
+    /// The sign-in that is waited for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authorization: Option<AuthorizationStatus>,
     /// Failures since the last success.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed_attempts: Option<i32>,
@@ -65,6 +71,38 @@ pub struct TokenStatus {
     pub fingerprint: String,
     /// Length in characters. Long tokens do not fit every client's command line (RFC 4954 section 4).
     pub length: i64,
+}
+
+/// A refresh token, without itself.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct GrantStatus {
+    /// When a person signed in, or the seed was taken over.
+    pub obtained_at: Time,
+    /// When it was last exchanged for an access token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_used_at: Option<Time>,
+    /// When it ends, where the provider said so or is known for an end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Time>,
+    /// How many times the provider has replaced it.
+    pub rotations: i64,
+}
+
+/// What a person needs to sign in (RFC 8628 section 3.2).
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct AuthorizationStatus {
+    /// Where to go.
+    #[serde(rename = "verificationURI")]
+    pub verification_uri: String,
+    /// The same, with the code in it.
+    #[serde(rename = "verificationURIComplete", default, skip_serializing_if = "Option::is_none")]
+    pub verification_uri_complete: Option<String>,
+    /// What to enter there.
+    pub user_code: String,
+    /// Until when.
+    pub expires_at: Time,
 }
 
 /// A client authentication in use.

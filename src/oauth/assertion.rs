@@ -14,12 +14,14 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     sign::{CertifiedKey, Signer},
 };
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 
+use super::client_auth::Occasion;
 use crate::api::provider::SigningAlgorithm;
 
 /// PEM beyond this is refused before it is parsed (CVE-2024-12401: parsing 856 kB took cert-manager 750 ms). The largest
@@ -121,23 +123,12 @@ impl SigningKey {
         self.expires_at
     }
 
-    /// An assertion by `client_id` for `audience`, made at `now`. `unique` must never be used twice (`jti`).
+    /// An assertion by `client_id` about itself.
     ///
     /// # Errors
     /// If the key does not sign.
-    pub fn client_assertion(
-        &self,
-        client_id: &str,
-        audience: &str,
-        unique: &str,
-        now: Timestamp,
-    ) -> Result<SecretString, SigningError> {
-        let issued_at = (now - BACKDATED).as_second();
-        let claims = json!({
-            "iss": client_id, "sub": client_id, "aud": audience, "jti": unique,
-            "iat": issued_at, "nbf": issued_at, "exp": (now + LIFETIME).as_second(),
-        });
-        self.jwt(&claims)
+    pub fn client_assertion(&self, client_id: &str, occasion: Occasion<'_>) -> Result<SecretString, SigningError> {
+        self.jwt(&claims(client_id, client_id, occasion))
     }
 
     /// RFC 7515 section 7.1.
@@ -152,6 +143,97 @@ impl SigningKey {
         let message = format!("{}.{}", encode(&header), encode(claims));
         let signature = self.signer.sign(message.as_bytes())?;
         Ok(format!("{message}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature)).into())
+    }
+}
+
+/// RFC 7523 section 3.
+fn claims(issuer: &str, subject: &str, occasion: Occasion<'_>) -> Value {
+    let issued_at = (occasion.now - BACKDATED).as_second();
+    json!({
+        "iss": issuer, "sub": subject, "aud": occasion.audience, "jti": occasion.unique,
+        "iat": issued_at, "nbf": issued_at, "exp": (occasion.now + LIFETIME).as_second(),
+    })
+}
+
+/// A key that vouches for a subject, in the name of its owner.
+#[derive(Clone, Copy, Debug)]
+pub struct GrantKey<'a> {
+    pub(super) key: &'a SigningKey,
+    pub(super) issuer: &'a str,
+    /// Google wants the scopes in the assertion, others beside it.
+    pub(super) names_scopes: bool,
+}
+
+impl GrantKey<'_> {
+    /// An assertion that asks for a token about `subject`.
+    pub(super) fn assertion(
+        &self,
+        subject: &str,
+        occasion: Occasion<'_>,
+        scopes: &[String],
+    ) -> Result<SecretString, SigningError> {
+        let mut claims = claims(self.issuer, subject, occasion);
+        if self.names_scopes {
+            claims["scope"] = json!(scopes.join(" "));
+        }
+        self.key.jwt(&claims)
+    }
+}
+
+/// A Google service account, by its key file.
+#[derive(Clone, Debug)]
+pub struct ServiceAccountKey {
+    /// The key.
+    pub key: SigningKey,
+    /// The account's address: the issuer of what it signs.
+    pub email: String,
+}
+
+/// What is wrong with a key file.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum KeyFileFlaw {
+    /// More than 32 KiB.
+    #[error("is larger than any key file: more than 32 KiB")]
+    TooLarge,
+    /// No JSON, or without what is needed.
+    #[error("is no key file of a service account: it must be the JSON file as downloaded")]
+    NotAKeyFile,
+    /// A JSON file of another kind, such as that of an OAuth client or of an external account.
+    #[error("is a JSON file of another kind: its type must be service_account")]
+    OtherKind,
+    /// Its private key cannot be used.
+    #[error("holds a private key that cannot be used: it must be RSA in PEM, as downloaded")]
+    Key,
+}
+
+impl ServiceAccountKey {
+    /// Reads a key file. Its `token_uri` is not looked at: it would let whoever writes the file choose where the
+    /// assertion goes.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn read(json: &[u8]) -> Result<Self, KeyFileFlaw> {
+        #[derive(Deserialize)]
+        struct File {
+            #[serde(rename = "type")]
+            kind: Option<String>,
+            client_email: Option<String>,
+            private_key_id: Option<String>,
+            private_key: Option<SecretString>,
+        }
+        if json.len() > PEM_MAX {
+            return Err(KeyFileFlaw::TooLarge);
+        }
+        let file: File = serde_json::from_slice(json).map_err(|_| KeyFileFlaw::NotAKeyFile)?;
+        if file.kind.as_deref() != Some("service_account") {
+            return Err(if file.kind.is_some() { KeyFileFlaw::OtherKind } else { KeyFileFlaw::NotAKeyFile });
+        }
+        let (Some(email), Some(pem)) = (file.client_email, file.private_key) else {
+            return Err(KeyFileFlaw::NotAKeyFile);
+        };
+        let key = SigningKey::read(pem.expose_secret().as_bytes(), None, SigningAlgorithm::RS256, file.private_key_id)
+            .map_err(|_| KeyFileFlaw::Key)?;
+        Ok(Self { key, email })
     }
 }
 
@@ -210,17 +292,19 @@ fn read_certificate(pem: &[u8], key: &PrivateKeyDer<'_>) -> Result<(Option<Strin
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use aws_lc_rs::signature::{
         ECDSA_P256_SHA256_FIXED, ED25519, RSA_PKCS1_2048_8192_SHA256, RSA_PSS_2048_8192_SHA256, UnparsedPublicKey,
         VerificationAlgorithm,
     };
     use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PKCS_RSA_SHA256};
-    use secrecy::ExposeSecret as _;
-
-    use super::*;
 
     fn now() -> Timestamp {
         Timestamp::from_second(1_800_000_000).unwrap()
+    }
+
+    fn occasion() -> Occasion<'static> {
+        Occasion { audience: "https://id/token", unique: "j1", now: now() }
     }
 
     fn pair(algorithm: SigningAlgorithm) -> KeyPair {
@@ -251,7 +335,7 @@ mod tests {
         for (algorithm, verification) in table {
             let pair = pair(algorithm);
             let key = SigningKey::read(pair.serialize_pem().as_bytes(), None, algorithm, Some("k1".into())).unwrap();
-            let jwt = key.client_assertion("app", "https://id/token", "j1", now()).unwrap();
+            let jwt = key.client_assertion("app", occasion()).unwrap();
             let jwt = jwt.expose_secret();
             let (message, signature) = jwt.rsplit_once('.').unwrap();
             let signature = BASE64_URL_SAFE_NO_PAD.decode(signature).unwrap();
@@ -276,7 +360,7 @@ mod tests {
             SigningKey::read(pair.serialize_pem().as_bytes(), Some(pem.as_bytes()), SigningAlgorithm::ES256, None)
                 .unwrap();
         let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
-        let jwt = key.client_assertion("app", "aud", "j", now()).unwrap();
+        let jwt = key.client_assertion("app", occasion()).unwrap();
         let thumbprint = BASE64_URL_SAFE_NO_PAD.encode(Sha256::digest(&der));
         assert_eq!(part(jwt.expose_secret(), 0)["x5t#S256"], json!(thumbprint));
         assert_eq!(key.expires_at().unwrap().to_string(), "4096-01-01T00:00:00Z");
@@ -308,5 +392,34 @@ mod tests {
         let pem = pair(SigningAlgorithm::EdDSA).serialize_pem();
         let key = SigningKey::read(pem.as_bytes(), None, SigningAlgorithm::EdDSA, None).unwrap();
         assert_eq!(format!("{key:?}"), r#"SigningKey { algorithm: "EdDSA", .. }"#);
+    }
+
+    #[test]
+    fn a_key_file_signs_for_a_mailbox_and_its_token_uri_is_ignored() {
+        let pem = pair(SigningAlgorithm::RS256).serialize_pem();
+        let file = json!({
+            "type": "service_account", "client_email": "mailer@project.iam.gserviceaccount.com", "private_key_id": "k7",
+            "private_key": pem, "token_uri": "https://evil.example.org/token",
+        });
+        let account = ServiceAccountKey::read(file.to_string().as_bytes()).unwrap();
+        let auth = super::super::ClientAuth::ServiceAccountKey(account);
+        let jwt = auth.grant_key("").unwrap().assertion("a@b.c", occasion(), &["s1".into(), "s2".into()]).unwrap();
+        assert_eq!(part(jwt.expose_secret(), 0), json!({"alg": "RS256", "typ": "JWT", "kid": "k7"}));
+        let claims = part(jwt.expose_secret(), 1);
+        assert_eq!(claims["iss"], "mailer@project.iam.gserviceaccount.com");
+        assert_eq!((&claims["sub"], &claims["scope"]), (&json!("a@b.c"), &json!("s1 s2")));
+        assert_eq!(claims["aud"], "https://id/token");
+    }
+
+    #[test]
+    fn another_json_file_is_told_from_a_key_file() {
+        let read = |json: &str| ServiceAccountKey::read(json.as_bytes()).unwrap_err();
+        assert_eq!(read("-----BEGIN PRIVATE KEY-----"), KeyFileFlaw::NotAKeyFile);
+        assert_eq!(read(r#"{"installed": {"client_id": "x"}}"#), KeyFileFlaw::NotAKeyFile);
+        assert_eq!(read(r#"{"type": "external_account"}"#), KeyFileFlaw::OtherKind);
+        assert_eq!(read(r#"{"type": "service_account"}"#), KeyFileFlaw::NotAKeyFile);
+        let junk = r#"{"type": "service_account", "client_email": "a@b", "private_key": "junk"}"#;
+        assert_eq!(read(junk), KeyFileFlaw::Key);
+        assert_eq!(read(&"x".repeat(900_000)), KeyFileFlaw::TooLarge);
     }
 }

@@ -8,7 +8,7 @@ use thiserror::Error;
 use url::form_urlencoded;
 use zeroize::Zeroizing;
 
-use super::assertion::{SigningError, SigningKey};
+use super::assertion::{GrantKey, ServiceAccountKey, SigningError, SigningKey};
 
 /// How a client proves who it is, ready for use.
 #[derive(Clone, Debug)]
@@ -21,6 +21,10 @@ pub enum ClientAuth {
     SecretBasic(SecretString),
     /// `private_key_jwt`: a signed assertion in the body.
     PrivateKeyJwt(SigningKey),
+    /// An assertion that somebody else has signed, such as a Kubernetes ServiceAccount token.
+    Assertion(SecretString),
+    /// A Google service account: its key vouches in the grant itself, and the client proves nothing besides.
+    ServiceAccountKey(ServiceAccountKey),
 }
 
 /// What an assertion is made of besides the client's own.
@@ -53,16 +57,24 @@ impl ClientAuth {
                 form.append_pair("client_id", client_id);
                 form.append_pair("client_secret", secret.expose_secret());
             }
-            Self::SecretBasic(_) => {}
+            Self::SecretBasic(_) | Self::ServiceAccountKey(_) => {}
             Self::PrivateKeyJwt(key) => {
-                let Occasion { audience, unique, now } = occasion;
-                let assertion = key.client_assertion(client_id, audience, unique, now)?;
-                form.append_pair("client_id", client_id);
-                form.append_pair("client_assertion_type", JWT_BEARER);
-                form.append_pair("client_assertion", assertion.expose_secret());
+                write_assertion(client_id, &key.client_assertion(client_id, occasion)?, form);
             }
+            Self::Assertion(assertion) => write_assertion(client_id, assertion, form),
         }
         Ok(())
+    }
+
+    /// The key that signs a JWT about a subject (RFC 7523 section 2.1), if the client has one.
+    pub(super) fn grant_key<'a>(&'a self, client_id: &'a str) -> Option<GrantKey<'a>> {
+        match self {
+            Self::PrivateKeyJwt(key) => Some(GrantKey { key, issuer: client_id, names_scopes: false }),
+            Self::ServiceAccountKey(account) => {
+                Some(GrantKey { key: &account.key, issuer: &account.email, names_scopes: true })
+            }
+            Self::Public | Self::SecretPost(_) | Self::SecretBasic(_) | Self::Assertion(_) => None,
+        }
     }
 
     /// The Authorization header, if this way uses one. Id and secret are form-encoded first (RFC 6749 section 2.3.1),
@@ -78,6 +90,13 @@ impl ClientAuth {
         header.set_sensitive(true);
         Some(header)
     }
+}
+
+/// RFC 7521 section 4.2.
+fn write_assertion(client_id: &str, assertion: &SecretString, form: &mut form_urlencoded::Serializer<'_, String>) {
+    form.append_pair("client_id", client_id);
+    form.append_pair("client_assertion_type", JWT_BEARER);
+    form.append_pair("client_assertion", assertion.expose_secret());
 }
 
 /// What is wrong with a client secret, as can be seen before it is sent.

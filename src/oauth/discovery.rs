@@ -14,6 +14,8 @@ pub struct Endpoints {
     pub device_authorization_url: Option<String>,
     /// The revocation endpoint (RFC 7009 section 2).
     pub revocation_url: Option<String>,
+    /// The authorization endpoint, where a person signs in with a browser (RFC 6749 section 3.1).
+    pub authorization_url: Option<String>,
 }
 
 /// What is wrong with a discovery document.
@@ -60,6 +62,7 @@ pub fn read_discovery(response: &Response<impl AsRef<[u8]>>, issuer: &str) -> Re
         token_url: https(document.token_endpoint, "token_endpoint")?,
         device_authorization_url: optional(document.device_authorization_endpoint, "device_authorization_endpoint")?,
         revocation_url: optional(document.revocation_endpoint, "revocation_endpoint")?,
+        authorization_url: optional(document.authorization_endpoint, "authorization_endpoint")?,
     })
 }
 
@@ -69,6 +72,7 @@ struct Document {
     token_endpoint: String,
     device_authorization_endpoint: Option<String>,
     revocation_endpoint: Option<String>,
+    authorization_endpoint: Option<String>,
 }
 
 fn https(url: String, name: &'static str) -> Result<String, DiscoveryError> {

@@ -2,15 +2,16 @@
 
 use http::{HeaderValue, Method, Request, header};
 use k8s_openapi::jiff::Timestamp;
+use secrecy::{ExposeSecret as _, SecretString};
 use thiserror::Error;
-use url::form_urlencoded;
+use url::form_urlencoded::Serializer;
 
 use super::{
     assertion::SigningError,
     client_auth::{ClientAuth, Occasion},
 };
 
-/// A token request by the client credentials grant (RFC 6749 section 4.4.2).
+/// A token request.
 #[derive(Clone, Debug)]
 pub struct TokenRequest<'a> {
     /// The token endpoint.
@@ -19,12 +20,100 @@ pub struct TokenRequest<'a> {
     pub client_id: &'a str,
     /// The client's proof.
     pub auth: &'a ClientAuth,
+    /// What the token is asked for with.
+    pub grant: GrantProof<'a>,
     /// The scopes to ask for; none are sent if there are none.
     pub scopes: &'a [String],
     /// Makes an assertion unique; random, for each request anew.
     pub unique: &'a str,
     /// The present.
     pub now: Timestamp,
+}
+
+/// What a token is asked for with.
+#[derive(Clone, Copy, Debug)]
+pub enum GrantProof<'a> {
+    /// The client's own authentication (RFC 6749 section 4.4).
+    ClientCredentials,
+    /// A refresh token (RFC 6749 section 6).
+    RefreshToken(&'a SecretString),
+    /// A device code (RFC 8628 section 3.4).
+    DeviceCode(&'a SecretString),
+    /// A code that a browser brought back (RFC 6749 section 4.1.3, RFC 7636 section 4.5).
+    AuthorizationCode {
+        /// The code.
+        code: &'a SecretString,
+        /// Where it was brought, to the letter.
+        redirect_uri: &'a str,
+        /// What the code challenge was made of.
+        verifier: &'a SecretString,
+    },
+    /// A JWT by the client about a subject (RFC 7523 section 2.1).
+    JwtBearer {
+        /// The mailbox.
+        subject: &'a str,
+    },
+    /// A token of somebody else (RFC 8693 section 2.1).
+    TokenExchange {
+        /// The token.
+        token: &'a SecretString,
+        /// What kind of token it is.
+        kind: &'a str,
+        /// The service that the new token is for.
+        audience: Option<&'a str>,
+    },
+}
+
+impl GrantProof<'_> {
+    /// The form's fields but for the scope, which some servers want beside it.
+    fn write(&self, request: &TokenRequest<'_>, form: &mut Serializer<'_, String>) -> Result<(), RequestError> {
+        let mut add = |name: &str, value: &str| {
+            form.append_pair(name, value);
+        };
+        match *self {
+            Self::ClientCredentials => add("grant_type", "client_credentials"),
+            Self::RefreshToken(token) => {
+                add("grant_type", "refresh_token");
+                add("refresh_token", token.expose_secret());
+            }
+            Self::DeviceCode(code) => {
+                add("grant_type", "urn:ietf:params:oauth:grant-type:device_code");
+                add("device_code", code.expose_secret());
+            }
+            Self::AuthorizationCode { code, redirect_uri, verifier } => {
+                add("grant_type", "authorization_code");
+                add("code", code.expose_secret());
+                add("redirect_uri", redirect_uri);
+                add("code_verifier", verifier.expose_secret());
+            }
+            Self::JwtBearer { subject } => {
+                let key = request.auth.grant_key(request.client_id).ok_or(RequestError::NoKey)?;
+                let assertion = key.assertion(subject, request.occasion(), request.scopes)?;
+                add("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer");
+                add("assertion", assertion.expose_secret());
+            }
+            Self::TokenExchange { token, kind, audience } => {
+                add("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange");
+                add("subject_token", token.expose_secret());
+                add("subject_token_type", kind);
+                add("requested_token_type", "urn:ietf:params:oauth:token-type:access_token");
+                if let Some(audience) = audience {
+                    add("audience", audience);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether scopes are named in the request: a code stands for those that were asked for with it, and a key that
+    /// vouches alone names them in its assertion.
+    fn names_scopes(&self, auth: &ClientAuth) -> bool {
+        match self {
+            Self::DeviceCode(_) | Self::AuthorizationCode { .. } => false,
+            Self::JwtBearer { .. } => !matches!(auth, ClientAuth::ServiceAccountKey(_)),
+            Self::ClientCredentials | Self::RefreshToken(_) | Self::TokenExchange { .. } => true,
+        }
+    }
 }
 
 /// A request that cannot be made.
@@ -36,6 +125,17 @@ pub enum RequestError {
     /// The client's key does not sign.
     #[error(transparent)]
     Signing(#[from] SigningError),
+    /// A JWT is wanted of a client that has no key.
+    #[error(
+        "the client has no key to sign a JWT with: name a privateKeyJWT or serviceAccountKey in spec.client.authentication"
+    )]
+    NoKey,
+}
+
+impl TokenRequest<'_> {
+    fn occasion(&self) -> Occasion<'_> {
+        Occasion { audience: self.token_url, unique: self.unique, now: self.now }
+    }
 }
 
 /// The request as it goes over the wire.
@@ -43,19 +143,29 @@ pub enum RequestError {
 /// # Errors
 /// Why it cannot be made.
 pub fn token_request(request: &TokenRequest<'_>) -> Result<Request<Vec<u8>>, RequestError> {
-    let mut form = form_urlencoded::Serializer::new(String::new());
-    form.append_pair("grant_type", "client_credentials");
-    if !request.scopes.is_empty() {
+    let mut form = Serializer::new(String::new());
+    request.grant.write(request, &mut form)?;
+    if !request.scopes.is_empty() && request.grant.names_scopes(request.auth) {
         form.append_pair("scope", &request.scopes.join(" "));
     }
-    let occasion = Occasion { audience: request.token_url, unique: request.unique, now: request.now };
-    request.auth.write_body(request.client_id, occasion, &mut form)?;
+    post(request.token_url, request.client_id, request.auth, request.occasion(), form)
+}
+
+/// A form to an endpoint where the client has to prove who it is (RFC 6749 section 2.3).
+pub(super) fn post(
+    url: &str,
+    client_id: &str,
+    auth: &ClientAuth,
+    occasion: Occasion<'_>,
+    mut form: Serializer<'_, String>,
+) -> Result<Request<Vec<u8>>, RequestError> {
+    auth.write_body(client_id, occasion, &mut form)?;
     let mut builder = Request::builder()
         .method(Method::POST)
-        .uri(request.token_url)
+        .uri(url)
         .header(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"))
         .header(header::ACCEPT, HeaderValue::from_static("application/json"));
-    if let Some(value) = request.auth.header(request.client_id) {
+    if let Some(value) = auth.header(client_id) {
         builder = builder.header(header::AUTHORIZATION, value);
     }
     Ok(builder.body(form.finish().into_bytes())?)
@@ -67,10 +177,15 @@ mod tests {
     use crate::{api::provider::SigningAlgorithm, oauth::assertion::SigningKey};
 
     fn request(auth: &ClientAuth, scopes: &[String]) -> Request<Vec<u8>> {
+        request_with(GrantProof::ClientCredentials, auth, scopes)
+    }
+
+    fn request_with(grant: GrantProof<'_>, auth: &ClientAuth, scopes: &[String]) -> Request<Vec<u8>> {
         token_request(&TokenRequest {
             token_url: "https://id.example.org/token",
             client_id: "app id",
             auth,
+            grant,
             scopes,
             unique: "j1",
             now: Timestamp::UNIX_EPOCH,
@@ -108,5 +223,51 @@ mod tests {
     #[test]
     fn a_public_client_only_names_itself() {
         assert_eq!(request(&ClientAuth::Public, &[]).body(), b"grant_type=client_credentials&client_id=app+id");
+    }
+
+    fn body(wire: &Request<Vec<u8>>) -> Vec<(String, String)> {
+        url::form_urlencoded::parse(wire.body()).into_owned().collect()
+    }
+
+    fn names(wire: &Request<Vec<u8>>) -> Vec<String> {
+        body(wire).into_iter().map(|(name, _)| name).collect()
+    }
+
+    #[test]
+    fn each_grant_names_itself_as_its_rfc_does() {
+        let secret = SecretString::from("s3cret");
+        let scopes = ["mail".to_owned()];
+        let code =
+            GrantProof::AuthorizationCode { code: &secret, redirect_uri: "http://localhost:1/", verifier: &secret };
+        let exchange = GrantProof::TokenExchange { token: &secret, kind: "urn:x", audience: Some("mail") };
+        let table: [(GrantProof<'_>, &str, &[&str]); 4] = [
+            (GrantProof::RefreshToken(&secret), "refresh_token", &["refresh_token", "scope"]),
+            (GrantProof::DeviceCode(&secret), "urn:ietf:params:oauth:grant-type:device_code", &["device_code"]),
+            (code, "authorization_code", &["code", "redirect_uri", "code_verifier"]),
+            (
+                exchange,
+                "urn:ietf:params:oauth:grant-type:token-exchange",
+                &["subject_token", "subject_token_type", "requested_token_type", "audience", "scope"],
+            ),
+        ];
+        for (grant, name, fields) in table {
+            let wire = request_with(grant, &ClientAuth::Public, &scopes);
+            assert_eq!(body(&wire)[0], ("grant_type".to_owned(), name.to_owned()));
+            assert_eq!(names(&wire), [&["grant_type"], fields, &["client_id"]].concat());
+        }
+    }
+
+    #[test]
+    fn a_jwt_needs_a_key() {
+        let request = TokenRequest {
+            token_url: "https://id.example.org/token",
+            client_id: "app",
+            auth: &ClientAuth::SecretPost("s".into()),
+            grant: GrantProof::JwtBearer { subject: "a@b.c" },
+            scopes: &[],
+            unique: "j1",
+            now: Timestamp::UNIX_EPOCH,
+        };
+        assert!(matches!(token_request(&request), Err(RequestError::NoKey)));
     }
 }

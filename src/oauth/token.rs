@@ -6,7 +6,10 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-use super::refusal::{Malformed, Refusal, read_refusal};
+use super::{
+    claims::Claims,
+    refusal::{Malformed, Refusal, read_refusal},
+};
 use crate::api::names;
 
 /// Lifetime where the answer names none (contract: with a Warning).
@@ -50,6 +53,36 @@ pub struct TokenAnswer {
     pub token: Token,
     /// The answer named no lifetime, so [`DEFAULT_LIFETIME`] was taken.
     pub lifetime_unknown: bool,
+    /// Who signed in, where the answer has an ID token that says so.
+    pub addresses: Vec<String>,
+}
+
+/// A refresh token that came with an answer. It is read, and kept, whatever else the answer is worth: a provider that
+/// has replaced a refresh token does not do so twice.
+#[derive(Clone, Debug)]
+pub struct Rotated {
+    /// The refresh token.
+    pub refresh_token: SecretString,
+    /// When it ends, where the answer says so.
+    pub expires_at: Option<Timestamp>,
+}
+
+impl Rotated {
+    /// The refresh token in the answer to a request that was sent at `sent_at`, if there is one that can be used.
+    pub fn read(response: &Response<impl AsRef<[u8]>>, sent_at: Timestamp) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Wire {
+            refresh_token: Option<SecretString>,
+            /// Google's name for it.
+            refresh_token_expires_in: Option<Seconds>,
+            /// Keycloak's; 0 is no end.
+            refresh_expires_in: Option<Seconds>,
+        }
+        let wire: Wire = serde_json::from_slice(response.body().as_ref()).ok()?;
+        let refresh_token = wire.refresh_token.filter(|token| check_text(token.expose_secret()).is_ok())?;
+        let life = wire.refresh_token_expires_in.or(wire.refresh_expires_in).and_then(|seconds| seconds.read().ok());
+        Some(Self { refresh_token, expires_at: life.map(|life| sent_at + life) })
+    }
 }
 
 /// Reads the answer to a token request that was sent at `sent_at` for `asked` scopes.
@@ -98,7 +131,9 @@ pub fn read_token_response(
         refresh_at: refresh_in.map(|seconds| sent_at + seconds).filter(|at| *at < expires_at),
         scopes,
     };
-    Ok(TokenAnswer { token, lifetime_unknown: lifetime.is_none() })
+    let identity = wire.id_token.and_then(|token| Claims::read(token.expose_secret()));
+    let addresses = identity.iter().flat_map(Claims::addresses).map(str::to_owned).collect();
+    Ok(TokenAnswer { token, lifetime_unknown: lifetime.is_none(), addresses })
 }
 
 /// RFC 6749 appendix A.12 allows VSCHAR; anything else could end a header or a SASL string early.
@@ -118,6 +153,7 @@ struct Wire {
     expires_in: Option<Seconds>,
     refresh_in: Option<Seconds>,
     scope: Option<String>,
+    id_token: Option<SecretString>,
     error: Option<serde::de::IgnoredAny>,
 }
 

@@ -3,7 +3,10 @@
 use serde_json::json;
 
 use super::commands::Subject;
-use crate::{api::Reason, oauth::Refusal};
+use crate::{
+    api::{Reason, credential::GrantType},
+    oauth::Refusal,
+};
 
 /// Where an attempt was made from.
 #[derive(Clone, Debug)]
@@ -18,6 +21,27 @@ pub struct Place {
     pub scopes: Subject,
     /// Namespace, name and key of the client secret that was sent, if one was.
     pub secret: Option<(String, String, String)>,
+    /// The grant that was asked for.
+    pub grant: GrantType,
+    /// The credential for `kubectl`.
+    pub credential: Subject,
+    /// The account that logs in.
+    pub mailbox: String,
+    /// The command by which a person signs in anew.
+    pub sign_in: String,
+    /// The federated identity that was sent, if one was.
+    pub federated: Option<Federated>,
+}
+
+/// A federated identity, as its assertion names it: the provider must trust just these.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Federated {
+    /// `iss`.
+    pub issuer: String,
+    /// `sub`.
+    pub subject: String,
+    /// `aud`.
+    pub audience: String,
 }
 
 /// The message for a refusal. What the provider's own code says goes before what the reason says in general.
@@ -114,6 +138,11 @@ mod tests {
             subject,
             client_id: "app-id".into(),
             secret: Some(("shop".into(), "m365-app".into(), "client-secret".into())),
+            grant: GrantType::ClientCredentials,
+            credential: Subject::secret("shop", "billing"),
+            mailbox: "billing@example.org".into(),
+            sign_in: "sign in".into(),
+            federated: None,
         }
     }
 

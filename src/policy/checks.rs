@@ -7,7 +7,7 @@ use kube::{
     core::{Selector, SelectorExt as _},
 };
 
-use super::{Blocker, commands::Subject, inputs};
+use super::{Blocker, commands::Subject};
 use crate::{
     api::{
         MailCredential, Reason,
@@ -35,7 +35,7 @@ pub fn spec_blocker(
     scopes: &[String],
 ) -> Option<Blocker> {
     let invalid = |message: String| Some(Blocker::new(Reason::InvalidSpec, message));
-    let grant = inputs::grant_type(credential);
+    let grant = credential.spec.grant.kind();
     if !profile.grants.contains(&grant) {
         let works: Vec<_> = profile.grants.iter().map(|grant| grant.as_str()).collect();
         return invalid(format!(
@@ -126,7 +126,7 @@ pub fn allowance_blocker(
             commands.join(" && ")
         ));
     }
-    let grant = inputs::grant_type(credential);
+    let grant = credential.spec.grant.kind();
     if let Some((entry, _)) = for_mailbox.first()
         && !for_mailbox.iter().any(|(_, rule)| rule.grants.is_empty() || rule.grants.contains(&grant))
     {

@@ -4,7 +4,7 @@ use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
 use super::checks;
-use crate::api::{MailCredential, credential::ProviderKind};
+use crate::api::{MailCredential, credential::ProviderKind, names};
 
 /// An object as `kubectl` names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,6 +80,26 @@ impl Subject {
     pub fn command(&self, verb: &str) -> String {
         let namespace = self.namespace.as_ref().map(|namespace| format!("-n {namespace} ")).unwrap_or_default();
         format!("kubectl {namespace}{verb} {} {}", self.resource, self.name)
+    }
+}
+
+/// The command by which a person signs in anew for a credential.
+pub fn sign_in(credential: &MailCredential) -> String {
+    let spec = &credential.spec;
+    let namespace = checks::namespace(credential);
+    match &spec.grant.refresh_token {
+        Some(grant) => format!(
+            "mail-token-broker login --provider {}{} -n {namespace} --mailbox {} --secret {}",
+            spec.provider_ref.name,
+            if spec.provider_ref.kind == ProviderKind::ClusterMailProvider { " --cluster" } else { "" },
+            quoted(spec.mailbox.user()),
+            grant.secret_ref.name
+        ),
+        None => format!(
+            "{} --overwrite {}=\"$(date +%s)\"",
+            Subject::credential(credential).command("annotate"),
+            names::ANNOTATION_REISSUE
+        ),
     }
 }
 

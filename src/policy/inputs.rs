@@ -3,17 +3,12 @@
 use crate::{
     api::{
         MailCredential,
-        credential::{DeletionPolicy, Format, GrantType},
+        credential::{DeletionPolicy, Format},
         names,
         provider::ProviderSpec,
     },
     providers::Profile,
 };
-
-/// The grant that a spec names; the schema sees to it that there is one.
-pub fn grant_type(_credential: &MailCredential) -> GrantType {
-    GrantType::ClientCredentials
-}
 
 /// The scopes that are asked for: the credential's, else the provider's, else the preset's.
 pub fn scopes(credential: &MailCredential, provider: &ProviderSpec, profile: &Profile) -> Vec<String> {
@@ -21,7 +16,7 @@ pub fn scopes(credential: &MailCredential, provider: &ProviderSpec, profile: &Pr
     match (spec.scopes.is_empty(), provider.scopes.is_empty()) {
         (false, _) => spec.scopes.clone(),
         (true, false) => provider.scopes.clone(),
-        (true, true) => (profile.scopes)(provider, grant_type(credential), &spec.protocols),
+        (true, true) => (profile.scopes)(provider, credential.spec.grant.kind(), &spec.protocols),
     }
 }
 
@@ -32,14 +27,18 @@ pub fn issued_for(
     profile: &Profile,
     scopes: &[String],
 ) -> String {
+    let exchange = credential.spec.grant.token_exchange.as_ref();
+    let exchanged = exchange
+        .map(|exchange| [exchange.subject_token_type.as_str(), exchange.audience.as_deref().unwrap_or_default()]);
     names::digest(
         [
             profile.source.identity(),
             &provider.client.id,
-            grant_type(credential).as_str(),
+            credential.spec.grant.kind().as_str(),
             credential.spec.mailbox.user(),
         ]
         .into_iter()
+        .chain(exchanged.into_iter().flatten())
         .chain(scopes.iter().map(String::as_str)),
     )
 }

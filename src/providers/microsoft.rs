@@ -3,7 +3,9 @@
 //! Sources: "Authenticate an IMAP, POP or SMTP connection using OAuth" (Exchange documentation), "National cloud
 //! deployments" and "Microsoft Entra authentication and authorization error codes" (identity platform documentation).
 
-use super::{Profile, TokenSource};
+use k8s_openapi::jiff::SignedDuration;
+
+use super::{Case, Profile, TokenSource};
 use crate::{
     api::{
         Reason,
@@ -45,6 +47,9 @@ const fn facts(cloud: Cloud) -> CloudFacts {
     }
 }
 
+/// A refresh token that is not used for 90 days ends ("Refresh tokens in the Microsoft identity platform").
+const IDLE_LIFE: SignedDuration = SignedDuration::from_hours(90 * 24);
+
 /// The profile of a tenant; servers in the spec win over the preset's.
 pub(super) fn profile(settings: &Microsoft, servers: &Servers) -> Profile {
     let facts = facts(settings.cloud);
@@ -63,17 +68,23 @@ pub(super) fn profile(settings: &Microsoft, servers: &Servers) -> Profile {
                 facts.authority, settings.tenant_id
             )),
             revocation_url: None,
+            authorization_url: Some(format!(
+                "https://{}/{}/oauth2/v2.0/authorize",
+                facts.authority, settings.tenant_id
+            )),
         }),
         servers: Servers {
             smtp: server(&servers.smtp, 0, 587, Security::StartTls),
             imap: server(&servers.imap, 1, 993, Security::Tls),
             pop3: server(&servers.pop3, 2, 995, Security::Tls),
         },
-        grants: &[GrantType::ClientCredentials],
+        grants: &[GrantType::ClientCredentials, GrantType::RefreshToken, GrantType::DeviceCode],
         guid_is_no_secret: true,
         scopes,
         objection,
         refine,
+        unsuitable: |_, _, _, _| None,
+        idle_life: Some(IDLE_LIFE),
     }
 }
 
@@ -81,6 +92,7 @@ fn scopes(spec: &ProviderSpec, grant: GrantType, _: &[Protocol]) -> Vec<String> 
     let cloud = spec.microsoft.as_ref().map(|settings| settings.cloud).unwrap_or_default();
     match grant {
         GrantType::ClientCredentials => vec![format!("https://{}/.default", facts(cloud).resource)],
+        _ => vec![],
     }
 }
 
@@ -102,12 +114,13 @@ fn objection(spec: &ProviderSpec, grant: GrantType, scopes: &[String]) -> Option
                 )
             })
         }
+        _ => None,
     }
 }
 
 /// What an AADSTS code says beyond the OAuth error. Microsoft may change codes without notice, so they only choose
 /// between reasons and words; a code that is not here leaves the OAuth error's meaning.
-fn refine(refusal: &mut Refusal) {
+fn refine(refusal: &mut Refusal, _: &Case) {
     let Some(code) = refusal.provider_code.as_deref().and_then(|code| code.strip_prefix("AADSTS")) else { return };
     let Some((_, reason, advice)) = CODES.iter().find(|(codes, ..)| codes.contains(&code)) else { return };
     refusal.reason = *reason;
@@ -253,15 +266,17 @@ mod tests {
         );
     }
 
+    const CASE: Case = Case { grant: GrantType::ClientCredentials, grant_age: None };
+
     #[test]
     fn a_code_refines_and_an_unknown_one_does_not() {
         let mut refusal = Refusal::new(Reason::InvalidGrant, "x");
         refusal.provider_code = Some("AADSTS50196".into());
-        refine(&mut refusal);
+        refine(&mut refusal, &CASE);
         assert_eq!(refusal.reason, Reason::Throttled);
         let mut refusal = Refusal::new(Reason::InvalidClient, "x");
         refusal.provider_code = Some("AADSTS424242".into());
-        refine(&mut refusal);
+        refine(&mut refusal, &CASE);
         assert_eq!(refusal.reason, Reason::InvalidClient);
     }
 }

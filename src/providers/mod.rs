@@ -5,12 +5,14 @@
 
 pub mod microsoft;
 
+use k8s_openapi::jiff::SignedDuration;
+
 use crate::{
     api::{
         credential::{GrantType, Protocol},
         provider::{ProviderSpec, Server, Servers},
     },
-    oauth::{Refusal, discovery::Endpoints},
+    oauth::{Claims, Refusal, discovery::Endpoints},
 };
 
 /// A provider as its object describes it, presets filled in.
@@ -31,7 +33,20 @@ pub struct Profile {
     /// Why a use of it that the schema allows cannot work.
     pub objection: fn(&ProviderSpec, GrantType, &[String]) -> Option<String>,
     /// What its own error codes add to a refusal.
-    pub refine: fn(&mut Refusal),
+    pub refine: fn(&mut Refusal, &Case),
+    /// What a token says of itself that will not do for these protocols.
+    pub unsuitable: fn(&Claims, &ProviderSpec, GrantType, &[Protocol]) -> Option<String>,
+    /// A refresh token that is not used for this long ends.
+    pub idle_life: Option<SignedDuration>,
+}
+
+/// What a refusal was the answer to.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// The grant that was asked for.
+    pub grant: GrantType,
+    /// How long ago the refresh token that was refused was obtained from a person.
+    pub grant_age: Option<SignedDuration>,
 }
 
 /// Where tokens come from.
@@ -80,6 +95,7 @@ pub fn profile(spec: &ProviderSpec) -> Option<Profile> {
                 token_url: oauth2.token_url.clone(),
                 device_authorization_url: oauth2.device_authorization_url.clone(),
                 revocation_url: oauth2.revocation_url.clone(),
+                authorization_url: None,
             }),
         ),
         _ => return None,
@@ -88,10 +104,18 @@ pub fn profile(spec: &ProviderSpec) -> Option<Profile> {
         preset,
         source,
         servers: spec.servers.clone(),
-        grants: &[GrantType::ClientCredentials],
+        grants: &[
+            GrantType::ClientCredentials,
+            GrantType::RefreshToken,
+            GrantType::DeviceCode,
+            GrantType::JwtBearer,
+            GrantType::TokenExchange,
+        ],
         guid_is_no_secret: false,
         scopes: |_, _, _| vec![],
         objection: |_, _, _| None,
-        refine: |_| {},
+        refine: |_, _| {},
+        unsuitable: |_, _, _, _| None,
+        idle_life: None,
     })
 }

@@ -13,9 +13,16 @@ use super::{
 use crate::{
     api::{MailCredential, Reason, names, status::ClientStatus},
     idp::TransportError,
-    oauth::{Refusal, TokenRequest, read_token_response, token_request},
-    policy::{Observed, advice::Place, checks, commands::Subject, inputs, observed::Held},
-    providers::{self, Profile, TokenSource},
+    oauth::{GrantProof, Refusal, TokenRequest, read_token_response, token_request},
+    policy::{
+        Observed,
+        advice::Place,
+        checks,
+        commands::{self, Subject},
+        inputs,
+        observed::Held,
+    },
+    providers::{self, Case, Profile, TokenSource},
 };
 
 /// How an attempt ended.
@@ -126,6 +133,7 @@ async fn try_with(
         token_url: &prepared.endpoints.token_url,
         client_id: &object.spec().client.id,
         auth,
+        grant: GrantProof::ClientCredentials,
         scopes: &scopes,
         unique: &unique(),
         now: context.clock.now(),
@@ -138,7 +146,7 @@ async fn try_with(
     let timer = context.metrics.token_request(profile.preset);
     let answer = match prepared.client.send(wire, move || leadership.is_leader()).await {
         Ok(exchange) => read_token_response(&exchange.response, exchange.sent_at, &scopes).map_err(|mut refusal| {
-            (profile.refine)(&mut refusal);
+            (profile.refine)(&mut refusal, &Case { grant: credential.spec.grant.kind(), grant_age: None });
             refusal
         }),
         Err(TransportError::Withheld) => {
@@ -151,7 +159,7 @@ async fn try_with(
         }
     };
     let outcome = answer.as_ref().err().map_or(Reason::RenewalSucceeded, |refusal| refusal.reason);
-    timer.observe(inputs::grant_type(credential), outcome);
+    timer.observe(credential.spec.grant.kind(), outcome);
     match &answer {
         Ok(answer) => {
             tracing::info!(expires_at = %answer.token.expires_at, fingerprint = %answer.token.fingerprint(), "obtained a token")
@@ -197,5 +205,10 @@ fn place(credential: &MailCredential, object: Option<&ProviderObject>, entry: Op
         subject,
         client_id: object.map_or_else(|| "<client id>".to_owned(), |object| object.spec().client.id.clone()),
         secret: entry.and_then(|entry| entry.source.clone()),
+        grant: credential.spec.grant.kind(),
+        credential: Subject::credential(credential),
+        mailbox: credential.spec.mailbox.user().to_owned(),
+        sign_in: commands::sign_in(credential),
+        federated: None,
     }
 }

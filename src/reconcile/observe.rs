@@ -144,7 +144,7 @@ fn allowance(
         ));
     };
     let own = if spec.scopes.is_empty() {
-        (profile.scopes)(spec, inputs::grant_type(credential), &credential.spec.protocols)
+        (profile.scopes)(spec, credential.spec.grant.kind(), &credential.spec.protocols)
     } else {
         spec.scopes.clone()
     };

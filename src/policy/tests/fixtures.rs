@@ -160,7 +160,7 @@ impl Case {
             scopes: vec![],
         };
         self.observed.held = Some(Held {
-            answer: TokenAnswer { token, lifetime_unknown: false },
+            answer: TokenAnswer { token, lifetime_unknown: false, addresses: vec![] },
             issued_for: "inputs".into(),
             reissue: None,
             client: None,

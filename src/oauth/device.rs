@@ -1,0 +1,173 @@
+//! Device authorization (RFC 8628): a person signs in elsewhere, with a code that the broker shows.
+
+use http::{Request, Response};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Deserialize;
+use url::{Url, form_urlencoded::Serializer};
+
+use super::{
+    client_auth::{ClientAuth, Occasion},
+    grant::{RequestError, post},
+    refusal::{Refusal, read_refusal},
+};
+use crate::api::Reason;
+
+/// Polls are this far apart where the answer does not say (RFC 8628 section 3.2).
+pub const DEFAULT_INTERVAL: SignedDuration = SignedDuration::from_secs(5);
+/// `slow_down` adds this for good (RFC 8628 section 3.5).
+pub const SLOW_DOWN: SignedDuration = SignedDuration::from_secs(5);
+/// A provider that asks for longer waits would let every code run out.
+const INTERVAL_MAX: u64 = 60;
+/// Codes that last longer are looked at as if they lasted a day.
+const LIFETIME_MAX: u64 = 24 * 3600;
+
+/// A sign-in that has begun.
+#[derive(Clone, Debug)]
+pub struct DeviceAuthorization {
+    /// What the broker polls with.
+    pub device_code: SecretString,
+    /// What the person enters.
+    pub user_code: String,
+    /// Where.
+    pub verification_uri: String,
+    /// The same, with the code in it.
+    pub verification_uri_complete: Option<String>,
+    /// When both codes end.
+    pub expires_at: Timestamp,
+    /// How far apart polls have to be.
+    pub interval: SignedDuration,
+}
+
+/// The request that begins a sign-in (RFC 8628 section 3.1).
+///
+/// # Errors
+/// Why it cannot be made.
+pub fn device_authorization_request(
+    url: &str,
+    client_id: &str,
+    auth: &ClientAuth,
+    scopes: &[String],
+    occasion: Occasion<'_>,
+) -> Result<Request<Vec<u8>>, RequestError> {
+    let mut form = Serializer::new(String::new());
+    if !scopes.is_empty() {
+        form.append_pair("scope", &scopes.join(" "));
+    }
+    post(url, client_id, auth, occasion, form)
+}
+
+/// Reads the answer to a request that was sent at `sent_at`.
+///
+/// # Errors
+/// The provider's refusal, or that the answer begins no sign-in.
+pub fn read_device_authorization(
+    response: &Response<impl AsRef<[u8]>>,
+    sent_at: Timestamp,
+) -> Result<DeviceAuthorization, Refusal> {
+    if !response.status().is_success() {
+        return Err(read_refusal(response, sent_at));
+    }
+    let malformed = || {
+        let mut refusal = Refusal::new(Reason::MalformedResponse, "the answer is no device authorization response");
+        refusal.http_status = Some(response.status().as_u16());
+        refusal
+    };
+    let wire: Wire = serde_json::from_slice(response.body().as_ref()).map_err(|_| malformed())?;
+    let uri = wire.verification_uri.or(wire.verification_url);
+    let (Some(device_code), Some(user_code), Some(verification_uri)) = (wire.device_code, wire.user_code, uri) else {
+        return Err(malformed());
+    };
+    let plain = !device_code.expose_secret().is_empty()
+        && device_code.expose_secret().bytes().all(|byte| (0x21..=0x7e).contains(&byte))
+        && shown(&user_code, 64)
+        && web(&verification_uri);
+    let lifetime = wire.expires_in.filter(|seconds| *seconds > 0).ok_or_else(malformed)?;
+    if !plain {
+        return Err(malformed());
+    }
+    let seconds = |seconds: u64| SignedDuration::from_secs(seconds.cast_signed());
+    Ok(DeviceAuthorization {
+        device_code,
+        user_code,
+        verification_uri,
+        verification_uri_complete: wire.verification_uri_complete.filter(|uri| web(uri)),
+        expires_at: sent_at + seconds(lifetime.min(LIFETIME_MAX)),
+        interval: wire.interval.map_or(DEFAULT_INTERVAL, |interval| seconds(interval.clamp(1, INTERVAL_MAX))),
+    })
+}
+
+/// Text that a person reads in a status and an Event: printable ASCII, of bounded length.
+fn shown(text: &str, max: usize) -> bool {
+    !text.is_empty() && text.len() <= max && text.bytes().all(|byte| (0x20..=0x7e).contains(&byte))
+}
+
+/// A page that a person may be sent to.
+fn web(url: &str) -> bool {
+    shown(url, 2_048)
+        && Url::parse(url)
+            .is_ok_and(|url| url.scheme() == "https" && url.username().is_empty() && url.password().is_none())
+}
+
+/// No `Debug`: it holds the device code. `verification_url` is Google's and older Azure's spelling.
+#[derive(Deserialize)]
+struct Wire {
+    device_code: Option<SecretString>,
+    user_code: Option<String>,
+    verification_uri: Option<String>,
+    verification_url: Option<String>,
+    verification_uri_complete: Option<String>,
+    expires_in: Option<u64>,
+    interval: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(body: &serde_json::Value) -> Result<DeviceAuthorization, Refusal> {
+        let sent_at = Timestamp::from_second(1_800_000_000).unwrap();
+        read_device_authorization(&Response::builder().status(200).body(body.to_string()).unwrap(), sent_at)
+    }
+
+    fn example() -> serde_json::Value {
+        serde_json::json!({
+            "device_code": "GmRhmhcxhwAzkoEqiMEg_DnyEysNkuNhszIySk9eS", "user_code": "WDJB-MJHT",
+            "verification_uri": "https://example.com/device",
+            "verification_uri_complete": "https://example.com/device?user_code=WDJB-MJHT", "expires_in": 1800, "interval": 7,
+        })
+    }
+
+    #[test]
+    fn rfc_8628s_example_is_read() {
+        let authorization = read(&example()).unwrap();
+        assert_eq!(authorization.user_code, "WDJB-MJHT");
+        assert_eq!(authorization.expires_at.as_second(), 1_800_001_800);
+        assert_eq!(authorization.interval, SignedDuration::from_secs(7));
+        assert!(authorization.verification_uri_complete.is_some());
+        assert!(!format!("{authorization:?}").contains("GmRhmhcx"));
+    }
+
+    #[test]
+    fn what_is_missing_has_its_default() {
+        let mut body = example();
+        body.as_object_mut().unwrap().remove("interval");
+        assert_eq!(read(&body).unwrap().interval, DEFAULT_INTERVAL);
+    }
+
+    #[test]
+    fn what_could_mislead_a_person_is_refused() {
+        for (field, value) in [
+            ("verification_uri", serde_json::json!("http://example.com/device")),
+            ("verification_uri", serde_json::json!("https://user@example.com/device")),
+            ("user_code", serde_json::json!("AB\u{1b}[31m")),
+            ("user_code", serde_json::json!("x".repeat(65))),
+            ("expires_in", serde_json::json!(0)),
+            ("device_code", serde_json::json!("")),
+        ] {
+            let mut body = example();
+            body[field] = value;
+            assert_eq!(read(&body).unwrap_err().reason, Reason::MalformedResponse, "{field}");
+        }
+    }
+}
