@@ -10,14 +10,14 @@ use crate::{
 };
 
 /// What a failed connection to the provider means, and what mends it. `home` is where its CA bundle stands.
-pub(in crate::reconcile) fn transport(error: &TransportError, object: &ProviderObject, home: &str) -> (Reason, String) {
+pub(crate) fn transport(error: &TransportError, object: &ProviderObject, home: &str) -> (Reason, String) {
     match error {
         TransportError::EgressDenied { address, .. } => {
             let length = if address.is_ipv4() { 32 } else { 128 };
             (
                 Reason::EgressDenied,
                 format!(
-                    "{error}. If the provider really is there, let the broker connect to it: start it with \
+                    "{error}. If the provider really is there, allow to connect to it with the argument \
                      `--allow-private-cidr={address}/{length}` (chart: allowPrivateCIDRs)"
                 ),
             )

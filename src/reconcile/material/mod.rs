@@ -8,11 +8,11 @@ use std::{collections::HashMap, sync::Arc};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::{ResourceExt as _, core::ObjectMeta};
+use kube::{Client, ResourceExt as _, core::ObjectMeta};
 use parking_lot::Mutex;
 use serde_json::json;
 
-pub(super) use self::connection::transport;
+pub(crate) use self::connection::transport;
 use self::sources::{authentication, read_config_map_key, read_secret_key};
 use super::{
     Context,
@@ -245,72 +245,86 @@ impl Book {
             Some(verdict) => return Ok(verdict),
             None => {}
         }
-        let verdict = self.look(object, &key, context).await?.map(Arc::new);
+        let leadership = context.leadership.clone();
+        let means = Means {
+            kubernetes: &context.client,
+            home: context.stores.home(&key),
+            clients: &self.clients,
+            may_ask: &move || leadership.is_leader(),
+        };
+        let verdict = look(object, &means).await?.map(Arc::new);
         let mut pages = self.pages.lock();
         let page = pages.entry(key).or_default();
         page.verdict = Some((fingerprint, verdict.clone()));
         drop(pages);
         Ok(verdict)
     }
+}
 
-    async fn look(
-        &self,
-        object: &ProviderObject,
-        key: &ProviderKey,
-        context: &Context,
-    ) -> Result<Result<Prepared, ProviderProblem>, Error> {
-        let spec = object.spec();
-        let Some(profile) = providers::profile(spec) else {
-            return Ok(Err(problem(Reason::InvalidSpec, "the spec names no provider that this broker knows")));
-        };
-        let client = match self.trust(spec, key, context).await? {
-            Ok(client) => client,
+/// With what a provider is looked at.
+pub(crate) struct Means<'a> {
+    /// Kubernetes.
+    pub kubernetes: &'a Client,
+    /// Where the objects that the provider refers to stand.
+    pub home: &'a str,
+    /// The clients towards providers.
+    pub clients: &'a IdpClients,
+    /// Whether the provider may be asked: only the broker that leads does.
+    pub may_ask: &'a (dyn Fn() -> bool + Send + Sync),
+}
+
+/// Looks at a provider: reads what it refers to, and asks for its endpoints.
+///
+/// # Errors
+/// What Kubernetes would not do. What is wrong with the provider is in the verdict.
+pub(crate) async fn look(
+    object: &ProviderObject,
+    means: &Means<'_>,
+) -> Result<Result<Prepared, ProviderProblem>, Error> {
+    let spec = object.spec();
+    let Some(profile) = providers::profile(spec) else {
+        return Ok(Err(problem(Reason::InvalidSpec, "the spec names no provider that this broker knows")));
+    };
+    let client = match trust(spec, means).await? {
+        Ok(client) => client,
+        Err(problem) => return Ok(Err(problem)),
+    };
+    let authentication = authentication(spec, means.home, profile.guid_is_no_secret, means.kubernetes).await?;
+    if let Some(blocker) = authentication.iter().find_map(|entry| entry.auth.as_ref().err())
+        && authentication.iter().all(|entry| entry.auth.is_err())
+    {
+        return Ok(Err(ProviderProblem { blocker: blocker.clone(), material: true }));
+    }
+    let endpoints = match profile.source {
+        TokenSource::Known(endpoints) => endpoints,
+        TokenSource::Discovery { issuer } => match discover(&issuer, &client, object, means).await {
+            Ok(endpoints) => endpoints,
             Err(problem) => return Ok(Err(problem)),
-        };
-        let authentication = authentication(spec, key, profile.guid_is_no_secret, context).await?;
-        if let Some(blocker) = authentication.iter().find_map(|entry| entry.auth.as_ref().err())
-            && authentication.iter().all(|entry| entry.auth.is_err())
-        {
-            return Ok(Err(ProviderProblem { blocker: blocker.clone(), material: true }));
-        }
-        let endpoints = match profile.source {
-            TokenSource::Known(endpoints) => endpoints,
-            TokenSource::Discovery { issuer } => match discover(&issuer, &client, object, context).await {
-                Ok(endpoints) => endpoints,
-                Err(problem) => return Ok(Err(problem)),
-            },
-        };
-        Ok(Ok(Prepared { endpoints, authentication, client }))
-    }
+        },
+    };
+    Ok(Ok(Prepared { endpoints, authentication, client }))
+}
 
-    /// A client that trusts the provider's CA bundle.
-    async fn trust(
-        &self,
-        spec: &ProviderSpec,
-        key: &ProviderKey,
-        context: &Context,
-    ) -> Result<Result<IdpClient, ProviderProblem>, Error> {
-        let home = context.stores.home(key);
-        let bundle = match (bundle_secret(spec), bundle_config_map(spec)) {
-            (Some(reference), _) => Some((reference, read_secret_key(reference, home, context).await?)),
-            (None, Some(reference)) => Some((reference, read_config_map_key(reference, home, context).await?)),
-            (None, None) => None,
-        };
-        let (reference, pem) = match bundle {
-            None => (None, None),
-            Some((_, Err(blocker))) => return Ok(Err(ProviderProblem { blocker, material: false })),
-            Some((reference, Ok(pem))) => (Some(reference), Some(pem)),
-        };
-        Ok(self.clients.for_trust(pem.as_deref()).map_err(|error| {
-            let place = reference.map(|r| format!("key {} of {home}/{}", r.key, r.name)).unwrap_or_default();
-            problem(
-                Reason::SourceInvalid,
-                format!(
-                    "the CA bundle in {place} cannot be used: {error}. It must hold the certificates of CAs in PEM"
-                ),
-            )
-        }))
-    }
+/// A client that trusts the provider's CA bundle.
+async fn trust(spec: &ProviderSpec, means: &Means<'_>) -> Result<Result<IdpClient, ProviderProblem>, Error> {
+    let Means { kubernetes, home, .. } = means;
+    let bundle = match (bundle_secret(spec), bundle_config_map(spec)) {
+        (Some(reference), _) => Some((reference, read_secret_key(reference, home, kubernetes).await?)),
+        (None, Some(reference)) => Some((reference, read_config_map_key(reference, home, kubernetes).await?)),
+        (None, None) => None,
+    };
+    let (reference, pem) = match bundle {
+        None => (None, None),
+        Some((_, Err(blocker))) => return Ok(Err(ProviderProblem { blocker, material: false })),
+        Some((reference, Ok(pem))) => (Some(reference), Some(pem)),
+    };
+    Ok(means.clients.for_trust(pem.as_deref()).map_err(|error| {
+        let place = reference.map(|r| format!("key {} of {home}/{}", r.key, r.name)).unwrap_or_default();
+        problem(
+            Reason::SourceInvalid,
+            format!("the CA bundle in {place} cannot be used: {error}. It must hold the certificates of CAs in PEM"),
+        )
+    }))
 }
 
 /// resourceVersions are comparable numbers (KEP-5504).
@@ -324,7 +338,7 @@ fn problem(reason: Reason, message: impl Into<String>) -> ProviderProblem {
 
 /// Client material is told on credentials with the same reason; what concerns the provider as such is
 /// `ProviderNotReady` there.
-fn credential_blocker(key: &ProviderKey, problem: ProviderProblem) -> Blocker {
+pub(crate) fn credential_blocker(key: &ProviderKey, problem: ProviderProblem) -> Blocker {
     if problem.material {
         return problem.blocker;
     }
@@ -340,13 +354,12 @@ async fn discover(
     issuer: &str,
     client: &IdpClient,
     object: &ProviderObject,
-    context: &Context,
+    means: &Means<'_>,
 ) -> Result<Endpoints, ProviderProblem> {
     let request =
         discovery_request(issuer).map_err(|_| problem(Reason::InvalidSpec, "spec.oidc.issuerURL is no URL"))?;
-    let leadership = context.leadership.clone();
-    let exchange = client.send(request, move || leadership.is_leader()).await.map_err(|error| {
-        let (reason, message) = transport(&error, object, context.stores.home(&object.key()));
+    let exchange = client.send(request, means.may_ask).await.map_err(|error| {
+        let (reason, message) = transport(&error, object, means.home);
         match reason {
             Reason::ProviderUnavailable | Reason::MalformedResponse => {
                 problem(Reason::DiscoveryFailed, format!("{message}. It is tried again by itself"))
@@ -382,7 +395,7 @@ async fn discover(
 }
 
 /// A failure of Kubernetes, in words for a refusal.
-pub(super) fn told(error: &Error) -> String {
+pub(crate) fn told(error: &Error) -> String {
     match std::error::Error::source(error).and_then(|source| source.downcast_ref::<kube::Error>()) {
         Some(source) => format!("{error}: {}", told_by(source)),
         None => error.to_string(),

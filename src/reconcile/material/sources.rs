@@ -4,10 +4,10 @@ use k8s_openapi::{
     api::core::v1::{ConfigMap, Secret},
     apimachinery::pkg::apis::meta::v1::Time,
 };
-use kube::{Api, ResourceExt as _};
+use kube::{Api, Client, ResourceExt as _};
 use zeroize::Zeroizing;
 
-use super::{super::Context, Authentication};
+use super::Authentication;
 use crate::{
     api::{
         Reason, names,
@@ -20,15 +20,14 @@ use crate::{
         client_auth::read_secret,
     },
     policy::{Blocker, commands::Subject},
-    reconcile::stores::ProviderKey,
 };
 
 /// Reads all client secrets; each entry tells by itself whether it can be used.
 pub(super) async fn authentication(
     spec: &ProviderSpec,
-    key: &ProviderKey,
+    home: &str,
     guid_is_flaw: bool,
-    context: &Context,
+    client: &Client,
 ) -> Result<Vec<Authentication>, Error> {
     if spec.client.authentication.is_empty() {
         return Ok(vec![Authentication {
@@ -39,13 +38,12 @@ pub(super) async fn authentication(
             auth: Ok(ClientAuth::Public),
         }]);
     }
-    let home = context.stores.home(key);
     let mut entries = vec![];
     for (index, entry) in spec.client.authentication.iter().enumerate() {
         if let Some(secret) = &entry.client_secret {
-            entries.push(client_secret(secret, index, home, guid_is_flaw, context).await?);
+            entries.push(client_secret(secret, index, home, guid_is_flaw, client).await?);
         } else if let Some(jwt) = &entry.private_key_jwt {
-            entries.push(private_key_jwt(jwt, index, home, context).await?);
+            entries.push(private_key_jwt(jwt, index, home, client).await?);
         }
     }
     Ok(entries)
@@ -56,10 +54,10 @@ async fn client_secret(
     index: usize,
     home: &str,
     guid_is_flaw: bool,
-    context: &Context,
+    client: &Client,
 ) -> Result<Authentication, Error> {
     let KeyRef { name, key } = &secret.secret_ref;
-    let auth = read_secret_key(&secret.secret_ref, home, context).await?.and_then(|raw| {
+    let auth = read_secret_key(&secret.secret_ref, home, client).await?.and_then(|raw| {
         let text = read_secret(&raw, guid_is_flaw).map_err(|flaw| {
             let command = Subject::secret(home, name).put(key, "<client secret>");
             let message = format!(
@@ -80,11 +78,11 @@ async fn private_key_jwt(
     jwt: &PrivateKeyJwt,
     index: usize,
     home: &str,
-    context: &Context,
+    client: &Client,
 ) -> Result<Authentication, Error> {
-    let key = read_secret_key(&jwt.key_ref, home, context).await?;
+    let key = read_secret_key(&jwt.key_ref, home, client).await?;
     let certificate = match &jwt.certificate_ref {
-        Some(reference) => Some(read_secret_key(reference, home, context).await?),
+        Some(reference) => Some(read_secret_key(reference, home, client).await?),
         None => None,
     };
     let signing = key.and_then(|key| {
@@ -111,10 +109,10 @@ async fn private_key_jwt(
 pub(super) async fn read_secret_key(
     reference: &KeyRef,
     home: &str,
-    context: &Context,
+    client: &Client,
 ) -> Result<Result<Vec<u8>, Blocker>, Error> {
     let KeyRef { name, key } = reference;
-    let api: Api<Secret> = Api::namespaced(context.client.clone(), home);
+    let api: Api<Secret> = Api::namespaced(client.clone(), home);
     let secret =
         api.get_opt(name).await.map_err(|source| Error::ReadSecret { name: format!("{home}/{name}"), source })?;
     let label = format!("{} {}=true", Subject::secret(home, name).command("label"), names::LABEL_SOURCE);
@@ -127,8 +125,7 @@ pub(super) async fn read_secret_key(
             ),
         )));
     };
-    let managed = secret.labels().get(names::LABEL_MANAGED_BY).is_some_and(|by| by == names::MANAGER);
-    if managed || secret.type_.as_deref() == Some(names::SECRET_TYPE_GRANT) {
+    if is_own(&secret) {
         return Ok(Err(Blocker::new(
             Reason::SourceInvalid,
             format!(
@@ -136,7 +133,7 @@ pub(super) async fn read_secret_key(
             ),
         )));
     }
-    if secret.labels().get(names::LABEL_SOURCE).is_none_or(|value| value != "true") {
+    if !is_labelled(&secret) {
         return Ok(Err(Blocker::new(
             Reason::SourceNotLabeled,
             format!(
@@ -152,14 +149,25 @@ pub(super) async fn read_secret_key(
         .ok_or_else(|| no_key("Secret", home, reference, &keys)))
 }
 
+/// Whether the broker made this Secret: such a one is never a source, whatever its labels.
+pub(crate) fn is_own(secret: &Secret) -> bool {
+    let managed = secret.labels().get(names::LABEL_MANAGED_BY).is_some_and(|by| by == names::MANAGER);
+    managed || secret.type_.as_deref() == Some(names::SECRET_TYPE_GRANT)
+}
+
+/// Whether its owner lets the broker read this Secret.
+pub(crate) fn is_labelled(secret: &Secret) -> bool {
+    secret.labels().get(names::LABEL_SOURCE).is_some_and(|value| value == "true")
+}
+
 /// A key of a ConfigMap.
 pub(super) async fn read_config_map_key(
     reference: &KeyRef,
     home: &str,
-    context: &Context,
+    client: &Client,
 ) -> Result<Result<Vec<u8>, Blocker>, Error> {
     let KeyRef { name, key } = reference;
-    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), home);
+    let api: Api<ConfigMap> = Api::namespaced(client.clone(), home);
     let map =
         api.get_opt(name).await.map_err(|source| Error::ReadConfigMap { name: format!("{home}/{name}"), source })?;
     let Some(map) = map else {
