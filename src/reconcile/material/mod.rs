@@ -2,32 +2,30 @@
 //! or of what it refers to, and only when somebody needs it.
 
 mod connection;
+mod look;
 mod sources;
 
 use std::{collections::HashMap, sync::Arc};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::{Client, ResourceExt as _, core::ObjectMeta};
+use kube::{ResourceExt as _, core::ObjectMeta};
 use parking_lot::Mutex;
-use serde_json::json;
 
-pub(crate) use self::connection::transport;
-use self::sources::{authentication, read_config_map_key, read_secret_key};
+pub(crate) use self::{
+    connection::transport,
+    look::{Means, look},
+};
 use super::{
     Context,
-    stores::{ProviderKey, ProviderObject, bundle_config_map, bundle_secret, source_secrets},
+    stores::{ProviderKey, ProviderObject, bundle_config_map, source_secrets},
 };
 use crate::{
-    api::{ProviderStatus, Reason, credential::ProviderKind, names, provider::ProviderSpec},
+    api::{ProviderStatus, Reason, credential::ProviderKind, names},
     error::{Error, told_by},
     idp::{IdpClient, IdpClients},
-    oauth::{
-        ClientAuth,
-        discovery::{DiscoveryError, Endpoints, discovery_request, read_discovery},
-    },
+    oauth::{ClientAuth, discovery::Endpoints},
     policy::Blocker,
-    providers::{self, TokenSource},
 };
 
 /// A provider, ready for use.
@@ -261,79 +259,9 @@ impl Book {
     }
 }
 
-/// With what a provider is looked at.
-pub(crate) struct Means<'a> {
-    /// Kubernetes.
-    pub kubernetes: &'a Client,
-    /// Where the objects that the provider refers to stand.
-    pub home: &'a str,
-    /// The clients towards providers.
-    pub clients: &'a IdpClients,
-    /// Whether the provider may be asked: only the broker that leads does.
-    pub may_ask: &'a (dyn Fn() -> bool + Send + Sync),
-}
-
-/// Looks at a provider: reads what it refers to, and asks for its endpoints.
-///
-/// # Errors
-/// What Kubernetes would not do. What is wrong with the provider is in the verdict.
-pub(crate) async fn look(
-    object: &ProviderObject,
-    means: &Means<'_>,
-) -> Result<Result<Prepared, ProviderProblem>, Error> {
-    let spec = object.spec();
-    let Some(profile) = providers::profile(spec) else {
-        return Ok(Err(problem(Reason::InvalidSpec, "the spec names no provider that this broker knows")));
-    };
-    let client = match trust(spec, means).await? {
-        Ok(client) => client,
-        Err(problem) => return Ok(Err(problem)),
-    };
-    let authentication = authentication(spec, means.home, profile.guid_is_no_secret, means.kubernetes).await?;
-    if let Some(blocker) = authentication.iter().find_map(|entry| entry.auth.as_ref().err())
-        && authentication.iter().all(|entry| entry.auth.is_err())
-    {
-        return Ok(Err(ProviderProblem { blocker: blocker.clone(), material: true }));
-    }
-    let endpoints = match profile.source {
-        TokenSource::Known(endpoints) => endpoints,
-        TokenSource::Discovery { issuer } => match discover(&issuer, &client, object, means).await {
-            Ok(endpoints) => endpoints,
-            Err(problem) => return Ok(Err(problem)),
-        },
-    };
-    Ok(Ok(Prepared { endpoints, authentication, client }))
-}
-
-/// A client that trusts the provider's CA bundle.
-async fn trust(spec: &ProviderSpec, means: &Means<'_>) -> Result<Result<IdpClient, ProviderProblem>, Error> {
-    let Means { kubernetes, home, .. } = means;
-    let bundle = match (bundle_secret(spec), bundle_config_map(spec)) {
-        (Some(reference), _) => Some((reference, read_secret_key(reference, home, kubernetes).await?)),
-        (None, Some(reference)) => Some((reference, read_config_map_key(reference, home, kubernetes).await?)),
-        (None, None) => None,
-    };
-    let (reference, pem) = match bundle {
-        None => (None, None),
-        Some((_, Err(blocker))) => return Ok(Err(ProviderProblem { blocker, material: false })),
-        Some((reference, Ok(pem))) => (Some(reference), Some(pem)),
-    };
-    Ok(means.clients.for_trust(pem.as_deref()).map_err(|error| {
-        let place = reference.map(|r| format!("key {} of {home}/{}", r.key, r.name)).unwrap_or_default();
-        problem(
-            Reason::SourceInvalid,
-            format!("the CA bundle in {place} cannot be used: {error}. It must hold the certificates of CAs in PEM"),
-        )
-    }))
-}
-
 /// resourceVersions are comparable numbers (KEP-5504).
 fn version(meta: &ObjectMeta) -> u64 {
     meta.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default()
-}
-
-fn problem(reason: Reason, message: impl Into<String>) -> ProviderProblem {
-    ProviderProblem { blocker: Blocker::new(reason, message), material: false }
 }
 
 /// Client material is told on credentials with the same reason; what concerns the provider as such is
@@ -348,50 +276,6 @@ pub(crate) fn credential_blocker(key: &ProviderKey, problem: ProviderProblem) ->
     };
     let Blocker { reason, message } = problem.blocker;
     Blocker::new(Reason::ProviderNotReady, format!("the {words} is not ready ({}): {message}", reason.as_str()))
-}
-
-async fn discover(
-    issuer: &str,
-    client: &IdpClient,
-    object: &ProviderObject,
-    means: &Means<'_>,
-) -> Result<Endpoints, ProviderProblem> {
-    let request =
-        discovery_request(issuer).map_err(|_| problem(Reason::InvalidSpec, "spec.oidc.issuerURL is no URL"))?;
-    let exchange = client.send(request, means.may_ask).await.map_err(|error| {
-        let (reason, message) = transport(&error, object, means.home);
-        match reason {
-            Reason::ProviderUnavailable | Reason::MalformedResponse => {
-                problem(Reason::DiscoveryFailed, format!("{message}. It is tried again by itself"))
-            }
-            _ => problem(reason, message),
-        }
-    })?;
-    read_discovery(&exchange.response, issuer).map_err(|error| {
-        let correct = |issuer: &str| connection::subject(object).merge(&json!({"spec": {"oidc": {"issuerURL": issuer}}}));
-        let at = format!("{error} (at {}/.well-known/openid-configuration)", issuer.trim_end_matches('/'));
-        match &error {
-            DiscoveryError::IssuerMismatch(told) => problem(
-                Reason::IssuerMismatch,
-                format!(
-                    "{error}, and spec.oidc.issuerURL says {issuer}; they must be the same to the letter. If the document \
-                     is right: `{}`",
-                    correct(told)
-                ),
-            ),
-            DiscoveryError::Status(429 | 500..) => {
-                problem(Reason::DiscoveryFailed, format!("{at}. It is tried again by itself"))
-            }
-            DiscoveryError::Endpoint(_) => problem(
-                Reason::DiscoveryFailed,
-                format!("{at}, and no secret is sent elsewhere: whoever runs the provider has to mend its document"),
-            ),
-            DiscoveryError::Status(_) | DiscoveryError::NotADocument => problem(
-                Reason::DiscoveryFailed,
-                format!("{at}. If the issuer is another: `{}`", correct("<issuer>")),
-            ),
-        }
-    })
 }
 
 /// A failure of Kubernetes, in words for a refusal.
