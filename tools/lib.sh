@@ -9,6 +9,7 @@ KEYCLOAK_VERSION=26.4.2
 KEYCLOAK_TEMPLATE_PASSWORD=template # of the administrator in the cached database; every stack sets its own
 CARGO_DENY_VERSION=0.20.2
 MAIL_USER=mtb-vmail # owns the Maildirs
+PERSON_USER=person@shop.example # the account and mailbox of a person
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 die() { say "$*"; exit 1; }
@@ -29,6 +30,7 @@ keyed() { # NAME FILE...
 
 go_dir() { keyed "$1" "$TOOLS/go/$1/go.mod" "$TOOLS/go/$1/go.sum"; } # MODULE
 keycloak_dir() { keyed "keycloak-$KEYCLOAK_VERSION" "$TOOLS/keycloak/build.conf"; }
+oidc_provider_dir() { keyed oidc-provider "$TOOLS/oidc-provider/package.json" "$TOOLS/oidc-provider/package-lock.json"; }
 cargo_deny_dir() { printf '%s/cargo-deny-%s\n' "$CACHE" "$CARGO_DENY_VERSION"; }
 
 # Where a command of ours is; empty and 1 when it is not built.
