@@ -15,6 +15,7 @@ make_keycloak_home() { # HOME
     (umask 077 && cat >"$1/secrets" <<END
 KEYCLOAK_ADMIN_PASSWORD=$KEYCLOAK_TEMPLATE_PASSWORD
 KEYCLOAK_CLIENT_SECRET=$(random_secret)
+KEYCLOAK_EXCHANGE_CLIENT_SECRET=$(random_secret)
 DOVECOT_CLIENT_SECRET=$(random_secret)
 PERSON_PASSWORD=$(random_secret)
 END
@@ -47,7 +48,9 @@ put_keycloak_env() {
         "KEYCLOAK_TOKEN_URL=$url/realms/mail/protocol/openid-connect/token" \
         KEYCLOAK_ADMIN_USER=admin "KEYCLOAK_ADMIN_PASSWORD=$KEYCLOAK_ADMIN_PASSWORD" \
         KEYCLOAK_CLIENT_ID=shop-mailer "KEYCLOAK_CLIENT_SECRET=$KEYCLOAK_CLIENT_SECRET" MAILBOX=billing@shop.example \
-        KEYCLOAK_DESKTOP_CLIENT_ID=shop-desktop PERSON_USER=person@shop.example "PERSON_PASSWORD=$PERSON_PASSWORD"
+        KEYCLOAK_EXCHANGE_CLIENT_ID=shop-exchange "KEYCLOAK_EXCHANGE_CLIENT_SECRET=$KEYCLOAK_EXCHANGE_CLIENT_SECRET" \
+        KEYCLOAK_DESKTOP_CLIENT_ID=shop-desktop "PERSON_USER=$PERSON_USER" OTHER_USER=other@shop.example \
+        "PERSON_PASSWORD=$PERSON_PASSWORD"
 }
 
 ready_keycloak() {
