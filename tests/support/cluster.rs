@@ -40,7 +40,7 @@ impl Cluster {
     /// Another one that all tests of this process share: with all parts.
     pub fn complete() -> Self {
         static COMPLETE: OnceLock<Result<Cluster, String>> = OnceLock::new();
-        Self::once(&COMPLETE, &["control-plane", "keycloak", "mail"])
+        Self::once(&COMPLETE, &["control-plane", "keycloak", "oidc-provider", "mail"])
     }
 
     /// One for this test alone, for what would disturb others: a broker of the whole cluster, a restart of a part.
@@ -80,6 +80,11 @@ impl Cluster {
     /// Stops a part; its ports and data stay.
     pub fn down(&self, component: &str) {
         process::output(Command::new(process::tool("stack")).arg("down").arg(self.dir()).arg(component));
+    }
+
+    /// Signs a person in at a provider of the stack as a browser does: `tools/sign-in`, which tells of its options.
+    pub fn sign_in(&self, url: &str, options: &[&str]) -> Result<String, String> {
+        process::try_output(Command::new(process::tool("sign-in")).arg(self.dir()).arg(url).args(options))
     }
 
     /// The folder with its state.

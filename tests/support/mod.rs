@@ -26,6 +26,7 @@ pub mod mend;
 pub mod namespace;
 pub mod process;
 pub mod proxy;
+pub mod realm;
 pub mod server;
 pub mod stage;
 pub mod table;
