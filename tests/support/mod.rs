@@ -29,6 +29,7 @@ pub mod proxy;
 pub mod realm;
 pub mod server;
 pub mod stage;
+pub mod standin;
 pub mod table;
 pub mod wait;
 

@@ -1,0 +1,401 @@
+//! A stand-in of Google's OAuth server, as mail needs it: service accounts with domain-wide delegation, sign-in in a
+//! browser, refresh tokens.
+//!
+//! | host and path | |
+//! |---|---|
+//! | `oauth2.googleapis.com/token` | the token endpoint |
+//! | `oauth2.googleapis.com/revoke` | revocation |
+//! | `accounts.google.com/o/oauth2/v2/auth` | signs in [`Google::sign_in_as`] at once |
+//!
+//! Sources: "Using OAuth 2.0 for Server to Server Applications", "OAuth 2.0 for Mobile & Desktop Apps" (Google Identity),
+//! and answers of the service that people published where these have no text. Stricter than Google in one thing: sign-in
+//! needs PKCE by S256.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::SocketAddr,
+};
+
+use serde_json::{Value, json};
+
+use super::{
+    super::server::{LOOPBACK, Request, Response},
+    Provider, StandIn, guid,
+    jwt::{Jwt, Key, PublicKey},
+    oauth::{CodeFlaw, Codes, Consent, JWT_BEARER, client, is_loopback, redirect, scopes},
+    random,
+};
+
+/// The hosts.
+pub const HOSTS: [&str; 2] = ["oauth2.googleapis.com", "accounts.google.com"];
+/// The token endpoint, which is the audience of assertions.
+pub const TOKEN_URL: &str = "https://oauth2.googleapis.com/token";
+/// The longest that an assertion is valid, in seconds.
+const HOUR: i64 = 3600;
+/// How far two clocks may differ, in seconds.
+const SKEW: i64 = 300;
+/// `refresh_token_expires_in` of an application whose publishing status is "Testing".
+const SEVEN_DAYS: i64 = 604_799;
+
+/// The stand-in.
+pub type Google = StandIn<Directory>;
+
+/// What it knows.
+pub struct Directory {
+    key: Key,
+    accounts: BTreeMap<String, Registered>,
+    delegated: BTreeMap<String, BTreeSet<String>>,
+    mailboxes: BTreeSet<String>,
+    clients: BTreeMap<String, String>,
+    codes: Codes,
+    /// The codes asked for with `access_type=offline`: only they give a refresh token.
+    offline: BTreeSet<String>,
+    /// By refresh token.
+    grants: HashMap<String, Consent>,
+    /// The refresh token, if there is one, behind an access token.
+    access: HashMap<String, Option<String>>,
+    account: Option<String>,
+    lifetime: i64,
+    token_length: usize,
+    testing: bool,
+}
+
+struct Registered {
+    client_id: String,
+    keys: BTreeMap<String, PublicKey>,
+}
+
+/// A service account with one key.
+pub struct ServiceAccount {
+    /// Its address, the `iss` of its assertions.
+    pub email: String,
+    /// Its numeric client ID, to which the Admin console delegates.
+    pub client_id: String,
+    /// The key.
+    pub key: Key,
+}
+
+impl ServiceAccount {
+    /// The JSON key file, as it is downloaded.
+    pub fn key_file(&self) -> String {
+        let Self { email, client_id, key } = self;
+        let project = email.split(['@', '.']).nth(1).unwrap_or_default();
+        let certificates = "https://www.googleapis.com";
+        let file = json!({
+            "type": "service_account",
+            "project_id": project,
+            "private_key_id": key.id,
+            "private_key": key.pem(),
+            "client_email": email,
+            "client_id": client_id,
+            "auth_uri": "https://accounts.google.com/o/oauth2/auth",
+            "token_uri": TOKEN_URL,
+            "auth_provider_x509_cert_url": format!("{certificates}/oauth2/v1/certs"),
+            "client_x509_cert_url": format!("{certificates}/robot/v1/metadata/x509/{}", email.replace('@', "%40")),
+            "universe_domain": "googleapis.com",
+        });
+        serde_json::to_string_pretty(&file).unwrap()
+    }
+}
+
+impl Google {
+    /// Starts one without accounts on a free port.
+    pub fn start() -> Self {
+        Self::start_at(LOOPBACK)
+    }
+
+    /// Starts one at this address.
+    pub fn start_at(address: impl Into<SocketAddr>) -> Self {
+        Self::serve(address, &[HOSTS[0], HOSTS[1], "localhost"], |_| Directory {
+            key: Key::generate(),
+            accounts: BTreeMap::new(),
+            delegated: BTreeMap::new(),
+            mailboxes: BTreeSet::new(),
+            clients: BTreeMap::new(),
+            codes: Codes::default(),
+            offline: BTreeSet::new(),
+            grants: HashMap::new(),
+            access: HashMap::new(),
+            account: None,
+            lifetime: 3599,
+            token_length: 1024,
+            testing: false,
+        })
+    }
+
+    /// Makes a service account, or a further key for one.
+    pub fn service_account(&self, name: &str) -> ServiceAccount {
+        let email = format!("{name}@mail-project.iam.gserviceaccount.com");
+        let client_id = format!("1{:020}", u64::from_str_radix(&guid(&email)[..8], 16).unwrap());
+        let key = Key::generate();
+        let mut provider = self.provider();
+        let registered = Registered { client_id: client_id.clone(), keys: BTreeMap::new() };
+        let keys = &mut provider.accounts.entry(email.clone()).or_insert(registered).keys;
+        keys.insert(key.id.clone(), key.public());
+        ServiceAccount { email, client_id, key }
+    }
+
+    /// Deletes a key of a service account.
+    pub fn delete_key(&self, account: &ServiceAccount) {
+        self.provider().accounts.get_mut(&account.email).unwrap().keys.remove(&account.key.id);
+    }
+
+    /// Delegates these scopes, and no others, to a service account by its client ID, as the Admin console does.
+    pub fn delegate(&self, client_id: &str, scopes: &[&str]) {
+        let scopes = scopes.iter().map(|scope| (*scope).to_owned()).collect();
+        self.provider().delegated.insert(client_id.to_owned(), scopes);
+    }
+
+    /// Adds a mailbox to the organisation.
+    pub fn mailbox(&self, address: &str) {
+        self.provider().mailboxes.insert(address.to_owned());
+    }
+
+    /// Registers an OAuth client of the type Desktop app.
+    pub fn client(&self, id: &str, secret: &str) {
+        self.provider().clients.insert(id.to_owned(), secret.to_owned());
+    }
+
+    /// From now on, how long access tokens are valid, in seconds (3599 at first).
+    pub fn lifetime(&self, seconds: i64) {
+        self.provider().lifetime = seconds;
+    }
+
+    /// From now on, the characters of an access token (1,024 at first).
+    pub fn token_length(&self, characters: usize) {
+        self.provider().token_length = characters;
+    }
+
+    /// Sets the publishing status to "Testing", where refresh tokens live for seven days, and answers say so.
+    pub fn testing(&self, testing: bool) {
+        self.provider().testing = testing;
+    }
+
+    /// A refresh token for what a person has allowed.
+    pub fn refresh_token(&self, client: &str, account: &str, scopes: &str) -> String {
+        self.provider().keep(Consent::new(client, account, scopes))
+    }
+
+    /// Revokes all refresh tokens of a person, as a change of the password does.
+    pub fn revoke_grants(&self, account: &str) {
+        self.provider().grants.retain(|_, consent| consent.account != account);
+    }
+
+    /// Whether a refresh token is valid.
+    pub fn is_valid(&self, refresh_token: &str) -> bool {
+        self.provider().grants.contains_key(refresh_token)
+    }
+
+    /// Who signs in at the authorization endpoint, at once; nobody (at first) declines.
+    pub fn sign_in_as(&self, account: Option<&str>) {
+        self.provider().account = account.map(str::to_owned);
+    }
+}
+
+/// A refusal: the status, the error, and its description.
+type Refusal = (u16, &'static str, &'static str);
+
+impl Provider for Directory {
+    fn answer(&mut self, request: &Request, now: i64) -> Response {
+        let answer = match (request.method.as_str(), request.route()) {
+            ("POST", "/token") => self.token(request, now),
+            ("POST", "/revoke") => self.revoke(request),
+            ("GET", "/o/oauth2/v2/auth") => return self.authorize(&request.query()),
+            _ => return Response::text(404, ""),
+        };
+        match answer {
+            Ok(body) => Response::json(200, &body),
+            Err((status, error, "")) => Response::json(status, &json!({"error": error})),
+            Err((status, error, said)) => Response::json(status, &json!({"error": error, "error_description": said})),
+        }
+    }
+}
+
+impl Directory {
+    fn authorize(&mut self, query: &BTreeMap<String, String>) -> Response {
+        let known = query.get("client_id").is_some_and(|id| self.clients.contains_key(id));
+        if !known || query.get("redirect_uri").is_none_or(|uri| !is_loopback(uri)) {
+            let error = if known { "redirect_uri_mismatch" } else { "invalid_client" };
+            return Response::text(400, &format!("Error 400: {error}\n"));
+        }
+        let Some(account) = self.account.clone() else { return redirect(query, &[("error", "access_denied")]) };
+        let code = self.codes.issue(query, &account);
+        let granted = scopes(query).join(" ");
+        match code.filter(|_| query.get("response_type").is_some_and(|kind| kind == "code")) {
+            Some(code) => {
+                if query.get("access_type").is_some_and(|kind| kind == "offline") {
+                    self.offline.insert(code.clone());
+                }
+                redirect(query, &[("code", &format!("4/{code}")), ("scope", &granted)])
+            }
+            None => redirect(query, &[("error", "invalid_request")]),
+        }
+    }
+
+    fn token(&mut self, request: &Request, now: i64) -> Result<Value, Refusal> {
+        let form = request.form();
+        match form.get("grant_type").map_or("", String::as_str) {
+            JWT_BEARER => self.delegation(&form, now),
+            "refresh_token" => self.refresh(request, &form),
+            "authorization_code" => self.redeem(request, form, now),
+            "" => Err((400, "invalid_request", "Missing required parameter: grant_type")),
+            _ => Err((400, "unsupported_grant_type", "Invalid grant_type: ")),
+        }
+    }
+
+    /// The assertion of a service account, for itself or for a mailbox (domain-wide delegation).
+    fn delegation(&mut self, form: &BTreeMap<String, String>, now: i64) -> Result<Value, Refusal> {
+        let assertion =
+            form.get("assertion").ok_or((400, "invalid_request", "Missing required parameter: assertion"))?;
+        let jwt = Jwt::read(assertion).ok_or((400, "invalid_grant", "Invalid JWT: Malformed token."))?;
+        let account = self.accounts.get(jwt.text("iss"));
+        let account = account.ok_or((400, "invalid_grant", "Invalid grant: account not found"))?;
+        let kid = jwt.header["kid"].as_str();
+        let mut keys = account.keys.iter().filter(|(id, _)| kid.is_none_or(|kid| kid == id.as_str()));
+        if !keys.any(|(_, key)| jwt.signed_by(key, &["RS256"])) {
+            return Err((400, "invalid_grant", "Invalid JWT Signature."));
+        }
+        if jwt.claims["aud"] != TOKEN_URL {
+            return Err((
+                400,
+                "invalid_grant",
+                "Invalid JWT: Failed audience check. The right audience is https://oauth2.googleapis.com/token",
+            ));
+        }
+        let (from, until) = (jwt.time("iat").unwrap_or_default(), jwt.time("exp").unwrap_or_default());
+        if from > now + SKEW || until <= now - SKEW || until <= from || until - from > HOUR {
+            return Err((
+                400,
+                "invalid_grant",
+                "Invalid JWT: Token must be a short-lived token (60 minutes) and in a reasonable timeframe. Check your \
+                 iat and exp values in the JWT claim.",
+            ));
+        }
+        let asked: Vec<_> = jwt.text("scope").split_whitespace().collect();
+        if asked.is_empty() {
+            return Err((400, "invalid_scope", "Invalid OAuth scope or ID token audience provided."));
+        }
+        let subject = jwt.text("sub");
+        if !subject.is_empty() && subject != jwt.text("iss") {
+            if !self.mailboxes.contains(subject) {
+                return Err((400, "invalid_grant", "Invalid email or User ID"));
+            }
+            let delegated = self.delegated.get(&account.client_id);
+            if !delegated.is_some_and(|delegated| asked.iter().all(|scope| delegated.contains(*scope))) {
+                return Err((
+                    401,
+                    "unauthorized_client",
+                    "Client is unauthorized to retrieve access tokens using this method, or client not authorized for \
+                     any of the scopes requested.",
+                ));
+            }
+        }
+        Ok(self.tokens("ya29.c.", None))
+    }
+
+    /// Google does not replace refresh tokens: there is none in the answer.
+    fn refresh(&mut self, request: &Request, form: &BTreeMap<String, String>) -> Result<Value, Refusal> {
+        let client = self.authenticate(request)?;
+        let token = form.get("refresh_token").cloned();
+        let token = token.ok_or((400, "invalid_request", "Missing required parameter: refresh_token"))?;
+        let consent = self.grants.get(&token).ok_or((400, "invalid_grant", "Token has been expired or revoked."))?;
+        if consent.client != client {
+            return Err((401, "unauthorized_client", "Unauthorized"));
+        }
+        let asked = scopes(form);
+        if !asked.iter().all(|scope| consent.has(scope)) {
+            return Err((400, "invalid_scope", "Bad Request"));
+        }
+        let scope = if asked.is_empty() { consent.scopes.join(" ") } else { asked.join(" ") };
+        let mut body = self.tokens("ya29.a0", Some(token));
+        body["scope"] = json!(scope);
+        Ok(body)
+    }
+
+    fn redeem(&mut self, request: &Request, mut form: BTreeMap<String, String>, now: i64) -> Result<Value, Refusal> {
+        let client = self.authenticate(request)?;
+        if let Some(code) = form.get_mut("code") {
+            *code = code.trim_start_matches("4/").to_owned();
+        }
+        let consent = self.codes.redeem(&form, &client).map_err(|flaw| match flaw {
+            CodeFlaw::Unknown => (400, "invalid_grant", "Malformed auth code."),
+            CodeFlaw::Spent => (400, "invalid_grant", "Bad Request"),
+            CodeFlaw::RedirectUri => (400, "redirect_uri_mismatch", "Bad Request"),
+            CodeFlaw::Verifier => (400, "invalid_grant", "Invalid code verifier."),
+        })?;
+        let offline = form.get("code").is_some_and(|code| self.offline.contains(code));
+        let token = offline.then(|| self.keep(consent.clone()));
+        let mut body = self.tokens("ya29.a0", token.clone());
+        body["scope"] = json!(consent.scopes.join(" "));
+        if let Some(token) = token {
+            body["refresh_token"] = json!(token);
+        }
+        if consent.has("openid") {
+            body["id_token"] = json!(self.id_token(&consent, now));
+        }
+        Ok(body)
+    }
+
+    fn authenticate(&self, request: &Request) -> Result<String, Refusal> {
+        let (id, secret) = client(request);
+        let id = id.ok_or((400, "invalid_request", "Could not determine client ID from request."))?;
+        let right = self.clients.get(&id).ok_or((401, "invalid_client", "The OAuth client was not found."))?;
+        match secret {
+            None => Err((400, "invalid_request", "client_secret is missing.")),
+            Some(secret) if secret != *right => Err((401, "invalid_client", "Unauthorized")),
+            Some(_) => Ok(id),
+        }
+    }
+
+    /// "The token can be an access token or a refresh token. If the token is an access token and it has a corresponding
+    /// refresh token, the refresh token will also be revoked." An error is 400.
+    fn revoke(&mut self, request: &Request) -> Result<Value, Refusal> {
+        let token = request.form().remove("token").or_else(|| request.query().remove("token"));
+        let token = token.ok_or((400, "invalid_request", "Missing required parameter: token"))?;
+        let refresh_token = match self.access.remove(&token) {
+            Some(refresh_token) => refresh_token,
+            None if self.grants.contains_key(&token) => Some(token),
+            None => return Err((400, "invalid_token", "Token expired or revoked")),
+        };
+        if let Some(refresh_token) = refresh_token {
+            self.grants.remove(&refresh_token);
+            self.access.retain(|_, behind| behind.as_ref() != Some(&refresh_token));
+        }
+        Ok(json!({}))
+    }
+
+    fn tokens(&mut self, prefix: &str, refresh_token: Option<String>) -> Value {
+        let mut token = format!("{prefix}{}", random(self.token_length));
+        token.truncate(self.token_length);
+        let mut body = json!({"access_token": token, "expires_in": self.lifetime, "token_type": "Bearer"});
+        if self.testing && refresh_token.is_some() {
+            body["refresh_token_expires_in"] = json!(SEVEN_DAYS);
+        }
+        self.access.insert(token, refresh_token);
+        body
+    }
+
+    fn id_token(&self, consent: &Consent, now: i64) -> String {
+        let Consent { client, account, nonce, .. } = consent;
+        let subject: String = guid(account).bytes().map(|byte| char::from(b'0' + byte % 10)).take(21).collect();
+        let mut claims = json!({
+            "iss": "https://accounts.google.com", "azp": client, "aud": client, "sub": subject, "iat": now,
+            "exp": now + HOUR, "hd": account.split('@').next_back(),
+        });
+        if consent.has("email") {
+            claims["email"] = json!(account);
+            claims["email_verified"] = json!(true);
+        }
+        if let Some(nonce) = nonce {
+            claims["nonce"] = json!(nonce);
+        }
+        self.key.jwt(&claims)
+    }
+
+    /// Issues a refresh token.
+    fn keep(&mut self, consent: Consent) -> String {
+        let token = format!("1//0{}", random(72));
+        self.grants.insert(token.clone(), consent);
+        token
+    }
+}

@@ -1,0 +1,240 @@
+//! Stand-ins of real identity providers, by https on this machine: built from what the providers document, so that they
+//! refuse what the real ones refuse, in the same words.
+//!
+//! | stand-in | of |
+//! |---|---|
+//! | [`Microsoft`] | login.microsoftonline.com and its national clouds |
+//! | [`Google`] | oauth2.googleapis.com and accounts.google.com |
+//! | [`Strict`] | no one: a server that rotates refresh tokens and revokes the family of one that is used twice |
+//!
+//! ```ignore
+//! let entra = Microsoft::start(Cloud::Public);
+//! entra.register(App::new(CLIENT).secret("s3cret"));
+//! entra.next(Fault::Lost);                                       // the token request is handled, its answer is not sent
+//! assert_eq!(entra.token_requests()[0].form()["grant_type"], "client_credentials");
+//! ```
+//!
+//! They answer to the real names on a port of their own: a proxy that leads everything to it ([`super::proxy`]), or a
+//! client that resolves the name to this machine, brings requests there.
+
+mod aadsts;
+mod app;
+mod entra;
+pub mod google;
+pub mod jwt;
+pub mod microsoft;
+mod oauth;
+pub mod strict;
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use aws_lc_rs::rand;
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use k8s_openapi::jiff::Timestamp;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+pub use self::{
+    app::App,
+    google::Google,
+    jwt::{Jwt, Key},
+    microsoft::{Cloud, Microsoft},
+    strict::Strict,
+};
+use super::server::{Handler, Request, Response, Server};
+
+/// What is secret in an answer.
+const TOKENS: [&str; 4] = ["access_token", "refresh_token", "id_token", "device_code"];
+
+/// A provider's rules and memory.
+pub trait Provider: Send + 'static {
+    /// The answer to a request at this time, in seconds since 1970.
+    fn answer(&mut self, request: &Request, now: i64) -> Response;
+}
+
+/// What goes wrong with one token request.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// It is not handled, and answered so.
+    Refused(Response),
+    /// It is handled, and the connection closed without the answer.
+    Lost,
+    /// It is handled, and answered so.
+    Replaced(Response),
+    /// It is handled, and answered so much later.
+    Late(Duration),
+}
+
+impl Fault {
+    /// Not handled: an OAuth error (RFC 6749 section 5.2).
+    pub fn error(code: &str) -> Self {
+        let status = if code == "invalid_client" { 401 } else { 400 };
+        Self::Refused(Response::json(status, &json!({"error": code})))
+    }
+
+    /// Not handled: 429, to be tried again after so many seconds.
+    pub fn throttled(seconds: u32) -> Self {
+        let body = json!({"error": "temporarily_unavailable"});
+        Self::Refused(Response::json(429, &body).header("retry-after", &seconds.to_string()))
+    }
+
+    /// Handled, but a proxy on the way says 502.
+    pub fn bad_gateway() -> Self {
+        let page = "<html><body>502 Bad Gateway</body></html>";
+        Self::Replaced(Response::text(502, page).header("content-type", "text/html"))
+    }
+
+    /// Handled, but the answer is 200 and no JSON.
+    pub fn garbage() -> Self {
+        Self::Replaced(Response::text(200, r#"{"access_token": "#).header("content-type", "application/json"))
+    }
+}
+
+/// A running stand-in; it stops when dropped.
+pub struct StandIn<P>(Server<Served<P>>);
+
+struct Served<P> {
+    provider: Mutex<P>,
+    faults: Mutex<VecDeque<Fault>>,
+    issued: Mutex<Vec<String>>,
+    ahead: AtomicI64,
+}
+
+impl<P: Provider> Handler for Served<P> {
+    async fn handle(&self, request: Request) -> Option<Response> {
+        let now = self.now();
+        let fault = if is_token_request(&request) { self.faults.lock().unwrap().pop_front() } else { None };
+        let response = match fault {
+            Some(Fault::Refused(response)) => response,
+            Some(Fault::Replaced(response)) => {
+                self.answer(&request, now);
+                response
+            }
+            Some(Fault::Lost) => {
+                self.answer(&request, now);
+                return None;
+            }
+            Some(Fault::Late(delay)) => {
+                let response = self.answer(&request, now);
+                tokio::time::sleep(delay).await;
+                response
+            }
+            None => self.answer(&request, now),
+        };
+        let date = Timestamp::from_second(now).unwrap().strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+        Some(response.header("date", &date).header("cache-control", "no-store"))
+    }
+}
+
+impl<P: Provider> Served<P> {
+    fn answer(&self, request: &Request, now: i64) -> Response {
+        let response = self.provider.lock().unwrap().answer(request, now);
+        let body: Value = serde_json::from_str(&response.body).unwrap_or_default();
+        let tokens = TOKENS.iter().filter_map(|name| Some(body[name].as_str()?.to_owned()));
+        self.issued.lock().unwrap().extend(tokens);
+        response
+    }
+}
+
+impl<P> Served<P> {
+    fn now(&self) -> i64 {
+        Timestamp::now().as_second() + self.ahead.load(Ordering::Relaxed)
+    }
+}
+
+impl<P: Provider> StandIn<P> {
+    fn serve(address: impl Into<SocketAddr>, names: &[&str], provider: impl FnOnce(u16) -> P) -> Self {
+        Self(Server::start(address, names, |port| Served {
+            provider: Mutex::new(provider(port)),
+            faults: Mutex::default(),
+            issued: Mutex::default(),
+            ahead: AtomicI64::new(0),
+        }))
+    }
+
+    /// Listens again, on the same port, after [`Self::stop`].
+    pub fn resume(&mut self) {
+        self.0.resume();
+    }
+}
+
+impl<P> StandIn<P> {
+    fn provider(&self) -> MutexGuard<'_, P> {
+        self.0.handler().provider.lock().unwrap()
+    }
+
+    /// Closes all connections and refuses new ones; what was issued is kept.
+    pub fn stop(&mut self) {
+        self.0.stop();
+    }
+
+    /// The port.
+    pub fn port(&self) -> u16 {
+        self.0.port()
+    }
+
+    /// The CA's certificate, PEM.
+    pub fn ca(&self) -> String {
+        self.0.ca()
+    }
+
+    /// What happens to the next token request for which nothing stands in line yet.
+    pub fn next(&self, fault: Fault) {
+        self.0.handler().faults.lock().unwrap().push_back(fault);
+    }
+
+    /// Sets its clock, which the `Date` header shows, so many seconds ahead of this machine's (or behind it).
+    pub fn clock_ahead(&self, seconds: i64) {
+        self.0.handler().ahead.store(seconds, Ordering::Relaxed);
+    }
+
+    /// Its time, in seconds since 1970.
+    pub fn now(&self) -> i64 {
+        self.0.handler().now()
+    }
+
+    /// All requests, in the order they came.
+    pub fn requests(&self) -> Vec<Request> {
+        self.0.requests()
+    }
+
+    /// Those to the token endpoint.
+    pub fn token_requests(&self) -> Vec<Request> {
+        self.requests().into_iter().filter(is_token_request).collect()
+    }
+
+    /// Forgets the requests so far.
+    pub fn forget(&self) {
+        self.0.forget();
+    }
+
+    /// All access, refresh, ID tokens and device codes in answers so far: for a search for leaks.
+    pub fn issued(&self) -> Vec<String> {
+        self.0.handler().issued.lock().unwrap().clone()
+    }
+}
+
+fn is_token_request(request: &Request) -> bool {
+    request.route().ends_with("/token")
+}
+
+/// So many random bytes, in base64url.
+fn random(bytes: usize) -> String {
+    let mut buffer = vec![0; bytes];
+    rand::fill(&mut buffer).unwrap();
+    BASE64_URL_SAFE_NO_PAD.encode(buffer)
+}
+
+/// A GUID that is the same for the same name.
+fn guid(name: &str) -> String {
+    let hex: String = Sha256::digest(name).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{}-{}-4{}-a{}-{}", &hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..32])
+}

@@ -1,0 +1,290 @@
+//! A server that takes refresh token rotation as seriously as RFC 9700 section 4.14 allows: each token is valid for one
+//! use, and when one comes a second time, all that descends from the same sign-in is revoked.
+//!
+//! | path | |
+//! |---|---|
+//! | `/.well-known/openid-configuration` | the discovery document of [`Strict::issuer`] |
+//! | `/token` | the grants `refresh_token` and device code |
+//! | `/device` | device codes; a poll that comes too soon is told to slow down |
+//! | `/revoke` | RFC 7009 |
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+};
+
+use serde_json::{Value, json};
+
+use super::{
+    super::server::{LOOPBACK, Request, Response},
+    Provider, StandIn,
+    oauth::{Consent, DEVICE_CODE, Decision, Devices, Poll, client, scopes},
+    random,
+};
+
+/// How long a device code is valid, in seconds.
+const SIGN_IN: i64 = 600;
+
+/// The server.
+pub type Strict = StandIn<Families>;
+
+/// What it knows.
+pub struct Families {
+    port: u16,
+    /// Secrets by client; a public client has none.
+    clients: BTreeMap<String, Option<String>>,
+    families: Vec<Family>,
+    devices: Devices,
+    presented: HashMap<String, usize>,
+    reuses: usize,
+    grace: usize,
+    lifetime: i64,
+}
+
+/// The refresh tokens of one sign-in, the valid one last.
+struct Family {
+    consent: Consent,
+    tokens: Vec<String>,
+    revoked: bool,
+    /// How often the token before the last may still be used.
+    grace: usize,
+}
+
+impl Strict {
+    /// Starts one without clients on a free port.
+    pub fn start() -> Self {
+        Self::start_at(LOOPBACK)
+    }
+
+    /// Starts one at this address.
+    pub fn start_at(address: impl Into<SocketAddr>) -> Self {
+        Self::serve(address, &["localhost", "127.0.0.1"], |port| Families {
+            port,
+            clients: BTreeMap::new(),
+            families: vec![],
+            devices: Devices::new(1),
+            presented: HashMap::new(),
+            reuses: 0,
+            grace: 0,
+            lifetime: 3600,
+        })
+    }
+
+    /// The issuer, whose discovery document stands below it.
+    pub fn issuer(&self) -> String {
+        self.provider().issuer()
+    }
+
+    /// The token endpoint.
+    pub fn token_url(&self) -> String {
+        format!("{}/token", self.issuer())
+    }
+
+    /// Registers a client; one without a secret is public.
+    pub fn client(&self, id: &str, secret: Option<&str>) {
+        self.provider().clients.insert(id.to_owned(), secret.map(str::to_owned));
+    }
+
+    /// From now on, how long access tokens are valid, in seconds (3600 at first).
+    pub fn lifetime(&self, seconds: i64) {
+        self.provider().lifetime = seconds;
+    }
+
+    /// From now on, how often the token before the valid one is accepted, for clients that lost the answer (0 at first).
+    /// What was issued and lost is spent by such a retry.
+    pub fn grace(&self, uses: usize) {
+        self.provider().grace = uses;
+    }
+
+    /// From now on, the seconds between two polls for a device code (1 at first).
+    pub fn poll_interval(&self, seconds: u64) {
+        self.provider().devices.interval = seconds;
+    }
+
+    /// A refresh token of a new family.
+    pub fn refresh_token(&self, client: &str, account: &str, scopes: &str) -> String {
+        self.provider().begin(Consent::new(client, account, scopes))
+    }
+
+    /// How often each refresh token was presented at the token endpoint.
+    pub fn presented(&self, refresh_token: &str) -> usize {
+        self.provider().presented.get(refresh_token).copied().unwrap_or_default()
+    }
+
+    /// How often a spent token was presented, beyond the grace.
+    pub fn reuses(&self) -> usize {
+        self.provider().reuses
+    }
+
+    /// How many families were revoked, for reuse or on request.
+    pub fn families_revoked(&self) -> usize {
+        self.provider().families.iter().filter(|family| family.revoked).count()
+    }
+
+    /// Whether a token is the valid one of its family.
+    pub fn is_valid(&self, refresh_token: &str) -> bool {
+        let valid = |family: &Family| !family.revoked && family.tokens.last().is_some_and(|last| last == refresh_token);
+        self.provider().families.iter().any(valid)
+    }
+
+    /// The user codes that nobody has entered yet, the oldest first.
+    pub fn pending(&self) -> Vec<String> {
+        self.provider().devices.pending()
+    }
+
+    /// Somebody enters a user code and signs in.
+    pub fn approve(&self, user_code: &str, account: &str) {
+        self.provider().devices.decide(user_code, Decision::Approve(account.to_owned()));
+    }
+
+    /// Somebody enters a user code and declines.
+    pub fn deny(&self, user_code: &str) {
+        self.provider().devices.decide(user_code, Decision::Deny);
+    }
+
+    /// The time of a user code is over.
+    pub fn expire(&self, user_code: &str) {
+        self.provider().devices.decide(user_code, Decision::Wait);
+    }
+}
+
+/// A refusal: the error, and its description.
+type Refusal = (&'static str, &'static str);
+
+impl Provider for Families {
+    fn answer(&mut self, request: &Request, now: i64) -> Response {
+        let answer = match (request.method.as_str(), request.route()) {
+            ("GET", "/.well-known/openid-configuration") => return Response::json(200, &self.discovery()),
+            ("POST", "/token") => self.token(request, now),
+            ("POST", "/device") => self.device(request, now),
+            ("POST", "/revoke") => self.revoke(request),
+            _ => return Response::text(404, ""),
+        };
+        match answer {
+            Ok(body) => Response::json(200, &body),
+            Err((error, said)) => {
+                let status = if error == "invalid_client" { 401 } else { 400 };
+                Response::json(status, &json!({"error": error, "error_description": said}))
+            }
+        }
+    }
+}
+
+impl Families {
+    fn issuer(&self) -> String {
+        format!("https://localhost:{}", self.port)
+    }
+
+    fn discovery(&self) -> Value {
+        let issuer = self.issuer();
+        json!({
+            "issuer": issuer, "token_endpoint": format!("{issuer}/token"),
+            "device_authorization_endpoint": format!("{issuer}/device"),
+            "revocation_endpoint": format!("{issuer}/revoke"), "jwks_uri": format!("{issuer}/jwks"),
+            "authorization_endpoint": format!("{issuer}/authorize"), "response_types_supported": ["code"],
+            "subject_types_supported": ["public"], "id_token_signing_alg_values_supported": ["RS256"],
+            "grant_types_supported": ["refresh_token", DEVICE_CODE],
+        })
+    }
+
+    fn authenticate(&self, request: &Request) -> Result<String, Refusal> {
+        let (id, secret) = client(request);
+        let id = id.ok_or(("invalid_request", "no client_id"))?;
+        match self.clients.get(&id) {
+            Some(right) if *right == secret => Ok(id),
+            Some(_) => Err(("invalid_client", "not the client's secret")),
+            None => Err(("invalid_client", "no such client")),
+        }
+    }
+
+    fn token(&mut self, request: &Request, now: i64) -> Result<Value, Refusal> {
+        let (client, form) = (self.authenticate(request)?, request.form());
+        match form.get("grant_type").map_or("", String::as_str) {
+            "refresh_token" => {
+                let token = form.get("refresh_token").ok_or(("invalid_request", "no refresh_token"))?;
+                *self.presented.entry(token.clone()).or_default() += 1;
+                self.rotate(&client, token, &scopes(&form))
+            }
+            DEVICE_CODE => match self.devices.poll(form.get("device_code"), &client, Some(request.at), now) {
+                Poll::Approved(consent) => {
+                    let scopes = consent.scopes.clone();
+                    let token = self.begin(consent);
+                    Ok(self.tokens(&token, &scopes))
+                }
+                Poll::Pending => Err(("authorization_pending", "nobody has entered the code")),
+                Poll::TooSoon => Err(("slow_down", "polled too soon: the interval is 5 seconds longer now")),
+                Poll::Denied => Err(("access_denied", "declined")),
+                Poll::Expired => Err(("expired_token", "the device code has ended")),
+                Poll::Unknown | Poll::Spent => Err(("invalid_grant", "no such device code")),
+            },
+            _ => Err(("unsupported_grant_type", "")),
+        }
+    }
+
+    fn rotate(&mut self, client: &str, token: &str, asked: &[String]) -> Result<Value, Refusal> {
+        let mine =
+            |family: &&mut Family| family.consent.client == client && family.tokens.iter().any(|one| one == token);
+        let family = self.families.iter_mut().find(mine).ok_or(("invalid_grant", "no such refresh token"))?;
+        if family.revoked {
+            return Err(("invalid_grant", "the refresh token is revoked"));
+        }
+        if !asked.iter().all(|scope| family.consent.has(scope)) {
+            return Err(("invalid_scope", "more than was granted"));
+        }
+        let uses_ago = family.tokens.iter().rev().position(|one| one == token);
+        match uses_ago {
+            Some(0) => family.grace = self.grace,
+            Some(1) if family.grace > 0 => {
+                family.grace -= 1;
+                // The answer that was lost is taken back: the token before it stays the one before the valid one.
+                family.tokens.remove(family.tokens.len() - 2);
+                family.tokens.push(token.to_owned());
+            }
+            _ => {
+                self.reuses += 1;
+                family.revoked = true;
+                return Err(("invalid_grant", "the refresh token was used before: its family is revoked"));
+            }
+        }
+        let next = format!("strict-{}", random(40));
+        family.tokens.push(next.clone());
+        let scopes = if asked.is_empty() { family.consent.scopes.clone() } else { asked.to_vec() };
+        Ok(self.tokens(&next, &scopes))
+    }
+
+    fn device(&mut self, request: &Request, now: i64) -> Result<Value, Refusal> {
+        let client = self.authenticate(request)?;
+        let (issuer, interval) = (self.issuer(), self.devices.interval);
+        let device = self.devices.begin(&client, scopes(&request.form()), now + SIGN_IN);
+        let code = &device.user_code;
+        Ok(json!({
+            "device_code": device.device_code, "user_code": code, "verification_uri": format!("{issuer}/sign-in"),
+            "verification_uri_complete": format!("{issuer}/sign-in?user_code={code}"), "expires_in": SIGN_IN,
+            "interval": interval,
+        }))
+    }
+
+    /// A token that is not there is no error (RFC 7009 section 2.2).
+    fn revoke(&mut self, request: &Request) -> Result<Value, Refusal> {
+        let client = self.authenticate(request)?;
+        let token = request.form().remove("token").ok_or(("invalid_request", "no token"))?;
+        for family in self.families.iter_mut().filter(|family| family.consent.client == client) {
+            family.revoked |= family.tokens.contains(&token);
+        }
+        Ok(json!({}))
+    }
+
+    fn begin(&mut self, consent: Consent) -> String {
+        let token = format!("strict-{}", random(40));
+        let family = Family { consent, tokens: vec![token.clone()], revoked: false, grace: 0 };
+        self.families.push(family);
+        token
+    }
+
+    fn tokens(&self, refresh_token: &str, scopes: &[String]) -> Value {
+        json!({
+            "access_token": format!("access-{}", random(40)), "token_type": "Bearer", "expires_in": self.lifetime,
+            "refresh_token": refresh_token, "scope": scopes.join(" "),
+        })
+    }
+}
