@@ -32,7 +32,7 @@ start_oidc_provider() {
         "PERSON_USER=$PERSON_USER"
     . "$DIR/run/oidc-provider.env"
     TLS_CERT=$DIR/pki/localhost.crt TLS_KEY=$DIR/pki/localhost.key ACCESS_TOKEN_LIFESPAN=${ACCESS_TOKEN_LIFESPAN:-300} \
-        launch oidc-provider "$home/node_modules/.bin/node" "$home/server.mjs"
+        launch oidc-provider "$(oidc_provider_dir)/node" "$home/server.mjs"
 }
 
 ready_oidc_provider() {
