@@ -146,7 +146,7 @@ impl Work {
         // Who does not see everything yet does not stand for election.
         let identity = identity();
         let (leadership, lease) = elect(&client, &broker_namespace, &identity, settings.leader_elect, ended);
-        let reporter = Reporter { controller: names::MANAGER.to_owned(), instance: Some(identity) };
+        let reporter = Reporter { controller: names::MANAGER.to_owned(), instance: Some(identity.clone()) };
         let stores = watches.into_stores();
         metrics.watch(stores.credentials.clone(), leadership.clone());
         let context = Arc::new(Context {
@@ -160,6 +160,8 @@ impl Work {
             material: Book::new(clients),
             waker,
             bundles: Bundles::default(),
+            identity,
+            request_timeout: settings.request_timeout,
             metrics,
             draining: AtomicBool::new(false),
         });

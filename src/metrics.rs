@@ -155,6 +155,9 @@ impl Collector for Credentials {
             let token = credential.status.as_ref()?.token.as_ref()?;
             (!credential.spec.suspend).then(|| token.renewal_time.0.as_second())
         })?;
+        gauge("grant_expiration_timestamp_seconds", "When the refresh token ends", &|credential| {
+            Some(credential.status.as_ref()?.grant.as_ref()?.expires_at.as_ref()?.0.as_second())
+        })?;
         gauge("client_credential_expiration_timestamp_seconds", "When the client secret in use ends", &|credential| {
             Some(credential.status.as_ref()?.client.as_ref()?.expires_at.as_ref()?.0.as_second())
         })?;

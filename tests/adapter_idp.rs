@@ -258,7 +258,7 @@ async fn a_reset_connection_is_told_and_the_request_is_not_repeated() {
     let authority = Authority::new();
     let server = HostileServer::start(authority.issue(&["localhost"], Validity::Present), Behaviour::Reset).await;
     let error = send(&client_with(settings(), &authority), &server.url("localhost")).await.unwrap_err();
-    let TransportError::Connection { host, detail } = error else { panic!("{error}") };
+    let TransportError::Connection { host, detail, .. } = error else { panic!("{error}") };
     assert_eq!((host.as_str(), detail.as_str()), ("localhost", "connection reset"));
     assert_eq!(server.requests(), 1);
 }

@@ -39,8 +39,15 @@ pub struct Hub {
 pub enum Gone {
     /// A credential, by uid.
     Credential(String),
-    /// A Secret of ours, and its uid.
-    Target(Key, String),
+    /// A Secret of ours.
+    Secret {
+        /// Its namespace and name.
+        key: Key,
+        /// Its uid.
+        uid: String,
+        /// The credential that it was made for; its name may be cut.
+        credential: Option<String>,
+    },
     /// A provider.
     Provider(ProviderKey),
 }
@@ -94,7 +101,11 @@ impl Hub {
         let (Seen::There(secret) | Seen::Gone(secret)) = &seen;
         let (namespace, name) = key(&**secret);
         if matches!(seen, Seen::Gone(_)) {
-            self.tell_gone(Gone::Target((namespace.clone(), name.clone()), secret.uid().unwrap_or_default()));
+            self.tell_gone(Gone::Secret {
+                key: (namespace.clone(), name.clone()),
+                uid: secret.uid().unwrap_or_default(),
+                credential: credential_of(&secret.metadata),
+            });
         }
         if let Some(credential) = credential_of(&secret.metadata) {
             self.waker.credential((namespace.clone(), credential));
@@ -104,7 +115,9 @@ impl Hub {
 
     pub(super) fn source(&self, seen: Seen<PartialObjectMeta<Secret>>) {
         let (Seen::There(secret) | Seen::Gone(secret)) = seen;
-        self.links.by_secret(&key(&*secret)).into_iter().for_each(|provider| self.wake_provider(provider));
+        let key = key(&*secret);
+        self.links.by_secret(&key).into_iter().for_each(|provider| self.wake_provider(provider));
+        self.links.credentials_by_secret(&key).into_iter().for_each(|credential| self.waker.credential(credential));
     }
 
     pub(super) fn namespace(&self, seen: Seen<PartialObjectMeta<Namespace>>, credentials: &Mirror<MailCredential>) {
@@ -144,14 +157,15 @@ pub async fn forget(mut gone: mpsc::UnboundedReceiver<Gone>, context: Arc<Contex
     while let Some(gone) = gone.recv().await {
         match gone {
             Gone::Credential(uid) => context.memory.forget(&uid),
-            Gone::Target(target, secret) => {
-                // By the target's name: a label may hold the credential's only cut.
-                for (namespace, name) in context.links.by_target(&target) {
+            Gone::Secret { key, uid: secret, credential } => {
+                // By the target's name too: a label may hold the credential's only cut.
+                let made_for = credential.map(|name| (key.0.clone(), name));
+                for (namespace, name) in context.links.by_target(&key).into_iter().chain(made_for) {
                     let uid = context.stores.credentials.get(&namespace, &name).and_then(|credential| credential.uid());
                     let Some(uid) = uid else { continue };
                     context.memory.with(&uid, |entry| {
-                        if entry.target.as_ref().is_some_and(|meta| meta.uid.as_ref() == Some(&secret)) {
-                            entry.target = None;
+                        for known in [&mut entry.target, &mut entry.grant] {
+                            known.take_if(|meta| meta.uid.as_ref() == Some(&secret));
                         }
                     });
                     context.waker.credential((namespace, name));

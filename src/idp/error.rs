@@ -61,6 +61,8 @@ pub enum TransportError {
         host: String,
         /// A clause in plain words.
         detail: String,
+        /// Whether there was a connection, over which the request may have gone.
+        connected: bool,
     },
     /// The answer's body was larger than what is read. The request was handled.
     #[error("the response has more than {limit} bytes")]
@@ -103,7 +105,8 @@ impl From<ResolveError> for TransportError {
             }
             ResolveError::NotFound { host } => Self::NameNotFound { host },
             ResolveError::Failed { host, detail } => {
-                Self::Connection { host, detail: format!("the name could not be resolved ({})", bounded(&detail)) }
+                let detail = format!("the name could not be resolved ({})", bounded(&detail));
+                Self::Connection { host, detail, connected: false }
             }
         }
     }
@@ -122,7 +125,23 @@ pub(super) fn classify(error: &reqwest::Error, host: &str, limit: Duration) -> T
     if error.is_timeout() {
         return TransportError::TimedOut { host, after: limit };
     }
-    TransportError::Connection { host, detail: connection_problem(error) }
+    TransportError::Connection { host, detail: connection_problem(error), connected: !error.is_connect() }
+}
+
+impl TransportError {
+    /// Whether the server may have handled the request although no answer came.
+    pub fn may_have_been_handled(&self) -> bool {
+        match self {
+            Self::TimedOut { .. } | Self::BodyTooLarge { .. } => true,
+            Self::Connection { connected, .. } => *connected,
+            Self::EgressDenied { .. }
+            | Self::Tls { .. }
+            | Self::NameNotFound { .. }
+            | Self::Withheld
+            | Self::UnsupportedScheme
+            | Self::InvalidUrl { .. } => false,
+        }
+    }
 }
 
 /// All causes, also those inside an `io::Error`, which as a `source` gives only the cause of what it wraps.

@@ -233,6 +233,29 @@ pub struct IdpClient {
     shared: Arc<Shared>,
 }
 
+/// The right to have one request in flight, to one host, until it is answered or dropped.
+pub struct Turn<'a> {
+    client: &'a IdpClient,
+    target: Target,
+    _permit: queue::Permit,
+}
+
+impl Turn<'_> {
+    /// Sends `request`, which is for the URI that the turn is for.
+    pub async fn send(self, mut request: http::Request<Vec<u8>>) -> Result<Exchange, TransportError> {
+        if let Entry::Occupied(mut values) = request.headers_mut().entry(AUTHORIZATION) {
+            values.iter_mut().for_each(|value| value.set_sensitive(true));
+        }
+        let Shared { clock, settings, .. } = &*self.client.shared;
+        let sent_at = clock.now();
+        let limit = settings.request_timeout;
+        match tokio::time::timeout(limit, self.client.exchange(request, &self.target)).await {
+            Ok(answered) => answered.map(|response| Exchange { sent_at, response }),
+            Err(_) => Err(TransportError::TimedOut { host: self.target.host, after: limit }),
+        }
+    }
+}
+
 /// A request that was answered.
 pub struct Exchange {
     /// When the request left the queue: the lifetime of what it brought counts from here.
@@ -258,26 +281,21 @@ impl IdpClient {
     /// connection.
     pub async fn send(
         &self,
-        mut request: http::Request<Vec<u8>>,
+        request: http::Request<Vec<u8>>,
         still_allowed: impl FnOnce() -> bool + Send,
     ) -> Result<Exchange, TransportError> {
-        let target = Target::of(request.uri())?;
+        let turn = self.turn(request.uri()).await?;
+        if still_allowed() { turn.send(request).await } else { Err(TransportError::Withheld) }
+    }
+
+    /// Waits until a request to `uri` may be sent: for what must be done right before it.
+    pub async fn turn(&self, uri: &http::Uri) -> Result<Turn<'_>, TransportError> {
+        let target = Target::of(uri)?;
         if let Some(literal) = target.literal {
             self.shared.policy.judge(literal).map_err(|denied| target.denied(denied))?;
         }
-        if let Entry::Occupied(mut values) = request.headers_mut().entry(AUTHORIZATION) {
-            values.iter_mut().for_each(|value| value.set_sensitive(true));
-        }
-        let _permit = self.shared.queue.enter(target.queue()).await;
-        if !still_allowed() {
-            return Err(TransportError::Withheld);
-        }
-        let sent_at = self.shared.clock.now();
-        let limit = self.shared.settings.request_timeout;
-        match tokio::time::timeout(limit, self.exchange(request, &target)).await {
-            Ok(answered) => answered.map(|response| Exchange { sent_at, response }),
-            Err(_) => Err(TransportError::TimedOut { host: target.host, after: limit }),
-        }
+        let permit = self.shared.queue.enter(target.queue()).await;
+        Ok(Turn { client: self, target, _permit: permit })
     }
 
     async fn exchange(

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
-use super::monotonic;
+use super::{DURATION, RENEW_DEADLINE, monotonic};
 
 /// Whether this replica leads; cheap to clone, cheap to ask.
 #[derive(Clone, Debug)]
@@ -62,6 +62,14 @@ impl Leadership {
             Term::Until(end) => end.saturating_duration_since(monotonic()),
             Term::Always => Duration::MAX,
         }
+    }
+
+    /// Whether no other replica can lead before a request that takes `request` at most has ended. A request that takes
+    /// longer than a lease lasts is let through by a fresh one: what it must not share has a claim of its own.
+    pub fn leads_for(&self, request: Duration) -> bool {
+        let spare = DURATION - RENEW_DEADLINE;
+        let left = self.time_left();
+        !left.is_zero() && left.saturating_add(spare) >= request.min(RENEW_DEADLINE)
     }
 
     /// Tells when leadership comes and goes, also when it runs out. After a process was stopped [`Self::is_leader`] knows

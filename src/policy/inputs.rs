@@ -76,9 +76,10 @@ const fn format_name(format: Format) -> &'static str {
 }
 
 /// Hash of everything that an attempt is made with: a change of any of it ends the wait after a failure. `provider` is
-/// the fingerprint of the provider with its sources.
-pub fn attempt(credential: &MailCredential, provider: &str) -> String {
+/// the fingerprint of the provider with its sources, `sources` the versions of the credential's own.
+pub fn attempt(credential: &MailCredential, provider: &str, sources: &[String]) -> String {
     let generation = credential.metadata.generation.unwrap_or_default().to_string();
     let reissue = credential.metadata.annotations.as_ref().and_then(|map| map.get(names::ANNOTATION_REISSUE));
-    names::digest([generation.as_str(), reissue.map_or("", String::as_str), provider])
+    let own = [generation.as_str(), reissue.map_or("", String::as_str), provider];
+    names::digest(own.into_iter().chain(sources.iter().map(String::as_str)))
 }

@@ -3,6 +3,7 @@
 pub mod advice;
 pub mod checks;
 pub mod commands;
+pub mod grant;
 pub mod inputs;
 pub mod observed;
 pub mod schedule;
@@ -20,8 +21,24 @@ use observed::Target;
 /// What is done about a credential now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
+    /// Write the refresh token that came with the last answer.
+    KeepGrant,
     /// Ask the provider for a token.
     Issue(IssueReason),
+    /// Ask the provider for a code by which a person signs in.
+    SignIn,
+    /// Ask the provider whether the person has signed in.
+    Poll,
+    /// Nothing, until the provider may be asked again whether the person has signed in.
+    AwaitSignIn {
+        /// When that is.
+        until: Timestamp,
+    },
+    /// Nothing, because another broker is exchanging the refresh token.
+    Claimed {
+        /// When its time is over.
+        until: Timestamp,
+    },
     /// Write the token that has just been obtained.
     Store,
     /// Write the token that is stored already, in another shape or place.
@@ -57,6 +74,10 @@ pub enum IssueReason {
     Reissue,
     /// The renewal time has come.
     RenewalDue,
+    /// Another refresh token was put into the seed's Secret.
+    Reseeded,
+    /// The refresh token would die for want of use.
+    KeepAlive,
 }
 
 /// Why the stored token is written again.
@@ -74,9 +95,11 @@ pub enum PublishReason {
 
 /// Decides about a credential. The order of the checks is the specification: what stands first wins.
 pub fn decide(observed: &Observed, now: Timestamp) -> Decision {
-    let checks: [fn(&Observed, Timestamp) -> Option<Decision>; 10] = [
+    let checks: [fn(&Observed, Timestamp) -> Option<Decision>; 12] = [
         request_is_in_flight,
+        refresh_token_is_unsaved,
         credential_is_suspended,
+        grant::keep_alive,
         target_is_contested,
         target_is_foreign,
         token_is_held,
@@ -104,6 +127,15 @@ pub fn provider_may_be_on_its_way(observed: &Observed, now: Timestamp) -> bool {
 
 fn request_is_in_flight(observed: &Observed, _: Timestamp) -> Option<Decision> {
     observed.in_flight.then_some(Decision::InFlight)
+}
+
+/// A refresh token that came is written before anything else, whatever has changed meanwhile.
+fn refresh_token_is_unsaved(observed: &Observed, now: Timestamp) -> Option<Decision> {
+    observed.grant.as_ref().filter(|grant| grant.unsaved)?;
+    Some(match observed.history.backoff(&observed.attempt, now) {
+        Some(until) if observed.writes_failed() => Decision::BackOff { until },
+        _ => Decision::KeepGrant,
+    })
 }
 
 fn credential_is_suspended(observed: &Observed, _: Timestamp) -> Option<Decision> {
@@ -163,19 +195,30 @@ fn provider_is_blocked(observed: &Observed, now: Timestamp) -> Option<Decision> 
     let blocker = provider.blocker.clone()?;
     // A token that still serves is put right in the shape that it was given when that was allowed; no other is given.
     let shaped = observed.target.own().is_some_and(|published| published.layout == provider.layout);
-    let serves =
-        matches!(why_a_token_is_needed(observed, now), None | Some(IssueReason::Reissue | IssueReason::RenewalDue));
+    let serves = why_a_token_is_needed(observed, now).is_none_or(IssueReason::leaves_one_that_serves);
     let repair = if shaped && serves { target_differs(observed, now) } else { None };
     Some(repair.filter(|repair| matches!(repair, Decision::Publish(_))).unwrap_or(Decision::Stall(blocker)))
 }
 
 fn token_is_needed(observed: &Observed, now: Timestamp) -> Option<Decision> {
     let reason = why_a_token_is_needed(observed, now)?;
-    let Some(until) = observed.history.backoff(&observed.attempt, now) else { return Some(Decision::Issue(reason)) };
+    let backoff = observed.history.backoff(&observed.attempt, now).map(|until| Decision::BackOff { until });
+    let wait = match grant::obstacle(observed, now) {
+        // A refresh token that was refused is what the person signs in for: that waits for nothing.
+        Some(step @ (Decision::SignIn | Decision::Poll)) if !observed.refused_the_grant() => backoff.or(Some(step)),
+        obstacle => obstacle.or(backoff),
+    };
+    let Some(wait) = wait else { return Some(Decision::Issue(reason)) };
     // While a renewal waits, the token that is there still serves: it is kept in shape.
-    let serves = matches!(reason, IssueReason::Reissue | IssueReason::RenewalDue);
-    let shape = if serves { target_differs(observed, now) } else { None };
-    Some(shape.unwrap_or(Decision::BackOff { until }))
+    let shape = if reason.leaves_one_that_serves() { target_differs(observed, now) } else { None };
+    Some(shape.unwrap_or(wait))
+}
+
+impl IssueReason {
+    /// Whether the token that is there still serves meanwhile.
+    fn leaves_one_that_serves(self) -> bool {
+        matches!(self, Self::Reissue | Self::RenewalDue | Self::Reseeded | Self::KeepAlive)
+    }
 }
 
 fn why_a_token_is_needed(observed: &Observed, now: Timestamp) -> Option<IssueReason> {
@@ -192,6 +235,9 @@ fn why_a_token_is_needed(observed: &Observed, now: Timestamp) -> Option<IssueRea
     if observed.pending_reissue().is_some() {
         return Some(IssueReason::Reissue);
     }
+    if observed.grant.as_ref().is_some_and(grant::Grant::reseeded) {
+        return Some(IssueReason::Reseeded);
+    }
     let due = schedule::renewal(token, &observed.credential.spec.renewal, checks::uid(&observed.credential)).at;
     (now >= due).then_some(IssueReason::RenewalDue)
 }
@@ -206,9 +252,8 @@ fn target_differs(observed: &Observed, now: Timestamp) -> Option<Decision> {
         Target::Absent | Target::Own(_) | Target::Foreign(_) => return None,
     };
     // Only writes that failed delay a write: a quarrel with the provider does not.
-    let writes_failed = observed.history.failure().is_some_and(|(failure, _)| failure == Reason::SecretWriteFailed);
     Some(match observed.history.backoff(&observed.attempt, now) {
-        Some(until) if writes_failed => Decision::BackOff { until },
+        Some(until) if observed.writes_failed() => Decision::BackOff { until },
         _ => Decision::Publish(reason),
     })
 }

@@ -14,7 +14,7 @@ use crate::{
     providers::Profile,
 };
 
-use super::schedule;
+use super::{grant::Grant, schedule};
 
 /// What was found out about one credential.
 #[derive(Clone, Debug)]
@@ -31,6 +31,8 @@ pub struct Observed {
     pub rival: Option<String>,
     /// The provider, or why there is none.
     pub provider: Result<Provider, Blocker>,
+    /// What a person has granted; `None` for a grant that needs no person.
+    pub grant: Option<Grant>,
     /// A token that was obtained and is not written yet.
     pub held: Option<Held>,
     /// A token request is under way.
@@ -64,8 +66,12 @@ pub struct Provider {
     pub blocker: Option<Blocker>,
     /// Hash of the inputs of a token: issuer, client, scopes, grant, subject.
     pub issued_for: String,
+    /// The scopes that are asked for.
+    pub scopes: Vec<String>,
     /// Hash of what else shapes the Secret.
     pub layout: String,
+    /// What a refresh token is bound to, see [`Grant::bound_to`].
+    pub bound_to: String,
 }
 
 /// The target Secret.
@@ -129,6 +135,10 @@ pub struct TokenFacts {
     pub scopes: Vec<String>,
     /// See [`crate::oauth::token::fingerprint`].
     pub fingerprint: String,
+    /// `mailtoken.dev/object-id`.
+    pub object_id: Option<String>,
+    /// `mailtoken.dev/warning`.
+    pub unsuitable: Option<String>,
     /// Length in characters; `None` where the Secret's data was not read.
     pub length: Option<usize>,
 }
@@ -147,6 +157,10 @@ pub struct Held {
     pub answer: TokenAnswer,
     /// What it was issued for.
     pub issued_for: String,
+    /// The id that the token gives for its subject.
+    pub object_id: Option<String>,
+    /// What the token says of itself that will not do.
+    pub unsuitable: Option<String>,
     /// The value of the reissue annotation when it was asked for.
     pub reissue: Option<String>,
     /// The client authentication that worked.
@@ -265,6 +279,17 @@ impl Observed {
             self.target.own().and_then(|published| published.handled_reissue.as_deref()),
         ];
         (!handled.contains(&Some(wanted))).then_some(wanted)
+    }
+
+    /// Whether the last write failed.
+    pub fn writes_failed(&self) -> bool {
+        self.history.failure().is_some_and(|(reason, _)| reason == Reason::SecretWriteFailed)
+    }
+
+    /// Whether the last thing that the provider said was that a person has to sign in again.
+    pub fn refused_the_grant(&self) -> bool {
+        let refused = |reason| matches!(reason, Reason::InvalidGrant | Reason::AuthorizationRequired);
+        self.history.failure().is_some_and(|(reason, _)| refused(reason))
     }
 
     /// The token in the target Secret, whatever it was issued for.

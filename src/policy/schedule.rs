@@ -13,6 +13,8 @@ const PROPAGATION: SignedDuration = SignedDuration::from_mins(2);
 const TRANSIENT: [SignedDuration; 2] = [SignedDuration::from_secs(5), SignedDuration::from_secs(300)];
 /// Permanent refusals: the first wait, doubled up to the last.
 const PERMANENT: [SignedDuration; 2] = [SignedDuration::from_mins(15), SignedDuration::from_hours(6)];
+/// Attempts that fill the first ten minutes: 5 + 10 + 20 + 40 + 80 + 160 + 300 seconds lie between eight of them.
+const GRACE: u32 = 7;
 /// A provider's `Retry-After` is obeyed up to here.
 const RETRY_AFTER_MAX: SignedDuration = SignedDuration::from_hours(1);
 
@@ -61,14 +63,22 @@ pub fn next_attempt(
     failed_at: Timestamp,
     retry_after: Option<SignedDuration>,
 ) -> Timestamp {
-    let [first, last] = match reason.retry() {
-        Retry::Permanent => PERMANENT,
-        Retry::Transient | Retry::OnChange | Retry::None => TRANSIENT,
+    let ([first, last], attempts) = match reason.retry() {
+        Retry::Permanent if is_in_grace(reason, attempts) => (TRANSIENT, attempts),
+        Retry::Permanent if reason == Reason::FederationMismatch => (PERMANENT, attempts - GRACE),
+        Retry::Permanent | Retry::OnChange => (PERMANENT, attempts),
+        Retry::Transient | Retry::None => (TRANSIENT, attempts),
     };
     let doubled = first.checked_mul(1_i32 << attempts.saturating_sub(1).min(16)).unwrap_or(last).min(last);
     let asked = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
     let at = failed_at + doubled.max(asked);
     if at.subsec_nanosecond() == 0 { at } else { Timestamp::from_second(at.as_second() + 1).unwrap_or(at) }
+}
+
+/// A federated credential that was made just now is trusted only minutes later (Microsoft, "Workload identity
+/// federation"): its refusal is taken for passing at first.
+pub fn is_in_grace(reason: Reason, attempts: u32) -> bool {
+    reason == Reason::FederationMismatch && attempts <= GRACE
 }
 
 fn signed(duration: std::time::Duration) -> SignedDuration {
@@ -92,6 +102,8 @@ mod tests {
             refresh_at: None,
             scopes: vec![],
             fingerprint: String::new(),
+            object_id: None,
+            unsuitable: None,
             length: None,
         }
     }

@@ -7,7 +7,8 @@ use k8s_openapi::{
 
 use super::{
     Decision, Observed, checks,
-    commands::Subject,
+    commands::{self, Subject},
+    grant::{self, Grant},
     observed::{Published, TokenFacts},
     schedule,
 };
@@ -32,9 +33,9 @@ pub fn status(observed: &Observed, decision: &Decision, now: Timestamp) -> MailC
             .or_else(|| observed.previous.as_ref().map(|published| published.name.clone())),
         secret_resource_version: own.map(|published| published.resource_version.clone()),
         token: own.and_then(|published| token_status(observed, published, before.token.as_ref())),
-        grant: None,
+        grant: observed.grant.as_ref().and_then(Grant::status),
         client: history.client.clone(),
-        authorization: None,
+        authorization: observed.grant.as_ref().and_then(|grant| grant.authorization(now)),
         failed_attempts: Some(i32::try_from(history.failed_attempts).unwrap_or(i32::MAX)),
         last_failure_time: history.last_failure.map(Time),
         next_attempt_time: history.next_attempt.map(Time),
@@ -79,7 +80,8 @@ fn conditions(
         upsert(conditions, kind, status, reason, message, generation, now);
     };
 
-    let (ready, reason, message) = readiness(observed, decision, now);
+    let blocked = blocking(observed, decision, now);
+    let (ready, reason, message) = readiness(observed, decision, blocked.clone(), now);
     set(&mut conditions, ConditionType::Ready, ready, reason, message);
 
     match (decision, &observed.history.last) {
@@ -98,7 +100,7 @@ fn conditions(
         }
     }
 
-    let stalled = stall(observed, decision);
+    let stalled = stall(observed, decision, blocked);
     match &stalled {
         Some((reason, message)) => set(&mut conditions, ConditionType::Stalled, true, *reason, message.clone()),
         None => condition::remove(&mut conditions, ConditionType::Stalled),
@@ -111,20 +113,28 @@ fn conditions(
         condition::remove(&mut conditions, ConditionType::Reconciling);
     }
 
-    match client_ending(observed, now) {
-        Some((reason, message)) => {
-            set(&mut conditions, ConditionType::ClientCredentialExpiringSoon, true, reason, message);
+    let endings = [
+        (ConditionType::GrantExpiringSoon, grant_ending(observed, now)),
+        (ConditionType::ClientCredentialExpiringSoon, client_ending(observed, now)),
+    ];
+    for (kind, ending) in endings {
+        match ending {
+            Some((reason, message)) => set(&mut conditions, kind, true, reason, message),
+            None => condition::remove(&mut conditions, kind),
         }
-        None => condition::remove(&mut conditions, ConditionType::ClientCredentialExpiringSoon),
     }
     conditions
 }
 
 /// `Ready` follows the token in the Secret, never the quarrel with the provider.
-fn readiness(observed: &Observed, decision: &Decision, now: Timestamp) -> (bool, Reason, String) {
+fn readiness(
+    observed: &Observed,
+    decision: &Decision,
+    blocked: Option<(Reason, String)>,
+    now: Timestamp,
+) -> (bool, Reason, String) {
     let name = observed.target_name();
     let token = observed.target.own().and_then(|published| Some((published, published.token.as_ref()?)));
-    let blocked = blocking(observed, decision);
     match token {
         Some((published, token)) if token.is_unexpired(now) && observed.is_for_this_spec(published) => {
             (true, Reason::TokenValid, valid_message(observed, &name, token))
@@ -155,12 +165,48 @@ fn valid_message(observed: &Observed, name: &str, token: &TokenFacts) -> String 
             words(SignedDuration::try_from(std::time::Duration::from(observed.credential.spec.renewal.min_validity)).unwrap_or_default()),
         )
     });
+    let told = [
+        short,
+        other_scopes(observed, token).map(|words| format!(". {words}")),
+        token.unsuitable.as_ref().map(|words| format!(". {words}")),
+        token
+            .object_id
+            .as_ref()
+            .map(|id| format!(". The token's object id, which New-ServicePrincipal wants, is {id}")),
+    ];
     format!(
         "the Secret {name} holds a token for {} that is valid until {}{}",
         observed.credential.spec.mailbox.user(),
         rfc3339(token.expires_at),
-        short.unwrap_or_default()
+        told.into_iter().flatten().collect::<String>()
     )
+}
+
+/// Scopes that ask for something else than a permission (OpenID Connect Core section 5.4 and 11), which many providers
+/// leave out of their answer.
+const NO_PERMISSIONS: [&str; 4] = ["openid", "profile", "email", "offline_access"];
+
+/// How the scopes that were granted differ from those asked for.
+fn other_scopes(observed: &Observed, token: &TokenFacts) -> Option<String> {
+    let asked = &observed.provider.as_ref().ok()?.scopes;
+    let counts = |scope: &&String| !NO_PERMISSIONS.contains(&scope.as_str());
+    let lacks = |list: &[String], scope: &str| !list.iter().any(|other| other.eq_ignore_ascii_case(scope));
+    // Microsoft's `.default` stands for whatever was consented to.
+    if asked.iter().filter(counts).count() == 0 || asked.iter().any(|scope| scope.ends_with("/.default")) {
+        return None;
+    }
+    let missing: Vec<_> =
+        asked.iter().filter(counts).filter(|scope| lacks(&token.scopes, scope)).map(String::as_str).collect();
+    let more: Vec<_> =
+        token.scopes.iter().filter(counts).filter(|scope| lacks(asked, scope)).map(String::as_str).collect();
+    let told =
+        [(missing, "the provider did not grant "), (more, "nobody asked for what the provider granted besides: ")];
+    let told: Vec<_> = told
+        .iter()
+        .filter(|(scopes, _)| !scopes.is_empty())
+        .map(|(scopes, words)| format!("{words}{}", scopes.join(" ")))
+        .collect();
+    (!told.is_empty()).then(|| told.join(", and "))
 }
 
 /// Hours, minutes and seconds as in a spec.
@@ -172,7 +218,13 @@ pub fn words(duration: SignedDuration) -> String {
 }
 
 /// What keeps a new token from coming.
-fn blocking(observed: &Observed, decision: &Decision) -> Option<(Reason, String)> {
+fn blocking(observed: &Observed, decision: &Decision, now: Timestamp) -> Option<(Reason, String)> {
+    let asked =
+        matches!(decision, Decision::SignIn | Decision::Poll | Decision::AwaitSignIn { .. } | Decision::InFlight);
+    let sign_in = observed.grant.as_ref().filter(|_| asked).and_then(|grant| grant.pending(now));
+    if let Some(sign_in) = sign_in {
+        return Some((Reason::AuthorizationRequired, grant::invitation(&observed.credential, sign_in)));
+    }
     match decision {
         Decision::Stall(blocker) => Some((blocker.reason, blocker.message.clone())),
         Decision::Suspended => {
@@ -183,20 +235,28 @@ fn blocking(observed: &Observed, decision: &Decision) -> Option<(Reason, String)
                 format!("spec.suspend is true, so no token is asked for: `{resume}` lets it go on"),
             ))
         }
-        Decision::BackOff { .. } | Decision::InFlight | Decision::Issue(_) => {
-            observed.history.failure().map(|(reason, message)| (reason, message.to_owned()))
-        }
+        Decision::BackOff { .. }
+        | Decision::InFlight
+        | Decision::Issue(_)
+        | Decision::SignIn
+        | Decision::Poll
+        | Decision::AwaitSignIn { .. }
+        | Decision::Claimed { .. }
+        | Decision::KeepGrant => observed.history.failure().map(|(reason, message)| (reason, message.to_owned())),
         Decision::Store | Decision::Publish(_) | Decision::Wait { .. } => None,
     }
 }
 
 /// `Stalled` stands while nothing will change until a person acts: also while a permanent refusal is retried slowly.
-fn stall(observed: &Observed, decision: &Decision) -> Option<(Reason, String)> {
-    let (reason, message) = blocking(observed, decision)?;
-    let waiting =
-        matches!(decision, Decision::Stall(_) | Decision::BackOff { .. } | Decision::InFlight | Decision::Issue(_));
-    // A provider that is not ready yet stalls the credential too, whatever made it so.
-    (waiting && (reason.stalls() || matches!(decision, Decision::Stall(_)))).then_some((reason, message))
+fn stall(observed: &Observed, decision: &Decision, blocked: Option<(Reason, String)>) -> Option<(Reason, String)> {
+    let (reason, message) = blocked?;
+    let stalls = match decision {
+        // A provider that is not ready yet stalls the credential too, whatever made it so.
+        Decision::Stall(_) => true,
+        Decision::Suspended => false,
+        _ => reason.stalls() && !schedule::is_in_grace(reason, observed.history.failed_attempts),
+    };
+    stalls.then_some((reason, message))
 }
 
 fn progress(observed: &Observed, decision: &Decision) -> String {
@@ -205,6 +265,9 @@ fn progress(observed: &Observed, decision: &Decision) -> String {
             Some((_, message)) => format!("the next attempt is at status.nextAttemptTime: {message}"),
             None => "waiting for the next attempt".to_owned(),
         },
+        Decision::Claimed { until } => {
+            format!("another broker is exchanging the refresh token; its time is over at {}", rfc3339(*until))
+        }
         _ => "a token is being obtained".to_owned(),
     }
 }
@@ -229,6 +292,16 @@ fn client_ending(observed: &Observed, now: Timestamp) -> Option<(Reason, String)
     ))
 }
 
+fn grant_ending(observed: &Observed, now: Timestamp) -> Option<(Reason, String)> {
+    let end = observed.grant.as_ref()?.end()?;
+    let message = format!(
+        "the refresh token ends at {}: sign in anew before, with `{}`",
+        rfc3339(end),
+        commands::sign_in(&observed.credential)
+    );
+    Some((ending(end, now)?, message))
+}
+
 fn ending(end: Timestamp, now: Timestamp) -> Option<Reason> {
     let left = end.duration_since(now);
     ENDINGS.iter().find(|(days, _)| left <= SignedDuration::from_hours(days * 24)).map(|(_, reason)| *reason)
@@ -237,13 +310,12 @@ fn ending(end: Timestamp, now: Timestamp) -> Option<Reason> {
 /// When the status may have to change by itself, whatever else happens.
 pub fn next_turn(observed: &Observed, now: Timestamp) -> Option<Timestamp> {
     let expiry = observed.token().map(|token| token.expires_at);
-    let endings = observed
-        .history
-        .client
-        .as_ref()
-        .and_then(|client| client.expires_at.as_ref())
-        .map(|end| ENDINGS.iter().map(move |(days, _)| end.0 - SignedDuration::from_hours(days * 24)));
-    expiry.into_iter().chain(endings.into_iter().flatten()).filter(|at| *at > now).min()
+    let client = observed.history.client.as_ref().and_then(|client| client.expires_at.as_ref()).map(|end| end.0);
+    let grant = observed.grant.as_ref().and_then(Grant::end);
+    let endings = client.into_iter().chain(grant);
+    let endings = endings.flat_map(|end| ENDINGS.map(|(days, _)| end - SignedDuration::from_hours(days * 24)));
+    let turns = expiry.into_iter().chain(endings).chain(grant::keep_alive_at(observed));
+    turns.filter(|at| *at > now).min()
 }
 
 /// Whether a status is worth a write while a request is under way: only an end that has come is. A credential that
@@ -270,7 +342,19 @@ pub struct Notice {
 pub fn notices(before: &MailCredentialStatus, after: &MailCredentialStatus) -> Vec<Notice> {
     let mut notices = turns(&before.conditions, &after.conditions);
     notices.extend(takeover(before, after));
+    notices.extend(another_code(before, after));
     notices
+}
+
+/// A code that took another's place: nothing else tells, since the conditions stay as they were.
+fn another_code(before: &MailCredentialStatus, after: &MailCredentialStatus) -> Option<Notice> {
+    let (old, new) = (before.authorization.as_ref()?, after.authorization.as_ref()?);
+    let stalled = condition::find(&after.conditions, ConditionType::Stalled)?;
+    (old.user_code != new.user_code).then(|| Notice {
+        warning: true,
+        reason: Reason::AuthorizationRequired,
+        note: stalled.message.clone(),
+    })
 }
 
 fn takeover(before: &MailCredentialStatus, after: &MailCredentialStatus) -> Option<Notice> {
@@ -292,7 +376,8 @@ fn turns(before: &[Condition], after: &[Condition]) -> Vec<Notice> {
             notices.push(Notice { warning, reason, note: condition.message.clone() });
         }
     };
-    for kind in [ConditionType::Stalled, ConditionType::ClientCredentialExpiringSoon] {
+    let bad = [ConditionType::Stalled, ConditionType::GrantExpiringSoon, ConditionType::ClientCredentialExpiringSoon];
+    for kind in bad {
         let (old, new) = (condition::find(before, kind), condition::find(after, kind));
         if let Some(new) = new.filter(|new| old.is_none_or(|old| old.reason != new.reason)) {
             add(true, new);

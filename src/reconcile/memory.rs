@@ -3,10 +3,12 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::core::ObjectMeta;
 use parking_lot::Mutex;
+use secrecy::SecretString;
 
-use super::act::Outcome;
+use super::{act::Outcome, custody::Unsaved};
 use crate::{
     api::MailCredential,
     policy::observed::{Held, History, TokenFacts},
@@ -35,6 +37,20 @@ pub struct Entry {
     pub untold: Option<History>,
     /// A token that is not written yet.
     pub held: Option<Held>,
+    /// The grant Secret's metadata as the broker last wrote or read it.
+    pub grant: Option<Arc<ObjectMeta>>,
+    /// A refresh token that is not written yet.
+    pub unsaved: Option<Unsaved>,
+    /// The seed's version that was found to be the one which the grant was begun with.
+    pub seed_seen: Option<String>,
+    /// The device code of the sign-in that is waited for.
+    pub device_code: Option<SecretString>,
+    /// The provider is not asked about the sign-in before this.
+    pub next_poll: Option<Timestamp>,
+    /// By how much polls have been slowed down.
+    pub slowed: SignedDuration,
+    /// The user code that the provider has ended.
+    pub code_over: Option<String>,
     /// Nothing is written until somebody has changed something: a shutdown does not wait for that.
     pub stuck: bool,
 }
@@ -76,10 +92,13 @@ impl Memory {
 
     /// Whether anything is under way or not yet written: a shutdown waits for it.
     pub fn is_busy(&self) -> bool {
-        self.0
-            .lock()
-            .values()
-            .any(|entry| entry.in_flight || entry.outcome.is_some() || entry.held.is_some() && !entry.stuck)
+        let busy = |entry: &Entry| {
+            entry.in_flight
+                || entry.outcome.is_some()
+                || entry.unsaved.is_some()
+                || entry.held.is_some() && !entry.stuck
+        };
+        self.0.lock().values().any(busy)
     }
 }
 

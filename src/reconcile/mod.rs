@@ -3,6 +3,7 @@
 
 pub mod act;
 pub mod bundles;
+pub mod custody;
 pub mod material;
 pub mod memory;
 pub mod observe;
@@ -20,10 +21,10 @@ use std::{
 };
 
 use k8s_openapi::jiff::Timestamp;
-use kube::{Client, runtime::controller::Action, runtime::events::Recorder};
+use kube::{Client, ResourceExt as _, runtime::controller::Action, runtime::events::Recorder};
 
 use crate::{
-    api::{ConditionType, MailCredential, Reason, condition},
+    api::{ConditionType, MailCredential, Reason, condition, names},
     clock::Clock,
     error::Error,
     lease::Leadership,
@@ -31,7 +32,7 @@ use crate::{
     oauth::Refusal,
     policy::{self, Decision, Observed, advice, checks, observed::Target, status::next_turn},
 };
-use act::{Outcome, Refused};
+use act::{Errand, Outcome, Refused};
 use publish::PublishError;
 
 /// What every reconcile works with.
@@ -56,6 +57,10 @@ pub struct Context {
     pub bundles: bundles::Bundles,
     /// Writes Events.
     pub recorder: Recorder,
+    /// Who this broker is in claims.
+    pub identity: String,
+    /// Time for one request to a provider, in all.
+    pub request_timeout: Duration,
     /// Counts.
     pub metrics: Arc<Metrics>,
     /// The process is about to end: no new request is begun.
@@ -120,12 +125,13 @@ pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>) -
     let decision = policy::decide(&observed, now);
     tracing::debug!(?decision, "decided");
     let decision = match &decision {
-        Decision::Issue(reason) if !context.draining.load(Ordering::Acquire) => {
-            tracing::info!(?reason, "asking for a token");
-            act::start(&observed, &context);
+        Decision::Issue(_) | Decision::SignIn | Decision::Poll if !context.draining.load(Ordering::Acquire) => {
+            set_out(&decision, &observed, &context);
             Decision::InFlight
         }
-        Decision::Store | Decision::Publish(_) => carry_out(&mut observed, &decision, &context).await?,
+        Decision::KeepGrant | Decision::Store | Decision::Publish(_) => {
+            carry_out(&mut observed, &decision, &context).await?
+        }
         _ => decision,
     };
     let stuck = matches!(decision, Decision::Stall(_) | Decision::Suspended);
@@ -138,9 +144,25 @@ pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>) -
     Ok(next(&observed, &decision, now))
 }
 
+/// Sends a task to the provider.
+fn set_out(decision: &Decision, observed: &Observed, context: &Arc<Context>) {
+    let errand = match decision {
+        Decision::SignIn => Errand::SignIn,
+        Decision::Poll => Errand::Poll,
+        _ => Errand::Token,
+    };
+    match decision {
+        // Every few seconds, for as long as a person takes.
+        Decision::Poll => tracing::debug!("asking whether the person has signed in"),
+        _ => tracing::info!(?decision, "asking the provider"),
+    }
+    act::start(errand, observed, context);
+}
+
 /// Writes the Secret and decides anew: what follows is a wait, or a back-off.
 async fn carry_out(observed: &mut Observed, decision: &Decision, context: &Context) -> Result<Decision, Error> {
     let written = match decision {
+        Decision::KeepGrant => keep_grant(observed, context).await,
         Decision::Store => publish::store(observed, context).await,
         _ => publish::publish_again(observed, context).await,
     };
@@ -155,10 +177,12 @@ async fn carry_out(observed: &mut Observed, decision: &Decision, context: &Conte
             return Ok(Decision::BackOff { until: now + REPAIR_AGAIN });
         }
         Err(PublishError::Refused(why)) => {
-            let refusal = Refusal::new(
-                Reason::SecretWriteFailed,
-                format!("the Secret {} could not be written: {why}", observed.target_name()),
-            );
+            let secret = match decision {
+                Decision::KeepGrant => names::grant_secret(&observed.credential.name_any()),
+                _ => observed.target_name(),
+            };
+            let what = format!("the Secret {secret} could not be written: {why}");
+            let refusal = Refusal::new(Reason::SecretWriteFailed, what);
             let message = format!("{}. The token is kept, and writing it is tried again by itself", refusal.what);
             let attempt = observed.attempt.clone();
             observed.history.fail(&refusal, message, &attempt, now);
@@ -167,6 +191,15 @@ async fn carry_out(observed: &mut Observed, decision: &Decision, context: &Conte
     let untold = observed.history.clone();
     context.memory.with(checks::uid(&observed.credential), |entry| entry.untold = Some(untold));
     Ok(policy::decide(observed, now))
+}
+
+/// Writes the refresh token that is held in memory.
+async fn keep_grant(observed: &mut Observed, context: &Context) -> Result<(), PublishError> {
+    let kept = custody::keep_unsaved(&observed.credential, context).await;
+    kept.map_err(|error| PublishError::Refused(error.to_string()))?;
+    observed.grant = custody::observe(&observed.credential, observed.provider.as_ref().ok(), context).await?;
+    observed.history.recover();
+    Ok(())
 }
 
 /// Works the end of a token request into what was observed.
@@ -185,9 +218,17 @@ fn take_outcome(observed: &mut Observed, outcome: Outcome, now: Timestamp) {
 /// When to look at the credential again.
 fn next(observed: &Observed, decision: &Decision, now: Timestamp) -> Action {
     let due = match decision {
-        Decision::Wait { until } | Decision::BackOff { until } => Some(*until),
+        Decision::Wait { until }
+        | Decision::BackOff { until }
+        | Decision::AwaitSignIn { until }
+        | Decision::Claimed { until } => Some(*until),
         // What was written has shown more work.
-        Decision::Issue(_) | Decision::Store | Decision::Publish(_) => Some(now),
+        Decision::Issue(_)
+        | Decision::SignIn
+        | Decision::Poll
+        | Decision::KeepGrant
+        | Decision::Store
+        | Decision::Publish(_) => Some(now),
         Decision::InFlight | Decision::Suspended | Decision::Stall(_) => None,
     };
     let turn = next_turn(observed, now);

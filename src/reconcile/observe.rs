@@ -8,10 +8,10 @@ use kube::{Api, ResourceExt as _, core::ObjectMeta};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::{
-    Context,
+    Context, custody,
     material::Health,
     memory::{Inspected, newer},
-    publish::{self, Ownership},
+    publish::{self, Ownership, Stored},
     stores::ProviderKey,
     take_outcome,
 };
@@ -22,7 +22,7 @@ use crate::{
     policy::{
         Blocker, Observed, checks,
         commands::Subject,
-        inputs,
+        grant, inputs,
         observed::{History, Provider, Published, Target, TokenFacts, target_name},
     },
     providers,
@@ -41,10 +41,11 @@ pub(super) async fn observe(shown: Arc<MailCredential>, context: &Context) -> Re
         .unwrap_or(shown);
 
     let Some((provider, fingerprint)) = provider(&credential, context) else { return Ok(None) };
-    let attempt = inputs::attempt(&credential, &fingerprint);
+    let attempt = inputs::attempt(&credential, &fingerprint, &source_versions(&credential, context));
     let now = context.clock.now();
     let target = target(&credential, provider.as_ref().ok(), context).await?;
     let previous = previous(&credential, provider.as_ref().ok(), context).await?;
+    let grant = custody::observe(&credential, provider.as_ref().ok(), context).await?;
     // From here on nothing fails, so that an outcome which was taken is not lost.
     let (in_flight, outcome, untold, held) = context.memory.with(&uid, |entry| {
         // A token that was held for other inputs, or to its end, is of no use any more.
@@ -61,6 +62,7 @@ pub(super) async fn observe(shown: Arc<MailCredential>, context: &Context) -> Re
         target,
         previous,
         provider,
+        grant,
         held,
         in_flight,
         attempt,
@@ -71,6 +73,12 @@ pub(super) async fn observe(shown: Arc<MailCredential>, context: &Context) -> Re
         context.memory.with(&uid, |entry| (entry.held, entry.untold) = (held, Some(untold)));
     }
     Ok(Some(observed))
+}
+
+/// The versions of the Secrets that a credential itself refers to.
+fn source_versions(credential: &MailCredential, context: &Context) -> Vec<String> {
+    let version = |name: &str| context.stores.sources.get(checks::namespace(credential), name)?.resource_version();
+    credential.spec.grant.sources().map(|source| version(&source.name).unwrap_or_default()).collect()
 }
 
 /// The provider as far as it is known without asking anyone, and the fingerprint of it and its sources.
@@ -99,6 +107,8 @@ fn provider(credential: &MailCredential, context: &Context) -> Option<(Result<Pr
         blocker,
         issued_for: inputs::issued_for(credential, spec, &profile, &scopes),
         layout: inputs::layout(credential, &profile),
+        bound_to: grant::bound_to(credential, profile.source.identity(), &spec.client.id),
+        scopes,
         profile,
     };
     Some((Ok(provider), fingerprint))
@@ -267,11 +277,11 @@ async fn inspect(
         return Ok(Inspected { resource_version: version, layout, token: None, intact: false, must_recreate: false });
     };
     let token = stored_token(&secret);
-    let as_written = provider.zip(token.as_ref()).is_none_or(|(provider, token)| {
+    let as_written = provider.zip(token.as_ref()).is_none_or(|(provider, stored)| {
         let same_layout = annotation(&secret, names::ANNOTATION_LAYOUT) == Some(provider.layout.as_str());
         let data = secret.data.as_ref();
         !same_layout
-            || (data == Some(&render(credential, &provider.profile, token))
+            || (data == Some(&render(credential, &provider.profile, &stored.token))
                 && publish::dressed(&secret.metadata, credential))
     });
     let inspected = Inspected {
@@ -280,9 +290,9 @@ async fn inspect(
         intact: as_written,
         must_recreate: secret.immutable == Some(true)
             || secret.type_.as_deref().is_some_and(|kind| kind != names::SECRET_TYPE_TARGET),
-        token: token.as_ref().and_then(|token| {
+        token: token.as_ref().and_then(|stored| {
             let facts = facts(&secret.metadata)?;
-            Some(TokenFacts { length: Some(token.access_token.expose_secret().len()), ..facts })
+            Some(TokenFacts { length: Some(stored.token.access_token.expose_secret().len()), ..facts })
         }),
     };
     context.memory.with(checks::uid(credential), |entry| entry.inspected = Some(inspected.clone()));
@@ -294,20 +304,24 @@ fn annotation<'a>(secret: &'a Secret, name: &str) -> Option<&'a str> {
 }
 
 /// The token in a Secret of ours, if annotations and data agree about it.
-pub(super) fn stored_token(secret: &Secret) -> Option<Token> {
+pub(super) fn stored_token(secret: &Secret) -> Option<Stored> {
     let facts = facts(&secret.metadata)?;
     let text = |key: &str| String::from_utf8(secret.data.as_ref()?.get(key)?.0.clone()).ok();
     let access_token = SecretString::from(text("access_token")?);
     let agrees = fingerprint(access_token.expose_secret()) == facts.fingerprint;
-    agrees.then(|| Token {
-        access_token,
-        token_type: text("token_type")
-            .filter(|kind| kind.eq_ignore_ascii_case("bearer"))
-            .unwrap_or_else(|| "Bearer".to_owned()),
-        issued_at: facts.issued_at,
-        expires_at: facts.expires_at,
-        refresh_at: facts.refresh_at,
-        scopes: facts.scopes,
+    let token_type =
+        text("token_type").filter(|kind| kind.eq_ignore_ascii_case("bearer")).unwrap_or_else(|| "Bearer".to_owned());
+    agrees.then(|| Stored {
+        token: Token {
+            access_token,
+            token_type,
+            issued_at: facts.issued_at,
+            expires_at: facts.expires_at,
+            refresh_at: facts.refresh_at,
+            scopes: facts.scopes,
+        },
+        object_id: facts.object_id,
+        unsuitable: facts.unsuitable,
     })
 }
 
@@ -325,6 +339,8 @@ fn facts(meta: &ObjectMeta) -> Option<TokenFacts> {
             .map(str::to_owned)
             .collect(),
         fingerprint: annotation(names::ANNOTATION_FINGERPRINT)?.to_owned(),
+        object_id: annotation(names::ANNOTATION_OBJECT_ID).map(str::to_owned),
+        unsuitable: annotation(names::ANNOTATION_WARNING).map(str::to_owned),
         length: None,
     };
     (facts.issued_at < facts.expires_at).then_some(facts)

@@ -30,8 +30,16 @@ pub(super) async fn report(
     let credential = &observed.credential;
     let before = credential.status.clone().unwrap_or_default();
     let after = status(observed, decision, now);
-    let under_way =
-        matches!(decision, Decision::Issue(_) | Decision::InFlight | Decision::Store | Decision::Publish(_));
+    let under_way = matches!(
+        decision,
+        Decision::Issue(_)
+            | Decision::SignIn
+            | Decision::Poll
+            | Decision::InFlight
+            | Decision::KeepGrant
+            | Decision::Store
+            | Decision::Publish(_)
+    );
     if before == after {
         context.memory.with(checks::uid(credential), |entry| entry.untold = None);
         return Ok(());

@@ -224,11 +224,12 @@ impl Stores {
     }
 }
 
-/// Which credentials depend on a provider or want a target, and which providers read a source.
+/// Which credentials depend on a provider, want a target or read a source, and which providers read one.
 #[derive(Default)]
 pub struct Links {
     credentials_of_provider: RwLock<Many<ProviderKey, Key>>,
     credentials_of_target: RwLock<Many<Key, Key>>,
+    credentials_of_secret: RwLock<Many<Key, Key>>,
     providers_of_secret: RwLock<Many<Key, ProviderKey>>,
 }
 
@@ -238,7 +239,10 @@ impl Links {
         let namespace = credential.namespace().unwrap_or_default();
         let first = !self.is_used(&ProviderKey::of(credential));
         let key = (namespace.clone(), credential.name_any());
+        let sources: Vec<Key> =
+            credential.spec.grant.sources().map(|source| (namespace.clone(), source.name.clone())).collect();
         let target = (namespace, target_name(credential));
+        self.credentials_of_secret.write().set(key.clone(), sources);
         self.credentials_of_provider.write().set(key.clone(), [ProviderKey::of(credential)]);
         self.credentials_of_target.write().set(key, [target]);
         first
@@ -247,6 +251,7 @@ impl Links {
     /// Forgets a credential.
     pub fn forget_credential(&self, key: &Key) {
         self.credentials_of_provider.write().set(key.clone(), []);
+        self.credentials_of_secret.write().set(key.clone(), []);
         self.credentials_of_target.write().set(key.clone(), []);
     }
 
@@ -274,6 +279,11 @@ impl Links {
     /// The credentials that want a target.
     pub fn by_target(&self, key: &Key) -> Vec<Key> {
         self.credentials_of_target.read().get(key)
+    }
+
+    /// The credentials that read a Secret themselves.
+    pub fn credentials_by_secret(&self, key: &Key) -> Vec<Key> {
+        self.credentials_of_secret.read().get(key)
     }
 
     /// The providers that read a Secret.

@@ -46,6 +46,8 @@ pub(crate) fn token() -> TokenFacts {
         refresh_at: None,
         scopes: vec!["mail.send".into()],
         fingerprint: "sha256:0123456789abcdef".into(),
+        object_id: None,
+        unsuitable: None,
         length: Some(40),
     }
 }
@@ -88,7 +90,9 @@ impl Case {
             profile: providers::profile(&spec).unwrap(),
             blocker: None,
             issued_for: "inputs".into(),
+            scopes: vec!["mail.send".into()],
             layout: "layout".into(),
+            bound_to: "bound".into(),
         };
         let observed = Observed {
             credential: Arc::new(credential()),
@@ -100,6 +104,7 @@ impl Case {
             previous: None,
             rival: None,
             provider: Ok(provider),
+            grant: None,
             held: None,
             in_flight: false,
             attempt: "attempt".into(),
@@ -162,6 +167,8 @@ impl Case {
         self.observed.held = Some(Held {
             answer: TokenAnswer { token, lifetime_unknown: false, addresses: vec![] },
             issued_for: "inputs".into(),
+            object_id: None,
+            unsuitable: None,
             reissue: None,
             client: None,
         });

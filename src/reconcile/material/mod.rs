@@ -12,6 +12,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{ResourceExt as _, core::ObjectMeta};
 use parking_lot::Mutex;
 
+pub(super) use self::sources::read_secret_key as read_source;
 pub(crate) use self::{
     connection::transport,
     look::{Means, look},

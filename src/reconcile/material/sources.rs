@@ -106,7 +106,7 @@ async fn private_key_jwt(
 }
 
 /// A key of a Secret that carries the source label.
-pub(super) async fn read_secret_key(
+pub(in crate::reconcile) async fn read_secret_key(
     reference: &KeyRef,
     home: &str,
     client: &Client,

@@ -12,10 +12,11 @@ use crate::{
         credential::DeletionPolicy,
         names::{self, rfc3339},
     },
-    oauth::Token,
     policy::observed::Provider,
     render::render,
 };
+
+use super::Stored;
 
 /// Everything that goes into the Secret.
 pub(super) struct Content {
@@ -69,6 +70,8 @@ fn optional_annotations() -> impl Iterator<Item = &'static str> {
         names::ANNOTATION_REFRESH_AT,
         names::ANNOTATION_SCOPES,
         names::ANNOTATION_HANDLED_REISSUE,
+        names::ANNOTATION_OBJECT_ID,
+        names::ANNOTATION_WARNING,
         names::ANNOTATION_APPLIED,
     ]
     .into_iter()
@@ -100,11 +103,12 @@ impl Applied {
 pub(super) fn content(
     credential: &MailCredential,
     provider: &Provider,
-    token: &Token,
+    stored: &Stored,
     issued_for: &str,
     reissue: Option<&str>,
 ) -> Content {
     let template = &credential.spec.secret;
+    let token = &stored.token;
     let mut annotations = template.annotations.clone();
     let mut note = |name: &str, value: Option<String>| value.map(|value| annotations.insert(name.to_owned(), value));
     note(names::ANNOTATION_ISSUED_AT, Some(rfc3339(token.issued_at)));
@@ -115,6 +119,8 @@ pub(super) fn content(
     note(names::ANNOTATION_LAYOUT, Some(provider.layout.clone()));
     note(names::ANNOTATION_SCOPES, Some(token.scopes.join(" ")).filter(|scopes| !scopes.is_empty()));
     note(names::ANNOTATION_HANDLED_REISSUE, reissue.map(str::to_owned));
+    note(names::ANNOTATION_OBJECT_ID, stored.object_id.clone());
+    note(names::ANNOTATION_WARNING, stored.unsuitable.clone());
     note(names::ANNOTATION_APPLIED, Applied::of(credential));
     Content {
         data: render(credential, &provider.profile, token),
@@ -125,14 +131,23 @@ pub(super) fn content(
 }
 
 fn labels(credential: &MailCredential) -> BTreeMap<String, String> {
-    let own = [
-        (names::LABEL_MANAGED_BY.to_owned(), names::MANAGER.to_owned()),
-        (names::LABEL_CREDENTIAL.to_owned(), names::label_value(&credential.name_any())),
-    ];
-    credential.spec.secret.labels.clone().into_iter().chain(own).collect()
+    credential.spec.secret.labels.clone().into_iter().chain(own_labels(credential)).collect()
 }
 
-fn owners(credential: &MailCredential) -> Vec<OwnerReference> {
+/// Labels of the Secret that keeps a refresh token.
+pub(in crate::reconcile) fn grant_labels(credential: &MailCredential) -> BTreeMap<String, String> {
+    let role = (names::LABEL_ROLE.to_owned(), names::ROLE_GRANT.to_owned());
+    own_labels(credential).into_iter().chain([role]).collect()
+}
+
+fn own_labels(credential: &MailCredential) -> [(String, String); 2] {
+    [
+        (names::LABEL_MANAGED_BY.to_owned(), names::MANAGER.to_owned()),
+        (names::LABEL_CREDENTIAL.to_owned(), names::label_value(&credential.name_any())),
+    ]
+}
+
+pub(in crate::reconcile) fn owners(credential: &MailCredential) -> Vec<OwnerReference> {
     match credential.spec.secret.deletion_policy {
         DeletionPolicy::Retain => vec![],
         // Without blockOwnerDeletion, which would need another permission where OwnerReferencesPermissionEnforcement is on.

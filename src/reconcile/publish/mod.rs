@@ -15,7 +15,7 @@ use thiserror::Error as ThisError;
 
 use self::content::{Content, Fence, content, json_patch};
 pub(super) use self::{
-    content::dressed,
+    content::{dressed, grant_labels, owners},
     ownership::{Ownership, ownership},
 };
 use super::{Context, observe};
@@ -53,8 +53,18 @@ pub(super) async fn read(context: &Context, namespace: &str, name: &str) -> Resu
 /// Writes the token that is held, and records the success.
 pub(super) async fn store(observed: &mut Observed, context: &Context) -> Result<(), PublishError> {
     let Some(held) = observed.held.clone() else { return Ok(()) };
-    write(observed, &held.answer.token, &held.issued_for, held.reissue.as_deref(), context).await?;
+    let known = observed.token().and_then(|token| token.unsuitable.clone());
+    let stored = Stored {
+        token: held.answer.token.clone(),
+        object_id: held.object_id.clone(),
+        unsuitable: held.unsuitable.clone(),
+    };
+    write(observed, &stored, &held.issued_for, held.reissue.as_deref(), context).await?;
     context.memory.with(checks::uid(&observed.credential), |entry| entry.held = None);
+    if let Some(note) = held.unsuitable.clone().filter(|note| Some(note) != known.as_ref()) {
+        let notice = Notice { warning: true, reason: Reason::TokenUnsuitable, note };
+        super::report::tell(&observed.credential, &notice, context).await;
+    }
     observed.held = None;
     observed.history.succeed(&held);
     if held.answer.lifetime_unknown {
@@ -112,15 +122,26 @@ async fn delete(published: &Published, namespace: &str, context: &Context) -> Re
     }
 }
 
+/// A token with what it says of itself.
+pub(super) struct Stored {
+    /// The token.
+    pub(super) token: Token,
+    /// `mailtoken.dev/object-id`.
+    pub(super) object_id: Option<String>,
+    /// `mailtoken.dev/warning`.
+    pub(super) unsuitable: Option<String>,
+}
+
 async fn write(
     observed: &mut Observed,
-    token: &Token,
+    stored: &Stored,
     issued_for: &str,
     reissue: Option<&str>,
     context: &Context,
 ) -> Result<(), PublishError> {
     let Ok(provider) = &observed.provider else { return Ok(()) };
-    let content = content(&observed.credential, provider, token, issued_for, reissue);
+    let token = &stored.token;
+    let content = content(&observed.credential, provider, stored, issued_for, reissue);
     let meta = put(observed, &content, context).await?;
     let uid = checks::uid(&observed.credential).to_owned();
     let published = Published {
@@ -133,6 +154,8 @@ async fn write(
             refresh_at: token.refresh_at,
             scopes: token.scopes.clone(),
             fingerprint: token.fingerprint(),
+            object_id: stored.object_id.clone(),
+            unsuitable: stored.unsuitable.clone(),
             length: Some(secrecy::ExposeSecret::expose_secret(&token.access_token).len()),
         }),
         issued_for: issued_for.to_owned(),

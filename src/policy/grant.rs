@@ -1,0 +1,345 @@
+//! What a person has granted: the refresh token that is kept in the Secret `<credential>-grant`, or the sign-in that is
+//! waited for. What is known of it stands in that Secret's annotations; its data is read only to be used.
+
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use kube::{ResourceExt as _, core::ObjectMeta};
+use serde::{Deserialize, Serialize};
+
+use super::{Blocker, Decision, IssueReason, Observed, checks, commands::Subject};
+use crate::api::{
+    MailCredential, Reason,
+    credential::GrantType,
+    names::{self, rfc3339},
+    status::{AuthorizationStatus, GrantStatus},
+};
+
+/// Codes that ran out are replaced for this long, then only when somebody asks for it.
+const SIGN_IN_FOR: SignedDuration = SignedDuration::from_hours(24);
+/// A code that the provider ends early is replaced no sooner than this after it was shown.
+const REPLACED_SOONEST: SignedDuration = SignedDuration::from_mins(1);
+/// A refresh token is used at least this often, whether a token is needed or not.
+const KEEP_ALIVE: SignedDuration = SignedDuration::from_hours(7 * 24);
+/// And not more often than this, however near its end is.
+const KEEP_ALIVE_SOONEST: SignedDuration = SignedDuration::from_mins(10);
+
+/// What was observed of a grant that a person gave.
+#[derive(Clone, Debug, Default)]
+pub struct Grant {
+    /// The grant Secret, if it is there and the credential's.
+    pub kept: Option<Kept>,
+    /// Whose the Secret of that name is, if it is somebody else's.
+    pub foreign: Option<String>,
+    /// The seed, as far as it differs from the one that the grant was begun with.
+    pub seed: Option<Result<Seed, Blocker>>,
+    /// What a refresh token is bound to: it is sent to no other provider and for no other client.
+    /// `None` where the provider is unknown: nothing is sent then.
+    pub bound_to: Option<String>,
+    /// What a sign-in is asked for by: a changed spec or a new value of `mailtoken.dev/reissue` asks anew.
+    pub asked_by: String,
+    /// This broker's name in claims.
+    pub holder: String,
+    /// A refresh token came and is not stored yet.
+    pub unsaved: bool,
+    /// Not to be polled before this.
+    pub next_poll: Option<Timestamp>,
+    /// The provider says that the code has ended.
+    pub code_over: bool,
+    /// A refresh token that is not used for this long ends.
+    pub idle_life: Option<SignedDuration>,
+}
+
+/// A seed, without itself.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Seed {
+    /// Hash of the refresh token.
+    pub hash: String,
+    /// resourceVersion of the Secret that it was read from.
+    pub version: String,
+}
+
+/// The grant Secret, without its data.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+    /// Its resourceVersion.
+    pub resource_version: String,
+    /// It has annotations at all; a JSON Patch needs to know.
+    pub has_annotations: bool,
+    /// The refresh token in it.
+    pub token: Option<TokenNote>,
+    /// The seed that it was begun with.
+    pub seed: Option<Seed>,
+    /// Who is exchanging it.
+    pub claim: Option<Claim>,
+    /// The sign-in that is waited for, or how the last one ended.
+    pub sign_in: Option<SignIn>,
+}
+
+/// What is known of a refresh token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenNote {
+    /// Its hash.
+    pub hash: String,
+    /// What it is bound to, see [`Grant::bound_to`].
+    pub bound_to: String,
+    /// When a person signed in, or the seed was taken over.
+    pub obtained_at: Timestamp,
+    /// When it was last exchanged.
+    pub last_used_at: Option<Timestamp>,
+    /// When it ends, where the provider said so.
+    pub expires_at: Option<Timestamp>,
+    /// How many times the provider has replaced it.
+    pub rotations: i64,
+}
+
+/// Written before a refresh token is exchanged: so two brokers cannot spend it, the write of the answer is known to
+/// succeed, and a restart knows what was in flight.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Claim {
+    /// Who.
+    pub holder: String,
+    /// Since when.
+    pub since: Timestamp,
+    /// Until then only the holder acts.
+    pub until: Timestamp,
+    /// Hash of the refresh token.
+    pub token: String,
+}
+
+/// A sign-in (RFC 8628), without its device code.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SignIn {
+    /// What a person enters.
+    pub user_code: String,
+    /// Where.
+    pub verification_uri: String,
+    /// The same, with the code in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verification_uri_complete: Option<String>,
+    /// When the code ends.
+    pub expires_at: Timestamp,
+    /// How many seconds polls have to be apart.
+    pub interval: i64,
+    /// When this code was shown.
+    pub shown_at: Timestamp,
+    /// When the first of the codes that replace each other was shown.
+    pub began_at: Timestamp,
+    /// See [`Grant::asked_by`].
+    pub asked_by: String,
+    /// See [`Grant::bound_to`].
+    pub bound_to: String,
+    /// How it ended, in words, if it did without a grant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<String>,
+}
+
+impl Kept {
+    /// Reads what the metadata of a grant Secret says.
+    pub fn read(meta: &ObjectMeta) -> Self {
+        let text = |name: &str| meta.annotations.as_ref()?.get(name).map(String::as_str);
+        let time = |name: &str| text(name)?.parse::<Timestamp>().ok();
+        let token = text(names::ANNOTATION_FINGERPRINT).zip(time(names::ANNOTATION_OBTAINED_AT));
+        Self {
+            name: meta.name.clone().unwrap_or_default(),
+            uid: meta.uid.clone().unwrap_or_default(),
+            resource_version: meta.resource_version.clone().unwrap_or_default(),
+            has_annotations: meta.annotations.is_some(),
+            token: token.map(|(hash, obtained_at)| TokenNote {
+                hash: hash.to_owned(),
+                bound_to: text(names::ANNOTATION_ISSUED_FOR).unwrap_or_default().to_owned(),
+                obtained_at,
+                last_used_at: time(names::ANNOTATION_LAST_USED_AT),
+                expires_at: time(names::ANNOTATION_EXPIRES_AT),
+                rotations: text(names::ANNOTATION_ROTATIONS).and_then(|text| text.parse().ok()).unwrap_or_default(),
+            }),
+            seed: text(names::ANNOTATION_SEED).and_then(|text| serde_json::from_str(text).ok()),
+            claim: text(names::ANNOTATION_CLAIM).and_then(|text| serde_json::from_str(text).ok()),
+            sign_in: text(names::ANNOTATION_SIGN_IN).and_then(|text| serde_json::from_str(text).ok()),
+        }
+    }
+}
+
+impl TokenNote {
+    /// When it ends: as the provider said, or for want of use.
+    fn end(&self, idle_life: Option<SignedDuration>) -> Option<Timestamp> {
+        let idle = idle_life.map(|life| self.last_used_at.unwrap_or(self.obtained_at) + life);
+        self.expires_at.into_iter().chain(idle).min()
+    }
+
+    /// When it is used next, if nobody needs a token before.
+    fn keep_alive(&self, idle_life: Option<SignedDuration>) -> Timestamp {
+        let used = self.last_used_at.unwrap_or(self.obtained_at);
+        let half = self.end(idle_life).map_or(KEEP_ALIVE, |end| end.duration_since(used) / 2);
+        used + half.clamp(KEEP_ALIVE_SOONEST, KEEP_ALIVE)
+    }
+}
+
+impl Grant {
+    fn is_bound(&self, to: &str) -> bool {
+        self.bound_to.as_deref().is_none_or(|wanted| wanted == to)
+    }
+
+    /// The refresh token, if it is for this provider and client.
+    pub fn token(&self) -> Option<&TokenNote> {
+        self.kept.as_ref()?.token.as_ref().filter(|token| self.is_bound(&token.bound_to))
+    }
+
+    /// The sign-in that this spec asked for.
+    fn sign_in(&self) -> Option<&SignIn> {
+        let sign_in = self.kept.as_ref()?.sign_in.as_ref()?;
+        (sign_in.asked_by == self.asked_by && self.is_bound(&sign_in.bound_to)).then_some(sign_in)
+    }
+
+    /// The sign-in that a person can complete now.
+    pub fn pending(&self, now: Timestamp) -> Option<&SignIn> {
+        self.sign_in().filter(|sign_in| sign_in.ended.is_none() && now < sign_in.expires_at)
+    }
+
+    /// Whether another refresh token was put into the seed's Secret.
+    pub fn reseeded(&self) -> bool {
+        matches!(&self.seed, Some(Ok(_))) && self.kept.as_ref().is_some_and(|kept| kept.token.is_some())
+    }
+
+    /// For the status.
+    pub fn status(&self) -> Option<GrantStatus> {
+        use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+        let token = self.token()?;
+        Some(GrantStatus {
+            obtained_at: Time(token.obtained_at),
+            last_used_at: token.last_used_at.map(Time),
+            expires_at: self.end().map(Time),
+            rotations: token.rotations,
+        })
+    }
+
+    /// When the refresh token ends, where that is known.
+    pub fn end(&self) -> Option<Timestamp> {
+        self.token()?.end(self.idle_life)
+    }
+
+    /// For the status, while a sign-in is pending.
+    pub fn authorization(&self, now: Timestamp) -> Option<AuthorizationStatus> {
+        let sign_in = self.pending(now)?;
+        Some(AuthorizationStatus {
+            verification_uri: sign_in.verification_uri.clone(),
+            verification_uri_complete: sign_in.verification_uri_complete.clone(),
+            user_code: sign_in.user_code.clone(),
+            expires_at: k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(sign_in.expires_at),
+        })
+    }
+}
+
+/// What a refresh token of this credential is bound to. One that a person gave by a code is for one mailbox.
+pub fn bound_to(credential: &MailCredential, issuer: &str, client_id: &str) -> String {
+    let by_code = credential.spec.grant.kind() == GrantType::DeviceCode;
+    let mailbox = if by_code { credential.spec.mailbox.user().to_ascii_lowercase() } else { String::new() };
+    names::digest([issuer, client_id, &mailbox])
+}
+
+/// What a sign-in is asked for by.
+pub fn asked_by(credential: &MailCredential) -> String {
+    let generation = credential.metadata.generation.unwrap_or_default().to_string();
+    let reissue = credential.annotations().get(names::ANNOTATION_REISSUE);
+    names::digest([generation.as_str(), reissue.map_or("", String::as_str)])
+}
+
+/// What stands between the need for a token and the request for it. `None`: nothing.
+pub(super) fn obstacle(observed: &Observed, now: Timestamp) -> Option<Decision> {
+    let grant = observed.grant.as_ref()?;
+    if let Some(owner) = &grant.foreign {
+        return Some(Decision::Stall(conflict(&observed.credential, owner)));
+    }
+    if let Some(Err(flaw)) = &grant.seed {
+        return Some(Decision::Stall(flaw.clone()));
+    }
+    let claimed = grant.kept.as_ref().and_then(|kept| kept.claim.as_ref());
+    if let Some(claim) = claimed.filter(|claim| claim.holder != grant.holder && now < claim.until) {
+        return Some(Decision::Claimed { until: claim.until });
+    }
+    match observed.credential.spec.grant.kind() {
+        GrantType::DeviceCode => sign_in(observed, grant, now),
+        _ => (grant.token().is_none() && grant.seed.is_none()).then(|| Decision::Stall(bound_elsewhere(observed))),
+    }
+}
+
+/// The steps of a sign-in. `None` where there is a refresh token that the provider has not refused.
+fn sign_in(observed: &Observed, grant: &Grant, now: Timestamp) -> Option<Decision> {
+    let Some(sign_in) = grant.sign_in() else {
+        let begin = grant.token().is_none() || observed.refused_the_grant();
+        return begin.then_some(Decision::SignIn);
+    };
+    if let Some(how) = &sign_in.ended {
+        return Some(Decision::Stall(not_signed_in(&observed.credential, how)));
+    }
+    let replaceable = sign_in.shown_at + REPLACED_SOONEST;
+    if grant.code_over && now < replaceable {
+        return Some(Decision::AwaitSignIn { until: replaceable });
+    }
+    if grant.code_over || now >= sign_in.expires_at {
+        return Some(match now.duration_since(sign_in.began_at) < SIGN_IN_FOR {
+            true => Decision::SignIn,
+            false => Decision::Stall(not_signed_in(&observed.credential, "nobody signed in for a day")),
+        });
+    }
+    let until = grant.next_poll.unwrap_or(now).min(sign_in.expires_at);
+    Some(if now < until { Decision::AwaitSignIn { until } } else { Decision::Poll })
+}
+
+/// A refresh token that would die for want of use is used, whether a token is needed or not.
+pub(super) fn keep_alive(observed: &Observed, now: Timestamp) -> Option<Decision> {
+    let grant = observed.grant.as_ref()?;
+    let due = grant.token()?.keep_alive(grant.idle_life);
+    let usable = observed.provider.as_ref().is_ok_and(|provider| provider.blocker.is_none())
+        && observed.history.backoff(&observed.attempt, now).is_none()
+        && obstacle(observed, now).is_none();
+    (usable && now >= due).then_some(Decision::Issue(IssueReason::KeepAlive))
+}
+
+/// When the refresh token is used next, if nobody needs a token before.
+pub(super) fn keep_alive_at(observed: &Observed) -> Option<Timestamp> {
+    let grant = observed.grant.as_ref()?;
+    Some(grant.token()?.keep_alive(grant.idle_life))
+}
+
+fn conflict(credential: &MailCredential, owner: &str) -> Blocker {
+    let name = names::grant_secret(&credential.name_any());
+    Blocker::new(
+        Reason::SecretConflict,
+        format!(
+            "the refresh token must be kept in the Secret {name}, which exists and {owner}; it is left as it is. If nobody \
+             needs that Secret, remove it with `{}`",
+            Subject::secret(checks::namespace(credential), &name).command("delete")
+        ),
+    )
+}
+
+fn bound_elsewhere(observed: &Observed) -> Blocker {
+    Blocker::new(
+        Reason::AuthorizationRequired,
+        format!(
+            "the refresh token that is kept was obtained from another provider or by another client, and is sent nowhere \
+             else: sign in anew with `{}`",
+            super::commands::sign_in(&observed.credential)
+        ),
+    )
+}
+
+fn not_signed_in(credential: &MailCredential, how: &str) -> Blocker {
+    Blocker::new(
+        Reason::AuthorizationRequired,
+        format!("{how}: `{}` shows a new code", super::commands::sign_in(credential)),
+    )
+}
+
+/// What a person is told who has to sign in.
+pub(super) fn invitation(credential: &MailCredential, sign_in: &SignIn) -> String {
+    let page = match &sign_in.verification_uri_complete {
+        Some(complete) => format!("open {complete} (or {} and enter {})", sign_in.verification_uri, sign_in.user_code),
+        None => format!("open {} and enter {}", sign_in.verification_uri, sign_in.user_code),
+    };
+    format!("{} has to sign in: {page} before {}", credential.spec.mailbox.user(), rfc3339(sign_in.expires_at))
+}

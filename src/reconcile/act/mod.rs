@@ -1,0 +1,351 @@
+//! Requests to providers, each in a task of its own: a slow provider holds up no reconcile, and no watch event cancels a
+//! request.
+
+use std::{panic::AssertUnwindSafe, sync::Arc};
+
+use futures::FutureExt as _;
+use kube::ResourceExt as _;
+
+mod device;
+mod token;
+
+use super::{
+    Context,
+    custody::{Claimed, CustodyError},
+    material::{self, Authentication, Prepared},
+    stores::{ProviderKey, ProviderObject},
+};
+use crate::{
+    api::{MailCredential, Reason, names, status::ClientStatus},
+    idp::{Exchange, TransportError},
+    metrics::RequestTimer,
+    oauth::{
+        Claims, ClientAuth, GrantProof, Refusal, TokenAnswer, TokenRequest, grant::RequestError, read_token_response,
+        token_request,
+    },
+    policy::{
+        Observed,
+        advice::Place,
+        checks,
+        commands::{self, Subject},
+        grant::Grant,
+        inputs,
+        observed::Held,
+    },
+    providers::{self, Case, Profile, TokenSource},
+};
+
+/// How an attempt ended.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// With a token.
+    Issued(Box<Held>),
+    /// Without one.
+    Refused {
+        /// Why.
+        refused: Box<Refused>,
+        /// What the attempt was made with, which may have changed since.
+        attempt: String,
+    },
+}
+
+/// Why an attempt brought no token.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// Why.
+    pub refusal: Refusal,
+    /// Where.
+    pub place: Place,
+    /// The client authentication that was tried last.
+    pub client: Option<ClientStatus>,
+}
+
+/// What a task is sent for.
+#[derive(Clone, Copy, Debug)]
+pub enum Errand {
+    /// A token.
+    Token,
+    /// A code by which a person signs in.
+    SignIn,
+    /// Whether the person has signed in.
+    Poll,
+}
+
+/// What an errand brought.
+enum Brought {
+    /// A token.
+    Token(Box<Held>),
+    /// Something that is noted already.
+    Noted,
+}
+
+/// How a step ended; `None`: nothing was asked, and the credential is looked at anew.
+type Step = Option<Result<Brought, Refusal>>;
+
+/// Begins an attempt. Its outcome is left in the memory, and the credential is woken.
+pub(super) fn start(errand: Errand, observed: &Observed, context: &Arc<Context>) {
+    let credential = observed.credential.clone();
+    let grant = observed.grant.clone();
+    let uid = credential.uid().unwrap_or_default();
+    context.memory.with(&uid, |entry| entry.in_flight = true);
+    let made_with = observed.attempt.clone();
+    let first = observed.history.client.as_ref().and_then(|client| usize::try_from(client.index).ok()).unwrap_or(0);
+    let context = context.clone();
+    let span = tracing::info_span!("request", ?errand, namespace = checks::namespace(&credential), name = %credential.name_any());
+    tokio::spawn(tracing::Instrument::instrument(
+        async move {
+            let attempted = attempt(errand, credential.clone(), grant, first, &context);
+            let ended = AssertUnwindSafe(attempted).catch_unwind().await.unwrap_or_else(|_| {
+                context.metrics.reconcile_error("panic");
+                tracing::error!("the request panicked");
+                let refusal = Refusal::new(Reason::RequestRefused, "the broker failed: see its log");
+                Some(Err(Refused { refusal, place: place(&credential, None, None), client: None }))
+            });
+            let outcome = ended.and_then(|ended| match ended {
+                Ok(Brought::Token(held)) => Some(Outcome::Issued(held)),
+                Ok(Brought::Noted) => None,
+                Err(refused) => Some(Outcome::Refused { refused: Box::new(refused), attempt: made_with }),
+            });
+            context.memory.finish(&uid, outcome);
+            context.waker.credential((checks::namespace(&credential).to_owned(), credential.name_any()));
+        },
+        span,
+    ));
+}
+
+/// `None`: nothing was asked, because the provider turned out not to be usable (its own status tells), because another
+/// broker leads now, or because somebody else wrote the grant Secret.
+async fn attempt(
+    errand: Errand,
+    credential: Arc<MailCredential>,
+    grant: Option<Grant>,
+    first: usize,
+    context: &Arc<Context>,
+) -> Option<Result<Brought, Refused>> {
+    let key = ProviderKey::of(&credential);
+    let object = context.stores.provider(&key)?;
+    let prepared = match context.material.prepare(&object, false, context).await {
+        Ok(Ok(prepared)) => prepared,
+        Ok(Err(_)) => {
+            context.waker.provider(key);
+            return None;
+        }
+        Err(error) => {
+            let what = material::told(&error);
+            context.metrics.reconcile_error(error.category());
+            let refusal = Refusal::new(Reason::ProviderUnavailable, what);
+            return Some(Err(Refused { refusal, place: place(&credential, None, None), client: None }));
+        }
+    };
+    let profile = providers::profile(object.spec())?;
+    let scopes = inputs::scopes(&credential, object.spec(), &profile);
+    let attempt = Attempt { credential, grant, object, profile, prepared, scopes, context: context.clone() };
+    attempt.go_round(errand, first).await
+}
+
+/// Whom a request is for, where it goes, and with what.
+struct Attempt {
+    credential: Arc<MailCredential>,
+    grant: Option<Grant>,
+    object: ProviderObject,
+    profile: Profile,
+    prepared: Arc<Prepared>,
+    scopes: Vec<String>,
+    context: Arc<Context>,
+}
+
+impl Attempt {
+    /// The client authentication in use stays in use until it is refused; then the next is tried, going round.
+    async fn go_round(&self, errand: Errand, first: usize) -> Option<Result<Brought, Refused>> {
+        let entries = &self.prepared.authentication;
+        let count = entries.len();
+        let (mut last, mut claimed) = (None, None);
+        for entry in entries.iter().cycle().skip(first.min(count)).take(count) {
+            let Ok(auth) = &entry.auth else { continue };
+            match self.run(errand, entry, auth, &mut claimed).await? {
+                Ok(brought) => return Some(Ok(brought)),
+                Err(refusal) => {
+                    let next = matches!(refusal.reason, Reason::InvalidClient | Reason::ClientSecretExpired);
+                    let place = place(&self.credential, Some(&self.object), Some(entry));
+                    last = Some(Err(Refused { refusal, place, client: Some(client_status(entry)) }));
+                    if !next {
+                        break;
+                    }
+                }
+            }
+        }
+        last
+    }
+
+    async fn run(
+        &self,
+        errand: Errand,
+        entry: &Authentication,
+        auth: &ClientAuth,
+        claimed: &mut Option<Claimed>,
+    ) -> Step {
+        match errand {
+            Errand::Token => token::obtain(self, entry, auth, claimed).await,
+            Errand::SignIn => device::begin(self, auth).await,
+            Errand::Poll => device::poll(self, entry, auth).await,
+        }
+    }
+
+    /// A token request as it goes over the wire.
+    fn request(&self, auth: &ClientAuth, grant: GrantProof<'_>) -> Result<http::Request<Vec<u8>>, Refusal> {
+        let request = TokenRequest {
+            token_url: &self.prepared.endpoints.token_url,
+            client_id: &self.object.spec().client.id,
+            auth,
+            grant,
+            scopes: &self.scopes,
+            unique: &unique(),
+            now: self.context.clock.now(),
+        };
+        token_request(&request).map_err(|error| unmade(&error))
+    }
+
+    /// Sends a token request while this broker leads; `None` if it does not any more.
+    async fn ask(&self, auth: &ClientAuth, grant: GrantProof<'_>) -> Option<Result<(TokenAnswer, Exchange), Refusal>> {
+        let wire = match self.request(auth, grant) {
+            Ok(wire) => wire,
+            Err(refusal) => return Some(Err(refusal)),
+        };
+        let timer = self.context.metrics.token_request(self.profile.preset);
+        let exchange = self.send(wire).await?;
+        let answer = exchange.and_then(|exchange| Ok((self.read(&exchange)?, exchange)));
+        self.count(timer, answer.as_ref().map(|(answer, _)| answer));
+        Some(answer)
+    }
+
+    /// Sends any request while this broker leads; `None` if it does not any more.
+    async fn send(&self, wire: http::Request<Vec<u8>>) -> Option<Result<Exchange, Refusal>> {
+        let leadership = self.context.leadership.clone();
+        match self.prepared.client.send(wire, move || leadership.is_leader()).await {
+            Ok(exchange) => Some(Ok(exchange)),
+            Err(TransportError::Withheld) => {
+                tracing::info!("another broker leads now: the request was not sent");
+                None
+            }
+            Err(error) => Some(Err(self.unanswered(&error))),
+        }
+    }
+
+    /// What an answer is worth.
+    fn read(&self, exchange: &Exchange) -> Result<TokenAnswer, Refusal> {
+        let answer = read_token_response(&exchange.response, exchange.sent_at, &self.scopes);
+        answer.map_err(|refusal| self.refined(refusal))
+    }
+
+    /// A refusal with what is known of this provider.
+    fn refined(&self, mut refusal: Refusal) -> Refusal {
+        let obtained = self.grant.as_ref().and_then(|grant| Some(grant.token()?.obtained_at));
+        let grant_age = obtained.map(|at| self.context.clock.now().duration_since(at));
+        (self.profile.refine)(&mut refusal, &Case { grant: self.credential.spec.grant.kind(), grant_age });
+        refusal
+    }
+
+    fn unanswered(&self, error: &TransportError) -> Refusal {
+        let home = self.context.stores.home(&self.object.key()).to_owned();
+        let (reason, message) = material::transport(error, &self.object, &home);
+        Refusal::new(reason, message)
+    }
+
+    /// Counts a token request, logs how it ended, and looks for the endpoints anew where they seem to have moved.
+    fn count(&self, timer: RequestTimer<'_>, answer: Result<&TokenAnswer, &Refusal>) {
+        let outcome = answer.err().map_or(Reason::RenewalSucceeded, |refusal| refusal.reason);
+        timer.observe(self.credential.spec.grant.kind(), outcome);
+        match answer {
+            Ok(TokenAnswer { token, .. }) => {
+                tracing::info!(expires_at = %token.expires_at, fingerprint = %token.fingerprint(), "obtained a token");
+            }
+            // RFC 8628 section 3.5: no failure.
+            Err(refusal) if refusal.error.as_ref().is_some_and(|error| error.as_str() == device::PENDING) => {}
+            Err(refusal) => {
+                tracing::warn!(reason = refusal.reason.as_str(), what = %refusal.what, "obtained no token");
+            }
+        }
+        let moved =
+            |refusal: &Refusal| matches!(refusal.http_status, Some(301..=308 | 404 | 410)) && refusal.error.is_none();
+        if matches!(self.profile.source, TokenSource::Discovery { .. }) && answer.is_err_and(moved) {
+            self.context.material.distrust(&self.object.key());
+        }
+    }
+
+    /// A token, ready to be written.
+    fn held(&self, answer: TokenAnswer, entry: &Authentication) -> Brought {
+        let (credential, spec) = (&self.credential, self.object.spec());
+        let claims = Claims::read(secrecy::ExposeSecret::expose_secret(&answer.token.access_token));
+        let unsuitable = claims.as_ref().and_then(|claims| {
+            (self.profile.unsuitable)(claims, spec, credential.spec.grant.kind(), &credential.spec.protocols)
+        });
+        Brought::Token(Box::new(Held {
+            object_id: claims.as_ref().and_then(|claims| claims.text("oid")).filter(|id| is_id(id)).map(str::to_owned),
+            unsuitable,
+            answer,
+            issued_for: inputs::issued_for(credential, spec, &self.profile, &self.scopes),
+            reissue: credential.annotations().get(names::ANNOTATION_REISSUE).cloned(),
+            client: Some(client_status(entry)),
+        }))
+    }
+}
+
+/// Microsoft's object ids are GUIDs; anything else is not shown.
+fn is_id(id: &str) -> bool {
+    id.len() == 36 && id.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
+}
+
+fn unmade(error: &RequestError) -> Refusal {
+    let reason = if matches!(error, RequestError::NoKey) { Reason::InvalidSpec } else { Reason::RequestRefused };
+    Refusal::new(reason, error.to_string())
+}
+
+/// What a failed write of the grant Secret is to an attempt; `None`: the credential is looked at anew.
+fn unkept(error: CustodyError, credential: &MailCredential) -> Option<Refusal> {
+    match error {
+        CustodyError::Stale => None,
+        CustodyError::Blocked(blocker) => Some(Refusal::new(blocker.reason, blocker.message)),
+        CustodyError::Refused(why) => Some(Refusal::new(
+            Reason::SecretWriteFailed,
+            format!(
+                "the Secret {}, which keeps the refresh token, could not be written: {why}. Nothing was sent to the \
+                 provider, and it is tried again by itself",
+                names::grant_secret(&credential.name_any())
+            ),
+        )),
+    }
+}
+
+/// 128 random bits, for an assertion's `jti`.
+fn unique() -> String {
+    let mut bytes = [0; 16];
+    // Without random numbers there is no TLS either; a `jti` of zeros is refused at its second use.
+    if aws_lc_rs::rand::fill(&mut bytes).is_err() {
+        tracing::error!("the system gives no random numbers");
+    }
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn client_status(entry: &Authentication) -> ClientStatus {
+    ClientStatus {
+        method: entry.method.to_owned(),
+        index: i32::try_from(entry.index).unwrap_or_default(),
+        expires_at: entry.expires_at.clone(),
+    }
+}
+
+fn place(credential: &MailCredential, object: Option<&ProviderObject>, entry: Option<&Authentication>) -> Place {
+    let subject = Subject::provider_of(credential);
+    Place {
+        provider: checks::provider_words(credential),
+        scopes: if credential.spec.scopes.is_empty() { subject.clone() } else { Subject::credential(credential) },
+        subject,
+        client_id: object.map_or_else(|| "<client id>".to_owned(), |object| object.spec().client.id.clone()),
+        secret: entry.and_then(|entry| entry.source.clone()),
+        grant: credential.spec.grant.kind(),
+        credential: Subject::credential(credential),
+        mailbox: credential.spec.mailbox.user().to_owned(),
+        sign_in: commands::sign_in(credential),
+        federated: None,
+    }
+}

@@ -1,0 +1,152 @@
+//! Asks for a token. A refresh token is spent only under a claim that was written right before, and what comes in its
+//! place is stored before anything else is done with the answer.
+
+use k8s_openapi::jiff::SignedDuration;
+use secrecy::SecretString;
+
+use super::{Attempt, Step, unkept};
+use crate::{
+    api::{Reason, credential::GrantType},
+    idp::Exchange,
+    oauth::{ClientAuth, GrantProof, Refusal, TokenAnswer, client_auth::read_secret, token::Rotated},
+    policy::{checks, commands::Subject, grant::Grant, status::Notice},
+    reconcile::{
+        custody::{self, Claimed, Unsaved},
+        material::{self, Authentication},
+        report,
+    },
+};
+
+/// Obtains a token by the credential's grant.
+pub(super) async fn obtain(
+    attempt: &Attempt,
+    entry: &Authentication,
+    auth: &ClientAuth,
+    claimed: &mut Option<Claimed>,
+) -> Step {
+    let credential = &attempt.credential;
+    let answer = match credential.spec.grant.kind() {
+        GrantType::ClientCredentials => attempt.ask(auth, GrantProof::ClientCredentials).await?,
+        GrantType::JwtBearer => {
+            attempt.ask(auth, GrantProof::JwtBearer { subject: credential.spec.mailbox.user() }).await?
+        }
+        GrantType::TokenExchange => exchange(attempt, auth).await?,
+        GrantType::RefreshToken | GrantType::DeviceCode => return spend(attempt, entry, auth, claimed).await,
+    };
+    Some(answer.map(|(answer, _)| attempt.held(answer, entry)))
+}
+
+/// Exchanges the token of somebody else, as it stands in its Secret now.
+async fn exchange(attempt: &Attempt, auth: &ClientAuth) -> Option<Result<(TokenAnswer, Exchange), Refusal>> {
+    let token = match subject_token(attempt).await {
+        Ok(token) => token,
+        Err(refusal) => return Some(Err(refusal)),
+    };
+    let grant = attempt.credential.spec.grant.token_exchange.as_ref()?;
+    let proof = GrantProof::TokenExchange {
+        token: &token,
+        kind: &grant.subject_token_type,
+        audience: grant.audience.as_deref(),
+    };
+    attempt.ask(auth, proof).await
+}
+
+async fn subject_token(attempt: &Attempt) -> Result<SecretString, Refusal> {
+    let namespace = checks::namespace(&attempt.credential);
+    let invalid = || Refusal::new(Reason::InvalidSpec, "the spec names no subject token");
+    let grant = attempt.credential.spec.grant.token_exchange.as_ref().ok_or_else(invalid)?;
+    let reference = &grant.subject_token.secret_ref;
+    let read = material::read_source(reference, namespace, &attempt.context.client).await;
+    let bytes = read
+        .map_err(|error| Refusal::new(Reason::ProviderUnavailable, material::told(&error)))?
+        .map_err(|blocker| Refusal::new(blocker.reason, blocker.message))?;
+    read_secret(&bytes, false).map_err(|flaw| {
+        let put = Subject::secret(namespace, &reference.name).put(&reference.key, "<token>");
+        let what = format!(
+            "the subject token in key {} of the Secret {namespace}/{} {flaw}: put the right one there with `{put}`",
+            reference.key, reference.name
+        );
+        Refusal::new(Reason::SourceInvalid, what)
+    })
+}
+
+/// Spends the refresh token. After a lost reply the same one is tried once more, at once: servers that allow for that do
+/// so for a moment only.
+async fn spend(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth, claimed: &mut Option<Claimed>) -> Step {
+    let mut lost = false;
+    loop {
+        let uri = match attempt.prepared.endpoints.token_url.parse() {
+            Ok(uri) => uri,
+            Err(_) => return Some(Err(Refusal::new(Reason::RequestRefused, "the token endpoint is no URL"))),
+        };
+        // The turn first: a claim must not run out in a queue.
+        let turn = match attempt.prepared.client.turn(&uri).await {
+            Ok(turn) => turn,
+            Err(error) => return Some(Err(attempt.unanswered(&error))),
+        };
+        let held = match claim(attempt, claimed).await {
+            Ok(held) => held,
+            Err(refusal) => return refusal.map(Err),
+        };
+        if !attempt.context.leadership.leads_for(attempt.context.request_timeout) {
+            tracing::info!("this broker may not lead for as long as the request may take: it was not sent");
+            return None;
+        }
+        let wire = match attempt.request(auth, GrantProof::RefreshToken(&held.refresh_token)) {
+            Ok(wire) => wire,
+            Err(refusal) => return Some(Err(refusal)),
+        };
+        let timer = attempt.context.metrics.token_request(attempt.profile.preset);
+        let (answer, unclear) = match turn.send(wire).await {
+            Ok(exchange) => {
+                let rotated = Rotated::read(&exchange.response, exchange.sent_at);
+                let rotated = rotated.filter(|_| exchange.response.status().is_success());
+                let answer = attempt.read(&exchange);
+                let garbage = answer.is_err() && exchange.response.status().is_success() && rotated.is_none();
+                if answer.is_ok() || rotated.is_some() {
+                    let unsaved = Unsaved::Exchanged { claimed: held, rotated, used_at: exchange.sent_at };
+                    custody::keep(&attempt.credential, unsaved, &attempt.context).await;
+                    *claimed = None;
+                }
+                (answer, garbage)
+            }
+            Err(error) => (Err(attempt.unanswered(&error)), error.may_have_been_handled()),
+        };
+        attempt.count(timer, answer.as_ref());
+        if unclear && !lost {
+            tracing::warn!("the reply was lost: the same refresh token is tried once more");
+            lost = true;
+            continue;
+        }
+        return Some(answer.map(|answer| attempt.held(answer, entry)));
+    }
+}
+
+/// The claim that was written for an earlier request of this attempt, if it lasts for one more, else a new one.
+async fn claim(attempt: &Attempt, claimed: &mut Option<Claimed>) -> Result<Claimed, Option<Refusal>> {
+    let Attempt { credential, context, .. } = attempt;
+    let mut grant = attempt.grant.clone().ok_or(None)?;
+    if let Some(held) = claimed {
+        let timeout = SignedDuration::try_from(context.request_timeout).unwrap_or(SignedDuration::MAX);
+        if held.claim.until >= context.clock.now() + timeout {
+            return Ok(held.clone());
+        }
+        grant = Grant { kept: Some(held.kept().clone()), seed: None, ..grant };
+    }
+    let held = custody::claim(credential, &grant, context.request_timeout, context)
+        .await
+        .map_err(|error| unkept(error, credential))?;
+    if held.reseeded {
+        let notice = Notice {
+            warning: false,
+            reason: Reason::GrantReseeded,
+            note:
+                "another refresh token was put into the seed's Secret: it is used from now on, and the one before is \
+                   kept beside it"
+                    .to_owned(),
+        };
+        report::tell(credential, &notice, context).await;
+    }
+    *claimed = Some(held.clone());
+    Ok(held)
+}

@@ -1,0 +1,411 @@
+//! Keeps what a person has granted: the Secret `<credential>-grant`. Every write of it is fenced by uid and
+//! resourceVersion. A refresh token is exchanged only under a claim that was written before, the one that comes in its
+//! place is written before anything else is done with the answer, and none is ever deleted because of an error.
+
+mod secret;
+
+use std::{sync::Arc, time::Duration};
+
+use backon::{ExponentialBuilder, Retryable as _};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use kube::{ResourceExt as _, core::ObjectMeta};
+use secrecy::{ExposeSecret as _, SecretString};
+
+pub use self::secret::CustodyError;
+use self::secret::{Data, belongs, mark, open, put, unwritten};
+use super::{Context, material, memory::newer, publish};
+use crate::{
+    api::{MailCredential, Reason, names},
+    error::Error,
+    oauth::{client_auth::read_secret, token::Rotated},
+    policy::{
+        Blocker, checks,
+        commands::{self, Subject},
+        grant::{self, Claim, Grant, Kept, Seed, SignIn, TokenNote},
+        observed::Provider,
+    },
+};
+
+/// A claim outlasts two requests, the second of which follows a lost reply, and this.
+const CLAIM_MARGIN: SignedDuration = SignedDuration::from_secs(5);
+
+/// The right to exchange a refresh token.
+#[derive(Clone, Debug)]
+pub struct Claimed {
+    kept: Kept,
+    data: Data,
+    /// The refresh token.
+    pub refresh_token: SecretString,
+    /// The claim.
+    pub claim: Claim,
+    /// It was taken over from another seed just now.
+    pub reseeded: bool,
+}
+
+impl Claimed {
+    /// The grant Secret as the claim left it.
+    pub fn kept(&self) -> &Kept {
+        &self.kept
+    }
+}
+
+/// What came with an answer and is not stored yet.
+#[derive(Clone, Debug)]
+pub enum Unsaved {
+    /// The answer to an exchange.
+    Exchanged {
+        /// The right by which it was made.
+        claimed: Claimed,
+        /// The refresh token that takes the place of the one that was exchanged; `None`: that one stays good.
+        rotated: Option<Rotated>,
+        /// When.
+        used_at: Timestamp,
+    },
+    /// The answer to a sign-in.
+    SignedIn {
+        /// The refresh token, if one came.
+        rotated: Option<Rotated>,
+        /// See [`Grant::bound_to`].
+        bound_to: String,
+        /// When.
+        at: Timestamp,
+    },
+}
+
+/// What is known of a credential's grant; `None` for a grant that needs no person.
+pub(super) async fn observe(
+    credential: &MailCredential,
+    provider: Option<&Provider>,
+    context: &Context,
+) -> Result<Option<Grant>, Error> {
+    if !credential.spec.grant.kind().is_delegated() {
+        return Ok(None);
+    }
+    let (kept, foreign) = match meta(credential, context).await? {
+        None => (None, None),
+        Some(meta) => match belongs(&meta, credential) {
+            Ok(()) => (Some(Kept::read(&meta)), None),
+            Err(owner) => (None, Some(owner)),
+        },
+    };
+    let seed = seed(credential, kept.as_ref(), context).await?;
+    let uid = checks::uid(credential);
+    let (unsaved, next_poll, code_over) =
+        context.memory.with(uid, |entry| (entry.unsaved.is_some(), entry.next_poll, entry.code_over.clone()));
+    Ok(Some(Grant {
+        code_over: code_over.is_some()
+            && code_over.as_ref() == kept.as_ref().and_then(|kept| Some(&kept.sign_in.as_ref()?.user_code)),
+        kept,
+        foreign,
+        seed,
+        bound_to: provider.map(|provider| provider.bound_to.clone()),
+        asked_by: grant::asked_by(credential),
+        holder: context.identity.clone(),
+        unsaved,
+        next_poll,
+        idle_life: provider.and_then(|provider| provider.profile.idle_life),
+    }))
+}
+
+/// The grant Secret's metadata, as the watch shows it or as it was written last.
+async fn meta(credential: &MailCredential, context: &Context) -> Result<Option<Arc<ObjectMeta>>, Error> {
+    let (namespace, name) = (checks::namespace(credential), names::grant_secret(&credential.name_any()));
+    let shown = context.stores.own_secrets.get(namespace, &name).map(|secret| Arc::new(secret.metadata.clone()));
+    let known = context.memory.with(checks::uid(credential), |entry| {
+        newer(shown, &mut entry.grant, |meta| meta.resource_version.as_deref()).or_else(|| entry.grant.clone())
+    });
+    let told =
+        credential.status.as_ref().is_some_and(|status| status.grant.is_some() || status.authorization.is_some());
+    if known.is_some() || !told {
+        return Ok(known);
+    }
+    // No watch shows a Secret whose label was taken.
+    Ok(publish::read(context, namespace, &name).await?.map(|secret| Arc::new(secret.metadata)))
+}
+
+/// The seed, if it has to be taken over, or why it cannot be.
+async fn seed(
+    credential: &MailCredential,
+    kept: Option<&Kept>,
+    context: &Context,
+) -> Result<Option<Result<Seed, Blocker>>, Error> {
+    let Some(reference) = credential.spec.grant.refresh_token.as_ref().map(|grant| &grant.secret_ref) else {
+        return Ok(None);
+    };
+    let shown = context.stores.sources.get(checks::namespace(credential), &reference.name);
+    let version = shown.and_then(|secret| secret.resource_version()).unwrap_or_default();
+    let begun = kept.filter(|kept| kept.token.is_some()).and_then(|kept| kept.seed.as_ref());
+    let uid = checks::uid(credential);
+    let seen = |version: &str| context.memory.with(uid, |entry| entry.seed_seen.as_deref() == Some(version));
+    if begun.is_some_and(|begun| begun.version == version || seen(&version)) {
+        return Ok(None);
+    }
+    let read = read_seed(credential, context).await?;
+    let same = match (&read, begun) {
+        (Ok((_, seed)), Some(begun)) => seed.hash == begun.hash,
+        // What was taken over is kept also when the seed is taken away.
+        (Err(blocker), Some(_)) => blocker.reason == Reason::SourceNotFound,
+        (_, None) => false,
+    };
+    if same {
+        context.memory.with(uid, |entry| entry.seed_seen = Some(version));
+        return Ok(None);
+    }
+    Ok(Some(read.map(|(_, seed)| seed)))
+}
+
+/// Reads the seed.
+async fn read_seed(
+    credential: &MailCredential,
+    context: &Context,
+) -> Result<Result<(SecretString, Seed), Blocker>, Error> {
+    let Some(reference) = credential.spec.grant.refresh_token.as_ref().map(|grant| &grant.secret_ref) else {
+        return Ok(Err(Blocker::new(Reason::InvalidSpec, "the spec names no seed")));
+    };
+    let namespace = checks::namespace(credential);
+    let read = material::read_source(reference, namespace, &context.client).await?;
+    let version = context.stores.sources.get(namespace, &reference.name).and_then(|secret| secret.resource_version());
+    Ok(read.and_then(|bytes| {
+        let token = read_secret(&bytes, false).map_err(|flaw| {
+            let message = format!(
+                "the refresh token in key {} of the Secret {namespace}/{} {flaw}: put the right one there with `{}`",
+                reference.key,
+                reference.name,
+                commands::sign_in(credential)
+            );
+            Blocker::new(Reason::SourceInvalid, message)
+        })?;
+        let seed = Seed { hash: hash(&token), version: version.unwrap_or_default() };
+        Ok((token, seed))
+    }))
+}
+
+fn hash(token: &SecretString) -> String {
+    names::digest([token.expose_secret()])
+}
+
+/// Claims the refresh token for an exchange: one write, which also brings the token.
+pub(super) async fn claim(
+    credential: &MailCredential,
+    grant: &Grant,
+    request_timeout: Duration,
+    context: &Context,
+) -> Result<Claimed, CustodyError> {
+    let since = context.clock.now();
+    let timeout = SignedDuration::try_from(request_timeout).unwrap_or(SignedDuration::MAX);
+    let claim = |token: &str| Claim {
+        holder: context.identity.clone(),
+        since,
+        until: since + timeout * 2 + CLAIM_MARGIN,
+        token: token.to_owned(),
+    };
+    if let (Some(kept), Some(token), None) = (&grant.kept, grant.token(), &grant.seed) {
+        let claim = claim(&token.hash);
+        let mut secret = mark(credential, kept, &claim, context).await?;
+        let data = Data::take(&mut secret);
+        let Some(refresh_token) = data.refresh_token.clone() else {
+            return Err(CustodyError::Blocked(emptied(credential)));
+        };
+        let kept = Kept::read(&secret.metadata);
+        return Ok(Claimed { kept, data, refresh_token, claim, reseeded: false });
+    }
+    let (refresh_token, seed) = read_seed(credential, context).await?.map_err(CustodyError::Blocked)?;
+    let (mut kept, mut data) =
+        open(credential, context).await?.unwrap_or_else(|| (unwritten(credential), Data::default()));
+    let reseeded = kept.token.is_some();
+    data.replace(refresh_token.clone());
+    let claim = claim(&seed.hash);
+    kept.token = Some(TokenNote {
+        hash: seed.hash.clone(),
+        bound_to: grant.bound_to.clone().unwrap_or_default(),
+        obtained_at: since,
+        last_used_at: None,
+        expires_at: None,
+        rotations: 0,
+    });
+    (kept.seed, kept.claim) = (Some(seed), Some(claim.clone()));
+    let meta = put(credential, &kept, &data, context).await?;
+    Ok(Claimed { kept: Kept::read(&meta), data, refresh_token, claim, reseeded })
+}
+
+fn emptied(credential: &MailCredential) -> Blocker {
+    let name = names::grant_secret(&credential.name_any());
+    Blocker::new(
+        Reason::AuthorizationRequired,
+        format!(
+            "the Secret {name} holds no refresh token any more: somebody emptied it. Remove it with `{}`, then sign in anew \
+             with `{}`",
+            Subject::secret(checks::namespace(credential), &name).command("delete"),
+            commands::sign_in(credential)
+        ),
+    )
+}
+
+/// Stores what came with an answer, at once; what cannot be stored is held in memory.
+pub(super) async fn keep(credential: &MailCredential, unsaved: Unsaved, context: &Context) {
+    // Held first: a shutdown waits for what is in memory.
+    context.memory.with(checks::uid(credential), |entry| entry.unsaved = Some(unsaved));
+    let patient = ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(100))
+        .with_max_delay(Duration::from_secs(1))
+        .with_max_times(4);
+    let stored = (|| keep_unsaved(credential, context)).retry(patient).sleep(tokio::time::sleep);
+    if let Err(error) = stored.await {
+        tracing::error!(%error, "a refresh token could not be stored; it is held in memory, and storing it is tried again");
+    }
+}
+
+/// Stores what is held in memory.
+pub(super) async fn keep_unsaved(credential: &MailCredential, context: &Context) -> Result<(), CustodyError> {
+    let uid = checks::uid(credential);
+    let stored = match context.memory.with(uid, |entry| entry.unsaved.clone()) {
+        None => return Ok(()),
+        Some(Unsaved::SignedIn { rotated, bound_to, at }) => {
+            end_sign_in(credential, SignInEnd::SignedIn { rotated, bound_to, at }, context).await
+        }
+        Some(Unsaved::Exchanged { claimed, rotated, used_at }) => {
+            match settle(credential, &claimed.kept, &claimed.data, rotated.as_ref(), used_at, context).await {
+                Err(CustodyError::Stale) => {
+                    over_another(credential, &claimed, rotated.as_ref(), used_at, context).await
+                }
+                other => other,
+            }
+        }
+    };
+    if stored.is_ok() {
+        context.memory.with(uid, |entry| entry.unsaved = None);
+    }
+    stored
+}
+
+async fn settle(
+    credential: &MailCredential,
+    kept: &Kept,
+    data: &Data,
+    rotated: Option<&Rotated>,
+    used_at: Timestamp,
+    context: &Context,
+) -> Result<(), CustodyError> {
+    let (mut kept, mut data) = (kept.clone(), data.clone());
+    kept.claim = None;
+    if let Some(token) = &mut kept.token {
+        token.last_used_at = Some(used_at);
+        if let Some(rotated) = rotated {
+            let hash = hash(&rotated.refresh_token);
+            token.rotations += i64::from(hash != token.hash);
+            token.hash = hash;
+            token.expires_at = rotated.expires_at;
+            data.replace(rotated.refresh_token.clone());
+        }
+    }
+    put(credential, &kept, &data, context).await.map(drop)
+}
+
+/// Somebody wrote the grant Secret after the claim. While the token that was exchanged still stands there, what came for
+/// it takes its place; where another has taken it already, that one is newer.
+async fn over_another(
+    credential: &MailCredential,
+    claimed: &Claimed,
+    rotated: Option<&Rotated>,
+    used_at: Timestamp,
+    context: &Context,
+) -> Result<(), CustodyError> {
+    let Some((kept, data)) = open(credential, context).await? else {
+        // It was deleted: what is in memory is all that is left.
+        let made = Kept { token: claimed.kept.token.clone(), seed: claimed.kept.seed.clone(), ..unwritten(credential) };
+        return settle(credential, &made, &claimed.data, rotated, used_at, context).await;
+    };
+    let stands = data.refresh_token.as_ref().is_some_and(|token| hash(token) == claimed.claim.token);
+    if !stands {
+        tracing::warn!("another refresh token has taken the place of the one that was exchanged: it is left there");
+        return Ok(());
+    }
+    settle(credential, &kept, &data, rotated, used_at, context).await
+}
+
+/// Begins a sign-in: keeps its device code.
+pub(super) async fn begin_sign_in(
+    credential: &MailCredential,
+    device_code: SecretString,
+    make: impl FnOnce(Option<&SignIn>) -> SignIn,
+    context: &Context,
+) -> Result<(), CustodyError> {
+    let (mut kept, mut data) =
+        open(credential, context).await?.unwrap_or_else(|| (unwritten(credential), Data::default()));
+    let sign_in = make(kept.sign_in.as_ref());
+    let code = device_code.clone();
+    data.device_code = Some(device_code);
+    kept.sign_in = Some(sign_in);
+    put(credential, &kept, &data, context).await?;
+    context.memory.with(checks::uid(credential), |entry| entry.device_code = Some(code));
+    Ok(())
+}
+
+/// The device code of the sign-in that is waited for.
+pub(super) async fn device_code(credential: &MailCredential, context: &Context) -> Result<Option<SecretString>, Error> {
+    let uid = checks::uid(credential);
+    if let Some(code) = context.memory.with(uid, |entry| entry.device_code.clone()) {
+        return Ok(Some(code));
+    }
+    let code = open(credential, context).await?.and_then(|(_, data)| data.device_code);
+    context.memory.with(uid, |entry| entry.device_code.clone_from(&code));
+    Ok(code)
+}
+
+/// Ends a sign-in: with the refresh token that it brought, or with the word how it ended without.
+pub(super) async fn end_sign_in(
+    credential: &MailCredential,
+    ended: SignInEnd,
+    context: &Context,
+) -> Result<(), CustodyError> {
+    let (mut kept, mut data) =
+        open(credential, context).await?.unwrap_or_else(|| (unwritten(credential), Data::default()));
+    match ended {
+        SignInEnd::SignedIn { rotated, bound_to, at } => {
+            kept.sign_in = None;
+            if let Some(rotated) = rotated {
+                kept.token = Some(TokenNote {
+                    hash: hash(&rotated.refresh_token),
+                    bound_to,
+                    obtained_at: at,
+                    last_used_at: Some(at),
+                    expires_at: rotated.expires_at,
+                    rotations: 0,
+                });
+                data.replace(rotated.refresh_token);
+            }
+        }
+        SignInEnd::Nothing(how) => {
+            if let Some(sign_in) = &mut kept.sign_in {
+                sign_in.ended = Some(how);
+            }
+        }
+    }
+    data.device_code = None;
+    put(credential, &kept, &data, context).await?;
+    context.memory.with(checks::uid(credential), |entry| (entry.device_code, entry.next_poll) = (None, None));
+    Ok(())
+}
+
+/// How a sign-in ended.
+pub(super) enum SignInEnd {
+    /// Well, with a refresh token as a rule.
+    SignedIn {
+        /// The refresh token.
+        rotated: Option<Rotated>,
+        /// See [`Grant::bound_to`].
+        bound_to: String,
+        /// When.
+        at: Timestamp,
+    },
+    /// Without a grant; how, in words.
+    Nothing(String),
+}
+
+/// The tokens to revoke when the credential is deleted: the refresh token that is kept.
+pub(super) async fn refresh_token(
+    credential: &MailCredential,
+    context: &Context,
+) -> Result<Option<SecretString>, Error> {
+    Ok(open(credential, context).await?.and_then(|(_, data)| data.refresh_token))
+}

@@ -1,0 +1,262 @@
+//! The Secret `<credential>-grant` itself: how it is read, and written under a fence.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use k8s_openapi::{ByteString, api::core::v1::Secret};
+use kube::{
+    Resource as _, ResourceExt as _,
+    api::{Patch, PatchParams, PostParams},
+    core::ObjectMeta,
+};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde_json::{Value, json};
+use thiserror::Error as ThisError;
+use zeroize::Zeroize as _;
+
+use super::super::{Context, material, observe, publish};
+use crate::{
+    api::{
+        MailCredential,
+        names::{self, rfc3339},
+    },
+    error::{Error, told_by},
+    policy::{
+        Blocker, checks,
+        grant::{Claim, Kept},
+    },
+};
+
+/// Keys of the grant Secret.
+const REFRESH_TOKEN: &str = "refresh_token";
+const PREVIOUS: &str = "previous_refresh_token";
+const DEVICE_CODE: &str = "device_code";
+
+/// Why the grant Secret was not written.
+#[derive(Debug, ThisError)]
+pub enum CustodyError {
+    /// Somebody else wrote it meanwhile: it has to be looked at again.
+    #[error("it was written by somebody else at the same moment")]
+    Stale,
+    /// What would be written cannot be had.
+    #[error("{}", .0.message)]
+    Blocked(Blocker),
+    /// The API server refuses it: quota, admission, a terminating namespace, permissions, an outage.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl From<Error> for CustodyError {
+    fn from(error: Error) -> Self {
+        Self::Refused(material::told(&error))
+    }
+}
+
+/// The data of the grant Secret.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Data {
+    pub(super) refresh_token: Option<SecretString>,
+    pub(super) previous: Option<SecretString>,
+    pub(super) device_code: Option<SecretString>,
+}
+
+impl Data {
+    pub(super) fn take(secret: &mut Secret) -> Self {
+        let mut data = secret.data.take().unwrap_or_default();
+        let mut text = |key: &str| {
+            let mut bytes = data.remove(key)?.0;
+            let text = std::str::from_utf8(&bytes).ok().filter(|text| !text.is_empty()).map(SecretString::from);
+            bytes.zeroize();
+            text
+        };
+        Self { refresh_token: text(REFRESH_TOKEN), previous: text(PREVIOUS), device_code: text(DEVICE_CODE) }
+    }
+
+    fn entries(&self) -> BTreeMap<&'static str, ByteString> {
+        let keys = [(REFRESH_TOKEN, &self.refresh_token), (PREVIOUS, &self.previous), (DEVICE_CODE, &self.device_code)];
+        let entry = |(key, value): (&'static str, &Option<SecretString>)| {
+            Some((key, ByteString(value.as_ref()?.expose_secret().as_bytes().to_vec())))
+        };
+        keys.into_iter().filter_map(entry).collect()
+    }
+
+    /// Takes in another refresh token; the one that it replaces is kept beside it.
+    pub(super) fn replace(&mut self, token: SecretString) {
+        if self.refresh_token.as_ref().is_none_or(|old| old.expose_secret() != token.expose_secret()) {
+            self.previous = self.refresh_token.replace(token).or_else(|| self.previous.take());
+        }
+    }
+}
+
+/// Whether a Secret of the grant Secret's name is the credential's; else whose, in words.
+pub(super) fn belongs(meta: &ObjectMeta, credential: &MailCredential) -> Result<(), String> {
+    let owner = meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+    let label = |name: &str| meta.labels.as_ref().and_then(|labels| labels.get(name)).map(String::as_str);
+    let labelled = label(names::LABEL_CREDENTIAL) == Some(names::label_value(&credential.name_any()).as_str())
+        && label(names::LABEL_ROLE) == Some(names::ROLE_GRANT);
+    match owner {
+        Some(owner) if Some(&owner.uid) == credential.metadata.uid.as_ref() => Ok(()),
+        Some(owner) if owner.kind == MailCredential::kind(&()) && owner.name == credential.name_any() => {
+            Err("belongs to a MailCredential of this name that was deleted, with which it will go".to_owned())
+        }
+        Some(owner) => Err(format!("belongs to the {} {}", owner.kind, owner.name)),
+        None if labelled => Ok(()),
+        None => Err("was not made by this MailCredential".to_owned()),
+    }
+}
+
+/// Reads the grant Secret with its data.
+pub(super) async fn open(credential: &MailCredential, context: &Context) -> Result<Option<(Kept, Data)>, Error> {
+    let name = names::grant_secret(&credential.name_any());
+    let Some(mut secret) = publish::read(context, checks::namespace(credential), &name).await? else { return Ok(None) };
+    if belongs(&secret.metadata, credential).is_err() {
+        return Ok(None);
+    }
+    let data = Data::take(&mut secret);
+    let kept = Kept::read(&secret.metadata);
+    remember(credential, secret.metadata, context);
+    Ok(Some((kept, data)))
+}
+
+fn remember(credential: &MailCredential, mut meta: ObjectMeta, context: &Context) {
+    meta.managed_fields = None;
+    context.memory.with(checks::uid(credential), |entry| entry.grant = Some(Arc::new(meta)));
+}
+
+/// A grant Secret that is not there yet.
+pub(super) fn unwritten(credential: &MailCredential) -> Kept {
+    Kept { name: names::grant_secret(&credential.name_any()), ..Kept::default() }
+}
+
+/// Writes the claim alone; the answer brings the data.
+pub(super) async fn mark(
+    credential: &MailCredential,
+    kept: &Kept,
+    claim: &Claim,
+    context: &Context,
+) -> Result<Secret, CustodyError> {
+    let mut operations = fence(kept);
+    operations.extend(annotate(kept, [(names::ANNOTATION_CLAIM, serde_json::to_string(claim).ok())]));
+    let api = observe::secrets(context, checks::namespace(credential));
+    let written = api.patch(&kept.name, &params(), &patch(operations)).await;
+    let secret = take(written, credential, context).await?;
+    remember(credential, secret.metadata.clone(), context);
+    Ok(secret)
+}
+
+/// Writes everything.
+pub(super) async fn put(
+    credential: &MailCredential,
+    kept: &Kept,
+    data: &Data,
+    context: &Context,
+) -> Result<ObjectMeta, CustodyError> {
+    let api = observe::secrets(context, checks::namespace(credential));
+    let labels = publish::grant_labels(credential);
+    let owners = publish::owners(credential);
+    let meta = if kept.uid.is_empty() {
+        let annotations = annotations(kept).into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+        let secret = Secret {
+            metadata: ObjectMeta {
+                name: Some(kept.name.clone()),
+                labels: Some(labels),
+                annotations: Some(annotations.collect()),
+                owner_references: Some(owners).filter(|owners| !owners.is_empty()),
+                ..ObjectMeta::default()
+            },
+            type_: Some(names::SECRET_TYPE_GRANT.to_owned()),
+            data: Some(data.entries().into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
+            ..Secret::default()
+        };
+        let post = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
+        take(api.create(&post, &secret).await.map(|made| made.metadata), credential, context).await?
+    } else {
+        let mut operations = fence(kept);
+        operations.push(json!({"op": "add", "path": "/data", "value": data.entries()}));
+        operations.push(json!({"op": "add", "path": "/metadata/ownerReferences", "value": owners}));
+        operations.extend(labels.iter().map(|(key, value)| set("labels", key, value)));
+        operations.extend(annotate(kept, annotations(kept)));
+        let written = api.patch_metadata(&kept.name, &params(), &patch(operations)).await;
+        take(written.map(|partial| partial.metadata), credential, context).await?
+    };
+    remember(credential, meta.clone(), context);
+    Ok(meta)
+}
+
+/// A write that met something else than it was made for has to be thought over: what stands there now is read.
+async fn take<T>(written: kube::Result<T>, credential: &MailCredential, context: &Context) -> Result<T, CustodyError> {
+    let error = match written {
+        Ok(written) => return Ok(written),
+        Err(error) => error,
+    };
+    match &error {
+        // 404: gone; 409: written meanwhile, or there already; 422: its maps were emptied.
+        kube::Error::Api(status) if matches!(status.code, 404 | 409 | 422) => {
+            let name = names::grant_secret(&credential.name_any());
+            let read = publish::read(context, checks::namespace(credential), &name).await?;
+            let gone = read.is_none();
+            match read {
+                Some(secret) => remember(credential, secret.metadata, context),
+                None => context.memory.with(checks::uid(credential), |entry| entry.grant = None),
+            }
+            let refused =
+                status.code == 422 || (status.code == 404 && !gone) || status.message.contains("being terminated");
+            Err(if refused { CustodyError::Refused(told_by(&error)) } else { CustodyError::Stale })
+        }
+        _ => Err(CustodyError::Refused(told_by(&error))),
+    }
+}
+
+fn params() -> PatchParams {
+    PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() }
+}
+
+fn patch(operations: Vec<Value>) -> Patch<()> {
+    Patch::Json(serde_json::from_value(Value::Array(operations)).unwrap_or_default())
+}
+
+/// Lets the API server refuse a stale write with 409.
+fn fence(kept: &Kept) -> Vec<Value> {
+    vec![
+        json!({"op": "replace", "path": "/metadata/uid", "value": kept.uid}),
+        json!({"op": "replace", "path": "/metadata/resourceVersion", "value": kept.resource_version}),
+    ]
+}
+
+/// Sets annotations, and removes those without a value.
+fn annotate<'a>(
+    kept: &Kept,
+    annotations: impl IntoIterator<Item = (&'a str, Option<String>)>,
+) -> impl Iterator<Item = Value> {
+    let map = (!kept.has_annotations).then(|| json!({"op": "add", "path": "/metadata/annotations", "value": {}}));
+    let each = annotations.into_iter().flat_map(|(key, value)| {
+        let added = set("annotations", key, value.as_deref().unwrap_or_default());
+        // `remove` of what is not there is an error; what has just been added is there.
+        let removed = value.is_none().then(|| json!({"op": "remove", "path": path("annotations", key)}));
+        [Some(added), removed].into_iter().flatten().collect::<Vec<_>>()
+    });
+    map.into_iter().chain(each)
+}
+
+fn set(map: &str, key: &str, value: &str) -> Value {
+    json!({"op": "add", "path": path(map, key), "value": value})
+}
+
+fn path(map: &str, key: &str) -> String {
+    format!("/metadata/{map}/{}", key.replace('~', "~0").replace('/', "~1"))
+}
+
+/// What [`Kept::read`] reads.
+fn annotations(kept: &Kept) -> [(&'static str, Option<String>); 9] {
+    let token = kept.token.as_ref();
+    [
+        (names::ANNOTATION_FINGERPRINT, token.map(|token| token.hash.clone())),
+        (names::ANNOTATION_ISSUED_FOR, token.map(|token| token.bound_to.clone())),
+        (names::ANNOTATION_OBTAINED_AT, token.map(|token| rfc3339(token.obtained_at))),
+        (names::ANNOTATION_LAST_USED_AT, token.and_then(|token| token.last_used_at).map(rfc3339)),
+        (names::ANNOTATION_EXPIRES_AT, token.and_then(|token| token.expires_at).map(rfc3339)),
+        (names::ANNOTATION_ROTATIONS, token.map(|token| token.rotations.to_string())),
+        (names::ANNOTATION_SEED, kept.seed.as_ref().and_then(|seed| serde_json::to_string(seed).ok())),
+        (names::ANNOTATION_CLAIM, kept.claim.as_ref().and_then(|claim| serde_json::to_string(claim).ok())),
+        (names::ANNOTATION_SIGN_IN, kept.sign_in.as_ref().and_then(|sign_in| serde_json::to_string(sign_in).ok())),
+    ]
+}
