@@ -1,0 +1,250 @@
+//! Starts a stand-in of an identity provider, to try a set-up without an account there: see docs/stand-ins.md.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a tool for a terminal, which ends with what went wrong")]
+#![allow(clippy::disallowed_methods, reason = "a provider has a clock of its own")]
+#![allow(clippy::print_stdout, reason = "it speaks to a person")]
+#![allow(dead_code, unused_imports, reason = "the tests use all of the stand-ins, this a part")]
+#![allow(missing_docs, reason = "modules of tests/support, documented there")]
+
+#[path = "../tests/support/hostile.rs"]
+mod hostile;
+#[path = "../tests/support/proxy.rs"]
+mod proxy;
+#[path = "../tests/support/server.rs"]
+mod server;
+#[path = "../tests/support/standin/mod.rs"]
+mod standin;
+
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::mpsc::{RecvTimeoutError, channel},
+    time::Duration,
+};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use self::{
+    proxy::Proxy,
+    server::Request,
+    standin::{App, Cloud, Google, Key, Microsoft, Strict, google, microsoft},
+};
+
+const CLIENT: &str = "2f1c6a0e-0000-4000-8000-000000000000";
+const SECRET: &str = "s3cret";
+const MAILBOX: &str = "billing@contoso.com";
+const GMAIL: &str = "https://mail.google.com/";
+
+/// Between two looks at the requests.
+const INTERVAL: Duration = Duration::from_millis(200);
+
+/// A stand-in of an identity provider, on this machine.
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    provider: Provider,
+    /// The address to listen at.
+    #[arg(long, global = true, default_value = "127.0.0.1")]
+    address: IpAddr,
+    /// The port to listen at.
+    #[arg(long, global = true, default_value_t = 8443)]
+    port: u16,
+    /// Where the CA's certificate and the keys are written.
+    #[arg(long, global = true, default_value = "target/stand-in")]
+    dir: PathBuf,
+}
+
+#[derive(Subcommand)]
+enum Provider {
+    /// Microsoft Entra ID, with one tenant and one application.
+    Microsoft(MicrosoftArguments),
+    /// Google's OAuth server, with one service account and one client.
+    Google,
+    /// A server that revokes a refresh token's whole family when it is used twice.
+    Strict,
+}
+
+#[derive(Args)]
+struct MicrosoftArguments {
+    #[arg(long, value_enum, default_value = "public")]
+    cloud: CloudName,
+    /// The issuer of a federated credential, such as that of `kubectl get --raw /.well-known/openid-configuration`.
+    #[arg(long, requires_all = ["subject", "jwks"])]
+    issuer: Option<String>,
+    /// Its subject: system:serviceaccount:NAMESPACE:NAME.
+    #[arg(long, requires = "issuer")]
+    subject: Option<String>,
+    /// A file with the issuer's keys: `kubectl get --raw /openid/v1/jwks`.
+    #[arg(long, requires = "issuer")]
+    jwks: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum CloudName {
+    Public,
+    UsGov,
+    China,
+}
+
+/// A stand-in that runs.
+enum Running {
+    Microsoft(Microsoft),
+    Google(Google),
+    Strict(Strict),
+}
+
+fn main() {
+    let Arguments { provider, address, port, dir } = Arguments::parse();
+    fs::create_dir_all(&dir).unwrap();
+    let address = SocketAddr::from((address, port));
+    let running = match provider {
+        Provider::Microsoft(arguments) => microsoft(address, &arguments, &dir),
+        Provider::Google => google(address, &dir),
+        Provider::Strict => strict(address),
+    };
+    fs::write(dir.join("ca.crt"), running.ca()).unwrap();
+    show("CA certificate", dir.join("ca.crt").display());
+    let proxy = Proxy::start(port);
+    show("for the broker", format!("--egress-proxy={} --allow-private-cidr=127.0.0.0/8", proxy.url()));
+    running.serve();
+}
+
+fn show(what: &str, value: impl ToString) {
+    println!("{what:<16} {}", value.to_string());
+}
+
+fn listens(names: &[&str], address: SocketAddr) {
+    show("listens at", address);
+    for name in names {
+        show("for /etc/hosts", format!("{} {name}", address.ip()));
+    }
+}
+
+fn microsoft(address: SocketAddr, arguments: &MicrosoftArguments, dir: &Path) -> Running {
+    let (cloud, resource, exchange) = match arguments.cloud {
+        CloudName::Public => (Cloud::Public, "https://outlook.office.com", "AzureADTokenExchange"),
+        CloudName::UsGov => (Cloud::UsGov, "https://outlook.office365.us", "AzureADTokenExchangeUSGov"),
+        CloudName::China => (Cloud::China, "https://partner.outlook.cn", "AzureADTokenExchangeChina"),
+    };
+    let entra = Microsoft::start_at(address, cloud);
+    let key = Key::generate();
+    let mut app = App::new(CLIENT).secret(SECRET).certificate(&write(dir, "tls.crt", key.certificate())).public();
+    write(dir, "tls.key", key.pem());
+    if let (Some(issuer), Some(subject), Some(jwks)) = (&arguments.issuer, &arguments.subject, &arguments.jwks) {
+        app = app.federated(issuer, subject, &format!("api://{exchange}"));
+        entra.trust_issuer(issuer, serde_json::from_slice(&fs::read(jwks).unwrap()).unwrap());
+    }
+    entra.register(app);
+    entra.sign_in_as(Some(MAILBOX));
+    listens(&[cloud.host()], address);
+    show("tenant", format!("{} ({})", microsoft::TENANT[0], microsoft::TENANT_ID));
+    show("client", CLIENT);
+    show("client secret", SECRET);
+    show("certificate", format!("{0}/tls.crt, {0}/tls.key", dir.display()));
+    show("refresh token", entra.refresh_token(CLIENT, MAILBOX, &format!("{resource}/SMTP.Send")));
+    show("signs in", MAILBOX);
+    Running::Microsoft(entra)
+}
+
+fn google(address: SocketAddr, dir: &Path) -> Running {
+    let google = Google::start_at(address);
+    let account = google.service_account("mailer");
+    google.delegate(&account.client_id, &[GMAIL]);
+    google.mailbox(MAILBOX);
+    google.client(CLIENT, SECRET);
+    google.sign_in_as(Some(MAILBOX));
+    write(dir, "key.json", account.key_file());
+    listens(&google::HOSTS, address);
+    show("service account", format!("{}, {}/key.json", account.email, dir.display()));
+    show("delegated", GMAIL);
+    show("mailbox", MAILBOX);
+    show("client", CLIENT);
+    show("client secret", SECRET);
+    show("refresh token", google.refresh_token(CLIENT, MAILBOX, GMAIL));
+    show("signs in", MAILBOX);
+    Running::Google(google)
+}
+
+fn strict(address: SocketAddr) -> Running {
+    let strict = Strict::start_at(address);
+    strict.client(CLIENT, Some(SECRET));
+    listens(&[], address);
+    show("issuer", strict.issuer());
+    show("client", CLIENT);
+    show("client secret", SECRET);
+    show("refresh token", strict.refresh_token(CLIENT, MAILBOX, "mail.send"));
+    Running::Strict(strict)
+}
+
+fn write(dir: &Path, name: &str, content: String) -> String {
+    fs::write(dir.join(name), &content).unwrap();
+    content
+}
+
+impl Running {
+    fn ca(&self) -> String {
+        match self {
+            Self::Microsoft(entra) => entra.ca(),
+            Self::Google(google) => google.ca(),
+            Self::Strict(strict) => strict.ca(),
+        }
+    }
+
+    fn requests(&self) -> Vec<Request> {
+        match self {
+            Self::Microsoft(entra) => entra.requests(),
+            Self::Google(google) => google.requests(),
+            Self::Strict(strict) => strict.requests(),
+        }
+    }
+
+    /// Shows requests and obeys commands, until the process is ended.
+    fn serve(&self) {
+        println!("\ncommands: approve CODE ACCOUNT | deny CODE | expire CODE | revoke ACCOUNT | lifetime SECONDS");
+        let (tell, told) = channel();
+        std::thread::spawn(move || std::io::stdin().lines().map_while(Result::ok).try_for_each(|line| tell.send(line)));
+        let mut shown = 0;
+        loop {
+            match told.recv_timeout(INTERVAL) {
+                Ok(line) => println!("{}", self.obey(&line)),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => std::thread::sleep(INTERVAL),
+            }
+            let requests = self.requests();
+            for request in &requests[shown..] {
+                let grant = request.form().remove("grant_type").unwrap_or_default();
+                println!("{} {} {grant}", request.method, request.route());
+            }
+            shown = requests.len();
+        }
+    }
+
+    fn obey(&self, line: &str) -> &'static str {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let known = |code: &str| match self {
+            Self::Microsoft(entra) => entra.pending().iter().any(|pending| pending == code),
+            Self::Strict(strict) => strict.pending().iter().any(|pending| pending == code),
+            Self::Google(_) => false,
+        };
+        match (self, &words[..]) {
+            (_, ["approve" | "deny" | "expire", code, ..]) if !known(code) => return "nobody waits for this code",
+            (Self::Microsoft(entra), ["approve", code, account]) => entra.approve(code, account),
+            (Self::Microsoft(entra), ["deny", code]) => entra.deny(code),
+            (Self::Microsoft(entra), ["expire", code]) => entra.expire(code),
+            (Self::Strict(strict), ["approve", code, account]) => strict.approve(code, account),
+            (Self::Strict(strict), ["deny", code]) => strict.deny(code),
+            (Self::Strict(strict), ["expire", code]) => strict.expire(code),
+            (Self::Microsoft(entra), ["revoke", account]) => entra.end_grants(account, 50173),
+            (Self::Google(google), ["revoke", account]) => google.revoke_grants(account),
+            (_, ["lifetime", seconds]) => match (self, seconds.parse()) {
+                (Self::Microsoft(entra), Ok(seconds)) => entra.lifetime(seconds),
+                (Self::Google(google), Ok(seconds)) => google.lifetime(seconds),
+                (Self::Strict(strict), Ok(seconds)) => strict.lifetime(seconds),
+                (_, Err(_)) => return "no number of seconds",
+            },
+            _ => return "no such command here",
+        }
+        "done"
+    }
+}
