@@ -13,7 +13,7 @@ use prometheus_client::{
 use tokio::time::Instant;
 
 use crate::{
-    api::{ConditionType, MailCredential, Reason, condition, credential::GrantType},
+    api::{ConditionType, MailCredential, Reason, condition, grant::GrantType},
     lease::Leadership,
     reconcile::stores::Mirror,
 };

@@ -4,6 +4,7 @@
 
 pub mod condition;
 pub mod credential;
+pub mod grant;
 pub mod names;
 pub mod provider;
 mod schema;

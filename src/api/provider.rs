@@ -5,7 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{credential::GrantType, schema::*};
+use super::{grant::GrantType, schema::*};
 
 /// An identity provider that the pods of its namespace may get tokens from.
 #[derive(CustomResource, Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]

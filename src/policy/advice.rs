@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::commands::Subject;
 use crate::{
-    api::{Reason, credential::GrantType},
+    api::{Reason, grant::GrantType},
     oauth::Refusal,
 };
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Blocker, Decision, IssueReason, Observed, checks, commands::Subject};
 use crate::api::{
     MailCredential, Reason,
-    credential::GrantType,
+    grant::GrantType,
     names::{self, rfc3339},
     status::{AuthorizationStatus, GrantStatus},
 };

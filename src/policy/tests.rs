@@ -258,7 +258,7 @@ fn an_attempt_is_made_with_the_spec_the_reissue_and_the_provider() {
     let of = |change: fn(&mut crate::api::MailCredential), provider: &str| {
         let mut credential = fixtures::credential();
         change(&mut credential);
-        super::inputs::attempt(&credential, provider)
+        super::inputs::attempt(&credential, provider, &[])
     };
     let plain = of(|_| (), "p");
     let note = |credential: &mut crate::api::MailCredential, key: &str| {
@@ -267,9 +267,9 @@ fn an_attempt_is_made_with_the_spec_the_reissue_and_the_provider() {
     assert_eq!(plain, of(|credential| credential.metadata.labels = Some([("a".into(), "b".into())].into()), "p"));
     let mut annotated = fixtures::credential();
     note(&mut annotated, "team");
-    assert_eq!(plain, super::inputs::attempt(&annotated, "p"));
+    assert_eq!(plain, super::inputs::attempt(&annotated, "p", &[]));
     note(&mut annotated, "mailtoken.dev/reissue");
-    assert_ne!(plain, super::inputs::attempt(&annotated, "p"));
+    assert_ne!(plain, super::inputs::attempt(&annotated, "p", &[]));
     assert_ne!(plain, of(|credential| credential.metadata.generation = Some(2), "p"));
     assert_ne!(plain, of(|_| (), "q"));
 }

@@ -9,7 +9,8 @@ use super::{Case, Profile, TokenSource};
 use crate::{
     api::{
         Reason,
-        credential::{GrantType, Protocol},
+        credential::Protocol,
+        grant::GrantType,
         provider::{Cloud, Microsoft, ProviderSpec, Security, Server, Servers},
     },
     oauth::{Refusal, discovery::Endpoints},

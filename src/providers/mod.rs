@@ -9,7 +9,8 @@ use k8s_openapi::jiff::SignedDuration;
 
 use crate::{
     api::{
-        credential::{GrantType, Protocol},
+        credential::Protocol,
+        grant::GrantType,
         provider::{ProviderSpec, Server, Servers},
     },
     oauth::{Claims, Refusal, discovery::Endpoints},

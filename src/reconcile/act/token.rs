@@ -6,7 +6,7 @@ use secrecy::SecretString;
 
 use super::{Attempt, Step, unkept};
 use crate::{
-    api::{Reason, credential::GrantType},
+    api::{Reason, grant::GrantType},
     idp::Exchange,
     oauth::{ClientAuth, GrantProof, Refusal, TokenAnswer, client_auth::read_secret, token::Rotated},
     policy::{checks, commands::Subject, grant::Grant, status::Notice},
