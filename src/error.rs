@@ -42,6 +42,15 @@ pub enum Error {
         #[source]
         source: kube::Error,
     },
+    /// A finalizer could not be written.
+    #[error("writing the finalizer of {name}")]
+    WriteFinalizer {
+        /// `kind namespace/name`.
+        name: String,
+        /// Why.
+        #[source]
+        source: kube::Error,
+    },
     /// The reconcile of an object panicked; others go on.
     #[error("the reconcile of {name} panicked")]
     Panicked {
@@ -58,6 +67,7 @@ impl Error {
             Self::ReadConfigMap { .. } => "read_config_map",
             Self::DeleteSecret { .. } => "delete_secret",
             Self::WriteStatus { .. } => "write_status",
+            Self::WriteFinalizer { .. } => "write_finalizer",
             Self::Panicked { .. } => "panic",
         }
     }

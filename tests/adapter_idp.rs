@@ -285,7 +285,7 @@ async fn a_closed_port_is_told() {
     drop(listener);
     let error = send(&client_with(settings(), &Authority::new()), &url).await.unwrap_err();
     let detail = "connection refused".to_owned();
-    assert_eq!(error, TransportError::Connection { host: "127.0.0.1".to_owned(), detail });
+    assert_eq!(error, TransportError::Connection { host: "127.0.0.1".to_owned(), detail, connected: false });
 }
 
 // ---- trust --------------------------------------------------------------------------------------------------------

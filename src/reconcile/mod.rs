@@ -4,6 +4,7 @@
 pub mod act;
 pub mod bundles;
 pub mod custody;
+mod farewell;
 pub mod material;
 pub mod memory;
 pub mod observe;
@@ -108,13 +109,13 @@ const REPAIR_AGAIN: k8s_openapi::jiff::SignedDuration = k8s_openapi::jiff::Signe
 /// # Errors
 /// What Kubernetes would not do. Everything else is a condition.
 pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>) -> Result<Action, Error> {
-    if credential.metadata.deletion_timestamp.is_some() {
-        context.memory.forget(checks::uid(&credential));
-        return Ok(Action::await_change());
-    }
     if !context.leadership.is_leader() {
         return Ok(Action::await_change());
     }
+    if let Some(deleted) = credential.metadata.deletion_timestamp.clone() {
+        return Ok(farewell::farewell(credential, deleted.0, &context));
+    }
+    let credential = farewell::finalizer(credential, &context).await?;
     let Some(mut observed) = observe::observe(credential, &context).await? else {
         return Ok(Action::await_change());
     };

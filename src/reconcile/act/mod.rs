@@ -7,7 +7,10 @@ use futures::FutureExt as _;
 use kube::ResourceExt as _;
 
 mod device;
+mod revoke;
 mod token;
+
+pub(super) use revoke::{Revocation, revoke};
 
 use super::{
     Context,
