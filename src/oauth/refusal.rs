@@ -1,6 +1,6 @@
 //! Refusals (RFC 6749 section 5.2): what a provider's "no" means, without anything of it that could hold a secret.
 
-use http::{Response, StatusCode, header};
+use http::{HeaderName, Response, StatusCode, header};
 use k8s_openapi::jiff::{SignedDuration, Timestamp, fmt::rfc2822, tz::TimeZone};
 use serde::Deserialize;
 
@@ -17,12 +17,16 @@ pub struct Refusal {
     pub http_status: Option<u16>,
     /// The OAuth error code, if there was one that looks like one.
     pub error: Option<OAuthError>,
-    /// The provider's own code, such as `AADSTS7000215`.
+    /// The provider's own code: Microsoft's `AADSTS7000215`, else its `suberror` or Google's `error_subtype`.
     pub provider_code: Option<String>,
     /// The id that the provider's support asks for.
     pub correlation_id: Option<String>,
     /// How long the provider asked to wait.
     pub retry_after: Option<SignedDuration>,
+    /// How far the provider's clock is ahead of ours, where that is more than [`SKEW_MIN`] either way.
+    pub skew: Option<SignedDuration>,
+    /// The answer says in words that an assertion came too early or too late.
+    pub untimely: bool,
     /// What to do about it, where the provider's knowledge goes beyond the reason's.
     pub advice: Option<&'static str>,
 }
@@ -38,6 +42,8 @@ impl Refusal {
             provider_code: None,
             correlation_id: None,
             retry_after: None,
+            skew: None,
+            untimely: false,
             advice: None,
         }
     }
@@ -93,14 +99,20 @@ impl OAuthError {
         &self.0
     }
 
-    /// RFC 6749 sections 4.1.2.1 and 5.2, RFC 8628 section 3.5, RFC 8707 section 2, OpenID Connect Core section 3.1.2.6.
+    /// RFC 6749 sections 4.1.2.1 and 5.2, RFC 8628 section 3.5, RFC 8707 section 2, OpenID Connect Core section 3.1.2.6;
+    /// `authorization_declined` is Microsoft's `access_denied`.
     fn reason(&self) -> Reason {
         match self.as_str() {
             "invalid_client" | "unauthorized_client" => Reason::InvalidClient,
             "invalid_grant" => Reason::InvalidGrant,
             "invalid_scope" | "invalid_target" => Reason::InvalidScope,
             "consent_required" => Reason::ConsentRequired,
-            "interaction_required" | "login_required" => Reason::AuthorizationRequired,
+            "interaction_required"
+            | "login_required"
+            | "access_denied"
+            | "authorization_declined"
+            | "authorization_pending"
+            | "expired_token" => Reason::AuthorizationRequired,
             "temporarily_unavailable" | "server_error" => Reason::ProviderUnavailable,
             "slow_down" => Reason::Throttled,
             _ => Reason::RequestRefused,
@@ -108,13 +120,18 @@ impl OAuthError {
     }
 }
 
-/// Reads an answer that grants nothing. `now` serves a `Retry-After` that names a date, where the answer has no `Date`.
+/// Clocks that differ by less are no reason for a refusal.
+pub const SKEW_MIN: SignedDuration = SignedDuration::from_mins(1);
+
+/// Reads an answer that grants nothing. `now` is when the request was sent: the answer's `Date` is held against it.
 pub fn read_refusal(response: &Response<impl AsRef<[u8]>>, now: Timestamp) -> Refusal {
     let status = response.status();
     let body: Option<Body> = serde_json::from_slice(response.body().as_ref()).ok();
     let error = body.as_ref().and_then(|body| body.error.as_ref());
     let code = error.and_then(|error| OAuthError::parse(error.as_str()?));
     let provider_code = body.as_ref().and_then(Body::provider_code);
+    let skew =
+        date(response, header::DATE).map(|theirs| theirs.duration_since(now)).filter(|skew| skew.abs() > SKEW_MIN);
 
     let reason = match (&code, error) {
         _ if status == StatusCode::TOO_MANY_REQUESTS => Reason::Throttled,
@@ -137,8 +154,10 @@ pub fn read_refusal(response: &Response<impl AsRef<[u8]>>, now: Timestamp) -> Re
         http_status: Some(status.as_u16()),
         error: code,
         provider_code,
+        untimely: body.as_ref().is_some_and(Body::is_untimely),
         correlation_id: body.and_then(|body| body.correlation_id).filter(|id| is_correlation_id(id)),
         retry_after: retry_after(response, now),
+        skew,
         advice: None,
     }
 }
@@ -152,26 +171,36 @@ fn suffix(provider_code: Option<&str>, status: StatusCode) -> String {
 
 /// `Retry-After` in both forms (RFC 9110 section 10.2.3); a date is counted from the answer's own `Date`.
 fn retry_after(response: &Response<impl AsRef<[u8]>>, now: Timestamp) -> Option<SignedDuration> {
-    let text = |name| response.headers().get(name)?.to_str().ok().map(str::trim);
-    let value = text(header::RETRY_AFTER)?;
+    let value = text(response, header::RETRY_AFTER)?;
     if let Ok(seconds) = value.parse::<u32>() {
         return Some(SignedDuration::from_secs(seconds.into()));
     }
     if value.bytes().all(|byte| byte.is_ascii_digit()) && !value.is_empty() {
         return Some(SignedDuration::from_secs(u32::MAX.into()));
     }
-    let date = |value: &str| Some(rfc2822::parse(value).ok()?.with_time_zone(TimeZone::UTC).timestamp());
-    let from = text(header::DATE).and_then(date).unwrap_or(now);
-    let wait = date(value)?.duration_since(from);
+    let from = date(response, header::DATE).unwrap_or(now);
+    let wait = date(response, header::RETRY_AFTER)?.duration_since(from);
     wait.is_positive().then_some(wait)
 }
 
-/// The members of an error response that are looked at; `error_description` only for Microsoft's code at its start.
+fn text(response: &Response<impl AsRef<[u8]>>, name: HeaderName) -> Option<&str> {
+    response.headers().get(name)?.to_str().ok().map(str::trim)
+}
+
+/// An HTTP date (RFC 9110 section 5.6.7).
+fn date(response: &Response<impl AsRef<[u8]>>, name: HeaderName) -> Option<Timestamp> {
+    Some(rfc2822::parse(text(response, name)?).ok()?.with_time_zone(TimeZone::UTC).timestamp())
+}
+
+/// The members of an error response that are looked at; `error_description` only for Microsoft's code at its start, and
+/// for Google's words about the time in an assertion.
 #[derive(Deserialize)]
 struct Body {
     error: Option<serde_json::Value>,
     error_description: Option<serde_json::Value>,
     error_codes: Option<serde_json::Value>,
+    suberror: Option<serde_json::Value>,
+    error_subtype: Option<serde_json::Value>,
     correlation_id: Option<String>,
 }
 
@@ -179,11 +208,25 @@ impl Body {
     fn provider_code(&self) -> Option<String> {
         let listed = || self.error_codes.as_ref()?.as_array()?.first()?.as_u64();
         let described = || {
-            let text = self.error_description.as_ref()?.as_str()?.strip_prefix("AADSTS")?;
+            let text = self.description()?.strip_prefix("AADSTS")?;
             text.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
         };
-        let number = listed().or_else(described)?;
-        (1_000..=999_999_999).contains(&number).then(|| format!("AADSTS{number}"))
+        let number = listed().or_else(described).filter(|number| (1_000..=999_999_999).contains(number));
+        let word = || {
+            let code = self.error_subtype.as_ref().or(self.suberror.as_ref())?.as_str()?;
+            OAuthError::parse(code).map(|OAuthError(code)| code)
+        };
+        number.map(|number| format!("AADSTS{number}")).or_else(word)
+    }
+
+    /// Google has no code for it: "Invalid JWT: Token must be a short-lived token (60 minutes) and in a reasonable
+    /// timeframe. Check your iat and exp values in the JWT claim."
+    fn is_untimely(&self) -> bool {
+        self.description().is_some_and(|text| text.starts_with("Invalid JWT") && text.contains("reasonable timeframe"))
+    }
+
+    fn description(&self) -> Option<&str> {
+        self.error_description.as_ref()?.as_str()
     }
 }
 
@@ -214,6 +257,11 @@ mod tests {
             ("interaction_required", Reason::AuthorizationRequired),
             ("temporarily_unavailable", Reason::ProviderUnavailable),
             ("server_error", Reason::ProviderUnavailable),
+            ("access_denied", Reason::AuthorizationRequired),
+            ("authorization_declined", Reason::AuthorizationRequired),
+            ("authorization_pending", Reason::AuthorizationRequired),
+            ("expired_token", Reason::AuthorizationRequired),
+            ("slow_down", Reason::Throttled),
             ("invalid_request", Reason::RequestRefused),
             ("never_heard_of", Reason::RequestRefused),
         ];
@@ -273,6 +321,43 @@ mod tests {
         assert_eq!(wait("1000000000000"), Some(i64::from(u32::MAX)));
         assert_eq!(wait("-5"), None);
         assert_eq!(wait("soon"), None);
+    }
+
+    #[test]
+    fn a_clock_that_differs_by_more_than_a_minute_is_seen_and_no_date_says_nothing() {
+        let skew = |date: Option<&str>| {
+            let builder = Response::builder().status(400);
+            let builder = date.into_iter().fold(builder, |builder, date| builder.header("date", date));
+            read_refusal(&builder.body(&br#"{"error":"invalid_grant"}"#[..]).unwrap(), now())
+                .skew
+                .map(|skew| skew.as_secs())
+        };
+        assert_eq!(skew(None), None);
+        assert_eq!(skew(Some("Sun, 06 Nov 1994 08:50:37 GMT")), None, "a minute is none");
+        assert_eq!(skew(Some("Sun, 06 Nov 1994 08:50:38 GMT")), Some(61));
+        assert_eq!(skew(Some("Sun, 06 Nov 1994 08:44:37 GMT")), Some(-300));
+        assert_eq!(skew(Some("yesterday")), None);
+    }
+
+    #[test]
+    fn a_subtype_is_a_code_only_if_it_is_a_plain_word() {
+        for (body, code) in [
+            (r#"{"error":"invalid_grant","error_subtype":"invalid_rapt"}"#, Some("invalid_rapt")),
+            (r#"{"error":"invalid_grant","suberror":"bad_token"}"#, Some("bad_token")),
+            (r#"{"error":"invalid_grant","suberror":"bad_token","error_codes":[70000]}"#, Some("AADSTS70000")),
+            (r#"{"error":"invalid_grant","error_subtype":"S3cr3t"}"#, None),
+            (r#"{"error":"invalid_grant","error_subtype":["invalid_rapt"]}"#, None),
+        ] {
+            assert_eq!(read(400, body).provider_code.as_deref(), code, "{body}");
+        }
+    }
+
+    #[test]
+    fn googles_words_about_time_are_understood_and_not_repeated() {
+        let body = r#"{"error":"invalid_grant","error_description":"Invalid JWT: Token must be a short-lived token (60 minutes) and in a reasonable timeframe. Check your iat and exp values in the JWT claim."}"#;
+        let refusal = read(400, body);
+        assert!(refusal.untimely && !format!("{refusal:?}").contains("timeframe"));
+        assert!(!read(400, r#"{"error":"invalid_grant","error_description":"Invalid JWT Signature."}"#).untimely);
     }
 
     proptest::proptest! {
