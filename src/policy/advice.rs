@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::commands::Subject;
+use super::commands::{Subject, quoted, word};
 use crate::{
     api::{Reason, grant::GrantType},
     oauth::Refusal,
@@ -61,13 +61,53 @@ fn sentence(text: &str) -> String {
     }
 }
 
-/// Fills an advice of `providers`: `{put}` is the command that puts another client secret into its place, `{merge}` the
-/// command that patches the provider (fields follow), `{client}` the client's id.
+/// Fills the `{placeholders}` of an advice of `providers`; other braces stand for themselves.
 fn filled(advice: &str, place: &Place) -> String {
-    advice
-        .replace("{put}", &put(place))
-        .replace("{merge}", &place.subject.merging())
-        .replace("{client}", &place.client_id)
+    let mut text = String::new();
+    let mut rest = advice;
+    while let Some((before, after)) = rest.split_once('{') {
+        text += before;
+        let filling = after.split_once('}').and_then(|(name, rest)| Some((filling(name, place)?, rest)));
+        match filling {
+            Some((value, after)) => {
+                text += &value;
+                rest = after;
+            }
+            None => {
+                text.push('{');
+                rest = after;
+            }
+        }
+    }
+    text + rest
+}
+
+/// What a placeholder stands for.
+fn filling(name: &str, place: &Place) -> Option<String> {
+    let federated = |part: fn(&Federated) -> &String, unknown: &str| {
+        place.federated.as_ref().map_or_else(|| unknown.to_owned(), |federated| part(federated).clone())
+    };
+    Some(match name {
+        // The command that puts another client secret into its place.
+        "put" => put(place),
+        // The command that puts another key file into its place.
+        "put_file" => match &place.secret {
+            Some((namespace, name, key)) => Subject::secret(namespace, name).put_source(key),
+            None => place.subject.command("edit"),
+        },
+        // The command that patches the provider, to be followed by the fields.
+        "merge" => place.subject.merging(),
+        "client" => word(&place.client_id),
+        "mailbox" => word(&place.mailbox),
+        // The command by which a person signs in anew.
+        "sign_in" => place.sign_in.clone(),
+        "issuer" => federated(|federated| &federated.issuer, "<issuer>"),
+        "subject" => federated(|federated| &federated.subject, "<subject>"),
+        "audience" => federated(|federated| &federated.audience, "<audience>"),
+        // The command that has Microsoft trust the federated identity.
+        "trust" => trust(place),
+        _ => return None,
+    })
 }
 
 fn put(place: &Place) -> String {
@@ -77,33 +117,61 @@ fn put(place: &Place) -> String {
     }
 }
 
+fn trust(place: &Place) -> String {
+    let Federated { issuer, subject, audience } = place.federated.clone().unwrap_or_else(|| Federated {
+        issuer: "<issuer>".to_owned(),
+        subject: "<subject>".to_owned(),
+        audience: "<audience>".to_owned(),
+    });
+    // Entra wants a name of its own for each, of letters, digits and dashes.
+    let account = subject.strip_prefix("system:serviceaccount:").unwrap_or("mail-token-broker");
+    let name: String = account.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(120).collect();
+    let fields = json!({"name": name, "issuer": issuer, "subject": subject, "audiences": [audience]});
+    format!(
+        "az ad app federated-credential create --id {} --parameters {}",
+        word(&place.client_id),
+        quoted(&fields.to_string())
+    )
+}
+
 /// What a reason asks for at any provider.
 fn general(reason: Reason, place: &Place) -> String {
-    let Place { provider, subject, secret, .. } = place;
+    let Place { provider, subject, sign_in, .. } = place;
     match reason {
-        Reason::InvalidClient | Reason::ClientSecretExpired => {
-            let id = subject.merge(&json!({"spec": {"client": {"id": "<client id>"}}}));
-            match secret {
-                Some(_) => format!(
-                    "The client secret or the client id is not right. Put the right secret in place with `{}`, or the \
-                     right id into the {provider} with `{id}`",
-                    put(place)
-                ),
-                None => format!(
-                    "The client id is not right, or the client may not do without a secret: correct the {provider} with \
-                     `{id}`, or name a secret in its spec.client.authentication"
-                ),
-            }
-        }
+        Reason::InvalidClient | Reason::ClientSecretExpired => client(place),
         Reason::InvalidScope => format!(
             "Ask for scopes that the provider knows with `{}`; an empty list asks for its defaults",
             place.scopes.merge(&json!({"spec": {"scopes": ["<scope>"]}}))
         ),
-        Reason::InvalidGrant => format!("The {provider} does not accept this grant: see its own log for why"),
+        Reason::InvalidGrant => grant(place),
+        Reason::ConsentRequired if place.grant.is_delegated() => format!(
+            "Nobody has consented to what the {provider} asks for: sign in with `{sign_in}` and accept, or have an \
+             administrator consent at the provider"
+        ),
         Reason::ConsentRequired => {
             format!("An administrator has to consent at the provider to what the {provider} asks for")
         }
-        Reason::AuthorizationRequired => "A person has to sign in at the provider".to_owned(),
+        Reason::AuthorizationRequired if place.grant.is_delegated() => {
+            format!("A person has to sign in as {}: `{sign_in}`", place.mailbox)
+        }
+        Reason::AuthorizationRequired => format!(
+            "The provider wants a person to sign in, which the grant {} has none for: exempt the client of the {provider} \
+             from the policy that asks for it, or use refreshToken or deviceCode",
+            place.grant.as_str()
+        ),
+        Reason::FederationMismatch => {
+            let [issuer, subject, audience] =
+                ["issuer", "subject", "audience"].map(|name| filling(name, place).unwrap_or_default());
+            format!(
+                "Have the provider trust tokens with the issuer {issuer}, the subject {subject} and the audience {audience} \
+                 for the client {}, to the letter; what was changed there just now may take some minutes",
+                place.client_id
+            )
+        }
+        Reason::ClockSkew => "Set the clock right of whichever is wrong, most often the node that the broker runs on: \
+                              `timedatectl` there says whether the clock is synchronised by NTP, and `timedatectl set-ntp \
+                              true` has it so. It is tried again by itself"
+            .to_owned(),
         Reason::Throttled => {
             "The provider wants fewer requests: the next is sent at status.nextAttemptTime, nothing needs to be done"
                 .to_owned()
@@ -125,10 +193,51 @@ fn general(reason: Reason, place: &Place) -> String {
     }
 }
 
+/// A client that is not accepted.
+fn client(place: &Place) -> String {
+    let Place { provider, subject, .. } = place;
+    let id = subject.merge(&json!({"spec": {"client": {"id": "<client id>"}}}));
+    match &place.secret {
+        Some(_) => format!(
+            "The client secret or the client id is not right. Put the right secret in place with `{}`, or the right id into \
+             the {provider} with `{id}`",
+            put(place)
+        ),
+        None => format!(
+            "The client id is not right, or the provider does not accept how the client proves itself: correct the \
+             {provider} with `{id}`, or see its spec.client.authentication against the registration"
+        ),
+    }
+}
+
+/// A grant that is not accepted.
+fn grant(place: &Place) -> String {
+    let Place { provider, credential, mailbox, sign_in, .. } = place;
+    match place.grant {
+        GrantType::ClientCredentials => format!("The {provider} does not accept this grant: see its own log for why"),
+        GrantType::RefreshToken | GrantType::DeviceCode => format!(
+            "The refresh token has ended, or is none of this client: it is kept, and tried again from time to time. Sign in \
+             again as {mailbox} with `{sign_in}`"
+        ),
+        GrantType::JwtBearer => format!(
+            "The provider does not accept the JWT of the client {} about {mailbox}: it has to know the mailbox, and the key \
+             that signs, and to let the client act for the mailbox",
+            place.client_id
+        ),
+        GrantType::TokenExchange => format!(
+            "The provider does not accept the subject token: put a fresh one into the Secret that `{} -o \
+             jsonpath='{{.spec.grant.tokenExchange.subjectToken.secretRef}}'` names",
+            credential.command("get")
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::jiff::{SignedDuration, Timestamp};
+
     use super::*;
-    use crate::api::credential::ProviderKind;
+    use crate::{api::credential::ProviderKind, oauth::refusal::read_refusal, providers::Case};
 
     fn place() -> Place {
         let subject = Subject::provider(ProviderKind::MailProvider, "shop", "m365");
@@ -166,12 +275,100 @@ mod tests {
         );
     }
 
+    const GRANTS: [GrantType; 5] = [
+        GrantType::ClientCredentials,
+        GrantType::RefreshToken,
+        GrantType::DeviceCode,
+        GrantType::JwtBearer,
+        GrantType::TokenExchange,
+    ];
+
     #[test]
     fn no_message_ends_in_the_air() {
-        for reason in Reason::ALL {
-            let text = explain(&Refusal::new(*reason, "what"), &place());
+        for (reason, grant) in Reason::ALL.iter().flat_map(|reason| GRANTS.map(|grant| (*reason, grant))) {
+            let text = explain(&Refusal::new(reason, "what"), &Place { grant, ..place() });
             assert!(text.starts_with("what.") && text.ends_with('.') && !text.contains(".."), "{text}");
             assert_eq!(text.matches('`').count() % 2, 0, "{text}");
         }
+    }
+
+    #[test]
+    fn who_has_to_sign_in_again_is_told_the_command() {
+        for grant in [GrantType::RefreshToken, GrantType::DeviceCode] {
+            for reason in [Reason::InvalidGrant, Reason::AuthorizationRequired, Reason::ConsentRequired] {
+                let text = explain(&Refusal::new(reason, "no"), &Place { grant, ..place() });
+                assert!(text.contains("`sign in`"), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_federated_identity_is_told_as_it_was_sent_with_the_command_that_trusts_it() {
+        let federated = Some(Federated {
+            issuer: "https://oidc.example.org".into(),
+            subject: "system:serviceaccount:shop:mailer".into(),
+            audience: "api://AzureADTokenExchange".into(),
+        });
+        let text = filled("{issuer}|{subject}|{audience}|{trust}", &Place { federated, ..place() });
+        assert_eq!(
+            text,
+            "https://oidc.example.org|system:serviceaccount:shop:mailer|api://AzureADTokenExchange|az ad app \
+             federated-credential create --id app-id --parameters '{\"audiences\":[\"api://AzureADTokenExchange\"],\
+             \"issuer\":\"https://oidc.example.org\",\"name\":\"shop-mailer\",\"subject\":\
+             \"system:serviceaccount:shop:mailer\"}'"
+        );
+    }
+
+    /// The messages for all that the presets have advice about.
+    fn advised() -> Vec<String> {
+        let thousands = [28, 50, 53, 65, 70, 80, 90, 500, 530, 650, 700, 900, 1002, 7000, 9001];
+        let codes = thousands.into_iter().flat_map(|thousand| thousand * 1000..(thousand + 1) * 1000);
+        let codes = codes.map(|code| ("invalid_grant", Some(format!("AADSTS{code}"))));
+        let errors = ["invalid_grant", "unauthorized_client", "admin_policy_enforced", "deleted_client"];
+        let errors =
+            errors.map(|error| (error, None)).into_iter().chain([("invalid_grant", Some("invalid_rapt".into()))]);
+        let mut messages = vec![];
+        for (preset, answers) in [("microsoft", codes.collect::<Vec<_>>()), ("google", errors.collect())] {
+            let settings = if preset == "google" { json!({}) } else { json!({"tenantID": "t"}) };
+            let spec = serde_json::from_value(json!({preset: settings, "client": {"id": "app"}})).unwrap();
+            let profile = crate::providers::profile(&spec).unwrap();
+            for ((error, code), grant) in
+                answers.iter().flat_map(|answer| profile.grants.iter().map(move |g| (answer, *g)))
+            {
+                let body = json!({"error": error}).to_string();
+                let answer = http::Response::builder().status(400).body(body).unwrap();
+                let mut refusal = read_refusal(&answer, Timestamp::UNIX_EPOCH);
+                refusal.provider_code.clone_from(code);
+                let grant_age = Some(SignedDuration::from_hours(7 * 24));
+                (profile.refine)(&mut refusal, &Case { grant, grant_age, assertion: false });
+                if refusal.advice.is_some() {
+                    messages.push(explain(&refusal, &Place { grant, ..place() }));
+                }
+            }
+        }
+        messages
+    }
+
+    #[test]
+    fn every_advice_is_filled_in_and_its_commands_are_fit_for_the_shell() {
+        let messages = advised();
+        assert!(messages.len() > 100, "only {}", messages.len());
+        let mut script = String::new();
+        for text in &messages {
+            assert_eq!(text.matches('`').count() % 2, 0, "{text}");
+            let open = text.split('{').skip(1).filter_map(|rest| rest.split_once('}'));
+            let left = open.filter(|(name, _)| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'));
+            assert_eq!(left.count(), 0, "{text}");
+            let commands = text.split('`').skip(1).step_by(2).filter(|code| code.contains(' '));
+            script.extend(commands.map(|command| format!("{command}\n")));
+        }
+        let shell = std::process::Command::new("sh").args(["-nc", &script]).output().unwrap();
+        assert!(shell.status.success(), "{}\n{script}", String::from_utf8_lossy(&shell.stderr));
+    }
+
+    #[test]
+    fn what_a_person_named_cannot_become_a_command() {
+        let place = Place { client_id: "$(reboot)".into(), ..place() };
+        assert_eq!(filled("az --id {client} {unknown} {", &place), "az --id '$(reboot)' {unknown} {");
     }
 }

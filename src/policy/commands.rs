@@ -76,6 +76,17 @@ impl Subject {
         format!("{} --from-file={key}=<file> --dry-run=client -o yaml | kubectl apply -f -", self.command("create"))
     }
 
+    /// The command that makes a Secret that the broker may read from a file, or replaces one that is there.
+    pub fn put_source(&self, key: &str) -> String {
+        let Self { namespace, name, .. } = self;
+        let namespace = namespace.as_deref().unwrap_or_default();
+        format!(
+            "kubectl -n {namespace} create secret generic {name} --from-file={key}=<file> --dry-run=client -o yaml | kubectl \
+             label --local -f - {}=true -o yaml | kubectl apply -f -",
+            names::LABEL_SOURCE
+        )
+    }
+
     /// `kubectl` with a verb and the object.
     pub fn command(&self, verb: &str) -> String {
         let namespace = self.namespace.as_ref().map(|namespace| format!("-n {namespace} ")).unwrap_or_default();
@@ -103,14 +114,33 @@ pub fn sign_in(credential: &MailCredential) -> String {
     }
 }
 
+/// One word for the shell, in quotes where it needs them.
+pub fn word(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/@+=".contains(&byte);
+    if !text.is_empty() && text.bytes().all(plain) { text.to_owned() } else { quoted(text) }
+}
+
 /// One word for the shell.
-fn quoted(text: &str) -> String {
+pub fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_word_is_quoted_only_where_the_shell_would_read_more_into_it() {
+        for (text, quoted) in [
+            ("2f1c6a0e-0000", "2f1c6a0e-0000"),
+            ("billing+x@contoso.com", "billing+x@contoso.com"),
+            ("$(id)", "'$(id)'"),
+            ("a b", "'a b'"),
+            ("", "''"),
+        ] {
+            assert_eq!(word(text), quoted);
+        }
+    }
 
     #[test]
     fn a_quote_in_a_mailbox_does_not_end_the_shells_word() {

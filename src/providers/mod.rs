@@ -1,19 +1,25 @@
-//! What is known about providers, as data: endpoints, scopes, mail servers, and what their error codes mean.
+//! What is known about providers, as data: endpoints, scopes, mail servers, what does not work, and what their error
+//! codes and tokens mean.
 //!
 //! To add a provider: a field in `api::provider::ProviderSpec`, a file here that makes its [`Profile`], an arm in
 //! [`profile`].
 
-pub mod microsoft;
+mod fastmail;
+mod generic;
+mod google;
+mod microsoft;
+mod yahoo;
 
 use k8s_openapi::jiff::SignedDuration;
 
 use crate::{
     api::{
+        Reason,
         credential::Protocol,
         grant::GrantType,
-        provider::{ProviderSpec, Server, Servers},
+        provider::{ProviderSpec, Security, Server, Servers},
     },
-    oauth::{Claims, Refusal, discovery::Endpoints},
+    oauth::{Claims, ClientAuth, Refusal, discovery::Endpoints},
 };
 
 /// A provider as its object describes it, presets filled in.
@@ -27,6 +33,8 @@ pub struct Profile {
     pub servers: Servers,
     /// The grants that work there.
     pub grants: &'static [GrantType],
+    /// What a person's sign-in takes besides the scopes for mail.
+    pub sign_in: SignIn,
     /// Its client secrets are never GUIDs, so one that is must be the secret's ID.
     pub guid_is_no_secret: bool,
     /// The scopes of the preset, by grant and protocols.
@@ -41,6 +49,15 @@ pub struct Profile {
     pub idle_life: Option<SignedDuration>,
 }
 
+/// What a person's sign-in takes besides the scopes for mail.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SignIn {
+    /// Scopes by which the answer says who signed in (OpenID Connect Core section 5.4). A refresh does not need them.
+    pub scopes: &'static [&'static str],
+    /// Parameters of the authorization request beyond those of RFC 6749 section 4.1.1.
+    pub parameters: &'static [(&'static str, &'static str)],
+}
+
 /// What a refusal was the answer to.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
@@ -48,6 +65,16 @@ pub struct Case {
     pub grant: GrantType,
     /// How long ago the refresh token that was refused was obtained from a person.
     pub grant_age: Option<SignedDuration>,
+    /// The client proved itself, or the grant, by a JWT, which holds times.
+    pub assertion: bool,
+}
+
+impl Case {
+    /// A request for a `grant` by a client that proved itself with `auth`.
+    pub fn new(grant: GrantType, auth: &ClientAuth, grant_age: Option<SignedDuration>) -> Self {
+        let timeless = matches!(auth, ClientAuth::Public | ClientAuth::SecretPost(_) | ClientAuth::SecretBasic(_));
+        Self { grant, grant_age, assertion: !timeless }
+    }
 }
 
 /// Where tokens come from.
@@ -73,6 +100,23 @@ impl TokenSource {
 }
 
 impl Profile {
+    /// A provider of which nothing more is known.
+    fn new(preset: &'static str, source: TokenSource, servers: Servers, grants: &'static [GrantType]) -> Self {
+        Self {
+            preset,
+            source,
+            servers,
+            grants,
+            sign_in: SignIn::default(),
+            guid_is_no_secret: false,
+            scopes: |_, _, _| vec![],
+            objection: |_, _, _| None,
+            refine: clock,
+            unsuitable: |_, _, _, _| None,
+            idle_life: None,
+        }
+    }
+
     /// The server for `protocol`, if one is known.
     pub fn server(&self, protocol: Protocol) -> Option<&Server> {
         match protocol {
@@ -88,35 +132,51 @@ pub fn profile(spec: &ProviderSpec) -> Option<Profile> {
     if let Some(settings) = &spec.microsoft {
         return Some(microsoft::profile(settings, &spec.servers));
     }
-    let (preset, source) = match (&spec.oidc, &spec.oauth2) {
-        (Some(oidc), None) => ("oidc", TokenSource::Discovery { issuer: oidc.issuer_url.clone() }),
-        (None, Some(oauth2)) => (
-            "oauth2",
-            TokenSource::Known(Endpoints {
-                token_url: oauth2.token_url.clone(),
-                device_authorization_url: oauth2.device_authorization_url.clone(),
-                revocation_url: oauth2.revocation_url.clone(),
-                authorization_url: None,
-            }),
-        ),
-        _ => return None,
-    };
-    Some(Profile {
-        preset,
-        source,
-        servers: spec.servers.clone(),
-        grants: &[
-            GrantType::ClientCredentials,
-            GrantType::RefreshToken,
-            GrantType::DeviceCode,
-            GrantType::JwtBearer,
-            GrantType::TokenExchange,
-        ],
-        guid_is_no_secret: false,
-        scopes: |_, _, _| vec![],
-        objection: |_, _, _| None,
-        refine: |_, _| {},
-        unsuitable: |_, _, _, _| None,
-        idle_life: None,
-    })
+    if spec.google.is_some() {
+        return Some(google::profile(&spec.servers));
+    }
+    if spec.yahoo.is_some() {
+        return Some(yahoo::profile(&spec.servers));
+    }
+    if spec.fastmail.is_some() {
+        return Some(fastmail::profile(&spec.servers));
+    }
+    generic::profile(spec)
 }
+
+/// The servers of a preset on the ports of RFC 6409, 8314 and 3501; those in the spec win. `hosts` are for SMTP, IMAP and POP3.
+fn servers(given: &Servers, hosts: Option<[&str; 3]>) -> Servers {
+    let [smtp, imap, pop3] = hosts.map_or([None; 3], |hosts| hosts.map(Some));
+    let server = |given: &Option<Server>, host: Option<&str>, port, security| {
+        given.clone().or_else(|| Some(Server { host: host?.to_owned(), port, security: Some(security) }))
+    };
+    Servers {
+        smtp: server(&given.smtp, smtp, 587, Security::StartTls),
+        imap: server(&given.imap, imap, 993, Security::Tls),
+        pop3: server(&given.pop3, pop3, 995, Security::Tls),
+    }
+}
+
+/// An assertion that is refused while the clocks differ was most likely found too old or too new. Without one, no time is
+/// sent, and the difference is only told.
+fn clock(refusal: &mut Refusal, case: &Case) {
+    let code = refusal.error.as_ref().map(|error| error.as_str());
+    if !matches!(code, Some("invalid_grant" | "invalid_client" | "invalid_request")) || is_throttled(refusal) {
+        return;
+    }
+    if let Some(skew) = refusal.skew {
+        let way = if skew.is_positive() { "ahead of" } else { "behind" };
+        refusal.what += &format!("; its clock is {} s {way} the broker's", skew.abs().as_secs());
+    }
+    if case.assertion && (refusal.skew.is_some() || refusal.untimely) {
+        refusal.reason = Reason::ClockSkew;
+    }
+}
+
+/// HTTP 429 says all that there is to say, whatever the body.
+fn is_throttled(refusal: &Refusal) -> bool {
+    refusal.http_status == Some(429)
+}
+
+#[cfg(test)]
+mod tests;

@@ -42,7 +42,7 @@ pub(super) async fn begin(attempt: &Attempt, auth: &ClientAuth) -> Step {
     let answer = attempt.send(wire).await?;
     let authorization = answer.and_then(|exchange| {
         let read = read_device_authorization(&exchange.response, exchange.sent_at);
-        read.map_err(|refusal| begun_in_vain(attempt.refined(refusal)))
+        read.map_err(|refusal| begun_in_vain(attempt.refined(refusal, auth)))
     });
     let authorization = match authorization {
         Ok(authorization) => authorization,

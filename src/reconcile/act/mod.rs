@@ -216,7 +216,7 @@ impl Attempt {
         };
         let timer = self.context.metrics.token_request(self.profile.preset);
         let exchange = self.send(wire).await?;
-        let answer = exchange.and_then(|exchange| Ok((self.read(&exchange)?, exchange)));
+        let answer = exchange.and_then(|exchange| Ok((self.read(&exchange, auth)?, exchange)));
         self.count(timer, answer.as_ref().map(|(answer, _)| answer));
         Some(answer)
     }
@@ -234,17 +234,17 @@ impl Attempt {
         }
     }
 
-    /// What an answer is worth.
-    fn read(&self, exchange: &Exchange) -> Result<TokenAnswer, Refusal> {
+    /// What the answer to a request with `auth` is worth.
+    fn read(&self, exchange: &Exchange, auth: &ClientAuth) -> Result<TokenAnswer, Refusal> {
         let answer = read_token_response(&exchange.response, exchange.sent_at, &self.scopes);
-        answer.map_err(|refusal| self.refined(refusal))
+        answer.map_err(|refusal| self.refined(refusal, auth))
     }
 
     /// A refusal with what is known of this provider.
-    fn refined(&self, mut refusal: Refusal) -> Refusal {
+    fn refined(&self, mut refusal: Refusal, auth: &ClientAuth) -> Refusal {
         let obtained = self.grant.as_ref().and_then(|grant| Some(grant.token()?.obtained_at));
         let grant_age = obtained.map(|at| self.context.clock.now().duration_since(at));
-        (self.profile.refine)(&mut refusal, &Case { grant: self.credential.spec.grant.kind(), grant_age });
+        (self.profile.refine)(&mut refusal, &Case::new(self.credential.spec.grant.kind(), auth, grant_age));
         refusal
     }
 

@@ -101,7 +101,7 @@ async fn spend(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth, cla
             Ok(exchange) => {
                 let rotated = Rotated::read(&exchange.response, exchange.sent_at);
                 let rotated = rotated.filter(|_| exchange.response.status().is_success());
-                let answer = attempt.read(&exchange);
+                let answer = attempt.read(&exchange, auth);
                 let garbage = answer.is_err() && exchange.response.status().is_success() && rotated.is_none();
                 if answer.is_ok() || rotated.is_some() {
                     let unsaved = Unsaved::Exchanged { claimed: held, rotated, used_at: exchange.sent_at };

@@ -1,0 +1,35 @@
+//! Fastmail.
+//!
+//! Sources: "OAuth" in Fastmail's documentation for developers, and Thunderbird's registration. Each refresh brings a new
+//! refresh token; using an old one again revokes the grant.
+
+use super::{Profile, TokenSource, servers};
+use crate::{
+    api::{
+        credential::Protocol,
+        grant::GrantType,
+        provider::{ProviderSpec, Servers},
+    },
+    oauth::discovery::Endpoints,
+};
+
+/// The profile of Fastmail.
+pub(super) fn profile(given: &Servers) -> Profile {
+    let source = TokenSource::Known(Endpoints {
+        token_url: "https://api.fastmail.com/oauth/refresh".to_owned(),
+        device_authorization_url: None,
+        revocation_url: Some("https://api.fastmail.com/oauth/revoke".to_owned()),
+        authorization_url: Some("https://api.fastmail.com/oauth/authorize".to_owned()),
+    });
+    let servers = servers(given, Some(["smtp.fastmail.com", "imap.fastmail.com", "pop.fastmail.com"]));
+    Profile { scopes, ..Profile::new("fastmail", source, servers, &[GrantType::RefreshToken]) }
+}
+
+fn scopes(_: &ProviderSpec, _: GrantType, protocols: &[Protocol]) -> Vec<String> {
+    let scope = |protocol: &Protocol| match protocol {
+        Protocol::Smtp => "https://www.fastmail.com/dev/protocol-smtp",
+        Protocol::Imap => "https://www.fastmail.com/dev/protocol-imap",
+        Protocol::Pop3 => "https://www.fastmail.com/dev/protocol-pop",
+    };
+    protocols.iter().map(|protocol| scope(protocol).to_owned()).collect()
+}

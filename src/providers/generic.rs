@@ -1,0 +1,56 @@
+//! Any OpenID Connect provider by discovery, and any OAuth 2.0 server by its endpoints.
+
+use super::{Profile, SignIn, TokenSource};
+use crate::{
+    api::{
+        grant::GrantType,
+        provider::{ClientAuthentication, ProviderSpec},
+    },
+    oauth::discovery::Endpoints,
+};
+
+/// Whether the server has the endpoints for them only shows there.
+const GRANTS: &[GrantType] = &[
+    GrantType::ClientCredentials,
+    GrantType::RefreshToken,
+    GrantType::DeviceCode,
+    GrantType::JwtBearer,
+    GrantType::TokenExchange,
+];
+
+/// The profile of `oidc` or `oauth2`, whichever the spec has.
+pub(super) fn profile(spec: &ProviderSpec) -> Option<Profile> {
+    let servers = spec.servers.clone();
+    match (&spec.oidc, &spec.oauth2) {
+        (Some(oidc), None) => {
+            let source = TokenSource::Discovery { issuer: oidc.issuer_url.clone() };
+            let sign_in = SignIn { scopes: &["openid"], parameters: &[] };
+            Some(Profile { sign_in, objection, ..Profile::new("oidc", source, servers, GRANTS) })
+        }
+        (None, Some(oauth2)) => {
+            let source = TokenSource::Known(Endpoints {
+                token_url: oauth2.token_url.clone(),
+                device_authorization_url: oauth2.device_authorization_url.clone(),
+                revocation_url: oauth2.revocation_url.clone(),
+                authorization_url: None,
+            });
+            Some(Profile { objection, ..Profile::new("oauth2", source, servers, GRANTS) })
+        }
+        _ => None,
+    }
+}
+
+fn objection(spec: &ProviderSpec, grant: GrantType, _: &[String]) -> Option<String> {
+    let endpoint = |oauth2: &crate::api::provider::OAuth2| oauth2.device_authorization_url.is_some();
+    let signs = |entry: &ClientAuthentication| entry.private_key_jwt.is_some();
+    match grant {
+        GrantType::DeviceCode if !spec.oauth2.as_ref().is_none_or(endpoint) => Some(
+            "the grant deviceCode needs an endpoint: name it in spec.oauth2.deviceAuthorizationURL of the provider".to_owned(),
+        ),
+        GrantType::JwtBearer if !spec.client.authentication.iter().any(signs) => Some(
+            "the grant jwtBearer needs a key that signs: name a privateKeyJWT in spec.client.authentication of the provider"
+                .to_owned(),
+        ),
+        _ => None,
+    }
+}

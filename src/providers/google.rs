@@ -1,0 +1,178 @@
+//! Google Workspace and Gmail.
+//!
+//! Sources: "IMAP, POP, and SMTP", "OAuth 2.0 Mechanism" (Gmail documentation), "Using OAuth 2.0 for Server to Server
+//! Applications" and "Using OAuth 2.0 to Access Google APIs", section "Refresh token expiration" (Google Identity
+//! documentation).
+
+use k8s_openapi::jiff::SignedDuration;
+
+use super::{Case, Profile, SignIn, TokenSource, clock, is_throttled, servers};
+use crate::{
+    api::{
+        Reason,
+        grant::GrantType,
+        provider::{ClientAuthentication, ProviderSpec, Servers},
+    },
+    oauth::{Refusal, discovery::Endpoints},
+};
+
+/// The one scope for SMTP, IMAP and POP3.
+const MAIL: &str = "https://mail.google.com/";
+/// IMAP only, for service accounts with domain-wide delegation.
+const IMAP_ADMIN: &str = "https://www.googleapis.com/auth/gmail.imap_admin";
+/// A refresh token that is not used for six months ends.
+const IDLE_LIFE: SignedDuration = SignedDuration::from_hours(180 * 24);
+/// An app in the publishing status "Testing" gets refresh tokens for seven days. Renewals come an hour apart at most, so
+/// the refusal comes soon after.
+const TESTING: [SignedDuration; 2] = [SignedDuration::from_hours(6 * 24 + 12), SignedDuration::from_hours(7 * 24 + 12)];
+
+/// The profile of Google.
+pub(super) fn profile(given: &Servers) -> Profile {
+    let source = TokenSource::Known(Endpoints {
+        token_url: "https://oauth2.googleapis.com/token".to_owned(),
+        // Its device flow has no scope for mail.
+        device_authorization_url: None,
+        revocation_url: Some("https://oauth2.googleapis.com/revoke".to_owned()),
+        authorization_url: Some("https://accounts.google.com/o/oauth2/v2/auth".to_owned()),
+    });
+    let servers = servers(given, Some(["smtp.gmail.com", "imap.gmail.com", "pop.gmail.com"]));
+    Profile {
+        // Without these there is a refresh token at the first consent only.
+        sign_in: SignIn {
+            scopes: &["openid", "email"],
+            parameters: &[("access_type", "offline"), ("prompt", "consent")],
+        },
+        scopes: |_, _, _| vec![MAIL.to_owned()],
+        objection,
+        refine,
+        idle_life: Some(IDLE_LIFE),
+        ..Profile::new("google", source, servers, &[GrantType::RefreshToken, GrantType::JwtBearer])
+    }
+}
+
+fn objection(spec: &ProviderSpec, grant: GrantType, scopes: &[String]) -> Option<String> {
+    let entries = &spec.client.authentication;
+    let has = |way: fn(&ClientAuthentication) -> bool| entries.iter().any(way);
+    let missing = match grant {
+        GrantType::JwtBearer if !has(|entry| entry.service_account_key.is_some()) => {
+            Some("the grant jwtBearer signs with a service account's key: name its key file as serviceAccountKey")
+        }
+        GrantType::RefreshToken if !entries.is_empty() && !has(|entry| entry.client_secret.is_some()) => Some(
+            "the grant refreshToken is that of an OAuth client, which a service account is not: name the client in \
+             spec.client.id and its clientSecret",
+        ),
+        _ => None,
+    };
+    if let Some(missing) = missing {
+        return Some(format!("{missing} in spec.client.authentication of the provider"));
+    }
+    (!scopes.iter().any(|scope| [MAIL, IMAP_ADMIN].contains(&scope.as_str()))).then(|| {
+        format!("Google lets SMTP, IMAP and POP3 in with the scope {MAIL} alone: leave scopes empty, or set just that")
+    })
+}
+
+/// Google has few codes, so what a refusal means depends on the grant.
+fn refine(refusal: &mut Refusal, case: &Case) {
+    if is_throttled(refusal) {
+        return;
+    }
+    clock(refusal, case);
+    if refusal.reason == Reason::ClockSkew {
+        return;
+    }
+    let error = refusal.error.as_ref().map(|error| error.as_str());
+    let is_testing = case.grant_age.is_some_and(|age| TESTING[0] <= age && age <= TESTING[1]);
+    let meaning = match (error, refusal.provider_code.as_deref(), case.grant) {
+        (Some("unauthorized_client"), _, GrantType::JwtBearer) => (Reason::ConsentRequired, NOT_DELEGATED),
+        (Some("invalid_grant"), _, GrantType::JwtBearer) => (Reason::InvalidGrant, JWT_REFUSED),
+        (Some("invalid_grant"), Some("invalid_rapt"), _) => (Reason::AuthorizationRequired, SESSION_CONTROL),
+        (Some("invalid_grant"), _, GrantType::RefreshToken) if is_testing => (Reason::InvalidGrant, IN_TESTING),
+        (Some("invalid_grant"), _, GrantType::RefreshToken) => (Reason::InvalidGrant, TOKEN_ENDED),
+        (Some("admin_policy_enforced"), ..) => (Reason::ConsentRequired, BLOCKED_BY_ADMIN),
+        (Some("deleted_client" | "disabled_client"), ..) => (Reason::InvalidClient, CLIENT_GONE),
+        _ => return,
+    };
+    let (reason, advice) = meaning;
+    refusal.reason = reason;
+    refusal.advice = Some(advice);
+}
+
+const NOT_DELEGATED: &str = "A super administrator has to let the service account act for mailboxes: on \
+     https://admin.google.com/ac/owl/domainwidedelegation add the number `client_id` of the key file as Client ID, with \
+     the scope https://mail.google.com/ (or those in spec.scopes, to the letter). It may take some minutes, and a day at \
+     the most";
+const JWT_REFUSED: &str = "Google does not accept the JWT for {mailbox}. That has to be a mailbox of the Workspace, not an \
+     alias or a group, and not suspended (https://admin.google.com/ac/users); the service account and its key have to be \
+     there still, and enabled (https://console.cloud.google.com/iam-admin/serviceaccounts): a new key file is put in \
+     place with `{put_file}`";
+const SESSION_CONTROL: &str = "The session control of the Workspace wants the person to sign in again and again: mark the \
+     app as trusted, so that it is exempt, on https://admin.google.com/ac/security/reauth/admin-tools, then sign in with \
+     `{sign_in}`";
+const IN_TESTING: &str = "The sign-in was seven days ago, which is how long it lasts for an app in Testing. Publish the app, \
+     or make it Internal, on https://console.cloud.google.com/auth/audience, then sign in with `{sign_in}`; a service \
+     account with jwtBearer needs no sign-in at all";
+const TOKEN_ENDED: &str = "The refresh token has ended: the person or an administrator revoked it, the password changed, it \
+     was not used for six months, or the account has more than 100 sign-ins with this client, of which the oldest end. \
+     Sign in again with `{sign_in}`";
+const BLOCKED_BY_ADMIN: &str = "A policy of the Workspace blocks the app: an administrator has to trust it, by its Client \
+     ID {client}, on https://admin.google.com/ac/owl/list?tab=configuredApps";
+const CLIENT_GONE: &str = "The OAuth client was deleted or disabled: see \
+     https://console.cloud.google.com/auth/clients, and name another with `{merge} \
+     '{\"spec\":{\"client\":{\"id\":\"<client id>\"}}}'`";
+
+#[cfg(test)]
+mod tests {
+    use GrantType::{JwtBearer, RefreshToken};
+    use k8s_openapi::jiff::Timestamp;
+    use serde_json::json;
+
+    use super::*;
+    use crate::oauth::refusal::read_refusal;
+
+    fn understood(body: &serde_json::Value, grant: GrantType, hours: i64) -> Refusal {
+        let response = http::Response::builder().status(400).body(body.to_string()).unwrap();
+        let mut refusal = read_refusal(&response, Timestamp::UNIX_EPOCH);
+        let grant_age = Some(SignedDuration::from_hours(hours));
+        refine(&mut refusal, &Case { grant, grant_age, assertion: grant == JwtBearer });
+        refusal
+    }
+
+    #[test]
+    fn each_error_has_its_reason_and_its_next_step() {
+        let invalid_jwt = "Invalid JWT: Token must be a short-lived token (60 minutes) and in a reasonable timeframe.";
+        for (body, grant, reason, part) in [
+            (json!({"error": "unauthorized_client"}), JwtBearer, Reason::ConsentRequired, "domainwidedelegation"),
+            (json!({"error": "unauthorized_client"}), RefreshToken, Reason::InvalidClient, ""),
+            (json!({"error": "invalid_grant"}), JwtBearer, Reason::InvalidGrant, "{mailbox}"),
+            (json!({"error": "invalid_grant", "error_description": invalid_jwt}), JwtBearer, Reason::ClockSkew, ""),
+            (
+                json!({"error": "invalid_grant", "error_subtype": "invalid_rapt"}),
+                RefreshToken,
+                Reason::AuthorizationRequired,
+                "session control",
+            ),
+            (json!({"error": "invalid_grant"}), RefreshToken, Reason::InvalidGrant, "100 sign-ins"),
+            (json!({"error": "admin_policy_enforced"}), RefreshToken, Reason::ConsentRequired, "{client}"),
+            (json!({"error": "deleted_client"}), RefreshToken, Reason::InvalidClient, "{merge}"),
+            (json!({"error": "invalid_client"}), RefreshToken, Reason::InvalidClient, ""),
+            (json!({"error": "server_error"}), JwtBearer, Reason::ProviderUnavailable, ""),
+        ] {
+            let refusal = understood(&body, grant, 1000);
+            assert_eq!(refusal.reason, reason, "{body} {grant:?}");
+            match refusal.advice {
+                Some(advice) => assert!(!part.is_empty() && advice.contains(part), "{body}: {advice}"),
+                None => assert_eq!(part, "", "{body}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_refresh_token_that_ends_after_a_week_is_that_of_an_app_in_testing() {
+        let body = json!({"error": "invalid_grant"});
+        for (hours, testing) in [(6 * 24, false), (156, true), (7 * 24 + 1, true), (180, true), (181, false)] {
+            let advice = understood(&body, RefreshToken, hours).advice.unwrap();
+            assert_eq!(advice == IN_TESTING, testing, "{hours} h");
+        }
+        assert_eq!(understood(&body, JwtBearer, 7 * 24).advice, Some(JWT_REFUSED));
+    }
+}

@@ -1,0 +1,282 @@
+//! What AADSTS codes say beyond the OAuth error ("Microsoft Entra authentication and authorization error codes").
+//!
+//! Microsoft may change codes without notice, so they only choose between reasons and words; a code that is not here
+//! leaves the OAuth error's meaning.
+
+use k8s_openapi::jiff::SignedDuration;
+
+use super::super::{Case, clock, is_throttled};
+use crate::{
+    api::{Reason, grant::GrantType},
+    oauth::Refusal,
+};
+
+/// A group of codes.
+struct Group {
+    codes: &'static [u32],
+    /// What they mean here.
+    reason: Reason,
+    /// What to do beyond what the reason itself says; may be empty.
+    mend: &'static str,
+    /// What to do where a person signed in, if that is something else.
+    delegated: Option<&'static str>,
+}
+
+/// Who has run into the loop detection has to stay away for a while ("Client throttling", MSAL's documentation).
+const LOOP_REST: SignedDuration = SignedDuration::from_mins(1);
+
+/// What a refusal's code makes of it.
+pub(super) fn refine(refusal: &mut Refusal, case: &Case) {
+    let number = refusal.provider_code.as_deref().and_then(|code| code.strip_prefix("AADSTS")?.parse::<u32>().ok());
+    let Some((number, group)) = number.and_then(|number| Some((number, find(number)?))) else {
+        return clock(refusal, case);
+    };
+    if is_throttled(refusal) {
+        return;
+    }
+    refusal.reason = group.reason;
+    let mend = group.delegated.filter(|_| case.grant != GrantType::ClientCredentials).unwrap_or(group.mend);
+    refusal.advice = (!mend.is_empty()).then_some(mend);
+    if number == 50196 {
+        refusal.retry_after = refusal.retry_after.max(Some(LOOP_REST));
+    }
+}
+
+fn find(number: u32) -> Option<&'static Group> {
+    GROUPS.iter().find(|group| group.codes.contains(&number))
+}
+
+const fn group(codes: &'static [u32], reason: Reason, mend: &'static str) -> Group {
+    Group { codes, reason, mend, delegated: None }
+}
+
+const GROUPS: &[Group] = &[
+    group(&[50196, 90055], Reason::Throttled, ""),
+    group(
+        &[50033, 50087, 50088, 70012, 80001, 80002, 80005, 80014, 90006, 90012, 90024, 90033, 90090],
+        Reason::ProviderUnavailable,
+        "",
+    ),
+    group(
+        &[7000215],
+        Reason::InvalidClient,
+        "The client secret is not right: put its Value (Entra shows it once, beside the Secret ID, which is a GUID) in \
+         place with `{put}`; `az ad app credential reset --id {client} --append` makes a new one. One that was made just \
+         now takes some minutes to work",
+    ),
+    group(
+        &[7000222],
+        Reason::ClientSecretExpired,
+        "The client secret has ended: put a new one in place with `{put}`; `az ad app credential reset --id {client} \
+         --append` makes one",
+    ),
+    group(
+        &[50013, 700021, 700023, 700027],
+        Reason::InvalidClient,
+        "Entra does not accept what the client's key has signed: let it know the certificate with `az ad app credential \
+         reset --id {client} --append --cert @tls.crt`, where tls.crt is the one in \
+         spec.client.authentication[].privateKeyJWT.certificateRef; one that was added just now takes some minutes",
+    ),
+    group(&[700024], Reason::ClockSkew, ""),
+    group(
+        &[700016],
+        Reason::InvalidClient,
+        "The tenant does not know spec.client.id: set it to the Application (client) ID with `{merge} \
+         '{\"spec\":{\"client\":{\"id\":\"<application id>\"}}}'`; if it is right, spec.microsoft.tenantID is not the \
+         tenant that the app is registered in. An app that was registered just now takes some minutes to be known",
+    ),
+    group(
+        &[90002],
+        Reason::RequestRefused,
+        "There is no such tenant: name the right one with `{merge} \
+         '{\"spec\":{\"microsoft\":{\"tenantID\":\"<tenant id or domain>\"}}}'`",
+    ),
+    group(
+        &[90038, 900382, 900432],
+        Reason::InvalidClient,
+        "The tenant is in another of Microsoft's clouds (USGov, USGovDoD or China): name it with `{merge} \
+         '{\"spec\":{\"microsoft\":{\"cloud\":\"<cloud>\"}}}'`",
+    ),
+    group(
+        &[70001, 7000112],
+        Reason::InvalidClient,
+        "The application is disabled in this tenant: enable it with `az ad sp update --id {client} --set \
+         accountEnabled=true`",
+    ),
+    group(
+        &[700025],
+        Reason::InvalidClient,
+        "The application is registered as a public client: empty the list with `{merge} \
+         '{\"spec\":{\"client\":{\"authentication\":[]}}}'`, or change the registration",
+    ),
+    Group {
+        codes: &[7000218],
+        reason: Reason::InvalidClient,
+        mend: "The application has to prove itself: name a client secret, a key or a ServiceAccount in \
+               spec.client.authentication of the provider",
+        delegated: Some(
+            "The application has to prove itself, or be registered as a public client with `az ad app update --id \
+             {client} --is-fallback-public-client true`; else name its secret in spec.client.authentication of the provider",
+        ),
+    },
+    group(
+        &[70021, 70025, 700211, 700212, 700213],
+        Reason::FederationMismatch,
+        "The application trusts no token with just this issuer, subject and audience: {issuer}, {subject}, {audience}. \
+         Let it with `{trust}`; upper and lower case count. What was changed just now takes some minutes to be known",
+    ),
+    group(&[28000, 28002, 70011, 700022, 1002012], Reason::InvalidScope, ""),
+    group(
+        &[500011],
+        Reason::InvalidScope,
+        "The tenant has no service principal for Exchange Online: check spec.microsoft.cloud of the provider, and that \
+         the tenant has an Exchange licence",
+    ),
+    Group {
+        codes: &[65001, 90094, 650056, 650057],
+        reason: Reason::ConsentRequired,
+        mend: "Add the application permission SMTP.SendAsApp (IMAP.AccessAsApp, POP.AccessAsApp) of Office 365 Exchange \
+               Online to the app, then `az ad app permission admin-consent --id {client}`; what was consented to just now \
+               takes some minutes to count",
+        delegated: Some(
+            "Nobody has consented that the app may use this mailbox: sign in with `{sign_in}` and accept, or, where the \
+             tenant leaves that to administrators, `az ad app permission admin-consent --id {client}`",
+        ),
+    },
+    group(
+        &[65004],
+        Reason::ConsentRequired,
+        "The person has declined what the app asks for: sign in again with `{sign_in}` and accept",
+    ),
+    group(
+        &[50194, 90130, 9001023],
+        Reason::RequestRefused,
+        "This works in one tenant only: name it with `{merge} \
+         '{\"spec\":{\"microsoft\":{\"tenantID\":\"<tenant id or domain>\"}}}'`",
+    ),
+    group(
+        &[70008, 700082, 700084],
+        Reason::InvalidGrant,
+        "The refresh token has ended: it was not used for 90 days, or (for a single-page application) is older than a \
+         day. Sign in again with `{sign_in}`",
+    ),
+    group(
+        &[50173, 70000],
+        Reason::InvalidGrant,
+        "The refresh token was revoked, or is none of this application: sign-ins end when the password changes, and when \
+         an administrator revokes them. Sign in again with `{sign_in}`",
+    ),
+    group(
+        &[70043],
+        Reason::InvalidGrant,
+        "A Conditional Access policy wants a new sign-in from time to time (its sign-in frequency): exempt {mailbox} or \
+         the app from it, then sign in again with `{sign_in}`",
+    ),
+    group(
+        &[50055, 50132, 50133],
+        Reason::InvalidGrant,
+        "The password of {mailbox} has expired or was changed: sign in again with `{sign_in}`",
+    ),
+    group(
+        &[50057],
+        Reason::InvalidGrant,
+        "The account {mailbox} is disabled: enable it with `az ad user update --id {mailbox} --account-enabled true`",
+    ),
+    Group {
+        codes: &[50074, 50076, 50078, 50079],
+        reason: Reason::AuthorizationRequired,
+        mend: "",
+        delegated: Some(
+            "{mailbox} has to give a second factor: sign in again with `{sign_in}`, or exempt this account from it in the \
+             tenant's Conditional Access policies",
+        ),
+    },
+    Group {
+        codes: &[53000, 53001, 53002, 53003, 530032],
+        reason: Reason::AuthorizationRequired,
+        mend: "A Conditional Access policy for workload identities blocks the application: an administrator finds which in \
+               the sign-in log of https://entra.microsoft.com, by the correlationID in status.lastError, and exempts it",
+        delegated: Some(
+            "A Conditional Access policy blocks the sign-in of {mailbox}: an administrator finds which in the sign-in log \
+             of https://entra.microsoft.com, by the correlationID in status.lastError, and exempts it; then sign in again \
+             with `{sign_in}`",
+        ),
+    },
+    group(&[70016], Reason::AuthorizationRequired, ""),
+    group(
+        &[70018, 70019, 90120],
+        Reason::AuthorizationRequired,
+        "The code for the sign-in has ended or was used before: get another with `{sign_in}`",
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use GrantType::{ClientCredentials, DeviceCode, RefreshToken};
+
+    use super::*;
+
+    fn understood(code: u32, grant: GrantType) -> Refusal {
+        let mut refusal = Refusal::new(Reason::RequestRefused, "x");
+        refusal.provider_code = Some(format!("AADSTS{code}"));
+        refine(&mut refusal, &Case { grant, grant_age: None, assertion: false });
+        refusal
+    }
+
+    #[test]
+    fn each_code_has_its_reason() {
+        for (reason, codes) in [
+            (Reason::Throttled, &[50196, 90055][..]),
+            (
+                Reason::ProviderUnavailable,
+                &[50033, 50087, 50088, 70012, 80001, 80002, 80005, 80014, 90006, 90012, 90024, 90033, 90090],
+            ),
+            (Reason::InvalidClient, &[7000215, 700027, 700025, 7000218, 70001, 7000112, 700016, 90038, 900382, 900432]),
+            (Reason::ClientSecretExpired, &[7000222]),
+            (Reason::ClockSkew, &[700024]),
+            (Reason::RequestRefused, &[90002, 9001023, 50194, 90130]),
+            (Reason::InvalidScope, &[70011, 28002, 500011, 700022]),
+            (Reason::ConsentRequired, &[650056, 650057, 65001, 90094, 65004]),
+            (Reason::FederationMismatch, &[70021, 700211, 700212, 700213]),
+            (Reason::InvalidGrant, &[700082, 70008, 700084, 50173, 70043, 70000, 50055, 50132, 50133, 50057]),
+            (
+                Reason::AuthorizationRequired,
+                &[50076, 50078, 50079, 50074, 53000, 53001, 53002, 53003, 530032, 70016, 70019, 70018, 90120],
+            ),
+        ] {
+            for code in codes {
+                assert_eq!(understood(*code, RefreshToken).reason, reason, "{code}");
+                assert_eq!(understood(*code, ClientCredentials).reason, reason, "{code}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_code_stands_in_two_groups() {
+        let all: Vec<_> = GROUPS.iter().flat_map(|group| group.codes).collect();
+        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
+    }
+
+    #[test]
+    fn what_to_do_depends_on_who_the_token_is_for() {
+        for code in [65001, 53003] {
+            let [app, person] = [ClientCredentials, DeviceCode].map(|grant| understood(code, grant).advice.unwrap());
+            assert!(!app.contains("{sign_in}") && person.contains("{sign_in}"), "{code}");
+        }
+        assert_eq!(understood(50076, ClientCredentials).advice, None);
+    }
+
+    #[test]
+    fn the_loop_detection_is_given_a_minute_at_least() {
+        let wait = |asked: Option<i64>| {
+            let mut refusal = Refusal::new(Reason::InvalidGrant, "x");
+            refusal.provider_code = Some("AADSTS50196".into());
+            refusal.retry_after = asked.map(SignedDuration::from_secs);
+            refine(&mut refusal, &Case { grant: RefreshToken, grant_age: None, assertion: false });
+            refusal.retry_after.map(|wait| wait.as_secs())
+        };
+        assert_eq!([None, Some(5), Some(600)].map(wait), [Some(60), Some(60), Some(600)]);
+    }
+}

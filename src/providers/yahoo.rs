@@ -1,0 +1,25 @@
+//! Yahoo Mail.
+//!
+//! Sources: the discovery document of api.login.yahoo.com, and Yahoo's "IMAP and SMTP access" for developers. A new
+//! refresh token takes the place of the old one, and a change of the password ends it.
+
+use super::{Profile, TokenSource, servers};
+use crate::{
+    api::{grant::GrantType, provider::Servers},
+    oauth::discovery::Endpoints,
+};
+
+/// The profile of Yahoo.
+pub(super) fn profile(given: &Servers) -> Profile {
+    let source = TokenSource::Known(Endpoints {
+        token_url: "https://api.login.yahoo.com/oauth2/get_token".to_owned(),
+        device_authorization_url: None,
+        revocation_url: Some("https://api.login.yahoo.com/oauth2/revoke".to_owned()),
+        authorization_url: Some("https://api.login.yahoo.com/oauth2/request_auth".to_owned()),
+    });
+    let servers = servers(given, Some(["smtp.mail.yahoo.com", "imap.mail.yahoo.com", "pop.mail.yahoo.com"]));
+    Profile {
+        scopes: |_, _, _| vec!["mail-w".to_owned()],
+        ..Profile::new("yahoo", source, servers, &[GrantType::RefreshToken])
+    }
+}
