@@ -115,6 +115,6 @@ impl Attempt {
         let wire = wire.map_err(|error| unmade(&error))?;
         let leads_no_more = || Refusal::new(Reason::ProviderUnavailable, "another broker leads now");
         let exchange = self.send(wire).await.ok_or_else(leads_no_more)??;
-        read_revocation(&exchange.response, exchange.sent_at).map_err(|refusal| self.refined(refusal))
+        read_revocation(&exchange.response, exchange.sent_at).map_err(|refusal| self.refined(refusal, auth))
     }
 }
