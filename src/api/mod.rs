@@ -2,6 +2,7 @@
 //!
 //! This room depends on nothing else of ours.
 
+pub mod authentication;
 pub mod condition;
 pub mod credential;
 pub mod grant;

@@ -22,7 +22,7 @@ use thiserror::Error;
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 
 use super::client_auth::Occasion;
-use crate::api::provider::SigningAlgorithm;
+use crate::api::authentication::SigningAlgorithm;
 
 /// PEM beyond this is refused before it is parsed (CVE-2024-12401: parsing 856 kB took cert-manager 750 ms). The largest
 /// sensible key, RSA with 16,384 bits, has 13 kB.

@@ -174,7 +174,7 @@ pub(super) fn post(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{api::provider::SigningAlgorithm, oauth::assertion::SigningKey};
+    use crate::{api::authentication::SigningAlgorithm, oauth::assertion::SigningKey};
 
     fn request(auth: &ClientAuth, scopes: &[String]) -> Request<Vec<u8>> {
         request_with(GrantProof::ClientCredentials, auth, scopes)

@@ -5,6 +5,7 @@ pub mod checks;
 pub mod commands;
 pub mod grant;
 pub mod inputs;
+pub mod notices;
 pub mod observed;
 pub mod schedule;
 pub mod status;

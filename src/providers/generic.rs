@@ -2,10 +2,7 @@
 
 use super::{Profile, SignIn, TokenSource};
 use crate::{
-    api::{
-        grant::GrantType,
-        provider::{ClientAuthentication, ProviderSpec},
-    },
+    api::{authentication::ClientAuthentication, grant::GrantType, provider::ProviderSpec},
     oauth::discovery::Endpoints,
 };
 

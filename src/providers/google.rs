@@ -10,8 +10,9 @@ use super::{Case, Profile, SignIn, TokenSource, clock, is_throttled, servers};
 use crate::{
     api::{
         Reason,
+        authentication::ClientAuthentication,
         grant::GrantType,
-        provider::{ClientAuthentication, ProviderSpec, Servers},
+        provider::{ProviderSpec, Servers},
     },
     oauth::{Refusal, discovery::Endpoints},
 };

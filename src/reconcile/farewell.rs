@@ -19,7 +19,7 @@ use super::{
 use crate::{
     api::{MailCredential, Reason, Retry, credential::RevocationPolicy, names},
     error::{Error, told_by},
-    policy::{checks, status::Notice},
+    policy::{checks, notices::Notice},
 };
 
 /// How long revocation is tried, from the deletion on.

@@ -26,7 +26,7 @@ use crate::{
         credential::ProviderKind, names,
     },
     error::{Error, told_by},
-    policy::{Blocker, schedule, status::Notice},
+    policy::{Blocker, notices::Notice, schedule},
 };
 
 /// Brings one provider a step further.

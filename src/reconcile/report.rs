@@ -15,7 +15,8 @@ use crate::{
     error::{Error, told_by},
     policy::{
         Decision, Observed, checks,
-        status::{Notice, notices, status, tells_of_an_end},
+        notices::{Notice, notices},
+        status::{status, tells_of_an_end},
     },
 };
 use k8s_openapi::jiff::Timestamp;

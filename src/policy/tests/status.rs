@@ -7,8 +7,9 @@ use crate::{
     api::{Reason, status::MailCredentialStatus},
     policy::{
         decide,
+        notices::{Notice, notices},
         observed::Target,
-        status::{next_turn, notices, status},
+        status::{next_turn, status},
     },
 };
 
@@ -29,9 +30,8 @@ fn reason(status: &MailCredentialStatus, kind: &str) -> Option<String> {
 /// The Events for the turn from one case to the next: `Warning InvalidClient`.
 fn events(before: &Case, after: &Case) -> Vec<String> {
     let (before, after) = (told(before), told(after));
-    let line = |notice: crate::policy::status::Notice| {
-        format!("{} {}", if notice.warning { "Warning" } else { "Normal" }, notice.reason.as_str())
-    };
+    let line =
+        |notice: Notice| format!("{} {}", if notice.warning { "Warning" } else { "Normal" }, notice.reason.as_str());
     notices(&before, &after).into_iter().map(line).collect()
 }
 

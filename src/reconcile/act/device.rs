@@ -13,7 +13,7 @@ use crate::{
         },
         token::Rotated,
     },
-    policy::{checks, grant::SignIn, status::Notice},
+    policy::{checks, grant::SignIn, notices::Notice},
     reconcile::{
         custody::{self, SignInEnd, Unsaved},
         material::{self, Authentication},

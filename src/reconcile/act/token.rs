@@ -9,7 +9,7 @@ use crate::{
     api::{Reason, grant::GrantType},
     idp::Exchange,
     oauth::{ClientAuth, GrantProof, Refusal, TokenAnswer, client_auth::read_secret, token::Rotated},
-    policy::{checks, commands::Subject, grant::Grant, status::Notice},
+    policy::{checks, commands::Subject, grant::Grant, notices::Notice},
     reconcile::{
         custody::{self, Claimed, Unsaved},
         material::{self, Authentication},

@@ -3,6 +3,8 @@
 //! place is written before anything else is done with the answer, and none is ever deleted because of an error.
 
 mod secret;
+mod seed;
+mod sign_in;
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,15 +15,16 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 pub use self::secret::CustodyError;
 use self::secret::{Data, belongs, mark, open, put, unwritten};
-use super::{Context, material, memory::newer, publish};
+pub(super) use self::sign_in::{SignInEnd, begin_sign_in, device_code, end_sign_in};
+use super::{Context, memory::newer, publish};
 use crate::{
     api::{MailCredential, Reason, names},
     error::Error,
-    oauth::{client_auth::read_secret, token::Rotated},
+    oauth::token::Rotated,
     policy::{
         Blocker, checks,
         commands::{self, Subject},
-        grant::{self, Claim, Grant, Kept, Seed, SignIn, TokenNote},
+        grant::{self, Claim, Grant, Kept, TokenNote},
         observed::Provider,
     },
 };
@@ -88,7 +91,7 @@ pub(super) async fn observe(
             Err(owner) => (None, Some(owner)),
         },
     };
-    let seed = seed(credential, kept.as_ref(), context).await?;
+    let seed = seed::seed(credential, kept.as_ref(), context).await?;
     let uid = checks::uid(credential);
     let (unsaved, next_poll, code_over) =
         context.memory.with(uid, |entry| (entry.unsaved.is_some(), entry.next_poll, entry.code_over.clone()));
@@ -123,63 +126,6 @@ async fn meta(credential: &MailCredential, context: &Context) -> Result<Option<A
     Ok(publish::read(context, namespace, &name).await?.map(|secret| Arc::new(secret.metadata)))
 }
 
-/// The seed, if it has to be taken over, or why it cannot be.
-async fn seed(
-    credential: &MailCredential,
-    kept: Option<&Kept>,
-    context: &Context,
-) -> Result<Option<Result<Seed, Blocker>>, Error> {
-    let Some(reference) = credential.spec.grant.refresh_token.as_ref().map(|grant| &grant.secret_ref) else {
-        return Ok(None);
-    };
-    let shown = context.stores.sources.get(checks::namespace(credential), &reference.name);
-    let version = shown.and_then(|secret| secret.resource_version()).unwrap_or_default();
-    let begun = kept.filter(|kept| kept.token.is_some()).and_then(|kept| kept.seed.as_ref());
-    let uid = checks::uid(credential);
-    let seen = |version: &str| context.memory.with(uid, |entry| entry.seed_seen.as_deref() == Some(version));
-    if begun.is_some_and(|begun| begun.version == version || seen(&version)) {
-        return Ok(None);
-    }
-    let read = read_seed(credential, context).await?;
-    let same = match (&read, begun) {
-        (Ok((_, seed)), Some(begun)) => seed.hash == begun.hash,
-        // What was taken over is kept also when the seed is taken away.
-        (Err(blocker), Some(_)) => blocker.reason == Reason::SourceNotFound,
-        (_, None) => false,
-    };
-    if same {
-        context.memory.with(uid, |entry| entry.seed_seen = Some(version));
-        return Ok(None);
-    }
-    Ok(Some(read.map(|(_, seed)| seed)))
-}
-
-/// Reads the seed.
-async fn read_seed(
-    credential: &MailCredential,
-    context: &Context,
-) -> Result<Result<(SecretString, Seed), Blocker>, Error> {
-    let Some(reference) = credential.spec.grant.refresh_token.as_ref().map(|grant| &grant.secret_ref) else {
-        return Ok(Err(Blocker::new(Reason::InvalidSpec, "the spec names no seed")));
-    };
-    let namespace = checks::namespace(credential);
-    let read = material::read_source(reference, namespace, &context.client).await?;
-    let version = context.stores.sources.get(namespace, &reference.name).and_then(|secret| secret.resource_version());
-    Ok(read.and_then(|bytes| {
-        let token = read_secret(&bytes, false).map_err(|flaw| {
-            let message = format!(
-                "the refresh token in key {} of the Secret {namespace}/{} {flaw}: put the right one there with `{}`",
-                reference.key,
-                reference.name,
-                commands::sign_in(credential)
-            );
-            Blocker::new(Reason::SourceInvalid, message)
-        })?;
-        let seed = Seed { hash: hash(&token), version: version.unwrap_or_default() };
-        Ok((token, seed))
-    }))
-}
-
 fn hash(token: &SecretString) -> String {
     names::digest([token.expose_secret()])
 }
@@ -209,7 +155,7 @@ pub(super) async fn claim(
         let kept = Kept::read(&secret.metadata);
         return Ok(Claimed { kept, data, refresh_token, claim, reseeded: false });
     }
-    let (refresh_token, seed) = read_seed(credential, context).await?.map_err(CustodyError::Blocked)?;
+    let (refresh_token, seed) = seed::read_seed(credential, context).await?.map_err(CustodyError::Blocked)?;
     let (mut kept, mut data) =
         open(credential, context).await?.unwrap_or_else(|| (unwritten(credential), Data::default()));
     let reseeded = kept.token.is_some();
@@ -321,85 +267,6 @@ async fn over_another(
         return Ok(());
     }
     settle(credential, &kept, &data, rotated, used_at, context).await
-}
-
-/// Begins a sign-in: keeps its device code.
-pub(super) async fn begin_sign_in(
-    credential: &MailCredential,
-    device_code: SecretString,
-    make: impl FnOnce(Option<&SignIn>) -> SignIn,
-    context: &Context,
-) -> Result<(), CustodyError> {
-    let (mut kept, mut data) =
-        open(credential, context).await?.unwrap_or_else(|| (unwritten(credential), Data::default()));
-    let sign_in = make(kept.sign_in.as_ref());
-    let code = device_code.clone();
-    data.device_code = Some(device_code);
-    kept.sign_in = Some(sign_in);
-    put(credential, &kept, &data, context).await?;
-    context.memory.with(checks::uid(credential), |entry| entry.device_code = Some(code));
-    Ok(())
-}
-
-/// The device code of the sign-in that is waited for.
-pub(super) async fn device_code(credential: &MailCredential, context: &Context) -> Result<Option<SecretString>, Error> {
-    let uid = checks::uid(credential);
-    if let Some(code) = context.memory.with(uid, |entry| entry.device_code.clone()) {
-        return Ok(Some(code));
-    }
-    let code = open(credential, context).await?.and_then(|(_, data)| data.device_code);
-    context.memory.with(uid, |entry| entry.device_code.clone_from(&code));
-    Ok(code)
-}
-
-/// Ends a sign-in: with the refresh token that it brought, or with the word how it ended without.
-pub(super) async fn end_sign_in(
-    credential: &MailCredential,
-    ended: SignInEnd,
-    context: &Context,
-) -> Result<(), CustodyError> {
-    let (mut kept, mut data) =
-        open(credential, context).await?.unwrap_or_else(|| (unwritten(credential), Data::default()));
-    match ended {
-        SignInEnd::SignedIn { rotated, bound_to, at } => {
-            kept.sign_in = None;
-            if let Some(rotated) = rotated {
-                kept.token = Some(TokenNote {
-                    hash: hash(&rotated.refresh_token),
-                    bound_to,
-                    obtained_at: at,
-                    last_used_at: Some(at),
-                    expires_at: rotated.expires_at,
-                    rotations: 0,
-                });
-                data.replace(rotated.refresh_token);
-            }
-        }
-        SignInEnd::Nothing(how) => {
-            if let Some(sign_in) = &mut kept.sign_in {
-                sign_in.ended = Some(how);
-            }
-        }
-    }
-    data.device_code = None;
-    put(credential, &kept, &data, context).await?;
-    context.memory.with(checks::uid(credential), |entry| (entry.device_code, entry.next_poll) = (None, None));
-    Ok(())
-}
-
-/// How a sign-in ended.
-pub(super) enum SignInEnd {
-    /// Well, with a refresh token as a rule.
-    SignedIn {
-        /// The refresh token.
-        rotated: Option<Rotated>,
-        /// See [`Grant::bound_to`].
-        bound_to: String,
-        /// When.
-        at: Timestamp,
-    },
-    /// Without a grant; how, in words.
-    Nothing(String),
 }
 
 /// The tokens to revoke when the credential is deleted: the refresh token that is kept.

@@ -10,8 +10,10 @@ use zeroize::Zeroizing;
 use super::Authentication;
 use crate::{
     api::{
-        Reason, names,
-        provider::{ClientSecret, KeyRef, PrivateKeyJwt, ProviderSpec, SecretMethod},
+        Reason,
+        authentication::{ClientSecret, PrivateKeyJwt, SecretMethod},
+        names,
+        provider::{KeyRef, ProviderSpec},
     },
     error::Error,
     oauth::{

@@ -25,8 +25,9 @@ use crate::{
     oauth::{Token, token::DEFAULT_LIFETIME},
     policy::{
         Observed, checks,
+        notices::Notice,
         observed::{Published, Target, TokenFacts},
-        status::{Notice, words},
+        status::words,
     },
 };
 

@@ -1,0 +1,75 @@
+//! The seed of a grant: the refresh token that somebody put into a Secret, to be taken over once.
+
+use kube::ResourceExt as _;
+use secrecy::SecretString;
+
+use super::{
+    super::{Context, material},
+    hash,
+};
+use crate::{
+    api::{MailCredential, Reason},
+    error::Error,
+    oauth::client_auth::read_secret,
+    policy::{
+        Blocker, checks, commands,
+        grant::{Kept, Seed},
+    },
+};
+
+/// The seed, if it has to be taken over, or why it cannot be.
+pub(super) async fn seed(
+    credential: &MailCredential,
+    kept: Option<&Kept>,
+    context: &Context,
+) -> Result<Option<Result<Seed, Blocker>>, Error> {
+    let Some(reference) = credential.spec.grant.refresh_token.as_ref().map(|grant| &grant.secret_ref) else {
+        return Ok(None);
+    };
+    let shown = context.stores.sources.get(checks::namespace(credential), &reference.name);
+    let version = shown.and_then(|secret| secret.resource_version()).unwrap_or_default();
+    let begun = kept.filter(|kept| kept.token.is_some()).and_then(|kept| kept.seed.as_ref());
+    let uid = checks::uid(credential);
+    let seen = |version: &str| context.memory.with(uid, |entry| entry.seed_seen.as_deref() == Some(version));
+    if begun.is_some_and(|begun| begun.version == version || seen(&version)) {
+        return Ok(None);
+    }
+    let read = read_seed(credential, context).await?;
+    let same = match (&read, begun) {
+        (Ok((_, seed)), Some(begun)) => seed.hash == begun.hash,
+        // What was taken over is kept also when the seed is taken away.
+        (Err(blocker), Some(_)) => blocker.reason == Reason::SourceNotFound,
+        (_, None) => false,
+    };
+    if same {
+        context.memory.with(uid, |entry| entry.seed_seen = Some(version));
+        return Ok(None);
+    }
+    Ok(Some(read.map(|(_, seed)| seed)))
+}
+
+/// Reads the seed.
+pub(super) async fn read_seed(
+    credential: &MailCredential,
+    context: &Context,
+) -> Result<Result<(SecretString, Seed), Blocker>, Error> {
+    let Some(reference) = credential.spec.grant.refresh_token.as_ref().map(|grant| &grant.secret_ref) else {
+        return Ok(Err(Blocker::new(Reason::InvalidSpec, "the spec names no seed")));
+    };
+    let namespace = checks::namespace(credential);
+    let read = material::read_source(reference, namespace, &context.client).await?;
+    let version = context.stores.sources.get(namespace, &reference.name).and_then(|secret| secret.resource_version());
+    Ok(read.and_then(|bytes| {
+        let token = read_secret(&bytes, false).map_err(|flaw| {
+            let message = format!(
+                "the refresh token in key {} of the Secret {namespace}/{} {flaw}: put the right one there with `{}`",
+                reference.key,
+                reference.name,
+                commands::sign_in(credential)
+            );
+            Blocker::new(Reason::SourceInvalid, message)
+        })?;
+        let seed = Seed { hash: hash(&token), version: version.unwrap_or_default() };
+        Ok((token, seed))
+    }))
+}

@@ -1,0 +1,101 @@
+//! The sign-in that a grant begins with (RFC 8628), as it stands in the grant Secret.
+
+use k8s_openapi::jiff::Timestamp;
+use secrecy::SecretString;
+
+use super::{
+    super::Context,
+    hash,
+    secret::{CustodyError, Data, open, put, unwritten},
+};
+use crate::{
+    api::MailCredential,
+    error::Error,
+    oauth::token::Rotated,
+    policy::{
+        checks,
+        grant::{SignIn, TokenNote},
+    },
+};
+
+/// Begins a sign-in: keeps its device code.
+pub(in crate::reconcile) async fn begin_sign_in(
+    credential: &MailCredential,
+    device_code: SecretString,
+    make: impl FnOnce(Option<&SignIn>) -> SignIn,
+    context: &Context,
+) -> Result<(), CustodyError> {
+    let (mut kept, mut data) =
+        open(credential, context).await?.unwrap_or_else(|| (unwritten(credential), Data::default()));
+    let sign_in = make(kept.sign_in.as_ref());
+    let code = device_code.clone();
+    data.device_code = Some(device_code);
+    kept.sign_in = Some(sign_in);
+    put(credential, &kept, &data, context).await?;
+    context.memory.with(checks::uid(credential), |entry| entry.device_code = Some(code));
+    Ok(())
+}
+
+/// The device code of the sign-in that is waited for.
+pub(in crate::reconcile) async fn device_code(
+    credential: &MailCredential,
+    context: &Context,
+) -> Result<Option<SecretString>, Error> {
+    let uid = checks::uid(credential);
+    if let Some(code) = context.memory.with(uid, |entry| entry.device_code.clone()) {
+        return Ok(Some(code));
+    }
+    let code = open(credential, context).await?.and_then(|(_, data)| data.device_code);
+    context.memory.with(uid, |entry| entry.device_code.clone_from(&code));
+    Ok(code)
+}
+
+/// Ends a sign-in: with the refresh token that it brought, or with the word how it ended without.
+pub(in crate::reconcile) async fn end_sign_in(
+    credential: &MailCredential,
+    ended: SignInEnd,
+    context: &Context,
+) -> Result<(), CustodyError> {
+    let (mut kept, mut data) =
+        open(credential, context).await?.unwrap_or_else(|| (unwritten(credential), Data::default()));
+    match ended {
+        SignInEnd::SignedIn { rotated, bound_to, at } => {
+            kept.sign_in = None;
+            if let Some(rotated) = rotated {
+                kept.token = Some(TokenNote {
+                    hash: hash(&rotated.refresh_token),
+                    bound_to,
+                    obtained_at: at,
+                    last_used_at: Some(at),
+                    expires_at: rotated.expires_at,
+                    rotations: 0,
+                });
+                data.replace(rotated.refresh_token);
+            }
+        }
+        SignInEnd::Nothing(how) => {
+            if let Some(sign_in) = &mut kept.sign_in {
+                sign_in.ended = Some(how);
+            }
+        }
+    }
+    data.device_code = None;
+    put(credential, &kept, &data, context).await?;
+    context.memory.with(checks::uid(credential), |entry| (entry.device_code, entry.next_poll) = (None, None));
+    Ok(())
+}
+
+/// How a sign-in ended.
+pub(in crate::reconcile) enum SignInEnd {
+    /// Well, with a refresh token as a rule.
+    SignedIn {
+        /// The refresh token.
+        rotated: Option<Rotated>,
+        /// See [`Grant::bound_to`].
+        bound_to: String,
+        /// When.
+        at: Timestamp,
+    },
+    /// Without a grant; how, in words.
+    Nothing(String),
+}
