@@ -11,7 +11,7 @@ use std::{
 
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use kube::{
-    Api, Client, ResourceExt as _,
+    Api, Client, Config, ResourceExt as _,
     api::PostParams,
     runtime::events::{Recorder, Reporter},
 };
@@ -30,7 +30,13 @@ use crate::{
     idp::{self, IdpClients},
     lease::{self, Leadership},
     metrics::Metrics,
-    reconcile::{Context, Waker, bundles::Bundles, material::Book, memory::Memory, stores::Links},
+    reconcile::{
+        Context, Waker,
+        bundles::Bundles,
+        material::{Book, Identities},
+        memory::Memory,
+        stores::Links,
+    },
 };
 
 /// Why the broker did not start.
@@ -69,8 +75,16 @@ const CLOCK_LOOK: Duration = Duration::from_secs(10);
 /// Why it did not start. Once it runs, nothing but a signal ends it.
 pub async fn run(settings: Settings) -> Result<(), StartError> {
     let stop = stop_signal()?;
-    let client = Client::try_default().await.map_err(|error| StartError::Kubernetes(Box::new(error)))?;
+    let config = Config::infer().await.map_err(|error| StartError::Kubernetes(Box::new(error)))?;
+    let client = Client::try_from(config.clone()).map_err(|error| StartError::Kubernetes(Box::new(error)))?;
     let clock = Clock::system();
+    let identities = Identities::new(
+        client.clone(),
+        &config,
+        clock.clone(),
+        settings.identity_token_file.clone(),
+        settings.allow_service_account_ref,
+    );
     let broker_namespace =
         settings.broker_namespace.clone().unwrap_or_else(|| own_namespace(Path::new(NAMESPACE_FILE)));
     let clients = IdpClients::new(
@@ -90,7 +104,8 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let server = admin::serve(settings.metrics_addr, admin, ended.clone()).await.map_err(StartError::Admin)?;
     let server = tokio::spawn(server);
 
-    let work = Work { client, clock, broker_namespace, clients, metrics, ready, settings };
+    let material = Book::new(clients, identities);
+    let work = Work { client, clock, broker_namespace, material, metrics, ready, settings };
     tokio::select! {
         // Until the watches are complete there is nothing under way: a signal ends the process at once.
         () = stop.cancelled() => {}
@@ -120,7 +135,7 @@ struct Work {
     client: Client,
     clock: Clock,
     broker_namespace: String,
-    clients: IdpClients,
+    material: Book,
     metrics: Arc<Metrics>,
     ready: Arc<AtomicBool>,
     settings: Settings,
@@ -131,7 +146,7 @@ type Task = tokio::task::JoinHandle<()>;
 impl Work {
     /// Starts everything; done when the watches are complete and the controllers run.
     async fn start(self, ended: &CancellationToken) -> (Arc<Context>, Task, Task, Duration) {
-        let Self { client, clock, broker_namespace, clients, metrics, ready, settings } = self;
+        let Self { client, clock, broker_namespace, material, metrics, ready, settings } = self;
         let (credential_wakes, credentials) = mpsc::unbounded_channel();
         let (provider_wakes, providers) = mpsc::unbounded_channel();
         let (gone, forgotten) = mpsc::unbounded_channel();
@@ -157,7 +172,7 @@ impl Work {
             stores,
             links,
             memory: Memory::default(),
-            material: Book::new(clients),
+            material,
             waker,
             bundles: Bundles::default(),
             identity,

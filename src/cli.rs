@@ -1,6 +1,6 @@
 //! The command line; each flag is also an environment variable, `MTB_` and its name.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
@@ -49,6 +49,13 @@ pub struct Settings {
     /// A proxy for all requests to providers (CONNECT).
     #[arg(long, env = "MTB_EGRESS_PROXY", value_name = "URL", hide_env_values = true)]
     pub egress_proxy: Option<Url>,
+    /// The broker's own ServiceAccount token, which a ClusterMailProvider may present as client assertion.
+    #[arg(long, env = "MTB_IDENTITY_TOKEN_FILE", value_name = "PATH")]
+    pub identity_token_file: Option<PathBuf>,
+    /// Let a provider name a ServiceAccount of its namespace, whose tokens are then its client assertions.
+    #[arg(long, env = "MTB_ALLOW_SERVICE_ACCOUNT_REF", default_value_t = false, default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub allow_service_account_ref: bool,
     /// Time for one request to a provider, in all.
     #[arg(long, env = "MTB_REQUEST_TIMEOUT", default_value = "10s", value_parser = duration, value_name = "DURATION")]
     pub request_timeout: Duration,
@@ -98,12 +105,15 @@ mod tests {
         assert_eq!((settings.leader_elect, settings.concurrency), (true, 64));
         assert_eq!(settings.request_timeout, Duration::from_secs(10));
         assert_eq!(settings.log_format, LogFormat::Json);
+        assert_eq!((settings.identity_token_file, settings.allow_service_account_ref), (None, false));
     }
 
     #[test]
     fn a_switch_may_stand_alone_or_with_a_value() {
         assert!(settings(&["--leader-elect"]).leader_elect);
         assert!(!settings(&["--leader-elect=false"]).leader_elect);
+        assert!(settings(&["--allow-service-account-ref"]).allow_service_account_ref);
+        assert!(!settings(&["--allow-service-account-ref=false"]).allow_service_account_ref);
         assert!(settings(&["--namespace", "a", "--namespace", "b,c"]).namespaces.len() == 3);
     }
 

@@ -33,6 +33,22 @@ pub enum Error {
         #[source]
         source: kube::Error,
     },
+    /// A token of a ServiceAccount could not be had.
+    #[error("asking for a token of the ServiceAccount {name}")]
+    RequestToken {
+        /// `namespace/name`.
+        name: String,
+        /// Why.
+        #[source]
+        source: kube::Error,
+    },
+    /// The API server could not be asked whether it takes a token for its own.
+    #[error("asking whether the API server takes an identity token for a login")]
+    ReviewToken {
+        /// Why.
+        #[source]
+        source: kube::Error,
+    },
     /// A status could not be written.
     #[error("writing the status of {name}")]
     WriteStatus {
@@ -66,6 +82,8 @@ impl Error {
             Self::ReadSecret { .. } => "read_secret",
             Self::ReadConfigMap { .. } => "read_config_map",
             Self::DeleteSecret { .. } => "delete_secret",
+            Self::RequestToken { .. } => "request_token",
+            Self::ReviewToken { .. } => "review_token",
             Self::WriteStatus { .. } => "write_status",
             Self::WriteFinalizer { .. } => "write_finalizer",
             Self::Panicked { .. } => "panic",

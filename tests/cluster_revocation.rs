@@ -62,7 +62,9 @@ async fn the_finalizer_comes_and_goes_with_the_policy() {
     let stage = stage().await;
     stage.issued(credential("billing")).await;
     stage.ns.apply(revoking("billing")).await;
-    let has = |wanted: bool| move |credential: &MailCredential| finalizers(credential).contains(&FINALIZER.to_owned()) == wanted;
+    let has = |wanted: bool| {
+        move |credential: &MailCredential| finalizers(credential).contains(&FINALIZER.to_owned()) == wanted
+    };
     stage.ns.until::<MailCredential>("billing", "it has the finalizer", has(true)).await;
     stage.ns.apply(credential("billing").set("spec.revocationPolicy", "Never")).await;
     stage.ns.until::<MailCredential>("billing", "it has no finalizer", has(false)).await;
@@ -111,9 +113,12 @@ async fn a_broker_that_dies_over_it_leaves_it_to_the_next() {
     stage.issued(revoking("billing")).await;
     stage.idp.next_at(REVOKE, Answer::hang());
     stage.ns.delete::<MailCredential>("billing").await;
-    until("the revocation has begun", async || {
-        if revoked(&stage).is_empty() { Err("no request".to_owned()) } else { Ok(()) }
-    })
+    until(
+        "the revocation has begun",
+        async || {
+            if revoked(&stage).is_empty() { Err("no request".to_owned()) } else { Ok(()) }
+        },
+    )
     .await;
     stage.broker.kill();
     stage.broker.again().await;

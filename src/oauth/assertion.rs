@@ -187,6 +187,8 @@ pub struct ServiceAccountKey {
     pub key: SigningKey,
     /// The account's address: the issuer of what it signs.
     pub email: String,
+    /// The account's number, which an administrator enters for domain-wide delegation; where the file has none, the address.
+    pub client_id: String,
 }
 
 /// What is wrong with a key file.
@@ -218,6 +220,7 @@ impl ServiceAccountKey {
             #[serde(rename = "type")]
             kind: Option<String>,
             client_email: Option<String>,
+            client_id: Option<String>,
             private_key_id: Option<String>,
             private_key: Option<SecretString>,
         }
@@ -233,7 +236,8 @@ impl ServiceAccountKey {
         };
         let key = SigningKey::read(pem.expose_secret().as_bytes(), None, SigningAlgorithm::RS256, file.private_key_id)
             .map_err(|_| KeyFileFlaw::Key)?;
-        Ok(Self { key, email })
+        let client_id = file.client_id.unwrap_or_else(|| email.clone());
+        Ok(Self { key, email, client_id })
     }
 }
 

@@ -181,7 +181,8 @@ async fn write_status(
 }
 
 fn ready_words(prepared: &Prepared) -> Blocker {
-    let unusable = prepared.authentication.iter().filter_map(|entry| Some((entry.index, entry.auth.as_ref().err()?)));
+    let unusable =
+        prepared.authentication.iter().filter_map(|entry| Some((entry.index, entry.material.as_ref().err()?)));
     let notes: String = unusable
         .map(|(index, blocker)| {
             format!(

@@ -163,6 +163,7 @@ pub fn source_secrets(spec: &ProviderSpec) -> Vec<&str> {
     let mut references = vec![];
     for entry in &spec.client.authentication {
         references.extend(entry.client_secret.iter().map(|secret| &secret.secret_ref));
+        references.extend(entry.service_account_key.iter().map(|file| &file.secret_ref));
         references.extend(
             entry.private_key_jwt.iter().flat_map(|jwt| [&jwt.key_ref].into_iter().chain(&jwt.certificate_ref)),
         );

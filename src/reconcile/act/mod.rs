@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     api::{MailCredential, Reason, names, status::ClientStatus},
+    error::Error,
     idp::{Exchange, TransportError},
     metrics::RequestTimer,
     oauth::{
@@ -133,12 +134,7 @@ async fn attempt(
             context.waker.provider(key);
             return None;
         }
-        Err(error) => {
-            let what = material::told(&error);
-            context.metrics.reconcile_error(error.category());
-            let refusal = Refusal::new(Reason::ProviderUnavailable, what);
-            return Some(Err(Refused { refusal, place: place(&credential, None, None), client: None }));
-        }
+        Err(error) => return Some(Err(unavailable(&error, &credential, context))),
     };
     let profile = providers::profile(object.spec())?;
     let scopes = inputs::scopes(&credential, object.spec(), &profile);
@@ -164,8 +160,18 @@ impl Attempt {
         let count = entries.len();
         let (mut last, mut claimed) = (None, None);
         for entry in entries.iter().cycle().skip(first.min(count)).take(count) {
-            let Ok(auth) = &entry.auth else { continue };
-            match self.run(errand, entry, auth, &mut claimed).await? {
+            let Ok(material) = &entry.material else { continue };
+            let auth = match material.auth(&self.context.material.identities).await {
+                Ok(Ok(auth)) => auth,
+                Ok(Err(_)) => {
+                    // Why is told by the provider, which is looked at anew.
+                    self.context.material.distrust(&self.object.key());
+                    self.context.waker.provider(self.object.key());
+                    continue;
+                }
+                Err(error) => return Some(Err(unavailable(&error, &self.credential, &self.context))),
+            };
+            match self.run(errand, entry, &auth, &mut claimed).await? {
                 Ok(brought) => return Some(Ok(brought)),
                 Err(refusal) => {
                     let next = matches!(refusal.reason, Reason::InvalidClient | Reason::ClientSecretExpired);
@@ -319,6 +325,13 @@ fn unkept(error: CustodyError, credential: &MailCredential) -> Option<Refusal> {
     }
 }
 
+/// Kubernetes would not do what the attempt needs.
+fn unavailable(error: &Error, credential: &MailCredential, context: &Context) -> Refused {
+    context.metrics.reconcile_error(error.category());
+    let refusal = Refusal::new(Reason::ProviderUnavailable, material::told(error));
+    Refused { refusal, place: place(credential, None, None), client: None }
+}
+
 /// 128 random bits, for an assertion's `jti`.
 fn unique() -> String {
     let mut bytes = [0; 16];
@@ -343,12 +356,15 @@ fn place(credential: &MailCredential, object: Option<&ProviderObject>, entry: Op
         provider: checks::provider_words(credential),
         scopes: if credential.spec.scopes.is_empty() { subject.clone() } else { Subject::credential(credential) },
         subject,
-        client_id: object.map_or_else(|| "<client id>".to_owned(), |object| object.spec().client.id.clone()),
+        client_id: entry
+            .and_then(|entry| entry.client_id.clone())
+            .or_else(|| object.map(|object| object.spec().client.id.clone()))
+            .unwrap_or_else(|| "<client id>".to_owned()),
         secret: entry.and_then(|entry| entry.source.clone()),
         grant: credential.spec.grant.kind(),
         credential: Subject::credential(credential),
         mailbox: credential.spec.mailbox.user().to_owned(),
         sign_in: commands::sign_in(credential),
-        federated: None,
+        federated: entry.and_then(|entry| entry.federated.clone()),
     }
 }

@@ -6,7 +6,7 @@ use crate::{
     api::Reason,
     idp::{TlsProblem, TransportError},
     policy::commands::Subject,
-    reconcile::stores::{ProviderObject, bundle_config_map, bundle_secret},
+    reconcile::stores::{ProviderKey, ProviderObject, bundle_config_map, bundle_secret},
 };
 
 /// What a failed connection to the provider means, and what mends it. `home` is where its CA bundle stands.
@@ -67,6 +67,10 @@ fn trust(object: &ProviderObject, home: &str) -> String {
 
 /// The provider for `kubectl`.
 pub(super) fn subject(object: &ProviderObject) -> Subject {
-    let key = object.key();
+    subject_of(&object.key())
+}
+
+/// The same by its key.
+pub(super) fn subject_of(key: &ProviderKey) -> Subject {
     Subject::provider(key.kind, &key.namespace, &key.name)
 }

@@ -4,9 +4,10 @@ use kube::Client;
 use serde_json::json;
 
 use super::{
-    Prepared, ProviderProblem, connection,
-    connection::transport,
-    sources::{authentication, read_config_map_key, read_secret_key},
+    Identities, Prepared, ProviderProblem,
+    authentication::authentication,
+    connection::{self, transport},
+    sources::{read_config_map_key, read_secret_key},
 };
 use crate::{
     api::{Reason, provider::ProviderSpec},
@@ -26,6 +27,8 @@ pub(crate) struct Means<'a> {
     pub home: &'a str,
     /// The clients towards providers.
     pub clients: &'a IdpClients,
+    /// Where ServiceAccount tokens come from.
+    pub identities: &'a Identities,
     /// Whether the provider may be asked: only the broker that leads does.
     pub may_ask: &'a (dyn Fn() -> bool + Send + Sync),
 }
@@ -46,9 +49,9 @@ pub(crate) async fn look(
         Ok(client) => client,
         Err(problem) => return Ok(Err(problem)),
     };
-    let authentication = authentication(spec, means.home, profile.guid_is_no_secret, means.kubernetes).await?;
-    if let Some(blocker) = authentication.iter().find_map(|entry| entry.auth.as_ref().err())
-        && authentication.iter().all(|entry| entry.auth.is_err())
+    let authentication = authentication(spec, &object.key(), profile.guid_is_no_secret, means).await?;
+    if let Some(blocker) = authentication.iter().find_map(|entry| entry.material.as_ref().err())
+        && authentication.iter().all(|entry| entry.material.is_err())
     {
         return Ok(Err(ProviderProblem { blocker: blocker.clone(), material: true }));
     }

@@ -1,18 +1,23 @@
 //! Providers ready for use: endpoints discovered, secrets read, trust set up. Made once for each change of a provider
 //! or of what it refers to, and only when somebody needs it.
 
+mod authentication;
 mod connection;
+mod federation;
 mod look;
 mod sources;
 
 use std::{collections::HashMap, sync::Arc};
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::{ResourceExt as _, core::ObjectMeta};
 use parking_lot::Mutex;
 
 pub(super) use self::sources::read_secret_key as read_source;
+pub use self::{
+    authentication::{Authentication, Material},
+    federation::Identities,
+};
 pub(crate) use self::{
     connection::transport,
     look::{Means, look},
@@ -25,7 +30,7 @@ use crate::{
     api::{ProviderStatus, Reason, credential::ProviderKind, names},
     error::{Error, told_by},
     idp::{IdpClient, IdpClients},
-    oauth::{ClientAuth, discovery::Endpoints},
+    oauth::discovery::Endpoints,
     policy::Blocker,
 };
 
@@ -37,20 +42,6 @@ pub struct Prepared {
     pub authentication: Vec<Authentication>,
     /// The client that trusts the provider's CA.
     pub client: IdpClient,
-}
-
-/// One way of client authentication.
-pub struct Authentication {
-    /// Its field in the spec.
-    pub method: &'static str,
-    /// Its place in the spec's list.
-    pub index: usize,
-    /// When it ends, where that is known.
-    pub expires_at: Option<Time>,
-    /// Namespace, name and key of its Secret.
-    pub source: Option<(String, String, String)>,
-    /// Itself, or why it cannot be used.
-    pub auth: Result<ClientAuth, Blocker>,
 }
 
 /// What is known about a provider.
@@ -79,6 +70,8 @@ pub struct ProviderProblem {
 /// All providers, by key.
 pub struct Book {
     clients: IdpClients,
+    /// Where ServiceAccount tokens come from.
+    pub identities: Identities,
     /// Which addresses may be connected to: what was denied before a restart with other flags is asked for again.
     reach: String,
     pages: Mutex<HashMap<ProviderKey, Page>>,
@@ -106,8 +99,8 @@ struct Page {
 
 impl Book {
     /// An empty book.
-    pub fn new(clients: IdpClients) -> Self {
-        Self { reach: clients.reach(), clients, pages: Mutex::default() }
+    pub fn new(clients: IdpClients, identities: Identities) -> Self {
+        Self { reach: clients.reach(), clients, identities, pages: Mutex::default() }
     }
 
     /// Hash of a provider, of the versions of everything it refers to, and of what may be connected to; `None` while a ConfigMap has not been looked
@@ -249,6 +242,7 @@ impl Book {
             kubernetes: &context.client,
             home: context.stores.home(&key),
             clients: &self.clients,
+            identities: &self.identities,
             may_ask: &move || leadership.is_leader(),
         };
         let verdict = look(object, &means).await?.map(Arc::new);

@@ -1,111 +1,13 @@
 //! Reads what a provider refers to: keys of labelled Secrets, and of ConfigMaps.
 
-use k8s_openapi::{
-    api::core::v1::{ConfigMap, Secret},
-    apimachinery::pkg::apis::meta::v1::Time,
-};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{Api, Client, ResourceExt as _};
-use zeroize::Zeroizing;
 
-use super::Authentication;
 use crate::{
-    api::{
-        Reason,
-        authentication::{ClientSecret, PrivateKeyJwt, SecretMethod},
-        names,
-        provider::{KeyRef, ProviderSpec},
-    },
+    api::{Reason, names, provider::KeyRef},
     error::Error,
-    oauth::{
-        ClientAuth,
-        assertion::{Part, SigningKey},
-        client_auth::read_secret,
-    },
     policy::{Blocker, commands::Subject},
 };
-
-/// Reads all client secrets; each entry tells by itself whether it can be used.
-pub(super) async fn authentication(
-    spec: &ProviderSpec,
-    home: &str,
-    guid_is_flaw: bool,
-    client: &Client,
-) -> Result<Vec<Authentication>, Error> {
-    if spec.client.authentication.is_empty() {
-        return Ok(vec![Authentication {
-            method: "none",
-            index: 0,
-            expires_at: None,
-            source: None,
-            auth: Ok(ClientAuth::Public),
-        }]);
-    }
-    let mut entries = vec![];
-    for (index, entry) in spec.client.authentication.iter().enumerate() {
-        if let Some(secret) = &entry.client_secret {
-            entries.push(client_secret(secret, index, home, guid_is_flaw, client).await?);
-        } else if let Some(jwt) = &entry.private_key_jwt {
-            entries.push(private_key_jwt(jwt, index, home, client).await?);
-        }
-    }
-    Ok(entries)
-}
-
-async fn client_secret(
-    secret: &ClientSecret,
-    index: usize,
-    home: &str,
-    guid_is_flaw: bool,
-    client: &Client,
-) -> Result<Authentication, Error> {
-    let KeyRef { name, key } = &secret.secret_ref;
-    let auth = read_secret_key(&secret.secret_ref, home, client).await?.and_then(|raw| {
-        let text = read_secret(&raw, guid_is_flaw).map_err(|flaw| {
-            let command = Subject::secret(home, name).put(key, "<client secret>");
-            let message = format!(
-                "the client secret in key {key} of the Secret {home}/{name} {flaw}: put the right one there with `{command}`"
-            );
-            Blocker::new(Reason::SourceInvalid, message)
-        })?;
-        Ok(match secret.method {
-            SecretMethod::Post => ClientAuth::SecretPost(text),
-            SecretMethod::Basic => ClientAuth::SecretBasic(text),
-        })
-    });
-    let source = Some((home.to_owned(), name.clone(), key.clone()));
-    Ok(Authentication { method: "clientSecret", index, expires_at: secret.expires_at.clone(), source, auth })
-}
-
-async fn private_key_jwt(
-    jwt: &PrivateKeyJwt,
-    index: usize,
-    home: &str,
-    client: &Client,
-) -> Result<Authentication, Error> {
-    let key = read_secret_key(&jwt.key_ref, home, client).await?;
-    let certificate = match &jwt.certificate_ref {
-        Some(reference) => Some(read_secret_key(reference, home, client).await?),
-        None => None,
-    };
-    let signing = key.and_then(|key| {
-        let key = Zeroizing::new(key);
-        let certificate = certificate.transpose()?;
-        SigningKey::read(&key, certificate.as_deref(), jwt.algorithm, jwt.key_id.clone()).map_err(|(flaw, part)| {
-            let reference = match (part, &jwt.certificate_ref) {
-                (Part::Certificate, Some(reference)) => reference,
-                (Part::Key, _) | (Part::Certificate, None) => &jwt.key_ref,
-            };
-            let KeyRef { name, key } = reference;
-            let command = Subject::secret(home, name).put(key, "<the file's content>");
-            let message =
-                format!("key {key} of the Secret {home}/{name} {flaw}: put the right one there with `{command}`");
-            Blocker::new(Reason::SourceInvalid, message)
-        })
-    });
-    let expires_at = signing.as_ref().ok().and_then(SigningKey::expires_at).map(Time);
-    let auth = signing.map(ClientAuth::PrivateKeyJwt);
-    Ok(Authentication { method: "privateKeyJWT", index, expires_at, source: None, auth })
-}
 
 /// A key of a Secret that carries the source label.
 pub(in crate::reconcile) async fn read_secret_key(

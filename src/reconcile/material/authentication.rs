@@ -1,0 +1,194 @@
+//! What the client proves itself with, read from where the spec says it is.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use super::{
+    connection::subject_of,
+    federation::{Federation, Identities},
+    look::Means,
+    sources::read_secret_key,
+};
+use crate::{
+    api::{
+        Reason,
+        authentication::{ClientSecret, PrivateKeyJwt, SecretMethod, ServiceAccountKey, ServiceAccountToken},
+        provider::{KeyRef, ProviderSpec},
+    },
+    error::Error,
+    oauth::{
+        ClientAuth,
+        assertion::{self, Part, SigningKey},
+        client_auth::read_secret,
+    },
+    policy::{Blocker, advice::Federated, commands::Subject},
+    reconcile::stores::ProviderKey,
+};
+
+/// One way of client authentication.
+pub struct Authentication {
+    /// Its field in the spec.
+    pub method: &'static str,
+    /// Its place in the spec's list.
+    pub index: usize,
+    /// When it ends, where that is known.
+    pub expires_at: Option<Time>,
+    /// Namespace, name and key of its Secret.
+    pub source: Option<(String, String, String)>,
+    /// The client's id where only the source tells it: a service account's key file.
+    pub client_id: Option<String>,
+    /// The federated identity, where it is one.
+    pub federated: Option<Federated>,
+    /// Itself, or why it cannot be used.
+    pub material: Result<Material, Blocker>,
+}
+
+impl Authentication {
+    /// One of which no more is known.
+    fn new(method: &'static str, index: usize, material: Result<Material, Blocker>) -> Self {
+        Self { method, index, expires_at: None, source: None, client_id: None, federated: None, material }
+    }
+}
+
+/// What client authentication is made of.
+pub enum Material {
+    /// It stays until the provider or what it refers to changes.
+    Fixed(ClientAuth),
+    /// It is made anew before it ends.
+    Federated(Federation),
+}
+
+impl Material {
+    /// The client authentication for a request that is made now.
+    ///
+    /// # Errors
+    /// What Kubernetes would not do. Why it cannot be used any more is a blocker.
+    pub async fn auth(&self, identities: &Identities) -> Result<Result<ClientAuth, Blocker>, Error> {
+        match self {
+            Self::Fixed(auth) => Ok(Ok(auth.clone())),
+            Self::Federated(federation) => {
+                Ok(federation.assertion(identities).await?.map(|assertion| assertion.auth()))
+            }
+        }
+    }
+}
+
+/// Reads what the client proves itself with; each entry tells by itself whether it can be used.
+pub(super) async fn authentication(
+    spec: &ProviderSpec,
+    key: &ProviderKey,
+    guid_is_flaw: bool,
+    means: &Means<'_>,
+) -> Result<Vec<Authentication>, Error> {
+    if spec.client.authentication.is_empty() {
+        return Ok(vec![Authentication::new("none", 0, Ok(Material::Fixed(ClientAuth::Public)))]);
+    }
+    let mut entries = vec![];
+    for (index, entry) in spec.client.authentication.iter().enumerate() {
+        if let Some(file) = &entry.service_account_key {
+            entries.push(service_account_key(file, index, means).await?);
+        } else if spec.client.id.is_empty() {
+            let message = format!(
+                "spec.client.authentication[{index}] needs the client's id in spec.client.id; only a serviceAccountKey goes \
+                 without: name it with `{}`",
+                subject_of(key).merge(&json!({"spec": {"client": {"id": "<client id>"}}}))
+            );
+            entries.push(Authentication::new("none", index, Err(Blocker::new(Reason::InvalidSpec, message))));
+        } else if let Some(secret) = &entry.client_secret {
+            entries.push(client_secret(secret, index, guid_is_flaw, means).await?);
+        } else if let Some(jwt) = &entry.private_key_jwt {
+            entries.push(private_key_jwt(jwt, index, means).await?);
+        } else if let Some(token) = &entry.service_account_token {
+            entries.push(service_account_token(token, index, key, means).await?);
+        }
+    }
+    Ok(entries)
+}
+
+async fn client_secret(
+    secret: &ClientSecret,
+    index: usize,
+    guid_is_flaw: bool,
+    means: &Means<'_>,
+) -> Result<Authentication, Error> {
+    let (KeyRef { name, key }, home) = (&secret.secret_ref, means.home);
+    let auth = read_secret_key(&secret.secret_ref, home, means.kubernetes).await?.and_then(|raw| {
+        let text = read_secret(&raw, guid_is_flaw).map_err(|flaw| {
+            let command = Subject::secret(home, name).put(key, "<client secret>");
+            let message = format!(
+                "the client secret in key {key} of the Secret {home}/{name} {flaw}: put the right one there with `{command}`"
+            );
+            Blocker::new(Reason::SourceInvalid, message)
+        })?;
+        Ok(match secret.method {
+            SecretMethod::Post => ClientAuth::SecretPost(text),
+            SecretMethod::Basic => ClientAuth::SecretBasic(text),
+        })
+    });
+    let source = Some((home.to_owned(), name.clone(), key.clone()));
+    let expires_at = secret.expires_at.clone();
+    let material = auth.map(Material::Fixed);
+    Ok(Authentication { expires_at, source, ..Authentication::new("clientSecret", index, material) })
+}
+
+async fn private_key_jwt(jwt: &PrivateKeyJwt, index: usize, means: &Means<'_>) -> Result<Authentication, Error> {
+    let home = means.home;
+    let key = read_secret_key(&jwt.key_ref, home, means.kubernetes).await?;
+    let certificate = match &jwt.certificate_ref {
+        Some(reference) => Some(read_secret_key(reference, home, means.kubernetes).await?),
+        None => None,
+    };
+    let signing = key.and_then(|key| {
+        let key = Zeroizing::new(key);
+        let certificate = certificate.transpose()?;
+        SigningKey::read(&key, certificate.as_deref(), jwt.algorithm, jwt.key_id.clone()).map_err(|(flaw, part)| {
+            let reference = match (part, &jwt.certificate_ref) {
+                (Part::Certificate, Some(reference)) => reference,
+                (Part::Key, _) | (Part::Certificate, None) => &jwt.key_ref,
+            };
+            let KeyRef { name, key } = reference;
+            let command = Subject::secret(home, name).put(key, "<the file's content>");
+            let message =
+                format!("key {key} of the Secret {home}/{name} {flaw}: put the right one there with `{command}`");
+            Blocker::new(Reason::SourceInvalid, message)
+        })
+    });
+    let expires_at = signing.as_ref().ok().and_then(SigningKey::expires_at).map(Time);
+    let material = signing.map(|key| Material::Fixed(ClientAuth::PrivateKeyJwt(key)));
+    Ok(Authentication { expires_at, ..Authentication::new("privateKeyJWT", index, material) })
+}
+
+async fn service_account_key(
+    file: &ServiceAccountKey,
+    index: usize,
+    means: &Means<'_>,
+) -> Result<Authentication, Error> {
+    let (KeyRef { name, key }, home) = (&file.secret_ref, means.home);
+    let account = read_secret_key(&file.secret_ref, home, means.kubernetes).await?.and_then(|json| {
+        assertion::ServiceAccountKey::read(&Zeroizing::new(json)).map_err(|flaw| {
+            let command = Subject::secret(home, name).put(key, "<the JSON file's content>");
+            let message =
+                format!("key {key} of the Secret {home}/{name} {flaw}: put the right one there with `{command}`");
+            Blocker::new(Reason::SourceInvalid, message)
+        })
+    });
+    let client_id = account.as_ref().ok().map(|account| account.client_id.clone());
+    let material = account.map(|account| Material::Fixed(ClientAuth::ServiceAccountKey(account)));
+    Ok(Authentication { client_id, ..Authentication::new("serviceAccountKey", index, material) })
+}
+
+/// A first assertion is asked for at once: what stands against it is told on the provider.
+async fn service_account_token(
+    token: &ServiceAccountToken,
+    index: usize,
+    key: &ProviderKey,
+    means: &Means<'_>,
+) -> Result<Authentication, Error> {
+    let federation = Federation::new(token, key, means.home);
+    let (federated, material) = match federation.assertion(means.identities).await? {
+        Ok(assertion) => (Some(assertion.names), Ok(Material::Federated(federation))),
+        Err(blocker) => (None, Err(blocker)),
+    };
+    Ok(Authentication { federated, ..Authentication::new("serviceAccountToken", index, material) })
+}

@@ -1,0 +1,350 @@
+//! Kubernetes ServiceAccounts as the client's identity: their tokens are the assertions (RFC 7523 section 2.2).
+//!
+//! Such a token is made for one audience, and never for one that the API server takes for its own: the provider that it
+//! is sent to could log in to Kubernetes with it (KEDA's CVE-2026-77524).
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+};
+
+use k8s_openapi::{
+    api::{
+        authentication::v1::{SelfSubjectReview, TokenRequest, TokenRequestSpec},
+        core::v1::ServiceAccount,
+    },
+    jiff::Timestamp,
+};
+use kube::{Api, Client, Config, api::PostParams, config::AuthInfo};
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::sync::Mutex;
+use zeroize::Zeroizing;
+
+use super::{super::provider::full_name, connection::subject_of};
+use crate::{
+    api::{Reason, authentication::ServiceAccountToken, credential::ProviderKind},
+    clock::Clock,
+    error::{Error, told_by},
+    oauth::{Claims, ClientAuth},
+    policy::{Blocker, advice::Federated},
+    reconcile::stores::ProviderKey,
+};
+
+/// How long the tokens that are asked for live: the least that Kubernetes makes. A token is used for its first half, so
+/// that one of a ServiceAccount that was deleted goes out of use within five minutes.
+const LIFETIME_SECONDS: i64 = 600;
+/// A file beyond this holds no token.
+const TOKEN_MAX: u64 = 64 * 1024;
+/// What the API server calls itself where nobody has told it otherwise; without scheme, port and path.
+const API_SERVER: [&str; 3] = ["kubernetes", "kubernetes.default", "kubernetes.default.svc"];
+
+/// Where the broker takes ServiceAccount tokens from.
+pub struct Identities {
+    /// `--identity-token-file`.
+    token_file: Option<PathBuf>,
+    /// `--allow-service-account-ref`.
+    may_refer: bool,
+    /// Kubernetes, which makes them.
+    kubernetes: Client,
+    /// Reaches the API server as nobody.
+    anonymous: Config,
+    clock: Clock,
+}
+
+impl Identities {
+    /// `config` is that of the client. With neither a file nor the permission to take on those that providers name, there
+    /// are none.
+    pub fn new(
+        kubernetes: Client,
+        config: &Config,
+        clock: Clock,
+        token_file: Option<PathBuf>,
+        may_refer: bool,
+    ) -> Self {
+        let mut anonymous = config.clone();
+        anonymous.auth_info = AuthInfo::default();
+        Self { token_file, may_refer, kubernetes, anonymous, clock }
+    }
+
+    /// Whether the API server takes `token` for a login, whatever its audiences are called there. It is asked with the
+    /// token itself, which needs no permission.
+    async fn is_login(&self, token: &SecretString) -> Result<bool, Error> {
+        let mut config = self.anonymous.clone();
+        config.auth_info.token = Some(token.clone());
+        let ask = async {
+            let reviews: Api<SelfSubjectReview> = Api::all(Client::try_from(config)?);
+            reviews.create(&PostParams::default(), &SelfSubjectReview::default()).await
+        };
+        match ask.await {
+            Err(kube::Error::Api(status)) if status.code == 401 => Ok(false),
+            // It knows who asks, who may only not ask that.
+            Err(kube::Error::Api(status)) if status.code == 403 => Ok(true),
+            Ok(_) => Ok(true),
+            Err(source) => Err(Error::ReviewToken { source }),
+        }
+    }
+}
+
+/// An identity that the broker presents to a provider.
+pub struct Federation {
+    provider: ProviderKey,
+    audience: String,
+    /// Namespace and name; `None` is the broker's own identity.
+    account: Option<(String, String)>,
+    /// The assertion that was presented last.
+    last: Mutex<Option<Assertion>>,
+}
+
+/// A token that was found fit for the provider.
+#[derive(Clone)]
+pub struct Assertion {
+    token: SecretString,
+    /// Whom it names.
+    pub names: Federated,
+    /// Until then no other is asked for; the broker's own is read each time.
+    fresh_until: Option<Timestamp>,
+}
+
+impl Assertion {
+    /// The client authentication that it is.
+    pub fn auth(self) -> ClientAuth {
+        ClientAuth::Assertion(self.token)
+    }
+}
+
+impl Federation {
+    /// What a provider's spec asks for. `home` is the namespace of what the provider refers to.
+    pub fn new(spec: &ServiceAccountToken, provider: &ProviderKey, home: &str) -> Self {
+        Self {
+            provider: provider.clone(),
+            audience: spec.audience.clone(),
+            account: spec.service_account_ref.as_ref().map(|account| (home.to_owned(), account.name.clone())),
+            last: Mutex::default(),
+        }
+    }
+
+    /// An assertion for a request that is made now.
+    ///
+    /// # Errors
+    /// What Kubernetes would not do. Why there is no such assertion is a blocker.
+    pub async fn assertion(&self, identities: &Identities) -> Result<Result<Assertion, Blocker>, Error> {
+        if is_api_server(&self.audience) {
+            return Ok(Err(self.login()));
+        }
+        let mut last = self.last.lock().await;
+        let found = match &self.account {
+            None => self.own(last.as_ref(), identities),
+            Some((namespace, name)) => self.requested(last.as_ref(), namespace, name, identities).await?,
+        };
+        let assertion = match found {
+            Ok(assertion) => assertion,
+            Err(blocker) => return Ok(Err(blocker)),
+        };
+        let known = last.as_ref().is_some_and(|last| last.token.expose_secret() == assertion.token.expose_secret());
+        if !known && identities.is_login(&assertion.token).await? {
+            return Ok(Err(self.login()));
+        }
+        *last = Some(assertion.clone());
+        Ok(Ok(assertion))
+    }
+
+    /// The broker's own token as it stands in its file: the kubelet puts another there before it ends.
+    fn own(&self, last: Option<&Assertion>, identities: &Identities) -> Result<Assertion, Blocker> {
+        let provider = full_name(&self.provider);
+        if self.provider.kind == ProviderKind::MailProvider {
+            let message = format!(
+                "the {provider} asks for the broker's own identity, which only a ClusterMailProvider may use: name a \
+                 ServiceAccount of its namespace in serviceAccountToken.serviceAccountRef, with `{}`",
+                subject_of(&self.provider).command("edit")
+            );
+            return Err(Blocker::new(Reason::NotAllowed, message));
+        }
+        let Some(file) = &identities.token_file else {
+            let message = format!(
+                "the {provider} asks for the broker's own identity, and the broker has none: start it with \
+                 `--identity-token-file=<path>` (chart: identityToken.audience={})",
+                self.audience
+            );
+            return Err(Blocker::new(Reason::InvalidSpec, message));
+        };
+        let token = read_token(file).map_err(|error| {
+            let message = format!(
+                "the broker's identity token cannot be read at {}, where --identity-token-file says it is: {error}",
+                file.display()
+            );
+            Blocker::new(Reason::SourceNotFound, message)
+        })?;
+        if let Some(last) = last.filter(|last| last.token.expose_secret() == token.expose_secret()) {
+            return Ok(last.clone());
+        }
+        let names = self.names(&token).map_err(|audiences| match audiences {
+            None => Blocker::new(
+                Reason::SourceInvalid,
+                format!("what stands at {}, where --identity-token-file says, is no ServiceAccount token", file.display()),
+            ),
+            Some(audiences) => Blocker::new(
+                Reason::InvalidSpec,
+                format!(
+                    "the {provider} asks for an assertion for the audience {}, and the broker's identity token is for \
+                     {audiences}: the two must be the same; correct the audience with `{}`, or give the broker the other \
+                     token (chart: identityToken.audience)",
+                    self.audience,
+                    subject_of(&self.provider).command("edit")
+                ),
+            ),
+        })?;
+        Ok(Assertion { token, names, fresh_until: None })
+    }
+
+    /// A token of the ServiceAccount, as the API server makes it.
+    async fn requested(
+        &self,
+        last: Option<&Assertion>,
+        namespace: &str,
+        name: &str,
+        identities: &Identities,
+    ) -> Result<Result<Assertion, Blocker>, Error> {
+        if !identities.may_refer {
+            let message = format!(
+                "the {} names the ServiceAccount {namespace}/{name}, and the broker may not take on the identity of any: \
+                 start it with `--allow-service-account-ref` (chart: allowServiceAccountRef=true)",
+                full_name(&self.provider)
+            );
+            return Ok(Err(Blocker::new(Reason::NotAllowed, message)));
+        }
+        let now = identities.clock.now();
+        if let Some(last) = last.filter(|last| last.fresh_until.is_some_and(|until| now < until)) {
+            return Ok(Ok(last.clone()));
+        }
+        let accounts: Api<ServiceAccount> = Api::namespaced(identities.kubernetes.clone(), namespace);
+        let request = TokenRequest {
+            spec: TokenRequestSpec {
+                audiences: vec![self.audience.clone()],
+                expiration_seconds: Some(LIFETIME_SECONDS),
+                bound_object_ref: None,
+            },
+            ..TokenRequest::default()
+        };
+        let made = match accounts.create_token_request(name, &PostParams::default(), &request).await {
+            Ok(made) => made.status.map(|made| (SecretString::from(made.token), made.expiration_timestamp.0)),
+            Err(error) => return self.not_made(namespace, name, error).map(Err),
+        };
+        let Some((names, token, end)) = made.and_then(|(token, end)| Some((self.names(&token).ok()?, token, end)))
+        else {
+            let message = format!(
+                "the token that the API server has made of the ServiceAccount {namespace}/{name} is not for the audience \
+                 {} alone: it is not used",
+                self.audience
+            );
+            return Ok(Err(Blocker::new(Reason::NotAllowed, message)));
+        };
+        Ok(Ok(Assertion { token, names, fresh_until: Some(now + end.duration_since(now) / 2) }))
+    }
+
+    fn not_made(&self, namespace: &str, name: &str, error: kube::Error) -> Result<Blocker, Error> {
+        let (reason, message) = match &error {
+            kube::Error::Api(status) if status.code == 404 => (
+                Reason::SourceNotFound,
+                format!(
+                    "the ServiceAccount {namespace}/{name} does not exist: make it with `kubectl -n {namespace} create \
+                     serviceaccount {name}`"
+                ),
+            ),
+            kube::Error::Api(status) if status.code == 403 => (
+                Reason::NotAllowed,
+                format!(
+                    "Kubernetes does not let the broker make tokens of the ServiceAccount {namespace}/{name}; it needs the \
+                     verb create for serviceaccounts/token there (chart: allowServiceAccountRef=true): {}",
+                    told_by(&error)
+                ),
+            ),
+            _ => return Err(Error::RequestToken { name: format!("{namespace}/{name}"), source: error }),
+        };
+        Ok(Blocker::new(reason, message))
+    }
+
+    /// Whom a token names, if it is for the provider's audience alone; its audiences otherwise, if it is a JWT at all.
+    fn names(&self, token: &SecretString) -> Result<Federated, Option<String>> {
+        let claims = Claims::read(token.expose_secret()).ok_or(None)?;
+        let (Some(issuer), Some(subject)) = (claims.text("iss"), claims.text("sub")) else { return Err(None) };
+        if claims.words("aud") != [self.audience.as_str()] {
+            return Err(Some(claims.words("aud").join(", ")));
+        }
+        Ok(Federated { issuer: issuer.to_owned(), subject: subject.to_owned(), audience: self.audience.clone() })
+    }
+
+    fn login(&self) -> Blocker {
+        let message = format!(
+            "the {} asks for an assertion for the audience {}, which the API server takes for its own: the provider could \
+             log in to Kubernetes with it. Name the audience that the provider wants, with `{}`",
+            full_name(&self.provider),
+            self.audience,
+            subject_of(&self.provider).command("edit")
+        );
+        Blocker::new(Reason::NotAllowed, message)
+    }
+}
+
+/// Whether an audience is one of the names that API servers have by themselves.
+fn is_api_server(audience: &str) -> bool {
+    let audience = audience.to_ascii_lowercase();
+    let host = audience.split_once("://").map_or(audience.as_str(), |(_, rest)| rest);
+    let host = host.split(['/', ':']).next().unwrap_or_default();
+    API_SERVER.contains(&host) || host.starts_with("kubernetes.default.svc.")
+}
+
+fn read_token(file: &Path) -> io::Result<SecretString> {
+    let mut text = Zeroizing::new(String::new());
+    File::open(file)?.take(TOKEN_MAX).read_to_string(&mut text)?;
+    Ok(text.trim().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn token(claims: &Value) -> SecretString {
+        format!("e30.{}.c2ln", BASE64_URL_SAFE_NO_PAD.encode(claims.to_string())).into()
+    }
+
+    fn federation() -> Federation {
+        let spec = ServiceAccountToken { audience: "api://exchange".into(), service_account_ref: None };
+        let provider =
+            ProviderKey { kind: ProviderKind::ClusterMailProvider, namespace: String::new(), name: "m365".into() };
+        Federation::new(&spec, &provider, "mail")
+    }
+
+    #[test]
+    fn the_names_of_the_api_server_are_known_in_every_spelling() {
+        for audience in [
+            "https://kubernetes.default.svc",
+            "https://kubernetes.default.svc/",
+            "https://kubernetes.default.svc.cluster.local",
+            "https://kubernetes.default.svc.example.org:443",
+            "HTTPS://Kubernetes.Default.SVC",
+            "kubernetes.default.svc",
+            "kubernetes.default",
+            "kubernetes",
+        ] {
+            assert!(is_api_server(audience), "{audience}");
+        }
+        for audience in ["api://AzureADTokenExchange", "https://id.example.org", "kubernetes-mail", "mailer"] {
+            assert!(!is_api_server(audience), "{audience}");
+        }
+    }
+
+    #[test]
+    fn an_assertion_is_for_the_asked_audience_and_for_no_other_besides() {
+        let named = |audience: Value| federation().names(&token(&json!({"iss": "i", "sub": "s", "aud": audience})));
+        let federated = named(json!(["api://exchange"])).unwrap();
+        assert_eq!((federated.issuer.as_str(), federated.subject.as_str()), ("i", "s"));
+        assert!(named(json!("api://exchange")).is_ok());
+        assert_eq!(named(json!(["api://exchange", "https://api"])), Err(Some("api://exchange, https://api".into())));
+        assert_eq!(named(json!([])), Err(Some(String::new())));
+        assert_eq!(federation().names(&"opaque".into()), Err(None));
+    }
+}
