@@ -178,7 +178,7 @@ impl Work {
             identity,
             request_timeout: settings.request_timeout,
             metrics,
-            draining: AtomicBool::new(false),
+            draining: CancellationToken::new(),
         });
         tokio::spawn(controller::forget(forgotten, context.clone()));
         tokio::spawn(wake_all_when_leading(leadership, context.clone()));
@@ -309,7 +309,7 @@ fn wake_all(context: &Context) {
 
 /// Lets requests under way end and their tokens be stored.
 async fn drain(context: &Context, request_timeout: Duration) {
-    context.draining.store(true, Ordering::Release);
+    context.draining.cancel();
     let stored = async {
         // Who does not lead stores nothing.
         while context.leadership.is_leader() && context.memory.is_busy() {

@@ -13,16 +13,11 @@ pub mod publish;
 pub mod report;
 pub mod stores;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::jiff::Timestamp;
 use kube::{Client, ResourceExt as _, runtime::controller::Action, runtime::events::Recorder};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::{ConditionType, MailCredential, Reason, condition, names},
@@ -65,7 +60,7 @@ pub struct Context {
     /// Counts.
     pub metrics: Arc<Metrics>,
     /// The process is about to end: no new request is begun.
-    pub draining: AtomicBool,
+    pub draining: CancellationToken,
 }
 
 /// Puts objects into the queues of the controllers.
@@ -126,7 +121,7 @@ pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>) -
     let decision = policy::decide(&observed, now);
     tracing::debug!(?decision, "decided");
     let decision = match &decision {
-        Decision::Issue(_) | Decision::SignIn | Decision::Poll if !context.draining.load(Ordering::Acquire) => {
+        Decision::Issue(_) | Decision::SignIn | Decision::Poll if !context.draining.is_cancelled() => {
             set_out(&decision, &observed, &context);
             Decision::InFlight
         }

@@ -160,15 +160,9 @@ impl Attempt {
         let count = entries.len();
         let (mut last, mut claimed) = (None, None);
         for entry in entries.iter().cycle().skip(first.min(count)).take(count) {
-            let Ok(material) = &entry.material else { continue };
-            let auth = match material.auth(&self.context.material.identities).await {
-                Ok(Ok(auth)) => auth,
-                Ok(Err(_)) => {
-                    // Why is told by the provider, which is looked at anew.
-                    self.context.material.distrust(&self.object.key());
-                    self.context.waker.provider(self.object.key());
-                    continue;
-                }
+            let auth = match self.proof(entry).await? {
+                Ok(Some(auth)) => auth,
+                Ok(None) => continue,
                 Err(error) => return Some(Err(unavailable(&error, &self.credential, &self.context))),
             };
             match self.run(errand, entry, &auth, &mut claimed).await? {
@@ -184,6 +178,21 @@ impl Attempt {
             }
         }
         last
+    }
+
+    /// What proves the client in a request that is sent at once: the provider's `rateLimit` is waited for before, since a
+    /// proof may end in a queue. `None`: the credential is looked at anew. `Ok(None)`: this entry cannot be used.
+    async fn proof(&self, entry: &Authentication) -> Option<Result<Option<ClientAuth>, Error>> {
+        let Self { credential, object, prepared, context, .. } = self;
+        let Ok(material) = &entry.material else { return Some(Ok(None)) };
+        prepared.admission(credential, context).await?;
+        let auth = material.auth(&context.material.identities).await.map(Result::ok);
+        if matches!(auth, Ok(None)) {
+            // Why is told by the provider, which is looked at anew.
+            context.material.distrust(&object.key());
+            context.waker.provider(object.key());
+        }
+        Some(auth)
     }
 
     async fn run(

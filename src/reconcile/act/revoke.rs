@@ -1,6 +1,6 @@
 //! Revokes the tokens of a credential that is being deleted (RFC 7009).
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use kube::ResourceExt as _;
 use secrecy::SecretString;
@@ -17,6 +17,9 @@ use crate::{
     providers,
     reconcile::{Context, custody, material, observe, publish, stores::ProviderKey},
 };
+
+/// How long a request waits for the provider's `rateLimit`: a deletion waits for a minute in all.
+const IN_LINE: Duration = Duration::from_secs(30);
 
 /// How a revocation came out.
 #[derive(Debug)]
@@ -91,8 +94,16 @@ impl Attempt {
     async fn revoke(&self, token: &SecretString, kind: TokenKind) -> Result<(), (String, Retry)> {
         let mut last = ("the provider's client authentication cannot be used".to_owned(), Retry::Permanent);
         for entry in &self.prepared.authentication {
-            let Ok(auth) = &entry.auth else { continue };
-            match self.ask_to_revoke(auth, token, kind).await {
+            let auth = match tokio::time::timeout(IN_LINE, self.proof(entry)).await {
+                Ok(Some(Ok(Some(auth)))) => auth,
+                Ok(Some(Ok(None))) => continue,
+                Ok(Some(Err(error))) => return Err((material::told(&error), Retry::Transient)),
+                Ok(None) => return Err(("the provider has changed meanwhile".to_owned(), Retry::Transient)),
+                Err(_) => {
+                    return Err(("too many requests wait for the provider's rateLimit".to_owned(), Retry::Transient));
+                }
+            };
+            match self.ask_to_revoke(&auth, token, kind).await {
                 Ok(()) => return Ok(()),
                 Err(refusal) => {
                     let next = matches!(refusal.reason, Reason::InvalidClient | Reason::ClientSecretExpired);

@@ -62,7 +62,7 @@ pub(crate) async fn look(
             Err(problem) => return Ok(Err(problem)),
         },
     };
-    Ok(Ok(Prepared { endpoints, authentication, client }))
+    Ok(Ok(Prepared { endpoints, authentication, client, pace: None }))
 }
 
 /// A client that trusts the provider's CA bundle.

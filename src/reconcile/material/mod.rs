@@ -5,6 +5,7 @@ mod authentication;
 mod connection;
 mod federation;
 mod look;
+mod pace;
 mod sources;
 
 use std::{collections::HashMap, sync::Arc};
@@ -13,6 +14,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{ResourceExt as _, core::ObjectMeta};
 use parking_lot::Mutex;
 
+use self::pace::Pace;
 pub(super) use self::sources::read_secret_key as read_source;
 pub use self::{
     authentication::{Authentication, Material},
@@ -27,7 +29,7 @@ use super::{
     stores::{ProviderKey, ProviderObject, bundle_config_map, source_secrets},
 };
 use crate::{
-    api::{ProviderStatus, Reason, credential::ProviderKind, names},
+    api::{ProviderStatus, Reason, credential::ProviderKind, names, provider::RateLimit},
     error::{Error, told_by},
     idp::{IdpClient, IdpClients},
     oauth::discovery::Endpoints,
@@ -42,6 +44,8 @@ pub struct Prepared {
     pub authentication: Vec<Authentication>,
     /// The client that trusts the provider's CA.
     pub client: IdpClient,
+    /// Its `rateLimit`.
+    pace: Option<Arc<Pace>>,
 }
 
 /// What is known about a provider.
@@ -87,6 +91,8 @@ struct Page {
     error: Option<Error>,
     /// The fingerprint that the verdict is about.
     verdict: Option<(String, Verdict)>,
+    /// Its `rateLimit`, which outlives changes of other fields.
+    pace: Option<Arc<Pace>>,
     /// The fingerprint with which the status of before a restart was taken as it stands.
     trusted: Option<String>,
     /// Looks in a row that found it broken with the same fingerprint, and when the next is due.
@@ -95,6 +101,16 @@ struct Page {
     retry_at: Option<Timestamp>,
     /// The status that was written last, with its resourceVersion: a watch shows it a moment later.
     written: Option<(u64, ProviderStatus)>,
+}
+
+impl Page {
+    /// What holds the limit: the same as before while the limit is.
+    fn pace(&mut self, limit: Option<RateLimit>) -> Option<Arc<Pace>> {
+        if self.pace.as_ref().map(|pace| pace.limit) != limit {
+            self.pace = limit.map(|limit| Arc::new(Pace::new(limit)));
+        }
+        self.pace.clone()
+    }
 }
 
 impl Book {
@@ -245,9 +261,11 @@ impl Book {
             identities: &self.identities,
             may_ask: &move || leadership.is_leader(),
         };
-        let verdict = look(object, &means).await?.map(Arc::new);
+        let found = look(object, &means).await?;
         let mut pages = self.pages.lock();
         let page = pages.entry(key).or_default();
+        let pace = page.pace(object.spec().rate_limit);
+        let verdict = found.map(|prepared| Arc::new(Prepared { pace, ..prepared }));
         page.verdict = Some((fingerprint, verdict.clone()));
         drop(pages);
         Ok(verdict)
