@@ -36,7 +36,7 @@ fn pages() -> Vec<Page> {
         let entries = fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path());
         entries.filter(|path| path.extension().is_some_and(|ext| ext == "md")).collect::<Vec<_>>()
     };
-    let mut paths: Vec<_> = ["", "docs", "charts/mail-token-broker", "tools"].into_iter().flat_map(files).collect();
+    let mut paths: Vec<_> = ["", "docs", "docs/providers", "charts/mail-token-broker", "tools"].into_iter().flat_map(files).collect();
     paths.sort();
     assert!(paths.len() >= 10, "{paths:?}");
     let page = |path: PathBuf| {
@@ -332,6 +332,8 @@ fn names_in_the_documentation_are_names_of_the_code() {
     let known = [
         names::LABEL_CREDENTIAL,
         names::LABEL_SOURCE,
+        names::LABEL_ROLE,
+        names::SECRET_TYPE_GRANT,
         names::ANNOTATION_REISSUE,
         names::ANNOTATION_HANDLED_REISSUE,
         names::ANNOTATION_ISSUED_AT,
@@ -436,14 +438,4 @@ fn slug(heading: &str) -> String {
         .filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c))
         .collect::<String>();
     kept.replace(' ', "-")
-}
-
-#[test]
-fn the_documentation_is_free_of_what_is_not_there_yet() {
-    let later = ["refreshToken:", "deviceCode:", "jwtBearer:", "tokenExchange:", "revocationPolicy"];
-    for page in pages().into_iter().filter(|page| !page.path.starts_with("charts")) {
-        for word in later {
-            assert!(!page.text.contains(word), "{}: {word}", page.path.display());
-        }
-    }
 }
