@@ -194,6 +194,11 @@ fn the_broker_knows_the_arguments_it_is_given() {
         };
         let port = container["ports"][0]["containerPort"].as_u64().unwrap();
         assert_eq!(u64::from(settings.metrics_addr.port()), port, "{name}");
+        let mounted = |file: PathBuf| {
+            let folder = file.parent().unwrap().to_str();
+            container["volumeMounts"].as_array().unwrap().iter().any(|mount| mount["mountPath"].as_str() == folder)
+        };
+        assert!(settings.identity_token_file.is_none_or(mounted), "{name}");
     }
 }
 
@@ -205,6 +210,8 @@ fn values_that_are_wrong_or_contradict_each_other_are_refused() {
         (vec!["metrics.serviceMonitor.enabled=true", "metrics.service.enabled=false"], "metrics.service.enabled"),
         (vec!["metrics.prometheusRule.enabled=true"], "serviceMonitor.enabled"),
         (vec!["requestTimeout=soon"], "requestTimeout"),
+        (vec!["identityToken.expirationSeconds=60"], "expirationSeconds"),
+        (vec!["identityToken.audience= a"], "audience"),
         (vec!["allowPrivateCIDRs={10.0.0.0}"], "allowPrivateCIDRs"),
     ] {
         let sets = settings.iter().flat_map(|setting| ["--set", setting]);

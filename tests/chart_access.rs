@@ -38,13 +38,15 @@ async fn a_broker_of_all_namespaces_may_do_what_it_does_and_nothing_else() {
 async fn a_broker_of_one_namespace_may_do_what_it_does_and_nothing_else() {
     let cluster = Cluster::alone(&["control-plane"]);
     let (ns, other) = (cluster.namespace().await, cluster.namespace().await);
-    let release = Release::install(&ns, &[&format!("namespaces={{{}}}", ns.name)]).await;
+    let settings = [&format!("namespaces={{{}}}", ns.name), "allowServiceAccountRef=true"];
+    let release = Release::install(&ns, &settings).await;
     let idp = Idp::start();
     let mut broker = release.broker().start().await;
     other.provider(&idp).await;
     other.apply(credential("elsewhere")).await;
 
     whole_life(&ns, &idp).await;
+    federated(&ns, &idp).await;
     broker.terminate().await;
 
     release.compare();
@@ -175,7 +177,8 @@ async fn whole_life(ns: &Namespace, idp: &Idp) {
     let bundle: ConfigMap = ns.get("idp-ca").await;
     let twice = bundle.data.unwrap()["ca.crt"].repeat(2);
     ns.patch::<ConfigMap>("idp-ca", json!({"data": {"ca.crt": twice}})).await;
-    ns.apply(credential("billing").set("spec.secret.name", "elsewhere")).await;
+    let last = credential("billing").set("spec.secret.name", "elsewhere").set("spec.revocationPolicy", "OnDelete");
+    ns.apply(last).await;
     ns.until::<Secret>("elsewhere", "it holds a token", |secret| secret.data.is_some()).await;
     ns.gone::<Secret>("billing").await;
 
@@ -187,6 +190,15 @@ async fn holds_last_token(ns: &Namespace, idp: &Idp) {
     let token = idp.issued().pop().unwrap();
     let holds = |secret: &Secret| secret.data.as_ref().is_some_and(|data| data["access_token"].0 == token.as_bytes());
     ns.until::<Secret>("billing", &format!("it holds {token}"), holds).await;
+}
+
+/// A provider to which a ServiceAccount vouches for the client.
+async fn federated(ns: &Namespace, idp: &Idp) {
+    ns.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "mailer"}})).await;
+    let token = json!({"audience": "api://AzureADTokenExchange", "serviceAccountRef": {"name": "mailer"}});
+    ns.apply(provider(idp).set("spec.client.authentication", json!([{"serviceAccountToken": token}]))).await;
+    ns.apply(credential("vouched")).await;
+    ns.condition::<MailCredential>("vouched", "Ready", "TokenValid").await;
 }
 
 /// A provider of the cluster, whose objects stand in the broker's namespace.

@@ -43,6 +43,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end }}
 
+{{- define "mail-token-broker.identityFolder" -}}
+/var/run/secrets/mailtoken.dev/identity
+{{- end }}
+
 {{- /* Arguments that differ from the broker's defaults, as a YAML list; empty when there are none. */ -}}
 {{- define "mail-token-broker.args" -}}
 {{- $args := list }}
@@ -65,6 +69,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- with .Values.egressProxy }}
 {{- $args = append $args (printf "--egress-proxy=%s" .) }}
+{{- end }}
+{{- if .Values.identityToken.audience }}
+{{- $args = append $args (printf "--identity-token-file=%s/token" (include "mail-token-broker.identityFolder" .)) }}
+{{- end }}
+{{- if .Values.allowServiceAccountRef }}
+{{- $args = append $args "--allow-service-account-ref" }}
 {{- end }}
 {{- if ne .Values.requestTimeout "10s" }}
 {{- $args = append $args (printf "--request-timeout=%s" .Values.requestTimeout) }}
