@@ -7,13 +7,65 @@ use support::{table::*, *};
 
 #[tokio::test]
 async fn a_credential_names_one_grant_that_there_is() {
+    let grant = |grant: Value| plain().set("spec.grant", grant);
+    let seed = json!({"secretRef": {"name": "billing-seed", "key": "refresh_token"}});
     refused([
         ("no grant", plain().without("spec.grant"), "spec.grant: required value"),
-        ("an empty grant", plain().set("spec.grant", json!({})), "name one grant"),
-        ("an unknown grant", plain().set("spec.grant", json!({"password": {}})), "password"),
+        ("an empty grant", grant(json!({})), "name exactly one grant"),
+        ("an unknown grant", grant(json!({"password": {}})), "password"),
         ("a second, unknown grant", plain().set("spec.grant.password", json!({})), "password"),
+        ("two", grant(json!({"clientCredentials": {}, "deviceCode": {}})), "name exactly one grant"),
+        ("another two", grant(json!({"jwtBearer": {}, "refreshToken": seed})), "name exactly one grant"),
+        ("a seed nowhere", grant(json!({"refreshToken": {}})), "secretref: required value"),
+        (
+            "a seed of another namespace",
+            grant(json!({"refreshToken": seed})).set("spec.grant.refreshToken.secretRef.namespace", "other"),
+            "namespace",
+        ),
     ])
     .await;
+    accepted([
+        ("clientCredentials", grant(json!({"clientCredentials": {}}))),
+        ("refreshToken", grant(json!({"refreshToken": seed}))),
+        ("deviceCode", grant(json!({"deviceCode": {}}))),
+        ("jwtBearer", grant(json!({"jwtBearer": {}}))),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_token_exchange_names_its_token_and_what_it_is() {
+    let place = json!({"secretRef": {"name": "subject", "key": "token"}});
+    let exchange = || plain().set("spec.grant", json!({"tokenExchange": {"subjectToken": place}}));
+    let field = |name: &str, value: &str| exchange().set(&format!("spec.grant.tokenExchange.{name}"), value);
+    let long = "x".repeat(513);
+    refused([
+        ("no token", plain().set("spec.grant", json!({"tokenExchange": {}})), "subjecttoken: required value"),
+        ("no place", plain().set("spec.grant", json!({"tokenExchange": {"subjectToken": {}}})), "secretref: required"),
+        ("a type that is no URI", field("subjectTokenType", "access_token"), "subjecttokentype"),
+        ("a type with a space", field("subjectTokenType", "urn:a b"), "subjecttokentype"),
+        ("a type with a line break", field("subjectTokenType", "urn:a\n"), "subjecttokentype"),
+        ("no type", field("subjectTokenType", ""), "subjecttokentype"),
+        ("a long type", field("subjectTokenType", &format!("urn:{long}")), "too long"),
+        ("an empty audience", field("audience", ""), "audience"),
+        ("an audience with a line break", field("audience", "a\nb"), "audience"),
+        ("a long audience", field("audience", &long), "too long"),
+        ("an unknown field", field("actorToken", "x"), "actortoken"),
+    ])
+    .await;
+    accepted([
+        ("the token alone", exchange()),
+        ("with its type", field("subjectTokenType", "urn:ietf:params:oauth:token-type:jwt")),
+        ("with an audience", field("audience", "mail")),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_revocation_policy_is_one_that_there_is() {
+    let policy = |policy: &str| plain().set("spec.revocationPolicy", policy);
+    refused([("unknown", policy("Always"), "unsupported value"), ("empty", policy(""), "unsupported value")]).await;
+    accepted(["Never", "OnDelete"].map(|name| (name, policy(name)))).await;
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ async fn a_provider_is_of_one_kind_that_there_is() {
         ("an unknown one", plain().without("spec.oauth2").set("spec.mailru", json!({})), "mailru"),
         ("no client", plain().without("spec.client"), "spec.client: required value"),
         ("no tenant", microsoft(json!({})), "tenantid: required value"),
+        ("two presets", preset("google").set("spec.yahoo", json!({})), "name exactly one provider"),
         ("no token endpoint", plain().set("spec.oauth2", json!({})), "tokenurl: required value"),
         ("no issuer", plain().without("spec.oauth2").set("spec.oidc", json!({})), "issuerurl: required value"),
         ("an unknown field", plain().set("spec.nonsense", 1), "nonsense"),
@@ -25,6 +26,9 @@ async fn a_provider_is_of_one_kind_that_there_is() {
         ("oidc", plain().without("spec.oauth2").set("spec.oidc.issuerURL", "https://id.example.org/realms/mail")),
         ("microsoft", microsoft(json!({"tenantID": "contoso.onmicrosoft.com"}))),
         ("by its id", microsoft(json!({"tenantID": "2f1c6a0e-0000-4000-8000-000000000000", "cloud": "China"}))),
+        ("google", preset("google")),
+        ("yahoo", preset("yahoo")),
+        ("fastmail", preset("fastmail")),
         ("a public client", plain().set("spec.client", json!({"id": "mailer"}))),
     ])
     .await;
@@ -142,6 +146,110 @@ async fn a_client_has_an_id_without_line_breaks_and_at_most_eight_ways() {
 }
 
 #[tokio::test]
+async fn each_client_authentication_stands_alone_and_where_it_belongs() {
+    let place = json!({"name": "m365-app", "key": "tls.key"});
+    let ways = |ways: Value| plain().set("spec.client.authentication", ways);
+    let jwt = |field: &str, value: Value| {
+        ways(json!([{"privateKeyJWT": {"keyRef": place}}]))
+            .set(&format!("spec.client.authentication.0.privateKeyJWT.{field}"), value)
+    };
+    let token = |token: Value| ways(json!([{"serviceAccountToken": token}]));
+    let named = json!({"audience": "api://AzureADTokenExchange", "serviceAccountRef": {"name": "mailer"}});
+    let file = json!({"serviceAccountKey": {"secretRef": {"name": "g", "key": "key.json"}}});
+    let secret = json!({"clientSecret": {"secretRef": {"name": "idp-client", "key": "client-secret"}}});
+    let google = || preset("google").set("spec.client.authentication", json!([file]));
+    let of_cluster = |manifest: Manifest| {
+        manifest
+            .set("kind", "ClusterMailProvider")
+            .set("metadata.name", "schema-ways")
+            .set("spec.allowed", json!([everybody()]))
+    };
+    let own = token(json!({"audience": "api://AzureADTokenExchange"}));
+    refused([
+        (
+            "two in one",
+            ways(json!([{"serviceAccountToken": named, "privateKeyJWT": {"keyRef": place}}])),
+            "name one way",
+        ),
+        ("no key", ways(json!([{"privateKeyJWT": {}}])), "keyref: required value"),
+        ("an unknown algorithm", jwt("algorithm", json!("HS256")), "unsupported value"),
+        ("a key id with a line break", jwt("keyID", json!("a\n")), "keyid"),
+        ("an empty key id", jwt("keyID", json!("")), "keyid"),
+        (
+            "a certificate of another namespace",
+            jwt("certificateRef", json!({"name": "a", "key": "b", "namespace": "c"})),
+            "namespace",
+        ),
+        ("no audience", token(json!({"serviceAccountRef": {"name": "mailer"}})), "audience: required value"),
+        ("an empty audience", token(json!({"audience": "", "serviceAccountRef": {"name": "mailer"}})), "audience"),
+        ("two audiences", token(json!({"audience": "a\nb", "serviceAccountRef": {"name": "mailer"}})), "audience"),
+        ("an account without a name", token(json!({"audience": "a", "serviceAccountRef": {}})), "name: required value"),
+        (
+            "an account that is a path",
+            token(json!({"audience": "a", "serviceAccountRef": {"name": "a/b"}})),
+            "serviceaccountref.name",
+        ),
+        ("the broker's own identity", own.clone(), "only a ClusterMailProvider may use"),
+        (
+            "the broker's own identity as the second way",
+            ways(json!([secret, {"serviceAccountToken": {"audience": "a"}}])),
+            "only a ClusterMailProvider may use",
+        ),
+        ("a key file elsewhere", ways(json!([file])), "serviceAccountKey is Google's"),
+        ("a key file elsewhere, of the cluster", of_cluster(ways(json!([file]))), "serviceAccountKey is Google's"),
+        (
+            "a key file nowhere",
+            google().set("spec.client.authentication", json!([{"serviceAccountKey": {}}])),
+            "secretref: required value",
+        ),
+        ("no id", plain().without("spec.client.id"), "name the client in spec.client.id"),
+        ("no id, with a token", token(named.clone()).without("spec.client.id"), "name the client in spec.client.id"),
+        (
+            "no id, of the cluster",
+            of_cluster(own.clone()).without("spec.client.id"),
+            "name the client in spec.client.id",
+        ),
+        ("no id at google", preset("google").without("spec.client.id"), "name the client in spec.client.id"),
+        ("an empty id", google().set("spec.client.id", ""), "spec.client.id"),
+    ])
+    .await;
+    accepted([
+        ("a key", ways(json!([{"privateKeyJWT": {"keyRef": place}}]))),
+        ("PS256", jwt("algorithm", json!("PS256"))),
+        ("RS256", jwt("algorithm", json!("RS256"))),
+        ("ES256", jwt("algorithm", json!("ES256"))),
+        ("EdDSA", jwt("algorithm", json!("EdDSA"))),
+        ("a certificate", jwt("certificateRef", json!({"name": "m365-app", "key": "tls.crt"}))),
+        ("a token of a named account", token(named)),
+        ("the broker's own identity, of the cluster", of_cluster(own)),
+        ("a key file", google()),
+        ("a key file without an id", google().without("spec.client.id")),
+        ("a key file of the cluster", of_cluster(google().without("spec.client.id"))),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_rate_limit_lets_something_through() {
+    let limit = |limit: Value| plain().set("spec.rateLimit", limit);
+    refused([
+        ("empty", limit(json!({})), "requestsperminute: required value"),
+        ("nothing", limit(json!({"requestsPerMinute": 0})), "requestsperminute"),
+        ("less than nothing", limit(json!({"requestsPerMinute": -1})), "requestsperminute"),
+        ("too much", limit(json!({"requestsPerMinute": 60_001})), "requestsperminute"),
+        ("no burst", limit(json!({"requestsPerMinute": 1, "burst": 0})), "burst"),
+        ("too large a burst", limit(json!({"requestsPerMinute": 1, "burst": 1_001})), "burst"),
+        ("a word", limit(json!({"requestsPerMinute": "many"})), "requestsperminute"),
+    ])
+    .await;
+    accepted([
+        ("the least", limit(json!({"requestsPerMinute": 1}))),
+        ("the most", limit(json!({"requestsPerMinute": 60_000, "burst": 1_000}))),
+    ])
+    .await;
+}
+
+#[tokio::test]
 async fn scopes_servers_and_bundles_are_bounded() {
     let server = |field: &str, value: Value| plain().set(&format!("spec.servers.smtp.{field}"), value);
     let place = json!({"name": "idp-ca", "key": "ca.crt"});
@@ -209,8 +317,8 @@ async fn a_provider_of_the_cluster_says_who_may_use_it() {
     let wrong = ["*", "example.org", "@example.org", "*@", "*@exa mple", "*@example.org\n", "a@b@c", "ä@b"];
     refused(wrong.map(|pattern| (pattern, mailbox(pattern), "mailboxes"))).await;
     accepted(["*@example.org", "noreply@example.org", "team-*@*.example.org", "*@*"].map(|p| (p, mailbox(p)))).await;
-    let full =
-        json!({"namespaceSelector": {}, "mailboxes": vec!["*@example.org"; 256], "grants": ["clientCredentials"]});
+    let grants = ["clientCredentials", "refreshToken", "deviceCode", "jwtBearer", "tokenExchange"];
+    let full = json!({"namespaceSelector": {}, "mailboxes": vec!["*@example.org"; 256], "grants": grants});
     accepted([("64 entries of 256", allowed(json!(vec![full; 64])))]).await;
 }
 
@@ -233,6 +341,15 @@ fn plain() -> Manifest {
 
 fn microsoft(settings: Value) -> Manifest {
     plain().without("spec.oauth2").without("spec.servers").set("spec.microsoft", settings)
+}
+
+/// A preset without settings.
+fn preset(name: &str) -> Manifest {
+    plain().without("spec.oauth2").set(&format!("spec.{name}"), json!({}))
+}
+
+fn everybody() -> Value {
+    json!({"namespaceSelector": {}, "mailboxes": ["*@example.org"]})
 }
 
 /// No other test of this file makes one: the name is the cluster's.
