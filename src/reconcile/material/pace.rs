@@ -1,6 +1,6 @@
 //! A provider's `rateLimit`: a token bucket, first come, first served.
 
-use std::{num::NonZeroU32, ptr};
+use std::{num::NonZeroU32, ptr, time::Duration};
 
 use governor::{DefaultDirectRateLimiter, Quota, clock::Clock as _};
 use kube::ResourceExt as _;
@@ -11,6 +11,9 @@ use crate::{
     policy::checks,
     reconcile::stores::ProviderKey,
 };
+
+/// How soon the first in the line notices that it is not wanted any more.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Lets the requests to one provider through.
 pub(super) struct Pace {
@@ -34,7 +37,7 @@ impl Pace {
         while wanted() {
             match self.bucket.check() {
                 Ok(()) => return true,
-                Err(later) => tokio::time::sleep(later.wait_time_from(self.bucket.clock().now())).await,
+                Err(later) => tokio::time::sleep(later.wait_time_from(self.bucket.clock().now()).min(LOOK)).await,
             }
         }
         false
