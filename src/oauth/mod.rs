@@ -1,6 +1,7 @@
 //! The protocol without any input or output: values become an `http::Request`, an `http::Response` becomes values.
 
 pub mod assertion;
+pub mod authorization;
 pub mod claims;
 pub mod client_auth;
 pub mod device;

@@ -162,6 +162,19 @@ pub fn read_refusal(response: &Response<impl AsRef<[u8]>>, now: Timestamp) -> Re
     }
 }
 
+/// Reads an error that a browser brought back from the authorization endpoint (RFC 6749 section 4.1.2.1).
+pub(super) fn read_browser_error(error: &str, description: Option<&str>) -> Refusal {
+    let code = OAuthError::parse(error);
+    let provider_code = description.and_then(described_code).and_then(shown_code);
+    let what = match (&code, &provider_code) {
+        (Some(code), Some(provider_code)) => format!("the provider answered {} ({provider_code})", code.as_str()),
+        (Some(code), None) => format!("the provider answered {}", code.as_str()),
+        (None, _) => "the provider answered with an error of no known form".to_owned(),
+    };
+    let reason = code.as_ref().map_or(Reason::RequestRefused, OAuthError::reason);
+    Refusal { error: code, provider_code, ..Refusal::new(reason, what) }
+}
+
 fn suffix(provider_code: Option<&str>, status: StatusCode) -> String {
     match provider_code {
         Some(code) => format!(" ({code}, HTTP {})", status.as_u16()),
@@ -207,16 +220,12 @@ struct Body {
 impl Body {
     fn provider_code(&self) -> Option<String> {
         let listed = || self.error_codes.as_ref()?.as_array()?.first()?.as_u64();
-        let described = || {
-            let text = self.description()?.strip_prefix("AADSTS")?;
-            text.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-        };
-        let number = listed().or_else(described).filter(|number| (1_000..=999_999_999).contains(number));
+        let number = listed().or_else(|| described_code(self.description()?));
         let word = || {
             let code = self.error_subtype.as_ref().or(self.suberror.as_ref())?.as_str()?;
             OAuthError::parse(code).map(|OAuthError(code)| code)
         };
-        number.map(|number| format!("AADSTS{number}")).or_else(word)
+        number.and_then(shown_code).or_else(word)
     }
 
     /// Google has no code for it: "Invalid JWT: Token must be a short-lived token (60 minutes) and in a reasonable
@@ -228,6 +237,16 @@ impl Body {
     fn description(&self) -> Option<&str> {
         self.error_description.as_ref()?.as_str()
     }
+}
+
+/// Microsoft's code at the beginning of a description.
+fn described_code(description: &str) -> Option<u64> {
+    let text = description.strip_prefix("AADSTS")?;
+    text.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+fn shown_code(number: u64) -> Option<String> {
+    (1_000..=999_999_999).contains(&number).then(|| format!("AADSTS{number}"))
 }
 
 fn is_correlation_id(id: &str) -> bool {
