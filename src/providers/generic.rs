@@ -21,7 +21,12 @@ pub(super) fn profile(spec: &ProviderSpec) -> Option<Profile> {
     match (&spec.oidc, &spec.oauth2) {
         (Some(oidc), None) => {
             let source = TokenSource::Discovery { issuer: oidc.issuer_url.clone() };
-            let sign_in = SignIn { scopes: &["openid"], parameters: &[] };
+            let sign_in = SignIn {
+                scopes: &["openid", "email", "offline_access"],
+                // Without consent a provider must not heed offline_access (OpenID Connect Core section 11).
+                parameters: &[("prompt", "consent")],
+                ..SignIn::default()
+            };
             Some(Profile { sign_in, objection, ..Profile::new("oidc", source, servers, GRANTS) })
         }
         (None, Some(oauth2)) => {

@@ -42,6 +42,8 @@ pub(super) fn profile(given: &Servers) -> Profile {
         sign_in: SignIn {
             scopes: &["openid", "email"],
             parameters: &[("access_type", "offline"), ("prompt", "consent")],
+            issuer: Some("https://accounts.google.com"),
+            ..SignIn::default()
         },
         scopes: |_, _, _| vec![MAIL.to_owned()],
         objection,

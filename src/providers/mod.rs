@@ -50,12 +50,23 @@ pub struct Profile {
 }
 
 /// What a person's sign-in takes besides the scopes for mail.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SignIn {
-    /// Scopes by which the answer says who signed in (OpenID Connect Core section 5.4). A refresh does not need them.
+    /// Scopes by which the answer says who signed in (OpenID Connect Core section 5.4), and which bring a refresh token. A
+    /// refresh does not need them.
     pub scopes: &'static [&'static str],
     /// Parameters of the authorization request beyond those of RFC 6749 section 4.1.1.
     pub parameters: &'static [(&'static str, &'static str)],
+    /// What follows `http://localhost:PORT` in the redirect URI (RFC 8252 section 7.3).
+    pub redirect_path: &'static str,
+    /// Who the browser's answer says that it is from (RFC 9207), where the provider has no discovery document.
+    pub issuer: Option<&'static str>,
+}
+
+impl Default for SignIn {
+    fn default() -> Self {
+        Self { scopes: &[], parameters: &[], redirect_path: "/", issuer: None }
+    }
 }
 
 /// What a refusal was the answer to.
@@ -114,6 +125,14 @@ impl Profile {
             refine: clock,
             unsuitable: |_, _, _, _| None,
             idle_life: None,
+        }
+    }
+
+    /// Who the browser's answer to a sign-in has to be from (RFC 9207), if that is known.
+    pub fn issuer(&self) -> Option<&str> {
+        match &self.source {
+            TokenSource::Discovery { issuer } => Some(issuer),
+            TokenSource::Known(_) => self.sign_in.issuer,
         }
     }
 

@@ -64,8 +64,14 @@ const PERSONAL: [&str; 3] = ["smtp-mail.outlook.com", "outlook.office365.com", "
 const CONSUMERS: &str = "consumers";
 /// Without it there is no refresh token.
 const OFFLINE: &str = "offline_access";
-/// OpenID Connect's scopes belong to no resource, so they may stand beside those of one.
-const SIGN_IN: SignIn = SignIn { scopes: &["openid", "profile", "email"], parameters: &[("prompt", "select_account")] };
+/// OpenID Connect's scopes belong to no resource, so they may stand beside those of one. Of a redirect URI to localhost
+/// the path is compared with the registered `http://localhost`, and the port is not.
+const SIGN_IN: SignIn = SignIn {
+    scopes: &["openid", "profile", "email"],
+    parameters: &[("prompt", "select_account")],
+    redirect_path: "",
+    issuer: None,
+};
 /// A refresh token that is not used for 90 days ends.
 const IDLE_LIFE: SignedDuration = SignedDuration::from_hours(90 * 24);
 
