@@ -1,7 +1,6 @@
 //! The composition root: builds everything, starts it, and ends it in the right order.
 
 use std::{
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -56,8 +55,6 @@ pub enum StartError {
     Signals(#[source] std::io::Error),
 }
 
-/// Where a pod finds its own namespace.
-const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
 /// How long a shutdown waits for requests under way beyond their own time-out: for the writes that follow.
 const DRAIN_MARGIN: Duration = Duration::from_secs(10);
 /// How soon the API server is asked again what this broker may read.
@@ -83,15 +80,14 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         &config,
         clock.clone(),
         settings.identity_token_file.clone(),
-        settings.allow_service_account_ref,
+        settings.access.allow_service_account_ref,
     );
-    let broker_namespace =
-        settings.broker_namespace.clone().unwrap_or_else(|| own_namespace(Path::new(NAMESPACE_FILE)));
+    let broker_namespace = settings.access.broker_namespace();
     let clients = IdpClients::new(
         idp::Settings {
-            request_timeout: settings.request_timeout,
-            egress: EgressPolicy::new(settings.allow_private_cidrs.clone()),
-            proxy: settings.egress_proxy.clone(),
+            request_timeout: settings.access.request_timeout,
+            egress: EgressPolicy::new(settings.access.allow_private_cidrs.clone()),
+            proxy: settings.access.egress_proxy.clone(),
         },
         clock.clone(),
     )
@@ -176,7 +172,7 @@ impl Work {
             waker,
             bundles: Bundles::default(),
             identity,
-            request_timeout: settings.request_timeout,
+            request_timeout: settings.access.request_timeout,
             metrics,
             draining: CancellationToken::new(),
         });
@@ -187,7 +183,7 @@ impl Work {
         let controllers = tokio::spawn(controller::run(context.clone(), queues, settings.concurrency, ended.clone()));
         ready.store(true, Ordering::Release);
         tracing::info!("ready");
-        (context, lease, controllers, settings.request_timeout)
+        (context, lease, controllers, settings.access.request_timeout)
     }
 }
 
@@ -250,10 +246,6 @@ async fn may_read_cluster(client: &Client) -> bool {
         }
     }
     true
-}
-
-fn own_namespace(file: &Path) -> String {
-    std::fs::read_to_string(file).map_or_else(|_| "default".to_owned(), |text| text.trim().to_owned())
 }
 
 /// Who this broker is in the lease and in Events: the pod, which may have restarted.

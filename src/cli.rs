@@ -1,6 +1,10 @@
-//! The command line; each flag is also an environment variable, `MTB_` and its name.
+//! The command line; each flag of `run` is also an environment variable, `MTB_` and its name.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
@@ -20,6 +24,8 @@ pub struct Cli {
 pub enum Command {
     /// Run the broker.
     Run(Box<Settings>),
+    /// Sign a person in, and store the refresh token in a labelled Secret for `grant.refreshToken`.
+    Login(Box<Login>),
     /// Print the CustomResourceDefinitions, for `kubectl apply -f -`.
     Crds,
 }
@@ -33,9 +39,6 @@ pub struct Settings {
     /// Watch only this namespace (repeatable).
     #[arg(long = "namespace", env = "MTB_NAMESPACE", value_delimiter = ',', value_name = "NAME")]
     pub namespaces: Vec<String>,
-    /// Where leases and the Secrets of ClusterMailProviders are [default: the pod's own, else `default`].
-    #[arg(long, env = "MTB_BROKER_NAMESPACE", value_name = "NAME")]
-    pub broker_namespace: Option<String>,
     /// Act only while holding the lease.
     #[arg(long, env = "MTB_LEADER_ELECT", default_value_t = true, default_missing_value = "true", num_args = 0..=1,
           require_equals = true, action = clap::ArgAction::Set, value_name = "BOOL")]
@@ -43,15 +46,29 @@ pub struct Settings {
     /// Reconciles at once.
     #[arg(long, env = "MTB_CONCURRENCY", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..), value_name = "N")]
     pub concurrency: u16,
+    /// The broker's own ServiceAccount token, which a ClusterMailProvider may present as client assertion.
+    #[arg(long, env = "MTB_IDENTITY_TOKEN_FILE", value_name = "PATH")]
+    pub identity_token_file: Option<PathBuf>,
+    /// How providers, and what they refer to, are reached.
+    #[command(flatten)]
+    pub access: Access,
+    /// Form of the log; its level is taken from RUST_LOG.
+    #[arg(long, env = "MTB_LOG_FORMAT", default_value = "json", value_enum, value_name = "FORMAT")]
+    pub log_format: LogFormat,
+}
+
+/// How providers, and what they refer to, are reached.
+#[derive(Args, Clone, Debug)]
+pub struct Access {
+    /// Where leases and the Secrets of ClusterMailProviders are [default: the pod's own, else `default`].
+    #[arg(long, env = "MTB_BROKER_NAMESPACE", value_name = "NAME")]
+    pub broker_namespace: Option<String>,
     /// A range that providers may resolve into although it is private (repeatable).
     #[arg(long = "allow-private-cidr", env = "MTB_ALLOW_PRIVATE_CIDR", value_delimiter = ',', value_name = "CIDR")]
     pub allow_private_cidrs: Vec<IpNet>,
     /// A proxy for all requests to providers (CONNECT).
     #[arg(long, env = "MTB_EGRESS_PROXY", value_name = "URL", hide_env_values = true)]
     pub egress_proxy: Option<Url>,
-    /// The broker's own ServiceAccount token, which a ClusterMailProvider may present as client assertion.
-    #[arg(long, env = "MTB_IDENTITY_TOKEN_FILE", value_name = "PATH")]
-    pub identity_token_file: Option<PathBuf>,
     /// Let a provider name a ServiceAccount of its namespace, whose tokens are then its client assertions.
     #[arg(long, env = "MTB_ALLOW_SERVICE_ACCOUNT_REF", default_value_t = false, default_missing_value = "true",
           num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, value_name = "BOOL")]
@@ -59,9 +76,59 @@ pub struct Settings {
     /// Time for one request to a provider, in all.
     #[arg(long, env = "MTB_REQUEST_TIMEOUT", default_value = "10s", value_parser = duration, value_name = "DURATION")]
     pub request_timeout: Duration,
-    /// Form of the log; its level is taken from RUST_LOG.
-    #[arg(long, env = "MTB_LOG_FORMAT", default_value = "json", value_enum, value_name = "FORMAT")]
-    pub log_format: LogFormat,
+}
+
+/// Where a pod finds its own namespace.
+const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
+
+impl Access {
+    /// Where leases and the Secrets of ClusterMailProviders are.
+    pub fn broker_namespace(&self) -> String {
+        self.broker_namespace.clone().unwrap_or_else(|| own_namespace(Path::new(NAMESPACE_FILE)))
+    }
+}
+
+fn own_namespace(file: &Path) -> String {
+    std::fs::read_to_string(file).map_or_else(|_| "default".to_owned(), |text| text.trim().to_owned())
+}
+
+/// Settings of `login`.
+#[derive(Args, Clone, Debug)]
+pub struct Login {
+    /// The MailProvider to sign in at.
+    #[arg(long, value_parser = object_name, value_name = "NAME")]
+    pub provider: String,
+    /// It is a ClusterMailProvider.
+    #[arg(long)]
+    pub cluster: bool,
+    /// The namespace of the credential [default: the kubeconfig's].
+    #[arg(short, long, value_parser = object_name, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// The account that has to sign in.
+    #[arg(long, value_parser = address, value_name = "ADDRESS")]
+    pub mailbox: String,
+    /// The Secret to store the refresh token in.
+    #[arg(long, value_parser = object_name, value_name = "NAME")]
+    pub secret: String,
+    /// Its key.
+    #[arg(long, default_value = "refresh_token", value_parser = data_key, value_name = "KEY")]
+    pub key: String,
+    /// What the token is for, unless a MailCredential says so already (repeatable).
+    #[arg(long = "protocol", default_value = "SMTP", value_delimiter = ',',
+          value_parser = ["SMTP", "IMAP", "POP3"], value_name = "PROTOCOL")]
+    pub protocols: Vec<String>,
+    /// Show a code to enter on any device, instead of using a browser on this one.
+    #[arg(long, conflicts_with_all = ["no_browser", "port"])]
+    pub device: bool,
+    /// Only print the address to open.
+    #[arg(long)]
+    pub no_browser: bool,
+    /// The port of localhost that the browser comes back to, for a client that is registered with one [default: any].
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<u16>,
+    /// How providers, and what they refer to, are reached.
+    #[command(flatten)]
+    pub access: Access,
 }
 
 /// Forms of the log.
@@ -84,6 +151,32 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A name that Kubernetes allows (RFC 1123): it goes into paths, and into commands that are shown.
+fn object_name(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+    let ends = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let fits = text.len() <= 253 && text.chars().all(plain) && text.starts_with(ends) && text.ends_with(ends);
+    if fits {
+        Ok(text.to_owned())
+    } else {
+        Err("must be the name of an object: lower case, digits, - and .".to_owned())
+    }
+}
+
+/// A key that Kubernetes allows in a Secret.
+fn data_key(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let fits = (1..=253).contains(&text.len()) && text.chars().all(plain);
+    if fits { Ok(text.to_owned()) } else { Err("must be letters, digits, -, _ and .".to_owned()) }
+}
+
+/// Something like a mail address; the API server looks closer.
+fn address(text: &str) -> Result<String, String> {
+    let halves = text.split_once('@').filter(|(local, domain)| !local.is_empty() && !domain.is_empty());
+    let plain = !text.chars().any(|c| c.is_whitespace() || c.is_control());
+    if halves.is_some() && plain { Ok(text.to_owned()) } else { Err("must be a mail address".to_owned()) }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -93,7 +186,7 @@ mod tests {
     fn settings(arguments: &[&str]) -> Settings {
         match Cli::try_parse_from(["mail-token-broker", "run"].iter().chain(arguments)).unwrap().command {
             Command::Run(settings) => *settings,
-            Command::Crds => panic!("not this command"),
+            Command::Login(_) | Command::Crds => panic!("not this command"),
         }
     }
 
@@ -103,17 +196,17 @@ mod tests {
         let settings = settings(&[]);
         assert_eq!(settings.metrics_addr.to_string(), "0.0.0.0:8080");
         assert_eq!((settings.leader_elect, settings.concurrency), (true, 64));
-        assert_eq!(settings.request_timeout, Duration::from_secs(10));
+        assert_eq!(settings.access.request_timeout, Duration::from_secs(10));
         assert_eq!(settings.log_format, LogFormat::Json);
-        assert_eq!((settings.identity_token_file, settings.allow_service_account_ref), (None, false));
+        assert_eq!((settings.identity_token_file, settings.access.allow_service_account_ref), (None, false));
     }
 
     #[test]
     fn a_switch_may_stand_alone_or_with_a_value() {
         assert!(settings(&["--leader-elect"]).leader_elect);
         assert!(!settings(&["--leader-elect=false"]).leader_elect);
-        assert!(settings(&["--allow-service-account-ref"]).allow_service_account_ref);
-        assert!(!settings(&["--allow-service-account-ref=false"]).allow_service_account_ref);
+        assert!(settings(&["--allow-service-account-ref"]).access.allow_service_account_ref);
+        assert!(!settings(&["--allow-service-account-ref=false"]).access.allow_service_account_ref);
         assert!(settings(&["--namespace", "a", "--namespace", "b,c"]).namespaces.len() == 3);
     }
 
@@ -129,6 +222,32 @@ mod tests {
                 Cli::try_parse_from(["mail-token-broker", "run"].iter().chain(&arguments)).is_err(),
                 "{arguments:?}"
             );
+        }
+    }
+
+    #[test]
+    fn a_login_takes_only_what_may_stand_in_a_path_and_in_a_command() {
+        let login = |arguments: &[&str]| {
+            let given = ["mail-token-broker", "login", "--provider", "m365", "--secret", "seed", "--mailbox", "a@b.c"];
+            Cli::try_parse_from(given.iter().chain(arguments))
+        };
+        let Command::Login(login_settings) = login(&["--protocol", "IMAP,SMTP"]).unwrap().command else { panic!() };
+        assert_eq!(login_settings.protocols, ["IMAP", "SMTP"]);
+        assert_eq!(login_settings.key, "refresh_token");
+        for arguments in [
+            ["--namespace", "a/b"],
+            ["--namespace", "A"],
+            ["--namespace", "-a"],
+            ["--key", "a b"],
+            ["--key", "a;b"],
+            ["--protocol", "JMAP"],
+            ["--device", "--no-browser"],
+        ] {
+            assert!(login(&arguments).is_err(), "{arguments:?}");
+        }
+        for mailbox in ["a", "@b", "a@", "a b@c"] {
+            let given = ["mail-token-broker", "login", "--provider", "p", "--secret", "s", "--mailbox", mailbox];
+            assert!(Cli::try_parse_from(given).is_err(), "{mailbox}");
         }
     }
 }

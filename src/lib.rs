@@ -10,6 +10,7 @@ pub mod egress;
 pub mod error;
 pub mod idp;
 pub mod lease;
+pub mod login;
 pub mod metrics;
 pub mod oauth;
 pub mod policy;

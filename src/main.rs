@@ -6,7 +6,7 @@ use clap::Parser as _;
 use mail_token_broker::{
     api, app,
     cli::{Cli, Command},
-    telemetry,
+    login, telemetry,
 };
 
 /// musl's and glibc's allocators are slow under threads, or keep what was freed.
@@ -16,6 +16,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let ended = match Cli::parse().command {
         Command::Crds => print_crds(),
+        Command::Login(settings) => return login(*settings),
         Command::Run(settings) => {
             telemetry::start(settings.log_format);
             run(*settings)
@@ -33,6 +34,18 @@ fn main() -> ExitCode {
 #[tokio::main]
 async fn run(settings: mail_token_broker::cli::Settings) -> Result<(), Box<dyn std::error::Error>> {
     Ok(app::run(settings).await?)
+}
+
+/// A person reads what went wrong, not a log.
+#[tokio::main(flavor = "current_thread")]
+async fn login(settings: mail_token_broker::cli::Login) -> ExitCode {
+    match login::run(settings).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn print_crds() -> Result<(), Box<dyn std::error::Error>> {

@@ -31,6 +31,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("telemetry", &["cli"]),
     ("reconcile", &["api", "clock", "error", "idp", "lease", "metrics", "oauth", "policy", "providers", "render"]),
     ("controller", &["api", "error", "policy", "reconcile"]),
+    // A command of its own: it has its settings, builds its client, and looks at providers as a reconcile does.
+    ("login", &["api", "cli", "clock", "egress", "error", "idp", "oauth", "policy", "providers", "reconcile"]),
 ];
 
 /// Rooms that turn values into values: no waiting, no Kubernetes, no socket, no file, no clock.

@@ -6,6 +6,7 @@
 //! | path | answer |
 //! |---|---|
 //! | `/.well-known/openid-configuration` | the discovery document of [`Idp::issuer`] |
+//! | `/authorize` | a redirect to the `redirect_uri` of the query, with a code and its `state` |
 //! | `/token` | a new random token for an hour, whoever asks |
 //! | `/device` | a device code and a user code |
 //! | `/revoke` | 200 |
@@ -43,6 +44,8 @@ use super::{
 pub const DISCOVERY: &str = "/.well-known/openid-configuration";
 /// The path of the token endpoint.
 pub const TOKEN: &str = "/token";
+/// The path of the authorization endpoint.
+pub const AUTHORIZE: &str = "/authorize";
 /// The path of the device authorization endpoint.
 pub const DEVICE: &str = "/device";
 /// The path of the revocation endpoint.
@@ -296,7 +299,7 @@ impl Idp {
 
 impl Handler for Scripted {
     async fn handle(&self, request: Request) -> Option<Response> {
-        let answer = self.answer_to(request.route());
+        let answer = self.answer_to(&request);
         tokio::time::sleep(answer.delay).await;
         if answer.held {
             self.gate.subscribe().wait_for(|open| *open).await.ok()?;
@@ -321,17 +324,26 @@ impl Scripted {
         token
     }
 
-    fn answer_to(&self, path: &str) -> Answer {
+    fn answer_to(&self, request: &Request) -> Answer {
+        let path = request.route();
         let mut scripts = self.scripts.lock().unwrap();
         let script = scripts.entry(path.to_owned()).or_default();
         let scripted = script.next.pop_front().or_else(|| script.always.clone());
         drop(scripts);
-        scripted.unwrap_or_else(|| self.default_answer(path))
+        scripted.unwrap_or_else(|| self.default_answer(request))
     }
 
-    fn default_answer(&self, path: &str) -> Answer {
+    fn default_answer(&self, request: &Request) -> Answer {
         let issuer = self.issuer();
-        match path {
+        match request.route() {
+            AUTHORIZE => {
+                let query = request.query();
+                let mut back = url::Url::parse(&query["redirect_uri"]).unwrap();
+                let code = self.new_token("code");
+                back.query_pairs_mut().append_pair("code", &code).append_pair("state", &query["state"]);
+                back.query_pairs_mut().append_pair("iss", &issuer);
+                Answer::status(302).header("location", back.as_str())
+            }
             TOKEN => Answer::token(3600),
             DEVICE => Answer::json(
                 200,
@@ -348,7 +360,7 @@ impl Scripted {
                     "issuer": issuer, "token_endpoint": format!("{issuer}{TOKEN}"),
                     "device_authorization_endpoint": format!("{issuer}{DEVICE}"),
                     "revocation_endpoint": format!("{issuer}{REVOKE}"),
-                    "authorization_endpoint": format!("{issuer}/authorize"), "jwks_uri": format!("{issuer}/jwks"),
+                    "authorization_endpoint": format!("{issuer}{AUTHORIZE}"), "jwks_uri": format!("{issuer}/jwks"),
                     "response_types_supported": ["code"], "subject_types_supported": ["public"],
                     "id_token_signing_alg_values_supported": ["RS256"],
                 }),

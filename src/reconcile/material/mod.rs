@@ -23,6 +23,7 @@ pub use self::{
 pub(crate) use self::{
     connection::transport,
     look::{Means, look},
+    sources::{is_labelled, is_own},
 };
 use super::{
     Context,

@@ -1,0 +1,170 @@
+//! Whom the refresh token is for: the MailCredentials that refer to the seed, or one that is proposed.
+
+use kube::{Resource as _, ResourceExt as _};
+use serde_json::{Value, json};
+
+use super::LoginError;
+use crate::{
+    api::{MailCredential, credential::ProviderKind, names},
+    cli::Login,
+    policy::{checks, commands::Subject},
+};
+
+/// Whom the refresh token is for.
+pub(super) struct Beneficiary {
+    /// Those that refer to the seed; else the one that is proposed.
+    pub credentials: Vec<MailCredential>,
+    /// The one that is proposed.
+    pub proposal: Option<Value>,
+}
+
+impl Beneficiary {
+    /// Finds it among the namespace's credentials.
+    pub fn find(settings: &Login, namespace: &str, all: Vec<MailCredential>) -> Result<Self, LoginError> {
+        let refers = |credential: &MailCredential| {
+            let seed = credential.spec.grant.refresh_token.as_ref().map(|grant| &grant.secret_ref);
+            seed.is_some_and(|seed| seed.name == settings.secret && seed.key == settings.key)
+        };
+        let (credentials, others): (Vec<_>, Vec<_>) = all.into_iter().partition(refers);
+        if credentials.is_empty() {
+            let proposal = propose(settings, namespace, &others);
+            let credential = serde_json::from_value(proposal.clone())
+                .map_err(|error| LoginError(format!("no MailCredential can be made of this: {error}")))?;
+            return Ok(Self { credentials: vec![credential], proposal: Some(proposal) });
+        }
+        for credential in &credentials {
+            check(credential, settings)?;
+        }
+        Ok(Self { credentials, proposal: None })
+    }
+
+    /// One that speaks for all.
+    pub fn first(&self) -> Option<&MailCredential> {
+        self.credentials.first()
+    }
+
+    /// Those that are there, in words.
+    pub fn words(&self) -> String {
+        let name = |credential: &MailCredential| {
+            format!("MailCredential {}/{}", checks::namespace(credential), credential.name_any())
+        };
+        self.credentials.iter().map(name).collect::<Vec<_>>().join(" and the ")
+    }
+}
+
+/// A credential that is seeded by this Secret must want what is signed in for.
+fn check(credential: &MailCredential, settings: &Login) -> Result<(), LoginError> {
+    let reference = &credential.spec.provider_ref;
+    let name = format!("{}/{}", checks::namespace(credential), credential.name_any());
+    if reference.name != settings.provider || reference.kind != kind(settings) {
+        return Err(LoginError(format!(
+            "the MailCredential {name} is seeded by this Secret, and its provider is the {}: sign in there with `--provider \
+             {}{}`, or choose another name with `--secret`",
+            checks::provider_words(credential),
+            reference.name,
+            if reference.kind == ProviderKind::ClusterMailProvider { " --cluster" } else { "" }
+        )));
+    }
+    let user = credential.spec.mailbox.user();
+    if !user.eq_ignore_ascii_case(&settings.mailbox) {
+        return Err(LoginError(format!(
+            "the MailCredential {name} is seeded by this Secret, and logs in as {user}, not as {}: sign in as that account \
+             with `--mailbox`, choose another name with `--secret`, or correct it with `{}`",
+            settings.mailbox,
+            Subject::credential(credential).command("edit")
+        )));
+    }
+    Ok(())
+}
+
+/// The provider's kind.
+pub(super) fn kind(settings: &Login) -> ProviderKind {
+    if settings.cluster { ProviderKind::ClusterMailProvider } else { ProviderKind::MailProvider }
+}
+
+fn propose(settings: &Login, namespace: &str, others: &[MailCredential]) -> Value {
+    let base = name_of(&settings.mailbox);
+    let free = |name: &String| {
+        let taken = others.iter().any(|credential| credential.name_any() == *name);
+        !taken && settings.secret != target(name) && settings.secret != names::grant_secret(name)
+    };
+    let name = (1..).map(|n| if n == 1 { base.clone() } else { format!("{base}-{n}") }).find(free).unwrap_or_default();
+    json!({
+        "apiVersion": MailCredential::api_version(&()),
+        "kind": MailCredential::kind(&()),
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "providerRef": {"kind": kind(settings), "name": settings.provider},
+            "mailbox": {"address": settings.mailbox},
+            "protocols": settings.protocols,
+            "grant": {"refreshToken": {"secretRef": {"name": settings.secret, "key": settings.key}}},
+            "secret": {"name": target(&name)},
+        },
+    })
+}
+
+/// The Secret for the pods.
+fn target(name: &str) -> String {
+    format!("{name}-mail-token")
+}
+
+/// A name for the credential of a mailbox: its local part, as far as Kubernetes allows.
+fn name_of(mailbox: &str) -> String {
+    let local = mailbox.split('@').next().unwrap_or_default().to_lowercase();
+    let plain: String = local.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
+    let name = plain.trim_matches('-');
+    if name.is_empty() { "mail".to_owned() } else { name.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn settings(mailbox: &str, secret: &str) -> Login {
+        let given = ["x", "login", "--provider", "m365", "--mailbox", mailbox, "--secret", secret];
+        let Command::Login(settings) = Cli::try_parse_from(given).unwrap().command else { panic!() };
+        *settings
+    }
+
+    fn find(settings: &Login, all: Vec<MailCredential>) -> Result<Beneficiary, LoginError> {
+        Beneficiary::find(settings, "shop", all)
+    }
+
+    fn named(settings: &Login, all: Vec<MailCredential>) -> String {
+        find(settings, all).unwrap().first().unwrap().name_any()
+    }
+
+    #[test]
+    fn a_proposal_has_a_name_that_nothing_else_has() {
+        assert_eq!(named(&settings("Mr.O'Neill+x@example.org", "seed"), vec![]), "mr-o-neill-x");
+        assert_eq!(named(&settings("++@example.org", "seed"), vec![]), "mail");
+        for secret in ["billing-grant", "billing-mail-token"] {
+            assert_eq!(named(&settings("billing@example.org", secret), vec![]), "billing-2");
+        }
+        let other = find(&settings("billing@example.org", "another-seed"), vec![]).unwrap().credentials;
+        assert_eq!(named(&settings("billing@example.org", "seed"), other), "billing-2");
+    }
+
+    #[test]
+    fn a_credential_that_refers_to_the_seed_needs_no_proposal() {
+        let settings = settings("billing@example.org", "seed");
+        let there = find(&settings, vec![]).unwrap().credentials;
+        let found = find(&settings, there).unwrap();
+        assert_eq!((found.proposal, found.credentials.len()), (None, 1));
+    }
+
+    #[test]
+    fn a_credential_that_wants_somebody_or_something_else_is_not_seeded() {
+        let there = || find(&settings("billing@example.org", "seed"), vec![]).unwrap().credentials;
+        let refusal = |settings: &Login| find(settings, there()).err().unwrap().0;
+        assert!(find(&settings("Billing@Example.org", "seed"), there()).is_ok(), "case does not count");
+        assert!(
+            refusal(&settings("orders@example.org", "seed")).contains("logs in as billing@example.org, not as orders@")
+        );
+        let elsewhere = Login { cluster: true, ..settings("billing@example.org", "seed") };
+        assert!(refusal(&elsewhere).contains("`--provider m365`"));
+    }
+}

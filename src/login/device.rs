@@ -1,0 +1,119 @@
+//! A sign-in with a code that is entered on any device (RFC 8628).
+
+use std::time::Duration;
+
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+
+use super::{
+    LoginError,
+    exchange::{Attempt, Granted, Refused, unique},
+    tell, unless_interrupted,
+};
+use crate::{
+    api::{Reason, grant::GrantType},
+    oauth::{
+        ClientAuth, GrantProof, Refusal,
+        client_auth::Occasion,
+        device::{DeviceAuthorization, SLOW_DOWN, device_authorization_request, read_device_authorization},
+    },
+    reconcile::material::Authentication,
+};
+
+/// Shows a code and waits until somebody has signed in with it.
+pub(super) async fn sign_in(attempt: &Attempt<'_>) -> Result<Granted, LoginError> {
+    let profile = attempt.profile;
+    if !profile.grants.contains(&GrantType::DeviceCode) {
+        return Err(LoginError(format!(
+            "the provider {} has no device flow for mail: leave out `--device`",
+            profile.preset
+        )));
+    }
+    let Some(url) = attempt.prepared.endpoints.device_authorization_url.as_deref() else {
+        return Err(LoginError(match profile.preset {
+            "oauth2" => format!(
+                "the {} has no spec.oauth2.deviceAuthorizationURL, where a device sign-in begins: add it",
+                attempt.provider()
+            ),
+            _ => format!("the {} has no device authorization endpoint: leave out `--device`", attempt.provider()),
+        }));
+    };
+    let begin = async |auth: &ClientAuth| {
+        let (unique, audience) = (unique(), &attempt.prepared.endpoints.token_url);
+        let occasion = Occasion { audience, unique: &unique, now: attempt.clock.now() };
+        let request = device_authorization_request(url, attempt.client_id(), auth, &attempt.scopes, occasion);
+        let exchange = attempt.send(request).await?;
+        read_device_authorization(&exchange.response, exchange.sent_at)
+            .map_err(|refusal| attempt.refined(refusal, auth))
+    };
+    let (authorization, entry) = attempt.in_turn(begin).await.map_err(|refused| attempt.explain(refused))?;
+    invite(attempt, &authorization);
+    unless_interrupted(async {
+        let polled = poll(attempt, entry, &authorization).await;
+        polled.map_err(|refusal| attempt.explain(Refused { refusal, entry: Some(entry) }))
+    })
+    .await
+}
+
+fn invite(attempt: &Attempt<'_>, authorization: &DeviceAuthorization) {
+    let DeviceAuthorization { user_code, verification_uri, verification_uri_complete, .. } = authorization;
+    tell(&format!(
+        "sign in as {} at {verification_uri} with the code {user_code}",
+        attempt.credential.spec.mailbox.user()
+    ));
+    if let Some(complete) = verification_uri_complete {
+        tell(&format!("or open {complete}"));
+    }
+}
+
+/// Asks until there is an answer (RFC 8628 sections 3.4 and 3.5).
+async fn poll(
+    attempt: &Attempt<'_>,
+    entry: &Authentication,
+    authorization: &DeviceAuthorization,
+) -> Result<Granted, Refusal> {
+    let mut interval = authorization.interval;
+    loop {
+        tokio::time::sleep(interval.try_into().unwrap_or(Duration::from_secs(5))).await;
+        let auth = attempt.proof(entry).await?;
+        let refusal = match attempt.token(&auth, GrantProof::DeviceCode(&authorization.device_code)).await {
+            Ok(granted) => return Ok(granted),
+            Err(refusal) => refusal,
+        };
+        match after(&refusal, interval) {
+            Some(next) if !is_over(authorization.expires_at, attempt.clock.now(), next) => interval = next,
+            Some(_) => return Err(expired()),
+            None if is_spent(&refusal) => return Err(expired()),
+            None => return Err(refusal),
+        }
+    }
+}
+
+/// How far apart polls are from now on; `None` if there is nothing to wait for.
+fn after(refusal: &Refusal, interval: SignedDuration) -> Option<SignedDuration> {
+    match (code(refusal), refusal.reason) {
+        (Some("authorization_pending"), _) => Some(interval),
+        (Some("slow_down"), _) => Some(interval + SLOW_DOWN),
+        // RFC 8628 section 3.5: after a time-out, half as often.
+        (_, Reason::ProviderUnavailable | Reason::Throttled) => Some(interval * 2),
+        _ => None,
+    }
+}
+
+fn code(refusal: &Refusal) -> Option<&str> {
+    refusal.error.as_ref().map(|error| error.as_str())
+}
+
+/// Some providers forget a code when it ends, and do not know it any more.
+fn is_spent(refusal: &Refusal) -> bool {
+    matches!(code(refusal), Some("expired_token" | "invalid_grant" | "bad_verification_code"))
+}
+
+fn is_over(expires_at: Timestamp, now: Timestamp, next: SignedDuration) -> bool {
+    now + next >= expires_at
+}
+
+fn expired() -> Refusal {
+    let mut refusal = Refusal::new(Reason::AuthorizationRequired, "nobody signed in before the code expired");
+    refusal.advice = Some("Run the command again for a new code");
+    refusal
+}

@@ -1,0 +1,170 @@
+//! `login`: a person signs in, and the refresh token is left in a labelled Secret for `grant.refreshToken`.
+//!
+//! By the authorization code flow with PKCE (RFC 6749 section 4.1, RFC 7636, RFC 8252) or a device code (RFC 8628). What
+//! can be refused is refused before anybody signs in; nothing is written for another account than the mailbox's, and no
+//! token is ever printed.
+
+mod beneficiary;
+mod browser;
+mod code;
+mod device;
+mod exchange;
+mod provider;
+mod seed;
+
+use std::io::Write as _;
+
+use kube::{Api, Client, Config, api::ListParams};
+use serde_json::Value;
+use thiserror::Error;
+
+use self::{
+    beneficiary::Beneficiary,
+    exchange::{Attempt, Granted},
+    provider::Reach,
+    seed::Seed,
+};
+use crate::{
+    api::MailCredential,
+    cli::Login,
+    clock::Clock,
+    egress::EgressPolicy,
+    error::told_by,
+    idp::{self, IdpClients},
+    policy::inputs,
+    reconcile::material::Identities,
+};
+
+/// Why nothing was written, with what mends it.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub struct LoginError(String);
+
+/// Signs a person in and stores the refresh token.
+///
+/// # Errors
+/// Why nothing was written.
+pub async fn run(settings: Login) -> Result<(), LoginError> {
+    let unknown = |error: &dyn std::fmt::Display| {
+        LoginError(format!("no access to Kubernetes: {error}. Set KUBECONFIG to the file that `kubectl` uses"))
+    };
+    let config = Config::infer().await.map_err(|error| unknown(&error))?;
+    let client = Client::try_from(config.clone()).map_err(|error| unknown(&error))?;
+    let namespace = settings.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
+    let clock = Clock::system();
+    let may_refer = settings.access.allow_service_account_ref;
+    let identities = Identities::new(client.clone(), &config, clock.clone(), None, may_refer);
+    let clients = IdpClients::new(
+        idp::Settings {
+            request_timeout: settings.access.request_timeout,
+            egress: EgressPolicy::new(settings.access.allow_private_cidrs.clone()),
+            proxy: settings.access.egress_proxy.clone(),
+        },
+        clock.clone(),
+    )
+    .map_err(|error| LoginError(error.to_string()))?;
+    let reach = Reach { kubernetes: &client, clients: &clients, identities: &identities };
+
+    let beneficiary = Beneficiary::find(&settings, &namespace, credentials(&client, &namespace).await?)?;
+    let Some(credential) = beneficiary.first() else { return Ok(()) };
+    let provider = provider::read(&settings, &namespace, &client).await?;
+    let profile = provider::check(&provider, &beneficiary, &client).await?;
+    let seed = Seed::new(&client, &namespace, &settings.secret, &settings.key);
+    seed.rehearse().await?;
+    let prepared = provider::prepare(&provider, &settings, &namespace, &reach).await?;
+
+    let mut scopes = vec![];
+    for credential in &beneficiary.credentials {
+        scopes.extend(inputs::scopes(credential, provider.spec(), &profile));
+    }
+    scopes.extend(profile.sign_in.scopes.iter().map(|scope| (*scope).to_owned()));
+    let mut seen = std::collections::HashSet::new();
+    scopes.retain(|scope| seen.insert(scope.clone()));
+    let attempt = Attempt {
+        credential,
+        object: &provider,
+        profile: &profile,
+        prepared: &prepared,
+        identities: &identities,
+        home: provider::home(&settings, &namespace),
+        scopes,
+        clock,
+    };
+
+    let store = async |granted: Granted| store(granted, &settings.mailbox, &seed).await;
+    if settings.device {
+        let granted = device::sign_in(&attempt).await?;
+        store(granted).await?;
+    } else {
+        code::sign_in(&attempt, &settings, store).await?;
+    }
+    conclude(&beneficiary)
+}
+
+async fn credentials(client: &Client, namespace: &str) -> Result<Vec<MailCredential>, LoginError> {
+    let listed = Api::<MailCredential>::namespaced(client.clone(), namespace).list(&ListParams::default()).await;
+    listed.map(|list| list.items).map_err(|error| {
+        LoginError(format!(
+            "the MailCredentials of the namespace {namespace} cannot be read: {}. Try `kubectl -n {namespace} get \
+             mailcredentials`",
+            told_by(&error)
+        ))
+    })
+}
+
+/// Sees who signed in, and stores what they left. What to show the person.
+async fn store(granted: Granted, mailbox: &str, seed: &Seed) -> Result<String, LoginError> {
+    let Granted { refresh_token, addresses } = granted;
+    if !addresses.is_empty() && !addresses.iter().any(|address| address.eq_ignore_ascii_case(mailbox)) {
+        return Err(LoginError(format!(
+            "{} signed in, and the mailbox is {mailbox}: nothing was written. Sign out at the provider, or use a private \
+             window, and run the command again",
+            addresses.iter().map(|address| shown(address)).collect::<Vec<_>>().join(", ")
+        )));
+    }
+    seed.put(&refresh_token).await?;
+    let words = match addresses.is_empty() {
+        true => format!(
+            "the refresh token is in {}. The provider does not say who signed in: make sure that it was {mailbox}",
+            seed.words()
+        ),
+        false => format!("{mailbox} signed in, and the refresh token is in {}", seed.words()),
+    };
+    tell(&words);
+    Ok(words)
+}
+
+/// Says what is left to do; what is to be applied goes to standard output, alone.
+fn conclude(beneficiary: &Beneficiary) -> Result<(), LoginError> {
+    let Some(proposal) = &beneficiary.proposal else {
+        tell(&format!("the {} is re-seeded: there is nothing else to do", beneficiary.words()));
+        return Ok(());
+    };
+    tell("apply this, or pipe it to `kubectl apply -f -`:");
+    let printed = yaml(proposal).and_then(|text| write!(std::io::stdout().lock(), "{text}").map_err(|e| e.to_string()));
+    printed.map_err(|error| {
+        LoginError(format!("the refresh token is stored, but the MailCredential is not shown: {error}"))
+    })
+}
+
+fn yaml(object: &Value) -> Result<String, String> {
+    serde_yaml::to_string(object).map_err(|error| error.to_string())
+}
+
+/// Text of the provider's, fit for a terminal.
+fn shown(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(254).collect()
+}
+
+/// A line for the person.
+fn tell(text: &str) {
+    eprintln!("{text}");
+}
+
+/// What a person waits for, unless they press Ctrl-C first.
+async fn unless_interrupted<T>(waiting: impl Future<Output = Result<T, LoginError>>) -> Result<T, LoginError> {
+    tokio::select! {
+        waited = waiting => waited,
+        _ = tokio::signal::ctrl_c() => Err(LoginError("interrupted: nothing was written".to_owned())),
+    }
+}

@@ -1,0 +1,120 @@
+//! The provider, as the person's own access to Kubernetes shows it.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{Api, Client};
+
+use super::{
+    LoginError,
+    beneficiary::{Beneficiary, kind},
+};
+use crate::{
+    api::{ClusterMailProvider, MailProvider, credential::ProviderKind},
+    cli::Login,
+    error::told_by,
+    idp::IdpClients,
+    policy::{checks, inputs},
+    providers::{self, Profile},
+    reconcile::{
+        material::{Identities, Means, Prepared, credential_blocker, look, told},
+        stores::ProviderObject,
+    },
+};
+
+/// What a provider, and what it refers to, are reached by.
+pub(super) struct Reach<'a> {
+    pub kubernetes: &'a Client,
+    pub clients: &'a IdpClients,
+    pub identities: &'a Identities,
+}
+
+/// Reads the object.
+pub(super) async fn read(settings: &Login, namespace: &str, client: &Client) -> Result<ProviderObject, LoginError> {
+    let name = &settings.provider;
+    let (found, words, list) = match kind(settings) {
+        ProviderKind::MailProvider => {
+            let api = Api::<MailProvider>::namespaced(client.clone(), namespace);
+            let found =
+                api.get_opt(name).await.map(|found| found.map(|object| ProviderObject::Namespaced(Arc::new(object))));
+            (found, format!("MailProvider {namespace}/{name}"), format!("kubectl -n {namespace} get mailproviders"))
+        }
+        ProviderKind::ClusterMailProvider => {
+            let api = Api::<ClusterMailProvider>::all(client.clone());
+            let found =
+                api.get_opt(name).await.map(|found| found.map(|object| ProviderObject::Cluster(Arc::new(object))));
+            (found, format!("ClusterMailProvider {name}"), "kubectl get clustermailproviders".to_owned())
+        }
+    };
+    let found = found.map_err(|error| LoginError(format!("the {words} cannot be read: {}", told_by(&error))))?;
+    found.ok_or_else(|| LoginError(format!("the {words} does not exist: name one of `{list}`")))
+}
+
+/// Sees whether it may and can be used for those that the token is for.
+pub(super) async fn check(
+    object: &ProviderObject,
+    beneficiary: &Beneficiary,
+    client: &Client,
+) -> Result<Profile, LoginError> {
+    let spec = object.spec();
+    let profile = providers::profile(spec)
+        .ok_or_else(|| LoginError("the spec names no provider that this version knows".to_owned()))?;
+    for credential in &beneficiary.credentials {
+        let scopes = inputs::scopes(credential, spec, &profile);
+        let mut blocker = checks::spec_blocker(credential, spec, &profile, &scopes);
+        if let (None, ProviderObject::Cluster(provider)) = (&blocker, object) {
+            let own = match spec.scopes.is_empty() {
+                true => (profile.scopes)(spec, credential.spec.grant.kind(), &credential.spec.protocols),
+                false => spec.scopes.clone(),
+            };
+            // Who may not read the namespace learns of a refusal from the broker.
+            if let Ok(namespace) = Api::<Namespace>::all(client.clone()).get(checks::namespace(credential)).await {
+                let labels = namespace.metadata.labels.unwrap_or_default();
+                blocker = checks::allowance_blocker(credential, &provider.spec.allowed, &labels, &own);
+            }
+        }
+        if let Some(blocker) = blocker {
+            return Err(LoginError(format!("{} ({})", blocker.message, blocker.reason.as_str())));
+        }
+    }
+    Ok(profile)
+}
+
+/// Reads what it refers to, and asks for its endpoints.
+pub(super) async fn prepare(
+    object: &ProviderObject,
+    settings: &Login,
+    namespace: &str,
+    reach: &Reach<'_>,
+) -> Result<Prepared, LoginError> {
+    let home = home(settings, namespace);
+    let Reach { kubernetes, clients, identities } = *reach;
+    let means = Means { kubernetes, home: &home, clients, identities, may_ask: &|| true };
+    match look(object, &means).await {
+        Ok(Ok(prepared)) => Ok(prepared),
+        Ok(Err(problem)) => {
+            let blocker = credential_blocker(&object.key(), problem);
+            Err(LoginError(format!("{}{}", blocker.message, searched(settings, &home))))
+        }
+        Err(error) => Err(LoginError(format!("{}{}", told(&error), searched(settings, &home)))),
+    }
+}
+
+/// Where the objects that the provider refers to stand.
+pub(super) fn home(settings: &Login, namespace: &str) -> String {
+    match kind(settings) {
+        ProviderKind::MailProvider => namespace.to_owned(),
+        ProviderKind::ClusterMailProvider => settings.access.broker_namespace(),
+    }
+}
+
+/// The broker's namespace is easily forgotten: nothing tells it but the flag.
+fn searched(settings: &Login, home: &str) -> String {
+    match settings.cluster && settings.access.broker_namespace.is_none() {
+        true => format!(
+            "; what a ClusterMailProvider refers to was looked for in the namespace {home}: if the broker is in another, \
+             name it with `--broker-namespace`"
+        ),
+        false => String::new(),
+    }
+}
