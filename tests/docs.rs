@@ -36,7 +36,8 @@ fn pages() -> Vec<Page> {
         let entries = fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path());
         entries.filter(|path| path.extension().is_some_and(|ext| ext == "md")).collect::<Vec<_>>()
     };
-    let mut paths: Vec<_> = ["", "docs", "docs/providers", "charts/mail-token-broker", "tools"].into_iter().flat_map(files).collect();
+    let mut paths: Vec<_> =
+        ["", "docs", "docs/providers", "charts/mail-token-broker", "tools"].into_iter().flat_map(files).collect();
     paths.sort();
     assert!(paths.len() >= 10, "{paths:?}");
     let page = |path: PathBuf| {

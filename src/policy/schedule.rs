@@ -177,6 +177,20 @@ mod tests {
         assert_eq!([0, 3, 60, 1_000_000_000].map(wait), [5, 5, 60, 3600]);
     }
 
+    #[test]
+    fn a_fresh_federation_has_ten_minutes_of_grace_and_then_waits_for_a_person() {
+        let mut at = Timestamp::from_second(ISSUED).unwrap();
+        let mut waits = vec![];
+        for attempts in 1..=10 {
+            let next = next_attempt(Reason::FederationMismatch, attempts, at, None);
+            waits.push(next.as_second() - at.as_second());
+            at = next;
+        }
+        assert_eq!(waits, [5, 10, 20, 40, 80, 160, 300, 900, 1800, 3600]);
+        assert!(is_in_grace(Reason::FederationMismatch, 7) && !is_in_grace(Reason::FederationMismatch, 8));
+        assert!(!is_in_grace(Reason::InvalidClient, 1));
+    }
+
     proptest! {
         #[test]
         fn a_renewal_is_after_the_issue_and_before_the_end(

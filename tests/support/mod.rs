@@ -21,6 +21,7 @@ pub mod broker;
 pub mod cluster;
 pub mod hostile;
 pub mod idp;
+pub mod leaks;
 pub mod manifest;
 pub mod mend;
 pub mod namespace;
