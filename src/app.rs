@@ -303,13 +303,13 @@ fn wake_all(context: &Context) {
 async fn drain(context: &Context, request_timeout: Duration) {
     context.draining.cancel();
     let stored = async {
-        // Who does not lead stores nothing.
-        while context.leadership.is_leader() && context.memory.is_busy() {
+        // Who does not lead stores nothing but a refresh token.
+        while context.leadership.is_leader() && context.memory.is_busy() || context.memory.holds_refresh_token() {
             tokio::time::sleep(DRAIN_LOOK).await;
         }
     };
     if tokio::time::timeout(request_timeout + DRAIN_MARGIN, stored).await.is_err() {
-        tracing::warn!("a token could not be stored in time; a new one will be obtained after the next start");
+        tracing::warn!("what was obtained last could not be stored in time");
     }
 }
 

@@ -90,6 +90,11 @@ impl Memory {
         self.0.lock().remove(uid);
     }
 
+    /// Whether a refresh token is not stored yet: a shutdown waits for it, whoever leads.
+    pub fn holds_refresh_token(&self) -> bool {
+        self.0.lock().values().any(|entry| entry.unsaved.is_some())
+    }
+
     /// Whether anything is under way or not yet written: a shutdown waits for it.
     pub fn is_busy(&self) -> bool {
         let busy = |entry: &Entry| {

@@ -96,6 +96,8 @@ const ARRIVAL_LOOK: Duration = Duration::from_millis(500);
 /// How long "at first" is.
 const AT_FIRST_SECONDS: i64 = 30;
 
+/// A refresh token that could not be stored by a broker that leads no more is stored again after this.
+const KEEP_AGAIN: Duration = Duration::from_secs(2);
 /// A repair that failed while the next token request is waited for is tried again after this.
 const REPAIR_AGAIN: k8s_openapi::jiff::SignedDuration = k8s_openapi::jiff::SignedDuration::from_secs(30);
 
@@ -105,7 +107,7 @@ const REPAIR_AGAIN: k8s_openapi::jiff::SignedDuration = k8s_openapi::jiff::Signe
 /// What Kubernetes would not do. Everything else is a condition.
 pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>) -> Result<Action, Error> {
     if !context.leadership.is_leader() {
-        return Ok(Action::await_change());
+        return Ok(keep_what_came(&credential, &context).await);
     }
     if let Some(deleted) = credential.metadata.deletion_timestamp.clone() {
         return Ok(farewell::farewell(credential, deleted.0, &context));
@@ -138,6 +140,18 @@ pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>) -
     let now = context.clock.now();
     report::report(&observed, &decision, &context, now).await?;
     Ok(next(&observed, &decision, now))
+}
+
+/// A refresh token that came is stored also by a broker that leads no more: nobody else has it, and the fence keeps it
+/// from taking the place of a newer one.
+async fn keep_what_came(credential: &MailCredential, context: &Context) -> Action {
+    match custody::keep_unsaved(credential, context).await {
+        Ok(()) => Action::await_change(),
+        Err(error) => {
+            tracing::error!(%error, "a refresh token could not be stored; it is held in memory, and storing it is tried again");
+            Action::requeue(KEEP_AGAIN)
+        }
+    }
 }
 
 /// Sends a task to the provider.

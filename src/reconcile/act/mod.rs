@@ -19,7 +19,7 @@ use super::{
     stores::{ProviderKey, ProviderObject},
 };
 use crate::{
-    api::{MailCredential, Reason, names, status::ClientStatus},
+    api::{MailCredential, Reason, grant::GrantType, names, status::ClientStatus},
     error::Error,
     idp::{Exchange, TransportError},
     metrics::RequestTimer,
@@ -298,7 +298,13 @@ impl Attempt {
             (self.profile.unsuitable)(claims, spec, credential.spec.grant.kind(), &credential.spec.protocols)
         });
         Brought::Token(Box::new(Held {
-            object_id: claims.as_ref().and_then(|claims| claims.text("oid")).filter(|id| is_id(id)).map(str::to_owned),
+            object_id: claims
+                .as_ref()
+                // A person's id is of no use to anybody.
+                .filter(|_| credential.spec.grant.kind() == GrantType::ClientCredentials)
+                .and_then(|claims| claims.text("oid"))
+                .filter(|id| is_id(id))
+                .map(str::to_owned),
             unsuitable,
             answer,
             issued_for: inputs::issued_for(credential, spec, &self.profile, &self.scopes),
