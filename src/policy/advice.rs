@@ -19,7 +19,7 @@ pub struct Place {
     pub client_id: String,
     /// Whose scopes were asked for: the credential's or the provider's.
     pub scopes: Subject,
-    /// Namespace, name and key of the client secret that was sent, if one was.
+    /// Namespace, name and key of the client secret, or of the key file, that the client proved itself with.
     pub secret: Option<(String, String, String)>,
     /// The grant that was asked for.
     pub grant: GrantType,
@@ -198,12 +198,12 @@ fn client(place: &Place) -> String {
     let Place { provider, subject, .. } = place;
     let id = subject.merge(&json!({"spec": {"client": {"id": "<client id>"}}}));
     match &place.secret {
-        Some(_) => format!(
+        Some(_) if place.grant != GrantType::JwtBearer => format!(
             "The client secret or the client id is not right. Put the right secret in place with `{}`, or the right id into \
              the {provider} with `{id}`",
             put(place)
         ),
-        None => format!(
+        _ => format!(
             "The client id is not right, or the provider does not accept how the client proves itself: correct the \
              {provider} with `{id}`, or see its spec.client.authentication against the registration"
         ),
@@ -364,6 +364,21 @@ mod tests {
         }
         let shell = std::process::Command::new("sh").args(["-nc", &script]).output().unwrap();
         assert!(shell.status.success(), "{}\n{script}", String::from_utf8_lossy(&shell.stderr));
+    }
+
+    #[test]
+    fn a_key_file_is_put_in_place_as_a_file_and_not_as_a_secret() {
+        let place = Place {
+            grant: GrantType::JwtBearer,
+            secret: Some(("shop".into(), "g".into(), "key.json".into())),
+            ..place()
+        };
+        let command = filled("{put_file}", &place);
+        assert!(
+            command.starts_with("kubectl -n shop create secret generic g --from-file=key.json=<file> "),
+            "{command}"
+        );
+        assert!(!explain(&Refusal::new(Reason::InvalidClient, "no"), &place).contains("client secret"));
     }
 
     #[test]

@@ -175,7 +175,8 @@ async fn service_account_key(
     });
     let client_id = account.as_ref().ok().map(|account| account.client_id.clone());
     let material = account.map(|account| Material::Fixed(ClientAuth::ServiceAccountKey(account)));
-    Ok(Authentication { client_id, ..Authentication::new("serviceAccountKey", index, material) })
+    let source = Some((home.to_owned(), name.clone(), key.clone()));
+    Ok(Authentication { client_id, source, ..Authentication::new("serviceAccountKey", index, material) })
 }
 
 /// A first assertion is asked for at once: what stands against it is told on the provider.
