@@ -12,30 +12,29 @@
 
 mod error;
 mod queue;
+mod target;
 mod trust;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use http::header::{AUTHORIZATION, Entry};
-use http::uri::Scheme;
 use k8s_openapi::jiff::Timestamp;
 use rustls::{ClientConfig, RootCertStore};
 use sha2::{Digest, Sha256};
-use url::{Host, Url};
+use url::Url;
 use zeroize::Zeroizing;
 
 use crate::clock::Clock;
-use crate::egress::{Denied, EgressPolicy, GuardedResolver};
+use crate::egress::{EgressPolicy, GuardedResolver};
 
 pub use self::error::{TlsProblem, TransportError};
 pub use self::queue::{PER_HOST_LIMIT, TOTAL_LIMIT};
 pub use self::trust::{BUNDLE_LIMIT, BundleError};
 
-use self::queue::Queue;
+use self::{queue::Queue, target::Target};
 
 /// Bytes of a response body that are read, at most: token responses take a few thousand, a discovery document or a key
 /// set rarely more than 20,000.
@@ -333,44 +332,6 @@ impl IdpClient {
 
     fn failure(&self, error: reqwest::Error, target: &Target) -> TransportError {
         error::classify(&error, &target.host, self.shared.settings.request_timeout)
-    }
-}
-
-/// Where a request goes.
-struct Target {
-    url: Url,
-    host: String,
-    /// The address, where the host is one; `url` has read decimal, octal, hexadecimal and short spellings.
-    literal: Option<IpAddr>,
-}
-
-impl Target {
-    fn of(uri: &http::Uri) -> Result<Self, TransportError> {
-        if uri.scheme() != Some(&Scheme::HTTPS) {
-            return Err(TransportError::UnsupportedScheme);
-        }
-        let invalid = |detail: &str| TransportError::InvalidUrl { detail: detail.to_owned() };
-        let url = Url::parse(&uri.to_string()).map_err(|error| invalid(&error.to_string()))?;
-        if !url.username().is_empty() || url.password().is_some() {
-            return Err(invalid("user information is not allowed"));
-        }
-        let (host, literal) = match url.host() {
-            Some(Host::Domain(name)) => (name.to_owned(), None),
-            Some(Host::Ipv4(address)) => (address.to_string(), Some(IpAddr::V4(address))),
-            Some(Host::Ipv6(address)) => (address.to_string(), Some(IpAddr::V6(address))),
-            None => return Err(invalid("there is no host")),
-        };
-        Ok(Self { url, host, literal })
-    }
-
-    /// One host has one queue, however it is spelled.
-    fn queue(&self) -> (String, u16) {
-        let port = self.url.port_or_known_default().unwrap_or(443);
-        (self.host.trim_end_matches('.').to_owned(), port)
-    }
-
-    fn denied(&self, denied: Denied) -> TransportError {
-        TransportError::EgressDenied { host: self.host.clone(), address: denied.address, range: denied.range }
     }
 }
 
