@@ -9,11 +9,7 @@ use std::{
 };
 
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
-use kube::{
-    Api, Client, Config, ResourceExt as _,
-    api::PostParams,
-    runtime::events::{Recorder, Reporter},
-};
+use kube::{Api, Client, Config, ResourceExt as _, api::PostParams, runtime::events::Reporter};
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +28,7 @@ use crate::{
     reconcile::{
         Context, Waker,
         bundles::Bundles,
+        events::Events,
         material::{Book, Identities},
         memory::Memory,
         stores::Links,
@@ -161,7 +158,7 @@ impl Work {
         let stores = watches.into_stores();
         metrics.watch(stores.credentials.clone(), leadership.clone());
         let context = Arc::new(Context {
-            recorder: Recorder::new(client.clone(), reporter),
+            events: Events::new(client.clone(), reporter),
             client,
             clock,
             leadership: leadership.clone(),

@@ -4,6 +4,7 @@
 pub mod act;
 pub mod bundles;
 pub mod custody;
+pub mod events;
 mod farewell;
 pub mod material;
 pub mod memory;
@@ -16,7 +17,7 @@ pub mod stores;
 use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::jiff::Timestamp;
-use kube::{Client, ResourceExt as _, runtime::controller::Action, runtime::events::Recorder};
+use kube::{Client, ResourceExt as _, runtime::controller::Action};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -52,7 +53,7 @@ pub struct Context {
     /// Watches of the ConfigMaps that hold CA bundles.
     pub bundles: bundles::Bundles,
     /// Writes Events.
-    pub recorder: Recorder,
+    pub events: events::Events,
     /// Who this broker is in claims.
     pub identity: String,
     /// Time for one request to a provider, in all.

@@ -17,7 +17,6 @@ use tracing::Instrument as _;
 use super::{
     Context,
     material::{Prepared, ProviderProblem},
-    report::event,
     stores::{ProviderKey, ProviderObject, bundle_config_map},
 };
 use crate::{
@@ -25,7 +24,7 @@ use crate::{
         ClusterMailProvider, ConditionType, MailProvider, ProviderStatus, Reason, Retry, condition,
         credential::ProviderKind, names,
     },
-    error::{Error, told_by},
+    error::Error,
     policy::{Blocker, notices::Notice, schedule},
 };
 
@@ -227,9 +226,7 @@ async fn tell(object: &ProviderObject, ready: bool, status: &ProviderStatus, con
             reference
         }
     };
-    if let Err(error) = context.recorder.publish(&event(&notice), &reference).await {
-        tracing::warn!(error = told_by(&error), reason = condition.reason, "an Event could not be written");
-    }
+    context.events.publish(&notice, &reference, context.clock.now()).await;
 }
 
 /// What a provider is called in errors and logs.

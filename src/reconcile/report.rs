@@ -5,14 +5,13 @@ use std::sync::Arc;
 use kube::{
     Api, Resource as _, ResourceExt as _,
     api::{Patch, PatchParams},
-    runtime::events::{Event, EventType},
 };
 use serde_json::json;
 
 use super::{Context, full_name};
 use crate::{
     api::{MailCredential, names},
-    error::{Error, told_by},
+    error::Error,
     policy::{
         Decision, Observed, checks,
         notices::{Notice, notices},
@@ -75,27 +74,7 @@ pub(super) async fn report(
     Ok(())
 }
 
-/// Writes an Event. One that is lost is logged; the status tells the same.
+/// Writes an Event.
 pub(super) async fn tell(credential: &MailCredential, notice: &Notice, context: &Context) {
-    let event = event(notice);
-    if let Err(error) = context.recorder.publish(&event, &credential.object_ref(&())).await {
-        tracing::warn!(error = told_by(&error), reason = event.reason, "an Event could not be written");
-    }
-}
-
-/// Longest note that the API server takes (`events.k8s.io/v1`).
-const NOTE_MAX: usize = 1024;
-
-pub(super) fn event(notice: &Notice) -> Event {
-    let note = match notice.note.char_indices().nth(NOTE_MAX - 1) {
-        Some((end, _)) => format!("{}…", notice.note.get(..end.saturating_sub(3)).unwrap_or(&notice.note)),
-        None => notice.note.clone(),
-    };
-    Event {
-        type_: if notice.warning { EventType::Warning } else { EventType::Normal },
-        reason: notice.reason.as_str().to_owned(),
-        note: Some(note),
-        action: "Reconcile".to_owned(),
-        secondary: None,
-    }
+    context.events.publish(notice, &credential.object_ref(&()), context.clock.now()).await;
 }
