@@ -6,6 +6,8 @@ use serde_json::{Map, Value};
 
 /// A JWT beyond this is not looked into.
 const JWT_MAX: usize = 64 * 1024;
+/// RFC 5321 section 4.5.3.1: 64 before the `@`, 255 behind it.
+const ADDRESS_MAX: usize = 320;
 /// Claims that may hold the address of who signed in (OpenID Connect Core section 5.1; Microsoft's `upn`).
 const NAMES: [&str; 3] = ["email", "upn", "preferred_username"];
 
@@ -39,10 +41,15 @@ impl Claims {
         self.0.get(name)?.as_str()
     }
 
-    /// The addresses of who signed in. A name without `@` says nothing.
+    /// The addresses of who signed in. A name that is no address says nothing.
     pub fn addresses(&self) -> impl Iterator<Item = &str> {
-        NAMES.iter().filter_map(|name| self.text(name)).filter(|name| name.contains('@'))
+        NAMES.iter().filter_map(|name| self.text(name)).filter(|name| is_address(name))
     }
+}
+
+fn is_address(name: &str) -> bool {
+    let plain = |c: char| !c.is_whitespace() && !c.is_control();
+    name.len() <= ADDRESS_MAX && name.contains('@') && name.chars().all(plain)
 }
 
 #[cfg(test)]
@@ -64,8 +71,9 @@ mod tests {
 
     #[test]
     fn a_name_that_is_no_address_says_nothing() {
-        let claims = claims(r#"{"email": "a@b.c", "upn": "a", "preferred_username": "x@y.z"}"#).unwrap();
-        assert_eq!(claims.addresses().collect::<Vec<_>>(), ["a@b.c", "x@y.z"]);
+        let addresses = |payload: &str| claims(payload).unwrap().addresses().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(addresses(r#"{"email": "a@b.c", "upn": "a", "preferred_username": "x@y.z"}"#), ["a@b.c", "x@y.z"]);
+        assert!(addresses(r#"{"email": "a@b.c\n", "upn": "a b@c", "preferred_username": "a@\u001b[31m"}"#).is_empty());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::{
     client_auth::{ClientAuth, Occasion},
     grant::{RequestError, post},
     refusal::{Refusal, read_refusal},
+    token::Seconds,
 };
 use crate::api::Reason;
 
@@ -18,9 +19,9 @@ pub const DEFAULT_INTERVAL: SignedDuration = SignedDuration::from_secs(5);
 /// `slow_down` adds this for good (RFC 8628 section 3.5).
 pub const SLOW_DOWN: SignedDuration = SignedDuration::from_secs(5);
 /// A provider that asks for longer waits would let every code run out.
-const INTERVAL_MAX: u64 = 60;
+const INTERVAL_MAX: SignedDuration = SignedDuration::from_secs(60);
 /// Codes that last longer are looked at as if they lasted a day.
-const LIFETIME_MAX: u64 = 24 * 3600;
+const LIFETIME_MAX: SignedDuration = SignedDuration::from_hours(24);
 
 /// A sign-in that has begun.
 #[derive(Clone, Debug)]
@@ -69,6 +70,10 @@ pub fn read_device_authorization(
         return Err(read_refusal(response, sent_at));
     }
     let malformed = || {
+        let refusal = read_refusal(response, sent_at);
+        if refusal.error.is_some() {
+            return refusal;
+        }
         let mut refusal = Refusal::new(Reason::MalformedResponse, "the answer is no device authorization response");
         refusal.http_status = Some(response.status().as_u16());
         refusal
@@ -82,18 +87,18 @@ pub fn read_device_authorization(
         && device_code.expose_secret().bytes().all(|byte| (0x21..=0x7e).contains(&byte))
         && shown(&user_code, 64)
         && web(&verification_uri);
-    let lifetime = wire.expires_in.filter(|seconds| *seconds > 0).ok_or_else(malformed)?;
+    let lifetime = wire.expires_in.and_then(|seconds| seconds.read().ok()).ok_or_else(malformed)?;
     if !plain {
         return Err(malformed());
     }
-    let seconds = |seconds: u64| SignedDuration::from_secs(seconds.cast_signed());
+    let interval = wire.interval.and_then(|seconds| seconds.read().ok());
     Ok(DeviceAuthorization {
         device_code,
         user_code,
         verification_uri,
         verification_uri_complete: wire.verification_uri_complete.filter(|uri| web(uri)),
-        expires_at: sent_at + seconds(lifetime.min(LIFETIME_MAX)),
-        interval: wire.interval.map_or(DEFAULT_INTERVAL, |interval| seconds(interval.clamp(1, INTERVAL_MAX))),
+        expires_at: sent_at + lifetime.min(LIFETIME_MAX),
+        interval: interval.map_or(DEFAULT_INTERVAL, |interval| interval.min(INTERVAL_MAX)),
     })
 }
 
@@ -117,8 +122,8 @@ struct Wire {
     verification_uri: Option<String>,
     verification_url: Option<String>,
     verification_uri_complete: Option<String>,
-    expires_in: Option<u64>,
-    interval: Option<u64>,
+    expires_in: Option<Seconds>,
+    interval: Option<Seconds>,
 }
 
 #[cfg(test)]
@@ -153,6 +158,22 @@ mod tests {
         let mut body = example();
         body.as_object_mut().unwrap().remove("interval");
         assert_eq!(read(&body).unwrap().interval, DEFAULT_INTERVAL);
+    }
+
+    #[test]
+    fn digits_in_strings_are_seconds_and_neither_is_believed_beyond_reason() {
+        let mut body = example();
+        (body["expires_in"], body["interval"]) = ("900".into(), "7".into());
+        let authorization = read(&body).unwrap();
+        assert_eq!((authorization.expires_at.as_second(), authorization.interval.as_secs()), (1_800_000_900, 7));
+        (body["expires_in"], body["interval"]) = (864_000.into(), 3_600.into());
+        let authorization = read(&body).unwrap();
+        assert_eq!((authorization.expires_at.as_second(), authorization.interval.as_secs()), (1_800_086_400, 60));
+    }
+
+    #[test]
+    fn an_error_with_status_200_is_the_error() {
+        assert_eq!(read(&serde_json::json!({"error": "invalid_scope"})).unwrap_err().reason, Reason::InvalidScope);
     }
 
     #[test]

@@ -160,13 +160,13 @@ struct Wire {
 /// A number of seconds; some servers send it as a string of digits.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Seconds {
+pub(super) enum Seconds {
     Number(serde_json::Number),
     Text(String),
 }
 
 impl Seconds {
-    fn read(self) -> Result<SignedDuration, Malformed> {
+    pub(super) fn read(self) -> Result<SignedDuration, Malformed> {
         let seconds = match self {
             Self::Number(number) => number.as_u64(),
             Self::Text(text) if text.bytes().all(|byte| byte.is_ascii_digit()) => text.parse().ok(),

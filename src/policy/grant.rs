@@ -15,8 +15,8 @@ use crate::api::{
 
 /// Codes that ran out are replaced for this long, then only when somebody asks for it.
 const SIGN_IN_FOR: SignedDuration = SignedDuration::from_hours(24);
-/// A code that the provider ends early is replaced no sooner than this after it was shown.
-const REPLACED_SOONEST: SignedDuration = SignedDuration::from_mins(1);
+/// A code is replaced no sooner than this after it was shown: some provider may end each at once.
+const REPLACED_SOONEST: SignedDuration = SignedDuration::from_secs(10);
 /// A refresh token is used at least this often, whether a token is needed or not.
 const KEEP_ALIVE: SignedDuration = SignedDuration::from_hours(7 * 24);
 /// And not more often than this, however near its end is.
@@ -34,8 +34,11 @@ pub struct Grant {
     /// What a refresh token is bound to: it is sent to no other provider and for no other client.
     /// `None` where the provider is unknown: nothing is sent then.
     pub bound_to: Option<String>,
-    /// What a sign-in is asked for by: a changed spec or a new value of `mailtoken.dev/reissue` asks anew.
+    /// What a sign-in is asked for by: a changed spec or a new value of `mailtoken.dev/reissue` asks anew after one
+    /// that ended.
     pub asked_by: String,
+    /// What a code is good for, see [`asked_for`]; `None` where the provider is unknown.
+    pub asked_for: Option<String>,
     /// This broker's name in claims.
     pub holder: String,
     /// A refresh token came and is not stored yet.
@@ -130,8 +133,8 @@ pub struct SignIn {
     pub began_at: Timestamp,
     /// See [`Grant::asked_by`].
     pub asked_by: String,
-    /// See [`Grant::bound_to`].
-    pub bound_to: String,
+    /// See [`Grant::asked_for`].
+    pub asked_for: String,
     /// How it ended, in words, if it did without a grant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<String>,
@@ -188,10 +191,12 @@ impl Grant {
         self.kept.as_ref()?.token.as_ref().filter(|token| self.is_bound(&token.bound_to))
     }
 
-    /// The sign-in that this spec asked for.
+    /// The sign-in that this spec asks for. A code that is shown outlives changes that it does not depend on, such as a
+    /// suspension.
     fn sign_in(&self) -> Option<&SignIn> {
         let sign_in = self.kept.as_ref()?.sign_in.as_ref()?;
-        (sign_in.asked_by == self.asked_by && self.is_bound(&sign_in.bound_to)).then_some(sign_in)
+        let fits = self.asked_for.as_ref().is_none_or(|wanted| *wanted == sign_in.asked_for);
+        (fits && (sign_in.ended.is_none() || sign_in.asked_by == self.asked_by)).then_some(sign_in)
     }
 
     /// The sign-in that a person can complete now.
@@ -247,6 +252,17 @@ pub fn asked_by(credential: &MailCredential) -> String {
     names::digest([generation.as_str(), reissue.map_or("", String::as_str)])
 }
 
+/// What the code of a sign-in is good for: the inputs of a token, until somebody asks for another code.
+pub fn asked_for(credential: &MailCredential, issued_for: &str) -> String {
+    let reissue = credential.annotations().get(names::ANNOTATION_REISSUE);
+    names::digest([issued_for, reissue.map_or("", String::as_str)])
+}
+
+/// The soonest poll after one that was answered at `now`, which is told in whole seconds only.
+pub fn next_poll(interval: i64, now: Timestamp) -> Timestamp {
+    now + SignedDuration::from_secs(interval + 1)
+}
+
 /// What stands between the need for a token and the request for it. `None`: nothing.
 pub(super) fn obstacle(observed: &Observed, now: Timestamp) -> Option<Decision> {
     let grant = observed.grant.as_ref()?;
@@ -269,18 +285,17 @@ pub(super) fn obstacle(observed: &Observed, now: Timestamp) -> Option<Decision> 
 /// The steps of a sign-in. `None` where there is a refresh token that the provider has not refused.
 fn sign_in(observed: &Observed, grant: &Grant, now: Timestamp) -> Option<Decision> {
     let Some(sign_in) = grant.sign_in() else {
-        let begin = grant.token().is_none() || observed.refused_the_grant();
+        let begin = grant.token().is_none() || observed.wants_a_sign_in();
         return begin.then_some(Decision::SignIn);
     };
     if let Some(how) = &sign_in.ended {
         return Some(Decision::Stall(not_signed_in(&observed.credential, how)));
     }
-    let replaceable = sign_in.shown_at + REPLACED_SOONEST;
-    if grant.code_over && now < replaceable {
-        return Some(Decision::AwaitSignIn { until: replaceable });
-    }
     if grant.code_over || now >= sign_in.expires_at {
-        return Some(match now.duration_since(sign_in.began_at) < SIGN_IN_FOR {
+        let replaceable = sign_in.shown_at + REPLACED_SOONEST;
+        let asked_anew = sign_in.asked_by != grant.asked_by;
+        return Some(match now.duration_since(sign_in.began_at) < SIGN_IN_FOR || asked_anew {
+            true if now < replaceable => Decision::AwaitSignIn { until: replaceable },
             true => Decision::SignIn,
             false => Decision::Stall(not_signed_in(&observed.credential, "nobody signed in for a day")),
         });

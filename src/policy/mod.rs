@@ -181,9 +181,10 @@ fn token_is_held(observed: &Observed, now: Timestamp) -> Option<Decision> {
     if !wanted || now >= held.answer.token.expires_at {
         return None;
     }
+    // Only writes that failed delay a write: the provider's refusals before it do not.
     Some(match observed.history.backoff(&observed.attempt, now) {
-        Some(until) => Decision::BackOff { until },
-        None => Decision::Store,
+        Some(until) if observed.writes_failed() => Decision::BackOff { until },
+        _ => Decision::Store,
     })
 }
 
@@ -203,11 +204,10 @@ fn provider_is_blocked(observed: &Observed, now: Timestamp) -> Option<Decision> 
 
 fn token_is_needed(observed: &Observed, now: Timestamp) -> Option<Decision> {
     let reason = why_a_token_is_needed(observed, now)?;
-    let backoff = observed.history.backoff(&observed.attempt, now).map(|until| Decision::BackOff { until });
+    let backoff = |attempt: &str| observed.history.backoff(attempt, now).map(|until| Decision::BackOff { until });
     let wait = match grant::obstacle(observed, now) {
-        // A refresh token that was refused is what the person signs in for: that waits for nothing.
-        Some(step @ (Decision::SignIn | Decision::Poll)) if !observed.refused_the_grant() => backoff.or(Some(step)),
-        obstacle => obstacle.or(backoff),
+        Some(step @ (Decision::SignIn | Decision::Poll)) => backoff(&observed.sign_in_attempt()).or(Some(step)),
+        obstacle => obstacle.or_else(|| backoff(&observed.attempt)),
     };
     let Some(wait) = wait else { return Some(Decision::Issue(reason)) };
     // While a renewal waits, the token that is there still serves: it is kept in shape.

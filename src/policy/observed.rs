@@ -245,6 +245,16 @@ impl History {
         };
     }
 
+    /// Records that a step of a sign-in worked, for a token by `attempt`: of what failed before only a refusal of the
+    /// refresh token still counts.
+    pub fn step(&mut self, client: ClientStatus, attempt: &str) {
+        let refused = self.failed_attempts > 0 && self.failed_with.as_deref() == Some(attempt);
+        if self.failed_attempts > 0 && !refused {
+            *self = Self { handled_reissue: self.handled_reissue.take(), ..Self::default() };
+        }
+        self.client = Some(client);
+    }
+
     /// Records that a stored token was written again, after writes that may have failed.
     pub fn recover(&mut self) {
         if self.failure().is_some_and(|(reason, _)| reason == Reason::SecretWriteFailed) {
@@ -286,10 +296,21 @@ impl Observed {
         self.history.failure().is_some_and(|(reason, _)| reason == Reason::SecretWriteFailed)
     }
 
-    /// Whether the last thing that the provider said was that a person has to sign in again.
-    pub fn refused_the_grant(&self) -> bool {
-        let refused = |reason| matches!(reason, Reason::InvalidGrant | Reason::AuthorizationRequired);
-        self.history.failure().is_some_and(|(reason, _)| refused(reason))
+    /// What a step of a sign-in is made with: its failures are counted apart from those of token requests.
+    pub fn sign_in_attempt(&self) -> String {
+        names::digest([self.attempt.as_str(), "sign-in"])
+    }
+
+    /// Whether the refresh token was refused, with all as it is now, so that only a person's sign-in helps; also while
+    /// beginning that sign-in fails.
+    pub fn wants_a_sign_in(&self) -> bool {
+        let Some((reason, _)) = self.history.failure() else { return false };
+        let refused = matches!(
+            reason,
+            Reason::InvalidGrant | Reason::AuthorizationRequired | Reason::ConsentRequired | Reason::InvalidScope
+        );
+        let failed_with = self.history.failed_with.as_ref();
+        (refused && failed_with == Some(&self.attempt)) || failed_with == Some(&self.sign_in_attempt())
     }
 
     /// The token in the target Secret, whatever it was issued for.

@@ -35,7 +35,7 @@ pub fn status(observed: &Observed, decision: &Decision, now: Timestamp) -> MailC
         token: own.and_then(|published| token_status(observed, published, before.token.as_ref())),
         grant: observed.grant.as_ref().and_then(Grant::status),
         client: history.client.clone(),
-        authorization: observed.grant.as_ref().and_then(|grant| grant.authorization(now)),
+        authorization: asked(observed, decision).and_then(|grant| grant.authorization(now)),
         failed_attempts: Some(i32::try_from(history.failed_attempts).unwrap_or(i32::MAX)),
         last_failure_time: history.last_failure.map(Time),
         next_attempt_time: history.next_attempt.map(Time),
@@ -217,12 +217,16 @@ pub fn words(duration: SignedDuration) -> String {
     if text.is_empty() { "0s".to_owned() } else { text }
 }
 
-/// What keeps a new token from coming.
-fn blocking(observed: &Observed, decision: &Decision, now: Timestamp) -> Option<(Reason, String)> {
+/// The grant, while the provider is asked whether a person has signed in.
+fn asked<'a>(observed: &'a Observed, decision: &Decision) -> Option<&'a Grant> {
     let asked =
         matches!(decision, Decision::SignIn | Decision::Poll | Decision::AwaitSignIn { .. } | Decision::InFlight);
-    let sign_in = observed.grant.as_ref().filter(|_| asked).and_then(|grant| grant.pending(now));
-    if let Some(sign_in) = sign_in {
+    observed.grant.as_ref().filter(|_| asked)
+}
+
+/// What keeps a new token from coming.
+fn blocking(observed: &Observed, decision: &Decision, now: Timestamp) -> Option<(Reason, String)> {
+    if let Some(sign_in) = asked(observed, decision).and_then(|grant| grant.pending(now)) {
         return Some((Reason::AuthorizationRequired, grant::invitation(&observed.credential, sign_in)));
     }
     match decision {

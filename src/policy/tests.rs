@@ -2,6 +2,7 @@
 
 pub(crate) mod fixtures;
 mod properties;
+mod sign_in;
 mod status;
 
 use serde_json::json;

@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use k8s_openapi::jiff::Timestamp;
 use kube::core::ObjectMeta;
 use parking_lot::Mutex;
 use secrecy::SecretString;
@@ -43,12 +43,12 @@ pub struct Entry {
     pub unsaved: Option<Unsaved>,
     /// The seed's version that was found to be the one which the grant was begun with.
     pub seed_seen: Option<String>,
-    /// The device code of the sign-in that is waited for.
-    pub device_code: Option<SecretString>,
+    /// The user code of the sign-in that is waited for, and its device code.
+    pub device_code: Option<(String, SecretString)>,
     /// The provider is not asked about the sign-in before this.
     pub next_poll: Option<Timestamp>,
-    /// By how much polls have been slowed down.
-    pub slowed: SignedDuration,
+    /// How many times in a row it has not answered.
+    pub unanswered: u32,
     /// The user code that the provider has ended.
     pub code_over: Option<String>,
     /// Nothing is written until somebody has changed something: a shutdown does not wait for that.
@@ -82,6 +82,13 @@ impl Memory {
         if let Some(entry) = self.0.lock().get_mut(uid) {
             entry.in_flight = false;
             entry.outcome = outcome;
+        }
+    }
+
+    /// Forgets what another broker, which leads now, will have changed: when it polls, and which sign-in.
+    pub fn stand_by(&self, uid: &str) {
+        if let Some(entry) = self.0.lock().get_mut(uid) {
+            (entry.device_code, entry.next_poll) = (None, None);
         }
     }
 

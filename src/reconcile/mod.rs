@@ -108,6 +108,7 @@ const REPAIR_AGAIN: k8s_openapi::jiff::SignedDuration = k8s_openapi::jiff::Signe
 /// What Kubernetes would not do. Everything else is a condition.
 pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>) -> Result<Action, Error> {
     if !context.leadership.is_leader() {
+        context.memory.stand_by(checks::uid(&credential));
         return Ok(keep_what_came(&credential, &context).await);
     }
     if let Some(deleted) = credential.metadata.deletion_timestamp.clone() {
@@ -217,6 +218,7 @@ async fn keep_grant(observed: &mut Observed, context: &Context) -> Result<(), Pu
 fn take_outcome(observed: &mut Observed, outcome: Outcome, now: Timestamp) {
     match outcome {
         Outcome::Issued(held) => observed.held = Some(*held),
+        Outcome::Noted { client } => observed.history.step(client, &observed.attempt),
         Outcome::Refused { refused, attempt } => {
             let Refused { refusal, place, client } = *refused;
             let message = advice::explain(&refusal, &place);

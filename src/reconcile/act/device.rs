@@ -2,18 +2,21 @@
 
 use k8s_openapi::jiff::SignedDuration;
 
-use super::{Attempt, Brought, Step, unique, unkept, unmade};
+use super::{Attempt, Brought, Step, client_status, unique, unkept, unmade};
 use crate::{
     api::{Reason, Retry},
+    idp::Exchange,
     oauth::{
-        ClientAuth, GrantProof, Refusal,
+        ClientAuth, GrantProof, Refusal, TokenAnswer,
         client_auth::Occasion,
-        device::{
-            DEFAULT_INTERVAL, DeviceAuthorization, SLOW_DOWN, device_authorization_request, read_device_authorization,
-        },
+        device::{DeviceAuthorization, SLOW_DOWN, device_authorization_request, read_device_authorization},
         token::Rotated,
     },
-    policy::{checks, grant::SignIn, notices::Notice},
+    policy::{
+        checks,
+        grant::{SignIn, next_poll},
+        notices::Notice,
+    },
     reconcile::{
         custody::{self, SignInEnd, Unsaved},
         material::{self, Authentication},
@@ -23,9 +26,11 @@ use crate::{
 
 /// The person has not signed in yet.
 pub(super) const PENDING: &str = "authorization_pending";
+/// Polls that are not answered are no farther apart than this many seconds: a person is waiting.
+const UNANSWERED_MAX: i64 = 60;
 
 /// Asks for a code, and keeps it.
-pub(super) async fn begin(attempt: &Attempt, auth: &ClientAuth) -> Step {
+pub(super) async fn begin(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth) -> Step {
     let Attempt { credential, context, prepared, .. } = attempt;
     let Some(url) = &prepared.endpoints.device_authorization_url else {
         let what = "the provider names no device authorization endpoint, so nobody can sign in by a code: use \
@@ -49,13 +54,16 @@ pub(super) async fn begin(attempt: &Attempt, auth: &ClientAuth) -> Step {
         Err(refusal) => return Some(Err(refusal)),
     };
     match keep(attempt, authorization).await {
-        Ok(()) => Some(Ok(Brought::Noted)),
+        Ok(()) => Some(Ok(Brought::Noted(client_status(entry)))),
         Err(error) => unkept(error, credential).map(Err),
     }
 }
 
-/// Nobody has signed in yet, so no grant was refused: it must not begin the next sign-in.
+/// Nobody has signed in yet: it is the client that was refused, whatever the provider calls that.
 fn begun_in_vain(mut refusal: Refusal) -> Refusal {
+    if refusal.advice.is_none() && refusal.error.as_ref().is_some_and(|error| error.as_str() == "unauthorized_client") {
+        refusal.advice = Some("Allow the client {client} the device authorization grant at the provider");
+    }
     if matches!(refusal.reason, Reason::InvalidGrant | Reason::AuthorizationRequired) {
         refusal.reason = Reason::RequestRefused;
     }
@@ -74,7 +82,7 @@ async fn keep(attempt: &Attempt, authorization: DeviceAuthorization) -> Result<(
         interval,
     } = authorization;
     let asked_by = grant.as_ref().map(|grant| grant.asked_by.clone()).unwrap_or_default();
-    let bound_to = grant.as_ref().and_then(|grant| grant.bound_to.clone()).unwrap_or_default();
+    let asked_for = grant.as_ref().and_then(|grant| grant.asked_for.clone()).unwrap_or_default();
     let make = |before: Option<&SignIn>| {
         let replaced = before.filter(|before| before.asked_by == asked_by && before.ended.is_none());
         SignIn {
@@ -86,13 +94,13 @@ async fn keep(attempt: &Attempt, authorization: DeviceAuthorization) -> Result<(
             expires_at,
             interval: interval.as_secs(),
             asked_by: asked_by.clone(),
-            bound_to,
+            asked_for,
             ended: None,
         }
     };
     custody::begin_sign_in(credential, device_code, make, context).await?;
     context.memory.with(checks::uid(credential), |entry| {
-        (entry.next_poll, entry.slowed, entry.code_over) = (Some(now + interval), SignedDuration::ZERO, None);
+        (entry.next_poll, entry.unanswered, entry.code_over) = (Some(next_poll(interval.as_secs(), now)), 0, None);
     });
     Ok(())
 }
@@ -100,68 +108,102 @@ async fn keep(attempt: &Attempt, authorization: DeviceAuthorization) -> Result<(
 /// Asks whether the person has signed in.
 pub(super) async fn poll(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth) -> Step {
     let Attempt { credential, context, .. } = attempt;
-    let code = match custody::device_code(credential, context).await {
+    let sign_in = attempt.grant.as_ref().and_then(|grant| grant.kept.as_ref()?.sign_in.as_ref())?;
+    let noted = Some(Ok(Brought::Noted(client_status(entry))));
+    let code = match custody::device_code(credential, &sign_in.user_code, context).await {
         Ok(Some(code)) => code,
-        Ok(None) => return over(attempt),
-        Err(error) => return Some(Err(Refusal::new(Reason::SecretWriteFailed, material::told(&error)))),
+        Ok(None) => {
+            over(attempt, sign_in);
+            return noted;
+        }
+        Err(error) => {
+            tracing::warn!(what = material::told(&error), "the device code could not be read");
+            unanswered(attempt, sign_in, None);
+            return None;
+        }
     };
     let refusal = match attempt.ask(auth, GrantProof::DeviceCode(&code)).await? {
-        Ok((answer, exchange)) => {
-            let user = credential.spec.mailbox.user();
-            if !answer.addresses.is_empty() && !answer.addresses.iter().any(|name| name.eq_ignore_ascii_case(user)) {
-                let who = answer.addresses.join(", ");
-                return ended(attempt, format!("{who} signed in, and {user} was expected"), None).await;
-            }
-            let bound_to = attempt.grant.as_ref().and_then(|grant| grant.bound_to.clone()).unwrap_or_default();
-            let rotated = Rotated::read(&exchange.response, exchange.sent_at);
-            if rotated.is_none() {
-                tell_of_no_refresh_token(attempt).await;
-            }
-            let unsaved = Unsaved::SignedIn { rotated, bound_to, at: exchange.sent_at };
-            custody::keep(credential, unsaved, context).await;
-            return Some(Ok(attempt.held(answer, entry)));
-        }
+        Ok((answer, exchange)) => return signed_in(attempt, entry, answer, &exchange).await,
         Err(refusal) => refusal,
     };
     let error = refusal.error.as_ref().map(|error| error.as_str().to_owned()).unwrap_or_default();
-    match error.as_str() {
-        PENDING => later(attempt, SignedDuration::ZERO),
-        "slow_down" => later(attempt, SLOW_DOWN),
-        "expired_token" | "invalid_grant" | "bad_verification_code" => over(attempt),
+    match (error.as_str(), refusal.reason) {
+        (PENDING, _) => again(attempt, sign_in.interval),
+        ("slow_down", _) => slow_down(attempt, sign_in).await,
+        // The last is Microsoft's for a code that was used: the answer was lost.
+        ("expired_token" | "bad_verification_code", _)
+        | ("invalid_grant", Reason::InvalidGrant)
+        | ("invalid_request", Reason::AuthorizationRequired) => over(attempt, sign_in),
         // Microsoft's name for it is the second.
-        "access_denied" | "authorization_declined" => {
-            ended(attempt, "the sign-in was denied".to_owned(), Some(refusal)).await
+        ("access_denied" | "authorization_declined", _) => {
+            return ended(attempt, "the sign-in was denied".to_owned(), refusal).await;
         }
-        _ if refusal.reason.retry() == Retry::Transient => {
-            later(attempt, refusal.retry_after.unwrap_or_default().max(SLOW_DOWN))
+        (_, Reason::AuthorizationRequired | Reason::ConsentRequired | Reason::InvalidGrant) => {
+            return ended(attempt, refusal.what.clone(), refusal).await;
         }
-        _ => Some(Err(refusal)),
+        (_, reason) if reason.retry() == Retry::Transient => {
+            unanswered(attempt, sign_in, refusal.retry_after);
+            return None;
+        }
+        _ => {
+            again(attempt, sign_in.interval);
+            return Some(Err(refusal));
+        }
+    }
+    noted
+}
+
+/// Keeps what came, if it came from the right person.
+async fn signed_in(attempt: &Attempt, entry: &Authentication, answer: TokenAnswer, exchange: &Exchange) -> Step {
+    if let Some(refusal) = attempt.somebody_else(&answer) {
+        return ended(attempt, refusal.what.clone(), refusal).await;
+    }
+    let rotated = Rotated::read(&exchange.response, exchange.sent_at);
+    if rotated.is_none() {
+        tell_of_no_refresh_token(attempt).await;
+    }
+    let bound_to = attempt.grant.as_ref().and_then(|grant| grant.bound_to.clone()).unwrap_or_default();
+    let unsaved = Unsaved::SignedIn { rotated, bound_to, at: exchange.sent_at };
+    custody::keep(&attempt.credential, unsaved, &attempt.context).await;
+    Some(Ok(attempt.held(answer, entry)))
+}
+
+/// The provider has answered: it is polled again when it allows that.
+fn again(attempt: &Attempt, interval: i64) {
+    let next = next_poll(interval, attempt.context.clock.now());
+    attempt.context.memory.with(checks::uid(&attempt.credential), |entry| {
+        (entry.unanswered, entry.next_poll) = (0, Some(next));
+    });
+}
+
+/// The provider wants to be polled less often, for good.
+async fn slow_down(attempt: &Attempt, sign_in: &SignIn) {
+    again(attempt, sign_in.interval + SLOW_DOWN.as_secs());
+    if let Err(error) = custody::slow_down(&attempt.credential, SLOW_DOWN, &attempt.context).await {
+        tracing::warn!(%error, "a longer interval between polls could not be stored");
     }
 }
 
-/// Polls again when the provider allows it; `slower` by this from now on.
-fn later(attempt: &Attempt, slower: SignedDuration) -> Step {
-    let sign_in = attempt.grant.as_ref().and_then(|grant| grant.kept.as_ref()?.sign_in.as_ref());
-    let interval = sign_in.map_or(DEFAULT_INTERVAL, |sign_in| SignedDuration::from_secs(sign_in.interval));
+/// The provider has not answered: polls are twice as far apart each time (RFC 8628 section 3.5), or as it asks.
+fn unanswered(attempt: &Attempt, sign_in: &SignIn, retry_after: Option<SignedDuration>) {
     let now = attempt.context.clock.now();
+    let asked = retry_after.map_or(0, |wait| wait.as_secs());
     attempt.context.memory.with(checks::uid(&attempt.credential), |entry| {
-        entry.slowed += slower;
-        entry.next_poll = Some(now + interval + entry.slowed);
+        entry.unanswered = entry.unanswered.saturating_add(1);
+        let longest = UNANSWERED_MAX.max(sign_in.interval);
+        let wait = sign_in.interval.saturating_mul(1 << entry.unanswered.min(6)).min(longest).max(asked);
+        entry.next_poll = Some(next_poll(wait, now));
     });
-    Some(Ok(Brought::Noted))
 }
 
 /// The provider does not know the code any more.
-fn over(attempt: &Attempt) -> Step {
-    let sign_in = attempt.grant.as_ref().and_then(|grant| grant.kept.as_ref()?.sign_in.as_ref());
-    let code = sign_in.map(|sign_in| sign_in.user_code.clone());
+fn over(attempt: &Attempt, sign_in: &SignIn) {
+    let code = Some(sign_in.user_code.clone());
     attempt.context.memory.with(checks::uid(&attempt.credential), |entry| entry.code_over = code);
-    Some(Ok(Brought::Noted))
 }
 
 /// The sign-in came to nothing, and only a person can begin another.
-async fn ended(attempt: &Attempt, how: String, refusal: Option<Refusal>) -> Step {
-    let mut refusal = refusal.unwrap_or_else(|| Refusal::new(Reason::AuthorizationRequired, ""));
+async fn ended(attempt: &Attempt, how: String, mut refusal: Refusal) -> Step {
     (refusal.reason, refusal.what) = (Reason::AuthorizationRequired, how.clone());
     match custody::end_sign_in(&attempt.credential, SignInEnd::Nothing(how), &attempt.context).await {
         Ok(()) => Some(Err(refusal)),

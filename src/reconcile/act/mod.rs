@@ -1,7 +1,7 @@
 //! Requests to providers, each in a task of its own: a slow provider holds up no reconcile, and no watch event cancels a
 //! request.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{collections::BTreeSet, panic::AssertUnwindSafe, sync::Arc};
 
 use futures::FutureExt as _;
 use kube::ResourceExt as _;
@@ -44,6 +44,11 @@ use crate::{
 pub enum Outcome {
     /// With a token.
     Issued(Box<Held>),
+    /// A step of a sign-in was made.
+    Noted {
+        /// The client authentication that worked.
+        client: ClientStatus,
+    },
     /// Without one.
     Refused {
         /// Why.
@@ -80,7 +85,7 @@ enum Brought {
     /// A token.
     Token(Box<Held>),
     /// Something that is noted already.
-    Noted,
+    Noted(ClientStatus),
 }
 
 /// How a step ended; `None`: nothing was asked, and the credential is looked at anew.
@@ -92,7 +97,10 @@ pub(super) fn start(errand: Errand, observed: &Observed, context: &Arc<Context>)
     let grant = observed.grant.clone();
     let uid = credential.uid().unwrap_or_default();
     context.memory.with(&uid, |entry| entry.in_flight = true);
-    let made_with = observed.attempt.clone();
+    let made_with = match errand {
+        Errand::Token => observed.attempt.clone(),
+        Errand::SignIn | Errand::Poll => observed.sign_in_attempt(),
+    };
     let first = observed.history.client.as_ref().and_then(|client| usize::try_from(client.index).ok()).unwrap_or(0);
     let context = context.clone();
     let span = tracing::info_span!("request", ?errand, namespace = checks::namespace(&credential), name = %credential.name_any());
@@ -107,7 +115,7 @@ pub(super) fn start(errand: Errand, observed: &Observed, context: &Arc<Context>)
             });
             let outcome = ended.and_then(|ended| match ended {
                 Ok(Brought::Token(held)) => Some(Outcome::Issued(held)),
-                Ok(Brought::Noted) => None,
+                Ok(Brought::Noted(client)) => Some(Outcome::Noted { client }),
                 Err(refused) => Some(Outcome::Refused { refused: Box::new(refused), attempt: made_with }),
             });
             context.memory.finish(&uid, outcome);
@@ -204,7 +212,7 @@ impl Attempt {
     ) -> Step {
         match errand {
             Errand::Token => token::obtain(self, entry, auth, claimed).await,
-            Errand::SignIn => device::begin(self, auth).await,
+            Errand::SignIn => device::begin(self, entry, auth).await,
             Errand::Poll => device::poll(self, entry, auth).await,
         }
     }
@@ -290,6 +298,21 @@ impl Attempt {
         }
     }
 
+    /// What is said where somebody else than the mailbox's account has signed in, as far as the answer tells.
+    fn somebody_else(&self, answer: &TokenAnswer) -> Option<Refusal> {
+        let expected = self.credential.spec.mailbox.user();
+        let came = &answer.addresses;
+        if came.is_empty() || came.iter().any(|address| address.eq_ignore_ascii_case(expected)) {
+            return None;
+        }
+        // What could mislead a reader is not shown.
+        let plain = came.iter().filter(|address| address.bytes().all(|byte| byte.is_ascii_graphic()));
+        let who = plain.map(String::as_str).collect::<BTreeSet<_>>();
+        let who = if who.is_empty() { "somebody else".to_owned() } else { Vec::from_iter(who).join(", ") };
+        let what = format!("{who} signed in, and {expected} was expected");
+        Some(Refusal::new(Reason::AuthorizationRequired, what))
+    }
+
     /// A token, ready to be written.
     fn held(&self, answer: TokenAnswer, entry: &Authentication) -> Brought {
         let (credential, spec) = (&self.credential, self.object.spec());
@@ -332,8 +355,8 @@ fn unkept(error: CustodyError, credential: &MailCredential) -> Option<Refusal> {
         CustodyError::Refused(why) => Some(Refusal::new(
             Reason::SecretWriteFailed,
             format!(
-                "the Secret {}, which keeps the refresh token, could not be written: {why}. Nothing was sent to the \
-                 provider, and it is tried again by itself",
+                "the Secret {}, which keeps the refresh token, could not be written: {why}. It is tried again \
+                 by itself",
                 names::grant_secret(&credential.name_any())
             ),
         )),

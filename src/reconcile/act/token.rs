@@ -118,7 +118,10 @@ async fn spend(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth, cla
             lost = true;
             continue;
         }
-        return Some(answer.map(|answer| attempt.held(answer, entry)));
+        return Some(answer.and_then(|answer| match attempt.somebody_else(&answer) {
+            Some(refusal) => Err(refusal),
+            None => Ok(attempt.held(answer, entry)),
+        }));
     }
 }
 

@@ -15,7 +15,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 pub use self::secret::CustodyError;
 use self::secret::{Data, belongs, mark, open, put, unwritten};
-pub(super) use self::sign_in::{SignInEnd, begin_sign_in, device_code, end_sign_in};
+pub(super) use self::sign_in::{SignInEnd, begin_sign_in, device_code, end_sign_in, slow_down};
 use super::{Context, memory::newer, publish};
 use crate::{
     api::{MailCredential, Reason, names},
@@ -93,16 +93,22 @@ pub(super) async fn observe(
     };
     let seed = seed::seed(credential, kept.as_ref(), context).await?;
     let uid = checks::uid(credential);
-    let (unsaved, next_poll, code_over) =
-        context.memory.with(uid, |entry| (entry.unsaved.is_some(), entry.next_poll, entry.code_over.clone()));
+    let sign_in = kept.as_ref().and_then(|kept| kept.sign_in.as_ref());
+    let (unsaved, next_poll, code_over) = context.memory.with(uid, |entry| {
+        if let (None, Some(sign_in)) = (entry.next_poll, sign_in) {
+            // Another broker, or this one before it was started again, may have polled just now.
+            entry.next_poll = Some(grant::next_poll(sign_in.interval, context.clock.now()));
+        }
+        (entry.unsaved.is_some(), entry.next_poll, entry.code_over.clone())
+    });
     Ok(Some(Grant {
-        code_over: code_over.is_some()
-            && code_over.as_ref() == kept.as_ref().and_then(|kept| Some(&kept.sign_in.as_ref()?.user_code)),
+        code_over: code_over.is_some() && code_over.as_ref() == sign_in.map(|sign_in| &sign_in.user_code),
         kept,
         foreign,
         seed,
         bound_to: provider.map(|provider| provider.bound_to.clone()),
         asked_by: grant::asked_by(credential),
+        asked_for: provider.map(|provider| grant::asked_for(credential, &provider.issued_for)),
         holder: context.identity.clone(),
         unsaved,
         next_poll,

@@ -1,6 +1,6 @@
 //! The sign-in that a grant begins with (RFC 8628), as it stands in the grant Secret.
 
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use secrecy::SecretString;
 
 use super::{
@@ -28,26 +28,42 @@ pub(in crate::reconcile) async fn begin_sign_in(
     let (mut kept, mut data) =
         open(credential, context).await?.unwrap_or_else(|| (unwritten(credential), Data::default()));
     let sign_in = make(kept.sign_in.as_ref());
-    let code = device_code.clone();
+    let codes = (sign_in.user_code.clone(), device_code.clone());
     data.device_code = Some(device_code);
     kept.sign_in = Some(sign_in);
     put(credential, &kept, &data, context).await?;
-    context.memory.with(checks::uid(credential), |entry| entry.device_code = Some(code));
+    context.memory.with(checks::uid(credential), |entry| entry.device_code = Some(codes));
     Ok(())
 }
 
-/// The device code of the sign-in that is waited for.
+/// The device code of the sign-in with this user code.
 pub(in crate::reconcile) async fn device_code(
     credential: &MailCredential,
+    user_code: &str,
     context: &Context,
 ) -> Result<Option<SecretString>, Error> {
     let uid = checks::uid(credential);
-    if let Some(code) = context.memory.with(uid, |entry| entry.device_code.clone()) {
-        return Ok(Some(code));
+    let known = context.memory.with(uid, |entry| entry.device_code.clone());
+    if let Some((_, device_code)) = known.filter(|(known, _)| known == user_code) {
+        return Ok(Some(device_code));
     }
-    let code = open(credential, context).await?.and_then(|(_, data)| data.device_code);
-    context.memory.with(uid, |entry| entry.device_code.clone_from(&code));
-    Ok(code)
+    let Some((kept, data)) = open(credential, context).await? else { return Ok(None) };
+    let device_code = data.device_code.filter(|_| kept.sign_in.is_some_and(|kept| kept.user_code == user_code));
+    let codes = device_code.clone().map(|device_code| (user_code.to_owned(), device_code));
+    context.memory.with(uid, |entry| entry.device_code = codes);
+    Ok(device_code)
+}
+
+/// Polls are farther apart by this from now on, also after a restart.
+pub(in crate::reconcile) async fn slow_down(
+    credential: &MailCredential,
+    by: SignedDuration,
+    context: &Context,
+) -> Result<(), CustodyError> {
+    let Some((mut kept, data)) = open(credential, context).await? else { return Ok(()) };
+    let Some(sign_in) = &mut kept.sign_in else { return Ok(()) };
+    sign_in.interval += by.as_secs();
+    put(credential, &kept, &data, context).await.map(drop)
 }
 
 /// Ends a sign-in: with the refresh token that it brought, or with the word how it ended without.
