@@ -1,0 +1,201 @@
+//! Microsoft and Google as the broker meets them, under their real names: played by stand-ins, to which a proxy leads.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a test's failure")]
+
+mod support;
+
+use k8s_openapi::api::core::v1::Secret;
+use mail_token_broker::api::MailCredential;
+use rcgen::{CertificateParams, KeyPair, PKCS_RSA_SHA256};
+use serde_json::{Value, json};
+use support::{
+    namespace::find,
+    proxy::Proxy,
+    standin::{App, Cloud, Google, Microsoft},
+    *,
+};
+
+const APP: &str = "2f1c6a0e-0000-4000-8000-000000000000";
+const SECRET: &str = "a client secret of Entra";
+const SEND: &str = "https://outlook.office.com/SMTP.Send";
+const REISSUE: &str = "mailtoken.dev/reissue";
+
+/// A namespace whose broker reaches a stand-in by these names.
+async fn stage(port: u16, ca: &str, names: &[&str]) -> (Namespace, Broker) {
+    let ns = Cluster::shared().namespace().await;
+    let proxy = Proxy::start(port);
+    let settings = names.iter().fold(Broker::settings(&ns), |settings, name| settings.host(name));
+    let broker = settings.flag(format!("--egress-proxy={}", proxy.url())).start().await;
+    ns.apply(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "ca"}, "data": {"ca.crt": ca}}))
+        .await;
+    (ns, broker)
+}
+
+async fn microsoft() -> (Namespace, Microsoft, Broker) {
+    let entra = Microsoft::start(Cloud::Public);
+    let (ns, broker) = stage(entra.port(), &entra.ca(), &[Cloud::Public.host()]).await;
+    (ns, entra, broker)
+}
+
+/// The MailProvider `idp`.
+async fn provide(ns: &Namespace, preset: Value, client: Value) {
+    let mut spec = json!({"client": client, "caBundleRef": {"configMap": {"name": "ca", "key": "ca.crt"}}});
+    spec.as_object_mut().unwrap().extend(preset.as_object().unwrap().clone());
+    ns.apply(json!({
+        "apiVersion": "mailtoken.dev/v1alpha1", "kind": "MailProvider", "metadata": {"name": "idp"}, "spec": spec,
+    }))
+    .await;
+}
+
+fn tenant() -> Value {
+    json!({"microsoft": {"tenantID": "contoso.onmicrosoft.com"}})
+}
+
+fn by_secret(name: &str) -> Value {
+    json!([{"clientSecret": {"secretRef": {"name": name, "key": "client-secret"}}}])
+}
+
+fn mailbox(grant: Value) -> Manifest {
+    credential("billing").set("spec.mailbox.address", "billing@contoso.com").set("spec.grant", grant)
+}
+
+async fn ready(ns: &Namespace) -> MailCredential {
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+    ns.get("billing").await
+}
+
+async fn renewed(ns: &Namespace) {
+    let before = ns.secret("billing").await["access_token"].clone();
+    ns.annotate::<MailCredential>("billing", REISSUE, "renewal").await;
+    ns.until::<Secret>("billing", "it has another token", |secret| text(secret, "access_token") != before).await;
+}
+
+async fn told(ns: &Namespace, kind: &str, good: impl Fn(&str) -> bool) -> String {
+    let fits = |credential: &MailCredential| find(credential, kind).is_some_and(|found| good(&found.message));
+    find(&ns.until::<MailCredential>("billing", "it is told", fits).await, kind).unwrap().message
+}
+
+#[tokio::test]
+async fn microsoft_issues_app_only_tokens_for_a_secret_and_for_a_certificate() {
+    let (ns, entra, _broker) = microsoft().await;
+    let pair = KeyPair::generate_for(&PKCS_RSA_SHA256).unwrap();
+    let certificate = CertificateParams::new(vec!["mailer".to_owned()]).unwrap().self_signed(&pair).unwrap().pem();
+    entra.register(App::new(APP).secret(SECRET).certificate(&certificate));
+    ns.apply(source("app", "client-secret", SECRET)).await;
+    provide(&ns, tenant(), json!({"id": APP, "authentication": by_secret("app")})).await;
+    ns.apply(mailbox(json!({"clientCredentials": {}}))).await;
+    let object_id = App::new(APP).object_id();
+    let message = find(&ready(&ns).await, "Ready").unwrap().message;
+    assert!(message.contains(&object_id), "what New-ServicePrincipal wants: {message}");
+
+    let files = json!({"tls.key": pair.serialize_pem(), "tls.crt": certificate});
+    ns.apply(source("files", "tls.key", "").set("stringData", files)).await;
+    let file = |key: &str| json!({"name": "files", "key": key});
+    let jwt =
+        json!({"privateKeyJWT": {"keyRef": file("tls.key"), "certificateRef": file("tls.crt"), "algorithm": "PS256"}});
+    provide(&ns, tenant(), json!({"id": APP, "authentication": [jwt]})).await;
+    renewed(&ns).await;
+    let last = entra.token_requests().pop().unwrap().form();
+    assert!(last.contains_key("client_assertion") && !last.contains_key("client_secret"));
+    let method = |credential: &MailCredential| field(credential, "/status/client/method") == "privateKeyJWT";
+    ns.until::<MailCredential>("billing", "the certificate is in use", method).await;
+}
+
+#[tokio::test]
+async fn microsoft_signs_a_person_in_by_code_and_asks_again_when_the_sign_in_ends() {
+    let (ns, entra, broker) = microsoft().await;
+    entra.register(App::new(APP).public());
+    entra.poll_interval(1);
+    provide(&ns, tenant(), json!({"id": APP})).await;
+    ns.apply(mailbox(json!({"deviceCode": {}}))).await;
+    let code = async |before: &str| {
+        let code = |credential: &MailCredential| {
+            field(credential, "/status/authorization/userCode").as_str().unwrap_or_default().to_owned()
+        };
+        let another = |credential: &MailCredential| !["", before].contains(&code(credential).as_str());
+        code(&ns.until::<MailCredential>("billing", "a code is shown", another).await)
+    };
+    let declined = code("").await;
+    told(&ns, "Ready", |message| message.contains("https://microsoft.com/devicelogin")).await;
+    entra.deny(&declined);
+    let message = told(&ns, "Stalled", |message| message.contains("was denied")).await;
+    mend::mend(&ns, &message, &[]);
+
+    let foreign = code(&declined).await;
+    entra.approve(&foreign, "other@contoso.com");
+    let message = told(&ns, "Stalled", |message| message.contains("other@contoso.com")).await;
+    mend::mend(&ns, &message, &[]);
+
+    let expired = code(&foreign).await;
+    entra.expire(&expired);
+    let lost = code(&expired).await;
+    broker.signal("STOP");
+    entra.approve(&lost, "billing@contoso.com");
+    entra.next(standin::Fault::Lost);
+    broker.signal("CONT");
+    let good = code(&lost).await;
+    entra.approve(&good, "billing@contoso.com");
+    ready(&ns).await;
+    renewed(&ns).await;
+
+    // An administrator revokes all sign-ins.
+    entra.end_grants("billing@contoso.com", 50173);
+    ns.annotate::<MailCredential>("billing", REISSUE, "revoked").await;
+    let again = code(&good).await;
+    let waiting: MailCredential = ns.get("billing").await;
+    assert_eq!((reason(&waiting, "Ready"), reason(&waiting, "Renewed")), ("TokenValid".into(), "InvalidGrant".into()));
+    assert_eq!(field(&waiting, "/status/lastError/providerCode"), "AADSTS50173");
+    entra.approve(&again, "billing@contoso.com");
+    let handled = |credential: &MailCredential| field(credential, "/status/lastHandledReissue") == "revoked";
+    ns.until::<MailCredential>("billing", "the reissue is handled", handled).await;
+    for secret in entra.issued() {
+        assert!(!broker.log().contains(&secret), "a secret stands in the log");
+    }
+}
+
+#[tokio::test]
+async fn microsofts_refresh_tokens_are_taken_over_and_replaced() {
+    let (ns, entra, _broker) = microsoft().await;
+    entra.register(App::new(APP).public());
+    provide(&ns, tenant(), json!({"id": APP})).await;
+    let seed = entra.refresh_token(APP, "billing@contoso.com", SEND);
+    ns.apply(source("seed", "refresh_token", &seed)).await;
+    ns.apply(mailbox(json!({"refreshToken": {"secretRef": {"name": "seed", "key": "refresh_token"}}}))).await;
+    ready(&ns).await;
+    assert_ne!(ns.secret("billing-grant").await["refresh_token"], seed);
+    renewed(&ns).await;
+    let uses =
+        entra.token_requests().iter().filter(|request| request.form().get("refresh_token") == Some(&seed)).count();
+    assert_eq!(uses, 1);
+}
+
+#[tokio::test]
+async fn google_issues_tokens_for_a_delegated_service_account_and_for_a_person() {
+    let google = Google::start();
+    let (ns, _broker) = stage(google.port(), &google.ca(), &["oauth2.googleapis.com", "accounts.google.com"]).await;
+    google.mailbox("billing@contoso.com");
+    let account = google.service_account("mailer");
+    ns.apply(source("google", "key.json", &account.key_file())).await;
+    let key = json!([{"serviceAccountKey": {"secretRef": {"name": "google", "key": "key.json"}}}]);
+    provide(&ns, json!({"google": {}}), json!({"authentication": key})).await;
+    ns.apply(mailbox(json!({"jwtBearer": {}}))).await;
+    ns.condition::<MailCredential>("billing", "Ready", "ConsentRequired").await;
+
+    google.delegate(&account.client_id, &["https://mail.google.com/"]);
+    ns.annotate::<MailCredential>("billing", REISSUE, "delegated").await;
+    ready(&ns).await;
+    renewed(&ns).await;
+
+    google.client("desktop", "not so secret");
+    ns.apply(source("desktop", "client-secret", "not so secret")).await;
+    provide(&ns, json!({"google": {}}), json!({"id": "desktop", "authentication": by_secret("desktop")})).await;
+    let seed = google.refresh_token("desktop", "billing@contoso.com", "https://mail.google.com/");
+    ns.apply(source("seed", "refresh_token", &seed)).await;
+    ns.delete::<MailCredential>("billing").await;
+    ns.delete::<Secret>("billing").await;
+    ns.apply(mailbox(json!({"refreshToken": {"secretRef": {"name": "seed", "key": "refresh_token"}}}))).await;
+    ready(&ns).await;
+    renewed(&ns).await;
+    let kept = ns.secret("billing-grant").await;
+    assert_eq!(kept["refresh_token"], seed, "Google's stay good");
+}
