@@ -1,11 +1,12 @@
 //! Requests to providers, each in a task of its own: a slow provider holds up no reconcile, and no watch event cancels a
 //! request.
 
-use std::{collections::BTreeSet, panic::AssertUnwindSafe, sync::Arc};
+use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use futures::FutureExt as _;
 use kube::ResourceExt as _;
 
+mod answer;
 mod device;
 mod revoke;
 mod token;
@@ -19,12 +20,12 @@ use super::{
     stores::{ProviderKey, ProviderObject},
 };
 use crate::{
-    api::{MailCredential, Reason, grant::GrantType, names, status::ClientStatus},
+    api::{MailCredential, Reason, names, status::ClientStatus},
     error::Error,
     idp::{Exchange, TransportError},
     metrics::RequestTimer,
     oauth::{
-        Claims, ClientAuth, GrantProof, Refusal, TokenAnswer, TokenRequest, grant::RequestError, read_token_response,
+        ClientAuth, GrantProof, Refusal, TokenAnswer, TokenRequest, grant::RequestError, read_token_response,
         token_request,
     },
     policy::{
@@ -297,49 +298,6 @@ impl Attempt {
             self.context.material.distrust(&self.object.key());
         }
     }
-
-    /// What is said where somebody else than the mailbox's account has signed in, as far as the answer tells.
-    fn somebody_else(&self, answer: &TokenAnswer) -> Option<Refusal> {
-        let expected = self.credential.spec.mailbox.user();
-        let came = &answer.addresses;
-        if came.is_empty() || came.iter().any(|address| address.eq_ignore_ascii_case(expected)) {
-            return None;
-        }
-        // What could mislead a reader is not shown.
-        let plain = came.iter().filter(|address| address.bytes().all(|byte| byte.is_ascii_graphic()));
-        let who = plain.map(String::as_str).collect::<BTreeSet<_>>();
-        let who = if who.is_empty() { "somebody else".to_owned() } else { Vec::from_iter(who).join(", ") };
-        let what = format!("{who} signed in, and {expected} was expected");
-        Some(Refusal::new(Reason::AuthorizationRequired, what))
-    }
-
-    /// A token, ready to be written.
-    fn held(&self, answer: TokenAnswer, entry: &Authentication) -> Brought {
-        let (credential, spec) = (&self.credential, self.object.spec());
-        let claims = Claims::read(secrecy::ExposeSecret::expose_secret(&answer.token.access_token));
-        let unsuitable = claims.as_ref().and_then(|claims| {
-            (self.profile.unsuitable)(claims, spec, credential.spec.grant.kind(), &credential.spec.protocols)
-        });
-        Brought::Token(Box::new(Held {
-            object_id: claims
-                .as_ref()
-                // A person's id is of no use to anybody.
-                .filter(|_| credential.spec.grant.kind() == GrantType::ClientCredentials)
-                .and_then(|claims| claims.text("oid"))
-                .filter(|id| is_id(id))
-                .map(str::to_owned),
-            unsuitable,
-            answer,
-            issued_for: inputs::issued_for(credential, spec, &self.profile, &self.scopes),
-            reissue: credential.annotations().get(names::ANNOTATION_REISSUE).cloned(),
-            client: Some(client_status(entry)),
-        }))
-    }
-}
-
-/// Microsoft's object ids are GUIDs; anything else is not shown.
-fn is_id(id: &str) -> bool {
-    id.len() == 36 && id.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
 }
 
 fn unmade(error: &RequestError) -> Refusal {
