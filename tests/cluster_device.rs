@@ -115,7 +115,7 @@ async fn a_person_sees_the_code_everywhere_and_signs_in_once() {
     let (ns, idp, broker) = strict().await;
     ns.apply(by_code("billing")).await;
     let code = shown(&ns, "").await;
-    assert_eq!(idp.pending(), [code.clone()]);
+    assert_eq!(idp.pending(), std::slice::from_ref(&code));
 
     let waiting: MailCredential = ns.get("billing").await;
     let uri = format!("{}/sign-in", idp.issuer());
