@@ -114,10 +114,10 @@ pub(super) fn start(errand: Errand, observed: &Observed, context: &Arc<Context>)
                 let refusal = Refusal::new(Reason::RequestRefused, "the broker failed: see its log");
                 Some(Err(Refused { refusal, place: place(&credential, None, None), client: None }))
             });
-            let outcome = ended.and_then(|ended| match ended {
-                Ok(Brought::Token(held)) => Some(Outcome::Issued(held)),
-                Ok(Brought::Noted(client)) => Some(Outcome::Noted { client }),
-                Err(refused) => Some(Outcome::Refused { refused: Box::new(refused), attempt: made_with }),
+            let outcome = ended.map(|ended| match ended {
+                Ok(Brought::Token(held)) => Outcome::Issued(held),
+                Ok(Brought::Noted(client)) => Outcome::Noted { client },
+                Err(refused) => Outcome::Refused { refused: Box::new(refused), attempt: made_with },
             });
             context.memory.finish(&uid, outcome);
             context.waker.credential((checks::namespace(&credential).to_owned(), credential.name_any()));
