@@ -111,6 +111,9 @@ pub enum SecretFlaw {
     /// Spaces or line breaks at an end, most often from `echo` or an editor.
     #[error("has white space at its beginning or end, as an editor or `echo` without -n leaves it")]
     WhiteSpace,
+    /// White space inside of what has none.
+    #[error("has white space inside, as a line that was wrapped where it was copied")]
+    Broken,
     /// Control characters inside.
     #[error("holds control characters")]
     ControlCharacter,

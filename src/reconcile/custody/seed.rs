@@ -1,7 +1,7 @@
 //! The seed of a grant: the refresh token that somebody put into a Secret, to be taken over once.
 
 use kube::ResourceExt as _;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 
 use super::{
     super::{Context, material},
@@ -10,7 +10,7 @@ use super::{
 use crate::{
     api::{MailCredential, Reason},
     error::Error,
-    oauth::client_auth::read_secret,
+    oauth::client_auth::{SecretFlaw, read_secret},
     policy::{
         Blocker, checks, commands,
         grant::{Kept, Seed},
@@ -60,7 +60,7 @@ pub(super) async fn read_seed(
     let read = material::read_source(reference, namespace, &context.client).await?;
     let version = context.stores.sources.get(namespace, &reference.name).and_then(|secret| secret.resource_version());
     Ok(read.and_then(|bytes| {
-        let token = read_secret(&bytes, false).map_err(|flaw| {
+        let token = read_secret(&bytes, false).and_then(unbroken).map_err(|flaw| {
             let message = format!(
                 "the refresh token in key {} of the Secret {namespace}/{} {flaw}: put the right one there with `{}`",
                 reference.key,
@@ -72,4 +72,12 @@ pub(super) async fn read_seed(
         let seed = Seed { hash: hash(&token), version: version.unwrap_or_default() };
         Ok((token, seed))
     }))
+}
+
+/// White space inside comes from a line that was wrapped where the token was copied.
+fn unbroken(token: SecretString) -> Result<SecretString, SecretFlaw> {
+    match token.expose_secret().contains(char::is_whitespace) {
+        true => Err(SecretFlaw::Broken),
+        false => Ok(token),
+    }
 }
