@@ -33,7 +33,7 @@ use crate::{
         advice::Place,
         checks,
         commands::{self, Subject},
-        grant::Grant,
+        grant::{self, Grant},
         inputs,
         observed::Held,
     },
@@ -146,6 +146,11 @@ async fn attempt(
         Err(error) => return Some(Err(unavailable(&error, &credential, context))),
     };
     let profile = providers::profile(object.spec())?;
+    // The provider may have changed since it was found that the grant is for it.
+    let bound_to = grant::bound_to(&credential, profile.source.identity(), &object.spec().client.id);
+    if grant.as_ref().is_some_and(|grant| grant.bound_to.as_ref() != Some(&bound_to)) {
+        return None;
+    }
     let scopes = inputs::scopes(&credential, object.spec(), &profile);
     let attempt = Attempt { credential, grant, object, profile, prepared, scopes, context: context.clone() };
     attempt.go_round(errand, first).await

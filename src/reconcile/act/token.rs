@@ -1,6 +1,8 @@
 //! Asks for a token. A refresh token is spent only under a claim that was written right before, and what comes in its
 //! place is stored before anything else is done with the answer.
 
+use std::time::Duration;
+
 use k8s_openapi::jiff::SignedDuration;
 use secrecy::SecretString;
 
@@ -16,6 +18,9 @@ use crate::{
         report,
     },
 };
+
+/// A broker whose lease runs out claims nothing, and looks again after this whether it was renewed.
+const LEAD_AGAIN: Duration = Duration::from_secs(1);
 
 /// Obtains a token by the credential's grant.
 pub(super) async fn obtain(
@@ -79,6 +84,10 @@ async fn spend(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth, cla
             Ok(uri) => uri,
             Err(_) => return Some(Err(Refusal::new(Reason::RequestRefused, "the token endpoint is no URL"))),
         };
+        if !leads(attempt) {
+            tokio::time::sleep(LEAD_AGAIN).await;
+            return None;
+        }
         // The turn first: a claim must not run out in a queue.
         let turn = match attempt.prepared.client.turn(&uri).await {
             Ok(turn) => turn,
@@ -88,8 +97,7 @@ async fn spend(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth, cla
             Ok(held) => held,
             Err(refusal) => return refusal.map(Err),
         };
-        if !attempt.context.leadership.leads_for(attempt.context.request_timeout) {
-            tracing::info!("this broker may not lead for as long as the request may take: it was not sent");
+        if !leads(attempt) {
             return None;
         }
         let wire = match attempt.request(auth, GrantProof::RefreshToken(&held.refresh_token)) {
@@ -102,13 +110,13 @@ async fn spend(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth, cla
                 let rotated = Rotated::read(&exchange.response, exchange.sent_at);
                 let rotated = rotated.filter(|_| exchange.response.status().is_success());
                 let answer = attempt.read(&exchange, auth);
-                let garbage = answer.is_err() && exchange.response.status().is_success() && rotated.is_none();
+                let unclear = rotated.is_none() && answer.as_ref().is_err_and(leaves_open);
                 if answer.is_ok() || rotated.is_some() {
                     let unsaved = Unsaved::Exchanged { claimed: held, rotated, used_at: exchange.sent_at };
                     custody::keep(&attempt.credential, unsaved, &attempt.context).await;
                     *claimed = None;
                 }
-                (answer, garbage)
+                (answer, unclear)
             }
             Err(error) => (Err(attempt.unanswered(&error)), error.may_have_been_handled()),
         };
@@ -123,6 +131,23 @@ async fn spend(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth, cla
             None => Ok(attempt.held(answer, entry)),
         }));
     }
+}
+
+fn leads(attempt: &Attempt) -> bool {
+    let leads = attempt.context.leadership.leads_for(attempt.context.request_timeout);
+    if !leads {
+        tracing::info!("this broker may not lead for as long as the request may take: it was not sent");
+    }
+    leads
+}
+
+/// Whether a refusal leaves open what became of the refresh token: an answer that nobody can read, and what a gateway says
+/// for a server that may have done its work.
+fn leaves_open(refusal: &Refusal) -> bool {
+    let status = refusal.http_status.unwrap_or_default();
+    let without_a_word =
+        refusal.error.is_none() && refusal.retry_after.is_none() && refusal.reason != Reason::Throttled;
+    without_a_word && !(300..500).contains(&status)
 }
 
 /// The claim that was written for an earlier request of this attempt, if it lasts for one more, else a new one.
