@@ -300,8 +300,7 @@ fn wake_all(context: &Context) {
 async fn drain(context: &Context, request_timeout: Duration) {
     context.draining.cancel();
     let stored = async {
-        // Who does not lead stores nothing but a refresh token.
-        while context.leadership.is_leader() && context.memory.is_busy() || context.memory.holds_refresh_token() {
+        while context.memory.is_busy(context.leadership.is_leader()) {
             tokio::time::sleep(DRAIN_LOOK).await;
         }
     };

@@ -29,6 +29,8 @@ pub struct Grant {
     pub kept: Option<Kept>,
     /// Whose the Secret of that name is, if it is somebody else's.
     pub foreign: Option<String>,
+    /// Its labels or its owner are not as the spec would have them.
+    pub undressed: bool,
     /// The seed, as far as it differs from the one that the grant was begun with.
     pub seed: Option<Result<Seed, Blocker>>,
     /// What a refresh token is bound to: it is sent to no other provider and for no other client.
@@ -71,6 +73,8 @@ pub struct Kept {
     pub resource_version: String,
     /// It has annotations at all; a JSON Patch needs to know.
     pub has_annotations: bool,
+    /// It has labels at all.
+    pub has_labels: bool,
     /// The refresh token in it.
     pub token: Option<TokenNote>,
     /// The seed that it was begun with.
@@ -151,6 +155,7 @@ impl Kept {
             uid: meta.uid.clone().unwrap_or_default(),
             resource_version: meta.resource_version.clone().unwrap_or_default(),
             has_annotations: meta.annotations.is_some(),
+            has_labels: meta.labels.is_some(),
             token: token.map(|(hash, obtained_at)| TokenNote {
                 hash: hash.to_owned(),
                 bound_to: text(names::ANNOTATION_ISSUED_FOR).unwrap_or_default().to_owned(),
@@ -204,9 +209,10 @@ impl Grant {
         self.sign_in().filter(|sign_in| sign_in.ended.is_none() && now < sign_in.expires_at)
     }
 
-    /// Whether another refresh token was put into the seed's Secret.
+    /// Whether another refresh token was put into the seed's Secret, and has brought nothing yet.
     pub fn reseeded(&self) -> bool {
-        matches!(&self.seed, Some(Ok(_))) && self.kept.as_ref().is_some_and(|kept| kept.token.is_some())
+        let token = self.kept.as_ref().and_then(|kept| kept.token.as_ref());
+        token.is_some_and(|token| matches!(&self.seed, Some(Ok(_))) || token.last_used_at.is_none())
     }
 
     /// For the status.
@@ -269,8 +275,8 @@ pub(super) fn obstacle(observed: &Observed, now: Timestamp) -> Option<Decision> 
     if let Some(owner) = &grant.foreign {
         return Some(Decision::Stall(conflict(&observed.credential, owner)));
     }
-    if let Some(Err(flaw)) = &grant.seed {
-        return Some(Decision::Stall(flaw.clone()));
+    if let Some(flaw) = withdrawn(observed) {
+        return Some(Decision::Stall(flaw));
     }
     let claimed = grant.kept.as_ref().and_then(|kept| kept.claim.as_ref());
     if let Some(claim) = claimed.filter(|claim| claim.holder != grant.holder && now < claim.until) {
@@ -304,6 +310,11 @@ fn sign_in(observed: &Observed, grant: &Grant, now: Timestamp) -> Option<Decisio
     Some(if now < until { Decision::AwaitSignIn { until } } else { Decision::Poll })
 }
 
+/// Why the seed cannot be taken over, or may not be used any more.
+pub(super) fn withdrawn(observed: &Observed) -> Option<Blocker> {
+    observed.grant.as_ref()?.seed.as_ref()?.as_ref().err().cloned()
+}
+
 /// A refresh token that would die for want of use is used, whether a token is needed or not.
 pub(super) fn keep_alive(observed: &Observed, now: Timestamp) -> Option<Decision> {
     let grant = observed.grant.as_ref()?;
@@ -315,9 +326,10 @@ pub(super) fn keep_alive(observed: &Observed, now: Timestamp) -> Option<Decision
 }
 
 /// When the refresh token is used next, if nobody needs a token before.
-pub(super) fn keep_alive_at(observed: &Observed) -> Option<Timestamp> {
+pub(super) fn keep_alive_at(observed: &Observed, now: Timestamp) -> Option<Timestamp> {
     let grant = observed.grant.as_ref()?;
-    Some(grant.token()?.keep_alive(grant.idle_life))
+    let due = grant.token()?.keep_alive(grant.idle_life);
+    Some(observed.history.backoff(&observed.attempt, now).map_or(due, |until| due.max(until)))
 }
 
 fn conflict(credential: &MailCredential, owner: &str) -> Blocker {

@@ -22,7 +22,7 @@ use observed::Target;
 /// What is done about a credential now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Write the refresh token that came with the last answer.
+    /// Write the refresh token that came with the last answer, or the labels and the owner of the Secret that keeps it.
     KeepGrant,
     /// Ask the provider for a token.
     Issue(IssueReason),
@@ -96,10 +96,11 @@ pub enum PublishReason {
 
 /// Decides about a credential. The order of the checks is the specification: what stands first wins.
 pub fn decide(observed: &Observed, now: Timestamp) -> Decision {
-    let checks: [fn(&Observed, Timestamp) -> Option<Decision>; 12] = [
+    let checks: [fn(&Observed, Timestamp) -> Option<Decision>; 13] = [
         request_is_in_flight,
         refresh_token_is_unsaved,
         credential_is_suspended,
+        grant_is_undressed,
         grant::keep_alive,
         target_is_contested,
         target_is_foreign,
@@ -133,10 +134,21 @@ fn request_is_in_flight(observed: &Observed, _: Timestamp) -> Option<Decision> {
 /// A refresh token that came is written before anything else, whatever has changed meanwhile.
 fn refresh_token_is_unsaved(observed: &Observed, now: Timestamp) -> Option<Decision> {
     observed.grant.as_ref().filter(|grant| grant.unsaved)?;
-    Some(match observed.history.backoff(&observed.attempt, now) {
+    Some(grant_write(observed, now))
+}
+
+/// With an owner that the spec does not want, a deletion of the credential would take the refresh token with it.
+fn grant_is_undressed(observed: &Observed, now: Timestamp) -> Option<Decision> {
+    observed.grant.as_ref().filter(|grant| grant.undressed)?;
+    Some(grant_write(observed, now))
+}
+
+/// Only writes that failed delay a write.
+fn grant_write(observed: &Observed, now: Timestamp) -> Decision {
+    match observed.history.backoff(&observed.attempt, now) {
         Some(until) if observed.writes_failed() => Decision::BackOff { until },
         _ => Decision::KeepGrant,
-    })
+    }
 }
 
 fn credential_is_suspended(observed: &Observed, _: Timestamp) -> Option<Decision> {
@@ -194,7 +206,7 @@ fn provider_is_missing(observed: &Observed, _: Timestamp) -> Option<Decision> {
 
 fn provider_is_blocked(observed: &Observed, now: Timestamp) -> Option<Decision> {
     let provider = observed.provider.as_ref().ok()?;
-    let blocker = provider.blocker.clone()?;
+    let blocker = provider.blocker.clone().or_else(|| grant::withdrawn(observed))?;
     // A token that still serves is put right in the shape that it was given when that was allowed; no other is given.
     let shaped = observed.target.own().is_some_and(|published| published.layout == provider.layout);
     let serves = why_a_token_is_needed(observed, now).is_none_or(IssueReason::leaves_one_that_serves);

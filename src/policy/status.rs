@@ -318,7 +318,7 @@ pub fn next_turn(observed: &Observed, now: Timestamp) -> Option<Timestamp> {
     let grant = observed.grant.as_ref().and_then(Grant::end);
     let endings = client.into_iter().chain(grant);
     let endings = endings.flat_map(|end| ENDINGS.map(|(days, _)| end - SignedDuration::from_hours(days * 24)));
-    let turns = expiry.into_iter().chain(endings).chain(grant::keep_alive_at(observed));
+    let turns = expiry.into_iter().chain(endings).chain(grant::keep_alive_at(observed, now));
     turns.filter(|at| *at > now).min()
 }
 

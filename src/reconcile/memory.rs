@@ -97,18 +97,12 @@ impl Memory {
         self.0.lock().remove(uid);
     }
 
-    /// Whether a refresh token is not stored yet: a shutdown waits for it, whoever leads.
-    pub fn holds_refresh_token(&self) -> bool {
-        self.0.lock().values().any(|entry| entry.unsaved.is_some())
-    }
-
-    /// Whether anything is under way or not yet written: a shutdown waits for it.
-    pub fn is_busy(&self) -> bool {
+    /// Whether anything is under way or not yet written: a shutdown waits for it. Who does not lead writes nothing but a
+    /// refresh token that nobody else has.
+    pub fn is_busy(&self, leads: bool) -> bool {
         let busy = |entry: &Entry| {
-            entry.in_flight
-                || entry.outcome.is_some()
-                || entry.unsaved.is_some()
-                || entry.held.is_some() && !entry.stuck
+            let awaited = entry.in_flight || entry.unsaved.is_some();
+            awaited || leads && (entry.outcome.is_some() || entry.held.is_some() && !entry.stuck)
         };
         self.0.lock().values().any(busy)
     }

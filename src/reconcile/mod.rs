@@ -30,6 +30,7 @@ use crate::{
     policy::{self, Decision, Observed, advice, checks, observed::Target, status::next_turn},
 };
 use act::{Errand, Outcome, Refused};
+use custody::CustodyError;
 use publish::PublishError;
 
 /// What every reconcile works with.
@@ -205,10 +206,18 @@ async fn carry_out(observed: &mut Observed, decision: &Decision, context: &Conte
     Ok(policy::decide(observed, now))
 }
 
-/// Writes the refresh token that is held in memory.
+/// Writes the refresh token that is held in memory, and puts labels and owner of its Secret right.
 async fn keep_grant(observed: &mut Observed, context: &Context) -> Result<(), PublishError> {
-    let kept = custody::keep_unsaved(&observed.credential, context).await;
-    kept.map_err(|error| PublishError::Refused(error.to_string()))?;
+    let unsaved = observed.grant.as_ref().is_some_and(|grant| grant.unsaved);
+    let kept = observed.grant.as_ref().and_then(|grant| grant.kept.as_ref());
+    let written = match kept {
+        Some(kept) if !unsaved => custody::dress(&observed.credential, kept, context).await,
+        _ => custody::keep_unsaved(&observed.credential, context).await,
+    };
+    match written {
+        Ok(()) | Err(CustodyError::Stale) => {}
+        Err(error) => return Err(PublishError::Refused(error.to_string())),
+    }
     observed.grant = custody::observe(&observed.credential, observed.provider.as_ref().ok(), context).await?;
     observed.history.recover();
     Ok(())

@@ -14,8 +14,11 @@ use kube::{ResourceExt as _, core::ObjectMeta};
 use secrecy::{ExposeSecret as _, SecretString};
 
 pub use self::secret::CustodyError;
-use self::secret::{Data, belongs, mark, open, put, unwritten};
-pub(super) use self::sign_in::{SignInEnd, begin_sign_in, device_code, end_sign_in, slow_down};
+use self::secret::{Data, belongs, dressed, mark, open, put, unwritten};
+pub(super) use self::{
+    secret::dress,
+    sign_in::{SignInEnd, begin_sign_in, device_code, end_sign_in, slow_down},
+};
 use super::{Context, memory::newer, publish};
 use crate::{
     api::{MailCredential, Reason, names},
@@ -84,11 +87,11 @@ pub(super) async fn observe(
     if !credential.spec.grant.kind().is_delegated() {
         return Ok(None);
     }
-    let (kept, foreign) = match meta(credential, context).await? {
-        None => (None, None),
+    let (kept, foreign, undressed) = match meta(credential, context).await? {
+        None => (None, None, false),
         Some(meta) => match belongs(&meta, credential) {
-            Ok(()) => (Some(Kept::read(&meta)), None),
-            Err(owner) => (None, Some(owner)),
+            Ok(()) => (Some(Kept::read(&meta)), None, !dressed(&meta, credential)),
+            Err(owner) => (None, Some(owner), false),
         },
     };
     let seed = seed::seed(credential, kept.as_ref(), context).await?;
@@ -105,6 +108,7 @@ pub(super) async fn observe(
         code_over: code_over.is_some() && code_over.as_ref() == sign_in.map(|sign_in| &sign_in.user_code),
         kept,
         foreign,
+        undressed,
         seed,
         bound_to: provider.map(|provider| provider.bound_to.clone()),
         asked_by: grant::asked_by(credential),
@@ -125,11 +129,14 @@ async fn meta(credential: &MailCredential, context: &Context) -> Result<Option<A
     });
     let told =
         credential.status.as_ref().is_some_and(|status| status.grant.is_some() || status.authorization.is_some());
-    if known.is_some() || !told {
+    let own = known.as_ref().map(|meta| belongs(meta, credential).is_ok());
+    if own == Some(true) || (own.is_none() && !told) {
         return Ok(known);
     }
-    // No watch shows a Secret whose label was taken.
-    Ok(publish::read(context, namespace, &name).await?.map(|secret| Arc::new(secret.metadata)))
+    // No watch shows a Secret whose label was taken, nor one of somebody else, which may be gone by now.
+    let read = publish::read(context, namespace, &name).await?.map(|secret| Arc::new(secret.metadata));
+    context.memory.with(checks::uid(credential), |entry| entry.grant.clone_from(&read));
+    Ok(read)
 }
 
 fn hash(token: &SecretString) -> String {
@@ -156,8 +163,15 @@ pub(super) async fn claim(
         let mut secret = mark(credential, kept, &claim, context).await?;
         let data = Data::take(&mut secret);
         let Some(refresh_token) = data.refresh_token.clone() else {
-            return Err(CustodyError::Blocked(emptied(credential)));
+            return Err(CustodyError::Blocked(spoilt(
+                credential,
+                "holds no refresh token any more: somebody emptied it",
+            )));
         };
+        if secret.immutable == Some(true) {
+            let flaw = "was made immutable, so that the refresh token which comes next could not be stored";
+            return Err(CustodyError::Blocked(spoilt(credential, flaw)));
+        }
         let kept = Kept::read(&secret.metadata);
         return Ok(Claimed { kept, data, refresh_token, claim, reseeded: false });
     }
@@ -165,6 +179,10 @@ pub(super) async fn claim(
     let (mut kept, mut data) =
         open(credential, context).await?.unwrap_or_else(|| (unwritten(credential), Data::default()));
     let reseeded = kept.token.is_some();
+    if data.refresh_token.is_some() && !reseeded {
+        let flaw = "holds a refresh token, and somebody removed the annotations that say which provider it is for";
+        return Err(CustodyError::Blocked(spoilt(credential, flaw)));
+    }
     data.replace(refresh_token.clone());
     let claim = claim(&seed.hash);
     kept.token = Some(TokenNote {
@@ -180,13 +198,13 @@ pub(super) async fn claim(
     Ok(Claimed { kept: Kept::read(&meta), data, refresh_token, claim, reseeded })
 }
 
-fn emptied(credential: &MailCredential) -> Blocker {
+/// Of a grant Secret that cannot be used as somebody left it: no other token is put over what it may still hold.
+fn spoilt(credential: &MailCredential, flaw: &str) -> Blocker {
     let name = names::grant_secret(&credential.name_any());
     Blocker::new(
         Reason::AuthorizationRequired,
         format!(
-            "the Secret {name} holds no refresh token any more: somebody emptied it. Remove it with `{}`, then sign in anew \
-             with `{}`",
+            "the Secret {name} {flaw}. Put it back as it was, or remove it with `{}` and then sign in anew with `{}`",
             Subject::secret(checks::namespace(credential), &name).command("delete"),
             commands::sign_in(credential)
         ),
@@ -216,7 +234,8 @@ pub(super) async fn keep_unsaved(credential: &MailCredential, context: &Context)
             end_sign_in(credential, SignInEnd::SignedIn { rotated, bound_to, at }, context).await
         }
         Some(Unsaved::Exchanged { claimed, rotated, used_at }) => {
-            match settle(credential, &claimed.kept, &claimed.data, rotated.as_ref(), used_at, context).await {
+            let kept = Kept { claim: None, ..claimed.kept.clone() };
+            match settle(credential, kept, claimed.data.clone(), rotated.as_ref(), used_at, context).await {
                 Err(CustodyError::Stale) => {
                     over_another(credential, &claimed, rotated.as_ref(), used_at, context).await
                 }
@@ -230,16 +249,15 @@ pub(super) async fn keep_unsaved(credential: &MailCredential, context: &Context)
     stored
 }
 
+/// Writes what came with an answer. The claim goes with it, but for the one that `kept` holds.
 async fn settle(
     credential: &MailCredential,
-    kept: &Kept,
-    data: &Data,
+    mut kept: Kept,
+    mut data: Data,
     rotated: Option<&Rotated>,
     used_at: Timestamp,
     context: &Context,
 ) -> Result<(), CustodyError> {
-    let (mut kept, mut data) = (kept.clone(), data.clone());
-    kept.claim = None;
     if let Some(token) = &mut kept.token {
         token.last_used_at = Some(used_at);
         if let Some(rotated) = rotated {
@@ -253,8 +271,9 @@ async fn settle(
     put(credential, &kept, &data, context).await.map(drop)
 }
 
-/// Somebody wrote the grant Secret after the claim. While the token that was exchanged still stands there, what came for
-/// it takes its place; where another has taken it already, that one is newer.
+/// Somebody wrote the grant Secret after the claim. While the claim stands, what came is the newest there is. Where another
+/// claim has followed it, what that one brings is newer: then this takes the place of the token that it came for, and of
+/// no other.
 async fn over_another(
     credential: &MailCredential,
     claimed: &Claimed,
@@ -262,17 +281,27 @@ async fn over_another(
     used_at: Timestamp,
     context: &Context,
 ) -> Result<(), CustodyError> {
-    let Some((kept, data)) = open(credential, context).await? else {
+    let Some((mut kept, data)) = open(credential, context).await? else {
         // It was deleted: what is in memory is all that is left.
         let made = Kept { token: claimed.kept.token.clone(), seed: claimed.kept.seed.clone(), ..unwritten(credential) };
-        return settle(credential, &made, &claimed.data, rotated, used_at, context).await;
+        return settle(credential, made, claimed.data.clone(), rotated, used_at, context).await;
     };
-    let stands = data.refresh_token.as_ref().is_some_and(|token| hash(token) == claimed.claim.token);
-    if !stands {
+    let holds = |token: &SecretString| data.refresh_token.as_ref().is_some_and(|held| hash(held) == hash(token));
+    if rotated.is_some_and(|rotated| holds(&rotated.refresh_token)) {
+        tracing::debug!("the write whose answer was lost had succeeded");
+        return Ok(());
+    }
+    let newest = kept.claim.as_ref() == Some(&claimed.claim);
+    if !newest && !holds(&claimed.refresh_token) {
         tracing::warn!("another refresh token has taken the place of the one that was exchanged: it is left there");
         return Ok(());
     }
-    settle(credential, &kept, &data, rotated, used_at, context).await
+    if newest {
+        kept.claim = None;
+    }
+    kept.token = kept.token.or_else(|| claimed.kept.token.clone());
+    kept.seed = kept.seed.or_else(|| claimed.kept.seed.clone());
+    settle(credential, kept, data, rotated, used_at, context).await
 }
 
 /// The tokens to revoke when the credential is deleted: the refresh token that is kept.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use k8s_openapi::{ByteString, api::core::v1::Secret};
+use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{
     Resource as _, ResourceExt as _,
     api::{Patch, PatchParams, PostParams},
@@ -138,7 +138,7 @@ pub(super) async fn mark(
     operations.extend(annotate(kept, [(names::ANNOTATION_CLAIM, serde_json::to_string(claim).ok())]));
     let api = observe::secrets(context, checks::namespace(credential));
     let written = api.patch(&kept.name, &params(), &patch(operations)).await;
-    let secret = take(written, credential, context).await?;
+    let secret = take(written, kept, credential, context).await?;
     remember(credential, secret.metadata.clone(), context);
     Ok(secret)
 }
@@ -151,14 +151,13 @@ pub(super) async fn put(
     context: &Context,
 ) -> Result<ObjectMeta, CustodyError> {
     let api = observe::secrets(context, checks::namespace(credential));
-    let labels = publish::grant_labels(credential);
-    let owners = publish::owners(credential);
     let meta = if kept.uid.is_empty() {
+        let owners = publish::owners(credential);
         let annotations = annotations(kept).into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
         let secret = Secret {
             metadata: ObjectMeta {
                 name: Some(kept.name.clone()),
-                labels: Some(labels),
+                labels: Some(publish::grant_labels(credential)),
                 annotations: Some(annotations.collect()),
                 owner_references: Some(owners).filter(|owners| !owners.is_empty()),
                 ..ObjectMeta::default()
@@ -168,39 +167,75 @@ pub(super) async fn put(
             ..Secret::default()
         };
         let post = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
-        take(api.create(&post, &secret).await.map(|made| made.metadata), credential, context).await?
+        take(api.create(&post, &secret).await.map(|made| made.metadata), kept, credential, context).await?
     } else {
         let mut operations = fence(kept);
         operations.push(json!({"op": "add", "path": "/data", "value": data.entries()}));
-        operations.push(json!({"op": "add", "path": "/metadata/ownerReferences", "value": owners}));
-        operations.extend(labels.iter().map(|(key, value)| set("labels", key, value)));
+        operations.extend(dressing(kept, credential));
         operations.extend(annotate(kept, annotations(kept)));
         let written = api.patch_metadata(&kept.name, &params(), &patch(operations)).await;
-        take(written.map(|partial| partial.metadata), credential, context).await?
+        take(written.map(|partial| partial.metadata), kept, credential, context).await?
     };
     remember(credential, meta.clone(), context);
     Ok(meta)
 }
 
+/// Whether labels and owner of the grant Secret are as the spec would have them.
+pub(super) fn dressed(meta: &ObjectMeta, credential: &MailCredential) -> bool {
+    let uid = |owner: &OwnerReference| (owner.controller == Some(true)).then(|| owner.uid.clone());
+    let controller = |owners: &[OwnerReference]| owners.iter().find_map(uid);
+    let labels = publish::grant_labels(credential);
+    let has = |(key, value): (&String, &String)| meta.labels.as_ref().and_then(|map| map.get(key)) == Some(value);
+    labels.iter().all(has)
+        && controller(meta.owner_references.as_deref().unwrap_or_default()) == controller(&publish::owners(credential))
+}
+
+/// Writes labels and owner alone.
+pub(in crate::reconcile) async fn dress(
+    credential: &MailCredential,
+    kept: &Kept,
+    context: &Context,
+) -> Result<(), CustodyError> {
+    let operations = fence(kept).into_iter().chain(dressing(kept, credential)).collect();
+    let api = observe::secrets(context, checks::namespace(credential));
+    let written = api.patch_metadata(&kept.name, &params(), &patch(operations)).await;
+    let partial = take(written, kept, credential, context).await?;
+    remember(credential, partial.metadata, context);
+    Ok(())
+}
+
+fn dressing(kept: &Kept, credential: &MailCredential) -> Vec<Value> {
+    let map = (!kept.has_labels).then(|| json!({"op": "add", "path": "/metadata/labels", "value": {}}));
+    let owners = json!({"op": "add", "path": "/metadata/ownerReferences", "value": publish::owners(credential)});
+    let labels = publish::grant_labels(credential);
+    let labels = labels.iter().map(|(key, value)| set("labels", key, value));
+    map.into_iter().chain([owners]).chain(labels).collect()
+}
+
 /// A write that met something else than it was made for has to be thought over: what stands there now is read.
-async fn take<T>(written: kube::Result<T>, credential: &MailCredential, context: &Context) -> Result<T, CustodyError> {
+async fn take<T>(
+    written: kube::Result<T>,
+    kept: &Kept,
+    credential: &MailCredential,
+    context: &Context,
+) -> Result<T, CustodyError> {
     let error = match written {
         Ok(written) => return Ok(written),
         Err(error) => error,
     };
     match &error {
-        // 404: gone; 409: written meanwhile, or there already; 422: its maps were emptied.
+        // 404: gone; 409: written meanwhile, or there already; 422: a map that was to be written into is not there any
+        // more. Each of them may be a refusal too, of what stands there as it did before.
         kube::Error::Api(status) if matches!(status.code, 404 | 409 | 422) => {
             let name = names::grant_secret(&credential.name_any());
             let read = publish::read(context, checks::namespace(credential), &name).await?;
-            let gone = read.is_none();
+            let version = read.as_ref().and_then(|secret| secret.resource_version()).unwrap_or_default();
             match read {
                 Some(secret) => remember(credential, secret.metadata, context),
                 None => context.memory.with(checks::uid(credential), |entry| entry.grant = None),
             }
-            let refused =
-                status.code == 422 || (status.code == 404 && !gone) || status.message.contains("being terminated");
-            Err(if refused { CustodyError::Refused(told_by(&error)) } else { CustodyError::Stale })
+            let as_before = version == kept.resource_version;
+            Err(if as_before { CustodyError::Refused(told_by(&error)) } else { CustodyError::Stale })
         }
         _ => Err(CustodyError::Refused(told_by(&error))),
     }
