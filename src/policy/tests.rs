@@ -1,6 +1,7 @@
 //! The decisions, one sentence a test.
 
 pub(crate) mod fixtures;
+mod grants;
 mod properties;
 mod sign_in;
 mod status;

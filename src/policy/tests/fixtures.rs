@@ -10,6 +10,7 @@ use crate::{
     oauth::{Refusal, Token, TokenAnswer},
     policy::{
         Blocker, Observed,
+        grant::{Claim, Grant, Kept, SignIn, TokenNote},
         observed::{Held, History, Provider, Published, Target, TokenFacts},
     },
     providers,
@@ -172,6 +173,66 @@ impl Case {
             reissue: None,
             client: None,
         });
+    }
+
+    /// The token came by a refresh token, which is kept and was used at `at(0)`.
+    pub(crate) fn by_refresh_token(&mut self) -> &mut Grant {
+        let spec = json!({"refreshToken": {"secretRef": {"name": "seed", "key": "refresh_token"}}});
+        self.by(spec)
+    }
+
+    /// The token came by a sign-in.
+    pub(crate) fn by_device_code(&mut self) -> &mut Grant {
+        self.by(json!({"deviceCode": {}}))
+    }
+
+    fn by(&mut self, spec: serde_json::Value) -> &mut Grant {
+        self.credential(|credential| credential.spec.grant = serde_json::from_value(spec).unwrap());
+        let token = TokenNote {
+            hash: "hash".into(),
+            bound_to: "bound".into(),
+            obtained_at: at(0),
+            last_used_at: Some(at(0)),
+            expires_at: None,
+            rotations: 1,
+        };
+        self.observed.grant.insert(Grant {
+            kept: Some(Kept { name: "billing-grant".into(), token: Some(token), ..Kept::default() }),
+            bound_to: Some("bound".into()),
+            asked_by: "spec".into(),
+            holder: "me".into(),
+            ..Grant::default()
+        })
+    }
+
+    pub(crate) fn grant(&mut self) -> &mut Grant {
+        self.observed.grant.as_mut().unwrap()
+    }
+
+    pub(crate) fn kept(&mut self) -> &mut Kept {
+        self.grant().kept.as_mut().unwrap()
+    }
+
+    /// Somebody exchanges the refresh token until `at(until)`.
+    pub(crate) fn claimed(&mut self, holder: &str, until: i64) {
+        let claim = Claim { holder: holder.into(), since: at(0), until: at(until), token: "hash".into() };
+        self.kept().claim = Some(claim);
+    }
+
+    /// A code was shown at `at(0)`, the first at `at(began)`, and is good until `at(until)`.
+    pub(crate) fn signing_in(&mut self, began: i64, until: i64) -> &mut SignIn {
+        self.kept().sign_in.insert(SignIn {
+            user_code: "ABCD".into(),
+            verification_uri: "https://x/d".into(),
+            verification_uri_complete: None,
+            expires_at: at(until),
+            interval: 5,
+            shown_at: at(0),
+            began_at: at(began),
+            asked_by: "spec".into(),
+            bound_to: "bound".into(),
+            ended: None,
+        })
     }
 
     /// The status is written.

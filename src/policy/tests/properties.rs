@@ -8,6 +8,7 @@ use crate::{
     oauth::{ClientAuth, Refusal, TokenRequest, read_token_response},
     policy::{
         Decision, decide,
+        grant::Seed,
         observed::{History, Target, TokenFacts},
         status::{next_turn, status},
     },
@@ -53,6 +54,81 @@ fn blocked() -> impl Strategy<Value = Option<Reason>> {
     )
 }
 
+/// What a person has granted.
+#[derive(Clone, Debug)]
+struct Granted {
+    by_code: bool,
+    kept: bool,
+    token: Option<(bool, Option<i64>, Option<i64>)>,
+    claim: Option<(bool, i64)>,
+    seed: Option<bool>,
+    sign_in: Option<(i64, i64, bool, bool)>,
+    foreign: bool,
+    unsaved: bool,
+    undressed: bool,
+    next_poll: Option<i64>,
+    code_over: bool,
+    idle_days: Option<i64>,
+}
+
+prop_compose! {
+    fn granted()(
+        by_code in any::<bool>(),
+        kept in prop::bool::weighted(0.9),
+        token in option::weighted(0.8, (prop::bool::weighted(0.8), option::of(-4_000_000i64..4000), option::of(-100i64..4_000_000))),
+        claim in option::of((any::<bool>(), -100i64..5000)),
+        seed in option::weighted(0.3, any::<bool>()),
+        sign_in in option::of((-100_000i64..0, 0i64..5000, prop::bool::weighted(0.8), prop::bool::weighted(0.2))),
+        (foreign, unsaved, undressed) in (prop::bool::weighted(0.1), prop::bool::weighted(0.2), prop::bool::weighted(0.1)),
+        next_poll in option::of(0i64..5000),
+        code_over in prop::bool::weighted(0.2),
+        idle_days in option::of(1i64..90),
+    ) -> Granted {
+        Granted { by_code, kept, token, claim, seed, sign_in, foreign, unsaved, undressed, next_poll, code_over, idle_days }
+    }
+}
+
+fn grant(case: &mut Case, granted: Granted) {
+    if granted.by_code {
+        case.by_device_code()
+    } else {
+        case.by_refresh_token()
+    };
+    match granted.token {
+        None => case.kept().token = None,
+        Some((bound, used, end)) => {
+            let token = case.kept().token.as_mut().unwrap();
+            (token.last_used_at, token.expires_at) = (used.map(at), end.map(at));
+            if !bound {
+                token.bound_to = "another".into();
+            }
+        }
+    }
+    if let Some((mine, until)) = granted.claim {
+        case.claimed(if mine { "me" } else { "another" }, until);
+    }
+    if let Some((began, until, asked, ended)) = granted.sign_in {
+        let sign_in = case.signing_in(began, until);
+        sign_in.ended = ended.then(|| "denied".to_owned());
+        if !asked {
+            sign_in.asked_by = "another spec".into();
+        }
+    }
+    let grant = case.grant();
+    let seed = Seed { hash: "another".into(), version: "9".into() };
+    grant.seed = granted
+        .seed
+        .filter(|_| !granted.by_code)
+        .map(|good| good.then_some(seed).ok_or_else(|| blocker(Reason::SourceNotLabeled)));
+    grant.foreign = granted.foreign.then(|| "is not ours".to_owned());
+    (grant.unsaved, grant.undressed, grant.code_over) = (granted.unsaved, granted.undressed, granted.code_over);
+    grant.next_poll = granted.next_poll.map(at);
+    grant.idle_life = granted.idle_days.map(|days| k8s_openapi::jiff::SignedDuration::from_hours(24 * days));
+    if !granted.kept || granted.foreign {
+        grant.kept = None;
+    }
+}
+
 prop_compose! {
     fn case()(
         found in found(),
@@ -64,6 +140,7 @@ prop_compose! {
         missing in prop::bool::weighted(0.1),
         (held, in_flight, suspended, rival) in (any::<bool>(), prop::bool::weighted(0.1), prop::bool::weighted(0.1), prop::bool::weighted(0.1)),
         reissue in option::of(select(vec!["1", "2"])),
+        granted in option::of(granted()),
         told in any::<bool>(),
     ) -> Case {
         let mut case = Case::ready();
@@ -103,6 +180,7 @@ prop_compose! {
         if held { case.hold(); }
         if let Some(reason) = blocked { case.provider().blocker = Some(blocker(reason)); }
         if missing { case.observed.provider = Err(blocker(Reason::ProviderNotFound)); }
+        if let Some(granted) = granted { grant(&mut case, granted); }
         if let Some(value) = reissue { case.annotate("mailtoken.dev/reissue", value); }
         case.credential(|credential| credential.spec.suspend = suspended);
         case.observed.in_flight = in_flight;
@@ -120,16 +198,43 @@ proptest! {
         let decision = decide(&case.observed, case.now);
         if case.observed.history.backoff(&case.observed.attempt, case.now).is_some() {
             prop_assert!(!matches!(decision, Decision::Issue(_)));
+            prop_assert!(!matches!(decision, Decision::SignIn | Decision::Poll) || case.observed.refused_the_grant());
             if case.observed.history.failure().is_some_and(|(reason, _)| reason == Reason::SecretWriteFailed) {
-                prop_assert!(!matches!(decision, Decision::Store | Decision::Publish(_)));
+                prop_assert!(!matches!(decision, Decision::Store | Decision::Publish(_) | Decision::KeepGrant));
             }
+        }
+    }
+
+    #[test]
+    fn a_refresh_token_is_spent_by_one_alone_and_where_it_belongs(case in case()) {
+        let decision = decide(&case.observed, case.now);
+        let Some(grant) = &case.observed.grant else {
+            let of_a_grant = matches!(decision, Decision::KeepGrant | Decision::SignIn | Decision::Poll | Decision::AwaitSignIn { .. } | Decision::Claimed { .. });
+            prop_assert!(!of_a_grant);
+            return Ok(());
+        };
+        let asks = matches!(decision, Decision::Issue(_) | Decision::SignIn | Decision::Poll);
+        let claim = grant.kept.as_ref().and_then(|kept| kept.claim.as_ref());
+        if claim.is_some_and(|claim| claim.holder != "me" && case.now < claim.until) || grant.foreign.is_some() || grant.unsaved {
+            prop_assert!(!asks, "{:?}", decision);
+        }
+        if grant.unsaved {
+            let kept_first = matches!(decision, Decision::InFlight | Decision::KeepGrant | Decision::BackOff { .. });
+            prop_assert!(kept_first, "{:?}", decision);
+        }
+        if matches!(decision, Decision::Issue(_)) {
+            prop_assert!(grant.token().is_some() || matches!(grant.seed, Some(Ok(_))));
+            prop_assert!(!matches!(grant.seed, Some(Err(_))));
         }
     }
 
     #[test]
     fn whatever_waits_wakes_in_the_future(case in case()) {
         match decide(&case.observed, case.now) {
-            Decision::Wait { until } | Decision::BackOff { until } => prop_assert!(until > case.now),
+            Decision::Wait { until }
+            | Decision::BackOff { until }
+            | Decision::AwaitSignIn { until }
+            | Decision::Claimed { until } => prop_assert!(until > case.now),
             _ => {}
         }
         prop_assert!(next_turn(&case.observed, case.now).is_none_or(|turn| turn > case.now));
