@@ -1,69 +1,240 @@
-//! Refresh tokens: taken over from a seed, exchanged under a claim, kept, and never lost.
+//! Refresh tokens: taken over from a seed, exchanged under a claim, and kept.
+
+#![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
 
 mod support;
 
 use k8s_openapi::api::core::v1::Secret;
-use mail_token_broker::api::MailCredential;
+use mail_token_broker::api::{MailCredential, names};
 use serde_json::json;
-use support::{namespace::show, standin::Strict, *};
+use support::{mend::quoted, server::Response, standin::Fault, *};
 
-/// A namespace with the provider `idp`, a server that revokes what comes twice, and a broker.
-struct Custody {
-    ns: Namespace,
-    idp: Strict,
-    broker: Broker,
+fn annotation(secret: &Secret, name: &str) -> String {
+    secret.metadata.annotations.as_ref().and_then(|map| map.get(name)).cloned().unwrap_or_default()
 }
 
-impl Custody {
-    async fn new() -> Self {
-        let ns = Cluster::shared().namespace().await;
-        let idp = Strict::start();
-        idp.client("mailer", Some("a client secret"));
-        ns.apply(source("idp-client", "client-secret", "a client secret")).await;
-        ns.apply(json!({
-            "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "idp-ca"}, "data": {"ca.crt": idp.ca()},
-        }))
-        .await;
-        ns.apply(json!({
-            "apiVersion": "mailtoken.dev/v1alpha1", "kind": "MailProvider", "metadata": {"name": "idp"},
-            "spec": {
-                "oidc": {"issuerURL": idp.issuer()},
-                "client": {
-                    "id": "mailer",
-                    "authentication": [{"clientSecret": {"secretRef": {"name": "idp-client", "key": "client-secret"}}}],
-                },
-                "caBundleRef": {"configMap": {"name": "idp-ca", "key": "ca.crt"}},
-            },
-        }))
-        .await;
-        let broker = Broker::start(&ns).await;
-        Self { ns, idp, broker }
-    }
+#[tokio::test]
+async fn a_seed_is_taken_over_and_what_follows_is_kept_in_a_secret_that_no_pod_mounts() {
+    let custody = Custody::new().await;
+    let seed = custody.seed().await;
+    custody.ns.apply(by_seed("billing")).await;
+    let credential = custody.ready().await;
+    let grant = custody.grant().await;
+    assert_eq!(custody.idp.presented(&seed), 1);
+    assert!(custody.idp.is_valid(&text(&grant, "refresh_token")));
+    assert_eq!(text(&grant, "previous_refresh_token"), seed);
+    assert_eq!(grant.data.as_ref().unwrap().len(), 2);
 
-    /// Applies the seed of a new sign-in.
-    async fn seed(&self) -> String {
-        let token = self.idp.refresh_token("mailer", "billing@example.org", "mail");
-        self.ns.apply(source("seed", "refresh_token", &token)).await;
-        token
+    assert_eq!(grant.type_.as_deref(), Some("mailtoken.dev/grant"));
+    let labels = grant.metadata.labels.clone().unwrap();
+    let label = |key: &str| labels.get(key).map(String::as_str);
+    assert_eq!(label("app.kubernetes.io/managed-by"), Some("mail-token-broker"));
+    assert_eq!(label("mailtoken.dev/credential"), Some("billing"));
+    assert_eq!(label("mailtoken.dev/role"), Some("grant"));
+    let owners = grant.metadata.owner_references.clone().unwrap();
+    assert_eq!(
+        (owners.len(), owners[0].controller, &owners[0].uid),
+        (1, Some(true), credential.metadata.uid.as_ref().unwrap())
+    );
+    for gone in ["mailtoken.dev/claim", "mailtoken.dev/sign-in"] {
+        assert_eq!(annotation(&grant, gone), "", "{gone}");
     }
+    assert_eq!(field(&credential, "/status/grant/rotations"), 1);
+    assert!(field(&credential, "/status/grant/obtainedAt").is_string());
+    assert!(field(&credential, "/status/grant/lastUsedAt").is_string());
 
-    fn credential(&self) -> Manifest {
-        credential("billing")
-            .set("spec.grant", json!({"refreshToken": {"secretRef": {"name": "seed", "key": "refresh_token"}}}))
+    let published = custody.ns.secret("billing").await;
+    let secrets = [seed, text(&grant, "refresh_token"), "a client secret".to_owned()];
+    let shown = format!("{published:?} {}", namespace::show(&credential));
+    for secret in &secrets {
+        assert!(!shown.contains(secret) && !custody.broker.log().contains(secret));
     }
 }
 
 #[tokio::test]
-async fn a_seed_is_taken_over_and_each_token_that_follows_is_kept() {
+async fn a_renewal_costs_one_request_and_four_writes_and_reads_no_secret() {
     let custody = Custody::new().await;
+    custody.issued().await;
+    let writes = ["create", "patch", "update", "delete"];
+    let count = |resource: &str, name: &str| custody.verbs(resource, name, &writes).len();
+    let places = [("secrets", "billing-grant"), ("secrets", "billing"), ("mailcredentials/status", "billing")];
+    let reads = || ["billing-grant", "billing"].map(|name| custody.verbs("secrets", name, &["get"]).len());
+    // The annotation by which the test asks is a write of the object, not of its status.
+    let (before, read, requests) =
+        (places.map(|(resource, name)| count(resource, name)), reads(), custody.idp.token_requests().len());
+    for time in 1..=3 {
+        custody.renew().await;
+        let after = places.map(|(resource, name)| count(resource, name));
+        assert_eq!(after, [before[0] + 2 * time, before[1] + time, before[2] + time]);
+        assert_eq!(custody.idp.token_requests().len(), requests + time);
+    }
+    assert_eq!(reads(), read);
+    assert_eq!(
+        custody.verbs("secrets", "billing-grant", &writes),
+        ["create", "patch", "patch", "patch", "patch", "patch", "patch", "patch"]
+    );
+    assert_eq!((custody.idp.reuses(), custody.idp.families_revoked()), (0, 0));
+}
+
+#[tokio::test]
+async fn client_credentials_still_cost_two_writes() {
+    let stage = Stage::new().await;
+    stage.issued(credential("billing")).await;
+    assert_eq!(stage.writes("secrets", "billing"), ["create"]);
+    assert_eq!(stage.writes("mailcredentials/status", "billing"), ["patch"]);
+    assert_eq!(stage.writes("secrets", "billing-grant").len(), 0);
+}
+
+#[tokio::test]
+async fn another_seed_is_taken_over_at_once_and_the_same_one_again_is_not() {
+    let custody = Custody::new().await;
+    custody.issued().await;
+    let (kept, requests) = (custody.kept().await, custody.idp.token_requests().len());
+
+    // The same content, another resourceVersion: nothing happens, also not at the next renewal.
+    custody.ns.annotate::<Secret>("seed", "team", "mail").await;
+    custody.renew().await;
+    assert_eq!(custody.idp.token_requests().len(), requests + 1);
+    let told = custody.told().await;
+    assert!(!told.contains("Normal GrantReseeded"), "{told:?}");
+    assert_ne!(custody.kept().await, kept);
+
+    let kept = custody.kept().await;
+    custody.idp.next(Fault::error("temporarily_unavailable"));
+    let second = custody.seed().await;
+    let taken = custody
+        .ns
+        .until::<Secret>("billing-grant", "it keeps the other seed", |grant| text(grant, "refresh_token") == second)
+        .await;
+    assert_eq!(text(&taken, "previous_refresh_token"), kept);
+    custody.rotated(&second).await;
+    let ready = custody
+        .ns
+        .until::<MailCredential>("billing", "it is told", |billing| field(billing, "/status/grant/rotations") == 1)
+        .await;
+    assert_eq!(field(&ready, "/status/failedAttempts"), 0);
+    assert!(custody.told().await.contains("Normal GrantReseeded"));
+    assert_eq!((custody.idp.presented(&second), custody.idp.reuses()), (1, 0), "the first request was not handled");
+}
+
+#[tokio::test]
+async fn what_was_taken_over_is_kept_without_its_seed_and_without_its_label_only_served() {
+    let custody = Custody::new().await;
+    custody.issued().await;
+    // Without the label its owner does not want it used any more.
+    custody.ns.patch::<Secret>("seed", json!({"metadata": {"labels": {"mailtoken.dev/source": null}}})).await;
+    let stalled = custody.ns.condition::<MailCredential>("billing", "Stalled", "SourceNotLabeled").await;
+    let requests = custody.idp.token_requests().len();
+    custody.ask().await;
+    custody
+        .ns
+        .until::<MailCredential>("billing", "it is observed", |billing| {
+            reason(billing, "Stalled") == "SourceNotLabeled"
+        })
+        .await;
+    assert_eq!(reason(&custody.ns.get("billing").await, "Ready"), "TokenValid");
+    assert_eq!(custody.idp.token_requests().len(), requests);
+    mend::mend(&custody.ns, &stalled.message, &[]);
+    custody.asked(requests + 1).await;
+    custody
+        .ns
+        .until::<MailCredential>("billing", "it stalls no more", |billing| reason(billing, "Stalled").is_empty())
+        .await;
+
+    custody.ns.delete::<Secret>("seed").await;
+    custody.renew().await;
+    custody.renew().await;
+    let billing: MailCredential = custody.ns.get("billing").await;
+    assert_eq!((reason(&billing, "Ready").as_str(), reason(&billing, "Stalled").as_str()), ("TokenValid", ""));
+    assert_eq!(custody.idp.reuses(), 0);
+}
+
+#[tokio::test]
+async fn a_seed_that_cannot_be_right_is_not_sent_and_its_message_says_how_to_get_another() {
+    let custody = Custody::new().await;
+    custody.ns.apply(by_seed("billing")).await;
+    custody.ns.condition::<MailCredential>("billing", "Stalled", "SourceNotFound").await;
+    let table = [
+        ("", "is empty"),
+        (" token", "white space at its beginning or end"),
+        ("token\n\n", "white space at its beginning or end"),
+        ("to ken", "white space inside"),
+        ("to\u{1}ken", "control characters"),
+    ];
+    for (seed, flaw) in table {
+        custody.ns.apply(source("seed", "refresh_token", seed)).await;
+        let fits = |billing: &MailCredential| {
+            namespace::find(billing, "Stalled")
+                .is_some_and(|stalled| stalled.reason == "SourceInvalid" && stalled.message.contains(flaw))
+        };
+        let billing = custody.ns.until::<MailCredential>("billing", flaw, fits).await;
+        let stalled = namespace::find(&billing, "Stalled").unwrap();
+        let login = format!(
+            "mail-token-broker login --provider idp -n {} --mailbox 'billing@example.org' --secret seed",
+            custody.ns.name
+        );
+        assert!(
+            quoted(&stalled.message).iter().any(|command| command.replace('\'', "") == login.replace('\'', "")),
+            "{}",
+            stalled.message
+        );
+    }
+    assert_eq!(custody.idp.token_requests().len(), 0);
+    // One trailing line break is what an editor leaves.
+    let token = custody.idp.refresh_token("mailer", "billing@example.org", "mail");
+    custody.ns.apply(source("seed", "refresh_token", &format!("{token}\n"))).await;
+    custody.ready().await;
+    assert_eq!(custody.idp.presented(&token), 1);
+}
+
+#[tokio::test]
+async fn a_provider_that_does_not_rotate_keeps_the_old_token_in_use() {
+    let custody = Custody::new().await;
+    let answer = json!({"access_token": "first", "token_type": "Bearer", "expires_in": 3600});
+    custody.idp.next(Fault::Refused(Response::json(200, &answer)));
     let seed = custody.seed().await;
-    custody.ns.apply(custody.credential()).await;
-    let made = custody.ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
-    println!("{}", show(&made));
-    let grant: Secret = custody.ns.get("billing-grant").await;
-    println!("{}", show(&grant));
-    assert_eq!(custody.idp.presented(&seed), 1);
-    assert_ne!(text(&grant, "refresh_token"), seed);
-    assert_eq!(text(&grant, "previous_refresh_token"), seed);
-    println!("{}", custody.broker.log());
+    custody.ns.apply(by_seed("billing")).await;
+    let credential = custody.ready().await;
+    let grant = custody.grant().await;
+    assert_eq!((text(&grant, "refresh_token"), text(&grant, "previous_refresh_token")), (seed.clone(), String::new()));
+    assert_eq!(field(&credential, "/status/grant/rotations"), 0);
+    assert!(field(&credential, "/status/grant/lastUsedAt").is_string());
+    assert_eq!(annotation(&grant, names::ANNOTATION_CLAIM), "");
+    // It begins to.
+    assert_eq!(field(&custody.renew().await, "/status/grant/rotations"), 1);
+    assert_eq!(text(&custody.grant().await, "previous_refresh_token"), seed);
+}
+
+#[tokio::test]
+async fn a_known_end_of_the_refresh_token_is_told_ahead() {
+    let custody = Custody::new().await;
+    let (hour, day) = (3600, 24 * 3600);
+    custody.seed().await;
+    let table = [
+        ("refresh_token_expires_in", day * 29, "Within30d"),
+        ("refresh_expires_in", day * 6, "Within7d"),
+        ("refresh_expires_in", hour, "Within1d"),
+    ];
+    for (index, (name, seconds, expected)) in table.into_iter().enumerate() {
+        let answer = json!({"access_token": "t", "token_type": "Bearer", "expires_in": 3600, "refresh_token": format!("r{index}"), name: seconds});
+        custody.idp.next(Fault::Refused(Response::json(200, &answer)));
+        match index {
+            0 => drop(custody.ns.apply(by_seed("billing")).await),
+            _ => drop(custody.ask().await),
+        }
+        let told = custody.ns.condition::<MailCredential>("billing", "GrantExpiringSoon", expected).await;
+        assert!(told.message.contains("mail-token-broker login"), "{}", told.message);
+        until("it is counted", async || {
+            let end = custody
+                .broker
+                .metric("mailtoken_grant_expiration_timestamp_seconds", "billing")
+                .await
+                .unwrap_or_default();
+            let left = end - wait::now().as_second() as f64;
+            if (left - f64::from(seconds)).abs() < 60.0 { Ok(()) } else { Err(left.to_string()) }
+        })
+        .await;
+    }
+    let told = custody.told().await;
+    assert!(table.iter().all(|(_, _, reason)| told.contains(&format!("Warning {reason}"))), "{told:?}");
 }

@@ -19,6 +19,7 @@
 pub mod audit;
 pub mod broker;
 pub mod cluster;
+pub mod custody;
 pub mod hostile;
 pub mod idp;
 pub mod leaks;
@@ -36,6 +37,7 @@ pub mod wait;
 
 pub use broker::Broker;
 pub use cluster::Cluster;
+pub use custody::{Custody, by_seed};
 pub use idp::{Answer, Idp};
 pub use manifest::{Manifest, ca_bundle, credential, provider, source};
 pub use namespace::Namespace;

@@ -1,0 +1,216 @@
+//! What tests of refresh tokens begin with: a server that revokes what comes twice, and a broker.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
+use mail_token_broker::api::MailCredential;
+use serde_json::{Value, json};
+
+use super::{
+    Broker, Cluster, Manifest, Namespace, broker::Settings, credential, field, source, stage::text, standin::Strict,
+    wait::until,
+};
+
+/// How long a broker of [`Custody`] waits for an answer: a claim lasts twice this and five seconds.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+/// The annotation that makes the API server refuse other data, once [`Custody::guarded`] was called.
+const SEALED: &str = "test/sealed";
+
+/// A namespace with the provider `idp`, a [`Strict`] server, and a broker.
+pub struct Custody {
+    pub ns: Namespace,
+    pub idp: Strict,
+    pub broker: Broker,
+}
+
+impl Custody {
+    /// One broker, which leads from the start, so that one that was killed is missed by nobody.
+    pub async fn new() -> Self {
+        Self::with(|settings| settings.flag("--leader-elect=false")).await
+    }
+
+    /// With a broker that is started otherwise.
+    pub async fn with(change: impl FnOnce(Settings) -> Settings) -> Self {
+        let ns = Cluster::shared().namespace().await;
+        let idp = Strict::start();
+        idp.client("mailer", Some("a client secret"));
+        ns.apply(source("idp-client", "client-secret", "a client secret")).await;
+        provider(&ns, &idp).await;
+        let broker = change(Self::settings(&ns)).start().await;
+        Self { ns, idp, broker }
+    }
+
+    /// What a broker of this namespace is started with, but for `--leader-elect`.
+    pub fn settings(ns: &Namespace) -> Settings {
+        Broker::settings(ns).flag(format!("--request-timeout={}s", REQUEST_TIMEOUT.as_secs()))
+    }
+
+    /// A person signs in: the refresh token, in the seed's Secret.
+    pub async fn seed(&self) -> String {
+        let token = self.idp.refresh_token("mailer", "billing@example.org", "mail");
+        self.ns.apply(source("seed", "refresh_token", &token)).await;
+        token
+    }
+
+    /// The credential `billing` by a seed, with its first token.
+    pub async fn issued(&self) -> MailCredential {
+        self.seed().await;
+        self.ns.apply(by_seed("billing")).await;
+        self.ready().await
+    }
+
+    /// Waits until `billing` is ready.
+    pub async fn ready(&self) -> MailCredential {
+        self.ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+        self.ns.get("billing").await
+    }
+
+    /// Asks for a token, and waits until it is there.
+    pub async fn renew(&self) -> MailCredential {
+        let asked = self.ask().await;
+        self.ns
+            .until::<MailCredential>("billing", "the reissue is answered", |credential| {
+                field(credential, "/status/lastHandledReissue") == asked.as_str()
+            })
+            .await
+    }
+
+    /// Asks for a token.
+    pub async fn ask(&self) -> String {
+        let value = format!("{:?}", std::time::Instant::now());
+        self.ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", &value).await;
+        value
+    }
+
+    /// The Secret that keeps the refresh token of `billing`.
+    pub async fn grant(&self) -> Secret {
+        self.ns.get("billing-grant").await
+    }
+
+    /// The refresh token that is kept.
+    pub async fn kept(&self) -> String {
+        text(&self.grant().await, "refresh_token")
+    }
+
+    /// Waits until a refresh token other than this one is kept.
+    pub async fn rotated(&self, before: &str) -> Secret {
+        let differs = |secret: &Secret| text(secret, "refresh_token") != before;
+        self.ns.until("billing-grant", "it keeps another refresh token", differs).await
+    }
+
+    /// Waits until the server has been asked so often for a token.
+    pub async fn asked(&self, times: usize) {
+        until(&format!("{times} token requests"), async || match self.idp.token_requests().len() {
+            number if number >= times => Ok(()),
+            number => Err(format!("{number} so far")),
+        })
+        .await;
+    }
+
+    /// Lets [`Self::seal`] work: a policy that refuses other data in a sealed Secret.
+    pub async fn guarded(&self) {
+        let ns = &self.ns;
+        let rule =
+            json!({"apiGroups": [""], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["secrets"]});
+        let open = format!(
+            "!has(oldObject.metadata.annotations) || !('{SEALED}' in oldObject.metadata.annotations) || \
+             oldObject.data == object.data"
+        );
+        ns.apply(json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
+            "metadata": {"name": ns.name},
+            "spec": {
+                "failurePolicy": "Fail", "matchConstraints": {"resourceRules": [rule]},
+                "validations": [{"expression": open, "message": "it is sealed"}],
+            },
+        }))
+        .await;
+        ns.apply(json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
+            "metadata": {"name": ns.name},
+            "spec": {
+                "policyName": ns.name, "validationActions": ["Deny"],
+                "matchResources": {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": ns.name}}},
+            },
+        }))
+        .await;
+        let probe = source("probe", "key", "value").entry("metadata.annotations", SEALED, "true");
+        ns.apply(probe).await;
+        let mut number = 0;
+        until("the policy is in force", async || {
+            number += 1;
+            let change = json!({"stringData": {"key": number.to_string()}});
+            match ns.api::<Secret>().patch("probe", &PatchParams::default(), &Patch::Merge(change)).await {
+                Err(error) if error.to_string().contains("sealed") => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+        ns.delete::<Secret>("probe").await;
+    }
+
+    /// From now on no other refresh token can be written; a claim can.
+    pub async fn seal(&self) {
+        self.ns.annotate::<Secret>("billing-grant", SEALED, "true").await;
+    }
+
+    /// From now on it can.
+    pub async fn unseal(&self) {
+        self.mark(json!({SEALED: null})).await;
+    }
+
+    /// Changes annotations of the grant Secret; null takes one away.
+    pub async fn mark(&self, annotations: Value) {
+        self.ns.patch::<Secret>("billing-grant", json!({"metadata": {"annotations": annotations}})).await;
+    }
+
+    /// The verbs of what was done with Secrets of this name since the start, in their order, also of what failed.
+    pub fn verbs(&self, resource: &str, name: &str, all: &[&str]) -> Vec<String> {
+        let of = |verb: &String| all.contains(&verb.as_str());
+        let audit = self.ns.cluster.audit().into_iter();
+        audit
+            .filter(|event| event.namespace == self.ns.name && event.access.resource == resource && event.name == name)
+            .map(|event| event.access.verb)
+            .filter(of)
+            .collect()
+    }
+
+    /// The types and reasons of the Events on `billing`, such as `Warning InvalidGrant`.
+    pub async fn told(&self) -> std::collections::BTreeSet<String> {
+        let word = |text: Option<String>| text.unwrap_or_default();
+        let events = self.ns.events("billing").await;
+        events.into_iter().map(|event| format!("{} {}", word(event.type_), word(event.reason))).collect()
+    }
+
+    /// Deletes an object without waiting.
+    pub async fn drop(&self, secret: &str) {
+        let api: Api<Secret> = self.ns.api();
+        api.delete(secret, &DeleteParams::default()).await.unwrap();
+    }
+}
+
+/// The MailProvider `idp`: this server, by discovery.
+pub async fn provider(ns: &Namespace, idp: &Strict) {
+    ns.apply(json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "idp-ca"}, "data": {"ca.crt": idp.ca()},
+    }))
+    .await;
+    ns.apply(json!({
+        "apiVersion": "mailtoken.dev/v1alpha1", "kind": "MailProvider", "metadata": {"name": "idp"},
+        "spec": {
+            "oauth2": {"tokenURL": idp.token_url()},
+            "client": {
+                "id": "mailer",
+                "authentication": [{"clientSecret": {"secretRef": {"name": "idp-client", "key": "client-secret"}}}],
+            },
+            "caBundleRef": {"configMap": {"name": "idp-ca", "key": "ca.crt"}},
+        },
+    }))
+    .await;
+}
+
+/// A MailCredential by the refresh token in the Secret `seed`.
+pub fn by_seed(name: &str) -> Manifest {
+    credential(name).set("spec.grant", json!({"refreshToken": {"secretRef": {"name": "seed", "key": "refresh_token"}}}))
+}
