@@ -112,7 +112,7 @@ async fn spend(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth, cla
                 let answer = attempt.read(&exchange, auth);
                 let unclear = rotated.is_none() && answer.as_ref().is_err_and(leaves_open);
                 if answer.is_ok() || rotated.is_some() {
-                    let unsaved = Unsaved::Exchanged { claimed: held, rotated, used_at: exchange.sent_at };
+                    let unsaved = Unsaved::Exchanged { claimed: Box::new(held), rotated, used_at: exchange.sent_at };
                     custody::keep(&attempt.credential, unsaved, &attempt.context).await;
                     *claimed = None;
                 }

@@ -61,7 +61,7 @@ pub enum Unsaved {
     /// The answer to an exchange.
     Exchanged {
         /// The right by which it was made.
-        claimed: Claimed,
+        claimed: Box<Claimed>,
         /// The refresh token that takes the place of the one that was exchanged; `None`: that one stays good.
         rotated: Option<Rotated>,
         /// When.
