@@ -200,6 +200,7 @@ impl Case {
             kept: Some(Kept { name: "billing-grant".into(), token: Some(token), ..Kept::default() }),
             bound_to: Some("bound".into()),
             asked_by: "spec".into(),
+            asked_for: Some("inputs".into()),
             holder: "me".into(),
             ..Grant::default()
         })
@@ -230,7 +231,7 @@ impl Case {
             shown_at: at(0),
             began_at: at(began),
             asked_by: "spec".into(),
-            bound_to: "bound".into(),
+            asked_for: "inputs".into(),
             ended: None,
         })
     }

@@ -35,12 +35,13 @@ fn found() -> impl Strategy<Value = Found> {
     ]
 }
 
-/// An attempt that failed: why, how often, when, with what `Retry-After`, and whether anything changed since.
-type Failure = (Reason, u32, i64, Option<i64>, bool);
+/// An attempt that failed: why, how often, when, with what `Retry-After`, whether it was a sign-in, and whether anything
+/// changed since.
+type Failure = (Reason, u32, i64, Option<i64>, bool, bool);
 
 fn failure() -> impl Strategy<Value = Failure> {
     let failing: Vec<_> = Reason::ALL.iter().copied().filter(|reason| reason.stalls() || transient(*reason)).collect();
-    (select(failing), 1u32..12, 0i64..4000, option::of(0i64..100_000), any::<bool>())
+    (select(failing), 1u32..12, 0i64..4000, option::of(0i64..100_000), prop::bool::weighted(0.2), any::<bool>())
 }
 
 fn transient(reason: Reason) -> bool {
@@ -111,7 +112,7 @@ fn grant(case: &mut Case, granted: Granted) {
         let sign_in = case.signing_in(began, until);
         sign_in.ended = ended.then(|| "denied".to_owned());
         if !asked {
-            sign_in.asked_by = "another spec".into();
+            sign_in.asked_for = "another spec".into();
         }
     }
     let grant = case.grant();
@@ -169,12 +170,13 @@ prop_compose! {
         if told {
             case.told();
         }
-        if let Some((reason, times, second, retry_after, changed)) = failure {
+        if let Some((reason, times, second, retry_after, signing_in, changed)) = failure {
             let mut refusal = Refusal::new(reason, "what");
             refusal.retry_after = retry_after.map(k8s_openapi::jiff::SignedDuration::from_secs);
             for _ in 0..times {
                 case.observed.history.fail(&refusal, "what. What to do.".into(), "attempt", at(second));
             }
+            if signing_in { case.observed.history.failed_with = Some(case.observed.sign_in_attempt()); }
             if changed { case.observed.attempt = "changed".into(); }
         }
         if held { case.hold(); }
@@ -196,9 +198,11 @@ proptest! {
     #[test]
     fn nothing_is_asked_for_while_backing_off_and_nothing_written_after_a_write_that_failed(case in case()) {
         let decision = decide(&case.observed, case.now);
+        if case.observed.history.backoff(&case.observed.sign_in_attempt(), case.now).is_some() {
+            prop_assert!(!matches!(decision, Decision::SignIn | Decision::Poll));
+        }
         if case.observed.history.backoff(&case.observed.attempt, case.now).is_some() {
             prop_assert!(!matches!(decision, Decision::Issue(_)));
-            prop_assert!(!matches!(decision, Decision::SignIn | Decision::Poll) || case.observed.refused_the_grant());
             if case.observed.history.failure().is_some_and(|(reason, _)| reason == Reason::SecretWriteFailed) {
                 prop_assert!(!matches!(decision, Decision::Store | Decision::Publish(_) | Decision::KeepGrant));
             }

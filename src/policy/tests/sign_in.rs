@@ -54,10 +54,6 @@ fn pending() -> Case {
 }
 
 impl Case {
-    fn grant(&mut self) -> &mut Grant {
-        self.observed.grant.as_mut().unwrap()
-    }
-
     fn sign_in(&mut self) -> &mut SignIn {
         self.grant().kept.as_mut().unwrap().sign_in.as_mut().unwrap()
     }
