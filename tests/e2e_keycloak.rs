@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::{collections::BTreeMap, fs, path::PathBuf, process::Command};
+use std::{collections::BTreeMap, process::Command};
 
 use mail_token_broker::api::{MailCredential, MailProvider, names, status::TokenStatus};
 use serde_json::json;
@@ -23,11 +23,11 @@ async fn a_pod_logs_in_with_the_secret_and_again_with_the_renewed_one() {
     ns.condition::<MailProvider>("keycloak", "Ready", "ProviderReady").await;
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
     let first = ns.secret(TARGET).await;
-    let told = login(&ns, &first).unwrap();
+    let told = mail::login(&ns, "all", &first).unwrap();
     assert_eq!(told.lines().map(|line| line.split(':').next().unwrap()).collect::<Vec<_>>(), ["smtp", "imap", "pop3"]);
     let mut forged = first.clone();
     forged.insert("xoauth2".to_owned(), forged["xoauth2"].replacen(|letter| letter != 'A', "A", 1));
-    assert!(login(&ns, &forged).unwrap_err().contains("refused"));
+    assert!(mail::login(&ns, "all", &forged).unwrap_err().contains("refused"));
 
     // From now on tokens live for 10 seconds: the first is asked for, the second the broker gets by itself.
     keycloak(&ns, "PUT", "/realms/mail", json!({"accessTokenLifespan": 10}));
@@ -38,8 +38,8 @@ async fn a_pod_logs_in_with_the_secret_and_again_with_the_renewed_one() {
     let renewed = other_token(&ns, &short.fingerprint).await;
     keycloak(&ns, "PUT", "/realms/mail", json!({"accessTokenLifespan": 300}));
     assert!(renewed.issued_at.0 < short.expires_at.0, "before the end of the other: {renewed:?} {short:?}");
-    login(&ns, &ns.secret(TARGET).await).unwrap();
-    until("the mail server refuses the token that was replaced", async || match login(&ns, &issued) {
+    mail::login(&ns, "all", &ns.secret(TARGET).await).unwrap();
+    until("the mail server refuses the token that was replaced", async || match mail::login(&ns, "all", &issued) {
         Ok(told) => Err(told),
         Err(_) => Ok(()),
     })
@@ -56,7 +56,7 @@ async fn a_wrong_client_secret_is_mended_by_the_command_that_is_told() {
     mend(&ns, &told, &[&ns.cluster.env("KEYCLOAK_CLIENT_SECRET")]);
 
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
-    login(&ns, &ns.secret(TARGET).await).unwrap();
+    mail::login(&ns, "all", &ns.secret(TARGET).await).unwrap();
 }
 
 #[tokio::test]
@@ -109,18 +109,6 @@ async fn demo() -> Namespace {
     let ns = Cluster::complete().namespace().await;
     process::output(Command::new(process::tool("demo-apply")).arg(ns.cluster.dir()).arg(&ns.name));
     ns
-}
-
-/// Logs in by all protocols with the keys of a Secret as files; what was told.
-fn login(ns: &Namespace, secret: &BTreeMap<String, String>) -> Result<String, String> {
-    let folder: PathBuf = process::output(Command::new("mktemp").arg("-d")).trim_end().into();
-    for (key, value) in secret {
-        fs::write(folder.join(key), value).unwrap();
-    }
-    let mut command = Command::new(process::tool("mail-login"));
-    let told = process::try_output(command.arg(ns.cluster.dir()).arg("--secret").arg(&folder));
-    fs::remove_dir_all(folder).unwrap();
-    told
 }
 
 fn keycloak(ns: &Namespace, method: &str, path: &str, body: serde_json::Value) {

@@ -5,12 +5,7 @@
 
 mod support;
 
-use std::{
-    io::{BufRead as _, BufReader, Read},
-    process::{Child, ExitStatus, Stdio},
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::time::Duration;
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use k8s_openapi::api::core::v1::Secret;
@@ -54,20 +49,8 @@ impl Room {
     }
 
     fn login_at(&self, provider: &str, flags: &[&str]) -> Login {
-        let mut command = process::mortal(env!("CARGO_BIN_EXE_mail-token-broker"));
-        command
-            .args(["login", "--provider", provider, "-n", &self.ns.name])
-            .args(["--mailbox", "billing@example.org", "--secret", "seed"])
-            .args(flags)
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap())
-            .env("KUBECONFIG", self.ns.cluster.kubeconfig())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = process::spawn(command).unwrap();
-        let (out, err) = (collect(child.stdout.take().unwrap()), collect(child.stderr.take().unwrap()));
-        Login { child, out, err }
+        let own = ["--provider", provider, "--mailbox", "billing@example.org", "--secret", "seed"];
+        Login::start(&self.ns, &[&own, flags].concat())
     }
 
     /// A sign-in with a browser that goes well or not: the page it ends with, and the command.
@@ -111,72 +94,6 @@ impl Room {
             assert!(!text.contains(secret), "{secret} is in:\n{text}");
         }
     }
-}
-
-/// A running `login`; killed when dropped.
-struct Login {
-    child: Child,
-    out: Arc<Mutex<String>>,
-    err: Arc<Mutex<String>>,
-}
-
-impl Login {
-    fn err(&self) -> String {
-        self.err.lock().unwrap().clone()
-    }
-
-    /// A line of standard error that begins so.
-    async fn line(&self, begin: &str) -> String {
-        until(&format!("a line that begins with {begin}"), async || {
-            let err = self.err();
-            err.lines().find(|line| line.starts_with(begin)).map(str::to_owned).ok_or(err)
-        })
-        .await
-    }
-
-    async fn url(&self) -> String {
-        self.line("https://").await
-    }
-
-    /// Waits for its end: standard output and error.
-    async fn end(mut self) -> (ExitStatus, String, String) {
-        let status = until("login ends", async || {
-            self.child.try_wait().unwrap().ok_or_else(|| self.err.lock().unwrap().clone())
-        })
-        .await;
-        // The readers end with the pipes, which end with the process.
-        until("its output is read", async || match (Arc::strong_count(&self.out), Arc::strong_count(&self.err)) {
-            (1, 1) => Ok(()),
-            other => Err(format!("{other:?}")),
-        })
-        .await;
-        (status, self.out.lock().unwrap().clone(), self.err())
-    }
-
-    /// Its complaint, where it should fail.
-    async fn refused(self) -> String {
-        let (status, out, err) = self.end().await;
-        assert_eq!((status.code(), out.as_str()), (Some(1), ""), "{err}");
-        err.lines().find_map(|line| line.strip_prefix("error: ")).unwrap_or_else(|| panic!("{err}")).to_owned()
-    }
-}
-
-impl Drop for Login {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-fn collect(pipe: impl Read + Send + 'static) -> Arc<Mutex<String>> {
-    let text = Arc::new(Mutex::new(String::new()));
-    let kept = text.clone();
-    std::thread::spawn(move || {
-        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-            *kept.lock().unwrap() += &format!("{line}\n");
-        }
-    });
-    text
 }
 
 /// One request by http.
@@ -414,7 +331,7 @@ async fn an_interrupted_login_writes_nothing() {
     let room = Room::new().await;
     let login = room.login(&["--no-browser"]);
     login.url().await;
-    process::output(std::process::Command::new("kill").args(["-s", "INT", &login.child.id().to_string()]));
+    process::output(std::process::Command::new("kill").args(["-s", "INT", &login.id().to_string()]));
     assert_eq!(login.refused().await, "interrupted: nothing was written");
     assert_eq!(room.seed().await, None);
 }

@@ -1,0 +1,101 @@
+//! The command `login` as a process, and what a person sees of it.
+
+use std::{
+    io::{BufRead as _, BufReader, Read},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+};
+
+use super::{Namespace, process, wait::until};
+
+/// A running `login`; killed when dropped.
+pub struct Login {
+    child: Child,
+    out: Arc<Mutex<String>>,
+    err: Arc<Mutex<String>>,
+}
+
+impl Login {
+    /// Starts one for this namespace.
+    pub fn start(ns: &Namespace, arguments: &[&str]) -> Self {
+        Self::spawn(process::mortal(env!("CARGO_BIN_EXE_mail-token-broker")), ns, arguments)
+    }
+
+    fn spawn(mut command: Command, ns: &Namespace, arguments: &[&str]) -> Self {
+        command
+            .args(["login", "-n", &ns.name])
+            .args(arguments)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap())
+            .env("KUBECONFIG", ns.cluster.kubeconfig())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = process::spawn(command).unwrap();
+        let (out, err) = (collect(child.stdout.take().unwrap()), collect(child.stderr.take().unwrap()));
+        Self { child, out, err }
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A line of standard error that begins so.
+    pub async fn line(&self, begin: &str) -> String {
+        until(&format!("a line that begins with {begin}"), async || {
+            let err = self.err();
+            err.lines().find(|line| line.starts_with(begin)).map(str::to_owned).ok_or(err)
+        })
+        .await
+    }
+
+    /// What the person opens in a browser.
+    pub async fn url(&self) -> String {
+        self.line("https://").await
+    }
+
+    /// Waits for its end: standard output and error.
+    pub async fn end(mut self) -> (ExitStatus, String, String) {
+        let status = until("login ends", async || {
+            self.child.try_wait().unwrap().ok_or_else(|| self.err.lock().unwrap().clone())
+        })
+        .await;
+        // The readers end with the pipes, which end with the process.
+        until("its output is read", async || match (Arc::strong_count(&self.out), Arc::strong_count(&self.err)) {
+            (1, 1) => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+        (status, self.out.lock().unwrap().clone(), self.err())
+    }
+
+    /// Its complaint, where it should fail.
+    pub async fn refused(self) -> String {
+        let (status, out, err) = self.end().await;
+        assert_eq!((status.code(), out.as_str()), (Some(1), ""), "{err}");
+        err.lines().find_map(|line| line.strip_prefix("error: ")).unwrap_or_else(|| panic!("{err}")).to_owned()
+    }
+
+    fn err(&self) -> String {
+        self.err.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Login {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn collect(pipe: impl Read + Send + 'static) -> Arc<Mutex<String>> {
+    let text = Arc::new(Mutex::new(String::new()));
+    let kept = text.clone();
+    std::thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            *kept.lock().unwrap() += &format!("{line}\n");
+        }
+    });
+    text
+}

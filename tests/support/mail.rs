@@ -1,0 +1,17 @@
+//! Logins at the mail servers of the stack.
+
+use std::{collections::BTreeMap, fs, path::PathBuf, process::Command};
+
+use super::{Namespace, process};
+
+/// Logs in by a protocol, or by `all`, with the keys of a Secret as files: what `tools/mail-login` told.
+pub fn login(ns: &Namespace, protocol: &str, secret: &BTreeMap<String, String>) -> Result<String, String> {
+    let folder: PathBuf = process::output(Command::new("mktemp").arg("-d")).trim_end().into();
+    for (key, value) in secret {
+        fs::write(folder.join(key), value).unwrap();
+    }
+    let mut command = Command::new(process::tool("mail-login"));
+    let told = process::try_output(command.arg(ns.cluster.dir()).arg("--secret").arg(&folder).arg(protocol));
+    fs::remove_dir_all(folder).unwrap();
+    told
+}
