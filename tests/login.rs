@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use k8s_openapi::api::core::v1::Secret;
@@ -19,13 +19,18 @@ use mail_token_broker::{
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use support::{
+    hostile::Validity,
     idp::{AUTHORIZE, DEVICE},
+    proxy::Proxy,
     *,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
+
+/// Yahoo's token endpoint.
+const YAHOO: &str = "/oauth2/get_token";
 
 /// A namespace with the MailProvider `idp`, by discovery.
 struct Room {
@@ -358,4 +363,50 @@ async fn a_provider_of_the_cluster_is_asked_only_for_those_it_allows() {
     assert!(status.success() && out.contains("ClusterMailProvider"), "{out}{err}");
     let api: Api<ClusterMailProvider> = Api::all(room.ns.client.clone());
     api.delete(&name, &Default::default()).await.unwrap();
+}
+
+/// The room with Yahoo, and `login` at it: its hosts lead to the room's server.
+async fn yahoo(room: &Room, flags: &[&str]) -> Login {
+    room.idp.present(&["api.login.yahoo.com"], Validity::Present);
+    room.idp.answer_at(YAHOO, Answer::token(3600).rotating());
+    room.ns
+        .apply(provider(&room.idp).without("spec.oauth2").without("spec.servers").set("spec.yahoo", json!({})))
+        .await;
+    let proxy = format!("--egress-proxy={}", Proxy::start(room.idp.port()).url());
+    let own = ["--provider", "idp", "--mailbox", "billing@example.org", "--secret", "seed", "--no-browser"];
+    let reach = ["--allow-private-cidr=127.0.0.0/8", &proxy];
+    Login::start_with_host("api.login.yahoo.com", &room.ns, &[&own[..], &reach, flags].concat())
+}
+
+#[tokio::test]
+async fn a_code_that_yahoo_shows_is_pasted() {
+    let room = Room::new().await;
+    let mut login = yahoo(&room, &[]).await;
+    let url = url::Url::parse(&login.url().await).unwrap();
+    let asked: BTreeMap<_, _> = url.query_pairs().into_owned().collect();
+    assert!(url.as_str().starts_with("https://api.login.yahoo.com/oauth2/request_auth?"), "{url}");
+    assert_eq!((asked["redirect_uri"].as_str(), asked["scope"].as_str()), ("oob", "mail-w"));
+    login.line("then paste the code").await;
+    login.enter("  pasted-code \r");
+    let (status, out, err) = login.end().await;
+    assert!(status.success() && out.contains("kind: MailCredential"), "{out}{err}");
+
+    let sent = room.idp.requests_at(YAHOO)[0].form();
+    assert_eq!((sent["code"].as_str(), sent["redirect_uri"].as_str()), ("pasted-code", "oob"));
+    assert_eq!(asked["code_challenge"], BASE64_URL_SAFE_NO_PAD.encode(Sha256::digest(&sent["code_verifier"])));
+    assert_eq!(text(&room.seed().await.unwrap(), "refresh_token"), room.refresh_token());
+    room.assert_silent(&[&out, &err]);
+}
+
+#[tokio::test]
+async fn no_code_and_no_port_are_told_before_yahoo_is_asked() {
+    let room = Room::new().await;
+    let mut login = yahoo(&room, &[]).await;
+    login.line("then paste the code").await;
+    login.enter(" ");
+    let complaint = login.refused().await;
+    assert!(complaint.contains("no code was pasted, and nothing was written"), "{complaint}");
+    let complaint = yahoo(&room, &["--port=8400"]).await.refused().await;
+    assert!(complaint.contains("leave out `--port`"), "{complaint}");
+    assert_eq!((room.idp.requests().len(), room.seed().await), (0, None));
 }

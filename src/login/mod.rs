@@ -11,6 +11,7 @@ mod device;
 mod exchange;
 mod provider;
 mod seed;
+mod terminal;
 
 use std::io::Write as _;
 

@@ -57,16 +57,25 @@ pub struct SignIn {
     pub scopes: &'static [&'static str],
     /// Parameters of the authorization request beyond those of RFC 6749 section 4.1.1.
     pub parameters: &'static [(&'static str, &'static str)],
-    /// What follows `http://localhost:PORT` in the redirect URI (RFC 8252 section 7.3).
-    pub redirect_path: &'static str,
+    /// How the code comes back.
+    pub redirect: Redirect,
     /// Who the browser's answer says that it is from (RFC 9207), where the provider has no discovery document.
     pub issuer: Option<&'static str>,
 }
 
 impl Default for SignIn {
     fn default() -> Self {
-        Self { scopes: &[], parameters: &[], redirect_path: "/", issuer: None }
+        Self { scopes: &[], parameters: &[], redirect: Redirect::Localhost("/"), issuer: None }
     }
+}
+
+/// How the code of a sign-in comes back from the browser.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Redirect {
+    /// By itself, to `http://localhost:PORT` and this path (RFC 8252 section 7.3).
+    Localhost(&'static str),
+    /// The provider's page shows it, for the person to copy; this is the redirect URI then.
+    OutOfBand(&'static str),
 }
 
 /// What a refusal was the answer to.

@@ -1,9 +1,10 @@
 //! Yahoo Mail.
 //!
-//! Sources: the discovery document of api.login.yahoo.com, and Yahoo's "IMAP and SMTP access" for developers. A new
-//! refresh token takes the place of the old one, and a change of the password ends it.
+//! Sources: the discovery document of api.login.yahoo.com, and Yahoo's "IMAP and SMTP access" and "Authorization Code Flow
+//! for Server-side Apps" for developers. A new refresh token takes the place of the old one, and a change of the password
+//! ends it.
 
-use super::{Profile, TokenSource, servers};
+use super::{Profile, Redirect, SignIn, TokenSource, servers};
 use crate::{
     api::{grant::GrantType, provider::Servers},
     oauth::discovery::Endpoints,
@@ -19,6 +20,8 @@ pub(super) fn profile(given: &Servers) -> Profile {
     });
     let servers = servers(given, Some(["smtp.mail.yahoo.com", "imap.mail.yahoo.com", "pop.mail.yahoo.com"]));
     Profile {
+        // A redirect URI that is registered has to be https, which nothing on the person's machine answers to.
+        sign_in: SignIn { redirect: Redirect::OutOfBand("oob"), ..SignIn::default() },
         scopes: |_, _, _| vec!["mail-w".to_owned()],
         ..Profile::new("yahoo", source, servers, &[GrantType::RefreshToken])
     }

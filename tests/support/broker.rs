@@ -64,7 +64,7 @@ impl Settings {
 
     /// A name that leads to this machine, for this broker alone, as `hostAliases` would have it.
     pub fn host(mut self, name: &str) -> Self {
-        self.hosts.push(format!("127.0.0.1 {name}\n"));
+        self.hosts.push(name.to_owned());
         self
     }
 
@@ -136,15 +136,10 @@ impl Broker {
     /// The binary; with a file of hosts of its own, if it is to have one.
     fn command(&self) -> Command {
         let binary = env!("CARGO_BIN_EXE_mail-token-broker");
-        if self.settings.hosts.is_empty() {
-            return process::mortal(binary);
+        match self.settings.hosts.is_empty() {
+            true => process::mortal(binary),
+            false => process::mortal_with_hosts(binary, &self.settings.hosts, &self.log.with_extension("hosts")),
         }
-        let hosts = self.log.with_extension("hosts");
-        fs::write(&hosts, format!("127.0.0.1 localhost\n{}", self.settings.hosts.concat())).unwrap();
-        let script = r#"mount --bind "$0" /etc/hosts && exec setpriv --pdeathsig KILL -- "$@""#;
-        let mut command = Command::new("unshare");
-        command.args(["--map-root-user", "--mount", "sh", "-c", script]).arg(hosts).arg(binary);
-        command
     }
 
     /// Waits until `/readyz` says 200; fails at once when the process ends.

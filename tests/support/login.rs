@@ -1,12 +1,14 @@
 //! The command `login` as a process, and what a person sees of it.
 
 use std::{
-    io::{BufRead as _, BufReader, Read},
+    io::{BufRead as _, BufReader, Read, Write as _},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
 };
 
 use super::{Namespace, process, wait::until};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_mail-token-broker");
 
 /// A running `login`; killed when dropped.
 pub struct Login {
@@ -18,7 +20,13 @@ pub struct Login {
 impl Login {
     /// Starts one for this namespace.
     pub fn start(ns: &Namespace, arguments: &[&str]) -> Self {
-        Self::spawn(process::mortal(env!("CARGO_BIN_EXE_mail-token-broker")), ns, arguments)
+        Self::spawn(process::mortal(BINARY), ns, arguments)
+    }
+
+    /// Starts one for which this name leads to this machine.
+    pub fn start_with_host(host: &str, ns: &Namespace, arguments: &[&str]) -> Self {
+        let hosts = ns.cluster.dir().join(format!("{}.hosts", ns.name));
+        Self::spawn(process::mortal_with_hosts(BINARY, &[host.to_owned()], &hosts), ns, arguments)
     }
 
     fn spawn(mut command: Command, ns: &Namespace, arguments: &[&str]) -> Self {
@@ -28,7 +36,7 @@ impl Login {
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap())
             .env("KUBECONFIG", ns.cluster.kubeconfig())
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut child = process::spawn(command).unwrap();
@@ -53,6 +61,11 @@ impl Login {
     /// What the person opens in a browser.
     pub async fn url(&self) -> String {
         self.line("https://").await
+    }
+
+    /// Types a line.
+    pub fn enter(&mut self, line: &str) {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
     }
 
     /// Waits for its end: standard output and error.

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsStr,
-    io,
+    fs, io,
     path::{Path, PathBuf},
     process::{Child, Command},
     sync::{OnceLock, mpsc},
@@ -22,6 +22,16 @@ pub fn tool(name: &str) -> PathBuf {
 pub fn mortal(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
+}
+
+/// The same, with a file of hosts of its own: these names lead to this machine, for this command alone.
+pub fn mortal_with_hosts(program: impl AsRef<OsStr>, names: &[String], file: &Path) -> Command {
+    let lines: String = names.iter().map(|name| format!("127.0.0.1 {name}\n")).collect();
+    fs::write(file, format!("127.0.0.1 localhost\n{lines}")).unwrap();
+    let script = r#"mount --bind "$0" /etc/hosts && exec setpriv --pdeathsig KILL -- "$@""#;
+    let mut command = Command::new("unshare");
+    command.args(["--map-root-user", "--mount", "sh", "-c", script]).arg(file).arg(program);
     command
 }
 

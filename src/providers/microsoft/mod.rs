@@ -8,7 +8,7 @@ mod token;
 
 use k8s_openapi::jiff::SignedDuration;
 
-use super::{Profile, SignIn, TokenSource, servers};
+use super::{Profile, Redirect, SignIn, TokenSource, servers};
 use crate::{
     api::{
         credential::Protocol,
@@ -69,7 +69,7 @@ const OFFLINE: &str = "offline_access";
 const SIGN_IN: SignIn = SignIn {
     scopes: &["openid", "profile", "email"],
     parameters: &[("prompt", "select_account")],
-    redirect_path: "",
+    redirect: Redirect::Localhost(""),
     issuer: None,
 };
 /// A refresh token that is not used for 90 days ends.
