@@ -11,7 +11,10 @@ const FINALIZER: &str = "mailtoken.dev/revoke";
 
 /// A stage whose provider names its revocation endpoint.
 async fn stage() -> Stage {
-    let stage = Stage::new().await;
+    revocable(Stage::new().await).await
+}
+
+async fn revocable(stage: Stage) -> Stage {
     stage.ns.apply(provider(&stage.idp).set("spec.oauth2.revocationURL", stage.idp.url(REVOKE))).await;
     stage
 }
@@ -124,4 +127,24 @@ async fn a_broker_that_dies_over_it_leaves_it_to_the_next() {
     stage.broker.again().await;
     stage.ns.gone::<MailCredential>("billing").await;
     assert_eq!(revoked(&stage).len(), 2);
+}
+
+#[tokio::test]
+async fn the_deletion_of_a_namespace_ends() {
+    let cluster = Cluster::alone(&["control-plane"]);
+    cluster.up("controller-manager");
+    let ns = cluster.namespace().await;
+    let idp = Idp::start();
+    ns.provider(&idp).await;
+    let stage = revocable(Stage { broker: Broker::start(&ns).await, ns, idp }).await;
+    for name in ["billing", "orders", "support"] {
+        stage.issued(revoking(name)).await;
+    }
+    stage.ns.kubectl(["delete", "namespace", &stage.ns.name, "--wait=false"]);
+    until("the namespace is gone", async || {
+        let left =
+            stage.ns.kubectl(["get", "namespace", &stage.ns.name, "--ignore-not-found", "-o", "jsonpath={.status}"]);
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    })
+    .await;
 }
