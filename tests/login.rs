@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use support::{
     hostile::Validity,
-    idp::{AUTHORIZE, DEVICE},
+    idp::{AUTHORIZE, DEVICE, DISCOVERY},
     proxy::Proxy,
     *,
 };
@@ -329,6 +329,18 @@ async fn a_private_address_is_connected_to_only_if_that_is_allowed() {
     let complaint = room.login_at("idp", &["--no-browser"]).refused().await;
     assert!(complaint.contains("`--allow-private-cidr=127.0.0.1/32`"), "{complaint}");
     assert_eq!(room.idp.connections(), 0);
+}
+
+#[tokio::test]
+async fn whoever_signs_in_has_to_try_again_themselves() {
+    let room = Room::new().await;
+    room.idp.answer_at(DISCOVERY, Answer::status(503));
+    for (validity, problem) in [(Validity::Present, "HTTP 503"), (Validity::Past, "expired")] {
+        room.idp.present(&["localhost"], validity);
+        let complaint = room.login(&["--no-browser"]).refused().await;
+        assert!(complaint.contains(problem), "{complaint}");
+        assert!(complaint.contains("Run the command again") && !complaint.contains("by itself"), "{complaint}");
+    }
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use oauth2::CsrfToken;
 use secrecy::SecretString;
 
-use super::LoginError;
+use super::{AGAIN, LoginError};
 use crate::{
     api::{MailCredential, Reason, grant::GrantType},
     clock::Clock,
@@ -139,7 +139,7 @@ impl<'a> Attempt<'a> {
     pub async fn send(&self, request: Result<http::Request<Vec<u8>>, RequestError>) -> Result<Exchange, Refusal> {
         let request = request.map_err(|error| Refusal::new(Reason::RequestRefused, error.to_string()))?;
         self.prepared.client.send(request, || true).await.map_err(|error| {
-            let (reason, message) = transport(&error, self.object, &self.home);
+            let (reason, message) = transport(&error, self.object, &self.home, AGAIN);
             Refusal::new(reason, message)
         })
     }
@@ -188,6 +188,7 @@ impl<'a> Attempt<'a> {
             mailbox: self.credential.spec.mailbox.user().to_owned(),
             sign_in: commands::sign_in(self.credential),
             federated: entry.and_then(|entry| entry.federated.clone()),
+            again: AGAIN,
         }
     }
 }

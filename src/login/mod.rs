@@ -36,6 +36,9 @@ use crate::{
     reconcile::material::Identities,
 };
 
+/// What is done about a failure that may pass.
+const AGAIN: &str = "Run the command again in a while";
+
 /// Why nothing was written, with what mends it.
 #[derive(Debug, Error)]
 #[error("{0}")]

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client};
 
 use super::{
-    LoginError,
+    AGAIN, LoginError,
     beneficiary::{Beneficiary, kind},
 };
 use crate::{
@@ -89,7 +89,7 @@ pub(super) async fn prepare(
 ) -> Result<Prepared, LoginError> {
     let home = home(settings, namespace);
     let Reach { kubernetes, clients, identities } = *reach;
-    let means = Means { kubernetes, home: &home, clients, identities, may_ask: &|| true };
+    let means = Means { kubernetes, home: &home, clients, identities, may_ask: &|| true, again: AGAIN };
     match look(object, &means).await {
         Ok(Ok(prepared)) => Ok(prepared),
         Ok(Err(problem)) => {

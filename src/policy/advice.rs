@@ -8,6 +8,9 @@ use crate::{
     oauth::Refusal,
 };
 
+/// What the broker does about a failure that may pass.
+pub const AGAIN: &str = "It is tried again by itself";
+
 /// Where an attempt was made from.
 #[derive(Clone, Debug)]
 pub struct Place {
@@ -31,6 +34,8 @@ pub struct Place {
     pub sign_in: String,
     /// The federated identity that was sent, if one was.
     pub federated: Option<Federated>,
+    /// What is done about a failure that may pass: [`AGAIN`], or what a person has to do.
+    pub again: &'static str,
 }
 
 /// A federated identity, as its assertion names it: the provider must trust just these.
@@ -136,7 +141,7 @@ fn trust(place: &Place) -> String {
 
 /// What a reason asks for at any provider.
 fn general(reason: Reason, place: &Place) -> String {
-    let Place { provider, subject, sign_in, .. } = place;
+    let Place { provider, subject, sign_in, again, .. } = place;
     match reason {
         Reason::InvalidClient | Reason::ClientSecretExpired => client(place),
         Reason::InvalidScope => format!(
@@ -168,17 +173,17 @@ fn general(reason: Reason, place: &Place) -> String {
                 place.client_id
             )
         }
-        Reason::ClockSkew => "Set the clock right of whichever is wrong, most often the node that the broker runs on: \
-                              `timedatectl` there says whether the clock is synchronised by NTP, and `timedatectl set-ntp \
-                              true` has it so. It is tried again by itself"
-            .to_owned(),
+        Reason::ClockSkew => format!(
+            "Set the clock right of whichever is wrong, most often the node that the broker runs on: `timedatectl` there \
+             says whether the clock is synchronised by NTP, and `timedatectl set-ntp true` has it so. {again}"
+        ),
         Reason::Throttled => {
             "The provider wants fewer requests: the next is sent at status.nextAttemptTime, nothing needs to be done"
                 .to_owned()
         }
-        Reason::ProviderUnavailable => "It is tried again by itself".to_owned(),
+        Reason::ProviderUnavailable => (*again).to_owned(),
         Reason::MalformedResponse => format!(
-            "It is tried again by itself. If it stays so, see whether status.tokenURL of the {provider} is the token \
+            "{again}. If it stays so, see whether status.tokenURL of the {provider} is the token \
              endpoint: `{} -o jsonpath='{{.status.tokenURL}}'`",
             subject.command("get")
         ),
@@ -252,6 +257,7 @@ mod tests {
             mailbox: "billing@example.org".into(),
             sign_in: "sign in".into(),
             federated: None,
+            again: AGAIN,
         }
     }
 

@@ -30,7 +30,7 @@ use crate::{
     },
     policy::{
         Observed,
-        advice::Place,
+        advice::{self, Place},
         checks,
         commands::{self, Subject},
         grant::{self, Grant},
@@ -279,7 +279,7 @@ impl Attempt {
 
     fn unanswered(&self, error: &TransportError) -> Refusal {
         let home = self.context.stores.home(&self.object.key()).to_owned();
-        let (reason, message) = material::transport(error, &self.object, &home);
+        let (reason, message) = material::transport(error, &self.object, &home, advice::AGAIN);
         Refusal::new(reason, message)
     }
 
@@ -367,5 +367,6 @@ fn place(credential: &MailCredential, object: Option<&ProviderObject>, entry: Op
         mailbox: credential.spec.mailbox.user().to_owned(),
         sign_in: commands::sign_in(credential),
         federated: entry.and_then(|entry| entry.federated.clone()),
+        again: advice::AGAIN,
     }
 }

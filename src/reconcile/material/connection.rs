@@ -9,8 +9,9 @@ use crate::{
     reconcile::stores::{ProviderKey, ProviderObject, bundle_config_map, bundle_secret},
 };
 
-/// What a failed connection to the provider means, and what mends it. `home` is where its CA bundle stands.
-pub(crate) fn transport(error: &TransportError, object: &ProviderObject, home: &str) -> (Reason, String) {
+/// What a failed connection to the provider means, and what mends it. `home` is where its CA bundle stands, `again`
+/// what is done about what may pass.
+pub(crate) fn transport(error: &TransportError, object: &ProviderObject, home: &str, again: &str) -> (Reason, String) {
     match error {
         TransportError::EgressDenied { address, .. } => {
             let length = if address.is_ipv4() { 32 } else { 128 };
@@ -25,10 +26,9 @@ pub(crate) fn transport(error: &TransportError, object: &ProviderObject, home: &
         TransportError::Tls { kind: TlsProblem::UnknownIssuer, .. } => {
             (Reason::TLSFailed, format!("{error}. If it is a private authority, {}", trust(object, home)))
         }
-        TransportError::Tls { .. } => (
-            Reason::TLSFailed,
-            format!("{error}. Whoever runs the provider has to mend that; it is tried again by itself"),
-        ),
+        TransportError::Tls { .. } => {
+            (Reason::TLSFailed, format!("{error}. Whoever runs the provider has to mend that. {again}"))
+        }
         TransportError::BodyTooLarge { .. } => {
             (Reason::MalformedResponse, format!("{error}, so it is no token response"))
         }

@@ -31,6 +31,8 @@ pub(crate) struct Means<'a> {
     pub identities: &'a Identities,
     /// Whether the provider may be asked: only the broker that leads does.
     pub may_ask: &'a (dyn Fn() -> bool + Send + Sync),
+    /// What is done about a failure that may pass.
+    pub again: &'static str,
 }
 
 /// Looks at a provider: reads what it refers to, and asks for its endpoints.
@@ -100,10 +102,10 @@ async fn discover(
     let request =
         discovery_request(issuer).map_err(|_| problem(Reason::InvalidSpec, "spec.oidc.issuerURL is no URL"))?;
     let exchange = client.send(request, means.may_ask).await.map_err(|error| {
-        let (reason, message) = transport(&error, object, means.home);
+        let (reason, message) = transport(&error, object, means.home, means.again);
         match reason {
             Reason::ProviderUnavailable | Reason::MalformedResponse => {
-                problem(Reason::DiscoveryFailed, format!("{message}. It is tried again by itself"))
+                problem(Reason::DiscoveryFailed, format!("{message}. {}", means.again))
             }
             _ => problem(reason, message),
         }
@@ -121,7 +123,7 @@ async fn discover(
                 ),
             ),
             DiscoveryError::Status(429 | 500..) => {
-                problem(Reason::DiscoveryFailed, format!("{at}. It is tried again by itself"))
+                problem(Reason::DiscoveryFailed, format!("{at}. {}", means.again))
             }
             DiscoveryError::Endpoint(_) => problem(
                 Reason::DiscoveryFailed,

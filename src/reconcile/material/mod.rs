@@ -34,7 +34,7 @@ use crate::{
     error::{Error, told_by},
     idp::{IdpClient, IdpClients},
     oauth::discovery::Endpoints,
-    policy::Blocker,
+    policy::{Blocker, advice},
 };
 
 /// A provider, ready for use.
@@ -261,6 +261,7 @@ impl Book {
             clients: &self.clients,
             identities: &self.identities,
             may_ask: &move || leadership.is_leader(),
+            again: advice::AGAIN,
         };
         let found = look(object, &means).await?;
         let mut pages = self.pages.lock();
