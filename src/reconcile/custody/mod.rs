@@ -176,8 +176,13 @@ pub(super) async fn claim(
         return Ok(Claimed { kept, data, refresh_token, claim, reseeded: false });
     }
     let (refresh_token, seed) = seed::read_seed(credential, context).await?.map_err(CustodyError::Blocked)?;
-    let (mut kept, mut data) =
-        open(credential, context).await?.unwrap_or_else(|| (unwritten(credential), Data::default()));
+    let found = open(credential, context).await?;
+    // Decided was about what had been seen: another broker may have taken this seed over, and exchanged it, since.
+    let version = |kept: &Kept| kept.resource_version.clone();
+    if found.as_ref().map(|(kept, _)| version(kept)) != grant.kept.as_ref().map(version) {
+        return Err(CustodyError::Stale);
+    }
+    let (mut kept, mut data) = found.unwrap_or_else(|| (unwritten(credential), Data::default()));
     let reseeded = kept.token.is_some();
     if data.refresh_token.is_some() && !reseeded {
         let flaw = "holds a refresh token, and somebody removed the annotations that say which provider it is for";

@@ -107,7 +107,10 @@ pub(super) fn belongs(meta: &ObjectMeta, credential: &MailCredential) -> Result<
 /// Reads the grant Secret with its data.
 pub(super) async fn open(credential: &MailCredential, context: &Context) -> Result<Option<(Kept, Data)>, Error> {
     let name = names::grant_secret(&credential.name_any());
-    let Some(mut secret) = publish::read(context, checks::namespace(credential), &name).await? else { return Ok(None) };
+    let Some(mut secret) = publish::read(context, checks::namespace(credential), &name).await? else {
+        context.memory.with(checks::uid(credential), |entry| entry.grant = None);
+        return Ok(None);
+    };
     if belongs(&secret.metadata, credential).is_err() {
         return Ok(None);
     }

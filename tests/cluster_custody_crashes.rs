@@ -1,0 +1,236 @@
+//! Brokers that die, freeze, leave or are too many in the middle of an exchange.
+
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "what fails here is a test's failure, in real time")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::Secret;
+use mail_token_broker::api::MailCredential;
+use support::{custody::REQUEST_TIMEOUT, standin::Fault, *};
+
+/// How long a claim lasts.
+const CLAIM: Duration = Duration::from_secs(2 * REQUEST_TIMEOUT.as_secs() + 5);
+
+/// Waits until somebody has claimed the refresh token that is kept.
+async fn claimed(custody: &Custody) -> Secret {
+    let has = |secret: &Secret| {
+        secret.metadata.annotations.as_ref().is_some_and(|map| map.contains_key("mailtoken.dev/claim"))
+    };
+    custody.ns.until::<Secret>("billing-grant", "it is claimed", has).await
+}
+
+/// Sees that nothing is sent while the claim of a broker that is gone lasts, and what is sent then.
+async fn tried_once_more_when_the_claim_is_over(custody: &Custody, token: &str, claimed: Instant, sent: usize) {
+    let left = CLAIM.saturating_sub(claimed.elapsed()).saturating_sub(Duration::from_millis(1500));
+    holds(left, "the claim is respected", async || match custody.idp.token_requests().len() {
+        number if number == sent => Ok(()),
+        number => Err(format!("{number} requests")),
+    })
+    .await;
+    custody.asked(sent + 1).await;
+    assert_eq!(custody.idp.presented(token), 2);
+}
+
+#[tokio::test]
+async fn killed_before_the_answer_came_the_same_token_is_tried_once_more_when_the_claim_is_over() {
+    let mut custody = Custody::new().await;
+    custody.idp.grace(1);
+    custody.issued().await;
+    let (kept, sent) = (custody.kept().await, custody.idp.token_requests().len());
+    custody.idp.next(Fault::Late(REQUEST_TIMEOUT * 5));
+    custody.ask().await;
+    custody.asked(sent + 1).await;
+    let start = Instant::now();
+    custody.broker.kill();
+    claimed(&custody).await;
+    custody.broker.again().await;
+    tried_once_more_when_the_claim_is_over(&custody, &kept, start, sent + 1).await;
+    let grant = custody.rotated(&kept).await;
+    assert!(custody.idp.is_valid(&text(&grant, "refresh_token")));
+    custody.renew().await;
+    assert_eq!((custody.idp.reuses(), custody.idp.families_revoked()), (0, 0));
+}
+
+#[tokio::test]
+async fn killed_with_an_answer_that_could_not_be_stored_a_grace_heals_it() {
+    let mut custody = Custody::new().await;
+    custody.idp.grace(1);
+    custody.guarded().await;
+    custody.issued().await;
+    let (kept, sent) = (custody.kept().await, custody.idp.token_requests().len());
+    custody.seal().await;
+    custody.ask().await;
+    let start = Instant::now();
+    until("the store is refused", async || match custody.broker.log().contains("could not be stored") {
+        true => Ok(()),
+        false => Err(custody.broker.log()),
+    })
+    .await;
+    custody.broker.kill();
+    custody.unseal().await;
+    custody.broker.again().await;
+    tried_once_more_when_the_claim_is_over(&custody, &kept, start, sent + 1).await;
+    custody.rotated(&kept).await;
+    custody.renew().await;
+    assert_eq!((custody.idp.reuses(), custody.idp.families_revoked()), (0, 0));
+}
+
+#[tokio::test]
+async fn killed_with_an_answer_that_is_lost_a_strict_server_is_told_of_honestly() {
+    let mut custody = Custody::new().await;
+    custody.issued().await;
+    let (grant, sent) = (custody.grant().await, custody.idp.token_requests().len());
+    custody.idp.next(Fault::Late(REQUEST_TIMEOUT * 5));
+    custody.ask().await;
+    custody.asked(sent + 1).await;
+    custody.broker.kill();
+    custody.broker.again().await;
+    custody.ns.condition::<MailCredential>("billing", "Stalled", "InvalidGrant").await;
+    let billing: MailCredential = custody.ns.get("billing").await;
+    assert_eq!(reason(&billing, "Ready"), "TokenValid");
+    holds(Duration::from_secs(7), "there is no loop", async || match custody.idp.token_requests().len() {
+        number if number == sent + 2 => Ok(()),
+        number => Err(format!("{number} requests")),
+    })
+    .await;
+    assert_eq!(custody.grant().await.data, grant.data);
+}
+
+#[tokio::test]
+async fn killed_after_the_store_nothing_is_spent_twice() {
+    let mut custody = Custody::new().await;
+    custody.issued().await;
+    for _ in 0..3 {
+        let kept = custody.kept().await;
+        custody.ask().await;
+        // Wherever it is by now: publishing, telling, or done.
+        custody.rotated(&kept).await;
+        custody.broker.kill();
+        custody.broker.again().await;
+        custody.renew().await;
+    }
+    assert_eq!((custody.idp.reuses(), custody.idp.families_revoked()), (0, 0));
+}
+
+#[tokio::test]
+async fn what_cannot_be_stored_is_held_and_stored_before_anything_else_also_while_suspended() {
+    let custody = Custody::new().await;
+    custody.guarded().await;
+    custody.issued().await;
+    let (kept, sent) = (custody.kept().await, custody.idp.token_requests().len());
+    let published = text(&custody.ns.get("billing").await, "access_token");
+    custody.seal().await;
+    custody.ask().await;
+    let failed = custody.ns.condition::<MailCredential>("billing", "Renewed", "SecretWriteFailed").await;
+    assert!(failed.message.contains("billing-grant") && failed.message.contains("it is sealed"), "{}", failed.message);
+    custody.ask().await;
+    custody.ns.patch::<MailCredential>("billing", serde_json::json!({"spec": {"suspend": true}})).await;
+    holds(Duration::from_secs(7), "nothing is asked for, nothing published", async || {
+        let secret = text(&custody.ns.get("billing").await, "access_token");
+        match custody.idp.token_requests().len() == sent + 1 && secret == published {
+            true => Ok(()),
+            false => Err(format!("{} requests", custody.idp.token_requests().len())),
+        }
+    })
+    .await;
+    custody.unseal().await;
+    let grant = custody.rotated(&kept).await;
+    assert!(custody.idp.is_valid(&text(&grant, "refresh_token")));
+    assert_eq!(text(&grant, "previous_refresh_token"), kept);
+    assert_eq!(text(&custody.ns.get("billing").await, "access_token"), published, "it is suspended");
+    custody.ns.patch::<MailCredential>("billing", serde_json::json!({"spec": {"suspend": false}})).await;
+    let fresh = |secret: &Secret| text(secret, "access_token") != published;
+    custody.ns.until::<Secret>("billing", "another token is published", fresh).await;
+    custody.renew().await;
+    assert_eq!((custody.idp.reuses(), custody.idp.families_revoked()), (0, 0));
+}
+
+#[tokio::test]
+async fn asked_to_leave_a_broker_stays_until_it_has_stored_what_it_holds() {
+    let mut custody = Custody::new().await;
+    custody.guarded().await;
+    custody.issued().await;
+    let kept = custody.kept().await;
+    custody.seal().await;
+    custody.ask().await;
+    custody.ns.condition::<MailCredential>("billing", "Renewed", "SecretWriteFailed").await;
+    custody.broker.signal("TERM");
+    holds(Duration::from_secs(2), "it stays", async || {
+        custody.broker.ended().map_or(Ok(()), |status| Err(status.to_string()))
+    })
+    .await;
+    custody.unseal().await;
+    assert!(custody.broker.terminate().await.success());
+    let grant = custody.grant().await;
+    assert_ne!(text(&grant, "refresh_token"), kept);
+    assert!(custody.idp.is_valid(&text(&grant, "refresh_token")));
+    custody.broker.again().await;
+    custody.renew().await;
+    assert_eq!(custody.idp.reuses(), 0);
+}
+
+#[tokio::test]
+async fn asked_to_leave_in_the_middle_of_a_request_a_broker_waits_for_the_answer() {
+    let mut custody = Custody::new().await;
+    custody.issued().await;
+    let (kept, sent) = (custody.kept().await, custody.idp.token_requests().len());
+    custody.idp.next(Fault::Late(REQUEST_TIMEOUT * 3 / 4));
+    custody.ask().await;
+    custody.asked(sent + 1).await;
+    assert!(custody.broker.terminate().await.success());
+    let grant = custody.grant().await;
+    assert!(custody.idp.is_valid(&text(&grant, "refresh_token")));
+    assert_eq!(text(&grant, "previous_refresh_token"), kept);
+}
+
+#[tokio::test]
+async fn two_brokers_without_an_election_spend_no_token_twice() {
+    let custody = Custody::new().await;
+    let second = Custody::settings(&custody.ns).flag("--leader-elect=false").start().await;
+    custody.issued().await;
+    for round in 0..8 {
+        // Both are awake for each, and for a new seed too.
+        if round % 3 == 0 {
+            custody.seed().await;
+        }
+        custody.renew().await;
+    }
+    assert!(custody.idp.token_requests().len() >= 9);
+    assert_eq!((custody.idp.reuses(), custody.idp.families_revoked()), (0, 0));
+    assert!(custody.idp.is_valid(&custody.kept().await));
+    let both = [custody.broker.log(), second.log()].map(|log| log.contains("obtained a token"));
+    assert!(both.contains(&true));
+}
+
+#[tokio::test]
+async fn a_frozen_leader_does_not_write_over_what_came_after_it() {
+    let custody = Custody::with(|settings| settings).await;
+    custody.idp.grace(1);
+    custody.issued().await;
+    let second = Custody::settings(&custody.ns).start().await;
+    let (kept, sent) = (custody.kept().await, custody.idp.token_requests().len());
+    custody.idp.next(Fault::Late(REQUEST_TIMEOUT / 2));
+    custody.ask().await;
+    custody.asked(sent + 1).await;
+    custody.broker.signal("STOP");
+    // The answer waits in its socket; the other one leads when the lease has run out, and the claim too.
+    custody.asked(sent + 2).await;
+    let newer = text(&custody.rotated(&kept).await, "refresh_token");
+    custody.broker.signal("CONT");
+    until("it sees that it came too late", async || {
+        let log = custody.broker.log();
+        let seen = ["it is left there", "does not lead any more"].iter().any(|words| log.contains(words));
+        if seen { Ok(()) } else { Err(String::new()) }
+    })
+    .await;
+    holds(Duration::from_secs(4), "the newer token stays", async || match custody.kept().await {
+        now if now == newer => Ok(()),
+        now => Err(now),
+    })
+    .await;
+    custody.renew().await;
+    assert!(second.log().contains("obtained a token"));
+    assert_eq!((custody.idp.reuses(), custody.idp.families_revoked()), (0, 0));
+}
