@@ -281,14 +281,22 @@ impl Observed {
         target_name(&self.credential)
     }
 
+    /// The reissue value that was answered last, as the status or the Secret tells: the one that is asked for, if either
+    /// does.
+    pub fn handled_reissue(&self) -> Option<&str> {
+        let wanted = self.wanted_reissue();
+        let on_the_secret = self.target.own().and_then(|published| published.handled_reissue.as_deref());
+        let told = [self.history.handled_reissue.as_deref(), on_the_secret];
+        told.into_iter().flatten().find(|value| Some(*value) == wanted).or_else(|| told.into_iter().flatten().next())
+    }
+
     /// The reissue value that has not been answered yet.
     pub fn pending_reissue(&self) -> Option<&str> {
-        let wanted = self.credential.annotations().get(names::ANNOTATION_REISSUE)?.as_str();
-        let handled = [
-            self.history.handled_reissue.as_deref(),
-            self.target.own().and_then(|published| published.handled_reissue.as_deref()),
-        ];
-        (!handled.contains(&Some(wanted))).then_some(wanted)
+        self.wanted_reissue().filter(|wanted| self.handled_reissue() != Some(wanted))
+    }
+
+    fn wanted_reissue(&self) -> Option<&str> {
+        self.credential.annotations().get(names::ANNOTATION_REISSUE).map(String::as_str)
     }
 
     /// Whether the last write failed.

@@ -41,10 +41,7 @@ pub fn status(observed: &Observed, decision: &Decision, now: Timestamp) -> MailC
         next_attempt_time: history.next_attempt.map(Time),
         last_error: history.last_error.clone(),
         failed_with: history.failed_with.clone(),
-        last_handled_reissue: history
-            .handled_reissue
-            .clone()
-            .or_else(|| own.and_then(|published| published.handled_reissue.clone())),
+        last_handled_reissue: observed.handled_reissue().map(str::to_owned),
     }
 }
 

@@ -36,6 +36,16 @@ fn events(before: &Case, after: &Case) -> Vec<String> {
 }
 
 #[test]
+fn a_reissue_that_the_secret_knows_to_be_answered_is_told_whatever_the_status_said_before() {
+    let mut case = Case::ready();
+    case.annotate("mailtoken.dev/reissue", "2");
+    case.observed.history.handled_reissue = Some("1".into());
+    assert_eq!(told(&case).last_handled_reissue.as_deref(), Some("1"));
+    case.own(|own| own.handled_reissue = Some("2".into()));
+    assert_eq!(told(&case).last_handled_reissue.as_deref(), Some("2"));
+}
+
+#[test]
 fn ready_follows_the_token_and_not_the_quarrel_with_the_provider() {
     let mut case = Case::ready();
     case.now = at(3000);
