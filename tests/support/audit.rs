@@ -4,11 +4,16 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use serde_json::Value;
 
+/// How the tests' own client calls itself.
+pub const TEST: &str = "test";
+
 /// One answered request.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct AuditEvent {
     /// Who asked: `admin`, `system:serviceaccount:NAMESPACE:NAME`.
     pub user: String,
+    /// How it calls itself, see RFC 9110 section 10.1.5; empty where it does not.
+    pub agent: String,
     /// What of, and what: empty strings where a request has none (`/version`, the core group).
     pub access: Access,
     /// Where: empty for all namespaces or what has none.
@@ -33,8 +38,30 @@ pub struct Access {
 /// The complete lines of the log.
 pub fn read(log: &Path) -> Vec<AuditEvent> {
     let text = fs::read_to_string(log).unwrap_or_else(|error| panic!("{}: {error}", log.display()));
-    let complete = text.rsplit_once('\n').map_or("", |(lines, _)| lines);
-    complete.lines().filter_map(|line| parse(&serde_json::from_str(line).unwrap())).collect()
+    parse_lines(text.rsplit_once('\n').map_or("", |(lines, _)| lines)).collect()
+}
+
+impl AuditEvent {
+    /// Whether the broker asked, and not for its lease: as the administrator the tests and kubectl ask, too.
+    pub fn is_work_of_the_broker(&self) -> bool {
+        let others = [TEST, "kubectl"];
+        !others.iter().any(|agent| self.agent.starts_with(agent)) && self.access.resource != "leases"
+    }
+
+    /// Whether it asked for one object, or wrote: what may grow with the number of objects without anybody noticing.
+    pub fn is_about_one_object(&self) -> bool {
+        !["list", "watch"].contains(&self.access.verb.as_str())
+    }
+
+    /// Whether it was to change something.
+    pub fn is_write(&self) -> bool {
+        self.is_about_one_object() && self.access.verb != "get"
+    }
+}
+
+/// Complete lines of the log.
+pub fn parse_lines(lines: &str) -> impl Iterator<Item = AuditEvent> {
+    lines.lines().filter_map(|line| parse(&serde_json::from_str(line).unwrap()))
 }
 
 /// `None` for what asks for no object (`/version`, discovery).
@@ -47,6 +74,7 @@ fn parse(event: &Value) -> Option<AuditEvent> {
     };
     Some(AuditEvent {
         user: text("/user/username"),
+        agent: text("/userAgent"),
         access: Access { group: text("/objectRef/apiGroup"), resource, verb: text("/verb") },
         namespace: text("/objectRef/namespace"),
         name: text("/objectRef/name"),

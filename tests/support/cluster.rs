@@ -9,6 +9,7 @@ use std::{
     sync::{Arc, Mutex, OnceLock},
 };
 
+use http::header::{HeaderValue, USER_AGENT};
 use kube::{Client, Config, config::KubeConfigOptions, config::Kubeconfig};
 
 use super::{
@@ -128,10 +129,11 @@ impl Cluster {
         self.dir().join("kubectl-cache")
     }
 
-    /// An administrator's client for the runtime it is called in.
+    /// An administrator's client for the runtime it is called in, which the audit log tells from the broker's.
     pub async fn client(&self) -> Client {
         let kubeconfig = Kubeconfig::read_from(self.kubeconfig()).unwrap();
-        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+        let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+        config.headers.push((USER_AGENT, HeaderValue::from_static(audit::TEST)));
         Client::try_from(config).unwrap()
     }
 
