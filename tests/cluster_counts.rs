@@ -1,0 +1,119 @@
+//! What many credentials cost at the API server and at the provider, counted: an issue, a renewal, a restart, and rest.
+
+#![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
+
+mod support;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use futures::{StreamExt as _, stream};
+use mail_token_broker::api::MailCredential;
+use support::{audit::AuditEvent, *};
+
+const CREDENTIALS: usize = 100;
+/// At a time: those that wait for the broker, too.
+const HANDS: usize = 16;
+/// How long nothing must happen.
+const REST: Duration = Duration::from_secs(2);
+/// Calls of a start that are neither lists nor watches, at most: the material of a provider, and one new credential.
+const START: usize = 12;
+
+/// So many credentials, until all are ready.
+async fn make(stage: &Stage, prefix: &str, number: usize) {
+    let one = async |number| drop(stage.issued(credential(&format!("{prefix}-{number}"))).await);
+    stream::iter(0..number).map(one).buffer_unordered(HANDS).collect::<()>().await;
+}
+
+/// How often the broker asked for what, by verb and resource.
+fn kinds(asked: &[AuditEvent]) -> BTreeMap<String, usize> {
+    let mut kinds = BTreeMap::new();
+    for event in asked {
+        *kinds.entry(format!("{} {} {}", event.access.verb, event.access.resource, event.code)).or_default() += 1;
+    }
+    kinds
+}
+
+/// What the broker has asked in this namespace, and not for its lease, after so many of these events.
+fn asked(stage: &Stage, before: usize) -> Vec<AuditEvent> {
+    let ours = |event: &AuditEvent| event.namespace == stage.ns.name && event.is_work_of_the_broker();
+    stage.ns.cluster.audit().into_iter().filter(ours).skip(before).collect()
+}
+
+/// Serves one more credential, and waits until the log shows the end of that: all before it has been looked at.
+async fn end(stage: &Stage, name: &str) {
+    stage.mark(name).await;
+    until("the log has the last write", async || {
+        let told = |event: &AuditEvent| event.name == name && event.access.resource == "mailcredentials/status";
+        asked(stage, 0).iter().any(told).then_some(()).ok_or_else(String::new)
+    })
+    .await;
+}
+
+/// Waits until the log, which is written after the answer, has these calls and no others.
+async fn calls(stage: &Stage, before: usize, wanted: [(&str, usize); 2]) {
+    let wanted: BTreeMap<_, _> = wanted.map(|(kind, number)| (kind.to_owned(), number)).into();
+    until("the broker has made these calls", async || match kinds(&asked(stage, before)) {
+        kinds if kinds == wanted => Ok(()),
+        kinds => Err(format!("{kinds:?} instead of {wanted:?}")),
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_issue_and_a_renewal_are_one_token_request_and_two_calls_each_and_rest_is_none() {
+    let stage = Stage::new().await;
+    // The provider's material is read with the first, and serves all others.
+    end(&stage, "first").await;
+    let (before, requests) = (asked(&stage, 0).len(), stage.idp.token_requests().len());
+
+    make(&stage, "mailbox", CREDENTIALS).await;
+    calls(&stage, before, [("create secrets 201", CREDENTIALS), ("patch mailcredentials/status 200", CREDENTIALS)])
+        .await;
+    assert_eq!(stage.idp.token_requests().len(), requests + CREDENTIALS);
+
+    let before = asked(&stage, 0).len();
+    let renew = async |number| {
+        let name = format!("mailbox-{number}");
+        stage.ns.annotate::<MailCredential>(&name, "mailtoken.dev/reissue", "1").await;
+        let handled = |found: &MailCredential| field(found, "/status/lastHandledReissue") == "1";
+        stage.ns.until::<MailCredential>(&name, "it was issued anew", handled).await;
+    };
+    stream::iter(0..CREDENTIALS).map(renew).buffer_unordered(HANDS).collect::<()>().await;
+    calls(&stage, before, [("patch secrets 200", CREDENTIALS), ("patch mailcredentials/status 200", CREDENTIALS)])
+        .await;
+    assert_eq!(stage.idp.token_requests().len(), requests + 2 * CREDENTIALS);
+
+    let before = asked(&stage, 0).len();
+    holds(REST, "nothing is asked for", async || match kinds(&asked(&stage, before)) {
+        kinds if kinds.is_empty() => Ok(()),
+        kinds => Err(format!("{kinds:?}")),
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_calls_of_a_restart_do_not_grow_with_the_number_of_credentials() {
+    let cluster = Cluster::alone(&["control-plane"]);
+    let (ns, idp) = (cluster.namespace().await, Idp::start());
+    ns.provider(&idp).await;
+    let broker = Broker::cluster_wide(&cluster).flag(format!("--broker-namespace={}", ns.name)).start().await;
+    let mut stage = Stage { ns, idp, broker };
+    let work = |stage: &Stage| -> Vec<_> {
+        let audit = stage.ns.cluster.audit();
+        audit.into_iter().filter(|event| event.is_work_of_the_broker() && event.is_about_one_object()).collect()
+    };
+    let mut counted = vec![];
+    for (round, number) in [10, CREDENTIALS].into_iter().enumerate() {
+        make(&stage, &format!("round-{round}"), number).await;
+        stage.broker.terminate().await;
+        let (calls, requests) = (work(&stage).len(), stage.idp.token_requests().len());
+        stage.broker.again().await;
+        let mark = format!("mark-{round}");
+        end(&stage, &mark).await;
+        let work = work(&stage).split_off(calls);
+        assert!(work.len() <= START, "{:#?}", kinds(&work));
+        assert_eq!(stage.idp.token_requests().len(), requests + 1, "that of the mark");
+        counted.push(kinds(&work));
+    }
+    assert_eq!(counted[0], counted[1]);
+}
