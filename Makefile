@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-down check test audit crds image
+.PHONY: help setup demo demo-down check test bench audit crds image
 
 CARGO ?= nice cargo
 TEST_DEMO := target/demo
@@ -39,6 +39,15 @@ test: setup check ## All tests, and the demo once to its end: what CI runs
 	@$(CARGO) test --locked
 	$(call step,test: the demo)
 	@tools/demo once $(TEST_DEMO)
+
+bench: ## How fast it is, on this machine: about an hour; QUICK=1 to see that it works, ONLY=create for a part
+	@tools/setup control-plane
+	$(call step,bench: build)
+	@$(CARGO) bench --locked --no-run
+	$(call step,bench: the parts that compute)
+	@cargo bench --quiet --locked --bench micro
+	$(call step,bench: the broker beside a raw writer)
+	@cargo bench --quiet --locked --bench broker
 
 audit: ## Known vulnerabilities among the dependencies: needs the advisory database on GitHub
 	@tools/setup deny

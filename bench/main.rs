@@ -1,0 +1,105 @@
+//! `make bench`: the broker on a real etcd and kube-apiserver, beside a raw writer that does the same calls and nothing else.
+//! What is measured, and how to read it: `docs/performance.md`.
+//!
+//! Read from the environment: `ONLY` (names of scenarios), `N` (numbers of credentials, "1000 5000"), `ROUNDS` (3), `QUICK`
+//! (1: everything once, at small numbers, to see that it works).
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here ends the benchmark")]
+#![allow(clippy::disallowed_methods, reason = "a benchmark measures real time, and the raw writer has its own client")]
+#![allow(clippy::print_stdout, reason = "it tells its results")]
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+mod burst;
+mod cold;
+mod create;
+mod hanging;
+mod idle;
+mod lab;
+mod memory;
+mod paced;
+mod plot;
+mod provider;
+mod raw;
+mod renewals;
+mod report;
+mod restart;
+mod usage;
+mod view;
+
+use std::env;
+
+use futures::{FutureExt as _, future::LocalBoxFuture};
+
+use report::Report;
+
+/// How much is done.
+pub struct Plan {
+    /// Numbers of credentials, in ascending order.
+    pub sizes: Vec<usize>,
+    /// Runs of each kind.
+    pub rounds: usize,
+    /// To see that it works, not to measure.
+    pub quick: bool,
+}
+
+impl Plan {
+    fn from_environment() -> Self {
+        let quick = env::var("QUICK").is_ok_and(|value| value == "1");
+        let (sizes, rounds) = if quick { ("50", 1) } else { ("1000 5000", 3) };
+        let sizes = env::var("N").unwrap_or_else(|_| sizes.to_owned());
+        let mut sizes: Vec<_> = sizes.split_whitespace().map(|size| size.parse().unwrap()).collect();
+        sizes.sort_unstable();
+        let rounds = env::var("ROUNDS").map_or(rounds, |rounds| rounds.parse().unwrap());
+        assert!(!sizes.is_empty() && rounds > 0, "N and ROUNDS must not be empty");
+        Self { sizes, rounds, quick }
+    }
+
+    /// The most credentials.
+    pub fn largest(&self) -> usize {
+        *self.sizes.last().unwrap()
+    }
+}
+
+type Scenario = for<'a> fn(&'a Plan, &'a mut Report) -> LocalBoxFuture<'a, ()>;
+
+const SCENARIOS: [(&str, Scenario); 8] = [
+    ("create", |plan, report| create::run(plan, report).boxed_local()),
+    ("cold", |plan, report| cold::run(plan, report).boxed_local()),
+    ("paced", |plan, report| paced::run(plan, report).boxed_local()),
+    ("hanging", |plan, report| hanging::run(plan, report).boxed_local()),
+    ("renewals", |plan, report| renewals::run(plan, report).boxed_local()),
+    ("idle", |plan, report| idle::run(plan, report).boxed_local()),
+    ("restart", |plan, report| restart::run(plan, report).boxed_local()),
+    ("memory", |plan, report| memory::run(plan, report).boxed_local()),
+];
+
+#[tokio::main]
+async fn main() {
+    // A task that fails would otherwise be waited for.
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::exit(1);
+    }));
+    let plan = Plan::from_environment();
+    let only = env::var("ONLY").unwrap_or_default();
+    let only: Vec<_> = only.split_whitespace().collect();
+    for name in &only {
+        let known = SCENARIOS.map(|(name, _)| name);
+        assert!(known.contains(name), "ONLY={name}: there are {}", known.join(", "));
+    }
+    let mut report = Report::default();
+    let build = if cfg!(debug_assertions) { "debug build: nothing here says how fast it is" } else { "release build" };
+    report.condition(build);
+    usage::machine().into_iter().for_each(|line| report.condition(line));
+    for (name, scenario) in SCENARIOS {
+        if only.is_empty() || only.contains(&name) {
+            println!("\n== {name}");
+            scenario(&plan, &mut report).await;
+        }
+    }
+    usage::occupation().into_iter().for_each(|line| report.condition(format!("at the end, {line}")));
+    report.finish();
+}

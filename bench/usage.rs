@@ -1,0 +1,71 @@
+//! What processes use of the machine, from `/proc`, and what else runs on it.
+
+use std::{fs, thread, time::Duration};
+
+/// Time on a CPU of a process' present threads, which in the broker live as long as it does.
+pub fn cpu(process: u32) -> Duration {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).unwrap().filter_map(Result::ok);
+    let nanoseconds = |thread: fs::DirEntry| {
+        let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    Duration::from_nanos(threads.filter_map(nanoseconds).sum())
+}
+
+/// The most memory that a process has had resident, MiB.
+pub fn peak_memory(process: u32) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
+}
+
+/// The machine: its processor, its load, and whatever is busy besides this process.
+pub fn machine() -> Vec<String> {
+    let first = |file: &str, name: &str| {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        text.lines().find_map(|line| Some(line.strip_prefix(name)?.trim_start_matches([' ', '\t', ':']).to_owned()))
+    };
+    let cores = thread::available_parallelism().map_or(0, usize::from);
+    let mut told = vec![
+        format!("{cores} cores: {}", first("/proc/cpuinfo", "model name").unwrap_or_default()),
+        format!("memory: {}", first("/proc/meminfo", "MemTotal").unwrap_or_default()),
+        format!("Linux {}", fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim()),
+    ];
+    told.extend(occupation());
+    told
+}
+
+/// The load, and who makes it.
+pub fn occupation() -> Vec<String> {
+    const LOOK: Duration = Duration::from_secs(2);
+    let before = processes();
+    thread::sleep(LOOK);
+    let used = |(process, name, ticks): &(u32, String, u64)| {
+        let was = before.iter().find(|(other, ..)| other == process).map_or(*ticks, |(.., ticks)| *ticks);
+        // A tick is 10 ms, USER_HZ of every Linux.
+        let share = ticks.saturating_sub(was) * 1_000 / u64::try_from(LOOK.as_millis()).unwrap_or(1);
+        (share >= 5 && *process != std::process::id()).then(|| format!("{name} {share} %"))
+    };
+    let busy: Vec<_> = processes().iter().filter_map(used).collect();
+    let busy = if busy.is_empty() { "nothing".to_owned() } else { busy.join(", ") };
+    vec![format!("load average: {}", load()), format!("busy besides: {busy}")]
+}
+
+/// The load averages of 1, 5 and 15 minutes.
+pub fn load() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').take(3).collect::<Vec<_>>().join(" ")
+}
+
+/// Process id, name and ticks of CPU used.
+fn processes() -> Vec<(u32, String, u64)> {
+    let one = |entry: fs::DirEntry| {
+        let process = entry.file_name().to_str()?.parse().ok()?;
+        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+        let (head, rest) = stat.rsplit_once(')')?;
+        let fields: Vec<_> = rest.split_whitespace().collect();
+        let ticks = |field: usize| fields.get(field)?.parse::<u64>().ok();
+        Some((process, head.split_once('(')?.1.to_owned(), ticks(11)? + ticks(12)?))
+    };
+    fs::read_dir("/proc").unwrap().filter_map(Result::ok).filter_map(one).collect()
+}

@@ -1,0 +1,114 @@
+//! What a watch of the MailCredentials shows, and when.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard},
+    time::{Duration, Instant},
+};
+
+use futures::StreamExt as _;
+use k8s_openapi::jiff::Timestamp;
+use kube::{
+    Api, ResourceExt as _,
+    runtime::watcher::{self, Event, watcher},
+};
+use mail_token_broker::api::{ConditionType, MailCredential, condition};
+use tokio::task::JoinHandle;
+
+/// How long everything may take that a run waits for.
+const PATIENCE: Duration = Duration::from_secs(900);
+/// Between two looks at the whole. The times themselves are those of the events.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// One credential, from its first Ready on.
+#[derive(Clone)]
+pub struct Seen {
+    /// When the token was asked for that is now in the Secret.
+    pub issued_at: Timestamp,
+    /// When that was seen first.
+    pub at: Instant,
+    /// When the status says it will be renewed.
+    pub renewal: Timestamp,
+    /// By how many seconds each renewal was later than it should have been. Times in a status are whole seconds.
+    pub late: Vec<i64>,
+    /// It was not Ready after it had been.
+    pub lapsed: bool,
+}
+
+/// A watch, until it is dropped.
+pub struct View {
+    seen: Arc<Mutex<BTreeMap<String, Seen>>>,
+    task: JoinHandle<()>,
+}
+
+impl View {
+    /// Begins, and returns when all that is there was seen.
+    pub async fn start(api: Api<MailCredential>) -> Self {
+        let seen = Arc::<Mutex<BTreeMap<_, _>>>::default();
+        let (complete, completed) = tokio::sync::oneshot::channel();
+        let (writer, mut complete) = (seen.clone(), Some(complete));
+        let task = tokio::spawn(async move {
+            let mut events = watcher(api, watcher::Config::default()).boxed();
+            while let Some(event) = events.next().await {
+                match event {
+                    Ok(Event::InitApply(credential) | Event::Apply(credential)) => {
+                        note(&mut writer.lock().unwrap(), &credential);
+                    }
+                    Ok(Event::InitDone) => drop(complete.take().map(|complete| complete.send(()))),
+                    Ok(Event::Init | Event::Delete(_)) => {}
+                    Err(error) => eprintln!("the watch failed and begins anew: {error}"),
+                }
+            }
+        });
+        completed.await.unwrap();
+        Self { seen, task }
+    }
+
+    /// All that were ever Ready, by name.
+    pub fn seen(&self) -> MutexGuard<'_, BTreeMap<String, Seen>> {
+        self.seen.lock().unwrap()
+    }
+
+    /// Waits until so many of a prefix have a token asked for at `since` or later; the times at which that was seen.
+    pub async fn ready(&self, prefix: &str, number: usize, since: Timestamp) -> BTreeMap<String, Instant> {
+        let begun = Instant::now();
+        loop {
+            let ready: BTreeMap<_, _> = {
+                let seen = self.seen();
+                let fresh = seen.iter().filter(|(name, seen)| name.starts_with(prefix) && seen.issued_at >= since);
+                fresh.map(|(name, seen)| (name.clone(), seen.at)).collect()
+            };
+            if ready.len() >= number {
+                return ready;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{} of {number} {prefix}* are Ready", ready.len());
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn note(all: &mut BTreeMap<String, Seen>, credential: &MailCredential) {
+    let name = credential.name_any();
+    let Some(status) = &credential.status else { return };
+    if !condition::is_true(&status.conditions, ConditionType::Ready) {
+        if let Some(seen) = all.get_mut(&name) {
+            seen.lapsed = true;
+        }
+        return;
+    }
+    let Some(token) = &status.token else { return };
+    let (issued_at, renewal) = (token.issued_at.0, token.renewal_time.0);
+    let new = Seen { issued_at, at: Instant::now(), renewal, late: vec![], lapsed: false };
+    let seen = all.entry(name).or_insert_with(|| new.clone());
+    if seen.issued_at != issued_at {
+        let mut late = std::mem::take(&mut seen.late);
+        late.push(issued_at.as_second() - seen.renewal.as_second());
+        *seen = Seen { late, lapsed: seen.lapsed, ..new };
+    }
+}
