@@ -182,6 +182,25 @@ async fn a_seed_from_keycloak_is_renewed_and_one_of_somebody_else_is_not_used() 
 }
 
 #[tokio::test]
+async fn what_a_deleted_credential_was_granted_is_revoked_at_keycloak() {
+    let ns = namespace().await;
+    ns.apply(people(&ns, "KEYCLOAK_ISSUER", "KEYCLOAK_DESKTOP_CLIENT_ID")).await;
+    let _broker = Broker::start(&ns).await;
+    let grant = json!({"refreshToken": {"secretRef": {"name": "seed", "key": "refresh_token"}}});
+    let seed = tokens(&ns, &ns.cluster.env("PERSON_USER"), "openid email offline_access").1;
+    ns.apply(source("seed", "refresh_token", &seed)).await;
+    ns.apply(shared(&ns, grant.clone()).set("spec.revocationPolicy", "OnDelete")).await;
+    ready(&ns).await;
+    let kept = ns.secret("billing-grant").await["refresh_token"].clone();
+    ns.delete::<MailCredential>("billing").await;
+    ns.gone::<MailCredential>("billing").await;
+
+    ns.apply(source("seed", "refresh_token", &kept)).await;
+    ns.apply(shared(&ns, grant).set("metadata.name", "again")).await;
+    ns.condition::<MailCredential>("again", "Ready", "InvalidGrant").await;
+}
+
+#[tokio::test]
 async fn a_persons_token_is_exchanged_at_keycloak_for_one_that_mail_servers_take() {
     let ns = namespace().await;
     let [id, secret] =
