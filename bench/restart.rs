@@ -24,7 +24,6 @@ struct Runs {
     writes: Vec<f64>,
     requests: Vec<f64>,
     quiet: Vec<f64>,
-    cpu: Vec<f64>,
     memory: Vec<f64>,
     from_start: Vec<f64>,
     leading: Vec<f64>,
@@ -77,7 +76,6 @@ pub async fn run(plan: &Plan, report: &mut Report) {
         runs.writes.push(count(writes(&asked)));
         runs.requests.push(count(lab.provider.requests().len()));
         runs.quiet.push(last.saturating_duration_since(led).as_secs_f64());
-        runs.cpu.push(usage::cpu(broker.id()).as_secs_f64() * 1_000.0);
         runs.memory.push(usage::peak_memory(broker.id()));
         let late = one(&lab, &view, &format!("late-{round}")).await;
         runs.leading.push(late.1.duration_since(late.0).as_secs_f64());
@@ -102,6 +100,5 @@ fn tell(number: usize, runs: Runs, report: &mut Report) {
     report
         .add(Figure::new(name("a new one → Ready, from /readyz on"), "s", runs.from_start).target(Target::AtMost(0.5)));
     report.add(Figure::new(name("start → serves"), "s", runs.lead));
-    report.add(Figure::new(name("CPU until quiet"), "ms", runs.cpu));
     report.add(Figure::new(name("peak memory"), "MiB", runs.memory));
 }
