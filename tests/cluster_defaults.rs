@@ -20,6 +20,7 @@ async fn a_short_credential_is_completed() {
             "grant": {"clientCredentials": {}},
             "secret": {"formats": ["XOAuth2"], "deletionPolicy": "Delete"},
             "renewal": {"minValidity": "10m"},
+            "revocationPolicy": "Never",
             "suspend": false,
         })
     );

@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::{collections::BTreeMap, fs, path::PathBuf, process::Command};
+use std::{collections::BTreeMap, fs, process::Command};
 
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::MailCredential;
@@ -85,27 +85,16 @@ async fn renewals(ns: &Namespace, mut token: String) {
     }
 }
 
-fn login(ns: &Namespace, secret: &BTreeMap<String, String>, protocol: &str) -> Result<String, String> {
-    let folder: PathBuf = process::output(Command::new("mktemp").arg("-d")).trim_end().into();
-    for (key, value) in secret {
-        fs::write(folder.join(key), value).unwrap();
-    }
-    let mut command = Command::new(process::tool("mail-login"));
-    let told = process::try_output(command.arg(ns.cluster.dir()).arg(protocol).arg("--secret").arg(&folder));
-    fs::remove_dir_all(folder).unwrap();
-    told
-}
-
 fn logins(ns: &Namespace, secret: &BTreeMap<String, String>) {
     let (person, address) = (ns.cluster.env("PERSON_USER"), "team@shop.example");
     assert_eq!((&secret["username"], &secret["from"]), (&person, &address.to_owned()));
     for protocol in ["imap", "pop3", "smtp"] {
-        let told = login(ns, secret, protocol).unwrap();
+        let told = mail::login(ns, protocol, secret).unwrap();
         assert!(told.contains(&person) && (protocol != "smtp" || told.contains(address)), "{told}");
     }
     let mut other = secret.clone();
     other.insert("xoauth2".to_owned(), secret["xoauth2"].replacen(|letter| letter != 'A', "A", 1));
-    assert!(login(ns, &other, "imap").unwrap_err().contains("refused"));
+    assert!(mail::login(ns, "imap", &other).unwrap_err().contains("refused"));
 }
 
 #[tokio::test]
