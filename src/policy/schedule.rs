@@ -18,6 +18,8 @@ const GRACE: u32 = 7;
 /// A provider's `Retry-After` is obeyed up to here.
 const RETRY_AFTER_MAX: SignedDuration = SignedDuration::from_hours(1);
 
+/// What the clock tells: whole seconds.
+const TICK: SignedDuration = SignedDuration::from_secs(1);
 /// A token that lives for seconds is not renewed more often than this.
 const SOONEST: SignedDuration = SignedDuration::from_secs(1);
 
@@ -70,7 +72,8 @@ pub fn next_attempt(
         Retry::Transient | Retry::None => (TRANSIENT, attempts),
     };
     let doubled = first.checked_mul(1_i32 << attempts.saturating_sub(1).min(16)).unwrap_or(last).min(last);
-    let asked = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
+    // The clock tells whole seconds: the failure was up to one later.
+    let asked = retry_after.map_or(SignedDuration::ZERO, |asked| asked.min(RETRY_AFTER_MAX - TICK) + TICK);
     let at = failed_at + doubled.max(asked);
     if at.subsec_nanosecond() == 0 { at } else { Timestamp::from_second(at.as_second() + 1).unwrap_or(at) }
 }
@@ -174,7 +177,7 @@ mod tests {
         let wait = |seconds| {
             next_attempt(Reason::Throttled, 1, failed_at, Some(SignedDuration::from_secs(seconds))).as_second() - ISSUED
         };
-        assert_eq!([0, 3, 60, 1_000_000_000].map(wait), [5, 5, 60, 3600]);
+        assert_eq!([0, 3, 60, 3599, 1_000_000_000].map(wait), [5, 5, 61, 3600, 3600]);
     }
 
     #[test]
