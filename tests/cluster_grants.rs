@@ -1,5 +1,7 @@
 //! The grants for which nobody signs in: a JWT about the mailbox, and somebody else's token.
 
+#![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
+
 mod support;
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
