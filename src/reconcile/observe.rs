@@ -40,6 +40,9 @@ pub(super) async fn observe(shown: Arc<MailCredential>, context: &Context) -> Re
         })
         .unwrap_or(shown);
 
+    // A request that ends while this looks has written what this may have passed already: its end wakes the credential
+    // again, and the outcome is taken then.
+    let in_flight = context.memory.with(&uid, |entry| entry.in_flight);
     let Some((provider, fingerprint)) = provider(&credential, context) else { return Ok(None) };
     let attempt = inputs::attempt(&credential, &fingerprint, &source_versions(&credential, context));
     let now = context.clock.now();
@@ -47,13 +50,14 @@ pub(super) async fn observe(shown: Arc<MailCredential>, context: &Context) -> Re
     let previous = previous(&credential, provider.as_ref().ok(), context).await?;
     let grant = custody::observe(&credential, provider.as_ref().ok(), context).await?;
     // From here on nothing fails, so that an outcome which was taken is not lost.
-    let (in_flight, outcome, untold, held) = context.memory.with(&uid, |entry| {
+    let (outcome, untold, held) = context.memory.with(&uid, |entry| {
         // A token that was held for other inputs, or to its end, is of no use any more.
         entry.held = entry.held.take().filter(|held| {
             let wanted = provider.as_ref().map_or(true, |provider| provider.issued_for == held.issued_for);
             wanted && now < held.answer.token.expires_at
         });
-        (entry.in_flight, entry.outcome.take(), entry.untold.clone(), entry.held.clone())
+        let outcome = if in_flight { None } else { entry.outcome.take() };
+        (outcome, entry.untold.clone(), entry.held.clone())
     });
     let mut observed = Observed {
         history: untold.unwrap_or_else(|| credential.status.as_ref().map(History::of).unwrap_or_default()),
