@@ -6,6 +6,7 @@ pub mod bundles;
 pub mod custody;
 pub mod events;
 mod farewell;
+mod json_patch;
 pub mod material;
 pub mod memory;
 pub mod observe;

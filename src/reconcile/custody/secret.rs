@@ -3,17 +3,17 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::OwnerReference};
-use kube::{
-    Resource as _, ResourceExt as _,
-    api::{Patch, PatchParams, PostParams},
-    core::ObjectMeta,
-};
+use kube::{Resource as _, ResourceExt as _, api::PostParams, core::ObjectMeta};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use thiserror::Error as ThisError;
 use zeroize::Zeroize as _;
 
-use super::super::{Context, material, observe, publish};
+use super::super::{
+    Context,
+    json_patch::{fence, make, params, patch, set, unset},
+    material, observe, publish,
+};
 use crate::{
     api::{
         MailCredential,
@@ -137,7 +137,7 @@ pub(super) async fn mark(
     claim: &Claim,
     context: &Context,
 ) -> Result<Secret, CustodyError> {
-    let mut operations = fence(kept);
+    let mut operations = fence(&kept.uid, &kept.resource_version).to_vec();
     operations.extend(annotate(kept, [(names::ANNOTATION_CLAIM, serde_json::to_string(claim).ok())]));
     let api = observe::secrets(context, checks::namespace(credential));
     let written = api.patch(&kept.name, &params(), &patch(operations)).await;
@@ -172,7 +172,7 @@ pub(super) async fn put(
         let post = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
         take(api.create(&post, &secret).await.map(|made| made.metadata), kept, credential, context).await?
     } else {
-        let mut operations = fence(kept);
+        let mut operations = fence(&kept.uid, &kept.resource_version).to_vec();
         operations.push(json!({"op": "add", "path": "/data", "value": data.entries()}));
         operations.extend(dressing(kept, credential));
         operations.extend(annotate(kept, annotations(kept)));
@@ -199,7 +199,7 @@ pub(in crate::reconcile) async fn dress(
     kept: &Kept,
     context: &Context,
 ) -> Result<(), CustodyError> {
-    let operations = fence(kept).into_iter().chain(dressing(kept, credential)).collect();
+    let operations = fence(&kept.uid, &kept.resource_version).into_iter().chain(dressing(kept, credential)).collect();
     let api = observe::secrets(context, checks::namespace(credential));
     let written = api.patch_metadata(&kept.name, &params(), &patch(operations)).await;
     let partial = take(written, kept, credential, context).await?;
@@ -208,7 +208,7 @@ pub(in crate::reconcile) async fn dress(
 }
 
 fn dressing(kept: &Kept, credential: &MailCredential) -> Vec<Value> {
-    let map = (!kept.has_labels).then(|| json!({"op": "add", "path": "/metadata/labels", "value": {}}));
+    let map = (!kept.has_labels).then(|| make("labels"));
     let owners = json!({"op": "add", "path": "/metadata/ownerReferences", "value": publish::owners(credential)});
     let labels = publish::grant_labels(credential);
     let labels = labels.iter().map(|(key, value)| set("labels", key, value));
@@ -244,43 +244,18 @@ async fn take<T>(
     }
 }
 
-fn params() -> PatchParams {
-    PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() }
-}
-
-fn patch(operations: Vec<Value>) -> Patch<()> {
-    Patch::Json(serde_json::from_value(Value::Array(operations)).unwrap_or_default())
-}
-
-/// Lets the API server refuse a stale write with 409.
-fn fence(kept: &Kept) -> Vec<Value> {
-    vec![
-        json!({"op": "replace", "path": "/metadata/uid", "value": kept.uid}),
-        json!({"op": "replace", "path": "/metadata/resourceVersion", "value": kept.resource_version}),
-    ]
-}
-
 /// Sets annotations, and removes those without a value.
 fn annotate<'a>(
     kept: &Kept,
     annotations: impl IntoIterator<Item = (&'a str, Option<String>)>,
 ) -> impl Iterator<Item = Value> {
-    let map = (!kept.has_annotations).then(|| json!({"op": "add", "path": "/metadata/annotations", "value": {}}));
-    let each = annotations.into_iter().flat_map(|(key, value)| {
-        let added = set("annotations", key, value.as_deref().unwrap_or_default());
-        // `remove` of what is not there is an error; what has just been added is there.
-        let removed = value.is_none().then(|| json!({"op": "remove", "path": path("annotations", key)}));
-        [Some(added), removed].into_iter().flatten().collect::<Vec<_>>()
+    const MAP: &str = "annotations";
+    let map = (!kept.has_annotations).then(|| make(MAP));
+    let each = annotations.into_iter().flat_map(|(key, value)| match value {
+        Some(value) => vec![set(MAP, key, &value)],
+        None => unset(MAP, key).to_vec(),
     });
     map.into_iter().chain(each)
-}
-
-fn set(map: &str, key: &str, value: &str) -> Value {
-    json!({"op": "add", "path": path(map, key), "value": value})
-}
-
-fn path(map: &str, key: &str) -> String {
-    format!("/metadata/{map}/{}", key.replace('~', "~0").replace('/', "~1"))
 }
 
 /// What [`Kept::read`] reads.

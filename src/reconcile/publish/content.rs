@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{ByteString, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{Resource as _, ResourceExt as _, api::Patch, core::ObjectMeta};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
     api::{
@@ -16,7 +16,10 @@ use crate::{
     render::render,
 };
 
-use super::Stored;
+use super::{
+    super::json_patch::{fence as fenced, make, patch, set, unset},
+    Stored,
+};
 
 /// Everything that goes into the Secret.
 pub(super) struct Content {
@@ -34,14 +37,11 @@ pub(super) struct Fence<'a> {
     pub(super) has_annotations: bool,
 }
 
-/// RFC 6902. `replace` of uid and resourceVersion makes the API server refuse a stale write with 409.
+/// The fenced write of everything.
 pub(super) fn json_patch(fence: &Fence<'_>, content: &Content, has_labels: bool) -> Patch<()> {
-    let mut operations = vec![
-        json!({"op": "replace", "path": "/metadata/uid", "value": fence.uid}),
-        json!({"op": "replace", "path": "/metadata/resourceVersion", "value": fence.resource_version}),
-        json!({"op": "add", "path": "/data", "value": content.data}),
-        json!({"op": "add", "path": "/metadata/ownerReferences", "value": content.owners}),
-    ];
+    let mut operations = fenced(fence.uid, fence.resource_version).to_vec();
+    operations.push(json!({"op": "add", "path": "/data", "value": content.data}));
+    operations.push(json!({"op": "add", "path": "/metadata/ownerReferences", "value": content.owners}));
     let applied = Applied::read(fence.applied);
     let maps = [
         ("labels", &content.labels, applied.labels, has_labels),
@@ -49,19 +49,14 @@ pub(super) fn json_patch(fence: &Fence<'_>, content: &Content, has_labels: bool)
     ];
     for (map, wanted, before, exists) in maps {
         if !exists {
-            operations.push(json!({"op": "add", "path": format!("/metadata/{map}"), "value": {}}));
+            operations.push(make(map));
         }
-        let path = |key: &str| format!("/metadata/{map}/{}", key.replace('~', "~0").replace('/', "~1"));
         let ours = optional_annotations().filter(|_| map == "annotations").map(str::to_owned);
-        for gone in before.into_iter().chain(ours).filter(|key| !wanted.contains_key(key)) {
-            // `remove` of what is not there is an error; what has just been added is there.
-            operations.push(json!({"op": "add", "path": path(&gone), "value": ""}));
-            operations.push(json!({"op": "remove", "path": path(&gone)}));
-        }
-        operations.extend(wanted.iter().map(|(key, value)| json!({"op": "add", "path": path(key), "value": value})));
+        let gone = before.into_iter().chain(ours).filter(|key| !wanted.contains_key(key));
+        operations.extend(gone.flat_map(|key| unset(map, &key)));
+        operations.extend(wanted.iter().map(|(key, value)| set(map, key, value)));
     }
-    let patch = serde_json::from_value(Value::Array(operations)).unwrap_or_default();
-    Patch::Json(patch)
+    patch(operations)
 }
 
 /// Annotations of ours that not every Secret has.

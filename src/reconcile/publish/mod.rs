@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
-    api::{DeleteParams, PatchParams, PostParams, Preconditions},
+    api::{DeleteParams, PostParams, Preconditions},
     core::ObjectMeta,
 };
 use thiserror::Error as ThisError;
@@ -18,7 +18,7 @@ pub(super) use self::{
     content::{dressed, grant_labels, owners},
     ownership::{Ownership, ownership},
 };
-use super::{Context, observe};
+use super::{Context, json_patch::params, observe};
 use crate::{
     api::{MailCredential, Reason, credential::DeletionPolicy, names},
     error::{Error, told_by},
@@ -256,9 +256,8 @@ async fn over_existing(
         applied: meta.annotations.as_ref().and_then(|map| map.get(names::ANNOTATION_APPLIED)).map(String::as_str),
         has_annotations: meta.annotations.is_some(),
     };
-    let params = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
     let written = observe::secrets(context, namespace)
-        .patch_metadata(name, &params, &json_patch(&fence, content, meta.labels.is_some()))
+        .patch_metadata(name, &params(), &json_patch(&fence, content, meta.labels.is_some()))
         .await;
     written.map(|partial| partial.metadata).map_err(|error| PublishError::Refused(told_by(&error)))
 }
@@ -271,9 +270,8 @@ async fn patch(
     context: &Context,
 ) -> Result<ObjectMeta, PublishError> {
     let namespace = checks::namespace(credential);
-    let params = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
     let patch = json_patch(fence, content, true);
-    match observe::secrets(context, namespace).patch_metadata(name, &params, &patch).await {
+    match observe::secrets(context, namespace).patch_metadata(name, &params(), &patch).await {
         Ok(partial) => Ok(partial.metadata),
         Err(kube::Error::Api(status)) if status.code == 404 => create(credential, name, content, context).await,
         // Stale, or its labels went away, or it became immutable: look at it, then decide.
