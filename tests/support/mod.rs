@@ -23,6 +23,7 @@ pub mod custody;
 pub mod hostile;
 pub mod idp;
 pub mod leaks;
+pub mod ledger;
 pub mod login;
 pub mod mail;
 pub mod manifest;
