@@ -60,6 +60,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(2);
 const DRAIN_LOOK: Duration = Duration::from_millis(50);
 /// A wall clock that moved this much against the monotonic one was set, or the machine slept.
 const CLOCK_JUMP_SECONDS: i64 = 5;
+/// Tells the uid of the pod (downward API): Kubernetes starts a container of a pod when the one before has ended.
+const POD_UID: &str = "POD_UID";
 /// How often the clocks are compared.
 const CLOCK_LOOK: Duration = Duration::from_secs(10);
 
@@ -245,12 +247,16 @@ async fn may_read_cluster(client: &Client) -> bool {
     true
 }
 
-/// Who this broker is in the lease and in Events: the pod, which may have restarted.
+/// Who this broker is in the lease, in claims and in Events. In a pod whose uid is told it is the pod: a container that
+/// was killed and starts again finds itself in the lease and in its claims, and goes on without waiting for either to run
+/// out. Elsewhere each process is another.
 fn identity() -> String {
     let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "mail-token-broker".to_owned());
-    let random = std::collections::hash_map::RandomState::new();
-    let suffix = std::hash::BuildHasher::hash_one(&random, std::process::id());
-    format!("{host}-{:08x}", suffix & 0xffff_ffff)
+    let own = std::env::var(POD_UID).unwrap_or_else(|_| {
+        let random = std::collections::hash_map::RandomState::new();
+        format!("{:016x}", std::hash::BuildHasher::hash_one(&random, std::process::id()))
+    });
+    format!("{host}_{own}")
 }
 
 /// While it stands by, a broker keeps its stores complete and does nothing; when it begins to lead, everything is looked at.

@@ -6,8 +6,8 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::Secret;
-use mail_token_broker::api::MailCredential;
+use k8s_openapi::api::{coordination::v1::Lease, core::v1::Secret};
+use mail_token_broker::{api::MailCredential, lease};
 use serde_json::json;
 use support::*;
 
@@ -37,6 +37,24 @@ async fn a_standby_goes_on_where_a_killed_leader_stopped_and_asks_for_nothing_tw
     assert_eq!(stage.idp.token_requests().len(), 2);
     assert_eq!(stage.writes("mailcredentials/status", "before"), ["patch"]);
     assert_eq!(stage.writes("secrets", "before"), ["create"]);
+}
+
+#[tokio::test]
+async fn a_container_that_was_killed_goes_on_at_once_with_the_lease_of_its_pod() {
+    let ns = Cluster::shared().namespace().await;
+    let idp = Idp::start();
+    ns.provider(&idp).await;
+    let broker = Broker::settings(&ns).env("HOSTNAME", "broker-0").env("POD_UID", "a-pods-uid").start().await;
+    let mut stage = Stage { ns, idp, broker };
+    stage.issued(credential("billing")).await;
+    let held = |lease: Lease| lease.spec.map(|spec| (spec.holder_identity, spec.acquire_time, spec.lease_transitions));
+    let before = held(stage.ns.get(lease::NAME).await);
+    assert_eq!(before.clone().unwrap().0.as_deref(), Some("broker-0_a-pods-uid"));
+
+    stage.broker.kill();
+    stage.broker.again().await;
+    stage.issued(credential("next")).await;
+    assert_eq!(held(stage.ns.get(lease::NAME).await), before, "nobody had to wait until it ran out");
 }
 
 #[tokio::test]

@@ -89,13 +89,13 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
 {{- define "mail-token-broker.env" -}}
-{{- $env := list }}
+{{- /* So that a container that starts again goes on at once with its pod's lease and claims. */ -}}
+{{- $uid := dict "fieldRef" (dict "fieldPath" "metadata.uid") }}
+{{- $env := list (dict "name" "POD_UID" "valueFrom" $uid) }}
 {{- if ne .Values.logLevel "info" }}
 {{- $env = append $env (dict "name" "RUST_LOG" "value" .Values.logLevel) }}
 {{- end }}
-{{- with concat $env .Values.extraEnv }}
-{{- toYaml . }}
-{{- end }}
+{{- toYaml (concat $env .Values.extraEnv) }}
 {{- end }}
 
 {{- /* Combinations that the schema cannot refuse. */ -}}
