@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-down check test bench audit crds image
+.PHONY: help setup demo demo-down check test faults bench audit crds image
 
 CARGO ?= nice cargo
 TEST_DEMO := target/demo
@@ -39,6 +39,11 @@ test: setup check ## All tests, and the demo once to its end: what CI runs
 	@$(CARGO) test --locked
 	$(call step,test: the demo)
 	@tools/demo once $(TEST_DEMO)
+
+faults: ## Breaks everything that can break, and says what was lost: docs/reliability.md; FAULTS="K3 F09" for some
+	$(call step,faults: the tools of tests)
+	@tools/setup control-plane keycloak
+	@tools/faults $(FAULTS)
 
 bench: ## How fast it is, on this machine: about an hour; QUICK=1 to see that it works, ONLY=create for a part
 	@tools/setup control-plane

@@ -7,7 +7,7 @@ CACHE=${MTB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mail-token-broker}
 
 KEYCLOAK_VERSION=26.4.2
 KEYCLOAK_TEMPLATE_PASSWORD=template # of the administrator in the cached database; every stack sets its own
-CARGO_DENY_VERSION=0.20.2
+declare -A CARGO_COMMANDS=([cargo-cyclonedx]=0.5.9 [cargo-deny]=0.20.2 [cargo-mutants]=27.1.0)
 MAIL_USER=mtb-vmail # owns the Maildirs
 PERSON_USER=person@shop.example # the account and mailbox of a person
 
@@ -31,7 +31,7 @@ keyed() { # NAME FILE...
 go_dir() { keyed "$1" "$TOOLS/go/$1/go.mod" "$TOOLS/go/$1/go.sum"; } # MODULE
 keycloak_dir() { keyed "keycloak-$KEYCLOAK_VERSION" "$TOOLS/keycloak/build.conf"; }
 oidc_provider_dir() { keyed oidc-provider "$TOOLS/oidc-provider/package.json" "$TOOLS/oidc-provider/package-lock.json"; }
-cargo_deny_dir() { printf '%s/cargo-deny-%s\n' "$CACHE" "$CARGO_DENY_VERSION"; }
+cargo_command_dir() { printf '%s/%s-%s\n' "$CACHE" "$1" "${CARGO_COMMANDS[$1]}"; } # NAME
 
 # Where a command of ours is; empty and 1 when it is not built.
 tool_path() { # COMMAND
@@ -39,7 +39,7 @@ tool_path() { # COMMAND
     case $1 in
         kube-apiserver | kube-controller-manager | kubectl) dir=$(go_dir kubernetes) ;;
         etcd | helm | kubeconform) dir=$(go_dir "$1") ;;
-        cargo-deny) dir=$(cargo_deny_dir)/bin ;;
+        cargo-*) dir=$(cargo_command_dir "$1")/bin ;;
         *) return 1 ;;
     esac
     [[ -x $dir/$1 ]] && printf '%s/%s\n' "$dir" "$1"
