@@ -7,6 +7,8 @@ FROM ${BUILDER_IMAGE} AS builder
 ARG CARGO_HOME=/usr/local/cargo
 # "true" builds from a registry folder that was filled before.
 ARG CARGO_NET_OFFLINE=false
+# Where Cargo builds: a folder that is kept for the next build. Another one makes everything anew.
+ARG TARGET_DIR=/src/target
 # Seconds since 1970 for the files of the image; the commit's time makes two builds of it alike.
 ARG SOURCE_DATE_EPOCH=0
 WORKDIR /src
@@ -22,8 +24,8 @@ RUN --mount=type=cache,id=mail-token-broker-registry,target=/usr/local/cargo/reg
     export CFLAGS="-ffile-prefix-map=$CARGO_HOME=/cargo -ffile-prefix-map=/src=/build"; \
     export RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=$CARGO_HOME=/cargo --remap-path-prefix=/src=/build"; \
     find src -type f -exec touch {} +; \
-    cargo build --locked --release --target "$target" --bin mail-token-broker; \
-    install -D -m 0755 "target/$target/release/mail-token-broker" /image/mail-token-broker; \
+    cargo build --locked --release --target "$target" --target-dir "$TARGET_DIR" --bin mail-token-broker; \
+    install -D -m 0755 "$TARGET_DIR/$target/release/mail-token-broker" /image/mail-token-broker; \
     install -D -m 0644 /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ca-certificates.crt; \
     find /image -exec touch -d "@$SOURCE_DATE_EPOCH" {} +
 

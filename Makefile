@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-down check test faults bench audit crds image
+.PHONY: help setup demo demo-down check test faults bench audit crds image sbom mutants
 
 CARGO ?= nice cargo
 TEST_DEMO := target/demo
@@ -61,6 +61,14 @@ audit: ## Known vulnerabilities among the dependencies: needs the advisory datab
 crds: ## Write crds/ and the chart's copy of it from the types
 	@tools/crds
 
-image: ## The container image, without a Docker engine
+image: ## The container image, without a Docker engine; TWICE=1 to see that it can be reproduced
 	@tools/setup image
-	@tools/build-image
+	@tools/build-image $(if $(TWICE),--twice)
+
+sbom: ## What the binary is made of, in CycloneDX: target/mail-token-broker.cdx.json
+	@tools/setup sbom
+	@tools/sbom
+
+mutants: ## Does a unit test notice each small change of what decides? Hours; MUTANTS="--shard 0/8" for a part
+	@tools/setup mutants
+	@tools/mutants $(MUTANTS)
