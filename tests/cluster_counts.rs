@@ -11,6 +11,8 @@ use mail_token_broker::api::MailCredential;
 use support::{audit::AuditEvent, *};
 
 const CREDENTIALS: usize = 100;
+/// Enough to see what each costs.
+const FEW: usize = 10;
 /// At a time: those that wait for the broker, too.
 const HANDS: usize = 16;
 /// How long nothing must happen.
@@ -116,4 +118,31 @@ async fn the_calls_of_a_restart_do_not_grow_with_the_number_of_credentials() {
         counted.push(kinds(&work));
     }
     assert_eq!(counted[0], counted[1]);
+}
+
+#[tokio::test]
+async fn a_start_with_tokens_that_have_ended_costs_as_much_as_a_first_issue() {
+    let mut stage = Stage::new().await;
+    stage.idp.answer(Answer::token(4));
+    make(&stage, "mailbox", FEW).await;
+    stage.broker.kill();
+    let ends = |found: MailCredential| found.status.unwrap().token.unwrap().expires_at.0;
+    let mut last = wait::now();
+    for number in 0..FEW {
+        last = last.max(ends(stage.ns.get(&format!("mailbox-{number}")).await));
+    }
+    until("all tokens have ended", async || (wait::now() > last).then_some(()).ok_or_else(|| last.to_string())).await;
+    let (before, requests) = (asked(&stage, 0).len(), stage.idp.token_requests().len());
+    stage.idp.answer(Answer::token(3600));
+
+    stage.broker.again().await;
+    for number in 0..FEW {
+        let renewed = |found: &MailCredential| ends(found.clone()) > last;
+        stage.ns.until::<MailCredential>(&format!("mailbox-{number}"), "it has another token", renewed).await;
+    }
+    end(&stage, "last").await;
+    let writes = kinds(&asked(&stage, before)).into_iter().filter(|(kind, _)| kind.contains("patch"));
+    let wanted = [("patch mailcredentials/status 200", FEW + 1), ("patch secrets 200", FEW)];
+    assert_eq!(writes.collect::<Vec<_>>(), wanted.map(|(kind, number)| (kind.to_owned(), number)));
+    assert_eq!(stage.idp.token_requests().len(), requests + FEW + 1);
 }

@@ -70,7 +70,8 @@ pub(super) fn farewell(credential: Arc<MailCredential>, deleted: Timestamp, cont
         return Action::await_change();
     }
     // A request that is under way may bring one more token: its end wakes the credential.
-    let busy = context.memory.with(&uid, |entry| std::mem::replace(&mut entry.in_flight, true));
+    let now = context.clock.now();
+    let busy = context.memory.with(&uid, |entry| entry.in_flight.replace(now).is_some());
     if !busy {
         let context = context.clone();
         tokio::spawn(async move {

@@ -29,8 +29,8 @@ pub struct Entry {
     pub inspected: Option<Inspected>,
     /// The target exists and is not the credential's: it is looked at each time.
     pub conflict: bool,
-    /// A token request is under way.
-    pub in_flight: bool,
+    /// A token request is under way, since then.
+    pub in_flight: Option<Timestamp>,
     /// How the last one ended, not yet worked into the status.
     pub outcome: Option<Outcome>,
     /// What attempts came to, while no status tells it yet.
@@ -80,7 +80,7 @@ impl Memory {
     /// Leaves the outcome of a token request. A credential that is gone meanwhile has no use for it.
     pub fn finish(&self, uid: &str, outcome: Option<Outcome>) {
         if let Some(entry) = self.0.lock().get_mut(uid) {
-            entry.in_flight = false;
+            entry.in_flight = None;
             entry.outcome = outcome;
         }
     }
@@ -101,7 +101,7 @@ impl Memory {
     /// refresh token that nobody else has.
     pub fn is_busy(&self, leads: bool) -> bool {
         let busy = |entry: &Entry| {
-            let awaited = entry.in_flight || entry.unsaved.is_some();
+            let awaited = entry.in_flight.is_some() || entry.unsaved.is_some();
             awaited || leads && (entry.outcome.is_some() || entry.held.is_some() && !entry.stuck)
         };
         self.0.lock().values().any(busy)

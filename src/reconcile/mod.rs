@@ -143,7 +143,7 @@ pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>) -
     }
     let now = context.clock.now();
     report::report(&observed, &decision, &context, now).await?;
-    Ok(next(&observed, &decision, now))
+    Ok(next(&observed, &decision, &context, now))
 }
 
 /// A refresh token that came is stored also by a broker that leads no more: nobody else has it, and the fence keeps it
@@ -239,7 +239,7 @@ fn take_outcome(observed: &mut Observed, outcome: Outcome, now: Timestamp) {
 }
 
 /// When to look at the credential again.
-fn next(observed: &Observed, decision: &Decision, now: Timestamp) -> Action {
+fn next(observed: &Observed, decision: &Decision, context: &Context, now: Timestamp) -> Action {
     let due = match decision {
         Decision::Wait { until }
         | Decision::BackOff { until }
@@ -252,7 +252,8 @@ fn next(observed: &Observed, decision: &Decision, now: Timestamp) -> Action {
         | Decision::KeepGrant
         | Decision::Store
         | Decision::Publish(_) => Some(now),
-        Decision::InFlight | Decision::Suspended | Decision::Stall(_) => None,
+        Decision::InFlight => report::end_told_at(&observed.credential, context).filter(|at| *at > now),
+        Decision::Suspended | Decision::Stall(_) => None,
     };
     let turn = next_turn(observed, now);
     let wake = due.into_iter().chain(turn).min().map(|at| wait(at, now));

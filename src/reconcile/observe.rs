@@ -42,7 +42,7 @@ pub(super) async fn observe(shown: Arc<MailCredential>, context: &Context) -> Re
 
     // A request that ends while this looks has written what this may have passed already: its end wakes the credential
     // again, and the outcome is taken then.
-    let in_flight = context.memory.with(&uid, |entry| entry.in_flight);
+    let in_flight = context.memory.with(&uid, |entry| entry.in_flight.is_some());
     let Some((provider, fingerprint)) = provider(&credential, context) else { return Ok(None) };
     let attempt = inputs::attempt(&credential, &fingerprint, &source_versions(&credential, context));
     let now = context.clock.now();

@@ -18,7 +18,17 @@ use crate::{
         status::{status, tells_of_an_end},
     },
 };
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+
+/// The end of a token is told at the latest after this, though a request for another one is under way: most bring it
+/// sooner, also after a start with many tokens that have ended, and tell nothing but that.
+const END_TOLD_AFTER: SignedDuration = SignedDuration::from_secs(30);
+
+/// When the end of a token is told although a request for another one is under way.
+pub(super) fn end_told_at(credential: &MailCredential, context: &Context) -> Option<Timestamp> {
+    let since = context.memory.with(checks::uid(credential), |entry| entry.in_flight)?;
+    Some(since + END_TOLD_AFTER)
+}
 
 /// Writes the status of a credential if it differs, then tells what has turned.
 pub(super) async fn report(
@@ -44,7 +54,8 @@ pub(super) async fn report(
         context.memory.with(checks::uid(credential), |entry| entry.untold = None);
         return Ok(());
     }
-    if under_way && !tells_of_an_end(&before.conditions, &after.conditions) {
+    let patient = end_told_at(credential, context).is_some_and(|at| now < at);
+    if under_way && (patient || !tells_of_an_end(&before.conditions, &after.conditions)) {
         return Ok(());
     }
     let api: Api<MailCredential> = Api::namespaced(context.client.clone(), checks::namespace(credential));

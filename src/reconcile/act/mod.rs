@@ -97,7 +97,7 @@ pub(super) fn start(errand: Errand, observed: &Observed, context: &Arc<Context>)
     let credential = observed.credential.clone();
     let grant = observed.grant.clone();
     let uid = credential.uid().unwrap_or_default();
-    context.memory.with(&uid, |entry| entry.in_flight = true);
+    context.memory.with(&uid, |entry| entry.in_flight = Some(context.clock.now()));
     let made_with = match errand {
         Errand::Token => observed.attempt.clone(),
         Errand::SignIn | Errand::Poll => observed.sign_in_attempt(),
