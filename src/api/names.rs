@@ -1,6 +1,7 @@
 //! Names that users see on objects: labels, annotations, Secret keys, and how long names are cut.
 
 use k8s_openapi::jiff::Timestamp;
+use serde::{Deserialize as _, Deserializer, de::Error as _};
 use sha2::{Digest as _, Sha256};
 
 /// Field manager of everything that the broker applies, and the reporter of its Events.
@@ -64,6 +65,8 @@ pub const SECRET_TYPE_TARGET: &str = "Opaque";
 /// Type of the Secret that keeps a refresh token. Never a source, never mounted.
 pub const SECRET_TYPE_GRANT: &str = "mailtoken.dev/grant";
 
+/// The first second of the year 9000.
+const MADE_UP: i64 = 221_845_392_000;
 /// Longest value of a label.
 const LABEL_MAX: usize = 63;
 /// Longest name of a Secret.
@@ -72,6 +75,18 @@ const NAME_MAX: usize = 253;
 /// RFC 3339 in whole seconds, as in annotations, Secret keys and messages.
 pub fn rfc3339(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// A time that stands in an annotation. What lies before 1970 or after the year 8999 was made up by somebody, and is
+/// none: sums with it could overflow.
+pub fn time(text: &str) -> Option<Timestamp> {
+    text.parse().ok().filter(|at: &Timestamp| (0..MADE_UP).contains(&at.as_second()))
+}
+
+/// [`time`] in what an annotation holds as JSON.
+pub fn deserialize_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    time(&text).ok_or_else(|| D::Error::custom("no time of our days"))
 }
 
 /// The value of [`LABEL_CREDENTIAL`] for a credential's name: the name, cut with a hash past 63 characters.
@@ -123,6 +138,17 @@ mod tests {
         assert_ne!(grant_secret(&a), grant_secret(&b));
         assert!(grant_secret(&a).len() <= 253);
         assert_eq!(grant_secret("billing"), "billing-grant");
+    }
+
+    #[test]
+    fn a_time_that_nobody_lives_in_is_none() {
+        assert_eq!(time("2026-11-22T20:40:00Z").map(rfc3339).as_deref(), Some("2026-11-22T20:40:00Z"));
+        for made_up in
+            ["9999-12-30T22:00:00Z", "9000-01-01T00:00:00Z", "1969-12-31T23:59:59Z", "-009999-01-02T01:59:59Z", ""]
+        {
+            assert_eq!(time(made_up), None, "{made_up}");
+        }
+        assert!(time("8999-12-31T23:59:59Z").is_some());
     }
 
     #[test]

@@ -17,6 +17,8 @@ use crate::api::{
 const SIGN_IN_FOR: SignedDuration = SignedDuration::from_hours(24);
 /// A code is replaced no sooner than this after it was shown: some provider may end each at once.
 const REPLACED_SOONEST: SignedDuration = SignedDuration::from_secs(10);
+/// Polls are no further apart than this, in seconds, whatever the annotation says.
+const INTERVAL_MAX: i64 = 3600;
 /// A refresh token is used at least this often, whether a token is needed or not.
 const KEEP_ALIVE: SignedDuration = SignedDuration::from_hours(7 * 24);
 /// And not more often than this, however near its end is.
@@ -109,8 +111,10 @@ pub struct Claim {
     /// Who.
     pub holder: String,
     /// Since when.
+    #[serde(deserialize_with = "names::deserialize_time")]
     pub since: Timestamp,
     /// Until then only the holder acts.
+    #[serde(deserialize_with = "names::deserialize_time")]
     pub until: Timestamp,
     /// Hash of the refresh token.
     pub token: String,
@@ -128,12 +132,15 @@ pub struct SignIn {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verification_uri_complete: Option<String>,
     /// When the code ends.
+    #[serde(deserialize_with = "names::deserialize_time")]
     pub expires_at: Timestamp,
     /// How many seconds polls have to be apart.
     pub interval: i64,
     /// When this code was shown.
+    #[serde(deserialize_with = "names::deserialize_time")]
     pub shown_at: Timestamp,
     /// When the first of the codes that replace each other was shown.
+    #[serde(deserialize_with = "names::deserialize_time")]
     pub began_at: Timestamp,
     /// See [`Grant::asked_by`].
     pub asked_by: String,
@@ -148,7 +155,7 @@ impl Kept {
     /// Reads what the metadata of a grant Secret says.
     pub fn read(meta: &ObjectMeta) -> Self {
         let text = |name: &str| meta.annotations.as_ref()?.get(name).map(String::as_str);
-        let time = |name: &str| text(name)?.parse::<Timestamp>().ok();
+        let time = |name: &str| text(name).and_then(names::time);
         let token = text(names::ANNOTATION_FINGERPRINT).zip(time(names::ANNOTATION_OBTAINED_AT));
         Self {
             name: meta.name.clone().unwrap_or_default(),
@@ -266,7 +273,7 @@ pub fn asked_for(credential: &MailCredential, issued_for: &str) -> String {
 
 /// The soonest poll after one that was answered at `now`, which is told in whole seconds only.
 pub fn next_poll(interval: i64, now: Timestamp) -> Timestamp {
-    now + SignedDuration::from_secs(interval + 1)
+    now + SignedDuration::from_secs(interval.clamp(0, INTERVAL_MAX) + 1)
 }
 
 /// What stands between the need for a token and the request for it. `None`: nothing.

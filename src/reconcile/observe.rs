@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
+use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, ResourceExt as _, core::ObjectMeta};
 use secrecy::{ExposeSecret as _, SecretString};
 
@@ -332,7 +332,7 @@ pub(super) fn stored_token(secret: &Secret) -> Option<Stored> {
 /// What a Secret's annotations say about its token.
 fn facts(meta: &ObjectMeta) -> Option<TokenFacts> {
     let annotation = |name: &str| meta.annotations.as_ref()?.get(name).map(String::as_str);
-    let time = |name: &str| annotation(name)?.parse::<Timestamp>().ok();
+    let time = |name: &str| annotation(name).and_then(names::time);
     let facts = TokenFacts {
         issued_at: time(names::ANNOTATION_ISSUED_AT)?,
         expires_at: time(names::ANNOTATION_EXPIRES_AT)?,

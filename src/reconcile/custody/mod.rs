@@ -267,7 +267,7 @@ async fn settle(
         token.last_used_at = Some(used_at);
         if let Some(rotated) = rotated {
             let hash = hash(&rotated.refresh_token);
-            token.rotations += i64::from(hash != token.hash);
+            token.rotations = token.rotations.saturating_add(i64::from(hash != token.hash));
             token.hash = hash;
             token.expires_at = rotated.expires_at;
             data.replace(rotated.refresh_token.clone());

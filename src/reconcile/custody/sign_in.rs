@@ -62,7 +62,7 @@ pub(in crate::reconcile) async fn slow_down(
 ) -> Result<(), CustodyError> {
     let Some((mut kept, data)) = open(credential, context).await? else { return Ok(()) };
     let Some(sign_in) = &mut kept.sign_in else { return Ok(()) };
-    sign_in.interval += by.as_secs();
+    sign_in.interval = sign_in.interval.saturating_add(by.as_secs());
     put(credential, &kept, &data, context).await.map(drop)
 }
 
