@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, Mutex, OnceLock},
 };
 
-use http::header::{HeaderValue, USER_AGENT};
+use http::header::{HeaderName, HeaderValue, USER_AGENT};
 use kube::{Client, Config, config::KubeConfigOptions, config::Kubeconfig};
 
 use super::{
@@ -131,9 +131,19 @@ impl Cluster {
 
     /// An administrator's client for the runtime it is called in, which the audit log tells from the broker's.
     pub async fn client(&self) -> Client {
+        self.client_with([]).await
+    }
+
+    /// A client of somebody of this name, who may do what roles let him.
+    pub async fn client_of(&self, user: &str) -> Client {
+        self.client_with([(HeaderName::from_static("impersonate-user"), HeaderValue::from_str(user).unwrap())]).await
+    }
+
+    async fn client_with(&self, headers: impl IntoIterator<Item = (HeaderName, HeaderValue)>) -> Client {
         let kubeconfig = Kubeconfig::read_from(self.kubeconfig()).unwrap();
         let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
         config.headers.push((USER_AGENT, HeaderValue::from_static(audit::TEST)));
+        config.headers.extend(headers);
         Client::try_from(config).unwrap()
     }
 

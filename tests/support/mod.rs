@@ -36,6 +36,7 @@ pub mod server;
 pub mod stage;
 pub mod standin;
 pub mod table;
+pub mod tenants;
 pub mod wait;
 
 pub use broker::Broker;
@@ -46,4 +47,5 @@ pub use login::Login;
 pub use manifest::{Manifest, ca_bundle, credential, provider, source};
 pub use namespace::Namespace;
 pub use stage::{Stage, field, reason, text};
+pub use tenants::Tenants;
 pub use wait::{PATIENCE, holds, until};
