@@ -1,35 +1,38 @@
 //! Logs: structured, with a span for each reconcile, and never a secret in them.
 
-use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing::{Level, Metadata};
+use tracing_subscriber::{EnvFilter, filter::filter_fn, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use crate::cli::LogFormat;
 
 /// Libraries that log whole requests or answers at finer levels, Secrets among them: pinned, whatever `RUST_LOG` says.
 /// kube-client even logs a body at WARN when it cannot decode it.
-const PINNED: [&str; 10] = [
-    "kube_client=error",
-    "kube_runtime=warn",
-    "hyper=warn",
-    "hyper_util=warn",
-    "h2=warn",
-    "reqwest=warn",
-    "rustls=warn",
-    "tower=warn",
-    "rustls_platform_verifier=warn",
-    "hyper_rustls=warn",
+const PINNED: [(&str, Level); 10] = [
+    ("kube_client", Level::ERROR),
+    ("kube_runtime", Level::WARN),
+    ("hyper", Level::WARN),
+    ("hyper_util", Level::WARN),
+    ("h2", Level::WARN),
+    ("reqwest", Level::WARN),
+    ("rustls", Level::WARN),
+    ("tower", Level::WARN),
+    ("rustls_platform_verifier", Level::WARN),
+    ("hyper_rustls", Level::WARN),
 ];
 
 /// Starts logging to standard error, at the level of `RUST_LOG`, else `info`.
 pub fn start(format: LogFormat) {
-    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    for directive in PINNED {
-        if let Ok(directive) = directive.parse() {
-            filter = filter.add_directive(directive);
-        }
-    }
-    let registry = tracing_subscriber::registry().with(filter);
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // A filter of its own: among directives the longer one would win, such as `kube_client::client=trace`.
+    let registry = tracing_subscriber::registry().with(filter).with(filter_fn(is_tellable));
     match format {
         LogFormat::Json => registry.with(fmt::layer().json().flatten_event(true).with_writer(std::io::stderr)).init(),
         LogFormat::Text => registry.with(fmt::layer().with_ansi(false).with_writer(std::io::stderr)).init(),
     }
+}
+
+fn is_tellable(metadata: &Metadata<'_>) -> bool {
+    let of =
+        |name: &str| metadata.target().strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"));
+    PINNED.iter().all(|(name, level)| metadata.level() <= level || !of(name))
 }
