@@ -9,13 +9,17 @@ use mail_token_broker::api::{MailCredential, MailProvider};
 use serde_json::json;
 use support::{leaks::assert_untold, *};
 
+/// Everything, and by name those libraries that would tell most.
+const LOG: &str =
+    "trace,kube_client::client=trace,hyper::proto=trace,h2::codec=trace,reqwest::connect=trace,rustls=trace";
+
 #[tokio::test]
 async fn no_secret_is_told_anywhere() {
     const POST: &str = "canary~post secret/7Qx2+Lm9";
     const BASIC: &str = "canary~basic:secret/3Wk8+Rt5";
     let ns = Cluster::shared().namespace().await;
     let idp = Idp::start();
-    let mut broker = Broker::settings(&ns).env("RUST_LOG", "trace").start().await;
+    let mut broker = Broker::settings(&ns).env("RUST_LOG", LOG).start().await;
     ns.provider(&idp).await;
     ns.apply(source("post", "client-secret", POST)).await;
     ns.apply(source("basic", "client-secret", BASIC)).await;
@@ -91,5 +95,10 @@ async fn no_secret_is_told_anywhere() {
     for word in ["authorization: ", "Authorization:", "Basic ", "Bearer "] {
         let told = log.lines().find(|line| line.contains(word) && !line.contains("token_type"));
         assert_eq!(told, None, "{word}");
+    }
+    for library in [" kube_client", " hyper", " h2", " reqwest", " rustls"] {
+        let told =
+            log.lines().find(|line| line.contains(library) && ["DEBUG", "TRACE"].iter().any(|it| line.contains(it)));
+        assert_eq!(told, None, "{library}");
     }
 }

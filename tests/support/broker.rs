@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    Cluster, Namespace, process,
+    Cluster, Namespace, leaks, process,
     wait::{PATIENCE, until, until_in},
 };
 
@@ -26,7 +26,8 @@ const LEAVING: Duration = Duration::from_secs(30);
 /// How much of a log is shown.
 const SHOWN_LINES: usize = 80;
 
-/// A running broker; it is killed when dropped, and its log is shown when the test fails.
+/// A running broker, which logs at its finest. It is killed when dropped; then its log is shown when the test fails, and
+/// searched for secrets when not.
 pub struct Broker {
     settings: Settings,
     address: SocketAddr,
@@ -125,7 +126,7 @@ impl Broker {
             .env_clear()
             .envs(std::env::vars_os().filter(|(name, _)| name == "PATH" || name == "RUST_BACKTRACE"))
             .env("KUBECONFIG", &self.settings.kubeconfig)
-            .env("RUST_LOG", "info,mail_token_broker=debug")
+            .env("RUST_LOG", "trace")
             .envs(self.settings.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -239,6 +240,8 @@ impl Drop for Broker {
             let lines: Vec<_> = log.lines().collect();
             let shown = lines.get(lines.len().saturating_sub(SHOWN_LINES)..).unwrap_or_default().join("\n");
             eprintln!("--- the end of the broker's log, {}:\n{shown}\n---", self.log.display());
+        } else {
+            leaks::assert_unmarked("the broker's log", &self.log());
         }
     }
 }

@@ -198,7 +198,7 @@ impl Devices {
             letters.chars().filter(|letter| "BCDFGHJKLMNPQRSTVWXZ".contains(*letter)).take(9).collect();
         let consent = Consent { client: client.to_owned(), account: String::new(), scopes, nonce: None };
         self.devices.push(Device {
-            device_code: random(96),
+            device_code: format!("device-canary-{}", random(96)),
             user_code,
             consent,
             ends,

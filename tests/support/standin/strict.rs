@@ -246,7 +246,7 @@ impl Families {
                 return Err(("invalid_grant", "the refresh token was used before: its family is revoked"));
             }
         }
-        let next = format!("strict-{}", random(40));
+        let next = format!("strict-canary-{}", random(40));
         family.tokens.push(next.clone());
         let scopes = if asked.is_empty() { family.consent.scopes.clone() } else { asked.to_vec() };
         Ok(self.tokens(&next, &scopes))
@@ -275,7 +275,7 @@ impl Families {
     }
 
     fn begin(&mut self, consent: Consent) -> String {
-        let token = format!("strict-{}", random(40));
+        let token = format!("strict-canary-{}", random(40));
         let family = Family { consent, tokens: vec![token.clone()], revoked: false, grace: 0 };
         self.families.push(family);
         token
@@ -283,7 +283,7 @@ impl Families {
 
     fn tokens(&self, refresh_token: &str, scopes: &[String]) -> Value {
         json!({
-            "access_token": format!("access-{}", random(40)), "token_type": "Bearer", "expires_in": self.lifetime,
+            "access_token": format!("access-canary-{}", random(40)), "token_type": "Bearer", "expires_in": self.lifetime,
             "refresh_token": refresh_token, "scope": scopes.join(" "),
         })
     }
