@@ -8,6 +8,7 @@ pub mod clock;
 pub mod controller;
 pub mod egress;
 pub mod error;
+pub mod fail_point;
 pub mod idp;
 pub mod lease;
 pub mod login;

@@ -20,16 +20,20 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("render", &["api", "oauth", "providers", "sasl"]),
     ("policy", &["api", "oauth", "providers"]),
     ("clock", &[]),
+    ("fail_point", &[]),
     ("egress", &[]),
-    ("idp", &["clock", "egress"]),
+    ("idp", &["clock", "egress", "fail_point"]),
     ("error", &[]),
-    ("lease", &["clock"]),
+    ("lease", &["clock", "fail_point"]),
     // It reads the credentials as the watch shows them.
     ("metrics", &["api", "lease", "reconcile"]),
     ("admin", &["metrics"]),
     ("cli", &[]),
     ("telemetry", &["cli"]),
-    ("reconcile", &["api", "clock", "error", "idp", "lease", "metrics", "oauth", "policy", "providers", "render"]),
+    (
+        "reconcile",
+        &["api", "clock", "error", "fail_point", "idp", "lease", "metrics", "oauth", "policy", "providers", "render"],
+    ),
     ("controller", &["api", "error", "policy", "reconcile"]),
     // A command of its own: it has its settings, builds its client, and looks at providers as a reconcile does.
     ("login", &["api", "cli", "clock", "egress", "error", "idp", "oauth", "policy", "providers", "reconcile"]),

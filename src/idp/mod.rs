@@ -29,6 +29,7 @@ use zeroize::Zeroizing;
 
 use crate::clock::Clock;
 use crate::egress::{EgressPolicy, GuardedResolver};
+use crate::fail_point;
 
 pub use self::error::{TlsProblem, TransportError};
 pub use self::queue::{PER_HOST_LIMIT, TOTAL_LIMIT};
@@ -248,7 +249,10 @@ impl Turn<'_> {
         let Shared { clock, settings, .. } = &*self.client.shared;
         let sent_at = clock.now();
         let limit = settings.request_timeout;
-        match tokio::time::timeout(limit, self.client.exchange(request, &self.target)).await {
+        fail_point::pass("before-request").await;
+        let answered = tokio::time::timeout(limit, self.client.exchange(request, &self.target)).await;
+        fail_point::pass("answer-received").await;
+        match answered {
             Ok(answered) => answered.map(|response| Exchange { sent_at, response }),
             Err(_) => Err(TransportError::TimedOut { host: self.target.host, after: limit }),
         }

@@ -36,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::clock::Clock;
+use crate::fail_point;
 
 pub use self::leadership::Leadership;
 
@@ -172,6 +173,7 @@ impl Candidate {
             Step::Create => call(self.api.create(&parameters, &claim)).await?,
             _ => call(self.api.replace(&self.name, &parameters, &claim)).await?,
         };
+        fail_point::pass("lease-written").await;
         self.election.see(Some(written), monotonic());
         self.leadership.set(Term::Until(start + RENEW_DEADLINE));
         Ok(())

@@ -12,6 +12,7 @@ use super::{Context, full_name};
 use crate::{
     api::{MailCredential, names},
     error::Error,
+    fail_point,
     policy::{
         Decision, Observed, checks,
         notices::{Notice, notices},
@@ -67,6 +68,7 @@ pub(super) async fn report(
         "status": after,
     });
     let params = PatchParams::apply(names::MANAGER).force();
+    fail_point::pass("before-status").await;
     let written = api.patch_status(&credential.name_any(), &params, &Patch::Apply(&patch)).await;
     match written {
         Ok(mut written) => {
@@ -79,6 +81,7 @@ pub(super) async fn report(
         Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => return Ok(()),
         Err(source) => return Err(Error::WriteStatus { name: full_name(credential), source }),
     }
+    fail_point::pass("status-written").await;
     for notice in notices(&before, &after) {
         tell(credential, &notice, context).await;
     }

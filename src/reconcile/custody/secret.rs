@@ -20,6 +20,7 @@ use crate::{
         names::{self, rfc3339},
     },
     error::{Error, told_by},
+    fail_point,
     policy::{
         Blocker, checks,
         grant::{Claim, Kept},
@@ -179,6 +180,7 @@ pub(super) async fn put(
         let written = api.patch_metadata(&kept.name, &params(), &patch(operations)).await;
         take(written.map(|partial| partial.metadata), kept, credential, context).await?
     };
+    fail_point::pass("grant-written").await;
     remember(credential, meta.clone(), context);
     Ok(meta)
 }

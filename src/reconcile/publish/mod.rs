@@ -22,6 +22,7 @@ use super::{Context, json_patch::params, observe};
 use crate::{
     api::{MailCredential, Reason, credential::DeletionPolicy, names},
     error::{Error, told_by},
+    fail_point,
     oauth::{Token, token::DEFAULT_LIFETIME},
     policy::{
         Observed, checks,
@@ -144,6 +145,7 @@ async fn write(
     let token = &stored.token;
     let content = content(&observed.credential, provider, stored, issued_for, reissue);
     let meta = put(observed, &content, context).await?;
+    fail_point::pass("target-written").await;
     let uid = checks::uid(&observed.credential).to_owned();
     let published = Published {
         name: meta.name.clone().unwrap_or_default(),
