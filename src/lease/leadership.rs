@@ -131,6 +131,21 @@ mod tests {
         assert_eq!(leadership.time_left(), Duration::ZERO);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_request_is_let_through_only_while_the_lease_outlasts_it() {
+        let leadership = Leadership::new();
+        assert!(!leadership.leads_for(Duration::ZERO));
+        // The longest request, and how long after the last renewal it may begin: others take over after 15 s.
+        for (request, last) in [(1, 9_999), (6, 9_000), (8, 7_000), (10, 5_000), (30, 5_000)] {
+            let request = Duration::from_secs(request);
+            leadership.set(Term::Until(monotonic() + RENEW_DEADLINE));
+            advance(Duration::from_millis(last)).await;
+            assert!(leadership.leads_for(request), "{request:?}");
+            advance(Duration::from_millis(1)).await;
+            assert!(!leadership.leads_for(request), "{request:?}");
+        }
+    }
+
     #[tokio::test]
     async fn without_election_a_replica_always_leads() {
         let leadership = Leadership::always();
