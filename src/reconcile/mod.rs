@@ -181,6 +181,9 @@ async fn carry_out(observed: &mut Observed, decision: &Decision, context: &Conte
         _ => publish::publish_again(observed, context).await,
     };
     let now = context.clock.now();
+    if matches!(written, Err(PublishError::Refused(_))) {
+        context.metrics.reconcile_error("write_secret");
+    }
     match written {
         Ok(()) => {}
         Err(PublishError::Kubernetes(error)) => return Err(error),
