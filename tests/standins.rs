@@ -665,7 +665,7 @@ async fn the_strict_server_refuses_other_clients_and_wider_scopes() {
         (&[("client_secret", "")], (401, "invalid_client")),
         (&[("client_id", "desktop"), ("client_secret", "")], (400, "invalid_grant")),
         (&[("scope", "mail.send mail.read")], (400, "invalid_scope")),
-        (&[("grant_type", "client_credentials")], (400, "unsupported_grant_type")),
+        (&[("grant_type", "password")], (400, "unsupported_grant_type")),
     ];
     for (changes, (status, error)) in table {
         let refused = caller.refused("/token", &with(&rotation(&token), changes)).await;

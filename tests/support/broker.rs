@@ -195,6 +195,13 @@ impl Broker {
         self.ready().await;
     }
 
+    /// A variable of its environment in its next lives; `None` takes it away.
+    pub fn set(&mut self, name: &str, value: Option<&str>) {
+        let environment = &mut self.settings.environment;
+        environment.retain(|(known, _)| known != name);
+        environment.extend(value.map(|value| (name.to_owned(), value.into())));
+    }
+
     /// Its log, of all its lives.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap()

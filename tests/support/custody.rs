@@ -69,11 +69,13 @@ impl Custody {
     /// Asks for a token, and waits until it is there.
     pub async fn renew(&self) -> MailCredential {
         let asked = self.ask().await;
-        self.ns
-            .until::<MailCredential>("billing", "the reissue is answered", |credential| {
-                field(credential, "/status/lastHandledReissue") == asked.as_str()
-            })
-            .await
+        self.answered(&asked).await
+    }
+
+    /// Waits until the token is there that [`Self::ask`] asked for.
+    pub async fn answered(&self, asked: &str) -> MailCredential {
+        let answered = |credential: &MailCredential| field(credential, "/status/lastHandledReissue") == asked;
+        self.ns.until::<MailCredential>("billing", "the reissue is answered", answered).await
     }
 
     /// Asks for a token.

@@ -37,6 +37,7 @@ pub mod stage;
 pub mod standin;
 pub mod table;
 pub mod tenants;
+pub mod vigil;
 pub mod wait;
 
 pub use broker::Broker;
@@ -48,4 +49,5 @@ pub use manifest::{Manifest, ca_bundle, credential, provider, source};
 pub use namespace::Namespace;
 pub use stage::{Stage, field, reason, text};
 pub use tenants::Tenants;
+pub use vigil::Vigil;
 pub use wait::{PATIENCE, holds, until};

@@ -4,7 +4,7 @@
 //! | path | |
 //! |---|---|
 //! | `/.well-known/openid-configuration` | the discovery document of [`Strict::issuer`] |
-//! | `/token` | the grants `refresh_token` and device code |
+//! | `/token` | the grants `refresh_token`, `client_credentials` and device code |
 //! | `/device` | device codes; a poll that comes too soon is told to slow down |
 //! | `/revoke` | RFC 7009 |
 
@@ -36,6 +36,8 @@ pub struct Families {
     families: Vec<Family>,
     devices: Devices,
     presented: HashMap<String, usize>,
+    /// Access tokens with the account that each is for, or the client that got it for itself; the latest last.
+    access: Vec<(String, String)>,
     reuses: usize,
     grace: usize,
     lifetime: i64,
@@ -64,6 +66,7 @@ impl Strict {
             families: vec![],
             devices: Devices::new(1),
             presented: HashMap::new(),
+            access: vec![],
             reuses: 0,
             grace: 0,
             lifetime: 3600,
@@ -125,6 +128,20 @@ impl Strict {
     pub fn is_valid(&self, refresh_token: &str) -> bool {
         let valid = |family: &Family| !family.revoked && family.tokens.last().is_some_and(|last| last == refresh_token);
         self.provider().families.iter().any(valid)
+    }
+
+    /// Whose an access token is: an account's, or a client's own; `None`: it was not issued here.
+    pub fn account(&self, access_token: &str) -> Option<String> {
+        let provider = self.provider();
+        let issued = provider.access.iter().rev().find(|(_, token)| token == access_token);
+        issued.map(|(account, _)| account.clone())
+    }
+
+    /// The access token that was issued last for an account, or for a client itself.
+    pub fn latest(&self, account: &str) -> Option<String> {
+        let provider = self.provider();
+        let issued = provider.access.iter().rev().find(|(whose, _)| whose == account);
+        issued.map(|(_, token)| token.clone())
     }
 
     /// The user codes that nobody has entered yet, the oldest first.
@@ -205,11 +222,12 @@ impl Families {
                 *self.presented.entry(token.clone()).or_default() += 1;
                 self.rotate(&client, token, &scopes(&form))
             }
+            "client_credentials" => Ok(self.tokens(&client, None, &scopes(&form))),
             DEVICE_CODE => match self.devices.poll(form.get("device_code"), &client, Some(request.at), now) {
                 Poll::Approved(consent) => {
-                    let scopes = consent.scopes.clone();
+                    let (account, scopes) = (consent.account.clone(), consent.scopes.clone());
                     let token = self.begin(consent);
-                    Ok(self.tokens(&token, &scopes))
+                    Ok(self.tokens(&account, Some(&token), &scopes))
                 }
                 Poll::Pending => Err(("authorization_pending", "nobody has entered the code")),
                 Poll::TooSoon => Err(("slow_down", "polled too soon: the interval is 5 seconds longer now")),
@@ -248,8 +266,9 @@ impl Families {
         }
         let next = format!("strict-canary-{}", random(40));
         family.tokens.push(next.clone());
+        let account = family.consent.account.clone();
         let scopes = if asked.is_empty() { family.consent.scopes.clone() } else { asked.to_vec() };
-        Ok(self.tokens(&next, &scopes))
+        Ok(self.tokens(&account, Some(&next), &scopes))
     }
 
     fn device(&mut self, request: &Request, now: i64) -> Result<Value, Refusal> {
@@ -281,10 +300,15 @@ impl Families {
         token
     }
 
-    fn tokens(&self, refresh_token: &str, scopes: &[String]) -> Value {
-        json!({
-            "access_token": format!("access-canary-{}", random(40)), "token_type": "Bearer", "expires_in": self.lifetime,
-            "refresh_token": refresh_token, "scope": scopes.join(" "),
-        })
+    fn tokens(&mut self, account: &str, refresh_token: Option<&str>, scopes: &[String]) -> Value {
+        let token = format!("access-canary-{}", random(40));
+        self.access.push((account.to_owned(), token.clone()));
+        let mut answer = json!({
+            "access_token": token, "token_type": "Bearer", "expires_in": self.lifetime, "scope": scopes.join(" "),
+        });
+        if let Some(refresh_token) = refresh_token {
+            answer["refresh_token"] = refresh_token.into();
+        }
+        answer
     }
 }
