@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-down check test faults bench audit crds image sbom mutants
+.PHONY: help setup demo demo-down check test faults soak bench audit crds image sbom mutants
 
 CARGO ?= nice cargo
 TEST_DEMO := target/demo
@@ -31,6 +31,7 @@ check: ## Format, lints, dependencies, generated files, unit tests: seconds when
 	@tools/run cargo-deny --log-level error check bans licenses sources
 	$(call step,check: lints)
 	@$(CARGO) clippy --quiet --locked --all-targets -- -D warnings
+	@$(CARGO) clippy --quiet --locked --test soak -- -D warnings
 	$(call step,check: unit tests; the CRDs and the documentation are those of the code)
 	@$(CARGO) test --quiet --locked --lib --bins --test crds --test docs
 
@@ -44,6 +45,14 @@ faults: ## Breaks everything that can break, and says what was lost: docs/reliab
 	$(call step,faults: the tools of tests)
 	@tools/setup control-plane keycloak
 	@tools/faults $(FAULTS)
+
+soak: ## Kills it 200 times at random moments, renews 10,000 tokens: about 25 minutes; KILLS=20 RENEWALS=1000 for less
+	$(call step,soak: the tools of tests)
+	@tools/setup control-plane keycloak
+	$(call step,soak: build)
+	@$(CARGO) test --quiet --locked --test soak --no-run
+	$(call step,soak: kills and renewals)
+	@$(CARGO) test --quiet --locked --test soak
 
 bench: ## How fast it is, on this machine: about an hour; QUICK=1 to see that it works, ONLY=create for a part
 	@tools/setup control-plane

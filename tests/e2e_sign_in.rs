@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::{collections::BTreeMap, fs, process::Command};
+use std::{collections::BTreeMap, fs};
 
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::MailCredential;
@@ -155,13 +155,15 @@ async fn a_seed_from_keycloak_is_renewed_and_one_of_somebody_else_is_not_used() 
     let _broker = Broker::start(&ns).await;
     let grant = json!({"refreshToken": {"secretRef": {"name": "seed", "key": "refresh_token"}}});
 
-    ns.apply(source("seed", "refresh_token", &tokens(&ns, &other, "openid email offline_access").1)).await;
+    ns.apply(source("seed", "refresh_token", &realm::tokens(&ns.cluster, &other, "openid email offline_access").1))
+        .await;
     ns.apply(shared(&ns, grant)).await;
     let told = ns.condition::<MailCredential>("billing", "Stalled", "AuthorizationRequired").await.message;
     assert!(told.contains(&other) && told.contains(&person) && told.contains("mail-token-broker login"), "{told}");
     assert!(ns.api::<Secret>().get_opt("billing").await.unwrap().is_none());
 
-    ns.apply(source("seed", "refresh_token", &tokens(&ns, &person, "openid email offline_access").1)).await;
+    ns.apply(source("seed", "refresh_token", &realm::tokens(&ns.cluster, &person, "openid email offline_access").1))
+        .await;
     let first = ready(&ns).await;
     logins(&ns, &first);
     let rotations = field(&ns.get::<MailCredential>("billing").await, "/status/grant/rotations");
@@ -176,7 +178,7 @@ async fn what_a_deleted_credential_was_granted_is_revoked_at_keycloak() {
     ns.apply(people(&ns, "KEYCLOAK_ISSUER", "KEYCLOAK_DESKTOP_CLIENT_ID")).await;
     let _broker = Broker::start(&ns).await;
     let grant = json!({"refreshToken": {"secretRef": {"name": "seed", "key": "refresh_token"}}});
-    let seed = tokens(&ns, &ns.cluster.env("PERSON_USER"), "openid email offline_access").1;
+    let seed = realm::tokens(&ns.cluster, &ns.cluster.env("PERSON_USER"), "openid email offline_access").1;
     ns.apply(source("seed", "refresh_token", &seed)).await;
     ns.apply(shared(&ns, grant.clone()).set("spec.revocationPolicy", "OnDelete")).await;
     ready(&ns).await;
@@ -199,7 +201,7 @@ async fn a_persons_token_is_exchanged_at_keycloak_for_one_that_mail_servers_take
     let entry = json!([{"clientSecret": {"secretRef": {"name": "exchange", "key": "client-secret"}}}]);
     let provider = people(&ns, "KEYCLOAK_ISSUER", "KEYCLOAK_EXCHANGE_CLIENT_ID").without("spec.scopes");
     ns.apply(provider.set("spec.client", json!({"id": id, "authentication": entry}))).await;
-    ns.apply(source("subject", "access_token", &tokens(&ns, &person, "openid").0)).await;
+    ns.apply(source("subject", "access_token", &realm::tokens(&ns.cluster, &person, "openid").0)).await;
     let _broker = Broker::start(&ns).await;
     let subject = json!({"secretRef": {"name": "subject", "key": "access_token"}});
     let kind = "urn:ietf:params:oauth:token-type:access_token";
@@ -214,7 +216,7 @@ async fn a_persons_token_is_exchanged_at_keycloak_for_one_that_mail_servers_take
         |credential: &MailCredential| find(credential, "Renewed").is_some_and(|renewed| renewed.status == "False");
     let told: MailCredential = ns.until("billing", "the exchange is refused", refused).await;
     assert_eq!(reason(&told, "Ready"), "TokenValid");
-    ns.apply(source("subject", "access_token", &tokens(&ns, &person, "openid").0)).await;
+    ns.apply(source("subject", "access_token", &realm::tokens(&ns.cluster, &person, "openid").0)).await;
     let other = |secret: &Secret| text(secret, "access_token") != first["access_token"];
     ns.until::<Secret>("billing", "it has another token", other).await;
     logins(&ns, &ns.secret("billing").await);
@@ -242,23 +244,4 @@ async fn oidc_provider_takes_each_key_and_a_person_for_a_client_that_signs() {
     sign_in(&ns, "", &[]).await;
     let first = ready(&ns).await;
     renewals(&ns, first["access_token"].clone()).await;
-}
-
-/// An access and a refresh token of a person, from Keycloak by password.
-fn tokens(ns: &Namespace, account: &str, scopes: &str) -> (String, String) {
-    let env = |name: &str| ns.cluster.env(name);
-    let form = url::form_urlencoded::Serializer::new(String::new())
-        .extend_pairs([
-            ("grant_type", "password"),
-            ("client_id", &env("KEYCLOAK_DESKTOP_CLIENT_ID")),
-            ("username", account),
-            ("password", &env("PERSON_PASSWORD")),
-            ("scope", scopes),
-        ])
-        .finish();
-    let mut curl = Command::new("curl");
-    curl.args(["-sS", "--noproxy", "*", "--max-time", "20", "--cacert", &env("CA_CERT"), "--data", &form]);
-    let answer: Value = serde_json::from_str(&process::output(curl.arg(env("KEYCLOAK_TOKEN_URL")))).unwrap();
-    let token = |name: &str| answer[name].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned();
-    (token("access_token"), token("refresh_token"))
 }

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
+use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
 /// How the tests' own client calls itself.
@@ -22,6 +23,8 @@ pub struct AuditEvent {
     pub name: String,
     /// The status of the answer.
     pub code: u64,
+    /// When it was answered.
+    pub at: Timestamp,
 }
 
 /// What RBAC speaks of.
@@ -79,6 +82,7 @@ fn parse(event: &Value) -> Option<AuditEvent> {
         namespace: text("/objectRef/namespace"),
         name: text("/objectRef/name"),
         code: event.pointer("/responseStatus/code").and_then(Value::as_u64).unwrap_or_default(),
+        at: text("/stageTimestamp").parse().unwrap_or_default(),
     })
 }
 

@@ -190,9 +190,14 @@ impl Broker {
 
     /// Starts it again, after [`Self::kill`] or [`Self::terminate`]: the same flags, address and log.
     pub async fn again(&mut self) {
+        self.relaunch();
+        self.ready().await;
+    }
+
+    /// [`Self::again`] without waiting.
+    pub fn relaunch(&mut self) {
         assert!(self.child.is_none(), "it runs");
         self.launch();
-        self.ready().await;
     }
 
     /// A variable of its environment in its next lives; `None` takes it away.

@@ -192,24 +192,31 @@ impl Custody {
     }
 }
 
-/// The MailProvider `idp`: this server, by discovery.
+/// Applies [`provider_of`].
 pub async fn provider(ns: &Namespace, idp: &Strict) {
-    ns.apply(json!({
-        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "idp-ca"}, "data": {"ca.crt": idp.ca()},
-    }))
-    .await;
-    ns.apply(json!({
-        "apiVersion": "mailtoken.dev/v1alpha1", "kind": "MailProvider", "metadata": {"name": "idp"},
-        "spec": {
-            "oauth2": {"tokenURL": idp.token_url()},
-            "client": {
-                "id": "mailer",
-                "authentication": [{"clientSecret": {"secretRef": {"name": "idp-client", "key": "client-secret"}}}],
+    for manifest in provider_of(idp) {
+        ns.apply(manifest).await;
+    }
+}
+
+/// The CA of this server, and the MailProvider `idp` for it.
+pub fn provider_of(idp: &Strict) -> [Manifest; 2] {
+    [
+        Manifest(json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "idp-ca"}, "data": {"ca.crt": idp.ca()},
+        })),
+        Manifest(json!({
+            "apiVersion": "mailtoken.dev/v1alpha1", "kind": "MailProvider", "metadata": {"name": "idp"},
+            "spec": {
+                "oauth2": {"tokenURL": idp.token_url()},
+                "client": {
+                    "id": "mailer",
+                    "authentication": [{"clientSecret": {"secretRef": {"name": "idp-client", "key": "client-secret"}}}],
+                },
+                "caBundleRef": {"configMap": {"name": "idp-ca", "key": "ca.crt"}},
             },
-            "caBundleRef": {"configMap": {"name": "idp-ca", "key": "ca.crt"}},
-        },
-    }))
-    .await;
+        })),
+    ]
 }
 
 /// A MailCredential by the refresh token in the Secret `seed`.

@@ -13,6 +13,42 @@ pub fn admin(cluster: &Cluster, method: &str, path: &str, body: &Value) -> Strin
     process::output(command.arg(cluster.dir()).args([method, &path, &body.to_string()]))
 }
 
+/// An access and a refresh token of a person, by password.
+pub fn tokens(cluster: &Cluster, account: &str, scopes: &str) -> (String, String) {
+    let env = |name: &str| cluster.env(name);
+    let form = url::form_urlencoded::Serializer::new(String::new())
+        .extend_pairs([
+            ("grant_type", "password"),
+            ("client_id", &env("KEYCLOAK_DESKTOP_CLIENT_ID")),
+            ("username", account),
+            ("password", &env("PERSON_PASSWORD")),
+            ("scope", scopes),
+        ])
+        .finish();
+    let answer = fetch(cluster, &env("KEYCLOAK_TOKEN_URL"), &["--data", &form]);
+    let token = |name: &str| answer[name].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned();
+    (token("access_token"), token("refresh_token"))
+}
+
+/// What its log of events has, the latest first.
+pub fn events(cluster: &Cluster) -> Vec<Value> {
+    let mut command = Command::new(process::tool("keycloak-admin"));
+    let arguments = ["GET", "/realms/mail/events?max=1000000"];
+    serde_json::from_str(&process::output(command.arg(cluster.dir()).args(arguments))).unwrap()
+}
+
+/// The keys that its tokens are signed with.
+pub fn keys(cluster: &Cluster) -> Value {
+    let discovery = format!("{}/.well-known/openid-configuration", cluster.env("KEYCLOAK_ISSUER"));
+    fetch(cluster, fetch(cluster, &discovery, &[])["jwks_uri"].as_str().unwrap(), &[])
+}
+
+fn fetch(cluster: &Cluster, url: &str, arguments: &[&str]) -> Value {
+    let mut curl = Command::new("curl");
+    curl.args(["-sS", "--noproxy", "*", "--max-time", "20", "--cacert", &cluster.env("CA_CERT")]).args(arguments);
+    serde_json::from_str(&process::output(curl.arg(url))).unwrap()
+}
+
 /// Registers a client that authenticates with tokens of a ServiceAccount in this namespace, which is made. Their one
 /// audience is the realm's issuer. Keycloak 26.4 takes a parameter `client_id` only when it is the token's subject,
 /// `system:serviceaccount:NAMESPACE:NAME`, whatever the client is called; without one the subject finds the client.

@@ -31,7 +31,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Mutex, MutexGuard,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -106,6 +106,7 @@ struct Served<P> {
     faults: Mutex<VecDeque<Fault>>,
     issued: Mutex<Vec<String>>,
     ahead: AtomicI64,
+    latency: AtomicU64,
 }
 
 impl<P: Provider> Handler for Served<P> {
@@ -127,7 +128,11 @@ impl<P: Provider> Handler for Served<P> {
                 tokio::time::sleep(delay).await;
                 response
             }
-            None => self.answer(&request, now),
+            None => {
+                let response = self.answer(&request, now);
+                tokio::time::sleep(Duration::from_millis(self.latency.load(Ordering::Relaxed))).await;
+                response
+            }
         };
         let date = Timestamp::from_second(now).unwrap().strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
         Some(response.header("date", &date).header("cache-control", "no-store"))
@@ -157,6 +162,7 @@ impl<P: Provider> StandIn<P> {
             faults: Mutex::default(),
             issued: Mutex::default(),
             ahead: AtomicI64::new(0),
+            latency: AtomicU64::new(0),
         }))
     }
 
@@ -189,6 +195,12 @@ impl<P> StandIn<P> {
     /// What happens to the next token request for which nothing stands in line yet.
     pub fn next(&self, fault: Fault) {
         self.0.handler().faults.lock().unwrap().push_back(fault);
+    }
+
+    /// From now on, how long an answer is on its way (nothing at first).
+    pub fn latency(&self, latency: Duration) {
+        let milliseconds = latency.as_millis().try_into().unwrap();
+        self.0.handler().latency.store(milliseconds, Ordering::Relaxed);
     }
 
     /// Sets its clock, which the `Date` header shows, so many seconds ahead of this machine's (or behind it).

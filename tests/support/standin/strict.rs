@@ -8,11 +8,9 @@
 //! | `/device` | device codes; a poll that comes too soon is told to slow down |
 //! | `/revoke` | RFC 7009 |
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    net::SocketAddr,
-};
+use std::{collections::BTreeMap, net::SocketAddr};
 
+use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{
@@ -35,12 +33,23 @@ pub struct Families {
     clients: BTreeMap<String, Option<String>>,
     families: Vec<Family>,
     devices: Devices,
-    presented: HashMap<String, usize>,
-    /// Access tokens with the account that each is for, or the client that got it for itself; the latest last.
-    access: Vec<(String, String)>,
+    journal: Vec<Exchange>,
     reuses: usize,
     grace: usize,
     lifetime: i64,
+}
+
+/// A request by one of the grants `refresh_token` and `client_credentials`.
+#[derive(Clone, Debug)]
+pub struct Exchange {
+    /// When it was handled.
+    pub at: Timestamp,
+    /// Whose token was asked for: an account's, or a client's own.
+    pub account: String,
+    /// The refresh token that was presented.
+    pub presented: Option<String>,
+    /// The access token that was issued; `None`: it was refused.
+    pub issued: Option<String>,
 }
 
 /// The refresh tokens of one sign-in, the valid one last.
@@ -65,8 +74,7 @@ impl Strict {
             clients: BTreeMap::new(),
             families: vec![],
             devices: Devices::new(1),
-            presented: HashMap::new(),
-            access: vec![],
+            journal: vec![],
             reuses: 0,
             grace: 0,
             lifetime: 3600,
@@ -109,9 +117,15 @@ impl Strict {
         self.provider().begin(Consent::new(client, account, scopes))
     }
 
-    /// How often each refresh token was presented at the token endpoint.
+    /// All requests for tokens of the grants that need nobody, in their order.
+    pub fn journal(&self) -> Vec<Exchange> {
+        self.provider().journal.clone()
+    }
+
+    /// How often this refresh token was presented at the token endpoint.
     pub fn presented(&self, refresh_token: &str) -> usize {
-        self.provider().presented.get(refresh_token).copied().unwrap_or_default()
+        let with = |exchange: &&Exchange| exchange.presented.as_deref() == Some(refresh_token);
+        self.provider().journal.iter().filter(with).count()
     }
 
     /// How often a spent token was presented, beyond the grace.
@@ -132,16 +146,15 @@ impl Strict {
 
     /// Whose an access token is: an account's, or a client's own; `None`: it was not issued here.
     pub fn account(&self, access_token: &str) -> Option<String> {
-        let provider = self.provider();
-        let issued = provider.access.iter().rev().find(|(_, token)| token == access_token);
-        issued.map(|(account, _)| account.clone())
+        let journal = &self.provider().journal;
+        let issued = journal.iter().rev().find(|exchange| exchange.issued.as_deref() == Some(access_token));
+        issued.map(|exchange| exchange.account.clone())
     }
 
     /// The access token that was issued last for an account, or for a client itself.
     pub fn latest(&self, account: &str) -> Option<String> {
-        let provider = self.provider();
-        let issued = provider.access.iter().rev().find(|(whose, _)| whose == account);
-        issued.map(|(_, token)| token.clone())
+        let journal = &self.provider().journal;
+        journal.iter().rev().filter(|exchange| exchange.account == account).find_map(|exchange| exchange.issued.clone())
     }
 
     /// The user codes that nobody has entered yet, the oldest first.
@@ -219,15 +232,22 @@ impl Families {
         match form.get("grant_type").map_or("", String::as_str) {
             "refresh_token" => {
                 let token = form.get("refresh_token").ok_or(("invalid_request", "no refresh_token"))?;
-                *self.presented.entry(token.clone()).or_default() += 1;
-                self.rotate(&client, token, &scopes(&form))
+                let answer = self.rotate(&client, token, &scopes(&form));
+                let family = self.families.iter().find(|family| family.tokens.contains(token));
+                let account = family.map(|family| family.consent.account.clone()).unwrap_or_default();
+                self.note(account, Some(token), &answer);
+                answer
             }
-            "client_credentials" => Ok(self.tokens(&client, None, &scopes(&form))),
+            "client_credentials" => {
+                let answer = Ok(self.tokens(None, &scopes(&form)));
+                self.note(client, None, &answer);
+                answer
+            }
             DEVICE_CODE => match self.devices.poll(form.get("device_code"), &client, Some(request.at), now) {
                 Poll::Approved(consent) => {
-                    let (account, scopes) = (consent.account.clone(), consent.scopes.clone());
+                    let scopes = consent.scopes.clone();
                     let token = self.begin(consent);
-                    Ok(self.tokens(&account, Some(&token), &scopes))
+                    Ok(self.tokens(Some(&token), &scopes))
                 }
                 Poll::Pending => Err(("authorization_pending", "nobody has entered the code")),
                 Poll::TooSoon => Err(("slow_down", "polled too soon: the interval is 5 seconds longer now")),
@@ -266,9 +286,8 @@ impl Families {
         }
         let next = format!("strict-canary-{}", random(40));
         family.tokens.push(next.clone());
-        let account = family.consent.account.clone();
         let scopes = if asked.is_empty() { family.consent.scopes.clone() } else { asked.to_vec() };
-        Ok(self.tokens(&account, Some(&next), &scopes))
+        Ok(self.tokens(Some(&next), &scopes))
     }
 
     fn device(&mut self, request: &Request, now: i64) -> Result<Value, Refusal> {
@@ -300,11 +319,16 @@ impl Families {
         token
     }
 
-    fn tokens(&mut self, account: &str, refresh_token: Option<&str>, scopes: &[String]) -> Value {
-        let token = format!("access-canary-{}", random(40));
-        self.access.push((account.to_owned(), token.clone()));
+    fn note(&mut self, account: String, presented: Option<&str>, answer: &Result<Value, Refusal>) {
+        let issued = answer.as_ref().ok().and_then(|body| body["access_token"].as_str());
+        let [presented, issued] = [presented, issued].map(|token| token.map(str::to_owned));
+        self.journal.push(Exchange { at: Timestamp::now(), account, presented, issued });
+    }
+
+    fn tokens(&self, refresh_token: Option<&str>, scopes: &[String]) -> Value {
         let mut answer = json!({
-            "access_token": token, "token_type": "Bearer", "expires_in": self.lifetime, "scope": scopes.join(" "),
+            "access_token": format!("access-canary-{}", random(40)), "token_type": "Bearer", "expires_in": self.lifetime,
+            "scope": scopes.join(" "),
         });
         if let Some(refresh_token) = refresh_token {
             answer["refresh_token"] = refresh_token.into();

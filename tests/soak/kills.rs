@@ -1,0 +1,379 @@
+//! Kills at random moments, and what can be told of them afterwards: from what stands in the cluster, and what the server
+//! knows of each request.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
+use kube::ResourceExt as _;
+use mail_token_broker::api::{MailCredential, names};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    Chance,
+    servers::{APP, PEOPLE, Server},
+    support::{
+        Broker, Cluster, Manifest, Namespace, Vigil, by_seed, credential, namespace::find, source, stage::reason,
+        stage::text, standin::strict::Exchange, wait::until_in,
+    },
+};
+
+/// How many refresh tokens are kept; there is one credential by client credentials beside them.
+const PERSONS: usize = 6;
+/// When a broker is killed, in milliseconds after it was started.
+const MOMENTS: (u64, u64) = (200, 2500);
+/// A request that the broker has sent is handled within this also when nobody waits for the answer.
+const HANDLED: Duration = Duration::from_millis(300);
+/// After the last kill everything heals within this.
+const HEALED: Duration = Duration::from_secs(120);
+/// How many stores are timed.
+const TIMED: usize = 100;
+
+/// How far a refresh had come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Step {
+    Rest,
+    Claimed,
+    Asked,
+    Answered,
+    Stored,
+    Published,
+}
+
+/// Those at which something is under way, in words.
+pub const STEPS: &[(Step, &str)] = &[
+    (Step::Claimed, "K1 claimed, not asked"),
+    (Step::Asked, "K2 asked, not answered"),
+    (Step::Answered, "K3 answered, nothing stored"),
+    (Step::Stored, "K4 refresh token stored, target not"),
+    (Step::Published, "K5 target written, status not"),
+];
+
+/// What became of the kills at one server.
+pub struct Tally {
+    pub server: String,
+    pub kills: usize,
+    /// Kills with nothing under way.
+    pub quiet: usize,
+    /// Refreshes that were hit.
+    pub hits: BTreeMap<Step, usize>,
+    /// Sign-ins that were lost, by the step at which their refresh was hit.
+    pub losses: BTreeMap<Step, usize>,
+    pub requests: usize,
+    /// How often a refresh token was sent that had been sent before.
+    pub again: usize,
+    /// How many refresh tokens were hit between request and store.
+    outstanding: usize,
+    /// From the handling of a request to the store of its refresh token.
+    windows: Vec<Duration>,
+    pub wrong: Vec<String>,
+}
+
+impl Tally {
+    /// For the ledger.
+    pub fn lost(&self) -> String {
+        match self.losses.values().sum::<usize>() {
+            0 => format!("nothing, at {}", self.server),
+            number => format!("{number} sign-ins, at {}, all between request and store", self.server),
+        }
+    }
+
+    /// How often a token had to be sent again.
+    pub fn forced(&self) -> usize {
+        self.outstanding
+    }
+
+    /// Median, 99 % and longest, in milliseconds.
+    pub fn window(&self) -> String {
+        let mut sorted = self.windows.clone();
+        sorted.sort();
+        let at = |part: usize| sorted.get((sorted.len() * part / 100).min(sorted.len().saturating_sub(1)));
+        let shown = |time: Option<&Duration>| time.map_or("-".to_owned(), |time| time.as_millis().to_string());
+        [at(50), at(99), sorted.last()].map(shown).join(" / ")
+    }
+}
+
+/// A credential.
+struct Subject {
+    name: String,
+    /// Whose its access tokens may be: each sign-in may be another account to the server.
+    accounts: BTreeSet<String>,
+    by_person: bool,
+    /// The refresh token that was hit between request and store, and where first.
+    suspect: Option<(String, Step)>,
+    /// The refresh token of the last sign-in that was lost.
+    lost: Option<String>,
+    last: Step,
+}
+
+/// What stands in the cluster for one credential.
+struct Look<'a> {
+    credential: &'a MailCredential,
+    access: String,
+    refresh: String,
+    claimed: bool,
+}
+
+impl Look<'_> {
+    /// How far its refresh had come when the broker was killed.
+    fn step(&self, subject: &Subject, journal: &[Exchange], server: &dyn Server, killed: Timestamp) -> Step {
+        let refresh = server.id(&self.refresh);
+        let presented = |one: &&Exchange| subject.by_person && one.presented.as_ref() == Some(&refresh);
+        let newest = journal.iter().rev().find(|one| subject.accounts.contains(&one.account) && one.issued.is_some());
+        let behind = newest.filter(|one| one.issued != Some(server.id(&self.access)));
+        let under_way = |one: &Exchange| {
+            let latency = i64::try_from(server.latency().as_millis()).unwrap();
+            let answered = one.at.as_millisecond() + latency <= killed.as_millisecond();
+            if answered { Step::Answered } else { Step::Asked }
+        };
+        if subject.lost.as_ref() == Some(&self.refresh) {
+            // The next one is in the seed's Secret already.
+            return Step::Rest;
+        }
+        if let Some(exchange) = journal.iter().rev().find(presented) {
+            return under_way(exchange);
+        }
+        match behind {
+            _ if self.claimed => Step::Claimed,
+            Some(_) if subject.by_person => Step::Stored,
+            Some(exchange) => under_way(exchange),
+            None if self.is_told() => Step::Rest,
+            None => Step::Published,
+        }
+    }
+
+    fn is_told(&self) -> bool {
+        let fingerprint = format!("sha256:{}", names::hex16(&Sha256::digest(&self.access)));
+        let token = self.credential.status.as_ref().and_then(|status| status.token.as_ref());
+        token.is_some_and(|token| token.fingerprint == fingerprint)
+    }
+
+    fn is_well(&self) -> bool {
+        let is = |kind: &str| find(self.credential, kind).is_some_and(|condition| condition.status == "True");
+        is("Ready") && is("Renewed") && !is("Stalled")
+    }
+
+    /// Whether the server has refused the refresh token, and that is told.
+    fn is_lost(&self, subject: &Subject, journal: &[Exchange], server: &dyn Server) -> bool {
+        let refresh = server.id(&self.refresh);
+        let refused = |one: &Exchange| one.presented.as_ref() == Some(&refresh) && one.issued.is_none();
+        subject.by_person
+            && subject.lost.as_ref() != Some(&self.refresh)
+            && reason(self.credential, "Stalled") == "InvalidGrant"
+            && journal.iter().any(refused)
+    }
+}
+
+struct Soak<'a> {
+    server: &'a dyn Server,
+    ns: Namespace,
+    broker: Broker,
+    subjects: Vec<Subject>,
+    tally: Tally,
+}
+
+/// Kills a broker so many times.
+pub async fn soak(cluster: &Cluster, server: &dyn Server, kills: usize, chance: &mut Chance) -> Tally {
+    println!("\n{}: {PERSONS} refresh tokens and client credentials", server.name());
+    let (mut soak, vigil) = Soak::begin(cluster, server).await;
+    for number in 1..=kills {
+        tokio::time::sleep(Duration::from_millis(chance.between(MOMENTS.0, MOMENTS.1))).await;
+        let killed = Timestamp::now();
+        soak.broker.kill();
+        tokio::time::sleep(HANDLED).await;
+        soak.look_after(killed).await;
+        soak.broker.relaunch();
+        if number % 10 == 0 || number == kills {
+            let Tally { hits, losses, quiet, .. } = &soak.tally;
+            println!("{number} of {kills} kills, {quiet} at rest; hit {hits:?}; lost {losses:?}");
+        }
+    }
+    soak.tally.kills = kills;
+    soak.heal().await;
+    soak.time().await;
+    soak.close(vigil).await
+}
+
+impl<'a> Soak<'a> {
+    async fn begin(cluster: &Cluster, server: &'a dyn Server) -> (Self, Vigil) {
+        let ns = cluster.namespace().await;
+        for manifest in server.manifests() {
+            ns.apply(manifest).await;
+        }
+        let settings =
+            Broker::settings(&ns).flag("--request-timeout=5s").env("POD_UID", "a-pods-uid").env("RUST_LOG", "info");
+        let broker = settings.start().await;
+        let tally = Tally {
+            server: server.name().to_owned(),
+            kills: 0,
+            quiet: 0,
+            hits: BTreeMap::new(),
+            losses: BTreeMap::new(),
+            requests: 0,
+            again: 0,
+            outstanding: 0,
+            windows: vec![],
+            wrong: vec![],
+        };
+        let mut soak = Self { server, ns, broker, subjects: vec![], tally };
+        let vigil = Vigil::over(&soak.ns);
+        soak.add(APP.to_owned(), BTreeSet::from([server.app()]), credential(APP), APP).await;
+        for number in 0..PERSONS {
+            let name = format!("person-{number}");
+            let account = soak.sign_in(&name).await;
+            let seed = json!({"refreshToken": {"secretRef": {"name": format!("seed-{name}"), "key": "refresh_token"}}});
+            let manifest = by_seed(&name).set("spec.grant", seed);
+            soak.add(name, BTreeSet::from([account]), manifest, PEOPLE).await;
+        }
+        soak.heal().await;
+        (soak, vigil)
+    }
+
+    async fn add(&mut self, name: String, accounts: BTreeSet<String>, manifest: Manifest, provider: &str) {
+        let mailbox = self.server.mailbox(&name);
+        let manifest = manifest.set("spec.providerRef.name", provider).set("spec.mailbox.address", mailbox);
+        self.ns.apply(manifest).await;
+        let by_person = provider == PEOPLE;
+        self.subjects.push(Subject { name, accounts, by_person, suspect: None, lost: None, last: Step::Rest });
+    }
+
+    /// Somebody signs in; tells to which account.
+    async fn sign_in(&self, name: &str) -> String {
+        let (account, token) = self.server.sign_in(name);
+        self.ns.apply(source(&format!("seed-{name}"), "refresh_token", &token)).await;
+        account
+    }
+
+    /// Takes note of what a kill has hit, and of what is lost.
+    async fn look_after(&mut self, killed: Timestamp) {
+        let before: usize = self.tally.hits.values().sum();
+        // Nobody expects them to be well already.
+        self.look(Some(killed)).await.ok();
+        let after: usize = self.tally.hits.values().sum();
+        self.tally.quiet += usize::from(before == after);
+    }
+
+    /// Looks at all credentials: whether all are well. Whoever has lost a sign-in signs in anew.
+    async fn look(&mut self, killed: Option<Timestamp>) -> Result<(), String> {
+        let journal = self.server.journal();
+        let credentials = self.ns.api::<MailCredential>().list(&Default::default()).await.unwrap();
+        let secrets = self.ns.api::<Secret>().list(&Default::default()).await.unwrap();
+        let mut unwell = vec![];
+        let mut subjects = std::mem::take(&mut self.subjects);
+        for subject in &mut subjects {
+            let secret = |name: &str| secrets.iter().find(|secret| secret.name_any() == name);
+            let grant = secret(&format!("{}-grant", subject.name));
+            let look = Look {
+                credential: credentials.iter().find(|one| one.name_any() == subject.name).unwrap(),
+                access: secret(&subject.name).map(|secret| text(secret, "access_token")).unwrap_or_default(),
+                refresh: grant.map(|secret| text(secret, "refresh_token")).unwrap_or_default(),
+                claimed: grant.is_some_and(|secret| secret.annotations().contains_key(names::ANNOTATION_CLAIM)),
+            };
+            if look.is_lost(subject, &journal, self.server) {
+                self.lose(subject, &look).await;
+            } else if let Some(killed) = killed {
+                self.note(subject, &look, look.step(subject, &journal, self.server, killed));
+            }
+            if !look.is_well() {
+                unwell.push(format!("{}: {}", subject.name, reason(look.credential, "Renewed")));
+            }
+        }
+        self.subjects = subjects;
+        if unwell.is_empty() { Ok(()) } else { Err(unwell.join(", ")) }
+    }
+
+    fn note(&mut self, subject: &mut Subject, look: &Look<'_>, step: Step) {
+        subject.last = step;
+        if step == Step::Rest {
+            return;
+        }
+        *self.tally.hits.entry(step).or_default() += 1;
+        if subject.by_person && matches!(step, Step::Asked | Step::Answered) {
+            self.tally.outstanding += 1;
+            let known = subject.suspect.take().filter(|(token, _)| *token == look.refresh);
+            subject.suspect = known.or_else(|| Some((look.refresh.clone(), step)));
+        }
+    }
+
+    async fn lose(&mut self, subject: &mut Subject, look: &Look<'_>) {
+        let cause = subject.suspect.take().filter(|(token, _)| *token == look.refresh);
+        let step = cause.as_ref().map_or(subject.last, |(_, step)| *step);
+        *self.tally.losses.entry(step).or_default() += 1;
+        if cause.is_none() {
+            let server = self.server.name();
+            self.tally.wrong.push(format!("{server}: {} lost its sign-in, last hit at {step:?}", subject.name));
+        }
+        subject.lost = Some(look.refresh.clone());
+        subject.accounts.insert(self.sign_in(&subject.name).await);
+    }
+
+    /// Waits until all are well.
+    async fn heal(&mut self) {
+        until_in(HEALED, "all credentials are ready", async || self.look(None).await).await;
+    }
+
+    /// Measures how long a refresh token that was issued is not stored, while nothing is killed.
+    async fn time(&mut self) {
+        let start = Timestamp::now();
+        let timed = |journal: Vec<Exchange>| {
+            journal.into_iter().filter(|one| one.at > start && one.presented.is_some() && one.issued.is_some())
+        };
+        until_in(HEALED, "enough renewals are timed", async || match timed(self.server.journal()).count() {
+            number if number >= TIMED => Ok(()),
+            number => {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                Err(format!("{number} so far"))
+            }
+        })
+        .await;
+        assert!(self.broker.terminate().await.success());
+        let stores: Vec<_> = self
+            .ns
+            .cluster
+            .audit()
+            .into_iter()
+            .filter(|event| event.namespace == self.ns.name && event.access.verb == "patch" && event.code < 300)
+            .collect();
+        for exchange in timed(self.server.journal()) {
+            let subject = self.subjects.iter().find(|one| one.accounts.contains(&exchange.account)).unwrap();
+            let (name, answered) = (format!("{}-grant", subject.name), exchange.at + self.server.latency());
+            let store = stores.iter().find(|event| event.name == name && event.at > answered);
+            let store = store.unwrap_or_else(|| panic!("no store of {name} after {answered}"));
+            self.tally.windows.push(store.at.duration_since(answered).unsigned_abs());
+        }
+    }
+
+    /// Sees that nothing is left undone, and that no other than the right token was ever there.
+    async fn close(mut self, vigil: Vigil) -> Tally {
+        let name = self.server.name();
+        self.look(Some(Timestamp::now())).await.unwrap_or_else(|unwell| {
+            self.tally.wrong.push(format!("{name}: after the end {unwell}"));
+        });
+        let left = self.subjects.iter().filter(|subject| subject.last != Step::Rest);
+        let left: Vec<_> =
+            left.map(|subject| format!("{name}: {} ended at {:?}", subject.name, subject.last)).collect();
+        self.tally.wrong.extend(left);
+        for (credential, tokens) in vigil.end().await {
+            let accounts = &self.subjects.iter().find(|subject| subject.name == credential).unwrap().accounts;
+            let foreign = |token: &&String| self.server.account(token).is_none_or(|whose| !accounts.contains(&whose));
+            let foreign = tokens.iter().filter(foreign).count();
+            if foreign > 0 {
+                self.tally.wrong.push(format!("{name}: {credential} was ready with {foreign} wrong tokens"));
+            }
+        }
+        let journal = self.server.journal();
+        self.tally.requests = journal.len();
+        let presented: Vec<_> = journal.iter().filter_map(|exchange| exchange.presented.as_ref()).collect();
+        self.tally.again = presented.len() - presented.iter().collect::<BTreeSet<_>>().len();
+        if self.tally.again > self.tally.forced() {
+            self.tally.wrong.push(format!("{name}: {} refresh tokens were sent again", self.tally.again));
+        }
+        if self.broker.log().contains("panicked") {
+            self.tally.wrong.push(format!("{name}: the broker panicked"));
+        }
+        self.tally
+    }
+}

@@ -1,0 +1,192 @@
+//! The servers that the broker renews its tokens at, and what they know of each request.
+
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::support::{
+    Cluster, Manifest, custody, realm, source,
+    standin::{Jwt, Strict, jwt::PublicKey, strict::Exchange},
+};
+
+/// How long access tokens live, in seconds: they are renewed when half of that is over.
+const LIFETIME: i64 = 4;
+/// How long an answer of the stand-in is on its way, as from a provider that is not far.
+const LATENCY: Duration = Duration::from_millis(30);
+/// The provider of people's refresh tokens.
+pub const PEOPLE: &str = "people";
+/// The provider of client credentials.
+pub const APP: &str = "app";
+
+/// A server whose refresh tokens are for one use.
+pub trait Server {
+    /// For the table.
+    fn name(&self) -> &str;
+    /// The MailProviders [`PEOPLE`] and [`APP`], with what they need.
+    fn manifests(&self) -> Vec<Manifest>;
+    /// The mailbox of a credential of this name.
+    fn mailbox(&self, name: &str) -> String;
+    /// Somebody signs in: whose the access tokens will be, and the refresh token.
+    fn sign_in(&self, name: &str) -> (String, String);
+    /// Whose the access tokens by client credentials are.
+    fn app(&self) -> String;
+    /// All token requests that were handled so far, in their order; tokens by [`Self::id`].
+    fn journal(&self) -> Vec<Exchange>;
+    /// What a token is called in the journal.
+    fn id(&self, token: &str) -> String;
+    /// Whose an access token is; `None`: it was not issued here.
+    fn account(&self, access_token: &str) -> Option<String>;
+    /// How long after it was handled a request is answered.
+    fn latency(&self) -> Duration;
+}
+
+/// The stand-in that revokes a sign-in when a token comes once more than its patience allows.
+pub struct Patience {
+    name: &'static str,
+    strict: Strict,
+}
+
+impl Patience {
+    pub fn start(name: &'static str, grace: usize) -> Self {
+        let strict = Strict::start();
+        strict.client("mailer", Some("a client secret"));
+        strict.grace(grace);
+        strict.lifetime(LIFETIME);
+        strict.latency(LATENCY);
+        Self { name, strict }
+    }
+}
+
+impl Server for Patience {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn manifests(&self) -> Vec<Manifest> {
+        let [bundle, provider] = custody::provider_of(&self.strict);
+        let named = |name: &str| provider.clone().set("metadata.name", name);
+        vec![source("idp-client", "client-secret", "a client secret"), bundle, named(PEOPLE), named(APP)]
+    }
+
+    fn mailbox(&self, name: &str) -> String {
+        format!("{name}@example.org")
+    }
+
+    fn sign_in(&self, name: &str) -> (String, String) {
+        let mailbox = self.mailbox(name);
+        let token = self.strict.refresh_token("mailer", &mailbox, "mail");
+        (mailbox, token)
+    }
+
+    fn app(&self) -> String {
+        "mailer".to_owned()
+    }
+
+    fn journal(&self) -> Vec<Exchange> {
+        self.strict.journal()
+    }
+
+    fn id(&self, token: &str) -> String {
+        token.to_owned()
+    }
+
+    fn account(&self, access_token: &str) -> Option<String> {
+        self.strict.account(access_token)
+    }
+
+    fn latency(&self) -> Duration {
+        LATENCY
+    }
+}
+
+/// Keycloak, which replaces refresh tokens and takes none twice. Its log of events knows each request; a token's id is its
+/// `jti`, and whose it is its session.
+pub struct Keycloak {
+    cluster: Cluster,
+    keys: Value,
+    since: Timestamp,
+}
+
+impl Keycloak {
+    pub fn of(cluster: &Cluster) -> Self {
+        let events = ["REFRESH_TOKEN", "REFRESH_TOKEN_ERROR", "CLIENT_LOGIN"];
+        let change = json!({"accessTokenLifespan": LIFETIME, "eventsEnabled": true, "enabledEventTypes": events});
+        realm::admin(cluster, "PUT", "", &change);
+        Self { cluster: cluster.clone(), keys: realm::keys(cluster), since: Timestamp::now() }
+    }
+
+    fn provider(&self, name: &str, client: Value) -> Manifest {
+        Manifest(json!({
+            "apiVersion": "mailtoken.dev/v1alpha1", "kind": "MailProvider", "metadata": {"name": name},
+            "spec": {
+                "oidc": {"issuerURL": self.cluster.env("KEYCLOAK_ISSUER")},
+                "client": client,
+                "scopes": if name == PEOPLE { json!(["openid", "email", "offline_access"]) } else { json!([]) },
+                "caBundleRef": {"configMap": {"name": "ca", "key": "ca.crt"}},
+            },
+        }))
+    }
+}
+
+impl Server for Keycloak {
+    fn name(&self) -> &str {
+        "Keycloak, reuse 0"
+    }
+
+    fn manifests(&self) -> Vec<Manifest> {
+        let env = |name: &str| self.cluster.env(name);
+        let ca = std::fs::read_to_string(env("CA_CERT")).unwrap();
+        let secret = json!([{"clientSecret": {"secretRef": {"name": "idp-client", "key": "client-secret"}}}]);
+        vec![
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "ca"}, "data": {"ca.crt": ca}}).into(),
+            source("idp-client", "client-secret", &env("KEYCLOAK_CLIENT_SECRET")),
+            self.provider(PEOPLE, json!({"id": env("KEYCLOAK_DESKTOP_CLIENT_ID")})),
+            self.provider(APP, json!({"id": env("KEYCLOAK_CLIENT_ID"), "authentication": secret})),
+        ]
+    }
+
+    fn mailbox(&self, _: &str) -> String {
+        self.cluster.env("PERSON_USER")
+    }
+
+    fn sign_in(&self, name: &str) -> (String, String) {
+        let token = realm::tokens(&self.cluster, &self.mailbox(name), "openid email offline_access").1;
+        (Jwt::read(&token).unwrap().text("sid").to_owned(), token)
+    }
+
+    fn app(&self) -> String {
+        self.cluster.env("KEYCLOAK_CLIENT_ID")
+    }
+
+    fn journal(&self) -> Vec<Exchange> {
+        let mut events = realm::events(&self.cluster);
+        events.reverse();
+        let exchange = |event: &Value| {
+            let detail = |name: &str| event["details"][name].as_str().map(str::to_owned);
+            let account = event["sessionId"].as_str().or(event["clientId"].as_str()).unwrap_or_default();
+            Exchange {
+                at: Timestamp::from_millisecond(event["time"].as_i64().unwrap()).unwrap(),
+                account: account.to_owned(),
+                presented: detail("refresh_token_id"),
+                issued: detail("token_id").filter(|_| event["error"].is_null()),
+            }
+        };
+        events.iter().map(exchange).filter(|exchange| exchange.at > self.since).collect()
+    }
+
+    fn id(&self, token: &str) -> String {
+        Jwt::read(token).map(|jwt| jwt.text("jti").to_owned()).unwrap_or_default()
+    }
+
+    fn account(&self, access_token: &str) -> Option<String> {
+        let jwt = Jwt::read(access_token)?;
+        let key = PublicKey::find(&self.keys, &jwt.header["kid"])?;
+        let whose = [jwt.text("sid"), jwt.text("azp")].into_iter().find(|text| !text.is_empty())?;
+        jwt.signed_by(&key, &["RS256"]).then(|| whose.to_owned())
+    }
+
+    fn latency(&self) -> Duration {
+        Duration::ZERO
+    }
+}
