@@ -15,6 +15,9 @@ use support::{ledger::tried, namespace::find, standin::Fault, *};
 /// Longer than a test waits: what goes on after a restart does not wait for the claim of the process that was killed.
 const CLAIMED_FOR_LONG: &str = "--request-timeout=20s";
 
+/// What is logged at a fail point.
+const STOPPED: &str = "stopped at ";
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
     ClientCredentials,
@@ -84,11 +87,7 @@ impl Crash {
 
     /// Waits until the broker has stopped at its point, then kills and starts it.
     async fn kill_when_stopped(&mut self) {
-        until("the broker stops at its point", async || match self.custody.broker.log().contains("stopped at ") {
-            true => Ok(()),
-            false => Err(String::new()),
-        })
-        .await;
+        logged(&self.custody, STOPPED).await;
         self.kill().await;
     }
 
@@ -145,6 +144,15 @@ impl Crash {
         assert!(custody.idp.is_valid(&custody.kept().await));
         only_tokens_of(kind, vigil, &custody).await;
     }
+}
+
+/// Waits until the broker has logged these words.
+async fn logged(custody: &Custody, words: &str) {
+    until(&format!("it logs {words:?}"), async || match custody.broker.log().contains(words) {
+        true => Ok(()),
+        false => Err(String::new()),
+    })
+    .await;
 }
 
 fn told(ready: &str, renewed: &str) -> (String, String) {
@@ -241,20 +249,10 @@ async fn killed_before_the_event_of_a_recovery_the_status_tells_of_it() {
 async fn killed_while_its_lease_is_renewed_it_has_sent_nothing_that_the_lease_may_not_outlast() {
     let withheld = async |kind| {
         let mut crash = Crash::prepare(kind, Some("lease-written:2")).await;
-        let custody = &crash.custody;
-        until("the lease is not renewed", async || match custody.broker.log().contains("stopped at ") {
-            true => Ok(()),
-            false => Err(String::new()),
-        })
-        .await;
-        let before = custody.grant().await.metadata.resource_version;
+        logged(&crash.custody, STOPPED).await;
+        let before = crash.custody.grant().await.metadata.resource_version;
         crash.ask().await;
-        let words = "this broker may not lead for as long as the request may take";
-        until("the request is withheld", async || match crash.custody.broker.log().contains(words) {
-            true => Ok(()),
-            false => Err(String::new()),
-        })
-        .await;
+        logged(&crash.custody, "this broker may not lead for as long as the request may take").await;
         assert_eq!(crash.custody.idp.token_requests().len(), crash.sent);
         assert_eq!(crash.custody.grant().await.metadata.resource_version, before, "it was claimed");
         crash.kill().await;
@@ -281,11 +279,7 @@ async fn killed_at_any_step_of_the_first_refresh_a_seed_brings_its_token() {
         let vigil = Vigil::over(&custody.ns);
         let seed = custody.seed().await;
         custody.ns.apply(by_seed("billing")).await;
-        until(&format!("it stops at {point}"), async || match custody.broker.log().contains("stopped at ") {
-            true => Ok(()),
-            false => Err(String::new()),
-        })
-        .await;
+        logged(&custody, STOPPED).await;
         custody.broker.kill();
         custody.broker.set("MAILTOKEN_STOP_AT", None);
         custody.broker.again().await;
