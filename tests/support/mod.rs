@@ -16,6 +16,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a test's failure")]
 #![allow(clippy::disallowed_methods, reason = "tests measure real time")]
 
+pub mod api_proxy;
 pub mod audit;
 pub mod broker;
 pub mod cluster;
@@ -40,6 +41,7 @@ pub mod tenants;
 pub mod vigil;
 pub mod wait;
 
+pub use api_proxy::{ApiProxy, Ending, Trouble};
 pub use broker::Broker;
 pub use cluster::Cluster;
 pub use custody::{Custody, by_seed};

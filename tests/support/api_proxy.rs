@@ -1,0 +1,279 @@
+//! A proxy between a broker and the API server that makes trouble when it is told to.
+//!
+//! It speaks plain HTTP on the loopback interface, asks the API server as the administrator, and lets everything through
+//! unless a rule says otherwise:
+//!
+//! ```ignore
+//! let api = ApiProxy::start(&cluster);
+//! let broker = Broker::settings(&ns).kubeconfig(&api.kubeconfig()).start().await;
+//! api.next(3, "PATCH", "/secrets/billing", Trouble::status(429).retry_after(1));
+//! api.end_watches(Ending::Gone);
+//! ```
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
+
+use futures::{FutureExt as _, StreamExt as _};
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, BodyStream, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{
+    body::{Bytes, Frame, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use kube::{Client, Config, client::Body, config::KubeConfigOptions, config::Kubeconfig};
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, sync::watch};
+
+use super::{Cluster, wait::until};
+
+type AnswerBody = UnsyncBoxBody<Bytes, io::Error>;
+
+/// What happens to a request.
+#[derive(Clone, Debug)]
+pub enum Trouble {
+    /// It is not handed on, and answered so.
+    Refused {
+        /// The status.
+        status: u16,
+        /// In seconds, if it is told.
+        retry_after: Option<u32>,
+    },
+    /// Nothing: for the next of several.
+    None,
+    /// It is handed on and done; then the connection breaks without the answer.
+    Lost,
+    /// It is not handed on, and no answer comes, ever.
+    Silence,
+    /// It is handed on when [`ApiProxy::release`] is called.
+    Held,
+}
+
+impl Trouble {
+    /// Answered with this status.
+    pub const fn status(status: u16) -> Self {
+        Self::Refused { status, retry_after: None }
+    }
+
+    /// Throttled, to be tried again after so many seconds.
+    pub const fn throttled(seconds: u32) -> Self {
+        Self::Refused { status: 429, retry_after: Some(seconds) }
+    }
+}
+
+/// How a watch ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// In the middle, without a word.
+    Cut,
+    /// With the event that its resourceVersion is too old.
+    Gone,
+    /// Not for the broker, but nothing comes any more.
+    Silence,
+}
+
+/// A running proxy; it ends with the process.
+pub struct ApiProxy {
+    address: SocketAddr,
+    cluster: Cluster,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    rules: Mutex<Vec<Rule>>,
+    asked: Mutex<Vec<Asked>>,
+    gate: watch::Sender<bool>,
+    watches: watch::Sender<Option<Ending>>,
+}
+
+struct Rule {
+    times: usize,
+    method: String,
+    path: String,
+    trouble: Trouble,
+}
+
+/// A request that came.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// `PATCH`.
+    pub method: String,
+    /// With the query.
+    pub path: String,
+    /// Whether a rule was for it.
+    pub troubled: bool,
+}
+
+impl ApiProxy {
+    /// Starts one for this cluster, in a thread of its own.
+    pub fn start(cluster: &Cluster) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let shared = Arc::new(Shared {
+            rules: Mutex::default(),
+            asked: Mutex::default(),
+            gate: watch::Sender::new(false),
+            watches: watch::Sender::new(None),
+        });
+        let proxy = Self { address: listener.local_addr().unwrap(), cluster: cluster.clone(), shared: shared.clone() };
+        let kubeconfig = cluster.kubeconfig();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
+                let options = KubeConfigOptions::default();
+                let mut config = Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
+                config.default_retry = false;
+                accept(TcpListener::from_std(listener).unwrap(), Client::try_from(config).unwrap(), shared).await;
+            });
+        });
+        proxy
+    }
+
+    /// A kubeconfig that leads here.
+    pub fn kubeconfig(&self) -> PathBuf {
+        let file = self.cluster.dir().join(format!("proxy-{}.kubeconfig", self.address.port()));
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "proxy",
+            "clusters": [{"name": "proxy", "cluster": {"server": format!("http://{}", self.address)}}],
+            "contexts": [{"name": "proxy", "context": {"cluster": "proxy", "user": "proxy"}}],
+            "users": [{"name": "proxy", "user": {}}],
+        });
+        std::fs::write(&file, config.to_string()).unwrap();
+        file
+    }
+
+    /// Makes trouble for the next requests of this method whose path, with its query, has this in it.
+    pub fn next(&self, times: usize, method: &str, path: &str, trouble: Trouble) {
+        if times == 0 {
+            return;
+        }
+        let rule = Rule { times, method: method.to_owned(), path: path.to_owned(), trouble };
+        self.shared.rules.lock().unwrap().push(rule);
+    }
+
+    /// Waits until all trouble was made.
+    pub async fn done(&self) {
+        until("all trouble was made", async || {
+            let rules = self.shared.rules.lock().unwrap();
+            let left: Vec<_> =
+                rules.iter().map(|rule| format!("{} {} {}", rule.times, rule.method, rule.path)).collect();
+            if left.is_empty() { Ok(()) } else { Err(left.join("\n")) }
+        })
+        .await;
+    }
+
+    /// Hands on what is [`Trouble::Held`], and what is to come.
+    pub fn release(&self) {
+        self.shared.gate.send_replace(true);
+    }
+
+    /// Ends all watches of now.
+    pub fn end_watches(&self, ending: Ending) {
+        self.shared.watches.send_replace(Some(ending));
+    }
+
+    /// All requests so far, but those for the lease.
+    pub fn asked(&self) -> Vec<Asked> {
+        let asked = self.shared.asked.lock().unwrap().clone();
+        asked.into_iter().filter(|asked| !asked.path.contains("/leases")).collect()
+    }
+}
+
+async fn accept(listener: TcpListener, client: Client, shared: Arc<Shared>) {
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        let (client, shared) = (client.clone(), shared.clone());
+        let service = service_fn(move |request| {
+            let (client, shared) = (client.clone(), shared.clone());
+            async move { shared.answer(request, &client).await }
+        });
+        // An error ends the connection, which is all that the broker should see of it.
+        tokio::spawn(async move { drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).await) });
+    }
+}
+
+impl Shared {
+    async fn answer(&self, request: Request<Incoming>, client: &Client) -> io::Result<Response<AnswerBody>> {
+        let path = request.uri().to_string();
+        let trouble = self.trouble(request.method().as_str(), &path);
+        match &trouble {
+            Some(Trouble::Refused { status, retry_after }) => return Ok(refusal(*status, *retry_after)),
+            Some(Trouble::Silence) => std::future::pending().await,
+            Some(Trouble::Held) => drop(self.gate.subscribe().wait_for(|open| *open).await.map_err(io::Error::other)?),
+            Some(Trouble::Lost | Trouble::None) | None => {}
+        }
+        let (head, body) = request.into_parts();
+        let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+        let answer = client.send(Request::from_parts(head, Body::from(body))).await.map_err(io::Error::other)?;
+        if matches!(trouble, Some(Trouble::Lost)) {
+            return Err(io::Error::other("the answer is lost"));
+        }
+        let watches = self.watches.subscribe();
+        Ok(answer.map(|body| {
+            if path.contains("watch=true") {
+                endable(body, watches)
+            } else {
+                body.map_err(io::Error::other).boxed_unsync()
+            }
+        }))
+    }
+
+    fn trouble(&self, method: &str, path: &str) -> Option<Trouble> {
+        let mut rules = self.rules.lock().unwrap();
+        let found = rules.iter_mut().find(|rule| rule.method == method && path.contains(&rule.path));
+        let trouble = found.map(|rule| {
+            rule.times -= 1;
+            rule.trouble.clone()
+        });
+        rules.retain(|rule| rule.times > 0);
+        let asked = Asked { method: method.to_owned(), path: path.to_owned(), troubled: trouble.is_some() };
+        self.asked.lock().unwrap().push(asked);
+        trouble
+    }
+}
+
+/// A Status as the API server sends it.
+fn status(code: u16) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure", "code": code, "message": "trouble",
+        "reason": match code { 409 => "Conflict", 410 => "Expired", 429 => "TooManyRequests", _ => "InternalError" },
+    })
+}
+
+fn refusal(code: u16, retry_after: Option<u32>) -> Response<AnswerBody> {
+    let mut answer = Response::builder().status(code).header("content-type", "application/json");
+    if let Some(seconds) = retry_after {
+        answer = answer.header("retry-after", seconds);
+    }
+    let body = Full::from(status(code).to_string()).map_err(|never| match never {});
+    answer.body(body.boxed_unsync()).unwrap()
+}
+
+/// The body of a watch, until it is ended.
+fn endable(body: Body, mut watches: watch::Receiver<Option<Ending>>) -> AnswerBody {
+    let ended = async move {
+        drop(watches.changed().await);
+        *watches.borrow()
+    }
+    .shared();
+    let events = BodyStream::new(body).map(|frame| frame.map_err(io::Error::other)).take_until(ended.clone());
+    let last = async move {
+        match ended.now_or_never().flatten() {
+            Some(Ending::Silence) => std::future::pending().await,
+            Some(Ending::Gone) => {
+                let event = json!({"type": "ERROR", "object": status(410)});
+                Some(Ok(Frame::data(Bytes::from(format!("{event}\n")))))
+            }
+            Some(Ending::Cut) => Some(Err(io::Error::other("the watch is cut"))),
+            None => None,
+        }
+    };
+    let last = futures::stream::once(last).filter_map(std::future::ready);
+    UnsyncBoxBody::new(StreamBody::new(events.chain(last)))
+}
