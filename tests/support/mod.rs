@@ -30,6 +30,7 @@ pub mod mail;
 pub mod manifest;
 pub mod mend;
 pub mod namespace;
+pub mod part;
 pub mod process;
 pub mod proxy;
 pub mod realm;

@@ -1,0 +1,52 @@
+//! One process of a stack, for what `tools/stack` is too kind for.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
+
+use super::{Cluster, process};
+
+/// A process such as `etcd`, with the command that it was started by.
+pub struct Part {
+    pid: u32,
+    command: Vec<String>,
+    log: PathBuf,
+    child: Option<Child>,
+}
+
+impl Part {
+    /// The one of this name, which must run.
+    pub fn of(cluster: &Cluster, name: &str) -> Self {
+        let file = cluster.dir().join(format!("run/{name}.pid"));
+        let pid = fs::read_to_string(file).unwrap().trim().parse().unwrap();
+        let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+        let command = command.trim_end_matches('\0').split('\0').map(str::to_owned).collect();
+        Self { pid, command, log: cluster.dir().join(format!("logs/{name}.log")), child: None }
+    }
+
+    /// Sends a signal by its name, such as `STOP` and `CONT`.
+    pub fn signal(&self, name: &str) {
+        process::output(Command::new("kill").args(["-s", name, &self.pid.to_string()]));
+    }
+
+    /// Starts it again with the same command, after `KILL`; it ends with this value.
+    pub fn again(&mut self) {
+        let log = fs::OpenOptions::new().append(true).open(&self.log).unwrap();
+        let mut command = process::mortal(&self.command[0]);
+        command.args(&self.command[1..]).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        let child = process::spawn(command).unwrap();
+        self.pid = child.id();
+        self.child = Some(child);
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+}
