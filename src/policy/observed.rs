@@ -165,6 +165,8 @@ pub struct Held {
     pub reissue: Option<String>,
     /// The client authentication that worked.
     pub client: Option<ClientStatus>,
+    /// The fingerprint of the token that was published when it was asked for.
+    pub follows: Option<String>,
 }
 
 /// What earlier attempts came to.
@@ -324,6 +326,13 @@ impl Observed {
     /// The token in the target Secret, whatever it was issued for.
     pub fn token(&self) -> Option<&TokenFacts> {
         self.target.own()?.token.as_ref()
+    }
+
+    /// Whether another broker has published another token since the one that is held was asked for.
+    pub fn is_overtaken(&self) -> bool {
+        let (Some(held), Some(published)) = (&self.held, self.token()) else { return false };
+        let published = Some(&published.fingerprint);
+        published != held.follows.as_ref() && published != Some(&held.answer.token.fingerprint())
     }
 
     /// Whether the token in the target is for the spec as it stands. Where the provider is unknown the answer of the

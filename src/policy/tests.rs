@@ -180,6 +180,25 @@ fn a_held_token_for_other_inputs_or_at_its_end_is_of_no_use() {
 }
 
 #[test]
+fn a_held_token_is_overtaken_by_another_that_was_published_since() {
+    let overtaken = |change: fn(&mut Case)| {
+        let mut case = Case::ready();
+        case.hold();
+        change(&mut case);
+        case.observed.is_overtaken()
+    };
+    assert!(overtaken(|_| ()), "there was none when it was asked for");
+    assert!(!overtaken(Case::without_token));
+    assert!(!overtaken(|case| case.observed.held.as_mut().unwrap().follows = Some(fixtures::token().fingerprint)));
+    // A write whose answer was lost has put it there already.
+    let written = |case: &mut Case| {
+        let fingerprint = case.observed.held.as_ref().unwrap().answer.token.fingerprint();
+        case.own(|published| published.token.as_mut().unwrap().fingerprint = fingerprint);
+    };
+    assert!(!overtaken(written));
+}
+
+#[test]
 fn a_blocked_provider_stalls_also_while_the_token_is_good() {
     for reason in [Reason::InvalidSpec, Reason::NotAllowed, Reason::SourceNotLabeled, Reason::ProviderNotReady] {
         let decision = decided(|case| case.provider().blocker = Some(fixtures::blocker(reason)));

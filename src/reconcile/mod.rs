@@ -99,6 +99,8 @@ const ARRIVAL_LOOK: Duration = Duration::from_millis(500);
 /// How long "at first" is.
 const AT_FIRST_SECONDS: i64 = 30;
 
+/// A status that was made for an older version of the object is made again after this, if no watch shows the newer first.
+const TELL_AGAIN: Duration = Duration::from_secs(5);
 /// A refresh token that could not be stored by a broker that leads no more is stored again after this.
 const KEEP_AGAIN: Duration = Duration::from_secs(2);
 /// A repair that failed while the next token request is waited for is tried again after this.
@@ -132,7 +134,12 @@ pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>) -
             Decision::InFlight
         }
         Decision::KeepGrant | Decision::Store | Decision::Publish(_) => {
-            carry_out(&mut observed, &decision, &context).await?
+            let decision = carry_out(&mut observed, &decision, &context).await?;
+            if !context.leadership.is_leader() {
+                // Whoever leads now tells how things stand.
+                return Ok(Action::requeue(KEEP_AGAIN));
+            }
+            decision
         }
         _ => decision,
     };
@@ -142,8 +149,10 @@ pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>) -
         publish::remove_previous(&observed, &context).await?;
     }
     let now = context.clock.now();
-    report::report(&observed, &decision, &context, now).await?;
-    Ok(next(&observed, &decision, &context, now))
+    match report::report(&observed, &decision, &context, now).await? {
+        true => Ok(next(&observed, &decision, &context, now)),
+        false => Ok(Action::requeue(TELL_AGAIN)),
+    }
 }
 
 /// A refresh token that came is stored also by a broker that leads no more: nobody else has it, and the fence keeps it
@@ -186,6 +195,7 @@ async fn carry_out(observed: &mut Observed, decision: &Decision, context: &Conte
     }
     match written {
         Ok(()) => {}
+        Err(PublishError::Refused(_)) if !context.leadership.is_leader() => return Ok(decision.clone()),
         Err(PublishError::Kubernetes(error)) => return Err(error),
         Err(PublishError::Foreign(owner)) => observed.target = Target::Foreign(owner),
         // The wait that the provider's refusal asked for must not be cut short by a failing repair.

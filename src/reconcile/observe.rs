@@ -76,6 +76,11 @@ pub(super) async fn observe(shown: Arc<MailCredential>, context: &Context) -> Re
         let (held, untold) = (observed.held.clone(), observed.history.clone());
         context.memory.with(&uid, |entry| (entry.held, entry.untold) = (held, Some(untold)));
     }
+    if observed.is_overtaken() {
+        tracing::info!("another broker has published a token meanwhile: the one that came late is dropped");
+        observed.held = None;
+        context.memory.with(&uid, |entry| entry.held = None);
+    }
     Ok(Some(observed))
 }
 

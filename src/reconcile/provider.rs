@@ -208,7 +208,7 @@ where
     });
     match api.patch_status(&name, &PatchParams::apply(names::MANAGER).force(), &Patch::Apply(&patch)).await {
         Ok(written) => Ok(Some(written.meta().clone())),
-        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(None),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
         Err(source) => Err(Error::WriteStatus { name: format!("{} {name}", K::kind(&())), source }),
     }
 }

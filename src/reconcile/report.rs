@@ -31,13 +31,14 @@ pub(super) fn end_told_at(credential: &MailCredential, context: &Context) -> Opt
     Some(since + END_TOLD_AFTER)
 }
 
-/// Writes the status of a credential if it differs, then tells what has turned.
+/// Writes the status of a credential if it differs, then tells what has turned. `false`: somebody else has written the
+/// object meanwhile, and it has to be looked at again.
 pub(super) async fn report(
     observed: &Observed,
     decision: &Decision,
     context: &Context,
     now: Timestamp,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     let credential = &observed.credential;
     let before = credential.status.clone().unwrap_or_default();
     let after = status(observed, decision, now);
@@ -53,18 +54,23 @@ pub(super) async fn report(
     );
     if before == after {
         context.memory.with(checks::uid(credential), |entry| entry.untold = None);
-        return Ok(());
+        return Ok(true);
     }
     let patient = end_told_at(credential, context).is_some_and(|at| now < at);
     if under_way && (patient || !tells_of_an_end(&before.conditions, &after.conditions)) {
-        return Ok(());
+        return Ok(true);
     }
     let api: Api<MailCredential> = Api::namespaced(context.client.clone(), checks::namespace(credential));
     let patch = json!({
         "apiVersion": MailCredential::api_version(&()),
         "kind": MailCredential::kind(&()),
-        // The uid keeps the status from a credential that was deleted and made anew.
-        "metadata": {"name": credential.name_any(), "uid": credential.metadata.uid},
+        // The uid keeps the status from a credential that was deleted and made anew, the version from one that another
+        // broker, which leads now, has written.
+        "metadata": {
+            "name": credential.name_any(),
+            "uid": credential.metadata.uid,
+            "resourceVersion": credential.metadata.resource_version,
+        },
         "status": after,
     });
     let params = PatchParams::apply(names::MANAGER).force();
@@ -77,15 +83,16 @@ pub(super) async fn report(
                 (entry.written, entry.untold) = (Some(Arc::new(written)), None);
             });
         }
-        // Deleted, or deleted and made anew: nobody is left to tell.
-        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => return Ok(()),
+        // Nobody is left to tell.
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(true),
+        Err(kube::Error::Api(status)) if status.code == 409 => return Ok(false),
         Err(source) => return Err(Error::WriteStatus { name: full_name(credential), source }),
     }
     fail_point::pass("status-written").await;
     for notice in notices(&before, &after) {
         tell(credential, &notice, context).await;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Writes an Event.

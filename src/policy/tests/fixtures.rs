@@ -172,6 +172,7 @@ impl Case {
             unsuitable: None,
             reissue: None,
             client: None,
+            follows: None,
         });
     }
 

@@ -48,6 +48,7 @@ impl Attempt {
             issued_for: inputs::issued_for(credential, spec, &self.profile, &self.scopes),
             reissue: credential.annotations().get(names::ANNOTATION_REISSUE).cloned(),
             client: Some(client_status(entry)),
+            follows: self.published.clone(),
         }))
     }
 }

@@ -96,6 +96,7 @@ type Step = Option<Result<Brought, Refusal>>;
 pub(super) fn start(errand: Errand, observed: &Observed, context: &Arc<Context>) {
     let credential = observed.credential.clone();
     let grant = observed.grant.clone();
+    let published = observed.token().map(|token| token.fingerprint.clone());
     let uid = credential.uid().unwrap_or_default();
     context.memory.with(&uid, |entry| entry.in_flight = Some(context.clock.now()));
     let made_with = match errand {
@@ -107,7 +108,7 @@ pub(super) fn start(errand: Errand, observed: &Observed, context: &Arc<Context>)
     let span = tracing::info_span!("request", ?errand, namespace = checks::namespace(&credential), name = %credential.name_any());
     tokio::spawn(tracing::Instrument::instrument(
         async move {
-            let attempted = attempt(errand, credential.clone(), grant, first, &context);
+            let attempted = attempt(errand, credential.clone(), grant, published, first, &context);
             let ended = AssertUnwindSafe(attempted).catch_unwind().await.unwrap_or_else(|_| {
                 context.metrics.reconcile_error("panic");
                 tracing::error!("the request panicked");
@@ -132,6 +133,7 @@ async fn attempt(
     errand: Errand,
     credential: Arc<MailCredential>,
     grant: Option<Grant>,
+    published: Option<String>,
     first: usize,
     context: &Arc<Context>,
 ) -> Option<Result<Brought, Refused>> {
@@ -152,7 +154,7 @@ async fn attempt(
         return None;
     }
     let scopes = inputs::scopes(&credential, object.spec(), &profile);
-    let attempt = Attempt { credential, grant, object, profile, prepared, scopes, context: context.clone() };
+    let attempt = Attempt { credential, grant, published, object, profile, prepared, scopes, context: context.clone() };
     attempt.go_round(errand, first).await
 }
 
@@ -160,6 +162,8 @@ async fn attempt(
 struct Attempt {
     credential: Arc<MailCredential>,
     grant: Option<Grant>,
+    /// The fingerprint of the token in the target.
+    published: Option<String>,
     object: ProviderObject,
     profile: Profile,
     prepared: Arc<Prepared>,

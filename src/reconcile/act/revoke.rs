@@ -60,7 +60,8 @@ async fn attempt(credential: &Arc<MailCredential>, context: &Arc<Context>) -> Re
         return Ok(Revocation::NotSupported);
     }
     let (credential, context) = (credential.clone(), context.clone());
-    let attempt = Attempt { credential, grant: None, object, profile, prepared, scopes: vec![], context };
+    let attempt =
+        Attempt { credential, grant: None, published: None, object, profile, prepared, scopes: vec![], context };
     for (token, kind) in tokens {
         attempt.revoke(&token, kind).await?;
     }

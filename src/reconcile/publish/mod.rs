@@ -237,6 +237,9 @@ async fn over_existing(
     context: &Context,
 ) -> Result<ObjectMeta, PublishError> {
     let namespace = checks::namespace(credential);
+    if !context.leadership.is_leader() {
+        return Err(PublishError::Refused("another broker leads now, and may have written it".to_owned()));
+    }
     let Some(secret) = read(context, namespace, name).await? else {
         return Err(PublishError::Refused("it was removed at the same moment".to_owned()));
     };
