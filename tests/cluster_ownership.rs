@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::MailCredential;
 use serde_json::json;
-use support::*;
+use support::{ledger::tried, *};
 
 #[tokio::test]
 async fn a_foreign_secret_is_left_as_it_is_until_it_is_released() {
@@ -44,6 +44,7 @@ async fn a_foreign_secret_is_left_as_it_is_until_it_is_released() {
         assert_eq!(stage.ns.secret(name).await["username"], format!("{name}@example.org"));
     }
     assert_eq!(stage.idp.token_requests().len(), 6, "the token that could not be written was kept");
+    tried("F19", 3, "nothing");
 }
 
 #[tokio::test]
@@ -89,6 +90,7 @@ async fn of_two_credentials_with_one_target_the_older_has_it_and_the_younger_inh
     assert_eq!(field(&secret, "/metadata/ownerReferences/0/name"), "younger");
     assert_eq!(field(&secret, "/metadata/labels/mailtoken.dev~1credential"), "younger");
     assert_eq!(stage.idp.token_requests().len(), 3);
+    tried("F20", 1, "nothing");
 }
 
 #[tokio::test]

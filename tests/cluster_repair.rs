@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use mail_token_broker::api::MailCredential;
 use serde_json::{Value, json};
-use support::*;
+use support::{ledger::tried, *};
 
 fn dressed() -> Manifest {
     credential("billing")
@@ -59,6 +59,7 @@ async fn what_others_change_in_the_secret_is_put_right_without_a_request() {
         ("the owner removed", json!({"metadata": {"ownerReferences": null}})),
         ("made immutable", json!({"immutable": true})),
     ];
+    let number = edits.len();
     for (what, edit) in edits {
         stage.ns.patch::<Secret>("billing", edit).await;
         repaired(&stage, what, &wanted).await;
@@ -68,6 +69,7 @@ async fn what_others_change_in_the_secret_is_put_right_without_a_request() {
     assert_eq!(stage.idp.token_requests().len(), 1);
     let told = stage.told("billing").await;
     assert!(told.iter().all(|event| !event.starts_with("Warning")), "{told:?}");
+    tried("F19", number, "nothing");
 }
 
 #[tokio::test]
@@ -130,6 +132,7 @@ async fn a_deleted_secret_is_made_again() {
         }
     }
     assert_eq!(stage.idp.token_requests().len(), 6);
+    tried("F19", 4, "nothing");
 }
 
 #[tokio::test]
@@ -149,6 +152,7 @@ async fn an_own_secret_of_another_type_is_made_again() {
     repaired(&stage, "it is Opaque", &shape(&original)).await;
     stage.ready("billing").await;
     assert_eq!(stage.idp.token_requests().len(), 1);
+    tried("F19", 1, "nothing");
 }
 
 #[tokio::test]

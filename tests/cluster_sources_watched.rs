@@ -5,7 +5,7 @@ mod support;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use mail_token_broker::api::{MailCredential, MailProvider};
 use serde_json::{Value, json};
-use support::{namespace::find, *};
+use support::{ledger::tried, namespace::find, *};
 
 /// A namespace with a broker and a provider whose Secret and CA bundle do not exist yet.
 async fn bare() -> Stage {
@@ -55,6 +55,7 @@ async fn a_source_that_appears_gets_its_label_and_its_key_is_seen_at_once() {
     stage.ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
     let object: MailCredential = stage.ns.get("billing").await;
     assert_eq!((reason(&object, "Stalled"), reason(&object, "Reconciling")), (String::new(), String::new()));
+    tried("F21", 6, "nothing");
 }
 
 #[tokio::test]
@@ -131,6 +132,7 @@ async fn a_secret_that_changes_while_a_request_is_under_way_is_used_at_once() {
     stage.idp.release();
     stage.ready("billing").await;
     assert_eq!(stage.idp.token_requests()[1].form()["client_secret"], "the new one");
+    tried("F21", 1, "nothing");
 }
 
 #[tokio::test]

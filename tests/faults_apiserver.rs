@@ -72,7 +72,17 @@ async fn whatever_becomes_of_a_write_each_token_is_asked_for_once_and_written_in
     assert_eq!(stage.idp.token_requests().len(), 2 * names.len());
     let latest = stage.idp.issued().split_off(names.len());
     assert_eq!(published(&stage.ns, &names).await, BTreeSet::from_iter(latest));
-    tried("F09", 5 * names.len(), "nothing");
+
+    // Nothing but the status is to be written: no watch will wake anybody.
+    for (name, trouble) in names.iter().zip(TROUBLES) {
+        api.next(1, "PATCH", &format!("/mailcredentials/{name}/status"), trouble);
+        stage.ns.patch::<MailCredential>(name, json!({"spec": {"suspend": true}})).await;
+    }
+    for name in &names {
+        stage.ns.condition::<MailCredential>(name, "Renewed", "Suspended").await;
+    }
+    api.done().await;
+    tried("F09", 6 * names.len(), "nothing");
 }
 
 #[tokio::test]
