@@ -33,8 +33,9 @@ const HEALED: Duration = Duration::from_secs(120);
 const TIMED: usize = 100;
 
 /// How far a refresh had come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
+    #[default]
     Rest,
     Claimed,
     Asked,
@@ -97,6 +98,7 @@ impl Tally {
 }
 
 /// A credential.
+#[derive(Default)]
 struct Subject {
     name: String,
     /// Whose its access tokens may be: each sign-in may be another account to the server.
@@ -107,14 +109,19 @@ struct Subject {
     /// The refresh token of the last sign-in that was lost.
     lost: Option<String>,
     last: Step,
+    /// How things stood after the kill before.
+    stood: Option<Standing>,
 }
+
+/// Changes with every step of a refresh: refresh token, access token, claim, requests, and whether the status tells of it.
+type Standing = (String, String, Option<String>, usize, bool);
 
 /// What stands in the cluster for one credential.
 struct Look<'a> {
     credential: &'a MailCredential,
     access: String,
     refresh: String,
-    claimed: bool,
+    claim: Option<String>,
 }
 
 impl Look<'_> {
@@ -137,12 +144,17 @@ impl Look<'_> {
             return under_way(exchange);
         }
         match behind {
-            _ if self.claimed => Step::Claimed,
+            _ if self.claim.is_some() => Step::Claimed,
             Some(_) if subject.by_person => Step::Stored,
             Some(exchange) => under_way(exchange),
             None if self.is_told() => Step::Rest,
             None => Step::Published,
         }
+    }
+
+    fn standing(&self, subject: &Subject, journal: &[Exchange]) -> Standing {
+        let requests = journal.iter().filter(|one| subject.accounts.contains(&one.account)).count();
+        (self.refresh.clone(), self.access.clone(), self.claim.clone(), requests, self.is_told())
     }
 
     fn is_told(&self) -> bool {
@@ -237,7 +249,7 @@ impl<'a> Soak<'a> {
         let manifest = manifest.set("spec.providerRef.name", provider).set("spec.mailbox.address", mailbox);
         self.ns.apply(manifest).await;
         let by_person = provider == PEOPLE;
-        self.subjects.push(Subject { name, accounts, by_person, suspect: None, lost: None, last: Step::Rest });
+        self.subjects.push(Subject { name, accounts, by_person, ..Subject::default() });
     }
 
     /// Somebody signs in; tells to which account.
@@ -270,12 +282,18 @@ impl<'a> Soak<'a> {
                 credential: credentials.iter().find(|one| one.name_any() == subject.name).unwrap(),
                 access: secret(&subject.name).map(|secret| text(secret, "access_token")).unwrap_or_default(),
                 refresh: grant.map(|secret| text(secret, "refresh_token")).unwrap_or_default(),
-                claimed: grant.is_some_and(|secret| secret.annotations().contains_key(names::ANNOTATION_CLAIM)),
+                claim: grant.and_then(|secret| secret.annotations().get(names::ANNOTATION_CLAIM).cloned()),
             };
             if look.is_lost(subject, &journal, self.server) {
                 self.lose(subject, &look).await;
             } else if let Some(killed) = killed {
-                self.note(subject, &look, look.step(subject, &journal, self.server, killed));
+                let stands = Some(look.standing(subject, &journal));
+                let step = look.step(subject, &journal, self.server, killed);
+                // A broker that was killed before it came to anything has met no step.
+                let met = std::mem::replace(&mut subject.stood, stands.clone()) != stands;
+                if met {
+                    self.note(subject, &look, step);
+                }
             }
             if !look.is_well() {
                 unwell.push(format!("{}: {}", subject.name, reason(look.credential, "Renewed")));
