@@ -255,14 +255,15 @@ fn why_a_token_is_needed(observed: &Observed, now: Timestamp) -> Option<IssueRea
     (now >= due).then_some(IssueReason::RenewalDue)
 }
 
+/// There is a token that serves: where the target has none, in the Secret of the name before.
 fn target_differs(observed: &Observed, now: Timestamp) -> Option<Decision> {
     let provider = observed.provider.as_ref().ok()?;
     let reason = match &observed.target {
-        Target::Absent if observed.previous.is_some() => PublishReason::Renamed,
+        Target::Absent => PublishReason::Renamed,
         Target::Own(published) if published.must_recreate => PublishReason::Recreate,
         Target::Own(published) if !published.intact => PublishReason::Repair,
         Target::Own(published) if published.layout != provider.layout => PublishReason::Layout,
-        Target::Absent | Target::Own(_) | Target::Foreign(_) => return None,
+        Target::Own(_) | Target::Foreign(_) => return None,
     };
     // Only writes that failed delay a write: a quarrel with the provider does not.
     Some(match observed.history.backoff(&observed.attempt, now) {
