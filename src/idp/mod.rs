@@ -8,7 +8,7 @@
 //!   here: what to do after a failure is the caller's decision. (The one thing that is done over is a request of which
 //!   nothing was written yet, when a pooled connection turns out to be closed.)
 //! - At most 32 requests to one host and 128 in all are in flight; further ones wait in their host's own queue.
-//! - Neither bodies nor header values appear in errors, logs or any `Debug`.
+//! - Neither bodies nor header values appear in errors, logs or any `Debug`; bodies are wiped after their use.
 
 mod error;
 mod queue;
@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use http::header::{AUTHORIZATION, Entry};
+use hyper::body::Bytes;
 use k8s_openapi::jiff::Timestamp;
 use rustls::{ClientConfig, RootCertStore};
 use sha2::{Digest, Sha256};
@@ -312,7 +313,7 @@ impl IdpClient {
         let (parts, body) = request.into_parts();
         let mut outgoing = reqwest::Request::new(parts.method, target.url.clone());
         *outgoing.headers_mut() = parts.headers;
-        *outgoing.body_mut() = Some(body.into());
+        *outgoing.body_mut() = Some(Bytes::from_owner(Zeroizing::new(body)).into());
 
         let failed = |error| self.failure(error, target);
         let mut incoming = self.pool.0.execute(outgoing).await.map_err(failed)?;
