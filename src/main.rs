@@ -14,6 +14,7 @@ use mail_token_broker::{
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    forbid_core_dumps();
     let ended = match Cli::parse().command {
         Command::Crds => print_crds(),
         Command::Login(settings) => return login(*settings),
@@ -28,6 +29,14 @@ fn main() -> ExitCode {
             tracing::error!(error = &*error, "the broker could not run");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// What is in memory stays there: no core dump, and no look by other processes of the same user.
+fn forbid_core_dumps() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable) {
+        eprintln!("warning: the kernel does not forbid core dumps: {error}");
     }
 }
 

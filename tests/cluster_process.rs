@@ -1,10 +1,16 @@
 //! The broker as a process: two of them, its end, its start without CRDs, objects that it cannot read.
 
+#![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
 #![allow(clippy::disallowed_methods, reason = "tests measure real time")]
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::Secret};
 use mail_token_broker::{api::MailCredential, lease};
@@ -151,4 +157,41 @@ async fn a_broker_waits_for_its_crds_and_passes_over_what_it_cannot_read() {
     stage.ns.apply(credential("poison")).await;
     stage.ready("poison").await;
     assert_eq!(stage.idp.token_requests().len(), 4);
+}
+
+#[tokio::test]
+async fn no_core_is_dumped() {
+    // A server that says nothing keeps the broker waiting.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let kubeconfig = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c", "users": [],
+        "clusters": [{"name": "c", "cluster": {"server": format!("https://{}", silent.local_addr().unwrap())}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": ""}}],
+    });
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("silent.kubeconfig");
+    fs::write(&file, kubeconfig.to_string()).unwrap();
+    // As nobody, who reaches the files by what is open already.
+    let script = r#"exec 8<"$0" 9<"$1"; shift
+        exec setpriv --reuid=65534 --regid=65534 --clear-groups -- /proc/self/fd/9 "$@""#;
+    let by_nobody = |program: &str, arguments: &[&str]| {
+        let mut command = process::mortal("sh");
+        command.args(["-c", script]).arg(&file).arg(program).args(arguments).env("KUBECONFIG", "/proc/self/fd/8");
+        process::spawn(command).unwrap()
+    };
+    // What the kernel would dump belongs to its user under /proc, anything else to root.
+    let owner = |id: u32| fs::metadata(format!("/proc/{id}/fd")).unwrap().uid();
+    let sleeping = by_nobody("/bin/sleep", &["600"]);
+    until("an ordinary process is its user's", async || match owner(sleeping.id()) {
+        65534 => Ok(()),
+        other => Err(other.to_string()),
+    })
+    .await;
+    let mut broker = by_nobody(env!("CARGO_BIN_EXE_mail-token-broker"), &["run", "--metrics-addr=127.0.0.1:0"]);
+    drop(silent.accept().unwrap());
+    assert!(broker.try_wait().unwrap().is_none());
+    assert_eq!(owner(broker.id()), 0);
+    for mut child in [sleeping, broker] {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 }
