@@ -16,3 +16,59 @@ pub use client_auth::{ClientAuth, SecretFlaw};
 pub use grant::{GrantProof, TokenRequest, token_request};
 pub use refusal::{OAuthError, Refusal};
 pub use token::{Token, TokenAnswer, read_token_response};
+
+#[cfg(test)]
+mod tests {
+    use secrecy::SecretString;
+    use zeroize::ZeroizeOnDrop;
+
+    use super::{assertion, client_auth, device, token};
+
+    /// Does not compile where a type has the trait: there would be two items of one name.
+    macro_rules! lacks {
+        ($trait:path: $($type:ty),+) => {
+            $(const _: () = {
+                trait Lacks<Marker> { fn item() {} }
+                impl<T: ?Sized> Lacks<()> for T {}
+                struct Has;
+                impl<T: ?Sized + $trait> Lacks<Has> for T {}
+                let _ = <$type as Lacks<_>>::item;
+            };)+
+        };
+    }
+    lacks!(std::fmt::Display: token::Token, token::TokenAnswer, token::Rotated, device::DeviceAuthorization,
+        client_auth::ClientAuth, assertion::SigningKey, assertion::ServiceAccountKey, SecretString);
+    lacks!(serde::Serialize: token::Token, token::TokenAnswer, token::Rotated, device::DeviceAuthorization,
+        client_auth::ClientAuth, assertion::SigningKey, assertion::ServiceAccountKey, SecretString);
+
+    #[test]
+    fn what_holds_a_secret_wipes_it_and_prints_nothing() {
+        const fn wipes<T: ZeroizeOnDrop>() {}
+        wipes::<SecretString>();
+        wipes::<zeroize::Zeroizing<Vec<u8>>>();
+        // Fields of these names hold secrets, in whichever room.
+        let names =
+            ["access_token", "refresh_token", "id_token", "device_code", "client_secret", "private_key", "previous"];
+        let field = |line: &str| {
+            let (name, kind) = line.trim().trim_end_matches(',').split_once(": ")?;
+            let name = name.strip_prefix("pub ").or(name.strip_prefix("pub(super) ")).unwrap_or(name);
+            (names.contains(&name) && kind.ends_with(['>', 'g', '8', ']'])).then(|| kind.to_owned())
+        };
+        let mut seen = 0;
+        let mut folders = vec![std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+        while let Some(folder) = folders.pop() {
+            for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+                if path.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                for kind in std::fs::read_to_string(&path).unwrap().lines().filter_map(field) {
+                    let plain = ["String", "Option<String>", "Vec<u8>", "Box<str>"].contains(&kind.as_str());
+                    assert!(!plain, "{}: a secret in a {kind}", path.display());
+                    seen += usize::from(kind.contains("SecretString"));
+                }
+            }
+        }
+        assert!(seen >= 8, "only {seen} fields found");
+    }
+}

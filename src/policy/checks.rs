@@ -240,6 +240,25 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn a_mailbox_pattern_covers_what_its_plain_reading_does(
+            pattern in "[ab*]{0,5}@[ab.*]{1,5}", address in "[abAB]{0,5}@[abAB.]{1,5}"
+        ) {
+            fn covers(pattern: &[u8], text: &[u8]) -> bool {
+                match (pattern.split_first(), text.split_first()) {
+                    (None, _) => text.is_empty(),
+                    (Some((b'*', rest)), _) if covers(rest, text) => true,
+                    (Some((b'*', _)), Some((first, after))) => *first != b'@' && covers(pattern, after),
+                    (Some((wanted, rest)), Some((first, after))) => wanted == first && covers(rest, after),
+                    (Some(_), None) => false,
+                }
+            }
+            let plain = covers(pattern.as_bytes(), address.to_ascii_lowercase().as_bytes());
+            proptest::prop_assert_eq!(matches(&pattern, &address), plain);
+        }
+    }
+
     #[test]
     fn address_and_login_must_both_be_covered_by_one_entry() {
         let other =
