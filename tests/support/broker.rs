@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     ffi::OsString,
     fs,
-    net::{SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::Mutex,
@@ -42,6 +42,7 @@ pub struct Settings {
     flags: Vec<String>,
     environment: Vec<(String, OsString)>,
     hosts: Vec<String>,
+    resolver: Option<Ipv4Addr>,
 }
 
 impl Settings {
@@ -66,6 +67,12 @@ impl Settings {
     /// A name that leads to this machine, for this broker alone, as `hostAliases` would have it.
     pub fn host(mut self, name: &str) -> Self {
         self.hosts.push(name.to_owned());
+        self
+    }
+
+    /// Names are asked of the name server at this address alone.
+    pub fn resolver(mut self, server: Ipv4Addr) -> Self {
+        self.resolver = Some(server);
         self
     }
 
@@ -113,7 +120,13 @@ impl Broker {
 
     /// One with no flags but its metrics' address.
     pub fn bare(kubeconfig: &Path) -> Settings {
-        Settings { kubeconfig: kubeconfig.to_owned(), flags: vec![], environment: vec![], hosts: vec![] }
+        Settings {
+            kubeconfig: kubeconfig.to_owned(),
+            flags: vec![],
+            environment: vec![],
+            hosts: vec![],
+            resolver: None,
+        }
     }
 
     fn launch(&mut self) {
@@ -128,15 +141,28 @@ impl Broker {
             .env("KUBECONFIG", &self.settings.kubeconfig)
             .env("RUST_LOG", "trace")
             .envs(self.settings.environment.iter().cloned())
+            .current_dir(self.folder())
+            .env("HOME", self.folder())
+            .env("TMPDIR", self.folder())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
         self.child = Some(process::spawn(command).unwrap());
     }
 
-    /// The binary; with a file of hosts of its own, if it is to have one.
+    /// A folder of its own, where it has no business.
+    fn folder(&self) -> PathBuf {
+        let folder = self.log.with_extension("folder");
+        fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    /// The binary; with a file of hosts or a name server of its own, if it is to have one.
     fn command(&self) -> Command {
         let binary = env!("CARGO_BIN_EXE_mail-token-broker");
+        if let Some(server) = self.settings.resolver {
+            return process::mortal_with_resolver(binary, server, &self.log.with_extension("resolv"));
+        }
         match self.settings.hosts.is_empty() {
             true => process::mortal(binary),
             false => process::mortal_with_hosts(binary, &self.settings.hosts, &self.log.with_extension("hosts")),
@@ -254,6 +280,8 @@ impl Drop for Broker {
             eprintln!("--- the end of the broker's log, {}:\n{shown}\n---", self.log.display());
         } else {
             leaks::assert_unmarked("the broker's log", &self.log());
+            let written: Vec<_> = fs::read_dir(self.folder()).unwrap().map(|entry| entry.unwrap().path()).collect();
+            assert!(written.is_empty(), "the broker wrote to disk: {written:?}");
         }
     }
 }

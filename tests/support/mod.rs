@@ -21,6 +21,7 @@ pub mod audit;
 pub mod broker;
 pub mod cluster;
 pub mod custody;
+pub mod dns;
 pub mod hostile;
 pub mod idp;
 pub mod leaks;

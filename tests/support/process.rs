@@ -3,6 +3,7 @@
 use std::{
     ffi::OsStr,
     fs, io,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     process::{Child, Command},
     sync::{OnceLock, mpsc},
@@ -29,9 +30,19 @@ pub fn mortal(program: impl AsRef<OsStr>) -> Command {
 pub fn mortal_with_hosts(program: impl AsRef<OsStr>, names: &[String], file: &Path) -> Command {
     let lines: String = names.iter().map(|name| format!("127.0.0.1 {name}\n")).collect();
     fs::write(file, format!("127.0.0.1 localhost\n{lines}")).unwrap();
-    let script = r#"mount --bind "$0" /etc/hosts && exec setpriv --pdeathsig KILL -- "$@""#;
+    mortal_with_mounted(program, file, "/etc/hosts")
+}
+
+/// The same, with a name server of its own, which listens at port 53.
+pub fn mortal_with_resolver(program: impl AsRef<OsStr>, server: Ipv4Addr, file: &Path) -> Command {
+    fs::write(file, format!("nameserver {server}\noptions timeout:2 attempts:1\n")).unwrap();
+    mortal_with_mounted(program, file, "/etc/resolv.conf")
+}
+
+fn mortal_with_mounted(program: impl AsRef<OsStr>, file: &Path, over: &str) -> Command {
+    let script = r#"mount --bind "$0" "$1" && shift && exec setpriv --pdeathsig KILL -- "$@""#;
     let mut command = Command::new("unshare");
-    command.args(["--map-root-user", "--mount", "sh", "-c", script]).arg(file).arg(program);
+    command.args(["--map-root-user", "--mount", "sh", "-c", script]).arg(file).arg(over).arg(program);
     command
 }
 
