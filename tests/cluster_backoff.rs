@@ -49,6 +49,7 @@ async fn transient_failures_wait_5_then_10_seconds_and_the_status_says_so() {
         assert!(*pause >= Duration::from_secs(least), "{pauses:?}");
     }
     assert_eq!(requests.len(), 3);
+    ledger::tried("F13", 3, "nothing");
 }
 
 #[tokio::test]
@@ -59,7 +60,10 @@ async fn retry_after_is_obeyed_in_both_forms_up_to_an_hour() {
     let in_two_minutes = rfc2822::DateTimePrinter::new()
         .timestamp_to_rfc9110_string(&(wait::now() + SignedDuration::from_secs(120)))
         .unwrap();
-    let throttled = |value: &str| Answer::status(429).header("retry-after", value);
+    let throttled = |value: &str| match value {
+        "" => Answer::status(429),
+        value => Answer::status(429).header("retry-after", value),
+    };
     idp.answer(throttled("90"));
     ns.apply(credential("billing")).await;
 
@@ -69,6 +73,7 @@ async fn retry_after_is_obeyed_in_both_forms_up_to_an_hour() {
         ("1000000000", 3600, 3600),
         ("1", 5, 5),
         ("nonsense", 5, 5),
+        ("", 5, 5),
     ]
     .into_iter()
     .enumerate()
@@ -81,6 +86,7 @@ async fn retry_after_is_obeyed_in_both_forms_up_to_an_hour() {
         })
         .await;
     }
+    ledger::tried("F12", 6, "nothing");
 }
 
 #[tokio::test]
@@ -113,6 +119,7 @@ async fn any_change_of_spec_provider_or_source_ends_the_wait_at_once() {
         number => Err(number.to_string()),
     })
     .await;
+    ledger::tried("F17", 6, "nothing");
 }
 
 #[tokio::test]
@@ -176,4 +183,5 @@ async fn a_renewal_that_fails_leaves_ready_true_until_the_token_ends() {
     let token = ns.secret("billing").await["access_token"].clone();
     assert_eq!(token, idp.issued()[0], "the old token is not taken away");
     assert_eq!(idp.token_requests().len(), 2);
+    ledger::tried("F17", 1, "nothing");
 }

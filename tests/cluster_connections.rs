@@ -52,6 +52,7 @@ async fn certificates_that_are_past_or_for_other_names_are_refused_until_they_ar
     for (name, ..) in cases {
         ready_message(&ns, name, "TokenValid").await;
     }
+    ledger::tried("F13", cases.len(), "nothing");
 }
 
 #[tokio::test]
@@ -125,6 +126,7 @@ async fn servers_that_refuse_reset_drip_or_flood_are_unavailable_or_malformed() 
     assert!(ready_message(&ns, "absent", "ProviderUnavailable").await.contains("no-such-host.invalid"));
     refusing.resume();
     ready_message(&ns, "refused", "TokenValid").await;
+    ledger::tried("F13", servers.len() + 2, "nothing");
 }
 
 #[tokio::test]

@@ -38,7 +38,7 @@ impl Case {
 /// What a provider may answer, what that is called, and a part of what is said about it.
 fn answers() -> Vec<(&'static str, Answer, &'static str, &'static str)> {
     let token = || Answer::token(3600);
-    let redirect = |to: &str| Answer::status(302).header("location", to);
+    let redirect = |status: u16, to: &str| Answer::status(status).header("location", to);
     vec![
         ("invalid-request", Answer::error("invalid_request"), "RequestRefused", "invalid_request"),
         ("invalid-client", Answer::error("invalid_client"), "InvalidClient", "invalid_client"),
@@ -48,6 +48,7 @@ fn answers() -> Vec<(&'static str, Answer, &'static str, &'static str)> {
         ("interaction", Answer::error("interaction_required"), "AuthorizationRequired", "interaction_required"),
         ("consent", Answer::error("consent_required"), "ConsentRequired", "consent_required"),
         ("unknown-error", Answer::error("never_heard_of"), "RequestRefused", "never_heard_of"),
+        ("limit-400", Answer::error("rate_limit_exceeded"), "RequestRefused", "rate_limit_exceeded"),
         ("unavailable", Answer::error("temporarily_unavailable"), "ProviderUnavailable", "temporarily_unavailable"),
         ("error-in-500", Answer::json(500, json!({"error": "invalid_grant"})), "InvalidGrant", "invalid_grant"),
         ("error-in-200", Answer::json(200, json!({"error": "invalid_grant"})), "InvalidGrant", "invalid_grant"),
@@ -64,11 +65,21 @@ fn answers() -> Vec<(&'static str, Answer, &'static str, &'static str)> {
             "MalformedResponse",
             "no token response",
         ),
+        (
+            "twice",
+            Answer::text(200, r#"{"access_token":"canary-a","access_token":"canary-b","token_type":"Bearer"}"#),
+            "MalformedResponse",
+            "no token response",
+        ),
         ("huge", Answer::text(200, &" ".repeat(300 * 1024)), "MalformedResponse", "262144"),
-        ("redirect", redirect("/elsewhere"), "MalformedResponse", "redirect"),
-        ("redirect-http", redirect("http://169.254.169.254/"), "MalformedResponse", "never followed"),
+        ("redirect", redirect(302, "/elsewhere"), "MalformedResponse", "redirect"),
+        ("redirect-301", redirect(301, "/elsewhere"), "MalformedResponse", "redirect"),
+        ("redirect-307", redirect(307, "/elsewhere"), "MalformedResponse", "redirect"),
+        ("redirect-host", redirect(308, "https://id.example.org/elsewhere"), "MalformedResponse", "redirect"),
+        ("redirect-http", redirect(302, "http://169.254.169.254/"), "MalformedResponse", "never followed"),
         ("expires-0", token().field("expires_in", 0), "MalformedResponse", "expires_in"),
         ("expires-minus", token().field("expires_in", -5), "MalformedResponse", "expires_in"),
+        ("expires-float", token().field("expires_in", 0.5), "MalformedResponse", "expires_in"),
         ("expires-word", token().field("expires_in", "soon"), "MalformedResponse", "expires_in"),
         ("expires-never", token().field("expires_in", 1_000_000_000_000_u64), "MalformedResponse", "expires_in"),
         ("mac", token().field("token_type", "mac"), "MalformedResponse", "Bearer"),
@@ -120,8 +131,13 @@ async fn every_bad_answer_is_told_and_the_old_token_stays() {
         assert_eq!(wait.as_secs(), if transient { 5 } else { 15 * 60 } << (attempts - 1), "{shown}");
         let secret: Secret = ns.get(case.name).await;
         assert_eq!(secret.metadata.resource_version, version, "{}: the Secret was written", case.name);
-        let events = ns.events(case.name).await;
-        assert!(events.iter().any(|event| event.reason.as_deref() == Some(case.reason)), "{events:#?}");
+        // The Event follows the status.
+        until(&format!("{} is told by an Event", case.name), async || {
+            let events = ns.events(case.name).await;
+            let told = events.iter().any(|event| event.reason.as_deref() == Some(case.reason));
+            told.then_some(()).ok_or(format!("{events:#?}"))
+        })
+        .await;
         assert_eq!(case.idp.requests_at("/elsewhere").len(), 0);
     }
     // All have failed by now; those that are retried after 5 s may have been once.
@@ -144,7 +160,19 @@ async fn every_bad_answer_is_told_and_the_old_token_stays() {
         assert_eq!(namespace::find(&found, "Renewed").unwrap().reason, "RenewalSucceeded");
         assert_eq!(found.status.unwrap().failed_attempts, Some(0));
     }
-    assert!(!broker.log().contains("canary-trunc"));
+    for canary in ["canary-trunc", "canary-a", "canary-b"] {
+        assert!(!broker.log().contains(canary));
+    }
+    let fault = |case: &Case| match case.reason {
+        "Throttled" => "F12",
+        "ProviderUnavailable" => "F13",
+        "MalformedResponse" if case.name.starts_with("redirect") => "F16",
+        "MalformedResponse" => "F15",
+        _ => "F17",
+    };
+    for number in ["F12", "F13", "F15", "F16", "F17"] {
+        ledger::tried(number, cases.iter().filter(|case| fault(case) == number).count(), "nothing");
+    }
 }
 
 #[tokio::test]
@@ -176,4 +204,5 @@ async fn a_lifetime_in_a_string_is_a_lifetime_and_none_is_an_hour_with_a_warning
         })
         .await;
     }
+    ledger::tried("F15", 2, "nothing");
 }

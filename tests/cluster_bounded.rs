@@ -1,0 +1,101 @@
+//! Answers that are meant to exhaust: the broker's memory and time stay bounded.
+
+#![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
+
+mod support;
+
+use std::{fs, process::Command, time::Duration};
+
+use mail_token_broker::api::MailCredential;
+use serde_json::json;
+use support::{
+    hostile::{Authority, Behaviour, HostileServer, Validity},
+    *,
+};
+
+/// Credentials of each server, all of which ask at once.
+const EACH: usize = 4;
+/// How often all of them ask.
+const ROUNDS: usize = 3;
+
+/// The most memory that a process has had, in MiB.
+fn peak(broker: &Broker) -> usize {
+    let status = fs::read_to_string(format!("/proc/{}/status", broker.id())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() / 1024
+}
+
+/// Servers by name, and the reason that the broker gives.
+fn behaviours() -> Vec<(&'static str, Behaviour, &'static str)> {
+    let head = |fields: &str| format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n{fields}\r\n").into_bytes();
+    let chunked = || head("transfer-encoding: chunked\r\n");
+    let chunk = [b"10000\r\n".to_vec(), vec![b' '; 0x10000], b"\r\n".to_vec()].concat();
+    let headers: String = (0..100_000).map(|number| format!("x-{number}: {number}\r\n")).collect();
+    let bomb = Command::new("sh").args(["-c", "head -c 10485760 /dev/zero | gzip -9"]).output().unwrap().stdout;
+    assert!((1..100_000).contains(&bomb.len()));
+    let slow = Duration::from_millis(20);
+    vec![
+        ("endless-body", Behaviour::Endless(chunked(), chunk), "MalformedResponse"),
+        ("endless-plain", Behaviour::Endless(head(""), vec![b' '; 0x10000]), "MalformedResponse"),
+        (
+            "endless-header",
+            Behaviour::Endless(b"HTTP/1.1 200 OK\r\nx: ".to_vec(), vec![b'x'; 0x1000]),
+            "ProviderUnavailable",
+        ),
+        ("many-headers", Behaviour::answer(200, &headers, b"{}"), "ProviderUnavailable"),
+        ("ten-megabytes", Behaviour::answer(200, "", &vec![b' '; 10 << 20]), "MalformedResponse"),
+        ("bomb", Behaviour::answer(200, "content-encoding: gzip\r\n", &bomb), "MalformedResponse"),
+        (
+            "slow-header",
+            Behaviour::Drip(b"HTTP/1.1 200 OK\r\n".to_vec(), b"x: y\r\n".to_vec(), slow),
+            "ProviderUnavailable",
+        ),
+        ("slow-body", Behaviour::Drip(head("content-length: 100000\r\n"), b" ".to_vec(), slow), "ProviderUnavailable"),
+        ("slow-chunks", Behaviour::Drip(chunked(), b"1\r\n \r\n".to_vec(), slow), "ProviderUnavailable"),
+    ]
+}
+
+#[tokio::test]
+async fn hostile_answers_cost_no_memory() {
+    let ns = Cluster::shared().namespace().await;
+    let good = Idp::start();
+    ns.provider(&good).await;
+    let broker = Broker::settings(&ns).flag("--request-timeout=1s").start().await;
+    ns.apply(credential("good")).await;
+    ns.condition::<MailCredential>("good", "Ready", "TokenValid").await;
+    let authority = Authority::new();
+    let bundle = String::from_utf8(authority.bundle()).unwrap();
+    ns.apply(
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "hostile"}, "data": {"ca.crt": bundle}}),
+    )
+    .await;
+    let before = peak(&broker);
+
+    let mut servers = vec![];
+    for (name, behaviour, reason) in behaviours() {
+        let server = HostileServer::start(authority.issue(&["localhost"], Validity::Present), behaviour).await;
+        let provider = provider(&good).set("metadata.name", name).set("spec.oauth2.tokenURL", server.url("localhost"));
+        ns.apply(provider.set("spec.caBundleRef.configMap.name", "hostile")).await;
+        for number in 0..EACH {
+            ns.apply(credential(&format!("{name}-{number}")).set("spec.providerRef.name", name)).await;
+        }
+        servers.push((name, server, reason));
+    }
+    for round in 1..=ROUNDS {
+        for (name, server, reason) in &servers {
+            server.requests_reach(round * EACH).await;
+            for number in 0..EACH {
+                let name = format!("{name}-{number}");
+                ns.condition::<MailCredential>(&name, "Ready", reason).await;
+                ns.annotate::<MailCredential>(&name, "mailtoken.dev/reissue", &round.to_string()).await;
+            }
+        }
+        ns.annotate::<MailCredential>("good", "mailtoken.dev/reissue", &round.to_string()).await;
+        let answered = |found: &MailCredential| field(found, "/status/lastHandledReissue") == round.to_string();
+        ns.until::<MailCredential>("good", "it is served as before", answered).await;
+    }
+    // What one answer may take, its headers and TLS, for all that are in flight; the servers have offered gigabytes.
+    let grown = peak(&broker) - before;
+    assert!(grown <= servers.len() * EACH, "{grown} MiB more than the {before} MiB before");
+    ledger::tried("F14", servers.len() * EACH * ROUNDS, "nothing");
+}
