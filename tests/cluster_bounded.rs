@@ -90,8 +90,9 @@ async fn hostile_answers_cost_no_memory() {
                 ns.annotate::<MailCredential>(&name, "mailtoken.dev/reissue", &round.to_string()).await;
             }
         }
-        ns.annotate::<MailCredential>("good", "mailtoken.dev/reissue", &round.to_string()).await;
-        let answered = |found: &MailCredential| field(found, "/status/lastHandledReissue") == round.to_string();
+        let round = round.to_string();
+        ns.annotate::<MailCredential>("good", "mailtoken.dev/reissue", &round).await;
+        let answered = |found: &MailCredential| field(found, "/status/lastHandledReissue") == round.as_str();
         ns.until::<MailCredential>("good", "it is served as before", answered).await;
     }
     // What one answer may take, its headers and TLS, for all that are in flight; the servers have offered gigabytes.

@@ -18,7 +18,7 @@ const TARGET: &str = "billing-mail-token";
 #[tokio::test]
 async fn a_pod_logs_in_with_the_secret_and_again_with_the_renewed_one() {
     let ns = demo().await;
-    let _broker = Broker::start(&ns).await;
+    let broker = Broker::start(&ns).await;
 
     ns.condition::<MailProvider>("keycloak", "Ready", "ProviderReady").await;
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
@@ -44,6 +44,8 @@ async fn a_pod_logs_in_with_the_secret_and_again_with_the_renewed_one() {
         Err(_) => Ok(()),
     })
     .await;
+    let seen = [&first, &issued].map(|secret| secret["access_token"].clone());
+    leaks::assert_nothing_told(&ns, &broker, seen.to_vec()).await;
 }
 
 #[tokio::test]

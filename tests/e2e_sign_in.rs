@@ -108,10 +108,7 @@ async fn a_person_signs_in_at_keycloak_and_pods_log_in_for_good() {
     logins(&ns, &first);
     renewals(&ns, first["access_token"].clone()).await;
     logins(&ns, &ns.secret("billing").await);
-    let grant = ns.secret("billing-grant").await;
-    for secret in [&grant["refresh_token"], &grant["previous_refresh_token"], &first["access_token"]] {
-        assert!(!broker.log().contains(secret.as_str()), "a secret stands in the log");
-    }
+    leaks::assert_nothing_told(&ns, &broker, vec![first["access_token"].clone()]).await;
 }
 
 #[tokio::test]
@@ -176,7 +173,7 @@ async fn a_seed_from_keycloak_is_renewed_and_one_of_somebody_else_is_not_used() 
 async fn what_a_deleted_credential_was_granted_is_revoked_at_keycloak() {
     let ns = namespace().await;
     ns.apply(people(&ns, "KEYCLOAK_ISSUER", "KEYCLOAK_DESKTOP_CLIENT_ID")).await;
-    let _broker = Broker::start(&ns).await;
+    let broker = Broker::start(&ns).await;
     let grant = json!({"refreshToken": {"secretRef": {"name": "seed", "key": "refresh_token"}}});
     let seed = realm::tokens(&ns.cluster, &ns.cluster.env("PERSON_USER"), "openid email offline_access").1;
     ns.apply(source("seed", "refresh_token", &seed)).await;
@@ -189,6 +186,7 @@ async fn what_a_deleted_credential_was_granted_is_revoked_at_keycloak() {
     ns.apply(source("seed", "refresh_token", &kept)).await;
     ns.apply(shared(&ns, grant).set("metadata.name", "again")).await;
     ns.condition::<MailCredential>("again", "Ready", "InvalidGrant").await;
+    leaks::assert_nothing_told(&ns, &broker, vec![seed, kept]).await;
 }
 
 #[tokio::test]
@@ -202,7 +200,7 @@ async fn a_persons_token_is_exchanged_at_keycloak_for_one_that_mail_servers_take
     let provider = people(&ns, "KEYCLOAK_ISSUER", "KEYCLOAK_EXCHANGE_CLIENT_ID").without("spec.scopes");
     ns.apply(provider.set("spec.client", json!({"id": id, "authentication": entry}))).await;
     ns.apply(source("subject", "access_token", &realm::tokens(&ns.cluster, &person, "openid").0)).await;
-    let _broker = Broker::start(&ns).await;
+    let broker = Broker::start(&ns).await;
     let subject = json!({"secretRef": {"name": "subject", "key": "access_token"}});
     let kind = "urn:ietf:params:oauth:token-type:access_token";
     ns.apply(shared(&ns, json!({"tokenExchange": {"subjectToken": subject, "subjectTokenType": kind}}))).await;
@@ -220,13 +218,14 @@ async fn a_persons_token_is_exchanged_at_keycloak_for_one_that_mail_servers_take
     let other = |secret: &Secret| text(secret, "access_token") != first["access_token"];
     ns.until::<Secret>("billing", "it has another token", other).await;
     logins(&ns, &ns.secret("billing").await);
+    leaks::assert_nothing_told(&ns, &broker, vec![first["access_token"].clone()]).await;
 }
 
 #[tokio::test]
 async fn oidc_provider_takes_each_key_and_a_person_for_a_client_that_signs() {
     let ns = namespace().await;
     let folder = ns.cluster.env("OIDC_JWT_KEYS");
-    let _broker = Broker::start(&ns).await;
+    let broker = Broker::start(&ns).await;
     for (algorithm, kind) in [("PS256", "rsa"), ("RS256", "rsa"), ("ES256", "ec"), ("EdDSA", "ed25519")] {
         let name = algorithm.to_lowercase();
         let key = fs::read_to_string(format!("{folder}/{kind}.key")).unwrap();
@@ -244,4 +243,5 @@ async fn oidc_provider_takes_each_key_and_a_person_for_a_client_that_signs() {
     sign_in(&ns, "", &[]).await;
     let first = ready(&ns).await;
     renewals(&ns, first["access_token"].clone()).await;
+    leaks::assert_nothing_told(&ns, &broker, vec![first["access_token"].clone()]).await;
 }

@@ -2,7 +2,9 @@
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 
-use super::Namespace;
+use k8s_openapi::api::core::v1::Secret;
+
+use super::{Broker, Namespace};
 
 /// How a secret may look that was written down by mistake: plain, form-encoded, and in the middle of any base64.
 fn spellings(secret: &str) -> Vec<String> {
@@ -58,4 +60,31 @@ pub fn assert_untold(places: &[(&str, String)], secrets: &[String]) {
             }
         }
     }
+}
+
+/// The secrets that stand in a namespace's Secrets.
+pub async fn kept(ns: &Namespace) -> Vec<String> {
+    const PLAIN: [&str; 7] = ["username", "from", "_host", "_port", "expires_at", "expires_at_unix", "token_type"];
+    let secrets = ns.api::<Secret>().list(&Default::default()).await.unwrap();
+    let entries = secrets.items.into_iter().flat_map(|secret| secret.data.unwrap_or_default());
+    let values = entries.filter(|(key, _)| !PLAIN.iter().any(|plain| key.ends_with(plain)));
+    // Of a file in PEM each line is one that may not be told; but the public certificate's.
+    let lines = values.filter(|(key, _)| !key.ends_with(".crt")).flat_map(|(_, value)| {
+        let text = String::from_utf8(value.0).unwrap();
+        text.lines()
+            .filter(|line| line.len() >= 24 && !line.starts_with("-----"))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    });
+    lines.collect()
+}
+
+/// Fails if one of these secrets, or of those that stand in the namespace's Secrets, is told in the broker's log, its
+/// metrics, an Event or a status.
+pub async fn assert_nothing_told(ns: &Namespace, broker: &Broker, more: Vec<String>) {
+    let mut places = vec![("metrics", broker.metrics().await), ("log", broker.log())];
+    places.extend(shown(ns));
+    let secrets: Vec<_> = kept(ns).await.into_iter().chain(more).collect();
+    assert!(secrets.len() >= 3, "{} secrets only", secrets.len());
+    assert_untold(&places, &secrets);
 }
