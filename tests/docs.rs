@@ -383,6 +383,42 @@ fn exists(path: &str) -> bool {
 }
 
 #[test]
+fn tests_that_are_named_exist() {
+    let sources = |folder: &str| {
+        let mut folders = vec![root().join(folder)];
+        let mut sources = vec![];
+        while let Some(folder) = folders.pop() {
+            for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+                match path.is_dir() {
+                    true => folders.push(path),
+                    false => sources.push(path),
+                }
+            }
+        }
+        sources
+    };
+    let unit: String = sources("src").iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    let mut checked = 0;
+    for page in pages().iter().filter(|page| page.path.starts_with("docs")) {
+        for code in page.code() {
+            let Some((binary, test)) = code.split_once("::") else { continue };
+            let word = |text: &str| text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+            // Names of tests are sentences; `policy::decide` is none.
+            if !word(binary) || !word(test) || test.matches('_').count() < 2 {
+                continue;
+            }
+            let source = match binary {
+                "lib" => unit.clone(),
+                binary => fs::read_to_string(root().join(format!("tests/{binary}.rs"))).unwrap_or_default(),
+            };
+            assert!(source.contains(&format!("fn {test}(")), "{}: there is no test {code}", page.path.display());
+            checked += 1;
+        }
+    }
+    assert!(checked >= 30, "only {checked} tests are named");
+}
+
+#[test]
 fn links_lead_somewhere() {
     let pages = pages();
     let mut checked = 0;
