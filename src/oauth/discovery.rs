@@ -1,6 +1,6 @@
 //! OpenID Connect Discovery 1.0 section 4.
 
-use http::{Request, Response, header};
+use http::{Request, Response, Uri, header};
 use serde::Deserialize;
 use thiserror::Error;
 use url::Url;
@@ -77,7 +77,10 @@ struct Document {
 
 fn https(url: String, name: &'static str) -> Result<String, DiscoveryError> {
     let parsed = Url::parse(&url).map_err(|_| DiscoveryError::Endpoint(name))?;
-    let plain = parsed.scheme() == "https"
+    // A URL parser is lenient (`https:host`, line breaks); HTTP is not.
+    let written = url.starts_with("https://") && url.is_ascii() && url.parse::<Uri>().is_ok();
+    let plain = written
+        && parsed.scheme() == "https"
         && parsed.username().is_empty()
         && parsed.password().is_none()
         && parsed.fragment().is_none()
@@ -128,6 +131,9 @@ mod tests {
             "https://u:p@id.example.org/t",
             "https://id.example.org/t#f",
             "file:///etc/passwd",
+            "https:id.example.org/t",
+            "https://id.example.org/t\\n",
+            "https://id.example.org/\u{e4}",
         ] {
             let body = format!(r#"{{"issuer":"{ISSUER}","token_endpoint":"{url}"}}"#);
             assert_eq!(read(200, &body), Err(DiscoveryError::Endpoint("token_endpoint")), "{url}");
