@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-down check test faults soak bench audit crds image sbom mutants
+.PHONY: help setup demo demo-down check test faults soak fuzz bench audit crds image sbom mutants
 
 CARGO ?= nice cargo
 TEST_DEMO := target/demo
@@ -53,6 +53,11 @@ soak: ## Kills it 200 times at random moments, renews 10,000 tokens: about 25 mi
 	@$(CARGO) test --quiet --locked --test soak --no-run
 	$(call step,soak: kills and renewals)
 	@$(CARGO) test --quiet --locked --test soak
+
+fuzz: ## Feeds what reads other people's bytes with nonsense: SECONDS=30 for each, TARGETS="discovery url_guard" for some
+	$(call step,fuzz: the tool)
+	@tools/setup fuzz
+	@tools/fuzz $(or $(SECONDS),30) $(TARGETS)
 
 bench: ## How fast it is, on this machine: about an hour; QUICK=1 to see that it works, ONLY=create for a part
 	@tools/setup control-plane

@@ -7,7 +7,7 @@ CACHE=${MTB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mail-token-broker}
 
 KEYCLOAK_VERSION=26.4.2
 KEYCLOAK_TEMPLATE_PASSWORD=template # of the administrator in the cached database; every stack sets its own
-declare -A CARGO_COMMANDS=([cargo-cyclonedx]=0.5.9 [cargo-deny]=0.20.2 [cargo-mutants]=27.1.0)
+declare -A CARGO_COMMANDS=([cargo-cyclonedx]=0.5.9 [cargo-deny]=0.20.2 [cargo-fuzz]=0.13.2 [cargo-mutants]=27.1.0)
 MAIL_USER=mtb-vmail # owns the Maildirs
 PERSON_USER=person@shop.example # the account and mailbox of a person
 

@@ -1,0 +1,27 @@
+//! A discovery document: an endpoint that is taken is an https URL in printable ASCII, which HTTP can express.
+#![no_main]
+
+use http::{Response, Uri};
+use libfuzzer_sys::fuzz_target;
+use mail_token_broker::oauth::discovery::{DiscoveryError, read_discovery};
+
+const ISSUER: &str = "https://id.example.org";
+
+fuzz_target!(|data: &[u8]| {
+    let response = Response::new(data);
+    match read_discovery(&response, ISSUER) {
+        Ok(found) => {
+            let optional = [found.device_authorization_url, found.revocation_url, found.authorization_url];
+            for url in optional.into_iter().flatten().chain([found.token_url]) {
+                assert!(url.bytes().all(|byte| byte.is_ascii_graphic()), "{url:?}");
+                let uri: Uri = url.parse().expect("a URI");
+                assert_eq!(uri.scheme_str(), Some("https"));
+                assert!(!uri.authority().expect("a host").as_str().contains('@'));
+            }
+        }
+        Err(DiscoveryError::IssuerMismatch(told)) => {
+            assert!(told.len() <= 256 && told.bytes().all(|byte| byte.is_ascii_graphic()));
+        }
+        Err(_) => {}
+    }
+});

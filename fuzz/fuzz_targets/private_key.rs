@@ -1,0 +1,25 @@
+//! Private keys and certificates in PEM: what is taken for a key signs.
+#![no_main]
+
+use k8s_openapi::jiff::Timestamp;
+use libfuzzer_sys::fuzz_target;
+use mail_token_broker::{
+    api::authentication::SigningAlgorithm,
+    oauth::{assertion::SigningKey, client_auth::Occasion},
+};
+use secrecy::ExposeSecret as _;
+
+const ALGORITHMS: [SigningAlgorithm; 4] =
+    [SigningAlgorithm::PS256, SigningAlgorithm::RS256, SigningAlgorithm::ES256, SigningAlgorithm::EdDSA];
+
+fuzz_target!(|data: &[u8]| {
+    // A digit: 0 to 3 for the algorithm, 4 to 7 for the same with a certificate in the same file.
+    let Some((digit, pem)) = data.split_first() else { return };
+    let certificate = (digit & 4 != 0).then_some(pem);
+    let algorithm = ALGORITHMS[usize::from(digit & 3)];
+    let Ok(key) = SigningKey::read(pem, certificate, algorithm, Some("kid".to_owned())) else { return };
+    let now = Timestamp::from_second(1_800_000_000).expect("a time");
+    let occasion = Occasion { audience: "https://id.example.org", now, unique: "1" };
+    let jwt = key.client_assertion("client", occasion).expect("it signs");
+    assert_eq!(jwt.expose_secret().split('.').count(), 3);
+});
