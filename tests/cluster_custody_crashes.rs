@@ -89,6 +89,24 @@ async fn what_cannot_be_stored_is_held_and_stored_before_anything_else_also_whil
 }
 
 #[tokio::test]
+async fn a_refresh_token_is_not_sent_while_its_secret_cannot_be_written() {
+    let custody = Custody::new().await;
+    custody.guarded().await;
+    custody.issued().await;
+    let (kept, sent) = (custody.kept().await, custody.idp.token_requests().len());
+    custody.mark(json!({custody::SHUT: "true"})).await;
+    let asked = custody.ask().await;
+    let failed = custody.ns.condition::<MailCredential>("billing", "Renewed", "SecretWriteFailed").await;
+    assert!(failed.message.contains("billing-grant") && failed.message.contains("it is shut"), "{}", failed.message);
+    assert!(custody.broker.metric("mailtoken_reconcile_errors_total", "write_secret").await.is_some());
+    assert_eq!(custody.idp.token_requests().len(), sent);
+    custody.mark(json!({custody::SHUT: null})).await;
+    custody.answered(&asked).await;
+    assert_eq!((custody.idp.token_requests().len(), custody.idp.presented(&kept)), (sent + 1, 1));
+    tried("F08", 1, "nothing");
+}
+
+#[tokio::test]
 async fn an_answer_is_stored_over_what_somebody_wrote_after_the_claim() {
     let custody = Custody::new().await;
     custody.issued().await;

@@ -190,9 +190,6 @@ async fn carry_out(observed: &mut Observed, decision: &Decision, context: &Conte
         _ => publish::publish_again(observed, context).await,
     };
     let now = context.clock.now();
-    if matches!(written, Err(PublishError::Refused(_))) {
-        context.metrics.reconcile_error("write_secret");
-    }
     match written {
         Ok(()) => {}
         Err(PublishError::Refused(_)) if !context.leadership.is_leader() => return Ok(decision.clone()),

@@ -16,6 +16,8 @@ use super::{
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 /// The annotation that makes the API server refuse other data, once [`Custody::guarded`] was called.
 const SEALED: &str = "test/sealed";
+/// That makes it refuse any write, but for one that takes it away.
+pub const SHUT: &str = "test/shut";
 
 /// A namespace with the provider `idp`, a [`Strict`] server, and a broker.
 pub struct Custody {
@@ -115,16 +117,19 @@ impl Custody {
         let ns = &self.ns;
         let rule =
             json!({"apiGroups": [""], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["secrets"]});
-        let open = format!(
-            "!has(oldObject.metadata.annotations) || !('{SEALED}' in oldObject.metadata.annotations) || \
-             oldObject.data == object.data"
-        );
+        let has = |object: &str, key: &str| {
+            format!("has({object}.metadata.annotations) && '{key}' in {object}.metadata.annotations")
+        };
+        let unsealed = format!("!({}) || oldObject.data == object.data", has("oldObject", SEALED));
+        let open = format!("!({}) || !({})", has("oldObject", SHUT), has("object", SHUT));
         ns.apply(json!({
             "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
             "metadata": {"name": ns.name},
             "spec": {
                 "failurePolicy": "Fail", "matchConstraints": {"resourceRules": [rule]},
-                "validations": [{"expression": open, "message": "it is sealed"}],
+                "validations": [
+                    {"expression": unsealed, "message": "it is sealed"}, {"expression": open, "message": "it is shut"},
+                ],
             },
         }))
         .await;

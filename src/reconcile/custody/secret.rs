@@ -19,7 +19,7 @@ use crate::{
         MailCredential,
         names::{self, rfc3339},
     },
-    error::{Error, told_by},
+    error::{Error, WRITE_SECRET, told_by},
     fail_point,
     policy::{
         Blocker, checks,
@@ -228,22 +228,22 @@ async fn take<T>(
         Ok(written) => return Ok(written),
         Err(error) => error,
     };
-    match &error {
-        // 404: gone; 409: written meanwhile, or there already; 422: a map that was to be written into is not there any
-        // more. Each of them may be a refusal too, of what stands there as it did before.
-        kube::Error::Api(status) if matches!(status.code, 404 | 409 | 422) => {
-            let name = names::grant_secret(&credential.name_any());
-            let read = publish::read(context, checks::namespace(credential), &name).await?;
-            let version = read.as_ref().and_then(|secret| secret.resource_version()).unwrap_or_default();
-            match read {
-                Some(secret) => remember(credential, secret.metadata, context),
-                None => context.memory.with(checks::uid(credential), |entry| entry.grant = None),
-            }
-            let as_before = version == kept.resource_version;
-            Err(if as_before { CustodyError::Refused(told_by(&error)) } else { CustodyError::Stale })
+    // 404: gone; 409: written meanwhile, or there already; 422: a map that was to be written into is not there any more.
+    // Each of them may be a refusal too, of what stands there as it did before.
+    if matches!(&error, kube::Error::Api(status) if matches!(status.code, 404 | 409 | 422)) {
+        let name = names::grant_secret(&credential.name_any());
+        let read = publish::read(context, checks::namespace(credential), &name).await?;
+        let version = read.as_ref().and_then(|secret| secret.resource_version()).unwrap_or_default();
+        match read {
+            Some(secret) => remember(credential, secret.metadata, context),
+            None => context.memory.with(checks::uid(credential), |entry| entry.grant = None),
         }
-        _ => Err(CustodyError::Refused(told_by(&error))),
+        if version != kept.resource_version {
+            return Err(CustodyError::Stale);
+        }
     }
+    context.metrics.reconcile_error(WRITE_SECRET);
+    Err(CustodyError::Refused(told_by(&error)))
 }
 
 /// Sets annotations, and removes those without a value.

@@ -21,7 +21,7 @@ pub(super) use self::{
 use super::{Context, json_patch::params, observe};
 use crate::{
     api::{MailCredential, Reason, credential::DeletionPolicy, names},
-    error::{Error, told_by},
+    error::{Error, WRITE_SECRET, told_by},
     fail_point,
     oauth::{Token, token::DEFAULT_LIFETIME},
     policy::{
@@ -144,7 +144,11 @@ async fn write(
     let Ok(provider) = &observed.provider else { return Ok(()) };
     let token = &stored.token;
     let content = content(&observed.credential, provider, stored, issued_for, reissue);
-    let meta = put(observed, &content, context).await?;
+    let written = put(observed, &content, context).await;
+    if matches!(written, Err(PublishError::Refused(_))) {
+        context.metrics.reconcile_error(WRITE_SECRET);
+    }
+    let meta = written?;
     fail_point::pass("target-written").await;
     let uid = checks::uid(&observed.credential).to_owned();
     let published = Published {
