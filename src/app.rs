@@ -298,6 +298,8 @@ async fn wake_all_when_the_clock_jumps(context: Arc<Context>) {
         let drift = now.0.as_second() - before.0.as_second() - passed;
         if drift.abs() > CLOCK_JUMP_SECONDS {
             tracing::warn!(seconds = drift, "the clock jumped: everything is looked at");
+            context.material.distrust_all();
+            context.memory.poll_soon();
             wake_all(&context);
         }
         before = now;

@@ -75,6 +75,8 @@ pub enum IssueReason {
     Reissue,
     /// The renewal time has come.
     RenewalDue,
+    /// The token was issued in the future: the clock was set back since, and when the token ends is not known.
+    FromTheFuture,
     /// Another refresh token was put into the seed's Secret.
     Reseeded,
     /// The refresh token would die for want of use.
@@ -230,7 +232,7 @@ fn token_is_needed(observed: &Observed, now: Timestamp) -> Option<Decision> {
 impl IssueReason {
     /// Whether the token that is there still serves meanwhile.
     fn leaves_one_that_serves(self) -> bool {
-        matches!(self, Self::Reissue | Self::RenewalDue | Self::Reseeded | Self::KeepAlive)
+        !matches!(self, Self::NoToken | Self::InputsChanged | Self::Expired)
     }
 }
 
@@ -250,6 +252,9 @@ fn why_a_token_is_needed(observed: &Observed, now: Timestamp) -> Option<IssueRea
     }
     if observed.grant.as_ref().is_some_and(grant::Grant::reseeded) {
         return Some(IssueReason::Reseeded);
+    }
+    if schedule::is_from_the_future(token.issued_at, now) {
+        return Some(IssueReason::FromTheFuture);
     }
     let due = schedule::renewal(token, &observed.credential.spec.renewal, checks::uid(&observed.credential)).at;
     (now >= due).then_some(IssueReason::RenewalDue)

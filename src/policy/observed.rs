@@ -265,10 +265,12 @@ impl History {
         }
     }
 
-    /// Whether an attempt made with `attempt` has to wait, and until when.
+    /// Whether an attempt made with `attempt` has to wait, and until when. Since the clock was set back it has waited
+    /// enough.
     pub fn backoff(&self, attempt: &str, now: Timestamp) -> Option<Timestamp> {
         let unchanged = self.failed_with.as_deref() == Some(attempt);
-        self.next_attempt.filter(|until| unchanged && self.failed_attempts > 0 && *until > now)
+        let known = self.last_failure.is_none_or(|failed| !schedule::is_from_the_future(failed, now));
+        self.next_attempt.filter(|until| unchanged && known && self.failed_attempts > 0 && *until > now)
     }
 }
 

@@ -23,6 +23,14 @@ const TICK: SignedDuration = SignedDuration::from_secs(1);
 /// A token that lives for seconds is not renewed more often than this.
 const SOONEST: SignedDuration = SignedDuration::from_secs(1);
 
+/// By how much the clocks of two brokers may differ, and a clock may be set, without anybody doing anything about it.
+const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_mins(5);
+
+/// Whether the clock was set back since `at` was noted.
+pub fn is_from_the_future(at: Timestamp, now: Timestamp) -> bool {
+    at > now + CLOCKS_DIFFER
+}
+
 /// When a token is renewed, and whether `minValidity` could be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RenewalPlan {

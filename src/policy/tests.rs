@@ -46,15 +46,30 @@ fn a_token_is_asked_for_where_there_is_none_of_ours() {
 
 #[test]
 fn each_need_for_a_token_has_its_name() {
-    let table: [(Change, IssueReason); 4] = [
+    let table: [(Change, IssueReason); 5] = [
         (|case| case.provider().issued_for = "another tenant".into(), IssueReason::InputsChanged),
         (|case| case.now = at(3600), IssueReason::Expired),
         (|case| case.annotate("mailtoken.dev/reissue", "1"), IssueReason::Reissue),
         (|case| case.now = at(3000), IssueReason::RenewalDue),
+        (|case| case.now = at(-301), IssueReason::FromTheFuture),
     ];
     for (change, reason) in table {
         assert_eq!(decided(change), Decision::Issue(reason));
     }
+    assert!(matches!(decided(|case| case.now = at(-300)), Decision::Wait { .. }), "clocks differ a little");
+}
+
+#[test]
+fn a_failure_of_the_future_delays_nothing() {
+    let after = |seconds| {
+        decided(|case| {
+            case.without_token();
+            case.failed(Reason::ProviderUnavailable);
+            case.now = at(seconds);
+        })
+    };
+    assert_eq!(after(-300), Decision::BackOff { until: at(5) });
+    assert_eq!(after(-301), Decision::Issue(IssueReason::NoToken));
 }
 
 #[test]

@@ -163,6 +163,14 @@ impl Book {
         }
     }
 
+    /// Looks at all anew at the next need: the clock was set, by which they were to be looked at again, and by which what
+    /// they prove themselves with ends.
+    pub fn distrust_all(&self) {
+        for page in self.pages.lock().values_mut() {
+            (page.verdict, page.retry_at) = (None, None);
+        }
+    }
+
     /// Whether what was found before a restart still stands: nobody has looked at the provider since, and neither it
     /// nor what it refers to has changed since the first call.
     pub fn trusts(&self, key: &ProviderKey, fingerprint: &str) -> bool {
