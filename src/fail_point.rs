@@ -1,4 +1,5 @@
-//! Points of a refresh at which a test stops the process, to kill it right there. A debug build alone has them.
+//! Points of a refresh at which a test stops the process, to kill it right there, and points that panic for one object.
+//! A debug build alone has them.
 
 /// Names a point, and after a colon at which passing of it to stop: `answer-received`, `answer-received:2`.
 #[cfg(debug_assertions)]
@@ -28,3 +29,21 @@ pub async fn pass(point: &str) {
 #[cfg(not(debug_assertions))]
 #[inline(always)]
 pub async fn pass(_: &str) {}
+
+/// Names a step and the object at which it panics: `reconcile:poison`.
+#[cfg(debug_assertions)]
+const PANIC_AT: &str = "MAILTOKEN_PANIC_AT";
+
+/// Panics, if that is what this step has to do with this object.
+#[cfg(debug_assertions)]
+#[expect(clippy::panic, reason = "a test wants to see what becomes of it")]
+pub fn panic_at(step: &str, name: &str) {
+    if std::env::var(PANIC_AT).is_ok_and(|chosen| chosen.split_once(':') == Some((step, name))) {
+        panic!("{name} with a secret that must not stand in the log");
+    }
+}
+
+/// Nothing.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn panic_at(_: &str, _: &str) {}

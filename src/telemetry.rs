@@ -1,5 +1,7 @@
 //! Logs: structured, with a span for each reconcile, and never a secret in them.
 
+use std::panic::PanicHookInfo;
+
 use tracing::{Level, Metadata};
 use tracing_subscriber::{EnvFilter, filter::filter_fn, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
@@ -29,6 +31,14 @@ pub fn start(format: LogFormat) {
         LogFormat::Json => registry.with(fmt::layer().json().flatten_event(true).with_writer(std::io::stderr)).init(),
         LogFormat::Text => registry.with(fmt::layer().with_ansi(false).with_writer(std::io::stderr)).init(),
     }
+    std::panic::set_hook(Box::new(tell_panic));
+}
+
+/// Tells where, and what only if it is the same each time: a text made on the way may quote what was at hand, as that of
+/// a string which is cut in the middle of a character does.
+fn tell_panic(panic: &PanicHookInfo<'_>) {
+    let place = panic.location().map(ToString::to_string);
+    tracing::error!(place, why = panic.payload().downcast_ref::<&'static str>(), "panicked");
 }
 
 fn is_tellable(metadata: &Metadata<'_>) -> bool {

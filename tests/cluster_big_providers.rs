@@ -9,6 +9,7 @@ use mail_token_broker::api::MailCredential;
 use rcgen::{CertificateParams, KeyPair, PKCS_RSA_SHA256};
 use serde_json::{Value, json};
 use support::{
+    ledger::tried,
     namespace::find,
     proxy::Proxy,
     standin::{App, Cloud, Google, Microsoft},
@@ -198,4 +199,23 @@ async fn google_issues_tokens_for_a_delegated_service_account_and_for_a_person()
     renewed(&ns).await;
     let kept = ns.secret("billing-grant").await;
     assert_eq!(kept["refresh_token"], seed, "Google's stay good");
+}
+
+#[tokio::test]
+async fn an_assertion_by_a_clock_that_differs_from_googles_is_tried_again_until_they_agree() {
+    let google = Google::start();
+    let (ns, _broker) = stage(google.port(), &google.ca(), &["oauth2.googleapis.com", "accounts.google.com"]).await;
+    google.mailbox("billing@contoso.com");
+    let account = google.service_account("mailer");
+    google.delegate(&account.client_id, &["https://mail.google.com/"]);
+    ns.apply(source("google", "key.json", &account.key_file())).await;
+    let key = json!([{"serviceAccountKey": {"secretRef": {"name": "google", "key": "key.json"}}}]);
+    provide(&ns, json!({"google": {}}), json!({"authentication": key})).await;
+    google.clock_ahead(-7200);
+    ns.apply(mailbox(json!({"jwtBearer": {}}))).await;
+    ns.condition::<MailCredential>("billing", "Ready", "ClockSkew").await;
+    google.clock_ahead(0);
+    ready(&ns).await;
+    assert!(google.token_requests().len() <= 3, "there is no loop");
+    tried("F18", 1, "nothing");
 }

@@ -17,7 +17,7 @@ use k8s_openapi::api::{
 use kube::{Client, Config, api::PostParams, config::KubeConfigOptions, config::Kubeconfig};
 use mail_token_broker::lease::{self, Leadership};
 use serde_json::{from_value, json};
-use support::{Cluster, Namespace, holds, process, wait::until_in};
+use support::{Cluster, Namespace, holds, ledger::tried, process, wait::until_in};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -201,6 +201,7 @@ async fn a_leader_that_was_stopped_is_none_when_it_goes_on() {
     assert_eq!(holder(&namespace).await.as_deref(), Some("standby"));
     child.kill().unwrap();
     child.wait().unwrap();
+    tried("F10", 1, "nothing");
 }
 
 #[tokio::test(flavor = "multi_thread")]

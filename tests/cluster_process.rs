@@ -15,7 +15,7 @@ use std::{
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::Secret};
 use mail_token_broker::{api::MailCredential, lease};
 use serde_json::json;
-use support::*;
+use support::{ledger::tried, *};
 
 async fn leader(first: &Broker, second: &Broker) -> bool {
     until("one leads", async || {
@@ -43,6 +43,7 @@ async fn a_standby_goes_on_where_a_killed_leader_stopped_and_asks_for_nothing_tw
     assert_eq!(stage.idp.token_requests().len(), 2);
     assert_eq!(stage.writes("mailcredentials/status", "before"), ["patch"]);
     assert_eq!(stage.writes("secrets", "before"), ["create"]);
+    tried("F10", 1, "nothing");
 }
 
 #[tokio::test]
@@ -157,6 +158,7 @@ async fn a_broker_waits_for_its_crds_and_passes_over_what_it_cannot_read() {
     stage.ns.apply(credential("poison")).await;
     stage.ready("poison").await;
     assert_eq!(stage.idp.token_requests().len(), 4);
+    tried("F22", 3, "nothing");
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use k8s_openapi::api::{admissionregistration::v1::ValidatingAdmissionPolicyBindi
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use mail_token_broker::api::MailCredential;
 use serde_json::{Value, json};
-use support::*;
+use support::{ledger::tried, *};
 
 /// A policy of this namespace that refuses something, until it is lifted.
 struct Refusal<'a, Probe>(&'a Namespace, Probe);
@@ -106,6 +106,7 @@ async fn a_first_token_that_may_not_be_written_is_held_and_written_later() {
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
     assert_eq!(ns.secret("billing").await["access_token"], idp.issued()[0]);
     assert_eq!(idp.token_requests().len(), 1);
+    tried("F24", 1, "nothing");
 }
 
 #[tokio::test]

@@ -27,6 +27,7 @@ pub use self::{
 use crate::{
     api::{ClusterMailProvider, MailCredential, MailProvider, credential::ProviderKind},
     error::{Error, told_by},
+    fail_point,
     reconcile::{
         self, Context,
         stores::{Key, Mirror, ProviderKey},
@@ -146,6 +147,7 @@ where
 }
 
 async fn reconcile_credential(credential: Arc<MailCredential>, context: Arc<Context>) -> Result<Action, Error> {
+    fail_point::panic_at("reconcile", &key(&*credential).1);
     reconcile::reconcile(credential, context).await
 }
 

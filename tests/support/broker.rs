@@ -43,6 +43,7 @@ pub struct Settings {
     environment: Vec<(String, OsString)>,
     hosts: Vec<String>,
     resolver: Option<Ipv4Addr>,
+    read_only: bool,
 }
 
 impl Settings {
@@ -73,6 +74,12 @@ impl Settings {
     /// Names are asked of the name server at this address alone.
     pub fn resolver(mut self, server: Ipv4Addr) -> Self {
         self.resolver = Some(server);
+        self
+    }
+
+    /// Where nothing can be written, its log apart.
+    pub fn read_only(mut self) -> Self {
+        self.read_only = true;
         self
     }
 
@@ -126,6 +133,7 @@ impl Broker {
             environment: vec![],
             hosts: vec![],
             resolver: None,
+            read_only: false,
         }
     }
 
@@ -164,6 +172,7 @@ impl Broker {
             return process::mortal_with_resolver(binary, server, &self.log.with_extension("resolv"));
         }
         match self.settings.hosts.is_empty() {
+            true if self.settings.read_only => process::mortal_read_only(binary),
             true => process::mortal(binary),
             false => process::mortal_with_hosts(binary, &self.settings.hosts, &self.log.with_extension("hosts")),
         }

@@ -46,6 +46,20 @@ fn mortal_with_mounted(program: impl AsRef<OsStr>, file: &Path, over: &str) -> C
     command
 }
 
+/// The same, in `/` and where nothing can be written.
+pub fn mortal_read_only(program: impl AsRef<OsStr>) -> Command {
+    let script = r#"
+        cd /
+        for place in / /tmp /var/tmp /dev/shm "${1%/*}"; do
+            mount -o remount,bind,ro "$(findmnt --noheadings --output TARGET --target "$place" | tail -n 1)"
+            if touch "$place/written" 2>/dev/null; then echo "$place can be written" >&2; exit 1; fi
+        done
+        exec setpriv --pdeathsig KILL -- "$@""#;
+    let mut command = Command::new("unshare");
+    command.args(["--map-root-user", "--mount", "sh", "-c", script, "sh"]).arg(program);
+    command
+}
+
 /// Starts a command. The kernel's signal comes when the *thread* that started it ends, so that one thread, which
 /// ends with the process, starts all.
 pub fn spawn(command: Command) -> io::Result<Child> {

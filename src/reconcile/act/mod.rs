@@ -22,6 +22,7 @@ use super::{
 use crate::{
     api::{MailCredential, Reason, names, status::ClientStatus},
     error::Error,
+    fail_point,
     idp::{Exchange, TransportError},
     metrics::RequestTimer,
     oauth::{
@@ -137,6 +138,7 @@ async fn attempt(
     first: usize,
     context: &Arc<Context>,
 ) -> Option<Result<Brought, Refused>> {
+    fail_point::panic_at("request", &credential.name_any());
     let key = ProviderKey::of(&credential);
     let object = context.stores.provider(&key)?;
     let prepared = match context.material.prepare(&object, false, context).await {
