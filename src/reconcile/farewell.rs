@@ -75,13 +75,12 @@ pub(super) fn farewell(credential: Arc<MailCredential>, deleted: Timestamp, cont
     if !busy {
         let context = context.clone();
         tokio::spawn(async move {
-            let done = take_leave(&credential, deleted, &context).await;
-            if let Err(error) = &done {
-                let why = std::error::Error::source(error).and_then(|source| source.downcast_ref()).map(told_by);
-                tracing::warn!(why, "{error} failed; it is tried again");
-                context.metrics.reconcile_error(error.category());
-                tokio::time::sleep(AGAIN).await;
-            }
+            // Until a watch shows that the finalizer has gone, this stays under way, or all would be revoked once more.
+            let Err(error) = take_leave(&credential, deleted, &context).await else { return };
+            let why = std::error::Error::source(&error).and_then(|source| source.downcast_ref()).map(told_by);
+            tracing::warn!(why, "{error} failed; it is tried again");
+            context.metrics.reconcile_error(error.category());
+            tokio::time::sleep(AGAIN).await;
             context.memory.finish(&uid, None);
             context.waker.credential((checks::namespace(&credential).to_owned(), credential.name_any()));
         });
