@@ -68,7 +68,7 @@ pub enum Error {
         source: kube::Error,
     },
     /// The reconcile of an object panicked; others go on.
-    #[error("the reconcile of {name} panicked")]
+    #[error("the reconcile of {name} (a panic)")]
     Panicked {
         /// `kind namespace/name`.
         name: String,

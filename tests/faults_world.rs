@@ -229,8 +229,8 @@ async fn an_object_that_makes_the_broker_panic_holds_up_no_other() {
         })
         .await;
         let panics = async || stage.broker.metric("mailtoken_reconcile_errors_total", r#"category="panic""#).await;
-        let before = panics().await.unwrap();
         stage.mark("beside").await;
+        let before = panics().await.unwrap();
         holds(REST, "there is no hot loop", async || match panics().await {
             Some(times) if times <= before + 2.0 => Ok(()),
             other => Err(format!("{other:?}")),
