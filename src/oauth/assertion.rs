@@ -381,12 +381,15 @@ mod tests {
         };
         let es = SigningAlgorithm::ES256;
         assert_eq!(read(&junk, None, es), (KeyFlaw::TooLarge, Part::Key));
+        assert_eq!(read(&junk[..PEM_MAX], None, es), (KeyFlaw::NoKey, Part::Key));
         assert_eq!(read(b"", None, es), (KeyFlaw::NoKey, Part::Key));
         assert_eq!(read(other.as_bytes(), None, es), (KeyFlaw::NoKey, Part::Key));
         assert_eq!(read(rsa.as_bytes(), None, es), (KeyFlaw::WrongKind, Part::Key));
         assert_eq!(read(ec_pem.as_bytes(), None, SigningAlgorithm::PS256), (KeyFlaw::WrongKind, Part::Key));
         assert_eq!(read(ec_pem.as_bytes(), None, SigningAlgorithm::EdDSA), (KeyFlaw::WrongKind, Part::Key));
         assert_eq!(read(ec_pem.as_bytes(), Some(&junk), es), (KeyFlaw::TooLarge, Part::Certificate));
+        let longest = Some(&junk[..PEM_MAX]);
+        assert_eq!(read(ec_pem.as_bytes(), longest, es), (KeyFlaw::NoCertificate, Part::Certificate));
         assert_eq!(read(ec_pem.as_bytes(), Some(ec_pem.as_bytes()), es), (KeyFlaw::NoCertificate, Part::Certificate));
         assert_eq!(read(ec_pem.as_bytes(), Some(other.as_bytes()), es), (KeyFlaw::Mismatch, Part::Certificate));
     }
@@ -424,6 +427,7 @@ mod tests {
         assert_eq!(read(r#"{"type": "service_account"}"#), KeyFileFlaw::NotAKeyFile);
         let junk = r#"{"type": "service_account", "client_email": "a@b", "private_key": "junk"}"#;
         assert_eq!(read(junk), KeyFileFlaw::Key);
+        assert_eq!(read(&"x".repeat(PEM_MAX)), KeyFileFlaw::NotAKeyFile);
         assert_eq!(read(&"x".repeat(900_000)), KeyFileFlaw::TooLarge);
     }
 }
