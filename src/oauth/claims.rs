@@ -82,4 +82,10 @@ mod tests {
             assert_eq!(Claims::read(token), None, "{token:.20}");
         }
     }
+
+    #[test]
+    fn the_longest_that_is_looked_into_has_64_kib() {
+        let is_read = |length: usize| Claims::read(&format!("e30.e30.{}", "s".repeat(length - 8))).is_some();
+        assert!(is_read(65_536) && !is_read(65_537));
+    }
 }
