@@ -161,7 +161,7 @@ impl Work {
         let (gone, forgotten) = mpsc::unbounded_channel();
         let waker = Waker { credentials: credential_wakes, providers: provider_wakes };
         let links = Arc::new(Links::default());
-        let hub = Hub { links: links.clone(), waker: waker.clone(), gone };
+        let hub = Hub { links: links.clone(), waker: waker.clone(), gone, metrics: metrics.clone() };
         let cluster = settings.namespaces.is_empty() || may_read_cluster(&client).await;
         let mut watches = Watches::start(&client, &settings.namespaces, &broker_namespace, cluster, &hub);
         tracing::info!("waiting for the watches to show everything");

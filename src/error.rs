@@ -3,6 +3,9 @@
 
 use thiserror::Error;
 
+/// How panics are counted.
+pub const PANIC: &str = "panic";
+
 /// A step that failed, with the object it was about.
 #[derive(Debug, Error)]
 pub enum Error {
@@ -86,7 +89,7 @@ impl Error {
             Self::ReviewToken { .. } => "review_token",
             Self::WriteStatus { .. } => "write_status",
             Self::WriteFinalizer { .. } => "write_finalizer",
-            Self::Panicked { .. } => "panic",
+            Self::Panicked { .. } => PANIC,
         }
     }
 }

@@ -34,7 +34,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "reconcile",
         &["api", "clock", "error", "fail_point", "idp", "lease", "metrics", "oauth", "policy", "providers", "render"],
     ),
-    ("controller", &["api", "error", "fail_point", "policy", "reconcile"]),
+    ("controller", &["api", "error", "fail_point", "metrics", "policy", "reconcile"]),
     // A command of its own: it has its settings, builds its client, and looks at providers as a reconcile does.
     ("login", &["api", "cli", "clock", "egress", "error", "idp", "oauth", "policy", "providers", "reconcile"]),
 ];

@@ -214,7 +214,7 @@ async fn a_broker_needs_no_place_to_write() {
 
 #[tokio::test]
 async fn an_object_that_makes_the_broker_panic_holds_up_no_other() {
-    for step in ["reconcile", "request"] {
+    for step in ["reconcile", "request", "seen"] {
         let ns = Cluster::shared().namespace().await;
         let idp = Idp::start();
         ns.provider(&idp).await;
@@ -243,5 +243,5 @@ async fn an_object_that_makes_the_broker_panic_holds_up_no_other() {
         stage.mark("later").await;
         assert!(stage.broker.ended().is_none());
     }
-    tried("F28", 2, "nothing");
+    tried("F28", 3, "nothing");
 }

@@ -1,6 +1,9 @@
 //! Whom an event wakes: the object itself, and those that depend on it.
 
-use std::sync::Arc;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::{Resource, ResourceExt as _, core::PartialObjectMeta};
@@ -9,6 +12,9 @@ use tokio::sync::mpsc;
 use super::key;
 use crate::{
     api::{MailCredential, credential::ProviderKind},
+    error::PANIC,
+    fail_point,
+    metrics::Metrics,
     policy::observed::target_name,
     reconcile::{
         Context, Waker,
@@ -33,6 +39,8 @@ pub struct Hub {
     pub waker: Waker,
     /// Told of everything that is gone.
     pub gone: mpsc::UnboundedSender<Gone>,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
 }
 
 /// Something that the memory has to forget.
@@ -53,9 +61,17 @@ pub enum Gone {
 }
 
 impl Hub {
+    /// A panic over one object is isolated: its watch goes on with the others.
+    pub(super) fn isolated(&self, work: impl FnOnce(&Self)) {
+        if catch_unwind(AssertUnwindSafe(|| work(self))).is_err() {
+            self.metrics.reconcile_error(PANIC);
+        }
+    }
+
     pub(super) fn credential(&self, seen: Seen<MailCredential>) {
         match seen {
             Seen::There(credential) => {
+                fail_point::panic_at("seen", &credential.name_any());
                 if self.links.credential(&credential) {
                     self.waker.provider(ProviderKey::of(&credential));
                 }

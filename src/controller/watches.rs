@@ -61,7 +61,7 @@ impl Watches {
                 api::<DeserializeGuard<MailCredential>>(client, scope),
                 watcher::Config::default(),
                 unguard,
-                move |seen| hub.credential(seen),
+                move |seen| hub.isolated(|hub| hub.credential(seen)),
             )
         });
         let providers = mirror(&scopes, &mut pending, |scope| {
@@ -71,7 +71,7 @@ impl Watches {
                 watcher::Config::default(),
                 unguard,
                 move |seen| {
-                    hub.provider(seen, ProviderObject::Namespaced, &home);
+                    hub.isolated(|hub| hub.provider(seen, ProviderObject::Namespaced, &home));
                 },
             )
         });
@@ -83,7 +83,7 @@ impl Watches {
                     watcher::Config::default(),
                     unguard,
                     move |seen| {
-                        hub.provider(seen, ProviderObject::Cluster, &home);
+                        hub.isolated(|hub| hub.provider(seen, ProviderObject::Cluster, &home));
                     },
                 )
             })
@@ -95,7 +95,7 @@ impl Watches {
                 api::<PartialObjectMeta<Secret>>(client, scope),
                 watcher::Config::default().labels(&own),
                 Some,
-                move |seen| hub.own_secret(seen),
+                move |seen| hub.isolated(|hub| hub.own_secret(seen)),
             )
         });
         let labelled = format!("{}=true", names::LABEL_SOURCE);
@@ -105,7 +105,7 @@ impl Watches {
                 api::<PartialObjectMeta<Secret>>(client, scope),
                 watcher::Config::default().labels(&labelled),
                 bare,
-                move |seen| hub.source(seen),
+                move |seen| hub.isolated(|hub| hub.source(seen)),
             )
         });
         let namespaces = cluster.then(|| {
@@ -116,7 +116,7 @@ impl Watches {
                     watcher::Config::default(),
                     Some,
                     move |seen| {
-                        hub.namespace(seen, &credentials);
+                        hub.isolated(|hub| hub.namespace(seen, &credentials));
                     },
                 )
             })
