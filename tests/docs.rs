@@ -419,6 +419,19 @@ fn tests_that_are_named_exist() {
 }
 
 #[test]
+fn every_fault_has_its_row_and_a_test() {
+    let page = pages().into_iter().find(|page| page.path.ends_with("reliability.md")).unwrap();
+    let row = |fault: &str| {
+        page.text.lines().find(|line| line.starts_with("| ") && line.split(' ').any(|word| word == fault))
+    };
+    for fault in (1..=7).map(|number| format!("K{number}")).chain((1..=28).map(|number| format!("F{number:02}"))) {
+        let row = row(&fault).unwrap_or_else(|| panic!("{fault} has no row"));
+        // There is no webhook that could be down.
+        assert!(row.contains("::") || fault == "F23", "{fault}: {row}");
+    }
+}
+
+#[test]
 fn links_lead_somewhere() {
     let pages = pages();
     let mut checked = 0;
