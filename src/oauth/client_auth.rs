@@ -192,4 +192,13 @@ mod tests {
         }
         assert!(read_secret(b"1b4e28ba-2fa1-11d2-883f-0016d3cca427", false).is_ok(), "only Microsoft has secret IDs");
     }
+
+    #[test]
+    fn only_the_very_form_of_an_id_is_taken_for_one() {
+        let is_id = |text: &str| matches!(read_secret(text.as_bytes(), true), Err(SecretFlaw::LooksLikeId));
+        assert!(is_id("0f8fad5b-d9cb-469f-a165-70867728950e"));
+        for secret in ["0f8fad5bd9cb469fa16570867728950e", "0f8fad5b-d9cb-469f-a165-70867728950~", "0f8fad5b-d9cb"] {
+            assert!(!is_id(secret), "{secret}");
+        }
+    }
 }
