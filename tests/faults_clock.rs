@@ -24,6 +24,8 @@ const HOUR: i64 = 3600;
 const NOTICED: Duration = Duration::from_secs(45);
 /// How long nothing more must happen: longer than the shortest wait between two attempts.
 const REST: Duration = Duration::from_secs(8);
+/// After a call it stands in the audit log within this.
+const LOGGED: Duration = Duration::from_secs(1);
 const CREDENTIALS: usize = 4;
 
 /// A broker whose wall clock a test sets, with credentials of both kinds that have their first token.
@@ -106,7 +108,14 @@ impl Watch {
 
     /// Sees that nobody is asked for anything.
     async fn rests(&self, each: usize) {
-        let calls = self.calls().len();
+        let mut calls = self.calls().len();
+        // The log is written a moment after the answer.
+        until("the log has come to an end", async || {
+            tokio::time::sleep(LOGGED).await;
+            let before = std::mem::replace(&mut calls, self.calls().len());
+            if before == calls { Ok(()) } else { Err(format!("{calls} calls, and {before} before")) }
+        })
+        .await;
         holds(REST, "all is at rest", async || {
             let asked = [self.idp.token_requests().len(), self.strict.token_requests().len()];
             let calls = self.calls().split_off(calls);

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
+use rustix::io::Errno;
 use rustls::CertificateError;
 use rustls::pki_types::UnixTime;
 
@@ -162,9 +163,12 @@ fn connection_problem(error: &reqwest::Error) -> String {
     if let Some(detail) = tunnel {
         return format!("the egress proxy opened no tunnel ({detail})");
     }
-    let kinds = causes(error).filter_map(|cause| cause.downcast_ref::<io::Error>().map(io::Error::kind));
-    if let Some(kind) = kinds.filter(|kind| *kind != io::ErrorKind::Other).last() {
-        return kind.to_string();
+    let found = causes(error).filter_map(|cause| cause.downcast_ref::<io::Error>());
+    if let Some(cause) = found.filter(|cause| cause.kind() != io::ErrorKind::Other).last() {
+        return match cause.raw_os_error().map(Errno::from_raw_os_error) {
+            Some(Errno::MFILE | Errno::NFILE) => "the broker has too many open files (ulimit -n)".to_owned(),
+            _ => cause.kind().to_string(),
+        };
     }
     match find::<hyper::Error>(error) {
         // Its own text is a constant; that of its cause may hold what an HTTP/2 server sent.

@@ -36,6 +36,7 @@ impl Vigil {
                 // An API server that does not answer shows nothing.
                 drop(look(&credentials, &secrets, &mut seen).await);
                 if tokio::time::timeout(INTERVAL, &mut stopped).await.is_ok() {
+                    drop(look(&credentials, &secrets, &mut seen).await);
                     return seen;
                 }
             }
@@ -43,7 +44,7 @@ impl Vigil {
         Self { stop, task }
     }
 
-    /// What was seen.
+    /// What was seen, to this very moment.
     pub async fn end(self) -> Seen {
         self.stop.send(()).unwrap();
         self.task.await.unwrap()
