@@ -144,6 +144,21 @@ mod tests {
     }
 
     #[test]
+    fn a_request_is_rfc_8628s_example() {
+        let url = "https://server.example.com/device_authorization";
+        let occasion = Occasion { audience: "", unique: "", now: Timestamp::UNIX_EPOCH };
+        let ask = |scopes: &[String]| {
+            device_authorization_request(url, "1406020730", &ClientAuth::Public, scopes, occasion).unwrap()
+        };
+        let request = ask(&["example_scope".to_owned(), "another".to_owned()]);
+        assert_eq!((request.method(), request.uri().to_string().as_str()), (&http::Method::POST, url));
+        assert_eq!(request.headers()["content-type"], "application/x-www-form-urlencoded");
+        let text = |request: Request<Vec<u8>>| String::from_utf8(request.into_body()).unwrap();
+        assert_eq!(text(request), "scope=example_scope+another&client_id=1406020730");
+        assert_eq!(text(ask(&[])), "client_id=1406020730");
+    }
+
+    #[test]
     fn rfc_8628s_example_is_read() {
         let authorization = read(&example()).unwrap();
         assert_eq!(authorization.user_code, "WDJB-MJHT");
