@@ -148,13 +148,11 @@ async fn whole_life(ns: &Namespace, idp: &Idp) {
     ns.apply(credential("billing")).await;
     ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
-    idp.token_requests_reach(2).await;
-    holds_last_token(ns, idp).await;
+    holds_token(ns, idp, 2).await;
 
     // Repair of the Secret.
     ns.patch::<Secret>("billing", json!({"stringData": {"access_token": "wrong"}})).await;
-    idp.token_requests_reach(3).await;
-    holds_last_token(ns, idp).await;
+    holds_token(ns, idp, 3).await;
     let uid = ns.get::<Secret>("billing").await.metadata.uid;
     ns.api::<Secret>().delete("billing", &Default::default()).await.unwrap();
     ns.until::<Secret>("billing", "it is made again", |secret| secret.metadata.uid != uid).await;
@@ -186,8 +184,10 @@ async fn whole_life(ns: &Namespace, idp: &Idp) {
     ns.delete::<MailProvider>("idp").await;
 }
 
-async fn holds_last_token(ns: &Namespace, idp: &Idp) {
-    let token = idp.issued().pop().unwrap();
+/// Waits until the Secret holds the token that was issued as this one.
+async fn holds_token(ns: &Namespace, idp: &Idp, number: usize) {
+    let issued = async || idp.issued().get(number - 1).cloned().ok_or_else(String::new);
+    let token = until(&format!("{number} tokens are issued"), issued).await;
     let holds = |secret: &Secret| secret.data.as_ref().is_some_and(|data| data["access_token"].0 == token.as_bytes());
     ns.until::<Secret>("billing", &format!("it holds {token}"), holds).await;
 }

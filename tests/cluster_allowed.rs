@@ -65,7 +65,7 @@ async fn address_account_and_scopes_must_be_allowed_together() {
     shared.denied("account", "svc@example.com").await;
     shared.denied("scope", "admin").await;
     assert_eq!(shared.stage.idp.requests().len(), 0);
-    let told = shared.stage.told("address").await;
+    let told = shared.stage.ns.tells("address", &["Warning NotAllowed"]).await;
     assert_eq!(told.into_iter().collect::<Vec<_>>(), ["Warning NotAllowed"]);
 
     shared.stage.issued(shared.credential("billing")).await;
@@ -95,7 +95,8 @@ async fn an_allowance_that_is_withdrawn_stops_renewal_and_leaves_the_token() {
     let shared = Shared::new(json!([entry(&["*@example.org"])])).await;
     let Shared { stage, .. } = &shared;
     stage.idp.next(Answer::token(10));
-    stage.issued(shared.credential("billing")).await;
+    // It is not due before the allowance is withdrawn.
+    stage.issued(shared.credential("billing").set("spec.renewal.renewBefore", "1s")).await;
     shared.allow(json!([entry(&["*@example.com"])])).await;
     stage.ns.condition::<MailCredential>("billing", "Stalled", "NotAllowed").await;
     let object: MailCredential = stage.ns.get("billing").await;

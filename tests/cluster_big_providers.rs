@@ -5,7 +5,7 @@
 mod support;
 
 use k8s_openapi::api::core::v1::Secret;
-use mail_token_broker::api::MailCredential;
+use mail_token_broker::api::{MailCredential, MailProvider};
 use rcgen::{CertificateParams, KeyPair, PKCS_RSA_SHA256};
 use serde_json::{Value, json};
 use support::{
@@ -38,7 +38,7 @@ async fn microsoft() -> (Namespace, Microsoft, Broker) {
     (ns, entra, broker)
 }
 
-/// The MailProvider `idp`.
+/// The MailProvider `idp`; the broker has seen it as it is now.
 async fn provide(ns: &Namespace, preset: Value, client: Value) {
     let mut spec = json!({"client": client, "caBundleRef": {"configMap": {"name": "ca", "key": "ca.crt"}}});
     spec.as_object_mut().unwrap().extend(preset.as_object().unwrap().clone());
@@ -46,6 +46,7 @@ async fn provide(ns: &Namespace, preset: Value, client: Value) {
         "apiVersion": "mailtoken.dev/v1alpha1", "kind": "MailProvider", "metadata": {"name": "idp"}, "spec": spec,
     }))
     .await;
+    ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
 }
 
 fn tenant() -> Value {
@@ -173,7 +174,7 @@ async fn microsofts_refresh_tokens_are_taken_over_and_replaced() {
 #[tokio::test]
 async fn google_issues_tokens_for_a_delegated_service_account_and_for_a_person() {
     let google = Google::start();
-    let (ns, _broker) = stage(google.port(), &google.ca(), &["oauth2.googleapis.com", "accounts.google.com"]).await;
+    let (ns, broker) = stage(google.port(), &google.ca(), &["oauth2.googleapis.com", "accounts.google.com"]).await;
     google.mailbox("billing@contoso.com");
     let account = google.service_account("mailer");
     ns.apply(source("google", "key.json", &account.key_file())).await;
@@ -193,6 +194,7 @@ async fn google_issues_tokens_for_a_delegated_service_account_and_for_a_person()
     let seed = google.refresh_token("desktop", "billing@contoso.com", "https://mail.google.com/");
     ns.apply(source("seed", "refresh_token", &seed)).await;
     ns.delete::<MailCredential>("billing").await;
+    broker.forgets("billing").await;
     ns.delete::<Secret>("billing").await;
     ns.apply(mailbox(json!({"refreshToken": {"secretRef": {"name": "seed", "key": "refresh_token"}}}))).await;
     ready(&ns).await;

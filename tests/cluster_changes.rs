@@ -46,8 +46,8 @@ async fn a_change_that_needs_no_new_token_is_only_published() {
     assert_eq!(labels, own);
     assert_eq!(field(&secret, "/metadata/annotations/note"), json!(null));
     assert_eq!(stage.idp.token_requests().len(), 1);
-    assert_eq!(stage.writes("secrets", "billing"), ["create", "patch"]);
-    assert!(stage.told("billing").await.is_empty());
+    stage.wrote("secrets", "billing", &["create", "patch"]).await;
+    assert!(stage.ns.told("billing").await.is_empty());
 }
 
 #[tokio::test]
@@ -131,7 +131,7 @@ async fn a_suspended_credential_asks_for_nothing_and_writes_nothing() {
 
     stage.ns.apply(credential("new").set("spec.suspend", true)).await;
     stage.ns.condition::<MailCredential>("new", "Ready", "Suspended").await;
-    let told = stage.told("new").await;
+    let told = stage.ns.told("new").await;
     assert!(told.is_empty(), "{told:?}");
     stage.ns.apply(credential("new")).await;
     stage.ready("new").await;
@@ -139,7 +139,7 @@ async fn a_suspended_credential_asks_for_nothing_and_writes_nothing() {
     stage.ns.apply(credential("billing").set("spec.suspend", false)).await;
     stage.ready("billing").await;
     assert_eq!(stage.ns.secret("billing").await["username"], "billing@example.org");
-    let told = stage.told("billing").await;
+    let told = stage.ns.told("billing").await;
     assert!(told.is_empty(), "{told:?}");
 }
 

@@ -171,6 +171,7 @@ async fn a_discovery_that_recovers_wakes_the_credentials() {
 
     ready_message(&ns, "down", "TokenValid").await;
     assert_eq!(idp.token_requests().len(), 1);
+    ns.condition::<MailProvider>("down", "Ready", "ProviderReady").await;
     let provider: MailProvider = ns.get("down").await;
     assert_eq!(provider.status.unwrap().token_url, Some(idp.token_url()));
 }

@@ -7,7 +7,7 @@ mod support;
 use std::{collections::BTreeMap, time::Duration};
 
 use futures::{StreamExt as _, stream};
-use mail_token_broker::api::MailCredential;
+use mail_token_broker::api::{MailCredential, MailProvider};
 use support::{audit::AuditEvent, *};
 
 const CREDENTIALS: usize = 100;
@@ -64,6 +64,7 @@ async fn calls(stage: &Stage, before: usize, wanted: [(&str, usize); 2]) {
 #[tokio::test]
 async fn an_issue_and_a_renewal_are_one_token_request_and_two_calls_each_and_rest_is_none() {
     let stage = Stage::new().await;
+    stage.ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
     // The provider's material is read with the first, and serves all others.
     end(&stage, "first").await;
     let (before, requests) = (asked(&stage, 0).len(), stage.idp.token_requests().len());

@@ -73,6 +73,7 @@ async fn a_retained_grant_is_found_again_without_its_seed() {
     assert!(custody.grant().await.owner_references().is_empty());
     let kept = custody.kept().await;
     custody.ns.delete::<MailCredential>("billing").await;
+    custody.broker.forgets("billing").await;
     custody.ns.delete::<Secret>("seed").await;
     custody.ns.delete::<Secret>("billing").await;
     custody.ns.apply(retained()).await;

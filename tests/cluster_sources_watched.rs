@@ -139,7 +139,8 @@ async fn a_secret_that_changes_while_a_request_is_under_way_is_used_at_once() {
 async fn a_label_that_is_withdrawn_stops_renewal_and_leaves_the_token() {
     let stage = Stage::new().await;
     stage.idp.next(Answer::token(10));
-    stage.issued(credential("billing")).await;
+    // It is not due before the label is withdrawn.
+    stage.issued(credential("billing").set("spec.renewal.renewBefore", "1s")).await;
     stage.ns.apply(source("idp-client", "client-secret", "a client secret").without("metadata.labels")).await;
     stage.ns.condition::<MailProvider>("idp", "Ready", "SourceNotLabeled").await;
     stage.ns.condition::<MailCredential>("billing", "Stalled", "SourceNotLabeled").await;

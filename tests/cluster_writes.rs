@@ -185,10 +185,12 @@ async fn a_token_whose_status_may_not_be_written_is_there_and_told_later() {
     let ns = Cluster::shared().namespace().await;
     let (idp, broker) = (Idp::start(), Broker::start(&ns).await);
     ns.provider(&idp).await;
-    idp.next(Answer::status(503));
+    idp.next(Answer::error("invalid_client"));
     ns.apply(credential("billing")).await;
-    ns.condition::<MailCredential>("billing", "Ready", "ProviderUnavailable").await;
+    ns.condition::<MailCredential>("billing", "Ready", "InvalidClient").await;
     let refusal = refuse_statuses(&ns).await;
+    // Nothing was tried again before.
+    ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
 
     until("the status was refused", async || {
         let refused = broker.metric("mailtoken_reconcile_errors_total", "write_status").await;

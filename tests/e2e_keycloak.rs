@@ -11,6 +11,11 @@ use mail_token_broker::api::{MailCredential, MailProvider, names, status::TokenS
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use support::{mend::mend, *};
+use tokio::sync::RwLock;
+
+/// How long the realm's tokens live, which is one setting for all tests: held for writing while that is seconds, and
+/// for reading by who has to log in with a token.
+static LIFETIME: RwLock<()> = RwLock::const_new(());
 
 /// The Secret of the demo's credential.
 const TARGET: &str = "billing-mail-token";
@@ -30,6 +35,7 @@ async fn a_pod_logs_in_with_the_secret_and_again_with_the_renewed_one() {
     assert!(mail::login(&ns, "all", &forged).unwrap_err().contains("refused"));
 
     // From now on tokens live for 10 seconds: the first is asked for, the second the broker gets by itself.
+    let alone = LIFETIME.write().await;
     keycloak(&ns, "PUT", "/realms/mail", json!({"accessTokenLifespan": 10}));
     ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
     let short = other_token(&ns, &fingerprint(&first)).await;
@@ -37,7 +43,11 @@ async fn a_pod_logs_in_with_the_secret_and_again_with_the_renewed_one() {
     let issued = ns.secret(TARGET).await;
     let renewed = other_token(&ns, &short.fingerprint).await;
     keycloak(&ns, "PUT", "/realms/mail", json!({"accessTokenLifespan": 300}));
+    drop(alone);
     assert!(renewed.issued_at.0 < short.expires_at.0, "before the end of the other: {renewed:?} {short:?}");
+    // A login takes its time.
+    let long = |token: &TokenStatus| token.expires_at.0.as_second() - token.issued_at.0.as_second() > 10;
+    token_that(&ns, "its token lives longer again", long).await;
     mail::login(&ns, "all", &ns.secret(TARGET).await).unwrap();
     until("the mail server refuses the token that was replaced", async || match mail::login(&ns, "all", &issued) {
         Ok(told) => Err(told),
@@ -50,6 +60,7 @@ async fn a_pod_logs_in_with_the_secret_and_again_with_the_renewed_one() {
 
 #[tokio::test]
 async fn a_wrong_client_secret_is_mended_by_the_command_that_is_told() {
+    let _usual = LIFETIME.read().await;
     let ns = demo().await;
     ns.kubectl(["patch", "secret", "keycloak-client", "-p", r#"{"stringData": {"client-secret": "wrong"}}"#]);
     let _broker = Broker::start(&ns).await;
@@ -124,8 +135,13 @@ fn fingerprint(secret: &BTreeMap<String, String>) -> String {
 
 /// Waits for another token in the status than this.
 async fn other_token(ns: &Namespace, fingerprint: &str) -> TokenStatus {
+    token_that(ns, "it has another token", |token| token.fingerprint != fingerprint).await
+}
+
+/// Waits for a token in the status that is as it should be.
+async fn token_that(ns: &Namespace, what: &str, good: impl Fn(&TokenStatus) -> bool) -> TokenStatus {
     let token = |credential: &MailCredential| credential.status.clone().and_then(|status| status.token);
-    let other = |credential: &MailCredential| token(credential).is_some_and(|token| token.fingerprint != fingerprint);
-    let credential = ns.until("billing", "it has another token", other).await;
+    let fits = |credential: &MailCredential| token(credential).is_some_and(|token| good(&token));
+    let credential = ns.until("billing", what, fits).await;
     token(&credential).unwrap()
 }

@@ -137,6 +137,7 @@ async fn a_key_that_the_provider_does_not_know_gives_way_to_the_next_entry_in_th
     let authentication =
         json!({"spec": {"client": {"authentication": [entry("unknown"), entry(&format!("{client}-key"))]}}});
     ns.patch::<MailProvider>(&client, authentication).await;
+    ns.condition::<MailProvider>(&client, "Ready", "ProviderReady").await;
     ns.annotate::<MailCredential>(&client, "mailtoken.dev/reissue", "1").await;
 
     let second = |credential: &MailCredential| {

@@ -6,8 +6,7 @@ mod support;
 
 use std::time::Duration;
 
-use k8s_openapi::{api::core::v1::Namespace as CoreNamespace, jiff::Timestamp};
-use kube::Api;
+use k8s_openapi::jiff::Timestamp;
 use mail_token_broker::api::MailCredential;
 use serde_json::from_value;
 use support::{
@@ -16,7 +15,7 @@ use support::{
     ledger::tried,
     part::Part,
     standin::{Fault, Strict},
-    wait::now,
+    wait::{now, until_in},
     *,
 };
 
@@ -107,19 +106,18 @@ impl Scene {
         until("all are due", async || if now() > self.due { Ok(()) } else { Err(String::new()) }).await;
     }
 
-    async fn api_answers(&self) {
-        let namespaces = Api::<CoreNamespace>::all(self.ns.client.clone());
-        until("the API server answers", async || {
-            let asked = tokio::time::timeout(Duration::from_secs(2), namespaces.get(&self.ns.name)).await;
-            asked.map_err(|late| late.to_string())?.map(drop).map_err(|error| error.to_string())
+    /// Applies a credential, as soon as the API server serves its kind again.
+    async fn apply(&self, name: &str) {
+        until_in(RECOVERY, "the API server takes a credential", async || {
+            let tried = tokio::time::timeout(Duration::from_secs(2), self.ns.try_apply(credential(name))).await;
+            tried.map_err(|late| late.to_string())?.map(drop).map_err(|error| error.to_string())
         })
         .await;
     }
 
     /// Sees that what was due is renewed, once, what is new is served, and nothing else was asked of anybody.
     async fn goes_on(&mut self) {
-        self.api_answers().await;
-        self.ns.apply(credential("new")).await;
+        self.apply("new").await;
         for (ns, number) in [(&self.ns, DUE), (&self.seeded, DUE_BY_SEED)] {
             for name in names("due", number) {
                 let renewed = |found: &MailCredential| due(found) > self.due && reason(found, "Ready") == "TokenValid";

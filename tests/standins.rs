@@ -727,6 +727,7 @@ async fn the_strict_server_signs_people_in_by_device_code_and_slows_pollers_down
         let code = text(&device["device_code"]);
         caller.post("/token", &[("grant_type", DEVICE), ("client_id", "desktop"), ("device_code", &code)]).await
     };
+    strict.poll_interval(60);
     let device = begin().await;
     assert_eq!(poll(&device).await.1["error"], "authorization_pending");
     assert_eq!(poll(&device).await.1["error"], "slow_down");

@@ -263,6 +263,18 @@ impl Broker {
         metrics.lines().find(sample)?.rsplit(' ').next()?.parse().ok()
     }
 
+    /// Waits until its watches show no credential of this name: what goes after that one is missed by nobody.
+    pub async fn forgets(&self, name: &str) {
+        let label = format!("name=\"{name}\"");
+        until(&format!("the broker knows no {name}"), async || {
+            match self.metric("mailtoken_credential_ready", &label).await {
+                None => Ok(()),
+                ready => Err(format!("{ready:?}")),
+            }
+        })
+        .await;
+    }
+
     /// One request to its own server: the status and the body.
     pub async fn get(&self, path: &str) -> std::io::Result<(u16, String)> {
         let exchange = async {

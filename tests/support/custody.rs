@@ -183,13 +183,6 @@ impl Custody {
             .collect()
     }
 
-    /// The types and reasons of the Events on `billing`, such as `Warning InvalidGrant`.
-    pub async fn told(&self) -> std::collections::BTreeSet<String> {
-        let word = |text: Option<String>| text.unwrap_or_default();
-        let events = self.ns.events("billing").await;
-        events.into_iter().map(|event| format!("{} {}", word(event.type_), word(event.reason))).collect()
-    }
-
     /// Deletes an object without waiting.
     pub async fn drop(&self, secret: &str) {
         let api: Api<Secret> = self.ns.api();

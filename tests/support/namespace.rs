@@ -1,7 +1,7 @@
 //! A namespace of its own for each test, and what tests do in it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Debug,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
@@ -125,10 +125,17 @@ impl Namespace {
         self.api().get(name).await.unwrap()
     }
 
-    /// Deletes an object, and waits until it is gone.
+    /// Deletes an object, and waits until it is gone; another of its name may take its place at once.
     pub async fn delete<K: Object>(&self, name: &str) {
-        self.api::<K>().delete(name, &DeleteParams::default()).await.unwrap();
-        self.gone::<K>(name).await;
+        let api = self.api::<K>();
+        let uid = self.get::<K>(name).await.meta().uid.clone();
+        api.delete(name, &DeleteParams::default()).await.unwrap();
+        until("the object is gone", async || match api.get_opt(name).await {
+            Ok(None) => Ok(()),
+            Ok(Some(other)) if other.meta().uid != uid => Ok(()),
+            other => Err(format!("{other:#?}")),
+        })
+        .await;
     }
 
     /// Waits until an object is gone.
@@ -156,7 +163,7 @@ impl Namespace {
         until_in(deadline, &format!("{} {name}: {what}", K::kind(&())), async || {
             match self.api::<K>().get_opt(name).await {
                 Ok(Some(object)) if good(&object) => Ok(object),
-                Ok(Some(object)) => Err(format!("{}\n{}", show(&object), self.told(name).await)),
+                Ok(Some(object)) => Err(format!("{}\n{}", show(&object), self.event_lines(name).await)),
                 other => Err(format!("{other:?}")),
             }
         })
@@ -182,12 +189,36 @@ impl Namespace {
 
     /// The Events on objects of this name.
     pub async fn events(&self, name: &str) -> Vec<Event> {
-        let events = self.api::<Event>().list(&Default::default()).await.unwrap();
-        let about = |event: &Event| event.regarding.as_ref().is_some_and(|object| object.name.as_deref() == Some(name));
-        events.items.into_iter().filter(about).collect()
+        self.try_events(name).await.unwrap()
     }
 
-    async fn told(&self, name: &str) -> String {
+    async fn try_events(&self, name: &str) -> kube::Result<Vec<Event>> {
+        let events = self.api::<Event>().list(&Default::default()).await?;
+        let about = |event: &Event| event.regarding.as_ref().is_some_and(|object| object.name.as_deref() == Some(name));
+        Ok(events.items.into_iter().filter(about).collect())
+    }
+
+    /// The types and reasons of the Events on objects of this name, such as `Warning Expired`.
+    pub async fn told(&self, name: &str) -> BTreeSet<String> {
+        let word = |text: Option<String>| text.unwrap_or_default();
+        let events = self.events(name).await;
+        events.into_iter().map(|event| format!("{} {}", word(event.type_), word(event.reason))).collect()
+    }
+
+    /// Waits until all of these are told, since an Event follows the status that it tells of; what is told then.
+    pub async fn tells(&self, name: &str, wanted: &[&str]) -> BTreeSet<String> {
+        until(&format!("Events on {name}: {wanted:?}"), async || {
+            let told = self.told(name).await;
+            match wanted.iter().all(|event| told.contains(*event)) {
+                true => Ok(told),
+                false => Err(format!("{told:?}")),
+            }
+        })
+        .await
+    }
+
+    /// For what failed, also where the API server does not answer.
+    async fn event_lines(&self, name: &str) -> String {
         let line = |event: Event| {
             format!(
                 "Event: {} {}: {}\n",
@@ -196,7 +227,10 @@ impl Namespace {
                 event.note.unwrap_or_default()
             )
         };
-        self.events(name).await.into_iter().map(line).collect()
+        match self.try_events(name).await {
+            Ok(events) => events.into_iter().map(line).collect(),
+            Err(error) => format!("Events: {error}\n"),
+        }
     }
 
     fn dynamic(&self, types: &TypeMeta) -> Api<DynamicObject> {

@@ -1,12 +1,10 @@
 //! What most tests of the broker begin with: a namespace, a provider, a broker.
 
-use std::collections::BTreeSet;
-
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::MailCredential;
 use serde_json::Value;
 
-use super::{Broker, Cluster, Idp, Manifest, Namespace, credential, namespace::find};
+use super::{Broker, Cluster, Idp, Manifest, Namespace, credential, namespace::find, wait::until};
 
 /// A namespace with the provider `idp`, and a broker that watches it.
 pub struct Stage {
@@ -68,11 +66,13 @@ impl Stage {
         written.map(|event| event.access.verb).collect()
     }
 
-    /// The types and reasons of the Events on an object, such as `Warning Expired`.
-    pub async fn told(&self, name: &str) -> BTreeSet<String> {
-        let events = self.ns.events(name).await;
-        let word = |text: Option<String>| text.unwrap_or_default();
-        events.into_iter().map(|event| format!("{} {}", word(event.type_), word(event.reason))).collect()
+    /// Waits until those are [`Self::writes`]: what was written is seen a moment before it stands in the audit log.
+    pub async fn wrote(&self, resource: &str, name: &str, verbs: &[&str]) {
+        until(&format!("writes of {resource} {name}: {verbs:?}"), async || match self.writes(resource, name) {
+            written if written == verbs => Ok(()),
+            written => Err(format!("{written:?}")),
+        })
+        .await;
     }
 }
 
