@@ -1,18 +1,40 @@
 //! `/metrics`, `/livez` and `/readyz`.
 
 use std::{
+    collections::VecDeque,
     net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
-use axum::{Router, extract::State, http::StatusCode, http::header, response::IntoResponse, routing::get};
-use tokio::net::TcpListener;
+use axum::{
+    Router, extract::State, http::StatusCode, http::header, response::IntoResponse, routing::get, serve::Listener,
+};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+    service::TowerToHyperService,
+};
+use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
+
+/// Connections at a time: a kubelet and a few Prometheus need fewer. Each is a file descriptor that renewals cannot
+/// have, and may hold an answer of `/metrics`: some 2 MB for 5,000 credentials, of the 128 MiB that the chart gives.
+pub const CONNECTIONS: usize = 16;
+/// How long a client may take for its header, from the connection's first moment on. It is one packet, and the chart's
+/// probes give up after as long.
+pub const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long one connection may last: as long as Prometheus waits if not told otherwise. A shutdown waits for it too,
+/// after a drain of some 20 s and within the chart's 45 s.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// The largest header, in bytes: the least that hyper takes, and more than a scrape has.
+const HEADER_LIMIT: usize = 8 << 10;
 
 /// What the server tells.
 #[derive(Clone)]
@@ -34,12 +56,49 @@ pub async fn serve(
 ) -> std::io::Result<impl Future<Output = std::io::Result<()>> + Send + 'static> {
     let listener = TcpListener::bind(address).await?;
     tracing::info!(address = %listener.local_addr()?, "serving /metrics, /livez and /readyz");
-    let router = Router::new()
+    Ok(serve_at(listener, admin, ended))
+}
+
+/// Serves at a listener until `ended`, and what is under way then to its end. One connection is one request, and where
+/// [`CONNECTIONS`] are open the oldest makes room for the next: whoever holds many keeps nobody out.
+///
+/// # Errors
+/// None: an accept that fails is tried again.
+pub async fn serve_at(mut listener: TcpListener, admin: Admin, ended: CancellationToken) -> std::io::Result<()> {
+    let router: Router = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .with_state(admin);
-    Ok(axum::serve(listener, router).with_graceful_shutdown(ended.cancelled_owned()).into_future())
+    let service = TowerToHyperService::new(router);
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(HEADER_LIMIT).keep_alive(false);
+    let graceful = GracefulShutdown::new();
+    // The oldest first.
+    let mut connections: VecDeque<JoinHandle<()>> = VecDeque::new();
+    loop {
+        let (stream, _) = tokio::select! {
+            // axum's, which waits a second where there is no file descriptor left.
+            accepted = Listener::accept(&mut listener) => accepted,
+            () = ended.cancelled() => break,
+        };
+        connections.retain(|connection| !connection.is_finished());
+        if connections.len() >= CONNECTIONS
+            && let Some(oldest) = connections.pop_front()
+        {
+            oldest.abort();
+            // Until its socket is closed: at once.
+            drop(oldest.await);
+        }
+        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service.clone()));
+        connections.push_back(tokio::spawn(async move {
+            // A client that broke off or was too slow knows it: there is nothing to tell.
+            drop(tokio::time::timeout(CONNECTION_TIMEOUT, connection).await);
+        }));
+    }
+    drop(listener);
+    graceful.shutdown().await;
+    Ok(())
 }
 
 async fn readyz(State(admin): State<Admin>) -> (StatusCode, &'static str) {
