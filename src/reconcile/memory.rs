@@ -14,9 +14,9 @@ use crate::{
     policy::observed::{Held, History, TokenFacts},
 };
 
-/// One entry for each credential, by uid.
+/// By uid, one entry for each credential of which there is something to remember.
 #[derive(Default)]
-pub struct Memory(Mutex<HashMap<String, Entry>>);
+pub struct Memory(Mutex<HashMap<String, Box<Entry>>>);
 
 /// What is remembered of one credential.
 #[derive(Default)]
@@ -70,11 +70,49 @@ pub struct Inspected {
     pub must_recreate: bool,
 }
 
+impl Entry {
+    /// Whether it says no more than a new one.
+    fn is_blank(&self) -> bool {
+        // All of them, so that one which is added is not forgotten here.
+        let Self {
+            written,
+            target,
+            inspected,
+            conflict,
+            in_flight,
+            outcome,
+            untold,
+            held,
+            grant,
+            unsaved,
+            seed_seen,
+            device_code,
+            next_poll,
+            unanswered,
+            code_over,
+            stuck,
+        } = self;
+        let object = written.is_none() && target.is_none() && inspected.is_none() && !conflict && !stuck;
+        let attempt = in_flight.is_none() && outcome.is_none() && untold.is_none() && held.is_none();
+        let custody = grant.is_none() && unsaved.is_none() && seed_seen.is_none();
+        let sign_in = device_code.is_none() && next_poll.is_none() && *unanswered == 0 && code_over.is_none();
+        object && attempt && custody && sign_in
+    }
+}
+
 impl Memory {
     /// Works on the entry of a credential.
     pub fn with<T>(&self, uid: &str, work: impl FnOnce(&mut Entry) -> T) -> T {
         let mut entries = self.0.lock();
         work(entries.entry(uid.to_owned()).or_default())
+    }
+
+    /// Gives up the entry of a credential where nothing is left to remember: most of thousands are at rest.
+    pub fn tidy(&self, uid: &str) {
+        let mut entries = self.0.lock();
+        if entries.get(uid).is_some_and(|entry| entry.is_blank()) {
+            entries.remove(uid);
+        }
     }
 
     /// Leaves the outcome of a token request. A credential that is gone meanwhile has no use for it.
@@ -109,7 +147,7 @@ impl Memory {
             let awaited = entry.in_flight.is_some() || entry.unsaved.is_some();
             awaited || leads && (entry.outcome.is_some() || entry.held.is_some() && !entry.stuck)
         };
-        self.0.lock().values().any(busy)
+        self.0.lock().values().any(|entry| busy(entry))
     }
 }
 

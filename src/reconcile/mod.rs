@@ -25,6 +25,7 @@ use crate::{
     api::{ConditionType, MailCredential, Reason, condition, names},
     clock::Clock,
     error::Error,
+    idp::Lanes,
     lease::Leadership,
     metrics::Metrics,
     oauth::Refusal,
@@ -33,6 +34,7 @@ use crate::{
 use act::{Errand, Outcome, Refused};
 use custody::CustodyError;
 use publish::PublishError;
+use stores::ProviderKey;
 
 /// What every reconcile works with.
 pub struct Context {
@@ -50,6 +52,8 @@ pub struct Context {
     pub memory: memory::Memory,
     /// Providers with their endpoints and secrets, ready for use.
     pub material: material::Book,
+    /// Where attempts wait for those at the same provider that came before.
+    pub lanes: Lanes<ProviderKey>,
     /// Wakes credentials and providers.
     pub waker: Waker,
     /// Watches of the ConfigMaps that hold CA bundles.
@@ -111,15 +115,22 @@ const REPAIR_AGAIN: k8s_openapi::jiff::SignedDuration = k8s_openapi::jiff::Signe
 /// # Errors
 /// What Kubernetes would not do. Everything else is a condition.
 pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>) -> Result<Action, Error> {
+    let uid = checks::uid(&credential).to_owned();
+    let done = step(credential, &context).await;
+    context.memory.tidy(&uid);
+    done
+}
+
+async fn step(credential: Arc<MailCredential>, context: &Arc<Context>) -> Result<Action, Error> {
     if !context.leadership.is_leader() {
         context.memory.stand_by(checks::uid(&credential));
-        return Ok(keep_what_came(&credential, &context).await);
+        return Ok(keep_what_came(&credential, context).await);
     }
     if let Some(deleted) = credential.metadata.deletion_timestamp.clone() {
-        return Ok(farewell::farewell(credential, deleted.0, &context));
+        return Ok(farewell::farewell(credential, deleted.0, context));
     }
-    let credential = farewell::finalizer(credential, &context).await?;
-    let Some(mut observed) = observe::observe(credential, &context).await? else {
+    let credential = farewell::finalizer(credential, context).await?;
+    let Some(mut observed) = observe::observe(credential, context).await? else {
         return Ok(Action::await_change());
     };
     let now = context.clock.now();
@@ -130,11 +141,11 @@ pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>) -
     tracing::debug!(?decision, "decided");
     let decision = match &decision {
         Decision::Issue(_) | Decision::SignIn | Decision::Poll if !context.draining.is_cancelled() => {
-            set_out(&decision, &observed, &context);
+            set_out(&decision, &observed, context);
             Decision::InFlight
         }
         Decision::KeepGrant | Decision::Store | Decision::Publish(_) => {
-            let decision = carry_out(&mut observed, &decision, &context).await?;
+            let decision = carry_out(&mut observed, &decision, context).await?;
             if !context.leadership.is_leader() {
                 // Whoever leads now tells how things stand.
                 return Ok(Action::requeue(KEEP_AGAIN));
@@ -146,11 +157,11 @@ pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>) -
     let stuck = matches!(decision, Decision::Stall(_) | Decision::Suspended);
     context.memory.with(checks::uid(&observed.credential), |entry| entry.stuck = stuck);
     if decision != Decision::Suspended {
-        publish::remove_previous(&observed, &context).await?;
+        publish::remove_previous(&observed, context).await?;
     }
     let now = context.clock.now();
-    match report::report(&observed, &decision, &context, now).await? {
-        true => Ok(next(&observed, &decision, &context, now)),
+    match report::report(&observed, &decision, context, now).await? {
+        true => Ok(next(&observed, &decision, context, now)),
         false => Ok(Action::requeue(TELL_AGAIN)),
     }
 }
@@ -255,6 +266,8 @@ fn next(observed: &Observed, decision: &Decision, context: &Context, now: Timest
         | Decision::BackOff { until }
         | Decision::AwaitSignIn { until }
         | Decision::Claimed { until } => Some(*until),
+        // The process is about to end, and begins nothing.
+        Decision::Issue(_) | Decision::SignIn | Decision::Poll if context.draining.is_cancelled() => None,
         // What was written has shown more work.
         Decision::Issue(_)
         | Decision::SignIn
