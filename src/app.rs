@@ -23,7 +23,7 @@ use crate::{
     controller::{self, Hub, Queues, Watches},
     egress::EgressPolicy,
     error::told_by,
-    idp::{self, IdpClients},
+    idp::{self, IdpClients, Lanes},
     lease::{self, Leadership},
     metrics::Metrics,
     reconcile::{
@@ -182,6 +182,7 @@ impl Work {
             links,
             memory: Memory::default(),
             material,
+            lanes: Lanes::default(),
             waker,
             bundles: Bundles::default(),
             identity,

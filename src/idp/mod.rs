@@ -33,7 +33,7 @@ use crate::egress::{EgressPolicy, GuardedResolver};
 use crate::fail_point;
 
 pub use self::error::{TlsProblem, TransportError};
-pub use self::queue::{PER_HOST_LIMIT, TOTAL_LIMIT};
+pub use self::queue::{Lane, Lanes, PER_HOST_LIMIT, TOTAL_LIMIT};
 pub use self::trust::{BUNDLE_LIMIT, BundleError};
 
 use self::{queue::Queue, target::Target};

@@ -1,6 +1,7 @@
 //! How many requests are in flight.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -19,40 +20,61 @@ type Destination = (String, u16);
 /// no permit that a request to another host could use.
 pub(super) struct Queue {
     total: Arc<Semaphore>,
-    hosts: Mutex<HashMap<Destination, Weak<Semaphore>>>,
+    hosts: Lanes<Destination>,
 }
 
 /// The right to have one request in flight, until it is dropped.
-///
-/// The parts are optional since acquiring from a closed semaphore fails; these are never closed.
 pub(super) struct Permit {
     _total: Option<OwnedSemaphorePermit>,
-    _host: Option<OwnedSemaphorePermit>,
+    _host: Lane,
 }
 
 impl Default for Queue {
     fn default() -> Self {
-        Self { total: Arc::new(Semaphore::new(TOTAL_LIMIT)), hosts: Mutex::default() }
+        Self { total: Arc::new(Semaphore::new(TOTAL_LIMIT)), hosts: Lanes::default() }
     }
 }
 
 impl Queue {
     /// Waits for its turn. Dropping the future leaves the queue.
     pub(super) async fn enter(&self, destination: Destination) -> Permit {
-        let host = self.host(destination).acquire_owned().await.ok();
+        let host = self.hosts.enter(destination).await;
         let total = self.total.clone().acquire_owned().await.ok();
         Permit { _total: total, _host: host }
     }
+}
 
-    /// The semaphore of a host lives as long as somebody waits for it or holds a permit of it.
-    fn host(&self, destination: Destination) -> Arc<Semaphore> {
-        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = hosts.get(&destination).and_then(Weak::upgrade) {
+/// A queue for each key, from which [`PER_HOST_LIMIT`] are let through at a time, first come, first served.
+pub struct Lanes<K>(Mutex<HashMap<K, Weak<Semaphore>>>);
+
+/// A place in a lane, until it is dropped.
+///
+/// It is optional since acquiring from a closed semaphore fails; these are never closed.
+pub struct Lane {
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl<K> Default for Lanes<K> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: Eq + Hash> Lanes<K> {
+    /// Waits for a place. Dropping the future leaves the queue.
+    pub async fn enter(&self, key: K) -> Lane {
+        Lane { _place: self.semaphore(key).acquire_owned().await.ok() }
+    }
+
+    /// A semaphore lives as long as somebody waits for it or holds a permit of it.
+    fn semaphore(&self, key: K) -> Arc<Semaphore> {
+        let mut lanes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = lanes.get(&key).and_then(Weak::upgrade) {
             return known;
         }
-        hosts.retain(|_, other| other.strong_count() > 0);
+        lanes.retain(|_, other| other.strong_count() > 0);
         let fresh = Arc::new(Semaphore::new(PER_HOST_LIMIT));
-        hosts.insert(destination, Arc::downgrade(&fresh));
+        lanes.insert(key, Arc::downgrade(&fresh));
         fresh
     }
 }
@@ -109,6 +131,6 @@ mod tests {
         for number in 0..1000 {
             drop(enter_at_once(&queue, &format!("host-{number}")).unwrap());
         }
-        assert_eq!(queue.hosts.lock().unwrap().len(), 1);
+        assert_eq!(queue.hosts.0.lock().unwrap().len(), 1);
     }
 }

@@ -109,13 +109,20 @@ pub(super) fn start(errand: Errand, observed: &Observed, context: &Arc<Context>)
     let span = tracing::info_span!("request", ?errand, namespace = checks::namespace(&credential), name = %credential.name_any());
     tokio::spawn(tracing::Instrument::instrument(
         async move {
-            let attempted = attempt(errand, credential.clone(), grant, published, first, &context);
-            let ended = AssertUnwindSafe(attempted).catch_unwind().await.unwrap_or_else(|_| {
-                context.metrics.reconcile_error("panic");
-                tracing::error!("the request panicked");
-                let refusal = Refusal::new(Reason::RequestRefused, "the broker failed: see its log");
-                Some(Err(Refused { refusal, place: place(&credential, None, None), client: None }))
-            });
+            // Thousands may wait here, with no more than what stands above: an attempt is larger, and made when its turn comes.
+            let lane = context.lanes.enter(ProviderKey::of(&credential));
+            let ended = match context.draining.run_until_cancelled(lane).await {
+                None => None,
+                Some(_lane) => {
+                    let attempted = Box::pin(attempt(errand, credential.clone(), grant, published, first, &context));
+                    AssertUnwindSafe(attempted).catch_unwind().await.unwrap_or_else(|_| {
+                        context.metrics.reconcile_error("panic");
+                        tracing::error!("the request panicked");
+                        let refusal = Refusal::new(Reason::RequestRefused, "the broker failed: see its log");
+                        Some(Err(Refused { refusal, place: place(&credential, None, None), client: None }))
+                    })
+                }
+            };
             let outcome = ended.map(|ended| match ended {
                 Ok(Brought::Token(held)) => Outcome::Issued(held),
                 Ok(Brought::Noted(client)) => Outcome::Noted { client },
