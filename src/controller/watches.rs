@@ -5,7 +5,7 @@ use std::{collections::HashMap, fmt::Debug, sync::Arc, time::Duration};
 use futures::{FutureExt as _, Stream, StreamExt as _};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::{
-    Api, Client, Resource,
+    Api, Client, Resource, ResourceExt as _,
     core::{DeserializeGuard, PartialObjectMeta},
     runtime::{
         WatchStreamExt as _,
@@ -94,7 +94,7 @@ impl Watches {
             reflect(
                 api::<PartialObjectMeta<Secret>>(client, scope),
                 watcher::Config::default().labels(&own),
-                Some,
+                target,
                 move |seen| hub.isolated(|hub| hub.own_secret(seen)),
             )
         });
@@ -187,6 +187,16 @@ fn bare(mut secret: PartialObjectMeta<Secret>) -> Option<PartialObjectMeta<Secre
     Some(secret)
 }
 
+/// Without the labels of a target that names its owner, which says all that they do: thousands may be kept here. Those of
+/// a Secret that keeps a refresh token are put right by what is kept here.
+fn target(mut secret: PartialObjectMeta<Secret>) -> Option<PartialObjectMeta<Secret>> {
+    let owner = secret.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+    if owner.is_some_and(|owner| names::grant_secret(&owner.name) != secret.name_any()) {
+        secret.metadata.labels = None;
+    }
+    Some(secret)
+}
+
 /// Follows one kind into a store, in a task of its own. The future is done when the store is complete.
 fn reflect<W, K>(
     api: Api<W>,
@@ -268,6 +278,7 @@ where
         if let Some(annotations) = &mut object.meta_mut().annotations {
             annotations.remove(LAST_APPLIED);
         }
+        object.meta_mut().annotations.take_if(|annotations| annotations.is_empty());
         read(object)
     };
     Some(match event {

@@ -218,7 +218,8 @@ impl Stores {
             .iter()
             .filter_map(|key| self.credentials.get(&key.0, &key.1))
             .filter(|other| {
-                other.metadata.uid != credential.metadata.uid && other.metadata.deletion_timestamp.is_none()
+                let another = other.metadata.uid != credential.metadata.uid;
+                another && other.metadata.deletion_timestamp.is_none() && target_name(other) == target_name(credential)
             })
             .find(|other| age(other) < age(credential))
             .map(|other| other.name_any())
@@ -229,6 +230,7 @@ impl Stores {
 #[derive(Default)]
 pub struct Links {
     credentials_of_provider: RwLock<Many<ProviderKey, Key>>,
+    /// Those alone whose target has another name than they have.
     credentials_of_target: RwLock<Many<Key, Key>>,
     credentials_of_secret: RwLock<Many<Key, Key>>,
     providers_of_secret: RwLock<Many<Key, ProviderKey>>,
@@ -242,29 +244,29 @@ impl Links {
         let key = (namespace.clone(), credential.name_any());
         let sources: Vec<Key> =
             credential.spec.grant.sources().map(|source| (namespace.clone(), source.name.clone())).collect();
-        let target = (namespace, target_name(credential));
+        let target = Some((namespace, target_name(credential))).filter(|target| *target != key);
         self.credentials_of_secret.write().set(key.clone(), sources);
-        self.credentials_of_provider.write().set(key.clone(), [ProviderKey::of(credential)]);
-        self.credentials_of_target.write().set(key, [target]);
+        self.credentials_of_provider.write().set(key.clone(), vec![ProviderKey::of(credential)]);
+        self.credentials_of_target.write().set(key, target.into_iter().collect());
         first
     }
 
     /// Forgets a credential.
     pub fn forget_credential(&self, key: &Key) {
-        self.credentials_of_provider.write().set(key.clone(), []);
-        self.credentials_of_secret.write().set(key.clone(), []);
-        self.credentials_of_target.write().set(key.clone(), []);
+        self.credentials_of_provider.write().set(key.clone(), vec![]);
+        self.credentials_of_secret.write().set(key.clone(), vec![]);
+        self.credentials_of_target.write().set(key.clone(), vec![]);
     }
 
     /// Notes what a provider refers to. `home` is the namespace of what it refers to.
     pub fn provider(&self, key: ProviderKey, home: &str, spec: &ProviderSpec) {
         let secrets = source_secrets(spec).into_iter().map(|name| (home.to_owned(), name.to_owned()));
-        self.providers_of_secret.write().set(key, secrets);
+        self.providers_of_secret.write().set(key, secrets.collect());
     }
 
     /// Forgets a provider.
     pub fn forget_provider(&self, key: ProviderKey) {
-        self.providers_of_secret.write().set(key, []);
+        self.providers_of_secret.write().set(key, vec![]);
     }
 
     /// Whether any credential refers to a provider.
@@ -277,9 +279,11 @@ impl Links {
         self.credentials_of_provider.read().get(key)
     }
 
-    /// The credentials that want a target.
+    /// The credentials that may want a target: the one of its name, and those that name it.
     pub fn by_target(&self, key: &Key) -> Vec<Key> {
-        self.credentials_of_target.read().get(key)
+        let mut found = self.credentials_of_target.read().get(key);
+        found.push(key.clone());
+        found
     }
 
     /// The credentials that read a Secret themselves.
@@ -306,7 +310,10 @@ impl<A, B> Default for Many<A, B> {
 }
 
 impl<A: Clone + Eq + Hash, B: Clone + Eq + Hash> Many<A, B> {
-    fn set(&mut self, from: B, to: impl IntoIterator<Item = A>) {
+    fn set(&mut self, from: B, to: Vec<A>) {
+        if self.of.get(&from).map_or(&[][..], Vec::as_slice) == to {
+            return;
+        }
         for old in self.of.remove(&from).unwrap_or_default() {
             if let Some(set) = self.found.get_mut(&old) {
                 set.remove(&from);
@@ -315,7 +322,6 @@ impl<A: Clone + Eq + Hash, B: Clone + Eq + Hash> Many<A, B> {
                 }
             }
         }
-        let to: Vec<A> = to.into_iter().collect();
         for new in &to {
             self.found.entry(new.clone()).or_default().insert(from.clone());
         }
@@ -345,13 +351,13 @@ mod tests {
     #[test]
     fn a_relation_forgets_what_was_replaced() {
         let mut many = Many::default();
-        many.set("b1", ["a1", "a2"]);
-        many.set("b2", ["a1"]);
+        many.set("b1", vec!["a1", "a2"]);
+        many.set("b2", vec!["a1"]);
         assert_eq!(many.get(&"a1").len(), 2);
-        many.set("b1", ["a3"]);
+        many.set("b1", vec!["a3"]);
         assert_eq!(many.get(&"a1"), ["b2"]);
         assert!(many.get(&"a2").is_empty());
-        many.set("b2", []);
+        many.set("b2", vec![]);
         assert!(many.get(&"a1").is_empty() && !many.found.contains_key("a1"));
     }
 }
