@@ -74,7 +74,7 @@ async fn raw(lab: &mut Lab, number: usize, runs: &mut Runs) {
 }
 
 async fn broker(lab: &mut Lab, number: usize, runs: &mut Runs, report: &mut Report) {
-    let lifetime = LIFETIME + u64::try_from(number / 25).unwrap();
+    let lifetime = LIFETIME + u64::try_from(number / 80).unwrap();
     lab.provider.issue_for(lifetime);
     lab.create("mailbox", number, crate::lab::short_lived).await;
     let view = View::start(lab.ns.api()).await;

@@ -94,6 +94,8 @@ impl Lab {
         Broker::bare(&self.ns.cluster.kubeconfig())
             .flag("--allow-private-cidr=127.0.0.0/8")
             .flag(format!("--broker-namespace={NAMESPACE}"))
+            // As the chart sets it: a container that starts again is the same broker.
+            .env("POD_UID", NAMESPACE)
             .env("RUST_LOG", "info")
     }
 

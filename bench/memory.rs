@@ -19,7 +19,7 @@ use crate::{
 const SETTLE: Duration = Duration::from_secs(3);
 
 pub async fn run(plan: &Plan, report: &mut Report) {
-    let (number, unrelated) = (plan.sizes[0], if plan.quick { 500 } else { 30_000 });
+    let (number, unrelated) = (plan.largest(), if plan.quick { 500 } else { 30_000 });
     let (mut empty, mut without, mut with) = (vec![], vec![], vec![]);
     let mut lab = Lab::start().await;
     for _ in 0..plan.rounds {
