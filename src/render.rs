@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::ByteString;
 use secrecy::ExposeSecret as _;
 use serde_json::json;
+use zeroize::Zeroizing;
 
 use crate::{
     api::{MailCredential, credential::Format, names::rfc3339},
@@ -26,7 +27,7 @@ pub fn render(credential: &MailCredential, profile: &Profile, token: &Token) -> 
             _ => true,
         };
         if wanted {
-            data.insert((*name).to_owned(), value.clone());
+            data.insert((*name).to_owned(), value.as_str().to_owned());
         }
     }
     let access_token = token.access_token.expose_secret();
@@ -47,11 +48,15 @@ pub fn render(credential: &MailCredential, profile: &Profile, token: &Token) -> 
     data.into_iter().map(|(key, value)| (key, ByteString(value.into_bytes()))).collect()
 }
 
-/// What the placeholders stand for; each is also a key of its own where it is asked for.
-fn values(credential: &MailCredential, profile: &Profile, token: &Token) -> BTreeMap<&'static str, String> {
+/// Texts by the names of their placeholders.
+type Values = BTreeMap<&'static str, Zeroizing<String>>;
+
+/// What the placeholders stand for; each is also a key of its own where it is asked for. Some hold the token.
+fn values(credential: &MailCredential, profile: &Profile, token: &Token) -> Values {
     let spec = &credential.spec;
     let access_token = token.access_token.expose_secret();
-    let mut values = BTreeMap::from([
+    let wiped = |(name, value): (&'static str, String)| (name, Zeroizing::new(value));
+    let values = [
         ("access_token", access_token.to_owned()),
         ("token_type", token.token_type.clone()),
         ("expires_at", rfc3339(token.expires_at)),
@@ -60,7 +65,8 @@ fn values(credential: &MailCredential, profile: &Profile, token: &Token) -> BTre
         ("from", spec.mailbox.address.clone()),
         ("xoauth2", sasl::xoauth2(spec.mailbox.user(), access_token)),
         ("oauthbearer", sasl::oauthbearer(spec.mailbox.user(), access_token)),
-    ]);
+    ];
+    let mut values = BTreeMap::from(values.map(wiped));
     for protocol in &spec.protocols {
         use crate::api::credential::Protocol;
         let (host, port) = match protocol {
@@ -69,7 +75,7 @@ fn values(credential: &MailCredential, profile: &Profile, token: &Token) -> BTre
             Protocol::Pop3 => ("pop3_host", "pop3_port"),
         };
         if let Some(server) = profile.server(*protocol) {
-            values.extend([(host, server.host.clone()), (port, server.port.to_string())]);
+            values.extend([(host, server.host.clone()), (port, server.port.to_string())].map(wiped));
         }
     }
     values
@@ -77,7 +83,7 @@ fn values(credential: &MailCredential, profile: &Profile, token: &Token) -> BTre
 
 /// Puts values into a template. What is put in is not looked at again. The schema has refused unknown placeholders and
 /// lone dollars; they stay as they are.
-fn fill(template: &str, values: &BTreeMap<&'static str, String>) -> String {
+fn fill(template: &str, values: &Values) -> String {
     let mut text = String::with_capacity(template.len());
     let mut rest = template;
     while let Some((before, after)) = rest.split_once('$') {
@@ -97,17 +103,38 @@ fn fill(template: &str, values: &BTreeMap<&'static str, String>) -> String {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::jiff::Timestamp;
-    use proptest::prelude::*;
+    use proptest::{collection::vec, prelude::*, sample::select};
 
     use super::*;
     use crate::{policy::tests::fixtures, providers};
+
+    /// All that the schema knows.
+    const PLACEHOLDERS: [&str; 14] = [
+        "access_token",
+        "token_type",
+        "expires_at",
+        "expires_at_unix",
+        "username",
+        "from",
+        "xoauth2",
+        "oauthbearer",
+        "smtp_host",
+        "smtp_port",
+        "imap_host",
+        "imap_port",
+        "pop3_host",
+        "pop3_port",
+    ];
 
     fn rendered(edit: impl FnOnce(&mut MailCredential)) -> BTreeMap<String, String> {
         let mut credential = fixtures::credential();
         edit(&mut credential);
         let provider = serde_json::from_value(json!({
             "oauth2": {"tokenURL": "https://x/t"}, "client": {"id": "c"},
-            "servers": {"smtp": {"host": "smtp.example.org", "port": 587}, "imap": {"host": "imap.example.org", "port": 993}},
+            "servers": {
+                "smtp": {"host": "smtp.example.org", "port": 587}, "imap": {"host": "imap.example.org", "port": 993},
+                "pop3": {"host": "pop3.example.org", "port": 995},
+            },
         }))
         .unwrap();
         let token = Token {
@@ -176,10 +203,43 @@ mod tests {
         assert_eq!(data["smtp.env"], "U=billing@example.org\nT=t0k\nH=smtp.example.org:587 $Bearer${from}");
     }
 
+    #[test]
+    fn every_placeholder_of_the_schema_has_a_value() {
+        let data = rendered(|credential| {
+            use crate::api::credential::Protocol;
+            credential.spec.protocols = vec![Protocol::Smtp, Protocol::Imap, Protocol::Pop3];
+            credential.spec.secret.data =
+                PLACEHOLDERS.iter().map(|name| (format!("key-of-{name}"), format!("${{{name}}}"))).collect();
+        });
+        let unfilled: Vec<_> = data.iter().filter(|(_, text)| text.contains('$')).collect();
+        assert!(unfilled.is_empty(), "{unfilled:?}");
+    }
+
+    /// Values that would go on and on, were they looked at again.
+    fn mischievous() -> Values {
+        PLACEHOLDERS.map(|name| (name, Zeroizing::new(format!("{name}: ${{access_token}} $$ ${{{name}}} $")))).into()
+    }
+
+    /// A part of a template, and what becomes of it.
+    fn part() -> impl Strategy<Value = (String, String)> {
+        let placeholder = |name: &'static str| (format!("${{{name}}}"), mischievous()[name].as_str().to_owned());
+        prop_oneof![
+            "[{}a-z_]{0,12}|[^$]{0,8}".prop_map(|text| (text.clone(), text)),
+            Just(("$$".to_owned(), "$".to_owned())),
+            select(PLACEHOLDERS.to_vec()).prop_map(placeholder),
+        ]
+    }
+
     proptest! {
         #[test]
+        fn a_template_becomes_its_parts_and_what_is_put_in_is_not_looked_at_again(parts in vec(part(), 0..12)) {
+            let (template, wanted): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+            prop_assert_eq!(fill(&template.concat(), &mischievous()), wanted.concat());
+        }
+
+        #[test]
         fn no_template_panics_and_text_without_dollars_stays(template in ".{0,80}") {
-            let filled = fill(&template, &BTreeMap::from([("from", "$${from}".to_owned())]));
+            let filled = fill(&template, &Values::from([("from", Zeroizing::new("$${from}".to_owned()))]));
             if !template.contains('$') {
                 prop_assert_eq!(filled, template);
             }

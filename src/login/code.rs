@@ -183,3 +183,13 @@ async fn exchange(
         .await;
     granted.map(|(granted, _)| granted).map_err(|refused| attempt.explain(refused))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::browser::Visit, Authorization, Granted};
+    use crate::oauth::tests::lacks;
+
+    lacks!(std::fmt::Debug: Authorization, Granted, Visit);
+    lacks!(std::fmt::Display: Authorization, Granted, Visit);
+    lacks!(serde::Serialize: Authorization, Granted, Visit);
+}

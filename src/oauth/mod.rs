@@ -18,13 +18,18 @@ pub use refusal::{OAuthError, Refusal};
 pub use token::{Token, TokenAnswer, read_token_response};
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use secrecy::SecretString;
-    use zeroize::ZeroizeOnDrop;
+    use zeroize::{ZeroizeOnDrop, Zeroizing};
 
-    use super::{assertion, client_auth, device, token};
+    use super::{assertion, client_auth, device, grant, token};
+    use crate::{
+        policy::observed,
+        reconcile::{act, custody, material, memory},
+    };
 
-    /// Does not compile where a type has the trait: there would be two items of one name.
+    /// Does not compile where a type has the trait: there would be two items of one name. Types that only their own
+    /// room sees are tried there.
     macro_rules! lacks {
         ($trait:path: $($type:ty),+) => {
             $(const _: () = {
@@ -36,19 +41,38 @@ mod tests {
             };)+
         };
     }
-    lacks!(std::fmt::Display: token::Token, token::TokenAnswer, token::Rotated, device::DeviceAuthorization,
-        client_auth::ClientAuth, assertion::SigningKey, assertion::ServiceAccountKey, SecretString);
-    lacks!(serde::Serialize: token::Token, token::TokenAnswer, token::Rotated, device::DeviceAuthorization,
-        client_auth::ClientAuth, assertion::SigningKey, assertion::ServiceAccountKey, SecretString);
+    pub(crate) use lacks;
+
+    /// All that hold a secret, or something that does.
+    macro_rules! secrets_lack {
+        ($trait:path) => {
+            lacks!($trait: SecretString, Zeroizing<Vec<u8>>, Zeroizing<String>, token::Token, token::TokenAnswer,
+                token::Rotated, device::DeviceAuthorization, client_auth::ClientAuth, assertion::SigningKey,
+                assertion::ServiceAccountKey, grant::GrantProof<'static>, grant::TokenRequest<'static>, observed::Held,
+                observed::Observed, custody::Claimed, custody::Unsaved, act::Outcome, memory::Entry,
+                material::Authentication, material::Material, material::Prepared);
+        };
+    }
+    secrets_lack!(std::fmt::Display);
+    secrets_lack!(serde::Serialize);
 
     #[test]
     fn what_holds_a_secret_wipes_it_and_prints_nothing() {
         const fn wipes<T: ZeroizeOnDrop>() {}
         wipes::<SecretString>();
-        wipes::<zeroize::Zeroizing<Vec<u8>>>();
+        wipes::<Zeroizing<Vec<u8>>>();
+        wipes::<Zeroizing<String>>();
         // Fields of these names hold secrets, in whichever room.
-        let names =
-            ["access_token", "refresh_token", "id_token", "device_code", "client_secret", "private_key", "previous"];
+        let names = [
+            "access_token",
+            "refresh_token",
+            "id_token",
+            "device_code",
+            "client_secret",
+            "private_key",
+            "previous",
+            "verifier",
+        ];
         let field = |line: &str| {
             let (name, kind) = line.trim().trim_end_matches(',').split_once(": ")?;
             let name = name.strip_prefix("pub ").or(name.strip_prefix("pub(super) ")).unwrap_or(name);

@@ -14,7 +14,7 @@ use kube::{ResourceExt as _, core::ObjectMeta};
 use secrecy::{ExposeSecret as _, SecretString};
 
 pub use self::secret::CustodyError;
-use self::secret::{Data, belongs, dressed, mark, open, put, unwritten};
+use self::secret::{Data, belongs, dressed, mark, open, put, unwritten, wiped};
 pub(super) use self::{
     secret::dress,
     sign_in::{SignInEnd, begin_sign_in, device_code, end_sign_in, slow_down},
@@ -134,7 +134,7 @@ async fn meta(credential: &MailCredential, context: &Context) -> Result<Option<A
         return Ok(known);
     }
     // No watch shows a Secret whose label was taken, nor one of somebody else, which may be gone by now.
-    let read = publish::read(context, namespace, &name).await?.map(|secret| Arc::new(secret.metadata));
+    let read = publish::read(context, namespace, &name).await?.map(|secret| Arc::new(wiped(secret)));
     context.memory.with(checks::uid(credential), |entry| entry.grant.clone_from(&read));
     Ok(read)
 }
@@ -315,4 +315,25 @@ pub(super) async fn refresh_token(
     context: &Context,
 ) -> Result<Option<SecretString>, Error> {
     Ok(open(credential, context).await?.and_then(|(_, data)| data.refresh_token))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::publish::Stored, *};
+    use crate::oauth::tests::lacks;
+
+    lacks!(std::fmt::Display: Data, SignInEnd, Stored);
+    lacks!(serde::Serialize: Data, SignInEnd, Stored);
+
+    #[test]
+    fn what_is_not_stored_yet_is_not_printed() {
+        let secret = || SecretString::from("canary");
+        let data = Data { refresh_token: Some(secret()), previous: Some(secret()), device_code: Some(secret()) };
+        let at = Timestamp::UNIX_EPOCH;
+        let claim = Claim { holder: String::new(), since: at, until: at, token: String::new() };
+        let claimed = Claimed { kept: Kept::default(), data, refresh_token: secret(), claim, reseeded: false };
+        let rotated = Some(Rotated { refresh_token: secret(), expires_at: None });
+        let unsaved = Unsaved::Exchanged { claimed: Box::new(claimed), rotated, used_at: at };
+        assert!(!format!("{unsaved:?}").contains("canary"));
+    }
 }

@@ -61,15 +61,17 @@ pub(super) struct Data {
 }
 
 impl Data {
+    /// Takes it out of a Secret, whose data is wiped: other keys too, which somebody else has put there.
     pub(super) fn take(secret: &mut Secret) -> Self {
         let mut data = secret.data.take().unwrap_or_default();
-        let mut text = |key: &str| {
-            let mut bytes = data.remove(key)?.0;
-            let text = std::str::from_utf8(&bytes).ok().filter(|text| !text.is_empty()).map(SecretString::from);
-            bytes.zeroize();
-            text
+        let text = |key: &str| {
+            let text = std::str::from_utf8(&data.get(key)?.0).ok().filter(|text| !text.is_empty());
+            text.map(SecretString::from)
         };
-        Self { refresh_token: text(REFRESH_TOKEN), previous: text(PREVIOUS), device_code: text(DEVICE_CODE) }
+        let taken =
+            Self { refresh_token: text(REFRESH_TOKEN), previous: text(PREVIOUS), device_code: text(DEVICE_CODE) };
+        data.values_mut().for_each(|value| value.0.zeroize());
+        taken
     }
 
     fn entries(&self) -> BTreeMap<&'static str, ByteString> {
@@ -86,6 +88,12 @@ impl Data {
             self.previous = self.refresh_token.replace(token).or_else(|| self.previous.take());
         }
     }
+}
+
+/// The metadata of a Secret whose data is not needed any more.
+pub(super) fn wiped(mut secret: Secret) -> ObjectMeta {
+    drop(Data::take(&mut secret));
+    secret.metadata
 }
 
 /// Whether a Secret of the grant Secret's name is the credential's; else whose, in words.
@@ -112,10 +120,10 @@ pub(super) async fn open(credential: &MailCredential, context: &Context) -> Resu
         context.memory.with(checks::uid(credential), |entry| entry.grant = None);
         return Ok(None);
     };
+    let data = Data::take(&mut secret);
     if belongs(&secret.metadata, credential).is_err() {
         return Ok(None);
     }
-    let data = Data::take(&mut secret);
     let kept = Kept::read(&secret.metadata);
     remember(credential, secret.metadata, context);
     Ok(Some((kept, data)))
@@ -171,7 +179,9 @@ pub(super) async fn put(
             ..Secret::default()
         };
         let post = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
-        take(api.create(&post, &secret).await.map(|made| made.metadata), kept, credential, context).await?
+        let made = api.create(&post, &secret).await;
+        drop(wiped(secret));
+        take(made.map(wiped), kept, credential, context).await?
     } else {
         let mut operations = fence(&kept.uid, &kept.resource_version).to_vec();
         operations.push(json!({"op": "add", "path": "/data", "value": data.entries()}));
@@ -235,7 +245,7 @@ async fn take<T>(
         let read = publish::read(context, checks::namespace(credential), &name).await?;
         let version = read.as_ref().and_then(|secret| secret.resource_version()).unwrap_or_default();
         match read {
-            Some(secret) => remember(credential, secret.metadata, context),
+            Some(secret) => remember(credential, wiped(secret), context),
             None => context.memory.with(checks::uid(credential), |entry| entry.grant = None),
         }
         if version != kept.resource_version {

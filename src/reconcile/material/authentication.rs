@@ -2,7 +2,6 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
-use zeroize::Zeroizing;
 
 use super::{
     connection::subject_of,
@@ -140,9 +139,9 @@ async fn private_key_jwt(jwt: &PrivateKeyJwt, index: usize, means: &Means<'_>) -
         None => None,
     };
     let signing = key.and_then(|key| {
-        let key = Zeroizing::new(key);
         let certificate = certificate.transpose()?;
-        SigningKey::read(&key, certificate.as_deref(), jwt.algorithm, jwt.key_id.clone()).map_err(|(flaw, part)| {
+        let certificate = certificate.as_ref().map(|pem| pem.as_slice());
+        SigningKey::read(&key, certificate, jwt.algorithm, jwt.key_id.clone()).map_err(|(flaw, part)| {
             let reference = match (part, &jwt.certificate_ref) {
                 (Part::Certificate, Some(reference)) => reference,
                 (Part::Key, _) | (Part::Certificate, None) => &jwt.key_ref,
@@ -166,7 +165,7 @@ async fn service_account_key(
 ) -> Result<Authentication, Error> {
     let (KeyRef { name, key }, home) = (&file.secret_ref, means.home);
     let account = read_secret_key(&file.secret_ref, home, means.kubernetes).await?.and_then(|json| {
-        assertion::ServiceAccountKey::read(&Zeroizing::new(json)).map_err(|flaw| {
+        assertion::ServiceAccountKey::read(&json).map_err(|flaw| {
             let command = Subject::secret(home, name).put(key, "<the JSON file's content>");
             let message =
                 format!("key {key} of the Secret {home}/{name} {flaw}: put the right one there with `{command}`");

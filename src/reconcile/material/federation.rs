@@ -306,6 +306,11 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::oauth::tests::lacks;
+
+    lacks!(std::fmt::Debug: Assertion, Federation);
+    lacks!(std::fmt::Display: Assertion, Federation);
+    lacks!(serde::Serialize: Assertion, Federation);
 
     fn token(claims: &Value) -> SecretString {
         format!("e30.{}.c2ln", BASE64_URL_SAFE_NO_PAD.encode(claims.to_string())).into()

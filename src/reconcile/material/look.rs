@@ -71,7 +71,11 @@ pub(crate) async fn look(
 async fn trust(spec: &ProviderSpec, means: &Means<'_>) -> Result<Result<IdpClient, ProviderProblem>, Error> {
     let Means { kubernetes, home, .. } = means;
     let bundle = match (bundle_secret(spec), bundle_config_map(spec)) {
-        (Some(reference), _) => Some((reference, read_secret_key(reference, home, kubernetes).await?)),
+        // Certificates, which are no secret.
+        (Some(reference), _) => {
+            let pem = read_secret_key(reference, home, kubernetes).await?;
+            Some((reference, pem.map(|pem| pem.to_vec())))
+        }
         (None, Some(reference)) => Some((reference, read_config_map_key(reference, home, kubernetes).await?)),
         (None, None) => None,
     };

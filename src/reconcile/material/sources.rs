@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{Api, Client, ResourceExt as _};
+use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::{
     api::{Reason, names, provider::KeyRef},
@@ -9,18 +10,29 @@ use crate::{
     policy::{Blocker, commands::Subject},
 };
 
+/// A Secret that was read. Whatever becomes of the read, all that may be secret in it is wiped after that.
+struct Opened(Secret);
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.0.data.iter_mut().flatten().for_each(|(_, value)| value.0.zeroize());
+        // `kubectl apply` leaves a copy of what it was given in one of them.
+        self.0.metadata.annotations.iter_mut().flatten().for_each(|(_, value)| value.zeroize());
+    }
+}
+
 /// A key of a Secret that carries the source label.
 pub(in crate::reconcile) async fn read_secret_key(
     reference: &KeyRef,
     home: &str,
     client: &Client,
-) -> Result<Result<Vec<u8>, Blocker>, Error> {
+) -> Result<Result<Zeroizing<Vec<u8>>, Blocker>, Error> {
     let KeyRef { name, key } = reference;
     let api: Api<Secret> = Api::namespaced(client.clone(), home);
     let secret =
         api.get_opt(name).await.map_err(|source| Error::ReadSecret { name: format!("{home}/{name}"), source })?;
     let label = format!("{} {}=true", Subject::secret(home, name).command("label"), names::LABEL_SOURCE);
-    let Some(secret) = secret else {
+    let Some(mut secret) = secret.map(Opened) else {
         return Ok(Err(Blocker::new(
             Reason::SourceNotFound,
             format!(
@@ -29,7 +41,7 @@ pub(in crate::reconcile) async fn read_secret_key(
             ),
         )));
     };
-    if is_own(&secret) {
+    if is_own(&secret.0) {
         return Ok(Err(Blocker::new(
             Reason::SourceInvalid,
             format!(
@@ -37,7 +49,7 @@ pub(in crate::reconcile) async fn read_secret_key(
             ),
         )));
     }
-    if !is_labelled(&secret) {
+    if !is_labelled(&secret.0) {
         return Ok(Err(Blocker::new(
             Reason::SourceNotLabeled,
             format!(
@@ -45,12 +57,10 @@ pub(in crate::reconcile) async fn read_secret_key(
             ),
         )));
     }
-    let keys: Vec<_> = secret.data.iter().flatten().map(|(key, _)| key.clone()).collect();
-    Ok(secret
-        .data
-        .and_then(|mut data| data.remove(key))
-        .map(|value| value.0)
-        .ok_or_else(|| no_key("Secret", home, reference, &keys)))
+    let data = secret.0.data.get_or_insert_default();
+    let keys: Vec<_> = data.keys().cloned().collect();
+    let value = data.remove(key).map(|value| Zeroizing::new(value.0));
+    Ok(value.ok_or_else(|| no_key("Secret", home, reference, &keys)))
 }
 
 /// Whether the broker made this Secret: such a one is never a source, whatever its labels.
