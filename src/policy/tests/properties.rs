@@ -1,6 +1,7 @@
 //! What holds for every observation.
 
-use proptest::{option, prelude::*, sample::select};
+use k8s_openapi::jiff::SignedDuration;
+use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use super::fixtures::{Case, at, blocker, published, token};
 use crate::{
@@ -45,6 +46,15 @@ fn failure() -> impl Strategy<Value = Failure> {
 
 fn transient(reason: Reason) -> bool {
     reason.retry() == crate::api::Retry::Transient
+}
+
+fn passing() -> Vec<Reason> {
+    Reason::ALL.iter().copied().filter(|reason| transient(*reason)).collect()
+}
+
+/// Seconds; as many within the hour up to which they are obeyed as beyond it.
+fn retry_after() -> impl Strategy<Value = i64> {
+    prop_oneof![0i64..3_600, 3_600i64..100_000]
 }
 
 fn blocked() -> impl Strategy<Value = Option<Reason>> {
@@ -123,7 +133,7 @@ fn grant(case: &mut Case, granted: Granted) {
     grant.foreign = granted.foreign.then(|| "is not ours".to_owned());
     (grant.unsaved, grant.undressed, grant.code_over) = (granted.unsaved, granted.undressed, granted.code_over);
     grant.next_poll = granted.next_poll.map(at);
-    grant.idle_life = granted.idle_days.map(|days| k8s_openapi::jiff::SignedDuration::from_hours(24 * days));
+    grant.idle_life = granted.idle_days.map(|days| SignedDuration::from_hours(24 * days));
     if !granted.kept || granted.foreign {
         grant.kept = None;
     }
@@ -171,7 +181,7 @@ prop_compose! {
         }
         if let Some((reason, times, second, retry_after, signing_in, changed)) = failure {
             let mut refusal = Refusal::new(reason, "what");
-            refusal.retry_after = retry_after.map(k8s_openapi::jiff::SignedDuration::from_secs);
+            refusal.retry_after = retry_after.map(SignedDuration::from_secs);
             for _ in 0..times {
                 case.observed.history.fail(&refusal, "what. What to do.".into(), "attempt", at(second));
             }
@@ -205,6 +215,43 @@ proptest! {
             if case.observed.history.failure().is_some_and(|(reason, _)| reason == Reason::SecretWriteFailed) {
                 prop_assert!(!matches!(decision, Decision::Store | Decision::Publish(_) | Decision::KeepGrant));
             }
+        }
+    }
+
+    #[test]
+    fn a_retry_after_is_never_undercut_up_to_an_hour(
+        (reason, times, second, ..) in failure(), part in 0i64..1_000, asked in retry_after(), elapsed in 0i64..3_600_000,
+    ) {
+        let (failed, asked) = (at(second) + SignedDuration::from_millis(part), SignedDuration::from_secs(asked));
+        let mut refusal = Refusal::new(reason, "what");
+        refusal.retry_after = Some(asked);
+        let mut case = Case::new();
+        for _ in 0..times {
+            case.observed.history.fail(&refusal, "what. What to do.".into(), "attempt", failed);
+        }
+        let least = failed + asked.min(SignedDuration::from_hours(1));
+        prop_assert!(case.observed.history.next_attempt.unwrap() >= least);
+        let now = failed + SignedDuration::from_millis(elapsed);
+        if now < least {
+            let decision = decide(&case.observed, now);
+            prop_assert!(matches!(decision, Decision::BackOff { until } if until >= least), "{:?}", decision);
+        }
+    }
+
+    #[test]
+    fn while_failures_that_pass_go_on_no_wait_is_shorter_than_the_one_before(
+        reasons in vec(select(passing()), 2..20), asked in option::of(retry_after()),
+    ) {
+        let mut history = History::default();
+        let (mut now, mut before) = (at(0), SignedDuration::ZERO);
+        for reason in reasons {
+            let mut refusal = Refusal::new(reason, "what");
+            refusal.retry_after = asked.map(SignedDuration::from_secs);
+            history.fail(&refusal, "what. What to do.".into(), "attempt", now);
+            let next = history.next_attempt.unwrap();
+            let wait = next.duration_since(now);
+            prop_assert!(wait >= before, "{:?} after {:?}", wait, before);
+            (now, before) = (next, wait);
         }
     }
 
@@ -248,9 +295,9 @@ proptest! {
         if let Decision::Wait { until } = decide(&case.observed, case.now) {
             let token = case.observed.token().unwrap();
             let lifetime = token.expires_at.duration_since(token.issued_at);
-            let margin = k8s_openapi::jiff::SignedDuration::from_mins(12).min(lifetime / 2);
+            let margin = SignedDuration::from_mins(12).min(lifetime / 2);
             // A token of seconds is renewed after a second at the soonest.
-            prop_assert!(until <= (token.expires_at - margin).max(token.issued_at + k8s_openapi::jiff::SignedDuration::from_secs(1)));
+            prop_assert!(until <= (token.expires_at - margin).max(token.issued_at + SignedDuration::from_secs(1)));
         }
     }
 
