@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::{MailCredential, MailProvider};
 use rcgen::{CertificateParams, KeyPair, PKCS_RSA_SHA256};
@@ -79,7 +81,7 @@ async fn told(ns: &Namespace, kind: &str, good: impl Fn(&str) -> bool) -> String
 
 #[tokio::test]
 async fn microsoft_issues_app_only_tokens_for_a_secret_and_for_a_certificate() {
-    let (ns, entra, _broker) = microsoft().await;
+    let (ns, entra, broker) = microsoft().await;
     let pair = KeyPair::generate_for(&PKCS_RSA_SHA256).unwrap();
     let certificate = CertificateParams::new(vec!["mailer".to_owned()]).unwrap().self_signed(&pair).unwrap().pem();
     entra.register(App::new(APP).secret(SECRET).certificate(&certificate));
@@ -101,6 +103,7 @@ async fn microsoft_issues_app_only_tokens_for_a_secret_and_for_a_certificate() {
     assert!(last.contains_key("client_assertion") && !last.contains_key("client_secret"));
     let method = |credential: &MailCredential| field(credential, "/status/client/method") == "privateKeyJWT";
     ns.until::<MailCredential>("billing", "the certificate is in use", method).await;
+    leaks::assert_nothing_told(&ns, &broker, [entra.issued(), entra.assertions()].concat()).await;
 }
 
 #[tokio::test]
@@ -150,14 +153,12 @@ async fn microsoft_signs_a_person_in_by_code_and_asks_again_when_the_sign_in_end
     entra.approve(&again, "billing@contoso.com");
     let handled = |credential: &MailCredential| field(credential, "/status/lastHandledReissue") == "revoked";
     ns.until::<MailCredential>("billing", "the reissue is handled", handled).await;
-    for secret in entra.issued() {
-        assert!(!broker.log().contains(&secret), "a secret stands in the log");
-    }
+    leaks::assert_nothing_told(&ns, &broker, entra.issued()).await;
 }
 
 #[tokio::test]
 async fn microsofts_refresh_tokens_are_taken_over_and_replaced() {
-    let (ns, entra, _broker) = microsoft().await;
+    let (ns, entra, broker) = microsoft().await;
     entra.register(App::new(APP).public());
     provide(&ns, tenant(), json!({"id": APP})).await;
     let seed = entra.refresh_token(APP, "billing@contoso.com", SEND);
@@ -169,6 +170,52 @@ async fn microsofts_refresh_tokens_are_taken_over_and_replaced() {
     let uses =
         entra.token_requests().iter().filter(|request| request.form().get("refresh_token") == Some(&seed)).count();
     assert_eq!(uses, 1);
+    leaks::assert_nothing_told(&ns, &broker, entra.issued()).await;
+}
+
+#[tokio::test]
+async fn a_loop_that_microsoft_detects_is_waited_out_and_ends_no_sign_in() {
+    let (ns, entra, broker) = microsoft().await;
+    entra.register(App::new(APP).public());
+    provide(&ns, tenant(), json!({"id": APP})).await;
+    let seed = entra.refresh_token(APP, "billing@contoso.com", SEND);
+    ns.apply(source("seed", "refresh_token", &seed)).await;
+    ns.apply(mailbox(json!({"refreshToken": {"secretRef": {"name": "seed", "key": "refresh_token"}}}))).await;
+    ready(&ns).await;
+    let token = ns.secret("billing").await["access_token"].clone();
+    let kept = ns.secret("billing-grant").await["refresh_token"].clone();
+    let presented = || {
+        let with = |request: &&idp::Request| request.form().get("refresh_token") == Some(&kept);
+        entra.token_requests().iter().filter(with).count()
+    };
+
+    // Its OAuth error is `invalid_grant`, which would end the sign-in.
+    entra.refuse_next(50196);
+    ns.annotate::<MailCredential>("billing", REISSUE, "loop").await;
+    let renewed_not = ns.condition::<MailCredential>("billing", "Renewed", "Throttled").await;
+    assert_eq!(renewed_not.status, "False");
+    assert!(renewed_not.message.contains("status.nextAttemptTime"), "{}", renewed_not.message);
+    let told: MailCredential = ns.get("billing").await;
+    let shown = namespace::show(&told);
+    assert_eq!((reason(&told, "Ready"), reason(&told, "Stalled")), ("TokenValid".into(), String::new()), "{shown}");
+    assert_eq!(field(&told, "/status/lastError/providerCode"), "AADSTS50196", "{shown}");
+    let status = told.status.unwrap();
+    let wait = status.next_attempt_time.unwrap().0.duration_since(status.last_failure_time.unwrap().0);
+    assert!(wait.as_secs() >= 60, "it stays away for a minute: {shown}");
+    holds(Duration::from_secs(2), "nobody asks, and the old token stays", async || {
+        match (presented(), ns.secret("billing").await["access_token"] == token) {
+            (1, true) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+
+    // It would be tried again by itself in a minute.
+    renewed(&ns).await;
+    ns.condition::<MailCredential>("billing", "Renewed", "RenewalSucceeded").await;
+    assert_eq!((presented(), entra.token_requests().len()), (2, 3));
+    leaks::assert_nothing_told(&ns, &broker, entra.issued()).await;
+    tried("F17", 1, "nothing");
 }
 
 #[tokio::test]
@@ -201,12 +248,13 @@ async fn google_issues_tokens_for_a_delegated_service_account_and_for_a_person()
     renewed(&ns).await;
     let kept = ns.secret("billing-grant").await;
     assert_eq!(kept["refresh_token"], seed, "Google's stay good");
+    leaks::assert_nothing_told(&ns, &broker, [google.issued(), google.assertions()].concat()).await;
 }
 
 #[tokio::test]
 async fn an_assertion_by_a_clock_that_differs_from_googles_is_tried_again_until_they_agree() {
     let google = Google::start();
-    let (ns, _broker) = stage(google.port(), &google.ca(), &["oauth2.googleapis.com", "accounts.google.com"]).await;
+    let (ns, broker) = stage(google.port(), &google.ca(), &["oauth2.googleapis.com", "accounts.google.com"]).await;
     google.mailbox("billing@contoso.com");
     let account = google.service_account("mailer");
     google.delegate(&account.client_id, &["https://mail.google.com/"]);
@@ -219,5 +267,6 @@ async fn an_assertion_by_a_clock_that_differs_from_googles_is_tried_again_until_
     google.clock_ahead(0);
     ready(&ns).await;
     assert!(google.token_requests().len() <= 3, "there is no loop");
+    leaks::assert_nothing_told(&ns, &broker, [google.issued(), google.assertions()].concat()).await;
     tried("F18", 1, "nothing");
 }

@@ -6,6 +6,7 @@ mod support;
 
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::{MailCredential, MailProvider};
+use rcgen::KeyPair;
 use serde_json::json;
 use support::{leaks::assert_untold, *};
 
@@ -21,10 +22,10 @@ async fn no_secret_is_told_anywhere() {
     let idp = Idp::start();
     let mut broker = Broker::settings(&ns).env("RUST_LOG", LOG).start().await;
     ns.provider(&idp).await;
-    ns.apply(source("post", "client-secret", POST)).await;
+    kubectl_apply(&ns, &source("post", "client-secret", POST));
+    let copied = ns.kubectl(["get", "secret", "post", "-o", "jsonpath={.metadata.annotations}"]);
+    assert!(copied.contains("last-applied-configuration") && copied.contains(POST), "{copied}");
     ns.apply(source("basic", "client-secret", BASIC)).await;
-    let applied = json!({"kind": "Secret", "stringData": {"client-secret": POST}}).to_string();
-    ns.annotate::<Secret>("post", "kubectl.kubernetes.io/last-applied-configuration", &applied).await;
     let secret = |name: &str, method: &str| json!({"clientSecret": {"secretRef": {"name": name, "key": "client-secret"}, "method": method}});
     ns.apply(provider(&idp).set("spec.client.authentication", vec![secret("post", "Post"), secret("basic", "Basic")]))
         .await;
@@ -101,4 +102,30 @@ async fn no_secret_is_told_anywhere() {
             log.lines().find(|line| line.contains(library) && ["DEBUG", "TRACE"].iter().any(|it| line.contains(it)));
         assert_eq!(told, None, "{library}");
     }
+}
+
+#[tokio::test]
+async fn no_signed_assertion_is_told_anywhere() {
+    let Stage { ns, idp, broker } = Stage::new().await;
+    ns.apply(source("key", "tls.key", &KeyPair::generate().unwrap().serialize_pem())).await;
+    let jwt = json!({"privateKeyJWT": {"keyRef": {"name": "key", "key": "tls.key"}, "algorithm": "ES256"}});
+    ns.apply(provider(&idp).set("spec.client.authentication", vec![jwt])).await;
+    ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
+    ns.apply(credential("billing")).await;
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+
+    // An answer that repeats what was sent.
+    let sent = idp.assertions().pop().unwrap();
+    let echo = json!({"error": "invalid_client", "error_description": sent, "error_uri": sent, "correlation_id": sent});
+    idp.answer(Answer::json(401, echo));
+    ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
+    ns.condition::<MailCredential>("billing", "Renewed", "InvalidClient").await;
+    leaks::assert_nothing_told(&ns, &broker, [idp.issued(), idp.assertions()].concat()).await;
+}
+
+/// Applies an object as people do: kubectl leaves a copy of it in an annotation.
+fn kubectl_apply(ns: &Namespace, manifest: &Manifest) {
+    let file = ns.cluster.dir().join(format!("{}.json", ns.name));
+    std::fs::write(&file, manifest.0.to_string()).unwrap();
+    ns.kubectl(["apply", "-f", file.to_str().unwrap()]);
 }

@@ -18,7 +18,7 @@ async fn a_service_account_needs_no_secret_at_keycloak() {
         .await;
     let client = format!("federated-{}", ns.name);
     realm::federate(&ns, &client, "mailer").await;
-    let _broker = Broker::settings(&ns).flag("--allow-service-account-ref").start().await;
+    let broker = Broker::settings(&ns).flag("--allow-service-account-ref").start().await;
     let provider = |account: &str| {
         let token = json!({"audience": issuer, "serviceAccountRef": {"name": account}});
         json!({
@@ -35,7 +35,7 @@ async fn a_service_account_needs_no_secret_at_keycloak() {
         })
     };
     ns.apply(provider("mailer")).await;
-    ns.apply(credential("billing")).await;
+    ns.apply(credential("billing").set("spec.secret.formats", json!(["XOAuth2", "OAuthBearer"]))).await;
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
     let made: MailCredential = ns.get("billing").await;
     assert_eq!(field(&made, "/status/client"), json!({"method": "serviceAccountToken", "index": 0}));
@@ -46,4 +46,5 @@ async fn a_service_account_needs_no_secret_at_keycloak() {
     ns.apply(credential("refused")).await;
     let told = ns.condition::<MailCredential>("refused", "Ready", "InvalidClient").await.message;
     assert!(told.contains("invalid_client"), "{told}");
+    leaks::assert_nothing_told(&ns, &broker, vec![]).await;
 }

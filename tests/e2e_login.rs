@@ -83,7 +83,7 @@ impl Room {
         assert!(status.success(), "{err}");
         assert!(page.contains("You can close this window"), "{page}");
         let seed = text(&self.seed().await.unwrap(), "refresh_token");
-        assert!(![&page, &printed, &err].iter().any(|shown| shown.contains(&seed)), "the refresh token is shown");
+        leaks::assert_untold(&[("the page", page), ("its output", printed.clone()), ("its words", err)], &[seed]);
 
         self.apply(&printed);
         self.ns.condition::<MailCredential>("person", "Ready", "TokenValid").await;
@@ -94,16 +94,18 @@ impl Room {
 #[tokio::test]
 async fn a_person_of_keycloak_signs_in_and_their_mailbox_is_opened_with_what_is_left() {
     let room = Room::new("KEYCLOAK_ISSUER", "KEYCLOAK_DESKTOP_CLIENT_ID").await;
-    let _broker = Broker::start(&room.ns).await;
+    let broker = Broker::start(&room.ns).await;
     let secret = room.ready().await;
     assert!(mail::login(&room.ns, "imap", &secret).unwrap().starts_with("imap:"));
+    leaks::assert_nothing_told(&room.ns, &broker, vec![]).await;
 }
 
 #[tokio::test]
 async fn a_person_of_oidc_provider_signs_in_and_the_credential_is_ready() {
     let room = Room::new("OIDC_ISSUER", "OIDC_NATIVE_CLIENT_ID").await;
-    let _broker = Broker::start(&room.ns).await;
+    let broker = Broker::start(&room.ns).await;
     assert_eq!(room.ready().await["username"], room.person);
+    leaks::assert_nothing_told(&room.ns, &broker, vec![]).await;
 }
 
 #[tokio::test]

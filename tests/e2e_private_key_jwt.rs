@@ -80,7 +80,7 @@ async fn with_ca(cluster: Cluster) -> Namespace {
 #[tokio::test]
 async fn keycloak_accepts_every_algorithm_and_every_form_of_key() {
     let ns = with_ca(Cluster::complete()).await;
-    let _broker = Broker::start(&ns).await;
+    let broker = Broker::start(&ns).await;
     let table: [(&str, &'static SignatureAlgorithm, bool); 6] = [
         ("PS256", &PKCS_RSA_SHA256, false),
         ("PS256", &PKCS_RSA_SHA256, true),
@@ -100,12 +100,13 @@ async fn keycloak_accepts_every_algorithm_and_every_form_of_key() {
         assert_eq!((in_use.method.as_str(), in_use.index), ("privateKeyJWT", 0));
         assert_eq!(in_use.expires_at.is_some(), number % 2 == 0, "the end of a certificate that is named is told");
     }
+    leaks::assert_nothing_told(&ns, &broker, vec![]).await;
 }
 
 #[tokio::test]
 async fn a_certificate_of_another_key_is_refused_before_anything_is_sent_and_mended_by_the_right_one() {
     let ns = with_ca(Cluster::complete()).await;
-    let _broker = Broker::start(&ns).await;
+    let broker = Broker::start(&ns).await;
     let (pair, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
     let client = format!("mismatch-{}", ns.name);
     register(&ns, &client, "ES256", &pair.serialize_pem(), &certificate(&other), true).await;
@@ -122,12 +123,13 @@ async fn a_certificate_of_another_key_is_refused_before_anything_is_sent_and_men
     .await;
     let provider = ns.condition::<MailProvider>(&client, "Ready", "ProviderReady").await;
     assert_eq!(provider.status, "True");
+    leaks::assert_nothing_told(&ns, &broker, leaks::lines(&pair.serialize_pem())).await;
 }
 
 #[tokio::test]
 async fn a_key_that_the_provider_does_not_know_gives_way_to_the_next_entry_in_the_same_attempt() {
     let ns = with_ca(Cluster::complete()).await;
-    let _broker = Broker::start(&ns).await;
+    let broker = Broker::start(&ns).await;
     let (known, unknown) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
     let client = format!("next-{}", ns.name);
     ns.apply(source("unknown", "tls.key", &unknown.serialize_pem())).await;
@@ -147,4 +149,5 @@ async fn a_key_that_the_provider_does_not_know_gives_way_to_the_next_entry_in_th
         (index, handled) == (Some(1), Some("1"))
     };
     ns.until::<MailCredential>(&client, "the second entry is in use", second).await;
+    leaks::assert_nothing_told(&ns, &broker, vec![]).await;
 }

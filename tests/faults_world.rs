@@ -11,6 +11,8 @@ use mail_token_broker::api::MailCredential;
 use serde_json::json;
 use support::{audit::AuditEvent, ledger::tried, *};
 
+/// What the broker panics with, after the object's name, where a test wants it to.
+const PANIC: &str = "with a secret that must not stand in the log";
 /// How long no hot loop must show: the first two waits after a failure are 5 and 10 s.
 const REST: Duration = Duration::from_secs(8);
 /// After several failures.
@@ -243,6 +245,9 @@ async fn an_object_that_makes_the_broker_panic_holds_up_no_other() {
         let log = stage.broker.log();
         assert!(log.contains("src/fail_point.rs:"), "it tells where: {log}");
         assert!(!log.contains("a secret"), "and nothing of what was at hand: {log}");
+        let mut places = leaks::shown(&stage.ns);
+        places.push(("metrics", stage.broker.metrics().await));
+        leaks::assert_untold(&places, &[PANIC.to_owned()]);
         assert_eq!(stage.idp.token_requests().len(), 1);
         stage.mark("later").await;
         assert!(stage.broker.ended().is_none());

@@ -291,6 +291,11 @@ impl Idp {
         self.0.handler().issued.lock().unwrap().clone()
     }
 
+    /// All signed assertions that came so far: also for a search for leaks.
+    pub fn assertions(&self) -> Vec<String> {
+        self.requests().iter().flat_map(Request::assertions).collect()
+    }
+
     /// How many connections were made.
     pub fn connections(&self) -> usize {
         self.0.connections()

@@ -21,6 +21,10 @@ fn spellings(secret: &str) -> Vec<String> {
 /// In every token that the servers of tests make.
 pub const MARK: &str = "-canary-";
 
+/// How a JWT begins whose header names its algorithm first: Keycloak's, those of ServiceAccounts, which no test knows, and
+/// what the broker signs.
+const JWT: &str = "eyJhbGciOi";
+
 /// Fails if a token that is marked stands in a text, plain or in base64.
 pub fn assert_unmarked(place: &str, text: &str) {
     let marked = (0..3).map(|shift| {
@@ -34,13 +38,19 @@ pub fn assert_unmarked(place: &str, text: &str) {
     }
 }
 
-/// What many may read of a namespace: the objects of ours, their Events, and the metadata of the broker's Secrets.
+/// What many may read of a namespace: the objects of ours, and those of the cluster, their Events, and the metadata of the
+/// broker's Secrets.
 pub fn shown(ns: &Namespace) -> Vec<(&'static str, String)> {
     let mut places = vec![];
     for kind in ["mailcredentials", "mailproviders", "events"] {
         places.push((kind, ns.kubectl(["get", kind, "-o", "yaml"])));
         places.push((kind, ns.kubectl(["describe", kind])));
     }
+    // They are not described: other tests may delete theirs meanwhile. Their Events are in a namespace that is not theirs.
+    let cluster = "clustermailproviders";
+    places.push((cluster, ns.kubectl(["get", cluster, "-o", "yaml"])));
+    let events = ns.kubectl(["get", "events", "--namespace=default", "-o", "yaml"]);
+    places.push(("events on clustermailproviders", events));
     let own = "app.kubernetes.io/managed-by=mail-token-broker";
     let metadata = ns.kubectl(["get", "secrets", "-l", own, "-o", "jsonpath={.items[*].metadata}"]);
     places.push(("the metadata of the broker's Secrets", metadata));
@@ -68,23 +78,26 @@ pub async fn kept(ns: &Namespace) -> Vec<String> {
     let secrets = ns.api::<Secret>().list(&Default::default()).await.unwrap();
     let entries = secrets.items.into_iter().flat_map(|secret| secret.data.unwrap_or_default());
     let values = entries.filter(|(key, _)| !PLAIN.iter().any(|plain| key.ends_with(plain)));
-    // Of a file in PEM each line is one that may not be told; but the public certificate's.
-    let lines = values.filter(|(key, _)| !key.ends_with(".crt")).flat_map(|(_, value)| {
-        let text = String::from_utf8(value.0).unwrap();
-        text.lines()
-            .filter(|line| line.len() >= 24 && !line.starts_with("-----"))
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
-    });
-    lines.collect()
+    let secret = values.filter(|(key, _)| !key.ends_with(".crt"));
+    secret.flat_map(|(_, value)| lines(&String::from_utf8(value.0).unwrap())).collect()
 }
 
-/// Fails if one of these secrets, or of those that stand in the namespace's Secrets, is told in the broker's log, its
-/// metrics, an Event or a status.
+/// Of a file in PEM each line is one that may not be told, also where the file stands in JSON; but a public certificate's.
+pub fn lines(file: &str) -> Vec<String> {
+    let file = file.replace("\\n", "\n");
+    let secret = |line: &&str| line.len() >= 24 && !line.starts_with("-----");
+    file.lines().filter(secret).map(str::to_owned).collect()
+}
+
+/// Fails if one of these secrets, or of those that stand in the namespace's Secrets, or any JWT, is told in the broker's
+/// log, its metrics, an Event or a status.
 pub async fn assert_nothing_told(ns: &Namespace, broker: &Broker, more: Vec<String>) {
     let mut places = vec![("metrics", broker.metrics().await), ("log", broker.log())];
     places.extend(shown(ns));
     let secrets: Vec<_> = kept(ns).await.into_iter().chain(more).collect();
     assert!(secrets.len() >= 3, "{} secrets only", secrets.len());
     assert_untold(&places, &secrets);
+    for (place, text) in &places {
+        assert_eq!(text.lines().find(|line| line.contains(JWT)), None, "a JWT is told in {place}");
+    }
 }

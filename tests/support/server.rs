@@ -54,6 +54,12 @@ impl Request {
         url::form_urlencoded::parse(self.body.as_bytes()).into_owned().collect()
     }
 
+    /// The signed assertions among them (RFC 7521 section 4, RFC 7523 section 2).
+    pub fn assertions(&self) -> Vec<String> {
+        let mut form = self.form();
+        ["client_assertion", "assertion"].into_iter().filter_map(|field| form.remove(field)).collect()
+    }
+
     /// The fields of the query.
     pub fn query(&self) -> BTreeMap<String, String> {
         let query = self.path.split_once('?').map_or("", |(_, query)| query);

@@ -232,6 +232,11 @@ impl<P> StandIn<P> {
     pub fn issued(&self) -> Vec<String> {
         self.0.handler().issued.lock().unwrap().clone()
     }
+
+    /// All signed assertions that came so far: for a search for leaks.
+    pub fn assertions(&self) -> Vec<String> {
+        self.requests().iter().flat_map(Request::assertions).collect()
+    }
 }
 
 fn is_token_request(request: &Request) -> bool {
