@@ -4,10 +4,13 @@
 
 mod support;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use futures::{StreamExt as _, stream};
-use mail_token_broker::api::{MailCredential, MailProvider};
+use mail_token_broker::api::{MailCredential, MailProvider, names};
 use support::{audit::AuditEvent, *};
 
 const CREDENTIALS: usize = 100;
@@ -146,4 +149,42 @@ async fn a_start_with_tokens_that_have_ended_costs_as_much_as_a_first_issue() {
     let wanted = [("patch mailcredentials/status 200", FEW + 1), ("patch secrets 200", FEW)];
     assert_eq!(writes.collect::<Vec<_>>(), wanted.map(|(kind, number)| (kind.to_owned(), number)));
     assert_eq!(stage.idp.token_requests().len(), requests + FEW + 1);
+}
+
+#[tokio::test]
+async fn secrets_are_listed_and_watched_by_two_labels_alone_and_without_their_data() {
+    let ns = Cluster::shared().namespace().await;
+    let (idp, api) = (Idp::start(), ApiProxy::start(&ns.cluster));
+    ns.provider(&idp).await;
+    let broker = Broker::settings(&ns).kubeconfig(&api.kubeconfig()).start().await;
+    let mut stage = Stage { ns, idp, broker };
+    stage.issued(credential("billing")).await;
+    // The first start found no Secret of the broker's own, the second finds one.
+    assert!(stage.broker.terminate().await.success());
+    stage.broker.again().await;
+    end(&stage, "last").await;
+
+    let own = format!("{}={}", names::LABEL_MANAGED_BY, names::MANAGER);
+    let sources = format!("{}=true", names::LABEL_SOURCE);
+    let looks = ["list", "watch"].map(|verb| [&own, &sources].map(|labels| (verb.to_owned(), labels.clone())));
+    let wanted: BTreeSet<_> = looks.into_iter().flatten().collect();
+    // A look into all namespaces has none.
+    let here = |event: &AuditEvent| event.namespace == stage.ns.name || event.namespace.is_empty();
+    let looks_for_secrets = |event: &AuditEvent| {
+        event.access.resource == "secrets" && event.is_work_of_the_broker() && !event.is_about_one_object()
+    };
+    until("Secrets are looked for by these labels, and not otherwise", async || {
+        let audit = stage.ns.cluster.audit().into_iter();
+        let looks = audit.filter(|event| here(event) && looks_for_secrets(event));
+        let seen: BTreeSet<_> = looks.map(|event| (event.access.verb, event.selector)).collect();
+        if seen == wanted { Ok(()) } else { Err(format!("{seen:?} instead of {wanted:?}")) }
+    })
+    .await;
+    // The audit log does not tell which representation was wanted; who stands between does.
+    let asked = api.asked();
+    let looks: Vec<_> =
+        asked.iter().filter(|asked| asked.method == "GET" && asked.path.contains("/secrets?")).collect();
+    assert!(looks.len() >= wanted.len(), "{asked:#?}");
+    let whole: Vec<_> = looks.into_iter().filter(|asked| !asked.accept.contains("as=PartialObjectMetadata")).collect();
+    assert!(whole.is_empty(), "{whole:#?}");
 }

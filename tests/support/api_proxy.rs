@@ -18,7 +18,7 @@ use std::{
 };
 
 use futures::{FutureExt as _, StreamExt as _};
-use http::{Request, Response};
+use http::{Request, Response, header::ACCEPT};
 use http_body_util::{BodyExt as _, BodyStream, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     body::{Bytes, Frame, Incoming},
@@ -105,6 +105,8 @@ pub struct Asked {
     pub method: String,
     /// With the query.
     pub path: String,
+    /// The representations that it takes; empty where it does not say.
+    pub accept: String,
     /// Whether a rule was for it.
     pub troubled: bool,
 }
@@ -201,7 +203,9 @@ async fn accept(listener: TcpListener, client: Client, shared: Arc<Shared>) {
 impl Shared {
     async fn answer(&self, request: Request<Incoming>, client: &Client) -> io::Result<Response<AnswerBody>> {
         let path = request.uri().to_string();
-        let trouble = self.trouble(request.method().as_str(), &path);
+        let accept = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+        let trouble =
+            self.trouble(Asked { method: request.method().to_string(), path: path.clone(), accept, troubled: false });
         match &trouble {
             Some(Trouble::Refused { status, retry_after }) => return Ok(refusal(*status, *retry_after)),
             Some(Trouble::Silence) => std::future::pending().await,
@@ -224,16 +228,16 @@ impl Shared {
         }))
     }
 
-    fn trouble(&self, method: &str, path: &str) -> Option<Trouble> {
+    /// Notes a request, and what happens to it.
+    fn trouble(&self, asked: Asked) -> Option<Trouble> {
         let mut rules = self.rules.lock().unwrap();
-        let found = rules.iter_mut().find(|rule| rule.method == method && path.contains(&rule.path));
+        let found = rules.iter_mut().find(|rule| rule.method == asked.method && asked.path.contains(&rule.path));
         let trouble = found.map(|rule| {
             rule.times -= 1;
             rule.trouble.clone()
         });
         rules.retain(|rule| rule.times > 0);
-        let asked = Asked { method: method.to_owned(), path: path.to_owned(), troubled: trouble.is_some() };
-        self.asked.lock().unwrap().push(asked);
+        self.asked.lock().unwrap().push(Asked { troubled: trouble.is_some(), ..asked });
         trouble
     }
 }

@@ -21,6 +21,8 @@ pub struct AuditEvent {
     pub namespace: String,
     /// Which object; empty for lists and watches.
     pub name: String,
+    /// The label selector of a list or watch; empty where it has none.
+    pub selector: String,
     /// The status of the answer.
     pub code: u64,
     /// When it was answered.
@@ -81,9 +83,16 @@ fn parse(event: &Value) -> Option<AuditEvent> {
         access: Access { group: text("/objectRef/apiGroup"), resource, verb: text("/verb") },
         namespace: text("/objectRef/namespace"),
         name: text("/objectRef/name"),
+        selector: selector(&text("/requestURI")).unwrap_or_default(),
         code: event.pointer("/responseStatus/code").and_then(Value::as_u64).unwrap_or_default(),
         at: text("/stageTimestamp").parse().unwrap_or_default(),
     })
+}
+
+fn selector(uri: &str) -> Option<String> {
+    let (_, query) = uri.split_once('?')?;
+    let mut fields = url::form_urlencoded::parse(query.as_bytes());
+    fields.find(|(name, _)| name == "labelSelector").map(|(_, value)| value.into_owned())
 }
 
 /// Everything that a user has asked for.
