@@ -153,6 +153,7 @@ async fn a_provider_that_hangs_delays_no_other_even_with_one_reconcile_at_a_time
     assert!(hanging.token_requests().len() <= 32, "{}", hanging.token_requests().len());
     let waiting: MailCredential = ns.get("hanging").await;
     assert!(namespace::find(&waiting, "Ready").is_none(), "{}", namespace::show(&waiting));
+    ledger::tried("F13", 2, "nothing");
 }
 
 #[tokio::test]

@@ -199,6 +199,7 @@ async fn two_brokers_without_an_election_spend_no_token_twice() {
     assert_eq!((custody.idp.reuses(), custody.idp.families_revoked()), (0, 0));
     let both = [custody.broker.log(), second.log()].map(|log| log.contains("obtained a token"));
     assert!(both.contains(&true));
+    tried("F11", 9, "nothing");
 }
 
 #[tokio::test]
@@ -230,4 +231,5 @@ async fn a_frozen_leader_does_not_write_over_what_came_after_it() {
     custody.renew().await;
     assert!(second.log().contains("obtained a token"));
     assert_eq!((custody.idp.reuses(), custody.idp.families_revoked()), (0, 0));
+    tried("F10", 1, "nothing");
 }

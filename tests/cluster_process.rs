@@ -91,6 +91,7 @@ async fn a_leader_that_leaves_finishes_its_request_and_hands_over_at_once() {
     assert_eq!(stage.idp.token_requests().len(), 2, "the answer was not thrown away");
     let secret: Secret = stage.ns.get("billing").await;
     assert_eq!(text(&secret, "access_token"), stage.idp.issued()[0]);
+    tried("F27", 1, "nothing");
 }
 
 #[tokio::test]

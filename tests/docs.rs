@@ -382,6 +382,13 @@ fn exists(path: &str) -> bool {
     entries.map(|entry| entry.file_name()).any(|name| name.to_str().is_some_and(matches))
 }
 
+/// The binary and the name of a test. Names of tests are sentences; `policy::decide` is none.
+fn test_name(code: &str) -> Option<(&str, &str)> {
+    let word = |text: &str| text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    let (binary, test) = code.split_once("::")?;
+    (word(binary) && word(test) && test.matches('_').count() >= 2).then_some((binary, test))
+}
+
 #[test]
 fn tests_that_are_named_exist() {
     let sources = |folder: &str| {
@@ -401,12 +408,7 @@ fn tests_that_are_named_exist() {
     let mut checked = 0;
     for page in pages().iter().filter(|page| page.path.starts_with("docs")) {
         for code in page.code() {
-            let Some((binary, test)) = code.split_once("::") else { continue };
-            let word = |text: &str| text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
-            // Names of tests are sentences; `policy::decide` is none.
-            if !word(binary) || !word(test) || test.matches('_').count() < 2 {
-                continue;
-            }
+            let Some((binary, test)) = test_name(&code) else { continue };
             let source = match binary {
                 "lib" => unit.clone(),
                 binary => fs::read_to_string(root().join(format!("tests/{binary}.rs"))).unwrap_or_default(),
@@ -429,6 +431,26 @@ fn every_fault_has_its_row_and_a_test() {
         // There is no webhook that could be down.
         assert!(row.contains("::") || fault == "F23", "{fault}: {row}");
     }
+}
+
+#[test]
+fn every_threat_names_a_test() {
+    let page = pages().into_iter().find(|page| page.path.ends_with("threat-model.md")).unwrap();
+    let is_threat = |cell: &str| {
+        let number = cell.strip_prefix(['T', 'P', 'R', 'B']).unwrap_or_default();
+        !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
+    };
+    let mut checked = 0;
+    for row in page.text.lines() {
+        let cells: Vec<_> = row.split('|').map(str::trim).collect();
+        let [_, threat, .., tests, ""] = cells[..] else { continue };
+        if is_threat(threat) {
+            let mut named = tests.split('`').skip(1).step_by(2).filter_map(test_name);
+            assert!(named.next().is_some(), "{threat} is tried by no test: {tests}");
+            checked += 1;
+        }
+    }
+    assert!(checked >= 27, "only {checked} threats found");
 }
 
 #[test]
