@@ -23,13 +23,9 @@ pub(crate) mod tests {
     use zeroize::{ZeroizeOnDrop, Zeroizing};
 
     use super::{assertion, client_auth, device, grant, token};
-    use crate::{
-        policy::observed,
-        reconcile::{act, custody, material, memory},
-    };
 
-    /// Does not compile where a type has the trait: there would be two items of one name. Types that only their own
-    /// room sees are tried there.
+    /// Does not compile where a type has the trait: there would be two items of one name. Types of other rooms are tried
+    /// there.
     macro_rules! lacks {
         ($trait:path: $($type:ty),+) => {
             $(const _: () = {
@@ -43,14 +39,12 @@ pub(crate) mod tests {
     }
     pub(crate) use lacks;
 
-    /// All that hold a secret, or something that does.
+    /// All of this room that hold a secret, or something that does.
     macro_rules! secrets_lack {
         ($trait:path) => {
             lacks!($trait: SecretString, Zeroizing<Vec<u8>>, Zeroizing<String>, token::Token, token::TokenAnswer,
                 token::Rotated, device::DeviceAuthorization, client_auth::ClientAuth, assertion::SigningKey,
-                assertion::ServiceAccountKey, grant::GrantProof<'static>, grant::TokenRequest<'static>, observed::Held,
-                observed::Observed, custody::Claimed, custody::Unsaved, act::Outcome, memory::Entry,
-                material::Authentication, material::Material, material::Prepared);
+                assertion::ServiceAccountKey, grant::GrantProof<'static>, grant::TokenRequest<'static>);
         };
     }
     secrets_lack!(std::fmt::Display);

@@ -319,11 +319,21 @@ pub(super) async fn refresh_token(
 
 #[cfg(test)]
 mod tests {
-    use super::{super::publish::Stored, *};
-    use crate::oauth::tests::lacks;
+    use super::{
+        super::{act, material, memory, publish::Stored},
+        *,
+    };
+    use crate::{oauth::tests::lacks, policy::observed};
 
-    lacks!(std::fmt::Display: Data, SignInEnd, Stored);
-    lacks!(serde::Serialize: Data, SignInEnd, Stored);
+    /// All that hold a secret between its provider and its Secret.
+    macro_rules! secrets_lack {
+        ($trait:path) => {
+            lacks!($trait: Data, SignInEnd, Stored, Claimed, Unsaved, act::Outcome, memory::Entry, observed::Held,
+                observed::Observed, material::Authentication, material::Material, material::Prepared);
+        };
+    }
+    secrets_lack!(std::fmt::Display);
+    secrets_lack!(serde::Serialize);
 
     #[test]
     fn what_is_not_stored_yet_is_not_printed() {
