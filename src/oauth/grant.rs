@@ -258,6 +258,31 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_vouches_alone_names_the_scopes_in_its_assertion_and_others_beside_it() {
+        let pem = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap().serialize_pem();
+        let key = SigningKey::read(pem.as_bytes(), None, SigningAlgorithm::EdDSA, None).unwrap();
+        let wire = request_with(
+            GrantProof::JwtBearer { subject: "a@b.c" },
+            &ClientAuth::PrivateKeyJwt(key),
+            &["mail".to_owned()],
+        );
+        assert!(body(&wire).contains(&("scope".to_owned(), "mail".to_owned())));
+
+        let rsa = rcgen::KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).unwrap().serialize_pem();
+        let file = serde_json::json!({
+            "type": "service_account", "client_email": "m@p.iam.gserviceaccount.com", "private_key_id": "k",
+            "private_key": rsa,
+        });
+        let account = crate::oauth::assertion::ServiceAccountKey::read(file.to_string().as_bytes()).unwrap();
+        let wire = request_with(
+            GrantProof::JwtBearer { subject: "a@b.c" },
+            &ClientAuth::ServiceAccountKey(account),
+            &["mail".to_owned()],
+        );
+        assert!(!names(&wire).contains(&"scope".to_owned()));
+    }
+
+    #[test]
     fn a_jwt_needs_a_key() {
         let request = TokenRequest {
             token_url: "https://id.example.org/token",

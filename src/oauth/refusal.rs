@@ -292,6 +292,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_told_names_the_code_and_the_status() {
+        let microsoft = r#"{"error":"invalid_grant","error_description":"AADSTS700082: The refresh token"}"#;
+        for (status, body, what) in [
+            (400, microsoft, "the provider answered invalid_grant (AADSTS700082, HTTP 400)"),
+            (400, r#"{"error":"invalid_grant"}"#, "the provider answered invalid_grant (HTTP 400)"),
+            (302, "", "the provider answered with a redirect (HTTP 302), which is never followed"),
+            (200, "{}", "the answer is no token response"),
+            (404, "", "the provider answered HTTP 404 without an OAuth error"),
+        ] {
+            assert_eq!(read(status, body).what, what);
+        }
+    }
+
+    #[test]
+    fn what_a_browser_brought_back_keeps_its_codes() {
+        let refusal = read_browser_error("access_denied", Some("AADSTS65004: User declined"));
+        assert_eq!(refusal.error.as_ref().map(OAuthError::as_str), Some("access_denied"));
+        assert_eq!(refusal.provider_code.as_deref(), Some("AADSTS65004"));
+        assert_eq!(refusal.what, "the provider answered access_denied (AADSTS65004)");
+    }
+
+    #[test]
     fn without_an_oauth_error_the_status_counts() {
         for (status, reason) in [
             (429, Reason::Throttled),

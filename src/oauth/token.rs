@@ -250,6 +250,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_malformed_is_told() {
+        for (body, what) in [
+            ("", "the answer is empty"),
+            ("{}", "the answer holds no access_token"),
+            (r#"{"access_token":"t","token_type":"mac"}"#, "the token_type is not Bearer"),
+        ] {
+            assert_eq!(read(200, body).unwrap_err().what, what, "{body}");
+        }
+    }
+
+    #[test]
     fn an_error_with_status_200_is_the_error() {
         let refusal = read(200, r#"{"error":"invalid_grant"}"#).unwrap_err();
         assert_eq!(refusal.reason, Reason::InvalidGrant);
