@@ -55,3 +55,31 @@ pub fn revocation_request(
 pub fn read_revocation(response: &Response<impl AsRef<[u8]>>, now: Timestamp) -> Result<(), Refusal> {
     if response.status().is_success() { Ok(()) } else { Err(read_refusal(response, now)) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::Reason;
+
+    #[test]
+    fn a_request_names_the_token_its_kind_and_the_client() {
+        let occasion = Occasion { audience: "https://id.example.org", unique: "j1", now: Timestamp::UNIX_EPOCH };
+        for (kind, hint) in [(TokenKind::RefreshToken, "refresh_token"), (TokenKind::AccessToken, "access_token")] {
+            let url = "https://id.example.org/revoke";
+            let request = revocation_request(url, "app", &ClientAuth::Public, &"t&1".into(), kind, occasion).unwrap();
+            assert_eq!(request.uri(), url);
+            let body = String::from_utf8(request.into_body()).unwrap();
+            assert_eq!(body, format!("token=t%261&token_type_hint={hint}&client_id=app"));
+        }
+    }
+
+    #[test]
+    fn only_success_revokes() {
+        let read = |status: u16, body: &'static str| {
+            read_revocation(&Response::builder().status(status).body(body.as_bytes()).unwrap(), Timestamp::UNIX_EPOCH)
+        };
+        assert!(read(200, "").is_ok());
+        assert_eq!(read(503, "").unwrap_err().reason, Reason::ProviderUnavailable);
+        assert_eq!(read(401, r#"{"error":"invalid_client"}"#).unwrap_err().reason, Reason::InvalidClient);
+    }
+}
