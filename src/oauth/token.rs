@@ -250,6 +250,30 @@ mod tests {
     }
 
     #[test]
+    fn a_fingerprint_is_the_beginning_of_the_hash() {
+        // FIPS 180-4's example.
+        let token = read(200, r#"{"access_token":"abc","token_type":"Bearer"}"#).unwrap().token;
+        assert_eq!(token.fingerprint(), "sha256:ba7816bf8f01cfea");
+    }
+
+    #[test]
+    fn a_refresh_token_that_came_is_read_with_its_end() {
+        let rotated = |body: &str| Rotated::read(&Response::new(body.as_bytes().to_vec()), sent_at());
+        let kept = rotated(r#"{"refresh_token":"r1","refresh_expires_in":60}"#).unwrap();
+        assert_eq!(kept.refresh_token.expose_secret(), "r1");
+        assert_eq!(kept.expires_at, Some(sent_at() + SignedDuration::from_secs(60)));
+        assert!(rotated(r#"{"access_token":"a"}"#).is_none());
+    }
+
+    #[test]
+    fn a_hint_to_renew_at_the_end_is_none_and_a_sign_makes_no_number() {
+        let of = |fields: &str| read(200, &format!(r#"{{"access_token":"t","token_type":"Bearer",{fields}}}"#));
+        assert_eq!(of(r#""expires_in":100,"refresh_in":100"#).unwrap().token.refresh_at, None);
+        assert!(of(r#""expires_in":100,"refresh_in":99"#).unwrap().token.refresh_at.is_some());
+        assert!(of(r#""expires_in":"+5""#).is_err());
+    }
+
+    #[test]
     fn what_is_malformed_is_told() {
         for (body, what) in [
             ("", "the answer is empty"),
