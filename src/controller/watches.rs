@@ -171,7 +171,11 @@ where
 /// An object that does not parse is told and passed over; it stops nothing else.
 fn unguard<K: Resource<DynamicType = ()>>(guarded: DeserializeGuard<K>) -> Option<K> {
     match guarded.0 {
-        Ok(object) => Some(object),
+        Ok(mut object) => {
+            // What kubectl left in many, which has room for eleven.
+            object.meta_mut().annotations.take_if(|annotations| annotations.is_empty());
+            Some(object)
+        }
         Err(error) => {
             tracing::warn!(
                 kind = %K::kind(&()),
@@ -282,7 +286,6 @@ where
         if let Some(annotations) = &mut object.meta_mut().annotations {
             annotations.remove(LAST_APPLIED);
         }
-        object.meta_mut().annotations.take_if(|annotations| annotations.is_empty());
         read(object)
     };
     Some(match event {
