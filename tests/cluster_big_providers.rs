@@ -156,15 +156,21 @@ async fn microsoft_signs_a_person_in_by_code_and_asks_again_when_the_sign_in_end
     leaks::assert_nothing_told(&ns, &broker, entra.issued()).await;
 }
 
-#[tokio::test]
-async fn microsofts_refresh_tokens_are_taken_over_and_replaced() {
-    let (ns, entra, broker) = microsoft().await;
+/// The credential `billing`, ready by the seed that this is.
+async fn seeded(ns: &Namespace, entra: &Microsoft) -> String {
     entra.register(App::new(APP).public());
-    provide(&ns, tenant(), json!({"id": APP})).await;
+    provide(ns, tenant(), json!({"id": APP})).await;
     let seed = entra.refresh_token(APP, "billing@contoso.com", SEND);
     ns.apply(source("seed", "refresh_token", &seed)).await;
     ns.apply(mailbox(json!({"refreshToken": {"secretRef": {"name": "seed", "key": "refresh_token"}}}))).await;
-    ready(&ns).await;
+    ready(ns).await;
+    seed
+}
+
+#[tokio::test]
+async fn microsofts_refresh_tokens_are_taken_over_and_replaced() {
+    let (ns, entra, broker) = microsoft().await;
+    let seed = seeded(&ns, &entra).await;
     assert_ne!(ns.secret("billing-grant").await["refresh_token"], seed);
     renewed(&ns).await;
     let uses =
@@ -176,12 +182,7 @@ async fn microsofts_refresh_tokens_are_taken_over_and_replaced() {
 #[tokio::test]
 async fn a_loop_that_microsoft_detects_is_waited_out_and_ends_no_sign_in() {
     let (ns, entra, broker) = microsoft().await;
-    entra.register(App::new(APP).public());
-    provide(&ns, tenant(), json!({"id": APP})).await;
-    let seed = entra.refresh_token(APP, "billing@contoso.com", SEND);
-    ns.apply(source("seed", "refresh_token", &seed)).await;
-    ns.apply(mailbox(json!({"refreshToken": {"secretRef": {"name": "seed", "key": "refresh_token"}}}))).await;
-    ready(&ns).await;
+    seeded(&ns, &entra).await;
     let token = ns.secret("billing").await["access_token"].clone();
     let kept = ns.secret("billing-grant").await["refresh_token"].clone();
     let presented = || {

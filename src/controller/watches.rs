@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use super::hub::{Hub, Seen};
 use crate::{
     api::{ClusterMailProvider, MailCredential, MailProvider, names},
-    reconcile::stores::{Mirror, ProviderObject, Stores},
+    reconcile::stores::{Mirror, ProviderObject, Stores, controller_of},
 };
 
 /// Keys of an object that nobody needs here and that may hold a secret.
@@ -198,7 +198,7 @@ fn bare(mut secret: PartialObjectMeta<Secret>) -> Option<PartialObjectMeta<Secre
 /// Without the labels of a target that names its owner, which says all that they do: thousands may be kept here. Those of
 /// a Secret that keeps a refresh token are put right by what is kept here.
 fn target(mut secret: PartialObjectMeta<Secret>) -> Option<PartialObjectMeta<Secret>> {
-    let owner = secret.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+    let owner = controller_of(&secret.metadata);
     if owner.is_some_and(|owner| names::grant_secret(&owner.name) != secret.name_any()) {
         secret.metadata.labels = None;
     }

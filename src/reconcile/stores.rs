@@ -6,7 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use k8s_openapi::api::core::v1::{Namespace, Secret};
+use k8s_openapi::{
+    api::core::v1::{Namespace, Secret},
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
 use kube::{
     Resource, ResourceExt as _,
     core::PartialObjectMeta,
@@ -335,9 +338,14 @@ impl<A: Clone + Eq + Hash, B: Clone + Eq + Hash> Many<A, B> {
     }
 }
 
+/// The owner that controls an object.
+pub fn controller_of(meta: &kube::core::ObjectMeta) -> Option<&OwnerReference> {
+    meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))
+}
+
 /// The credential that a Secret of ours belongs to, as far as its metadata tells.
 pub fn credential_of(secret: &kube::core::ObjectMeta) -> Option<String> {
-    let owner = secret.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+    let owner = controller_of(secret);
     match owner {
         Some(owner) => Some(owner.name.clone()),
         None => secret.labels.as_ref()?.get(names::LABEL_CREDENTIAL).cloned(),

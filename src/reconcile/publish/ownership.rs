@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kube::{Resource as _, ResourceExt as _, core::ObjectMeta};
 
-use super::super::Context;
+use super::super::{Context, stores::controller_of};
 use crate::{
     api::{MailCredential, names},
     policy::{checks, observed::target_name},
@@ -24,7 +24,7 @@ pub enum Ownership {
 /// Whose the Secret with this metadata is.
 pub(in crate::reconcile) fn ownership(meta: &ObjectMeta, credential: &MailCredential, context: &Context) -> Ownership {
     let labels = meta.labels.clone().unwrap_or_default();
-    let owner = meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+    let owner = controller_of(meta);
     if labels.get(names::LABEL_ROLE).is_some_and(|role| role == names::ROLE_GRANT) {
         return Ownership::Foreign("keeps a refresh token".to_owned());
     }
