@@ -10,7 +10,7 @@ use mail_token_broker::api::{MailCredential, MailProvider};
 use serde_json::json;
 use support::{
     hostile::{Authority, Behaviour, HostileServer, Validity},
-    idp::DISCOVERY,
+    idp::{DEVICE, DISCOVERY, REVOKE, TOKEN},
     *,
 };
 
@@ -87,6 +87,41 @@ async fn addresses_that_are_denied_are_never_connected_to() {
     ns.condition::<MailProvider>("discovery", "Ready", "EgressDenied").await;
     ns.condition::<MailCredential>("discovery", "Ready", "ProviderNotReady").await;
     assert_eq!(idp.connections(), 0);
+}
+
+#[tokio::test]
+async fn no_endpoint_of_a_permitted_provider_leads_to_an_address_that_is_denied() {
+    let ns = Cluster::shared().namespace().await;
+    let settings = Broker::settings(&ns).without("--allow-private-cidr").flag("--allow-private-cidr=127.0.0.1/32");
+    let _broker = settings.start().await;
+    let (known, told) = (Idp::start(), Idp::start());
+    let inside = |path: &str| format!("https://127.0.0.2:{}{path}", known.port());
+    let document = json!({
+        "issuer": told.issuer(), "token_endpoint": inside(TOKEN), "device_authorization_endpoint": inside(DEVICE),
+    });
+    told.answer_at(DISCOVERY, Answer::json(200, document));
+    let named = provider(&known)
+        .set("spec.oauth2.deviceAuthorizationURL", inside(DEVICE))
+        .set("spec.oauth2.revocationURL", inside(REVOKE));
+    let by_code = |name: &str, provider: &str| {
+        credential(name).set("spec.providerRef.name", provider).set("spec.grant", json!({"deviceCode": {}}))
+    };
+    apply(&ns, "discovered", oidc(&told), &told).await;
+    ns.apply(by_code("discovered-code", "discovered")).await;
+    apply(&ns, "named", named, &known).await;
+    ns.apply(by_code("named-code", "named")).await;
+    ns.apply(credential("named").set("spec.providerRef.name", "named").set("spec.revocationPolicy", "OnDelete")).await;
+
+    for name in ["discovered", "discovered-code", "named-code"] {
+        let told = ns.condition::<MailCredential>(name, "Stalled", "EgressDenied").await.message;
+        assert!(told.contains("127.0.0.2 (loopback)"), "{told}");
+    }
+    ready_message(&ns, "named", "TokenValid").await;
+    ns.delete::<MailCredential>("named").await;
+    ns.gone::<MailCredential>("named").await;
+    ns.tells("named", &["Warning RevocationFailed"]).await;
+    let sent: Vec<_> = [&known, &told].map(|idp| idp.requests()).concat().into_iter().map(|sent| sent.path).collect();
+    assert_eq!(sent.iter().filter(|path| *path != TOKEN && *path != DISCOVERY).count(), 0, "{sent:?}");
 }
 
 #[tokio::test]

@@ -2,19 +2,26 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, UdpSocket},
     sync::{Arc, Mutex},
 };
 
-/// Names, with what is answered to the first question, the second and so on; the last answer stays.
-type Script = BTreeMap<&'static str, Vec<Vec<Ipv4Addr>>>;
+/// Names, with the addresses that are answered to the first question for one of a family, the second and so on; the last
+/// answer stays.
+type Script = BTreeMap<&'static str, Vec<Vec<IpAddr>>>;
 
 /// It listens at port 53 of an address of the loopback interface, which takes root, and ends with the process.
 pub struct Dns {
     /// Its address.
     pub address: Ipv4Addr,
-    asked: Arc<Mutex<BTreeMap<String, usize>>>,
+    asked: Arc<Mutex<Asked>>,
 }
+
+/// How often each name was asked for, by the type of the addresses.
+type Asked = BTreeMap<(String, u8), usize>;
+
+/// Types of addresses: A (RFC 1035 section 3.2.2), AAAA (RFC 3596 section 2.1).
+const TYPES: [u8; 2] = [1, 28];
 
 impl Dns {
     /// Names that are not in the script do not exist.
@@ -22,7 +29,7 @@ impl Dns {
         let [.., high, low] = std::process::id().to_be_bytes();
         let address = Ipv4Addr::new(127, 53, high, low.clamp(1, 254));
         let socket = UdpSocket::bind((address, 53)).expect("port 53 needs root");
-        let asked = Arc::<Mutex<BTreeMap<String, usize>>>::default();
+        let asked = Arc::<Mutex<Asked>>::default();
         let counts = asked.clone();
         std::thread::spawn(move || {
             let mut question = [0; 512];
@@ -36,12 +43,12 @@ impl Dns {
 
     /// How often a name's IPv4 addresses were asked for.
     pub fn asked(&self, name: &str) -> usize {
-        self.asked.lock().unwrap().get(name).copied().unwrap_or_default()
+        self.asked.lock().unwrap().get(&(name.to_owned(), TYPES[0])).copied().unwrap_or_default()
     }
 }
 
 /// RFC 1035, section 4.
-fn answer(question: &[u8], script: &Script, asked: &mut BTreeMap<String, usize>) -> Vec<u8> {
+fn answer(question: &[u8], script: &Script, asked: &mut Asked) -> Vec<u8> {
     let (mut labels, mut at) = (vec![], 12);
     while question[at] != 0 {
         let end = at + 1 + usize::from(question[at]);
@@ -49,13 +56,14 @@ fn answer(question: &[u8], script: &Script, asked: &mut BTreeMap<String, usize>)
         at = end;
     }
     let name = labels.join(".");
-    let is_a = question[at + 1..at + 3] == [0, 1];
+    let kind = question[at + 2];
     let turns = script.get(name.as_str());
-    let addresses = match turns {
-        Some(turns) if is_a => {
-            let count = asked.entry(name).or_default();
+    let addresses: Vec<_> = match turns {
+        Some(turns) if TYPES.contains(&kind) => {
+            let count = asked.entry((name, kind)).or_default();
             *count += 1;
-            turns.get(*count - 1).or(turns.last()).cloned().unwrap_or_default()
+            let answer = turns.get(*count - 1).or(turns.last()).into_iter().flatten();
+            answer.filter(|address| TYPES[usize::from(address.is_ipv6())] == kind).collect()
         }
         _ => vec![],
     };
@@ -64,9 +72,13 @@ fn answer(question: &[u8], script: &Script, asked: &mut BTreeMap<String, usize>)
     answer.extend([0x81, 0x80 | code, 0, 1, 0, u8::try_from(addresses.len()).unwrap(), 0, 0, 0, 0]);
     answer.extend(&question[12..at + 5]);
     for address in addresses {
-        // The name of the question, A, IN, no time to live.
-        answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4]);
-        answer.extend(address.octets());
+        // The name of the question, the type, IN, no time to live, the length of the address.
+        let octets = match address {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        };
+        answer.extend([0xc0, 12, 0, kind, 0, 1, 0, 0, 0, 0, 0, u8::try_from(octets.len()).unwrap()]);
+        answer.extend(octets);
     }
     answer
 }
