@@ -19,7 +19,7 @@ use mail_token_broker::idp::{
     BODY_LIMIT, BUNDLE_LIMIT, BundleError, Exchange, IdpClient, IdpClients, PER_HOST_LIMIT, Settings, SetupError,
     TlsProblem, TransportError,
 };
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
 use hostile::{Authority, Behaviour, HostileServer, PATIENCE, Validity};
@@ -360,6 +360,35 @@ async fn a_server_without_tls_is_told() {
     let error = send(&client_with(settings(), &Authority::new()), &url).await.unwrap_err();
     let TransportError::Tls { kind, detail, .. } = error else { panic!("{error:?}") };
     assert_eq!((kind, detail.as_str()), (TlsProblem::Other, "the server does not speak TLS on this port"));
+}
+
+/// RFC 8996: TLS 1.0 and 1.1 must not be used.
+#[tokio::test]
+async fn a_server_with_an_older_tls_is_refused_in_the_handshake() {
+    // RFC 4346 section 7.4.1.3: version, random, no session, TLS_RSA_WITH_AES_128_CBC_SHA, no compression.
+    let hello = |version: u8| {
+        let body = [vec![3, version], vec![7; 32], vec![0, 0, 0x2f, 0]].concat();
+        let length = u8::try_from(body.len()).unwrap();
+        [vec![22, 3, version, 0, length + 4, 2, 0, 0, length], body].concat()
+    };
+    for version in [1, 2] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://localhost:{}/token", listener.local_addr().unwrap().port());
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut seen = vec![0; 16_384];
+            stream.read(&mut seen).await.unwrap();
+            stream.write_all(&hello(version)).await.unwrap();
+            let length = stream.read(&mut seen).await.unwrap();
+            seen.truncate(length);
+            seen
+        });
+        let error = send(&client_with(settings(), &Authority::new()), &url).await.unwrap_err();
+        assert!(matches!(error, TransportError::Tls { kind: TlsProblem::Other, .. }), "{error:?}");
+        assert!(error.to_string().contains("no TLS version"), "{error}");
+        // A fatal alert, protocol_version (RFC 8446 section 6).
+        assert_eq!(server.await.unwrap()[5..], [2, 70]);
+    }
 }
 
 #[tokio::test]
