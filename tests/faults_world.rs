@@ -4,10 +4,10 @@
 
 mod support;
 
-use std::{process::Command, time::Duration};
+use std::{os::unix::process::ExitStatusExt as _, process::Command, time::Duration};
 
 use k8s_openapi::api::core::v1::ResourceQuota;
-use mail_token_broker::api::MailCredential;
+use mail_token_broker::{api::MailCredential, idp::PER_HOST_LIMIT};
 use serde_json::json;
 use support::{audit::AuditEvent, ledger::tried, *};
 
@@ -201,6 +201,47 @@ async fn without_file_descriptors_requests_wait_and_nothing_ends() {
         stage.ns.until_in::<MailCredential>(RECOVERY, name, "it is ready", ready).await;
     }
     assert!(stage.broker.ended().is_none(), "it never ends");
+    tried("F25", 1, "nothing");
+}
+
+#[tokio::test]
+async fn a_broker_that_dies_for_want_of_memory_goes_on_where_it_was() {
+    const EARLIER: usize = 20;
+    const ALL: usize = 420;
+    /// What is left for all the others, in bytes.
+    const LEFT: u64 = 256 << 10;
+    let (ns, idp) = (Cluster::shared().namespace().await, Idp::start());
+    ns.provider(&idp).await;
+    // The allocator would have a gigabyte of addresses at once, which the kernel counts.
+    let settings = Broker::settings(&ns).env("MIMALLOC_ARENA_EAGER_COMMIT", "0").env("MIMALLOC_EAGER_COMMIT", "0");
+    let mut broker = settings.start().await;
+    let names: Vec<_> = (0..ALL).map(|number| format!("mailbox-{number}")).collect();
+    let ready = async |names: &[String]| {
+        for name in names {
+            ns.condition::<MailCredential>(name, "Ready", "TokenValid").await;
+        }
+    };
+    for name in &names[..EARLIER] {
+        ns.apply(credential(name)).await;
+    }
+    ready(&names[..EARLIER]).await;
+
+    let id = broker.id().to_string();
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+    let data = status.lines().find_map(|line| line.strip_prefix("VmData:")?.trim().strip_suffix(" kB")).unwrap();
+    let limit = data.parse::<u64>().unwrap() * 1024 + LEFT;
+    process::output(Command::new("prlimit").args(["--pid", &id, &format!("--data={limit}:")]));
+    for name in &names[EARLIER..] {
+        ns.apply(credential(name)).await;
+    }
+    let ended = until("it has died", async || broker.ended().ok_or_else(String::new)).await;
+    assert_eq!(ended.signal(), Some(6), "{ended}");
+    assert!(broker.log().contains("memory allocation of"));
+    broker.kill();
+    broker.again().await;
+    ready(&names).await;
+    let asked = idp.token_requests().len();
+    assert!(asked <= ALL + PER_HOST_LIMIT, "{asked} requests: more than what was under way was asked for again");
     tried("F25", 1, "nothing");
 }
 
