@@ -250,8 +250,7 @@ impl History {
     /// Records that a step of a sign-in worked, for a token by `attempt`: of what failed before only a refusal of the
     /// refresh token still counts.
     pub fn step(&mut self, client: ClientStatus, attempt: &str) {
-        let refused = self.failed_attempts > 0 && self.failed_with.as_deref() == Some(attempt);
-        if self.failed_attempts > 0 && !refused {
+        if self.failed_attempts > 0 && self.failed_with.as_deref() != Some(attempt) {
             *self = Self { handled_reissue: self.handled_reissue.take(), ..Self::default() };
         }
         self.client = Some(client);
@@ -270,7 +269,7 @@ impl History {
     pub fn backoff(&self, attempt: &str, now: Timestamp) -> Option<Timestamp> {
         let unchanged = self.failed_with.as_deref() == Some(attempt);
         let known = self.last_failure.is_none_or(|failed| !schedule::is_from_the_future(failed, now));
-        self.next_attempt.filter(|until| unchanged && known && self.failed_attempts > 0 && *until > now)
+        self.next_attempt.filter(|until| unchanged && known && *until > now)
     }
 }
 

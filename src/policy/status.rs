@@ -97,7 +97,7 @@ fn conditions(
         }
     }
 
-    let stalled = stall(observed, decision, blocked);
+    let stalled = stall(observed, blocked);
     match &stalled {
         Some((reason, message)) => set(&mut conditions, ConditionType::Stalled, true, *reason, message.clone()),
         None => condition::remove(&mut conditions, ConditionType::Stalled),
@@ -249,15 +249,9 @@ fn blocking(observed: &Observed, decision: &Decision, now: Timestamp) -> Option<
 }
 
 /// `Stalled` stands while nothing will change until a person acts: also while a permanent refusal is retried slowly.
-fn stall(observed: &Observed, decision: &Decision, blocked: Option<(Reason, String)>) -> Option<(Reason, String)> {
-    let (reason, message) = blocked?;
-    let stalls = match decision {
-        // A provider that is not ready yet stalls the credential too, whatever made it so.
-        Decision::Stall(_) => true,
-        Decision::Suspended => false,
-        _ => reason.stalls() && !schedule::is_in_grace(reason, observed.history.failed_attempts),
-    };
-    stalls.then_some((reason, message))
+fn stall(observed: &Observed, blocked: Option<(Reason, String)>) -> Option<(Reason, String)> {
+    let attempts = observed.history.failed_attempts;
+    blocked.filter(|(reason, _)| reason.stalls() && !schedule::is_in_grace(*reason, attempts))
 }
 
 fn progress(observed: &Observed, decision: &Decision) -> String {
