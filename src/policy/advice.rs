@@ -299,6 +299,42 @@ mod tests {
     }
 
     #[test]
+    fn each_refusal_is_told_with_what_mends_it() {
+        let federated = Some(Federated { issuer: "https://i".into(), subject: "s".into(), audience: "a".into() });
+        let place = Place { federated, ..place() };
+        for (reason, mend) in [
+            (
+                Reason::InvalidScope,
+                r#"`kubectl -n shop patch mailprovider m365 --type merge -p '{"spec":{"scopes":["<scope>"]}}'`"#,
+            ),
+            (
+                Reason::ConsentRequired,
+                "An administrator has to consent at the provider to what the MailProvider shop/m365",
+            ),
+            (Reason::AuthorizationRequired, "exempt the client of the MailProvider shop/m365 from the policy"),
+            (
+                Reason::FederationMismatch,
+                "the issuer https://i, the subject s and the audience a for the client app-id",
+            ),
+            (Reason::ClockSkew, "`timedatectl set-ntp true`"),
+            (Reason::Throttled, "the next is sent at status.nextAttemptTime"),
+            (Reason::ProviderUnavailable, "It is tried again by itself"),
+            (Reason::MalformedResponse, "`kubectl -n shop get mailprovider m365 -o jsonpath='{.status.tokenURL}'`"),
+            (Reason::RequestRefused, "`kubectl -n shop edit mailprovider m365`"),
+        ] {
+            let text = explain(&Refusal::new(reason, "no"), &place);
+            assert!(text.contains(mend), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_says_it_all_is_told_alone_and_ends_once() {
+        for what in ["no", "no."] {
+            assert_eq!(explain(&Refusal::new(Reason::EgressDenied, what), &place()), "no.");
+        }
+    }
+
+    #[test]
     fn who_has_to_sign_in_again_is_told_the_command() {
         for grant in [GrantType::RefreshToken, GrantType::DeviceCode] {
             for reason in [Reason::InvalidGrant, Reason::AuthorizationRequired, Reason::ConsentRequired] {

@@ -290,17 +290,35 @@ mod tests {
     }
 
     #[test]
+    fn objects_are_named_with_their_namespace_where_they_have_one() {
+        let mut credential = credential();
+        assert_eq!(full_name(&credential), "shop/billing");
+        assert_eq!(provider_words(&credential), "MailProvider shop/idp");
+        credential.spec.provider_ref.kind = ProviderKind::ClusterMailProvider;
+        assert_eq!(provider_words(&credential), "ClusterMailProvider idp");
+    }
+
+    #[test]
     fn a_placeholder_for_a_server_that_nobody_named_is_told() {
-        let provider: ProviderSpec =
+        let mut provider: ProviderSpec =
             serde_json::from_value(serde_json::json!({"oauth2": {"tokenURL": "https://x/t"}, "client": {"id": "c"}}))
                 .unwrap();
         let mut credential = credential();
-        let profile = profile(&provider).unwrap();
+        let nowhere = profile(&provider).unwrap();
+        provider.servers =
+            serde_json::from_value(serde_json::json!({"imap": {"host": "imap.x", "port": 993}})).unwrap();
+        let somewhere = profile(&provider).unwrap();
+        let message = |credential: &MailCredential, profile: &Profile| {
+            spec_blocker(credential, &provider, profile, &[]).map(|blocker| blocker.message)
+        };
         credential.spec.secret.data.insert("k".into(), "$${imap_host}".into());
-        assert_eq!(spec_blocker(&credential, &provider, &profile, &[]), None);
+        assert_eq!(message(&credential, &nowhere), None);
         credential.spec.secret.data.insert("k".into(), "${imap_host}".into());
-        assert!(spec_blocker(&credential, &provider, &profile, &[]).unwrap().message.contains("add IMAP"));
+        for profile in [&nowhere, &somewhere] {
+            assert!(message(&credential, profile).unwrap().contains("add IMAP"));
+        }
         credential.spec.protocols.push(Protocol::Imap);
-        assert!(spec_blocker(&credential, &provider, &profile, &[]).unwrap().message.contains("spec.servers.imap"));
+        assert!(message(&credential, &nowhere).unwrap().contains("spec.servers.imap"));
+        assert_eq!(message(&credential, &somewhere), None);
     }
 }

@@ -143,6 +143,14 @@ mod tests {
     }
 
     #[test]
+    fn a_file_is_put_into_a_config_map_whether_that_is_there_or_not() {
+        assert_eq!(
+            Subject::config_map("shop", "roots").put_file("ca.crt"),
+            "kubectl -n shop create configmap roots --from-file=ca.crt=<file> --dry-run=client -o yaml | kubectl apply -f -"
+        );
+    }
+
+    #[test]
     fn a_quote_in_a_mailbox_does_not_end_the_shells_word() {
         let provider = Subject::provider(ProviderKind::ClusterMailProvider, "", "corp");
         assert_eq!(

@@ -61,7 +61,7 @@ pub fn renewal(token: &TokenFacts, renewal: &Renewal, uid: &str) -> RenewalPlan 
 fn jitter(uid: &str, lifetime: SignedDuration) -> SignedDuration {
     let range = u64::try_from(lifetime.as_millis() / 10).unwrap_or(0);
     let hash = Sha256::digest(uid.as_bytes());
-    let number = hash.iter().take(8).fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+    let number = hash.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
     SignedDuration::from_millis(number.checked_rem(range).unwrap_or(0).cast_signed())
 }
 
@@ -141,6 +141,11 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_that_reads_late_still_finds_a_token_that_is_valid_long_enough() {
+        assert_eq!(after(3600, &minutes(20, None)), (60 - 20 - 2) * 60);
+    }
+
+    #[test]
     fn renew_before_wins_over_min_validity() {
         assert_eq!(after(3600, &minutes(10, Some(5))), 55 * 60);
     }
@@ -150,8 +155,36 @@ mod tests {
         let plan = renewal(&token(900), &minutes(10, None), "uid");
         assert_eq!(after(900, &minutes(10, None)), 450);
         assert_eq!(plan.too_short, Some(SignedDuration::from_secs(900)));
-        assert_eq!(renewal(&token(3600), &minutes(10, None), "uid").too_short, None);
-        assert_eq!(renewal(&token(3600), &minutes(10, Some(1)), "uid").too_short, None);
+        // An hour is not too short where half of it is enough, or where it is renewed as was asked for.
+        for enough in [
+            minutes(10, None),
+            minutes(30, None),
+            minutes(10, Some(1)),
+            minutes(40, Some(1)),
+            minutes(40, Some(30)),
+            minutes(10, Some(40)),
+        ] {
+            assert_eq!(renewal(&token(3600), &enough, "uid").too_short, None, "{enough:?}");
+        }
+    }
+
+    #[test]
+    fn no_token_is_renewed_sooner_than_a_second_after_its_issue() {
+        assert_eq!(renewal(&token(1), &minutes(10, None), "uid").at, token(1).issued_at + SOONEST);
+        let at_once = TokenFacts { refresh_at: Some(token(3600).issued_at), ..token(3600) };
+        assert_eq!(renewal(&at_once, &minutes(10, None), "uid").at, at_once.issued_at + SOONEST);
+    }
+
+    #[test]
+    fn renewals_are_spread_evenly_over_a_tenth_of_a_lifetime() {
+        let lifetime = SignedDuration::from_hours(1);
+        let mut tenths = [0; 10];
+        for number in 0..1000 {
+            let jitter = jitter(&format!("uid {number}"), lifetime);
+            let tenth = jitter.as_secs() / 36;
+            tenths[usize::try_from(tenth).unwrap()] += 1;
+        }
+        assert!(tenths.iter().all(|count| (60..140).contains(count)), "{tenths:?}");
     }
 
     #[test]

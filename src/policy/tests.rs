@@ -2,11 +2,11 @@
 
 pub(crate) mod fixtures;
 mod grants;
+mod history;
+mod inputs;
 mod properties;
 mod sign_in;
 mod status;
-
-use serde_json::json;
 
 use super::{Decision, IssueReason, PublishReason, decide, observed::Target};
 use crate::api::Reason;
@@ -35,6 +35,12 @@ fn stall(decision: &Decision) -> Option<Reason> {
 fn a_good_token_is_left_alone_until_its_renewal_is_due() {
     let Decision::Wait { until } = decided(|_| ()) else { panic!("no wait") };
     assert!(until > at(0) && until < at(3600));
+}
+
+#[test]
+fn credentials_that_were_made_together_are_not_renewed_together() {
+    let due = |uid: &str| decided(|case| case.credential(|credential| credential.metadata.uid = Some(uid.into())));
+    assert_ne!(due("one"), due("another"));
 }
 
 #[test]
@@ -290,27 +296,6 @@ fn a_suspended_credential_is_not_even_told_of_a_conflict() {
 }
 
 #[test]
-fn an_attempt_is_made_with_the_spec_the_reissue_and_the_provider() {
-    let of = |change: fn(&mut crate::api::MailCredential), provider: &str| {
-        let mut credential = fixtures::credential();
-        change(&mut credential);
-        super::inputs::attempt(&credential, provider, &[])
-    };
-    let plain = of(|_| (), "p");
-    let note = |credential: &mut crate::api::MailCredential, key: &str| {
-        credential.metadata.annotations = Some([(key.to_owned(), "1".to_owned())].into());
-    };
-    assert_eq!(plain, of(|credential| credential.metadata.labels = Some([("a".into(), "b".into())].into()), "p"));
-    let mut annotated = fixtures::credential();
-    note(&mut annotated, "team");
-    assert_eq!(plain, super::inputs::attempt(&annotated, "p", &[]));
-    note(&mut annotated, "mailtoken.dev/reissue");
-    assert_ne!(plain, super::inputs::attempt(&annotated, "p", &[]));
-    assert_ne!(plain, of(|credential| credential.metadata.generation = Some(2), "p"));
-    assert_ne!(plain, of(|_| (), "q"));
-}
-
-#[test]
 fn failures_are_counted_by_kind_and_anew_after_a_change() {
     let mut case = Case::ready();
     let count = |case: &Case| case.observed.history.failed_attempts;
@@ -324,21 +309,6 @@ fn failures_are_counted_by_kind_and_anew_after_a_change() {
     case.observed.attempt = "another secret".into();
     case.failed(Reason::InvalidClient);
     assert_eq!((count(&case), case.observed.history.next_attempt), (1, Some(at(900))), "after a change");
-}
-
-#[test]
-fn a_success_wipes_the_failures_and_keeps_the_answered_reissue() {
-    let mut case = Case::ready();
-    case.failed(Reason::InvalidClient);
-    case.observed.history.handled_reissue = Some("1".into());
-    case.hold();
-    let held = case.observed.held.clone().unwrap();
-    case.observed.history.succeed(&held);
-    let history = &case.observed.history;
-    assert_eq!((history.failed_attempts, history.next_attempt, &history.last_error), (0, None, &None));
-    assert_eq!(history.handled_reissue.as_deref(), Some("1"));
-    assert_eq!(history.last.as_ref().map(|(reason, _)| *reason), Some(Reason::RenewalSucceeded));
-    assert_eq!(json!(history.failed_with), json!(null));
 }
 
 #[test]

@@ -339,6 +339,9 @@ proptest! {
         if suspended {
             prop_assert!(stalled.is_none() && reconciling.is_none());
         }
+        if matches!(decision, Decision::Stall(_)) {
+            prop_assert!(stalled.is_some());
+        }
         if find("Ready").unwrap().status == "False" && !suspended {
             prop_assert!(stalled.is_some() || reconciling.is_some());
         }

@@ -9,6 +9,7 @@ use crate::{
     policy::{
         Decision, IssueReason, decide,
         grant::{Grant, Kept, SignIn, TokenNote},
+        notices::notices,
         status::status,
     },
 };
@@ -167,6 +168,52 @@ fn a_code_is_shown_while_it_is_polled_and_not_while_nobody_looks() {
     let mut suspended = pending();
     suspended.credential(|credential| credential.spec.suspend = true);
     assert_eq!(shown(&suspended), None);
+}
+
+#[test]
+fn a_code_that_nobody_can_enter_any_more_is_not_shown() {
+    let shown = |change: fn(&mut Case), second| {
+        let mut case = pending();
+        case.observed.in_flight = true;
+        change(&mut case);
+        case.now = at(second);
+        status(&case.observed, &case.decides(), case.now).authorization.is_some()
+    };
+    assert_eq!([599, 600].map(|second| shown(|_| (), second)), [true, false]);
+    assert!(!shown(|case| case.sign_in().ended = Some("the sign-in was denied".into()), 599));
+}
+
+#[test]
+fn a_person_is_told_where_to_go_with_which_code_and_until_when() {
+    let told = |case: &Case| {
+        let status = status(&case.observed, &case.decides(), case.now);
+        status.conditions.into_iter().find(|condition| condition.type_ == "Stalled").unwrap().message
+    };
+    let mut case = pending();
+    assert_eq!(
+        told(&case),
+        "billing@example.org has to sign in: open https://x/sign-in and enter WDJB-MJHT before 2027-01-15T08:10:00Z"
+    );
+    case.sign_in().verification_uri_complete = Some("https://x/sign-in?code=WDJB-MJHT".into());
+    assert_eq!(
+        told(&case),
+        "billing@example.org has to sign in: open https://x/sign-in?code=WDJB-MJHT (or https://x/sign-in and enter \
+         WDJB-MJHT) before 2027-01-15T08:10:00Z"
+    );
+}
+
+#[test]
+fn a_code_that_takes_anothers_place_is_told_once() {
+    let told = |code: &str| {
+        let mut case = pending();
+        case.sign_in().user_code = code.into();
+        status(&case.observed, &case.decides(), case.now)
+    };
+    let told_between = |before, after| notices(&told(before), &told(after));
+    assert_eq!(told_between("WDJB-MJHT", "WDJB-MJHT"), []);
+    let [notice] = &told_between("WDJB-MJHT", "BCDF-GHJK")[..] else { panic!("not one Event") };
+    assert!(notice.warning && notice.reason == Reason::AuthorizationRequired);
+    assert!(notice.note.contains("enter BCDF-GHJK"), "{}", notice.note);
 }
 
 #[test]

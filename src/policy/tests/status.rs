@@ -1,15 +1,16 @@
 //! What users are told, by condition and by Event.
 
+use k8s_openapi::jiff::SignedDuration;
 use serde_json::json;
 
 use super::fixtures::{Case, at, blocker};
 use crate::{
     api::{Reason, status::MailCredentialStatus},
     policy::{
-        decide,
+        Decision, decide,
         notices::{Notice, notices},
-        observed::Target,
-        status::{next_turn, status},
+        observed::{Target, TokenFacts},
+        status::{next_turn, status, tells_of_an_end, words},
     },
 };
 
@@ -141,6 +142,114 @@ fn a_conflict_is_not_ready_and_stalls() {
 }
 
 #[test]
+fn ready_names_the_secret_the_account_and_the_end() {
+    let mut case = Case::ready();
+    let message = |case: &Case| condition(&told(case), "Ready").unwrap().2;
+    assert_eq!(
+        message(&case),
+        "the Secret billing holds a token for billing@example.org that is valid until 2027-01-15T09:00:00Z"
+    );
+    case.credential(|credential| {
+        credential.spec.secret.name = Some("mail-token".into());
+        credential.spec.mailbox.authenticate_as = Some("svc@example.org".into());
+    });
+    assert!(message(&case).starts_with("the Secret mail-token holds a token for svc@example.org "));
+}
+
+#[test]
+fn scopes_that_were_granted_otherwise_than_asked_for_are_told() {
+    let table: [(&[&str], &[&str], &str); 8] = [
+        (&["mail.send"], &["mail.send"], ""),
+        (&["mail.send"], &["Mail.Send"], ""),
+        (&["mail.send", "mail.read"], &["mail.send"], ". the provider did not grant mail.read"),
+        (&["mail.send"], &["mail.send", "all"], ". nobody asked for what the provider granted besides: all"),
+        (
+            &["mail.send"],
+            &["mail.read"],
+            ". the provider did not grant mail.send, and nobody asked for what the provider granted besides: mail.read",
+        ),
+        // No permissions, which many leave out of their answer.
+        (&["mail.send", "offline_access", "openid"], &["mail.send", "email"], ""),
+        (&["offline_access"], &["mail.send"], ""),
+        // Stands for whatever was consented to.
+        (&["https://outlook.office365.com/.default"], &["mail.send"], ""),
+    ];
+    for (asked, granted, told_besides) in table {
+        let list = |scopes: &[&str]| scopes.iter().map(|scope| (*scope).to_owned()).collect();
+        let mut case = Case::ready();
+        case.provider().scopes = list(asked);
+        case.own(|own| own.token.as_mut().unwrap().scopes = list(granted));
+        let (_, _, message) = condition(&told(&case), "Ready").unwrap();
+        assert_eq!(message.split_once("09:00:00Z").unwrap().1, told_besides, "{asked:?} {granted:?}");
+    }
+}
+
+#[test]
+fn a_renewal_is_told_for_when_it_is_made() {
+    let case = Case::ready();
+    let Decision::Wait { until } = decide(&case.observed, case.now) else { panic!("no wait") };
+    let told = told(&case).token.unwrap().renewal_time.0;
+    assert_eq!((told.as_second(), told.subsec_nanosecond()), (until.as_second(), 0));
+}
+
+#[test]
+fn the_length_of_a_token_is_remembered_while_it_is_that_token() {
+    let mut case = Case::ready();
+    case.told();
+    let token = |case: &mut Case, change: fn(&mut TokenFacts)| {
+        case.own(|own| change(own.token.as_mut().unwrap()));
+        told(case).token.unwrap().length
+    };
+    assert_eq!(token(&mut case, |token| token.length = None), 40, "the Secret's data was not read again");
+    assert_eq!(token(&mut case, |token| token.fingerprint = "sha256:fedcba9876543210".into()), 0);
+    assert_eq!(token(&mut case, |token| token.length = Some(50)), 50);
+}
+
+#[test]
+fn an_attempt_that_is_no_failure_is_told_as_under_way() {
+    let mut case = Case::ready();
+    case.provider().issued_for = "another tenant".into();
+    let (_, reason, message) = condition(&told(&case), "Ready").unwrap();
+    assert_eq!((reason.as_str(), message.as_str()), ("Pending", "a token is being obtained"));
+    assert_eq!(condition(&told(&case), "Reconciling").unwrap().2, message);
+}
+
+#[test]
+fn what_is_waited_for_is_told() {
+    let mut failed = Case::new();
+    failed.failed(Reason::ProviderUnavailable);
+    let (_, _, message) = condition(&told(&failed), "Reconciling").unwrap();
+    assert_eq!(message, "the next attempt is at status.nextAttemptTime: what. What to do.");
+    let mut claimed = Case::new();
+    claimed.by_refresh_token();
+    claimed.claimed("another", 60);
+    let (_, _, message) = condition(&told(&claimed), "Reconciling").unwrap();
+    assert_eq!(message, "another broker is exchanging the refresh token; its time is over at 2027-01-15T08:01:00Z");
+}
+
+#[test]
+fn a_duration_is_told_as_it_stands_in_a_spec() {
+    let table =
+        [(0, "0s"), (59, "59s"), (60, "1m"), (90, "1m30s"), (3600, "1h"), (7205, "2h5s"), (45_296, "12h34m56s")];
+    for (seconds, text) in table {
+        assert_eq!(words(SignedDuration::from_secs(seconds)), text);
+    }
+}
+
+#[test]
+fn while_a_request_is_under_way_only_an_end_is_told() {
+    let (new, ready) = (Case::new(), Case::ready());
+    let mut ended = Case::ready();
+    ended.now = at(3600);
+    let mut other = Case::ready();
+    other.provider().issued_for = "another tenant".into();
+    let tells = |before: &Case, after: &Case| tells_of_an_end(&told(before).conditions, &told(after).conditions);
+    assert!(tells(&ready, &ended));
+    assert!(!tells(&ended, &ended), "once");
+    assert!(!tells(&new, &ended) && !tells(&new, &ready) && !tells(&ready, &ready) && !tells(&ready, &other));
+}
+
+#[test]
 fn a_lifetime_that_is_too_short_is_told_once() {
     let mut short = Case::ready();
     short.own(|published| published.token.as_mut().unwrap().expires_at = at(600));
@@ -164,15 +273,47 @@ fn the_end_of_a_client_secret_is_told_at_thirty_seven_and_one_day() {
         case
     };
     let of = |days| condition(&told(&with(days)), "ClientCredentialExpiringSoon").map(|(_, reason, _)| reason);
+    let (_, _, message) = condition(&told(&with(30)), "ClientCredentialExpiringSoon").unwrap();
+    let what =
+        "spec.client.authentication[0] (clientSecret) of the MailProvider shop/idp ends at 2027-02-14T08:00:00Z: ";
+    assert!(message.starts_with(what), "{message}");
     assert_eq!(
         [31, 30, 7, 1, -1].map(of),
         [None, Some("Within30d"), Some("Within7d"), Some("Within1d"), Some("Within1d")]
             .map(|reason| reason.map(str::to_owned))
     );
     assert_eq!(next_turn(&with(31).observed, at(0)), Some(at(3600)), "the token's end comes first");
+    let turn = |now| next_turn(&with(31).observed, at(now)).map(|turn| turn.duration_since(at(0)).as_secs() / day);
+    assert_eq!([3600, day, 24 * day, 30 * day].map(turn), [Some(1), Some(24), Some(30), None]);
     assert_eq!(events(&with(31), &with(30)), ["Warning Within30d"]);
     assert_eq!(events(&with(30), &with(29)), [""; 0]);
     assert_eq!(events(&with(8), &with(7)), ["Warning Within7d"]);
+}
+
+#[test]
+fn a_refresh_token_is_told_without_itself_and_so_is_its_end_ahead() {
+    let day = 24 * 3600;
+    let with = |end: Option<i64>, idle_days: Option<i64>| {
+        let mut case = Case::ready();
+        case.by_refresh_token().idle_life = idle_days.map(|days| SignedDuration::from_hours(24 * days));
+        case.kept().token.as_mut().unwrap().expires_at = end.map(|days| at(days * day));
+        told(&case)
+    };
+    let grant = with(Some(31), None).grant.unwrap();
+    assert_eq!((grant.obtained_at.0, grant.last_used_at.unwrap().0, grant.rotations), (at(0), at(0), 1));
+    let end = |end, idle_days| with(end, idle_days).grant.unwrap().expires_at.map(|end| end.0);
+    assert_eq!(end(None, None), None);
+    assert_eq!(end(Some(31), None), Some(at(31 * day)));
+    assert_eq!(end(Some(31), Some(90)), Some(at(31 * day)), "as the provider said");
+    assert_eq!(end(Some(31), Some(14)), Some(at(14 * day)), "for want of use");
+    let soon = |days| condition(&with(Some(days), None), "GrantExpiringSoon");
+    assert_eq!(
+        [31, 30, 7, 1].map(|days| soon(days).map(|(_, reason, _)| reason)),
+        [None, Some("Within30d"), Some("Within7d"), Some("Within1d")].map(|reason| reason.map(str::to_owned))
+    );
+    let (_, _, message) = soon(30).unwrap();
+    let sign_in = "with `mail-token-broker login --provider idp -n shop --mailbox 'billing@example.org' --secret seed`";
+    assert!(message.contains("2027-02-14T08:00:00Z") && message.ends_with(sign_in), "{message}");
 }
 
 #[test]

@@ -1,0 +1,98 @@
+//! What is remembered of attempts, and what is forgotten.
+
+use super::{
+    decided,
+    fixtures::{Case, at},
+};
+use crate::{
+    api::{Reason, status::ClientStatus},
+    oauth::Refusal,
+    policy::{
+        Decision, decide,
+        observed::{Held, History},
+    },
+};
+
+fn client(index: i32) -> ClientStatus {
+    ClientStatus { method: "clientSecret".into(), index, expires_at: None }
+}
+
+/// What stands when all is well: the last request succeeded, by the second client secret, and a reissue was answered.
+fn well() -> History {
+    History { client: Some(client(1)), handled_reissue: Some("1".into()), ..Case::ready().observed.history }
+}
+
+/// The same, and an attempt failed since.
+fn failed(reason: Reason, attempt: &str) -> History {
+    let mut history = well();
+    history.fail(&Refusal::new(reason, "what"), "what. What to do.".into(), attempt, at(0));
+    history
+}
+
+#[test]
+fn a_success_wipes_the_failures_and_keeps_the_answered_reissue_and_the_client_that_worked() {
+    let mut case = Case::ready();
+    case.hold();
+    let mut held = case.observed.held.unwrap();
+    held.client = Some(client(1));
+    let succeeded = |held: &Held| {
+        let mut history = failed(Reason::InvalidClient, "attempt");
+        history.client = Some(client(0));
+        history.succeed(held);
+        history
+    };
+    assert_eq!(succeeded(&held), well());
+    held.reissue = Some("2".into());
+    assert_eq!(succeeded(&held), History { handled_reissue: Some("2".into()), ..well() });
+}
+
+#[test]
+fn a_step_of_a_sign_in_ends_the_failures_of_those_before_it() {
+    let mut history = failed(Reason::ProviderUnavailable, "a step");
+    history.step(client(0), "attempt");
+    assert_eq!(
+        history,
+        History { client: Some(client(0)), handled_reissue: Some("1".into()), ..History::default() },
+        "a reissue that was answered is not asked for again"
+    );
+    let mut history = well();
+    history.step(client(0), "attempt");
+    assert_eq!(history, History { client: Some(client(0)), ..well() }, "there was no failure");
+}
+
+#[test]
+fn a_step_of_a_sign_in_does_not_bring_a_refused_refresh_token_back() {
+    let mut case = Case::new();
+    case.by_device_code();
+    case.failed(Reason::InvalidGrant);
+    let refused = case.observed.history.clone();
+    case.observed.history.step(client(0), "attempt");
+    assert_eq!(case.observed.history, History { client: Some(client(0)), ..refused });
+    assert_eq!(decide(&case.observed, at(900)), Decision::SignIn);
+}
+
+#[test]
+fn a_token_that_was_written_at_last_leaves_nothing_of_the_writes_that_failed_before() {
+    let mut history = failed(Reason::SecretWriteFailed, "attempt");
+    history.recover();
+    assert_eq!(history, well());
+    let mut history = failed(Reason::InvalidClient, "attempt");
+    history.recover();
+    assert_eq!(history, failed(Reason::InvalidClient, "attempt"), "a quarrel with the provider is none of writes");
+}
+
+#[test]
+fn a_change_of_what_a_sign_in_is_for_ends_the_wait_for_its_next_step() {
+    let step = |change: fn(&mut Case)| {
+        decided(|case| {
+            case.without_token();
+            case.by_device_code();
+            case.kept().token = None;
+            let attempt = case.observed.sign_in_attempt();
+            case.observed.history = failed(Reason::InvalidClient, &attempt);
+            change(case);
+        })
+    };
+    assert_eq!(step(|_| ()), Decision::BackOff { until: at(900) });
+    assert_eq!(step(|case| case.observed.attempt = "another secret".into()), Decision::SignIn);
+}
