@@ -17,6 +17,7 @@ mod trust;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -74,7 +75,8 @@ const RECENT_CLIENTS: usize = 8;
 /// How all clients behave.
 #[derive(Clone)]
 pub struct Settings {
-    /// The total time of one request: names, connecting, TLS, headers and body; waiting in the queue does not count.
+    /// The total time of one request, or up to a tenth less: names, connecting, TLS, headers and body; waiting in the queue
+    /// does not count.
     pub request_timeout: Duration,
     /// Which addresses may be connected to.
     pub egress: EgressPolicy,
@@ -105,6 +107,8 @@ struct Shared {
     policy: Arc<EgressPolicy>,
     clock: Clock,
     queue: Queue,
+    /// Requests since the start.
+    sent: AtomicUsize,
     system_roots: RootCertStore,
     system_client: Arc<Pool>,
     bundled: Mutex<Bundled>,
@@ -135,6 +139,7 @@ impl IdpClients {
             policy,
             clock,
             queue: Queue::default(),
+            sent: AtomicUsize::new(0),
             system_roots,
             system_client,
             bundled: Mutex::default(),
@@ -159,6 +164,15 @@ impl IdpClients {
 }
 
 impl Shared {
+    /// How long a request may take: of those that go out together each has a little less, a tenth at most. Where none is
+    /// answered they do not end together then, and what they came to is not written to Kubernetes in one moment, in which
+    /// the writes of all others would wait.
+    fn patience(&self) -> Duration {
+        let place = self.sent.fetch_add(1, Ordering::Relaxed) % PER_HOST_LIMIT;
+        let limit = self.settings.request_timeout;
+        limit - limit.mul_f64(place as f64 / (10 * PER_HOST_LIMIT) as f64)
+    }
+
     fn pool_for(&self, bundle: &[u8]) -> Result<Arc<Pool>, BundleError> {
         trust::check_size(bundle)?;
         let hash: BundleHash = Sha256::digest(bundle).into();
@@ -247,11 +261,11 @@ impl Turn<'_> {
         if let Entry::Occupied(mut values) = request.headers_mut().entry(AUTHORIZATION) {
             values.iter_mut().for_each(|value| value.set_sensitive(true));
         }
-        let Shared { clock, settings, .. } = &*self.client.shared;
-        let sent_at = clock.now();
-        let limit = settings.request_timeout;
+        let shared = &*self.client.shared;
+        let sent_at = shared.clock.now();
+        let limit = shared.settings.request_timeout;
         fail_point::pass("before-request").await;
-        let answered = tokio::time::timeout(limit, self.client.exchange(request, &self.target)).await;
+        let answered = tokio::time::timeout(shared.patience(), self.client.exchange(request, &self.target)).await;
         fail_point::pass("answer-received").await;
         match answered {
             Ok(answered) => answered.map(|response| Exchange { sent_at, response }),
@@ -368,4 +382,22 @@ fn append(body: &mut Zeroizing<Vec<u8>>, chunk: &[u8]) {
         *body = larger;
     }
     body.extend_from_slice(chunk);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn requests_that_go_out_together_do_not_time_out_together() {
+        let request_timeout = Duration::from_secs(10);
+        let settings = Settings { request_timeout, egress: EgressPolicy::default(), proxy: None };
+        let clients = IdpClients::new(settings, Clock::system()).unwrap();
+        let ends: BTreeSet<_> = (0..PER_HOST_LIMIT).map(|_| clients.0.patience()).collect();
+        assert_eq!(ends.len(), PER_HOST_LIMIT);
+        assert_eq!(ends.last(), Some(&request_timeout));
+        assert!(*ends.first().unwrap() > request_timeout * 9 / 10);
+    }
 }
