@@ -194,15 +194,18 @@ impl History {
     /// Reads the history out of a status.
     pub fn of(status: &MailCredentialStatus) -> Self {
         let renewed = condition::find(&status.conditions, ConditionType::Renewed);
+        let failed_attempts = status.failed_attempts.and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
         Self {
-            failed_attempts: status.failed_attempts.and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
+            failed_attempts,
             last_failure: status.last_failure_time.as_ref().map(|time| time.0),
             next_attempt: status.next_attempt_time.as_ref().map(|time| time.0),
             last_error: status.last_error.clone(),
             failed_with: status.failed_with.clone(),
             last: match renewed.and_then(|renewed| Some((Reason::parse(&renewed.reason)?, renewed.message.clone()))) {
-                // A suspension is no attempt: what stands is the success that the token came from.
-                Some((Reason::Suspended, _)) => status.token.as_ref().map(|_| succeeded()),
+                // A suspension is no attempt: what stands is the success that the token came from, if none failed since.
+                Some((Reason::Suspended, _)) => {
+                    status.token.as_ref().filter(|_| failed_attempts == 0).map(|_| succeeded())
+                }
                 last => last,
             },
             client: status.client.clone(),

@@ -96,3 +96,18 @@ fn a_change_of_what_a_sign_in_is_for_ends_the_wait_for_its_next_step() {
     assert_eq!(step(|_| ()), Decision::BackOff { until: at(900) });
     assert_eq!(step(|case| case.observed.attempt = "another secret".into()), Decision::SignIn);
 }
+
+#[test]
+fn a_suspension_leaves_no_success_where_an_attempt_failed_before_it() {
+    let after_suspension = |case: &mut Case| {
+        case.credential(|credential| credential.spec.suspend = true);
+        case.told();
+        History::of(case.observed.credential.status.as_ref().unwrap())
+    };
+    let mut ready = Case::ready();
+    assert_eq!(after_suspension(&mut ready).last.map(|(reason, _)| reason), Some(Reason::RenewalSucceeded));
+    let mut failed = Case::ready();
+    failed.failed(Reason::ProviderUnavailable);
+    let history = after_suspension(&mut failed);
+    assert_eq!((history.failed_attempts, history.failure()), (1, None));
+}
