@@ -136,6 +136,7 @@ async fn a_broker_waits_for_its_crds_and_passes_over_what_it_cannot_read() {
     };
     relax("mailcredentials.mailtoken.dev", json!([fields, schema]));
     relax("mailproviders.mailtoken.dev", json!([schema]));
+    relax("clustermailproviders.mailtoken.dev", json!([schema]));
     let poison = |kind: &str, spec: serde_json::Value| {
         Manifest(json!({
             "apiVersion": "mailtoken.dev/v1alpha1", "kind": kind, "metadata": {"name": "poison"}, "spec": spec,
@@ -150,16 +151,32 @@ async fn a_broker_waits_for_its_crds_and_passes_over_what_it_cannot_read() {
     };
     place(poison("MailCredential", json!({"grant": 7}))).await;
     place(poison("MailProvider", json!("nothing"))).await;
+    place(poison("ClusterMailProvider", json!({"microsoft365": [1]}))).await;
+    let newer = credential("newer").set("spec.protocols", json!(["SMTP", "JMAP"]));
+    place(newer).await;
     stage.mark("beside").await;
     stage.broker.terminate().await;
     stage.broker.again().await;
     stage.mark("after-a-restart").await;
     stage.ready("good").await;
-    assert!(stage.broker.log().contains("poison"), "it is told");
-    stage.ns.apply(credential("poison")).await;
-    stage.ready("poison").await;
-    assert_eq!(stage.idp.token_requests().len(), 4);
-    tried("F22", 3, "nothing");
+    let log = stage.broker.log();
+    for (kind, name) in [
+        ("MailCredential", "poison"),
+        ("MailCredential", "newer"),
+        ("MailProvider", "poison"),
+        ("ClusterMailProvider", "poison"),
+    ] {
+        let told = |line: &str| {
+            line.contains("does not parse") && line.contains(&format!("kind={kind} ")) && line.contains(name)
+        };
+        assert!(log.lines().any(told), "{kind} {name}");
+    }
+    for name in ["poison", "newer"] {
+        stage.ns.apply(credential(name)).await;
+        stage.ready(name).await;
+    }
+    assert_eq!(stage.idp.token_requests().len(), 5);
+    tried("F22", 5, "nothing");
 }
 
 #[tokio::test]
