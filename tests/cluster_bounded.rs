@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::{fs, process::Command, time::Duration};
+use std::{process::Command, time::Duration};
 
 use mail_token_broker::{api::MailCredential, idp::TOTAL_LIMIT};
 use serde_json::json;
@@ -16,15 +16,13 @@ use support::{
 /// Credentials of each server, all of which ask at once: with eleven servers more than the broker lets out at one time.
 const EACH: usize = 12;
 /// What all their answers at one time may take. The servers offer gigabytes.
-const MIB: usize = 64;
+const MIB: u64 = 64;
 /// How often all of them ask.
 const ROUNDS: usize = 3;
 
-/// The most memory that a process has had, in MiB.
-fn peak(broker: &Broker) -> usize {
-    let status = fs::read_to_string(format!("/proc/{}/status", broker.id())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() / 1024
+/// The most memory that the broker has had, in MiB.
+fn peak(broker: &Broker) -> u64 {
+    broker.memory("VmHWM") >> 20
 }
 
 /// Servers by name, and the reason that the broker gives.

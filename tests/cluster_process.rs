@@ -152,8 +152,7 @@ async fn a_broker_waits_for_its_crds_and_passes_over_what_it_cannot_read() {
     place(poison("MailCredential", json!({"grant": 7}))).await;
     place(poison("MailProvider", json!("nothing"))).await;
     place(poison("ClusterMailProvider", json!({"microsoft365": [1]}))).await;
-    let newer = credential("newer").set("spec.protocols", json!(["SMTP", "JMAP"]));
-    place(newer).await;
+    place(credential("newer").set("spec.protocols", json!(["SMTP", "JMAP"]))).await;
     stage.mark("beside").await;
     stage.broker.terminate().await;
     stage.broker.again().await;

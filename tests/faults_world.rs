@@ -227,9 +227,7 @@ async fn a_broker_that_dies_for_want_of_memory_goes_on_where_it_was() {
     ready(&names[..EARLIER]).await;
 
     let id = broker.id().to_string();
-    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
-    let data = status.lines().find_map(|line| line.strip_prefix("VmData:")?.trim().strip_suffix(" kB")).unwrap();
-    let limit = data.parse::<u64>().unwrap() * 1024 + LEFT;
+    let limit = broker.memory("VmData") + LEFT;
     process::output(Command::new("prlimit").args(["--pid", &id, &format!("--data={limit}:")]));
     for name in &names[EARLIER..] {
         ns.apply(credential(name)).await;

@@ -4,6 +4,7 @@ pub(crate) mod fixtures;
 mod grants;
 mod history;
 mod inputs;
+mod observations;
 mod properties;
 mod sign_in;
 mod status;

@@ -1,9 +1,6 @@
 //! Resident memory over many renewals: it must not grow with them.
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, stream};
 use mail_token_broker::api::MailCredential;
@@ -78,9 +75,7 @@ pub async fn soak(cluster: &Cluster, renewals: usize) -> Result<(), String> {
 
 /// Resident memory, MiB.
 fn resident(broker: &Broker) -> f64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", broker.id())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
+    broker.memory("VmRSS") as f64 / f64::from(1 << 20)
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

@@ -202,6 +202,14 @@ impl Broker {
         self.child.as_ref().expect("it runs").id()
     }
 
+    /// What the kernel says of its memory, such as `VmRSS`, in bytes (proc_pid_status(5)).
+    pub fn memory(&self, what: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
+        let size =
+            |line: &str| line.strip_prefix(what)?.strip_prefix(':')?.trim().strip_suffix(" kB")?.parse::<u64>().ok();
+        status.lines().find_map(size).unwrap() * 1024
+    }
+
     /// Sends a signal by its name, such as `STOP` and `CONT`.
     pub fn signal(&self, name: &str) {
         process::output(Command::new("kill").args(["-s", name, &self.id().to_string()]));

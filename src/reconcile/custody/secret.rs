@@ -13,6 +13,7 @@ use super::super::{
     Context,
     json_patch::{fence, make, params, patch, set, unset},
     material, observe, publish,
+    stores::controller_of,
 };
 use crate::{
     api::{
@@ -98,7 +99,7 @@ pub(super) fn wiped(mut secret: Secret) -> ObjectMeta {
 
 /// Whether a Secret of the grant Secret's name is the credential's; else whose, in words.
 pub(super) fn belongs(meta: &ObjectMeta, credential: &MailCredential) -> Result<(), String> {
-    let owner = super::super::stores::controller_of(meta);
+    let owner = controller_of(meta);
     let label = |name: &str| meta.labels.as_ref().and_then(|labels| labels.get(name)).map(String::as_str);
     let labelled = label(names::LABEL_CREDENTIAL) == Some(names::label_value(&credential.name_any()).as_str())
         && label(names::LABEL_ROLE) == Some(names::ROLE_GRANT);
