@@ -1,9 +1,14 @@
 //! Logs: structured, with a span for each reconcile, and never a secret in them.
 
-use std::panic::PanicHookInfo;
+use std::{env, panic::PanicHookInfo};
 
-use tracing::{Level, Metadata};
-use tracing_subscriber::{EnvFilter, filter::filter_fn, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing::{Level, Metadata, level_filters::LevelFilter};
+use tracing_subscriber::{
+    filter::{Targets, filter_fn},
+    fmt,
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 
 use crate::cli::LogFormat;
 
@@ -22,9 +27,13 @@ const PINNED: [(&str, Level); 10] = [
     ("hyper_rustls", Level::WARN),
 ];
 
-/// Starts logging to standard error, at the level of `RUST_LOG`, else `info`.
+/// Starts logging to standard error, at the level of `RUST_LOG`, else `info`. Of the forms of env_logger it takes those
+/// without regular expressions: a level, or `target=level`, separated by commas.
 pub fn start(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let wanted = env::var("RUST_LOG").unwrap_or_default();
+    let parsed = Some(wanted.trim()).filter(|wanted| !wanted.is_empty()).map(str::parse::<Targets>).transpose();
+    let info = Targets::new().with_default(LevelFilter::INFO);
+    let filter = parsed.as_ref().ok().and_then(Clone::clone).unwrap_or(info);
     // A filter of its own: among directives the longer one would win, such as `kube_client::client=trace`.
     let registry = tracing_subscriber::registry().with(filter).with(filter_fn(is_tellable));
     match format {
@@ -32,6 +41,9 @@ pub fn start(format: LogFormat) {
         LogFormat::Text => registry.with(fmt::layer().with_ansi(false).with_writer(std::io::stderr)).init(),
     }
     std::panic::set_hook(Box::new(tell_panic));
+    if let Err(error) = parsed {
+        tracing::warn!(%error, "RUST_LOG is not understood, so it is logged at info: set a level, or target=level, separated by commas");
+    }
 }
 
 /// Tells where, and what only if it is the same each time: a text made on the way may quote what was at hand, as that of
