@@ -6,7 +6,6 @@ pub mod bundles;
 pub mod custody;
 pub mod events;
 mod farewell;
-mod json_patch;
 pub mod material;
 pub mod memory;
 pub mod observe;
@@ -14,6 +13,7 @@ pub mod provider;
 pub mod publish;
 pub mod report;
 pub mod stores;
+mod writes;
 
 use std::{sync::Arc, time::Duration};
 

@@ -3,17 +3,16 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::OwnerReference};
-use kube::{Resource as _, ResourceExt as _, api::PostParams, core::ObjectMeta};
+use kube::{Resource as _, ResourceExt as _, core::ObjectMeta};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use thiserror::Error as ThisError;
 use zeroize::Zeroize as _;
 
 use super::super::{
-    Context,
-    json_patch::{fence, make, params, patch, set, unset},
-    material, observe, publish,
+    Context, material, observe, publish,
     stores::controller_of,
+    writes::{self, fence, make, params, patch, set, unset},
 };
 use crate::{
     api::{
@@ -163,12 +162,12 @@ pub(super) async fn put(
     data: &Data,
     context: &Context,
 ) -> Result<ObjectMeta, CustodyError> {
-    let api = observe::secrets(context, checks::namespace(credential));
     let meta = if kept.uid.is_empty() {
         let owners = publish::owners(credential);
         let annotations = annotations(kept).into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
         let secret = Secret {
             metadata: ObjectMeta {
+                namespace: Some(checks::namespace(credential).to_owned()),
                 name: Some(kept.name.clone()),
                 labels: Some(publish::grant_labels(credential)),
                 annotations: Some(annotations.collect()),
@@ -179,15 +178,15 @@ pub(super) async fn put(
             data: Some(data.entries().into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
             ..Secret::default()
         };
-        let post = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
-        let made = api.create(&post, &secret).await;
+        let made = writes::create(&context.client, &secret).await;
         drop(wiped(secret));
-        take(made.map(wiped), kept, credential, context).await?
+        take(made, kept, credential, context).await?
     } else {
         let mut operations = fence(&kept.uid, &kept.resource_version).to_vec();
         operations.push(json!({"op": "add", "path": "/data", "value": data.entries()}));
         operations.extend(dressing(kept, credential));
         operations.extend(annotate(kept, annotations(kept)));
+        let api = observe::secrets(context, checks::namespace(credential));
         let written = api.patch_metadata(&kept.name, &params(), &patch(operations)).await;
         take(written.map(|partial| partial.metadata), kept, credential, context).await?
     };

@@ -17,7 +17,7 @@ use crate::{
 };
 
 use super::{
-    super::json_patch::{fence as fenced, make, patch, set, unset},
+    super::writes::{fence as fenced, make, patch, set, unset},
     Stored,
 };
 

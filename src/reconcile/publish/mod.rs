@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
-    api::{DeleteParams, PostParams, Preconditions},
+    api::{DeleteParams, Preconditions},
     core::ObjectMeta,
 };
 use thiserror::Error as ThisError;
@@ -18,7 +18,10 @@ pub(super) use self::{
     content::{dressed, grant_labels, owners},
     ownership::{Ownership, ownership},
 };
-use super::{Context, json_patch::params, observe};
+use super::{
+    Context, observe,
+    writes::{self, params},
+};
 use crate::{
     api::{MailCredential, Reason, credential::DeletionPolicy, names},
     error::{Error, WRITE_SECRET, told_by},
@@ -210,9 +213,9 @@ async fn create(
     content: &Content,
     context: &Context,
 ) -> Result<ObjectMeta, PublishError> {
-    let namespace = checks::namespace(credential);
     let secret = Secret {
         metadata: ObjectMeta {
+            namespace: Some(checks::namespace(credential).to_owned()),
             name: Some(name.to_owned()),
             labels: Some(content.labels.clone()),
             annotations: Some(content.annotations.clone()),
@@ -223,9 +226,8 @@ async fn create(
         data: Some(content.data.clone()),
         ..Secret::default()
     };
-    let params = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
-    match observe::secrets(context, namespace).create(&params, &secret).await {
-        Ok(made) => Ok(made.metadata),
+    match writes::create(&context.client, &secret).await {
+        Ok(meta) => Ok(meta),
         Err(kube::Error::Api(status)) if status.is_already_exists() => {
             over_existing(credential, name, content, context).await
         }
