@@ -66,6 +66,11 @@ impl<K: Eq + Hash> Lanes<K> {
         Lane { _place: self.semaphore(key).acquire_owned().await.ok() }
     }
 
+    /// A place, if there is one that nobody waits for.
+    pub fn try_enter(&self, key: K) -> Option<Lane> {
+        self.semaphore(key).try_acquire_owned().ok().map(|place| Lane { _place: Some(place) })
+    }
+
     /// A semaphore lives as long as somebody waits for it or holds a permit of it.
     fn semaphore(&self, key: K) -> Arc<Semaphore> {
         let mut lanes = self.0.lock().unwrap_or_else(PoisonError::into_inner);

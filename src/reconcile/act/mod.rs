@@ -5,13 +5,16 @@ use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use futures::FutureExt as _;
 use kube::ResourceExt as _;
+use tokio::sync::oneshot;
 
 mod answer;
 mod device;
 mod revoke;
 mod token;
+mod under_way;
 
 pub(super) use revoke::{Revocation, revoke};
+pub(super) use under_way::UnderWay;
 
 use super::{
     Context,
@@ -93,8 +96,9 @@ enum Brought {
 /// How a step ended; `None`: nothing was asked, and the credential is looked at anew.
 type Step = Option<Result<Brought, Refusal>>;
 
-/// Begins an attempt. Its outcome is left in the memory, and the credential is woken.
-pub(super) fn start(errand: Errand, observed: &Observed, context: &Arc<Context>) {
+/// Begins an attempt. Its outcome is left in the memory, and the credential is woken, unless somebody waits for the end of
+/// what this returns. `None`: others at the same provider come first.
+pub(super) fn start(errand: Errand, observed: &Observed, context: &Arc<Context>) -> Option<UnderWay> {
     let credential = observed.credential.clone();
     let grant = observed.grant.clone();
     let published = observed.token().map(|token| token.fingerprint.clone());
@@ -106,12 +110,20 @@ pub(super) fn start(errand: Errand, observed: &Observed, context: &Arc<Context>)
     };
     let first = observed.history.client.as_ref().and_then(|client| usize::try_from(client.index).ok()).unwrap_or(0);
     let context = context.clone();
+    let lane = context.lanes.try_enter(ProviderKey::of(&credential));
+    let (ended, end) = oneshot::channel();
+    let under_way = lane.is_some().then(|| UnderWay(end));
     let span = tracing::info_span!("request", ?errand, namespace = checks::namespace(&credential), name = %credential.name_any());
     tokio::spawn(tracing::Instrument::instrument(
         async move {
             // Thousands may wait here, with no more than what stands above: an attempt is larger, and made when its turn comes.
-            let lane = context.lanes.enter(ProviderKey::of(&credential));
-            let ended = match context.draining.run_until_cancelled(lane).await {
+            let lane = async {
+                match lane {
+                    Some(lane) => lane,
+                    None => context.lanes.enter(ProviderKey::of(&credential)).await,
+                }
+            };
+            let attempted = match context.draining.run_until_cancelled(lane).await {
                 None => None,
                 Some(_lane) => {
                     let attempted = Box::pin(attempt(errand, credential.clone(), grant, published, first, &context));
@@ -123,16 +135,19 @@ pub(super) fn start(errand: Errand, observed: &Observed, context: &Arc<Context>)
                     })
                 }
             };
-            let outcome = ended.map(|ended| match ended {
+            let outcome = attempted.map(|attempted| match attempted {
                 Ok(Brought::Token(held)) => Outcome::Issued(held),
                 Ok(Brought::Noted(client)) => Outcome::Noted { client },
                 Err(refused) => Outcome::Refused { refused: Box::new(refused), attempt: made_with },
             });
             context.memory.finish(&uid, outcome);
-            context.waker.credential((checks::namespace(&credential).to_owned(), credential.name_any()));
+            if ended.send(()).is_err() {
+                context.waker.credential((checks::namespace(&credential).to_owned(), credential.name_any()));
+            }
         },
         span,
     ));
+    under_way
 }
 
 /// `None`: nothing was asked, because the provider turned out not to be usable (its own status tells), because another
