@@ -6,17 +6,22 @@
 //! are judged after they are resolved and the connection goes to the very address that was judged, so a name that
 //! answers differently the second time gains nothing.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, WeakShared};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use parking_lot::Mutex;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
 /// Judges addresses: public unicast ones are permitted, and those that the administrator allowed.
 #[derive(Clone, Debug, Default)]
 pub struct EgressPolicy {
     allowed: Vec<IpNet>,
+    lookups: Arc<Lookups>,
 }
 
 impl EgressPolicy {
@@ -24,7 +29,7 @@ impl EgressPolicy {
     ///
     /// An IPv4 range applies to the IPv4 address inside a translated IPv6 one too.
     pub fn new(allowed_private: Vec<IpNet>) -> Self {
-        Self { allowed: allowed_private }
+        Self { allowed: allowed_private, lookups: Arc::default() }
     }
 
     /// The ranges that are permitted although they are private.
@@ -60,7 +65,7 @@ impl EgressPolicy {
 
     /// Asks the system's resolver (so `/etc/hosts`, and with it `hostAliases`, counts) and judges every answer.
     pub async fn resolve(&self, host: &str) -> Result<Resolution, ResolveError> {
-        let answers = lookup(host).await?;
+        let answers = self.lookups.answers(host, lookup).await?;
         let mut resolution = Resolution::default();
         for answer in answers {
             match self.judge(answer.ip()) {
@@ -143,9 +148,9 @@ impl GuardedResolver {
         Self { exempt: Some(host), ..self }
     }
 
-    async fn addresses(self, host: String) -> Result<Vec<SocketAddr>, ResolveError> {
+    async fn addresses(self, host: String) -> Answers {
         if self.exempt.as_deref() == Some(host.as_str()) {
-            return lookup(&host).await;
+            return self.policy.lookups.answers(&host, lookup).await;
         }
         let resolution = self.policy.resolve(&host).await?;
         match resolution.denied {
@@ -162,13 +167,47 @@ impl Resolve for GuardedResolver {
     }
 }
 
-async fn lookup(host: &str) -> Result<Vec<SocketAddr>, ResolveError> {
-    let answers: Vec<SocketAddr> = match tokio::net::lookup_host((host, 0)).await {
+type Answers = Result<Vec<SocketAddr>, ResolveError>;
+
+/// Lookups under way: who asks for a name that is being asked for waits for the same answer, since each lookup occupies a
+/// thread, and many requests to one provider begin together.
+#[derive(Default)]
+struct Lookups(Mutex<HashMap<String, WeakShared<BoxFuture<'static, Answers>>>>);
+
+impl Lookups {
+    async fn answers<F>(&self, host: &str, lookup: impl FnOnce(String) -> F) -> Answers
+    where
+        F: Future<Output = Answers> + Send + 'static,
+    {
+        let answers = {
+            let mut under_way = self.0.lock();
+            under_way.retain(|_, other| other.upgrade().is_some());
+            match under_way.get(host).and_then(WeakShared::upgrade) {
+                Some(known) => known,
+                None => {
+                    let fresh = lookup(host.to_owned()).boxed().shared();
+                    under_way.extend(fresh.downgrade().map(|weak| (host.to_owned(), weak)));
+                    fresh
+                }
+            }
+        };
+        answers.await
+    }
+}
+
+impl fmt::Debug for Lookups {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lookups").finish_non_exhaustive()
+    }
+}
+
+async fn lookup(host: String) -> Answers {
+    let answers: Vec<SocketAddr> = match tokio::net::lookup_host((host.as_str(), 0)).await {
         Ok(answers) => answers.collect(),
-        Err(error) => return Err(resolver_failure(host, &error.to_string())),
+        Err(error) => return Err(resolver_failure(&host, &error.to_string())),
     };
     if answers.is_empty() {
-        return Err(ResolveError::NotFound { host: host.to_owned() });
+        return Err(ResolveError::NotFound { host });
     }
     Ok(answers)
 }
@@ -491,6 +530,27 @@ mod tests {
         let guarded = GuardedResolver::new(Arc::new(EgressPolicy::default()));
         assert!(guarded.clone().exempt("localhost".to_owned()).addresses("localhost".to_owned()).await.is_ok());
         assert!(guarded.exempt("proxy.test".to_owned()).addresses("localhost".to_owned()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_name_that_is_being_asked_for_is_not_asked_for_again() {
+        let lookups = Lookups::default();
+        let asked = std::cell::Cell::new(0);
+        let answer: Answers = Ok(vec!["192.0.2.1:0".parse().unwrap()]);
+        let ask = |name| {
+            lookups.answers(name, |_| {
+                asked.set(asked.get() + 1);
+                let answer = answer.clone();
+                async {
+                    tokio::task::yield_now().await;
+                    answer
+                }
+            })
+        };
+        let answers = futures::future::join_all(["a.test", "b.test", "a.test", "a.test"].map(ask)).await;
+        assert!(answers.iter().all(|other| *other == answer));
+        assert_eq!(asked.get(), 2);
+        assert_eq!((ask("a.test").await, asked.get()), (answer.clone(), 3), "an answer is not kept");
     }
 
     proptest! {
