@@ -17,7 +17,7 @@ use kube::{
     },
 };
 use mail_token_broker::{
-    api::{MailCredential, names, names::rfc3339, provider::ProviderSpec},
+    api::{MailCredential, names, names::rfc3339, provider::ProviderSpec, status::TokenStatus},
     oauth::Token,
     providers::{self, Profile},
     render::render,
@@ -40,6 +40,11 @@ struct Worker {
 impl RawWriter {
     /// Watches, and serves every credential without a token, so many at a time.
     pub fn start(lab: &Lab, workers: usize) -> Self {
+        Self::renew(lab, workers, Timestamp::UNIX_EPOCH)
+    }
+
+    /// The same, and those whose token is older than this.
+    pub fn renew(lab: &Lab, workers: usize, than: Timestamp) -> Self {
         let worker = Arc::new(Worker {
             client: lab.ns.client.clone(),
             http: http_client(&lab.provider.ca()),
@@ -51,9 +56,9 @@ impl RawWriter {
             watcher(api, watcher::Config::default())
                 .applied_objects()
                 .filter_map(async |credential| credential.ok())
-                .filter(|credential| {
-                    let served = credential.status.as_ref().is_some_and(|status| status.token.is_some());
-                    std::future::ready(!served)
+                .filter(move |credential| {
+                    let token = token(credential);
+                    std::future::ready(token.is_none_or(|token| token.issued_at.0 < than))
                 })
                 .map(|credential| {
                     let worker = worker.clone();
@@ -74,12 +79,16 @@ impl Drop for RawWriter {
 
 impl Worker {
     async fn serve(&self, credential: &MailCredential) {
-        let token = self.token().await;
+        let fresh = self.token().await;
         let (namespace, name) = (credential.namespace().unwrap(), credential.name_any());
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &namespace);
-        let made = secrets.create(&PostParams::default(), &self.secret(credential, &token)).await.unwrap();
+        let secret = self.secret(credential, &fresh);
+        let written = match token(credential) {
+            None => secrets.create(&PostParams::default(), &secret).await,
+            Some(_) => secrets.patch(&name, &PatchParams::default(), &Patch::Merge(secret)).await,
+        };
         let credentials: Api<MailCredential> = Api::namespaced(self.client.clone(), &namespace);
-        let status = status(credential, &token, made.resource_version());
+        let status = status(credential, &fresh, written.unwrap().resource_version());
         credentials.patch_status(&name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
     }
 
@@ -133,6 +142,10 @@ impl Worker {
             ..Secret::default()
         }
     }
+}
+
+fn token(credential: &MailCredential) -> Option<&TokenStatus> {
+    credential.status.as_ref()?.token.as_ref()
 }
 
 fn status(credential: &MailCredential, token: &Token, version: Option<String>) -> serde_json::Value {
