@@ -14,6 +14,7 @@ ARG SOURCE_DATE_EPOCH=0
 WORKDIR /src
 COPY . .
 # - The target is named, so that crt-static is not asked of build scripts and procedural macros, which cannot have it.
+# - It is started once: relocations are packed, which a C library before glibc 2.36 would not undo.
 # - Paths are mapped to fixed ones in Rust and C code: the binary tells nothing of the builder and can be reproduced.
 # - Sources are touched since the cached target folder is newer than a checkout of an older commit.
 RUN --mount=type=cache,id=mail-token-broker-registry,target=/usr/local/cargo/registry,sharing=locked \
@@ -22,10 +23,11 @@ RUN --mount=type=cache,id=mail-token-broker-registry,target=/usr/local/cargo/reg
     target=$(rustc -vV | sed -n 's/^host: //p'); \
     export CARGO_HOME CARGO_NET_OFFLINE SOURCE_DATE_EPOCH; \
     export CFLAGS="-ffile-prefix-map=$CARGO_HOME=/cargo -ffile-prefix-map=/src=/build -ffile-prefix-map=$TARGET_DIR=/build/target"; \
-    export RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=$CARGO_HOME=/cargo --remap-path-prefix=/src=/build --remap-path-prefix=$TARGET_DIR=/build/target"; \
+    export RUSTFLAGS="$(cat tools/release.rustflags) --remap-path-prefix=$CARGO_HOME=/cargo --remap-path-prefix=/src=/build --remap-path-prefix=$TARGET_DIR=/build/target"; \
     find src -type f -exec touch {} +; \
     cargo build --locked --release --target "$target" --target-dir "$TARGET_DIR" --bin mail-token-broker; \
     install -D -m 0755 "$TARGET_DIR/$target/release/mail-token-broker" /image/mail-token-broker; \
+    /image/mail-token-broker --version; \
     install -D -m 0644 /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ca-certificates.crt; \
     find /image -exec touch -d "@$SOURCE_DATE_EPOCH" {} +
 

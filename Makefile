@@ -59,14 +59,17 @@ fuzz: ## Feeds what reads other people's bytes with nonsense: SECONDS=30 for eac
 	@tools/setup fuzz
 	@tools/fuzz $(or $(SECONDS),30) $(TARGETS)
 
+# Built as the image's binary is.
+bench: export RUSTFLAGS = $(shell cat tools/release.rustflags)
+bench: AS_SHIPPED = --locked --target $(shell rustc -vV | sed -n 's/^host: //p')
 bench: ## How fast it is, on this machine: about an hour; QUICK=1 to see that it works, ONLY=create for a part
 	@tools/setup control-plane
 	$(call step,bench: build)
-	@$(CARGO) bench --locked --no-run
+	@$(CARGO) bench $(AS_SHIPPED) --no-run
 	$(call step,bench: the parts that compute)
-	@cargo bench --quiet --locked --bench micro
+	@cargo bench --quiet $(AS_SHIPPED) --bench micro
 	$(call step,bench: the broker beside a raw writer)
-	@cargo bench --quiet --locked --bench broker
+	@cargo bench --quiet $(AS_SHIPPED) --bench broker
 
 audit: ## Known vulnerabilities among the dependencies: needs the advisory database on GitHub
 	@tools/setup deny
