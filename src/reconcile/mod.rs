@@ -299,7 +299,8 @@ fn next(observed: &Observed, decision: &Decision, context: &Context, now: Timest
         Decision::Suspended | Decision::Stall(_) => None,
     };
     let turn = next_turn(observed, now);
-    let wake = due.into_iter().chain(turn).min().map(|at| wait(at, now));
+    // From here on: to tell the status may have taken long.
+    let wake = due.into_iter().chain(turn).min().map(|at| wait(at, context.clock.now()));
     let again = match decision {
         Decision::Stall(_) => Some(look_again(observed, now)),
         _ => None,
