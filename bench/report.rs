@@ -1,6 +1,10 @@
 //! Figures: what came out of the runs, beside the floor and the target.
 
-use std::{fmt::Write as _, fs, path::PathBuf};
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use serde::Serialize;
 
@@ -138,7 +142,7 @@ impl Report {
 
 /// Where results go: `target/bench`.
 pub fn folder() -> PathBuf {
-    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("bench");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench");
     fs::create_dir_all(&folder).unwrap();
     folder
 }
