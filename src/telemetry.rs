@@ -31,9 +31,8 @@ const PINNED: [(&str, Level); 10] = [
 /// without regular expressions: a level, or `target=level`, separated by commas.
 pub fn start(format: LogFormat) {
     let wanted = env::var("RUST_LOG").unwrap_or_default();
-    let parsed = Some(wanted.trim()).filter(|wanted| !wanted.is_empty()).map(str::parse::<Targets>).transpose();
-    let info = Targets::new().with_default(LevelFilter::INFO);
-    let filter = parsed.as_ref().ok().and_then(Clone::clone).unwrap_or(info);
+    let understood = filter(&wanted);
+    let filter = understood.clone().unwrap_or_else(info);
     // A filter of its own: among directives the longer one would win, such as `kube_client::client=trace`.
     let registry = tracing_subscriber::registry().with(filter).with(filter_fn(is_tellable));
     match format {
@@ -41,9 +40,26 @@ pub fn start(format: LogFormat) {
         LogFormat::Text => registry.with(fmt::layer().with_ansi(false).with_writer(std::io::stderr)).init(),
     }
     std::panic::set_hook(Box::new(tell_panic));
-    if let Err(error) = parsed {
-        tracing::warn!(%error, "RUST_LOG is not understood, so it is logged at info: set a level, or target=level, separated by commas");
+    if understood.is_none() {
+        tracing::warn!(
+            "RUST_LOG is not understood, so it is logged at info: set a level, or target=level, separated by commas"
+        );
     }
+}
+
+fn info() -> Targets {
+    Targets::new().with_default(LevelFilter::INFO)
+}
+
+/// `None`: not understood. `Targets` alone takes a gap between commas for `error`, and a span's name for a target.
+fn filter(wanted: &str) -> Option<Targets> {
+    let parts: Vec<_> = wanted.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+    if parts.is_empty() {
+        return Some(info());
+    }
+    let plain = |sign: char| sign.is_ascii_alphanumeric() || "_:-=".contains(sign);
+    let targets = parts.join(",").parse().ok()?;
+    parts.iter().all(|part| part.chars().all(plain)).then_some(targets)
 }
 
 /// Tells where, and what only if it is the same each time: a text made on the way may quote what was at hand, as that of
@@ -57,4 +73,31 @@ fn is_tellable(metadata: &Metadata<'_>) -> bool {
     let of =
         |name: &str| metadata.target().strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"));
     PINNED.iter().all(|(name, level)| metadata.level() <= level || !of(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directives_are_read_with_gaps_and_spaces_and_what_is_none_is_refused() {
+        let broker = |filter: &Targets, level| filter.would_enable("mail_token_broker::app", &level);
+        for (wanted, level) in [
+            ("", Level::INFO),
+            (" , ", Level::INFO),
+            ("warn", Level::WARN),
+            ("info,", Level::INFO),
+            ("warn, mail_token_broker=debug", Level::DEBUG),
+            ("mail_token_broker=debug,", Level::DEBUG),
+        ] {
+            let filter = filter(wanted).unwrap();
+            assert!(broker(&filter, level), "{wanted:?}");
+            assert!(!filter.would_enable("other", &Level::DEBUG), "{wanted:?}");
+            let next = if level == Level::DEBUG { Level::TRACE } else { Level::DEBUG };
+            assert!(!broker(&filter, next), "{wanted:?}");
+        }
+        for wanted in ["[reconcile]=debug", "debug x=info", "x=loud", "a=b=c"] {
+            assert!(filter(wanted).is_none(), "{wanted:?}");
+        }
+    }
 }
