@@ -132,6 +132,11 @@ pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>) -
             None => Ok(Action::await_change()),
         };
     }
+    if let Some(unheard) = asked
+        && unheard.ends_within(Duration::ZERO).await
+    {
+        context.waker.credential((namespace, name));
+    }
     context.memory.tidy(&uid);
     done
 }
@@ -149,6 +154,7 @@ async fn step(
     if let Some(deleted) = credential.metadata.deletion_timestamp.clone() {
         return Ok(farewell::farewell(credential, deleted.0, context));
     }
+    let credential = observe::latest(credential, context);
     let credential = farewell::finalizer(credential, context).await?;
     let Some(mut observed) = observe::observe(credential, context).await? else {
         return Ok(Action::await_change());

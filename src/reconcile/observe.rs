@@ -10,7 +10,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use super::{
     Context, custody,
     material::Health,
-    memory::{Inspected, newer},
+    memory::{Entry, Inspected, newer},
     publish::{self, Ownership, Stored},
     stores::ProviderKey,
     take_outcome,
@@ -29,17 +29,18 @@ use crate::{
     render::render,
 };
 
+/// The credential as a watch shows it, or as the broker wrote it, whichever is newer.
+pub(super) fn latest(shown: Arc<MailCredential>, context: &Context) -> Arc<MailCredential> {
+    let latest = |entry: &mut Entry| {
+        newer(Some(shown.clone()), &mut entry.written, |object| object.metadata.resource_version.as_deref())
+    };
+    context.memory.with(checks::uid(&shown), latest).unwrap_or_else(|| shown.clone())
+}
+
 /// What is known about a credential now; `None` while a source of its provider has not been looked at yet (the look
 /// wakes the credential again).
-pub(super) async fn observe(shown: Arc<MailCredential>, context: &Context) -> Result<Option<Observed>, Error> {
-    let uid = shown.uid().unwrap_or_default();
-    let credential = context
-        .memory
-        .with(&uid, |entry| {
-            newer(Some(shown.clone()), &mut entry.written, |object| object.metadata.resource_version.as_deref())
-        })
-        .unwrap_or(shown);
-
+pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) -> Result<Option<Observed>, Error> {
+    let uid = credential.uid().unwrap_or_default();
     // A request that ends while this looks has written what this may have passed already: its end wakes the credential
     // again, and the outcome is taken then.
     let in_flight = context.memory.with(&uid, |entry| entry.in_flight.is_some());
