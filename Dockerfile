@@ -23,7 +23,8 @@ RUN --mount=type=cache,id=mail-token-broker-registry,target=/usr/local/cargo/reg
     target=$(rustc -vV | sed -n 's/^host: //p'); \
     export CARGO_HOME CARGO_NET_OFFLINE SOURCE_DATE_EPOCH; \
     export CFLAGS="-ffile-prefix-map=$CARGO_HOME=/cargo -ffile-prefix-map=/src=/build -ffile-prefix-map=$TARGET_DIR=/build/target"; \
-    export RUSTFLAGS="$(cat tools/release.rustflags) --remap-path-prefix=$CARGO_HOME=/cargo --remap-path-prefix=/src=/build --remap-path-prefix=$TARGET_DIR=/build/target"; \
+    flags=$(cat tools/release.rustflags); \
+    export RUSTFLAGS="$flags --remap-path-prefix=$CARGO_HOME=/cargo --remap-path-prefix=/src=/build --remap-path-prefix=$TARGET_DIR=/build/target"; \
     find src -type f -exec touch {} +; \
     cargo build --locked --release --target "$target" --target-dir "$TARGET_DIR" --bin mail-token-broker; \
     install -D -m 0755 "$TARGET_DIR/$target/release/mail-token-broker" /image/mail-token-broker; \

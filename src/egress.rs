@@ -170,7 +170,8 @@ impl Resolve for GuardedResolver {
 type Answers = Result<Vec<SocketAddr>, ResolveError>;
 
 /// Lookups under way: who asks for a name that is being asked for waits for the same answer, since each lookup occupies a
-/// thread, and many requests to one provider begin together.
+/// thread, and many requests to one provider begin together. All of them then wait for a name server that hangs, each as
+/// long as its own time-out lets it.
 #[derive(Default)]
 struct Lookups(Mutex<HashMap<String, WeakShared<BoxFuture<'static, Answers>>>>);
 
