@@ -94,7 +94,7 @@ pub async fn burst(lab: &mut Lab, server: Server, number: usize) -> Burst {
             by_kind: by_kind(&asked),
             refused: asked.iter().filter(|event| event.code >= 400).count(),
             cpu: (usage::cpu(broker.id()) - before).as_secs_f64() * 1_000.0 / count(number),
-            memory: usage::peak_memory(broker.id()),
+            memory: usage::peak_memory(broker),
         }
     });
     let renewals = view.seen().values().map(|seen| seen.renewal.duration_since(clock).as_secs_f64()).collect();

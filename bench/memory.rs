@@ -49,7 +49,7 @@ pub async fn run(plan: &Plan, report: &mut Report) {
 async fn peak(lab: &Lab) -> f64 {
     let mut broker = lab.broker().await;
     tokio::time::sleep(SETTLE).await;
-    let peak = usage::peak_memory(broker.id());
+    let peak = usage::peak_memory(&broker);
     println!("  peak memory {peak:.1} MiB");
     broker.terminate().await;
     peak

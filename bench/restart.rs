@@ -76,7 +76,7 @@ pub async fn run(plan: &Plan, report: &mut Report) {
         runs.writes.push(count(writes(&asked)));
         runs.requests.push(count(lab.provider.requests().len()));
         runs.quiet.push(last.saturating_duration_since(led).as_secs_f64());
-        runs.memory.push(usage::peak_memory(broker.id()));
+        runs.memory.push(usage::peak_memory(&broker));
         let late = one(&lab, &view, &format!("late-{round}")).await;
         runs.leading.push(late.1.duration_since(late.0).as_secs_f64());
     }

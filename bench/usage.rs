@@ -2,6 +2,8 @@
 
 use std::{fs, thread, time::Duration};
 
+use crate::support::Broker;
+
 /// Time on a CPU of a process' present threads, which in the broker live as long as it does.
 pub fn cpu(process: u32) -> Duration {
     let threads = fs::read_dir(format!("/proc/{process}/task")).unwrap().filter_map(Result::ok);
@@ -12,11 +14,9 @@ pub fn cpu(process: u32) -> Duration {
     Duration::from_nanos(threads.filter_map(nanoseconds).sum())
 }
 
-/// The most memory that a process has had resident, MiB.
-pub fn peak_memory(process: u32) -> f64 {
-    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
+/// The most memory that a broker has had resident, MiB.
+pub fn peak_memory(broker: &Broker) -> f64 {
+    broker.memory("VmHWM") as f64 / f64::from(1 << 20)
 }
 
 /// The machine: its processor, its load, and whatever is busy besides this process.
