@@ -4,26 +4,25 @@
 use http::{HeaderValue, header::ACCEPT};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
-    Client, ResourceExt as _,
-    api::{Api, Patch, PatchParams, PostParams},
+    api::{Patch, PatchParams, PostParams},
     core::{ObjectMeta, PartialObjectMeta, Request},
 };
 use serde_json::{Value, json};
 
+use super::{Context, observe};
 use crate::api::names;
 
 /// Metadata instead of the object: <https://kubernetes.io/docs/reference/using-api/api-concepts/#alternate-representations-of-resources>.
 const METADATA: HeaderValue = HeaderValue::from_static("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1");
 
 /// Makes a Secret.
-pub(super) async fn create(client: &Client, secret: &Secret) -> kube::Result<ObjectMeta> {
-    let namespace = secret.namespace().unwrap_or_default();
-    let secrets = Api::<Secret>::namespaced(client.clone(), &namespace);
+pub(super) async fn create(context: &Context, secret: &Secret) -> kube::Result<ObjectMeta> {
+    let secrets = observe::secrets(context, secret.metadata.namespace.as_deref().unwrap_or_default());
     let params = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
     let body = serde_json::to_vec(secret).map_err(kube::Error::SerdeError)?;
     let mut request = Request::new(secrets.resource_url()).create(&params, body).map_err(kube::Error::BuildRequest)?;
     request.headers_mut().insert(ACCEPT, METADATA);
-    Ok(client.request::<PartialObjectMeta<Secret>>(request).await?.metadata)
+    Ok(context.client.request::<PartialObjectMeta<Secret>>(request).await?.metadata)
 }
 
 /// Lets the API server refuse a write with 409 that was made for another object, or for an older one.

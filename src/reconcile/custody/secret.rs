@@ -178,7 +178,7 @@ pub(super) async fn put(
             data: Some(data.entries().into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
             ..Secret::default()
         };
-        let made = writes::create(&context.client, &secret).await;
+        let made = writes::create(context, &secret).await;
         drop(wiped(secret));
         take(made, kept, credential, context).await?
     } else {

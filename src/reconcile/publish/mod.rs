@@ -226,7 +226,7 @@ async fn create(
         data: Some(content.data.clone()),
         ..Secret::default()
     };
-    match writes::create(&context.client, &secret).await {
+    match writes::create(context, &secret).await {
         Ok(meta) => Ok(meta),
         Err(kube::Error::Api(status)) if status.is_already_exists() => {
             over_existing(credential, name, content, context).await
