@@ -132,11 +132,6 @@ pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>) -
             None => Ok(Action::await_change()),
         };
     }
-    if let Some(unheard) = asked
-        && unheard.ends_within(Duration::ZERO).await
-    {
-        context.waker.credential((namespace, name));
-    }
     context.memory.tidy(&uid);
     done
 }
@@ -316,8 +311,7 @@ fn next(observed: &Observed, decision: &Decision, context: &Context, now: Timest
 
 /// Until just after `at`, since the clock tells whole seconds only.
 fn wait(at: Timestamp, now: Timestamp) -> Duration {
-    let wait = at.duration_since(now).max(k8s_openapi::jiff::SignedDuration::ZERO);
-    Duration::try_from(wait).unwrap_or_default() + Duration::from_millis(20)
+    Duration::try_from(at.duration_since(now)).unwrap_or_default() + Duration::from_millis(20)
 }
 
 fn look_again(observed: &Observed, now: Timestamp) -> Duration {

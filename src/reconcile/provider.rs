@@ -1,6 +1,6 @@
 //! Looks at providers when they or what they refer to change, and tells in their status whether they can be used.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use futures::FutureExt as _;
 use k8s_openapi::jiff::Timestamp;
@@ -18,6 +18,7 @@ use super::{
     Context,
     material::{Prepared, ProviderProblem},
     stores::{ProviderKey, ProviderObject, bundle_config_map},
+    wait,
 };
 use crate::{
     api::{
@@ -70,7 +71,7 @@ pub async fn reconcile(key: &ProviderKey, context: &Arc<Context>) -> Result<Acti
     let next = context.material.note(key, &fingerprint, verdict.as_ref().err(), now);
     write_status(&object, verdict.as_ref().map(Arc::as_ref), context, now).await?;
     wake_credentials(key, context);
-    Ok(next.map_or_else(Action::await_change, |at| Action::requeue(until(at, now))))
+    Ok(next.map_or_else(Action::await_change, |at| Action::requeue(wait(at, now))))
 }
 
 /// Looks at a provider in a task of its own, which wakes it in the end: one that hangs holds up no other.
@@ -107,10 +108,6 @@ fn is_fresh(object: &ProviderObject) -> bool {
 
 fn wake_credentials(key: &ProviderKey, context: &Context) {
     context.links.by_provider(key).into_iter().for_each(|credential| context.waker.credential(credential));
-}
-
-fn until(at: Timestamp, now: Timestamp) -> Duration {
-    Duration::try_from(at.duration_since(now)).unwrap_or_default() + Duration::from_millis(20)
 }
 
 /// When a broken provider is looked at again: transient problems soon, those that a person mends every minute, in case

@@ -3,7 +3,7 @@
 
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
-use futures::FutureExt as _;
+use futures::{FutureExt as _, future::OptionFuture};
 use kube::ResourceExt as _;
 use tokio::sync::oneshot;
 
@@ -112,20 +112,18 @@ pub(super) fn start(errand: Errand, observed: &Observed, context: &Arc<Context>)
     let context = context.clone();
     let lane = context.lanes.try_enter(ProviderKey::of(&credential));
     let (ended, end) = oneshot::channel();
-    let under_way = lane.is_some().then(|| UnderWay(end));
+    let key = (checks::namespace(&credential).to_owned(), credential.name_any());
+    let waker = context.waker.clone();
+    let under_way = lane.is_some().then(|| UnderWay { end, credential: key.clone(), waker });
     let span = tracing::info_span!("request", ?errand, namespace = checks::namespace(&credential), name = %credential.name_any());
     tokio::spawn(tracing::Instrument::instrument(
         async move {
             // Thousands may wait here, with no more than what stands above: an attempt is larger, and made when its turn comes.
-            let lane = async {
-                match lane {
-                    Some(lane) => lane,
-                    None => context.lanes.enter(ProviderKey::of(&credential)).await,
-                }
-            };
-            let attempted = match context.draining.run_until_cancelled(lane).await {
+            // The place in the lane, which was free or comes now, is kept to the end of this.
+            let turn = OptionFuture::from(lane.is_none().then(|| context.lanes.enter(ProviderKey::of(&credential))));
+            let attempted = match context.draining.run_until_cancelled(turn).await {
                 None => None,
-                Some(_lane) => {
+                Some(_turn) => {
                     let attempted = Box::pin(attempt(errand, credential.clone(), grant, published, first, &context));
                     AssertUnwindSafe(attempted).catch_unwind().await.unwrap_or_else(|_| {
                         context.metrics.reconcile_error("panic");
@@ -142,7 +140,7 @@ pub(super) fn start(errand: Errand, observed: &Observed, context: &Arc<Context>)
             });
             context.memory.finish(&uid, outcome);
             if ended.send(()).is_err() {
-                context.waker.credential((checks::namespace(&credential).to_owned(), credential.name_any()));
+                context.waker.credential(key);
             }
         },
         span,

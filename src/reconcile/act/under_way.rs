@@ -4,33 +4,64 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-/// An attempt that has gone out at once.
-pub(in crate::reconcile) struct UnderWay(pub(super) oneshot::Receiver<()>);
+use super::super::{Waker, stores::Key};
+
+/// An attempt that has gone out at once. Where nobody has waited for its end, the end wakes the credential: it is told
+/// once, either way.
+pub(in crate::reconcile) struct UnderWay {
+    /// Is told of the end.
+    pub(super) end: oneshot::Receiver<()>,
+    /// Whose attempt it is.
+    pub(super) credential: Key,
+    /// Wakes it.
+    pub(super) waker: Waker,
+}
 
 impl UnderWay {
-    /// Whether it ends within this time. If not, its end wakes the credential.
+    /// Whether it ends within this time.
     pub(in crate::reconcile) async fn ends_within(mut self, time: Duration) -> bool {
-        if let Ok(ended) = tokio::time::timeout(time, &mut self.0).await {
-            return ended.is_ok();
+        tokio::time::timeout(time, &mut self.end).await.is_ok_and(|ended| ended.is_ok())
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        // An end that comes from here on finds nobody, and whoever sends it wakes the credential.
+        self.end.close();
+        if self.end.try_recv().is_ok() {
+            self.waker.credential(self.credential.clone());
         }
-        self.0.close();
-        self.0.try_recv().is_ok()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::mpsc;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
     async fn an_end_is_either_waited_for_or_told_to_the_queue() {
         let patience = Duration::from_secs(1);
-        let (ended, end) = oneshot::channel();
-        ended.send(()).unwrap();
-        assert!(UnderWay(end).ends_within(patience).await);
+        let (credentials, mut woken) = mpsc::unbounded_channel();
+        let waker = Waker { credentials, providers: mpsc::unbounded_channel().0 };
+        let credential: Key = ("shop".to_owned(), "billing".to_owned());
+        let under_way = |end| UnderWay { end, credential: credential.clone(), waker: waker.clone() };
 
         let (ended, end) = oneshot::channel();
-        assert!(!UnderWay(end).ends_within(patience).await);
+        ended.send(()).unwrap();
+        assert!(under_way(end).ends_within(patience).await);
+        assert!(woken.is_empty());
+
+        let (ended, end) = oneshot::channel();
+        assert!(!under_way(end).ends_within(patience).await);
         assert!(ended.send(()).is_err(), "nobody waits any more");
+        assert!(woken.is_empty());
+
+        let (ended, end) = oneshot::channel();
+        let unheard = under_way(end);
+        ended.send(()).unwrap();
+        drop(unheard);
+        assert_eq!(woken.try_recv(), Ok(credential.clone()));
     }
 }
