@@ -1,8 +1,11 @@
 //! The one place that reads the wall clock; everything else takes the time as an argument.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::jiff::Timestamp;
+
+/// By how much what is due at a time is done later, so that the clock is past it.
+const JUST_AFTER: Duration = Duration::from_millis(20);
 
 /// Tells the time in whole seconds, because `metav1.Time` is serialised in whole seconds and a fraction would make
 /// every comparison with what was stored differ.
@@ -25,5 +28,27 @@ impl Clock {
     pub fn now(&self) -> Timestamp {
         let now = (self.0)();
         Timestamp::from_second(now.as_second()).unwrap_or(now)
+    }
+
+    /// How long it is until just after `at`. Counted with the fraction of the present second: a wait from `now` on would end
+    /// up to a second late.
+    pub fn until(&self, at: Timestamp) -> Duration {
+        Duration::try_from(at.duration_since((self.0)())).unwrap_or_default() + JUST_AFTER
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::jiff::SignedDuration;
+
+    use super::*;
+
+    #[test]
+    fn a_wait_ends_just_after_its_time_though_the_clock_tells_whole_seconds() {
+        let second = Timestamp::from_second(1_800_000_000).unwrap();
+        let clock = Clock::from_fn(move || second + SignedDuration::from_millis(900));
+        assert_eq!(clock.now(), second);
+        assert_eq!(clock.until(second + SignedDuration::from_secs(1)), Duration::from_millis(100) + JUST_AFTER);
+        assert_eq!(clock.until(second), JUST_AFTER);
     }
 }

@@ -256,8 +256,8 @@ fn why_a_token_is_needed(observed: &Observed, now: Timestamp) -> Option<IssueRea
     if schedule::is_from_the_future(token.issued_at, now) {
         return Some(IssueReason::FromTheFuture);
     }
-    let due = schedule::renewal(token, &observed.credential.spec.renewal, checks::uid(&observed.credential)).at;
-    (now >= due).then_some(IssueReason::RenewalDue)
+    let plan = schedule::renewal(token, &observed.credential.spec.renewal, checks::uid(&observed.credential));
+    (now >= plan.second()).then_some(IssueReason::RenewalDue)
 }
 
 /// There is a token that serves: where the target has none, in the Secret of the name before.

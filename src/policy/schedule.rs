@@ -34,10 +34,17 @@ pub fn is_from_the_future(at: Timestamp, now: Timestamp) -> bool {
 /// When a token is renewed, and whether `minValidity` could be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RenewalPlan {
-    /// When the token is renewed.
+    /// When the token is renewed. The fraction spreads the renewals of one second.
     pub at: Timestamp,
     /// The token's lifetime, if renewing after half of it still leaves less than `minValidity`.
     pub too_short: Option<SignedDuration>,
+}
+
+impl RenewalPlan {
+    /// From when on the renewal is due, as the status tells it: the clock tells whole seconds.
+    pub fn second(&self) -> Timestamp {
+        Timestamp::from_second(self.at.as_second()).unwrap_or(self.at)
+    }
 }
 
 /// Plans the renewal of `token` of the credential `uid`.

@@ -51,7 +51,7 @@ fn token_status(observed: &Observed, published: &Published, before: Option<&Toke
     Some(TokenStatus {
         issued_at: Time(token.issued_at),
         expires_at: Time(token.expires_at),
-        renewal_time: Time(whole_seconds(plan(observed, token).at)),
+        renewal_time: Time(plan(observed, token).second()),
         scopes: token.scopes.clone(),
         fingerprint: token.fingerprint.clone(),
         length: token.length.and_then(|length| i64::try_from(length).ok()).unwrap_or(known),
@@ -60,10 +60,6 @@ fn token_status(observed: &Observed, published: &Published, before: Option<&Toke
 
 fn plan(observed: &Observed, token: &TokenFacts) -> schedule::RenewalPlan {
     schedule::renewal(token, &observed.credential.spec.renewal, checks::uid(&observed.credential))
-}
-
-fn whole_seconds(at: Timestamp) -> Timestamp {
-    Timestamp::from_second(at.as_second()).unwrap_or(at)
 }
 
 fn conditions(

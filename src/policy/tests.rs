@@ -261,6 +261,17 @@ fn conflicts_tell_both_ways_out() {
 }
 
 #[test]
+fn a_renewal_is_due_in_the_second_that_the_status_tells() {
+    let Decision::Wait { until } = decided(|_| ()) else { panic!("nothing is due yet") };
+    assert_ne!(until.subsec_nanosecond(), 0, "this one's jitter has a fraction");
+    let told = crate::policy::status::status(&Case::ready().observed, &Decision::Wait { until }, at(0)).token.unwrap();
+    let second = told.renewal_time.0;
+    assert_eq!(decided(|case| case.now = second), Decision::Issue(IssueReason::RenewalDue));
+    let before = at(second.as_second() - at(0).as_second() - 1);
+    assert_eq!(decided(|case| case.now = before), Decision::Wait { until });
+}
+
+#[test]
 fn what_stands_first_wins() {
     // Each adds what is decided before all that stands above it here.
     let changes: [(Change, Expected); 8] = [

@@ -300,18 +300,12 @@ fn next(observed: &Observed, decision: &Decision, context: &Context, now: Timest
         Decision::Suspended | Decision::Stall(_) => None,
     };
     let turn = next_turn(observed, now);
-    // From here on: to tell the status may have taken long.
-    let wake = due.into_iter().chain(turn).min().map(|at| wait(at, context.clock.now()));
+    let wake = due.into_iter().chain(turn).min().map(|at| context.clock.until(at));
     let again = match decision {
         Decision::Stall(_) => Some(look_again(observed, now)),
         _ => None,
     };
     wake.into_iter().chain(again).min().map_or_else(Action::await_change, Action::requeue)
-}
-
-/// Until just after `at`, since the clock tells whole seconds only.
-fn wait(at: Timestamp, now: Timestamp) -> Duration {
-    Duration::try_from(at.duration_since(now)).unwrap_or_default() + Duration::from_millis(20)
 }
 
 fn look_again(observed: &Observed, now: Timestamp) -> Duration {

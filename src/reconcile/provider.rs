@@ -18,7 +18,6 @@ use super::{
     Context,
     material::{Prepared, ProviderProblem},
     stores::{ProviderKey, ProviderObject, bundle_config_map},
-    wait,
 };
 use crate::{
     api::{
@@ -71,7 +70,7 @@ pub async fn reconcile(key: &ProviderKey, context: &Arc<Context>) -> Result<Acti
     let next = context.material.note(key, &fingerprint, verdict.as_ref().err(), now);
     write_status(&object, verdict.as_ref().map(Arc::as_ref), context, now).await?;
     wake_credentials(key, context);
-    Ok(next.map_or_else(Action::await_change, |at| Action::requeue(wait(at, now))))
+    Ok(next.map_or_else(Action::await_change, |at| Action::requeue(context.clock.until(at))))
 }
 
 /// Looks at a provider in a task of its own, which wakes it in the end: one that hangs holds up no other.
