@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
+    fs::{self, File},
     io::{Read as _, Seek as _, SeekFrom},
     time::{Duration, Instant},
 };
@@ -145,6 +145,12 @@ impl Lab {
         self.asked();
     }
 
+    /// The process of the API server.
+    pub fn api_server(&self) -> u32 {
+        let process = fs::read_to_string(self.ns.cluster.dir().join("run/kube-apiserver.pid")).unwrap();
+        process.trim().parse().unwrap()
+    }
+
     /// What the broker has asked the API server for since the last call, without its lease.
     pub fn asked(&mut self) -> Vec<AuditEvent> {
         let mut log = File::open(self.ns.cluster.env("AUDIT_LOG")).unwrap();
@@ -176,7 +182,7 @@ pub fn writes(asked: &[AuditEvent]) -> usize {
     asked.iter().filter(|event| event.is_write()).count()
 }
 
-/// `create secrets 1000, patch mailcredentials/status 1000`.
+/// `create secrets 1000, update mailcredentials/status 1000`.
 pub fn by_kind(asked: &[AuditEvent]) -> String {
     let mut counts = BTreeMap::<_, usize>::new();
     for event in asked {
