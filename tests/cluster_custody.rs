@@ -88,7 +88,7 @@ async fn client_credentials_still_cost_two_writes() {
     let stage = Stage::new().await;
     stage.issued(credential("billing")).await;
     stage.wrote("secrets", "billing", &["create"]).await;
-    stage.wrote("mailcredentials/status", "billing", &["patch"]).await;
+    stage.wrote("mailcredentials/status", "billing", &["update"]).await;
     assert_eq!(stage.writes("secrets", "billing-grant").len(), 0);
 }
 

@@ -17,7 +17,7 @@ async fn a_credential_becomes_ready_with_one_request_and_two_writes_and_no_event
     stage.mark("mark").await;
     assert_eq!(stage.idp.token_requests().len(), 2, "one for each credential");
     stage.wrote("secrets", "billing", &["create"]).await;
-    stage.wrote("mailcredentials/status", "billing", &["patch"]).await;
+    stage.wrote("mailcredentials/status", "billing", &["update"]).await;
     stage.wrote("mailproviders/status", "idp", &["patch"]).await;
     assert!(stage.ns.told("billing").await.is_empty());
     assert!(stage.ns.told("idp").await.is_empty());

@@ -41,7 +41,7 @@ async fn a_standby_goes_on_where_a_killed_leader_stopped_and_asks_for_nothing_tw
     stage.mark("after").await;
     stage.ready("before").await;
     assert_eq!(stage.idp.token_requests().len(), 2);
-    assert_eq!(stage.writes("mailcredentials/status", "before"), ["patch"]);
+    assert_eq!(stage.writes("mailcredentials/status", "before"), ["update"]);
     assert_eq!(stage.writes("secrets", "before"), ["create"]);
     tried("F10", 1, "nothing");
 }

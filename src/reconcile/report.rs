@@ -1,16 +1,12 @@
-//! Tells: one patch of the status if it differs, and an Event if a condition turned.
+//! Tells: one write of the status if it differs, and an Event if a condition turned.
 
 use std::sync::Arc;
 
-use kube::{
-    Api, Resource as _, ResourceExt as _,
-    api::{Patch, PatchParams},
-};
-use serde_json::json;
+use kube::Resource as _;
 
-use super::{Context, full_name};
+use super::{Context, full_name, writes};
 use crate::{
-    api::{MailCredential, names},
+    api::MailCredential,
     error::Error,
     fail_point,
     policy::{
@@ -60,23 +56,8 @@ pub(super) async fn report(
     if under_way && (patient || !tells_of_an_end(&before.conditions, &after.conditions)) {
         return Ok(true);
     }
-    let api: Api<MailCredential> = Api::namespaced(context.client.clone(), checks::namespace(credential));
-    let patch = json!({
-        "apiVersion": MailCredential::api_version(&()),
-        "kind": MailCredential::kind(&()),
-        // The uid keeps the status from a credential that was deleted and made anew, the version from one that another
-        // broker, which leads now, has written.
-        "metadata": {
-            "name": credential.name_any(),
-            "uid": credential.metadata.uid,
-            "resourceVersion": credential.metadata.resource_version,
-        },
-        "status": after,
-    });
-    let params = PatchParams::apply(names::MANAGER).force();
     fail_point::pass("before-status").await;
-    let written = api.patch_status(&credential.name_any(), &params, &Patch::Apply(&patch)).await;
-    match written {
+    match writes::status(context, credential, &after).await {
         Ok(mut written) => {
             written.metadata.managed_fields = None;
             context.memory.with(checks::uid(credential), |entry| {
