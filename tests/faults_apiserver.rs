@@ -65,7 +65,7 @@ async fn whatever_becomes_of_a_write_each_token_is_asked_for_once_and_written_in
 
     for (name, trouble) in names.iter().zip(TROUBLES) {
         api.next(2, "PATCH", &format!("/secrets/{name}?"), trouble.clone());
-        api.next(2, "PATCH", &format!("/mailcredentials/{name}/status"), trouble);
+        api.next(2, "PUT", &format!("/mailcredentials/{name}/status"), trouble);
     }
     renew_all(&stage.ns, &names, "1").await;
     api.done().await;
@@ -75,7 +75,7 @@ async fn whatever_becomes_of_a_write_each_token_is_asked_for_once_and_written_in
 
     // Nothing but the status is to be written: no watch will wake anybody.
     for (name, trouble) in names.iter().zip(TROUBLES) {
-        api.next(1, "PATCH", &format!("/mailcredentials/{name}/status"), trouble);
+        api.next(1, "PUT", &format!("/mailcredentials/{name}/status"), trouble);
         stage.ns.patch::<MailCredential>(name, json!({"spec": {"suspend": true}})).await;
     }
     for name in &names {
@@ -132,7 +132,7 @@ async fn a_call_that_is_never_answered_is_given_up_and_made_again() {
         stage.issued(credential(name)).await;
     }
     api.next(1, "PATCH", "/secrets/first?", Trouble::Silence);
-    api.next(1, "PATCH", "/mailcredentials/second/status", Trouble::Silence);
+    api.next(1, "PUT", "/mailcredentials/second/status", Trouble::Silence);
     renew_all(&stage.ns, &names, "1").await;
     api.done().await;
     assert_eq!(stage.idp.token_requests().len(), 2 * names.len());

@@ -61,7 +61,7 @@ async fn what_a_leader_wrote_before_it_was_cut_off_and_comes_late_is_refused() {
         ns.condition::<MailCredential>(name, "Ready", "TokenValid").await;
     }
 
-    api.next(1, "PATCH", "/mailcredentials/told/status", Trouble::Held);
+    api.next(1, "PUT", "/mailcredentials/told/status", Trouble::Held);
     idp.next(Answer::status(503));
     ask(&ns, "told", "1").await;
     idp.token_requests_reach(3).await;
