@@ -29,6 +29,8 @@ const SHORT: u64 = 40;
 const STILL: Duration = Duration::from_secs(30);
 /// Until everything is well again: a call that hangs is given up after 30 s.
 const RECOVERY: Duration = Duration::from_secs(60);
+/// Until the API server is well again by itself: it may take a minute to give up a connection to etcd, and then dials again.
+const API_SERVER: Duration = Duration::from_secs(120);
 
 /// A cluster alone with a broker and many credentials, one of which is in the middle of an exchange.
 struct Scene {
@@ -108,7 +110,7 @@ impl Scene {
 
     /// Applies a credential, as soon as the API server serves its kind again.
     async fn apply(&self, name: &str) {
-        until_in(RECOVERY, "the API server takes a credential", async || {
+        until_in(API_SERVER, "the API server takes a credential", async || {
             let tried = tokio::time::timeout(Duration::from_secs(2), self.ns.try_apply(credential(name))).await;
             tried.map_err(|late| late.to_string())?.map(drop).map_err(|error| error.to_string())
         })
