@@ -1,17 +1,20 @@
-//! How is written. A Secret is made by a POST, changed by a JSON Patch (RFC 6902) that is fenced by uid and
+//! How objects are written. A Secret is made by a POST, changed by a JSON Patch (RFC 6902) that is fenced by uid and
 //! resourceVersion, and answered by metadata alone: what was written does not come back. A status is replaced by a PUT.
 
 use http::{HeaderValue, header::ACCEPT};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
-    Resource as _, ResourceExt as _,
+    Api, Resource as _, ResourceExt as _,
     api::{Patch, PatchParams, PostParams},
     core::{ObjectMeta, PartialObjectMeta, Request},
 };
 use serde_json::{Value, json};
 
 use super::{Context, observe};
-use crate::api::{MailCredential, names, status::MailCredentialStatus};
+use crate::{
+    api::{MailCredential, names, status::MailCredentialStatus},
+    policy::checks,
+};
 
 /// Metadata instead of the object: <https://kubernetes.io/docs/reference/using-api/api-concepts/#alternate-representations-of-resources>.
 const METADATA: HeaderValue = HeaderValue::from_static("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1");
@@ -45,10 +48,8 @@ pub(super) async fn status(
         },
         "status": status,
     });
-    let body = serde_json::to_vec(&body).map_err(kube::Error::SerdeError)?;
-    let request = Request::new(MailCredential::url_path(&(), meta.namespace.as_deref()));
-    let request = request.replace_subresource("status", &credential.name_any(), &post(), body);
-    context.client.request(request.map_err(kube::Error::BuildRequest)?).await
+    let api: Api<MailCredential> = Api::namespaced(context.client.clone(), checks::namespace(credential));
+    api.replace_subresource("status", &credential.name_any(), &post(), &body).await
 }
 
 /// Lets the API server refuse a write with 409 that was made for another object, or for an older one.
