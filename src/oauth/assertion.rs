@@ -1,6 +1,6 @@
 //! JWTs by which a client proves who it is (RFC 7523 section 2.2), and the keys that sign them.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, ops::RangeInclusive, sync::Arc};
 
 use aws_lc_rs::{
     rand::SystemRandom,
@@ -21,12 +21,15 @@ use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 
-use super::client_auth::Occasion;
+use super::{client_auth::Occasion, rsa::modulus_bits};
 use crate::api::authentication::SigningAlgorithm;
 
 /// PEM beyond this is refused before it is parsed (CVE-2024-12401: parsing 856 kB took cert-manager 750 ms). The largest
-/// sensible key, RSA with 16,384 bits, has 13 kB.
+/// key that is accepted, RSA with 4,096 bits, has 3.3 kB.
 const PEM_MAX: usize = 32 * 1024;
+/// Bits of an RSA key. RFC 7518 section 3.3 asks for 2,048 at least. A signature with 4,096 bits takes some 5 ms, one with
+/// 8,192 bits 33 ms.
+const RSA_BITS: RangeInclusive<usize> = 2_048..=4_096;
 /// How long an assertion is valid; Microsoft asks for 5 to 10 minutes at most.
 const LIFETIME: SignedDuration = SignedDuration::from_mins(5);
 /// Assertions say that they were made this long ago, for providers whose clock is behind.
@@ -43,10 +46,13 @@ pub enum KeyFlaw {
     NoKey,
     /// A key that cannot sign with the algorithm.
     #[error(
-        "holds a key that does not fit the algorithm: PS256 and RS256 need RSA with 2048 bits or more, ES256 needs EC \
+        "holds a key that does not fit the algorithm: PS256 and RS256 need RSA, ES256 needs EC \
          P-256, EdDSA needs Ed25519"
     )]
     WrongKind,
+    /// An RSA key that is too short or too long; its bits.
+    #[error("holds an RSA key of {0} bits, and only those of 2048 to 4096 bits are used")]
+    RsaBits(usize),
     /// No certificate in it.
     #[error("holds no certificate in PEM")]
     NoCertificate,
@@ -109,6 +115,9 @@ impl SigningKey {
     ) -> Result<Self, (KeyFlaw, Part)> {
         let of_key = |flaw| (flaw, Part::Key);
         let der = private_key(key).map_err(of_key)?;
+        if let Some(bits) = modulus_bits(&der).filter(|bits| !RSA_BITS.contains(bits)) {
+            return Err(of_key(KeyFlaw::RsaBits(bits)));
+        }
         let signer = signer(&der, algorithm).map_err(of_key)?;
         let mut this = Self { signer, algorithm: name(algorithm), key_id, thumbprint: None, expires_at: None };
         if let Some(pem) = certificate {
@@ -203,6 +212,9 @@ pub enum KeyFileFlaw {
     /// A JSON file of another kind, such as that of an OAuth client or of an external account.
     #[error("is a JSON file of another kind: its type must be service_account")]
     OtherKind,
+    /// Its RSA key is too short or too long; its bits.
+    #[error("holds an RSA key of {0} bits, and only those of 2048 to 4096 bits are used")]
+    RsaBits(usize),
     /// Its private key cannot be used.
     #[error("holds a private key that cannot be used: it must be RSA in PEM, as downloaded")]
     Key,
@@ -235,7 +247,10 @@ impl ServiceAccountKey {
             return Err(KeyFileFlaw::NotAKeyFile);
         };
         let key = SigningKey::read(pem.expose_secret().as_bytes(), None, SigningAlgorithm::RS256, file.private_key_id)
-            .map_err(|_| KeyFileFlaw::Key)?;
+            .map_err(|(flaw, _)| match flaw {
+                KeyFlaw::RsaBits(bits) => KeyFileFlaw::RsaBits(bits),
+                _ => KeyFileFlaw::Key,
+            })?;
         let client_id = file.client_id.unwrap_or_else(|| email.clone());
         Ok(Self { key, email, client_id })
     }
@@ -392,6 +407,27 @@ mod tests {
         assert_eq!(read(ec_pem.as_bytes(), longest, es), (KeyFlaw::NoCertificate, Part::Certificate));
         assert_eq!(read(ec_pem.as_bytes(), Some(ec_pem.as_bytes()), es), (KeyFlaw::NoCertificate, Part::Certificate));
         assert_eq!(read(ec_pem.as_bytes(), Some(other.as_bytes()), es), (KeyFlaw::Mismatch, Part::Certificate));
+    }
+
+    #[test]
+    fn an_rsa_key_has_2048_to_4096_bits_and_the_flaw_names_what_it_has() {
+        for (bits, flaw) in [
+            (1024, KeyFlaw::RsaBits(1024)),
+            (2047, KeyFlaw::RsaBits(2047)),
+            // Of a length that is taken: only the beginning of a key was made.
+            (2048, KeyFlaw::WrongKind),
+            (4096, KeyFlaw::WrongKind),
+            (4097, KeyFlaw::RsaBits(4097)),
+            (8192, KeyFlaw::RsaBits(8192)),
+        ] {
+            let body = base64::prelude::BASE64_STANDARD.encode(crate::oauth::rsa::tests::pkcs_1(bits));
+            let pem = format!("-----BEGIN RSA PRIVATE KEY-----\n{body}\n-----END RSA PRIVATE KEY-----\n");
+            let read = SigningKey::read(pem.as_bytes(), None, SigningAlgorithm::RS256, None);
+            assert_eq!(read.unwrap_err(), (flaw, Part::Key));
+            let file = json!({"type": "service_account", "client_email": "a@b", "private_key": pem}).to_string();
+            let read = ServiceAccountKey::read(file.as_bytes()).unwrap_err();
+            assert_eq!(matches!(read, KeyFileFlaw::RsaBits(found) if found == bits), flaw != KeyFlaw::WrongKind);
+        }
     }
 
     #[test]

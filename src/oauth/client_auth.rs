@@ -42,6 +42,11 @@ pub struct Occasion<'a> {
 const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
 impl ClientAuth {
+    /// Whether a request with it needs a signature by a key that the broker holds.
+    pub fn signs(&self) -> bool {
+        matches!(self, Self::PrivateKeyJwt(_) | Self::ServiceAccountKey(_))
+    }
+
     /// Adds the client's name, and its proof where that goes into the body.
     pub(super) fn write_body(
         &self,

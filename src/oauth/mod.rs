@@ -9,6 +9,7 @@ pub mod discovery;
 pub mod grant;
 pub mod refusal;
 pub mod revocation;
+mod rsa;
 pub mod token;
 
 pub use claims::Claims;

@@ -2,7 +2,7 @@
 
 use k8s_openapi::jiff::SignedDuration;
 
-use super::{Attempt, Brought, Step, client_status, unique, unkept, unmade};
+use super::{Attempt, Brought, Step, client_status, sign::signed, unique, unkept};
 use crate::{
     api::{Reason, Retry},
     idp::Exchange,
@@ -37,14 +37,12 @@ pub(super) async fn begin(attempt: &Attempt, entry: &Authentication, auth: &Clie
                     grant.refreshToken and `mail-token-broker login`";
         return Some(Err(Refusal::new(Reason::InvalidSpec, what)));
     };
-    let unique = unique();
-    let occasion = Occasion { audience: &prepared.endpoints.token_url, unique: &unique, now: context.clock.now() };
-    let client_id = &attempt.object.spec().client.id;
-    let wire = match device_authorization_request(url, client_id, auth, &attempt.scopes, occasion) {
-        Ok(wire) => wire,
-        Err(error) => return Some(Err(unmade(&error))),
-    };
-    let answer = attempt.send(wire).await?;
+    let wire = signed(auth, || {
+        let unique = unique();
+        let occasion = Occasion { audience: &prepared.endpoints.token_url, unique: &unique, now: context.clock.now() };
+        device_authorization_request(url, &attempt.object.spec().client.id, auth, &attempt.scopes, occasion)
+    });
+    let answer = attempt.send(url, wire).await?;
     let authorization = answer.and_then(|exchange| {
         let read = read_device_authorization(&exchange.response, exchange.sent_at);
         read.map_err(|refusal| begun_in_vain(attempt.refined(refusal, auth)))

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 mod answer;
 mod device;
 mod revoke;
+mod sign;
 mod token;
 mod under_way;
 
@@ -249,44 +250,54 @@ impl Attempt {
         }
     }
 
-    /// A token request as it goes over the wire.
-    fn request(&self, auth: &ClientAuth, grant: GrantProof<'_>) -> Result<http::Request<Vec<u8>>, Refusal> {
-        let request = TokenRequest {
-            token_url: &self.prepared.endpoints.token_url,
-            client_id: &self.object.spec().client.id,
-            auth,
-            grant,
-            scopes: &self.scopes,
-            unique: &unique(),
-            now: self.context.clock.now(),
-        };
-        token_request(&request).map_err(|error| unmade(&error))
+    /// A token request as it goes over the wire, signed now.
+    async fn request(&self, auth: &ClientAuth, grant: GrantProof<'_>) -> Result<http::Request<Vec<u8>>, RequestError> {
+        sign::signed(auth, || {
+            token_request(&TokenRequest {
+                token_url: &self.prepared.endpoints.token_url,
+                client_id: &self.object.spec().client.id,
+                auth,
+                grant,
+                scopes: &self.scopes,
+                unique: &unique(),
+                now: self.context.clock.now(),
+            })
+        })
+        .await
     }
 
     /// Sends a token request while this broker leads; `None` if it does not any more.
     async fn ask(&self, auth: &ClientAuth, grant: GrantProof<'_>) -> Option<Result<(TokenAnswer, Exchange), Refusal>> {
-        let wire = match self.request(auth, grant) {
-            Ok(wire) => wire,
-            Err(refusal) => return Some(Err(refusal)),
-        };
         let timer = self.context.metrics.token_request(self.profile.preset);
-        let exchange = self.send(wire).await?;
+        let exchange = self.send(&self.prepared.endpoints.token_url, self.request(auth, grant)).await?;
         let answer = exchange.and_then(|exchange| Ok((self.read(&exchange, auth)?, exchange)));
         self.count(timer, answer.as_ref().map(|(answer, _)| answer));
         Some(answer)
     }
 
-    /// Sends any request while this broker leads; `None` if it does not any more.
-    async fn send(&self, wire: http::Request<Vec<u8>>) -> Option<Result<Exchange, Refusal>> {
-        let leadership = self.context.leadership.clone();
-        match self.prepared.client.send(wire, move || leadership.is_leader()).await {
-            Ok(exchange) => Some(Ok(exchange)),
-            Err(TransportError::Withheld) => {
-                tracing::info!("another broker leads now: the request was not sent");
-                None
-            }
-            Err(error) => Some(Err(self.unanswered(&error))),
+    /// Sends a request to `url` while this broker leads; `None` if it does not any more. `make` makes the request once the
+    /// queue has let it through: an assertion in it is valid for minutes only.
+    async fn send(
+        &self,
+        url: &str,
+        make: impl Future<Output = Result<http::Request<Vec<u8>>, RequestError>>,
+    ) -> Option<Result<Exchange, Refusal>> {
+        let Ok(uri) = url.parse() else {
+            return Some(Err(Refusal::new(Reason::RequestRefused, "the endpoint is no URL")));
+        };
+        let turn = match self.prepared.client.turn(&uri).await {
+            Ok(turn) => turn,
+            Err(error) => return Some(Err(self.unanswered(&error))),
+        };
+        let wire = match make.await {
+            Ok(wire) => wire,
+            Err(error) => return Some(Err(unmade(&error))),
+        };
+        if !self.context.leadership.is_leader() {
+            tracing::info!("another broker leads now: the request was not sent");
+            return None;
         }
+        Some(turn.send(wire).await.map_err(|error| self.unanswered(&error)))
     }
 
     /// What the answer to a request with `auth` is worth.

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use kube::ResourceExt as _;
 use secrecy::SecretString;
 
-use super::{Attempt, unique, unmade};
+use super::{Attempt, sign::signed, unique};
 use crate::{
     api::{MailCredential, Reason, Retry, names},
     oauth::{
@@ -120,13 +120,15 @@ impl Attempt {
 
     async fn ask_to_revoke(&self, auth: &ClientAuth, token: &SecretString, kind: TokenKind) -> Result<(), Refusal> {
         let Self { context, prepared, object, .. } = self;
-        let unique = unique();
-        let occasion = Occasion { audience: &prepared.endpoints.token_url, unique: &unique, now: context.clock.now() };
         let url = prepared.endpoints.revocation_url.as_deref().unwrap_or_default();
-        let wire = revocation_request(url, &object.spec().client.id, auth, token, kind, occasion);
-        let wire = wire.map_err(|error| unmade(&error))?;
+        let wire = signed(auth, || {
+            let unique = unique();
+            let audience = &prepared.endpoints.token_url;
+            let occasion = Occasion { audience, unique: &unique, now: context.clock.now() };
+            revocation_request(url, &object.spec().client.id, auth, token, kind, occasion)
+        });
         let leads_no_more = || Refusal::new(Reason::ProviderUnavailable, "another broker leads now");
-        let exchange = self.send(wire).await.ok_or_else(leads_no_more)??;
+        let exchange = self.send(url, wire).await.ok_or_else(leads_no_more)??;
         read_revocation(&exchange.response, exchange.sent_at).map_err(|refusal| self.refined(refusal, auth))
     }
 }

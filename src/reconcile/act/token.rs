@@ -6,7 +6,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::SignedDuration;
 use secrecy::SecretString;
 
-use super::{Attempt, Step, unkept};
+use super::{Attempt, Step, unkept, unmade};
 use crate::{
     api::{Reason, grant::GrantType},
     idp::Exchange,
@@ -100,9 +100,9 @@ async fn spend(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth, cla
         if !leads(attempt) {
             return None;
         }
-        let wire = match attempt.request(auth, GrantProof::RefreshToken(&held.refresh_token)) {
+        let wire = match attempt.request(auth, GrantProof::RefreshToken(&held.refresh_token)).await {
             Ok(wire) => wire,
-            Err(refusal) => return Some(Err(refusal)),
+            Err(error) => return Some(Err(unmade(&error))),
         };
         let timer = attempt.context.metrics.token_request(attempt.profile.preset);
         let (answer, unclear) = match turn.send(wire).await {
