@@ -42,12 +42,12 @@ async fn a_short_provider_is_completed() {
         made["spec"],
         json!({
             "microsoft": {"tenantID": "contoso.onmicrosoft.com", "cloud": "Public"},
-            "client": {"id": "mailer", "authentication": [{"clientSecret": {"secretRef": reference, "method": "Post"}}]},
+            "client": {"id": "mailer", "authentication": [{"clientSecret": {"secretRef": reference}}]},
         })
     );
 }
 
-/// kstatus (kubectl wait, Flux, Argo CD) takes an object without a status for ready.
+/// kstatus (Flux) takes an object without a status for ready.
 #[tokio::test]
 async fn a_new_object_of_any_kind_has_not_been_observed() {
     let ns = Cluster::shared().namespace().await;

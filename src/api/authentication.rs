@@ -68,8 +68,9 @@ pub struct PrivateKeyJwt {
     #[serde(rename = "keyID", default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256), regex(pattern = CLIENT_ID))]
     pub key_id: Option<String>,
-    /// The signature algorithm.
+    /// The signature algorithm: PS256 unless set.
     #[serde(default)]
+    #[schemars(transform = without_default)]
     pub algorithm: SigningAlgorithm,
 }
 
@@ -93,8 +94,9 @@ pub enum SigningAlgorithm {
 pub struct ClientSecret {
     /// Where the secret stands.
     pub secret_ref: KeyRef,
-    /// Whether it is sent in the body or in the Authorization header.
+    /// Whether it is sent in the body (Post, unless set) or in the Authorization header (Basic).
     #[serde(default)]
+    #[schemars(transform = without_default)]
     pub method: SecretMethod,
     /// When the provider will stop to accept it, as told when it was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]

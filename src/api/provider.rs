@@ -76,7 +76,7 @@ pub struct ProviderSpec {
     /// Google Workspace and Gmail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub google: Option<Google>,
-    /// Yahoo Mail and AOL.
+    /// Yahoo Mail. AOL has other endpoints and needs `oauth2`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub yahoo: Option<Yahoo>,
     /// Fastmail.

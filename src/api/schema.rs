@@ -85,8 +85,16 @@ pub(super) const DOD_RULE: &str = "!has(self.microsoft) || !has(self.microsoft.c
 pub(super) const DOD_MESSAGE: &str =
     "the cloud USGovDoD has no published mail servers: name yours in spec.servers, such as smtp: {host: …, port: 587}";
 
+/// Takes the default of a field out of the schema; the code keeps it.
+///
+/// For fields inside of lists: Argo CD compares a list as a whole, so a default that the API server adds to an item leaves the
+/// object out of sync for ever.
+pub(super) fn without_default(schema: &mut schemars::Schema) {
+    schema.remove("default");
+}
+
 /// Sets what no attribute of the derive can. `status.observedGeneration` is -1 until the broker has looked at an
-/// object, so that kstatus (`kubectl wait`, Flux, Argo CD) waits for it. Durations are shown as people write them, where
+/// object, so that kstatus (Flux) waits for it. Durations are shown as people write them, where
 /// the derive would write 600s.
 pub(super) fn finish(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
     for version in &mut crd.spec.versions {
