@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -54,9 +54,20 @@ pub async fn serve(
     admin: Admin,
     ended: CancellationToken,
 ) -> std::io::Result<impl Future<Output = std::io::Result<()>> + Send + 'static> {
-    let listener = TcpListener::bind(address).await?;
+    let listener = bind(address).await?;
     tracing::info!(address = %listener.local_addr()?, "serving /metrics, /livez and /readyz");
     Ok(serve_at(listener, admin, ended))
+}
+
+/// Listens. `[::]` is every address of both families; where the kernel has no IPv6 at all, `0.0.0.0` takes its place.
+async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(error) if address.is_ipv6() && address.ip().is_unspecified() => {
+            tracing::warn!(%error, "this machine has no IPv6: listening at 0.0.0.0");
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await.map_err(|_| error)
+        }
+        bound => bound,
+    }
 }
 
 /// Serves at a listener until `ended`, and what is under way then to its end. One connection is one request, and where

@@ -28,6 +28,22 @@ pub enum Command {
     Login(Box<Login>),
     /// Print the CustomResourceDefinitions, for `kubectl apply -f -`.
     Crds,
+    /// Scale a broker's Deployment to 0 and wait until its pods have ended; the chart does so before an uninstall.
+    Stop(Stop),
+}
+
+/// Settings of `stop`.
+#[derive(Args, Clone, Debug)]
+pub struct Stop {
+    /// The broker's Deployment.
+    #[arg(long, value_parser = object_name, value_name = "NAME")]
+    pub deployment: String,
+    /// The Deployment's namespace [default: the kubeconfig's, or the pod's own].
+    #[arg(short, long, value_parser = object_name, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// How long to wait for the end of the pods, at most five minutes.
+    #[arg(long, default_value = "2m", value_parser = duration, value_name = "DURATION")]
+    pub timeout: Duration,
 }
 
 /// Settings of `run`.
@@ -186,7 +202,7 @@ mod tests {
     fn settings(arguments: &[&str]) -> Settings {
         match Cli::try_parse_from(["mail-token-broker", "run"].iter().chain(arguments)).unwrap().command {
             Command::Run(settings) => *settings,
-            Command::Login(_) | Command::Crds => panic!("not this command"),
+            Command::Login(_) | Command::Crds | Command::Stop(_) => panic!("not this command"),
         }
     }
 

@@ -19,4 +19,5 @@ pub mod providers;
 pub mod reconcile;
 pub mod render;
 pub mod sasl;
+pub mod stop;
 pub mod telemetry;

@@ -6,7 +6,7 @@ use clap::Parser as _;
 use mail_token_broker::{
     api, app,
     cli::{Cli, Command},
-    login, telemetry,
+    login, stop, telemetry,
 };
 
 /// musl's and glibc's allocators are slow under threads, or keep what was freed.
@@ -18,6 +18,7 @@ fn main() -> ExitCode {
     let ended = match Cli::parse().command {
         Command::Crds => print_crds(),
         Command::Login(settings) => return login(*settings),
+        Command::Stop(settings) => return stop(settings),
         Command::Run(settings) => {
             telemetry::start(settings.log_format);
             run(*settings)
@@ -50,6 +51,18 @@ async fn run(settings: mail_token_broker::cli::Settings) -> Result<(), Box<dyn s
 #[tokio::main(flavor = "current_thread")]
 async fn login(settings: mail_token_broker::cli::Login) -> ExitCode {
     match login::run(settings).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints what it waits for, which is the log of the uninstall hook.
+#[tokio::main(flavor = "current_thread")]
+async fn stop(settings: mail_token_broker::cli::Stop) -> ExitCode {
+    match stop::run(settings).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");

@@ -35,6 +35,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &["api", "clock", "error", "fail_point", "idp", "lease", "metrics", "oauth", "policy", "providers", "render"],
     ),
     ("controller", &["api", "error", "fail_point", "metrics", "policy", "reconcile"]),
+    // A command of its own, which the chart's uninstall hook runs.
+    ("stop", &["cli", "error"]),
     // A command of its own: it has its settings, builds its client, and looks at providers as a reconcile does.
     ("login", &["api", "cli", "clock", "egress", "error", "idp", "oauth", "policy", "providers", "reconcile"]),
 ];

@@ -1,0 +1,177 @@
+//! `stop`: scales a broker's Deployment to 0 and waits until its pods have ended.
+//!
+//! The chart runs this command as a hook before an uninstall. Helm deletes the broker's rights within milliseconds of its
+//! Deployment. A broker that is refreshing a token in that moment could not store the new refresh token, and a provider
+//! that rotates refresh tokens accepts no other.
+
+use std::time::Duration;
+
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use kube::{
+    Api, Client, Config, ResourceExt,
+    api::{ListParams, Patch, PatchParams},
+    core::{ParseExpressionError, Selector},
+};
+use serde_json::json;
+use thiserror::Error;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::{cli::Stop, error::told_by};
+
+/// Pause between two looks at the pods, and after a call that failed: also for RBAC, which takes a moment to count.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Why the pods are not known to have ended.
+#[derive(Debug, Error)]
+pub enum StopError {
+    /// No kubeconfig, or one that cannot be used.
+    #[error("no access to Kubernetes: {0}. Set KUBECONFIG, or run in a pod with a ServiceAccount")]
+    Kubernetes(String),
+    /// The time is up.
+    #[error(
+        "the Deployment {deployment} was not stopped within {seconds} s: {last}. Look at \
+         `kubectl -n {namespace} get deployment,pods`, then repeat the command; `helm uninstall --no-hooks` uninstalls without it"
+    )]
+    Timeout {
+        /// The Deployment's name.
+        deployment: String,
+        /// Its namespace.
+        namespace: String,
+        /// How long the command has waited, in seconds.
+        seconds: u64,
+        /// What was still to be done.
+        last: String,
+    },
+}
+
+/// Scales the Deployment to 0, and returns when its pods have ended. A Deployment that does not exist is stopped already.
+///
+/// # Errors
+/// If Kubernetes cannot be reached at all, or the pods have not ended in time.
+pub async fn run(settings: Stop) -> Result<(), StopError> {
+    let config = Config::infer().await.map_err(|error| StopError::Kubernetes(error.to_string()))?;
+    let namespace = settings.namespace.unwrap_or_else(|| config.default_namespace.clone());
+    let client = Client::try_from(config).map_err(|error| StopError::Kubernetes(error.to_string()))?;
+    stop(client, &namespace, &settings.deployment, settings.timeout).await
+}
+
+/// [`run`] with a client.
+///
+/// # Errors
+/// If the pods have not ended within `limit`.
+pub async fn stop(client: Client, namespace: &str, name: &str, limit: Duration) -> Result<(), StopError> {
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
+    let pods: Api<Pod> = Api::namespaced(client, namespace);
+    let deadline = Instant::now() + limit;
+    let mut last = "the API server has not answered".to_owned();
+    let mut scaled = false;
+    loop {
+        match timeout_at(deadline, step(&deployments, &pods, name, &mut scaled)).await {
+            Ok(Ok(None)) => return Ok(()),
+            Ok(Ok(Some(rest))) => note(&mut last, rest),
+            Ok(Err(error)) => note(&mut last, error.to_string()),
+            Err(_) => {}
+        }
+        if Instant::now() + PAUSE >= deadline {
+            let (deployment, namespace) = (name.to_owned(), namespace.to_owned());
+            return Err(StopError::Timeout { deployment, namespace, seconds: limit.as_secs(), last });
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// Keeps what was still to be done, and prints it where it is news.
+fn note(last: &mut String, news: String) {
+    if *last != news {
+        eprintln!("{news}");
+        *last = news;
+    }
+}
+
+/// A call that failed; it is made again.
+#[derive(Debug, Error)]
+enum StepError {
+    #[error("reading the Deployment failed: {}", told_by(.0))]
+    Read(kube::Error),
+    #[error("scaling the Deployment to 0 failed: {}", told_by(.0))]
+    Scale(kube::Error),
+    #[error("listing the pods failed: {}", told_by(.0))]
+    List(kube::Error),
+    #[error("the Deployment's selector cannot be used: {0}")]
+    Selector(ParseExpressionError),
+}
+
+/// Does what is still to be done, and says what remains; `None` when the pods have ended.
+async fn step(
+    deployments: &Api<Deployment>,
+    pods: &Api<Pod>,
+    name: &str,
+    scaled: &mut bool,
+) -> Result<Option<String>, StepError> {
+    let Some(mut deployment) = deployments.get_opt(name).await.map_err(StepError::Read)? else { return Ok(None) };
+    if !*scaled {
+        let none = Patch::Merge(json!({"spec": {"replicas": 0}}));
+        match deployments.patch_scale(name, &PatchParams::default(), &none).await {
+            Ok(_) => *scaled = true,
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(None),
+            Err(error) => return Err(StepError::Scale(error)),
+        }
+        eprintln!("scaled the Deployment {name} to 0");
+        let Some(now) = deployments.get_opt(name).await.map_err(StepError::Read)? else { return Ok(None) };
+        deployment = now;
+    }
+    let selector = deployment.spec.as_ref().map(|spec| spec.selector.clone()).unwrap_or_default();
+    let selector = Selector::try_from(selector).map_err(StepError::Selector)?;
+    let pods = pods.list(&ListParams::default().labels_from(&selector)).await.map_err(StepError::List)?;
+    Ok(remaining(&deployment, &pods.items))
+}
+
+/// What has not ended yet. The pods alone do not say it: until the controller has seen the new scale it may create one.
+fn remaining(deployment: &Deployment, pods: &[Pod]) -> Option<String> {
+    let status = deployment.status.clone().unwrap_or_default();
+    if status.observed_generation < deployment.metadata.generation {
+        return Some("waiting for the Deployment's controller".to_owned());
+    }
+    let ended = |pod: &&Pod| {
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        matches!(phase, Some("Succeeded" | "Failed"))
+    };
+    let left: Vec<_> = pods.iter().filter(|pod| !ended(pod)).map(ResourceExt::name_any).collect();
+    match (left.is_empty(), status.replicas.unwrap_or(0)) {
+        (true, 0) => None,
+        (true, more) => Some(format!("waiting for {more} replicas")),
+        (false, _) => Some(format!("waiting for the end of {}", left.join(", "))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deployment(generation: i64, observed: i64, replicas: Option<i32>) -> Deployment {
+        serde_json::from_value(json!({
+            "metadata": {"name": "broker", "generation": generation},
+            "status": {"observedGeneration": observed, "replicas": replicas},
+        }))
+        .unwrap()
+    }
+
+    fn pod(name: &str, phase: &str) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": name}, "status": {"phase": phase}})).unwrap()
+    }
+
+    #[test]
+    fn the_brokers_have_ended_when_the_controller_knows_and_no_pod_runs() {
+        let told = |deployment, pods: &[Pod]| remaining(&deployment, pods);
+        for (case, left) in [
+            (told(deployment(2, 2, None), &[]), None),
+            (told(deployment(2, 2, Some(0)), &[pod("evicted", "Failed"), pod("done", "Succeeded")]), None),
+            (told(deployment(2, 1, None), &[]), Some("the Deployment's controller")),
+            (told(deployment(2, 2, Some(1)), &[]), Some("1 replicas")),
+            (told(deployment(2, 2, None), &[pod("a", "Running"), pod("b", "Pending")]), Some("the end of a, b")),
+        ] {
+            assert_eq!(case, left.map(|left| format!("waiting for {left}")));
+        }
+        assert!(remaining(&Deployment::default(), &[]).is_none(), "no controller has ever seen it: it has no pods");
+    }
+}
