@@ -1,4 +1,6 @@
 # The image holds one static binary and the CA certificates: no shell, no package manager, no root.
+# A release passes the digest of this tag, which release.yml looks up once and records in the image and in the release: the
+# builder's CA certificates become those of the image, so the builder decides whom the broker trusts.
 ARG BUILDER_IMAGE=docker.io/library/rust:1.95-bookworm
 ARG RUNTIME_IMAGE=scratch
 
@@ -35,11 +37,16 @@ RUN --mount=type=cache,id=mail-token-broker-registry,target=/usr/local/cargo/reg
 FROM ${RUNTIME_IMAGE}
 ARG VERSION=0.1.0
 ARG REVISION=unknown
+ARG BUILDER_IMAGE
 LABEL org.opencontainers.image.title="mail-token-broker" \
       org.opencontainers.image.description="Keeps OAuth2 access tokens for mail in Kubernetes Secrets" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.source="https://github.com/mail-token-broker/mail-token-broker" \
+      org.opencontainers.image.url="https://github.com/mail-token-broker/mail-token-broker" \
+      org.opencontainers.image.documentation="https://github.com/mail-token-broker/mail-token-broker#readme" \
+      dev.mailtoken.builder="${BUILDER_IMAGE}"
 COPY --from=builder /image/ /
 USER 65532:65532
 EXPOSE 8080
