@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-down check test faults soak fuzz bench audit crds image sbom mutants
+.PHONY: help setup demo demo-down check test compat faults soak fuzz bench audit crds image sbom mutants
 
 CARGO ?= nice cargo
 TEST_DEMO := target/demo
@@ -40,6 +40,10 @@ test: setup check ## All tests, and the demo once to its end: what CI runs
 	@$(CARGO) test --locked
 	$(call step,test: the demo)
 	@tools/demo once $(TEST_DEMO)
+
+compat: ## The broker on the oldest and the newest supported Kubernetes: their API servers are built once, some minutes each
+	@tools/setup control-plane chart compat
+	@CARGO="$(CARGO)" tools/compat
 
 faults: ## Breaks everything that can break, and says what was lost: docs/reliability.md; FAULTS="K3 F09" for some
 	$(call step,faults: the tools of tests)
@@ -82,9 +86,9 @@ image: ## The container image, without a Docker engine; TWICE=1 to see that it c
 	@tools/setup image
 	@tools/build-image $(if $(TWICE),--twice)
 
-sbom: ## What the binary is made of, in CycloneDX: target/mail-token-broker.cdx.json
+sbom: ## What the binary is made of, in CycloneDX: target/mail-token-broker.cdx.json; TARGET=aarch64-unknown-linux-gnu for another
 	@tools/setup sbom
-	@tools/sbom
+	@tools/sbom $(TARGET)
 
 mutants: ## Does a unit test notice each small change of what decides? Hours; MUTANTS="--shard 0/8" for a part
 	@tools/setup mutants

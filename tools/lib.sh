@@ -8,6 +8,9 @@ CACHE=${MTB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mail-token-broker}
 KEYCLOAK_VERSION=26.4.2
 KEYCLOAK_TEMPLATE_PASSWORD=template # of the administrator in the cached database; every stack sets its own
 declare -A CARGO_COMMANDS=([cargo-cyclonedx]=0.5.9 [cargo-deny]=0.20.2 [cargo-fuzz]=0.13.2 [cargo-mutants]=27.1.0)
+# The versions of the API server that "make compat" uses beside the one of all other tests: the oldest and the newest supported.
+# MTB_KUBERNETES names one of them, and stacks then have that API server.
+COMPAT=(1.31 1.37)
 MAIL_USER=mtb-vmail # owns the Maildirs
 PERSON_USER=person@shop.example # the account and mailbox of a person
 
@@ -37,7 +40,8 @@ cargo_command_dir() { printf '%s/%s-%s\n' "$CACHE" "$1" "${CARGO_COMMANDS[$1]}";
 tool_path() { # COMMAND
     local dir
     case $1 in
-        kube-apiserver | kube-controller-manager | kubectl) dir=$(go_dir kubernetes) ;;
+        kube-apiserver) dir=$(go_dir "kubernetes${MTB_KUBERNETES:+-$MTB_KUBERNETES}") ;;
+        kube-controller-manager | kubectl) dir=$(go_dir kubernetes) ;;
         etcd | helm | kubeconform) dir=$(go_dir "$1") ;;
         cargo-*) dir=$(cargo_command_dir "$1")/bin ;;
         *) return 1 ;;
