@@ -80,7 +80,7 @@ fn every_object_fits_the_schema_of_its_kind() {
         let objects = render(values.as_deref(), &[]);
         let mut command = run("kubeconform");
         // Kinds of the Prometheus operator.
-        command.args(["-strict", "-summary", "-output", "json", "-skip", "ServiceMonitor,PrometheusRule"]);
+        command.args(["-strict", "-summary", "-output", "json", "-skip", "ServiceMonitor,PodMonitor,PrometheusRule"]);
         command.args(["-schema-location", &location]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = command.spawn().unwrap();
         process.stdin.take().unwrap().write_all(objects.as_bytes()).unwrap();
@@ -131,6 +131,7 @@ fn bare(object: &Value) -> Value {
 
 #[test]
 fn nobody_is_given_what_the_broker_never_needs() {
+    // The account of the uninstall hook lists pods; nobody runs commands in them.
     let never = ["pods/exec", "serviceaccounts", "validatingwebhookconfigurations", "customresourcedefinitions", "*"];
     for (name, values) in combinations() {
         for role in documents(&render(values.as_deref(), &[])) {
@@ -155,7 +156,7 @@ fn single_namespaces_need_no_access_to_the_cluster() {
         assert!(!["ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"].contains(&kind), "{object}");
     }
     let places: Vec<_> = of_kind(&objects, "Role").into_iter().map(|role| &role["metadata"]["namespace"]).collect();
-    assert_eq!(places, ["shop", "billing", "mail"], "the last one holds the lease");
+    assert_eq!(places, ["shop", "billing", "mail", "mail"], "one for each; the Lease's; the uninstall hook's");
 }
 
 #[test]
@@ -199,6 +200,22 @@ fn the_broker_knows_the_arguments_it_is_given() {
             container["volumeMounts"].as_array().unwrap().iter().any(|mount| mount["mountPath"].as_str() == folder)
         };
         assert!(settings.identity_token_file.is_none_or(mounted), "{name}");
+
+        let Some(job) = of_kind(&objects, "Job").first().map(|job| &job["spec"]["template"]["spec"]["containers"][0])
+        else {
+            assert_eq!(name, "single", "without roles of the chart there is no hook");
+            continue;
+        };
+        let arguments = job["args"].as_array().unwrap().iter().map(|argument| argument.as_str().unwrap());
+        let parsed = Cli::try_parse_from(["mail-token-broker"].into_iter().chain(arguments));
+        let cli::Command::Stop(settings) = parsed.unwrap_or_else(|error| panic!("{name}: {error}")).command else {
+            panic!("{name}: {job}");
+        };
+        let deployment = &of_kind(&objects, "Deployment")[0]["metadata"];
+        assert_eq!(
+            (&json!(settings.deployment), &json!(settings.namespace)),
+            (&deployment["name"], &deployment["namespace"])
+        );
     }
 }
 
@@ -213,6 +230,12 @@ fn values_that_are_wrong_or_contradict_each_other_are_refused() {
         (vec!["identityToken.expirationSeconds=60"], "expirationSeconds"),
         (vec!["identityToken.audience= a"], "audience"),
         (vec!["allowPrivateCIDRs={10.0.0.0}"], "allowPrivateCIDRs"),
+        (vec!["denyCIDRs={x}"], "denyCIDRs"),
+        (vec!["noProxy={id.example.org}"], "needs egressProxy"),
+        (vec!["clusterMailProviders=true"], "is for a broker with namespaces"),
+        (vec!["trustBundle.configMap.name=a", "trustBundle.secret.name=b"], "exclude each other"),
+        (vec!["metrics.podMonitor.enabled=true", "metrics.serviceMonitor.enabled=true"], "choose one"),
+        (vec!["admissionPolicy.enabled=maybe"], "admissionPolicy"),
     ] {
         let sets = settings.iter().flat_map(|setting| ["--set", setting]);
         let refusal = process::try_output(helm(&["template", "broker"], None).args(sets)).unwrap_err();
@@ -233,19 +256,234 @@ fn the_alerts_fire_when_they_should() {
     process::output(Command::new("promtool").args(["test", "rules", "alerts.test.yaml"]).current_dir(folder));
 }
 
+/// Rendered with these values.
+fn render_with(values: &Value, more: &[&str]) -> String {
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{:016x}-values.yaml", {
+        let mut hasher = std::collections::hash_map::DefaultHasher::new();
+        std::hash::Hash::hash(&values.to_string(), &mut hasher);
+        std::hash::Hasher::finish(&hasher)
+    }));
+    fs::write(&file, serde_yaml::to_string(values).unwrap()).unwrap();
+    process::output(helm(&["template", "broker", "--namespace", "mail"], Some(&file)).args(more))
+}
+
+#[test]
+fn a_label_that_the_user_sets_too_occurs_once_with_the_users_value() {
+    let own = json!({
+        "app.kubernetes.io/name": "theirs", "app.kubernetes.io/instance": "theirs", "app.kubernetes.io/part-of": "theirs",
+        "app.kubernetes.io/version": "theirs", "app.kubernetes.io/managed-by": "theirs", "helm.sh/chart": "theirs",
+    });
+    let values = json!({
+        "commonLabels": own, "podLabels": {"app.kubernetes.io/name": "pods", "helm.sh/chart": "pods"},
+        "podAnnotations": {"kubectl.kubernetes.io/default-container": "theirs"},
+        "serviceAccount": {"labels": own}, "extraEnv": [{"name": "POD_UID", "value": "theirs"}],
+        "metrics": {
+            "serviceMonitor": {"enabled": true, "labels": own},
+            "prometheusRule": {"enabled": true, "labels": own, "alertLabels": {"severity": "page"}},
+        },
+    });
+    let rendered = render_with(&values, &[]);
+    // This one refuses a key that occurs twice.
+    for document in serde_yaml::Deserializer::from_str(&rendered) {
+        serde_yaml::Value::deserialize(document).unwrap_or_else(|error| panic!("{error}\n{rendered}"));
+    }
+    let objects = documents(&rendered);
+    for object in objects.iter().filter(|object| object["metadata"]["annotations"]["helm.sh/hook"].is_null()) {
+        for (name, value) in own.as_object().unwrap() {
+            assert_eq!(&object["metadata"]["labels"][name], value, "{object}");
+        }
+    }
+    let deployment = of_kind(&objects, "Deployment")[0];
+    let pods = json!({"app.kubernetes.io/name": "pods", "app.kubernetes.io/instance": "theirs"});
+    let template = &deployment["spec"]["template"];
+    assert_eq!(deployment["spec"]["selector"]["matchLabels"], pods);
+    assert_eq!(template["metadata"]["labels"]["app.kubernetes.io/name"], "pods");
+    assert_eq!(template["metadata"]["labels"]["helm.sh/chart"], "pods");
+    assert_eq!(
+        template["spec"]["containers"][0]["env"],
+        json!([
+            {"name": "MTB_METRICS_ADDR", "value": "[::]:8080"}, {"name": "POD_UID", "value": "theirs"},
+        ])
+    );
+    assert_eq!(of_kind(&objects, "Service")[0]["spec"]["selector"], pods);
+    assert_eq!(of_kind(&objects, "PodDisruptionBudget")[0]["spec"]["selector"]["matchLabels"], pods);
+    let services = &of_kind(&objects, "ServiceMonitor")[0]["spec"]["selector"]["matchLabels"];
+    assert_eq!(services["app.kubernetes.io/name"], "theirs");
+    for rule in of_kind(&objects, "PrometheusRule")[0]["spec"]["groups"][0]["rules"].as_array().unwrap() {
+        assert_eq!(rule["labels"]["severity"], "page", "{rule}");
+    }
+}
+
+#[test]
+fn a_parent_chart_switches_it_and_sets_what_is_global() {
+    let parent = Path::new(env!("CARGO_TARGET_TMPDIR")).join("parent");
+    fs::create_dir_all(parent.join("charts")).unwrap();
+    let dependency = json!({"name": "mail-token-broker", "version": "*", "condition": "mail-token-broker.enabled"});
+    let about = json!({"apiVersion": "v2", "name": "parent", "version": "1.0.0", "dependencies": [dependency]});
+    fs::write(parent.join("Chart.yaml"), serde_yaml::to_string(&about).unwrap()).unwrap();
+    let link = parent.join("charts/mail-token-broker");
+    drop(fs::remove_file(&link));
+    std::os::unix::fs::symlink(chart(), &link).unwrap();
+    let render = |settings: &str| {
+        let mut helm = run("helm");
+        process::output(helm.args(["template", "p"]).arg(&parent).args(["--set", settings]))
+    };
+    assert!(documents(&render("mail-token-broker.enabled=false")).is_empty());
+    let settings = "mail-token-broker.enabled=true,mail-token-broker.x-anchor.a=b,global.other=x,\
+                    global.imageRegistry=mirror.example.org:5000/all/,global.imagePullSecrets={a,b}";
+    let objects = documents(&render(settings));
+    for kind in ["Deployment", "Job"] {
+        let pod = &of_kind(&objects, kind)[0]["spec"]["template"]["spec"];
+        let image = pod["containers"][0]["image"].as_str().unwrap();
+        assert!(image.starts_with("mirror.example.org:5000/all/mail-token-broker/mail-token-broker:"), "{image}");
+        assert_eq!(pod["imagePullSecrets"], json!([{"name": "a"}, {"name": "b"}]));
+    }
+    for (repository, image) in [("localhost/broker", "mirror/broker:v1"), ("team/broker", "mirror/team/broker:v1")] {
+        let settings = ["global.imageRegistry=mirror", "image.tag=v1", &format!("image.repository={repository}")];
+        let objects = documents(&self::render(None, &settings));
+        assert_eq!(of_kind(&objects, "Deployment")[0]["spec"]["template"]["spec"]["containers"][0]["image"], image);
+    }
+}
+
+#[test]
+fn on_openshift_the_cluster_chooses_the_user_and_dns_is_at_5353() {
+    for (arguments, adapted) in [
+        (vec!["--api-versions", "security.openshift.io/v1"], true),
+        (vec!["--set", "openshift=true"], true),
+        (vec!["--set", "openshift=false", "--api-versions", "security.openshift.io/v1"], false),
+        (vec![], false),
+    ] {
+        let rendered = render_with(&json!({"networkPolicy": {"enabled": true}}), &arguments);
+        let objects = documents(&rendered);
+        for kind in ["Deployment", "Job"] {
+            let context = &of_kind(&objects, kind)[0]["spec"]["template"]["spec"]["securityContext"];
+            assert_eq!(context["runAsUser"].is_null() && context["runAsGroup"].is_null(), adapted, "{context}");
+            assert_eq!(context["runAsNonRoot"], true);
+        }
+        let policies = of_kind(&objects, "NetworkPolicy");
+        assert_eq!(policies.len(), 2, "the brokers' and the uninstall hook's");
+        for policy in policies {
+            let dns = policy["spec"]["egress"][0]["ports"].to_string();
+            assert!(dns.contains("53") && dns.contains("5353") == adapted, "{dns}");
+        }
+    }
+}
+
+/// The container's variable of this name.
+fn variable(container: &Value, name: &str) -> Option<String> {
+    let all = container["env"].as_array().unwrap();
+    all.iter().find(|variable| variable["name"] == name).map(|found| found["value"].as_str().unwrap().to_owned())
+}
+
+/// Also where pods have no IPv4 address.
+#[test]
+fn the_probes_find_the_broker_whatever_the_family_of_the_pods_address() {
+    let container = |settings: &[&str]| {
+        let objects = documents(&render(None, settings));
+        of_kind(&objects, "Deployment")[0]["spec"]["template"]["spec"]["containers"][0].clone()
+    };
+    assert_eq!(variable(&container(&[]), "MTB_METRICS_ADDR").unwrap(), "[::]:8080");
+    assert_eq!(container(&["metrics.port=9090"])["args"][1], "--metrics-addr=[::]:9090");
+    let other = container(&["metrics.bindAddress=10.0.0.1"]);
+    assert_eq!(variable(&other, "MTB_METRICS_ADDR").unwrap(), "10.0.0.1:8080");
+}
+
+#[test]
+fn a_trust_bundle_is_mounted_and_added_to_the_roots_of_the_image() {
+    for (kind, source, key) in [("configMap", "configMap", "name"), ("secret", "secret", "secretName")] {
+        let set = [&*format!("trustBundle.{kind}.name=corporate"), &*format!("trustBundle.{kind}.key=root.pem")];
+        let objects = documents(&render(None, &set));
+        let pod = &of_kind(&objects, "Deployment")[0]["spec"]["template"]["spec"];
+        let container = &pod["containers"][0];
+        assert_eq!(
+            variable(container, "SSL_CERT_FILE").unwrap(),
+            "/etc/ssl/certs/ca-certificates.crt",
+            "the Dockerfile's"
+        );
+        let folder = variable(container, "SSL_CERT_DIR").unwrap();
+        let mounts = container["volumeMounts"].as_array().unwrap();
+        let mount = mounts.iter().find(|mount| mount["mountPath"] == *folder).unwrap();
+        let volumes = pod["volumes"].as_array().unwrap();
+        let volume = &volumes.iter().find(|volume| volume["name"] == mount["name"]).unwrap()[source];
+        assert_eq!(volume[key], "corporate");
+        assert_eq!(volume["items"][0]["key"], "root.pem");
+    }
+}
+
+#[test]
+fn the_admission_policy_is_there_where_the_broker_has_rights_in_the_whole_cluster() {
+    let some = "namespaces={shop}";
+    let vap = ["--api-versions", "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy"];
+    for (arguments, expected) in [
+        (vec![], true),
+        (vec!["--set", "admissionPolicy.enabled=false"], false),
+        (vec!["--set", some], false),
+        (vec!["--set", some, "--set", "admissionPolicy.enabled=true"], true),
+        (vec!["--set", some, "--set", "clusterMailProviders=true"], true),
+        // A cluster that says which kinds it has.
+        (vec!["--api-versions", "v1/Secret"], false),
+        (vec!["--api-versions", "v1/Secret", vap[0], vap[1]], true),
+    ] {
+        let objects = documents(&process::output(helm(&["template", "broker"], None).args(&arguments)));
+        for kind in ["ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"] {
+            assert_eq!(of_kind(&objects, kind).len(), usize::from(expected), "{arguments:?}");
+        }
+    }
+}
+
+/// Paths of the values, such as `metrics.port`, down to where a value is no object with fixed fields.
+fn described(schema: &Value, path: &str, found: &mut BTreeMap<String, bool>) {
+    for (name, value) in schema["properties"].as_object().into_iter().flatten() {
+        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        found.insert(path.clone(), value["description"].as_str().is_some_and(|text| text.len() > 10));
+        described(value, &path, found);
+    }
+}
+
+#[test]
+fn every_value_is_described_and_has_its_default() {
+    let schema: Value = serde_json::from_str(&fs::read_to_string(chart().join("values.schema.json")).unwrap()).unwrap();
+    let mut all = BTreeMap::new();
+    described(&schema, "", &mut all);
+    let mute: Vec<_> = all.iter().filter(|(_, described)| !**described).map(|(path, _)| path).collect();
+    assert!(mute.is_empty(), "no description: {mute:?}");
+    let values: Value = serde_yaml::from_str(&fs::read_to_string(chart().join("values.yaml")).unwrap()).unwrap();
+    for path in all.keys().filter(|path| *path != "enabled") {
+        let pointer = format!("/{}", path.replace('.', "/"));
+        assert!(values.pointer(&pointer).is_some(), "values.yaml has no {path}");
+    }
+    let readme = fs::read_to_string(chart().join("README.md")).unwrap();
+    let told = |path: &str| {
+        let (parent, last) = path.rsplit_once('.').unwrap_or(("", path));
+        readme.contains(&format!("`{path}`"))
+            || (readme.contains(&format!("`{parent}.")) && readme.contains(&format!("`.{last}`")))
+    };
+    let objects = |path: &str| schema.pointer(&format!("/properties/{}", path.replace('.', "/properties/"))).unwrap();
+    for path in
+        all.keys().filter(|path| objects(path)["properties"].is_null() && !path.starts_with("metrics.podMonitor."))
+    {
+        assert!(told(path), "the chart's README.md does not list {path}");
+    }
+}
+
 #[tokio::test]
 async fn the_pods_are_admitted_where_pods_are_restricted() {
     let labels = [("pod-security.kubernetes.io/enforce", "restricted")].into();
     let ns = Namespace::create(Cluster::shared(), labels).await;
     for (name, values) in combinations() {
         let objects = documents(&render(values.as_deref(), &["serviceAccount.name=broker", "priorityClassName="]));
-        let template = &of_kind(&objects, "Deployment")[0]["spec"]["template"];
         ns.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "broker"}})).await;
-        let pod = json!({
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": template["metadata"]["labels"]},
-            "spec": template["spec"],
-        });
-        ns.apply(pod).await;
+        for kind in ["Deployment", "Job"] {
+            let Some(object) = of_kind(&objects, kind).first().copied() else { continue };
+            let mut template = object["spec"]["template"].clone();
+            template["spec"]["serviceAccountName"] = json!("broker");
+            let pod = json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": format!("{name}-{}", kind.to_lowercase()), "labels": template["metadata"]["labels"]},
+                "spec": template["spec"],
+            });
+            ns.apply(pod).await;
+        }
     }
     let mut careless = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "careless"}});
     careless["spec"] = json!({"serviceAccountName": "broker", "containers": [{"name": "a", "image": "a"}]});
