@@ -4,9 +4,19 @@
 
 mod support;
 
-use std::{collections::BTreeSet, fs, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    batch::v1::Job,
+    core::v1::{ConfigMap, Secret},
+};
 use mail_token_broker::api::{MailCredential, MailProvider};
 use serde_json::{Value, json};
 use support::{
@@ -32,6 +42,207 @@ async fn a_broker_of_all_namespaces_may_do_what_it_does_and_nothing_else() {
     broker.terminate().await;
 
     release.compare();
+    only_its_own_secrets(&release, &ns).await;
+}
+
+#[tokio::test]
+async fn a_broker_of_one_namespace_that_serves_cluster_providers_may_do_what_it_does_and_nothing_else() {
+    let cluster = Cluster::alone(&["control-plane"]);
+    let (ns, other) = (cluster.namespace().await, cluster.namespace().await);
+    let settings = [&format!("namespaces={{{}}}", ns.name), "clusterMailProviders=true"];
+    let release = Release::install(&ns, &settings).await;
+    let idp = Idp::start();
+    let mut broker = release.broker().start().await;
+    other.provider(&idp).await;
+    other.apply(credential("elsewhere")).await;
+
+    whole_life(&ns, &idp).await;
+    cluster_provider(&ns, &idp).await;
+    broker.terminate().await;
+
+    release.compare();
+    let asked = release.events().into_iter().filter(|event| event.namespace == other.name).collect::<Vec<_>>();
+    assert!(asked.is_empty(), "{asked:#?}");
+    only_its_own_secrets(&release, &ns).await;
+    for (verb, resource, place) in
+        [("list", "secrets", "--all-namespaces"), ("create", "secrets", "-n=mail"), ("get", "secrets", "-n=default")]
+    {
+        let account = format!("--as=system:serviceaccount:{HOME}:{ACCOUNT}");
+        let asked = process::try_output(cluster.kubectl().args(["auth", "can-i", verb, resource, place, &account]));
+        assert!(asked.is_err(), "{verb} {resource} {place}");
+    }
+}
+
+/// What a stolen token of the broker cannot be used for, although RBAC gives the right to write all Secrets.
+async fn only_its_own_secrets(release: &Release, ns: &Namespace) {
+    let try_as_broker = |arguments: &[&str], object: Option<Value>| {
+        let mut kubectl = release.cluster.kubectl();
+        kubectl.env("KUBECONFIG", &release.kubeconfig).args(["-n", &ns.name]).args(arguments);
+        if let Some(object) = object {
+            let file = release.cluster.dir().join("object.json");
+            fs::write(&file, object.to_string()).unwrap();
+            kubectl.arg("-f").arg(file);
+        }
+        process::try_output(&mut kubectl)
+    };
+    let secret = |name: &str, kind: &str, managed_by: &str, annotations: Value| {
+        json!({
+            "apiVersion": "v1", "kind": "Secret", "type": kind,
+            "metadata": {"name": name, "labels": {"app.kubernetes.io/managed-by": managed_by}, "annotations": annotations},
+        })
+    };
+    let refused = |attempt: Result<String, String>, why: &str| {
+        let refusal = attempt.expect_err("it is refused");
+        assert!(refusal.contains("ValidatingAdmissionPolicy") && refusal.contains(why), "{refusal}");
+    };
+    // The way to the token of any ServiceAccount.
+    let any = json!({"kubernetes.io/service-account.name": "default"});
+    let stolen = secret("stolen", "kubernetes.io/service-account-token", "mail-token-broker", any);
+    refused(try_as_broker(&["create"], Some(stolen)), "types Opaque and mailtoken.dev/grant");
+    refused(try_as_broker(&["create"], Some(secret("foreign", "Opaque", "helm", json!({})))), "managed-by");
+    for kind in ["Opaque", "mailtoken.dev/grant"] {
+        let own = secret("own", kind, "mail-token-broker", json!({}));
+        try_as_broker(&["create"], Some(own)).unwrap();
+        refused(
+            try_as_broker(&["patch", "secret", "own", "-p", r#"{"metadata":{"labels":null}}"#], None),
+            "managed-by",
+        );
+        try_as_broker(&["patch", "secret", "own", "-p", r#"{"stringData":{"a":"b"}}"#], None).unwrap();
+        try_as_broker(&["delete", "secret", "own"], None).unwrap();
+    }
+    // Somebody else's Secret: neither changed, nor taken, nor deleted.
+    ns.apply(secret("foreign", "Opaque", "helm", json!({}))).await;
+    for patch in [
+        r#"{"stringData":{"a":"b"}}"#,
+        r#"{"metadata":{"labels":{"app.kubernetes.io/managed-by":"mail-token-broker"}}}"#,
+    ] {
+        refused(try_as_broker(&["patch", "secret", "foreign", "-p", patch], None), "MailCredential as controller");
+    }
+    refused(try_as_broker(&["delete", "secret", "foreign"], None), "MailCredential as controller");
+    // A Secret that lost its label, but has a MailCredential as controller: it is repaired.
+    let owner = json!([{"apiVersion": "mailtoken.dev/v1alpha1", "kind": "MailCredential", "name": "a", "uid": "a", "controller": true}]);
+    let mut lost = secret("lost", "Opaque", "helm", json!({}));
+    lost["metadata"]["ownerReferences"] = owner;
+    ns.apply(lost).await;
+    let label = r#"{"metadata":{"labels":{"app.kubernetes.io/managed-by":"mail-token-broker"}}}"#;
+    try_as_broker(&["patch", "secret", "lost", "-p", label], None).unwrap();
+    // People are not concerned.
+    ns.apply(source("of-a-person", "refresh_token", "a")).await;
+}
+
+/// Helm deletes RBAC within milliseconds of the Deployment, and a broker in the middle of a refresh could then not store the
+/// new refresh token. The test plays the controllers of Deployments and Jobs, and the kubelet.
+#[tokio::test]
+async fn an_uninstall_ends_the_brokers_before_it_takes_their_rights() {
+    let cluster = Cluster::alone(&["control-plane"]);
+    let ns = cluster.namespace().await;
+    Release::install(&ns, &[]).await;
+    let home = Namespace { name: HOME.to_owned(), cluster: cluster.clone(), client: ns.client.clone() };
+    let deployment: Deployment = home.get(ACCOUNT).await;
+    let template = serde_json::to_value(&deployment).unwrap()["spec"]["template"].clone();
+    let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one", "labels": template["metadata"]["labels"]}});
+    pod["spec"] = template["spec"].clone();
+    home.apply(pod).await;
+
+    let mut helm = cluster.command("helm");
+    helm.args(["uninstall", ACCOUNT, "--namespace", HOME]);
+    let uninstall = tokio::task::spawn_blocking(move || process::try_output(&mut helm));
+    let hook = format!("{ACCOUNT}-stop");
+    let job: Job = home.until(&hook, "the hook's Job is there", |_: &Job| true).await;
+    let account = job.spec.as_ref().unwrap().template.spec.as_ref().unwrap();
+    let arguments = account.containers[0].args.clone().unwrap();
+
+    // The Job's pod, with its account.
+    let token = process::output(cluster.kubectl().args([
+        "-n",
+        HOME,
+        "create",
+        "token",
+        account.service_account_name.as_ref().unwrap(),
+    ]));
+    let kubeconfig = cluster.dir().join("hook.kubeconfig");
+    as_account(&cluster, &kubeconfig, &token);
+    let mut stop = Command::new(env!("CARGO_BIN_EXE_mail-token-broker"));
+    stop.args(&arguments).env("KUBECONFIG", &kubeconfig);
+    let stop = tokio::task::spawn_blocking(move || process::try_output(&mut stop));
+
+    let scaled =
+        home.until(ACCOUNT, "it is scaled to 0", |it: &Deployment| it.spec.as_ref().unwrap().replicas == Some(0)).await;
+    let seen = json!({"status": {"observedGeneration": scaled.metadata.generation, "replicas": 0}});
+    home.kubectl(["patch", "deployment", ACCOUNT, "--subresource=status", "--type=merge", "-p", &seen.to_string()]);
+    // The broker takes its time.
+    holds(Duration::from_secs(2), "a pod runs, and the broker has its rights", async || {
+        let rights = process::try_output(cluster.kubectl().args(["get", "clusterrolebinding", ACCOUNT]));
+        rights.map(drop).and_then(|()| if stop.is_finished() { Err("it did not wait".to_owned()) } else { Ok(()) })
+    })
+    .await;
+    home.kubectl(["delete", "pod", "one", "--grace-period=0", "--force"]);
+    stop.await.unwrap().unwrap();
+
+    let done = json!({"status": {
+        "startTime": wait::now().to_string(), "completionTime": wait::now().to_string(), "succeeded": 1, "active": 0,
+        "uncountedTerminatedPods": {}, "conditions": [
+            {"type": "SuccessCriteriaMet", "status": "True", "lastTransitionTime": wait::now().to_string()},
+            {"type": "Complete", "status": "True", "lastTransitionTime": wait::now().to_string()},
+        ],
+    }});
+    home.kubectl(["patch", "job", &hook, "--subresource=status", "--type=merge", "-p", &done.to_string()]);
+    uninstall.await.unwrap().unwrap();
+    let selector = format!("app.kubernetes.io/instance={ACCOUNT}");
+    let kinds = "deployments,jobs,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings,services,\
+                 validatingadmissionpolicies";
+    let left =
+        process::output(cluster.kubectl().args(["get", kinds, "--all-namespaces", "-l", &selector, "-o", "name"]));
+    assert_eq!(left, "", "nothing is left");
+    let crds = process::output(cluster.kubectl().args(["get", "crd", "-o", "name"]));
+    assert_eq!(crds.lines().count(), 3, "they stay, and with them all credentials");
+}
+
+/// Exactly what a release publishes, on a cluster without the CRDs.
+#[tokio::test]
+async fn the_files_of_a_release_install_the_broker() {
+    let cluster = Cluster::alone(&["control-plane"]);
+    let files = cluster.dir().join("release");
+    let digest = format!("sha256:{}", "7".repeat(64));
+    let made = process::output(Command::new(process::tool("release")).args(["files", "--digest", &digest]).arg(&files));
+    let names: BTreeSet<_> =
+        fs::read_dir(&files).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let version = env!("CARGO_PKG_VERSION");
+    let chart = format!("mail-token-broker-{version}.tgz");
+    assert_eq!(names, ["SHA256SUMS", "crds.yaml", "install.yaml", &chart].map(str::to_owned).into(), "{made}");
+    process::output(Command::new("sha256sum").args(["--check", "--strict", "SHA256SUMS"]).current_dir(&files));
+    let sums = fs::read_to_string(files.join("SHA256SUMS")).unwrap();
+    assert_eq!(sums.lines().count(), names.len() - 1, "{sums}");
+
+    let crds = || process::output(cluster.kubectl().args(["get", "crd", "-o", "name"])).lines().count();
+    let apply =
+        |file: &str| process::output(cluster.kubectl().args(["apply", "--server-side", "-f"]).arg(files.join(file)));
+    let without = || process::output(cluster.kubectl().args(["delete", "crd", "--all"]));
+    without();
+    assert_eq!(crds(), 0);
+    apply("crds.yaml");
+    assert_eq!(crds(), 3, "one file, three kinds");
+    without();
+
+    // By kubectl; kinds and their objects are in one file, and the kinds come first.
+    apply("install.yaml");
+    assert_eq!(crds(), 3);
+    let image = |namespace: &str| {
+        let query =
+            ["-n", namespace, "get", "deployment", ACCOUNT, "-o", "jsonpath={.spec.template.spec.containers[0].image}"];
+        process::output(cluster.kubectl().args(query))
+    };
+    assert!(image("mail-token-broker").ends_with(&format!("@{digest}")));
+    let jobs = process::output(cluster.kubectl().args(["get", "jobs", "--all-namespaces", "-o", "name"]));
+    assert_eq!(jobs, "", "kubectl would run a hook at once");
+    process::output(cluster.kubectl().args(["delete", "-f"]).arg(files.join("install.yaml")).arg("--wait=false"));
+
+    // By Helm.
+    let mut helm = cluster.command("helm");
+    helm.args(["install", ACCOUNT, "--namespace", HOME, "--create-namespace", "--take-ownership"])
+        .arg(files.join(&chart));
+    process::output(&mut helm);
+    assert!(image(HOME).ends_with(&format!("@{digest}")));
 }
 
 #[tokio::test]
@@ -54,6 +265,17 @@ async fn a_broker_of_one_namespace_may_do_what_it_does_and_nothing_else() {
     assert!(asked.is_empty(), "{asked:#?}");
 }
 
+/// Writes a kubeconfig for the ServiceAccount that this token is of.
+fn as_account(cluster: &Cluster, kubeconfig: &Path, token: &str) {
+    fs::copy(cluster.kubeconfig(), kubeconfig).unwrap();
+    let credentials = ["config", "set-credentials", "broker", &format!("--token={}", token.trim())].map(str::to_owned);
+    let context = ["config", "set-context", "--current", "--user=broker"].map(str::to_owned);
+    for words in [credentials.as_slice(), &context] {
+        let mut kubectl = cluster.kubectl();
+        process::output(kubectl.env("KUBECONFIG", kubeconfig).args(words));
+    }
+}
+
 /// An installed chart.
 struct Release {
     cluster: Cluster,
@@ -73,14 +295,7 @@ impl Release {
 
         let token = process::output(cluster.kubectl().args(["-n", HOME, "create", "token", ACCOUNT]));
         let kubeconfig = cluster.dir().join("broker.kubeconfig");
-        fs::copy(cluster.kubeconfig(), &kubeconfig).unwrap();
-        let credentials =
-            ["config", "set-credentials", "broker", &format!("--token={}", token.trim())].map(str::to_owned);
-        let context = ["config", "set-context", "--current", "--user=broker"].map(str::to_owned);
-        for words in [credentials.as_slice(), &context] {
-            let mut kubectl = cluster.kubectl();
-            process::output(kubectl.env("KUBECONFIG", &kubeconfig).args(words));
-        }
+        as_account(&cluster, &kubeconfig, &token);
 
         let query =
             ["-n", HOME, "get", "deployment", ACCOUNT, "-o", "jsonpath={.spec.template.spec.containers[0].args}"];
