@@ -159,3 +159,210 @@ async fn the_deletion_of_a_namespace_ends() {
     .await;
     tried("F24", 1, "nothing");
 }
+
+/// The namespace as a team sees it that has the broker's kinds there and may not read Secrets.
+async fn without_secrets(stage: &Stage) -> Namespace {
+    let (ns, user) = (&stage.ns, "gitops");
+    let rule =
+        json!({"apiGroups": ["mailtoken.dev"], "resources": ["mailcredentials", "mailproviders"], "verbs": ["*"]});
+    ns.apply(json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": user}, "rules": [rule],
+    }))
+    .await;
+    ns.apply(json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": user},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": user},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}],
+    }))
+    .await;
+    let (name, cluster) = (ns.name.clone(), ns.cluster.clone());
+    let team = Namespace { client: cluster.client_of(user).await, name, cluster };
+    until("the team has its rights", async || {
+        team.api::<MailCredential>().list(&Default::default()).await.map(drop).map_err(|error| error.to_string())
+    })
+    .await;
+    assert!(team.api::<Secret>().get("billing").await.is_err(), "it may not read Secrets");
+    team
+}
+
+/// The credential `billing` with a refresh token and an access token of the honest provider; the attacker's server, which
+/// the broker would trust; and the team.
+async fn to_be_stolen() -> (Stage, Idp, Namespace) {
+    let stage = stage().await;
+    let evil = Idp::start();
+    let both = format!("{}{}", stage.idp.ca(), evil.ca());
+    stage.ns.patch::<k8s_openapi::api::core::v1::ConfigMap>("idp-ca", json!({"data": {"ca.crt": both}})).await;
+    stage.idp.answer(Answer::token(3600).rotating());
+    stage.ns.apply(source("seed", "refresh_token", "the-first-one")).await;
+    let by_refresh_token = json!({"refreshToken": {"secretRef": {"name": "seed", "key": "refresh_token"}}});
+    stage.issued(credential("billing").set("spec.grant", by_refresh_token)).await;
+    stage.issued(credential("orders")).await;
+    let team = without_secrets(&stage).await;
+    (stage, evil, team)
+}
+
+/// The team deletes a credential, once the broker has its finalizer on it: nothing is sent, and an Event says why.
+async fn deleted_without_a_request(stage: &Stage, evil: &Idp, team: &Namespace, name: &str) {
+    let has = |credential: &MailCredential| finalizers(credential).contains(&FINALIZER.to_owned());
+    stage.ns.until::<MailCredential>(name, "it has the finalizer", has).await;
+    team.delete::<MailCredential>(name).await;
+    stage.ns.gone::<MailCredential>(name).await;
+    stage.ns.tells(name, &["Warning RevocationFailed"]).await;
+    assert_eq!((revoked(stage), evil.requests_at(REVOKE).len()), (vec![], 0));
+    let seen = format!("{:?}", evil.requests());
+    for token in stage.idp.issued() {
+        assert!(!seen.contains(&token), "{token} came to the attacker's server");
+    }
+}
+
+#[tokio::test]
+async fn a_token_is_not_revoked_at_another_provider_than_it_came_from() {
+    let (stage, evil, team) = to_be_stolen().await;
+    let other = provider(&evil).set("metadata.name", "evil").set("spec.client", json!({"id": "mailer"}));
+    team.apply(other.set("spec.oauth2.revocationURL", evil.url(REVOKE))).await;
+    let there = json!({"providerRef": {"name": "evil"}, "revocationPolicy": "OnDelete", "suspend": true});
+    for name in ["billing", "orders"] {
+        team.patch::<MailCredential>(name, json!({"spec": there})).await;
+        deleted_without_a_request(&stage, &evil, &team, name).await;
+    }
+}
+
+#[tokio::test]
+async fn a_token_is_not_revoked_at_an_endpoint_that_was_named_after_it_came() {
+    let (stage, evil, team) = to_be_stolen().await;
+    team.patch::<mail_token_broker::api::MailProvider>(
+        "idp",
+        json!({"spec": {"oauth2": {"revocationURL": evil.url(REVOKE)}}}),
+    )
+    .await;
+    for name in ["billing", "orders"] {
+        team.patch::<MailCredential>(name, json!({"spec": {"revocationPolicy": "OnDelete"}})).await;
+        deleted_without_a_request(&stage, &evil, &team, name).await;
+    }
+}
+
+#[tokio::test]
+async fn a_refresh_token_is_bound_to_the_revocation_endpoint_that_it_was_obtained_with() {
+    let (stage, evil, team) = to_be_stolen().await;
+    let before = text(&stage.ns.get::<Secret>("billing").await, "access_token");
+    team.patch::<mail_token_broker::api::MailProvider>(
+        "idp",
+        json!({"spec": {"oauth2": {"revocationURL": evil.url(REVOKE)}}}),
+    )
+    .await;
+    // A renewal in between makes no difference: neither token goes where the sign-in did not lead.
+    team.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
+    stage.renewed("billing", &before).await;
+    team.patch::<MailCredential>("billing", json!({"spec": {"revocationPolicy": "OnDelete"}})).await;
+    deleted_without_a_request(&stage, &evil, &team, "billing").await;
+}
+
+#[tokio::test]
+async fn a_provider_of_the_cluster_that_does_not_allow_the_namespace_revokes_nothing() {
+    let (stage, evil, team) = to_be_stolen().await;
+    let of_the_admin = Idp::start();
+    let cluster_wide =
+        provider(&of_the_admin).set("kind", "ClusterMailProvider").set("metadata.name", stage.ns.name.as_str());
+    let allowed = json!([{"namespaceSelector": {"matchLabels": {"mail": "another"}}, "mailboxes": ["*@example.org"]}]);
+    stage
+        .ns
+        .apply(
+            cluster_wide
+                .set("spec.allowed", allowed)
+                .set("spec.oauth2.tokenURL", stage.idp.token_url())
+                .set("spec.oauth2.revocationURL", of_the_admin.url(REVOKE)),
+        )
+        .await;
+    let there = json!({"kind": "ClusterMailProvider", "name": stage.ns.name});
+    for name in ["billing", "orders"] {
+        team.patch::<MailCredential>(name, json!({"spec": {"providerRef": there, "revocationPolicy": "OnDelete"}}))
+            .await;
+        deleted_without_a_request(&stage, &evil, &team, name).await;
+    }
+    assert_eq!(of_the_admin.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn an_assertion_does_not_leave_the_token_endpoints_origin() {
+    let stage = Stage::new().await;
+    let evil = Idp::start();
+    let both = format!("{}{}", stage.idp.ca(), evil.ca());
+    stage.ns.patch::<k8s_openapi::api::core::v1::ConfigMap>("idp-ca", json!({"data": {"ca.crt": both}})).await;
+    let pem = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap().serialize_pem();
+    stage.ns.apply(source("app", "tls.key", &pem)).await;
+    let key = json!([{"privateKeyJWT": {"keyRef": {"name": "app", "key": "tls.key"}, "algorithm": "EdDSA"}}]);
+    let relay = provider(&stage.idp).set("spec.client.authentication", key);
+    let relay = relay.set("spec.oauth2.deviceAuthorizationURL", evil.url("/device"));
+    stage.ns.apply(relay.set("spec.oauth2.revocationURL", evil.url(REVOKE))).await;
+
+    stage.ns.apply(credential("person").set("spec.grant", json!({"deviceCode": {}}))).await;
+    let stalled = stage.ns.condition::<MailCredential>("person", "Stalled", "InvalidSpec").await;
+    assert!(stalled.message.contains("origin"), "{}", stalled.message);
+
+    stage.issued(revoking("billing")).await;
+    stage.ns.delete::<MailCredential>("billing").await;
+    stage.ns.gone::<MailCredential>("billing").await;
+    stage.ns.tells("billing", &["Warning RevocationFailed"]).await;
+
+    // The same by a discovery document.
+    let issuer = stage.idp.issuer();
+    let document = json!({
+        "issuer": issuer, "token_endpoint": stage.idp.token_url(), "device_authorization_endpoint": evil.url("/device"),
+        "revocation_endpoint": evil.url(REVOKE),
+    });
+    stage.idp.answer_at(support::idp::DISCOVERY, Answer::json(200, document));
+    stage
+        .ns
+        .patch::<mail_token_broker::api::MailProvider>(
+            "idp",
+            json!({"spec": {"oauth2": null, "oidc": {"issuerURL": issuer}}}),
+        )
+        .await;
+    stage.ns.apply(credential("another").set("spec.grant", json!({"deviceCode": {}}))).await;
+    stage.ns.condition::<MailCredential>("another", "Stalled", "InvalidSpec").await;
+    stage.issued(revoking("orders")).await;
+    stage.ns.delete::<MailCredential>("orders").await;
+    stage.ns.gone::<MailCredential>("orders").await;
+    stage.ns.tells("orders", &["Warning RevocationFailed"]).await;
+    assert_eq!(evil.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn tokens_whose_secrets_went_first_are_told_of() {
+    let stage = stage().await;
+    stage.issued(revoking("billing")).await;
+    stage.broker.signal("STOP");
+    stage.ns.remove(&revoking("billing")).await;
+    stage.ns.delete::<Secret>("billing").await;
+    stage.broker.signal("CONT");
+    stage.ns.gone::<MailCredential>("billing").await;
+    stage.ns.tells("billing", &["Warning RevocationFailed"]).await;
+}
+
+#[tokio::test]
+async fn a_label_that_is_set_meanwhile_revokes_nothing_twice() {
+    let stage = stage().await;
+    stage.issued(revoking("billing").set("metadata.finalizers", json!(["example.org/x"]))).await;
+    stage.idp.answer_at(REVOKE, Answer::text(200, "").held());
+    stage.ns.remove(&revoking("billing")).await;
+    until(
+        "the revocation has begun",
+        async || {
+            if revoked(&stage).is_empty() { Err("no request".to_owned()) } else { Ok(()) }
+        },
+    )
+    .await;
+    stage.ns.patch::<MailCredential>("billing", json!({"metadata": {"labels": {"team": "mail"}}})).await;
+    stage
+        .ns
+        .patch::<MailCredential>("billing", json!({"metadata": {"finalizers": [FINALIZER, "example.org/x"]}}))
+        .await;
+    stage.idp.release();
+    let ours = |credential: &MailCredential| !finalizers(credential).contains(&FINALIZER.to_owned());
+    stage.ns.until::<MailCredential>("billing", "the broker's finalizer is gone", ours).await;
+    assert_eq!(revoked(&stage).len(), 1);
+    stage.ns.patch::<MailCredential>("billing", json!({"metadata": {"finalizers": null}})).await;
+    stage.ns.gone::<MailCredential>("billing").await;
+    assert_eq!(revoked(&stage).len(), 1);
+    stage.ns.tells("billing", &["Normal GrantRevoked"]).await;
+}

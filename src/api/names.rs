@@ -30,6 +30,8 @@ pub const ANNOTATION_EXPIRES_AT: &str = "mailtoken.dev/expires-at";
 pub const ANNOTATION_REFRESH_AT: &str = "mailtoken.dev/refresh-at";
 /// `sha256:` and the first 16 hex digits of the token's SHA-256.
 pub const ANNOTATION_FINGERPRINT: &str = "mailtoken.dev/fingerprint";
+/// The digest of the provider, its endpoints and the client at the time of the exchange: the token is revoked there only.
+pub const ANNOTATION_REVOCABLE_AT: &str = "mailtoken.dev/revocable-at";
 /// Hash of the inputs that the token was issued for.
 pub const ANNOTATION_ISSUED_FOR: &str = "mailtoken.dev/issued-for";
 /// Hash of everything else that shapes the Secret, so that a change of it is seen without reading the Secret.
@@ -100,15 +102,29 @@ pub fn grant_secret(credential: &str) -> String {
     format!("{}{suffix}", cut(credential, NAME_MAX - suffix.len()))
 }
 
-/// A short, stable hash for annotations that only ever get compared: 16 hex digits of SHA-256 over the parts, each
-/// with its length in front so that no two lists of parts run together.
+/// The SHA-256 of the parts in 64 hex digits, each part with its length in front so that no two lists of parts run
+/// together. For what an attacker must not find a second preimage or a collision of: bindings and tokens.
 pub fn digest<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
+    hashed(parts).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The first 16 hex digits of [`digest`], for values that are only compared to notice a change.
+pub fn short_digest<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
+    hex16(&hashed(parts))
+}
+
+/// Whether `stored`, a digest in an annotation, is `wanted`. Earlier versions of the broker stored the first 16 digits.
+pub fn is_digest(stored: &str, wanted: &str) -> bool {
+    stored == wanted || (stored.len() == 16 && wanted.len() == 64 && wanted.starts_with(stored))
+}
+
+fn hashed<'a>(parts: impl IntoIterator<Item = &'a str>) -> [u8; 32] {
     let mut hasher = Sha256::new();
     for part in parts {
         hasher.update((part.len() as u64).to_be_bytes());
         hasher.update(part.as_bytes());
     }
-    hex16(&hasher.finalize())
+    hasher.finalize().into()
 }
 
 /// The first 16 hex digits of `bytes`.
@@ -154,6 +170,16 @@ mod tests {
     #[test]
     fn digests_keep_the_borders_between_parts() {
         assert_ne!(digest(["ab", "c"]), digest(["a", "bc"]));
-        assert_eq!(digest(["ab", "c"]).len(), 16);
+        assert_eq!((digest(["ab", "c"]).len(), short_digest(["ab", "c"]).len()), (64, 16));
+    }
+
+    #[test]
+    fn a_digest_of_an_earlier_version_is_known_again_and_no_other_beginning_is() {
+        let whole = digest(["ab", "c"]);
+        assert!(is_digest(&whole, &whole) && is_digest(&short_digest(["ab", "c"]), &whole));
+        for other in ["", &whole[..15], &whole[..17], &whole[..63], &short_digest(["a", "bc"])] {
+            assert!(!is_digest(other, &whole), "{other}");
+        }
+        assert!(!is_digest(&whole, &whole[..16]), "what is wanted is always whole");
     }
 }

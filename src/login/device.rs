@@ -38,8 +38,8 @@ pub(super) async fn sign_in(attempt: &Attempt<'_>) -> Result<Granted, LoginError
         }));
     };
     let begin = async |auth: &ClientAuth| {
-        let (unique, audience) = (unique(), &attempt.prepared.endpoints.token_url);
-        let occasion = Occasion { audience, unique: &unique, now: attempt.clock.now() };
+        let (unique, token_url) = (unique(), &attempt.prepared.endpoints.token_url);
+        let occasion = Occasion { audience: token_url, token_url, unique: &unique, now: attempt.clock.now() };
         let request = device_authorization_request(url, attempt.client_id(), auth, &attempt.scopes, occasion);
         let exchange = attempt.send(request).await?;
         read_device_authorization(&exchange.response, exchange.sent_at)

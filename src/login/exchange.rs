@@ -137,7 +137,11 @@ impl<'a> Attempt<'a> {
 
     /// Sends a request.
     pub async fn send(&self, request: Result<http::Request<Vec<u8>>, RequestError>) -> Result<Exchange, Refusal> {
-        let request = request.map_err(|error| Refusal::new(Reason::RequestRefused, error.to_string()))?;
+        let request = request.map_err(|error| {
+            let elsewhere = matches!(error, RequestError::OtherOrigin { .. });
+            let reason = if elsewhere { Reason::InvalidSpec } else { Reason::RequestRefused };
+            Refusal::new(reason, error.to_string())
+        })?;
         self.prepared.client.send(request, || true).await.map_err(|error| {
             let (reason, message) = transport(&error, self.object, &self.home, AGAIN);
             Refusal::new(reason, message)

@@ -323,7 +323,7 @@ mod tests {
     }
 
     fn occasion() -> Occasion<'static> {
-        Occasion { audience: "https://id/token", unique: "j1", now: now() }
+        Occasion { audience: "https://id/token", token_url: "https://id/token", unique: "j1", now: now() }
     }
 
     fn pair(algorithm: SigningAlgorithm) -> KeyPair {

@@ -32,6 +32,8 @@ pub enum ClientAuth {
 pub struct Occasion<'a> {
     /// Who it is for: the token endpoint (RFC 7523 section 3).
     pub audience: &'a str,
+    /// The token endpoint, to whose origin an assertion may be sent.
+    pub token_url: &'a str,
     /// Never used twice.
     pub unique: &'a str,
     /// The present.
@@ -45,6 +47,11 @@ impl ClientAuth {
     /// Whether a request with it needs a signature by a key that the broker holds.
     pub fn signs(&self) -> bool {
         matches!(self, Self::PrivateKeyJwt(_) | Self::ServiceAccountKey(_))
+    }
+
+    /// Whether a request with it carries an assertion, which who receives it could use at the token endpoint.
+    pub fn is_assertion(&self) -> bool {
+        matches!(self, Self::PrivateKeyJwt(_) | Self::Assertion(_))
     }
 
     /// Adds the client's name, and its proof where that goes into the body.

@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn a_request_is_rfc_8628s_example() {
         let url = "https://server.example.com/device_authorization";
-        let occasion = Occasion { audience: "", unique: "", now: Timestamp::UNIX_EPOCH };
+        let occasion = Occasion { audience: "", token_url: "", unique: "", now: Timestamp::UNIX_EPOCH };
         let ask = |scopes: &[String]| {
             device_authorization_request(url, "1406020730", &ClientAuth::Public, scopes, occasion).unwrap()
         };

@@ -4,7 +4,7 @@ use http::{HeaderValue, Method, Request, header};
 use k8s_openapi::jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
 use thiserror::Error;
-use url::form_urlencoded::Serializer;
+use url::{Url, form_urlencoded::Serializer};
 
 use super::{
     assertion::SigningError,
@@ -125,6 +125,17 @@ pub enum RequestError {
     /// The client's key does not sign.
     #[error(transparent)]
     Signing(#[from] SigningError),
+    /// An assertion would leave the token endpoint's origin.
+    #[error(
+        "the endpoint {url} has another origin (scheme, host, port) than the token endpoint {token_url}, and an assertion or \
+         ServiceAccount token is sent to the token endpoint's origin only"
+    )]
+    OtherOrigin {
+        /// Where the request would go.
+        url: String,
+        /// The token endpoint.
+        token_url: String,
+    },
     /// A JWT is wanted of a client that has no key.
     #[error(
         "the client has no key to sign a JWT with: name a privateKeyJWT or serviceAccountKey in spec.client.authentication"
@@ -134,7 +145,7 @@ pub enum RequestError {
 
 impl TokenRequest<'_> {
     fn occasion(&self) -> Occasion<'_> {
-        Occasion { audience: self.token_url, unique: self.unique, now: self.now }
+        Occasion { audience: self.token_url, token_url: self.token_url, unique: self.unique, now: self.now }
     }
 }
 
@@ -151,6 +162,14 @@ pub fn token_request(request: &TokenRequest<'_>) -> Result<Request<Vec<u8>>, Req
     post(request.token_url, request.client_id, request.auth, request.occasion(), form)
 }
 
+/// Whether two URLs have the same scheme, host and port.
+pub fn same_origin(one: &str, other: &str) -> bool {
+    match (Url::parse(one), Url::parse(other)) {
+        (Ok(one), Ok(other)) => one.origin() == other.origin(),
+        _ => false,
+    }
+}
+
 /// A form to an endpoint where the client has to prove who it is (RFC 6749 section 2.3).
 pub(super) fn post(
     url: &str,
@@ -159,6 +178,10 @@ pub(super) fn post(
     occasion: Occasion<'_>,
     mut form: Serializer<'_, String>,
 ) -> Result<Request<Vec<u8>>, RequestError> {
+    if auth.is_assertion() && !same_origin(url, occasion.token_url) {
+        let (url, token_url) = (url.to_owned(), occasion.token_url.to_owned());
+        return Err(RequestError::OtherOrigin { url, token_url });
+    }
     auth.write_body(client_id, occasion, &mut form)?;
     let mut builder = Request::builder()
         .method(Method::POST)
@@ -218,6 +241,36 @@ mod tests {
         let head = "grant_type=client_credentials&client_id=app+id&client_assertion_type=urn%3Aietf%3Aparams%3Aoauth%3A\
                     client-assertion-type%3Ajwt-bearer&client_assertion=ey";
         assert!(body.starts_with(head), "{body}");
+    }
+
+    #[test]
+    fn an_assertion_goes_to_the_origin_of_the_token_endpoint_alone() {
+        let pem = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap().serialize_pem();
+        let key = SigningKey::read(pem.as_bytes(), None, SigningAlgorithm::EdDSA, None).unwrap();
+        let token_url = "https://id.example.org/token";
+        let occasion = Occasion { audience: token_url, token_url, unique: "j1", now: Timestamp::UNIX_EPOCH };
+        let assertions = [ClientAuth::PrivateKeyJwt(key), ClientAuth::Assertion("a.b.c".into())];
+        let others = [ClientAuth::Public, ClientAuth::SecretPost("s".into()), ClientAuth::SecretBasic("s".into())];
+        for (url, same) in [
+            ("https://id.example.org/device", true),
+            ("https://ID.example.org:443/a/b?c=d", true),
+            ("https://id.example.org:8443/device", false),
+            ("https://evil.example.org/device", false),
+            ("https://id.example.org.evil.example/", false),
+            ("https://id.example.org@evil.example/", false),
+            ("http://id.example.org/device", false),
+            ("no url", false),
+        ] {
+            for auth in &assertions {
+                let made = post(url, "app", auth, occasion, Serializer::new(String::new()));
+                assert_eq!(made.is_ok(), same, "{url}");
+                assert_eq!(matches!(made, Err(RequestError::OtherOrigin { .. })), !same, "{url}");
+            }
+            for auth in &others {
+                let made = post(url, "app", auth, occasion, Serializer::new(String::new()));
+                assert!(!matches!(made, Err(RequestError::OtherOrigin { .. })), "{url}");
+            }
+        }
     }
 
     #[test]

@@ -63,7 +63,8 @@ mod tests {
 
     #[test]
     fn a_request_names_the_token_its_kind_and_the_client() {
-        let occasion = Occasion { audience: "https://id.example.org", unique: "j1", now: Timestamp::UNIX_EPOCH };
+        let token_url = "https://id.example.org";
+        let occasion = Occasion { audience: token_url, token_url, unique: "j1", now: Timestamp::UNIX_EPOCH };
         for (kind, hint) in [(TokenKind::RefreshToken, "refresh_token"), (TokenKind::AccessToken, "access_token")] {
             let url = "https://id.example.org/revoke";
             let request = revocation_request(url, "app", &ClientAuth::Public, &"t&1".into(), kind, occasion).unwrap();

@@ -38,6 +38,8 @@ pub struct Grant {
     /// What a refresh token is bound to: it is sent to no other provider and for no other client.
     /// `None` where the provider is unknown: nothing is sent then.
     pub bound_to: Option<String>,
+    /// Where a refresh token that is obtained now may be revoked, see [`super::inputs::revocable_at`].
+    pub revocable_at: String,
     /// What a sign-in is asked for by: a changed spec or a new value of `mailtoken.dev/reissue` asks anew after one
     /// that ended.
     pub asked_by: String,
@@ -94,6 +96,8 @@ pub struct TokenNote {
     pub hash: String,
     /// What it is bound to, see [`Grant::bound_to`].
     pub bound_to: String,
+    /// Where it may be revoked, see [`super::inputs::revocable_at`]. Empty where that was not recorded.
+    pub revocable_at: String,
     /// When a person signed in, or the seed was taken over.
     pub obtained_at: Timestamp,
     /// When it was last exchanged.
@@ -166,6 +170,7 @@ impl Kept {
             token: token.map(|(hash, obtained_at)| TokenNote {
                 hash: hash.to_owned(),
                 bound_to: text(names::ANNOTATION_ISSUED_FOR).unwrap_or_default().to_owned(),
+                revocable_at: text(names::ANNOTATION_REVOCABLE_AT).unwrap_or_default().to_owned(),
                 obtained_at,
                 last_used_at: time(names::ANNOTATION_LAST_USED_AT),
                 expires_at: time(names::ANNOTATION_EXPIRES_AT),
@@ -195,7 +200,7 @@ impl TokenNote {
 
 impl Grant {
     fn is_bound(&self, to: &str) -> bool {
-        self.bound_to.as_deref().is_none_or(|wanted| wanted == to)
+        self.bound_to.as_deref().is_none_or(|wanted| names::is_digest(to, wanted))
     }
 
     /// The refresh token, if it is for this provider and client.

@@ -3,11 +3,11 @@
 use crate::{
     api::{
         MailCredential,
-        credential::{DeletionPolicy, Format},
+        credential::{DeletionPolicy, Format, ProviderKind},
         names,
         provider::ProviderSpec,
     },
-    providers::Profile,
+    providers::{Profile, TokenSource},
 };
 
 /// The scopes that are asked for: the credential's, else the provider's, else the preset's.
@@ -43,6 +43,22 @@ pub fn issued_for(
     )
 }
 
+/// The digest of what a revocation request depends on: the provider, its token and revocation endpoints, and the client.
+/// A token is revoked only while this is as it was when the token was obtained. The issuer of a discovery document
+/// vouches for the endpoints in it.
+pub fn revocable_at(credential: &MailCredential, profile: &Profile, client_id: &str) -> String {
+    let reference = &credential.spec.provider_ref;
+    let kind = match reference.kind {
+        ProviderKind::MailProvider => "MailProvider",
+        ProviderKind::ClusterMailProvider => "ClusterMailProvider",
+    };
+    let endpoint = match &profile.source {
+        TokenSource::Known(endpoints) => endpoints.revocation_url.as_deref().unwrap_or_default(),
+        TokenSource::Discovery { .. } => "",
+    };
+    names::digest([kind, &reference.name, profile.source.identity(), endpoint, client_id])
+}
+
 /// Hash of everything else that shapes the Secret.
 pub fn layout(credential: &MailCredential, profile: &Profile) -> String {
     let spec = &credential.spec;
@@ -63,7 +79,7 @@ pub fn layout(credential: &MailCredential, profile: &Profile) -> String {
         }
         .to_owned(),
     );
-    names::digest(parts.iter().map(String::as_str))
+    names::short_digest(parts.iter().map(String::as_str))
 }
 
 const fn format_name(format: Format) -> &'static str {
@@ -81,5 +97,5 @@ pub fn attempt(credential: &MailCredential, provider: &str, sources: &[String]) 
     let generation = credential.metadata.generation.unwrap_or_default().to_string();
     let reissue = credential.metadata.annotations.as_ref().and_then(|map| map.get(names::ANNOTATION_REISSUE));
     let own = [generation.as_str(), reissue.map_or("", String::as_str), provider];
-    names::digest(own.into_iter().chain(sources.iter().map(String::as_str)))
+    names::short_digest(own.into_iter().chain(sources.iter().map(String::as_str)))
 }

@@ -191,7 +191,10 @@ fn rename(observed: &Observed) -> String {
 /// A token that was obtained is written before anything else, as long as it is still the one that is wanted.
 fn token_is_held(observed: &Observed, now: Timestamp) -> Option<Decision> {
     let held = observed.held.as_ref()?;
-    let wanted = observed.provider.as_ref().is_ok_and(|provider| provider.issued_for == held.issued_for);
+    let wanted = observed.provider.as_ref().is_ok_and(|provider| {
+        let allowed = provider.blocker.as_ref().is_none_or(|blocker| blocker.reason != Reason::NotAllowed);
+        allowed && provider.issued_for == held.issued_for
+    });
     if !wanted || now >= held.answer.token.expires_at {
         return None;
     }

@@ -72,6 +72,8 @@ pub struct Provider {
     pub layout: String,
     /// What a refresh token is bound to, see [`Grant::bound_to`].
     pub bound_to: String,
+    /// Where tokens may be revoked, see [`super::inputs::revocable_at`].
+    pub revocable_at: String,
 }
 
 /// The target Secret.
@@ -157,6 +159,8 @@ pub struct Held {
     pub answer: TokenAnswer,
     /// What it was issued for.
     pub issued_for: String,
+    /// See [`super::inputs::revocable_at`].
+    pub revocable_at: String,
     /// The id that the token gives for its subject.
     pub object_id: Option<String>,
     /// What the token says of itself that will not do.
@@ -312,7 +316,7 @@ impl Observed {
 
     /// What a step of a sign-in is made with: its failures are counted apart from those of token requests.
     pub fn sign_in_attempt(&self) -> String {
-        names::digest([self.attempt.as_str(), "sign-in"])
+        names::short_digest([self.attempt.as_str(), "sign-in"])
     }
 
     /// Whether the refresh token was refused, with all as it is now, so that only a person's sign-in helps; also while
@@ -343,7 +347,7 @@ impl Observed {
     /// last time stands, if the spec is still that one: that it was `Ready`.
     pub fn is_for_this_spec(&self, published: &Published) -> bool {
         match &self.provider {
-            Ok(provider) => provider.issued_for == published.issued_for,
+            Ok(provider) => names::is_digest(&published.issued_for, &provider.issued_for),
             Err(_) => self.credential.status.as_ref().is_some_and(|status| {
                 status.observed_generation == self.credential.metadata.generation
                     && condition::is_true(&status.conditions, ConditionType::Ready)

@@ -177,11 +177,15 @@ fn a_token_that_is_held_is_written_and_never_asked_for_again() {
         case.failed(Reason::SecretWriteFailed);
     });
     assert_eq!(refused, Decision::BackOff { until: at(5) });
-    let blocked = decided(|case| {
+    let blocked = |reason: Reason| {
+        let mut case = Case::ready();
         case.hold();
-        case.provider().blocker = Some(fixtures::blocker(Reason::NotAllowed));
-    });
-    assert_eq!(blocked, Decision::Store);
+        case.provider().blocker = Some(fixtures::blocker(reason));
+        decide(&case.observed, case.now)
+    };
+    assert_eq!(blocked(Reason::SourceNotFound), Decision::Store);
+    // An allowance that was withdrawn meanwhile is withdrawn for what was not published yet, too.
+    assert_eq!(stall(&blocked(Reason::NotAllowed)), Some(Reason::NotAllowed));
 }
 
 #[test]
@@ -279,8 +283,8 @@ fn what_stands_first_wins() {
         (|case| case.now = at(3000), |d| *d == Decision::Issue(IssueReason::RenewalDue)),
         (|case| case.failed_at(Reason::SecretWriteFailed, 2999), |d| *d == Decision::BackOff { until: at(3004) }),
         (
-            |case| case.provider().blocker = Some(fixtures::blocker(Reason::NotAllowed)),
-            |d| stall(d) == Some(Reason::NotAllowed),
+            |case| case.provider().blocker = Some(fixtures::blocker(Reason::SourceNotFound)),
+            |d| stall(d) == Some(Reason::SourceNotFound),
         ),
         (|case| (case.hold(), case.observed.attempt = "changed".into()).1, |d| *d == Decision::Store),
         (

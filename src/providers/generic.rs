@@ -2,8 +2,12 @@
 
 use super::{Profile, SignIn, TokenSource};
 use crate::{
-    api::{authentication::ClientAuthentication, grant::GrantType, provider::ProviderSpec},
-    oauth::discovery::Endpoints,
+    api::{
+        authentication::ClientAuthentication,
+        grant::GrantType,
+        provider::{OAuth2, ProviderSpec},
+    },
+    oauth::{discovery::Endpoints, grant::same_origin},
 };
 
 /// Whether the server has the endpoints for them only shows there.
@@ -43,12 +47,28 @@ pub(super) fn profile(spec: &ProviderSpec) -> Option<Profile> {
 }
 
 fn objection(spec: &ProviderSpec, grant: GrantType, _: &[String]) -> Option<String> {
-    let endpoint = |oauth2: &crate::api::provider::OAuth2| oauth2.device_authorization_url.is_some();
+    let endpoint = |oauth2: &OAuth2| oauth2.device_authorization_url.is_some();
+    let asserts =
+        |entry: &ClientAuthentication| entry.private_key_jwt.is_some() || entry.service_account_token.is_some();
+    let elsewhere = |oauth2: &OAuth2| {
+        let device = oauth2.device_authorization_url.as_ref();
+        device.is_some_and(|device| !same_origin(device, &oauth2.token_url))
+    };
     let signs = |entry: &ClientAuthentication| entry.private_key_jwt.is_some();
     match grant {
         GrantType::DeviceCode if !spec.oauth2.as_ref().is_none_or(endpoint) => Some(
             "the grant deviceCode needs an endpoint: name it in spec.oauth2.deviceAuthorizationURL of the provider".to_owned(),
         ),
+        GrantType::DeviceCode
+            if spec.client.authentication.iter().any(asserts) && spec.oauth2.as_ref().is_some_and(elsewhere) =>
+        {
+            Some(
+                "spec.oauth2.deviceAuthorizationURL of the provider has another origin (scheme, host, port) than tokenURL, \
+                 and an assertion or ServiceAccount token is sent to the token endpoint's origin only: correct the URL, or \
+                 use a clientSecret"
+                    .to_owned(),
+            )
+        }
         GrantType::JwtBearer if !spec.client.authentication.iter().any(signs) => Some(
             "the grant jwtBearer needs a key that signs: name a privateKeyJWT in spec.client.authentication of the provider"
                 .to_owned(),

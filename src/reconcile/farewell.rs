@@ -4,28 +4,28 @@
 use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use kube::{
-    Api, ResourceExt as _,
-    api::{Patch, PatchParams},
-    runtime::controller::Action,
-};
+use kube::{Api, ResourceExt as _, api::PatchParams, runtime::controller::Action};
 use serde_json::json;
 
 use super::{
     Context,
     act::{Revocation, revoke},
-    custody, full_name, report,
+    custody, full_name, observe, report,
+    writes::{fence, patch},
 };
 use crate::{
     api::{MailCredential, Reason, Retry, credential::RevocationPolicy, names},
     error::{Error, told_by},
-    policy::{checks, notices::Notice},
+    policy::{Decision, checks, notices::Notice, status::next_turn},
 };
 
 /// How long revocation is tried, from the deletion on.
 const PATIENCE: SignedDuration = SignedDuration::from_mins(1);
 /// How far apart attempts are.
 const AGAIN: Duration = Duration::from_secs(5);
+/// How often the removal of the finalizer is tried before all begins anew, and how much longer each wait is.
+const REMOVALS: u32 = 20;
+const REMOVED_AGAIN: Duration = Duration::from_millis(200);
 
 /// Sees to it that a credential has the finalizer just if its policy wants it. Most have none, and cost nothing.
 pub(super) async fn finalizer(
@@ -37,7 +37,11 @@ pub(super) async fn finalizer(
     if has == wants {
         return Ok(credential);
     }
-    let written = set(&credential, wants, context).await?;
+    let written = match set(&credential, wants, context).await {
+        // Another writer was faster: the watch shows the newer object, which wakes the credential.
+        Err(Error::WriteFinalizer { source: kube::Error::Api(status), .. }) if matches!(status.code, 409 | 422) => None,
+        written => written?,
+    };
     let Some(mut written) = written else { return Ok(credential) };
     written.metadata.managed_fields = None;
     let written = Arc::new(written);
@@ -47,15 +51,29 @@ pub(super) async fn finalizer(
 
 /// Adds the finalizer, or takes it away; `None` if the credential is gone.
 async fn set(credential: &MailCredential, wanted: bool, context: &Context) -> Result<Option<MailCredential>, Error> {
-    let others = credential.finalizers().iter().filter(|name| *name != names::FINALIZER_REVOKE).cloned();
-    let own = wanted.then(|| names::FINALIZER_REVOKE.to_owned());
-    let finalizers: Vec<String> = others.chain(own).collect();
-    let metadata = json!({
-        "uid": credential.metadata.uid, "resourceVersion": credential.metadata.resource_version, "finalizers": finalizers,
-    });
+    let names = credential.finalizers();
+    let own = names.iter().position(|name| name == names::FINALIZER_REVOKE);
+    let uid = credential.metadata.uid.as_deref().unwrap_or_default();
+    let version = credential.metadata.resource_version.as_deref().unwrap_or_default();
+    let same_uid = || json!({"op": "replace", "path": "/metadata/uid", "value": uid});
+    let operations = match (wanted, own) {
+        (true, Some(_)) | (false, None) => return Ok(Some(credential.clone())),
+        (true, None) if names.is_empty() => {
+            let finalizers = json!({"op": "add", "path": "/metadata/finalizers", "value": [names::FINALIZER_REVOKE]});
+            fence(uid, version).into_iter().chain([finalizers]).collect()
+        }
+        (true, None) => {
+            vec![same_uid(), json!({"op": "add", "path": "/metadata/finalizers/-", "value": names::FINALIZER_REVOKE})]
+        }
+        // Without the resourceVersion: a label that was set meanwhile does not matter.
+        (false, Some(index)) => {
+            let path = format!("/metadata/finalizers/{index}");
+            let test = json!({"op": "test", "path": path, "value": names::FINALIZER_REVOKE});
+            vec![same_uid(), test, json!({"op": "remove", "path": path})]
+        }
+    };
     let api: Api<MailCredential> = Api::namespaced(context.client.clone(), checks::namespace(credential));
-    let patch = Patch::Merge(json!({"metadata": metadata}));
-    match api.patch(&credential.name_any(), &PatchParams::default(), &patch).await {
+    match api.patch(&credential.name_any(), &PatchParams::default(), &patch(operations)).await {
         Ok(written) => Ok(Some(written)),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
         Err(source) => Err(Error::WriteFinalizer { name: full_name(credential), source }),
@@ -63,11 +81,14 @@ async fn set(credential: &MailCredential, wanted: bool, context: &Context) -> Re
 }
 
 /// Takes leave of a credential that is being deleted.
-pub(super) fn farewell(credential: Arc<MailCredential>, deleted: Timestamp, context: &Arc<Context>) -> Action {
+pub(super) async fn farewell(
+    credential: Arc<MailCredential>,
+    deleted: Timestamp,
+    context: &Arc<Context>,
+) -> Result<Action, Error> {
     let uid = checks::uid(&credential).to_owned();
     if !credential.finalizers().iter().any(|name| name == names::FINALIZER_REVOKE) {
-        context.memory.forget(&uid);
-        return Action::await_change();
+        return linger(credential, context).await;
     }
     // A request that is under way may bring one more token: its end wakes the credential.
     let now = context.clock.now();
@@ -85,7 +106,28 @@ pub(super) fn farewell(credential: Arc<MailCredential>, deleted: Timestamp, cont
             context.waker.credential((checks::namespace(&credential).to_owned(), credential.name_any()));
         });
     }
-    Action::await_change()
+    Ok(Action::await_change())
+}
+
+/// The finalizers of others keep the credential: its status still follows its token. A refresh token that is not stored
+/// yet is stored before the credential is forgotten, since the grant Secret may outlive it.
+async fn linger(credential: Arc<MailCredential>, context: &Arc<Context>) -> Result<Action, Error> {
+    if let Err(error) = custody::keep_unsaved(&credential, context).await {
+        tracing::error!(%error, "the last refresh token of a deleted credential could not be stored; it is tried again");
+        return Ok(Action::requeue(AGAIN));
+    }
+    if credential.finalizers().is_empty() {
+        context.memory.forget(checks::uid(&credential));
+        return Ok(Action::await_change());
+    }
+    let credential = observe::latest(credential, context);
+    let Some(observed) = observe::observe(credential, context).await? else { return Ok(Action::await_change()) };
+    let now = context.clock.now();
+    if !report::report(&observed, &Decision::Wait { until: now }, context, now).await? {
+        return Ok(Action::requeue(AGAIN));
+    }
+    let turn = next_turn(&observed, now).map(|at| context.clock.until(at));
+    Ok(turn.map_or_else(Action::await_change, Action::requeue))
 }
 
 async fn take_leave(credential: &Arc<MailCredential>, deleted: Timestamp, context: &Arc<Context>) -> Result<(), Error> {
@@ -103,15 +145,40 @@ async fn take_leave(credential: &Arc<MailCredential>, deleted: Timestamp, contex
             _ => break revocation,
         }
     };
-    if let Some(notice) = notice(&revocation) {
+    if let Some(notice) = notice(&revocation, credential, context.clock.now()) {
         report::tell(credential, &notice, context).await;
     }
-    set(credential, false, context).await.map(drop)
+    let mut attempts = 0;
+    loop {
+        let shown = context.stores.credentials.get(checks::namespace(credential), &credential.name_any());
+        let newest = shown.filter(|shown| shown.metadata.uid == credential.metadata.uid);
+        match set(newest.as_ref().unwrap_or(credential), false, context).await {
+            // What was revoked is not revoked again because the finalizer could not be removed.
+            Err(error) if attempts < REMOVALS && context.leadership.is_leader() => {
+                tracing::warn!(%error, "the finalizer could not be removed; it is tried again");
+                attempts += 1;
+                tokio::time::sleep(REMOVED_AGAIN * attempts).await;
+            }
+            other => return other.map(drop),
+        }
+    }
 }
 
-fn notice(revocation: &Revocation) -> Option<Notice> {
+fn notice(revocation: &Revocation, credential: &MailCredential, now: Timestamp) -> Option<Notice> {
+    let status = credential.status.as_ref();
+    let had_tokens = status.is_some_and(|status| {
+        status.grant.is_some() || status.token.as_ref().is_some_and(|token| now < token.expires_at.0)
+    });
     let (warning, reason, note) = match revocation {
-        Revocation::Nothing => return None,
+        Revocation::Nothing if !had_tokens => return None,
+        // With a namespace Kubernetes deletes its Secrets in any order.
+        Revocation::Nothing => (
+            true,
+            Reason::RevocationFailed,
+            "the tokens are not revoked: the Secrets that held them were deleted before. Revoke them in the provider's own \
+             console"
+                .to_owned(),
+        ),
         Revocation::Revoked => (false, Reason::GrantRevoked, "the provider has revoked the tokens".to_owned()),
         Revocation::NotSupported => (
             true,

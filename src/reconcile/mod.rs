@@ -147,7 +147,7 @@ async fn step(
         return Ok(keep_what_came(&credential, context).await);
     }
     if let Some(deleted) = credential.metadata.deletion_timestamp.clone() {
-        return Ok(farewell::farewell(credential, deleted.0, context));
+        return farewell::farewell(credential, deleted.0, context).await;
     }
     let credential = observe::latest(credential, context);
     let credential = farewell::finalizer(credential, context).await?;

@@ -107,17 +107,18 @@ fn provider(credential: &MailCredential, context: &Context) -> Option<(Result<Pr
         return Some((Err(blocker), fingerprint));
     };
     let scopes = inputs::scopes(credential, spec, &profile);
-    let blocker = checks::spec_blocker(credential, spec, &profile, &scopes)
-        .or_else(|| allowance(credential, &object, &profile, context))
-        .or_else(|| match context.material.health(&key, &fingerprint) {
+    let blocker = permission(credential, &object, &profile, &scopes, context).or_else(|| {
+        match context.material.health(&key, &fingerprint) {
             Health::Broken(blocker) => Some(blocker),
             Health::Unknown | Health::Usable => None,
-        });
+        }
+    });
     let provider = Provider {
         blocker,
         issued_for: inputs::issued_for(credential, spec, &profile, &scopes),
         layout: inputs::layout(credential, &profile),
         bound_to: grant::bound_to(credential, profile.source.identity(), &spec.client.id),
+        revocable_at: inputs::revocable_at(credential, &profile, &spec.client.id),
         scopes,
         profile,
     };
@@ -147,6 +148,18 @@ fn not_found(credential: &MailCredential, context: &Context) -> Blocker {
         )
     };
     Blocker::new(Reason::ProviderNotFound, message)
+}
+
+/// Why the provider must not be used for the credential, as their specs and the namespace's labels are now.
+pub(super) fn permission(
+    credential: &MailCredential,
+    object: &super::stores::ProviderObject,
+    profile: &providers::Profile,
+    scopes: &[String],
+    context: &Context,
+) -> Option<Blocker> {
+    checks::spec_blocker(credential, object.spec(), profile, scopes)
+        .or_else(|| allowance(credential, object, profile, context))
 }
 
 fn allowance(
@@ -330,6 +343,7 @@ pub(super) fn stored_token(secret: &Secret) -> Option<Stored> {
             refresh_at: facts.refresh_at,
             scopes: facts.scopes,
         },
+        revocable_at: annotation(secret, names::ANNOTATION_REVOCABLE_AT).unwrap_or_default().to_owned(),
         object_id: facts.object_id,
         unsuitable: facts.unsuitable,
     })

@@ -94,6 +94,7 @@ impl Case {
             scopes: vec!["mail.send".into()],
             layout: "layout".into(),
             bound_to: "bound".into(),
+            revocable_at: "revocable".into(),
         };
         let observed = Observed {
             credential: Arc::new(credential()),
@@ -168,6 +169,7 @@ impl Case {
         self.observed.held = Some(Held {
             answer: TokenAnswer { token, lifetime_unknown: false, addresses: vec![] },
             issued_for: "inputs".into(),
+            revocable_at: "revocable".into(),
             object_id: None,
             unsuitable: None,
             reissue: None,
@@ -192,6 +194,7 @@ impl Case {
         let token = TokenNote {
             hash: "hash".into(),
             bound_to: "bound".into(),
+            revocable_at: "revocable".into(),
             obtained_at: at(0),
             last_used_at: Some(at(0)),
             expires_at: None,
@@ -200,6 +203,7 @@ impl Case {
         self.observed.grant.insert(Grant {
             kept: Some(Kept { name: "billing-grant".into(), token: Some(token), ..Kept::default() }),
             bound_to: Some("bound".into()),
+            revocable_at: "revocable".into(),
             asked_by: "spec".into(),
             asked_for: Some("inputs".into()),
             holder: "me".into(),

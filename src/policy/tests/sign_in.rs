@@ -20,6 +20,7 @@ fn note() -> TokenNote {
     TokenNote {
         hash: "hash".into(),
         bound_to: "bound".into(),
+        revocable_at: "revocable".into(),
         obtained_at: at(0),
         last_used_at: Some(at(0)),
         expires_at: None,
@@ -46,6 +47,7 @@ fn pending() -> Case {
     case.observed.grant = Some(Grant {
         kept: Some(Kept { sign_in: Some(sign_in), ..Kept::default() }),
         bound_to: Some("bound".into()),
+        revocable_at: "revocable".into(),
         asked_by: "generation 1".into(),
         asked_for: Some("inputs".into()),
         next_poll: Some(at(6)),

@@ -46,6 +46,7 @@ impl Attempt {
             unsuitable,
             answer,
             issued_for: inputs::issued_for(credential, spec, &self.profile, &self.scopes),
+            revocable_at: inputs::revocable_at(credential, &self.profile, &spec.client.id),
             reissue: credential.annotations().get(names::ANNOTATION_REISSUE).cloned(),
             client: Some(client_status(entry)),
             follows: self.published.clone(),

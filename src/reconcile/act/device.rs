@@ -39,7 +39,8 @@ pub(super) async fn begin(attempt: &Attempt, entry: &Authentication, auth: &Clie
     };
     let wire = signed(auth, || {
         let unique = unique();
-        let occasion = Occasion { audience: &prepared.endpoints.token_url, unique: &unique, now: context.clock.now() };
+        let token_url = &prepared.endpoints.token_url;
+        let occasion = Occasion { audience: token_url, token_url, unique: &unique, now: context.clock.now() };
         device_authorization_request(url, &attempt.object.spec().client.id, auth, &attempt.scopes, occasion)
     });
     let answer = attempt.send(url, wire).await?;
@@ -161,7 +162,8 @@ async fn signed_in(attempt: &Attempt, entry: &Authentication, answer: TokenAnswe
         tell_of_no_refresh_token(attempt).await;
     }
     let bound_to = attempt.grant.as_ref().and_then(|grant| grant.bound_to.clone()).unwrap_or_default();
-    let unsaved = Unsaved::SignedIn { rotated, bound_to, at: exchange.sent_at };
+    let revocable_at = attempt.grant.as_ref().map(|grant| grant.revocable_at.clone()).unwrap_or_default();
+    let unsaved = Unsaved::SignedIn { rotated, bound_to, revocable_at, at: exchange.sent_at };
     custody::keep(&attempt.credential, unsaved, &attempt.context).await;
     Some(Ok(attempt.held(answer, entry)))
 }

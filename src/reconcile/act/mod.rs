@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 mod answer;
 mod device;
+mod refusals;
 mod revoke;
 mod sign;
 mod token;
@@ -17,14 +18,16 @@ mod under_way;
 pub(super) use revoke::{Revocation, revoke};
 pub(super) use under_way::UnderWay;
 
+use self::refusals::{place, unavailable, unkept, unmade};
 use super::{
     Context,
-    custody::{Claimed, CustodyError},
+    custody::Claimed,
     material::{self, Authentication, Prepared},
+    observe,
     stores::{ProviderKey, ProviderObject},
 };
 use crate::{
-    api::{MailCredential, Reason, names, status::ClientStatus},
+    api::{MailCredential, Reason, status::ClientStatus},
     error::Error,
     fail_point,
     idp::{Exchange, TransportError},
@@ -37,7 +40,6 @@ use crate::{
         Observed,
         advice::{self, Place},
         checks,
-        commands::{self, Subject},
         grant::{self, Grant},
         inputs,
         observed::Held,
@@ -177,6 +179,11 @@ async fn attempt(
         return None;
     }
     let scopes = inputs::scopes(&credential, object.spec(), &profile);
+    // What was allowed when the request was queued may not be any more.
+    if let Some(blocker) = observe::permission(&credential, &object, &profile, &scopes, context) {
+        tracing::info!(reason = blocker.reason.as_str(), "the request is not wanted any more: it was not sent");
+        return None;
+    }
     let attempt = Attempt { credential, grant, published, object, profile, prepared, scopes, context: context.clone() };
     attempt.go_round(errand, first).await
 }
@@ -342,34 +349,6 @@ impl Attempt {
     }
 }
 
-fn unmade(error: &RequestError) -> Refusal {
-    let reason = if matches!(error, RequestError::NoKey) { Reason::InvalidSpec } else { Reason::RequestRefused };
-    Refusal::new(reason, error.to_string())
-}
-
-/// What a failed write of the grant Secret is to an attempt; `None`: the credential is looked at anew.
-fn unkept(error: CustodyError, credential: &MailCredential) -> Option<Refusal> {
-    match error {
-        CustodyError::Stale => None,
-        CustodyError::Blocked(blocker) => Some(Refusal::new(blocker.reason, blocker.message)),
-        CustodyError::Refused(why) => Some(Refusal::new(
-            Reason::SecretWriteFailed,
-            format!(
-                "the Secret {}, which keeps the refresh token, could not be written: {why}. It is tried again \
-                 by itself",
-                names::grant_secret(&credential.name_any())
-            ),
-        )),
-    }
-}
-
-/// Kubernetes would not do what the attempt needs.
-fn unavailable(error: &Error, credential: &MailCredential, context: &Context) -> Refused {
-    context.metrics.reconcile_error(error.category());
-    let refusal = Refusal::new(Reason::ProviderUnavailable, material::told(error));
-    Refused { refusal, place: place(credential, None, None), client: None }
-}
-
 /// 128 random bits, for an assertion's `jti`.
 fn unique() -> String {
     let mut bytes = [0; 16];
@@ -385,25 +364,5 @@ fn client_status(entry: &Authentication) -> ClientStatus {
         method: entry.method.to_owned(),
         index: i32::try_from(entry.index).unwrap_or_default(),
         expires_at: entry.expires_at.clone(),
-    }
-}
-
-fn place(credential: &MailCredential, object: Option<&ProviderObject>, entry: Option<&Authentication>) -> Place {
-    let subject = Subject::provider_of(credential);
-    Place {
-        provider: checks::provider_words(credential),
-        scopes: if credential.spec.scopes.is_empty() { subject.clone() } else { Subject::credential(credential) },
-        subject,
-        client_id: entry
-            .and_then(|entry| entry.client_id.clone())
-            .or_else(|| object.map(|object| object.spec().client.id.clone()))
-            .unwrap_or_else(|| "<client id>".to_owned()),
-        secret: entry.and_then(|entry| entry.source.clone()),
-        grant: credential.spec.grant.kind(),
-        credential: Subject::credential(credential),
-        mailbox: credential.spec.mailbox.user().to_owned(),
-        sign_in: commands::sign_in(credential),
-        federated: entry.and_then(|entry| entry.federated.clone()),
-        again: advice::AGAIN,
     }
 }

@@ -1,7 +1,12 @@
 //! Revokes the tokens of a credential that is being deleted (RFC 7009).
+//!
+//! A token is sent to the revocation endpoint only where the provider, its endpoints, the client and the allowance are
+//! those of the exchange that brought the token. Otherwise whoever may edit a MailCredential or a MailProvider could have
+//! it sent to a server of theirs.
 
 use std::{sync::Arc, time::Duration};
 
+use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt as _;
 use secrecy::SecretString;
 
@@ -13,9 +18,13 @@ use crate::{
         client_auth::Occasion,
         revocation::{TokenKind, read_revocation, revocation_request},
     },
-    policy::{checks, observed::target_name},
+    policy::{checks, grant::bound_to, inputs, observed::target_name},
     providers,
-    reconcile::{Context, custody, material, observe, publish, stores::ProviderKey},
+    reconcile::{
+        Context, custody, material, observe,
+        publish::{self, Ownership},
+        stores::ProviderKey,
+    },
 };
 
 /// How long a request waits for the provider's `rateLimit`: a deletion waits for a minute in all.
@@ -34,6 +43,16 @@ pub(in crate::reconcile) enum Revocation {
     Failed(String, Retry),
 }
 
+/// A token that may have to be revoked, and what it was obtained for.
+struct Found {
+    token: SecretString,
+    kind: TokenKind,
+    /// See [`inputs::revocable_at`].
+    revocable_at: String,
+    /// `bound_to` of a refresh token, `issued_for` of an access token.
+    obtained_for: String,
+}
+
 /// Revokes the refresh token that is kept, then the access token in the target.
 pub(in crate::reconcile) async fn revoke(credential: &Arc<MailCredential>, context: &Arc<Context>) -> Revocation {
     match attempt(credential, context).await {
@@ -44,13 +63,45 @@ pub(in crate::reconcile) async fn revoke(credential: &Arc<MailCredential>, conte
 
 async fn attempt(credential: &Arc<MailCredential>, context: &Arc<Context>) -> Result<Revocation, (String, Retry)> {
     let read = tokens(credential, context).await;
-    let tokens = read.map_err(|error| (material::told(&error), Retry::Transient))?;
-    if tokens.is_empty() {
+    let found = read.map_err(|error| (material::told(&error), Retry::Transient))?;
+    if found.is_empty() {
         return Ok(Revocation::Nothing);
     }
     let gone = || (format!("the {} is gone", checks::provider_words(credential)), Retry::Permanent);
     let object = context.stores.provider(&ProviderKey::of(credential)).ok_or_else(gone)?;
     let profile = providers::profile(object.spec()).ok_or_else(gone)?;
+    let scopes = inputs::scopes(credential, object.spec(), &profile);
+    if let Some(blocker) = observe::permission(credential, &object, &profile, &scopes, context) {
+        return Err((format!("nothing was sent, because {}", blocker.message), Retry::Permanent));
+    }
+    let client = &object.spec().client.id;
+    let revocable_at = inputs::revocable_at(credential, &profile, client);
+    let bound_to = bound_to(credential, profile.source.identity(), client);
+    let issued_for = inputs::issued_for(credential, object.spec(), &profile, &scopes);
+    let is_of_here = |found: &Found| {
+        let obtained_for = match found.kind {
+            TokenKind::RefreshToken => &bound_to,
+            TokenKind::AccessToken => &issued_for,
+        };
+        found.revocable_at == revocable_at && names::is_digest(&found.obtained_for, obtained_for)
+    };
+    let all = found.len();
+    let elsewhere = || {
+        let message = format!(
+            "nothing was sent to the {}: its URLs, its client or the credential's spec are not those that the tokens were \
+             obtained with",
+            checks::provider_words(credential)
+        );
+        (message, Retry::Permanent)
+    };
+    // An access token came by the refresh token: where that one is not sent, neither is.
+    if found.iter().any(|found| found.kind == TokenKind::RefreshToken && !is_of_here(found)) {
+        return Err(elsewhere());
+    }
+    let tokens: Vec<Found> = found.into_iter().filter(is_of_here).collect();
+    if tokens.is_empty() {
+        return Err(elsewhere());
+    }
     let prepared = match context.material.prepare(&object, false, context).await {
         Ok(Ok(prepared)) => prepared,
         Ok(Err(problem)) => return Err((problem.blocker.message, Retry::Transient)),
@@ -60,34 +111,42 @@ async fn attempt(credential: &Arc<MailCredential>, context: &Arc<Context>) -> Re
         return Ok(Revocation::NotSupported);
     }
     let (credential, context) = (credential.clone(), context.clone());
-    let attempt =
-        Attempt { credential, grant: None, published: None, object, profile, prepared, scopes: vec![], context };
-    for (token, kind) in tokens {
-        attempt.revoke(&token, kind).await?;
+    let revoked = tokens.len();
+    let attempt = Attempt { credential, grant: None, published: None, object, profile, prepared, scopes, context };
+    for found in tokens {
+        attempt.revoke(&found.token, found.kind).await?;
+    }
+    if revoked < all {
+        let message = "the refresh token is revoked, and the access token was not sent: it was issued for another spec";
+        return Err((message.to_owned(), Retry::Permanent));
     }
     Ok(Revocation::Revoked)
 }
 
 /// What there is to revoke. A refresh token goes first: with it go the tokens that it would still bring.
-async fn tokens(
-    credential: &MailCredential,
-    context: &Context,
-) -> Result<Vec<(SecretString, TokenKind)>, crate::error::Error> {
+async fn tokens(credential: &MailCredential, context: &Context) -> Result<Vec<Found>, crate::error::Error> {
     let mut tokens = vec![];
-    if credential.spec.grant.kind().is_delegated() {
-        tokens.extend(custody::refresh_token(credential, context).await?.map(|token| (token, TokenKind::RefreshToken)));
+    if credential.spec.grant.kind().is_delegated()
+        && let Some((token, note)) = custody::refresh_token(credential, context).await?
+    {
+        let (revocable_at, obtained_for) = note.map(|note| (note.revocable_at, note.bound_to)).unwrap_or_default();
+        tokens.push(Found { token, kind: TokenKind::RefreshToken, revocable_at, obtained_for });
     }
     let target = publish::read(context, checks::namespace(credential), &target_name(credential)).await?;
-    let owned = target.filter(|secret| {
-        let label = secret.labels().get(names::LABEL_CREDENTIAL);
-        label == Some(&names::label_value(&credential.name_any()))
-    });
+    let is_own = |secret: &Secret| publish::ownership(&secret.metadata, credential, context) == Ownership::Own;
+    let owned = target.filter(is_own);
+    let issued_for = |secret: &Secret| secret.annotations().get(names::ANNOTATION_ISSUED_FOR).cloned();
     let stored = owned.as_ref().and_then(observe::stored_token);
-    tokens.extend(
-        stored
-            .filter(|stored| context.clock.now() < stored.token.expires_at)
-            .map(|stored| (stored.token.access_token, TokenKind::AccessToken)),
-    );
+    if let (Some(secret), Some(stored)) = (&owned, stored)
+        && context.clock.now() < stored.token.expires_at
+    {
+        tokens.push(Found {
+            token: stored.token.access_token,
+            kind: TokenKind::AccessToken,
+            revocable_at: stored.revocable_at,
+            obtained_for: issued_for(secret).unwrap_or_default(),
+        });
+    }
     Ok(tokens)
 }
 
@@ -123,8 +182,8 @@ impl Attempt {
         let url = prepared.endpoints.revocation_url.as_deref().unwrap_or_default();
         let wire = signed(auth, || {
             let unique = unique();
-            let audience = &prepared.endpoints.token_url;
-            let occasion = Occasion { audience, unique: &unique, now: context.clock.now() };
+            let token_url = &prepared.endpoints.token_url;
+            let occasion = Occasion { audience: token_url, token_url, unique: &unique, now: context.clock.now() };
             revocation_request(url, &object.spec().client.id, auth, token, kind, occasion)
         });
         let leads_no_more = || Refusal::new(Reason::ProviderUnavailable, "another broker leads now");

@@ -73,6 +73,8 @@ pub enum Unsaved {
         rotated: Option<Rotated>,
         /// See [`Grant::bound_to`].
         bound_to: String,
+        /// See [`Grant::revocable_at`].
+        revocable_at: String,
         /// When.
         at: Timestamp,
     },
@@ -111,6 +113,7 @@ pub(super) async fn observe(
         undressed,
         seed,
         bound_to: provider.map(|provider| provider.bound_to.clone()),
+        revocable_at: provider.map(|provider| provider.revocable_at.clone()).unwrap_or_default(),
         asked_by: grant::asked_by(credential),
         asked_for: provider.map(|provider| grant::asked_for(credential, &provider.issued_for)),
         holder: context.identity.clone(),
@@ -172,7 +175,11 @@ pub(super) async fn claim(
             let flaw = "was made immutable, so that the refresh token which comes next could not be stored";
             return Err(CustodyError::Blocked(spoilt(credential, flaw)));
         }
-        let kept = Kept::read(&secret.metadata);
+        let mut kept = Kept::read(&secret.metadata);
+        if let (Some(token), Some(bound_to)) = (&mut kept.token, &grant.bound_to) {
+            // What an earlier version of the broker has cut is whole again with the next write.
+            token.bound_to.clone_from(bound_to);
+        }
         return Ok(Claimed { kept, data, refresh_token, claim, reseeded: false });
     }
     let (refresh_token, seed) = seed::read_seed(credential, context).await?.map_err(CustodyError::Blocked)?;
@@ -193,6 +200,7 @@ pub(super) async fn claim(
     kept.token = Some(TokenNote {
         hash: seed.hash.clone(),
         bound_to: grant.bound_to.clone().unwrap_or_default(),
+        revocable_at: grant.revocable_at.clone(),
         obtained_at: since,
         last_used_at: None,
         expires_at: None,
@@ -235,8 +243,8 @@ pub(super) async fn keep_unsaved(credential: &MailCredential, context: &Context)
     let uid = checks::uid(credential);
     let stored = match context.memory.with(uid, |entry| entry.unsaved.clone()) {
         None => return Ok(()),
-        Some(Unsaved::SignedIn { rotated, bound_to, at }) => {
-            end_sign_in(credential, SignInEnd::SignedIn { rotated, bound_to, at }, context).await
+        Some(Unsaved::SignedIn { rotated, bound_to, revocable_at, at }) => {
+            end_sign_in(credential, SignInEnd::SignedIn { rotated, bound_to, revocable_at, at }, context).await
         }
         Some(Unsaved::Exchanged { claimed, rotated, used_at }) => {
             let kept = Kept { claim: None, ..claimed.kept.clone() };
@@ -309,12 +317,13 @@ async fn over_another(
     settle(credential, kept, data, rotated, used_at, context).await
 }
 
-/// The tokens to revoke when the credential is deleted: the refresh token that is kept.
+/// The refresh token that is kept, with what is known of it; `None` for the latter where its annotations are gone.
 pub(super) async fn refresh_token(
     credential: &MailCredential,
     context: &Context,
-) -> Result<Option<SecretString>, Error> {
-    Ok(open(credential, context).await?.and_then(|(_, data)| data.refresh_token))
+) -> Result<Option<(SecretString, Option<TokenNote>)>, Error> {
+    let opened = open(credential, context).await?;
+    Ok(opened.and_then(|(kept, data)| Some((data.refresh_token?, kept.token))))
 }
 
 #[cfg(test)]

@@ -271,11 +271,15 @@ fn annotate<'a>(
 }
 
 /// What [`Kept::read`] reads.
-fn annotations(kept: &Kept) -> [(&'static str, Option<String>); 9] {
+fn annotations(kept: &Kept) -> [(&'static str, Option<String>); 10] {
     let token = kept.token.as_ref();
     [
         (names::ANNOTATION_FINGERPRINT, token.map(|token| token.hash.clone())),
         (names::ANNOTATION_ISSUED_FOR, token.map(|token| token.bound_to.clone())),
+        (
+            names::ANNOTATION_REVOCABLE_AT,
+            token.map(|token| token.revocable_at.clone()).filter(|revocable_at| !revocable_at.is_empty()),
+        ),
         (names::ANNOTATION_OBTAINED_AT, token.map(|token| rfc3339(token.obtained_at))),
         (names::ANNOTATION_LAST_USED_AT, token.and_then(|token| token.last_used_at).map(rfc3339)),
         (names::ANNOTATION_EXPIRES_AT, token.and_then(|token| token.expires_at).map(rfc3339)),

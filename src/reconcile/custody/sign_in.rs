@@ -75,12 +75,13 @@ pub(in crate::reconcile) async fn end_sign_in(
     let (mut kept, mut data) =
         open(credential, context).await?.unwrap_or_else(|| (unwritten(credential), Data::default()));
     match ended {
-        SignInEnd::SignedIn { rotated, bound_to, at } => {
+        SignInEnd::SignedIn { rotated, bound_to, revocable_at, at } => {
             kept.sign_in = None;
             if let Some(rotated) = rotated {
                 kept.token = Some(TokenNote {
                     hash: hash(&rotated.refresh_token),
                     bound_to,
+                    revocable_at,
                     obtained_at: at,
                     last_used_at: Some(at),
                     expires_at: rotated.expires_at,
@@ -109,6 +110,8 @@ pub(in crate::reconcile) enum SignInEnd {
         rotated: Option<Rotated>,
         /// See [`Grant::bound_to`].
         bound_to: String,
+        /// See [`Grant::revocable_at`].
+        revocable_at: String,
         /// When.
         at: Timestamp,
     },

@@ -137,7 +137,7 @@ impl Book {
         if let Some(reference) = bundle_config_map(object.spec()) {
             parts.push(context.bundles.version(&key, &(home.to_owned(), reference.name.clone()), context)?);
         }
-        Some(names::digest(parts.iter().map(String::as_str)))
+        Some(names::short_digest(parts.iter().map(String::as_str)))
     }
 
     /// What is known about a provider, without asking anyone.

@@ -63,6 +63,7 @@ pub(super) fn json_patch(fence: &Fence<'_>, content: &Content, has_labels: bool)
 fn optional_annotations() -> impl Iterator<Item = &'static str> {
     [
         names::ANNOTATION_REFRESH_AT,
+        names::ANNOTATION_REVOCABLE_AT,
         names::ANNOTATION_SCOPES,
         names::ANNOTATION_HANDLED_REISSUE,
         names::ANNOTATION_OBJECT_ID,
@@ -111,6 +112,7 @@ pub(super) fn content(
     note(names::ANNOTATION_REFRESH_AT, token.refresh_at.map(rfc3339));
     note(names::ANNOTATION_FINGERPRINT, Some(token.fingerprint()));
     note(names::ANNOTATION_ISSUED_FOR, Some(issued_for.to_owned()));
+    note(names::ANNOTATION_REVOCABLE_AT, Some(stored.revocable_at.clone()).filter(|at| !at.is_empty()));
     note(names::ANNOTATION_LAYOUT, Some(provider.layout.clone()));
     note(names::ANNOTATION_SCOPES, Some(token.scopes.join(" ")).filter(|scopes| !scopes.is_empty()));
     note(names::ANNOTATION_HANDLED_REISSUE, reissue.map(str::to_owned));

@@ -61,6 +61,7 @@ pub(super) async fn store(observed: &mut Observed, context: &Context) -> Result<
     let known = observed.token().and_then(|token| token.unsuitable.clone());
     let stored = Stored {
         token: held.answer.token.clone(),
+        revocable_at: held.revocable_at.clone(),
         object_id: held.object_id.clone(),
         unsuitable: held.unsuitable.clone(),
     };
@@ -131,6 +132,8 @@ async fn delete(published: &Published, namespace: &str, context: &Context) -> Re
 pub(super) struct Stored {
     /// The token.
     pub(super) token: Token,
+    /// `mailtoken.dev/revocable-at`.
+    pub(super) revocable_at: String,
     /// `mailtoken.dev/object-id`.
     pub(super) object_id: Option<String>,
     /// `mailtoken.dev/warning`.

@@ -1,0 +1,80 @@
+//! What the failures around a request are to an attempt.
+
+use kube::ResourceExt as _;
+
+use super::{
+    super::{
+        Context,
+        custody::CustodyError,
+        material::{self, Authentication},
+        stores::ProviderObject,
+    },
+    Refused,
+};
+use crate::{
+    api::{MailCredential, Reason, names},
+    error::Error,
+    oauth::{Refusal, grant::RequestError},
+    policy::{
+        advice::{self, Place},
+        checks,
+        commands::{self, Subject},
+    },
+};
+
+/// A request that cannot be made.
+pub(super) fn unmade(error: &RequestError) -> Refusal {
+    let reason = match error {
+        RequestError::NoKey | RequestError::OtherOrigin { .. } => Reason::InvalidSpec,
+        RequestError::Url(_) | RequestError::Signing(_) => Reason::RequestRefused,
+    };
+    Refusal::new(reason, error.to_string())
+}
+
+/// What a failed write of the grant Secret is to an attempt; `None`: the credential is looked at anew.
+pub(super) fn unkept(error: CustodyError, credential: &MailCredential) -> Option<Refusal> {
+    match error {
+        CustodyError::Stale => None,
+        CustodyError::Blocked(blocker) => Some(Refusal::new(blocker.reason, blocker.message)),
+        CustodyError::Refused(why) => Some(Refusal::new(
+            Reason::SecretWriteFailed,
+            format!(
+                "the Secret {}, which keeps the refresh token, could not be written: {why}. It is tried again \
+                 by itself",
+                names::grant_secret(&credential.name_any())
+            ),
+        )),
+    }
+}
+
+/// Kubernetes would not do what the attempt needs.
+pub(super) fn unavailable(error: &Error, credential: &MailCredential, context: &Context) -> Refused {
+    context.metrics.reconcile_error(error.category());
+    let refusal = Refusal::new(Reason::ProviderUnavailable, material::told(error));
+    Refused { refusal, place: place(credential, None, None), client: None }
+}
+
+/// Where an attempt was made from.
+pub(super) fn place(
+    credential: &MailCredential,
+    object: Option<&ProviderObject>,
+    entry: Option<&Authentication>,
+) -> Place {
+    let subject = Subject::provider_of(credential);
+    Place {
+        provider: checks::provider_words(credential),
+        scopes: if credential.spec.scopes.is_empty() { subject.clone() } else { Subject::credential(credential) },
+        subject,
+        client_id: entry
+            .and_then(|entry| entry.client_id.clone())
+            .or_else(|| object.map(|object| object.spec().client.id.clone()))
+            .unwrap_or_else(|| "<client id>".to_owned()),
+        secret: entry.and_then(|entry| entry.source.clone()),
+        grant: credential.spec.grant.kind(),
+        credential: Subject::credential(credential),
+        mailbox: credential.spec.mailbox.user().to_owned(),
+        sign_in: commands::sign_in(credential),
+        federated: entry.and_then(|entry| entry.federated.clone()),
+        again: advice::AGAIN,
+    }
+}
