@@ -21,6 +21,7 @@ use mail_token_broker::api::{MailCredential, MailProvider};
 use serde_json::{Value, json};
 use support::{
     audit::{Access, AuditEvent},
+    standin::Strict,
     *,
 };
 
@@ -38,6 +39,7 @@ async fn a_broker_of_all_namespaces_may_do_what_it_does_and_nothing_else() {
     let mut broker = release.broker().start().await;
 
     whole_life(&ns, &idp).await;
+    grant_life(&ns).await;
     cluster_provider(&ns, &idp).await;
     broker.terminate().await;
 
@@ -405,6 +407,56 @@ async fn holds_token(ns: &Namespace, idp: &Idp, number: usize) {
     let token = until(&format!("{number} tokens are issued"), issued).await;
     let holds = |secret: &Secret| secret.data.as_ref().is_some_and(|data| data["access_token"].0 == token.as_bytes());
     ns.until::<Secret>("billing", &format!("it holds {token}"), holds).await;
+}
+
+/// A refresh token that is claimed, rotated and kept; labels and a type that another writer took away. Under the admission
+/// policy each of these writes has to pass.
+async fn grant_life(ns: &Namespace) {
+    let idp = Strict::start();
+    idp.client("mailer", Some("a client secret"));
+    ns.apply(source("idp-client", "client-secret", "a client secret")).await;
+    custody::provider(ns, &idp).await;
+    let seed = idp.refresh_token("mailer", "granted@example.org", "mail");
+    ns.apply(source("seed", "refresh_token", &seed)).await;
+    ns.apply(by_seed("granted")).await;
+    ns.condition::<MailCredential>("granted", "Ready", "TokenValid").await;
+
+    let managed = |secret: &Secret| {
+        secret.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key("app.kubernetes.io/managed-by"))
+    };
+    for name in ["granted", "granted-grant"] {
+        ns.patch::<Secret>(name, json!({"metadata": {"labels": null}})).await;
+        ns.until::<Secret>(name, "its labels are back", managed).await;
+    }
+    for round in ["1", "2"] {
+        ns.annotate::<MailCredential>("granted", "mailtoken.dev/reissue", round).await;
+        let handled = |it: &MailCredential| field(it, "/status/lastHandledReissue") == round;
+        ns.until::<MailCredential>("granted", "another token", handled).await;
+    }
+
+    // In the credential's name, but of another type: it is deleted and made again.
+    ns.apply(by_seed("granted").set("spec.suspend", true)).await;
+    ns.condition::<MailCredential>("granted", "Renewed", "Suspended").await;
+    let target: Secret = ns.get("granted").await;
+    ns.api::<Secret>().delete("granted", &Default::default()).await.unwrap();
+    let another = json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "example.org/other",
+        "metadata": {"name": "granted", "ownerReferences": target.metadata.owner_references},
+    });
+    ns.apply(another).await;
+    ns.apply(by_seed("granted")).await;
+    let opaque = |secret: &Secret| secret.type_.as_deref() == Some("Opaque") && secret.data.is_some();
+    ns.until::<Secret>("granted", "it is of the broker's type", opaque).await;
+
+    // It stays, and is taken over again.
+    ns.apply(by_seed("granted").set("spec.secret.deletionPolicy", "Retain")).await;
+    ns.until::<Secret>("granted-grant", "it has no owner", |secret| secret.metadata.owner_references.is_none()).await;
+    ns.delete::<MailCredential>("granted").await;
+    ns.apply(by_seed("granted")).await;
+    ns.condition::<MailCredential>("granted", "Ready", "TokenValid").await;
+    ns.until::<Secret>("granted-grant", "it has an owner", |secret| secret.metadata.owner_references.is_some()).await;
+    ns.delete::<MailCredential>("granted").await;
+    ns.delete::<MailProvider>("idp").await;
 }
 
 /// A provider to which a ServiceAccount vouches for the client.
