@@ -21,7 +21,6 @@ use crate::{
     cli::Settings,
     clock::Clock,
     controller::{self, Hub, Queues, Watches},
-    egress::EgressPolicy,
     error::told_by,
     idp::{self, IdpClients, Lanes},
     lease::{self, Leadership},
@@ -88,15 +87,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         settings.access.allow_service_account_ref,
     );
     let broker_namespace = settings.access.broker_namespace();
-    let clients = IdpClients::new(
-        idp::Settings {
-            request_timeout: settings.access.request_timeout,
-            egress: EgressPolicy::new(settings.access.allow_private_cidrs.clone()),
-            proxy: settings.access.egress_proxy.clone(),
-        },
-        clock.clone(),
-    )
-    .map_err(StartError::Providers)?;
+    let clients = IdpClients::new(settings.access.idp(), clock.clone()).map_err(StartError::Providers)?;
 
     let ended = CancellationToken::new();
     let metrics = Arc::new(Metrics::new());

@@ -1,7 +1,7 @@
 //! The command line; each flag of `run` is also an environment variable, `MTB_` and its name.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -9,6 +9,11 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use url::Url;
+
+use crate::{
+    egress::{Direct, EgressPolicy},
+    idp,
+};
 
 /// Keeps OAuth2 access tokens for mail in Kubernetes Secrets.
 #[derive(Debug, Parser)]
@@ -79,12 +84,22 @@ pub struct Access {
     /// Where leases and the Secrets of ClusterMailProviders are [default: the pod's own, else `default`].
     #[arg(long, env = "MTB_BROKER_NAMESPACE", value_name = "NAME")]
     pub broker_namespace: Option<String>,
+    /// A range that is never connected to, whatever else is allowed: where pods, Services or nodes have public addresses (repeatable).
+    #[arg(long = "deny-cidr", env = "MTB_DENY_CIDR", value_delimiter = ',', value_parser = cidr, value_name = "CIDR")]
+    pub deny_cidrs: Vec<IpNet>,
     /// A range that providers may resolve into although it is private (repeatable).
-    #[arg(long = "allow-private-cidr", env = "MTB_ALLOW_PRIVATE_CIDR", value_delimiter = ',', value_name = "CIDR")]
+    #[arg(long = "allow-private-cidr", env = "MTB_ALLOW_PRIVATE_CIDR", value_delimiter = ',', value_parser = cidr, value_name = "CIDR")]
     pub allow_private_cidrs: Vec<IpNet>,
+    /// The same for ClusterMailProviders alone (repeatable).
+    #[arg(long = "allow-private-cidr-cluster", env = "MTB_ALLOW_PRIVATE_CIDR_CLUSTER", value_delimiter = ',',
+          value_parser = cidr, value_name = "CIDR")]
+    pub allow_private_cidrs_cluster: Vec<IpNet>,
     /// A proxy for all requests to providers (CONNECT).
     #[arg(long, env = "MTB_EGRESS_PROXY", value_name = "URL", hide_env_values = true)]
     pub egress_proxy: Option<Url>,
+    /// A host, .suffix or CIDR that is connected to directly although there is an egress proxy (repeatable).
+    #[arg(long, env = "MTB_NO_PROXY", value_delimiter = ',', value_name = "HOST")]
+    pub no_proxy: Vec<Direct>,
     /// Let a provider name a ServiceAccount of its namespace, whose tokens are then its client assertions.
     #[arg(long, env = "MTB_ALLOW_SERVICE_ACCOUNT_REF", default_value_t = false, default_missing_value = "true",
           num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, value_name = "BOOL")]
@@ -101,6 +116,19 @@ impl Access {
     /// Where leases and the Secrets of ClusterMailProviders are.
     pub fn broker_namespace(&self) -> String {
         self.broker_namespace.clone().unwrap_or_else(|| own_namespace(Path::new(NAMESPACE_FILE)))
+    }
+
+    /// How the client towards providers behaves.
+    pub fn idp(&self) -> idp::Settings {
+        let egress = EgressPolicy::new(self.allow_private_cidrs.clone())
+            .allow_for_cluster(self.allow_private_cidrs_cluster.clone())
+            .deny(self.deny_cidrs.clone());
+        idp::Settings {
+            request_timeout: self.request_timeout,
+            egress,
+            proxy: self.egress_proxy.clone(),
+            no_proxy: self.no_proxy.clone(),
+        }
     }
 }
 
@@ -156,6 +184,18 @@ pub enum LogFormat {
     Text,
 }
 
+/// A range of addresses. An address alone is no range: who writes 10.0.0.0 for a network would allow one host of it.
+fn cidr(text: &str) -> Result<IpNet, String> {
+    let text = text.trim();
+    text.parse().map_err(|_| match text.parse::<IpAddr>() {
+        Ok(address) => {
+            let length = if address.is_ipv4() { 32 } else { 128 };
+            format!("the length of the range is missing: write {address}/{length} for this one address, or for example {address}/{}", length / 2)
+        }
+        Err(_) => "write a range of addresses as 10.20.0.0/16 or fd00:20::/64".to_owned(),
+    })
+}
+
 /// A positive duration such as `10s`, at most five minutes: a request that hangs longer helps nobody.
 fn duration(text: &str) -> Result<Duration, String> {
     let duration: kube::core::Duration = text.parse().map_err(|_| "write a duration such as 10s".to_owned())?;
@@ -202,7 +242,9 @@ mod tests {
     fn settings(arguments: &[&str]) -> Settings {
         match Cli::try_parse_from(["mail-token-broker", "run"].iter().chain(arguments)).unwrap().command {
             Command::Run(settings) => *settings,
-            Command::Login(_) | Command::Crds | Command::Stop(_) => panic!("not this command"),
+            Command::Login(_) | Command::Crds | Command::Stop(_) => {
+                panic!("not this command")
+            }
         }
     }
 
@@ -224,6 +266,33 @@ mod tests {
         assert!(settings(&["--allow-service-account-ref"]).access.allow_service_account_ref);
         assert!(!settings(&["--allow-service-account-ref=false"]).access.allow_service_account_ref);
         assert!(settings(&["--namespace", "a", "--namespace", "b,c"]).namespaces.len() == 3);
+    }
+
+    #[test]
+    fn ranges_are_read_and_an_address_without_a_length_is_explained() {
+        let access = settings(&[
+            "--deny-cidr=2600:1f00::/24,30.0.0.0/8",
+            "--deny-cidr=9.0.0.0/8",
+            "--allow-private-cidr=10.1.0.0/16",
+            "--allow-private-cidr-cluster=10.2.0.0/16",
+            "--egress-proxy=http://proxy:3128",
+            "--no-proxy=id.example.org,.corp.example",
+            "--no-proxy=10.0.0.0/8",
+        ])
+        .access;
+        let settings = access.idp();
+        assert_eq!((access.deny_cidrs.len(), settings.no_proxy.len()), (3, 3));
+        let judged = |address: &str| settings.egress.judge(address.parse().unwrap()).is_ok();
+        assert_eq!(["10.1.0.1", "10.2.0.1", "9.1.1.1", "8.8.8.8"].map(judged), [true, false, false, true]);
+        let cluster = settings.egress.for_cluster();
+        assert!(cluster.judge("10.2.0.1".parse().unwrap()).is_ok());
+        for flag in ["--deny-cidr", "--allow-private-cidr", "--allow-private-cidr-cluster"] {
+            let refused = Cli::try_parse_from(["mail-token-broker", "run", flag, "10.20.0.0"]).unwrap_err().to_string();
+            assert!(refused.contains("10.20.0.0/32") && refused.contains("10.20.0.0/16"), "{refused}");
+        }
+        let refused =
+            Cli::try_parse_from(["mail-token-broker", "run", "--no-proxy=https://a"]).unwrap_err().to_string();
+        assert!(refused.contains("without scheme and port"), "{refused}");
     }
 
     #[test]

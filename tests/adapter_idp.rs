@@ -29,7 +29,7 @@ const SHORT: Duration = Duration::from_millis(300);
 
 fn settings() -> Settings {
     let egress = EgressPolicy::new(vec!["127.0.0.0/8".parse().unwrap()]);
-    Settings { request_timeout: PATIENCE, egress, proxy: None }
+    Settings { request_timeout: PATIENCE, egress, proxy: None, no_proxy: vec![] }
 }
 
 fn client_with(settings: Settings, authority: &Authority) -> IdpClient {
@@ -438,7 +438,7 @@ async fn loopback_is_denied_however_it_is_written() {
 }
 
 #[tokio::test]
-async fn a_denied_host_is_named_with_its_address_and_range() {
+async fn a_denied_host_is_named_with_its_range() {
     let client = client_with(Settings { egress: EgressPolicy::default(), ..settings() }, &Authority::new());
     let error = send(&client, "https://localhost/").await.unwrap_err();
     let TransportError::EgressDenied { host, address, range } = error else { panic!("{error:?}") };
@@ -446,7 +446,8 @@ async fn a_denied_host_is_named_with_its_address_and_range() {
     assert_eq!((host.as_str(), range), ("localhost", "loopback"));
 
     let error = send(&client, "https://0xa9fea9fe/latest/meta-data").await.unwrap_err();
-    assert_eq!(error.to_string(), "169.254.169.254 is at 169.254.169.254 (metadata), which is denied");
+    assert_eq!(error.to_string(), "169.254.169.254 leads to an address that is denied (metadata)");
+    assert_eq!(error.allowance(), None);
     let address: IpAddr = "169.254.169.254".parse().unwrap();
     assert_eq!(error, TransportError::EgressDenied { host: address.to_string(), address, range: "metadata" });
 }
@@ -469,6 +470,9 @@ async fn only_https_urls_without_user_information_are_sent_to() {
 }
 
 // ---- proxy --------------------------------------------------------------------------------------------------------
+
+/// A name that only the proxy resolves.
+const PROXYS_OWN: &str = "provider.invalid";
 
 /// A proxy that knows CONNECT, to addresses of this machine; returns its port and a count of the tunnels asked for.
 async fn connect_proxy(answer: &'static str) -> (u16, Arc<AtomicUsize>) {
@@ -494,7 +498,8 @@ async fn tunnel(stream: TcpStream, answer: &'static str) {
     let target = request.strip_prefix("CONNECT ").and_then(|rest| rest.split(' ').next()).unwrap().to_owned();
     client.write_all(format!("HTTP/1.1 {answer}\r\n\r\n").as_bytes()).await.unwrap();
     if answer.starts_with("200") {
-        let mut server = TcpStream::connect(target.replace("localhost", "127.0.0.1")).await.unwrap();
+        let address = target.replace("localhost", "127.0.0.1").replace(PROXYS_OWN, "127.0.0.1");
+        let mut server = TcpStream::connect(address).await.unwrap();
         tokio::io::copy_bidirectional(&mut client, &mut server).await.ok();
     }
 }
@@ -528,6 +533,63 @@ async fn with_a_proxy_names_and_literals_are_judged_beforehand() {
         assert!(matches!(error, TransportError::EgressDenied { .. }), "{host}: {error:?}");
     }
     assert_eq!(tunnels.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_name_that_does_not_resolve_here_is_left_to_the_proxy() {
+    let authority = Authority::new();
+    let tls = authority.issue(&[PROXYS_OWN], Validity::Present);
+    let server = HostileServer::start(tls, Behaviour::answer(200, "", b"{}")).await;
+    let (port, tunnels) = connect_proxy("200 Connection established").await;
+    let client = client_with(through(&format!("http://127.0.0.1:{port}"), EgressPolicy::default()), &authority);
+    send(&client, &server.url(PROXYS_OWN)).await.unwrap();
+    assert_eq!((server.connections(), tunnels.load(Ordering::SeqCst)), (1, 1));
+    let direct = client_with(settings(), &authority);
+    let error = send(&direct, &server.url(PROXYS_OWN)).await.unwrap_err();
+    assert_eq!(error, TransportError::NameNotFound { host: PROXYS_OWN.to_owned() });
+}
+
+#[tokio::test]
+async fn what_no_proxy_names_is_connected_to_directly_and_checked() {
+    let authority = Authority::new();
+    let tls = authority.issue(&["localhost", "127.0.0.1"], Validity::Present);
+    let server = HostileServer::start(tls, Behaviour::answer(200, "", b"{}")).await;
+    let (port, tunnels) = connect_proxy("200 Connection established").await;
+    let loopback = || EgressPolicy::new(vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()]);
+    let with = |rules: &[&str], egress| {
+        let no_proxy = rules.iter().map(|rule| rule.parse().unwrap()).collect();
+        client_with(Settings { no_proxy, ..through(&format!("http://127.0.0.1:{port}"), egress) }, &authority)
+    };
+    for (rules, host) in [
+        (&["localhost"][..], "localhost"),
+        (&["127.0.0.0/8"], "127.0.0.1"),
+        // A name all of whose addresses are named.
+        (&["127.0.0.0/8", "::1"], "localhost"),
+    ] {
+        send(&with(rules, loopback()), &server.url(host)).await.unwrap();
+        assert_eq!(tunnels.load(Ordering::SeqCst), 0, "{rules:?} {host}");
+        let error = send(&with(rules, EgressPolicy::default()), &server.url(host)).await.unwrap_err();
+        assert!(matches!(error, TransportError::EgressDenied { .. }), "{rules:?} {host}: {error:?}");
+    }
+    assert_eq!(server.connections(), 3);
+    send(&with(&["other.example.org", ".localhost"], loopback()), &server.url("localhost")).await.unwrap();
+    assert_eq!((server.connections(), tunnels.load(Ordering::SeqCst)), (4, 1));
+}
+
+#[tokio::test]
+async fn an_address_that_is_allowed_for_the_cluster_alone_is_denied_to_others() {
+    let authority = Authority::new();
+    let tls = authority.issue(&["127.0.0.1"], Validity::Present);
+    let server = HostileServer::start(tls, Behaviour::answer(200, "", b"{}")).await;
+    let egress = EgressPolicy::default().allow_for_cluster(vec!["127.0.0.0/8".parse().unwrap()]);
+    let clients = IdpClients::new(Settings { egress, ..settings() }, Clock::system()).unwrap();
+    let bundle = authority.bundle();
+    // The same bundle must not lend the one the connections of the other.
+    for _ in 0..2 {
+        send(&clients.for_cluster().for_trust(Some(&bundle)).unwrap(), &server.url("127.0.0.1")).await.unwrap();
+        let error = send(&clients.for_trust(Some(&bundle)).unwrap(), &server.url("127.0.0.1")).await.unwrap_err();
+        assert!(matches!(error, TransportError::EgressDenied { .. }), "{error:?}");
+    }
 }
 
 #[tokio::test]

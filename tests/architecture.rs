@@ -28,7 +28,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // It reads the credentials as the watch shows them.
     ("metrics", &["api", "lease", "reconcile"]),
     ("admin", &["metrics"]),
-    ("cli", &[]),
+    // A flag's value is checked where it is read.
+    ("cli", &["egress", "idp"]),
     ("telemetry", &["cli"]),
     (
         "reconcile",
@@ -38,7 +39,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // A command of its own, which the chart's uninstall hook runs.
     ("stop", &["cli", "error"]),
     // A command of its own: it has its settings, builds its client, and looks at providers as a reconcile does.
-    ("login", &["api", "cli", "clock", "egress", "error", "idp", "oauth", "policy", "providers", "reconcile"]),
+    ("login", &["api", "cli", "clock", "error", "idp", "oauth", "policy", "providers", "reconcile"]),
 ];
 
 /// Rooms that turn values into values: no waiting, no Kubernetes, no socket, no file, no clock.

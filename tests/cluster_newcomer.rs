@@ -153,19 +153,22 @@ async fn a_bundle_with_another_authority() {
 async fn a_private_address() {
     let ns = Cluster::shared().namespace().await;
     let idp = Idp::start();
-    let closed = Broker::settings(&ns).without("--allow-private-cidr");
+    let closed = Broker::settings(&ns).without("--allow-private-cidr").flag("--request-timeout=1s");
     let mut broker = closed.clone().start().await;
     ns.provider(&idp).await;
+    ns.apply(provider(&idp).set("spec.oauth2.tokenURL", "https://10.255.255.1/token")).await;
     ns.apply(credential("billing")).await;
 
     let told = message(&ns, "Ready", "EgressDenied").await;
     assert!(broker.terminate().await.success());
     let flag =
         quoted(&told).into_iter().find(|text| text.starts_with("--")).unwrap_or_else(|| panic!("no flag: {told}"));
+    assert_eq!(flag, "--allow-private-cidr=10.255.255.1/32");
     let _open = closed.flag(flag).start().await;
 
-    ready(&ns).await;
-    assert_eq!((idp.connections(), idp.token_requests().len()), (1, 1));
+    // It is connected to now, or at least tried: what is there depends on the network of this machine.
+    let tried = |billing: &MailCredential| reason(billing, "Ready") != "EgressDenied";
+    ns.until::<MailCredential>("billing", "the address is not denied any more", tried).await;
 }
 
 #[tokio::test]

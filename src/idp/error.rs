@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustls::CertificateError;
 use rustls::pki_types::UnixTime;
 
-use crate::egress::ResolveError;
+use crate::egress::{Denied, ResolveError};
 
 /// Names of a certificate that are listed when none of them is the right one.
 const LISTED_NAMES: usize = 3;
@@ -22,11 +22,11 @@ const FOREIGN_TEXT: usize = 200;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TransportError {
     /// The host has, or is, an address that may not be connected to. Nothing was sent.
-    #[error("{host} is at {address} ({range}), which is denied")]
+    #[error("{host} leads to an address that is denied ({range})")]
     EgressDenied {
         /// The host of the URL.
         host: String,
-        /// The first address that is denied.
+        /// The first address that is denied. Only the log names it: a tenant must not learn what names resolve to.
         address: IpAddr,
         /// What its range is for.
         range: &'static str,
@@ -130,6 +130,20 @@ pub(super) fn classify(error: &reqwest::Error, host: &str, limit: Duration) -> T
 }
 
 impl TransportError {
+    /// The range that would have to be allowed for an address that is denied: what a message may propose. The address is
+    /// named only where it is the host of the URL.
+    pub fn allowance(&self) -> Option<String> {
+        let Self::EgressDenied { host, address, range } = self else { return None };
+        if !(Denied { address: *address, range }).is_proposed() {
+            return None;
+        }
+        let length = if address.is_ipv4() { 32 } else { 128 };
+        match host.parse::<IpAddr>() {
+            Ok(literal) => Some(format!("{literal}/{length}")),
+            Err(_) => Some(format!("<its address>/{length}")),
+        }
+    }
+
     /// Whether the server may have handled the request although no answer came.
     pub fn may_have_been_handled(&self) -> bool {
         match self {

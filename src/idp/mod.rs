@@ -2,6 +2,7 @@
 //!
 //! - Only https, TLS 1.2 or newer, and no switch that turns verification off. No redirect is followed, no proxy is taken
 //!   from the environment, no answer is decompressed.
+//! - With `--egress-proxy` each request goes through that proxy, unless `--no-proxy` names its destination.
 //! - Only addresses that the [`EgressPolicy`] permits are connected to; see [`crate::egress`].
 //! - Nothing a server does costs more than `request_timeout` and [`BODY_LIMIT`] bytes (and as much again for headers).
 //! - A request is written to a connection once. A refresh token may be valid for one use, so nothing is repeated in
@@ -11,66 +12,41 @@
 //! - Neither bodies nor header values appear in errors, logs or any `Debug`; bodies are wiped after their use.
 
 mod error;
+mod pool;
 mod queue;
 mod target;
 mod trust;
 
-use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::header::{AUTHORIZATION, Entry};
 use hyper::body::Bytes;
 use k8s_openapi::jiff::Timestamp;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::RootCertStore;
 use sha2::{Digest, Sha256};
 use url::Url;
 use zeroize::Zeroizing;
 
 use crate::clock::Clock;
-use crate::egress::{EgressPolicy, GuardedResolver};
+use crate::egress::{Direct, EgressPolicy};
 use crate::fail_point;
 
 pub use self::error::{TlsProblem, TransportError};
 pub use self::queue::{Lane, Lanes, PER_HOST_LIMIT, TOTAL_LIMIT};
 pub use self::trust::{BUNDLE_LIMIT, BundleError};
 
-use self::{queue::Queue, target::Target};
+use self::{
+    pool::{BundleHash, Bundled, Pool},
+    queue::Queue,
+    target::Target,
+};
 
 /// Bytes of a response body that are read, at most: token responses take a few thousand, a discovery document or a key
 /// set rarely more than 20,000.
 pub const BODY_LIMIT: usize = 256 * 1024;
-
-/// How providers see us.
-const USER_AGENT: &str = concat!("mail-token-broker/", env!("CARGO_PKG_VERSION"));
-
-/// Long enough to reuse a connection in a burst; shorter than the 5 s after which common servers close an idle one, since
-/// a request written into that moment is lost and its fate unknown.
-const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Connections kept to one host while idle; in a burst the next request takes one over at once.
-const POOL_IDLE_PER_HOST: usize = 8;
-
-/// Header fields of an HTTP/1.1 response; hyper's own default, made explicit. It stops reading a head at 400 KiB.
-const HTTP1_HEADERS: usize = 100;
-
-/// Bytes of all header fields of an HTTP/2 response; hyper's own default, made explicit.
-const HTTP2_HEADER_BYTES: u32 = 16 * 1024;
-
-/// What an HTTP/2 server may send ahead of our reading, on a stream: the protocol's default instead of hyper's 2 MiB.
-const HTTP2_STREAM_WINDOW: u32 = 64 * 1024;
-
-/// The same for a connection with all its streams.
-const HTTP2_CONNECTION_WINDOW: u32 = 512 * 1024;
-
-/// A dead HTTP/2 connection would otherwise be used again by every following request until TCP gives up on it.
-const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(5);
-
-/// Clients for CA bundles that are kept although nobody holds them at the moment: a reconcile asks for one, uses it, and
-/// lets it go, and the next one a moment later should find its connections.
-const RECENT_CLIENTS: usize = 8;
 
 /// How all clients behave.
 #[derive(Clone)]
@@ -80,8 +56,10 @@ pub struct Settings {
     pub request_timeout: Duration,
     /// Which addresses may be connected to.
     pub egress: EgressPolicy,
-    /// The proxy that all requests go through by CONNECT, `http` or `https`, with user info where it asks for that.
+    /// The proxy that requests go through by CONNECT, `http` or `https`, with user info where it asks for that.
     pub proxy: Option<Url>,
+    /// What is connected to directly although there is a proxy.
+    pub no_proxy: Vec<Direct>,
 }
 
 /// Why the settings give no working client; all of it shows at the start.
@@ -100,30 +78,34 @@ pub enum SetupError {
 
 /// The clients of the broker: one for each distinct CA bundle, all under the same caps.
 #[derive(Clone)]
-pub struct IdpClients(Arc<Shared>);
+pub struct IdpClients {
+    shared: Arc<Shared>,
+    for_cluster: bool,
+}
 
 struct Shared {
     settings: Settings,
-    policy: Arc<EgressPolicy>,
+    policies: Scoped<Arc<EgressPolicy>>,
     clock: Clock,
     queue: Queue,
     /// Requests since the start.
     sent: AtomicUsize,
     system_roots: RootCertStore,
-    system_client: Arc<Pool>,
+    system_clients: Scoped<Arc<Pool>>,
     bundled: Mutex<Bundled>,
 }
 
-/// One connection pool with its own trust; the type exists to be held weakly.
-struct Pool(reqwest::Client);
-
-#[derive(Default)]
-struct Bundled {
-    in_use: HashMap<BundleHash, Weak<Pool>>,
-    recent: VecDeque<(BundleHash, Arc<Pool>)>,
+/// One for MailProviders and one for ClusterMailProviders, which may be allowed to connect to more.
+struct Scoped<T> {
+    namespaced: T,
+    cluster: T,
 }
 
-type BundleHash = [u8; 32];
+impl<T> Scoped<T> {
+    fn get(&self, for_cluster: bool) -> &T {
+        if for_cluster { &self.cluster } else { &self.namespaced }
+    }
+}
 
 impl IdpClients {
     /// Reads the system's roots and builds the client that trusts those alone.
@@ -133,33 +115,45 @@ impl IdpClients {
         let policy = Arc::new(settings.egress.clone());
         let system_roots = trust::system_roots();
         let tls = trust::client_config(system_roots.clone()).map_err(SetupError::Tls)?;
-        let system_client = Arc::new(Pool(build_client(&settings, &policy, tls)?));
-        Ok(Self(Arc::new(Shared {
+        let client = Arc::new(Pool::new(&settings, &policy, &tls)?);
+        let mut policies = Scoped { namespaced: policy.clone(), cluster: policy };
+        let mut system_clients = Scoped { namespaced: client.clone(), cluster: client };
+        if settings.egress.differs_for_cluster() {
+            policies.cluster = Arc::new(settings.egress.for_cluster());
+            system_clients.cluster = Arc::new(Pool::new(&settings, &policies.cluster, &tls)?);
+        }
+        let shared = Shared {
             settings,
-            policy,
+            policies,
             clock,
             queue: Queue::default(),
             sent: AtomicUsize::new(0),
             system_roots,
-            system_client,
+            system_clients,
             bundled: Mutex::default(),
-        })))
+        };
+        Ok(Self { shared: Arc::new(shared), for_cluster: false })
+    }
+
+    /// The clients for ClusterMailProviders: `--allow-private-cidr-cluster` counts for them.
+    pub fn for_cluster(&self) -> Self {
+        Self { for_cluster: self.shared.settings.egress.differs_for_cluster(), ..self.clone() }
     }
 
     /// Which addresses may be connected to, and through which proxy (without its password): something to compare.
     pub fn reach(&self) -> String {
-        let Settings { egress, proxy, .. } = &self.0.settings;
+        let Settings { egress, proxy, no_proxy, .. } = &self.shared.settings;
         let proxy = proxy.as_ref().map(|url| (url.host_str(), url.port_or_known_default()));
-        format!("{proxy:?} {:?}", egress.allowed())
+        format!("{proxy:?} {no_proxy:?} {}", egress.ranges())
     }
 
     /// The client that trusts the system's roots, and the certificates in `ca_bundle` (PEM) as well.
     pub fn for_trust(&self, ca_bundle: Option<&[u8]>) -> Result<IdpClient, BundleError> {
         let pool = match ca_bundle {
-            None => self.0.system_client.clone(),
-            Some(bundle) => self.0.pool_for(bundle)?,
+            None => self.shared.system_clients.get(self.for_cluster).clone(),
+            Some(bundle) => self.shared.pool_for(bundle, self.for_cluster)?,
         };
-        Ok(IdpClient { pool, shared: self.0.clone() })
+        Ok(IdpClient { pool, shared: self.shared.clone() })
     }
 }
 
@@ -173,72 +167,23 @@ impl Shared {
         limit - limit.mul_f64(place as f64 / (10 * PER_HOST_LIMIT) as f64)
     }
 
-    fn pool_for(&self, bundle: &[u8]) -> Result<Arc<Pool>, BundleError> {
+    fn pool_for(&self, bundle: &[u8], for_cluster: bool) -> Result<Arc<Pool>, BundleError> {
         trust::check_size(bundle)?;
-        let hash: BundleHash = Sha256::digest(bundle).into();
+        let hash: BundleHash = (Sha256::digest(bundle).into(), for_cluster);
         if let Some(pool) = self.bundled().find(hash) {
             return Ok(pool);
         }
         let mut roots = self.system_roots.clone();
         trust::add_bundle(&mut roots, bundle)?;
         let tls = trust::client_config(roots).map_err(|_| BundleError::Unusable)?;
-        let client = build_client(&self.settings, &self.policy, tls).map_err(|_| BundleError::Unusable)?;
-        Ok(self.bundled().keep(hash, Arc::new(Pool(client))))
+        let policy = self.policies.get(for_cluster);
+        let pool = Pool::new(&self.settings, policy, &tls).map_err(|_| BundleError::Unusable)?;
+        Ok(self.bundled().keep(hash, Arc::new(pool)))
     }
 
     fn bundled(&self) -> std::sync::MutexGuard<'_, Bundled> {
         self.bundled.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-impl Bundled {
-    fn find(&mut self, hash: BundleHash) -> Option<Arc<Pool>> {
-        let pool = self.in_use.get(&hash)?.upgrade()?;
-        Some(self.keep(hash, pool))
-    }
-
-    fn keep(&mut self, hash: BundleHash, pool: Arc<Pool>) -> Arc<Pool> {
-        self.recent.retain(|(other, _)| *other != hash);
-        self.recent.push_front((hash, pool.clone()));
-        self.recent.truncate(RECENT_CLIENTS);
-        self.in_use.retain(|_, other| other.strong_count() > 0);
-        self.in_use.insert(hash, Arc::downgrade(&pool));
-        pool
-    }
-}
-
-#[expect(clippy::disallowed_methods, reason = "this is the one place that builds the client")]
-fn build_client(
-    settings: &Settings,
-    policy: &Arc<EgressPolicy>,
-    tls: ClientConfig,
-) -> Result<reqwest::Client, SetupError> {
-    let mut resolver = GuardedResolver::new(policy.clone());
-    let mut builder = reqwest::Client::builder()
-        .tls_backend_preconfigured(tls)
-        .https_only(true)
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .referer(false)
-        .retry(reqwest::retry::never())
-        .user_agent(USER_AGENT)
-        // Whoever gave up on a connection leaves it to finish in the background: it must not do so for ever.
-        .connect_timeout(settings.request_timeout)
-        .tcp_user_timeout(settings.request_timeout)
-        .pool_idle_timeout(POOL_IDLE_TIMEOUT)
-        .pool_max_idle_per_host(POOL_IDLE_PER_HOST)
-        .http1_max_headers(HTTP1_HEADERS)
-        .http2_max_header_list_size(HTTP2_HEADER_BYTES)
-        .http2_initial_stream_window_size(HTTP2_STREAM_WINDOW)
-        .http2_initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
-        .http2_keep_alive_interval(HTTP2_PING_INTERVAL)
-        .http2_keep_alive_timeout(HTTP2_PING_INTERVAL);
-    if let Some(proxy) = &settings.proxy {
-        let host = proxy.host_str().filter(|_| matches!(proxy.scheme(), "http" | "https"));
-        resolver = resolver.exempt(host.ok_or(SetupError::Proxy)?.to_owned());
-        builder = builder.proxy(reqwest::Proxy::all(proxy.clone()).map_err(|_| SetupError::Proxy)?);
-    }
-    builder.dns_resolver(resolver).build().map_err(SetupError::Client)
 }
 
 /// Sends requests to providers; cheap to clone, and worth keeping while there is something to send.
@@ -310,7 +255,7 @@ impl IdpClient {
     pub async fn turn(&self, uri: &http::Uri) -> Result<Turn<'_>, TransportError> {
         let target = Target::of(uri)?;
         if let Some(literal) = target.literal {
-            self.shared.policy.judge(literal).map_err(|denied| target.denied(denied))?;
+            self.pool.policy.judge(literal).map_err(|denied| target.denied(denied))?;
         }
         let permit = self.shared.queue.enter(target.queue()).await;
         Ok(Turn { client: self, target, _permit: permit })
@@ -321,16 +266,14 @@ impl IdpClient {
         request: http::Request<Vec<u8>>,
         target: &Target,
     ) -> Result<http::Response<Zeroizing<Vec<u8>>>, TransportError> {
-        if self.shared.settings.proxy.is_some() && target.literal.is_none() {
-            self.judge_name(target).await?;
-        }
+        let client = self.pool.route(target, &self.shared.settings.no_proxy).await?;
         let (parts, body) = request.into_parts();
         let mut outgoing = reqwest::Request::new(parts.method, target.url.clone());
         *outgoing.headers_mut() = parts.headers;
         *outgoing.body_mut() = Some(Bytes::from_owner(Zeroizing::new(body)).into());
 
         let failed = |error| self.failure(error, target);
-        let mut incoming = self.pool.0.execute(outgoing).await.map_err(failed)?;
+        let mut incoming = client.execute(outgoing).await.map_err(failed)?;
         let body = read_body(&mut incoming, failed).await?;
         let mut response = http::Response::new(body);
         *response.status_mut() = incoming.status();
@@ -338,15 +281,6 @@ impl IdpClient {
         *response.headers_mut() = std::mem::take(incoming.headers_mut());
         response.headers_mut().values_mut().for_each(|value| value.set_sensitive(true));
         Ok(response)
-    }
-
-    /// Behind a proxy it is the proxy that connects, to whichever of the addresses it likes: all must be permitted.
-    async fn judge_name(&self, target: &Target) -> Result<(), TransportError> {
-        let resolution = self.shared.policy.resolve(&target.host).await.map_err(TransportError::from)?;
-        match resolution.denied {
-            Some(denied) => Err(target.denied(denied)),
-            None => Ok(()),
-        }
     }
 
     fn failure(&self, error: reqwest::Error, target: &Target) -> TransportError {
@@ -393,9 +327,9 @@ mod tests {
     #[test]
     fn requests_that_go_out_together_do_not_time_out_together() {
         let request_timeout = Duration::from_secs(10);
-        let settings = Settings { request_timeout, egress: EgressPolicy::default(), proxy: None };
+        let settings = Settings { request_timeout, egress: EgressPolicy::default(), proxy: None, no_proxy: vec![] };
         let clients = IdpClients::new(settings, Clock::system()).unwrap();
-        let ends: BTreeSet<_> = (0..PER_HOST_LIMIT).map(|_| clients.0.patience()).collect();
+        let ends: BTreeSet<_> = (0..PER_HOST_LIMIT).map(|_| clients.shared.patience()).collect();
         assert_eq!(ends.len(), PER_HOST_LIMIT);
         assert_eq!(ends.last(), Some(&request_timeout));
         assert!(*ends.first().unwrap() > request_timeout * 9 / 10);

@@ -42,6 +42,7 @@ impl Target {
     }
 
     pub(super) fn denied(&self, denied: Denied) -> TransportError {
+        tracing::info!(host = self.host, address = %denied.address, range = denied.range, "egress denied");
         TransportError::EgressDenied { host: self.host.clone(), address: denied.address, range: denied.range }
     }
 }

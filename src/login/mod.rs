@@ -26,13 +26,7 @@ use self::{
     seed::Seed,
 };
 use crate::{
-    api::MailCredential,
-    cli::Login,
-    clock::Clock,
-    egress::EgressPolicy,
-    error::told_by,
-    idp::{self, IdpClients},
-    policy::inputs,
+    api::MailCredential, cli::Login, clock::Clock, error::told_by, idp::IdpClients, policy::inputs,
     reconcile::material::Identities,
 };
 
@@ -58,15 +52,8 @@ pub async fn run(settings: Login) -> Result<(), LoginError> {
     let clock = Clock::system();
     let may_refer = settings.access.allow_service_account_ref;
     let identities = Identities::new(client.clone(), &config, clock.clone(), None, may_refer);
-    let clients = IdpClients::new(
-        idp::Settings {
-            request_timeout: settings.access.request_timeout,
-            egress: EgressPolicy::new(settings.access.allow_private_cidrs.clone()),
-            proxy: settings.access.egress_proxy.clone(),
-        },
-        clock.clone(),
-    )
-    .map_err(|error| LoginError(error.to_string()))?;
+    let clients =
+        IdpClients::new(settings.access.idp(), clock.clone()).map_err(|error| LoginError(error.to_string()))?;
     let reach = Reach { kubernetes: &client, clients: &clients, identities: &identities };
 
     let beneficiary = Beneficiary::find(&settings, &namespace, credentials(&client, &namespace).await?)?;

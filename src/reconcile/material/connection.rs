@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::{
-    api::Reason,
+    api::{Reason, credential::ProviderKind},
     idp::{TlsProblem, TransportError},
     policy::commands::Subject,
     reconcile::stores::{ProviderKey, ProviderObject, bundle_config_map, bundle_secret},
@@ -13,16 +13,7 @@ use crate::{
 /// what is done about what may pass.
 pub(crate) fn transport(error: &TransportError, object: &ProviderObject, home: &str, again: &str) -> (Reason, String) {
     match error {
-        TransportError::EgressDenied { address, .. } => {
-            let length = if address.is_ipv4() { 32 } else { 128 };
-            (
-                Reason::EgressDenied,
-                format!(
-                    "{error}. If the provider really is there, allow to connect to it with the argument \
-                     `--allow-private-cidr={address}/{length}` (chart: allowPrivateCIDRs)"
-                ),
-            )
-        }
+        TransportError::EgressDenied { .. } => (Reason::EgressDenied, format!("{error}. {}", allow(error, object))),
         TransportError::Tls { kind: TlsProblem::UnknownIssuer, .. } => {
             (Reason::TLSFailed, format!("{error}. If it is a private authority, {}", trust(object, home)))
         }
@@ -41,6 +32,25 @@ pub(crate) fn transport(error: &TransportError, object: &ProviderObject, home: &
         ),
         _ => (Reason::ProviderUnavailable, error.to_string()),
     }
+}
+
+/// What is to be done about an address that is denied. Nobody is advised to open a metadata service, the broker's own
+/// host, or a range that the administrator denies.
+fn allow(error: &TransportError, object: &ProviderObject) -> String {
+    let Some(range) = error.allowance() else {
+        return format!(
+            "The broker connects to no provider there: correct the URL with `{}`",
+            subject(object).command("edit")
+        );
+    };
+    let (flag, value) = match object.key().kind {
+        ProviderKind::MailProvider => ("--allow-private-cidr", "allowPrivateCIDRs"),
+        ProviderKind::ClusterMailProvider => ("--allow-private-cidr-cluster", "allowPrivateCIDRsForCluster"),
+    };
+    format!(
+        "If the provider really is there, the broker's administrator can allow it with the argument `{flag}={range}` \
+         (chart: {value}); the line `egress denied` of the broker's log names the address"
+    )
 }
 
 /// How the broker is made to trust the provider's authority.

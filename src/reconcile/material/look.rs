@@ -10,7 +10,7 @@ use super::{
     sources::{read_config_map_key, read_secret_key},
 };
 use crate::{
-    api::{Reason, provider::ProviderSpec},
+    api::{Reason, credential::ProviderKind},
     error::Error,
     idp::{IdpClient, IdpClients},
     oauth::discovery::{DiscoveryError, Endpoints, discovery_request, read_discovery},
@@ -47,7 +47,7 @@ pub(crate) async fn look(
     let Some(profile) = providers::profile(spec) else {
         return Ok(Err(problem(Reason::InvalidSpec, "the spec names no provider that this broker knows")));
     };
-    let client = match trust(spec, means).await? {
+    let client = match trust(object, means).await? {
         Ok(client) => client,
         Err(problem) => return Ok(Err(problem)),
     };
@@ -68,8 +68,8 @@ pub(crate) async fn look(
 }
 
 /// A client that trusts the provider's CA bundle.
-async fn trust(spec: &ProviderSpec, means: &Means<'_>) -> Result<Result<IdpClient, ProviderProblem>, Error> {
-    let Means { kubernetes, home, .. } = means;
+async fn trust(object: &ProviderObject, means: &Means<'_>) -> Result<Result<IdpClient, ProviderProblem>, Error> {
+    let (spec, Means { kubernetes, home, .. }) = (object.spec(), means);
     let bundle = match (bundle_secret(spec), bundle_config_map(spec)) {
         // Certificates, which are no secret.
         (Some(reference), _) => {
@@ -84,7 +84,11 @@ async fn trust(spec: &ProviderSpec, means: &Means<'_>) -> Result<Result<IdpClien
         Some((_, Err(blocker))) => return Ok(Err(ProviderProblem { blocker, material: false })),
         Some((reference, Ok(pem))) => (Some(reference), Some(pem)),
     };
-    Ok(means.clients.for_trust(pem.as_deref()).map_err(|error| {
+    let clients = match object.key().kind {
+        ProviderKind::MailProvider => means.clients.clone(),
+        ProviderKind::ClusterMailProvider => means.clients.for_cluster(),
+    };
+    Ok(clients.for_trust(pem.as_deref()).map_err(|error| {
         let place = reference.map(|r| format!("key {} of {home}/{}", r.key, r.name)).unwrap_or_default();
         problem(
             Reason::SourceInvalid,

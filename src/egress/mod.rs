@@ -2,25 +2,35 @@
 //!
 //! Whoever may write a `MailProvider` names a host that the broker then sends credentials to. Without a guard such a
 //! host reaches what the broker can reach and its author cannot: the node's metadata service, the API server, other
-//! teams' Services. So only public unicast addresses are permitted, and what `--allow-private-cidr` names. The names
+//! teams' Services. So only public unicast addresses are permitted, and what `--allow-private-cidr` names; for a
+//! ClusterMailProvider also what `--allow-private-cidr-cluster` names. `--deny-cidr` comes before both. The names
 //! are judged after they are resolved and the connection goes to the very address that was judged, so a name that
 //! answers differently the second time gains nothing.
 
+mod direct;
+mod ranges;
+
 use std::collections::HashMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, WeakShared};
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use parking_lot::Mutex;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+
+pub use self::direct::Direct;
+
+use self::ranges::{DENY_CIDR, METADATA, NEVER_PROPOSED, denied, embedded_v4, is_metadata};
 
 /// Judges addresses: public unicast ones are permitted, and those that the administrator allowed.
 #[derive(Clone, Debug, Default)]
 pub struct EgressPolicy {
     allowed: Vec<IpNet>,
+    allowed_for_cluster: Vec<IpNet>,
+    denied: Vec<IpNet>,
     lookups: Arc<Lookups>,
 }
 
@@ -29,29 +39,64 @@ impl EgressPolicy {
     ///
     /// An IPv4 range applies to the IPv4 address inside a translated IPv6 one too.
     pub fn new(allowed_private: Vec<IpNet>) -> Self {
-        Self { allowed: allowed_private, lookups: Arc::default() }
+        Self { allowed: allowed_private, ..Self::default() }
     }
 
-    /// The ranges that are permitted although they are private.
-    pub fn allowed(&self) -> &[IpNet] {
-        &self.allowed
+    /// Denies addresses inside `denied`, whatever else is allowed.
+    pub fn deny(self, denied: Vec<IpNet>) -> Self {
+        Self { denied, ..self }
+    }
+
+    /// Names ranges that [`Self::for_cluster`] permits as well.
+    pub fn allow_for_cluster(self, allowed_for_cluster: Vec<IpNet>) -> Self {
+        Self { allowed_for_cluster, ..self }
+    }
+
+    /// The policy for ClusterMailProviders.
+    pub fn for_cluster(&self) -> Self {
+        let allowed = self.allowed.iter().chain(&self.allowed_for_cluster).copied().collect();
+        Self { allowed, allowed_for_cluster: vec![], ..self.clone() }
+    }
+
+    /// Whether ClusterMailProviders may connect to what others may not.
+    pub fn differs_for_cluster(&self) -> bool {
+        !self.allowed_for_cluster.is_empty()
+    }
+
+    /// All ranges, as text to compare.
+    pub fn ranges(&self) -> String {
+        format!("{:?} {:?} {:?}", self.allowed, self.allowed_for_cluster, self.denied)
     }
 
     /// Permits `address` or says which range it is denied for.
     pub fn judge(&self, address: IpAddr) -> Result<(), Denied> {
-        if self.is_allowed(address) {
-            return Ok(());
-        }
-        let range = match address {
-            IpAddr::V4(address) => denied_v4(address),
-            IpAddr::V6(outer) => match embedded_v4(outer) {
-                Some(inside) => self.first_denied(&inside),
-                None => denied_v6(outer),
-            },
-        };
-        match range {
+        match self.denied_range(address) {
             Some(range) => Err(Denied { address, range }),
             None => Ok(()),
+        }
+    }
+
+    fn denied_range(&self, address: IpAddr) -> Option<&'static str> {
+        let inside: Option<Vec<IpAddr>> = match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(outer) => embedded_v4(outer).map(|inside| inside.into_iter().map(IpAddr::V4).collect()),
+        };
+        let all = || std::iter::once(&address).chain(inside.iter().flatten());
+        if all().any(|address| self.denied.iter().any(|range| range.contains(address))) {
+            return Some(DENY_CIDR);
+        }
+        // A range that somebody allowed for its hosts must not open the credentials of the node.
+        if all().any(|found| is_metadata(*found) && !self.is_named(*found) && !self.is_named(address)) {
+            return Some(METADATA);
+        }
+        if self.is_allowed(address) {
+            return None;
+        }
+        match (address, &inside) {
+            (_, Some(inside)) => {
+                inside.iter().filter(|found| !self.is_allowed(**found)).find_map(|found| denied(*found))
+            }
+            (address, None) => denied(address),
         }
     }
 
@@ -59,8 +104,9 @@ impl EgressPolicy {
         self.allowed.iter().any(|range| range.contains(&address))
     }
 
-    fn first_denied(&self, inside: &[Ipv4Addr]) -> Option<&'static str> {
-        inside.iter().filter(|address| !self.is_allowed(IpAddr::V4(**address))).find_map(|address| denied_v4(*address))
+    /// Whether the address is allowed by its own /32 or /128.
+    fn is_named(&self, address: IpAddr) -> bool {
+        self.allowed.contains(&IpNet::from(address))
     }
 
     /// Asks the system's resolver (so `/etc/hosts`, and with it `hostAliases`, counts) and judges every answer.
@@ -68,6 +114,7 @@ impl EgressPolicy {
         let answers = self.lookups.answers(host, lookup).await?;
         let mut resolution = Resolution::default();
         for answer in answers {
+            resolution.all.push(answer.ip());
             match self.judge(answer.ip()) {
                 Ok(()) => resolution.permitted.push(answer),
                 Err(denied) => resolution.denied = resolution.denied.or(Some(denied)),
@@ -86,6 +133,13 @@ pub struct Denied {
     pub range: &'static str,
 }
 
+impl Denied {
+    /// Whether a message may propose to allow the range.
+    pub fn is_proposed(&self) -> bool {
+        !NEVER_PROPOSED.contains(&self.range)
+    }
+}
+
 impl fmt::Display for Denied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.address, self.range)
@@ -99,6 +153,8 @@ pub struct Resolution {
     pub permitted: Vec<SocketAddr>,
     /// The first of those that may not.
     pub denied: Option<Denied>,
+    /// All of them.
+    pub all: Vec<IpAddr>,
 }
 
 /// Why a name led to no address.
@@ -154,7 +210,10 @@ impl GuardedResolver {
         }
         let resolution = self.policy.resolve(&host).await?;
         match resolution.denied {
-            Some(denied) if resolution.permitted.is_empty() => Err(ResolveError::Denied { host, denied }),
+            Some(denied) if resolution.permitted.is_empty() => {
+                tracing::info!(host, address = %denied.address, range = denied.range, "egress denied");
+                Err(ResolveError::Denied { host, denied })
+            }
             _ => Ok(resolution.permitted),
         }
     }
@@ -233,127 +292,17 @@ fn resolver_failure(host: &str, words: &str) -> ResolveError {
     ResolveError::Failed { host, detail }
 }
 
-// ---- ranges -------------------------------------------------------------------------------------------------------
-
-/// IANA's IPv4 special-purpose registry, and the metadata services of clouds; the first match names the range.
-const DENIED_V4: [(Ipv4Net, &str); 21] = [
-    // Instance metadata of AWS, Azure, GCP and others; Azure's host agent; Alibaba's; Oracle's.
-    (v4(169, 254, 169, 254, 32), "metadata"),
-    (v4(168, 63, 129, 16, 32), "metadata"),
-    (v4(100, 100, 100, 200, 32), "metadata"),
-    (v4(192, 0, 0, 192, 32), "metadata"),
-    (v4(0, 0, 0, 0, 8), "unspecified"),
-    (v4(10, 0, 0, 0, 8), "private"),
-    (v4(100, 64, 0, 0, 10), "carrier-grade NAT"),
-    (v4(127, 0, 0, 0, 8), "loopback"),
-    (v4(169, 254, 0, 0, 16), "link-local"),
-    (v4(172, 16, 0, 0, 12), "private"),
-    (v4(192, 0, 0, 0, 24), "protocol assignments"),
-    (v4(192, 0, 2, 0, 24), "documentation"),
-    (v4(192, 88, 99, 0, 24), "6to4 relay"),
-    (v4(192, 168, 0, 0, 16), "private"),
-    (v4(198, 18, 0, 0, 15), "benchmarking"),
-    (v4(198, 51, 100, 0, 24), "documentation"),
-    (v4(203, 0, 113, 0, 24), "documentation"),
-    (v4(192, 31, 196, 0, 24), "AS112 sink"),
-    (v4(224, 0, 0, 0, 4), "multicast"),
-    (v4(255, 255, 255, 255, 32), "broadcast"),
-    (v4(240, 0, 0, 0, 4), "reserved"),
-];
-
-/// IANA's IPv6 special-purpose registry; what is not in 2000::/3, the only global unicast space, is reserved.
-const DENIED_V6: [(Ipv6Net, &str); 18] = [
-    (v6([0, 0, 0, 0, 0, 0, 0, 0], 128), "unspecified"),
-    (v6([0, 0, 0, 0, 0, 0, 0, 1], 128), "loopback"),
-    // Instance metadata of AWS and GCP, credentials of EKS Pod Identity.
-    (v6([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254], 128), "metadata"),
-    (v6([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23], 128), "metadata"),
-    (v6([0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254], 128), "metadata"),
-    (v6([0xfc00, 0, 0, 0, 0, 0, 0, 0], 7), "unique local"),
-    (v6([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10), "link-local"),
-    (v6([0xfec0, 0, 0, 0, 0, 0, 0, 0], 10), "site-local"),
-    (v6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8), "multicast"),
-    (v6([0x100, 0, 0, 0, 0, 0, 0, 0], 64), "discard"),
-    (v6([0x2001, 0x2, 0, 0, 0, 0, 0, 0], 48), "benchmarking"),
-    (v6([0x2001, 0x10, 0, 0, 0, 0, 0, 0], 28), "ORCHID"),
-    (v6([0x2001, 0x20, 0, 0, 0, 0, 0, 0], 28), "ORCHID"),
-    (v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 23), "protocol assignments"),
-    (v6([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0], 32), "documentation"),
-    (v6([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20), "documentation"),
-    (v6([0, 0, 0, 0, 0, 0, 0, 0], 3), "reserved"),
-    (v6([0x4000, 0, 0, 0, 0, 0, 0, 0], 2), "reserved"),
-];
-
-/// The upper half of the IPv6 space, which holds nothing but what [`DENIED_V6`] names more precisely.
-const UPPER_HALF: Ipv6Net = v6([0x8000, 0, 0, 0, 0, 0, 0, 0], 1);
-
-const fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Ipv4Net {
-    Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix)
-}
-
-const fn v6(s: [u16; 8], prefix: u8) -> Ipv6Net {
-    Ipv6Net::new_assert(Ipv6Addr::new(s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7]), prefix)
-}
-
-fn denied_v4(address: Ipv4Addr) -> Option<&'static str> {
-    DENIED_V4.iter().find(|(range, _)| range.contains(&address)).map(|(_, name)| *name)
-}
-
-fn denied_v6(address: Ipv6Addr) -> Option<&'static str> {
-    let named = DENIED_V6.iter().find(|(range, _)| range.contains(&address)).map(|(_, name)| *name);
-    named.or_else(|| UPPER_HALF.contains(&address).then_some("reserved"))
-}
-
-const MAPPED: Ipv6Net = v6([0, 0, 0, 0, 0, 0xffff, 0, 0], 96);
-const TRANSLATED: Ipv6Net = v6([0, 0, 0, 0, 0xffff, 0, 0, 0], 96);
-const COMPATIBLE: Ipv6Net = v6([0, 0, 0, 0, 0, 0, 0, 0], 96);
-const NAT64: Ipv6Net = v6([0x64, 0xff9b, 0, 0, 0, 0, 0, 0], 96);
-const LOCAL_NAT64: Ipv6Net = v6([0x64, 0xff9b, 1, 0, 0, 0, 0, 0], 48);
-const SIX_TO_FOUR: Ipv6Net = v6([0x2002, 0, 0, 0, 0, 0, 0, 0], 16);
-const TEREDO: Ipv6Net = v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 32);
-
-/// The IPv4 addresses that a packet to `outer` may end at: every one must be permitted. `None` where there is none.
-fn embedded_v4(outer: Ipv6Addr) -> Option<Vec<Ipv4Addr>> {
-    if outer.is_unspecified() || outer.is_loopback() {
-        return None;
-    }
-    let o = outer.octets();
-    let low = Ipv4Addr::new(o[12], o[13], o[14], o[15]);
-    if [MAPPED, TRANSLATED, COMPATIBLE, NAT64].iter().any(|range| range.contains(&outer)) {
-        return Some(vec![low]);
-    }
-    if LOCAL_NAT64.contains(&outer) {
-        return Some(local_nat64(o, low));
-    }
-    if SIX_TO_FOUR.contains(&outer) {
-        return Some(vec![Ipv4Addr::new(o[2], o[3], o[4], o[5])]);
-    }
-    if TEREDO.contains(&outer) {
-        // The server in clear, the client with every bit flipped (RFC 4380, section 4).
-        let server = Ipv4Addr::new(o[4], o[5], o[6], o[7]);
-        return Some(vec![server, Ipv4Addr::from_bits(!low.to_bits())]);
-    }
-    None
-}
-
-/// A network's own NAT64 prefix may have any length from 48 to 96 bits, and the IPv4 address then stands elsewhere
-/// (RFC 6052, section 2.2), around the unused octet 8. All readings count, but for those that are mere zeros.
-fn local_nat64(o: [u8; 16], low: Ipv4Addr) -> Vec<Ipv4Addr> {
-    let readings = [
-        Ipv4Addr::new(o[6], o[7], o[9], o[10]),
-        Ipv4Addr::new(o[7], o[9], o[10], o[11]),
-        Ipv4Addr::new(o[9], o[10], o[11], o[12]),
-        low,
-    ];
-    let real: Vec<_> = readings.into_iter().filter(|reading| reading.octets()[0] != 0).collect();
-    if real.is_empty() { vec![low] } else { real }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use ipnet::{Ipv4Net, Ipv6Net};
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{
+        ranges::{NAT64, SIX_TO_FOUR},
+        *,
+    };
 
     fn judged(policy: &EgressPolicy, address: &str) -> String {
         match policy.judge(address.parse().unwrap()) {
@@ -390,7 +339,9 @@ mod tests {
             ("168.63.129.17", "permitted"),
             ("169.253.255.255", "permitted"),
             ("169.254.169.254", "metadata"),
-            ("169.254.170.2", "link-local"),
+            ("169.254.170.2", "metadata"),
+            ("169.254.170.23", "metadata"),
+            ("169.254.170.3", "link-local"),
             ("169.255.0.0", "permitted"),
             ("172.15.255.255", "permitted"),
             ("172.16.0.0", "private"),
@@ -426,6 +377,7 @@ mod tests {
             ("fd00:ec2::23", "metadata"),
             ("fd20:ce::254", "metadata"),
             ("fe80::1", "link-local"),
+            ("fe80::a9fe:a9fe", "metadata"),
             ("febf::1", "link-local"),
             ("fec0::1", "site-local"),
             ("ff02::1", "multicast"),
@@ -492,6 +444,59 @@ mod tests {
         let policy = allowing(&["fd12:3456::/32"]);
         assert_eq!(judged(&policy, "fd12:3456::1"), "permitted");
         assert_eq!(judged(&policy, "fd12:3457::1"), "unique local");
+    }
+
+    #[test]
+    fn a_range_of_deny_cidr_is_denied_whatever_else_is_allowed() {
+        let range = |range: &str| vec![range.parse().unwrap()];
+        let policy = EgressPolicy::default().deny(range("2600:1f00::/24"));
+        assert_eq!(judged(&policy, "2600:1f14::1"), "in a range of --deny-cidr");
+        assert_eq!(judged(&policy, "2600:2000::1"), "permitted");
+        let policy = allowing(&["30.0.0.0/8"]).deny(range("30.0.0.0/16"));
+        for address in ["30.0.0.1", "::ffff:30.0.0.1", "64:ff9b::30.0.0.1", "2002:1e00:1::1"] {
+            assert_eq!(judged(&policy, address), "in a range of --deny-cidr", "{address}");
+        }
+        assert_eq!(judged(&policy, "30.1.0.1"), "permitted");
+        // The outer address counts too.
+        assert_eq!(
+            judged(&EgressPolicy::default().deny(range("64:ff9b::/96")), "64:ff9b::8.8.8.8"),
+            "in a range of --deny-cidr"
+        );
+        assert_eq!(
+            judged(&allowing(&["169.254.169.254/32"]).deny(range("169.254.0.0/16")), "169.254.169.254"),
+            "in a range of --deny-cidr"
+        );
+    }
+
+    #[test]
+    fn a_metadata_address_is_allowed_by_its_own_range_alone() {
+        for (ranges, address, expected) in [
+            (&["100.64.0.0/10"][..], "100.100.100.200", "metadata"),
+            (&["100.64.0.0/10"], "100.100.100.201", "permitted"),
+            (&["100.64.0.0/10", "100.100.100.200/32"], "100.100.100.200", "permitted"),
+            (&["169.254.0.0/16"], "169.254.169.254", "metadata"),
+            (&["169.254.169.254/31"], "169.254.169.254", "metadata"),
+            (&["169.254.169.254/32"], "::ffff:169.254.169.254", "permitted"),
+            (&["0.0.0.0/0", "::/0"], "64:ff9b::169.254.169.254", "metadata"),
+            (&["64:ff9b::a9fe:a9fe/128"], "64:ff9b::169.254.169.254", "permitted"),
+            (&["fd00::/8"], "fd00:ec2::254", "metadata"),
+            (&["fd00:ec2::254/128"], "fd00:ec2::254", "permitted"),
+        ] {
+            assert_eq!(judged(&allowing(ranges), address), expected, "{address} with {ranges:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_allowed_for_the_cluster_is_denied_to_others() {
+        let policy = allowing(&["10.1.0.0/16"]).allow_for_cluster(vec!["10.2.0.0/16".parse().unwrap()]);
+        assert!(policy.differs_for_cluster());
+        assert_eq!((judged(&policy, "10.1.0.1"), judged(&policy, "10.2.0.1")), ("permitted".into(), "private".into()));
+        let cluster = policy.for_cluster();
+        assert_eq!(
+            (judged(&cluster, "10.1.0.1"), judged(&cluster, "10.2.0.1")),
+            ("permitted".into(), "permitted".into())
+        );
+        assert_eq!(judged(&cluster, "10.3.0.1"), "private");
     }
 
     #[test]
@@ -573,7 +578,9 @@ mod tests {
         fn whatever_lies_in_an_allowed_range_is_permitted(bits: u128, prefix in 0_u8..=128) {
             let address = Ipv6Addr::from_bits(bits);
             let policy = EgressPolicy::new(vec![Ipv6Net::new(address, prefix).unwrap().into()]);
-            prop_assert_eq!(policy.judge(address.into()), Ok(()));
+            let inside = embedded_v4(address).unwrap_or_default();
+            let metadata = prefix < 128 && inside.into_iter().map(IpAddr::V4).chain([address.into()]).any(is_metadata);
+            prop_assert_eq!(policy.judge(address.into()).is_ok(), !metadata);
         }
 
         #[test]

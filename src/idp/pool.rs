@@ -1,0 +1,146 @@
+//! Connection pools: one for each trust and egress policy, direct and through the egress proxy.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use url::Url;
+
+use super::{Settings, SetupError, TransportError, target::Target};
+use crate::egress::{Direct, EgressPolicy, GuardedResolver};
+
+/// How providers see us.
+const USER_AGENT: &str = concat!("mail-token-broker/", env!("CARGO_PKG_VERSION"));
+
+/// Long enough to reuse a connection in a burst; shorter than the 5 s after which common servers close an idle one, since
+/// a request written into that moment is lost and its fate unknown.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Connections kept to one host while idle; in a burst the next request takes one over at once.
+const POOL_IDLE_PER_HOST: usize = 8;
+
+/// Header fields of an HTTP/1.1 response; hyper's own default, made explicit. It stops reading a head at 400 KiB.
+const HTTP1_HEADERS: usize = 100;
+
+/// Bytes of all header fields of an HTTP/2 response; hyper's own default, made explicit.
+const HTTP2_HEADER_BYTES: u32 = 16 * 1024;
+
+/// What an HTTP/2 server may send ahead of our reading, on a stream: the protocol's default instead of hyper's 2 MiB.
+const HTTP2_STREAM_WINDOW: u32 = 64 * 1024;
+
+/// The same for a connection with all its streams.
+const HTTP2_CONNECTION_WINDOW: u32 = 512 * 1024;
+
+/// A dead HTTP/2 connection would otherwise be used again by every following request until TCP gives up on it.
+const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long a name is looked up here before it is left to the egress proxy: a resolver without a way out answers late or
+/// never.
+const PROXIED_LOOKUP: Duration = Duration::from_secs(2);
+
+/// Clients for CA bundles that are kept although nobody holds them at the moment: a reconcile asks for one, uses it, and
+/// lets it go, and the next one a moment later should find its connections.
+const RECENT_CLIENTS: usize = 8;
+
+/// Connection pools with one trust and one egress policy.
+pub(super) struct Pool {
+    direct: reqwest::Client,
+    /// Through the egress proxy, if there is one.
+    proxied: Option<reqwest::Client>,
+    pub(super) policy: Arc<EgressPolicy>,
+}
+
+impl Pool {
+    pub(super) fn new(settings: &Settings, policy: &Arc<EgressPolicy>, tls: &ClientConfig) -> Result<Self, SetupError> {
+        let proxied = settings.proxy.as_ref().map(|proxy| build_client(settings, policy, tls.clone(), Some(proxy)));
+        let direct = build_client(settings, policy, tls.clone(), None)?;
+        Ok(Self { direct, proxied: proxied.transpose()?, policy: policy.clone() })
+    }
+
+    /// Directly, or through the egress proxy. Behind a proxy it is the proxy that connects, to whichever of the addresses
+    /// it likes: all that this resolver knows must be permitted. A name that does not resolve here is left to the proxy:
+    /// where a proxy is needed, pods often cannot resolve names outside.
+    pub(super) async fn route(&self, target: &Target, rules: &[Direct]) -> Result<&reqwest::Client, TransportError> {
+        let Self { direct, proxied, policy } = self;
+        let Some(proxied) = proxied else { return Ok(direct) };
+        if rules.iter().any(|rule| rule.is_host(&target.host)) {
+            return Ok(direct);
+        }
+        if target.literal.is_some() {
+            return Ok(proxied);
+        }
+        let Ok(Ok(resolution)) = tokio::time::timeout(PROXIED_LOOKUP, policy.resolve(&target.host)).await else {
+            return Ok(proxied);
+        };
+        if !resolution.all.is_empty() && resolution.all.iter().all(|found| rules.iter().any(|rule| rule.holds(*found)))
+        {
+            return Ok(direct);
+        }
+        match resolution.denied {
+            Some(denied) => Err(target.denied(denied)),
+            None => Ok(proxied),
+        }
+    }
+}
+
+/// The pools for CA bundles.
+#[derive(Default)]
+pub(super) struct Bundled {
+    in_use: HashMap<BundleHash, Weak<Pool>>,
+    recent: VecDeque<(BundleHash, Arc<Pool>)>,
+}
+
+/// Digest of the bundle, and whether the client is for ClusterMailProviders.
+pub(super) type BundleHash = ([u8; 32], bool);
+
+impl Bundled {
+    pub(super) fn find(&mut self, hash: BundleHash) -> Option<Arc<Pool>> {
+        let pool = self.in_use.get(&hash)?.upgrade()?;
+        Some(self.keep(hash, pool))
+    }
+
+    pub(super) fn keep(&mut self, hash: BundleHash, pool: Arc<Pool>) -> Arc<Pool> {
+        self.recent.retain(|(other, _)| *other != hash);
+        self.recent.push_front((hash, pool.clone()));
+        self.recent.truncate(RECENT_CLIENTS);
+        self.in_use.retain(|_, other| other.strong_count() > 0);
+        self.in_use.insert(hash, Arc::downgrade(&pool));
+        pool
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the one place that builds the client")]
+fn build_client(
+    settings: &Settings,
+    policy: &Arc<EgressPolicy>,
+    tls: ClientConfig,
+    proxy: Option<&Url>,
+) -> Result<reqwest::Client, SetupError> {
+    let mut resolver = GuardedResolver::new(policy.clone());
+    let mut builder = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .https_only(true)
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .referer(false)
+        .retry(reqwest::retry::never())
+        .user_agent(USER_AGENT)
+        // Whoever gave up on a connection leaves it to finish in the background: it must not do so for ever.
+        .connect_timeout(settings.request_timeout)
+        .tcp_user_timeout(settings.request_timeout)
+        .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+        .pool_max_idle_per_host(POOL_IDLE_PER_HOST)
+        .http1_max_headers(HTTP1_HEADERS)
+        .http2_max_header_list_size(HTTP2_HEADER_BYTES)
+        .http2_initial_stream_window_size(HTTP2_STREAM_WINDOW)
+        .http2_initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
+        .http2_keep_alive_interval(HTTP2_PING_INTERVAL)
+        .http2_keep_alive_timeout(HTTP2_PING_INTERVAL);
+    if let Some(proxy) = proxy {
+        let host = proxy.host_str().filter(|_| matches!(proxy.scheme(), "http" | "https"));
+        resolver = resolver.exempt(host.ok_or(SetupError::Proxy)?.to_owned());
+        builder = builder.proxy(reqwest::Proxy::all(proxy.clone()).map_err(|_| SetupError::Proxy)?);
+    }
+    builder.dns_resolver(resolver).build().map_err(SetupError::Client)
+}
