@@ -9,11 +9,10 @@ use std::{
 };
 
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
-use kube::{Api, Client, Config, ResourceExt as _, api::PostParams, client::ClientBuilder, runtime::events::Reporter};
+use kube::{Api, Client, ResourceExt as _, api::PostParams, runtime::events::Reporter};
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tower::timeout::TimeoutLayer;
 
 use crate::{
     admin::{self, Admin},
@@ -23,6 +22,7 @@ use crate::{
     controller::{self, Hub, Queues, Watches},
     error::told_by,
     idp::{self, IdpClients, Lanes},
+    kubernetes::{AccessError, Connection},
     lease::{self, Leadership},
     metrics::Metrics,
     reconcile::{
@@ -39,8 +39,8 @@ use crate::{
 #[derive(Debug, Error)]
 pub enum StartError {
     /// No kubeconfig, or one that cannot be used.
-    #[error("no access to Kubernetes: set KUBECONFIG, or run in a pod with a ServiceAccount")]
-    Kubernetes(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("{0}")]
+    Kubernetes(#[source] AccessError),
     /// The client towards providers cannot be made.
     #[error("the client towards providers cannot be made")]
     Providers(#[source] idp::SetupError),
@@ -52,11 +52,6 @@ pub enum StartError {
     Signals(#[source] std::io::Error),
 }
 
-/// How long the API server may take to answer, with all that kube repeats by itself: its pauses between repetitions grow
-/// to minutes. A call that ends so is made again by whoever needs it.
-const CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// A connection to the API server that says nothing for so long is dead: a watch has a bookmark each minute.
-const SILENCE: Duration = Duration::from_secs(75);
 /// How long a shutdown waits for requests under way beyond their own time-out: for the writes that follow.
 const DRAIN_MARGIN: Duration = Duration::from_secs(10);
 /// How soon the API server is asked again what this broker may read.
@@ -76,12 +71,16 @@ const CLOCK_LOOK: Duration = Duration::from_secs(10);
 /// Why it did not start. Once it runs, nothing but a signal ends it.
 pub async fn run(settings: Settings) -> Result<(), StartError> {
     let stop = stop_signal()?;
-    let config = Config::infer().await.map_err(|error| StartError::Kubernetes(Box::new(error)))?;
-    let client = client(config.clone()).map_err(|error| StartError::Kubernetes(Box::new(error)))?;
+    let connection =
+        Connection::find(settings.kubernetes.kubeconfig.as_deref(), settings.kubernetes.context.as_deref());
+    let connection = connection.await.map_err(StartError::Kubernetes)?;
+    let made =
+        |client: kube::Result<Client>| client.map_err(|error| StartError::Kubernetes(AccessError::Client(error)));
+    let client = made(connection.client())?;
     let clock = Clock::system();
     let identities = Identities::new(
         client.clone(),
-        &config,
+        &connection,
         clock.clone(),
         settings.identity_token_file.clone(),
         settings.access.allow_service_account_ref,
@@ -120,14 +119,6 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     }
     tracing::info!("stopped");
     Ok(())
-}
-
-/// A client that gives up: kube's own waits for an answer for ever.
-fn client(mut config: Config) -> kube::Result<Client> {
-    config.read_timeout = Some(SILENCE);
-    // Or the time that a connection was not used for would count.
-    config.reset_reader_on_write = true;
-    Ok(ClientBuilder::try_from(config)?.with_layer(&TimeoutLayer::new(CALL_TIMEOUT)).build())
 }
 
 /// Everything that the broker is made of.

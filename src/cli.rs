@@ -73,9 +73,23 @@ pub struct Settings {
     /// How providers, and what they refer to, are reached.
     #[command(flatten)]
     pub access: Access,
+    /// Which API server the broker calls, and as whom.
+    #[command(flatten)]
+    pub kubernetes: Kubernetes,
     /// Form of the log; its level is taken from RUST_LOG.
     #[arg(long, env = "MTB_LOG_FORMAT", default_value = "json", value_enum, value_name = "FORMAT")]
     pub log_format: LogFormat,
+}
+
+/// Which API server is called, and as whom. A proxy for it is taken from the environment, as by kubectl.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Kubernetes {
+    /// The kubeconfig [default: KUBECONFIG, then ~/.kube/config, then the pod's ServiceAccount].
+    #[arg(long, env = "MTB_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The context in the kubeconfig [default: its current one].
+    #[arg(long, env = "MTB_CONTEXT", value_name = "NAME")]
+    pub context: Option<String>,
 }
 
 /// How providers, and what they refer to, are reached.
@@ -170,6 +184,9 @@ pub struct Login {
     /// The port of localhost that the browser comes back to, for a client that is registered with one [default: any].
     #[arg(long, value_name = "PORT")]
     pub port: Option<u16>,
+    /// Which API server is called, and as whom.
+    #[command(flatten)]
+    pub kubernetes: Kubernetes,
     /// How providers, and what they refer to, are reached.
     #[command(flatten)]
     pub access: Access,

@@ -10,6 +10,7 @@ pub mod egress;
 pub mod error;
 pub mod fail_point;
 pub mod idp;
+pub mod kubernetes;
 pub mod lease;
 pub mod login;
 pub mod metrics;

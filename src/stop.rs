@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::{
-    Api, Client, Config, ResourceExt,
+    Api, Client, ResourceExt,
     api::{ListParams, Patch, PatchParams},
     core::{ParseExpressionError, Selector},
 };
@@ -16,7 +16,11 @@ use serde_json::json;
 use thiserror::Error;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::{cli::Stop, error::told_by};
+use crate::{
+    cli::Stop,
+    error::told_by,
+    kubernetes::{AccessError, Connection},
+};
 
 /// Pause between two looks at the pods, and after a call that failed: also for RBAC, which takes a moment to count.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -25,8 +29,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 #[derive(Debug, Error)]
 pub enum StopError {
     /// No kubeconfig, or one that cannot be used.
-    #[error("no access to Kubernetes: {0}. Set KUBECONFIG, or run in a pod with a ServiceAccount")]
-    Kubernetes(String),
+    #[error("{0}")]
+    Kubernetes(#[from] AccessError),
     /// The time is up.
     #[error(
         "the Deployment {deployment} was not stopped within {seconds} s: {last}. Look at \
@@ -49,9 +53,9 @@ pub enum StopError {
 /// # Errors
 /// If Kubernetes cannot be reached at all, or the pods have not ended in time.
 pub async fn run(settings: Stop) -> Result<(), StopError> {
-    let config = Config::infer().await.map_err(|error| StopError::Kubernetes(error.to_string()))?;
-    let namespace = settings.namespace.unwrap_or_else(|| config.default_namespace.clone());
-    let client = Client::try_from(config).map_err(|error| StopError::Kubernetes(error.to_string()))?;
+    let connection = Connection::find(None, None).await?;
+    let namespace = settings.namespace.unwrap_or_else(|| connection.default_namespace().to_owned());
+    let client = connection.client().map_err(AccessError::Client)?;
     stop(client, &namespace, &settings.deployment, settings.timeout).await
 }
 

@@ -27,19 +27,36 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("lease", &["clock", "fail_point"]),
     // It reads the credentials as the watch shows them.
     ("metrics", &["api", "lease", "reconcile"]),
+    ("kubernetes", &[]),
     ("admin", &["metrics"]),
     // A flag's value is checked where it is read.
     ("cli", &["egress", "idp"]),
     ("telemetry", &["cli"]),
     (
         "reconcile",
-        &["api", "clock", "error", "fail_point", "idp", "lease", "metrics", "oauth", "policy", "providers", "render"],
+        &[
+            "api",
+            "clock",
+            "error",
+            "fail_point",
+            "idp",
+            "kubernetes",
+            "lease",
+            "metrics",
+            "oauth",
+            "policy",
+            "providers",
+            "render",
+        ],
     ),
     ("controller", &["api", "error", "fail_point", "metrics", "policy", "reconcile"]),
     // A command of its own, which the chart's uninstall hook runs.
-    ("stop", &["cli", "error"]),
+    ("stop", &["cli", "error", "kubernetes"]),
     // A command of its own: it has its settings, builds its client, and looks at providers as a reconcile does.
-    ("login", &["api", "cli", "clock", "error", "idp", "oauth", "policy", "providers", "reconcile"]),
+    (
+        "login",
+        &["api", "cli", "clock", "egress", "error", "idp", "kubernetes", "oauth", "policy", "providers", "reconcile"],
+    ),
 ];
 
 /// Rooms that turn values into values: no waiting, no Kubernetes, no socket, no file, no clock.

@@ -214,3 +214,83 @@ async fn no_core_is_dumped() {
         child.wait().unwrap();
     }
 }
+
+/// A kubeconfig for the same API server under a name that is not resolved here; its port is kept.
+fn under_another_name(cluster: &Cluster, file: &str) -> std::path::PathBuf {
+    let text = std::fs::read_to_string(cluster.kubeconfig()).unwrap();
+    let path = cluster.dir().join(file);
+    std::fs::write(&path, text.replace("https://127.0.0.1:", "https://kubernetes.default.svc:")).unwrap();
+    path
+}
+
+#[tokio::test]
+async fn the_api_server_is_reached_through_the_proxy_of_the_environment_as_by_kubectl() {
+    let ns = Cluster::shared().namespace().await;
+    let port = ns.cluster.env("KUBE_SERVER").rsplit(':').next().unwrap().parse().unwrap();
+    let proxy = support::proxy::Proxy::start(port);
+    let kubeconfig = under_another_name(&ns.cluster, &format!("{}.kubeconfig", ns.name));
+    let settings = || Broker::settings(&ns).kubeconfig(&kubeconfig).env("HTTPS_PROXY", proxy.url());
+    let idp = Idp::start();
+    ns.provider(&idp).await;
+    let _broker = settings().env("NO_PROXY", "127.0.0.1,.cluster.local,").start().await;
+    ns.apply(credential("billing")).await;
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+    let asked = proxy.asked();
+    assert!(
+        !asked.is_empty() && asked.iter().all(|host| *host == format!("kubernetes.default.svc:{port}")),
+        "{asked:?}"
+    );
+
+    // Exempt by NO_PROXY, the name is asked for here, where nobody knows it.
+    let broker = settings().env("NO_PROXY", ".svc").launch();
+    until("the name is not found", async || {
+        let log = broker.log();
+        let told = log.lines().find(|line| line.contains("the API server does not answer"));
+        told.filter(|line| line.contains("https://kubernetes.default.svc")).map(drop).ok_or(log)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_proxy_in_the_environment_is_not_asked_for_an_api_server_on_this_machine() {
+    let ns = Cluster::shared().namespace().await;
+    // Nobody listens there.
+    let _broker = Broker::settings(&ns).env("HTTPS_PROXY", "http://127.0.0.1:9").start().await;
+}
+
+#[tokio::test]
+async fn each_call_to_the_api_server_says_who_calls_in_which_version() {
+    let ns = Cluster::shared().namespace().await;
+    let idp = Idp::start();
+    ns.provider(&idp).await;
+    let _broker = Broker::start(&ns).await;
+    ns.apply(credential("billing")).await;
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+    let calls: Vec<_> = ns.cluster.audit().into_iter().filter(|call| call.namespace == ns.name).collect();
+    let agent = concat!("mail-token-broker/", env!("CARGO_PKG_VERSION"));
+    for resource in ["leases", "secrets", "mailcredentials/status"] {
+        let called = calls.iter().any(|call| call.access.resource == resource && call.agent == agent);
+        assert!(called, "{resource}: {calls:?}");
+    }
+    assert!(calls.iter().all(|call| !call.agent.is_empty()), "{calls:?}");
+}
+
+#[tokio::test]
+async fn while_the_api_server_is_away_the_log_says_so_once_with_its_address() {
+    let cluster = Cluster::alone(&["control-plane"]);
+    let broker = Broker::cluster_wide(&cluster).start().await;
+    cluster.down("control-plane");
+    tokio::time::sleep(std::time::Duration::from_secs(12)).await;
+    let log = broker.log();
+    let away: Vec<_> = log.lines().filter(|line| line.contains("the API server does not answer")).collect();
+    assert_eq!(away.len(), 1, "{away:?}");
+    assert!(away[0].contains(&cluster.env("KUBE_SERVER")), "{away:?}");
+    let errors: Vec<_> = log.lines().filter(|line| line.contains("ERROR")).collect();
+    assert!(errors.is_empty(), "{errors:?}");
+    cluster.up("control-plane");
+    until("the log says that it is back", async || {
+        let log = broker.log();
+        log.contains("the API server answers again").then_some(()).ok_or(log)
+    })
+    .await;
+}

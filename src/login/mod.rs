@@ -15,7 +15,7 @@ mod terminal;
 
 use std::io::Write as _;
 
-use kube::{Api, Client, Config, api::ListParams};
+use kube::{Api, Client, api::ListParams};
 use serde_json::Value;
 use thiserror::Error;
 
@@ -26,7 +26,13 @@ use self::{
     seed::Seed,
 };
 use crate::{
-    api::MailCredential, cli::Login, clock::Clock, error::told_by, idp::IdpClients, policy::inputs,
+    api::MailCredential,
+    cli::{Kubernetes, Login},
+    clock::Clock,
+    error::told_by,
+    idp::IdpClients,
+    kubernetes::{AccessError, Connection},
+    policy::inputs,
     reconcile::material::Identities,
 };
 
@@ -43,15 +49,14 @@ pub struct LoginError(String);
 /// # Errors
 /// Why nothing was written.
 pub async fn run(settings: Login) -> Result<(), LoginError> {
-    let unknown = |error: &dyn std::fmt::Display| {
-        LoginError(format!("no access to Kubernetes: {error}. Set KUBECONFIG to the file that `kubectl` uses"))
-    };
-    let config = Config::infer().await.map_err(|error| unknown(&error))?;
-    let client = Client::try_from(config.clone()).map_err(|error| unknown(&error))?;
-    let namespace = settings.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
+    let Kubernetes { kubeconfig, context } = &settings.kubernetes;
+    let connection = Connection::find(kubeconfig.as_deref(), context.as_deref()).await;
+    let connection = connection.map_err(|error| LoginError(error.to_string()))?;
+    let client = connection.client().map_err(|error| LoginError(AccessError::Client(error).to_string()))?;
+    let namespace = settings.namespace.clone().unwrap_or_else(|| connection.default_namespace().to_owned());
     let clock = Clock::system();
     let may_refer = settings.access.allow_service_account_ref;
-    let identities = Identities::new(client.clone(), &config, clock.clone(), None, may_refer);
+    let identities = Identities::new(client.clone(), &connection, clock.clone(), None, may_refer);
     let clients =
         IdpClients::new(settings.access.idp(), clock.clone()).map_err(|error| LoginError(error.to_string()))?;
     let reach = Reach { kubernetes: &client, clients: &clients, identities: &identities };

@@ -16,7 +16,7 @@ use k8s_openapi::{
     },
     jiff::Timestamp,
 };
-use kube::{Api, Client, Config, api::PostParams, config::AuthInfo};
+use kube::{Api, Client, api::PostParams};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
@@ -26,6 +26,7 @@ use crate::{
     api::{Reason, authentication::ServiceAccountToken, credential::ProviderKind},
     clock::Clock,
     error::{Error, told_by},
+    kubernetes::Connection,
     oauth::{Claims, ClientAuth},
     policy::{Blocker, advice::Federated},
     reconcile::stores::ProviderKey,
@@ -47,33 +48,30 @@ pub struct Identities {
     may_refer: bool,
     /// Kubernetes, which makes them.
     kubernetes: Client,
-    /// Reaches the API server as nobody.
-    anonymous: Config,
+    /// The API server, for calls with no other credentials than a token.
+    connection: Connection,
     clock: Clock,
 }
 
 impl Identities {
-    /// `config` is that of the client. With neither a file nor the permission to take on those that providers name, there
+    /// `connection` is that of the client. With neither a file nor the permission to take on those that providers name, there
     /// are none.
     pub fn new(
         kubernetes: Client,
-        config: &Config,
+        connection: &Connection,
         clock: Clock,
         token_file: Option<PathBuf>,
         may_refer: bool,
     ) -> Self {
-        let mut anonymous = config.clone();
-        anonymous.auth_info = AuthInfo::default();
-        Self { token_file, may_refer, kubernetes, anonymous, clock }
+        Self { token_file, may_refer, kubernetes, connection: connection.clone(), clock }
     }
 
     /// Whether the API server takes `token` for a login, whatever its audiences are called there. It is asked with the
     /// token itself, which needs no permission.
     async fn is_login(&self, token: &SecretString) -> Result<bool, Error> {
-        let mut config = self.anonymous.clone();
-        config.auth_info.token = Some(token.clone());
+        let bearer = self.connection.as_bearer(Some(token.clone()));
         let ask = async {
-            let reviews: Api<SelfSubjectReview> = Api::all(Client::try_from(config)?);
+            let reviews: Api<SelfSubjectReview> = Api::all(bearer.client()?);
             reviews.create(&PostParams::default(), &SelfSubjectReview::default()).await
         };
         match ask.await {

@@ -1,0 +1,266 @@
+//! The client towards the API server: whose credentials it uses, which proxy it goes through, and what each request
+//! carries.
+//!
+//! The broker builds kube's stack of layers itself, for three reasons. kube compares `NO_PROXY` with the proxy's address
+//! instead of the API server's, and refuses to start for an empty entry in it. Inside a cluster kube ignores the proxy
+//! variables, unlike kubectl and every controller in Go. And its tracing layer logs an ERROR for each failed call, without
+//! an address: some two lines a second while the API server is away.
+
+mod proxy;
+mod reachability;
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use http::header::{HeaderValue, USER_AGENT};
+use hyper::rt::{Read, Write};
+use hyper_timeout::TimeoutConnector;
+use hyper_util::{
+    client::legacy::connect::{
+        Connection as Connected, HttpConnector,
+        proxy::{SocksV5, Tunnel},
+    },
+    rt::TokioExecutor,
+};
+use kube::{
+    Client, Config,
+    client::{ClientBuilder, ConfigExt as _, retry::RetryPolicy},
+    config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
+};
+use secrecy::SecretString;
+use thiserror::Error;
+use tower::{BoxError, Service, ServiceBuilder, retry::RetryLayer, timeout::TimeoutLayer};
+
+use self::{
+    proxy::{Environment, Scheme},
+    reachability::Reachability,
+};
+
+pub use self::proxy::{Proxy, ProxyError};
+
+/// What the broker calls itself, in the audit log and for API Priority and Fairness.
+pub const AGENT: &str = concat!("mail-token-broker/", env!("CARGO_PKG_VERSION"));
+
+/// How long the API server may take to answer one call, with all repetitions by kube's retry layer: its pauses grow to
+/// minutes. A call that ends so is made again by whoever needs it.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// A connection to the API server that is silent for so long is dead: a watch has a bookmark each minute.
+const SILENCE: Duration = Duration::from_secs(75);
+/// Stands in a kubeconfig's clusters for "no proxy-url": kube would read the environment otherwise, in its own way.
+const UNSET_PROXY: &str = "http://proxy-url-is-not-set.invalid";
+
+/// Why there is no access to Kubernetes.
+#[derive(Debug, Error)]
+pub enum AccessError {
+    /// The kubeconfig, or the context in it, cannot be used.
+    #[error("the kubeconfig cannot be used: {0}")]
+    Kubeconfig(#[source] KubeconfigError),
+    /// There is neither a kubeconfig nor a ServiceAccount.
+    #[error(
+        "no access to Kubernetes: neither a kubeconfig ({kubeconfig}) nor a pod's ServiceAccount ({pod}) can be used. Set KUBECONFIG to the file that `kubectl` uses"
+    )]
+    Nothing {
+        /// Why not the kubeconfig.
+        kubeconfig: KubeconfigError,
+        /// Why not the pod's.
+        pod: InClusterError,
+    },
+    /// A proxy variable of the environment, or `proxy-url` of the kubeconfig, cannot be used.
+    #[error("the proxy for the API server cannot be used: {0}")]
+    Proxy(#[source] ProxyError),
+    /// A client certificate, a token or a CA cannot be used.
+    #[error("the client for the API server cannot be made: {}", chain(.0))]
+    Client(#[source] kube::Error),
+}
+
+/// An error with its causes, for a person.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+/// Where the API server is, and as whom the broker calls it. Cheap to clone.
+#[derive(Clone)]
+pub struct Connection {
+    config: Config,
+    proxy: Option<Proxy>,
+    reachability: Arc<Reachability>,
+}
+
+impl Connection {
+    /// By kubectl's rules: the kubeconfig of `--kubeconfig`, else of `KUBECONFIG`, else `~/.kube/config`, else the pod's
+    /// ServiceAccount. `context` names a context of the kubeconfig.
+    ///
+    /// # Errors
+    /// If none of them can be used, or if the one that the user named cannot be used.
+    pub async fn find(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Self, AccessError> {
+        let named = kubeconfig.is_some() || context.is_some();
+        let config = match from_kubeconfig(kubeconfig, context).await {
+            Ok(config) => config,
+            Err(error) if named => return Err(AccessError::Kubeconfig(error)),
+            Err(kubeconfig) => Config::incluster().map_err(|pod| AccessError::Nothing { kubeconfig, pod })?,
+        };
+        let proxy = proxy_of(&config, &Environment::read()).map_err(AccessError::Proxy)?;
+        Ok(Self::new(config, proxy))
+    }
+
+    /// The connection that `config` describes, through `proxy`.
+    pub fn new(mut config: Config, proxy: Option<Proxy>) -> Self {
+        config.proxy_url = None;
+        config.read_timeout = Some(SILENCE);
+        // Otherwise the time for which a connection was not used would count.
+        config.reset_reader_on_write = true;
+        config.headers.retain(|(name, _)| name != USER_AGENT);
+        config.headers.push((USER_AGENT, HeaderValue::from_static(AGENT)));
+        let reachability = Arc::new(Reachability::new(config.cluster_url.to_string(), proxy.as_ref()));
+        Self { config, proxy, reachability }
+    }
+
+    /// The same API server, called without any credentials but this token.
+    pub fn as_bearer(&self, token: Option<SecretString>) -> Self {
+        let mut bearer = self.clone();
+        bearer.config.auth_info = kube::config::AuthInfo::default();
+        bearer.config.auth_info.token = token;
+        bearer
+    }
+
+    /// The namespace of the kubeconfig's context, or the pod's.
+    pub fn default_namespace(&self) -> &str {
+        &self.config.default_namespace
+    }
+
+    /// A client, whose connections belong to the runtime that this is called in.
+    ///
+    /// # Errors
+    /// If a certificate, key or token cannot be used.
+    pub fn client(&self) -> kube::Result<Client> {
+        // Two providers are in some graphs of dependencies, and rustls then refuses to choose. It is set already: fine.
+        drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+        let mut direct = HttpConnector::new();
+        direct.enforce_http(false);
+        let Some(proxy) = &self.proxy else { return self.client_over(direct) };
+        match proxy.scheme {
+            Scheme::Http => self.client_over(tunnel(proxy, direct)),
+            // The proxy's certificate is verified by the same roots as the API server's, as in kubectl.
+            Scheme::Https => {
+                self.client_over(tunnel(proxy, self.config.rustls_https_connector_with_connector(direct)?))
+            }
+            Scheme::Socks5 => {
+                let socks = SocksV5::new(proxy.uri.clone(), direct);
+                match &proxy.credentials {
+                    Some((user, password)) => self.client_over(socks.with_auth(user.clone(), password.clone())),
+                    None => self.client_over(socks),
+                }
+            }
+        }
+    }
+
+    fn client_over<C>(&self, connector: C) -> kube::Result<Client>
+    where
+        C: Service<http::Uri> + Clone + Send + Sync + 'static,
+        C::Response: Connected + Read + Write + Send + Unpin + 'static,
+        C::Future: Send + 'static,
+        C::Error: Into<BoxError> + Send + Sync + std::error::Error + 'static,
+    {
+        let config = &self.config;
+        let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(connector)?);
+        connector.set_connect_timeout(config.connect_timeout);
+        connector.set_read_timeout(config.read_timeout);
+        connector.set_write_timeout(config.write_timeout);
+        connector.set_reset_reader_on_write(config.reset_reader_on_write);
+        let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector);
+        let reachability = self.reachability.clone();
+        let service = ServiceBuilder::new()
+            .map_result(move |result: Result<_, BoxError>| {
+                reachability.note(result.as_ref().err());
+                result
+            })
+            .layer(TimeoutLayer::new(CALL_TIMEOUT))
+            .layer(config.base_uri_layer())
+            .layer(RetryLayer::new(RetryPolicy::server_retry()))
+            .option_layer(config.auth_layer()?)
+            .layer(config.extra_headers_layer()?)
+            .map_err(BoxError::from)
+            .service(http);
+        Ok(ClientBuilder::new(service, config.default_namespace.clone()).build())
+    }
+}
+
+fn tunnel<C>(proxy: &Proxy, connector: C) -> Tunnel<C> {
+    let tunnel = Tunnel::new(proxy.uri.clone(), connector);
+    match proxy.authorization() {
+        Some(value) => tunnel.with_auth(value),
+        None => tunnel,
+    }
+}
+
+async fn from_kubeconfig(file: Option<&Path>, context: Option<&str>) -> Result<Config, KubeconfigError> {
+    let mut kubeconfig = match file {
+        Some(file) => Kubeconfig::read_from(file)?,
+        None => Kubeconfig::read()?,
+    };
+    for cluster in kubeconfig.clusters.iter_mut().filter_map(|named| named.cluster.as_mut()) {
+        let given = cluster.proxy_url.take().filter(|url| !url.is_empty());
+        cluster.proxy_url = Some(given.unwrap_or_else(|| UNSET_PROXY.to_owned()));
+    }
+    let options = KubeConfigOptions { context: context.map(str::to_owned), ..KubeConfigOptions::default() };
+    Config::from_custom_kubeconfig(kubeconfig, &options).await
+}
+
+/// `proxy-url` of the kubeconfig is used for whatever host; otherwise the environment decides.
+fn proxy_of(config: &Config, environment: &Environment) -> Result<Option<Proxy>, ProxyError> {
+    match &config.proxy_url {
+        Some(url) if url.host() != UNSET_PROXY.strip_prefix("http://") => {
+            Proxy::parse("proxy-url of the kubeconfig", &url.to_string()).map(Some)
+        }
+        _ => environment.proxy_for(&config.cluster_url),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KUBECONFIG: &str = r#"
+        {apiVersion: v1, kind: Config, current-context: a,
+         contexts: [{name: a, context: {cluster: a, namespace: shop}}, {name: b, context: {cluster: b}}],
+         clusters: [{name: a, cluster: {server: "https://a.example:6443"}},
+                    {name: b, cluster: {server: "https://b.example", proxy-url: "http://u:p%40ss@proxy.example:3128"}}]}
+    "#;
+
+    async fn config(context: &str) -> Result<Config, KubeconfigError> {
+        static FILES: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+        let number = FILES.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let file = std::env::temp_dir().join(format!("mtb-kubeconfig-{}-{number}", std::process::id()));
+        std::fs::write(&file, KUBECONFIG).unwrap();
+        let config = from_kubeconfig(Some(&file), Some(context)).await;
+        std::fs::remove_file(&file).unwrap();
+        config
+    }
+
+    #[tokio::test]
+    async fn a_context_decides_about_server_namespace_and_proxy() {
+        let environment = Environment { https: Some("http://env.example".into()), ..Environment::default() };
+        let a = config("a").await.unwrap();
+        assert_eq!(
+            (a.cluster_url.to_string().as_str(), a.default_namespace.as_str()),
+            ("https://a.example:6443/", "shop")
+        );
+        assert_eq!(proxy_of(&a, &environment).unwrap().unwrap().uri, "http://env.example:80");
+        assert_eq!(proxy_of(&a, &Environment::default()).unwrap(), None);
+        let b = config("b").await.unwrap();
+        let everything = Environment { no_proxy: "*".into(), ..environment };
+        let proxy = proxy_of(&b, &everything).unwrap().unwrap();
+        assert_eq!(proxy.uri, "http://proxy.example:3128");
+        assert_eq!(proxy.authorization().unwrap(), "Basic dTpwQHNz");
+        assert!(config("c").await.is_err_and(|error| error.to_string().contains('c')));
+    }
+
+    #[tokio::test]
+    async fn a_client_is_made_for_each_kind_of_proxy() {
+        let config = config("a").await.unwrap();
+        for proxy in [None, Some("http://p"), Some("https://p:8443"), Some("socks5://u:p@p")] {
+            let proxy = proxy.map(|url| Proxy::parse("test", url).unwrap());
+            Connection::new(config.clone(), proxy).client().unwrap();
+        }
+    }
+}
