@@ -1,7 +1,6 @@
 //! `/metrics`, `/livez` and `/readyz`.
 
 use std::{
-    collections::VecDeque,
     net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc,
@@ -13,20 +12,22 @@ use std::{
 use axum::{
     Router, extract::State, http::StatusCode, http::header, response::IntoResponse, routing::get, serve::Listener,
 };
-use hyper::server::conn::http1;
+use hyper::{body::Bytes, server::conn::http1, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::GracefulShutdown,
-    service::TowerToHyperService,
 };
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, sync::Mutex, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
 
-use crate::metrics::Metrics;
+use crate::{health::Health, metrics::Metrics};
 
-/// Connections at a time: a kubelet and a few Prometheus need fewer. Each is a file descriptor that renewals cannot
-/// have, and may hold an answer of `/metrics`: some 2 MB for 5,000 credentials, of the 128 MiB that the chart gives.
-pub const CONNECTIONS: usize = 16;
+/// Connections at a time whose header has not arrived: each is a file descriptor and a few KiB. The oldest makes room for
+/// the next.
+pub const HALF_OPEN: usize = 64;
+/// Connections at a time that are being answered: a kubelet and a few Prometheus need fewer. The oldest makes room.
+pub const ANSWERED: usize = 16;
 /// How long a client may take for its header, from the connection's first moment on. It is one packet, and the chart's
 /// probes give up after as long.
 pub const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,13 +37,75 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest header, in bytes: the least that hyper takes, and more than a scrape has.
 const HEADER_LIMIT: usize = 8 << 10;
 
-/// What the server tells.
+/// How long a rendering of `/metrics` is shared by all who ask.
+pub const RENDERED_FOR: Duration = Duration::from_secs(1);
+
+/// What the server reports. Clones share all of it.
 #[derive(Clone)]
 pub struct Admin {
-    /// Counts.
-    pub metrics: Arc<Metrics>,
-    /// All watches have shown what there is. A standby is ready too.
-    pub ready: Arc<AtomicBool>,
+    metrics: Arc<Metrics>,
+    ready: Arc<AtomicBool>,
+    health: Health,
+    rendered: Arc<Mutex<Option<Bytes>>>,
+}
+
+impl Admin {
+    /// `ready`: all watches have shown all objects (a standby is ready too). `health` decides `/livez`.
+    pub fn new(metrics: Arc<Metrics>, ready: Arc<AtomicBool>, health: Health) -> Self {
+        Self { metrics, ready, health, rendered: Arc::default() }
+    }
+
+    /// The text of `/metrics`: rendered at most once in [`RENDERED_FOR`], on a blocking thread, so that nothing else waits
+    /// for it. Callers that arrive during a rendering share its result.
+    async fn text(&self) -> Option<Bytes> {
+        let (metrics, shared) = (self.metrics.clone(), self.rendered.clone());
+        // A task of its own: a client that goes away ends no rendering, which the next client would begin again.
+        let render = async move {
+            let mut rendered = shared.clone().lock_owned().await;
+            if let Some(text) = &*rendered {
+                return Some(text.clone());
+            }
+            let text = tokio::task::spawn_blocking(move || metrics.text()).await.ok()?.ok()?;
+            let text = Bytes::from(text);
+            *rendered = Some(text.clone());
+            tokio::spawn(async move {
+                tokio::time::sleep(RENDERED_FOR).await;
+                *shared.lock().await = None;
+            });
+            Some(text)
+        };
+        tokio::spawn(render).await.ok()?
+    }
+}
+
+/// A connection of a client.
+struct Connection {
+    task: JoinHandle<()>,
+    /// Whether its header has arrived.
+    answered: Arc<AtomicBool>,
+}
+
+/// The connections, the oldest first.
+#[derive(Default)]
+struct Connections(Vec<Connection>);
+
+impl Connections {
+    /// Makes room for one more. Connections without a header make room for each other, and so do those that are answered:
+    /// a client that holds many of one kind evicts none of the other.
+    async fn make_room(&mut self) {
+        self.0.retain(|connection| !connection.task.is_finished());
+        for (answered, limit) in [(false, HALF_OPEN), (true, ANSWERED)] {
+            let is_of_kind = |connection: &Connection| connection.answered.load(Ordering::Acquire) == answered;
+            while self.0.iter().filter(|connection| is_of_kind(connection)).count() >= limit
+                && let Some(oldest) = self.0.iter().position(is_of_kind)
+            {
+                let Connection { task, .. } = self.0.remove(oldest);
+                task.abort();
+                // Waits until its socket is closed: immediately.
+                drop(task.await);
+            }
+        }
+    }
 }
 
 /// Listens, and gives the server, which serves until `ended`.
@@ -70,46 +133,53 @@ async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     }
 }
 
-/// Serves at a listener until `ended`, and what is under way then to its end. One connection is one request, and where
-/// [`CONNECTIONS`] are open the oldest makes room for the next: whoever holds many keeps nobody out.
+/// Serves at a listener until `ended`, then finishes the responses under way. One connection is one request; of each kind
+/// of connection ([`HALF_OPEN`], [`ANSWERED`]) the oldest makes room for the next.
 ///
 /// # Errors
-/// None: an accept that fails is tried again.
+/// None: an accept that fails is repeated.
 pub async fn serve_at(mut listener: TcpListener, admin: Admin, ended: CancellationToken) -> std::io::Result<()> {
     let router: Router = Router::new()
-        .route("/livez", get(|| async { "ok\n" }))
+        .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .with_state(admin);
-    let service = TowerToHyperService::new(router);
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(HEADER_LIMIT).keep_alive(false);
     let graceful = GracefulShutdown::new();
-    // The oldest first.
-    let mut connections: VecDeque<JoinHandle<()>> = VecDeque::new();
+    let mut connections = Connections::default();
     loop {
         let (stream, _) = tokio::select! {
             // axum's, which waits a second where there is no file descriptor left.
             accepted = Listener::accept(&mut listener) => accepted,
             () = ended.cancelled() => break,
         };
-        connections.retain(|connection| !connection.is_finished());
-        if connections.len() >= CONNECTIONS
-            && let Some(oldest) = connections.pop_front()
-        {
-            oldest.abort();
-            // Until its socket is closed: at once.
-            drop(oldest.await);
-        }
-        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service.clone()));
-        connections.push_back(tokio::spawn(async move {
-            // A client that broke off or was too slow knows it: there is nothing to tell.
+        connections.make_room().await;
+        let answered = Arc::new(AtomicBool::new(false));
+        let (router, has_header) = (router.clone(), answered.clone());
+        let service = service_fn(move |request| {
+            has_header.store(true, Ordering::Release);
+            router.clone().oneshot(request)
+        });
+        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+        let task = tokio::spawn(async move {
+            // A client that broke off or was too slow needs no report.
             drop(tokio::time::timeout(CONNECTION_TIMEOUT, connection).await);
-        }));
+        });
+        connections.0.push(Connection { task, answered });
     }
     drop(listener);
     graceful.shutdown().await;
     Ok(())
+}
+
+async fn livez(State(admin): State<Admin>) -> (StatusCode, String) {
+    let failed = admin.health.failed().map(|task| format!("a task has ended: {task}"));
+    let stalled = || admin.health.stalled().map(|time| format!("no progress for {} s", time.as_secs()));
+    match failed.or_else(stalled) {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(why) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")),
+    }
 }
 
 async fn readyz(State(admin): State<Admin>) -> (StatusCode, &'static str) {
@@ -121,12 +191,12 @@ async fn readyz(State(admin): State<Admin>) -> (StatusCode, &'static str) {
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
-    match admin.metrics.text() {
-        Ok(text) => (
+    match admin.text().await {
+        Some(text) => (
             StatusCode::OK,
             [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
             text,
         ),
-        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], String::new()),
+        None => (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], Bytes::new()),
     }
 }

@@ -21,6 +21,7 @@ use crate::{
     clock::Clock,
     controller::{self, Hub, Queues, Watches},
     error::told_by,
+    health::Health,
     idp::{self, IdpClients, Lanes},
     kubernetes::{AccessError, Connection},
     lease::{self, Leadership},
@@ -33,6 +34,7 @@ use crate::{
         memory::Memory,
         stores::Links,
     },
+    side::SideRuntime,
 };
 
 /// Why the broker did not start.
@@ -41,6 +43,9 @@ pub enum StartError {
     /// No kubeconfig, or one that cannot be used.
     #[error("{0}")]
     Kubernetes(#[source] AccessError),
+    /// The thread for the lease and the probes cannot be started.
+    #[error("the thread for the lease and the probes cannot be started")]
+    Thread(#[source] std::io::Error),
     /// The client towards providers cannot be made.
     #[error("the client towards providers cannot be made")]
     Providers(#[source] idp::SetupError),
@@ -77,6 +82,12 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let made =
         |client: kube::Result<Client>| client.map_err(|error| StartError::Kubernetes(AccessError::Client(error)));
     let client = made(connection.client())?;
+    let side = SideRuntime::start().map_err(StartError::Thread)?;
+    // A client of its own: the connections of the main runtime's are driven by the main runtime.
+    let lease_client = {
+        let _entered = side.handle().enter();
+        made(connection.client())?
+    };
     let clock = Clock::system();
     let identities = Identities::new(
         client.clone(),
@@ -91,12 +102,26 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let ended = CancellationToken::new();
     let metrics = Arc::new(Metrics::new());
     let ready = Arc::new(AtomicBool::new(false));
-    let admin = Admin { metrics: metrics.clone(), ready: ready.clone() };
-    let server = admin::serve(settings.metrics_addr, admin, ended.clone()).await.map_err(StartError::Admin)?;
-    let server = tokio::spawn(server);
+    let health = Health::default();
+    let admin = Admin::new(metrics.clone(), ready.clone(), health.clone());
+    let listening = side.handle().spawn(admin::serve(settings.metrics_addr, admin, ended.clone()));
+    let server = listening.await.map_err(|error| StartError::Admin(error.into()))?.map_err(StartError::Admin)?;
+    let server = side.handle().spawn(server);
+    health.supervise("pulse", health.clone().pulse());
 
     let material = Book::new(clients, identities);
-    let work = Work { client, clock, broker_namespace, material, metrics, ready, settings };
+    let work = Work {
+        client,
+        lease_client,
+        side: side.handle().clone(),
+        health: health.clone(),
+        clock,
+        broker_namespace,
+        material,
+        metrics,
+        ready,
+        settings,
+    };
     tokio::select! {
         // Until the watches are complete there is nothing under way: a signal ends the process at once.
         () = stop.cancelled() => {}
@@ -105,6 +130,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
             stop.cancelled().await;
             tracing::info!("stopping: no new request is begun, those under way are finished and stored");
             drain(&context, timeout).await;
+            health.end();
             ended.cancel();
             for task in [controllers, lease] {
                 if let Err(error) = task.await {
@@ -113,6 +139,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
             }
         }
     }
+    health.end();
     ended.cancel();
     if let Ok(Err(error)) = server.await {
         tracing::warn!(%error, "the server of /metrics failed");
@@ -124,6 +151,9 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
 /// Everything that the broker is made of.
 struct Work {
     client: Client,
+    lease_client: Client,
+    side: tokio::runtime::Handle,
+    health: Health,
     clock: Clock,
     broker_namespace: String,
     material: Book,
@@ -137,7 +167,8 @@ type Task = tokio::task::JoinHandle<()>;
 impl Work {
     /// Starts everything; done when the watches are complete and the controllers run.
     async fn start(self, ended: &CancellationToken) -> (Arc<Context>, Task, Task, Duration) {
-        let Self { client, clock, broker_namespace, material, metrics, ready, settings } = self;
+        let Self { client, lease_client, side, health, clock, broker_namespace, material, metrics, ready, settings } =
+            self;
         let (credential_wakes, credentials) = mpsc::unbounded_channel();
         let (provider_wakes, providers) = mpsc::unbounded_channel();
         let (gone, forgotten) = mpsc::unbounded_channel();
@@ -151,7 +182,8 @@ impl Work {
 
         // Who does not see everything yet does not stand for election.
         let identity = identity();
-        let (leadership, lease) = elect(&client, &broker_namespace, &identity, settings.leader_elect, ended);
+        let (leadership, election) = elect(lease_client, &broker_namespace, &identity, settings.leader_elect, ended);
+        let lease = health.supervise_on(&side, "election", election);
         let reporter = Reporter { controller: names::MANAGER.to_owned(), instance: Some(identity.clone()) };
         let stores = watches.into_stores();
         metrics.watch(stores.credentials.clone(), leadership.clone());
@@ -172,38 +204,39 @@ impl Work {
             metrics,
             draining: CancellationToken::new(),
         });
-        tokio::spawn(controller::forget(forgotten, context.clone()));
-        tokio::spawn(wake_all_when_leading(leadership, context.clone()));
-        tokio::spawn(wake_all_when_the_clock_jumps(context.clone()));
+        health.supervise("forget", controller::forget(forgotten, context.clone()));
+        health.supervise("lead", wake_all_when_leading(leadership, context.clone()));
+        health.supervise("clock", wake_all_when_the_clock_jumps(context.clone()));
         let queues = Queues { credentials, providers };
-        let controllers = tokio::spawn(controller::run(context.clone(), queues, settings.concurrency, ended.clone()));
+        let controllers = controller::run(context.clone(), queues, settings.concurrency, ended.clone());
+        let controllers = health.supervise("controllers", controllers);
         ready.store(true, Ordering::Release);
         tracing::info!("ready");
         (context, lease, controllers, settings.access.request_timeout)
     }
 }
 
-/// Begins to campaign, or leads without.
+/// The election, to be run on the side runtime; without one this broker leads, and the future waits for `ended`.
 fn elect(
-    client: &Client,
+    client: Client,
     namespace: &str,
     identity: &str,
     campaign: bool,
     ended: &CancellationToken,
-) -> (Leadership, Task) {
+) -> (Leadership, futures::future::BoxFuture<'static, ()>) {
     if !campaign {
-        return (Leadership::always(), tokio::spawn(async {}));
+        return (Leadership::always(), Box::pin(ended.clone().cancelled_owned()));
     }
     let leadership = Leadership::new();
     let election = lease::run(
-        client.clone(),
+        client,
         namespace.to_owned(),
         lease::NAME.to_owned(),
         identity.to_owned(),
         leadership.clone(),
         ended.clone(),
     );
-    (leadership, tokio::spawn(election))
+    (leadership, Box::pin(election))
 }
 
 /// Whether a broker of single namespaces may read ClusterMailProviders and namespaces.

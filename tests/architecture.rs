@@ -28,7 +28,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // It reads the credentials as the watch shows them.
     ("metrics", &["api", "lease", "reconcile"]),
     ("kubernetes", &[]),
-    ("admin", &["metrics"]),
+    ("side", &[]),
+    ("health", &[]),
+    ("admin", &["health", "metrics"]),
     // A flag's value is checked where it is read.
     ("cli", &["egress", "idp"]),
     ("telemetry", &["cli"]),
