@@ -31,6 +31,8 @@ pub enum Command {
     Run(Box<Settings>),
     /// Sign a person in, and store the refresh token in a labelled Secret for `grant.refreshToken`.
     Login(Box<Login>),
+    /// Remove the broker's finalizer from MailCredentials, for an uninstall: nothing is revoked any more.
+    ReleaseFinalizers(Box<Release>),
     /// Print the CustomResourceDefinitions, for `kubectl apply -f -`.
     Crds,
     /// Scale a broker's Deployment to 0 and wait until its pods have ended; the chart does so before an uninstall.
@@ -150,6 +152,20 @@ fn own_namespace(file: &Path) -> String {
     std::fs::read_to_string(file).map_or_else(|_| "default".to_owned(), |text| text.trim().to_owned())
 }
 
+/// Settings of `release-finalizers`.
+#[derive(Args, Clone, Debug)]
+pub struct Release {
+    /// Only in this namespace [default: in all].
+    #[arg(short, long, value_parser = object_name, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// Only print what would be done.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Which API server is called, and as whom.
+    #[command(flatten)]
+    pub kubernetes: Kubernetes,
+}
+
 /// Settings of `login`.
 #[derive(Args, Clone, Debug)]
 pub struct Login {
@@ -259,7 +275,7 @@ mod tests {
     fn settings(arguments: &[&str]) -> Settings {
         match Cli::try_parse_from(["mail-token-broker", "run"].iter().chain(arguments)).unwrap().command {
             Command::Run(settings) => *settings,
-            Command::Login(_) | Command::Crds | Command::Stop(_) => {
+            Command::Login(_) | Command::ReleaseFinalizers(_) | Command::Crds | Command::Stop(_) => {
                 panic!("not this command")
             }
         }

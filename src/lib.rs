@@ -19,6 +19,7 @@ pub mod oauth;
 pub mod policy;
 pub mod providers;
 pub mod reconcile;
+pub mod release;
 pub mod render;
 pub mod sasl;
 pub mod side;

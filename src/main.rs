@@ -6,7 +6,7 @@ use clap::Parser as _;
 use mail_token_broker::{
     api, app,
     cli::{Cli, Command},
-    login, stop, telemetry,
+    login, release, stop, telemetry,
 };
 
 /// musl's and glibc's allocators are slow under threads, or keep what was freed.
@@ -17,8 +17,9 @@ fn main() -> ExitCode {
     forbid_core_dumps();
     let ended = match Cli::parse().command {
         Command::Crds => print_crds(),
-        Command::Login(settings) => return login(*settings),
-        Command::Stop(settings) => return stop(settings),
+        Command::Login(settings) => return by_hand(login::run(*settings)),
+        Command::ReleaseFinalizers(settings) => return by_hand(release::run(*settings)),
+        Command::Stop(settings) => return by_hand(stop::run(settings)),
         Command::Run(settings) => {
             telemetry::start(settings.log_format);
             run(*settings)
@@ -47,22 +48,10 @@ async fn run(settings: mail_token_broker::cli::Settings) -> Result<(), Box<dyn s
     Ok(app::run(settings).await?)
 }
 
-/// A person reads what went wrong, not a log.
+/// A command for a person, who reads what went wrong, not a log.
 #[tokio::main(flavor = "current_thread")]
-async fn login(settings: mail_token_broker::cli::Login) -> ExitCode {
-    match login::run(settings).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// Prints what it waits for, which is the log of the uninstall hook.
-#[tokio::main(flavor = "current_thread")]
-async fn stop(settings: mail_token_broker::cli::Stop) -> ExitCode {
-    match stop::run(settings).await {
+async fn by_hand<E: std::fmt::Display>(command: impl Future<Output = Result<(), E>>) -> ExitCode {
+    match command.await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");

@@ -54,6 +54,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("controller", &["api", "error", "fail_point", "metrics", "policy", "reconcile"]),
     // A command of its own, which the chart's uninstall hook runs.
     ("stop", &["cli", "error", "kubernetes"]),
+    ("release", &["api", "cli", "error", "kubernetes"]),
     // A command of its own: it has its settings, builds its client, and looks at providers as a reconcile does.
     (
         "login",

@@ -1,5 +1,7 @@
 //! `revocationPolicy: OnDelete`: what is asked of the provider, what is told, and that no deletion waits for long.
 
+#![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
+
 mod support;
 
 use k8s_openapi::api::core::v1::Secret;
@@ -365,4 +367,52 @@ async fn a_label_that_is_set_meanwhile_revokes_nothing_twice() {
     stage.ns.gone::<MailCredential>("billing").await;
     assert_eq!(revoked(&stage).len(), 1);
     stage.ns.tells("billing", &["Normal GrantRevoked"]).await;
+}
+
+/// The command `release-finalizers`: whether it succeeded, and what it printed.
+fn release(kubeconfig: &std::path::Path, arguments: &[&str]) -> (bool, String) {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_mail-token-broker"));
+    let done = command.arg("release-finalizers").args(arguments).env("KUBECONFIG", kubeconfig).output().unwrap();
+    (done.status.success(), String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned())
+}
+
+#[tokio::test]
+async fn without_a_broker_release_finalizers_lets_a_namespace_go() {
+    let cluster = Cluster::alone(&["control-plane"]);
+    cluster.up("controller-manager");
+    let ns = cluster.namespace().await;
+    let idp = Idp::start();
+    ns.provider(&idp).await;
+    let mut stage = revocable(Stage { broker: Broker::start(&ns).await, ns, idp }).await;
+    stage.issued(revoking("billing")).await;
+    stage.issued(credential("orders")).await;
+    stage.broker.terminate().await;
+    stage.ns.kubectl(["delete", "namespace", &stage.ns.name, "--wait=false"]);
+    let hangs = |billing: &MailCredential| billing.metadata.deletion_timestamp.is_some();
+    stage.ns.until::<MailCredential>("billing", "it waits for its finalizer", hangs).await;
+
+    let kubeconfig = cluster.kubeconfig();
+    let billing = format!("{}/billing: ", stage.ns.name);
+    let (done, told) = release(&kubeconfig, &["--dry-run"]);
+    assert!(done && told.contains(&format!("{billing}would be released")) && !told.contains("orders"), "{told}");
+    assert_eq!(finalizers(&stage.ns.get("billing").await), [FINALIZER]);
+    let (done, told) = release(&kubeconfig, &["-n", "default"]);
+    assert!(done && told.contains("0 MailCredentials released"), "{told}");
+    let (done, told) = release(&kubeconfig, &[]);
+    assert!(done && told.contains(&format!("{billing}released; its access token is valid until ")), "{told}");
+    assert!(told.contains("1 MailCredentials released, 0 not"), "{told}");
+    until("the namespace is gone", async || {
+        let left =
+            stage.ns.kubectl(["get", "namespace", &stage.ns.name, "--ignore-not-found", "-o", "jsonpath={.status}"]);
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    })
+    .await;
+    assert_eq!(revoked(&stage), []);
+
+    stage.ns.kubectl(["delete", "crd", "mailcredentials.mailtoken.dev"]);
+    let (done, told) = release(&kubeconfig, &[]);
+    assert!(done && told.contains("nothing to do"), "{told}");
+    let nowhere = cluster.dir().join("no-such-kubeconfig");
+    let (done, told) = release(&kubeconfig, &["--kubeconfig", nowhere.to_str().unwrap()]);
+    assert!(!done && told.starts_with("error: the kubeconfig cannot be used"), "{told}");
 }
