@@ -192,11 +192,20 @@ pub struct Login {
           value_parser = ["SMTP", "IMAP", "POP3"], value_name = "PROTOCOL")]
     pub protocols: Vec<String>,
     /// Show a code to enter on any device, instead of using a browser on this one.
-    #[arg(long, conflicts_with_all = ["no_browser", "port"])]
+    #[arg(long, conflicts_with_all = ["no_browser", "paste", "port", "redirect_uri"])]
     pub device: bool,
     /// Only print the address to open.
     #[arg(long)]
     pub no_browser: bool,
+    /// Paste the address at which the browser ended, for a browser on another machine or a redirect URI that nothing answers at.
+    #[arg(long)]
+    pub paste: bool,
+    /// The redirect URI as it is registered for the client [default: one on localhost, or what the provider's preset wants].
+    #[arg(long, value_parser = redirect_uri, value_name = "URI")]
+    pub redirect_uri: Option<String>,
+    /// The host (and port) of the token endpoint, where it is not that of the page to sign in at: it is not asked about then.
+    #[arg(long, value_name = "HOST")]
+    pub token_host: Option<String>,
     /// The port of localhost that the browser comes back to, for a client that is registered with one [default: any].
     #[arg(long, value_name = "PORT")]
     pub port: Option<u16>,
@@ -237,6 +246,17 @@ fn duration(text: &str) -> Result<Duration, String> {
         Ok(duration.into())
     } else {
         Err("must be more than 0s and at most 5m".to_owned())
+    }
+}
+
+/// A redirect URI: it has no fragment (RFC 6749 section 3.1.2), nor anything that is no character of a URI.
+fn redirect_uri(text: &str) -> Result<String, String> {
+    let plain = text.chars().all(|c| c.is_ascii_graphic() && c != '#');
+    if plain && !text.is_empty() {
+        Ok(text.to_owned())
+    } else {
+        Err("must be the URI as it is registered, without a fragment: http://localhost:8400/, https://localhost"
+            .to_owned())
     }
 }
 
@@ -360,6 +380,8 @@ mod tests {
             ["--key", "a;b"],
             ["--protocol", "JMAP"],
             ["--device", "--no-browser"],
+            ["--device", "--paste"],
+            ["--redirect-uri", "https://a#b"],
         ] {
             assert!(login(&arguments).is_err(), "{arguments:?}");
         }

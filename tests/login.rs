@@ -423,3 +423,141 @@ async fn no_code_and_no_port_are_told_before_yahoo_is_asked() {
     assert!(complaint.contains("leave out `--port`"), "{complaint}");
     assert_eq!((room.idp.requests().len(), room.seed().await), (0, None));
 }
+
+#[tokio::test]
+async fn the_address_at_which_the_browser_ended_is_pasted() {
+    let room = Room::new().await;
+    let mut login = room.login(&["--paste", "--redirect-uri=https://localhost"]);
+    let url = url::Url::parse(&login.url().await).unwrap();
+    let asked: BTreeMap<_, _> = url.query_pairs().into_owned().collect();
+    assert_eq!(asked["redirect_uri"], "https://localhost");
+    login.line("then copy the address").await;
+    login.enter(url.as_str());
+    login.line("that is not the address at which this sign-in ended").await;
+    login.enter("https://localhost/?code=stolen&state=guessed");
+    let ended = room.location(url.as_str()).await;
+    assert!(ended.starts_with("https://localhost/?code="), "{ended}");
+    login.enter(&ended);
+    let (status, out, err) = login.end().await;
+    assert!(status.success() && out.contains("kind: MailCredential"), "{out}{err}");
+    let sent = room.idp.token_requests()[0].form();
+    assert_eq!(sent["redirect_uri"], "https://localhost");
+    assert_eq!(text(&room.seed().await.unwrap(), "refresh_token"), room.refresh_token());
+    room.assert_silent(&[&out, &err]);
+
+    let complaint = room.login(&["--redirect-uri=https://localhost"]).refused().await;
+    assert!(complaint.contains("add `--paste`"), "{complaint}");
+}
+
+#[tokio::test]
+async fn a_server_that_names_its_authorization_endpoint_is_signed_in_at_with_a_browser() {
+    let room = Room::new().await;
+    let named = provider(&room.idp).set("spec.oauth2.authorizationURL", room.idp.url(AUTHORIZE));
+    room.ns.apply(named.set("spec.scopes", json!(["mail-w"]))).await;
+    let (page, login) = room.sign_in().await;
+    assert!(page.starts_with("HTTP/1.1 200"), "{page}");
+    let (status, out, err) = login.end().await;
+    assert!(status.success() && !err.contains("the response will be sent to"), "{out}{err}");
+    assert_eq!(text(&room.seed().await.unwrap(), "refresh_token"), room.refresh_token());
+}
+
+#[tokio::test]
+async fn a_response_that_goes_to_another_host_is_announced_and_confirmed() {
+    let room = Room::new().await;
+    let elsewhere = format!("127.0.0.1:{}", room.idp.port());
+    room.idp.present(&["localhost", "127.0.0.1"], Validity::Present);
+    let document = json!({
+        "issuer": room.idp.issuer(), "authorization_endpoint": room.idp.url(AUTHORIZE),
+        "token_endpoint": format!("https://{elsewhere}/token"),
+    });
+    room.idp.answer_at(DISCOVERY, Answer::json(200, document));
+    let announced = format!("is on localhost:{}, but the response will be sent to {elsewhere}", room.idp.port());
+
+    let mut login = room.login(&["--no-browser"]);
+    assert!(login.line("the page to sign in at").await.contains(&announced));
+    login.line(&format!("whoever runs {elsewhere}")).await;
+    login.enter("no");
+    let complaint = login.refused().await;
+    assert!(complaint.contains("nothing was sent") && !complaint.contains("https://localhost"), "{complaint}");
+    assert_eq!((room.idp.token_requests().len(), room.seed().await), (0, None));
+
+    let mut login = room.login(&["--no-browser"]);
+    login.line("whoever runs").await;
+    login.enter("yes");
+    room.browse(&login.url().await).await;
+    assert!(login.end().await.0.success());
+
+    let login = room.login(&["--no-browser", "--token-host", &elsewhere]);
+    room.browse(&login.url().await).await;
+    let (status, _, err) = login.end().await;
+    assert!(status.success() && err.contains(&announced) && !err.contains("whoever runs"), "{err}");
+}
+
+#[tokio::test]
+async fn a_code_that_is_entered_at_another_hosts_page_is_announced_and_confirmed() {
+    let room = Room::new().await;
+    let elsewhere = json!({
+        "device_code": "d", "user_code": "WDJB-MJHT", "verification_uri": "https://login.example.com/device",
+        "expires_in": 600, "interval": 1,
+    });
+    room.idp.answer_at(DEVICE, Answer::json(200, elsewhere));
+    let mut login = room.login(&["--device"]);
+    let announced = login.line("the page to sign in at").await;
+    let destination = format!("localhost:{}", room.idp.port());
+    assert!(announced.contains(&format!("is on login.example.com, but the response will be sent to {destination}")));
+    login.line("whoever runs").await;
+    login.enter("");
+    let complaint = login.refused().await;
+    assert!(complaint.contains(&format!("`--token-host {destination}`")), "{complaint}");
+    assert_eq!(room.idp.token_requests().len(), 0);
+
+    let (status, _, err) = room.login(&["--device", "--token-host", &destination]).end().await;
+    assert!(status.success() && err.contains("WDJB-MJHT"), "{err}");
+}
+
+#[tokio::test]
+async fn a_browser_is_started_with_a_page_of_this_machine_that_leads_on_once() {
+    let room = Room::new().await;
+    let own = ["--provider", "idp", "--mailbox", "billing@example.org", "--secret", "seed"];
+    let flags = [&own[..], &["--allow-private-cidr=127.0.0.0/8"]].concat();
+    let (login, started) = Login::start_with_browser(&room.ns, &flags);
+    let url = login.url().await;
+    let page = until("the browser is started", async || {
+        let page = std::fs::read_to_string(&started).unwrap_or_default();
+        if page.is_empty() { Err(String::new()) } else { Ok(page) }
+    })
+    .await;
+    assert!(page.starts_with("http://127.0.0.1:") && !page.contains('?'), "{page}");
+    let led = get(&page).await;
+    assert!(led.starts_with("HTTP/1.1 303") && led.contains(&format!("location: {url}\r\n")), "{led}");
+    room.browse(&url).await;
+    assert!(login.end().await.0.success());
+
+    let (login, started) = Login::start_with_browser(&room.ns, &flags);
+    login.url().await;
+    let page = until("the browser is started", async || {
+        let page = std::fs::read_to_string(&started).unwrap_or_default();
+        if page.is_empty() { Err(String::new()) } else { Ok(page) }
+    })
+    .await;
+    get(&page).await;
+    assert!(get(&page).await.starts_with("HTTP/1.1 410"));
+    let complaint = login.refused().await;
+    assert!(complaint.contains("was opened twice"), "{complaint}");
+}
+
+#[tokio::test]
+async fn a_kubeconfig_and_a_context_can_be_named() {
+    let room = Room::new().await;
+    let kubeconfig = room.ns.cluster.kubeconfig();
+    let renamed = room.ns.cluster.dir().join(format!("{}.login", room.ns.name));
+    let text = std::fs::read_to_string(kubeconfig).unwrap();
+    std::fs::write(&renamed, text.replace("- name: stack\n  context:", "- name: other\n  context:")).unwrap();
+    let file = renamed.to_str().unwrap();
+    let login = room.login(&["--no-browser", "--kubeconfig", file, "--context=other"]);
+    room.browse(&login.url().await).await;
+    let (status, _, err) = login.end().await;
+    assert!(status.success(), "{err}");
+    let complaint = room.login(&["--no-browser", "--kubeconfig", file]).refused().await;
+    assert!(complaint.contains("the kubeconfig cannot be used"), "{complaint}");
+}

@@ -190,6 +190,12 @@ pub struct OAuth2 {
     #[schemars(length(min = 1, max = 2048))]
     #[x_kube(validation = Rule::new(URL_RULE).message(URL_MESSAGE))]
     pub revocation_url: Option<String>,
+    /// authorizationURL is the authorization endpoint (RFC 6749 section 3.1), the page at which a person signs in. Only
+    /// `mail-token-broker login` uses it.
+    #[serde(rename = "authorizationURL", default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 2048))]
+    #[x_kube(validation = Rule::new(URL_RULE).message(URL_MESSAGE))]
+    pub authorization_url: Option<String>,
 }
 
 /// The broker's registration at the provider.

@@ -1,27 +1,24 @@
 //! A sign-in with a browser: the authorization code flow with PKCE (RFC 6749 section 4.1, RFC 7636, RFC 8252).
 
-use std::time::Duration;
-
 use axum::http::StatusCode;
 use oauth2::{AuthUrl, ClientId, CsrfToken, PkceCodeChallenge, PkceCodeVerifier, Scope, basic::BasicClient};
 use secrecy::SecretString;
 use url::Url;
 
 use super::{
-    LoginError,
-    browser::Listener,
-    exchange::{Attempt, Granted, Refused},
-    tell, terminal, unless_interrupted,
+    LoginError, brought,
+    browser::{Expected, Listener, Loopback, OpenedTwice, Visit},
+    destination,
+    exchange::{Attempt, Granted, Refused, unique},
+    paste::{self, Pasted},
+    tell, terminal,
+    way::Way,
 };
 use crate::{
     cli::Login,
-    oauth::{ClientAuth, GrantProof, authorization::read_authorization_response},
+    oauth::{ClientAuth, GrantProof, Refusal, authorization::read_authorization_response},
     policy::commands,
-    providers::Redirect,
 };
-
-/// How long a person may take.
-const PATIENCE: Duration = Duration::from_secs(5 * 60);
 
 /// An authorization request.
 struct Authorization {
@@ -40,38 +37,65 @@ pub(super) async fn sign_in(
     store: impl AsyncFnOnce(Granted) -> Result<String, LoginError>,
 ) -> Result<(), LoginError> {
     let endpoint = endpoint(attempt)?;
-    match attempt.profile.sign_in.redirect {
-        Redirect::Localhost(path) => sign_in_at_localhost(attempt, endpoint, path, settings, store).await,
-        Redirect::OutOfBand(uri) => sign_in_out_of_band(attempt, endpoint, uri, settings, store).await,
+    let way = Way::choose(settings, attempt.profile.preset, attempt.profile.sign_in.redirect)?;
+    destination::confirm(attempt, settings, endpoint).await?;
+    match way {
+        Way::Listen { loopback, port, path } => {
+            let listener = Listener::bind(loopback, port).await.map_err(|error| {
+                LoginError(format!(
+                    "a port of {} cannot be listened at ({error}): choose another with `--port`",
+                    loopback.host()
+                ))
+            })?;
+            let redirect_uri = format!("http://{}:{}{path}", loopback.host(), listener.port());
+            let authorization = authorize(attempt, endpoint, redirect_uri)?;
+            sign_in_at(attempt, listener, path, authorization, settings, store).await
+        }
+        Way::PasteAddress(uri) => {
+            let authorization = authorize(attempt, endpoint, uri)?;
+            let wanted = "then copy the address of the page at which the browser ends, also if that page shows an error, \
+                          paste it here, and press Enter:";
+            sign_in_by_hand(attempt, authorization, ("address", wanted, paste::address), settings, store).await
+        }
+        Way::PasteCode(uri) => {
+            let authorization = authorize(attempt, endpoint, uri)?;
+            let wanted = "then paste the code that the last page shows, and press Enter:";
+            sign_in_by_hand(attempt, authorization, ("code", wanted, paste::code), settings, store).await
+        }
     }
 }
 
 /// The browser brings the code, and shows how it went.
-async fn sign_in_at_localhost(
+async fn sign_in_at(
     attempt: &Attempt<'_>,
-    endpoint: &str,
-    path: &str,
+    listener: Listener,
+    path: String,
+    authorization: Authorization,
     settings: &Login,
     store: impl AsyncFnOnce(Granted) -> Result<String, LoginError>,
 ) -> Result<(), LoginError> {
-    let listener = Listener::bind(settings.port).await.map_err(|error| {
-        LoginError(format!("a port of localhost cannot be listened at ({error}): choose another with `--port`"))
-    })?;
-    let authorization = authorize(attempt, endpoint, format!("http://localhost:{}{path}", listener.port()))?;
-    invite(attempt, "with a browser on this machine", &authorization, settings.no_browser);
+    let start = format!("/{}", unique());
+    let page = format!("{}{start}", listener.origin());
     let (state, issuer) = (authorization.state.clone(), attempt.profile.issuer().map(str::to_owned));
-    let visit = listener.visit(move |query| read_authorization_response(query, &state, issuer.as_deref()));
-    let visit = brought(visit).await?;
-
-    let outcome =
-        match &visit.brought {
-            Err(refusal) => Err(attempt
-                .explain(Refused { refusal: attempt.refined(refusal.clone(), &ClientAuth::Public), entry: None })),
-            Ok(code) => match exchange(attempt, &authorization, code).await {
-                Ok(granted) => store(granted).await,
-                Err(error) => Err(error),
-            },
+    let judge = move |query: &str| read_authorization_response(query, &state, issuer.as_deref());
+    let visit = listener.visit(Expected { path, start, url: authorization.url.clone(), judge });
+    let visit = async {
+        // Once the listener answers.
+        let invited = async {
+            invite(attempt, "with a browser on this machine", &authorization, (!settings.no_browser).then_some(&page));
+            std::future::pending().await
         };
+        tokio::select! { biased; visit = visit => visit, never = invited => never }
+    };
+    let Ok(visit) = brought(visit).await? else { return Err(begun_twice()) };
+
+    let outcome = match &visit.brought {
+        Err(refusal) => Err(refused(attempt, refusal)),
+        Ok(code) => match exchange(attempt, &authorization, code).await {
+            Ok(granted) => store(granted).await,
+            Err(error) => Err(error),
+        },
+    };
     let (status, page) = match &outcome {
         Ok(words) => (StatusCode::OK, format!("Signed in: {words}.\n\nYou can close this window.\n")),
         Err(error) => (StatusCode::BAD_REQUEST, format!("Not signed in: {error}.\n")),
@@ -80,43 +104,70 @@ async fn sign_in_at_localhost(
     outcome.map(drop)
 }
 
-/// The person brings the code. It comes without its `state`, for which PKCE makes up: a code that somebody else had them
-/// paste does not fit the verifier (RFC 9700 section 2.1).
-async fn sign_in_out_of_band(
+fn begun_twice() -> LoginError {
+    LoginError(
+        "the page that leads to the provider was opened twice. If you did not do that, another user of this machine has: \
+         nothing was written. Run the command again, with `--no-browser` if the browser itself opens pages twice"
+            .to_owned(),
+    )
+}
+
+/// A page of this machine that leads to the provider; `None` if none can be served.
+async fn start_page(
+    authorization: &Authorization,
+) -> Option<(String, impl Future<Output = Option<Result<Visit, OpenedTwice>>>)> {
+    let listener = Listener::bind(Loopback::V4, None).await.ok()?;
+    let start = format!("/{}", unique());
+    let page = format!("{}{start}", listener.origin());
+    let expected = Expected { path: "/".to_owned(), start, url: authorization.url.clone(), judge: |_: &str| None };
+    let visit = tokio::spawn(listener.visit(expected));
+    Some((page, async { visit.await.ok().flatten() }))
+}
+
+/// Reads a pasted line, with the state and issuer of the sign-in.
+type Reader = fn(&str, &str, Option<&str>) -> Pasted;
+
+/// The person brings the code.
+async fn sign_in_by_hand(
     attempt: &Attempt<'_>,
-    endpoint: &str,
-    redirect_uri: &str,
+    authorization: Authorization,
+    (what, wanted, read): (&str, &str, Reader),
     settings: &Login,
     store: impl AsyncFnOnce(Granted) -> Result<String, LoginError>,
 ) -> Result<(), LoginError> {
-    if settings.port.is_some() {
-        return Err(LoginError(format!(
-            "the browser does not come back to this machine from the provider {}, which shows a code to copy: leave out \
-             `--port`",
-            attempt.profile.preset
-        )));
-    }
-    let authorization = authorize(attempt, endpoint, redirect_uri.to_owned())?;
-    invite(attempt, "with a browser", &authorization, settings.no_browser);
-    tell("then paste the code that the last page shows, and press Enter:");
-    let line = brought(terminal::line()).await?;
-    let code = line.trim();
-    if code.is_empty() {
-        return Err(LoginError("no code was pasted, and nothing was written: run the command again".to_owned()));
-    }
-    let granted = exchange(attempt, &authorization, &code.into()).await?;
+    // `--paste` is for a browser elsewhere, which the person opens.
+    let page = if settings.no_browser || settings.paste { None } else { start_page(&authorization).await };
+    invite(attempt, "with a browser", &authorization, page.as_ref().map(|(page, _)| page));
+    let opened_twice = async {
+        if let Some((_, visit)) = page
+            && let Some(Err(OpenedTwice)) = visit.await
+        {
+            return;
+        }
+        std::future::pending().await
+    };
+    let mut opened_twice = std::pin::pin!(opened_twice);
+    tell(wanted);
+    let code = loop {
+        let line = tokio::select! {
+            line = brought(terminal::line()) => line?,
+            () = &mut opened_twice => return Err(begun_twice()),
+        };
+        if line.trim().is_empty() {
+            return Err(LoginError(format!("no {what} was pasted, and nothing was written: run the command again")));
+        }
+        match read(&line, &authorization.state, attempt.profile.issuer()) {
+            Pasted::Brought(Ok(code)) => break code,
+            Pasted::Brought(Err(refusal)) => return Err(refused(attempt, &refusal)),
+            Pasted::Not(why) => tell(why),
+        }
+    };
+    let granted = exchange(attempt, &authorization, &code).await?;
     store(granted).await.map(drop)
 }
 
-/// What a person brings, unless they take too long.
-async fn brought<T>(bringing: impl Future<Output = Option<T>>) -> Result<T, LoginError> {
-    unless_interrupted(async {
-        let brought = tokio::time::timeout(PATIENCE, bringing).await.ok().flatten();
-        brought.ok_or_else(|| {
-            LoginError("nobody came back from the provider within 5 minutes: run the command again".into())
-        })
-    })
-    .await
+fn refused(attempt: &Attempt<'_>, refusal: &Refusal) -> LoginError {
+    attempt.explain(Refused { refusal: attempt.refined(refusal.clone(), &ClientAuth::Public), entry: None })
 }
 
 fn endpoint<'a>(attempt: &'a Attempt<'_>) -> Result<&'a str, LoginError> {
@@ -124,7 +175,7 @@ fn endpoint<'a>(attempt: &'a Attempt<'_>) -> Result<&'a str, LoginError> {
         let device = commands::sign_in(attempt.credential);
         LoginError(match attempt.profile.preset {
             "oauth2" => format!(
-                "the {} is of the kind oauth2, which has no authorization endpoint to open in a browser: sign in with \
+                "the {} has no spec.oauth2.authorizationURL, the page to open in a browser: add it, or sign in with \
                  `{device} --device`",
                 attempt.provider()
             ),
@@ -163,11 +214,12 @@ fn authorize(attempt: &Attempt<'_>, endpoint: &str, redirect_uri: String) -> Res
     })
 }
 
-/// Always prints the URL: the browser that opens may be the wrong one, or none.
-fn invite(attempt: &Attempt<'_>, how: &str, authorization: &Authorization, no_browser: bool) {
+/// Always prints the URL: the browser that opens may be the wrong one, or none. `page` is what a browser is started with:
+/// the arguments of a process are no place for the URL's `state`.
+fn invite(attempt: &Attempt<'_>, how: &str, authorization: &Authorization, page: Option<&String>) {
     let url = authorization.url.as_str();
     tell(&format!("sign in as {} {how}:\n\n{url}\n", attempt.credential.spec.mailbox.user()));
-    if !no_browser && open::that_detached(url).is_err() {
+    if page.is_some_and(|page| open::that_detached(page).is_err()) {
         tell("no browser could be opened: open the address by hand");
     }
 }
@@ -186,7 +238,7 @@ async fn exchange(
 
 #[cfg(test)]
 mod tests {
-    use super::{super::browser::Visit, Authorization, Granted};
+    use super::{Authorization, Granted, Visit};
     use crate::oauth::tests::lacks;
 
     lacks!(std::fmt::Debug: Authorization, Granted, Visit);

@@ -5,12 +5,13 @@ use std::time::Duration;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::{
-    LoginError,
+    LoginError, destination,
     exchange::{Attempt, Granted, Refused, unique},
     tell, unless_interrupted,
 };
 use crate::{
     api::{Reason, grant::GrantType},
+    cli::Login,
     oauth::{
         ClientAuth, GrantProof, Refusal,
         client_auth::Occasion,
@@ -20,7 +21,7 @@ use crate::{
 };
 
 /// Shows a code and waits until somebody has signed in with it.
-pub(super) async fn sign_in(attempt: &Attempt<'_>) -> Result<Granted, LoginError> {
+pub(super) async fn sign_in(attempt: &Attempt<'_>, settings: &Login) -> Result<Granted, LoginError> {
     let profile = attempt.profile;
     if !profile.grants.contains(&GrantType::DeviceCode) {
         return Err(LoginError(format!(
@@ -46,6 +47,7 @@ pub(super) async fn sign_in(attempt: &Attempt<'_>) -> Result<Granted, LoginError
             .map_err(|refusal| attempt.refined(refusal, auth))
     };
     let (authorization, entry) = attempt.in_turn(begin).await.map_err(|refused| attempt.explain(refused))?;
+    destination::confirm(attempt, settings, &authorization.verification_uri).await?;
     invite(attempt, &authorization);
     unless_interrupted(async {
         let polled = poll(attempt, entry, &authorization).await;

@@ -7,13 +7,16 @@
 mod beneficiary;
 mod browser;
 mod code;
+mod destination;
 mod device;
 mod exchange;
+mod paste;
 mod provider;
 mod seed;
 mod terminal;
+mod way;
 
-use std::io::Write as _;
+use std::{io::Write as _, time::Duration};
 
 use kube::{Api, Client, api::ListParams};
 use serde_json::Value;
@@ -38,6 +41,9 @@ use crate::{
 
 /// What is done about a failure that may pass.
 const AGAIN: &str = "Run the command again in a while";
+
+/// How long a person may take.
+const PATIENCE: Duration = Duration::from_secs(5 * 60);
 
 /// Why nothing was written, with what mends it.
 #[derive(Debug, Error)]
@@ -89,7 +95,7 @@ pub async fn run(settings: Login) -> Result<(), LoginError> {
 
     let store = async |granted: Granted| store(granted, &settings.mailbox, &seed).await;
     if settings.device {
-        let granted = device::sign_in(&attempt).await?;
+        let granted = device::sign_in(&attempt, &settings).await?;
         store(granted).await?;
     } else {
         code::sign_in(&attempt, &settings, store).await?;
@@ -155,6 +161,17 @@ fn shown(text: &str) -> String {
 /// A line for the person.
 fn tell(text: &str) {
     eprintln!("{text}");
+}
+
+/// What a person brings, unless they take too long.
+async fn brought<T>(bringing: impl Future<Output = Option<T>>) -> Result<T, LoginError> {
+    unless_interrupted(async {
+        let brought = tokio::time::timeout(PATIENCE, bringing).await.ok().flatten();
+        brought.ok_or_else(|| {
+            LoginError("nobody came back from the provider within 5 minutes: run the command again".into())
+        })
+    })
+    .await
 }
 
 /// What a person waits for, unless they press Ctrl-C first.

@@ -38,7 +38,7 @@ pub(super) fn profile(spec: &ProviderSpec) -> Option<Profile> {
                 token_url: oauth2.token_url.clone(),
                 device_authorization_url: oauth2.device_authorization_url.clone(),
                 revocation_url: oauth2.revocation_url.clone(),
-                authorization_url: None,
+                authorization_url: oauth2.authorization_url.clone(),
             });
             Some(Profile { objection, ..Profile::new("oauth2", source, servers, GRANTS) })
         }

@@ -1,7 +1,11 @@
 //! The command `login` as a process, and what a person sees of it.
 
 use std::{
+    ffi::OsString,
+    fs,
     io::{BufRead as _, BufReader, Read, Write as _},
+    os::unix::fs::PermissionsExt as _,
+    path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
 };
@@ -29,12 +33,28 @@ impl Login {
         Self::spawn(process::mortal_with_hosts(BINARY, &[host.to_owned()], &hosts), ns, arguments)
     }
 
-    fn spawn(mut command: Command, ns: &Namespace, arguments: &[&str]) -> Self {
+    /// Starts one whose browser is a script that writes down what it is to open: into the file that is given back.
+    pub fn start_with_browser(ns: &Namespace, arguments: &[&str]) -> (Self, PathBuf) {
+        let folder = process::output(Command::new("mktemp").args(["-d", "-t", "mtb-browser.XXXXXX"]));
+        let folder = PathBuf::from(folder.trim_end());
+        let (started, script) = (folder.join("started"), folder.join("xdg-open"));
+        let text = format!("#!/bin/sh\nprintf %s \"$1\" >{0}.new && mv {0}.new {0}\n", started.display());
+        fs::write(&script, text).unwrap();
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+        let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+        (Self::spawn_in(process::mortal(BINARY), ns, arguments, path.into()), started)
+    }
+
+    fn spawn(command: Command, ns: &Namespace, arguments: &[&str]) -> Self {
+        Self::spawn_in(command, ns, arguments, std::env::var_os("PATH").unwrap())
+    }
+
+    fn spawn_in(mut command: Command, ns: &Namespace, arguments: &[&str], path: OsString) -> Self {
         command
             .args(["login", "-n", &ns.name])
             .args(arguments)
             .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap())
+            .env("PATH", path)
             .env("KUBECONFIG", ns.cluster.kubeconfig())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -1,0 +1,76 @@
+//! What a person pastes: the address at which the browser ended, or the code that the last page shows.
+
+use secrecy::SecretString;
+use url::Url;
+
+use super::browser::Brought;
+use crate::oauth::authorization::read_authorization_response;
+
+/// What was pasted.
+pub(super) enum Pasted {
+    /// A code, or the provider's refusal.
+    Brought(Brought),
+    /// Nothing of use, and why not.
+    Not(&'static str),
+}
+
+/// Reads the address at which the browser ended. Its `state` must be that of this sign-in: an address that somebody else
+/// had the person paste is of another one.
+pub(super) fn address(line: &str, state: &str, issuer: Option<&str>) -> Pasted {
+    let Ok(url) = Url::parse(line.trim()) else {
+        return Pasted::Not("that is no address: copy all of the browser's address bar, which begins with http");
+    };
+    let query = url.query().or_else(|| url.fragment()).unwrap_or_default();
+    // The address of the sign-in page has the `state` too.
+    let is_response = url::form_urlencoded::parse(query.as_bytes()).any(|(name, _)| name == "code" || name == "error");
+    match read_authorization_response(query, state, issuer).filter(|_| is_response) {
+        Some(brought) => Pasted::Brought(brought),
+        None => Pasted::Not(
+            "that is not the address at which this sign-in ended: sign in first, then copy the address of the last page, \
+             also if the page shows an error",
+        ),
+    }
+}
+
+/// Reads a code. It comes without its `state`, for which PKCE makes up: a code that somebody else had them paste does not
+/// fit the verifier (RFC 9700 section 2.1).
+pub(super) fn code(line: &str, state: &str, issuer: Option<&str>) -> Pasted {
+    let line = line.trim();
+    if line.starts_with("http://") || line.starts_with("https://") {
+        return address(line, state, issuer);
+    }
+    Pasted::Brought(Ok(SecretString::from(line)))
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+
+    fn shown(pasted: Pasted) -> String {
+        match pasted {
+            Pasted::Brought(Ok(code)) => code.expose_secret().to_owned(),
+            Pasted::Brought(Err(refusal)) => format!("refused: {}", refusal.what),
+            Pasted::Not(why) => why.split(':').next().unwrap_or_default().to_owned(),
+        }
+    }
+
+    #[test]
+    fn an_address_counts_only_with_the_state_of_this_sign_in() {
+        for (line, expected) in [
+            (" https://localhost/?code=c%2B1&state=s1 \r", "c+1"),
+            ("https://app.example/cb?x=1&code=c&state=s1#", "c"),
+            ("https://app.example/cb#code=c&state=s1", "c"),
+            ("https://localhost/?error=access_denied&state=s1", "refused: the provider answered access_denied"),
+            ("https://localhost/?code=c&state=s2", "that is not the address at which this sign-in ended"),
+            ("https://localhost/?code=c", "that is not the address at which this sign-in ended"),
+            ("https://login.example/authorize?state=s1", "that is not the address at which this sign-in ended"),
+            ("c0de", "that is no address"),
+        ] {
+            assert_eq!(shown(address(line, "s1", None)), expected, "{line}");
+        }
+        assert_eq!(shown(code(" c0de \r", "s1", None)), "c0de");
+        assert_eq!(shown(code("https://localhost/?code=c&state=s1", "s1", None)), "c");
+    }
+}

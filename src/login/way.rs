@@ -1,0 +1,116 @@
+//! How what the browser brings comes back: to a port of this machine, or by a person's hands.
+
+use url::{Host, Url};
+
+use super::{LoginError, browser::Loopback};
+use crate::{cli::Login, providers::Redirect};
+
+/// How what the browser brings comes back.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// The browser comes back to a port of this machine.
+    Listen {
+        /// The host of the redirect URI, and with it the addresses that are listened at.
+        loopback: Loopback,
+        /// The port; `None` is any that is free.
+        port: Option<u16>,
+        /// The path and query of the redirect URI.
+        path: String,
+    },
+    /// The browser ends at this redirect URI, and the person pastes the address.
+    PasteAddress(String),
+    /// The provider's last page shows a code, and the person pastes that.
+    PasteCode(String),
+}
+
+impl Way {
+    /// What the flags and the provider's preset want.
+    pub fn choose(settings: &Login, preset: &str, redirect: Redirect) -> Result<Self, LoginError> {
+        let Login { redirect_uri, port, paste, .. } = settings;
+        match (redirect_uri, redirect) {
+            (Some(uri), _) => Self::registered(uri, *port, *paste),
+            (None, Redirect::Localhost(path)) if *paste => {
+                let port = port.map_or_else(String::new, |port| format!(":{port}"));
+                Ok(Self::PasteAddress(format!("http://localhost{port}{path}")))
+            }
+            (None, Redirect::Localhost(path)) => {
+                Ok(Self::Listen { loopback: Loopback::Both, port: *port, path: path.to_owned() })
+            }
+            (None, Redirect::OutOfBand(_)) if port.is_some() => Err(LoginError(format!(
+                "the browser does not come back to this machine from the provider {preset}, which shows a code to copy: \
+                 leave out `--port`"
+            ))),
+            (None, Redirect::OutOfBand(uri)) => Ok(Self::PasteCode(uri.to_owned())),
+        }
+    }
+
+    fn registered(uri: &str, port: Option<u16>, paste: bool) -> Result<Self, LoginError> {
+        let url = Url::parse(uri).ok().filter(Url::has_host);
+        let Some(url) = url else { return Ok(Self::PasteCode(uri.to_owned())) };
+        if paste {
+            return Ok(Self::PasteAddress(uri.to_owned()));
+        }
+        let loopback = match url.host() {
+            Some(Host::Domain("localhost")) => Some(Loopback::Both),
+            Some(Host::Ipv4(address)) if address.is_loopback() => Some(Loopback::V4),
+            Some(Host::Ipv6(address)) if address.is_loopback() => Some(Loopback::V6),
+            _ => None,
+        };
+        match loopback.filter(|_| url.scheme() == "http") {
+            Some(loopback) => {
+                let path = url[url::Position::BeforePath..].to_owned();
+                Ok(Self::Listen { loopback, port: url.port().or(port), path })
+            }
+            None => Err(LoginError(format!(
+                "nothing on this machine answers at {uri}: add `--paste`, and paste the address at which the browser ends"
+            ))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn way(flags: &[&str], redirect: Redirect) -> Result<Way, String> {
+        let given = ["x", "login", "--provider", "p", "--mailbox", "a@b.c", "--secret", "s"];
+        let Command::Login(settings) = Cli::try_parse_from(given.iter().chain(flags)).unwrap().command else {
+            panic!()
+        };
+        Way::choose(&settings, "yahoo", redirect).map_err(|error| error.0)
+    }
+
+    fn listen(loopback: Loopback, port: Option<u16>, path: &str) -> Result<Way, String> {
+        Ok(Way::Listen { loopback, port, path: path.to_owned() })
+    }
+
+    #[test]
+    fn flags_and_preset_decide_how_the_answer_comes_back() {
+        let (localhost, oob) = (Redirect::Localhost("/"), Redirect::OutOfBand("oob"));
+        let address = |uri: &str| Ok(Way::PasteAddress(uri.to_owned()));
+        let code = |uri: &str| Ok(Way::PasteCode(uri.to_owned()));
+        for (flags, redirect, expected) in [
+            (&[][..], localhost, listen(Loopback::Both, None, "/")),
+            (&["--port=8400"], localhost, listen(Loopback::Both, Some(8400), "/")),
+            (&["--paste"], localhost, address("http://localhost/")),
+            (&["--paste", "--port=8400"], localhost, address("http://localhost:8400/")),
+            (&["--redirect-uri=http://localhost:1/cb"], localhost, listen(Loopback::Both, Some(1), "/cb")),
+            (&["--redirect-uri=http://127.0.0.1/cb"], localhost, listen(Loopback::V4, None, "/cb")),
+            (&["--redirect-uri=http://[::1]:1"], oob, listen(Loopback::V6, Some(1), "/")),
+            (&["--redirect-uri=https://localhost", "--paste"], localhost, address("https://localhost")),
+            (&["--redirect-uri=https://app.example/cb", "--paste"], oob, address("https://app.example/cb")),
+            (&["--redirect-uri=urn:ietf:wg:oauth:2.0:oob"], localhost, code("urn:ietf:wg:oauth:2.0:oob")),
+            (&[], oob, code("oob")),
+            (&["--paste"], oob, code("oob")),
+        ] {
+            assert_eq!(way(flags, redirect), expected, "{flags:?}");
+        }
+        assert!(way(&["--port=1"], oob).unwrap_err().contains("leave out `--port`"));
+        for uri in ["https://localhost", "https://app.example/cb", "http://10.0.0.1/"] {
+            assert!(way(&["--redirect-uri", uri], localhost).unwrap_err().contains("add `--paste`"), "{uri}");
+        }
+    }
+}
