@@ -76,6 +76,20 @@ async fn a_broken_bundle_is_told_and_its_mending_seen() {
 }
 
 #[tokio::test]
+async fn the_good_certificates_of_a_bundle_count_and_a_warning_names_the_other_blocks() {
+    let stage = bare().await;
+    stage.ns.apply(source("idp-client", "client-secret", "x")).await;
+    let odd = "-----BEGIN TRUSTED CERTIFICATE-----\nAAAA\n-----END TRUSTED CERTIFICATE-----\n";
+    let bundle = format!("{}\n{odd}", stage.idp.ca());
+    stage.ns.apply(ca_bundle("idp-ca", &stage.idp).entry("data", "ca.crt", bundle)).await;
+    stage.ns.apply(credential("billing")).await;
+    stage.ready("billing").await;
+    let told = stage.ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await.message;
+    assert!(told.contains("block 2 (TRUSTED CERTIFICATE)"), "{told}");
+    stage.ns.tells("idp", &["Warning SourceInvalid"]).await;
+}
+
+#[tokio::test]
 async fn the_brokers_own_secrets_are_never_sources() {
     let stage = bare().await;
     stage.ns.apply(ca_bundle("idp-ca", &stage.idp)).await;

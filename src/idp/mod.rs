@@ -36,7 +36,7 @@ use crate::fail_point;
 
 pub use self::error::{TlsProblem, TransportError};
 pub use self::queue::{Lane, Lanes, PER_HOST_LIMIT, TOTAL_LIMIT};
-pub use self::trust::{BUNDLE_LIMIT, BundleError};
+pub use self::trust::{BUNDLE_LIMIT, BundleError, Skipped};
 
 use self::{
     pool::{BundleHash, Bundled, Pool},
@@ -174,10 +174,11 @@ impl Shared {
             return Ok(pool);
         }
         let mut roots = self.system_roots.clone();
-        trust::add_bundle(&mut roots, bundle)?;
+        let skipped = trust::add_bundle(&mut roots, bundle)?;
         let tls = trust::client_config(roots).map_err(|_| BundleError::Unusable)?;
         let policy = self.policies.get(for_cluster);
-        let pool = Pool::new(&self.settings, policy, &tls).map_err(|_| BundleError::Unusable)?;
+        let mut pool = Pool::new(&self.settings, policy, &tls).map_err(|_| BundleError::Unusable)?;
+        pool.skipped = skipped;
         Ok(self.bundled().keep(hash, Arc::new(pool)))
     }
 
@@ -238,6 +239,11 @@ impl fmt::Debug for Exchange {
 }
 
 impl IdpClient {
+    /// The blocks of the CA bundle that are not certificates, if there are any.
+    pub fn skipped(&self) -> Option<&Skipped> {
+        self.pool.skipped.as_ref()
+    }
+
     /// Sends `request` when its turn comes, unless `still_allowed` (asked at that moment) says no.
     ///
     /// Any status is an answer, also a redirect. Dropping the future takes the request back, out of the queue or off the

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustls::ClientConfig;
 use url::Url;
 
-use super::{Settings, SetupError, TransportError, target::Target};
+use super::{Settings, SetupError, Skipped, TransportError, target::Target};
 use crate::egress::{Direct, EgressPolicy, GuardedResolver};
 
 /// How providers see us.
@@ -49,20 +49,22 @@ pub(super) struct Pool {
     /// Through the egress proxy, if there is one.
     proxied: Option<reqwest::Client>,
     pub(super) policy: Arc<EgressPolicy>,
+    /// What was passed over in the CA bundle.
+    pub(super) skipped: Option<Skipped>,
 }
 
 impl Pool {
     pub(super) fn new(settings: &Settings, policy: &Arc<EgressPolicy>, tls: &ClientConfig) -> Result<Self, SetupError> {
         let proxied = settings.proxy.as_ref().map(|proxy| build_client(settings, policy, tls.clone(), Some(proxy)));
         let direct = build_client(settings, policy, tls.clone(), None)?;
-        Ok(Self { direct, proxied: proxied.transpose()?, policy: policy.clone() })
+        Ok(Self { direct, proxied: proxied.transpose()?, policy: policy.clone(), skipped: None })
     }
 
     /// Directly, or through the egress proxy. Behind a proxy it is the proxy that connects, to whichever of the addresses
     /// it likes: all that this resolver knows must be permitted. A name that does not resolve here is left to the proxy:
     /// where a proxy is needed, pods often cannot resolve names outside.
     pub(super) async fn route(&self, target: &Target, rules: &[Direct]) -> Result<&reqwest::Client, TransportError> {
-        let Self { direct, proxied, policy } = self;
+        let Self { direct, proxied, policy, .. } = self;
         let Some(proxied) = proxied else { return Ok(direct) };
         if rules.iter().any(|rule| rule.is_host(&target.host)) {
             return Ok(direct);

@@ -1,11 +1,11 @@
 //! Whom the client believes: the system's roots, and a provider's CA bundle.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use rustls::client::Resumption;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::{Error as PemError, PemObject, SectionKind};
+use rustls::pki_types::pem::{Error as PemError, PemObject};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, RootCertStore};
 use tracing::warn;
@@ -30,26 +30,9 @@ pub enum BundleError {
     /// There is no PEM block in it.
     #[error("the ca bundle holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)")]
     NoCertificate,
-    /// It holds a private key, which has no business there.
-    #[error("the ca bundle holds a private key: it must hold certificates only")]
-    PrivateKey,
-    /// It holds a PEM block that is no certificate, or whose first line is indented or damaged.
-    #[error("the ca bundle holds a PEM block that is no certificate, or whose first line is indented or damaged")]
-    ForeignBlock,
-    /// A block has no end, a damaged first line, or is not base64 inside.
-    #[error("block {position} of the ca bundle is damaged: {detail}")]
-    DamagedBlock {
-        /// Which block it is, from 1.
-        position: usize,
-        /// What is damaged.
-        detail: &'static str,
-    },
-    /// A block is well-formed, but what it holds is no X.509 certificate.
-    #[error("block {position} of the ca bundle is no X.509 certificate")]
-    InvalidCertificate {
-        /// Which block it is, from 1.
-        position: usize,
-    },
+    /// It has PEM blocks, and none of them is a certificate that can be used.
+    #[error("the ca bundle holds no certificate that can be used: {0}")]
+    NothingUsable(Skipped),
     /// The TLS or HTTP library refused certificates that it had parsed.
     #[error("the ca bundle could not be used")]
     Unusable,
@@ -91,46 +74,90 @@ pub(super) fn check_size(bundle: &[u8]) -> Result<(), BundleError> {
     }
 }
 
-/// Adds every certificate of `bundle`, or none: a bundle of which a part was passed over would fail later, elsewhere.
+/// The blocks of a CA bundle that were passed over, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    named: Vec<String>,
+    more: usize,
+}
+
+/// Blocks that are named; of more than these only the number is given.
+const NAMED_BLOCKS: usize = 5;
+/// Characters of a block's kind that are shown.
+const KIND_LENGTH: usize = 40;
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.named.join(", "))?;
+        match self.more {
+            0 => Ok(()),
+            more => write!(formatter, " and {more} more"),
+        }
+    }
+}
+
+/// Adds the certificates of `bundle`. Returns the blocks that are not certificates, as a file of the system's roots has them
+/// too; `None` if there are none.
 ///
 /// Text between the blocks is a comment, as `openssl x509 -text` writes it.
-pub(super) fn add_bundle(roots: &mut RootCertStore, bundle: &[u8]) -> Result<(), BundleError> {
+pub(super) fn add_bundle(roots: &mut RootCertStore, bundle: &[u8]) -> Result<Option<Skipped>, BundleError> {
     check_size(bundle)?;
-    let mut found = 0;
-    for block in <(SectionKind, Vec<u8>)>::pem_slice_iter(bundle) {
-        found += 1;
-        let (kind, content) = block.map_err(|error| damaged(found, &error))?;
-        match kind {
-            SectionKind::Certificate => {}
-            SectionKind::PrivateKey | SectionKind::RsaPrivateKey | SectionKind::EcPrivateKey => {
-                return Err(BundleError::PrivateKey);
-            }
-            _ => return Err(BundleError::ForeignBlock),
+    let (mut added, mut skipped) = (0, Skipped { named: vec![], more: 0 });
+    for (index, block) in blocks(bundle).into_iter().enumerate() {
+        match add_block(roots, block) {
+            Ok(()) => added += 1,
+            Err(_) if skipped.named.len() == NAMED_BLOCKS => skipped.more += 1,
+            Err(why) => skipped.named.push(format!("block {} ({}) {why}", index + 1, kind(block))),
         }
-        let certificate = CertificateDer::from(content);
-        roots.add(certificate).map_err(|_| BundleError::InvalidCertificate { position: found })?;
     }
-    // The parser passes over blocks it does not know, and over first lines that do not begin a line.
-    match beginnings(bundle) {
-        0 => Err(BundleError::NoCertificate),
-        begun if begun != found => Err(BundleError::ForeignBlock),
-        _ => Ok(()),
+    match (added, skipped.named.is_empty()) {
+        (0, true) => Err(BundleError::NoCertificate),
+        (0, false) => Err(BundleError::NothingUsable(skipped)),
+        (_, nothing) => Ok((!nothing).then_some(skipped)),
     }
 }
 
-fn beginnings(bundle: &[u8]) -> usize {
-    const BEGIN: &[u8] = b"-----BEGIN ";
-    bundle.windows(BEGIN.len()).filter(|window| *window == BEGIN).count()
+const BEGIN: &[u8] = b"-----BEGIN ";
+
+/// The PEM blocks with what follows each of them, from `-----BEGIN ` to the next.
+fn blocks(bundle: &[u8]) -> Vec<&[u8]> {
+    let begins: Vec<_> =
+        bundle.windows(BEGIN.len()).enumerate().filter(|(_, window)| *window == BEGIN).map(|(at, _)| at).collect();
+    let ends = begins.iter().skip(1).copied().chain([bundle.len()]);
+    begins.iter().zip(ends).filter_map(|(begin, end)| bundle.get(*begin..end)).collect()
 }
 
-fn damaged(position: usize, error: &PemError) -> BundleError {
-    let detail = match error {
-        PemError::MissingSectionEnd { .. } => "its last line is missing",
-        PemError::IllegalSectionStart { .. } => "its first line does not end in five hyphens",
-        PemError::Base64Decode(_) => "it is not base64",
-        _ => "it cannot be read",
-    };
-    BundleError::DamagedBlock { position, detail }
+/// What a block's first line says that it is. Characters that could mislead a reader are not shown.
+fn kind(block: &[u8]) -> String {
+    let line = block.get(BEGIN.len()..).unwrap_or_default().split(|byte| matches!(byte, b'\n' | b'\r')).next();
+    let label = String::from_utf8_lossy(line.unwrap_or_default());
+    let label = label.split("-----").next().unwrap_or_default();
+    let shown: String =
+        label.chars().filter(|letter| letter.is_ascii_graphic() || *letter == ' ').take(KIND_LENGTH).collect();
+    if shown.trim().is_empty() { "without a kind".to_owned() } else { shown }
+}
+
+/// Adds the certificate in a block, or says in a few words why there is none.
+fn add_block(roots: &mut RootCertStore, block: &[u8]) -> Result<(), &'static str> {
+    match kind(block).as_str() {
+        "CERTIFICATE" => {}
+        kind if kind.ends_with("PRIVATE KEY") => return Err("is a private key, which does not belong there"),
+        "TRUSTED CERTIFICATE" => return Err("has OpenSSL's own form: `openssl x509 -in <file>` rewrites it"),
+        _ => return Err("is not a certificate"),
+    }
+    // Lines that are indented, as where a bundle was pasted into YAML, are read too.
+    let lines: Vec<_> = block.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).collect();
+    let certificate = CertificateDer::from_pem_slice(&lines.join(&b'\n')).map_err(|error| damaged(&error))?;
+    roots.add(certificate).map_err(|_| "is not an X.509 certificate")
+}
+
+fn damaged(error: &PemError) -> &'static str {
+    match error {
+        PemError::MissingSectionEnd { .. } => "is damaged: its last line is missing",
+        PemError::IllegalSectionStart { .. } => "is damaged: its first line does not end in five hyphens",
+        PemError::Base64Decode(_) => "is damaged: it is not base64",
+        _ => "is damaged",
+    }
 }
 
 #[cfg(test)]
@@ -143,7 +170,18 @@ mod tests {
 
     fn read(bundle: &str) -> Result<usize, BundleError> {
         let mut roots = RootCertStore::empty();
-        add_bundle(&mut roots, bundle.as_bytes()).map(|()| roots.len())
+        add_bundle(&mut roots, bundle.as_bytes()).map(|_| roots.len())
+    }
+
+    /// The certificates that were added, and what was passed over in words.
+    fn counted(bundle: &str) -> (usize, String) {
+        let mut roots = RootCertStore::empty();
+        let skipped = add_bundle(&mut roots, bundle.as_bytes()).unwrap();
+        (roots.len(), skipped.map(|skipped| skipped.to_string()).unwrap_or_default())
+    }
+
+    fn block(kind: &str, content: &str) -> String {
+        format!("-----BEGIN {kind}-----\n{content}\n-----END {kind}-----\n")
     }
 
     #[test]
@@ -168,20 +206,41 @@ mod tests {
     }
 
     #[test]
-    fn junk_in_a_bundle_is_named() {
+    fn the_good_certificates_count_and_the_other_blocks_are_named_by_position_and_kind() {
         let good = certificate();
         let key = rcgen::KeyPair::generate().unwrap().serialize_pem();
-        assert_eq!(read(&format!("{good}{key}")), Err(BundleError::PrivateKey));
-        let unknown = "-----BEGIN TRUSTED CERTIFICATE-----\nAAAA\n-----END TRUSTED CERTIFICATE-----\n";
-        assert_eq!(read(&format!("{good}{unknown}")), Err(BundleError::ForeignBlock));
-        assert_eq!(read(&good.replace("-----BEGIN", "  -----BEGIN")), Err(BundleError::ForeignBlock));
-        let endless = format!("{good}-----BEGIN CERTIFICATE-----\nAAAA\n");
-        let detail = "its last line is missing";
-        assert_eq!(read(&endless), Err(BundleError::DamagedBlock { position: 2, detail }));
-        let detail = "it is not base64";
-        let noise = good.replace("MII", "!!!");
-        assert_eq!(read(&noise), Err(BundleError::DamagedBlock { position: 1, detail }));
-        let hollow = format!("{good}-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
-        assert_eq!(read(&hollow), Err(BundleError::InvalidCertificate { position: 2 }));
+        let trusted = block("TRUSTED CERTIFICATE", "AAAA");
+        let (noise, hollow) = (block("CERTIFICATE", "!!!!"), block("CERTIFICATE", "AAAA"));
+        let endless = "-----BEGIN CERTIFICATE-----\nAAAA\n";
+        let open = "-----BEGIN CERTIFICATE\nAAAA\n-----END CERTIFICATE-----\n";
+        for (bundle, added, words) in [
+            (format!("{good}{good}"), 2, ""),
+            (format!("{good}{trusted}{good}"), 2, "block 2 (TRUSTED CERTIFICATE) has OpenSSL's own form"),
+            (format!("{key}{good}"), 1, "block 1 (PRIVATE KEY) is a private key, which does not belong there"),
+            (format!("{good}{}", block("PKCS7", "AAAA")), 1, "block 2 (PKCS7) is not a certificate"),
+            (format!("{good}{noise}"), 1, "block 2 (CERTIFICATE) is damaged: it is not base64"),
+            (format!("{noise}{good}"), 1, "block 1 (CERTIFICATE) is damaged: it is not base64"),
+            (format!("{good}{hollow}"), 1, "block 2 (CERTIFICATE) is not an X.509 certificate"),
+            (format!("{good}{endless}"), 1, "block 2 (CERTIFICATE) is damaged: its last line is missing"),
+            (format!("{endless}{good}"), 1, "block 1 (CERTIFICATE) is damaged"),
+            (format!("{open}{good}"), 1, "block 1 (CERTIFICATE) is damaged"),
+            (format!("{good}{}", block("\u{1b}[31mX\u{202e}", "AAAA")), 1, "block 2 ([31mX) is not a certificate"),
+            (good.replace("-----BEGIN", "  -----BEGIN"), 1, ""),
+            (good.lines().map(|line| format!("    {line}\r\n")).collect(), 1, ""),
+        ] {
+            let (certificates, skipped) = counted(&bundle);
+            assert_eq!(certificates, added, "{bundle}");
+            assert!(skipped.starts_with(words) && words.is_empty() == skipped.is_empty(), "{skipped}");
+        }
+        let many = format!("{good}{}", trusted.repeat(7));
+        assert!(counted(&many).1.ends_with("and 2 more"), "{}", counted(&many).1);
+    }
+
+    #[test]
+    fn a_bundle_without_a_good_certificate_names_what_it_holds() {
+        let error =
+            read(&format!("{}{}", block("TRUSTED CERTIFICATE", "AAAA"), block("CERTIFICATE", "!"))).unwrap_err();
+        let words = error.to_string();
+        assert!(words.contains("block 1 (TRUSTED CERTIFICATE)") && words.contains("block 2 (CERTIFICATE)"), "{words}");
     }
 }

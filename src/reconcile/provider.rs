@@ -168,6 +168,12 @@ async fn write_status(
     };
     let Some(meta) = written else { return Ok(()) };
     context.material.wrote(&object.key(), &meta, after.clone());
+    if let Some(words) = verdict.ok().and_then(skipped_words)
+        && condition::find(&before.conditions, ConditionType::Ready).is_none_or(|told| !told.message.contains(&words))
+    {
+        let notice = Notice { warning: true, reason: Reason::SourceInvalid, note: words };
+        publish(object, &notice, context).await;
+    }
     let turned = condition::find(&before.conditions, ConditionType::Ready).map(|ready| ready.status == "True");
     if turned == Some(!ready) || (turned.is_none() && !ready) {
         tell(object, ready, &after, context).await;
@@ -187,7 +193,14 @@ fn ready_words(prepared: &Prepared) -> Blocker {
             )
         })
         .collect();
-    Blocker::new(Reason::ProviderReady, format!("tokens come from {}{notes}", prepared.endpoints.token_url))
+    let bundle = skipped_words(prepared).map(|words| format!("; {words}")).unwrap_or_default();
+    Blocker::new(Reason::ProviderReady, format!("tokens come from {}{notes}{bundle}", prepared.endpoints.token_url))
+}
+
+/// What was passed over in the CA bundle.
+fn skipped_words(prepared: &Prepared) -> Option<String> {
+    let skipped = prepared.client.skipped()?;
+    Some(format!("the CA bundle holds more than certificates, and only its certificates are used: {skipped}"))
 }
 
 /// The metadata as written; `None` where the object is gone.
@@ -213,6 +226,10 @@ async fn tell(object: &ProviderObject, ready: bool, status: &ProviderStatus, con
     let Some(condition) = condition::find(&status.conditions, ConditionType::Ready) else { return };
     let Some(reason) = Reason::parse(&condition.reason) else { return };
     let notice = Notice { warning: !ready, reason, note: condition.message.clone() };
+    publish(object, &notice, context).await;
+}
+
+async fn publish(object: &ProviderObject, notice: &Notice, context: &Context) {
     let reference = match object {
         ProviderObject::Namespaced(provider) => provider.object_ref(&()),
         ProviderObject::Cluster(provider) => {
@@ -222,7 +239,7 @@ async fn tell(object: &ProviderObject, ready: bool, status: &ProviderStatus, con
             reference
         }
     };
-    context.events.publish(&notice, &reference, context.clock.now()).await;
+    context.events.publish(notice, &reference, context.clock.now()).await;
 }
 
 /// What a provider is called in errors and logs.
