@@ -32,6 +32,7 @@ async fn a_change_that_needs_no_new_token_is_only_published() {
         .set("spec.secret.labels", json!({"team": "sales"}))
         .without("spec.secret.annotations")
         .set("spec.secret.data", json!({"from.txt": "${from}"}))
+        .set("spec.mailbox.usernames", json!({"smtp": "box@example.org"}))
         .set("spec.renewal.renewBefore", "20m");
     stage.ns.apply(changed).await;
     stage.ready("billing").await;
@@ -41,6 +42,10 @@ async fn a_change_that_needs_no_new_token_is_only_published() {
     assert_eq!((text(&secret, "from").as_str(), text(&secret, "xoauth2").as_str()), ("invoices@example.org", ""));
     assert_eq!(text(&secret, "from.txt"), "invoices@example.org");
     assert!(!text(&secret, "token.json").is_empty());
+    assert_eq!(
+        (text(&secret, "username").as_str(), text(&secret, "smtp_username").as_str()),
+        ("box@example.org", "box@example.org")
+    );
     let labels = field(&secret, "/metadata/labels");
     let own = json!({"app.kubernetes.io/managed-by": "mail-token-broker", "mailtoken.dev/credential": "billing", "team": "sales"});
     assert_eq!(labels, own);
@@ -48,6 +53,44 @@ async fn a_change_that_needs_no_new_token_is_only_published() {
     assert_eq!(stage.idp.token_requests().len(), 1);
     stage.wrote("secrets", "billing", &["create", "patch"]).await;
     assert!(stage.ns.told("billing").await.is_empty());
+}
+
+#[tokio::test]
+async fn a_secret_of_an_earlier_version_gets_the_new_keys_without_a_token_request() {
+    let mut stage = Stage::new().await;
+    stage.issued(credential("billing")).await;
+    let made: Secret = stage.ns.get("billing").await;
+    stage.broker.terminate().await;
+    let before = json!({
+        "metadata": {"annotations": {"mailtoken.dev/layout": "that of an earlier version"}},
+        "data": {"smtp_security": null, "smtp_username": null},
+    });
+    stage.ns.patch::<Secret>("billing", before).await;
+    stage.broker.again().await;
+    let whole = |secret: &Secret| {
+        secret.data == made.data && field(secret, "/metadata/annotations") == field(&made, "/metadata/annotations")
+    };
+    stage.ns.until::<Secret>("billing", "it has the new keys", whole).await;
+    assert_eq!(
+        (text(&made, "smtp_security").as_str(), text(&made, "smtp_username").as_str()),
+        ("STARTTLS", "billing@example.org")
+    );
+    stage.ready("billing").await;
+    assert_eq!(stage.idp.token_requests().len(), 1);
+}
+
+#[tokio::test]
+async fn parameters_are_sent_and_a_change_of_them_obtains_a_new_token() {
+    let stage = Stage::new().await;
+    stage.issued(credential("billing")).await;
+    for (number, audience) in ["https://mail.example/a", "https://mail.example/b"].into_iter().enumerate() {
+        let before = stage.ns.secret("billing").await["access_token"].clone();
+        stage.ns.apply(provider(&stage.idp).entry("spec.client.parameters", "audience", audience)).await;
+        stage.renewed("billing", &before).await;
+        let asked = stage.idp.token_requests();
+        assert_eq!(asked.len(), 2 + number);
+        assert_eq!(asked.last().unwrap().form()["audience"], audience);
+    }
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use kube::{CustomResource, KubeSchema, core::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{grant::Grant, schema::*, status::MailCredentialStatus};
+use super::{grant::Grant, schema::*, secret_keys, status::MailCredentialStatus};
 
 /// A mailbox for which a Secret with a valid token is wanted.
 #[derive(CustomResource, Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]
@@ -89,22 +89,69 @@ pub enum ProviderKind {
 #[derive(Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Mailbox {
-    /// The address that mail comes from.
+    /// address is the mailbox, and the address that mail comes from.
     #[schemars(length(min = 3, max = 254))]
     #[x_kube(validation = Rule::new(ADDRESS_RULE).message(ADDRESS_MESSAGE))]
     pub address: String,
-    /// The account that logs in, where it is another one (a shared mailbox).
+    /// authenticateAs is the account that the token is for: the account that signs in, or the subject of `jwtBearer`.
+    /// Defaults to `address`. With `oidc` and `oauth2` a plain user name is allowed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 3, max = 254))]
-    #[x_kube(validation = Rule::new(ADDRESS_RULE).message(ADDRESS_MESSAGE))]
+    #[schemars(length(min = 1, max = 254))]
+    #[x_kube(validation = Rule::new(ACCOUNT_RULE).message(ACCOUNT_MESSAGE))]
     pub authenticate_as: Option<String>,
+    /// usernames are the user names at the mail servers, by protocol. Each defaults to `authenticateAs`; for `microsoft`
+    /// with `refreshToken` or `deviceCode`, those of IMAP and POP3 default to `address`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usernames: Option<Usernames>,
 }
 
 impl Mailbox {
-    /// The account that logs in.
+    /// The account that the token is for.
     pub fn user(&self) -> &str {
         self.authenticate_as.as_deref().unwrap_or(&self.address)
     }
+
+    /// The user name that the spec sets for `protocol`.
+    pub fn username(&self, protocol: Protocol) -> Option<&str> {
+        let names = self.usernames.as_ref()?;
+        match protocol {
+            Protocol::Smtp => names.smtp.as_deref(),
+            Protocol::Imap => names.imap.as_deref(),
+            Protocol::Pop3 => names.pop3.as_deref(),
+        }
+    }
+
+    /// Every account that the spec names, each once: `address`, `authenticateAs` and the entries of `usernames`.
+    pub fn names(&self) -> Vec<&str> {
+        let usernames = Protocol::ALL.into_iter().filter_map(|protocol| self.username(protocol));
+        let mut names = vec![self.address.as_str()];
+        for name in [self.user()].into_iter().chain(usernames) {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
+    }
+}
+
+/// User names at the mail servers, by protocol.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, KubeSchema, PartialEq, Eq)]
+pub struct Usernames {
+    /// smtp is the user name at the SMTP server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 254))]
+    #[x_kube(validation = Rule::new(ACCOUNT_RULE).message(ACCOUNT_MESSAGE))]
+    pub smtp: Option<String>,
+    /// imap is the user name at the IMAP server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 254))]
+    #[x_kube(validation = Rule::new(ACCOUNT_RULE).message(ACCOUNT_MESSAGE))]
+    pub imap: Option<String>,
+    /// pop3 is the user name at the POP3 server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 254))]
+    #[x_kube(validation = Rule::new(ACCOUNT_RULE).message(ACCOUNT_MESSAGE))]
+    pub pop3: Option<String>,
 }
 
 /// Mail protocols.
@@ -120,6 +167,9 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    /// All protocols, in the order of the contract.
+    pub const ALL: [Self; 3] = [Self::Smtp, Self::Imap, Self::Pop3];
+
     /// The name in the API.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -166,7 +216,8 @@ pub struct SecretTemplate {
     #[schemars(length(max = 4))]
     #[x_kube(merge_strategy = kube::core::ListMerge::Atomic, validation = Rule::new(UNIQUE_RULE).message(UNIQUE_MESSAGE))]
     pub formats: Vec<Format>,
-    /// Further keys, with `${placeholders}`; `$$` is a dollar.
+    /// Further keys, with `${placeholders}`; `$$` is a dollar. `${name:url}` is percent-encoded, `${name:json}` escaped for
+    /// a JSON string.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "data_schema")]
     pub data: BTreeMap<String, String>,
@@ -193,7 +244,7 @@ fn default_formats() -> Vec<Format> {
 }
 
 fn labels_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    let mut schema = map_schema(32, 63, METADATA_RULES);
+    let mut schema = map_schema(32, 63, &metadata_rules());
     schema.insert(
         "additionalProperties".to_owned(),
         serde_json::json!({"type": "string", "maxLength": 63, "pattern": LABEL_VALUE}),
@@ -202,14 +253,14 @@ fn labels_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 }
 
 fn annotations_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    map_schema(32, 4096, METADATA_RULES)
+    map_schema(32, 4096, &metadata_rules())
 }
 
 fn data_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    map_schema(32, 4096, DATA_RULES)
+    map_schema(32, 4096, &secret_keys::rules())
 }
 
-fn map_schema(entries: usize, value: usize, rules: &[(&str, &str)]) -> schemars::Schema {
+fn map_schema(entries: usize, value: usize, rules: &[(String, String)]) -> schemars::Schema {
     let rules: Vec<_> =
         rules.iter().map(|(rule, message)| serde_json::json!({"rule": rule, "message": message})).collect();
     schemars::json_schema!({
@@ -220,6 +271,10 @@ fn map_schema(entries: usize, value: usize, rules: &[(&str, &str)]) -> schemars:
     })
 }
 
+fn metadata_rules() -> Vec<(String, String)> {
+    METADATA_RULES.iter().map(|(rule, message)| ((*rule).to_owned(), (*message).to_owned())).collect()
+}
+
 const METADATA_RULES: &[(&str, &str)] = &[
     (
         "!self.exists(k, k == 'app.kubernetes.io/managed-by' || k.startsWith('mailtoken.dev/'))",
@@ -228,25 +283,6 @@ const METADATA_RULES: &[(&str, &str)] = &[
     (
         r"self.all(k, size(k) <= 317 && k.matches('^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$'))",
         "keys must be label or annotation keys such as team or example.org/team",
-    ),
-];
-
-const DATA_RULES: &[(&str, &str)] = &[
-    (
-        r"self.all(k, size(k) <= 253 && k.matches('^[-._a-zA-Z0-9]+$') && k != '.' && !k.startsWith('..'))",
-        "keys may hold letters, digits, '-', '_' and '.', and do not begin with '..'",
-    ),
-    (
-        "!self.exists(k, k in ['access_token', 'token_type', 'expires_at', 'expires_at_unix', 'username', 'from', \
-         'smtp_host', 'smtp_port', 'imap_host', 'imap_port', 'pop3_host', 'pop3_port', 'xoauth2', 'oauthbearer', \
-         'sasl-xoauth2.json', 'token.json'])",
-        "the broker writes this key itself: choose another name for yours",
-    ),
-    (
-        r"self.all(k, self[k].matches('^([^$]|\\$\\$|\\$\\{(access_token|token_type|expires_at|expires_at_unix|username|from|xoauth2|oauthbearer|smtp_host|smtp_port|imap_host|imap_port|pop3_host|pop3_port)\\})*$'))",
-        "unknown placeholder: use ${access_token}, ${token_type}, ${expires_at}, ${expires_at_unix}, ${username}, \
-         ${from}, ${xoauth2}, ${oauthbearer}, ${smtp_host}, ${smtp_port}, ${imap_host}, ${imap_port}, ${pop3_host} or \
-         ${pop3_port}, and $$ for a dollar",
     ),
 ];
 

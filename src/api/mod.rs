@@ -9,6 +9,7 @@ pub mod grant;
 pub mod names;
 pub mod provider;
 mod schema;
+pub mod secret_keys;
 pub mod status;
 
 pub use condition::{ConditionType, Reason, Retry};

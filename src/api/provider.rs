@@ -272,6 +272,14 @@ pub struct Server {
     pub security: Option<Security>,
 }
 
+impl Server {
+    /// How the connection is secured: as the spec says, otherwise by the port. The ports of RFC 8314 section 3 speak TLS
+    /// from the first byte, all others STARTTLS.
+    pub fn security(&self) -> Security {
+        self.security.unwrap_or(if matches!(self.port, 465 | 993 | 995) { Security::Tls } else { Security::StartTls })
+    }
+}
+
 /// How a mail connection is secured.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 pub enum Security {
@@ -283,14 +291,25 @@ pub enum Security {
     Tls,
 }
 
+impl Security {
+    /// The name in the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::StartTls => "STARTTLS",
+            Self::Tls => "TLS",
+        }
+    }
+}
+
 /// One permission that a ClusterMailProvider grants.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Allowed {
     /// Namespaces by their labels; `{}` selects all.
     pub namespace_selector: LabelSelector,
-    /// Addresses, where `*` stands for any characters but `@`. They must cover both `address` and `authenticateAs`.
-    #[schemars(length(min = 1, max = 256), inner(length(min = 3, max = 254), regex(pattern = MAILBOX_PATTERN)))]
+    /// Addresses and plain user names, where `*` stands for any characters but `@`. They must cover `address`,
+    /// `authenticateAs` and every entry of `usernames`.
+    #[schemars(length(min = 1, max = 256), inner(length(min = 1, max = 254), regex(pattern = MAILBOX_PATTERN)))]
     pub mailboxes: Vec<String>,
     /// Grants that may be used. Empty: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

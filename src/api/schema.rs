@@ -33,16 +33,43 @@ pub(super) const URL_RULE: &str = concat!(
 pub(super) const URL_MESSAGE: &str = "must be an https:// URL with an ASCII host and without user info, spaces or \
                                       fragment, such as https://id.example.org/token";
 
-/// CEL: `self` is an e-mail address (RFC 5321 dot-string, ASCII).
-pub(super) const ADDRESS_RULE: &str = concat!(
-    r"self.matches('^[A-Za-z0-9!#$%&\'*+/=?^_`{|}~-]+(\\.[A-Za-z0-9!#$%&\'*+/=?^_`{|}~-]+)*",
-    r"@[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*$')",
-);
+/// The characters of a local part or user name, for a class in a pattern: any printable character but blanks, quotes,
+/// commas and brackets (RFC 5321 dot-strings without the rule for dots, RFC 6531).
+macro_rules! local {
+    () => {
+        r"\p{L}\p{M}\p{N}!#$%&'*+./:;=?\\^_`{|}~-"
+    };
+}
+
+/// The same inside a CEL string in single quotes.
+macro_rules! cel_local {
+    () => {
+        r"[\\p{L}\\p{M}\\p{N}!#$%&\'*+./:;=?\\\\^_`{|}~-]+"
+    };
+}
+
+/// A domain inside a CEL string, with letters beyond ASCII (RFC 6531).
+macro_rules! cel_domain {
+    () => {
+        concat!(
+            r"@[\\p{L}\\p{N}]([\\p{L}\\p{M}\\p{N}-]*[\\p{L}\\p{M}\\p{N}])?",
+            r"(\\.[\\p{L}\\p{N}]([\\p{L}\\p{M}\\p{N}-]*[\\p{L}\\p{M}\\p{N}])?)*"
+        )
+    };
+}
+
+/// CEL: `self` is an e-mail address.
+pub(super) const ADDRESS_RULE: &str = concat!("self.matches('^", cel_local!(), cel_domain!(), "$')");
 pub(super) const ADDRESS_MESSAGE: &str = "must be an e-mail address such as billing@example.org";
 
-/// An address in which `*` stands for any characters but `@`. A pattern and not a CEL rule: 64 lists of 256 exceed the
-/// API server's budget for those.
-pub(super) const MAILBOX_PATTERN: &str = r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]+@[A-Za-z0-9*.-]+$";
+/// CEL: `self` is an e-mail address or a plain user name.
+pub(super) const ACCOUNT_RULE: &str = concat!("self.matches('^", cel_local!(), "(", cel_domain!(), ")?$')");
+pub(super) const ACCOUNT_MESSAGE: &str = "must be an e-mail address such as billing@example.org, or, with oidc and \
+                                          oauth2, a plain user name without blanks, quotes, commas and brackets";
+
+/// An address or user name in which `*` stands for any characters but `@`. A pattern and not a CEL rule: 64 lists of 256
+/// exceed the API server's budget for those.
+pub(super) const MAILBOX_PATTERN: &str = concat!("^[", local!(), r"]+(@[\p{L}\p{M}\p{N}*.-]+)?$");
 
 /// CEL: no item stands twice. Such a list is atomic: a set would be merged with its default by server-side apply.
 pub(super) const UNIQUE_RULE: &str = "self.all(item, self.exists_one(other, other == item))";

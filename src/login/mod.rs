@@ -36,6 +36,7 @@ use crate::{
     idp::IdpClients,
     kubernetes::{AccessError, Connection},
     policy::inputs,
+    providers::Profile,
     reconcile::material::Identities,
 };
 
@@ -93,7 +94,7 @@ pub async fn run(settings: Login) -> Result<(), LoginError> {
         clock,
     };
 
-    let store = async |granted: Granted| store(granted, &settings.mailbox, &seed).await;
+    let store = async |granted: Granted| store(granted, &settings.mailbox, &profile, &seed).await;
     if settings.device {
         let granted = device::sign_in(&attempt, &settings).await?;
         store(granted).await?;
@@ -115,9 +116,9 @@ async fn credentials(client: &Client, namespace: &str) -> Result<Vec<MailCredent
 }
 
 /// Sees who signed in, and stores what they left. What to show the person.
-async fn store(granted: Granted, mailbox: &str, seed: &Seed) -> Result<String, LoginError> {
+async fn store(granted: Granted, mailbox: &str, profile: &Profile, seed: &Seed) -> Result<String, LoginError> {
     let Granted { refresh_token, addresses } = granted;
-    if !addresses.is_empty() && !addresses.iter().any(|address| address.eq_ignore_ascii_case(mailbox)) {
+    if profile.is_another_account(mailbox, &addresses) {
         return Err(LoginError(format!(
             "{} signed in, and the mailbox is {mailbox}: nothing was written. Sign out at the provider, or use a private \
              window, and run the command again",

@@ -13,8 +13,9 @@ use crate::{
         MailCredential, Reason,
         credential::{Protocol, ProviderKind},
         provider::{Allowed, ProviderSpec},
+        secret_keys::{self, SERVER, USERNAME},
     },
-    providers::Profile,
+    providers::{Profile, account::fold},
 };
 
 /// The namespace of a credential; the API server sees to it that there is one.
@@ -48,6 +49,17 @@ pub fn spec_blocker(
     if let Some(objection) = (profile.objection)(provider, grant, scopes) {
         return invalid(objection);
     }
+    let names = credential.spec.mailbox.names();
+    if !profile.accounts.plain_names
+        && let Some(name) = names.into_iter().find(|name| !name.contains('@'))
+    {
+        return invalid(format!(
+            "{name} in spec.mailbox is a plain user name, and the accounts of the provider {} are addresses: write the \
+             whole address, with `{}`",
+            profile.preset,
+            Subject::credential(credential).command("edit")
+        ));
+    }
     unfillable_placeholder(credential, profile).and_then(|(key, protocol)| {
         let name = protocol.as_str().to_lowercase();
         let asked = credential.spec.protocols.contains(&protocol);
@@ -60,14 +72,25 @@ pub fn spec_blocker(
     })
 }
 
-/// A key of `spec.secret.data` with a host or port that is not known.
+/// A key of `spec.secret.data` with a placeholder of a protocol that has no value: its server is not known, or the
+/// protocol is not asked for.
 fn unfillable_placeholder<'a>(credential: &'a MailCredential, profile: &Profile) -> Option<(&'a str, Protocol)> {
     let spec = &credential.spec;
-    let missing = |protocol: &Protocol| !spec.protocols.contains(protocol) || profile.server(*protocol).is_none();
-    for protocol in [Protocol::Smtp, Protocol::Imap, Protocol::Pop3].into_iter().filter(missing) {
-        let name = protocol.as_str().to_lowercase();
-        let placeholders = [format!("${{{name}_host}}"), format!("${{{name}_port}}")];
-        let uses = |text: &str| placeholders.iter().any(|placeholder| text.replace("$$", "").contains(placeholder));
+    for protocol in Protocol::ALL {
+        let mut missing: Vec<_> = SERVER.into_iter().filter(|_| profile.server(protocol).is_none()).collect();
+        if !spec.protocols.contains(&protocol) {
+            missing = SERVER.into_iter().chain([USERNAME]).collect();
+        }
+        // The brace or the colon of an encoding follows.
+        let placeholders: Vec<_> =
+            missing.into_iter().map(|what| format!("${{{}", secret_keys::of(protocol, what))).collect();
+        let uses = |text: &str| {
+            let text = text.replace("$$", "");
+            placeholders.iter().any(|placeholder| {
+                text.match_indices(placeholder.as_str())
+                    .any(|(at, found)| text[at + found.len()..].starts_with([':', '}']))
+            })
+        };
         if let Some((key, _)) = spec.secret.data.iter().find(|(_, text)| uses(text)) {
             return Some((key, protocol));
         }
@@ -102,21 +125,19 @@ pub fn allowance_blocker(
             subject.command("edit")
         ));
     };
-    let mailboxes = [credential.spec.mailbox.address.as_str(), credential.spec.mailbox.user()];
+    let mailboxes = credential.spec.mailbox.names();
     let covers = |(_, rule): &&(usize, &Allowed)| {
         mailboxes.iter().all(|mailbox| rule.mailboxes.iter().any(|pattern| matches(pattern, mailbox)))
     };
     let for_mailbox: Vec<_> = for_namespace.iter().filter(covers).collect();
     if for_mailbox.is_empty() {
-        // The entry that an administrator would complete: the one that covers one of the two already, else the first.
+        // The entry that an administrator would complete: the one that covers most of them already, else the first.
         let lacking = |rule: &Allowed| -> Vec<&str> {
             let covered = |mailbox: &str| rule.mailboxes.iter().any(|pattern| matches(pattern, mailbox));
-            let mut lacking: Vec<_> = mailboxes.into_iter().filter(|mailbox| !covered(mailbox)).collect();
-            lacking.dedup();
-            lacking
+            mailboxes.iter().copied().filter(|mailbox| !covered(mailbox)).collect()
         };
         let nearest = for_namespace.iter().min_by_key(|(_, rule)| lacking(rule).len());
-        let (entry, missing) = nearest.map_or((*first, mailboxes.to_vec()), |(at, rule)| (*at, lacking(rule)));
+        let (entry, missing) = nearest.map_or((*first, mailboxes.clone()), |(at, rule)| (*at, lacking(rule)));
         let path = format!("/spec/allowed/{entry}/mailboxes");
         let commands: Vec<_> = missing.iter().map(|mailbox| subject.append(&path, mailbox)).collect();
         return denied(format!(
@@ -157,15 +178,17 @@ fn selects(rule: &Allowed, labels: &BTreeMap<String, String>) -> bool {
     Selector::try_from(rule.namespace_selector.clone()).is_ok_and(|selector| selector.matches(labels))
 }
 
-/// Whether `pattern`, in which `*` stands for any characters but `@`, covers `address`. Case does not count.
-fn matches(pattern: &str, address: &str) -> bool {
-    let (pattern, address) = (pattern.to_ascii_lowercase(), address.to_ascii_lowercase());
-    let (Some((pattern_local, pattern_domain)), Some((local, domain))) =
-        (pattern.rsplit_once('@'), address.rsplit_once('@'))
-    else {
-        return false;
-    };
-    glob(pattern_local, local) && glob(pattern_domain, domain)
+/// Whether `pattern`, in which `*` stands for any characters but `@`, covers `name`. Case does not count. A plain user
+/// name is covered by a pattern without `@` alone.
+fn matches(pattern: &str, name: &str) -> bool {
+    let (pattern, name) = (fold(pattern), fold(name));
+    match (pattern.rsplit_once('@'), name.rsplit_once('@')) {
+        (Some((pattern_local, pattern_domain)), Some((local, domain))) => {
+            glob(pattern_local, local) && glob(pattern_domain, domain)
+        }
+        (None, None) => glob(&pattern, &name),
+        (Some(_), None) | (None, Some(_)) => false,
+    }
 }
 
 /// `*` matching by segments: the first and last are anchored, those between are found in order.
@@ -235,6 +258,12 @@ mod tests {
             ("b*x*g@example.org", "billing@example.org", false),
             ("billing@example.org", "billing@example.org", true),
             ("a*a@x", "a@x", false),
+            ("svc-*", "SVC-mail", true),
+            ("*", "a@x", false),
+            ("*@*", "svc", false),
+            ("*@example.org", "taro..y@example.org", true),
+            ("BÜRO@example.org", "büro@example.org", true),
+            ("*@kontoso.com", "a@\u{212a}ontoso.com", false),
         ] {
             assert_eq!(matches(pattern, address), covered, "{pattern} {address}");
         }
@@ -272,6 +301,35 @@ mod tests {
                 && both.contains(" && kubectl patch clustermailprovider idp "),
             "{both}"
         );
+    }
+
+    #[test]
+    fn every_user_name_must_be_covered_too() {
+        let names = |credential: &mut MailCredential| {
+            credential.spec.mailbox.usernames =
+                serde_json::from_value(serde_json::json!({"imap": "office@example.com", "pop3": "svc"})).unwrap();
+        };
+        let message = refusal(rule("*@example.org"), names).unwrap();
+        assert!(message.contains("does not allow office@example.com and svc to"), "{message}");
+        let all = serde_json::json!([{"namespaceSelector": {}, "mailboxes": ["*@example.org", "office@*", "svc"]}]);
+        assert_eq!(refusal(all, names), None);
+    }
+
+    #[test]
+    fn a_plain_user_name_is_for_ones_own_servers() {
+        let mut credential = credential();
+        credential.spec.mailbox.authenticate_as = Some("svc".into());
+        for (provider, plain) in [
+            (serde_json::json!({"oauth2": {"tokenURL": "https://x/t"}, "client": {"id": "c"}}), true),
+            (serde_json::json!({"oidc": {"issuerURL": "https://x"}, "client": {"id": "c"}}), true),
+            (serde_json::json!({"microsoft": {"tenantID": "contoso.com"}, "client": {"id": "c"}}), false),
+        ] {
+            let provider: ProviderSpec = serde_json::from_value(provider).unwrap();
+            let profile = profile(&provider).unwrap();
+            let scopes = (profile.scopes)(&provider, credential.spec.grant.kind(), &credential.spec.protocols);
+            let blocker = spec_blocker(&credential, &provider, &profile, &scopes);
+            assert_eq!(blocker.is_none(), plain, "{blocker:?}");
+        }
     }
 
     #[test]
@@ -317,7 +375,13 @@ mod tests {
         for profile in [&nowhere, &somewhere] {
             assert!(message(&credential, profile).unwrap().contains("add IMAP"));
         }
+        credential.spec.secret.data.insert("k".into(), "${imap_username:url}".into());
+        assert!(message(&credential, &somewhere).unwrap().contains("add IMAP"));
         credential.spec.protocols.push(Protocol::Imap);
+        assert_eq!(message(&credential, &nowhere), None, "a user name needs no server");
+        credential.spec.secret.data.insert("k".into(), "${imap_security:json}".into());
+        assert!(message(&credential, &nowhere).unwrap().contains("spec.servers.imap"));
+        credential.spec.secret.data.insert("k".into(), "${imap_host}".into());
         assert!(message(&credential, &nowhere).unwrap().contains("spec.servers.imap"));
         assert_eq!(message(&credential, &somewhere), None);
     }

@@ -64,8 +64,11 @@ pub fn layout(credential: &MailCredential, profile: &Profile) -> String {
     let spec = &credential.spec;
     let mut parts: Vec<String> = vec![spec.mailbox.address.clone(), spec.mailbox.user().to_owned()];
     for protocol in &spec.protocols {
-        let server = profile.server(*protocol).map(|server| format!("{}:{}", server.host, server.port));
-        parts.extend([protocol.as_str().to_owned(), server.unwrap_or_default()]);
+        let server = profile
+            .server(*protocol)
+            .map(|server| format!("{}:{} {}", server.host, server.port, server.security().as_str()));
+        let user = profile.username(credential, *protocol).to_owned();
+        parts.extend([protocol.as_str().to_owned(), server.unwrap_or_default(), user]);
     }
     parts.extend(spec.secret.formats.iter().map(|format| format_name(*format).to_owned()));
     for map in [&spec.secret.labels, &spec.secret.annotations, &spec.secret.data] {

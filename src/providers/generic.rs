@@ -1,6 +1,9 @@
 //! Any OpenID Connect provider by discovery, and any OAuth 2.0 server by its endpoints.
 
-use super::{Profile, SignIn, TokenSource};
+use super::{
+    Profile, SignIn, TokenSource,
+    account::{self, Accounts},
+};
 use crate::{
     api::{
         authentication::ClientAuthentication,
@@ -19,6 +22,9 @@ const GRANTS: &[GrantType] = &[
     GrantType::TokenExchange,
 ];
 
+/// Own servers often have plain account names.
+const ACCOUNTS: Accounts = Accounts { shared_by_address: false, plain_names: true, canonical: account::fold };
+
 /// The profile of `oidc` or `oauth2`, whichever the spec has.
 pub(super) fn profile(spec: &ProviderSpec) -> Option<Profile> {
     let servers = spec.servers.clone();
@@ -31,7 +37,7 @@ pub(super) fn profile(spec: &ProviderSpec) -> Option<Profile> {
                 parameters: &[("prompt", "consent")],
                 ..SignIn::default()
             };
-            Some(Profile { sign_in, objection, ..Profile::new("oidc", source, servers, GRANTS) })
+            Some(Profile { sign_in, accounts: ACCOUNTS, objection, ..Profile::new("oidc", source, servers, GRANTS) })
         }
         (None, Some(oauth2)) => {
             let source = TokenSource::Known(Endpoints {
@@ -40,7 +46,7 @@ pub(super) fn profile(spec: &ProviderSpec) -> Option<Profile> {
                 revocation_url: oauth2.revocation_url.clone(),
                 authorization_url: oauth2.authorization_url.clone(),
             });
-            Some(Profile { objection, ..Profile::new("oauth2", source, servers, GRANTS) })
+            Some(Profile { accounts: ACCOUNTS, objection, ..Profile::new("oauth2", source, servers, GRANTS) })
         }
         _ => None,
     }

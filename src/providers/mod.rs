@@ -4,6 +4,7 @@
 //! To add a provider: a field in `api::provider::ProviderSpec`, a file here that makes its [`Profile`], an arm in
 //! [`profile`].
 
+pub mod account;
 mod fastmail;
 mod generic;
 mod google;
@@ -12,6 +13,7 @@ mod yahoo;
 
 use k8s_openapi::jiff::SignedDuration;
 
+use self::account::Accounts;
 use crate::{
     api::{
         Reason,
@@ -35,6 +37,8 @@ pub struct Profile {
     pub grants: &'static [GrantType],
     /// What a person's sign-in takes besides the scopes for mail.
     pub sign_in: SignIn,
+    /// How accounts are named there.
+    pub accounts: Accounts,
     /// Its client secrets are never GUIDs, so one that is must be the secret's ID.
     pub guid_is_no_secret: bool,
     /// The scopes of the preset, by grant and protocols.
@@ -128,6 +132,7 @@ impl Profile {
             servers,
             grants,
             sign_in: SignIn::default(),
+            accounts: Accounts::default(),
             guid_is_no_secret: false,
             scopes: |_, _, _| vec![],
             objection: |_, _, _| None,

@@ -10,7 +10,7 @@ use crate::{
         MailCredential,
         credential::{DeletionPolicy, Format, Protocol},
         names,
-        provider::{ProviderSpec, Server},
+        provider::{ProviderSpec, Security, Server},
     },
     policy::{
         grant::{asked_by, asked_for, bound_to},
@@ -71,6 +71,10 @@ fn by_code(credential: &mut MailCredential) {
     credential.spec.grant = serde_json::from_value(json!({"deviceCode": {}})).unwrap();
 }
 
+fn usernames(credential: &mut MailCredential, names: Value) {
+    credential.spec.mailbox.usernames = serde_json::from_value(names).unwrap();
+}
+
 fn reissue(credential: &mut MailCredential, value: &str) {
     annotate(credential, names::ANNOTATION_REISSUE, value);
 }
@@ -109,6 +113,7 @@ fn a_token_is_for_one_issuer_client_grant_account_and_list_of_scopes() {
     ];
     let others: [Change; 6] = [
         |credential, _| credential.metadata.generation = Some(2),
+        |credential, _| usernames(credential, json!({"smtp": "other"})),
         |credential, _| reissue(credential, "1"),
         |credential, _| credential.spec.protocols.push(Protocol::Imap),
         |credential, _| credential.spec.secret.formats = vec![Format::TokenJson],
@@ -121,7 +126,9 @@ fn a_token_is_for_one_issuer_client_grant_account_and_list_of_scopes() {
 #[test]
 fn a_secret_is_shaped_by_its_template_the_mailbox_and_the_servers_of_its_protocols() {
     let hash = |credential: &MailCredential, provider: &ProviderSpec| layout(credential, &profile(provider).unwrap());
-    let matter: [Change; 14] = [
+    let matter: [Change; 16] = [
+        |credential, _| usernames(credential, json!({"smtp": "other"})),
+        |_, provider| provider.servers.smtp.as_mut().unwrap().security = Some(Security::Tls),
         |credential, _| credential.spec.mailbox.address = "another@example.org".into(),
         |credential, _| credential.spec.mailbox.authenticate_as = Some("svc@example.org".into()),
         |credential, _| credential.spec.protocols = vec![Protocol::Imap],
@@ -137,7 +144,9 @@ fn a_secret_is_shaped_by_its_template_the_mailbox_and_the_servers_of_its_protoco
         |credential, _| credential.spec.secret.data = [("team".into(), "a".into())].into(),
         |credential, _| credential.spec.secret.deletion_policy = DeletionPolicy::Retain,
     ];
-    let others: [Change; 5] = [
+    let others: [Change; 7] = [
+        |credential, _| usernames(credential, json!({"imap": "other"})),
+        |_, provider| provider.servers.smtp.as_mut().unwrap().security = Some(Security::StartTls),
         |credential, _| credential.metadata.labels = Some([("team".into(), "a".into())].into()),
         |credential, _| credential.spec.scopes.push("mail.read".into()),
         |credential, _| credential.spec.suspend = true,

@@ -8,7 +8,7 @@ mod token;
 
 use k8s_openapi::jiff::SignedDuration;
 
-use super::{Profile, Redirect, SignIn, TokenSource, servers};
+use super::{Profile, Redirect, SignIn, TokenSource, account::Accounts, servers};
 use crate::{
     api::{
         credential::Protocol,
@@ -91,6 +91,7 @@ pub(super) fn profile(settings: &Microsoft, given: &Servers) -> Profile {
     let grants = &[GrantType::ClientCredentials, GrantType::RefreshToken, GrantType::DeviceCode];
     Profile {
         sign_in: SIGN_IN,
+        accounts: Accounts { shared_by_address: true, ..Accounts::default() },
         guid_is_no_secret: true,
         scopes,
         objection,

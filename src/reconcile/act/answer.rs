@@ -17,14 +17,17 @@ impl Attempt {
     pub(super) fn somebody_else(&self, answer: &TokenAnswer) -> Option<Refusal> {
         let expected = self.credential.spec.mailbox.user();
         let came = &answer.addresses;
-        if came.is_empty() || came.iter().any(|address| address.eq_ignore_ascii_case(expected)) {
+        if !self.profile.is_another_account(expected, came) {
             return None;
         }
         // What could mislead a reader is not shown.
         let plain = came.iter().filter(|address| address.bytes().all(|byte| byte.is_ascii_graphic()));
         let who = plain.map(String::as_str).collect::<BTreeSet<_>>();
         let who = if who.is_empty() { "somebody else".to_owned() } else { Vec::from_iter(who).join(", ") };
-        let what = format!("{who} signed in, and {expected} was expected");
+        let what = format!(
+            "{who} signed in, and {expected} was expected. If both are names of one account, write the name that signed in \
+             into spec.mailbox.authenticateAs"
+        );
         Some(Refusal::new(Reason::AuthorizationRequired, what))
     }
 

@@ -1,0 +1,115 @@
+//! The keys of the Secret that pods mount, and the placeholders of `spec.secret.data`. The schema, the checks and what
+//! renders the Secret all read these tables.
+
+use super::credential::Protocol;
+
+/// Placeholders that every credential has a value for. Each is also the name of a key.
+pub const COMMON: [&str; 8] =
+    ["access_token", "token_type", "expires_at", "expires_at_unix", "username", "from", "xoauth2", "oauthbearer"];
+/// What follows `smtp_`, `imap_` and `pop3_` in placeholders and keys about the protocol's server.
+pub const SERVER: [&str; 3] = ["host", "port", "security"];
+/// What follows `smtp_`, `imap_` and `pop3_` in the placeholder and key for the user name at that protocol's server.
+pub const USERNAME: &str = "username";
+/// What follows `smtp_`, `imap_` and `pop3_` in keys that are no placeholders: the SASL responses for that user name.
+pub const RESPONSES: [&str; 2] = ["xoauth2", "oauthbearer"];
+/// The key of the file that Postfix's sasl-xoauth2 reads.
+pub const SASL_XOAUTH2: &str = "sasl-xoauth2.json";
+/// The key of the file with the token and its expiry.
+pub const TOKEN_JSON: &str = "token.json";
+
+/// The name of a protocol's key or placeholder, such as `smtp_host`.
+pub fn of(protocol: Protocol, what: &str) -> String {
+    format!("{}_{what}", protocol.as_str().to_ascii_lowercase())
+}
+
+/// The names that a placeholder may have, in the order in which messages list them.
+pub fn placeholders() -> Vec<String> {
+    let common = COMMON.into_iter().map(str::to_owned);
+    let each = Protocol::ALL
+        .into_iter()
+        .flat_map(|protocol| SERVER.into_iter().chain([USERNAME]).map(move |what| of(protocol, what)));
+    common.chain(each).collect()
+}
+
+/// The keys that the broker writes itself, so that `spec.secret.data` must not use them.
+pub fn fixed() -> Vec<String> {
+    let responses =
+        Protocol::ALL.into_iter().flat_map(|protocol| RESPONSES.into_iter().map(move |what| of(protocol, what)));
+    let files = [SASL_XOAUTH2, TOKEN_JSON].map(str::to_owned);
+    placeholders().into_iter().chain(responses).chain(files).collect()
+}
+
+/// How a placeholder's value is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// `${name}`: as it is.
+    Plain,
+    /// `${name:url}`: percent-encoded but for RFC 3986's unreserved characters.
+    Url,
+    /// `${name:json}`: escaped for a JSON string (RFC 8259 section 7), without the quotes around it.
+    Json,
+}
+
+impl Encoding {
+    /// The name and encoding inside the braces of a placeholder; `None` for an encoding that does not exist.
+    pub fn parse(placeholder: &str) -> Option<(&str, Self)> {
+        match placeholder.split_once(':') {
+            None => Some((placeholder, Self::Plain)),
+            Some((name, "url")) => Some((name, Self::Url)),
+            Some((name, "json")) => Some((name, Self::Json)),
+            Some(_) => None,
+        }
+    }
+}
+
+/// CEL rules for `spec.secret.data`, each with its message.
+pub(super) fn rules() -> Vec<(String, String)> {
+    let (names, keys) = (placeholders(), fixed());
+    let listed: Vec<_> = names.iter().map(|name| format!("${{{name}}}")).collect();
+    let (last, others) = listed.split_last().map_or(("", &[][..]), |(last, others)| (last.as_str(), others));
+    let quoted: Vec<_> = keys.iter().map(|key| format!("'{key}'")).collect();
+    vec![
+        (
+            r"self.all(k, size(k) <= 253 && k.matches('^[-._a-zA-Z0-9]+$') && k != '.' && !k.startsWith('..'))"
+                .to_owned(),
+            "keys may hold letters, digits, '-', '_' and '.', and do not begin with '..'".to_owned(),
+        ),
+        (
+            format!("!self.exists(k, k in [{}])", quoted.join(", ")),
+            "the broker writes this key itself: choose another name for yours".to_owned(),
+        ),
+        (
+            format!(r"self.all(k, self[k].matches('^([^$]|\\$\\$|\\$\\{{({})(:url|:json)?\\}})*$'))", names.join("|")),
+            format!(
+                "unknown placeholder: use {} or {last}, each also with :url or :json before the brace, and $$ for a dollar",
+                others.join(", ")
+            ),
+        ),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_encoding_follows_a_colon() {
+        for (text, parsed) in [
+            ("username", Some(("username", Encoding::Plain))),
+            ("username:url", Some(("username", Encoding::Url))),
+            ("username:json", Some(("username", Encoding::Json))),
+            ("username:URL", None),
+            ("username:", None),
+            ("username:url:json", None),
+        ] {
+            assert_eq!(Encoding::parse(text), parsed, "{text}");
+        }
+    }
+
+    #[test]
+    fn every_key_of_a_protocol_is_fixed_and_its_responses_are_no_placeholders() {
+        assert_eq!((placeholders().len(), fixed().len()), (20, 28));
+        assert!(fixed().contains(&"pop3_oauthbearer".to_owned()));
+        assert!(!placeholders().contains(&"pop3_oauthbearer".to_owned()));
+    }
+}

@@ -1,0 +1,153 @@
+//! Accounts at a provider: who logs in at its mail servers, and when two spellings mean one account.
+
+use super::Profile;
+use crate::api::{MailCredential, credential::Protocol};
+
+/// How a provider names the accounts of people.
+#[derive(Clone, Copy, Debug)]
+pub struct Accounts {
+    /// A person's token opens a shared mailbox at IMAP and POP3 under the mailbox's own name. Under the person's name it
+    /// opens the person's own mail, without any error.
+    pub shared_by_address: bool,
+    /// Accounts may be plain user names without a domain.
+    pub plain_names: bool,
+    /// The form that all spellings of one account share.
+    pub canonical: fn(&str) -> String,
+}
+
+impl Default for Accounts {
+    fn default() -> Self {
+        Self { shared_by_address: false, plain_names: false, canonical: fold }
+    }
+}
+
+impl Profile {
+    /// The user name at the mail server of `protocol`: the spec's, otherwise the account that the token is for. A person's
+    /// token opens a shared mailbox at some providers under that mailbox's name.
+    pub fn username<'a>(&self, credential: &'a MailCredential, protocol: Protocol) -> &'a str {
+        let mailbox = &credential.spec.mailbox;
+        let shared = self.accounts.shared_by_address
+            && credential.spec.grant.kind().is_delegated()
+            && matches!(protocol, Protocol::Imap | Protocol::Pop3);
+        mailbox.username(protocol).unwrap_or(if shared { &mailbox.address } else { mailbox.user() })
+    }
+
+    /// The user name at the server of the first of `protocols`.
+    pub fn first_username<'a>(&self, credential: &'a MailCredential) -> &'a str {
+        let first = credential.spec.protocols.first().copied().unwrap_or(Protocol::Smtp);
+        self.username(credential, first)
+    }
+
+    /// Whether another account than `expected` signed in, as far as the names in the response show. Names are compared
+    /// with names of the same kind: where an address is expected, a name without `@` says nothing, and the other way round.
+    pub fn is_another_account(&self, expected: &str, came: &[String]) -> bool {
+        let is_address = |name: &str| name.contains('@');
+        let mut comparable = came.iter().filter(|name| is_address(name) == is_address(expected)).peekable();
+        let wanted = (self.accounts.canonical)(expected);
+        comparable.peek().is_some() && !comparable.any(|name| (self.accounts.canonical)(name) == wanted)
+    }
+}
+
+/// The name without differences of case. A letter beyond ASCII never becomes one of ASCII (the Kelvin sign is no `k`), so
+/// that no look-alike passes for a name in ASCII.
+pub fn fold(name: &str) -> String {
+    let mut folded = String::with_capacity(name.len());
+    for letter in name.chars() {
+        if letter.is_ascii() {
+            folded.push(letter.to_ascii_lowercase());
+        } else if letter.to_lowercase().any(|small| small.is_ascii()) {
+            folded.push(letter);
+        } else {
+            folded.extend(letter.to_lowercase());
+        }
+    }
+    folded
+}
+
+/// Google's rules for equal addresses: dots before the `@` and a `+tag` do not count, and `googlemail.com` is `gmail.com`
+/// ("Dots don't matter in Gmail addresses", Gmail Help).
+pub(super) fn google(name: &str) -> String {
+    let name = fold(name);
+    let Some((local, domain)) = name.rsplit_once('@') else { return name };
+    let local = local.split_once('+').map_or(local, |(before, _)| before).replace('.', "");
+    let domain = if domain == "googlemail.com" { "gmail.com" } else { domain };
+    format!("{local}@{domain}")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{policy::tests::fixtures::credential, providers::profile};
+
+    fn of(provider: serde_json::Value) -> Profile {
+        let mut spec = json!({"client": {"id": "c"}});
+        spec.as_object_mut().unwrap().extend(provider.as_object().unwrap().clone());
+        profile(&serde_json::from_value(spec).unwrap()).unwrap()
+    }
+
+    fn microsoft() -> Profile {
+        of(json!({"microsoft": {"tenantID": "contoso.com"}}))
+    }
+
+    fn google_profile() -> Profile {
+        of(json!({"google": {}}))
+    }
+
+    fn oauth2() -> Profile {
+        of(json!({"oauth2": {"tokenURL": "https://x/t"}}))
+    }
+
+    #[test]
+    fn a_persons_token_opens_a_shared_mailbox_under_the_mailboxes_name_at_imap_and_pop3() {
+        let refresh = json!({"refreshToken": {"secretRef": {"name": "s", "key": "k"}}});
+        let table = [
+            (microsoft(), json!({"deviceCode": {}}), ["anna@x.org", "office@x.org", "office@x.org"]),
+            (microsoft(), refresh.clone(), ["anna@x.org", "office@x.org", "office@x.org"]),
+            (microsoft(), json!({"clientCredentials": {}}), ["anna@x.org"; 3]),
+            (google_profile(), refresh.clone(), ["anna@x.org"; 3]),
+            (oauth2(), refresh, ["anna@x.org"; 3]),
+        ];
+        for (profile, grant, names) in table {
+            let mut credential = credential();
+            credential.spec.grant = serde_json::from_value(grant).unwrap();
+            credential.spec.mailbox.address = "office@x.org".into();
+            credential.spec.mailbox.authenticate_as = Some("anna@x.org".into());
+            let kind = credential.spec.grant.kind();
+            assert_eq!(Protocol::ALL.map(|at| profile.username(&credential, at)), names, "{} {kind:?}", profile.preset);
+            credential.spec.mailbox.usernames = serde_json::from_value(json!({"imap": "other"})).unwrap();
+            assert_eq!(profile.username(&credential, Protocol::Imap), "other");
+            credential.spec.protocols = vec![Protocol::Imap, Protocol::Smtp];
+            assert_eq!(profile.first_username(&credential), "other");
+        }
+    }
+
+    #[test]
+    fn accounts_are_compared_as_the_provider_compares_them() {
+        let table: [(Profile, &str, &[&str], bool); 18] = [
+            (oauth2(), "info@contoso.com", &["INFO@Contoso.com"], false),
+            (oauth2(), "info@contoso.com", &["anna@contoso.com"], true),
+            (oauth2(), "info@contoso.com", &["anna@contoso.com", "info@contoso.com"], false),
+            (oauth2(), "info@contoso.com", &[], false),
+            (oauth2(), "info@contoso.com", &["info"], false),
+            (oauth2(), "BÜRO@example.org", &["büro@example.org"], false),
+            (oauth2(), "admin@kontoso.com", &["admin@\u{212a}ontoso.com"], true),
+            (oauth2(), "i.n.fo@contoso.com", &["info@contoso.com"], true),
+            (oauth2(), "info@gmail.com", &["info+x@gmail.com"], true),
+            (oauth2(), "svc", &["SVC", "anna@example.org"], false),
+            (oauth2(), "svc", &["anna", "svc@example.org"], true),
+            (oauth2(), "svc", &["anna@example.org"], false),
+            (microsoft(), "info@googlemail.com", &["info@gmail.com"], true),
+            (google_profile(), "anna.muster@gmail.com", &["AnnaMuster@gmail.com"], false),
+            (google_profile(), "annamuster+shop@gmail.com", &["annamuster@gmail.com"], false),
+            (google_profile(), "annamuster@googlemail.com", &["anna.muster@gmail.com"], false),
+            (google_profile(), "annamuster@gmail.com", &["annamuster@example.org"], true),
+            (google_profile(), "annamuster@gmail.com", &["anna@gmail.com"], true),
+        ];
+        for (profile, expected, came, another) in table {
+            let names: Vec<_> = came.iter().map(|name| (*name).to_owned()).collect();
+            assert_eq!(profile.is_another_account(expected, &names), another, "{} {expected} {came:?}", profile.preset);
+        }
+    }
+}
