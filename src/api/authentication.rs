@@ -72,7 +72,17 @@ pub struct PrivateKeyJwt {
     #[serde(default)]
     #[schemars(transform = without_default)]
     pub algorithm: SigningAlgorithm,
+    /// audience is the `aud` of what the key signs: `TokenURL` (the default), `Issuer` (with `oidc`: the issuer's URL), or an
+    /// https URL. It does not change where an assertion is sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 2048), regex(pattern = AUDIENCE))]
+    pub audience: Option<String>,
 }
+
+/// The audience that is the token endpoint.
+pub const AUDIENCE_TOKEN_URL: &str = "TokenURL";
+/// The audience that is the issuer of an OpenID Connect provider.
+pub const AUDIENCE_ISSUER: &str = "Issuer";
 
 /// Signature algorithms (RFC 7518 section 3.1, RFC 8037 section 3.1).
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]

@@ -1,5 +1,7 @@
 //! `MailProvider` and `ClusterMailProvider`: who issues tokens, and how the broker proves to them who it is.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -206,6 +208,11 @@ pub struct Client {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(min = 1, max = 256), regex(pattern = CLIENT_ID))]
     pub id: String,
+    /// parameters are more form fields for every token request, such as `audience` or `resource`. A field that the grant
+    /// itself sends is not sent twice.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "parameters_schema")]
+    pub parameters: BTreeMap<String, String>,
     /// How the client proves who it is, in the order of preference. Empty: a public client.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]

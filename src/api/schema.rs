@@ -94,6 +94,39 @@ pub(super) const KEY_FILE_MESSAGE: &str = "serviceAccountKey is Google's: use pr
 pub(super) const OWN_IDENTITY_RULE: &str = "!has(self.client.authentication) || self.client.authentication.all(entry, !has(entry.serviceAccountToken) || has(entry.serviceAccountToken.serviceAccountRef))";
 pub(super) const OWN_IDENTITY_MESSAGE: &str = "name a ServiceAccount of this namespace in serviceAccountToken.serviceAccountRef: only a ClusterMailProvider may use the broker's own identity";
 
+/// The `aud` of an assertion: a word, or a URL.
+pub(super) const AUDIENCE: &str = r"^(TokenURL|Issuer|https://[A-Za-z0-9\[][A-Za-z0-9._~!$&'()*+,;=:@%/?\[\]-]*)$";
+
+/// CEL: only an OpenID Connect provider has an issuer.
+pub(super) const AUDIENCE_RULE: &str = "has(self.oidc) || !has(self.client.authentication) || !self.client.authentication.exists(entry, has(entry.privateKeyJWT) && has(entry.privateKeyJWT.audience) && entry.privateKeyJWT.audience == 'Issuer')";
+pub(super) const AUDIENCE_MESSAGE: &str =
+    "the audience Issuer is for oidc: use TokenURL, or write the issuer as an https URL";
+
+/// Names of form fields that the protocol itself uses.
+const OWN_PARAMETERS: &str = "['grant_type', 'client_id', 'client_secret', 'client_assertion', 'client_assertion_type', \
+                              'scope', 'refresh_token', 'assertion', 'device_code', 'subject_token', \
+                              'subject_token_type', 'code', 'code_verifier', 'redirect_uri', 'username', 'password']";
+
+/// The schema of `spec.client.parameters`.
+pub(super) fn parameters_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "object",
+        // Letters, marks, numbers, punctuation, symbols and the blank: what can be printed.
+        "additionalProperties": {"type": "string", "maxLength": 1024, "pattern": r"^[ \p{L}\p{M}\p{N}\p{P}\p{S}]*$"},
+        "maxProperties": 16,
+        "x-kubernetes-validations": [
+            {
+                "rule": "self.all(name, name.matches('^[A-Za-z0-9_.-]{1,64}$'))",
+                "message": "names of parameters have 1 to 64 characters of A-Z, a-z, 0-9, '_', '.' and '-'",
+            },
+            {
+                "rule": format!("!self.exists(name, name in {OWN_PARAMETERS})"),
+                "message": "the broker sets this parameter itself: name only others, such as audience or resource",
+            },
+        ],
+    })
+}
+
 /// CEL: which grant it is.
 pub(super) const ONE_GRANT_RULE: &str = "[has(self.clientCredentials), has(self.refreshToken), has(self.deviceCode), has(self.jwtBearer), has(self.tokenExchange)]\
                                          .filter(given, given).size() == 1";

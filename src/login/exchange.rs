@@ -118,6 +118,7 @@ impl<'a> Attempt<'a> {
             auth,
             grant: proof,
             scopes: &self.scopes,
+            parameters: &self.object.spec().client.parameters,
             unique: &unique,
             now: self.clock.now(),
         };
@@ -187,6 +188,7 @@ impl<'a> Attempt<'a> {
             subject,
             client_id: self.client_id().to_owned(),
             secret: entry.and_then(|entry| entry.source.clone()),
+            basic: entry.is_some_and(|entry| entry.is_basic(self.object.spec())),
             grant: GrantType::RefreshToken,
             credential: Subject::credential(self.credential),
             mailbox: self.credential.spec.mailbox.user().to_owned(),

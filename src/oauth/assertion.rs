@@ -21,7 +21,11 @@ use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 
-use super::{client_auth::Occasion, rsa::modulus_bits};
+use super::{
+    client_auth::Occasion,
+    key_form::{self, Form},
+    rsa::modulus_bits,
+};
 use crate::api::authentication::SigningAlgorithm;
 
 /// PEM beyond this is refused before it is parsed (CVE-2024-12401: parsing 856 kB took cert-manager 750 ms). The largest
@@ -44,12 +48,14 @@ pub enum KeyFlaw {
     /// No key in it.
     #[error("holds no private key in PEM (PKCS#8, PKCS#1 or SEC 1, without a passphrase)")]
     NoKey,
-    /// A key that cannot sign with the algorithm.
+    /// Something else than a key or certificate in PEM.
+    #[error("holds {0}")]
+    Holds(Form),
+    /// A key that cannot sign with the algorithm; what kind of key it is.
     #[error(
-        "holds a key that does not fit the algorithm: PS256 and RS256 need RSA, ES256 needs EC \
-         P-256, EdDSA needs Ed25519"
+        "holds {0}, which does not fit the algorithm: PS256 and RS256 need RSA, ES256 needs EC P-256, EdDSA needs Ed25519"
     )]
-    WrongKind,
+    WrongKind(&'static str),
     /// An RSA key that is too short or too long; its bits.
     #[error("holds an RSA key of {0} bits, and only those of 2048 to 4096 bits are used")]
     RsaBits(usize),
@@ -69,6 +75,8 @@ pub struct SigningKey {
     key_id: Option<String>,
     thumbprint: Option<String>,
     expires_at: Option<Timestamp>,
+    /// The `aud` of what it signs; `None`: the token endpoint.
+    audience: Option<String>,
 }
 
 impl fmt::Debug for SigningKey {
@@ -119,12 +127,24 @@ impl SigningKey {
             return Err(of_key(KeyFlaw::RsaBits(bits)));
         }
         let signer = signer(&der, algorithm).map_err(of_key)?;
-        let mut this = Self { signer, algorithm: name(algorithm), key_id, thumbprint: None, expires_at: None };
+        let mut this =
+            Self { signer, algorithm: name(algorithm), key_id, thumbprint: None, expires_at: None, audience: None };
         if let Some(pem) = certificate {
             (this.thumbprint, this.expires_at) =
                 read_certificate(pem, &der).map_err(|flaw| (flaw, Part::Certificate))?;
         }
         Ok(this)
+    }
+
+    /// The key, for assertions whose `aud` is `audience` instead of the token endpoint. That changes no address that an
+    /// assertion is sent to.
+    pub fn with_audience(self, audience: Option<String>) -> Self {
+        Self { audience, ..self }
+    }
+
+    /// An occasion with the audience that the key's assertions name.
+    fn named<'a>(&'a self, occasion: Occasion<'a>) -> Occasion<'a> {
+        Occasion { audience: self.audience.as_deref().unwrap_or(occasion.audience), ..occasion }
     }
 
     /// When the certificate ends.
@@ -137,7 +157,7 @@ impl SigningKey {
     /// # Errors
     /// If the key does not sign.
     pub fn client_assertion(&self, client_id: &str, occasion: Occasion<'_>) -> Result<SecretString, SigningError> {
-        self.jwt(&claims(client_id, client_id, occasion))
+        self.jwt(&claims(client_id, client_id, self.named(occasion)))
     }
 
     /// RFC 7515 section 7.1.
@@ -164,6 +184,13 @@ fn claims(issuer: &str, subject: &str, occasion: Occasion<'_>) -> Value {
     })
 }
 
+/// The claims of a Google service account about a mailbox, which hold the scopes (domain-wide delegation).
+pub fn delegation_claims(account: &str, subject: &str, occasion: Occasion<'_>, scopes: &[String]) -> Value {
+    let mut claims = claims(account, subject, occasion);
+    claims["scope"] = json!(scopes.join(" "));
+    claims
+}
+
 /// A key that vouches for a subject, in the name of its owner.
 #[derive(Clone, Copy, Debug)]
 pub struct GrantKey<'a> {
@@ -181,11 +208,11 @@ impl GrantKey<'_> {
         occasion: Occasion<'_>,
         scopes: &[String],
     ) -> Result<SecretString, SigningError> {
-        let mut claims = claims(self.issuer, subject, occasion);
-        if self.names_scopes {
-            claims["scope"] = json!(scopes.join(" "));
-        }
-        self.key.jwt(&claims)
+        let occasion = self.key.named(occasion);
+        self.key.jwt(&match self.names_scopes {
+            true => delegation_claims(self.issuer, subject, occasion, scopes),
+            false => claims(self.issuer, subject, occasion),
+        })
     }
 }
 
@@ -212,12 +239,15 @@ pub enum KeyFileFlaw {
     /// A JSON file of another kind, such as that of an OAuth client or of an external account.
     #[error("is a JSON file of another kind: its type must be service_account")]
     OtherKind,
-    /// Its RSA key is too short or too long; its bits.
-    #[error("holds an RSA key of {0} bits, and only those of 2048 to 4096 bits are used")]
-    RsaBits(usize),
-    /// Its private key cannot be used.
-    #[error("holds a private key that cannot be used: it must be RSA in PEM, as downloaded")]
-    Key,
+    /// An external account: the configuration of a workload identity federation.
+    #[error(
+        "is the configuration of a workload identity federation (type external_account), which only Google's libraries \
+         read: use serviceAccountToken with google.serviceAccount instead, which needs no file"
+    )]
+    ExternalAccount,
+    /// Its private key cannot be used, and why.
+    #[error("has a private_key that {0}; it must be RSA in PEM, as downloaded")]
+    Key(KeyFlaw),
 }
 
 impl ServiceAccountKey {
@@ -241,16 +271,17 @@ impl ServiceAccountKey {
         }
         let file: File = serde_json::from_slice(json).map_err(|_| KeyFileFlaw::NotAKeyFile)?;
         if file.kind.as_deref() != Some("service_account") {
-            return Err(if file.kind.is_some() { KeyFileFlaw::OtherKind } else { KeyFileFlaw::NotAKeyFile });
+            return Err(match file.kind.as_deref() {
+                None => KeyFileFlaw::NotAKeyFile,
+                Some("external_account") => KeyFileFlaw::ExternalAccount,
+                Some(_) => KeyFileFlaw::OtherKind,
+            });
         }
         let (Some(email), Some(pem)) = (file.client_email, file.private_key) else {
             return Err(KeyFileFlaw::NotAKeyFile);
         };
         let key = SigningKey::read(pem.expose_secret().as_bytes(), None, SigningAlgorithm::RS256, file.private_key_id)
-            .map_err(|(flaw, _)| match flaw {
-                KeyFlaw::RsaBits(bits) => KeyFileFlaw::RsaBits(bits),
-                _ => KeyFileFlaw::Key,
-            })?;
+            .map_err(|(flaw, _)| KeyFileFlaw::Key(flaw))?;
         let client_id = file.client_id.unwrap_or_else(|| email.clone());
         Ok(Self { key, email, client_id })
     }
@@ -278,21 +309,23 @@ fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, KeyFlaw> {
     if pem.len() > PEM_MAX {
         return Err(KeyFlaw::TooLarge);
     }
-    PrivateKeyDer::from_pem_slice(pem).map_err(|_| KeyFlaw::NoKey)
+    PrivateKeyDer::from_pem_slice(pem)
+        .map_err(|_| key_form::recognize(pem, Part::Key).map_or(KeyFlaw::NoKey, KeyFlaw::Holds))
 }
 
 fn signer(key: &PrivateKeyDer<'_>, algorithm: SigningAlgorithm) -> Result<Arc<dyn JwsSigner>, KeyFlaw> {
+    let wrong_kind = || KeyFlaw::WrongKind(key_form::kind(key));
     let scheme = match algorithm {
         SigningAlgorithm::PS256 => SignatureScheme::RSA_PSS_SHA256,
         SigningAlgorithm::RS256 => SignatureScheme::RSA_PKCS1_SHA256,
         SigningAlgorithm::EdDSA => SignatureScheme::ED25519,
         SigningAlgorithm::ES256 => {
             let pair = EcdsaKeyPair::from_private_key_der(&ECDSA_P256_SHA256_FIXED_SIGNING, key.secret_der());
-            return Ok(Arc::new(pair.map_err(|_| KeyFlaw::WrongKind)?));
+            return Ok(Arc::new(pair.map_err(|_| wrong_kind())?));
         }
     };
-    let signing = any_supported_type(key).map_err(|_| KeyFlaw::WrongKind)?;
-    Ok(Arc::new(signing.choose_scheme(&[scheme]).ok_or(KeyFlaw::WrongKind)?))
+    let signing = any_supported_type(key).map_err(|_| wrong_kind())?;
+    Ok(Arc::new(signing.choose_scheme(&[scheme]).ok_or_else(wrong_kind)?))
 }
 
 /// The certificate's thumbprint (RFC 7515 section 4.1.8) and its end.
@@ -300,11 +333,12 @@ fn read_certificate(pem: &[u8], key: &PrivateKeyDer<'_>) -> Result<(Option<Strin
     if pem.len() > PEM_MAX {
         return Err(KeyFlaw::TooLarge);
     }
-    let der = CertificateDer::from_pem_slice(pem).map_err(|_| KeyFlaw::NoCertificate)?;
-    let (_, certificate) = X509Certificate::from_der(&der).map_err(|_| KeyFlaw::NoCertificate)?;
+    let none = || key_form::recognize(pem, Part::Certificate).map_or(KeyFlaw::NoCertificate, KeyFlaw::Holds);
+    let der = CertificateDer::from_pem_slice(pem).map_err(|_| none())?;
+    let (_, certificate) = X509Certificate::from_der(&der).map_err(|_| none())?;
     let expires_at = Timestamp::from_second(certificate.validity().not_after.timestamp()).ok();
     let thumbprint = BASE64_URL_SAFE_NO_PAD.encode(Sha256::digest(&der));
-    let signing = any_supported_type(key).map_err(|_| KeyFlaw::WrongKind)?;
+    let signing = any_supported_type(key).map_err(|_| KeyFlaw::WrongKind(key_form::kind(key)))?;
     CertifiedKey::new(vec![der.clone()], signing).keys_match().map_err(|_| KeyFlaw::Mismatch)?;
     Ok((Some(thumbprint), expires_at))
 }
@@ -398,14 +432,22 @@ mod tests {
         assert_eq!(read(&junk, None, es), (KeyFlaw::TooLarge, Part::Key));
         assert_eq!(read(&junk[..PEM_MAX], None, es), (KeyFlaw::NoKey, Part::Key));
         assert_eq!(read(b"", None, es), (KeyFlaw::NoKey, Part::Key));
-        assert_eq!(read(other.as_bytes(), None, es), (KeyFlaw::NoKey, Part::Key));
-        assert_eq!(read(rsa.as_bytes(), None, es), (KeyFlaw::WrongKind, Part::Key));
-        assert_eq!(read(ec_pem.as_bytes(), None, SigningAlgorithm::PS256), (KeyFlaw::WrongKind, Part::Key));
-        assert_eq!(read(ec_pem.as_bytes(), None, SigningAlgorithm::EdDSA), (KeyFlaw::WrongKind, Part::Key));
+        assert_eq!(read(other.as_bytes(), None, es), (KeyFlaw::Holds(Form::Certificate), Part::Key));
+        let (rsa_kind, ec_kind) =
+            (KeyFlaw::WrongKind("an RSA key"), KeyFlaw::WrongKind("an EC key on the curve P-256"));
+        assert_eq!(read(rsa.as_bytes(), None, es), (rsa_kind, Part::Key));
+        assert_eq!(read(ec_pem.as_bytes(), None, SigningAlgorithm::PS256), (ec_kind, Part::Key));
+        assert_eq!(read(ec_pem.as_bytes(), None, SigningAlgorithm::EdDSA), (ec_kind, Part::Key));
+        let p384 = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap().serialize_pem();
+        let curve = KeyFlaw::WrongKind("an EC key on the curve P-384");
+        assert_eq!(read(p384.as_bytes(), None, es), (curve, Part::Key));
+        let escaped = ec_pem.replace('\n', "\\n");
+        assert_eq!(read(escaped.as_bytes(), None, es), (KeyFlaw::Holds(Form::EscapedLineBreaks), Part::Key));
         assert_eq!(read(ec_pem.as_bytes(), Some(&junk), es), (KeyFlaw::TooLarge, Part::Certificate));
         let longest = Some(&junk[..PEM_MAX]);
         assert_eq!(read(ec_pem.as_bytes(), longest, es), (KeyFlaw::NoCertificate, Part::Certificate));
-        assert_eq!(read(ec_pem.as_bytes(), Some(ec_pem.as_bytes()), es), (KeyFlaw::NoCertificate, Part::Certificate));
+        let key = (KeyFlaw::Holds(Form::PrivateKey), Part::Certificate);
+        assert_eq!(read(ec_pem.as_bytes(), Some(ec_pem.as_bytes()), es), key);
         assert_eq!(read(ec_pem.as_bytes(), Some(other.as_bytes()), es), (KeyFlaw::Mismatch, Part::Certificate));
     }
 
@@ -415,8 +457,8 @@ mod tests {
             (1024, KeyFlaw::RsaBits(1024)),
             (2047, KeyFlaw::RsaBits(2047)),
             // Of a length that is taken: only the beginning of a key was made.
-            (2048, KeyFlaw::WrongKind),
-            (4096, KeyFlaw::WrongKind),
+            (2048, KeyFlaw::WrongKind("an RSA key")),
+            (4096, KeyFlaw::WrongKind("an RSA key")),
             (4097, KeyFlaw::RsaBits(4097)),
             (8192, KeyFlaw::RsaBits(8192)),
         ] {
@@ -426,7 +468,19 @@ mod tests {
             assert_eq!(read.unwrap_err(), (flaw, Part::Key));
             let file = json!({"type": "service_account", "client_email": "a@b", "private_key": pem}).to_string();
             let read = ServiceAccountKey::read(file.as_bytes()).unwrap_err();
-            assert_eq!(matches!(read, KeyFileFlaw::RsaBits(found) if found == bits), flaw != KeyFlaw::WrongKind);
+            assert_eq!(read, KeyFileFlaw::Key(flaw));
+        }
+    }
+
+    #[test]
+    fn an_audience_of_its_own_stands_in_the_clients_and_the_grants_assertion() {
+        let pem = pair(SigningAlgorithm::ES256).serialize_pem();
+        let read = || SigningKey::read(pem.as_bytes(), None, SigningAlgorithm::ES256, None).unwrap();
+        for (audience, named) in [(None, "https://id/token"), (Some("https://id".to_owned()), "https://id")] {
+            let key = read().with_audience(audience);
+            assert_eq!(part(key.client_assertion("app", occasion()).unwrap().expose_secret(), 1)["aud"], named);
+            let grant = GrantKey { key: &key, issuer: "app", names_scopes: false };
+            assert_eq!(part(grant.assertion("a@b.c", occasion(), &[]).unwrap().expose_secret(), 1)["aud"], named);
         }
     }
 
@@ -459,10 +513,14 @@ mod tests {
         let read = |json: &str| ServiceAccountKey::read(json.as_bytes()).unwrap_err();
         assert_eq!(read("-----BEGIN PRIVATE KEY-----"), KeyFileFlaw::NotAKeyFile);
         assert_eq!(read(r#"{"installed": {"client_id": "x"}}"#), KeyFileFlaw::NotAKeyFile);
-        assert_eq!(read(r#"{"type": "external_account"}"#), KeyFileFlaw::OtherKind);
+        assert_eq!(read(r#"{"type": "authorized_user"}"#), KeyFileFlaw::OtherKind);
+        assert_eq!(read(r#"{"type": "external_account"}"#), KeyFileFlaw::ExternalAccount);
         assert_eq!(read(r#"{"type": "service_account"}"#), KeyFileFlaw::NotAKeyFile);
         let junk = r#"{"type": "service_account", "client_email": "a@b", "private_key": "junk"}"#;
-        assert_eq!(read(junk), KeyFileFlaw::Key);
+        assert_eq!(read(junk), KeyFileFlaw::Key(KeyFlaw::NoKey));
+        let pem = pair(SigningAlgorithm::RS256).serialize_pem().replace('\n', "\\n");
+        let twice = json!({"type": "service_account", "client_email": "a@b", "private_key": pem}).to_string();
+        assert_eq!(read(&twice), KeyFileFlaw::Key(KeyFlaw::Holds(Form::EscapedLineBreaks)));
         assert_eq!(read(&"x".repeat(PEM_MAX)), KeyFileFlaw::NotAKeyFile);
         assert_eq!(read(&"x".repeat(900_000)), KeyFileFlaw::TooLarge);
     }

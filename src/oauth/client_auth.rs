@@ -129,6 +129,18 @@ pub enum SecretFlaw {
     /// Control characters inside.
     #[error("holds control characters")]
     ControlCharacter,
+    /// A character that editors and shells leave and nobody sees.
+    #[error(
+        "holds an invisible character: U+{:04X} ({}), as character {place}",
+        u32::from(*character),
+        invisible(*character).unwrap_or("invisible")
+    )]
+    Invisible {
+        /// The character.
+        character: char,
+        /// Which character of the text it is, from 1.
+        place: usize,
+    },
     /// Microsoft's portal shows the secret's ID, a GUID, beside its value.
     #[error("has the form of a secret ID (a GUID); the portal shows the ID beside the value, and the value is wanted")]
     LooksLikeId,
@@ -144,6 +156,9 @@ pub fn read_secret(raw: &[u8], guid_is_flaw: bool) -> Result<SecretString, Secre
     if text.is_empty() {
         return Err(SecretFlaw::Empty);
     }
+    if let Some((at, character)) = text.chars().enumerate().find(|(_, character)| invisible(*character).is_some()) {
+        return Err(SecretFlaw::Invisible { character, place: at + 1 });
+    }
     if text.trim() != text {
         return Err(SecretFlaw::WhiteSpace);
     }
@@ -154,6 +169,27 @@ pub fn read_secret(raw: &[u8], guid_is_flaw: bool) -> Result<SecretString, Secre
         return Err(SecretFlaw::LooksLikeId);
     }
     Ok(text.into())
+}
+
+/// What a character that is not seen is called; `None` for all others. Blanks of ASCII and control characters are named
+/// by flaws of their own.
+fn invisible(character: char) -> Option<&'static str> {
+    Some(match character {
+        '\u{feff}' => "byte order mark",
+        '\u{a0}' | '\u{2007}' | '\u{202f}' => "no-break space",
+        '\u{ad}' => "soft hyphen",
+        '\u{200b}' | '\u{200c}' | '\u{200d}' | '\u{2060}' | '\u{180e}' => "zero width character",
+        '\u{200e}' | '\u{200f}' | '\u{61c}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+            "mark for the direction of text"
+        }
+        '\u{1680}' | '\u{2000}'..='\u{200a}' | '\u{205f}' | '\u{3000}' => "space of a width of its own",
+        '\u{85}' | '\u{2028}' | '\u{2029}' => "line separator",
+        '\u{2061}'..='\u{2065}' | '\u{206a}'..='\u{206f}' | '\u{34f}' | '\u{fff9}'..='\u{fffb}' => "format character",
+        '\u{115f}' | '\u{1160}' | '\u{3164}' | '\u{ffa0}' => "filler",
+        '\u{fe00}'..='\u{fe0f}' | '\u{e0100}'..='\u{e01ef}' => "variation selector",
+        '\u{e0000}'..='\u{e007f}' => "tag character",
+        _ => return None,
+    })
 }
 
 fn is_guid(text: &str) -> bool {
@@ -203,6 +239,26 @@ mod tests {
             assert_eq!(read_secret(raw, true).unwrap_err(), flaw, "{raw:?}");
         }
         assert!(read_secret(b"1b4e28ba-2fa1-11d2-883f-0016d3cca427", false).is_ok(), "only Microsoft has secret IDs");
+    }
+
+    #[test]
+    fn a_character_that_nobody_sees_is_named_with_its_place() {
+        for (text, words) in [
+            ("\u{feff}s3cret~Value", "U+FEFF (byte order mark), as character 1"),
+            ("s3cret\u{200b}", "U+200B (zero width character), as character 7"),
+            ("s3\u{a0}cret", "U+00A0 (no-break space), as character 3"),
+            ("s3cret\u{a0}\n", "U+00A0 (no-break space), as character 7"),
+            ("\u{202e}s3cret", "U+202E (mark for the direction of text), as character 1"),
+            ("s3\u{ad}cret", "U+00AD (soft hyphen), as character 3"),
+            ("s3\u{2028}cret", "U+2028 (line separator), as character 3"),
+            ("s\u{e0041}", "U+E0041 (tag character), as character 2"),
+        ] {
+            let flaw = read_secret(text.as_bytes(), false).unwrap_err();
+            assert_eq!(flaw.to_string(), format!("holds an invisible character: {words}"));
+        }
+        for text in ["pässwörd", "пароль", "秘密", "a b", "🔑"] {
+            assert!(read_secret(text.as_bytes(), false).is_ok(), "{text}");
+        }
     }
 
     #[test]

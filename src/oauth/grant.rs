@@ -1,5 +1,7 @@
 //! Token requests (RFC 6749 section 4).
 
+use std::collections::BTreeMap;
+
 use http::{HeaderValue, Method, Request, header};
 use k8s_openapi::jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -24,6 +26,8 @@ pub struct TokenRequest<'a> {
     pub grant: GrantProof<'a>,
     /// The scopes to ask for; none are sent if there are none.
     pub scopes: &'a [String],
+    /// More form fields, by name.
+    pub parameters: &'a BTreeMap<String, String>,
     /// Makes an assertion unique; random, for each request anew.
     pub unique: &'a str,
     /// The present.
@@ -105,6 +109,16 @@ impl GrantProof<'_> {
         Ok(())
     }
 
+    /// Whether the grant sends a field of this name that `spec.client.parameters` may have too.
+    fn sends(&self, name: &str) -> bool {
+        match self {
+            Self::TokenExchange { audience, .. } => {
+                name == "requested_token_type" || (name == "audience" && audience.is_some())
+            }
+            _ => false,
+        }
+    }
+
     /// Whether scopes are named in the request: a code stands for those that were asked for with it, and a key that
     /// vouches alone names them in its assertion.
     fn names_scopes(&self, auth: &ClientAuth) -> bool {
@@ -159,6 +173,9 @@ pub fn token_request(request: &TokenRequest<'_>) -> Result<Request<Vec<u8>>, Req
     if !request.scopes.is_empty() && request.grant.names_scopes(request.auth) {
         form.append_pair("scope", &request.scopes.join(" "));
     }
+    for (name, value) in request.parameters.iter().filter(|(name, _)| !request.grant.sends(name)) {
+        form.append_pair(name, value);
+    }
     post(request.token_url, request.client_id, request.auth, request.occasion(), form)
 }
 
@@ -210,6 +227,7 @@ mod tests {
             auth,
             grant,
             scopes,
+            parameters: &BTreeMap::new(),
             unique: "j1",
             now: Timestamp::UNIX_EPOCH,
         })
@@ -336,6 +354,42 @@ mod tests {
     }
 
     #[test]
+    fn parameters_are_sent_with_every_grant_and_nothing_is_sent_twice() {
+        let secret = SecretString::from("s3cret");
+        let code =
+            GrantProof::AuthorizationCode { code: &secret, redirect_uri: "http://localhost:1/", verifier: &secret };
+        let exchange = |audience| GrantProof::TokenExchange { token: &secret, kind: "urn:x", audience };
+        let parameters = BTreeMap::from(
+            [("audience", "https://mail.example/?a=b&c"), ("resource", "ü x")]
+                .map(|(k, v)| (k.to_owned(), v.to_owned())),
+        );
+        for (grant, audience) in [
+            (GrantProof::ClientCredentials, "https://mail.example/?a=b&c"),
+            (GrantProof::RefreshToken(&secret), "https://mail.example/?a=b&c"),
+            (GrantProof::DeviceCode(&secret), "https://mail.example/?a=b&c"),
+            (code, "https://mail.example/?a=b&c"),
+            (exchange(None), "https://mail.example/?a=b&c"),
+            (exchange(Some("own")), "own"),
+        ] {
+            let wire = token_request(&TokenRequest {
+                token_url: "https://id.example.org/token",
+                client_id: "app",
+                auth: &ClientAuth::Public,
+                grant,
+                scopes: &[],
+                parameters: &parameters,
+                unique: "j1",
+                now: Timestamp::UNIX_EPOCH,
+            })
+            .unwrap();
+            let sent = |name: &str| -> Vec<String> {
+                body(&wire).into_iter().filter(|(sent, _)| sent == name).map(|(_, value)| value).collect()
+            };
+            assert_eq!((sent("audience"), sent("resource")), (vec![audience.to_owned()], vec!["ü x".to_owned()]));
+        }
+    }
+
+    #[test]
     fn a_jwt_needs_a_key() {
         let request = TokenRequest {
             token_url: "https://id.example.org/token",
@@ -343,6 +397,7 @@ mod tests {
             auth: &ClientAuth::SecretPost("s".into()),
             grant: GrantProof::JwtBearer { subject: "a@b.c" },
             scopes: &[],
+            parameters: &BTreeMap::new(),
             unique: "j1",
             now: Timestamp::UNIX_EPOCH,
         };

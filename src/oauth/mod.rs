@@ -7,6 +7,7 @@ pub mod client_auth;
 pub mod device;
 pub mod discovery;
 pub mod grant;
+pub mod key_form;
 pub mod refusal;
 pub mod revocation;
 mod rsa;

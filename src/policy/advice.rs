@@ -24,6 +24,8 @@ pub struct Place {
     pub scopes: Subject,
     /// Namespace, name and key of the client secret, or of the key file, that the client proved itself with.
     pub secret: Option<(String, String, String)>,
+    /// The client secret went into the Authorization header (`method: Basic`).
+    pub basic: bool,
     /// The grant that was asked for.
     pub grant: GrantType,
     /// The credential for `kubectl`.
@@ -198,6 +200,10 @@ fn general(reason: Reason, place: &Place) -> String {
     }
 }
 
+/// RFC 6749 section 2.3.1 has id and secret form-encoded before base64, which many servers do not decode.
+const BASIC: &str = ". If both are right, this server may not decode the form-encoding of method Basic (RFC 6749 section \
+                     2.3.1): set clientSecret.method to Post";
+
 /// A client that is not accepted.
 fn client(place: &Place) -> String {
     let Place { provider, subject, .. } = place;
@@ -205,8 +211,9 @@ fn client(place: &Place) -> String {
     match &place.secret {
         Some(_) if place.grant != GrantType::JwtBearer => format!(
             "The client secret or the client id is not right. Put the right secret in place with `{}`, or the right id into \
-             the {provider} with `{id}`",
-            put(place)
+             the {provider} with `{id}`{}",
+            put(place),
+            if place.basic { BASIC } else { "" }
         ),
         _ => format!(
             "The client id is not right, or the provider does not accept how the client proves itself: correct the \
@@ -252,6 +259,7 @@ mod tests {
             subject,
             client_id: "app-id".into(),
             secret: Some(("shop".into(), "m365-app".into(), "client-secret".into())),
+            basic: false,
             grant: GrantType::ClientCredentials,
             credential: Subject::secret("shop", "billing"),
             mailbox: "billing@example.org".into(),

@@ -175,7 +175,7 @@ proptest! {
         case.observed.held = Some(held.clone());
         let auth = [ClientAuth::SecretPost(secret.clone().into()), ClientAuth::SecretBasic(secret.clone().into())];
         let scopes = vec![];
-        let request = TokenRequest { token_url: "https://x/t", client_id: "c", auth: &auth[1], grant: crate::oauth::GrantProof::ClientCredentials, scopes: &scopes, unique: "j", now: k8s_openapi::jiff::Timestamp::UNIX_EPOCH };
+        let request = TokenRequest { token_url: "https://x/t", client_id: "c", auth: &auth[1], grant: crate::oauth::GrantProof::ClientCredentials, scopes: &scopes, parameters: &Default::default(), unique: "j", now: k8s_openapi::jiff::Timestamp::UNIX_EPOCH };
         let wire = crate::oauth::token_request(&request).unwrap();
         let texts = [
             format!("{answer:?}"),

@@ -266,6 +266,7 @@ impl Attempt {
                 auth,
                 grant,
                 scopes: &self.scopes,
+                parameters: &self.object.spec().client.parameters,
                 unique: &unique(),
                 now: self.context.clock.now(),
             })

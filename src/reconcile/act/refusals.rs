@@ -70,6 +70,7 @@ pub(super) fn place(
             .or_else(|| object.map(|object| object.spec().client.id.clone()))
             .unwrap_or_else(|| "<client id>".to_owned()),
         secret: entry.and_then(|entry| entry.source.clone()),
+        basic: object.zip(entry).is_some_and(|(object, entry)| entry.is_basic(object.spec())),
         grant: credential.spec.grant.kind(),
         credential: Subject::credential(credential),
         mailbox: credential.spec.mailbox.user().to_owned(),

@@ -12,7 +12,10 @@ use super::{
 use crate::{
     api::{
         Reason,
-        authentication::{ClientSecret, PrivateKeyJwt, SecretMethod, ServiceAccountKey, ServiceAccountToken},
+        authentication::{
+            AUDIENCE_ISSUER, AUDIENCE_TOKEN_URL, ClientSecret, PrivateKeyJwt, SecretMethod, ServiceAccountKey,
+            ServiceAccountToken,
+        },
         provider::{KeyRef, ProviderSpec},
     },
     error::Error,
@@ -44,6 +47,12 @@ pub struct Authentication {
 }
 
 impl Authentication {
+    /// Whether it is a client secret that goes into the Authorization header.
+    pub fn is_basic(&self, spec: &ProviderSpec) -> bool {
+        let entry = spec.client.authentication.get(self.index);
+        entry.and_then(|entry| entry.client_secret.as_ref()).is_some_and(|secret| secret.method == SecretMethod::Basic)
+    }
+
     /// One of which no more is known.
     fn new(method: &'static str, index: usize, material: Result<Material, Blocker>) -> Self {
         Self { method, index, expires_at: None, source: None, client_id: None, federated: None, material }
@@ -97,7 +106,7 @@ pub(super) async fn authentication(
         } else if let Some(secret) = &entry.client_secret {
             entries.push(client_secret(secret, index, guid_is_flaw, means).await?);
         } else if let Some(jwt) = &entry.private_key_jwt {
-            entries.push(private_key_jwt(jwt, index, means).await?);
+            entries.push(private_key_jwt(jwt, index, spec, means).await?);
         } else if let Some(token) = &entry.service_account_token {
             entries.push(service_account_token(token, index, key, means).await?);
         }
@@ -131,7 +140,12 @@ async fn client_secret(
     Ok(Authentication { expires_at, source, ..Authentication::new("clientSecret", index, material) })
 }
 
-async fn private_key_jwt(jwt: &PrivateKeyJwt, index: usize, means: &Means<'_>) -> Result<Authentication, Error> {
+async fn private_key_jwt(
+    jwt: &PrivateKeyJwt,
+    index: usize,
+    spec: &ProviderSpec,
+    means: &Means<'_>,
+) -> Result<Authentication, Error> {
     let home = means.home;
     let key = read_secret_key(&jwt.key_ref, home, means.kubernetes).await?;
     let certificate = match &jwt.certificate_ref {
@@ -154,8 +168,18 @@ async fn private_key_jwt(jwt: &PrivateKeyJwt, index: usize, means: &Means<'_>) -
         })
     });
     let expires_at = signing.as_ref().ok().and_then(SigningKey::expires_at).map(Time);
-    let material = signing.map(|key| Material::Fixed(ClientAuth::PrivateKeyJwt(key)));
+    let audience = audience(jwt, spec);
+    let material = signing.map(|key| Material::Fixed(ClientAuth::PrivateKeyJwt(key.with_audience(audience))));
     Ok(Authentication { expires_at, ..Authentication::new("privateKeyJWT", index, material) })
+}
+
+/// The `aud` that the spec asks for; `None`: the token endpoint.
+fn audience(jwt: &PrivateKeyJwt, spec: &ProviderSpec) -> Option<String> {
+    match jwt.audience.as_deref() {
+        None | Some(AUDIENCE_TOKEN_URL) => None,
+        Some(AUDIENCE_ISSUER) => spec.oidc.as_ref().map(|oidc| oidc.issuer_url.clone()),
+        Some(url) => Some(url.to_owned()),
+    }
 }
 
 async fn service_account_key(
@@ -191,4 +215,26 @@ async fn service_account_token(
         Err(blocker) => (None, Err(blocker)),
     };
     Ok(Authentication { federated, ..Authentication::new("serviceAccountToken", index, material) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_assertions_audience_is_the_token_endpoint_the_issuer_or_a_url() {
+        let spec = |provider: serde_json::Value| -> ProviderSpec { serde_json::from_value(provider).unwrap() };
+        let oidc = spec(json!({"oidc": {"issuerURL": "https://id.example.org"}, "client": {"id": "c"}}));
+        let oauth2 = spec(json!({"oauth2": {"tokenURL": "https://id.example.org/token"}, "client": {"id": "c"}}));
+        for (spec, named, told) in [
+            (&oidc, None, None),
+            (&oidc, Some("TokenURL"), None),
+            (&oidc, Some("Issuer"), Some("https://id.example.org")),
+            (&oauth2, Some("Issuer"), None),
+            (&oauth2, Some("https://outside.example.org"), Some("https://outside.example.org")),
+        ] {
+            let jwt = serde_json::from_value(json!({"keyRef": {"name": "a", "key": "b"}, "audience": named})).unwrap();
+            assert_eq!(audience(&jwt, spec).as_deref(), told, "{named:?}");
+        }
+    }
 }
