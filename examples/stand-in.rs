@@ -34,6 +34,9 @@ use self::{
 const CLIENT: &str = "2f1c6a0e-0000-4000-8000-000000000000";
 const SECRET: &str = "s3cret";
 const MAILBOX: &str = "billing@contoso.com";
+/// The workload identity provider at Google.
+const PROVIDER: &str =
+    "//iam.googleapis.com/projects/123/locations/global/workloadIdentityPools/mail/providers/cluster";
 const GMAIL: &str = "https://mail.google.com/";
 
 /// Between two looks at the requests.
@@ -60,7 +63,7 @@ enum Provider {
     /// Microsoft Entra ID, with one tenant and one application.
     Microsoft(MicrosoftArguments),
     /// Google's OAuth server, with one service account and one client.
-    Google,
+    Google(Federated),
     /// A server that revokes a refresh token's whole family when it is used twice.
     Strict,
 }
@@ -69,6 +72,13 @@ enum Provider {
 struct MicrosoftArguments {
     #[arg(long, value_enum, default_value = "public")]
     cloud: CloudName,
+    #[command(flatten)]
+    federated: Federated,
+}
+
+/// A cluster whose ServiceAccount the provider trusts.
+#[derive(Args)]
+struct Federated {
     /// The issuer of a federated credential, such as that of `kubectl get --raw /.well-known/openid-configuration`.
     #[arg(long, requires_all = ["subject", "jwks"])]
     issuer: Option<String>,
@@ -100,7 +110,7 @@ fn main() {
     let address = SocketAddr::from((address, port));
     let running = match provider {
         Provider::Microsoft(arguments) => microsoft(address, &arguments, &dir),
-        Provider::Google => google(address, &dir),
+        Provider::Google(federated) => google(&federated, address, &dir),
         Provider::Strict => strict(address),
     };
     fs::write(dir.join("ca.crt"), running.ca()).unwrap();
@@ -131,7 +141,8 @@ fn microsoft(address: SocketAddr, arguments: &MicrosoftArguments, dir: &Path) ->
     let key = Key::generate();
     let mut app = App::new(CLIENT).secret(SECRET).certificate(&write(dir, "tls.crt", key.certificate())).public();
     write(dir, "tls.key", key.pem());
-    if let (Some(issuer), Some(subject), Some(jwks)) = (&arguments.issuer, &arguments.subject, &arguments.jwks) {
+    let Federated { issuer, subject, jwks } = &arguments.federated;
+    if let (Some(issuer), Some(subject), Some(jwks)) = (issuer, subject, jwks) {
         app = app.federated(issuer, subject, &format!("api://{exchange}"));
         entra.trust_issuer(issuer, serde_json::from_slice(&fs::read(jwks).unwrap()).unwrap());
     }
@@ -147,7 +158,7 @@ fn microsoft(address: SocketAddr, arguments: &MicrosoftArguments, dir: &Path) ->
     Running::Microsoft(entra)
 }
 
-fn google(address: SocketAddr, dir: &Path) -> Running {
+fn google(federated: &Federated, address: SocketAddr, dir: &Path) -> Running {
     let google = Google::start_at(address);
     let account = google.service_account("mailer");
     google.delegate(&account.client_id, &[GMAIL]);
@@ -155,6 +166,14 @@ fn google(address: SocketAddr, dir: &Path) -> Running {
     google.client(CLIENT, SECRET);
     google.sign_in_as(Some(MAILBOX));
     write(dir, "key.json", account.key_file());
+    let Federated { issuer, subject, jwks } = federated;
+    if let (Some(issuer), Some(subject), Some(jwks)) = (issuer, subject, jwks) {
+        let jwks = serde_json::from_slice(&fs::read(jwks).unwrap()).unwrap();
+        google.trust_issuer(PROVIDER, issuer, jwks, Some(subject));
+        let pool = PROVIDER.trim_start_matches('/').split("/providers/").next().unwrap();
+        google.let_sign(&account, &format!("principal://{pool}/subject/{subject}"));
+        show("without a key", format!("audience {PROVIDER}"));
+    }
     listens(&google::HOSTS, address);
     show("service account", format!("{}, {}/key.json", account.email, dir.display()));
     show("delegated", GMAIL);

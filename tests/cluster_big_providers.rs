@@ -14,7 +14,7 @@ use support::{
     ledger::tried,
     namespace::find,
     proxy::Proxy,
-    standin::{App, Cloud, Google, Microsoft},
+    standin::{App, Cloud, Google, Microsoft, google},
     *,
 };
 
@@ -250,6 +250,79 @@ async fn google_issues_tokens_for_a_delegated_service_account_and_for_a_person()
     let kept = ns.secret("billing-grant").await;
     assert_eq!(kept["refresh_token"], seed, "Google's stay good");
     leaks::assert_nothing_told(&ns, &broker, [google.issued(), google.assertions()].concat()).await;
+}
+
+#[tokio::test]
+async fn google_signs_for_a_service_account_without_a_key() {
+    const POOL: &str = "projects/123/locations/global/workloadIdentityPools/mail";
+    let google = Google::start();
+    let ns = Cluster::shared().namespace().await;
+    let proxy = Proxy::start(google.port());
+    let settings = google::HOSTS.iter().fold(Broker::settings(&ns), |settings, name| settings.host(name));
+    let settings = settings.flag(format!("--egress-proxy={}", proxy.url())).flag("--allow-service-account-ref");
+    let broker = settings.start().await;
+    ns.apply(json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "ca"}, "data": {"ca.crt": google.ca()},
+    }))
+    .await;
+    let audience = format!("//iam.googleapis.com/{POOL}/providers/cluster");
+    // The broker hands over tokens for the audiences that the ServiceAccount names.
+    ns.apply(json!({
+        "apiVersion": "v1", "kind": "ServiceAccount",
+        "metadata": {"name": "mailer", "annotations": {"mailtoken.dev/allowed-audiences": audience}},
+    }))
+    .await;
+    google.mailbox("billing@contoso.com");
+    let account = google.service_account("mailer");
+    let token = json!({"audience": audience, "serviceAccountRef": {"name": "mailer"}});
+    let preset = json!({"google": {"serviceAccount": account.email}});
+    provide(&ns, preset, json!({"authentication": [{"serviceAccountToken": token}]})).await;
+    ns.apply(mailbox(json!({"jwtBearer": {}}))).await;
+
+    // Nothing is set up yet: each step that is missing says so, in the order of the requests.
+    let blocked = async |reason: &str, said: &[&str]| {
+        ns.annotate::<MailCredential>("billing", REISSUE, &random_word()).await;
+        let fits = |credential: &MailCredential| {
+            find(credential, "Ready")
+                .is_some_and(|ready| ready.reason == reason && said.iter().all(|said| ready.message.contains(said)))
+        };
+        ns.until::<MailCredential>("billing", &format!("{reason} {said:?}"), fits).await;
+    };
+    google.switch_apis(true);
+    blocked("ConsentRequired", &["sts.googleapis.com", "`gcloud services enable sts.googleapis.com"]).await;
+    google.switch_apis(false);
+    blocked("FederationMismatch", &["invalid_target", &format!("describe {POOL}/providers/cluster`")]).await;
+    let discovery: Value =
+        serde_json::from_str(&ns.kubectl(["get", "--raw", "/.well-known/openid-configuration"])).unwrap();
+    let issuer = discovery["issuer"].as_str().unwrap();
+    let jwks: Value = serde_json::from_str(&ns.kubectl(["get", "--raw", "/openid/v1/jwks"])).unwrap();
+    google.trust_issuer(&audience, "https://elsewhere.example", jwks.clone(), None);
+    blocked("FederationMismatch", &["invalid_grant", issuer]).await;
+    google.trust_issuer(&audience, issuer, jwks.clone(), Some("system:serviceaccount:other:mailer"));
+    blocked("FederationMismatch", &["attribute condition", &format!("system:serviceaccount:{}:mailer", ns.name)]).await;
+    let subject = format!("system:serviceaccount:{}:mailer", ns.name);
+    google.trust_issuer(&audience, issuer, jwks, Some(&subject));
+    let principal = format!("principal://iam.googleapis.com/{POOL}/subject/{subject}");
+    let role = format!("--role=roles/iam.serviceAccountTokenCreator --member='{principal}'");
+    blocked("ConsentRequired", &["iamcredentials.googleapis.com", &account.email, &role]).await;
+    google.let_sign(&account, &principal);
+    blocked("ConsentRequired", &["unauthorized_client", "Domain-wide delegation", "domainwidedelegation"]).await;
+
+    google.delegate(&account.client_id, &["https://mail.google.com/"]);
+    ns.annotate::<MailCredential>("billing", REISSUE, "delegated").await;
+    let credential = ready(&ns).await;
+    assert_eq!(field(&credential, "/status/client"), json!({"method": "serviceAccountToken", "index": 0}));
+    google.forget();
+    renewed(&ns).await;
+    let asked: Vec<_> = google.requests().iter().map(|request| request.route().to_owned()).collect();
+    let sign = format!("/v1/projects/-/serviceAccounts/{}:signJwt", account.email);
+    assert_eq!(asked, ["/v1/token".to_owned(), sign, "/token".to_owned()]);
+    leaks::assert_nothing_told(&ns, &broker, [google.issued(), google.assertions()].concat()).await;
+}
+
+/// A value that no annotation had before.
+fn random_word() -> String {
+    k8s_openapi::jiff::Timestamp::now().as_nanosecond().to_string()
 }
 
 #[tokio::test]

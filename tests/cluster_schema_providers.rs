@@ -146,6 +146,76 @@ async fn a_client_has_an_id_without_line_breaks_and_at_most_eight_ways() {
 }
 
 #[tokio::test]
+async fn parameters_are_bounded_and_none_that_the_protocol_uses() {
+    let one = |name: &str, value: &str| plain().entry("spec.client.parameters", name, value);
+    let many = |count: usize| {
+        let map: serde_json::Map<_, _> = (0..count).map(|n| (format!("p{n}"), json!("v".repeat(1_024)))).collect();
+        plain().set("spec.client.parameters", map)
+    };
+    let own = "grant_type client_id client_secret client_assertion client_assertion_type scope refresh_token assertion \
+               device_code subject_token subject_token_type code code_verifier redirect_uri username password";
+    refused(own.split(' ').map(|name| (name, one(name, "x"), "the broker sets this parameter itself"))).await;
+    let long = "n".repeat(65);
+    let names = ["", "a b", "a=b", "a&b", "ä", "a\n", &long];
+    refused(names.map(|name| (name, one(name, "x"), "names of parameters have"))).await;
+    refused(["a\nb", "a\u{1}", "\u{200b}"].map(|value| (value, one("audience", value), "spec.client.parameters")))
+        .await;
+    refused([
+        ("1025 characters", one("audience", &"v".repeat(1_025)), "too long"),
+        ("17 of them", many(17), "must have at most 16"),
+    ])
+    .await;
+    accepted([
+        ("an audience", one("audience", "https://mail.example/?a=b&c d")),
+        ("64 characters", one(&"n".repeat(64), "x")),
+        ("a name with dots", one("x-a.b_c", "ä")),
+        ("16 of 1024", many(16)),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn an_assertions_audience_is_a_word_or_a_url() {
+    let place = json!({"name": "m365-app", "key": "tls.key"});
+    let jwt = |audience: &str| {
+        let jwt = json!({"privateKeyJWT": {"keyRef": place, "audience": audience}});
+        plain().set("spec.client.authentication", json!([jwt]))
+    };
+    let oidc =
+        |audience: &str| jwt(audience).without("spec.oauth2").set("spec.oidc.issuerURL", "https://id.example.org");
+    let wrong =
+        ["", "issuer", "http://id.example.org", "https://", "https://id.example.org/ x", "urn:x", "https://a\nb"];
+    refused(wrong.map(|audience| (audience, jwt(audience), "audience"))).await;
+    refused([("an issuer that there is not", jwt("Issuer"), "the audience Issuer is for oidc")]).await;
+    accepted(
+        ["TokenURL", "https://id.example.org", "https://[::1]:8443/a?b=c"].map(|audience| (audience, jwt(audience))),
+    )
+    .await;
+    accepted([("the issuer", oidc("Issuer"))]).await;
+}
+
+#[tokio::test]
+async fn a_google_service_account_without_a_key_needs_a_token_and_no_client_id() {
+    const AUDIENCE: &str = "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/c";
+    let token = json!([{"serviceAccountToken": {"audience": AUDIENCE, "serviceAccountRef": {"name": "mailer"}}}]);
+    let keyless = |account: &str| {
+        preset("google")
+            .without("spec.client.id")
+            .set("spec.client.authentication", token.clone())
+            .set("spec.google", json!({"serviceAccount": account}))
+    };
+    let good = "mailer@mail-project.iam.gserviceaccount.com";
+    let wrong = ["", "mailer", "mailer@contoso.com", "a/b@p.iam.gserviceaccount.com", "a@p.iam.gserviceaccount.com/x"];
+    refused(wrong.map(|account| (account, keyless(account), "serviceaccount"))).await;
+    refused([
+        ("an account without a token", keyless(good).without("spec.client.authentication"), "go together"),
+        ("a token without an account", keyless(good).set("spec.google", json!({})), "go together"),
+    ])
+    .await;
+    accepted([("both", keyless(good)), ("of the project itself", keyless("123@developer.gserviceaccount.com"))]).await;
+}
+
+#[tokio::test]
 async fn each_client_authentication_stands_alone_and_where_it_belongs() {
     let place = json!({"name": "m365-app", "key": "tls.key"});
     let ways = |ways: Value| plain().set("spec.client.authentication", ways);
@@ -314,9 +384,19 @@ async fn a_provider_of_the_cluster_says_who_may_use_it() {
         ("another namespace", cluster().set("spec.caBundleRef.configMap.namespace", "other"), "namespace"),
     ])
     .await;
-    let wrong = ["*", "example.org", "@example.org", "*@", "*@exa mple", "*@example.org\n", "a@b@c", "ä@b"];
+    let wrong = ["", "@example.org", "*@", "*@exa mple", "*@example.org\n", "a@b@c", "a,b@c", "a\u{200b}@b"];
     refused(wrong.map(|pattern| (pattern, mailbox(pattern), "mailboxes"))).await;
-    accepted(["*@example.org", "noreply@example.org", "team-*@*.example.org", "*@*"].map(|p| (p, mailbox(p)))).await;
+    let good = [
+        "*@example.org",
+        "noreply@example.org",
+        "team-*@*.example.org",
+        "*@*",
+        "büro@пример.рф",
+        "svc",
+        "svc-*",
+        "taro..y@b",
+    ];
+    accepted(good.map(|p| (p, mailbox(p)))).await;
     let grants = ["clientCredentials", "refreshToken", "deviceCode", "jwtBearer", "tokenExchange"];
     let full = json!({"namespaceSelector": {}, "mailboxes": vec!["*@example.org"; 256], "grants": grants});
     accepted([("64 entries of 256", allowed(json!(vec![full; 64])))]).await;

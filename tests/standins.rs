@@ -513,6 +513,49 @@ async fn google_verifies_assertions_of_service_accounts() {
 }
 
 #[tokio::test]
+async fn google_exchanges_the_tokens_of_issuers_that_a_pool_trusts() {
+    const PROVIDER: &str = "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/c";
+    const ISSUER: &str = "https://kubernetes.example";
+    const SUBJECT: &str = "system:serviceaccount:shop:mailer";
+    let (google, key) = (Google::start(), Key::generate());
+    google.trust_issuer(PROVIDER, ISSUER, key.jwks(), Some(SUBJECT));
+    let caller = Caller::new("sts.googleapis.com", google.port(), &google.ca());
+    let now = google.now();
+    let good = json!({"aud": [PROVIDER], "iss": ISSUER, "sub": SUBJECT, "iat": now, "exp": now + 600});
+    let exchange = async |jwt: &str, changes: &[(&str, &str)]| {
+        let form = [
+            ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
+            ("audience", PROVIDER),
+            ("scope", "https://www.googleapis.com/auth/cloud-platform"),
+            ("requested_token_type", "urn:ietf:params:oauth:token-type:access_token"),
+            ("subject_token_type", "urn:ietf:params:oauth:token-type:jwt"),
+            ("subject_token", jwt),
+        ];
+        caller.refused("/v1/token", &with(&form, changes)).await
+    };
+    assert_eq!(exchange(&key.jwt(&good), &[]).await, (200, String::new()));
+    let elsewhere = PROVIDER.replace("/p/", "/other/");
+    for (changes, error) in [
+        (vec![("audience", elsewhere.as_str())], "invalid_target"),
+        (vec![("audience", "api://x")], "invalid_request"),
+        (vec![("scope", "https://mail.google.com/")], "invalid_scope"),
+        (vec![("grant_type", "client_credentials")], "unsupported_grant_type"),
+    ] {
+        assert_eq!(exchange(&key.jwt(&good), &changes).await, (400, error.to_owned()), "{changes:?}");
+    }
+    for (change, error) in [
+        (json!({"aud": ["api://x"]}), "invalid_grant"),
+        (json!({"iss": "https://other.example"}), "invalid_grant"),
+        (json!({"exp": now - 1}), "invalid_grant"),
+        (json!({"sub": "system:serviceaccount:shop:other"}), "unauthorized_client"),
+    ] {
+        assert_eq!(exchange(&key.jwt(&claims(&good, &change)), &[]).await, (400, error.to_owned()), "{change}");
+    }
+    let forged = Key::generate().jwt_with(&json!({"alg": "RS256", "kid": key.id}), &good);
+    assert_eq!(exchange(&forged, &[]).await, (400, "invalid_grant".to_owned()));
+}
+
+#[tokio::test]
 async fn a_key_file_is_that_of_its_account() {
     let google = Google::start();
     let account = google.service_account("mailer");

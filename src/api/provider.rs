@@ -29,6 +29,8 @@ use super::{authentication::ClientAuthentication, grant::GrantType, schema::*};
 #[x_kube(validation = Rule::new(DOD_RULE).message(DOD_MESSAGE))]
 #[x_kube(validation = Rule::new(CLIENT_ID_RULE).message(CLIENT_ID_MESSAGE))]
 #[x_kube(validation = Rule::new(KEY_FILE_RULE).message(KEY_FILE_MESSAGE))]
+#[x_kube(validation = Rule::new(AUDIENCE_RULE).message(AUDIENCE_MESSAGE))]
+#[x_kube(validation = Rule::new(KEYLESS_RULE).message(KEYLESS_MESSAGE))]
 #[x_kube(validation = Rule::new(OWN_IDENTITY_RULE).message(OWN_IDENTITY_MESSAGE))]
 #[serde(rename_all = "camelCase")]
 pub struct MailProviderSpec {
@@ -57,6 +59,8 @@ pub struct MailProviderSpec {
 #[x_kube(validation = Rule::new(DOD_RULE).message(DOD_MESSAGE))]
 #[x_kube(validation = Rule::new(CLIENT_ID_RULE).message(CLIENT_ID_MESSAGE))]
 #[x_kube(validation = Rule::new(KEY_FILE_RULE).message(KEY_FILE_MESSAGE))]
+#[x_kube(validation = Rule::new(AUDIENCE_RULE).message(AUDIENCE_MESSAGE))]
+#[x_kube(validation = Rule::new(KEYLESS_RULE).message(KEYLESS_MESSAGE))]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterMailProviderSpec {
     /// What both kinds have in common.
@@ -125,9 +129,16 @@ const fn default_burst() -> i32 {
     1
 }
 
-/// Google has no settings.
+/// Google Workspace and Gmail.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
-pub struct Google {}
+#[serde(rename_all = "camelCase")]
+pub struct Google {
+    /// serviceAccount is the address of the Google service account in whose name the broker acts without a key: with
+    /// `serviceAccountToken` and the grant `jwtBearer`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 6, max = 254), regex(pattern = SERVICE_ACCOUNT))]
+    pub service_account: Option<String>,
+}
 
 /// Yahoo has no settings.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
@@ -204,7 +215,7 @@ pub struct OAuth2 {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Client {
-    /// The client's identifier (Microsoft: the application id). Only a service account's key file makes it unnecessary.
+    /// The client's identifier (Microsoft: the application id). A Google service account makes it unnecessary.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(min = 1, max = 256), regex(pattern = CLIENT_ID))]
     pub id: String,

@@ -81,10 +81,18 @@ pub(super) const ONE_PROVIDER_RULE: &str = "[has(self.microsoft), has(self.googl
 pub(super) const ONE_PROVIDER_MESSAGE: &str =
     "name exactly one provider: microsoft, google, yahoo, fastmail, oidc or oauth2";
 
-/// CEL: the client has a name. A service account's key file holds it.
-pub(super) const CLIENT_ID_RULE: &str = "has(self.client.id) || (has(self.client.authentication) && self.client.authentication.exists(entry, has(entry.serviceAccountKey)))";
+/// The address of a Google service account. It becomes a part of a path, so it is strict.
+pub(super) const SERVICE_ACCOUNT: &str =
+    r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?@[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?\.gserviceaccount\.com$";
+
+/// CEL: a ServiceAccount's token opens nothing at Google but a service account's signature.
+pub(super) const KEYLESS_RULE: &str = "!has(self.google) || has(self.google.serviceAccount) == (has(self.client.authentication) && self.client.authentication.exists(entry, has(entry.serviceAccountToken)))";
+pub(super) const KEYLESS_MESSAGE: &str = "google.serviceAccount and serviceAccountToken go together: name the Google service account, such as mailer@project.iam.gserviceaccount.com, and the token that is exchanged for its signature";
+
+/// CEL: the client has a name. A service account has one of its own.
+pub(super) const CLIENT_ID_RULE: &str = "has(self.client.id) || (has(self.google) && has(self.google.serviceAccount)) || (has(self.client.authentication) && self.client.authentication.exists(entry, has(entry.serviceAccountKey)))";
 pub(super) const CLIENT_ID_MESSAGE: &str =
-    "name the client in spec.client.id; only with a serviceAccountKey may it be left out";
+    "name the client in spec.client.id; only with a serviceAccountKey or google.serviceAccount may it be left out";
 
 /// CEL: key files of service accounts are Google's.
 pub(super) const KEY_FILE_RULE: &str = "has(self.google) || !has(self.client.authentication) || !self.client.authentication.exists(entry, has(entry.serviceAccountKey))";

@@ -25,6 +25,19 @@ pub enum ClientAuth {
     Assertion(SecretString),
     /// A Google service account: its key vouches in the grant itself, and the client proves nothing besides.
     ServiceAccountKey(ServiceAccountKey),
+    /// A Google service account without a key: Google signs in its name.
+    Impersonation(Impersonation),
+}
+
+/// The token of a ServiceAccount, for which Google signs in the name of a service account.
+#[derive(Clone, Debug)]
+pub struct Impersonation {
+    /// The ServiceAccount's token.
+    pub token: SecretString,
+    /// Its audience: the workload identity provider.
+    pub audience: String,
+    /// The Google service account's address.
+    pub account: String,
 }
 
 /// What an assertion is made of besides the client's own.
@@ -69,7 +82,7 @@ impl ClientAuth {
                 form.append_pair("client_id", client_id);
                 form.append_pair("client_secret", secret.expose_secret());
             }
-            Self::SecretBasic(_) | Self::ServiceAccountKey(_) => {}
+            Self::SecretBasic(_) | Self::ServiceAccountKey(_) | Self::Impersonation(_) => {}
             Self::PrivateKeyJwt(key) => {
                 write_assertion(client_id, &key.client_assertion(client_id, occasion)?, form);
             }
@@ -85,7 +98,9 @@ impl ClientAuth {
             Self::ServiceAccountKey(account) => {
                 Some(GrantKey { key: &account.key, issuer: &account.email, names_scopes: true })
             }
-            Self::Public | Self::SecretPost(_) | Self::SecretBasic(_) | Self::Assertion(_) => None,
+            Self::Public | Self::SecretPost(_) | Self::SecretBasic(_) | Self::Assertion(_) | Self::Impersonation(_) => {
+                None
+            }
         }
     }
 

@@ -57,6 +57,8 @@ pub enum GrantProof<'a> {
         /// The mailbox.
         subject: &'a str,
     },
+    /// A JWT about a subject that was signed elsewhere (RFC 7523 section 2.1).
+    SignedJwt(&'a SecretString),
     /// A token of somebody else (RFC 8693 section 2.1).
     TokenExchange {
         /// The token.
@@ -96,6 +98,10 @@ impl GrantProof<'_> {
                 add("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer");
                 add("assertion", assertion.expose_secret());
             }
+            Self::SignedJwt(jwt) => {
+                add("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer");
+                add("assertion", jwt.expose_secret());
+            }
             Self::TokenExchange { token, kind, audience } => {
                 add("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange");
                 add("subject_token", token.expose_secret());
@@ -123,7 +129,7 @@ impl GrantProof<'_> {
     /// vouches alone names them in its assertion.
     fn names_scopes(&self, auth: &ClientAuth) -> bool {
         match self {
-            Self::DeviceCode(_) | Self::AuthorizationCode { .. } => false,
+            Self::DeviceCode(_) | Self::AuthorizationCode { .. } | Self::SignedJwt(_) => false,
             Self::JwtBearer { .. } => !matches!(auth, ClientAuth::ServiceAccountKey(_)),
             Self::ClientCredentials | Self::RefreshToken(_) | Self::TokenExchange { .. } => true,
         }
@@ -311,7 +317,8 @@ mod tests {
         let code =
             GrantProof::AuthorizationCode { code: &secret, redirect_uri: "http://localhost:1/", verifier: &secret };
         let exchange = GrantProof::TokenExchange { token: &secret, kind: "urn:x", audience: Some("mail") };
-        let table: [(GrantProof<'_>, &str, &[&str]); 4] = [
+        let table: [(GrantProof<'_>, &str, &[&str]); 5] = [
+            (GrantProof::SignedJwt(&secret), "urn:ietf:params:oauth:grant-type:jwt-bearer", &["assertion"]),
             (GrantProof::RefreshToken(&secret), "refresh_token", &["refresh_token", "scope"]),
             (GrantProof::DeviceCode(&secret), "urn:ietf:params:oauth:grant-type:device_code", &["device_code"]),
             (code, "authorization_code", &["code", "redirect_uri", "code_verifier"]),

@@ -14,7 +14,7 @@ mod rsa;
 pub mod token;
 
 pub use claims::Claims;
-pub use client_auth::{ClientAuth, SecretFlaw};
+pub use client_auth::{ClientAuth, Impersonation, SecretFlaw};
 pub use grant::{GrantProof, TokenRequest, token_request};
 pub use refusal::{OAuthError, Refusal};
 pub use token::{Token, TokenAnswer, read_token_response};
@@ -45,7 +45,8 @@ pub(crate) mod tests {
     macro_rules! secrets_lack {
         ($trait:path) => {
             lacks!($trait: SecretString, Zeroizing<Vec<u8>>, Zeroizing<String>, token::Token, token::TokenAnswer,
-                token::Rotated, device::DeviceAuthorization, client_auth::ClientAuth, assertion::SigningKey,
+                token::Rotated, device::DeviceAuthorization, client_auth::ClientAuth,
+                client_auth::Impersonation, assertion::SigningKey,
                 assertion::ServiceAccountKey, grant::GrantProof<'static>, grant::TokenRequest<'static>);
         };
     }

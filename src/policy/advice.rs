@@ -111,10 +111,25 @@ fn filling(name: &str, place: &Place) -> Option<String> {
         "issuer" => federated(|federated| &federated.issuer, "<issuer>"),
         "subject" => federated(|federated| &federated.subject, "<subject>"),
         "audience" => federated(|federated| &federated.audience, "<audience>"),
+        // The full name of Google's workload identity provider, as gcloud takes it.
+        "pool_provider" => workload_identity(&federated(|federated| &federated.audience, "<provider>")).0,
+        // The federated identity as Google's IAM names it.
+        "principal" => {
+            let (_, pool) = workload_identity(&federated(|federated| &federated.audience, "<provider>"));
+            let subject = federated(|federated| &federated.subject, "<subject>");
+            format!("principal://iam.googleapis.com/{pool}/subject/{subject}")
+        }
         // The command that has Microsoft trust the federated identity.
         "trust" => trust(place),
         _ => return None,
     })
+}
+
+/// The names of a workload identity provider and of its pool in an audience.
+fn workload_identity(audience: &str) -> (String, String) {
+    let provider = audience.strip_prefix("//iam.googleapis.com/").unwrap_or(audience);
+    let pool = provider.split_once("/providers/").map_or(provider, |(pool, _)| pool);
+    (word(provider), pool.to_owned())
 }
 
 fn put(place: &Place) -> String {
@@ -267,6 +282,31 @@ mod tests {
             federated: None,
             again: AGAIN,
         }
+    }
+
+    #[test]
+    fn a_secret_that_went_into_the_header_may_be_right_at_a_server_that_does_not_decode_it() {
+        let refusal = Refusal::new(Reason::InvalidClient, "the provider answered invalid_client");
+        let told = |basic| explain(&refusal, &Place { basic, ..place() });
+        assert!(told(true).contains("set clientSecret.method to Post"), "{}", told(true));
+        assert!(!told(false).contains("Post"), "{}", told(false));
+    }
+
+    #[test]
+    fn a_workload_identity_is_named_as_google_names_it() {
+        let audience = "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/c";
+        let federated = Federated {
+            issuer: "https://k".into(),
+            subject: "system:serviceaccount:shop:mailer".into(),
+            audience: audience.into(),
+        };
+        let place = Place { federated: Some(federated), ..place() };
+        assert_eq!(
+            filled("{pool_provider} {principal}", &place),
+            "projects/1/locations/global/workloadIdentityPools/p/providers/c \
+             principal://iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/subject/\
+             system:serviceaccount:shop:mailer"
+        );
     }
 
     #[test]

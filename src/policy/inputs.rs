@@ -30,6 +30,10 @@ pub fn issued_for(
     let exchange = credential.spec.grant.token_exchange.as_ref();
     let exchanged = exchange
         .map(|exchange| [exchange.subject_token_type.as_str(), exchange.audience.as_deref().unwrap_or_default()]);
+    // A client without parameters has the hash that it had before there were any. No scope has a blank.
+    let parameters = provider.client.parameters.iter().flat_map(|(name, value)| ["a parameter", name, value]);
+    let account = provider.google.as_ref().and_then(|google| google.service_account.as_deref());
+    let account = account.into_iter().flat_map(|account| ["a service account", account]);
     names::digest(
         [
             profile.source.identity(),
@@ -39,6 +43,8 @@ pub fn issued_for(
         ]
         .into_iter()
         .chain(exchanged.into_iter().flatten())
+        .chain(parameters)
+        .chain(account)
         .chain(scopes.iter().map(String::as_str)),
     )
 }

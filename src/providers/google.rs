@@ -6,7 +6,11 @@
 
 use k8s_openapi::jiff::SignedDuration;
 
-use super::{Case, Profile, SignIn, TokenSource, clock, is_throttled, servers};
+use super::{
+    Case, Profile, SignIn, TokenSource,
+    account::{self, Accounts},
+    clock, is_throttled, keyless, servers,
+};
 use crate::{
     api::{
         Reason,
@@ -45,6 +49,7 @@ pub(super) fn profile(given: &Servers) -> Profile {
             issuer: Some("https://accounts.google.com"),
             ..SignIn::default()
         },
+        accounts: Accounts { canonical: account::google, ..Accounts::default() },
         scopes: |_, _, _| vec![MAIL.to_owned()],
         objection,
         refine,
@@ -57,8 +62,13 @@ fn objection(spec: &ProviderSpec, grant: GrantType, scopes: &[String]) -> Option
     let entries = &spec.client.authentication;
     let has = |way: fn(&ClientAuthentication) -> bool| entries.iter().any(way);
     let missing = match grant {
-        GrantType::JwtBearer if !has(|entry| entry.service_account_key.is_some()) => {
-            Some("the grant jwtBearer signs with a service account's key: name its key file as serviceAccountKey")
+        GrantType::JwtBearer
+            if !has(|entry| entry.service_account_key.is_some() || entry.service_account_token.is_some()) =>
+        {
+            Some(
+                "the grant jwtBearer is signed by a service account: name its key file as serviceAccountKey, or, without a \
+                 key, google.serviceAccount and a serviceAccountToken",
+            )
         }
         GrantType::RefreshToken if !entries.is_empty() && !has(|entry| entry.client_secret.is_some()) => Some(
             "the grant refreshToken is that of an OAuth client, which a service account is not: name the client in \
@@ -68,6 +78,14 @@ fn objection(spec: &ProviderSpec, grant: GrantType, scopes: &[String]) -> Option
     };
     if let Some(missing) = missing {
         return Some(format!("{missing} in spec.client.authentication of the provider"));
+    }
+    let audiences = entries.iter().filter_map(|entry| Some(&entry.service_account_token.as_ref()?.audience));
+    if let Some(other) = audiences.into_iter().find(|audience| !audience.starts_with(keyless::AUDIENCE_PREFIX)) {
+        return Some(format!(
+            "the audience {other} of serviceAccountToken is not that of a workload identity provider: it must be \
+             {}<number>/locations/global/workloadIdentityPools/<pool>/providers/<provider>",
+            keyless::AUDIENCE_PREFIX
+        ));
     }
     (!scopes.iter().any(|scope| [MAIL, IMAP_ADMIN].contains(&scope.as_str()))).then(|| {
         format!("Google lets SMTP, IMAP and POP3 in with the scope {MAIL} alone: leave scopes empty, or set just that")

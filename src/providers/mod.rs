@@ -8,6 +8,7 @@ pub mod account;
 mod fastmail;
 mod generic;
 mod google;
+pub mod keyless;
 mod microsoft;
 mod yahoo;
 

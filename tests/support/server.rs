@@ -57,7 +57,7 @@ impl Request {
     /// The signed assertions among them (RFC 7521 section 4, RFC 7523 section 2).
     pub fn assertions(&self) -> Vec<String> {
         let mut form = self.form();
-        ["client_assertion", "assertion"].into_iter().filter_map(|field| form.remove(field)).collect()
+        ["client_assertion", "assertion", "subject_token"].into_iter().filter_map(|field| form.remove(field)).collect()
     }
 
     /// The fields of the query.

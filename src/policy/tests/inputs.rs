@@ -100,7 +100,10 @@ fn a_token_is_for_one_issuer_client_grant_account_and_list_of_scopes() {
         let profile = profile(provider).unwrap();
         issued_for(credential, provider, &profile, &scopes(credential, provider, &profile))
     };
-    let matter: [Change; 9] = [
+    let matter: [Change; 12] = [
+        |_, provider| provider.client.parameters = [("audience".into(), "mail".into())].into(),
+        |_, provider| provider.client.parameters = [("audience".into(), "mail2".into())].into(),
+        |_, provider| provider.client.parameters = [("resource".into(), "mail".into())].into(),
         |_, provider| provider.oauth2.as_mut().unwrap().token_url = "https://y/token".into(),
         |_, provider| provider.client.id = "another".into(),
         |credential, _| by_code(credential),
@@ -111,7 +114,7 @@ fn a_token_is_for_one_issuer_client_grant_account_and_list_of_scopes() {
         |credential, _| credential.spec.mailbox.authenticate_as = Some("svc@example.org".into()),
         |credential, _| credential.spec.scopes.push("mail.read".into()),
     ];
-    let others: [Change; 6] = [
+    let others: [Change; 7] = [
         |credential, _| credential.metadata.generation = Some(2),
         |credential, _| usernames(credential, json!({"smtp": "other"})),
         |credential, _| reissue(credential, "1"),

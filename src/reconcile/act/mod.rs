@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 mod answer;
 mod device;
+mod keyless;
 mod refusals;
 mod revoke;
 mod sign;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::SignedDuration;
 use secrecy::SecretString;
 
-use super::{Attempt, Step, unkept, unmade};
+use super::{Attempt, Step, keyless, unkept, unmade};
 use crate::{
     api::{Reason, grant::GrantType},
     idp::Exchange,
@@ -32,9 +32,10 @@ pub(super) async fn obtain(
     let credential = &attempt.credential;
     let answer = match credential.spec.grant.kind() {
         GrantType::ClientCredentials => attempt.ask(auth, GrantProof::ClientCredentials).await?,
-        GrantType::JwtBearer => {
-            attempt.ask(auth, GrantProof::JwtBearer { subject: credential.spec.mailbox.user() }).await?
-        }
+        GrantType::JwtBearer => match auth {
+            ClientAuth::Impersonation(account) => keyless::obtain(attempt, auth, account).await?,
+            _ => attempt.ask(auth, GrantProof::JwtBearer { subject: credential.spec.mailbox.user() }).await?,
+        },
         GrantType::TokenExchange => exchange(attempt, auth).await?,
         GrantType::RefreshToken | GrantType::DeviceCode => return spend(attempt, entry, auth, claimed).await,
     };

@@ -65,6 +65,8 @@ pub enum Material {
     Fixed(ClientAuth),
     /// It is made anew before it ends.
     Federated(Federation),
+    /// The same, for the signature of this Google service account.
+    Impersonated(Federation, String),
 }
 
 impl Material {
@@ -77,6 +79,9 @@ impl Material {
             Self::Fixed(auth) => Ok(Ok(auth.clone())),
             Self::Federated(federation) => {
                 Ok(federation.assertion(identities).await?.map(|assertion| assertion.auth()))
+            }
+            Self::Impersonated(federation, account) => {
+                Ok(federation.assertion(identities).await?.map(|assertion| assertion.impersonating(account)))
             }
         }
     }
@@ -96,6 +101,9 @@ pub(super) async fn authentication(
     for (index, entry) in spec.client.authentication.iter().enumerate() {
         if let Some(file) = &entry.service_account_key {
             entries.push(service_account_key(file, index, means).await?);
+        } else if let (Some(token), Some(account)) = (&entry.service_account_token, google_account(spec)) {
+            let made = service_account_token(token, index, key, means).await?;
+            entries.push(impersonated(made, account));
         } else if spec.client.id.is_empty() {
             let message = format!(
                 "spec.client.authentication[{index}] needs the client's id in spec.client.id; only a serviceAccountKey goes \
@@ -112,6 +120,20 @@ pub(super) async fn authentication(
         }
     }
     Ok(entries)
+}
+
+/// The Google service account that the broker acts as without a key.
+fn google_account(spec: &ProviderSpec) -> Option<&str> {
+    spec.google.as_ref()?.service_account.as_deref()
+}
+
+/// A ServiceAccount's token that stands for the signature of a Google service account.
+fn impersonated(made: Authentication, account: &str) -> Authentication {
+    let material = made.material.map(|material| match material {
+        Material::Federated(federation) => Material::Impersonated(federation, account.to_owned()),
+        other => other,
+    });
+    Authentication { material, client_id: Some(account.to_owned()), ..made }
 }
 
 async fn client_secret(

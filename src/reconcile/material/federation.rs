@@ -27,7 +27,7 @@ use crate::{
     clock::Clock,
     error::{Error, told_by},
     kubernetes::Connection,
-    oauth::{Claims, ClientAuth},
+    oauth::{Claims, ClientAuth, Impersonation},
     policy::{Blocker, advice::Federated},
     reconcile::stores::ProviderKey,
 };
@@ -108,6 +108,15 @@ impl Assertion {
     /// The client authentication that it is.
     pub fn auth(self) -> ClientAuth {
         ClientAuth::Assertion(self.token)
+    }
+
+    /// The client authentication that has Google sign in the name of a service account.
+    pub fn impersonating(self, account: &str) -> ClientAuth {
+        ClientAuth::Impersonation(Impersonation {
+            token: self.token,
+            audience: self.names.audience,
+            account: account.to_owned(),
+        })
     }
 }
 

@@ -6,6 +6,7 @@
 //! | `oauth2.googleapis.com/token` | the token endpoint |
 //! | `oauth2.googleapis.com/revoke` | revocation |
 //! | `accounts.google.com/o/oauth2/v2/auth` | signs in [`Google::sign_in_as`] at once |
+//! | `sts.googleapis.com`, `iamcredentials.googleapis.com` | [`super::workload`] |
 //!
 //! Sources: "Using OAuth 2.0 for Server to Server Applications", "OAuth 2.0 for Mobile & Desktop Apps" (Google Identity),
 //! and answers of the service that people published where these have no text. Stricter than Google in one thing: sign-in
@@ -24,10 +25,11 @@ use super::{
     jwt::{Jwt, Key, PublicKey},
     oauth::{CodeFlaw, Codes, Consent, JWT_BEARER, client, is_loopback, redirect, scopes},
     random,
+    workload::{self, Workload},
 };
 
 /// The hosts.
-pub const HOSTS: [&str; 2] = ["oauth2.googleapis.com", "accounts.google.com"];
+pub const HOSTS: [&str; 4] = ["oauth2.googleapis.com", "accounts.google.com", workload::HOSTS[0], workload::HOSTS[1]];
 /// The token endpoint, which is the audience of assertions.
 pub const TOKEN_URL: &str = "https://oauth2.googleapis.com/token";
 /// The longest that an assertion is valid, in seconds.
@@ -58,6 +60,7 @@ pub struct Directory {
     lifetime: i64,
     token_length: usize,
     testing: bool,
+    workload: Workload,
 }
 
 struct Registered {
@@ -106,7 +109,8 @@ impl Google {
 
     /// Starts one at this address.
     pub fn start_at(address: impl Into<SocketAddr>) -> Self {
-        Self::serve(address, &[HOSTS[0], HOSTS[1], "localhost"], |_| Directory {
+        let names = [&HOSTS[..], &["localhost"]].concat();
+        Self::serve(address, &names, |_| Directory {
             key: Key::generate(),
             accounts: BTreeMap::new(),
             delegated: BTreeMap::new(),
@@ -120,6 +124,7 @@ impl Google {
             lifetime: 3599,
             token_length: 1024,
             testing: false,
+            workload: Workload::default(),
         })
     }
 
@@ -138,6 +143,27 @@ impl Google {
     /// Deletes a key of a service account.
     pub fn delete_key(&self, account: &ServiceAccount) {
         self.provider().accounts.get_mut(&account.email).unwrap().keys.remove(&account.key.id);
+    }
+
+    /// Has a provider of a workload identity pool trust the tokens of an issuer, or those of one subject alone. Its
+    /// `audience` begins with `//iam.googleapis.com/projects/`.
+    pub fn trust_issuer(&self, audience: &str, issuer: &str, jwks: Value, subject: Option<&str>) {
+        self.provider().workload.provider(audience, issuer, jwks, subject);
+    }
+
+    /// Deletes a provider of a workload identity pool.
+    pub fn delete_provider(&self, audience: &str) {
+        self.provider().workload.delete_provider(audience);
+    }
+
+    /// Grants roles/iam.serviceAccountTokenCreator on an account to a principal.
+    pub fn let_sign(&self, account: &ServiceAccount, principal: &str) {
+        self.provider().workload.let_sign(&account.email, principal);
+    }
+
+    /// Switches the Security Token Service and the IAM Credentials API off, or on again.
+    pub fn switch_apis(&self, off: bool) {
+        self.provider().workload.off = off;
     }
 
     /// Delegates these scopes, and no others, to a service account by its client ID, as the Admin console does.
@@ -200,6 +226,8 @@ impl Provider for Directory {
         let answer = match (request.method.as_str(), request.route()) {
             ("POST", "/token") => self.token(request, now),
             ("POST", "/revoke") => self.revoke(request),
+            ("POST", "/v1/token") => return self.workload.exchange(request, now),
+            ("POST", path) if path.ends_with(":signJwt") => return self.sign(request, now),
             ("GET", "/o/oauth2/v2/auth") => return self.authorize(&request.query()),
             _ => return Response::text(404, ""),
         };
@@ -212,6 +240,18 @@ impl Provider for Directory {
 }
 
 impl Directory {
+    /// The key by which Google signs for an account is one of that account's.
+    fn sign(&mut self, request: &Request, now: i64) -> Response {
+        let account = request.route().trim_start_matches("/v1/projects/-/serviceAccounts/");
+        let account = account.trim_end_matches(":signJwt");
+        let Some(registered) = self.accounts.get_mut(account) else {
+            return self.workload.sign(request, account, false, now);
+        };
+        let key = self.workload.key(account);
+        registered.keys.insert(key.id.clone(), key.public());
+        self.workload.sign(request, account, true, now)
+    }
+
     fn authorize(&mut self, query: &BTreeMap<String, String>) -> Response {
         let known = query.get("client_id").is_some_and(|id| self.clients.contains_key(id));
         if !known || query.get("redirect_uri").is_none_or(|uri| !is_loopback(uri)) {

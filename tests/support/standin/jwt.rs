@@ -5,7 +5,8 @@ use aws_lc_rs::{
     rand::SystemRandom,
     rsa::KeyPair as RsaKeyPair,
     signature::{
-        RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_SHA256, RSA_PSS_2048_8192_SHA256, RSA_PSS_SHA256, RsaPublicKeyComponents,
+        ECDSA_P256_SHA256_FIXED, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_SHA256, RSA_PSS_2048_8192_SHA256,
+        RSA_PSS_SHA256, RsaPublicKeyComponents, UnparsedPublicKey,
     },
 };
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
@@ -149,6 +150,20 @@ impl Jwt {
         let parameters = if algorithm == "PS256" { &RSA_PSS_2048_8192_SHA256 } else { &RSA_PKCS1_2048_8192_SHA256 };
         let PublicKey { n, e } = key;
         RsaPublicKeyComponents { n, e }.verify(parameters, self.message.as_bytes(), &self.signature).is_ok()
+    }
+
+    /// Whether a key of a key set with its `kid` signed it, by one of `algorithms`: `RS256`, `PS256`, `ES256`.
+    pub fn signed_by_set(&self, jwks: &Value, algorithms: &[&str]) -> bool {
+        let key = jwks["keys"].as_array().into_iter().flatten().find(|key| key["kid"] == self.header["kid"]);
+        let Some(key) = key else { return false };
+        if self.header["alg"] != "ES256" {
+            return PublicKey::find(jwks, &self.header["kid"]).is_some_and(|key| self.signed_by(&key, algorithms));
+        }
+        let number = |name: &str| BASE64_URL_SAFE_NO_PAD.decode(key[name].as_str()?).ok();
+        let (Some(x), Some(y)) = (number("x"), number("y")) else { return false };
+        let point = [vec![4], x, y].concat();
+        let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point);
+        algorithms.contains(&"ES256") && public.verify(self.message.as_bytes(), &self.signature).is_ok()
     }
 
     /// A claim that is text; empty if there is none.

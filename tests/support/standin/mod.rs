@@ -4,7 +4,7 @@
 //! | stand-in | of |
 //! |---|---|
 //! | [`Microsoft`] | login.microsoftonline.com and its national clouds |
-//! | [`Google`] | oauth2.googleapis.com and accounts.google.com |
+//! | [`Google`] | oauth2, sts and iamcredentials.googleapis.com, and accounts.google.com |
 //! | [`Strict`] | no one: a server that rotates refresh tokens and revokes the family of one that is used twice |
 //!
 //! ```ignore
@@ -25,6 +25,7 @@ pub mod jwt;
 pub mod microsoft;
 mod oauth;
 pub mod strict;
+pub mod workload;
 
 use std::{
     collections::VecDeque,
@@ -52,7 +53,7 @@ pub use self::{
 use super::server::{Handler, Request, Response, Server};
 
 /// What is secret in an answer.
-const TOKENS: [&str; 4] = ["access_token", "refresh_token", "id_token", "device_code"];
+const TOKENS: [&str; 5] = ["access_token", "refresh_token", "id_token", "device_code", "signedJwt"];
 
 /// A provider's rules and memory.
 pub trait Provider: Send + 'static {
