@@ -57,6 +57,15 @@ fn render(values: Option<&Path>, settings: &[&str]) -> String {
     process::output(helm(&["template", "broker", "--namespace", "mail"], values).args(sets))
 }
 
+/// What a cluster says which kinds it has, as Helm asks it when it installs; `helm template` alone knows none.
+const KINDS: [&str; 4] =
+    ["--api-versions", "v1/Secret", "--api-versions", "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy"];
+
+/// As Helm renders it when it installs.
+fn render_installed(values: Option<&Path>) -> String {
+    process::output(helm(&["template", "broker", "--namespace", "mail"], values).args(KINDS))
+}
+
 fn documents(yaml: &str) -> Vec<Value> {
     let all = serde_yaml::Deserializer::from_str(yaml).map(|document| Value::deserialize(document).unwrap());
     all.filter(|document| !document.is_null()).collect()
@@ -77,7 +86,7 @@ fn lint_finds_nothing() {
 fn every_object_fits_the_schema_of_its_kind() {
     let location = format!("{}/{{{{ .ResourceKind }}}}{{{{ .KindSuffix }}}}.json", schemas().display());
     for (name, values) in combinations() {
-        let objects = render(values.as_deref(), &[]);
+        let objects = render_installed(values.as_deref());
         let mut command = run("kubeconform");
         // Kinds of the Prometheus operator.
         command.args(["-strict", "-summary", "-output", "json", "-skip", "ServiceMonitor,PodMonitor,PrometheusRule"]);
@@ -134,7 +143,7 @@ fn nobody_is_given_what_the_broker_never_needs() {
     // The account of the uninstall hook lists pods; nobody runs commands in them.
     let never = ["pods/exec", "serviceaccounts", "validatingwebhookconfigurations", "customresourcedefinitions", "*"];
     for (name, values) in combinations() {
-        for role in documents(&render(values.as_deref(), &[])) {
+        for role in documents(&render_installed(values.as_deref())) {
             for rule in role["rules"].as_array().into_iter().flatten() {
                 let words = |field: &str| rule[field].as_array().unwrap().iter().map(|word| word.as_str().unwrap());
                 for word in words("apiGroups").chain(words("resources")).chain(words("verbs")) {
@@ -156,7 +165,7 @@ fn single_namespaces_need_no_access_to_the_cluster() {
         assert!(!["ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"].contains(&kind), "{object}");
     }
     let places: Vec<_> = of_kind(&objects, "Role").into_iter().map(|role| &role["metadata"]["namespace"]).collect();
-    assert_eq!(places, ["shop", "billing", "mail", "mail"], "one for each; the Lease's; the uninstall hook's");
+    assert_eq!(places, ["shop", "billing", "mail"], "the last one holds the lease");
 }
 
 #[test]
@@ -183,7 +192,7 @@ fn the_crds_are_those_of_the_repository_and_stay() {
 #[test]
 fn the_broker_knows_the_arguments_it_is_given() {
     for (name, values) in combinations() {
-        let objects = documents(&render(values.as_deref(), &[]));
+        let objects = documents(&render_installed(values.as_deref()));
         let container = &of_kind(&objects, "Deployment")[0]["spec"]["template"]["spec"]["containers"][0];
         let arguments: Vec<_> = match container["args"].as_array() {
             Some(given) => given.iter().map(|argument| argument.as_str().unwrap()).collect(),
@@ -216,6 +225,37 @@ fn the_broker_knows_the_arguments_it_is_given() {
             (&json!(settings.deployment), &json!(settings.namespace)),
             (&deployment["name"], &deployment["namespace"])
         );
+    }
+}
+
+/// kubectl knows no hooks: it would stop the brokers that it has just installed.
+#[test]
+fn the_hook_that_stops_the_brokers_is_there_only_where_helm_installs() {
+    for (name, values) in combinations() {
+        let hooks = |rendered: &str| {
+            let objects = documents(rendered).into_iter();
+            objects.filter(|object| !object["metadata"]["annotations"]["helm.sh/hook"].is_null()).collect::<Vec<_>>()
+        };
+        assert!(hooks(&render(values.as_deref(), &[])).is_empty(), "{name}");
+        let hooks = hooks(&render_installed(values.as_deref()));
+        if name == "single" {
+            assert!(hooks.is_empty(), "it needs roles, which are made by somebody else");
+            continue;
+        }
+        for hook in &hooks {
+            assert_eq!(hook["metadata"]["annotations"]["helm.sh/hook"], "pre-delete", "{hook}");
+        }
+        let deployment = if name == "default" || name == "all-on" { "broker-mail-token-broker" } else { continue };
+        let role = of_kind(&hooks, "Role")[0];
+        assert_eq!(
+            role["rules"],
+            json!([
+                {"apiGroups": ["apps"], "resources": ["deployments"], "resourceNames": [deployment], "verbs": ["get"]},
+                {"apiGroups": ["apps"], "resources": ["deployments/scale"], "resourceNames": [deployment], "verbs": ["patch"]},
+                {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
+            ])
+        );
+        assert!(of_kind(&hooks, "ClusterRole").is_empty());
     }
 }
 
@@ -282,7 +322,7 @@ fn a_label_that_the_user_sets_too_occurs_once_with_the_users_value() {
             "prometheusRule": {"enabled": true, "labels": own, "alertLabels": {"severity": "page"}},
         },
     });
-    let rendered = render_with(&values, &[]);
+    let rendered = render_with(&values, &KINDS);
     // This one refuses a key that occurs twice.
     for document in serde_yaml::Deserializer::from_str(&rendered) {
         serde_yaml::Value::deserialize(document).unwrap_or_else(|error| panic!("{error}\n{rendered}"));
@@ -326,7 +366,7 @@ fn a_parent_chart_switches_it_and_sets_what_is_global() {
     std::os::unix::fs::symlink(chart(), &link).unwrap();
     let render = |settings: &str| {
         let mut helm = run("helm");
-        process::output(helm.args(["template", "p"]).arg(&parent).args(["--set", settings]))
+        process::output(helm.args(["template", "p"]).arg(&parent).args(KINDS).args(["--set", settings]))
     };
     assert!(documents(&render("mail-token-broker.enabled=false")).is_empty());
     let settings = "mail-token-broker.enabled=true,mail-token-broker.x-anchor.a=b,global.other=x,\
@@ -353,6 +393,7 @@ fn on_openshift_the_cluster_chooses_the_user_and_dns_is_at_5353() {
         (vec!["--set", "openshift=false", "--api-versions", "security.openshift.io/v1"], false),
         (vec![], false),
     ] {
+        let arguments = [KINDS.as_slice(), &arguments].concat();
         let rendered = render_with(&json!({"networkPolicy": {"enabled": true}}), &arguments);
         let objects = documents(&rendered);
         for kind in ["Deployment", "Job"] {
@@ -413,7 +454,6 @@ fn a_trust_bundle_is_mounted_and_added_to_the_roots_of_the_image() {
 #[test]
 fn the_admission_policy_is_there_where_the_broker_has_rights_in_the_whole_cluster() {
     let some = "namespaces={shop}";
-    let vap = ["--api-versions", "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy"];
     for (arguments, expected) in [
         (vec![], true),
         (vec!["--set", "admissionPolicy.enabled=false"], false),
@@ -421,8 +461,8 @@ fn the_admission_policy_is_there_where_the_broker_has_rights_in_the_whole_cluste
         (vec!["--set", some, "--set", "admissionPolicy.enabled=true"], true),
         (vec!["--set", some, "--set", "clusterMailProviders=true"], true),
         // A cluster that says which kinds it has.
-        (vec!["--api-versions", "v1/Secret"], false),
-        (vec!["--api-versions", "v1/Secret", vap[0], vap[1]], true),
+        (KINDS[..2].to_vec(), false),
+        (KINDS.to_vec(), true),
     ] {
         let objects = documents(&process::output(helm(&["template", "broker"], None).args(&arguments)));
         for kind in ["ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"] {
@@ -471,7 +511,9 @@ async fn the_pods_are_admitted_where_pods_are_restricted() {
     let labels = [("pod-security.kubernetes.io/enforce", "restricted")].into();
     let ns = Namespace::create(Cluster::shared(), labels).await;
     for (name, values) in combinations() {
-        let objects = documents(&render(values.as_deref(), &["serviceAccount.name=broker", "priorityClassName="]));
+        let set = ["--set", "serviceAccount.name=broker,priorityClassName="];
+        let mut helm = helm(&["template", "broker", "--namespace", "mail"], values.as_deref());
+        let objects = documents(&process::output(helm.args(KINDS).args(set)));
         ns.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "broker"}})).await;
         for kind in ["Deployment", "Job"] {
             let Some(object) = of_kind(&objects, kind).first().copied() else { continue };

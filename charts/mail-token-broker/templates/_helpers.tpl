@@ -254,13 +254,20 @@ secret:
 {{- end }}
 
 {{- /*
+Whether Helm talks to a cluster, which then says which kinds it has: "true" or nothing. "helm template" knows groups and
+versions alone.
+*/ -}}
+{{- define "mail-token-broker.knowsKinds" -}}
+{{- if .Capabilities.APIVersions.Has "v1/Secret" }}true{{ end }}
+{{- end }}
+
+{{- /*
 Whether the ValidatingAdmissionPolicy is rendered: "true" or nothing. "auto" renders it where the broker has rights in the
-whole cluster. A cluster that says which kinds it has must have the API; "helm template" knows no kinds, and Kubernetes
-has had the API since 1.30.
+whole cluster. A cluster must have the API; without a cluster it is taken to have it, as Kubernetes has since 1.30.
 */ -}}
 {{- define "mail-token-broker.admissionPolicy" -}}
-{{- $apis := .Capabilities.APIVersions }}
-{{- $served := or ($apis.Has "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy") (not ($apis.Has "v1/Secret")) }}
+{{- $has := .Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy" }}
+{{- $served := or $has (not (include "mail-token-broker.knowsKinds" .)) }}
 {{- $wanted := toString .Values.admissionPolicy.enabled }}
 {{- if and $served (or (eq $wanted "true") (and (eq $wanted "auto") (include "mail-token-broker.readsCluster" .))) }}true{{ end }}
 {{- end }}
