@@ -237,8 +237,7 @@ fn no_file_outgrows_a_reader() {
 #[test]
 fn what_users_see_is_spelled_in_one_room() {
     let reasons = Reason::ALL.iter().map(|reason| format!("\"{}\"", reason.as_str()));
-    let kinds = [ConditionType::Ready, ConditionType::Renewed, ConditionType::Stalled, ConditionType::Reconciling];
-    let kinds = kinds.iter().map(|kind| format!("\"{}\"", kind.as_str()));
+    let kinds = ConditionType::ALL.iter().map(|kind| format!("\"{}\"", kind.as_str()));
     let keys = ["mailtoken.dev/", "app.kubernetes.io/managed-by"].map(|key| format!("\"{key}"));
     let words: Vec<_> = reasons.chain(kinds).chain(keys).collect();
     for source in sources().iter().filter(|source| source.room() != "api") {

@@ -85,7 +85,7 @@ async fn a_namespace_is_allowed_by_its_labels_as_they_are_now() {
     ns.kubectl(["label", "namespace", &ns.name, "team=billing"]);
     shared.stage.ready("billing").await;
     ns.kubectl(["label", "namespace", &ns.name, "team-"]);
-    ns.condition::<MailCredential>("billing", "Stalled", "NotAllowed").await;
+    ns.condition::<MailCredential>("billing", "Renewed", "NotAllowed").await;
     let object: MailCredential = ns.get("billing").await;
     assert_eq!(reason(&object, "Ready"), "TokenValid");
 }
@@ -98,7 +98,7 @@ async fn an_allowance_that_is_withdrawn_stops_renewal_and_leaves_the_token() {
     // It is not due before the allowance is withdrawn.
     stage.issued(shared.credential("billing").set("spec.renewal.renewBefore", "1s")).await;
     shared.allow(json!([entry(&["*@example.com"])])).await;
-    stage.ns.condition::<MailCredential>("billing", "Stalled", "NotAllowed").await;
+    stage.ns.condition::<MailCredential>("billing", "Renewed", "NotAllowed").await;
     let object: MailCredential = stage.ns.get("billing").await;
     assert_eq!(reason(&object, "Ready"), "TokenValid");
     stage.ns.condition::<MailCredential>("billing", "Ready", "Expired").await;

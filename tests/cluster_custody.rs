@@ -130,22 +130,24 @@ async fn what_was_taken_over_is_kept_without_its_seed_and_without_its_label_only
     custody.issued().await;
     // Without the label its owner does not want it used any more.
     custody.ns.patch::<Secret>("seed", json!({"metadata": {"labels": {"mailtoken.dev/source": null}}})).await;
-    let stalled = custody.ns.condition::<MailCredential>("billing", "Stalled", "SourceNotLabeled").await;
+    let told = custody.ns.condition::<MailCredential>("billing", "Renewed", "SourceNotLabeled").await;
     let requests = custody.idp.token_requests().len();
     custody.ask().await;
     custody
         .ns
         .until::<MailCredential>("billing", "it is observed", |billing| {
-            reason(billing, "Stalled") == "SourceNotLabeled"
+            reason(billing, "Renewed") == "SourceNotLabeled"
         })
         .await;
     assert_eq!(reason(&custody.ns.get("billing").await, "Ready"), "TokenValid");
     assert_eq!(custody.idp.token_requests().len(), requests);
-    mend::mend(&custody.ns, &stalled.message, &[]);
+    mend::mend(&custody.ns, &told.message, &[]);
     custody.asked(requests + 1).await;
     custody
         .ns
-        .until::<MailCredential>("billing", "it stalls no more", |billing| reason(billing, "Stalled").is_empty())
+        .until::<MailCredential>("billing", "it is renewed again", |billing| {
+            reason(billing, "Renewed") == "RenewalSucceeded"
+        })
         .await;
 
     custody.ns.delete::<Secret>("seed").await;

@@ -133,9 +133,9 @@ async fn a_person_sees_the_code_everywhere_and_signs_in_once() {
     let uri = format!("{}/sign-in", idp.issuer());
     assert_eq!(field(&waiting, "/status/authorization/verificationURI"), uri);
     assert_eq!(field(&waiting, "/status/authorization/verificationURIComplete"), format!("{uri}?user_code={code}"));
-    for kind in ["Ready", "Stalled"] {
+    for (kind, reason) in [("Ready", "AuthorizationRequired"), ("Reconciling", "Progressing")] {
         let told = find(&waiting, kind).unwrap();
-        assert_eq!(told.reason, "AuthorizationRequired");
+        assert_eq!(told.reason, reason);
         assert!(told.message.contains(&code) && told.message.contains(&uri), "{}", told.message);
     }
 
@@ -144,8 +144,9 @@ async fn a_person_sees_the_code_everywhere_and_signs_in_once() {
     polls_reach(&idp, 1).await;
     let writes = status_writes(&ns).await;
     polls_reach(&idp, 4).await;
-    let [(warning, note)] = &notes(&ns, "AuthorizationRequired").await[..] else { panic!("one Event") };
-    assert!(warning == "Warning" && note.contains(&code) && note.contains(&uri), "{note}");
+    assert!(find(&waiting, "Stalled").is_none(), "a code is on offer");
+    let [(normal, note)] = &notes(&ns, "AuthorizationRequired").await[..] else { panic!("one Event") };
+    assert!(normal == "Normal" && note.contains(&code) && note.contains(&uri), "{note}");
     assert_eq!(status_writes(&ns).await, writes);
     assert_eq!(sign_in(&ns).await["interval"], 1, "the server has not asked to slow down");
 
@@ -348,7 +349,9 @@ async fn a_refresh_token_that_died_is_kept_while_a_person_is_asked_and_is_not_pr
     shown(ns, "").await;
     let waiting: MailCredential = ns.get("billing").await;
     assert_eq!(reason(&waiting, "Ready"), "TokenValid", "the old token still serves");
-    assert_eq!(reason(&waiting, "Stalled"), "AuthorizationRequired");
+    assert_eq!((reason(&waiting, "Stalled"), reason(&waiting, "Reconciling")), (String::new(), String::new()));
+    let told = find(&waiting, "Ready").unwrap().message;
+    assert!(told.contains("has to sign in"), "{told}");
     let grant = ns.secret("billing-grant").await;
     assert!(grant["refresh_token"] == old && grant.contains_key("device_code"), "{:?}", grant.keys());
     let presented = idp.token_requests().iter().filter(|request| request.form().contains_key("refresh_token")).count();
@@ -360,7 +363,9 @@ async fn a_refresh_token_that_died_is_kept_while_a_person_is_asked_and_is_not_pr
     let grant = ns.secret("billing-grant").await;
     assert!(grant["refresh_token"] != old && grant["previous_refresh_token"] == old);
     let ready = ns
-        .until::<MailCredential>("billing", "nobody is asked", |credential| find(credential, "Stalled").is_none())
+        .until::<MailCredential>("billing", "nobody is asked", |credential| {
+            reason(credential, "Renewed") == "RenewalSucceeded"
+        })
         .await;
     assert_eq!(
         (reason(&ready, "Renewed"), field(&ready, "/status/failedAttempts")),

@@ -178,6 +178,21 @@ async fn ready_outlives_failing_renewals_and_ends_with_the_token_by_the_brokers_
 }
 
 #[tokio::test]
+async fn ready_ends_with_the_token_although_requests_hang() {
+    let stage = Stage::new().await;
+    stage.idp.next(Answer::token(8));
+    // Each renewal hangs for the whole request time-out, beyond the end of the token.
+    stage.idp.answer(Answer::hang());
+    stage.issued(credential("billing")).await;
+    let expired = stage.ns.condition::<MailCredential>("billing", "Ready", "Expired").await;
+    let object: MailCredential = stage.ns.get("billing").await;
+    let end: Timestamp = field(&object, "/status/token/expiresAt").as_str().unwrap().parse().unwrap();
+    let late = expired.last_transition_time.0.as_second() - end.as_second();
+    assert!((0..=5).contains(&late), "{late} s after the end");
+    assert_eq!(stage.idp.token_requests().len(), 2, "one request hangs");
+}
+
+#[tokio::test]
 async fn a_token_ends_also_while_its_credential_is_suspended() {
     let stage = Stage::new().await;
     stage.idp.next(Answer::token(10));

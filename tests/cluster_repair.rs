@@ -41,7 +41,6 @@ async fn what_others_change_in_the_secret_is_put_right_without_a_request() {
     let wanted = shape(&original);
     let edits = [
         ("a key changed", json!({"stringData": {"username": "somebody"}})),
-        ("the expiry changed", json!({"stringData": {"expires_at": "2035-01-01T00:00:00Z"}})),
         ("a ready-made form changed", json!({"data": {"xoauth2": "eA=="}})),
         ("a key of spec.secret.data emptied", json!({"stringData": {"smtp.env": ""}})),
         ("a key removed", json!({"data": {"smtp_host": null}})),
@@ -70,6 +69,32 @@ async fn what_others_change_in_the_secret_is_put_right_without_a_request() {
     let told = stage.ns.told("billing").await;
     assert!(told.iter().all(|event| !event.starts_with("Warning")), "{told:?}");
     tried("F19", number, "nothing");
+}
+
+#[tokio::test]
+async fn an_expiry_that_others_change_is_put_right_by_a_new_token() {
+    let stage = Stage::new().await;
+    let mut token = stage.issued(dressed()).await.status.unwrap().token.unwrap();
+    const LATE: &str = "2035-01-01T00:00:00Z";
+    let edits = [
+        ("a key", json!({"stringData": {"expires_at": LATE}})),
+        ("the other key", json!({"stringData": {"expires_at_unix": "2051222400"}})),
+        ("the annotation", json!({"metadata": {"annotations": {"mailtoken.dev/expires-at": LATE}}})),
+    ];
+    for (number, (what, edit)) in edits.into_iter().enumerate() {
+        stage.ns.patch::<Secret>("billing", edit).await;
+        let renewed = |object: &MailCredential| {
+            let now = object.status.as_ref().and_then(|status| status.token.as_ref());
+            reason(object, "Ready") == "TokenValid" && now.is_some_and(|now| now.fingerprint != token.fingerprint)
+        };
+        token = stage.ns.until("billing", what, renewed).await.status.unwrap().token.unwrap();
+        let secret: Secret = stage.ns.get("billing").await;
+        let end = token.expires_at.0;
+        assert_eq!(text(&secret, "expires_at"), end.to_string(), "{what}");
+        assert_eq!(text(&secret, "expires_at_unix"), end.as_second().to_string(), "{what}");
+        assert_eq!(field(&secret, "/metadata/annotations/mailtoken.dev~1expires-at"), end.to_string(), "{what}");
+        assert_eq!(stage.idp.token_requests().len(), number + 2, "{what}");
+    }
 }
 
 #[tokio::test]

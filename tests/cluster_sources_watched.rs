@@ -157,7 +157,7 @@ async fn a_label_that_is_withdrawn_stops_renewal_and_leaves_the_token() {
     stage.issued(credential("billing").set("spec.renewal.renewBefore", "1s")).await;
     stage.ns.apply(source("idp-client", "client-secret", "a client secret").without("metadata.labels")).await;
     stage.ns.condition::<MailProvider>("idp", "Ready", "SourceNotLabeled").await;
-    stage.ns.condition::<MailCredential>("billing", "Stalled", "SourceNotLabeled").await;
+    stage.ns.condition::<MailCredential>("billing", "Renewed", "SourceNotLabeled").await;
     let object: MailCredential = stage.ns.get("billing").await;
     assert_eq!(reason(&object, "Ready"), "TokenValid");
     let expired = stage.ns.condition::<MailCredential>("billing", "Ready", "Expired").await;
@@ -172,7 +172,7 @@ async fn a_provider_that_goes_stops_renewal_and_leaves_the_token() {
     let stage = Stage::new().await;
     stage.issued(credential("billing")).await;
     stage.ns.delete::<MailProvider>("idp").await;
-    stage.ns.condition::<MailCredential>("billing", "Stalled", "ProviderNotFound").await;
+    stage.ns.condition::<MailCredential>("billing", "Renewed", "ProviderNotFound").await;
     stage.ready("billing").await;
 
     // Without the provider nobody can tell whether the token is for a new spec.

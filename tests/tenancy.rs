@@ -95,9 +95,9 @@ async fn a_name_that_stands_in_other_namespaces_is_looked_for_in_the_own_one_alo
     }
     let seed = json!({"refreshToken": {"secretRef": {"name": "idp-client", "key": "client-secret"}}});
     attacker.apply(credential("seed").set("spec.providerRef.name", "good").set("spec.grant", seed)).await;
-    lair.condition::<MailCredential>("seed", "Stalled", "SourceNotFound").await;
+    lair.condition::<MailCredential>("seed", "Ready", "SourceNotFound").await;
     attacker.apply(credential("provider")).await;
-    lair.condition::<MailCredential>("provider", "Stalled", "ProviderNotFound").await;
+    lair.condition::<MailCredential>("provider", "Ready", "ProviderNotFound").await;
     assert_eq!(tenants.evil.requests().len(), 0);
     tenants.unharmed().await;
 }
@@ -118,7 +118,7 @@ async fn a_secret_that_nobody_labelled_is_sent_nowhere_by_any_field() {
         let manifest = manifest.set("metadata.name", name.as_str()).set(&format!("{field}.name"), "plain");
         if manifest.0["kind"] == "MailCredential" {
             attacker.apply(manifest.set("spec.providerRef.name", "good")).await;
-            lair.condition::<MailCredential>(&name, "Stalled", "SourceNotLabeled").await;
+            lair.condition::<MailCredential>(&name, "Ready", "SourceNotLabeled").await;
         } else {
             attacker.apply(manifest).await;
             attacker.apply(credential(&name).set("spec.providerRef.name", name.as_str())).await;

@@ -159,6 +159,50 @@ async fn a_forged_status_deletes_nothing_and_is_put_right() {
 }
 
 #[tokio::test]
+async fn a_forged_expiry_lengthens_no_life_with_or_without_the_provider() {
+    let mut tenants = Tenants::new(|settings| settings).await;
+    let (attacker, lair) = (&tenants.attacker, &tenants.lair);
+    const LATE: &str = "2036-01-01T00:00:00Z";
+    let forgery = json!({
+        "metadata": {"annotations": {"mailtoken.dev/expires-at": LATE}},
+        "stringData": {"expires_at": LATE, "expires_at_unix": "2082758400"},
+    });
+    for name in ["down", "gone"] {
+        attacker.apply(tenants.provider(name)).await;
+        tenants.evil.next(Answer::token(20));
+        let own = credential(name).set("spec.providerRef.name", name).set("spec.renewal.renewBefore", "1s");
+        attacker.apply(own).await;
+        lair.condition::<MailCredential>(name, "Ready", "TokenValid").await;
+        let before: MailCredential = lair.get(name).await;
+        let end = field(&before, "/status/token/expiresAt");
+        match name {
+            "down" => tenants.evil.answer(Answer::status(503)),
+            _ => attacker.delete::<mail_token_broker::api::MailProvider>(name).await,
+        }
+        attacker.patch::<Secret>(name, forgery.clone()).await;
+        if name == "down" {
+            let mended = |secret: &Secret| {
+                text(secret, "expires_at") == end.as_str().unwrap()
+                    && field(secret, "/metadata/annotations/mailtoken.dev~1expires-at") == end
+            };
+            lair.until::<Secret>(name, "the forgery is replaced while the provider is down", mended).await;
+        }
+        let expired = lair.condition::<MailCredential>(name, "Ready", "Expired").await;
+        let late = expired.last_transition_time.0.as_second()
+            - end.as_str().unwrap().parse::<k8s_openapi::jiff::Timestamp>().unwrap().as_second();
+        assert!((0..=5).contains(&late), "{late} s after the end");
+        tenants.evil.answer(Answer::token(3600));
+    }
+    // A new token comes as soon as the provider serves again.
+    attacker.apply(tenants.provider("gone")).await;
+    for name in ["down", "gone"] {
+        lair.condition::<MailCredential>(name, "Ready", "TokenValid").await;
+    }
+    sane(&tenants.broker);
+    tenants.unharmed().await;
+}
+
+#[tokio::test]
 async fn forged_owners_take_nothing_over_in_another_namespace() {
     let mut tenants = Tenants::new(|settings| settings).await;
     let (attacker, lair, shop) = (&tenants.attacker, &tenants.lair, &tenants.shop);

@@ -5,35 +5,37 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 
-/// `metav1.Condition.type` of the conditions that the broker writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ConditionType {
-    /// The Secret holds, now, an unexpired token for the spec as it stands.
+macro_rules! condition_types {
+    ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
+        /// `metav1.Condition.type` of the conditions that the broker writes.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum ConditionType { $($(#[$doc])* $name),+ }
+
+        impl ConditionType {
+            /// Every type, in the order of their declaration.
+            pub const ALL: &[Self] = &[$(Self::$name),+];
+
+            /// The name in the API.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => stringify!($name)),+ }
+            }
+        }
+    };
+}
+
+condition_types! {
+    /// The Secret holds, now, an unexpired token for the spec as it stands. On a provider: it can be used.
     Ready,
     /// The last attempt to obtain a token succeeded.
     Renewed,
-    /// Nothing will change until a person acts (kstatus).
+    /// Nothing will change until a person acts (kstatus). Absent while `Ready` is True.
     Stalled,
-    /// The first token, or one for a changed spec, is being obtained (kstatus).
+    /// The broker obtains the first token, or a token for a changed spec, or waits for what passes (kstatus).
     Reconciling,
     /// The refresh token's known end is near.
     GrantExpiringSoon,
     /// The client secret or certificate ends soon.
     ClientCredentialExpiringSoon,
-}
-
-impl ConditionType {
-    /// The name in the API.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Ready => "Ready",
-            Self::Renewed => "Renewed",
-            Self::Stalled => "Stalled",
-            Self::Reconciling => "Reconciling",
-            Self::GrantExpiringSoon => "GrantExpiringSoon",
-            Self::ClientCredentialExpiringSoon => "ClientCredentialExpiringSoon",
-        }
-    }
 }
 
 /// How a reason is retried.
@@ -173,9 +175,17 @@ reasons! {
 }
 
 impl Reason {
-    /// Whether the condition `Stalled` stands with this reason.
-    pub fn stalls(self) -> bool {
-        matches!(self.retry(), Retry::Permanent | Retry::OnChange)
+    /// Whether a person must act on this reason, so that `Stalled` may name it.
+    pub const fn stalls(self) -> bool {
+        match self.retry() {
+            Retry::Permanent | Retry::OnChange => true,
+            Retry::Transient | Retry::None => false,
+        }
+    }
+
+    /// Whether the reason is that an object is missing which may have been applied in the same go and arrive later.
+    pub const fn may_arrive(self) -> bool {
+        matches!(self, Self::ProviderNotFound | Self::SourceNotFound | Self::SourceNotLabeled)
     }
 }
 

@@ -3,10 +3,13 @@
 pub mod advice;
 pub mod checks;
 pub mod commands;
+pub mod expiry;
 pub mod grant;
 pub mod inputs;
+pub mod kstatus;
 pub mod notices;
 pub mod observed;
+pub mod provider;
 pub mod schedule;
 pub mod status;
 

@@ -21,20 +21,24 @@ pub struct Notice {
 /// The Events for the turn from `before` to `after`: a Warning when a condition turns bad, Normal when it recovers, one
 /// for each reason, and Normal when another client authentication works now. An uneventful issue or renewal has none.
 pub fn notices(before: &MailCredentialStatus, after: &MailCredentialStatus) -> Vec<Notice> {
-    let mut notices = turns(&before.conditions, &after.conditions);
+    // The end of a client secret is an Event of its provider, which may have hundreds of credentials.
+    let bad = [ConditionType::Stalled, ConditionType::GrantExpiringSoon];
+    let mut notices = turns(&before.conditions, &after.conditions, &bad);
+    notices.extend(short_lifetime(before, after));
     notices.extend(takeover(before, after));
     notices.extend(another_code(before, after));
     notices
 }
 
-/// A code that took another's place: nothing else tells, since the conditions stay as they were.
+/// A code that a person has to enter, the first or one that replaces another: a person's turn is no failure.
 fn another_code(before: &MailCredentialStatus, after: &MailCredentialStatus) -> Option<Notice> {
-    let (old, new) = (before.authorization.as_ref()?, after.authorization.as_ref()?);
-    let stalled = condition::find(&after.conditions, ConditionType::Stalled)?;
-    (old.user_code != new.user_code).then(|| Notice {
-        warning: true,
+    let (old, new) = (before.authorization.as_ref(), after.authorization.as_ref()?);
+    let shown = condition::find(&after.conditions, ConditionType::Reconciling)
+        .or_else(|| condition::find(&after.conditions, ConditionType::Ready))?;
+    old.is_none_or(|old| old.user_code != new.user_code).then(|| Notice {
+        warning: false,
         reason: Reason::AuthorizationRequired,
-        note: stalled.message.clone(),
+        note: shown.message.clone(),
     })
 }
 
@@ -49,7 +53,18 @@ fn takeover(before: &MailCredentialStatus, after: &MailCredentialStatus) -> Opti
     })
 }
 
-fn turns(before: &[Condition], after: &[Condition]) -> Vec<Notice> {
+fn short_lifetime(before: &MailCredentialStatus, after: &MailCredentialStatus) -> Option<Notice> {
+    let short = |status: &MailCredentialStatus| {
+        condition::find(&status.conditions, ConditionType::Ready)
+            .filter(|ready| ready.message.contains(Reason::LifetimeTooShort.as_str()))
+            .map(|ready| ready.message.clone())
+    };
+    let note = short(after).filter(|_| short(before).is_none())?;
+    Some(Notice { warning: true, reason: Reason::LifetimeTooShort, note })
+}
+
+/// The Events for the turn from one list of conditions to the next; each of `bad` is a trouble while it is True.
+pub(super) fn turns(before: &[Condition], after: &[Condition], bad: &[ConditionType]) -> Vec<Notice> {
     let mut notices: Vec<Notice> = vec![];
     let mut add = |warning, condition: &Condition| {
         let Some(reason) = Reason::parse(&condition.reason) else { return };
@@ -57,10 +72,13 @@ fn turns(before: &[Condition], after: &[Condition]) -> Vec<Notice> {
             notices.push(Notice { warning, reason, note: condition.message.clone() });
         }
     };
-    let bad = [ConditionType::Stalled, ConditionType::GrantExpiringSoon, ConditionType::ClientCredentialExpiringSoon];
-    for kind in bad {
+    for kind in bad.iter().copied() {
         let (old, new) = (condition::find(before, kind), condition::find(after, kind));
-        if let Some(new) = new.filter(|new| old.is_none_or(|old| old.reason != new.reason)) {
+        let reported = |reason: &String| {
+            let renewed = condition::find(before, ConditionType::Renewed);
+            old.is_some_and(|old| old.reason == *reason) || renewed.is_some_and(|renewed| renewed.reason == *reason)
+        };
+        if let Some(new) = new.filter(|new| !reported(&new.reason)) {
             add(true, new);
         }
     }
@@ -69,19 +87,20 @@ fn turns(before: &[Condition], after: &[Condition]) -> Vec<Notice> {
         let Some(new) = new else { continue };
         let was_bad = old.is_some_and(|old| old.status != "True");
         let quiet = [Reason::Pending.as_str(), Reason::Suspended.as_str()];
+        let reason = Reason::parse(&new.reason);
+        // What may still arrive, and a sign-in that is on offer, are no trouble yet.
+        let waits = condition::find(after, ConditionType::Reconciling).is_some()
+            && reason.is_some_and(|reason| reason.may_arrive() || reason == Reason::AuthorizationRequired);
+        // While the token serves, only `Renewed` shows that a failure which passes became one that needs a person.
+        let worse = kind == ConditionType::Renewed
+            && reason.is_some_and(Reason::stalls)
+            && old.is_some_and(|old| old.reason != new.reason);
         match (was_bad, new.status == "True") {
             (true, true) if !quiet.contains(&old.map_or("", |old| old.reason.as_str())) => add(false, new),
-            (false, false) if !quiet.contains(&new.reason.as_str()) => add(true, new),
+            (false, false) if !waits && !quiet.contains(&new.reason.as_str()) => add(true, new),
+            (true, false) if worse && !waits => add(true, new),
             _ => {}
         }
-    }
-    let short = |conditions: &[Condition]| {
-        condition::find(conditions, ConditionType::Ready)
-            .filter(|ready| ready.message.contains(Reason::LifetimeTooShort.as_str()))
-            .map(|ready| ready.message.clone())
-    };
-    if let (None, Some(note)) = (short(before), short(after)) {
-        notices.push(Notice { warning: true, reason: Reason::LifetimeTooShort, note });
     }
     notices
 }

@@ -7,7 +7,7 @@ use kube::ResourceExt as _;
 
 use crate::{
     api::{
-        ConditionType, MailCredential, Reason, condition, names,
+        ConditionType, MailCredential, Reason, Retry, condition, names,
         status::{ClientStatus, LastError, MailCredentialStatus},
     },
     oauth::{Refusal, TokenAnswer},
@@ -48,12 +48,43 @@ pub struct Blocker {
     pub reason: Reason,
     /// What is wrong, where, and the command or field that mends it.
     pub message: String,
+    /// What it takes to remove it.
+    pub cause: Cause,
+}
+
+/// What it takes to remove what blocks an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// It passes: a provider's network, for example.
+    Transient,
+    /// An object is missing that may have been applied in the same go and arrive later.
+    Missing,
+    /// A person must act.
+    Person,
+}
+
+impl Cause {
+    /// The usual cause of a reason.
+    pub const fn of(reason: Reason) -> Self {
+        match reason.retry() {
+            Retry::Transient | Retry::None => Self::Transient,
+            Retry::OnChange if reason.may_arrive() => Self::Missing,
+            Retry::OnChange | Retry::Permanent => Self::Person,
+        }
+    }
 }
 
 impl Blocker {
-    /// A blocker.
+    /// A blocker with the usual cause of its reason.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into() }
+        Self { reason, message: message.into(), cause: Cause::of(reason) }
+    }
+
+    /// The same blocker with another cause.
+    #[must_use]
+    pub fn because(mut self, cause: Cause) -> Self {
+        self.cause = cause;
+        self
     }
 }
 
@@ -206,10 +237,12 @@ impl History {
             last_error: status.last_error.clone(),
             failed_with: status.failed_with.clone(),
             last: match renewed.and_then(|renewed| Some((Reason::parse(&renewed.reason)?, renewed.message.clone()))) {
-                // A suspension is no attempt: what stands is the success that the token came from, if none failed since.
-                Some((Reason::Suspended, _)) => {
-                    status.token.as_ref().filter(|_| failed_attempts == 0).map(|_| succeeded())
+                // A suspension, or what keeps attempts from being made, is no attempt: what stands is the success that the
+                // token came from, if none failed since.
+                Some((reason, _)) if reason != Reason::RenewalSucceeded && failed_attempts == 0 => {
+                    status.token.as_ref().map(|_| succeeded())
                 }
+                Some((Reason::Suspended, _)) => None,
                 last => last,
             },
             client: status.client.clone(),

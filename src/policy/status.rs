@@ -9,11 +9,12 @@ use super::{
     Decision, Observed, checks,
     commands::{self, Subject},
     grant::{self, Grant},
-    observed::{Published, TokenFacts},
+    kstatus::{Before, Standing},
+    observed::{Blocker, Cause, Published, TokenFacts, target_name},
     schedule,
 };
 use crate::api::{
-    ConditionType, Reason,
+    ConditionType, MailCredential, Reason,
     condition::{self, upsert},
     names::rfc3339,
     status::{MailCredentialStatus, TokenStatus},
@@ -74,10 +75,14 @@ fn conditions(
     };
 
     let blocked = blocking(observed, decision, now);
-    let (ready, reason, message) = readiness(observed, decision, blocked.clone(), now);
+    let (ready, reason, message) = readiness(observed, decision, blocked.as_ref(), now);
     set(&mut conditions, ConditionType::Ready, ready, reason, message);
 
     match (decision, &observed.history.last) {
+        // No attempt is made. While the token still serves, no other condition reports that.
+        (Decision::Stall(blocker), _) if ready && observed.history.failure().is_none() => {
+            set(&mut conditions, ConditionType::Renewed, false, blocker.reason, blocker.message.clone());
+        }
         (Decision::Suspended, _) => set(
             &mut conditions,
             ConditionType::Renewed,
@@ -93,18 +98,11 @@ fn conditions(
         }
     }
 
-    let stalled = stall(observed, blocked);
-    match &stalled {
-        Some((reason, message)) => set(&mut conditions, ConditionType::Stalled, true, *reason, message.clone()),
-        None => condition::remove(&mut conditions, ConditionType::Stalled),
-    }
-
-    if !ready && stalled.is_none() && !matches!(decision, Decision::Suspended) {
-        let message = progress(observed, decision);
-        set(&mut conditions, ConditionType::Reconciling, true, Reason::Progressing, message);
-    } else {
-        condition::remove(&mut conditions, ConditionType::Reconciling);
-    }
+    let standing = match (ready, decision) {
+        (true, _) | (false, Decision::Suspended) => None,
+        (false, _) => Some(standing(observed, decision, blocked, now)),
+    };
+    before(&observed.credential).set(&mut conditions, standing, now);
 
     let endings = [
         (ConditionType::GrantExpiringSoon, grant_ending(observed, now)),
@@ -123,17 +121,21 @@ fn conditions(
 fn readiness(
     observed: &Observed,
     decision: &Decision,
-    blocked: Option<(Reason, String)>,
+    blocked: Option<&Blocker>,
     now: Timestamp,
 ) -> (bool, Reason, String) {
     let name = observed.target_name();
     let token = observed.target.own().and_then(|published| Some((published, published.token.as_ref()?)));
     match token {
         Some((published, token)) if token.is_unexpired(now) && observed.is_for_this_spec(published) => {
-            (true, Reason::TokenValid, valid_message(observed, &name, token))
+            let obstacle = match decision {
+                Decision::Stall(blocker) => format!(". It cannot be renewed: {}", blocker.message),
+                _ => invited(observed, decision, now).map(|words| format!(". {words}")).unwrap_or_default(),
+            };
+            (true, Reason::TokenValid, valid_message(observed, &name, token) + &obstacle)
         }
         Some((_, token)) if !token.is_unexpired(now) => {
-            let why = blocked.map(|(_, message)| format!(": {message}")).unwrap_or_default();
+            let why = blocked.map(|blocker| format!(": {}", blocker.message)).unwrap_or_default();
             (
                 false,
                 Reason::Expired,
@@ -141,7 +143,7 @@ fn readiness(
             )
         }
         Some(_) | None => match blocked {
-            Some((reason, message)) => (false, reason, message),
+            Some(Blocker { reason, message, .. }) => (false, *reason, message.clone()),
             None => (false, Reason::Pending, progress(observed, decision)),
         },
     }
@@ -217,17 +219,24 @@ fn asked<'a>(observed: &'a Observed, decision: &Decision) -> Option<&'a Grant> {
     observed.grant.as_ref().filter(|_| asked)
 }
 
+/// What a person is asked to do while a code is offered.
+fn invited(observed: &Observed, decision: &Decision, now: Timestamp) -> Option<String> {
+    let sign_in = asked(observed, decision)?.pending(now)?;
+    Some(grant::invitation(&observed.credential, sign_in))
+}
+
 /// What keeps a new token from coming.
-fn blocking(observed: &Observed, decision: &Decision, now: Timestamp) -> Option<(Reason, String)> {
-    if let Some(sign_in) = asked(observed, decision).and_then(|grant| grant.pending(now)) {
-        return Some((Reason::AuthorizationRequired, grant::invitation(&observed.credential, sign_in)));
+fn blocking(observed: &Observed, decision: &Decision, now: Timestamp) -> Option<Blocker> {
+    if let Some(words) = invited(observed, decision, now) {
+        // The code on offer is what the credential waits for. It stalls once none is offered any more.
+        return Some(Blocker::new(Reason::AuthorizationRequired, words).because(Cause::Transient));
     }
     match decision {
-        Decision::Stall(blocker) => Some((blocker.reason, blocker.message.clone())),
+        Decision::Stall(blocker) => Some(blocker.clone()),
         Decision::Suspended => {
             let resume =
                 Subject::credential(&observed.credential).merge(&serde_json::json!({"spec": {"suspend": false}}));
-            Some((
+            Some(Blocker::new(
                 Reason::Suspended,
                 format!("spec.suspend is true, so no token is asked for: `{resume}` lets it go on"),
             ))
@@ -239,19 +248,37 @@ fn blocking(observed: &Observed, decision: &Decision, now: Timestamp) -> Option<
         | Decision::Poll
         | Decision::AwaitSignIn { .. }
         | Decision::Claimed { .. }
-        | Decision::KeepGrant => observed.history.failure().map(|(reason, message)| (reason, message.to_owned())),
+        | Decision::KeepGrant => observed.history.failure().map(|(reason, message)| {
+            let fresh = schedule::is_in_grace(reason, observed.history.failed_attempts);
+            let blocker = Blocker::new(reason, message);
+            if fresh { blocker.because(Cause::Transient) } else { blocker }
+        }),
         Decision::Store | Decision::Publish(_) | Decision::Wait { .. } => None,
     }
 }
 
-/// `Stalled` stands while nothing will change until a person acts: also while a permanent refusal is retried slowly.
-fn stall(observed: &Observed, blocked: Option<(Reason, String)>) -> Option<(Reason, String)> {
-    let attempts = observed.history.failed_attempts;
-    blocked.filter(|(reason, _)| reason.stalls() && !schedule::is_in_grace(*reason, attempts))
+/// The credential as its last status described it.
+fn before(credential: &MailCredential) -> Before<'_> {
+    let status = credential.status.as_ref();
+    Before {
+        meta: &credential.metadata,
+        observed_generation: status.and_then(|status| status.observed_generation),
+        conditions: status.map_or(&[], |status| &status.conditions),
+    }
+}
+
+/// A permanent refusal stalls the credential although the broker retries it slowly.
+fn standing(observed: &Observed, decision: &Decision, blocked: Option<Blocker>, now: Timestamp) -> Standing {
+    match blocked {
+        Some(blocker) if before(&observed.credential).needs_a_person(&blocker, now) => Standing::Stalled(blocker),
+        Some(Blocker { reason: Reason::AuthorizationRequired, message, .. }) => Standing::Reconciling { message },
+        Some(_) | None => Standing::Reconciling { message: progress(observed, decision) },
+    }
 }
 
 fn progress(observed: &Observed, decision: &Decision) -> String {
     match decision {
+        Decision::Stall(blocker) => blocker.message.clone(),
         Decision::BackOff { .. } => match observed.history.failure() {
             Some((_, message)) => format!("the next attempt is at status.nextAttemptTime: {message}"),
             None => "waiting for the next attempt".to_owned(),
@@ -263,8 +290,8 @@ fn progress(observed: &Observed, decision: &Decision) -> String {
     }
 }
 
-/// Days before the end of a client secret at which it is told.
-const ENDINGS: [(i64, Reason); 3] = [(1, Reason::Within1d), (7, Reason::Within7d), (30, Reason::Within30d)];
+/// Days before the end of a client secret or refresh token at which a condition reports it.
+pub const ENDINGS: [(i64, Reason); 3] = [(1, Reason::Within1d), (7, Reason::Within7d), (30, Reason::Within30d)];
 
 fn client_ending(observed: &Observed, now: Timestamp) -> Option<(Reason, String)> {
     let client = observed.history.client.as_ref()?;
@@ -293,20 +320,48 @@ fn grant_ending(observed: &Observed, now: Timestamp) -> Option<(Reason, String)>
     Some((ending(end, now)?, message))
 }
 
-fn ending(end: Timestamp, now: Timestamp) -> Option<Reason> {
+/// Which of the thresholds an end has passed.
+pub fn ending(end: Timestamp, now: Timestamp) -> Option<Reason> {
     let left = end.duration_since(now);
     ENDINGS.iter().find(|(days, _)| left <= SignedDuration::from_hours(days * 24)).map(|(_, reason)| *reason)
 }
 
 /// When the status may have to change by itself, whatever else happens.
-pub fn next_turn(observed: &Observed, now: Timestamp) -> Option<Timestamp> {
+pub fn next_turn(observed: &Observed, decision: &Decision, now: Timestamp) -> Option<Timestamp> {
     let expiry = observed.token().map(|token| token.expires_at);
     let client = observed.history.client.as_ref().and_then(|client| client.expires_at.as_ref()).map(|end| end.0);
     let grant = observed.grant.as_ref().and_then(Grant::end);
     let endings = client.into_iter().chain(grant);
     let endings = endings.flat_map(|end| ENDINGS.map(|(days, _)| end - SignedDuration::from_hours(days * 24)));
-    let turns = expiry.into_iter().chain(endings).chain(grant::keep_alive_at(observed, now));
+    let arrival = match decision {
+        Decision::Stall(blocker) if blocker.cause == Cause::Missing => before(&observed.credential).arrival_until(now),
+        _ => None,
+    };
+    let turns = expiry.into_iter().chain(endings).chain(grant::keep_alive_at(observed, now)).chain(arrival);
     turns.filter(|at| *at > now).min()
+}
+
+/// When the token ends by which a status says `Ready`.
+pub fn end_of_ready(status: &MailCredentialStatus) -> Option<Timestamp> {
+    let token = status.token.as_ref().filter(|_| condition::is_true(&status.conditions, ConditionType::Ready))?;
+    Some(token.expires_at.0)
+}
+
+/// The status of a credential that cannot be observed, once the token has ended by which it was `Ready`.
+pub fn ended(credential: &MailCredential, now: Timestamp) -> Option<MailCredentialStatus> {
+    let mut after = credential.status.clone()?;
+    let end = end_of_ready(&after).filter(|end| *end <= now)?;
+    let message = format!(
+        "the token in the Secret {} ended at {}. The broker obtains no other, because Kubernetes does not let it read what \
+         the credential refers to: its log has the cause",
+        after.secret_name.clone().unwrap_or_else(|| target_name(credential)),
+        rfc3339(end)
+    );
+    let generation = credential.metadata.generation.unwrap_or_default();
+    upsert(&mut after.conditions, ConditionType::Ready, false, Reason::Expired, message.clone(), generation, now);
+    let standing = (!credential.spec.suspend).then_some(Standing::Reconciling { message });
+    before(credential).set(&mut after.conditions, standing, now);
+    Some(after)
 }
 
 /// Whether a status is worth a write while a request is under way: only an end that has come is. A credential that

@@ -122,7 +122,7 @@ pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>) -
     let uid = checks::uid(&credential).to_owned();
     let (namespace, name) = (checks::namespace(&credential).to_owned(), credential.name_any());
     let mut asked = None;
-    let mut done = step(credential, &context, &mut asked).await;
+    let mut done = step(credential.clone(), &context, &mut asked).await;
     if done.is_ok()
         && let Some(under_way) = asked.take()
         && under_way.ends_within(BRISK).await
@@ -132,8 +132,18 @@ pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>) -
             None => Ok(Action::await_change()),
         };
     }
+    if done.is_err() {
+        // When it is due is seen by whoever retries.
+        report::unobserved(credential, &context).await;
+    }
     context.memory.tidy(&uid);
     done
+}
+
+/// When the end of a credential's token is to be reported, by its status, although its reconciles fail.
+pub fn end_of_ready(credential: &MailCredential, context: &Context) -> Option<Timestamp> {
+    let latest = observe::latest(Arc::new(credential.clone()), context);
+    latest.status.as_ref().and_then(policy::status::end_of_ready)
 }
 
 /// What goes out to a provider is left in `asked`.
@@ -151,8 +161,9 @@ async fn step(
     }
     let credential = observe::latest(credential, context);
     let credential = farewell::finalizer(credential, context).await?;
-    let Some(mut observed) = observe::observe(credential, context).await? else {
-        return Ok(Action::await_change());
+    let Some(mut observed) = observe::observe(credential.clone(), context).await? else {
+        let end = report::unobserved(credential, context).await;
+        return Ok(end.map_or_else(Action::await_change, |end| Action::requeue(context.clock.until(end))));
     };
     let now = context.clock.now();
     if policy::provider_may_be_on_its_way(&observed, now) {
@@ -299,7 +310,7 @@ fn next(observed: &Observed, decision: &Decision, context: &Context, now: Timest
         Decision::InFlight => report::end_told_at(&observed.credential, context).filter(|at| *at > now),
         Decision::Suspended | Decision::Stall(_) => None,
     };
-    let turn = next_turn(observed, now);
+    let turn = next_turn(observed, decision, now);
     let wake = due.into_iter().chain(turn).min().map(|at| context.clock.until(at));
     let again = match decision {
         Decision::Stall(_) => Some(look_again(observed, now)),

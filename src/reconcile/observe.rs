@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
 use kube::{Api, ResourceExt as _, core::ObjectMeta};
 use secrecy::{ExposeSecret as _, SecretString};
 
@@ -16,12 +16,13 @@ use super::{
     take_outcome,
 };
 use crate::{
-    api::{ConditionType, MailCredential, Reason, condition, credential::ProviderKind, names},
+    api::{ConditionType, MailCredential, Reason, condition, credential::ProviderKind, names, status::TokenStatus},
     error::Error,
     oauth::{Token, token::fingerprint},
     policy::{
         Blocker, Observed, checks,
         commands::Subject,
+        expiry::{self, DataExpiry},
         grant, inputs,
         observed::{History, Provider, Published, Target, TokenFacts, target_name},
     },
@@ -269,18 +270,22 @@ async fn published(
         },
         None => inspect(credential, provider, meta, context).await?,
     };
+    let mut token = inspected.token;
+    let agrees = token
+        .as_mut()
+        .is_none_or(|token| expiry::settle_with_status(token, status.and_then(|status| status.token.as_ref())));
     let annotation = |name: &str| meta.annotations.as_ref().and_then(|map| map.get(name)).cloned();
     Ok(Published {
         name: meta.name.clone().unwrap_or_default(),
         uid: meta.uid.clone().unwrap_or_default(),
         resource_version: version,
-        token: inspected.token,
+        token,
         issued_for: annotation(names::ANNOTATION_ISSUED_FOR).unwrap_or_default(),
         layout: annotation(names::ANNOTATION_LAYOUT).unwrap_or_default(),
         applied: annotation(names::ANNOTATION_APPLIED),
         has_annotations: meta.annotations.is_some(),
         handled_reissue: annotation(names::ANNOTATION_HANDLED_REISSUE),
-        intact: inspected.intact,
+        intact: inspected.intact && agrees,
         must_recreate: inspected.must_recreate,
     })
 }
@@ -299,7 +304,8 @@ async fn inspect(
         let version = meta.resource_version.clone().unwrap_or_default();
         return Ok(Inspected { resource_version: version, layout, token: None, intact: false, must_recreate: false });
     };
-    let token = stored_token(&secret);
+    // What the status says is compared each time that it is needed.
+    let (token, agrees) = stored_token(&secret, None).map_or((None, true), |(stored, agrees)| (Some(stored), agrees));
     let as_written = provider.zip(token.as_ref()).is_none_or(|(provider, stored)| {
         let same_layout = annotation(&secret, names::ANNOTATION_LAYOUT) == Some(provider.layout.as_str());
         let data = secret.data.as_ref();
@@ -310,12 +316,17 @@ async fn inspect(
     let inspected = Inspected {
         resource_version: meta.resource_version.clone().unwrap_or_default(),
         layout,
-        intact: as_written,
+        intact: as_written && agrees,
         must_recreate: secret.immutable == Some(true)
             || secret.type_.as_deref().is_some_and(|kind| kind != names::SECRET_TYPE_TARGET),
         token: token.as_ref().and_then(|stored| {
             let facts = facts(&secret.metadata)?;
-            Some(TokenFacts { length: Some(stored.token.access_token.expose_secret().len()), ..facts })
+            Some(TokenFacts {
+                expires_at: stored.token.expires_at,
+                refresh_at: stored.token.refresh_at,
+                length: Some(stored.token.access_token.expose_secret().len()),
+                ..facts
+            })
         }),
     };
     context.memory.with(checks::uid(credential), |entry| entry.inspected = Some(inspected.clone()));
@@ -326,27 +337,37 @@ fn annotation<'a>(secret: &'a Secret, name: &str) -> Option<&'a str> {
     secret.metadata.annotations.as_ref()?.get(name).map(String::as_str)
 }
 
-/// The token in a Secret of ours, if annotations and data agree about it.
-pub(super) fn stored_token(secret: &Secret) -> Option<Stored> {
-    let facts = facts(&secret.metadata)?;
+/// The token in a Secret of ours, if the annotations are those of the token in the data, and whether annotations, data
+/// and `status` agree about its end. Where they do not, the earliest time counts.
+pub(super) fn stored_token(secret: &Secret, status: Option<&TokenStatus>) -> Option<(Stored, bool)> {
+    let mut facts = facts(&secret.metadata)?;
     let text = |key: &str| String::from_utf8(secret.data.as_ref()?.get(key)?.0.clone()).ok();
     let access_token = SecretString::from(text("access_token")?);
-    let agrees = fingerprint(access_token.expose_secret()) == facts.fingerprint;
+    if fingerprint(access_token.expose_secret()) != facts.fingerprint {
+        return None;
+    }
+    let data = DataExpiry {
+        date: text("expires_at").and_then(|text| names::time(&text)),
+        seconds: text("expires_at_unix").and_then(|text| Timestamp::from_second(text.parse().ok()?).ok()),
+    };
+    let agrees = expiry::settle_with_data(&mut facts, data) & expiry::settle_with_status(&mut facts, status);
     let token_type =
         text("token_type").filter(|kind| kind.eq_ignore_ascii_case("bearer")).unwrap_or_else(|| "Bearer".to_owned());
-    agrees.then(|| Stored {
-        token: Token {
-            access_token,
-            token_type,
-            issued_at: facts.issued_at,
-            expires_at: facts.expires_at,
-            refresh_at: facts.refresh_at,
-            scopes: facts.scopes,
-        },
+    let token = Token {
+        access_token,
+        token_type,
+        issued_at: facts.issued_at,
+        expires_at: facts.expires_at,
+        refresh_at: facts.refresh_at,
+        scopes: facts.scopes,
+    };
+    let stored = Stored {
+        token,
         revocable_at: annotation(secret, names::ANNOTATION_REVOCABLE_AT).unwrap_or_default().to_owned(),
         object_id: facts.object_id,
         unsuitable: facts.unsuitable,
-    })
+    };
+    Some((stored, agrees))
 }
 
 /// What a Secret's annotations say about its token.

@@ -3,7 +3,7 @@
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use futures::FutureExt as _;
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{
     Api, Resource,
     api::{Patch, PatchParams},
@@ -25,7 +25,11 @@ use crate::{
         credential::ProviderKind, names,
     },
     error::Error,
-    policy::{Blocker, notices::Notice, schedule},
+    policy::{
+        notices::Notice,
+        provider::{self as policy, ClientEnd, Usable},
+        schedule,
+    },
 };
 
 /// Brings one provider a step further.
@@ -49,10 +53,13 @@ pub async fn reconcile(key: &ProviderKey, context: &Arc<Context>) -> Result<Acti
     }
     let Some(fingerprint) = context.material.fingerprint(&object, context) else { return Ok(Action::await_change()) };
     let known = context.material.verdict(key, &fingerprint);
-    if known.is_none() && is_fresh(&object) && context.material.trusts(key, &fingerprint) {
-        // After a restart: what was found before stands until somebody needs the provider.
-        wake_credentials(key, context);
-        return Ok(Action::await_change());
+    if known.is_none() && is_fresh(&object) {
+        // After a restart: what was found before stands until a credential needs the provider.
+        let now = context.clock.now();
+        if let Some(until) = context.material.trusts(key, &fingerprint, trusted_until(&object, now), now) {
+            wake_credentials(key, context);
+            return Ok(Action::requeue(context.clock.until(until)));
+        }
     }
     let due = context.material.retry_at(key);
     let again = due.is_some_and(|due| due <= context.clock.now());
@@ -68,9 +75,23 @@ pub async fn reconcile(key: &ProviderKey, context: &Arc<Context>) -> Result<Acti
     };
     let now = context.clock.now();
     let next = context.material.note(key, &fingerprint, verdict.as_ref().err(), now);
-    write_status(&object, verdict.as_ref().map(Arc::as_ref), context, now).await?;
+    let turn = write_status(&object, verdict.as_ref().map(Arc::as_ref), context, now).await?;
     wake_credentials(key, context);
+    let next = next.into_iter().chain(turn).min();
     Ok(next.map_or_else(Action::await_change, |at| Action::requeue(context.clock.until(at))))
+}
+
+/// After a restart a good status is trusted for this long: what it does not tell, such as the end of a certificate, is
+/// checked then.
+const TRUSTED_FOR: SignedDuration = SignedDuration::from_hours(6);
+
+/// Until when the status of before a restart is taken as it stands. Providers do not all come due in the same moment.
+fn trusted_until(object: &ProviderObject, now: Timestamp) -> Timestamp {
+    let spread = object.meta().uid.iter().flat_map(|uid| uid.bytes()).fold(0, |sum: i64, byte| sum + i64::from(byte));
+    let secrets = object.spec().client.authentication.iter().filter_map(|entry| entry.client_secret.as_ref());
+    let ends = secrets.filter_map(|secret| secret.expires_at.as_ref()).map(|end| end.0);
+    let latest = now + TRUSTED_FOR + SignedDuration::from_secs(spread % 3600);
+    policy::next_turn(ends, now).map_or(latest, |turn| turn.min(latest))
 }
 
 /// Looks at a provider in a task of its own, which wakes it in the end: one that hangs holds up no other.
@@ -112,50 +133,38 @@ fn wake_credentials(key: &ProviderKey, context: &Context) {
 /// When a broken provider is looked at again: transient problems soon, those that a person mends every minute, in case
 /// that no watch shows the mending (a Secret without the label).
 pub(super) fn look_again(problem: &ProviderProblem, failures: u32, now: Timestamp) -> Timestamp {
-    let reason = match problem.blocker.reason.retry() {
-        Retry::Permanent | Retry::OnChange => Reason::ProviderUnavailable,
-        Retry::Transient | Retry::None => problem.blocker.reason,
-    };
-    let ceiling = now + k8s_openapi::jiff::SignedDuration::from_mins(1);
-    match problem.blocker.reason.retry() {
-        Retry::OnChange => schedule::next_attempt(reason, failures, now, None).min(ceiling),
-        _ => schedule::next_attempt(reason, failures, now, None),
+    let reason = problem.blocker.reason;
+    match reason.retry() {
+        Retry::OnChange => {
+            let ceiling = now + SignedDuration::from_mins(1);
+            schedule::next_attempt(Reason::ProviderUnavailable, failures, now, None).min(ceiling)
+        }
+        Retry::Permanent => schedule::next_attempt(Reason::ProviderUnavailable, failures, now, None),
+        Retry::Transient | Retry::None => schedule::next_attempt(reason, failures, now, None),
     }
 }
 
+/// Writes the status of a provider if it differs. `Some`: when it may differ although nothing has changed.
 async fn write_status(
     object: &ProviderObject,
     verdict: Result<&Prepared, &ProviderProblem>,
     context: &Context,
     now: Timestamp,
-) -> Result<(), Error> {
+) -> Result<Option<Timestamp>, Error> {
     let before = context.material.status(object);
-    let generation = object.meta().generation;
-    let mut after = ProviderStatus {
-        observed_generation: generation,
-        conditions: before.conditions.clone(),
-        ..ProviderStatus::default()
+    let found = verdict.map(usable).map_err(|problem| problem.blocker.clone());
+    let mut after = policy::status(object.meta(), &full_name(&object.key()), &before, &found, now);
+    if let Ok(prepared) = verdict {
+        after.token_url = Some(prepared.endpoints.token_url.clone());
+        after.device_authorization_url = prepared.endpoints.device_authorization_url.clone();
+        after.revocation_url = prepared.endpoints.revocation_url.clone();
+    }
+    let turn = match &found {
+        Ok(usable) => usable.next_turn(now),
+        Err(_) => policy::arrival_until(object.meta(), &after, now),
     };
-    let (ready, Blocker { reason, message }) = match verdict {
-        Ok(prepared) => {
-            after.token_url = Some(prepared.endpoints.token_url.clone());
-            after.device_authorization_url = prepared.endpoints.device_authorization_url.clone();
-            after.revocation_url = prepared.endpoints.revocation_url.clone();
-            (true, ready_words(prepared))
-        }
-        Err(problem) => (false, problem.blocker.clone()),
-    };
-    condition::upsert(
-        &mut after.conditions,
-        ConditionType::Ready,
-        ready,
-        reason,
-        message,
-        generation.unwrap_or_default(),
-        now,
-    );
     if before == after {
-        return Ok(());
+        return Ok(turn);
     }
     let written = match object {
         ProviderObject::Namespaced(provider) => {
@@ -166,22 +175,31 @@ async fn write_status(
             patch_status(&Api::<ClusterMailProvider>::all(context.client.clone()), provider, &after).await?
         }
     };
-    let Some(meta) = written else { return Ok(()) };
+    let Some(meta) = written else { return Ok(None) };
     context.material.wrote(&object.key(), &meta, after.clone());
     if let Some(words) = verdict.ok().and_then(skipped_words)
         && condition::find(&before.conditions, ConditionType::Ready).is_none_or(|told| !told.message.contains(&words))
     {
         let notice = Notice { warning: true, reason: Reason::SourceInvalid, note: words };
-        publish(object, &notice, context).await;
+        tell(object, &notice, context).await;
     }
-    let turned = condition::find(&before.conditions, ConditionType::Ready).map(|ready| ready.status == "True");
-    if turned == Some(!ready) || (turned.is_none() && !ready) {
-        tell(object, ready, &after, context).await;
+    for notice in policy::notices(&before, &after) {
+        tell(object, &notice, context).await;
     }
-    Ok(())
+    Ok(turn)
 }
 
-fn ready_words(prepared: &Prepared) -> Blocker {
+/// What the status of a usable provider tells.
+fn usable(prepared: &Prepared) -> Usable<'_> {
+    let clients = prepared.authentication.iter().filter(|entry| entry.material.is_ok()).map(|entry| ClientEnd {
+        index: entry.index,
+        method: entry.method,
+        expires_at: entry.expires_at.as_ref().map(|end| end.0),
+    });
+    Usable { message: ready_words(prepared), clients: clients.collect() }
+}
+
+fn ready_words(prepared: &Prepared) -> String {
     let unusable =
         prepared.authentication.iter().filter_map(|entry| Some((entry.index, entry.material.as_ref().err()?)));
     let notes: String = unusable
@@ -194,7 +212,7 @@ fn ready_words(prepared: &Prepared) -> Blocker {
         })
         .collect();
     let bundle = skipped_words(prepared).map(|words| format!("; {words}")).unwrap_or_default();
-    Blocker::new(Reason::ProviderReady, format!("tokens come from {}{notes}{bundle}", prepared.endpoints.token_url))
+    format!("tokens come from {}{notes}{bundle}", prepared.endpoints.token_url)
 }
 
 /// What was passed over in the CA bundle.
@@ -222,14 +240,7 @@ where
     }
 }
 
-async fn tell(object: &ProviderObject, ready: bool, status: &ProviderStatus, context: &Context) {
-    let Some(condition) = condition::find(&status.conditions, ConditionType::Ready) else { return };
-    let Some(reason) = Reason::parse(&condition.reason) else { return };
-    let notice = Notice { warning: !ready, reason, note: condition.message.clone() };
-    publish(object, &notice, context).await;
-}
-
-async fn publish(object: &ProviderObject, notice: &Notice, context: &Context) {
+async fn tell(object: &ProviderObject, notice: &Notice, context: &Context) {
     let reference = match object {
         ProviderObject::Namespaced(provider) => provider.object_ref(&()),
         ProviderObject::Cluster(provider) => {

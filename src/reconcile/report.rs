@@ -4,22 +4,23 @@ use std::sync::Arc;
 
 use kube::Resource as _;
 
-use super::{Context, full_name, writes};
+use super::{Context, full_name, observe, writes};
 use crate::{
     api::MailCredential,
-    error::Error,
+    error::{Error, told_by},
     fail_point,
     policy::{
         Decision, Observed, checks,
         notices::{Notice, notices},
-        status::{status, tells_of_an_end},
+        status::{end_of_ready, ended, status, tells_of_an_end},
     },
 };
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
-/// The end of a token is told at the latest after this, though a request for another one is under way: most bring it
-/// sooner, also after a start with many tokens that have ended, and tell nothing but that.
-const END_TOLD_AFTER: SignedDuration = SignedDuration::from_secs(30);
+/// The end of a token is reported at the latest after this, although a request for another token is under way. `Ready`
+/// is False within 5 s of the end, whatever hangs. Most requests bring a token sooner, also after a start with many
+/// tokens that have ended: one write of the status then reports both.
+const END_TOLD_AFTER: SignedDuration = SignedDuration::from_secs(3);
 
 /// When the end of a token is told although a request for another one is under way.
 pub(super) fn end_told_at(credential: &MailCredential, context: &Context) -> Option<Timestamp> {
@@ -74,6 +75,33 @@ pub(super) async fn report(
         tell(credential, &notice, context).await;
     }
     Ok(true)
+}
+
+/// What is left to do about a credential that could not be observed, because Kubernetes did not let the broker read what
+/// belongs to it: reports the end of its token. Returns when that is due.
+pub(super) async fn unobserved(credential: Arc<MailCredential>, context: &Context) -> Option<Timestamp> {
+    if !context.leadership.is_leader() || credential.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
+    let credential = observe::latest(credential, context);
+    let before = credential.status.clone().unwrap_or_default();
+    let now = context.clock.now();
+    let due = end_of_ready(&before).filter(|end| now < *end);
+    let Some(after) = ended(&credential, now) else { return due };
+    match writes::status(context, &credential, &after).await {
+        Ok(mut written) => {
+            written.metadata.managed_fields = None;
+            context.memory.with(checks::uid(&credential), |entry| entry.written = Some(Arc::new(written)));
+            for notice in notices(&before, &after) {
+                tell(&credential, &notice, context).await;
+            }
+            None
+        }
+        Err(error) => {
+            tracing::debug!(why = told_by(&error), "status not written: the end of the token");
+            Some(now + END_TOLD_AFTER)
+        }
+    }
 }
 
 /// Writes an Event.

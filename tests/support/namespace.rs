@@ -176,7 +176,10 @@ impl Namespace {
             let generation = object.meta().generation;
             find(object, kind).is_some_and(|found| found.reason == reason && found.observed_generation == generation)
         };
-        let object = self.until(name, &format!("{kind} has the reason {reason}"), fits).await;
+        // What may still arrive stalls an object only after 30 s.
+        let arrives = ["ProviderNotFound", "ProviderNotReady", "SourceNotFound", "SourceNotLabeled"].contains(&reason);
+        let deadline = if kind == "Stalled" && arrives { 2 * PATIENCE + Duration::from_secs(5) } else { PATIENCE };
+        let object = self.until_in(deadline, name, &format!("{kind} has the reason {reason}"), fits).await;
         find(&object, kind).unwrap()
     }
 

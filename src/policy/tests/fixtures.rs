@@ -139,6 +139,12 @@ impl Case {
         change(Arc::make_mut(&mut self.observed.credential));
     }
 
+    /// It was created at `at(second)`.
+    pub(crate) fn created(&mut self, second: i64) {
+        let created = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(second));
+        self.credential(|credential| credential.metadata.creation_timestamp = Some(created));
+    }
+
     pub(crate) fn annotate(&mut self, key: &str, value: &str) {
         self.credential(|credential| {
             credential.metadata.annotations.get_or_insert_default().insert(key.into(), value.into());

@@ -119,7 +119,8 @@ fn a_seed_that_is_withdrawn_stops_the_renewal_at_once_and_not_the_token() {
     let told = status(&case.observed, &decision, case.now);
     let find =
         |kind: &str| told.conditions.iter().find(|condition| condition.type_ == kind).map(|it| it.reason.as_str());
-    assert_eq!((find("Ready"), find("Stalled")), (Some("TokenValid"), Some("SourceNotLabeled")));
+    assert_eq!((find("Ready"), find("Renewed")), (Some("TokenValid"), Some("SourceNotLabeled")));
+    assert_eq!(find("Stalled"), None, "mail still works");
 }
 
 #[test]
@@ -134,7 +135,7 @@ fn a_refresh_token_is_used_often_enough_to_live() {
         case.kept().token.as_mut().unwrap().expires_at = end.map(|days: i64| at(days * DAY));
         case.now = at(due - 1);
         assert!(matches!(decide(&case.observed, case.now), Decision::Wait { .. }), "{due}");
-        assert_eq!(next_turn(&case.observed, case.now), Some(at(due)));
+        assert_eq!(next_turn(&case.observed, &decide(&case.observed, case.now), case.now), Some(at(due)));
         case.now = at(due);
         assert_eq!(decide(&case.observed, case.now), Decision::Issue(IssueReason::KeepAlive), "{due}");
     }
@@ -148,7 +149,9 @@ fn nothing_is_kept_alive_while_that_could_not_succeed_and_it_is_not_forgotten() 
         case.by_refresh_token();
         case.now = at(7 * DAY);
         change(&mut case);
-        (decide(&case.observed, case.now), next_turn(&case.observed, case.now))
+        let decision = decide(&case.observed, case.now);
+        let turn = next_turn(&case.observed, &decision, case.now);
+        (decision, turn)
     };
     assert_eq!(late(|_| ()).0, Decision::Issue(IssueReason::KeepAlive));
     let (decision, turn) = late(|case| case.failed_at(Reason::ProviderUnavailable, 7 * DAY));

@@ -96,14 +96,15 @@ proptest! {
 
     #[test]
     fn whatever_waits_wakes_in_the_future(case in case()) {
-        match decide(&case.observed, case.now) {
+        let decision = decide(&case.observed, case.now);
+        match decision {
             Decision::Wait { until }
             | Decision::BackOff { until }
             | Decision::AwaitSignIn { until }
             | Decision::Claimed { until } => prop_assert!(until > case.now),
             _ => {}
         }
-        prop_assert!(next_turn(&case.observed, case.now).is_none_or(|turn| turn > case.now));
+        prop_assert!(next_turn(&case.observed, &decision, case.now).is_none_or(|turn| turn > case.now));
     }
 
     #[test]
@@ -155,10 +156,14 @@ proptest! {
         if suspended {
             prop_assert!(stalled.is_none() && reconciling.is_none());
         }
-        if matches!(decision, Decision::Stall(_)) {
-            prop_assert!(stalled.is_some());
-        }
-        if find("Ready").unwrap().status == "False" && !suspended {
+        let ready = find("Ready").unwrap();
+        if ready.status == "True" {
+            prop_assert!(stalled.is_none() && reconciling.is_none());
+            if let Decision::Stall(blocker) = &decision {
+                prop_assert_eq!(&find("Renewed").unwrap().status, "False");
+                prop_assert!(ready.message.contains(&blocker.message));
+            }
+        } else if !suspended {
             prop_assert!(stalled.is_some() || reconciling.is_some());
         }
     }

@@ -189,7 +189,7 @@ fn a_code_that_nobody_can_enter_any_more_is_not_shown() {
 fn a_person_is_told_where_to_go_with_which_code_and_until_when() {
     let told = |case: &Case| {
         let status = status(&case.observed, &case.decides(), case.now);
-        status.conditions.into_iter().find(|condition| condition.type_ == "Stalled").unwrap().message
+        status.conditions.into_iter().find(|condition| condition.type_ == "Reconciling").unwrap().message
     };
     let mut case = pending();
     assert_eq!(
@@ -213,9 +213,13 @@ fn a_code_that_takes_anothers_place_is_told_once() {
     };
     let told_between = |before, after| notices(&told(before), &told(after));
     assert_eq!(told_between("WDJB-MJHT", "WDJB-MJHT"), []);
-    let [notice] = &told_between("WDJB-MJHT", "BCDF-GHJK")[..] else { panic!("not one Event") };
-    assert!(notice.warning && notice.reason == Reason::AuthorizationRequired);
-    assert!(notice.note.contains("enter BCDF-GHJK"), "{}", notice.note);
+    let shown = |notices: Vec<crate::policy::notices::Notice>, code: &str| {
+        let [notice] = &notices[..] else { panic!("not one Event: {notices:?}") };
+        assert!(!notice.warning && notice.reason == Reason::AuthorizationRequired);
+        assert!(notice.note.contains(&format!("enter {code}")), "{}", notice.note);
+    };
+    shown(told_between("WDJB-MJHT", "BCDF-GHJK"), "BCDF-GHJK");
+    shown(notices(&crate::api::MailCredentialStatus::default(), &told("WDJB-MJHT")), "WDJB-MJHT");
 }
 
 #[test]

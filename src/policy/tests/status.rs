@@ -9,7 +9,7 @@ use crate::{
     policy::{
         Decision, decide,
         notices::{Notice, notices},
-        observed::{Target, TokenFacts},
+        observed::{Cause, History, Target, TokenFacts},
         status::{next_turn, status, tells_of_an_end, words},
     },
 };
@@ -54,8 +54,10 @@ fn ready_follows_the_token_and_not_the_quarrel_with_the_provider() {
     let status = told(&case);
     assert_eq!(reason(&status, "Ready").unwrap(), "True TokenValid");
     assert_eq!(reason(&status, "Renewed").unwrap(), "False InvalidClient");
-    assert_eq!(reason(&status, "Stalled").unwrap(), "True InvalidClient");
+    assert_eq!((reason(&status, "Stalled"), reason(&status, "Reconciling")), (None, None), "mail still works");
     assert_eq!(status.failed_attempts, Some(1));
+    case.now = at(3600);
+    assert_eq!(reason(&told(&case), "Stalled").unwrap(), "True InvalidClient");
 }
 
 #[test]
@@ -90,7 +92,15 @@ fn a_provider_that_goes_away_takes_no_token_away_but_one_that_never_was_brings_n
     gone.told();
     gone.observed.provider = Err(blocker(Reason::ProviderNotFound));
     assert_eq!(reason(&told(&gone), "Ready").unwrap(), "True TokenValid");
-    assert_eq!(reason(&told(&gone), "Stalled").unwrap(), "True ProviderNotFound");
+    assert_eq!(reason(&told(&gone), "Renewed").unwrap(), "False ProviderNotFound");
+    let (_, _, message) = condition(&told(&gone), "Ready").unwrap();
+    assert!(message.ends_with(". It cannot be renewed: ProviderNotFound and what mends it"), "{message}");
+    assert_eq!(events(&Case::ready(), &gone), ["Warning ProviderNotFound"]);
+    let mut back = gone.clone();
+    back.told();
+    back.observed.history = History::of(back.observed.credential.status.as_ref().unwrap());
+    back.observed.provider = Case::ready().observed.provider;
+    assert_eq!(reason(&told(&back), "Renewed").unwrap(), "True RenewalSucceeded", "no attempt failed meanwhile");
 
     let mut other = gone.clone();
     other.credential(|credential| credential.metadata.generation = Some(2));
@@ -282,12 +292,11 @@ fn the_end_of_a_client_secret_is_told_at_thirty_seven_and_one_day() {
         [None, Some("Within30d"), Some("Within7d"), Some("Within1d"), Some("Within1d")]
             .map(|reason| reason.map(str::to_owned))
     );
-    assert_eq!(next_turn(&with(31).observed, at(0)), Some(at(3600)), "the token's end comes first");
-    let turn = |now| next_turn(&with(31).observed, at(now)).map(|turn| turn.duration_since(at(0)).as_secs() / day);
+    let next_turn = |now: i64| next_turn(&with(31).observed, &Decision::InFlight, at(now));
+    assert_eq!(next_turn(0), Some(at(3600)), "the token's end comes first");
+    let turn = |now| next_turn(now).map(|turn| turn.duration_since(at(0)).as_secs() / day);
     assert_eq!([3600, day, 24 * day, 30 * day].map(turn), [Some(1), Some(24), Some(30), None]);
-    assert_eq!(events(&with(31), &with(30)), ["Warning Within30d"]);
-    assert_eq!(events(&with(30), &with(29)), [""; 0]);
-    assert_eq!(events(&with(8), &with(7)), ["Warning Within7d"]);
+    assert_eq!(events(&with(31), &with(7)), [""; 0], "the Event is the provider's");
 }
 
 #[test]
@@ -342,7 +351,117 @@ fn events_tell_of_turns_and_of_nothing_else() {
     assert_eq!(events(&ready, &failing), ["Warning Throttled"]);
     assert_eq!(events(&failing, &again), none, "one more failure of the same kind");
     assert_eq!(events(&failing, &ready), ["Normal RenewalSucceeded"]);
-    assert_eq!(events(&new, &unlabelled), ["Warning SourceNotLabeled"]);
+    assert_eq!(events(&new, &unlabelled), none, "it may still arrive");
+    unlabelled.told();
+    let mut late = unlabelled.clone();
+    late.now = at(30);
+    assert_eq!(events(&unlabelled, &late), ["Warning SourceNotLabeled"]);
+
+    let mut worse = failing.clone();
+    worse.failed(Reason::InvalidClient);
+    assert_eq!(events(&failing, &worse), ["Warning InvalidClient"], "while the token still serves");
+    let mut expired = worse.clone();
+    expired.now = at(3600);
+    assert_eq!(events(&worse, &expired), ["Warning Expired"], "the refusal is known");
+}
+
+/// What kstatus computes (cli-utils, pkg/kstatus/status: generic.go and core.go) from the metadata and the status.
+fn kstatus(generation: i64, status: &MailCredentialStatus) -> &'static str {
+    let is = |kind: &str, value: &str| {
+        status.conditions.iter().any(|condition| condition.type_ == kind && condition.status == value)
+    };
+    match status.observed_generation {
+        Some(observed) if observed != generation => "InProgress",
+        _ if is("Reconciling", "True") => "InProgress",
+        _ if is("Stalled", "True") => "Failed",
+        _ if is("Ready", "False") || is("Ready", "Unknown") => "InProgress",
+        _ => "Current",
+    }
+}
+
+#[test]
+fn kstatus_waits_for_what_passes_and_fails_for_what_a_person_must_do() {
+    type Change = fn(&mut Case);
+    let blocked = |case: &mut Case, reason| case.provider().blocker = Some(blocker(reason));
+    let table: [(&str, Case, i64, Change, &str); 13] = [
+        ("a token", Case::ready(), 0, |_| (), "Current"),
+        ("a token, and a refusal", Case::ready(), 0, |case| case.failed(Reason::InvalidClient), "Current"),
+        ("the first request", Case::new(), 0, |_| (), "InProgress"),
+        ("an outage", Case::new(), 0, |case| case.failed(Reason::ProviderUnavailable), "InProgress"),
+        ("a refusal", Case::new(), 0, |case| case.failed(Reason::InvalidClient), "Failed"),
+        ("a fresh federation", Case::new(), 0, |case| case.failed(Reason::FederationMismatch), "InProgress"),
+        (
+            "no provider yet",
+            Case::new(),
+            29,
+            |case| case.observed.provider = Err(blocker(Reason::ProviderNotFound)),
+            "InProgress",
+        ),
+        (
+            "no provider",
+            Case::new(),
+            30,
+            |case| case.observed.provider = Err(blocker(Reason::ProviderNotFound)),
+            "Failed",
+        ),
+        ("not allowed", Case::new(), 0, |case| case.provider().blocker = Some(blocker(Reason::NotAllowed)), "Failed"),
+        (
+            "a provider that cannot be reached",
+            Case::new(),
+            3600,
+            |case| case.provider().blocker = Some(blocker(Reason::ProviderNotReady).because(Cause::Transient)),
+            "InProgress",
+        ),
+        (
+            "a provider of another issuer",
+            Case::new(),
+            0,
+            |case| case.provider().blocker = Some(blocker(Reason::ProviderNotReady)),
+            "Failed",
+        ),
+        (
+            "a code on offer",
+            Case::new(),
+            0,
+            |case| {
+                case.by_device_code();
+                case.kept().token = None;
+                case.signing_in(0, 600);
+            },
+            "InProgress",
+        ),
+        (
+            "no code on offer",
+            Case::new(),
+            0,
+            |case| {
+                case.by_device_code();
+                case.kept().token = None;
+                case.signing_in(0, 600).ended = Some("it was denied".into());
+            },
+            "Failed",
+        ),
+    ];
+    for (what, mut case, second, change, expected) in table {
+        case.created(0);
+        change(&mut case);
+        case.now = at(second);
+        assert_eq!(kstatus(1, &told(&case)), expected, "{what}");
+    }
+    // After a change of the spec the broker waits again.
+    let mut late = Case::new();
+    late.created(-3600);
+    blocked(&mut late, Reason::SourceNotFound);
+    late.told();
+    assert_eq!(kstatus(1, &told(&late)), "Failed");
+    late.credential(|credential| credential.metadata.generation = Some(2));
+    late.told();
+    let first = told(&late);
+    assert_eq!((kstatus(2, &first), reason(&first, "Ready").unwrap().as_str()), ("InProgress", "False SourceNotFound"));
+    late.now = at(29);
+    assert_eq!(kstatus(2, &told(&late)), "InProgress");
+    late.now = at(30);
+    assert_eq!(kstatus(2, &told(&late)), "Failed");
 }
 
 #[test]

@@ -136,7 +136,7 @@ async fn tokens(credential: &MailCredential, context: &Context) -> Result<Vec<Fo
     let is_own = |secret: &Secret| publish::ownership(&secret.metadata, credential, context) == Ownership::Own;
     let owned = target.filter(is_own);
     let issued_for = |secret: &Secret| secret.annotations().get(names::ANNOTATION_ISSUED_FOR).cloned();
-    let stored = owned.as_ref().and_then(observe::stored_token);
+    let stored = owned.as_ref().and_then(|secret| observe::stored_token(secret, None)).map(|(stored, _)| stored);
     if let (Some(secret), Some(stored)) = (&owned, stored)
         && context.clock.now() < stored.token.expires_at
     {

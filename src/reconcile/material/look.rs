@@ -113,7 +113,8 @@ async fn discover(
         let (reason, message) = transport(&error, object, means.home, means.again);
         match reason {
             Reason::ProviderUnavailable | Reason::MalformedResponse => {
-                problem(Reason::DiscoveryFailed, format!("{message}. {}", means.again))
+                let found = problem(Reason::DiscoveryFailed, format!("{message}. {}", means.again));
+                if reason == Reason::MalformedResponse { found.by_a_person() } else { found }
             }
             _ => problem(reason, message),
         }
@@ -136,11 +137,13 @@ async fn discover(
             DiscoveryError::Endpoint(_) => problem(
                 Reason::DiscoveryFailed,
                 format!("{at}, and no secret is sent elsewhere: whoever runs the provider has to mend its document"),
-            ),
+            )
+            .by_a_person(),
             DiscoveryError::Status(_) | DiscoveryError::NotADocument => problem(
                 Reason::DiscoveryFailed,
                 format!("{at}. If the issuer is another: `{}`", correct("<issuer>")),
-            ),
+            )
+            .by_a_person(),
         }
     })
 }

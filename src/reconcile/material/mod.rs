@@ -34,7 +34,7 @@ use crate::{
     error::{Error, told_by},
     idp::{IdpClient, IdpClients},
     oauth::discovery::Endpoints,
-    policy::{Blocker, advice},
+    policy::{Blocker, advice, observed::Cause},
 };
 
 /// A provider, ready for use.
@@ -72,6 +72,14 @@ pub struct ProviderProblem {
     pub material: bool,
 }
 
+impl ProviderProblem {
+    /// The same problem where only a person can remove it.
+    fn by_a_person(mut self) -> Self {
+        self.blocker.cause = Cause::Person;
+        self
+    }
+}
+
 /// All providers, by key.
 pub struct Book {
     clients: IdpClients,
@@ -94,8 +102,8 @@ struct Page {
     verdict: Option<(String, Verdict)>,
     /// Its `rateLimit`, which outlives changes of other fields.
     pace: Option<Arc<Pace>>,
-    /// The fingerprint with which the status of before a restart was taken as it stands.
-    trusted: Option<String>,
+    /// The fingerprint with which the status of before a restart was taken as it stands, and until when it is.
+    trusted: Option<(String, Timestamp)>,
     /// Looks in a row that found it broken with the same fingerprint, and when the next is due.
     failures: u32,
     failed_with: String,
@@ -171,15 +179,16 @@ impl Book {
         }
     }
 
-    /// Whether what was found before a restart still stands: nobody has looked at the provider since, and neither it
-    /// nor what it refers to has changed since the first call.
-    pub fn trusts(&self, key: &ProviderKey, fingerprint: &str) -> bool {
+    /// Until when what was found before a restart still stands: nobody has looked at the provider since, and neither it
+    /// nor what it refers to has changed since the first call, whose `until` counts. `None`: it does not.
+    pub fn trusts(&self, key: &ProviderKey, fingerprint: &str, until: Timestamp, now: Timestamp) -> Option<Timestamp> {
         let mut pages = self.pages.lock();
         let page = pages.entry(key.clone()).or_default();
-        if page.trusted.is_none() && page.verdict.is_none() {
-            page.trusted = Some(fingerprint.to_owned());
+        if page.verdict.is_some() {
+            return None;
         }
-        page.verdict.is_none() && page.trusted.as_deref() == Some(fingerprint)
+        let (trusted, until) = page.trusted.get_or_insert_with(|| (fingerprint.to_owned(), until));
+        (trusted == fingerprint && now < *until).then_some(*until)
     }
 
     /// Whether the caller is to begin a look: nobody else does.
@@ -297,8 +306,9 @@ pub(crate) fn credential_blocker(key: &ProviderKey, problem: ProviderProblem) ->
         ProviderKind::MailProvider => format!("MailProvider {}/{}", key.namespace, key.name),
         ProviderKind::ClusterMailProvider => format!("ClusterMailProvider {}", key.name),
     };
-    let Blocker { reason, message } = problem.blocker;
+    let Blocker { reason, message, cause } = problem.blocker;
     Blocker::new(Reason::ProviderNotReady, format!("the {words} is not ready ({}): {message}", reason.as_str()))
+        .because(cause)
 }
 
 /// A failure of Kubernetes, in words for a refusal.

@@ -93,7 +93,8 @@ pub(super) async fn publish_again(observed: &mut Observed, context: &Context) ->
     let namespace = checks::namespace(&observed.credential).to_owned();
     let Some(from) = observed.target.own().or(observed.previous.as_ref()).cloned() else { return Ok(()) };
     let secret = read(context, &namespace, &from.name).await?;
-    let Some(token) = secret.as_ref().and_then(observe::stored_token) else {
+    let told = observed.credential.status.as_ref().and_then(|status| status.token.as_ref());
+    let Some((token, _)) = secret.as_ref().and_then(|secret| observe::stored_token(secret, told)) else {
         // It went away between the look and the act: the next reconcile sees that and obtains a new one.
         context.memory.with(checks::uid(&observed.credential), |entry| entry.inspected = None);
         return Ok(());
