@@ -186,7 +186,6 @@ impl Work {
         let lease = health.supervise_on(&side, "election", election);
         let reporter = Reporter { controller: names::MANAGER.to_owned(), instance: Some(identity.clone()) };
         let stores = watches.into_stores();
-        metrics.watch(stores.credentials.clone(), leadership.clone());
         let context = Arc::new(Context {
             events: Events::new(client.clone(), reporter),
             client,
@@ -204,6 +203,9 @@ impl Work {
             metrics,
             draining: CancellationToken::new(),
         });
+        let known = Arc::downgrade(&context);
+        let unstored = move || known.upgrade().map_or(0, |context| context.memory.unstored());
+        context.metrics.watch(context.stores.clone(), leadership.clone(), unstored);
         health.supervise("forget", controller::forget(forgotten, context.clone()));
         health.supervise("lead", wake_all_when_leading(leadership, context.clone()));
         health.supervise("clock", wake_all_when_the_clock_jumps(context.clone()));

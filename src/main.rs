@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         Command::Stop(settings) => return by_hand(stop::run(settings)),
         Command::Run(settings) => {
             telemetry::start(settings.log_format);
+            telemetry::announce(&settings);
             run(*settings)
         }
     };

@@ -1,44 +1,56 @@
 //! What the broker counts, and what it tells of each credential when it is asked.
 
-use std::{fmt, time::Duration};
+mod objects;
+mod process;
 
-use kube::ResourceExt as _;
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
+
 use parking_lot::Mutex;
 use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, text::encode},
-    metrics::{MetricType, counter::Counter, family::Family, gauge::ConstGauge, histogram::Histogram, info::Info},
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, histogram::Histogram, info::Info},
     registry::Registry,
 };
 use tokio::time::Instant;
 
+use self::{
+    objects::{Objects, ProviderErrors},
+    process::Process,
+};
 use crate::{
-    api::{ConditionType, MailCredential, Reason, condition, grant::GrantType},
+    api::{Reason, grant::GrantType},
     lease::Leadership,
-    reconcile::stores::Mirror,
+    reconcile::stores::{ProviderKey, Stores},
 };
 
 /// Seconds: a token endpoint answers in tens of milliseconds to seconds; the request time-out is 10 s by default.
 const DURATION_BUCKETS: [f64; 9] = [0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// All metrics, with the prefix `mailtoken_`.
+/// The prefix of the broker's own metrics; those of the process have none.
+const PREFIX: &str = "mailtoken";
+
+/// All metrics. The number of series has a bound: labels are constants, or names of objects that exist.
 pub struct Metrics {
     registry: Mutex<Registry>,
     requests: Family<RequestLabels, Counter>,
-    durations: Family<ProviderLabels, Histogram>,
+    durations: Family<PresetLabels, Histogram>,
     errors: Family<ErrorLabels, Counter>,
+    provider_errors: Arc<ProviderErrors>,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct RequestLabels {
-    provider: &'static str,
+    preset: &'static str,
     grant: &'static str,
     outcome: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct ProviderLabels {
-    provider: &'static str,
+struct PresetLabels {
+    preset: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -49,7 +61,9 @@ struct ErrorLabels {
 impl Metrics {
     /// Metrics that have counted nothing.
     pub fn new() -> Self {
-        let mut registry = Registry::with_prefix("mailtoken");
+        let mut root = Registry::default();
+        root.register_collector(Box::new(Process));
+        let registry = root.sub_registry_with_prefix(PREFIX);
         let requests = Family::default();
         registry.register(
             "token_requests",
@@ -62,12 +76,20 @@ impl Metrics {
         let errors = Family::default();
         registry.register("reconcile_errors", "Steps that failed between the broker and Kubernetes", errors.clone());
         registry.register("build", "The running version", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
-        Self { registry: Mutex::new(registry), requests, durations, errors }
+        Self { registry: Mutex::new(root), requests, durations, errors, provider_errors: Arc::default() }
     }
 
-    /// From now on tells of each credential, and whether this broker leads.
-    pub fn watch(&self, credentials: Mirror<MailCredential>, leadership: Leadership) {
-        self.registry.lock().register_collector(Box::new(Credentials { credentials, leadership }));
+    /// Exports the metrics of all credentials and providers from now on, whether this broker leads, and how many refresh
+    /// tokens are only in memory, which `unstored` counts.
+    pub fn watch(&self, stores: Stores, leadership: Leadership, unstored: impl Fn() -> usize + Send + Sync + 'static) {
+        let errors = self.provider_errors.clone();
+        let objects = Objects { stores, leadership, errors, unstored: Box::new(unstored) };
+        self.registry.lock().sub_registry_with_prefix(PREFIX).register_collector(Box::new(objects));
+    }
+
+    /// Counts a token request of a provider that brought no token.
+    pub fn token_request_error(&self, provider: &ProviderKey, reason: Reason) {
+        self.provider_errors.inc(provider, reason);
     }
 
     /// Counts a failed step.
@@ -75,10 +97,9 @@ impl Metrics {
         self.errors.get_or_create(&ErrorLabels { category }).inc();
     }
 
-    /// Begins to time a token request.
-    #[expect(clippy::disallowed_methods, reason = "a duration, not a date: nothing is decided by it")]
+    /// A timer of a token request, which runs once the request is sent.
     pub fn token_request(&self, preset: &'static str) -> RequestTimer<'_> {
-        RequestTimer { metrics: self, preset, since: Instant::now() }
+        RequestTimer { metrics: self, preset, since: OnceLock::new() }
     }
 
     /// The OpenMetrics text.
@@ -102,66 +123,51 @@ impl Default for Metrics {
 pub struct RequestTimer<'a> {
     metrics: &'a Metrics,
     preset: &'static str,
-    since: Instant,
+    since: OnceLock<Instant>,
 }
 
 impl RequestTimer<'_> {
+    /// The request is sent now: what it has waited for before is not the provider's time.
+    #[expect(clippy::disallowed_methods, reason = "a duration, not a date: nothing is decided by it")]
+    pub fn sent(&self) {
+        self.since.get_or_init(Instant::now);
+    }
+
     /// Counts the request with how it ended.
     pub fn observe(self, grant: GrantType, outcome: Reason) {
-        let elapsed: Duration = self.since.elapsed();
         let outcome = if outcome == Reason::RenewalSucceeded { "success" } else { outcome.as_str() };
         self.metrics
             .requests
-            .get_or_create(&RequestLabels { provider: self.preset, grant: grant.as_str(), outcome })
+            .get_or_create(&RequestLabels { preset: self.preset, grant: grant.as_str(), outcome })
             .inc();
-        self.metrics.durations.get_or_create(&ProviderLabels { provider: self.preset }).observe(elapsed.as_secs_f64());
+        if let Some(since) = self.since.get() {
+            let elapsed = since.elapsed().as_secs_f64();
+            self.metrics.durations.get_or_create(&PresetLabels { preset: self.preset }).observe(elapsed);
+        }
     }
 }
 
-/// Reads the credentials as the watch shows them when somebody asks: nothing is kept, nothing has to be forgotten.
-struct Credentials {
-    credentials: Mirror<MailCredential>,
-    leadership: Leadership,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl fmt::Debug for Credentials {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("Credentials")
-    }
-}
-
-impl Collector for Credentials {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let credentials = self.credentials.all();
-        let mut gauge = |name: &str, help: &str, value: &dyn Fn(&MailCredential) -> Option<i64>| {
-            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            for (credential, value) in
-                credentials.iter().filter_map(|credential| Some((credential, value(credential)?)))
-            {
-                let labels =
-                    [("namespace", credential.namespace().unwrap_or_default()), ("name", credential.name_any())];
-                ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
-            }
-            Ok(())
-        };
-        gauge("credential_ready", "Whether the Secret holds a valid token", &|credential| {
-            let status = credential.status.as_ref()?;
-            Some(i64::from(condition::is_true(&status.conditions, ConditionType::Ready)))
-        })?;
-        gauge("token_expiration_timestamp_seconds", "When the token in the Secret ends", &|credential| {
-            Some(credential.status.as_ref()?.token.as_ref()?.expires_at.0.as_second())
-        })?;
-        gauge("token_renewal_timestamp_seconds", "When the token in the Secret will be renewed", &|credential| {
-            let token = credential.status.as_ref()?.token.as_ref()?;
-            (!credential.spec.suspend).then(|| token.renewal_time.0.as_second())
-        })?;
-        gauge("grant_expiration_timestamp_seconds", "When the refresh token ends", &|credential| {
-            Some(credential.status.as_ref()?.grant.as_ref()?.expires_at.as_ref()?.0.as_second())
-        })?;
-        gauge("client_credential_expiration_timestamp_seconds", "When the client secret in use ends", &|credential| {
-            Some(credential.status.as_ref()?.client.as_ref()?.expires_at.as_ref()?.0.as_second())
-        })?;
-        let leader = encoder.encode_descriptor("leader", "Whether this broker leads", None, MetricType::Gauge)?;
-        ConstGauge::new(i64::from(self.leadership.is_leader())).encode(leader)
+    #[test]
+    fn requests_have_the_presets_name_and_the_time_from_their_sending() {
+        let metrics = Metrics::new();
+        metrics.token_request("oauth2").observe(GrantType::ClientCredentials, Reason::EgressDenied);
+        let sent = metrics.token_request("google");
+        sent.sent();
+        sent.observe(GrantType::JwtBearer, Reason::RenewalSucceeded);
+        let text = metrics.text().unwrap();
+        for line in [
+            r#"mailtoken_token_requests_total{preset="oauth2",grant="clientCredentials",outcome="EgressDenied"} 1"#,
+            r#"mailtoken_token_requests_total{preset="google",grant="jwtBearer",outcome="success"} 1"#,
+            r#"mailtoken_token_request_duration_seconds_count{preset="google"} 1"#,
+            "# TYPE process_resident_memory_bytes gauge",
+            "# TYPE process_cpu_seconds counter",
+        ] {
+            assert!(text.lines().any(|told| told == line), "{line}\n{text}");
+        }
+        assert!(!text.contains(r#"duration_seconds_count{preset="oauth2"}"#), "it was never sent: {text}");
     }
 }

@@ -10,7 +10,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use crate::cli::LogFormat;
+use crate::cli::{LogFormat, Settings};
 
 /// Libraries that log whole requests or answers at finer levels, Secrets among them: pinned, whatever `RUST_LOG` says.
 /// kube-client even logs a body at WARN when it cannot decode it.
@@ -45,6 +45,25 @@ pub fn start(format: LogFormat) {
             "RUST_LOG is not understood, so it is logged at info: set a level, or target=level, separated by commas"
         );
     }
+}
+
+/// Logs the version and the settings that are in effect. The proxy's URL may hold a password, so only its host is logged.
+pub fn announce(settings: &Settings) {
+    let Settings { metrics_addr, namespaces, leader_elect, concurrency, identity_token_file, access, .. } = settings;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        namespaces = if namespaces.is_empty() { "all".to_owned() } else { namespaces.join(",") },
+        broker_namespace = access.broker_namespace(),
+        %metrics_addr,
+        leader_elect,
+        concurrency,
+        request_timeout = ?access.request_timeout,
+        allow_private_cidrs = ?access.allow_private_cidrs,
+        egress_proxy = access.egress_proxy.as_ref().and_then(|proxy| proxy.host_str()),
+        identity_token_file = identity_token_file.as_ref().map(|path| path.display().to_string()),
+        allow_service_account_ref = access.allow_service_account_ref,
+        "mail-token-broker starts"
+    );
 }
 
 fn info() -> Targets {

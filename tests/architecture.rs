@@ -25,8 +25,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("idp", &["clock", "egress", "fail_point"]),
     ("error", &[]),
     ("lease", &["clock", "fail_point"]),
-    // It reads the credentials as the watch shows them.
-    ("metrics", &["api", "lease", "reconcile"]),
+    // It reads the credentials and providers as the watches show them.
+    ("metrics", &["api", "lease", "providers", "reconcile"]),
     ("kubernetes", &[]),
     ("side", &[]),
     ("health", &[]),

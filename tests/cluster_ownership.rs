@@ -60,17 +60,21 @@ async fn a_token_that_nobody_can_store_holds_up_no_shutdown() {
     assert!(start.elapsed() < Duration::from_secs(15), "it waited for what cannot be stored: {:?}", start.elapsed());
 }
 
-#[tokio::test]
-async fn of_two_credentials_with_one_target_the_older_has_it_and_the_younger_inherits_it() {
-    let stage = Stage::new().await;
-    let older = stage.issued(credential("older").set("spec.secret.name", "token")).await;
-    // Ages are told in seconds.
-    let second = || older.metadata.creation_timestamp.as_ref().unwrap().0.as_second();
-    until("a second has passed", async || match k8s_openapi::jiff::Timestamp::now().as_second() > second() {
+/// Waits until what is created now is younger than this: ages are told in seconds.
+async fn next_second(than: &MailCredential) {
+    let second = than.metadata.creation_timestamp.as_ref().unwrap().0.as_second();
+    until("a second has passed", async || match k8s_openapi::jiff::Timestamp::now().as_second() > second {
         true => Ok(()),
         false => Err(String::new()),
     })
     .await;
+}
+
+#[tokio::test]
+async fn of_two_credentials_with_one_target_the_older_has_it_and_the_younger_inherits_it() {
+    let stage = Stage::new().await;
+    let older = stage.issued(credential("older").set("spec.secret.name", "token")).await;
+    next_second(&older).await;
     stage.ns.apply(credential("younger").set("spec.secret.name", "token")).await;
     let told = stage.ns.condition::<MailCredential>("younger", "Stalled", "SecretConflict").await;
     assert!(told.message.contains("older"), "{}", told.message);
@@ -87,6 +91,46 @@ async fn of_two_credentials_with_one_target_the_older_has_it_and_the_younger_inh
     assert_eq!(field(&secret, "/metadata/labels/mailtoken.dev~1credential"), "younger");
     assert_eq!(stage.idp.token_requests().len(), 3);
     tried("F20", 1, "nothing");
+}
+
+#[tokio::test]
+async fn a_secret_in_service_keeps_its_owner_though_an_older_credential_asks_for_it() {
+    let stage = Stage::new().await;
+    let older = stage.issued(credential("older")).await;
+    next_second(&older).await;
+    stage.issued(credential("younger").set("spec.secret.name", "token")).await;
+    stage.ns.apply(credential("older").set("spec.secret.name", "token")).await;
+    let told = stage.ns.condition::<MailCredential>("older", "Ready", "SecretConflict").await;
+    assert!(told.message.contains("younger"), "{}", told.message);
+    stage.mark("mark").await;
+    stage.ready("younger").await;
+    assert_eq!(stage.ns.secret("token").await["username"], "younger@example.org");
+}
+
+#[tokio::test]
+async fn of_two_credentials_of_one_second_the_one_that_has_the_secret_keeps_it() {
+    let stage = Stage::new().await;
+    let mut number = 0;
+    loop {
+        number += 1;
+        assert!(number < 20, "no two were created in one second");
+        let [first, second] = ["z-first", "a-second"].map(|name| format!("{name}-{number}"));
+        let target = format!("token-{number}");
+        let mark = stage.issued(credential(&format!("mark-{number}"))).await;
+        next_second(&mark).await;
+        let first_made = stage.issued(credential(&first).set("spec.secret.name", target.as_str())).await;
+        stage.ns.apply(credential(&second).set("spec.secret.name", target.as_str())).await;
+        let second_made: MailCredential = stage.ns.get(&second).await;
+        if first_made.metadata.creation_timestamp != second_made.metadata.creation_timestamp {
+            continue;
+        }
+        let told = stage.ns.condition::<MailCredential>(&second, "Stalled", "SecretConflict").await;
+        assert!(told.message.contains(&first), "{}", told.message);
+        stage.mark("mark").await;
+        stage.ready(&first).await;
+        assert_eq!(stage.ns.secret(&target).await["username"], format!("{first}@example.org"));
+        return;
+    }
 }
 
 #[tokio::test]

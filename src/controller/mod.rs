@@ -1,9 +1,10 @@
 //! Kube wiring only: the two queues of work here, the watches in `watches`, whom their events wake in `hub`.
 
+mod failures;
 mod hub;
 mod watches;
 
-use std::{collections::HashMap, fmt::Debug, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{any::Any, collections::HashMap, fmt::Debug, panic::AssertUnwindSafe, sync::Arc};
 
 use futures::FutureExt as _;
 use futures::StreamExt as _;
@@ -20,6 +21,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
+use self::failures::Failures;
 pub use self::{
     hub::{Gone, Hub, forget},
     watches::Watches,
@@ -34,8 +36,6 @@ use crate::{
     },
 };
 
-/// After a failed step towards Kubernetes, an object is tried again after this long.
-const RETRY: Duration = Duration::from_secs(5);
 /// The ends of the [`Waker`] that the controllers listen at.
 pub struct Queues {
     /// Credentials.
@@ -113,6 +113,7 @@ impl Start {
         F: Future<Output = Result<Action, Error>> + Send + 'static,
     {
         let mut wakes = HashMap::new();
+        let failures = Arc::new(Failures::default());
         for (namespace, store) in mirror.stores() {
             let (sender, queue) = mpsc::unbounded_channel();
             wakes.insert(namespace.clone(), sender);
@@ -121,7 +122,21 @@ impl Start {
                 .with_config(Config::default().concurrency(self.concurrency))
                 .reconcile_on(queue)
                 .graceful_shutdown_on(self.ended.clone().cancelled_owned())
-                .run(move |object, context| isolated(reconcile, object, context).boxed(), retry, self.context.clone())
+                .run(
+                    {
+                        let failures = failures.clone();
+                        move |object: Arc<K>, context| {
+                            let (failures, name) = (failures.clone(), called(&*object));
+                            let done = isolated(reconcile, object, context);
+                            async move { done.await.inspect(|_| failures.succeeded(&name)) }.boxed()
+                        }
+                    },
+                    {
+                        let failures = failures.clone();
+                        move |object, error, context| retry(&*object, error, &failures, &context)
+                    },
+                    self.context.clone(),
+                )
                 .for_each(|_| std::future::ready(()));
             run(controller.boxed());
         }
@@ -169,16 +184,42 @@ impl IsProvider for ClusterMailProvider {
     const KIND: ProviderKind = ProviderKind::ClusterMailProvider;
 }
 
-fn retry<K>(_: Arc<K>, error: &Error, context: Arc<Context>) -> Action {
-    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<kube::Error>()).map(told_by);
-    tracing::warn!(
-        category = error.category(),
-        why = source,
-        "{error} failed; it is tried again in {} s",
-        RETRY.as_secs()
-    );
+/// An object whose step Kubernetes failed waits longer each time, but no longer than until the end of its token, which is
+/// to be reported.
+fn retry<K: Resource<DynamicType = ()> + 'static>(
+    object: &K,
+    error: &Error,
+    failures: &Failures,
+    context: &Context,
+) -> Action {
     context.metrics.reconcile_error(error.category());
-    Action::requeue(RETRY)
+    let now = context.clock.now();
+    let next = failures.failed(called(object), failures::is_refusal(error), now);
+    let end = (object as &dyn Any)
+        .downcast_ref::<MailCredential>()
+        .and_then(|credential| reconcile::end_of_ready(credential, context))
+        .filter(|end| now < *end)
+        .map(|end| context.clock.until(end));
+    let after = end.map_or(next.after, |end| end.min(next.after));
+    if next.logged {
+        let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<kube::Error>());
+        tracing::warn!(
+            category = error.category(),
+            step = %error,
+            why = source.map(told_by),
+            retry_after_seconds = after.as_secs(),
+            "reconcile failed; further failures of this object are counted in mailtoken_reconcile_errors_total, and logged once an hour"
+        );
+    } else {
+        tracing::debug!(category = error.category(), step = %error, "reconcile failed again");
+    }
+    Action::requeue(after)
+}
+
+/// The kind, namespace and name of an object.
+fn called<K: Resource<DynamicType = ()>>(object: &K) -> (String, String, String) {
+    let (namespace, name) = key(object);
+    (K::kind(&()).into_owned(), namespace, name)
 }
 
 fn key(object: &impl Resource) -> Key {

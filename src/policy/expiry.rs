@@ -30,9 +30,12 @@ pub fn settle_with_data(facts: &mut TokenFacts, data: DataExpiry) -> bool {
     agree
 }
 
-/// Compares what a Secret says, in `facts`, with what the status says about the same token, in the same way.
+/// Compares what a Secret says, in `facts`, with what the status says about the same token, in the same way. A status by
+/// which the token ended before it was issued is nonsense that another writer made up, and says nothing.
 pub fn settle_with_status(facts: &mut TokenFacts, status: Option<&TokenStatus>) -> bool {
-    let Some(status) = status.filter(|status| status.fingerprint == facts.fingerprint) else { return true };
+    let about =
+        |status: &&TokenStatus| status.fingerprint == facts.fingerprint && status.issued_at.0 < status.expires_at.0;
+    let Some(status) = status.filter(about) else { return true };
     let (written, end) = (facts.expires_at, status.expires_at.0);
     facts.expires_at = written.min(end);
     if written.duration_since(end).abs() > TOLERANCE {
@@ -105,9 +108,11 @@ mod tests {
     }
 
     #[test]
-    fn the_status_of_another_token_says_nothing() {
+    fn the_status_of_another_token_says_nothing_and_neither_does_nonsense() {
         let mut facts = token();
         assert!(settle_with_status(&mut facts, Some(&status(60, "sha256:fedcba9876543210"))));
+        let nonsense = status(-1, &facts.fingerprint);
+        assert!(settle_with_status(&mut facts, Some(&nonsense)));
         assert_eq!(facts, token());
     }
 }

@@ -332,7 +332,7 @@ pub(super) fn keep_alive(observed: &Observed, now: Timestamp) -> Option<Decision
     let grant = observed.grant.as_ref()?;
     let due = grant.token()?.keep_alive(grant.idle_life);
     let usable = observed.provider.as_ref().is_ok_and(|provider| provider.blocker.is_none())
-        && observed.history.backoff(&observed.attempt, now).is_none()
+        && observed.backoff(now).is_none()
         && obstacle(observed, now).is_none();
     (usable && now >= due).then_some(Decision::Issue(IssueReason::KeepAlive))
 }
@@ -341,7 +341,7 @@ pub(super) fn keep_alive(observed: &Observed, now: Timestamp) -> Option<Decision
 pub(super) fn keep_alive_at(observed: &Observed, now: Timestamp) -> Option<Timestamp> {
     let grant = observed.grant.as_ref()?;
     let due = grant.token()?.keep_alive(grant.idle_life);
-    Some(observed.history.backoff(&observed.attempt, now).map_or(due, |until| due.max(until)))
+    Some(observed.backoff(now).map_or(due, |until| due.max(until)))
 }
 
 fn conflict(credential: &MailCredential, owner: &str) -> Blocker {

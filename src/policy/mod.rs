@@ -10,6 +10,7 @@ pub mod kstatus;
 pub mod notices;
 pub mod observed;
 pub mod provider;
+pub mod rival;
 pub mod schedule;
 pub mod status;
 
@@ -150,7 +151,7 @@ fn grant_is_undressed(observed: &Observed, now: Timestamp) -> Option<Decision> {
 
 /// Only writes that failed delay a write.
 fn grant_write(observed: &Observed, now: Timestamp) -> Decision {
-    match observed.history.backoff(&observed.attempt, now) {
+    match observed.backoff(now) {
         Some(until) if observed.writes_failed() => Decision::BackOff { until },
         _ => Decision::KeepGrant,
     }
@@ -165,7 +166,8 @@ fn target_is_contested(observed: &Observed, _: Timestamp) -> Option<Decision> {
     Some(Decision::Stall(Blocker::new(
         Reason::SecretConflict,
         format!(
-            "the Secret {} is the target of the older MailCredential {rival} too: choose another name with `{}`",
+            "the Secret {} is also the target of the MailCredential {rival}, which came first or holds it: choose another \
+             name with `{}`",
             observed.target_name(),
             rename(observed)
         ),
@@ -202,7 +204,7 @@ fn token_is_held(observed: &Observed, now: Timestamp) -> Option<Decision> {
         return None;
     }
     // Only writes that failed delay a write: the provider's refusals before it do not.
-    Some(match observed.history.backoff(&observed.attempt, now) {
+    Some(match observed.backoff(now) {
         Some(until) if observed.writes_failed() => Decision::BackOff { until },
         _ => Decision::Store,
     })
@@ -224,10 +226,10 @@ fn provider_is_blocked(observed: &Observed, now: Timestamp) -> Option<Decision> 
 
 fn token_is_needed(observed: &Observed, now: Timestamp) -> Option<Decision> {
     let reason = why_a_token_is_needed(observed, now)?;
-    let backoff = |attempt: &str| observed.history.backoff(attempt, now).map(|until| Decision::BackOff { until });
+    let wait = |until: Option<Timestamp>| until.map(|until| Decision::BackOff { until });
     let wait = match grant::obstacle(observed, now) {
-        Some(step @ (Decision::SignIn | Decision::Poll)) => backoff(&observed.sign_in_attempt()).or(Some(step)),
-        obstacle => obstacle.or_else(|| backoff(&observed.attempt)),
+        Some(step @ (Decision::SignIn | Decision::Poll)) => wait(observed.sign_in_backoff(now)).or(Some(step)),
+        obstacle => obstacle.or_else(|| wait(observed.backoff(now))),
     };
     let Some(wait) = wait else { return Some(Decision::Issue(reason)) };
     // While a renewal waits, the token that is there still serves: it is kept in shape.
@@ -277,7 +279,7 @@ fn target_differs(observed: &Observed, now: Timestamp) -> Option<Decision> {
         Target::Own(_) | Target::Foreign(_) => return None,
     };
     // Only writes that failed delay a write: a quarrel with the provider does not.
-    Some(match observed.history.backoff(&observed.attempt, now) {
+    Some(match observed.backoff(now) {
         Some(until) if observed.writes_failed() => Decision::BackOff { until },
         _ => Decision::Publish(reason),
     })

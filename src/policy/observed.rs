@@ -27,7 +27,7 @@ pub struct Observed {
     pub target: Target,
     /// The Secret under the name that `spec.secret.name` had before, while it still holds the token.
     pub previous: Option<Published>,
-    /// An older credential that has the same target.
+    /// Another credential with the same target, which has it.
     pub rival: Option<String>,
     /// The provider, or why there is none.
     pub provider: Result<Provider, Blocker>,
@@ -217,6 +217,9 @@ pub struct History {
     pub last_error: Option<LastError>,
     /// What the last failed attempt was made with.
     pub failed_with: Option<String>,
+    /// The generation that the status describes: where the CRD of an older version drops `failedWith`, it alone shows
+    /// whether anything has changed.
+    pub observed_generation: Option<i64>,
     /// The last attempt: how it ended and in what words. `None` before the first.
     pub last: Option<(Reason, String)>,
     /// The client authentication in use.
@@ -236,6 +239,7 @@ impl History {
             next_attempt: status.next_attempt_time.as_ref().map(|time| time.0),
             last_error: status.last_error.clone(),
             failed_with: status.failed_with.clone(),
+            observed_generation: status.observed_generation,
             last: match renewed.and_then(|renewed| Some((Reason::parse(&renewed.reason)?, renewed.message.clone()))) {
                 // A suspension, or what keeps attempts from being made, is no attempt: what stands is the success that the
                 // token came from, if none failed since.
@@ -261,7 +265,7 @@ impl History {
         // A change of what the attempt is made with begins anew, as does another kind of failure: nobody who put the
         // right secret in place after four wrong ones waits for hours.
         let same_kind = self.failure().is_some_and(|(reason, _)| reason.retry() == refusal.reason.retry());
-        let unchanged = self.failed_with.as_deref() == Some(attempt);
+        let unchanged = self.failed_with.as_deref().is_none_or(|with| with == attempt);
         self.failed_attempts = if same_kind && unchanged { self.failed_attempts.saturating_add(1) } else { 1 };
         self.last_failure = Some(now);
         self.next_attempt =
@@ -304,10 +308,13 @@ impl History {
         }
     }
 
-    /// Whether an attempt made with `attempt` has to wait, and until when. Since the clock was set back it has waited
-    /// enough.
-    pub fn backoff(&self, attempt: &str, now: Timestamp) -> Option<Timestamp> {
-        let unchanged = self.failed_with.as_deref() == Some(attempt);
+    /// Whether an attempt made with `attempt` for this generation of the spec has to wait, and until when. Since the clock
+    /// was set back it has waited enough.
+    pub fn backoff(&self, attempt: &str, generation: Option<i64>, now: Timestamp) -> Option<Timestamp> {
+        let unchanged = match self.failed_with.as_deref() {
+            Some(with) => with == attempt,
+            None => self.observed_generation == generation,
+        };
         let known = self.last_failure.is_none_or(|failed| !schedule::is_from_the_future(failed, now));
         self.next_attempt.filter(|until| unchanged && known && *until > now)
     }
@@ -345,6 +352,16 @@ impl Observed {
     /// Whether the last write failed.
     pub fn writes_failed(&self) -> bool {
         self.history.failure().is_some_and(|(reason, _)| reason == Reason::SecretWriteFailed)
+    }
+
+    /// Until when a token request, or the write of what it brought, has to wait after failures.
+    pub fn backoff(&self, now: Timestamp) -> Option<Timestamp> {
+        self.history.backoff(&self.attempt, self.credential.metadata.generation, now)
+    }
+
+    /// The same for a step of a sign-in.
+    pub fn sign_in_backoff(&self, now: Timestamp) -> Option<Timestamp> {
+        self.history.backoff(&self.sign_in_attempt(), self.credential.metadata.generation, now)
     }
 
     /// What a step of a sign-in is made with: its failures are counted apart from those of token requests.

@@ -140,6 +140,11 @@ impl Memory {
         self.0.lock().remove(uid);
     }
 
+    /// How many refresh tokens are only here, because they could not be stored yet.
+    pub fn unstored(&self) -> usize {
+        self.0.lock().values().filter(|entry| entry.unsaved.is_some()).count()
+    }
+
     /// Whether anything is under way or not yet written: a shutdown waits for it. Who does not lead writes nothing but a
     /// refresh token that nobody else has.
     pub fn is_busy(&self, leads: bool) -> bool {

@@ -239,7 +239,7 @@ async fn carry_out(observed: &mut Observed, decision: &Decision, context: &Conte
         Err(PublishError::Kubernetes(error)) => return Err(error),
         Err(PublishError::Foreign(owner)) => observed.target = Target::Foreign(owner),
         // The wait that the provider's refusal asked for must not be cut short by a failing repair.
-        Err(PublishError::Refused(why)) if observed.history.backoff(&observed.attempt, now).is_some() => {
+        Err(PublishError::Refused(why)) if observed.backoff(now).is_some() => {
             tracing::warn!(secret = observed.target_name(), why, "the Secret could not be written");
             return Ok(Decision::BackOff { until: now + REPAIR_AGAIN });
         }
@@ -320,12 +320,11 @@ fn next(observed: &Observed, decision: &Decision, context: &Context, now: Timest
 }
 
 fn look_again(observed: &Observed, now: Timestamp) -> Duration {
-    let since = observed
-        .credential
-        .status
-        .as_ref()
-        .and_then(|status| condition::find(&status.conditions, ConditionType::Stalled))
-        .map_or(now, |stalled| stalled.last_transition_time.0);
+    let conditions = observed.credential.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    let told = [ConditionType::Stalled, ConditionType::Reconciling, ConditionType::Renewed].into_iter();
+    let told = told.filter_map(|kind| condition::find(conditions, kind));
+    let mut blocked = told.filter(|told| told.type_ != ConditionType::Renewed.as_str() || told.status != "True");
+    let since = blocked.next().map_or(now, |told| told.last_transition_time.0);
     let [first, later] = LOOK_AGAIN;
     if now.as_second() - since.as_second() < AT_FIRST_SECONDS { first } else { later }
 }

@@ -51,6 +51,7 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     let target = target(&credential, provider.as_ref().ok(), context).await?;
     let previous = previous(&credential, provider.as_ref().ok(), context).await?;
     let grant = custody::observe(&credential, provider.as_ref().ok(), context).await?;
+    let shown = shown_target(&credential, &target_name(&credential), context);
     // From here on nothing fails, so that an outcome which was taken is not lost.
     let (outcome, untold, held) = context.memory.with(&uid, |entry| {
         // A token that was held for other inputs, or to its end, is of no use any more.
@@ -63,7 +64,7 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     });
     let mut observed = Observed {
         history: untold.unwrap_or_else(|| credential.status.as_ref().map(History::of).unwrap_or_default()),
-        rival: context.stores.rival(&credential, &context.links),
+        rival: context.stores.rival(&credential, shown.as_deref(), &context.links, now),
         credential,
         target,
         previous,
@@ -190,18 +191,8 @@ async fn target(credential: &MailCredential, provider: Option<&Provider>, contex
     let name = target_name(credential);
     let namespace = checks::namespace(credential);
     let uid = checks::uid(credential);
-    let shown = context.stores.own_secrets.get(namespace, &name).map(|secret| Arc::new(secret.metadata.clone()));
-    let (meta, suspect) = context.memory.with(uid, |entry| {
-        let written = entry.target.as_ref().is_some_and(|meta| meta.name.as_deref() == Some(name.as_str()));
-        if !written {
-            entry.target = None;
-        }
-        (
-            newer(shown.clone(), &mut entry.target, |meta| meta.resource_version.as_deref())
-                .or_else(|| entry.target.clone()),
-            entry.conflict,
-        )
-    });
+    let meta = shown_target(credential, &name, context);
+    let suspect = context.memory.with(uid, |entry| entry.conflict);
     let told = credential.status.as_ref().is_some_and(|status| {
         let stalled = condition::find(&status.conditions, ConditionType::Stalled);
         status.secret_name.as_deref() == Some(name.as_str())
@@ -224,6 +215,19 @@ async fn target(credential: &MailCredential, provider: Option<&Provider>, contex
         Ownership::Own | Ownership::Takeover => Ok(Target::Own(published(credential, provider, &meta, context).await?)),
         Ownership::Foreign(owner) => Ok(Target::Foreign(owner)),
     }
+}
+
+/// The target's metadata as the watch shows it, or as the broker wrote it, whichever is newer.
+fn shown_target(credential: &MailCredential, name: &str, context: &Context) -> Option<Arc<ObjectMeta>> {
+    let shown = context.stores.own_secrets.get(checks::namespace(credential), name);
+    let shown = shown.map(|secret| Arc::new(secret.metadata.clone()));
+    context.memory.with(checks::uid(credential), |entry| {
+        let written = entry.target.as_ref().is_some_and(|meta| meta.name.as_deref() == Some(name));
+        if !written {
+            entry.target = None;
+        }
+        newer(shown, &mut entry.target, |meta| meta.resource_version.as_deref()).or_else(|| entry.target.clone())
+    })
 }
 
 /// The Secret under the name that the target had before.
@@ -371,7 +375,7 @@ pub(super) fn stored_token(secret: &Secret, status: Option<&TokenStatus>) -> Opt
 }
 
 /// What a Secret's annotations say about its token.
-fn facts(meta: &ObjectMeta) -> Option<TokenFacts> {
+pub(super) fn facts(meta: &ObjectMeta) -> Option<TokenFacts> {
     let annotation = |name: &str| meta.annotations.as_ref()?.get(name).map(String::as_str);
     let time = |name: &str| annotation(name).and_then(names::time);
     let facts = TokenFacts {

@@ -9,10 +9,11 @@ use std::{
 use k8s_openapi::{
     api::core::v1::{Namespace, Secret},
     apimachinery::pkg::apis::meta::v1::OwnerReference,
+    jiff::Timestamp,
 };
 use kube::{
     Resource, ResourceExt as _,
-    core::PartialObjectMeta,
+    core::{ObjectMeta, PartialObjectMeta},
     runtime::reflector::{ObjectRef, Store},
 };
 use parking_lot::RwLock;
@@ -24,7 +25,10 @@ use crate::{
         names,
         provider::{Allowed, CaBundleRef, KeyRef, ProviderSpec},
     },
-    policy::observed::target_name,
+    policy::{
+        observed::target_name,
+        rival::{Contender, Holder, winner},
+    },
 };
 
 /// `namespace` and `name` of a namespaced object.
@@ -210,22 +214,40 @@ impl Stores {
         Some(namespace.metadata.labels.clone().unwrap_or_default())
     }
 
-    /// An older credential that wants the same target: the older one has it.
-    pub fn rival(&self, credential: &MailCredential, links: &Links) -> Option<String> {
+    /// Another credential with the same target that has it, by the rules of [`winner`]. `target` is the metadata of the
+    /// Secret of that name, as far as it is known.
+    pub fn rival(
+        &self,
+        credential: &MailCredential,
+        target: Option<&ObjectMeta>,
+        links: &Links,
+        now: Timestamp,
+    ) -> Option<String> {
         let namespace = credential.namespace().unwrap_or_default();
-        let age = |credential: &MailCredential| {
-            (credential.creation_timestamp().map(|time| time.0), credential.metadata.uid.clone())
+        let name = target_name(credential);
+        let others = links.by_target(&(namespace, name.clone()));
+        let others = others.iter().filter_map(|key| self.credentials.get(&key.0, &key.1)).filter(|other| {
+            let another = other.metadata.uid != credential.metadata.uid;
+            another && other.metadata.deletion_timestamp.is_none() && target_name(other) == name
+        });
+        let contender = |credential: &MailCredential| Contender {
+            name: credential.name_any(),
+            uid: credential.uid().unwrap_or_default(),
+            created: credential.creation_timestamp().map(|time| time.0),
         };
-        let others = links.by_target(&(namespace.clone(), target_name(credential)));
-        others
-            .iter()
-            .filter_map(|key| self.credentials.get(&key.0, &key.1))
-            .filter(|other| {
-                let another = other.metadata.uid != credential.metadata.uid;
-                another && other.metadata.deletion_timestamp.is_none() && target_name(other) == target_name(credential)
+        let mut contenders: Vec<_> = others.map(|other| contender(&other)).collect();
+        if contenders.is_empty() {
+            return None;
+        }
+        let me = contender(credential);
+        contenders.push(me.clone());
+        let holder = target.and_then(|target| {
+            Some(Holder {
+                uid: holder_of(target, &contenders)?,
+                in_service: super::observe::facts(target).is_some_and(|token| token.is_unexpired(now)),
             })
-            .find(|other| age(other) < age(credential))
-            .map(|other| other.name_any())
+        });
+        winner(&contenders, holder).filter(|winner| **winner != me).map(|winner| winner.name.clone())
     }
 }
 
@@ -336,6 +358,16 @@ impl<A: Clone + Eq + Hash, B: Clone + Eq + Hash> Many<A, B> {
     fn get(&self, of: &A) -> Vec<B> {
         self.found.get(of).into_iter().flatten().cloned().collect()
     }
+}
+
+/// The uid of the credential that a Secret belongs to: its owner, or, of a Secret that is retained, the one in its label.
+fn holder_of<'a>(target: &'a ObjectMeta, contenders: &'a [Contender]) -> Option<&'a str> {
+    if let Some(owner) = controller_of(target) {
+        return Some(&owner.uid);
+    }
+    let label = target.labels.as_ref()?.get(names::LABEL_CREDENTIAL)?;
+    let holder = contenders.iter().find(|contender| *label == names::label_value(&contender.name))?;
+    Some(&holder.uid)
 }
 
 /// The owner that controls an object.

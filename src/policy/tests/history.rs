@@ -111,3 +111,23 @@ fn a_suspension_leaves_no_success_where_an_attempt_failed_before_it() {
     let history = after_suspension(&mut failed);
     assert_eq!((history.failed_attempts, history.failure()), (1, None));
 }
+
+#[test]
+fn a_status_without_failed_with_still_backs_off_until_the_spec_changes() {
+    let mut case = Case::new();
+    case.credential(|credential| credential.metadata.generation = Some(1));
+    let prune = |case: &mut Case| {
+        case.told();
+        case.credential(|credential| credential.status.as_mut().unwrap().failed_with = None);
+        case.observed.history = History::of(case.observed.credential.status.as_ref().unwrap());
+    };
+    case.failed(Reason::InvalidClient);
+    prune(&mut case);
+    let decides = |case: &Case| decide(&case.observed, case.now);
+    assert_eq!(decides(&case), Decision::BackOff { until: at(900) });
+    case.failed_at(Reason::InvalidClient, 900);
+    assert_eq!(case.observed.history.failed_attempts, 2, "the waits grow");
+    prune(&mut case);
+    case.credential(|credential| credential.metadata.generation = Some(2));
+    assert!(matches!(decides(&case), Decision::Issue(_)));
+}

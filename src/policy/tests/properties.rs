@@ -23,10 +23,10 @@ proptest! {
     #[test]
     fn nothing_is_asked_for_while_backing_off_and_nothing_written_after_a_write_that_failed(case in case()) {
         let decision = decide(&case.observed, case.now);
-        if case.observed.history.backoff(&case.observed.sign_in_attempt(), case.now).is_some() {
+        if case.observed.sign_in_backoff(case.now).is_some() {
             prop_assert!(!matches!(decision, Decision::SignIn | Decision::Poll));
         }
-        if case.observed.history.backoff(&case.observed.attempt, case.now).is_some() {
+        if case.observed.backoff(case.now).is_some() {
             prop_assert!(!matches!(decision, Decision::Issue(_)));
             if case.observed.history.failure().is_some_and(|(reason, _)| reason == Reason::SecretWriteFailed) {
                 prop_assert!(!matches!(decision, Decision::Store | Decision::Publish(_) | Decision::KeepGrant));

@@ -278,7 +278,12 @@ impl Attempt {
     /// Sends a token request while this broker leads; `None` if it does not any more.
     async fn ask(&self, auth: &ClientAuth, grant: GrantProof<'_>) -> Option<Result<(TokenAnswer, Exchange), Refusal>> {
         let timer = self.context.metrics.token_request(self.profile.preset);
-        let exchange = self.send(&self.prepared.endpoints.token_url, self.request(auth, grant)).await?;
+        let request = async {
+            let wire = self.request(auth, grant).await;
+            timer.sent();
+            wire
+        };
+        let exchange = self.send(&self.prepared.endpoints.token_url, request).await?;
         let answer = exchange.and_then(|exchange| Ok((self.read(&exchange, auth)?, exchange)));
         self.count(timer, answer.as_ref().map(|(answer, _)| answer));
         Some(answer)
@@ -340,7 +345,16 @@ impl Attempt {
             // RFC 8628 section 3.5: no failure.
             Err(refusal) if refusal.error.as_ref().is_some_and(|error| error.as_str() == device::PENDING) => {}
             Err(refusal) => {
-                tracing::warn!(reason = refusal.reason.as_str(), what = %refusal.what, "obtained no token");
+                let provider = self.object.key();
+                self.context.metrics.token_request_error(&provider, refusal.reason);
+                tracing::warn!(
+                    reason = refusal.reason.as_str(),
+                    provider = super::provider::full_name(&provider),
+                    mailbox = self.credential.spec.mailbox.user(),
+                    correlation_id = refusal.correlation_id,
+                    what = %refusal.what,
+                    "token request failed"
+                );
             }
         }
         let moved =

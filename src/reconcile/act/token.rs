@@ -106,6 +106,7 @@ async fn spend(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth, cla
             Err(error) => return Some(Err(unmade(&error))),
         };
         let timer = attempt.context.metrics.token_request(attempt.profile.preset);
+        timer.sent();
         let (answer, unclear) = match turn.send(wire).await {
             Ok(exchange) => {
                 let rotated = Rotated::read(&exchange.response, exchange.sent_at);

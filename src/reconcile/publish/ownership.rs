@@ -36,7 +36,7 @@ pub(in crate::reconcile) fn ownership(meta: &ObjectMeta, credential: &MailCreden
             match context.stores.credentials.get(checks::namespace(credential), &owner.name) {
                 Some(other) if other.uid().as_ref() == Some(&owner.uid) => {
                     let gives_way = target_name(&other) == target_name(credential)
-                        && context.stores.rival(&other, &context.links).is_some();
+                        && context.stores.rival(&other, Some(meta), &context.links, context.clock.now()).is_some();
                     if gives_way {
                         Ownership::Takeover
                     } else {

@@ -1,0 +1,108 @@
+//! How soon an object is reconciled again after Kubernetes failed a step, and whether the log says so: a right that is
+//! missing in a namespace of thousands must not become thousands of calls and log lines a minute.
+
+use std::{collections::HashMap, time::Duration};
+
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
+
+/// The first wait, doubled with each failure in a row.
+const FIRST: Duration = Duration::from_secs(5);
+/// The longest wait after a failure that may pass at any moment: an API server that cannot be reached, or that is busy.
+const PASSING: Duration = Duration::from_secs(10);
+/// The longest wait after a refusal that stays until a person changes something: a missing right, an admission policy.
+const REFUSED: Duration = Duration::from_secs(300);
+/// A series that goes on is logged again after this.
+const LOGGED_AGAIN: SignedDuration = SignedDuration::from_hours(1);
+/// A series whose object has not failed for this long is over: the object may be gone.
+const FORGOTTEN: SignedDuration = SignedDuration::from_mins(15);
+
+/// Failures in a row, by object.
+#[derive(Default)]
+pub(super) struct Failures(Mutex<HashMap<Object, Series>>);
+
+/// Kind, namespace and name.
+type Object = (String, String, String);
+
+struct Series {
+    times: u32,
+    last: Timestamp,
+    logged: Timestamp,
+}
+
+/// What follows from a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Next {
+    /// When the object is reconciled again.
+    pub(super) after: Duration,
+    /// Whether the failure is logged: the first of a series is, and one in an hour.
+    pub(super) logged: bool,
+}
+
+impl Failures {
+    /// Ends the series of an object.
+    pub(super) fn succeeded(&self, object: &Object) {
+        self.0.lock().remove(object);
+    }
+
+    /// Notes a failure at `now`.
+    pub(super) fn failed(&self, object: Object, refused: bool, now: Timestamp) -> Next {
+        let mut all = self.0.lock();
+        if !all.contains_key(&object) && all.len() % 64 == 63 {
+            all.retain(|_, series| now.duration_since(series.last) < FORGOTTEN);
+        }
+        let series = all.entry(object).or_insert(Series { times: 0, last: now, logged: now });
+        series.times = series.times.saturating_add(1);
+        series.last = now;
+        let logged = series.times == 1 || now.duration_since(series.logged) >= LOGGED_AGAIN;
+        if logged {
+            series.logged = now;
+        }
+        let longest = if refused { REFUSED } else { PASSING };
+        Next { after: (FIRST * (1 << (series.times - 1).min(16))).min(longest), logged }
+    }
+}
+
+/// Whether the API server refused the step, so that only a change helps.
+pub(super) fn is_refusal(error: &crate::error::Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<kube::Error>());
+    matches!(source, Some(kube::Error::Api(status)) if (400..500).contains(&status.code) && ![409, 429].contains(&status.code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + second).unwrap()
+    }
+
+    fn object(number: usize) -> Object {
+        ("MailCredential".to_owned(), "shop".to_owned(), number.to_string())
+    }
+
+    #[test]
+    fn a_series_backs_off_and_only_its_first_failure_is_logged() {
+        let failures = Failures::default();
+        let wait = |refused, second| failures.failed(object(0), refused, at(second)).after.as_secs();
+        assert_eq!(
+            [0, 5, 15, 35, 75, 155, 315, 615].map(|second| wait(true, second)),
+            [5, 10, 20, 40, 80, 160, 300, 300]
+        );
+        failures.succeeded(&object(0));
+        assert_eq!([0, 5, 15, 35, 55].map(|second| wait(false, second)), [5, 10, 10, 10, 10]);
+        failures.succeeded(&object(0));
+        let logged = |second| failures.failed(object(0), true, at(second)).logged;
+        assert_eq!([0, 5, 15, 3599, 3600, 3900, 7200].map(logged), [true, false, false, false, true, false, true]);
+        assert!(failures.failed(object(1), true, at(0)).logged, "another object");
+    }
+
+    #[test]
+    fn objects_that_are_gone_are_forgotten() {
+        let failures = Failures::default();
+        for number in 0..10_000 {
+            failures.failed(object(number), true, at(i64::try_from(number).unwrap() * 60));
+        }
+        assert!(failures.0.lock().len() < 128);
+    }
+}

@@ -1,0 +1,312 @@
+//! Metrics of credentials and providers: they are read from the watches' stores at each collection, so a series ends with
+//! its object, and nothing is kept.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    sync::Arc,
+};
+
+use kube::ResourceExt as _;
+use parking_lot::Mutex;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+};
+
+use crate::{
+    api::{
+        ConditionType, MailCredential, Reason, condition,
+        credential::ProviderKind,
+        status::{MailCredentialStatus, TokenStatus},
+    },
+    lease::Leadership,
+    providers,
+    reconcile::stores::{ProviderKey, ProviderObject, Stores},
+};
+
+/// Token requests that failed, by provider and reason. Kept only while the provider exists.
+#[derive(Default)]
+pub(super) struct ProviderErrors(Mutex<HashMap<ProviderKey, BTreeMap<&'static str, u64>>>);
+
+impl ProviderErrors {
+    /// Counts a failure.
+    pub(super) fn inc(&self, provider: &ProviderKey, reason: Reason) {
+        let mut counts = self.0.lock();
+        if !counts.contains_key(provider) {
+            counts.insert(provider.clone(), BTreeMap::new());
+        }
+        if let Some(of_provider) = counts.get_mut(provider) {
+            *of_provider.entry(reason.as_str()).or_default() += 1;
+        }
+    }
+}
+
+/// What the metrics of objects are read from.
+pub(super) struct Objects {
+    /// What the watches show.
+    pub(super) stores: Stores,
+    /// Whether this broker leads.
+    pub(super) leadership: Leadership,
+    /// Failed requests.
+    pub(super) errors: Arc<ProviderErrors>,
+    /// How many refresh tokens are only in memory.
+    pub(super) unstored: Box<dyn Fn() -> usize + Send + Sync>,
+}
+
+impl fmt::Debug for Objects {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Objects")
+    }
+}
+
+impl Collector for Objects {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let credentials = self.stores.credentials.all();
+        let providers = self.providers();
+        self.credentials(&mut encoder, &credentials)?;
+        self.info(&mut encoder, &credentials, &providers)?;
+        self.provider_metrics(&mut encoder, &credentials, &providers)?;
+        let unstored = i64::try_from((self.unstored)()).unwrap_or(i64::MAX);
+        let help = "Refresh tokens that could not be stored yet and are only in memory";
+        single(&mut encoder, "refresh_tokens_unstored", help, unstored)?;
+        single(&mut encoder, "leader", "Whether this broker leads", i64::from(self.leadership.is_leader()))
+    }
+}
+
+impl Objects {
+    fn providers(&self) -> HashMap<ProviderKey, ProviderObject> {
+        let cluster = self.stores.cluster_providers.iter().flat_map(|mirror| mirror.all()).map(ProviderObject::Cluster);
+        let namespaced = self.stores.providers.all().into_iter().map(ProviderObject::Namespaced);
+        cluster.chain(namespaced).map(|object| (object.key(), object)).collect()
+    }
+
+    fn credentials(&self, encoder: &mut DescriptorEncoder<'_>, credentials: &[Arc<MailCredential>]) -> fmt::Result {
+        let mut gauge = |name: &str, help: &str, value: &dyn Fn(&MailCredential) -> Option<i64>| {
+            let samples = credentials.iter().filter_map(|credential| Some((labels(credential), value(credential)?)));
+            gauges(encoder, name, help, samples)
+        };
+        gauge("credential_ready", "Whether the Secret holds a valid token", &|credential| {
+            Some(i64::from(is_ready(credential.status.as_ref()?)))
+        })?;
+        gauge("credential_suspended", "1 while spec.suspend is true", &|credential| {
+            credential.spec.suspend.then_some(1)
+        })?;
+        gauge("token_expiration_timestamp_seconds", "When the token in the Secret ends", &|credential| {
+            Some(token(credential)?.expires_at.0.as_second())
+        })?;
+        gauge("token_renewal_timestamp_seconds", "When the token in the Secret will be renewed", &|credential| {
+            Some(token(credential)?.renewal_time.0.as_second())
+        })?;
+        gauge("grant_expiration_timestamp_seconds", "When the refresh token ends", &|credential| {
+            Some(status(credential)?.grant.as_ref()?.expires_at.as_ref()?.0.as_second())
+        })?;
+        let reasons = credentials.iter().filter_map(|credential| {
+            let status = credential.status.as_ref().filter(|status| !is_ready(status))?;
+            let [namespace, name] = labels(credential);
+            Some(([namespace, name, ("reason", not_ready_reason(status).to_owned())], 1))
+        });
+        gauges(encoder, "credential_not_ready", "1 while Ready is not True, with its reason", reasons)
+    }
+
+    /// What the other metrics of a credential are joined with.
+    fn info(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        credentials: &[Arc<MailCredential>],
+        providers: &HashMap<ProviderKey, ProviderObject>,
+    ) -> fmt::Result {
+        let preset = |object: &ProviderObject| providers::profile(object.spec()).map_or("", |profile| profile.preset);
+        let presets: HashMap<_, _> = providers.iter().map(|(key, object)| (key, preset(object))).collect();
+        let samples = credentials.iter().map(|credential| {
+            let key = ProviderKey::of(credential);
+            let preset = presets.get(&key).copied().unwrap_or_default();
+            let [namespace, name] = labels(credential);
+            let about = [
+                namespace,
+                name,
+                ("provider_kind", kind(&key).to_owned()),
+                ("provider", key.name),
+                ("preset", preset.to_owned()),
+                ("grant", credential.spec.grant.kind().as_str().to_owned()),
+            ];
+            (about, 1)
+        });
+        gauges(encoder, "credential_info", "1, with what a credential is for", samples)
+    }
+
+    fn provider_metrics(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        credentials: &[Arc<MailCredential>],
+        providers: &HashMap<ProviderKey, ProviderObject>,
+    ) -> fmt::Result {
+        let ready = providers.iter().filter_map(|(key, object)| {
+            let ready = condition::is_true(&object.status()?.conditions, ConditionType::Ready);
+            Some((provider_labels(key, "name"), i64::from(ready)))
+        });
+        gauges(encoder, "provider_ready", "Whether a provider can be used", ready)?;
+
+        // The earliest end of those in use: one credential may have gone on to the next entry already.
+        let mut ends: HashMap<ProviderKey, i64> = HashMap::new();
+        for credential in credentials {
+            let key = ProviderKey::of(credential);
+            let Some(end) = providers.get(&key).and_then(|provider| client_end(credential, provider)) else { continue };
+            ends.entry(key).and_modify(|earliest| *earliest = end.min(*earliest)).or_insert(end);
+        }
+        let ends = ends.iter().map(|(key, end)| (provider_labels(key, "provider"), *end));
+        let help = "When the client secret or certificate in use ends";
+        gauges(encoder, "client_credential_expiration_timestamp_seconds", help, ends)?;
+
+        let mut errors = self.errors.0.lock();
+        errors.retain(|key, _| providers.contains_key(key));
+        let help = "Token requests that brought no token, by provider";
+        let mut family = encoder.encode_descriptor("token_request_errors", help, None, MetricType::Counter)?;
+        for (key, reasons) in errors.iter() {
+            for (reason, count) in reasons {
+                let [kind, namespace, name] = provider_labels(key, "name");
+                let labels = [kind, namespace, name, ("reason", (*reason).to_owned())];
+                ConstCounter::new(*count).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+type Label = (&'static str, String);
+
+fn gauges<L: EncodeLabelSet>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    samples: impl Iterator<Item = (L, i64)>,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (labels, value) in samples {
+        ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn single(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: i64) -> fmt::Result {
+    ConstGauge::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
+}
+
+fn labels(credential: &MailCredential) -> [Label; 2] {
+    [("namespace", credential.namespace().unwrap_or_default()), ("name", credential.name_any())]
+}
+
+/// A ClusterMailProvider has no namespace: Prometheus takes an empty label for an absent one.
+fn provider_labels(key: &ProviderKey, name: &'static str) -> [Label; 3] {
+    [("kind", kind(key).to_owned()), ("namespace", key.namespace.clone()), (name, key.name.clone())]
+}
+
+fn kind(key: &ProviderKey) -> &'static str {
+    match key.kind {
+        ProviderKind::MailProvider => "MailProvider",
+        ProviderKind::ClusterMailProvider => "ClusterMailProvider",
+    }
+}
+
+fn is_ready(status: &MailCredentialStatus) -> bool {
+    condition::is_true(&status.conditions, ConditionType::Ready)
+}
+
+/// One of the broker's reasons, whatever another writer put into the status: the number of series has a bound.
+fn not_ready_reason(status: &MailCredentialStatus) -> &'static str {
+    match condition::find(&status.conditions, ConditionType::Ready) {
+        None => Reason::Pending.as_str(),
+        Some(ready) => Reason::parse(&ready.reason).map_or("Unknown", Reason::as_str),
+    }
+}
+
+/// The status of a credential that is not suspended: what a suspended one lacks is no news.
+fn status(credential: &MailCredential) -> Option<&MailCredentialStatus> {
+    credential.status.as_ref().filter(|_| !credential.spec.suspend)
+}
+
+fn token(credential: &MailCredential) -> Option<&TokenStatus> {
+    status(credential)?.token.as_ref()
+}
+
+/// When the client authentication ends that a credential uses, in seconds: as the spec of its provider says now, otherwise
+/// as it was at the last request (a certificate's end is not in the spec).
+fn client_end(credential: &MailCredential, provider: &ProviderObject) -> Option<i64> {
+    let used = status(credential)?.client.as_ref()?;
+    let entries = &provider.spec().client.authentication;
+    let entry = usize::try_from(used.index).ok().and_then(|index| entries.get(index))?;
+    let end = match &entry.client_secret {
+        Some(secret) => secret.expires_at.as_ref(),
+        None => used.expires_at.as_ref(),
+    };
+    Some(end?.0.as_second())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn credential(suspended: bool, status: serde_json::Value) -> MailCredential {
+        serde_json::from_value(json!({
+            "apiVersion": "mailtoken.dev/v1alpha1", "kind": "MailCredential", "metadata": {"name": "billing", "namespace": "shop"},
+            "spec": {
+                "providerRef": {"name": "idp"}, "mailbox": {"address": "billing@example.org"},
+                "grant": {"clientCredentials": {}}, "suspend": suspended,
+            },
+            "status": status,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_reason_that_another_writer_made_up_makes_no_series_of_its_own() {
+        let with = |conditions| {
+            let credential = credential(false, json!({"conditions": conditions}));
+            not_ready_reason(credential.status.as_ref().unwrap())
+        };
+        let ready = |reason: &str| {
+            json!([{
+                "type": "Ready", "status": "False", "reason": reason, "message": "", "lastTransitionTime": "2027-01-15T08:00:00Z",
+            }])
+        };
+        assert_eq!(with(json!([])), "Pending");
+        assert_eq!(with(ready("InvalidClient")), "InvalidClient");
+        assert_eq!(with(ready("M4deUp")), "Unknown");
+    }
+
+    #[test]
+    fn a_suspended_credential_has_no_times() {
+        let status = json!({"token": {
+            "issuedAt": "2027-01-15T08:00:00Z", "expiresAt": "2027-01-15T09:00:00Z", "renewalTime": "2027-01-15T08:48:00Z",
+            "fingerprint": "x", "length": 1,
+        }});
+        assert!(token(&credential(false, status.clone())).is_some());
+        assert!(token(&credential(true, status)).is_none());
+    }
+
+    #[test]
+    fn the_end_of_a_client_secret_is_the_specs_and_that_of_a_certificate_the_statuss() {
+        let provider = |entries: serde_json::Value| {
+            let provider = json!({
+                "apiVersion": "mailtoken.dev/v1alpha1", "kind": "MailProvider", "metadata": {"name": "idp", "namespace": "shop"},
+                "spec": {"oauth2": {"tokenURL": "https://x/t"}, "client": {"id": "c", "authentication": entries}},
+            });
+            ProviderObject::Namespaced(Arc::new(serde_json::from_value(provider).unwrap()))
+        };
+        let key = |name: &str| json!({"name": "s", "key": name});
+        let secret = |end: &str| json!({"clientSecret": {"secretRef": key("k"), "expiresAt": end}});
+        let certificate = json!({"privateKeyJWT": {"keyRef": key("k"), "certificateRef": key("c")}});
+        let used = |index: i32| {
+            let client = json!({"method": "x", "index": index, "expiresAt": "2027-01-01T00:00:00Z"});
+            credential(false, json!({"client": client}))
+        };
+        let second = |text: &str| Some(text.parse::<k8s_openapi::jiff::Timestamp>().unwrap().as_second());
+        let provider = provider(json!([secret("2028-01-01T00:00:00Z"), certificate]));
+        assert_eq!(client_end(&used(0), &provider), second("2028-01-01T00:00:00Z"), "it was renewed since");
+        assert_eq!(client_end(&used(1), &provider), second("2027-01-01T00:00:00Z"));
+        assert_eq!(client_end(&used(2), &provider), None, "the entry was removed");
+    }
+}
