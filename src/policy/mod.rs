@@ -5,6 +5,7 @@ pub mod checks;
 pub mod commands;
 pub mod expiry;
 pub mod grant;
+pub mod history;
 pub mod inputs;
 pub mod kstatus;
 pub mod notices;
