@@ -13,7 +13,11 @@ use std::{
 };
 
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::Secret};
-use mail_token_broker::{api::MailCredential, lease};
+use k8s_openapi::jiff::SignedDuration;
+use mail_token_broker::{
+    api::{MailCredential, MailProvider},
+    lease,
+};
 use serde_json::json;
 use support::{ledger::tried, *};
 
@@ -44,6 +48,64 @@ async fn a_standby_goes_on_where_a_killed_leader_stopped_and_asks_for_nothing_tw
     assert_eq!(stage.writes("mailcredentials/status", "before"), ["update"]);
     assert_eq!(stage.writes("secrets", "before"), ["create"]);
     tried("F10", 1, "nothing");
+}
+
+#[tokio::test]
+async fn the_metrics_tell_reasons_and_providers_and_one_client_secret_is_one_series_and_one_event() {
+    let stage = Stage::new().await;
+    let Stage { ns, idp, broker } = &stage;
+    let end = wait::now() + SignedDuration::from_hours(5 * 24);
+    let secret = json!({"secretRef": {"name": "idp-client", "key": "client-secret"}, "expiresAt": end.to_string()});
+    ns.apply(provider(idp).set("spec.client.authentication", json!([{"clientSecret": secret}]))).await;
+    ns.condition::<MailProvider>("idp", "ClientCredentialExpiringSoon", "Within7d").await;
+    ns.tells("idp", &["Warning Within7d"]).await;
+    for name in ["billing", "second", "off"] {
+        stage.issued(credential(name)).await;
+        ns.condition::<MailCredential>(name, "ClientCredentialExpiringSoon", "Within7d").await;
+    }
+    ns.apply(credential("off").set("spec.suspend", true)).await;
+    ns.condition::<MailCredential>("off", "Renewed", "Suspended").await;
+    ns.apply(credential("bad").set("spec.providerRef.name", "none")).await;
+    ns.condition::<MailCredential>("bad", "Ready", "ProviderNotFound").await;
+    idp.next(Answer::error("invalid_scope"));
+    ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
+    ns.condition::<MailCredential>("billing", "Renewed", "InvalidScope").await;
+
+    let shop = format!("namespace=\"{}\"", ns.name);
+    let metric = async |name: &str, labels: &str| broker.metric(&format!("mailtoken_{name}"), labels).await;
+    let of = |name: &str| format!("{shop},name=\"{name}\"");
+    assert_eq!(metric("credential_not_ready", &format!("{},reason=\"ProviderNotFound\"", of("bad"))).await, Some(1.0));
+    assert_eq!(metric("credential_not_ready", &of("billing")).await, None, "its token still serves");
+    assert_eq!(metric("credential_suspended", &of("off")).await, Some(1.0));
+    assert_eq!(metric("credential_suspended", &of("billing")).await, None);
+    for name in ["token_expiration_timestamp_seconds", "token_renewal_timestamp_seconds"] {
+        assert!(metric(name, &of("billing")).await.is_some() && metric(name, &of("off")).await.is_none(), "{name}");
+    }
+    let about = r#"provider_kind="MailProvider",provider="idp",preset="oauth2",grant="clientCredentials""#;
+    assert_eq!(metric("credential_info", &format!("{},{about}", of("second"))).await, Some(1.0));
+    let idp_labels = format!("kind=\"MailProvider\",{}", of("idp"));
+    assert_eq!(metric("provider_ready", &idp_labels).await, Some(1.0));
+    let refused = format!("{idp_labels},reason=\"InvalidScope\"");
+    assert_eq!(metric("token_request_errors_total", &refused).await, Some(1.0));
+    assert_eq!(metric("refresh_tokens_unstored", "").await, Some(0.0));
+    assert!(broker.metric("process_open_fds", "").await.is_some());
+    let metrics = broker.metrics().await;
+    let ends: Vec<_> = metrics
+        .lines()
+        .filter(|line| {
+            line.starts_with("mailtoken_client_credential_expiration_timestamp_seconds{") && line.contains(&shop)
+        })
+        .collect();
+    let series = format!(
+        "mailtoken_client_credential_expiration_timestamp_seconds{{kind=\"MailProvider\",{shop},provider=\"idp\"}} {}",
+        end.as_second()
+    );
+    assert_eq!(ends, [series]);
+    for name in ["billing", "second", "off"] {
+        let told = ns.told(name).await;
+        assert!(!told.iter().any(|event| event.contains("Within")), "{name}: {told:?}");
+    }
+    assert!(broker.log().contains("mail-token-broker starts"));
 }
 
 #[tokio::test]
