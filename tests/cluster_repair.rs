@@ -209,7 +209,7 @@ async fn a_secret_is_put_right_also_while_the_provider_is_blocked_and_given_no_n
     stage.ns.patch::<Secret>("billing", json!({"stringData": {"username": "somebody"}})).await;
     repaired(&stage, "the user is right again", &shape(&original)).await;
     stage.ns.apply(dressed().set("spec.mailbox.address", "other@example.org")).await;
-    stage.ns.condition::<MailCredential>("billing", "Renewed", "SourceNotLabeled").await;
+    stage.ns.condition::<MailCredential>("billing", "Ready", "SourceNotLabeled").await;
     assert_eq!(stage.ns.secret("billing").await["from"], "billing@example.org");
     assert_eq!(stage.idp.token_requests().len(), 1);
 }

@@ -123,10 +123,11 @@ async fn linger(credential: Arc<MailCredential>, context: &Arc<Context>) -> Resu
     let credential = observe::latest(credential, context);
     let Some(observed) = observe::observe(credential, context).await? else { return Ok(Action::await_change()) };
     let now = context.clock.now();
-    if !report::report(&observed, &Decision::Wait { until: now }, context, now).await? {
+    let decision = Decision::Wait { until: now };
+    if !report::report(&observed, &decision, context, now).await? {
         return Ok(Action::requeue(AGAIN));
     }
-    let turn = next_turn(&observed, now).map(|at| context.clock.until(at));
+    let turn = next_turn(&observed, &decision, now).map(|at| context.clock.until(at));
     Ok(turn.map_or_else(Action::await_change, Action::requeue))
 }
 

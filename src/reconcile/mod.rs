@@ -12,6 +12,7 @@ pub mod observe;
 pub mod provider;
 pub mod publish;
 pub mod report;
+mod stored;
 pub mod stores;
 mod writes;
 

@@ -3,27 +3,27 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
+use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, ResourceExt as _, core::ObjectMeta};
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::ExposeSecret as _;
 
+pub(super) use super::stored::{facts, stored_token};
 use super::{
     Context, custody,
     material::Health,
     memory::{Entry, Inspected, newer},
-    publish::{self, Ownership, Stored},
+    publish::{self, Ownership},
+    stored::annotation,
     stores::ProviderKey,
     take_outcome,
 };
 use crate::{
-    api::{ConditionType, MailCredential, Reason, condition, credential::ProviderKind, names, status::TokenStatus},
+    api::{ConditionType, MailCredential, Reason, condition, credential::ProviderKind, names},
     error::Error,
-    oauth::{Token, token::fingerprint},
     policy::{
         Blocker, Observed, checks,
         commands::Subject,
-        expiry::{self, DataExpiry},
-        grant, inputs,
+        expiry, grant, inputs,
         observed::{History, Provider, Published, Target, TokenFacts, target_name},
     },
     providers,
@@ -335,64 +335,6 @@ async fn inspect(
     };
     context.memory.with(checks::uid(credential), |entry| entry.inspected = Some(inspected.clone()));
     Ok(inspected)
-}
-
-fn annotation<'a>(secret: &'a Secret, name: &str) -> Option<&'a str> {
-    secret.metadata.annotations.as_ref()?.get(name).map(String::as_str)
-}
-
-/// The token in a Secret of ours, if the annotations are those of the token in the data, and whether annotations, data
-/// and `status` agree about its end. Where they do not, the earliest time counts.
-pub(super) fn stored_token(secret: &Secret, status: Option<&TokenStatus>) -> Option<(Stored, bool)> {
-    let mut facts = facts(&secret.metadata)?;
-    let text = |key: &str| String::from_utf8(secret.data.as_ref()?.get(key)?.0.clone()).ok();
-    let access_token = SecretString::from(text("access_token")?);
-    if fingerprint(access_token.expose_secret()) != facts.fingerprint {
-        return None;
-    }
-    let data = DataExpiry {
-        date: text("expires_at").and_then(|text| names::time(&text)),
-        seconds: text("expires_at_unix").and_then(|text| Timestamp::from_second(text.parse().ok()?).ok()),
-    };
-    let agrees = expiry::settle_with_data(&mut facts, data) & expiry::settle_with_status(&mut facts, status);
-    let token_type =
-        text("token_type").filter(|kind| kind.eq_ignore_ascii_case("bearer")).unwrap_or_else(|| "Bearer".to_owned());
-    let token = Token {
-        access_token,
-        token_type,
-        issued_at: facts.issued_at,
-        expires_at: facts.expires_at,
-        refresh_at: facts.refresh_at,
-        scopes: facts.scopes,
-    };
-    let stored = Stored {
-        token,
-        revocable_at: annotation(secret, names::ANNOTATION_REVOCABLE_AT).unwrap_or_default().to_owned(),
-        object_id: facts.object_id,
-        unsuitable: facts.unsuitable,
-    };
-    Some((stored, agrees))
-}
-
-/// What a Secret's annotations say about its token.
-pub(super) fn facts(meta: &ObjectMeta) -> Option<TokenFacts> {
-    let annotation = |name: &str| meta.annotations.as_ref()?.get(name).map(String::as_str);
-    let time = |name: &str| annotation(name).and_then(names::time);
-    let facts = TokenFacts {
-        issued_at: time(names::ANNOTATION_ISSUED_AT)?,
-        expires_at: time(names::ANNOTATION_EXPIRES_AT)?,
-        refresh_at: time(names::ANNOTATION_REFRESH_AT),
-        scopes: annotation(names::ANNOTATION_SCOPES)
-            .unwrap_or_default()
-            .split_ascii_whitespace()
-            .map(str::to_owned)
-            .collect(),
-        fingerprint: annotation(names::ANNOTATION_FINGERPRINT)?.to_owned(),
-        object_id: annotation(names::ANNOTATION_OBJECT_ID).map(str::to_owned),
-        unsuitable: annotation(names::ANNOTATION_WARNING).map(str::to_owned),
-        length: None,
-    };
-    (facts.issued_at < facts.expires_at).then_some(facts)
 }
 
 /// The API for the Secrets of a namespace.

@@ -1,0 +1,73 @@
+//! The token that is stored in a target Secret, as its annotations and its data describe it.
+
+use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
+use kube::core::ObjectMeta;
+use secrecy::{ExposeSecret as _, SecretString};
+
+use super::publish::Stored;
+use crate::{
+    api::{names, status::TokenStatus},
+    oauth::{Token, token::fingerprint},
+    policy::{
+        expiry::{self, DataExpiry},
+        observed::TokenFacts,
+    },
+};
+
+pub(super) fn annotation<'a>(secret: &'a Secret, name: &str) -> Option<&'a str> {
+    secret.metadata.annotations.as_ref()?.get(name).map(String::as_str)
+}
+
+/// The token in a Secret of ours, if the annotations are those of the token in the data, and whether annotations, data
+/// and `status` agree about its end. Where they do not, the earliest time counts.
+pub(super) fn stored_token(secret: &Secret, status: Option<&TokenStatus>) -> Option<(Stored, bool)> {
+    let mut facts = facts(&secret.metadata)?;
+    let text = |key: &str| String::from_utf8(secret.data.as_ref()?.get(key)?.0.clone()).ok();
+    let access_token = SecretString::from(text("access_token")?);
+    if fingerprint(access_token.expose_secret()) != facts.fingerprint {
+        return None;
+    }
+    let data = DataExpiry {
+        date: text("expires_at").and_then(|text| names::time(&text)),
+        seconds: text("expires_at_unix").and_then(|text| Timestamp::from_second(text.parse().ok()?).ok()),
+    };
+    let agrees = expiry::settle_with_data(&mut facts, data) & expiry::settle_with_status(&mut facts, status);
+    let token_type =
+        text("token_type").filter(|kind| kind.eq_ignore_ascii_case("bearer")).unwrap_or_else(|| "Bearer".to_owned());
+    let token = Token {
+        access_token,
+        token_type,
+        issued_at: facts.issued_at,
+        expires_at: facts.expires_at,
+        refresh_at: facts.refresh_at,
+        scopes: facts.scopes,
+    };
+    let stored = Stored {
+        token,
+        revocable_at: annotation(secret, names::ANNOTATION_REVOCABLE_AT).unwrap_or_default().to_owned(),
+        object_id: facts.object_id,
+        unsuitable: facts.unsuitable,
+    };
+    Some((stored, agrees))
+}
+
+/// What a Secret's annotations say about its token.
+pub(super) fn facts(meta: &ObjectMeta) -> Option<TokenFacts> {
+    let annotation = |name: &str| meta.annotations.as_ref()?.get(name).map(String::as_str);
+    let time = |name: &str| annotation(name).and_then(names::time);
+    let facts = TokenFacts {
+        issued_at: time(names::ANNOTATION_ISSUED_AT)?,
+        expires_at: time(names::ANNOTATION_EXPIRES_AT)?,
+        refresh_at: time(names::ANNOTATION_REFRESH_AT),
+        scopes: annotation(names::ANNOTATION_SCOPES)
+            .unwrap_or_default()
+            .split_ascii_whitespace()
+            .map(str::to_owned)
+            .collect(),
+        fingerprint: annotation(names::ANNOTATION_FINGERPRINT)?.to_owned(),
+        object_id: annotation(names::ANNOTATION_OBJECT_ID).map(str::to_owned),
+        unsuitable: annotation(names::ANNOTATION_WARNING).map(str::to_owned),
+        length: None,
+    };
+    (facts.issued_at < facts.expires_at).then_some(facts)
+}
