@@ -58,8 +58,11 @@ pub fn announce(settings: &Settings) {
         leader_elect,
         concurrency,
         request_timeout = ?access.request_timeout,
+        deny_cidrs = ?access.deny_cidrs,
         allow_private_cidrs = ?access.allow_private_cidrs,
+        allow_private_cidrs_cluster = ?access.allow_private_cidrs_cluster,
         egress_proxy = access.egress_proxy.as_ref().and_then(|proxy| proxy.host_str()),
+        no_proxy = ?access.no_proxy,
         identity_token_file = identity_token_file.as_ref().map(|path| path.display().to_string()),
         allow_service_account_ref = access.allow_service_account_ref,
         "mail-token-broker starts"
