@@ -125,6 +125,7 @@ async fn a_client_has_an_id_without_line_breaks_and_at_most_eight_ways() {
         ("no reference", ways(json!([{"clientSecret": {}}])), "secretref: required value"),
         ("an unknown method", secret("method", json!("JWT")), "unsupported value"),
         ("no date", secret("expiresAt", json!("tomorrow")), "expiresat"),
+        ("a date that the broker cannot read", secret("expiresAt", json!("9999-12-31T23:59:59Z")), "between the years"),
         ("another namespace", secret("secretRef.namespace", json!("other")), "namespace"),
         ("no name", secret("secretRef.name", json!("")), "secretref.name"),
         ("a path", secret("secretRef.name", json!("../x")), "secretref.name"),

@@ -99,7 +99,7 @@ pub enum SigningAlgorithm {
 }
 
 /// A client secret.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ClientSecret {
     /// Where the secret stands.
@@ -110,6 +110,7 @@ pub struct ClientSecret {
     pub method: SecretMethod,
     /// When the provider will stop to accept it, as told when it was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new(DATE_RULE).message(DATE_MESSAGE))]
     pub expires_at: Option<Time>,
 }
 

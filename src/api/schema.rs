@@ -71,6 +71,11 @@ pub(super) const ACCOUNT_MESSAGE: &str = "must be an e-mail address such as bill
 /// exceed the API server's budget for those.
 pub(super) const MAILBOX_PATTERN: &str = concat!("^[", local!(), r"]+(@[\p{L}\p{M}\p{N}*.-]+)?$");
 
+/// CEL: `self` is a date that the broker can read and calculate with, see [`super::names::time`].
+pub(super) const DATE_RULE: &str =
+    "self >= timestamp('1970-01-01T00:00:00Z') && self < timestamp('9000-01-01T00:00:00Z')";
+pub(super) const DATE_MESSAGE: &str = "must be between the years 1970 and 8999";
+
 /// CEL: no item stands twice. Such a list is atomic: a set would be merged with its default by server-side apply.
 pub(super) const UNIQUE_RULE: &str = "self.all(item, self.exists_one(other, other == item))";
 pub(super) const UNIQUE_MESSAGE: &str = "no duplicates: name each once";
