@@ -13,7 +13,9 @@ pub mod observed;
 pub mod provider;
 pub mod rival;
 pub mod schedule;
+pub mod spacing;
 pub mod status;
+pub mod sweep;
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::json;

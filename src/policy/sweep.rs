@@ -1,0 +1,214 @@
+//! What should have been handled by now: the question of a slow sweep over all objects. A lost event, a lost timer or a
+//! mistake in the queue shows here, and nowhere else. Pure.
+
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+
+use crate::api::{ConditionType, MailCredential, ProviderStatus, Reason, Retry, condition};
+
+/// How late something is before it counts. The end of a token is reported 30 s late at most while a request is under way.
+pub const GRACE: SignedDuration = SignedDuration::from_secs(90);
+
+/// What is late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overdue {
+    /// The status is of another generation.
+    Generation,
+    /// The token has ended, and `Ready` is still True.
+    Expiry,
+    /// The time of the next attempt has passed.
+    Attempt,
+    /// The time of the renewal has passed, and no attempt has failed since.
+    Renewal,
+    /// The sign-in that is shown has ended.
+    SignIn,
+    /// The Secret of a credential that is Ready does not exist.
+    Secret,
+}
+
+/// What of a credential should have been handled by `now`. `has_target`: the broker sees its target Secret. A credential
+/// whose request is under way must not be asked about.
+pub fn overdue(credential: &MailCredential, has_target: bool, now: Timestamp) -> Option<Overdue> {
+    if credential.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
+    let passed = |at: Timestamp| at.checked_add(GRACE).is_ok_and(|at| at < now);
+    let Some(status) = &credential.status else { return Some(Overdue::Generation) };
+    if status.observed_generation != credential.metadata.generation {
+        return Some(Overdue::Generation);
+    }
+    let is_ready = condition::is_true(&status.conditions, ConditionType::Ready);
+    if is_ready && status.token.as_ref().is_some_and(|token| passed(token.expires_at.0)) {
+        return Some(Overdue::Expiry);
+    }
+    if credential.spec.suspend {
+        return None;
+    }
+    if is_ready && !has_target {
+        return Some(Overdue::Secret);
+    }
+    if let Some(authorization) = &status.authorization {
+        return passed(authorization.expires_at.0).then_some(Overdue::SignIn);
+    }
+    if waits_for_a_change(status.conditions.as_slice()) {
+        return None;
+    }
+    if let Some(next) = &status.next_attempt_time {
+        return passed(next.0).then_some(Overdue::Attempt);
+    }
+    let renewal = status.token.as_ref().map(|token| token.renewal_time.0);
+    renewal.is_some_and(passed).then_some(Overdue::Renewal)
+}
+
+/// Whether nothing is due until an object changes.
+fn waits_for_a_change(conditions: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition]) -> bool {
+    let stalled = condition::find(conditions, ConditionType::Stalled).filter(|stalled| stalled.status == "True");
+    let reason = stalled.and_then(|stalled| Reason::parse(&stalled.reason));
+    reason.is_some_and(|reason| reason.retry() == Retry::OnChange || reason == Reason::AuthorizationRequired)
+}
+
+/// Whether a provider's status should have been written by now: it is of another generation.
+pub fn provider_overdue(generation: Option<i64>, status: Option<&ProviderStatus>) -> bool {
+    status.and_then(|status| status.observed_generation) != generation
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    use super::*;
+    use crate::{
+        api::status::{AuthorizationStatus, MailCredentialStatus, TokenStatus},
+        policy::tests::fixtures,
+    };
+
+    const NOW: i64 = 1_000_000;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(NOW + second).unwrap()
+    }
+
+    /// A credential at rest: Ready, to be renewed in 10 minutes.
+    fn at_rest() -> MailCredential {
+        let mut credential = fixtures::credential();
+        credential.metadata.generation = Some(3);
+        let mut status = MailCredentialStatus {
+            observed_generation: Some(3),
+            token: Some(TokenStatus {
+                issued_at: Time(at(-600)),
+                expires_at: Time(at(1200)),
+                renewal_time: Time(at(600)),
+                scopes: vec![],
+                fingerprint: String::new(),
+                length: 1,
+            }),
+            ..MailCredentialStatus::default()
+        };
+        let message = String::new();
+        condition::upsert(&mut status.conditions, ConditionType::Ready, true, Reason::TokenValid, message, 3, at(0));
+        credential.status = Some(status);
+        credential
+    }
+
+    fn stalled(status: &mut MailCredentialStatus, reason: Reason) {
+        condition::upsert(&mut status.conditions, ConditionType::Stalled, true, reason, String::new(), 3, at(0));
+    }
+
+    #[test]
+    fn what_is_late_is_found_and_nothing_else() {
+        type Change = fn(&mut MailCredential, &mut MailCredentialStatus);
+        let cases: [(&str, Change, Option<Overdue>); 16] = [
+            ("at rest", |_, _| {}, None),
+            ("a new generation", |credential, _| credential.metadata.generation = Some(4), Some(Overdue::Generation)),
+            ("just created", |_, status| status.observed_generation = Some(-1), Some(Overdue::Generation)),
+            ("expired, Ready", |_, status| set_end(status, -91), Some(Overdue::Expiry)),
+            ("expired just now", |_, status| set_end(status, -60), None),
+            (
+                "expired while suspended",
+                |credential, status| {
+                    credential.spec.suspend = true;
+                    set_end(status, -91);
+                },
+                Some(Overdue::Expiry),
+            ),
+            ("to be renewed", |_, status| set_renewal(status, -91), Some(Overdue::Renewal)),
+            ("to be renewed just now", |_, status| set_renewal(status, -60), None),
+            (
+                "suspended",
+                |credential, status| {
+                    credential.spec.suspend = true;
+                    set_renewal(status, -91);
+                },
+                None,
+            ),
+            (
+                "backs off",
+                |_, status| {
+                    set_renewal(status, -91);
+                    status.next_attempt_time = Some(Time(at(10)));
+                },
+                None,
+            ),
+            ("has backed off", |_, status| status.next_attempt_time = Some(Time(at(-91))), Some(Overdue::Attempt)),
+            (
+                "waits for its provider",
+                |_, status| {
+                    status.next_attempt_time = Some(Time(at(-91)));
+                    stalled(status, Reason::ProviderNotFound);
+                },
+                None,
+            ),
+            (
+                "was refused",
+                |_, status| {
+                    status.next_attempt_time = Some(Time(at(-91)));
+                    stalled(status, Reason::InvalidClient);
+                },
+                Some(Overdue::Attempt),
+            ),
+            ("waits for a person", |_, status| status.authorization = Some(sign_in(10)), None),
+            ("a sign-in that ended", |_, status| status.authorization = Some(sign_in(-91)), Some(Overdue::SignIn)),
+            (
+                "is deleted",
+                |credential, status| {
+                    credential.metadata.deletion_timestamp = Some(Time(at(0)));
+                    set_end(status, -91);
+                },
+                None,
+            ),
+        ];
+        for (name, change, expected) in cases {
+            let mut credential = at_rest();
+            let mut status = credential.status.take().unwrap();
+            change(&mut credential, &mut status);
+            credential.status = Some(status);
+            assert_eq!(overdue(&credential, true, at(0)), expected, "{name}");
+        }
+        assert_eq!(overdue(&at_rest(), false, at(0)), Some(Overdue::Secret));
+        let never_seen = MailCredential { status: None, ..at_rest() };
+        assert_eq!(overdue(&never_seen, false, at(0)), Some(Overdue::Generation));
+    }
+
+    fn set_end(status: &mut MailCredentialStatus, second: i64) {
+        status.token.as_mut().unwrap().expires_at = Time(at(second));
+    }
+
+    fn set_renewal(status: &mut MailCredentialStatus, second: i64) {
+        status.token.as_mut().unwrap().renewal_time = Time(at(second));
+    }
+
+    fn sign_in(end: i64) -> AuthorizationStatus {
+        AuthorizationStatus {
+            verification_uri: String::new(),
+            verification_uri_complete: None,
+            user_code: String::new(),
+            expires_at: Time(at(end)),
+        }
+    }
+
+    #[test]
+    fn a_provider_is_late_while_its_status_is_of_another_generation() {
+        let status = ProviderStatus { observed_generation: Some(2), ..ProviderStatus::default() };
+        assert!(!provider_overdue(Some(2), Some(&status)));
+        assert!(provider_overdue(Some(3), Some(&status)) && provider_overdue(Some(1), None));
+    }
+}
