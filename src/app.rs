@@ -1,6 +1,7 @@
 //! The composition root: builds everything, starts it, and ends it in the right order.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -24,11 +25,11 @@ use crate::{
     health::Health,
     idp::{self, IdpClients, Lanes},
     kubernetes::{AccessError, Connection},
-    lease::{self, Leadership},
+    lease::{self, Candidacy, Leadership},
     metrics::Metrics,
     reconcile::{
         Context, Waker,
-        bundles::Bundles,
+        bundles::{self, Bundles},
         events::Events,
         material::{Book, Identities},
         memory::Memory,
@@ -67,6 +68,8 @@ const DRAIN_LOOK: Duration = Duration::from_millis(50);
 const CLOCK_JUMP_SECONDS: i64 = 5;
 /// Tells the uid of the pod (downward API): Kubernetes starts a container of a pod when the one before has ended.
 const POD_UID: &str = "POD_UID";
+/// Longest list of namespaces that goes onto the Lease as it is, in bytes.
+const SERVES_MAX: usize = 1024;
 /// How often the clocks are compared.
 const CLOCK_LOOK: Duration = Duration::from_secs(10);
 
@@ -174,26 +177,43 @@ impl Work {
         let (gone, forgotten) = mpsc::unbounded_channel();
         let waker = Waker { credentials: credential_wakes, providers: provider_wakes };
         let links = Arc::new(Links::default());
-        let hub = Hub { links: links.clone(), waker: waker.clone(), gone, metrics: metrics.clone() };
+        let leadership = if settings.leader_elect { Leadership::new() } else { Leadership::always() };
+        let memory = Arc::new(Memory::new(leadership.clone()));
+        let hub = Hub {
+            links: links.clone(),
+            memory: memory.clone(),
+            unreadable: Arc::default(),
+            waker: waker.clone(),
+            gone,
+            metrics: metrics.clone(),
+        };
         let cluster = settings.namespaces.is_empty() || may_read_cluster(&client).await;
-        let mut watches = Watches::start(&client, &settings.namespaces, &broker_namespace, cluster, &hub);
+        let mut watches = Watches::start(&client, &settings.namespaces, &broker_namespace, cluster, &hub, &health);
         tracing::info!("waiting for the watches to show everything");
         watches.ready().await;
 
         // Who does not see everything yet does not stand for election.
         let identity = identity();
-        let (leadership, election) = elect(lease_client, &broker_namespace, &identity, settings.leader_elect, ended);
+        let candidacy = settings.leader_elect.then(|| Candidacy {
+            namespace: broker_namespace.clone(),
+            name: settings.lease_name.clone(),
+            identity: identity.clone(),
+            serves: (names::ANNOTATION_SERVES, serves(&settings.namespaces)),
+        });
+        let election = campaign(lease_client, candidacy, leadership.clone(), ended);
         let lease = health.supervise_on(&side, "election", election);
         let reporter = Reporter { controller: names::MANAGER.to_owned(), instance: Some(identity.clone()) };
         let stores = watches.into_stores();
+        let (events, writer) = Events::new(client.clone(), reporter, metrics.clone());
+        health.supervise("events", writer.run());
         let context = Arc::new(Context {
-            events: Events::new(client.clone(), reporter),
+            events,
             client,
             clock,
             leadership: leadership.clone(),
             stores,
             links,
-            memory: Memory::default(),
+            memory,
             material,
             lanes: Lanes::default(),
             waker,
@@ -209,6 +229,8 @@ impl Work {
         health.supervise("forget", controller::forget(forgotten, context.clone()));
         health.supervise("lead", wake_all_when_leading(leadership, context.clone()));
         health.supervise("clock", wake_all_when_the_clock_jumps(context.clone()));
+        health.supervise("bundles", bundles::poll(context.clone()));
+        health.supervise("sweep", controller::sweep(context.clone()));
         let queues = Queues { credentials, providers };
         let controllers = controller::run(context.clone(), queues, settings.concurrency, ended.clone());
         let controllers = health.supervise("controllers", controllers);
@@ -218,27 +240,28 @@ impl Work {
     }
 }
 
-/// The election, to be run on the side runtime; without one this broker leads, and the future waits for `ended`.
-fn elect(
+/// The election, to be run on the side runtime; without one the future waits for `ended`.
+fn campaign(
     client: Client,
-    namespace: &str,
-    identity: &str,
-    campaign: bool,
+    candidacy: Option<Candidacy>,
+    leadership: Leadership,
     ended: &CancellationToken,
-) -> (Leadership, futures::future::BoxFuture<'static, ()>) {
-    if !campaign {
-        return (Leadership::always(), Box::pin(ended.clone().cancelled_owned()));
+) -> futures::future::BoxFuture<'static, ()> {
+    match candidacy {
+        Some(candidacy) => Box::pin(lease::run(client, candidacy, leadership, ended.clone())),
+        None => Box::pin(ended.clone().cancelled_owned()),
     }
-    let leadership = Leadership::new();
-    let election = lease::run(
-        client,
-        namespace.to_owned(),
-        lease::NAME.to_owned(),
-        identity.to_owned(),
-        leadership.clone(),
-        ended.clone(),
-    );
-    (leadership, Box::pin(election))
+}
+
+/// The namespaces that this installation serves, for its Lease: the same text in all its replicas, whatever their order.
+fn serves(namespaces: &[String]) -> String {
+    let sorted: BTreeSet<&str> = namespaces.iter().map(String::as_str).collect();
+    let list = sorted.into_iter().collect::<Vec<_>>().join(",");
+    match list.len() {
+        0 => "*".to_owned(),
+        length if length > SERVES_MAX => names::digest([list.as_str()]),
+        _ => list,
+    }
 }
 
 /// Whether a broker of single namespaces may read ClusterMailProviders and namespaces.
@@ -295,7 +318,7 @@ fn identity() -> String {
 async fn wake_all_when_leading(leadership: Leadership, context: Arc<Context>) {
     let mut changes = leadership.changes();
     loop {
-        if *changes.borrow_and_update() {
+        if changes.borrow_and_update().leads {
             tracing::info!("leading");
             wake_all(&context);
         }
@@ -347,6 +370,7 @@ async fn drain(context: &Context, request_timeout: Duration) {
     if tokio::time::timeout(request_timeout + DRAIN_MARGIN, stored).await.is_err() {
         tracing::warn!("what was obtained last could not be stored in time");
     }
+    context.events.flush().await;
 }
 
 /// Cancelled at the first SIGTERM or SIGINT.

@@ -66,6 +66,9 @@ pub struct Settings {
     #[arg(long, env = "MTB_LEADER_ELECT", default_value_t = true, default_missing_value = "true", num_args = 0..=1,
           require_equals = true, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub leader_elect: bool,
+    /// Name of the lease. Two installations with one --broker-namespace need two names, or only one of them acts.
+    #[arg(long, env = "MTB_LEASE_NAME", default_value = "mail-token-broker", value_parser = object_name, value_name = "NAME")]
+    pub lease_name: String,
     /// Reconciles at once.
     #[arg(long, env = "MTB_CONCURRENCY", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..), value_name = "N")]
     pub concurrency: u16,
@@ -307,6 +310,7 @@ mod tests {
         let settings = settings(&[]);
         assert_eq!(settings.metrics_addr.to_string(), "0.0.0.0:8080");
         assert_eq!((settings.leader_elect, settings.concurrency), (true, 64));
+        assert_eq!(settings.lease_name, "mail-token-broker");
         assert_eq!(settings.access.request_timeout, Duration::from_secs(10));
         assert_eq!(settings.log_format, LogFormat::Json);
         assert_eq!((settings.identity_token_file, settings.access.allow_service_account_ref), (None, false));

@@ -97,6 +97,9 @@ impl Error {
 /// The category of a Secret that Kubernetes does not let the broker write: a condition tells of it, no [`Error`].
 pub const WRITE_SECRET: &str = "write_secret";
 
+/// The category of a status that another writer changes as often as the broker writes it.
+pub const STATUS_OVERWRITTEN: &str = "status_overwritten";
+
 /// What Kubernetes said, without the request: `kube::Error`'s own texts may hold a whole response.
 pub fn told_by(error: &kube::Error) -> String {
     match error {

@@ -32,6 +32,9 @@ const DURATION_BUCKETS: [f64; 9] = [0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 
 /// The prefix of the broker's own metrics; those of the process have none.
 const PREFIX: &str = "mailtoken";
 
+/// The kinds that the sweep looks over, in `mailtoken_sweep_enqueued_total`.
+pub const SWEPT: [&str; 2] = ["credential", "provider"];
+
 /// All metrics. The number of series has a bound: labels are constants, or names of objects that exist.
 pub struct Metrics {
     registry: Mutex<Registry>,
@@ -39,6 +42,8 @@ pub struct Metrics {
     durations: Family<PresetLabels, Histogram>,
     errors: Family<ErrorLabels, Counter>,
     provider_errors: Arc<ProviderErrors>,
+    swept: Family<KindLabels, Counter>,
+    events_dropped: Counter,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -51,6 +56,11 @@ struct RequestLabels {
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct PresetLabels {
     preset: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct KindLabels {
+    kind: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -75,8 +85,24 @@ impl Metrics {
         registry.register("token_request_duration_seconds", "How long token requests took", durations.clone());
         let errors = Family::default();
         registry.register("reconcile_errors", "Steps that failed between the broker and Kubernetes", errors.clone());
+        let swept = Family::<KindLabels, Counter>::default();
+        registry.register(
+            "sweep_enqueued",
+            "Objects that no event or timer had enqueued in time, and that the sweep enqueued: 0 in normal operation",
+            swept.clone(),
+        );
+        for kind in SWEPT {
+            drop(swept.get_or_create(&KindLabels { kind }));
+        }
+        let events_dropped = Counter::default();
+        registry.register(
+            "events_dropped",
+            "Kubernetes Events that were not written because their namespace had too many",
+            events_dropped.clone(),
+        );
         registry.register("build", "The running version", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
-        Self { registry: Mutex::new(root), requests, durations, errors, provider_errors: Arc::default() }
+        let provider_errors = Arc::default();
+        Self { registry: Mutex::new(root), requests, durations, errors, provider_errors, swept, events_dropped }
     }
 
     /// Exports the metrics of all credentials and providers from now on, whether this broker leads, and how many refresh
@@ -95,6 +121,16 @@ impl Metrics {
     /// Counts a failed step.
     pub fn reconcile_error(&self, category: &'static str) {
         self.errors.get_or_create(&ErrorLabels { category }).inc();
+    }
+
+    /// Counts an object that only the sweep enqueued.
+    pub fn swept(&self, kind: &'static str) {
+        self.swept.get_or_create(&KindLabels { kind }).inc();
+    }
+
+    /// Counts an Event that was not written.
+    pub fn event_dropped(&self) {
+        self.events_dropped.inc();
     }
 
     /// A timer of a token request, which runs once the request is sent.

@@ -51,7 +51,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "render",
         ],
     ),
-    ("controller", &["api", "error", "fail_point", "metrics", "policy", "reconcile"]),
+    ("controller", &["api", "error", "fail_point", "health", "metrics", "policy", "reconcile"]),
     // A command of its own, which the chart's uninstall hook runs.
     ("stop", &["cli", "error", "kubernetes"]),
     ("release", &["api", "cli", "error", "kubernetes"]),

@@ -15,7 +15,7 @@ use k8s_openapi::api::{
     rbac::v1::{Role, RoleBinding},
 };
 use kube::{Client, Config, api::PostParams, config::KubeConfigOptions, config::Kubeconfig};
-use mail_token_broker::lease::{self, Leadership};
+use mail_token_broker::lease::{self, Candidacy, Leadership};
 use serde_json::{from_value, json};
 use support::{Cluster, Namespace, holds, ledger::tried, process, wait::until_in};
 use tokio::task::JoinHandle;
@@ -34,9 +34,12 @@ impl Replica {
         let (leadership, shutdown) = (Leadership::new(), CancellationToken::new());
         let task = tokio::spawn(lease::run(
             client.clone(),
-            namespace.name.clone(),
-            lease::NAME.to_owned(),
-            identity.to_owned(),
+            Candidacy {
+                namespace: namespace.name.clone(),
+                name: lease::NAME.to_owned(),
+                identity: identity.to_owned(),
+                serves: ("mailtoken.dev/serves", "*".to_owned()),
+            },
             leadership.clone(),
             shutdown.clone(),
         ));
@@ -45,7 +48,7 @@ impl Replica {
 
     async fn becomes(&self, leader: bool) -> Instant {
         let mut changes = self.leadership.changes();
-        tokio::time::timeout(DEADLINE, changes.wait_for(|leads| *leads == leader)).await.unwrap().unwrap();
+        tokio::time::timeout(DEADLINE, changes.wait_for(|standing| standing.leads == leader)).await.unwrap().unwrap();
         Instant::now()
     }
 }
@@ -219,6 +222,8 @@ async fn a_candidate_that_will_be_stopped() {
         }
         println!("goes on; leads: {}", asked.is_leader());
     });
-    tokio::spawn(lease::run(client, namespace, name, "stopped".to_owned(), leadership, CancellationToken::new()));
+    let candidacy =
+        Candidacy { namespace, name, identity: "stopped".to_owned(), serves: ("mailtoken.dev/serves", "*".to_owned()) };
+    tokio::spawn(lease::run(client, candidacy, leadership, CancellationToken::new()));
     tokio::task::spawn_blocking(|| asks.join().unwrap()).await.unwrap();
 }

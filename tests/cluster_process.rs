@@ -232,11 +232,33 @@ async fn a_broker_waits_for_its_crds_and_passes_over_what_it_cannot_read() {
         };
         assert!(log.lines().any(told), "{kind} {name}");
     }
+    // Their own status says so.
+    for (kind, name) in [
+        ("mailcredential", "poison"),
+        ("mailcredential", "newer"),
+        ("mailprovider", "poison"),
+        ("clustermailprovider", "poison"),
+    ] {
+        let condition = |kind: &str| format!("jsonpath={{.status.conditions[?(@.type==\"{kind}\")].reason}}");
+        until(&format!("{kind} {name} says that it cannot be read"), async || {
+            let told = ["Ready", "Stalled"].map(|type_| stage.ns.kubectl(["get", kind, name, "-o", &condition(type_)]));
+            if told == ["InvalidSpec", "InvalidSpec"] { Ok(()) } else { Err(format!("{told:?}")) }
+        })
+        .await;
+    }
+    // One that was good once: nothing is done by its old spec any more, and its deletion removes what is remembered of it.
+    let before = stage.idp.token_requests().len();
+    place(credential("good").set("spec.protocols", json!(["JMAP"]))).await;
+    stage.ns.kubectl(["annotate", "mailcredential", "good", "mailtoken.dev/reissue=1"]);
+    stage.mark("after-it-was-good").await;
+    stage.ns.kubectl(["delete", "mailcredential", "good"]);
+    stage.mark("after-it-was-deleted").await;
+    assert_eq!(stage.idp.token_requests().len(), before + 2, "nothing was asked for the one that does not parse");
     for name in ["poison", "newer"] {
         stage.ns.apply(credential(name)).await;
         stage.ready(name).await;
     }
-    assert_eq!(stage.idp.token_requests().len(), 5);
+    assert_eq!(stage.idp.token_requests().len(), 7);
     tried("F22", 5, "nothing");
 }
 
@@ -355,4 +377,30 @@ async fn while_the_api_server_is_away_the_log_says_so_once_with_its_address() {
         log.contains("the API server answers again").then_some(()).ok_or(log)
     })
     .await;
+}
+
+#[tokio::test]
+async fn two_installations_in_one_namespace_act_both_with_a_lease_each_and_say_so_without() {
+    let stage = Stage::new().await;
+    let other = Cluster::shared().namespace().await;
+    other.provider(&stage.idp).await;
+    other.apply(credential("billing")).await;
+    stage.mark("the-first-leads").await;
+    let second = || {
+        let settings = Broker::cluster_wide(&other.cluster).flag(format!("--namespace={}", other.name));
+        settings.flag(format!("--broker-namespace={}", stage.ns.name))
+    };
+    let standby = second().start().await;
+    until("it says that the lease is for another installation", async || {
+        let log = standby.log();
+        let told = log.contains("--lease-name") && log.contains("held by a broker that serves other namespaces");
+        if told { Ok(()) } else { Err(log) }
+    })
+    .await;
+    let waiting: MailCredential = other.get("billing").await;
+    assert_eq!(field(&waiting, "/status"), json!({"observedGeneration": -1}));
+    drop(standby);
+    let _second = second().flag("--lease-name=second").start().await;
+    other.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+    stage.mark("the-first-leads-still").await;
 }

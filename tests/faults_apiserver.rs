@@ -181,3 +181,49 @@ async fn watches_that_end_in_any_way_miss_nothing_and_ask_for_nothing_twice() {
     assert_eq!(stage.idp.token_requests().len(), credentials);
     tried("F09", 4, "nothing");
 }
+
+/// A list of many pages: between two of them the broker works with what it had before.
+#[tokio::test]
+async fn what_changes_while_a_watch_of_hundreds_ends_is_handled_in_seconds() {
+    const HUNDREDS: usize = 400;
+    const NEW: usize = 60;
+    let (stage, api) = behind_proxy().await;
+    let names: Vec<_> = (0..HUNDREDS).map(|number| format!("c-{number:03}")).collect();
+    for name in &names {
+        stage.ns.apply(credential(name)).await;
+    }
+    for name in &names {
+        stage.ready(name).await;
+    }
+    // The list that follows waits until all of this is done. The new ones are on its first pages and on its last.
+    let list = format!("/{}/mailcredentials?", stage.ns.name);
+    api.next(1, "GET", &list, Trouble::Held);
+    api.end_watches_of("/mailcredentials?", Ending::Gone);
+    let created: Vec<_> =
+        (0..NEW).map(|number| format!("{}-{number:02}", if number % 2 == 0 { "a" } else { "z" })).collect();
+    for name in &created {
+        stage.ns.apply(credential(name)).await;
+    }
+    stage.ns.patch::<MailCredential>("c-005", json!({"spec": {"suspend": true}})).await;
+    stage.ns.delete::<MailCredential>("c-006").await;
+    stage.ns.delete::<MailCredential>("c-007").await;
+    stage.ns.apply(credential("c-007").set("spec.secret.formats", json!(["TokenJSON"]))).await;
+    api.release();
+
+    let soon = Duration::from_secs(20);
+    for name in created.iter().map(String::as_str).chain(["c-007"]) {
+        let ready = |found: &MailCredential| reason(found, "Ready") == "TokenValid";
+        stage.ns.until_in::<MailCredential>(soon, name, "it is Ready", ready).await;
+    }
+    let suspended = |found: &MailCredential| reason(found, "Renewed") == "Suspended";
+    stage.ns.until_in::<MailCredential>(soon, "c-005", "its suspension is reported", suspended).await;
+    stage.broker.forgets("c-006").await;
+    // The one that took its place has taken its token over, in the form that it asks for.
+    assert!(stage.ns.secret("c-007").await.contains_key("token.json"));
+    assert_eq!(stage.idp.token_requests().len(), HUNDREDS + NEW);
+    for kind in ["credential", "provider"] {
+        let swept = stage.broker.metric("mailtoken_sweep_enqueued_total", &format!("kind=\"{kind}\"")).await;
+        assert_eq!(swept, Some(0.0), "{kind}: the sweep had to enqueue something");
+    }
+    tried("F09", 1, "nothing");
+}

@@ -7,7 +7,7 @@ mod support;
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Patch, PatchParams};
-use mail_token_broker::api::MailCredential;
+use mail_token_broker::api::{MailCredential, MailProvider};
 use serde_json::{Value, json};
 use support::{idp::DEVICE, *};
 
@@ -288,4 +288,40 @@ async fn a_target_that_kubernetes_would_fill_with_an_identity_is_replaced() {
         assert!(attacker.try_apply(asked.clone().set(path, TYPE)).await.is_err(), "{path}");
     }
     tenants.unharmed().await;
+}
+
+#[tokio::test]
+async fn forged_secrets_of_a_quarter_megabyte_and_providers_by_the_hundred_cost_next_to_nothing() {
+    const SECRETS: usize = 80;
+    const PROVIDERS: usize = 100;
+    let mut stage = Stage::new().await;
+    stage.mark("before").await;
+    let descriptors = |broker: &Broker| std::fs::read_dir(format!("/proc/{}/fd", broker.id())).unwrap().count();
+    let open = descriptors(&stage.broker);
+    let fat = "x".repeat(240 << 10);
+    for number in 0..SECRETS {
+        let name = format!("forged-{number}");
+        let secret = forged(&name, "nobody", json!({"layout": fat}), json!({}));
+        let secret = match number % 2 {
+            0 => secret,
+            _ => secret.entry("metadata.labels", "mailtoken.dev/source", "true"),
+        };
+        stage.ns.apply(secret).await;
+    }
+    for number in 0..PROVIDERS {
+        let provider = provider(&stage.idp).set("metadata.name", format!("p-{number}"));
+        stage.ns.apply(provider.set("spec.caBundleRef.configMap.name", format!("absent-{number}"))).await;
+    }
+    for number in 0..PROVIDERS {
+        stage.ns.condition::<MailProvider>(&format!("p-{number}"), "Ready", "SourceNotFound").await;
+    }
+    let more = descriptors(&stage.broker).saturating_sub(open);
+    assert!(more < 20, "{more} more file descriptors for {PROVIDERS} providers that nobody uses");
+    // A start lists them all.
+    stage.broker.terminate().await;
+    stage.broker.again().await;
+    stage.mark("after").await;
+    let resident = stage.broker.memory("VmHWM") >> 20;
+    println!("{SECRETS} forged Secrets of 240 KiB: {resident} MiB at most");
+    assert!(resident < 96, "{resident} MiB");
 }

@@ -59,6 +59,9 @@ pub const ANNOTATION_CLAIM: &str = "mailtoken.dev/claim";
 /// On the grant Secret: the sign-in that is waited for, without the device code.
 pub const ANNOTATION_SIGN_IN: &str = "mailtoken.dev/sign-in";
 
+/// On the Lease: which namespaces its holder serves, `*` for all.
+pub const ANNOTATION_SERVES: &str = "mailtoken.dev/serves";
+
 /// On a MailCredential with `revocationPolicy: OnDelete`.
 pub const FINALIZER_REVOKE: &str = "mailtoken.dev/revoke";
 

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::{Resource, ResourceExt as _, core::PartialObjectMeta};
 use tokio::sync::mpsc;
 
-use super::key;
+use super::{follow::Seen, key};
 use crate::{
     api::{MailCredential, credential::ProviderKind},
     error::PANIC,
@@ -18,23 +18,21 @@ use crate::{
     policy::observed::target_name,
     reconcile::{
         Context, Waker,
-        stores::{Key, Links, Mirror, ProviderKey, ProviderObject, credential_of},
+        memory::Memory,
+        stores::{Key, Links, ProviderKey, ProviderObject, credential_of},
+        unreadable::{ObjectKind, Unreadable},
     },
 };
-
-/// An event of a watch, for what depends on its object.
-pub(super) enum Seen<K> {
-    /// The object is there, new or changed.
-    There(Arc<K>),
-    /// The object is gone.
-    Gone(Arc<K>),
-}
 
 /// What the watches tell their events to.
 #[derive(Clone)]
 pub struct Hub {
     /// Which objects depend on which.
     pub links: Arc<Links>,
+    /// Which credentials exist.
+    pub memory: Arc<Memory>,
+    /// Objects that do not parse.
+    pub unreadable: Arc<Unreadable>,
     /// Wakes what depends.
     pub waker: Waker,
     /// Told of everything that is gone.
@@ -58,6 +56,8 @@ pub enum Gone {
     },
     /// A provider.
     Provider(ProviderKey),
+    /// The API server was restored from a backup: what the broker wrote last may never have been.
+    Writes,
 }
 
 impl Hub {
@@ -70,12 +70,18 @@ impl Hub {
 
     pub(super) fn credential(&self, seen: Seen<MailCredential>) {
         match seen {
-            Seen::There(credential) => {
-                fail_point::panic_at("seen", &credential.name_any());
+            Seen::There { object: credential, before } => {
+                let key = key(&*credential);
+                fail_point::panic_at("seen", &key.1);
+                self.unreadable.forget(ObjectKind::Credential, &key);
                 if self.links.credential(&credential) {
                     self.waker.provider(ProviderKey::of(&credential));
                 }
-                self.waker.credential(key(&*credential));
+                if let Some(before) = before.filter(|before| target_name(before) != target_name(&credential)) {
+                    // A younger credential with the former target may have that now.
+                    self.wake_target(&(key.0.clone(), target_name(&before)));
+                }
+                self.waker.credential(key);
             }
             Seen::Gone(credential) => {
                 let key = key(&*credential);
@@ -84,70 +90,107 @@ impl Hub {
                 // A younger credential with the same target may have it now.
                 self.wake_target(&(key.0, target_name(&credential)));
             }
+            Seen::Unreadable { meta, error } => {
+                let key = (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
+                self.memory.begin(meta.uid.as_deref().unwrap_or_default());
+                self.links.forget_credential(&key);
+                self.unreadable.note(ObjectKind::Credential, key, &meta, error);
+            }
+            Seen::Lost { key, uid } => {
+                self.unreadable.forget(ObjectKind::Credential, &key);
+                self.tell_gone(Gone::Credential(uid));
+            }
+            Seen::Rewound => self.tell_gone(Gone::Writes),
         }
     }
 
     pub(super) fn provider<K: Resource<DynamicType = ()>>(
         &self,
         seen: Seen<K>,
+        kind: ProviderKind,
         object: impl Fn(Arc<K>) -> ProviderObject,
         broker_namespace: &str,
     ) {
+        let key = |(namespace, name): Key| ProviderKey { kind, namespace, name };
         match seen {
-            Seen::There(provider) => {
+            Seen::There { object: provider, before } => {
+                // A new status is the broker's own: it wakes the credentials where that concerns them.
+                let unchanged = before.is_some_and(|before| {
+                    let (before, after) = (before.meta(), provider.meta());
+                    (before.generation, &before.deletion_timestamp) == (after.generation, &after.deletion_timestamp)
+                });
                 let provider = object(provider);
                 let key = provider.key();
-                let home = match key.kind {
+                self.unreadable.forget(ObjectKind::Provider(kind), &(key.namespace.clone(), key.name.clone()));
+                if unchanged {
+                    self.waker.provider(key);
+                    return;
+                }
+                let home = match kind {
                     ProviderKind::MailProvider => key.namespace.clone(),
                     ProviderKind::ClusterMailProvider => broker_namespace.to_owned(),
                 };
                 self.links.provider(key.clone(), &home, provider.spec());
                 self.wake_provider(key);
             }
-            Seen::Gone(provider) => {
-                let key = object(provider).key();
-                self.links.forget_provider(key.clone());
-                self.tell_gone(Gone::Provider(key.clone()));
-                self.links.by_provider(&key).into_iter().for_each(|credential| self.waker.credential(credential));
+            Seen::Gone(provider) => self.provider_gone(object(provider).key()),
+            Seen::Unreadable { meta, error } => {
+                let place = (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
+                self.unreadable.note(ObjectKind::Provider(kind), place.clone(), &meta, error);
+                self.provider_gone(key(place));
             }
+            Seen::Lost { key: place, .. } => {
+                self.unreadable.forget(ObjectKind::Provider(kind), &place);
+                self.provider_gone(key(place));
+            }
+            Seen::Rewound => self.tell_gone(Gone::Writes),
         }
     }
 
+    fn provider_gone(&self, key: ProviderKey) {
+        self.links.forget_provider(key.clone());
+        self.tell_gone(Gone::Provider(key.clone()));
+        self.links.by_provider(&key).into_iter().for_each(|credential| self.waker.credential(credential));
+    }
+
     pub(super) fn own_secret(&self, seen: Seen<PartialObjectMeta<Secret>>) {
-        let (Seen::There(secret) | Seen::Gone(secret)) = &seen;
+        let secret = match &seen {
+            Seen::There { object, .. } | Seen::Gone(object) => object,
+            Seen::Rewound => return self.tell_gone(Gone::Writes),
+            // Metadata of a known form always parses.
+            Seen::Unreadable { .. } | Seen::Lost { .. } => return,
+        };
         let (namespace, name) = key(&**secret);
-        if matches!(seen, Seen::Gone(_)) {
+        let credential = credential_of(&secret.metadata);
+        let is_gone = matches!(seen, Seen::Gone(_));
+        self.links.own_secret((namespace.clone(), name.clone()), credential.clone().filter(|_| !is_gone));
+        if is_gone {
             self.tell_gone(Gone::Secret {
                 key: (namespace.clone(), name.clone()),
                 uid: secret.uid().unwrap_or_default(),
-                credential: credential_of(&secret.metadata),
+                credential: credential.clone(),
             });
         }
-        if let Some(credential) = credential_of(&secret.metadata) {
+        if let Some(credential) = credential {
             self.waker.credential((namespace.clone(), credential));
         }
         self.wake_target(&(namespace, name));
     }
 
     pub(super) fn source(&self, seen: Seen<PartialObjectMeta<Secret>>) {
-        let (Seen::There(secret) | Seen::Gone(secret)) = seen;
+        let (Seen::There { object: secret, .. } | Seen::Gone(secret)) = seen else { return };
         let key = key(&*secret);
         self.links.by_secret(&key).into_iter().for_each(|provider| self.wake_provider(provider));
         self.links.credentials_by_secret(&key).into_iter().for_each(|credential| self.waker.credential(credential));
     }
 
-    pub(super) fn namespace(&self, seen: Seen<PartialObjectMeta<Namespace>>, credentials: &Mirror<MailCredential>) {
-        let Seen::There(namespace) = seen else { return };
+    pub(super) fn namespace(&self, seen: Seen<PartialObjectMeta<Namespace>>) {
+        let Seen::There { object: namespace, before } = seen else { return };
+        if before.is_some_and(|before| before.metadata.labels == namespace.metadata.labels) {
+            return;
+        }
         let name = namespace.name_any();
-        let concerned = |credential: &Arc<MailCredential>| {
-            credential.metadata.namespace.as_deref() == Some(&name)
-                && credential.spec.provider_ref.kind == ProviderKind::ClusterMailProvider
-        };
-        credentials
-            .all()
-            .iter()
-            .filter(|credential| concerned(credential))
-            .for_each(|credential| self.waker.credential(key(&**credential)));
+        self.links.by_namespace(&name).into_iter().for_each(|credential| self.waker.credential(credential));
     }
 
     fn wake_target(&self, target: &Key) {
@@ -171,26 +214,42 @@ impl Hub {
 /// Lets the memory forget what is gone.
 pub async fn forget(mut gone: mpsc::UnboundedReceiver<Gone>, context: Arc<Context>) {
     while let Some(gone) = gone.recv().await {
-        match gone {
-            Gone::Credential(uid) => context.memory.forget(&uid),
-            Gone::Secret { key, uid: secret, credential } => {
-                // By the target's name too: a label may hold the credential's only cut.
-                let made_for = credential.map(|name| (key.0.clone(), name));
-                for (namespace, name) in context.links.by_target(&key).into_iter().chain(made_for) {
-                    let uid = context.stores.credentials.get(&namespace, &name).and_then(|credential| credential.uid());
-                    let Some(uid) = uid else { continue };
-                    context.memory.with(&uid, |entry| {
-                        for known in [&mut entry.target, &mut entry.grant] {
-                            known.take_if(|meta| meta.uid.as_ref() == Some(&secret));
-                        }
-                    });
-                    context.waker.credential((namespace, name));
-                }
+        // A panic over one object is isolated: the others are forgotten nevertheless.
+        if catch_unwind(AssertUnwindSafe(|| forget_one(gone, &context))).is_err() {
+            context.metrics.reconcile_error(PANIC);
+        }
+    }
+}
+
+fn forget_one(gone: Gone, context: &Context) {
+    match gone {
+        Gone::Credential(uid) => context.memory.forget(&uid),
+        Gone::Secret { key, uid: secret, credential } => {
+            // By the target's name too: a label may hold the credential's only cut.
+            let made_for = credential.map(|name| (key.0.clone(), name));
+            for (namespace, name) in context.links.by_target(&key).into_iter().chain(made_for) {
+                let uid = context.stores.credentials.get(&namespace, &name).and_then(|credential| credential.uid());
+                let Some(uid) = uid else { continue };
+                context.memory.with(&uid, |entry| {
+                    for known in [&mut entry.target, &mut entry.grant] {
+                        known.take_if(|meta| meta.uid.as_ref() == Some(&secret));
+                    }
+                });
+                context.waker.credential((namespace, name));
             }
-            Gone::Provider(key) => {
-                context.material.forget(&key);
-                context.bundles.release(&key, None);
-            }
+        }
+        Gone::Provider(key) => {
+            context.material.forget(&key);
+            context.bundles.release(&key, None);
+            // Another one may have its name by now.
+            context.waker.provider(key);
+        }
+        Gone::Writes => {
+            tracing::warn!(
+                "resourceVersions went back: was the API server restored from a backup? Own writes are forgotten"
+            );
+            context.memory.forget_writes();
+            context.material.forget_writes();
         }
     }
 }

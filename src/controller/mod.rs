@@ -1,7 +1,9 @@
 //! Kube wiring only: the two queues of work here, the watches in `watches`, whom their events wake in `hub`.
 
 mod failures;
+mod follow;
 mod hub;
+mod sweep;
 mod watches;
 
 use std::{any::Any, collections::HashMap, fmt::Debug, panic::AssertUnwindSafe, sync::Arc};
@@ -17,13 +19,14 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use self::failures::Failures;
 pub use self::{
     hub::{Gone, Hub, forget},
+    sweep::sweep,
     watches::Watches,
 };
 use crate::{
@@ -114,21 +117,28 @@ impl Start {
     {
         let mut wakes = HashMap::new();
         let failures = Arc::new(Failures::default());
+        // Shared by all namespaces: of a hundred controllers not each has all slots for itself.
+        let slots = Arc::new(Semaphore::new(usize::from(self.concurrency)));
         for (namespace, store) in mirror.stores() {
             let (sender, queue) = mpsc::unbounded_channel();
             wakes.insert(namespace.clone(), sender);
             let queue = futures::stream::unfold(queue, |mut queue| async move { Some((queue.recv().await?, queue)) });
+            let slots = slots.clone();
             let controller = Controller::for_stream(futures::stream::pending(), store.clone())
                 .with_config(Config::default().concurrency(self.concurrency))
                 .reconcile_on(queue)
                 .graceful_shutdown_on(self.ended.clone().cancelled_owned())
                 .run(
                     {
-                        let failures = failures.clone();
+                        let (failures, slots) = (failures.clone(), slots.clone());
                         move |object: Arc<K>, context| {
-                            let (failures, name) = (failures.clone(), called(&*object));
-                            let done = isolated(reconcile, object, context);
-                            async move { done.await.inspect(|_| failures.succeeded(&name)) }.boxed()
+                            let (failures, slots, name) = (failures.clone(), slots.clone(), called(&*object));
+                            async move {
+                                // An error would mean that the slots are closed, which they never are.
+                                let _slot = slots.acquire_owned().await;
+                                isolated(reconcile, object, context).await.inspect(|_| failures.succeeded(&name))
+                            }
+                            .boxed()
                         }
                     },
                     {

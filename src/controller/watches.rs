@@ -1,32 +1,43 @@
 //! The watches: each kind followed into a store that holds no more than is needed.
 
-use std::{collections::HashMap, fmt::Debug, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt::Debug,
+    time::Duration,
+};
 
-use futures::{FutureExt as _, Stream, StreamExt as _};
+use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::{
-    Api, Client, Resource, ResourceExt as _,
-    core::{DeserializeGuard, PartialObjectMeta},
-    runtime::{
-        WatchStreamExt as _,
-        reflector::{self, ObjectRef, Store},
-        watcher,
-    },
+    Api, Client, Resource,
+    core::{DeserializeGuard, ObjectMeta, PartialObjectMeta, error_boundary::InvalidObject},
+    runtime::{WatchStreamExt as _, reflector::Store, watcher},
 };
 use serde::de::DeserializeOwned;
 
-use super::hub::{Hub, Seen};
+use super::{
+    follow::{Follower, Read, Seen},
+    hub::Hub,
+};
 use crate::{
-    api::{ClusterMailProvider, MailCredential, MailProvider, names},
-    reconcile::stores::{Mirror, ProviderObject, Stores, controller_of},
+    api::{ClusterMailProvider, MailCredential, MailProvider, credential::ProviderKind, names},
+    health::Health,
+    reconcile::{
+        slim,
+        stores::{Mirror, ProviderObject, Stores},
+    },
 };
 
-/// Keys of an object that nobody needs here and that may hold a secret.
-const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
-
-/// Objects in a page of a list: a start reads them all, and holds each page as text and as a tree at one time. With kube's
-/// 500 that is a third of all memory where there are 5,000.
-const PAGE: u32 = 100;
+/// Objects in a page of a list. A start reads them all, and holds each page as text and as a tree at one time.
+const PAGE: u32 = 50;
+/// The same of Secrets, of which tenants may write more than a megabyte of labels and annotations each.
+const SECRETS_PAGE: u32 = 20;
+/// How often a start that waits for its watches logs which have shown nothing.
+const REMIND: Duration = Duration::from_secs(30);
+/// How many of them it names.
+const NAMED: usize = 20;
+/// Longest description of why an object does not parse, in characters.
+const ERROR_MAX: usize = 300;
 
 /// Where the watches look: everywhere, or in single namespaces.
 fn scopes(namespaces: &[String]) -> Vec<Option<String>> {
@@ -46,12 +57,19 @@ where
 /// The watches, started but not yet complete.
 pub struct Watches {
     stores: Stores,
-    pending: Vec<futures::future::BoxFuture<'static, ()>>,
+    pending: Vec<Pending>,
 }
 
 impl Watches {
     /// Starts all watches. `cluster` tells whether cluster-scoped objects may be read.
-    pub fn start(client: &Client, namespaces: &[String], broker_namespace: &str, cluster: bool, hub: &Hub) -> Self {
+    pub fn start(
+        client: &Client,
+        namespaces: &[String],
+        broker_namespace: &str,
+        cluster: bool,
+        hub: &Hub,
+        health: &Health,
+    ) -> Self {
         let mut pending = vec![];
         let scopes = scopes(namespaces);
         // A ClusterMailProvider's Secrets are in the broker's namespace, which need not be among those watched.
@@ -59,35 +77,56 @@ impl Watches {
         if cluster && !namespaces.is_empty() && !namespaces.contains(&broker_namespace.to_owned()) {
             source_scopes.push(Some(broker_namespace.to_owned()));
         }
+        let objects = || watcher::Config::default().page_size(PAGE);
+        let secrets = |label: &str| watcher::Config::default().page_size(SECRETS_PAGE).labels(label);
         let credentials = mirror(&scopes, &mut pending, |scope| {
-            let hub = hub.clone();
-            reflect(
-                api::<DeserializeGuard<MailCredential>>(client, scope),
-                watcher::Config::default(),
-                unguard,
+            let (hub, memory) = (hub.clone(), hub.memory.clone());
+            Follow {
+                api: api::<DeserializeGuard<MailCredential>>(client, scope),
+                config: objects(),
+                scope: scope.map(str::to_owned),
+                read: |object| unguard(object, slim::credential),
+            }
+            .start(
+                health,
+                move |credential| memory.begin(credential.metadata.uid.as_deref().unwrap_or_default()),
                 move |seen| hub.isolated(|hub| hub.credential(seen)),
             )
         });
         let providers = mirror(&scopes, &mut pending, |scope| {
             let (hub, home) = (hub.clone(), broker_namespace.to_owned());
-            reflect(
-                api::<DeserializeGuard<MailProvider>>(client, scope),
-                watcher::Config::default(),
-                unguard,
+            Follow {
+                api: api::<DeserializeGuard<MailProvider>>(client, scope),
+                config: objects(),
+                scope: scope.map(str::to_owned),
+                read: |object| unguard(object, slim::provider),
+            }
+            .start(
+                health,
+                |_| {},
                 move |seen| {
-                    hub.isolated(|hub| hub.provider(seen, ProviderObject::Namespaced, &home));
+                    hub.isolated(|hub| {
+                        hub.provider(seen, ProviderKind::MailProvider, ProviderObject::Namespaced, &home)
+                    });
                 },
             )
         });
         let cluster_providers = cluster.then(|| {
             mirror(&[None], &mut pending, |_| {
                 let (hub, home) = (hub.clone(), broker_namespace.to_owned());
-                reflect(
-                    Api::<DeserializeGuard<ClusterMailProvider>>::all(client.clone()),
-                    watcher::Config::default(),
-                    unguard,
+                Follow {
+                    api: Api::<DeserializeGuard<ClusterMailProvider>>::all(client.clone()),
+                    config: objects(),
+                    scope: None,
+                    read: |object| unguard(object, slim::provider),
+                }
+                .start(
+                    health,
+                    |_| {},
                     move |seen| {
-                        hub.isolated(|hub| hub.provider(seen, ProviderObject::Cluster, &home));
+                        hub.isolated(|hub| {
+                            hub.provider(seen, ProviderKind::ClusterMailProvider, ProviderObject::Cluster, &home)
+                        });
                     },
                 )
             })
@@ -95,34 +134,35 @@ impl Watches {
         let own = format!("{}={}", names::LABEL_MANAGED_BY, names::MANAGER);
         let own_secrets = mirror(&scopes, &mut pending, |scope| {
             let hub = hub.clone();
-            reflect(
-                api::<PartialObjectMeta<Secret>>(client, scope),
-                watcher::Config::default().labels(&own),
-                target,
-                move |seen| hub.isolated(|hub| hub.own_secret(seen)),
-            )
+            Follow {
+                api: api::<PartialObjectMeta<Secret>>(client, scope),
+                config: secrets(&own),
+                scope: scope.map(str::to_owned),
+                read: |object| bare(object, slim::own_secret),
+            }
+            .start(health, |_| {}, move |seen| hub.isolated(|hub| hub.own_secret(seen)))
         });
         let labelled = format!("{}=true", names::LABEL_SOURCE);
         let sources = mirror(&source_scopes, &mut pending, |scope| {
             let hub = hub.clone();
-            reflect(
-                api::<PartialObjectMeta<Secret>>(client, scope),
-                watcher::Config::default().labels(&labelled),
-                bare,
-                move |seen| hub.isolated(|hub| hub.source(seen)),
-            )
+            Follow {
+                api: api::<PartialObjectMeta<Secret>>(client, scope),
+                config: secrets(&labelled),
+                scope: scope.map(str::to_owned),
+                read: |object| bare(object, slim::source),
+            }
+            .start(health, |_| {}, move |seen| hub.isolated(|hub| hub.source(seen)))
         });
         let namespaces = cluster.then(|| {
             mirror(&[None], &mut pending, |_| {
-                let (hub, credentials) = (hub.clone(), credentials.clone());
-                reflect(
-                    Api::<PartialObjectMeta<Namespace>>::all(client.clone()),
-                    watcher::Config::default(),
-                    Some,
-                    move |seen| {
-                        hub.isolated(|hub| hub.namespace(seen, &credentials));
-                    },
-                )
+                let hub = hub.clone();
+                Follow {
+                    api: Api::<PartialObjectMeta<Namespace>>::all(client.clone()),
+                    config: objects(),
+                    scope: None,
+                    read: |object| bare(object, slim::namespace),
+                }
+                .start(health, |_| {}, move |seen| hub.isolated(|hub| hub.namespace(seen)))
             })
         });
         let stores = Stores {
@@ -132,6 +172,7 @@ impl Watches {
             namespaces,
             own_secrets,
             sources,
+            unreadable: hub.unreadable.clone(),
             broker_namespace: broker_namespace.to_owned(),
         };
         Self { stores, pending }
@@ -142,17 +183,45 @@ impl Watches {
         self.stores
     }
 
-    /// Waits until every watch has shown what there is.
+    /// Waits until every watch has shown what there is, and logs now and then which have not.
     pub async fn ready(&mut self) {
-        futures::future::join_all(self.pending.drain(..)).await;
+        let (mut names, mut complete) = (BTreeSet::new(), FuturesUnordered::new());
+        for Pending { name, complete: future } in self.pending.drain(..) {
+            names.insert(name.clone());
+            complete.push(future.map(|()| name));
+        }
+        loop {
+            match tokio::time::timeout(REMIND, complete.next()).await {
+                Ok(Some(name)) => {
+                    names.remove(&name);
+                }
+                Ok(None) => return,
+                Err(_) => {
+                    let missing = names.iter().map(String::as_str).take(NAMED).collect::<Vec<_>>().join(", ");
+                    tracing::warn!(
+                        watches = names.len(),
+                        "not ready: these watches have shown nothing yet: {missing}. Are the CRDs installed, and may the \
+                         broker's ServiceAccount list and watch these?"
+                    );
+                }
+            }
+        }
     }
+}
+
+/// A store that is not complete yet.
+struct Pending {
+    /// What is watched, in words.
+    name: String,
+    /// Done when the store is complete.
+    complete: BoxFuture<'static, ()>,
 }
 
 /// The stores of one kind, one for each scope.
 fn mirror<K>(
     scopes: &[Option<String>],
-    pending: &mut Vec<futures::future::BoxFuture<'static, ()>>,
-    mut start: impl FnMut(Option<&str>) -> (Store<K>, futures::future::BoxFuture<'static, ()>),
+    pending: &mut Vec<Pending>,
+    mut start: impl FnMut(Option<&str>) -> (Store<K>, Pending),
 ) -> Mirror<K>
 where
     K: Resource<DynamicType = ()> + Clone + 'static,
@@ -168,99 +237,86 @@ where
     Mirror::new(stores)
 }
 
-/// An object that does not parse is told and passed over; it stops nothing else.
-fn unguard<K: Resource<DynamicType = ()>>(guarded: DeserializeGuard<K>) -> Option<K> {
+/// Reads an object, with no more of its metadata than `slim` leaves.
+fn unguard<K: Resource<DynamicType = ()>>(guarded: DeserializeGuard<K>, slim: fn(&mut ObjectMeta)) -> Read<K> {
     match guarded.0 {
         Ok(mut object) => {
-            // What kubectl left in many, which has room for eleven.
-            object.meta_mut().annotations.take_if(|annotations| annotations.is_empty());
-            Some(object)
+            slim(object.meta_mut());
+            Read::Object(object)
         }
-        Err(error) => {
-            tracing::warn!(
-                kind = %K::kind(&()),
-                namespace = error.metadata.namespace,
-                name = error.metadata.name,
-                "an object does not parse and is passed over: was it made with another version of the CRDs? ({})",
-                error.error
-            );
-            None
+        Err(InvalidObject { mut metadata, error }) => {
+            slim(&mut metadata);
+            Read::Unreadable(Box::new(metadata), error.chars().take(ERROR_MAX).collect())
         }
     }
 }
 
-/// Of a source Secret, only that it is there and in which version.
-fn bare(mut secret: PartialObjectMeta<Secret>) -> Option<PartialObjectMeta<Secret>> {
-    secret.metadata.annotations = None;
-    Some(secret)
+/// The same of an object of which only metadata is watched.
+fn bare<K>(mut object: PartialObjectMeta<K>, slim: fn(&mut ObjectMeta)) -> Read<PartialObjectMeta<K>>
+where
+    PartialObjectMeta<K>: Resource<DynamicType = ()>,
+{
+    slim(&mut object.metadata);
+    Read::Object(object)
 }
 
-/// Without the labels of a target that names its owner, which says all that they do: thousands may be kept here. Those of
-/// a Secret that keeps a refresh token are put right by what is kept here.
-fn target(mut secret: PartialObjectMeta<Secret>) -> Option<PartialObjectMeta<Secret>> {
-    let owner = controller_of(&secret.metadata);
-    if owner.is_some_and(|owner| names::grant_secret(&owner.name) != secret.name_any()) {
-        secret.metadata.labels = None;
-    }
-    Some(secret)
-}
-
-/// Follows one kind into a store, in a task of its own. The future is done when the store is complete.
-fn reflect<W, K>(
+/// How one kind is followed.
+struct Follow<W, K> {
     api: Api<W>,
     config: watcher::Config,
-    read: impl Fn(W) -> Option<K> + Send + 'static,
-    seen: impl Fn(Seen<K>) + Send + 'static,
-) -> (Store<K>, futures::future::BoxFuture<'static, ()>)
+    /// The namespace that is watched; `None` is all.
+    scope: Option<String>,
+    /// Reads an object as it came.
+    read: fn(W) -> Read<K>,
+}
+
+impl<W, K> Follow<W, K>
 where
     W: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
     K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
 {
-    let (store, mut writer) = reflector::store::<K>();
-    let reader = store.clone();
-    tokio::spawn(async move {
-        let events = watch_events(api, config);
-        let mut events = std::pin::pin!(events);
-        let mut failing = false;
-        while let Some(event) = events.next().await {
-            let event = match event {
-                Ok(event) => event,
-                Err(error) => {
-                    if !failing {
-                        tracing::warn!(kind = %K::kind(&()), %error, "a watch failed; it is tried again until it succeeds");
+    /// Begins, in a task of its own. `arriving` gets each object before the store has it, `seen` each difference after that.
+    fn start(
+        self,
+        health: &Health,
+        arriving: impl Fn(&K) + Send + 'static,
+        seen: impl Fn(Seen<K>) + Send + 'static,
+    ) -> (Store<K>, Pending) {
+        let Self { api, config, scope, read } = self;
+        let mut follower = Follower::<K>::new();
+        let store = follower.store();
+        let name = match &scope {
+            Some(namespace) => format!("{} in namespace {namespace}", K::plural(&())),
+            None => K::plural(&()).into_owned(),
+        };
+        let told = name.clone();
+        health.supervise(format!("watch of {name}"), async move {
+            let events = watch_events(api, config);
+            let mut events = std::pin::pin!(events);
+            let mut failing = false;
+            while let Some(event) = events.next().await {
+                match event {
+                    Ok(event) => {
+                        failing = failing && matches!(event, watcher::Event::Init);
+                        follower.take(convert(event, read), &arriving, &seen);
                     }
-                    failing = true;
-                    continue;
+                    Err(error) => {
+                        if !failing {
+                            tracing::warn!(watch = told, %error, "a watch failed; the broker retries it until it succeeds");
+                        }
+                        failing = true;
+                    }
                 }
-            };
-            failing = failing && matches!(event, watcher::Event::Init);
-            let Some(event) = convert(event, &read) else { continue };
-            let before = matches!(event, watcher::Event::InitDone).then(|| reader.state()).unwrap_or_default();
-            writer.apply_watcher_event(&event);
-            match event {
-                watcher::Event::Apply(object) | watcher::Event::InitApply(object) => {
-                    seen(Seen::There(Arc::new(object)))
-                }
-                watcher::Event::Delete(object) => seen(Seen::Gone(Arc::new(object))),
-                watcher::Event::Init => {}
-                // What went away while nobody watched has no event of its own.
-                watcher::Event::InitDone => before
-                    .into_iter()
-                    .filter(|object| reader.get(&ObjectRef::from_obj(&**object)).is_none())
-                    .for_each(|object| seen(Seen::Gone(object))),
             }
-        }
-    });
-    let ready = store.clone();
-    (
-        store,
-        async move {
+        });
+        let ready = store.clone();
+        let complete = async move {
             if ready.wait_until_ready().await.is_err() {
                 tracing::error!(kind = %K::kind(&()), "a watch ended")
             }
-        }
-        .boxed(),
-    )
+        };
+        (store, Pending { name, complete: complete.boxed() })
+    }
 }
 
 fn watch_events<W>(api: Api<W>, config: watcher::Config) -> impl Stream<Item = watcher::Result<watcher::Event<W>>>
@@ -273,26 +329,15 @@ where
         .with_max_delay(Duration::from_secs(2))
         .with_jitter()
         .without_max_times();
-    watcher(api, config.page_size(PAGE)).backoff(watcher::ExponentialBackoff::from(backoff))
+    watcher(api, config).backoff(watcher::ExponentialBackoff::from(backoff))
 }
 
-fn convert<W, K>(event: watcher::Event<W>, read: &impl Fn(W) -> Option<K>) -> Option<watcher::Event<K>>
-where
-    W: Resource,
-    K: Resource,
-{
-    let slim = |mut object: W| {
-        object.meta_mut().managed_fields = None;
-        if let Some(annotations) = &mut object.meta_mut().annotations {
-            annotations.remove(LAST_APPLIED);
-        }
-        read(object)
-    };
-    Some(match event {
-        watcher::Event::Apply(object) => watcher::Event::Apply(slim(object)?),
-        watcher::Event::InitApply(object) => watcher::Event::InitApply(slim(object)?),
-        watcher::Event::Delete(object) => watcher::Event::Delete(slim(object)?),
+fn convert<W, K>(event: watcher::Event<W>, read: fn(W) -> Read<K>) -> watcher::Event<Read<K>> {
+    match event {
+        watcher::Event::Apply(object) => watcher::Event::Apply(read(object)),
+        watcher::Event::InitApply(object) => watcher::Event::InitApply(read(object)),
+        watcher::Event::Delete(object) => watcher::Event::Delete(read(object)),
         watcher::Event::Init => watcher::Event::Init,
         watcher::Event::InitDone => watcher::Event::InitDone,
-    })
+    }
 }

@@ -51,13 +51,20 @@ pub(super) struct Pool {
     pub(super) policy: Arc<EgressPolicy>,
     /// What was passed over in the CA bundle.
     pub(super) skipped: Option<Skipped>,
+    /// The bundle that it trusts beside the system's roots.
+    pub(super) bundle: Option<BundleHash>,
 }
 
 impl Pool {
-    pub(super) fn new(settings: &Settings, policy: &Arc<EgressPolicy>, tls: &ClientConfig) -> Result<Self, SetupError> {
+    pub(super) fn new(
+        settings: &Settings,
+        policy: &Arc<EgressPolicy>,
+        tls: &ClientConfig,
+        bundle: Option<BundleHash>,
+    ) -> Result<Self, SetupError> {
         let proxied = settings.proxy.as_ref().map(|proxy| build_client(settings, policy, tls.clone(), Some(proxy)));
         let direct = build_client(settings, policy, tls.clone(), None)?;
-        Ok(Self { direct, proxied: proxied.transpose()?, policy: policy.clone(), skipped: None })
+        Ok(Self { direct, proxied: proxied.transpose()?, policy: policy.clone(), skipped: None, bundle })
     }
 
     /// Directly, or through the egress proxy. Behind a proxy it is the proxy that connects, to whichever of the addresses
@@ -94,7 +101,7 @@ pub(super) struct Bundled {
 }
 
 /// Digest of the bundle, and whether the client is for ClusterMailProviders.
-pub(super) type BundleHash = ([u8; 32], bool);
+pub type BundleHash = ([u8; 32], bool);
 
 impl Bundled {
     pub(super) fn find(&mut self, hash: BundleHash) -> Option<Arc<Pool>> {

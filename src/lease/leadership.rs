@@ -1,6 +1,7 @@
 //! What the rest of the broker asks: does this replica lead?
 
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +18,18 @@ pub struct Leadership(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     term: Mutex<Term>,
-    announced: watch::Sender<bool>,
+    /// How many times this replica took the lease.
+    tenure: AtomicU64,
+    announced: watch::Sender<Standing>,
+}
+
+/// What [`Leadership::changes`] announces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether this replica leads.
+    pub leads: bool,
+    /// Terms that ended and were renewed before their end was announced.
+    lapses: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -45,8 +57,9 @@ impl Leadership {
     }
 
     fn with(term: Term) -> Self {
-        let announced = watch::Sender::new(matches!(term, Term::Always));
-        Self(Arc::new(Shared { term: Mutex::new(term), announced }))
+        let standing = Standing { leads: matches!(term, Term::Always), lapses: 0 };
+        let announced = watch::Sender::new(standing);
+        Self(Arc::new(Shared { term: Mutex::new(term), tenure: AtomicU64::new(0), announced }))
     }
 
     /// Whether this replica leads at this moment. To be asked right before what only a leader may do.
@@ -72,9 +85,20 @@ impl Leadership {
         !left.is_zero() && left.saturating_add(spare) >= request.min(RENEW_DEADLINE)
     }
 
-    /// Tells when leadership comes and goes, also when it runs out. After a process was stopped [`Self::is_leader`] knows
-    /// at once; this follows as soon as [`run`](super::run) gets its turn.
-    pub fn changes(&self) -> watch::Receiver<bool> {
+    /// Number of times that this replica took the lease from nobody or from another replica. While the number stays the same
+    /// no other replica has led, whatever [`Self::is_leader`] said meanwhile.
+    pub fn tenure(&self) -> u64 {
+        self.0.tenure.load(Ordering::Acquire)
+    }
+
+    pub(super) fn begin_tenure(&self) {
+        self.0.tenure.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Announces when leadership begins and ends, also when its term runs out. A term that ran out and was renewed before
+    /// anyone was notified is announced as a change too: a reconcile may have seen the lapse and done nothing. After a
+    /// process was stopped [`Self::is_leader`] knows at once; this follows as soon as [`run`](super::run) gets its turn.
+    pub fn changes(&self) -> watch::Receiver<Standing> {
         self.0.announced.subscribe()
     }
 
@@ -83,16 +107,24 @@ impl Leadership {
     }
 
     pub(super) fn set(&self, term: Term) {
-        *self.0.term.lock().unwrap_or_else(PoisonError::into_inner) = term;
-        self.announce();
+        let before = std::mem::replace(&mut *self.0.term.lock().unwrap_or_else(PoisonError::into_inner), term);
+        self.announce(matches!(before, Term::Until(end) if end <= monotonic()));
     }
 
-    fn announce(&self) {
+    /// `lapsed`: the term before this one had ended.
+    fn announce(&self, lapsed: bool) {
         let leads = self.is_leader();
-        let changed = self.0.announced.send_if_modified(|announced| std::mem::replace(announced, leads) != leads);
-        match (changed, leads) {
-            (true, true) => info!("this replica leads"),
-            (true, false) => info!("this replica does not lead any more"),
+        let mut before = false;
+        let changed = self.0.announced.send_if_modified(|standing| {
+            before = standing.leads;
+            let unnoticed = lapsed && before && leads;
+            let now = Standing { leads, lapses: standing.lapses + u64::from(unnoticed) };
+            std::mem::replace(standing, now) != now
+        });
+        match (changed, before, leads) {
+            (true, true, true) => info!("leadership lapsed for a moment and was renewed"),
+            (true, _, true) => info!("this replica leads"),
+            (true, _, false) => info!("this replica does not lead any more"),
             _ => {}
         }
     }
@@ -102,11 +134,11 @@ impl Leadership {
         let mut changes = self.changes();
         loop {
             // The sender lives as long as `self`, so this ends only with a change.
-            let _ = changes.wait_for(|leads| *leads).await;
+            let _ = changes.wait_for(|standing| standing.leads).await;
             if let Term::Until(end) = self.term() {
                 sleep_until(end).await;
             }
-            self.announce();
+            self.announce(false);
         }
     }
 }
@@ -123,12 +155,25 @@ mod tests {
         let leadership = Leadership::new();
         assert!(!leadership.is_leader());
         leadership.set(Term::Until(monotonic() + RENEW_DEADLINE));
-        assert!(leadership.is_leader() && *leadership.changes().borrow());
+        assert!(leadership.is_leader() && leadership.changes().borrow().leads);
         assert_eq!(leadership.time_left(), RENEW_DEADLINE);
         // Like a process that was stopped for a minute: nobody has announced anything.
         advance(Duration::from_secs(60)).await;
         assert!(!leadership.is_leader());
         assert_eq!(leadership.time_left(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lapse_that_was_renewed_in_the_same_moment_is_announced() {
+        let leadership = Leadership::new();
+        leadership.set(Term::Until(monotonic() + RENEW_DEADLINE));
+        let mut changes = leadership.changes();
+        leadership.set(Term::Until(monotonic() + RENEW_DEADLINE));
+        assert!(!changes.has_changed().unwrap(), "a renewal in time changes nothing");
+        advance(RENEW_DEADLINE).await;
+        assert!(!leadership.is_leader(), "a reconcile sees this and does nothing");
+        leadership.set(Term::Until(monotonic() + RENEW_DEADLINE));
+        assert!(changes.has_changed().unwrap() && changes.borrow_and_update().leads);
     }
 
     #[tokio::test(start_paused = true)]
@@ -149,7 +194,7 @@ mod tests {
     #[tokio::test]
     async fn without_election_a_replica_always_leads() {
         let leadership = Leadership::always();
-        assert!(leadership.is_leader() && *leadership.changes().borrow());
+        assert!(leadership.is_leader() && leadership.changes().borrow().leads);
         assert_eq!(leadership.time_left(), Duration::MAX);
     }
 }

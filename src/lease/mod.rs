@@ -38,12 +38,12 @@ use tracing::{info, warn};
 use crate::clock::Clock;
 use crate::fail_point;
 
-pub use self::leadership::Leadership;
+pub use self::leadership::{Leadership, Standing};
 
-use self::election::{Election, Step, released};
+use self::election::{Election, Step, holder, released};
 use self::leadership::Term;
 
-/// The Lease's name.
+/// The Lease's name, unless `--lease-name` gives another.
 pub const NAME: &str = "mail-token-broker";
 
 /// How long others wait after the last change they saw; client-go's default.
@@ -70,26 +70,34 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 /// How long giving the lease back may hold up the end of the process.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Stands for election until `shutdown`, and gives the lease back then.
-///
-/// `identity` must be this replica's alone, for example its pod's name and uid: whoever finds its own name in the lease
-/// takes the lease for its own. Errors of the API server never end it.
-pub async fn run(
-    client: Client,
-    namespace: String,
-    name: String,
-    identity: String,
-    leadership: Leadership,
-    shutdown: CancellationToken,
-) {
+/// What a replica stands for election with.
+#[derive(Clone, Debug)]
+pub struct Candidacy {
+    /// The Lease's namespace.
+    pub namespace: String,
+    /// The Lease's name. Installations that serve different namespaces need different Leases.
+    pub name: String,
+    /// This replica's alone, for example its pod's name and uid: a replica that finds its own identity in the Lease takes
+    /// the Lease for its own.
+    pub identity: String,
+    /// Key and value of an annotation of the Lease that says which namespaces its holder serves: all replicas of one
+    /// installation have the same.
+    pub serves: (&'static str, String),
+}
+
+/// Stands for election until `shutdown`, and gives the lease back then. Errors of the API server never end it.
+pub async fn run(client: Client, candidacy: Candidacy, leadership: Leadership, shutdown: CancellationToken) {
+    let Candidacy { namespace, name, identity, serves } = candidacy;
     let mut candidate = Candidate {
         api: Api::namespaced(client, &namespace),
         name,
+        serves,
         election: Election::new(identity),
         leadership: leadership.clone(),
         clock: Clock::system(),
         failures: 0,
         complaint: String::new(),
+        holder: String::new(),
     };
     tokio::select! {
         () = shutdown.cancelled() => {}
@@ -103,12 +111,15 @@ pub async fn run(
 struct Candidate {
     api: Api<Lease>,
     name: String,
+    serves: (&'static str, String),
     election: Election,
     leadership: Leadership,
     clock: Clock,
     failures: u32,
     /// The last failure that was logged; empty while all is well.
     complaint: String,
+    /// The other replica that was last seen to hold the lease.
+    holder: String,
 }
 
 /// Why a request to the API server brought nothing.
@@ -157,8 +168,27 @@ impl Candidate {
         self.election.see(lease, monotonic());
         if self.election.step(monotonic()) == Step::Wait {
             self.leadership.set(Term::None);
+            self.notice_holder();
         }
         Ok(())
+    }
+
+    /// Logs which other replica holds the lease, each time that it is another one.
+    fn notice_holder(&mut self) {
+        let Some(lease) = self.election.seen.as_ref().map(|seen| &seen.lease) else { return };
+        let Some(holder) = holder(lease).filter(|holder| *holder != self.holder) else { return };
+        let serves = lease.metadata.annotations.as_ref().and_then(|map| map.get(self.serves.0));
+        if serves.is_some_and(|serves| *serves != self.serves.1) {
+            warn!(
+                lease = self.name,
+                holder,
+                "the lease is held by a broker that serves other namespaces: this replica does nothing while that broker \
+                 runs. Give each installation its own --lease-name"
+            );
+        } else {
+            info!(lease = self.name, holder, "standing by: another replica holds the lease");
+        }
+        self.holder = holder.to_owned();
     }
 
     async fn act(&mut self) -> Result<(), CallError> {
@@ -167,7 +197,9 @@ impl Candidate {
         if step == Step::Wait {
             return Ok(());
         }
-        let claim = self.election.claim(step, &self.name, MicroTime(self.clock.now()));
+        let mut claim = self.election.claim(step, &self.name, MicroTime(self.clock.now()));
+        let (key, serves) = &self.serves;
+        claim.metadata.annotations.get_or_insert_default().insert((*key).to_owned(), serves.clone());
         let parameters = PostParams::default();
         let written = match step {
             Step::Create => call(self.api.create(&parameters, &claim)).await?,
@@ -175,6 +207,10 @@ impl Candidate {
         };
         fail_point::pass("lease-written").await;
         self.election.see(Some(written), monotonic());
+        if step != Step::Renew {
+            self.leadership.begin_tenure();
+            self.holder.clear();
+        }
         self.leadership.set(Term::Until(start + RENEW_DEADLINE));
         Ok(())
     }
@@ -268,7 +304,6 @@ mod tests {
     use tokio::task::JoinHandle;
     use tokio::time::Instant;
 
-    use super::election::holder;
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -357,9 +392,12 @@ mod tests {
             let (leadership, link, shutdown) = (Leadership::new(), Arc::new(Link::default()), CancellationToken::new());
             let task = tokio::spawn(run(
                 server.client(&link),
-                "default".to_owned(),
-                NAME.to_owned(),
-                identity.to_owned(),
+                Candidacy {
+                    namespace: "default".to_owned(),
+                    name: NAME.to_owned(),
+                    identity: identity.to_owned(),
+                    serves: ("serves", String::new()),
+                },
                 leadership.clone(),
                 shutdown.clone(),
             ));
@@ -368,7 +406,7 @@ mod tests {
 
         async fn becomes(&self, leader: bool) -> Instant {
             let mut changes = self.leadership.changes();
-            timeout(120 * SECOND, changes.wait_for(|leads| *leads == leader)).await.unwrap().unwrap();
+            timeout(120 * SECOND, changes.wait_for(|standing| standing.leads == leader)).await.unwrap().unwrap();
             assert_eq!(self.leadership.is_leader(), leader);
             monotonic()
         }

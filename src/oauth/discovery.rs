@@ -6,7 +6,7 @@ use thiserror::Error;
 use url::Url;
 
 /// The endpoints of a provider.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Endpoints {
     /// The token endpoint (RFC 6749 section 3.2).
     pub token_url: String,

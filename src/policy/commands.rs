@@ -17,7 +17,12 @@ pub struct Subject {
 impl Subject {
     /// A MailCredential.
     pub fn credential(credential: &MailCredential) -> Self {
-        Self::namespaced("mailcredential", checks::namespace(credential), &credential.name_any())
+        Self::credential_named(checks::namespace(credential), &credential.name_any())
+    }
+
+    /// A MailCredential by its name.
+    pub fn credential_named(namespace: &str, name: &str) -> Self {
+        Self::namespaced("mailcredential", namespace, name)
     }
 
     /// The provider that a credential refers to.

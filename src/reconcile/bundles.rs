@@ -1,6 +1,7 @@
-//! Watches the ConfigMaps that hold CA bundles: each by its name, never all of them.
+//! Notices changes of the ConfigMaps that hold CA bundles: each by its name, never all of them. One that a used provider
+//! refers to is watched, within the bounds below; the others are read now and then.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -10,59 +11,131 @@ use kube::{
     runtime::{WatchStreamExt as _, watcher},
 };
 use parking_lot::Mutex;
+use tokio::{sync::Notify, time::MissedTickBehavior};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     Context, Waker,
     stores::{Key, ProviderKey},
 };
+use crate::error::told_by;
 
-/// The watches, by ConfigMap.
+/// Watches at most. Each is a connection to the API server, of about 40 KB.
+const WATCHES: usize = 64;
+/// Watches of one namespace at most: a tenant leaves some to others.
+const WATCHES_OF_A_NAMESPACE: usize = 8;
+/// How often the ConfigMaps that are not watched are read.
+const POLL: Duration = Duration::from_secs(60);
+
+/// What is known of the ConfigMaps.
 #[derive(Default)]
-pub struct Bundles(std::sync::Arc<Mutex<HashMap<Key, Watch>>>);
+pub struct Bundles {
+    maps: Arc<Mutex<HashMap<Key, Followed>>>,
+    /// A ConfigMap that is not watched was added.
+    added: Notify,
+}
 
-struct Watch {
+struct Followed {
     /// The ConfigMap's resourceVersion; empty if it does not exist or cannot be seen; `None` before the first look.
     version: Option<String>,
     /// The providers that refer to it.
     readers: Vec<ProviderKey>,
-    /// The task that watches.
-    _task: AbortOnDropHandle<()>,
+    /// The task that watches; `None` where it is read now and then.
+    watch: Option<AbortOnDropHandle<()>>,
 }
 
 impl Bundles {
-    /// The version of a ConfigMap that `reader` refers to. The first call begins to watch it and tells `None`; the
+    /// The version of a ConfigMap that `reader` refers to. The first call begins to follow it and returns `None`; the
     /// first look wakes the reader.
     pub fn version(&self, reader: &ProviderKey, map: &Key, context: &Context) -> Option<String> {
-        let mut watches = self.0.lock();
-        let watch = watches.entry(map.clone()).or_insert_with(|| Watch {
-            version: None,
-            readers: vec![],
-            _task: AbortOnDropHandle::new(tokio::spawn(watch(
-                self.0.clone(),
-                map.clone(),
-                context.client.clone(),
-                context.waker.clone(),
-            ))),
+        let mut maps = self.maps.lock();
+        let watched_already = maps.get(map).is_some_and(|followed| followed.watch.is_some());
+        let may_watch = !watched_already && context.links.is_used(reader) && {
+            let mut watched = maps.iter().filter(|(_, followed)| followed.watch.is_some()).map(|(map, _)| &map.0);
+            let (all, of_this) = watched.try_fold((0, 0), |(all, of_this), namespace| {
+                Some((all + 1, of_this + usize::from(*namespace == map.0)))
+            })?;
+            has_room(all, of_this)
+        };
+        let followed = maps.entry(map.clone()).or_insert_with(|| {
+            if !may_watch {
+                self.added.notify_one();
+            }
+            Followed { version: None, readers: vec![], watch: None }
         });
-        if !watch.readers.contains(reader) {
-            watch.readers.push(reader.clone());
+        if may_watch {
+            let (client, waker) = (context.client.clone(), context.waker.clone());
+            let task = tokio::spawn(watch(self.maps.clone(), map.clone(), client, waker));
+            followed.watch = Some(AbortOnDropHandle::new(task));
         }
-        watch.version.clone()
+        if !followed.readers.contains(reader) {
+            followed.readers.push(reader.clone());
+        }
+        followed.version.clone()
     }
 
-    /// Ends the watches that a provider no longer needs: all but that of `keep`.
+    /// Stops to follow what a provider no longer needs: all but `keep`.
     pub fn release(&self, reader: &ProviderKey, keep: Option<&Key>) {
-        self.0.lock().retain(|map, watch| {
+        self.maps.lock().retain(|map, followed| {
             if Some(map) != keep {
-                watch.readers.retain(|other| other != reader);
+                followed.readers.retain(|other| other != reader);
             }
-            !watch.readers.is_empty()
+            !followed.readers.is_empty()
         });
+    }
+
+    /// The ConfigMaps that are not watched: all, or those alone that were never read.
+    fn unwatched(&self, all: bool) -> Vec<Key> {
+        let maps = self.maps.lock();
+        let unwatched = maps.iter().filter(|(_, followed)| followed.watch.is_none());
+        unwatched.filter(|(_, followed)| all || followed.version.is_none()).map(|(map, _)| map.clone()).collect()
     }
 }
 
-async fn watch(watches: std::sync::Arc<Mutex<HashMap<Key, Watch>>>, map: Key, client: kube::Client, waker: Waker) {
+fn has_room(watches: usize, of_the_namespace: usize) -> bool {
+    watches < WATCHES && of_the_namespace < WATCHES_OF_A_NAMESPACE
+}
+
+/// Reads the ConfigMaps that are not watched, for ever: a new one at once, all of them once a minute, one after the other.
+pub async fn poll(context: Arc<Context>) {
+    let mut rounds = tokio::time::interval(POLL);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let all = tokio::select! {
+            _ = rounds.tick() => true,
+            () = context.bundles.added.notified() => false,
+        };
+        for map in context.bundles.unwatched(all) {
+            let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &map.0);
+            let read = api.get_metadata_opt(&map.1).await;
+            let version = read.map(|found| found.and_then(|map| map.resource_version()).unwrap_or_default());
+            let version = version.map_err(|error| {
+                let why = told_by(&error);
+                tracing::warn!(namespace = map.0, name = map.1, why, "reading the ConfigMap of a CA bundle failed");
+            });
+            note(&context.bundles.maps, &map, version.ok(), &context.waker);
+        }
+    }
+}
+
+/// Notes a version, and wakes the readers where it is another one. `None`: it cannot be had now. What was seen before still
+/// stands then: an API server that is away for a moment changes no provider.
+fn note(maps: &Mutex<HashMap<Key, Followed>>, map: &Key, version: Option<String>, waker: &Waker) {
+    let readers = match maps.lock().get_mut(map) {
+        Some(followed) if version.is_some() || followed.version.is_none() => {
+            let version = version.unwrap_or_default();
+            if followed.version.as_ref() == Some(&version) {
+                return;
+            }
+            followed.version = Some(version);
+            followed.readers.clone()
+        }
+        _ => return,
+    };
+    readers.into_iter().for_each(|reader| waker.provider(reader));
+}
+
+async fn watch(maps: Arc<Mutex<HashMap<Key, Followed>>>, map: Key, client: kube::Client, waker: Waker) {
     let api: Api<PartialObjectMeta<ConfigMap>> = Api::namespaced(client, &map.0);
     let config = watcher::Config::default().fields(&format!("metadata.name={}", map.1));
     let mut events = std::pin::pin!(watcher(api, config).default_backoff());
@@ -77,25 +150,50 @@ async fn watch(watches: std::sync::Arc<Mutex<HashMap<Key, Watch>>>, map: Key, cl
                 listed = object.resource_version().unwrap_or_default();
                 continue;
             }
-            Ok(watcher::Event::InitDone) => std::mem::take(&mut listed),
-            Ok(watcher::Event::Apply(object)) => object.resource_version().unwrap_or_default(),
-            Ok(watcher::Event::Delete(_)) => String::new(),
+            Ok(watcher::Event::InitDone) => Some(std::mem::take(&mut listed)),
+            Ok(watcher::Event::Apply(object)) => Some(object.resource_version().unwrap_or_default()),
+            Ok(watcher::Event::Delete(_)) => Some(String::new()),
             Err(error) => {
                 tracing::warn!(namespace = map.0, name = map.1, %error, "watching the ConfigMap of a CA bundle failed");
-                // What was seen before still stands: an API server that is away for a moment changes no provider.
-                match watches.lock().get(&map).and_then(|watch| watch.version.clone()) {
-                    Some(_) => continue,
-                    None => String::new(),
-                }
+                None
             }
         };
-        let readers = match watches.lock().get_mut(&map) {
-            Some(watch) if watch.version.as_ref() != Some(&version) => {
-                watch.version = Some(version);
-                watch.readers.clone()
-            }
-            _ => continue,
+        note(&maps, &map, version, &waker);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::api::credential::ProviderKind;
+
+    #[test]
+    fn a_namespace_does_not_take_the_watches_of_the_others() {
+        assert!(has_room(0, 0) && has_room(WATCHES - 1, WATCHES_OF_A_NAMESPACE - 1));
+        assert!(!has_room(WATCHES_OF_A_NAMESPACE, WATCHES_OF_A_NAMESPACE));
+        assert!(!has_room(WATCHES, 0));
+    }
+
+    #[test]
+    fn only_another_version_wakes_the_readers() {
+        let (providers, mut woken) = mpsc::unbounded_channel();
+        let waker = Waker { credentials: mpsc::unbounded_channel().0, providers };
+        let key: Key = ("shop".to_owned(), "ca".to_owned());
+        let reader =
+            ProviderKey { kind: ProviderKind::MailProvider, namespace: "shop".to_owned(), name: "m365".to_owned() };
+        let followed = Followed { version: None, readers: vec![reader.clone()], watch: None };
+        let maps = Mutex::new(HashMap::from([(key.clone(), followed)]));
+        let mut noted = |version: Option<&str>| {
+            note(&maps, &key, version.map(str::to_owned), &waker);
+            woken.try_recv().ok()
         };
-        readers.into_iter().for_each(|reader| waker.provider(reader));
+        assert_eq!(noted(None), Some(reader.clone()), "the first look found nothing");
+        assert_eq!(noted(Some("")), None);
+        assert_eq!(noted(Some("7")), Some(reader.clone()));
+        assert_eq!(noted(Some("7")), None);
+        assert_eq!(noted(None), None, "the API server is away for a moment");
+        assert_eq!(noted(Some("8")), Some(reader));
     }
 }

@@ -1,74 +1,353 @@
-//! Writes Events on credentials and providers.
+//! Writes Events on credentials and providers. No reconcile waits for them: they go through a bounded queue, and each
+//! namespace has a budget.
 
-use std::collections::HashMap;
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use k8s_openapi::{
-    api::core::v1::ObjectReference,
+    api::{
+        core::v1::ObjectReference,
+        events::v1::{Event, EventSeries},
+    },
+    apimachinery::pkg::apis::meta::v1::MicroTime,
     jiff::{SignedDuration, Timestamp},
 };
 use kube::{
-    Client,
-    runtime::events::{Event, EventType, Recorder, Reporter},
+    Api, Client,
+    api::{Patch, PatchParams, PostParams},
+    core::ObjectMeta,
+    runtime::events::Reporter,
 };
 use parking_lot::Mutex;
+use serde_json::json;
+use tokio::sync::mpsc;
 
-use crate::{api::Reason, error::told_by, policy::notices::Notice};
+use crate::{
+    api::{Reason, names},
+    error::told_by,
+    metrics::Metrics,
+    policy::notices::Notice,
+};
 
-/// Writes Events. kube's recorder takes what has the same reason for a repetition and counts it under the first note; to
-/// a person another code, or another account that signed in, is none. So each note has a recorder of its own.
-pub struct Events {
-    client: Client,
-    reporter: Reporter,
-    told: Mutex<HashMap<(String, Reason), Told>>,
-}
-
-/// The last Event of a reason on an object.
-struct Told {
-    note: String,
-    at: Timestamp,
-    recorder: Recorder,
-}
-
-/// kube's recorder remembers for six minutes what it has written.
+/// An Event that is repeated within this time counts in the series of the first.
 const REMEMBERED: SignedDuration = SignedDuration::from_mins(6);
-/// Longest note that the API server takes (`events.k8s.io/v1`).
+/// Events that are remembered at most, about 300 bytes each.
+const SERIES: usize = 10_000;
+/// Longest note that the API server takes (`events.k8s.io/v1`), in bytes.
 const NOTE_MAX: usize = 1024;
+/// Longest part of an Event's name that is the object's: 253 less a point and 17 digits.
+const NAME_MAX: usize = 235;
+/// Events that wait to be written, at most.
+const WAITING: usize = 1_000;
+/// Events that a namespace may have at once.
+const BURST: u32 = 100;
+/// How soon it may have one more.
+const REFILL_SECONDS: i64 = 2;
+/// Where the Events of cluster-scoped objects are.
+const CLUSTER_NAMESPACE: &str = "default";
+/// How long a shutdown waits for Events that are not written yet.
+const FLUSH: Duration = Duration::from_secs(2);
+/// How often it looks.
+const FLUSH_LOOK: Duration = Duration::from_millis(20);
+
+/// Takes Events to be written.
+pub struct Events {
+    reporter: Reporter,
+    told: Mutex<Told>,
+    queue: mpsc::Sender<Event>,
+    /// Events that are not written yet.
+    pending: Arc<AtomicUsize>,
+    metrics: Arc<Metrics>,
+}
+
+/// Writes them, in a task of its own.
+pub struct Writer {
+    client: Client,
+    queue: mpsc::Receiver<Event>,
+    pending: Arc<AtomicUsize>,
+}
 
 impl Events {
-    /// For this reporter.
-    pub fn new(client: Client, reporter: Reporter) -> Self {
-        Self { client, reporter, told: Mutex::default() }
+    /// For this reporter, and the writer to run.
+    pub fn new(client: Client, reporter: Reporter, metrics: Arc<Metrics>) -> (Self, Writer) {
+        let (sender, queue) = mpsc::channel(WAITING);
+        let pending = Arc::<AtomicUsize>::default();
+        let events = Self { reporter, told: Mutex::default(), queue: sender, pending: pending.clone(), metrics };
+        (events, Writer { client, queue, pending })
     }
 
-    /// Writes an Event at `now`. One that is lost is logged; the status tells the same.
-    pub(super) async fn publish(&self, notice: &Notice, object: &ObjectReference, now: Timestamp) {
-        let recorder = self.recorder(notice, object, now);
-        if let Err(error) = recorder.publish(&event(notice), object).await {
-            tracing::warn!(error = told_by(&error), reason = notice.reason.as_str(), "an Event could not be written");
+    /// Hands on an Event. One that is dropped is counted; the status says the same.
+    pub(super) fn publish(&self, notice: &Notice, object: &ObjectReference, now: Timestamp) {
+        let event = self.told.lock().event(notice, object, &self.reporter, now);
+        let Some(event) = event else { return self.metrics.event_dropped() };
+        self.pending.fetch_add(1, Ordering::AcqRel);
+        if self.queue.try_send(event).is_err() {
+            self.pending.fetch_sub(1, Ordering::AcqRel);
+            self.metrics.event_dropped();
         }
     }
 
-    fn recorder(&self, notice: &Notice, object: &ObjectReference, now: Timestamp) -> Recorder {
-        let mut told = self.told.lock();
-        told.retain(|_, told| now.duration_since(told.at) < REMEMBERED);
-        let key = (object.uid.clone().unwrap_or_default(), notice.reason);
-        let known = told.get(&key).filter(|told| told.note == notice.note).map(|told| told.recorder.clone());
-        let recorder = known.unwrap_or_else(|| Recorder::new(self.client.clone(), self.reporter.clone()));
-        told.insert(key, Told { note: notice.note.clone(), at: now, recorder: recorder.clone() });
-        recorder
+    /// Waits a moment for what is not written yet.
+    pub async fn flush(&self) {
+        let written = async {
+            while self.pending.load(Ordering::Acquire) > 0 {
+                tokio::time::sleep(FLUSH_LOOK).await;
+            }
+        };
+        if tokio::time::timeout(FLUSH, written).await.is_err() {
+            tracing::warn!("the last Events were not written in time");
+        }
     }
 }
 
-fn event(notice: &Notice) -> Event {
-    let note = match notice.note.char_indices().nth(NOTE_MAX - 1) {
-        Some((end, _)) => format!("{}…", notice.note.get(..end.saturating_sub(3)).unwrap_or(&notice.note)),
-        None => notice.note.clone(),
-    };
-    Event {
-        type_: if notice.warning { EventType::Warning } else { EventType::Normal },
-        reason: notice.reason.as_str().to_owned(),
-        note: Some(note),
-        action: "Reconcile".to_owned(),
-        secondary: None,
+impl Writer {
+    /// Writes until nothing more can come.
+    pub async fn run(mut self) {
+        while let Some(event) = self.queue.recv().await {
+            if let Err(error) = self.write(&event).await {
+                let why = told_by(&error);
+                tracing::warn!(error = why, reason = event.reason, "an Event could not be written");
+            }
+            self.pending.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    async fn write(&self, event: &Event) -> kube::Result<()> {
+        let namespace = event.metadata.namespace.as_deref().unwrap_or(CLUSTER_NAMESPACE);
+        let api: Api<Event> = Api::namespaced(self.client.clone(), namespace);
+        let name = event.metadata.name.as_deref().unwrap_or_default();
+        if let Some(series) = &event.series {
+            let parameters = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
+            match api.patch(name, &parameters, &Patch::Merge(json!({"series": series}))).await {
+                // The first of the series was not written, or has been removed.
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                written => return written.map(drop),
+            }
+        }
+        api.create(&PostParams::default(), event).await.map(drop)
+    }
+}
+
+type SeriesKey = (String, Reason);
+
+/// What was written lately.
+#[derive(Default)]
+struct Told {
+    series: HashMap<SeriesKey, Series>,
+    /// Keys in the order of their last Events; one that has a later Event stands here again.
+    order: VecDeque<(SeriesKey, Timestamp)>,
+    budgets: HashMap<String, Budget>,
+    /// Events so far, which keeps names of one moment apart.
+    count: u32,
+}
+
+/// Events of one reason on one object, with one note.
+struct Series {
+    name: String,
+    note: String,
+    first: Timestamp,
+    last: Timestamp,
+    count: i32,
+}
+
+impl Told {
+    /// The Event to write; `None` where the namespace has had too many.
+    fn event(
+        &mut self,
+        notice: &Notice,
+        object: &ObjectReference,
+        reporter: &Reporter,
+        now: Timestamp,
+    ) -> Option<Event> {
+        self.forget(now);
+        let namespace = object.namespace.clone().unwrap_or_else(|| CLUSTER_NAMESPACE.to_owned());
+        if !self.budgets.entry(namespace.clone()).or_insert_with(|| Budget::new(now)).take(now) {
+            return None;
+        }
+        let note = note(&notice.note);
+        let digest = names::digest([note.as_str()]);
+        let key = (object.uid.clone().unwrap_or_default(), notice.reason);
+        self.count = self.count.wrapping_add(1);
+        // To a person another code, or another account that signed in, is no repetition.
+        let series = self.series.entry(key.clone()).or_insert_with(|| Series::new(object, &digest, now, self.count));
+        if series.note == digest {
+            series.count = series.count.saturating_add(1);
+        } else {
+            *series = Series { count: 1, ..Series::new(object, &digest, now, self.count) };
+        }
+        series.last = now;
+        let event = Event {
+            metadata: ObjectMeta {
+                namespace: Some(namespace),
+                name: Some(series.name.clone()),
+                ..ObjectMeta::default()
+            },
+            action: Some("Reconcile".to_owned()),
+            reason: Some(notice.reason.as_str().to_owned()),
+            note: Some(note),
+            type_: Some(if notice.warning { "Warning" } else { "Normal" }.to_owned()),
+            event_time: Some(MicroTime(series.first)),
+            regarding: Some(object.clone()),
+            reporting_controller: Some(reporter.controller.clone()),
+            reporting_instance: reporter.instance.clone().or_else(|| Some(reporter.controller.clone())),
+            series: (series.count > 1).then(|| EventSeries { count: series.count, last_observed_time: MicroTime(now) }),
+            ..Event::default()
+        };
+        self.order.push_back((key, now));
+        Some(event)
+    }
+
+    fn forget(&mut self, now: Timestamp) {
+        while let Some((key, at)) = self.order.front() {
+            if now.duration_since(*at) < REMEMBERED && self.order.len() <= SERIES {
+                break;
+            }
+            if self.series.get(key).is_some_and(|series| series.last == *at) {
+                self.series.remove(key);
+            }
+            self.order.pop_front();
+        }
+        if self.budgets.len() > SERIES {
+            self.budgets.retain(|_, budget| !budget.is_full(now));
+        }
+    }
+}
+
+impl Series {
+    fn new(object: &ObjectReference, note: &str, now: Timestamp, count: u32) -> Self {
+        Self { name: name(object, now, count), note: note.to_owned(), first: now, last: now, count: 0 }
+    }
+}
+
+/// How many Events a namespace may have: [`BURST`] at once, and one more every [`REFILL_SECONDS`].
+struct Budget {
+    left: u32,
+    since: Timestamp,
+}
+
+impl Budget {
+    fn new(now: Timestamp) -> Self {
+        Self { left: BURST, since: now }
+    }
+
+    fn refill(&mut self, now: Timestamp) {
+        // A clock that was set back refills nothing, and does not stop the refill either.
+        let passed = now.as_second().saturating_sub(self.since.as_second());
+        let more = u32::try_from(passed / REFILL_SECONDS).unwrap_or(0);
+        if more > 0 || passed < 0 {
+            self.left = self.left.saturating_add(more).min(BURST);
+            self.since = now;
+        }
+    }
+
+    fn take(&mut self, now: Timestamp) -> bool {
+        self.refill(now);
+        let taken = self.left.checked_sub(1);
+        self.left = taken.unwrap_or(0);
+        taken.is_some()
+    }
+
+    fn is_full(&mut self, now: Timestamp) -> bool {
+        self.refill(now);
+        self.left == BURST
+    }
+}
+
+/// The object's name, cut where the whole would be too long, and something that differs for each Event.
+fn name(object: &ObjectReference, now: Timestamp, count: u32) -> String {
+    let name = object.name.as_deref().unwrap_or(names::MANAGER);
+    let head: String = name.chars().take(NAME_MAX).collect();
+    format!("{}.{:x}", head.trim_end_matches(['.', '-']), now.as_nanosecond() + i128::from(count))
+}
+
+fn note(note: &str) -> String {
+    const CUT: char = '…';
+    match note.len() {
+        0..=NOTE_MAX => note.to_owned(),
+        _ => format!("{}{CUT}", &note[..note.floor_char_boundary(NOTE_MAX - CUT.len_utf8())]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_000_000 + second).unwrap()
+    }
+
+    fn publish(told: &mut Told, uid: &str, text: &str, second: i64) -> Option<Event> {
+        let notice = Notice { warning: true, reason: Reason::InvalidClient, note: text.to_owned() };
+        let object = ObjectReference {
+            namespace: Some("shop".to_owned()),
+            name: Some("billing".to_owned()),
+            uid: Some(uid.to_owned()),
+            ..ObjectReference::default()
+        };
+        let reporter = Reporter { controller: "broker".to_owned(), instance: None };
+        told.event(&notice, &object, &reporter, at(second))
+    }
+
+    #[test]
+    fn a_repetition_counts_in_the_series_of_the_first_and_another_note_is_none() {
+        let mut told = Told::default();
+        let first = publish(&mut told, "a", "one", 0).unwrap();
+        assert_eq!(first.series, None);
+        let second = publish(&mut told, "a", "one", 10).unwrap();
+        assert_eq!(second.metadata.name, first.metadata.name);
+        assert_eq!(second.series.map(|series| series.count), Some(2));
+        let another = publish(&mut told, "a", "two", 20).unwrap();
+        assert_ne!(another.metadata.name, first.metadata.name);
+        assert_eq!(another.series, None);
+        let other_object = publish(&mut told, "b", "two", 20).unwrap();
+        assert_ne!(other_object.metadata.name, another.metadata.name);
+        let later = publish(&mut told, "a", "two", 20 + REMEMBERED.as_secs()).unwrap();
+        assert_eq!(later.series, None, "the series has ended");
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_forgotten_in_the_order_of_time() {
+        let mut told = Told::default();
+        for number in 0..i64::try_from(SERIES + 500).unwrap() {
+            publish(&mut told, &number.to_string(), "one", number * REFILL_SECONDS / 100);
+            told.budgets.clear();
+        }
+        assert!(told.series.len() <= SERIES + 1 && told.order.len() <= SERIES + 1);
+        publish(&mut told, "last", "one", 1_000_000);
+        assert_eq!((told.series.len(), told.order.len()), (1, 1));
+    }
+
+    #[test]
+    fn a_namespace_with_too_many_events_gets_one_now_and_then() {
+        let mut told = Told::default();
+        let of = |told: &mut Told, second| {
+            (0..1_000).filter(|number| publish(told, &number.to_string(), "one", second).is_some()).count()
+        };
+        assert_eq!(of(&mut told, 0), 100);
+        assert_eq!(of(&mut told, 10), 5);
+        assert_eq!(of(&mut told, -5), 0, "the clock was set back");
+        assert_eq!(of(&mut told, 100_000), 100);
+    }
+
+    #[test]
+    fn the_name_of_an_event_is_valid_whatever_the_name_of_its_object() {
+        for object in ["a".repeat(253), format!("{}-{}", "a".repeat(234), "b".repeat(18)), "billing".to_owned()] {
+            let reference = ObjectReference { name: Some(object), ..ObjectReference::default() };
+            let name = name(&reference, at(0), u32::MAX);
+            assert!(name.len() <= 253 && !name.contains("-."), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_note_is_as_long_as_the_api_server_takes() {
+        assert_eq!(note("short"), "short");
+        let long = note(&"é".repeat(2_000));
+        assert!((NOTE_MAX - 2..=NOTE_MAX).contains(&long.len()) && long.ends_with('…'));
     }
 }

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{
     Context,
     act::{Revocation, revoke},
-    custody, full_name, observe, report,
+    custody, full_name, observe, report, slim,
     writes::{fence, patch},
 };
 use crate::{
@@ -43,7 +43,7 @@ pub(super) async fn finalizer(
         written => written?,
     };
     let Some(mut written) = written else { return Ok(credential) };
-    written.metadata.managed_fields = None;
+    slim::credential(&mut written.metadata);
     let written = Arc::new(written);
     context.memory.with(checks::uid(&credential), |entry| entry.written = Some(written.clone()));
     Ok(written)

@@ -1,7 +1,11 @@
 //! What the broker knows of each credential beyond what the watches show: work under way, tokens not yet written, and
 //! its own latest writes, which a watch shows a moment later.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher},
+    sync::Arc,
+};
 
 use k8s_openapi::jiff::Timestamp;
 use kube::core::ObjectMeta;
@@ -11,16 +15,35 @@ use secrecy::SecretString;
 use super::{act::Outcome, custody::Unsaved};
 use crate::{
     api::MailCredential,
-    policy::observed::{Held, History, TokenFacts},
+    lease::Leadership,
+    policy::{
+        observed::{Held, History, TokenFacts},
+        spacing::Spacing,
+    },
 };
 
-/// By uid, one entry for each credential of which there is something to remember.
+/// What is remembered of each credential that the store has, by uid. An entry lives as long as its object: what arrives
+/// later for that uid is dropped, but for a refresh token that is being stored.
+pub struct Memory {
+    objects: Mutex<Objects>,
+    leadership: Leadership,
+}
+
 #[derive(Default)]
-pub struct Memory(Mutex<HashMap<String, Box<Entry>>>);
+struct Objects {
+    /// Credentials that exist; `None` where there is nothing to remember.
+    live: HashMap<Box<str>, Option<Box<Entry>>>,
+    /// Credentials that are gone, while a refresh token which arrived for them is not stored yet.
+    orphans: HashMap<Box<str>, Box<Entry>>,
+    /// The latest writes of statuses, of credentials and providers, by uid.
+    statuses: HashMap<Box<str>, Spacing>,
+}
 
 /// What is remembered of one credential.
 #[derive(Default)]
 pub struct Entry {
+    /// The tenure ([`Leadership::tenure`]) in which the entry was made.
+    tenure: u64,
     /// The object as the broker last wrote its status.
     pub written: Option<Arc<MailCredential>>,
     /// The target's metadata as the broker last wrote or read it.
@@ -75,6 +98,7 @@ impl Entry {
     fn is_blank(&self) -> bool {
         // All of them, so that one which is added is not forgotten here.
         let Self {
+            tenure: _,
             written,
             target,
             inspected,
@@ -98,61 +122,150 @@ impl Entry {
         let sign_in = device_code.is_none() && next_poll.is_none() && *unanswered == 0 && code_over.is_none();
         object && attempt && custody && sign_in
     }
+
+    /// Drops what another replica, which has led since, may have overtaken. A token that was issued and a refresh token that
+    /// is not stored survive: both are compared with their Secrets before they are written.
+    fn enter(&mut self, tenure: u64) {
+        if self.tenure == tenure {
+            return;
+        }
+        self.tenure = tenure;
+        self.outcome.take_if(|outcome| !matches!(outcome, Outcome::Issued(_)));
+        (self.untold, self.inspected, self.seed_seen) = (None, None, None);
+        (self.conflict, self.stuck) = (false, false);
+        self.forget_sign_in();
+    }
+
+    fn forget_sign_in(&mut self) {
+        (self.device_code, self.next_poll, self.code_over, self.unanswered) = (None, None, None, 0);
+    }
 }
 
 impl Memory {
-    /// Works on the entry of a credential.
+    /// An empty memory. `leadership` gives the tenure that entries are made in.
+    pub fn new(leadership: Leadership) -> Self {
+        Self { objects: Mutex::default(), leadership }
+    }
+
+    /// Notes that a credential exists. To be called before the store shows it.
+    pub fn begin(&self, uid: &str) {
+        let mut objects = self.objects.lock();
+        if !objects.live.contains_key(uid) {
+            objects.live.insert(uid.into(), None);
+        }
+    }
+
+    /// Works on the entry of a credential. Where the credential is gone, `work` gets an entry that is dropped after it,
+    /// unless a refresh token that is not stored is in it.
     pub fn with<T>(&self, uid: &str, work: impl FnOnce(&mut Entry) -> T) -> T {
-        let mut entries = self.0.lock();
-        work(entries.entry(uid.to_owned()).or_default())
+        let mut objects = self.objects.lock();
+        if let Some(entry) = objects.live.get_mut(uid) {
+            let entry = entry.get_or_insert_default();
+            entry.enter(self.leadership.tenure());
+            return work(entry);
+        }
+        let mut orphan = objects.orphans.remove(uid).unwrap_or_default();
+        let done = work(&mut orphan);
+        if orphan.unsaved.is_some() {
+            objects.orphans.insert(uid.into(), orphan);
+        }
+        done
     }
 
     /// Gives up the entry of a credential where nothing is left to remember: most of thousands are at rest.
     pub fn tidy(&self, uid: &str) {
-        let mut entries = self.0.lock();
-        if entries.get(uid).is_some_and(|entry| entry.is_blank()) {
-            entries.remove(uid);
+        if let Some(entry) = self.objects.lock().live.get_mut(uid) {
+            entry.take_if(|entry| entry.is_blank());
         }
     }
 
     /// Leaves the outcome of a token request. A credential that is gone meanwhile has no use for it.
     pub fn finish(&self, uid: &str, outcome: Option<Outcome>) {
-        if let Some(entry) = self.0.lock().get_mut(uid) {
+        if let Some(Some(entry)) = self.objects.lock().live.get_mut(uid) {
             entry.in_flight = None;
             entry.outcome = outcome;
         }
     }
 
-    /// Forgets what another broker, which leads now, will have changed: when it polls, and which sign-in.
+    /// Forgets what another broker, which leads now, will have changed: when it polls, and which sign-in. The rest is
+    /// dropped when a new tenure begins.
     pub fn stand_by(&self, uid: &str) {
-        if let Some(entry) = self.0.lock().get_mut(uid) {
+        if let Some(Some(entry)) = self.objects.lock().live.get_mut(uid) {
             (entry.device_code, entry.next_poll) = (None, None);
         }
     }
 
     /// Lets all sign-ins be asked for soon: the clock was set, by which that was to be.
     pub fn poll_soon(&self) {
-        self.0.lock().values_mut().for_each(|entry| entry.next_poll = None);
+        self.objects.lock().live.values_mut().flatten().for_each(|entry| entry.next_poll = None);
+    }
+
+    /// Forgets the broker's own writes: the API server was restored from a backup, and its resourceVersions begin again at
+    /// lower numbers.
+    pub fn forget_writes(&self) {
+        for entry in self.objects.lock().live.values_mut().flatten() {
+            (entry.written, entry.target, entry.grant, entry.inspected) = (None, None, None, None);
+        }
     }
 
     /// Forgets a credential that is gone.
     pub fn forget(&self, uid: &str) {
-        self.0.lock().remove(uid);
+        self.objects.lock().live.remove(uid);
+    }
+
+    /// Forgets the refresh tokens of credentials that are gone which could not be stored since `before`. Returns how many.
+    pub fn forget_orphans(&self, before: Timestamp) -> usize {
+        let orphans = &mut self.objects.lock().orphans;
+        let count = orphans.len();
+        orphans.retain(|_, entry| entry.unsaved.as_ref().is_some_and(|unsaved| unsaved.since() > before));
+        count - orphans.len()
+    }
+
+    /// Notes that the status of an object is written now, or returns when it may be: where another writer changes it each
+    /// time, two brokers would write as fast as they can. `version` identifies what the status is about.
+    pub fn defer_status(&self, uid: &str, version: &str, now: Timestamp) -> Option<Timestamp> {
+        let version = BuildHasherDefault::<DefaultHasher>::default().hash_one(version);
+        let statuses = &mut self.objects.lock().statuses;
+        match statuses.get_mut(uid) {
+            Some(spacing) => spacing.defer(version, now),
+            None => {
+                let mut spacing = Spacing::new(version, now);
+                let due = spacing.defer(version, now);
+                statuses.insert(uid.into(), spacing);
+                due
+            }
+        }
+    }
+
+    /// Forgets the writes of statuses that were made long before `now`.
+    pub fn forget_statuses(&self, now: Timestamp) {
+        self.objects.lock().statuses.retain(|_, spacing| !spacing.is_forgotten(now));
+    }
+
+    /// Whether a request of the credential is under way, or its result is not worked in yet.
+    pub fn is_under_way(&self, uid: &str) -> bool {
+        match self.objects.lock().live.get(uid) {
+            Some(Some(entry)) => entry.in_flight.is_some() || entry.outcome.is_some() || entry.held.is_some(),
+            _ => false,
+        }
     }
 
     /// How many refresh tokens are only here, because they could not be stored yet.
     pub fn unstored(&self) -> usize {
-        self.0.lock().values().filter(|entry| entry.unsaved.is_some()).count()
+        let objects = self.objects.lock();
+        let entries = objects.live.values().flatten().chain(objects.orphans.values());
+        entries.filter(|entry| entry.unsaved.is_some()).count()
     }
 
     /// Whether anything is under way or not yet written: a shutdown waits for it. Who does not lead writes nothing but a
-    /// refresh token that nobody else has.
+    /// refresh token that nobody else has. Only credentials that exist count, and the refresh tokens of others.
     pub fn is_busy(&self, leads: bool) -> bool {
         let busy = |entry: &Entry| {
             let awaited = entry.in_flight.is_some() || entry.unsaved.is_some();
             awaited || leads && (entry.outcome.is_some() || entry.held.is_some() && !entry.stuck)
         };
-        self.0.lock().values().any(|entry| busy(entry))
+        let objects = self.objects.lock();
+        !objects.orphans.is_empty() || objects.live.values().flatten().any(|entry| busy(entry))
     }
 }
 
@@ -172,5 +285,65 @@ pub fn newer<T>(
         }
         // The watch has not shown our write yet, or the object is gone: the caller knows which.
         (None, _) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::status::ClientStatus;
+
+    const UID: &str = "6d1b8f0e-0000-4000-8000-000000000001";
+
+    fn memory() -> Memory {
+        let memory = Memory::new(Leadership::always());
+        memory.begin(UID);
+        memory
+    }
+
+    fn unsaved(at: Timestamp) -> Unsaved {
+        Unsaved::SignedIn { rotated: None, bound_to: String::new(), revocable_at: String::new(), at }
+    }
+
+    #[test]
+    fn a_credential_that_is_gone_leaves_nothing_behind() {
+        let memory = memory();
+        memory.with(UID, |entry| entry.in_flight = Some(Timestamp::UNIX_EPOCH));
+        assert!(memory.is_busy(true) && memory.is_under_way(UID));
+        memory.forget(UID);
+        assert!(!memory.is_busy(true));
+        // The response arrives after the deletion.
+        memory.with(UID, |entry| entry.next_poll = Some(Timestamp::UNIX_EPOCH));
+        memory.finish(UID, None);
+        assert!(!memory.is_busy(true) && memory.objects.lock().live.is_empty());
+        assert_eq!(memory.with(UID, |entry| entry.next_poll), None);
+    }
+
+    #[test]
+    fn a_refresh_token_outlives_its_credential_until_it_is_stored_or_too_old() {
+        let (memory, at) = (memory(), Timestamp::from_second(1_000).unwrap());
+        memory.forget(UID);
+        memory.with(UID, |entry| entry.unsaved = Some(unsaved(at)));
+        assert!(memory.is_busy(false) && memory.with(UID, |entry| entry.unsaved.is_some()));
+        assert_eq!(memory.forget_orphans(Timestamp::UNIX_EPOCH), 0);
+        assert_eq!(memory.forget_orphans(at), 1);
+        assert!(!memory.is_busy(false));
+        memory.with(UID, |entry| entry.unsaved = Some(unsaved(at)));
+        memory.with(UID, |entry| entry.unsaved = None);
+        assert!(!memory.is_busy(false));
+    }
+
+    #[test]
+    fn a_new_tenure_keeps_only_what_was_obtained() {
+        let mut entry = Entry { unsaved: Some(unsaved(Timestamp::UNIX_EPOCH)), ..Entry::default() };
+        entry.untold = Some(History::default());
+        entry.next_poll = Some(Timestamp::UNIX_EPOCH);
+        let client = ClientStatus { method: "clientSecret".to_owned(), index: 0, expires_at: None };
+        entry.outcome = Some(Outcome::Noted { client });
+        entry.enter(0);
+        assert!(entry.untold.is_some() && entry.outcome.is_some(), "the same tenure");
+        entry.enter(1);
+        assert!(entry.untold.is_none() && entry.outcome.is_none() && entry.next_poll.is_none());
+        assert!(entry.unsaved.is_some());
     }
 }

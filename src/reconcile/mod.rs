@@ -6,14 +6,17 @@ pub mod bundles;
 pub mod custody;
 pub mod events;
 mod farewell;
+pub mod links;
 pub mod material;
 pub mod memory;
 pub mod observe;
 pub mod provider;
 pub mod publish;
 pub mod report;
+pub mod slim;
 mod stored;
 pub mod stores;
+pub mod unreadable;
 mod writes;
 
 use std::{sync::Arc, time::Duration};
@@ -50,7 +53,7 @@ pub struct Context {
     /// Which objects depend on which.
     pub links: Arc<stores::Links>,
     /// What is not in any object.
-    pub memory: memory::Memory,
+    pub memory: Arc<memory::Memory>,
     /// Providers with their endpoints and secrets, ready for use.
     pub material: material::Book,
     /// Where attempts wait for those at the same provider that came before.

@@ -16,9 +16,14 @@ use super::{
     stored::annotation,
     stores::ProviderKey,
     take_outcome,
+    unreadable::ObjectKind,
 };
 use crate::{
-    api::{ConditionType, MailCredential, Reason, condition, credential::ProviderKind, names},
+    api::{
+        ConditionType, MailCredential, Reason, condition,
+        credential::{DeletionPolicy, ProviderKind},
+        names,
+    },
     error::Error,
     policy::{
         Blocker, Observed, checks,
@@ -130,6 +135,10 @@ fn provider(credential: &MailCredential, context: &Context) -> Option<(Result<Pr
 fn not_found(credential: &MailCredential, context: &Context) -> Blocker {
     let words = checks::provider_words(credential);
     let reference = &credential.spec.provider_ref;
+    let ProviderKey { kind, namespace, name } = ProviderKey::of(credential);
+    if let Some(why) = context.stores.unreadable.why(ObjectKind::Provider(kind), &(namespace, name)) {
+        return Blocker::new(Reason::ProviderNotReady, why);
+    }
     let unseen = reference.kind == ProviderKind::ClusterMailProvider && context.stores.cluster_providers.is_none();
     let message = if unseen {
         format!(
@@ -230,23 +239,34 @@ fn shown_target(credential: &MailCredential, name: &str, context: &Context) -> O
     })
 }
 
-/// The Secret under the name that the target had before.
+/// A Secret under a name that the target had before: the one that the status names, else any other that is the
+/// credential's. After two renames of which the status tells one, both are found.
 async fn previous(
     credential: &MailCredential,
     provider: Option<&Provider>,
     context: &Context,
 ) -> Result<Option<Published>, Error> {
-    let Some(name) = credential.status.as_ref().and_then(|status| status.secret_name.as_deref()) else {
-        return Ok(None);
+    let (namespace, target) = (checks::namespace(credential), target_name(credential));
+    let reported = credential.status.as_ref().and_then(|status| status.secret_name.clone());
+    let deletes = credential.spec.secret.deletion_policy == DeletionPolicy::Delete;
+    let others = match deletes {
+        true => context.links.secrets_of(&(namespace.to_owned(), credential.name_any())),
+        false => vec![],
     };
-    if name == target_name(credential) {
-        return Ok(None);
+    let own_name = Some(credential.name_any()).filter(|_| deletes && credential.spec.secret.name.is_some());
+    let candidates = reported.clone().into_iter().chain(others.into_iter().map(|key| key.1)).chain(own_name);
+    for name in candidates.filter(|name| *name != target) {
+        let Some(secret) = context.stores.own_secrets.get(namespace, &name) else { continue };
+        if publish::ownership(&secret.metadata, credential, context) != Ownership::Own {
+            continue;
+        }
+        let published = published(credential, provider, &secret.metadata, context).await?;
+        // A copy that a tool made of the target is not the broker's to delete.
+        if Some(&name) == reported.as_ref() || published.token.is_some() {
+            return Ok(Some(published));
+        }
     }
-    let Some(secret) = context.stores.own_secrets.get(checks::namespace(credential), name) else { return Ok(None) };
-    match publish::ownership(&secret.metadata, credential, context) {
-        Ownership::Own => Ok(Some(published(credential, provider, &secret.metadata, context).await?)),
-        Ownership::Takeover | Ownership::Foreign(_) => Ok(None),
-    }
+    Ok(None)
 }
 
 /// What is known about a Secret of ours. Its data is read only where somebody else wrote it last.

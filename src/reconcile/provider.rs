@@ -24,7 +24,7 @@ use crate::{
         ClusterMailProvider, ConditionType, MailProvider, ProviderStatus, Reason, Retry, condition,
         credential::ProviderKind, names,
     },
-    error::Error,
+    error::{Error, STATUS_OVERWRITTEN},
     policy::{
         notices::Notice,
         provider::{self as policy, ClientEnd, Usable},
@@ -57,7 +57,9 @@ pub async fn reconcile(key: &ProviderKey, context: &Arc<Context>) -> Result<Acti
         // After a restart: what was found before stands until a credential needs the provider.
         let now = context.clock.now();
         if let Some(until) = context.material.trusts(key, &fingerprint, trusted_until(&object, now), now) {
-            wake_credentials(key, context);
+            if context.material.is_news(key, &fingerprint, None) {
+                wake_credentials(key, context);
+            }
             return Ok(Action::requeue(context.clock.until(until)));
         }
     }
@@ -75,8 +77,10 @@ pub async fn reconcile(key: &ProviderKey, context: &Arc<Context>) -> Result<Acti
     };
     let now = context.clock.now();
     let next = context.material.note(key, &fingerprint, verdict.as_ref().err(), now);
-    let turn = write_status(&object, verdict.as_ref().map(Arc::as_ref), context, now).await?;
-    wake_credentials(key, context);
+    let (turn, wrote) = write_status(&object, &fingerprint, verdict.as_ref().map(Arc::as_ref), context, now).await?;
+    if context.material.is_news(key, &fingerprint, verdict.as_ref().err()) || wrote {
+        wake_credentials(key, context);
+    }
     let next = next.into_iter().chain(turn).min();
     Ok(next.map_or_else(Action::await_change, |at| Action::requeue(context.clock.until(at))))
 }
@@ -104,6 +108,13 @@ fn look(object: ProviderObject, fingerprint: String, again: bool, context: &Arc<
     let span = tracing::info_span!("look", kind = ?key.kind, namespace = key.namespace, name = key.name);
     let task = async move {
         let looked = AssertUnwindSafe(context.material.prepare(&object, again, &context)).catch_unwind().await;
+        let exists = context.stores.provider(&key).is_some_and(|found| found.meta().uid == object.meta().uid);
+        if !exists {
+            // It was deleted meanwhile: nothing else will remove what this look has left.
+            context.material.forget(&key);
+            context.bundles.release(&key, None);
+            return context.waker.provider(key);
+        }
         let error = match looked {
             Ok(Ok(verdict)) => {
                 context.material.note(&key, &fingerprint, verdict.as_ref().err(), context.clock.now());
@@ -144,13 +155,16 @@ pub(super) fn look_again(problem: &ProviderProblem, failures: u32, now: Timestam
     }
 }
 
-/// Writes the status of a provider if it differs. `Some`: when it may differ although nothing has changed.
+/// Writes the status of a provider if it differs. Returns when it may differ although nothing has changed, and whether it
+/// was written. Where another writer changes it each time, it is written later: two installations that serve the same
+/// provider and find it differently do not write as fast as they can.
 async fn write_status(
     object: &ProviderObject,
+    fingerprint: &str,
     verdict: Result<&Prepared, &ProviderProblem>,
     context: &Context,
     now: Timestamp,
-) -> Result<Option<Timestamp>, Error> {
+) -> Result<(Option<Timestamp>, bool), Error> {
     let before = context.material.status(object);
     let found = verdict.map(usable).map_err(|problem| problem.blocker.clone());
     let mut after = policy::status(object.meta(), &full_name(&object.key()), &before, &found, now);
@@ -164,7 +178,13 @@ async fn write_status(
         Err(_) => policy::arrival_until(object.meta(), &after, now),
     };
     if before == after {
-        return Ok(turn);
+        return Ok((turn, false));
+    }
+    let uid = object.meta().uid.as_deref().unwrap_or_default();
+    let version = format!("{:?} {fingerprint}", object.meta().generation);
+    if let Some(until) = context.memory.defer_status(uid, &version, now) {
+        overwritten(&full_name(&object.key()), context);
+        return Ok((Some(until), false));
     }
     let written = match object {
         ProviderObject::Namespaced(provider) => {
@@ -175,18 +195,28 @@ async fn write_status(
             patch_status(&Api::<ClusterMailProvider>::all(context.client.clone()), provider, &after).await?
         }
     };
-    let Some(meta) = written else { return Ok(None) };
+    let Some(meta) = written else { return Ok((None, false)) };
     context.material.wrote(&object.key(), &meta, after.clone());
     if let Some(words) = verdict.ok().and_then(skipped_words)
         && condition::find(&before.conditions, ConditionType::Ready).is_none_or(|told| !told.message.contains(&words))
     {
         let notice = Notice { warning: true, reason: Reason::SourceInvalid, note: words };
-        tell(object, &notice, context).await;
+        tell(object, &notice, context);
     }
     for notice in policy::notices(&before, &after) {
-        tell(object, &notice, context).await;
+        tell(object, &notice, context);
     }
-    Ok(turn)
+    Ok((turn, true))
+}
+
+/// Reports that another writer keeps changing a status.
+pub(super) fn overwritten(name: &str, context: &Context) {
+    context.metrics.reconcile_error(STATUS_OVERWRITTEN);
+    tracing::warn!(
+        object = name,
+        "the status has been written many times in a row and is written later: another writer changes it each time. If two \
+         installations of the broker serve the same objects, give each its own namespaces with --namespace"
+    );
 }
 
 /// What the status of a usable provider tells.
@@ -240,7 +270,7 @@ where
     }
 }
 
-async fn tell(object: &ProviderObject, notice: &Notice, context: &Context) {
+fn tell(object: &ProviderObject, notice: &Notice, context: &Context) {
     let reference = match object {
         ProviderObject::Namespaced(provider) => provider.object_ref(&()),
         ProviderObject::Cluster(provider) => {
@@ -250,7 +280,7 @@ async fn tell(object: &ProviderObject, notice: &Notice, context: &Context) {
             reference
         }
     };
-    context.events.publish(notice, &reference, context.clock.now()).await;
+    context.events.publish(notice, &reference, context.clock.now());
 }
 
 /// What a provider is called in errors and logs.

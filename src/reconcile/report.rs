@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kube::Resource as _;
 
-use super::{Context, full_name, observe, writes};
+use super::{Context, full_name, observe, provider, slim, writes};
 use crate::{
     api::MailCredential,
     error::{Error, told_by},
@@ -57,10 +57,15 @@ pub(super) async fn report(
     if under_way && (patient || !tells_of_an_end(&before.conditions, &after.conditions)) {
         return Ok(true);
     }
+    let version = format!("{:?} {}", credential.metadata.generation, observed.attempt);
+    if context.memory.defer_status(checks::uid(credential), &version, now).is_some() {
+        provider::overwritten(&full_name(credential), context);
+        return Ok(false);
+    }
     fail_point::pass("before-status").await;
     match writes::status(context, credential, &after).await {
         Ok(mut written) => {
-            written.metadata.managed_fields = None;
+            slim::credential(&mut written.metadata);
             context.memory.with(checks::uid(credential), |entry| {
                 (entry.written, entry.untold) = (Some(Arc::new(written)), None);
             });
@@ -90,7 +95,7 @@ pub(super) async fn unobserved(credential: Arc<MailCredential>, context: &Contex
     let Some(after) = ended(&credential, now) else { return due };
     match writes::status(context, &credential, &after).await {
         Ok(mut written) => {
-            written.metadata.managed_fields = None;
+            slim::credential(&mut written.metadata);
             context.memory.with(checks::uid(&credential), |entry| entry.written = Some(Arc::new(written)));
             for notice in notices(&before, &after) {
                 tell(&credential, &notice, context).await;
@@ -106,5 +111,5 @@ pub(super) async fn unobserved(credential: Arc<MailCredential>, context: &Contex
 
 /// Writes an Event.
 pub(super) async fn tell(credential: &MailCredential, notice: &Notice, context: &Context) {
-    context.events.publish(notice, &credential.object_ref(&()), context.clock.now()).await;
+    context.events.publish(notice, &credential.object_ref(&()), context.clock.now());
 }

@@ -1,8 +1,7 @@
 //! What the watches show, kept in memory, and the links by which a change of one object finds those that depend on it.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    hash::Hash,
+    collections::{BTreeMap, HashMap},
     sync::Arc,
 };
 
@@ -16,8 +15,9 @@ use kube::{
     core::{ObjectMeta, PartialObjectMeta},
     runtime::reflector::{ObjectRef, Store},
 };
-use parking_lot::RwLock;
 
+pub use super::links::Links;
+use super::unreadable::Unreadable;
 use crate::{
     api::{
         ClusterMailProvider, MailCredential, MailProvider,
@@ -86,6 +86,8 @@ pub struct Stores {
     pub own_secrets: Mirror<PartialObjectMeta<Secret>>,
     /// Secrets that the broker may read.
     pub sources: Mirror<PartialObjectMeta<Secret>>,
+    /// Objects that do not parse, which are in none of the stores above.
+    pub unreadable: Arc<Unreadable>,
     /// The namespace of a ClusterMailProvider's Secrets.
     pub broker_namespace: String,
 }
@@ -251,115 +253,6 @@ impl Stores {
     }
 }
 
-/// Which credentials depend on a provider, want a target or read a source, and which providers read one.
-#[derive(Default)]
-pub struct Links {
-    credentials_of_provider: RwLock<Many<ProviderKey, Key>>,
-    /// Those alone whose target has another name than they have.
-    credentials_of_target: RwLock<Many<Key, Key>>,
-    credentials_of_secret: RwLock<Many<Key, Key>>,
-    providers_of_secret: RwLock<Many<Key, ProviderKey>>,
-}
-
-impl Links {
-    /// Notes what a credential refers to. Tells whether it is the first of its provider.
-    pub fn credential(&self, credential: &MailCredential) -> bool {
-        let namespace = credential.namespace().unwrap_or_default();
-        let first = !self.is_used(&ProviderKey::of(credential));
-        let key = (namespace.clone(), credential.name_any());
-        let sources: Vec<Key> =
-            credential.spec.grant.sources().map(|source| (namespace.clone(), source.name.clone())).collect();
-        let target = Some((namespace, target_name(credential))).filter(|target| *target != key);
-        self.credentials_of_secret.write().set(key.clone(), sources);
-        self.credentials_of_provider.write().set(key.clone(), vec![ProviderKey::of(credential)]);
-        self.credentials_of_target.write().set(key, target.into_iter().collect());
-        first
-    }
-
-    /// Forgets a credential.
-    pub fn forget_credential(&self, key: &Key) {
-        self.credentials_of_provider.write().set(key.clone(), vec![]);
-        self.credentials_of_secret.write().set(key.clone(), vec![]);
-        self.credentials_of_target.write().set(key.clone(), vec![]);
-    }
-
-    /// Notes what a provider refers to. `home` is the namespace of what it refers to.
-    pub fn provider(&self, key: ProviderKey, home: &str, spec: &ProviderSpec) {
-        let secrets = source_secrets(spec).into_iter().map(|name| (home.to_owned(), name.to_owned()));
-        self.providers_of_secret.write().set(key, secrets.collect());
-    }
-
-    /// Forgets a provider.
-    pub fn forget_provider(&self, key: ProviderKey) {
-        self.providers_of_secret.write().set(key, vec![]);
-    }
-
-    /// Whether any credential refers to a provider.
-    pub fn is_used(&self, key: &ProviderKey) -> bool {
-        self.credentials_of_provider.read().found.contains_key(key)
-    }
-
-    /// The credentials of a provider.
-    pub fn by_provider(&self, key: &ProviderKey) -> Vec<Key> {
-        self.credentials_of_provider.read().get(key)
-    }
-
-    /// The credentials that may want a target: the one of its name, and those that name it.
-    pub fn by_target(&self, key: &Key) -> Vec<Key> {
-        let mut found = self.credentials_of_target.read().get(key);
-        found.push(key.clone());
-        found
-    }
-
-    /// The credentials that read a Secret themselves.
-    pub fn credentials_by_secret(&self, key: &Key) -> Vec<Key> {
-        self.credentials_of_secret.read().get(key)
-    }
-
-    /// The providers that read a Secret.
-    pub fn by_secret(&self, key: &Key) -> Vec<ProviderKey> {
-        self.providers_of_secret.read().get(key)
-    }
-}
-
-/// A relation that is found from its right side and replaced from its left side.
-struct Many<A, B> {
-    found: HashMap<A, HashSet<B>>,
-    of: HashMap<B, Vec<A>>,
-}
-
-impl<A, B> Default for Many<A, B> {
-    fn default() -> Self {
-        Self { found: HashMap::new(), of: HashMap::new() }
-    }
-}
-
-impl<A: Clone + Eq + Hash, B: Clone + Eq + Hash> Many<A, B> {
-    fn set(&mut self, from: B, to: Vec<A>) {
-        if self.of.get(&from).map_or(&[][..], Vec::as_slice) == to {
-            return;
-        }
-        for old in self.of.remove(&from).unwrap_or_default() {
-            if let Some(set) = self.found.get_mut(&old) {
-                set.remove(&from);
-                if set.is_empty() {
-                    self.found.remove(&old);
-                }
-            }
-        }
-        for new in &to {
-            self.found.entry(new.clone()).or_default().insert(from.clone());
-        }
-        if !to.is_empty() {
-            self.of.insert(from, to);
-        }
-    }
-
-    fn get(&self, of: &A) -> Vec<B> {
-        self.found.get(of).into_iter().flatten().cloned().collect()
-    }
-}
-
 /// The uid of the credential that a Secret belongs to: its owner, or, of a Secret that is retained, the one in its label.
 fn holder_of<'a>(target: &'a ObjectMeta, contenders: &'a [Contender]) -> Option<&'a str> {
     if let Some(owner) = controller_of(target) {
@@ -381,23 +274,5 @@ pub fn credential_of(secret: &kube::core::ObjectMeta) -> Option<String> {
     match owner {
         Some(owner) => Some(owner.name.clone()),
         None => secret.labels.as_ref()?.get(names::LABEL_CREDENTIAL).cloned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_relation_forgets_what_was_replaced() {
-        let mut many = Many::default();
-        many.set("b1", vec!["a1", "a2"]);
-        many.set("b2", vec!["a1"]);
-        assert_eq!(many.get(&"a1").len(), 2);
-        many.set("b1", vec!["a3"]);
-        assert_eq!(many.get(&"a1"), ["b2"]);
-        assert!(many.get(&"a2").is_empty());
-        many.set("b2", vec![]);
-        assert!(many.get(&"a1").is_empty() && !many.found.contains_key("a1"));
     }
 }

@@ -88,7 +88,8 @@ struct Shared {
     rules: Mutex<Vec<Rule>>,
     asked: Mutex<Vec<Asked>>,
     gate: watch::Sender<bool>,
-    watches: watch::Sender<Option<Ending>>,
+    /// Which watches were ended last, by a part of their path, and how.
+    watches: watch::Sender<Option<(String, Ending)>>,
 }
 
 struct Rule {
@@ -177,7 +178,12 @@ impl ApiProxy {
 
     /// Ends all watches of now.
     pub fn end_watches(&self, ending: Ending) {
-        self.shared.watches.send_replace(Some(ending));
+        self.end_watches_of("", ending);
+    }
+
+    /// Ends the watches of now whose path, with its query, has this in it.
+    pub fn end_watches_of(&self, path: &str, ending: Ending) {
+        self.shared.watches.send_replace(Some((path.to_owned(), ending)));
     }
 
     /// All requests so far, but those for the lease.
@@ -221,7 +227,7 @@ impl Shared {
         let watches = self.watches.subscribe();
         Ok(answer.map(|body| {
             if path.contains("watch=true") {
-                endable(body, watches)
+                endable(body, path, watches)
             } else {
                 body.map_err(io::Error::other).boxed_unsync()
             }
@@ -260,10 +266,15 @@ fn refusal(code: u16, retry_after: Option<u32>) -> Response<AnswerBody> {
 }
 
 /// The body of a watch, until it is ended.
-fn endable(body: Body, mut watches: watch::Receiver<Option<Ending>>) -> AnswerBody {
+fn endable(body: Body, path: String, mut watches: watch::Receiver<Option<(String, Ending)>>) -> AnswerBody {
     let ended = async move {
-        drop(watches.changed().await);
-        *watches.borrow()
+        loop {
+            watches.changed().await.ok()?;
+            let concerned = watches.borrow().clone().filter(|(part, _)| path.contains(part));
+            if let Some((_, ending)) = concerned {
+                return Some(ending);
+            }
+        }
     }
     .shared();
     let events = BodyStream::new(body).map(|frame| frame.map_err(io::Error::other)).take_until(ended.clone());

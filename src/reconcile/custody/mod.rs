@@ -80,6 +80,16 @@ pub enum Unsaved {
     },
 }
 
+impl Unsaved {
+    /// When the response arrived that it is from.
+    pub fn since(&self) -> Timestamp {
+        match self {
+            Self::Exchanged { used_at, .. } => *used_at,
+            Self::SignedIn { at, .. } => *at,
+        }
+    }
+}
+
 /// What is known of a credential's grant; `None` for a grant that needs no person.
 pub(super) async fn observe(
     credential: &MailCredential,

@@ -8,9 +8,15 @@ mod look;
 mod pace;
 mod sources;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{ResourceExt as _, core::ObjectMeta};
 use parking_lot::Mutex;
 
@@ -32,7 +38,7 @@ use super::{
 use crate::{
     api::{ProviderStatus, Reason, credential::ProviderKind, names, provider::RateLimit},
     error::{Error, told_by},
-    idp::{IdpClient, IdpClients},
+    idp::{BundleHash, IdpClient, IdpClients},
     oauth::discovery::Endpoints,
     policy::{Blocker, advice, observed::Cause},
 };
@@ -80,8 +86,16 @@ impl ProviderProblem {
     }
 }
 
+/// Distinct CA bundles whose clients are kept at most; the provider that was needed longest ago gives its client up, and is
+/// looked at again when it is needed.
+const BUNDLES: usize = 32;
+/// A provider whose client was given up is looked at again after this, if nothing needs it before.
+const GIVEN_UP_FOR: SignedDuration = SignedDuration::from_hours(1);
+
 /// All providers, by key.
 pub struct Book {
+    /// Needs so far.
+    uses: AtomicU64,
     clients: IdpClients,
     /// Where ServiceAccount tokens come from.
     pub identities: Identities,
@@ -108,6 +122,10 @@ struct Page {
     failures: u32,
     failed_with: String,
     retry_at: Option<Timestamp>,
+    /// What its credentials were woken for last: the fingerprint, and what is wrong with it.
+    woken_for: Option<(String, Option<ProviderProblem>)>,
+    /// When it was last needed: a number that grows with each need of any provider.
+    used: u64,
     /// The status that was written last, with its resourceVersion: a watch shows it a moment later.
     written: Option<(u64, ProviderStatus)>,
 }
@@ -125,7 +143,7 @@ impl Page {
 impl Book {
     /// An empty book.
     pub fn new(clients: IdpClients, identities: Identities) -> Self {
-        Self { reach: clients.reach(), clients, identities, pages: Mutex::default() }
+        Self { uses: AtomicU64::new(0), reach: clients.reach(), clients, identities, pages: Mutex::default() }
     }
 
     /// Hash of a provider, of the versions of everything it refers to, and of what may be connected to; `None` while a ConfigMap has not been looked
@@ -175,7 +193,7 @@ impl Book {
     /// they prove themselves with ends.
     pub fn distrust_all(&self) {
         for page in self.pages.lock().values_mut() {
-            (page.verdict, page.retry_at) = (None, None);
+            (page.verdict, page.retry_at, page.woken_for) = (None, None, None);
         }
     }
 
@@ -237,6 +255,18 @@ impl Book {
         page.retry_at
     }
 
+    /// Whether the credentials of a provider have to learn how it was found: not twice of the same.
+    pub fn is_news(&self, key: &ProviderKey, fingerprint: &str, problem: Option<&ProviderProblem>) -> bool {
+        let mut pages = self.pages.lock();
+        let page = pages.entry(key.clone()).or_default();
+        let found = Some((fingerprint.to_owned(), problem.cloned()));
+        if page.woken_for == found {
+            return false;
+        }
+        page.woken_for = found;
+        true
+    }
+
     /// The status as it is: as shown, or as written where the watch has not shown that yet.
     pub fn status(&self, object: &ProviderObject) -> ProviderStatus {
         let shown = version(object.meta());
@@ -250,6 +280,11 @@ impl Book {
     /// Notes a status that was written.
     pub fn wrote(&self, key: &ProviderKey, meta: &ObjectMeta, status: ProviderStatus) {
         self.pages.lock().entry(key.clone()).or_default().written = Some((version(meta), status));
+    }
+
+    /// Forgets the statuses that were written: the API server was restored from a backup.
+    pub fn forget_writes(&self) {
+        self.pages.lock().values_mut().for_each(|page| page.written = None);
     }
 
     /// Forgets a provider that is gone.
@@ -266,6 +301,10 @@ impl Book {
         let looking = self.pages.lock().entry(key.clone()).or_default().looking.clone();
         let _one_at_a_time = looking.lock().await;
         let fingerprint = self.fingerprint(object, context).unwrap_or_default();
+        let used = self.uses.fetch_add(1, Ordering::Relaxed);
+        if let Some(page) = self.pages.lock().get_mut(&key) {
+            page.used = used;
+        }
         match self.verdict(&key, &fingerprint) {
             Some(Err(_)) if again => {}
             Some(verdict) => return Ok(verdict),
@@ -282,13 +321,46 @@ impl Book {
         };
         let found = look(object, &means).await?;
         let mut pages = self.pages.lock();
+        let exists = context.stores.provider(&key).is_some_and(|found| found.meta().uid == object.meta().uid);
+        if !exists {
+            // It was deleted meanwhile: nothing would remove what is kept of it.
+            pages.remove(&key);
+            return Ok(found.map(Arc::new));
+        }
         let page = pages.entry(key).or_default();
         let pace = page.pace(object.spec().rate_limit);
         let verdict = found.map(|prepared| Arc::new(Prepared { pace, ..prepared }));
         page.verdict = Some((fingerprint, verdict.clone()));
+        let given_up = give_up(&mut pages, BUNDLES, context.clock.now() + GIVEN_UP_FOR);
         drop(pages);
+        // Outside of the lock: the last holder of a client frees it.
+        drop(given_up);
         Ok(verdict)
     }
+}
+
+/// Takes the verdicts of the providers that were needed longest ago, until no more than `bundles` distinct CA bundles are
+/// in use. What was found of such a provider stands until it is needed, or `until`.
+fn give_up(pages: &mut HashMap<ProviderKey, Page>, bundles: usize, until: Timestamp) -> Vec<Verdict> {
+    let bundle = |page: &Page| page.verdict.as_ref()?.1.as_ref().ok()?.client.bundle();
+    let mut needed: HashMap<BundleHash, u64> = HashMap::new();
+    for page in pages.values() {
+        if let Some(bundle) = bundle(page) {
+            let used = needed.entry(bundle).or_default();
+            *used = page.used.max(*used);
+        }
+    }
+    let mut oldest: Vec<_> = needed.into_iter().map(|(bundle, used)| (used, bundle)).collect();
+    oldest.sort_unstable();
+    let excess = oldest.len().saturating_sub(bundles);
+    let given_up: HashSet<_> = oldest.into_iter().take(excess).map(|(_, bundle)| bundle).collect();
+    let concerned = pages.values_mut().filter(|page| bundle(page).is_some_and(|bundle| given_up.contains(&bundle)));
+    let take = |page: &mut Page| {
+        let (fingerprint, verdict) = page.verdict.take()?;
+        page.trusted = Some((fingerprint, until));
+        Some(verdict)
+    };
+    concerned.filter_map(take).collect()
 }
 
 /// resourceVersions are comparable numbers (KEP-5504).
@@ -316,5 +388,55 @@ pub(crate) fn told(error: &Error) -> String {
     match std::error::Error::source(error).and_then(|source| source.downcast_ref::<kube::Error>()) {
         Some(source) => format!("{error}: {}", told_by(source)),
         None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{clock::Clock, egress::EgressPolicy, idp};
+
+    #[test]
+    fn the_clients_of_the_providers_that_were_needed_longest_ago_are_given_up() {
+        let settings = idp::Settings {
+            request_timeout: std::time::Duration::from_secs(1),
+            egress: EgressPolicy::default(),
+            proxy: None,
+            no_proxy: vec![],
+        };
+        let clients = IdpClients::new(settings, Clock::system()).unwrap();
+        let bundle = |name: &str| {
+            let key = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+            clients.for_trust(Some(key.cert.pem().as_bytes())).unwrap()
+        };
+        let key = |name: &str| ProviderKey {
+            kind: ProviderKind::MailProvider,
+            namespace: "shop".to_owned(),
+            name: name.to_owned(),
+        };
+        let (a, b, c) = (bundle("a.example"), bundle("b.example"), bundle("c.example"));
+        let system = clients.for_trust(None).unwrap();
+        let cases = [("a1", &a, 1), ("a2", &a, 9), ("b", &b, 2), ("c", &c, 3), ("plain", &system, 0)];
+        let mut pages: HashMap<_, _> = cases
+            .into_iter()
+            .map(|(name, client, used)| {
+                let prepared = Prepared {
+                    endpoints: Endpoints::default(),
+                    authentication: vec![],
+                    client: client.clone(),
+                    pace: None,
+                };
+                let verdict = Some(("print".to_owned(), Ok(Arc::new(prepared))));
+                (key(name), Page { verdict, used, ..Page::default() })
+            })
+            .collect();
+        let until = Timestamp::UNIX_EPOCH;
+        assert!(give_up(&mut pages, 3, until).is_empty());
+        assert_eq!(give_up(&mut pages, 1, until).len(), 2);
+        for (name, kept) in [("a1", true), ("a2", true), ("b", false), ("c", false), ("plain", true)] {
+            let page = &pages[&key(name)];
+            assert_eq!(page.verdict.is_some(), kept, "{name}");
+            assert_eq!(page.trusted, (!kept).then(|| ("print".to_owned(), until)), "{name}");
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kube::{Resource as _, ResourceExt as _, core::ObjectMeta};
 
-use super::super::{Context, stores::controller_of};
+use super::super::{Context, stores::controller_of, unreadable::ObjectKind};
 use crate::{
     api::{MailCredential, names},
     policy::{checks, observed::target_name},
@@ -33,7 +33,8 @@ pub(in crate::reconcile) fn ownership(meta: &ObjectMeta, credential: &MailCreden
         Some(owner)
             if owner.kind == MailCredential::kind(&()) && owner.api_version == MailCredential::api_version(&()) =>
         {
-            match context.stores.credentials.get(checks::namespace(credential), &owner.name) {
+            let namespace = checks::namespace(credential).to_owned();
+            match context.stores.credentials.get(&namespace, &owner.name) {
                 Some(other) if other.uid().as_ref() == Some(&owner.uid) => {
                     let gives_way = target_name(&other) == target_name(credential)
                         && context.stores.rival(&other, Some(meta), &context.links, context.clock.now()).is_some();
@@ -42,6 +43,12 @@ pub(in crate::reconcile) fn ownership(meta: &ObjectMeta, credential: &MailCreden
                     } else {
                         Ownership::Foreign(format!("belongs to the MailCredential {}", owner.name))
                     }
+                }
+                _ if context.stores.unreadable.exists(ObjectKind::Credential, &(namespace, owner.name.clone())) => {
+                    Ownership::Foreign(format!(
+                        "belongs to the MailCredential {}, which this version of the broker cannot read",
+                        owner.name
+                    ))
                 }
                 _ => Ownership::Takeover,
             }

@@ -1,0 +1,388 @@
+//! Follows one kind into a store, and reports what has changed in it. A list and a single event go the same way: the store
+//! is changed first, then the difference is reported. A list changes the store in place, page by page, so that two copies of
+//! all objects never exist.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt::Debug,
+    sync::Arc,
+};
+
+use kube::{
+    Resource,
+    core::ObjectMeta,
+    runtime::{
+        reflector::{self, ObjectRef, Store, store::Writer},
+        watcher,
+    },
+};
+
+use super::key;
+use crate::reconcile::stores::Key;
+
+/// A difference between what a store held and what it holds.
+#[derive(Debug)]
+pub(super) enum Seen<K> {
+    /// The object is new or has changed.
+    There {
+        /// The object.
+        object: Arc<K>,
+        /// The same object before; `None` where it is new.
+        before: Option<Arc<K>>,
+    },
+    /// The object is gone.
+    Gone(Arc<K>),
+    /// The object exists and does not parse. No former version of it is in the store any more.
+    Unreadable {
+        /// Its metadata.
+        meta: Box<ObjectMeta>,
+        /// Why it does not parse.
+        error: String,
+    },
+    /// An object that did not parse is gone.
+    Lost {
+        /// Namespace and name.
+        key: Key,
+        /// Its uid.
+        uid: String,
+    },
+    /// resourceVersions went back: the API server was restored from a backup.
+    Rewound,
+}
+
+/// An object as it was read.
+pub(super) enum Read<K> {
+    /// It parses.
+    Object(K),
+    /// It does not; its metadata, and why.
+    Unreadable(Box<ObjectMeta>, String),
+}
+
+/// What a store reports if `after` takes the place of `before`.
+pub(super) fn difference<K: Resource>(before: Option<Arc<K>>, after: Arc<K>) -> impl Iterator<Item = Seen<K>> {
+    let same_object = before.as_ref().is_some_and(|before| before.meta().uid == after.meta().uid);
+    let same_version = |before: &Arc<K>| before.meta().resource_version == after.meta().resource_version;
+    match before {
+        Some(before) if same_object && same_version(&before) => [None, None],
+        Some(before) if same_object => [None, Some(Seen::There { object: after, before: Some(before) })],
+        Some(replaced) => [Some(Seen::Gone(replaced)), Some(Seen::There { object: after, before: None })],
+        None => [None, Some(Seen::There { object: after, before: None })],
+    }
+    .into_iter()
+    .flatten()
+}
+
+/// The store of one kind in one scope, and what a list under way has shown.
+pub(super) struct Follower<K: Resource<DynamicType = ()> + Clone + 'static> {
+    writer: Writer<K>,
+    reader: Store<K>,
+    /// The store is complete: the first list has ended.
+    complete: bool,
+    /// What the list under way has shown, after the first.
+    listed: HashSet<Key>,
+    /// Objects that do not parse, with their uids.
+    unreadable: HashMap<Key, String>,
+    /// The list under way has shown an older version of an object than the store had.
+    rewound: bool,
+}
+
+impl<K: Resource<DynamicType = ()> + Clone + Debug + 'static> Follower<K> {
+    /// A follower with an empty store.
+    pub(super) fn new() -> Self {
+        let (reader, writer) = reflector::store::<K>();
+        Self { writer, reader, complete: false, listed: HashSet::new(), unreadable: HashMap::new(), rewound: false }
+    }
+
+    /// The store.
+    pub(super) fn store(&self) -> Store<K> {
+        self.reader.clone()
+    }
+
+    /// Takes an event of the watch into the store. Each difference goes to `seen`, after the store has it; `arriving` gets
+    /// each object before the store has it.
+    pub(super) fn take(&mut self, event: watcher::Event<Read<K>>, arriving: &impl Fn(&K), seen: &impl Fn(Seen<K>)) {
+        match event {
+            watcher::Event::Init => self.begin_list(),
+            watcher::Event::InitApply(Read::Object(object)) if !self.complete => {
+                self.unreadable.remove(&key(&object));
+                arriving(&object);
+                self.writer.apply_watcher_event(&watcher::Event::InitApply(object));
+            }
+            watcher::Event::InitApply(read) => {
+                let found = match &read {
+                    Read::Object(object) => key(object),
+                    Read::Unreadable(meta, _) => key_of(meta),
+                };
+                self.listed.insert(found);
+                self.apply(read, arriving, seen);
+            }
+            watcher::Event::InitDone => self.end_list(seen),
+            watcher::Event::Apply(read) => self.apply(read, arriving, seen),
+            watcher::Event::Delete(Read::Object(object)) => self.delete(object.meta(), seen),
+            watcher::Event::Delete(Read::Unreadable(meta, _)) => self.delete(&meta, seen),
+        }
+    }
+
+    fn begin_list(&mut self) {
+        (self.listed, self.rewound) = (HashSet::new(), false);
+        if !self.complete {
+            self.unreadable.clear();
+            self.writer.apply_watcher_event(&watcher::Event::Init);
+        }
+    }
+
+    fn end_list(&mut self, seen: &impl Fn(Seen<K>)) {
+        if !self.complete {
+            self.complete = true;
+            self.writer.apply_watcher_event(&watcher::Event::InitDone);
+            for object in self.reader.state() {
+                difference(None, object).for_each(seen);
+            }
+            return;
+        }
+        let listed = std::mem::take(&mut self.listed);
+        for object in self.reader.state() {
+            if !listed.contains(&key(&*object)) {
+                self.remove(object, seen);
+            }
+        }
+        let lost: Vec<Key> = self.unreadable.keys().filter(|key| !listed.contains(*key)).cloned().collect();
+        lost.into_iter().for_each(|key| self.lose(key, seen));
+        if std::mem::take(&mut self.rewound) {
+            seen(Seen::Rewound);
+        }
+    }
+
+    fn apply(&mut self, read: Read<K>, arriving: &impl Fn(&K), seen: &impl Fn(Seen<K>)) {
+        match read {
+            Read::Object(object) => {
+                let before = self.reader.get(&ObjectRef::from_obj(&object));
+                self.unreadable.remove(&key(&object));
+                self.rewound |= before.as_ref().is_some_and(|before| goes_back(before.meta(), object.meta()));
+                arriving(&object);
+                let reference = ObjectRef::from_obj(&object);
+                self.writer.apply_watcher_event(&watcher::Event::Apply(object));
+                if let Some(after) = self.reader.get(&reference) {
+                    difference(before, after).for_each(seen);
+                }
+            }
+            Read::Unreadable(meta, error) => {
+                let found = key_of(&meta);
+                let uid = meta.uid.clone().unwrap_or_default();
+                if let Some(object) = self.get(&found) {
+                    self.writer.apply_watcher_event(&watcher::Event::Delete(K::clone(&object)));
+                    if object.meta().uid != meta.uid {
+                        seen(Seen::Gone(object));
+                    }
+                }
+                match self.unreadable.insert(found.clone(), uid.clone()) {
+                    Some(former) if former != uid => seen(Seen::Lost { key: found, uid: former }),
+                    _ => {}
+                }
+                seen(Seen::Unreadable { meta, error });
+            }
+        }
+    }
+
+    fn delete(&mut self, meta: &ObjectMeta, seen: &impl Fn(Seen<K>)) {
+        let found = key_of(meta);
+        match self.get(&found) {
+            Some(object) if object.meta().uid == meta.uid => self.remove(object, seen),
+            Some(_) => {}
+            None => self.lose(found, seen),
+        }
+    }
+
+    fn remove(&mut self, object: Arc<K>, seen: &impl Fn(Seen<K>)) {
+        self.writer.apply_watcher_event(&watcher::Event::Delete(K::clone(&object)));
+        seen(Seen::Gone(object));
+    }
+
+    fn lose(&mut self, key: Key, seen: &impl Fn(Seen<K>)) {
+        if let Some(uid) = self.unreadable.remove(&key) {
+            seen(Seen::Lost { key, uid });
+        }
+    }
+
+    fn get(&self, (namespace, name): &Key) -> Option<Arc<K>> {
+        let reference = ObjectRef::new(name);
+        let reference = if namespace.is_empty() { reference } else { reference.within(namespace) };
+        self.reader.get(&reference)
+    }
+}
+
+fn key_of(meta: &ObjectMeta) -> Key {
+    (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+}
+
+/// Whether a version is older than the one before it. resourceVersions are comparable numbers (KEP-5504).
+fn goes_back(before: &ObjectMeta, after: &ObjectMeta) -> bool {
+    let number = |meta: &ObjectMeta| meta.resource_version.as_deref()?.parse::<u64>().ok();
+    before.uid == after.uid && number(after).zip(number(before)).is_some_and(|(after, before)| after < before)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use k8s_openapi::api::core::v1::ConfigMap;
+
+    use super::*;
+
+    type Event = watcher::Event<Read<ConfigMap>>;
+
+    fn meta(name: &str, uid: &str, version: u64) -> ObjectMeta {
+        ObjectMeta {
+            namespace: Some("shop".to_owned()),
+            name: Some(name.to_owned()),
+            uid: Some(uid.to_owned()),
+            resource_version: Some(version.to_string()),
+            ..ObjectMeta::default()
+        }
+    }
+
+    fn map(name: &str, uid: &str, version: u64) -> Read<ConfigMap> {
+        Read::Object(ConfigMap { metadata: meta(name, uid, version), ..ConfigMap::default() })
+    }
+
+    fn unreadable(name: &str, uid: &str, version: u64) -> Read<ConfigMap> {
+        Read::Unreadable(Box::new(meta(name, uid, version)), "unknown variant".to_owned())
+    }
+
+    struct Case(Follower<ConfigMap>);
+
+    impl Case {
+        fn new() -> Self {
+            Self(Follower::new())
+        }
+
+        /// What is reported, in words. Each report must find the store as it says.
+        fn take(&mut self, events: impl IntoIterator<Item = Event>) -> Vec<String> {
+            let (reported, store) = (RefCell::new(vec![]), self.0.store());
+            let shown = |key: &Key| store.get(&ObjectRef::new(&key.1).within(&key.0));
+            let words = |seen: Seen<ConfigMap>| {
+                let words = match seen {
+                    Seen::There { object, before } => {
+                        assert_eq!(shown(&key(&*object)).unwrap().metadata, object.metadata);
+                        let verb = if before.is_some() { "changed" } else { "new" };
+                        format!(
+                            "{verb} {}/{}",
+                            object.metadata.name.clone().unwrap(),
+                            object.metadata.uid.clone().unwrap()
+                        )
+                    }
+                    Seen::Gone(object) => {
+                        format!(
+                            "gone {}/{}",
+                            object.metadata.name.clone().unwrap(),
+                            object.metadata.uid.clone().unwrap()
+                        )
+                    }
+                    Seen::Unreadable { meta, .. } => {
+                        assert!(shown(&key_of(&meta)).is_none());
+                        format!("unreadable {}", meta.name.unwrap())
+                    }
+                    Seen::Lost { key, uid } => format!("lost {}/{uid}", key.1),
+                    Seen::Rewound => "rewound".to_owned(),
+                };
+                reported.borrow_mut().push(words);
+            };
+            for event in events {
+                self.0.take(event, &|_| {}, &words);
+            }
+            let mut reported = reported.into_inner();
+            reported.sort();
+            reported
+        }
+
+        fn list(&mut self, objects: impl IntoIterator<Item = Read<ConfigMap>>) -> Vec<String> {
+            let objects = objects.into_iter().map(Event::InitApply);
+            self.take([Event::Init].into_iter().chain(objects).chain([Event::InitDone]))
+        }
+
+        fn names(&self) -> usize {
+            self.0.store().state().len()
+        }
+    }
+
+    #[test]
+    fn a_list_reports_just_what_differs_whatever_its_length() {
+        for length in [1, 100, 101, 400] {
+            let mut case = Case::new();
+            let all = |changed: u64| {
+                (0..length).map(move |number| map(&format!("c{number}"), "a", if number == 0 { changed } else { 1 }))
+            };
+            assert_eq!(case.list(all(1)).len(), length, "the first list reports all");
+            assert_eq!(case.list(all(1)), [""; 0], "nothing has changed");
+            let reported = case.list(all(2).skip(usize::from(length > 1)).chain([map("new", "b", 3)]));
+            match length {
+                1 => assert_eq!(reported, ["changed c0/a", "new new/b"]),
+                _ => assert_eq!(reported, ["gone c0/a", "new new/b"]),
+            }
+        }
+    }
+
+    #[test]
+    fn a_first_list_that_is_broken_off_reports_nothing_until_another_is_complete() {
+        let mut case = Case::new();
+        assert_eq!(case.take([Event::Init, Event::InitApply(map("a", "1", 1))]), [""; 0]);
+        assert_eq!(case.list([map("b", "1", 1)]), ["new b/1"]);
+    }
+
+    #[test]
+    fn a_later_list_that_is_broken_off_removes_nothing() {
+        let mut case = Case::new();
+        case.list([map("a", "1", 1), map("b", "1", 1)]);
+        assert_eq!(case.take([Event::Init, Event::InitApply(map("a", "1", 2))]), ["changed a/1"]);
+        assert_eq!(case.names(), 2);
+        assert_eq!(case.list([map("a", "1", 2), map("b", "1", 1)]), [""; 0]);
+        assert_eq!(case.list([map("b", "1", 1)]), ["gone a/1"]);
+    }
+
+    #[test]
+    fn an_object_that_was_replaced_under_its_name_is_gone_and_new() {
+        let mut case = Case::new();
+        case.list([map("a", "1", 1)]);
+        assert_eq!(case.list([map("a", "2", 5)]), ["gone a/1", "new a/2"]);
+        assert_eq!(case.take([Event::Apply(map("a", "3", 6))]), ["gone a/2", "new a/3"]);
+        assert_eq!(case.take([Event::Delete(map("a", "2", 7))]), [""; 0], "another object is meant");
+        assert_eq!(case.take([Event::Delete(map("a", "3", 8))]), ["gone a/3"]);
+        assert_eq!(case.names(), 0);
+    }
+
+    #[test]
+    fn an_object_that_does_not_parse_any_more_leaves_nothing_of_its_old_spec() {
+        let mut case = Case::new();
+        case.list([map("a", "1", 1)]);
+        assert_eq!(case.take([Event::Apply(unreadable("a", "1", 2))]), ["unreadable a"]);
+        assert_eq!(case.names(), 0);
+        assert_eq!(case.list([unreadable("a", "1", 2)]), ["unreadable a"]);
+        assert_eq!(case.take([Event::Delete(unreadable("a", "1", 3))]), ["lost a/1"]);
+
+        case.take([Event::Apply(map("b", "1", 4))]);
+        assert_eq!(case.take([Event::Delete(unreadable("b", "1", 5))]), ["gone b/1"], "by key and uid");
+
+        case.take([Event::Apply(unreadable("c", "1", 6))]);
+        assert_eq!(case.take([Event::Apply(map("c", "1", 7))]), ["new c/1"], "it parses again");
+        case.take([Event::Apply(unreadable("c", "1", 8))]);
+        assert_eq!(case.list([]), ["lost c/1"]);
+        let reported = case.list([unreadable("d", "1", 9)]);
+        assert_eq!(reported, ["unreadable d"]);
+        assert_eq!(case.take([Event::Apply(unreadable("d", "2", 10))]), ["lost d/1", "unreadable d"]);
+    }
+
+    #[test]
+    fn a_first_list_reports_what_does_not_parse() {
+        let mut case = Case::new();
+        assert_eq!(case.list([map("a", "1", 1), unreadable("b", "1", 1)]), ["new a/1", "unreadable b"]);
+    }
+
+    #[test]
+    fn versions_that_go_back_are_reported_once_in_a_list() {
+        let mut case = Case::new();
+        case.list([map("a", "1", 100), map("b", "1", 100)]);
+        let reported = case.list([map("a", "1", 50), map("b", "1", 60)]);
+        assert_eq!(reported, ["changed a/1", "changed b/1", "rewound"]);
+        assert_eq!(case.list([map("a", "1", 51), map("b", "1", 61)]), ["changed a/1", "changed b/1"]);
+    }
+}

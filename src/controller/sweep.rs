@@ -1,0 +1,190 @@
+//! A slow walk over all objects, which enqueues what should have been handled and was not. In normal operation it finds
+//! nothing: what it finds is counted.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher},
+    sync::Arc,
+    time::Duration,
+};
+
+use k8s_openapi::jiff::SignedDuration;
+use kube::ResourceExt as _;
+
+use super::key;
+use crate::{
+    api::MailCredential,
+    metrics::SWEPT,
+    policy::{
+        observed::target_name,
+        sweep::{overdue, provider_overdue},
+    },
+    reconcile::{
+        Context,
+        stores::{Key, ProviderKey, ProviderObject},
+    },
+};
+
+/// How far apart the steps of the walk are.
+const STEP: Duration = Duration::from_secs(10);
+/// Steps of one walk: each takes that part of all objects.
+const STEPS: u64 = 30;
+/// How long a refresh token is held in memory whose credential is gone and which cannot be stored.
+const ORPHANED: SignedDuration = SignedDuration::from_mins(2);
+
+/// Walks for ever. Only the leader does anything.
+pub async fn sweep(context: Arc<Context>) {
+    let mut sweeper = Sweeper::default();
+    for step in (0..STEPS).cycle() {
+        tokio::time::sleep(STEP).await;
+        let now = context.clock.now();
+        let dropped = context.memory.forget_orphans(now - ORPHANED);
+        if dropped > 0 {
+            tracing::error!(
+                count = dropped,
+                "refresh tokens of deleted credentials could not be stored and are dropped"
+            );
+        }
+        context.memory.forget_statuses(now);
+        if !context.leadership.is_leader() {
+            sweeper = Sweeper::default();
+            continue;
+        }
+        context.stores.unreadable.report(&context, now).await;
+        sweeper.step(step, &context);
+    }
+}
+
+/// What was late in the step before, with its version. Only what is still late in the next step is enqueued: it may have
+/// been about to be handled.
+#[derive(Default)]
+struct Sweeper {
+    credentials: Suspects<Key>,
+    providers: Suspects<ProviderKey>,
+}
+
+impl Sweeper {
+    fn step(&mut self, step: u64, context: &Context) {
+        let now = context.clock.now();
+        let stores = &context.stores;
+        let is_late = |credential: &MailCredential| {
+            let namespace = credential.metadata.namespace.as_deref().unwrap_or_default();
+            let has_target = stores.own_secrets.get(namespace, &target_name(credential)).is_some();
+            let uid = credential.metadata.uid.as_deref().unwrap_or_default();
+            overdue(credential, has_target, now).is_some() && !context.memory.is_under_way(uid)
+        };
+        let concerned = stores.credentials.all().into_iter().map(|credential| (key(&*credential), credential));
+        let concerned: Vec<_> = concerned.filter(|(key, _)| self.credentials.concerns(key, step)).collect();
+        let late = concerned.into_iter().filter(|(_, credential)| is_late(credential));
+        let late = late.map(|(key, credential)| (key, credential.resource_version().unwrap_or_default()));
+        for key in self.credentials.confirm(late, step) {
+            tracing::warn!(
+                namespace = key.0,
+                name = key.1,
+                "the sweep enqueues a credential that nothing else enqueued"
+            );
+            context.metrics.swept(SWEPT[0]);
+            context.waker.credential(key);
+        }
+
+        let cluster = stores.cluster_providers.iter().flat_map(|mirror| mirror.all()).map(ProviderObject::Cluster);
+        let providers = stores.providers.all().into_iter().map(ProviderObject::Namespaced).chain(cluster);
+        let late = providers.filter(|object| {
+            let ignored = object.allowed().is_some()
+                && !stores.credentials.is_complete()
+                && !context.links.is_used(&object.key());
+            let meta = object.meta();
+            !ignored && meta.deletion_timestamp.is_none() && provider_overdue(meta.generation, object.status())
+        });
+        let late = late.map(|object| (object.key(), object.meta().resource_version.clone().unwrap_or_default()));
+        for key in self.providers.confirm(late, step) {
+            tracing::warn!(
+                namespace = key.namespace,
+                name = key.name,
+                "the sweep enqueues a provider that nothing else enqueued"
+            );
+            context.metrics.swept(SWEPT[1]);
+            context.waker.provider(key);
+        }
+    }
+}
+
+/// Objects that were late in the step before, by version.
+struct Suspects<K>(HashMap<K, String>);
+
+impl<K> Default for Suspects<K> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<K: Clone + Eq + std::hash::Hash> Suspects<K> {
+    /// Whether an object is looked at in this step.
+    fn concerns(&self, key: &K, step: u64) -> bool {
+        part(key) == step || self.0.contains_key(key)
+    }
+
+    /// Those of `late` that were late in the same version in the step before. Of the others, this step's part is
+    /// suspected.
+    fn confirm(&mut self, late: impl Iterator<Item = (K, String)>, step: u64) -> Vec<K> {
+        let before = std::mem::take(&mut self.0);
+        let mut confirmed = vec![];
+        for (key, version) in late {
+            match before.get(&key) {
+                Some(known) if *known == version => confirmed.push(key),
+                Some(_) => {}
+                None if part(&key) == step => {
+                    self.0.insert(key, version);
+                }
+                None => {}
+            }
+        }
+        confirmed
+    }
+}
+
+/// In which step of a walk an object is looked at.
+fn part(key: &impl std::hash::Hash) -> u64 {
+    BuildHasherDefault::<DefaultHasher>::default().hash_one(key) % STEPS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn late(objects: &[(&'static str, u32)]) -> impl Iterator<Item = (&'static str, String)> {
+        objects.to_vec().into_iter().map(|(key, version)| (key, version.to_string()))
+    }
+
+    #[test]
+    fn an_object_is_enqueued_once_when_it_is_late_in_two_steps() {
+        let mut suspects = Suspects::default();
+        let step = part(&"a");
+        assert!(suspects.confirm(late(&[("a", 1)]), step).is_empty());
+        assert_eq!(suspects.confirm(late(&[("a", 1)]), step + 1), ["a"]);
+        assert!(suspects.confirm(late(&[("a", 1)]), step + 2).is_empty(), "not again before the next walk");
+    }
+
+    #[test]
+    fn an_object_that_changed_or_was_handled_meanwhile_is_left_alone() {
+        let mut suspects = Suspects::default();
+        let step = part(&"a");
+        suspects.confirm(late(&[("a", 1)]), step);
+        assert!(suspects.confirm(late(&[("a", 2)]), step + 1).is_empty());
+        suspects.confirm(late(&[("a", 1)]), step);
+        assert!(suspects.confirm(late(&[]), step + 1).is_empty());
+        assert!(suspects.confirm(late(&[("a", 1)]), step + 1).is_empty());
+    }
+
+    #[test]
+    fn one_walk_comes_to_every_object() {
+        let names: Vec<_> = (0..1_000).map(|number| format!("credential-{number}")).collect();
+        let mut suspects = Suspects::default();
+        let mut found = 0;
+        for step in 0..STEPS {
+            suspects.confirm(names.iter().map(|name| (name.clone(), String::new())), step);
+            found += suspects.0.len();
+        }
+        assert!(found >= 900, "{found}");
+    }
+}

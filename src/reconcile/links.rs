@@ -1,0 +1,234 @@
+//! The links by which a change of one object finds those that depend on it.
+
+use std::{
+    collections::{HashMap, HashSet},
+    hash::Hash,
+};
+
+use kube::ResourceExt as _;
+use parking_lot::RwLock;
+
+use super::stores::{Key, ProviderKey, source_secrets};
+use crate::{
+    api::{MailCredential, credential::ProviderKind, names, provider::ProviderSpec},
+    policy::observed::target_name,
+};
+
+/// What follows the credential's name in the name of its grant Secret.
+const GRANT_SUFFIX: &str = "-grant";
+
+/// Which credentials depend on a provider, want a target or read a source, and which providers read one.
+#[derive(Default)]
+pub struct Links {
+    credentials_of_provider: RwLock<Many<ProviderKey, Key>>,
+    /// Those alone whose target has another name than they have.
+    credentials_of_target: RwLock<Many<Key, Key>>,
+    credentials_of_secret: RwLock<Many<Key, Key>>,
+    providers_of_secret: RwLock<Many<Key, ProviderKey>>,
+    /// Those alone whose grant Secret has a name from which theirs cannot be read.
+    credentials_of_grant: RwLock<Many<Key, Key>>,
+    /// Names of the credentials of a ClusterMailProvider, by namespace: its labels concern them.
+    credentials_of_namespace: RwLock<HashMap<String, HashSet<String>>>,
+    /// Credentials by the Secrets that are labelled as theirs under another name than their own.
+    owners_of_secret: RwLock<Many<Key, Key>>,
+}
+
+impl Links {
+    /// Notes what a credential refers to. Tells whether it is the first of its provider.
+    pub fn credential(&self, credential: &MailCredential) -> bool {
+        let namespace = credential.namespace().unwrap_or_default();
+        let first = !self.is_used(&ProviderKey::of(credential));
+        let key = (namespace.clone(), credential.name_any());
+        let sources: Vec<Key> =
+            credential.spec.grant.sources().map(|source| (namespace.clone(), source.name.clone())).collect();
+        let target = Some((namespace, target_name(credential))).filter(|target| *target != key);
+        self.credentials_of_secret.write().set(key.clone(), sources);
+        self.credentials_of_provider.write().set(key.clone(), vec![ProviderKey::of(credential)]);
+        let grant = names::grant_secret(&key.1);
+        let readable = grant.strip_suffix(GRANT_SUFFIX) == Some(&key.1);
+        let grant = (!readable).then(|| (key.0.clone(), grant));
+        self.credentials_of_grant.write().set(key.clone(), grant.into_iter().collect());
+        self.in_namespace(&key, credential.spec.provider_ref.kind == ProviderKind::ClusterMailProvider);
+        self.credentials_of_target.write().set(key, target.into_iter().collect());
+        first
+    }
+
+    fn in_namespace(&self, (namespace, name): &Key, concerned: bool) {
+        let mut namespaces = self.credentials_of_namespace.write();
+        if concerned {
+            namespaces.entry(namespace.clone()).or_default().insert(name.clone());
+        } else if let Some(names) = namespaces.get_mut(namespace)
+            && names.remove(name)
+            && names.is_empty()
+        {
+            namespaces.remove(namespace);
+        }
+    }
+
+    /// Notes a Secret of the broker's, and the credential that it is labelled for; `None` where it is gone.
+    pub fn own_secret(&self, secret: Key, credential: Option<String>) {
+        let odd = credential.filter(|name| *name != secret.1 && names::grant_secret(name) != secret.1);
+        let owner = odd.map(|name| (secret.0.clone(), name));
+        self.owners_of_secret.write().set(secret, owner.into_iter().collect());
+    }
+
+    /// Forgets a credential.
+    pub fn forget_credential(&self, key: &Key) {
+        self.credentials_of_provider.write().set(key.clone(), vec![]);
+        self.credentials_of_secret.write().set(key.clone(), vec![]);
+        self.credentials_of_target.write().set(key.clone(), vec![]);
+        self.credentials_of_grant.write().set(key.clone(), vec![]);
+        self.in_namespace(key, false);
+    }
+
+    /// Notes what a provider refers to. `home` is the namespace of what it refers to.
+    pub fn provider(&self, key: ProviderKey, home: &str, spec: &ProviderSpec) {
+        let secrets = source_secrets(spec).into_iter().map(|name| (home.to_owned(), name.to_owned()));
+        self.providers_of_secret.write().set(key, secrets.collect());
+    }
+
+    /// Forgets a provider.
+    pub fn forget_provider(&self, key: ProviderKey) {
+        self.providers_of_secret.write().set(key, vec![]);
+    }
+
+    /// Whether any credential refers to a provider.
+    pub fn is_used(&self, key: &ProviderKey) -> bool {
+        self.credentials_of_provider.read().found.contains_key(key)
+    }
+
+    /// The credentials of a provider.
+    pub fn by_provider(&self, key: &ProviderKey) -> Vec<Key> {
+        self.credentials_of_provider.read().get(key)
+    }
+
+    /// The credentials that a Secret may be for: the one of its name, those that name it, and the one whose grant Secret has
+    /// this name.
+    pub fn by_target(&self, key: &Key) -> Vec<Key> {
+        let mut found = self.credentials_of_target.read().get(key);
+        found.push(key.clone());
+        found.extend(key.1.strip_suffix(GRANT_SUFFIX).map(|name| (key.0.clone(), name.to_owned())));
+        found.extend(self.credentials_of_grant.read().get(key));
+        found
+    }
+
+    /// The Secrets that are labelled as a credential's, but for the one of its name and its grant Secret.
+    pub fn secrets_of(&self, credential: &Key) -> Vec<Key> {
+        self.owners_of_secret.read().get(credential)
+    }
+
+    /// The credentials of a namespace that its labels concern.
+    pub fn by_namespace(&self, namespace: &str) -> Vec<Key> {
+        let namespaces = self.credentials_of_namespace.read();
+        let names = namespaces.get(namespace).into_iter().flatten();
+        names.map(|name| (namespace.to_owned(), name.clone())).collect()
+    }
+
+    /// The credentials that read a Secret themselves.
+    pub fn credentials_by_secret(&self, key: &Key) -> Vec<Key> {
+        self.credentials_of_secret.read().get(key)
+    }
+
+    /// The providers that read a Secret.
+    pub fn by_secret(&self, key: &Key) -> Vec<ProviderKey> {
+        self.providers_of_secret.read().get(key)
+    }
+}
+
+/// A relation that is found from its right side and replaced from its left side.
+struct Many<A, B> {
+    found: HashMap<A, HashSet<B>>,
+    of: HashMap<B, Vec<A>>,
+}
+
+impl<A, B> Default for Many<A, B> {
+    fn default() -> Self {
+        Self { found: HashMap::new(), of: HashMap::new() }
+    }
+}
+
+impl<A: Clone + Eq + Hash, B: Clone + Eq + Hash> Many<A, B> {
+    fn set(&mut self, from: B, to: Vec<A>) {
+        if self.of.get(&from).map_or(&[][..], Vec::as_slice) == to {
+            return;
+        }
+        for old in self.of.remove(&from).unwrap_or_default() {
+            if let Some(set) = self.found.get_mut(&old) {
+                set.remove(&from);
+                if set.is_empty() {
+                    self.found.remove(&old);
+                }
+            }
+        }
+        for new in &to {
+            self.found.entry(new.clone()).or_default().insert(from.clone());
+        }
+        if !to.is_empty() {
+            self.of.insert(from, to);
+        }
+    }
+
+    fn get(&self, of: &A) -> Vec<B> {
+        self.found.get(of).into_iter().flatten().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relation_forgets_what_was_replaced() {
+        let mut many = Many::default();
+        many.set("b1", vec!["a1", "a2"]);
+        many.set("b2", vec!["a1"]);
+        assert_eq!(many.get(&"a1").len(), 2);
+        many.set("b1", vec!["a3"]);
+        assert_eq!(many.get(&"a1"), ["b2"]);
+        assert!(many.get(&"a2").is_empty());
+        many.set("b2", vec![]);
+        assert!(many.get(&"a1").is_empty() && !many.found.contains_key("a1"));
+    }
+
+    #[test]
+    fn a_grant_secret_finds_its_credential_by_its_name() {
+        let links = Links::default();
+        let long = "x".repeat(250);
+        for name in ["billing", &"y".repeat(80), &long] {
+            let mut credential = crate::policy::tests::fixtures::credential();
+            credential.metadata.name = Some(name.to_owned());
+            credential.metadata.namespace = Some("shop".to_owned());
+            links.credential(&credential);
+            let secret = ("shop".to_owned(), names::grant_secret(name));
+            assert!(links.by_target(&secret).contains(&("shop".to_owned(), name.to_owned())), "{name}");
+        }
+        links.forget_credential(&("shop".to_owned(), long.clone()));
+        let secret = ("shop".to_owned(), names::grant_secret(&long));
+        assert!(!links.by_target(&secret).contains(&("shop".to_owned(), long)));
+    }
+
+    #[test]
+    fn the_labels_of_a_namespace_concern_the_credentials_of_cluster_providers() {
+        let links = Links::default();
+        let mut credential = crate::policy::tests::fixtures::credential();
+        credential.spec.provider_ref.kind = ProviderKind::ClusterMailProvider;
+        let key = (credential.namespace().unwrap(), credential.name_any());
+        links.credential(&credential);
+        assert_eq!(links.by_namespace(&key.0), [key.clone()]);
+        credential.spec.provider_ref.kind = ProviderKind::MailProvider;
+        links.credential(&credential);
+        assert!(links.by_namespace(&key.0).is_empty() && links.credentials_of_namespace.read().is_empty());
+    }
+
+    #[test]
+    fn secrets_under_former_names_are_found_by_their_credential() {
+        let links = Links::default();
+        let key = |name: &str| ("shop".to_owned(), name.to_owned());
+        for secret in ["billing", "billing-grant", "former"] {
+            links.own_secret(key(secret), Some("billing".to_owned()));
+        }
+        assert_eq!(links.secrets_of(&key("billing")), [key("former")]);
+        links.own_secret(key("former"), None);
+        assert!(links.secrets_of(&key("billing")).is_empty());
+    }
+}

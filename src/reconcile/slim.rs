@@ -1,0 +1,280 @@
+//! What the stores keep of an object's metadata: the fields that decisions use, each with a bound. The rest is written by
+//! tenants, may hold megabytes, and is dropped before an object enters a store.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::core::ObjectMeta;
+
+use super::stores::controller_of;
+use crate::api::names;
+
+/// The annotations of the broker's own Secrets that are used, in the order in which they are kept, each with its longest
+/// value in bytes. A longer one was not written by the broker, and is dropped.
+const SECRET_ANNOTATIONS: [(&str, usize); 18] = [
+    (names::ANNOTATION_ISSUED_AT, 64),
+    (names::ANNOTATION_EXPIRES_AT, 64),
+    (names::ANNOTATION_REFRESH_AT, 64),
+    (names::ANNOTATION_OBTAINED_AT, 64),
+    (names::ANNOTATION_LAST_USED_AT, 64),
+    (names::ANNOTATION_ROTATIONS, 32),
+    (names::ANNOTATION_FINGERPRINT, 256),
+    (names::ANNOTATION_ISSUED_FOR, 256),
+    (names::ANNOTATION_REVOCABLE_AT, 256),
+    (names::ANNOTATION_LAYOUT, 256),
+    (names::ANNOTATION_HANDLED_REISSUE, REISSUE_MAX),
+    (names::ANNOTATION_OBJECT_ID, 512),
+    (names::ANNOTATION_CLAIM, 2 << 10),
+    (names::ANNOTATION_SEED, 2 << 10),
+    (names::ANNOTATION_WARNING, 2 << 10),
+    (names::ANNOTATION_SIGN_IN, 12 << 10),
+    (names::ANNOTATION_SCOPES, SCOPES_MAX),
+    (names::ANNOTATION_APPLIED, 24 << 10),
+];
+/// Longest value of `mailtoken.dev/scopes` in a store: of a longer one the scopes that fit are kept.
+const SCOPES_MAX: usize = 4 << 10;
+/// Longest value of `mailtoken.dev/reissue`: a longer one is represented by its beginning and a hash.
+const REISSUE_MAX: usize = 256;
+/// Bytes of all annotations of one Secret in a store: what the broker writes takes about 1 KiB.
+const SECRET_TOTAL: usize = 24 << 10;
+/// Bytes of all finalizers of one credential in a store.
+const FINALIZERS_MAX: usize = 16 << 10;
+/// Longest field of an owner reference. Kubernetes has no bound for them; names and uids have 253 and 36 characters.
+const OWNER_MAX: usize = 253;
+
+/// Of a MailCredential: its identity, its dates, `mailtoken.dev/reissue` and its finalizers.
+pub fn credential(meta: &mut ObjectMeta) {
+    let reissue = meta.annotations.as_mut().and_then(|annotations| annotations.remove(names::ANNOTATION_REISSUE));
+    let finalizers = meta.finalizers.take().map(|mut all| {
+        if all.iter().map(String::len).sum::<usize>() > FINALIZERS_MAX {
+            all.retain(|name| name == names::FINALIZER_REVOKE);
+        }
+        all
+    });
+    *meta = ObjectMeta {
+        creation_timestamp: meta.creation_timestamp.take(),
+        deletion_timestamp: meta.deletion_timestamp.take(),
+        annotations: reissue.map(|value| [(names::ANNOTATION_REISSUE.to_owned(), short(value))].into()),
+        finalizers: finalizers.filter(|all| !all.is_empty()),
+        ..identity(meta)
+    };
+}
+
+/// Of a provider: its identity and its deletion.
+pub fn provider(meta: &mut ObjectMeta) {
+    *meta = ObjectMeta { deletion_timestamp: meta.deletion_timestamp.take(), ..identity(meta) };
+}
+
+/// Of a namespace: its name and its labels, which select it.
+pub fn namespace(meta: &mut ObjectMeta) {
+    *meta = ObjectMeta { labels: meta.labels.take(), ..identity(meta) };
+}
+
+/// Of a source Secret: that it exists, and its version.
+pub fn source(meta: &mut ObjectMeta) {
+    *meta = identity(meta);
+}
+
+/// Of a Secret that carries the broker's label: its controller, the labels that say whose it is, and the broker's own
+/// annotations. Empty maps stay: a JSON Patch has to know whether there is a map.
+pub fn own_secret(meta: &mut ObjectMeta) {
+    let controller = controller_of(meta).map(owner);
+    let name = meta.name.as_deref().unwrap_or_default();
+    let is_target = controller.as_ref().is_some_and(|owner| names::grant_secret(&owner.name) != name);
+    let labels = meta.labels.take().map(|mut labels| {
+        // The controller of a target says what its other labels do, and there may be thousands of targets.
+        labels.retain(|key, _| match key.as_str() {
+            names::LABEL_ROLE => true,
+            names::LABEL_MANAGED_BY | names::LABEL_CREDENTIAL => !is_target,
+            _ => false,
+        });
+        labels
+    });
+    let annotations = meta.annotations.take().map(|mut all| {
+        let mut total = 0;
+        let mut keep = |(key, limit): (&str, usize)| {
+            let mut value = all.remove(key)?;
+            if key == names::ANNOTATION_SCOPES {
+                cut_at_space(&mut value, limit);
+            }
+            let fits = value.len() <= limit && total + value.len() <= SECRET_TOTAL;
+            fits.then(|| {
+                total += value.len();
+                (key.to_owned(), value)
+            })
+        };
+        SECRET_ANNOTATIONS.into_iter().filter_map(&mut keep).collect()
+    });
+    *meta = ObjectMeta {
+        labels: labels.filter(|labels| !is_target || !labels.is_empty()),
+        annotations,
+        owner_references: controller.map(|owner| vec![owner]),
+        ..identity(meta)
+    };
+}
+
+/// Name, uid and versions.
+fn identity(meta: &mut ObjectMeta) -> ObjectMeta {
+    ObjectMeta {
+        name: meta.name.take(),
+        namespace: meta.namespace.take(),
+        uid: meta.uid.take(),
+        resource_version: meta.resource_version.take(),
+        generation: meta.generation,
+        ..ObjectMeta::default()
+    }
+}
+
+fn owner(owner: &OwnerReference) -> OwnerReference {
+    let bounded = |text: &str| text.chars().take(OWNER_MAX).collect();
+    OwnerReference {
+        api_version: bounded(&owner.api_version),
+        kind: bounded(&owner.kind),
+        name: bounded(&owner.name),
+        uid: bounded(&owner.uid),
+        controller: owner.controller,
+        block_owner_deletion: None,
+    }
+}
+
+fn short(value: String) -> String {
+    if value.len() <= REISSUE_MAX {
+        return value;
+    }
+    let head: String = value.chars().take(REISSUE_MAX / 8).collect();
+    format!("{head}-{}", names::digest([value.as_str()]))
+}
+
+/// Cuts a list that spaces separate after the last item that ends within `limit` bytes.
+fn cut_at_space(value: &mut String, limit: usize) {
+    if value.len() > limit {
+        let end = value.bytes().take(limit + 1).rposition(|byte| byte == b' ').unwrap_or(0);
+        value.truncate(end);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// Bytes of everything in it.
+    fn size(meta: &ObjectMeta) -> usize {
+        serde_json::to_string(meta).unwrap().len()
+    }
+
+    fn fat(pairs: &[(&str, &str)]) -> ObjectMeta {
+        let text = |key: &str| [(key.to_owned(), "x".repeat(250 << 10))];
+        let own = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        ObjectMeta {
+            name: Some("billing".to_owned()),
+            namespace: Some("shop".to_owned()),
+            uid: Some("uid".to_owned()),
+            resource_version: Some("7".to_owned()),
+            generation: Some(3),
+            labels: Some((0..10_000).map(|number| (format!("label-{number}"), "x".repeat(63))).collect()),
+            annotations: Some(text("example.org/note").into_iter().chain(own).collect()),
+            owner_references: Some(
+                (0..1_000)
+                    .map(|number| OwnerReference {
+                        name: format!("owner-{number}-{}", "x".repeat(1_000)),
+                        uid: "y".repeat(10_000),
+                        controller: Some(number == 500),
+                        ..OwnerReference::default()
+                    })
+                    .collect(),
+            ),
+            ..ObjectMeta::default()
+        }
+    }
+
+    #[test]
+    fn metadata_of_megabytes_costs_nearly_nothing_in_any_store() {
+        for slim in [credential, provider, source, own_secret] {
+            let mut meta = fat(&[(names::ANNOTATION_LAYOUT, "abc")]);
+            assert!(size(&meta) > 1 << 20);
+            slim(&mut meta);
+            assert!(size(&meta) < 2 << 10, "{} bytes", size(&meta));
+            assert_eq!((meta.name.as_deref(), meta.resource_version.as_deref()), (Some("billing"), Some("7")));
+            assert_eq!((meta.uid.as_deref(), meta.generation), (Some("uid"), Some(3)));
+        }
+    }
+
+    #[test]
+    fn forged_annotations_of_the_broker_are_bounded_too() {
+        let forged = "x".repeat(60 << 10);
+        let pairs: Vec<_> = SECRET_ANNOTATIONS.iter().map(|(key, _)| (*key, forged.as_str())).collect();
+        let mut meta = fat(&pairs);
+        own_secret(&mut meta);
+        assert!(size(&meta) < 2 << 10);
+        // Each as long as it may be.
+        let values: Vec<_> = SECRET_ANNOTATIONS.iter().map(|(key, limit)| (*key, "x".repeat(*limit))).collect();
+        let pairs: Vec<_> = values.iter().map(|(key, value)| (*key, value.as_str())).collect();
+        let mut meta = fat(&pairs);
+        own_secret(&mut meta);
+        assert!(size(&meta) < SECRET_TOTAL + (2 << 10));
+        assert!(meta.annotations.unwrap().contains_key(names::ANNOTATION_CLAIM), "custody's come first");
+    }
+
+    #[test]
+    fn what_the_broker_wrote_is_kept_whole() {
+        let written = [
+            (names::ANNOTATION_ISSUED_AT, "2026-11-22T20:40:00Z"),
+            (names::ANNOTATION_CLAIM, "{}"),
+            (names::ANNOTATION_SCOPES, "a b c"),
+            (names::ANNOTATION_APPLIED, r#"{"labels":["a"],"annotations":[]}"#),
+        ];
+        let mut meta = fat(&written);
+        own_secret(&mut meta);
+        let expected: BTreeMap<_, _> =
+            written.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        assert_eq!(meta.annotations, Some(expected));
+        let mut many = vec!["scope-of-some-length"; 1_000].join(" ");
+        cut_at_space(&mut many, SCOPES_MAX);
+        assert!(many.len() <= SCOPES_MAX && many.ends_with("scope-of-some-length"));
+    }
+
+    #[test]
+    fn no_annotation_of_the_brokers_is_forgotten_here() {
+        let constants =
+            include_str!("../api/names.rs").lines().filter(|line| line.starts_with("pub const ANNOTATION_"));
+        let values: Vec<_> = constants.filter_map(|line| line.split('"').nth(1)).collect();
+        assert!(values.len() >= SECRET_ANNOTATIONS.len());
+        // Of a MailCredential and of the Lease, not of a Secret.
+        let elsewhere = [names::ANNOTATION_REISSUE, names::ANNOTATION_SERVES];
+        let known = |value: &&str| SECRET_ANNOTATIONS.iter().any(|(key, _)| key == value) || elsewhere.contains(value);
+        let forgotten: Vec<_> = values.iter().filter(|value| !known(value)).collect();
+        assert!(forgotten.is_empty(), "the stores drop {forgotten:?}: give each a bound in SECRET_ANNOTATIONS");
+    }
+
+    #[test]
+    fn a_map_without_anything_of_the_brokers_is_still_a_map() {
+        let mut meta = fat(&[]);
+        meta.owner_references = None;
+        own_secret(&mut meta);
+        assert_eq!((meta.labels, meta.annotations), (Some(BTreeMap::new()), Some(BTreeMap::new())));
+        let mut none = ObjectMeta::default();
+        own_secret(&mut none);
+        assert_eq!((none.labels, none.annotations), (None, None));
+    }
+
+    #[test]
+    fn a_reissue_of_any_length_is_told_from_every_other() {
+        let reissue = |value: &str| {
+            let mut meta = fat(&[(names::ANNOTATION_REISSUE, value)]);
+            credential(&mut meta);
+            meta.annotations.unwrap()[names::ANNOTATION_REISSUE].clone()
+        };
+        assert_eq!(reissue("1"), "1");
+        let (one, other) = ("x".repeat(100_000), format!("{}y", "x".repeat(99_999)));
+        assert_ne!(reissue(&one), reissue(&other));
+        assert!(reissue(&one).len() < 64);
+    }
+
+    #[test]
+    fn the_finalizers_of_others_are_kept_so_that_they_are_written_back() {
+        let mut meta = fat(&[]);
+        meta.finalizers = Some(vec!["example.org/x".to_owned(), names::FINALIZER_REVOKE.to_owned()]);
+        credential(&mut meta);
+        assert_eq!(meta.finalizers.map(|all| all.len()), Some(2));
+    }
+}

@@ -1,0 +1,226 @@
+//! Objects that exist and do not parse: another version of the CRDs let something in that this version does not know. They
+//! have no spec for the broker, and their status says so.
+
+use std::collections::HashMap;
+
+use k8s_openapi::jiff::Timestamp;
+use kube::{
+    Api,
+    api::{ApiResource, Patch, PatchParams},
+    core::{DynamicObject, ObjectMeta},
+};
+use parking_lot::Mutex;
+use serde_json::json;
+
+use super::{Context, stores::Key};
+use crate::{
+    api::{
+        ClusterMailProvider, ConditionType, MailCredential, MailProvider, Reason, condition, credential::ProviderKind,
+        names,
+    },
+    error::told_by,
+    policy::commands::Subject,
+};
+
+/// Statuses that one call of [`Unreadable::report`] writes at most.
+const AT_ONCE: usize = 20;
+/// Objects that are remembered at most. One beyond is neither used nor reported.
+const REMEMBERED: usize = 1_000;
+
+/// The kinds that may not parse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ObjectKind {
+    /// A MailCredential.
+    Credential,
+    /// A provider of this kind.
+    Provider(ProviderKind),
+}
+
+impl ObjectKind {
+    /// The kind in the API.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Credential => "MailCredential",
+            Self::Provider(ProviderKind::MailProvider) => "MailProvider",
+            Self::Provider(ProviderKind::ClusterMailProvider) => "ClusterMailProvider",
+        }
+    }
+
+    fn resource(self) -> ApiResource {
+        match self {
+            Self::Credential => ApiResource::erase::<MailCredential>(&()),
+            Self::Provider(ProviderKind::MailProvider) => ApiResource::erase::<MailProvider>(&()),
+            Self::Provider(ProviderKind::ClusterMailProvider) => ApiResource::erase::<ClusterMailProvider>(&()),
+        }
+    }
+
+    fn subject(self, (namespace, name): &Key) -> Subject {
+        match self {
+            Self::Credential => Subject::credential_named(namespace, name),
+            Self::Provider(kind) => Subject::provider(kind, namespace, name),
+        }
+    }
+}
+
+/// The objects that do not parse.
+#[derive(Default)]
+pub struct Unreadable(Mutex<HashMap<(ObjectKind, Key), Record>>);
+
+struct Record {
+    uid: String,
+    resource_version: String,
+    generation: i64,
+    error: String,
+    /// Its status says so, or cannot be written.
+    reported: bool,
+}
+
+impl Unreadable {
+    /// Notes an object that does not parse; an event about the same generation changes nothing.
+    pub fn note(&self, kind: ObjectKind, key: Key, meta: &ObjectMeta, error: String) {
+        let mut records = self.0.lock();
+        let uid = meta.uid.clone().unwrap_or_default();
+        let (generation, resource_version) =
+            (meta.generation.unwrap_or_default(), meta.resource_version.clone().unwrap_or_default());
+        let full = records.len() >= REMEMBERED;
+        let known = records.get_mut(&(kind, key.clone()));
+        if let Some(known) = known.filter(|known| known.uid == uid && known.generation == generation) {
+            known.resource_version = resource_version;
+            return;
+        }
+        let error: String = error.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        tracing::warn!(
+            kind = %kind.as_str(),
+            namespace = key.0,
+            name = key.1,
+            "an object does not parse and is not used: was it made with another version of the CRDs? ({error})"
+        );
+        if !full {
+            records.insert((kind, key), Record { uid, resource_version, generation, error, reported: false });
+        }
+    }
+
+    /// Forgets an object that parses or is gone.
+    pub fn forget(&self, kind: ObjectKind, key: &Key) {
+        let mut records = self.0.lock();
+        if !records.is_empty() {
+            records.remove(&(kind, key.clone()));
+        }
+    }
+
+    /// Whether an object of this name exists and does not parse.
+    pub fn exists(&self, kind: ObjectKind, key: &Key) -> bool {
+        self.0.lock().contains_key(&(kind, key.clone()))
+    }
+
+    /// Why an object does not parse, with what to do about it; `None` where it parses or does not exist.
+    pub fn why(&self, kind: ObjectKind, key: &Key) -> Option<String> {
+        let records = self.0.lock();
+        Some(message(kind, key, &records.get(&(kind, key.clone()))?.error))
+    }
+
+    /// Writes into the status of objects that do not parse that they are not used: each once for a generation.
+    pub async fn report(&self, context: &Context, now: Timestamp) {
+        let due: Vec<_> = {
+            let records = self.0.lock();
+            let due = records.iter().filter(|(_, record)| !record.reported).take(AT_ONCE);
+            due.map(|((kind, key), record)| (*kind, key.clone(), status(*kind, key, record, now))).collect()
+        };
+        for (kind, key, body) in due {
+            let resource = kind.resource();
+            let api: Api<DynamicObject> = match key.0.as_str() {
+                "" => Api::all_with(context.client.clone(), &resource),
+                namespace => Api::namespaced_with(context.client.clone(), namespace, &resource),
+            };
+            // As a provider's status is written, so that what is written next takes it away again.
+            let parameters = PatchParams::apply(names::MANAGER).force();
+            let settled = match api.patch_status(&key.1, &parameters, &Patch::Apply(&body)).await {
+                Ok(_) => true,
+                // It has changed, or the API server is away: the next round has the newer version.
+                Err(kube::Error::Api(status)) if status.code == 409 => false,
+                Err(kube::Error::Api(status)) if status.code < 500 => {
+                    tracing::warn!(
+                        kind = kind.as_str(),
+                        namespace = key.0,
+                        name = key.1,
+                        "the status of an object that does not parse could not be written: {} ({})",
+                        status.message,
+                        status.code
+                    );
+                    true
+                }
+                Err(error) => {
+                    tracing::debug!(error = told_by(&error), "the status could not be written");
+                    false
+                }
+            };
+            if let Some(record) = self.0.lock().get_mut(&(kind, key)) {
+                record.reported |= settled;
+            }
+        }
+    }
+}
+
+fn message(kind: ObjectKind, key: &Key, error: &str) -> String {
+    format!(
+        "this version of the broker cannot read the {}: {error}. Correct the field with `{}`, or install the version of the \
+         broker that the CRDs belong to",
+        kind.as_str(),
+        kind.subject(key).command("edit")
+    )
+}
+
+/// The status to apply to the object, in the version that was seen.
+fn status(kind: ObjectKind, key: &Key, record: &Record, now: Timestamp) -> serde_json::Value {
+    let mut conditions = vec![];
+    for (condition, is_true) in [(ConditionType::Ready, false), (ConditionType::Stalled, true)] {
+        let words = message(kind, key, &record.error);
+        condition::upsert(&mut conditions, condition, is_true, Reason::InvalidSpec, words, record.generation, now);
+    }
+    json!({
+        "apiVersion": kind.resource().api_version,
+        "kind": kind.as_str(),
+        "metadata": {"name": key.1, "uid": record.uid, "resourceVersion": record.resource_version},
+        "status": {"observedGeneration": record.generation, "conditions": conditions},
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meta(uid: &str, generation: i64, version: &str) -> ObjectMeta {
+        ObjectMeta {
+            uid: Some(uid.to_owned()),
+            generation: Some(generation),
+            resource_version: Some(version.to_owned()),
+            ..ObjectMeta::default()
+        }
+    }
+
+    #[test]
+    fn an_object_is_reported_once_for_each_generation() {
+        let (unreadable, kind) = (Unreadable::default(), ObjectKind::Provider(ProviderKind::MailProvider));
+        let key: Key = ("shop".to_owned(), "m365".to_owned());
+        let reported = |reported: Option<bool>| {
+            let mut records = unreadable.0.lock();
+            let record = records.get_mut(&(kind, key.clone())).unwrap();
+            record.reported = reported.unwrap_or(record.reported);
+            (record.reported, record.resource_version.clone())
+        };
+        unreadable.note(kind, key.clone(), &meta("a", 1, "10"), "unknown variant `x\ny`".to_owned());
+        assert!(!reported(Some(true)).1.is_empty());
+        // The event of the status that was written.
+        unreadable.note(kind, key.clone(), &meta("a", 1, "11"), String::new());
+        assert_eq!(reported(None), (true, "11".to_owned()));
+        let why = unreadable.why(kind, &key).unwrap();
+        assert!(why.contains("`x y`") && why.contains("kubectl -n shop edit mailprovider m365"), "{why}");
+        for changed in [meta("a", 2, "12"), meta("b", 2, "13")] {
+            unreadable.note(kind, key.clone(), &changed, String::new());
+            assert!(!reported(None).0);
+            reported(Some(true));
+        }
+        unreadable.forget(kind, &key);
+        assert_eq!(unreadable.why(kind, &key), None);
+    }
+}
