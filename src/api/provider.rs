@@ -342,7 +342,7 @@ pub struct ProviderStatus {
     /// The generation that the rest speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`.
+    /// `Ready`, `Stalled`, `Reconciling`, `ClientCredentialExpiringSoon`. See `docs/reasons.md`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

@@ -6,6 +6,7 @@ use super::{observed::Held, schedule};
 use crate::{
     api::{
         ConditionType, Reason, condition,
+        provider::ProviderSpec,
         status::{ClientStatus, LastError, MailCredentialStatus},
     },
     oauth::Refusal,
@@ -105,6 +106,16 @@ impl History {
             *self = Self { handled_reissue: self.handled_reissue.take(), ..Self::default() };
         }
         self.client = Some(client);
+    }
+
+    /// Takes the end of the client secret in use from the provider's spec as it is now: it is corrected there once the
+    /// secret was replaced, and the next request may be an hour away.
+    pub fn client_as_in(&mut self, spec: &ProviderSpec) {
+        let Some(client) = &mut self.client else { return };
+        let entry = usize::try_from(client.index).ok().and_then(|index| spec.client.authentication.get(index));
+        if let Some(secret) = entry.and_then(|entry| entry.client_secret.as_ref()) {
+            client.expires_at.clone_from(&secret.expires_at);
+        }
     }
 
     /// Records that a stored token was written again, after writes that may have failed.

@@ -79,6 +79,9 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
         in_flight,
         attempt,
     };
+    if let Some(provider) = context.stores.provider(&ProviderKey::of(&observed.credential)) {
+        observed.history.client_as_in(provider.spec());
+    }
     if let Some(outcome) = outcome {
         take_outcome(&mut observed, outcome, now);
         let (held, untold) = (observed.held.clone(), observed.history.clone());

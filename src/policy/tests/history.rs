@@ -131,3 +131,26 @@ fn a_status_without_failed_with_still_backs_off_until_the_spec_changes() {
     case.credential(|credential| credential.metadata.generation = Some(2));
     assert!(matches!(decides(&case), Decision::Issue(_)));
 }
+
+#[test]
+fn the_end_of_a_client_secret_that_was_replaced_is_known_before_the_next_request() {
+    let spec = |entries: serde_json::Value| -> crate::api::ProviderSpec {
+        let client = serde_json::json!({"id": "c", "authentication": entries});
+        serde_json::from_value(serde_json::json!({"oauth2": {"tokenURL": "https://x/t"}, "client": client})).unwrap()
+    };
+    let key = serde_json::json!({"name": "s", "key": "k"});
+    let secret = |end: Option<&str>| serde_json::json!([{"clientSecret": {"secretRef": key, "expiresAt": end}}]);
+    let after = |spec: &crate::api::ProviderSpec, index| {
+        let mut known = client(index);
+        known.expires_at = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(0)));
+        let mut history = History { client: Some(known), ..History::default() };
+        history.client_as_in(spec);
+        history.client.unwrap().expires_at.map(|end| end.0)
+    };
+    let replaced = spec(secret(Some("2030-01-01T00:00:00Z")));
+    assert_eq!(after(&replaced, 0), Some("2030-01-01T00:00:00Z".parse().unwrap()));
+    assert_eq!(after(&spec(secret(None)), 0), None);
+    assert_eq!(after(&replaced, 1), Some(at(0)), "the entry in use is gone");
+    let jwt = serde_json::json!([{"privateKeyJWT": {"keyRef": key, "certificateRef": key}}]);
+    assert_eq!(after(&spec(jwt), 0), Some(at(0)), "the end of a certificate is not in the spec");
+}
