@@ -40,6 +40,9 @@ pub fn render(credential: &MailCredential, profile: &Profile, token: &Token) -> 
     data.into_iter().map(|(key, value)| (key, ByteString(value.into_bytes()))).collect()
 }
 
+/// Makes the SASL response of a user with a token.
+type Response = fn(&str, &str) -> String;
+
 /// The SASL responses of the protocols whose user name is not that of `username`, in the formats that are requested.
 fn responses(credential: &MailCredential, profile: &Profile, token: &Token) -> BTreeMap<String, String> {
     let (spec, access_token) = (&credential.spec, token.access_token.expose_secret());
@@ -50,8 +53,7 @@ fn responses(credential: &MailCredential, profile: &Profile, token: &Token) -> B
         if user == first {
             continue;
         }
-        let forms: [(Format, fn(&str, &str) -> String); 2] =
-            [(Format::XOAuth2, sasl::xoauth2), (Format::OAuthBearer, sasl::oauthbearer)];
+        let forms = [(Format::XOAuth2, sasl::xoauth2 as Response), (Format::OAuthBearer, sasl::oauthbearer)];
         for ((format, response), name) in forms.into_iter().zip(RESPONSES) {
             if spec.secret.formats.contains(&format) {
                 keys.insert(secret_keys::of(*protocol, name), response(user, access_token));
