@@ -63,6 +63,7 @@ pub async fn run(settings: Stop) -> Result<(), StopError> {
 ///
 /// # Errors
 /// If the pods have not ended within `limit`.
+#[expect(clippy::disallowed_methods, reason = "how long a person waits: nothing is decided about tokens")]
 pub async fn stop(client: Client, namespace: &str, name: &str, limit: Duration) -> Result<(), StopError> {
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
     let pods: Api<Pod> = Api::namespaced(client, namespace);
