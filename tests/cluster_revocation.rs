@@ -408,6 +408,7 @@ async fn without_a_broker_release_finalizers_lets_a_namespace_go() {
     })
     .await;
     assert_eq!(revoked(&stage), []);
+    tried("F31", 1, "the revocation");
 
     stage.ns.kubectl(["delete", "crd", "mailcredentials.mailtoken.dev"]);
     let (done, told) = release(&kubeconfig, &[]);

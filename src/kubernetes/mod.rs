@@ -203,7 +203,12 @@ async fn from_kubeconfig(file: Option<&Path>, context: Option<&str>) -> Result<C
         cluster.proxy_url = Some(given.unwrap_or_else(|| UNSET_PROXY.to_owned()));
     }
     let options = KubeConfigOptions { context: context.map(str::to_owned), ..KubeConfigOptions::default() };
-    Config::from_custom_kubeconfig(kubeconfig, &options).await
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &options).await?;
+    // A credential plugin is shown the cluster.
+    if let Some(cluster) = config.auth_info.exec.as_mut().and_then(|exec| exec.cluster.as_mut()) {
+        cluster.proxy_url = cluster.proxy_url.take().filter(|url| url != UNSET_PROXY);
+    }
+    Ok(config)
 }
 
 /// `proxy-url` of the kubeconfig is used for whatever host; otherwise the environment decides.
@@ -222,9 +227,11 @@ mod tests {
 
     const KUBECONFIG: &str = r#"
         {apiVersion: v1, kind: Config, current-context: a,
-         contexts: [{name: a, context: {cluster: a, namespace: shop}}, {name: b, context: {cluster: b}}],
+         contexts: [{name: a, context: {cluster: a, namespace: shop, user: plugin}}, {name: b, context: {cluster: b}}],
          clusters: [{name: a, cluster: {server: "https://a.example:6443"}},
-                    {name: b, cluster: {server: "https://b.example", proxy-url: "http://u:p%40ss@proxy.example:3128"}}]}
+                    {name: b, cluster: {server: "https://b.example", proxy-url: "http://u:p%40ss@proxy.example:3128"}}],
+         users: [{name: plugin, user: {exec: {apiVersion: client.authentication.k8s.io/v1, command: "true",
+                                              interactiveMode: Never, provideClusterInfo: true}}}]}
     "#;
 
     async fn config(context: &str) -> Result<Config, KubeconfigError> {
@@ -247,6 +254,8 @@ mod tests {
         );
         assert_eq!(proxy_of(&a, &environment).unwrap().unwrap().uri, "http://env.example:80");
         assert_eq!(proxy_of(&a, &Environment::default()).unwrap(), None);
+        let shown = a.auth_info.exec.as_ref().unwrap().cluster.as_ref().unwrap();
+        assert_eq!((shown.server.as_deref(), shown.proxy_url.as_deref()), (Some("https://a.example:6443"), None));
         let b = config("b").await.unwrap();
         let everything = Environment { no_proxy: "*".into(), ..environment };
         let proxy = proxy_of(&b, &everything).unwrap().unwrap();
@@ -257,7 +266,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_is_made_for_each_kind_of_proxy() {
-        let config = config("a").await.unwrap();
+        let config = config("b").await.unwrap();
         for proxy in [None, Some("http://p"), Some("https://p:8443"), Some("socks5://u:p@p")] {
             let proxy = proxy.map(|url| Proxy::parse("test", url).unwrap());
             Connection::new(config.clone(), proxy).client().unwrap();
