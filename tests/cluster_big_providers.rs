@@ -6,6 +6,7 @@ mod support;
 
 use std::time::Duration;
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::{MailCredential, MailProvider};
 use rcgen::{CertificateParams, KeyPair, PKCS_RSA_SHA256};
@@ -104,6 +105,32 @@ async fn microsoft_issues_app_only_tokens_for_a_secret_and_for_a_certificate() {
     let method = |credential: &MailCredential| field(credential, "/status/client/method") == "privateKeyJWT";
     ns.until::<MailCredential>("billing", "the certificate is in use", method).await;
     leaks::assert_nothing_told(&ns, &broker, [entra.issued(), entra.assertions()].concat()).await;
+}
+
+#[tokio::test]
+async fn a_persons_token_reads_the_shared_mailbox_and_sends_as_the_person() {
+    let (ns, entra, _broker) = microsoft().await;
+    entra.register(App::new(APP).public());
+    entra.poll_interval(1);
+    provide(&ns, tenant(), json!({"id": APP})).await;
+    let names = json!({"address": "office@contoso.com", "authenticateAs": "anna@contoso.com"});
+    let shared = mailbox(json!({"deviceCode": {}})).set("spec.mailbox", names);
+    ns.apply(shared.set("spec.protocols", json!(["SMTP", "IMAP"]))).await;
+    let code =
+        |credential: &MailCredential| field(credential, "/status/authorization/userCode").as_str().map(str::to_owned);
+    let shown = ns.until::<MailCredential>("billing", "a code is shown", |credential| code(credential).is_some()).await;
+    entra.approve(&code(&shown).unwrap(), "anna@contoso.com");
+    ready(&ns).await;
+    let secret = ns.secret("billing").await;
+    let key = |name: &str| secret.get(name).map(String::as_str);
+    assert_eq!((key("username"), key("smtp_username")), (Some("anna@contoso.com"), Some("anna@contoso.com")));
+    assert_eq!((key("imap_username"), key("from")), (Some("office@contoso.com"), Some("office@contoso.com")));
+    assert_eq!((key("smtp_security"), key("imap_security")), (Some("STARTTLS"), Some("TLS")));
+    let response =
+        |user: &str| BASE64_STANDARD.encode(format!("user={user}\x01auth=Bearer {}\x01\x01", secret["access_token"]));
+    assert_eq!(key("xoauth2"), Some(response("anna@contoso.com").as_str()));
+    assert_eq!(key("imap_xoauth2"), Some(response("office@contoso.com").as_str()));
+    assert_eq!((key("smtp_xoauth2"), key("imap_oauthbearer")), (None, None));
 }
 
 #[tokio::test]
