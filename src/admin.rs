@@ -200,3 +200,23 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
         None => (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], Bytes::new()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    /// The chart's default: probes reach the pod's address, of whichever family it is. Where a kernel has no IPv6, IPv4 remains.
+    #[tokio::test]
+    async fn every_address_is_of_both_families() {
+        let listener = bind("[::]:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        TcpStream::connect((Ipv4Addr::LOCALHOST, address.port())).await.unwrap();
+        if address.is_ipv6() {
+            TcpStream::connect((std::net::Ipv6Addr::LOCALHOST, address.port())).await.unwrap();
+        }
+        let taken = bind(address).await.unwrap_err();
+        assert_eq!(taken.kind(), std::io::ErrorKind::AddrInUse);
+    }
+}
