@@ -210,6 +210,12 @@ fn the_broker_knows_the_arguments_it_is_given() {
         };
         assert!(settings.identity_token_file.is_none_or(mounted), "{name}");
 
+        let rules = of_kind(&objects, "Role").into_iter().flat_map(|role| role["rules"].as_array().unwrap());
+        let leases = rules.filter(|rule| rule["resources"] == json!(["leases"]) && rule["verbs"] != json!(["create"]));
+        for rule in leases {
+            assert_eq!(rule["resourceNames"], json!([settings.lease_name]), "{name}: no other lease may be taken");
+        }
+
         let Some(job) = of_kind(&objects, "Job").first().map(|job| &job["spec"]["template"]["spec"]["containers"][0])
         else {
             assert_eq!(name, "single", "without roles of the chart there is no hook");

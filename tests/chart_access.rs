@@ -51,7 +51,8 @@ async fn a_broker_of_all_namespaces_may_do_what_it_does_and_nothing_else() {
 async fn a_broker_of_one_namespace_that_serves_cluster_providers_may_do_what_it_does_and_nothing_else() {
     let cluster = Cluster::alone(&["control-plane"]);
     let (ns, other) = (cluster.namespace().await, cluster.namespace().await);
-    let settings = [&format!("namespaces={{{}}}", ns.name), "clusterMailProviders=true"];
+    let settings =
+        [&format!("namespaces={{{}}}", ns.name), "clusterMailProviders=true", "leaderElection.leaseName=own"];
     let release = Release::install(&ns, &settings).await;
     let idp = Idp::start();
     let mut broker = release.broker().start().await;

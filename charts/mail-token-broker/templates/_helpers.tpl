@@ -33,7 +33,7 @@
 {{- end }}
 
 {{- define "mail-token-broker.leaseName" -}}
-{{- .Values.leaderElection.leaseName | default "mail-token-broker" }}
+{{- .Values.leaderElection.leaseName | default (include "mail-token-broker.fullname" .) }}
 {{- end }}
 
 {{- /*
