@@ -440,9 +440,10 @@ async fn grant_life(ns: &Namespace) {
     ns.condition::<MailCredential>("granted", "Renewed", "Suspended").await;
     let target: Secret = ns.get("granted").await;
     ns.api::<Secret>().delete("granted", &Default::default()).await.unwrap();
+    let (labels, owners) = (target.metadata.labels, target.metadata.owner_references);
     let another = json!({
         "apiVersion": "v1", "kind": "Secret", "type": "example.org/other",
-        "metadata": {"name": "granted", "ownerReferences": target.metadata.owner_references},
+        "metadata": {"name": "granted", "labels": labels, "ownerReferences": owners},
     });
     ns.apply(another).await;
     ns.apply(by_seed("granted")).await;
