@@ -463,7 +463,9 @@ async fn grant_life(ns: &Namespace) {
 
 /// A provider to which a ServiceAccount vouches for the client.
 async fn federated(ns: &Namespace, idp: &Idp) {
-    ns.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "mailer"}})).await;
+    let account = Manifest(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "mailer"}}));
+    let audience = "api://AzureADTokenExchange";
+    ns.apply(account.entry("metadata.annotations", "mailtoken.dev/allowed-audiences", audience)).await;
     let token = json!({"audience": "api://AzureADTokenExchange", "serviceAccountRef": {"name": "mailer"}});
     ns.apply(provider(idp).set("spec.client.authentication", json!([{"serviceAccountToken": token}]))).await;
     ns.apply(credential("vouched")).await;

@@ -342,6 +342,8 @@ fn names_in_the_documentation_are_names_of_the_code() {
         names::ANNOTATION_FINGERPRINT,
         names::ANNOTATION_ISSUED_FOR,
         names::FINALIZER_REVOKE,
+        names::ANNOTATION_ALLOWED_AUDIENCES,
+        names::ANNOTATION_SOURCE_HOSTS,
     ];
     for page in pages() {
         for rest in page.text.split("mailtoken.dev/").skip(1) {

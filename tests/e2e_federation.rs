@@ -41,7 +41,8 @@ async fn a_service_account_needs_no_secret_at_keycloak() {
     assert_eq!(field(&made, "/status/client"), json!({"method": "serviceAccountToken", "index": 0}));
 
     // Another ServiceAccount of the namespace is another identity.
-    ns.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "other"}})).await;
+    let other = Manifest(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "other"}}));
+    ns.apply(other.entry("metadata.annotations", "mailtoken.dev/allowed-audiences", issuer.as_str())).await;
     ns.apply(provider("other")).await;
     ns.apply(credential("refused")).await;
     let told = ns.condition::<MailCredential>("refused", "Ready", "InvalidClient").await.message;

@@ -310,7 +310,8 @@ async fn no_identity_comes_to_a_tenants_server_but_his_own_and_that_is_no_login(
     let identity = format!("--identity-token-file={}", file.display());
     let mut tenants = Tenants::new(|settings| settings.flag("--allow-service-account-ref").flag(identity)).await;
     let (attacker, lair) = (&tenants.attacker, &tenants.lair);
-    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "mailer"}});
+    let account = Manifest(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "mailer"}}));
+    let account = account.entry("metadata.annotations", "mailtoken.dev/allowed-audiences", "api://x");
     attacker.apply(account.clone()).await;
     tenants.home.apply(account).await;
     let vouched = |audience: &str, account: Option<Value>| {

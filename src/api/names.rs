@@ -18,6 +18,11 @@ pub const ROLE_GRANT: &str = "grant";
 /// A Secret must carry this label, with the value `true`, before the broker reads it.
 pub const LABEL_SOURCE: &str = "mailtoken.dev/source";
 
+/// On a ServiceAccount: the audiences, separated by commas, that providers of its namespace may have its tokens made for.
+pub const ANNOTATION_ALLOWED_AUDIENCES: &str = "mailtoken.dev/allowed-audiences";
+/// On a source Secret: the hosts, separated by commas, that its content may be sent to. Without it, any.
+pub const ANNOTATION_SOURCE_HOSTS: &str = "mailtoken.dev/source-hosts";
+
 /// On a MailCredential: any new value obtains a token at once, and once.
 pub const ANNOTATION_REISSUE: &str = "mailtoken.dev/reissue";
 /// On the target Secret: the value of [`ANNOTATION_REISSUE`] that its token answered.

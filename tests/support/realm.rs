@@ -4,7 +4,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::{Cluster, Namespace, process};
+use super::{Cluster, Manifest, Namespace, process};
 
 /// One request to the admin API; `path` is below `/realms/mail`.
 pub fn admin(cluster: &Cluster, method: &str, path: &str, body: &Value) -> String {
@@ -53,7 +53,10 @@ fn fetch(cluster: &Cluster, url: &str, arguments: &[&str]) -> Value {
 /// audience is the realm's issuer. Keycloak 26.4 takes a parameter `client_id` only when it is the token's subject,
 /// `system:serviceaccount:NAMESPACE:NAME`, whatever the client is called; without one the subject finds the client.
 pub async fn federate(ns: &Namespace, client: &str, service_account: &str) {
-    ns.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": service_account}})).await;
+    let account =
+        Manifest(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": service_account}}));
+    let issuer = ns.cluster.env("KEYCLOAK_ISSUER");
+    ns.apply(account.entry("metadata.annotations", "mailtoken.dev/allowed-audiences", issuer.as_str())).await;
     // Keycloak reads the keys like anybody: its provider for Kubernetes wants to run in the cluster itself.
     ns.apply(json!({
         "apiVersion": "rbac.authorization.k8s.io/v1",

@@ -16,19 +16,19 @@ use k8s_openapi::{
     },
     jiff::Timestamp,
 };
-use kube::{Api, Client, api::PostParams};
+use kube::{Api, Client, ResourceExt as _, api::PostParams};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
 use super::{super::provider::full_name, connection::subject_of};
 use crate::{
-    api::{Reason, authentication::ServiceAccountToken, credential::ProviderKind},
+    api::{Reason, authentication::ServiceAccountToken, credential::ProviderKind, names},
     clock::Clock,
     error::{Error, told_by},
     kubernetes::Connection,
     oauth::{Claims, ClientAuth, Impersonation},
-    policy::{Blocker, advice::Federated},
+    policy::{Blocker, advice::Federated, commands::word},
     reconcile::stores::ProviderKey,
 };
 
@@ -225,6 +225,14 @@ impl Federation {
             return Ok(Ok(last.clone()));
         }
         let accounts: Api<ServiceAccount> = Api::namespaced(identities.kubernetes.clone(), namespace);
+        let account = match accounts.get_metadata(name).await {
+            Ok(account) => account,
+            Err(error) => return self.not_made(namespace, name, "get for serviceaccounts", error).map(Err),
+        };
+        let listed = account.annotations().get(names::ANNOTATION_ALLOWED_AUDIENCES);
+        if let Err(objection) = self.consent(namespace, name, listed.map(String::as_str)) {
+            return Ok(Err(objection));
+        }
         let request = TokenRequest {
             spec: TokenRequestSpec {
                 audiences: vec![self.audience.clone()],
@@ -235,7 +243,9 @@ impl Federation {
         };
         let made = match accounts.create_token_request(name, &PostParams::default(), &request).await {
             Ok(made) => made.status.map(|made| (SecretString::from(made.token), made.expiration_timestamp.0)),
-            Err(error) => return self.not_made(namespace, name, error).map(Err),
+            Err(error) => {
+                return self.not_made(namespace, name, "create for serviceaccounts/token", error).map(Err);
+            }
         };
         let Some((names, token, end)) = made.and_then(|(token, end)| Some((self.names(&token).ok()?, token, end)))
         else {
@@ -249,7 +259,25 @@ impl Federation {
         Ok(Ok(Assertion { token, names, fresh_until: Some(now + end.duration_since(now) / 2) }))
     }
 
-    fn not_made(&self, namespace: &str, name: &str, error: kube::Error) -> Result<Blocker, Error> {
+    /// Whether the ServiceAccount itself names the audience: otherwise whoever may write a MailProvider could act as any
+    /// account of the namespace, wherever that account is trusted.
+    fn consent(&self, namespace: &str, name: &str, listed: Option<&str>) -> Result<(), Blocker> {
+        let audiences = || listed.unwrap_or_default().split(',').map(str::trim).filter(|audience| !audience.is_empty());
+        if audiences().any(|audience| audience == self.audience) {
+            return Ok(());
+        }
+        let all = audiences().chain([self.audience.as_str()]).collect::<Vec<_>>().join(",");
+        let message = format!(
+            "the ServiceAccount {namespace}/{name} does not allow tokens for the audience {}: its owner allows them with \
+             `kubectl -n {namespace} annotate serviceaccount {name} --overwrite {}={}`",
+            self.audience,
+            names::ANNOTATION_ALLOWED_AUDIENCES,
+            word(&all)
+        );
+        Err(Blocker::new(Reason::NotAllowed, message))
+    }
+
+    fn not_made(&self, namespace: &str, name: &str, right: &str, error: kube::Error) -> Result<Blocker, Error> {
         let (reason, message) = match &error {
             kube::Error::Api(status) if status.code == 404 => (
                 Reason::SourceNotFound,
@@ -262,7 +290,7 @@ impl Federation {
                 Reason::NotAllowed,
                 format!(
                     "Kubernetes does not let the broker make tokens of the ServiceAccount {namespace}/{name}; it needs the \
-                     verb create for serviceaccounts/token there (chart: allowServiceAccountRef=true): {}",
+                     verb {right} there (chart: allowServiceAccountRef=true): {}",
                     told_by(&error)
                 ),
             ),
@@ -346,6 +374,27 @@ mod tests {
         }
         for audience in ["api://AzureADTokenExchange", "https://id.example.org", "kubernetes-mail", "mailer"] {
             assert!(!is_api_server(audience), "{audience}");
+        }
+    }
+
+    #[test]
+    fn a_service_account_names_the_audiences_that_it_vouches_for() {
+        for listed in ["api://exchange", "a, api://exchange ,b", ",api://exchange,"] {
+            assert_eq!(federation().consent("shop", "mailer", Some(listed)), Ok(()), "{listed}");
+        }
+        for (listed, value) in [
+            (None, "api://exchange"),
+            (Some(""), "api://exchange"),
+            (Some("api://exchange2"), "'api://exchange2,api://exchange'"),
+            (Some("API://EXCHANGE"), "'API://EXCHANGE,api://exchange'"),
+            (Some("*"), "'*,api://exchange'"),
+        ] {
+            let objection = federation().consent("shop", "mailer", listed).unwrap_err();
+            assert_eq!(objection.reason, Reason::NotAllowed);
+            let command = format!(
+                "`kubectl -n shop annotate serviceaccount mailer --overwrite mailtoken.dev/allowed-audiences={value}`"
+            );
+            assert!(objection.message.ends_with(&command), "{}", objection.message);
         }
     }
 
