@@ -225,3 +225,141 @@ async fn a_grant_that_was_made_immutable_is_not_exchanged() {
     assert!(renewed.message.contains("immutable"), "{}", renewed.message);
     assert_eq!((custody.kept().await, custody.idp.token_requests().len()), (kept, requests));
 }
+
+/// The credential `NAME` by the seed in the Secret `SEED`.
+fn by_seed_in(name: &str, seed: &str) -> Manifest {
+    by_seed(name).set("spec.grant.refreshToken.secretRef.name", seed)
+}
+
+#[tokio::test]
+async fn two_credentials_never_use_the_same_refresh_token() {
+    let custody = Custody::new().await;
+    let first = custody.seed().await;
+    custody.ns.apply(by_seed("billing")).await;
+    custody.ready().await;
+    // By the same Secret, as in a rename where the new object comes before the old one goes; and by a copy of the token.
+    custody.ns.apply(source("copy", "refresh_token", &first)).await;
+    for (name, seed) in [("younger", "seed"), ("copycat", "copy")] {
+        custody.ns.apply(by_seed_in(name, seed)).await;
+        let stalled = custody.ns.condition::<MailCredential>(name, "Stalled", "SecretConflict").await;
+        assert!(stalled.message.contains("MailCredential billing"), "{}", stalled.message);
+    }
+    custody.renew().await;
+    let idp = &custody.idp;
+    assert_eq!((idp.families_revoked(), idp.reuses(), idp.presented(&first)), (0, 0, 1));
+
+    // A sign-in of its own ends the conflict.
+    let another = idp.refresh_token("mailer", "younger@example.org", "mail");
+    custody.ns.apply(source("copy", "refresh_token", &another)).await;
+    custody.ns.condition::<MailCredential>("copycat", "Ready", "TokenValid").await;
+    assert_eq!((idp.families_revoked(), idp.reuses()), (0, 0));
+}
+
+#[tokio::test]
+async fn of_two_that_come_at_once_by_one_seed_the_older_uses_it() {
+    let custody = Custody::new().await;
+    custody.ns.apply(by_seed("older")).await;
+    custody.ns.condition::<MailCredential>("older", "Ready", "SourceNotFound").await;
+    tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
+    custody.ns.apply(by_seed("a-younger")).await;
+    custody.ns.condition::<MailCredential>("a-younger", "Ready", "SourceNotFound").await;
+    let first = custody.seed().await;
+    custody.ns.condition::<MailCredential>("older", "Ready", "TokenValid").await;
+    let stalled = custody.ns.condition::<MailCredential>("a-younger", "Stalled", "SecretConflict").await;
+    assert!(stalled.message.contains("MailCredential older"), "{}", stalled.message);
+    assert_eq!((custody.idp.families_revoked(), custody.idp.presented(&first)), (0, 1));
+}
+
+#[tokio::test]
+async fn a_spent_seed_is_not_sent_again_for_what_comes_after_the_credential() {
+    let custody = Custody::new().await;
+    let first = custody.seed().await;
+    custody.ns.apply(by_seed("billing")).await;
+    custody.ready().await;
+    custody.ns.apply(by_seed("renamed")).await;
+    custody.ns.condition::<MailCredential>("renamed", "Stalled", "SecretConflict").await;
+    custody.ns.delete::<MailCredential>("billing").await;
+    custody.ns.delete::<Secret>("billing-grant").await;
+    let stalled = custody.ns.condition::<MailCredential>("renamed", "Stalled", "AuthorizationRequired").await;
+    assert!(stalled.message.contains("mail-token-broker login"), "{}", stalled.message);
+    custody.ns.apply(by_seed("billing")).await;
+    custody.ns.condition::<MailCredential>("billing", "Stalled", "SecretConflict").await;
+    custody.ns.delete::<MailCredential>("renamed").await;
+    custody.ns.condition::<MailCredential>("billing", "Stalled", "AuthorizationRequired").await;
+    let idp = &custody.idp;
+    assert_eq!((idp.families_revoked(), idp.reuses(), idp.presented(&first)), (0, 0, 1));
+}
+
+#[tokio::test]
+async fn a_foreign_secret_that_comes_during_an_exchange_is_told_of_and_not_written_over_in_a_loop() {
+    let custody = Custody::new().await;
+    custody.guarded().await;
+    custody.issued().await;
+    let kept = custody.kept().await;
+    custody.seal().await;
+    custody.ask().await;
+    custody.asked(2).await;
+    // The new refresh token cannot be stored, and meanwhile the place is taken.
+    let foreign =
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "billing-grant"}, "stringData": {"a": "b"}});
+    custody.drop("billing-grant").await;
+    if custody.ns.try_apply(foreign.clone()).await.is_err() || custody.grant().await.type_.as_deref() != Some("Opaque")
+    {
+        // The broker was faster: it has stored the token in a Secret of its own.
+        custody.rotated(&kept).await;
+        return;
+    }
+    let before = custody.grant().await;
+    custody.ns.condition::<MailCredential>("billing", "Stalled", "SecretConflict").await;
+    let calls = || custody.verbs("secrets", "billing-grant", &["get", "create", "patch", "delete"]).len();
+    let so_far = calls();
+    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+    assert!(calls() - so_far < 20, "{} calls in 4 s", calls() - so_far);
+    assert_eq!(custody.grant().await, before);
+    custody.drop("billing-grant").await;
+    let stored = custody
+        .ns
+        .until::<Secret>("billing-grant", "the token is stored", |secret| !text(secret, "refresh_token").is_empty());
+    assert!(custody.idp.is_valid(&text(&stored.await, "refresh_token")));
+    assert_eq!((custody.idp.families_revoked(), custody.idp.reuses()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_secret_that_a_provider_refers_to_is_no_persons_token() {
+    let custody = Custody::new().await;
+    let requests = custody.idp.token_requests().len();
+    let thief = by_seed_in("thief", "idp-client").set("spec.grant.refreshToken.secretRef.key", "client-secret");
+    custody.ns.apply(thief).await;
+    let stalled = custody.ns.condition::<MailCredential>("thief", "Stalled", "SourceInvalid").await;
+    assert!(stalled.message.contains("MailProvider idp"), "{}", stalled.message);
+    let exchange = json!({"tokenExchange": {
+        "subjectToken": {"secretRef": {"name": "idp-client", "key": "client-secret"}},
+        "subjectTokenType": "urn:ietf:params:oauth:token-type:access_token",
+    }});
+    custody.ns.apply(credential("exchange").set("spec.grant", exchange)).await;
+    custody.ns.condition::<MailCredential>("exchange", "Ready", "SourceInvalid").await;
+    assert_eq!(custody.idp.token_requests().len(), requests);
+}
+
+#[tokio::test]
+async fn a_source_goes_to_the_hosts_alone_that_its_owner_named() {
+    let custody = Custody::new().await;
+    const HOSTS: &str = "mailtoken.dev/source-hosts";
+    custody.seed().await;
+    for secret in ["seed", "idp-client"] {
+        custody.ns.annotate::<Secret>(secret, HOSTS, "login.microsoftonline.com").await;
+        custody.ns.apply(by_seed("billing")).await;
+        let stalled = custody.ns.condition::<MailCredential>("billing", "Stalled", "SourceInvalid").await;
+        let told = format!("Secret {}/{secret} does not allow", custody.ns.name);
+        assert!(stalled.message.contains(&told) && stalled.message.contains(HOSTS), "{}", stalled.message);
+        custody.ns.annotate::<Secret>(secret, HOSTS, "login.microsoftonline.com, localhost").await;
+        if secret == "seed" {
+            custody.ready().await;
+            custody.ns.delete::<MailCredential>("billing").await;
+            custody.ns.delete::<Secret>("billing-grant").await;
+            custody.seed().await;
+            custody.ns.annotate::<Secret>("seed", HOSTS, "localhost").await;
+        }
+    }
+    custody.ready().await;
+}

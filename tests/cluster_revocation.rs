@@ -355,10 +355,6 @@ async fn a_label_that_is_set_meanwhile_revokes_nothing_twice() {
     )
     .await;
     stage.ns.patch::<MailCredential>("billing", json!({"metadata": {"labels": {"team": "mail"}}})).await;
-    stage
-        .ns
-        .patch::<MailCredential>("billing", json!({"metadata": {"finalizers": [FINALIZER, "example.org/x"]}}))
-        .await;
     stage.idp.release();
     let ours = |credential: &MailCredential| !finalizers(credential).contains(&FINALIZER.to_owned());
     stage.ns.until::<MailCredential>("billing", "the broker's finalizer is gone", ours).await;
@@ -416,4 +412,16 @@ async fn without_a_broker_release_finalizers_lets_a_namespace_go() {
     let nowhere = cluster.dir().join("no-such-kubeconfig");
     let (done, told) = release(&kubeconfig, &["--kubeconfig", nowhere.to_str().unwrap()]);
     assert!(!done && told.starts_with("error: the kubeconfig cannot be used"), "{told}");
+}
+
+#[tokio::test]
+async fn a_credential_that_another_finalizer_keeps_is_not_ready_after_its_token() {
+    let stage = stage().await;
+    stage.idp.answer(Answer::token(6));
+    let kept = credential("billing").set("metadata.finalizers", json!(["example.org/x"]));
+    stage.issued(kept.clone()).await;
+    stage.ns.remove(&kept).await;
+    stage.ns.condition::<MailCredential>("billing", "Ready", "Expired").await;
+    stage.ns.patch::<MailCredential>("billing", json!({"metadata": {"finalizers": null}})).await;
+    stage.ns.gone::<MailCredential>("billing").await;
 }

@@ -223,7 +223,10 @@ pub async fn forget(mut gone: mpsc::UnboundedReceiver<Gone>, context: Arc<Contex
 
 fn forget_one(gone: Gone, context: &Context) {
     match gone {
-        Gone::Credential(uid) => context.memory.forget(&uid),
+        Gone::Credential(uid) => {
+            context.memory.forget(&uid);
+            context.register.forget(&uid);
+        }
         Gone::Secret { key, uid: secret, credential } => {
             // By the target's name too: a label may hold the credential's only cut.
             let made_for = credential.map(|name| (key.0.clone(), name));

@@ -344,7 +344,8 @@ pub(super) fn keep_alive_at(observed: &Observed, now: Timestamp) -> Option<Times
     Some(observed.backoff(now).map_or(due, |until| due.max(until)))
 }
 
-fn conflict(credential: &MailCredential, owner: &str) -> Blocker {
+/// Of a Secret under the grant Secret's name that is another's.
+pub(super) fn conflict(credential: &MailCredential, owner: &str) -> Blocker {
     let name = names::grant_secret(&credential.name_any());
     Blocker::new(
         Reason::SecretConflict,

@@ -142,8 +142,10 @@ fn request_is_in_flight(observed: &Observed, _: Timestamp) -> Option<Decision> {
 
 /// A refresh token that came is written before anything else, whatever has changed meanwhile.
 fn refresh_token_is_unsaved(observed: &Observed, now: Timestamp) -> Option<Decision> {
-    observed.grant.as_ref().filter(|grant| grant.unsaved)?;
-    Some(grant_write(observed, now))
+    let grant = observed.grant.as_ref().filter(|grant| grant.unsaved)?;
+    // Until that Secret is gone the token stays in memory.
+    let conflict = grant.foreign.as_ref().map(|owner| Decision::Stall(grant::conflict(&observed.credential, owner)));
+    Some(conflict.unwrap_or_else(|| grant_write(observed, now)))
 }
 
 /// With an owner that the spec does not want, a deletion of the credential would take the refresh token with it.

@@ -54,6 +54,7 @@ pub(super) fn profile(given: &Servers) -> Profile {
         objection,
         refine,
         idle_life: Some(IDLE_LIFE),
+        keeps_replaced_tokens: true,
         ..Profile::new("google", source, servers, &[GrantType::RefreshToken, GrantType::JwtBearer])
     }
 }

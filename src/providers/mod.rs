@@ -52,6 +52,8 @@ pub struct Profile {
     pub unsuitable: fn(&Claims, &ProviderSpec, GrantType, &[Protocol]) -> Option<String>,
     /// A refresh token that is not used for this long ends.
     pub idle_life: Option<SignedDuration>,
+    /// A refresh token stays good after another one took its place.
+    pub keeps_replaced_tokens: bool,
 }
 
 /// What a person's sign-in takes besides the scopes for mail.
@@ -140,6 +142,7 @@ impl Profile {
             refine: clock,
             unsuitable: |_, _, _, _| None,
             idle_life: None,
+            keeps_replaced_tokens: false,
         }
     }
 

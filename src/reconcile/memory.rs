@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::core::ObjectMeta;
 use parking_lot::Mutex;
 use secrecy::SecretString;
@@ -62,6 +62,8 @@ pub struct Entry {
     pub held: Option<Held>,
     /// The grant Secret's metadata as the broker last wrote or read it.
     pub grant: Option<Arc<ObjectMeta>>,
+    /// Labels and owner of the grant Secret did not stay as they were written, and are not written again before this.
+    pub dress_again: Option<Timestamp>,
     /// A refresh token that is not written yet.
     pub unsaved: Option<Unsaved>,
     /// The seed's version that was found to be the one which the grant was begun with.
@@ -108,6 +110,7 @@ impl Entry {
             untold,
             held,
             grant,
+            dress_again,
             unsaved,
             seed_seen,
             device_code,
@@ -118,7 +121,7 @@ impl Entry {
         } = self;
         let object = written.is_none() && target.is_none() && inspected.is_none() && !conflict && !stuck;
         let attempt = in_flight.is_none() && outcome.is_none() && untold.is_none() && held.is_none();
-        let custody = grant.is_none() && unsaved.is_none() && seed_seen.is_none();
+        let custody = dress_again.is_none() && grant.is_none() && unsaved.is_none() && seed_seen.is_none();
         let sign_in = device_code.is_none() && next_poll.is_none() && *unanswered == 0 && code_over.is_none();
         object && attempt && custody && sign_in
     }
@@ -269,6 +272,33 @@ impl Memory {
     }
 }
 
+/// Two writes of one kind for one credential are this far apart at least.
+const WRITES_APART: SignedDuration = SignedDuration::from_secs(1);
+/// Writes that are remembered before those are forgotten that nobody has to wait for any more.
+const WRITES_REMEMBERED: usize = 1_024;
+
+/// The last write of a Secret for each credential, for a second: a webhook or a controller that takes back what is written
+/// would otherwise be answered as fast as the API server is.
+#[derive(Default)]
+pub struct Writes(Mutex<HashMap<String, (&'static str, Timestamp)>>);
+
+impl Writes {
+    /// Notes a write of this kind at `now`, or says when it may be made.
+    pub fn admit(&self, uid: &str, kind: &'static str, now: Timestamp) -> Option<Timestamp> {
+        let mut last = self.0.lock();
+        // A clock that was set back delays nothing.
+        let recent = |at: Timestamp| at <= now && now < at + WRITES_APART;
+        if let Some((_, at)) = last.get(uid).filter(|(before, at)| *before == kind && recent(*at)) {
+            return Some(*at + WRITES_APART);
+        }
+        if last.len() >= WRITES_REMEMBERED {
+            last.retain(|_, (_, at)| recent(*at));
+        }
+        last.insert(uid.to_owned(), (kind, now));
+        None
+    }
+}
+
 /// Of what a watch shows and what the broker wrote itself, the newer. A store that has caught up makes the memory
 /// unnecessary. resourceVersions are comparable numbers (KEP-5504).
 pub fn newer<T>(
@@ -345,5 +375,21 @@ mod tests {
         entry.enter(1);
         assert!(entry.untold.is_none() && entry.outcome.is_none() && entry.next_poll.is_none());
         assert!(entry.unsaved.is_some());
+    }
+
+    #[test]
+    fn a_write_follows_one_of_its_kind_no_sooner_than_after_a_second() {
+        let writes = Writes::default();
+        let at = |millisecond: i64| Timestamp::from_millisecond(1_800_000_000_000 + millisecond).unwrap();
+        assert_eq!(writes.admit("a", "grant", at(0)), None);
+        assert_eq!(writes.admit("a", "grant", at(10)), Some(at(1_000)));
+        assert_eq!(writes.admit("b", "grant", at(10)), None, "another credential");
+        assert_eq!(writes.admit("a", "token", at(20)), None, "another kind");
+        assert_eq!(writes.admit("a", "token", at(-60_000)), None, "the clock was set back");
+        assert_eq!(writes.admit("b", "grant", at(1_010)), None);
+        for number in 0..2 * WRITES_REMEMBERED {
+            assert_eq!(writes.admit(&number.to_string(), "token", at(3_000 + 2_000 * number as i64)), None);
+        }
+        assert!(writes.0.lock().len() <= WRITES_REMEMBERED);
     }
 }

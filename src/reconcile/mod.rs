@@ -33,7 +33,7 @@ use crate::{
     lease::Leadership,
     metrics::Metrics,
     oauth::Refusal,
-    policy::{self, Decision, Observed, advice, checks, observed::Target, status::next_turn},
+    policy::{self, Decision, Observed, advice, checks, grant::Grant, observed::Target, status::next_turn},
 };
 use act::{Errand, Outcome, Refused, UnderWay};
 use custody::CustodyError;
@@ -54,6 +54,10 @@ pub struct Context {
     pub links: Arc<stores::Links>,
     /// What is not in any object.
     pub memory: Arc<memory::Memory>,
+    /// When Secrets were written last.
+    pub writes: memory::Writes,
+    /// Which credential has which refresh token.
+    pub register: custody::Register,
     /// Providers with their endpoints and secrets, ready for use.
     pub material: material::Book,
     /// Where attempts wait for those at the same provider that came before.
@@ -181,6 +185,9 @@ async fn step(
             Decision::InFlight
         }
         Decision::KeepGrant | Decision::Store | Decision::Publish(_) => {
+            if let Some(at) = too_soon(&decision, &observed, context, now) {
+                return Ok(Action::requeue(context.clock.until(at)));
+            }
             let decision = carry_out(&mut observed, &decision, context).await?;
             if !context.leadership.is_leader() {
                 // Whoever leads now tells how things stand.
@@ -200,6 +207,16 @@ async fn step(
         true => Ok(next(&observed, &decision, context, now)),
         false => Ok(Action::requeue(TELL_AGAIN)),
     }
+}
+
+/// When this write may be made, if another of its kind was made for this credential just now.
+fn too_soon(decision: &Decision, observed: &Observed, context: &Context, now: Timestamp) -> Option<Timestamp> {
+    let kind = match decision {
+        Decision::KeepGrant => "grant",
+        Decision::Store => "token",
+        _ => "shape",
+    };
+    context.writes.admit(checks::uid(&observed.credential), kind, now)
 }
 
 /// A refresh token that came is stored also by a broker that leads no more: nobody else has it, and the fence keeps it
@@ -241,6 +258,11 @@ async fn carry_out(observed: &mut Observed, decision: &Decision, context: &Conte
         Ok(()) => {}
         Err(PublishError::Refused(_)) if !context.leadership.is_leader() => return Ok(decision.clone()),
         Err(PublishError::Kubernetes(error)) => return Err(error),
+        Err(PublishError::Overtaken) => {
+            // The next look sees the newer token, and drops the one that is held.
+            tracing::info!(secret = observed.target_name(), "another broker has written a newer token meanwhile");
+            return Ok(decision.clone());
+        }
         Err(PublishError::Foreign(owner)) => observed.target = Target::Foreign(owner),
         // The wait that the provider's refusal asked for must not be cut short by a failing repair.
         Err(PublishError::Refused(why)) if observed.backoff(now).is_some() => {
@@ -273,7 +295,8 @@ async fn keep_grant(observed: &mut Observed, context: &Context) -> Result<(), Pu
         _ => custody::keep_unsaved(&observed.credential, context).await,
     };
     match written {
-        Ok(()) | Err(CustodyError::Stale) => {}
+        // Of another's Secret the status tells.
+        Ok(()) | Err(CustodyError::Stale | CustodyError::Foreign(_)) => {}
         Err(error) => return Err(PublishError::Refused(error.to_string())),
     }
     observed.grant = custody::observe(&observed.credential, observed.provider.as_ref().ok(), context).await?;
@@ -287,7 +310,17 @@ fn take_outcome(observed: &mut Observed, outcome: Outcome, now: Timestamp) {
         Outcome::Issued(held) => observed.held = Some(*held),
         Outcome::Noted { client } => observed.history.step(client, &observed.attempt),
         Outcome::Refused { refused, attempt } => {
-            let Refused { refusal, place, client } = *refused;
+            let Refused { refusal, place, client, spent } = *refused;
+            let kept = observed.grant.as_ref().and_then(Grant::token);
+            if refusal.reason == Reason::InvalidGrant
+                && let (Some(spent), Some(kept)) = (spent, kept)
+                && spent != kept.hash
+            {
+                tracing::info!(
+                    "another broker has exchanged the refresh token meanwhile: that it was refused says nothing"
+                );
+                return;
+            }
             let message = advice::explain(&refusal, &place);
             observed.history.client = client.or_else(|| observed.history.client.take());
             observed.history.fail(&refusal, message, &attempt, now);
@@ -336,4 +369,31 @@ fn look_again(observed: &Observed, now: Timestamp) -> Duration {
 /// What an object is called in errors.
 fn full_name(credential: &MailCredential) -> String {
     format!("MailCredential {}", checks::full_name(credential))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::tests::fixtures::{Case, at};
+
+    #[test]
+    fn a_refusal_of_a_refresh_token_that_another_broker_has_exchanged_says_nothing() {
+        let refused = |spent: &str, reason| {
+            let mut case = Case::ready();
+            case.by_refresh_token();
+            let credential = case.observed.credential.clone();
+            let refused = Refused {
+                refusal: Refusal::new(reason, "no"),
+                place: act::place(&credential, None, None),
+                client: None,
+                spent: Some(spent.to_owned()),
+            };
+            let outcome = Outcome::Refused { refused: Box::new(refused), attempt: case.observed.attempt.clone() };
+            take_outcome(&mut case.observed, outcome, at(10));
+            case.observed.history.failed_attempts
+        };
+        assert_eq!(refused("hash", Reason::InvalidGrant), 1, "the one that is kept");
+        assert_eq!(refused("the one before", Reason::InvalidGrant), 0);
+        assert_eq!(refused("the one before", Reason::InvalidClient), 1, "the client is refused all the same");
+    }
 }

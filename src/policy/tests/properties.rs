@@ -85,7 +85,8 @@ proptest! {
             prop_assert!(!asks, "{:?}", decision);
         }
         if grant.unsaved {
-            let kept_first = matches!(decision, Decision::InFlight | Decision::KeepGrant | Decision::BackOff { .. });
+            let taken = grant.foreign.is_some() && matches!(&decision, Decision::Stall(_));
+            let kept_first = matches!(decision, Decision::InFlight | Decision::KeepGrant | Decision::BackOff { .. }) || taken;
             prop_assert!(kept_first, "{:?}", decision);
         }
         if matches!(decision, Decision::Issue(_)) {

@@ -98,6 +98,8 @@ pub(super) fn profile(settings: &Microsoft, given: &Servers) -> Profile {
         refine: codes::refine,
         unsuitable: token::unsuitable,
         idle_life: Some(IDLE_LIFE),
+        // "Refresh tokens": they are not revoked when used to fetch new ones.
+        keeps_replaced_tokens: true,
         ..Profile::new("microsoft", source, servers(given, mail), grants)
     }
 }

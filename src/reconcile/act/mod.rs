@@ -19,7 +19,8 @@ mod under_way;
 pub(super) use revoke::{Revocation, revoke};
 pub(super) use under_way::UnderWay;
 
-use self::refusals::{place, unavailable, unkept, unmade};
+pub(super) use self::refusals::place;
+use self::refusals::{unavailable, unkept, unmade};
 use super::{
     Context,
     custody::Claimed,
@@ -76,6 +77,8 @@ pub struct Refused {
     pub place: Place,
     /// The client authentication that was tried last.
     pub client: Option<ClientStatus>,
+    /// Hash of the refresh token that was refused.
+    pub spent: Option<String>,
 }
 
 /// What a task is sent for.
@@ -133,7 +136,7 @@ pub(super) fn start(errand: Errand, observed: &Observed, context: &Arc<Context>)
                         context.metrics.reconcile_error("panic");
                         tracing::error!("the request panicked");
                         let refusal = Refusal::new(Reason::RequestRefused, "the broker failed: see its log");
-                        Some(Err(Refused { refusal, place: place(&credential, None, None), client: None }))
+                        Some(Err(Refused { refusal, place: place(&credential, None, None), client: None, spent: None }))
                     })
                 }
             };
@@ -219,7 +222,8 @@ impl Attempt {
                 Err(refusal) => {
                     let next = matches!(refusal.reason, Reason::InvalidClient | Reason::ClientSecretExpired);
                     let place = place(&self.credential, Some(&self.object), Some(entry));
-                    last = Some(Err(Refused { refusal, place, client: Some(client_status(entry)) }));
+                    let spent = claimed.as_ref().map(|claimed: &Claimed| claimed.claim.token.clone());
+                    last = Some(Err(Refused { refusal, place, client: Some(client_status(entry)), spent }));
                     if !next {
                         break;
                     }
@@ -331,7 +335,14 @@ impl Attempt {
     fn unanswered(&self, error: &TransportError) -> Refusal {
         let home = self.context.stores.home(&self.object.key()).to_owned();
         let (reason, message) = material::transport(error, &self.object, &home, advice::AGAIN);
-        Refusal::new(reason, message)
+        match (&self.object, reason) {
+            // How the administrator's CA bundle is called is not told to namespaces.
+            (ProviderObject::Cluster(_), Reason::TLSFailed) => {
+                let mend = "an administrator has to see to the provider's CA bundle, or to its certificate";
+                Refusal::new(reason, format!("{error}: {mend}"))
+            }
+            _ => Refusal::new(reason, message),
+        }
     }
 
     /// Counts a token request, logs how it ended, and looks for the endpoints anew where they seem to have moved.

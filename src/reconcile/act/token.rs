@@ -11,7 +11,7 @@ use crate::{
     api::{Reason, grant::GrantType},
     idp::Exchange,
     oauth::{ClientAuth, GrantProof, Refusal, TokenAnswer, client_auth::read_secret, token::Rotated},
-    policy::{checks, commands::Subject, grant::Grant, notices::Notice},
+    policy::{Blocker, checks, commands::Subject, grant::Grant, notices::Notice},
     reconcile::{
         custody::{self, Claimed, Unsaved},
         material::{self, Authentication},
@@ -62,11 +62,13 @@ async fn subject_token(attempt: &Attempt) -> Result<SecretString, Refusal> {
     let invalid = || Refusal::new(Reason::InvalidSpec, "the spec names no subject token");
     let grant = attempt.credential.spec.grant.token_exchange.as_ref().ok_or_else(invalid)?;
     let reference = &grant.subject_token.secret_ref;
+    let refused = |blocker: Blocker| Refusal::new(blocker.reason, blocker.message);
     let read = material::read_source(reference, namespace, &attempt.context.client).await;
-    let bytes = read
-        .map_err(|error| Refusal::new(Reason::ProviderUnavailable, material::told(&error)))?
-        .map_err(|blocker| Refusal::new(blocker.reason, blocker.message))?;
-    read_secret(&bytes, false).map_err(|flaw| {
+    let source =
+        read.map_err(|error| Refusal::new(Reason::ProviderUnavailable, material::told(&error)))?.map_err(refused)?;
+    material::of_a_provider(reference, namespace, &attempt.context).map_or(Ok(()), |blocker| Err(refused(blocker)))?;
+    source.reach.allows(&attempt.prepared.endpoints.token_url).map_err(refused)?;
+    read_secret(&source.value, false).map_err(|flaw| {
         let put = Subject::secret(namespace, &reference.name).put(&reference.key, "<token>");
         let what = format!(
             "the subject token in key {} of the Secret {namespace}/{} {flaw}: put the right one there with `{put}`",
@@ -163,7 +165,9 @@ async fn claim(attempt: &Attempt, claimed: &mut Option<Claimed>) -> Result<Claim
         }
         grant = Grant { kept: Some(held.kept().clone()), seed: None, ..grant };
     }
-    let held = custody::claim(credential, &grant, context.request_timeout, context)
+    let token_url = &attempt.prepared.endpoints.token_url;
+    let strict = !attempt.profile.keeps_replaced_tokens;
+    let held = custody::claim(credential, &grant, token_url, strict, context.request_timeout, context)
         .await
         .map_err(|error| unkept(error, credential))?;
     if held.reseeded {

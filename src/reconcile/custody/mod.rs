@@ -2,6 +2,7 @@
 //! resourceVersion. A refresh token is exchanged only under a claim that was written before, the one that comes in its
 //! place is written before anything else is done with the answer, and none is ever deleted because of an error.
 
+mod register;
 mod secret;
 mod seed;
 mod sign_in;
@@ -13,8 +14,8 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{ResourceExt as _, core::ObjectMeta};
 use secrecy::{ExposeSecret as _, SecretString};
 
-pub use self::secret::CustodyError;
 use self::secret::{Data, belongs, dressed, mark, open, put, unwritten, wiped};
+pub use self::{register::Register, secret::CustodyError};
 pub(super) use self::{
     secret::dress,
     sign_in::{SignInEnd, begin_sign_in, device_code, end_sign_in, slow_down},
@@ -30,6 +31,7 @@ use crate::{
         grant::{self, Claim, Grant, Kept, TokenNote},
         observed::Provider,
     },
+    providers::TokenSource,
 };
 
 /// A claim outlasts two requests, the second of which follows a lost reply, and this.
@@ -102,11 +104,32 @@ pub(super) async fn observe(
     let (kept, foreign, undressed) = match meta(credential, context).await? {
         None => (None, None, false),
         Some(meta) => match belongs(&meta, credential) {
-            Ok(()) => (Some(Kept::read(&meta)), None, !dressed(&meta, credential)),
+            Ok(()) => {
+                let now = context.clock.now();
+                let later = context.memory.with(checks::uid(credential), |entry| {
+                    entry.dress_again.take_if(|at| *at <= now);
+                    entry.dress_again.is_some()
+                });
+                (Some(Kept::read(&meta)), None, !later && !dressed(&meta, credential))
+            }
             Err(owner) => (None, Some(owner), false),
         },
     };
-    let seed = seed::seed(credential, kept.as_ref(), context).await?;
+    if let Some(kept) = &kept {
+        context.register.note(credential, kept);
+    }
+    let token_url = provider.and_then(|provider| match &provider.profile.source {
+        TokenSource::Known(endpoints) => Some(endpoints.token_url.as_str()),
+        TokenSource::Discovery { .. } => None,
+    });
+    let strict = provider.is_none_or(|provider| !provider.profile.keeps_replaced_tokens);
+    let seed = match seed::seed(credential, kept.as_ref(), token_url, context).await? {
+        Some(Ok(seed)) => match register::objection(credential, &seed.hash, strict, context) {
+            Some(objection) => Some(Err(objection)),
+            None => Some(Ok(seed)),
+        },
+        seed => seed,
+    };
     let uid = checks::uid(credential);
     let sign_in = kept.as_ref().and_then(|kept| kept.sign_in.as_ref());
     let (unsaved, next_poll, code_over) = context.memory.with(uid, |entry| {
@@ -160,6 +183,8 @@ fn hash(token: &SecretString) -> String {
 pub(super) async fn claim(
     credential: &MailCredential,
     grant: &Grant,
+    token_url: &str,
+    strict: bool,
     request_timeout: Duration,
     context: &Context,
 ) -> Result<Claimed, CustodyError> {
@@ -192,7 +217,11 @@ pub(super) async fn claim(
         }
         return Ok(Claimed { kept, data, refresh_token, claim, reseeded: false });
     }
-    let (refresh_token, seed) = seed::read_seed(credential, context).await?.map_err(CustodyError::Blocked)?;
+    let (refresh_token, seed) =
+        seed::read_seed(credential, Some(token_url), context).await?.map_err(CustodyError::Blocked)?;
+    if let Some(objection) = register::take(credential, &seed.hash, strict, context) {
+        return Err(CustodyError::Blocked(objection));
+    }
     let found = open(credential, context).await?;
     // Decided was about what had been seen: another broker may have taken this seed over, and exchanged it, since.
     let version = |kept: &Kept| kept.resource_version.clone();
@@ -237,26 +266,36 @@ fn spoilt(credential: &MailCredential, flaw: &str) -> Blocker {
 /// Stores what came with an answer, at once; what cannot be stored is held in memory.
 pub(super) async fn keep(credential: &MailCredential, unsaved: Unsaved, context: &Context) {
     // Held first: a shutdown waits for what is in memory.
-    context.memory.with(checks::uid(credential), |entry| entry.unsaved = Some(unsaved));
+    context.memory.with(checks::uid(credential), |entry| entry.unsaved = Some(unsaved.clone()));
     let patient = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(100))
         .with_max_delay(Duration::from_secs(1))
         .with_max_times(4);
-    let stored = (|| keep_unsaved(credential, context)).retry(patient).sleep(tokio::time::sleep);
-    if let Err(error) = stored.await {
-        tracing::error!(%error, "a refresh token could not be stored; it is held in memory, and storing it is tried again");
+    // Not from the memory, which forgets a credential that is deleted meanwhile: the grant Secret may outlive it.
+    let stored = (|| save(credential, &unsaved, context)).retry(patient).sleep(tokio::time::sleep);
+    match stored.await {
+        Ok(()) => context.memory.with(checks::uid(credential), |entry| entry.unsaved = None),
+        Err(error) => {
+            tracing::error!(%error, "a refresh token could not be stored; it is held in memory, and storing it is tried again");
+        }
     }
 }
 
 /// Stores what is held in memory.
 pub(super) async fn keep_unsaved(credential: &MailCredential, context: &Context) -> Result<(), CustodyError> {
     let uid = checks::uid(credential);
-    let stored = match context.memory.with(uid, |entry| entry.unsaved.clone()) {
-        None => return Ok(()),
-        Some(Unsaved::SignedIn { rotated, bound_to, revocable_at, at }) => {
+    let Some(unsaved) = context.memory.with(uid, |entry| entry.unsaved.clone()) else { return Ok(()) };
+    save(credential, &unsaved, context).await?;
+    context.memory.with(uid, |entry| entry.unsaved = None);
+    Ok(())
+}
+
+async fn save(credential: &MailCredential, unsaved: &Unsaved, context: &Context) -> Result<(), CustodyError> {
+    match unsaved.clone() {
+        Unsaved::SignedIn { rotated, bound_to, revocable_at, at } => {
             end_sign_in(credential, SignInEnd::SignedIn { rotated, bound_to, revocable_at, at }, context).await
         }
-        Some(Unsaved::Exchanged { claimed, rotated, used_at }) => {
+        Unsaved::Exchanged { claimed, rotated, used_at } => {
             let kept = Kept { claim: None, ..claimed.kept.clone() };
             match settle(credential, kept, claimed.data.clone(), rotated.as_ref(), used_at, context).await {
                 Err(CustodyError::Stale) => {
@@ -265,11 +304,7 @@ pub(super) async fn keep_unsaved(credential: &MailCredential, context: &Context)
                 other => other,
             }
         }
-    };
-    if stored.is_ok() {
-        context.memory.with(uid, |entry| entry.unsaved = None);
     }
-    stored
 }
 
 /// Writes what came with an answer. The claim goes with it, but for the one that `kept` holds.
@@ -331,8 +366,11 @@ async fn over_another(
 pub(super) async fn refresh_token(
     credential: &MailCredential,
     context: &Context,
-) -> Result<Option<(SecretString, Option<TokenNote>)>, Error> {
-    let opened = open(credential, context).await?;
+) -> Result<Option<(SecretString, Option<TokenNote>)>, CustodyError> {
+    let opened = match open(credential, context).await {
+        Err(CustodyError::Foreign(_)) => None,
+        opened => opened?,
+    };
     Ok(opened.and_then(|(kept, data)| Some((data.refresh_token?, kept.token))))
 }
 

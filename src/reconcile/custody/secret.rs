@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::OwnerReference};
+use k8s_openapi::{
+    ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::OwnerReference, jiff::SignedDuration,
+};
 use kube::{Resource as _, ResourceExt as _, core::ObjectMeta};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
@@ -27,6 +29,9 @@ use crate::{
     },
 };
 
+/// Labels and owner that did not stay as they were written are written again after this.
+const DRESS_AGAIN: SignedDuration = SignedDuration::from_mins(1);
+
 /// Keys of the grant Secret.
 const REFRESH_TOKEN: &str = "refresh_token";
 const PREVIOUS: &str = "previous_refresh_token";
@@ -38,6 +43,9 @@ pub enum CustodyError {
     /// Somebody else wrote it meanwhile: it has to be looked at again.
     #[error("it was written by somebody else at the same moment")]
     Stale,
+    /// The Secret of that name is not the credential's; whose it is, in words.
+    #[error("the Secret {0}")]
+    Foreign(String),
     /// What would be written cannot be had.
     #[error("{}", .0.message)]
     Blocked(Blocker),
@@ -102,6 +110,10 @@ pub(super) fn belongs(meta: &ObjectMeta, credential: &MailCredential) -> Result<
     let label = |name: &str| meta.labels.as_ref().and_then(|labels| labels.get(name)).map(String::as_str);
     let labelled = label(names::LABEL_CREDENTIAL) == Some(names::label_value(&credential.name_any()).as_str())
         && label(names::LABEL_ROLE) == Some(names::ROLE_GRANT);
+    // A target has it, and pods mount that.
+    if meta.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(names::ANNOTATION_LAYOUT)) {
+        return Err("is a Secret that pods mount".to_owned());
+    }
     match owner {
         Some(owner) if Some(&owner.uid) == credential.metadata.uid.as_ref() => Ok(()),
         Some(owner) if owner.kind == MailCredential::kind(&()) && owner.name == credential.name_any() => {
@@ -114,15 +126,19 @@ pub(super) fn belongs(meta: &ObjectMeta, credential: &MailCredential) -> Result<
 }
 
 /// Reads the grant Secret with its data.
-pub(super) async fn open(credential: &MailCredential, context: &Context) -> Result<Option<(Kept, Data)>, Error> {
+///
+/// # Errors
+/// [`CustodyError::Foreign`] where the Secret of that name is another's.
+pub(super) async fn open(credential: &MailCredential, context: &Context) -> Result<Option<(Kept, Data)>, CustodyError> {
     let name = names::grant_secret(&credential.name_any());
     let Some(mut secret) = publish::read(context, checks::namespace(credential), &name).await? else {
         context.memory.with(checks::uid(credential), |entry| entry.grant = None);
         return Ok(None);
     };
     let data = Data::take(&mut secret);
-    if belongs(&secret.metadata, credential).is_err() {
-        return Ok(None);
+    if let Err(owner) = belongs(&secret.metadata, credential) {
+        remember(credential, secret.metadata, context);
+        return Err(CustodyError::Foreign(owner));
     }
     let kept = Kept::read(&secret.metadata);
     remember(credential, secret.metadata, context);
@@ -215,6 +231,14 @@ pub(in crate::reconcile) async fn dress(
     let api = observe::secrets(context, checks::namespace(credential));
     let written = api.patch_metadata(&kept.name, &params(), &patch(operations)).await;
     let partial = take(written, kept, credential, context).await?;
+    if !dressed(&partial.metadata, credential) {
+        // An admission webhook or another controller takes back what was written. Nothing else waits for that.
+        tracing::warn!(
+            "labels or owner of the grant Secret are not as they were written: they are written again later"
+        );
+        let again = context.clock.now() + DRESS_AGAIN;
+        context.memory.with(checks::uid(credential), |entry| entry.dress_again = Some(again));
+    }
     remember(credential, partial.metadata, context);
     Ok(())
 }
@@ -245,7 +269,12 @@ async fn take<T>(
         let read = publish::read(context, checks::namespace(credential), &name).await?;
         let version = read.as_ref().and_then(|secret| secret.resource_version()).unwrap_or_default();
         match read {
-            Some(secret) => remember(credential, wiped(secret), context),
+            Some(secret) => {
+                let meta = wiped(secret);
+                let belongs = belongs(&meta, credential);
+                remember(credential, meta, context);
+                belongs.map_err(CustodyError::Foreign)?;
+            }
             None => context.memory.with(checks::uid(credential), |entry| entry.grant = None),
         }
         if version != kept.resource_version {
@@ -288,4 +317,23 @@ fn annotations(kept: &Kept) -> [(&'static str, Option<String>); 10] {
         (names::ANNOTATION_CLAIM, kept.claim.as_ref().and_then(|claim| serde_json::to_string(claim).ok())),
         (names::ANNOTATION_SIGN_IN, kept.sign_in.as_ref().and_then(|sign_in| serde_json::to_string(sign_in).ok())),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::tests::fixtures::credential;
+
+    #[test]
+    fn a_refresh_token_is_never_kept_in_a_secret_that_pods_mount() {
+        let credential = credential();
+        let mut meta = ObjectMeta {
+            owner_references: Some(publish::owners(&credential)),
+            labels: Some(publish::grant_labels(&credential)),
+            ..ObjectMeta::default()
+        };
+        assert_eq!(belongs(&meta, &credential), Ok(()));
+        meta.annotations = Some([(names::ANNOTATION_LAYOUT.to_owned(), "0".repeat(16))].into());
+        assert!(belongs(&meta, &credential).unwrap_err().contains("pods mount"));
+    }
 }

@@ -8,7 +8,7 @@ use super::{
     hash,
 };
 use crate::{
-    api::{MailCredential, Reason},
+    api::{MailCredential, Reason, names},
     error::Error,
     oauth::client_auth::{SecretFlaw, read_secret},
     policy::{
@@ -21,6 +21,7 @@ use crate::{
 pub(super) async fn seed(
     credential: &MailCredential,
     kept: Option<&Kept>,
+    token_url: Option<&str>,
     context: &Context,
 ) -> Result<Option<Result<Seed, Blocker>>, Error> {
     let Some(reference) = credential.spec.grant.refresh_token.as_ref().map(|grant| &grant.secret_ref) else {
@@ -34,9 +35,9 @@ pub(super) async fn seed(
     if begun.is_some_and(|begun| begun.version == version || seen(&version)) {
         return Ok(None);
     }
-    let read = read_seed(credential, context).await?;
+    let read = read_seed(credential, token_url, context).await?;
     let same = match (&read, begun) {
-        (Ok((_, seed)), Some(begun)) => seed.hash == begun.hash,
+        (Ok((_, seed)), Some(begun)) => names::is_digest(&begun.hash, &seed.hash),
         // What was taken over is kept also when the seed is taken away.
         (Err(blocker), Some(_)) => blocker.reason == Reason::SourceNotFound,
         (_, None) => false,
@@ -48,9 +49,10 @@ pub(super) async fn seed(
     Ok(Some(read.map(|(_, seed)| seed)))
 }
 
-/// Reads the seed.
+/// Reads the seed, which is for this token endpoint, if one is known.
 pub(super) async fn read_seed(
     credential: &MailCredential,
+    token_url: Option<&str>,
     context: &Context,
 ) -> Result<Result<(SecretString, Seed), Blocker>, Error> {
     let Some(reference) = credential.spec.grant.refresh_token.as_ref().map(|grant| &grant.secret_ref) else {
@@ -58,9 +60,10 @@ pub(super) async fn read_seed(
     };
     let namespace = checks::namespace(credential);
     let read = material::read_source(reference, namespace, &context.client).await?;
-    let version = context.stores.sources.get(namespace, &reference.name).and_then(|secret| secret.resource_version());
-    Ok(read.and_then(|bytes| {
-        let token = read_secret(&bytes, false).and_then(unbroken).map_err(|flaw| {
+    Ok(read.and_then(|source| {
+        material::of_a_provider(reference, namespace, context).map_or(Ok(()), Err)?;
+        token_url.map_or(Ok(()), |url| source.reach.allows(url))?;
+        let token = read_secret(&source.value, false).and_then(unbroken).map_err(|flaw| {
             let message = format!(
                 "the refresh token in key {} of the Secret {namespace}/{} {flaw}: put the right one there with `{}`",
                 reference.key,
@@ -69,7 +72,8 @@ pub(super) async fn read_seed(
             );
             Blocker::new(Reason::SourceInvalid, message)
         })?;
-        let seed = Seed { hash: hash(&token), version: version.unwrap_or_default() };
+        // The version that was read, which a watch may not show yet.
+        let seed = Seed { hash: hash(&token), version: source.version.clone() };
         Ok((token, seed))
     }))
 }

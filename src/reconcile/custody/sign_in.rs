@@ -10,7 +10,6 @@ use super::{
 };
 use crate::{
     api::MailCredential,
-    error::Error,
     oauth::token::Rotated,
     policy::{
         checks,
@@ -41,7 +40,7 @@ pub(in crate::reconcile) async fn device_code(
     credential: &MailCredential,
     user_code: &str,
     context: &Context,
-) -> Result<Option<SecretString>, Error> {
+) -> Result<Option<SecretString>, CustodyError> {
     let uid = checks::uid(credential);
     let known = context.memory.with(uid, |entry| entry.device_code.clone());
     if let Some((_, device_code)) = known.filter(|(known, _)| known == user_code) {

@@ -44,6 +44,9 @@ pub enum PublishError {
     /// The API server refuses it: quota, admission, a terminating namespace, permissions.
     #[error("{0}")]
     Refused(String),
+    /// A newer token stands there by now.
+    #[error("another broker has written a newer token")]
+    Overtaken,
     /// Another step failed.
     #[error(transparent)]
     Kubernetes(#[from] Error),
@@ -261,6 +264,18 @@ async fn over_existing(
         }
     }
     let meta = &secret.metadata;
+    let time = |text: Option<&String>| text.and_then(|text| names::time(text));
+    let there = observe::stored_token(&secret).map(|stored| stored.token);
+    let ours = content.annotations.get(names::ANNOTATION_FINGERPRINT);
+    if let (Some(there), Some(issued_at)) = (there, time(content.annotations.get(names::ANNOTATION_ISSUED_AT)))
+        && there.issued_at > issued_at
+        && Some(&there.fingerprint()) != ours
+    {
+        context.memory.with(checks::uid(credential), |entry| {
+            (entry.target, entry.inspected) = (Some(Arc::new(secret.metadata.clone())), None);
+        });
+        return Err(PublishError::Overtaken);
+    }
     if secret.immutable == Some(true) || secret.type_.as_deref().is_some_and(|kind| kind != names::SECRET_TYPE_TARGET) {
         return Err(PublishError::Refused("it became immutable; it will be made again".to_owned()));
     }

@@ -1,0 +1,336 @@
+//! Which credential has which refresh token: no two of a namespace use the same one, since a provider that replaces refresh
+//! tokens takes the second use for theft. Kept by hashes, in memory; the grant Secrets' annotations say the same.
+
+use std::collections::{BTreeSet, HashMap};
+
+use kube::{ResourceExt as _, core::ObjectMeta};
+use parking_lot::Mutex;
+
+use super::super::{
+    Context,
+    stores::{Key, controller_of},
+};
+use crate::{
+    api::{MailCredential, Reason, names},
+    policy::{
+        Blocker, checks,
+        commands::{self, Subject},
+        grant::Kept,
+    },
+};
+
+/// Tokens that are remembered although their credential is gone. A namespace that makes more loses its oldest first.
+const SPENT_MAX: usize = 10_000;
+
+/// Namespace, and hash of the refresh token.
+type Token = (String, String);
+
+/// Who has which refresh token.
+#[derive(Default)]
+pub struct Register(Mutex<Tokens>);
+
+#[derive(Default)]
+struct Tokens {
+    held: HashMap<Token, Holder>,
+    of: HashMap<String, BTreeSet<Token>>,
+    /// Seeds that were exchanged for another refresh token by a credential that is gone, the oldest first.
+    spent: std::collections::VecDeque<Token>,
+}
+
+/// A credential that has a refresh token, or had it.
+#[derive(Clone, Debug)]
+struct Holder {
+    uid: String,
+    name: String,
+    /// The provider has replaced it.
+    spent: bool,
+}
+
+/// What is known about a refresh token that a credential wants to take over.
+enum Standing {
+    /// Another credential has it.
+    Held(String),
+    /// It was exchanged for another one, which is gone.
+    Spent,
+}
+
+impl Register {
+    /// Notes what a credential's grant Secret keeps.
+    pub(super) fn note(&self, credential: &MailCredential, kept: &Kept) {
+        let Some(token) = &kept.token else { return };
+        let seed = kept.seed.as_ref().map(|seed| &seed.hash);
+        let known = [Some((&token.hash, false)), seed.map(|seed| (seed, *seed != token.hash))];
+        let namespace = checks::namespace(credential);
+        let uid = checks::uid(credential).to_owned();
+        let mut tokens = self.0.lock();
+        let before = tokens.of.remove(&uid).unwrap_or_default();
+        let mut after = BTreeSet::new();
+        for (hash, spent) in known.into_iter().flatten() {
+            let key = (namespace.to_owned(), hash.clone());
+            let other = tokens.held.get(&key).is_some_and(|holder| holder.uid != uid);
+            if !other {
+                let holder = Holder { uid: uid.clone(), name: credential.name_any(), spent };
+                tokens.held.insert(key.clone(), holder);
+            }
+            after.insert(key);
+        }
+        for key in before.difference(&after) {
+            tokens.release(key.clone(), &uid);
+        }
+        tokens.of.insert(uid, after);
+    }
+
+    /// Forgets a credential that is gone.
+    pub fn forget(&self, uid: &str) {
+        self.0.lock().bury(uid);
+    }
+
+    /// Takes a refresh token for a credential, unless another one has it.
+    fn take(&self, credential: &MailCredential, hash: &str, lives: impl Fn(&str, &str) -> bool) -> Option<Standing> {
+        let (namespace, uid) = (checks::namespace(credential).to_owned(), checks::uid(credential).to_owned());
+        let mut tokens = self.0.lock();
+        let standing = tokens.standing(&namespace, &uid, hash, lives);
+        if standing.is_none() {
+            let key = (namespace, hash.to_owned());
+            let holder = Holder { uid: uid.clone(), name: credential.name_any(), spent: false };
+            tokens.held.insert(key.clone(), holder);
+            tokens.of.entry(uid).or_default().insert(key);
+        }
+        standing
+    }
+}
+
+impl Tokens {
+    fn standing(
+        &mut self,
+        namespace: &str,
+        uid: &str,
+        hash: &str,
+        lives: impl Fn(&str, &str) -> bool,
+    ) -> Option<Standing> {
+        let key = (namespace.to_owned(), hash.to_owned());
+        let holder = self.held.get(&key).cloned();
+        match holder {
+            Some(holder) if holder.uid == uid => return None,
+            Some(holder) if lives(&holder.name, &holder.uid) => return Some(Standing::Held(holder.name)),
+            Some(holder) => self.bury(&holder.uid),
+            None => {}
+        }
+        self.spent.contains(&key).then_some(Standing::Spent)
+    }
+
+    /// Of a credential that is gone, or has another seed, only the tokens are remembered that its provider has replaced.
+    fn bury(&mut self, uid: &str) {
+        for key in self.of.remove(uid).unwrap_or_default() {
+            self.release(key, uid);
+        }
+    }
+
+    fn release(&mut self, key: Token, uid: &str) {
+        let Some(holder) = self.held.get(&key).filter(|holder| holder.uid == uid) else { return };
+        if holder.spent {
+            self.spent.push_back(key.clone());
+        }
+        self.held.remove(&key);
+        while self.spent.len() > SPENT_MAX {
+            self.spent.pop_front();
+        }
+    }
+}
+
+/// Why a credential must not take a seed over; `None` if it may.
+pub(super) fn objection(credential: &MailCredential, hash: &str, strict: bool, context: &Context) -> Option<Blocker> {
+    if let Some(older) = older_of_the_same_seed(credential, context) {
+        return Some(held_by(credential, &older));
+    }
+    let standing = context.register.0.lock().standing(
+        checks::namespace(credential),
+        checks::uid(credential),
+        hash,
+        lives(credential, context),
+    );
+    told(credential, standing, strict)
+}
+
+/// The same right before the seed is taken over, when also the grant Secrets are looked through that no reconcile has
+/// noted since the start. The token is the credential's from then on.
+pub(super) fn take(credential: &MailCredential, hash: &str, strict: bool, context: &Context) -> Option<Blocker> {
+    if let Some(objection) = objection(credential, hash, strict, context) {
+        return Some(objection);
+    }
+    let own = names::grant_secret(&credential.name_any());
+    let another = |meta: &ObjectMeta| {
+        let keeps = meta.labels.as_ref().and_then(|labels| labels.get(names::LABEL_ROLE));
+        meta.namespace.as_deref() == Some(checks::namespace(credential))
+            && keeps.is_some_and(|role| role == names::ROLE_GRANT)
+            && meta.name.as_deref() != Some(&own)
+    };
+    for secret in context.stores.own_secrets.all() {
+        if !another(&secret.metadata) {
+            continue;
+        }
+        let kept = Kept::read(&secret.metadata);
+        let same = |stored: &String| names::is_digest(stored, hash);
+        let has = kept.token.as_ref().is_some_and(|token| same(&token.hash));
+        let had = kept.seed.as_ref().is_some_and(|seed| same(&seed.hash));
+        if !has && !had {
+            continue;
+        }
+        let owner = controller_of(&secret.metadata);
+        let label = secret.metadata.labels.as_ref().and_then(|labels| labels.get(names::LABEL_CREDENTIAL).cloned());
+        match owner {
+            // It goes with its credential.
+            Some(owner) if !lives(credential, context)(&owner.name, &owner.uid) => {
+                if !has && strict {
+                    return Some(spent(credential));
+                }
+            }
+            Some(owner) => return Some(held_by(credential, &owner.name)),
+            None => return Some(held_by(credential, &label.unwrap_or_default())),
+        }
+    }
+    told(credential, context.register.take(credential, hash, lives(credential, context)), strict)
+}
+
+/// Whether a credential of this name and uid exists in the same namespace.
+fn lives<'a>(credential: &'a MailCredential, context: &'a Context) -> impl Fn(&str, &str) -> bool + 'a {
+    move |name, uid| {
+        let shown = context.stores.credentials.get(checks::namespace(credential), name);
+        shown.is_some_and(|shown| shown.metadata.uid.as_deref() == Some(uid))
+    }
+}
+
+/// An older credential that refers to the same key of the same seed's Secret.
+fn older_of_the_same_seed(credential: &MailCredential, context: &Context) -> Option<String> {
+    let reference = |credential: &MailCredential| {
+        let grant = credential.spec.grant.refresh_token.as_ref()?;
+        Some((grant.secret_ref.name.clone(), grant.secret_ref.key.clone()))
+    };
+    let wanted = reference(credential)?;
+    let source: Key = (checks::namespace(credential).to_owned(), wanted.0.clone());
+    let age = |credential: &MailCredential| (credential.creation_timestamp().map(|time| time.0), credential.name_any());
+    let others = context.links.credentials_by_secret(&source);
+    others
+        .iter()
+        .filter_map(|(namespace, name)| context.stores.credentials.get(namespace, name))
+        .filter(|other| other.metadata.uid != credential.metadata.uid && other.metadata.deletion_timestamp.is_none())
+        .filter(|other| reference(other).as_ref() == Some(&wanted) && age(other) < age(credential))
+        .map(|other| other.name_any())
+        .min()
+}
+
+fn told(credential: &MailCredential, standing: Option<Standing>, strict: bool) -> Option<Blocker> {
+    match standing? {
+        Standing::Held(name) => Some(held_by(credential, &name)),
+        Standing::Spent if strict => Some(spent(credential)),
+        Standing::Spent => None,
+    }
+}
+
+fn held_by(credential: &MailCredential, other: &str) -> Blocker {
+    let another = serde_json::json!({"spec": {"grant": {"refreshToken": {"secretRef": {"name": "<another Secret>"}}}}});
+    Blocker::new(
+        Reason::SecretConflict,
+        format!(
+            "the MailCredential {other} uses the refresh token in {}, and a provider may end a sign-in whose refresh token \
+             two use: sign in once more for this one with `{}`, and refer to that Secret with `{}`",
+            place(credential),
+            commands::sign_in(credential),
+            Subject::credential(credential).merge(&another)
+        ),
+    )
+}
+
+fn spent(credential: &MailCredential) -> Blocker {
+    Blocker::new(
+        Reason::AuthorizationRequired,
+        format!(
+            "the refresh token in {} was exchanged for another one, which is gone with the MailCredential that had it, and \
+             the provider may take its second use for theft: sign in again with `{}`",
+            place(credential),
+            commands::sign_in(credential)
+        ),
+    )
+}
+
+fn place(credential: &MailCredential) -> String {
+    let seed = credential.spec.grant.refresh_token.as_ref().map(|grant| &grant.secret_ref);
+    let (name, key) = seed.map(|seed| (seed.name.as_str(), seed.key.as_str())).unwrap_or_default();
+    format!("key {key} of the Secret {}/{name}", checks::namespace(credential))
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::jiff::Timestamp;
+
+    use super::*;
+    use crate::policy::{
+        grant::{Seed, TokenNote},
+        tests::fixtures::credential,
+    };
+
+    fn named(name: &str) -> MailCredential {
+        let mut credential = credential();
+        credential.metadata.name = Some(name.to_owned());
+        credential.metadata.uid = Some(format!("uid of {name}"));
+        credential
+    }
+
+    fn kept(token: &str, seed: &str) -> Kept {
+        let token = TokenNote {
+            hash: token.to_owned(),
+            bound_to: String::new(),
+            revocable_at: String::new(),
+            obtained_at: Timestamp::UNIX_EPOCH,
+            last_used_at: None,
+            expires_at: None,
+            rotations: 0,
+        };
+        let seed = Seed { hash: seed.to_owned(), version: String::new() };
+        Kept { token: Some(token), seed: Some(seed), ..Kept::default() }
+    }
+
+    fn take(register: &Register, name: &str, hash: &str, alive: &[&str]) -> String {
+        match register.take(&named(name), hash, |name, _| alive.contains(&name)) {
+            None => "taken".to_owned(),
+            Some(Standing::Held(other)) => format!("held by {other}"),
+            Some(Standing::Spent) => "spent".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_refresh_token_is_the_firsts_to_take_it_as_long_as_that_credential_exists() {
+        let register = Register::default();
+        assert_eq!(take(&register, "a", "t1", &["a", "b"]), "taken");
+        assert_eq!(take(&register, "a", "t1", &["a", "b"]), "taken", "again");
+        assert_eq!(take(&register, "b", "t1", &["a", "b"]), "held by a");
+        assert_eq!(take(&register, "b", "t1", &["b"]), "taken", "it was never exchanged");
+    }
+
+    #[test]
+    fn a_token_that_was_exchanged_is_known_as_spent_after_its_credential_went() {
+        let register = Register::default();
+        register.note(&named("a"), &kept("t1", "t1"));
+        register.note(&named("a"), &kept("t2", "t1"));
+        for hash in ["t1", "t2"] {
+            assert_eq!(take(&register, "b", hash, &["a", "b"]), "held by a");
+        }
+        assert_eq!(take(&register, "b", "t1", &["b"]), "spent");
+        assert_eq!(take(&register, "b", "t2", &["b"]), "taken", "of this nobody knows that it was replaced");
+        register.note(&named("c"), &kept("t5", "t3"));
+        register.note(&named("c"), &kept("t6", "t4"));
+        assert_eq!(take(&register, "b", "t3", &["b", "c"]), "spent", "another seed took its place");
+    }
+
+    #[test]
+    fn what_is_remembered_of_those_that_are_gone_is_bounded() {
+        let register = Register::default();
+        for number in 0..SPENT_MAX + 10 {
+            let name = number.to_string();
+            register.note(&named(&name), &kept("t", &name));
+            assert_eq!(take(&register, "b", &name, &["b"]), "spent");
+        }
+        assert_eq!(register.0.lock().spent.len(), SPENT_MAX);
+        assert_eq!(register.0.lock().of.len(), 0);
+    }
+}
