@@ -100,10 +100,28 @@ pub const WRITE_SECRET: &str = "write_secret";
 /// The category of a status that another writer changes as often as the broker writes it.
 pub const STATUS_OVERWRITTEN: &str = "status_overwritten";
 
+/// Characters of what Kubernetes said that are told.
+const SAID_MAX: usize = 200;
+
+/// What Kubernetes said, fit for a status: an admission webhook's text is somebody's whom the reader does not know.
+fn bounded(text: &str) -> String {
+    let plain = |character: char| match character {
+        // What a shell or a terminal reads more into, or what reads backwards.
+        '`' | '$' | '\\' => '\'',
+        printable if printable.is_ascii_graphic() || printable.is_alphanumeric() => printable,
+        _ => ' ',
+    };
+    let mut told: String = text.chars().take(SAID_MAX).map(plain).collect();
+    if text.chars().count() > SAID_MAX {
+        told.push('…');
+    }
+    told
+}
+
 /// What Kubernetes said, without the request: `kube::Error`'s own texts may hold a whole response.
 pub fn told_by(error: &kube::Error) -> String {
     match error {
-        kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
+        kube::Error::Api(status) => format!("{} ({})", bounded(&status.message), status.code),
         kube::Error::SerdeError(_) => "the API server's answer could not be read".to_owned(),
         other => {
             let mut text = "the API server could not be reached".to_owned();
@@ -114,5 +132,21 @@ pub fn told_by(error: &kube::Error) -> String {
             }
             text
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_admission_webhook_says_is_told_in_part_and_in_plain_characters() {
+        assert_eq!(bounded("quota exceeded: \"pods\", limited: 10"), "quota exceeded: \"pods\", limited: 10");
+        assert_eq!(
+            bounded("run `kubectl delete ns x` or $(id)\u{1b}[31m\u{202e}\nnow"),
+            "run 'kubectl delete ns x' or '(id) [31m  now"
+        );
+        let long = bounded(&"x".repeat(5_000));
+        assert_eq!((long.chars().count(), long.ends_with('…')), (SAID_MAX + 1, true));
     }
 }

@@ -20,7 +20,8 @@ const AUDIENCE: &str = "api://AzureADTokenExchange";
 const REF: &str = "--allow-service-account-ref";
 
 fn account(name: &str) -> Manifest {
-    Manifest(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}))
+    let account = Manifest(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}));
+    account.entry("metadata.annotations", "mailtoken.dev/allowed-audiences", AUDIENCE)
 }
 
 fn federated(idp: &Idp, audience: &str, account: Option<&str>) -> Manifest {
@@ -86,13 +87,22 @@ async fn refused(ns: &Namespace, idp: &Idp, reason: &str, said: &[&str]) {
     assert_eq!(idp.requests().len(), 0);
 }
 
-/// The same of a ClusterMailProvider, whose credential tells.
+/// The same of a ClusterMailProvider, which tells what its credential names by the reason alone.
 async fn refused_by_cluster(ns: &Namespace, idp: &Idp, reason: &str, said: &[&str]) {
     let told = |credential: &MailCredential| {
-        find(credential, "Stalled")
-            .is_some_and(|told| told.reason == reason && said.iter().all(|said| told.message.contains(said)))
+        find(credential, "Stalled").is_some_and(|told| {
+            told.reason == reason && told.message.contains("an administrator finds") && told.message.contains(reason)
+        })
     };
     ns.until::<MailCredential>("billing", &format!("{reason} {said:?}"), told).await;
+    let providers: kube::Api<mail_token_broker::api::ClusterMailProvider> = kube::Api::all(ns.client.clone());
+    until(&format!("{reason} {said:?}"), async || {
+        let provider = providers.get(&ns.name).await.unwrap();
+        let told = find(&provider, "Ready").filter(|told| told.reason == reason);
+        let all = told.is_some_and(|told| said.iter().all(|said| told.message.contains(said)));
+        if all { Ok(()) } else { Err(format!("{provider:?}")) }
+    })
+    .await;
     assert_eq!(idp.requests().len(), 0);
 }
 
@@ -141,6 +151,25 @@ async fn without_the_flag_no_account_is_taken_on() {
 }
 
 #[tokio::test]
+async fn an_account_that_does_not_name_the_audience_vouches_for_nobody() {
+    let (ns, idp) = stage().await;
+    let payments = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "payments"}});
+    ns.apply(payments).await;
+    let _broker = Broker::settings(&ns).flag(REF).start().await;
+    ns.apply(federated(&idp, "sts.amazonaws.com", Some("payments"))).await;
+    ns.apply(credential("billing")).await;
+    let allow = format!(
+        "`kubectl -n {} annotate serviceaccount payments --overwrite mailtoken.dev/allowed-audiences=sts.amazonaws.com`",
+        ns.name
+    );
+    refused(&ns, &idp, "NotAllowed", &[&allow]).await;
+    ns.apply(federated(&idp, AUDIENCE, Some("payments"))).await;
+    refused(&ns, &idp, "NotAllowed", &[AUDIENCE]).await;
+    ns.annotate::<ServiceAccount>("payments", "mailtoken.dev/allowed-audiences", AUDIENCE).await;
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+}
+
+#[tokio::test]
 async fn an_account_is_one_of_the_own_namespace() {
     let (ns, idp) = stage().await;
     let other = ns.cluster.namespace().await;
@@ -164,6 +193,7 @@ async fn no_assertion_is_one_that_the_api_server_would_take() {
     let (ns, idp) = stage().await;
     let _broker = Broker::settings(&ns).flag(REF).start().await;
     let own = api_server(&ns);
+    ns.annotate::<ServiceAccount>("mailer", "mailtoken.dev/allowed-audiences", &format!("{own},{AUDIENCE}")).await;
     for audience in [own.as_str(), "https://kubernetes.default.svc", "https://kubernetes.default.svc.cluster.local/"] {
         ns.apply(federated(&idp, audience, Some("mailer"))).await;
         ns.apply(credential("billing")).await;
