@@ -49,6 +49,7 @@ fn provider() -> Provider {
         scopes: vec![],
         layout: "layout".to_owned(),
         bound_to: "bound".to_owned(),
+        revocable_at: String::new(),
     }
 }
 

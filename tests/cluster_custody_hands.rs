@@ -282,6 +282,8 @@ async fn a_spent_seed_is_not_sent_again_for_what_comes_after_the_credential() {
     custody.ns.delete::<Secret>("billing-grant").await;
     let stalled = custody.ns.condition::<MailCredential>("renamed", "Stalled", "AuthorizationRequired").await;
     assert!(stalled.message.contains("mail-token-broker login"), "{}", stalled.message);
+    tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
+    custody.ns.delete::<Secret>("billing").await;
     custody.ns.apply(by_seed("billing")).await;
     custody.ns.condition::<MailCredential>("billing", "Stalled", "SecretConflict").await;
     custody.ns.delete::<MailCredential>("renamed").await;
@@ -310,7 +312,7 @@ async fn a_foreign_secret_that_comes_during_an_exchange_is_told_of_and_not_writt
         return;
     }
     let before = custody.grant().await;
-    custody.ns.condition::<MailCredential>("billing", "Stalled", "SecretConflict").await;
+    custody.ns.condition::<MailCredential>("billing", "Renewed", "SecretConflict").await;
     let calls = || custody.verbs("secrets", "billing-grant", &["get", "create", "patch", "delete"]).len();
     let so_far = calls();
     tokio::time::sleep(std::time::Duration::from_secs(4)).await;
@@ -357,6 +359,7 @@ async fn a_source_goes_to_the_hosts_alone_that_its_owner_named() {
             custody.ready().await;
             custody.ns.delete::<MailCredential>("billing").await;
             custody.ns.delete::<Secret>("billing-grant").await;
+            custody.ns.delete::<Secret>("billing").await;
             custody.seed().await;
             custody.ns.annotate::<Secret>("seed", HOSTS, "localhost").await;
         }

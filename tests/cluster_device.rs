@@ -490,3 +490,19 @@ async fn a_suspension_stops_the_polls_and_the_code_is_good_after_it() {
     idp.answer(signed_in("email", "svc@example.org"));
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
 }
+
+#[tokio::test]
+async fn what_nobody_vouches_for_is_told_of() {
+    let Stage { ns, idp, .. } = &scripted().await;
+    idp.next_at(DEVICE, Answer::error("invalid_scope"));
+    ns.apply(by_code("billing")).await;
+    shown(ns, "").await;
+    let scope = |request: &support::idp::Request| request.form().get("scope").cloned().unwrap_or_default();
+    let asked: Vec<_> = idp.requests_at(DEVICE).iter().map(scope).collect();
+    assert!(asked.len() == 2 && asked[0].ends_with("openid email"), "{asked:?}");
+    assert!(!asked[1].contains("openid"), "a provider that does not know the scopes is asked without: {asked:?}");
+    idp.next(Answer::token(3600).rotating());
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+    let [(warning, note)] = &notes(ns, "AccountNotVerified").await[..] else { panic!("one Event") };
+    assert!(warning == "Warning" && note.contains("billing@example.org"), "{note}");
+}

@@ -164,6 +164,8 @@ reasons! {
     ClientAuthenticationChanged => None,
     /// Event only: the token says of itself that it will not do.
     TokenUnsuitable => None,
+    /// Event only: the provider did not say who signed in with a device code.
+    AccountNotVerified => None,
     /// Event only: another refresh token was put into the seed's Secret and is used from now on.
     GrantReseeded => None,
     /// Event only: the tokens of a deleted credential were revoked.

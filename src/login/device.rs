@@ -38,6 +38,9 @@ pub(super) async fn sign_in(attempt: &Attempt<'_>, settings: &Login) -> Result<G
             _ => format!("the {} has no device authorization endpoint: leave out `--device`", attempt.provider()),
         }));
     };
+    for entry in &attempt.prepared.authentication {
+        entry.may_go_to(url).map_err(|blocker| LoginError(blocker.message))?;
+    }
     let begin = async |auth: &ClientAuth| {
         let (unique, token_url) = (unique(), &attempt.prepared.endpoints.token_url);
         let occasion = Occasion { audience: token_url, token_url, unique: &unique, now: attempt.clock.now() };

@@ -140,7 +140,7 @@ fn short(value: String) -> String {
         return value;
     }
     let head: String = value.chars().take(REISSUE_MAX / 8).collect();
-    format!("{head}-{}", names::digest([value.as_str()]))
+    format!("{head}-{}", names::short_digest([value.as_str()]))
 }
 
 /// Cuts a list that spaces separate after the last item that ends within `limit` bytes.
@@ -239,8 +239,13 @@ mod tests {
             include_str!("../api/names.rs").lines().filter(|line| line.starts_with("pub const ANNOTATION_"));
         let values: Vec<_> = constants.filter_map(|line| line.split('"').nth(1)).collect();
         assert!(values.len() >= SECRET_ANNOTATIONS.len());
-        // Of a MailCredential and of the Lease, not of a Secret.
-        let elsewhere = [names::ANNOTATION_REISSUE, names::ANNOTATION_SERVES];
+        // Of a MailCredential, of the Lease and of a ServiceAccount, and what is read with a source.
+        let elsewhere = [
+            names::ANNOTATION_REISSUE,
+            names::ANNOTATION_SERVES,
+            names::ANNOTATION_ALLOWED_AUDIENCES,
+            names::ANNOTATION_SOURCE_HOSTS,
+        ];
         let known = |value: &&str| SECRET_ANNOTATIONS.iter().any(|(key, _)| key == value) || elsewhere.contains(value);
         let forgotten: Vec<_> = values.iter().filter(|value| !known(value)).collect();
         assert!(forgotten.is_empty(), "the stores drop {forgotten:?}: give each a bound in SECRET_ANNOTATIONS");

@@ -13,19 +13,21 @@ use crate::{
         token::Rotated,
     },
     policy::{
-        checks,
+        Blocker, checks,
         grant::{SignIn, next_poll},
         notices::Notice,
     },
     reconcile::{
         custody::{self, SignInEnd, Unsaved},
-        material::{self, Authentication},
+        material::{Authentication, ProviderProblem, shown_blocker},
         report,
     },
 };
 
 /// The person has not signed in yet.
 pub(super) const PENDING: &str = "authorization_pending";
+/// The scopes by which a provider says who signed in.
+const IDENTITY: [&str; 2] = ["openid", "email"];
 /// Polls that are not answered are no farther apart than this many seconds: a person is waiting.
 const UNANSWERED_MAX: i64 = 60;
 
@@ -37,17 +39,32 @@ pub(super) async fn begin(attempt: &Attempt, entry: &Authentication, auth: &Clie
                     grant.refreshToken and `mail-token-broker login`";
         return Some(Err(Refusal::new(Reason::InvalidSpec, what)));
     };
-    let wire = signed(auth, || {
-        let unique = unique();
-        let token_url = &prepared.endpoints.token_url;
-        let occasion = Occasion { audience: token_url, token_url, unique: &unique, now: context.clock.now() };
-        device_authorization_request(url, &attempt.object.spec().client.id, auth, &attempt.scopes, occasion)
-    });
-    let answer = attempt.send(url, wire).await?;
-    let authorization = answer.and_then(|exchange| {
-        let read = read_device_authorization(&exchange.response, exchange.sent_at);
-        read.map_err(|refusal| begun_in_vain(attempt.refined(refusal, auth)))
-    });
+    if let Err(blocker) = entry.may_go_to(url) {
+        let problem = ProviderProblem { blocker, material: true };
+        let Blocker { reason, message, .. } = shown_blocker(&attempt.object.key(), problem);
+        return Some(Err(Refusal::new(reason, message)));
+    }
+    let ask = async |scopes: &[String]| {
+        let wire = signed(auth, || {
+            let unique = unique();
+            let token_url = &prepared.endpoints.token_url;
+            let occasion = Occasion { audience: token_url, token_url, unique: &unique, now: context.clock.now() };
+            device_authorization_request(url, &attempt.object.spec().client.id, auth, scopes, occasion)
+        });
+        let answer = attempt.send(url, wire).await?;
+        Some(answer.and_then(|exchange| {
+            let read = read_device_authorization(&exchange.response, exchange.sent_at);
+            read.map_err(|refusal| begun_in_vain(attempt.refined(refusal, auth)))
+        }))
+    };
+    let identified = with_identity(&attempt.scopes);
+    let mut authorization = ask(&identified).await?;
+    if identified != attempt.scopes
+        && authorization.as_ref().is_err_and(|refusal| refusal.reason == Reason::InvalidScope)
+    {
+        tracing::info!("the provider does not know OpenID Connect's scopes: it cannot say who signs in");
+        authorization = ask(&attempt.scopes).await?;
+    }
     let authorization = match authorization {
         Ok(authorization) => authorization,
         Err(refusal) => return Some(Err(refusal)),
@@ -56,6 +73,13 @@ pub(super) async fn begin(attempt: &Attempt, entry: &Authentication, auth: &Clie
         Ok(()) => Some(Ok(Brought::Noted(client_status(entry)))),
         Err(error) => unkept(error, credential).map(Err),
     }
+}
+
+/// The scopes, with those by which the answer says who signed in (OpenID Connect Core section 5.4): everyone who may read
+/// the status could enter the code.
+fn with_identity(scopes: &[String]) -> Vec<String> {
+    let missing = IDENTITY.iter().filter(|scope| !scopes.iter().any(|asked| asked == *scope));
+    scopes.iter().cloned().chain(missing.map(|scope| (*scope).to_owned())).collect()
 }
 
 /// Nobody has signed in yet: it is the client that was refused, whatever the provider calls that.
@@ -116,7 +140,7 @@ pub(super) async fn poll(attempt: &Attempt, entry: &Authentication, auth: &Clien
             return noted;
         }
         Err(error) => {
-            tracing::warn!(what = material::told(&error), "the device code could not be read");
+            tracing::warn!(%error, "the device code could not be read");
             unanswered(attempt, sign_in, None);
             return None;
         }
@@ -156,6 +180,9 @@ pub(super) async fn poll(attempt: &Attempt, entry: &Authentication, auth: &Clien
 async fn signed_in(attempt: &Attempt, entry: &Authentication, answer: TokenAnswer, exchange: &Exchange) -> Step {
     if let Some(refusal) = attempt.somebody_else(&answer) {
         return ended(attempt, refusal.what.clone(), refusal).await;
+    }
+    if answer.addresses.is_empty() {
+        tell_of_an_unknown_account(attempt).await;
     }
     let rotated = Rotated::read(&exchange.response, exchange.sent_at);
     if rotated.is_none() {
@@ -209,6 +236,19 @@ async fn ended(attempt: &Attempt, how: String, mut refusal: Refusal) -> Step {
         Ok(()) => Some(Err(refusal)),
         Err(error) => unkept(error, &attempt.credential).map(Err),
     }
+}
+
+async fn tell_of_an_unknown_account(attempt: &Attempt) {
+    let user = attempt.credential.spec.mailbox.user();
+    let notice = Notice {
+        warning: true,
+        reason: Reason::AccountNotVerified,
+        note: format!(
+            "the provider did not say who signed in, so the broker could not verify that it was {user}: see at the provider \
+             whose sign-in it is. A provider says so in an ID token, for the scopes openid and email"
+        ),
+    };
+    report::tell(&attempt.credential, &notice, &attempt.context).await;
 }
 
 async fn tell_of_no_refresh_token(attempt: &Attempt) {

@@ -12,7 +12,7 @@ use super::{
     Refused,
 };
 use crate::{
-    api::{MailCredential, Reason, names},
+    api::{MailCredential, Reason, credential::ProviderKind, names},
     error::Error,
     oauth::{Refusal, grant::RequestError},
     policy::{
@@ -34,7 +34,8 @@ pub(super) fn unmade(error: &RequestError) -> Refusal {
 /// What a failed write of the grant Secret is to an attempt; `None`: the credential is looked at anew.
 pub(super) fn unkept(error: CustodyError, credential: &MailCredential) -> Option<Refusal> {
     match error {
-        CustodyError::Stale => None,
+        // The next look finds another's Secret there, and the status tells of it until it is gone.
+        CustodyError::Stale | CustodyError::Foreign(_) => None,
         CustodyError::Blocked(blocker) => Some(Refusal::new(blocker.reason, blocker.message)),
         CustodyError::Refused(why) => Some(Refusal::new(
             Reason::SecretWriteFailed,
@@ -51,11 +52,11 @@ pub(super) fn unkept(error: CustodyError, credential: &MailCredential) -> Option
 pub(super) fn unavailable(error: &Error, credential: &MailCredential, context: &Context) -> Refused {
     context.metrics.reconcile_error(error.category());
     let refusal = Refusal::new(Reason::ProviderUnavailable, material::told(error));
-    Refused { refusal, place: place(credential, None, None), client: None }
+    Refused { refusal, place: place(credential, None, None), client: None, spent: None }
 }
 
 /// Where an attempt was made from.
-pub(super) fn place(
+pub(in crate::reconcile) fn place(
     credential: &MailCredential,
     object: Option<&ProviderObject>,
     entry: Option<&Authentication>,
@@ -69,7 +70,10 @@ pub(super) fn place(
             .and_then(|entry| entry.client_id.clone())
             .or_else(|| object.map(|object| object.spec().client.id.clone()))
             .unwrap_or_else(|| "<client id>".to_owned()),
-        secret: entry.and_then(|entry| entry.source.clone()),
+        // Those of a ClusterMailProvider are the administrator's.
+        secret: entry
+            .filter(|_| credential.spec.provider_ref.kind == ProviderKind::MailProvider)
+            .and_then(|entry| entry.source.clone()),
         basic: object.zip(entry).is_some_and(|(object, entry)| entry.is_basic(object.spec())),
         grant: credential.spec.grant.kind(),
         credential: Subject::credential(credential),

@@ -21,7 +21,10 @@ use crate::{
     policy::{checks, grant::bound_to, inputs, observed::target_name},
     providers,
     reconcile::{
-        Context, custody, material, observe,
+        Context,
+        custody::{self, CustodyError},
+        material::{self, ProviderProblem},
+        observe,
         publish::{self, Ownership},
         stores::ProviderKey,
     },
@@ -63,7 +66,7 @@ pub(in crate::reconcile) async fn revoke(credential: &Arc<MailCredential>, conte
 
 async fn attempt(credential: &Arc<MailCredential>, context: &Arc<Context>) -> Result<Revocation, (String, Retry)> {
     let read = tokens(credential, context).await;
-    let found = read.map_err(|error| (material::told(&error), Retry::Transient))?;
+    let found = read.map_err(|error| (error.to_string(), Retry::Transient))?;
     if found.is_empty() {
         return Ok(Revocation::Nothing);
     }
@@ -104,7 +107,10 @@ async fn attempt(credential: &Arc<MailCredential>, context: &Arc<Context>) -> Re
     }
     let prepared = match context.material.prepare(&object, false, context).await {
         Ok(Ok(prepared)) => prepared,
-        Ok(Err(problem)) => return Err((problem.blocker.message, Retry::Transient)),
+        Ok(Err(problem)) => {
+            let blocker = material::shown_blocker(&ProviderKey::of(credential), problem);
+            return Err((blocker.message, Retry::Transient));
+        }
         Err(error) => return Err((material::told(&error), Retry::Transient)),
     };
     if prepared.endpoints.revocation_url.is_none() {
@@ -124,7 +130,7 @@ async fn attempt(credential: &Arc<MailCredential>, context: &Arc<Context>) -> Re
 }
 
 /// What there is to revoke. A refresh token goes first: with it go the tokens that it would still bring.
-async fn tokens(credential: &MailCredential, context: &Context) -> Result<Vec<Found>, crate::error::Error> {
+async fn tokens(credential: &MailCredential, context: &Context) -> Result<Vec<Found>, CustodyError> {
     let mut tokens = vec![];
     if credential.spec.grant.kind().is_delegated()
         && let Some((token, note)) = custody::refresh_token(credential, context).await?
@@ -153,7 +159,13 @@ async fn tokens(credential: &MailCredential, context: &Context) -> Result<Vec<Fo
 impl Attempt {
     async fn revoke(&self, token: &SecretString, kind: TokenKind) -> Result<(), (String, Retry)> {
         let mut last = ("the provider's client authentication cannot be used".to_owned(), Retry::Permanent);
+        let url = self.prepared.endpoints.revocation_url.as_deref().unwrap_or_default();
         for entry in &self.prepared.authentication {
+            if let Err(blocker) = entry.may_go_to(url) {
+                let problem = ProviderProblem { blocker, material: true };
+                last = (material::shown_blocker(&self.object.key(), problem).message, Retry::Permanent);
+                continue;
+            }
             let auth = match tokio::time::timeout(IN_LINE, self.proof(entry)).await {
                 Ok(Some(Ok(Some(auth)))) => auth,
                 Ok(Some(Ok(None))) => continue,

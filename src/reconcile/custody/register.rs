@@ -208,7 +208,14 @@ fn older_of_the_same_seed(credential: &MailCredential, context: &Context) -> Opt
     };
     let wanted = reference(credential)?;
     let source: Key = (checks::namespace(credential).to_owned(), wanted.0.clone());
-    let age = |credential: &MailCredential| (credential.creation_timestamp().map(|time| time.0), credential.name_any());
+    // Of two of the same second the one that has a grant, otherwise the one whose name comes first.
+    let has_none = |credential: &MailCredential| {
+        let grant = names::grant_secret(&credential.name_any());
+        context.stores.own_secrets.get(checks::namespace(credential), &grant).is_none()
+    };
+    let age = |credential: &MailCredential| {
+        (credential.creation_timestamp().map(|time| time.0), has_none(credential), credential.name_any())
+    };
     let others = context.links.credentials_by_secret(&source);
     others
         .iter()

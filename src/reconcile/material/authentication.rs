@@ -7,7 +7,7 @@ use super::{
     connection::subject_of,
     federation::{Federation, Identities},
     look::Means,
-    sources::read_secret_key,
+    sources::{Reach, read_secret_key, read_source},
 };
 use crate::{
     api::{
@@ -42,6 +42,8 @@ pub struct Authentication {
     pub client_id: Option<String>,
     /// The federated identity, where it is one.
     pub federated: Option<Federated>,
+    /// Where its Secret's content may be sent.
+    reach: Vec<Reach>,
     /// Itself, or why it cannot be used.
     pub material: Result<Material, Blocker>,
 }
@@ -53,9 +55,36 @@ impl Authentication {
         entry.and_then(|entry| entry.client_secret.as_ref()).is_some_and(|secret| secret.method == SecretMethod::Basic)
     }
 
+    /// Whether it may be sent to this URL: the owner of its Secret may have named the hosts.
+    ///
+    /// # Errors
+    /// `SourceInvalid`.
+    pub fn may_go_to(&self, url: &str) -> Result<(), Blocker> {
+        self.reach.iter().try_for_each(|reach| reach.allows(url))
+    }
+
+    /// The same entry; without its material if that may not be sent to the token endpoint.
+    pub(super) fn judged(mut self, token_url: &str) -> Self {
+        if self.material.is_ok()
+            && let Err(blocker) = self.may_go_to(token_url)
+        {
+            self.material = Err(blocker);
+        }
+        self
+    }
+
     /// One of which no more is known.
     fn new(method: &'static str, index: usize, material: Result<Material, Blocker>) -> Self {
-        Self { method, index, expires_at: None, source: None, client_id: None, federated: None, material }
+        Self {
+            method,
+            index,
+            expires_at: None,
+            source: None,
+            client_id: None,
+            federated: None,
+            reach: vec![],
+            material,
+        }
     }
 }
 
@@ -143,8 +172,10 @@ async fn client_secret(
     means: &Means<'_>,
 ) -> Result<Authentication, Error> {
     let (KeyRef { name, key }, home) = (&secret.secret_ref, means.home);
-    let auth = read_secret_key(&secret.secret_ref, home, means.kubernetes).await?.and_then(|raw| {
-        let text = read_secret(&raw, guid_is_flaw).map_err(|flaw| {
+    let raw = read_source(&secret.secret_ref, home, means.kubernetes).await?;
+    let reach = raw.as_ref().map(|raw| raw.reach.clone()).into_iter().collect();
+    let auth = raw.and_then(|raw| {
+        let text = read_secret(&raw.value, guid_is_flaw).map_err(|flaw| {
             let command = Subject::secret(home, name).put(key, "<client secret>");
             let message = format!(
                 "the client secret in key {key} of the Secret {home}/{name} {flaw}: put the right one there with `{command}`"
@@ -159,7 +190,7 @@ async fn client_secret(
     let source = Some((home.to_owned(), name.clone(), key.clone()));
     let expires_at = secret.expires_at.clone();
     let material = auth.map(Material::Fixed);
-    Ok(Authentication { expires_at, source, ..Authentication::new("clientSecret", index, material) })
+    Ok(Authentication { expires_at, source, reach, ..Authentication::new("clientSecret", index, material) })
 }
 
 async fn private_key_jwt(
@@ -169,7 +200,8 @@ async fn private_key_jwt(
     means: &Means<'_>,
 ) -> Result<Authentication, Error> {
     let home = means.home;
-    let key = read_secret_key(&jwt.key_ref, home, means.kubernetes).await?;
+    let key = read_source(&jwt.key_ref, home, means.kubernetes).await?;
+    let reach = key.as_ref().map(|key| key.reach.clone()).into_iter().collect();
     let certificate = match &jwt.certificate_ref {
         Some(reference) => Some(read_secret_key(reference, home, means.kubernetes).await?),
         None => None,
@@ -177,7 +209,7 @@ async fn private_key_jwt(
     let signing = key.and_then(|key| {
         let certificate = certificate.transpose()?;
         let certificate = certificate.as_ref().map(|pem| pem.as_slice());
-        SigningKey::read(&key, certificate, jwt.algorithm, jwt.key_id.clone()).map_err(|(flaw, part)| {
+        SigningKey::read(&key.value, certificate, jwt.algorithm, jwt.key_id.clone()).map_err(|(flaw, part)| {
             let reference = match (part, &jwt.certificate_ref) {
                 (Part::Certificate, Some(reference)) => reference,
                 (Part::Key, _) | (Part::Certificate, None) => &jwt.key_ref,
@@ -192,7 +224,7 @@ async fn private_key_jwt(
     let expires_at = signing.as_ref().ok().and_then(SigningKey::expires_at).map(Time);
     let audience = audience(jwt, spec);
     let material = signing.map(|key| Material::Fixed(ClientAuth::PrivateKeyJwt(key.with_audience(audience))));
-    Ok(Authentication { expires_at, ..Authentication::new("privateKeyJWT", index, material) })
+    Ok(Authentication { expires_at, reach, ..Authentication::new("privateKeyJWT", index, material) })
 }
 
 /// The `aud` that the spec asks for; `None`: the token endpoint.
@@ -210,8 +242,10 @@ async fn service_account_key(
     means: &Means<'_>,
 ) -> Result<Authentication, Error> {
     let (KeyRef { name, key }, home) = (&file.secret_ref, means.home);
-    let account = read_secret_key(&file.secret_ref, home, means.kubernetes).await?.and_then(|json| {
-        assertion::ServiceAccountKey::read(&json).map_err(|flaw| {
+    let json = read_source(&file.secret_ref, home, means.kubernetes).await?;
+    let reach = json.as_ref().map(|json| json.reach.clone()).into_iter().collect();
+    let account = json.and_then(|json| {
+        assertion::ServiceAccountKey::read(&json.value).map_err(|flaw| {
             let command = Subject::secret(home, name).put(key, "<the JSON file's content>");
             let message =
                 format!("key {key} of the Secret {home}/{name} {flaw}: put the right one there with `{command}`");
@@ -221,7 +255,7 @@ async fn service_account_key(
     let client_id = account.as_ref().ok().map(|account| account.client_id.clone());
     let material = account.map(|account| Material::Fixed(ClientAuth::ServiceAccountKey(account)));
     let source = Some((home.to_owned(), name.clone(), key.clone()));
-    Ok(Authentication { client_id, source, ..Authentication::new("serviceAccountKey", index, material) })
+    Ok(Authentication { client_id, source, reach, ..Authentication::new("serviceAccountKey", index, material) })
 }
 
 /// A first assertion is asked for at once: what stands against it is told on the provider.

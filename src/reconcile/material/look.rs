@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{
     Identities, Prepared, ProviderProblem,
-    authentication::authentication,
+    authentication::{Authentication, authentication},
     connection::{self, transport},
     sources::{read_config_map_key, read_secret_key},
 };
@@ -52,10 +52,8 @@ pub(crate) async fn look(
         Err(problem) => return Ok(Err(problem)),
     };
     let authentication = authentication(spec, &object.key(), profile.guid_is_no_secret, means).await?;
-    if let Some(blocker) = authentication.iter().find_map(|entry| entry.material.as_ref().err())
-        && authentication.iter().all(|entry| entry.material.is_err())
-    {
-        return Ok(Err(ProviderProblem { blocker: blocker.clone(), material: true }));
+    if let Some(problem) = unusable(&authentication) {
+        return Ok(Err(problem));
     }
     let endpoints = match profile.source {
         TokenSource::Known(endpoints) => endpoints,
@@ -64,7 +62,18 @@ pub(crate) async fn look(
             Err(problem) => return Ok(Err(problem)),
         },
     };
-    Ok(Ok(Prepared { endpoints, authentication, client, pace: None }))
+    let authentication = authentication.into_iter().map(|entry| entry.judged(&endpoints.token_url)).collect::<Vec<_>>();
+    match unusable(&authentication) {
+        Some(problem) => Ok(Err(problem)),
+        None => Ok(Ok(Prepared { endpoints, authentication, client, pace: None })),
+    }
+}
+
+/// What is wrong with the first way of client authentication, if none can be used.
+fn unusable(authentication: &[Authentication]) -> Option<ProviderProblem> {
+    let blocker = authentication.iter().find_map(|entry| entry.material.as_ref().err())?;
+    let all = authentication.iter().all(|entry| entry.material.is_err());
+    all.then(|| ProviderProblem { blocker: blocker.clone(), material: true })
 }
 
 /// A client that trusts the provider's CA bundle.

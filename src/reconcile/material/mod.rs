@@ -1,5 +1,5 @@
 //! Providers ready for use: endpoints discovered, secrets read, trust set up. Made once for each change of a provider
-//! or of what it refers to, and only when somebody needs it.
+//! or of what it refers to, for its status as for the credentials that use it.
 
 mod authentication;
 mod connection;
@@ -21,13 +21,13 @@ use kube::{ResourceExt as _, core::ObjectMeta};
 use parking_lot::Mutex;
 
 use self::pace::Pace;
-pub(super) use self::sources::read_secret_key as read_source;
+pub(super) use self::sources::{of_a_provider, read_source};
 pub use self::{
     authentication::{Authentication, Material},
     federation::Identities,
 };
 pub(crate) use self::{
-    connection::transport,
+    connection::{shown_blocker, transport},
     look::{Means, look},
     sources::{is_labelled, is_own},
 };
@@ -171,7 +171,7 @@ impl Book {
         match self.verdict(key, fingerprint) {
             None => Health::Unknown,
             Some(Ok(_)) => Health::Usable,
-            Some(Err(problem)) => Health::Broken(credential_blocker(key, problem)),
+            Some(Err(problem)) => Health::Broken(shown_blocker(key, problem)),
         }
     }
 

@@ -2,12 +2,17 @@
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{Api, Client, ResourceExt as _};
+use url::Url;
 use zeroize::{Zeroize as _, Zeroizing};
 
+use super::super::Context;
 use crate::{
-    api::{Reason, names, provider::KeyRef},
+    api::{Reason, credential::ProviderKind, names, provider::KeyRef},
     error::Error,
-    policy::{Blocker, commands::Subject},
+    policy::{
+        Blocker,
+        commands::{Subject, word},
+    },
 };
 
 /// A Secret that was read. Whatever becomes of the read, all that may be secret in it is wiped after that.
@@ -21,12 +26,79 @@ impl Drop for Opened {
     }
 }
 
-/// A key of a Secret that carries the source label.
-pub(in crate::reconcile) async fn read_secret_key(
+/// What stands under a key of a source Secret.
+pub(in crate::reconcile) struct Source {
+    /// The value.
+    pub value: Zeroizing<Vec<u8>>,
+    /// resourceVersion of the Secret.
+    pub version: String,
+    /// Where the value may be sent.
+    pub reach: Reach,
+}
+
+/// Where the content of a source Secret may be sent: to any host, or to those in its annotation
+/// `mailtoken.dev/source-hosts`.
+#[derive(Clone, Debug)]
+pub struct Reach {
+    /// `namespace/name` of the Secret.
+    secret: String,
+    hosts: Option<Vec<String>>,
+    /// The command that adds a host, up to the hosts.
+    command: String,
+}
+
+impl Reach {
+    fn of(secret: &Secret, home: &str, name: &str) -> Self {
+        let listed = secret.annotations().get(names::ANNOTATION_SOURCE_HOSTS);
+        let hosts = listed.map(|listed| {
+            let hosts = listed.split(',').map(|host| host.trim().to_ascii_lowercase());
+            hosts.filter(|host| !host.is_empty()).collect()
+        });
+        let command = Subject::secret(home, name).command("annotate");
+        Self { secret: format!("{home}/{name}"), hosts, command }
+    }
+
+    /// Whether the content may be sent to this URL.
+    ///
+    /// # Errors
+    /// `SourceInvalid`, with the command that allows it.
+    pub fn allows(&self, url: &str) -> Result<(), Blocker> {
+        let Some(hosts) = &self.hosts else { return Ok(()) };
+        let host = Url::parse(url).ok().and_then(|url| Some(url.host_str()?.to_ascii_lowercase())).unwrap_or_default();
+        if !host.is_empty() && hosts.contains(&host) {
+            return Ok(());
+        }
+        let all = hosts.iter().map(String::as_str).chain([host.as_str()]).collect::<Vec<_>>().join(",");
+        Err(Blocker::new(
+            Reason::SourceInvalid,
+            format!(
+                "the annotation {} of the Secret {} does not allow to send its content to {host}: its owner allows it with \
+                 `{} --overwrite {}={}`",
+                names::ANNOTATION_SOURCE_HOSTS,
+                self.secret,
+                self.command,
+                names::ANNOTATION_SOURCE_HOSTS,
+                word(&all)
+            ),
+        ))
+    }
+}
+
+/// The value under a key of a Secret that carries the source label.
+pub(super) async fn read_secret_key(
     reference: &KeyRef,
     home: &str,
     client: &Client,
 ) -> Result<Result<Zeroizing<Vec<u8>>, Blocker>, Error> {
+    Ok(read_source(reference, home, client).await?.map(|source| source.value))
+}
+
+/// A key of a Secret that carries the source label.
+pub(in crate::reconcile) async fn read_source(
+    reference: &KeyRef,
+    home: &str,
+    client: &Client,
+) -> Result<Result<Source, Blocker>, Error> {
     let KeyRef { name, key } = reference;
     let api: Api<Secret> = Api::namespaced(client.clone(), home);
     let secret =
@@ -60,7 +132,33 @@ pub(in crate::reconcile) async fn read_secret_key(
     let data = secret.0.data.get_or_insert_default();
     let keys: Vec<_> = data.keys().cloned().collect();
     let value = data.remove(key).map(|value| Zeroizing::new(value.0));
-    Ok(value.ok_or_else(|| no_key("Secret", home, reference, &keys)))
+    let version = secret.0.resource_version().unwrap_or_default();
+    let reach = Reach::of(&secret.0, home, name);
+    let source = value.map(|value| Source { value, version, reach });
+    Ok(source.ok_or_else(|| no_key("Secret", home, reference, &keys)))
+}
+
+/// Why a Secret cannot be a seed or a subject token: a provider of the namespace refers to it, and its keys are the
+/// client's, not a person's.
+pub(in crate::reconcile) fn of_a_provider(reference: &KeyRef, namespace: &str, context: &Context) -> Option<Blocker> {
+    let name = &reference.name;
+    let providers = context.links.by_secret(&(namespace.to_owned(), name.clone()));
+    let provider = providers.iter().find(|key| context.stores.provider(key).is_some())?;
+    // One of the cluster is not named to a namespace.
+    let whose = match provider.kind {
+        ProviderKind::MailProvider => format!("the MailProvider {}", provider.name),
+        ProviderKind::ClusterMailProvider => "a ClusterMailProvider".to_owned(),
+    };
+    Some(Blocker::new(
+        Reason::SourceInvalid,
+        format!(
+            "the Secret {namespace}/{name} is never sent as a person's token, because {whose} refers to it: put the token \
+             into a Secret of its own with `kubectl -n {namespace} create secret generic <name> --from-literal={}=<token> \
+             && kubectl -n {namespace} label secret <name> {}=true`, and refer to that one",
+            reference.key,
+            names::LABEL_SOURCE
+        ),
+    ))
 }
 
 /// Whether the broker made this Secret: such a one is never a source, whatever its labels.
@@ -113,4 +211,39 @@ fn no_key(kind: &str, home: &str, reference: &KeyRef, keys: &[String]) -> Blocke
             "the {kind} {home}/{name} has no key {key} ({has}): correct the reference, or add the key with `{put}`"
         ),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn reach(hosts: Option<&str>) -> Reach {
+        let annotations = hosts.map(|hosts| json!({names::ANNOTATION_SOURCE_HOSTS: hosts}));
+        let secret = serde_json::from_value(json!({"metadata": {"name": "app", "annotations": annotations}})).unwrap();
+        Reach::of(&secret, "shop", "app")
+    }
+
+    #[test]
+    fn the_content_of_a_source_goes_to_the_hosts_that_it_names() {
+        const ENTRA: &str = "https://login.microsoftonline.com/contoso/oauth2/v2.0/token";
+        assert_eq!(reach(None).allows("https://anywhere.example/"), Ok(()));
+        for hosts in ["login.microsoftonline.com", "a.example, LOGIN.microsoftonline.com ,"] {
+            assert_eq!(reach(Some(hosts)).allows(ENTRA), Ok(()), "{hosts}");
+        }
+        for (hosts, url) in [
+            ("login.microsoftonline.com", "https://login.microsoftonline.com.evil.example/token"),
+            ("login.microsoftonline.com", "https://login.microsoftonline.com@evil.example/token"),
+            ("login.microsoftonline.com", "https://sub.login.microsoftonline.com/token"),
+            ("*", ENTRA),
+            ("", ENTRA),
+            ("", "no url"),
+        ] {
+            let refusal = reach(Some(hosts)).allows(url).unwrap_err();
+            assert_eq!(refusal.reason, Reason::SourceInvalid, "{hosts} {url}");
+            let command = "`kubectl -n shop annotate secret app --overwrite mailtoken.dev/source-hosts=";
+            assert!(refusal.message.contains(command), "{}", refusal.message);
+        }
+    }
 }

@@ -265,7 +265,7 @@ async fn over_existing(
     }
     let meta = &secret.metadata;
     let time = |text: Option<&String>| text.and_then(|text| names::time(text));
-    let there = observe::stored_token(&secret).map(|stored| stored.token);
+    let there = observe::stored_token(&secret, None).map(|(stored, _)| stored.token);
     let ours = content.annotations.get(names::ANNOTATION_FINGERPRINT);
     if let (Some(there), Some(issued_at)) = (there, time(content.annotations.get(names::ANNOTATION_ISSUED_AT)))
         && there.issued_at > issued_at
