@@ -102,6 +102,7 @@ fn observed() -> Observed {
         grant: None,
         held: None,
         in_flight: false,
+        queued: false,
         attempt: "attempt".to_owned(),
     }
 }

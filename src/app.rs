@@ -23,17 +23,18 @@ use crate::{
     controller::{self, Hub, Queues, Watches},
     error::told_by,
     health::Health,
-    idp::{self, IdpClients, Lanes},
+    idp::{self, IdpClients},
     kubernetes::{AccessError, Connection},
     lease::{self, Candidacy, Leadership},
     metrics::Metrics,
     reconcile::{
-        Context, Waker,
+        Context, Waker, act,
         bundles::{self, Bundles},
         custody::Register,
         events::Events,
         material::{Book, Identities},
         memory::{Memory, Writes},
+        slots::Slots,
         stores::Links,
     },
     side::SideRuntime,
@@ -207,6 +208,9 @@ impl Work {
         let stores = watches.into_stores();
         let (events, writer) = Events::new(client.clone(), reporter, metrics.clone());
         health.supervise("events", writer.run());
+        let draining = CancellationToken::new();
+        let admission = act::admission(&waker, &draining);
+        health.supervise("admission", admission.clone().run());
         let context = Arc::new(Context {
             events,
             client,
@@ -218,13 +222,14 @@ impl Work {
             writes: Writes::default(),
             register: Register::default(),
             material,
-            lanes: Lanes::default(),
+            admission,
+            slots: Slots::new(settings.concurrency, waker.clone()),
             waker,
             bundles: Bundles::default(),
             identity,
             request_timeout: settings.access.request_timeout,
             metrics,
-            draining: CancellationToken::new(),
+            draining,
         });
         let known = Arc::downgrade(&context);
         let unstored = move || known.upgrade().map_or(0, |context| context.memory.unstored());

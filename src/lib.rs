@@ -1,6 +1,7 @@
 //! The broker as a library: rooms through which data flows one way.
 
 pub mod admin;
+pub mod admission;
 pub mod api;
 pub mod app;
 pub mod cli;

@@ -6,7 +6,7 @@ mod support;
 
 use std::{process::Command, time::Duration};
 
-use mail_token_broker::{api::MailCredential, idp::TOTAL_LIMIT};
+use mail_token_broker::{admission::TOTAL_LIMIT, api::MailCredential};
 use serde_json::json;
 use support::{
     hostile::{Authority, Behaviour, HostileServer, Validity},

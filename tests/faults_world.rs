@@ -7,7 +7,7 @@ mod support;
 use std::{os::unix::process::ExitStatusExt as _, process::Command, time::Duration};
 
 use k8s_openapi::api::core::v1::ResourceQuota;
-use mail_token_broker::{api::MailCredential, idp::PER_HOST_LIMIT};
+use mail_token_broker::{admission::PER_HOST_LIMIT, api::MailCredential};
 use serde_json::json;
 use support::{audit::AuditEvent, ledger::tried, *};
 

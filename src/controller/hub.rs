@@ -18,6 +18,7 @@ use crate::{
     policy::observed::target_name,
     reconcile::{
         Context, Waker,
+        act::Activity,
         memory::Memory,
         stores::{Key, Links, ProviderKey, ProviderObject, credential_of},
         unreadable::{ObjectKind, Unreadable},
@@ -224,6 +225,7 @@ pub async fn forget(mut gone: mpsc::UnboundedReceiver<Gone>, context: Arc<Contex
 fn forget_one(gone: Gone, context: &Context) {
     match gone {
         Gone::Credential(uid) => {
+            context.admission.withdraw(&Activity::Grant(uid.as_str().into()));
             context.memory.forget(&uid);
             context.register.forget(&uid);
         }
@@ -242,6 +244,7 @@ fn forget_one(gone: Gone, context: &Context) {
             }
         }
         Gone::Provider(key) => {
+            context.admission.withdraw(&Activity::Discovery(key.clone()));
             context.material.forget(&key);
             context.bundles.release(&key, None);
             // Another one may have its name by now.

@@ -8,12 +8,11 @@
 //! - A request is written to a connection once. A refresh token may be valid for one use, so nothing is repeated in
 //!   here: what to do after a failure is the caller's decision. (The one thing that is done over is a request of which
 //!   nothing was written yet, when a pooled connection turns out to be closed.)
-//! - At most 32 requests to one host and 128 in all are in flight; further ones wait in their host's own queue.
+//! - How many requests are in flight is decided before they get here, by `src/admission/`.
 //! - Neither bodies nor header values appear in errors, logs or any `Debug`; bodies are wiped after their use.
 
 mod error;
 mod pool;
-mod queue;
 mod target;
 mod trust;
 
@@ -36,12 +35,10 @@ use crate::fail_point;
 
 pub use self::error::{TlsProblem, TransportError};
 pub use self::pool::BundleHash;
-pub use self::queue::{Lane, Lanes, PER_HOST_LIMIT, TOTAL_LIMIT};
 pub use self::trust::{BUNDLE_LIMIT, BundleError, Skipped};
 
 use self::{
     pool::{Bundled, Pool},
-    queue::Queue,
     target::Target,
 };
 
@@ -49,11 +46,13 @@ use self::{
 /// set rarely more than 20,000.
 pub const BODY_LIMIT: usize = 256 * 1024;
 
+/// So many requests that are sent one after the other have different time-outs: as many as may be in flight to one host.
+const SPREAD: usize = 32;
+
 /// How all clients behave.
 #[derive(Clone)]
 pub struct Settings {
-    /// The total time of one request, or up to a tenth less: names, connecting, TLS, headers and body; waiting in the queue
-    /// does not count.
+    /// The total time of one request, or up to a tenth less: names, connecting, TLS, headers and body.
     pub request_timeout: Duration,
     /// Which addresses may be connected to.
     pub egress: EgressPolicy,
@@ -88,7 +87,6 @@ struct Shared {
     settings: Settings,
     policies: Scoped<Arc<EgressPolicy>>,
     clock: Clock,
-    queue: Queue,
     /// Requests since the start.
     sent: AtomicUsize,
     system_roots: RootCertStore,
@@ -127,7 +125,6 @@ impl IdpClients {
             settings,
             policies,
             clock,
-            queue: Queue::default(),
             sent: AtomicUsize::new(0),
             system_roots,
             system_clients,
@@ -163,9 +160,9 @@ impl Shared {
     /// answered they do not end together then, and what they came to is not written to Kubernetes in one moment, in which
     /// the writes of all others would wait.
     fn patience(&self) -> Duration {
-        let place = self.sent.fetch_add(1, Ordering::Relaxed) % PER_HOST_LIMIT;
+        let place = self.sent.fetch_add(1, Ordering::Relaxed) % SPREAD;
         let limit = self.settings.request_timeout;
-        limit - limit.mul_f64(place as f64 / (10 * PER_HOST_LIMIT) as f64)
+        limit - limit.mul_f64(place as f64 / (10 * SPREAD) as f64)
     }
 
     fn pool_for(&self, bundle: &[u8], for_cluster: bool) -> Result<Arc<Pool>, BundleError> {
@@ -195,11 +192,10 @@ pub struct IdpClient {
     shared: Arc<Shared>,
 }
 
-/// The right to have one request in flight, to one host, until it is answered or dropped.
+/// A request that may go to one host: the address is judged.
 pub struct Turn<'a> {
     client: &'a IdpClient,
     target: Target,
-    _permit: queue::Permit,
 }
 
 impl Turn<'_> {
@@ -223,7 +219,7 @@ impl Turn<'_> {
 
 /// A request that was answered.
 pub struct Exchange {
-    /// When the request left the queue: the lifetime of what it brought counts from here.
+    /// When the request was sent: the lifetime of what it brought counts from here.
     pub sent_at: Timestamp,
     /// The answer, whatever its status. Header values are marked sensitive; the body must not be logged.
     pub response: http::Response<Zeroizing<Vec<u8>>>,
@@ -250,10 +246,9 @@ impl IdpClient {
         self.pool.bundle
     }
 
-    /// Sends `request` when its turn comes, unless `still_allowed` (asked at that moment) says no.
+    /// Sends `request`, unless `still_allowed` (asked at that moment) says no.
     ///
-    /// Any status is an answer, also a redirect. Dropping the future takes the request back, out of the queue or off the
-    /// connection.
+    /// Any status is an answer, also a redirect. Dropping the future takes the request back.
     pub async fn send(
         &self,
         request: http::Request<Vec<u8>>,
@@ -263,14 +258,13 @@ impl IdpClient {
         if still_allowed() { turn.send(request).await } else { Err(TransportError::Withheld) }
     }
 
-    /// Waits until a request to `uri` may be sent: for what must be done right before it.
+    /// Judges where a request to `uri` goes, before what must be done right before it.
     pub async fn turn(&self, uri: &http::Uri) -> Result<Turn<'_>, TransportError> {
         let target = Target::of(uri)?;
         if let Some(literal) = target.literal {
             self.pool.policy.judge(literal).map_err(|denied| target.denied(denied))?;
         }
-        let permit = self.shared.queue.enter(target.queue()).await;
-        Ok(Turn { client: self, target, _permit: permit })
+        Ok(Turn { client: self, target })
     }
 
     async fn exchange(
@@ -341,8 +335,8 @@ mod tests {
         let request_timeout = Duration::from_secs(10);
         let settings = Settings { request_timeout, egress: EgressPolicy::default(), proxy: None, no_proxy: vec![] };
         let clients = IdpClients::new(settings, Clock::system()).unwrap();
-        let ends: BTreeSet<_> = (0..PER_HOST_LIMIT).map(|_| clients.shared.patience()).collect();
-        assert_eq!(ends.len(), PER_HOST_LIMIT);
+        let ends: BTreeSet<_> = (0..SPREAD).map(|_| clients.shared.patience()).collect();
+        assert_eq!(ends.len(), SPREAD);
         assert_eq!(ends.last(), Some(&request_timeout));
         assert!(*ends.first().unwrap() > request_timeout * 9 / 10);
     }

@@ -35,12 +35,6 @@ impl Target {
         Ok(Self { url, host, literal })
     }
 
-    /// One host has one queue, however it is spelled.
-    pub(super) fn queue(&self) -> (String, u16) {
-        let port = self.url.port_or_known_default().unwrap_or(443);
-        (self.host.trim_end_matches('.').to_owned(), port)
-    }
-
     pub(super) fn denied(&self, denied: Denied) -> TransportError {
         tracing::info!(host = self.host, address = %denied.address, range = denied.range, "egress denied");
         TransportError::EgressDenied { host: self.host.clone(), address: denied.address, range: denied.range }

@@ -16,6 +16,7 @@ pub mod schedule;
 pub mod spacing;
 pub mod status;
 pub mod sweep;
+pub mod urgency;
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::json;
@@ -53,6 +54,11 @@ pub enum Decision {
     Publish(PublishReason),
     /// A request is under way: wait for it.
     InFlight,
+    /// A request waits for its permit: other requests come first.
+    Queued {
+        /// Since when.
+        since: Timestamp,
+    },
     /// Nothing, until the renewal is due.
     Wait {
         /// When the renewal is due.
@@ -136,8 +142,12 @@ pub fn provider_may_be_on_its_way(observed: &Observed, now: Timestamp) -> bool {
     missing && untold && age.is_some_and(|age| !age.is_negative() && age <= ARRIVAL)
 }
 
+/// What a request in flight brings is stored before anything else is decided. A suspension is reported meanwhile: it stops
+/// all further requests.
 fn request_is_in_flight(observed: &Observed, _: Timestamp) -> Option<Decision> {
-    observed.in_flight.then_some(Decision::InFlight)
+    let unsaved = observed.grant.as_ref().is_some_and(|grant| grant.unsaved);
+    let suspended = observed.credential.spec.suspend && !unsaved;
+    (observed.in_flight && !suspended).then_some(Decision::InFlight)
 }
 
 /// A refresh token that came is written before anything else, whatever has changed meanwhile.
@@ -236,7 +246,13 @@ fn token_is_needed(observed: &Observed, now: Timestamp) -> Option<Decision> {
         Some(step @ (Decision::SignIn | Decision::Poll)) => wait(observed.sign_in_backoff(now)).or(Some(step)),
         obstacle => obstacle.or_else(|| wait(observed.backoff(now))),
     };
-    let Some(wait) = wait else { return Some(Decision::Issue(reason)) };
+    let Some(wait) = wait else {
+        // While a request waits for its permit, the token that still works is kept in shape.
+        let shape =
+            (observed.queued && reason.leaves_one_that_serves()).then(|| target_differs(observed, now)).flatten();
+        let shape = shape.filter(|shape| matches!(shape, Decision::Publish(_)));
+        return Some(shape.unwrap_or(Decision::Issue(reason)));
+    };
     // While a renewal waits, the token that is there still serves: it is kept in shape.
     let shape = if reason.leaves_one_that_serves() { target_differs(observed, now) } else { None };
     Some(shape.unwrap_or(wait))

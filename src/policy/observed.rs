@@ -36,6 +36,8 @@ pub struct Observed {
     pub held: Option<Held>,
     /// A token request is under way.
     pub in_flight: bool,
+    /// A token request waits for its permit.
+    pub queued: bool,
     /// Hash of everything that an attempt would be made with.
     pub attempt: String,
 }

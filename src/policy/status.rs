@@ -214,8 +214,10 @@ pub fn words(duration: SignedDuration) -> String {
 
 /// The grant, while the provider is asked whether a person has signed in.
 fn asked<'a>(observed: &'a Observed, decision: &Decision) -> Option<&'a Grant> {
-    let asked =
-        matches!(decision, Decision::SignIn | Decision::Poll | Decision::AwaitSignIn { .. } | Decision::InFlight);
+    let asked = matches!(
+        decision,
+        Decision::SignIn | Decision::Poll | Decision::AwaitSignIn { .. } | Decision::InFlight | Decision::Queued { .. }
+    );
     observed.grant.as_ref().filter(|_| asked)
 }
 
@@ -243,6 +245,7 @@ fn blocking(observed: &Observed, decision: &Decision, now: Timestamp) -> Option<
         }
         Decision::BackOff { .. }
         | Decision::InFlight
+        | Decision::Queued { .. }
         | Decision::Issue(_)
         | Decision::SignIn
         | Decision::Poll
@@ -286,6 +289,11 @@ fn progress(observed: &Observed, decision: &Decision) -> String {
         Decision::Claimed { until } => {
             format!("another broker is exchanging the refresh token; its time is over at {}", rfc3339(*until))
         }
+        Decision::Queued { since } => format!(
+            "the token request has waited since {} for its turn: the provider's spec.rateLimit, or the number of requests \
+             in flight, delays it",
+            rfc3339(*since)
+        ),
         _ => "a token is being obtained".to_owned(),
     }
 }

@@ -291,8 +291,8 @@ fn what_stands_first_wins() {
             |case| case.observed.target = Target::Foreign("is not ours".into()),
             |d| stall(d) == Some(Reason::SecretConflict),
         ),
-        (|case| case.credential(|credential| credential.spec.suspend = true), |d| *d == Decision::Suspended),
         (|case| case.observed.in_flight = true, |d| *d == Decision::InFlight),
+        (|case| case.credential(|credential| credential.spec.suspend = true), |d| *d == Decision::Suspended),
     ];
     let mut case = Case::ready();
     for (index, (change, expected)) in changes.into_iter().enumerate() {
@@ -300,6 +300,20 @@ fn what_stands_first_wins() {
         let decision = decide(&case.observed, case.now);
         assert!(expected(&decision), "{index}: {decision:?}");
     }
+}
+
+#[test]
+fn a_token_that_still_works_is_kept_in_shape_while_its_renewal_waits_for_a_permit() {
+    let with = |now: i64| {
+        decided(|case| {
+            (case.now, case.observed.queued) = (at(now), true);
+            case.provider().layout = "other".into();
+        })
+    };
+    assert_eq!(with(3000), Decision::Publish(PublishReason::Layout));
+    assert_eq!(with(3600), Decision::Issue(IssueReason::Expired), "nothing is left to keep in shape");
+    let in_shape = decided(|case| (case.now, case.observed.queued) = (at(3000), true));
+    assert_eq!(in_shape, Decision::Issue(IssueReason::RenewalDue));
 }
 
 #[test]

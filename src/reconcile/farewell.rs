@@ -1,31 +1,36 @@
 //! The end of a credential. With `revocationPolicy: OnDelete` a finalizer keeps it until its tokens are revoked, or until
 //! that has been tried for a minute: nobody's deletion, not that of a namespace either, waits longer.
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
+use futures::FutureExt as _;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{Api, ResourceExt as _, api::PatchParams, runtime::controller::Action};
 use serde_json::json;
 
 use super::{
     Context,
-    act::{Revocation, revoke},
-    custody, full_name, observe, report, slim,
+    act::{self, Activity, Permit, Revocation, revoke},
+    custody, full_name,
+    memory::Revoking,
+    observe, report, slim,
     writes::{fence, patch},
 };
 use crate::{
+    admission::Answer,
     api::{MailCredential, Reason, Retry, credential::RevocationPolicy, names},
-    error::{Error, told_by},
-    policy::{Decision, checks, notices::Notice, status::next_turn},
+    error::Error,
+    policy::{Decision, checks, notices::Notice, status::next_turn, urgency::Class},
 };
 
 /// How long revocation is tried, from the deletion on.
 const PATIENCE: SignedDuration = SignedDuration::from_mins(1);
 /// How far apart attempts are.
-const AGAIN: Duration = Duration::from_secs(5);
-/// How often the removal of the finalizer is tried before all begins anew, and how much longer each wait is.
-const REMOVALS: u32 = 20;
-const REMOVED_AGAIN: Duration = Duration::from_millis(200);
+const AGAIN: SignedDuration = SignedDuration::from_secs(5);
+/// What could not be stored or reported of a credential that others keep is tried again after this.
+const LINGER_AGAIN: Duration = Duration::from_secs(5);
+/// The object was changed while the finalizer was removed: a watch shows the newer one within this.
+const WRITE_AGAIN: Duration = Duration::from_millis(200);
 
 /// Sees to it that a credential has the finalizer just if its policy wants it. Most have none, and cost nothing.
 pub(super) async fn finalizer(
@@ -80,33 +85,60 @@ async fn set(credential: &MailCredential, wanted: bool, context: &Context) -> Re
     }
 }
 
-/// Takes leave of a credential that is being deleted.
+/// Takes leave of a credential that is being deleted: revokes its tokens when the request is admitted, then removes the
+/// finalizer. At the deadline the finalizer goes, however far the revocation has come.
+///
+/// # Errors
+/// The finalizer could not be removed.
 pub(super) async fn farewell(
     credential: Arc<MailCredential>,
     deleted: Timestamp,
     context: &Arc<Context>,
 ) -> Result<Action, Error> {
-    let uid = checks::uid(&credential).to_owned();
+    let (uid, row) = (checks::uid(&credential), Activity::grant(&credential));
     if !credential.finalizers().iter().any(|name| name == names::FINALIZER_REVOKE) {
+        context.admission.withdraw(&row);
         return linger(credential, context).await;
     }
-    // A request that is under way may bring one more token: its end wakes the credential.
-    let now = context.clock.now();
-    let busy = context.memory.with(&uid, |entry| entry.in_flight.replace(now).is_some());
-    if !busy {
-        let context = context.clone();
-        tokio::spawn(async move {
-            // Until a watch shows that the finalizer has gone, this stays under way, or all would be revoked once more.
-            let Err(error) = take_leave(&credential, deleted, &context).await else { return };
-            let why = std::error::Error::source(&error).and_then(|source| source.downcast_ref()).map(told_by);
-            tracing::warn!(why, "{error} failed; it is tried again");
-            context.metrics.reconcile_error(error.category());
-            tokio::time::sleep(AGAIN).await;
-            context.memory.finish(&uid, None);
-            context.waker.credential((checks::namespace(&credential).to_owned(), credential.name_any()));
-        });
+    let (now, deadline) = (context.clock.now(), deleted + PATIENCE);
+    let wait_until = |at: Timestamp| Ok(Action::requeue(context.clock.until(at)));
+    let (in_flight, revoking) = context.memory.with(uid, |entry| (entry.in_flight.is_some(), entry.revoking.clone()));
+    if in_flight {
+        // Its end wakes the credential. One that began before the deletion may bring one more token.
+        return Ok(Action::await_change());
     }
-    Ok(Action::await_change())
+    let (revocation, told) = match revoking {
+        Some(Revoking::Released) => return Ok(Action::await_change()),
+        Some(Revoking::Over { revocation, told }) => (revocation, told),
+        Some(Revoking::Again { why, .. }) if now >= deadline => (Revocation::Failed(why, Retry::Transient), false),
+        _ if now >= deadline => (too_late("other requests to the provider came first for a minute"), false),
+        Some(Revoking::Again { at, .. }) if now < at => return wait_until(at.min(deadline)),
+        _ => {
+            let ask = act::ask(&credential, |at| at.revocation_url.as_deref(), (Class::Person, deleted), context);
+            if let Answer::Admitted(permit) = context.admission.ask(&row, ask) {
+                set_out(credential, permit, deadline, context);
+                return Ok(Action::await_change());
+            }
+            return wait_until(deadline);
+        }
+    };
+    context.admission.withdraw(&row);
+    if !told && let Some(notice) = notice(&revocation, &credential, now) {
+        report::tell(&credential, &notice, context).await;
+    }
+    let keep = |step| context.memory.with(uid, |entry| entry.revoking = Some(step));
+    keep(Revoking::Over { revocation, told: true });
+    match set(&credential, false, context).await {
+        Ok(_) => {
+            keep(Revoking::Released);
+            Ok(Action::await_change())
+        }
+        // What was revoked is not revoked again because the finalizer could not be removed: only the write is repeated.
+        Err(Error::WriteFinalizer { source: kube::Error::Api(status), .. }) if matches!(status.code, 409 | 422) => {
+            Ok(Action::requeue(WRITE_AGAIN))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The finalizers of others keep the credential: its status still follows its token. A refresh token that is not stored
@@ -114,7 +146,7 @@ pub(super) async fn farewell(
 async fn linger(credential: Arc<MailCredential>, context: &Arc<Context>) -> Result<Action, Error> {
     if let Err(error) = custody::keep_unsaved(&credential, context).await {
         tracing::error!(%error, "the last refresh token of a deleted credential could not be stored; it is tried again");
-        return Ok(Action::requeue(AGAIN));
+        return Ok(Action::requeue(LINGER_AGAIN));
     }
     if credential.finalizers().is_empty() {
         context.memory.forget(checks::uid(&credential));
@@ -125,44 +157,50 @@ async fn linger(credential: Arc<MailCredential>, context: &Arc<Context>) -> Resu
     let now = context.clock.now();
     let decision = Decision::Wait { until: now };
     if !report::report(&observed, &decision, context, now).await? {
-        return Ok(Action::requeue(AGAIN));
+        return Ok(Action::requeue(LINGER_AGAIN));
     }
     let turn = next_turn(&observed, &decision, now).map(|at| context.clock.until(at));
     Ok(turn.map_or_else(Action::await_change, Action::requeue))
 }
 
-async fn take_leave(credential: &Arc<MailCredential>, deleted: Timestamp, context: &Arc<Context>) -> Result<(), Error> {
+fn too_late(why: &str) -> Revocation {
+    Revocation::Failed(why.to_owned(), Retry::Transient)
+}
+
+/// Revokes in a task of its own, which has its permit and ends at the deadline.
+fn set_out(credential: Arc<MailCredential>, permit: Permit, deadline: Timestamp, context: &Arc<Context>) {
+    let context = context.clone();
+    context.memory.with(checks::uid(&credential), |entry| entry.in_flight = Some(context.clock.now()));
+    tokio::spawn(async move {
+        let revoked = AssertUnwindSafe(revoke_until(&credential, permit, deadline, &context)).catch_unwind().await;
+        let revocation = revoked.unwrap_or_else(|_| {
+            context.metrics.reconcile_error("panic");
+            too_late("the broker failed: see its log")
+        });
+        let step = match revocation {
+            Revocation::Failed(why, Retry::Transient) if context.clock.now() < deadline => {
+                tracing::warn!(why, "tokens could not be revoked yet; it is tried again");
+                Revoking::Again { at: context.clock.now() + AGAIN, why }
+            }
+            revocation => Revoking::Over { revocation, told: false },
+        };
+        context.memory.with(checks::uid(&credential), |entry| entry.revoking = Some(step));
+        context.memory.finish(checks::uid(&credential), None);
+        context.waker.credential((checks::namespace(&credential).to_owned(), credential.name_any()));
+    });
+}
+
+async fn revoke_until(
+    credential: &Arc<MailCredential>,
+    permit: Permit,
+    deadline: Timestamp,
+    context: &Arc<Context>,
+) -> Revocation {
     if let Err(error) = custody::keep_unsaved(credential, context).await {
         tracing::warn!(%error, "the last refresh token of a deleted credential was not stored, so it is not revoked");
     }
-    let revocation = loop {
-        let revocation = revoke(credential, context).await;
-        let out_of_time = context.clock.now().duration_since(deleted) >= PATIENCE;
-        match &revocation {
-            Revocation::Failed(why, Retry::Transient) if !out_of_time => {
-                tracing::warn!(why, "tokens could not be revoked yet; it is tried again");
-                tokio::time::sleep(AGAIN).await;
-            }
-            _ => break revocation,
-        }
-    };
-    if let Some(notice) = notice(&revocation, credential, context.clock.now()) {
-        report::tell(credential, &notice, context).await;
-    }
-    let mut attempts = 0;
-    loop {
-        let shown = context.stores.credentials.get(checks::namespace(credential), &credential.name_any());
-        let newest = shown.filter(|shown| shown.metadata.uid == credential.metadata.uid);
-        match set(newest.as_ref().unwrap_or(credential), false, context).await {
-            // What was revoked is not revoked again because the finalizer could not be removed.
-            Err(error) if attempts < REMOVALS && context.leadership.is_leader() => {
-                tracing::warn!(%error, "the finalizer could not be removed; it is tried again");
-                attempts += 1;
-                tokio::time::sleep(REMOVED_AGAIN * attempts).await;
-            }
-            other => return other.map(drop),
-        }
-    }
+    let revoked = tokio::time::timeout(context.clock.until(deadline), revoke(credential, permit, context)).await;
+    revoked.unwrap_or_else(|_| too_late("the provider did not answer within a minute"))
 }
 
 fn notice(revocation: &Revocation, credential: &MailCredential, now: Timestamp) -> Option<Notice> {

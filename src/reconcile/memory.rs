@@ -12,7 +12,10 @@ use kube::core::ObjectMeta;
 use parking_lot::Mutex;
 use secrecy::SecretString;
 
-use super::{act::Outcome, custody::Unsaved};
+use super::{
+    act::{Outcome, Revocation},
+    custody::Unsaved,
+};
 use crate::{
     api::MailCredential,
     lease::Leadership,
@@ -52,7 +55,7 @@ pub struct Entry {
     pub inspected: Option<Inspected>,
     /// The target exists and is not the credential's: it is looked at each time.
     pub conflict: bool,
-    /// A token request is under way, since then.
+    /// A request of the credential's grant is in flight, since then. One that waits for its permit is not.
     pub in_flight: Option<Timestamp>,
     /// How the last one ended, not yet worked into the status.
     pub outcome: Option<Outcome>,
@@ -76,8 +79,31 @@ pub struct Entry {
     pub unanswered: u32,
     /// The user code that the provider has ended.
     pub code_over: Option<String>,
+    /// How far the revocation of a deleted credential has come.
+    pub revoking: Option<Revoking>,
     /// Nothing is written until somebody has changed something: a shutdown does not wait for that.
     pub stuck: bool,
+}
+
+/// How far the revocation of a deleted credential has come. While the request is in flight, `Entry::in_flight` is set.
+#[derive(Clone, Debug)]
+pub enum Revoking {
+    /// It failed, and is tried again.
+    Again {
+        /// Not before this.
+        at: Timestamp,
+        /// Why it failed.
+        why: String,
+    },
+    /// It is over, and the finalizer is still there.
+    Over {
+        /// How it came out.
+        revocation: Revocation,
+        /// An Event reports it.
+        told: bool,
+    },
+    /// The finalizer was removed; a watch shows that later.
+    Released,
 }
 
 /// What reading a Secret's data showed, for one resourceVersion.
@@ -117,10 +143,12 @@ impl Entry {
             next_poll,
             unanswered,
             code_over,
+            revoking,
             stuck,
         } = self;
         let object = written.is_none() && target.is_none() && inspected.is_none() && !conflict && !stuck;
-        let attempt = in_flight.is_none() && outcome.is_none() && untold.is_none() && held.is_none();
+        let attempt =
+            in_flight.is_none() && revoking.is_none() && outcome.is_none() && untold.is_none() && held.is_none();
         let custody = dress_again.is_none() && grant.is_none() && unsaved.is_none() && seed_seen.is_none();
         let sign_in = device_code.is_none() && next_poll.is_none() && *unanswered == 0 && code_over.is_none();
         object && attempt && custody && sign_in
@@ -136,6 +164,7 @@ impl Entry {
         self.outcome.take_if(|outcome| !matches!(outcome, Outcome::Issued(_)));
         (self.untold, self.inspected, self.seed_seen) = (None, None, None);
         (self.conflict, self.stuck) = (false, false);
+        self.revoking = None;
         self.forget_sign_in();
     }
 

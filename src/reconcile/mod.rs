@@ -14,6 +14,7 @@ pub mod provider;
 pub mod publish;
 pub mod report;
 pub mod slim;
+pub mod slots;
 mod stored;
 pub mod stores;
 pub mod unreadable;
@@ -21,24 +22,25 @@ mod writes;
 
 use std::{sync::Arc, time::Duration};
 
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{Client, ResourceExt as _, runtime::controller::Action};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    admission::Answer,
     api::{ConditionType, MailCredential, Reason, condition, names},
     clock::Clock,
     error::Error,
-    idp::Lanes,
     lease::Leadership,
     metrics::Metrics,
     oauth::Refusal,
-    policy::{self, Decision, Observed, advice, checks, grant::Grant, observed::Target, status::next_turn},
+    policy::{
+        self, Decision, Observed, advice, checks, grant::Grant, observed::Target, status::next_turn, urgency::urgency,
+    },
 };
-use act::{Errand, Outcome, Refused, UnderWay};
+use act::{Activity, Admission, Errand, Outcome, Refused, UnderWay};
 use custody::CustodyError;
 use publish::PublishError;
-use stores::ProviderKey;
 
 /// What every reconcile works with.
 pub struct Context {
@@ -60,8 +62,10 @@ pub struct Context {
     pub register: custody::Register,
     /// Providers with their endpoints and secrets, ready for use.
     pub material: material::Book,
-    /// Where attempts wait for those at the same provider that came before.
-    pub lanes: Lanes<ProviderKey>,
+    /// Decides when a request to a provider may leave.
+    pub admission: Admission,
+    /// Keeps one namespace from holding all reconciles.
+    pub slots: slots::Slots,
     /// Wakes credentials and providers.
     pub waker: Waker,
     /// Watches of the ConfigMaps that hold CA bundles.
@@ -116,7 +120,7 @@ const TELL_AGAIN: Duration = Duration::from_secs(5);
 /// A refresh token that could not be stored by a broker that leads no more is stored again after this.
 const KEEP_AGAIN: Duration = Duration::from_secs(2);
 /// A repair that failed while the next token request is waited for is tried again after this.
-const REPAIR_AGAIN: k8s_openapi::jiff::SignedDuration = k8s_openapi::jiff::SignedDuration::from_secs(30);
+const REPAIR_AGAIN: SignedDuration = SignedDuration::from_secs(30);
 
 /// A provider that answers within this is waited for: to come back to the credential by the queue would take longer. One
 /// that hangs keeps others from their turn for no longer than this.
@@ -127,20 +131,28 @@ const BRISK: Duration = Duration::from_millis(100);
 /// # Errors
 /// What Kubernetes would not do. Everything else is a condition.
 pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>) -> Result<Action, Error> {
-    let uid = checks::uid(&credential).to_owned();
+    let (uid, row) = (checks::uid(&credential).to_owned(), Activity::grant(&credential));
     let (namespace, name) = (checks::namespace(&credential).to_owned(), credential.name_any());
+    let Some(slot) = context.slots.enter(&(namespace.clone(), name.clone())) else {
+        return Ok(Action::await_change());
+    };
     let mut asked = None;
     let mut done = step(credential.clone(), &context, &mut asked).await;
+    drop(slot);
     if done.is_ok()
         && let Some(under_way) = asked.take()
         && under_way.ends_within(BRISK).await
     {
-        done = match context.stores.credentials.get(&namespace, &name) {
-            Some(credential) => step(credential, &context, &mut asked).await,
+        let credential = context.stores.credentials.get(&namespace, &name);
+        let key = (namespace, name);
+        done = match credential.and_then(|credential| Some((credential, context.slots.enter(&key)?))) {
+            Some((credential, _slot)) => step(credential, &context, &mut asked).await,
             None => Ok(Action::await_change()),
         };
     }
     if done.is_err() {
+        // A permit that was offered would stay unused until the next try.
+        context.admission.decline(&row);
         // When it is due is seen by whoever retries.
         report::unobserved(credential, &context).await;
     }
@@ -161,6 +173,7 @@ async fn step(
     asked: &mut Option<UnderWay>,
 ) -> Result<Action, Error> {
     if !context.leadership.is_leader() {
+        context.admission.withdraw(&Activity::grant(&credential));
         context.memory.stand_by(checks::uid(&credential));
         return Ok(keep_what_came(&credential, context).await);
     }
@@ -169,20 +182,22 @@ async fn step(
     }
     let credential = observe::latest(credential, context);
     let credential = farewell::finalizer(credential, context).await?;
+    let row = Activity::grant(&credential);
     let Some(mut observed) = observe::observe(credential.clone(), context).await? else {
+        context.admission.decline(&row);
         let end = report::unobserved(credential, context).await;
         return Ok(end.map_or_else(Action::await_change, |end| Action::requeue(context.clock.until(end))));
     };
     let now = context.clock.now();
     if policy::provider_may_be_on_its_way(&observed, now) {
+        context.admission.decline(&row);
         return Ok(Action::requeue(ARRIVAL_LOOK));
     }
     let decision = policy::decide(&observed, now);
     tracing::debug!(?decision, "decided");
     let decision = match &decision {
         Decision::Issue(_) | Decision::SignIn | Decision::Poll if !context.draining.is_cancelled() => {
-            *asked = set_out(&decision, &observed, context);
-            Decision::InFlight
+            set_out(&decision, &observed, asked, context)
         }
         Decision::KeepGrant | Decision::Store | Decision::Publish(_) => {
             if let Some(at) = too_soon(&decision, &observed, context, now) {
@@ -197,6 +212,9 @@ async fn step(
         }
         _ => decision,
     };
+    if !wants_a_permit(&decision) {
+        context.admission.withdraw(&row);
+    }
     let stuck = matches!(decision, Decision::Stall(_) | Decision::Suspended);
     context.memory.with(checks::uid(&observed.credential), |entry| entry.stuck = stuck);
     if decision != Decision::Suspended {
@@ -231,19 +249,50 @@ async fn keep_what_came(credential: &MailCredential, context: &Context) -> Actio
     }
 }
 
-/// Sends a task to the provider.
-fn set_out(decision: &Decision, observed: &Observed, context: &Arc<Context>) -> Option<UnderWay> {
+/// Asks for a permit, and sends a task to the provider if it is granted. The handle is left in `asked`.
+fn set_out(decision: &Decision, observed: &Observed, asked: &mut Option<UnderWay>, context: &Arc<Context>) -> Decision {
     let errand = match decision {
         Decision::SignIn => Errand::SignIn,
         Decision::Poll => Errand::Poll,
         _ => Errand::Token,
     };
-    match decision {
-        // Every few seconds, for as long as a person takes.
-        Decision::Poll => tracing::debug!("asking whether the person has signed in"),
-        _ => tracing::info!(?decision, "asking the provider"),
+    let now = context.clock.now();
+    let ask = act::ask(&observed.credential, errand.endpoint(), urgency(observed, decision, now), context);
+    match context.admission.ask(&Activity::grant(&observed.credential), ask) {
+        Answer::Queued(waited) => {
+            let waited = SignedDuration::try_from(waited).unwrap_or_default();
+            Decision::Queued { since: now - SignedDuration::from_secs(waited.as_secs()) }
+        }
+        Answer::Admitted(permit) => {
+            match decision {
+                // Every few seconds, for as long as a person takes.
+                Decision::Poll => tracing::debug!("asking whether the person has signed in"),
+                _ => tracing::info!(?decision, "asking the provider"),
+            }
+            *asked = Some(act::start(errand, permit, observed, context));
+            Decision::InFlight
+        }
     }
-    act::start(errand, observed, context)
+}
+
+/// Whether a row of the admission stays after a decision: a request is still wanted, or is decided about again at once.
+fn wants_a_permit(decision: &Decision) -> bool {
+    match decision {
+        Decision::Issue(_)
+        | Decision::SignIn
+        | Decision::Poll
+        | Decision::Queued { .. }
+        | Decision::InFlight
+        | Decision::KeepGrant
+        | Decision::Store
+        | Decision::Publish(_) => true,
+        Decision::AwaitSignIn { .. }
+        | Decision::Claimed { .. }
+        | Decision::Wait { .. }
+        | Decision::BackOff { .. }
+        | Decision::Suspended
+        | Decision::Stall(_) => false,
+    }
 }
 
 /// Writes the Secret and decides anew: what follows is a wait, or a back-off.
@@ -345,6 +394,7 @@ fn next(observed: &Observed, decision: &Decision, context: &Context, now: Timest
         | Decision::Store
         | Decision::Publish(_) => Some(now),
         Decision::InFlight => report::end_told_at(&observed.credential, context).filter(|at| *at > now),
+        Decision::Queued { since } => Some(*since + report::QUEUED_TOLD_AFTER).filter(|at| *at > now),
         Decision::Suspended | Decision::Stall(_) => None,
     };
     let turn = next_turn(observed, decision, now);

@@ -9,7 +9,9 @@ use secrecy::ExposeSecret as _;
 
 pub(super) use super::stored::{facts, stored_token};
 use super::{
-    Context, custody,
+    Context,
+    act::Activity,
+    custody,
     material::Health,
     memory::{Entry, Inspected, newer},
     publish::{self, Ownership},
@@ -19,6 +21,7 @@ use super::{
     unreadable::ObjectKind,
 };
 use crate::{
+    admission::State,
     api::{
         ConditionType, MailCredential, Reason, condition,
         credential::{DeletionPolicy, ProviderKind},
@@ -50,6 +53,7 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     // A request that ends while this looks has written what this may have passed already: its end wakes the credential
     // again, and the outcome is taken then.
     let in_flight = context.memory.with(&uid, |entry| entry.in_flight.is_some());
+    let queued = context.admission.state(&Activity::grant(&credential)) == Some(State::Queued);
     let Some((provider, fingerprint)) = provider(&credential, context) else { return Ok(None) };
     let attempt = inputs::attempt(&credential, &fingerprint, &source_versions(&credential, context));
     let now = context.clock.now();
@@ -77,6 +81,7 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
         grant,
         held,
         in_flight,
+        queued,
         attempt,
     };
     if let Some(provider) = context.stores.provider(&ProviderKey::of(&observed.credential)) {

@@ -16,10 +16,12 @@ use tracing::Instrument as _;
 
 use super::{
     Context,
+    act::{self, Activity, Permit},
     material::{Prepared, ProviderProblem},
     stores::{ProviderKey, ProviderObject, bundle_config_map},
 };
 use crate::{
+    admission::Answer,
     api::{
         ClusterMailProvider, ConditionType, MailProvider, ProviderStatus, Reason, Retry, condition,
         credential::ProviderKind, names,
@@ -37,6 +39,16 @@ use crate::{
 /// # Errors
 /// What Kubernetes would not do. Everything else is a condition.
 pub async fn reconcile(key: &ProviderKey, context: &Arc<Context>) -> Result<Action, Error> {
+    let mut looks = false;
+    let done = step(key, &mut looks, context).await;
+    if !looks {
+        context.admission.withdraw(&Activity::Discovery(key.clone()));
+    }
+    done
+}
+
+/// Sets `looks` where a look at the provider begins or waits for its permit.
+async fn step(key: &ProviderKey, looks: &mut bool, context: &Arc<Context>) -> Result<Action, Error> {
     let Some(object) = context.stores.provider(key) else { return Ok(Action::await_change()) };
     if key.kind == ProviderKind::ClusterMailProvider
         && !context.stores.credentials.is_complete()
@@ -71,7 +83,15 @@ pub async fn reconcile(key: &ProviderKey, context: &Arc<Context>) -> Result<Acti
     let verdict = match known {
         Some(verdict) if !again => verdict,
         _ => {
-            look(object, fingerprint, again, context);
+            *looks = true;
+            match act::ask_discovery(&object, again, context.clock.now(), context) {
+                None => look(object, fingerprint, again, None, context),
+                Some(ask) => match context.admission.ask(&Activity::Discovery(key.clone()), ask) {
+                    Answer::Admitted(permit) => look(object, fingerprint, again, Some(permit), context),
+                    // It wakes the provider when its turn comes.
+                    Answer::Queued(_) => {}
+                },
+            }
             return Ok(Action::await_change());
         }
     };
@@ -98,8 +118,9 @@ fn trusted_until(object: &ProviderObject, now: Timestamp) -> Timestamp {
     policy::next_turn(ends, now).map_or(latest, |turn| turn.min(latest))
 }
 
-/// Looks at a provider in a task of its own, which wakes it in the end: one that hangs holds up no other.
-fn look(object: ProviderObject, fingerprint: String, again: bool, context: &Arc<Context>) {
+/// Looks at a provider in a task of its own, which wakes it in the end: one that hangs holds up no other. A look that
+/// discovers endpoints has a permit.
+fn look(object: ProviderObject, fingerprint: String, again: bool, permit: Option<Permit>, context: &Arc<Context>) {
     let key = object.key();
     if !context.material.begin(&key) {
         return;
@@ -123,6 +144,7 @@ fn look(object: ProviderObject, fingerprint: String, again: bool, context: &Arc<
             Ok(Err(error)) => Some(error),
             Err(_) => Some(Error::Panicked { name: full_name(&key) }),
         };
+        drop(permit);
         context.material.end(&key, error);
         context.waker.provider(key);
     };

@@ -22,6 +22,9 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 /// tokens that have ended: one write of the status then reports both.
 const END_TOLD_AFTER: SignedDuration = SignedDuration::from_secs(3);
 
+/// A request that waits for its permit is reported after this: most get theirs sooner, and cost no write of the status.
+pub(super) const QUEUED_TOLD_AFTER: SignedDuration = SignedDuration::from_secs(5);
+
 /// When the end of a token is told although a request for another one is under way.
 pub(super) fn end_told_at(credential: &MailCredential, context: &Context) -> Option<Timestamp> {
     let since = context.memory.with(checks::uid(credential), |entry| entry.in_flight)?;
@@ -55,6 +58,9 @@ pub(super) async fn report(
     }
     let patient = end_told_at(credential, context).is_some_and(|at| now < at);
     if under_way && (patient || !tells_of_an_end(&before.conditions, &after.conditions)) {
+        return Ok(true);
+    }
+    if matches!(decision, Decision::Queued { since } if now < *since + QUEUED_TOLD_AFTER) {
         return Ok(true);
     }
     let version = format!("{:?} {}", credential.metadata.generation, observed.attempt);

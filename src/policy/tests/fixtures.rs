@@ -109,6 +109,7 @@ impl Case {
             grant: None,
             held: None,
             in_flight: false,
+            queued: false,
             attempt: "attempt".into(),
         };
         Self { observed, now: at(0) }

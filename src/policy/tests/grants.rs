@@ -65,6 +65,11 @@ fn what_is_unsaved_is_written_before_anything_else() {
     assert_eq!(unsaved(|case| case.failed_at(Reason::InvalidGrant, 2999)), Decision::KeepGrant);
     assert_eq!(unsaved(|case| case.failed_at(Reason::SecretWriteFailed, 2999)), Decision::BackOff { until: at(3004) });
     assert_eq!(unsaved(|case| case.observed.in_flight = true), Decision::InFlight);
+    let suspended_in_flight = |case: &mut Case| {
+        case.observed.in_flight = true;
+        case.credential(|credential| credential.spec.suspend = true);
+    };
+    assert_eq!(unsaved(suspended_in_flight), Decision::InFlight, "whoever sent the request stores what it brings");
 }
 
 #[test]

@@ -42,7 +42,7 @@ async fn signed(attempt: &Attempt, account: &Impersonation) -> Option<Result<Sec
         Ok(bearer) => bearer,
         Err(refusal) => return Some(Err(refusal)),
     };
-    attempt.prepared.admission(&attempt.credential, &attempt.context).await?;
+    attempt.permit.charge();
     let unique = unique();
     let token_url = &attempt.prepared.endpoints.token_url;
     let now = attempt.context.clock.now();
@@ -57,7 +57,7 @@ async fn signed(attempt: &Attempt, account: &Impersonation) -> Option<Result<Sec
         Ok(jwt) => jwt,
         Err(refusal) => return Some(Err(refusal)),
     };
-    attempt.prepared.admission(&attempt.credential, &attempt.context).await?;
+    attempt.permit.charge();
     Some(Ok(jwt))
 }
 

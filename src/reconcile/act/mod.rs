@@ -1,22 +1,26 @@
 //! Requests to providers, each in a task of its own: a slow provider holds up no reconcile, and no watch event cancels a
 //! request.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::sync::Arc;
 
-use futures::{FutureExt as _, future::OptionFuture};
 use kube::ResourceExt as _;
-use tokio::sync::oneshot;
 
+mod admit;
 mod answer;
 mod device;
 mod keyless;
 mod refusals;
 mod revoke;
 mod sign;
+mod start;
 mod token;
 mod under_way;
 
-pub(super) use revoke::{Revocation, revoke};
+pub use admit::{Activity, Admission, Permit, admission};
+pub(super) use admit::{ask, ask_discovery};
+pub use revoke::Revocation;
+pub(super) use revoke::revoke;
+pub(super) use start::start;
 pub(super) use under_way::UnderWay;
 
 pub(super) use self::refusals::place;
@@ -35,11 +39,10 @@ use crate::{
     idp::{Exchange, TransportError},
     metrics::RequestTimer,
     oauth::{
-        ClientAuth, GrantProof, Refusal, TokenAnswer, TokenRequest, grant::RequestError, read_token_response,
-        token_request,
+        ClientAuth, GrantProof, Refusal, TokenAnswer, TokenRequest, discovery::Endpoints, grant::RequestError,
+        read_token_response, token_request,
     },
     policy::{
-        Observed,
         advice::{self, Place},
         checks,
         grant::{self, Grant},
@@ -103,62 +106,21 @@ enum Brought {
 /// How a step ended; `None`: nothing was asked, and the credential is looked at anew.
 type Step = Option<Result<Brought, Refusal>>;
 
-/// Begins an attempt. Its outcome is left in the memory, and the credential is woken, unless somebody waits for the end of
-/// what this returns. `None`: others at the same provider come first.
-pub(super) fn start(errand: Errand, observed: &Observed, context: &Arc<Context>) -> Option<UnderWay> {
-    let credential = observed.credential.clone();
-    let grant = observed.grant.clone();
-    let published = observed.token().map(|token| token.fingerprint.clone());
-    let uid = credential.uid().unwrap_or_default();
-    context.memory.with(&uid, |entry| entry.in_flight = Some(context.clock.now()));
-    let made_with = match errand {
-        Errand::Token => observed.attempt.clone(),
-        Errand::SignIn | Errand::Poll => observed.sign_in_attempt(),
-    };
-    let first = observed.history.client.as_ref().and_then(|client| usize::try_from(client.index).ok()).unwrap_or(0);
-    let context = context.clone();
-    let lane = context.lanes.try_enter(ProviderKey::of(&credential));
-    let (ended, end) = oneshot::channel();
-    let key = (checks::namespace(&credential).to_owned(), credential.name_any());
-    let waker = context.waker.clone();
-    let under_way = lane.is_some().then(|| UnderWay { end, credential: key.clone(), waker });
-    let span = tracing::info_span!("request", ?errand, namespace = checks::namespace(&credential), name = %credential.name_any());
-    tokio::spawn(tracing::Instrument::instrument(
-        async move {
-            // Thousands may wait here, with no more than what stands above: an attempt is larger, and made when its turn comes.
-            // The place in the lane, which was free or comes now, is kept to the end of this.
-            let turn = OptionFuture::from(lane.is_none().then(|| context.lanes.enter(ProviderKey::of(&credential))));
-            let attempted = match context.draining.run_until_cancelled(turn).await {
-                None => None,
-                Some(_turn) => {
-                    let attempted = Box::pin(attempt(errand, credential.clone(), grant, published, first, &context));
-                    AssertUnwindSafe(attempted).catch_unwind().await.unwrap_or_else(|_| {
-                        context.metrics.reconcile_error("panic");
-                        tracing::error!("the request panicked");
-                        let refusal = Refusal::new(Reason::RequestRefused, "the broker failed: see its log");
-                        Some(Err(Refused { refusal, place: place(&credential, None, None), client: None, spent: None }))
-                    })
-                }
-            };
-            let outcome = attempted.map(|attempted| match attempted {
-                Ok(Brought::Token(held)) => Outcome::Issued(held),
-                Ok(Brought::Noted(client)) => Outcome::Noted { client },
-                Err(refused) => Outcome::Refused { refused: Box::new(refused), attempt: made_with },
-            });
-            context.memory.finish(&uid, outcome);
-            if ended.send(()).is_err() {
-                context.waker.credential(key);
-            }
-        },
-        span,
-    ));
-    under_way
+impl Errand {
+    /// The endpoint that the errand's request goes to.
+    pub(super) fn endpoint(self) -> fn(&Endpoints) -> Option<&str> {
+        match self {
+            Self::Token | Self::Poll => |endpoints| Some(&endpoints.token_url),
+            Self::SignIn => |endpoints| endpoints.device_authorization_url.as_deref(),
+        }
+    }
 }
 
 /// `None`: nothing was asked, because the provider turned out not to be usable (its own status tells), because another
-/// broker leads now, or because somebody else wrote the grant Secret.
+/// broker leads now, or because somebody else wrote the grant Secret. The permit is free when it ends.
 async fn attempt(
     errand: Errand,
+    permit: Permit,
     credential: Arc<MailCredential>,
     grant: Option<Grant>,
     published: Option<String>,
@@ -177,6 +139,10 @@ async fn attempt(
         Err(error) => return Some(Err(unavailable(&error, &credential, context))),
     };
     let profile = providers::profile(object.spec())?;
+    if (errand.endpoint())(&prepared.endpoints).is_some_and(|url| *admit::host(url) != *permit.host()) {
+        // The endpoint was not known before: the credential asks for a permit for its host.
+        return None;
+    }
     // The provider may have changed since it was found that the grant is for it.
     let bound_to = grant::bound_to(&credential, profile.source.identity(), &object.spec().client.id);
     if grant.as_ref().is_some_and(|grant| grant.bound_to.as_ref() != Some(&bound_to)) {
@@ -188,12 +154,15 @@ async fn attempt(
         tracing::info!(reason = blocker.reason.as_str(), "the request is not wanted any more: it was not sent");
         return None;
     }
-    let attempt = Attempt { credential, grant, published, object, profile, prepared, scopes, context: context.clone() };
+    let context = context.clone();
+    let attempt = Attempt { permit, credential, grant, published, object, profile, prepared, scopes, context };
     attempt.go_round(errand, first).await
 }
 
 /// Whom a request is for, where it goes, and with what.
 struct Attempt {
+    /// The right to have one request in flight.
+    permit: Permit,
     credential: Arc<MailCredential>,
     grant: Option<Grant>,
     /// The fingerprint of the token in the target.
@@ -212,11 +181,17 @@ impl Attempt {
         let count = entries.len();
         let (mut last, mut claimed) = (None, None);
         for entry in entries.iter().cycle().skip(first.min(count)).take(count) {
-            let auth = match self.proof(entry).await? {
+            let auth = match self.proof(entry).await {
                 Ok(Some(auth)) => auth,
                 Ok(None) => continue,
                 Err(error) => return Some(Err(unavailable(&error, &self.credential, &self.context))),
             };
+            if !self.is_wanted() {
+                return None;
+            }
+            if last.is_some() {
+                self.permit.charge();
+            }
             match self.run(errand, entry, &auth, &mut claimed).await? {
                 Ok(brought) => return Some(Ok(brought)),
                 Err(refusal) => {
@@ -233,19 +208,28 @@ impl Attempt {
         last
     }
 
-    /// What proves the client in a request that is sent at once: the provider's `rateLimit` is waited for before, since a
-    /// proof may end in a queue. `None`: the credential is looked at anew. `Ok(None)`: this entry cannot be used.
-    async fn proof(&self, entry: &Authentication) -> Option<Result<Option<ClientAuth>, Error>> {
-        let Self { credential, object, prepared, context, .. } = self;
-        let Ok(material) = &entry.material else { return Some(Ok(None)) };
-        prepared.admission(credential, context).await?;
+    /// Whether the credential is still the one that the attempt is made for: it was not changed, suspended or deleted while
+    /// the attempt was prepared.
+    fn is_wanted(&self) -> bool {
+        let Self { credential, context, .. } = self;
+        let shown = context.stores.credentials.get(checks::namespace(credential), &credential.name_any());
+        shown.is_some_and(|shown| {
+            let (now, then) = (&shown.metadata, &credential.metadata);
+            (&now.uid, now.generation) == (&then.uid, then.generation) && now.deletion_timestamp.is_none()
+        })
+    }
+
+    /// What proves the client in a request that is sent at once. `None`: this entry cannot be used.
+    async fn proof(&self, entry: &Authentication) -> Result<Option<ClientAuth>, Error> {
+        let Self { object, context, .. } = self;
+        let Ok(material) = &entry.material else { return Ok(None) };
         let auth = material.auth(&context.material.identities).await.map(Result::ok);
         if matches!(auth, Ok(None)) {
             // Why is told by the provider, which is looked at anew.
             context.material.distrust(&object.key());
             context.waker.provider(object.key());
         }
-        Some(auth)
+        auth
     }
 
     async fn run(
@@ -293,8 +277,8 @@ impl Attempt {
         Some(answer)
     }
 
-    /// Sends a request to `url` while this broker leads; `None` if it does not any more. `make` makes the request once the
-    /// queue has let it through: an assertion in it is valid for minutes only.
+    /// Sends a request to `url` while this broker leads; `None` if it does not any more. `make` makes the request when it
+    /// may be sent: an assertion in it is valid for minutes only.
     async fn send(
         &self,
         url: &str,

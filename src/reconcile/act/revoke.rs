@@ -4,13 +4,13 @@
 //! those of the exchange that brought the token. Otherwise whoever may edit a MailCredential or a MailProvider could have
 //! it sent to a server of theirs.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt as _;
 use secrecy::SecretString;
 
-use super::{Attempt, sign::signed, unique};
+use super::{Attempt, Permit, admit::host, sign::signed, unique};
 use crate::{
     api::{MailCredential, Reason, Retry, names},
     oauth::{
@@ -30,12 +30,9 @@ use crate::{
     },
 };
 
-/// How long a request waits for the provider's `rateLimit`: a deletion waits for a minute in all.
-const IN_LINE: Duration = Duration::from_secs(30);
-
 /// How a revocation came out.
-#[derive(Debug)]
-pub(in crate::reconcile) enum Revocation {
+#[derive(Clone, Debug)]
+pub enum Revocation {
     /// There was nothing to revoke.
     Nothing,
     /// The tokens are revoked.
@@ -56,15 +53,23 @@ struct Found {
     obtained_for: String,
 }
 
-/// Revokes the refresh token that is kept, then the access token in the target.
-pub(in crate::reconcile) async fn revoke(credential: &Arc<MailCredential>, context: &Arc<Context>) -> Revocation {
-    match attempt(credential, context).await {
+/// Revokes the refresh token that is kept, then the access token in the target. Nothing is read before the permit was granted.
+pub(in crate::reconcile) async fn revoke(
+    credential: &Arc<MailCredential>,
+    permit: Permit,
+    context: &Arc<Context>,
+) -> Revocation {
+    match attempt(credential, permit, context).await {
         Ok(revocation) => revocation,
         Err((why, retry)) => Revocation::Failed(why, retry),
     }
 }
 
-async fn attempt(credential: &Arc<MailCredential>, context: &Arc<Context>) -> Result<Revocation, (String, Retry)> {
+async fn attempt(
+    credential: &Arc<MailCredential>,
+    permit: Permit,
+    context: &Arc<Context>,
+) -> Result<Revocation, (String, Retry)> {
     let read = tokens(credential, context).await;
     let found = read.map_err(|error| (error.to_string(), Retry::Transient))?;
     if found.is_empty() {
@@ -113,13 +118,18 @@ async fn attempt(credential: &Arc<MailCredential>, context: &Arc<Context>) -> Re
         }
         Err(error) => return Err((material::told(&error), Retry::Transient)),
     };
-    if prepared.endpoints.revocation_url.is_none() {
-        return Ok(Revocation::NotSupported);
+    let Some(url) = &prepared.endpoints.revocation_url else { return Ok(Revocation::NotSupported) };
+    if *host(url) != *permit.host() {
+        return Err(("the provider's revocation endpoint has just become known".to_owned(), Retry::Transient));
     }
     let (credential, context) = (credential.clone(), context.clone());
     let revoked = tokens.len();
-    let attempt = Attempt { credential, grant: None, published: None, object, profile, prepared, scopes, context };
-    for found in tokens {
+    let attempt =
+        Attempt { permit, credential, grant: None, published: None, object, profile, prepared, scopes, context };
+    for (number, found) in tokens.iter().enumerate() {
+        if number > 0 {
+            attempt.permit.charge();
+        }
         attempt.revoke(&found.token, found.kind).await?;
     }
     if revoked < all {
@@ -166,14 +176,10 @@ impl Attempt {
                 last = (material::shown_blocker(&self.object.key(), problem).message, Retry::Permanent);
                 continue;
             }
-            let auth = match tokio::time::timeout(IN_LINE, self.proof(entry)).await {
-                Ok(Some(Ok(Some(auth)))) => auth,
-                Ok(Some(Ok(None))) => continue,
-                Ok(Some(Err(error))) => return Err((material::told(&error), Retry::Transient)),
-                Ok(None) => return Err(("the provider has changed meanwhile".to_owned(), Retry::Transient)),
-                Err(_) => {
-                    return Err(("too many requests wait for the provider's rateLimit".to_owned(), Retry::Transient));
-                }
+            let auth = match self.proof(entry).await {
+                Ok(Some(auth)) => auth,
+                Ok(None) => continue,
+                Err(error) => return Err((material::told(&error), Retry::Transient)),
             };
             match self.ask_to_revoke(&auth, token, kind).await {
                 Ok(()) => return Ok(()),

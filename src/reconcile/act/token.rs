@@ -91,7 +91,7 @@ async fn spend(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth, cla
             tokio::time::sleep(LEAD_AGAIN).await;
             return None;
         }
-        // The turn first: a claim must not run out in a queue.
+        // First what can be refused without a claim.
         let turn = match attempt.prepared.client.turn(&uri).await {
             Ok(turn) => turn,
             Err(error) => return Some(Err(attempt.unanswered(&error))),

@@ -65,7 +65,7 @@ pub(crate) async fn look(
     let authentication = authentication.into_iter().map(|entry| entry.judged(&endpoints.token_url)).collect::<Vec<_>>();
     match unusable(&authentication) {
         Some(problem) => Ok(Err(problem)),
-        None => Ok(Ok(Prepared { endpoints, authentication, client, pace: None })),
+        None => Ok(Ok(Prepared { endpoints, authentication, client })),
     }
 }
 

@@ -5,7 +5,6 @@ mod authentication;
 mod connection;
 mod federation;
 mod look;
-mod pace;
 mod sources;
 
 use std::{
@@ -20,7 +19,6 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{ResourceExt as _, core::ObjectMeta};
 use parking_lot::Mutex;
 
-use self::pace::Pace;
 pub(super) use self::sources::{of_a_provider, read_source};
 pub use self::{
     authentication::{Authentication, Material},
@@ -36,7 +34,7 @@ use super::{
     stores::{ProviderKey, ProviderObject, bundle_config_map, source_secrets},
 };
 use crate::{
-    api::{ProviderStatus, Reason, credential::ProviderKind, names, provider::RateLimit},
+    api::{ProviderStatus, Reason, credential::ProviderKind, names},
     error::{Error, told_by},
     idp::{BundleHash, IdpClient, IdpClients},
     oauth::discovery::Endpoints,
@@ -51,8 +49,6 @@ pub struct Prepared {
     pub authentication: Vec<Authentication>,
     /// The client that trusts the provider's CA.
     pub client: IdpClient,
-    /// Its `rateLimit`.
-    pace: Option<Arc<Pace>>,
 }
 
 /// What is known about a provider.
@@ -114,8 +110,6 @@ struct Page {
     error: Option<Error>,
     /// The fingerprint that the verdict is about.
     verdict: Option<(String, Verdict)>,
-    /// Its `rateLimit`, which outlives changes of other fields.
-    pace: Option<Arc<Pace>>,
     /// The fingerprint with which the status of before a restart was taken as it stands, and until when it is.
     trusted: Option<(String, Timestamp)>,
     /// Looks in a row that found it broken with the same fingerprint, and when the next is due.
@@ -128,16 +122,6 @@ struct Page {
     used: u64,
     /// The status that was written last, with its resourceVersion: a watch shows it a moment later.
     written: Option<(u64, ProviderStatus)>,
-}
-
-impl Page {
-    /// What holds the limit: the same as before while the limit is.
-    fn pace(&mut self, limit: Option<RateLimit>) -> Option<Arc<Pace>> {
-        if self.pace.as_ref().map(|pace| pace.limit) != limit {
-            self.pace = limit.map(|limit| Arc::new(Pace::new(limit)));
-        }
-        self.pace.clone()
-    }
 }
 
 impl Book {
@@ -180,6 +164,13 @@ impl Book {
         let pages = self.pages.lock();
         let (of, verdict) = pages.get(key)?.verdict.as_ref()?;
         (of == fingerprint).then(|| verdict.clone())
+    }
+
+    /// The endpoints that the last look found.
+    pub fn endpoints(&self, key: &ProviderKey) -> Option<Endpoints> {
+        let pages = self.pages.lock();
+        let (_, verdict) = pages.get(key)?.verdict.as_ref()?;
+        verdict.as_ref().ok().map(|prepared| prepared.endpoints.clone())
     }
 
     /// Looks anew at the next need: the provider's endpoints may have moved.
@@ -328,8 +319,7 @@ impl Book {
             return Ok(found.map(Arc::new));
         }
         let page = pages.entry(key).or_default();
-        let pace = page.pace(object.spec().rate_limit);
-        let verdict = found.map(|prepared| Arc::new(Prepared { pace, ..prepared }));
+        let verdict = found.map(Arc::new);
         page.verdict = Some((fingerprint, verdict.clone()));
         let given_up = give_up(&mut pages, BUNDLES, context.clock.now() + GIVEN_UP_FOR);
         drop(pages);
@@ -420,12 +410,8 @@ mod tests {
         let mut pages: HashMap<_, _> = cases
             .into_iter()
             .map(|(name, client, used)| {
-                let prepared = Prepared {
-                    endpoints: Endpoints::default(),
-                    authentication: vec![],
-                    client: client.clone(),
-                    pace: None,
-                };
+                let prepared =
+                    Prepared { endpoints: Endpoints::default(), authentication: vec![], client: client.clone() };
                 let verdict = Some(("print".to_owned(), Ok(Arc::new(prepared))));
                 (key(name), Page { verdict, used, ..Page::default() })
             })

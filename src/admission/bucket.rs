@@ -1,0 +1,88 @@
+//! The token bucket of a provider's `rateLimit`. Pure: the time is an input.
+
+use std::time::Duration;
+
+/// A provider's `rateLimit`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    interval: Duration,
+    burst: u32,
+}
+
+impl Limit {
+    /// A limit of `requests_per_minute` in the long run, and of `burst` requests at once after a rest. Both are at
+    /// least 1.
+    pub fn new(requests_per_minute: u32, burst: u32) -> Self {
+        Self { interval: Duration::from_secs(60) / requests_per_minute.max(1), burst: burst.max(1) }
+    }
+}
+
+/// How much of a limit is used (the generic cell rate algorithm, ITU-T I.371).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bucket {
+    pub(super) limit: Limit,
+    /// When the whole burst is available again.
+    full_at: Duration,
+}
+
+impl Bucket {
+    pub(super) fn new(limit: Limit) -> Self {
+        Self { limit, full_at: Duration::ZERO }
+    }
+
+    /// When the next request may be sent.
+    pub(super) fn opens_at(&self) -> Duration {
+        self.full_at.saturating_sub(self.limit.interval.saturating_mul(self.limit.burst - 1))
+    }
+
+    /// Counts a request. One that is sent although the bucket is empty delays those that follow.
+    pub(super) fn charge(&mut self, now: Duration) {
+        self.full_at = self.full_at.max(now) + self.limit.interval;
+    }
+
+    /// Takes a charge back: the request was not sent.
+    pub(super) fn refund(&mut self) {
+        self.full_at = self.full_at.saturating_sub(self.limit.interval);
+    }
+
+    /// Whether it is as good as a new one.
+    pub(super) fn is_full(&self, now: Duration) -> bool {
+        self.full_at <= now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn second(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn charged(times: u32, burst: u32) -> Bucket {
+        let mut bucket = Bucket::new(Limit::new(60, burst));
+        (0..times).for_each(|_| bucket.charge(second(100)));
+        bucket
+    }
+
+    #[test]
+    fn after_a_burst_one_request_an_interval_may_be_sent() {
+        for (times, burst, opens) in [(1, 1, 101), (1, 3, 99), (2, 3, 100), (3, 3, 101), (5, 3, 103)] {
+            assert_eq!(charged(times, burst).opens_at(), second(opens), "{times} of {burst}");
+        }
+        assert_eq!(Bucket::new(Limit::new(60, 1)).opens_at(), second(0));
+    }
+
+    #[test]
+    fn a_refund_undoes_a_charge() {
+        let mut bucket = charged(3, 3);
+        bucket.refund();
+        assert_eq!(bucket.opens_at(), charged(2, 3).opens_at());
+    }
+
+    #[test]
+    fn a_bucket_that_has_rested_is_as_good_as_a_new_one() {
+        assert!(!charged(3, 3).is_full(second(102)));
+        assert!(charged(3, 3).is_full(second(103)));
+    }
+}

@@ -1,0 +1,396 @@
+//! Which request leaves next. Pure: rows of data, the permits that are in use, and the time as an input.
+//!
+//! A free permit goes to the row of the best class; within a class to the namespace that holds the fewest permits at the
+//! host; of those to the namespace whose turn it is; and there to the row with the earliest due time. Every second permit
+//! of a host ignores the class and goes to the namespace whose turn it is, and there to the oldest row if that has waited
+//! for a minute. So no class, no namespace and no row starves.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    hash::Hash,
+    sync::Arc,
+    time::Duration,
+};
+
+use k8s_openapi::jiff::Timestamp;
+
+use super::bucket::{Bucket, Limit};
+use crate::policy::urgency::Class;
+
+/// Requests in flight to one host and port, at most.
+pub const PER_HOST_LIMIT: usize = 32;
+
+/// Requests in flight in all, at most.
+pub const TOTAL_LIMIT: usize = 128;
+
+/// How many requests may be in flight.
+#[derive(Clone, Copy, Debug)]
+pub struct Budgets {
+    /// In all.
+    pub total: usize,
+    /// To one host and port.
+    pub host: usize,
+    /// Of [`Self::total`], the permits that a namespace which holds half of them never takes.
+    pub reserve: usize,
+}
+
+impl Default for Budgets {
+    fn default() -> Self {
+        Self { total: TOTAL_LIMIT, host: PER_HOST_LIMIT, reserve: 16 }
+    }
+}
+
+/// A row that has waited for this long is served although better classes wait, on every second permit.
+const LONG_WAIT: Duration = Duration::from_secs(60);
+
+/// What a request needs before it may be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// The namespace for which the request is made.
+    pub namespace: Arc<str>,
+    /// The name of the object for which the request is made.
+    pub name: Arc<str>,
+    /// Host and port of the endpoint.
+    pub host: Arc<str>,
+    /// Whose `rateLimit` counts.
+    pub provider: Arc<str>,
+    /// That `rateLimit`; `None` without one.
+    pub limit: Option<Limit>,
+    /// Who is served first.
+    pub class: Class,
+    /// Who is served first within a class.
+    pub due: Timestamp,
+}
+
+/// How far a row has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It waits for a permit.
+    Queued,
+    /// It has a permit; the broker decides once more whether the request is still wanted.
+    Offered,
+    /// The request is in flight.
+    Sent,
+}
+
+struct Row {
+    ask: Ask,
+    state: State,
+    /// Since when it is in this state.
+    since: Duration,
+    /// The order in which rows came.
+    number: u64,
+}
+
+/// The rows of one namespace that wait for one provider at one host.
+type FlowKey = (Arc<str>, Arc<str>);
+
+struct Flow<K> {
+    limit: Option<Limit>,
+    /// By class and due time.
+    by_need: BTreeMap<(Class, Timestamp, u64), K>,
+    /// In the order in which they came.
+    by_age: BTreeMap<u64, K>,
+}
+
+struct Host<K> {
+    used: usize,
+    /// Permits that were given so far.
+    given: u64,
+    /// By provider and namespace.
+    flows: HashMap<FlowKey, Flow<K>>,
+    namespaces: HashMap<Arc<str>, Share>,
+}
+
+/// What a namespace has of a host.
+#[derive(Default)]
+struct Share {
+    used: usize,
+    waiting: usize,
+    /// The number of the permit that it got last; 0 before the first.
+    served: u64,
+}
+
+/// The rows that wait and those that have a permit, by key.
+pub struct Queue<K> {
+    budgets: Budgets,
+    rows: HashMap<K, Row>,
+    hosts: HashMap<Arc<str>, Host<K>>,
+    /// Permits in use by namespace.
+    namespaces: HashMap<Arc<str>, usize>,
+    used: usize,
+    buckets: HashMap<Arc<str>, Bucket>,
+    /// Rows and permits are counted from here.
+    last: u64,
+}
+
+/// The best row of a flow and its rank; the least is served next.
+type Candidate<'a, K> = ((bool, Class, usize, usize, u64, Timestamp, u64), &'a K);
+
+impl<K: Clone + Eq + Hash> Queue<K> {
+    /// An empty queue.
+    pub fn new(budgets: Budgets) -> Self {
+        Self {
+            budgets,
+            rows: HashMap::new(),
+            hosts: HashMap::new(),
+            namespaces: HashMap::new(),
+            used: 0,
+            buckets: HashMap::new(),
+            last: 0,
+        }
+    }
+
+    /// How far the row of `key` has come, and since when.
+    pub fn state(&self, key: &K) -> Option<(State, Duration)> {
+        self.rows.get(key).map(|row| (row.state, row.since))
+    }
+
+    /// Adds a row, or changes what a waiting one asks for; it keeps its age. A row that has a permit keeps the permit while
+    /// it is the right one.
+    pub fn ask(&mut self, key: &K, ask: Ask, now: Duration) {
+        let mut age = None;
+        match self.rows.get(key) {
+            Some(row) if row.state == State::Sent => return,
+            Some(row) if row.state == State::Offered && same_permit(&row.ask, &ask) => return,
+            Some(row) if row.state == State::Queued && row.ask == ask => return,
+            Some(row) => {
+                age = (row.state == State::Queued).then_some((row.since, row.number));
+                self.withdraw(key);
+            }
+            None => {}
+        }
+        let (since, number) = age.unwrap_or_else(|| (now, self.next_number()));
+        let host = self.hosts.entry(ask.host.clone()).or_insert_with(|| Host {
+            used: 0,
+            given: 0,
+            flows: HashMap::new(),
+            namespaces: HashMap::new(),
+        });
+        host.namespaces.entry(ask.namespace.clone()).or_default().waiting += 1;
+        let flow = host.flows.entry((ask.provider.clone(), ask.namespace.clone())).or_insert_with(|| Flow {
+            limit: ask.limit,
+            by_need: BTreeMap::new(),
+            by_age: BTreeMap::new(),
+        });
+        flow.limit = ask.limit;
+        flow.by_need.insert((ask.class, ask.due, number), key.clone());
+        flow.by_age.insert(number, key.clone());
+        self.rows.insert(key.clone(), Row { ask, state: State::Queued, since, number });
+    }
+
+    /// Removes a row that is not wanted any more. Its permit is free, and its charge is taken back. A request that is in
+    /// flight goes on.
+    pub fn withdraw(&mut self, key: &K) {
+        match self.rows.get(key).map(|row| row.state) {
+            None | Some(State::Sent) => {}
+            Some(State::Queued) => {
+                let Some(row) = self.rows.remove(key) else { return };
+                self.unqueue(&row);
+                self.tidy(&row.ask);
+            }
+            Some(State::Offered) => {
+                let bucket = self.rows.get(key).and_then(|row| self.buckets.get_mut(&row.ask.provider));
+                if let Some(bucket) = bucket {
+                    bucket.refund();
+                }
+                self.free(key);
+            }
+        }
+    }
+
+    /// Marks a row whose permit is free for it as in flight. `false`: it has no permit.
+    pub fn send(&mut self, key: &K, now: Duration) -> bool {
+        match self.rows.get_mut(key) {
+            Some(row) if row.state == State::Offered => {
+                (row.state, row.since) = (State::Sent, now);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Ends a row that has a permit: the permit is free.
+    pub fn free(&mut self, key: &K) {
+        let Some(row) = self.rows.remove(key) else { return };
+        if row.state == State::Queued {
+            self.unqueue(&row);
+        } else {
+            self.used -= 1;
+            if let Some(used) = self.namespaces.get_mut(&row.ask.namespace) {
+                *used -= 1;
+                if *used == 0 {
+                    self.namespaces.remove(&row.ask.namespace);
+                }
+            }
+            if let Some(host) = self.hosts.get_mut(&row.ask.host) {
+                host.used -= 1;
+                if let Some(share) = host.namespaces.get_mut(&row.ask.namespace) {
+                    share.used -= 1;
+                }
+            }
+        }
+        self.tidy(&row.ask);
+    }
+
+    /// Counts one more request of a row that is in flight against its provider's `rateLimit`.
+    pub fn charge(&mut self, key: &K, now: Duration) {
+        let Some(Row { ask: Ask { provider, limit: Some(limit), .. }, .. }) = self.rows.get(key) else { return };
+        bucket(&mut self.buckets, provider, *limit).charge(now);
+    }
+
+    /// Gives free permits to rows until no row may have one, and tells to which.
+    pub fn admit(&mut self, now: Duration) -> Vec<K> {
+        let mut admitted = vec![];
+        while self.used < self.budgets.total {
+            let Some(key) = self.best(now) else { break };
+            self.offer(&key, now);
+            admitted.push(key);
+        }
+        admitted
+    }
+
+    /// When the next `rateLimit` lets a row through, after `now`.
+    pub fn opens_after(&self, now: Duration) -> Option<Duration> {
+        let hosts = self.hosts.values().filter(|host| host.used < self.budgets.host);
+        let flows = hosts.flat_map(|host| &host.flows);
+        let opens = flows.filter_map(|((provider, _), flow)| Some(self.bucket_of(provider, flow.limit)?.opens_at()));
+        opens.filter(|at| *at > now).min()
+    }
+
+    /// The rows that were offered a permit before `before` and have not used it.
+    pub fn unused_since(&self, before: Duration) -> Vec<K> {
+        let unused = |row: &Row| row.state == State::Offered && row.since < before;
+        self.rows.iter().filter(|(_, row)| unused(row)).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// Removes all rows that wait: no permit is given any more.
+    pub fn clear(&mut self) {
+        let waiting = self.rows.iter().filter(|(_, row)| row.state != State::Sent).map(|(key, _)| key.clone());
+        waiting.collect::<Vec<_>>().iter().for_each(|key| self.withdraw(key));
+    }
+
+    /// What the row of `key` asks for.
+    pub fn asked(&self, key: &K) -> Option<&Ask> {
+        self.rows.get(key).map(|row| &row.ask)
+    }
+
+    fn next_number(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+
+    fn unqueue(&mut self, row: &Row) {
+        let Some(host) = self.hosts.get_mut(&row.ask.host) else { return };
+        let key = (row.ask.provider.clone(), row.ask.namespace.clone());
+        if let Some(flow) = host.flows.get_mut(&key) {
+            flow.by_need.remove(&(row.ask.class, row.ask.due, row.number));
+            flow.by_age.remove(&row.number);
+            if flow.by_age.is_empty() {
+                host.flows.remove(&key);
+            }
+        }
+        if let Some(share) = host.namespaces.get_mut(&row.ask.namespace) {
+            share.waiting -= 1;
+        }
+    }
+
+    /// Forgets what has neither rows nor permits.
+    fn tidy(&mut self, ask: &Ask) {
+        if let Some(host) = self.hosts.get_mut(&ask.host) {
+            if host.namespaces.get(&ask.namespace).is_some_and(|share| share.used == 0 && share.waiting == 0) {
+                host.namespaces.remove(&ask.namespace);
+            }
+            if host.namespaces.is_empty() {
+                self.hosts.remove(&ask.host);
+            }
+        }
+    }
+
+    fn bucket_of(&self, provider: &Arc<str>, limit: Option<Limit>) -> Option<Bucket> {
+        let limit = limit?;
+        let known = self.buckets.get(provider).filter(|bucket| bucket.limit == limit).copied();
+        Some(known.unwrap_or_else(|| Bucket::new(limit)))
+    }
+
+    /// The row that is served next.
+    fn best(&self, now: Duration) -> Option<K> {
+        // In the last permits it counts what a namespace holds in all, not only at the host.
+        let tight = self.used + self.budgets.reserve >= self.budgets.total;
+        let open = self.hosts.values().filter(|host| host.used < self.budgets.host && !host.flows.is_empty());
+        let candidates = open.flat_map(|host| {
+            let by_age = host.given % 2 == 1;
+            host.flows.iter().filter_map(move |(key, flow)| self.candidate(host, key, flow, by_age, tight, now))
+        });
+        candidates.min_by(|one, other| one.0.cmp(&other.0)).map(|(_, key)| key.clone())
+    }
+
+    fn candidate<'a>(
+        &self,
+        host: &Host<K>,
+        (provider, namespace): &FlowKey,
+        flow: &'a Flow<K>,
+        by_age: bool,
+        tight: bool,
+        now: Duration,
+    ) -> Option<Candidate<'a, K>> {
+        if self.bucket_of(provider, flow.limit).is_some_and(|bucket| bucket.opens_at() > now) {
+            return None;
+        }
+        let in_all = self.namespaces.get(namespace).copied().unwrap_or_default();
+        let share = host.namespaces.get(namespace)?;
+        let much = in_all >= self.budgets.total / 2;
+        if tight && much {
+            return None;
+        }
+        let oldest = flow.by_age.first_key_value().filter(|(_, key)| {
+            by_age && self.rows.get(key).is_some_and(|row| now.saturating_sub(row.since) >= LONG_WAIT)
+        });
+        let (need, best) = flow.by_need.first_key_value()?;
+        let key = oldest.map_or(best, |(_, key)| key);
+        let class = if by_age { Class::Person } else { need.0 };
+        let more_than_half = much || share.used >= self.budgets.host / 2;
+        let held = if tight { in_all } else { 0 };
+        Some(((more_than_half, class, held, share.used, share.served, need.1, need.2), key))
+    }
+
+    fn offer(&mut self, key: &K, now: Duration) {
+        let number = self.next_number();
+        let Some(mut row) = self.rows.remove(key) else { return };
+        self.unqueue(&row);
+        let Ask { namespace, host, provider, limit, .. } = &row.ask;
+        self.used += 1;
+        *self.namespaces.entry(namespace.clone()).or_default() += 1;
+        if let Some(host) = self.hosts.get_mut(host) {
+            host.used += 1;
+            host.given += 1;
+            let share = host.namespaces.entry(namespace.clone()).or_default();
+            share.used += 1;
+            share.served = number;
+        }
+        self.buckets.retain(|_, bucket| !bucket.is_full(now));
+        if let Some(limit) = limit {
+            bucket(&mut self.buckets, provider, *limit).charge(now);
+        }
+        (row.state, row.since) = (State::Offered, now);
+        self.rows.insert(key.clone(), row);
+    }
+}
+
+/// The bucket of a provider; one of another limit is replaced.
+fn bucket<'a>(buckets: &'a mut HashMap<Arc<str>, Bucket>, provider: &Arc<str>, limit: Limit) -> &'a mut Bucket {
+    let bucket = buckets.entry(provider.clone()).or_insert_with(|| Bucket::new(limit));
+    if bucket.limit != limit {
+        *bucket = Bucket::new(limit);
+    }
+    bucket
+}
+
+/// Whether a permit for one is as good for the other.
+fn same_permit(one: &Ask, other: &Ask) -> bool {
+    (&one.namespace, &one.host, &one.provider, one.limit)
+        == (&other.namespace, &other.host, &other.provider, other.limit)
+}
+
+#[cfg(test)]
+mod tests;

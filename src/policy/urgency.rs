@@ -1,0 +1,124 @@
+//! How urgent a request to a provider is: the order in which requests leave when not all of them can leave at once.
+
+use std::time::Duration;
+
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+
+use super::{
+    Decision,
+    IssueReason::{InputsChanged, NoToken, Reissue, Reseeded},
+    Observed,
+};
+use crate::api::Retry;
+
+/// The class of a request that waits for a permit. The broker serves a lower class only when no higher one waits, except
+/// for every second permit (see `src/admission/queue.rs`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// A person waits: a new object or spec, `mailtoken.dev/reissue`, a new seed, the start of a sign-in, a deletion.
+    Person,
+    /// The token ends within `spec.renewal.minValidity`, or has ended.
+    EndsSoon,
+    /// A renewal whose token is still valid for longer than that, or a poll for a sign-in.
+    Renewal,
+    /// The same attempt has failed before.
+    Retry,
+}
+
+/// The class of the request that `decision` asks for, and its due time: within a class the earliest is served first.
+/// The due time is the end of the token, or `now` where a person waits or no token exists.
+pub fn urgency(observed: &Observed, decision: &Decision, now: Timestamp) -> (Class, Timestamp) {
+    let token = observed.token();
+    let min_validity = SignedDuration::try_from(Duration::from(observed.credential.spec.renewal.min_validity));
+    let min_validity = min_validity.unwrap_or(SignedDuration::MAX);
+    let ends_soon = token.is_some_and(|token| token.expires_at.duration_since(now) <= min_validity);
+    let serves = token.is_some_and(|token| token.is_unexpired(now));
+    let class = match (failed_before(observed, decision), decision) {
+        (Some(Retry::Permanent | Retry::OnChange), _) => Class::Retry,
+        (_, Decision::Poll) => return (Class::Renewal, now),
+        // A token that still works comes before the first token of a credential that the provider has refused.
+        (Some(_), _) => {
+            if ends_soon && serves {
+                Class::EndsSoon
+            } else {
+                Class::Retry
+            }
+        }
+        (None, Decision::SignIn | Decision::Issue(NoToken | InputsChanged | Reissue | Reseeded)) => {
+            return (Class::Person, now);
+        }
+        (None, _) => {
+            if ends_soon {
+                Class::EndsSoon
+            } else {
+                Class::Renewal
+            }
+        }
+    };
+    (class, token.map_or(now, |token| token.expires_at))
+}
+
+/// How the last attempt failed, if it was made with the inputs that the next one has.
+fn failed_before(observed: &Observed, decision: &Decision) -> Option<Retry> {
+    let (reason, _) = observed.history.failure()?;
+    let next = match decision {
+        Decision::SignIn | Decision::Poll => observed.sign_in_attempt(),
+        _ => observed.attempt.clone(),
+    };
+    (observed.history.failed_with.as_ref() == Some(&next)).then_some(reason.retry())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::Reason,
+        policy::{
+            IssueReason,
+            tests::fixtures::{Case, at},
+        },
+    };
+
+    const RENEWAL: Decision = Decision::Issue(IssueReason::RenewalDue);
+    const FIRST: Decision = Decision::Issue(NoToken);
+
+    fn failed(case: &mut Case, reason: Reason, attempt: &str) {
+        let history = &mut case.observed.history;
+        (history.failed_attempts, history.failed_with) = (1, Some(attempt.to_owned()));
+        history.last = Some((reason, "it was refused".to_owned()));
+    }
+
+    #[test]
+    fn each_need_has_its_class_and_its_due_time() {
+        let with = |change: fn(&mut Case), decision: &Decision| {
+            let mut case = Case::ready();
+            case.now = at(2000);
+            change(&mut case);
+            urgency(&case.observed, decision, case.now)
+        };
+        let end = at(3600);
+        assert_eq!(with(Case::without_token, &FIRST), (Class::Person, at(2000)));
+        assert_eq!(with(|_| (), &Decision::Issue(Reissue)), (Class::Person, at(2000)));
+        assert_eq!(with(Case::without_token, &Decision::SignIn), (Class::Person, at(2000)));
+        assert_eq!(with(|_| (), &Decision::Poll), (Class::Renewal, at(2000)));
+        assert_eq!(with(|_| (), &RENEWAL), (Class::Renewal, end));
+        assert_eq!(with(|case| case.now = at(3001), &RENEWAL), (Class::EndsSoon, end));
+        assert_eq!(with(|case| case.now = at(3700), &Decision::Issue(IssueReason::Expired)), (Class::EndsSoon, end));
+    }
+
+    #[test]
+    fn what_failed_before_waits_for_the_others_unless_its_token_is_about_to_end() {
+        let after = |reason, now: i64, inputs: Option<&str>| {
+            let mut case = Case::ready();
+            case.now = at(now);
+            let attempt = inputs.map_or_else(|| case.observed.attempt.clone(), str::to_owned);
+            failed(&mut case, reason, &attempt);
+            urgency(&case.observed, &RENEWAL, case.now).0
+        };
+        assert_eq!(after(Reason::ProviderUnavailable, 2000, None), Class::Retry);
+        assert_eq!(after(Reason::ProviderUnavailable, 3001, None), Class::EndsSoon);
+        assert_eq!(after(Reason::ProviderUnavailable, 3700, None), Class::Retry);
+        assert_eq!(after(Reason::InvalidClient, 3001, None), Class::Retry);
+        assert_eq!(after(Reason::InvalidClient, 2000, Some("other inputs")), Class::Renewal);
+    }
+}

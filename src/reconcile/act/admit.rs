@@ -1,0 +1,141 @@
+//! What a request asks the admission for: by which activity, to which host, for which namespace, how urgently.
+
+use std::sync::Arc;
+
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt as _;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use crate::{
+    admission::{self, Ask, Budgets, Limit},
+    api::{MailCredential, provider::RateLimit},
+    oauth::discovery::Endpoints,
+    policy::{checks, urgency::Class},
+    providers::{self, TokenSource},
+    reconcile::{
+        Context, Waker,
+        stores::{ProviderKey, ProviderObject},
+    },
+};
+
+/// What a row of the admission is for. The states of an activity are idle (no row), queued, offered and sent.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Activity {
+    /// The token request, the sign-in (its start and its polls), or the revocation of the credential with this uid. These
+    /// use the same grant and exclude each other, so they share a row.
+    Grant(Arc<str>),
+    /// The discovery of a provider's endpoints.
+    Discovery(ProviderKey),
+}
+
+/// Admits the requests of all activities.
+pub type Admission = admission::Admission<Activity>;
+/// The right to have one request of an activity in flight.
+pub type Permit = admission::Permit<Activity>;
+
+/// The admission of all requests, until `draining`. It enqueues through `waker`.
+pub fn admission(waker: &Waker, draining: &CancellationToken) -> Admission {
+    let waker = waker.clone();
+    let offer = move |activity: &Activity, ask: &Ask| activity.wake(ask, &waker);
+    Admission::new(Budgets::default(), draining.clone(), offer)
+}
+
+impl Activity {
+    /// The activity of a credential's grant.
+    pub fn grant(credential: &MailCredential) -> Self {
+        Self::Grant(checks::uid(credential).into())
+    }
+
+    /// Enqueues the object that the activity belongs to.
+    pub fn wake(&self, ask: &Ask, waker: &Waker) {
+        match self {
+            Self::Grant(_) => waker.credential((ask.namespace.to_string(), ask.name.to_string())),
+            Self::Discovery(key) => waker.provider(key.clone()),
+        }
+    }
+}
+
+/// What a request of a credential asks for. `endpoint` is the one that the request goes to. While the endpoints are not
+/// known, it asks for the issuer, which has to name them first.
+pub(in crate::reconcile) fn ask(
+    credential: &MailCredential,
+    endpoint: fn(&Endpoints) -> Option<&str>,
+    (class, due): (Class, Timestamp),
+    context: &Context,
+) -> Ask {
+    let key = ProviderKey::of(credential);
+    let object = context.stores.provider(&key);
+    let host = object.as_ref().and_then(|object| {
+        let profile = providers::profile(object.spec())?;
+        let known = match profile.source {
+            TokenSource::Known(endpoints) => endpoints,
+            TokenSource::Discovery { issuer } => match context.material.endpoints(&key) {
+                Some(endpoints) => endpoints,
+                None => return Some(host(&issuer)),
+            },
+        };
+        endpoint(&known).map(host)
+    });
+    Ask {
+        namespace: checks::namespace(credential).into(),
+        name: credential.name_any().into(),
+        host: host.unwrap_or_default(),
+        provider: identity(&key).into(),
+        limit: object.and_then(|object| object.spec().rate_limit).map(limit),
+        class,
+        due,
+    }
+}
+
+/// What the discovery of a provider's endpoints asks for; `None` where nothing has to be discovered. No `rateLimit` counts.
+pub(in crate::reconcile) fn ask_discovery(
+    object: &ProviderObject,
+    again: bool,
+    now: Timestamp,
+    context: &Context,
+) -> Option<Ask> {
+    let TokenSource::Discovery { issuer } = providers::profile(object.spec())?.source else { return None };
+    let key = object.key();
+    Some(Ask {
+        namespace: context.stores.home(&key).into(),
+        name: key.name.as_str().into(),
+        host: host(&issuer),
+        provider: format!("discovery of {}", identity(&key)).into(),
+        limit: None,
+        class: if again { Class::Retry } else { Class::Person },
+        due: now,
+    })
+}
+
+/// Host and port of a URL, however they are spelled; empty for what is no URL.
+pub(super) fn host(url: &str) -> Arc<str> {
+    let host = Url::parse(url).ok().and_then(|url| {
+        let host = url.host_str()?.trim_end_matches('.').to_owned();
+        Some(format!("{host}:{}", url.port_or_known_default()?))
+    });
+    host.unwrap_or_default().into()
+}
+
+fn identity(key: &ProviderKey) -> String {
+    format!("{:?} {}/{}", key.kind, key.namespace, key.name)
+}
+
+fn limit(limit: RateLimit) -> Limit {
+    let number = |number: i32| u32::try_from(number).unwrap_or_default();
+    Limit::new(number(limit.requests_per_minute), number(limit.burst))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_host_has_one_budget_however_it_is_spelled() {
+        for url in ["https://idp.example/t", "https://IDP.example:443/x?y", "https://idp.example./"] {
+            assert_eq!(&*host(url), "idp.example:443", "{url}");
+        }
+        assert_eq!(&*host("https://[2001:db8::1]:8443/t"), "[2001:db8::1]:8443");
+        assert_eq!(&*host("no URL"), "");
+    }
+}
