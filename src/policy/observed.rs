@@ -266,9 +266,13 @@ impl Observed {
         self.target.own()?.token.as_ref()
     }
 
-    /// Whether another broker has published another token since the one that is held was asked for.
+    /// Whether another broker has published another token since the one that is held was asked for. A token that was
+    /// issued before the held one is no such token: a Secret of a deleted credential of this name may appear late.
     pub fn is_overtaken(&self) -> bool {
         let (Some(held), Some(published)) = (&self.held, self.token()) else { return false };
+        if published.issued_at < held.answer.token.issued_at {
+            return false;
+        }
         let published = Some(&published.fingerprint);
         published != held.follows.as_ref() && published != Some(&held.answer.token.fingerprint())
     }
