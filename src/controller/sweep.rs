@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     fn late(objects: &[(&'static str, u32)]) -> impl Iterator<Item = (&'static str, String)> {
-        objects.to_vec().into_iter().map(|(key, version)| (key, version.to_string()))
+        objects.iter().map(|&(key, version)| (key, version.to_string()))
     }
 
     #[test]

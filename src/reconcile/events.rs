@@ -196,7 +196,8 @@ impl Told {
             regarding: Some(object.clone()),
             reporting_controller: Some(reporter.controller.clone()),
             reporting_instance: reporter.instance.clone().or_else(|| Some(reporter.controller.clone())),
-            series: (series.count > 1).then(|| EventSeries { count: series.count, last_observed_time: MicroTime(now) }),
+            series: (series.count > 1)
+                .then_some(EventSeries { count: series.count, last_observed_time: MicroTime(now) }),
             ..Event::default()
         };
         self.order.push_back((key, now));

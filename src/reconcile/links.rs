@@ -214,7 +214,7 @@ mod tests {
         credential.spec.provider_ref.kind = ProviderKind::ClusterMailProvider;
         let key = (credential.namespace().unwrap(), credential.name_any());
         links.credential(&credential);
-        assert_eq!(links.by_namespace(&key.0), [key.clone()]);
+        assert_eq!(links.by_namespace(&key.0), std::slice::from_ref(&key));
         credential.spec.provider_ref.kind = ProviderKind::MailProvider;
         links.credential(&credential);
         assert!(links.by_namespace(&key.0).is_empty() && links.credentials_of_namespace.read().is_empty());

@@ -26,6 +26,7 @@ pub(super) async fn signed<T>(auth: &ClientAuth, make: impl FnOnce() -> T) -> T 
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "the test measures how long real threads are held")]
 mod tests {
     use std::{
         thread,
