@@ -1,6 +1,11 @@
 //! Microsoft and Google as the broker meets them, under their real names: played by stand-ins, to which a proxy leads.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a test's failure")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "what fails here is a test's failure, in real time"
+)]
 
 mod support;
 
