@@ -1,7 +1,7 @@
 //! Requests that wait for their permit, because of a provider's `rateLimit` or of one that hangs: they delay nothing else, and
 //! what happens to their credentials meanwhile takes effect.
 
-#![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "in tests a panic is the report, and time is real")]
 
 mod support;
 
@@ -103,7 +103,7 @@ async fn what_waits_for_a_provider_that_hangs_is_suspended_at_once_and_sends_not
     let Stage { ns, idp, broker } = Stage::new().await;
     ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
     idp.answer(Answer::hang());
-    each(&ns, |name| credential(name)).await;
+    each(&ns, credential).await;
     idp.token_requests_reach(PER_HOST_LIMIT).await;
     // A changed spec is reported, although most of them have not been sent.
     each(&ns, |name| credential(name).set("spec.renewal.minValidity", "5m")).await;
