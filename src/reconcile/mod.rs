@@ -394,7 +394,7 @@ fn next(observed: &Observed, decision: &Decision, context: &Context, now: Timest
         | Decision::Store
         | Decision::Publish(_) => Some(now),
         Decision::InFlight => report::end_told_at(&observed.credential, context).filter(|at| *at > now),
-        Decision::Queued { since } => Some(*since + report::QUEUED_TOLD_AFTER).filter(|at| *at > now),
+        Decision::Queued { since } => report::queued_told_at(*since, now),
         Decision::Suspended | Decision::Stall(_) => None,
     };
     let turn = next_turn(observed, decision, now);

@@ -23,7 +23,13 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 const END_TOLD_AFTER: SignedDuration = SignedDuration::from_secs(3);
 
 /// A request that waits for its permit is reported after this: most get theirs sooner, and cost no write of the status.
-pub(super) const QUEUED_TOLD_AFTER: SignedDuration = SignedDuration::from_secs(5);
+const QUEUED_TOLD_AFTER: SignedDuration = SignedDuration::from_secs(5);
+
+/// When the status of a credential is written whose request has waited for its permit `since` then: first the end of its
+/// token, then that it waits.
+pub(super) fn queued_told_at(since: Timestamp, now: Timestamp) -> Option<Timestamp> {
+    [END_TOLD_AFTER, QUEUED_TOLD_AFTER].into_iter().map(|after| since + after).find(|at| *at > now)
+}
 
 /// When the end of a token is told although a request for another one is under way.
 pub(super) fn end_told_at(credential: &MailCredential, context: &Context) -> Option<Timestamp> {
@@ -57,10 +63,12 @@ pub(super) async fn report(
         return Ok(true);
     }
     let patient = end_told_at(credential, context).is_some_and(|at| now < at);
-    if under_way && (patient || !tells_of_an_end(&before.conditions, &after.conditions)) {
+    let ends = tells_of_an_end(&before.conditions, &after.conditions);
+    if under_way && (patient || !ends) {
         return Ok(true);
     }
-    if matches!(decision, Decision::Queued { since } if now < *since + QUEUED_TOLD_AFTER) {
+    let queued_told_after = if ends { END_TOLD_AFTER } else { QUEUED_TOLD_AFTER };
+    if matches!(decision, Decision::Queued { since } if now < *since + queued_told_after) {
         return Ok(true);
     }
     let version = format!("{:?} {}", credential.metadata.generation, observed.attempt);
