@@ -27,18 +27,15 @@ use kube::{Client, ResourceExt as _, runtime::controller::Action};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admission::Answer,
     api::{ConditionType, MailCredential, Reason, condition, names},
     clock::Clock,
     error::Error,
     lease::Leadership,
     metrics::Metrics,
     oauth::Refusal,
-    policy::{
-        self, Decision, Observed, advice, checks, grant::Grant, observed::Target, status::next_turn, urgency::urgency,
-    },
+    policy::{self, Decision, Observed, advice, checks, grant::Grant, observed::Target, status::next_turn},
 };
-use act::{Activity, Admission, Errand, Outcome, Refused, UnderWay};
+use act::{Activity, Admission, Outcome, Refused, UnderWay};
 use custody::CustodyError;
 use publish::PublishError;
 
@@ -197,7 +194,7 @@ async fn step(
     tracing::debug!(?decision, "decided");
     let decision = match &decision {
         Decision::Issue(_) | Decision::SignIn | Decision::Poll if !context.draining.is_cancelled() => {
-            set_out(&decision, &observed, asked, context)
+            act::set_out(&decision, &observed, asked, context)
         }
         Decision::KeepGrant | Decision::Store | Decision::Publish(_) => {
             if let Some(at) = too_soon(&decision, &observed, context, now) {
@@ -212,7 +209,7 @@ async fn step(
         }
         _ => decision,
     };
-    if !wants_a_permit(&decision) {
+    if !act::wants_a_permit(&decision) {
         context.admission.withdraw(&row);
     }
     let stuck = matches!(decision, Decision::Stall(_) | Decision::Suspended);
@@ -246,52 +243,6 @@ async fn keep_what_came(credential: &MailCredential, context: &Context) -> Actio
             tracing::error!(%error, "a refresh token could not be stored; it is held in memory, and storing it is tried again");
             Action::requeue(KEEP_AGAIN)
         }
-    }
-}
-
-/// Asks for a permit, and sends a task to the provider if it is granted. The handle is left in `asked`.
-fn set_out(decision: &Decision, observed: &Observed, asked: &mut Option<UnderWay>, context: &Arc<Context>) -> Decision {
-    let errand = match decision {
-        Decision::SignIn => Errand::SignIn,
-        Decision::Poll => Errand::Poll,
-        _ => Errand::Token,
-    };
-    let now = context.clock.now();
-    let ask = act::ask(&observed.credential, errand.endpoint(), urgency(observed, decision, now), context);
-    match context.admission.ask(&Activity::grant(&observed.credential), ask) {
-        Answer::Queued(waited) => {
-            let waited = SignedDuration::try_from(waited).unwrap_or_default();
-            Decision::Queued { since: now - SignedDuration::from_secs(waited.as_secs()) }
-        }
-        Answer::Admitted(permit) => {
-            match decision {
-                // Every few seconds, for as long as a person takes.
-                Decision::Poll => tracing::debug!("asking whether the person has signed in"),
-                _ => tracing::info!(?decision, "asking the provider"),
-            }
-            *asked = Some(act::start(errand, permit, observed, context));
-            Decision::InFlight
-        }
-    }
-}
-
-/// Whether a row of the admission stays after a decision: a request is still wanted, or is decided about again at once.
-fn wants_a_permit(decision: &Decision) -> bool {
-    match decision {
-        Decision::Issue(_)
-        | Decision::SignIn
-        | Decision::Poll
-        | Decision::Queued { .. }
-        | Decision::InFlight
-        | Decision::KeepGrant
-        | Decision::Store
-        | Decision::Publish(_) => true,
-        Decision::AwaitSignIn { .. }
-        | Decision::Claimed { .. }
-        | Decision::Wait { .. }
-        | Decision::BackOff { .. }
-        | Decision::Suspended
-        | Decision::Stall(_) => false,
     }
 }
 

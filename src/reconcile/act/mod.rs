@@ -20,7 +20,7 @@ pub use admit::{Activity, Admission, Permit, admission};
 pub(super) use admit::{ask, ask_discovery};
 pub use revoke::Revocation;
 pub(super) use revoke::revoke;
-pub(super) use start::start;
+pub(super) use start::{set_out, wants_a_permit};
 pub(super) use under_way::UnderWay;
 
 pub(super) use self::refusals::place;

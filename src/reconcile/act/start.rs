@@ -1,27 +1,75 @@
-//! Begins an attempt in a task of its own.
+//! Asks for a permit, and begins an attempt in a task of its own.
 
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use futures::FutureExt as _;
+use k8s_openapi::jiff::SignedDuration;
 use kube::ResourceExt as _;
 use tokio::sync::oneshot;
 
-use super::{Brought, Errand, Outcome, Permit, Refused, UnderWay, attempt, place};
+use super::{Activity, Brought, Errand, Outcome, Permit, Refused, UnderWay, ask, attempt, place};
 use crate::{
+    admission::Answer,
     api::Reason,
     oauth::Refusal,
-    policy::{Observed, checks},
+    policy::{Decision, Observed, checks, urgency::urgency},
     reconcile::Context,
 };
 
+/// Asks for a permit, and sends a task to the provider if it is granted. The handle is left in `asked`.
+pub(in crate::reconcile) fn set_out(
+    decision: &Decision,
+    observed: &Observed,
+    asked: &mut Option<UnderWay>,
+    context: &Arc<Context>,
+) -> Decision {
+    let errand = match decision {
+        Decision::SignIn => Errand::SignIn,
+        Decision::Poll => Errand::Poll,
+        _ => Errand::Token,
+    };
+    let now = context.clock.now();
+    let ask = ask(&observed.credential, errand.endpoint(), urgency(observed, decision, now), context);
+    match context.admission.ask(&Activity::grant(&observed.credential), ask) {
+        Answer::Queued(waited) => {
+            let waited = SignedDuration::try_from(waited).unwrap_or_default();
+            Decision::Queued { since: now - SignedDuration::from_secs(waited.as_secs()) }
+        }
+        Answer::Admitted(permit) => {
+            match decision {
+                // Every few seconds, for as long as a person takes.
+                Decision::Poll => tracing::debug!("asking whether the person has signed in"),
+                _ => tracing::info!(?decision, "asking the provider"),
+            }
+            *asked = Some(start(errand, permit, observed, context));
+            Decision::InFlight
+        }
+    }
+}
+
+/// Whether a row of the admission stays after a decision: a request is still wanted, or is decided about again at once.
+pub(in crate::reconcile) fn wants_a_permit(decision: &Decision) -> bool {
+    match decision {
+        Decision::Issue(_)
+        | Decision::SignIn
+        | Decision::Poll
+        | Decision::Queued { .. }
+        | Decision::InFlight
+        | Decision::KeepGrant
+        | Decision::Store
+        | Decision::Publish(_) => true,
+        Decision::AwaitSignIn { .. }
+        | Decision::Claimed { .. }
+        | Decision::Wait { .. }
+        | Decision::BackOff { .. }
+        | Decision::Suspended
+        | Decision::Stall(_) => false,
+    }
+}
+
 /// Begins an attempt, which has its permit. Its outcome is left in the memory, and the credential is woken, unless somebody
 /// waits for the end of what this returns.
-pub(in crate::reconcile) fn start(
-    errand: Errand,
-    permit: Permit,
-    observed: &Observed,
-    context: &Arc<Context>,
-) -> UnderWay {
+fn start(errand: Errand, permit: Permit, observed: &Observed, context: &Arc<Context>) -> UnderWay {
     let credential = observed.credential.clone();
     let grant = observed.grant.clone();
     let published = observed.token().map(|token| token.fingerprint.clone());
