@@ -78,7 +78,7 @@ async fn a_good_answer_arrives_whole() {
     assert!(head.starts_with("POST /token HTTP/1.1\r\n"), "{head}");
     assert!(head.contains(&format!("user-agent: mail-token-broker/{}\r\n", env!("CARGO_PKG_VERSION"))), "{head}");
     assert!(head.contains("authorization: Basic canary\r\n"), "{head}");
-    assert!(!head.contains("accept-encoding"), "{head}");
+    assert!(head.contains("accept-encoding: identity\r\n"), "{head}");
 }
 
 #[tokio::test]
@@ -162,6 +162,30 @@ async fn one_byte_too_many_is_refused_also_when_no_length_is_announced() {
     assert_eq!(exchange.response.body().len(), BODY_LIMIT);
     let error = outcome(Behaviour::Answer(response(BODY_LIMIT + 1))).await.unwrap_err();
     assert_eq!(error, TransportError::BodyTooLarge { limit: BODY_LIMIT });
+}
+
+/// The output of a command that compresses what it reads.
+fn packed(command: &str) -> Vec<u8> {
+    let packed = Command::new("sh").args(["-c", command]).output().unwrap().stdout;
+    assert!(!packed.is_empty());
+    packed
+}
+
+#[tokio::test]
+async fn a_compressed_body_that_nobody_asked_for_is_read_within_the_limit() {
+    let body = packed("printf '{\"error\":\"x\"}' | gzip");
+    let exchange = outcome(Behaviour::answer(400, "content-encoding: gzip\r\n", &body)).await.unwrap();
+    assert_eq!(exchange.response.body().as_slice(), b"{\"error\":\"x\"}");
+    assert!(!exchange.response.headers().contains_key("content-encoding"));
+
+    let bomb = packed("head -c 104857600 /dev/zero | gzip -9");
+    assert!(bomb.len() < BODY_LIMIT);
+    let error = outcome(Behaviour::answer(200, "content-encoding: gzip\r\n", &bomb)).await.unwrap_err();
+    assert_eq!(error, TransportError::BodyTooLarge { limit: BODY_LIMIT });
+    assert!(error.may_have_been_handled());
+
+    let error = outcome(Behaviour::answer(200, "content-encoding: gzip\r\n", b"\x1f\x8bnonsense")).await.unwrap_err();
+    assert_eq!(error, TransportError::BadEncoding);
 }
 
 #[tokio::test]

@@ -71,6 +71,9 @@ pub enum TransportError {
         /// The limit in bytes.
         limit: usize,
     },
+    /// The answer's body is not compressed in the way that its header says. The request was handled.
+    #[error("the response's body is not encoded as its Content-Encoding says")]
+    BadEncoding,
     /// When its turn came the request was no longer allowed. Nothing was sent.
     #[error("the request was withheld: this replica is not the leader any more")]
     Withheld,
@@ -147,7 +150,7 @@ impl TransportError {
     /// Whether the server may have handled the request although no answer came.
     pub fn may_have_been_handled(&self) -> bool {
         match self {
-            Self::TimedOut { .. } | Self::BodyTooLarge { .. } => true,
+            Self::TimedOut { .. } | Self::BodyTooLarge { .. } | Self::BadEncoding => true,
             Self::Connection { connected, .. } => *connected,
             Self::EgressDenied { .. }
             | Self::Tls { .. }
@@ -259,5 +262,7 @@ fn names(presented: &[String]) -> String {
 }
 
 fn bounded(text: &str) -> String {
-    text.chars().filter(|character| !character.is_control()).take(FOREIGN_TEXT).collect()
+    // What could mislead a reader beside a command to copy is left out.
+    let plain = |character: &char| !character.is_control() && !matches!(character, '`' | '$' | '"' | '\'' | '\\');
+    text.chars().filter(plain).take(FOREIGN_TEXT).collect()
 }

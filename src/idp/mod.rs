@@ -1,7 +1,7 @@
 //! The one HTTP client towards providers: what it sends is a credential, and whom it sends it to is a tenant's choice.
 //!
 //! - Only https, TLS 1.2 or newer, and no switch that turns verification off. No redirect is followed, no proxy is taken
-//!   from the environment, no answer is decompressed.
+//!   from the environment. No compression is asked for; gzip and deflate are read all the same, within [`BODY_LIMIT`].
 //! - With `--egress-proxy` each request goes through that proxy, unless `--no-proxy` names its destination.
 //! - Only addresses that the [`EgressPolicy`] permits are connected to; see [`crate::egress`].
 //! - Nothing a server does costs more than `request_timeout` and [`BODY_LIMIT`] bytes (and as much again for headers).
@@ -11,6 +11,7 @@
 //! - How many requests are in flight is decided before they get here, by `src/admission/`.
 //! - Neither bodies nor header values appear in errors, logs or any `Debug`; bodies are wiped after their use.
 
+mod encoding;
 mod error;
 mod pool;
 mod target;
@@ -281,6 +282,10 @@ impl IdpClient {
         let failed = |error| self.failure(error, target);
         let mut incoming = client.execute(outgoing).await.map_err(failed)?;
         let body = read_body(&mut incoming, failed).await?;
+        let body = encoding::decoded(incoming.headers_mut(), body, BODY_LIMIT).map_err(|flaw| match flaw {
+            encoding::Flaw::TooLarge => TransportError::BodyTooLarge { limit: BODY_LIMIT },
+            encoding::Flaw::Broken => TransportError::BadEncoding,
+        })?;
         let mut response = http::Response::new(body);
         *response.status_mut() = incoming.status();
         *response.version_mut() = incoming.version();

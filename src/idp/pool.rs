@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use http::{HeaderMap, HeaderValue, header::ACCEPT_ENCODING};
 use rustls::ClientConfig;
 use url::Url;
 
@@ -135,6 +136,7 @@ fn build_client(
         .referer(false)
         .retry(reqwest::retry::never())
         .user_agent(USER_AGENT)
+        .default_headers(HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]))
         // Whoever gave up on a connection leaves it to finish in the background: it must not do so for ever.
         .connect_timeout(settings.request_timeout)
         .tcp_user_timeout(settings.request_timeout)

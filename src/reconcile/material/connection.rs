@@ -21,7 +21,7 @@ pub(crate) fn transport(error: &TransportError, object: &ProviderObject, home: &
         TransportError::Tls { .. } => {
             (Reason::TLSFailed, format!("{error}. Whoever runs the provider has to mend that. {again}"))
         }
-        TransportError::BodyTooLarge { .. } => {
+        TransportError::BodyTooLarge { .. } | TransportError::BadEncoding => {
             (Reason::MalformedResponse, format!("{error}, so it is no token response"))
         }
         TransportError::UnsupportedScheme | TransportError::InvalidUrl { .. } => {
