@@ -223,6 +223,9 @@ async fn keys_of_data_are_keys_that_the_broker_does_not_write_itself() {
     let wrong = ["", "a/b", "a b", "a\nb", "schlüssel", ".", "..", "..data", &long];
     refused(wrong.map(|key| (key, data(key), "spec.secret.data"))).await;
 
+    let umlauts = |entries: usize| {
+        (0..entries).map(|n| (format!("key{n}"), Value::from("ü".repeat(4096)))).collect::<serde_json::Map<_, _>>()
+    };
     let full = |entries: usize, size: usize| {
         let map: serde_json::Map<_, _> =
             (0..entries).map(|n| (format!("key{n}"), Value::from("x".repeat(size)))).collect();
@@ -231,10 +234,15 @@ async fn keys_of_data_are_keys_that_the_broker_does_not_write_itself() {
     refused([
         ("33 entries", full(33, 1), "must have at most 32 items"),
         ("4097 characters", full(1, 4097), "too long"),
+        ("17 entries of 4096", full(17, 4096), "at most 65536 bytes in all"),
+        ("32 entries of 4096", full(32, 4096), "at most 65536 bytes in all"),
+        ("umlauts of two bytes", plain().set("spec.secret.data", umlauts(9)), "at most 65536 bytes in all"),
     ])
     .await;
     accepted([
-        ("32 entries of 4096", full(32, 4096)),
+        ("16 entries of 4096", full(16, 4096)),
+        ("32 entries of 2048", full(32, 2048)),
+        ("umlauts", plain().set("spec.secret.data", umlauts(8))),
         ("dots", data("..x.y_z-1").without("spec.secret.data")),
         ("a dot file", data(".netrc")),
     ])
@@ -274,6 +282,18 @@ async fn labels_and_annotations_leave_the_brokers_own_alone() {
     accepted([("an annotation", plain().entry("spec.secret.annotations", "note", text))]).await;
     let note = plain().entry("spec.secret.annotations", "note", "x".repeat(4097));
     refused([("4097 characters", note, "too long")]).await;
+    let notes = |count: usize, size: usize| {
+        let map: serde_json::Map<_, _> = (0..count).map(|n| (format!("note{n}"), "x".repeat(size).into())).collect();
+        plain().set("spec.secret.annotations", map)
+    };
+    let labels: serde_json::Map<_, _> = (0..32).map(|n| (format!("label{n:02}"), "x".repeat(63).into())).collect();
+    let both = |size| notes(4, size).set("spec.secret.labels", labels.clone());
+    refused([
+        ("annotations of 20 KiB", notes(5, 4096), "at most 16384 bytes together"),
+        ("labels and annotations", both(4000), "at most 16384 bytes together"),
+    ])
+    .await;
+    accepted([("annotations of 16 KiB", notes(4, 4091)), ("labels and annotations", both(3500))]).await;
 }
 
 #[tokio::test]
@@ -282,8 +302,14 @@ async fn the_secret_has_a_name_of_its_own() {
     let long = "x".repeat(254);
     let wrong = ["", "Billing", "a b", "a\n", "-a", "a/b", "a..b", &long];
     refused(wrong.map(|text| (text, name(text), "spec.secret.name"))).await;
-    refused([("that of the grant", name("billing-grant"), "must not be <metadata.name>-grant")]).await;
-    accepted([("253 characters", name(&"x".repeat(253))), ("another's grant", name("other-grant"))]).await;
+    let cut = format!("{}-0123456789abcdef-grant", "x".repeat(200));
+    refused([
+        ("that of the grant", name("billing-grant"), "must not end in -grant"),
+        ("another's grant", name("other-grant"), "must not end in -grant"),
+        ("a long one's grant", name(&cut), "must not end in -grant"),
+    ])
+    .await;
+    accepted([("253 characters", name(&"x".repeat(253))), ("a grant of another kind", name("grant"))]).await;
 }
 
 #[tokio::test]

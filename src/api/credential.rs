@@ -21,8 +21,6 @@ use super::{grant::Grant, schema::*, secret_keys, status::MailCredentialStatus};
     selectable = ".spec.providerRef.name",
     selectable = ".spec.mailbox.address",
     doc = "A mailbox for which the broker keeps a Secret with a valid OAuth2 access token.",
-    validation = Rule::new("!has(self.spec.secret) || !has(self.spec.secret.name) || self.spec.secret.name != self.metadata.name + '-grant'")
-        .message("spec.secret.name must not be <metadata.name>-grant: the broker keeps the refresh token there"),
     printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].status"}"#,
     printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].reason"}"#,
     printcolumn = r#"{"name":"Mailbox","type":"string","jsonPath":".spec.mailbox.address"}"#,
@@ -196,6 +194,8 @@ pub enum RevocationPolicy {
 
 /// What the Secret looks like.
 #[derive(Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]
+#[x_kube(validation = Rule::new(TARGET_NAME_RULE).message(TARGET_NAME_MESSAGE))]
+#[x_kube(validation = Rule::new(METADATA_SIZE_RULE).message(METADATA_SIZE_MESSAGE))]
 #[serde(rename_all = "camelCase")]
 pub struct SecretTemplate {
     /// Its name; the credential's by default.

@@ -80,6 +80,18 @@ pub(super) const DATE_MESSAGE: &str = "must be between the years 1970 and 8999";
 pub(super) const UNIQUE_RULE: &str = "self.all(item, self.exists_one(other, other == item))";
 pub(super) const UNIQUE_MESSAGE: &str = "no duplicates: name each once";
 
+/// CEL: all that is written into one Secret's metadata. Kubernetes allows 256 KiB of annotations, and each copy of the
+/// object in the broker's memory has them.
+pub(super) const METADATA_SIZE_RULE: &str = "(has(self.labels) ? self.labels.map(k, size(k) + size(self.labels[k])).sum() : 0) \
+                                             + (has(self.annotations) ? self.annotations.map(k, size(k) + size(bytes(self.annotations[k]))).sum() : 0) <= 16384";
+pub(super) const METADATA_SIZE_MESSAGE: &str =
+    "spec.secret.labels and spec.secret.annotations have at most 16384 bytes together";
+
+/// CEL: the names of Secrets that keep refresh tokens are the broker's.
+pub(super) const TARGET_NAME_RULE: &str = "!has(self.name) || !self.name.endsWith('-grant')";
+pub(super) const TARGET_NAME_MESSAGE: &str =
+    "spec.secret.name must not end in -grant: the broker keeps refresh tokens in Secrets of such names";
+
 /// CEL: which provider it is.
 pub(super) const ONE_PROVIDER_RULE: &str = "[has(self.microsoft), has(self.google), has(self.yahoo), has(self.fastmail), has(self.oidc), has(self.oauth2)]\
                                             .filter(given, given).size() == 1";

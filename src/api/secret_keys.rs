@@ -70,6 +70,10 @@ pub(super) fn rules() -> Vec<(String, String)> {
     let quoted: Vec<_> = keys.iter().map(|key| format!("'{key}'")).collect();
     vec![
         (
+            "self.map(k, size(bytes(self[k]))).sum() <= 65536".to_owned(),
+            "the values of spec.secret.data have at most 65536 bytes in all".to_owned(),
+        ),
+        (
             r"self.all(k, size(k) <= 253 && k.matches('^[-._a-zA-Z0-9]+$') && k != '.' && !k.startsWith('..'))"
                 .to_owned(),
             "keys may hold letters, digits, '-', '_' and '.', and do not begin with '..'".to_owned(),

@@ -64,8 +64,10 @@ pub struct TokenStatus {
     pub expires_at: Time,
     /// When it will be renewed.
     pub renewal_time: Time,
-    /// The scopes that were granted, where the provider said so, else those asked for.
+    /// The scopes that were granted, where the provider said so, else those asked for. The first 64 of at most 512
+    /// characters.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 512)))]
     pub scopes: Vec<String>,
     /// `sha256:` and the first 16 hex digits of the token's SHA-256.
     pub fingerprint: String,
@@ -95,11 +97,14 @@ pub struct GrantStatus {
 pub struct AuthorizationStatus {
     /// Where to go.
     #[serde(rename = "verificationURI")]
+    #[schemars(length(max = 2048))]
     pub verification_uri: String,
     /// The same, with the code in it.
     #[serde(rename = "verificationURIComplete", default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 2048))]
     pub verification_uri_complete: Option<String>,
     /// What to enter there.
+    #[schemars(length(max = 64))]
     pub user_code: String,
     /// Until when.
     pub expires_at: Time,
