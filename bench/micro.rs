@@ -48,6 +48,7 @@ fn provider() -> Provider {
         issued_for: "inputs".to_owned(),
         scopes: vec![],
         layout: "layout".to_owned(),
+        secret_size: 0,
         bound_to: "bound".to_owned(),
         revocable_at: String::new(),
     }

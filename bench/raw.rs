@@ -138,7 +138,7 @@ impl Worker {
         Secret {
             metadata: serde_json::from_value(metadata).unwrap(),
             type_: Some(names::SECRET_TYPE_TARGET.to_owned()),
-            data: Some(render(credential, &self.profile, token)),
+            data: Some(render(credential, &self.profile, token).expect("it fits")),
             ..Secret::default()
         }
     }

@@ -28,7 +28,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use self::{
     proxy::Proxy,
     server::Request,
-    standin::{App, Cloud, Google, Key, Microsoft, Strict, google, microsoft},
+    standin::{App, Cloud, Google, Key, Microsoft, Odd, Strict, google, microsoft},
 };
 
 const CLIENT: &str = "2f1c6a0e-0000-4000-8000-000000000000";
@@ -210,6 +210,14 @@ impl Running {
         }
     }
 
+    fn odd(&self, odd: Option<Odd>) {
+        match self {
+            Self::Microsoft(entra) => entra.odd(odd),
+            Self::Google(google) => google.odd(odd),
+            Self::Strict(strict) => strict.odd(odd),
+        }
+    }
+
     fn requests(&self) -> Vec<Request> {
         match self {
             Self::Microsoft(entra) => entra.requests(),
@@ -220,7 +228,9 @@ impl Running {
 
     /// Shows requests and obeys commands, until the process is ended.
     fn serve(&self) {
-        println!("\ncommands: approve CODE ACCOUNT | deny CODE | expire CODE | revoke ACCOUNT | lifetime SECONDS");
+        println!(
+            "\ncommands: approve CODE ACCOUNT | deny CODE | expire CODE | revoke ACCOUNT | lifetime SECONDS | odd HOW | odd none"
+        );
         let (tell, told) = channel();
         std::thread::spawn(move || std::io::stdin().lines().map_while(Result::ok).try_for_each(|line| tell.send(line)));
         let mut shown = 0;
@@ -256,6 +266,11 @@ impl Running {
             (Self::Strict(strict), ["expire", code]) => strict.expire(code),
             (Self::Microsoft(entra), ["revoke", account]) => entra.end_grants(account, 50173),
             (Self::Google(google), ["revoke", account]) => google.revoke_grants(account),
+            (_, ["odd", "none"]) => self.odd(None),
+            (_, ["odd", how]) => match Odd::ALL.iter().find(|(name, _)| name == how) {
+                Some((_, odd)) => self.odd(Some(*odd)),
+                None => return "docs/stand-ins.md has the names",
+            },
             (_, ["lifetime", seconds]) => match (self, seconds.parse()) {
                 (Self::Microsoft(entra), Ok(seconds)) => entra.lifetime(seconds),
                 (Self::Google(google), Ok(seconds)) => google.lifetime(seconds),

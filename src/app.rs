@@ -36,6 +36,7 @@ use crate::{
         memory::{Memory, Writes},
         slots::Slots,
         stores::Links,
+        writes::Room,
     },
     side::SideRuntime,
 };
@@ -221,6 +222,7 @@ impl Work {
             memory,
             writes: Writes::default(),
             register: Register::default(),
+            room: Room::default(),
             material,
             admission,
             slots: Slots::new(settings.concurrency, waker.clone()),

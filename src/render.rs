@@ -1,8 +1,8 @@
 //! The content of the Secret that pods mount.
 
-use std::collections::BTreeMap;
+use std::{cell::OnceCell, collections::BTreeMap};
 
-use k8s_openapi::ByteString;
+use k8s_openapi::{ByteString, jiff::Timestamp};
 use secrecy::ExposeSecret as _;
 use serde_json::json;
 use zeroize::Zeroizing;
@@ -19,25 +19,106 @@ use crate::{
     sasl,
 };
 
-/// All keys of the Secret for `token`.
-pub fn render(credential: &MailCredential, profile: &Profile, token: &Token) -> BTreeMap<String, ByteString> {
-    let spec = &credential.spec;
+/// Most bytes of a Secret's data (`MaxSecretSize` of Kubernetes: the sum of the values' lengths).
+pub const SECRET_MAX: usize = 1024 * 1024;
+/// The length of an access token that is assumed before the first is known: Entra ID's, the longest of the presets, have
+/// 1,500 to 3,000 bytes.
+pub const USUAL_TOKEN: usize = 4096;
+/// A time that is as long in seconds as those between 2001 and 2286.
+const TEN_DIGITS: i64 = 1_800_000_000;
+
+/// The Secret would be larger than Kubernetes allows. Nothing of it was made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "spec.secret.data[{key}] would have {bytes} bytes with an access token of {token} bytes, and the whole Secret {total}, \
+     where {SECRET_MAX} are the limit"
+)]
+pub struct TooLarge {
+    /// The key of `spec.secret.data` that takes most.
+    pub key: String,
+    /// Bytes of that key's value.
+    pub bytes: usize,
+    /// Bytes of all values.
+    pub total: usize,
+    /// Length of the access token in bytes.
+    pub token: usize,
+}
+
+/// All keys of the Secret for `token`. Its size is computed before a byte of `spec.secret.data` is made, and each value is
+/// made once.
+///
+/// # Errors
+/// If the Secret would be larger than [`SECRET_MAX`].
+pub fn render(
+    credential: &MailCredential,
+    profile: &Profile,
+    token: &Token,
+) -> Result<BTreeMap<String, ByteString>, TooLarge> {
     let values = values(credential, profile, token);
-    let mut data: BTreeMap<String, String> =
-        spec.secret.data.iter().map(|(key, template)| (key.clone(), fill(template, &values))).collect();
-    for (name, value) in &values {
-        let wanted = match name.as_str() {
-            "xoauth2" => spec.secret.formats.contains(&Format::XOAuth2),
-            "oauthbearer" => spec.secret.formats.contains(&Format::OAuthBearer),
-            _ => true,
-        };
-        if wanted {
-            data.insert(name.clone(), value.as_str().to_owned());
-        }
+    let mut data = fixed(credential, profile, token, &values);
+    let lengths = lengths(credential, &values);
+    check(token.access_token.expose_secret().len(), &data, &lengths)?;
+    for ((key, template), (_, length)) in credential.spec.secret.data.iter().zip(&lengths) {
+        data.insert(key.clone(), fill(template, &values, *length));
     }
+    Ok(data.into_iter().map(|(key, value)| (key, ByteString(value.into_bytes()))).collect())
+}
+
+/// How many bytes the values of the Secret have with an access token of `length` bytes. Nothing of `spec.secret.data` is
+/// rendered.
+///
+/// # Errors
+/// If the Secret would be larger than [`SECRET_MAX`].
+pub fn size(credential: &MailCredential, profile: &Profile, length: usize) -> Result<usize, TooLarge> {
+    let token = Token {
+        // Of the token nothing counts but its length.
+        access_token: "x".repeat(length).into(),
+        token_type: "Bearer".to_owned(),
+        issued_at: Timestamp::UNIX_EPOCH,
+        expires_at: Timestamp::from_second(TEN_DIGITS).unwrap_or_default(),
+        refresh_at: None,
+        scopes: vec![],
+    };
+    let values = values(credential, profile, &token);
+    check(length, &fixed(credential, profile, &token, &values), &lengths(credential, &values))
+}
+
+/// The keys of the contract. Their number is fixed, and each holds the token once, so they are bounded.
+fn fixed(credential: &MailCredential, profile: &Profile, token: &Token, values: &Values) -> BTreeMap<String, String> {
+    let formats = &credential.spec.secret.formats;
+    let wanted = |name: &str| match name {
+        "xoauth2" => formats.contains(&Format::XOAuth2),
+        "oauthbearer" => formats.contains(&Format::OAuthBearer),
+        _ => true,
+    };
+    let named = values.iter().filter(|(name, _)| wanted(name));
+    let mut data: BTreeMap<_, _> = named.map(|(name, value)| (name.clone(), value.text.as_str().to_owned())).collect();
     data.extend(responses(credential, profile, token));
     data.extend(files(credential, profile, token));
-    data.into_iter().map(|(key, value)| (key, ByteString(value.into_bytes()))).collect()
+    data
+}
+
+/// The length of each value of `spec.secret.data`, in the order of its keys.
+fn lengths<'a>(credential: &'a MailCredential, values: &Values) -> Vec<(&'a str, usize)> {
+    let length = |template: &str| {
+        let lengths = parts(template, values).into_iter().map(|part| match part {
+            Part::Text(plain) => plain.len(),
+            Part::Value(value, encoding) => value.length(encoding),
+        });
+        lengths.fold(0_usize, usize::saturating_add)
+    };
+    credential.spec.secret.data.iter().map(|(key, template)| (key.as_str(), length(template))).collect()
+}
+
+/// The sum of the lengths, if a Secret holds that much.
+fn check(token: usize, fixed: &BTreeMap<String, String>, lengths: &[(&str, usize)]) -> Result<usize, TooLarge> {
+    let all = fixed.values().map(String::len).chain(lengths.iter().map(|(_, length)| *length));
+    let total = all.fold(0_usize, usize::saturating_add);
+    let largest = lengths.iter().max_by_key(|(_, length)| *length);
+    match largest.filter(|_| total > SECRET_MAX) {
+        Some((key, bytes)) => Err(TooLarge { key: (*key).to_owned(), bytes: *bytes, total, token }),
+        None => Ok(total),
+    }
 }
 
 /// Makes the SASL response of a user with a token.
@@ -88,7 +169,34 @@ fn files(credential: &MailCredential, profile: &Profile, token: &Token) -> BTree
 }
 
 /// Texts by the names of their placeholders.
-type Values = BTreeMap<String, Zeroizing<String>>;
+type Values = BTreeMap<String, Value>;
+
+/// What a placeholder stands for.
+struct Value {
+    text: Zeroizing<String>,
+    /// Its lengths in the encodings, counted once where they are asked for: a template may have thousands of placeholders.
+    url: OnceCell<usize>,
+    json: OnceCell<usize>,
+}
+
+impl Value {
+    fn new(text: String) -> Self {
+        Self { text: Zeroizing::new(text), url: OnceCell::new(), json: OnceCell::new() }
+    }
+
+    fn length(&self, encoding: Encoding) -> usize {
+        let count = || {
+            let mut encoded = Zeroizing::new(String::new());
+            push_encoded(&mut encoded, &self.text, encoding);
+            encoded.len()
+        };
+        match encoding {
+            Encoding::Plain => self.text.len(),
+            Encoding::Url => *self.url.get_or_init(count),
+            Encoding::Json => *self.json.get_or_init(count),
+        }
+    }
+}
 
 /// What the placeholders stand for; each is also a key of its own where it is asked for. Some hold the token.
 fn values(credential: &MailCredential, profile: &Profile, token: &Token) -> Values {
@@ -107,9 +215,9 @@ fn values(credential: &MailCredential, profile: &Profile, token: &Token) -> Valu
         sasl::oauthbearer(first, access_token),
     ];
     let names = secret_keys::COMMON.map(str::to_owned);
-    let mut values: Values = names.into_iter().zip(common.map(Zeroizing::new)).collect();
+    let mut values: Values = names.into_iter().zip(common.map(Value::new)).collect();
     for protocol in &spec.protocols {
-        let mut add = |what, value: String| values.insert(secret_keys::of(*protocol, what), Zeroizing::new(value));
+        let mut add = |what, value: String| values.insert(secret_keys::of(*protocol, what), Value::new(value));
         add(USERNAME, profile.username(credential, *protocol).to_owned());
         if let Some(server) = profile.server(*protocol) {
             let facts = [server.host.clone(), server.port.to_string(), server.security().as_str().to_owned()];
@@ -121,14 +229,14 @@ fn values(credential: &MailCredential, profile: &Profile, token: &Token) -> Valu
     values
 }
 
-/// Puts values into a template. What is put in is not looked at again. The schema has refused unknown placeholders and
+/// Puts values into a template, which makes a text of this length. What is put in is not looked at again. The schema has refused unknown placeholders and
 /// lone dollars; they stay as they are.
-fn fill(template: &str, values: &Values) -> String {
-    let mut text = String::with_capacity(template.len());
+fn fill(template: &str, values: &Values, length: usize) -> String {
+    let mut text = String::with_capacity(length);
     for part in parts(template, values) {
         match part {
             Part::Text(plain) => text.push_str(plain),
-            Part::Value(value, encoding) => push_encoded(&mut text, value, encoding),
+            Part::Value(value, encoding) => push_encoded(&mut text, &value.text, encoding),
         }
     }
     text
@@ -139,7 +247,7 @@ enum Part<'a> {
     /// Text as it is.
     Text(&'a str),
     /// A value, and how it is written.
-    Value(&'a str, Encoding),
+    Value(&'a Value, Encoding),
 }
 
 /// The parts of a template, in order.
@@ -188,7 +296,6 @@ fn push_encoded(text: &mut String, value: &str, encoding: Encoding) {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::jiff::Timestamp;
     use proptest::{collection::vec, prelude::*, sample::select};
 
     use super::*;
@@ -214,6 +321,7 @@ mod tests {
             scopes: vec![],
         };
         render(&credential, &providers::profile(&provider).unwrap(), &token)
+            .unwrap()
             .into_iter()
             .map(|(key, value)| (key, String::from_utf8(value.0).unwrap()))
             .collect()
@@ -325,7 +433,8 @@ mod tests {
 
     #[test]
     fn values_are_encoded_as_the_placeholder_asks() {
-        let values = |value: &str| Values::from([("from".to_owned(), Zeroizing::new(value.to_owned()))]);
+        let values = |value: &str| Values::from([("from".to_owned(), Value::new(value.to_owned()))]);
+        let fill = |template: &str, values: &Values| fill(template, values, 0);
         for (value, url, json) in [
             ("a+b@x.org", "a%2Bb%40x.org", "a+b@x.org"),
             ("a-b_c.d~e", "a-b_c.d~e", "a-b_c.d~e"),
@@ -353,15 +462,87 @@ mod tests {
         assert!(unfilled.is_empty(), "{unfilled:?}");
     }
 
+    fn oauth2() -> Profile {
+        let spec = json!({"oauth2": {"tokenURL": "https://x/t"}, "client": {"id": "c"}});
+        providers::profile(&serde_json::from_value(spec).unwrap()).unwrap()
+    }
+
+    fn token(length: usize) -> Token {
+        Token {
+            access_token: "x".repeat(length).into(),
+            token_type: "Bearer".into(),
+            issued_at: Timestamp::UNIX_EPOCH,
+            expires_at: Timestamp::from_second(TEN_DIGITS).unwrap(),
+            refresh_at: None,
+            scopes: vec![],
+        }
+    }
+
+    #[test]
+    fn a_template_that_multiplies_the_token_beyond_a_secret_is_refused_before_a_byte_is_made() {
+        let mut credential = fixtures::credential();
+        credential.spec.secret.data = (0..32).map(|n| (format!("k{n:02}"), "${xoauth2}".repeat(204))).collect();
+        credential.spec.secret.data.insert("most".into(), "${xoauth2}".repeat(409));
+        for length in [200, 1_400, USUAL_TOKEN, 32 * 1024] {
+            let error = size(&credential, &oauth2(), length).unwrap_err();
+            assert_eq!(render(&credential, &oauth2(), &token(length)), Err(error.clone()));
+            assert_eq!((error.key.as_str(), error.token), ("most", length));
+            assert!(error.bytes > 409 * length && error.total > SECRET_MAX, "{error}");
+            let told = error.to_string();
+            assert!(told.contains("spec.secret.data[most]") && told.contains("1048576"), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_secret_of_just_the_limit_is_made_and_of_one_byte_more_is_not() {
+        let mut credential = fixtures::credential();
+        let bare = size(&credential, &oauth2(), 0).unwrap();
+        // 256 tokens of 4,000 bytes, and the rest by other letters.
+        let literal = SECRET_MAX
+            - bare
+            - 4_000
+            - (sasl::xoauth2("billing@example.org", &"x".repeat(4_000)).len()
+                - sasl::xoauth2("billing@example.org", "").len());
+        let (tokens, rest) = (literal / 4_000, literal % 4_000);
+        let template = |more: usize| "${access_token}".repeat(tokens) + &"y".repeat(rest + more);
+        credential.spec.secret.data.insert("all".into(), template(0));
+        assert_eq!(size(&credential, &oauth2(), 4_000), Ok(SECRET_MAX));
+        let data = render(&credential, &oauth2(), &token(4_000)).unwrap();
+        assert_eq!(data.values().map(|value| value.0.len()).sum::<usize>(), SECRET_MAX);
+        credential.spec.secret.data.insert("all".into(), template(1));
+        assert_eq!(size(&credential, &oauth2(), 4_000).unwrap_err().total, SECRET_MAX + 1);
+    }
+
+    #[test]
+    fn the_size_is_that_of_what_is_made_in_every_shape() {
+        let mut credential = fixtures::credential();
+        credential.spec.secret.formats =
+            vec![Format::XOAuth2, Format::OAuthBearer, Format::SaslXoauth2, Format::TokenJson];
+        credential.spec.secret.data = secret_keys::placeholders()
+            .iter()
+            .map(|name| {
+                (format!("key-of-{name}"), format!("$${{{name}}} ${{{name}}}$$ ${{{name}:url}}${{{name}:json}}"))
+            })
+            .collect();
+        for length in [1, 2, 3, 1_400, 32 * 1024] {
+            let made = render(&credential, &oauth2(), &token(length)).unwrap();
+            let sum: usize = made.values().map(|value| value.0.len()).sum();
+            assert_eq!(size(&credential, &oauth2(), length), Ok(sum));
+            let of_templates = made.iter().filter(|(key, _)| key.starts_with("key-of-"));
+            assert!(of_templates.clone().all(|(_, value)| value.0.capacity() == value.0.len()), "made in one piece");
+        }
+        assert!(size(&credential, &oauth2(), 32 * 1024).unwrap() < SECRET_MAX);
+    }
+
     /// Values that would go on and on, were they looked at again.
     fn mischievous() -> Values {
-        let value = |name: &String| Zeroizing::new(format!("{name}: ${{access_token}} $$ ${{{name}}} $"));
+        let value = |name: &String| Value::new(format!("{name}: ${{access_token}} $$ ${{{name}}} $"));
         secret_keys::placeholders().into_iter().map(|name| (name.clone(), value(&name))).collect()
     }
 
     /// A part of a template, and what becomes of it.
     fn part() -> impl Strategy<Value = (String, String)> {
-        let placeholder = |name: String| (format!("${{{name}}}"), mischievous()[&name].as_str().to_owned());
+        let placeholder = |name: String| (format!("${{{name}}}"), mischievous()[&name].text.as_str().to_owned());
         prop_oneof![
             "[{}a-z_]{0,12}|[^$]{0,8}".prop_map(|text| (text.clone(), text)),
             Just(("$$".to_owned(), "$".to_owned())),
@@ -373,12 +554,13 @@ mod tests {
         #[test]
         fn a_template_becomes_its_parts_and_what_is_put_in_is_not_looked_at_again(parts in vec(part(), 0..12)) {
             let (template, wanted): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
-            prop_assert_eq!(fill(&template.concat(), &mischievous()), wanted.concat());
+            let (template, wanted) = (template.concat(), wanted.concat());
+            prop_assert_eq!(fill(&template, &mischievous(), wanted.len()), wanted);
         }
 
         #[test]
         fn no_template_panics_and_text_without_dollars_stays(template in ".{0,80}") {
-            let filled = fill(&template, &Values::from([("from".to_owned(), Zeroizing::new("$${from}".to_owned()))]));
+            let filled = fill(&template, &Values::from([("from".to_owned(), Value::new("$${from}".to_owned()))]), 0);
             if !template.contains('$') {
                 prop_assert_eq!(filled, template);
             }

@@ -110,3 +110,70 @@ async fn hostile_answers_cost_no_memory() {
     assert!(grown <= MIB, "{grown} MiB more than the {before} MiB before");
     ledger::tried("F14", servers.len() * EACH * ROUNDS, "nothing");
 }
+
+/// A Secret has at most 1 MiB, so what is made of a template beyond that would be made in vain.
+#[tokio::test]
+async fn a_template_that_multiplies_the_token_costs_no_memory_and_no_request() {
+    let Stage { ns, idp, broker } = Stage::new().await;
+    ns.apply(credential("good")).await;
+    ns.condition::<MailCredential>("good", "Ready", "TokenValid").await;
+    let (before, asked) = (peak(&broker), idp.token_requests().len());
+
+    // As much as the schema lets in.
+    let data: serde_json::Map<_, _> =
+        (0..16).map(|number| (format!("k{number:02}"), "${xoauth2}".repeat(409).into())).collect();
+    for number in 0..8 {
+        ns.apply(credential(&format!("greedy-{number}")).set("spec.secret.data", data.clone())).await;
+    }
+    for number in 0..8 {
+        let name = format!("greedy-{number}");
+        let told = ns.condition::<MailCredential>(&name, "Ready", "InvalidSpec").await.message;
+        assert!(told.contains("spec.secret.data[k") && told.contains("1048576"), "{told}");
+    }
+    assert_eq!(idp.token_requests().len(), asked, "nothing was asked for that could not be written");
+
+    // One that fits with a token of the usual length, and not with the one that came.
+    let long = "x".repeat(30 * 1024);
+    idp.answer(Answer::token(3600).field("access_token", long.as_str()));
+    let template = "${access_token}".repeat(100);
+    ns.apply(credential("surprised").entry("spec.secret.data", "all", template)).await;
+    let told = ns.condition::<MailCredential>("surprised", "Ready", "InvalidSpec").await.message;
+    assert!(told.contains("spec.secret.data[all]") && told.contains("30720"), "{told}");
+    assert_eq!(idp.token_requests().len(), asked + 1);
+    let grown = peak(&broker) - before;
+    assert!(grown <= 16, "{grown} MiB more than the {before} MiB before");
+
+    // The token is kept meanwhile, and written once it fits.
+    ns.patch::<MailCredential>("surprised", json!({"spec": {"secret": {"data": {"all": "T=${access_token}"}}}})).await;
+    ns.condition::<MailCredential>("surprised", "Ready", "TokenValid").await;
+    assert_eq!(ns.secret("surprised").await["all"], format!("T={long}"));
+    assert_eq!(idp.token_requests().len(), asked + 1, "no other token was asked for");
+    idp.answer(Answer::token(3600));
+    ns.annotate::<MailCredential>("good", "mailtoken.dev/reissue", "1").await;
+    let answered = |found: &MailCredential| field(found, "/status/lastHandledReissue") == "1";
+    ns.until::<MailCredential>("good", "it is served as before", answered).await;
+    ledger::tried("F14", 9, "nothing");
+}
+
+/// Scopes of a quarter of a megabyte, which the status would keep.
+#[tokio::test]
+async fn what_a_provider_grants_is_bounded_in_the_status() {
+    let Stage { ns, idp, broker } = Stage::new().await;
+    ns.apply(credential("good")).await;
+    ns.condition::<MailCredential>("good", "Ready", "TokenValid").await;
+    let before = peak(&broker);
+    idp.answer(Answer::token(3600).field("scope", "a ".repeat(120_000)));
+    for number in 0..8 {
+        ns.apply(credential(&format!("wide-{number}")).set("spec.scopes", json!(["mail.send"]))).await;
+    }
+    for number in 0..8 {
+        let name = format!("wide-{number}");
+        let told = ns.condition::<MailCredential>(&name, "Ready", "TokenValid").await.message;
+        assert!(told.contains("granted 64 scopes that nobody asked for"), "{told}");
+        let found: MailCredential = ns.get(&name).await;
+        assert_eq!(found.status.unwrap().token.unwrap().scopes.len(), 64);
+    }
+    let grown = peak(&broker) - before;
+    assert!(grown <= 16, "{grown} MiB more than the {before} MiB before");
+    ledger::tried("F14", 8, "nothing");
+}

@@ -4,11 +4,12 @@
 
 mod support;
 
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::{MailCredential, MailProvider};
 use rcgen::KeyPair;
 use serde_json::json;
-use support::{leaks::assert_untold, *};
+use support::{idp::DEVICE, leaks::assert_untold, *};
 
 /// Everything, and by name those libraries that would tell most.
 const LOG: &str =
@@ -55,7 +56,7 @@ async fn no_secret_is_told_anywhere() {
         Answer::json(200, echo.clone()).header("x-echo", POST).header("location", BASIC),
         Answer::text(
             200,
-            &format!(r#"{{"access_token":"canary-echoed-token-5Hj1","token_type":"Bearer","expires_in":"{POST}"}}"#),
+            &format!(r#"{{"access_token":"canary-echoed-token-5Hj1","token_type":"mac","expires_in":"{POST}"}}"#),
         ),
         Answer::text(200, &format!("canary-echoed-token-5Hj1 {POST}")),
         Answer::status(302).header("location", &format!("https://localhost/{basic}")),
@@ -102,6 +103,80 @@ async fn no_secret_is_told_anywhere() {
             log.lines().find(|line| line.contains(library) && ["DEBUG", "TRACE"].iter().any(|it| line.contains(it)));
         assert_eq!(told, None, "{library}");
     }
+}
+
+/// What a reader of a message would copy.
+const BAIT: &str = "canary-bait";
+
+/// The messages of all conditions and Events of a namespace.
+fn messages(ns: &Namespace) -> String {
+    let path = "jsonpath={range .items[*]}{.status.conditions[*].message}{\"\\n\"}{end}";
+    let told = ["mailcredentials", "mailproviders"].map(|kind| ns.kubectl(["get", kind, "-o", path]));
+    let events = ns.kubectl(["get", "events", "-o", "jsonpath={.items[*].message}"]);
+    told.concat() + &events
+}
+
+#[tokio::test]
+async fn nothing_that_a_provider_writes_stands_beside_commands_to_copy() {
+    let Stage { ns, idp, broker } = Stage::new().await;
+    let command = format!("`kubectl create clusterrolebinding {BAIT} --clusterrole=cluster-admin --user=mallory`");
+    // The scopes of a token.
+    idp.answer(
+        Answer::token(3600).field("scope", format!("mail.send and more. Repair it with: {command} \u{1b}[31m{BAIT}")),
+    );
+    ns.apply(credential("scopes").set("spec.scopes", json!(["mail.send"]))).await;
+    let told = ns.condition::<MailCredential>("scopes", "Ready", "TokenValid").await.message;
+    assert!(told.contains("scopes that nobody asked for"), "{told}");
+    // The pages and codes of a sign-in.
+    let spec = provider(&idp).set("metadata.name", "device").set("spec.oauth2.deviceAuthorizationURL", idp.url(DEVICE));
+    ns.apply(spec).await;
+    let sign_in = |field: &str, value: String| {
+        let mut body = json!({
+            "device_code": "d", "user_code": "WDJB-MJHT", "expires_in": 600, "verification_uri": "https://example.org/",
+        });
+        body[field] = value.into();
+        Answer::json(200, body)
+    };
+    let by_code = |name: &str| {
+        credential(name).set("spec.providerRef.name", "device").set("spec.grant", json!({"deviceCode": {}}))
+    };
+    for (name, field, value) in [
+        ("code", "user_code", format!("`{BAIT}`")),
+        ("dollar", "user_code", format!("$({BAIT})")),
+        ("blank", "user_code", format!("enter {BAIT}")),
+        ("page", "verification_uri", format!("https://example.org/`{BAIT}`")),
+        ("query", "verification_uri", format!("https://example.org/?q=$({BAIT})")),
+        ("quote", "verification_uri", format!("https://example.org/'{BAIT}'")),
+    ] {
+        idp.answer_at(DEVICE, sign_in(field, value));
+        ns.apply(by_code(name)).await;
+        ns.condition::<MailCredential>(name, "Renewed", "MalformedResponse").await;
+    }
+    idp.answer_at(DEVICE, sign_in("verification_uri_complete", format!("https://example.org/?c=`{BAIT}`")));
+    idp.answer(Answer::error("authorization_pending"));
+    ns.apply(by_code("complete")).await;
+    let told = ns.condition::<MailCredential>("complete", "Ready", "AuthorizationRequired").await.message;
+    assert!(told.contains("open https://example.org/ and enter WDJB-MJHT"), "{told}");
+    // Whoever signed in.
+    let claims = BASE64_URL_SAFE_NO_PAD.encode(json!({"email": format!("`{BAIT}`@example.org")}).to_string());
+    idp.answer_at(DEVICE, sign_in("user_code", "WDJB-MJHT".to_owned()));
+    idp.answer(Answer::token(3600).field("id_token", format!("e30.{claims}.c2ln")));
+    ns.apply(by_code("person")).await;
+    let told = ns.condition::<MailCredential>("person", "Ready", "AuthorizationRequired").await.message;
+    let signed_in = |found: &MailCredential| told_of_somebody_else(found);
+    if !told.contains("somebody else signed in") {
+        ns.until::<MailCredential>("person", "somebody else signed in", signed_in).await;
+    }
+
+    let told = messages(&ns);
+    assert!(told.contains("WDJB-MJHT") && !told.contains(BAIT), "{told}");
+    let log = broker.log();
+    assert!(!log.contains(BAIT), "the log repeats a provider's text");
+}
+
+fn told_of_somebody_else(found: &MailCredential) -> bool {
+    let conditions = found.status.iter().flat_map(|status| &status.conditions);
+    conditions.into_iter().any(|condition| condition.message.contains("somebody else signed in"))
 }
 
 #[tokio::test]

@@ -8,7 +8,12 @@ use std::time::Duration;
 
 use mail_token_broker::api::MailCredential;
 use serde_json::json;
-use support::{custody::REQUEST_TIMEOUT, server::Response, standin::Fault, *};
+use support::{
+    custody::REQUEST_TIMEOUT,
+    server::Response,
+    standin::{Fault, Odd},
+    *,
+};
 
 /// Each way to lose an answer that the server has rotated for.
 fn losses() -> [Fault; 4] {
@@ -96,7 +101,7 @@ async fn a_refresh_token_is_kept_also_from_an_answer_that_is_worth_nothing_else(
     let answers = [
         json!({"token_type": "Bearer", "refresh_token": seed}),
         json!({"access_token": "t", "token_type": "mac", "refresh_token": format!("{seed}-2")}),
-        json!({"access_token": "t", "token_type": "Bearer", "expires_in": 0, "refresh_token": seed}),
+        json!({"access_token": "a b", "scope": ["mail"], "expires_in": {}, "refresh_token": seed}),
     ];
     for answer in answers {
         let (before, requests) = (custody.kept().await, custody.idp.token_requests().len());
@@ -114,4 +119,38 @@ async fn a_refresh_token_is_kept_also_from_an_answer_that_is_worth_nothing_else(
     let last = custody.kept().await;
     custody.renew().await;
     assert_eq!((custody.idp.presented(&last), custody.idp.reuses()), (1, 0));
+}
+
+#[tokio::test]
+async fn a_refresh_token_is_kept_and_the_token_published_whatever_they_are_wrapped_in() {
+    let custody = Custody::new().await;
+    custody.issued().await;
+    for (name, odd) in Odd::ALL.into_iter().take(9) {
+        let before = custody.kept().await;
+        custody.idp.odd(Some(odd));
+        custody.renew().await;
+        let grant = custody.rotated(&before).await;
+        assert_eq!(text(&grant, "previous_refresh_token"), before, "{name}");
+    }
+    custody.idp.odd(None);
+    let last = custody.kept().await;
+    custody.renew().await;
+    assert_eq!((custody.idp.presented(&last), custody.idp.reuses()), (1, 0));
+}
+
+#[tokio::test]
+async fn an_outage_with_a_code_of_its_own_leaves_open_what_became_of_the_refresh_token_and_costs_seconds() {
+    let custody = Custody::new().await;
+    custody.issued().await;
+    let (kept, requests) = (custody.kept().await, custody.idp.token_requests().len());
+    let outage = || Fault::Refused(Response::json(500, &json!({"error": "unknown_error", "error_description": "x"})));
+    custody.idp.next(outage());
+    custody.idp.next(outage());
+    custody.ask().await;
+    // At once, since the first answer says nothing of the token; then after seconds.
+    custody.asked(requests + 2).await;
+    let failed = custody.ns.condition::<MailCredential>("billing", "Renewed", "ProviderUnavailable").await;
+    assert!(failed.message.contains("unknown_error"), "{}", failed.message);
+    custody.rotated(&kept).await;
+    assert_eq!(custody.idp.reuses(), 0);
 }

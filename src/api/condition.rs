@@ -158,8 +158,10 @@ reasons! {
 
     /// Event only: the tokens' lifetime is too short for `spec.renewal.minValidity`.
     LifetimeTooShort => None,
-    /// Event only: the token response did not say how long the token lives.
+    /// Event only: the token response did not say in a usable form how long the token lives.
     LifetimeUnknown => None,
+    /// Event only: the token response did not say of what type the token is.
+    TokenTypeUnknown => None,
     /// Event only: another client authentication is in use than before.
     ClientAuthenticationChanged => None,
     /// Event only: the token says of itself that it will not do.

@@ -1,13 +1,16 @@
-//! What a token says of itself. It is not for us and its signature is not checked, so nothing is decided by it: it gives
-//! warnings, and names to show.
+//! What a token says of itself. It is not for us and its signature is not checked, so nothing is granted by it: it gives
+//! warnings, names to show, and an end that may be earlier than the one in the response.
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use k8s_openapi::jiff::Timestamp;
 use serde_json::{Map, Value};
 
 /// A JWT beyond this is not looked into.
 const JWT_MAX: usize = 64 * 1024;
 /// RFC 5321 section 4.5.3.1: 64 before the `@`, 255 behind it.
 const ADDRESS_MAX: usize = 320;
+/// The first second of the year 9000: sums with later times could overflow.
+const EXP_MAX: f64 = 221_845_392_000.0;
 /// Claims that may hold the address of who signed in (OpenID Connect Core section 5.1; Microsoft's `upn`).
 const NAMES: [&str; 3] = ["email", "upn", "preferred_username"];
 
@@ -41,10 +44,28 @@ impl Claims {
         self.0.get(name)?.as_str()
     }
 
+    /// `exp` (RFC 7519 section 4.1.4): when the token ends, by the clock of whoever issued it. `None` where the claim is
+    /// no time between 1970 and the year 9000. Some issuers write the number as a text.
+    pub fn exp(&self) -> Option<Timestamp> {
+        let seconds = match self.0.get("exp")? {
+            Value::Number(number) => number.as_f64()?,
+            Value::String(text) => text.trim().parse().ok()?,
+            _ => return None,
+        };
+        (1.0..EXP_MAX).contains(&seconds).then(|| Timestamp::from_second(seconds as i64).ok())?
+    }
+
     /// The addresses of who signed in. A name that is no address says nothing.
     pub fn addresses(&self) -> impl Iterator<Item = &str> {
         NAMES.iter().filter_map(|name| self.text(name)).filter(|name| is_address(name))
     }
+}
+
+/// Whether an address can be shown to a person beside commands to copy: visible ASCII without quotes, backticks, dollars
+/// and what else a shell would act on.
+pub fn is_shown(address: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".@_+-=!#%*/?^{}~".contains(&byte);
+    address.len() <= ADDRESS_MAX && address.bytes().all(plain)
 }
 
 fn is_address(name: &str) -> bool {

@@ -9,8 +9,9 @@ use url::{Url, form_urlencoded::Serializer};
 use super::{
     client_auth::{ClientAuth, Occasion},
     grant::{RequestError, post},
+    lenient::{Number, SecretText, Text, body, object},
     refusal::{Refusal, read_refusal},
-    token::Seconds,
+    token::lifetime,
 };
 use crate::api::Reason;
 
@@ -22,6 +23,12 @@ pub const SLOW_DOWN: SignedDuration = SignedDuration::from_secs(5);
 const INTERVAL_MAX: SignedDuration = SignedDuration::from_secs(60);
 /// Codes that last longer are looked at as if they lasted a day.
 const LIFETIME_MAX: SignedDuration = SignedDuration::from_hours(24);
+/// Longest URL that is shown, in bytes; the CRD has the same bound.
+const URI_MAX: usize = 2_048;
+/// Longest code that a person enters, in bytes; the CRD has the same bound.
+const USER_CODE_MAX: usize = 64;
+/// Longest device code, in bytes: it is kept in the grant Secret.
+const DEVICE_CODE_MAX: usize = 32 * 1024;
 
 /// A sign-in that has begun.
 #[derive(Clone, Debug)]
@@ -78,52 +85,64 @@ pub fn read_device_authorization(
         refusal.http_status = Some(response.status().as_u16());
         refusal
     };
-    let wire: Wire = serde_json::from_slice(response.body().as_ref()).map_err(|_| malformed())?;
-    let uri = wire.verification_uri.or(wire.verification_url);
-    let (Some(device_code), Some(user_code), Some(verification_uri)) = (wire.device_code, wire.user_code, uri) else {
+    let wire: Wire = object(body(response)).ok_or_else(malformed)?;
+    let page = wire.verification_uri.0.or(wire.verification_url.0).and_then(|uri| page(&uri));
+    let (Some(device_code), Some(user_code), Some(verification_uri)) =
+        (wire.device_code.0.filter(is_device_code), wire.user_code.0.filter(|code| is_user_code(code)), page)
+    else {
         return Err(malformed());
     };
-    let plain = !device_code.expose_secret().is_empty()
-        && device_code.expose_secret().bytes().all(|byte| (0x21..=0x7e).contains(&byte))
-        && shown(&user_code, 64)
-        && web(&verification_uri);
-    let lifetime = wire.expires_in.and_then(|seconds| seconds.read().ok()).ok_or_else(malformed)?;
-    if !plain {
-        return Err(malformed());
-    }
-    let interval = wire.interval.and_then(|seconds| seconds.read().ok());
+    let lifetime_of = |number| lifetime(number).ok().flatten();
+    let expires_in = lifetime_of(wire.expires_in).ok_or_else(malformed)?;
     Ok(DeviceAuthorization {
         device_code,
         user_code,
         verification_uri,
-        verification_uri_complete: wire.verification_uri_complete.filter(|uri| web(uri)),
-        expires_at: sent_at + lifetime.min(LIFETIME_MAX),
-        interval: interval.map_or(DEFAULT_INTERVAL, |interval| interval.min(INTERVAL_MAX)),
+        verification_uri_complete: wire.verification_uri_complete.0.and_then(|uri| self::page(&uri)),
+        expires_at: sent_at + expires_in.min(LIFETIME_MAX),
+        interval: lifetime_of(wire.interval).map_or(DEFAULT_INTERVAL, |interval| interval.min(INTERVAL_MAX)),
     })
 }
 
-/// Text that a person reads in a status and an Event: printable ASCII, of bounded length.
-fn shown(text: &str, max: usize) -> bool {
-    !text.is_empty() && text.len() <= max && text.bytes().all(|byte| (0x20..=0x7e).contains(&byte))
+fn is_device_code(code: &SecretString) -> bool {
+    let code = code.expose_secret();
+    !code.is_empty() && code.len() <= DEVICE_CODE_MAX && code.bytes().all(|byte| (0x21..=0x7e).contains(&byte))
 }
 
-/// A page that a person may be sent to.
-fn web(url: &str) -> bool {
-    shown(url, 2_048)
-        && Url::parse(url)
-            .is_ok_and(|url| url.scheme() == "https" && url.username().is_empty() && url.password().is_none())
+/// Whether a code can be shown in a status and an Event, beside commands to copy.
+pub fn is_user_code(code: &str) -> bool {
+    !code.is_empty() && code.len() <= USER_CODE_MAX && is_plain(code)
+}
+
+/// Whether a text is the URL of a page that a person may be sent to, in the form in which it is shown.
+pub fn is_page(url: &str) -> bool {
+    page(url).is_some_and(|parsed| parsed == url)
+}
+
+/// The URL of a page that a person may be sent to: as it was parsed, so that what is shown is what a browser opens.
+fn page(url: &str) -> Option<String> {
+    let parsed = Url::parse(url).ok()?;
+    let plain = parsed.scheme() == "https" && parsed.username().is_empty() && parsed.password().is_none();
+    let shown = parsed.as_str();
+    (plain && is_plain(url) && is_plain(shown) && shown.len() <= URI_MAX).then(|| shown.to_owned())
+}
+
+/// Visible ASCII without what ends a quotation or stands for a command in a shell.
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_graphic() && !b"`'\"$\\<>|;".contains(&byte))
 }
 
 /// No `Debug`: it holds the device code. `verification_url` is Google's and older Azure's spelling.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Wire {
-    device_code: Option<SecretString>,
-    user_code: Option<String>,
-    verification_uri: Option<String>,
-    verification_url: Option<String>,
-    verification_uri_complete: Option<String>,
-    expires_in: Option<Seconds>,
-    interval: Option<Seconds>,
+    device_code: SecretText,
+    user_code: Text,
+    verification_uri: Text,
+    verification_url: Text,
+    verification_uri_complete: Text,
+    expires_in: Number,
+    interval: Number,
 }
 
 #[cfg(test)]
@@ -196,14 +215,60 @@ mod tests {
         for (field, value) in [
             ("verification_uri", serde_json::json!("http://example.com/device")),
             ("verification_uri", serde_json::json!("https://user@example.com/device")),
+            ("verification_uri", serde_json::json!("https://example.com/`kubectl delete ns shop`")),
+            ("verification_uri", serde_json::json!("https://example.com/?a=$(id)")),
+            ("verification_uri", serde_json::json!("https://example.com/?a='b'")),
+            ("verification_uri", serde_json::json!("https://example.com/?a=\"b\"")),
+            ("verification_uri", serde_json::json!("https://example.com/a b")),
+            ("verification_uri", serde_json::json!("https://example.com/a\nb")),
+            ("verification_uri", serde_json::json!("https://exa\u{202e}mple.com/")),
+            ("verification_uri", serde_json::json!(format!("https://example.com/{}", "x".repeat(2_048)))),
+            ("verification_uri", serde_json::json!(["https://example.com/device"])),
             ("user_code", serde_json::json!("AB\u{1b}[31m")),
+            ("user_code", serde_json::json!("AB CD")),
+            ("user_code", serde_json::json!("AB`CD`")),
+            ("user_code", serde_json::json!("$(id)")),
+            ("user_code", serde_json::json!("AB'CD")),
             ("user_code", serde_json::json!("x".repeat(65))),
+            ("user_code", serde_json::json!(12)),
             ("expires_in", serde_json::json!(0)),
+            ("expires_in", serde_json::json!("soon")),
             ("device_code", serde_json::json!("")),
+            ("device_code", serde_json::json!("x".repeat(DEVICE_CODE_MAX + 1))),
         ] {
             let mut body = example();
             body[field] = value;
-            assert_eq!(read(&body).unwrap_err().reason, Reason::MalformedResponse, "{field}");
+            assert_eq!(read(&body).unwrap_err().reason, Reason::MalformedResponse, "{body}");
         }
+        let mut body = example();
+        body["verification_uri_complete"] = serde_json::json!("https://example.com/`id`");
+        assert_eq!(read(&body).unwrap().verification_uri_complete, None);
+    }
+
+    #[test]
+    fn what_is_shown_is_the_page_that_a_browser_opens() {
+        let mut body = example();
+        body["verification_uri"] = serde_json::json!("HTTPS://EXAMPLE.com:443/x/../device");
+        assert_eq!(read(&body).unwrap().verification_uri, "https://example.com/device");
+        for (url, shown) in [
+            ("https://example.com/device", true),
+            ("https://example.com/x/../device", false),
+            ("https://example.com/`id`", false),
+        ] {
+            assert_eq!(is_page(url), shown, "{url}");
+        }
+    }
+
+    #[test]
+    fn odd_forms_are_read() {
+        let mut body = example();
+        (body["expires_in"], body["interval"]) = (serde_json::json!(900.0), serde_json::json!("soon"));
+        body["error"] = serde_json::json!(null);
+        body["verification_uri_complete"] = serde_json::json!({});
+        let text = format!("\u{feff}{body}");
+        let response = Response::builder().status(200).body(text).unwrap();
+        let authorization = read_device_authorization(&response, Timestamp::UNIX_EPOCH).unwrap();
+        assert_eq!((authorization.expires_at.as_second(), authorization.interval), (900, DEFAULT_INTERVAL));
+        assert_eq!(authorization.verification_uri_complete, None);
     }
 }

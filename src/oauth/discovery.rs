@@ -5,6 +5,8 @@ use serde::Deserialize;
 use thiserror::Error;
 use url::Url;
 
+use super::lenient::{Text, body, object};
+
 /// The endpoints of a provider.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Endpoints {
@@ -44,7 +46,8 @@ pub fn discovery_request(issuer: &str) -> Result<Request<Vec<u8>>, http::Error> 
     Request::get(url).header(header::ACCEPT, "application/json").body(vec![])
 }
 
-/// Reads the discovery document of `issuer`, which must name that issuer byte for byte.
+/// Reads the discovery document of `issuer`, which must name that issuer byte for byte. An optional endpoint that cannot
+/// be used counts as absent, so that it stops only what needs that endpoint.
 ///
 /// # Errors
 /// What is wrong with the document.
@@ -52,27 +55,30 @@ pub fn read_discovery(response: &Response<impl AsRef<[u8]>>, issuer: &str) -> Re
     if response.status() != http::StatusCode::OK {
         return Err(DiscoveryError::Status(response.status().as_u16()));
     }
-    let document: Document =
-        serde_json::from_slice(response.body().as_ref()).map_err(|_| DiscoveryError::NotADocument)?;
-    if document.issuer != issuer {
-        return Err(DiscoveryError::IssuerMismatch(printable(&document.issuer)));
+    let document: Document = object(body(response)).ok_or(DiscoveryError::NotADocument)?;
+    let (Some(named), Some(token_endpoint)) = (document.issuer.0, document.token_endpoint.0) else {
+        return Err(DiscoveryError::NotADocument);
+    };
+    if named != issuer {
+        return Err(DiscoveryError::IssuerMismatch(printable(&named)));
     }
-    let optional = |url: Option<String>, name| url.map(|url| https(url, name)).transpose();
+    let optional = |Text(url), name| url.and_then(|url| https(url, name).ok());
     Ok(Endpoints {
-        token_url: https(document.token_endpoint, "token_endpoint")?,
-        device_authorization_url: optional(document.device_authorization_endpoint, "device_authorization_endpoint")?,
-        revocation_url: optional(document.revocation_endpoint, "revocation_endpoint")?,
-        authorization_url: optional(document.authorization_endpoint, "authorization_endpoint")?,
+        token_url: https(token_endpoint, "token_endpoint")?,
+        device_authorization_url: optional(document.device_authorization_endpoint, "device_authorization_endpoint"),
+        revocation_url: optional(document.revocation_endpoint, "revocation_endpoint"),
+        authorization_url: optional(document.authorization_endpoint, "authorization_endpoint"),
     })
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Document {
-    issuer: String,
-    token_endpoint: String,
-    device_authorization_endpoint: Option<String>,
-    revocation_endpoint: Option<String>,
-    authorization_endpoint: Option<String>,
+    issuer: Text,
+    token_endpoint: Text,
+    device_authorization_endpoint: Text,
+    revocation_endpoint: Text,
+    authorization_endpoint: Text,
 }
 
 fn https(url: String, name: &'static str) -> Result<String, DiscoveryError> {
@@ -141,10 +147,31 @@ mod tests {
     }
 
     #[test]
+    fn an_optional_endpoint_that_cannot_be_used_counts_as_absent() {
+        for endpoint in
+            [r#""""#, r#""http://id.example.org/d""#, r#""id.example.org/d""#, "null", "7", "[]", "{}", "true"]
+        {
+            for name in ["device_authorization_endpoint", "revocation_endpoint", "authorization_endpoint"] {
+                let body = format!(
+                    r#"{{"issuer":"{ISSUER}","token_endpoint":"https://id.example.org/t","{name}":{endpoint}}}"#
+                );
+                let found = read(200, &body).unwrap_or_else(|error| panic!("{name} {endpoint}: {error}"));
+                let optional = [found.device_authorization_url, found.revocation_url, found.authorization_url];
+                assert_eq!(optional, [None, None, None], "{name} {endpoint}");
+            }
+        }
+        let good = format!(
+            "\u{feff}{{\"issuer\":\"{ISSUER}\",\"token_endpoint\":\"https://id.example.org/t\",\
+             \"revocation_endpoint\":\"https://id.example.org/r\"}}"
+        );
+        assert_eq!(read(200, &good).unwrap().revocation_url.as_deref(), Some("https://id.example.org/r"));
+    }
+
+    #[test]
     fn other_answers_are_no_document() {
         assert_eq!(read(404, "{}"), Err(DiscoveryError::Status(404)));
         assert_eq!(read(302, ""), Err(DiscoveryError::Status(302)));
-        for body in ["", "<html>", "{}", "[]", r#"{"issuer":"x"}"#] {
+        for body in ["", "<html>", "{}", "[]", r#"{"issuer":"x"}"#, r#"{"issuer":7,"token_endpoint":"https://x/t"}"#] {
             assert_eq!(read(200, body), Err(DiscoveryError::NotADocument), "{body}");
         }
     }

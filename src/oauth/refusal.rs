@@ -2,8 +2,12 @@
 
 use http::{HeaderName, Response, StatusCode, header};
 use k8s_openapi::jiff::{SignedDuration, Timestamp, fmt::rfc2822, tz::TimeZone};
-use serde::Deserialize;
 
+pub use super::error_code::OAuthError;
+use super::{
+    error_body::{ErrorBody, described_code},
+    lenient::body,
+};
 use crate::api::Reason;
 
 /// A token request that got no token.
@@ -27,6 +31,8 @@ pub struct Refusal {
     pub skew: Option<SignedDuration>,
     /// The answer says in words that an assertion came too early or too late.
     pub untimely: bool,
+    /// The provider refuses with a code that is not known here, so that it may pass after all.
+    pub unknown_code: bool,
     /// What to do about it, where the provider's knowledge goes beyond the reason's.
     pub advice: Option<&'static str>,
 }
@@ -44,15 +50,43 @@ impl Refusal {
             retry_after: None,
             skew: None,
             untimely: false,
+            unknown_code: false,
             advice: None,
         }
     }
 
     /// A 2xx answer that is no token response.
-    pub(super) fn malformed(status: StatusCode, what: Malformed) -> Self {
+    pub(super) fn malformed<T>(response: &Response<T>, what: Malformed) -> Self {
         let mut refusal = Self::new(Reason::MalformedResponse, what.as_str());
-        refusal.http_status = Some(status.as_u16());
+        if let (Malformed::NotATokenResponse, Some(encoding)) = (what, foreign_encoding(response)) {
+            refusal.what += &format!(": its body is encoded ({encoding}), which the broker did not ask for");
+        }
+        refusal.http_status = Some(response.status().as_u16());
         refusal
+    }
+
+    /// Takes over what a provider's own code means.
+    pub fn understood(&mut self, reason: Reason, advice: Option<&'static str>) {
+        (self.reason, self.advice, self.unknown_code) = (reason, advice, false);
+    }
+
+    /// Whether the authorization server itself refused, in the words of the protocol. A gateway or a web framework that
+    /// answers 5xx does not say what became of the request.
+    pub fn is_of_the_server(&self) -> bool {
+        let outage = self.http_status.is_some_and(|status| status >= 500);
+        self.error.as_ref().is_some_and(|error| !outage || error.is_standard())
+    }
+}
+
+/// The encoding of a body that is still encoded when it is read, by a name of ours.
+fn foreign_encoding<T>(response: &Response<T>) -> Option<&'static str> {
+    let value = response.headers().get(header::CONTENT_ENCODING)?.to_str().unwrap_or_default();
+    match value.trim() {
+        "" | "identity" => None,
+        "br" => Some("br"),
+        "zstd" => Some("zstd"),
+        "compress" | "x-compress" => Some("compress"),
+        _ => Some("an unknown one"),
     }
 }
 
@@ -62,9 +96,9 @@ pub(super) enum Malformed {
     Empty,
     NotATokenResponse,
     NoAccessToken,
-    ControlCharacter,
+    Character,
+    TooLong,
     TokenType,
-    ExpiresIn,
 }
 
 impl Malformed {
@@ -73,49 +107,9 @@ impl Malformed {
             Self::Empty => "the answer is empty",
             Self::NotATokenResponse => "the answer is no token response",
             Self::NoAccessToken => "the answer holds no access_token",
-            Self::ControlCharacter => "the access_token holds characters that no token may hold",
+            Self::Character => "the access_token holds characters that no Bearer token may hold (RFC 6750 section 2.1)",
+            Self::TooLong => "the access_token has more than 32768 characters",
             Self::TokenType => "the token_type is not Bearer",
-            Self::ExpiresIn => "expires_in is no positive, sensible number of seconds",
-        }
-    }
-}
-
-/// An OAuth error code: lower-case letters and underscores, so that nothing else can hide in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OAuthError(String);
-
-impl OAuthError {
-    /// Longest code that is shown; the longest registered one has 36 characters.
-    const MAX: usize = 40;
-
-    fn parse(code: &str) -> Option<Self> {
-        let plain =
-            !code.is_empty() && code.len() <= Self::MAX && code.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
-        plain.then(|| Self(code.to_owned()))
-    }
-
-    /// The code.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// RFC 6749 sections 4.1.2.1 and 5.2, RFC 8628 section 3.5, RFC 8707 section 2, OpenID Connect Core section 3.1.2.6;
-    /// `authorization_declined` is Microsoft's `access_denied`.
-    fn reason(&self) -> Reason {
-        match self.as_str() {
-            "invalid_client" | "unauthorized_client" => Reason::InvalidClient,
-            "invalid_grant" => Reason::InvalidGrant,
-            "invalid_scope" | "invalid_target" => Reason::InvalidScope,
-            "consent_required" => Reason::ConsentRequired,
-            "interaction_required"
-            | "login_required"
-            | "access_denied"
-            | "authorization_declined"
-            | "authorization_pending"
-            | "expired_token" => Reason::AuthorizationRequired,
-            "temporarily_unavailable" | "server_error" => Reason::ProviderUnavailable,
-            "slow_down" => Reason::Throttled,
-            _ => Reason::RequestRefused,
         }
     }
 }
@@ -126,52 +120,67 @@ pub const SKEW_MIN: SignedDuration = SignedDuration::from_mins(1);
 /// Reads an answer that grants nothing. `now` is when the request was sent: the answer's `Date` is held against it.
 pub fn read_refusal(response: &Response<impl AsRef<[u8]>>, now: Timestamp) -> Refusal {
     let status = response.status();
-    let body: Option<Body> = serde_json::from_slice(response.body().as_ref()).ok();
-    let error = body.as_ref().and_then(|body| body.error.as_ref());
-    let code = error.and_then(|error| OAuthError::parse(error.as_str()?));
-    let provider_code = body.as_ref().and_then(Body::provider_code);
-    let skew =
-        date(response, header::DATE).map(|theirs| theirs.duration_since(now)).filter(|skew| skew.abs() > SKEW_MIN);
-
-    let reason = match (&code, error) {
-        _ if status == StatusCode::TOO_MANY_REQUESTS => Reason::Throttled,
-        (Some(code), _) => code.reason(),
-        (None, Some(_)) => Reason::RequestRefused,
-        (None, None) if status.is_server_error() => Reason::ProviderUnavailable,
-        (None, None) => Reason::MalformedResponse,
-    };
+    let body = ErrorBody::read(body(response));
+    let code = body.code();
+    let provider_code = body.provider_code();
+    let reason = reason(status, code.as_ref(), body.says_error());
     let what = match &code {
         Some(code) => format!("the provider answered {}{}", code.as_str(), suffix(provider_code.as_deref(), status)),
         None if status.is_redirection() => {
             format!("the provider answered with a redirect (HTTP {}), which is never followed", status.as_u16())
         }
         None if status.is_success() => "the answer is no token response".to_owned(),
+        None if body.says_error() => {
+            format!("the provider answered HTTP {} with an error that is no OAuth code", status.as_u16())
+        }
         None => format!("the provider answered HTTP {} without an OAuth error", status.as_u16()),
     };
     Refusal {
         reason,
         what,
         http_status: Some(status.as_u16()),
+        unknown_code: reason == Reason::RequestRefused && !code.as_ref().is_some_and(OAuthError::is_known),
         error: code,
         provider_code,
-        untimely: body.as_ref().is_some_and(Body::is_untimely),
-        correlation_id: body.and_then(|body| body.correlation_id).filter(|id| is_correlation_id(id)),
+        untimely: body.is_untimely(),
+        correlation_id: body.correlation_id(),
         retry_after: retry_after(response, now),
-        skew,
+        skew: skew(response, now),
         advice: None,
     }
+}
+
+/// What an answer means: by the OAuth error, whatever the status; but where the server is in trouble, a code that is not
+/// of the protocol is that of a gateway or a web framework.
+fn reason(status: StatusCode, code: Option<&OAuthError>, says_error: bool) -> Reason {
+    let outage = status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT;
+    // The text of a web framework about a URL that is wrong.
+    let elsewhere = matches!(status.as_u16(), 404 | 405 | 406 | 410 | 415);
+    match code {
+        _ if status == StatusCode::TOO_MANY_REQUESTS => Reason::Throttled,
+        Some(code) if outage && !code.is_standard() => Reason::ProviderUnavailable,
+        Some(code) => code.reason(),
+        None if outage => Reason::ProviderUnavailable,
+        None if says_error && !elsewhere && !status.is_redirection() => Reason::RequestRefused,
+        None => Reason::MalformedResponse,
+    }
+}
+
+/// How far the provider's clock is ahead of ours, where that is more than [`SKEW_MIN`] either way.
+pub(super) fn skew(response: &Response<impl AsRef<[u8]>>, now: Timestamp) -> Option<SignedDuration> {
+    date(response, header::DATE).map(|theirs| theirs.duration_since(now)).filter(|skew| skew.abs() > SKEW_MIN)
 }
 
 /// Reads an error that a browser brought back from the authorization endpoint (RFC 6749 section 4.1.2.1).
 pub(super) fn read_browser_error(error: &str, description: Option<&str>) -> Refusal {
     let code = OAuthError::parse(error);
-    let provider_code = description.and_then(described_code).and_then(shown_code);
+    let provider_code = description.and_then(described_code);
     let what = match (&code, &provider_code) {
         (Some(code), Some(provider_code)) => format!("the provider answered {} ({provider_code})", code.as_str()),
         (Some(code), None) => format!("the provider answered {}", code.as_str()),
         (None, _) => "the provider answered with an error of no known form".to_owned(),
     };
-    let reason = code.as_ref().map_or(Reason::RequestRefused, OAuthError::reason);
+    let reason = code.as_ref().map_or(Reason::RequestRefused, |code| code.reason());
     Refusal { error: code, provider_code, ..Refusal::new(reason, what) }
 }
 
@@ -205,54 +214,6 @@ fn date(response: &Response<impl AsRef<[u8]>>, name: HeaderName) -> Option<Times
     Some(rfc2822::parse(text(response, name)?).ok()?.with_time_zone(TimeZone::UTC).timestamp())
 }
 
-/// The members of an error response that are looked at; `error_description` only for Microsoft's code at its start, and
-/// for Google's words about the time in an assertion.
-#[derive(Deserialize)]
-struct Body {
-    error: Option<serde_json::Value>,
-    error_description: Option<serde_json::Value>,
-    error_codes: Option<serde_json::Value>,
-    suberror: Option<serde_json::Value>,
-    error_subtype: Option<serde_json::Value>,
-    correlation_id: Option<String>,
-}
-
-impl Body {
-    fn provider_code(&self) -> Option<String> {
-        let listed = || self.error_codes.as_ref()?.as_array()?.first()?.as_u64();
-        let number = listed().or_else(|| described_code(self.description()?));
-        let word = || {
-            let code = self.error_subtype.as_ref().or(self.suberror.as_ref())?.as_str()?;
-            OAuthError::parse(code).map(|OAuthError(code)| code)
-        };
-        number.and_then(shown_code).or_else(word)
-    }
-
-    /// Google has no code for it: "Invalid JWT: Token must be a short-lived token (60 minutes) and in a reasonable
-    /// timeframe. Check your iat and exp values in the JWT claim."
-    fn is_untimely(&self) -> bool {
-        self.description().is_some_and(|text| text.starts_with("Invalid JWT") && text.contains("reasonable timeframe"))
-    }
-
-    fn description(&self) -> Option<&str> {
-        self.error_description.as_ref()?.as_str()
-    }
-}
-
-/// Microsoft's code at the beginning of a description.
-fn described_code(description: &str) -> Option<u64> {
-    let text = description.strip_prefix("AADSTS")?;
-    text.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-}
-
-fn shown_code(number: u64) -> Option<String> {
-    (1_000..=999_999_999).contains(&number).then(|| format!("AADSTS{number}"))
-}
-
-fn is_correlation_id(id: &str) -> bool {
-    id.len() == 36 && id.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -266,28 +227,114 @@ mod tests {
     }
 
     #[test]
-    fn the_oauth_error_counts_whatever_the_status() {
+    fn an_error_of_the_protocol_counts_whatever_the_status_and_another_says_nothing_with_a_5xx() {
         let table = [
-            ("invalid_client", Reason::InvalidClient),
-            ("unauthorized_client", Reason::InvalidClient),
-            ("invalid_grant", Reason::InvalidGrant),
-            ("invalid_scope", Reason::InvalidScope),
-            ("consent_required", Reason::ConsentRequired),
-            ("interaction_required", Reason::AuthorizationRequired),
-            ("temporarily_unavailable", Reason::ProviderUnavailable),
-            ("server_error", Reason::ProviderUnavailable),
-            ("access_denied", Reason::AuthorizationRequired),
-            ("authorization_declined", Reason::AuthorizationRequired),
-            ("authorization_pending", Reason::AuthorizationRequired),
-            ("expired_token", Reason::AuthorizationRequired),
-            ("slow_down", Reason::Throttled),
-            ("invalid_request", Reason::RequestRefused),
-            ("never_heard_of", Reason::RequestRefused),
+            ("invalid_client", Reason::InvalidClient, true),
+            ("unauthorized_client", Reason::InvalidClient, true),
+            ("invalid_grant", Reason::InvalidGrant, true),
+            ("invalid_scope", Reason::InvalidScope, true),
+            ("invalid_target", Reason::InvalidScope, true),
+            ("invalid_token", Reason::InvalidGrant, true),
+            ("insufficient_scope", Reason::InvalidScope, true),
+            ("temporarily_unavailable", Reason::ProviderUnavailable, true),
+            ("server_error", Reason::ProviderUnavailable, true),
+            ("access_denied", Reason::AuthorizationRequired, true),
+            ("authorization_pending", Reason::AuthorizationRequired, true),
+            ("expired_token", Reason::AuthorizationRequired, true),
+            ("slow_down", Reason::Throttled, true),
+            ("invalid_request", Reason::RequestRefused, true),
+            ("unsupported_grant_type", Reason::RequestRefused, true),
+            ("consent_required", Reason::ConsentRequired, false),
+            ("interaction_required", Reason::AuthorizationRequired, false),
+            ("authorization_declined", Reason::AuthorizationRequired, false),
+            ("unauthorized", Reason::InvalidClient, false),
+            ("invalid_refresh_token", Reason::InvalidGrant, false),
+            ("internal_server_error", Reason::ProviderUnavailable, false),
+            ("never_heard_of", Reason::RequestRefused, false),
         ];
-        for (error, reason) in table {
-            for status in [200, 400, 401, 403, 404, 500, 503] {
-                assert_eq!(read(status, &format!(r#"{{"error":"{error}"}}"#)).reason, reason, "{status} {error}");
+        for (error, reason, standard) in table {
+            let body = format!(r#"{{"error":"{error}"}}"#);
+            for status in [200, 400, 401, 403, 404] {
+                assert_eq!(read(status, &body).reason, reason, "{status} {error}");
             }
+            for status in [408, 500, 502, 503, 504, 599] {
+                let wanted = if standard { reason } else { Reason::ProviderUnavailable };
+                let refusal = read(status, &body);
+                assert_eq!((refusal.reason, refusal.unknown_code), (wanted, false), "{status} {error}");
+                assert_eq!(refusal.is_of_the_server(), standard || status < 500, "{status} {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_code_is_read_in_any_letter_case_and_under_any_of_its_names() {
+        for (body, code, reason) in [
+            (r#"{"error":"INVALID_GRANT"}"#, "invalid_grant", Reason::InvalidGrant),
+            (r#"{"error":"Invalid_Client"}"#, "invalid_client", Reason::InvalidClient),
+            (r#"{"error":"invalidGrant"}"#, "invalid_grant", Reason::InvalidGrant),
+            (r#"{"error":"InvalidScope"}"#, "invalid_scope", Reason::InvalidScope),
+            (r#"{"error":"invalid-client"}"#, "invalid_client", Reason::InvalidClient),
+            (r#"{"error":" invalid grant "}"#, "invalid_grant", Reason::InvalidGrant),
+            (r#"{"error":"Unauthorized"}"#, "unauthorized", Reason::InvalidClient),
+            (r#"{"error":"INVALID_REFRESH_TOKEN"}"#, "invalid_refresh_token", Reason::InvalidGrant),
+            (r#"{"errorCode":"invalid_grant"}"#, "invalid_grant", Reason::InvalidGrant),
+            (r#"{"error_code":"invalid_client"}"#, "invalid_client", Reason::InvalidClient),
+            (r#"{"code":"invalid_scope","message":"x"}"#, "invalid_scope", Reason::InvalidScope),
+            (r#"{"error":{"code":"invalid_grant","message":"x"}}"#, "invalid_grant", Reason::InvalidGrant),
+            (r#"{"error":{"error":"invalid_grant"}}"#, "invalid_grant", Reason::InvalidGrant),
+            (r#"{"error":{"code":401,"status":"UNAUTHENTICATED"}}"#, "unauthenticated", Reason::InvalidClient),
+            (r#"{"error":{"code":403,"status":"PERMISSION_DENIED"}}"#, "permission_denied", Reason::ConsentRequired),
+            (r#"{"error":{"type":"invalid_client"}}"#, "invalid_client", Reason::InvalidClient),
+            (r#"{"error":400,"errorCode":"invalid_grant"}"#, "invalid_grant", Reason::InvalidGrant),
+            (r#"{"error":true,"error_code":"invalid_grant"}"#, "invalid_grant", Reason::InvalidGrant),
+            (r#"{"error":["x"],"errorCode":"invalid_grant"}"#, "invalid_grant", Reason::InvalidGrant),
+            (r#"{"error":"Bad Request","errorCode":"invalid_grant"}"#, "invalid_grant", Reason::InvalidGrant),
+            (r#"[{"errorCode":"INVALID_GRANT","message":"x"}]"#, "invalid_grant", Reason::InvalidGrant),
+            (r#"{"error":"invalid_grant","error":"invalid_client"}"#, "invalid_grant", Reason::InvalidGrant),
+            (
+                r#"{"error":"invalid_grant","error_description":{"a":[1]},"correlation_id":7}"#,
+                "invalid_grant",
+                Reason::InvalidGrant,
+            ),
+            (r#"{"timestamp":1,"error":"invalid_grant","trunc"#, "invalid_grant", Reason::InvalidGrant),
+        ] {
+            let refusal = read(400, body);
+            assert_eq!(refusal.error.as_ref().map(OAuthError::as_str), Some(code), "{body}");
+            assert_eq!((refusal.reason, refusal.unknown_code), (reason, false), "{body}");
+        }
+    }
+
+    #[test]
+    fn what_a_web_framework_says_is_no_refusal_of_the_server() {
+        let spring = |status: u16, error: &str| {
+            format!(r#"{{"timestamp":"2026-11-29T19:00:00Z","status":{status},"error":"{error}","path":"/token"}}"#)
+        };
+        for (status, error, reason, unknown) in [
+            (500, "Internal Server Error", Reason::ProviderUnavailable, false),
+            (503, "Service Unavailable", Reason::ProviderUnavailable, false),
+            (504, "upstream request timeout", Reason::ProviderUnavailable, false),
+            (408, "Request Timeout", Reason::ProviderUnavailable, false),
+            (404, "Not Found", Reason::MalformedResponse, false),
+            (405, "Method Not Allowed", Reason::MalformedResponse, false),
+            (415, "Unsupported Media Type", Reason::MalformedResponse, false),
+            (401, "Unauthorized", Reason::InvalidClient, false),
+            (400, "Bad Request", Reason::RequestRefused, true),
+            (403, "Forbidden", Reason::RequestRefused, true),
+            (422, "Unprocessable Entity", Reason::RequestRefused, true),
+        ] {
+            let refusal = read(status, &spring(status, error));
+            assert_eq!((refusal.reason, refusal.unknown_code), (reason, unknown), "{status} {error}");
+        }
+        for (status, body, reason) in [
+            (500, r#"{"error":{"code":500,"message":"x","status":"INTERNAL"}}"#, Reason::ProviderUnavailable),
+            (502, r#"{"message":"Internal server error"}"#, Reason::ProviderUnavailable),
+            (500, r#"{"error":"unknown_error","error_description":"x"}"#, Reason::ProviderUnavailable),
+            (500, r#"{"error":500}"#, Reason::ProviderUnavailable),
+            (400, r#"{"error":400}"#, Reason::RequestRefused),
+            (400, r#"{"error":{}}"#, Reason::RequestRefused),
+            (400, r#"{"message":"no"}"#, Reason::MalformedResponse),
+        ] {
+            assert_eq!(read(status, body).reason, reason, "{status} {body}");
         }
     }
 
@@ -341,6 +388,11 @@ mod tests {
         let odd = read(400, r#"{"error":"S3cr3t with spaces","correlation_id":"s3cr3t"}"#);
         assert_eq!((odd.reason, odd.error.is_none()), (Reason::RequestRefused, true));
         assert!(!format!("{odd:?}").contains("3cr3t"));
+        // Letters of both cases may be a secret; only a code that is known is shown then.
+        for secret in ["SuperSecretPassword", "hunterTwo", "s3cr3t", "s\u{e9}cret", &"x".repeat(41)] {
+            let odd = read(400, &format!(r#"{{"error":"{secret}","errorCode":"{secret}","suberror":"{secret}"}}"#));
+            assert_eq!((odd.error, odd.provider_code, odd.unknown_code), (None, None, true), "{secret}");
+        }
     }
 
     #[test]

@@ -1,21 +1,31 @@
-//! Token responses (RFC 6749 section 5.1).
+//! Token responses (RFC 6749 section 5.1), read liberally: a good token is not discarded because of the response around it.
 
 use http::Response;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use secrecy::{ExposeSecret as _, SecretString};
-use serde::Deserialize;
+use serde::{Deserialize, de::MapAccess};
 use sha2::{Digest as _, Sha256};
 
 use super::{
     claims::Claims,
-    refusal::{Malformed, Refusal, read_refusal},
+    lenient::{Members, Number, Said, SecretText, Words, body, object, read_members, skip},
+    refusal::{Malformed, Refusal, read_refusal, skew},
 };
 use crate::api::names;
 
 /// Lifetime where the answer names none (contract: with a Warning).
 pub const DEFAULT_LIFETIME: SignedDuration = SignedDuration::from_hours(1);
 /// Lifetimes beyond this are no sensible numbers: a year.
-const MAX_LIFETIME_SECONDS: u64 = 366 * 24 * 3600;
+const MAX_LIFETIME_SECONDS: f64 = 366.0 * 24.0 * 3600.0;
+/// Longest access token in bytes. Access tokens of real providers have 4 KiB at most; the Secret repeats the token up to
+/// five times, and once for each placeholder.
+pub const ACCESS_TOKEN_MAX: usize = 32 * 1024;
+/// Longest refresh token in bytes: two of them have to fit into one Secret.
+const REFRESH_TOKEN_MAX: usize = 128 * 1024;
+/// Scopes of a response that are kept: as many as a spec may ask for.
+pub const SCOPES_MAX: usize = 64;
+/// Longest scope that is kept, in bytes: as long as one in a spec may be.
+pub const SCOPE_MAX: usize = 512;
 
 /// An access token and what is known about it.
 #[derive(Clone, Debug)]
@@ -51,10 +61,35 @@ pub fn fingerprint(access_token: &str) -> String {
 pub struct TokenAnswer {
     /// The token.
     pub token: Token,
-    /// The answer named no lifetime, so [`DEFAULT_LIFETIME`] was taken.
-    pub lifetime_unknown: bool,
+    /// What the response did not say in a usable form, so that the broker assumed it. Each is a Warning.
+    pub assumed: Vec<Assumption>,
     /// Who signed in, where the answer has an ID token that says so.
     pub addresses: Vec<String>,
+}
+
+/// What the broker assumed of a token whose response did not say it in a usable form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Assumption {
+    /// The lifetime.
+    Lifetime {
+        /// What is wrong with the response, as the end of a sentence about it.
+        flaw: &'static str,
+        /// What the broker took instead.
+        taken: LifetimeSource,
+    },
+    /// The response has no `token_type`, so the token is taken for a Bearer token.
+    TokenType,
+}
+
+/// Where a lifetime comes from that the response does not state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LifetimeSource {
+    /// The claim `exp` of the token, which is a JWT.
+    ExpClaim,
+    /// The response's `expires_in`, although the token's own `exp` contradicts it.
+    ExpiresIn,
+    /// [`DEFAULT_LIFETIME`].
+    Default,
 }
 
 /// A refresh token that came with an answer. It is read, and kept, whatever else the answer is worth: a provider that
@@ -68,20 +103,37 @@ pub struct Rotated {
 }
 
 impl Rotated {
-    /// The refresh token in the answer to a request that was sent at `sent_at`, if there is one that can be used.
+    /// The refresh token in the answer to a request that was sent at `sent_at`, if there is one that can be used. It is
+    /// read also out of JSON that breaks off behind it, or that has a member twice.
     pub fn read(response: &Response<impl AsRef<[u8]>>, sent_at: Timestamp) -> Option<Self> {
-        #[derive(Deserialize)]
-        struct Wire {
+        #[derive(Default)]
+        struct Found {
             refresh_token: Option<SecretString>,
             /// Google's name for it.
-            refresh_token_expires_in: Option<Seconds>,
+            refresh_token_expires_in: Number,
             /// Keycloak's; 0 is no end.
-            refresh_expires_in: Option<Seconds>,
+            refresh_expires_in: Number,
         }
-        let wire: Wire = serde_json::from_slice(response.body().as_ref()).ok()?;
-        let refresh_token = wire.refresh_token.filter(|token| check_text(token.expose_secret()).is_ok())?;
-        let life = wire.refresh_token_expires_in.or(wire.refresh_expires_in).and_then(|seconds| seconds.read().ok());
-        Some(Self { refresh_token, expires_at: life.map(|life| sent_at + life) })
+        impl Members for Found {
+            fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, members: &mut A) -> Result<(), A::Error> {
+                match name {
+                    "refresh_token" => {
+                        let SecretText(token) = members.next_value()?;
+                        self.refresh_token = token.filter(is_refresh_token).or(self.refresh_token.take());
+                    }
+                    "refresh_token_expires_in" => self.refresh_token_expires_in = members.next_value()?,
+                    "refresh_expires_in" => self.refresh_expires_in = members.next_value()?,
+                    _ => skip(members)?,
+                }
+                Ok(())
+            }
+        }
+        let mut found = Found::default();
+        read_members(body(response), &mut found);
+        let life = [found.refresh_token_expires_in, found.refresh_expires_in]
+            .into_iter()
+            .find_map(|number| lifetime(number).ok().flatten());
+        Some(Self { refresh_token: found.refresh_token?, expires_at: life.map(|life| sent_at + life) })
     }
 }
 
@@ -97,100 +149,185 @@ pub fn read_token_response(
     if !response.status().is_success() {
         return Err(read_refusal(response, sent_at));
     }
-    let malformed = |what| Refusal::malformed(response.status(), what);
-    let body = response.body().as_ref();
+    let malformed = |what| Refusal::malformed(response, what);
+    let body = body(response);
     if body.is_empty() {
         return Err(malformed(Malformed::Empty));
     }
-    let Ok(wire) = serde_json::from_slice::<Wire>(body) else {
-        // A duplicate key, a wrong type or an `error` in a 200: what the provider means is asked first.
+    let Some(wire) = object::<Wire>(body) else {
+        // A duplicate key, or no JSON: what the provider means is asked first.
         let refusal = read_refusal(response, sent_at);
         return Err(if refusal.error.is_some() { refusal } else { malformed(Malformed::NotATokenResponse) });
     };
-    if wire.error.is_some() {
+    if wire.error.0 {
         return Err(read_refusal(response, sent_at));
     }
-    let access_token = wire.access_token.ok_or_else(|| malformed(Malformed::NoAccessToken))?;
-    check_text(access_token.expose_secret()).map_err(malformed)?;
-    let token_type = wire.token_type.ok_or_else(|| malformed(Malformed::TokenType))?;
-    if !token_type.eq_ignore_ascii_case("bearer") {
-        return Err(malformed(Malformed::TokenType));
-    }
-    let lifetime = wire.expires_in.map(Seconds::read).transpose().map_err(malformed)?;
-    let refresh_in = wire.refresh_in.map(Seconds::read).transpose().unwrap_or_default();
-    let expires_at = sent_at + lifetime.unwrap_or(DEFAULT_LIFETIME);
-    let scopes = match wire.scope {
-        Some(scope) => scope.split_ascii_whitespace().map(str::to_owned).collect(),
-        None => asked.to_vec(),
-    };
+    let access_token = wire.access_token.0.ok_or_else(|| {
+        // The error may stand under another name.
+        let refusal = read_refusal(response, sent_at);
+        if refusal.error.is_some() { refusal } else { malformed(Malformed::NoAccessToken) }
+    })?;
+    check_access_token(access_token.expose_secret()).map_err(malformed)?;
+    let mut assumed = vec![];
+    let token_type = token_type(wire.token_type).map_err(malformed)?.unwrap_or_else(|| {
+        assumed.push(Assumption::TokenType);
+        BEARER.to_owned()
+    });
+    let exp = Claims::read(access_token.expose_secret()).and_then(|claims| claims.exp());
+    // By the clock of the broker, which may differ from the provider's.
+    let exp = exp.and_then(|exp| exp.checked_sub(skew(response, sent_at).unwrap_or_default()).ok());
+    let expires_at = expiry(sent_at, wire.expires_in, exp, &mut assumed);
+    let refresh_in = lifetime(wire.refresh_in).unwrap_or_default();
+    let granted: Vec<_> = wire.scope.0.into_iter().filter(|scope| is_scope(scope)).collect();
     let token = Token {
         access_token,
         token_type,
         issued_at: sent_at,
         expires_at,
         refresh_at: refresh_in.map(|seconds| sent_at + seconds).filter(|at| *at < expires_at),
-        scopes,
+        scopes: if granted.is_empty() { asked.to_vec() } else { granted },
     };
-    let identity = wire.id_token.and_then(|token| Claims::read(token.expose_secret()));
+    let identity = wire.id_token.0.and_then(|token| Claims::read(token.expose_secret()));
     let addresses = identity.iter().flat_map(Claims::addresses).map(str::to_owned).collect();
-    Ok(TokenAnswer { token, lifetime_unknown: lifetime.is_none(), addresses })
+    Ok(TokenAnswer { token, assumed, addresses })
 }
 
-/// RFC 6749 appendix A.12 allows VSCHAR; anything else could end a header or a SASL string early.
-fn check_text(access_token: &str) -> Result<(), Malformed> {
-    match access_token.bytes().all(|byte| (0x21..=0x7e).contains(&byte)) {
-        true if access_token.is_empty() => Err(Malformed::NoAccessToken),
-        true => Ok(()),
-        false => Err(Malformed::ControlCharacter),
+/// The only type of token that mail servers take (RFC 6750).
+const BEARER: &str = "Bearer";
+
+/// `Bearer` in the provider's spelling; `None` where the response has no type. Apigee calls it `BearerToken`.
+fn token_type(Words(words): Words<2>) -> Result<Option<String>, Malformed> {
+    match words.as_slice() {
+        [] => Ok(None),
+        [word] if word.eq_ignore_ascii_case(BEARER) => Ok(Some(word.clone())),
+        [word] if word.eq_ignore_ascii_case("bearertoken") => Ok(Some(BEARER.to_owned())),
+        _ => Err(Malformed::TokenType),
     }
+}
+
+/// When a token ends: after `expires_in`, or at the token's own `exp`, whichever is earlier.
+fn expiry(sent_at: Timestamp, expires_in: Number, exp: Option<Timestamp>, assumed: &mut Vec<Assumption>) -> Timestamp {
+    let stated = lifetime(expires_in);
+    let ends = stated.ok().flatten().map(|lifetime| sent_at + lifetime);
+    let own = exp.filter(|exp| *exp > sent_at && exp.duration_since(sent_at).as_secs_f64() <= MAX_LIFETIME_SECONDS);
+    let taken = match (own, ends) {
+        (Some(_), _) => LifetimeSource::ExpClaim,
+        (None, Some(_)) => LifetimeSource::ExpiresIn,
+        (None, None) => LifetimeSource::Default,
+    };
+    let flaw = match (stated, own) {
+        (Err(flaw), _) => Some(flaw),
+        (Ok(None), None) => Some("has no expires_in"),
+        // The claim is in the past although the token was issued just now.
+        (Ok(Some(_)), None) if exp.is_some_and(|exp| exp <= sent_at) => {
+            Some("holds a token whose own exp is in the past: a clock is wrong")
+        }
+        (Ok(_), _) => None,
+    };
+    assumed.extend(flaw.map(|flaw| Assumption::Lifetime { flaw, taken }));
+    own.into_iter().chain(ends).min().unwrap_or(sent_at + DEFAULT_LIFETIME)
+}
+
+/// A lifetime in whole seconds; `None` where there is none.
+///
+/// # Errors
+/// What is wrong with it, as the end of a sentence about the response.
+pub(super) fn lifetime(number: Number) -> Result<Option<SignedDuration>, &'static str> {
+    match number {
+        Number::Absent => Ok(None),
+        Number::Unreadable => Err("has an expires_in that is no number of seconds"),
+        Number::Given(seconds) if seconds < 0.0 => Err("has a negative expires_in"),
+        Number::Given(seconds) if seconds < 1.0 => Err("has an expires_in of zero"),
+        Number::Given(seconds) if seconds > MAX_LIFETIME_SECONDS => Err("has an expires_in of more than a year"),
+        Number::Given(seconds) => Ok(Some(SignedDuration::from_secs(seconds as i64))),
+    }
+}
+
+/// Whether this is an access token: RFC 6750's `b64token`, which can stand in a header, in a SASL string and in a file
+/// that a shell reads, of at most [`ACCESS_TOKEN_MAX`] bytes.
+pub fn is_access_token(text: &str) -> bool {
+    check_access_token(text).is_ok()
+}
+
+fn check_access_token(text: &str) -> Result<(), Malformed> {
+    let symbols = text.trim_end_matches('=');
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(&byte);
+    match () {
+        () if text.is_empty() => Err(Malformed::NoAccessToken),
+        () if text.len() > ACCESS_TOKEN_MAX => Err(Malformed::TooLong),
+        () if symbols.is_empty() || !symbols.bytes().all(plain) => Err(Malformed::Character),
+        () => Ok(()),
+    }
+}
+
+/// RFC 6749 appendix A.17: visible ASCII.
+fn is_refresh_token(token: &SecretString) -> bool {
+    let text = token.expose_secret();
+    !text.is_empty() && text.len() <= REFRESH_TOKEN_MAX && text.bytes().all(|byte| (0x21..=0x7e).contains(&byte))
+}
+
+/// The scopes in a text, within the bounds that hold for those of a response.
+pub fn scopes(text: &str) -> Vec<String> {
+    text.split_ascii_whitespace().filter(|scope| is_scope(scope)).take(SCOPES_MAX).map(str::to_owned).collect()
+}
+
+/// RFC 6749 appendix A.4, and bounded.
+fn is_scope(scope: &str) -> bool {
+    let plain = |byte: u8| matches!(byte, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
+    !scope.is_empty() && scope.len() <= SCOPE_MAX && scope.bytes().all(plain)
 }
 
 /// No `Debug`: it holds the token. `error` is read too, since some servers answer 200 with it.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Wire {
-    access_token: Option<SecretString>,
-    token_type: Option<String>,
-    expires_in: Option<Seconds>,
-    refresh_in: Option<Seconds>,
-    scope: Option<String>,
-    id_token: Option<SecretString>,
-    error: Option<serde::de::IgnoredAny>,
-}
-
-/// A number of seconds; some servers send it as a string of digits.
-#[derive(Deserialize)]
-#[serde(untagged)]
-pub(super) enum Seconds {
-    Number(serde_json::Number),
-    Text(String),
-}
-
-impl Seconds {
-    pub(super) fn read(self) -> Result<SignedDuration, Malformed> {
-        let seconds = match self {
-            Self::Number(number) => number.as_u64(),
-            Self::Text(text) if text.bytes().all(|byte| byte.is_ascii_digit()) => text.parse().ok(),
-            Self::Text(_) => None,
-        };
-        match seconds {
-            Some(seconds @ 1..=MAX_LIFETIME_SECONDS) => Ok(SignedDuration::from_secs(seconds.cast_signed())),
-            _ => Err(Malformed::ExpiresIn),
-        }
-    }
+    access_token: SecretText,
+    token_type: Words<2>,
+    expires_in: Number,
+    refresh_in: Number,
+    scope: Words<SCOPES_MAX>,
+    id_token: SecretText,
+    error: Said,
 }
 
 #[cfg(test)]
 mod tests {
+    use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+    use serde_json::{Value, json};
+
     use super::*;
     use crate::api::Reason;
 
+    const NOW: i64 = 1_000_000;
+
     fn sent_at() -> Timestamp {
-        Timestamp::from_second(1_000_000).unwrap()
+        Timestamp::from_second(NOW).unwrap()
     }
 
     fn read(status: u16, body: &str) -> Result<TokenAnswer, Refusal> {
         let response = Response::builder().status(status).body(body.as_bytes().to_vec()).unwrap();
         read_token_response(&response, sent_at(), &["asked".to_owned()])
+    }
+
+    /// A response with these members beside the token.
+    fn with(fields: &str) -> Result<TokenAnswer, Refusal> {
+        let comma = if fields.is_empty() { "" } else { "," };
+        read(200, &format!(r#"{{"access_token":"t"{comma}{fields}}}"#))
+    }
+
+    fn lifetime_of(answer: &TokenAnswer) -> i64 {
+        answer.token.expires_at.as_second() - NOW
+    }
+
+    fn flaw(answer: &TokenAnswer) -> Option<&'static str> {
+        answer.assumed.iter().find_map(|assumed| match assumed {
+            Assumption::Lifetime { flaw, .. } => Some(*flaw),
+            Assumption::TokenType => None,
+        })
+    }
+
+    fn jwt(claims: &Value) -> String {
+        format!("e30.{}.c2ln", BASE64_URL_SAFE_NO_PAD.encode(claims.to_string()))
     }
 
     #[test]
@@ -200,32 +337,203 @@ mod tests {
         assert_eq!(answer.token.expires_at.as_second(), 1_003_599);
         assert_eq!(answer.token.refresh_at.unwrap().as_second(), 1_001_800);
         assert_eq!(answer.token.scopes, ["asked"]);
-        assert!(!answer.lifetime_unknown);
+        assert_eq!(answer.assumed, []);
         assert!(!format!("{answer:?}").contains("t0k"));
     }
 
     #[test]
-    fn the_scopes_granted_win_over_those_asked_for() {
-        let answer = read(200, r#"{"access_token":"t","token_type":"Bearer","expires_in":60,"scope":"a b"}"#).unwrap();
-        assert_eq!(answer.token.scopes, ["a", "b"]);
-    }
-
-    #[test]
-    fn digits_in_a_string_are_a_lifetime_and_none_is_an_hour() {
-        let text = read(200, r#"{"access_token":"t","token_type":"Bearer","expires_in":"90"}"#).unwrap();
-        assert_eq!(text.token.expires_at.as_second(), 1_000_090);
-        let none = read(200, r#"{"access_token":"t","token_type":"Bearer"}"#).unwrap();
-        assert_eq!(none.token.expires_at.as_second(), 1_003_600);
-        assert!(none.lifetime_unknown);
-    }
-
-    #[test]
-    fn odd_lifetimes_are_refused() {
-        for odd in ["0", "-1", "1e12", "1000000000000", "1.5", "\"1h\"", "\"\"", "\"-5\"", "true", "[]", "{}"] {
-            let refusal =
-                read(200, &format!(r#"{{"access_token":"t","token_type":"Bearer","expires_in":{odd}}}"#)).unwrap_err();
-            assert_eq!(refusal.reason, Reason::MalformedResponse, "{odd}");
+    fn a_token_type_is_bearer_in_many_spellings_and_none_means_bearer_with_a_warning() {
+        for (fields, spelling, assumed) in [
+            (r#""token_type":"Bearer""#, "Bearer", false),
+            (r#""token_type":"bearer""#, "bearer", false),
+            (r#""token_type":" BEARER ""#, "BEARER", false),
+            (r#""token_type":["Bearer"]"#, "Bearer", false),
+            (r#""token_type":"BearerToken""#, "Bearer", false),
+            ("", "Bearer", true),
+            (r#""token_type":null"#, "Bearer", true),
+            (r#""token_type":"""#, "Bearer", true),
+        ] {
+            let answer =
+                with(&format!(r#"{fields}{}"expires_in":60"#, if fields.is_empty() { "" } else { "," })).unwrap();
+            assert_eq!(answer.token.token_type, spelling, "{fields}");
+            assert_eq!(answer.assumed, if assumed { vec![Assumption::TokenType] } else { vec![] }, "{fields}");
         }
+        for other in [r#""mac""#, r#""N_A""#, r#""DPoP""#, r#""Bearer DPoP""#, r#"["mac"]"#, r#"["Bearer","mac"]"#] {
+            let refusal = with(&format!(r#""token_type":{other}"#)).unwrap_err();
+            assert_eq!(
+                (refusal.reason, refusal.what.as_str()),
+                (Reason::MalformedResponse, "the token_type is not Bearer")
+            );
+        }
+    }
+
+    #[test]
+    fn scopes_come_as_a_text_or_a_list_and_those_granted_win_over_those_asked_for() {
+        for (scope, scopes) in [
+            (r#""a b""#, &["a", "b"][..]),
+            (r#""  a   b ""#, &["a", "b"]),
+            (r#"["a","b"]"#, &["a", "b"]),
+            (r#"["a b","c"]"#, &["a", "b", "c"]),
+            (r#"["a",7,null,{"b":1},["c"],"d"]"#, &["a", "d"]),
+            // What says nothing is as asked (RFC 6749 section 5.1).
+            (r#""""#, &["asked"]),
+            ("[]", &["asked"]),
+            ("null", &["asked"]),
+            ("7", &["asked"]),
+            (r#"{"a":"b"}"#, &["asked"]),
+        ] {
+            assert_eq!(with(&format!(r#""scope":{scope}"#)).unwrap().token.scopes, scopes, "{scope}");
+        }
+    }
+
+    #[test]
+    fn scopes_are_bounded_in_number_length_and_characters() {
+        let many = with(&format!(r#""scope":"{}""#, "a ".repeat(120_000))).unwrap();
+        assert_eq!(many.token.scopes.len(), SCOPES_MAX);
+        let list = with(&format!(r#""scope":{}"#, json!(vec!["a"; 1_000]))).unwrap();
+        assert_eq!(list.token.scopes.len(), SCOPES_MAX);
+        let odd = json!(["ok", "x".repeat(513), "q\"uote", "back\\slash", "\u{1b}[31m", "b\u{fc}ro", "x".repeat(512)]);
+        assert_eq!(with(&format!(r#""scope":{odd}"#)).unwrap().token.scopes, ["ok".to_owned(), "x".repeat(512)]);
+        assert_eq!(scopes(&"a ".repeat(100)).len(), SCOPES_MAX);
+        assert_eq!(scopes("a \u{1b}b c"), ["a", "c"]);
+    }
+
+    #[test]
+    fn a_lifetime_is_a_number_however_it_is_written() {
+        for (expires_in, seconds) in [
+            ("3600", 3600),
+            ("3600.0", 3600),
+            ("3.6e3", 3600),
+            ("59.9", 59),
+            ("\"90\"", 90),
+            ("\" 90 \"", 90),
+            ("\"+90\"", 90),
+            ("\"3600.0\"", 3600),
+            ("31622400", 366 * 24 * 3600),
+        ] {
+            let answer = with(&format!(r#""token_type":"Bearer","expires_in":{expires_in}"#)).unwrap();
+            assert_eq!((lifetime_of(&answer), answer.assumed), (seconds, vec![]), "{expires_in}");
+        }
+    }
+
+    #[test]
+    fn a_lifetime_that_cannot_be_right_is_an_hour_with_a_warning_that_says_what_is_wrong() {
+        for (expires_in, what) in [
+            ("0", "zero"),
+            ("0.5", "zero"),
+            ("-0", "zero"),
+            ("-1", "negative"),
+            ("\"-5\"", "negative"),
+            ("1e12", "more than a year"),
+            ("1000000000000", "more than a year"),
+            ("99999999999999999999999999", "more than a year"),
+            ("31622401", "more than a year"),
+            ("\"1h\"", "no number"),
+            ("\"soon\"", "no number"),
+            ("\"\"", "no number"),
+            ("\"NaN\"", "no number"),
+            ("\"inf\"", "no number"),
+            ("\"0x10\"", "no number"),
+            ("true", "no number"),
+            ("[3600]", "no number"),
+            ("{}", "no number"),
+            ("null", "no expires_in"),
+        ] {
+            let answer = with(&format!(r#""expires_in":{expires_in}"#)).unwrap();
+            assert_eq!(lifetime_of(&answer), 3600, "{expires_in}");
+            assert!(flaw(&answer).unwrap().contains(what), "{expires_in}: {:?}", answer.assumed);
+        }
+        assert_eq!(flaw(&with("").unwrap()), Some("has no expires_in"));
+    }
+
+    #[test]
+    fn of_the_response_and_the_token_itself_the_earlier_end_counts() {
+        let of = |claims: Value, expires_in: Value| {
+            let body = json!({"access_token": jwt(&claims), "token_type": "Bearer", "expires_in": expires_in});
+            let answer = read(200, &body.to_string()).unwrap();
+            (lifetime_of(&answer), flaw(&answer).is_some())
+        };
+        for (claims, expires_in, seconds, warns) in [
+            (json!({"exp": NOW + 300}), json!(null), 300, false),
+            (json!({"exp": (NOW + 300).to_string()}), json!(null), 300, false),
+            (json!({"exp": 1_000_300.5}), json!(null), 300, false),
+            (json!({"exp": NOW + 300}), json!(3600), 300, false),
+            (json!({"exp": NOW + 7200}), json!(3600), 3600, false),
+            (json!({"exp": NOW + 300}), json!("soon"), 300, true),
+            (json!({"exp": NOW + 300}), json!(0), 300, true),
+            // Claims that say nothing.
+            (json!({"sub": "x"}), json!(60), 60, false),
+            (json!({"exp": "soon"}), json!(60), 60, false),
+            (json!({"exp": null}), json!(60), 60, false),
+            (json!({"exp": -5}), json!(60), 60, false),
+            (json!({"exp": 1e300}), json!(60), 60, false),
+            (json!({"exp": NOW + 400 * 24 * 3600}), json!(null), 3600, true),
+            // A clock is wrong: the response is believed, with a Warning.
+            (json!({"exp": NOW - 10}), json!(60), 60, true),
+            (json!({"exp": NOW}), json!(null), 3600, true),
+        ] {
+            let told = format!("{claims} {expires_in}");
+            assert_eq!(of(claims, expires_in), (seconds, warns), "{told}");
+        }
+    }
+
+    #[test]
+    fn the_tokens_own_end_is_by_the_providers_clock() {
+        let body = json!({"access_token": jwt(&json!({"exp": NOW - 600 + 300})), "token_type": "Bearer"});
+        // Ten minutes behind the broker's, which is 1970-01-12 13:46:40.
+        let response =
+            Response::builder().header("date", "Mon, 12 Jan 1970 13:36:40 GMT").body(body.to_string()).unwrap();
+        let answer = read_token_response(&response, sent_at(), &[]).unwrap();
+        assert_eq!((lifetime_of(&answer), answer.assumed), (300, vec![]));
+        for date in ["Fri, 31 Dec 9999 23:59:59 GMT", "Mon, 01 Jan 0001 00:00:00 GMT"] {
+            let exp = json!({"access_token": jwt(&json!({"exp": 221_845_000_000_i64})), "expires_in": 60});
+            let response = Response::builder().header("date", date).body(exp.to_string()).unwrap();
+            assert_eq!(lifetime_of(&read_token_response(&response, sent_at(), &[]).unwrap()), 60);
+        }
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_skipped() {
+        let body = |text: &str| [b"\xef\xbb\xbf", text.as_bytes()].concat();
+        let good = Response::new(body(r#"{"access_token":"t","refresh_token":"r1"}"#));
+        assert!(read_token_response(&good, sent_at(), &[]).is_ok());
+        assert_eq!(Rotated::read(&good, sent_at()).unwrap().refresh_token.expose_secret(), "r1");
+        let bad = Response::builder().status(400).body(body(r#"{"error":"invalid_grant"}"#)).unwrap();
+        assert_eq!(read_token_response(&bad, sent_at(), &[]).unwrap_err().reason, Reason::InvalidGrant);
+    }
+
+    #[test]
+    fn an_access_token_is_a_b64token_of_at_most_32_kib() {
+        for good in ["t", "a.b-c_d~e+f/g", "abc==", "A0=", &"x".repeat(ACCESS_TOKEN_MAX)] {
+            let answer = read(200, &json!({"access_token": good}).to_string()).unwrap();
+            assert_eq!(answer.token.access_token.expose_secret(), good);
+            assert!(is_access_token(good));
+        }
+        for bad in [
+            "a b",
+            "a\nb",
+            "a\u{1}b",
+            "a\"b",
+            "a`b",
+            "a$b",
+            "a;b",
+            "a'b",
+            "a\\b",
+            "a|b",
+            "a:b",
+            "a%20b",
+            "a=b",
+            "=",
+            "b\u{fc}ro",
+            "a\0",
+        ] {
+            let refusal = read(200, &json!({"access_token": bad}).to_string()).unwrap_err();
+            assert_eq!(refusal.reason, Reason::MalformedResponse, "{bad:?}");
+            assert!(refusal.what.contains("characters") && !refusal.what.contains(bad), "{}", refusal.what);
+            assert!(!is_access_token(bad));
+        }
+        let long = json!({"access_token": "x".repeat(ACCESS_TOKEN_MAX + 1)});
+        assert_eq!(read(200, &long.to_string()).unwrap_err().what, "the access_token has more than 32768 characters");
     }
 
     #[test]
@@ -234,14 +542,13 @@ mod tests {
             "",
             "<html>",
             "[]",
+            "7",
             "{}",
             "null",
-            r#"{"access_token":"t"}"#,
-            r#"{"access_token":"","token_type":"Bearer"}"#,
-            r#"{"access_token":"t","token_type":"mac"}"#,
-            r#"{"access_token":"a\nb","token_type":"Bearer"}"#,
-            r#"{"access_token":"a\u0001b","token_type":"Bearer"}"#,
-            r#"{"access_token":"a b","token_type":"Bearer"}"#,
+            r#"{"access_token":""}"#,
+            r#"{"access_token":null}"#,
+            r#"{"access_token":7}"#,
+            r#"{"access_token":["t"]}"#,
             r#"{"access_token":"t","token_type":"Bearer","expires"#,
             r#"{"access_token":"t","access_token":"u","token_type":"Bearer"}"#,
         ] {
@@ -257,20 +564,54 @@ mod tests {
     }
 
     #[test]
-    fn a_refresh_token_that_came_is_read_with_its_end() {
+    fn a_refresh_token_is_kept_however_odd_the_response_around_it() {
         let rotated = |body: &str| Rotated::read(&Response::new(body.as_bytes().to_vec()), sent_at());
         let kept = rotated(r#"{"refresh_token":"r1","refresh_expires_in":60}"#).unwrap();
         assert_eq!(kept.refresh_token.expose_secret(), "r1");
         assert_eq!(kept.expires_at, Some(sent_at() + SignedDuration::from_secs(60)));
-        assert!(rotated(r#"{"access_token":"a"}"#).is_none());
+        for (body, life) in [
+            (r#"{"refresh_token":"r1"}"#, None),
+            (r#"{"refresh_token":"r1","refresh_expires_in":0}"#, None),
+            (r#"{"refresh_token":"r1","refresh_expires_in":"soon"}"#, None),
+            (r#"{"refresh_token":"r1","refresh_token_expires_in":"604800.0"}"#, Some(604_800)),
+            (r#"{"refresh_token":"r1","refresh_token_expires_in":[],"refresh_expires_in":60}"#, Some(60)),
+            (r#"{"access_token":{"odd":[1,2]},"scope":7,"token_type":{},"refresh_token":"r1"}"#, None),
+            (r#"{"access_token":"a b","refresh_token":"r1","expires_in":true}"#, None),
+            (r#"{"access_token":"a","access_token":"b","refresh_token":"r1"}"#, None),
+            (r#"{"refresh_token":"r0","refresh_token":"r1"}"#, None),
+            (r#"{"refresh_token":"r1","refresh_token":null}"#, None),
+            (r#"{"refresh_token":"r1","access_token":"trunc"#, None),
+            (r#"{"refresh_token":"r1"} and more"#, None),
+            (r#"[{"refresh_token":"r1"}]"#, None),
+        ] {
+            let kept = rotated(body).unwrap_or_else(|| panic!("{body}"));
+            assert_eq!(kept.refresh_token.expose_secret(), "r1", "{body}");
+            assert_eq!(kept.expires_at.map(|at| at.as_second() - NOW), life, "{body}");
+        }
+        let long = format!(r#"{{"refresh_token":"{}"}}"#, "x".repeat(REFRESH_TOKEN_MAX + 1));
+        for body in [
+            r#"{"access_token":"a"}"#,
+            r#"{"refresh_token":7}"#,
+            r#"{"refresh_token":""}"#,
+            r#"{"refresh_token":"a b"}"#,
+            r#"{"refresh_token":"trunc"#,
+            "",
+            "<html>",
+            &long,
+        ] {
+            assert!(rotated(body).is_none(), "{body:.40}");
+        }
     }
 
     #[test]
-    fn a_hint_to_renew_at_the_end_is_none_and_a_sign_makes_no_number() {
-        let of = |fields: &str| read(200, &format!(r#"{{"access_token":"t","token_type":"Bearer",{fields}}}"#));
-        assert_eq!(of(r#""expires_in":100,"refresh_in":100"#).unwrap().token.refresh_at, None);
-        assert!(of(r#""expires_in":100,"refresh_in":99"#).unwrap().token.refresh_at.is_some());
-        assert!(of(r#""expires_in":"+5""#).is_err());
+    fn a_hint_to_renew_that_says_nothing_is_none() {
+        let refresh_at = |fields: &str| with(fields).unwrap().token.refresh_at.map(|at| at.as_second() - NOW);
+        assert_eq!(refresh_at(r#""expires_in":100,"refresh_in":100"#), None);
+        assert_eq!(refresh_at(r#""expires_in":100,"refresh_in":99"#), Some(99));
+        assert_eq!(refresh_at(r#""expires_in":100,"refresh_in":"50.0""#), Some(50));
+        for odd in ["0", "-1", "\"soon\"", "[]", "null"] {
+            assert_eq!(refresh_at(&format!(r#""expires_in":100,"refresh_in":{odd}"#)), None, "{odd}");
+        }
     }
 
     #[test]
@@ -279,15 +620,29 @@ mod tests {
             ("", "the answer is empty"),
             ("{}", "the answer holds no access_token"),
             (r#"{"access_token":"t","token_type":"mac"}"#, "the token_type is not Bearer"),
+            ("<html>", "the answer is no token response"),
         ] {
             assert_eq!(read(200, body).unwrap_err().what, what, "{body}");
+        }
+        for (encoding, named) in [("br", "(br)"), ("zstd", "(zstd)"), ("s3cr3t", "(an unknown one)")] {
+            let response = Response::builder().header("content-encoding", encoding).body(&b"\x1b\x00"[..]).unwrap();
+            let what = read_token_response(&response, sent_at(), &[]).unwrap_err().what;
+            assert!(what.contains(named) && what.contains("no token response"), "{what}");
         }
     }
 
     #[test]
-    fn an_error_with_status_200_is_the_error() {
-        let refusal = read(200, r#"{"error":"invalid_grant"}"#).unwrap_err();
-        assert_eq!(refusal.reason, Reason::InvalidGrant);
+    fn an_error_with_status_200_is_the_error_and_an_empty_one_is_none() {
+        for body in [
+            r#"{"error":"invalid_grant"}"#,
+            r#"{"error":"invalid_grant","access_token":"t"}"#,
+            r#"{"errorCode":"invalid_grant"}"#,
+        ] {
+            assert_eq!(read(200, body).unwrap_err().reason, Reason::InvalidGrant, "{body}");
+        }
+        for empty in ["null", "\"\"", "false", "0", "[]", "{}"] {
+            assert!(with(&format!(r#""error":{empty}"#)).is_ok(), "{empty}");
+        }
     }
 
     proptest::proptest! {
@@ -297,6 +652,16 @@ mod tests {
             if let Ok(answer) = read_token_response(&response, sent_at(), &[]) {
                 proptest::prop_assert!(answer.token.expires_at > sent_at());
             }
+        }
+
+        #[test]
+        fn any_lifetimes_and_dates_end_in_a_time_ahead(expires_in: f64, exp: f64, skew in -4_000_000_000_i64..200_000_000_000) {
+            let body = json!({"access_token": jwt(&json!({"exp": exp})), "expires_in": expires_in});
+            let theirs = Timestamp::from_second(NOW + skew).unwrap().strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+            let response = Response::builder().header("date", theirs).body(body.to_string()).unwrap();
+            let token = read_token_response(&response, sent_at(), &[]).unwrap().token;
+            proptest::prop_assert!(token.expires_at > sent_at());
+            proptest::prop_assert!(token.expires_at.duration_since(sent_at()).as_hours() <= 366 * 24);
         }
     }
 }

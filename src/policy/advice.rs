@@ -55,6 +55,7 @@ pub struct Federated {
 pub fn explain(refusal: &Refusal, place: &Place) -> String {
     let mend = match refusal.advice {
         Some(advice) => filled(advice, place),
+        None if refusal.unknown_code => unknown(place),
         None => general(refusal.reason, place),
     };
     [sentence(&refusal.what), sentence(&mend)].join(" ").trim_end().to_owned()
@@ -104,6 +105,8 @@ fn filling(name: &str, place: &Place) -> Option<String> {
         },
         // The command that patches the provider, to be followed by the fields.
         "merge" => place.subject.merging(),
+        // The command that shows the provider.
+        "get" => place.subject.command("get"),
         "client" => word(&place.client_id),
         "mailbox" => word(&place.mailbox),
         // The command by which a person signs in anew.
@@ -153,6 +156,16 @@ fn trust(place: &Place) -> String {
         "az ad app federated-credential create --id {} --parameters {}",
         word(&place.client_id),
         quoted(&fields.to_string())
+    )
+}
+
+/// A refusal that is not known here, which may pass.
+fn unknown(place: &Place) -> String {
+    format!(
+        "The broker does not know this answer. It sends the request again after 1 and 5 minutes, then after 15 minutes to 6 \
+         hours. If it stays so, see the provider's documentation, and correct the {} with `{}`",
+        place.provider,
+        place.subject.command("edit")
     )
 }
 

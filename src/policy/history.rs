@@ -76,8 +76,7 @@ impl History {
         let unchanged = self.failed_with.as_deref().is_none_or(|with| with == attempt);
         self.failed_attempts = if same_kind && unchanged { self.failed_attempts.saturating_add(1) } else { 1 };
         self.last_failure = Some(now);
-        self.next_attempt =
-            Some(schedule::next_attempt(refusal.reason, self.failed_attempts, now, refusal.retry_after));
+        self.next_attempt = Some(schedule::after_refusal(refusal, self.failed_attempts, now));
         self.last_error = Some(LastError {
             error: refusal.error.as_ref().map(|error| error.as_str().to_owned()),
             provider_code: refusal.provider_code.clone(),

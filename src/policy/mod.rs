@@ -211,9 +211,10 @@ fn rename(observed: &Observed) -> String {
 /// A token that was obtained is written before anything else, as long as it is still the one that is wanted.
 fn token_is_held(observed: &Observed, now: Timestamp) -> Option<Decision> {
     let held = observed.held.as_ref()?;
+    // A spec that no Secret can be made by holds back a token, and so does an allowance that was withdrawn.
+    let held_back = |blocker: &Blocker| matches!(blocker.reason, Reason::NotAllowed | Reason::InvalidSpec);
     let wanted = observed.provider.as_ref().is_ok_and(|provider| {
-        let allowed = provider.blocker.as_ref().is_none_or(|blocker| blocker.reason != Reason::NotAllowed);
-        allowed && provider.issued_for == held.issued_for
+        provider.issued_for == held.issued_for && !provider.blocker.as_ref().is_some_and(held_back)
     });
     if !wanted || now >= held.answer.token.expires_at {
         return None;
@@ -241,6 +242,9 @@ fn provider_is_blocked(observed: &Observed, now: Timestamp) -> Option<Decision> 
 
 fn token_is_needed(observed: &Observed, now: Timestamp) -> Option<Decision> {
     let reason = why_a_token_is_needed(observed, now)?;
+    if let Some(until) = too_soon(observed, reason, now) {
+        return Some(Decision::Wait { until });
+    }
     let wait = |until: Option<Timestamp>| until.map(|until| Decision::BackOff { until });
     let wait = match grant::obstacle(observed, now) {
         Some(step @ (Decision::SignIn | Decision::Poll)) => wait(observed.sign_in_backoff(now)).or(Some(step)),
@@ -256,6 +260,13 @@ fn token_is_needed(observed: &Observed, now: Timestamp) -> Option<Decision> {
     // While a renewal waits, the token that is there still serves: it is kept in shape.
     let shape = if reason.leaves_one_that_serves() { target_differs(observed, now) } else { None };
     Some(shape.unwrap_or(wait))
+}
+
+/// Until when a token that lived for seconds only is not renewed: a provider must not make the broker write at its pace.
+fn too_soon(observed: &Observed, reason: IssueReason, now: Timestamp) -> Option<Timestamp> {
+    let stored = observed.target.own().or(observed.previous.as_ref());
+    let token = stored.and_then(|published| published.token.as_ref()).filter(|token| token.issued_at <= now)?;
+    Some(observed.soonest(token)).filter(|until| reason == IssueReason::Expired && *until > now)
 }
 
 impl IssueReason {
@@ -285,8 +296,7 @@ fn why_a_token_is_needed(observed: &Observed, now: Timestamp) -> Option<IssueRea
     if schedule::is_from_the_future(token.issued_at, now) {
         return Some(IssueReason::FromTheFuture);
     }
-    let plan = schedule::renewal(token, &observed.credential.spec.renewal, checks::uid(&observed.credential));
-    (now >= plan.second()).then_some(IssueReason::RenewalDue)
+    (now >= observed.plan(token).second()).then_some(IssueReason::RenewalDue)
 }
 
 /// There is a token that serves: where the target has none, in the Secret of the name before.
@@ -307,8 +317,7 @@ fn target_differs(observed: &Observed, now: Timestamp) -> Option<Decision> {
 }
 
 fn renewal_is_ahead(observed: &Observed, _: Timestamp) -> Option<Decision> {
-    let until =
-        schedule::renewal(observed.token()?, &observed.credential.spec.renewal, checks::uid(&observed.credential)).at;
+    let until = observed.plan(observed.token()?).at;
     Some(Decision::Wait { until })
 }
 

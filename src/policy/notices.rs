@@ -2,9 +2,13 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
-use crate::api::{
-    ConditionType, Reason, condition,
-    status::{ClientStatus, MailCredentialStatus},
+use super::status::words;
+use crate::{
+    api::{
+        ConditionType, Reason, condition,
+        status::{ClientStatus, MailCredentialStatus},
+    },
+    oauth::token::{Assumption, DEFAULT_LIFETIME, LifetimeSource},
 };
 
 /// Something to tell on the object.
@@ -28,6 +32,29 @@ pub fn notices(before: &MailCredentialStatus, after: &MailCredentialStatus) -> V
     notices.extend(takeover(before, after));
     notices.extend(another_code(before, after));
     notices
+}
+
+/// The Warning about something that a token response did not say in a usable form.
+pub fn assumed(assumption: Assumption) -> Notice {
+    let (reason, note) = match assumption {
+        Assumption::Lifetime { flaw, taken } => {
+            let taken = match taken {
+                LifetimeSource::ExpClaim => "the exp claim of the token is taken for its end".to_owned(),
+                LifetimeSource::ExpiresIn => "its expires_in is taken for the lifetime".to_owned(),
+                LifetimeSource::Default => format!("a lifetime of {} is assumed", words(DEFAULT_LIFETIME)),
+            };
+            let mend = "Make the provider state the lifetime in seconds, or renew early enough with \
+                        spec.renewal.renewBefore";
+            (Reason::LifetimeUnknown, format!("the token response {flaw}: {taken}. {mend}"))
+        }
+        Assumption::TokenType => (
+            Reason::TokenTypeUnknown,
+            "the token response has no token_type: Bearer is assumed, the only type that mail servers take. Nothing needs to \
+             be done while they accept the token"
+                .to_owned(),
+        ),
+    };
+    Notice { warning: true, reason, note }
 }
 
 /// A code that a person has to enter, the first or one that replaces another: a person's turn is no failure.

@@ -13,7 +13,10 @@ use crate::{
 
 pub use super::history::History;
 
-use super::grant::Grant;
+use super::{
+    grant::Grant,
+    schedule::{self, RenewalPlan},
+};
 
 /// What was found out about one credential.
 #[derive(Clone, Debug)]
@@ -106,6 +109,8 @@ pub struct Provider {
     pub bound_to: String,
     /// Where tokens may be revoked, see [`super::inputs::revocable_at`].
     pub revocable_at: String,
+    /// Bytes of the Secret's data with the token that is known, or with one of the usual length.
+    pub secret_size: usize,
 }
 
 /// The target Secret.
@@ -264,6 +269,19 @@ impl Observed {
     /// The token in the target Secret, whatever it was issued for.
     pub fn token(&self) -> Option<&TokenFacts> {
         self.target.own()?.token.as_ref()
+    }
+
+    /// When `token`, which stands in the Secret or is about to, is renewed.
+    pub fn plan(&self, token: &TokenFacts) -> RenewalPlan {
+        let uid = self.credential.metadata.uid.as_deref().unwrap_or_default();
+        let plan = schedule::renewal(token, &self.credential.spec.renewal, uid);
+        RenewalPlan { at: plan.at.max(self.soonest(token)), ..plan }
+    }
+
+    /// The earliest renewal of `token`, however short its life.
+    pub fn soonest(&self, token: &TokenFacts) -> Timestamp {
+        let size = self.provider.as_ref().map_or(0, |provider| provider.secret_size);
+        schedule::soonest(token.issued_at, size)
     }
 
     /// Whether another broker has published another token since the one that is held was asked for. A token that was

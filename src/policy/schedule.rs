@@ -4,7 +4,10 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
 
 use super::observed::TokenFacts;
-use crate::api::{Reason, Retry, credential::Renewal};
+use crate::{
+    api::{Reason, Retry, credential::Renewal},
+    oauth::Refusal,
+};
 
 /// How long a new Secret may take to reach a pod's file system: the kubelet's sync period and its cache, observed at
 /// 60 to 90 seconds.
@@ -13,6 +16,8 @@ const PROPAGATION: SignedDuration = SignedDuration::from_mins(2);
 const TRANSIENT: [SignedDuration; 2] = [SignedDuration::from_secs(5), SignedDuration::from_secs(300)];
 /// Permanent refusals: the first wait, doubled up to the last.
 const PERMANENT: [SignedDuration; 2] = [SignedDuration::from_mins(15), SignedDuration::from_hours(6)];
+/// A refusal with a code that is not known may pass: the waits after the first two.
+const UNKNOWN: [SignedDuration; 2] = [SignedDuration::from_mins(1), SignedDuration::from_mins(5)];
 /// Attempts that fill the first ten minutes: 5 + 10 + 20 + 40 + 80 + 160 + 300 seconds lie between eight of them.
 const GRACE: u32 = 7;
 /// A provider's `Retry-After` is obeyed up to here.
@@ -20,8 +25,11 @@ const RETRY_AFTER_MAX: SignedDuration = SignedDuration::from_hours(1);
 
 /// What the clock tells: whole seconds.
 const TICK: SignedDuration = SignedDuration::from_secs(1);
-/// A token that lives for seconds is not renewed more often than this.
-const SOONEST: SignedDuration = SignedDuration::from_secs(1);
+/// No credential is renewed sooner than this after its last token, however short the token's life.
+const SOONEST: SignedDuration = SignedDuration::from_secs(5);
+/// Each renewal writes the whole Secret: one credential writes no more bytes a second than this, so that short lives fill
+/// no etcd. A Secret of a megabyte is renewed every 65 seconds at the most.
+const BYTES_A_SECOND: usize = 16 * 1024;
 
 /// By how much the clocks of two brokers may differ, and a clock may be set, without anybody doing anything about it.
 const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_mins(5);
@@ -59,9 +67,18 @@ pub fn renewal(token: &TokenFacts, renewal: &Renewal, uid: &str) -> RenewalPlan 
     let at = token.expires_at - wanted.min(half) - jitter(uid, lifetime);
     let at = token.refresh_at.map_or(at, |refresh_at| refresh_at.min(at));
     RenewalPlan {
-        at: at.max(token.issued_at + SOONEST),
+        at: at.max(soonest(token.issued_at, 0)),
         too_short: (wanted > half && half < min_validity).then_some(lifetime),
     }
+}
+
+/// The earliest renewal of a token that was issued at `issued_at` and stands in a Secret of `bytes`. `issued_at` is cut to
+/// the second where it is stored, so a second is added.
+pub fn soonest(issued_at: Timestamp, bytes: usize) -> Timestamp {
+    let seconds = i64::try_from(bytes.div_ceil(BYTES_A_SECOND)).unwrap_or(i64::MAX);
+    let issued_at = Timestamp::from_second(issued_at.as_second()).unwrap_or(issued_at);
+    let distance = SOONEST.max(SignedDuration::from_secs(seconds.min(3_600)));
+    issued_at + TICK + distance
 }
 
 /// Spreads the renewals of credentials that were made together over a tenth of their lifetime; the same after a restart.
@@ -70,6 +87,19 @@ fn jitter(uid: &str, lifetime: SignedDuration) -> SignedDuration {
     let hash = Sha256::digest(uid.as_bytes());
     let number = hash.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
     SignedDuration::from_millis(number.checked_rem(range).unwrap_or(0).cast_signed())
+}
+
+/// When the next attempt is made after the `attempts`-th failure in a row (from 1), which is `refusal`, at `failed_at`.
+pub fn after_refusal(refusal: &Refusal, attempts: u32, failed_at: Timestamp) -> Timestamp {
+    let asked = refusal.retry_after;
+    let early = usize::try_from(attempts).ok().and_then(|number| UNKNOWN.get(number.checked_sub(1)?));
+    match early {
+        Some(wait) if refusal.unknown_code => at(failed_at, *wait, asked),
+        None if refusal.unknown_code => {
+            next_attempt(refusal.reason, attempts.saturating_sub(UNKNOWN.len() as u32), failed_at, asked)
+        }
+        _ => next_attempt(refusal.reason, attempts, failed_at, asked),
+    }
 }
 
 /// When the next attempt is made after the `attempts`-th failure in a row (from 1), with `reason`, at `failed_at`.
@@ -87,9 +117,14 @@ pub fn next_attempt(
         Retry::Transient | Retry::None => (TRANSIENT, attempts),
     };
     let doubled = first.checked_mul(1_i32 << attempts.saturating_sub(1).min(16)).unwrap_or(last).min(last);
+    at(failed_at, doubled, retry_after)
+}
+
+/// So long after the failure, or as long as the provider asked for, up to an hour.
+fn at(failed_at: Timestamp, wait: SignedDuration, retry_after: Option<SignedDuration>) -> Timestamp {
     // The clock tells whole seconds: the failure was up to one later.
     let asked = retry_after.map_or(SignedDuration::ZERO, |asked| asked.min(RETRY_AFTER_MAX - TICK) + TICK);
-    let at = failed_at + doubled.max(asked);
+    let at = failed_at + wait.max(asked);
     if at.subsec_nanosecond() == 0 { at } else { Timestamp::from_second(at.as_second() + 1).unwrap_or(at) }
 }
 
@@ -176,10 +211,32 @@ mod tests {
     }
 
     #[test]
-    fn no_token_is_renewed_sooner_than_a_second_after_its_issue() {
-        assert_eq!(renewal(&token(1), &minutes(10, None), "uid").at, token(1).issued_at + SOONEST);
+    fn no_token_is_renewed_sooner_than_five_seconds_after_its_issue() {
+        // The second that the time of issue is cut to comes on top.
+        assert_eq!(renewal(&token(1), &minutes(10, None), "uid").at, token(1).issued_at + SOONEST + TICK);
         let at_once = TokenFacts { refresh_at: Some(token(3600).issued_at), ..token(3600) };
-        assert_eq!(renewal(&at_once, &minutes(10, None), "uid").at, at_once.issued_at + SOONEST);
+        assert_eq!(renewal(&at_once, &minutes(10, None), "uid").at, at_once.issued_at + SOONEST + TICK);
+        let late = TokenFacts { issued_at: token(1).issued_at + SignedDuration::from_millis(999), ..token(3600) };
+        assert_eq!(soonest(late.issued_at, 0), token(1).issued_at + SOONEST + TICK);
+    }
+
+    #[test]
+    fn a_large_secret_is_renewed_less_often() {
+        let after = |bytes| soonest(token(1).issued_at, bytes).as_second() - ISSUED;
+        assert_eq!([0, 1, 80 << 10, 81 << 10, 1 << 20, usize::MAX].map(after), [6, 6, 6, 7, 65, 3601]);
+    }
+
+    #[test]
+    fn a_refusal_that_is_not_known_is_tried_again_after_1_and_5_minutes_and_then_as_one_for_a_person() {
+        let failed_at = Timestamp::from_second(ISSUED).unwrap();
+        let mut refusal = Refusal::new(Reason::RequestRefused, "x");
+        let wait = |refusal: &Refusal, attempts| after_refusal(refusal, attempts, failed_at).as_second() - ISSUED;
+        assert_eq!([1, 2, 3].map(|attempts| wait(&refusal, attempts)), [900, 1800, 3600]);
+        refusal.unknown_code = true;
+        let waits = [1, 2, 3, 4, 5, 99].map(|attempts| wait(&refusal, attempts));
+        assert_eq!(waits, [60, 300, 900, 1800, 3600, 21_600]);
+        refusal.retry_after = Some(SignedDuration::from_secs(120));
+        assert_eq!([1, 2].map(|attempts| wait(&refusal, attempts)), [121, 300]);
     }
 
     #[test]
@@ -250,7 +307,7 @@ mod tests {
             let token = token(lifetime);
             let plan = renewal(&token, &minutes(min_validity, renew_before), &uid);
             prop_assert!(plan.at > token.issued_at);
-            prop_assert!(plan.at <= token.expires_at);
+            prop_assert!(plan.at <= token.expires_at.max(soonest(token.issued_at, 0)));
             prop_assert!(plan.at >= token.issued_at + (token.expires_at.duration_since(token.issued_at) * 2) / 5);
         }
 

@@ -52,15 +52,11 @@ fn token_status(observed: &Observed, published: &Published, before: Option<&Toke
     Some(TokenStatus {
         issued_at: Time(token.issued_at),
         expires_at: Time(token.expires_at),
-        renewal_time: Time(plan(observed, token).second()),
+        renewal_time: Time(observed.plan(token).second()),
         scopes: token.scopes.clone(),
         fingerprint: token.fingerprint.clone(),
         length: token.length.and_then(|length| i64::try_from(length).ok()).unwrap_or(known),
     })
-}
-
-fn plan(observed: &Observed, token: &TokenFacts) -> schedule::RenewalPlan {
-    schedule::renewal(token, &observed.credential.spec.renewal, checks::uid(&observed.credential))
 }
 
 fn conditions(
@@ -150,7 +146,7 @@ fn readiness(
 }
 
 fn valid_message(observed: &Observed, name: &str, token: &TokenFacts) -> String {
-    let plan = plan(observed, token);
+    let plan = observed.plan(token);
     let short = plan.too_short.map(|lifetime| {
         format!(
             ". {}: the provider's tokens live {}, so spec.renewal.minValidity {} cannot be kept: lengthen their life at \
@@ -192,15 +188,16 @@ fn other_scopes(observed: &Observed, token: &TokenFacts) -> Option<String> {
     }
     let missing: Vec<_> =
         asked.iter().filter(counts).filter(|scope| lacks(&token.scopes, scope)).map(String::as_str).collect();
-    let more: Vec<_> =
-        token.scopes.iter().filter(counts).filter(|scope| lacks(asked, scope)).map(String::as_str).collect();
-    let told =
-        [(missing, "the provider did not grant "), (more, "nobody asked for what the provider granted besides: ")];
-    let told: Vec<_> = told
-        .iter()
-        .filter(|(scopes, _)| !scopes.is_empty())
-        .map(|(scopes, words)| format!("{words}{}", scopes.join(" ")))
-        .collect();
+    // The provider's own words are not repeated: only those that were asked for are named.
+    let more = token.scopes.iter().filter(counts).filter(|scope| lacks(asked, scope)).count();
+    let told = [
+        (!missing.is_empty()).then(|| format!("the provider did not grant {}", missing.join(" "))),
+        (more > 0).then(|| {
+            let (scopes, them) = if more == 1 { ("scope", "it") } else { ("scopes", "them") };
+            format!("the provider granted {more} {scopes} that nobody asked for: status.token.scopes has {them}")
+        }),
+    ];
+    let told: Vec<_> = told.into_iter().flatten().collect();
     (!told.is_empty()).then(|| told.join(", and "))
 }
 

@@ -2,14 +2,15 @@
 //!
 //! Sources: "IMAP, POP, and SMTP", "OAuth 2.0 Mechanism" (Gmail documentation), "Using OAuth 2.0 for Server to Server
 //! Applications" and "Using OAuth 2.0 to Access Google APIs", section "Refresh token expiration" (Google Identity
-//! documentation).
+//! documentation). The codes: "JWT error codes" (<https://developers.google.com/identity/protocols/oauth2/service-account>),
+//! "Authorization errors" (<https://developers.google.com/identity/protocols/oauth2/native-app>), and google.rpc.Code.
 
 use k8s_openapi::jiff::SignedDuration;
 
 use super::{
     Case, Profile, SignIn, TokenSource,
     account::{self, Accounts},
-    clock, is_throttled, keyless, servers,
+    general, is_throttled, keyless, servers,
 };
 use crate::{
     api::{
@@ -98,25 +99,36 @@ fn refine(refusal: &mut Refusal, case: &Case) {
     if is_throttled(refusal) {
         return;
     }
-    clock(refusal, case);
-    if refusal.reason == Reason::ClockSkew {
+    let outage = refusal.reason == Reason::ProviderUnavailable;
+    general(refusal, case);
+    if outage || refusal.reason == Reason::ClockSkew {
         return;
     }
     let error = refusal.error.as_ref().map(|error| error.as_str());
     let is_testing = case.grant_age.is_some_and(|age| TESTING[0] <= age && age <= TESTING[1]);
     let meaning = match (error, refusal.provider_code.as_deref(), case.grant) {
-        (Some("unauthorized_client"), _, GrantType::JwtBearer) => (Reason::ConsentRequired, NOT_DELEGATED),
+        (Some("unauthorized_client" | "access_denied"), _, GrantType::JwtBearer) => {
+            (Reason::ConsentRequired, NOT_DELEGATED)
+        }
+        (Some("invalid_scope"), _, GrantType::JwtBearer) => (Reason::InvalidScope, WRONG_SCOPE),
         (Some("invalid_grant"), _, GrantType::JwtBearer) => (Reason::InvalidGrant, JWT_REFUSED),
         (Some("invalid_grant"), Some("invalid_rapt"), _) => (Reason::AuthorizationRequired, SESSION_CONTROL),
         (Some("invalid_grant"), _, GrantType::RefreshToken) if is_testing => (Reason::InvalidGrant, IN_TESTING),
         (Some("invalid_grant"), _, GrantType::RefreshToken) => (Reason::InvalidGrant, TOKEN_ENDED),
         (Some("admin_policy_enforced"), ..) => (Reason::ConsentRequired, BLOCKED_BY_ADMIN),
+        (Some("org_internal"), ..) => (Reason::ConsentRequired, INTERNAL),
         (Some("deleted_client" | "disabled_client"), ..) => (Reason::InvalidClient, CLIENT_GONE),
+        (Some("redirect_uri_mismatch" | "origin_mismatch" | "disallowed_useragent"), ..) => {
+            (Reason::RequestRefused, REDIRECT)
+        }
+        // Of the whole project, and gone within minutes.
+        (Some("rate_limit_exceeded" | "quota_exceeded" | "resource_exhausted"), ..) => {
+            return refusal.understood(Reason::Throttled, None);
+        }
         _ => return,
     };
     let (reason, advice) = meaning;
-    refusal.reason = reason;
-    refusal.advice = Some(advice);
+    refusal.understood(reason, Some(advice));
 }
 
 const NOT_DELEGATED: &str = "A super administrator has to let the service account act for mailboxes: on \
@@ -138,6 +150,12 @@ const TOKEN_ENDED: &str = "The refresh token has ended: the person or an adminis
      Sign in again with `{sign_in}`";
 const BLOCKED_BY_ADMIN: &str = "A policy of the Workspace blocks the app: an administrator has to trust it, by its Client \
      ID {client}, on https://admin.google.com/ac/owl/list?tab=configuredApps";
+const WRONG_SCOPE: &str = "Google knows no such scope, or none was asked for: leave spec.scopes of the credential and of the \
+     provider empty, which asks for https://mail.google.com/";
+const INTERNAL: &str = "The app is Internal, and the account {mailbox} is not in its organisation: sign in as an account of \
+     it with `{sign_in}`, or make the app External on https://console.cloud.google.com/auth/audience";
+const REDIRECT: &str = "The OAuth client does not allow this way to sign in: it has to be of the type Desktop app, see \
+     https://console.cloud.google.com/auth/clients; then `{sign_in}`";
 const CLIENT_GONE: &str = "The OAuth client was deleted or disabled: see \
      https://console.cloud.google.com/auth/clients, and name another with `{merge} \
      '{\"spec\":{\"client\":{\"id\":\"<client id>\"}}}'`";
@@ -178,6 +196,14 @@ mod tests {
             (json!({"error": "deleted_client"}), RefreshToken, Reason::InvalidClient, "{merge}"),
             (json!({"error": "invalid_client"}), RefreshToken, Reason::InvalidClient, ""),
             (json!({"error": "server_error"}), JwtBearer, Reason::ProviderUnavailable, ""),
+            (json!({"error": "access_denied"}), JwtBearer, Reason::ConsentRequired, "domainwidedelegation"),
+            (json!({"error": "access_denied"}), RefreshToken, Reason::AuthorizationRequired, ""),
+            (json!({"error": "invalid_scope"}), JwtBearer, Reason::InvalidScope, "mail.google.com"),
+            (json!({"error": "org_internal"}), RefreshToken, Reason::ConsentRequired, "External"),
+            (json!({"error": "disabled_client"}), RefreshToken, Reason::InvalidClient, "{merge}"),
+            (json!({"error": "redirect_uri_mismatch"}), RefreshToken, Reason::RequestRefused, "Desktop app"),
+            (json!({"error_code": "rate_limit_exceeded"}), RefreshToken, Reason::Throttled, ""),
+            (json!({"error": "internal_failure"}), JwtBearer, Reason::ProviderUnavailable, ""),
         ] {
             let refusal = understood(&body, grant, 1000);
             assert_eq!(refusal.reason, reason, "{body} {grant:?}");

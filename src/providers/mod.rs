@@ -139,7 +139,7 @@ impl Profile {
             guid_is_no_secret: false,
             scopes: |_, _, _| vec![],
             objection: |_, _, _| None,
-            refine: clock,
+            refine: general,
             unsuitable: |_, _, _, _| None,
             idle_life: None,
             keeps_replaced_tokens: false,
@@ -192,6 +192,16 @@ fn servers(given: &Servers, hosts: Option<[&str; 3]>) -> Servers {
         imap: server(&given.imap, imap, 993, Security::Tls),
         pop3: server(&given.pop3, pop3, 995, Security::Tls),
     }
+}
+
+/// What a refusal means at any provider.
+fn general(refusal: &mut Refusal, case: &Case) {
+    let denied = refusal.error.as_ref().is_some_and(|error| error.as_str() == "access_denied");
+    if denied && !case.grant.is_delegated() && refusal.reason == Reason::AuthorizationRequired {
+        // No person signs in who could have denied it: an administrator has not allowed it.
+        refusal.reason = Reason::ConsentRequired;
+    }
+    clock(refusal, case);
 }
 
 /// An assertion that is refused while the clocks differ was most likely found too old or too new. Without one, no time is

@@ -345,3 +345,30 @@ proptest! {
         prop_assert!(!shown.contains(&text));
     }
 }
+
+#[test]
+fn a_denial_where_no_person_signs_in_is_a_matter_of_consent() {
+    let presets = [
+        json!({"microsoft": {"tenantID": "t"}}),
+        json!({"google": {}}),
+        json!({"yahoo": {}}),
+        json!({"oauth2": {"tokenURL": "https://x/t"}}),
+    ];
+    for preset in presets {
+        let mut spec = preset.clone();
+        spec["client"] = json!({"id": "c"});
+        let profile = profile(&serde_json::from_value(spec).unwrap()).unwrap();
+        for (grant, reason) in [
+            (GrantType::ClientCredentials, Reason::ConsentRequired),
+            (GrantType::JwtBearer, Reason::ConsentRequired),
+            (GrantType::TokenExchange, Reason::ConsentRequired),
+            (GrantType::RefreshToken, Reason::AuthorizationRequired),
+            (GrantType::DeviceCode, Reason::AuthorizationRequired),
+        ] {
+            let response = http::Response::builder().status(403).body(r#"{"error":"access_denied"}"#).unwrap();
+            let mut refusal = crate::oauth::refusal::read_refusal(&response, k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
+            (profile.refine)(&mut refusal, &Case { grant, grant_age: None, assertion: false });
+            assert_eq!(refusal.reason, reason, "{preset} {grant:?}");
+        }
+    }
+}

@@ -18,7 +18,7 @@ pub mod slots;
 mod stored;
 pub mod stores;
 pub mod unreadable;
-mod writes;
+pub mod writes;
 
 use std::{sync::Arc, time::Duration};
 
@@ -33,7 +33,12 @@ use crate::{
     lease::Leadership,
     metrics::Metrics,
     oauth::Refusal,
-    policy::{self, Decision, Observed, advice, checks, grant::Grant, observed::Target, status::next_turn},
+    policy::{
+        self, Decision, Observed, advice, checks,
+        grant::Grant,
+        observed::Target,
+        status::{next_turn, words},
+    },
 };
 use act::{Activity, Admission, Outcome, Refused, UnderWay};
 use custody::CustodyError;
@@ -57,6 +62,8 @@ pub struct Context {
     pub writes: memory::Writes,
     /// Which credential has which refresh token.
     pub register: custody::Register,
+    /// What target Secrets may take while they are written.
+    pub room: writes::Room,
     /// Providers with their endpoints and secrets, ready for use.
     pub material: material::Book,
     /// Decides when a request to a provider may leave.
@@ -264,6 +271,11 @@ async fn carry_out(observed: &mut Observed, decision: &Decision, context: &Conte
             return Ok(decision.clone());
         }
         Err(PublishError::Foreign(owner)) => observed.target = Target::Foreign(owner),
+        Err(PublishError::Blocked(blocker)) => {
+            if let Ok(provider) = &mut observed.provider {
+                provider.blocker = Some(blocker);
+            }
+        }
         // The wait that the provider's refusal asked for must not be cut short by a failing repair.
         Err(PublishError::Refused(why)) if observed.backoff(now).is_some() => {
             tracing::warn!(secret = observed.target_name(), why, "the Secret could not be written");
@@ -307,6 +319,14 @@ async fn keep_grant(observed: &mut Observed, context: &Context) -> Result<(), Pu
 /// Works the end of a token request into what was observed.
 fn take_outcome(observed: &mut Observed, outcome: Outcome, now: Timestamp) {
     match outcome {
+        Outcome::Issued(held) if now >= held.answer.token.expires_at => {
+            let life = held.answer.token.expires_at.duration_since(held.answer.token.issued_at);
+            let what = format!("the token ended before it arrived: its lifetime is {}", words(life));
+            let refusal = Refusal::new(Reason::MalformedResponse, what);
+            let message = format!("{}. {}", refusal.what, advice::AGAIN);
+            let attempt = observed.attempt.clone();
+            observed.history.fail(&refusal, message, &attempt, now);
+        }
         Outcome::Issued(held) => observed.held = Some(*held),
         Outcome::Noted { client } => observed.history.step(client, &observed.attempt),
         Outcome::Refused { refused, attempt } => {

@@ -28,14 +28,15 @@ use crate::{
         names,
     },
     error::Error,
+    oauth::token::ACCESS_TOKEN_MAX,
     policy::{
         Blocker, Observed, checks,
         commands::Subject,
         expiry, grant, inputs,
-        observed::{History, Provider, Published, Target, TokenFacts, target_name},
+        observed::{Held, History, Provider, Published, Target, TokenFacts, target_name},
     },
     providers,
-    render::render,
+    render::{self, SECRET_MAX, USUAL_TOKEN, render},
 };
 
 /// The credential as a watch shows it, or as the broker wrote it, whichever is newer.
@@ -71,6 +72,7 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
         let outcome = if in_flight { None } else { entry.outcome.take() };
         (outcome, entry.untold.clone(), entry.held.clone())
     });
+    let provider = provider.map(|provider| sized(provider, &credential, &target, held.as_ref()));
     let mut observed = Observed {
         history: untold.unwrap_or_else(|| credential.status.as_ref().map(History::of).unwrap_or_default()),
         rival: context.stores.rival(&credential, shown.as_deref(), &context.links, now),
@@ -98,6 +100,33 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
         context.memory.with(&uid, |entry| entry.held = None);
     }
     Ok(Some(observed))
+}
+
+/// The provider with the size of the Secret that it would bring, and blocked where that is too large: by the token that is
+/// held or published, or by one of the usual length.
+fn sized(mut provider: Provider, credential: &MailCredential, target: &Target, held: Option<&Held>) -> Provider {
+    let published = target.own().and_then(|published| published.token.as_ref());
+    let told = credential.status.as_ref().and_then(|status| status.token.as_ref());
+    let told = told.and_then(|told| usize::try_from(told.length).ok()).filter(|length| *length > 0);
+    let length = held
+        .map(|held| held.answer.token.access_token.expose_secret().len())
+        .or_else(|| published.and_then(|token| token.length.or(told)))
+        .or(told)
+        .unwrap_or(USUAL_TOKEN)
+        .min(ACCESS_TOKEN_MAX);
+    if credential.spec.secret.data.is_empty() {
+        // Every other key holds the token once at most, in base64 at the longest.
+        provider.secret_size = (10 * length).min(SECRET_MAX);
+        return provider;
+    }
+    match render::size(credential, &provider.profile, length) {
+        Ok(size) => provider.secret_size = size,
+        Err(error) => {
+            provider.secret_size = SECRET_MAX;
+            provider.blocker.get_or_insert_with(|| publish::too_large(credential, &error));
+        }
+    }
+    provider
 }
 
 /// The versions of the Secrets that a credential itself refers to.
@@ -134,6 +163,7 @@ fn provider(credential: &MailCredential, context: &Context) -> Option<(Result<Pr
         layout: inputs::layout(credential, &profile),
         bound_to: grant::bound_to(credential, profile.source.identity(), &spec.client.id),
         revocable_at: inputs::revocable_at(credential, &profile, &spec.client.id),
+        secret_size: 0,
         scopes,
         profile,
     };
@@ -342,7 +372,7 @@ async fn inspect(
         let same_layout = annotation(&secret, names::ANNOTATION_LAYOUT) == Some(provider.layout.as_str());
         let data = secret.data.as_ref();
         !same_layout
-            || (data == Some(&render(credential, &provider.profile, &stored.token))
+            || (data == render(credential, &provider.profile, &stored.token).ok().as_ref()
                 && publish::dressed(&secret.metadata, credential))
     });
     let inspected = Inspected {

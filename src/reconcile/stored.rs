@@ -7,7 +7,10 @@ use secrecy::{ExposeSecret as _, SecretString};
 use super::publish::Stored;
 use crate::{
     api::{names, status::TokenStatus},
-    oauth::{Token, token::fingerprint},
+    oauth::{
+        Token,
+        token::{self, fingerprint, is_access_token},
+    },
     policy::{
         expiry::{self, DataExpiry},
         observed::TokenFacts,
@@ -23,7 +26,8 @@ pub(super) fn annotation<'a>(secret: &'a Secret, name: &str) -> Option<&'a str> 
 pub(super) fn stored_token(secret: &Secret, status: Option<&TokenStatus>) -> Option<(Stored, bool)> {
     let mut facts = facts(&secret.metadata)?;
     let text = |key: &str| String::from_utf8(secret.data.as_ref()?.get(key)?.0.clone()).ok();
-    let access_token = SecretString::from(text("access_token")?);
+    // Somebody else may have written it: what is no access token is not copied into the other keys.
+    let access_token = SecretString::from(text("access_token").filter(|token| is_access_token(token))?);
     if fingerprint(access_token.expose_secret()) != facts.fingerprint {
         return None;
     }
@@ -59,11 +63,7 @@ pub(super) fn facts(meta: &ObjectMeta) -> Option<TokenFacts> {
         issued_at: time(names::ANNOTATION_ISSUED_AT)?,
         expires_at: time(names::ANNOTATION_EXPIRES_AT)?,
         refresh_at: time(names::ANNOTATION_REFRESH_AT),
-        scopes: annotation(names::ANNOTATION_SCOPES)
-            .unwrap_or_default()
-            .split_ascii_whitespace()
-            .map(str::to_owned)
-            .collect(),
+        scopes: token::scopes(annotation(names::ANNOTATION_SCOPES).unwrap_or_default()),
         fingerprint: annotation(names::ANNOTATION_FINGERPRINT)?.to_owned(),
         object_id: annotation(names::ANNOTATION_OBJECT_ID).map(str::to_owned),
         unsuitable: annotation(names::ANNOTATION_WARNING).map(str::to_owned),

@@ -1,30 +1,125 @@
 //! How objects are written. A Secret is made by a POST, changed by a JSON Patch (RFC 6902) that is fenced by uid and
 //! resourceVersion, and answered by metadata alone: what was written does not come back. A status is replaced by a PUT.
 
-use http::{HeaderValue, header::ACCEPT};
-use k8s_openapi::api::core::v1::Secret;
+use std::collections::BTreeMap;
+
+use http::{
+    HeaderValue,
+    header::{ACCEPT, CONTENT_TYPE},
+};
+use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{
     Api, Resource as _, ResourceExt as _,
     api::{Patch, PatchParams, PostParams},
     core::{ObjectMeta, PartialObjectMeta, Request},
 };
+use serde::Serialize;
 use serde_json::{Value, json};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{Context, observe};
 use crate::{
     api::{MailCredential, names, status::MailCredentialStatus},
     policy::checks,
+    render::SECRET_MAX,
 };
 
 /// Metadata instead of the object: <https://kubernetes.io/docs/reference/using-api/api-concepts/#alternate-representations-of-resources>.
 const METADATA: HeaderValue = HeaderValue::from_static("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1");
 
+/// What target Secrets may take while they are rendered and written: many at a time where they are small, and a few where
+/// each is a megabyte, which is then as much as one tenant's large ones can take.
+pub struct Room(Semaphore);
+
+/// Bytes that all of them together may take.
+const ROOM: usize = 16 * 1024 * 1024;
+/// A place in the room.
+const PLACE: usize = 4 * 1024;
+
+impl Default for Room {
+    fn default() -> Self {
+        Self(Semaphore::new(ROOM / PLACE))
+    }
+}
+
+impl Room {
+    /// Waits for room for a Secret whose data has `bytes`: itself, and the body of the request, which has it in base64.
+    pub(super) async fn enter(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
+        let places = (3 * bytes.min(SECRET_MAX)).div_ceil(PLACE).max(1);
+        self.0.acquire_many(u32::try_from(places).unwrap_or(1)).await.ok()
+    }
+}
+
 /// Makes a Secret.
 pub(super) async fn create(context: &Context, secret: &Secret) -> kube::Result<ObjectMeta> {
-    let secrets = observe::secrets(context, secret.metadata.namespace.as_deref().unwrap_or_default());
+    let namespace = secret.metadata.namespace.as_deref().unwrap_or_default();
     let body = serde_json::to_vec(secret).map_err(kube::Error::SerdeError)?;
+    post_secret(context, namespace, body).await
+}
+
+/// Makes a target Secret. Its data is not copied on the way into the body.
+pub(super) async fn create_target(
+    context: &Context,
+    metadata: &ObjectMeta,
+    data: &BTreeMap<String, ByteString>,
+) -> kube::Result<ObjectMeta> {
+    #[derive(Serialize)]
+    struct Target<'a> {
+        #[serde(rename = "apiVersion")]
+        api_version: &'static str,
+        kind: &'static str,
+        metadata: &'a ObjectMeta,
+        #[serde(rename = "type")]
+        type_: &'static str,
+        data: &'a BTreeMap<String, ByteString>,
+    }
+    let secret = Target { api_version: "v1", kind: "Secret", metadata, type_: names::SECRET_TYPE_TARGET, data };
+    let body = encoded(&secret, data)?;
+    post_secret(context, metadata.namespace.as_deref().unwrap_or_default(), body).await
+}
+
+/// JSON in a buffer that need not grow: base64 takes four bytes for three.
+fn encoded(what: &impl Serialize, data: &BTreeMap<String, ByteString>) -> kube::Result<Vec<u8>> {
+    /// For the metadata.
+    const REST: usize = 8 * 1024;
+    let size: usize = data.iter().map(|(key, value)| key.len() + value.0.len() * 4 / 3 + 16).sum();
+    let mut body = Vec::with_capacity(size + REST);
+    serde_json::to_writer(&mut body, what).map_err(kube::Error::SerdeError)?;
+    Ok(body)
+}
+
+async fn post_secret(context: &Context, namespace: &str, body: Vec<u8>) -> kube::Result<ObjectMeta> {
+    let secrets = observe::secrets(context, namespace);
     let mut request = Request::new(secrets.resource_url()).create(&post(), body).map_err(kube::Error::BuildRequest)?;
     request.headers_mut().insert(ACCEPT, METADATA);
+    Ok(context.client.request::<PartialObjectMeta<Secret>>(request).await?.metadata)
+}
+
+/// One operation of a JSON Patch.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(super) enum Operation<'a> {
+    /// Of the metadata.
+    Small(Value),
+    /// All data of a Secret, borrowed: a patch of kube's own would copy it.
+    Data { op: &'static str, path: &'static str, value: &'a BTreeMap<String, ByteString> },
+}
+
+/// Changes a target Secret by the operations, of which one has its `data`.
+pub(super) async fn patch_target(
+    context: &Context,
+    namespace: &str,
+    name: &str,
+    operations: &[Operation<'_>],
+    data: &BTreeMap<String, ByteString>,
+) -> kube::Result<ObjectMeta> {
+    let secrets = observe::secrets(context, namespace);
+    let empty = Patch::Merge(json!({}));
+    let request = Request::new(secrets.resource_url()).patch(name, &params(), &empty);
+    let (mut parts, _) = request.map_err(kube::Error::BuildRequest)?.into_parts();
+    parts.headers.insert(ACCEPT, METADATA);
+    parts.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json-patch+json"));
+    let request = http::Request::from_parts(parts, encoded(&operations, data)?);
     Ok(context.client.request::<PartialObjectMeta<Secret>>(request).await?.metadata)
 }
 

@@ -77,7 +77,7 @@ impl Request {
 pub struct Response {
     /// 100 to 599.
     pub status: u16,
-    /// Besides `content-length`.
+    /// Besides `content-length`. With `content-encoding: gzip` or `deflate` the body is compressed on its way.
     pub headers: Vec<(String, String)>,
     /// The body.
     pub body: String,
@@ -235,12 +235,35 @@ async fn serve_one<H: Handler>(stream: &mut TlsStream<TcpStream>, shared: &Share
     let request = read_request(stream).await?;
     shared.requests.lock().unwrap().push(request.clone());
     let Response { status, headers, body } = shared.handler.handle(request).await?;
+    let encoding = headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-encoding"));
+    let body = compressed(encoding.map_or("", |(_, encoding)| encoding), body);
     let mut head = format!("HTTP/1.1 {status} Status\r\ncontent-length: {}\r\n", body.len());
     for (name, value) in &headers {
         head += &format!("{name}: {value}\r\n");
     }
-    stream.write_all(format!("{head}\r\n{body}").as_bytes()).await.ok()?;
+    stream.write_all(&[format!("{head}\r\n").into_bytes(), body].concat()).await.ok()?;
     stream.flush().await.ok()
+}
+
+/// A body in this encoding; in any other it stays as it is.
+fn compressed(encoding: &str, body: String) -> Vec<u8> {
+    use std::io::Write as _;
+
+    use flate2::{Compression, write};
+    let level = Compression::default();
+    match encoding {
+        "gzip" => {
+            let mut encoder = write::GzEncoder::new(vec![], level);
+            encoder.write_all(body.as_bytes()).unwrap();
+            encoder.finish().unwrap()
+        }
+        "deflate" => {
+            let mut encoder = write::ZlibEncoder::new(vec![], level);
+            encoder.write_all(body.as_bytes()).unwrap();
+            encoder.finish().unwrap()
+        }
+        _ => body.into_bytes(),
+    }
 }
 
 async fn read_request(stream: &mut TlsStream<TcpStream>) -> Option<Request> {

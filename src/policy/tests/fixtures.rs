@@ -93,6 +93,7 @@ impl Case {
             issued_for: "inputs".into(),
             scopes: vec!["mail.send".into()],
             layout: "layout".into(),
+            secret_size: 0,
             bound_to: "bound".into(),
             revocable_at: "revocable".into(),
         };
@@ -174,7 +175,7 @@ impl Case {
             scopes: vec![],
         };
         self.observed.held = Some(Held {
-            answer: TokenAnswer { token, lifetime_unknown: false, addresses: vec![] },
+            answer: TokenAnswer { token, assumed: vec![], addresses: vec![] },
             issued_for: "inputs".into(),
             revocable_at: "revocable".into(),
             object_id: None,

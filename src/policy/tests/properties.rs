@@ -170,7 +170,7 @@ proptest! {
     }
 
     #[test]
-    fn no_secret_is_shown_by_what_holds_one(secret in "[!-~]{12,60}", body in "[a-z]{0,8}") {
+    fn no_secret_is_shown_by_what_holds_one(secret in "[A-Za-z0-9._~+/-]{12,60}={0,2}", body in "[a-z]{0,8}") {
         let answer = serde_json::json!({"access_token": secret, "token_type": "Bearer", "expires_in": 60, "scope": body});
         let response = http::Response::new(answer.to_string().into_bytes());
         let answer = read_token_response(&response, at(0), &[]).unwrap();

@@ -172,11 +172,15 @@ fn scopes_that_were_granted_otherwise_than_asked_for_are_told() {
         (&["mail.send"], &["mail.send"], ""),
         (&["mail.send"], &["Mail.Send"], ""),
         (&["mail.send", "mail.read"], &["mail.send"], ". the provider did not grant mail.read"),
-        (&["mail.send"], &["mail.send", "all"], ". nobody asked for what the provider granted besides: all"),
+        (
+            &["mail.send"],
+            &["mail.send", "all"],
+            ". the provider granted 1 scope that nobody asked for: status.token.scopes has it",
+        ),
         (
             &["mail.send"],
             &["mail.read"],
-            ". the provider did not grant mail.send, and nobody asked for what the provider granted besides: mail.read",
+            ". the provider did not grant mail.send, and the provider granted 1 scope that nobody asked for: status.token.scopes has it",
         ),
         // No permissions, which many leave out of their answer.
         (&["mail.send", "offline_access", "openid"], &["mail.send", "email"], ""),

@@ -1,11 +1,17 @@
-//! What AADSTS codes say beyond the OAuth error ("Microsoft Entra authentication and authorization error codes").
+//! What AADSTS codes say beyond the OAuth error.
+//!
+//! Source: "Microsoft Entra authentication and authorization error codes"
+//! (<https://learn.microsoft.com/entra/identity-platform/reference-error-codes>, in `MicrosoftDocs/entra-docs` at 04f6554).
+//! Each code of that list which client credentials, refresh tokens and device codes can meet has its place here; the others
+//! belong to SAML, WS-Federation, Windows Hello, Kerberos, password changes and device registration. Codes that the list
+//! lacks and people report are marked.
 //!
 //! Microsoft may change codes without notice, so they only choose between reasons and words; a code that is not here
 //! leaves the OAuth error's meaning.
 
 use k8s_openapi::jiff::SignedDuration;
 
-use super::super::{Case, clock, is_throttled};
+use super::super::{Case, general, is_throttled};
 use crate::{
     api::{Reason, grant::GrantType},
     oauth::Refusal,
@@ -29,14 +35,13 @@ const LOOP_REST: SignedDuration = SignedDuration::from_mins(1);
 pub(super) fn refine(refusal: &mut Refusal, case: &Case) {
     let number = refusal.provider_code.as_deref().and_then(|code| code.strip_prefix("AADSTS")?.parse::<u32>().ok());
     let Some((number, group)) = number.and_then(|number| Some((number, find(number)?))) else {
-        return clock(refusal, case);
+        return general(refusal, case);
     };
     if is_throttled(refusal) {
         return;
     }
-    refusal.reason = group.reason;
     let mend = group.delegated.filter(|_| case.grant != GrantType::ClientCredentials).unwrap_or(group.mend);
-    refusal.advice = (!mend.is_empty()).then_some(mend);
+    refusal.understood(group.reason, (!mend.is_empty()).then_some(mend));
     if number == 50196 {
         refusal.retry_after = refusal.retry_after.max(Some(LOOP_REST));
     }
@@ -53,12 +58,15 @@ const fn group(codes: &'static [u32], reason: Reason, mend: &'static str) -> Gro
 const GROUPS: &[Group] = &[
     group(&[50196, 90055], Reason::Throttled, ""),
     group(
-        &[50033, 50087, 50088, 70012, 80001, 80002, 80005, 80014, 90006, 90012, 90024, 90033, 90090],
+        &[
+            40008, 40010, 50000, 50033, 50086, 50087, 50088, 50166, 51005, 70012, 80001, 80002, 80005, 80007, 80014,
+            90006, 90012, 90024, 90033, 90036, 90090, 90091, 90092, 230109, 501621,
+        ],
         Reason::ProviderUnavailable,
         "",
     ),
     group(
-        &[7000215],
+        &[70002, 7000215],
         Reason::InvalidClient,
         "The client secret is not right: put its Value (Entra shows it once, beside the Secret ID, which is a GUID) in \
          place with `{put}`; `az ad app credential reset --id {client} --append` makes a new one. One that was made just \
@@ -71,34 +79,42 @@ const GROUPS: &[Group] = &[
          --append` makes one",
     ),
     group(
-        &[50013, 700021, 700023, 700027],
+        &[50003, 50006, 50012, 50013, 50027, 50048, 50120, 700021, 700023, 700027, 700030, 900384],
         Reason::InvalidClient,
         "Entra does not accept what the client's key has signed: let it know the certificate with `az ad app credential \
          reset --id {client} --append --cert @tls.crt`, where tls.crt is the one in \
          spec.client.authentication[].privateKeyJWT.certificateRef; one that was added just now takes some minutes",
     ),
-    group(&[700024], Reason::ClockSkew, ""),
+    group(&[80013, 500133, 700024], Reason::ClockSkew, ""),
+    // Reported by many, and not in the list.
     group(
-        &[700016],
+        &[7000229],
+        Reason::InvalidClient,
+        "The client secret is right, but the application has no service principal in this tenant: make one with `az ad sp \
+         create --id {client}`, then consent with `az ad app permission admin-consent --id {client}`",
+    ),
+    group(
+        &[700011, 700016],
         Reason::InvalidClient,
         "The tenant does not know spec.client.id: set it to the Application (client) ID with `{merge} \
          '{\"spec\":{\"client\":{\"id\":\"<application id>\"}}}'`; if it is right, spec.microsoft.tenantID is not the \
          tenant that the app is registered in. An app that was registered just now takes some minutes to be known",
     ),
     group(
-        &[90002],
+        // The list lacks 900021 and 900023: a tenant that is neither an id nor a domain.
+        &[50049, 50059, 50107, 50128, 50169, 90002, 90019, 900021, 900023],
         Reason::RequestRefused,
         "There is no such tenant: name the right one with `{merge} \
          '{\"spec\":{\"microsoft\":{\"tenantID\":\"<tenant id or domain>\"}}}'`",
     ),
     group(
-        &[90038, 900382, 900432],
+        &[90038, 90043, 90051, 900382, 900432, 1000104],
         Reason::InvalidClient,
         "The tenant is in another of Microsoft's clouds (USGov, USGovDoD or China): name it with `{merge} \
          '{\"spec\":{\"microsoft\":{\"cloud\":\"<cloud>\"}}}'`",
     ),
     group(
-        &[70001, 7000112],
+        &[70001, 7000112, 1000031],
         Reason::InvalidClient,
         "The application is disabled in this tenant: enable it with `az ad sp update --id {client} --set \
          accountEnabled=true`",
@@ -120,20 +136,27 @@ const GROUPS: &[Group] = &[
         ),
     },
     group(
-        &[70021, 70025, 700211, 700212, 700213],
+        &[70021, 70025, 700211, 700212, 700213, 700229],
         Reason::FederationMismatch,
         "The application trusts no token with just this issuer, subject and audience: {issuer}, {subject}, {audience}. \
          Let it with `{trust}`; upper and lower case count. What was changed just now takes some minutes to be known",
     ),
-    group(&[28000, 28002, 70011, 700022, 1002012], Reason::InvalidScope, ""),
+    group(&[28000, 28002, 28003, 70011, 700022, 1002012], Reason::InvalidScope, ""),
     group(
-        &[500011],
+        &[901002],
+        Reason::InvalidScope,
+        "The v2.0 endpoint is asked by scopes: take `resource` out of spec.client.parameters with `{merge} \
+         '{\"spec\":{\"client\":{\"parameters\":{\"resource\":null}}}}'`",
+    ),
+    group(
+        // The list lacks 500014: the service principal is disabled, most often since a subscription has lapsed.
+        &[50001, 500011, 500014, 650052, 650054],
         Reason::InvalidScope,
         "The tenant has no service principal for Exchange Online: check spec.microsoft.cloud of the provider, and that \
          the tenant has an Exchange licence",
     ),
     Group {
-        codes: &[65001, 90094, 650056, 650057],
+        codes: &[65001, 65005, 90008, 90009, 90093, 90094, 90095, 90099, 650056, 650057],
         reason: Reason::ConsentRequired,
         mend: "Add the application permission SMTP.SendAsApp (IMAP.AccessAsApp, POP.AccessAsApp) of Office 365 Exchange \
                Online to the app, then `az ad app permission admin-consent --id {client}`; what was consented to just now \
@@ -149,7 +172,26 @@ const GROUPS: &[Group] = &[
         "The person has declined what the app asks for: sign in again with `{sign_in}` and accept",
     ),
     group(
-        &[50194, 90130, 9001023],
+        &[65002],
+        Reason::ConsentRequired,
+        "spec.client.id is an application of Microsoft's own, which may not ask for this: register one of yours with `az ad \
+         app create --display-name mail-token-broker`, and name it with `{merge} \
+         '{\"spec\":{\"client\":{\"id\":\"<application id>\"}}}'`",
+    ),
+    group(
+        &[9002341],
+        Reason::AuthorizationRequired,
+        "{mailbox} has to permit single sign-on once: sign in again with `{sign_in}` and accept",
+    ),
+    group(
+        &[50105],
+        Reason::ConsentRequired,
+        "The application is for assigned accounts only, and {mailbox} is not assigned: an administrator assigns it under \
+         Users and groups of the Enterprise application on https://entra.microsoft.com, or lets all in with `az ad sp \
+         update --id {client} --set appRoleAssignmentRequired=false`",
+    ),
+    group(
+        &[90027, 90124, 90130, 50194, 9001023, 9002332],
         Reason::RequestRefused,
         "This works in one tenant only: name it with `{merge} \
          '{\"spec\":{\"microsoft\":{\"tenantID\":\"<tenant id or domain>\"}}}'`",
@@ -161,7 +203,7 @@ const GROUPS: &[Group] = &[
          day. Sign in again with `{sign_in}`",
     ),
     group(
-        &[50173, 70000],
+        &[40009, 40015, 50085, 50089, 50139, 50173, 54005, 70000, 700005],
         Reason::InvalidGrant,
         "The refresh token was revoked, or is none of this application: sign-ins end when the password changes, and when \
          an administrator revokes them. Sign in again with `{sign_in}`",
@@ -173,9 +215,28 @@ const GROUPS: &[Group] = &[
          the app from it, then sign in again with `{sign_in}`",
     ),
     group(
-        &[50055, 50132, 50133],
+        &[50055, 50056, 50064, 50125, 50126, 50132, 50133, 50135, 50144],
         Reason::InvalidGrant,
         "The password of {mailbox} has expired or was changed: sign in again with `{sign_in}`",
+    ),
+    group(
+        &[16000, 16003, 50014, 50020, 50034, 50197, 51004, 90072, 500208],
+        Reason::InvalidGrant,
+        "The account that signed in is not in this tenant, or is of another kind: sign in as {mailbox} with `{sign_in}`, or \
+         name the tenant of {mailbox} with `{merge} '{\"spec\":{\"microsoft\":{\"tenantID\":\"<tenant id or domain>\"}}}'`",
+    ),
+    group(
+        &[50053],
+        Reason::InvalidGrant,
+        "The account {mailbox} is locked, or signs in from an address that Entra takes for malicious: an administrator \
+         finds which in the sign-in log of https://entra.microsoft.com, by the correlationID in status.lastError, and unlocks \
+         it; then sign in again with `{sign_in}`",
+    ),
+    group(
+        &[50015, 54000],
+        Reason::AuthorizationRequired,
+        "The account {mailbox} is that of a minor, for whom a guardian or an administrator has to consent: use the account \
+         of an adult, or correct its age group on https://entra.microsoft.com",
     ),
     group(
         &[50057],
@@ -183,7 +244,7 @@ const GROUPS: &[Group] = &[
         "The account {mailbox} is disabled: enable it with `az ad user update --id {mailbox} --account-enabled true`",
     ),
     Group {
-        codes: &[50074, 50076, 50078, 50079],
+        codes: &[50058, 50072, 50074, 50076, 50078, 50079, 50158, 50161, 53004, 53010, 700020],
         reason: Reason::AuthorizationRequired,
         mend: "",
         delegated: Some(
@@ -192,7 +253,10 @@ const GROUPS: &[Group] = &[
         ),
     },
     Group {
-        codes: &[53000, 53001, 53002, 53003, 530032],
+        codes: &[
+            50002, 50005, 50097, 50127, 50129, 50131, 50155, 50177, 50178, 50187, 53000, 53001, 53002, 53003, 53011,
+            500021, 500022, 500212, 500213, 530032, 530034, 530035,
+        ],
         reason: Reason::AuthorizationRequired,
         mend: "A Conditional Access policy for workload identities blocks the application: an administrator finds which in \
                the sign-in log of https://entra.microsoft.com, by the correlationID in status.lastError, and exempts it",
@@ -204,9 +268,30 @@ const GROUPS: &[Group] = &[
     },
     group(&[70016], Reason::AuthorizationRequired, ""),
     group(
-        &[70018, 70019, 90120],
+        &[50134, 70018, 70019, 90119, 90120],
         Reason::AuthorizationRequired,
         "The code for the sign-in has ended or was used before: get another with `{sign_in}`",
+    ),
+    group(
+        &[50011, 70004, 900971],
+        Reason::RequestRefused,
+        "The application does not know the address that the browser comes back to: register it with `az ad app update --id \
+         {client} --public-client-redirect-uris http://localhost`, then `{sign_in}`",
+    ),
+    group(
+        &[50146, 501461],
+        Reason::RequestRefused,
+        "The application maps claims, for which it needs a signing key of its own: set acceptMappedClaims to true in its \
+         manifest on https://entra.microsoft.com, or use an application without claims mapping",
+    ),
+    group(
+        &[
+            50029, 50050, 50147, 51000, 70003, 70005, 70007, 90004, 90010, 90013, 90014, 90015, 90023, 90056, 90100,
+            90117, 90121, 900144, 900561, 501481, 501491, 9002313,
+        ],
+        Reason::RequestRefused,
+        "Entra does not understand the request: see that spec.client.parameters and spec.scopes hold nothing foreign with \
+         `{get} -o jsonpath='{.spec}'`; if they do not, report this code to the maintainers of the broker",
     ),
 ];
 
@@ -221,6 +306,7 @@ mod tests {
     fn understood(code: u32, grant: GrantType) -> Refusal {
         let mut refusal = Refusal::new(Reason::RequestRefused, "x");
         refusal.provider_code = Some(format!("AADSTS{code}"));
+        refusal.unknown_code = true;
         refine(&mut refusal, &Case { grant, grant_age: None, assertion: false });
         refusal
     }
@@ -231,26 +317,56 @@ mod tests {
             (Reason::Throttled, &[50196, 90055][..]),
             (
                 Reason::ProviderUnavailable,
-                &[50033, 50087, 50088, 70012, 80001, 80002, 80005, 80014, 90006, 90012, 90024, 90033, 90090],
+                &[
+                    50000, 50033, 50087, 50088, 70012, 80001, 80002, 80005, 80014, 90006, 90012, 90024, 90033, 90036,
+                    90090, 90091, 501621,
+                ],
             ),
-            (Reason::InvalidClient, &[7000215, 700027, 700025, 7000218, 70001, 7000112, 700016, 90038, 900382, 900432]),
+            (
+                Reason::InvalidClient,
+                &[
+                    70002, 7000215, 7000229, 700027, 700030, 700025, 7000218, 70001, 7000112, 700011, 700016, 90038,
+                    900382, 900432, 50012, 50027, 1000031,
+                ],
+            ),
             (Reason::ClientSecretExpired, &[7000222]),
-            (Reason::ClockSkew, &[700024]),
-            (Reason::RequestRefused, &[90002, 9001023, 50194, 90130]),
-            (Reason::InvalidScope, &[70011, 28002, 500011, 700022]),
-            (Reason::ConsentRequired, &[650056, 650057, 65001, 90094, 65004]),
-            (Reason::FederationMismatch, &[70021, 700211, 700212, 700213]),
-            (Reason::InvalidGrant, &[700082, 70008, 700084, 50173, 70043, 70000, 50055, 50132, 50133, 50057]),
+            (Reason::ClockSkew, &[700024, 500133]),
+            (
+                Reason::RequestRefused,
+                &[90002, 900023, 900021, 50059, 50128, 9001023, 50194, 90130, 9002332, 50011, 900144, 9002313, 50146],
+            ),
+            (Reason::InvalidScope, &[70011, 28002, 28003, 500011, 500014, 700022, 650052, 650054, 901002]),
+            (Reason::ConsentRequired, &[650056, 650057, 65001, 65002, 65005, 90094, 90095, 90099, 65004, 50105]),
+            (Reason::FederationMismatch, &[70021, 700211, 700212, 700213, 700229]),
+            (
+                Reason::InvalidGrant,
+                &[
+                    700082, 70008, 700084, 50173, 70043, 70000, 50055, 50132, 50133, 50057, 50089, 50020, 50034, 50053,
+                    50126, 50144, 54005, 90072,
+                ],
+            ),
             (
                 Reason::AuthorizationRequired,
-                &[50076, 50078, 50079, 50074, 53000, 53001, 53002, 53003, 530032, 70016, 70019, 70018, 90120],
+                &[
+                    50072, 50076, 50078, 50079, 50074, 50158, 53000, 53001, 53002, 53003, 53004, 53011, 530032, 530035,
+                    70016, 70019, 70018, 90119, 90120, 700020, 500021, 9002341,
+                ],
             ),
         ] {
             for code in codes {
                 assert_eq!(understood(*code, RefreshToken).reason, reason, "{code}");
                 assert_eq!(understood(*code, ClientCredentials).reason, reason, "{code}");
+                assert!(!understood(*code, RefreshToken).unknown_code, "{code}");
             }
         }
+    }
+
+    #[test]
+    fn a_right_secret_is_not_called_wrong_and_a_tenant_that_is_none_is_named() {
+        let missing = understood(7000229, ClientCredentials).advice.unwrap();
+        assert!(missing.contains("secret is right") && missing.contains("az ad sp create --id {client}"), "{missing}");
+        let tenant = understood(900023, ClientCredentials).advice.unwrap();
+        assert!(tenant.contains("tenantID"), "{tenant}");
     }
 
     #[test]

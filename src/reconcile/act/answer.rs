@@ -7,7 +7,7 @@ use kube::ResourceExt as _;
 use super::{Attempt, Brought, client_status};
 use crate::{
     api::{Reason, grant::GrantType, names},
-    oauth::{Claims, Refusal, TokenAnswer},
+    oauth::{Claims, Refusal, TokenAnswer, claims},
     policy::{inputs, observed::Held},
     reconcile::material::Authentication,
 };
@@ -21,7 +21,7 @@ impl Attempt {
             return None;
         }
         // What could mislead a reader is not shown.
-        let plain = came.iter().filter(|address| address.bytes().all(|byte| byte.is_ascii_graphic()));
+        let plain = came.iter().filter(|address| claims::is_shown(address));
         let who = plain.map(String::as_str).collect::<BTreeSet<_>>();
         let who = if who.is_empty() { "somebody else".to_owned() } else { Vec::from_iter(who).join(", ") };
         let what = format!(

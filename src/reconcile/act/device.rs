@@ -35,8 +35,8 @@ const UNANSWERED_MAX: i64 = 60;
 pub(super) async fn begin(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth) -> Step {
     let Attempt { credential, context, prepared, .. } = attempt;
     let Some(url) = &prepared.endpoints.device_authorization_url else {
-        let what = "the provider names no device authorization endpoint, so nobody can sign in by a code: use \
-                    grant.refreshToken and `mail-token-broker login`";
+        let what = "the provider names no device authorization endpoint that can be used (an https URL), so nobody can sign in \
+                    by a code: use grant.refreshToken and `mail-token-broker login`";
         return Some(Err(Refusal::new(Reason::InvalidSpec, what)));
     };
     if let Err(blocker) = entry.may_go_to(url) {

@@ -150,7 +150,7 @@ fn leads(attempt: &Attempt) -> bool {
 fn leaves_open(refusal: &Refusal) -> bool {
     let status = refusal.http_status.unwrap_or_default();
     let without_a_word =
-        refusal.error.is_none() && refusal.retry_after.is_none() && refusal.reason != Reason::Throttled;
+        !refusal.is_of_the_server() && refusal.retry_after.is_none() && refusal.reason != Reason::Throttled;
     without_a_word && !(300..500).contains(&status)
 }
 

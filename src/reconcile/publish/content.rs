@@ -3,21 +3,21 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{ByteString, apimachinery::pkg::apis::meta::v1::OwnerReference};
-use kube::{Resource as _, ResourceExt as _, api::Patch, core::ObjectMeta};
+use kube::{Resource as _, ResourceExt as _, core::ObjectMeta};
 use serde_json::json;
 
 use crate::{
     api::{
-        MailCredential,
+        MailCredential, Reason,
         credential::DeletionPolicy,
         names::{self, rfc3339},
     },
-    policy::observed::Provider,
-    render::render,
+    policy::{Blocker, commands::Subject, observed::Provider},
+    render::{TooLarge, render},
 };
 
 use super::{
-    super::writes::{fence as fenced, make, patch, set, unset},
+    super::writes::{Operation, fence as fenced, make, set, unset},
     Stored,
 };
 
@@ -38,9 +38,8 @@ pub(super) struct Fence<'a> {
 }
 
 /// The fenced write of everything.
-pub(super) fn json_patch(fence: &Fence<'_>, content: &Content, has_labels: bool) -> Patch<()> {
+pub(super) fn json_patch<'a>(fence: &Fence<'_>, content: &'a Content, has_labels: bool) -> Vec<Operation<'a>> {
     let mut operations = fenced(fence.uid, fence.resource_version).to_vec();
-    operations.push(json!({"op": "add", "path": "/data", "value": content.data}));
     operations.push(json!({"op": "add", "path": "/metadata/ownerReferences", "value": content.owners}));
     let applied = Applied::read(fence.applied);
     let maps = [
@@ -56,7 +55,8 @@ pub(super) fn json_patch(fence: &Fence<'_>, content: &Content, has_labels: bool)
         operations.extend(gone.flat_map(|key| unset(map, &key)));
         operations.extend(wanted.iter().map(|(key, value)| set(map, key, value)));
     }
-    patch(operations)
+    let data = Operation::Data { op: "add", path: "/data", value: &content.data };
+    operations.into_iter().map(Operation::Small).chain([data]).collect()
 }
 
 /// Annotations of ours that not every Secret has.
@@ -102,7 +102,7 @@ pub(super) fn content(
     stored: &Stored,
     issued_for: &str,
     reissue: Option<&str>,
-) -> Content {
+) -> Result<Content, TooLarge> {
     let template = &credential.spec.secret;
     let token = &stored.token;
     let mut annotations = template.annotations.clone();
@@ -119,12 +119,19 @@ pub(super) fn content(
     note(names::ANNOTATION_OBJECT_ID, stored.object_id.clone());
     note(names::ANNOTATION_WARNING, stored.unsuitable.clone());
     note(names::ANNOTATION_APPLIED, Applied::of(credential));
-    Content {
-        data: render(credential, &provider.profile, token),
+    Ok(Content {
+        data: render(credential, &provider.profile, token)?,
         labels: labels(credential),
         annotations,
         owners: owners(credential),
-    }
+    })
+}
+
+/// What is told where the Secret would be larger than Kubernetes allows.
+pub(in crate::reconcile) fn too_large(credential: &MailCredential, error: &TooLarge) -> Blocker {
+    let edit = Subject::credential(credential).command("edit");
+    let message = format!("{error}: let spec.secret.data[{}] hold the token less often, with `{edit}`", error.key);
+    Blocker::new(Reason::InvalidSpec, message)
 }
 
 fn labels(credential: &MailCredential) -> BTreeMap<String, String> {
@@ -184,7 +191,7 @@ mod tests {
     #[test]
     fn labels_that_were_dropped_from_the_spec_are_removed_and_others_stay() {
         let content = Content {
-            data: BTreeMap::new(),
+            data: BTreeMap::from([("k".into(), ByteString(b"value".to_vec()))]),
             labels: BTreeMap::from([("team/x".into(), "a".into())]),
             annotations: BTreeMap::new(),
             owners: vec![],
@@ -195,12 +202,12 @@ mod tests {
             applied: Some(r#"{"labels":["old"],"annotations":[]}"#),
             has_annotations: false,
         };
-        let Patch::Json(patch) = json_patch(&fence, &content, true) else { panic!("no JSON Patch") };
-        let text = serde_json::to_string(&patch).unwrap();
+        let text = serde_json::to_string(&json_patch(&fence, &content, true)).unwrap();
         assert!(text.contains(r#"{"op":"remove","path":"/metadata/labels/old"}"#));
         assert!(text.contains(r#"{"op":"add","path":"/metadata/labels/team~1x","value":"a"}"#));
         assert!(text.contains(r#"{"op":"replace","path":"/metadata/resourceVersion","value":"7"}"#));
         assert!(text.contains(r#"{"op":"add","path":"/metadata/annotations","value":{}}"#));
+        assert!(text.contains(r#"{"op":"add","path":"/data","value":{"k":"dmFsdWU="}}"#));
     }
 
     #[test]

@@ -15,23 +15,19 @@ use thiserror::Error as ThisError;
 
 use self::content::{Content, Fence, content, json_patch};
 pub(super) use self::{
-    content::{dressed, grant_labels, owners},
+    content::{dressed, grant_labels, owners, too_large},
     ownership::{Ownership, ownership},
 };
-use super::{
-    Context, observe,
-    writes::{self, params},
-};
+use super::{Context, observe, writes};
 use crate::{
     api::{MailCredential, Reason, credential::DeletionPolicy, names},
     error::{Error, WRITE_SECRET, told_by},
     fail_point,
-    oauth::{Token, token::DEFAULT_LIFETIME},
+    oauth::Token,
     policy::{
-        Observed, checks,
-        notices::Notice,
+        Blocker, Observed, checks,
+        notices::{self, Notice},
         observed::{Published, Target, TokenFacts},
-        status::words,
     },
 };
 
@@ -47,6 +43,9 @@ pub enum PublishError {
     /// A newer token stands there by now.
     #[error("another broker has written a newer token")]
     Overtaken,
+    /// It cannot be written as the spec would have it.
+    #[error("{}", .0.message)]
+    Blocked(Blocker),
     /// Another step failed.
     #[error(transparent)]
     Kubernetes(#[from] Error),
@@ -76,17 +75,8 @@ pub(super) async fn store(observed: &mut Observed, context: &Context) -> Result<
     }
     observed.held = None;
     observed.history.succeed(&held);
-    if held.answer.lifetime_unknown {
-        let notice = Notice {
-            warning: true,
-            reason: Reason::LifetimeUnknown,
-            note: format!(
-                "the token response has no expires_in: {} are assumed. Make the provider tell the lifetime, or renew early \
-                 enough with spec.renewal.renewBefore",
-                words(DEFAULT_LIFETIME)
-            ),
-        };
-        super::report::tell(&observed.credential, &notice, context).await;
+    for assumption in &held.answer.assumed {
+        super::report::tell(&observed.credential, &notices::assumed(*assumption), context).await;
     }
     Ok(())
 }
@@ -153,7 +143,9 @@ async fn write(
 ) -> Result<(), PublishError> {
     let Ok(provider) = &observed.provider else { return Ok(()) };
     let token = &stored.token;
-    let content = content(&observed.credential, provider, stored, issued_for, reissue);
+    let _room = context.room.enter(provider.secret_size).await;
+    let content = content(&observed.credential, provider, stored, issued_for, reissue)
+        .map_err(|error| PublishError::Blocked(too_large(&observed.credential, &error)))?;
     let written = put(observed, &content, context).await;
     if matches!(written, Err(PublishError::Refused(_))) {
         context.metrics.reconcile_error(WRITE_SECRET);
@@ -220,20 +212,15 @@ async fn create(
     content: &Content,
     context: &Context,
 ) -> Result<ObjectMeta, PublishError> {
-    let secret = Secret {
-        metadata: ObjectMeta {
-            namespace: Some(checks::namespace(credential).to_owned()),
-            name: Some(name.to_owned()),
-            labels: Some(content.labels.clone()),
-            annotations: Some(content.annotations.clone()),
-            owner_references: Some(content.owners.clone()).filter(|owners| !owners.is_empty()),
-            ..ObjectMeta::default()
-        },
-        type_: Some(names::SECRET_TYPE_TARGET.to_owned()),
-        data: Some(content.data.clone()),
-        ..Secret::default()
+    let metadata = ObjectMeta {
+        namespace: Some(checks::namespace(credential).to_owned()),
+        name: Some(name.to_owned()),
+        labels: Some(content.labels.clone()),
+        annotations: Some(content.annotations.clone()),
+        owner_references: Some(content.owners.clone()).filter(|owners| !owners.is_empty()),
+        ..ObjectMeta::default()
     };
-    match writes::create(context, &secret).await {
+    match writes::create_target(context, &metadata, &content.data).await {
         Ok(meta) => Ok(meta),
         Err(kube::Error::Api(status)) if status.is_already_exists() => {
             over_existing(credential, name, content, context).await
@@ -286,10 +273,9 @@ async fn over_existing(
         applied: meta.annotations.as_ref().and_then(|map| map.get(names::ANNOTATION_APPLIED)).map(String::as_str),
         has_annotations: meta.annotations.is_some(),
     };
-    let written = observe::secrets(context, namespace)
-        .patch_metadata(name, &params(), &json_patch(&fence, content, meta.labels.is_some()))
-        .await;
-    written.map(|partial| partial.metadata).map_err(|error| PublishError::Refused(told_by(&error)))
+    let operations = json_patch(&fence, content, meta.labels.is_some());
+    let written = writes::patch_target(context, namespace, name, &operations, &content.data).await;
+    written.map_err(|error| PublishError::Refused(told_by(&error)))
 }
 
 async fn patch(
@@ -300,9 +286,9 @@ async fn patch(
     context: &Context,
 ) -> Result<ObjectMeta, PublishError> {
     let namespace = checks::namespace(credential);
-    let patch = json_patch(fence, content, true);
-    match observe::secrets(context, namespace).patch_metadata(name, &params(), &patch).await {
-        Ok(partial) => Ok(partial.metadata),
+    let operations = json_patch(fence, content, true);
+    match writes::patch_target(context, namespace, name, &operations, &content.data).await {
+        Ok(meta) => Ok(meta),
         Err(kube::Error::Api(status)) if status.code == 404 => create(credential, name, content, context).await,
         // Stale, or its labels went away, or it became immutable: look at it, then decide.
         Err(kube::Error::Api(status)) if status.code == 409 || status.code == 422 => {

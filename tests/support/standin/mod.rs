@@ -24,6 +24,7 @@ pub mod google;
 pub mod jwt;
 pub mod microsoft;
 mod oauth;
+pub mod odd;
 pub mod strict;
 pub mod workload;
 
@@ -48,6 +49,7 @@ pub use self::{
     google::Google,
     jwt::{Jwt, Key},
     microsoft::{Cloud, Microsoft},
+    odd::Odd,
     strict::Strict,
 };
 use super::server::{Handler, Request, Response, Server};
@@ -106,6 +108,7 @@ struct Served<P> {
     provider: Mutex<P>,
     faults: Mutex<VecDeque<Fault>>,
     issued: Mutex<Vec<String>>,
+    odd: Mutex<Option<Odd>>,
     ahead: AtomicI64,
     latency: AtomicU64,
 }
@@ -146,7 +149,10 @@ impl<P: Provider> Served<P> {
         let body: Value = serde_json::from_str(&response.body).unwrap_or_default();
         let tokens = TOKENS.iter().filter_map(|name| Some(body[name].as_str()?.to_owned()));
         self.issued.lock().unwrap().extend(tokens);
-        response
+        match *self.odd.lock().unwrap() {
+            Some(odd) if is_token_request(request) => odd.applied(response),
+            _ => response,
+        }
     }
 }
 
@@ -162,6 +168,7 @@ impl<P: Provider> StandIn<P> {
             provider: Mutex::new(provider(port)),
             faults: Mutex::default(),
             issued: Mutex::default(),
+            odd: Mutex::default(),
             ahead: AtomicI64::new(0),
             latency: AtomicU64::new(0),
         }))
@@ -196,6 +203,11 @@ impl<P> StandIn<P> {
     /// What happens to the next token request for which nothing stands in line yet.
     pub fn next(&self, fault: Fault) {
         self.0.handler().faults.lock().unwrap().push_back(fault);
+    }
+
+    /// From now on, how the token endpoint's responses are odd (not at all at first).
+    pub fn odd(&self, odd: Option<Odd>) {
+        *self.0.handler().odd.lock().unwrap() = odd;
     }
 
     /// From now on, how long an answer is on its way (nothing at first).

@@ -1,0 +1,300 @@
+//! Members of a provider's JSON, read as they come: a member of an unexpected type is absent, and does not keep the rest
+//! from being read. Nothing is collected beyond a bound.
+
+use std::fmt;
+
+use secrecy::SecretString;
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
+
+/// The body of a response without the byte order mark that some servers put before their JSON (RFC 8259 section 8.1
+/// lets a reader ignore it).
+pub(super) fn body<T: AsRef<[u8]>>(response: &http::Response<T>) -> &[u8] {
+    let body = response.body().as_ref();
+    body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body)
+}
+
+/// Reads an object; `None` for JSON that is none, or has a member twice.
+pub(super) fn object<'de, T: Deserialize<'de>>(json: &'de [u8]) -> Option<T> {
+    // A list would be read member by member.
+    let is_list = json.trim_ascii_start().first() == Some(&b'[');
+    if is_list { None } else { serde_json::from_slice(json).ok() }
+}
+
+/// Implements the visits of a [`Visitor`] for all types that it does not expect.
+macro_rules! otherwise {
+    ($value:expr; $($visit:ident),*) => {
+        $(otherwise!(@ $visit $value);)*
+    };
+    (@ bool $value:expr) => { fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> { Ok($value) } };
+    (@ i64 $value:expr) => { fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> { Ok($value) } };
+    (@ u64 $value:expr) => { fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> { Ok($value) } };
+    (@ f64 $value:expr) => { fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> { Ok($value) } };
+    (@ str $value:expr) => { fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> { Ok($value) } };
+    (@ unit $value:expr) => { fn visit_unit<E>(self) -> Result<Self::Value, E> { Ok($value) } };
+    (@ seq $value:expr) => {
+        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+            while items.next_element::<IgnoredAny>()?.is_some() {}
+            Ok($value)
+        }
+    };
+    (@ map $value:expr) => {
+        fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
+            while members.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+            Ok($value)
+        }
+    };
+}
+
+/// A text; `None` where the member is anything else.
+#[derive(Default)]
+pub(super) struct Text(pub(super) Option<String>);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Text;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text")
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Text, E> {
+                Ok(Text(Some(text.to_owned())))
+            }
+            otherwise!(Text(None); bool, i64, u64, f64, unit, seq, map);
+        }
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+/// A text that is a secret; `None` where the member is anything else.
+#[derive(Default)]
+pub(super) struct SecretText(pub(super) Option<SecretString>);
+
+impl<'de> Deserialize<'de> for SecretText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = SecretText;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text")
+            }
+            fn visit_str<E>(self, text: &str) -> Result<SecretText, E> {
+                Ok(SecretText(Some(SecretString::from(text))))
+            }
+            otherwise!(SecretText(None); bool, i64, u64, f64, unit, seq, map);
+        }
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+/// Words: a text of words separated by white space, or a list of such texts. Absent where the member is anything else.
+pub(super) struct Words<const MAX: usize>(pub(super) Vec<String>);
+
+impl<const MAX: usize> Default for Words<MAX> {
+    fn default() -> Self {
+        Self(vec![])
+    }
+}
+
+impl<const MAX: usize> Words<MAX> {
+    /// Takes in the words of `text` up to the bound of `MAX` words.
+    fn add(&mut self, text: &str) {
+        let left = MAX.saturating_sub(self.0.len());
+        self.0.extend(text.split_whitespace().take(left).map(str::to_owned));
+    }
+}
+
+impl<'de, const MAX: usize> Deserialize<'de> for Words<MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader<const MAX: usize>;
+        impl<'de, const MAX: usize> Visitor<'de> for Reader<MAX> {
+            type Value = Words<MAX>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("words")
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Words<MAX>, E> {
+                let mut words = Words::default();
+                words.add(text);
+                Ok(words)
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Words<MAX>, A::Error> {
+                let mut words = Words::default();
+                while let Some(Text(item)) = items.next_element()? {
+                    words.add(&item.unwrap_or_default());
+                }
+                Ok(words)
+            }
+            otherwise!(Words::default(); bool, i64, u64, f64, unit, map);
+        }
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+/// A number, or a text that is one (`"3600"`, `3600.0`).
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) enum Number {
+    /// There is no such member, or it is null.
+    #[default]
+    Absent,
+    /// The member is no number.
+    Unreadable,
+    /// A finite number.
+    Given(f64),
+}
+
+impl Number {
+    fn of(number: f64) -> Self {
+        if number.is_finite() { Self::Given(number) } else { Self::Unreadable }
+    }
+
+    /// The number in a text: digits with an optional sign, fraction and exponent.
+    pub(super) fn parse(text: &str) -> Self {
+        let text = text.trim();
+        let plain = text.bytes().all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(&byte));
+        // Longer ones are no number of seconds, whatever they are.
+        text.parse().ok().filter(|_| plain && text.len() <= 32).map_or(Self::Unreadable, Self::of)
+    }
+}
+
+impl<'de> Deserialize<'de> for Number {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Number;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number")
+            }
+            fn visit_i64<E>(self, number: i64) -> Result<Number, E> {
+                Ok(Number::of(number as f64))
+            }
+            fn visit_u64<E>(self, number: u64) -> Result<Number, E> {
+                Ok(Number::of(number as f64))
+            }
+            fn visit_f64<E>(self, number: f64) -> Result<Number, E> {
+                Ok(Number::of(number))
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Number, E> {
+                Ok(Number::parse(text))
+            }
+            fn visit_unit<E>(self) -> Result<Number, E> {
+                Ok(Number::Absent)
+            }
+            otherwise!(Number::Unreadable; bool, seq, map);
+        }
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+/// Whether a member says anything: not null, false, 0, nor an empty text, list or object.
+#[derive(Default)]
+pub(super) struct Said(pub(super) bool);
+
+impl<'de> Deserialize<'de> for Said {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Said;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("anything")
+            }
+            fn visit_bool<E>(self, truth: bool) -> Result<Said, E> {
+                Ok(Said(truth))
+            }
+            fn visit_i64<E>(self, number: i64) -> Result<Said, E> {
+                Ok(Said(number != 0))
+            }
+            fn visit_u64<E>(self, number: u64) -> Result<Said, E> {
+                Ok(Said(number != 0))
+            }
+            fn visit_f64<E>(self, number: f64) -> Result<Said, E> {
+                Ok(Said(number != 0.0))
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Said, E> {
+                Ok(Said(!text.trim().is_empty()))
+            }
+            fn visit_unit<E>(self) -> Result<Said, E> {
+                Ok(Said(false))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Said, A::Error> {
+                let mut said = false;
+                while items.next_element::<IgnoredAny>()?.is_some() {
+                    said = true;
+                }
+                Ok(Said(said))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Said, A::Error> {
+                let mut said = false;
+                while members.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
+                    said = true;
+                }
+                Ok(Said(said))
+            }
+        }
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+/// Takes in the members of an object one by one.
+pub(super) trait Members {
+    /// Reads the value of the member `name`, or lets [`skip`] pass over it.
+    ///
+    /// # Errors
+    /// If the value is no JSON.
+    fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, members: &mut A) -> Result<(), A::Error>;
+}
+
+/// Passes over a member's value.
+///
+/// # Errors
+/// If the value is no JSON.
+pub(super) fn skip<'de, A: MapAccess<'de>>(members: &mut A) -> Result<(), A::Error> {
+    members.next_value::<IgnoredAny>().map(drop)
+}
+
+/// Reads the members of the object in `json` into `into`, or of the first object in a list. Members that come twice are
+/// read twice. Where the JSON breaks off, what came before is kept.
+pub(super) fn read_members(json: &[u8], into: &mut impl Members) {
+    let mut deserializer = serde_json::Deserializer::from_slice(json);
+    // What breaks off is no error: a member that was read whole is worth keeping.
+    let _ = Into { into }.deserialize(&mut deserializer);
+}
+
+/// The members of an object, or `into` as it was where the value is anything else.
+pub(super) struct Into<'a, M> {
+    pub(super) into: &'a mut M,
+}
+
+impl<'de, M: Members> DeserializeSeed<'de> for Into<'_, M> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de, M: Members> Visitor<'de> for Into<'_, M> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
+        while let Some(name) = members.next_key::<String>()? {
+            self.into.read(&name, &mut members)?;
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        // Salesforce answers with a list of one.
+        items.next_element_seed(Into { into: self.into })?;
+        while items.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(())
+    }
+
+    otherwise!((); bool, i64, u64, f64, str, unit);
+}

@@ -1,0 +1,105 @@
+//! Odd responses of token endpoints, as people report them of servers and gateways: a good token in an unusual wrapping, and
+//! refusals that are not written as RFC 6749 has them.
+
+use serde_json::{Value, json};
+
+use super::super::server::Response;
+
+/// How a token endpoint's responses are odd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Odd {
+    /// `token_type` is missing (Mail.ru, and servers older than the RFC).
+    NoTokenType,
+    /// `scope` is a list.
+    ScopeList,
+    /// `expires_in` is a text.
+    LifetimeText,
+    /// `expires_in` is `3600.0`.
+    LifetimeFloat,
+    /// `expires_in` is missing: what remains is the token's own `exp`, if it is a JWT.
+    NoLifetime,
+    /// `expires_in` is 0.
+    LifetimeZero,
+    /// A byte order mark before the JSON.
+    Bom,
+    /// Compressed, although nobody asked for that.
+    Gzip,
+    /// The same with deflate.
+    Deflate,
+    /// Error codes in capitals (Yahoo).
+    Capitals,
+    /// The error code under `errorCode`.
+    ErrorCode,
+    /// The error code inside of an object (Google's other services).
+    ErrorObject,
+    /// All is answered by a gateway, with a code of its own: 500 `unknown_error`.
+    Outage,
+    /// All is answered by a web framework: 503 "Service Unavailable".
+    Framework,
+    /// All is refused with a code that nobody knows.
+    UnknownCode,
+}
+
+impl Odd {
+    /// All of them by name.
+    pub const ALL: [(&'static str, Self); 15] = [
+        ("no-token-type", Self::NoTokenType),
+        ("scope-list", Self::ScopeList),
+        ("lifetime-text", Self::LifetimeText),
+        ("lifetime-float", Self::LifetimeFloat),
+        ("no-lifetime", Self::NoLifetime),
+        ("lifetime-zero", Self::LifetimeZero),
+        ("bom", Self::Bom),
+        ("gzip", Self::Gzip),
+        ("deflate", Self::Deflate),
+        ("capitals", Self::Capitals),
+        ("error-code", Self::ErrorCode),
+        ("error-object", Self::ErrorObject),
+        ("outage", Self::Outage),
+        ("framework", Self::Framework),
+        ("unknown-code", Self::UnknownCode),
+    ];
+
+    /// What becomes of a response.
+    pub fn applied(self, response: Response) -> Response {
+        let Ok(mut body) = serde_json::from_str::<Value>(&response.body) else { return response };
+        let error = body["error"].as_str().map(str::to_owned);
+        let Some(fields) = body.as_object_mut() else { return response };
+        match (self, error) {
+            (Self::NoTokenType, None) => drop(fields.remove("token_type")),
+            (Self::ScopeList, None) => {
+                let scopes = fields.get("scope").and_then(Value::as_str).unwrap_or_default();
+                let scopes: Vec<_> = scopes.split_whitespace().map(Value::from).collect();
+                fields.insert("scope".to_owned(), scopes.into());
+            }
+            (Self::LifetimeText, None) => {
+                let text = fields["expires_in"].to_string();
+                fields.insert("expires_in".to_owned(), text.into());
+            }
+            (Self::LifetimeFloat, None) => {
+                let number = fields["expires_in"].as_f64();
+                fields.insert("expires_in".to_owned(), number.into());
+            }
+            (Self::NoLifetime, None) => drop(fields.remove("expires_in")),
+            (Self::LifetimeZero, None) => drop(fields.insert("expires_in".to_owned(), 0.into())),
+            (Self::Capitals, Some(error)) => drop(fields.insert("error".to_owned(), error.to_uppercase().into())),
+            (Self::ErrorCode, Some(error)) => {
+                fields.remove("error");
+                fields.insert("errorCode".to_owned(), error.into());
+            }
+            (Self::ErrorObject, Some(error)) => {
+                fields.insert("error".to_owned(), json!({"code": error, "message": "odd"}));
+            }
+            (Self::Bom, _) => return Response { body: format!("\u{feff}{body}"), ..response },
+            (Self::Gzip, _) => return response.header("content-encoding", "gzip"),
+            (Self::Deflate, _) => return response.header("content-encoding", "deflate"),
+            (Self::Outage, _) => return Response::json(500, &json!({"error": "unknown_error"})),
+            (Self::Framework, _) => {
+                return Response::json(503, &json!({"status": 503, "error": "Service Unavailable", "path": "/token"}));
+            }
+            (Self::UnknownCode, _) => return Response::json(400, &json!({"error": "never_heard_of"})),
+            _ => {}
+        }
+        Response { body: body.to_string(), ..response }
+    }
+}
