@@ -36,7 +36,6 @@ use crate::{
         memory::{Memory, Writes},
         slots::Slots,
         stores::Links,
-        writes::Room,
     },
     side::SideRuntime,
 };
@@ -222,7 +221,7 @@ impl Work {
             memory,
             writes: Writes::default(),
             register: Register::default(),
-            room: Room::default(),
+            room: Default::default(),
             material,
             admission,
             slots: Slots::new(settings.concurrency, waker.clone()),
