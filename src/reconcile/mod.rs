@@ -13,6 +13,7 @@ pub mod observe;
 pub mod provider;
 pub mod publish;
 pub mod report;
+mod sized;
 pub mod slim;
 pub mod slots;
 mod stored;

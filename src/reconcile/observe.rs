@@ -15,6 +15,7 @@ use super::{
     material::Health,
     memory::{Entry, Inspected, newer},
     publish::{self, Ownership},
+    sized::sized,
     stored::annotation,
     stores::ProviderKey,
     take_outcome,
@@ -28,15 +29,14 @@ use crate::{
         names,
     },
     error::Error,
-    oauth::token::ACCESS_TOKEN_MAX,
     policy::{
         Blocker, Observed, checks,
         commands::Subject,
         expiry, grant, inputs,
-        observed::{Held, History, Provider, Published, Target, TokenFacts, target_name},
+        observed::{History, Provider, Published, Target, TokenFacts, target_name},
     },
     providers,
-    render::{self, SECRET_MAX, USUAL_TOKEN, render},
+    render::render,
 };
 
 /// The credential as a watch shows it, or as the broker wrote it, whichever is newer.
@@ -100,33 +100,6 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
         context.memory.with(&uid, |entry| entry.held = None);
     }
     Ok(Some(observed))
-}
-
-/// The provider with the size of the Secret that it would bring, and blocked where that is too large: by the token that is
-/// held or published, or by one of the usual length.
-fn sized(mut provider: Provider, credential: &MailCredential, target: &Target, held: Option<&Held>) -> Provider {
-    let published = target.own().and_then(|published| published.token.as_ref());
-    let told = credential.status.as_ref().and_then(|status| status.token.as_ref());
-    let told = told.and_then(|told| usize::try_from(told.length).ok()).filter(|length| *length > 0);
-    let length = held
-        .map(|held| held.answer.token.access_token.expose_secret().len())
-        .or_else(|| published.and_then(|token| token.length.or(told)))
-        .or(told)
-        .unwrap_or(USUAL_TOKEN)
-        .min(ACCESS_TOKEN_MAX);
-    if credential.spec.secret.data.is_empty() {
-        // Every other key holds the token once at most, in base64 at the longest.
-        provider.secret_size = (10 * length).min(SECRET_MAX);
-        return provider;
-    }
-    match render::size(credential, &provider.profile, length) {
-        Ok(size) => provider.secret_size = size,
-        Err(error) => {
-            provider.secret_size = SECRET_MAX;
-            provider.blocker.get_or_insert_with(|| publish::too_large(credential, &error));
-        }
-    }
-    provider
 }
 
 /// The versions of the Secrets that a credential itself refers to.

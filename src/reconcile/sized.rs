@@ -1,0 +1,43 @@
+//! The size of the Secret that a provider's token would bring.
+
+use secrecy::ExposeSecret as _;
+
+use super::publish;
+use crate::{
+    api::MailCredential,
+    oauth::token::ACCESS_TOKEN_MAX,
+    policy::observed::{Held, Provider, Target},
+    render::{self, SECRET_MAX, USUAL_TOKEN},
+};
+
+/// The provider with the size of the Secret that it would bring, and blocked where that is too large: by the token that is
+/// held or published, or by one of the usual length.
+pub(super) fn sized(
+    mut provider: Provider,
+    credential: &MailCredential,
+    target: &Target,
+    held: Option<&Held>,
+) -> Provider {
+    let published = target.own().and_then(|published| published.token.as_ref());
+    let told = credential.status.as_ref().and_then(|status| status.token.as_ref());
+    let told = told.and_then(|told| usize::try_from(told.length).ok()).filter(|length| *length > 0);
+    let length = held
+        .map(|held| held.answer.token.access_token.expose_secret().len())
+        .or_else(|| published.and_then(|token| token.length.or(told)))
+        .or(told)
+        .unwrap_or(USUAL_TOKEN)
+        .min(ACCESS_TOKEN_MAX);
+    if credential.spec.secret.data.is_empty() {
+        // Every other key holds the token once at most, in base64 at the longest.
+        provider.secret_size = (10 * length).min(SECRET_MAX);
+        return provider;
+    }
+    match render::size(credential, &provider.profile, length) {
+        Ok(size) => provider.secret_size = size,
+        Err(error) => {
+            provider.secret_size = SECRET_MAX;
+            provider.blocker.get_or_insert_with(|| publish::too_large(credential, &error));
+        }
+    }
+    provider
+}
