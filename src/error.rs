@@ -100,10 +100,11 @@ pub const WRITE_SECRET: &str = "write_secret";
 /// The category of a status that another writer changes as often as the broker writes it.
 pub const STATUS_OVERWRITTEN: &str = "status_overwritten";
 
-/// Characters of what Kubernetes said that are told.
-const SAID_MAX: usize = 200;
+/// Characters that are reported of either end of what Kubernetes said: the beginning names the object, the end has the
+/// cause, and the names of policies between them may be long.
+const SAID_MAX: usize = 150;
 
-/// What Kubernetes said, fit for a status: an admission webhook's text is somebody's whom the reader does not know.
+/// What Kubernetes said, fit for a status: the author of an admission webhook's text is unknown to the reader.
 fn bounded(text: &str) -> String {
     let plain = |character: char| match character {
         // What a shell or a terminal reads more into, or what reads backwards.
@@ -111,11 +112,12 @@ fn bounded(text: &str) -> String {
         printable if printable.is_ascii_graphic() || printable.is_alphanumeric() => printable,
         _ => ' ',
     };
-    let mut told: String = text.chars().take(SAID_MAX).map(plain).collect();
-    if text.chars().count() > SAID_MAX {
-        told.push('…');
+    let count = text.chars().count();
+    if count <= 2 * SAID_MAX {
+        return text.chars().map(plain).collect();
     }
-    told
+    let beginning = text.chars().take(SAID_MAX).map(plain);
+    beginning.chain(['…']).chain(text.chars().skip(count - SAID_MAX).map(plain)).collect()
 }
 
 /// What Kubernetes said, without the request: `kube::Error`'s own texts may hold a whole response.
@@ -146,7 +148,8 @@ mod tests {
             bounded("run `kubectl delete ns x` or $(id)\u{1b}[31m\u{202e}\nnow"),
             "run 'kubectl delete ns x' or '(id) [31m  now"
         );
-        let long = bounded(&"x".repeat(5_000));
-        assert_eq!((long.chars().count(), long.ends_with('…')), (SAID_MAX + 1, true));
+        let long = bounded(&format!("secrets \"x\" is forbidden: {} denied request: it is shut", "x".repeat(5_000)));
+        assert_eq!(long.chars().count(), 2 * SAID_MAX + 1);
+        assert!(long.starts_with("secrets \"x\"") && long.ends_with("it is shut"), "{long}");
     }
 }
