@@ -121,8 +121,8 @@ impl Crash {
     /// Sees that the end of a sign-in is told, that nothing loops, and that pods keep what is good; then somebody signs in.
     async fn loses(self) {
         let Self { custody, kind, vigil, published, kept, sent, asked } = self;
-        let stalled = custody.ns.condition::<MailCredential>("billing", "Stalled", "InvalidGrant").await;
-        assert!(stalled.message.contains("mail-token-broker login"), "{}", stalled.message);
+        let failed = custody.ns.condition::<MailCredential>("billing", "Renewed", "InvalidGrant").await;
+        assert!(failed.message.contains("mail-token-broker login"), "{}", failed.message);
         let told: MailCredential = custody.ns.get("billing").await;
         assert_eq!((reason(&told, "Ready"), reason(&told, "Renewed")), self::told("TokenValid", "InvalidGrant"));
         assert_eq!(find(&told, "Ready").unwrap().status, "True");
