@@ -79,6 +79,8 @@ pub struct Entry {
     pub unanswered: u32,
     /// The user code that the provider has ended.
     pub code_over: Option<String>,
+    /// Since when a watch has not shown what the credential refers to.
+    pub unshown_since: Option<Timestamp>,
     /// How far the revocation of a deleted credential has come.
     pub revoking: Option<Revoking>,
     /// Nothing is written until somebody has changed something: a shutdown does not wait for that.
@@ -143,10 +145,16 @@ impl Entry {
             next_poll,
             unanswered,
             code_over,
+            unshown_since,
             revoking,
             stuck,
         } = self;
-        let object = written.is_none() && target.is_none() && inspected.is_none() && !conflict && !stuck;
+        let object = written.is_none()
+            && target.is_none()
+            && inspected.is_none()
+            && unshown_since.is_none()
+            && !conflict
+            && !stuck;
         let attempt =
             in_flight.is_none() && revoking.is_none() && outcome.is_none() && untold.is_none() && held.is_none();
         let custody = dress_again.is_none() && grant.is_none() && unsaved.is_none() && seed_seen.is_none();

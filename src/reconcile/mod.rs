@@ -190,7 +190,7 @@ async fn step(
     let row = Activity::grant(&credential);
     let Some(mut observed) = observe::observe(credential.clone(), context).await? else {
         context.admission.decline(&row);
-        let end = report::unobserved(credential, context).await;
+        let end = report::unshown(credential, context).await;
         return Ok(end.map_or_else(Action::await_change, |end| Action::requeue(context.clock.until(end))));
     };
     let now = context.clock.now();

@@ -64,6 +64,7 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     let shown = shown_target(&credential, &target_name(&credential), context);
     // From here on nothing fails, so that an outcome which was taken is not lost.
     let (outcome, untold, held) = context.memory.with(&uid, |entry| {
+        entry.unshown_since = None;
         // A token that was held for other inputs, or to its end, is of no use any more.
         entry.held = entry.held.take().filter(|held| {
             let wanted = provider.as_ref().map_or(true, |provider| provider.issued_for == held.issued_for);

@@ -96,6 +96,19 @@ pub(super) async fn report(
     Ok(true)
 }
 
+/// What is left to do about a credential while a watch has not shown what it refers to: reports the end of its token.
+/// Right after a start that takes a moment, and one write of the status then reports both the end and the next token.
+pub(super) async fn unshown(credential: Arc<MailCredential>, context: &Context) -> Option<Timestamp> {
+    let now = context.clock.now();
+    let uid = checks::uid(&credential);
+    let since = context.memory.with(uid, |entry| *entry.unshown_since.get_or_insert(now));
+    if now < since + END_TOLD_AFTER {
+        let latest = observe::latest(credential, context);
+        return latest.status.as_ref().and_then(end_of_ready).map(|end| end.max(since + END_TOLD_AFTER));
+    }
+    unobserved(credential, context).await
+}
+
 /// What is left to do about a credential that could not be observed, because Kubernetes did not let the broker read what
 /// belongs to it: reports the end of its token. Returns when that is due.
 pub(super) async fn unobserved(credential: Arc<MailCredential>, context: &Context) -> Option<Timestamp> {
