@@ -184,6 +184,28 @@ async fn an_own_secret_of_another_type_is_made_again() {
 }
 
 #[tokio::test]
+async fn an_own_secret_of_another_type_is_made_again_although_no_watch_shows_it() {
+    let stage = Stage::new().await;
+    stage.issued(dressed()).await;
+    let mut other: Secret = stage.ns.get("billing").await;
+    stage.ns.apply(dressed().set("spec.suspend", true)).await;
+    stage.ns.condition::<MailCredential>("billing", "Renewed", "Suspended").await;
+    stage.ns.delete::<Secret>("billing").await;
+    let gone = |billing: &MailCredential| billing.status.as_ref().is_some_and(|status| status.token.is_none());
+    stage.ns.until::<MailCredential>("billing", "its token is gone", gone).await;
+    other.type_ = Some("example.org/other".to_owned());
+    other.metadata.labels = None;
+    (other.metadata.resource_version, other.metadata.uid) = (None, None);
+    stage.ns.api::<Secret>().create(&PostParams::default(), &other).await.unwrap();
+    stage.ns.apply(dressed()).await;
+    let opaque = |secret: &Secret| secret.type_.as_deref() == Some("Opaque") && secret.metadata.labels.is_some();
+    stage.ns.until::<Secret>("billing", "it is Opaque", opaque).await;
+    stage.ready("billing").await;
+    assert_eq!(stage.idp.token_requests().len(), 2);
+    tried("F19", 1, "nothing");
+}
+
+#[tokio::test]
 async fn a_secret_is_put_right_also_while_the_provider_refuses() {
     let stage = Stage::new().await;
     stage.idp.next(Answer::token(20));

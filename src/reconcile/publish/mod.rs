@@ -264,7 +264,9 @@ async fn over_existing(
         return Err(PublishError::Overtaken);
     }
     if secret.immutable == Some(true) || secret.type_.as_deref().is_some_and(|kind| kind != names::SECRET_TYPE_TARGET) {
-        return Err(PublishError::Refused("it became immutable; it will be made again".to_owned()));
+        // Without its labels no watch shows it: the next reconcile reads it, deletes it and creates it.
+        context.memory.with(checks::uid(credential), |entry| entry.conflict = true);
+        return Err(PublishError::Refused("it is immutable or has another type, and is created again".to_owned()));
     }
     let version = meta.resource_version.clone().unwrap_or_default();
     let fence = Fence {
