@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use k8s_openapi::api::core::v1::Secret;
-use mail_token_broker::api::MailCredential;
+use mail_token_broker::{api::MailCredential, clock::Clock};
 use serde_json::json;
 use support::{idp::TOKEN, *};
 
@@ -220,7 +220,7 @@ type Odd = (&'static str, Answer, i64, &'static [&'static str], &'static [&'stat
 fn odd_answers() -> Vec<Odd> {
     let token = |expires_in: serde_json::Value| Answer::token(0).field("expires_in", expires_in);
     let jwt = |ends_in: i64| {
-        let now = k8s_openapi::jiff::Timestamp::now().as_second();
+        let now = Clock::system().now().as_second();
         let claims = BASE64_URL_SAFE_NO_PAD.encode(json!({"exp": now + ends_in}).to_string());
         format!("e30.{claims}.-canary-{ends_in}")
     };
