@@ -311,6 +311,10 @@ impl Book {
             again: advice::AGAIN,
         };
         let found = look(object, &means).await?;
+        if found.is_err() && !context.leadership.is_leader() {
+            // The request may have been withheld, which says nothing about the provider: no verdict is kept.
+            return Ok(found.map(Arc::new));
+        }
         let mut pages = self.pages.lock();
         let exists = context.stores.provider(&key).is_some_and(|found| found.meta().uid == object.meta().uid);
         if !exists {
