@@ -83,6 +83,46 @@ async fn refuse_statuses(ns: &Namespace) -> Refusal<'_, impl AsyncFn() -> kube::
     Refusal::begin(ns, rule, "false", async move || api.patch_status("billing", &dry, &patch).await.map(drop)).await
 }
 
+/// Refuses the deletion of Secrets.
+async fn refuse_deletions(ns: &Namespace) -> Refusal<'_, impl AsyncFn() -> kube::Result<()>> {
+    let rule = json!({"apiGroups": [""], "apiVersions": ["v1"], "operations": ["DELETE"], "resources": ["secrets"]});
+    ns.apply(json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "probe"}})).await;
+    let dry = DeleteParams { dry_run: true, ..DeleteParams::default() };
+    let api = ns.api::<Secret>();
+    Refusal::begin(ns, rule, "false", async move || api.delete("probe", &dry).await.map(drop)).await
+}
+
+#[tokio::test]
+async fn a_new_name_is_reported_although_the_former_secret_may_not_be_deleted() {
+    let ns = Cluster::shared().namespace().await;
+    let (idp, broker) = (Idp::start(), Broker::start(&ns).await);
+    ns.provider(&idp).await;
+    ns.apply(credential("billing")).await;
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+    let refusal = refuse_deletions(&ns).await;
+
+    ns.apply(credential("billing").set("spec.secret.name", "other")).await;
+    ns.until::<MailCredential>("billing", "the new name is reported", |found| {
+        found.status.as_ref().is_some_and(|status| {
+            status.observed_generation == found.metadata.generation && status.secret_name.as_deref() == Some("other")
+        })
+    })
+    .await;
+    until("the deletion was refused", async || {
+        let refused = broker.metric("mailtoken_reconcile_errors_total", "delete_secret").await;
+        refused.filter(|refused| *refused >= 1.0).map(drop).ok_or(format!("{refused:?}"))
+    })
+    .await;
+    refusal.lift().await;
+    let former = ns.api::<Secret>();
+    until("the former Secret is deleted", async || match former.get_opt("billing").await.unwrap() {
+        None => Ok(()),
+        Some(_) => Err("it is still there".to_owned()),
+    })
+    .await;
+    assert_eq!(idp.token_requests().len(), 1);
+}
+
 #[tokio::test]
 async fn a_first_token_that_may_not_be_written_is_held_and_written_later() {
     let ns = Cluster::shared().namespace().await;

@@ -222,11 +222,15 @@ async fn step(
     }
     let stuck = matches!(decision, Decision::Stall(_) | Decision::Suspended);
     context.memory.with(checks::uid(&observed.credential), |entry| entry.stuck = stuck);
-    if decision != Decision::Suspended {
-        publish::remove_previous(&observed, context).await?;
-    }
+    // The status is written although the former Secret may not be deleted.
+    let removed = match decision {
+        Decision::Suspended => Ok(()),
+        _ => publish::remove_previous(&observed, context).await,
+    };
     let now = context.clock.now();
-    match report::report(&observed, &decision, context, now).await? {
+    let reported = report::report(&observed, &decision, context, now).await?;
+    removed?;
+    match reported {
         true => Ok(next(&observed, &decision, context, now)),
         false => Ok(Action::requeue(TELL_AGAIN)),
     }
