@@ -114,10 +114,11 @@ pub fn allowance_blocker(
     let Some((first, _)) = for_namespace.first() else {
         // Which labels the entries select is the administrator's.
         return denied(format!(
-            "no entry of spec.allowed of the ClusterMailProvider {provider} selects the namespace {}: an administrator \
-             can label the namespace as an entry selects it, or add an entry, with `{}`",
+            "no entry of spec.allowed of the ClusterMailProvider {provider} selects the namespace {0}: an administrator \
+             reads the selectors with `{1} -o jsonpath='{{.spec.allowed[*].namespaceSelector}}'`, then labels the \
+             namespace with `kubectl label namespace {0} <label>=<value>`, or adds an entry",
             namespace(credential),
-            subject.command("edit")
+            subject.command("get")
         ));
     };
     let mailboxes = credential.spec.mailbox.names();
