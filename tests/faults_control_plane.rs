@@ -4,11 +4,11 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{process::Command, time::Duration};
 
 use k8s_openapi::jiff::Timestamp;
 use mail_token_broker::api::MailCredential;
-use serde_json::from_value;
+use serde_json::{Value, from_value, json};
 use support::{
     audit::AuditEvent,
     custody::provider as strict_provider,
@@ -25,6 +25,9 @@ const DUE_BY_SEED: usize = 3;
 const AT_REST: usize = 8;
 /// How long the tokens live that become due, in seconds: they are renewed after half of it at the latest.
 const SHORT: u64 = 40;
+/// Credentials of more than one page of a list, and those created while the API server restarts.
+const HUNDREDS: usize = 400;
+const NEW: usize = 60;
 /// How long a part stands still.
 const STILL: Duration = Duration::from_secs(30);
 /// Until everything is well again: a call that hangs is given up after 30 s.
@@ -108,18 +111,9 @@ impl Scene {
         until("all are due", async || if now() > self.due { Ok(()) } else { Err(String::new()) }).await;
     }
 
-    /// Applies a credential, as soon as the API server serves its kind again.
-    async fn apply(&self, name: &str) {
-        until_in(API_SERVER, "the API server takes a credential", async || {
-            let tried = tokio::time::timeout(Duration::from_secs(2), self.ns.try_apply(credential(name))).await;
-            tried.map_err(|late| late.to_string())?.map(drop).map_err(|error| error.to_string())
-        })
-        .await;
-    }
-
     /// Sees that what was due is renewed, once, what is new is served, and nothing else was asked of anybody.
     async fn goes_on(&mut self) {
-        self.apply("new").await;
+        apply(&self.ns, "new").await;
         for (ns, number) in [(&self.ns, DUE), (&self.seeded, DUE_BY_SEED)] {
             for name in names("due", number) {
                 let renewed = |found: &MailCredential| due(found) > self.due && reason(found, "Ready") == "TokenValid";
@@ -152,6 +146,27 @@ impl Scene {
     }
 }
 
+/// Applies a credential, as soon as the API server serves its kind again.
+async fn apply(ns: &Namespace, name: &str) {
+    until_in(API_SERVER, "the API server takes a credential", async || {
+        let tried = tokio::time::timeout(Duration::from_secs(2), ns.try_apply(credential(name))).await;
+        tried.map_err(|late| late.to_string())?.map(drop).map_err(|error| error.to_string())
+    })
+    .await;
+}
+
+/// Drops etcd's history: a watch of before can only begin again with a list.
+fn compact(etcd: &Part) {
+    let post = |path: &str, body: Value| -> Value {
+        let url = format!("{}/v3/kv/{path}", etcd.argument("--listen-client-urls"));
+        let answer =
+            process::output(Command::new("curl").args(["-sSf", "--noproxy", "*", "-d", &body.to_string(), &url]));
+        serde_json::from_str(&answer).unwrap()
+    };
+    let revision = post("range", json!({"key": "AA=="}))["header"]["revision"].clone();
+    post("compaction", json!({"revision": revision, "physical": true}));
+}
+
 fn due(credential: &MailCredential) -> Timestamp {
     from_value(field(credential, "/status/token/renewalTime")).unwrap_or(Timestamp::MIN)
 }
@@ -164,6 +179,43 @@ async fn an_api_server_that_was_killed_finds_the_broker_where_it_left_it() {
     scene.all_are_due().await;
     server.again();
     scene.goes_on().await;
+}
+
+#[tokio::test]
+async fn a_restart_after_a_compaction_loses_no_change_among_hundreds() {
+    let cluster = Cluster::alone(&["control-plane"]);
+    let (ns, idp) = (cluster.namespace().await, Idp::start());
+    ns.provider(&idp).await;
+    let broker = Broker::cluster_wide(&cluster).flag(format!("--broker-namespace={}", ns.name)).start().await;
+    let (old, new) = (names("mailbox", HUNDREDS), names("new", NEW));
+    for name in &old {
+        ns.apply(credential(name)).await;
+    }
+    for name in &old {
+        ns.condition::<MailCredential>(name, "Ready", "TokenValid").await;
+    }
+    let mut server = Part::of(&cluster, "kube-apiserver");
+    server.signal("KILL");
+    compact(&Part::of(&cluster, "etcd"));
+    server.again();
+
+    // The broker lists while these are created.
+    for (number, name) in new.iter().enumerate() {
+        apply(&ns, name).await;
+        if number == NEW / 2 {
+            ns.patch::<MailCredential>("mailbox-5", json!({"spec": {"suspend": true}})).await;
+        }
+    }
+    for name in &new {
+        let ready = |found: &MailCredential| reason(found, "Ready") == "TokenValid";
+        ns.until_in::<MailCredential>(RECOVERY, name, "it is served", ready).await;
+    }
+    let suspended = |found: &MailCredential| reason(found, "Renewed") == "Suspended";
+    ns.until_in::<MailCredential>(RECOVERY, "mailbox-5", "its suspension is reported", suspended).await;
+    assert_eq!(idp.token_requests().len(), HUNDREDS + NEW);
+    let swept = broker.metric("mailtoken_sweep_enqueued_total", "kind=\"credential\"").await;
+    assert_eq!(swept, Some(0.0), "the sweep had to enqueue something");
+    tried("F09", 1, "nothing");
 }
 
 #[tokio::test]

@@ -26,6 +26,20 @@ impl Part {
         Self { pid, command, log: cluster.dir().join(format!("logs/{name}.log")), child: None }
     }
 
+    /// The value of an argument of the form `--name=value` or `--name value`.
+    pub fn argument(&self, name: &str) -> &str {
+        let mut arguments = self.command.iter();
+        let found = arguments.find_map(|argument| match argument.strip_prefix(name)? {
+            "" => Some(None),
+            value => Some(Some(value.strip_prefix('=')?)),
+        });
+        match found {
+            Some(Some(value)) => value,
+            Some(None) => arguments.next().unwrap(),
+            None => panic!("no {name} in {:?}", self.command),
+        }
+    }
+
     /// Sends a signal by its name, such as `STOP` and `CONT`.
     pub fn signal(&self, name: &str) {
         process::output(Command::new("kill").args(["-s", name, &self.pid.to_string()]));
