@@ -255,12 +255,12 @@ impl IdpClient {
         request: http::Request<Vec<u8>>,
         still_allowed: impl FnOnce() -> bool + Send,
     ) -> Result<Exchange, TransportError> {
-        let turn = self.turn(request.uri()).await?;
+        let turn = self.turn(request.uri())?;
         if still_allowed() { turn.send(request).await } else { Err(TransportError::Withheld) }
     }
 
     /// Judges where a request to `uri` goes, before what must be done right before it.
-    pub async fn turn(&self, uri: &http::Uri) -> Result<Turn<'_>, TransportError> {
+    pub fn turn(&self, uri: &http::Uri) -> Result<Turn<'_>, TransportError> {
         let target = Target::of(uri)?;
         if let Some(literal) = target.literal {
             self.pool.policy.judge(literal).map_err(|denied| target.denied(denied))?;

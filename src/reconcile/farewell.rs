@@ -124,7 +124,7 @@ pub(super) async fn farewell(
     };
     context.admission.withdraw(&row);
     if !told && let Some(notice) = notice(&revocation, &credential, now) {
-        report::tell(&credential, &notice, context).await;
+        report::tell(&credential, &notice, context);
     }
     let keep = |step| context.memory.with(uid, |entry| entry.revoking = Some(step));
     keep(Revoking::Over { revocation, told: true });

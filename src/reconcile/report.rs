@@ -91,7 +91,7 @@ pub(super) async fn report(
     }
     fail_point::pass("status-written").await;
     for notice in notices(&before, &after) {
-        tell(credential, &notice, context).await;
+        tell(credential, &notice, context);
     }
     Ok(true)
 }
@@ -125,7 +125,7 @@ pub(super) async fn unobserved(credential: Arc<MailCredential>, context: &Contex
             slim::credential(&mut written.metadata);
             context.memory.with(checks::uid(&credential), |entry| entry.written = Some(Arc::new(written)));
             for notice in notices(&before, &after) {
-                tell(&credential, &notice, context).await;
+                tell(&credential, &notice, context);
             }
             None
         }
@@ -137,6 +137,6 @@ pub(super) async fn unobserved(credential: Arc<MailCredential>, context: &Contex
 }
 
 /// Writes an Event.
-pub(super) async fn tell(credential: &MailCredential, notice: &Notice, context: &Context) {
+pub(super) fn tell(credential: &MailCredential, notice: &Notice, context: &Context) {
     context.events.publish(notice, &credential.object_ref(&()), context.clock.now());
 }

@@ -182,11 +182,11 @@ async fn signed_in(attempt: &Attempt, entry: &Authentication, answer: TokenAnswe
         return ended(attempt, refusal.what.clone(), refusal).await;
     }
     if answer.addresses.is_empty() {
-        tell_of_an_unknown_account(attempt).await;
+        tell_of_an_unknown_account(attempt);
     }
     let rotated = Rotated::read(&exchange.response, exchange.sent_at);
     if rotated.is_none() {
-        tell_of_no_refresh_token(attempt).await;
+        tell_of_no_refresh_token(attempt);
     }
     let bound_to = attempt.grant.as_ref().and_then(|grant| grant.bound_to.clone()).unwrap_or_default();
     let revocable_at = attempt.grant.as_ref().map(|grant| grant.revocable_at.clone()).unwrap_or_default();
@@ -238,7 +238,7 @@ async fn ended(attempt: &Attempt, how: String, mut refusal: Refusal) -> Step {
     }
 }
 
-async fn tell_of_an_unknown_account(attempt: &Attempt) {
+fn tell_of_an_unknown_account(attempt: &Attempt) {
     let user = attempt.credential.spec.mailbox.user();
     let notice = Notice {
         warning: true,
@@ -248,10 +248,10 @@ async fn tell_of_an_unknown_account(attempt: &Attempt) {
              whose sign-in it is. A provider says so in an ID token, for the scopes openid and email"
         ),
     };
-    report::tell(&attempt.credential, &notice, &attempt.context).await;
+    report::tell(&attempt.credential, &notice, &attempt.context);
 }
 
-async fn tell_of_no_refresh_token(attempt: &Attempt) {
+fn tell_of_no_refresh_token(attempt: &Attempt) {
     let notice = Notice {
         warning: true,
         reason: Reason::TokenUnsuitable,
@@ -259,5 +259,5 @@ async fn tell_of_no_refresh_token(attempt: &Attempt) {
                offline_access, and let the client have it at the provider"
             .to_owned(),
     };
-    report::tell(&attempt.credential, &notice, &attempt.context).await;
+    report::tell(&attempt.credential, &notice, &attempt.context);
 }

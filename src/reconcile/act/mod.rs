@@ -287,7 +287,7 @@ impl Attempt {
         let Ok(uri) = url.parse() else {
             return Some(Err(Refusal::new(Reason::RequestRefused, "the endpoint is no URL")));
         };
-        let turn = match self.prepared.client.turn(&uri).await {
+        let turn = match self.prepared.client.turn(&uri) {
             Ok(turn) => turn,
             Err(error) => return Some(Err(self.unanswered(&error))),
         };

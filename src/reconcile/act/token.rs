@@ -92,7 +92,7 @@ async fn spend(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth, cla
             return None;
         }
         // First what can be refused without a claim.
-        let turn = match attempt.prepared.client.turn(&uri).await {
+        let turn = match attempt.prepared.client.turn(&uri) {
             Ok(turn) => turn,
             Err(error) => return Some(Err(attempt.unanswered(&error))),
         };
@@ -179,7 +179,7 @@ async fn claim(attempt: &Attempt, claimed: &mut Option<Claimed>) -> Result<Claim
                    kept beside it"
                     .to_owned(),
         };
-        report::tell(credential, &notice, context).await;
+        report::tell(credential, &notice, context);
     }
     *claimed = Some(held.clone());
     Ok(held)

@@ -71,12 +71,12 @@ pub(super) async fn store(observed: &mut Observed, context: &Context) -> Result<
     context.memory.with(checks::uid(&observed.credential), |entry| entry.held = None);
     if let Some(note) = held.unsuitable.clone().filter(|note| Some(note) != known.as_ref()) {
         let notice = Notice { warning: true, reason: Reason::TokenUnsuitable, note };
-        super::report::tell(&observed.credential, &notice, context).await;
+        super::report::tell(&observed.credential, &notice, context);
     }
     observed.held = None;
     observed.history.succeed(&held);
     for assumption in &held.answer.assumed {
-        super::report::tell(&observed.credential, &notices::assumed(*assumption), context).await;
+        super::report::tell(&observed.credential, &notices::assumed(*assumption), context);
     }
     Ok(())
 }
