@@ -68,8 +68,13 @@ async fn calls(stage: &Stage, before: usize, wanted: [(&str, usize); 2]) {
 async fn an_issue_and_a_renewal_are_one_token_request_and_two_calls_each_and_rest_is_none() {
     let stage = Stage::new().await;
     stage.ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
-    // The provider's material is read with the first, and serves all others.
+    // The first credential makes the broker read the provider's client secret and watch its CA bundle, for all others too.
     end(&stage, "first").await;
+    until("the broker watches the CA bundle", async || {
+        let watch = |event: &AuditEvent| event.access.verb == "watch" && event.access.resource == "configmaps";
+        asked(&stage, 0).iter().any(watch).then_some(()).ok_or_else(String::new)
+    })
+    .await;
     let (before, requests) = (asked(&stage, 0).len(), stage.idp.token_requests().len());
 
     make(&stage, "mailbox", CREDENTIALS).await;
