@@ -37,7 +37,7 @@ check: ## Format, lints, dependencies, generated files, unit tests: seconds when
 
 test: setup check ## All tests, and the demo once to its end: what CI runs
 	$(call step,test: all tests)
-	@$(CARGO) test --locked
+	@$(CARGO) test --locked --no-fail-fast
 	$(call step,test: the demo)
 	@tools/demo once $(TEST_DEMO)
 
