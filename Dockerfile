@@ -27,7 +27,7 @@ RUN --mount=type=cache,id=mail-token-broker-registry,target=/usr/local/cargo/reg
     export CFLAGS="-ffile-prefix-map=$CARGO_HOME=/cargo -ffile-prefix-map=/src=/build -ffile-prefix-map=$TARGET_DIR=/build/target"; \
     flags=$(cat tools/release.rustflags); \
     export RUSTFLAGS="$flags --remap-path-prefix=$CARGO_HOME=/cargo --remap-path-prefix=/src=/build --remap-path-prefix=$TARGET_DIR=/build/target"; \
-    find src -type f -exec touch {} +; \
+    find src crates -type f -exec touch {} +; \
     cargo build --locked --release --target "$target" --target-dir "$TARGET_DIR" --bin mail-token-broker; \
     install -D -m 0755 "$TARGET_DIR/$target/release/mail-token-broker" /image/mail-token-broker; \
     /image/mail-token-broker --version; \

@@ -25,19 +25,19 @@ demo-down: ## Stop the demo and remove all of it
 
 check: ## Format, lints, dependencies, generated files, unit tests: seconds when warm
 	$(call step,check: format)
-	@$(CARGO) fmt --check
+	@$(CARGO) fmt --all --check
 	@tools/shellcheck
 	$(call step,check: licences and sources of dependencies)
 	@tools/run cargo-deny --log-level error check bans licenses sources
 	$(call step,check: lints)
-	@$(CARGO) clippy --quiet --locked --all-targets -- -D warnings
+	@$(CARGO) clippy --quiet --locked --workspace --all-targets -- -D warnings
 	@$(CARGO) clippy --quiet --locked --test soak -- -D warnings
 	$(call step,check: unit tests; the CRDs and the documentation are those of the code)
-	@$(CARGO) test --quiet --locked --lib --bins --test crds --test docs
+	@$(CARGO) test --quiet --locked --workspace --lib --bins --test crds --test docs
 
 test: setup check ## All tests, and the demo once to its end: what CI runs
 	$(call step,test: all tests)
-	@$(CARGO) test --locked --no-fail-fast
+	@$(CARGO) test --locked --workspace --no-fail-fast
 	$(call step,test: the demo)
 	@tools/demo once $(TEST_DEMO)
 

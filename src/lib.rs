@@ -22,7 +22,8 @@ pub mod providers;
 pub mod reconcile;
 pub mod release;
 pub mod render;
-pub mod sasl;
 pub mod side;
 pub mod stop;
 pub mod telemetry;
+
+pub use mailtoken_mail::sasl;

@@ -358,7 +358,7 @@ fn names_in_the_documentation_are_names_of_the_code() {
 #[test]
 fn files_and_make_targets_that_are_named_exist() {
     let makefile = fs::read_to_string(root().join("Makefile")).unwrap();
-    let folders = ["src/", "tests/", "docs/", "tools/", "charts/", "crds/", ".ci/"];
+    let folders = ["src/", "crates/", "tests/", "docs/", "tools/", "charts/", "crds/", ".ci/"];
     for page in pages() {
         for code in page.code() {
             let path = code.split(' ').next().unwrap_or_default();
@@ -407,7 +407,8 @@ fn tests_that_are_named_exist() {
         }
         sources
     };
-    let unit: String = sources("src").iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    let unit: String =
+        ["src", "crates"].into_iter().flat_map(sources).map(|path| fs::read_to_string(path).unwrap()).collect();
     let mut checked = 0;
     for page in pages().iter().filter(|page| page.path.starts_with("docs")) {
         for code in page.code() {
