@@ -2,7 +2,6 @@
 
 pub mod admin;
 pub mod admission;
-pub mod api;
 pub mod app;
 pub mod cli;
 pub mod clock;
@@ -16,14 +15,11 @@ pub mod kubernetes;
 pub mod lease;
 pub mod login;
 pub mod metrics;
-pub mod oauth;
-pub mod policy;
-pub mod providers;
 pub mod reconcile;
 pub mod release;
-pub mod render;
 pub mod side;
 pub mod stop;
 pub mod telemetry;
 
+pub use mailtoken_core::{api, oauth, policy, providers, render};
 pub use mailtoken_mail::sasl;

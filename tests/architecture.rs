@@ -12,7 +12,8 @@ use std::{
 use mail_token_broker::api::{ConditionType, Reason};
 
 /// The folders of sources, and how Rust names their packages.
-const PACKAGES: &[(&str, &str)] = &[("src", "mail_token_broker"), ("crates/mail/src", "mailtoken_mail")];
+const PACKAGES: &[(&str, &str)] =
+    &[("src", "mail_token_broker"), ("crates/mail/src", "mailtoken_mail"), ("crates/core/src", "mailtoken_core")];
 
 /// Which modules a module may use. Those that build everything (`app`, `lib`, `main`) use all.
 const MAY_USE: &[(&str, &[&str])] = &[
@@ -22,6 +23,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("sasl", &[]),
     ("render", &["api", "oauth", "providers", "sasl"]),
     ("policy", &["api", "oauth", "providers"]),
+    // For unit tests alone.
+    ("fixtures", &["api", "oauth", "policy", "providers"]),
     ("admission", &["policy"]),
     ("clock", &[]),
     ("fail_point", &[]),

@@ -105,7 +105,10 @@ fn every_reason_has_a_heading_and_every_heading_a_reason() {
     let page = fs::read_to_string(root().join("docs/reasons.md")).unwrap();
     let told: Vec<_> = page.lines().filter_map(|line| line.strip_prefix("## ")).collect();
     let known: Vec<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
-    assert_eq!(told, known, "the headings of docs/reasons.md are the reasons in src/api/condition.rs, in that order");
+    assert_eq!(
+        told, known,
+        "the headings of docs/reasons.md are the reasons in crates/core/src/api/condition.rs, in that order"
+    );
 }
 
 #[test]

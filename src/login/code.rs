@@ -239,7 +239,7 @@ async fn exchange(
 #[cfg(test)]
 mod tests {
     use super::{Authorization, Granted, Visit};
-    use crate::oauth::tests::lacks;
+    use mailtoken_core::lacks;
 
     lacks!(std::fmt::Debug: Authorization, Granted, Visit);
     lacks!(std::fmt::Display: Authorization, Granted, Visit);

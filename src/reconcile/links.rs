@@ -195,7 +195,7 @@ mod tests {
         let links = Links::default();
         let long = "x".repeat(250);
         for name in ["billing", &"y".repeat(80), &long] {
-            let mut credential = crate::policy::tests::fixtures::credential();
+            let mut credential = mailtoken_core::fixtures::credential();
             credential.metadata.name = Some(name.to_owned());
             credential.metadata.namespace = Some("shop".to_owned());
             links.credential(&credential);
@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn the_labels_of_a_namespace_concern_the_credentials_of_cluster_providers() {
         let links = Links::default();
-        let mut credential = crate::policy::tests::fixtures::credential();
+        let mut credential = mailtoken_core::fixtures::credential();
         credential.spec.provider_ref.kind = ProviderKind::ClusterMailProvider;
         let key = (credential.namespace().unwrap(), credential.name_any());
         links.credential(&credential);

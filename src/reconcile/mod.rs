@@ -400,7 +400,7 @@ fn full_name(credential: &MailCredential) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::tests::fixtures::{Case, at};
+    use mailtoken_core::fixtures::{Case, at};
 
     #[test]
     fn a_refusal_of_a_refresh_token_that_another_broker_has_exchanged_says_nothing() {

@@ -235,8 +235,9 @@ mod tests {
 
     #[test]
     fn no_annotation_of_the_brokers_is_forgotten_here() {
-        let constants =
-            include_str!("../api/names.rs").lines().filter(|line| line.starts_with("pub const ANNOTATION_"));
+        let constants = include_str!("../../crates/core/src/api/names.rs")
+            .lines()
+            .filter(|line| line.starts_with("pub const ANNOTATION_"));
         let values: Vec<_> = constants.filter_map(|line| line.split('"').nth(1)).collect();
         assert!(values.len() >= SECRET_ANNOTATIONS.len());
         // Of a MailCredential, of the Lease and of a ServiceAccount, and what is read with a source.

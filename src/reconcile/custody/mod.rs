@@ -376,11 +376,13 @@ pub(super) async fn refresh_token(
 
 #[cfg(test)]
 mod tests {
+    use mailtoken_core::lacks;
+
     use super::{
         super::{act, material, memory, publish::Stored},
         *,
     };
-    use crate::{oauth::tests::lacks, policy::observed};
+    use crate::policy::observed;
 
     /// All that hold a secret between its provider and its Secret.
     macro_rules! secrets_lack {

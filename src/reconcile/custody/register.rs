@@ -271,10 +271,8 @@ mod tests {
     use k8s_openapi::jiff::Timestamp;
 
     use super::*;
-    use crate::policy::{
-        grant::{Seed, TokenNote},
-        tests::fixtures::credential,
-    };
+    use crate::policy::grant::{Seed, TokenNote};
+    use mailtoken_core::fixtures::credential;
 
     fn named(name: &str) -> MailCredential {
         let mut credential = credential();

@@ -322,7 +322,7 @@ fn annotations(kept: &Kept) -> [(&'static str, Option<String>); 10] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::tests::fixtures::credential;
+    use mailtoken_core::fixtures::credential;
 
     #[test]
     fn a_refresh_token_is_never_kept_in_a_secret_that_pods_mount() {

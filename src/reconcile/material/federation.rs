@@ -341,7 +341,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::oauth::tests::lacks;
+    use mailtoken_core::lacks;
 
     lacks!(std::fmt::Debug: Assertion, Federation);
     lacks!(std::fmt::Display: Assertion, Federation);

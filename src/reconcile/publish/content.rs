@@ -186,7 +186,7 @@ pub(in crate::reconcile) fn dressed(meta: &ObjectMeta, credential: &MailCredenti
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::tests::fixtures::credential;
+    use mailtoken_core::fixtures::credential;
 
     #[test]
     fn labels_that_were_dropped_from_the_spec_are_removed_and_others_stay() {

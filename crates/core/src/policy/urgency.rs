@@ -73,10 +73,8 @@ mod tests {
     use super::*;
     use crate::{
         api::Reason,
-        policy::{
-            IssueReason,
-            tests::fixtures::{Case, at},
-        },
+        fixtures::{Case, at},
+        policy::IssueReason,
     };
 
     const RENEWAL: Decision = Decision::Issue(IssueReason::RenewalDue);

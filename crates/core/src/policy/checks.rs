@@ -211,7 +211,7 @@ pub fn full_name(credential: &MailCredential) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{policy::tests::fixtures::credential, providers::profile};
+    use crate::{fixtures::credential, providers::profile};
 
     fn allowed(rules: serde_json::Value) -> Vec<Allowed> {
         serde_json::from_value(rules).unwrap()

@@ -23,26 +23,12 @@ pub use refusal::{OAuthError, Refusal};
 pub use token::{Token, TokenAnswer, read_token_response};
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use secrecy::SecretString;
     use zeroize::{ZeroizeOnDrop, Zeroizing};
 
     use super::{assertion, client_auth, device, grant, token};
-
-    /// Does not compile where a type has the trait: there would be two items of one name. Types of other rooms are tried
-    /// there.
-    macro_rules! lacks {
-        ($trait:path: $($type:ty),+) => {
-            $(const _: () = {
-                trait Lacks<Marker> { fn item() {} }
-                impl<T: ?Sized> Lacks<()> for T {}
-                struct Has;
-                impl<T: ?Sized + $trait> Lacks<Has> for T {}
-                let _ = <$type as Lacks<_>>::item;
-            };)+
-        };
-    }
-    pub(crate) use lacks;
+    use crate::lacks;
 
     /// All of this room that hold a secret, or something that does.
     macro_rules! secrets_lack {
@@ -79,7 +65,9 @@ pub(crate) mod tests {
             (names.contains(&name) && kind.ends_with(['>', 'g', '8', ']'])).then(|| kind.to_owned())
         };
         let mut seen = 0;
-        let mut folders = vec![std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let members = std::fs::read_dir(root.join("crates")).unwrap().map(|member| member.unwrap().path().join("src"));
+        let mut folders: Vec<_> = members.chain([root.join("src")]).filter(|folder| folder.is_dir()).collect();
         while let Some(folder) = folders.pop() {
             for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
                 if path.is_dir() {

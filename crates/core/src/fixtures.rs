@@ -1,4 +1,7 @@
-//! A credential as most tests want it, and what was observed of it.
+//! A credential as most unit tests want it, and what was observed of it. The unit tests of other packages turn on the
+//! feature `fixtures`.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "only tests use this module, in which a panic is the report")]
 
 use std::sync::Arc;
 
@@ -17,10 +20,10 @@ use crate::{
 };
 
 /// A secret that must not be shown anywhere.
-pub(crate) const CANARY: &str = "canary-0123456789abcdef";
+pub const CANARY: &str = "canary-0123456789abcdef";
 
 /// `shop/billing` for billing@example.org, without a status.
-pub(crate) fn credential() -> MailCredential {
+pub fn credential() -> MailCredential {
     serde_json::from_value(json!({
         "apiVersion": "mailtoken.dev/v1alpha1",
         "kind": "MailCredential",
@@ -35,12 +38,12 @@ pub(crate) fn credential() -> MailCredential {
 }
 
 /// So many seconds after the token was issued.
-pub(crate) fn at(second: i64) -> Timestamp {
+pub fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + second).unwrap()
 }
 
 /// An hour from `at(0)`.
-pub(crate) fn token() -> TokenFacts {
+pub fn token() -> TokenFacts {
     TokenFacts {
         issued_at: at(0),
         expires_at: at(3600),
@@ -54,7 +57,7 @@ pub(crate) fn token() -> TokenFacts {
 }
 
 /// The Secret `billing` as the broker writes it.
-pub(crate) fn published(token: TokenFacts) -> Published {
+pub fn published(token: TokenFacts) -> Published {
     Published {
         name: "billing".into(),
         uid: "secret".into(),
@@ -71,20 +74,22 @@ pub(crate) fn published(token: TokenFacts) -> Published {
 }
 
 /// A blocker with this reason.
-pub(crate) fn blocker(reason: Reason) -> Blocker {
+pub fn blocker(reason: Reason) -> Blocker {
     Blocker::new(reason, format!("{} and what mends it", reason.as_str()))
 }
 
 /// What was observed, and when.
 #[derive(Clone, Debug)]
-pub(crate) struct Case {
-    pub(crate) observed: Observed,
-    pub(crate) now: Timestamp,
+pub struct Case {
+    /// What was observed.
+    pub observed: Observed,
+    /// The time at which it was observed.
+    pub now: Timestamp,
 }
 
 impl Case {
     /// A credential with a token that was issued just now.
-    pub(crate) fn ready() -> Self {
+    pub fn ready() -> Self {
         let spec: ProviderSpec =
             serde_json::from_value(json!({"oauth2": {"tokenURL": "https://x/t"}, "client": {"id": "c"}})).unwrap();
         let provider = Provider {
@@ -117,55 +122,61 @@ impl Case {
     }
 
     /// A credential that was made just now.
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         let mut case = Self::ready();
         case.without_token();
         case
     }
 
-    pub(crate) fn without_token(&mut self) {
+    /// The credential has no Secret and no history.
+    pub fn without_token(&mut self) {
         self.observed.target = Target::Absent;
         self.observed.history = History::default();
     }
 
-    pub(crate) fn provider(&mut self) -> &mut Provider {
+    /// The provider, which must have been found.
+    pub fn provider(&mut self) -> &mut Provider {
         self.observed.provider.as_mut().unwrap()
     }
 
-    pub(crate) fn own(&mut self, change: impl FnOnce(&mut Published)) {
+    /// Changes the Secret, which must be the broker's.
+    pub fn own(&mut self, change: impl FnOnce(&mut Published)) {
         let Target::Own(published) = &mut self.observed.target else { panic!("there is no Secret") };
         change(published);
     }
 
-    pub(crate) fn credential(&mut self, change: impl FnOnce(&mut MailCredential)) {
+    /// Changes the credential.
+    pub fn credential(&mut self, change: impl FnOnce(&mut MailCredential)) {
         change(Arc::make_mut(&mut self.observed.credential));
     }
 
     /// It was created at `at(second)`.
-    pub(crate) fn created(&mut self, second: i64) {
+    pub fn created(&mut self, second: i64) {
         let created = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(second));
         self.credential(|credential| credential.metadata.creation_timestamp = Some(created));
     }
 
-    pub(crate) fn annotate(&mut self, key: &str, value: &str) {
+    /// Sets an annotation of the credential.
+    pub fn annotate(&mut self, key: &str, value: &str) {
         self.credential(|credential| {
             credential.metadata.annotations.get_or_insert_default().insert(key.into(), value.into());
         });
     }
 
     /// An attempt failed at `at(0)`.
-    pub(crate) fn failed(&mut self, reason: Reason) {
+    pub fn failed(&mut self, reason: Reason) {
         self.failed_at(reason, 0);
     }
 
-    pub(crate) fn failed_at(&mut self, reason: Reason, second: i64) {
+    /// An attempt failed at `at(second)`.
+    pub fn failed_at(&mut self, reason: Reason, second: i64) {
         let refusal = Refusal::new(reason, "what");
         let attempt = self.observed.attempt.clone();
         self.observed.history.fail(&refusal, "what. What to do.".into(), &attempt, at(second));
     }
 
     /// A token was obtained and is not written yet.
-    pub(crate) fn hold(&mut self) {
+    pub fn hold(&mut self) {
         let token = Token {
             access_token: CANARY.into(),
             token_type: "Bearer".into(),
@@ -187,13 +198,13 @@ impl Case {
     }
 
     /// The token came by a refresh token, which is kept and was used at `at(0)`.
-    pub(crate) fn by_refresh_token(&mut self) -> &mut Grant {
+    pub fn by_refresh_token(&mut self) -> &mut Grant {
         let spec = json!({"refreshToken": {"secretRef": {"name": "seed", "key": "refresh_token"}}});
         self.by(spec)
     }
 
     /// The token came by a sign-in.
-    pub(crate) fn by_device_code(&mut self) -> &mut Grant {
+    pub fn by_device_code(&mut self) -> &mut Grant {
         self.by(json!({"deviceCode": {}}))
     }
 
@@ -219,22 +230,24 @@ impl Case {
         })
     }
 
-    pub(crate) fn grant(&mut self) -> &mut Grant {
+    /// The grant of a credential that has one.
+    pub fn grant(&mut self) -> &mut Grant {
         self.observed.grant.as_mut().unwrap()
     }
 
-    pub(crate) fn kept(&mut self) -> &mut Kept {
+    /// What the grant Secret holds.
+    pub fn kept(&mut self) -> &mut Kept {
         self.grant().kept.as_mut().unwrap()
     }
 
     /// Somebody exchanges the refresh token until `at(until)`.
-    pub(crate) fn claimed(&mut self, holder: &str, until: i64) {
+    pub fn claimed(&mut self, holder: &str, until: i64) {
         let claim = Claim { holder: holder.into(), since: at(0), until: at(until), token: "hash".into() };
         self.kept().claim = Some(claim);
     }
 
     /// A code was shown at `at(0)`, the first at `at(began)`, and is good until `at(until)`.
-    pub(crate) fn signing_in(&mut self, began: i64, until: i64) -> &mut SignIn {
+    pub fn signing_in(&mut self, began: i64, until: i64) -> &mut SignIn {
         self.kept().sign_in.insert(SignIn {
             user_code: "ABCD".into(),
             verification_uri: "https://x/d".into(),
@@ -250,9 +263,23 @@ impl Case {
     }
 
     /// The status is written.
-    pub(crate) fn told(&mut self) {
+    pub fn told(&mut self) {
         let decision = crate::policy::decide(&self.observed, self.now);
         let status = crate::policy::status::status(&self.observed, &decision, self.now);
         self.credential(|credential| credential.status = Some(status));
     }
+}
+
+/// Does not compile where a type has the trait: there would be two items of one name.
+#[macro_export]
+macro_rules! lacks {
+    ($trait:path: $($type:ty),+) => {
+        $(const _: () = {
+            trait Lacks<Marker> { fn item() {} }
+            impl<T: ?Sized> Lacks<()> for T {}
+            struct Has;
+            impl<T: ?Sized + $trait> Lacks<Has> for T {}
+            let _ = <$type as Lacks<_>>::item;
+        };)+
+    };
 }

@@ -55,7 +55,7 @@ mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
     use super::*;
-    use crate::policy::tests::fixtures::{at, token};
+    use crate::fixtures::{at, token};
 
     fn status(end: i64, fingerprint: &str) -> TokenStatus {
         TokenStatus {

@@ -299,7 +299,7 @@ mod tests {
     use proptest::{collection::vec, prelude::*, sample::select};
 
     use super::*;
-    use crate::{policy::tests::fixtures, providers};
+    use crate::{fixtures, providers};
 
     fn rendered(edit: impl FnOnce(&mut MailCredential)) -> BTreeMap<String, String> {
         let mut credential = fixtures::credential();

@@ -78,7 +78,7 @@ mod tests {
     use super::*;
     use crate::{
         api::status::{AuthorizationStatus, MailCredentialStatus, TokenStatus},
-        policy::tests::fixtures,
+        fixtures,
     };
 
     const NOW: i64 = 1_000_000;

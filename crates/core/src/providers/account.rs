@@ -79,7 +79,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{policy::tests::fixtures::credential, providers::profile};
+    use crate::{fixtures::credential, providers::profile};
 
     fn of(provider: serde_json::Value) -> Profile {
         let mut spec = json!({"client": {"id": "c"}});

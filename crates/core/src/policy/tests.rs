@@ -1,6 +1,5 @@
 //! The decisions, one sentence a test.
 
-pub(crate) mod fixtures;
 mod grants;
 mod history;
 mod inputs;
@@ -10,8 +9,10 @@ mod sign_in;
 mod status;
 
 use super::{Decision, IssueReason, PublishReason, decide, observed::Target};
-use crate::api::Reason;
-use fixtures::{Case, at, published, token};
+use crate::{
+    api::Reason,
+    fixtures::{self, Case, at, published, token},
+};
 
 /// One change of what was observed.
 type Change = fn(&mut Case);
