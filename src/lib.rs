@@ -4,13 +4,9 @@ pub mod admin;
 pub mod admission;
 pub mod app;
 pub mod cli;
-pub mod clock;
 pub mod controller;
-pub mod egress;
 pub mod error;
-pub mod fail_point;
 pub mod health;
-pub mod idp;
 pub mod kubernetes;
 pub mod lease;
 pub mod login;
@@ -23,3 +19,4 @@ pub mod telemetry;
 
 pub use mailtoken_core::{api, oauth, policy, providers, render};
 pub use mailtoken_mail::sasl;
+pub use mailtoken_net::{clock, egress, fail_point, idp};

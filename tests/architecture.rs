@@ -12,8 +12,12 @@ use std::{
 use mail_token_broker::api::{ConditionType, Reason};
 
 /// The folders of sources, and how Rust names their packages.
-const PACKAGES: &[(&str, &str)] =
-    &[("src", "mail_token_broker"), ("crates/mail/src", "mailtoken_mail"), ("crates/core/src", "mailtoken_core")];
+const PACKAGES: &[(&str, &str)] = &[
+    ("src", "mail_token_broker"),
+    ("crates/mail/src", "mailtoken_mail"),
+    ("crates/core/src", "mailtoken_core"),
+    ("crates/net/src", "mailtoken_net"),
+];
 
 /// Which modules a module may use. Those that build everything (`app`, `lib`, `main`) use all.
 const MAY_USE: &[(&str, &[&str])] = &[

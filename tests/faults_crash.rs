@@ -1,5 +1,5 @@
 //! `kill -9` of the broker at every step of a refresh: what is lost, and what heals by itself. Each step is reached by a
-//! fail point (`src/fail_point.rs`), for three grants: client credentials, a refresh token that is replaced at each use,
+//! fail point (`crates/net/src/fail_point.rs`), for three grants: client credentials, a refresh token that is replaced at each use,
 //! and the same at a server that takes a second use for theft.
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "what fails here is a test's failure, in real time")]

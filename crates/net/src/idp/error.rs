@@ -5,7 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use k8s_openapi::jiff::Timestamp;
+use jiff::Timestamp;
 use rustix::io::Errno;
 use rustls::CertificateError;
 use rustls::pki_types::UnixTime;

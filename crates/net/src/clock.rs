@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use k8s_openapi::jiff::Timestamp;
+use jiff::Timestamp;
 
 /// By how much what is due at a time is done later, so that the clock is past it.
 const JUST_AFTER: Duration = Duration::from_millis(20);
@@ -39,7 +39,7 @@ impl Clock {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::jiff::SignedDuration;
+    use jiff::SignedDuration;
 
     use super::*;
 

@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use http::header::{AUTHORIZATION, Entry};
 use hyper::body::Bytes;
-use k8s_openapi::jiff::Timestamp;
+use jiff::Timestamp;
 use rustls::RootCertStore;
 use sha2::{Digest, Sha256};
 use url::Url;
