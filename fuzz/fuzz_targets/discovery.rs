@@ -3,7 +3,7 @@
 
 use http::{Response, Uri};
 use libfuzzer_sys::fuzz_target;
-use mail_token_broker::oauth::discovery::{DiscoveryError, read_discovery};
+use mailtoken_core::oauth::discovery::{DiscoveryError, read_discovery};
 
 const ISSUER: &str = "https://id.example.org";
 

@@ -4,7 +4,7 @@
 use http::Response;
 use k8s_openapi::jiff::Timestamp;
 use libfuzzer_sys::fuzz_target;
-use mail_token_broker::oauth::refusal::read_refusal;
+use mailtoken_core::oauth::refusal::read_refusal;
 
 const STATUS: [u16; 8] = [200, 302, 400, 401, 404, 429, 500, 503];
 

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mail_token_broker::oauth::{Claims, assertion::ServiceAccountKey, client_auth::read_secret};
+use mailtoken_core::oauth::{Claims, assertion::ServiceAccountKey, client_auth::read_secret};
 use secrecy::ExposeSecret as _;
 
 fuzz_target!(|data: &[u8]| {

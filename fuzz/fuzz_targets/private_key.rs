@@ -3,7 +3,7 @@
 
 use k8s_openapi::jiff::Timestamp;
 use libfuzzer_sys::fuzz_target;
-use mail_token_broker::{
+use mailtoken_core::{
     api::authentication::SigningAlgorithm,
     oauth::{assertion::SigningKey, client_auth::Occasion},
 };

@@ -4,7 +4,7 @@
 use http::{HeaderValue, Response};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use libfuzzer_sys::fuzz_target;
-use mail_token_broker::{oauth::refusal::read_refusal, policy::schedule::next_attempt};
+use mailtoken_core::{oauth::refusal::read_refusal, policy::schedule::next_attempt};
 
 fuzz_target!(|data: &[u8]| {
     let (attempts, text) = data.split_at(data.len().min(4));

@@ -4,7 +4,7 @@
 use http::Response;
 use k8s_openapi::jiff::Timestamp;
 use libfuzzer_sys::fuzz_target;
-use mail_token_broker::oauth::{device::read_device_authorization, read_token_response, token::Rotated};
+use mailtoken_core::oauth::{device::read_device_authorization, read_token_response, token::Rotated};
 use secrecy::ExposeSecret as _;
 
 fuzz_target!(|data: &[u8]| {

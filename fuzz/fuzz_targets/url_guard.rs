@@ -6,7 +6,7 @@ use std::{net::IpAddr, sync::LazyLock, time::Duration};
 
 use http::Uri;
 use libfuzzer_sys::fuzz_target;
-use mail_token_broker::{
+use mailtoken_net::{
     clock::Clock,
     egress::EgressPolicy,
     idp::{IdpClient, IdpClients, Settings},
