@@ -112,12 +112,13 @@ fn every_reason_has_a_heading_and_every_heading_a_reason() {
 }
 
 #[test]
-fn every_reason_says_how_to_confirm_it_and_what_to_do() {
+fn every_reason_has_a_confirmation_a_fix_and_its_retry() {
     let page = fs::read_to_string(root().join("docs/reasons.md")).unwrap();
     for section in page.split("\n## ").skip(1) {
         let name = section.lines().next().unwrap();
         let confirm = section.split("\nConfirm: ").nth(1).unwrap_or_else(|| panic!("{name}: no line Confirm"));
         assert!(section.contains("\nDo: ") || section.contains("\nDo, "), "{name}: no line Do");
+        assert!(section.contains("\nRetry: "), "{name}: no line Retry");
         assert!(confirm.contains('`') || confirm.contains("condition"), "{name}: nothing to confirm it with");
     }
 }
@@ -126,9 +127,9 @@ fn every_reason_says_how_to_confirm_it_and_what_to_do() {
 fn reasons_stand_in_the_row_that_says_how_they_are_retried() {
     let page = fs::read_to_string(root().join("docs/reasons.md")).unwrap();
     for (row, retry) in [
-        ("| passes by itself", api::Retry::Transient),
-        ("| a person has to act", api::Retry::Permanent),
-        ("| something in the cluster", api::Retry::OnChange),
+        ("| transient", api::Retry::Transient),
+        ("| a person must act", api::Retry::Permanent),
+        ("| an object must change", api::Retry::OnChange),
     ] {
         let row = page.lines().find(|line| line.starts_with(row)).unwrap();
         let told: BTreeSet<_> = row.split('[').skip(1).filter_map(|rest| rest.split(']').next()).collect();
