@@ -281,7 +281,7 @@ fn values_that_are_wrong_or_contradict_each_other_are_refused() {
         (vec!["allowPrivateCIDRs={10.0.0.0}"], "allowPrivateCIDRs"),
         (vec!["denyCIDRs={x}"], "denyCIDRs"),
         (vec!["noProxy={id.example.org}"], "needs egressProxy"),
-        (vec!["clusterMailProviders=true"], "is for a broker with namespaces"),
+        (vec!["clusterMailProviders=true"], "clusterMailProviders=true needs namespaces"),
         (vec!["trustBundle.configMap.name=a", "trustBundle.secret.name=b"], "exclude each other"),
         (vec!["metrics.podMonitor.enabled=true", "metrics.serviceMonitor.enabled=true"], "choose one"),
         (vec!["admissionPolicy.enabled=maybe"], "admissionPolicy"),

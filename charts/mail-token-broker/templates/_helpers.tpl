@@ -37,8 +37,8 @@
 {{- end }}
 
 {{- /*
-Maps merged into one YAML map, in which each key occurs once; the last map wins: "mail-token-broker.merged" (list a b).
-A nil among them is an empty map.
+Merges maps into one YAML map with each key once; the last map wins: "mail-token-broker.merged" (list a b). A nil counts as
+an empty map.
 */ -}}
 {{- define "mail-token-broker.merged" -}}
 {{- $all := dict }}
@@ -57,7 +57,7 @@ A nil among them is an empty map.
 {{- include "mail-token-broker.merged" (list $own $given) }}
 {{- end }}
 
-{{- /* The same for the pods, which have podLabels in addition. */ -}}
+{{- /* The labels that select pods: the same, with podLabels. */ -}}
 {{- define "mail-token-broker.podSelectorLabels" -}}
 {{- $own := include "mail-token-broker.selectorLabels" . | fromYaml }}
 {{- $given := pick .Values.podLabels "app.kubernetes.io/name" "app.kubernetes.io/instance" }}
@@ -74,7 +74,7 @@ A nil among them is an empty map.
 {{- include "mail-token-broker.merged" (list $own (include "mail-token-broker.selectorLabels" . | fromYaml) .Values.commonLabels) }}
 {{- end }}
 
-{{- /* These and more, of which the last wins: "mail-token-broker.labelsWith" (list $ map). */ -}}
+{{- /* The labels of every object and further maps; the last map wins: "mail-token-broker.labelsWith" (list $ map). */ -}}
 {{- define "mail-token-broker.labelsWith" -}}
 {{- $own := include "mail-token-broker.labels" (index . 0) | fromYaml }}
 {{- include "mail-token-broker.merged" (prepend (rest .) $own) }}
@@ -85,7 +85,7 @@ A nil among them is an empty map.
 {{- include "mail-token-broker.merged" (list (dict "severity" (index . 1)) (index . 0).Values.metrics.prometheusRule.alertLabels) }}
 {{- end }}
 
-{{- /* Annotations as a field of metadata; nothing where there are none: "mail-token-broker.annotations" (list map map). */ -}}
+{{- /* Annotations as a field of metadata; nothing without annotations: "mail-token-broker.annotations" (list map map). */ -}}
 {{- define "mail-token-broker.annotations" -}}
 {{- with include "mail-token-broker.merged" . | fromYaml }}
 annotations:
@@ -93,7 +93,7 @@ annotations:
 {{- end }}
 {{- end }}
 
-{{- /* global.imageRegistry takes the place of the registry in image.repository: all before the first slash, where that is a host. */ -}}
+{{- /* global.imageRegistry replaces the registry in image.repository: the part before the first slash, if that part is a host. */ -}}
 {{- define "mail-token-broker.image" -}}
 {{- $image := .Values.image }}
 {{- $repository := $image.repository }}
@@ -107,7 +107,7 @@ annotations:
 {{- if $image.digest }}{{ $repository }}@{{ $image.digest }}{{ else }}{{ $repository }}:{{ $image.tag | default .Chart.AppVersion }}{{ end }}
 {{- end }}
 
-{{- /* imagePullSecrets and those of global, each once; global's may be plain names. A YAML list, empty where there are none. */ -}}
+{{- /* imagePullSecrets and those of global, each once, as a YAML list. global's may be plain names. */ -}}
 {{- define "mail-token-broker.imagePullSecrets" -}}
 {{- $all := list }}
 {{- range concat .Values.imagePullSecrets ((.Values.global | default dict).imagePullSecrets | default list) }}
@@ -116,7 +116,7 @@ annotations:
 {{- with $all | uniq }}{{ toYaml . }}{{ end }}
 {{- end }}
 
-{{- /* Whether the cluster is OpenShift, which chooses users and groups, and whose DNS pods listen at 5353: "true" or nothing. */ -}}
+{{- /* Whether the cluster is OpenShift, which chooses users and groups, and whose DNS pods listen on 5353: "true" or nothing. */ -}}
 {{- define "mail-token-broker.onOpenShift" -}}
 {{- if eq (toString .Values.openshift) "auto" }}
 {{- if .Capabilities.APIVersions.Has "security.openshift.io/v1" }}true{{ end }}
@@ -124,7 +124,7 @@ annotations:
 {{- end }}
 {{- end }}
 
-{{- /* A security context, without the user and group where OpenShift chooses them: "…securityContext" (list $ context). */ -}}
+{{- /* A security context, without user and group on OpenShift, which chooses them: "…securityContext" (list $ context). */ -}}
 {{- define "mail-token-broker.securityContext" -}}
 {{- $context := index . 1 }}
 {{- if include "mail-token-broker.onOpenShift" (index . 0) }}
@@ -203,10 +203,10 @@ annotations:
 
 {{- /* The environment, in which each name occurs once; extraEnv wins. */ -}}
 {{- define "mail-token-broker.env" -}}
-{{- /* So that a container that starts again goes on at once with its pod's lease and claims. */ -}}
+{{- /* With POD_UID, a restarted container continues immediately with its pod's lease and claims. */ -}}
 {{- $uid := dict "fieldRef" (dict "fieldPath" "metadata.uid") }}
 {{- $env := list (dict "name" "POD_UID" "valueFrom" $uid) }}
-{{- /* By the environment, so that extraArgs can have the flag. */ -}}
+{{- /* The environment sets the value, so that extraArgs can override it with the flag. */ -}}
 {{- if and (ne .Values.metrics.bindAddress "0.0.0.0") (eq (int .Values.metrics.port) 8080) }}
 {{- $env = append $env (dict "name" "MTB_METRICS_ADDR" "value" (include "mail-token-broker.metricsAddress" .)) }}
 {{- end }}
@@ -214,7 +214,7 @@ annotations:
 {{- $env = append $env (dict "name" "RUST_LOG" "value" .Values.logLevel) }}
 {{- end }}
 {{- if include "mail-token-broker.trustVolume" . }}
-{{- /* Both: with SSL_CERT_DIR alone the system's own file would not be read. */ -}}
+{{- /* Set both: with SSL_CERT_DIR alone, the broker would not read the system's own file. */ -}}
 {{- $env = append $env (dict "name" "SSL_CERT_FILE" "value" "/etc/ssl/certs/ca-certificates.crt") }}
 {{- $env = append $env (dict "name" "SSL_CERT_DIR" "value" (include "mail-token-broker.trustFolder" .)) }}
 {{- end }}
@@ -227,7 +227,7 @@ annotations:
 {{- toYaml (concat $all .Values.extraEnv) }}
 {{- end }}
 
-{{- /* The source of the volume with the trust bundle; nothing without one. */ -}}
+{{- /* The source of the volume with the trust bundle; nothing without a bundle. */ -}}
 {{- define "mail-token-broker.trustVolume" -}}
 {{- $trust := .Values.trustBundle | default dict }}
 {{- $configMap := $trust.configMap | default dict }}
@@ -247,23 +247,23 @@ secret:
 {{- end }}
 {{- end }}
 
-{{- /* A probe: the chart's handler and the user's settings. "mail-token-broker.probe" (list path settings). */ -}}
+{{- /* A probe with the chart's handler and the user's settings: "mail-token-broker.probe" (list path settings). */ -}}
 {{- define "mail-token-broker.probe" -}}
 {{- $handler := dict "httpGet" (dict "path" (index . 0) "port" "metrics") }}
 {{- toYaml (mergeOverwrite $handler (deepCopy (index . 1))) }}
 {{- end }}
 
 {{- /*
-Whether Helm talks to a cluster, which then says which kinds it has: "true" or nothing. "helm template" knows groups and
-versions alone.
+Whether Helm is connected to a cluster, which reports its kinds: "true" or nothing. "helm template" knows only groups and
+versions.
 */ -}}
 {{- define "mail-token-broker.knowsKinds" -}}
 {{- if .Capabilities.APIVersions.Has "v1/Secret" }}true{{ end }}
 {{- end }}
 
 {{- /*
-Whether the ValidatingAdmissionPolicy is rendered: "true" or nothing. "auto" renders it where the broker has rights in the
-whole cluster. A cluster must have the API; without a cluster it is taken to have it, as Kubernetes has since 1.30.
+Whether to render the ValidatingAdmissionPolicy: "true" or nothing. "auto" renders it if the broker has rights in the whole
+cluster. The cluster must have the API. Without a cluster, the chart assumes the API, which Kubernetes has since 1.30.
 */ -}}
 {{- define "mail-token-broker.admissionPolicy" -}}
 {{- $has := .Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy" }}
@@ -272,7 +272,7 @@ whole cluster. A cluster must have the API; without a cluster it is taken to hav
 {{- if and $served (or (eq $wanted "true") (and (eq $wanted "auto") (include "mail-token-broker.readsCluster" .))) }}true{{ end }}
 {{- end }}
 
-{{- /* Combinations that the schema cannot refuse. */ -}}
+{{- /* Rejects combinations that the schema cannot reject. */ -}}
 {{- define "mail-token-broker.validate" -}}
 {{- if and (not .Values.leaderElection.enabled) (gt (int .Values.replicaCount) 1) }}
 {{- fail "leaderElection.enabled=false needs replicaCount=1" }}
@@ -291,7 +291,7 @@ whole cluster. A cluster must have the API; without a cluster it is taken to hav
 {{- fail "trustBundle.configMap and trustBundle.secret exclude each other: put all certificates into one of them" }}
 {{- end }}
 {{- if and .Values.clusterMailProviders (not .Values.namespaces) }}
-{{- fail "clusterMailProviders=true is for a broker with namespaces; a broker of all namespaces reads ClusterMailProviders anyway" }}
+{{- fail "clusterMailProviders=true needs namespaces; a broker of all namespaces always reads ClusterMailProviders" }}
 {{- end }}
 {{- if and .Values.noProxy (not .Values.egressProxy) }}
 {{- range .Values.extraEnv }}{{ if eq .name "MTB_EGRESS_PROXY" }}{{ $_ := set $ "proxyByEnv" true }}{{ end }}{{ end }}

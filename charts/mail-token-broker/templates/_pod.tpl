@@ -1,6 +1,6 @@
-{{- /* What the broker's pods and the pod of the uninstall hook share. */ -}}
+{{- /* Parts that the broker's pods and the pod of the uninstall hook share. */ -}}
 
-{{- /* The access of a pod to the API server, as the admission plugin ServiceAccount would mount it. */ -}}
+{{- /* The volume with a pod's access to the API server, as the admission plugin ServiceAccount mounts it. */ -}}
 {{- define "mail-token-broker.apiAccessVolume" -}}
 - name: kube-api-access
   projected:
@@ -20,7 +20,7 @@
                 fieldPath: metadata.namespace
 {{- end }}
 
-{{- /* On which nodes, and with which DNS. */ -}}
+{{- /* The pod's nodes and DNS. */ -}}
 {{- define "mail-token-broker.placement" -}}
 {{- with .Values.nodeSelector }}
 nodeSelector:
