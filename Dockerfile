@@ -1,24 +1,24 @@
 # The image holds one static binary and the CA certificates: no shell, no package manager, no root.
-# A release passes the digest of this tag, which release.yml looks up once and records in the image and in the release: the
-# builder's CA certificates become those of the image, so the builder decides whom the broker trusts.
+# A release passes the digest of this tag, which release.yml resolves once and records in the image and in the release. The
+# builder's CA certificates become those of the image, so the builder determines which authorities the broker trusts.
 ARG BUILDER_IMAGE=docker.io/library/rust:1.95-bookworm
 ARG RUNTIME_IMAGE=scratch
 
 FROM ${BUILDER_IMAGE} AS builder
 # The Rust images set CARGO_HOME themselves; another builder image gets this one.
 ARG CARGO_HOME=/usr/local/cargo
-# "true" builds from a registry folder that was filled before.
+# "true" builds offline, from a filled registry folder.
 ARG CARGO_NET_OFFLINE=false
-# Where Cargo builds: a folder that is kept for the next build. Another one makes everything anew.
+# Cargo's target folder, kept for the next build. Another folder builds everything again.
 ARG TARGET_DIR=/src/target
-# Seconds since 1970 for the files of the image; the commit's time makes two builds of it alike.
+# Seconds since 1970 for the files of the image. With the commit's time, two builds of the commit are identical.
 ARG SOURCE_DATE_EPOCH=0
 WORKDIR /src
 COPY . .
-# - The target is named, so that crt-static is not asked of build scripts and procedural macros, which cannot have it.
-# - It is started once: relocations are packed, which a C library before glibc 2.36 would not undo.
-# - Paths are mapped to fixed ones in Rust and C code: the binary tells nothing of the builder and can be reproduced.
-# - Sources are touched since the cached target folder is newer than a checkout of an older commit.
+# - --target limits crt-static to the binary: build scripts and procedural macros do not support it.
+# - The build runs the binary once: relocations are packed, and a C library before glibc 2.36 cannot unpack them.
+# - Paths are mapped to fixed paths in Rust and C code: the binary shows nothing of the builder, and the build is reproducible.
+# - Sources are touched, because the cached target folder can be newer than a checkout of an older commit.
 RUN --mount=type=cache,id=mail-token-broker-registry,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,id=mail-token-broker-target,target=/src/target,sharing=locked \
     set -eu; \
@@ -39,7 +39,7 @@ ARG VERSION=0.1.0
 ARG REVISION=unknown
 ARG BUILDER_IMAGE
 LABEL org.opencontainers.image.title="mail-token-broker" \
-      org.opencontainers.image.description="Keeps OAuth2 access tokens for mail in Kubernetes Secrets" \
+      org.opencontainers.image.description="Obtains OAuth2 access tokens for mail and keeps them in Kubernetes Secrets" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
