@@ -1,9 +1,9 @@
-//! Starts a stand-in of an identity provider, to try a set-up without an account there: see docs/stand-ins.md.
+//! Starts a stand-in of an identity provider, to try a set-up without an account: see docs/stand-ins.md.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a tool for a terminal, which ends with what went wrong")]
-#![allow(clippy::disallowed_methods, reason = "a provider has a clock of its own")]
-#![allow(clippy::print_stdout, reason = "it speaks to a person")]
-#![allow(dead_code, unused_imports, reason = "the tests use all of the stand-ins, this a part")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a command-line tool, which ends with the error")]
+#![allow(clippy::disallowed_methods, reason = "a provider has its own clock")]
+#![allow(clippy::print_stdout, reason = "the tool prints to a terminal")]
+#![allow(dead_code, unused_imports, reason = "the tests use all functions of the stand-ins, this example only some")]
 #![allow(missing_docs, reason = "modules of tests/support, documented there")]
 
 #[path = "../tests/support/hostile.rs"]
@@ -39,7 +39,7 @@ const PROVIDER: &str =
     "//iam.googleapis.com/projects/123/locations/global/workloadIdentityPools/mail/providers/cluster";
 const GMAIL: &str = "https://mail.google.com/";
 
-/// Between two looks at the requests.
+/// Time between two reads of the recorded requests.
 const INTERVAL: Duration = Duration::from_millis(200);
 
 /// A stand-in of an identity provider, on this machine.
@@ -47,13 +47,13 @@ const INTERVAL: Duration = Duration::from_millis(200);
 struct Arguments {
     #[command(subcommand)]
     provider: Provider,
-    /// The address to listen at.
+    /// The address to listen on.
     #[arg(long, global = true, default_value = "127.0.0.1")]
     address: IpAddr,
-    /// The port to listen at.
+    /// The port to listen on.
     #[arg(long, global = true, default_value_t = 8443)]
     port: u16,
-    /// Where the CA's certificate and the keys are written.
+    /// The folder for the CA's certificate and the keys.
     #[arg(long, global = true, default_value = "target/stand-in")]
     dir: PathBuf,
 }
@@ -82,10 +82,10 @@ struct Federated {
     /// The issuer of a federated credential, such as that of `kubectl get --raw /.well-known/openid-configuration`.
     #[arg(long, requires_all = ["subject", "jwks"])]
     issuer: Option<String>,
-    /// Its subject: system:serviceaccount:NAMESPACE:NAME.
+    /// The subject of the federated credential: system:serviceaccount:NAMESPACE:NAME.
     #[arg(long, requires = "issuer")]
     subject: Option<String>,
-    /// A file with the issuer's keys: `kubectl get --raw /openid/v1/jwks`.
+    /// The file with the issuer's keys: `kubectl get --raw /openid/v1/jwks`.
     #[arg(long, requires = "issuer")]
     jwks: Option<PathBuf>,
 }
@@ -97,7 +97,7 @@ enum CloudName {
     China,
 }
 
-/// A stand-in that runs.
+/// A running stand-in of one provider.
 enum Running {
     Microsoft(Microsoft),
     Google(Google),
@@ -125,7 +125,7 @@ fn show(what: &str, value: impl ToString) {
 }
 
 fn listens(names: &[&str], address: SocketAddr) {
-    show("listens at", address);
+    show("listens on", address);
     for name in names {
         show("for /etc/hosts", format!("{} {name}", address.ip()));
     }
@@ -226,16 +226,16 @@ impl Running {
         }
     }
 
-    /// Shows requests and obeys commands, until the process is ended.
+    /// Shows requests and executes commands, until the process ends.
     fn serve(&self) {
         println!(
             "\ncommands: approve CODE ACCOUNT | deny CODE | expire CODE | revoke ACCOUNT | lifetime SECONDS | odd HOW | odd none"
         );
-        let (tell, told) = channel();
-        std::thread::spawn(move || std::io::stdin().lines().map_while(Result::ok).try_for_each(|line| tell.send(line)));
+        let (tx, rx) = channel();
+        std::thread::spawn(move || std::io::stdin().lines().map_while(Result::ok).try_for_each(|line| tx.send(line)));
         let mut shown = 0;
         loop {
-            match told.recv_timeout(INTERVAL) {
+            match rx.recv_timeout(INTERVAL) {
                 Ok(line) => println!("{}", self.obey(&line)),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => std::thread::sleep(INTERVAL),
@@ -257,7 +257,7 @@ impl Running {
             Self::Google(_) => false,
         };
         match (self, &words[..]) {
-            (_, ["approve" | "deny" | "expire", code, ..]) if !known(code) => return "nobody waits for this code",
+            (_, ["approve" | "deny" | "expire", code, ..]) if !known(code) => return "no sign-in waits for this code",
             (Self::Microsoft(entra), ["approve", code, account]) => entra.approve(code, account),
             (Self::Microsoft(entra), ["deny", code]) => entra.deny(code),
             (Self::Microsoft(entra), ["expire", code]) => entra.expire(code),
@@ -275,9 +275,9 @@ impl Running {
                 (Self::Microsoft(entra), Ok(seconds)) => entra.lifetime(seconds),
                 (Self::Google(google), Ok(seconds)) => google.lifetime(seconds),
                 (Self::Strict(strict), Ok(seconds)) => strict.lifetime(seconds),
-                (_, Err(_)) => return "no number of seconds",
+                (_, Err(_)) => return "not a number of seconds",
             },
-            _ => return "no such command here",
+            _ => return "unknown command for this stand-in",
         }
         "done"
     }

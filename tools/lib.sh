@@ -1,15 +1,15 @@
 # shellcheck shell=bash
-# What the scripts of tools/ share: messages, the cache, waiting, ports and processes.
+# Functions that the scripts of tools/ share: messages, the cache, waiting, ports and processes.
 
-# shellcheck disable=SC2034 # used by those who source this
+# shellcheck disable=SC2034 # used by the scripts that source this file
 TOOLS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 CACHE=${MTB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mail-token-broker}
 
 KEYCLOAK_VERSION=26.4.2
 KEYCLOAK_TEMPLATE_PASSWORD=template # of the administrator in the cached database; every stack sets its own
 declare -A CARGO_COMMANDS=([cargo-cyclonedx]=0.5.9 [cargo-deny]=0.20.2 [cargo-fuzz]=0.13.2 [cargo-mutants]=27.1.0)
-# The versions of the API server that "make compat" uses beside the one of all other tests: the oldest and the newest supported.
-# MTB_KUBERNETES names one of them, and stacks then have that API server.
+# The versions of the API server that "make compat" uses in addition to that of all other tests: the oldest and the newest
+# supported. If MTB_KUBERNETES names one of them, stacks use that API server.
 COMPAT=(1.31 1.37)
 MAIL_USER=mtb-vmail # owns the Maildirs
 PERSON_USER=person@shop.example # the account and mailbox of a person
@@ -17,7 +17,7 @@ PERSON_USER=person@shop.example # the account and mailbox of a person
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 die() { say "$*"; exit 1; }
 
-# Runs a command as root: as it is, or through sudo.
+# Runs a command as root, with sudo if necessary.
 as_root() {
     if [[ $EUID == 0 ]]; then "$@"
     elif command -v sudo >/dev/null; then sudo "$@"
@@ -25,7 +25,7 @@ as_root() {
     fi
 }
 
-# The cache folder of something, keyed by the content of the files that define it.
+# Prints the cache folder of a component, keyed by the content of the files that define it.
 keyed() { # NAME FILE...
     local name=$1; shift
     printf '%s/%s-%s\n' "$CACHE" "$name" "$(cat "$@" | sha256sum | cut -c1-16)"
@@ -36,7 +36,7 @@ keycloak_dir() { keyed "keycloak-$KEYCLOAK_VERSION" "$TOOLS/keycloak/build.conf"
 oidc_provider_dir() { keyed oidc-provider "$TOOLS/oidc-provider/package.json" "$TOOLS/oidc-provider/package-lock.json"; }
 cargo_command_dir() { printf '%s/%s-%s\n' "$CACHE" "$1" "${CARGO_COMMANDS[$1]}"; } # NAME
 
-# Where a command of ours is; empty and 1 when it is not built.
+# Prints the path of a command of tools/setup; empty and 1 if the command is not built.
 tool_path() { # COMMAND
     local dir
     case $1 in

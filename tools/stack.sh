@@ -5,8 +5,8 @@ PORTS=/tmp/mail-token-broker-ports # port -> the stack that has it
 
 random_secret() { openssl rand -hex 16; }
 
-# The port of a name in this stack. Chosen once, below the range the kernel takes for outgoing connections;
-# a link that only one can make keeps it from other stacks.
+# Prints the port of a name in this stack. The port is chosen once, below the kernel's range for outgoing connections. A link
+# that only one stack can create reserves it.
 port() { # NAME
     local file=$DIR/run/$1.port port
     if [[ ! -f $file ]]; then
@@ -33,7 +33,7 @@ release_ports() {
     done
 }
 
-# Starts a process that outlives this script and holds none of its files.
+# Starts a process that outlives this script and inherits none of its open files.
 launch() { # NAME COMMAND...
     local name=$1; shift
     launching=yes # until its number is written, `broken_off` waits
@@ -44,13 +44,13 @@ launch() { # NAME COMMAND...
     if [[ ${signalled-} ]]; then exit 1; fi
 }
 
-# Ends the script at a signal, but not between the start of a process and the record of it.
+# Ends the script at a signal, but not between the start of a process and its record.
 broken_off() {
     signalled=yes
     [[ ${launching-} ]] || exit 1
 }
 
-# When a process was started, in ticks since the machine's start; 1 if it has ended.
+# Prints a process's start time in ticks since boot; returns 1 if the process has ended.
 start_time() { # PID
     local stat
     stat=$(cat "/proc/$1/stat" 2>/dev/null) || return
@@ -58,14 +58,14 @@ start_time() { # PID
     [[ ${stat[0]} != [ZX] ]] && printf '%s\n' "${stat[19]}"
 }
 
-# Whether the process runs and is the one launched, not another with its old number.
+# Whether the launched process still runs, not another process that reuses its id.
 alive() { # NAME
     local pid started
     pid=$(cat "$DIR/run/$1.pid" 2>/dev/null) && started=$(start_time "$pid") &&
         [[ $started == "$(<"$DIR/run/$1.started")" ]]
 }
 
-# Stops a process: asks, waits, and after 8 s insists. What it leaves of its process group goes too.
+# Stops a process and its process group: SIGTERM, then SIGKILL after 8 s.
 halt() { # NAME
     local name=$1 pid deadline=$((SECONDS + 8))
     pid=$(cat "$DIR/run/$name.pid" 2>/dev/null) || return 0
@@ -77,13 +77,13 @@ halt() { # NAME
         fi
         sleep 0.05
     done
-    # While the group has members, its number is nobody else's; a living process with it must be ours.
+    # While the group has members, the kernel does not reuse its id, so a living process with this id is the launched one.
     if alive "$name" || ! start_time "$pid" >/dev/null; then kill -KILL -- "-$pid" 2>/dev/null || true; fi
     while alive "$name"; do sleep 0.05; done
     rm -f "$DIR/run/$name".{pid,started}
 }
 
-# Waits until the component is ready; the processes it needs must stay alive meanwhile.
+# Waits until the component is ready. The processes that it needs must stay alive meanwhile.
 await() { # COMPONENT SECONDS PROCESS...
     local component=$1 deadline=$((SECONDS + $2)) process; shift 2
     until call ready "$component" 2>/dev/null; do
@@ -95,7 +95,7 @@ await() { # COMPONENT SECONDS PROCESS...
     done
 }
 
-# Says what failed, with the end of each log; the trap of tools/stack then stops what was started.
+# Prints the failure and the end of each log. The trap of tools/stack then stops the started processes.
 fail() { # MESSAGE PROCESS...
     local process
     say "$1"; shift
@@ -106,7 +106,7 @@ fail() { # MESSAGE PROCESS...
     exit 1
 }
 
-# Adds variables to DIR/env: one file for each component, put together in one step.
+# Adds variables to DIR/env: one file for each component, concatenated in one step.
 put_env() { # COMPONENT NAME=VALUE...
     local component=$1 pair value; shift
     for pair; do
@@ -122,7 +122,7 @@ write_env() {
     mv "$DIR/env.tmp" "$DIR/env"
 }
 
-# The private CA of the stack, and what it signs: a key and a certificate in DIR/pki, made once.
+# The private CA of the stack, and the keys and certificates that it signs, in DIR/pki, created once.
 ensure_ca() {
     [[ -f $DIR/pki/ca.crt ]] && return
     openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 365 -subj '/CN=mail-token-broker stack' \
@@ -142,7 +142,7 @@ issue() { # NAME SUBJECT serverAuth|clientAuth [SUBJECT-ALTERNATIVE-NAME,...]
 
 issue_localhost() { issue localhost /CN=localhost serverAuth DNS:localhost,IP:127.0.0.1; }
 
-# The commands for people and tests: linked in DIR/bin, which DIR/env names.
+# Links the commands for users and tests in DIR/bin, which DIR/env names.
 put_tools() {
     local tool path pairs=()
     mkdir -p "$DIR/bin"

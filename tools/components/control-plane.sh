@@ -51,7 +51,7 @@ start_control_plane() {
         "AUDIT_LOG=$DIR/logs/audit.log"
 }
 
-# The namespace `default` is made a moment after the server calls itself ready.
+# The server creates the namespace `default` shortly after it reports ready.
 ready_control_plane() {
     local path
     for path in /readyz /api/v1/namespaces/default; do

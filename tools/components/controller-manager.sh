@@ -18,7 +18,7 @@ start_controller_manager() {
         --root-ca-file "$pki/ca.crt"
 }
 
-# It works once it has made the ServiceAccount of the namespace `default`.
+# The controller manager works once it has created the ServiceAccount of the namespace `default`.
 ready_controller_manager() {
     curl -sf -o /dev/null --cacert "$DIR/pki/ca.crt" --cert "$DIR/pki/admin.crt" --key "$DIR/pki/admin.key" \
         "https://127.0.0.1:$(port kube-apiserver)/api/v1/namespaces/default/serviceaccounts/default"

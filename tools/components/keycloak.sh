@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# Keycloak with the realm `mail`, by https with a certificate of the private CA.
+# Keycloak with the realm `mail`, over https with a certificate of the private CA.
 
 KEYCLOAK_JVM='-XX:TieredStopAtLevel=1 -XX:-UseG1GC -XX:+UseSerialGC' # quick to start; the heap's default limit is 512 MiB
 
-# Its own home: the program linked from the cache, a database that tools/setup has filled once, and the realm.
+# The stack's Keycloak home: the program linked from the cache, the database that tools/setup filled once, and the realm.
 make_keycloak_home() { # HOME
     local cached
     cached=$(keycloak_dir)
@@ -59,7 +59,7 @@ ready_keycloak() {
         own_admin_password
 }
 
-# The administrator of the cached database gets a password of this stack's own.
+# Sets this stack's own password for the administrator of the cached database.
 own_admin_password() {
     local id password
     password=$(random_secret)

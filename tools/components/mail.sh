@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Dovecot (IMAP, POP3) and Postfix (submission), which take Keycloak's tokens as logins.
+# Dovecot (IMAP, POP3) and Postfix (submission), which accept logins with Keycloak's tokens.
 
-# Their own users must reach the folder, and the paths of sockets must be short: it is beside DIR, not in it.
+# The servers' users must reach the folder, and socket paths must be short: the folder is next to DIR, not in it.
 mail_home() {
     if [[ ! -f $DIR/run/mail.home ]]; then
         mktemp -d /tmp/mtb-mail.XXXXXX >"$DIR/run/mail.home"
@@ -39,7 +39,7 @@ start_mail() {
 
     rm -f "$home/dovecot/master.pid" # of one that was killed
     launch dovecot /usr/sbin/dovecot -F -c "$home/dovecot.conf"
-    # This makes the queue's folders.
+    # This command creates the folders of the queue.
     postfix -c "$home/postfix" check >>"$DIR/logs/postfix.log" 2>&1 || fail 'mail: postfix check failed' postfix
     launch postfix "$(postconf -h daemon_directory)/master" -s -c "$home/postfix"
 
@@ -47,7 +47,7 @@ start_mail() {
         SUBMISSION_HOST=localhost "SUBMISSION_PORT=$(port submission)"
 }
 
-# Each must greet: Postfix its clients, Dovecot those and Postfix.
+# Each server must greet: Postfix its clients, Dovecot its clients and Postfix.
 ready_mail() {
     local ca=$DIR/pki/ca.crt
     openssl s_client -brief -CAfile "$ca" -verify_return_error -connect "127.0.0.1:$(port imap)" </dev/null >/dev/null &&

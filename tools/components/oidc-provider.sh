@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# The certified OpenID provider of npm, by https with a certificate of the private CA.
+# The certified OpenID provider of npm, over https with a certificate of the private CA.
 
-# A key of each kind for the client that authenticates by private_key_jwt.
+# One key of each kind for the client that authenticates with private_key_jwt.
 make_client_keys() { # FOLDER
     local kind
     local -A options=([rsa]='-algorithm RSA' [ec]='-algorithm EC -pkeyopt ec_paramgen_curve:P-256' [ed25519]='-algorithm ED25519')
@@ -12,13 +12,13 @@ make_client_keys() { # FOLDER
     done
 }
 
-# Its program stands beside a link to what npm has installed, for Node looks there.
+# The program is next to a link to npm's modules, because Node searches there.
 make_oidc_provider_home() { # HOME
     mkdir -p "$1"
     ln -sfn "$(oidc_provider_dir)/node_modules" "$1/node_modules"
     cp "$TOOLS/oidc-provider/server.mjs" "$1/"
     make_client_keys "$1/client-keys"
-    # With characters that HTTP Basic wants encoded (RFC 6749, 2.3.1).
+    # With characters that HTTP Basic requires encoded (RFC 6749, 2.3.1).
     [[ -f $1/secret ]] || (umask 077 && printf '%s+%%:/\n' "$(random_secret)" >"$1/secret")
 }
 

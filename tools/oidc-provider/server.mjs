@@ -1,7 +1,7 @@
 // An OpenID provider on this machine: discovery, client credentials, authorization code with PKCE (RFC 7636), device
 // flow (RFC 8628), revocation (RFC 7009), introspection (RFC 7662), private_key_jwt (RFC 7523). A refresh token works
-// once; using it again revokes all that came from the same sign-in (RFC 9700, 4.14.2). Any account may sign in, with any
-// password. All state is in memory. tools/components/oidc-provider.sh gives the environment.
+// once; a second use revokes all tokens of the same sign-in (RFC 9700, 4.14.2). Any account may sign in, with any
+// password. All state is in memory. tools/components/oidc-provider.sh sets the environment.
 import { createPublicKey, generateKeyPairSync, randomBytes } from 'node:crypto';
 import { readdirSync, readFileSync } from 'node:fs';
 import { createServer } from 'node:https';
@@ -11,7 +11,7 @@ import { Provider } from 'oidc-provider';
 
 const env = process.env;
 
-// Private keys as PEM files, named after the algorithm's key type: the public halves as a JWK set.
+// Reads private keys from PEM files, named after the algorithm's key type, and returns the public keys as a JWK set.
 const publicKeys = (folder) => readdirSync(folder).map((file) => ({
   ...createPublicKey(readFileSync(join(folder, file))).export({ format: 'jwk' }),
   kid: file.replace(/\.key$/, ''),
@@ -21,7 +21,7 @@ const publicKeys = (folder) => readdirSync(folder).map((file) => ({
 const DEVICE = 'urn:ietf:params:oauth:grant-type:device_code';
 const DELEGATED = ['authorization_code', 'refresh_token', DEVICE];
 
-// As native applications they may be sent back to any port of this machine (RFC 8252, 7.3).
+// Native applications may use any port of this machine for the redirect (RFC 8252, 7.3).
 const client = (id, grants, more) => ({
   client_id: id,
   application_type: 'native',
@@ -54,7 +54,7 @@ const provider = new Provider(env.OIDC_ISSUER, {
   },
   scopes: ['openid', 'offline_access', 'email', 'mail'],
   claims: { email: ['email'] },
-  conformIdTokenClaims: false, // the ID token itself says whose it is
+  conformIdTokenClaims: false, // the ID token itself names the account
   findAccount: (_, id) => ({ accountId: id, claims: () => ({ sub: id, email: id }) }),
   issueRefreshToken: (_, client) => client.grantTypeAllowed('refresh_token'),
   rotateRefreshToken: true,
