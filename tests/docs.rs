@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
 
+#[path = "docs/prose.rs"]
+mod prose;
+
 use std::{
     collections::BTreeSet,
     fs,

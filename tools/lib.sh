@@ -12,7 +12,7 @@ declare -A CARGO_COMMANDS=([cargo-cyclonedx]=0.5.9 [cargo-deny]=0.20.2 [cargo-fu
 # supported. If MTB_KUBERNETES names one of them, stacks use that API server.
 COMPAT=(1.31 1.37)
 MAIL_USER=mtb-vmail # owns the Maildirs
-PERSON_USER=person@shop.example # the account and mailbox of a person
+PERSON_USER=person@shop.example # the account and mailbox of a test user
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 die() { say "$*"; exit 1; }
