@@ -219,7 +219,7 @@ async fn a_frozen_leader_does_not_write_over_what_came_after_it() {
     custody.broker.signal("CONT");
     until("it sees that it came too late", async || {
         let log = custody.broker.log();
-        let seen = ["it is left there", "does not lead any more"].iter().any(|words| log.contains(words));
+        let seen = ["it is left there", "leadership lost"].iter().any(|words| log.contains(words));
         if seen { Ok(()) } else { Err(String::new()) }
     })
     .await;

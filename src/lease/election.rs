@@ -1,4 +1,4 @@
-//! Who may take or renew a lease, and when. Decides from what was seen; asks no clock and no server.
+//! Decides whether a replica may take or renew the lease. Pure: the observed lease and the time are inputs.
 
 use std::time::Duration;
 
@@ -10,28 +10,28 @@ use tokio::time::Instant;
 
 use super::DURATION;
 
-/// What this replica knows of the lease.
+/// This replica's view of the lease.
 pub(super) struct Election {
     identity: String,
     pub(super) seen: Option<Seen>,
 }
 
-/// The last version of the lease that was read or written, and when it was first seen.
+/// The last version of the lease that this replica read or wrote, and when it first saw this version.
 pub(super) struct Seen {
     pub(super) lease: Lease,
     since: Instant,
 }
 
-/// What may be done now.
+/// The step that is allowed now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// There is no lease: create it.
+    /// No lease exists: create it.
     Create,
-    /// The lease is nobody's, or has run out: make it ours.
+    /// The lease has no holder, or has expired: take it.
     Take,
-    /// The lease is ours.
+    /// This replica holds the lease: renew it.
     Renew,
-    /// The lease is another's.
+    /// Another replica holds the lease: wait.
     Wait,
 }
 
@@ -40,8 +40,8 @@ impl Election {
         Self { identity, seen: None }
     }
 
-    /// Takes note of a lease. Any write to it counts as a sign of life, whatever its times say, and even if it was only a
-    /// person's change of a label: that delays a take-over, while a renewal taken for none would end in two leaders.
+    /// Records a lease. Every write to the lease counts as a renewal, regardless of its times, even a user's change of a
+    /// label. Such a change only delays a take-over, but a missed renewal would lead to two leaders.
     pub(super) fn see(&mut self, lease: Option<Lease>, now: Instant) {
         let since = match (&self.seen, &lease) {
             (Some(seen), Some(lease)) if seen.lease.resource_version() == lease.resource_version() => seen.since,
@@ -60,8 +60,8 @@ impl Election {
         }
     }
 
-    /// The lease to write for `step`, with the resourceVersion that was seen. `now` is for people to read, but differs from
-    /// what was there: an update that changes nothing gets no new resourceVersion, and would be no sign of life.
+    /// The lease to write for `step`, with the resourceVersion that was read. `now` is only for readers, but must differ from
+    /// the old value: an update without a change gets no new resourceVersion, so other replicas would not see it.
     pub(super) fn claim(&self, step: Step, name: &str, now: MicroTime) -> Lease {
         let mut lease = match &self.seen {
             Some(seen) => seen.lease.clone(),
@@ -87,7 +87,7 @@ pub(super) fn holder(lease: &Lease) -> Option<&str> {
     lease.spec.as_ref()?.holder_identity.as_deref().filter(|holder| !holder.is_empty())
 }
 
-/// A lease says itself how long it lasts; one that does not lasts as long as ours.
+/// The duration that the lease names, otherwise [`DURATION`].
 fn duration(lease: &Lease) -> Duration {
     let seconds = lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds).unwrap_or(0);
     match u64::try_from(seconds) {
@@ -96,7 +96,7 @@ fn duration(lease: &Lease) -> Duration {
     }
 }
 
-/// The same lease as nobody's, to be taken at once. The API server wants a duration above zero.
+/// The lease without a holder, so that another replica can take it immediately. The API server requires a duration above zero.
 pub(super) fn released(mut lease: Lease, now: MicroTime) -> Lease {
     let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
     spec.holder_identity = None;
@@ -136,7 +136,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn a_missing_lease_is_created_and_a_free_one_taken_at_once() {
+    fn a_missing_lease_is_created_and_a_free_one_is_taken() {
         let now = monotonic();
         let mut election = election();
         assert_eq!(election.step(now), Step::Create);
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_with_our_name_is_renewed_however_old() {
+    fn a_lease_with_the_replicas_own_name_is_renewed_at_any_age() {
         let now = monotonic();
         let mut election = election();
         election.see(Some(lease(Some("me"), "1", 0)), now);
@@ -159,10 +159,10 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_lease_runs_out_a_duration_after_we_saw_its_last_change() {
+    fn another_replicas_lease_expires_one_duration_after_its_last_observed_change() {
         let now = monotonic();
         let mut election = election();
-        // Renewed in 1970, by its own account: that says nothing.
+        // Its own renewTime of 1970 is ignored.
         election.see(Some(lease(Some("other"), "1", 0)), now);
         assert_eq!(election.step(now), Step::Wait);
         election.see(Some(lease(Some("other"), "1", 0)), now + 14 * SECOND);
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn any_write_to_a_lease_is_a_sign_of_life() {
+    fn any_write_to_a_lease_counts_as_a_renewal() {
         let now = monotonic();
         let mut election = election();
         election.see(Some(lease(Some("other"), "1", 0)), now);
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_lasts_as_long_as_it_says() {
+    fn a_lease_has_the_duration_that_it_names() {
         let now = monotonic();
         let mut election = election();
         for (says, lasts) in [(Some(60), 60), (Some(1), 1), (Some(0), 15), (Some(-5), 15), (None, 15)] {
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_names_us_and_counts_the_change_of_hands() {
+    fn a_claim_names_this_replica_and_counts_the_transition() {
         let mut election = election();
         let now = MicroTime(Clock::system().now());
         let mut foreign = lease(Some("other"), "7", 0);

@@ -1,4 +1,4 @@
-//! What the rest of the broker asks: does this replica lead?
+//! Whether this replica leads, for the rest of the broker.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,24 +11,24 @@ use tracing::info;
 
 use super::{DURATION, RENEW_DEADLINE, monotonic};
 
-/// Whether this replica leads; cheap to clone, cheap to ask.
+/// Whether this replica leads. Clones and reads are cheap.
 #[derive(Clone, Debug)]
 pub struct Leadership(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     term: Mutex<Term>,
-    /// How many times this replica took the lease.
+    /// Number of times that this replica took the lease.
     tenure: AtomicU64,
     announced: watch::Sender<Standing>,
 }
 
-/// What [`Leadership::changes`] announces.
+/// The state that [`Leadership::changes`] announces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
     /// Whether this replica leads.
     pub leads: bool,
-    /// Terms that ended and were renewed before their end was announced.
+    /// Number of terms that ended and were renewed before their end was announced.
     lapses: u64,
 }
 
@@ -46,12 +46,12 @@ impl Default for Leadership {
 }
 
 impl Leadership {
-    /// No leader yet: to be handed to [`run`](super::run).
+    /// A leadership without a term, for [`run`](super::run).
     pub fn new() -> Self {
         Self::with(Term::None)
     }
 
-    /// Leader from the start and for good: for `--leader-elect=false`.
+    /// A leadership that never ends, for `--leader-elect=false`.
     pub fn always() -> Self {
         Self::with(Term::Always)
     }
@@ -62,13 +62,13 @@ impl Leadership {
         Self(Arc::new(Shared { term: Mutex::new(term), tenure: AtomicU64::new(0), announced }))
     }
 
-    /// Whether this replica leads at this moment. To be asked right before what only a leader may do.
+    /// Whether this replica leads at this moment. Call it immediately before an action that only the leader may take.
     pub fn is_leader(&self) -> bool {
         !self.time_left().is_zero()
     }
 
-    /// How much longer this replica leads if no renewal succeeds: zero when it does not, [`Duration::MAX`] when it always
-    /// does.
+    /// The time that this replica still leads if no renewal succeeds: zero if it does not lead, [`Duration::MAX`] if it
+    /// always leads.
     pub fn time_left(&self) -> Duration {
         match self.term() {
             Term::None => Duration::ZERO,
@@ -77,16 +77,16 @@ impl Leadership {
         }
     }
 
-    /// Whether no other replica can lead before a request that takes `request` at most has ended. A request that takes
-    /// longer than a lease lasts is let through by a fresh one: what it must not share has a claim of its own.
+    /// Whether no other replica can lead before a request of at most `request` has ended. A fresh lease allows a request
+    /// that takes longer than the lease: the claim protects refresh tokens in that case.
     pub fn leads_for(&self, request: Duration) -> bool {
         let spare = DURATION - RENEW_DEADLINE;
         let left = self.time_left();
         !left.is_zero() && left.saturating_add(spare) >= request.min(RENEW_DEADLINE)
     }
 
-    /// Number of times that this replica took the lease from nobody or from another replica. While the number stays the same
-    /// no other replica has led, whatever [`Self::is_leader`] said meanwhile.
+    /// Number of times that this replica took a free or expired lease. While this number does not change, no other replica
+    /// has led, even if [`Self::is_leader`] was false meanwhile.
     pub fn tenure(&self) -> u64 {
         self.0.tenure.load(Ordering::Acquire)
     }
@@ -95,9 +95,9 @@ impl Leadership {
         self.0.tenure.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Announces when leadership begins and ends, also when its term runs out. A term that ran out and was renewed before
-    /// anyone was notified is announced as a change too: a reconcile may have seen the lapse and done nothing. After a
-    /// process was stopped [`Self::is_leader`] knows at once; this follows as soon as [`run`](super::run) gets its turn.
+    /// Announces the begin and the end of leadership, also when a term expires. A term that expired and was renewed before
+    /// its end was announced is also a change: a reconcile may have seen the lapse and done nothing. After a stopped process
+    /// continues, [`Self::is_leader`] is right immediately. This channel follows when [`run`](super::run) runs again.
     pub fn changes(&self) -> watch::Receiver<Standing> {
         self.0.announced.subscribe()
     }
@@ -111,7 +111,7 @@ impl Leadership {
         self.announce(matches!(before, Term::Until(end) if end <= monotonic()));
     }
 
-    /// `lapsed`: the term before this one had ended.
+    /// `lapsed`: the previous term had ended.
     fn announce(&self, lapsed: bool) {
         let leads = self.is_leader();
         let mut before = false;
@@ -122,9 +122,9 @@ impl Leadership {
             std::mem::replace(standing, now) != now
         });
         match (changed, before, leads) {
-            (true, true, true) => info!("leadership lapsed for a moment and was renewed"),
-            (true, _, true) => info!("this replica leads"),
-            (true, _, false) => info!("this replica does not lead any more"),
+            (true, true, true) => info!("leadership renewed after a lapse"),
+            (true, _, true) => info!("leadership acquired"),
+            (true, _, false) => info!("leadership lost"),
             _ => {}
         }
     }
@@ -133,7 +133,7 @@ impl Leadership {
     pub(super) async fn announce_ends(&self) -> Infallible {
         let mut changes = self.changes();
         loop {
-            // The sender lives as long as `self`, so this ends only with a change.
+            // The sender lives as long as `self`, so the wait ends only after a change.
             let _ = changes.wait_for(|standing| standing.leads).await;
             if let Term::Until(end) = self.term() {
                 sleep_until(end).await;
@@ -157,7 +157,7 @@ mod tests {
         leadership.set(Term::Until(monotonic() + RENEW_DEADLINE));
         assert!(leadership.is_leader() && leadership.changes().borrow().leads);
         assert_eq!(leadership.time_left(), RENEW_DEADLINE);
-        // Like a process that was stopped for a minute: nobody has announced anything.
+        // As in a process that was stopped for a minute: no change has been announced.
         advance(Duration::from_secs(60)).await;
         assert!(!leadership.is_leader());
         assert_eq!(leadership.time_left(), Duration::ZERO);
@@ -180,7 +180,7 @@ mod tests {
     async fn a_request_is_let_through_only_while_the_lease_outlasts_it() {
         let leadership = Leadership::new();
         assert!(!leadership.leads_for(Duration::ZERO));
-        // The longest request, and how long after the last renewal it may begin: others take over after 15 s.
+        // The longest request, and how long after the last renewal it may begin: another replica takes over after 15 s.
         for (request, last) in [(1, 9_999), (6, 9_000), (8, 7_000), (10, 5_000), (30, 5_000)] {
             let request = Duration::from_secs(request);
             leadership.set(Term::Until(monotonic() + RENEW_DEADLINE));

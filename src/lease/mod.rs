@@ -1,23 +1,23 @@
 //! Leader election on a `coordination.k8s.io/v1` Lease: which replica may spend refresh tokens.
 //!
-//! Two refreshers of one rotating token can make the provider revoke the grant, so at most one replica sends requests. The
-//! lease is a hint that makes collisions rare; the claim on the grant Secret is the fence that makes them harmless.
+//! If two replicas refresh one rotating token, the provider may revoke the grant. So at most one replica sends requests.
+//! The lease is a hint that makes collisions rare. The claim on the grant Secret is the fence that makes them harmless.
 //!
-//! This is client-go's algorithm, in our own code because kube-lease-manager 0.13 writes by patch without a
-//! resourceVersion, believes other hosts' clocks, and goes on saying "leader" while it is cut off from the API server:
-//! - Every write is an update with the resourceVersion that was read, so of two replicas that take the lease one fails.
-//! - A foreign lease has run out when *we* have seen no change of it for its duration, by our monotonic clock. The times
-//!   in it are for people to read.
-//! - [`Leadership::is_leader`] compares a point in time with the clock, whenever it is asked. A process that was stopped
-//!   and goes on is therefore no leader before anything else of it runs.
+//! This module implements client-go's algorithm. kube-lease-manager 0.13 is no alternative: it writes by patch without a
+//! resourceVersion, trusts other hosts' clocks, and still reports "leader" while it has no connection to the API server.
+//! - Every write is an update with the resourceVersion that was read. If two replicas take the lease, one write fails.
+//! - Another replica's lease has expired when *this* replica has seen no change of it for its duration, by its own
+//!   monotonic clock. The times in the lease are only for readers.
+//! - [`Leadership::is_leader`] compares the end of the term with the clock at each call. A process that was stopped and
+//!   continues is therefore not the leader before any other code of it runs.
 //!
-//! A replica leads until [`RENEW_DEADLINE`] after the *start* of its last successful renewal; another one takes over at
-//! the earliest [`DURATION`] after it saw that renewal's result, which is later than its start. The 5 s between are for
-//! requests on their way, for the API server to tell, and for clocks of different pace. More would gain nothing: who cannot
-//! renew can publish no token either. (A machine that sleeps, and whose monotonic clock sleeps with it, is beyond this:
-//! that is what the fence is for.)
+//! A replica leads until [`RENEW_DEADLINE`] after the *start* of its last successful renewal. Another replica takes over at
+//! the earliest [`DURATION`] after it saw the result of that renewal, which is later than the start. The 5 s in between
+//! cover requests in flight, the API server's watch delay, and clock drift. A longer margin gains nothing: a replica that
+//! cannot renew the lease cannot publish a token either. (If a machine sleeps and its monotonic clock sleeps with it, only
+//! the fence protects the token.)
 //!
-//! Needs the verbs get, create and update on leases in its namespace.
+//! The broker needs the verbs get, create and update on leases in the lease's namespace.
 
 mod election;
 mod leadership;
@@ -43,49 +43,49 @@ pub use self::leadership::{Leadership, Standing};
 use self::election::{Election, Step, holder, released};
 use self::leadership::Term;
 
-/// The Lease's name, unless `--lease-name` gives another.
+/// Default name of the Lease, see `--lease-name`.
 pub const NAME: &str = "mail-token-broker";
 
-/// How long others wait after the last change they saw; client-go's default.
+/// Time that other replicas wait after the last change they saw; client-go's default.
 pub const DURATION: Duration = Duration::from_secs(15);
 
-/// How long a replica leads after the start of its last successful renewal; client-go's default.
+/// Time that a replica leads after the start of its last successful renewal; client-go's default.
 pub const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 
-/// From one renewal to the next: one may fail and be repeated before the deadline.
+/// Time from one renewal to the next: a failed renewal can be repeated before the deadline.
 const RENEW_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How often a standby looks, which bounds the time without a leader after a release.
+/// Time between two reads by a standby. It bounds the time without a leader after a release.
 const STANDBY_INTERVAL: Duration = Duration::from_secs(2);
 
-/// One request to the API server; two of them and a pause fit between a renewal and the deadline.
+/// Time limit of one request to the API server. Two requests and a pause fit between a renewal and the deadline.
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The first pause after a failure; it doubles up to [`LONGEST_PAUSE`].
+/// First pause after a failure. It doubles up to [`LONGEST_PAUSE`].
 const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// Short enough that a lease is renewed or taken soon after an API server comes back.
+/// Longest pause after failures: short, so that a replica renews or takes the lease soon after an outage of the API server.
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 
-/// How long giving the lease back may hold up the end of the process.
+/// Time limit for the release of the lease at the end of the process.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a replica stands for election with.
+/// A replica's identity and its Lease.
 #[derive(Clone, Debug)]
 pub struct Candidacy {
-    /// The Lease's namespace.
+    /// Namespace of the Lease.
     pub namespace: String,
-    /// The Lease's name. Installations that serve different namespaces need different Leases.
+    /// Name of the Lease. Installations that serve different namespaces need different Leases.
     pub name: String,
-    /// This replica's alone, for example its pod's name and uid: a replica that finds its own identity in the Lease takes
-    /// the Lease for its own.
+    /// Unique identity of this replica, for example its pod's name and uid. A replica that finds its identity in the Lease
+    /// treats the Lease as its own.
     pub identity: String,
-    /// Key and value of an annotation of the Lease that says which namespaces its holder serves: all replicas of one
-    /// installation have the same.
+    /// Key and value of the Lease's annotation with the namespaces that its holder serves. All replicas of one
+    /// installation have the same value.
     pub serves: (&'static str, String),
 }
 
-/// Stands for election until `shutdown`, and gives the lease back then. Errors of the API server never end it.
+/// Takes part in the election until `shutdown`, then releases the lease. Errors of the API server never end it.
 pub async fn run(client: Client, candidacy: Candidacy, leadership: Leadership, shutdown: CancellationToken) {
     let Candidacy { namespace, name, identity, serves } = candidacy;
     let mut candidate = Candidate {
@@ -116,24 +116,24 @@ struct Candidate {
     leadership: Leadership,
     clock: Clock,
     failures: u32,
-    /// The last failure that was logged; empty while all is well.
+    /// The last logged failure; empty without a failure.
     complaint: String,
-    /// The other replica that was last seen to hold the lease.
+    /// The last other replica that held the lease.
     holder: String,
 }
 
-/// Why a request to the API server brought nothing.
+/// Errors of a request to the API server.
 #[derive(Debug, thiserror::Error)]
 enum CallError {
-    #[error("the lease was changed by another")]
+    #[error("another client changed the lease")]
     Conflict,
     #[error("the lease, or its namespace, does not exist")]
     Gone,
-    #[error("the api server did not answer within {CALL_TIMEOUT:?}")]
+    #[error("the API server did not respond within {CALL_TIMEOUT:?}")]
     TimedOut,
-    #[error("the api server refused: {message} ({code})")]
+    #[error("the API server refused the request: {message} ({code})")]
     Refused { message: String, code: u16 },
-    #[error("the api server could not be asked")]
+    #[error("the request to the API server failed")]
     Failed(#[source] kube::Error),
 }
 
@@ -148,22 +148,22 @@ impl Candidate {
         }
     }
 
-    /// Looks at the lease, unless it is ours as far as we know, and does what may be done. What another changed in the
-    /// meantime is looked at once more at once: its new holder must be known before anything else is done.
+    /// Reads the lease unless this replica holds it, then creates, takes or renews it. After a conflict, re-reads the lease
+    /// once and retries, because the step depends on the new holder.
     async fn attempt(&mut self) -> Result<(), CallError> {
         if self.election.step(monotonic()) != Step::Renew {
-            self.look().await?;
+            self.read().await?;
         }
         match self.act().await {
             Err(CallError::Conflict | CallError::Gone) => {
-                self.look().await?;
+                self.read().await?;
                 self.act().await
             }
             done => done,
         }
     }
 
-    async fn look(&mut self) -> Result<(), CallError> {
+    async fn read(&mut self) -> Result<(), CallError> {
         let lease = call(self.api.get_opt(&self.name)).await?;
         self.election.see(lease, monotonic());
         if self.election.step(monotonic()) == Step::Wait {
@@ -173,7 +173,7 @@ impl Candidate {
         Ok(())
     }
 
-    /// Logs which other replica holds the lease, each time that it is another one.
+    /// Logs the other replica that holds the lease, each time that the holder changes.
     fn notice_holder(&mut self) {
         let Some(lease) = self.election.seen.as_ref().map(|seen| &seen.lease) else { return };
         let Some(holder) = holder(lease).filter(|holder| *holder != self.holder) else { return };
@@ -182,11 +182,11 @@ impl Candidate {
             warn!(
                 lease = self.name,
                 holder,
-                "the lease is held by a broker that serves other namespaces: this replica does nothing while that broker \
-                 runs. Give each installation its own --lease-name"
+                "the lease is held by a broker that serves other namespaces: this replica waits while that broker runs. \
+                 Give each installation its own --lease-name"
             );
         } else {
-            info!(lease = self.name, holder, "standing by: another replica holds the lease");
+            info!(lease = self.name, holder, "standby: another replica holds the lease");
         }
         self.holder = holder.to_owned();
     }
@@ -217,7 +217,7 @@ impl Candidate {
 
     fn contented(&mut self) -> Duration {
         if !self.complaint.is_empty() {
-            info!("the lease can be read and written again");
+            info!(lease = self.name, "lease available again");
         }
         self.failures = 0;
         self.complaint.clear();
@@ -233,7 +233,7 @@ impl Candidate {
             _ => error.to_string(),
         };
         if complaint != self.complaint {
-            warn!(error = complaint, lease = self.name, "the lease could not be read or written");
+            warn!(error = complaint, lease = self.name, "lease request failed");
             self.complaint = complaint;
         }
         let pause = SHORTEST_PAUSE.saturating_mul(2_u32.saturating_pow(self.failures)).min(LONGEST_PAUSE);
@@ -243,21 +243,21 @@ impl Candidate {
 
     async fn release(&mut self) {
         if let Err(error) = timeout(RELEASE_TIMEOUT, self.try_release()).await.unwrap_or(Err(CallError::TimedOut)) {
-            warn!(%error, lease = self.name, "the lease could not be given back: it runs out by itself");
+            warn!(%error, lease = self.name, "lease release failed: the lease expires automatically");
         }
     }
 
-    /// The lease is read again, since a renewal may have been broken off, its result unknown.
+    /// Reads the lease first: a renewal may have been interrupted, so its result is unknown.
     async fn try_release(&mut self) -> Result<(), CallError> {
         loop {
-            self.look().await?;
+            self.read().await?;
             let (Step::Renew, Some(seen)) = (self.election.step(monotonic()), &self.election.seen) else {
                 return Ok(());
             };
             let released = released(seen.lease.clone(), MicroTime(self.clock.now()));
             match call(self.api.replace(&self.name, &PostParams::default(), &released)).await {
                 Ok(_) => {
-                    info!(lease = self.name, "the lease was given back");
+                    info!(lease = self.name, "lease released");
                     return Ok(());
                 }
                 Err(CallError::Conflict) => {}
@@ -280,12 +280,15 @@ async fn call<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, Ca
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "a lease lasts by the monotonic clock: the wall clock may jump")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a lease is measured by the monotonic clock, because the wall clock may jump"
+)]
 fn monotonic() -> Instant {
     Instant::now()
 }
 
-/// Up to a quarter more, so that replicas do not ask in step. The seed of a hash map is as random as this has to be.
+/// Adds up to a quarter, so that replicas do not send requests in step. The seed of a hash map is random enough.
 fn jittered(pause: Duration) -> Duration {
     let random = RandomState::new().build_hasher().finish() % 1000;
     pause + pause.mul_f64(random as f64 / 4000.0)
@@ -308,7 +311,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    // Candidates in paused time, against an API server of a few lines.
+    // Candidates in paused time, with a minimal API server.
 
     #[derive(Default)]
     struct Server {
@@ -316,7 +319,7 @@ mod tests {
         version: AtomicU64,
     }
 
-    /// How a candidate fares with the server.
+    /// The state of a candidate's connection to the server.
     #[derive(Default)]
     struct Link {
         cut: AtomicBool,
@@ -353,7 +356,7 @@ mod tests {
                 (&Method::PUT, Some(lease), Some(sent)) if sent.resource_version() != lease.resource_version() => {
                     failure(409, "Conflict")
                 }
-                // Like the real one, it gives no new version to what has not changed.
+                // Like the real API server: an unchanged object keeps its version.
                 (&Method::PUT, Some(lease), Some(sent)) if sent.spec == lease.spec => success(lease),
                 (&Method::POST, None, Some(mut sent)) | (&Method::PUT, Some(_), Some(mut sent)) => {
                     let version = self.version.fetch_add(1, Ordering::SeqCst).to_string();
@@ -456,7 +459,7 @@ mod tests {
         assert!(stopped - start <= RENEW_DEADLINE, "{:?}", stopped - start);
         assert!(started - stopped >= DURATION - RENEW_DEADLINE, "{:?}", started - stopped);
 
-        // The zombie comes back and finds its lease gone.
+        // The stopped replica continues and finds its lease taken.
         leader.link.cut.store(false, Ordering::SeqCst);
         for _ in 0..600 {
             sleep(SECOND / 10).await;
@@ -477,7 +480,7 @@ mod tests {
             without = if leaders == 0 { without + SECOND / 10 } else { Duration::ZERO };
             assert!(without < 40 * SECOND, "no leader for {without:?}");
             for (number, replica) in replicas.iter().enumerate() {
-                // Links come and go with periods of their own; the last one always holds.
+                // Each link fails with its own period; the last one never fails.
                 let period = 230 + 170 * number as u64;
                 replica.link.cut.store(number != 2 && tick / period % 2 == 1, Ordering::SeqCst);
             }
