@@ -1,10 +1,9 @@
-//! The client towards the API server: whose credentials it uses, which proxy it goes through, and what each request
-//! carries.
+//! The client for the API server: its credentials, its proxy, and the headers and time limits of its requests.
 //!
 //! The broker builds kube's stack of layers itself, for three reasons. kube compares `NO_PROXY` with the proxy's address
-//! instead of the API server's, and refuses to start for an empty entry in it. Inside a cluster kube ignores the proxy
-//! variables, unlike kubectl and every controller in Go. And its tracing layer logs an ERROR for each failed call, without
-//! an address: some two lines a second while the API server is away.
+//! instead of the API server's, and fails to start with an empty entry in it. Inside a cluster, kube ignores the proxy
+//! variables, unlike kubectl and every controller in Go. kube's tracing layer logs an ERROR for each failed call, without
+//! an address: about two lines a second during an outage of the API server.
 
 mod proxy;
 mod reachability;
@@ -37,21 +36,20 @@ use self::{
 
 pub use self::proxy::{Proxy, ProxyError};
 
-/// What the broker calls itself, in the audit log and for API Priority and Fairness.
+/// User-Agent of the broker's requests, for the audit log and API Priority and Fairness.
 pub const AGENT: &str = concat!("mail-token-broker/", env!("CARGO_PKG_VERSION"));
 
-/// How long the API server may take to answer one call, with all repetitions by kube's retry layer: its pauses grow to
-/// minutes. A call that ends so is made again by whoever needs it.
+/// Total time of one API call, including the retries of kube's retry layer, whose back-off grows to minutes. Callers retry.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// A connection to the API server that is silent for so long is dead: a watch has a bookmark each minute.
+/// After this silence, a connection to the API server counts as dead: a watch receives a bookmark each minute.
 const SILENCE: Duration = Duration::from_secs(75);
-/// Stands in a kubeconfig's clusters for "no proxy-url": kube would read the environment otherwise, in its own way.
+/// Placeholder for a kubeconfig's cluster without `proxy-url`. Without it, kube would read the environment by its own rules.
 const UNSET_PROXY: &str = "http://proxy-url-is-not-set.invalid";
 
-/// Why there is no access to Kubernetes.
+/// Reasons why the broker has no access to Kubernetes.
 #[derive(Debug, Error)]
 pub enum AccessError {
-    /// The kubeconfig, or the context in it, cannot be used.
+    /// The kubeconfig, or its context, cannot be used.
     #[error("the kubeconfig cannot be used: {0}")]
     Kubeconfig(#[source] KubeconfigError),
     /// There is neither a kubeconfig nor a ServiceAccount.
@@ -59,26 +57,26 @@ pub enum AccessError {
         "no access to Kubernetes: neither a kubeconfig ({kubeconfig}) nor a pod's ServiceAccount ({pod}) can be used. Set KUBECONFIG to the file that `kubectl` uses"
     )]
     Nothing {
-        /// Why not the kubeconfig.
+        /// Why the kubeconfig cannot be used.
         kubeconfig: KubeconfigError,
-        /// Why not the pod's.
+        /// Why the pod's ServiceAccount cannot be used.
         pod: InClusterError,
     },
     /// A proxy variable of the environment, or `proxy-url` of the kubeconfig, cannot be used.
     #[error("the proxy for the API server cannot be used: {0}")]
     Proxy(#[source] ProxyError),
     /// A client certificate, a token or a CA cannot be used.
-    #[error("the client for the API server cannot be made: {}", chain(.0))]
+    #[error("the client for the API server cannot be created: {}", chain(.0))]
     Client(#[source] kube::Error),
 }
 
-/// An error with its causes, for a person.
+/// The text of an error with its causes.
 fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// Where the API server is, and as whom the broker calls it. Cheap to clone.
+/// Address and credentials for the API server. Clones are cheap.
 #[derive(Clone)]
 pub struct Connection {
     config: Config,
@@ -87,11 +85,11 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// By kubectl's rules: the kubeconfig of `--kubeconfig`, else of `KUBECONFIG`, else `~/.kube/config`, else the pod's
-    /// ServiceAccount. `context` names a context of the kubeconfig.
+    /// Finds the connection by kubectl's rules: the kubeconfig of `--kubeconfig`, otherwise of `KUBECONFIG`, otherwise
+    /// `~/.kube/config`, otherwise the pod's ServiceAccount. `context` names a context of the kubeconfig.
     ///
     /// # Errors
-    /// If none of them can be used, or if the one that the user named cannot be used.
+    /// If none of them can be used, or if the user named one that cannot be used.
     pub async fn find(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Self, AccessError> {
         let named = kubeconfig.is_some() || context.is_some();
         let config = match from_kubeconfig(kubeconfig, context).await {
@@ -107,7 +105,7 @@ impl Connection {
     pub fn new(mut config: Config, proxy: Option<Proxy>) -> Self {
         config.proxy_url = None;
         config.read_timeout = Some(SILENCE);
-        // Otherwise the time for which a connection was not used would count.
+        // Without this, idle time of a connection counts towards `read_timeout`.
         config.reset_reader_on_write = true;
         config.headers.retain(|(name, _)| name != USER_AGENT);
         config.headers.push((USER_AGENT, HeaderValue::from_static(AGENT)));
@@ -115,7 +113,7 @@ impl Connection {
         Self { config, proxy, reachability }
     }
 
-    /// The same API server, called without any credentials but this token.
+    /// A connection to the same API server, with this token as its only credential.
     pub fn as_bearer(&self, token: Option<SecretString>) -> Self {
         let mut bearer = self.clone();
         bearer.config.auth_info = kube::config::AuthInfo::default();
@@ -128,19 +126,19 @@ impl Connection {
         &self.config.default_namespace
     }
 
-    /// A client, whose connections belong to the runtime that this is called in.
+    /// Creates a client. Its connections belong to the runtime of the caller.
     ///
     /// # Errors
     /// If a certificate, key or token cannot be used.
     pub fn client(&self) -> kube::Result<Client> {
-        // Two providers are in some graphs of dependencies, and rustls then refuses to choose. It is set already: fine.
+        // With two crypto providers among the dependencies, rustls does not choose one. An installed one is fine.
         drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
         let mut direct = HttpConnector::new();
         direct.enforce_http(false);
         let Some(proxy) = &self.proxy else { return self.client_over(direct) };
         match proxy.scheme {
             Scheme::Http => self.client_over(tunnel(proxy, direct)),
-            // The proxy's certificate is verified by the same roots as the API server's, as in kubectl.
+            // As in kubectl, the API server's roots also verify the proxy's certificate.
             Scheme::Https => {
                 self.client_over(tunnel(proxy, self.config.rustls_https_connector_with_connector(direct)?))
             }
@@ -204,14 +202,14 @@ async fn from_kubeconfig(file: Option<&Path>, context: Option<&str>) -> Result<C
     }
     let options = KubeConfigOptions { context: context.map(str::to_owned), ..KubeConfigOptions::default() };
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &options).await?;
-    // A credential plugin is shown the cluster.
+    // A credential plugin receives the cluster.
     if let Some(cluster) = config.auth_info.exec.as_mut().and_then(|exec| exec.cluster.as_mut()) {
         cluster.proxy_url = cluster.proxy_url.take().filter(|url| url != UNSET_PROXY);
     }
     Ok(config)
 }
 
-/// `proxy-url` of the kubeconfig is used for whatever host; otherwise the environment decides.
+/// The proxy of a configuration: `proxy-url` of the kubeconfig for any host, otherwise the environment's.
 fn proxy_of(config: &Config, environment: &Environment) -> Result<Option<Proxy>, ProxyError> {
     match &config.proxy_url {
         Some(url) if url.host() != UNSET_PROXY.strip_prefix("http://") => {

@@ -1,5 +1,4 @@
-//! The proxy variables of the environment, read as Go's `httpproxy` reads them, and with it kubectl and every controller
-//! in Go.
+//! The proxy variables of the environment, with the rules of Go's `httpproxy`, which kubectl and every controller in Go use.
 
 use std::{fmt, net::IpAddr};
 
@@ -10,7 +9,7 @@ use percent_encoding::percent_decode_str;
 use thiserror::Error;
 use url::Url;
 
-/// A proxy for the API server.
+/// The proxy for requests to the API server.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Proxy {
     pub(super) scheme: Scheme,
@@ -19,7 +18,7 @@ pub struct Proxy {
     pub(super) credentials: Option<(String, String)>,
 }
 
-/// How a proxy is spoken to.
+/// The protocol of a proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scheme {
     Http,
@@ -27,7 +26,7 @@ pub(super) enum Scheme {
     Socks5,
 }
 
-/// Why a proxy cannot be used. The URL is not shown: it may hold a password.
+/// Error for an unusable proxy URL. The error does not contain the URL, which may hold a password.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("{place} is no URL of a proxy: write http://HOST:PORT, https://HOST:PORT or socks5://HOST:PORT")]
 pub struct ProxyError {
@@ -47,10 +46,10 @@ impl fmt::Display for Proxy {
 }
 
 impl Proxy {
-    /// Reads the URL of a proxy; without a scheme it is `http`. `place` names the variable or field in an error.
+    /// Parses the URL of a proxy; the default scheme is `http`. `place` names the variable or field in an error.
     ///
     /// # Errors
-    /// If it has no host, or another scheme than http, https, socks5 and socks5h.
+    /// If the URL has no host, or another scheme than http, https, socks5 and socks5h.
     pub fn parse(place: &str, url: &str) -> Result<Self, ProxyError> {
         let error = || ProxyError { place: place.to_owned() };
         let url = url.trim();
@@ -89,7 +88,7 @@ pub(super) struct Environment {
 }
 
 impl Environment {
-    /// Reads `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`; where one is empty, the same in lower case.
+    /// Reads `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`. If one is empty, reads its name in lower case.
     pub(super) fn read() -> Self {
         let read = |name: &str| {
             let value = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
@@ -122,8 +121,8 @@ impl Environment {
     }
 }
 
-/// One entry of `NO_PROXY`: `*`, an address, a CIDR, a name (with its subdomains), `.suffix` or `*.suffix` (the subdomains
-/// alone); an address or name may have a port.
+/// Whether one entry of `NO_PROXY` exempts a host: `*`, an address, a CIDR, a name (with its subdomains), `.suffix` or
+/// `*.suffix` (only the subdomains). An address or name may have a port.
 fn is_exempt_by(entry: &str, host: &str, address: Option<IpAddr>, port: u16) -> bool {
     if entry == "*" {
         return true;
@@ -194,7 +193,7 @@ mod tests {
             ("https://localhost:6443", "", false),
             ("https://127.0.0.1:6443", "", false),
             ("https://[::1]:6443", "", false),
-            // HTTPS_PROXY is not for http.
+            // HTTPS_PROXY does not apply to http.
             ("http://api.example.org", "", false),
         ] {
             assert_eq!(chosen(url, no_proxy), expected, "{url} with NO_PROXY={no_proxy}");

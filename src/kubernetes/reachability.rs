@@ -1,4 +1,4 @@
-//! Whether the API server answers: logged when that changes, not for each call.
+//! Logs the begin and the end of an outage of the API server, instead of each failed call.
 
 use std::{error::Error, io, time::Duration};
 
@@ -8,22 +8,22 @@ use tower::{BoxError, timeout::error::Elapsed};
 
 use super::Proxy;
 
-/// After the first line about an outage the next follows after so long, then after twice as long, and so on.
+/// Time from the first log line about an outage to the second. Each further pause is twice as long.
 const FIRST_REMINDER: Duration = Duration::from_secs(30);
-/// The longest time between two lines about one outage.
+/// Longest time between two log lines about one outage.
 const LONGEST_REMINDER: Duration = Duration::from_secs(600);
 
-/// What the log says about the API server; shared by all clients of one [`Connection`](super::Connection).
+/// The known state of the API server, shared by all clients of one [`Connection`](super::Connection).
 pub(super) struct Reachability {
-    /// The API server's address, and the proxy's.
+    /// Addresses of the API server and of its proxy.
     address: String,
     outage: Mutex<Option<Outage>>,
 }
 
-/// An outage that was logged.
+/// A logged outage.
 struct Outage {
     since: Instant,
-    /// Calls that failed.
+    /// Number of failed calls.
     calls: u64,
     reminder: Duration,
     due: Instant,
@@ -38,7 +38,7 @@ impl Reachability {
         Self { address, outage: Mutex::default() }
     }
 
-    /// Takes note of a call that ended: with any response, or without one.
+    /// Records the end of a call, with or without a response.
     pub(super) fn note(&self, error: Option<&BoxError>) {
         let Some(error) = error else { return self.answered() };
         let now = monotonic();
@@ -61,7 +61,7 @@ impl Reachability {
         };
         drop(outage);
         let (address, error) = (&self.address, cause(error.as_ref()));
-        tracing::warn!(address, error, seconds, calls, "the API server does not answer; calls are repeated");
+        tracing::warn!(address, error, seconds, calls, "the API server does not answer: retrying");
     }
 
     fn answered(&self) {
@@ -72,10 +72,10 @@ impl Reachability {
     }
 }
 
-/// The cause that says most, in words that cannot hold a token or a response.
+/// The most specific cause, in a text that cannot contain a token or a response.
 fn cause(error: &(dyn Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |&error| {
-        // An `io::Error` gives as its source only the cause of what it wraps.
+        // `io::Error::source` skips the wrapped error itself.
         let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         wrapped.map(|inner| inner as &(dyn Error + 'static)).or_else(move || error.source())
     });
@@ -97,7 +97,7 @@ fn cause(error: &(dyn Error + 'static)) -> String {
     found
 }
 
-#[expect(clippy::disallowed_methods, reason = "how long an outage lasts: nothing is decided by it")]
+#[expect(clippy::disallowed_methods, reason = "measures an outage: it decides nothing")]
 fn monotonic() -> Instant {
     Instant::now()
 }
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_outage_is_reported_at_once_then_more_and_more_rarely() {
+    async fn an_outage_is_reported_immediately_then_less_and_less_often() {
         let reachability = Reachability::new("https://api".to_owned(), None);
         let refused: BoxError = Box::new(io::Error::from(io::ErrorKind::ConnectionRefused));
         reachability.note(None);
