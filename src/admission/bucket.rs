@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// A provider's `rateLimit`.
+/// The `rateLimit` of a provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {
     interval: Duration,
@@ -10,18 +10,18 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// A limit of `requests_per_minute` in the long run, and of `burst` requests at once after a rest. Both are at
+    /// Creates a limit of `requests_per_minute` on average, and of `burst` requests immediately after a pause. Both are at
     /// least 1.
     pub fn new(requests_per_minute: u32, burst: u32) -> Self {
         Self { interval: Duration::from_secs(60) / requests_per_minute.max(1), burst: burst.max(1) }
     }
 }
 
-/// How much of a limit is used (the generic cell rate algorithm, ITU-T I.371).
+/// The used part of a limit (the generic cell rate algorithm, ITU-T I.371).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bucket {
     pub(super) limit: Limit,
-    /// When the whole burst is available again.
+    /// Time at which the whole burst is available again.
     full_at: Duration,
 }
 
@@ -30,22 +30,22 @@ impl Bucket {
         Self { limit, full_at: Duration::ZERO }
     }
 
-    /// When the next request may be sent.
+    /// Time at which the next request may be sent.
     pub(super) fn opens_at(&self) -> Duration {
         self.full_at.saturating_sub(self.limit.interval.saturating_mul(self.limit.burst - 1))
     }
 
-    /// Counts a request. One that is sent although the bucket is empty delays those that follow.
+    /// Counts a request. A request that is sent with an empty bucket delays the following requests.
     pub(super) fn charge(&mut self, now: Duration) {
         self.full_at = self.full_at.max(now) + self.limit.interval;
     }
 
-    /// Takes a charge back: the request was not sent.
+    /// Refunds a request that was not sent.
     pub(super) fn refund(&mut self) {
         self.full_at = self.full_at.saturating_sub(self.limit.interval);
     }
 
-    /// Whether it is as good as a new one.
+    /// Whether the bucket is equal to a new one.
     pub(super) fn is_full(&self, now: Duration) -> bool {
         self.full_at <= now
     }
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_that_has_rested_is_as_good_as_a_new_one() {
+    fn a_bucket_is_equal_to_a_new_one_after_a_pause() {
         assert!(!charged(3, 3).is_full(second(102)));
         assert!(charged(3, 3).is_full(second(103)));
     }

@@ -1,11 +1,11 @@
-//! Admission: the one permit that decides when a request to a provider may leave. It owns all budgets: requests in all,
-//! by host and by namespace, and each provider's `rateLimit`. `queue` and `bucket` are pure; this file gives them the
-//! time, and reports to the owner of a row that a permit is free for it.
+//! Admission: decides when a request to a provider may be sent. It owns all budgets: the total, by host and by namespace,
+//! and each provider's `rateLimit`. `queue` and `bucket` are pure; this file provides the time and enqueues the owners of
+//! rows.
 //!
-//! A row is data, about 300 bytes, and no task. Whoever wants to send a request calls [`Admission::ask`]. The call returns
-//! a [`Permit`], or the row waits. When a permit becomes free for a waiting row, its owner is enqueued, decides again, and
-//! then either calls [`Admission::ask`], which returns the permit, or [`Admission::withdraw`], which gives the permit to
-//! the next row.
+//! A row is data of about 300 bytes, not a task. The owner of a request calls [`Admission::ask`]. The call returns a
+//! [`Permit`], or the row waits. When a permit becomes free for a waiting row, admission enqueues the owner, which decides
+//! again. The owner then calls [`Admission::ask`], which returns the permit, or [`Admission::withdraw`], which gives the
+//! permit to the next row.
 
 mod bucket;
 mod queue;
@@ -22,9 +22,9 @@ pub use self::{
     queue::{Ask, Budgets, PER_HOST_LIMIT, State, TOTAL_LIMIT},
 };
 
-/// An owner that has not used a permit within this time is enqueued again.
+/// Time after which an owner that has not used its permit is enqueued again.
 const OFFER_AGAIN: Duration = Duration::from_secs(30);
-/// A permit that was not used within this time goes to the next row.
+/// Time after which an unused permit goes to the next row.
 const OFFER_ENDS: Duration = Duration::from_secs(120);
 
 /// Grants permits to rows with keys of type `K`. Cheap to clone.
@@ -34,11 +34,11 @@ type Offer<K> = Box<dyn Fn(&K, &Ask) + Send + Sync>;
 
 struct Shared<K> {
     queue: Mutex<Queue<K>>,
-    /// Enqueues the owner of a row: it has a permit.
+    /// Enqueues the owner of a row that has a permit.
     offer: Offer<K>,
-    /// A `rateLimit` may open at another time than before.
+    /// Notified when a `rateLimit` may open at another time than before.
     changed: Notify,
-    /// No permit is given any more.
+    /// Cancelled when admission grants no further permits.
     closed: CancellationToken,
     began: Instant,
 }
@@ -50,17 +50,17 @@ pub struct Permit<K: Clone + Eq + Hash> {
     host: Arc<str>,
 }
 
-/// What [`Admission::ask`] returns.
+/// The result of [`Admission::ask`].
 pub enum Answer<K: Clone + Eq + Hash> {
     /// The request may be sent.
     Admitted(Permit<K>),
-    /// It waits, since so long.
+    /// The request has waited for this time.
     Queued(Duration),
 }
 
 impl<K: Clone + Eq + Hash> Admission<K> {
-    /// An admission with these budgets, which gives no permit once `closed` is cancelled. `offer` is called when a permit
-    /// is free for a row that has waited; it must not call back.
+    /// Creates an admission with these budgets. It grants no permit after `closed` is cancelled. Admission calls `offer` when
+    /// a permit is free for a waiting row; `offer` must not call back.
     pub fn new(budgets: Budgets, closed: CancellationToken, offer: impl Fn(&K, &Ask) + Send + Sync + 'static) -> Self {
         let shared = Shared {
             queue: Mutex::new(Queue::new(budgets)),
@@ -72,7 +72,7 @@ impl<K: Clone + Eq + Hash> Admission<K> {
         Self(Arc::new(shared))
     }
 
-    /// Asks for a permit: for a row that is new, that has waited, or that was offered one.
+    /// Requests a permit, for a new row, a waiting row, or a row with an offered permit.
     pub fn ask(&self, key: &K, ask: Ask) -> Answer<K> {
         let shared = &self.0;
         if shared.closed.is_cancelled() {
@@ -93,7 +93,7 @@ impl<K: Clone + Eq + Hash> Admission<K> {
         Answer::Queued(waited)
     }
 
-    /// Gives up a row that is not wanted any more. A request that is in flight goes on.
+    /// Removes a row that is no longer needed. A request in flight continues.
     pub fn withdraw(&self, key: &K) {
         let mut queue = self.0.queue.lock();
         if queue.state(key).is_some_and(|(state, _)| state != State::Sent) {
@@ -102,7 +102,7 @@ impl<K: Clone + Eq + Hash> Admission<K> {
         }
     }
 
-    /// Gives up a permit that was offered and is not used. A row that waits goes on waiting.
+    /// Returns an offered permit that the owner does not use. A waiting row keeps waiting.
     pub fn decline(&self, key: &K) {
         let mut queue = self.0.queue.lock();
         if queue.state(key).is_some_and(|(state, _)| state == State::Offered) {
@@ -111,13 +111,13 @@ impl<K: Clone + Eq + Hash> Admission<K> {
         }
     }
 
-    /// How far a row has come; `None` without one.
+    /// The state of a row; `None` without a row.
     pub fn state(&self, key: &K) -> Option<State> {
         self.0.queue.lock().state(key).map(|(state, _)| state)
     }
 
-    /// Gives permits when a `rateLimit` opens, and offers again what was offered and not used. Once the admission is closed it
-    /// removes what waits, and does nothing more: a task that ends counts as broken.
+    /// Grants permits when a `rateLimit` opens, and repeats unused offers. After the admission is closed, it removes the
+    /// waiting rows and never returns: supervision treats a task that ends as failed.
     pub async fn run(self) {
         let shared = self.0;
         loop {
@@ -151,7 +151,7 @@ impl<K: Clone + Eq + Hash> Shared<K> {
         now().duration_since(self.began)
     }
 
-    /// Gives free permits, and enqueues the owners; the one who asks learns it from the answer.
+    /// Grants free permits and enqueues the owners, except the caller `asks`, which gets its permit as the result.
     fn admit(&self, queue: &mut Queue<K>, asks: Option<&K>) {
         if self.closed.is_cancelled() {
             return;
@@ -178,7 +178,7 @@ impl<K: Clone + Eq + Hash> Shared<K> {
 }
 
 impl<K: Clone + Eq + Hash> Permit<K> {
-    /// The host and port that the permit is for.
+    /// The permit's host and port.
     pub fn host(&self) -> &str {
         &self.host
     }
@@ -201,7 +201,7 @@ impl<K: Clone + Eq + Hash> Drop for Permit<K> {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "a rateLimit counts time that has passed: the wall clock may jump")]
+#[expect(clippy::disallowed_methods, reason = "a rateLimit counts elapsed time, because the wall clock may jump")]
 fn now() -> Instant {
     Instant::now()
 }
@@ -233,9 +233,9 @@ mod tests {
 
     fn one_permit() -> (Admission<u8>, Offered, CancellationToken) {
         let (offered, closed) = (Offered::default(), CancellationToken::new());
-        let told = offered.clone();
+        let record = offered.clone();
         let budgets = Budgets { total: 1, host: 1, reserve: 0 };
-        let admission = Admission::new(budgets, closed.clone(), move |key: &u8, _| told.lock().push(*key));
+        let admission = Admission::new(budgets, closed.clone(), move |key: &u8, _| record.lock().push(*key));
         (admission, offered, closed)
     }
 
@@ -252,10 +252,10 @@ mod tests {
         let first = permit(admission.ask(&1, ask())).unwrap();
         assert!(permit(admission.ask(&2, ask())).is_none());
         assert!(permit(admission.ask(&3, ask())).is_none());
-        assert!(offered.lock().is_empty(), "whoever asks learns it from the answer");
+        assert!(offered.lock().is_empty(), "the caller gets the permit as the result");
         drop(first);
         assert_eq!(*offered.lock(), [2]);
-        // The second is not wanted any more: the third is next.
+        // The second row is withdrawn, so the third is next.
         admission.withdraw(&2);
         assert_eq!(*offered.lock(), [2, 3]);
         assert!(permit(admission.ask(&3, ask())).is_some());
@@ -287,11 +287,11 @@ mod tests {
         tokio::task::yield_now().await;
         assert!(!run.is_finished());
         assert_eq!(admission.state(&2), None);
-        assert!(permit(admission.ask(&2, ask())).is_none(), "nothing begins after the end");
+        assert!(permit(admission.ask(&2, ask())).is_none(), "no request starts after the end");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_offer_that_nobody_takes_is_repeated_and_then_goes_to_the_next() {
+    async fn an_unused_offer_is_repeated_and_then_goes_to_the_next_row() {
         let (admission, offered, _closed) = one_permit();
         tokio::spawn(admission.clone().run());
         let first = permit(admission.ask(&1, ask())).unwrap();

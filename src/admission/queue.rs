@@ -1,9 +1,9 @@
-//! Which request leaves next. Pure: rows of data, the permits that are in use, and the time as an input.
+//! Decides which request is sent next. Pure: the rows, the permits in use and the time are inputs.
 //!
-//! A free permit goes to the row of the best class; within a class to the namespace that holds the fewest permits at the
-//! host; of those to the namespace whose turn it is; and there to the row with the earliest due time. Every second permit
-//! of a host ignores the class and goes to the namespace whose turn it is, and there to the oldest row if that has waited
-//! for a minute. So no class, no namespace and no row starves.
+//! A free permit goes to the row of the best class. Within a class it goes to the namespace with the fewest permits at the
+//! host, then to the namespace whose turn it is, and there to the row with the earliest due time. Every second permit of a
+//! host ignores the class: it goes to the namespace whose turn it is, and there to the oldest row if that row has waited for
+//! a minute. So no class, no namespace and no row starves.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,20 +17,20 @@ use k8s_openapi::jiff::Timestamp;
 use super::bucket::{Bucket, Limit};
 use crate::policy::urgency::Class;
 
-/// Requests in flight to one host and port, at most.
+/// Maximum number of requests in flight to one host and port.
 pub const PER_HOST_LIMIT: usize = 32;
 
-/// Requests in flight in all, at most.
+/// Maximum number of requests in flight in total.
 pub const TOTAL_LIMIT: usize = 128;
 
-/// How many requests may be in flight.
+/// Limits of the requests in flight.
 #[derive(Clone, Copy, Debug)]
 pub struct Budgets {
-    /// In all.
+    /// Maximum number in total.
     pub total: usize,
-    /// To one host and port.
+    /// Maximum number to one host and port.
     pub host: usize,
-    /// Of [`Self::total`], the permits that a namespace which holds half of them never takes.
+    /// Permits of [`Self::total`] that a namespace with half of the total never gets.
     pub reserve: usize,
 }
 
@@ -40,10 +40,10 @@ impl Default for Budgets {
     }
 }
 
-/// A row that has waited for this long is served although better classes wait, on every second permit.
+/// After this time, a row is served before better classes, on every second permit.
 const LONG_WAIT: Duration = Duration::from_secs(60);
 
-/// What a request needs before it may be sent.
+/// The properties of a request that admission needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ask {
     /// The namespace for which the request is made.
@@ -52,22 +52,22 @@ pub struct Ask {
     pub name: Arc<str>,
     /// Host and port of the endpoint.
     pub host: Arc<str>,
-    /// Whose `rateLimit` counts.
+    /// The provider whose `rateLimit` applies.
     pub provider: Arc<str>,
-    /// That `rateLimit`; `None` without one.
+    /// The provider's `rateLimit`; `None` without a limit.
     pub limit: Option<Limit>,
-    /// Who is served first.
+    /// The urgency class: better classes are served first.
     pub class: Class,
-    /// Who is served first within a class.
+    /// The due time: earlier rows of a class are served first.
     pub due: Timestamp,
 }
 
-/// How far a row has come.
+/// The state of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It waits for a permit.
+    /// The row waits for a permit.
     Queued,
-    /// It has a permit; the broker decides once more whether the request is still wanted.
+    /// The row has a permit, and its owner decides again whether to send the request.
     Offered,
     /// The request is in flight.
     Sent,
@@ -76,42 +76,42 @@ pub enum State {
 struct Row {
     ask: Ask,
     state: State,
-    /// Since when it is in this state.
+    /// Time at which the row entered this state.
     since: Duration,
-    /// The order in which rows came.
+    /// Sequence number of the row's arrival.
     number: u64,
 }
 
-/// The rows of one namespace that wait for one provider at one host.
+/// Key of the waiting rows of one provider and one namespace at a host.
 type FlowKey = (Arc<str>, Arc<str>);
 
 struct Flow<K> {
     limit: Option<Limit>,
-    /// By class and due time.
+    /// Waiting rows by class and due time.
     by_need: BTreeMap<(Class, Timestamp, u64), K>,
-    /// In the order in which they came.
+    /// Waiting rows in the order of their arrival.
     by_age: BTreeMap<u64, K>,
 }
 
 struct Host<K> {
     used: usize,
-    /// Permits that were given so far.
+    /// Number of permits granted so far.
     given: u64,
-    /// By provider and namespace.
+    /// Waiting rows by provider and namespace.
     flows: HashMap<FlowKey, Flow<K>>,
     namespaces: HashMap<Arc<str>, Share>,
 }
 
-/// What a namespace has of a host.
+/// A namespace's share of a host.
 #[derive(Default)]
 struct Share {
     used: usize,
     waiting: usize,
-    /// The number of the permit that it got last; 0 before the first.
+    /// Number of the namespace's last permit; 0 before the first.
     served: u64,
 }
 
-/// The rows that wait and those that have a permit, by key.
+/// The waiting rows and the rows with a permit, by key.
 pub struct Queue<K> {
     budgets: Budgets,
     rows: HashMap<K, Row>,
@@ -120,15 +120,15 @@ pub struct Queue<K> {
     namespaces: HashMap<Arc<str>, usize>,
     used: usize,
     buckets: HashMap<Arc<str>, Bucket>,
-    /// Rows and permits are counted from here.
+    /// The last number given to a row or permit.
     last: u64,
 }
 
-/// The best row of a flow and its rank; the least is served next.
+/// The best row of a flow and its rank. The lowest rank is served next.
 type Candidate<'a, K> = ((bool, Class, usize, usize, u64, Timestamp, u64), &'a K);
 
 impl<K: Clone + Eq + Hash> Queue<K> {
-    /// An empty queue.
+    /// Creates an empty queue with these budgets.
     pub fn new(budgets: Budgets) -> Self {
         Self {
             budgets,
@@ -141,13 +141,13 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         }
     }
 
-    /// How far the row of `key` has come, and since when.
+    /// The state of the row of `key`, and when the row entered it.
     pub fn state(&self, key: &K) -> Option<(State, Duration)> {
         self.rows.get(key).map(|row| (row.state, row.since))
     }
 
-    /// Adds a row, or changes what a waiting one asks for; it keeps its age. A row that has a permit keeps the permit while
-    /// it is the right one.
+    /// Adds a row, or changes the request of a waiting row, which keeps its age. A row with a permit keeps the permit if it
+    /// fits the new request.
     pub fn ask(&mut self, key: &K, ask: Ask, now: Duration) {
         let mut age = None;
         match self.rows.get(key) {
@@ -179,8 +179,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         self.rows.insert(key.clone(), Row { ask, state: State::Queued, since, number });
     }
 
-    /// Removes a row that is not wanted any more. Its permit is free, and its charge is taken back. A request that is in
-    /// flight goes on.
+    /// Removes a row that is no longer needed, frees its permit and refunds its charge. A request in flight continues.
     pub fn withdraw(&mut self, key: &K) {
         match self.rows.get(key).map(|row| row.state) {
             None | Some(State::Sent) => {}
@@ -199,7 +198,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         }
     }
 
-    /// Marks a row whose permit is free for it as in flight. `false`: it has no permit.
+    /// Marks a row with an offered permit as in flight. `false`: the row has no permit.
     pub fn send(&mut self, key: &K, now: Duration) -> bool {
         match self.rows.get_mut(key) {
             Some(row) if row.state == State::Offered => {
@@ -210,7 +209,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         }
     }
 
-    /// Ends a row that has a permit: the permit is free.
+    /// Removes a row and frees its permit.
     pub fn free(&mut self, key: &K) {
         let Some(row) = self.rows.remove(key) else { return };
         if row.state == State::Queued {
@@ -233,13 +232,13 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         self.tidy(&row.ask);
     }
 
-    /// Counts one more request of a row that is in flight against its provider's `rateLimit`.
+    /// Counts a further request of a row in flight against its provider's `rateLimit`.
     pub fn charge(&mut self, key: &K, now: Duration) {
         let Some(Row { ask: Ask { provider, limit: Some(limit), .. }, .. }) = self.rows.get(key) else { return };
         bucket(&mut self.buckets, provider, *limit).charge(now);
     }
 
-    /// Gives free permits to rows until no row may have one, and tells to which.
+    /// Grants free permits to rows as long as possible, and returns their keys.
     pub fn admit(&mut self, now: Duration) -> Vec<K> {
         let mut admitted = vec![];
         while self.used < self.budgets.total {
@@ -250,7 +249,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         admitted
     }
 
-    /// When the next `rateLimit` lets a row through, after `now`.
+    /// The next time after `now` at which a `rateLimit` allows a row.
     pub fn opens_after(&self, now: Duration) -> Option<Duration> {
         let hosts = self.hosts.values().filter(|host| host.used < self.budgets.host);
         let flows = hosts.flat_map(|host| &host.flows);
@@ -258,19 +257,19 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         opens.filter(|at| *at > now).min()
     }
 
-    /// The rows that were offered a permit before `before` and have not used it.
+    /// The rows with a permit that was offered before `before` and is unused.
     pub fn unused_since(&self, before: Duration) -> Vec<K> {
         let unused = |row: &Row| row.state == State::Offered && row.since < before;
         self.rows.iter().filter(|(_, row)| unused(row)).map(|(key, _)| key.clone()).collect()
     }
 
-    /// Removes all rows that wait: no permit is given any more.
+    /// Removes all waiting rows, at the end of the broker.
     pub fn clear(&mut self) {
         let waiting = self.rows.iter().filter(|(_, row)| row.state != State::Sent).map(|(key, _)| key.clone());
         waiting.collect::<Vec<_>>().iter().for_each(|key| self.withdraw(key));
     }
 
-    /// What the row of `key` asks for.
+    /// The request of the row of `key`.
     pub fn asked(&self, key: &K) -> Option<&Ask> {
         self.rows.get(key).map(|row| &row.ask)
     }
@@ -295,7 +294,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         }
     }
 
-    /// Forgets what has neither rows nor permits.
+    /// Removes the namespace and the host if they have neither rows nor permits.
     fn tidy(&mut self, ask: &Ask) {
         if let Some(host) = self.hosts.get_mut(&ask.host) {
             if host.namespaces.get(&ask.namespace).is_some_and(|share| share.used == 0 && share.waiting == 0) {
@@ -313,9 +312,9 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         Some(known.unwrap_or_else(|| Bucket::new(limit)))
     }
 
-    /// The row that is served next.
+    /// The row to serve next.
     fn best(&self, now: Duration) -> Option<K> {
-        // In the last permits it counts what a namespace holds in all, not only at the host.
+        // For the last permits, a namespace's total counts, not only its permits at the host.
         let tight = self.used + self.budgets.reserve >= self.budgets.total;
         let open = self.hosts.values().filter(|host| host.used < self.budgets.host && !host.flows.is_empty());
         let candidates = open.flat_map(|host| {
@@ -377,7 +376,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
     }
 }
 
-/// The bucket of a provider; one of another limit is replaced.
+/// The bucket of a provider. Replaces a bucket with another limit.
 fn bucket<'a>(buckets: &'a mut HashMap<Arc<str>, Bucket>, provider: &Arc<str>, limit: Limit) -> &'a mut Bucket {
     let bucket = buckets.entry(provider.clone()).or_insert_with(|| Bucket::new(limit));
     if bucket.limit != limit {
@@ -386,7 +385,7 @@ fn bucket<'a>(buckets: &'a mut HashMap<Arc<str>, Bucket>, provider: &Arc<str>, l
     bucket
 }
 
-/// Whether a permit for one is as good for the other.
+/// Whether a permit for one request also fits the other.
 fn same_permit(one: &Ask, other: &Ask) -> bool {
     (&one.namespace, &one.host, &one.provider, one.limit)
         == (&other.namespace, &other.host, &other.provider, other.limit)

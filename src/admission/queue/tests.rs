@@ -31,7 +31,7 @@ fn limited(namespace: &str, class: Class) -> Ask {
     Ask { limit: Some(Limit::new(60, 1)), ..ask(namespace, "idp", class, 0) }
 }
 
-/// Serves one row after the other, each of which takes a second, from a host with one permit.
+/// Serves rows one after the other from a host with one permit. Each takes a second.
 fn served(queue: &mut Queue<u64>, number: usize) -> Vec<u64> {
     let mut order = vec![];
     for second in 0..number {
@@ -67,7 +67,7 @@ fn a_namespace_is_served_by_class_and_then_by_due_time() {
 fn rows_of_one_class_and_due_time_are_served_in_the_order_in_which_they_came() {
     let mut queue = one_permit();
     (0..10).for_each(|number| queue.ask(&number, renewal("shop", "idp"), NOW));
-    // What is asked for again keeps its age.
+    // A repeated request keeps its age.
     queue.ask(&0, ask("shop", "idp", Class::Renewal, 0), NOW + Duration::from_secs(5));
     assert_eq!(served(&mut queue, 10), (0..10).collect::<Vec<_>>());
 }
@@ -142,7 +142,7 @@ fn a_rate_limit_lets_one_row_through_an_interval_and_holds_up_no_other_provider(
     assert_eq!(queue.opens_after(NOW), Some(NOW + Duration::from_secs(1)));
     assert!(queue.admit(NOW + Duration::from_millis(999)).is_empty());
     assert_eq!(queue.admit(NOW + Duration::from_secs(1)), [1]);
-    // The second request of an attempt is counted too.
+    // The second request of an attempt also counts.
     assert!(queue.send(&1, NOW));
     queue.charge(&1, NOW + Duration::from_secs(1));
     assert_eq!(queue.opens_after(NOW + Duration::from_secs(1)), Some(NOW + Duration::from_secs(3)));
@@ -232,7 +232,7 @@ fn an_offer_that_is_not_used_is_found() {
     assert!(queue.unused_since(NOW).is_empty());
 }
 
-/// One thing that happens to a queue.
+/// An operation on a queue.
 #[derive(Clone, Debug)]
 enum Event {
     Ask { key: u64, namespace: u8, host: u8, class: u8, due: i64, limited: bool },
@@ -291,13 +291,13 @@ proptest! {
                 prop_assert_eq!(host.used, permits(&queue, |ask| ask.host == *name));
                 prop_assert!(host.used <= SMALL.host);
             }
-            // No more than half of all permits together with the reserve is given to one namespace.
+            // One namespace gets at most half of all permits together with the reserve.
             for (namespace, used) in &queue.namespaces {
                 prop_assert_eq!(*used, permits(&queue, |ask| ask.namespace == *namespace));
                 let had = before.iter().find(|(name, _)| name == namespace).map_or(0, |(_, had)| *had);
                 prop_assert!(*used <= had.max(SMALL.total - SMALL.reserve), "{namespace} has {used}");
             }
-            // Whoever waits, waits for something.
+            // A row waits only if a limit is reached.
             for row in queue.rows.values().filter(|row| row.state == State::Queued) {
                 let full = queue.used == SMALL.total || queue.hosts[&row.ask.host].used == SMALL.host;
                 let closed = queue.bucket_of(&row.ask.provider, row.ask.limit).is_some_and(|bucket| bucket.opens_at() > now);
@@ -335,7 +335,7 @@ proptest! {
             }
             waited = number;
         }
-        // A minute, then every second permit for the three namespaces in turn, the oldest of forty first.
+        // After a minute, every second permit goes to the three namespaces in turn, to the oldest of forty rows first.
         prop_assert!(waited < 199, "it was never served");
     }
 }
