@@ -1,4 +1,4 @@
-//! `/metrics`, `/livez` and `/readyz`.
+//! The HTTP server of `/metrics`, `/livez` and `/readyz`.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -23,24 +23,24 @@ use tower::ServiceExt as _;
 
 use crate::{health::Health, metrics::Metrics};
 
-/// Connections at a time whose header has not arrived: each is a file descriptor and a few KiB. The oldest makes room for
-/// the next.
+/// Maximum number of connections without a complete header. Each needs a file descriptor and a few KiB. A new connection
+/// evicts the oldest.
 pub const HALF_OPEN: usize = 64;
-/// Connections at a time that are being answered: a kubelet and a few Prometheus need fewer. The oldest makes room.
+/// Maximum number of connections with a request. A kubelet and a few Prometheus servers need fewer. A new one evicts the oldest.
 pub const ANSWERED: usize = 16;
-/// How long a client may take for its header, from the connection's first moment on. It is one packet, and the chart's
-/// probes give up after as long.
+/// Time limit for the header, from the start of the connection. The header fits into one packet, and the chart's probes
+/// have the same time-out.
 pub const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long one connection may last: as long as Prometheus waits if not told otherwise. A shutdown waits for it too,
-/// after a drain of some 20 s and within the chart's 45 s.
+/// Time limit of one connection: Prometheus' default scrape time-out. A shutdown also waits for it, after a drain of about
+/// 20 s and within the chart's 45 s.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// The largest header, in bytes: the least that hyper takes, and more than a scrape has.
+/// Maximum size of a header in bytes: hyper's minimum, and more than a scrape needs.
 const HEADER_LIMIT: usize = 8 << 10;
 
-/// How long a rendering of `/metrics` is shared by all who ask.
+/// Time for which all requests share one rendering of `/metrics`.
 pub const RENDERED_FOR: Duration = Duration::from_secs(1);
 
-/// What the server reports. Clones share all of it.
+/// The state that the server reports. Clones share it.
 #[derive(Clone)]
 pub struct Admin {
     metrics: Arc<Metrics>,
@@ -50,16 +50,16 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// `ready`: all watches have shown all objects (a standby is ready too). `health` decides `/livez`.
+    /// Creates the state. `ready`: all watches have synced (a standby is ready too). `health` determines `/livez`.
     pub fn new(metrics: Arc<Metrics>, ready: Arc<AtomicBool>, health: Health) -> Self {
         Self { metrics, ready, health, rendered: Arc::default() }
     }
 
-    /// The text of `/metrics`: rendered at most once in [`RENDERED_FOR`], on a blocking thread, so that nothing else waits
-    /// for it. Callers that arrive during a rendering share its result.
+    /// The text of `/metrics`, rendered at most once in [`RENDERED_FOR`], on a blocking thread, so that other tasks do not
+    /// wait for it. Callers that arrive during a rendering share its result.
     async fn text(&self) -> Option<Bytes> {
         let (metrics, shared) = (self.metrics.clone(), self.rendered.clone());
-        // A task of its own: a client that goes away ends no rendering, which the next client would begin again.
+        // A separate task: a disconnecting client must not cancel a rendering, or the next client would start again.
         let render = async move {
             let mut rendered = shared.clone().lock_owned().await;
             if let Some(text) = &*rendered {
@@ -78,10 +78,10 @@ impl Admin {
     }
 }
 
-/// A connection of a client.
+/// A client's connection.
 struct Connection {
     task: JoinHandle<()>,
-    /// Whether its header has arrived.
+    /// Whether the connection's header has arrived.
     answered: Arc<AtomicBool>,
 }
 
@@ -90,8 +90,8 @@ struct Connection {
 struct Connections(Vec<Connection>);
 
 impl Connections {
-    /// Makes room for one more. Connections without a header make room for each other, and so do those that are answered:
-    /// a client that holds many of one kind evicts none of the other.
+    /// Makes room for one more connection. Connections without a header evict only each other, and so do connections with a
+    /// request: a client with many connections of one kind evicts none of the other kind.
     async fn make_room(&mut self) {
         self.0.retain(|connection| !connection.task.is_finished());
         for (answered, limit) in [(false, HALF_OPEN), (true, ANSWERED)] {
@@ -101,17 +101,17 @@ impl Connections {
             {
                 let Connection { task, .. } = self.0.remove(oldest);
                 task.abort();
-                // Waits until its socket is closed: immediately.
+                // Waits until the socket is closed, which is immediate.
                 drop(task.await);
             }
         }
     }
 }
 
-/// Listens, and gives the server, which serves until `ended`.
+/// Listens on the address, and returns the server, which runs until `ended`.
 ///
 /// # Errors
-/// If the address cannot be listened at.
+/// If the broker cannot listen on the address.
 pub async fn serve(
     address: SocketAddr,
     admin: Admin,
@@ -122,22 +122,22 @@ pub async fn serve(
     Ok(serve_at(listener, admin, ended))
 }
 
-/// Listens. `[::]` is every address of both families; where the kernel has no IPv6 at all, `0.0.0.0` takes its place.
+/// Listens on the address. `[::]` covers IPv4 and IPv6. If the kernel has no IPv6, `0.0.0.0` replaces it.
 async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     match TcpListener::bind(address).await {
         Err(error) if address.is_ipv6() && address.ip().is_unspecified() => {
-            tracing::warn!(%error, "this machine has no IPv6: listening at 0.0.0.0");
+            tracing::warn!(%error, "no IPv6 on this machine: listening on 0.0.0.0");
             TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await.map_err(|_| error)
         }
         bound => bound,
     }
 }
 
-/// Serves at a listener until `ended`, then finishes the responses under way. One connection is one request; of each kind
-/// of connection ([`HALF_OPEN`], [`ANSWERED`]) the oldest makes room for the next.
+/// Serves on a listener until `ended`, then finishes the responses in flight. Each connection serves one request. If there
+/// are too many connections of a kind ([`HALF_OPEN`], [`ANSWERED`]), a new one evicts the oldest.
 ///
 /// # Errors
-/// None: an accept that fails is repeated.
+/// Never: the server retries a failed accept.
 pub async fn serve_at(mut listener: TcpListener, admin: Admin, ended: CancellationToken) -> std::io::Result<()> {
     let router: Router = Router::new()
         .route("/livez", get(livez))
@@ -150,7 +150,7 @@ pub async fn serve_at(mut listener: TcpListener, admin: Admin, ended: Cancellati
     let mut connections = Connections::default();
     loop {
         let (stream, _) = tokio::select! {
-            // axum's, which waits a second where there is no file descriptor left.
+            // axum's accept waits a second if no file descriptor is left.
             accepted = Listener::accept(&mut listener) => accepted,
             () = ended.cancelled() => break,
         };
@@ -163,7 +163,7 @@ pub async fn serve_at(mut listener: TcpListener, admin: Admin, ended: Cancellati
         });
         let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
         let task = tokio::spawn(async move {
-            // A client that broke off or was too slow needs no report.
+            // Ignores a client that disconnected or was too slow.
             drop(tokio::time::timeout(CONNECTION_TIMEOUT, connection).await);
         });
         connections.0.push(Connection { task, answered });
@@ -186,7 +186,7 @@ async fn readyz(State(admin): State<Admin>) -> (StatusCode, &'static str) {
     if admin.ready.load(Ordering::Acquire) {
         (StatusCode::OK, "ok\n")
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "the watches have not shown everything yet: are the CRDs installed?\n")
+        (StatusCode::SERVICE_UNAVAILABLE, "the watches have not synced yet: check that the CRDs are installed\n")
     }
 }
 
@@ -207,7 +207,7 @@ mod tests {
 
     use super::*;
 
-    /// The chart's default: probes reach the pod's address, of whichever family it is. Where a kernel has no IPv6, IPv4 remains.
+    /// The chart's default address: probes reach the pod by IPv4 or IPv6. Without IPv6 in the kernel, IPv4 remains.
     #[tokio::test]
     async fn every_address_is_of_both_families() {
         let listener = bind("[::]:0".parse().unwrap()).await.unwrap();

@@ -1,4 +1,4 @@
-//! The composition root: builds everything, starts it, and ends it in the right order.
+//! The composition root: builds and starts all parts, and ends them in the right order.
 
 use std::{
     collections::BTreeSet,
@@ -40,45 +40,45 @@ use crate::{
     side::SideRuntime,
 };
 
-/// Why the broker did not start.
+/// Reasons why the broker did not start.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// No kubeconfig, or one that cannot be used.
+    /// The broker has no usable access to Kubernetes.
     #[error("{0}")]
     Kubernetes(#[source] AccessError),
-    /// The thread for the lease and the probes cannot be started.
+    /// The broker cannot start the thread for the lease and the probes.
     #[error("the thread for the lease and the probes cannot be started")]
     Thread(#[source] std::io::Error),
-    /// The client towards providers cannot be made.
-    #[error("the client towards providers cannot be made")]
+    /// The broker cannot create the client for providers.
+    #[error("the client for providers cannot be created")]
     Providers(#[source] idp::SetupError),
-    /// The address of `--metrics-addr` cannot be listened at.
-    #[error("--metrics-addr cannot be listened at")]
+    /// The broker cannot listen on the address of `--metrics-addr`.
+    #[error("cannot listen on --metrics-addr")]
     Admin(#[source] std::io::Error),
-    /// Signals cannot be received.
+    /// The broker cannot receive signals.
     #[error("signals cannot be received")]
     Signals(#[source] std::io::Error),
 }
 
-/// How long a shutdown waits for requests under way beyond their own time-out: for the writes that follow.
+/// Time that a shutdown waits for requests in flight after their time-out: for the writes that follow.
 const DRAIN_MARGIN: Duration = Duration::from_secs(10);
-/// How soon the API server is asked again what this broker may read.
+/// Pause before the broker checks its own rights again after a failure.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
-/// How often a shutdown looks whether everything is stored.
+/// Interval at which a shutdown checks whether all tokens are stored.
 const DRAIN_LOOK: Duration = Duration::from_millis(50);
-/// A wall clock that moved this much against the monotonic one was set, or the machine slept.
+/// Difference between the wall clock and the monotonic clock, in seconds, that means a set clock or a machine that slept.
 const CLOCK_JUMP_SECONDS: i64 = 5;
-/// Tells the uid of the pod (downward API): Kubernetes starts a container of a pod when the one before has ended.
+/// Environment variable with the pod's uid (downward API). Kubernetes restarts a container only after the former one has ended.
 const POD_UID: &str = "POD_UID";
-/// Longest list of namespaces that goes onto the Lease as it is, in bytes.
+/// Longest list of namespaces, in bytes, that the Lease has in plain text.
 const SERVES_MAX: usize = 1024;
-/// How often the clocks are compared.
+/// Interval at which the broker compares the clocks.
 const CLOCK_LOOK: Duration = Duration::from_secs(10);
 
 /// Runs the broker until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// Why it did not start. Once it runs, nothing but a signal ends it.
+/// If the broker cannot start. Once it runs, only a signal ends it.
 pub async fn run(settings: Settings) -> Result<(), StartError> {
     let stop = stop_signal()?;
     let connection =
@@ -88,7 +88,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         |client: kube::Result<Client>| client.map_err(|error| StartError::Kubernetes(AccessError::Client(error)));
     let client = made(connection.client())?;
     let side = SideRuntime::start().map_err(StartError::Thread)?;
-    // A client of its own: the connections of the main runtime's are driven by the main runtime.
+    // A separate client: the main runtime drives the connections of the main client.
     let lease_client = {
         let _entered = side.handle().enter();
         made(connection.client())?
@@ -128,18 +128,18 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         settings,
     };
     tokio::select! {
-        // Until the watches are complete there is nothing under way: a signal ends the process at once.
+        // Before the watches have synced, no request is in flight: a signal ends the process immediately.
         () = stop.cancelled() => {}
         context = work.start(&ended) => {
             let (context, lease, controllers, timeout) = context;
             stop.cancelled().await;
-            tracing::info!("stopping: no new request is begun, those under way are finished and stored");
+            tracing::info!("stopping: waiting until requests in flight are finished and stored");
             drain(&context, timeout).await;
             health.end();
             ended.cancel();
             for task in [controllers, lease] {
                 if let Err(error) = task.await {
-                    tracing::warn!(%error, "a task did not end well");
+                    tracing::warn!(%error, "task failed at the end");
                 }
             }
         }
@@ -147,13 +147,13 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     health.end();
     ended.cancel();
     if let Ok(Err(error)) = server.await {
-        tracing::warn!(%error, "the server of /metrics failed");
+        tracing::warn!(%error, "metrics server failed");
     }
     tracing::info!("stopped");
     Ok(())
 }
 
-/// Everything that the broker is made of.
+/// The parts of the broker before its start.
 struct Work {
     client: Client,
     lease_client: Client,
@@ -170,7 +170,7 @@ struct Work {
 type Task = tokio::task::JoinHandle<()>;
 
 impl Work {
-    /// Starts everything; done when the watches are complete and the controllers run.
+    /// Starts all parts. Returns when the watches have synced and the controllers run.
     async fn start(self, ended: &CancellationToken) -> (Arc<Context>, Task, Task, Duration) {
         let Self { client, lease_client, side, health, clock, broker_namespace, material, metrics, ready, settings } =
             self;
@@ -191,10 +191,10 @@ impl Work {
         };
         let cluster = settings.namespaces.is_empty() || may_read_cluster(&client).await;
         let mut watches = Watches::start(&client, &settings.namespaces, &broker_namespace, cluster, &hub, &health);
-        tracing::info!("waiting for the watches to show everything");
+        tracing::info!("waiting for the watches to sync");
         watches.ready().await;
 
-        // Who does not see everything yet does not stand for election.
+        // Join the election only after all watches have synced.
         let identity = identity();
         let candidacy = settings.leader_elect.then(|| Candidacy {
             namespace: broker_namespace.clone(),
@@ -249,7 +249,7 @@ impl Work {
     }
 }
 
-/// The election, to be run on the side runtime; without one the future waits for `ended`.
+/// The election, for the side runtime. Without an election, the future waits for `ended`.
 fn campaign(
     client: Client,
     candidacy: Option<Candidacy>,
@@ -262,7 +262,7 @@ fn campaign(
     }
 }
 
-/// The namespaces that this installation serves, for its Lease: the same text in all its replicas, whatever their order.
+/// The namespaces that this installation serves, for its Lease. The text is the same in all replicas, regardless of the order.
 fn serves(namespaces: &[String]) -> String {
     let sorted: BTreeSet<&str> = namespaces.iter().map(String::as_str).collect();
     let list = sorted.into_iter().collect::<Vec<_>>().join(",");
@@ -273,7 +273,7 @@ fn serves(namespaces: &[String]) -> String {
     }
 }
 
-/// Whether a broker of single namespaces may read ClusterMailProviders and namespaces.
+/// Whether a broker with `--namespace` may read ClusterMailProviders and namespaces.
 async fn may_read_cluster(client: &Client) -> bool {
     let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
     for (group, resource) in [(GROUP, "clustermailproviders"), ("", "namespaces")] {
@@ -294,26 +294,22 @@ async fn may_read_cluster(client: &Client) -> bool {
             match reviews.create(&PostParams::default(), &review).await {
                 Ok(review) => break review.status.is_some_and(|status| status.allowed),
                 Err(error) => {
-                    tracing::warn!(
-                        resource,
-                        why = told_by(&error),
-                        "asking what may be read failed; it is asked again"
-                    );
+                    tracing::warn!(resource, why = told_by(&error), "access review failed: retrying");
                     tokio::time::sleep(ASK_AGAIN).await;
                 }
             }
         };
         if !allowed {
-            tracing::info!(resource, "not readable: ClusterMailProviders are not served");
+            tracing::info!(resource, "no right to read: ClusterMailProviders are not served");
             return false;
         }
     }
     true
 }
 
-/// Who this broker is in the lease, in claims and in Events. In a pod whose uid is told it is the pod: a container that
-/// was killed and starts again finds itself in the lease and in its claims, and goes on without waiting for either to run
-/// out. Elsewhere each process is another.
+/// This broker's identity in the lease, in claims and in Events. With [`POD_UID`] it is the pod: a restarted container
+/// recognizes its own lease and claims, and continues without waiting until they expire. Without [`POD_UID`], each process
+/// has its own identity.
 fn identity() -> String {
     let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "mail-token-broker".to_owned());
     let own = std::env::var(POD_UID).unwrap_or_else(|_| {
@@ -323,12 +319,12 @@ fn identity() -> String {
     format!("{host}_{own}")
 }
 
-/// While it stands by, a broker keeps its stores complete and does nothing; when it begins to lead, everything is looked at.
+/// Enqueues all objects when this replica begins to lead. A standby only keeps its stores in sync.
 async fn wake_all_when_leading(leadership: Leadership, context: Arc<Context>) {
     let mut changes = leadership.changes();
     loop {
         if changes.borrow_and_update().leads {
-            tracing::info!("leading");
+            tracing::info!("leading: all objects enqueued");
             wake_all(&context);
         }
         if changes.changed().await.is_err() {
@@ -337,7 +333,7 @@ async fn wake_all_when_leading(leadership: Leadership, context: Arc<Context>) {
     }
 }
 
-/// Timers count time that has passed, tokens end at a date: after a jump everything is looked at.
+/// Enqueues all objects after a clock jump: timers count elapsed time, but tokens expire at a date.
 #[expect(clippy::disallowed_methods, reason = "compares the two clocks")]
 async fn wake_all_when_the_clock_jumps(context: Arc<Context>) {
     let mut before = (context.clock.now(), tokio::time::Instant::now());
@@ -347,7 +343,7 @@ async fn wake_all_when_the_clock_jumps(context: Arc<Context>) {
         let passed = i64::try_from(now.1.duration_since(before.1).as_secs()).unwrap_or(i64::MAX);
         let drift = now.0.as_second() - before.0.as_second() - passed;
         if drift.abs() > CLOCK_JUMP_SECONDS {
-            tracing::warn!(seconds = drift, "the clock jumped: everything is looked at");
+            tracing::warn!(seconds = drift, "clock jump: all objects enqueued");
             context.material.distrust_all();
             context.memory.poll_soon();
             wake_all(&context);
@@ -368,7 +364,7 @@ fn wake_all(context: &Context) {
     }
 }
 
-/// Lets requests under way end and their tokens be stored.
+/// Waits until requests in flight have ended and their tokens are stored.
 async fn drain(context: &Context, request_timeout: Duration) {
     context.draining.cancel();
     let stored = async {
@@ -377,24 +373,24 @@ async fn drain(context: &Context, request_timeout: Duration) {
         }
     };
     if tokio::time::timeout(request_timeout + DRAIN_MARGIN, stored).await.is_err() {
-        tracing::warn!("what was obtained last could not be stored in time");
+        tracing::warn!("the last tokens could not be stored in time");
     }
     context.events.flush().await;
 }
 
-/// Cancelled at the first SIGTERM or SIGINT.
+/// A token that the first SIGTERM or SIGINT cancels.
 fn stop_signal() -> Result<CancellationToken, StartError> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).map_err(StartError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(StartError::Signals)?;
     let stop = CancellationToken::new();
-    let told = stop.clone();
+    let stopped = stop.clone();
     tokio::spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        told.cancel();
+        stopped.cancel();
     });
     Ok(stop)
 }

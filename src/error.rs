@@ -1,85 +1,85 @@
-//! What went wrong between the broker and Kubernetes, or inside the broker: told in the log and counted, always retried.
-//! What a user or a provider did wrong is no error: it is a condition.
+//! Errors of Kubernetes and of the broker itself: always logged, counted and retried. A user's or a provider's mistake is a
+//! condition, not an error.
 
 use thiserror::Error;
 
-/// How panics are counted.
+/// The category of panics in the metric of errors.
 pub const PANIC: &str = "panic";
 
-/// A step that failed, with the object it was about.
+/// A failed step, with its object.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// A Secret could not be read.
+    /// The broker could not read a Secret.
     #[error("reading the Secret {name}")]
     ReadSecret {
-        /// `namespace/name`.
+        /// Namespace and name of the object, as `namespace/name`.
         name: String,
-        /// Why.
+        /// Error of the Kubernetes API.
         #[source]
         source: kube::Error,
     },
-    /// A ConfigMap could not be read.
+    /// The broker could not read a ConfigMap.
     #[error("reading the ConfigMap {name}")]
     ReadConfigMap {
-        /// `namespace/name`.
+        /// Namespace and name of the object, as `namespace/name`.
         name: String,
-        /// Why.
+        /// Error of the Kubernetes API.
         #[source]
         source: kube::Error,
     },
-    /// A Secret could not be deleted.
+    /// The broker could not delete a Secret.
     #[error("deleting the Secret {name}")]
     DeleteSecret {
-        /// `namespace/name`.
+        /// Namespace and name of the object, as `namespace/name`.
         name: String,
-        /// Why.
+        /// Error of the Kubernetes API.
         #[source]
         source: kube::Error,
     },
-    /// A token of a ServiceAccount could not be had.
-    #[error("asking for a token of the ServiceAccount {name}")]
+    /// The broker could not obtain a token of a ServiceAccount.
+    #[error("requesting a token of the ServiceAccount {name}")]
     RequestToken {
-        /// `namespace/name`.
+        /// Namespace and name of the object, as `namespace/name`.
         name: String,
-        /// Why.
+        /// Error of the Kubernetes API.
         #[source]
         source: kube::Error,
     },
-    /// The API server could not be asked whether it takes a token for its own.
-    #[error("asking whether the API server takes an identity token for a login")]
+    /// The broker could not check whether the API server accepts a token.
+    #[error("checking whether the API server accepts an identity token as a login")]
     ReviewToken {
-        /// Why.
+        /// Error of the Kubernetes API.
         #[source]
         source: kube::Error,
     },
-    /// A status could not be written.
+    /// The broker could not write a status.
     #[error("writing the status of {name}")]
     WriteStatus {
-        /// `kind namespace/name`.
+        /// Kind, namespace and name of the object, as `kind namespace/name`.
         name: String,
-        /// Why.
+        /// Error of the Kubernetes API.
         #[source]
         source: kube::Error,
     },
-    /// A finalizer could not be written.
+    /// The broker could not write a finalizer.
     #[error("writing the finalizer of {name}")]
     WriteFinalizer {
-        /// `kind namespace/name`.
+        /// Kind, namespace and name of the object, as `kind namespace/name`.
         name: String,
-        /// Why.
+        /// Error of the Kubernetes API.
         #[source]
         source: kube::Error,
     },
-    /// The reconcile of an object panicked; others go on.
+    /// The reconcile of an object panicked. Other objects are not affected.
     #[error("the reconcile of {name} (a panic)")]
     Panicked {
-        /// `kind namespace/name`.
+        /// Kind, namespace and name of the object, as `kind namespace/name`.
         name: String,
     },
 }
 
 impl Error {
-    /// A stable name for the metric `mailtoken_reconcile_errors_total`.
+    /// The stable value of the label `category` of `mailtoken_reconcile_errors_total`.
     pub const fn category(&self) -> &'static str {
         match self {
             Self::ReadSecret { .. } => "read_secret",
@@ -94,20 +94,20 @@ impl Error {
     }
 }
 
-/// The category of a Secret that Kubernetes does not let the broker write: a condition tells of it, no [`Error`].
+/// The category of a refused write of a Secret. A condition reports it, not an [`Error`].
 pub const WRITE_SECRET: &str = "write_secret";
 
 /// The category of a status that another writer changes as often as the broker writes it.
 pub const STATUS_OVERWRITTEN: &str = "status_overwritten";
 
-/// Characters that are reported of either end of what Kubernetes said: the beginning names the object, the end has the
-/// cause, and the names of policies between them may be long.
+/// Number of characters to keep at each end of an API server's message. The beginning names the object, the end has the
+/// cause, and long names of policies may be in between.
 const SAID_MAX: usize = 150;
 
-/// What Kubernetes said, fit for a status: the author of an admission webhook's text is unknown to the reader.
+/// The API server's message, made safe for a status: an admission webhook may have written the text.
 fn bounded(text: &str) -> String {
     let plain = |character: char| match character {
-        // What a shell or a terminal reads more into, or what reads backwards.
+        // Characters with a meaning for a shell or a terminal, or that change the direction of text.
         '`' | '$' | '\\' => '\'',
         printable if printable.is_ascii_graphic() || printable.is_alphanumeric() => printable,
         _ => ' ',
@@ -120,11 +120,11 @@ fn bounded(text: &str) -> String {
     beginning.chain(['…']).chain(text.chars().skip(count - SAID_MAX).map(plain)).collect()
 }
 
-/// What Kubernetes said, without the request: `kube::Error`'s own texts may hold a whole response.
+/// The API server's message. `kube::Error`'s own texts may contain a whole response.
 pub fn told_by(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => format!("{} ({})", bounded(&status.message), status.code),
-        kube::Error::SerdeError(_) => "the API server's answer could not be read".to_owned(),
+        kube::Error::SerdeError(_) => "the API server's response could not be read".to_owned(),
         other => {
             let mut text = "the API server could not be reached".to_owned();
             let mut source = std::error::Error::source(other);

@@ -1,4 +1,4 @@
-//! Whether the tasks that the broker cannot do without still run. A pod whose broker lost one of them is restarted.
+//! Supervises the tasks that must always run. If one ends, `/livez` fails and Kubernetes restarts the pod.
 
 use std::{
     sync::{
@@ -13,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 
 /// The interval at which the broker's main runtime reports that it makes progress.
 const PULSE: Duration = Duration::from_secs(5);
-/// Without a pulse for this long the main runtime counts as blocked. Signing and rendering block it for far less.
+/// After this time without a pulse, the main runtime counts as blocked. Signing and rendering block it much shorter.
 const PULSE_MISSED: Duration = Duration::from_secs(60);
 
-/// Notices when a task ends that must run as long as the process; cheap to clone.
+/// Supervisor of the tasks that must run as long as the process. Clones are cheap.
 #[derive(Clone, Debug, Default)]
 pub struct Health(Arc<Shared>);
 
@@ -24,16 +24,16 @@ pub struct Health(Arc<Shared>);
 struct Shared {
     /// The first task that ended.
     failed: OnceLock<String>,
-    /// The process is about to end, and its tasks with it.
+    /// Cancelled when the process is about to end, and its tasks with it.
     ending: CancellationToken,
-    /// When the main runtime began to report progress.
+    /// Time of the main runtime's first report.
     begun: OnceLock<Instant>,
-    /// Seconds from then to its last report.
+    /// Seconds from the first to the last report.
     pulse: AtomicU64,
 }
 
 impl Health {
-    /// Runs `task`, which must not end before the process: its end, by a panic too, makes the broker unhealthy.
+    /// Runs `task`, which must not end before the process. If it ends or panics, the broker is unhealthy.
     pub fn supervise(
         &self,
         name: impl Into<String>,
@@ -42,7 +42,7 @@ impl Health {
         self.supervise_on(&Handle::current(), name, task)
     }
 
-    /// The same on the runtime of `handle`.
+    /// Runs `task` as [`Self::supervise`] does, on the runtime of `handle`.
     pub fn supervise_on(
         &self,
         handle: &Handle,
@@ -56,12 +56,12 @@ impl Health {
         })
     }
 
-    /// From now on tasks may end.
+    /// Allows tasks to end from now on.
     pub fn end(&self) {
         self.0.ending.cancel();
     }
 
-    /// The task that ended, if one did.
+    /// The first task that ended, if any.
     pub fn failed(&self) -> Option<&str> {
         self.0.failed.get().map(String::as_str)
     }
@@ -75,7 +75,7 @@ impl Health {
         }
     }
 
-    /// How long the main runtime has made no progress, if that is longer than [`PULSE_MISSED`].
+    /// Time since the main runtime's last progress, if longer than [`PULSE_MISSED`].
     pub fn stalled(&self) -> Option<Duration> {
         let pulse = Duration::from_secs(self.0.pulse.load(Ordering::Acquire));
         let silent = self.0.begun.get()?.elapsed().saturating_sub(pulse);
@@ -83,12 +83,12 @@ impl Health {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "measures progress: nothing is decided about tokens")]
+#[expect(clippy::disallowed_methods, reason = "measures progress: it decides nothing about tokens")]
 fn monotonic() -> Instant {
     Instant::now()
 }
 
-/// Dropped when its task ends, in whatever way.
+/// Guard that is dropped when its task ends or panics.
 struct Guard {
     health: Health,
     name: String,
@@ -98,7 +98,7 @@ impl Drop for Guard {
     fn drop(&mut self) {
         let Shared { failed, ending, .. } = &*self.health.0;
         if !ending.is_cancelled() && failed.set(self.name.clone()).is_ok() {
-            tracing::error!(task = self.name, "a task ended that must run: the broker fails its liveness probe");
+            tracing::error!(task = self.name, "required task ended: /livez fails from now on");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The binary: parse, log, dispatch.
+//! The binary: parses the arguments, starts the log, and runs the command.
 
 use std::{io::Write as _, process::ExitCode};
 
@@ -9,7 +9,7 @@ use mail_token_broker::{
     login, release, stop, telemetry,
 };
 
-/// musl's and glibc's allocators are slow under threads, or keep what was freed.
+/// The allocators of musl and glibc are slow with threads, or keep freed memory.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -29,13 +29,13 @@ fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(error = &*error, "the broker could not run");
+            tracing::error!(error = &*error, "start failed");
             ExitCode::FAILURE
         }
     }
 }
 
-/// What is in memory stays there: no core dump, and no look by other processes of the same user.
+/// Forbids core dumps, and prevents other processes of the same user from reading the broker's memory.
 fn forbid_core_dumps() {
     #[cfg(target_os = "linux")]
     if let Err(error) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable) {
@@ -43,13 +43,13 @@ fn forbid_core_dumps() {
     }
 }
 
-/// One thread does the work: nearly all of it is waiting, and to wake another one costs a fifth more CPU for each token.
+/// Runs the broker on one worker thread: the broker mostly waits, and waking a second thread costs a fifth more CPU a token.
 #[tokio::main(worker_threads = 1)]
 async fn run(settings: mail_token_broker::cli::Settings) -> Result<(), Box<dyn std::error::Error>> {
     Ok(app::run(settings).await?)
 }
 
-/// A command for a person, who reads what went wrong, not a log.
+/// Runs a command for a user, who reads an error text instead of a log.
 #[tokio::main(flavor = "current_thread")]
 async fn by_hand<E: std::fmt::Display>(command: impl Future<Output = Result<(), E>>) -> ExitCode {
     match command.await {

@@ -1,13 +1,12 @@
-//! The runtime of what must never be late: the lease and the probes.
+//! The runtime of the lease and the probes, which must never be late.
 
 use std::io;
 
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// A current-thread runtime in a thread of its own, for the lease and the probes: whatever occupies the main runtime
-/// (signing, rendering, a burst of reconciles) delays neither. Dropping it ends the thread; tasks that still run on it
-/// are dropped.
+/// A current-thread runtime on its own thread, for the lease and the probes. Work on the main runtime (signing, rendering,
+/// a burst of reconciles) delays neither of them. Dropping it ends the thread and drops the tasks that still run on it.
 pub struct SideRuntime {
     handle: Handle,
     _stop: DropGuard,
@@ -17,7 +16,7 @@ impl SideRuntime {
     /// Starts the thread.
     ///
     /// # Errors
-    /// If the operating system starts no thread or gives no event queue.
+    /// If the operating system cannot start a thread or create an event queue.
     pub fn start() -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
@@ -25,13 +24,13 @@ impl SideRuntime {
         let stopped = stop.clone();
         std::thread::Builder::new().name("lease-and-probes".to_owned()).spawn(move || {
             runtime.block_on(stopped.cancelled());
-            // Rendering may still run on a thread of its own; the end of the process does not wait for it.
+            // Rendering may still run on its own thread. The end of the process does not wait for it.
             runtime.shutdown_background();
         })?;
         Ok(Self { handle, _stop: stop.drop_guard() })
     }
 
-    /// Where to spawn.
+    /// Handle to spawn tasks on this runtime.
     pub fn handle(&self) -> &Handle {
         &self.handle
     }
@@ -47,11 +46,11 @@ mod tests {
     fn the_side_runtime_goes_on_while_the_main_one_is_blocked() {
         let side = SideRuntime::start().unwrap();
         let main = Builder::new_current_thread().build().unwrap();
-        let (done, told) = std::sync::mpsc::channel();
+        let (done, finished) = std::sync::mpsc::channel();
         side.handle().spawn(async move {
             tokio::time::sleep(Duration::from_millis(5)).await;
             done.send(()).unwrap();
         });
-        main.block_on(async { told.recv_timeout(Duration::from_secs(10)).unwrap() });
+        main.block_on(async { finished.recv_timeout(Duration::from_secs(10)).unwrap() });
     }
 }

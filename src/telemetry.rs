@@ -1,4 +1,4 @@
-//! Logs: structured, with a span for each reconcile, and never a secret in them.
+//! Structured logs, with a span for each reconcile and without secrets.
 
 use std::{env, panic::PanicHookInfo};
 
@@ -12,8 +12,8 @@ use tracing_subscriber::{
 
 use crate::cli::{LogFormat, Settings};
 
-/// Libraries that log whole requests or answers at finer levels, Secrets among them: pinned, whatever `RUST_LOG` says.
-/// kube-client even logs a body at WARN when it cannot decode it.
+/// Highest levels of libraries that log whole requests or responses, including Secrets, at finer levels. `RUST_LOG` cannot
+/// change them. kube-client even logs an undecodable body at WARN.
 const PINNED: [(&str, Level); 10] = [
     ("kube_client", Level::ERROR),
     ("kube_runtime", Level::WARN),
@@ -27,27 +27,25 @@ const PINNED: [(&str, Level); 10] = [
     ("hyper_rustls", Level::WARN),
 ];
 
-/// Starts logging to standard error, at the level of `RUST_LOG`, else `info`. Of the forms of env_logger it takes those
-/// without regular expressions: a level, or `target=level`, separated by commas.
+/// Starts logging to standard error, at the level of `RUST_LOG`, otherwise `info`. Accepts the forms of env_logger without
+/// regular expressions: a level, or `target=level`, separated by commas.
 pub fn start(format: LogFormat) {
     let wanted = env::var("RUST_LOG").unwrap_or_default();
     let understood = filter(&wanted);
     let filter = understood.clone().unwrap_or_else(info);
-    // A filter of its own: among directives the longer one would win, such as `kube_client::client=trace`.
-    let registry = tracing_subscriber::registry().with(filter).with(filter_fn(is_tellable));
+    // A separate filter: within one filter, a longer directive such as `kube_client::client=trace` would override PINNED.
+    let registry = tracing_subscriber::registry().with(filter).with(filter_fn(is_loggable));
     match format {
         LogFormat::Json => registry.with(fmt::layer().json().flatten_event(true).with_writer(std::io::stderr)).init(),
         LogFormat::Text => registry.with(fmt::layer().with_ansi(false).with_writer(std::io::stderr)).init(),
     }
-    std::panic::set_hook(Box::new(tell_panic));
+    std::panic::set_hook(Box::new(log_panic));
     if understood.is_none() {
-        tracing::warn!(
-            "RUST_LOG is not understood, so it is logged at info: set a level, or target=level, separated by commas"
-        );
+        tracing::warn!("RUST_LOG is invalid, so the level is info: set a level, or target=level, separated by commas");
     }
 }
 
-/// Logs the version and the settings that are in effect. The proxy's URL may hold a password, so only its host is logged.
+/// Logs the version and the settings in effect. The proxy's URL may contain a password, so the log has only its host.
 pub fn announce(settings: &Settings) {
     let Settings { metrics_addr, namespaces, leader_elect, concurrency, identity_token_file, access, .. } = settings;
     tracing::info!(
@@ -73,7 +71,7 @@ fn info() -> Targets {
     Targets::new().with_default(LevelFilter::INFO)
 }
 
-/// `None`: not understood. `Targets` alone takes a gap between commas for `error`, and a span's name for a target.
+/// Parses directives; `None` if they are invalid. `Targets` alone reads an empty directive as `error`, and a span's name as a target.
 fn filter(wanted: &str) -> Option<Targets> {
     let parts: Vec<_> = wanted.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
     if parts.is_empty() {
@@ -84,14 +82,14 @@ fn filter(wanted: &str) -> Option<Targets> {
     parts.iter().all(|part| part.chars().all(plain)).then_some(targets)
 }
 
-/// Tells where, and what only if it is the same each time: a text made on the way may quote what was at hand, as that of
-/// a string which is cut in the middle of a character does.
-fn tell_panic(panic: &PanicHookInfo<'_>) {
+/// Logs a panic's location, and its message only if the message is a constant. A formatted message may quote a secret, as
+/// the panic of slicing a string inside a character does.
+fn log_panic(panic: &PanicHookInfo<'_>) {
     let place = panic.location().map(ToString::to_string);
     tracing::error!(place, why = panic.payload().downcast_ref::<&'static str>(), "panicked");
 }
 
-fn is_tellable(metadata: &Metadata<'_>) -> bool {
+fn is_loggable(metadata: &Metadata<'_>) -> bool {
     let of =
         |name: &str| metadata.target().strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"));
     PINNED.iter().all(|(name, level)| metadata.level() <= level || !of(name))
@@ -102,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn directives_are_read_with_gaps_and_spaces_and_what_is_none_is_refused() {
+    fn directives_may_have_gaps_and_spaces_and_invalid_ones_are_rejected() {
         let broker = |filter: &Targets, level| filter.would_enable("mail_token_broker::app", &level);
         for (wanted, level) in [
             ("", Level::INFO),
