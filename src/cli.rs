@@ -15,48 +15,48 @@ use crate::{
     idp,
 };
 
-/// Keeps OAuth2 access tokens for mail in Kubernetes Secrets.
+/// Obtains OAuth2 access tokens for mail and keeps them in Kubernetes Secrets.
 #[derive(Debug, Parser)]
 #[command(name = "mail-token-broker", version, about)]
 pub struct Cli {
-    /// What to do.
+    /// The command to run.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// The commands.
+/// The commands of the binary.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the broker.
     Run(Box<Settings>),
-    /// Sign a person in, and store the refresh token in a labelled Secret for `grant.refreshToken`.
+    /// Sign a user in, and store the refresh token in a labeled Secret for `grant.refreshToken`.
     Login(Box<Login>),
-    /// Remove the broker's finalizer from MailCredentials, for an uninstall: nothing is revoked any more.
+    /// Remove the broker's finalizer from MailCredentials, for an uninstall. This command revokes no token.
     ReleaseFinalizers(Box<Release>),
     /// Print the CustomResourceDefinitions, for `kubectl apply -f -`.
     Crds,
-    /// Scale a broker's Deployment to 0 and wait until its pods have ended; the chart does so before an uninstall.
+    /// Scale a broker's Deployment to 0 and wait until its pods have ended. The chart runs this command before an uninstall.
     Stop(Stop),
 }
 
-/// Settings of `stop`.
+/// Settings of the command `stop`.
 #[derive(Args, Clone, Debug)]
 pub struct Stop {
-    /// The broker's Deployment.
+    /// Name of the broker's Deployment.
     #[arg(long, value_parser = object_name, value_name = "NAME")]
     pub deployment: String,
-    /// The Deployment's namespace [default: the kubeconfig's, or the pod's own].
+    /// Namespace of the Deployment [default: the kubeconfig's, or the pod's own].
     #[arg(short, long, value_parser = object_name, value_name = "NAME")]
     pub namespace: Option<String>,
-    /// How long to wait for the end of the pods, at most five minutes.
+    /// Time to wait until the pods have ended, at most five minutes.
     #[arg(long, default_value = "2m", value_parser = duration, value_name = "DURATION")]
     pub timeout: Duration,
 }
 
-/// Settings of `run`.
+/// Settings of the command `run`.
 #[derive(Args, Clone, Debug)]
 pub struct Settings {
-    /// Where /metrics, /livez and /readyz are served.
+    /// Address that serves /metrics, /livez and /readyz.
     #[arg(long, env = "MTB_METRICS_ADDR", default_value = "0.0.0.0:8080", value_name = "ADDR")]
     pub metrics_addr: SocketAddr,
     /// Watch only this namespace (repeatable).
@@ -69,24 +69,24 @@ pub struct Settings {
     /// Name of the lease. Two installations with one --broker-namespace need two names, or only one of them acts.
     #[arg(long, env = "MTB_LEASE_NAME", default_value = "mail-token-broker", value_parser = object_name, value_name = "NAME")]
     pub lease_name: String,
-    /// Reconciles at once.
+    /// Number of reconciles at the same time.
     #[arg(long, env = "MTB_CONCURRENCY", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..), value_name = "N")]
     pub concurrency: u16,
     /// The broker's own ServiceAccount token, which a ClusterMailProvider may present as client assertion.
     #[arg(long, env = "MTB_IDENTITY_TOKEN_FILE", value_name = "PATH")]
     pub identity_token_file: Option<PathBuf>,
-    /// How providers, and what they refer to, are reached.
+    /// Settings of the connections to providers, and of the objects that providers refer to.
     #[command(flatten)]
     pub access: Access,
-    /// Which API server the broker calls, and as whom.
+    /// Settings of the connection to the API server.
     #[command(flatten)]
     pub kubernetes: Kubernetes,
-    /// Form of the log; its level is taken from RUST_LOG.
+    /// Format of log lines. RUST_LOG sets the level.
     #[arg(long, env = "MTB_LOG_FORMAT", default_value = "json", value_enum, value_name = "FORMAT")]
     pub log_format: LogFormat,
 }
 
-/// Which API server is called, and as whom. A proxy for it is taken from the environment, as by kubectl.
+/// Settings of the connection to the API server. The environment names its proxy, as for kubectl.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Kubernetes {
     /// The kubeconfig [default: KUBECONFIG, then ~/.kube/config, then the pod's ServiceAccount].
@@ -97,47 +97,47 @@ pub struct Kubernetes {
     pub context: Option<String>,
 }
 
-/// How providers, and what they refer to, are reached.
+/// Settings of the connections to providers, and of the objects that providers refer to.
 #[derive(Args, Clone, Debug)]
 pub struct Access {
-    /// Where leases and the Secrets of ClusterMailProviders are [default: the pod's own, else `default`].
+    /// Namespace of the lease and of the Secrets of ClusterMailProviders [default: the pod's own, otherwise `default`].
     #[arg(long, env = "MTB_BROKER_NAMESPACE", value_name = "NAME")]
     pub broker_namespace: Option<String>,
-    /// A range that is never connected to, whatever else is allowed: where pods, Services or nodes have public addresses (repeatable).
+    /// Range to which the broker never connects, even if another flag allows it: for pods, Services and nodes with public addresses (repeatable).
     #[arg(long = "deny-cidr", env = "MTB_DENY_CIDR", value_delimiter = ',', value_parser = cidr, value_name = "CIDR")]
     pub deny_cidrs: Vec<IpNet>,
-    /// A range that providers may resolve into although it is private (repeatable).
+    /// Private range into which a provider's host may resolve (repeatable).
     #[arg(long = "allow-private-cidr", env = "MTB_ALLOW_PRIVATE_CIDR", value_delimiter = ',', value_parser = cidr, value_name = "CIDR")]
     pub allow_private_cidrs: Vec<IpNet>,
-    /// The same for ClusterMailProviders alone (repeatable).
+    /// Private range into which the host of a ClusterMailProvider may resolve (repeatable).
     #[arg(long = "allow-private-cidr-cluster", env = "MTB_ALLOW_PRIVATE_CIDR_CLUSTER", value_delimiter = ',',
           value_parser = cidr, value_name = "CIDR")]
     pub allow_private_cidrs_cluster: Vec<IpNet>,
-    /// A proxy for all requests to providers (CONNECT).
+    /// Proxy for all requests to providers (CONNECT).
     #[arg(long, env = "MTB_EGRESS_PROXY", value_name = "URL", hide_env_values = true)]
     pub egress_proxy: Option<Url>,
-    /// A host, .suffix or CIDR that is connected to directly although there is an egress proxy (repeatable).
+    /// Host, .suffix or CIDR to which the broker connects directly, without the egress proxy (repeatable).
     #[arg(long, env = "MTB_NO_PROXY", value_delimiter = ',', value_name = "HOST")]
     pub no_proxy: Vec<Direct>,
-    /// Let a provider name a ServiceAccount of its namespace, whose tokens are then its client assertions.
+    /// Allow a provider to name a ServiceAccount of its namespace, whose tokens are its client assertions.
     #[arg(long, env = "MTB_ALLOW_SERVICE_ACCOUNT_REF", default_value_t = false, default_missing_value = "true",
           num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub allow_service_account_ref: bool,
-    /// Time for one request to a provider, in all.
+    /// Total time of one request to a provider.
     #[arg(long, env = "MTB_REQUEST_TIMEOUT", default_value = "10s", value_parser = duration, value_name = "DURATION")]
     pub request_timeout: Duration,
 }
 
-/// Where a pod finds its own namespace.
+/// File with the pod's own namespace.
 const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
 
 impl Access {
-    /// Where leases and the Secrets of ClusterMailProviders are.
+    /// Namespace of the lease and of the Secrets of ClusterMailProviders.
     pub fn broker_namespace(&self) -> String {
         self.broker_namespace.clone().unwrap_or_else(|| own_namespace(Path::new(NAMESPACE_FILE)))
     }
 
-    /// How the client towards providers behaves.
+    /// Settings of the client for providers.
     pub fn idp(&self) -> idp::Settings {
         let egress = EgressPolicy::new(self.allow_private_cidrs.clone())
             .allow_for_cluster(self.allow_private_cidrs_cluster.clone())
@@ -155,81 +155,81 @@ fn own_namespace(file: &Path) -> String {
     std::fs::read_to_string(file).map_or_else(|_| "default".to_owned(), |text| text.trim().to_owned())
 }
 
-/// Settings of `release-finalizers`.
+/// Settings of the command `release-finalizers`.
 #[derive(Args, Clone, Debug)]
 pub struct Release {
-    /// Only in this namespace [default: in all].
+    /// Release only MailCredentials of this namespace [default: all namespaces].
     #[arg(short, long, value_parser = object_name, value_name = "NAME")]
     pub namespace: Option<String>,
-    /// Only print what would be done.
+    /// Only print the MailCredentials to release.
     #[arg(long)]
     pub dry_run: bool,
-    /// Which API server is called, and as whom.
+    /// Settings of the connection to the API server.
     #[command(flatten)]
     pub kubernetes: Kubernetes,
 }
 
-/// Settings of `login`.
+/// Settings of the command `login`.
 #[derive(Args, Clone, Debug)]
 pub struct Login {
-    /// The MailProvider to sign in at.
+    /// MailProvider at which the user signs in.
     #[arg(long, value_parser = object_name, value_name = "NAME")]
     pub provider: String,
-    /// It is a ClusterMailProvider.
+    /// The provider is a ClusterMailProvider.
     #[arg(long)]
     pub cluster: bool,
-    /// The namespace of the credential [default: the kubeconfig's].
+    /// Namespace of the credential [default: the kubeconfig's].
     #[arg(short, long, value_parser = object_name, value_name = "NAME")]
     pub namespace: Option<String>,
-    /// The account that has to sign in.
+    /// Account that must sign in.
     #[arg(long, value_parser = address, value_name = "ADDRESS")]
     pub mailbox: String,
-    /// The Secret to store the refresh token in.
+    /// Secret that stores the refresh token.
     #[arg(long, value_parser = object_name, value_name = "NAME")]
     pub secret: String,
-    /// Its key.
+    /// Key of the refresh token in the Secret.
     #[arg(long, default_value = "refresh_token", value_parser = data_key, value_name = "KEY")]
     pub key: String,
-    /// What the token is for, unless a MailCredential says so already (repeatable).
+    /// Protocol for the token, unless a MailCredential already names the protocols (repeatable).
     #[arg(long = "protocol", default_value = "SMTP", value_delimiter = ',',
           value_parser = ["SMTP", "IMAP", "POP3"], value_name = "PROTOCOL")]
     pub protocols: Vec<String>,
-    /// Show a code to enter on any device, instead of using a browser on this one.
+    /// Sign in with a code on any device, instead of a browser on this one.
     #[arg(long, conflicts_with_all = ["no_browser", "paste", "port", "redirect_uri"])]
     pub device: bool,
-    /// Only print the address to open.
+    /// Print the address to open, and open no browser.
     #[arg(long)]
     pub no_browser: bool,
-    /// Paste the address at which the browser ended, for a browser on another machine or a redirect URI that nothing answers at.
+    /// Paste the address at which the browser ended, for a browser on another machine or a redirect URI at which no server listens.
     #[arg(long)]
     pub paste: bool,
-    /// The redirect URI as it is registered for the client [default: one on localhost, or what the provider's preset wants].
+    /// Registered redirect URI of the client [default: one on localhost, or that of the provider's preset].
     #[arg(long, value_parser = redirect_uri, value_name = "URI")]
     pub redirect_uri: Option<String>,
-    /// The host (and port) of the token endpoint, where it is not that of the page to sign in at: it is not asked about then.
+    /// Host (and port) of the token endpoint, if it differs from that of the sign-in page. `login` then asks for no confirmation.
     #[arg(long, value_name = "HOST")]
     pub token_host: Option<String>,
-    /// The port of localhost that the browser comes back to, for a client that is registered with one [default: any].
+    /// Port of localhost to which the browser returns, for a client that is registered with a port [default: any].
     #[arg(long, value_name = "PORT")]
     pub port: Option<u16>,
-    /// Which API server is called, and as whom.
+    /// Settings of the connection to the API server.
     #[command(flatten)]
     pub kubernetes: Kubernetes,
-    /// How providers, and what they refer to, are reached.
+    /// Settings of the connections to providers, and of the objects that providers refer to.
     #[command(flatten)]
     pub access: Access,
 }
 
-/// Forms of the log.
+/// Formats of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     /// One JSON object a line.
     Json,
-    /// For people.
+    /// Plain text for a terminal.
     Text,
 }
 
-/// A range of addresses. An address alone is no range: who writes 10.0.0.0 for a network would allow one host of it.
+/// Parses a range of addresses. Rejects an address without a length: a user who writes 10.0.0.0 means the network, not one host.
 fn cidr(text: &str) -> Result<IpNet, String> {
     let text = text.trim();
     text.parse().map_err(|_| match text.parse::<IpAddr>() {
@@ -241,7 +241,7 @@ fn cidr(text: &str) -> Result<IpNet, String> {
     })
 }
 
-/// A positive duration such as `10s`, at most five minutes: a request that hangs longer helps nobody.
+/// Parses a positive duration such as `10s`, at most five minutes: a longer wait for a hanging request is useless.
 fn duration(text: &str) -> Result<Duration, String> {
     let duration: kube::core::Duration = text.parse().map_err(|_| "write a duration such as 10s".to_owned())?;
     let positive = !duration.is_negative() && Duration::from(duration) > Duration::ZERO;
@@ -252,18 +252,17 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// A redirect URI: it has no fragment (RFC 6749 section 3.1.2), nor anything that is no character of a URI.
+/// Parses a redirect URI: only URI characters, and no fragment (RFC 6749 section 3.1.2).
 fn redirect_uri(text: &str) -> Result<String, String> {
     let plain = text.chars().all(|c| c.is_ascii_graphic() && c != '#');
     if plain && !text.is_empty() {
         Ok(text.to_owned())
     } else {
-        Err("must be the URI as it is registered, without a fragment: http://localhost:8400/, https://localhost"
-            .to_owned())
+        Err("must be the registered URI, without a fragment: http://localhost:8400/, https://localhost".to_owned())
     }
 }
 
-/// A name that Kubernetes allows (RFC 1123): it goes into paths, and into commands that are shown.
+/// Parses a name that Kubernetes allows (RFC 1123). The broker puts names into paths and into shown commands.
 fn object_name(text: &str) -> Result<String, String> {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
     let ends = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
@@ -275,14 +274,14 @@ fn object_name(text: &str) -> Result<String, String> {
     }
 }
 
-/// A key that Kubernetes allows in a Secret.
+/// Parses a key that Kubernetes allows in a Secret.
 fn data_key(text: &str) -> Result<String, String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     let fits = (1..=253).contains(&text.len()) && text.chars().all(plain);
     if fits { Ok(text.to_owned()) } else { Err("must be letters, digits, -, _ and .".to_owned()) }
 }
 
-/// Something like a mail address; the API server looks closer.
+/// Parses text of the form of a mail address. The API server validates it fully.
 fn address(text: &str) -> Result<String, String> {
     let halves = text.split_once('@').filter(|(local, domain)| !local.is_empty() && !domain.is_empty());
     let plain = !text.chars().any(|c| c.is_whitespace() || c.is_control());

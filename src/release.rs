@@ -1,7 +1,7 @@
-//! `release-finalizers`: takes the broker's finalizer off MailCredentials, so that neither a deletion nor a namespace waits
-//! for a broker that does not run any more.
+//! `release-finalizers`: removes the broker's finalizer from MailCredentials, so that neither a deletion nor a namespace
+//! waits for a broker that no longer runs.
 //!
-//! Nothing is revoked by that: the command names each credential whose tokens stay valid.
+//! The command revokes no token. It names each credential whose tokens stay valid.
 
 use std::io::{self, Write as _};
 
@@ -19,41 +19,41 @@ use crate::{
     kubernetes::{AccessError, Connection},
 };
 
-/// Objects in one page of a list.
+/// Number of objects in one page of a list.
 const PAGE: u32 = 200;
-/// How often a change is repeated where another client changes the object at the same time.
+/// Tries for one object, if other clients change the object at the same time.
 const TRIES: usize = 5;
 
-/// Why the command did not do all that it should.
+/// Reasons why the command did not release all MailCredentials.
 #[derive(Debug, Error)]
 pub enum ReleaseError {
-    /// There is no access to Kubernetes.
+    /// The command has no access to Kubernetes.
     #[error("{0}")]
     Access(#[from] AccessError),
-    /// The MailCredentials cannot be listed.
+    /// The command cannot list the MailCredentials.
     #[error(
         "the MailCredentials cannot be listed: {0}. The command needs the rights to list and patch MailCredentials"
     )]
     List(String),
-    /// Some finalizers could not be removed.
+    /// The command could not remove some finalizers.
     #[error("{0} finalizers could not be removed: see above, and run the command again")]
     Left(usize),
-    /// Standard output cannot be written to.
-    #[error("standard output cannot be written to: {0}")]
+    /// The command cannot write to standard output.
+    #[error("cannot write to standard output: {0}")]
     Output(#[from] io::Error),
 }
 
-/// What became of one credential.
+/// Result for one credential.
 enum Released {
     Done,
-    /// It is gone, or has no finalizer of the broker any more.
+    /// The credential is gone, or no longer has the broker's finalizer.
     Nothing,
 }
 
-/// Removes the finalizers and prints what was done, one line a credential.
+/// Removes the finalizers and prints one line for each credential.
 ///
 /// # Errors
-/// If not all could be removed. Without the CRD there is nothing to remove, which is no error.
+/// If some finalizers could not be removed. A cluster without the CRD is not an error.
 pub async fn run(settings: Release) -> Result<(), ReleaseError> {
     let access = &settings.kubernetes;
     let connection = Connection::find(access.kubeconfig.as_deref(), access.context.as_deref()).await?;
@@ -88,14 +88,14 @@ pub async fn run(settings: Release) -> Result<(), ReleaseError> {
     if released > 0 {
         writeln!(
             out,
-            "A broker that runs adds the finalizer to credentials that are not being deleted: stop it first."
+            "A running broker adds the finalizer again to credentials that are not being deleted: stop the broker first."
         )?;
     }
     if left > 0 { Err(ReleaseError::Left(left)) } else { Ok(()) }
 }
 
-/// The MailCredentials with the finalizer; `None` if the API server does not know the kind. They are read without a
-/// schema: an object that an older or newer version wrote must not keep its namespace.
+/// The MailCredentials with the finalizer; `None` if the API server does not know the kind. The command reads them without
+/// a schema, so that an object of an older or newer version does not block its namespace.
 async fn with_finalizer(client: &Client, namespace: Option<&str>) -> Result<Option<Vec<DynamicObject>>, ReleaseError> {
     let api = api(client, namespace);
     let (mut found, mut params) = (vec![], ListParams::default().limit(PAGE));
@@ -129,7 +129,7 @@ fn namespace(object: &DynamicObject) -> &str {
     object.metadata.namespace.as_deref().unwrap_or_default()
 }
 
-/// Removes the finalizer from the object, and from that one only: another of the same name has another uid.
+/// Removes the finalizer from this object only, by its uid: a new object of the same name has another uid.
 async fn release(client: &Client, object: &DynamicObject) -> kube::Result<Released> {
     let api = api(client, Some(namespace(object)));
     let name = object.metadata.name.as_deref().unwrap_or_default();
@@ -156,7 +156,7 @@ async fn release(client: &Client, object: &DynamicObject) -> kube::Result<Releas
     }
 }
 
-/// Which tokens are not revoked, as the status tells it.
+/// The tokens that are not revoked, by the status.
 fn tokens(object: &DynamicObject) -> String {
     let text = |pointer: &str| object.data.pointer(pointer).and_then(serde_json::Value::as_str);
     let access = text("/status/token/expiresAt").map(|end| format!("its access token is valid until {}", shown(end)));
@@ -165,12 +165,12 @@ fn tokens(object: &DynamicObject) -> String {
         format!("its refresh token is not revoked and stays valid{end}: revoke it in the provider's console")
     });
     match (access, refresh) {
-        (None, None) => "no token is known".to_owned(),
+        (None, None) => "its status names no token".to_owned(),
         (access, refresh) => access.into_iter().chain(refresh).collect::<Vec<_>>().join(", and "),
     }
 }
 
-/// A time of a status, which a tenant may have written: fit for a terminal.
+/// A time from a status, made safe for a terminal: a tenant may have written it.
 fn shown(text: &str) -> String {
     text.chars().filter(|c| c.is_ascii_graphic()).take(40).collect()
 }
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn the_tokens_that_stay_valid_are_named() {
-        assert_eq!(tokens(&object(json!({}))), "no token is known");
+        assert_eq!(tokens(&object(json!({}))), "its status names no token");
         let token = json!({"expiresAt": "2026-01-01T00:00:00Z\u{1b}[2J"});
         let access = tokens(&object(json!({"token": token})));
         assert_eq!(access, "its access token is valid until 2026-01-01T00:00:00Z[2J");

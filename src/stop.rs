@@ -1,8 +1,8 @@
 //! `stop`: scales a broker's Deployment to 0 and waits until its pods have ended.
 //!
-//! The chart runs this command as a hook before an uninstall. Helm deletes the broker's rights within milliseconds of its
-//! Deployment. A broker that is refreshing a token in that moment could not store the new refresh token, and a provider
-//! that rotates refresh tokens accepts no other.
+//! The chart runs this command as a hook before an uninstall. Helm deletes the broker's rights milliseconds after its
+//! Deployment. A broker that refreshes a token at that moment cannot store the new refresh token, and a provider that
+//! rotates refresh tokens accepts no other.
 
 use std::time::Duration;
 
@@ -22,36 +22,36 @@ use crate::{
     kubernetes::{AccessError, Connection},
 };
 
-/// Pause between two looks at the pods, and after a call that failed: also for RBAC, which takes a moment to count.
+/// Pause between two reads of the pods, and after a failed call: new RBAC rights take a moment to apply.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Why the pods are not known to have ended.
+/// Reasons why the command does not know that the pods have ended.
 #[derive(Debug, Error)]
 pub enum StopError {
-    /// No kubeconfig, or one that cannot be used.
+    /// The command has no usable access to Kubernetes.
     #[error("{0}")]
     Kubernetes(#[from] AccessError),
-    /// The time is up.
+    /// The pods did not end within the time limit.
     #[error(
-        "the Deployment {deployment} was not stopped within {seconds} s: {last}. Look at \
-         `kubectl -n {namespace} get deployment,pods`, then repeat the command; `helm uninstall --no-hooks` uninstalls without it"
+        "the Deployment {deployment} was not stopped within {seconds} s: {last}. Check \
+         `kubectl -n {namespace} get deployment,pods`, then repeat the command; `helm uninstall --no-hooks` uninstalls without this command"
     )]
     Timeout {
-        /// The Deployment's name.
+        /// Name of the Deployment.
         deployment: String,
-        /// Its namespace.
+        /// Namespace of the Deployment.
         namespace: String,
-        /// How long the command has waited, in seconds.
+        /// Time limit of the command, in seconds.
         seconds: u64,
-        /// What was still to be done.
+        /// The last step that did not succeed.
         last: String,
     },
 }
 
-/// Scales the Deployment to 0, and returns when its pods have ended. A Deployment that does not exist is stopped already.
+/// Scales the Deployment to 0, and returns when its pods have ended. A missing Deployment counts as stopped.
 ///
 /// # Errors
-/// If Kubernetes cannot be reached at all, or the pods have not ended in time.
+/// If the command cannot reach Kubernetes, or the pods have not ended in time.
 pub async fn run(settings: Stop) -> Result<(), StopError> {
     let connection = Connection::find(None, None).await?;
     let namespace = settings.namespace.unwrap_or_else(|| connection.default_namespace().to_owned());
@@ -59,16 +59,16 @@ pub async fn run(settings: Stop) -> Result<(), StopError> {
     stop(client, &namespace, &settings.deployment, settings.timeout).await
 }
 
-/// [`run`] with a client.
+/// Does the work of [`run`] with a given client.
 ///
 /// # Errors
 /// If the pods have not ended within `limit`.
-#[expect(clippy::disallowed_methods, reason = "how long a person waits: nothing is decided about tokens")]
+#[expect(clippy::disallowed_methods, reason = "limits a user's wait: it decides nothing about tokens")]
 pub async fn stop(client: Client, namespace: &str, name: &str, limit: Duration) -> Result<(), StopError> {
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
     let pods: Api<Pod> = Api::namespaced(client, namespace);
     let deadline = Instant::now() + limit;
-    let mut last = "the API server has not answered".to_owned();
+    let mut last = "the API server has not responded".to_owned();
     let mut scaled = false;
     loop {
         match timeout_at(deadline, step(&deployments, &pods, name, &mut scaled)).await {
@@ -85,7 +85,7 @@ pub async fn stop(client: Client, namespace: &str, name: &str, limit: Duration) 
     }
 }
 
-/// Keeps what was still to be done, and prints it where it is news.
+/// Stores the step that is still to do, and prints it if it changed.
 fn note(last: &mut String, news: String) {
     if *last != news {
         eprintln!("{news}");
@@ -93,7 +93,7 @@ fn note(last: &mut String, news: String) {
     }
 }
 
-/// A call that failed; it is made again.
+/// A failed call. The command repeats it.
 #[derive(Debug, Error)]
 enum StepError {
     #[error("reading the Deployment failed: {}", told_by(.0))]
@@ -106,7 +106,7 @@ enum StepError {
     Selector(ParseExpressionError),
 }
 
-/// Does what is still to be done, and says what remains; `None` when the pods have ended.
+/// Does the next step, and returns the remaining one; `None` when the pods have ended.
 async fn step(
     deployments: &Api<Deployment>,
     pods: &Api<Pod>,
@@ -131,7 +131,7 @@ async fn step(
     Ok(remaining(&deployment, &pods.items))
 }
 
-/// What has not ended yet. The pods alone do not say it: until the controller has seen the new scale it may create one.
+/// What has not ended yet. The list of pods is not enough: the controller may create pods until it has seen the new scale.
 fn remaining(deployment: &Deployment, pods: &[Pod]) -> Option<String> {
     let status = deployment.status.clone().unwrap_or_default();
     if status.observed_generation < deployment.metadata.generation {
@@ -167,16 +167,19 @@ mod tests {
 
     #[test]
     fn the_brokers_have_ended_when_the_controller_knows_and_no_pod_runs() {
-        let told = |deployment, pods: &[Pod]| remaining(&deployment, pods);
+        let left_of = |deployment, pods: &[Pod]| remaining(&deployment, pods);
         for (case, left) in [
-            (told(deployment(2, 2, None), &[]), None),
-            (told(deployment(2, 2, Some(0)), &[pod("evicted", "Failed"), pod("done", "Succeeded")]), None),
-            (told(deployment(2, 1, None), &[]), Some("the Deployment's controller")),
-            (told(deployment(2, 2, Some(1)), &[]), Some("1 replicas")),
-            (told(deployment(2, 2, None), &[pod("a", "Running"), pod("b", "Pending")]), Some("the end of a, b")),
+            (left_of(deployment(2, 2, None), &[]), None),
+            (left_of(deployment(2, 2, Some(0)), &[pod("evicted", "Failed"), pod("done", "Succeeded")]), None),
+            (left_of(deployment(2, 1, None), &[]), Some("the Deployment's controller")),
+            (left_of(deployment(2, 2, Some(1)), &[]), Some("1 replicas")),
+            (left_of(deployment(2, 2, None), &[pod("a", "Running"), pod("b", "Pending")]), Some("the end of a, b")),
         ] {
             assert_eq!(case, left.map(|left| format!("waiting for {left}")));
         }
-        assert!(remaining(&Deployment::default(), &[]).is_none(), "no controller has ever seen it: it has no pods");
+        assert!(
+            remaining(&Deployment::default(), &[]).is_none(),
+            "a Deployment that no controller has seen has no pods"
+        );
     }
 }

@@ -169,7 +169,7 @@ async fn brought<T>(bringing: impl Future<Output = Option<T>>) -> Result<T, Logi
     unless_interrupted(async {
         let brought = tokio::time::timeout(PATIENCE, bringing).await.ok().flatten();
         brought.ok_or_else(|| {
-            LoginError("nobody came back from the provider within 5 minutes: run the command again".into())
+            LoginError("the browser did not return from the provider within 5 minutes: run the command again".into())
         })
     })
     .await
