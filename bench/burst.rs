@@ -1,4 +1,4 @@
-//! Many credentials at once, served by the broker or by the raw writer.
+//! Many credentials at the same time, served by the broker or by the raw writer.
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -12,24 +12,24 @@ use crate::{
     view::View,
 };
 
-/// Who serves.
+/// The server of a burst.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Server {
     /// The broker.
     Broker,
-    /// The floor, with so many workers.
+    /// The raw writer, with this number of workers.
     Raw(usize),
 }
 
 impl Server {
-    /// All three. Each round begins with another one, so that none profits from its place.
+    /// All three servers. Each round begins with another one, so that the order favors none.
     pub fn in_turn(round: usize) -> [Self; 3] {
         let mut all = [Self::Raw(32), Self::Broker, Self::Raw(64)];
         all.rotate_left(round % 3);
         all
     }
 
-    /// For the legend.
+    /// The name in the legend.
     pub fn name(self) -> String {
         match self {
             Self::Broker => "broker".to_owned(),
@@ -38,31 +38,31 @@ impl Server {
     }
 }
 
-/// What a burst took.
+/// The measurements of a burst.
 pub struct Burst {
-    /// Who served it.
+    /// The server of the burst.
     pub server: Server,
     /// Seconds from the first create to the last Ready.
     pub seconds: f64,
     /// Seconds from each create to Ready.
     pub waits: Vec<f64>,
-    /// Token requests.
+    /// Number of token requests.
     pub requests: usize,
-    /// Token requests at one time.
+    /// Maximum number of concurrent token requests.
     pub most_in_flight: usize,
-    /// Of the broker alone.
+    /// Measurements of the broker; `None` for the raw writer.
     pub cost: Option<Cost>,
-    /// When the renewals will be, in seconds after the first create.
+    /// Renewal times in seconds after the first create.
     pub renewals: Vec<f64>,
 }
 
-/// What the broker took.
+/// The broker's cost of a burst.
 pub struct Cost {
-    /// Requests to the API server, for one credential.
+    /// API server requests for one credential.
     pub calls: f64,
-    /// The same by verb and resource.
+    /// API server requests by verb and resource.
     pub by_kind: String,
-    /// Those that were refused.
+    /// Refused API server requests.
     pub refused: usize,
     /// CPU for one credential, milliseconds.
     pub cpu: f64,
@@ -70,7 +70,7 @@ pub struct Cost {
     pub memory: f64,
 }
 
-/// Creates so many credentials and waits until all are Ready.
+/// Creates this number of credentials and waits until all are Ready.
 pub async fn burst(lab: &mut Lab, server: Server, number: usize) -> Burst {
     let mut broker = None;
     let mut writer = None;
@@ -115,7 +115,7 @@ pub async fn burst(lab: &mut Lab, server: Server, number: usize) -> Burst {
     burst
 }
 
-/// Seconds from asked for to Ready, of each.
+/// Seconds from create to Ready of each credential.
 pub fn waits(asked: &BTreeMap<String, Instant>, ready: &BTreeMap<String, Instant>) -> Vec<f64> {
     asked.iter().map(|(name, at)| ready[name].saturating_duration_since(*at).as_secs_f64()).collect()
 }

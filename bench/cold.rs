@@ -1,5 +1,5 @@
-//! A start with everything to do: N credentials without a token; then a start with all tokens expired, where the raw
-//! writer writes over what it wrote before.
+//! A start with N credentials without a token; then a start with all tokens expired, where the raw writer overwrites its
+//! own objects.
 
 use std::{
     fmt,
@@ -18,10 +18,10 @@ use crate::{
     view::View,
 };
 
-/// Seconds that a token lives that is to expire, besides the time for making all of them.
+/// Lifetime in seconds of the tokens that expire, in addition to the time in which all of them are issued.
 const LIFETIME: u64 = 10;
 
-/// What it took until the last was Ready.
+/// The cost until the last credential was Ready.
 #[derive(Clone, Copy)]
 struct Took {
     seconds: f64,
@@ -45,7 +45,7 @@ pub async fn run(plan: &Plan, report: &mut Report) {
         let mut runs = Runs::default();
         for round in 0..plan.rounds {
             let mut lab = Lab::start().await;
-            // Each round begins with the other one.
+            // The servers alternate in the first place.
             if round % 2 == 0 {
                 raw(&mut lab, number, &mut runs).await;
             }
@@ -59,10 +59,10 @@ pub async fn run(plan: &Plan, report: &mut Report) {
         let cpu = |runs: &[Took]| runs.iter().map(|took| took.cpu).collect::<Vec<_>>();
         let cold = Figure::new(name("cold start → all Ready"), "s", seconds(&runs.cold));
         report.add(cold.over(seconds(&runs.raw)).target(Target::Ratio(1.25)));
-        report.add(Figure::new(name("the raw writer on what is there"), "s", seconds(&runs.raw)));
+        report.add(Figure::new(name("the raw writer on existing objects"), "s", seconds(&runs.raw)));
         let expired = || Figure::new(name("start, all expired → all Ready"), "s", seconds(&runs.expired));
         report.add(expired().over(seconds(&runs.cold)).target(Target::Ratio(1.1)));
-        report.add(Figure::new(name("the raw writer over what it wrote"), "s", seconds(&runs.raw_again)));
+        report.add(Figure::new(name("the raw writer over its own objects"), "s", seconds(&runs.raw_again)));
         let beside = Figure::new(name("all expired, beside the raw writer that does it"), "s", seconds(&runs.expired));
         report.add(beside.over(seconds(&runs.raw_again)));
         let server = Figure::new(name("the API server's CPU a credential, cold start"), "ms", cpu(&runs.cold));
@@ -103,7 +103,7 @@ async fn raw(lab: &mut Lab, number: usize, runs: &mut Runs) {
     runs.raw_again.extend(best[1]);
 }
 
-/// Waits until tokens that are issued now differ, in whole seconds, from all that there are.
+/// Waits until newly issued tokens differ, in whole seconds, from all existing ones.
 async fn second_after_the_last(view: &View) -> Timestamp {
     let last = view.seen().values().map(|seen| seen.issued_at).max();
     let Some(since) = last.map(|last| last + SignedDuration::from_secs(1)) else { return Timestamp::UNIX_EPOCH };
@@ -147,7 +147,7 @@ async fn broker(lab: &mut Lab, number: usize, runs: &mut Runs, report: &mut Repo
     lab.clear().await;
 }
 
-/// When what is measured began.
+/// The start of the measurement.
 struct Start {
     at: Instant,
     api_server: u32,
@@ -160,7 +160,7 @@ impl Start {
         Self { at: Instant::now(), api_server, cpu: usage::cpu(api_server) }
     }
 
-    /// Waits until all have a token asked for at `since` or later.
+    /// Waits until all credentials have a token that was requested at `since` or later.
     async fn until_ready(self, view: &View, number: usize, since: Timestamp) -> Took {
         let ready = view.ready("mailbox", number, since).await;
         let cpu = usage::cpu(self.api_server).saturating_sub(self.cpu);

@@ -1,4 +1,4 @@
-//! Create → all Ready, beside the raw writer: time, calls, token requests, CPU, memory.
+//! From create to all Ready, compared with the raw writer: time, calls, token requests, CPU, memory.
 
 use crate::{
     Plan,
@@ -9,7 +9,7 @@ use crate::{
     usage,
 };
 
-/// Peak resident memory at so many credentials, MiB.
+/// Peak resident memory with a number of credentials, MiB.
 const MEMORY: [(usize, f64); 2] = [(1_000, 25.0), (5_000, 50.0)];
 
 pub async fn run(plan: &Plan, report: &mut Report) {
@@ -55,7 +55,7 @@ fn tell(number: usize, rounds: &[Vec<Burst>], report: &mut Report) {
     }
 }
 
-/// The run in the middle of each.
+/// The median run of each server.
 fn draw(number: usize, rounds: &[Vec<Burst>]) {
     let middle = |server: Server| {
         let of: Vec<_> = rounds.iter().flatten().filter(|burst| burst.server == server).collect();
@@ -77,7 +77,7 @@ fn draw(number: usize, rounds: &[Vec<Burst>]) {
     plot::write(&format!("jitter-{number}"), &title, ["seconds after the first create", "in 10 s"], &[line]);
 }
 
-/// How many values are in each bin.
+/// Number of values in each bin.
 pub fn histogram(values: &[f64], width: f64) -> Vec<(f64, f64)> {
     let sorted = sorted(values);
     let last = sorted.last().copied().unwrap_or_default();

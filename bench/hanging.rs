@@ -1,4 +1,4 @@
-//! K credentials of a provider that never answers: what the others notice of it.
+//! The effect of K credentials of a provider that never responds on other credentials.
 
 use std::time::Duration;
 
@@ -14,9 +14,9 @@ use crate::{
     view::View,
 };
 
-/// Creations of the others: 20 a second.
+/// Creations of other credentials: 20 a second.
 const EVERY: Duration = Duration::from_millis(50);
-/// For the requests of those that hang to be under way.
+/// Time until the hanging requests are in flight.
 const UNDER_WAY: Duration = Duration::from_secs(2);
 
 pub async fn run(plan: &Plan, report: &mut Report) {
@@ -25,7 +25,7 @@ pub async fn run(plan: &Plan, report: &mut Report) {
     let mut middles = vec![vec![]; hanging.len()];
     for _ in 0..plan.rounds {
         for (place, number) in hanging.iter().copied().enumerate() {
-            // Each has an API server of its own: it grows slower with what was written to it.
+            // Each number has its own API server, because an API server becomes slower with its content.
             let lab = Lab::start().await;
             let dead = Provider::start();
             lab.serve("dead", &dead, &dead.hanging_url()).await;

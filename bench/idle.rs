@@ -1,4 +1,4 @@
-//! Nothing to do: what the broker does while all are Ready.
+//! The broker's activity while all credentials are Ready.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::{
     view::View,
 };
 
-/// After a burst: for watch events that are under way, and for statuses to settle.
+/// Pause after a burst, for pending watch events and status writes.
 const SETTLE: Duration = Duration::from_secs(5);
 
 pub async fn run(plan: &Plan, report: &mut Report) {

@@ -1,4 +1,4 @@
-//! One API server with one provider: what a run happens in.
+//! The environment of a run: one API server with one provider.
 
 use std::{
     collections::BTreeMap,
@@ -24,22 +24,22 @@ use crate::{
     view::View,
 };
 
-/// Objects that are created at a time, whoever serves them.
+/// Number of concurrent creates, the same for all servers.
 const CREATORS: usize = 16;
-/// The namespace of all.
+/// The namespace of all objects.
 const NAMESPACE: &str = "bench";
 
-/// A fresh API server, and what all runs in it share.
+/// A fresh API server, and the state that its runs share.
 pub struct Lab {
-    /// With the provider `idp`.
+    /// The namespace with the provider `idp`.
     pub ns: Namespace,
-    /// Its token endpoint.
+    /// The token endpoint of the provider.
     pub provider: Provider,
     read: u64,
 }
 
 impl Lab {
-    /// Starts everything but who is measured, and makes the API server warm.
+    /// Starts the environment, without the broker or the raw writer, and warms up the API server.
     pub async fn start() -> Self {
         let cluster = Cluster::alone(&["control-plane"]);
         let client = cluster.client().await;
@@ -57,7 +57,7 @@ impl Lab {
         provider_spec("idp", &self.provider.token_url())
     }
 
-    /// A MailProvider for this endpoint, and its sources.
+    /// Creates a MailProvider for this endpoint, and its sources.
     pub async fn serve(&self, name: &str, provider: &Provider, token_url: &str) {
         let bundle = json!({
             "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": format!("{name}-ca")},
@@ -72,7 +72,7 @@ impl Lab {
         self.ns.apply(object).await;
     }
 
-    /// The first hundreds of requests to an API server that has just started are slower than those that follow.
+    /// Warms up the API server: its first hundreds of requests are slower than later ones.
     async fn warm_up(&mut self) {
         let writer = crate::raw::RawWriter::start(self, 32);
         let view = View::start(self.ns.api()).await;
@@ -82,24 +82,24 @@ impl Lab {
         self.clear().await;
     }
 
-    /// A broker of all namespaces with no flag but those that this machine needs, once it leads.
+    /// Starts a broker for all namespaces, only with the flags that this machine needs, and waits until it leads.
     pub async fn broker(&self) -> Broker {
         let broker = self.launch().start().await;
         leads(&broker).await;
         broker
     }
 
-    /// The same, to be started.
+    /// The command that starts this broker.
     pub fn launch(&self) -> Settings {
         Broker::bare(&self.ns.cluster.kubeconfig())
             .flag("--allow-private-cidr=127.0.0.0/8")
             .flag(format!("--broker-namespace={NAMESPACE}"))
-            // As the chart sets it: a container that starts again is the same broker.
+            // As in the chart: a restarted container keeps its identity.
             .env("POD_UID", NAMESPACE)
             .env("RUST_LOG", "info")
     }
 
-    /// Creates so many credentials, `CREATORS` at a time; when each was asked for.
+    /// Creates this number of credentials, `CREATORS` at a time. Returns the time of each create.
     pub async fn create(
         &self,
         prefix: &str,
@@ -118,7 +118,7 @@ impl Lab {
         stream::iter(names.map(create)).buffer_unordered(CREATORS).try_collect().await.unwrap()
     }
 
-    /// Creates credentials at a steady pace, whether the API server keeps up or not; when each was due.
+    /// Creates credentials at a fixed rate, even if the API server is slower. Returns the due time of each create.
     pub async fn create_paced(&self, prefix: &str, number: usize, every: Duration) -> BTreeMap<String, Instant> {
         let mut due = tokio::time::interval(every);
         let mut made = BTreeMap::new();
@@ -135,7 +135,7 @@ impl Lab {
         made
     }
 
-    /// Deletes all credentials and their Secrets. Whoever served them must have been stopped.
+    /// Deletes all credentials and their Secrets. Stop the broker or the raw writer first.
     pub async fn clear(&mut self) {
         let (params, all) = (DeleteParams::default(), ListParams::default());
         self.ns.api::<MailCredential>().delete_collection(&params, &all).await.unwrap();
@@ -145,13 +145,13 @@ impl Lab {
         self.asked();
     }
 
-    /// The process of the API server.
+    /// The API server's process id.
     pub fn api_server(&self) -> u32 {
         let process = fs::read_to_string(self.ns.cluster.dir().join("run/kube-apiserver.pid")).unwrap();
         process.trim().parse().unwrap()
     }
 
-    /// What the broker has asked the API server for since the last call, without its lease.
+    /// The broker's API server requests since the last call, without those for its lease.
     pub fn asked(&mut self) -> Vec<AuditEvent> {
         let mut log = File::open(self.ns.cluster.env("AUDIT_LOG")).unwrap();
         log.seek(SeekFrom::Start(self.read)).unwrap();
@@ -172,17 +172,17 @@ pub async fn leads(broker: &Broker) {
     .await;
 }
 
-/// For tokens that live for a minute: without the Warning that this is less than most pods need.
+/// `minValidity` for tokens of a minute, to avoid the Warning `LifetimeTooShort`.
 pub fn short_lived(manifest: Manifest) -> Manifest {
     manifest.set("spec.renewal.minValidity", "10s")
 }
 
-/// Those that are no reads.
+/// The requests that write.
 pub fn writes(asked: &[AuditEvent]) -> usize {
     asked.iter().filter(|event| event.is_write()).count()
 }
 
-/// `create secrets 1000, update mailcredentials/status 1000`.
+/// Counts of requests as text: `create secrets 1000, update mailcredentials/status 1000`.
 pub fn by_kind(asked: &[AuditEvent]) -> String {
     let mut counts = BTreeMap::<_, usize>::new();
     for event in asked {

@@ -1,12 +1,12 @@
-//! `make bench`: the broker on a real etcd and kube-apiserver, beside a raw writer that does the same calls and nothing else.
-//! What is measured, and how to read it: `docs/performance.md`.
+//! `make bench`: measures the broker and a raw writer that makes only the same calls, on a real etcd and kube-apiserver.
+//! `docs/performance.md` explains the measurements.
 //!
-//! Read from the environment: `ONLY` (names of scenarios), `N` (numbers of credentials, "1000 5000"), `ROUNDS` (3), `QUICK`
-//! (1: everything once, at small numbers, to see that it works).
+//! Environment variables: `ONLY` (names of scenarios), `N` (numbers of credentials, "1000 5000"), `ROUNDS` (3), `QUICK`
+//! (1: every scenario once, with small numbers, as a trial).
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here ends the benchmark")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure ends the benchmark")]
 #![allow(clippy::disallowed_methods, reason = "a benchmark measures real time, and the raw writer has its own client")]
-#![allow(clippy::print_stdout, reason = "it tells its results")]
+#![allow(clippy::print_stdout, reason = "the benchmark prints its results")]
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -34,13 +34,13 @@ use futures::{FutureExt as _, future::LocalBoxFuture};
 
 use report::Report;
 
-/// How much is done.
+/// The extent of the measurements.
 pub struct Plan {
     /// Numbers of credentials, in ascending order.
     pub sizes: Vec<usize>,
-    /// Runs of each kind.
+    /// Number of runs of each kind.
     pub rounds: usize,
-    /// To see that it works, not to measure.
+    /// Whether this is only a trial, not a measurement.
     pub quick: bool,
 }
 
@@ -56,7 +56,7 @@ impl Plan {
         Self { sizes, rounds, quick }
     }
 
-    /// The most credentials.
+    /// The largest number of credentials.
     pub fn largest(&self) -> usize {
         *self.sizes.last().unwrap()
     }
@@ -77,7 +77,7 @@ const SCENARIOS: [(&str, Scenario); 8] = [
 
 #[tokio::main]
 async fn main() {
-    // A task that fails would otherwise be waited for.
+    // Without this, the process would wait for a failed task.
     let tell = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         tell(panic);
@@ -91,7 +91,8 @@ async fn main() {
         assert!(known.contains(name), "ONLY={name}: there are {}", known.join(", "));
     }
     let mut report = Report::default();
-    let build = if cfg!(debug_assertions) { "debug build: nothing here says how fast it is" } else { "release build" };
+    let build =
+        if cfg!(debug_assertions) { "debug build: these figures do not show the speed" } else { "release build" };
     report.condition(build);
     usage::machine().into_iter().for_each(|line| report.condition(line));
     for (name, scenario) in SCENARIOS {

@@ -1,4 +1,4 @@
-//! Memory without credentials, and with many Secrets that are none of the broker's. With many credentials: `create`.
+//! Memory without credentials, and with many foreign Secrets. `create` measures it with many credentials.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::{
     view::View,
 };
 
-/// After a start: for all that it does by itself.
+/// Pause after a start, until the broker has finished its own work.
 const SETTLE: Duration = Duration::from_secs(3);
 
 pub async fn run(plan: &Plan, report: &mut Report) {
@@ -45,7 +45,7 @@ pub async fn run(plan: &Plan, report: &mut Report) {
     report.add(with.over(without).target(Target::Above(5.0)));
 }
 
-/// Of a broker that is started, and has nothing to do.
+/// Peak memory of a broker that starts and has no work.
 async fn peak(lab: &Lab) -> f64 {
     let mut broker = lab.broker().await;
     tokio::time::sleep(SETTLE).await;
@@ -55,7 +55,7 @@ async fn peak(lab: &Lab) -> f64 {
     peak
 }
 
-/// Secrets of a usual size.
+/// Creates foreign Secrets of a usual size.
 async fn make(lab: &Lab, number: usize) {
     let one = |number: usize| {
         let api = lab.ns.api::<Secret>();

@@ -1,4 +1,4 @@
-//! The parts that compute, without anything around them: `cargo bench --bench micro`.
+//! Benchmarks of pure functions: `cargo bench --bench micro`.
 
 #![allow(clippy::unwrap_used, reason = "what fails here ends the benchmark")]
 #![allow(missing_docs, reason = "criterion's macros make public functions")]
@@ -54,7 +54,7 @@ fn provider() -> Provider {
     }
 }
 
-/// As long as Microsoft's for one application.
+/// A token as long as Microsoft's for one application.
 fn answer() -> http::Response<Vec<u8>> {
     let body =
         json!({"token_type": "Bearer", "expires_in": 3599, "ext_expires_in": 3599, "access_token": "x".repeat(1_400)});

@@ -1,4 +1,4 @@
-//! Five creations a second: how long one waits that is alone.
+//! Five creations a second: the time to Ready without other load.
 
 use std::time::Duration;
 

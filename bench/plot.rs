@@ -1,4 +1,4 @@
-//! Lines in an SVG, without a library: two axes from 0, a legend.
+//! Writes line plots as SVG, without a library: two axes from 0, and a legend.
 
 use std::{fmt::Write as _, fs};
 
@@ -8,16 +8,16 @@ const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 320.0;
 const LEFT: f64 = 60.0;
 const BOTTOM: f64 = 45.0;
-/// Distinguishable also by those who see no red or no green (Okabe and Ito, "Color Universal Design").
+/// Colors that color-blind readers can distinguish (Okabe and Ito, "Color Universal Design").
 const COLOURS: [&str; 4] = ["#0072b2", "#e69f00", "#009e73", "#cc79a7"];
-/// Marks on an axis.
+/// Number of marks on an axis.
 const MARKS: u32 = 5;
 
-/// A named line.
+/// A line of a plot with its name.
 pub struct Line {
-    /// For the legend.
+    /// The name in the legend.
     pub name: String,
-    /// In the order of x.
+    /// Points in the order of x.
     pub points: Vec<(f64, f64)>,
 }
 

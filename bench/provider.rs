@@ -1,4 +1,4 @@
-//! A token endpoint that costs next to nothing: https, HTTP/1.1 and HTTP/2 on one port, in threads of its own.
+//! A cheap token endpoint: https, HTTP/1.1 and HTTP/2 on one port, in its own threads.
 
 use std::{
     convert::Infallible,
@@ -21,10 +21,10 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::support::hostile::{Authority, Validity};
 
-/// As long as Microsoft's tokens for one application.
+/// Length of Microsoft's tokens for one application.
 const TOKEN_LENGTH: usize = 1_400;
 
-/// The running server. It stays until the process ends.
+/// A server that runs until the process ends.
 pub struct Provider {
     authority: Authority,
     port: u16,
@@ -40,7 +40,7 @@ struct Shared {
 }
 
 impl Provider {
-    /// Starts on a free port of the loopback interface.
+    /// Starts a server on a free port of the loopback interface.
     pub fn start() -> Self {
         let authority = Authority::new();
         let mut tls = (*authority.issue(&["localhost"], Validity::Present)).clone();
@@ -68,33 +68,33 @@ impl Provider {
         format!("https://localhost:{}/token", self.port)
     }
 
-    /// The endpoint that reads a request and never answers it.
+    /// The endpoint that reads a request and never responds.
     pub fn hanging_url(&self) -> String {
         format!("https://localhost:{}/hang", self.port)
     }
 
-    /// Its CA, PEM.
+    /// The server's CA certificate in PEM.
     pub fn ca(&self) -> String {
         String::from_utf8(self.authority.bundle()).unwrap()
     }
 
-    /// `expires_in` of the tokens to come.
+    /// Sets `expires_in` of new tokens.
     pub fn issue_for(&self, seconds: u64) {
         self.shared.lifetime.store(seconds, Ordering::Relaxed);
     }
 
-    /// Forgets all requests so far.
+    /// Discards the recorded requests.
     pub fn reset(&self) {
         self.shared.requests.lock().unwrap().clear();
         self.shared.most_in_flight.store(0, Ordering::Relaxed);
     }
 
-    /// When each request for a token came.
+    /// The arrival time of each token request.
     pub fn requests(&self) -> Vec<Instant> {
         self.shared.requests.lock().unwrap().clone()
     }
 
-    /// The most requests that were unanswered at one time.
+    /// The maximum number of concurrent requests.
     pub fn most_in_flight(&self) -> usize {
         self.shared.most_in_flight.load(Ordering::Relaxed)
     }
@@ -109,7 +109,7 @@ async fn accept(listener: std::net::TcpListener, tls: TlsAcceptor, shared: Arc<S
         tokio::spawn(async move {
             let Ok(stream) = tls.accept(tcp).await else { return };
             let service = service_fn(move |request| answer(request, shared.clone()));
-            // A client that leaves, such as a broker that is killed, is none of the server's business.
+            // Ignores a client that disconnects, such as a killed broker.
             drop(auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await);
         });
     }
@@ -136,7 +136,7 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Respo
     Ok(response.body(Full::from(body)).unwrap())
 }
 
-/// Counts a request until it is answered, or its connection ends.
+/// Counts a request until its response is sent or its connection ends.
 struct InFlight<'a>(&'a Shared);
 
 impl<'a> InFlight<'a> {

@@ -1,5 +1,5 @@
-//! The floor: for each credential one token request, one write of a Secret and one of a status with the same content as
-//! the broker's, and nothing else. No queue, no lease, no check, no retry: what is left is what the API server takes.
+//! The floor: for each credential only one token request, one write of a Secret and one of a status, with the same content
+//! as the broker's. Without a queue, a lease, checks and retries, only the API server's cost remains.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,7 +27,7 @@ use tokio::task::JoinHandle;
 
 use crate::lab::Lab;
 
-/// A raw writer, until it is dropped.
+/// A raw writer that runs until it is dropped.
 pub struct RawWriter(JoinHandle<()>);
 
 struct Worker {
@@ -38,12 +38,12 @@ struct Worker {
 }
 
 impl RawWriter {
-    /// Watches, and serves every credential without a token, so many at a time.
+    /// Watches, and serves every credential without a token, with this number of workers.
     pub fn start(lab: &Lab, workers: usize) -> Self {
         Self::renew(lab, workers, Timestamp::UNIX_EPOCH)
     }
 
-    /// The same, and those whose token is older than this.
+    /// Serves also credentials with a token older than this.
     pub fn renew(lab: &Lab, workers: usize, than: Timestamp) -> Self {
         let worker = Arc::new(Worker {
             client: lab.ns.client.clone(),

@@ -1,4 +1,4 @@
-//! Renewals at a steady rate: tokens of a minute, made one after the other.
+//! Renewals at a steady rate: tokens of a minute, issued one after the other.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::{
     view::View,
 };
 
-/// Renewals a second, seconds that a token lives, and those in which renewals are counted.
+/// Renewals a second, a token's lifetime in seconds, and the seconds in which renewals are counted.
 struct Pace {
     rate: u64,
     lifetime: u64,
@@ -28,7 +28,7 @@ impl Pace {
     }
 }
 
-/// Statuses tell whole seconds: what is due at the end of one may be asked for in the next.
+/// Tolerance in seconds: a status has whole seconds, so a renewal at the end of one second may be requested in the next.
 const LATE: i64 = 1;
 
 pub async fn run(plan: &Plan, report: &mut Report) {
@@ -72,7 +72,7 @@ pub async fn run(plan: &Plan, report: &mut Report) {
         drop(view);
         broker.terminate().await;
     }
-    // The last second is cut off.
+    // Ignores the incomplete last second.
     for line in &mut lines {
         line.points.pop();
     }

@@ -1,4 +1,4 @@
-//! Figures: what came out of the runs, beside the floor and the target.
+//! Figures: the results of the runs, with the floor and the target.
 
 use std::{
     fmt::Write as _,
@@ -8,19 +8,19 @@ use std::{
 
 use serde::Serialize;
 
-/// What a figure should be. Nothing depends on it: it is told, not asserted.
+/// The target of a figure. The report shows it, and asserts nothing.
 #[derive(Clone, Copy, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Target {
-    /// There is none.
+    /// No target.
     None,
-    /// At most this.
+    /// At most this value.
     AtMost(f64),
-    /// Just this.
+    /// Exactly this value.
     Exactly(f64),
-    /// At most so many times the floor.
+    /// At most this multiple of the floor.
     Ratio(f64),
-    /// At most so much above the floor.
+    /// At most this amount above the floor.
     Above(f64),
 }
 
@@ -31,30 +31,30 @@ pub struct Figure {
     unit: &'static str,
     /// The value of each run.
     runs: Vec<f64>,
-    /// What it is compared with, in the same runs; empty where there is nothing.
+    /// The floor of each run; empty without a floor.
     floor: Vec<f64>,
     target: Target,
 }
 
 impl Figure {
-    /// The rows of one kind in the runs.
+    /// Creates a figure from the values of the runs.
     pub fn new(name: impl Into<String>, unit: &'static str, runs: impl IntoIterator<Item = f64>) -> Self {
         Self { name: name.into(), unit, runs: runs.into_iter().collect(), floor: vec![], target: Target::None }
     }
 
-    /// With what the floor took in the same runs.
+    /// Adds the floor's values of the same runs.
     pub fn over(mut self, floor: impl IntoIterator<Item = f64>) -> Self {
         self.floor = floor.into_iter().collect();
         self
     }
 
-    /// With a target.
+    /// Adds a target.
     pub fn target(mut self, target: Target) -> Self {
         self.target = target;
         self
     }
 
-    /// The median over the runs of value and floor, combined.
+    /// The median over the runs of a combination of value and floor.
     fn compared(&self, combine: impl Fn(f64, f64) -> f64) -> Option<f64> {
         let pairs: Vec<_> = self.runs.iter().zip(&self.floor).map(|(run, floor)| combine(*run, *floor)).collect();
         (!pairs.is_empty()).then(|| median(&pairs))
@@ -97,7 +97,7 @@ impl Figure {
     }
 }
 
-/// All figures, and what is to be known about their runs.
+/// All figures, and notes about their runs.
 #[derive(Default, Serialize)]
 pub struct Report {
     conditions: Vec<String>,
@@ -106,21 +106,21 @@ pub struct Report {
 }
 
 impl Report {
-    /// Something about the machine or the runs.
+    /// Adds a note about the machine or the runs.
     pub fn condition(&mut self, line: impl Into<String>) {
         let line = line.into();
         println!("{line}");
         self.conditions.push(line);
     }
 
-    /// Something about a figure.
+    /// Adds a note about a figure.
     pub fn note(&mut self, line: impl Into<String>) {
         let line = line.into();
         println!("  {line}");
         self.notes.push(line);
     }
 
-    /// One more row.
+    /// Adds a row.
     pub fn add(&mut self, figure: Figure) {
         println!("  {}", figure.row());
         self.figures.push(figure);
@@ -140,21 +140,21 @@ impl Report {
     }
 }
 
-/// Where results go: `target/bench`.
+/// The folder of the results: `target/bench`.
 pub fn folder() -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench");
     fs::create_dir_all(&folder).unwrap();
     folder
 }
 
-/// The middle, or the mean of the two in the middle.
+/// The median: the middle value, or the mean of the two middle values.
 pub fn median(values: &[f64]) -> f64 {
     let sorted = sorted(values);
     let half = sorted.len() / 2;
     if sorted.len() % 2 == 1 { sorted[half] } else { f64::midpoint(sorted[half - 1], sorted[half]) }
 }
 
-/// The value that this share of all do not exceed.
+/// The quantile: the value that this share of all values does not exceed.
 pub fn quantile(values: &[f64], share: f64) -> f64 {
     let sorted = sorted(values);
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rank of thousands")]
@@ -162,14 +162,14 @@ pub fn quantile(values: &[f64], share: f64) -> f64 {
     sorted[rank.clamp(1, sorted.len()) - 1]
 }
 
-/// In ascending order.
+/// Sorts values in ascending order.
 pub fn sorted(values: &[f64]) -> Vec<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted
 }
 
-/// A count of things as a number to calculate with.
+/// Converts a count to a floating-point number.
 pub fn count(number: usize) -> f64 {
     f64::from(u32::try_from(number).unwrap())
 }

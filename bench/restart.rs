@@ -1,4 +1,4 @@
-//! kill -9 and start, with all tokens valid.
+//! A restart after kill -9, with all tokens valid.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::{
     view::View,
 };
 
-/// How long is watched whether it is quiet, from the moment it leads.
+/// Time after the start of leadership in which the broker must become quiet.
 const WATCHED: Duration = Duration::from_secs(4);
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -44,7 +44,7 @@ pub async fn run(plan: &Plan, report: &mut Report) {
         lab.provider.reset();
         let begun = Instant::now();
         broker.again().await;
-        // A new credential as soon as it calls itself ready: it may have to wait for the lease of the one that was killed.
+        // Creates a credential when the broker is ready: it may have to wait for the killed broker's lease.
         let early = one(&lab, &view, &format!("early-{round}")).await;
         runs.from_start.push(early.1.duration_since(early.0).as_secs_f64());
         leads(&broker).await;
@@ -83,7 +83,7 @@ pub async fn run(plan: &Plan, report: &mut Report) {
     tell(number, runs, report);
 }
 
-/// Creates one credential: when it was asked for, and when it was Ready.
+/// Creates one credential. Returns when it was created and when it was Ready.
 async fn one(lab: &Lab, view: &View, prefix: &str) -> (Instant, Instant) {
     let asked = lab.create(prefix, 1, |manifest| manifest).await;
     let ready = view.ready(prefix, 1, Timestamp::UNIX_EPOCH).await;

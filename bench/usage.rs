@@ -1,10 +1,10 @@
-//! What processes use of the machine, from `/proc`, and what else runs on it.
+//! The resources that processes use, from `/proc`, and the other load of the machine.
 
 use std::{fs, thread, time::Duration};
 
 use crate::support::Broker;
 
-/// Time on a CPU of a process' present threads, which in the broker live as long as it does.
+/// CPU time of a process' current threads. The broker's threads live as long as its process.
 pub fn cpu(process: u32) -> Duration {
     let threads = fs::read_dir(format!("/proc/{process}/task")).unwrap().filter_map(Result::ok);
     let nanoseconds = |thread: fs::DirEntry| {
@@ -14,12 +14,12 @@ pub fn cpu(process: u32) -> Duration {
     Duration::from_nanos(threads.filter_map(nanoseconds).sum())
 }
 
-/// The most memory that a broker has had resident, MiB.
+/// Peak resident memory of a broker, MiB.
 pub fn peak_memory(broker: &Broker) -> f64 {
     broker.memory("VmHWM") as f64 / f64::from(1 << 20)
 }
 
-/// The machine: its processor, its load, and whatever is busy besides this process.
+/// Describes the machine: its processor, its load, and other busy processes.
 pub fn machine() -> Vec<String> {
     let first = |file: &str, name: &str| {
         let text = fs::read_to_string(file).unwrap_or_default();
@@ -35,14 +35,14 @@ pub fn machine() -> Vec<String> {
     told
 }
 
-/// The load, and who makes it.
+/// The load, and the processes that cause it.
 pub fn occupation() -> Vec<String> {
     const LOOK: Duration = Duration::from_secs(2);
     let before = processes();
     thread::sleep(LOOK);
     let used = |(process, name, ticks): &(u32, String, u64)| {
         let was = before.iter().find(|(other, ..)| other == process).map_or(*ticks, |(.., ticks)| *ticks);
-        // A tick is 10 ms, USER_HZ of every Linux.
+        // A tick is 10 ms: USER_HZ is 100 on every Linux.
         let share = ticks.saturating_sub(was) * 1_000 / u64::try_from(LOOK.as_millis()).unwrap_or(1);
         (share >= 5 && *process != std::process::id()).then(|| format!("{name} {share} %"))
     };

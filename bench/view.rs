@@ -1,4 +1,4 @@
-//! What a watch of the MailCredentials shows, and when.
+//! A watch of the MailCredentials, with the time of each event.
 
 use std::{
     collections::BTreeMap,
@@ -15,34 +15,34 @@ use kube::{
 use mail_token_broker::api::{ConditionType, MailCredential, condition};
 use tokio::task::JoinHandle;
 
-/// How long everything may take that a run waits for.
+/// Time limit of each wait in a run.
 const PATIENCE: Duration = Duration::from_secs(900);
-/// Between two looks at the whole. The times themselves are those of the events.
+/// Interval between two checks. The measured times are those of the events.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// One credential, from its first Ready on.
 #[derive(Clone)]
 pub struct Seen {
-    /// When the token was asked for that is now in the Secret.
+    /// When the current token in the Secret was requested.
     pub issued_at: Timestamp,
-    /// When that was seen first.
+    /// When the watch first showed this token.
     pub at: Instant,
-    /// When the status says it will be renewed.
+    /// The renewal time in the status.
     pub renewal: Timestamp,
-    /// By how many seconds each renewal was later than it should have been. Times in a status are whole seconds.
+    /// Seconds by which each renewal was late. Times in a status are whole seconds.
     pub late: Vec<i64>,
-    /// It was not Ready after it had been.
+    /// Whether the credential was not Ready after it had been Ready.
     pub lapsed: bool,
 }
 
-/// A watch, until it is dropped.
+/// A watch that runs until it is dropped.
 pub struct View {
     seen: Arc<Mutex<BTreeMap<String, Seen>>>,
     task: JoinHandle<()>,
 }
 
 impl View {
-    /// Begins, and returns when all that is there was seen.
+    /// Starts the watch, and returns when it has shown all existing objects.
     pub async fn start(api: Api<MailCredential>) -> Self {
         let seen = Arc::<Mutex<BTreeMap<_, _>>>::default();
         let (complete, completed) = tokio::sync::oneshot::channel();
@@ -56,7 +56,7 @@ impl View {
                     }
                     Ok(Event::InitDone) => drop(complete.take().map(|complete| complete.send(()))),
                     Ok(Event::Init | Event::Delete(_)) => {}
-                    Err(error) => eprintln!("the watch failed and begins anew: {error}"),
+                    Err(error) => eprintln!("the watch failed and restarts: {error}"),
                 }
             }
         });
@@ -64,12 +64,12 @@ impl View {
         Self { seen, task }
     }
 
-    /// All that were ever Ready, by name.
+    /// All credentials that were ever Ready, by name.
     pub fn seen(&self) -> MutexGuard<'_, BTreeMap<String, Seen>> {
         self.seen.lock().unwrap()
     }
 
-    /// Waits until so many of a prefix have a token asked for at `since` or later; the times at which that was seen.
+    /// Waits until this number of credentials with a prefix have a token requested at `since` or later. Returns the times of the events.
     pub async fn ready(&self, prefix: &str, number: usize, since: Timestamp) -> BTreeMap<String, Instant> {
         let begun = Instant::now();
         loop {
