@@ -1,5 +1,4 @@
-//! A credential as most unit tests want it, and what was observed of it. The unit tests of other packages turn on the
-//! feature `fixtures`.
+//! A credential for most unit tests, and its observations. The unit tests of other packages enable the feature `fixtures`.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "only tests use this module, in which a panic is the report")]
 
@@ -37,7 +36,7 @@ pub fn credential() -> MailCredential {
     .unwrap()
 }
 
-/// So many seconds after the token was issued.
+/// This number of seconds after the token was issued.
 pub fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + second).unwrap()
 }
@@ -75,20 +74,20 @@ pub fn published(token: TokenFacts) -> Published {
 
 /// A blocker with this reason.
 pub fn blocker(reason: Reason) -> Blocker {
-    Blocker::new(reason, format!("{} and what mends it", reason.as_str()))
+    Blocker::new(reason, format!("{} and its fix", reason.as_str()))
 }
 
-/// What was observed, and when.
+/// Observations and their time.
 #[derive(Clone, Debug)]
 pub struct Case {
-    /// What was observed.
+    /// The observations of the credential.
     pub observed: Observed,
-    /// The time at which it was observed.
+    /// The time of the observations.
     pub now: Timestamp,
 }
 
 impl Case {
-    /// A credential with a token that was issued just now.
+    /// A credential with a token that was just issued.
     pub fn ready() -> Self {
         let spec: ProviderSpec =
             serde_json::from_value(json!({"oauth2": {"tokenURL": "https://x/t"}, "client": {"id": "c"}})).unwrap();
@@ -121,20 +120,20 @@ impl Case {
         Self { observed, now: at(0) }
     }
 
-    /// A credential that was made just now.
+    /// A credential that was just created.
     pub fn new() -> Self {
         let mut case = Self::ready();
         case.without_token();
         case
     }
 
-    /// The credential has no Secret and no history.
+    /// Removes the Secret and the history of the credential.
     pub fn without_token(&mut self) {
         self.observed.target = Target::Absent;
         self.observed.history = History::default();
     }
 
-    /// The provider, which must have been found.
+    /// The provider, which must exist.
     pub fn provider(&mut self) -> &mut Provider {
         self.observed.provider.as_mut().unwrap()
     }
@@ -145,12 +144,12 @@ impl Case {
         change(published);
     }
 
-    /// Changes the credential.
+    /// Changes the MailCredential object.
     pub fn credential(&mut self, change: impl FnOnce(&mut MailCredential)) {
         change(Arc::make_mut(&mut self.observed.credential));
     }
 
-    /// It was created at `at(second)`.
+    /// Sets the creation time to `at(second)`.
     pub fn created(&mut self, second: i64) {
         let created = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(second));
         self.credential(|credential| credential.metadata.creation_timestamp = Some(created));
@@ -163,19 +162,19 @@ impl Case {
         });
     }
 
-    /// An attempt failed at `at(0)`.
+    /// Records an attempt that failed at `at(0)`.
     pub fn failed(&mut self, reason: Reason) {
         self.failed_at(reason, 0);
     }
 
-    /// An attempt failed at `at(second)`.
+    /// Records an attempt that failed at `at(second)`.
     pub fn failed_at(&mut self, reason: Reason, second: i64) {
         let refusal = Refusal::new(reason, "what");
         let attempt = self.observed.attempt.clone();
         self.observed.history.fail(&refusal, "what. What to do.".into(), &attempt, at(second));
     }
 
-    /// A token was obtained and is not written yet.
+    /// Adds an obtained token that is not written yet.
     pub fn hold(&mut self) {
         let token = Token {
             access_token: CANARY.into(),
@@ -197,13 +196,13 @@ impl Case {
         });
     }
 
-    /// The token came by a refresh token, which is kept and was used at `at(0)`.
+    /// The grant is a stored refresh token that was last used at `at(0)`.
     pub fn by_refresh_token(&mut self) -> &mut Grant {
         let spec = json!({"refreshToken": {"secretRef": {"name": "seed", "key": "refresh_token"}}});
         self.by(spec)
     }
 
-    /// The token came by a sign-in.
+    /// The grant is a sign-in.
     pub fn by_device_code(&mut self) -> &mut Grant {
         self.by(json!({"deviceCode": {}}))
     }
@@ -235,18 +234,18 @@ impl Case {
         self.observed.grant.as_mut().unwrap()
     }
 
-    /// What the grant Secret holds.
+    /// The metadata of the grant Secret.
     pub fn kept(&mut self) -> &mut Kept {
         self.grant().kept.as_mut().unwrap()
     }
 
-    /// Somebody exchanges the refresh token until `at(until)`.
+    /// Another broker has claimed the refresh token until `at(until)`.
     pub fn claimed(&mut self, holder: &str, until: i64) {
         let claim = Claim { holder: holder.into(), since: at(0), until: at(until), token: "hash".into() };
         self.kept().claim = Some(claim);
     }
 
-    /// A code was shown at `at(0)`, the first at `at(began)`, and is good until `at(until)`.
+    /// A code was shown at `at(0)`, the first at `at(began)`, and is valid until `at(until)`.
     pub fn signing_in(&mut self, began: i64, until: i64) -> &mut SignIn {
         self.kept().sign_in.insert(SignIn {
             user_code: "ABCD".into(),
@@ -262,7 +261,7 @@ impl Case {
         })
     }
 
-    /// The status is written.
+    /// Writes the status of the case.
     pub fn told(&mut self) {
         let decision = crate::policy::decide(&self.observed, self.now);
         let status = crate::policy::status::status(&self.observed, &decision, self.now);
@@ -270,7 +269,7 @@ impl Case {
     }
 }
 
-/// Does not compile where a type has the trait: there would be two items of one name.
+/// Fails to compile for a type that has the trait, because two items then have one name.
 #[macro_export]
 macro_rules! lacks {
     ($trait:path: $($type:ty),+) => {

@@ -1,4 +1,4 @@
-//! What a failed connection to a provider means, and what mends it.
+//! What a failed connection to a provider means, and its fix.
 
 use serde_json::json;
 
@@ -10,7 +10,7 @@ use crate::{
     reconcile::stores::{ProviderKey, ProviderObject, bundle_config_map, bundle_secret},
 };
 
-/// What a failed connection to the provider means, and what mends it. `home` is where its CA bundle stands, `again`
+/// What a failed connection to the provider means, and its fix. `home` is where its CA bundle stands, `again`
 /// what is done about what may pass.
 pub(crate) fn transport(error: &TransportError, object: &ProviderObject, home: &str, again: &str) -> (Reason, String) {
     match error {

@@ -45,7 +45,7 @@ pub struct Observed {
     pub attempt: String,
 }
 
-/// Why something cannot go on, and what mends it.
+/// Why something cannot go on, and its fix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Blocker {
     /// The reason.

@@ -94,7 +94,7 @@ fn a_provider_that_goes_away_takes_no_token_away_but_one_that_never_was_brings_n
     assert_eq!(reason(&told(&gone), "Ready").unwrap(), "True TokenValid");
     assert_eq!(reason(&told(&gone), "Renewed").unwrap(), "False ProviderNotFound");
     let (_, _, message) = condition(&told(&gone), "Ready").unwrap();
-    assert!(message.ends_with(". It cannot be renewed: ProviderNotFound and what mends it"), "{message}");
+    assert!(message.ends_with(". It cannot be renewed: ProviderNotFound and its fix"), "{message}");
     assert_eq!(events(&Case::ready(), &gone), ["Warning ProviderNotFound"]);
     let mut back = gone.clone();
     back.told();
