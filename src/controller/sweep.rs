@@ -50,7 +50,7 @@ pub async fn sweep(context: Arc<Context>) {
             sweeper = Sweeper::default();
             continue;
         }
-        context.stores.unreadable.report(&context, now).await;
+        context.stores.unreadable.report(&context.client, now).await;
         sweeper.step(step, &context);
     }
 }

@@ -5,14 +5,14 @@ use std::collections::HashMap;
 
 use k8s_openapi::jiff::Timestamp;
 use kube::{
-    Api,
+    Api, Client,
     api::{ApiResource, Patch, PatchParams},
     core::{DynamicObject, ObjectMeta},
 };
 use parking_lot::Mutex;
 use serde_json::json;
 
-use super::{Context, stores::Key};
+use super::stores::Key;
 use crate::{
     api::{
         ClusterMailProvider, ConditionType, MailCredential, MailProvider, Reason, condition, credential::ProviderKind,
@@ -120,7 +120,7 @@ impl Unreadable {
     }
 
     /// Writes into the status of objects that do not parse that they are not used: each once for a generation.
-    pub async fn report(&self, context: &Context, now: Timestamp) {
+    pub async fn report(&self, client: &Client, now: Timestamp) {
         let due: Vec<_> = {
             let records = self.0.lock();
             let due = records.iter().filter(|(_, record)| !record.reported).take(AT_ONCE);
@@ -129,8 +129,8 @@ impl Unreadable {
         for (kind, key, body) in due {
             let resource = kind.resource();
             let api: Api<DynamicObject> = match key.0.as_str() {
-                "" => Api::all_with(context.client.clone(), &resource),
-                namespace => Api::namespaced_with(context.client.clone(), namespace, &resource),
+                "" => Api::all_with(client.clone(), &resource),
+                namespace => Api::namespaced_with(client.clone(), namespace, &resource),
             };
             // As a provider's status is written, so that what is written next takes it away again.
             let parameters = PatchParams::apply(names::MANAGER).force();
