@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, ResourceExt as _, core::ObjectMeta};
 use secrecy::ExposeSecret as _;
 
-pub(super) use super::stored::{facts, stored_token};
+pub(super) use super::stored::stored_token;
 use super::{
     Context,
     act::Activity,
@@ -300,7 +300,7 @@ async fn published(
         None if untouched => Inspected {
             resource_version: version.clone(),
             layout: layout.to_owned(),
-            token: facts(meta),
+            token: TokenFacts::read(meta),
             intact: true,
             must_recreate: false,
         },
@@ -356,7 +356,7 @@ async fn inspect(
         must_recreate: secret.immutable == Some(true)
             || secret.type_.as_deref().is_some_and(|kind| kind != names::SECRET_TYPE_TARGET),
         token: token.as_ref().and_then(|stored| {
-            let facts = facts(&secret.metadata)?;
+            let facts = TokenFacts::read(&secret.metadata)?;
             Some(TokenFacts {
                 expires_at: stored.token.expires_at,
                 refresh_at: stored.token.refresh_at,

@@ -1,7 +1,6 @@
 //! The token that is stored in a target Secret, as its annotations and its data describe it.
 
 use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
-use kube::core::ObjectMeta;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::publish::Stored;
@@ -9,7 +8,7 @@ use crate::{
     api::{names, status::TokenStatus},
     oauth::{
         Token,
-        token::{self, fingerprint, is_access_token},
+        token::{fingerprint, is_access_token},
     },
     policy::{
         expiry::{self, DataExpiry},
@@ -24,7 +23,7 @@ pub(super) fn annotation<'a>(secret: &'a Secret, name: &str) -> Option<&'a str> 
 /// The token in a Secret of ours, if the annotations are those of the token in the data, and whether annotations, data
 /// and `status` agree about its end. Where they do not, the earliest time counts.
 pub(super) fn stored_token(secret: &Secret, status: Option<&TokenStatus>) -> Option<(Stored, bool)> {
-    let mut facts = facts(&secret.metadata)?;
+    let mut facts = TokenFacts::read(&secret.metadata)?;
     let text = |key: &str| String::from_utf8(secret.data.as_ref()?.get(key)?.0.clone()).ok();
     // Somebody else may have written it: what is no access token is not copied into the other keys.
     let access_token = SecretString::from(text("access_token").filter(|token| is_access_token(token))?);
@@ -53,21 +52,4 @@ pub(super) fn stored_token(secret: &Secret, status: Option<&TokenStatus>) -> Opt
         unsuitable: facts.unsuitable,
     };
     Some((stored, agrees))
-}
-
-/// What a Secret's annotations say about its token.
-pub(super) fn facts(meta: &ObjectMeta) -> Option<TokenFacts> {
-    let annotation = |name: &str| meta.annotations.as_ref()?.get(name).map(String::as_str);
-    let time = |name: &str| annotation(name).and_then(names::time);
-    let facts = TokenFacts {
-        issued_at: time(names::ANNOTATION_ISSUED_AT)?,
-        expires_at: time(names::ANNOTATION_EXPIRES_AT)?,
-        refresh_at: time(names::ANNOTATION_REFRESH_AT),
-        scopes: token::scopes(annotation(names::ANNOTATION_SCOPES).unwrap_or_default()),
-        fingerprint: annotation(names::ANNOTATION_FINGERPRINT)?.to_owned(),
-        object_id: annotation(names::ANNOTATION_OBJECT_ID).map(str::to_owned),
-        unsuitable: annotation(names::ANNOTATION_WARNING).map(str::to_owned),
-        length: None,
-    };
-    (facts.issued_at < facts.expires_at).then_some(facts)
 }

@@ -26,7 +26,7 @@ use crate::{
         provider::{Allowed, CaBundleRef, KeyRef, ProviderSpec},
     },
     policy::{
-        observed::target_name,
+        observed::{TokenFacts, target_name},
         rival::{Contender, Holder, winner},
     },
 };
@@ -246,7 +246,7 @@ impl Stores {
         let holder = target.and_then(|target| {
             Some(Holder {
                 uid: holder_of(target, &contenders)?,
-                in_service: super::observe::facts(target).is_some_and(|token| token.is_unexpired(now)),
+                in_service: TokenFacts::read(target).is_some_and(|token| token.is_unexpired(now)),
             })
         });
         winner(&contenders, holder).filter(|winner| **winner != me).map(|winner| winner.name.clone())

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
-use kube::ResourceExt as _;
+use kube::{ResourceExt as _, core::ObjectMeta};
 
 use crate::{
     api::{ConditionType, MailCredential, Reason, Retry, condition, names, status::ClientStatus},
-    oauth::TokenAnswer,
+    oauth::{TokenAnswer, token},
     providers::Profile,
 };
 
@@ -183,6 +183,23 @@ pub struct TokenFacts {
 }
 
 impl TokenFacts {
+    /// Reads what the annotations of a Secret say about its token; `None` where they describe no token.
+    pub fn read(meta: &ObjectMeta) -> Option<Self> {
+        let annotation = |name: &str| meta.annotations.as_ref()?.get(name).map(String::as_str);
+        let time = |name: &str| annotation(name).and_then(names::time);
+        let facts = Self {
+            issued_at: time(names::ANNOTATION_ISSUED_AT)?,
+            expires_at: time(names::ANNOTATION_EXPIRES_AT)?,
+            refresh_at: time(names::ANNOTATION_REFRESH_AT),
+            scopes: token::scopes(annotation(names::ANNOTATION_SCOPES).unwrap_or_default()),
+            fingerprint: annotation(names::ANNOTATION_FINGERPRINT)?.to_owned(),
+            object_id: annotation(names::ANNOTATION_OBJECT_ID).map(str::to_owned),
+            unsuitable: annotation(names::ANNOTATION_WARNING).map(str::to_owned),
+            length: None,
+        };
+        (facts.issued_at < facts.expires_at).then_some(facts)
+    }
+
     /// Whether it can still be used at `now`.
     pub fn is_unexpired(&self, now: Timestamp) -> bool {
         now < self.expires_at
