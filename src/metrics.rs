@@ -16,13 +16,13 @@ use prometheus_client::{
 };
 use tokio::time::Instant;
 
-use self::{
-    objects::{Objects, ProviderErrors},
-    process::Process,
-};
 use crate::{
     api::{Reason, grant::GrantType},
     lease::Leadership,
+    metrics::{
+        objects::{Objects, ProviderErrors},
+        process::Process,
+    },
     reconcile::stores::{ProviderKey, Stores},
 };
 

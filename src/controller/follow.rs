@@ -17,8 +17,7 @@ use kube::{
     },
 };
 
-use super::key;
-use crate::reconcile::stores::Key;
+use crate::{controller::key, reconcile::stores::Key};
 
 /// A difference between what a store held and what it holds.
 #[derive(Debug)]

@@ -9,9 +9,9 @@ use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::{Resource, ResourceExt as _, core::PartialObjectMeta};
 use tokio::sync::mpsc;
 
-use super::{follow::Seen, key};
 use crate::{
     api::{MailCredential, credential::ProviderKind},
+    controller::{follow::Seen, key},
     error::PANIC,
     fail_point,
     metrics::Metrics,

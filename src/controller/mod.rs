@@ -8,8 +8,7 @@ mod watches;
 
 use std::{any::Any, collections::HashMap, fmt::Debug, panic::AssertUnwindSafe, sync::Arc};
 
-use futures::FutureExt as _;
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use kube::{
     Resource,
     runtime::{
@@ -23,20 +22,21 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use self::failures::Failures;
-pub use self::{
-    hub::{Gone, Hub, forget},
-    sweep::sweep,
-    watches::Watches,
-};
 use crate::{
     api::{ClusterMailProvider, MailCredential, MailProvider, credential::ProviderKind},
+    controller::failures::Failures,
     error::{Error, told_by},
     fail_point,
     reconcile::{
         self, Context,
         stores::{Key, Mirror, ProviderKey},
     },
+};
+
+pub use crate::controller::{
+    hub::{Gone, Hub, forget},
+    sweep::sweep,
+    watches::Watches,
 };
 
 /// The ends of the [`Waker`] that the controllers listen at.

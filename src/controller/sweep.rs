@@ -11,9 +11,9 @@ use std::{
 use k8s_openapi::jiff::SignedDuration;
 use kube::ResourceExt as _;
 
-use super::key;
 use crate::{
     api::MailCredential,
+    controller::key,
     metrics::SWEPT,
     policy::{
         observed::target_name,

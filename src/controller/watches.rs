@@ -15,12 +15,12 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 
-use super::{
-    follow::{Follower, Read, Seen},
-    hub::Hub,
-};
 use crate::{
     api::{ClusterMailProvider, MailCredential, MailProvider, credential::ProviderKind, names},
+    controller::{
+        follow::{Follower, Read, Seen},
+        hub::Hub,
+    },
     health::Health,
     reconcile::{
         slim,

@@ -14,11 +14,13 @@ use parking_lot::Mutex;
 use tokio::{sync::Notify, time::MissedTickBehavior};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{
-    Context, Waker,
-    stores::{Key, ProviderKey},
+use crate::{
+    error::told_by,
+    reconcile::{
+        Context, Waker,
+        stores::{Key, ProviderKey},
+    },
 };
-use crate::error::told_by;
 
 /// Watches at most. Each is a connection to the API server, of about 40 KB.
 const WATCHES: usize = 64;
@@ -166,8 +168,9 @@ async fn watch(maps: Arc<Mutex<HashMap<Key, Followed>>>, map: Key, client: kube:
 mod tests {
     use tokio::sync::mpsc;
 
-    use super::*;
     use crate::api::credential::ProviderKind;
+
+    use super::*;
 
     #[test]
     fn a_namespace_does_not_take_the_watches_of_the_others() {

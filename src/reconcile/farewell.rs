@@ -8,19 +8,19 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{Api, ResourceExt as _, api::PatchParams, runtime::controller::Action};
 use serde_json::json;
 
-use super::{
-    Context,
-    act::{self, Activity, Permit, Revocation, revoke},
-    custody, full_name,
-    memory::Revoking,
-    observe, report, slim,
-    writes::{fence, patch},
-};
 use crate::{
     admission::Answer,
     api::{MailCredential, Reason, Retry, credential::RevocationPolicy, names},
     error::Error,
     policy::{Decision, checks, notices::Notice, status::next_turn, urgency::Class},
+    reconcile::{
+        Context,
+        act::{self, Activity, Permit, Revocation, revoke},
+        custody, full_name,
+        memory::Revoking,
+        observe, report, slim,
+        writes::{fence, patch},
+    },
 };
 
 /// How long revocation is tried, from the deletion on.

@@ -8,10 +8,10 @@ use std::{
 use kube::ResourceExt as _;
 use parking_lot::RwLock;
 
-use super::stores::{Key, ProviderKey, source_secrets};
 use crate::{
     api::{MailCredential, credential::ProviderKind, names, provider::ProviderSpec},
     policy::observed::target_name,
+    reconcile::stores::{Key, ProviderKey, source_secrets},
 };
 
 /// What follows the credential's name in the name of its grant Secret.

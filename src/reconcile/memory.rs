@@ -12,16 +12,16 @@ use kube::core::ObjectMeta;
 use parking_lot::Mutex;
 use secrecy::SecretString;
 
-use super::{
-    act::{Outcome, Revocation},
-    custody::Unsaved,
-};
 use crate::{
     api::MailCredential,
     lease::Leadership,
     policy::{
         observed::{Held, History, TokenFacts},
         spacing::Spacing,
+    },
+    reconcile::{
+        act::{Outcome, Revocation},
+        custody::Unsaved,
     },
 };
 
@@ -357,8 +357,9 @@ pub fn newer<T>(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::api::status::ClientStatus;
+
+    use super::*;
 
     const UID: &str = "6d1b8f0e-0000-4000-8000-000000000001";
 

@@ -40,10 +40,12 @@ use crate::{
         observed::Target,
         status::{next_turn, words},
     },
+    reconcile::{
+        act::{Activity, Admission, Outcome, Refused, UnderWay},
+        custody::CustodyError,
+        publish::PublishError,
+    },
 };
-use act::{Activity, Admission, Outcome, Refused, UnderWay};
-use custody::CustodyError;
-use publish::PublishError;
 
 /// What every reconcile works with.
 pub struct Context {
@@ -399,8 +401,9 @@ fn full_name(credential: &MailCredential) -> String {
 
 #[cfg(test)]
 mod tests {
+    use crate::policy::tests::fixtures::{Case, at};
+
     use super::*;
-    use mailtoken_core::fixtures::{Case, at};
 
     #[test]
     fn a_refusal_of_a_refresh_token_that_another_broker_has_exchanged_says_nothing() {

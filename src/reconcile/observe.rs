@@ -7,20 +7,6 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, ResourceExt as _, core::ObjectMeta};
 use secrecy::ExposeSecret as _;
 
-pub(super) use super::stored::stored_token;
-use super::{
-    Context,
-    act::Activity,
-    custody,
-    material::Health,
-    memory::{Entry, Inspected, newer},
-    publish::{self, Ownership},
-    sized::sized,
-    stored::annotation,
-    stores::ProviderKey,
-    take_outcome,
-    unreadable::ObjectKind,
-};
 use crate::{
     admission::State,
     api::{
@@ -36,8 +22,23 @@ use crate::{
         observed::{History, Provider, Published, Target, TokenFacts, target_name},
     },
     providers,
+    reconcile::{
+        Context,
+        act::Activity,
+        custody,
+        material::Health,
+        memory::{Entry, Inspected, newer},
+        publish::{self, Ownership},
+        sized::sized,
+        stored::annotation,
+        stores::ProviderKey,
+        take_outcome,
+        unreadable::ObjectKind,
+    },
     render::render,
 };
+
+pub(super) use crate::reconcile::stored::stored_token;
 
 /// The credential as a watch shows it, or as the broker wrote it, whichever is newer.
 pub(super) fn latest(shown: Arc<MailCredential>, context: &Context) -> Arc<MailCredential> {

@@ -14,12 +14,6 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 use tracing::Instrument as _;
 
-use super::{
-    Context,
-    act::{self, Activity, Permit},
-    material::{Prepared, ProviderProblem},
-    stores::{ProviderKey, ProviderObject, bundle_config_map},
-};
 use crate::{
     admission::Answer,
     api::{
@@ -31,6 +25,12 @@ use crate::{
         notices::Notice,
         provider::{self as policy, ClientEnd, Usable},
         schedule,
+    },
+    reconcile::{
+        Context,
+        act::{self, Activity, Permit},
+        material::{Prepared, ProviderProblem},
+        stores::{ProviderKey, ProviderObject, bundle_config_map},
     },
 };
 

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::Resource as _;
 
-use super::{Context, full_name, observe, provider, slim, writes};
 use crate::{
     api::MailCredential,
     error::{Error, told_by},
@@ -14,8 +14,8 @@ use crate::{
         notices::{Notice, notices},
         status::{end_of_ready, ended, status, tells_of_an_end},
     },
+    reconcile::{Context, full_name, observe, provider, slim, writes},
 };
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 /// The end of a token is reported at the latest after this, although a request for another token is under way. `Ready`
 /// is False within 5 s of the end, whatever hangs. Most requests bring a token sooner, also after a start with many

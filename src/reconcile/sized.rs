@@ -2,11 +2,11 @@
 
 use secrecy::ExposeSecret as _;
 
-use super::publish;
 use crate::{
     api::MailCredential,
     oauth::token::ACCESS_TOKEN_MAX,
     policy::observed::{Held, Provider, Target},
+    reconcile::publish,
     render::{self, SECRET_MAX, USUAL_TOKEN},
 };
 

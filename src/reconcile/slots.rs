@@ -10,7 +10,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Waker, stores::Key};
+use crate::reconcile::{Waker, stores::Key};
 
 /// A step that takes longer than this is slow: most take milliseconds.
 const SLOW: Duration = Duration::from_secs(1);

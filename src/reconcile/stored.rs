@@ -3,7 +3,6 @@
 use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::publish::Stored;
 use crate::{
     api::{names, status::TokenStatus},
     oauth::{
@@ -14,6 +13,7 @@ use crate::{
         expiry::{self, DataExpiry},
         observed::TokenFacts,
     },
+    reconcile::publish::Stored,
 };
 
 pub(super) fn annotation<'a>(secret: &'a Secret, name: &str) -> Option<&'a str> {

@@ -16,8 +16,6 @@ use kube::{
     runtime::reflector::{ObjectRef, Store},
 };
 
-pub use super::links::Links;
-use super::unreadable::Unreadable;
 use crate::{
     api::{
         ClusterMailProvider, MailCredential, MailProvider,
@@ -29,7 +27,10 @@ use crate::{
         observed::{TokenFacts, target_name},
         rival::{Contender, Holder, winner},
     },
+    reconcile::unreadable::Unreadable,
 };
+
+pub use crate::reconcile::links::Links;
 
 /// `namespace` and `name` of a namespaced object.
 pub type Key = (String, String);

@@ -12,7 +12,6 @@ use kube::{
 use parking_lot::Mutex;
 use serde_json::json;
 
-use super::stores::Key;
 use crate::{
     api::{
         ClusterMailProvider, ConditionType, MailCredential, MailProvider, Reason, condition, credential::ProviderKind,
@@ -20,6 +19,7 @@ use crate::{
     },
     error::told_by,
     policy::commands::Subject,
+    reconcile::stores::Key,
 };
 
 /// Statuses that one call of [`Unreadable::report`] writes at most.

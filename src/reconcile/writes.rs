@@ -17,10 +17,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::{Context, observe};
 use crate::{
     api::{MailCredential, names, status::MailCredentialStatus},
     policy::checks,
+    reconcile::{Context, observe},
     render::SECRET_MAX,
 };
 

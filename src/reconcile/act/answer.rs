@@ -4,12 +4,14 @@ use std::collections::BTreeSet;
 
 use kube::ResourceExt as _;
 
-use super::{Attempt, Brought, client_status};
 use crate::{
     api::{Reason, grant::GrantType, names},
     oauth::{Claims, Refusal, TokenAnswer, claims},
     policy::{inputs, observed::Held},
-    reconcile::material::Authentication,
+    reconcile::{
+        act::{Attempt, Brought, client_status},
+        material::Authentication,
+    },
 };
 
 impl Attempt {

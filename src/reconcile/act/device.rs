@@ -2,7 +2,6 @@
 
 use k8s_openapi::jiff::SignedDuration;
 
-use super::{Attempt, Brought, Step, client_status, sign::signed, unique, unkept};
 use crate::{
     api::{Reason, Retry},
     idp::Exchange,
@@ -18,6 +17,7 @@ use crate::{
         notices::Notice,
     },
     reconcile::{
+        act::{Attempt, Brought, Step, client_status, sign::signed, unique, unkept},
         custody::{self, SignInEnd, Unsaved},
         material::{Authentication, ProviderProblem, shown_blocker},
         report,

@@ -3,11 +3,11 @@
 
 use secrecy::SecretString;
 
-use super::{Attempt, refusals::unmade, unique};
 use crate::{
     idp::Exchange,
     oauth::{ClientAuth, GrantProof, Impersonation, Refusal, TokenAnswer, client_auth::Occasion, grant::RequestError},
     providers::keyless,
+    reconcile::act::{Attempt, refusals::unmade, unique},
 };
 
 /// Obtains a token. `None`: nothing more was asked, and the credential is reconciled again.

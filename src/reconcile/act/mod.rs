@@ -16,22 +16,19 @@ mod start;
 mod token;
 mod under_way;
 
-pub use admit::{Activity, Admission, Permit, admission};
-pub(super) use admit::{ask, ask_discovery};
-pub use revoke::Revocation;
-pub(super) use revoke::revoke;
-pub(super) use start::{set_out, wants_a_permit};
-pub(super) use under_way::UnderWay;
-
-pub(super) use self::refusals::place;
-use self::refusals::{unavailable, unkept, unmade};
-use super::{
-    Context,
-    custody::Claimed,
-    material::{self, Authentication, Prepared},
-    observe,
-    stores::{ProviderKey, ProviderObject},
+pub use crate::reconcile::act::{
+    admit::{Activity, Admission, Permit, admission},
+    revoke::Revocation,
 };
+
+pub(super) use crate::reconcile::act::{
+    admit::{ask, ask_discovery},
+    refusals::place,
+    revoke::revoke,
+    start::{set_out, wants_a_permit},
+    under_way::UnderWay,
+};
+
 use crate::{
     api::{MailCredential, Reason, status::ClientStatus},
     error::Error,
@@ -50,6 +47,14 @@ use crate::{
         observed::Held,
     },
     providers::{self, Case, Profile, TokenSource},
+    reconcile::{
+        Context,
+        act::refusals::{unavailable, unkept, unmade},
+        custody::Claimed,
+        material::{self, Authentication, Prepared},
+        observe,
+        stores::{ProviderKey, ProviderObject},
+    },
 };
 
 /// How an attempt ended.

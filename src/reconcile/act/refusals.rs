@@ -2,15 +2,6 @@
 
 use kube::ResourceExt as _;
 
-use super::{
-    super::{
-        Context,
-        custody::CustodyError,
-        material::{self, Authentication},
-        stores::ProviderObject,
-    },
-    Refused,
-};
 use crate::{
     api::{MailCredential, Reason, credential::ProviderKind, names},
     error::Error,
@@ -19,6 +10,13 @@ use crate::{
         advice::{self, Place},
         checks,
         commands::{self, Subject},
+    },
+    reconcile::{
+        Context,
+        act::Refused,
+        custody::CustodyError,
+        material::{self, Authentication},
+        stores::ProviderObject,
     },
 };
 

@@ -10,7 +10,6 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt as _;
 use secrecy::SecretString;
 
-use super::{Attempt, Permit, admit::host, sign::signed, unique};
 use crate::{
     api::{MailCredential, Reason, Retry, names},
     oauth::{
@@ -22,6 +21,7 @@ use crate::{
     providers,
     reconcile::{
         Context,
+        act::{Attempt, Permit, admit::host, sign::signed, unique},
         custody::{self, CustodyError},
         material::{self, ProviderProblem},
         observe,

@@ -33,8 +33,9 @@ mod tests {
         time::{Duration, Instant},
     };
 
-    use super::*;
     use crate::{api::authentication::SigningAlgorithm, oauth::assertion::SigningKey};
+
+    use super::*;
 
     fn auth() -> ClientAuth {
         let pem = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap().serialize_pem();

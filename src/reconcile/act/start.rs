@@ -7,13 +7,15 @@ use k8s_openapi::jiff::SignedDuration;
 use kube::ResourceExt as _;
 use tokio::sync::oneshot;
 
-use super::{Activity, Brought, Errand, Outcome, Permit, Refused, UnderWay, ask, attempt, place};
 use crate::{
     admission::Answer,
     api::Reason,
     oauth::Refusal,
     policy::{Decision, Observed, checks, urgency::urgency},
-    reconcile::Context,
+    reconcile::{
+        Context,
+        act::{Activity, Brought, Errand, Outcome, Permit, Refused, UnderWay, ask, attempt, place},
+    },
 };
 
 /// Asks for a permit, and sends a task to the provider if it is granted. The handle is left in `asked`.

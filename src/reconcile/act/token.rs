@@ -6,13 +6,13 @@ use std::time::Duration;
 use k8s_openapi::jiff::SignedDuration;
 use secrecy::SecretString;
 
-use super::{Attempt, Step, keyless, unkept, unmade};
 use crate::{
     api::{Reason, grant::GrantType},
     idp::Exchange,
     oauth::{ClientAuth, GrantProof, Refusal, TokenAnswer, client_auth::read_secret, token::Rotated},
     policy::{Blocker, checks, commands::Subject, grant::Grant, notices::Notice},
     reconcile::{
+        act::{Attempt, Step, keyless, unkept, unmade},
         custody::{self, Claimed, Unsaved},
         material::{self, Authentication},
         report,

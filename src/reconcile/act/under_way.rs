@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::super::{Waker, stores::Key};
+use crate::reconcile::{Waker, stores::Key};
 
 /// An attempt that has gone out at once. Where nobody has waited for its end, the end wakes the credential: it is told
 /// once, either way.

@@ -14,13 +14,6 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{ResourceExt as _, core::ObjectMeta};
 use secrecy::{ExposeSecret as _, SecretString};
 
-use self::secret::{Data, belongs, dressed, mark, open, put, unwritten, wiped};
-pub use self::{register::Register, secret::CustodyError};
-pub(super) use self::{
-    secret::dress,
-    sign_in::{SignInEnd, begin_sign_in, device_code, end_sign_in, slow_down},
-};
-use super::{Context, memory::newer, publish};
 use crate::{
     api::{MailCredential, Reason, names},
     error::Error,
@@ -32,6 +25,19 @@ use crate::{
         observed::Provider,
     },
     providers::TokenSource,
+    reconcile::{
+        Context,
+        custody::secret::{Data, belongs, dressed, mark, open, put, unwritten, wiped},
+        memory::newer,
+        publish,
+    },
+};
+
+pub use crate::reconcile::custody::{register::Register, secret::CustodyError};
+
+pub(super) use crate::reconcile::custody::{
+    secret::dress,
+    sign_in::{SignInEnd, begin_sign_in, device_code, end_sign_in, slow_down},
 };
 
 /// A claim outlasts two requests, the second of which follows a lost reply, and this.
@@ -376,13 +382,13 @@ pub(super) async fn refresh_token(
 
 #[cfg(test)]
 mod tests {
-    use mailtoken_core::lacks;
-
-    use super::{
-        super::{act, material, memory, publish::Stored},
-        *,
+    use crate::{
+        oauth::tests::lacks,
+        policy::observed,
+        reconcile::{act, material, memory, publish::Stored},
     };
-    use crate::policy::observed;
+
+    use super::*;
 
     /// All that hold a secret between its provider and its Secret.
     macro_rules! secrets_lack {

@@ -6,16 +6,16 @@ use std::collections::{BTreeSet, HashMap};
 use kube::{ResourceExt as _, core::ObjectMeta};
 use parking_lot::Mutex;
 
-use super::super::{
-    Context,
-    stores::{Key, controller_of},
-};
 use crate::{
     api::{MailCredential, Reason, names},
     policy::{
         Blocker, checks,
         commands::{self, Subject},
         grant::Kept,
+    },
+    reconcile::{
+        Context,
+        stores::{Key, controller_of},
     },
 };
 
@@ -269,10 +269,11 @@ fn place(credential: &MailCredential) -> String {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::jiff::Timestamp;
+    use mailtoken_core::fixtures::credential;
+
+    use crate::policy::grant::{Seed, TokenNote};
 
     use super::*;
-    use crate::policy::grant::{Seed, TokenNote};
-    use mailtoken_core::fixtures::credential;
 
     fn named(name: &str) -> MailCredential {
         let mut credential = credential();

@@ -11,11 +11,6 @@ use serde_json::{Value, json};
 use thiserror::Error as ThisError;
 use zeroize::Zeroize as _;
 
-use super::super::{
-    Context, material, observe, publish,
-    stores::controller_of,
-    writes::{self, fence, make, params, patch, set, unset},
-};
 use crate::{
     api::{
         MailCredential,
@@ -26,6 +21,11 @@ use crate::{
     policy::{
         Blocker, checks,
         grant::{Claim, Kept},
+    },
+    reconcile::{
+        Context, material, observe, publish,
+        stores::controller_of,
+        writes::{self, fence, make, params, patch, set, unset},
     },
 };
 
@@ -321,8 +321,9 @@ fn annotations(kept: &Kept) -> [(&'static str, Option<String>); 10] {
 
 #[cfg(test)]
 mod tests {
+    use crate::policy::tests::fixtures::credential;
+
     use super::*;
-    use mailtoken_core::fixtures::credential;
 
     #[test]
     fn a_refresh_token_is_never_kept_in_a_secret_that_pods_mount() {

@@ -3,10 +3,6 @@
 use kube::ResourceExt as _;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::{
-    super::{Context, material},
-    hash,
-};
 use crate::{
     api::{MailCredential, Reason, names},
     error::Error,
@@ -15,6 +11,7 @@ use crate::{
         Blocker, checks, commands,
         grant::{Kept, Seed},
     },
+    reconcile::{Context, custody::hash, material},
 };
 
 /// The seed, if it has to be taken over, or why it cannot be.

@@ -3,17 +3,19 @@
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use secrecy::SecretString;
 
-use super::{
-    super::Context,
-    hash,
-    secret::{CustodyError, Data, open, put, unwritten},
-};
 use crate::{
     api::MailCredential,
     oauth::token::Rotated,
     policy::{
         checks,
         grant::{SignIn, TokenNote},
+    },
+    reconcile::{
+        Context,
+        custody::{
+            hash,
+            secret::{CustodyError, Data, open, put, unwritten},
+        },
     },
 };
 

@@ -3,12 +3,6 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
 
-use super::{
-    connection::subject_of,
-    federation::{Federation, Identities},
-    look::Means,
-    sources::{Reach, read_secret_key, read_source},
-};
 use crate::{
     api::{
         Reason,
@@ -25,7 +19,15 @@ use crate::{
         client_auth::read_secret,
     },
     policy::{Blocker, advice::Federated, commands::Subject},
-    reconcile::stores::ProviderKey,
+    reconcile::{
+        material::{
+            connection::subject_of,
+            federation::{Federation, Identities},
+            look::Means,
+            sources::{Reach, read_secret_key, read_source},
+        },
+        stores::ProviderKey,
+    },
 };
 
 /// One way of client authentication.

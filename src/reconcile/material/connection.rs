@@ -2,12 +2,14 @@
 
 use serde_json::json;
 
-use super::{ProviderProblem, credential_blocker};
 use crate::{
     api::{Reason, credential::ProviderKind},
     idp::{TlsProblem, TransportError},
     policy::{Blocker, commands::Subject},
-    reconcile::stores::{ProviderKey, ProviderObject, bundle_config_map, bundle_secret},
+    reconcile::{
+        material::{ProviderProblem, credential_blocker},
+        stores::{ProviderKey, ProviderObject, bundle_config_map, bundle_secret},
+    },
 };
 
 /// What a failed connection to the provider means, and its fix. `home` is where its CA bundle stands, `again`

@@ -21,7 +21,6 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
-use super::{super::provider::full_name, connection::subject_of};
 use crate::{
     api::{Reason, authentication::ServiceAccountToken, credential::ProviderKind, names},
     clock::Clock,
@@ -29,7 +28,7 @@ use crate::{
     kubernetes::Connection,
     oauth::{Claims, ClientAuth, Impersonation},
     policy::{Blocker, advice::Federated, commands::word},
-    reconcile::stores::ProviderKey,
+    reconcile::{material::connection::subject_of, provider::full_name, stores::ProviderKey},
 };
 
 /// How long the tokens that are asked for live: the least that Kubernetes makes. A token is used for its first half, so
@@ -338,10 +337,10 @@ fn read_token(file: &Path) -> io::Result<SecretString> {
 #[cfg(test)]
 mod tests {
     use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+    use mailtoken_core::lacks;
     use serde_json::{Value, json};
 
     use super::*;
-    use mailtoken_core::lacks;
 
     lacks!(std::fmt::Debug: Assertion, Federation);
     lacks!(std::fmt::Display: Assertion, Federation);

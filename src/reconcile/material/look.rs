@@ -3,12 +3,6 @@
 use kube::Client;
 use serde_json::json;
 
-use super::{
-    Identities, Prepared, ProviderProblem,
-    authentication::{Authentication, authentication},
-    connection::{self, transport},
-    sources::{read_config_map_key, read_secret_key},
-};
 use crate::{
     api::{Reason, credential::ProviderKind},
     error::Error,
@@ -16,7 +10,15 @@ use crate::{
     oauth::discovery::{DiscoveryError, Endpoints, discovery_request, read_discovery},
     policy::Blocker,
     providers::{self, TokenSource},
-    reconcile::stores::{ProviderObject, bundle_config_map, bundle_secret},
+    reconcile::{
+        material::{
+            Identities, Prepared, ProviderProblem,
+            authentication::{Authentication, authentication},
+            connection::{self, transport},
+            sources::{read_config_map_key, read_secret_key},
+        },
+        stores::{ProviderObject, bundle_config_map, bundle_secret},
+    },
 };
 
 /// With what a provider is looked at.

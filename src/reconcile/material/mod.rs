@@ -19,26 +19,29 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{ResourceExt as _, core::ObjectMeta};
 use parking_lot::Mutex;
 
-pub(super) use self::sources::{of_a_provider, read_source};
-pub use self::{
-    authentication::{Authentication, Material},
-    federation::Identities,
-};
-pub(crate) use self::{
-    connection::{shown_blocker, transport},
-    look::{Means, look},
-    sources::{is_labelled, is_own},
-};
-use super::{
-    Context,
-    stores::{ProviderKey, ProviderObject, bundle_config_map, source_secrets},
-};
 use crate::{
     api::{ProviderStatus, Reason, credential::ProviderKind, names},
     error::{Error, told_by},
     idp::{BundleHash, IdpClient, IdpClients},
     oauth::discovery::Endpoints,
     policy::{Blocker, advice, observed::Cause},
+    reconcile::{
+        Context,
+        stores::{ProviderKey, ProviderObject, bundle_config_map, source_secrets},
+    },
+};
+
+pub(super) use crate::reconcile::material::sources::{of_a_provider, read_source};
+
+pub use crate::reconcile::material::{
+    authentication::{Authentication, Material},
+    federation::Identities,
+};
+
+pub(crate) use crate::reconcile::material::{
+    connection::{shown_blocker, transport},
+    look::{Means, look},
+    sources::{is_labelled, is_own},
 };
 
 /// A provider, ready for use.
@@ -387,8 +390,9 @@ pub(crate) fn told(error: &Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::{clock::Clock, egress::EgressPolicy, idp};
+
+    use super::*;
 
     #[test]
     fn the_clients_of_the_providers_that_were_needed_longest_ago_are_given_up() {

@@ -5,7 +5,6 @@ use kube::{Api, Client, ResourceExt as _};
 use url::Url;
 use zeroize::{Zeroize as _, Zeroizing};
 
-use super::super::Context;
 use crate::{
     api::{Reason, credential::ProviderKind, names, provider::KeyRef},
     error::Error,
@@ -13,6 +12,7 @@ use crate::{
         Blocker,
         commands::{Subject, word},
     },
+    reconcile::Context,
 };
 
 /// A Secret that was read. Whatever becomes of the read, all that may be secret in it is wiped after that.

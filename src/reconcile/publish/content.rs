@@ -13,12 +13,11 @@ use crate::{
         names::{self, rfc3339},
     },
     policy::{Blocker, commands::Subject, observed::Provider},
+    reconcile::{
+        publish::Stored,
+        writes::{Operation, fence as fenced, make, set, unset},
+    },
     render::{TooLarge, render},
-};
-
-use super::{
-    super::writes::{Operation, fence as fenced, make, set, unset},
-    Stored,
 };
 
 /// Everything that goes into the Secret.
@@ -185,8 +184,9 @@ pub(in crate::reconcile) fn dressed(meta: &ObjectMeta, credential: &MailCredenti
 
 #[cfg(test)]
 mod tests {
+    use crate::policy::tests::fixtures::credential;
+
     use super::*;
-    use mailtoken_core::fixtures::credential;
 
     #[test]
     fn labels_that_were_dropped_from_the_spec_are_removed_and_others_stay() {

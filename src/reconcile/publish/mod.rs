@@ -13,12 +13,6 @@ use kube::{
 };
 use thiserror::Error as ThisError;
 
-use self::content::{Content, Fence, content, json_patch};
-pub(super) use self::{
-    content::{dressed, grant_labels, owners, too_large},
-    ownership::{Ownership, ownership},
-};
-use super::{Context, observe, writes};
 use crate::{
     api::{MailCredential, Reason, credential::DeletionPolicy, names},
     error::{Error, WRITE_SECRET, told_by},
@@ -29,6 +23,16 @@ use crate::{
         notices::{self, Notice},
         observed::{Published, Target, TokenFacts},
     },
+    reconcile::{
+        Context, observe,
+        publish::content::{Content, Fence, content, json_patch},
+        writes,
+    },
+};
+
+pub(super) use crate::reconcile::publish::{
+    content::{dressed, grant_labels, owners, too_large},
+    ownership::{Ownership, ownership},
 };
 
 /// Why a Secret was not written.

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use kube::{Resource as _, ResourceExt as _, core::ObjectMeta};
 
-use super::super::{Context, stores::controller_of, unreadable::ObjectKind};
 use crate::{
     api::{MailCredential, names},
     policy::{checks, observed::target_name},
+    reconcile::{Context, stores::controller_of, unreadable::ObjectKind},
 };
 
 /// Whose a Secret is.
