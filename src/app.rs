@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::{self, Admin},
-    api::{GROUP, names},
+    api::{GROUP, names, provider_object::ProviderObject},
     cli::Settings,
     clock::Clock,
     controller::{self, Hub, Queues, Watches},
@@ -32,10 +32,10 @@ use crate::{
         bundles::{self, Bundles},
         custody::Register,
         events::Events,
+        links::Links,
         material::{Book, Identities},
         memory::{Memory, Writes},
         slots::Slots,
-        stores::Links,
     },
     side::SideRuntime,
 };
@@ -355,8 +355,8 @@ async fn wake_all_when_the_clock_jumps(context: Arc<Context>) {
 fn wake_all(context: &Context) {
     let stores = &context.stores;
     let cluster = stores.cluster_providers.iter().flat_map(|mirror| mirror.all());
-    let providers = stores.providers.all().into_iter().map(crate::reconcile::stores::ProviderObject::Namespaced);
-    for provider in providers.chain(cluster.map(crate::reconcile::stores::ProviderObject::Cluster)) {
+    let providers = stores.providers.all().into_iter().map(ProviderObject::Namespaced);
+    for provider in providers.chain(cluster.map(ProviderObject::Cluster)) {
         context.waker.provider(provider.key());
     }
     for credential in stores.credentials.all() {

@@ -17,13 +17,13 @@ use prometheus_client::{
 use tokio::time::Instant;
 
 use crate::{
-    api::{Reason, grant::GrantType},
+    api::{Reason, grant::GrantType, provider_object::ProviderKey},
     lease::Leadership,
     metrics::{
         objects::{Objects, ProviderErrors},
         process::Process,
     },
-    reconcile::stores::{ProviderKey, Stores},
+    reconcile::stores::Stores,
 };
 
 /// Seconds: a token endpoint answers in tens of milliseconds to seconds; the request time-out is 10 s by default.

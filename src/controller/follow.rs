@@ -17,7 +17,7 @@ use kube::{
     },
 };
 
-use crate::{controller::key, reconcile::stores::Key};
+use crate::{api::reference::ObjectKey, controller::key};
 
 /// A difference between what a store held and what it holds.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ pub(super) enum Seen<K> {
     /// An object that did not parse is gone.
     Lost {
         /// Namespace and name.
-        key: Key,
+        key: ObjectKey,
         /// Its uid.
         uid: String,
     },
@@ -78,9 +78,9 @@ pub(super) struct Follower<K: Resource<DynamicType = ()> + Clone + 'static> {
     /// The store is complete: the first list has ended.
     complete: bool,
     /// What the list under way has shown, after the first.
-    listed: HashSet<Key>,
+    listed: HashSet<ObjectKey>,
     /// Objects that do not parse, with their uids.
-    unreadable: HashMap<Key, String>,
+    unreadable: HashMap<ObjectKey, String>,
     /// The list under way has shown an older version of an object than the store had.
     rewound: bool,
 }
@@ -145,7 +145,7 @@ impl<K: Resource<DynamicType = ()> + Clone + Debug + 'static> Follower<K> {
                 self.remove(object, seen);
             }
         }
-        let lost: Vec<Key> = self.unreadable.keys().filter(|key| !listed.contains(*key)).cloned().collect();
+        let lost: Vec<ObjectKey> = self.unreadable.keys().filter(|key| !listed.contains(*key)).cloned().collect();
         lost.into_iter().for_each(|key| self.lose(key, seen));
         if std::mem::take(&mut self.rewound) {
             seen(Seen::Rewound);
@@ -197,20 +197,20 @@ impl<K: Resource<DynamicType = ()> + Clone + Debug + 'static> Follower<K> {
         seen(Seen::Gone(object));
     }
 
-    fn lose(&mut self, key: Key, seen: &impl Fn(Seen<K>)) {
+    fn lose(&mut self, key: ObjectKey, seen: &impl Fn(Seen<K>)) {
         if let Some(uid) = self.unreadable.remove(&key) {
             seen(Seen::Lost { key, uid });
         }
     }
 
-    fn get(&self, (namespace, name): &Key) -> Option<Arc<K>> {
+    fn get(&self, (namespace, name): &ObjectKey) -> Option<Arc<K>> {
         let reference = ObjectRef::new(name);
         let reference = if namespace.is_empty() { reference } else { reference.within(namespace) };
         self.reader.get(&reference)
     }
 }
 
-fn key_of(meta: &ObjectMeta) -> Key {
+fn key_of(meta: &ObjectMeta) -> ObjectKey {
     (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
 }
 
@@ -258,7 +258,7 @@ mod tests {
         /// What is reported, in words. Each report must find the store as it says.
         fn take(&mut self, events: impl IntoIterator<Item = Event>) -> Vec<String> {
             let (reported, store) = (RefCell::new(vec![]), self.0.store());
-            let shown = |key: &Key| store.get(&ObjectRef::new(&key.1).within(&key.0));
+            let shown = |key: &ObjectKey| store.get(&ObjectRef::new(&key.1).within(&key.0));
             let words = |seen: Seen<ConfigMap>| {
                 let words = match seen {
                     Seen::There { object, before } => {

@@ -10,7 +10,12 @@ use kube::{Resource, ResourceExt as _, core::PartialObjectMeta};
 use tokio::sync::mpsc;
 
 use crate::{
-    api::{MailCredential, credential::ProviderKind},
+    api::{
+        MailCredential,
+        credential::ProviderKind,
+        provider_object::{ProviderKey, ProviderObject},
+        reference::ObjectKey,
+    },
     controller::{follow::Seen, key},
     error::PANIC,
     fail_point,
@@ -19,8 +24,9 @@ use crate::{
     reconcile::{
         Context, Waker,
         act::Activity,
+        links::Links,
         memory::Memory,
-        stores::{Key, Links, ProviderKey, ProviderObject, credential_of},
+        stores::credential_of,
         unreadable::{ObjectKind, Unreadable},
     },
 };
@@ -49,7 +55,7 @@ pub enum Gone {
     /// A Secret of ours.
     Secret {
         /// Its namespace and name.
-        key: Key,
+        key: ObjectKey,
         /// Its uid.
         uid: String,
         /// The credential that it was made for; its name may be cut.
@@ -112,7 +118,7 @@ impl Hub {
         object: impl Fn(Arc<K>) -> ProviderObject,
         broker_namespace: &str,
     ) {
-        let key = |(namespace, name): Key| ProviderKey { kind, namespace, name };
+        let key = |(namespace, name): ObjectKey| ProviderKey { kind, namespace, name };
         match seen {
             Seen::There { object: provider, before } => {
                 // A new status is the broker's own: it wakes the credentials where that concerns them.
@@ -194,7 +200,7 @@ impl Hub {
         self.links.by_namespace(&name).into_iter().for_each(|credential| self.waker.credential(credential));
     }
 
-    fn wake_target(&self, target: &Key) {
+    fn wake_target(&self, target: &ObjectKey) {
         self.links.by_target(target).into_iter().for_each(|credential| self.waker.credential(credential));
     }
 

@@ -23,14 +23,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::{
-    api::{ClusterMailProvider, MailCredential, MailProvider, credential::ProviderKind},
+    api::{
+        ClusterMailProvider, MailCredential, MailProvider, credential::ProviderKind, provider_object::ProviderKey,
+        reference::ObjectKey,
+    },
     controller::failures::Failures,
     error::{Error, told_by},
     fail_point,
-    reconcile::{
-        self, Context,
-        stores::{Key, Mirror, ProviderKey},
-    },
+    reconcile::{self, Context, stores::Mirror},
 };
 
 pub use crate::controller::{
@@ -42,7 +42,7 @@ pub use crate::controller::{
 /// The ends of the [`Waker`] that the controllers listen at.
 pub struct Queues {
     /// Credentials.
-    pub credentials: mpsc::UnboundedReceiver<Key>,
+    pub credentials: mpsc::UnboundedReceiver<ObjectKey>,
     /// Providers.
     pub providers: mpsc::UnboundedReceiver<ProviderKey>,
 }
@@ -232,7 +232,7 @@ fn called<K: Resource<DynamicType = ()>>(object: &K) -> (String, String, String)
     (K::kind(&()).into_owned(), namespace, name)
 }
 
-fn key(object: &impl Resource) -> Key {
+fn key(object: &impl Resource) -> ObjectKey {
     let meta = object.meta();
     (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
 }

@@ -12,17 +12,18 @@ use k8s_openapi::jiff::SignedDuration;
 use kube::ResourceExt as _;
 
 use crate::{
-    api::MailCredential,
+    api::{
+        MailCredential,
+        provider_object::{ProviderKey, ProviderObject},
+        reference::ObjectKey,
+    },
     controller::key,
     metrics::SWEPT,
     policy::{
         observed::target_name,
         sweep::{overdue, provider_overdue},
     },
-    reconcile::{
-        Context,
-        stores::{Key, ProviderKey, ProviderObject},
-    },
+    reconcile::Context,
 };
 
 /// How far apart the steps of the walk are.
@@ -59,7 +60,7 @@ pub async fn sweep(context: Arc<Context>) {
 /// been about to be handled.
 #[derive(Default)]
 struct Sweeper {
-    credentials: Suspects<Key>,
+    credentials: Suspects<ObjectKey>,
     providers: Suspects<ProviderKey>,
 }
 

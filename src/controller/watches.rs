@@ -16,7 +16,10 @@ use kube::{
 use serde::de::DeserializeOwned;
 
 use crate::{
-    api::{ClusterMailProvider, MailCredential, MailProvider, credential::ProviderKind, names},
+    api::{
+        ClusterMailProvider, MailCredential, MailProvider, credential::ProviderKind, names,
+        provider_object::ProviderObject,
+    },
     controller::{
         follow::{Follower, Read, Seen},
         hub::Hub,
@@ -24,7 +27,7 @@ use crate::{
     health::Health,
     reconcile::{
         slim,
-        stores::{Mirror, ProviderObject, Stores},
+        stores::{Mirror, Stores},
     },
 };
 

@@ -3,10 +3,10 @@
 use kube::{Resource as _, ResourceExt as _};
 use serde_json::{Value, json};
 
-use super::LoginError;
 use crate::{
     api::{MailCredential, credential::ProviderKind, names},
     cli::Login,
+    login::LoginError,
     policy::{checks, commands::Subject},
 };
 
@@ -120,8 +120,9 @@ fn name_of(mailbox: &str) -> String {
 mod tests {
     use clap::Parser as _;
 
-    use super::*;
     use crate::cli::{Cli, Command};
+
+    use super::*;
 
     fn settings(mailbox: &str, secret: &str) -> Login {
         let given = ["x", "login", "--provider", "m365", "--mailbox", mailbox, "--secret", secret];

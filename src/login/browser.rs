@@ -242,8 +242,9 @@ mod tests {
         net::TcpStream,
     };
 
-    use super::*;
     use crate::oauth::authorization::read_authorization_response;
+
+    use super::*;
 
     async fn send(port: u16, bytes: &str) -> String {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();

@@ -5,17 +5,17 @@ use oauth2::{AuthUrl, ClientId, CsrfToken, PkceCodeChallenge, PkceCodeVerifier, 
 use secrecy::SecretString;
 use url::Url;
 
-use super::{
-    LoginError, brought,
-    browser::{Expected, Listener, Loopback, OpenedTwice, Visit},
-    destination,
-    exchange::{Attempt, Granted, Refused, unique},
-    paste::{self, Pasted},
-    tell, terminal,
-    way::Way,
-};
 use crate::{
     cli::Login,
+    login::{
+        LoginError, brought,
+        browser::{Expected, Listener, Loopback, OpenedTwice, Visit},
+        destination,
+        exchange::{Attempt, Granted, Refused, unique},
+        paste::{self, Pasted},
+        tell, terminal,
+        way::Way,
+    },
     oauth::{ClientAuth, GrantProof, Refusal, authorization::read_authorization_response},
     policy::commands,
 };
@@ -238,8 +238,9 @@ async fn exchange(
 
 #[cfg(test)]
 mod tests {
-    use super::{Authorization, Granted, Visit};
     use mailtoken_core::lacks;
+
+    use crate::login::code::{Authorization, Granted, Visit};
 
     lacks!(std::fmt::Debug: Authorization, Granted, Visit);
     lacks!(std::fmt::Display: Authorization, Granted, Visit);

@@ -2,8 +2,10 @@
 
 use url::Url;
 
-use super::{LoginError, brought, exchange::Attempt, tell, terminal};
-use crate::cli::Login;
+use crate::{
+    cli::Login,
+    login::{LoginError, brought, exchange::Attempt, tell, terminal},
+};
 
 /// What a sign-in at `page` brings is sent to the token endpoint. Where that has another host, the author of the provider's
 /// object, or of its discovery document, may be after the sign-in: a genuine page, and a code that goes elsewhere (RFC 9700

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
-use super::{
-    LoginError, destination,
-    exchange::{Attempt, Granted, Refused, unique},
-    tell, unless_interrupted,
-};
 use crate::{
     api::{Reason, grant::GrantType},
     cli::Login,
+    login::{
+        LoginError, destination,
+        exchange::{Attempt, Granted, Refused, unique},
+        tell, unless_interrupted,
+    },
     oauth::{
         ClientAuth, GrantProof, Refusal,
         client_auth::Occasion,

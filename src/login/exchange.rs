@@ -3,11 +3,11 @@
 use oauth2::CsrfToken;
 use secrecy::SecretString;
 
-use super::{AGAIN, LoginError};
 use crate::{
-    api::{MailCredential, Reason, grant::GrantType},
+    api::{MailCredential, Reason, grant::GrantType, provider_object::ProviderObject},
     clock::Clock,
     idp::Exchange,
+    login::{AGAIN, LoginError},
     oauth::{
         ClientAuth, GrantProof, Refusal, TokenRequest, grant::RequestError, read_token_response, token::Rotated,
         token_request,
@@ -19,10 +19,7 @@ use crate::{
         commands::{self, Subject},
     },
     providers::{Case, Profile},
-    reconcile::{
-        material::{Authentication, Identities, Prepared, told, transport},
-        stores::ProviderObject,
-    },
+    reconcile::material::{Authentication, Identities, Prepared, told, transport},
 };
 
 /// What a sign-in is made with.

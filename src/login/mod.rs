@@ -22,12 +22,6 @@ use kube::{Api, Client, api::ListParams};
 use serde_json::Value;
 use thiserror::Error;
 
-use self::{
-    beneficiary::Beneficiary,
-    exchange::{Attempt, Granted},
-    provider::Reach,
-    seed::Seed,
-};
 use crate::{
     api::MailCredential,
     cli::{Kubernetes, Login},
@@ -35,6 +29,12 @@ use crate::{
     error::told_by,
     idp::IdpClients,
     kubernetes::{AccessError, Connection},
+    login::{
+        beneficiary::Beneficiary,
+        exchange::{Attempt, Granted},
+        provider::Reach,
+        seed::Seed,
+    },
     policy::inputs,
     providers::Profile,
     reconcile::material::Identities,

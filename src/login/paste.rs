@@ -3,8 +3,7 @@
 use secrecy::SecretString;
 use url::Url;
 
-use super::browser::Brought;
-use crate::oauth::authorization::read_authorization_response;
+use crate::{login::browser::Brought, oauth::authorization::read_authorization_response};
 
 /// What was pasted.
 pub(super) enum Pasted {

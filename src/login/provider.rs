@@ -5,21 +5,18 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client};
 
-use super::{
-    AGAIN, LoginError,
-    beneficiary::{Beneficiary, kind},
-};
 use crate::{
-    api::{ClusterMailProvider, MailProvider, credential::ProviderKind},
+    api::{ClusterMailProvider, MailProvider, credential::ProviderKind, provider_object::ProviderObject},
     cli::Login,
     error::told_by,
     idp::IdpClients,
+    login::{
+        AGAIN, LoginError,
+        beneficiary::{Beneficiary, kind},
+    },
     policy::{checks, inputs},
     providers::{self, Profile},
-    reconcile::{
-        material::{Identities, Means, Prepared, credential_blocker, look, told},
-        stores::ProviderObject,
-    },
+    reconcile::material::{Identities, Means, Prepared, credential_blocker, look, told},
 };
 
 /// What a provider, and what it refers to, are reached by.

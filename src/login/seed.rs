@@ -10,10 +10,10 @@ use kube::{
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 
-use super::LoginError;
 use crate::{
     api::names,
     error::told_by,
+    login::LoginError,
     policy::commands::Subject,
     reconcile::material::{is_labelled, is_own},
 };

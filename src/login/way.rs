@@ -2,8 +2,11 @@
 
 use url::{Host, Url};
 
-use super::{LoginError, browser::Loopback};
-use crate::{cli::Login, providers::Redirect};
+use crate::{
+    cli::Login,
+    login::{LoginError, browser::Loopback},
+    providers::Redirect,
+};
 
 /// How what the browser brings comes back.
 #[derive(Debug, PartialEq, Eq)]
@@ -72,8 +75,9 @@ impl Way {
 mod tests {
     use clap::Parser as _;
 
-    use super::*;
     use crate::cli::{Cli, Command};
+
+    use super::*;
 
     fn way(flags: &[&str], redirect: Redirect) -> Result<Way, String> {
         let given = ["x", "login", "--provider", "p", "--mailbox", "a@b.c", "--secret", "s"];

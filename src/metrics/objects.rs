@@ -19,11 +19,12 @@ use crate::{
     api::{
         ConditionType, MailCredential, Reason, condition,
         credential::ProviderKind,
+        provider_object::{ProviderKey, ProviderObject},
         status::{MailCredentialStatus, TokenStatus},
     },
     lease::Leadership,
     providers,
-    reconcile::stores::{ProviderKey, ProviderObject, Stores},
+    reconcile::stores::Stores,
 };
 
 /// Token requests that failed, by provider and reason. Kept only while the provider exists.

@@ -15,11 +15,9 @@ use tokio::{sync::Notify, time::MissedTickBehavior};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
+    api::{provider_object::ProviderKey, reference::ObjectKey},
     error::told_by,
-    reconcile::{
-        Context, Waker,
-        stores::{Key, ProviderKey},
-    },
+    reconcile::{Context, Waker},
 };
 
 /// Watches at most. Each is a connection to the API server, of about 40 KB.
@@ -32,7 +30,7 @@ const POLL: Duration = Duration::from_secs(60);
 /// What is known of the ConfigMaps.
 #[derive(Default)]
 pub struct Bundles {
-    maps: Arc<Mutex<HashMap<Key, Followed>>>,
+    maps: Arc<Mutex<HashMap<ObjectKey, Followed>>>,
     /// A ConfigMap that is not watched was added.
     added: Notify,
 }
@@ -49,7 +47,7 @@ struct Followed {
 impl Bundles {
     /// The version of a ConfigMap that `reader` refers to. The first call begins to follow it and returns `None`; the
     /// first look wakes the reader.
-    pub fn version(&self, reader: &ProviderKey, map: &Key, context: &Context) -> Option<String> {
+    pub fn version(&self, reader: &ProviderKey, map: &ObjectKey, context: &Context) -> Option<String> {
         let mut maps = self.maps.lock();
         let watched_already = maps.get(map).is_some_and(|followed| followed.watch.is_some());
         let may_watch = !watched_already && context.links.is_used(reader) && {
@@ -77,7 +75,7 @@ impl Bundles {
     }
 
     /// Stops to follow what a provider no longer needs: all but `keep`.
-    pub fn release(&self, reader: &ProviderKey, keep: Option<&Key>) {
+    pub fn release(&self, reader: &ProviderKey, keep: Option<&ObjectKey>) {
         self.maps.lock().retain(|map, followed| {
             if Some(map) != keep {
                 followed.readers.retain(|other| other != reader);
@@ -87,7 +85,7 @@ impl Bundles {
     }
 
     /// The ConfigMaps that are not watched: all, or those alone that were never read.
-    fn unwatched(&self, all: bool) -> Vec<Key> {
+    fn unwatched(&self, all: bool) -> Vec<ObjectKey> {
         let maps = self.maps.lock();
         let unwatched = maps.iter().filter(|(_, followed)| followed.watch.is_none());
         unwatched.filter(|(_, followed)| all || followed.version.is_none()).map(|(map, _)| map.clone()).collect()
@@ -122,7 +120,7 @@ pub async fn poll(context: Arc<Context>) {
 
 /// Notes a version, and wakes the readers where it is another one. `None`: it cannot be had now. What was seen before still
 /// stands then: an API server that is away for a moment changes no provider.
-fn note(maps: &Mutex<HashMap<Key, Followed>>, map: &Key, version: Option<String>, waker: &Waker) {
+fn note(maps: &Mutex<HashMap<ObjectKey, Followed>>, map: &ObjectKey, version: Option<String>, waker: &Waker) {
     let readers = match maps.lock().get_mut(map) {
         Some(followed) if version.is_some() || followed.version.is_none() => {
             let version = version.unwrap_or_default();
@@ -137,7 +135,7 @@ fn note(maps: &Mutex<HashMap<Key, Followed>>, map: &Key, version: Option<String>
     readers.into_iter().for_each(|reader| waker.provider(reader));
 }
 
-async fn watch(maps: Arc<Mutex<HashMap<Key, Followed>>>, map: Key, client: kube::Client, waker: Waker) {
+async fn watch(maps: Arc<Mutex<HashMap<ObjectKey, Followed>>>, map: ObjectKey, client: kube::Client, waker: Waker) {
     let api: Api<PartialObjectMeta<ConfigMap>> = Api::namespaced(client, &map.0);
     let config = watcher::Config::default().fields(&format!("metadata.name={}", map.1));
     let mut events = std::pin::pin!(watcher(api, config).default_backoff());
@@ -183,7 +181,7 @@ mod tests {
     fn only_another_version_wakes_the_readers() {
         let (providers, mut woken) = mpsc::unbounded_channel();
         let waker = Waker { credentials: mpsc::unbounded_channel().0, providers };
-        let key: Key = ("shop".to_owned(), "ca".to_owned());
+        let key: ObjectKey = ("shop".to_owned(), "ca".to_owned());
         let reader =
             ProviderKey { kind: ProviderKind::MailProvider, namespace: "shop".to_owned(), name: "m365".to_owned() };
         let followed = Followed { version: None, readers: vec![reader.clone()], watch: None };

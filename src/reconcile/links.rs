@@ -9,9 +9,15 @@ use kube::ResourceExt as _;
 use parking_lot::RwLock;
 
 use crate::{
-    api::{MailCredential, credential::ProviderKind, names, provider::ProviderSpec},
+    api::{
+        MailCredential,
+        credential::ProviderKind,
+        names,
+        provider::ProviderSpec,
+        provider_object::{ProviderKey, source_secrets},
+        reference::ObjectKey,
+    },
     policy::observed::target_name,
-    reconcile::stores::{Key, ProviderKey, source_secrets},
 };
 
 /// What follows the credential's name in the name of its grant Secret.
@@ -20,17 +26,17 @@ const GRANT_SUFFIX: &str = "-grant";
 /// Which credentials depend on a provider, want a target or read a source, and which providers read one.
 #[derive(Default)]
 pub struct Links {
-    credentials_of_provider: RwLock<Many<ProviderKey, Key>>,
+    credentials_of_provider: RwLock<Many<ProviderKey, ObjectKey>>,
     /// Those alone whose target has another name than they have.
-    credentials_of_target: RwLock<Many<Key, Key>>,
-    credentials_of_secret: RwLock<Many<Key, Key>>,
-    providers_of_secret: RwLock<Many<Key, ProviderKey>>,
+    credentials_of_target: RwLock<Many<ObjectKey, ObjectKey>>,
+    credentials_of_secret: RwLock<Many<ObjectKey, ObjectKey>>,
+    providers_of_secret: RwLock<Many<ObjectKey, ProviderKey>>,
     /// Those alone whose grant Secret has a name from which theirs cannot be read.
-    credentials_of_grant: RwLock<Many<Key, Key>>,
+    credentials_of_grant: RwLock<Many<ObjectKey, ObjectKey>>,
     /// Names of the credentials of a ClusterMailProvider, by namespace: its labels concern them.
     credentials_of_namespace: RwLock<HashMap<String, HashSet<String>>>,
     /// Credentials by the Secrets that are labelled as theirs under another name than their own.
-    owners_of_secret: RwLock<Many<Key, Key>>,
+    owners_of_secret: RwLock<Many<ObjectKey, ObjectKey>>,
 }
 
 impl Links {
@@ -39,7 +45,7 @@ impl Links {
         let namespace = credential.namespace().unwrap_or_default();
         let first = !self.is_used(&ProviderKey::of(credential));
         let key = (namespace.clone(), credential.name_any());
-        let sources: Vec<Key> =
+        let sources: Vec<ObjectKey> =
             credential.spec.grant.sources().map(|source| (namespace.clone(), source.name.clone())).collect();
         let target = Some((namespace, target_name(credential))).filter(|target| *target != key);
         self.credentials_of_secret.write().set(key.clone(), sources);
@@ -53,7 +59,7 @@ impl Links {
         first
     }
 
-    fn in_namespace(&self, (namespace, name): &Key, concerned: bool) {
+    fn in_namespace(&self, (namespace, name): &ObjectKey, concerned: bool) {
         let mut namespaces = self.credentials_of_namespace.write();
         if concerned {
             namespaces.entry(namespace.clone()).or_default().insert(name.clone());
@@ -66,14 +72,14 @@ impl Links {
     }
 
     /// Notes a Secret of the broker's, and the credential that it is labelled for; `None` where it is gone.
-    pub fn own_secret(&self, secret: Key, credential: Option<String>) {
+    pub fn own_secret(&self, secret: ObjectKey, credential: Option<String>) {
         let odd = credential.filter(|name| *name != secret.1 && names::grant_secret(name) != secret.1);
         let owner = odd.map(|name| (secret.0.clone(), name));
         self.owners_of_secret.write().set(secret, owner.into_iter().collect());
     }
 
     /// Forgets a credential.
-    pub fn forget_credential(&self, key: &Key) {
+    pub fn forget_credential(&self, key: &ObjectKey) {
         self.credentials_of_provider.write().set(key.clone(), vec![]);
         self.credentials_of_secret.write().set(key.clone(), vec![]);
         self.credentials_of_target.write().set(key.clone(), vec![]);
@@ -98,13 +104,13 @@ impl Links {
     }
 
     /// The credentials of a provider.
-    pub fn by_provider(&self, key: &ProviderKey) -> Vec<Key> {
+    pub fn by_provider(&self, key: &ProviderKey) -> Vec<ObjectKey> {
         self.credentials_of_provider.read().get(key)
     }
 
     /// The credentials that a Secret may be for: the one of its name, those that name it, and the one whose grant Secret has
     /// this name.
-    pub fn by_target(&self, key: &Key) -> Vec<Key> {
+    pub fn by_target(&self, key: &ObjectKey) -> Vec<ObjectKey> {
         let mut found = self.credentials_of_target.read().get(key);
         found.push(key.clone());
         found.extend(key.1.strip_suffix(GRANT_SUFFIX).map(|name| (key.0.clone(), name.to_owned())));
@@ -113,24 +119,24 @@ impl Links {
     }
 
     /// The Secrets that are labelled as a credential's, but for the one of its name and its grant Secret.
-    pub fn secrets_of(&self, credential: &Key) -> Vec<Key> {
+    pub fn secrets_of(&self, credential: &ObjectKey) -> Vec<ObjectKey> {
         self.owners_of_secret.read().get(credential)
     }
 
     /// The credentials of a namespace that its labels concern.
-    pub fn by_namespace(&self, namespace: &str) -> Vec<Key> {
+    pub fn by_namespace(&self, namespace: &str) -> Vec<ObjectKey> {
         let namespaces = self.credentials_of_namespace.read();
         let names = namespaces.get(namespace).into_iter().flatten();
         names.map(|name| (namespace.to_owned(), name.clone())).collect()
     }
 
     /// The credentials that read a Secret themselves.
-    pub fn credentials_by_secret(&self, key: &Key) -> Vec<Key> {
+    pub fn credentials_by_secret(&self, key: &ObjectKey) -> Vec<ObjectKey> {
         self.credentials_of_secret.read().get(key)
     }
 
     /// The providers that read a Secret.
-    pub fn by_secret(&self, key: &Key) -> Vec<ProviderKey> {
+    pub fn by_secret(&self, key: &ObjectKey) -> Vec<ProviderKey> {
         self.providers_of_secret.read().get(key)
     }
 }

@@ -28,7 +28,9 @@ use kube::{Client, ResourceExt as _, runtime::controller::Action};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api::{ConditionType, MailCredential, Reason, condition, names},
+    api::{
+        ConditionType, MailCredential, Reason, condition, names, provider_object::ProviderKey, reference::ObjectKey,
+    },
     clock::Clock,
     error::Error,
     lease::Leadership,
@@ -43,6 +45,7 @@ use crate::{
     reconcile::{
         act::{Activity, Admission, Outcome, Refused, UnderWay},
         custody::CustodyError,
+        links::Links,
         publish::PublishError,
     },
 };
@@ -58,7 +61,7 @@ pub struct Context {
     /// What the watches show.
     pub stores: stores::Stores,
     /// Which objects depend on which.
-    pub links: Arc<stores::Links>,
+    pub links: Arc<Links>,
     /// What is not in any object.
     pub memory: Arc<memory::Memory>,
     /// When Secrets were written last.
@@ -93,21 +96,21 @@ pub struct Context {
 #[derive(Clone)]
 pub struct Waker {
     /// Credentials, by namespace and name.
-    pub credentials: tokio::sync::mpsc::UnboundedSender<stores::Key>,
+    pub credentials: tokio::sync::mpsc::UnboundedSender<ObjectKey>,
     /// Providers.
-    pub providers: tokio::sync::mpsc::UnboundedSender<stores::ProviderKey>,
+    pub providers: tokio::sync::mpsc::UnboundedSender<ProviderKey>,
 }
 
 impl Waker {
     /// Wakes a credential. After the end of the controllers nobody is left to wake.
-    pub fn credential(&self, key: stores::Key) {
+    pub fn credential(&self, key: ObjectKey) {
         if self.credentials.send(key).is_err() {
             tracing::debug!("no controller is left to wake");
         }
     }
 
     /// Wakes a provider.
-    pub fn provider(&self, key: stores::ProviderKey) {
+    pub fn provider(&self, key: ProviderKey) {
         if self.providers.send(key).is_err() {
             tracing::debug!("no controller is left to wake");
         }

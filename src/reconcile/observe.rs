@@ -13,6 +13,7 @@ use crate::{
         ConditionType, MailCredential, Reason, condition,
         credential::{DeletionPolicy, ProviderKind},
         names,
+        provider_object::{ProviderKey, ProviderObject},
     },
     error::Error,
     policy::{
@@ -31,7 +32,6 @@ use crate::{
         publish::{self, Ownership},
         sized::sized,
         stored::annotation,
-        stores::ProviderKey,
         take_outcome,
         unreadable::ObjectKind,
     },
@@ -177,7 +177,7 @@ fn not_found(credential: &MailCredential, context: &Context) -> Blocker {
 /// Why the provider must not be used for the credential, as their specs and the namespace's labels are now.
 pub(super) fn permission(
     credential: &MailCredential,
-    object: &super::stores::ProviderObject,
+    object: &ProviderObject,
     profile: &providers::Profile,
     scopes: &[String],
     context: &Context,
@@ -188,7 +188,7 @@ pub(super) fn permission(
 
 fn allowance(
     credential: &MailCredential,
-    object: &super::stores::ProviderObject,
+    object: &ProviderObject,
     profile: &providers::Profile,
     context: &Context,
 ) -> Option<Blocker> {

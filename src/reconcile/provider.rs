@@ -18,7 +18,9 @@ use crate::{
     admission::Answer,
     api::{
         ClusterMailProvider, ConditionType, MailProvider, ProviderStatus, Reason, Retry, condition,
-        credential::ProviderKind, names,
+        credential::ProviderKind,
+        names,
+        provider_object::{ProviderKey, ProviderObject, bundle_config_map},
     },
     error::{Error, STATUS_OVERWRITTEN},
     policy::{
@@ -30,7 +32,6 @@ use crate::{
         Context,
         act::{self, Activity, Permit},
         material::{Prepared, ProviderProblem},
-        stores::{ProviderKey, ProviderObject, bundle_config_map},
     },
 };
 

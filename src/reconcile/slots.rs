@@ -10,7 +10,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::reconcile::{Waker, stores::Key};
+use crate::{api::reference::ObjectKey, reconcile::Waker};
 
 /// A step that takes longer than this is slow: most take milliseconds.
 const SLOW: Duration = Duration::from_secs(1);
@@ -56,7 +56,7 @@ impl Slots {
 
     /// A slot for a step of this credential. `None`: the namespace has all that it may have; the credential is enqueued when
     /// one of these becomes free.
-    pub fn enter(&self, (namespace, name): &Key) -> Option<Slot> {
+    pub fn enter(&self, (namespace, name): &ObjectKey) -> Option<Slot> {
         let now = now();
         let mut namespaces = self.0.namespaces.lock();
         let steps = namespaces.entry(namespace.clone()).or_default();
@@ -109,12 +109,12 @@ mod tests {
 
     use super::*;
 
-    fn slots() -> (Slots, mpsc::UnboundedReceiver<Key>) {
+    fn slots() -> (Slots, mpsc::UnboundedReceiver<ObjectKey>) {
         let (credentials, woken) = mpsc::unbounded_channel();
         (Slots::new(16, Waker { credentials, providers: mpsc::unbounded_channel().0 }), woken)
     }
 
-    fn key(namespace: &str, number: usize) -> Key {
+    fn key(namespace: &str, number: usize) -> ObjectKey {
         (namespace.to_owned(), format!("mailbox-{number}"))
     }
 

@@ -21,19 +21,14 @@ use crate::{
         ClusterMailProvider, MailCredential, MailProvider,
         credential::ProviderKind,
         names,
-        provider::{Allowed, CaBundleRef, KeyRef, ProviderSpec},
+        provider_object::{ProviderKey, ProviderObject},
     },
     policy::{
         observed::{TokenFacts, target_name},
         rival::{Contender, Holder, winner},
     },
-    reconcile::unreadable::Unreadable,
+    reconcile::{links::Links, unreadable::Unreadable},
 };
-
-pub use crate::reconcile::links::Links;
-
-/// `namespace` and `name` of a namespaced object.
-pub type Key = (String, String);
 
 /// The stores of one kind: one for the cluster, or one for each namespace that is watched.
 #[derive(Clone)]
@@ -91,105 +86,6 @@ pub struct Stores {
     pub unreadable: Arc<Unreadable>,
     /// The namespace of a ClusterMailProvider's Secrets.
     pub broker_namespace: String,
-}
-
-/// A provider's kind, namespace (empty for the cluster's) and name.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct ProviderKey {
-    /// The kind.
-    pub kind: ProviderKind,
-    /// The namespace, empty for a ClusterMailProvider.
-    pub namespace: String,
-    /// The name.
-    pub name: String,
-}
-
-impl ProviderKey {
-    /// The provider that a credential refers to.
-    pub fn of(credential: &MailCredential) -> Self {
-        let reference = &credential.spec.provider_ref;
-        let namespace = match reference.kind {
-            ProviderKind::MailProvider => credential.namespace().unwrap_or_default(),
-            ProviderKind::ClusterMailProvider => String::new(),
-        };
-        Self { kind: reference.kind, namespace, name: reference.name.clone() }
-    }
-}
-
-/// A provider of either kind.
-#[derive(Clone)]
-pub enum ProviderObject {
-    /// Of a namespace.
-    Namespaced(Arc<MailProvider>),
-    /// Of the cluster.
-    Cluster(Arc<ClusterMailProvider>),
-}
-
-impl ProviderObject {
-    /// What both kinds have in common.
-    pub fn spec(&self) -> &ProviderSpec {
-        match self {
-            Self::Namespaced(provider) => &provider.spec.provider,
-            Self::Cluster(provider) => &provider.spec.provider,
-        }
-    }
-
-    /// Its metadata.
-    pub fn meta(&self) -> &kube::core::ObjectMeta {
-        match self {
-            Self::Namespaced(provider) => &provider.metadata,
-            Self::Cluster(provider) => &provider.metadata,
-        }
-    }
-
-    /// Its status.
-    pub fn status(&self) -> Option<&crate::api::ProviderStatus> {
-        match self {
-            Self::Namespaced(provider) => provider.status.as_ref(),
-            Self::Cluster(provider) => provider.status.as_ref(),
-        }
-    }
-
-    /// Whom it allows; a MailProvider serves its namespace.
-    pub fn allowed(&self) -> Option<&[Allowed]> {
-        match self {
-            Self::Namespaced(_) => None,
-            Self::Cluster(provider) => Some(&provider.spec.allowed),
-        }
-    }
-
-    /// Its key.
-    pub fn key(&self) -> ProviderKey {
-        let (kind, namespace) = match self {
-            Self::Namespaced(_) => (ProviderKind::MailProvider, self.meta().namespace.clone().unwrap_or_default()),
-            Self::Cluster(_) => (ProviderKind::ClusterMailProvider, String::new()),
-        };
-        ProviderKey { kind, namespace, name: self.meta().name.clone().unwrap_or_default() }
-    }
-}
-
-/// Names of the Secrets that a provider's spec refers to.
-pub fn source_secrets(spec: &ProviderSpec) -> Vec<&str> {
-    let mut references = vec![];
-    for entry in &spec.client.authentication {
-        references.extend(entry.client_secret.iter().map(|secret| &secret.secret_ref));
-        references.extend(entry.service_account_key.iter().map(|file| &file.secret_ref));
-        references.extend(
-            entry.private_key_jwt.iter().flat_map(|jwt| [&jwt.key_ref].into_iter().chain(&jwt.certificate_ref)),
-        );
-    }
-    references.extend(bundle_secret(spec));
-    references.into_iter().map(|reference| reference.name.as_str()).collect()
-}
-
-/// The Secret that a provider's CA bundle stands in.
-pub fn bundle_secret(spec: &ProviderSpec) -> Option<&KeyRef> {
-    spec.ca_bundle_ref.as_ref().and_then(|CaBundleRef { secret, .. }| secret.as_ref())
-}
-
-/// The ConfigMap that a provider's CA bundle stands in.
-pub fn bundle_config_map(spec: &ProviderSpec) -> Option<&KeyRef> {
-    spec.ca_bundle_ref.as_ref().and_then(|CaBundleRef { config_map, .. }| config_map.as_ref())
 }
 
 impl Stores {

@@ -15,11 +15,10 @@ use serde_json::json;
 use crate::{
     api::{
         ClusterMailProvider, ConditionType, MailCredential, MailProvider, Reason, condition, credential::ProviderKind,
-        names,
+        names, reference::ObjectKey,
     },
     error::told_by,
     policy::commands::Subject,
-    reconcile::stores::Key,
 };
 
 /// Statuses that one call of [`Unreadable::report`] writes at most.
@@ -54,7 +53,7 @@ impl ObjectKind {
         }
     }
 
-    fn subject(self, (namespace, name): &Key) -> Subject {
+    fn subject(self, (namespace, name): &ObjectKey) -> Subject {
         match self {
             Self::Credential => Subject::credential_named(namespace, name),
             Self::Provider(kind) => Subject::provider(kind, namespace, name),
@@ -64,7 +63,7 @@ impl ObjectKind {
 
 /// The objects that do not parse.
 #[derive(Default)]
-pub struct Unreadable(Mutex<HashMap<(ObjectKind, Key), Record>>);
+pub struct Unreadable(Mutex<HashMap<(ObjectKind, ObjectKey), Record>>);
 
 struct Record {
     uid: String,
@@ -77,7 +76,7 @@ struct Record {
 
 impl Unreadable {
     /// Notes an object that does not parse; an event about the same generation changes nothing.
-    pub fn note(&self, kind: ObjectKind, key: Key, meta: &ObjectMeta, error: String) {
+    pub fn note(&self, kind: ObjectKind, key: ObjectKey, meta: &ObjectMeta, error: String) {
         let mut records = self.0.lock();
         let uid = meta.uid.clone().unwrap_or_default();
         let (generation, resource_version) =
@@ -101,7 +100,7 @@ impl Unreadable {
     }
 
     /// Forgets an object that parses or is gone.
-    pub fn forget(&self, kind: ObjectKind, key: &Key) {
+    pub fn forget(&self, kind: ObjectKind, key: &ObjectKey) {
         let mut records = self.0.lock();
         if !records.is_empty() {
             records.remove(&(kind, key.clone()));
@@ -109,12 +108,12 @@ impl Unreadable {
     }
 
     /// Whether an object of this name exists and does not parse.
-    pub fn exists(&self, kind: ObjectKind, key: &Key) -> bool {
+    pub fn exists(&self, kind: ObjectKind, key: &ObjectKey) -> bool {
         self.0.lock().contains_key(&(kind, key.clone()))
     }
 
     /// Why an object does not parse, with what to do about it; `None` where it parses or does not exist.
-    pub fn why(&self, kind: ObjectKind, key: &Key) -> Option<String> {
+    pub fn why(&self, kind: ObjectKind, key: &ObjectKey) -> Option<String> {
         let records = self.0.lock();
         Some(message(kind, key, &records.get(&(kind, key.clone()))?.error))
     }
@@ -161,7 +160,7 @@ impl Unreadable {
     }
 }
 
-fn message(kind: ObjectKind, key: &Key, error: &str) -> String {
+fn message(kind: ObjectKind, key: &ObjectKey, error: &str) -> String {
     format!(
         "this version of the broker cannot read the {}: {error}. Correct the field with `{}`, or install the version of the \
          broker that the CRDs belong to",
@@ -171,7 +170,7 @@ fn message(kind: ObjectKind, key: &Key, error: &str) -> String {
 }
 
 /// The status to apply to the object, in the version that was seen.
-fn status(kind: ObjectKind, key: &Key, record: &Record, now: Timestamp) -> serde_json::Value {
+fn status(kind: ObjectKind, key: &ObjectKey, record: &Record, now: Timestamp) -> serde_json::Value {
     let mut conditions = vec![];
     for (condition, is_true) in [(ConditionType::Ready, false), (ConditionType::Stalled, true)] {
         let words = message(kind, key, &record.error);
@@ -201,7 +200,7 @@ mod tests {
     #[test]
     fn an_object_is_reported_once_for_each_generation() {
         let (unreadable, kind) = (Unreadable::default(), ObjectKind::Provider(ProviderKind::MailProvider));
-        let key: Key = ("shop".to_owned(), "m365".to_owned());
+        let key: ObjectKey = ("shop".to_owned(), "m365".to_owned());
         let reported = |reported: Option<bool>| {
             let mut records = unreadable.0.lock();
             let record = records.get_mut(&(kind, key.clone())).unwrap();

@@ -9,14 +9,15 @@ use url::Url;
 
 use crate::{
     admission::{self, Ask, Budgets, Limit},
-    api::{MailCredential, provider::RateLimit},
+    api::{
+        MailCredential,
+        provider::RateLimit,
+        provider_object::{ProviderKey, ProviderObject},
+    },
     oauth::discovery::Endpoints,
     policy::{checks, urgency::Class},
     providers::{self, TokenSource},
-    reconcile::{
-        Context, Waker,
-        stores::{ProviderKey, ProviderObject},
-    },
+    reconcile::{Context, Waker},
 };
 
 /// What a row of the admission is for. The states of an activity are idle (no row), queued, offered and sent.

@@ -30,7 +30,11 @@ pub(super) use crate::reconcile::act::{
 };
 
 use crate::{
-    api::{MailCredential, Reason, status::ClientStatus},
+    api::{
+        MailCredential, Reason,
+        provider_object::{ProviderKey, ProviderObject},
+        status::ClientStatus,
+    },
     error::Error,
     fail_point,
     idp::{Exchange, TransportError},
@@ -53,7 +57,6 @@ use crate::{
         custody::Claimed,
         material::{self, Authentication, Prepared},
         observe,
-        stores::{ProviderKey, ProviderObject},
     },
 };
 

@@ -3,7 +3,7 @@
 use kube::ResourceExt as _;
 
 use crate::{
-    api::{MailCredential, Reason, credential::ProviderKind, names},
+    api::{MailCredential, Reason, credential::ProviderKind, names, provider_object::ProviderObject},
     error::Error,
     oauth::{Refusal, grant::RequestError},
     policy::{
@@ -16,7 +16,6 @@ use crate::{
         act::Refused,
         custody::CustodyError,
         material::{self, Authentication},
-        stores::ProviderObject,
     },
 };
 

@@ -11,7 +11,7 @@ use kube::ResourceExt as _;
 use secrecy::SecretString;
 
 use crate::{
-    api::{MailCredential, Reason, Retry, names},
+    api::{MailCredential, Reason, Retry, names, provider_object::ProviderKey},
     oauth::{
         ClientAuth, Refusal,
         client_auth::Occasion,
@@ -26,7 +26,6 @@ use crate::{
         material::{self, ProviderProblem},
         observe,
         publish::{self, Ownership},
-        stores::ProviderKey,
     },
 };
 

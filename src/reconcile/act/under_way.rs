@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::reconcile::{Waker, stores::Key};
+use crate::{api::reference::ObjectKey, reconcile::Waker};
 
 /// An attempt that has gone out at once. Where nobody has waited for its end, the end wakes the credential: it is told
 /// once, either way.
@@ -12,7 +12,7 @@ pub(in crate::reconcile) struct UnderWay {
     /// Is told of the end.
     pub(super) end: oneshot::Receiver<()>,
     /// Whose attempt it is.
-    pub(super) credential: Key,
+    pub(super) credential: ObjectKey,
     /// Wakes it.
     pub(super) waker: Waker,
 }
@@ -45,7 +45,7 @@ mod tests {
         let patience = Duration::from_secs(1);
         let (credentials, mut woken) = mpsc::unbounded_channel();
         let waker = Waker { credentials, providers: mpsc::unbounded_channel().0 };
-        let credential: Key = ("shop".to_owned(), "billing".to_owned());
+        let credential: ObjectKey = ("shop".to_owned(), "billing".to_owned());
         let under_way = |end| UnderWay { end, credential: credential.clone(), waker: waker.clone() };
 
         let (ended, end) = oneshot::channel();

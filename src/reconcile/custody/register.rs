@@ -7,16 +7,13 @@ use kube::{ResourceExt as _, core::ObjectMeta};
 use parking_lot::Mutex;
 
 use crate::{
-    api::{MailCredential, Reason, names},
+    api::{MailCredential, Reason, names, reference::ObjectKey},
     policy::{
         Blocker, checks,
         commands::{self, Subject},
         grant::Kept,
     },
-    reconcile::{
-        Context,
-        stores::{Key, controller_of},
-    },
+    reconcile::{Context, stores::controller_of},
 };
 
 /// Tokens that are remembered although their credential is gone. A namespace that makes more loses its oldest first.
@@ -207,7 +204,7 @@ fn older_of_the_same_seed(credential: &MailCredential, context: &Context) -> Opt
         Some((grant.secret_ref.name.clone(), grant.secret_ref.key.clone()))
     };
     let wanted = reference(credential)?;
-    let source: Key = (checks::namespace(credential).to_owned(), wanted.0.clone());
+    let source: ObjectKey = (checks::namespace(credential).to_owned(), wanted.0.clone());
     // Of two of the same second the one that has a grant, otherwise the one whose name comes first.
     let has_none = |credential: &MailCredential| {
         let grant = names::grant_secret(&credential.name_any());

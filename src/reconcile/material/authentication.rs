@@ -10,7 +10,9 @@ use crate::{
             AUDIENCE_ISSUER, AUDIENCE_TOKEN_URL, ClientSecret, PrivateKeyJwt, SecretMethod, ServiceAccountKey,
             ServiceAccountToken,
         },
-        provider::{KeyRef, ProviderSpec},
+        provider::ProviderSpec,
+        provider_object::ProviderKey,
+        reference::KeyRef,
     },
     error::Error,
     oauth::{
@@ -19,14 +21,11 @@ use crate::{
         client_auth::read_secret,
     },
     policy::{Blocker, advice::Federated, commands::Subject},
-    reconcile::{
-        material::{
-            connection::subject_of,
-            federation::{Federation, Identities},
-            look::Means,
-            sources::{Reach, read_secret_key, read_source},
-        },
-        stores::ProviderKey,
+    reconcile::material::{
+        connection::subject_of,
+        federation::{Federation, Identities},
+        look::Means,
+        sources::{Reach, read_secret_key, read_source},
     },
 };
 

@@ -3,13 +3,14 @@
 use serde_json::json;
 
 use crate::{
-    api::{Reason, credential::ProviderKind},
+    api::{
+        Reason,
+        credential::ProviderKind,
+        provider_object::{ProviderKey, ProviderObject, bundle_config_map, bundle_secret},
+    },
     idp::{TlsProblem, TransportError},
     policy::{Blocker, commands::Subject},
-    reconcile::{
-        material::{ProviderProblem, credential_blocker},
-        stores::{ProviderKey, ProviderObject, bundle_config_map, bundle_secret},
-    },
+    reconcile::material::{ProviderProblem, credential_blocker},
 };
 
 /// What a failed connection to the provider means, and its fix. `home` is where its CA bundle stands, `again`

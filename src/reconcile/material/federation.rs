@@ -22,13 +22,13 @@ use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
 use crate::{
-    api::{Reason, authentication::ServiceAccountToken, credential::ProviderKind, names},
+    api::{Reason, authentication::ServiceAccountToken, credential::ProviderKind, names, provider_object::ProviderKey},
     clock::Clock,
     error::{Error, told_by},
     kubernetes::Connection,
     oauth::{Claims, ClientAuth, Impersonation},
     policy::{Blocker, advice::Federated, commands::word},
-    reconcile::{material::connection::subject_of, provider::full_name, stores::ProviderKey},
+    reconcile::{material::connection::subject_of, provider::full_name},
 };
 
 /// How long the tokens that are asked for live: the least that Kubernetes makes. A token is used for its first half, so

@@ -4,20 +4,21 @@ use kube::Client;
 use serde_json::json;
 
 use crate::{
-    api::{Reason, credential::ProviderKind},
+    api::{
+        Reason,
+        credential::ProviderKind,
+        provider_object::{ProviderObject, bundle_config_map, bundle_secret},
+    },
     error::Error,
     idp::{IdpClient, IdpClients},
     oauth::discovery::{DiscoveryError, Endpoints, discovery_request, read_discovery},
     policy::Blocker,
     providers::{self, TokenSource},
-    reconcile::{
-        material::{
-            Identities, Prepared, ProviderProblem,
-            authentication::{Authentication, authentication},
-            connection::{self, transport},
-            sources::{read_config_map_key, read_secret_key},
-        },
-        stores::{ProviderObject, bundle_config_map, bundle_secret},
+    reconcile::material::{
+        Identities, Prepared, ProviderProblem,
+        authentication::{Authentication, authentication},
+        connection::{self, transport},
+        sources::{read_config_map_key, read_secret_key},
     },
 };
 

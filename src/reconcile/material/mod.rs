@@ -20,15 +20,17 @@ use kube::{ResourceExt as _, core::ObjectMeta};
 use parking_lot::Mutex;
 
 use crate::{
-    api::{ProviderStatus, Reason, credential::ProviderKind, names},
+    api::{
+        ProviderStatus, Reason,
+        credential::ProviderKind,
+        names,
+        provider_object::{ProviderKey, ProviderObject, bundle_config_map, source_secrets},
+    },
     error::{Error, told_by},
     idp::{BundleHash, IdpClient, IdpClients},
     oauth::discovery::Endpoints,
     policy::{Blocker, advice, observed::Cause},
-    reconcile::{
-        Context,
-        stores::{ProviderKey, ProviderObject, bundle_config_map, source_secrets},
-    },
+    reconcile::Context,
 };
 
 pub(super) use crate::reconcile::material::sources::{of_a_provider, read_source};

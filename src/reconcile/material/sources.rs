@@ -6,7 +6,7 @@ use url::Url;
 use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::{
-    api::{Reason, credential::ProviderKind, names, provider::KeyRef},
+    api::{Reason, credential::ProviderKind, names, reference::KeyRef},
     error::Error,
     policy::{
         Blocker,

@@ -5,7 +5,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{provider::KeyRef, schema::*};
+use super::{reference::KeyRef, schema::*};
 
 /// One way of client authentication: exactly one field.
 #[derive(Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]

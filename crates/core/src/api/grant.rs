@@ -4,7 +4,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{provider::KeyRef, schema::*};
+use super::{reference::KeyRef, schema::*};
 
 /// How a token is obtained: exactly one field.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, KubeSchema, PartialEq)]

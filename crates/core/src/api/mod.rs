@@ -8,6 +8,8 @@ pub mod credential;
 pub mod grant;
 pub mod names;
 pub mod provider;
+pub mod provider_object;
+pub mod reference;
 mod schema;
 pub mod secret_keys;
 pub mod status;

@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{authentication::ClientAuthentication, grant::GrantType, schema::*};
+use super::{authentication::ClientAuthentication, grant::GrantType, reference::KeyRef, schema::*};
 
 /// An identity provider that the pods of its namespace may get tokens from.
 #[derive(CustomResource, Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]
@@ -228,18 +228,6 @@ pub struct Client {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub authentication: Vec<ClientAuthentication>,
-}
-
-/// A key of a Secret in the same namespace (of a ClusterMailProvider: the broker's). The Secret must carry the label
-/// `mailtoken.dev/source: "true"`.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq, Hash)]
-pub struct KeyRef {
-    /// The object's name.
-    #[schemars(length(min = 1, max = 253), regex(pattern = OBJECT_NAME))]
-    pub name: String,
-    /// The key in its data.
-    #[schemars(length(min = 1, max = 253), regex(pattern = DATA_KEY))]
-    pub key: String,
 }
 
 /// Where a CA bundle stands: exactly one field.

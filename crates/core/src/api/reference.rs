@@ -1,0 +1,21 @@
+//! References to other objects.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::schema::*;
+
+/// Namespace and name of an object; the namespace of a cluster-scoped object is empty.
+pub type ObjectKey = (String, String);
+
+/// A key of a Secret in the same namespace (of a ClusterMailProvider: the broker's). The Secret must carry the label
+/// `mailtoken.dev/source: "true"`.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq, Hash)]
+pub struct KeyRef {
+    /// The object's name.
+    #[schemars(length(min = 1, max = 253), regex(pattern = OBJECT_NAME))]
+    pub name: String,
+    /// The key in its data.
+    #[schemars(length(min = 1, max = 253), regex(pattern = DATA_KEY))]
+    pub key: String,
+}
