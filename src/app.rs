@@ -32,12 +32,12 @@ use crate::{
         bundles::{self, Bundles},
         custody::Register,
         events::Events,
-        links::Links,
         material::{Book, Identities},
         memory::{Memory, Writes},
         slots::Slots,
     },
     side::SideRuntime,
+    stores::links::Links,
 };
 
 /// Reasons why the broker did not start.

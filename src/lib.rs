@@ -15,6 +15,7 @@ pub mod reconcile;
 pub mod release;
 pub mod side;
 pub mod stop;
+pub mod stores;
 pub mod telemetry;
 
 pub use mailtoken_core::{api, oauth, policy, providers, render};

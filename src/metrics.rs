@@ -23,7 +23,7 @@ use crate::{
         objects::{Objects, ProviderErrors},
         process::Process,
     },
-    reconcile::stores::Stores,
+    stores::Stores,
 };
 
 /// Seconds: a token endpoint answers in tens of milliseconds to seconds; the request time-out is 10 s by default.

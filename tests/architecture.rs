@@ -36,8 +36,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("idp", &["clock", "egress", "fail_point"]),
     ("error", &[]),
     ("lease", &["clock", "fail_point"]),
+    // What the watches show.
+    ("stores", &["api", "error", "policy"]),
     // It reads the credentials and providers as the watches show them.
-    ("metrics", &["api", "lease", "providers", "reconcile"]),
+    ("metrics", &["api", "lease", "providers", "stores"]),
     ("kubernetes", &[]),
     ("side", &[]),
     ("health", &[]),
@@ -61,9 +63,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "policy",
             "providers",
             "render",
+            "stores",
         ],
     ),
-    ("controller", &["api", "error", "fail_point", "health", "metrics", "policy", "reconcile"]),
+    ("controller", &["api", "error", "fail_point", "health", "metrics", "policy", "reconcile", "stores"]),
     // A command of its own, which the chart's uninstall hook runs.
     ("stop", &["cli", "error", "kubernetes"]),
     ("release", &["api", "cli", "error", "kubernetes"]),

@@ -21,12 +21,10 @@ use crate::{
     fail_point,
     metrics::Metrics,
     policy::observed::target_name,
-    reconcile::{
-        Context, Waker,
-        act::Activity,
+    reconcile::{Context, Waker, act::Activity, memory::Memory},
+    stores::{
+        credential_of,
         links::Links,
-        memory::Memory,
-        stores::credential_of,
         unreadable::{ObjectKind, Unreadable},
     },
 };

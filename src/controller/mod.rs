@@ -30,7 +30,8 @@ use crate::{
     controller::failures::Failures,
     error::{Error, told_by},
     fail_point,
-    reconcile::{self, Context, stores::Mirror},
+    reconcile::{self, Context},
+    stores::Mirror,
 };
 
 pub use crate::controller::{

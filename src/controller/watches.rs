@@ -25,10 +25,7 @@ use crate::{
         hub::Hub,
     },
     health::Health,
-    reconcile::{
-        slim,
-        stores::{Mirror, Stores},
-    },
+    stores::{Mirror, Stores, slim},
 };
 
 /// Objects in a page of a list. A start reads them all, and holds each page as text and as a tree at one time.

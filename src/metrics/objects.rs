@@ -24,7 +24,7 @@ use crate::{
     },
     lease::Leadership,
     providers,
-    reconcile::stores::Stores,
+    stores::Stores,
 };
 
 /// Token requests that failed, by provider and reason. Kept only while the provider exists.

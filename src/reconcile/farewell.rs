@@ -18,9 +18,10 @@ use crate::{
         act::{self, Activity, Permit, Revocation, revoke},
         custody, full_name,
         memory::Revoking,
-        observe, report, slim,
+        observe, report,
         writes::{fence, patch},
     },
+    stores::slim,
 };
 
 /// How long revocation is tried, from the deletion on.

@@ -6,7 +6,6 @@ pub mod bundles;
 pub mod custody;
 pub mod events;
 mod farewell;
-pub mod links;
 pub mod material;
 pub mod memory;
 pub mod observe;
@@ -14,11 +13,8 @@ pub mod provider;
 pub mod publish;
 pub mod report;
 mod sized;
-pub mod slim;
 pub mod slots;
 mod stored;
-pub mod stores;
-pub mod unreadable;
 pub mod writes;
 
 use std::{sync::Arc, time::Duration};
@@ -45,9 +41,9 @@ use crate::{
     reconcile::{
         act::{Activity, Admission, Outcome, Refused, UnderWay},
         custody::CustodyError,
-        links::Links,
         publish::PublishError,
     },
+    stores::{Stores, links::Links},
 };
 
 /// What every reconcile works with.
@@ -59,7 +55,7 @@ pub struct Context {
     /// Whether this broker may act.
     pub leadership: Leadership,
     /// What the watches show.
-    pub stores: stores::Stores,
+    pub stores: Stores,
     /// Which objects depend on which.
     pub links: Arc<Links>,
     /// What is not in any object.

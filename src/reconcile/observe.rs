@@ -33,9 +33,9 @@ use crate::{
         sized::sized,
         stored::annotation,
         take_outcome,
-        unreadable::ObjectKind,
     },
     render::render,
+    stores::unreadable::ObjectKind,
 };
 
 pub(super) use crate::reconcile::stored::stored_token;

@@ -14,7 +14,8 @@ use crate::{
         notices::{Notice, notices},
         status::{end_of_ready, ended, status, tells_of_an_end},
     },
-    reconcile::{Context, full_name, observe, provider, slim, writes},
+    reconcile::{Context, full_name, observe, provider, writes},
+    stores::slim,
 };
 
 /// The end of a token is reported at the latest after this, although a request for another token is under way. `Ready`

@@ -72,6 +72,7 @@ const NOT_PLAIN_YET: &[&str] = &[
     "providers",
     "reconcile",
     "render.rs",
+    "stores",
 ];
 
 /// A text, and the place to report it by.

@@ -13,7 +13,8 @@ use crate::{
         commands::{self, Subject},
         grant::Kept,
     },
-    reconcile::{Context, stores::controller_of},
+    reconcile::Context,
+    stores::controller_of,
 };
 
 /// Tokens that are remembered although their credential is gone. A namespace that makes more loses its oldest first.

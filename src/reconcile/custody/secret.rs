@@ -24,9 +24,9 @@ use crate::{
     },
     reconcile::{
         Context, material, observe, publish,
-        stores::controller_of,
         writes::{self, fence, make, params, patch, set, unset},
     },
+    stores::controller_of,
 };
 
 /// Labels and owner that did not stay as they were written are written again after this.

@@ -7,7 +7,8 @@ use kube::{Resource as _, ResourceExt as _, core::ObjectMeta};
 use crate::{
     api::{MailCredential, names},
     policy::{checks, observed::target_name},
-    reconcile::{Context, stores::controller_of, unreadable::ObjectKind},
+    reconcile::Context,
+    stores::{controller_of, unreadable::ObjectKind},
 };
 
 /// Whose a Secret is.

@@ -1,5 +1,9 @@
 //! What the watches show, kept in memory, and the links by which a change of one object finds those that depend on it.
 
+pub mod links;
+pub mod slim;
+pub mod unreadable;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
@@ -27,7 +31,7 @@ use crate::{
         observed::{TokenFacts, target_name},
         rival::{Contender, Holder, winner},
     },
-    reconcile::{links::Links, unreadable::Unreadable},
+    stores::{links::Links, unreadable::Unreadable},
 };
 
 /// The stores of one kind: one for the cluster, or one for each namespace that is watched.
