@@ -17,12 +17,10 @@ use crate::{
     lease::Leadership,
     policy::{
         observed::{Held, History, TokenFacts},
+        outcome::Outcome,
         spacing::Spacing,
     },
-    reconcile::{
-        act::{Outcome, Revocation},
-        custody::Unsaved,
-    },
+    reconcile::{act::Revocation, custody::Unsaved},
 };
 
 /// What is remembered of each credential that the store has, by uid. An entry lives as long as its object: what arrives

@@ -32,14 +32,9 @@ use crate::{
     lease::Leadership,
     metrics::Metrics,
     oauth::Refusal,
-    policy::{
-        self, Decision, Observed, advice, checks,
-        grant::Grant,
-        observed::Target,
-        status::{next_turn, words},
-    },
+    policy::{self, Decision, Observed, checks, observed::Target, status::next_turn},
     reconcile::{
-        act::{Activity, Admission, Outcome, Refused, UnderWay},
+        act::{Activity, Admission, UnderWay},
         custody::CustodyError,
         publish::PublishError,
     },
@@ -322,38 +317,6 @@ async fn keep_grant(observed: &mut Observed, context: &Context) -> Result<(), Pu
     Ok(())
 }
 
-/// Works the end of a token request into what was observed.
-fn take_outcome(observed: &mut Observed, outcome: Outcome, now: Timestamp) {
-    match outcome {
-        Outcome::Issued(held) if now >= held.answer.token.expires_at => {
-            let life = held.answer.token.expires_at.duration_since(held.answer.token.issued_at);
-            let what = format!("the token ended before it arrived: its lifetime is {}", words(life));
-            let refusal = Refusal::new(Reason::MalformedResponse, what);
-            let message = format!("{}. {}", refusal.what, advice::AGAIN);
-            let attempt = observed.attempt.clone();
-            observed.history.fail(&refusal, message, &attempt, now);
-        }
-        Outcome::Issued(held) => observed.held = Some(*held),
-        Outcome::Noted { client } => observed.history.step(client, &observed.attempt),
-        Outcome::Refused { refused, attempt } => {
-            let Refused { refusal, place, client, spent } = *refused;
-            let kept = observed.grant.as_ref().and_then(Grant::token);
-            if refusal.reason == Reason::InvalidGrant
-                && let (Some(spent), Some(kept)) = (spent, kept)
-                && spent != kept.hash
-            {
-                tracing::info!(
-                    "another broker has exchanged the refresh token meanwhile: that it was refused says nothing"
-                );
-                return;
-            }
-            let message = advice::explain(&refusal, &place);
-            observed.history.client = client.or_else(|| observed.history.client.take());
-            observed.history.fail(&refusal, message, &attempt, now);
-        }
-    }
-}
-
 /// When to look at the credential again.
 fn next(observed: &Observed, decision: &Decision, context: &Context, now: Timestamp) -> Action {
     let due = match decision {
@@ -396,32 +359,4 @@ fn look_again(observed: &Observed, now: Timestamp) -> Duration {
 /// What an object is called in errors.
 fn full_name(credential: &MailCredential) -> String {
     format!("MailCredential {}", checks::full_name(credential))
-}
-
-#[cfg(test)]
-mod tests {
-    use crate::policy::tests::fixtures::{Case, at};
-
-    use super::*;
-
-    #[test]
-    fn a_refusal_of_a_refresh_token_that_another_broker_has_exchanged_says_nothing() {
-        let refused = |spent: &str, reason| {
-            let mut case = Case::ready();
-            case.by_refresh_token();
-            let credential = case.observed.credential.clone();
-            let refused = Refused {
-                refusal: Refusal::new(reason, "no"),
-                place: act::place(&credential, None, None),
-                client: None,
-                spent: Some(spent.to_owned()),
-            };
-            let outcome = Outcome::Refused { refused: Box::new(refused), attempt: case.observed.attempt.clone() };
-            take_outcome(&mut case.observed, outcome, at(10));
-            case.observed.history.failed_attempts
-        };
-        assert_eq!(refused("hash", Reason::InvalidGrant), 1, "the one that is kept");
-        assert_eq!(refused("the one before", Reason::InvalidGrant), 0);
-        assert_eq!(refused("the one before", Reason::InvalidClient), 1, "the client is refused all the same");
-    }
 }

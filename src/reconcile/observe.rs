@@ -21,6 +21,7 @@ use crate::{
         commands::Subject,
         expiry, grant, inputs,
         observed::{History, Provider, Published, Target, TokenFacts, target_name},
+        outcome::Recorded,
     },
     providers,
     reconcile::{
@@ -32,7 +33,6 @@ use crate::{
         publish::{self, Ownership},
         sized::sized,
         stored::annotation,
-        take_outcome,
     },
     render::render,
     stores::unreadable::ObjectKind,
@@ -92,7 +92,9 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
         observed.history.client_as_in(provider.spec());
     }
     if let Some(outcome) = outcome {
-        take_outcome(&mut observed, outcome, now);
+        if observed.record(outcome, now) == Recorded::Superseded {
+            tracing::info!("refusal ignored: another replica has exchanged the refresh token since");
+        }
         let (held, untold) = (observed.held.clone(), observed.history.clone());
         context.memory.with(&uid, |entry| (entry.held, entry.untold) = (held, Some(untold)));
     }

@@ -44,11 +44,11 @@ use crate::{
         read_token_response, token_request,
     },
     policy::{
-        advice::{self, Place},
-        checks,
+        advice, checks,
         grant::{self, Grant},
         inputs,
         observed::Held,
+        outcome::Refused,
     },
     providers::{self, Case, Profile, TokenSource},
     reconcile::{
@@ -59,38 +59,6 @@ use crate::{
         observe,
     },
 };
-
-/// How an attempt ended.
-#[derive(Clone, Debug)]
-pub enum Outcome {
-    /// With a token.
-    Issued(Box<Held>),
-    /// A step of a sign-in was made.
-    Noted {
-        /// The client authentication that worked.
-        client: ClientStatus,
-    },
-    /// Without one.
-    Refused {
-        /// Why.
-        refused: Box<Refused>,
-        /// What the attempt was made with, which may have changed since.
-        attempt: String,
-    },
-}
-
-/// Why an attempt brought no token.
-#[derive(Clone, Debug)]
-pub struct Refused {
-    /// Why.
-    pub refusal: Refusal,
-    /// Where.
-    pub place: Place,
-    /// The client authentication that was tried last.
-    pub client: Option<ClientStatus>,
-    /// Hash of the refresh token that was refused.
-    pub spent: Option<String>,
-}
 
 /// What a task is sent for.
 #[derive(Clone, Copy, Debug)]

@@ -10,10 +10,10 @@ use crate::{
         advice::{self, Place},
         checks,
         commands::{self, Subject},
+        outcome::Refused,
     },
     reconcile::{
         Context,
-        act::Refused,
         custody::CustodyError,
         material::{self, Authentication},
     },

@@ -11,10 +11,14 @@ use crate::{
     admission::Answer,
     api::Reason,
     oauth::Refusal,
-    policy::{Decision, Observed, checks, urgency::urgency},
+    policy::{
+        Decision, Observed, checks,
+        outcome::{Outcome, Refused},
+        urgency::urgency,
+    },
     reconcile::{
         Context,
-        act::{Activity, Brought, Errand, Outcome, Permit, Refused, UnderWay, ask, attempt, place},
+        act::{Activity, Brought, Errand, Permit, UnderWay, ask, attempt, place},
     },
 };
 

@@ -384,7 +384,7 @@ pub(super) async fn refresh_token(
 mod tests {
     use crate::{
         oauth::tests::lacks,
-        policy::observed,
+        policy::{observed, outcome},
         reconcile::{act, material, memory, publish::Stored},
     };
 
@@ -393,7 +393,7 @@ mod tests {
     /// All that hold a secret between its provider and its Secret.
     macro_rules! secrets_lack {
         ($trait:path) => {
-            lacks!($trait: Data, SignInEnd, Stored, Claimed, Unsaved, act::Outcome, memory::Entry, observed::Held,
+            lacks!($trait: Data, SignInEnd, Stored, Claimed, Unsaved, outcome::Outcome, memory::Entry, observed::Held,
                 observed::Observed, material::Authentication, material::Material, material::Prepared);
         };
     }

@@ -10,6 +10,7 @@ pub mod inputs;
 pub mod kstatus;
 pub mod notices;
 pub mod observed;
+pub mod outcome;
 pub mod provider;
 pub mod rival;
 pub mod schedule;

@@ -1,0 +1,135 @@
+//! The result of a request to a provider, and what it changes in what is known about the credential.
+
+use k8s_openapi::jiff::Timestamp;
+
+use super::{
+    Observed,
+    advice::{self, Place},
+    grant::Grant,
+    observed::Held,
+    status::words,
+};
+use crate::{
+    api::{Reason, status::ClientStatus},
+    oauth::Refusal,
+};
+
+/// The result of a request to a provider.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// The provider issued a token.
+    Issued(Box<Held>),
+    /// A step of a sign-in succeeded; no token was issued yet.
+    Noted {
+        /// The client authentication that the provider accepted.
+        client: ClientStatus,
+    },
+    /// The request failed.
+    Refused {
+        /// Why.
+        refused: Box<Refused>,
+        /// [`Observed::attempt`] when the request was sent; it may have changed since.
+        attempt: String,
+    },
+}
+
+/// A request that failed.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// Why the request failed.
+    pub refusal: Refusal,
+    /// What the advice to the user names.
+    pub place: Place,
+    /// The client authentication that was tried last.
+    pub client: Option<ClientStatus>,
+    /// Hash of the refresh token that was sent.
+    pub spent: Option<String>,
+}
+
+/// Whether an outcome changed what is known about a credential.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Recorded {
+    /// The outcome is recorded.
+    Yes,
+    /// The refusal concerns a refresh token that another replica has exchanged since: it says nothing about the stored one.
+    Superseded,
+}
+
+impl Observed {
+    /// Records the outcome of the last request.
+    pub fn record(&mut self, outcome: Outcome, now: Timestamp) -> Recorded {
+        match outcome {
+            Outcome::Issued(held) if now >= held.answer.token.expires_at => {
+                let life = held.answer.token.expires_at.duration_since(held.answer.token.issued_at);
+                let what = format!("the token ended before it arrived: its lifetime is {}", words(life));
+                let refusal = Refusal::new(Reason::MalformedResponse, what);
+                let message = format!("{}. {}", refusal.what, advice::AGAIN);
+                let attempt = self.attempt.clone();
+                self.history.fail(&refusal, message, &attempt, now);
+            }
+            Outcome::Issued(held) => self.held = Some(*held),
+            Outcome::Noted { client } => self.history.step(client, &self.attempt),
+            Outcome::Refused { refused, attempt } => {
+                let Refused { refusal, place, client, spent } = *refused;
+                let kept = self.grant.as_ref().and_then(Grant::token);
+                if refusal.reason == Reason::InvalidGrant
+                    && let (Some(spent), Some(kept)) = (spent, kept)
+                    && spent != kept.hash
+                {
+                    return Recorded::Superseded;
+                }
+                let message = advice::explain(&refusal, &place);
+                self.history.client = client.or_else(|| self.history.client.take());
+                self.history.fail(&refusal, message, &attempt, now);
+            }
+        }
+        Recorded::Yes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{Case, at};
+    use crate::{api::grant::GrantType, policy::commands::Subject};
+
+    fn refused(spent: &str, reason: Reason) -> (Recorded, u32) {
+        let mut case = Case::ready();
+        case.by_refresh_token();
+        let subject = Subject::credential(&case.observed.credential);
+        let refused = Refused {
+            refusal: Refusal::new(reason, "no"),
+            place: Place {
+                provider: "MailProvider shop/idp".to_owned(),
+                subject: subject.clone(),
+                client_id: "client".to_owned(),
+                scopes: subject.clone(),
+                secret: None,
+                basic: false,
+                grant: GrantType::RefreshToken,
+                credential: subject,
+                mailbox: "billing@example.org".to_owned(),
+                sign_in: String::new(),
+                federated: None,
+                again: advice::AGAIN,
+            },
+            client: None,
+            spent: Some(spent.to_owned()),
+        };
+        let outcome = Outcome::Refused { refused: Box::new(refused), attempt: case.observed.attempt.clone() };
+        let recorded = case.observed.record(outcome, at(10));
+        (recorded, case.observed.history.failed_attempts)
+    }
+
+    #[test]
+    fn a_refusal_of_a_refresh_token_that_another_replica_has_exchanged_says_nothing() {
+        assert_eq!(refused("hash", Reason::InvalidGrant), (Recorded::Yes, 1), "the stored token");
+        assert_eq!(refused("the one before", Reason::InvalidGrant), (Recorded::Superseded, 0));
+        assert_eq!(
+            refused("the one before", Reason::InvalidClient),
+            (Recorded::Yes, 1),
+            "the client is refused all the same"
+        );
+    }
+}
