@@ -37,7 +37,6 @@ use crate::{
         slots::Slots,
     },
     side::SideRuntime,
-    stores::links::Links,
 };
 
 /// Reasons why the broker did not start.
@@ -178,11 +177,10 @@ impl Work {
         let (provider_wakes, providers) = mpsc::unbounded_channel();
         let (gone, forgotten) = mpsc::unbounded_channel();
         let waker = Waker { credentials: credential_wakes, providers: provider_wakes };
-        let links = Arc::new(Links::default());
         let leadership = if settings.leader_elect { Leadership::new() } else { Leadership::always() };
         let memory = Arc::new(Memory::new(leadership.clone()));
         let hub = Hub {
-            links: links.clone(),
+            links: Arc::default(),
             memory: memory.clone(),
             unreadable: Arc::default(),
             waker: waker.clone(),
@@ -217,7 +215,6 @@ impl Work {
             clock,
             leadership: leadership.clone(),
             stores,
-            links,
             memory,
             writes: Writes::default(),
             register: Register::default(),

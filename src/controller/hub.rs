@@ -20,10 +20,9 @@ use crate::{
     error::PANIC,
     fail_point,
     metrics::Metrics,
-    policy::observed::target_name,
+    policy::{observed::target_name, secret_metadata::credential_of},
     reconcile::{Context, Waker, act::Activity, memory::Memory},
     stores::{
-        credential_of,
         links::Links,
         unreadable::{ObjectKind, Unreadable},
     },
@@ -236,7 +235,7 @@ fn forget_one(gone: Gone, context: &Context) {
         Gone::Secret { key, uid: secret, credential } => {
             // By the target's name too: a label may hold the credential's only cut.
             let made_for = credential.map(|name| (key.0.clone(), name));
-            for (namespace, name) in context.links.by_target(&key).into_iter().chain(made_for) {
+            for (namespace, name) in context.stores.links.by_target(&key).into_iter().chain(made_for) {
                 let uid = context.stores.credentials.get(&namespace, &name).and_then(|credential| credential.uid());
                 let Some(uid) = uid else { continue };
                 context.memory.with(&uid, |entry| {

@@ -172,6 +172,7 @@ impl Watches {
             namespaces,
             own_secrets,
             sources,
+            links: hub.links.clone(),
             unreadable: hub.unreadable.clone(),
             broker_namespace: broker_namespace.to_owned(),
         };

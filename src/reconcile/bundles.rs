@@ -50,7 +50,7 @@ impl Bundles {
     pub fn version(&self, reader: &ProviderKey, map: &ObjectKey, context: &Context) -> Option<String> {
         let mut maps = self.maps.lock();
         let watched_already = maps.get(map).is_some_and(|followed| followed.watch.is_some());
-        let may_watch = !watched_already && context.links.is_used(reader) && {
+        let may_watch = !watched_already && context.stores.links.is_used(reader) && {
             let mut watched = maps.iter().filter(|(_, followed)| followed.watch.is_some()).map(|(map, _)| &map.0);
             let (all, of_this) = watched.try_fold((0, 0), |(all, of_this), namespace| {
                 Some((all + 1, of_this + usize::from(*namespace == map.0)))

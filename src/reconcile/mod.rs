@@ -38,7 +38,7 @@ use crate::{
         custody::CustodyError,
         publish::PublishError,
     },
-    stores::{Stores, links::Links},
+    stores::Stores,
 };
 
 /// What every reconcile works with.
@@ -51,8 +51,6 @@ pub struct Context {
     pub leadership: Leadership,
     /// What the watches show.
     pub stores: Stores,
-    /// Which objects depend on which.
-    pub links: Arc<Links>,
     /// What is not in any object.
     pub memory: Arc<memory::Memory>,
     /// When Secrets were written last.

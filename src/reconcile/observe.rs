@@ -22,6 +22,8 @@ use crate::{
         expiry, grant, inputs,
         observed::{History, Provider, Published, Target, TokenFacts, target_name},
         outcome::Recorded,
+        ownership::Ownership,
+        secret_metadata::target_is_in_sync,
     },
     providers,
     reconcile::{
@@ -30,7 +32,7 @@ use crate::{
         custody,
         material::Health,
         memory::{Entry, Inspected, newer},
-        publish::{self, Ownership},
+        publish,
         sized::sized,
         stored::annotation,
     },
@@ -77,7 +79,7 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     let provider = provider.map(|provider| sized(provider, &credential, &target, held.as_ref()));
     let mut observed = Observed {
         history: untold.unwrap_or_else(|| credential.status.as_ref().map(History::of).unwrap_or_default()),
-        rival: context.stores.rival(&credential, shown.as_deref(), &context.links, now),
+        rival: context.stores.rival(&credential, shown.as_deref(), now),
         credential,
         target,
         previous,
@@ -235,7 +237,7 @@ async fn target(credential: &MailCredential, provider: Option<&Provider>, contex
         None => return Ok(Target::Absent),
         Some(meta) => meta,
     };
-    match publish::ownership(&meta, credential, context) {
+    match context.stores.ownership(&meta, credential, context.clock.now()) {
         Ownership::Own | Ownership::Takeover => Ok(Target::Own(published(credential, provider, &meta, context).await?)),
         Ownership::Foreign(owner) => Ok(Target::Foreign(owner)),
     }
@@ -265,14 +267,14 @@ async fn previous(
     let reported = credential.status.as_ref().and_then(|status| status.secret_name.clone());
     let deletes = credential.spec.secret.deletion_policy == DeletionPolicy::Delete;
     let others = match deletes {
-        true => context.links.secrets_of(&(namespace.to_owned(), credential.name_any())),
+        true => context.stores.links.secrets_of(&(namespace.to_owned(), credential.name_any())),
         false => vec![],
     };
     let own_name = Some(credential.name_any()).filter(|_| deletes && credential.spec.secret.name.is_some());
     let candidates = reported.clone().into_iter().chain(others.into_iter().map(|key| key.1)).chain(own_name);
     for name in candidates.filter(|name| *name != target) {
         let Some(secret) = context.stores.own_secrets.get(namespace, &name) else { continue };
-        if publish::ownership(&secret.metadata, credential, context) != Ownership::Own {
+        if context.stores.ownership(&secret.metadata, credential, context.clock.now()) != Ownership::Own {
             continue;
         }
         let published = published(credential, provider, &secret.metadata, context).await?;
@@ -350,7 +352,7 @@ async fn inspect(
         let data = secret.data.as_ref();
         !same_layout
             || (data == render(credential, &provider.profile, &stored.token).ok().as_ref()
-                && publish::dressed(&secret.metadata, credential))
+                && target_is_in_sync(&secret.metadata, credential))
     });
     let inspected = Inspected {
         resource_version: meta.resource_version.clone().unwrap_or_default(),

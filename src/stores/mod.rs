@@ -29,9 +29,14 @@ use crate::{
     },
     policy::{
         observed::{TokenFacts, target_name},
+        ownership::{self, OwnerState, Ownership},
         rival::{Contender, Holder, winner},
+        secret_metadata::controller_of,
     },
-    stores::{links::Links, unreadable::Unreadable},
+    stores::{
+        links::Links,
+        unreadable::{ObjectKind, Unreadable},
+    },
 };
 
 /// The stores of one kind: one for the cluster, or one for each namespace that is watched.
@@ -86,6 +91,8 @@ pub struct Stores {
     pub own_secrets: Mirror<PartialObjectMeta<Secret>>,
     /// Secrets that the broker may read.
     pub sources: Mirror<PartialObjectMeta<Secret>>,
+    /// Which objects refer to which.
+    pub links: Arc<Links>,
     /// Objects that do not parse, which are in none of the stores above.
     pub unreadable: Arc<Unreadable>,
     /// The namespace of a ClusterMailProvider's Secrets.
@@ -119,16 +126,10 @@ impl Stores {
 
     /// Another credential with the same target that has it, by the rules of [`winner`]. `target` is the metadata of the
     /// Secret of that name, as far as it is known.
-    pub fn rival(
-        &self,
-        credential: &MailCredential,
-        target: Option<&ObjectMeta>,
-        links: &Links,
-        now: Timestamp,
-    ) -> Option<String> {
+    pub fn rival(&self, credential: &MailCredential, target: Option<&ObjectMeta>, now: Timestamp) -> Option<String> {
         let namespace = credential.namespace().unwrap_or_default();
         let name = target_name(credential);
-        let others = links.by_target(&(namespace, name.clone()));
+        let others = self.links.by_target(&(namespace, name.clone()));
         let others = others.iter().filter_map(|key| self.credentials.get(&key.0, &key.1)).filter(|other| {
             let another = other.metadata.uid != credential.metadata.uid;
             another && other.metadata.deletion_timestamp.is_none() && target_name(other) == name
@@ -152,6 +153,31 @@ impl Stores {
         });
         winner(&contenders, holder).filter(|winner| **winner != me).map(|winner| winner.name.clone())
     }
+
+    /// Which object a target Secret belongs to, by its metadata.
+    pub fn ownership(&self, meta: &ObjectMeta, credential: &MailCredential, now: Timestamp) -> Ownership {
+        ownership::of_target(meta, credential, |owner| self.state_of(owner, credential, meta, now))
+    }
+
+    /// What is known about the credential `owner`, which controls the Secret with this metadata.
+    fn state_of(
+        &self,
+        owner: &OwnerReference,
+        credential: &MailCredential,
+        meta: &ObjectMeta,
+        now: Timestamp,
+    ) -> OwnerState {
+        let namespace = credential.namespace().unwrap_or_default();
+        let found = self.credentials.get(&namespace, &owner.name);
+        if let Some(other) = found.filter(|other| other.metadata.uid.as_ref() == Some(&owner.uid)) {
+            let same_target = target_name(&other) == target_name(credential);
+            return OwnerState::Exists { gives_way: same_target && self.rival(&other, Some(meta), now).is_some() };
+        }
+        match self.unreadable.exists(ObjectKind::Credential, &(namespace, owner.name.clone())) {
+            true => OwnerState::Unreadable,
+            false => OwnerState::Gone,
+        }
+    }
 }
 
 /// The uid of the credential that a Secret belongs to: its owner, or, of a Secret that is retained, the one in its label.
@@ -162,18 +188,4 @@ fn holder_of<'a>(target: &'a ObjectMeta, contenders: &'a [Contender]) -> Option<
     let label = target.labels.as_ref()?.get(names::LABEL_CREDENTIAL)?;
     let holder = contenders.iter().find(|contender| *label == names::label_value(&contender.name))?;
     Some(&holder.uid)
-}
-
-/// The owner that controls an object.
-pub fn controller_of(meta: &kube::core::ObjectMeta) -> Option<&OwnerReference> {
-    meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))
-}
-
-/// The credential that a Secret of ours belongs to, as far as its metadata tells.
-pub fn credential_of(secret: &kube::core::ObjectMeta) -> Option<String> {
-    let owner = controller_of(secret);
-    match owner {
-        Some(owner) => Some(owner.name.clone()),
-        None => secret.labels.as_ref()?.get(names::LABEL_CREDENTIAL).cloned(),
-    }
 }

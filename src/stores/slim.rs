@@ -4,7 +4,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::core::ObjectMeta;
 
-use crate::{api::names, stores::controller_of};
+use crate::{api::names, policy::secret_metadata::controller_of};
 
 /// The annotations of the broker's own Secrets that are used, in the order in which they are kept, each with its longest
 /// value in bytes. A longer one was not written by the broker, and is dropped.

@@ -17,15 +17,14 @@ use crate::{
         client_auth::Occasion,
         revocation::{TokenKind, read_revocation, revocation_request},
     },
-    policy::{checks, grant::bound_to, inputs, observed::target_name},
+    policy::{checks, grant::bound_to, inputs, observed::target_name, ownership::Ownership},
     providers,
     reconcile::{
         Context,
         act::{Attempt, Permit, admit::host, sign::signed, unique},
         custody::{self, CustodyError},
         material::{self, ProviderProblem},
-        observe,
-        publish::{self, Ownership},
+        observe, publish,
     },
 };
 
@@ -148,7 +147,8 @@ async fn tokens(credential: &MailCredential, context: &Context) -> Result<Vec<Fo
         tokens.push(Found { token, kind: TokenKind::RefreshToken, revocable_at, obtained_for });
     }
     let target = publish::read(context, checks::namespace(credential), &target_name(credential)).await?;
-    let is_own = |secret: &Secret| publish::ownership(&secret.metadata, credential, context) == Ownership::Own;
+    let is_own =
+        |secret: &Secret| context.stores.ownership(&secret.metadata, credential, context.clock.now()) == Ownership::Own;
     let owned = target.filter(is_own);
     let issued_for = |secret: &Secret| secret.annotations().get(names::ANNOTATION_ISSUED_FOR).cloned();
     let stored = owned.as_ref().and_then(|secret| observe::stored_token(secret, None)).map(|(stored, _)| stored);

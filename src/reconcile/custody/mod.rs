@@ -23,11 +23,12 @@ use crate::{
         commands::{self, Subject},
         grant::{self, Claim, Grant, Kept, TokenNote},
         observed::Provider,
+        secret_metadata::grant_is_in_sync,
     },
     providers::TokenSource,
     reconcile::{
         Context,
-        custody::secret::{Data, belongs, dressed, mark, open, put, unwritten, wiped},
+        custody::secret::{Data, belongs, mark, open, put, unwritten, wiped},
         memory::newer,
         publish,
     },
@@ -116,7 +117,7 @@ pub(super) async fn observe(
                     entry.dress_again.take_if(|at| *at <= now);
                     entry.dress_again.is_some()
                 });
-                (Some(Kept::read(&meta)), None, !later && !dressed(&meta, credential))
+                (Some(Kept::read(&meta)), None, !later && !grant_is_in_sync(&meta, credential))
             }
             Err(owner) => (None, Some(owner), false),
         },

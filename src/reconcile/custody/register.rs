@@ -12,9 +12,9 @@ use crate::{
         Blocker, checks,
         commands::{self, Subject},
         grant::Kept,
+        secret_metadata::controller_of,
     },
     reconcile::Context,
-    stores::controller_of,
 };
 
 /// Tokens that are remembered although their credential is gone. A namespace that makes more loses its oldest first.
@@ -214,7 +214,7 @@ fn older_of_the_same_seed(credential: &MailCredential, context: &Context) -> Opt
     let age = |credential: &MailCredential| {
         (credential.creation_timestamp().map(|time| time.0), has_none(credential), credential.name_any())
     };
-    let others = context.links.credentials_by_secret(&source);
+    let others = context.stores.links.credentials_by_secret(&source);
     others
         .iter()
         .filter_map(|(namespace, name)| context.stores.credentials.get(namespace, name))

@@ -2,10 +2,8 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use k8s_openapi::{
-    ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::OwnerReference, jiff::SignedDuration,
-};
-use kube::{Resource as _, ResourceExt as _, core::ObjectMeta};
+use k8s_openapi::{ByteString, api::core::v1::Secret, jiff::SignedDuration};
+use kube::{ResourceExt as _, core::ObjectMeta};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use thiserror::Error as ThisError;
@@ -21,12 +19,13 @@ use crate::{
     policy::{
         Blocker, checks,
         grant::{Claim, Kept},
+        ownership::{self, Ownership},
+        secret_metadata::{grant_is_in_sync, grant_labels, owners},
     },
     reconcile::{
         Context, material, observe, publish,
         writes::{self, fence, make, params, patch, set, unset},
     },
-    stores::controller_of,
 };
 
 /// Labels and owner that did not stay as they were written are written again after this.
@@ -104,24 +103,14 @@ pub(super) fn wiped(mut secret: Secret) -> ObjectMeta {
     secret.metadata
 }
 
-/// Whether a Secret of the grant Secret's name is the credential's; else whose, in words.
+/// Whether a Secret of the grant Secret's name is the credential's.
+///
+/// # Errors
+/// Which object the Secret belongs to instead.
 pub(super) fn belongs(meta: &ObjectMeta, credential: &MailCredential) -> Result<(), String> {
-    let owner = controller_of(meta);
-    let label = |name: &str| meta.labels.as_ref().and_then(|labels| labels.get(name)).map(String::as_str);
-    let labelled = label(names::LABEL_CREDENTIAL) == Some(names::label_value(&credential.name_any()).as_str())
-        && label(names::LABEL_ROLE) == Some(names::ROLE_GRANT);
-    // A target has it, and pods mount that.
-    if meta.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(names::ANNOTATION_LAYOUT)) {
-        return Err("is a Secret that pods mount".to_owned());
-    }
-    match owner {
-        Some(owner) if Some(&owner.uid) == credential.metadata.uid.as_ref() => Ok(()),
-        Some(owner) if owner.kind == MailCredential::kind(&()) && owner.name == credential.name_any() => {
-            Err("belongs to a MailCredential of this name that was deleted, with which it will go".to_owned())
-        }
-        Some(owner) => Err(format!("belongs to the {} {}", owner.kind, owner.name)),
-        None if labelled => Ok(()),
-        None => Err("was not made by this MailCredential".to_owned()),
+    match ownership::of_grant(meta, credential) {
+        Ownership::Foreign(owner) => Err(owner),
+        Ownership::Own | Ownership::Takeover => Ok(()),
     }
 }
 
@@ -179,13 +168,13 @@ pub(super) async fn put(
     context: &Context,
 ) -> Result<ObjectMeta, CustodyError> {
     let meta = if kept.uid.is_empty() {
-        let owners = publish::owners(credential);
+        let owners = owners(credential);
         let annotations = annotations(kept).into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
         let secret = Secret {
             metadata: ObjectMeta {
                 namespace: Some(checks::namespace(credential).to_owned()),
                 name: Some(kept.name.clone()),
-                labels: Some(publish::grant_labels(credential)),
+                labels: Some(grant_labels(credential)),
                 annotations: Some(annotations.collect()),
                 owner_references: Some(owners).filter(|owners| !owners.is_empty()),
                 ..ObjectMeta::default()
@@ -211,16 +200,6 @@ pub(super) async fn put(
     Ok(meta)
 }
 
-/// Whether labels and owner of the grant Secret are as the spec would have them.
-pub(super) fn dressed(meta: &ObjectMeta, credential: &MailCredential) -> bool {
-    let uid = |owner: &OwnerReference| (owner.controller == Some(true)).then(|| owner.uid.clone());
-    let controller = |owners: &[OwnerReference]| owners.iter().find_map(uid);
-    let labels = publish::grant_labels(credential);
-    let has = |(key, value): (&String, &String)| meta.labels.as_ref().and_then(|map| map.get(key)) == Some(value);
-    labels.iter().all(has)
-        && controller(meta.owner_references.as_deref().unwrap_or_default()) == controller(&publish::owners(credential))
-}
-
 /// Writes labels and owner alone.
 pub(in crate::reconcile) async fn dress(
     credential: &MailCredential,
@@ -231,7 +210,7 @@ pub(in crate::reconcile) async fn dress(
     let api = observe::secrets(context, checks::namespace(credential));
     let written = api.patch_metadata(&kept.name, &params(), &patch(operations)).await;
     let partial = take(written, kept, credential, context).await?;
-    if !dressed(&partial.metadata, credential) {
+    if !grant_is_in_sync(&partial.metadata, credential) {
         // An admission webhook or another controller takes back what was written. Nothing else waits for that.
         tracing::warn!(
             "labels or owner of the grant Secret are not as they were written: they are written again later"
@@ -245,8 +224,8 @@ pub(in crate::reconcile) async fn dress(
 
 fn dressing(kept: &Kept, credential: &MailCredential) -> Vec<Value> {
     let map = (!kept.has_labels).then(|| make("labels"));
-    let owners = json!({"op": "add", "path": "/metadata/ownerReferences", "value": publish::owners(credential)});
-    let labels = publish::grant_labels(credential);
+    let owners = json!({"op": "add", "path": "/metadata/ownerReferences", "value": owners(credential)});
+    let labels = grant_labels(credential);
     let labels = labels.iter().map(|(key, value)| set("labels", key, value));
     map.into_iter().chain([owners]).chain(labels).collect()
 }
@@ -317,24 +296,4 @@ fn annotations(kept: &Kept) -> [(&'static str, Option<String>); 10] {
         (names::ANNOTATION_CLAIM, kept.claim.as_ref().and_then(|claim| serde_json::to_string(claim).ok())),
         (names::ANNOTATION_SIGN_IN, kept.sign_in.as_ref().and_then(|sign_in| serde_json::to_string(sign_in).ok())),
     ]
-}
-
-#[cfg(test)]
-mod tests {
-    use crate::policy::tests::fixtures::credential;
-
-    use super::*;
-
-    #[test]
-    fn a_refresh_token_is_never_kept_in_a_secret_that_pods_mount() {
-        let credential = credential();
-        let mut meta = ObjectMeta {
-            owner_references: Some(publish::owners(&credential)),
-            labels: Some(publish::grant_labels(&credential)),
-            ..ObjectMeta::default()
-        };
-        assert_eq!(belongs(&meta, &credential), Ok(()));
-        meta.annotations = Some([(names::ANNOTATION_LAYOUT.to_owned(), "0".repeat(16))].into());
-        assert!(belongs(&meta, &credential).unwrap_err().contains("pods mount"));
-    }
 }

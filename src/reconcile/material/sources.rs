@@ -142,7 +142,7 @@ pub(in crate::reconcile) async fn read_source(
 /// client's, not a person's.
 pub(in crate::reconcile) fn of_a_provider(reference: &KeyRef, namespace: &str, context: &Context) -> Option<Blocker> {
     let name = &reference.name;
-    let providers = context.links.by_secret(&(namespace.to_owned(), name.clone()));
+    let providers = context.stores.links.by_secret(&(namespace.to_owned(), name.clone()));
     let provider = providers.iter().find(|key| context.stores.provider(key).is_some())?;
     // One of the cluster is not named to a namespace.
     let whose = match provider.kind {

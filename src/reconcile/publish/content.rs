@@ -3,16 +3,14 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{ByteString, apimachinery::pkg::apis::meta::v1::OwnerReference};
-use kube::{Resource as _, ResourceExt as _, core::ObjectMeta};
 use serde_json::json;
 
 use crate::{
     api::{
         MailCredential, Reason,
-        credential::DeletionPolicy,
         names::{self, rfc3339},
     },
-    policy::{Blocker, commands::Subject, observed::Provider},
+    policy::{Blocker, commands::Subject, observed::Provider, secret_metadata},
     reconcile::{
         publish::Stored,
         writes::{Operation, fence as fenced, make, set, unset},
@@ -120,9 +118,9 @@ pub(super) fn content(
     note(names::ANNOTATION_APPLIED, Applied::of(credential));
     Ok(Content {
         data: render(credential, &provider.profile, token)?,
-        labels: labels(credential),
+        labels: secret_metadata::target_labels(credential),
         annotations,
-        owners: owners(credential),
+        owners: secret_metadata::owners(credential),
     })
 }
 
@@ -133,58 +131,8 @@ pub(in crate::reconcile) fn too_large(credential: &MailCredential, error: &TooLa
     Blocker::new(Reason::InvalidSpec, message)
 }
 
-fn labels(credential: &MailCredential) -> BTreeMap<String, String> {
-    credential.spec.secret.labels.clone().into_iter().chain(own_labels(credential)).collect()
-}
-
-/// Labels of the Secret that keeps a refresh token.
-pub(in crate::reconcile) fn grant_labels(credential: &MailCredential) -> BTreeMap<String, String> {
-    let role = (names::LABEL_ROLE.to_owned(), names::ROLE_GRANT.to_owned());
-    own_labels(credential).into_iter().chain([role]).collect()
-}
-
-fn own_labels(credential: &MailCredential) -> [(String, String); 2] {
-    [
-        (names::LABEL_MANAGED_BY.to_owned(), names::MANAGER.to_owned()),
-        (names::LABEL_CREDENTIAL.to_owned(), names::label_value(&credential.name_any())),
-    ]
-}
-
-pub(in crate::reconcile) fn owners(credential: &MailCredential) -> Vec<OwnerReference> {
-    match credential.spec.secret.deletion_policy {
-        DeletionPolicy::Retain => vec![],
-        // Without blockOwnerDeletion, which would need another permission where OwnerReferencesPermissionEnforcement is on.
-        DeletionPolicy::Delete => vec![OwnerReference {
-            api_version: MailCredential::api_version(&()).into_owned(),
-            kind: MailCredential::kind(&()).into_owned(),
-            name: credential.name_any(),
-            uid: credential.uid().unwrap_or_default(),
-            controller: Some(true),
-            block_owner_deletion: None,
-        }],
-    }
-}
-
-/// Whether a Secret's labels, annotations and owners are as the broker writes them. Annotations about the token are
-/// compared with its data elsewhere.
-pub(in crate::reconcile) fn dressed(meta: &ObjectMeta, credential: &MailCredential) -> bool {
-    let has = |map: &Option<BTreeMap<String, String>>, wanted: &BTreeMap<String, String>| {
-        wanted.iter().all(|(key, value)| map.as_ref().and_then(|map| map.get(key)) == Some(value))
-    };
-    let owners = owners(credential);
-    let owned = meta
-        .owner_references
-        .iter()
-        .flatten()
-        .any(|owner| owner.controller == Some(true) && Some(&owner.uid) == credential.metadata.uid.as_ref());
-    has(&meta.labels, &labels(credential))
-        && has(&meta.annotations, &credential.spec.secret.annotations)
-        && owned != owners.is_empty()
-}
-
 #[cfg(test)]
 mod tests {
-    use crate::policy::tests::fixtures::credential;
 
     use super::*;
 
@@ -208,13 +156,5 @@ mod tests {
         assert!(text.contains(r#"{"op":"replace","path":"/metadata/resourceVersion","value":"7"}"#));
         assert!(text.contains(r#"{"op":"add","path":"/metadata/annotations","value":{}}"#));
         assert!(text.contains(r#"{"op":"add","path":"/data","value":{"k":"dmFsdWU="}}"#));
-    }
-
-    #[test]
-    fn a_retained_secret_has_no_owner() {
-        let mut credential = credential();
-        assert_eq!(owners(&credential)[0].controller, Some(true));
-        credential.spec.secret.deletion_policy = DeletionPolicy::Retain;
-        assert!(owners(&credential).is_empty());
     }
 }

@@ -2,7 +2,6 @@
 //! nothing of anybody else's is ever overwritten, and nothing of ours by a broker that no longer leads.
 
 mod content;
-mod ownership;
 
 use std::sync::Arc;
 
@@ -22,6 +21,7 @@ use crate::{
         Blocker, Observed, checks,
         notices::{self, Notice},
         observed::{Published, Target, TokenFacts},
+        ownership::Ownership,
     },
     reconcile::{
         Context, observe,
@@ -30,10 +30,7 @@ use crate::{
     },
 };
 
-pub(super) use crate::reconcile::publish::{
-    content::{dressed, grant_labels, owners, too_large},
-    ownership::{Ownership, ownership},
-};
+pub(super) use crate::reconcile::publish::content::too_large;
 
 /// Why a Secret was not written.
 #[derive(Debug, ThisError)]
@@ -247,7 +244,7 @@ async fn over_existing(
     let Some(secret) = read(context, namespace, name).await? else {
         return Err(PublishError::Refused("it was removed at the same moment".to_owned()));
     };
-    match ownership(&secret.metadata, credential, context) {
+    match context.stores.ownership(&secret.metadata, credential, context.clock.now()) {
         Ownership::Own | Ownership::Takeover => {}
         Ownership::Foreign(owner) => {
             context.memory.with(checks::uid(credential), |entry| entry.conflict = true);
