@@ -20,7 +20,7 @@ use crate::{
     api::{GROUP, names, provider_object::ProviderObject},
     cli::Settings,
     clock::Clock,
-    controller::{self, Hub, Queues, Watches},
+    controller::{self, Hub, Watches},
     error::told_by,
     health::Health,
     idp::{self, IdpClients},
@@ -28,13 +28,14 @@ use crate::{
     lease::{self, Candidacy, Leadership},
     metrics::Metrics,
     reconcile::{
-        Context, Waker, act,
+        Context, act,
         bundles::{self, Bundles},
         custody::Register,
         events::Events,
         material::{Book, Identities},
         memory::{Memory, Writes},
         slots::Slots,
+        work_queue::WorkQueue,
     },
     side::SideRuntime,
 };
@@ -173,21 +174,19 @@ impl Work {
     async fn start(self, ended: &CancellationToken) -> (Arc<Context>, Task, Task, Duration) {
         let Self { client, lease_client, side, health, clock, broker_namespace, material, metrics, ready, settings } =
             self;
-        let (credential_wakes, credentials) = mpsc::unbounded_channel();
-        let (provider_wakes, providers) = mpsc::unbounded_channel();
         let (gone, forgotten) = mpsc::unbounded_channel();
-        let waker = Waker { credentials: credential_wakes, providers: provider_wakes };
+        let cluster = settings.namespaces.is_empty() || may_read_cluster(&client).await;
+        let (queue, work) = WorkQueue::new(&settings.namespaces, cluster);
         let leadership = if settings.leader_elect { Leadership::new() } else { Leadership::always() };
         let memory = Arc::new(Memory::new(leadership.clone()));
         let hub = Hub {
             links: Arc::default(),
             memory: memory.clone(),
             unreadable: Arc::default(),
-            waker: waker.clone(),
+            queue: queue.clone(),
             gone,
             metrics: metrics.clone(),
         };
-        let cluster = settings.namespaces.is_empty() || may_read_cluster(&client).await;
         let mut watches = Watches::start(&client, &settings.namespaces, &broker_namespace, cluster, &hub, &health);
         tracing::info!("waiting for the watches to sync");
         watches.ready().await;
@@ -207,7 +206,7 @@ impl Work {
         let (events, writer) = Events::new(client.clone(), reporter, metrics.clone());
         health.supervise("events", writer.run());
         let draining = CancellationToken::new();
-        let admission = act::admission(&waker, &draining);
+        let admission = act::admission(&queue, &draining);
         health.supervise("admission", admission.clone().run());
         let context = Arc::new(Context {
             events,
@@ -221,8 +220,8 @@ impl Work {
             room: Default::default(),
             material,
             admission,
-            slots: Slots::new(settings.concurrency, waker.clone()),
-            waker,
+            slots: Slots::new(settings.concurrency, queue.clone()),
+            queue,
             bundles: Bundles::default(),
             identity,
             request_timeout: settings.access.request_timeout,
@@ -237,8 +236,7 @@ impl Work {
         health.supervise("clock", wake_all_when_the_clock_jumps(context.clone()));
         health.supervise("bundles", bundles::poll(context.clone()));
         health.supervise("sweep", controller::sweep(context.clone()));
-        let queues = Queues { credentials, providers };
-        let controllers = controller::run(context.clone(), queues, settings.concurrency, ended.clone());
+        let controllers = controller::run(context.clone(), work, settings.concurrency, ended.clone());
         let controllers = health.supervise("controllers", controllers);
         ready.store(true, Ordering::Release);
         tracing::info!("ready");
@@ -354,10 +352,10 @@ fn wake_all(context: &Context) {
     let cluster = stores.cluster_providers.iter().flat_map(|mirror| mirror.all());
     let providers = stores.providers.all().into_iter().map(ProviderObject::Namespaced);
     for provider in providers.chain(cluster.map(ProviderObject::Cluster)) {
-        context.waker.provider(provider.key());
+        context.queue.enqueue_provider(provider.key());
     }
     for credential in stores.credentials.all() {
-        context.waker.credential((credential.namespace().unwrap_or_default(), credential.name_any()));
+        context.queue.enqueue_credential((credential.namespace().unwrap_or_default(), credential.name_any()));
     }
 }
 

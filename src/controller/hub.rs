@@ -21,7 +21,7 @@ use crate::{
     fail_point,
     metrics::Metrics,
     policy::{observed::target_name, secret_metadata::credential_of},
-    reconcile::{Context, Waker, act::Activity, memory::Memory},
+    reconcile::{Context, act::Activity, memory::Memory, work_queue::WorkQueue},
     stores::{
         links::Links,
         unreadable::{ObjectKind, Unreadable},
@@ -38,7 +38,7 @@ pub struct Hub {
     /// Objects that do not parse.
     pub unreadable: Arc<Unreadable>,
     /// Wakes what depends.
-    pub waker: Waker,
+    pub queue: WorkQueue,
     /// Told of everything that is gone.
     pub gone: mpsc::UnboundedSender<Gone>,
     /// Counts.
@@ -79,13 +79,13 @@ impl Hub {
                 fail_point::panic_at("seen", &key.1);
                 self.unreadable.forget(ObjectKind::Credential, &key);
                 if self.links.credential(&credential) {
-                    self.waker.provider(ProviderKey::of(&credential));
+                    self.queue.enqueue_provider(ProviderKey::of(&credential));
                 }
                 if let Some(before) = before.filter(|before| target_name(before) != target_name(&credential)) {
                     // A younger credential with the former target may have that now.
                     self.wake_target(&(key.0.clone(), target_name(&before)));
                 }
-                self.waker.credential(key);
+                self.queue.enqueue_credential(key);
             }
             Seen::Gone(credential) => {
                 let key = key(&*credential);
@@ -127,7 +127,7 @@ impl Hub {
                 let key = provider.key();
                 self.unreadable.forget(ObjectKind::Provider(kind), &(key.namespace.clone(), key.name.clone()));
                 if unchanged {
-                    self.waker.provider(key);
+                    self.queue.enqueue_provider(key);
                     return;
                 }
                 let home = match kind {
@@ -154,7 +154,7 @@ impl Hub {
     fn provider_gone(&self, key: ProviderKey) {
         self.links.forget_provider(key.clone());
         self.tell_gone(Gone::Provider(key.clone()));
-        self.links.by_provider(&key).into_iter().for_each(|credential| self.waker.credential(credential));
+        self.links.by_provider(&key).into_iter().for_each(|credential| self.queue.enqueue_credential(credential));
     }
 
     pub(super) fn own_secret(&self, seen: Seen<PartialObjectMeta<Secret>>) {
@@ -176,7 +176,7 @@ impl Hub {
             });
         }
         if let Some(credential) = credential {
-            self.waker.credential((namespace.clone(), credential));
+            self.queue.enqueue_credential((namespace.clone(), credential));
         }
         self.wake_target(&(namespace, name));
     }
@@ -185,7 +185,10 @@ impl Hub {
         let (Seen::There { object: secret, .. } | Seen::Gone(secret)) = seen else { return };
         let key = key(&*secret);
         self.links.by_secret(&key).into_iter().for_each(|provider| self.wake_provider(provider));
-        self.links.credentials_by_secret(&key).into_iter().for_each(|credential| self.waker.credential(credential));
+        self.links
+            .credentials_by_secret(&key)
+            .into_iter()
+            .for_each(|credential| self.queue.enqueue_credential(credential));
     }
 
     pub(super) fn namespace(&self, seen: Seen<PartialObjectMeta<Namespace>>) {
@@ -194,18 +197,18 @@ impl Hub {
             return;
         }
         let name = namespace.name_any();
-        self.links.by_namespace(&name).into_iter().for_each(|credential| self.waker.credential(credential));
+        self.links.by_namespace(&name).into_iter().for_each(|credential| self.queue.enqueue_credential(credential));
     }
 
     fn wake_target(&self, target: &ObjectKey) {
-        self.links.by_target(target).into_iter().for_each(|credential| self.waker.credential(credential));
+        self.links.by_target(target).into_iter().for_each(|credential| self.queue.enqueue_credential(credential));
     }
 
     /// The provider first; its credentials too, since a change ends their wait.
     fn wake_provider(&self, key: ProviderKey) {
         let credentials = self.links.by_provider(&key);
-        self.waker.provider(key);
-        credentials.into_iter().for_each(|credential| self.waker.credential(credential));
+        self.queue.enqueue_provider(key);
+        credentials.into_iter().for_each(|credential| self.queue.enqueue_credential(credential));
     }
 
     fn tell_gone(&self, gone: Gone) {
@@ -243,7 +246,7 @@ fn forget_one(gone: Gone, context: &Context) {
                         known.take_if(|meta| meta.uid.as_ref() == Some(&secret));
                     }
                 });
-                context.waker.credential((namespace, name));
+                context.queue.enqueue_credential((namespace, name));
             }
         }
         Gone::Provider(key) => {
@@ -251,7 +254,7 @@ fn forget_one(gone: Gone, context: &Context) {
             context.material.forget(&key);
             context.bundles.release(&key, None);
             // Another one may have its name by now.
-            context.waker.provider(key);
+            context.queue.enqueue_provider(key);
         }
         Gone::Writes => {
             tracing::warn!(

@@ -6,7 +6,7 @@ mod hub;
 mod sweep;
 mod watches;
 
-use std::{any::Any, collections::HashMap, fmt::Debug, panic::AssertUnwindSafe, sync::Arc};
+use std::{any::Any, fmt::Debug, panic::AssertUnwindSafe, sync::Arc};
 
 use futures::{FutureExt as _, StreamExt as _};
 use kube::{
@@ -14,11 +14,10 @@ use kube::{
     runtime::{
         Controller,
         controller::{Action, Config},
-        reflector::ObjectRef,
     },
 };
 use serde::de::DeserializeOwned;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
@@ -30,7 +29,10 @@ use crate::{
     controller::failures::Failures,
     error::{Error, told_by},
     fail_point,
-    reconcile::{self, Context},
+    reconcile::{
+        self, Context,
+        work_queue::{Receivers, Work},
+    },
     stores::Mirror,
 };
 
@@ -40,61 +42,18 @@ pub use crate::controller::{
     watches::Watches,
 };
 
-/// The ends of the [`Waker`] that the controllers listen at.
-pub struct Queues {
-    /// Credentials.
-    pub credentials: mpsc::UnboundedReceiver<ObjectKey>,
-    /// Providers.
-    pub providers: mpsc::UnboundedReceiver<ProviderKey>,
-}
-
-/// Runs the controllers until `ended`.
-pub async fn run(context: Arc<Context>, queues: Queues, concurrency: u16, ended: CancellationToken) {
+/// Runs a controller for each store of credentials and providers, until `ended`.
+pub async fn run(context: Arc<Context>, work: Work, concurrency: u16, ended: CancellationToken) {
     let stores = context.stores.clone();
     let mut controllers = vec![];
-    let mut run = |work| controllers.push(work);
-    let start = Start { context: context.clone(), concurrency, ended };
-
-    let credentials = start.controllers(&stores.credentials, reconcile_credential, &mut run);
-    let providers = start.controllers(&stores.providers, reconcile_provider::<MailProvider>, &mut run);
-    let cluster = stores
-        .cluster_providers
-        .as_ref()
-        .map(|mirror| start.controllers(mirror, reconcile_provider::<ClusterMailProvider>, &mut run));
-
-    let Queues { credentials: mut credential_keys, providers: mut provider_keys } = queues;
-    let route_credentials = async move {
-        while let Some((namespace, name)) = credential_keys.recv().await {
-            credentials.wake(&namespace, &name);
-        }
-    };
-    let route_providers = async move {
-        while let Some(key) = provider_keys.recv().await {
-            match (key.kind, &cluster) {
-                (ProviderKind::MailProvider, _) => providers.wake(&key.namespace, &key.name),
-                (ProviderKind::ClusterMailProvider, Some(cluster)) => cluster.wake("", &key.name),
-                (ProviderKind::ClusterMailProvider, None) => {}
-            }
-        }
-    };
-    tokio::select! {
-        _ = futures::future::join_all(controllers) => {}
-        ((), ()) = futures::future::join(route_credentials, route_providers) => {}
+    let mut run = |controller| controllers.push(controller);
+    let start = Start { context, concurrency, ended };
+    start.controllers(&stores.credentials, work.credentials, reconcile_credential, &mut run);
+    start.controllers(&stores.providers, work.providers, reconcile_provider::<MailProvider>, &mut run);
+    if let Some(cluster) = &stores.cluster_providers {
+        start.controllers(cluster, work.cluster_providers, reconcile_provider::<ClusterMailProvider>, &mut run);
     }
-}
-
-/// The queues of one kind's controllers, by the namespace they watch.
-struct Wakes<K: Resource>(HashMap<Option<String>, mpsc::UnboundedSender<ObjectRef<K>>>);
-
-impl<K: Resource<DynamicType = ()>> Wakes<K> {
-    fn wake(&self, namespace: &str, name: &str) {
-        let object = ObjectRef::new(name);
-        let object = if namespace.is_empty() { object } else { object.within(namespace) };
-        let queue = self.0.get(&None).or_else(|| self.0.get(&Some(namespace.to_owned())));
-        if queue.is_some_and(|queue| queue.send(object).is_err()) {
-            tracing::debug!("the controller has ended");
-        }
-    }
+    futures::future::join_all(controllers).await;
 }
 
 /// What every controller is started with.
@@ -105,24 +64,22 @@ struct Start {
 }
 
 impl Start {
-    /// A controller for each store of a kind. Everything wakes objects through its queue, their own watch too.
+    /// A controller for each store of a kind. Its queue is the only source of work: the watches enqueue too.
     fn controllers<K, F>(
         &self,
         mirror: &Mirror<K>,
+        mut work: Receivers<K>,
         reconcile: fn(Arc<K>, Arc<Context>) -> F,
         run: &mut impl FnMut(futures::future::BoxFuture<'static, ()>),
-    ) -> Wakes<K>
-    where
+    ) where
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
         F: Future<Output = Result<Action, Error>> + Send + 'static,
     {
-        let mut wakes = HashMap::new();
         let failures = Arc::new(Failures::default());
         // Shared by all namespaces: of a hundred controllers not each has all slots for itself.
         let slots = Arc::new(Semaphore::new(usize::from(self.concurrency)));
         for (namespace, store) in mirror.stores() {
-            let (sender, queue) = mpsc::unbounded_channel();
-            wakes.insert(namespace.clone(), sender);
+            let Some(queue) = work.remove(namespace) else { continue };
             let queue = futures::stream::unfold(queue, |mut queue| async move { Some((queue.recv().await?, queue)) });
             let slots = slots.clone();
             let controller = Controller::for_stream(futures::stream::pending(), store.clone())
@@ -151,7 +108,6 @@ impl Start {
                 .for_each(|_| std::future::ready(()));
             run(controller.boxed());
         }
-        Wakes(wakes)
     }
 }
 

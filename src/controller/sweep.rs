@@ -85,7 +85,7 @@ impl Sweeper {
                 "the sweep enqueues a credential that nothing else enqueued"
             );
             context.metrics.swept(SWEPT[0]);
-            context.waker.credential(key);
+            context.queue.enqueue_credential(key);
         }
 
         let cluster = stores.cluster_providers.iter().flat_map(|mirror| mirror.all()).map(ProviderObject::Cluster);
@@ -105,7 +105,7 @@ impl Sweeper {
                 "the sweep enqueues a provider that nothing else enqueued"
             );
             context.metrics.swept(SWEPT[1]);
-            context.waker.provider(key);
+            context.queue.enqueue_provider(key);
         }
     }
 }

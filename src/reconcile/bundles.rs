@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     api::{provider_object::ProviderKey, reference::ObjectKey},
     error::told_by,
-    reconcile::{Context, Waker},
+    reconcile::{Context, work_queue::WorkQueue},
 };
 
 /// Watches at most. Each is a connection to the API server, of about 40 KB.
@@ -64,8 +64,8 @@ impl Bundles {
             Followed { version: None, readers: vec![], watch: None }
         });
         if may_watch {
-            let (client, waker) = (context.client.clone(), context.waker.clone());
-            let task = tokio::spawn(watch(self.maps.clone(), map.clone(), client, waker));
+            let (client, queue) = (context.client.clone(), context.queue.clone());
+            let task = tokio::spawn(watch(self.maps.clone(), map.clone(), client, queue));
             followed.watch = Some(AbortOnDropHandle::new(task));
         }
         if !followed.readers.contains(reader) {
@@ -113,14 +113,14 @@ pub async fn poll(context: Arc<Context>) {
                 let why = told_by(&error);
                 tracing::warn!(namespace = map.0, name = map.1, why, "reading the ConfigMap of a CA bundle failed");
             });
-            note(&context.bundles.maps, &map, version.ok(), &context.waker);
+            note(&context.bundles.maps, &map, version.ok(), &context.queue);
         }
     }
 }
 
 /// Notes a version, and wakes the readers where it is another one. `None`: it cannot be had now. What was seen before still
 /// stands then: an API server that is away for a moment changes no provider.
-fn note(maps: &Mutex<HashMap<ObjectKey, Followed>>, map: &ObjectKey, version: Option<String>, waker: &Waker) {
+fn note(maps: &Mutex<HashMap<ObjectKey, Followed>>, map: &ObjectKey, version: Option<String>, queue: &WorkQueue) {
     let readers = match maps.lock().get_mut(map) {
         Some(followed) if version.is_some() || followed.version.is_none() => {
             let version = version.unwrap_or_default();
@@ -132,10 +132,10 @@ fn note(maps: &Mutex<HashMap<ObjectKey, Followed>>, map: &ObjectKey, version: Op
         }
         _ => return,
     };
-    readers.into_iter().for_each(|reader| waker.provider(reader));
+    readers.into_iter().for_each(|reader| queue.enqueue_provider(reader));
 }
 
-async fn watch(maps: Arc<Mutex<HashMap<ObjectKey, Followed>>>, map: ObjectKey, client: kube::Client, waker: Waker) {
+async fn watch(maps: Arc<Mutex<HashMap<ObjectKey, Followed>>>, map: ObjectKey, client: kube::Client, queue: WorkQueue) {
     let api: Api<PartialObjectMeta<ConfigMap>> = Api::namespaced(client, &map.0);
     let config = watcher::Config::default().fields(&format!("metadata.name={}", map.1));
     let mut events = std::pin::pin!(watcher(api, config).default_backoff());
@@ -158,14 +158,12 @@ async fn watch(maps: Arc<Mutex<HashMap<ObjectKey, Followed>>>, map: ObjectKey, c
                 None
             }
         };
-        note(&maps, &map, version, &waker);
+        note(&maps, &map, version, &queue);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::mpsc;
-
     use crate::api::credential::ProviderKind;
 
     use super::*;
@@ -178,17 +176,16 @@ mod tests {
     }
 
     #[test]
-    fn only_another_version_wakes_the_readers() {
-        let (providers, mut woken) = mpsc::unbounded_channel();
-        let waker = Waker { credentials: mpsc::unbounded_channel().0, providers };
+    fn only_another_version_enqueues_the_readers() {
+        let (queue, mut work) = WorkQueue::new(&[], true);
         let key: ObjectKey = ("shop".to_owned(), "ca".to_owned());
         let reader =
             ProviderKey { kind: ProviderKind::MailProvider, namespace: "shop".to_owned(), name: "m365".to_owned() };
         let followed = Followed { version: None, readers: vec![reader.clone()], watch: None };
         let maps = Mutex::new(HashMap::from([(key.clone(), followed)]));
         let mut noted = |version: Option<&str>| {
-            note(&maps, &key, version.map(str::to_owned), &waker);
-            woken.try_recv().ok()
+            note(&maps, &key, version.map(str::to_owned), &queue);
+            work.next_provider()
         };
         assert_eq!(noted(None), Some(reader.clone()), "the first look found nothing");
         assert_eq!(noted(Some("")), None);

@@ -187,7 +187,7 @@ fn set_out(credential: Arc<MailCredential>, permit: Permit, deadline: Timestamp,
         };
         context.memory.with(checks::uid(&credential), |entry| entry.revoking = Some(step));
         context.memory.finish(checks::uid(&credential), None);
-        context.waker.credential((checks::namespace(&credential).to_owned(), credential.name_any()));
+        context.queue.enqueue_credential((checks::namespace(&credential).to_owned(), credential.name_any()));
     });
 }
 

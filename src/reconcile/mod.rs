@@ -15,6 +15,7 @@ pub mod report;
 mod sized;
 pub mod slots;
 mod stored;
+pub mod work_queue;
 pub mod writes;
 
 use std::{sync::Arc, time::Duration};
@@ -24,9 +25,7 @@ use kube::{Client, ResourceExt as _, runtime::controller::Action};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api::{
-        ConditionType, MailCredential, Reason, condition, names, provider_object::ProviderKey, reference::ObjectKey,
-    },
+    api::{ConditionType, MailCredential, Reason, condition, names},
     clock::Clock,
     error::Error,
     lease::Leadership,
@@ -37,6 +36,7 @@ use crate::{
         act::{Activity, Admission, UnderWay},
         custody::CustodyError,
         publish::PublishError,
+        work_queue::WorkQueue,
     },
     stores::Stores,
 };
@@ -65,8 +65,8 @@ pub struct Context {
     pub admission: Admission,
     /// Keeps one namespace from holding all reconciles.
     pub slots: slots::Slots,
-    /// Wakes credentials and providers.
-    pub waker: Waker,
+    /// Enqueues credentials and providers.
+    pub queue: WorkQueue,
     /// Watches of the ConfigMaps that hold CA bundles.
     pub bundles: bundles::Bundles,
     /// Writes Events.
@@ -79,31 +79,6 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// The process is about to end: no new request is begun.
     pub draining: CancellationToken,
-}
-
-/// Puts objects into the queues of the controllers.
-#[derive(Clone)]
-pub struct Waker {
-    /// Credentials, by namespace and name.
-    pub credentials: tokio::sync::mpsc::UnboundedSender<ObjectKey>,
-    /// Providers.
-    pub providers: tokio::sync::mpsc::UnboundedSender<ProviderKey>,
-}
-
-impl Waker {
-    /// Wakes a credential. After the end of the controllers nobody is left to wake.
-    pub fn credential(&self, key: ObjectKey) {
-        if self.credentials.send(key).is_err() {
-            tracing::debug!("no controller is left to wake");
-        }
-    }
-
-    /// Wakes a provider.
-    pub fn provider(&self, key: ProviderKey) {
-        if self.providers.send(key).is_err() {
-            tracing::debug!("no controller is left to wake");
-        }
-    }
 }
 
 /// A Secret that somebody else may release, and a source that somebody may label without a watch showing it, are

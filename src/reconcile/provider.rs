@@ -135,7 +135,7 @@ fn look(object: ProviderObject, fingerprint: String, again: bool, permit: Option
             // It was deleted meanwhile: nothing else will remove what this look has left.
             context.material.forget(&key);
             context.bundles.release(&key, None);
-            return context.waker.provider(key);
+            return context.queue.enqueue_provider(key);
         }
         let error = match looked {
             Ok(Ok(verdict)) => {
@@ -147,7 +147,7 @@ fn look(object: ProviderObject, fingerprint: String, again: bool, permit: Option
         };
         drop(permit);
         context.material.end(&key, error);
-        context.waker.provider(key);
+        context.queue.enqueue_provider(key);
     };
     tokio::spawn(task.instrument(span));
 }
@@ -161,7 +161,12 @@ fn is_fresh(object: &ProviderObject) -> bool {
 }
 
 fn wake_credentials(key: &ProviderKey, context: &Context) {
-    context.stores.links.by_provider(key).into_iter().for_each(|credential| context.waker.credential(credential));
+    context
+        .stores
+        .links
+        .by_provider(key)
+        .into_iter()
+        .for_each(|credential| context.queue.enqueue_credential(credential));
 }
 
 /// When a broken provider is looked at again: transient problems soon, those that a person mends every minute, in case

@@ -10,7 +10,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::{api::reference::ObjectKey, reconcile::Waker};
+use crate::{api::reference::ObjectKey, reconcile::work_queue::WorkQueue};
 
 /// A step that takes longer than this is slow: most take milliseconds.
 const SLOW: Duration = Duration::from_secs(1);
@@ -23,7 +23,7 @@ struct Shared {
     quick: usize,
     /// The same while its steps are slow.
     slow: usize,
-    waker: Waker,
+    queue: WorkQueue,
     namespaces: Mutex<HashMap<String, Steps>>,
 }
 
@@ -48,10 +48,10 @@ pub struct Slot {
 
 impl Slots {
     /// Slots for so many reconciles at the same time: three quarters for one namespace, an eighth while it is slow.
-    pub fn new(concurrency: u16, waker: Waker) -> Self {
+    pub fn new(concurrency: u16, queue: WorkQueue) -> Self {
         let concurrency = usize::from(concurrency);
         let (quick, slow) = ((concurrency * 3 / 4).max(1), (concurrency / 8).max(1));
-        Self(Arc::new(Shared { quick, slow, waker, namespaces: Mutex::default() }))
+        Self(Arc::new(Shared { quick, slow, queue, namespaces: Mutex::default() }))
     }
 
     /// A slot for a step of this credential. `None`: the namespace has all that it may have; the credential is enqueued when
@@ -90,7 +90,7 @@ impl Drop for Slot {
         let free = self.shared.limit(steps, now).saturating_sub(steps.begun.len());
         for name in steps.parked.drain(..free.min(steps.parked.len())) {
             steps.known.remove(&name);
-            self.shared.waker.credential((self.namespace.clone(), name));
+            self.shared.queue.enqueue_credential((self.namespace.clone(), name));
         }
         if steps.begun.is_empty() && steps.parked.is_empty() && !steps.was_slow {
             namespaces.remove(&self.namespace);
@@ -105,13 +105,15 @@ fn now() -> Instant {
 
 #[cfg(test)]
 mod tests {
-    use tokio::{sync::mpsc, time::advance};
+    use tokio::time::advance;
+
+    use crate::reconcile::work_queue::Work;
 
     use super::*;
 
-    fn slots() -> (Slots, mpsc::UnboundedReceiver<ObjectKey>) {
-        let (credentials, woken) = mpsc::unbounded_channel();
-        (Slots::new(16, Waker { credentials, providers: mpsc::unbounded_channel().0 }), woken)
+    fn slots() -> (Slots, Work) {
+        let (queue, work) = WorkQueue::new(&[], true);
+        (Slots::new(16, queue), work)
     }
 
     fn key(namespace: &str, number: usize) -> ObjectKey {
@@ -124,7 +126,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_namespace_has_three_quarters_of_the_slots_and_an_eighth_while_it_is_slow() {
-        let (slots, _woken) = slots();
+        let (slots, _work) = slots();
         let held = fill(&slots, "slow");
         assert_eq!(held.len(), 12);
         advance(SLOW).await;
@@ -137,7 +139,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_namespace_is_slow_while_its_oldest_step_is() {
-        let (slots, _woken) = slots();
+        let (slots, _work) = slots();
         let _hangs = slots.enter(&key("slow", 0)).unwrap();
         advance(SLOW).await;
         assert_eq!(fill(&slots, "slow").len(), 1);
@@ -145,17 +147,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_was_refused_a_slot_is_enqueued_once_when_one_is_free() {
-        let (slots, mut woken) = slots();
+        let (slots, mut work) = slots();
         let mut held = fill(&slots, "shop");
         for number in [20, 21, 20] {
             assert!(slots.enter(&key("shop", number)).is_none());
         }
         held.pop();
         // The first that `fill` was refused, then those in their order.
-        assert_eq!(woken.try_recv(), Ok(key("shop", 12)));
+        assert_eq!(work.next_credential(), Some(key("shop", 12)));
         drop(held);
-        assert_eq!([woken.try_recv(), woken.try_recv()], [Ok(key("shop", 20)), Ok(key("shop", 21))]);
-        assert!(woken.try_recv().is_err());
+        assert_eq!([work.next_credential(), work.next_credential()], [Some(key("shop", 20)), Some(key("shop", 21))]);
+        assert_eq!(work.next_credential(), None);
         assert!(slots.0.namespaces.lock().is_empty(), "nothing is left to remember");
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     oauth::discovery::Endpoints,
     policy::{checks, urgency::Class},
     providers::{self, TokenSource},
-    reconcile::{Context, Waker},
+    reconcile::{Context, work_queue::WorkQueue},
 };
 
 /// What a row of the admission is for. The states of an activity are idle (no row), queued, offered and sent.
@@ -35,10 +35,10 @@ pub type Admission = admission::Admission<Activity>;
 /// The right to have one request of an activity in flight.
 pub type Permit = admission::Permit<Activity>;
 
-/// The admission of all requests, until `draining`. It enqueues through `waker`.
-pub fn admission(waker: &Waker, draining: &CancellationToken) -> Admission {
-    let waker = waker.clone();
-    let offer = move |activity: &Activity, ask: &Ask| activity.wake(ask, &waker);
+/// The admission of all requests, until `draining`. It enqueues through `queue`.
+pub fn admission(queue: &WorkQueue, draining: &CancellationToken) -> Admission {
+    let queue = queue.clone();
+    let offer = move |activity: &Activity, ask: &Ask| activity.wake(ask, &queue);
     Admission::new(Budgets::default(), draining.clone(), offer)
 }
 
@@ -49,10 +49,10 @@ impl Activity {
     }
 
     /// Enqueues the object that the activity belongs to.
-    pub fn wake(&self, ask: &Ask, waker: &Waker) {
+    pub fn wake(&self, ask: &Ask, queue: &WorkQueue) {
         match self {
-            Self::Grant(_) => waker.credential((ask.namespace.to_string(), ask.name.to_string())),
-            Self::Discovery(key) => waker.provider(key.clone()),
+            Self::Grant(_) => queue.enqueue_credential((ask.namespace.to_string(), ask.name.to_string())),
+            Self::Discovery(key) => queue.enqueue_provider(key.clone()),
         }
     }
 }

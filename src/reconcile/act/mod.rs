@@ -109,7 +109,7 @@ async fn attempt(
     let prepared = match context.material.prepare(&object, false, context).await {
         Ok(Ok(prepared)) => prepared,
         Ok(Err(_)) => {
-            context.waker.provider(key);
+            context.queue.enqueue_provider(key);
             return None;
         }
         Err(error) => return Some(Err(unavailable(&error, &credential, context))),
@@ -203,7 +203,7 @@ impl Attempt {
         if matches!(auth, Ok(None)) {
             // Why is told by the provider, which is looked at anew.
             context.material.distrust(&object.key());
-            context.waker.provider(object.key());
+            context.queue.enqueue_provider(object.key());
         }
         auth
     }

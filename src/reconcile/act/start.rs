@@ -89,7 +89,7 @@ fn start(errand: Errand, permit: Permit, observed: &Observed, context: &Arc<Cont
     let context = context.clone();
     let (ended, end) = oneshot::channel();
     let key = (checks::namespace(&credential).to_owned(), credential.name_any());
-    let under_way = UnderWay { end, credential: key.clone(), waker: context.waker.clone() };
+    let under_way = UnderWay { end, credential: key.clone(), queue: context.queue.clone() };
     let span = tracing::info_span!("request", ?errand, namespace = checks::namespace(&credential), name = %credential.name_any());
     tokio::spawn(tracing::Instrument::instrument(
         async move {
@@ -107,7 +107,7 @@ fn start(errand: Errand, permit: Permit, observed: &Observed, context: &Arc<Cont
             });
             context.memory.finish(&uid, outcome);
             if ended.send(()).is_err() {
-                context.waker.credential(key);
+                context.queue.enqueue_credential(key);
             }
         },
         span,

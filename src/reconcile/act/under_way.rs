@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::{api::reference::ObjectKey, reconcile::Waker};
+use crate::{api::reference::ObjectKey, reconcile::work_queue::WorkQueue};
 
 /// An attempt that has gone out at once. Where nobody has waited for its end, the end wakes the credential: it is told
 /// once, either way.
@@ -14,7 +14,7 @@ pub(in crate::reconcile) struct UnderWay {
     /// Whose attempt it is.
     pub(super) credential: ObjectKey,
     /// Wakes it.
-    pub(super) waker: Waker,
+    pub(super) queue: WorkQueue,
 }
 
 impl UnderWay {
@@ -29,39 +29,36 @@ impl Drop for UnderWay {
         // An end that comes from here on finds nobody, and whoever sends it wakes the credential.
         self.end.close();
         if self.end.try_recv().is_ok() {
-            self.waker.credential(self.credential.clone());
+            self.queue.enqueue_credential(self.credential.clone());
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::mpsc;
-
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn an_end_is_either_waited_for_or_told_to_the_queue() {
+    async fn an_end_is_either_awaited_or_enqueues_the_credential() {
         let patience = Duration::from_secs(1);
-        let (credentials, mut woken) = mpsc::unbounded_channel();
-        let waker = Waker { credentials, providers: mpsc::unbounded_channel().0 };
+        let (queue, mut work) = WorkQueue::new(&[], true);
         let credential: ObjectKey = ("shop".to_owned(), "billing".to_owned());
-        let under_way = |end| UnderWay { end, credential: credential.clone(), waker: waker.clone() };
+        let under_way = |end| UnderWay { end, credential: credential.clone(), queue: queue.clone() };
 
         let (ended, end) = oneshot::channel();
         ended.send(()).unwrap();
         assert!(under_way(end).ends_within(patience).await);
-        assert!(woken.is_empty());
+        assert_eq!(work.next_credential(), None);
 
         let (ended, end) = oneshot::channel();
         assert!(!under_way(end).ends_within(patience).await);
         assert!(ended.send(()).is_err(), "nobody waits any more");
-        assert!(woken.is_empty());
+        assert_eq!(work.next_credential(), None);
 
         let (ended, end) = oneshot::channel();
         let unheard = under_way(end);
         ended.send(()).unwrap();
         drop(unheard);
-        assert_eq!(woken.try_recv(), Ok(credential.clone()));
+        assert_eq!(work.next_credential(), Some(credential.clone()));
     }
 }
