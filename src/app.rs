@@ -34,6 +34,7 @@ use crate::{
         events::Events,
         material::{Book, Identities},
         memory::{Memory, Writes},
+        secrets::Secrets,
         slots::Slots,
         work_queue::WorkQueue,
     },
@@ -208,6 +209,7 @@ impl Work {
         let draining = CancellationToken::new();
         let admission = act::admission(&queue, &draining);
         health.supervise("admission", admission.clone().run());
+        let secrets = Secrets::new(client.clone());
         let context = Arc::new(Context {
             events,
             client,
@@ -217,7 +219,7 @@ impl Work {
             memory,
             writes: Writes::default(),
             register: Register::default(),
-            room: Default::default(),
+            secrets,
             material,
             admission,
             slots: Slots::new(settings.concurrency, queue.clone()),

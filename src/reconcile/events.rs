@@ -19,7 +19,7 @@ use k8s_openapi::{
     jiff::{SignedDuration, Timestamp},
 };
 use kube::{
-    Api, Client,
+    Api, Client, Resource as _,
     api::{Patch, PatchParams, PostParams},
     core::ObjectMeta,
     runtime::events::Reporter,
@@ -29,7 +29,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::{
-    api::{Reason, names},
+    api::{MailCredential, Reason, names},
     error::told_by,
     metrics::Metrics,
     policy::notices::Notice,
@@ -80,6 +80,11 @@ impl Events {
         let pending = Arc::<AtomicUsize>::default();
         let events = Self { reporter, told: Mutex::default(), queue: sender, pending: pending.clone(), metrics };
         (events, Writer { client, queue, pending })
+    }
+
+    /// Emits an Event on a credential.
+    pub(super) fn emit(&self, credential: &MailCredential, notice: &Notice, now: Timestamp) {
+        self.publish(notice, &credential.object_ref(&()), now);
     }
 
     /// Hands on an Event. One that is dropped is counted; the status says the same.

@@ -17,9 +17,9 @@ use crate::{
         Context,
         act::{self, Activity, Permit, Revocation, revoke},
         custody, full_name,
+        json_patch::{add, fence, patch, remove, same_uid, test},
         memory::Revoking,
         observe, report,
-        writes::{fence, patch},
     },
     stores::slim,
 };
@@ -61,21 +61,17 @@ async fn set(credential: &MailCredential, wanted: bool, context: &Context) -> Re
     let own = names.iter().position(|name| name == names::FINALIZER_REVOKE);
     let uid = credential.metadata.uid.as_deref().unwrap_or_default();
     let version = credential.metadata.resource_version.as_deref().unwrap_or_default();
-    let same_uid = || json!({"op": "replace", "path": "/metadata/uid", "value": uid});
-    let operations = match (wanted, own) {
+    let operations: Vec<_> = match (wanted, own) {
         (true, Some(_)) | (false, None) => return Ok(Some(credential.clone())),
         (true, None) if names.is_empty() => {
-            let finalizers = json!({"op": "add", "path": "/metadata/finalizers", "value": [names::FINALIZER_REVOKE]});
+            let finalizers = add(["finalizers"], json!([names::FINALIZER_REVOKE]));
             fence(uid, version).into_iter().chain([finalizers]).collect()
         }
-        (true, None) => {
-            vec![same_uid(), json!({"op": "add", "path": "/metadata/finalizers/-", "value": names::FINALIZER_REVOKE})]
-        }
+        (true, None) => vec![same_uid(uid), add(["finalizers", "-"], names::FINALIZER_REVOKE.into())],
         // Without the resourceVersion: a label that was set meanwhile does not matter.
         (false, Some(index)) => {
-            let path = format!("/metadata/finalizers/{index}");
-            let test = json!({"op": "test", "path": path, "value": names::FINALIZER_REVOKE});
-            vec![same_uid(), test, json!({"op": "remove", "path": path})]
+            let path = ["finalizers", &index.to_string()];
+            vec![same_uid(uid), test(path, names::FINALIZER_REVOKE.into()), remove(path)]
         }
     };
     let api: Api<MailCredential> = Api::namespaced(context.client.clone(), checks::namespace(credential));
@@ -125,7 +121,7 @@ pub(super) async fn farewell(
     };
     context.admission.withdraw(&row);
     if !told && let Some(notice) = notice(&revocation, &credential, now) {
-        report::tell(&credential, &notice, context);
+        context.events.emit(&credential, &notice, now);
     }
     let keep = |step| context.memory.with(uid, |entry| entry.revoking = Some(step));
     keep(Revoking::Over { revocation, told: true });

@@ -6,17 +6,18 @@ pub mod bundles;
 pub mod custody;
 pub mod events;
 mod farewell;
+pub mod json_patch;
 pub mod material;
 pub mod memory;
 pub mod observe;
 pub mod provider;
 pub mod publish;
 pub mod report;
+pub mod secrets;
 mod sized;
 pub mod slots;
 mod stored;
 pub mod work_queue;
-pub mod writes;
 
 use std::{sync::Arc, time::Duration};
 
@@ -36,6 +37,7 @@ use crate::{
         act::{Activity, Admission, UnderWay},
         custody::CustodyError,
         publish::PublishError,
+        secrets::Secrets,
         work_queue::WorkQueue,
     },
     stores::Stores,
@@ -57,8 +59,8 @@ pub struct Context {
     pub writes: memory::Writes,
     /// Which credential has which refresh token.
     pub register: custody::Register,
-    /// What target Secrets may take while they are written.
-    pub room: writes::Room,
+    /// Reads and writes the Secrets of the broker.
+    pub secrets: Secrets,
     /// Providers with their endpoints and secrets, ready for use.
     pub material: material::Book,
     /// Decides when a request to a provider may leave.

@@ -3,8 +3,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Secret;
-use kube::{Api, ResourceExt as _, core::ObjectMeta};
+use kube::{ResourceExt as _, core::ObjectMeta};
 use secrecy::ExposeSecret as _;
 
 use crate::{
@@ -32,15 +31,12 @@ use crate::{
         custody,
         material::Health,
         memory::{Entry, Inspected, newer},
-        publish,
         sized::sized,
-        stored::annotation,
+        stored::{annotation, stored_token},
     },
     render::render,
     stores::unreadable::ObjectKind,
 };
-
-pub(super) use crate::reconcile::stored::stored_token;
 
 /// The credential as a watch shows it, or as the broker wrote it, whichever is newer.
 pub(super) fn latest(shown: Arc<MailCredential>, context: &Context) -> Arc<MailCredential> {
@@ -227,7 +223,7 @@ async fn target(credential: &MailCredential, provider: Option<&Provider>, contex
     let meta = match meta {
         // No watch shows a Secret without our label: somebody else's, or ours of which the label was taken.
         None if suspect || told => {
-            let read = publish::read(context, namespace, &name).await?;
+            let read = context.secrets.read(namespace, &name).await?;
             context.memory.with(uid, |entry| entry.conflict = read.is_some());
             match read {
                 None => return Ok(Target::Absent),
@@ -340,7 +336,7 @@ async fn inspect(
 ) -> Result<Inspected, Error> {
     let name = meta.name.clone().unwrap_or_default();
     let layout = provider.map_or("", |provider| provider.layout.as_str()).to_owned();
-    let Some(secret) = publish::read(context, checks::namespace(credential), &name).await? else {
+    let Some(secret) = context.secrets.read(checks::namespace(credential), &name).await? else {
         // Gone meanwhile: the watch will tell.
         let version = meta.resource_version.clone().unwrap_or_default();
         return Ok(Inspected { resource_version: version, layout, token: None, intact: false, must_recreate: false });
@@ -372,9 +368,4 @@ async fn inspect(
     };
     context.memory.with(checks::uid(credential), |entry| entry.inspected = Some(inspected.clone()));
     Ok(inspected)
-}
-
-/// The API for the Secrets of a namespace.
-pub(super) fn secrets(context: &Context, namespace: &str) -> Api<Secret> {
-    Api::namespaced(context.client.clone(), namespace)
 }

@@ -13,11 +13,22 @@ use crate::{
         expiry::{self, DataExpiry},
         observed::TokenFacts,
     },
-    reconcile::publish::Stored,
 };
 
 pub(super) fn annotation<'a>(secret: &'a Secret, name: &str) -> Option<&'a str> {
     secret.metadata.annotations.as_ref()?.get(name).map(String::as_str)
+}
+
+/// A token that is stored in a target Secret, with what its annotations say about it.
+pub(super) struct Stored {
+    /// The token.
+    pub(super) token: Token,
+    /// `mailtoken.dev/revocable-at`.
+    pub(super) revocable_at: String,
+    /// `mailtoken.dev/object-id`.
+    pub(super) object_id: Option<String>,
+    /// `mailtoken.dev/warning`.
+    pub(super) unsuitable: Option<String>,
 }
 
 /// The token in a Secret of ours, if the annotations are those of the token in the data, and whether annotations, data

@@ -20,7 +20,6 @@ use crate::{
         act::{Attempt, Brought, Step, client_status, sign::signed, unique, unkept},
         custody::{self, SignInEnd, Unsaved},
         material::{Authentication, ProviderProblem, shown_blocker},
-        report,
     },
 };
 
@@ -248,7 +247,7 @@ fn tell_of_an_unknown_account(attempt: &Attempt) {
              whose sign-in it is. A provider says so in an ID token, for the scopes openid and email"
         ),
     };
-    report::tell(&attempt.credential, &notice, &attempt.context);
+    attempt.context.events.emit(&attempt.credential, &notice, attempt.context.clock.now());
 }
 
 fn tell_of_no_refresh_token(attempt: &Attempt) {
@@ -259,5 +258,5 @@ fn tell_of_no_refresh_token(attempt: &Attempt) {
                offline_access, and let the client have it at the provider"
             .to_owned(),
     };
-    report::tell(&attempt.credential, &notice, &attempt.context);
+    attempt.context.events.emit(&attempt.credential, &notice, attempt.context.clock.now());
 }

@@ -24,7 +24,8 @@ use crate::{
         act::{Attempt, Permit, admit::host, sign::signed, unique},
         custody::{self, CustodyError},
         material::{self, ProviderProblem},
-        observe, publish,
+        observe,
+        stored::stored_token,
     },
 };
 
@@ -146,12 +147,12 @@ async fn tokens(credential: &MailCredential, context: &Context) -> Result<Vec<Fo
         let (revocable_at, obtained_for) = note.map(|note| (note.revocable_at, note.bound_to)).unwrap_or_default();
         tokens.push(Found { token, kind: TokenKind::RefreshToken, revocable_at, obtained_for });
     }
-    let target = publish::read(context, checks::namespace(credential), &target_name(credential)).await?;
+    let target = context.secrets.read(checks::namespace(credential), &target_name(credential)).await?;
     let is_own =
         |secret: &Secret| context.stores.ownership(&secret.metadata, credential, context.clock.now()) == Ownership::Own;
     let owned = target.filter(is_own);
     let issued_for = |secret: &Secret| secret.annotations().get(names::ANNOTATION_ISSUED_FOR).cloned();
-    let stored = owned.as_ref().and_then(|secret| observe::stored_token(secret, None)).map(|(stored, _)| stored);
+    let stored = owned.as_ref().and_then(|secret| stored_token(secret, None)).map(|(stored, _)| stored);
     if let (Some(secret), Some(stored)) = (&owned, stored)
         && context.clock.now() < stored.token.expires_at
     {

@@ -15,7 +15,6 @@ use crate::{
         act::{Attempt, Step, keyless, unkept, unmade},
         custody::{self, Claimed, Unsaved},
         material::{self, Authentication},
-        report,
     },
 };
 
@@ -179,7 +178,7 @@ async fn claim(attempt: &Attempt, claimed: &mut Option<Claimed>) -> Result<Claim
                    kept beside it"
                     .to_owned(),
         };
-        report::tell(credential, &notice, context);
+        context.events.emit(credential, &notice, context.clock.now());
     }
     *claimed = Some(held.clone());
     Ok(held)

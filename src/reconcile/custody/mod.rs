@@ -30,7 +30,6 @@ use crate::{
         Context,
         custody::secret::{Data, belongs, mark, open, put, unwritten, wiped},
         memory::newer,
-        publish,
     },
 };
 
@@ -177,7 +176,7 @@ async fn meta(credential: &MailCredential, context: &Context) -> Result<Option<A
         return Ok(known);
     }
     // No watch shows a Secret whose label was taken, nor one of somebody else, which may be gone by now.
-    let read = publish::read(context, namespace, &name).await?.map(|secret| Arc::new(wiped(secret)));
+    let read = context.secrets.read(namespace, &name).await?.map(|secret| Arc::new(wiped(secret)));
     context.memory.with(checks::uid(credential), |entry| entry.grant.clone_from(&read));
     Ok(read)
 }
@@ -386,7 +385,7 @@ mod tests {
     use crate::{
         oauth::tests::lacks,
         policy::{observed, outcome},
-        reconcile::{act, material, memory, publish::Stored},
+        reconcile::{act, material, memory, stored::Stored},
     };
 
     use super::*;

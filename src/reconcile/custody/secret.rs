@@ -2,10 +2,12 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use json_patch::PatchOperation;
 use k8s_openapi::{ByteString, api::core::v1::Secret, jiff::SignedDuration};
 use kube::{ResourceExt as _, core::ObjectMeta};
 use secrecy::{ExposeSecret as _, SecretString};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 use thiserror::Error as ThisError;
 use zeroize::Zeroize as _;
 
@@ -23,8 +25,9 @@ use crate::{
         secret_metadata::{grant_is_in_sync, grant_labels, owners},
     },
     reconcile::{
-        Context, material, observe, publish,
-        writes::{self, fence, make, params, patch, set, unset},
+        Context,
+        json_patch::{Map, add, create_map, fence, replace_data, set, unset},
+        material,
     },
 };
 
@@ -120,7 +123,7 @@ pub(super) fn belongs(meta: &ObjectMeta, credential: &MailCredential) -> Result<
 /// [`CustodyError::Foreign`] where the Secret of that name is another's.
 pub(super) async fn open(credential: &MailCredential, context: &Context) -> Result<Option<(Kept, Data)>, CustodyError> {
     let name = names::grant_secret(&credential.name_any());
-    let Some(mut secret) = publish::read(context, checks::namespace(credential), &name).await? else {
+    let Some(mut secret) = context.secrets.read(checks::namespace(credential), &name).await? else {
         context.memory.with(checks::uid(credential), |entry| entry.grant = None);
         return Ok(None);
     };
@@ -144,17 +147,18 @@ pub(super) fn unwritten(credential: &MailCredential) -> Kept {
     Kept { name: names::grant_secret(&credential.name_any()), ..Kept::default() }
 }
 
-/// Writes the claim alone; the answer brings the data.
+/// Writes the claim alone; the response holds the data.
 pub(super) async fn mark(
     credential: &MailCredential,
     kept: &Kept,
     claim: &Claim,
     context: &Context,
 ) -> Result<Secret, CustodyError> {
-    let mut operations = fence(&kept.uid, &kept.resource_version).to_vec();
-    operations.extend(annotate(kept, [(names::ANNOTATION_CLAIM, serde_json::to_string(claim).ok())]));
-    let api = observe::secrets(context, checks::namespace(credential));
-    let written = api.patch(&kept.name, &params(), &patch(operations)).await;
+    let operations = fence(&kept.uid, &kept.resource_version)
+        .into_iter()
+        .chain(annotate(kept, [(names::ANNOTATION_CLAIM, Some(encoded(claim)?))]))
+        .collect();
+    let written = context.secrets.patch(checks::namespace(credential), &kept.name, operations).await;
     let secret = take(written, kept, credential, context).await?;
     remember(credential, secret.metadata.clone(), context);
     Ok(secret)
@@ -169,7 +173,7 @@ pub(super) async fn put(
 ) -> Result<ObjectMeta, CustodyError> {
     let meta = if kept.uid.is_empty() {
         let owners = owners(credential);
-        let annotations = annotations(kept).into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+        let annotations = annotations(kept)?.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
         let secret = Secret {
             metadata: ObjectMeta {
                 namespace: Some(checks::namespace(credential).to_owned()),
@@ -183,17 +187,16 @@ pub(super) async fn put(
             data: Some(data.entries().into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
             ..Secret::default()
         };
-        let made = writes::create(context, &secret).await;
+        let made = context.secrets.create(&secret).await;
         drop(wiped(secret));
         take(made, kept, credential, context).await?
     } else {
         let mut operations = fence(&kept.uid, &kept.resource_version).to_vec();
-        operations.push(json!({"op": "add", "path": "/data", "value": data.entries()}));
+        operations.push(replace_data(json!(data.entries())));
         operations.extend(dressing(kept, credential));
-        operations.extend(annotate(kept, annotations(kept)));
-        let api = observe::secrets(context, checks::namespace(credential));
-        let written = api.patch_metadata(&kept.name, &params(), &patch(operations)).await;
-        take(written.map(|partial| partial.metadata), kept, credential, context).await?
+        operations.extend(annotate(kept, annotations(kept)?));
+        let written = context.secrets.patch_metadata(checks::namespace(credential), &kept.name, operations).await;
+        take(written, kept, credential, context).await?
     };
     fail_point::pass("grant-written").await;
     remember(credential, meta.clone(), context);
@@ -207,10 +210,9 @@ pub(in crate::reconcile) async fn dress(
     context: &Context,
 ) -> Result<(), CustodyError> {
     let operations = fence(&kept.uid, &kept.resource_version).into_iter().chain(dressing(kept, credential)).collect();
-    let api = observe::secrets(context, checks::namespace(credential));
-    let written = api.patch_metadata(&kept.name, &params(), &patch(operations)).await;
-    let partial = take(written, kept, credential, context).await?;
-    if !grant_is_in_sync(&partial.metadata, credential) {
+    let written = context.secrets.patch_metadata(checks::namespace(credential), &kept.name, operations).await;
+    let meta = take(written, kept, credential, context).await?;
+    if !grant_is_in_sync(&meta, credential) {
         // An admission webhook or another controller takes back what was written. Nothing else waits for that.
         tracing::warn!(
             "labels or owner of the grant Secret are not as they were written: they are written again later"
@@ -218,15 +220,15 @@ pub(in crate::reconcile) async fn dress(
         let again = context.clock.now() + DRESS_AGAIN;
         context.memory.with(checks::uid(credential), |entry| entry.dress_again = Some(again));
     }
-    remember(credential, partial.metadata, context);
+    remember(credential, meta, context);
     Ok(())
 }
 
-fn dressing(kept: &Kept, credential: &MailCredential) -> Vec<Value> {
-    let map = (!kept.has_labels).then(|| make("labels"));
-    let owners = json!({"op": "add", "path": "/metadata/ownerReferences", "value": owners(credential)});
+fn dressing(kept: &Kept, credential: &MailCredential) -> Vec<PatchOperation> {
+    let map = (!kept.has_labels).then(|| create_map(Map::Labels));
+    let owners = add(["ownerReferences"], json!(owners(credential)));
     let labels = grant_labels(credential);
-    let labels = labels.iter().map(|(key, value)| set("labels", key, value));
+    let labels = labels.iter().map(|(key, value)| set(Map::Labels, key, value));
     map.into_iter().chain([owners]).chain(labels).collect()
 }
 
@@ -245,7 +247,7 @@ async fn take<T>(
     // Each of them may be a refusal too, of what stands there as it did before.
     if matches!(&error, kube::Error::Api(status) if matches!(status.code, 404 | 409 | 422)) {
         let name = names::grant_secret(&credential.name_any());
-        let read = publish::read(context, checks::namespace(credential), &name).await?;
+        let read = context.secrets.read(checks::namespace(credential), &name).await?;
         let version = read.as_ref().and_then(|secret| secret.resource_version()).unwrap_or_default();
         match read {
             Some(secret) => {
@@ -268,9 +270,9 @@ async fn take<T>(
 fn annotate<'a>(
     kept: &Kept,
     annotations: impl IntoIterator<Item = (&'a str, Option<String>)>,
-) -> impl Iterator<Item = Value> {
-    const MAP: &str = "annotations";
-    let map = (!kept.has_annotations).then(|| make(MAP));
+) -> impl Iterator<Item = PatchOperation> {
+    const MAP: Map = Map::Annotations;
+    let map = (!kept.has_annotations).then(|| create_map(MAP));
     let each = annotations.into_iter().flat_map(|(key, value)| match value {
         Some(value) => vec![set(MAP, key, &value)],
         None => unset(MAP, key).to_vec(),
@@ -279,9 +281,9 @@ fn annotate<'a>(
 }
 
 /// What [`Kept::read`] reads.
-fn annotations(kept: &Kept) -> [(&'static str, Option<String>); 10] {
+fn annotations(kept: &Kept) -> Result<[(&'static str, Option<String>); 10], CustodyError> {
     let token = kept.token.as_ref();
-    [
+    Ok([
         (names::ANNOTATION_FINGERPRINT, token.map(|token| token.hash.clone())),
         (names::ANNOTATION_ISSUED_FOR, token.map(|token| token.bound_to.clone())),
         (
@@ -292,8 +294,14 @@ fn annotations(kept: &Kept) -> [(&'static str, Option<String>); 10] {
         (names::ANNOTATION_LAST_USED_AT, token.and_then(|token| token.last_used_at).map(rfc3339)),
         (names::ANNOTATION_EXPIRES_AT, token.and_then(|token| token.expires_at).map(rfc3339)),
         (names::ANNOTATION_ROTATIONS, token.map(|token| token.rotations.to_string())),
-        (names::ANNOTATION_SEED, kept.seed.as_ref().and_then(|seed| serde_json::to_string(seed).ok())),
-        (names::ANNOTATION_CLAIM, kept.claim.as_ref().and_then(|claim| serde_json::to_string(claim).ok())),
-        (names::ANNOTATION_SIGN_IN, kept.sign_in.as_ref().and_then(|sign_in| serde_json::to_string(sign_in).ok())),
-    ]
+        (names::ANNOTATION_SEED, kept.seed.as_ref().map(encoded).transpose()?),
+        (names::ANNOTATION_CLAIM, kept.claim.as_ref().map(encoded).transpose()?),
+        (names::ANNOTATION_SIGN_IN, kept.sign_in.as_ref().map(encoded).transpose()?),
+    ])
+}
+
+/// The value of an annotation. Without it the annotation would be removed: a claim that is missing protects nothing.
+fn encoded(value: &impl Serialize) -> Result<String, CustodyError> {
+    serde_json::to_string(value)
+        .map_err(|error| CustodyError::Refused(format!("an annotation cannot be encoded: {error}")))
 }

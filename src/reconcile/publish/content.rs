@@ -12,8 +12,9 @@ use crate::{
     },
     policy::{Blocker, commands::Subject, observed::Provider, secret_metadata},
     reconcile::{
-        publish::Stored,
-        writes::{Operation, fence as fenced, make, set, unset},
+        json_patch::{self, Map, create_map, set, unset},
+        secrets::Operation,
+        stored::Stored,
     },
     render::{TooLarge, render},
 };
@@ -35,25 +36,25 @@ pub(super) struct Fence<'a> {
 }
 
 /// The fenced write of everything.
-pub(super) fn json_patch<'a>(fence: &Fence<'_>, content: &'a Content, has_labels: bool) -> Vec<Operation<'a>> {
-    let mut operations = fenced(fence.uid, fence.resource_version).to_vec();
-    operations.push(json!({"op": "add", "path": "/metadata/ownerReferences", "value": content.owners}));
+pub(super) fn target_patch<'a>(fence: &Fence<'_>, content: &'a Content, has_labels: bool) -> Vec<Operation<'a>> {
+    let mut operations = json_patch::fence(fence.uid, fence.resource_version).to_vec();
+    operations.push(json_patch::add(["ownerReferences"], json!(content.owners)));
     let applied = Applied::read(fence.applied);
     let maps = [
-        ("labels", &content.labels, applied.labels, has_labels),
-        ("annotations", &content.annotations, applied.annotations, fence.has_annotations),
+        (Map::Labels, &content.labels, applied.labels, has_labels),
+        (Map::Annotations, &content.annotations, applied.annotations, fence.has_annotations),
     ];
     for (map, wanted, before, exists) in maps {
         if !exists {
-            operations.push(make(map));
+            operations.push(create_map(map));
         }
-        let ours = optional_annotations().filter(|_| map == "annotations").map(str::to_owned);
+        let ours = optional_annotations().filter(|_| map == Map::Annotations).map(str::to_owned);
         let gone = before.into_iter().chain(ours).filter(|key| !wanted.contains_key(key));
         operations.extend(gone.flat_map(|key| unset(map, &key)));
         operations.extend(wanted.iter().map(|(key, value)| set(map, key, value)));
     }
     let data = Operation::Data { op: "add", path: "/data", value: &content.data };
-    operations.into_iter().map(Operation::Small).chain([data]).collect()
+    operations.into_iter().map(Operation::Metadata).chain([data]).collect()
 }
 
 /// Annotations of ours that not every Secret has.
@@ -150,7 +151,7 @@ mod tests {
             applied: Some(r#"{"labels":["old"],"annotations":[]}"#),
             has_annotations: false,
         };
-        let text = serde_json::to_string(&json_patch(&fence, &content, true)).unwrap();
+        let text = serde_json::to_string(&target_patch(&fence, &content, true)).unwrap();
         assert!(text.contains(r#"{"op":"remove","path":"/metadata/labels/old"}"#));
         assert!(text.contains(r#"{"op":"add","path":"/metadata/labels/team~1x","value":"a"}"#));
         assert!(text.contains(r#"{"op":"replace","path":"/metadata/resourceVersion","value":"7"}"#));

@@ -5,18 +5,13 @@ mod content;
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Secret;
-use kube::{
-    api::{DeleteParams, Preconditions},
-    core::ObjectMeta,
-};
+use kube::core::ObjectMeta;
 use thiserror::Error as ThisError;
 
 use crate::{
     api::{MailCredential, Reason, credential::DeletionPolicy, names},
     error::{Error, WRITE_SECRET, told_by},
     fail_point,
-    oauth::Token,
     policy::{
         Blocker, Observed, checks,
         notices::{self, Notice},
@@ -24,9 +19,9 @@ use crate::{
         ownership::Ownership,
     },
     reconcile::{
-        Context, observe,
-        publish::content::{Content, Fence, content, json_patch},
-        writes,
+        Context,
+        publish::content::{Content, Fence, content, target_patch},
+        stored::{Stored, stored_token},
     },
 };
 
@@ -52,12 +47,6 @@ pub enum PublishError {
     Kubernetes(#[from] Error),
 }
 
-/// A Secret with its data.
-pub(super) async fn read(context: &Context, namespace: &str, name: &str) -> Result<Option<Secret>, Error> {
-    let read = observe::secrets(context, namespace).get_opt(name).await;
-    read.map_err(|source| Error::ReadSecret { name: format!("{namespace}/{name}"), source })
-}
-
 /// Writes the token that is held, and records the success.
 pub(super) async fn store(observed: &mut Observed, context: &Context) -> Result<(), PublishError> {
     let Some(held) = observed.held.clone() else { return Ok(()) };
@@ -72,12 +61,12 @@ pub(super) async fn store(observed: &mut Observed, context: &Context) -> Result<
     context.memory.with(checks::uid(&observed.credential), |entry| entry.held = None);
     if let Some(note) = held.unsuitable.clone().filter(|note| Some(note) != known.as_ref()) {
         let notice = Notice { warning: true, reason: Reason::TokenUnsuitable, note };
-        super::report::tell(&observed.credential, &notice, context);
+        context.events.emit(&observed.credential, &notice, context.clock.now());
     }
     observed.held = None;
     observed.history.succeed(&held);
     for assumption in &held.answer.assumed {
-        super::report::tell(&observed.credential, &notices::assumed(*assumption), context);
+        context.events.emit(&observed.credential, &notices::assumed(*assumption), context.clock.now());
     }
     Ok(())
 }
@@ -86,9 +75,9 @@ pub(super) async fn store(observed: &mut Observed, context: &Context) -> Result<
 pub(super) async fn publish_again(observed: &mut Observed, context: &Context) -> Result<(), PublishError> {
     let namespace = checks::namespace(&observed.credential).to_owned();
     let Some(from) = observed.target.own().or(observed.previous.as_ref()).cloned() else { return Ok(()) };
-    let secret = read(context, &namespace, &from.name).await?;
+    let secret = context.secrets.read(&namespace, &from.name).await?;
     let told = observed.credential.status.as_ref().and_then(|status| status.token.as_ref());
-    let Some((token, _)) = secret.as_ref().and_then(|secret| observe::stored_token(secret, told)) else {
+    let Some((token, _)) = secret.as_ref().and_then(|secret| stored_token(secret, told)) else {
         // It went away between the look and the act: the next reconcile sees that and obtains a new one.
         context.memory.with(checks::uid(&observed.credential), |entry| entry.inspected = None);
         return Ok(());
@@ -108,31 +97,7 @@ pub(super) async fn remove_previous(observed: &Observed, context: &Context) -> R
     if observed.credential.spec.secret.deletion_policy == DeletionPolicy::Retain {
         return Ok(());
     }
-    delete(previous, checks::namespace(&observed.credential), context).await
-}
-
-async fn delete(published: &Published, namespace: &str, context: &Context) -> Result<(), Error> {
-    let params = DeleteParams {
-        preconditions: Some(Preconditions { uid: Some(published.uid.clone()), resource_version: None }),
-        ..DeleteParams::default()
-    };
-    match observe::secrets(context, namespace).delete(&published.name, &params).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(()),
-        Err(source) => Err(Error::DeleteSecret { name: format!("{namespace}/{}", published.name), source }),
-    }
-}
-
-/// A token with what it says of itself.
-pub(super) struct Stored {
-    /// The token.
-    pub(super) token: Token,
-    /// `mailtoken.dev/revocable-at`.
-    pub(super) revocable_at: String,
-    /// `mailtoken.dev/object-id`.
-    pub(super) object_id: Option<String>,
-    /// `mailtoken.dev/warning`.
-    pub(super) unsuitable: Option<String>,
+    context.secrets.delete(checks::namespace(&observed.credential), &previous.name, &previous.uid).await
 }
 
 async fn write(
@@ -144,7 +109,7 @@ async fn write(
 ) -> Result<(), PublishError> {
     let Ok(provider) = &observed.provider else { return Ok(()) };
     let token = &stored.token;
-    let _room = context.room.enter(provider.secret_size).await;
+    let _room = context.secrets.reserve(provider.secret_size).await;
     let content = content(&observed.credential, provider, stored, issued_for, reissue)
         .map_err(|error| PublishError::Blocked(too_large(&observed.credential, &error)))?;
     let written = put(observed, &content, context).await;
@@ -191,7 +156,7 @@ async fn put(observed: &Observed, content: &Content, context: &Context) -> Resul
     let (namespace, name) = (checks::namespace(credential), observed.target_name());
     match &observed.target {
         Target::Own(published) if published.must_recreate => {
-            delete(published, namespace, context).await?;
+            context.secrets.delete(namespace, &published.name, &published.uid).await?;
             create(credential, &name, content, context).await
         }
         Target::Own(published) => {
@@ -221,7 +186,7 @@ async fn create(
         owner_references: Some(content.owners.clone()).filter(|owners| !owners.is_empty()),
         ..ObjectMeta::default()
     };
-    match writes::create_target(context, &metadata, &content.data).await {
+    match context.secrets.create_target(&metadata, &content.data).await {
         Ok(meta) => Ok(meta),
         Err(kube::Error::Api(status)) if status.is_already_exists() => {
             over_existing(credential, name, content, context).await
@@ -241,7 +206,7 @@ async fn over_existing(
     if !context.leadership.is_leader() {
         return Err(PublishError::Refused("another broker leads now, and may have written it".to_owned()));
     }
-    let Some(secret) = read(context, namespace, name).await? else {
+    let Some(secret) = context.secrets.read(namespace, name).await? else {
         return Err(PublishError::Refused("it was removed at the same moment".to_owned()));
     };
     match context.stores.ownership(&secret.metadata, credential, context.clock.now()) {
@@ -253,7 +218,7 @@ async fn over_existing(
     }
     let meta = &secret.metadata;
     let time = |text: Option<&String>| text.and_then(|text| names::time(text));
-    let there = observe::stored_token(&secret, None).map(|(stored, _)| stored.token);
+    let there = stored_token(&secret, None).map(|(stored, _)| stored.token);
     let ours = content.annotations.get(names::ANNOTATION_FINGERPRINT);
     if let (Some(there), Some(issued_at)) = (there, time(content.annotations.get(names::ANNOTATION_ISSUED_AT)))
         && there.issued_at > issued_at
@@ -276,8 +241,8 @@ async fn over_existing(
         applied: meta.annotations.as_ref().and_then(|map| map.get(names::ANNOTATION_APPLIED)).map(String::as_str),
         has_annotations: meta.annotations.is_some(),
     };
-    let operations = json_patch(&fence, content, meta.labels.is_some());
-    let written = writes::patch_target(context, namespace, name, &operations, &content.data).await;
+    let operations = target_patch(&fence, content, meta.labels.is_some());
+    let written = context.secrets.patch_target(namespace, name, &operations, &content.data).await;
     written.map_err(|error| PublishError::Refused(told_by(&error)))
 }
 
@@ -289,8 +254,8 @@ async fn patch(
     context: &Context,
 ) -> Result<ObjectMeta, PublishError> {
     let namespace = checks::namespace(credential);
-    let operations = json_patch(fence, content, true);
-    match writes::patch_target(context, namespace, name, &operations, &content.data).await {
+    let operations = target_patch(fence, content, true);
+    match context.secrets.patch_target(namespace, name, &operations, &content.data).await {
         Ok(meta) => Ok(meta),
         Err(kube::Error::Api(status)) if status.code == 404 => create(credential, name, content, context).await,
         // Stale, or its labels went away, or it became immutable: look at it, then decide.
