@@ -30,7 +30,7 @@ use crate::{
     reconcile::{
         Context, act,
         bundles::{self, Bundles},
-        custody::Register,
+        custody::register::Register,
         events::Events,
         material::{Book, Identities},
         memory::{Memory, Writes},

@@ -137,6 +137,14 @@ pub fn told_by(error: &kube::Error) -> String {
     }
 }
 
+/// The failed step and what Kubernetes said, for a refusal or a status.
+pub fn told(error: &Error) -> String {
+    match std::error::Error::source(error).and_then(|source| source.downcast_ref::<kube::Error>()) {
+        Some(source) => format!("{error}: {}", told_by(source)),
+        None => error.to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,6 +6,7 @@ use secrecy::SecretString;
 use crate::{
     api::{MailCredential, Reason, grant::GrantType, provider_object::ProviderObject},
     clock::Clock,
+    error::told,
     idp::Exchange,
     login::{AGAIN, LoginError},
     oauth::{
@@ -19,7 +20,7 @@ use crate::{
         commands::{self, Subject},
     },
     providers::{Case, Profile},
-    reconcile::material::{Authentication, Identities, Prepared, told, transport},
+    reconcile::material::{Authentication, Identities, Prepared, transport},
 };
 
 /// What a sign-in is made with.

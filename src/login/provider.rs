@@ -8,7 +8,7 @@ use kube::{Api, Client};
 use crate::{
     api::{ClusterMailProvider, MailProvider, credential::ProviderKind, provider_object::ProviderObject},
     cli::Login,
-    error::told_by,
+    error::{told, told_by},
     idp::IdpClients,
     login::{
         AGAIN, LoginError,
@@ -16,7 +16,7 @@ use crate::{
     },
     policy::{checks, inputs},
     providers::{self, Profile},
-    reconcile::material::{Identities, Means, Prepared, credential_blocker, look, told},
+    reconcile::material::{Identities, Means, Prepared, credential_blocker, look},
 };
 
 /// What a provider, and what it refers to, are reached by.

@@ -20,7 +20,7 @@ use crate::{
         outcome::Outcome,
         spacing::Spacing,
     },
-    reconcile::{act::Revocation, custody::Unsaved},
+    reconcile::{act::Revocation, custody::pending::Unsaved},
 };
 
 /// What is remembered of each credential that the store has, by uid. An entry lives as long as its object: what arrives

@@ -35,7 +35,7 @@ use crate::{
     policy::{self, Decision, Observed, checks, observed::Target, status::next_turn},
     reconcile::{
         act::{Activity, Admission, UnderWay},
-        custody::CustodyError,
+        custody::pending::CustodyError,
         publish::PublishError,
         secrets::Secrets,
         work_queue::WorkQueue,

@@ -18,7 +18,10 @@ use crate::{
     },
     reconcile::{
         act::{Attempt, Brought, Step, client_status, sign::signed, unique, unkept},
-        custody::{self, SignInEnd, Unsaved},
+        custody::{
+            self,
+            pending::{CustodyError, SignInEnd, Unsaved},
+        },
         material::{Authentication, ProviderProblem, shown_blocker},
     },
 };
@@ -92,7 +95,7 @@ fn begun_in_vain(mut refusal: Refusal) -> Refusal {
     refusal
 }
 
-async fn keep(attempt: &Attempt, authorization: DeviceAuthorization) -> Result<(), custody::CustodyError> {
+async fn keep(attempt: &Attempt, authorization: DeviceAuthorization) -> Result<(), CustodyError> {
     let Attempt { credential, context, grant, .. } = attempt;
     let now = context.clock.now();
     let DeviceAuthorization {

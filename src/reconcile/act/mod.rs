@@ -53,8 +53,8 @@ use crate::{
     providers::{self, Case, Profile, TokenSource},
     reconcile::{
         Context,
-        act::refusals::{unavailable, unkept, unmade},
-        custody::Claimed,
+        act::refusals::{unavailable, unmade},
+        custody::pending::Claimed,
         material::{self, Authentication, Prepared},
         observe,
     },

@@ -4,7 +4,7 @@ use kube::ResourceExt as _;
 
 use crate::{
     api::{MailCredential, Reason, credential::ProviderKind, names, provider_object::ProviderObject},
-    error::Error,
+    error::{Error, told},
     oauth::{Refusal, grant::RequestError},
     policy::{
         advice::{self, Place},
@@ -12,11 +12,7 @@ use crate::{
         commands::{self, Subject},
         outcome::Refused,
     },
-    reconcile::{
-        Context,
-        custody::CustodyError,
-        material::{self, Authentication},
-    },
+    reconcile::{Context, custody::pending::CustodyError, material::Authentication},
 };
 
 /// A request that cannot be made.
@@ -48,7 +44,7 @@ pub(super) fn unkept(error: CustodyError, credential: &MailCredential) -> Option
 /// Kubernetes would not do what the attempt needs.
 pub(super) fn unavailable(error: &Error, credential: &MailCredential, context: &Context) -> Refused {
     context.metrics.reconcile_error(error.category());
-    let refusal = Refusal::new(Reason::ProviderUnavailable, material::told(error));
+    let refusal = Refusal::new(Reason::ProviderUnavailable, told(error));
     Refused { refusal, place: place(credential, None, None), client: None, spent: None }
 }
 

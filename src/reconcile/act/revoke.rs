@@ -12,6 +12,7 @@ use secrecy::SecretString;
 
 use crate::{
     api::{MailCredential, Reason, Retry, names, provider_object::ProviderKey},
+    error::told,
     oauth::{
         ClientAuth, Refusal,
         client_auth::Occasion,
@@ -22,7 +23,7 @@ use crate::{
     reconcile::{
         Context,
         act::{Attempt, Permit, admit::host, sign::signed, unique},
-        custody::{self, CustodyError},
+        custody::{self, pending::CustodyError},
         material::{self, ProviderProblem},
         observe,
         stored::stored_token,
@@ -115,7 +116,7 @@ async fn attempt(
             let blocker = material::shown_blocker(&ProviderKey::of(credential), problem);
             return Err((blocker.message, Retry::Transient));
         }
-        Err(error) => return Err((material::told(&error), Retry::Transient)),
+        Err(error) => return Err((told(&error), Retry::Transient)),
     };
     let Some(url) = &prepared.endpoints.revocation_url else { return Ok(Revocation::NotSupported) };
     if *host(url) != *permit.host() {
@@ -179,7 +180,7 @@ impl Attempt {
             let auth = match self.proof(entry).await {
                 Ok(Some(auth)) => auth,
                 Ok(None) => continue,
-                Err(error) => return Err((material::told(&error), Retry::Transient)),
+                Err(error) => return Err((told(&error), Retry::Transient)),
             };
             match self.ask_to_revoke(&auth, token, kind).await {
                 Ok(()) => return Ok(()),

@@ -8,12 +8,16 @@ use secrecy::SecretString;
 
 use crate::{
     api::{Reason, grant::GrantType},
+    error::told,
     idp::Exchange,
     oauth::{ClientAuth, GrantProof, Refusal, TokenAnswer, client_auth::read_secret, token::Rotated},
     policy::{Blocker, checks, commands::Subject, grant::Grant, notices::Notice},
     reconcile::{
         act::{Attempt, Step, keyless, unkept, unmade},
-        custody::{self, Claimed, Unsaved},
+        custody::{
+            self,
+            pending::{Claimed, Unsaved},
+        },
         material::{self, Authentication},
     },
 };
@@ -63,8 +67,7 @@ async fn subject_token(attempt: &Attempt) -> Result<SecretString, Refusal> {
     let reference = &grant.subject_token.secret_ref;
     let refused = |blocker: Blocker| Refusal::new(blocker.reason, blocker.message);
     let read = material::read_source(reference, namespace, &attempt.context.client).await;
-    let source =
-        read.map_err(|error| Refusal::new(Reason::ProviderUnavailable, material::told(&error)))?.map_err(refused)?;
+    let source = read.map_err(|error| Refusal::new(Reason::ProviderUnavailable, told(&error)))?.map_err(refused)?;
     material::of_a_provider(reference, namespace, &attempt.context).map_or(Ok(()), |blocker| Err(refused(blocker)))?;
     source.reach.allows(&attempt.prepared.endpoints.token_url).map_err(refused)?;
     read_secret(&source.value, false).map_err(|flaw| {

@@ -2,7 +2,9 @@
 //! resourceVersion. A refresh token is exchanged only under a claim that was written before, the one that comes in its
 //! place is written before anything else is done with the answer, and none is ever deleted because of an error.
 
-mod register;
+mod data;
+pub mod pending;
+pub mod register;
 mod secret;
 mod seed;
 mod sign_in;
@@ -12,7 +14,7 @@ use std::{sync::Arc, time::Duration};
 use backon::{ExponentialBuilder, Retryable as _};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{ResourceExt as _, core::ObjectMeta};
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 
 use crate::{
     api::{MailCredential, Reason, names},
@@ -28,75 +30,23 @@ use crate::{
     providers::TokenSource,
     reconcile::{
         Context,
-        custody::secret::{Data, belongs, mark, open, put, unwritten, wiped},
+        custody::{
+            data::{Data, hash, wiped},
+            pending::{Claimed, CustodyError, Unsaved},
+            secret::{belongs, mark, open, put, unwritten},
+        },
         memory::newer,
     },
 };
 
-pub use crate::reconcile::custody::{register::Register, secret::CustodyError};
-
 pub(super) use crate::reconcile::custody::{
+    pending::SignInEnd,
     secret::dress,
-    sign_in::{SignInEnd, begin_sign_in, device_code, end_sign_in, slow_down},
+    sign_in::{begin_sign_in, device_code, end_sign_in, slow_down},
 };
 
 /// A claim outlasts two requests, the second of which follows a lost reply, and this.
 const CLAIM_MARGIN: SignedDuration = SignedDuration::from_secs(5);
-
-/// The right to exchange a refresh token.
-#[derive(Clone, Debug)]
-pub struct Claimed {
-    kept: Kept,
-    data: Data,
-    /// The refresh token.
-    pub refresh_token: SecretString,
-    /// The claim.
-    pub claim: Claim,
-    /// It was taken over from another seed just now.
-    pub reseeded: bool,
-}
-
-impl Claimed {
-    /// The grant Secret as the claim left it.
-    pub fn kept(&self) -> &Kept {
-        &self.kept
-    }
-}
-
-/// What came with an answer and is not stored yet.
-#[derive(Clone, Debug)]
-pub enum Unsaved {
-    /// The answer to an exchange.
-    Exchanged {
-        /// The right by which it was made.
-        claimed: Box<Claimed>,
-        /// The refresh token that takes the place of the one that was exchanged; `None`: that one stays good.
-        rotated: Option<Rotated>,
-        /// When.
-        used_at: Timestamp,
-    },
-    /// The answer to a sign-in.
-    SignedIn {
-        /// The refresh token, if one came.
-        rotated: Option<Rotated>,
-        /// See [`Grant::bound_to`].
-        bound_to: String,
-        /// See [`Grant::revocable_at`].
-        revocable_at: String,
-        /// When.
-        at: Timestamp,
-    },
-}
-
-impl Unsaved {
-    /// When the response arrived that it is from.
-    pub fn since(&self) -> Timestamp {
-        match self {
-            Self::Exchanged { used_at, .. } => *used_at,
-            Self::SignedIn { at, .. } => *at,
-        }
-    }
-}
 
 /// What is known of a credential's grant; `None` for a grant that needs no person.
 pub(super) async fn observe(
@@ -179,10 +129,6 @@ async fn meta(credential: &MailCredential, context: &Context) -> Result<Option<A
     let read = context.secrets.read(namespace, &name).await?.map(|secret| Arc::new(wiped(secret)));
     context.memory.with(checks::uid(credential), |entry| entry.grant.clone_from(&read));
     Ok(read)
-}
-
-fn hash(token: &SecretString) -> String {
-    names::digest([token.expose_secret()])
 }
 
 /// Claims the refresh token for an exchange: one write, which also brings the token.
@@ -382,10 +328,19 @@ pub(super) async fn refresh_token(
 
 #[cfg(test)]
 mod tests {
+    use mailtoken_core::lacks;
+
     use crate::{
-        oauth::tests::lacks,
         policy::{observed, outcome},
-        reconcile::{act, material, memory, stored::Stored},
+        reconcile::{
+            custody::pending::SignInEnd,
+            material::{
+                authentication::{Authentication, Material},
+                prepared::Prepared,
+            },
+            memory::Entry,
+            stored::Stored,
+        },
     };
 
     use super::*;
@@ -393,8 +348,8 @@ mod tests {
     /// All that hold a secret between its provider and its Secret.
     macro_rules! secrets_lack {
         ($trait:path) => {
-            lacks!($trait: Data, SignInEnd, Stored, Claimed, Unsaved, outcome::Outcome, memory::Entry, observed::Held,
-                observed::Observed, material::Authentication, material::Material, material::Prepared);
+            lacks!($trait: Data, SignInEnd, Stored, Claimed, Unsaved, outcome::Outcome, Entry, observed::Held,
+                observed::Observed, Authentication, Material, Prepared);
         };
     }
     secrets_lack!(std::fmt::Display);

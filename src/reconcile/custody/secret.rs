@@ -1,110 +1,38 @@
 //! The Secret `<credential>-grant` itself: how it is read, and written under a fence.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use json_patch::PatchOperation;
-use k8s_openapi::{ByteString, api::core::v1::Secret, jiff::SignedDuration};
+use k8s_openapi::{api::core::v1::Secret, jiff::SignedDuration};
 use kube::{ResourceExt as _, core::ObjectMeta};
-use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 use serde_json::json;
-use thiserror::Error as ThisError;
-use zeroize::Zeroize as _;
 
 use crate::{
     api::{
         MailCredential,
         names::{self, rfc3339},
     },
-    error::{Error, WRITE_SECRET, told_by},
+    error::{WRITE_SECRET, told_by},
     fail_point,
     policy::{
-        Blocker, checks,
+        checks,
         grant::{Claim, Kept},
         ownership::{self, Ownership},
         secret_metadata::{grant_is_in_sync, grant_labels, owners},
     },
     reconcile::{
         Context,
+        custody::{
+            data::{Data, wiped},
+            pending::CustodyError,
+        },
         json_patch::{Map, add, create_map, fence, replace_data, set, unset},
-        material,
     },
 };
 
 /// Labels and owner that did not stay as they were written are written again after this.
 const DRESS_AGAIN: SignedDuration = SignedDuration::from_mins(1);
-
-/// Keys of the grant Secret.
-const REFRESH_TOKEN: &str = "refresh_token";
-const PREVIOUS: &str = "previous_refresh_token";
-const DEVICE_CODE: &str = "device_code";
-
-/// Why the grant Secret was not written.
-#[derive(Debug, ThisError)]
-pub enum CustodyError {
-    /// Somebody else wrote it meanwhile: it has to be looked at again.
-    #[error("it was written by somebody else at the same moment")]
-    Stale,
-    /// The Secret of that name is not the credential's; whose it is, in words.
-    #[error("the Secret {0}")]
-    Foreign(String),
-    /// What would be written cannot be had.
-    #[error("{}", .0.message)]
-    Blocked(Blocker),
-    /// The API server refuses it: quota, admission, a terminating namespace, permissions, an outage.
-    #[error("{0}")]
-    Refused(String),
-}
-
-impl From<Error> for CustodyError {
-    fn from(error: Error) -> Self {
-        Self::Refused(material::told(&error))
-    }
-}
-
-/// The data of the grant Secret.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Data {
-    pub(super) refresh_token: Option<SecretString>,
-    pub(super) previous: Option<SecretString>,
-    pub(super) device_code: Option<SecretString>,
-}
-
-impl Data {
-    /// Takes it out of a Secret, whose data is wiped: other keys too, which somebody else has put there.
-    pub(super) fn take(secret: &mut Secret) -> Self {
-        let mut data = secret.data.take().unwrap_or_default();
-        let text = |key: &str| {
-            let text = std::str::from_utf8(&data.get(key)?.0).ok().filter(|text| !text.is_empty());
-            text.map(SecretString::from)
-        };
-        let taken =
-            Self { refresh_token: text(REFRESH_TOKEN), previous: text(PREVIOUS), device_code: text(DEVICE_CODE) };
-        data.values_mut().for_each(|value| value.0.zeroize());
-        taken
-    }
-
-    fn entries(&self) -> BTreeMap<&'static str, ByteString> {
-        let keys = [(REFRESH_TOKEN, &self.refresh_token), (PREVIOUS, &self.previous), (DEVICE_CODE, &self.device_code)];
-        let entry = |(key, value): (&'static str, &Option<SecretString>)| {
-            Some((key, ByteString(value.as_ref()?.expose_secret().as_bytes().to_vec())))
-        };
-        keys.into_iter().filter_map(entry).collect()
-    }
-
-    /// Takes in another refresh token; the one that it replaces is kept beside it.
-    pub(super) fn replace(&mut self, token: SecretString) {
-        if self.refresh_token.as_ref().is_none_or(|old| old.expose_secret() != token.expose_secret()) {
-            self.previous = self.refresh_token.replace(token).or_else(|| self.previous.take());
-        }
-    }
-}
-
-/// The metadata of a Secret whose data is not needed any more.
-pub(super) fn wiped(mut secret: Secret) -> ObjectMeta {
-    drop(Data::take(&mut secret));
-    secret.metadata
-}
 
 /// Whether a Secret of the grant Secret's name is the credential's.
 ///

@@ -11,7 +11,7 @@ use crate::{
         Blocker, checks, commands,
         grant::{Kept, Seed},
     },
-    reconcile::{Context, custody::hash, material},
+    reconcile::{Context, custody::data::hash, material},
 };
 
 /// The seed, if it has to be taken over, or why it cannot be.

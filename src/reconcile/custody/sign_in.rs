@@ -1,11 +1,10 @@
 //! The sign-in that a grant begins with (RFC 8628), as it stands in the grant Secret.
 
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use k8s_openapi::jiff::SignedDuration;
 use secrecy::SecretString;
 
 use crate::{
     api::MailCredential,
-    oauth::token::Rotated,
     policy::{
         checks,
         grant::{SignIn, TokenNote},
@@ -13,8 +12,9 @@ use crate::{
     reconcile::{
         Context,
         custody::{
-            hash,
-            secret::{CustodyError, Data, open, put, unwritten},
+            data::{Data, hash},
+            pending::{CustodyError, SignInEnd},
+            secret::{open, put, unwritten},
         },
     },
 };
@@ -101,21 +101,4 @@ pub(in crate::reconcile) async fn end_sign_in(
     put(credential, &kept, &data, context).await?;
     context.memory.with(checks::uid(credential), |entry| (entry.device_code, entry.next_poll) = (None, None));
     Ok(())
-}
-
-/// How a sign-in ended.
-pub(in crate::reconcile) enum SignInEnd {
-    /// Well, with a refresh token as a rule.
-    SignedIn {
-        /// The refresh token.
-        rotated: Option<Rotated>,
-        /// See [`Grant::bound_to`].
-        bound_to: String,
-        /// See [`Grant::revocable_at`].
-        revocable_at: String,
-        /// When.
-        at: Timestamp,
-    },
-    /// Without a grant; how, in words.
-    Nothing(String),
 }

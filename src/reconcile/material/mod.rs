@@ -26,7 +26,7 @@ use crate::{
         names,
         provider_object::{ProviderKey, ProviderObject, bundle_config_map, source_secrets},
     },
-    error::{Error, told_by},
+    error::Error,
     idp::{BundleHash, IdpClient, IdpClients},
     oauth::discovery::Endpoints,
     policy::{Blocker, advice, observed::Cause},
@@ -380,14 +380,6 @@ pub(crate) fn credential_blocker(key: &ProviderKey, problem: ProviderProblem) ->
     let Blocker { reason, message, cause } = problem.blocker;
     Blocker::new(Reason::ProviderNotReady, format!("the {words} is not ready ({}): {message}", reason.as_str()))
         .because(cause)
-}
-
-/// A failure of Kubernetes, in words for a refusal.
-pub(crate) fn told(error: &Error) -> String {
-    match std::error::Error::source(error).and_then(|source| source.downcast_ref::<kube::Error>()) {
-        Some(source) => format!("{error}: {}", told_by(source)),
-        None => error.to_string(),
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,64 @@
+//! The data of the grant Secret.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{ByteString, api::core::v1::Secret};
+use kube::core::ObjectMeta;
+use secrecy::{ExposeSecret as _, SecretString};
+use zeroize::Zeroize as _;
+
+use crate::api::names;
+
+/// Keys of the grant Secret.
+const REFRESH_TOKEN: &str = "refresh_token";
+const PREVIOUS: &str = "previous_refresh_token";
+const DEVICE_CODE: &str = "device_code";
+
+/// The data of the grant Secret.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Data {
+    pub(super) refresh_token: Option<SecretString>,
+    pub(super) previous: Option<SecretString>,
+    pub(super) device_code: Option<SecretString>,
+}
+
+impl Data {
+    /// Takes it out of a Secret, whose data is wiped: other keys too, which somebody else has put there.
+    pub(super) fn take(secret: &mut Secret) -> Self {
+        let mut data = secret.data.take().unwrap_or_default();
+        let text = |key: &str| {
+            let text = std::str::from_utf8(&data.get(key)?.0).ok().filter(|text| !text.is_empty());
+            text.map(SecretString::from)
+        };
+        let taken =
+            Self { refresh_token: text(REFRESH_TOKEN), previous: text(PREVIOUS), device_code: text(DEVICE_CODE) };
+        data.values_mut().for_each(|value| value.0.zeroize());
+        taken
+    }
+
+    pub(super) fn entries(&self) -> BTreeMap<&'static str, ByteString> {
+        let keys = [(REFRESH_TOKEN, &self.refresh_token), (PREVIOUS, &self.previous), (DEVICE_CODE, &self.device_code)];
+        let entry = |(key, value): (&'static str, &Option<SecretString>)| {
+            Some((key, ByteString(value.as_ref()?.expose_secret().as_bytes().to_vec())))
+        };
+        keys.into_iter().filter_map(entry).collect()
+    }
+
+    /// Takes in another refresh token; the one that it replaces is kept beside it.
+    pub(super) fn replace(&mut self, token: SecretString) {
+        if self.refresh_token.as_ref().is_none_or(|old| old.expose_secret() != token.expose_secret()) {
+            self.previous = self.refresh_token.replace(token).or_else(|| self.previous.take());
+        }
+    }
+}
+
+/// The metadata of a Secret whose data is not needed any more.
+pub(super) fn wiped(mut secret: Secret) -> ObjectMeta {
+    drop(Data::take(&mut secret));
+    secret.metadata
+}
+
+/// The hash by which a refresh token is known in annotations and in memory.
+pub(super) fn hash(token: &SecretString) -> String {
+    names::digest([token.expose_secret()])
+}
