@@ -32,7 +32,7 @@ use crate::{
         bundles::{self, Bundles},
         custody::register::Register,
         events::Events,
-        material::{Book, Identities},
+        material::{Book, federation::Identities},
         memory::{Memory, Writes},
         secrets::Secrets,
         slots::Slots,

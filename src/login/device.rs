@@ -17,7 +17,7 @@ use crate::{
         client_auth::Occasion,
         device::{DeviceAuthorization, SLOW_DOWN, device_authorization_request, read_device_authorization},
     },
-    reconcile::material::Authentication,
+    reconcile::material::authentication::Authentication,
 };
 
 /// Shows a code and waits until somebody has signed in with it.

@@ -20,7 +20,9 @@ use crate::{
         commands::{self, Subject},
     },
     providers::{Case, Profile},
-    reconcile::material::{Authentication, Identities, Prepared, transport},
+    reconcile::material::{
+        authentication::Authentication, connection::transport, federation::Identities, prepared::Prepared,
+    },
 };
 
 /// What a sign-in is made with.

@@ -37,7 +37,7 @@ use crate::{
     },
     policy::inputs,
     providers::Profile,
-    reconcile::material::Identities,
+    reconcile::material::federation::Identities,
 };
 
 /// What is done about a failure that may pass.

@@ -16,7 +16,9 @@ use crate::{
     },
     policy::{checks, inputs},
     providers::{self, Profile},
-    reconcile::material::{Identities, Means, Prepared, credential_blocker, look},
+    reconcile::material::{
+        federation::Identities, look::look, means::Means, prepared::Prepared, problem::credential_blocker,
+    },
 };
 
 /// What a provider, and what it refers to, are reached by.

@@ -17,21 +17,21 @@ use tracing::Instrument as _;
 use crate::{
     admission::Answer,
     api::{
-        ClusterMailProvider, ConditionType, MailProvider, ProviderStatus, Reason, Retry, condition,
+        ClusterMailProvider, ConditionType, MailProvider, ProviderStatus, Reason, condition,
         credential::ProviderKind,
         names,
         provider_object::{ProviderKey, ProviderObject, bundle_config_map},
     },
-    error::{Error, STATUS_OVERWRITTEN},
+    error::Error,
     policy::{
         notices::Notice,
         provider::{self as policy, ClientEnd, Usable},
-        schedule,
     },
     reconcile::{
         Context,
         act::{self, Activity, Permit},
-        material::{Prepared, ProviderProblem},
+        material::{prepared::Prepared, problem::ProviderProblem},
+        report::overwritten,
     },
 };
 
@@ -143,7 +143,7 @@ fn look(object: ProviderObject, fingerprint: String, again: bool, permit: Option
                 None
             }
             Ok(Err(error)) => Some(error),
-            Err(_) => Some(Error::Panicked { name: full_name(&key) }),
+            Err(_) => Some(Error::Panicked { name: key.to_string() }),
         };
         drop(permit);
         context.material.end(&key, error);
@@ -169,20 +169,6 @@ fn wake_credentials(key: &ProviderKey, context: &Context) {
         .for_each(|credential| context.queue.enqueue_credential(credential));
 }
 
-/// When a broken provider is looked at again: transient problems soon, those that a person mends every minute, in case
-/// that no watch shows the mending (a Secret without the label).
-pub(super) fn look_again(problem: &ProviderProblem, failures: u32, now: Timestamp) -> Timestamp {
-    let reason = problem.blocker.reason;
-    match reason.retry() {
-        Retry::OnChange => {
-            let ceiling = now + SignedDuration::from_mins(1);
-            schedule::next_attempt(Reason::ProviderUnavailable, failures, now, None).min(ceiling)
-        }
-        Retry::Permanent => schedule::next_attempt(Reason::ProviderUnavailable, failures, now, None),
-        Retry::Transient | Retry::None => schedule::next_attempt(reason, failures, now, None),
-    }
-}
-
 /// Writes the status of a provider if it differs. Returns when it may differ although nothing has changed, and whether it
 /// was written. Where another writer changes it each time, it is written later: two installations that serve the same
 /// provider and find it differently do not write as fast as they can.
@@ -195,7 +181,7 @@ async fn write_status(
 ) -> Result<(Option<Timestamp>, bool), Error> {
     let before = context.material.status(object);
     let found = verdict.map(usable).map_err(|problem| problem.blocker.clone());
-    let mut after = policy::status(object.meta(), &full_name(&object.key()), &before, &found, now);
+    let mut after = policy::status(object.meta(), &object.key().to_string(), &before, &found, now);
     if let Ok(prepared) = verdict {
         after.token_url = Some(prepared.endpoints.token_url.clone());
         after.device_authorization_url = prepared.endpoints.device_authorization_url.clone();
@@ -211,7 +197,7 @@ async fn write_status(
     let uid = object.meta().uid.as_deref().unwrap_or_default();
     let version = format!("{:?} {fingerprint}", object.meta().generation);
     if let Some(until) = context.memory.defer_status(uid, &version, now) {
-        overwritten(&full_name(&object.key()), context);
+        overwritten(&object.key().to_string(), &context.metrics);
         return Ok((Some(until), false));
     }
     let written = match object {
@@ -235,16 +221,6 @@ async fn write_status(
         tell(object, &notice, context);
     }
     Ok((turn, true))
-}
-
-/// Reports that another writer keeps changing a status.
-pub(super) fn overwritten(name: &str, context: &Context) {
-    context.metrics.reconcile_error(STATUS_OVERWRITTEN);
-    tracing::warn!(
-        object = name,
-        "the status has been written many times in a row and is written later: another writer changes it each time. If two \
-         installations of the broker serve the same objects, give each its own namespaces with --namespace"
-    );
 }
 
 /// What the status of a usable provider tells.
@@ -309,12 +285,4 @@ fn tell(object: &ProviderObject, notice: &Notice, context: &Context) {
         }
     };
     context.events.publish(notice, &reference, context.clock.now());
-}
-
-/// What a provider is called in errors and logs.
-pub fn full_name(key: &ProviderKey) -> String {
-    match key.kind {
-        ProviderKind::MailProvider => format!("MailProvider {}/{}", key.namespace, key.name),
-        ProviderKind::ClusterMailProvider => format!("ClusterMailProvider {}", key.name),
-    }
 }

@@ -8,14 +8,15 @@ use serde_json::json;
 
 use crate::{
     api::{MailCredential, MailCredentialStatus, names},
-    error::{Error, told_by},
+    error::{Error, STATUS_OVERWRITTEN, told_by},
     fail_point,
+    metrics::Metrics,
     policy::{
         Decision, Observed, checks,
         notices::notices,
         status::{end_of_ready, ended, status, tells_of_an_end},
     },
-    reconcile::{Context, full_name, observe, provider},
+    reconcile::{Context, full_name, observe},
     stores::slim,
 };
 
@@ -75,7 +76,7 @@ pub(super) async fn report(
     }
     let version = format!("{:?} {}", credential.metadata.generation, observed.attempt);
     if context.memory.defer_status(checks::uid(credential), &version, now).is_some() {
-        provider::overwritten(&full_name(credential), context);
+        overwritten(&full_name(credential), &context.metrics);
         return Ok(false);
     }
     fail_point::pass("before-status").await;
@@ -161,4 +162,14 @@ async fn put_status(
     let api: Api<MailCredential> = Api::namespaced(context.client.clone(), checks::namespace(credential));
     let parameters = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
     api.replace_subresource("status", &credential.name_any(), &parameters, &body).await
+}
+
+/// Reports that another writer keeps changing a status.
+pub(super) fn overwritten(name: &str, metrics: &Metrics) {
+    metrics.reconcile_error(STATUS_OVERWRITTEN);
+    tracing::warn!(
+        object = name,
+        "the status has been written many times in a row and is written later: another writer changes it each time. If two \
+         installations of the broker serve the same objects, give each its own namespaces with --namespace"
+    );
 }

@@ -10,7 +10,7 @@ use crate::{
     policy::{inputs, observed::Held},
     reconcile::{
         act::{Attempt, Brought, client_status},
-        material::Authentication,
+        material::authentication::Authentication,
     },
 };
 

@@ -22,7 +22,10 @@ use crate::{
             self,
             pending::{CustodyError, SignInEnd, Unsaved},
         },
-        material::{Authentication, ProviderProblem, shown_blocker},
+        material::{
+            authentication::Authentication,
+            problem::{ProviderProblem, shown_blocker},
+        },
     },
 };
 

@@ -55,7 +55,7 @@ use crate::{
         Context,
         act::refusals::{unavailable, unmade},
         custody::pending::Claimed,
-        material::{self, Authentication, Prepared},
+        material::{self, authentication::Authentication, connection::transport, prepared::Prepared},
         observe,
     },
 };
@@ -294,7 +294,7 @@ impl Attempt {
 
     fn unanswered(&self, error: &TransportError) -> Refusal {
         let home = self.context.stores.home(&self.object.key()).to_owned();
-        let (reason, message) = material::transport(error, &self.object, &home, advice::AGAIN);
+        let (reason, message) = transport(error, &self.object, &home, advice::AGAIN);
         match (&self.object, reason) {
             // How the administrator's CA bundle is called is not told to namespaces.
             (ProviderObject::Cluster(_), Reason::TLSFailed) => {
@@ -320,7 +320,7 @@ impl Attempt {
                 self.context.metrics.token_request_error(&provider, refusal.reason);
                 tracing::warn!(
                     reason = refusal.reason.as_str(),
-                    provider = super::provider::full_name(&provider),
+                    provider = provider.to_string(),
                     mailbox = self.credential.spec.mailbox.user(),
                     correlation_id = refusal.correlation_id,
                     what = %refusal.what,

@@ -24,7 +24,10 @@ use crate::{
         Context,
         act::{Attempt, Permit, admit::host, sign::signed, unique},
         custody::{self, pending::CustodyError},
-        material::{self, ProviderProblem},
+        material::{
+            self,
+            problem::{ProviderProblem, shown_blocker},
+        },
         observe,
         stored::stored_token,
     },
@@ -113,7 +116,7 @@ async fn attempt(
     let prepared = match context.material.prepare(&object, false, context).await {
         Ok(Ok(prepared)) => prepared,
         Ok(Err(problem)) => {
-            let blocker = material::shown_blocker(&ProviderKey::of(credential), problem);
+            let blocker = shown_blocker(&ProviderKey::of(credential), problem);
             return Err((blocker.message, Retry::Transient));
         }
         Err(error) => return Err((told(&error), Retry::Transient)),
@@ -174,7 +177,7 @@ impl Attempt {
         for entry in &self.prepared.authentication {
             if let Err(blocker) = entry.may_go_to(url) {
                 let problem = ProviderProblem { blocker, material: true };
-                last = (material::shown_blocker(&self.object.key(), problem).message, Retry::Permanent);
+                last = (shown_blocker(&self.object.key(), problem).message, Retry::Permanent);
                 continue;
             }
             let auth = match self.proof(entry).await {

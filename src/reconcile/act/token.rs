@@ -18,7 +18,10 @@ use crate::{
             self,
             pending::{Claimed, Unsaved},
         },
-        material::{self, Authentication},
+        material::{
+            authentication::Authentication,
+            sources::{of_a_provider, read_source},
+        },
     },
 };
 
@@ -66,9 +69,9 @@ async fn subject_token(attempt: &Attempt) -> Result<SecretString, Refusal> {
     let grant = attempt.credential.spec.grant.token_exchange.as_ref().ok_or_else(invalid)?;
     let reference = &grant.subject_token.secret_ref;
     let refused = |blocker: Blocker| Refusal::new(blocker.reason, blocker.message);
-    let read = material::read_source(reference, namespace, &attempt.context.client).await;
+    let read = read_source(reference, namespace, &attempt.context.client).await;
     let source = read.map_err(|error| Refusal::new(Reason::ProviderUnavailable, told(&error)))?.map_err(refused)?;
-    material::of_a_provider(reference, namespace, &attempt.context).map_or(Ok(()), |blocker| Err(refused(blocker)))?;
+    of_a_provider(reference, namespace, &attempt.context).map_or(Ok(()), |blocker| Err(refused(blocker)))?;
     source.reach.allows(&attempt.prepared.endpoints.token_url).map_err(refused)?;
     read_secret(&source.value, false).map_err(|flaw| {
         let put = Subject::secret(namespace, &reference.name).put(&reference.key, "<token>");

@@ -11,7 +11,11 @@ use crate::{
         Blocker, checks, commands,
         grant::{Kept, Seed},
     },
-    reconcile::{Context, custody::data::hash, material},
+    reconcile::{
+        Context,
+        custody::data::hash,
+        material::sources::{of_a_provider, read_source},
+    },
 };
 
 /// The seed, if it has to be taken over, or why it cannot be.
@@ -56,9 +60,9 @@ pub(super) async fn read_seed(
         return Ok(Err(Blocker::new(Reason::InvalidSpec, "the spec names no seed")));
     };
     let namespace = checks::namespace(credential);
-    let read = material::read_source(reference, namespace, &context.client).await?;
+    let read = read_source(reference, namespace, &context.client).await?;
     Ok(read.and_then(|source| {
-        material::of_a_provider(reference, namespace, context).map_or(Ok(()), Err)?;
+        of_a_provider(reference, namespace, context).map_or(Ok(()), Err)?;
         token_url.map_or(Ok(()), |url| source.reach.allows(url))?;
         let token = read_secret(&source.value, false).and_then(unbroken).map_err(|flaw| {
             let message = format!(

@@ -24,7 +24,7 @@ use crate::{
     reconcile::material::{
         connection::subject_of,
         federation::{Federation, Identities},
-        look::Means,
+        means::Means,
         sources::{Reach, read_secret_key, read_source},
     },
 };

@@ -9,8 +9,7 @@ use crate::{
         provider_object::{ProviderKey, ProviderObject, bundle_config_map, bundle_secret},
     },
     idp::{TlsProblem, TransportError},
-    policy::{Blocker, commands::Subject},
-    reconcile::material::{ProviderProblem, credential_blocker},
+    policy::commands::Subject,
 };
 
 /// What a failed connection to the provider means, and its fix. `home` is where its CA bundle stands, `again`
@@ -87,23 +86,4 @@ pub(super) fn subject(object: &ProviderObject) -> Subject {
 /// The same by its key.
 pub(super) fn subject_of(key: &ProviderKey) -> Subject {
     Subject::provider(key.kind, &key.namespace, &key.name)
-}
-
-/// What a credential is told of its provider. Of a ClusterMailProvider a namespace learns the reason alone: the provider's
-/// own status names the administrator's Secrets, keys and hosts.
-pub(crate) fn shown_blocker(key: &ProviderKey, problem: ProviderProblem) -> Blocker {
-    if key.kind == ProviderKind::MailProvider {
-        return credential_blocker(key, problem);
-    }
-    let found = problem.blocker.reason;
-    let (reason, what) = match problem.material {
-        true => (found, format!("the client authentication of the ClusterMailProvider {} cannot be used", key.name)),
-        false => (Reason::ProviderNotReady, format!("the ClusterMailProvider {} is not ready", key.name)),
-    };
-    let message = format!(
-        "{what} ({}): an administrator finds what is wrong, and the command that repairs it, with `{} -o yaml`",
-        found.as_str(),
-        subject_of(key).command("get")
-    );
-    Blocker::new(reason, message).because(problem.blocker.cause)
 }

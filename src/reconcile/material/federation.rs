@@ -28,7 +28,7 @@ use crate::{
     kubernetes::Connection,
     oauth::{Claims, ClientAuth, Impersonation},
     policy::{Blocker, advice::Federated, commands::word},
-    reconcile::{material::connection::subject_of, provider::full_name},
+    reconcile::material::connection::subject_of,
 };
 
 /// How long the tokens that are asked for live: the least that Kubernetes makes. A token is used for its first half, so
@@ -157,7 +157,7 @@ impl Federation {
 
     /// The broker's own token as it stands in its file: the kubelet puts another there before it ends.
     fn own(&self, last: Option<&Assertion>, identities: &Identities) -> Result<Assertion, Blocker> {
-        let provider = full_name(&self.provider);
+        let provider = &self.provider;
         if self.provider.kind == ProviderKind::MailProvider {
             let message = format!(
                 "the {provider} asks for the broker's own identity, which only a ClusterMailProvider may use: name a \
@@ -215,7 +215,7 @@ impl Federation {
             let message = format!(
                 "the {} names the ServiceAccount {namespace}/{name}, and the broker may not take on the identity of any: \
                  start it with `--allow-service-account-ref` (chart: allowServiceAccountRef=true)",
-                full_name(&self.provider)
+                self.provider
             );
             return Ok(Err(Blocker::new(Reason::NotAllowed, message)));
         }
@@ -312,7 +312,7 @@ impl Federation {
         let message = format!(
             "the {} asks for an assertion for the audience {}, which the API server takes for its own: the provider could \
              log in to Kubernetes with it. Name the audience that the provider wants, with `{}`",
-            full_name(&self.provider),
+            self.provider,
             self.audience,
             subject_of(&self.provider).command("edit")
         );

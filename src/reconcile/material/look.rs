@@ -1,6 +1,5 @@
 //! One look at a provider: what it refers to is read, and its endpoints are asked for.
 
-use kube::Client;
 use serde_json::json;
 
 use crate::{
@@ -10,33 +9,19 @@ use crate::{
         provider_object::{ProviderObject, bundle_config_map, bundle_secret},
     },
     error::Error,
-    idp::{IdpClient, IdpClients},
+    idp::IdpClient,
     oauth::discovery::{DiscoveryError, Endpoints, discovery_request, read_discovery},
     policy::Blocker,
     providers::{self, TokenSource},
     reconcile::material::{
-        Identities, Prepared, ProviderProblem,
         authentication::{Authentication, authentication},
         connection::{self, transport},
+        means::Means,
+        prepared::Prepared,
+        problem::ProviderProblem,
         sources::{read_config_map_key, read_secret_key},
     },
 };
-
-/// With what a provider is looked at.
-pub(crate) struct Means<'a> {
-    /// Kubernetes.
-    pub kubernetes: &'a Client,
-    /// Where the objects that the provider refers to stand.
-    pub home: &'a str,
-    /// The clients towards providers.
-    pub clients: &'a IdpClients,
-    /// Where ServiceAccount tokens come from.
-    pub identities: &'a Identities,
-    /// Whether the provider may be asked: only the broker that leads does.
-    pub may_ask: &'a (dyn Fn() -> bool + Send + Sync),
-    /// What is done about a failure that may pass.
-    pub again: &'static str,
-}
 
 /// Looks at a provider: reads what it refers to, and asks for its endpoints.
 ///

@@ -1,11 +1,14 @@
 //! Providers ready for use: endpoints discovered, secrets read, trust set up. Made once for each change of a provider
 //! or of what it refers to, for its status as for the credentials that use it.
 
-mod authentication;
-mod connection;
-mod federation;
-mod look;
-mod sources;
+pub(crate) mod authentication;
+pub(crate) mod connection;
+pub(crate) mod federation;
+pub(crate) mod look;
+pub(crate) mod means;
+pub(crate) mod prepared;
+pub(crate) mod problem;
+pub(crate) mod sources;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -21,40 +24,24 @@ use parking_lot::Mutex;
 
 use crate::{
     api::{
-        ProviderStatus, Reason,
-        credential::ProviderKind,
-        names,
+        ProviderStatus, names,
         provider_object::{ProviderKey, ProviderObject, bundle_config_map, source_secrets},
     },
     error::Error,
-    idp::{BundleHash, IdpClient, IdpClients},
+    idp::{BundleHash, IdpClients},
     oauth::discovery::Endpoints,
-    policy::{Blocker, advice, observed::Cause},
-    reconcile::Context,
+    policy::{Blocker, advice, schedule},
+    reconcile::{
+        Context,
+        material::{
+            federation::Identities,
+            look::look,
+            means::Means,
+            prepared::Prepared,
+            problem::{ProviderProblem, shown_blocker},
+        },
+    },
 };
-
-pub(super) use crate::reconcile::material::sources::{of_a_provider, read_source};
-
-pub use crate::reconcile::material::{
-    authentication::{Authentication, Material},
-    federation::Identities,
-};
-
-pub(crate) use crate::reconcile::material::{
-    connection::{shown_blocker, transport},
-    look::{Means, look},
-    sources::{is_labelled, is_own},
-};
-
-/// A provider, ready for use.
-pub struct Prepared {
-    /// Where tokens come from.
-    pub endpoints: Endpoints,
-    /// The ways of client authentication, in the order of the spec.
-    pub authentication: Vec<Authentication>,
-    /// The client that trusts the provider's CA.
-    pub client: IdpClient,
-}
 
 /// What is known about a provider.
 #[derive(Clone, Debug)]
@@ -69,23 +56,6 @@ pub enum Health {
 
 /// How a provider was found last.
 type Verdict = Result<Arc<Prepared>, ProviderProblem>;
-
-/// Why a provider cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProviderProblem {
-    /// As the provider's own status tells it.
-    pub blocker: Blocker,
-    /// Whether it lies with the client's material, and is told on credentials with the same reason.
-    pub material: bool,
-}
-
-impl ProviderProblem {
-    /// The same problem where only a person can remove it.
-    fn by_a_person(mut self) -> Self {
-        self.blocker.cause = Cause::Person;
-        self
-    }
-}
 
 /// Distinct CA bundles whose clients are kept at most; the provider that was needed longest ago gives its client up, and is
 /// looked at again when it is needed.
@@ -246,7 +216,7 @@ impl Book {
         if page.retry_at.is_none_or(|due| due <= now) || page.failed_with != fingerprint {
             page.failures = if page.failed_with == fingerprint { page.failures.saturating_add(1) } else { 1 };
             fingerprint.clone_into(&mut page.failed_with);
-            page.retry_at = Some(super::provider::look_again(problem, page.failures, now));
+            page.retry_at = Some(schedule::provider_retry_at(problem.blocker.reason, page.failures, now));
         }
         page.retry_at
     }
@@ -367,24 +337,9 @@ fn version(meta: &ObjectMeta) -> u64 {
     meta.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default()
 }
 
-/// Client material is told on credentials with the same reason; what concerns the provider as such is
-/// `ProviderNotReady` there.
-pub(crate) fn credential_blocker(key: &ProviderKey, problem: ProviderProblem) -> Blocker {
-    if problem.material {
-        return problem.blocker;
-    }
-    let words = match key.kind {
-        ProviderKind::MailProvider => format!("MailProvider {}/{}", key.namespace, key.name),
-        ProviderKind::ClusterMailProvider => format!("ClusterMailProvider {}", key.name),
-    };
-    let Blocker { reason, message, cause } = problem.blocker;
-    Blocker::new(Reason::ProviderNotReady, format!("the {words} is not ready ({}): {message}", reason.as_str()))
-        .because(cause)
-}
-
 #[cfg(test)]
 mod tests {
-    use crate::{clock::Clock, egress::EgressPolicy, idp};
+    use crate::{api::credential::ProviderKind, clock::Clock, egress::EgressPolicy, idp};
 
     use super::*;
 

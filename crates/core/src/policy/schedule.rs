@@ -138,6 +138,19 @@ fn signed(duration: std::time::Duration) -> SignedDuration {
     SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
 }
 
+/// When a provider that cannot be used is resolved again: after a transient problem soon; where a person must act every minute,
+/// because no watch shows every repair (a Secret without the label).
+pub fn provider_retry_at(reason: Reason, failures: u32, now: Timestamp) -> Timestamp {
+    match reason.retry() {
+        Retry::OnChange => {
+            let ceiling = now + SignedDuration::from_mins(1);
+            next_attempt(Reason::ProviderUnavailable, failures, now, None).min(ceiling)
+        }
+        Retry::Permanent => next_attempt(Reason::ProviderUnavailable, failures, now, None),
+        Retry::Transient | Retry::None => next_attempt(reason, failures, now, None),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -319,5 +332,18 @@ mod tests {
                 prop_assert!(at > failed_at && at.as_second() - ISSUED <= 6 * 3600);
             }
         }
+    }
+
+    #[test]
+    fn a_provider_that_a_person_repairs_is_resolved_at_least_every_minute() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let wait = |reason: Reason, failures| provider_retry_at(reason, failures, now).duration_since(now).as_secs();
+        for failures in [1, 5, 50] {
+            let transient = wait(Reason::ProviderUnavailable, failures);
+            // SourceNotLabeled is repaired by a label that no watch shows, DiscoveryFailed passes.
+            assert_eq!(wait(Reason::SourceNotLabeled, failures), transient.min(60), "{failures}");
+            assert_eq!(wait(Reason::DiscoveryFailed, failures), transient, "{failures}");
+        }
+        assert_eq!(wait(Reason::SourceNotLabeled, 50), 60);
     }
 }

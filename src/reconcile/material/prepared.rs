@@ -1,0 +1,13 @@
+//! A provider that is ready for use.
+
+use crate::{idp::IdpClient, oauth::discovery::Endpoints, reconcile::material::authentication::Authentication};
+
+/// A provider, ready for use.
+pub struct Prepared {
+    /// Where tokens come from.
+    pub endpoints: Endpoints,
+    /// The ways of client authentication, in the order of the spec.
+    pub authentication: Vec<Authentication>,
+    /// The client that trusts the provider's CA.
+    pub client: IdpClient,
+}
