@@ -28,7 +28,8 @@ use crate::{
     lease::{self, Candidacy, Leadership},
     metrics::Metrics,
     reconcile::{
-        Context, act,
+        Context,
+        act::activity::admission,
         bundles::{self, Bundles},
         custody::register::Register,
         events::Events,
@@ -207,7 +208,7 @@ impl Work {
         let (events, writer) = Events::new(client.clone(), reporter, metrics.clone());
         health.supervise("events", writer.run());
         let draining = CancellationToken::new();
-        let admission = act::admission(&queue, &draining);
+        let admission = admission(&queue, &draining);
         health.supervise("admission", admission.clone().run());
         let secrets = Secrets::new(client.clone());
         let context = Arc::new(Context {

@@ -21,7 +21,7 @@ use crate::{
     fail_point,
     metrics::Metrics,
     policy::{observed::target_name, secret_metadata::credential_of},
-    reconcile::{Context, act::Activity, memory::Memory, work_queue::WorkQueue},
+    reconcile::{Context, act::activity::Activity, memory::Memory, work_queue::WorkQueue},
     stores::{
         links::Links,
         unreadable::{ObjectKind, Unreadable},

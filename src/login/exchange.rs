@@ -22,6 +22,7 @@ use crate::{
     providers::{Case, Profile},
     reconcile::material::{
         authentication::Authentication, connection::transport, federation::Identities, prepared::Prepared,
+        try_each::TryEach,
     },
 };
 
@@ -75,28 +76,27 @@ impl<'a> Attempt<'a> {
         &self,
         ask: impl AsyncFn(&ClientAuth) -> Result<T, Refusal>,
     ) -> Result<(T, &'a Authentication), Refused<'a>> {
-        let refusal = Refusal::new(Reason::InvalidClient, "the client has no authentication that can be used");
-        let mut last = Refused { refusal, entry: None };
-        for entry in &self.prepared.authentication {
+        let mut each = TryEach::new(&self.prepared.authentication, 0);
+        while let Some(entry) = each.next_entry() {
             let auth = match self.proof(entry).await {
                 Ok(auth) => auth,
                 Err(refusal) => {
-                    last = Refused { refusal, entry: Some(entry) };
+                    each.unusable(entry, refusal);
                     continue;
                 }
             };
             match ask(&auth).await {
                 Ok(answer) => return Ok((answer, entry)),
-                Err(refusal) => {
-                    let next = matches!(refusal.reason, Reason::InvalidClient | Reason::ClientSecretExpired);
-                    last = Refused { refusal, entry: Some(entry) };
-                    if !next {
-                        break;
-                    }
-                }
+                Err(refusal) => each.refused(entry, refusal),
             }
         }
-        Err(last)
+        Err(match each.into_refusal() {
+            Some((refusal, entry)) => Refused { refusal, entry: Some(entry) },
+            None => {
+                let what = "the client has no authentication that can be used";
+                Refused { refusal: Refusal::new(Reason::InvalidClient, what), entry: None }
+            }
+        })
     }
 
     /// What proves the client; a token of a ServiceAccount is made anew.

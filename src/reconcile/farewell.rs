@@ -10,12 +10,21 @@ use serde_json::json;
 
 use crate::{
     admission::Answer,
-    api::{MailCredential, Reason, Retry, credential::RevocationPolicy, names},
+    api::{MailCredential, Retry, credential::RevocationPolicy, names},
     error::Error,
-    policy::{Decision, checks, notices::Notice, status::next_turn, urgency::Class},
+    policy::{
+        Decision, checks,
+        revocation::{self, Revocation},
+        status::next_turn,
+        urgency::Class,
+    },
     reconcile::{
         Context,
-        act::{self, Activity, Permit, Revocation, revoke},
+        act::{
+            activity::{Activity, Permit},
+            admit::ask,
+            revoke::revoke,
+        },
         custody, full_name,
         json_patch::{add, fence, patch, remove, same_uid, test},
         memory::Revoking,
@@ -111,7 +120,7 @@ pub(super) async fn farewell(
         _ if now >= deadline => (too_late("other requests to the provider came first for a minute"), false),
         Some(Revoking::Again { at, .. }) if now < at => return wait_until(at.min(deadline)),
         _ => {
-            let ask = act::ask(&credential, |at| at.revocation_url.as_deref(), (Class::Person, deleted), context);
+            let ask = ask(&credential, |at| at.revocation_url.as_deref(), (Class::Person, deleted), context);
             if let Answer::Admitted(permit) = context.admission.ask(&row, ask) {
                 set_out(credential, permit, deadline, context);
                 return Ok(Action::await_change());
@@ -120,7 +129,7 @@ pub(super) async fn farewell(
         }
     };
     context.admission.withdraw(&row);
-    if !told && let Some(notice) = notice(&revocation, &credential, now) {
+    if !told && let Some(notice) = revocation::notice(&revocation, &credential, now) {
         context.events.emit(&credential, &notice, now);
     }
     let keep = |step| context.memory.with(uid, |entry| entry.revoking = Some(step));
@@ -198,36 +207,4 @@ async fn revoke_until(
     }
     let revoked = tokio::time::timeout(context.clock.until(deadline), revoke(credential, permit, context)).await;
     revoked.unwrap_or_else(|_| too_late("the provider did not answer within a minute"))
-}
-
-fn notice(revocation: &Revocation, credential: &MailCredential, now: Timestamp) -> Option<Notice> {
-    let status = credential.status.as_ref();
-    let had_tokens = status.is_some_and(|status| {
-        status.grant.is_some() || status.token.as_ref().is_some_and(|token| now < token.expires_at.0)
-    });
-    let (warning, reason, note) = match revocation {
-        Revocation::Nothing if !had_tokens => return None,
-        // With a namespace Kubernetes deletes its Secrets in any order.
-        Revocation::Nothing => (
-            true,
-            Reason::RevocationFailed,
-            "the tokens are not revoked: the Secrets that held them were deleted before. Revoke them in the provider's own \
-             console"
-                .to_owned(),
-        ),
-        Revocation::Revoked => (false, Reason::GrantRevoked, "the provider has revoked the tokens".to_owned()),
-        Revocation::NotSupported => (
-            true,
-            Reason::RevocationNotSupported,
-            "the provider has no way to revoke tokens: the access token ends by itself, and a refresh token has to be \
-             revoked in the provider's own console"
-                .to_owned(),
-        ),
-        Revocation::Failed(why, _) => (
-            true,
-            Reason::RevocationFailed,
-            format!("the tokens are not revoked: {why}. Revoke them in the provider's own console"),
-        ),
-    };
-    Some(Notice { warning, reason, note })
 }

@@ -18,9 +18,10 @@ use crate::{
     policy::{
         observed::{Held, History, TokenFacts},
         outcome::Outcome,
+        revocation::Revocation,
         spacing::Spacing,
     },
-    reconcile::{act::Revocation, custody::pending::Unsaved},
+    reconcile::custody::pending::Unsaved,
 };
 
 /// What is remembered of each credential that the store has, by uid. An entry lives as long as its object: what arrives

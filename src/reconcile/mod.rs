@@ -34,7 +34,11 @@ use crate::{
     oauth::Refusal,
     policy::{self, Decision, Observed, checks, observed::Target, status::next_turn},
     reconcile::{
-        act::{Activity, Admission, UnderWay},
+        act::{
+            activity::{Activity, Admission},
+            start::{set_out, wants_a_permit},
+            under_way::UnderWay,
+        },
         custody::pending::CustodyError,
         publish::PublishError,
         secrets::Secrets,
@@ -173,7 +177,7 @@ async fn step(
     tracing::debug!(?decision, "decided");
     let decision = match &decision {
         Decision::Issue(_) | Decision::SignIn | Decision::Poll if !context.draining.is_cancelled() => {
-            act::set_out(&decision, &observed, asked, context)
+            set_out(&decision, &observed, asked, context)
         }
         Decision::KeepGrant | Decision::Store | Decision::Publish(_) => {
             if let Some(at) = too_soon(&decision, &observed, context, now) {
@@ -188,7 +192,7 @@ async fn step(
         }
         _ => decision,
     };
-    if !act::wants_a_permit(&decision) {
+    if !wants_a_permit(&decision) {
         context.admission.withdraw(&row);
     }
     let stuck = matches!(decision, Decision::Stall(_) | Decision::Suspended);

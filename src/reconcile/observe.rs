@@ -27,7 +27,7 @@ use crate::{
     providers,
     reconcile::{
         Context,
-        act::Activity,
+        act::activity::Activity,
         custody,
         material::Health,
         memory::{Entry, Inspected, newer},

@@ -29,7 +29,10 @@ use crate::{
     },
     reconcile::{
         Context,
-        act::{self, Activity, Permit},
+        act::{
+            activity::{Activity, Permit},
+            admit::ask_discovery,
+        },
         material::{prepared::Prepared, problem::ProviderProblem},
         report::overwritten,
     },
@@ -85,7 +88,7 @@ async fn step(key: &ProviderKey, looks: &mut bool, context: &Arc<Context>) -> Re
         Some(verdict) if !again => verdict,
         _ => {
             *looks = true;
-            match act::ask_discovery(&object, again, context.clock.now(), context) {
+            match ask_discovery(&object, again, context.clock.now(), context) {
                 None => look(object, fingerprint, again, None, context),
                 Some(ask) => match context.admission.ask(&Activity::Discovery(key.clone()), ask) {
                     Answer::Admitted(permit) => look(object, fingerprint, again, Some(permit), context),

@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt as _;
-use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::{
-    admission::{self, Ask, Budgets, Limit},
+    admission::{Ask, Limit},
     api::{
         MailCredential,
         provider::RateLimit,
@@ -17,45 +16,8 @@ use crate::{
     oauth::discovery::Endpoints,
     policy::{checks, urgency::Class},
     providers::{self, TokenSource},
-    reconcile::{Context, work_queue::WorkQueue},
+    reconcile::Context,
 };
-
-/// What a row of the admission is for. The states of an activity are idle (no row), queued, offered and sent.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Activity {
-    /// The token request, the sign-in (its start and its polls), or the revocation of the credential with this uid. These
-    /// use the same grant and exclude each other, so they share a row.
-    Grant(Arc<str>),
-    /// The discovery of a provider's endpoints.
-    Discovery(ProviderKey),
-}
-
-/// Admits the requests of all activities.
-pub type Admission = admission::Admission<Activity>;
-/// The right to have one request of an activity in flight.
-pub type Permit = admission::Permit<Activity>;
-
-/// The admission of all requests, until `draining`. It enqueues through `queue`.
-pub fn admission(queue: &WorkQueue, draining: &CancellationToken) -> Admission {
-    let queue = queue.clone();
-    let offer = move |activity: &Activity, ask: &Ask| activity.wake(ask, &queue);
-    Admission::new(Budgets::default(), draining.clone(), offer)
-}
-
-impl Activity {
-    /// The activity of a credential's grant.
-    pub fn grant(credential: &MailCredential) -> Self {
-        Self::Grant(checks::uid(credential).into())
-    }
-
-    /// Enqueues the object that the activity belongs to.
-    pub fn wake(&self, ask: &Ask, queue: &WorkQueue) {
-        match self {
-            Self::Grant(_) => queue.enqueue_credential((ask.namespace.to_string(), ask.name.to_string())),
-            Self::Discovery(key) => queue.enqueue_provider(key.clone()),
-        }
-    }
-}
 
 /// What a request of a credential asks for. `endpoint` is the one that the request goes to. While the endpoints are not
 /// known, it asks for the issuer, which has to name them first.

@@ -9,7 +9,7 @@ use crate::{
     oauth::{Claims, Refusal, TokenAnswer, claims},
     policy::{inputs, observed::Held},
     reconcile::{
-        act::{Attempt, Brought, client_status},
+        act::attempt::{Attempt, Brought, client_status},
         material::authentication::Authentication,
     },
 };

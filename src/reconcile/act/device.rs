@@ -17,7 +17,11 @@ use crate::{
         notices::Notice,
     },
     reconcile::{
-        act::{Attempt, Brought, Step, client_status, sign::signed, unique, unkept},
+        act::{
+            attempt::{Attempt, Brought, PENDING, Step, client_status, unique},
+            refusals::unkept,
+            sign::signed,
+        },
         custody::{
             self,
             pending::{CustodyError, SignInEnd, Unsaved},
@@ -29,8 +33,6 @@ use crate::{
     },
 };
 
-/// The person has not signed in yet.
-pub(super) const PENDING: &str = "authorization_pending";
 /// The scopes by which a provider says who signed in.
 const IDENTITY: [&str; 2] = ["openid", "email"];
 /// Polls that are not answered are no farther apart than this many seconds: a person is waiting.

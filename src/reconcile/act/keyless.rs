@@ -7,7 +7,10 @@ use crate::{
     idp::Exchange,
     oauth::{ClientAuth, GrantProof, Impersonation, Refusal, TokenAnswer, client_auth::Occasion, grant::RequestError},
     providers::keyless,
-    reconcile::act::{Attempt, refusals::unmade, unique},
+    reconcile::act::{
+        attempt::{Attempt, unique},
+        refusals::unmade,
+    },
 };
 
 /// Obtains a token. `None`: nothing more was asked, and the credential is reconciled again.

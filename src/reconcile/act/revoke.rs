@@ -18,33 +18,27 @@ use crate::{
         client_auth::Occasion,
         revocation::{TokenKind, read_revocation, revocation_request},
     },
-    policy::{checks, grant::bound_to, inputs, observed::target_name, ownership::Ownership},
+    policy::{
+        Blocker, checks, grant::bound_to, inputs, observed::target_name, ownership::Ownership, revocation::Revocation,
+    },
     providers,
     reconcile::{
         Context,
-        act::{Attempt, Permit, admit::host, sign::signed, unique},
+        act::{
+            activity::Permit,
+            admit::host,
+            attempt::{Attempt, unique},
+            sign::signed,
+        },
         custody::{self, pending::CustodyError},
         material::{
-            self,
             problem::{ProviderProblem, shown_blocker},
+            try_each::TryEach,
         },
         observe,
         stored::stored_token,
     },
 };
-
-/// How a revocation came out.
-#[derive(Clone, Debug)]
-pub enum Revocation {
-    /// There was nothing to revoke.
-    Nothing,
-    /// The tokens are revoked.
-    Revoked,
-    /// The provider has no revocation endpoint.
-    NotSupported,
-    /// They are not; why, in words, and whether another attempt may help.
-    Failed(String, Retry),
-}
 
 /// A token that may have to be revoked, and what it was obtained for.
 struct Found {
@@ -172,12 +166,13 @@ async fn tokens(credential: &MailCredential, context: &Context) -> Result<Vec<Fo
 
 impl Attempt {
     async fn revoke(&self, token: &SecretString, kind: TokenKind) -> Result<(), (String, Retry)> {
-        let mut last = ("the provider's client authentication cannot be used".to_owned(), Retry::Permanent);
         let url = self.prepared.endpoints.revocation_url.as_deref().unwrap_or_default();
-        for entry in &self.prepared.authentication {
+        let mut each = TryEach::new(&self.prepared.authentication, 0);
+        while let Some(entry) = each.next_entry() {
             if let Err(blocker) = entry.may_go_to(url) {
                 let problem = ProviderProblem { blocker, material: true };
-                last = (shown_blocker(&self.object.key(), problem).message, Retry::Permanent);
+                let Blocker { reason, message, .. } = shown_blocker(&self.object.key(), problem);
+                each.unusable(entry, Refusal::new(reason, message));
                 continue;
             }
             let auth = match self.proof(entry).await {
@@ -187,16 +182,13 @@ impl Attempt {
             };
             match self.ask_to_revoke(&auth, token, kind).await {
                 Ok(()) => return Ok(()),
-                Err(refusal) => {
-                    let next = matches!(refusal.reason, Reason::InvalidClient | Reason::ClientSecretExpired);
-                    last = (refusal.what, refusal.reason.retry());
-                    if !next {
-                        break;
-                    }
-                }
+                Err(refusal) => each.refused(entry, refusal),
             }
         }
-        Err(last)
+        Err(match each.into_refusal() {
+            Some((refusal, _)) => (refusal.what, refusal.reason.retry()),
+            None => ("the provider's client authentication cannot be used".to_owned(), Retry::Permanent),
+        })
     }
 
     async fn ask_to_revoke(&self, auth: &ClientAuth, token: &SecretString, kind: TokenKind) -> Result<(), Refusal> {

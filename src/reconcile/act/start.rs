@@ -9,16 +9,31 @@ use tokio::sync::oneshot;
 
 use crate::{
     admission::Answer,
-    api::Reason,
-    oauth::Refusal,
+    api::{MailCredential, Reason, provider_object::ProviderKey},
+    fail_point,
+    oauth::{ClientAuth, Refusal},
     policy::{
         Decision, Observed, checks,
+        grant::{self, Grant},
+        inputs,
         outcome::{Outcome, Refused},
         urgency::urgency,
     },
+    providers,
     reconcile::{
         Context,
-        act::{Activity, Brought, Errand, Permit, UnderWay, ask, attempt, place},
+        act::{
+            activity::{Activity, Permit},
+            admit::{ask, host},
+            attempt::{Attempt, Brought, Errand, Step, client_status},
+            device,
+            refusals::{place, unavailable},
+            token,
+            under_way::UnderWay,
+        },
+        custody::pending::Claimed,
+        material::{authentication::Authentication, try_each::TryEach},
+        observe,
     },
 };
 
@@ -113,4 +128,88 @@ fn start(errand: Errand, permit: Permit, observed: &Observed, context: &Arc<Cont
         span,
     ));
     under_way
+}
+
+/// `None`: nothing was asked, because the provider turned out not to be usable (its own status tells), because another
+/// broker leads now, or because somebody else wrote the grant Secret. The permit is free when it ends.
+async fn attempt(
+    errand: Errand,
+    permit: Permit,
+    credential: Arc<MailCredential>,
+    grant: Option<Grant>,
+    published: Option<String>,
+    first: usize,
+    context: &Arc<Context>,
+) -> Option<Result<Brought, Refused>> {
+    fail_point::panic_at("request", &credential.name_any());
+    let key = ProviderKey::of(&credential);
+    let object = context.stores.provider(&key)?;
+    let prepared = match context.material.prepare(&object, false, context).await {
+        Ok(Ok(prepared)) => prepared,
+        Ok(Err(_)) => {
+            context.queue.enqueue_provider(key);
+            return None;
+        }
+        Err(error) => return Some(Err(unavailable(&error, &credential, context))),
+    };
+    let profile = providers::profile(object.spec())?;
+    if (errand.endpoint())(&prepared.endpoints).is_some_and(|url| *host(url) != *permit.host()) {
+        // The endpoint was not known before: the credential asks for a permit for its host.
+        return None;
+    }
+    // The provider may have changed since it was found that the grant is for it.
+    let bound_to = grant::bound_to(&credential, profile.source.identity(), &object.spec().client.id);
+    if grant.as_ref().is_some_and(|grant| grant.bound_to.as_ref() != Some(&bound_to)) {
+        return None;
+    }
+    let scopes = inputs::scopes(&credential, object.spec(), &profile);
+    // What was allowed when the request was queued may not be any more.
+    if let Some(blocker) = observe::permission(&credential, &object, &profile, &scopes, context) {
+        tracing::info!(reason = blocker.reason.as_str(), "the request is not wanted any more: it was not sent");
+        return None;
+    }
+    let context = context.clone();
+    let attempt = Attempt { permit, credential, grant, published, object, profile, prepared, scopes, context };
+    try_each_authentication(&attempt, errand, first).await
+}
+
+/// Tries the client authentications of the provider, beginning with the one that the provider accepted last.
+async fn try_each_authentication(attempt: &Attempt, errand: Errand, first: usize) -> Option<Result<Brought, Refused>> {
+    let mut claimed: Option<Claimed> = None;
+    let mut each = TryEach::new(&attempt.prepared.authentication, first);
+    while let Some(entry) = each.next_entry() {
+        let auth = match attempt.proof(entry).await {
+            Ok(Some(auth)) => auth,
+            Ok(None) => continue,
+            Err(error) => return Some(Err(unavailable(&error, &attempt.credential, &attempt.context))),
+        };
+        if !attempt.is_wanted() {
+            return None;
+        }
+        if each.is_repeated() {
+            attempt.permit.charge();
+        }
+        match run(attempt, errand, entry, &auth, &mut claimed).await? {
+            Ok(brought) => return Some(Ok(brought)),
+            Err(refusal) => each.refused(entry, refusal),
+        }
+    }
+    let (refusal, entry) = each.into_refusal()?;
+    let place = place(&attempt.credential, Some(&attempt.object), Some(entry));
+    let spent = claimed.map(|claimed| claimed.claim.token);
+    Some(Err(Refused { refusal, place, client: Some(client_status(entry)), spent }))
+}
+
+async fn run(
+    attempt: &Attempt,
+    errand: Errand,
+    entry: &Authentication,
+    auth: &ClientAuth,
+    claimed: &mut Option<Claimed>,
+) -> Step {
+    match errand {
+        Errand::Token => token::obtain(attempt, entry, auth, claimed).await,
+        Errand::SignIn => device::begin(attempt, entry, auth).await,
+        Errand::Poll => device::poll(attempt, entry, auth).await,
+    }
 }

@@ -13,7 +13,11 @@ use crate::{
     oauth::{ClientAuth, GrantProof, Refusal, TokenAnswer, client_auth::read_secret, token::Rotated},
     policy::{Blocker, checks, commands::Subject, grant::Grant, notices::Notice},
     reconcile::{
-        act::{Attempt, Step, keyless, unkept, unmade},
+        act::{
+            attempt::{Attempt, Step},
+            keyless,
+            refusals::{unkept, unmade},
+        },
         custody::{
             self,
             pending::{Claimed, Unsaved},

@@ -75,7 +75,7 @@ impl Authentication {
     }
 
     /// One of which no more is known.
-    fn new(method: &'static str, index: usize, material: Result<Material, Blocker>) -> Self {
+    pub(super) fn new(method: &'static str, index: usize, material: Result<Material, Blocker>) -> Self {
         Self {
             method,
             index,

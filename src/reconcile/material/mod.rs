@@ -9,6 +9,7 @@ pub(crate) mod means;
 pub(crate) mod prepared;
 pub(crate) mod problem;
 pub(crate) mod sources;
+pub(crate) mod try_each;
 
 use std::{
     collections::{HashMap, HashSet},

@@ -13,6 +13,7 @@ pub mod observed;
 pub mod outcome;
 pub mod ownership;
 pub mod provider;
+pub mod revocation;
 pub mod rival;
 pub mod schedule;
 pub mod secret_metadata;

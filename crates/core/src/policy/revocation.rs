@@ -1,0 +1,52 @@
+//! The result of the revocation of a deleted credential's tokens, and the Event that reports it.
+
+use k8s_openapi::jiff::Timestamp;
+
+use super::notices::Notice;
+use crate::api::{MailCredential, Reason, Retry};
+
+/// How a revocation came out.
+#[derive(Clone, Debug)]
+pub enum Revocation {
+    /// There was nothing to revoke.
+    Nothing,
+    /// The tokens are revoked.
+    Revoked,
+    /// The provider has no revocation endpoint.
+    NotSupported,
+    /// They are not; why, in words, and whether another attempt may help.
+    Failed(String, Retry),
+}
+
+/// The Event that reports a revocation; `None` where there was nothing to revoke.
+pub fn notice(revocation: &Revocation, credential: &MailCredential, now: Timestamp) -> Option<Notice> {
+    let status = credential.status.as_ref();
+    let had_tokens = status.is_some_and(|status| {
+        status.grant.is_some() || status.token.as_ref().is_some_and(|token| now < token.expires_at.0)
+    });
+    let (warning, reason, note) = match revocation {
+        Revocation::Nothing if !had_tokens => return None,
+        // With a namespace Kubernetes deletes its Secrets in any order.
+        Revocation::Nothing => (
+            true,
+            Reason::RevocationFailed,
+            "the tokens are not revoked: the Secrets that held them were deleted before. Revoke them in the provider's own \
+             console"
+                .to_owned(),
+        ),
+        Revocation::Revoked => (false, Reason::GrantRevoked, "the provider has revoked the tokens".to_owned()),
+        Revocation::NotSupported => (
+            true,
+            Reason::RevocationNotSupported,
+            "the provider has no way to revoke tokens: the access token ends by itself, and a refresh token has to be \
+             revoked in the provider's own console"
+                .to_owned(),
+        ),
+        Revocation::Failed(why, _) => (
+            true,
+            Reason::RevocationFailed,
+            format!("the tokens are not revoked: {why}. Revoke them in the provider's own console"),
+        ),
+    };
+    Some(Notice { warning, reason, note })
+}

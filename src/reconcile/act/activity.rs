@@ -1,0 +1,49 @@
+//! What the admission admits: the activities of credentials and providers.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    admission::{self, Ask, Budgets},
+    api::{MailCredential, provider_object::ProviderKey},
+    policy::checks,
+    reconcile::work_queue::WorkQueue,
+};
+
+/// What a row of the admission is for. The states of an activity are idle (no row), queued, offered and sent.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Activity {
+    /// The token request, the sign-in (its start and its polls), or the revocation of the credential with this uid. These
+    /// use the same grant and exclude each other, so they share a row.
+    Grant(Arc<str>),
+    /// The discovery of a provider's endpoints.
+    Discovery(ProviderKey),
+}
+
+/// Admits the requests of all activities.
+pub type Admission = admission::Admission<Activity>;
+/// The right to have one request of an activity in flight.
+pub type Permit = admission::Permit<Activity>;
+
+/// The admission of all requests, until `draining`. It enqueues through `queue`.
+pub fn admission(queue: &WorkQueue, draining: &CancellationToken) -> Admission {
+    let queue = queue.clone();
+    let offer = move |activity: &Activity, ask: &Ask| activity.wake(ask, &queue);
+    Admission::new(Budgets::default(), draining.clone(), offer)
+}
+
+impl Activity {
+    /// The activity of a credential's grant.
+    pub fn grant(credential: &MailCredential) -> Self {
+        Self::Grant(checks::uid(credential).into())
+    }
+
+    /// Enqueues the object that the activity belongs to.
+    pub fn wake(&self, ask: &Ask, queue: &WorkQueue) {
+        match self {
+            Self::Grant(_) => queue.enqueue_credential((ask.namespace.to_string(), ask.name.to_string())),
+            Self::Discovery(key) => queue.enqueue_provider(key.clone()),
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! One request to a provider: it is signed, sent while this broker leads, and its response is read.
+
+use std::sync::Arc;
+
+use kube::ResourceExt as _;
+
+use crate::{
+    api::{MailCredential, Reason, provider_object::ProviderObject, status::ClientStatus},
+    error::Error,
+    idp::{Exchange, TransportError},
+    metrics::RequestTimer,
+    oauth::{
+        ClientAuth, GrantProof, Refusal, TokenAnswer, TokenRequest, discovery::Endpoints, grant::RequestError,
+        read_token_response, token_request,
+    },
+    policy::{advice, checks, grant::Grant, observed::Held},
+    providers::{Case, Profile, TokenSource},
+    reconcile::{
+        Context,
+        act::{activity::Permit, refusals::unmade, sign},
+        material::{authentication::Authentication, connection::transport, prepared::Prepared},
+    },
+};
+
+/// RFC 8628 section 3.5: the person has not signed in yet.
+pub(super) const PENDING: &str = "authorization_pending";
+
+/// What a task is sent for.
+#[derive(Clone, Copy, Debug)]
+pub enum Errand {
+    /// A token.
+    Token,
+    /// A code by which a person signs in.
+    SignIn,
+    /// Whether the person has signed in.
+    Poll,
+}
+
+/// What an errand brought.
+pub(super) enum Brought {
+    /// A token.
+    Token(Box<Held>),
+    /// Something that is noted already.
+    Noted(ClientStatus),
+}
+
+/// How a step ended; `None`: nothing was asked, and the credential is looked at anew.
+pub(super) type Step = Option<Result<Brought, Refusal>>;
+
+impl Errand {
+    /// The endpoint that the errand's request goes to.
+    pub(super) fn endpoint(self) -> fn(&Endpoints) -> Option<&str> {
+        match self {
+            Self::Token | Self::Poll => |endpoints| Some(&endpoints.token_url),
+            Self::SignIn => |endpoints| endpoints.device_authorization_url.as_deref(),
+        }
+    }
+}
+
+/// Whom a request is for, where it goes, and with what.
+pub(super) struct Attempt {
+    /// The right to have one request in flight.
+    pub(super) permit: Permit,
+    pub(super) credential: Arc<MailCredential>,
+    pub(super) grant: Option<Grant>,
+    /// The fingerprint of the token in the target.
+    pub(super) published: Option<String>,
+    pub(super) object: ProviderObject,
+    pub(super) profile: Profile,
+    pub(super) prepared: Arc<Prepared>,
+    pub(super) scopes: Vec<String>,
+    pub(super) context: Arc<Context>,
+}
+
+impl Attempt {
+    /// Whether the credential is still the one that the attempt is made for: it was not changed, suspended or deleted while
+    /// the attempt was prepared.
+    pub(super) fn is_wanted(&self) -> bool {
+        let Self { credential, context, .. } = self;
+        let shown = context.stores.credentials.get(checks::namespace(credential), &credential.name_any());
+        shown.is_some_and(|shown| {
+            let (now, then) = (&shown.metadata, &credential.metadata);
+            (&now.uid, now.generation) == (&then.uid, then.generation) && now.deletion_timestamp.is_none()
+        })
+    }
+
+    /// What proves the client in a request that is sent at once. `None`: this entry cannot be used.
+    pub(super) async fn proof(&self, entry: &Authentication) -> Result<Option<ClientAuth>, Error> {
+        let Self { object, context, .. } = self;
+        let Ok(material) = &entry.material else { return Ok(None) };
+        let auth = material.auth(&context.material.identities).await.map(Result::ok);
+        if matches!(auth, Ok(None)) {
+            // Why is told by the provider, which is looked at anew.
+            context.material.distrust(&object.key());
+            context.queue.enqueue_provider(object.key());
+        }
+        auth
+    }
+
+    /// A token request as it goes over the wire, signed now.
+    pub(super) async fn request(
+        &self,
+        auth: &ClientAuth,
+        grant: GrantProof<'_>,
+    ) -> Result<http::Request<Vec<u8>>, RequestError> {
+        sign::signed(auth, || {
+            token_request(&TokenRequest {
+                token_url: &self.prepared.endpoints.token_url,
+                client_id: &self.object.spec().client.id,
+                auth,
+                grant,
+                scopes: &self.scopes,
+                parameters: &self.object.spec().client.parameters,
+                unique: &unique(),
+                now: self.context.clock.now(),
+            })
+        })
+        .await
+    }
+
+    /// Sends a token request while this broker leads; `None` if it does not any more.
+    pub(super) async fn ask(
+        &self,
+        auth: &ClientAuth,
+        grant: GrantProof<'_>,
+    ) -> Option<Result<(TokenAnswer, Exchange), Refusal>> {
+        let timer = self.context.metrics.token_request(self.profile.preset);
+        let request = async {
+            let wire = self.request(auth, grant).await;
+            timer.sent();
+            wire
+        };
+        let exchange = self.send(&self.prepared.endpoints.token_url, request).await?;
+        let answer = exchange.and_then(|exchange| Ok((self.read(&exchange, auth)?, exchange)));
+        self.count(timer, answer.as_ref().map(|(answer, _)| answer));
+        Some(answer)
+    }
+
+    /// Sends a request to `url` while this broker leads; `None` if it does not any more. `make` makes the request when it
+    /// may be sent: an assertion in it is valid for minutes only.
+    pub(super) async fn send(
+        &self,
+        url: &str,
+        make: impl Future<Output = Result<http::Request<Vec<u8>>, RequestError>>,
+    ) -> Option<Result<Exchange, Refusal>> {
+        let Ok(uri) = url.parse() else {
+            return Some(Err(Refusal::new(Reason::RequestRefused, "the endpoint is no URL")));
+        };
+        let turn = match self.prepared.client.turn(&uri) {
+            Ok(turn) => turn,
+            Err(error) => return Some(Err(self.unanswered(&error))),
+        };
+        let wire = match make.await {
+            Ok(wire) => wire,
+            Err(error) => return Some(Err(unmade(&error))),
+        };
+        if !self.context.leadership.is_leader() {
+            tracing::info!("another broker leads now: the request was not sent");
+            return None;
+        }
+        Some(turn.send(wire).await.map_err(|error| self.unanswered(&error)))
+    }
+
+    /// What the answer to a request with `auth` is worth.
+    pub(super) fn read(&self, exchange: &Exchange, auth: &ClientAuth) -> Result<TokenAnswer, Refusal> {
+        let answer = read_token_response(&exchange.response, exchange.sent_at, &self.scopes);
+        answer.map_err(|refusal| self.refined(refusal, auth))
+    }
+
+    /// A refusal with what is known of this provider.
+    pub(super) fn refined(&self, mut refusal: Refusal, auth: &ClientAuth) -> Refusal {
+        let obtained = self.grant.as_ref().and_then(|grant| Some(grant.token()?.obtained_at));
+        let grant_age = obtained.map(|at| self.context.clock.now().duration_since(at));
+        (self.profile.refine)(&mut refusal, &Case::new(self.credential.spec.grant.kind(), auth, grant_age));
+        refusal
+    }
+
+    pub(super) fn unanswered(&self, error: &TransportError) -> Refusal {
+        let home = self.context.stores.home(&self.object.key()).to_owned();
+        let (reason, message) = transport(error, &self.object, &home, advice::AGAIN);
+        match (&self.object, reason) {
+            // How the administrator's CA bundle is called is not told to namespaces.
+            (ProviderObject::Cluster(_), Reason::TLSFailed) => {
+                let mend = "an administrator has to see to the provider's CA bundle, or to its certificate";
+                Refusal::new(reason, format!("{error}: {mend}"))
+            }
+            _ => Refusal::new(reason, message),
+        }
+    }
+
+    /// Counts a token request, logs how it ended, and looks for the endpoints anew where they seem to have moved.
+    pub(super) fn count(&self, timer: RequestTimer<'_>, answer: Result<&TokenAnswer, &Refusal>) {
+        let outcome = answer.err().map_or(Reason::RenewalSucceeded, |refusal| refusal.reason);
+        timer.observe(self.credential.spec.grant.kind(), outcome);
+        match answer {
+            Ok(TokenAnswer { token, .. }) => {
+                tracing::info!(expires_at = %token.expires_at, fingerprint = %token.fingerprint(), "obtained a token");
+            }
+            // RFC 8628 section 3.5: no failure.
+            Err(refusal) if refusal.error.as_ref().is_some_and(|error| error.as_str() == PENDING) => {}
+            Err(refusal) => {
+                let provider = self.object.key();
+                self.context.metrics.token_request_error(&provider, refusal.reason);
+                tracing::warn!(
+                    reason = refusal.reason.as_str(),
+                    provider = provider.to_string(),
+                    mailbox = self.credential.spec.mailbox.user(),
+                    correlation_id = refusal.correlation_id,
+                    what = %refusal.what,
+                    "token request failed"
+                );
+            }
+        }
+        let moved =
+            |refusal: &Refusal| matches!(refusal.http_status, Some(301..=308 | 404 | 410)) && refusal.error.is_none();
+        if matches!(self.profile.source, TokenSource::Discovery { .. }) && answer.is_err_and(moved) {
+            self.context.material.distrust(&self.object.key());
+        }
+    }
+}
+
+/// 128 random bits, for an assertion's `jti`.
+pub(super) fn unique() -> String {
+    let mut bytes = [0; 16];
+    // Without random numbers there is no TLS either; a `jti` of zeros is refused at its second use.
+    if aws_lc_rs::rand::fill(&mut bytes).is_err() {
+        tracing::error!("the system gives no random numbers");
+    }
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(super) fn client_status(entry: &Authentication) -> ClientStatus {
+    ClientStatus {
+        method: entry.method.to_owned(),
+        index: i32::try_from(entry.index).unwrap_or_default(),
+        expires_at: entry.expires_at.clone(),
+    }
+}
