@@ -10,14 +10,14 @@ use std::{
 };
 
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
-use kube::{Api, Client, ResourceExt as _, api::PostParams, runtime::events::Reporter};
+use kube::{Api, Client, api::PostParams, runtime::events::Reporter};
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::{self, Admin},
-    api::{GROUP, names, provider_object::ProviderObject},
+    api::{GROUP, names},
     cli::Settings,
     clock::Clock,
     controller::{self, Hub, Watches},
@@ -28,15 +28,13 @@ use crate::{
     lease::{self, Candidacy, Leadership},
     metrics::Metrics,
     reconcile::{
-        Context,
         act::activity::admission,
-        bundles::{self, Bundles},
-        custody::register::Register,
+        bundles::Bundles,
+        context::{Context, Kubernetes, Requests},
         events::Events,
-        material::{Book, federation::Identities},
-        memory::{Memory, Writes},
+        material::{Book, Resolver, federation::Identities},
+        memory::Memory,
         secrets::Secrets,
-        slots::Slots,
         work_queue::WorkQueue,
     },
     side::SideRuntime,
@@ -68,14 +66,10 @@ const DRAIN_MARGIN: Duration = Duration::from_secs(10);
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// Interval at which a shutdown checks whether all tokens are stored.
 const DRAIN_LOOK: Duration = Duration::from_millis(50);
-/// Difference between the wall clock and the monotonic clock, in seconds, that means a set clock or a machine that slept.
-const CLOCK_JUMP_SECONDS: i64 = 5;
 /// Environment variable with the pod's uid (downward API). Kubernetes restarts a container only after the former one has ended.
 const POD_UID: &str = "POD_UID";
 /// Longest list of namespaces, in bytes, that the Lease has in plain text.
 const SERVES_MAX: usize = 1024;
-/// Interval at which the broker compares the clocks.
-const CLOCK_LOOK: Duration = Duration::from_secs(10);
 
 /// Runs the broker until SIGTERM or SIGINT.
 ///
@@ -116,7 +110,6 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let server = side.handle().spawn(server);
     health.supervise("pulse", health.clone().pulse());
 
-    let material = Book::new(clients, identities);
     let work = Work {
         client,
         lease_client,
@@ -124,7 +117,8 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         health: health.clone(),
         clock,
         broker_namespace,
-        material,
+        clients,
+        identities,
         metrics,
         ready,
         settings,
@@ -163,7 +157,8 @@ struct Work {
     health: Health,
     clock: Clock,
     broker_namespace: String,
-    material: Book,
+    clients: IdpClients,
+    identities: Identities,
     metrics: Arc<Metrics>,
     ready: Arc<AtomicBool>,
     settings: Settings,
@@ -174,8 +169,19 @@ type Task = tokio::task::JoinHandle<()>;
 impl Work {
     /// Starts all parts. Returns when the watches have synced and the controllers run.
     async fn start(self, ended: &CancellationToken) -> (Arc<Context>, Task, Task, Duration) {
-        let Self { client, lease_client, side, health, clock, broker_namespace, material, metrics, ready, settings } =
-            self;
+        let Self {
+            client,
+            lease_client,
+            side,
+            health,
+            clock,
+            broker_namespace,
+            clients,
+            identities,
+            metrics,
+            ready,
+            settings,
+        } = self;
         let (gone, forgotten) = mpsc::unbounded_channel();
         let cluster = settings.namespaces.is_empty() || may_read_cluster(&client).await;
         let (queue, work) = WorkQueue::new(&settings.namespaces, cluster);
@@ -211,39 +217,39 @@ impl Work {
         let admission = admission(&queue, &draining);
         health.supervise("admission", admission.clone().run());
         let secrets = Secrets::new(client.clone());
+        let bundles = Arc::new(Bundles::new(client.clone(), queue.clone(), stores.links.clone()));
+        let resolver = Resolver {
+            client: client.clone(),
+            clients,
+            identities,
+            leadership: leadership.clone(),
+            clock: clock.clone(),
+        };
+        let timeout = settings.access.request_timeout;
         let context = Arc::new(Context {
-            events,
-            client,
             clock,
             leadership: leadership.clone(),
+            metrics,
+            material: Book::new(resolver, stores.clone(), bundles.clone()),
             stores,
             memory,
-            writes: Writes::default(),
-            register: Register::default(),
-            secrets,
-            material,
-            admission,
-            slots: Slots::new(settings.concurrency, queue.clone()),
+            kubernetes: Kubernetes { secrets, events, client },
+            requests: Requests { admission, timeout, holder: identity, draining },
             queue,
-            bundles: Bundles::default(),
-            identity,
-            request_timeout: settings.access.request_timeout,
-            metrics,
-            draining,
         });
         let known = Arc::downgrade(&context);
         let unstored = move || known.upgrade().map_or(0, |context| context.memory.unstored());
         context.metrics.watch(context.stores.clone(), leadership.clone(), unstored);
         health.supervise("forget", controller::forget(forgotten, context.clone()));
-        health.supervise("lead", wake_all_when_leading(leadership, context.clone()));
-        health.supervise("clock", wake_all_when_the_clock_jumps(context.clone()));
-        health.supervise("bundles", bundles::poll(context.clone()));
+        health.supervise("lead", controller::enqueue_all_when_leading(leadership, context.clone()));
+        health.supervise("clock", controller::enqueue_all_when_the_clock_jumps(context.clone()));
+        health.supervise("bundles", async move { bundles.poll().await });
         health.supervise("sweep", controller::sweep(context.clone()));
         let controllers = controller::run(context.clone(), work, settings.concurrency, ended.clone());
         let controllers = health.supervise("controllers", controllers);
         ready.store(true, Ordering::Release);
         tracing::info!("ready");
-        (context, lease, controllers, settings.access.request_timeout)
+        (context, lease, controllers, timeout)
     }
 }
 
@@ -317,54 +323,9 @@ fn identity() -> String {
     format!("{host}_{own}")
 }
 
-/// Enqueues all objects when this replica begins to lead. A standby only keeps its stores in sync.
-async fn wake_all_when_leading(leadership: Leadership, context: Arc<Context>) {
-    let mut changes = leadership.changes();
-    loop {
-        if changes.borrow_and_update().leads {
-            tracing::info!("leading: all objects enqueued");
-            wake_all(&context);
-        }
-        if changes.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Enqueues all objects after a clock jump: timers count elapsed time, but tokens expire at a date.
-#[expect(clippy::disallowed_methods, reason = "compares the two clocks")]
-async fn wake_all_when_the_clock_jumps(context: Arc<Context>) {
-    let mut before = (context.clock.now(), tokio::time::Instant::now());
-    loop {
-        tokio::time::sleep(CLOCK_LOOK).await;
-        let now = (context.clock.now(), tokio::time::Instant::now());
-        let passed = i64::try_from(now.1.duration_since(before.1).as_secs()).unwrap_or(i64::MAX);
-        let drift = now.0.as_second() - before.0.as_second() - passed;
-        if drift.abs() > CLOCK_JUMP_SECONDS {
-            tracing::warn!(seconds = drift, "clock jump: all objects enqueued");
-            context.material.distrust_all();
-            context.memory.poll_soon();
-            wake_all(&context);
-        }
-        before = now;
-    }
-}
-
-fn wake_all(context: &Context) {
-    let stores = &context.stores;
-    let cluster = stores.cluster_providers.iter().flat_map(|mirror| mirror.all());
-    let providers = stores.providers.all().into_iter().map(ProviderObject::Namespaced);
-    for provider in providers.chain(cluster.map(ProviderObject::Cluster)) {
-        context.queue.enqueue_provider(provider.key());
-    }
-    for credential in stores.credentials.all() {
-        context.queue.enqueue_credential((credential.namespace().unwrap_or_default(), credential.name_any()));
-    }
-}
-
-/// Waits until requests in flight have ended and their tokens are stored.
+/// Environment variable with the pod's uid (downward API). Kubernetes restarts a container only after the former one has ended.
 async fn drain(context: &Context, request_timeout: Duration) {
-    context.draining.cancel();
+    context.requests.draining.cancel();
     let stored = async {
         while context.memory.is_busy(context.leadership.is_leader()) {
             tokio::time::sleep(DRAIN_LOOK).await;
@@ -373,7 +334,7 @@ async fn drain(context: &Context, request_timeout: Duration) {
     if tokio::time::timeout(request_timeout + DRAIN_MARGIN, stored).await.is_err() {
         tracing::warn!("the last tokens could not be stored in time");
     }
-    context.events.flush().await;
+    context.kubernetes.events.flush().await;
 }
 
 /// A token that the first SIGTERM or SIGINT cancels.

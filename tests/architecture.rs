@@ -66,7 +66,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "stores",
         ],
     ),
-    ("controller", &["api", "error", "fail_point", "health", "metrics", "policy", "reconcile", "stores"]),
+    ("controller", &["api", "error", "fail_point", "health", "lease", "metrics", "policy", "reconcile", "stores"]),
     // A command of its own, which the chart's uninstall hook runs.
     ("stop", &["cli", "error", "kubernetes"]),
     ("release", &["api", "cli", "error", "kubernetes"]),

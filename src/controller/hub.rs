@@ -21,7 +21,7 @@ use crate::{
     fail_point,
     metrics::Metrics,
     policy::{observed::target_name, secret_metadata::credential_of},
-    reconcile::{Context, act::activity::Activity, memory::Memory, work_queue::WorkQueue},
+    reconcile::{act::activity::Activity, context::Context, memory::Memory, work_queue::WorkQueue},
     stores::{
         links::Links,
         unreadable::{ObjectKind, Unreadable},
@@ -231,9 +231,8 @@ pub async fn forget(mut gone: mpsc::UnboundedReceiver<Gone>, context: Arc<Contex
 fn forget_one(gone: Gone, context: &Context) {
     match gone {
         Gone::Credential(uid) => {
-            context.admission.withdraw(&Activity::Grant(uid.as_str().into()));
-            context.memory.forget(&uid);
-            context.register.forget(&uid);
+            context.requests.admission.withdraw(&Activity::Grant(uid.as_str().into()));
+            context.memory.evict(&uid);
         }
         Gone::Secret { key, uid: secret, credential } => {
             // By the target's name too: a label may hold the credential's only cut.
@@ -250,9 +249,9 @@ fn forget_one(gone: Gone, context: &Context) {
             }
         }
         Gone::Provider(key) => {
-            context.admission.withdraw(&Activity::Discovery(key.clone()));
+            context.requests.admission.withdraw(&Activity::Discovery(key.clone()));
             context.material.forget(&key);
-            context.bundles.release(&key, None);
+            context.material.bundles.release(&key, None);
             // Another one may have its name by now.
             context.queue.enqueue_provider(key);
         }

@@ -1,5 +1,6 @@
 //! Kube wiring only: the two queues of work here, the watches in `watches`, whom their events wake in `hub`.
 
+mod enqueue_all;
 mod failures;
 mod follow;
 mod hub;
@@ -30,13 +31,16 @@ use crate::{
     error::{Error, told_by},
     fail_point,
     reconcile::{
-        self, Context,
+        self,
+        context::Context,
+        slots::Slots,
         work_queue::{Receivers, Work},
     },
     stores::Mirror,
 };
 
 pub use crate::controller::{
+    enqueue_all::{enqueue_all_when_leading, enqueue_all_when_the_clock_jumps},
     hub::{Gone, Hub, forget},
     sweep::sweep,
     watches::Watches,
@@ -48,6 +52,8 @@ pub async fn run(context: Arc<Context>, work: Work, concurrency: u16, ended: Can
     let mut controllers = vec![];
     let mut run = |controller| controllers.push(controller);
     let start = Start { context, concurrency, ended };
+    let slots = Arc::new(Slots::new(concurrency, start.context.queue.clone()));
+    let reconcile_credential = move |credential, context| reconcile_credential(credential, context, slots.clone());
     start.controllers(&stores.credentials, work.credentials, reconcile_credential, &mut run);
     start.controllers(&stores.providers, work.providers, reconcile_provider::<MailProvider>, &mut run);
     if let Some(cluster) = &stores.cluster_providers {
@@ -69,7 +75,7 @@ impl Start {
         &self,
         mirror: &Mirror<K>,
         mut work: Receivers<K>,
-        reconcile: fn(Arc<K>, Arc<Context>) -> F,
+        reconcile: impl Fn(Arc<K>, Arc<Context>) -> F + Clone + Send + Sync + 'static,
         run: &mut impl FnMut(futures::future::BoxFuture<'static, ()>),
     ) where
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
@@ -88,9 +94,10 @@ impl Start {
                 .graceful_shutdown_on(self.ended.clone().cancelled_owned())
                 .run(
                     {
-                        let (failures, slots) = (failures.clone(), slots.clone());
+                        let (failures, slots, reconcile) = (failures.clone(), slots.clone(), reconcile.clone());
                         move |object: Arc<K>, context| {
                             let (failures, slots, name) = (failures.clone(), slots.clone(), called(&*object));
+                            let reconcile = reconcile.clone();
                             async move {
                                 // An error would mean that the slots are closed, which they never are.
                                 let _slot = slots.acquire_owned().await;
@@ -113,7 +120,7 @@ impl Start {
 
 /// A panic in the reconcile of one object is isolated: the others go on.
 async fn isolated<K, F>(
-    reconcile: fn(Arc<K>, Arc<Context>) -> F,
+    reconcile: impl Fn(Arc<K>, Arc<Context>) -> F,
     object: Arc<K>,
     context: Arc<Context>,
 ) -> Result<Action, Error>
@@ -128,9 +135,13 @@ where
     work.await.unwrap_or_else(|_| Err(panicked()))
 }
 
-async fn reconcile_credential(credential: Arc<MailCredential>, context: Arc<Context>) -> Result<Action, Error> {
+async fn reconcile_credential(
+    credential: Arc<MailCredential>,
+    context: Arc<Context>,
+    slots: Arc<Slots>,
+) -> Result<Action, Error> {
     fail_point::panic_at("reconcile", &key(&*credential).1);
-    reconcile::reconcile(credential, context).await
+    reconcile::reconcile(credential, context, &slots).await
 }
 
 async fn reconcile_provider<K: IsProvider>(provider: Arc<K>, context: Arc<Context>) -> Result<Action, Error> {

@@ -23,7 +23,7 @@ use crate::{
         observed::target_name,
         sweep::{overdue, provider_overdue},
     },
-    reconcile::Context,
+    reconcile::context::Context,
 };
 
 /// How far apart the steps of the walk are.
@@ -51,7 +51,7 @@ pub async fn sweep(context: Arc<Context>) {
             sweeper = Sweeper::default();
             continue;
         }
-        context.stores.unreadable.report(&context.client, now).await;
+        context.stores.unreadable.report(&context.kubernetes.client, now).await;
         sweeper.step(step, &context);
     }
 }

@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
-    Api, ResourceExt as _,
+    Api, Client, ResourceExt as _,
     core::PartialObjectMeta,
     runtime::{WatchStreamExt as _, watcher},
 };
@@ -17,7 +17,8 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     api::{provider_object::ProviderKey, reference::ObjectKey},
     error::told_by,
-    reconcile::{Context, work_queue::WorkQueue},
+    reconcile::work_queue::WorkQueue,
+    stores::links::Links,
 };
 
 /// Watches at most. Each is a connection to the API server, of about 40 KB.
@@ -28,8 +29,10 @@ const WATCHES_OF_A_NAMESPACE: usize = 8;
 const POLL: Duration = Duration::from_secs(60);
 
 /// What is known of the ConfigMaps.
-#[derive(Default)]
 pub struct Bundles {
+    client: Client,
+    queue: WorkQueue,
+    links: Arc<Links>,
     maps: Arc<Mutex<HashMap<ObjectKey, Followed>>>,
     /// A ConfigMap that is not watched was added.
     added: Notify,
@@ -45,12 +48,18 @@ struct Followed {
 }
 
 impl Bundles {
+    /// Nothing is known yet. A ConfigMap of a provider that `links` knows as used is watched through `client`; a change
+    /// enqueues its readers in `queue`.
+    pub fn new(client: Client, queue: WorkQueue, links: Arc<Links>) -> Self {
+        Self { client, queue, links, maps: Arc::default(), added: Notify::new() }
+    }
+
     /// The version of a ConfigMap that `reader` refers to. The first call begins to follow it and returns `None`; the
     /// first look wakes the reader.
-    pub fn version(&self, reader: &ProviderKey, map: &ObjectKey, context: &Context) -> Option<String> {
+    pub fn version(&self, reader: &ProviderKey, map: &ObjectKey) -> Option<String> {
         let mut maps = self.maps.lock();
         let watched_already = maps.get(map).is_some_and(|followed| followed.watch.is_some());
-        let may_watch = !watched_already && context.stores.links.is_used(reader) && {
+        let may_watch = !watched_already && self.links.is_used(reader) && {
             let mut watched = maps.iter().filter(|(_, followed)| followed.watch.is_some()).map(|(map, _)| &map.0);
             let (all, of_this) = watched.try_fold((0, 0), |(all, of_this), namespace| {
                 Some((all + 1, of_this + usize::from(*namespace == map.0)))
@@ -64,7 +73,7 @@ impl Bundles {
             Followed { version: None, readers: vec![], watch: None }
         });
         if may_watch {
-            let (client, queue) = (context.client.clone(), context.queue.clone());
+            let (client, queue) = (self.client.clone(), self.queue.clone());
             let task = tokio::spawn(watch(self.maps.clone(), map.clone(), client, queue));
             followed.watch = Some(AbortOnDropHandle::new(task));
         }
@@ -90,32 +99,32 @@ impl Bundles {
         let unwatched = maps.iter().filter(|(_, followed)| followed.watch.is_none());
         unwatched.filter(|(_, followed)| all || followed.version.is_none()).map(|(map, _)| map.clone()).collect()
     }
+
+    /// Reads the ConfigMaps that are not watched, for ever: a new one at once, all of them once a minute, one after the other.
+    pub async fn poll(&self) {
+        let mut rounds = tokio::time::interval(POLL);
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let all = tokio::select! {
+                _ = rounds.tick() => true,
+                () = self.added.notified() => false,
+            };
+            for map in self.unwatched(all) {
+                let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &map.0);
+                let read = api.get_metadata_opt(&map.1).await;
+                let version = read.map(|found| found.and_then(|map| map.resource_version()).unwrap_or_default());
+                let version = version.map_err(|error| {
+                    let why = told_by(&error);
+                    tracing::warn!(namespace = map.0, name = map.1, why, "reading the ConfigMap of a CA bundle failed");
+                });
+                note(&self.maps, &map, version.ok(), &self.queue);
+            }
+        }
+    }
 }
 
 fn has_room(watches: usize, of_the_namespace: usize) -> bool {
     watches < WATCHES && of_the_namespace < WATCHES_OF_A_NAMESPACE
-}
-
-/// Reads the ConfigMaps that are not watched, for ever: a new one at once, all of them once a minute, one after the other.
-pub async fn poll(context: Arc<Context>) {
-    let mut rounds = tokio::time::interval(POLL);
-    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        let all = tokio::select! {
-            _ = rounds.tick() => true,
-            () = context.bundles.added.notified() => false,
-        };
-        for map in context.bundles.unwatched(all) {
-            let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &map.0);
-            let read = api.get_metadata_opt(&map.1).await;
-            let version = read.map(|found| found.and_then(|map| map.resource_version()).unwrap_or_default());
-            let version = version.map_err(|error| {
-                let why = told_by(&error);
-                tracing::warn!(namespace = map.0, name = map.1, why, "reading the ConfigMap of a CA bundle failed");
-            });
-            note(&context.bundles.maps, &map, version.ok(), &context.queue);
-        }
-    }
 }
 
 /// Notes a version, and wakes the readers where it is another one. `None`: it cannot be had now. What was seen before still
@@ -135,7 +144,7 @@ fn note(maps: &Mutex<HashMap<ObjectKey, Followed>>, map: &ObjectKey, version: Op
     readers.into_iter().for_each(|reader| queue.enqueue_provider(reader));
 }
 
-async fn watch(maps: Arc<Mutex<HashMap<ObjectKey, Followed>>>, map: ObjectKey, client: kube::Client, queue: WorkQueue) {
+async fn watch(maps: Arc<Mutex<HashMap<ObjectKey, Followed>>>, map: ObjectKey, client: Client, queue: WorkQueue) {
     let api: Api<PartialObjectMeta<ConfigMap>> = Api::namespaced(client, &map.0);
     let config = watcher::Config::default().fields(&format!("metadata.name={}", map.1));
     let mut events = std::pin::pin!(watcher(api, config).default_backoff());

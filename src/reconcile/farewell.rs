@@ -13,19 +13,20 @@ use crate::{
     api::{MailCredential, Retry, credential::RevocationPolicy, names},
     error::Error,
     policy::{
-        Decision, checks,
+        Decision,
+        checks::{self, credential_words},
         revocation::{self, Revocation},
         status::next_turn,
         urgency::Class,
     },
     reconcile::{
-        Context,
         act::{
             activity::{Activity, Permit},
             admit::ask,
             revoke::revoke,
         },
-        custody, full_name,
+        context::Context,
+        custody,
         json_patch::{add, fence, patch, remove, same_uid, test},
         memory::Revoking,
         observe, report,
@@ -83,11 +84,11 @@ async fn set(credential: &MailCredential, wanted: bool, context: &Context) -> Re
             vec![same_uid(uid), test(path, names::FINALIZER_REVOKE.into()), remove(path)]
         }
     };
-    let api: Api<MailCredential> = Api::namespaced(context.client.clone(), checks::namespace(credential));
+    let api: Api<MailCredential> = Api::namespaced(context.kubernetes.client.clone(), checks::namespace(credential));
     match api.patch(&credential.name_any(), &PatchParams::default(), &patch(operations)).await {
         Ok(written) => Ok(Some(written)),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
-        Err(source) => Err(Error::WriteFinalizer { name: full_name(credential), source }),
+        Err(source) => Err(Error::WriteFinalizer { name: credential_words(credential), source }),
     }
 }
 
@@ -103,7 +104,7 @@ pub(super) async fn farewell(
 ) -> Result<Action, Error> {
     let (uid, row) = (checks::uid(&credential), Activity::grant(&credential));
     if !credential.finalizers().iter().any(|name| name == names::FINALIZER_REVOKE) {
-        context.admission.withdraw(&row);
+        context.requests.admission.withdraw(&row);
         return linger(credential, context).await;
     }
     let (now, deadline) = (context.clock.now(), deleted + PATIENCE);
@@ -121,16 +122,16 @@ pub(super) async fn farewell(
         Some(Revoking::Again { at, .. }) if now < at => return wait_until(at.min(deadline)),
         _ => {
             let ask = ask(&credential, |at| at.revocation_url.as_deref(), (Class::Person, deleted), context);
-            if let Answer::Admitted(permit) = context.admission.ask(&row, ask) {
+            if let Answer::Admitted(permit) = context.requests.admission.ask(&row, ask) {
                 set_out(credential, permit, deadline, context);
                 return Ok(Action::await_change());
             }
             return wait_until(deadline);
         }
     };
-    context.admission.withdraw(&row);
+    context.requests.admission.withdraw(&row);
     if !told && let Some(notice) = revocation::notice(&revocation, &credential, now) {
-        context.events.emit(&credential, &notice, now);
+        context.kubernetes.events.emit(&credential, &notice, now);
     }
     let keep = |step| context.memory.with(uid, |entry| entry.revoking = Some(step));
     keep(Revoking::Over { revocation, told: true });

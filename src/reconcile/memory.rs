@@ -21,7 +21,7 @@ use crate::{
         revocation::Revocation,
         spacing::Spacing,
     },
-    reconcile::custody::pending::Unsaved,
+    reconcile::custody::{pending::Unsaved, register::Register},
 };
 
 /// What is remembered of each credential that the store has, by uid. An entry lives as long as its object: what arrives
@@ -29,6 +29,10 @@ use crate::{
 pub struct Memory {
     objects: Mutex<Objects>,
     leadership: Leadership,
+    /// When Secrets were written last.
+    pub writes: Writes,
+    /// Which credential has which refresh token.
+    pub register: Register,
 }
 
 #[derive(Default)]
@@ -183,7 +187,7 @@ impl Entry {
 impl Memory {
     /// An empty memory. `leadership` gives the tenure that entries are made in.
     pub fn new(leadership: Leadership) -> Self {
-        Self { objects: Mutex::default(), leadership }
+        Self { objects: Mutex::default(), leadership, writes: Writes::default(), register: Register::default() }
     }
 
     /// Notes that a credential exists. To be called before the store shows it.
@@ -250,6 +254,12 @@ impl Memory {
     /// Forgets a credential that is gone.
     pub fn forget(&self, uid: &str) {
         self.objects.lock().live.remove(uid);
+    }
+
+    /// Forgets a credential that is gone, and what it had.
+    pub fn evict(&self, uid: &str) {
+        self.forget(uid);
+        self.register.forget(uid);
     }
 
     /// Forgets the refresh tokens of credentials that are gone which could not be stored since `before`. Returns how many.

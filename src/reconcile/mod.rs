@@ -3,6 +3,7 @@
 
 pub mod act;
 pub mod bundles;
+pub mod context;
 pub mod custody;
 pub mod events;
 mod farewell;
@@ -22,70 +23,25 @@ pub mod work_queue;
 use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use kube::{Client, ResourceExt as _, runtime::controller::Action};
-use tokio_util::sync::CancellationToken;
+use kube::{ResourceExt as _, runtime::controller::Action};
 
 use crate::{
     api::{ConditionType, MailCredential, Reason, condition, names},
-    clock::Clock,
     error::Error,
-    lease::Leadership,
-    metrics::Metrics,
     oauth::Refusal,
     policy::{self, Decision, Observed, checks, observed::Target, status::next_turn},
     reconcile::{
         act::{
-            activity::{Activity, Admission},
+            activity::Activity,
             start::{set_out, wants_a_permit},
             under_way::UnderWay,
         },
+        context::Context,
         custody::pending::CustodyError,
         publish::PublishError,
-        secrets::Secrets,
-        work_queue::WorkQueue,
+        slots::Slots,
     },
-    stores::Stores,
 };
-
-/// What every reconcile works with.
-pub struct Context {
-    /// Kubernetes.
-    pub client: Client,
-    /// The time.
-    pub clock: Clock,
-    /// Whether this broker may act.
-    pub leadership: Leadership,
-    /// What the watches show.
-    pub stores: Stores,
-    /// What is not in any object.
-    pub memory: Arc<memory::Memory>,
-    /// When Secrets were written last.
-    pub writes: memory::Writes,
-    /// Which credential has which refresh token.
-    pub register: custody::Register,
-    /// Reads and writes the Secrets of the broker.
-    pub secrets: Secrets,
-    /// Providers with their endpoints and secrets, ready for use.
-    pub material: material::Book,
-    /// Decides when a request to a provider may leave.
-    pub admission: Admission,
-    /// Keeps one namespace from holding all reconciles.
-    pub slots: slots::Slots,
-    /// Enqueues credentials and providers.
-    pub queue: WorkQueue,
-    /// Watches of the ConfigMaps that hold CA bundles.
-    pub bundles: bundles::Bundles,
-    /// Writes Events.
-    pub events: events::Events,
-    /// Who this broker is in claims.
-    pub identity: String,
-    /// Time for one request to a provider, in all.
-    pub request_timeout: Duration,
-    /// Counts.
-    pub metrics: Arc<Metrics>,
-    /// The process is about to end: no new request is begun.
-    pub draining: CancellationToken,
-}
 
 /// A Secret that somebody else may release, and a source that somebody may label without a watch showing it, are
 /// looked at again: every few seconds at first, then every minute.
@@ -110,10 +66,10 @@ const BRISK: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// What Kubernetes would not do. Everything else is a condition.
-pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>) -> Result<Action, Error> {
+pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>, slots: &Slots) -> Result<Action, Error> {
     let (uid, row) = (checks::uid(&credential).to_owned(), Activity::grant(&credential));
     let (namespace, name) = (checks::namespace(&credential).to_owned(), credential.name_any());
-    let Some(slot) = context.slots.enter(&(namespace.clone(), name.clone())) else {
+    let Some(slot) = slots.enter(&(namespace.clone(), name.clone())) else {
         return Ok(Action::await_change());
     };
     let mut asked = None;
@@ -125,14 +81,14 @@ pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>) -
     {
         let credential = context.stores.credentials.get(&namespace, &name);
         let key = (namespace, name);
-        done = match credential.and_then(|credential| Some((credential, context.slots.enter(&key)?))) {
+        done = match credential.and_then(|credential| Some((credential, slots.enter(&key)?))) {
             Some((credential, _slot)) => step(credential, &context, &mut asked).await,
             None => Ok(Action::await_change()),
         };
     }
     if done.is_err() {
         // A permit that was offered would stay unused until the next try.
-        context.admission.decline(&row);
+        context.requests.admission.decline(&row);
         // When it is due is seen by whoever retries.
         report::unobserved(credential, &context).await;
     }
@@ -153,7 +109,7 @@ async fn step(
     asked: &mut Option<UnderWay>,
 ) -> Result<Action, Error> {
     if !context.leadership.is_leader() {
-        context.admission.withdraw(&Activity::grant(&credential));
+        context.requests.admission.withdraw(&Activity::grant(&credential));
         context.memory.stand_by(checks::uid(&credential));
         return Ok(keep_what_came(&credential, context).await);
     }
@@ -164,19 +120,19 @@ async fn step(
     let credential = farewell::finalizer(credential, context).await?;
     let row = Activity::grant(&credential);
     let Some(mut observed) = observe::observe(credential.clone(), context).await? else {
-        context.admission.decline(&row);
+        context.requests.admission.decline(&row);
         let end = report::unshown(credential, context).await;
         return Ok(end.map_or_else(Action::await_change, |end| Action::requeue(context.clock.until(end))));
     };
     let now = context.clock.now();
     if policy::provider_may_be_on_its_way(&observed, now) {
-        context.admission.decline(&row);
+        context.requests.admission.decline(&row);
         return Ok(Action::requeue(ARRIVAL_LOOK));
     }
     let decision = policy::decide(&observed, now);
     tracing::debug!(?decision, "decided");
     let decision = match &decision {
-        Decision::Issue(_) | Decision::SignIn | Decision::Poll if !context.draining.is_cancelled() => {
+        Decision::Issue(_) | Decision::SignIn | Decision::Poll if !context.requests.draining.is_cancelled() => {
             set_out(&decision, &observed, asked, context)
         }
         Decision::KeepGrant | Decision::Store | Decision::Publish(_) => {
@@ -193,7 +149,7 @@ async fn step(
         _ => decision,
     };
     if !wants_a_permit(&decision) {
-        context.admission.withdraw(&row);
+        context.requests.admission.withdraw(&row);
     }
     let stuck = matches!(decision, Decision::Stall(_) | Decision::Suspended);
     context.memory.with(checks::uid(&observed.credential), |entry| entry.stuck = stuck);
@@ -218,7 +174,7 @@ fn too_soon(decision: &Decision, observed: &Observed, context: &Context, now: Ti
         Decision::Store => "token",
         _ => "shape",
     };
-    context.writes.admit(checks::uid(&observed.credential), kind, now)
+    context.memory.writes.admit(checks::uid(&observed.credential), kind, now)
 }
 
 /// A refresh token that came is stored also by a broker that leads no more: nobody else has it, and the fence keeps it
@@ -304,7 +260,7 @@ fn next(observed: &Observed, decision: &Decision, context: &Context, now: Timest
         | Decision::AwaitSignIn { until }
         | Decision::Claimed { until } => Some(*until),
         // The process is about to end, and begins nothing.
-        Decision::Issue(_) | Decision::SignIn | Decision::Poll if context.draining.is_cancelled() => None,
+        Decision::Issue(_) | Decision::SignIn | Decision::Poll if context.requests.draining.is_cancelled() => None,
         // What was written has shown more work.
         Decision::Issue(_)
         | Decision::SignIn
@@ -333,9 +289,4 @@ fn look_again(observed: &Observed, now: Timestamp) -> Duration {
     let since = blocked.next().map_or(now, |told| told.last_transition_time.0);
     let [first, later] = LOOK_AGAIN;
     if now.as_second() - since.as_second() < AT_FIRST_SECONDS { first } else { later }
-}
-
-/// What an object is called in errors.
-fn full_name(credential: &MailCredential) -> String {
-    format!("MailCredential {}", checks::full_name(credential))
 }

@@ -26,8 +26,8 @@ use crate::{
     },
     providers,
     reconcile::{
-        Context,
         act::activity::Activity,
+        context::Context,
         custody,
         material::Health,
         memory::{Entry, Inspected, newer},
@@ -53,7 +53,7 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     // A request that ends while this looks has written what this may have passed already: its end wakes the credential
     // again, and the outcome is taken then.
     let in_flight = context.memory.with(&uid, |entry| entry.in_flight.is_some());
-    let queued = context.admission.state(&Activity::grant(&credential)) == Some(State::Queued);
+    let queued = context.requests.admission.state(&Activity::grant(&credential)) == Some(State::Queued);
     let Some((provider, fingerprint)) = provider(&credential, context) else { return Ok(None) };
     let attempt = inputs::attempt(&credential, &fingerprint, &source_versions(&credential, context));
     let now = context.clock.now();
@@ -116,7 +116,7 @@ fn provider(credential: &MailCredential, context: &Context) -> Option<(Result<Pr
     let Some(object) = context.stores.provider(&key) else {
         return Some((Err(not_found(credential, context)), String::new()));
     };
-    let fingerprint = context.material.fingerprint(&object, context)?;
+    let fingerprint = context.material.fingerprint(&object)?;
     let spec = object.spec();
     let Some(profile) = providers::profile(spec) else {
         let blocker = Blocker::new(
@@ -223,7 +223,7 @@ async fn target(credential: &MailCredential, provider: Option<&Provider>, contex
     let meta = match meta {
         // No watch shows a Secret without our label: somebody else's, or ours of which the label was taken.
         None if suspect || told => {
-            let read = context.secrets.read(namespace, &name).await?;
+            let read = context.kubernetes.secrets.read(namespace, &name).await?;
             context.memory.with(uid, |entry| entry.conflict = read.is_some());
             match read {
                 None => return Ok(Target::Absent),
@@ -336,7 +336,7 @@ async fn inspect(
 ) -> Result<Inspected, Error> {
     let name = meta.name.clone().unwrap_or_default();
     let layout = provider.map_or("", |provider| provider.layout.as_str()).to_owned();
-    let Some(secret) = context.secrets.read(checks::namespace(credential), &name).await? else {
+    let Some(secret) = context.kubernetes.secrets.read(checks::namespace(credential), &name).await? else {
         // Gone meanwhile: the watch will tell.
         let version = meta.resource_version.clone().unwrap_or_default();
         return Ok(Inspected { resource_version: version, layout, token: None, intact: false, must_recreate: false });

@@ -28,11 +28,11 @@ use crate::{
         provider::{self as policy, ClientEnd, Usable},
     },
     reconcile::{
-        Context,
         act::{
             activity::{Activity, Permit},
             admit::ask_discovery,
         },
+        context::Context,
         material::{prepared::Prepared, problem::ProviderProblem},
         report::overwritten,
     },
@@ -46,7 +46,7 @@ pub async fn reconcile(key: &ProviderKey, context: &Arc<Context>) -> Result<Acti
     let mut looks = false;
     let done = step(key, &mut looks, context).await;
     if !looks {
-        context.admission.withdraw(&Activity::Discovery(key.clone()));
+        context.requests.admission.withdraw(&Activity::Discovery(key.clone()));
     }
     done
 }
@@ -63,11 +63,11 @@ async fn step(key: &ProviderKey, looks: &mut bool, context: &Arc<Context>) -> Re
     }
     let home = context.stores.home(key).to_owned();
     let map = bundle_config_map(object.spec()).map(|reference| (home, reference.name.clone()));
-    context.bundles.release(key, map.as_ref());
+    context.material.bundles.release(key, map.as_ref());
     if !context.leadership.is_leader() || object.meta().deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
-    let Some(fingerprint) = context.material.fingerprint(&object, context) else { return Ok(Action::await_change()) };
+    let Some(fingerprint) = context.material.fingerprint(&object) else { return Ok(Action::await_change()) };
     let known = context.material.verdict(key, &fingerprint);
     if known.is_none() && is_fresh(&object) {
         // After a restart: what was found before stands until a credential needs the provider.
@@ -90,7 +90,7 @@ async fn step(key: &ProviderKey, looks: &mut bool, context: &Arc<Context>) -> Re
             *looks = true;
             match ask_discovery(&object, again, context.clock.now(), context) {
                 None => look(object, fingerprint, again, None, context),
-                Some(ask) => match context.admission.ask(&Activity::Discovery(key.clone()), ask) {
+                Some(ask) => match context.requests.admission.ask(&Activity::Discovery(key.clone()), ask) {
                     Answer::Admitted(permit) => look(object, fingerprint, again, Some(permit), context),
                     // It wakes the provider when its turn comes.
                     Answer::Queued(_) => {}
@@ -132,12 +132,12 @@ fn look(object: ProviderObject, fingerprint: String, again: bool, permit: Option
     let context = context.clone();
     let span = tracing::info_span!("look", kind = ?key.kind, namespace = key.namespace, name = key.name);
     let task = async move {
-        let looked = AssertUnwindSafe(context.material.prepare(&object, again, &context)).catch_unwind().await;
+        let looked = AssertUnwindSafe(context.material.prepare(&object, again)).catch_unwind().await;
         let exists = context.stores.provider(&key).is_some_and(|found| found.meta().uid == object.meta().uid);
         if !exists {
             // It was deleted meanwhile: nothing else will remove what this look has left.
             context.material.forget(&key);
-            context.bundles.release(&key, None);
+            context.material.bundles.release(&key, None);
             return context.queue.enqueue_provider(key);
         }
         let error = match looked {
@@ -205,11 +205,11 @@ async fn write_status(
     }
     let written = match object {
         ProviderObject::Namespaced(provider) => {
-            let api = Api::<MailProvider>::namespaced(context.client.clone(), &object.key().namespace);
+            let api = Api::<MailProvider>::namespaced(context.kubernetes.client.clone(), &object.key().namespace);
             patch_status(&api, provider, &after).await?
         }
         ProviderObject::Cluster(provider) => {
-            patch_status(&Api::<ClusterMailProvider>::all(context.client.clone()), provider, &after).await?
+            patch_status(&Api::<ClusterMailProvider>::all(context.kubernetes.client.clone()), provider, &after).await?
         }
     };
     let Some(meta) = written else { return Ok((None, false)) };
@@ -287,5 +287,5 @@ fn tell(object: &ProviderObject, notice: &Notice, context: &Context) {
             reference
         }
     };
-    context.events.publish(notice, &reference, context.clock.now());
+    context.kubernetes.events.publish(notice, &reference, context.clock.now());
 }

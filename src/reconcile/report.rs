@@ -12,11 +12,12 @@ use crate::{
     fail_point,
     metrics::Metrics,
     policy::{
-        Decision, Observed, checks,
+        Decision, Observed,
+        checks::{self, credential_words},
         notices::notices,
         status::{end_of_ready, ended, status, tells_of_an_end},
     },
-    reconcile::{Context, full_name, observe},
+    reconcile::{context::Context, observe},
     stores::slim,
 };
 
@@ -76,7 +77,7 @@ pub(super) async fn report(
     }
     let version = format!("{:?} {}", credential.metadata.generation, observed.attempt);
     if context.memory.defer_status(checks::uid(credential), &version, now).is_some() {
-        overwritten(&full_name(credential), &context.metrics);
+        overwritten(&credential_words(credential), &context.metrics);
         return Ok(false);
     }
     fail_point::pass("before-status").await;
@@ -90,11 +91,11 @@ pub(super) async fn report(
         // Nobody is left to tell.
         Err(kube::Error::Api(status)) if status.code == 404 => return Ok(true),
         Err(kube::Error::Api(status)) if status.code == 409 => return Ok(false),
-        Err(source) => return Err(Error::WriteStatus { name: full_name(credential), source }),
+        Err(source) => return Err(Error::WriteStatus { name: credential_words(credential), source }),
     }
     fail_point::pass("status-written").await;
     for notice in notices(&before, &after) {
-        context.events.emit(credential, &notice, context.clock.now());
+        context.kubernetes.events.emit(credential, &notice, context.clock.now());
     }
     Ok(true)
 }
@@ -128,7 +129,7 @@ pub(super) async fn unobserved(credential: Arc<MailCredential>, context: &Contex
             slim::credential(&mut written.metadata);
             context.memory.with(checks::uid(&credential), |entry| entry.written = Some(Arc::new(written)));
             for notice in notices(&before, &after) {
-                context.events.emit(&credential, &notice, context.clock.now());
+                context.kubernetes.events.emit(&credential, &notice, context.clock.now());
             }
             None
         }
@@ -159,7 +160,7 @@ async fn put_status(
         },
         "status": status,
     });
-    let api: Api<MailCredential> = Api::namespaced(context.client.clone(), checks::namespace(credential));
+    let api: Api<MailCredential> = Api::namespaced(context.kubernetes.client.clone(), checks::namespace(credential));
     let parameters = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
     api.replace_subresource("status", &credential.name_any(), &parameters, &body).await
 }

@@ -16,7 +16,7 @@ use crate::{
     oauth::discovery::Endpoints,
     policy::{checks, urgency::Class},
     providers::{self, TokenSource},
-    reconcile::Context,
+    reconcile::context::Context,
 };
 
 /// What a request of a credential asks for. `endpoint` is the one that the request goes to. While the endpoints are not

@@ -16,8 +16,8 @@ use crate::{
     policy::{advice, checks, grant::Grant, observed::Held},
     providers::{Case, Profile, TokenSource},
     reconcile::{
-        Context,
         act::{activity::Permit, refusals::unmade, sign},
+        context::Context,
         material::{authentication::Authentication, connection::transport, prepared::Prepared},
     },
 };
@@ -88,7 +88,7 @@ impl Attempt {
     pub(super) async fn proof(&self, entry: &Authentication) -> Result<Option<ClientAuth>, Error> {
         let Self { object, context, .. } = self;
         let Ok(material) = &entry.material else { return Ok(None) };
-        let auth = material.auth(&context.material.identities).await.map(Result::ok);
+        let auth = material.auth(context.material.identities()).await.map(Result::ok);
         if matches!(auth, Ok(None)) {
             // Why is told by the provider, which is looked at anew.
             context.material.distrust(&object.key());

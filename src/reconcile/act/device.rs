@@ -255,7 +255,7 @@ fn tell_of_an_unknown_account(attempt: &Attempt) {
              whose sign-in it is. A provider says so in an ID token, for the scopes openid and email"
         ),
     };
-    attempt.context.events.emit(&attempt.credential, &notice, attempt.context.clock.now());
+    attempt.context.kubernetes.events.emit(&attempt.credential, &notice, attempt.context.clock.now());
 }
 
 fn tell_of_no_refresh_token(attempt: &Attempt) {
@@ -266,5 +266,5 @@ fn tell_of_no_refresh_token(attempt: &Attempt) {
                offline_access, and let the client have it at the provider"
             .to_owned(),
     };
-    attempt.context.events.emit(&attempt.credential, &notice, attempt.context.clock.now());
+    attempt.context.kubernetes.events.emit(&attempt.credential, &notice, attempt.context.clock.now());
 }

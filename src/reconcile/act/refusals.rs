@@ -12,7 +12,7 @@ use crate::{
         commands::{self, Subject},
         outcome::Refused,
     },
-    reconcile::{Context, custody::pending::CustodyError, material::authentication::Authentication},
+    reconcile::{context::Context, custody::pending::CustodyError, material::authentication::Authentication},
 };
 
 /// A request that cannot be made.

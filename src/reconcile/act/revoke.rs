@@ -23,13 +23,13 @@ use crate::{
     },
     providers,
     reconcile::{
-        Context,
         act::{
             activity::Permit,
             admit::host,
             attempt::{Attempt, unique},
             sign::signed,
         },
+        context::Context,
         custody::{self, pending::CustodyError},
         material::{
             problem::{ProviderProblem, shown_blocker},
@@ -107,7 +107,7 @@ async fn attempt(
     if tokens.is_empty() {
         return Err(elsewhere());
     }
-    let prepared = match context.material.prepare(&object, false, context).await {
+    let prepared = match context.material.prepare(&object, false).await {
         Ok(Ok(prepared)) => prepared,
         Ok(Err(problem)) => {
             let blocker = shown_blocker(&ProviderKey::of(credential), problem);
@@ -145,7 +145,7 @@ async fn tokens(credential: &MailCredential, context: &Context) -> Result<Vec<Fo
         let (revocable_at, obtained_for) = note.map(|note| (note.revocable_at, note.bound_to)).unwrap_or_default();
         tokens.push(Found { token, kind: TokenKind::RefreshToken, revocable_at, obtained_for });
     }
-    let target = context.secrets.read(checks::namespace(credential), &target_name(credential)).await?;
+    let target = context.kubernetes.secrets.read(checks::namespace(credential), &target_name(credential)).await?;
     let is_own =
         |secret: &Secret| context.stores.ownership(&secret.metadata, credential, context.clock.now()) == Ownership::Own;
     let owned = target.filter(is_own);

@@ -21,7 +21,6 @@ use crate::{
     },
     providers,
     reconcile::{
-        Context,
         act::{
             activity::{Activity, Permit},
             admit::{ask, host},
@@ -31,6 +30,7 @@ use crate::{
             token,
             under_way::UnderWay,
         },
+        context::Context,
         custody::pending::Claimed,
         material::{authentication::Authentication, try_each::TryEach},
         observe,
@@ -51,7 +51,7 @@ pub(in crate::reconcile) fn set_out(
     };
     let now = context.clock.now();
     let ask = ask(&observed.credential, errand.endpoint(), urgency(observed, decision, now), context);
-    match context.admission.ask(&Activity::grant(&observed.credential), ask) {
+    match context.requests.admission.ask(&Activity::grant(&observed.credential), ask) {
         Answer::Queued(waited) => {
             let waited = SignedDuration::try_from(waited).unwrap_or_default();
             Decision::Queued { since: now - SignedDuration::from_secs(waited.as_secs()) }
@@ -144,7 +144,7 @@ async fn attempt(
     fail_point::panic_at("request", &credential.name_any());
     let key = ProviderKey::of(&credential);
     let object = context.stores.provider(&key)?;
-    let prepared = match context.material.prepare(&object, false, context).await {
+    let prepared = match context.material.prepare(&object, false).await {
         Ok(Ok(prepared)) => prepared,
         Ok(Err(_)) => {
             context.queue.enqueue_provider(key);

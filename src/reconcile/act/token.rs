@@ -73,9 +73,9 @@ async fn subject_token(attempt: &Attempt) -> Result<SecretString, Refusal> {
     let grant = attempt.credential.spec.grant.token_exchange.as_ref().ok_or_else(invalid)?;
     let reference = &grant.subject_token.secret_ref;
     let refused = |blocker: Blocker| Refusal::new(blocker.reason, blocker.message);
-    let read = read_source(reference, namespace, &attempt.context.client).await;
+    let read = read_source(reference, namespace, &attempt.context.kubernetes.client).await;
     let source = read.map_err(|error| Refusal::new(Reason::ProviderUnavailable, told(&error)))?.map_err(refused)?;
-    of_a_provider(reference, namespace, &attempt.context).map_or(Ok(()), |blocker| Err(refused(blocker)))?;
+    of_a_provider(reference, namespace, &attempt.context.stores).map_or(Ok(()), |blocker| Err(refused(blocker)))?;
     source.reach.allows(&attempt.prepared.endpoints.token_url).map_err(refused)?;
     read_secret(&source.value, false).map_err(|flaw| {
         let put = Subject::secret(namespace, &reference.name).put(&reference.key, "<token>");
@@ -147,7 +147,7 @@ async fn spend(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth, cla
 }
 
 fn leads(attempt: &Attempt) -> bool {
-    let leads = attempt.context.leadership.leads_for(attempt.context.request_timeout);
+    let leads = attempt.context.leadership.leads_for(attempt.context.requests.timeout);
     if !leads {
         tracing::info!("this broker may not lead for as long as the request may take: it was not sent");
     }
@@ -168,7 +168,7 @@ async fn claim(attempt: &Attempt, claimed: &mut Option<Claimed>) -> Result<Claim
     let Attempt { credential, context, .. } = attempt;
     let mut grant = attempt.grant.clone().ok_or(None)?;
     if let Some(held) = claimed {
-        let timeout = SignedDuration::try_from(context.request_timeout).unwrap_or(SignedDuration::MAX);
+        let timeout = SignedDuration::try_from(context.requests.timeout).unwrap_or(SignedDuration::MAX);
         if held.claim.until >= context.clock.now() + timeout {
             return Ok(held.clone());
         }
@@ -176,7 +176,7 @@ async fn claim(attempt: &Attempt, claimed: &mut Option<Claimed>) -> Result<Claim
     }
     let token_url = &attempt.prepared.endpoints.token_url;
     let strict = !attempt.profile.keeps_replaced_tokens;
-    let held = custody::claim(credential, &grant, token_url, strict, context.request_timeout, context)
+    let held = custody::claim(credential, &grant, token_url, strict, context.requests.timeout, context)
         .await
         .map_err(|error| unkept(error, credential))?;
     if held.reseeded {
@@ -188,7 +188,7 @@ async fn claim(attempt: &Attempt, claimed: &mut Option<Claimed>) -> Result<Claim
                    kept beside it"
                     .to_owned(),
         };
-        context.events.emit(credential, &notice, context.clock.now());
+        context.kubernetes.events.emit(credential, &notice, context.clock.now());
     }
     *claimed = Some(held.clone());
     Ok(held)

@@ -29,7 +29,7 @@ use crate::{
     },
     providers::TokenSource,
     reconcile::{
-        Context,
+        context::Context,
         custody::{
             data::{Data, hash, wiped},
             pending::{Claimed, CustodyError, Unsaved},
@@ -72,7 +72,7 @@ pub(super) async fn observe(
         },
     };
     if let Some(kept) = &kept {
-        context.register.note(credential, kept);
+        context.memory.register.note(credential, kept);
     }
     let token_url = provider.and_then(|provider| match &provider.profile.source {
         TokenSource::Known(endpoints) => Some(endpoints.token_url.as_str()),
@@ -80,7 +80,7 @@ pub(super) async fn observe(
     });
     let strict = provider.is_none_or(|provider| !provider.profile.keeps_replaced_tokens);
     let seed = match seed::seed(credential, kept.as_ref(), token_url, context).await? {
-        Some(Ok(seed)) => match register::objection(credential, &seed.hash, strict, context) {
+        Some(Ok(seed)) => match context.memory.register.objection(credential, &seed.hash, strict, &context.stores) {
             Some(objection) => Some(Err(objection)),
             None => Some(Ok(seed)),
         },
@@ -105,7 +105,7 @@ pub(super) async fn observe(
         revocable_at: provider.map(|provider| provider.revocable_at.clone()).unwrap_or_default(),
         asked_by: grant::asked_by(credential),
         asked_for: provider.map(|provider| grant::asked_for(credential, &provider.issued_for)),
-        holder: context.identity.clone(),
+        holder: context.requests.holder.clone(),
         unsaved,
         next_poll,
         idle_life: provider.and_then(|provider| provider.profile.idle_life),
@@ -126,7 +126,7 @@ async fn meta(credential: &MailCredential, context: &Context) -> Result<Option<A
         return Ok(known);
     }
     // No watch shows a Secret whose label was taken, nor one of somebody else, which may be gone by now.
-    let read = context.secrets.read(namespace, &name).await?.map(|secret| Arc::new(wiped(secret)));
+    let read = context.kubernetes.secrets.read(namespace, &name).await?.map(|secret| Arc::new(wiped(secret)));
     context.memory.with(checks::uid(credential), |entry| entry.grant.clone_from(&read));
     Ok(read)
 }
@@ -143,7 +143,7 @@ pub(super) async fn claim(
     let since = context.clock.now();
     let timeout = SignedDuration::try_from(request_timeout).unwrap_or(SignedDuration::MAX);
     let claim = |token: &str| Claim {
-        holder: context.identity.clone(),
+        holder: context.requests.holder.clone(),
         since,
         until: since + timeout * 2 + CLAIM_MARGIN,
         token: token.to_owned(),
@@ -171,7 +171,7 @@ pub(super) async fn claim(
     }
     let (refresh_token, seed) =
         seed::read_seed(credential, Some(token_url), context).await?.map_err(CustodyError::Blocked)?;
-    if let Some(objection) = register::take(credential, &seed.hash, strict, context) {
+    if let Some(objection) = context.memory.register.take_over(credential, &seed.hash, strict, &context.stores) {
         return Err(CustodyError::Blocked(objection));
     }
     let found = open(credential, context).await?;

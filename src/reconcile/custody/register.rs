@@ -14,7 +14,7 @@ use crate::{
         grant::Kept,
         secret_metadata::controller_of,
     },
-    reconcile::Context,
+    stores::Stores,
 };
 
 /// Tokens that are remembered although their credential is gone. A namespace that makes more loses its oldest first.
@@ -83,6 +83,72 @@ impl Register {
         self.0.lock().bury(uid);
     }
 
+    /// Why a credential must not take a seed over; `None` if it may.
+    pub(super) fn objection(
+        &self,
+        credential: &MailCredential,
+        hash: &str,
+        strict: bool,
+        stores: &Stores,
+    ) -> Option<Blocker> {
+        if let Some(older) = older_of_the_same_seed(credential, stores) {
+            return Some(held_by(credential, &older));
+        }
+        let standing = self.0.lock().standing(
+            checks::namespace(credential),
+            checks::uid(credential),
+            hash,
+            lives(credential, stores),
+        );
+        told(credential, standing, strict)
+    }
+
+    /// The same right before the seed is taken over, when also the grant Secrets are looked through that no reconcile has
+    /// noted since the start. The token is the credential's from then on.
+    pub(super) fn take_over(
+        &self,
+        credential: &MailCredential,
+        hash: &str,
+        strict: bool,
+        stores: &Stores,
+    ) -> Option<Blocker> {
+        if let Some(objection) = self.objection(credential, hash, strict, stores) {
+            return Some(objection);
+        }
+        let own = names::grant_secret(&credential.name_any());
+        let another = |meta: &ObjectMeta| {
+            let keeps = meta.labels.as_ref().and_then(|labels| labels.get(names::LABEL_ROLE));
+            meta.namespace.as_deref() == Some(checks::namespace(credential))
+                && keeps.is_some_and(|role| role == names::ROLE_GRANT)
+                && meta.name.as_deref() != Some(&own)
+        };
+        for secret in stores.own_secrets.all() {
+            if !another(&secret.metadata) {
+                continue;
+            }
+            let kept = Kept::read(&secret.metadata);
+            let same = |stored: &String| names::is_digest(stored, hash);
+            let has = kept.token.as_ref().is_some_and(|token| same(&token.hash));
+            let had = kept.seed.as_ref().is_some_and(|seed| same(&seed.hash));
+            if !has && !had {
+                continue;
+            }
+            let owner = controller_of(&secret.metadata);
+            let label = secret.metadata.labels.as_ref().and_then(|labels| labels.get(names::LABEL_CREDENTIAL).cloned());
+            match owner {
+                // It goes with its credential.
+                Some(owner) if !lives(credential, stores)(&owner.name, &owner.uid) => {
+                    if !has && strict {
+                        return Some(spent(credential));
+                    }
+                }
+                Some(owner) => return Some(held_by(credential, &owner.name)),
+                None => return Some(held_by(credential, &label.unwrap_or_default())),
+            }
+        }
+        told(credential, self.take(credential, hash, lives(credential, stores)), strict)
+    }
+
     /// Takes a refresh token for a credential, unless another one has it.
     fn take(&self, credential: &MailCredential, hash: &str, lives: impl Fn(&str, &str) -> bool) -> Option<Standing> {
         let (namespace, uid) = (checks::namespace(credential).to_owned(), checks::uid(credential).to_owned());
@@ -136,70 +202,16 @@ impl Tokens {
     }
 }
 
-/// Why a credential must not take a seed over; `None` if it may.
-pub(super) fn objection(credential: &MailCredential, hash: &str, strict: bool, context: &Context) -> Option<Blocker> {
-    if let Some(older) = older_of_the_same_seed(credential, context) {
-        return Some(held_by(credential, &older));
-    }
-    let standing = context.register.0.lock().standing(
-        checks::namespace(credential),
-        checks::uid(credential),
-        hash,
-        lives(credential, context),
-    );
-    told(credential, standing, strict)
-}
-
-/// The same right before the seed is taken over, when also the grant Secrets are looked through that no reconcile has
-/// noted since the start. The token is the credential's from then on.
-pub(super) fn take(credential: &MailCredential, hash: &str, strict: bool, context: &Context) -> Option<Blocker> {
-    if let Some(objection) = objection(credential, hash, strict, context) {
-        return Some(objection);
-    }
-    let own = names::grant_secret(&credential.name_any());
-    let another = |meta: &ObjectMeta| {
-        let keeps = meta.labels.as_ref().and_then(|labels| labels.get(names::LABEL_ROLE));
-        meta.namespace.as_deref() == Some(checks::namespace(credential))
-            && keeps.is_some_and(|role| role == names::ROLE_GRANT)
-            && meta.name.as_deref() != Some(&own)
-    };
-    for secret in context.stores.own_secrets.all() {
-        if !another(&secret.metadata) {
-            continue;
-        }
-        let kept = Kept::read(&secret.metadata);
-        let same = |stored: &String| names::is_digest(stored, hash);
-        let has = kept.token.as_ref().is_some_and(|token| same(&token.hash));
-        let had = kept.seed.as_ref().is_some_and(|seed| same(&seed.hash));
-        if !has && !had {
-            continue;
-        }
-        let owner = controller_of(&secret.metadata);
-        let label = secret.metadata.labels.as_ref().and_then(|labels| labels.get(names::LABEL_CREDENTIAL).cloned());
-        match owner {
-            // It goes with its credential.
-            Some(owner) if !lives(credential, context)(&owner.name, &owner.uid) => {
-                if !has && strict {
-                    return Some(spent(credential));
-                }
-            }
-            Some(owner) => return Some(held_by(credential, &owner.name)),
-            None => return Some(held_by(credential, &label.unwrap_or_default())),
-        }
-    }
-    told(credential, context.register.take(credential, hash, lives(credential, context)), strict)
-}
-
 /// Whether a credential of this name and uid exists in the same namespace.
-fn lives<'a>(credential: &'a MailCredential, context: &'a Context) -> impl Fn(&str, &str) -> bool + 'a {
+fn lives<'a>(credential: &'a MailCredential, stores: &'a Stores) -> impl Fn(&str, &str) -> bool + 'a {
     move |name, uid| {
-        let shown = context.stores.credentials.get(checks::namespace(credential), name);
+        let shown = stores.credentials.get(checks::namespace(credential), name);
         shown.is_some_and(|shown| shown.metadata.uid.as_deref() == Some(uid))
     }
 }
 
 /// An older credential that refers to the same key of the same seed's Secret.
-fn older_of_the_same_seed(credential: &MailCredential, context: &Context) -> Option<String> {
+fn older_of_the_same_seed(credential: &MailCredential, stores: &Stores) -> Option<String> {
     let reference = |credential: &MailCredential| {
         let grant = credential.spec.grant.refresh_token.as_ref()?;
         Some((grant.secret_ref.name.clone(), grant.secret_ref.key.clone()))
@@ -209,15 +221,15 @@ fn older_of_the_same_seed(credential: &MailCredential, context: &Context) -> Opt
     // Of two of the same second the one that has a grant, otherwise the one whose name comes first.
     let has_none = |credential: &MailCredential| {
         let grant = names::grant_secret(&credential.name_any());
-        context.stores.own_secrets.get(checks::namespace(credential), &grant).is_none()
+        stores.own_secrets.get(checks::namespace(credential), &grant).is_none()
     };
     let age = |credential: &MailCredential| {
         (credential.creation_timestamp().map(|time| time.0), has_none(credential), credential.name_any())
     };
-    let others = context.stores.links.credentials_by_secret(&source);
+    let others = stores.links.credentials_by_secret(&source);
     others
         .iter()
-        .filter_map(|(namespace, name)| context.stores.credentials.get(namespace, name))
+        .filter_map(|(namespace, name)| stores.credentials.get(namespace, name))
         .filter(|other| other.metadata.uid != credential.metadata.uid && other.metadata.deletion_timestamp.is_none())
         .filter(|other| reference(other).as_ref() == Some(&wanted) && age(other) < age(credential))
         .map(|other| other.name_any())

@@ -22,7 +22,7 @@ use crate::{
         secret_metadata::{grant_is_in_sync, grant_labels, owners},
     },
     reconcile::{
-        Context,
+        context::Context,
         custody::{
             data::{Data, wiped},
             pending::CustodyError,
@@ -51,7 +51,7 @@ pub(super) fn belongs(meta: &ObjectMeta, credential: &MailCredential) -> Result<
 /// [`CustodyError::Foreign`] where the Secret of that name is another's.
 pub(super) async fn open(credential: &MailCredential, context: &Context) -> Result<Option<(Kept, Data)>, CustodyError> {
     let name = names::grant_secret(&credential.name_any());
-    let Some(mut secret) = context.secrets.read(checks::namespace(credential), &name).await? else {
+    let Some(mut secret) = context.kubernetes.secrets.read(checks::namespace(credential), &name).await? else {
         context.memory.with(checks::uid(credential), |entry| entry.grant = None);
         return Ok(None);
     };
@@ -86,7 +86,7 @@ pub(super) async fn mark(
         .into_iter()
         .chain(annotate(kept, [(names::ANNOTATION_CLAIM, Some(encoded(claim)?))]))
         .collect();
-    let written = context.secrets.patch(checks::namespace(credential), &kept.name, operations).await;
+    let written = context.kubernetes.secrets.patch(checks::namespace(credential), &kept.name, operations).await;
     let secret = take(written, kept, credential, context).await?;
     remember(credential, secret.metadata.clone(), context);
     Ok(secret)
@@ -115,7 +115,7 @@ pub(super) async fn put(
             data: Some(data.entries().into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
             ..Secret::default()
         };
-        let made = context.secrets.create(&secret).await;
+        let made = context.kubernetes.secrets.create(&secret).await;
         drop(wiped(secret));
         take(made, kept, credential, context).await?
     } else {
@@ -123,7 +123,8 @@ pub(super) async fn put(
         operations.push(replace_data(json!(data.entries())));
         operations.extend(dressing(kept, credential));
         operations.extend(annotate(kept, annotations(kept)?));
-        let written = context.secrets.patch_metadata(checks::namespace(credential), &kept.name, operations).await;
+        let written =
+            context.kubernetes.secrets.patch_metadata(checks::namespace(credential), &kept.name, operations).await;
         take(written, kept, credential, context).await?
     };
     fail_point::pass("grant-written").await;
@@ -138,7 +139,8 @@ pub(in crate::reconcile) async fn dress(
     context: &Context,
 ) -> Result<(), CustodyError> {
     let operations = fence(&kept.uid, &kept.resource_version).into_iter().chain(dressing(kept, credential)).collect();
-    let written = context.secrets.patch_metadata(checks::namespace(credential), &kept.name, operations).await;
+    let written =
+        context.kubernetes.secrets.patch_metadata(checks::namespace(credential), &kept.name, operations).await;
     let meta = take(written, kept, credential, context).await?;
     if !grant_is_in_sync(&meta, credential) {
         // An admission webhook or another controller takes back what was written. Nothing else waits for that.
@@ -175,7 +177,7 @@ async fn take<T>(
     // Each of them may be a refusal too, of what stands there as it did before.
     if matches!(&error, kube::Error::Api(status) if matches!(status.code, 404 | 409 | 422)) {
         let name = names::grant_secret(&credential.name_any());
-        let read = context.secrets.read(checks::namespace(credential), &name).await?;
+        let read = context.kubernetes.secrets.read(checks::namespace(credential), &name).await?;
         let version = read.as_ref().and_then(|secret| secret.resource_version()).unwrap_or_default();
         match read {
             Some(secret) => {

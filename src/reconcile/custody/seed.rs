@@ -12,7 +12,7 @@ use crate::{
         grant::{Kept, Seed},
     },
     reconcile::{
-        Context,
+        context::Context,
         custody::data::hash,
         material::sources::{of_a_provider, read_source},
     },
@@ -60,9 +60,9 @@ pub(super) async fn read_seed(
         return Ok(Err(Blocker::new(Reason::InvalidSpec, "the spec names no seed")));
     };
     let namespace = checks::namespace(credential);
-    let read = read_source(reference, namespace, &context.client).await?;
+    let read = read_source(reference, namespace, &context.kubernetes.client).await?;
     Ok(read.and_then(|source| {
-        of_a_provider(reference, namespace, context).map_or(Ok(()), Err)?;
+        of_a_provider(reference, namespace, &context.stores).map_or(Ok(()), Err)?;
         token_url.map_or(Ok(()), |url| source.reach.allows(url))?;
         let token = read_secret(&source.value, false).and_then(unbroken).map_err(|flaw| {
             let message = format!(

@@ -10,7 +10,7 @@ use crate::{
         grant::{SignIn, TokenNote},
     },
     reconcile::{
-        Context,
+        context::Context,
         custody::{
             data::{Data, hash},
             pending::{CustodyError, SignInEnd},

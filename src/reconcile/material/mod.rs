@@ -20,7 +20,7 @@ use std::{
 };
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use kube::{ResourceExt as _, core::ObjectMeta};
+use kube::{Client, ResourceExt as _, core::ObjectMeta};
 use parking_lot::Mutex;
 
 use crate::{
@@ -28,12 +28,14 @@ use crate::{
         ProviderStatus, names,
         provider_object::{ProviderKey, ProviderObject, bundle_config_map, source_secrets},
     },
+    clock::Clock,
     error::Error,
     idp::{BundleHash, IdpClients},
+    lease::Leadership,
     oauth::discovery::Endpoints,
     policy::{Blocker, advice, schedule},
     reconcile::{
-        Context,
+        bundles::Bundles,
         material::{
             federation::Identities,
             look::look,
@@ -42,6 +44,7 @@ use crate::{
             problem::{ProviderProblem, shown_blocker},
         },
     },
+    stores::Stores,
 };
 
 /// What is known about a provider.
@@ -64,13 +67,28 @@ const BUNDLES: usize = 32;
 /// A provider whose client was given up is looked at again after this, if nothing needs it before.
 const GIVEN_UP_FOR: SignedDuration = SignedDuration::from_hours(1);
 
+/// What providers are resolved with.
+pub struct Resolver {
+    /// Kubernetes.
+    pub client: Client,
+    /// The HTTP clients towards providers.
+    pub clients: IdpClients,
+    /// Where ServiceAccount tokens come from.
+    pub identities: Identities,
+    /// Whether this replica leads: no other sends requests.
+    pub leadership: Leadership,
+    /// The time.
+    pub clock: Clock,
+}
+
 /// All providers, by key.
 pub struct Book {
     /// Needs so far.
     uses: AtomicU64,
-    clients: IdpClients,
-    /// Where ServiceAccount tokens come from.
-    pub identities: Identities,
+    resolver: Resolver,
+    stores: Stores,
+    /// The ConfigMaps that hold CA bundles.
+    pub bundles: Arc<Bundles>,
     /// Which addresses may be connected to: what was denied before a restart with other flags is asked for again.
     reach: String,
     pages: Mutex<HashMap<ProviderKey, Page>>,
@@ -102,26 +120,32 @@ struct Page {
 
 impl Book {
     /// An empty book.
-    pub fn new(clients: IdpClients, identities: Identities) -> Self {
-        Self { uses: AtomicU64::new(0), reach: clients.reach(), clients, identities, pages: Mutex::default() }
+    pub fn new(resolver: Resolver, stores: Stores, bundles: Arc<Bundles>) -> Self {
+        let (uses, reach) = (AtomicU64::new(0), resolver.clients.reach());
+        Self { uses, reach, resolver, stores, bundles, pages: Mutex::default() }
+    }
+
+    /// Where ServiceAccount tokens come from.
+    pub fn identities(&self) -> &Identities {
+        &self.resolver.identities
     }
 
     /// Hash of a provider, of the versions of everything it refers to, and of what may be connected to; `None` while a ConfigMap has not been looked
     /// at yet.
-    pub fn fingerprint(&self, object: &ProviderObject, context: &Context) -> Option<String> {
+    pub fn fingerprint(&self, object: &ProviderObject) -> Option<String> {
         let key = object.key();
-        let home = context.stores.home(&key);
+        let home = self.stores.home(&key);
         let mut parts = vec![
             self.reach.clone(),
             object.meta().uid.clone().unwrap_or_default(),
             object.meta().generation.unwrap_or_default().to_string(),
         ];
         for name in source_secrets(object.spec()) {
-            let version = context.stores.sources.get(home, name).and_then(|secret| secret.resource_version());
+            let version = self.stores.sources.get(home, name).and_then(|secret| secret.resource_version());
             parts.push(version.unwrap_or_default());
         }
         if let Some(reference) = bundle_config_map(object.spec()) {
-            parts.push(context.bundles.version(&key, &(home.to_owned(), reference.name.clone()), context)?);
+            parts.push(self.bundles.version(&key, &(home.to_owned(), reference.name.clone()))?);
         }
         Some(names::short_digest(parts.iter().map(String::as_str)))
     }
@@ -263,11 +287,11 @@ impl Book {
     ///
     /// # Errors
     /// What Kubernetes would not do. What is wrong with the provider is in the verdict.
-    pub async fn prepare(&self, object: &ProviderObject, again: bool, context: &Context) -> Result<Verdict, Error> {
+    pub async fn prepare(&self, object: &ProviderObject, again: bool) -> Result<Verdict, Error> {
         let key = object.key();
         let looking = self.pages.lock().entry(key.clone()).or_default().looking.clone();
         let _one_at_a_time = looking.lock().await;
-        let fingerprint = self.fingerprint(object, context).unwrap_or_default();
+        let fingerprint = self.fingerprint(object).unwrap_or_default();
         let used = self.uses.fetch_add(1, Ordering::Relaxed);
         if let Some(page) = self.pages.lock().get_mut(&key) {
             page.used = used;
@@ -277,22 +301,22 @@ impl Book {
             Some(verdict) => return Ok(verdict),
             None => {}
         }
-        let leadership = context.leadership.clone();
+        let Resolver { client, clients, identities, leadership, clock } = &self.resolver;
         let means = Means {
-            kubernetes: &context.client,
-            home: context.stores.home(&key),
-            clients: &self.clients,
-            identities: &self.identities,
-            may_ask: &move || leadership.is_leader(),
+            kubernetes: client,
+            home: self.stores.home(&key),
+            clients,
+            identities,
+            may_ask: &|| leadership.is_leader(),
             again: advice::AGAIN,
         };
         let found = look(object, &means).await?;
-        if found.is_err() && !context.leadership.is_leader() {
+        if found.is_err() && !leadership.is_leader() {
             // The request may have been withheld, which says nothing about the provider: no verdict is kept.
             return Ok(found.map(Arc::new));
         }
         let mut pages = self.pages.lock();
-        let exists = context.stores.provider(&key).is_some_and(|found| found.meta().uid == object.meta().uid);
+        let exists = self.stores.provider(&key).is_some_and(|found| found.meta().uid == object.meta().uid);
         if !exists {
             // It was deleted meanwhile: nothing would remove what is kept of it.
             pages.remove(&key);
@@ -301,7 +325,7 @@ impl Book {
         let page = pages.entry(key).or_default();
         let verdict = found.map(Arc::new);
         page.verdict = Some((fingerprint, verdict.clone()));
-        let given_up = give_up(&mut pages, BUNDLES, context.clock.now() + GIVEN_UP_FOR);
+        let given_up = give_up(&mut pages, BUNDLES, clock.now() + GIVEN_UP_FOR);
         drop(pages);
         // Outside of the lock: the last holder of a client frees it.
         drop(given_up);

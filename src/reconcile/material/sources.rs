@@ -12,7 +12,7 @@ use crate::{
         Blocker,
         commands::{Subject, word},
     },
-    reconcile::Context,
+    stores::Stores,
 };
 
 /// A Secret that was read. Whatever becomes of the read, all that may be secret in it is wiped after that.
@@ -140,10 +140,10 @@ pub(in crate::reconcile) async fn read_source(
 
 /// Why a Secret cannot be a seed or a subject token: a provider of the namespace refers to it, and its keys are the
 /// client's, not a person's.
-pub(in crate::reconcile) fn of_a_provider(reference: &KeyRef, namespace: &str, context: &Context) -> Option<Blocker> {
+pub(in crate::reconcile) fn of_a_provider(reference: &KeyRef, namespace: &str, stores: &Stores) -> Option<Blocker> {
     let name = &reference.name;
-    let providers = context.stores.links.by_secret(&(namespace.to_owned(), name.clone()));
-    let provider = providers.iter().find(|key| context.stores.provider(key).is_some())?;
+    let providers = stores.links.by_secret(&(namespace.to_owned(), name.clone()));
+    let provider = providers.iter().find(|key| stores.provider(key).is_some())?;
     // One of the cluster is not named to a namespace.
     let whose = match provider.kind {
         ProviderKind::MailProvider => format!("the MailProvider {}", provider.name),

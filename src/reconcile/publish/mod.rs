@@ -19,7 +19,7 @@ use crate::{
         ownership::Ownership,
     },
     reconcile::{
-        Context,
+        context::Context,
         publish::content::{Content, Fence, content, target_patch},
         stored::{Stored, stored_token},
     },
@@ -61,12 +61,12 @@ pub(super) async fn store(observed: &mut Observed, context: &Context) -> Result<
     context.memory.with(checks::uid(&observed.credential), |entry| entry.held = None);
     if let Some(note) = held.unsuitable.clone().filter(|note| Some(note) != known.as_ref()) {
         let notice = Notice { warning: true, reason: Reason::TokenUnsuitable, note };
-        context.events.emit(&observed.credential, &notice, context.clock.now());
+        context.kubernetes.events.emit(&observed.credential, &notice, context.clock.now());
     }
     observed.held = None;
     observed.history.succeed(&held);
     for assumption in &held.answer.assumed {
-        context.events.emit(&observed.credential, &notices::assumed(*assumption), context.clock.now());
+        context.kubernetes.events.emit(&observed.credential, &notices::assumed(*assumption), context.clock.now());
     }
     Ok(())
 }
@@ -75,7 +75,7 @@ pub(super) async fn store(observed: &mut Observed, context: &Context) -> Result<
 pub(super) async fn publish_again(observed: &mut Observed, context: &Context) -> Result<(), PublishError> {
     let namespace = checks::namespace(&observed.credential).to_owned();
     let Some(from) = observed.target.own().or(observed.previous.as_ref()).cloned() else { return Ok(()) };
-    let secret = context.secrets.read(&namespace, &from.name).await?;
+    let secret = context.kubernetes.secrets.read(&namespace, &from.name).await?;
     let told = observed.credential.status.as_ref().and_then(|status| status.token.as_ref());
     let Some((token, _)) = secret.as_ref().and_then(|secret| stored_token(secret, told)) else {
         // It went away between the look and the act: the next reconcile sees that and obtains a new one.
@@ -97,7 +97,7 @@ pub(super) async fn remove_previous(observed: &Observed, context: &Context) -> R
     if observed.credential.spec.secret.deletion_policy == DeletionPolicy::Retain {
         return Ok(());
     }
-    context.secrets.delete(checks::namespace(&observed.credential), &previous.name, &previous.uid).await
+    context.kubernetes.secrets.delete(checks::namespace(&observed.credential), &previous.name, &previous.uid).await
 }
 
 async fn write(
@@ -109,7 +109,7 @@ async fn write(
 ) -> Result<(), PublishError> {
     let Ok(provider) = &observed.provider else { return Ok(()) };
     let token = &stored.token;
-    let _room = context.secrets.reserve(provider.secret_size).await;
+    let _room = context.kubernetes.secrets.reserve(provider.secret_size).await;
     let content = content(&observed.credential, provider, stored, issued_for, reissue)
         .map_err(|error| PublishError::Blocked(too_large(&observed.credential, &error)))?;
     let written = put(observed, &content, context).await;
@@ -156,7 +156,7 @@ async fn put(observed: &Observed, content: &Content, context: &Context) -> Resul
     let (namespace, name) = (checks::namespace(credential), observed.target_name());
     match &observed.target {
         Target::Own(published) if published.must_recreate => {
-            context.secrets.delete(namespace, &published.name, &published.uid).await?;
+            context.kubernetes.secrets.delete(namespace, &published.name, &published.uid).await?;
             create(credential, &name, content, context).await
         }
         Target::Own(published) => {
@@ -186,7 +186,7 @@ async fn create(
         owner_references: Some(content.owners.clone()).filter(|owners| !owners.is_empty()),
         ..ObjectMeta::default()
     };
-    match context.secrets.create_target(&metadata, &content.data).await {
+    match context.kubernetes.secrets.create_target(&metadata, &content.data).await {
         Ok(meta) => Ok(meta),
         Err(kube::Error::Api(status)) if status.is_already_exists() => {
             over_existing(credential, name, content, context).await
@@ -206,7 +206,7 @@ async fn over_existing(
     if !context.leadership.is_leader() {
         return Err(PublishError::Refused("another broker leads now, and may have written it".to_owned()));
     }
-    let Some(secret) = context.secrets.read(namespace, name).await? else {
+    let Some(secret) = context.kubernetes.secrets.read(namespace, name).await? else {
         return Err(PublishError::Refused("it was removed at the same moment".to_owned()));
     };
     match context.stores.ownership(&secret.metadata, credential, context.clock.now()) {
@@ -242,7 +242,7 @@ async fn over_existing(
         has_annotations: meta.annotations.is_some(),
     };
     let operations = target_patch(&fence, content, meta.labels.is_some());
-    let written = context.secrets.patch_target(namespace, name, &operations, &content.data).await;
+    let written = context.kubernetes.secrets.patch_target(namespace, name, &operations, &content.data).await;
     written.map_err(|error| PublishError::Refused(told_by(&error)))
 }
 
@@ -255,7 +255,7 @@ async fn patch(
 ) -> Result<ObjectMeta, PublishError> {
     let namespace = checks::namespace(credential);
     let operations = target_patch(fence, content, true);
-    match context.secrets.patch_target(namespace, name, &operations, &content.data).await {
+    match context.kubernetes.secrets.patch_target(namespace, name, &operations, &content.data).await {
         Ok(meta) => Ok(meta),
         Err(kube::Error::Api(status)) if status.code == 404 => create(credential, name, content, context).await,
         // Stale, or its labels went away, or it became immutable: look at it, then decide.

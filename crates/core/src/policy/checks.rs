@@ -203,6 +203,11 @@ pub fn provider_words(credential: &MailCredential) -> String {
     }
 }
 
+/// Kind, namespace and name of a credential, for errors and logs.
+pub fn credential_words(credential: &MailCredential) -> String {
+    format!("MailCredential {}", full_name(credential))
+}
+
 /// The credential's name with its namespace.
 pub fn full_name(credential: &MailCredential) -> String {
     format!("{}/{}", namespace(credential), credential.name_any())

@@ -1,0 +1,57 @@
+//! What makes the broker reconcile all objects: the begin of leadership, and a clock that was set.
+
+use std::{sync::Arc, time::Duration};
+
+use kube::ResourceExt as _;
+
+use crate::{api::provider_object::ProviderObject, lease::Leadership, reconcile::context::Context};
+
+/// Difference between the wall clock and the monotonic clock, in seconds, that means a set clock or a machine that slept.
+const CLOCK_JUMP_SECONDS: i64 = 5;
+/// Interval at which the broker compares the clocks.
+const CLOCK_CHECK: Duration = Duration::from_secs(10);
+
+/// Enqueues all objects when this replica begins to lead. A standby only keeps its stores in sync.
+pub async fn enqueue_all_when_leading(leadership: Leadership, context: Arc<Context>) {
+    let mut changes = leadership.changes();
+    loop {
+        if changes.borrow_and_update().leads {
+            tracing::info!("leading: all objects enqueued");
+            enqueue_all(&context);
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Enqueues all objects after a clock jump: timers count elapsed time, but tokens expire at a date.
+#[expect(clippy::disallowed_methods, reason = "compares the two clocks")]
+pub async fn enqueue_all_when_the_clock_jumps(context: Arc<Context>) {
+    let mut before = (context.clock.now(), tokio::time::Instant::now());
+    loop {
+        tokio::time::sleep(CLOCK_CHECK).await;
+        let now = (context.clock.now(), tokio::time::Instant::now());
+        let passed = i64::try_from(now.1.duration_since(before.1).as_secs()).unwrap_or(i64::MAX);
+        let drift = now.0.as_second() - before.0.as_second() - passed;
+        if drift.abs() > CLOCK_JUMP_SECONDS {
+            tracing::warn!(seconds = drift, "clock jump: all objects enqueued");
+            context.material.distrust_all();
+            context.memory.poll_soon();
+            enqueue_all(&context);
+        }
+        before = now;
+    }
+}
+
+fn enqueue_all(context: &Context) {
+    let stores = &context.stores;
+    let cluster = stores.cluster_providers.iter().flat_map(|mirror| mirror.all());
+    let providers = stores.providers.all().into_iter().map(ProviderObject::Namespaced);
+    for provider in providers.chain(cluster.map(ProviderObject::Cluster)) {
+        context.queue.enqueue_provider(provider.key());
+    }
+    for credential in stores.credentials.all() {
+        context.queue.enqueue_credential((credential.namespace().unwrap_or_default(), credential.name_any()));
+    }
+}

@@ -1,0 +1,62 @@
+//! What every step of a reconcile uses.
+
+use std::{sync::Arc, time::Duration};
+
+use kube::Client;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clock::Clock,
+    lease::Leadership,
+    metrics::Metrics,
+    reconcile::{
+        act::activity::Admission, events::Events, material::Book, memory::Memory, secrets::Secrets,
+        work_queue::WorkQueue,
+    },
+    stores::Stores,
+};
+
+/// What every step of a reconcile uses. What a step calls gets only the fields that it needs.
+pub struct Context {
+    /// The time.
+    pub clock: Clock,
+    /// Whether this replica leads. A replica that does not lead sends nothing and writes nothing but refresh tokens that it
+    /// holds.
+    pub leadership: Leadership,
+    /// The metrics.
+    pub metrics: Arc<Metrics>,
+    /// What the watches show.
+    pub stores: Stores,
+    /// What is known of each credential beyond what the watches show.
+    pub memory: Arc<Memory>,
+    /// Providers with their endpoints and client authentications.
+    pub material: Book,
+    /// Access to Kubernetes.
+    pub kubernetes: Kubernetes,
+    /// What a request to a provider needs.
+    pub requests: Requests,
+    /// Enqueues credentials and providers.
+    pub queue: WorkQueue,
+}
+
+/// Access to Kubernetes.
+pub struct Kubernetes {
+    /// The client.
+    pub client: Client,
+    /// The Secrets of the broker.
+    pub secrets: Secrets,
+    /// Emits Events.
+    pub events: Events,
+}
+
+/// What a request to a provider needs.
+pub struct Requests {
+    /// Decides when a request may be sent.
+    pub admission: Admission,
+    /// Time for one request, in all.
+    pub timeout: Duration,
+    /// The name of this replica in claims on refresh tokens.
+    pub holder: String,
+    /// Cancelled when the process is about to end: no new request is sent.
+    pub draining: CancellationToken,
+}
