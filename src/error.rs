@@ -137,6 +137,14 @@ pub fn told_by(error: &kube::Error) -> String {
     }
 }
 
+/// The status code of the API server's response; `None` without a response.
+pub fn status_code(error: &kube::Error) -> Option<u16> {
+    match error {
+        kube::Error::Api(status) => Some(status.code),
+        _ => None,
+    }
+}
+
 /// The failed step and what Kubernetes said, for a refusal or a status.
 pub fn told(error: &Error) -> String {
     match std::error::Error::source(error).and_then(|source| source.downcast_ref::<kube::Error>()) {

@@ -17,6 +17,7 @@ use crate::{
         client_auth::Occasion,
         device::{DeviceAuthorization, SLOW_DOWN, device_authorization_request, read_device_authorization},
     },
+    policy::device_poll::{self, PollOutcome},
     reconcile::material::authentication::Authentication,
 };
 
@@ -84,33 +85,22 @@ async fn poll(
             Ok(granted) => return Ok(granted),
             Err(refusal) => refusal,
         };
-        match after(&refusal, interval) {
-            Some(next) if !is_over(authorization.expires_at, attempt.clock.now(), next) => interval = next,
-            Some(_) => return Err(expired()),
-            None if is_spent(&refusal) => return Err(expired()),
-            None => return Err(refusal),
+        interval = match device_poll::outcome(&refusal) {
+            PollOutcome::Pending => interval,
+            PollOutcome::SlowDown => interval + SLOW_DOWN,
+            // RFC 8628 section 3.5: after a time-out, half as often. Other failures do not pass while the person waits.
+            PollOutcome::Unanswered if matches!(refusal.reason, Reason::ProviderUnavailable | Reason::Throttled) => {
+                interval * 2
+            }
+            PollOutcome::CodeOver => return Err(expired()),
+            PollOutcome::Unanswered | PollOutcome::Denied | PollOutcome::Failed | PollOutcome::Refused => {
+                return Err(refusal);
+            }
+        };
+        if is_over(authorization.expires_at, attempt.clock.now(), interval) {
+            return Err(expired());
         }
     }
-}
-
-/// How far apart polls are from now on; `None` if there is nothing to wait for.
-fn after(refusal: &Refusal, interval: SignedDuration) -> Option<SignedDuration> {
-    match (code(refusal), refusal.reason) {
-        (Some("authorization_pending"), _) => Some(interval),
-        (Some("slow_down"), _) => Some(interval + SLOW_DOWN),
-        // RFC 8628 section 3.5: after a time-out, half as often.
-        (_, Reason::ProviderUnavailable | Reason::Throttled) => Some(interval * 2),
-        _ => None,
-    }
-}
-
-fn code(refusal: &Refusal) -> Option<&str> {
-    refusal.error.as_ref().map(|error| error.as_str())
-}
-
-/// Some providers forget a code when it ends, and do not know it any more.
-fn is_spent(refusal: &Refusal) -> bool {
-    matches!(code(refusal), Some("expired_token" | "invalid_grant" | "bad_verification_code"))
 }
 
 fn is_over(expires_at: Timestamp, now: Timestamp, next: SignedDuration) -> bool {

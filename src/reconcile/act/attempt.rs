@@ -13,7 +13,12 @@ use crate::{
         ClientAuth, GrantProof, Refusal, TokenAnswer, TokenRequest, discovery::Endpoints, grant::RequestError,
         read_token_response, token_request,
     },
-    policy::{advice, checks, grant::Grant, observed::Held},
+    policy::{
+        advice, checks,
+        device_poll::{self, PollOutcome},
+        grant::Grant,
+        observed::Held,
+    },
     providers::{Case, Profile, TokenSource},
     reconcile::{
         act::{activity::Permit, refusals::unmade, sign},
@@ -21,9 +26,6 @@ use crate::{
         material::{authentication::Authentication, connection::transport, prepared::Prepared},
     },
 };
-
-/// RFC 8628 section 3.5: the person has not signed in yet.
-pub(super) const PENDING: &str = "authorization_pending";
 
 /// What a task is sent for.
 #[derive(Clone, Copy, Debug)]
@@ -197,7 +199,7 @@ impl Attempt {
                 tracing::info!(expires_at = %token.expires_at, fingerprint = %token.fingerprint(), "obtained a token");
             }
             // RFC 8628 section 3.5: no failure.
-            Err(refusal) if refusal.error.as_ref().is_some_and(|error| error.as_str() == PENDING) => {}
+            Err(refusal) if device_poll::outcome(refusal) == PollOutcome::Pending => {}
             Err(refusal) => {
                 let provider = self.object.key();
                 self.context.metrics.token_request_error(&provider, refusal.reason);

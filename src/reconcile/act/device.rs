@@ -3,7 +3,7 @@
 use k8s_openapi::jiff::SignedDuration;
 
 use crate::{
-    api::{Reason, Retry},
+    api::Reason,
     idp::Exchange,
     oauth::{
         ClientAuth, GrantProof, Refusal, TokenAnswer,
@@ -13,12 +13,13 @@ use crate::{
     },
     policy::{
         Blocker, checks,
+        device_poll::{self, PollOutcome, wait_after_unanswered},
         grant::{SignIn, next_poll},
         notices::Notice,
     },
     reconcile::{
         act::{
-            attempt::{Attempt, Brought, PENDING, Step, client_status, unique},
+            attempt::{Attempt, Brought, Step, client_status, unique},
             refusals::unkept,
             sign::signed,
         },
@@ -35,9 +36,6 @@ use crate::{
 
 /// The scopes by which a provider says who signed in.
 const IDENTITY: [&str; 2] = ["openid", "email"];
-/// Polls that are not answered are no farther apart than this many seconds: a person is waiting.
-const UNANSWERED_MAX: i64 = 60;
-
 /// Asks for a code, and keeps it.
 pub(super) async fn begin(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth) -> Step {
     let Attempt { credential, context, prepared, .. } = attempt;
@@ -156,26 +154,17 @@ pub(super) async fn poll(attempt: &Attempt, entry: &Authentication, auth: &Clien
         Ok((answer, exchange)) => return signed_in(attempt, entry, answer, &exchange).await,
         Err(refusal) => refusal,
     };
-    let error = refusal.error.as_ref().map(|error| error.as_str().to_owned()).unwrap_or_default();
-    match (error.as_str(), refusal.reason) {
-        (PENDING, _) => again(attempt, sign_in.interval),
-        ("slow_down", _) => slow_down(attempt, sign_in).await,
-        // The last is Microsoft's for a code that was used: the answer was lost.
-        ("expired_token" | "bad_verification_code", _)
-        | ("invalid_grant", Reason::InvalidGrant)
-        | ("invalid_request", Reason::AuthorizationRequired) => over(attempt, sign_in),
-        // Microsoft's name for it is the second.
-        ("access_denied" | "authorization_declined", _) => {
-            return ended(attempt, "the sign-in was denied".to_owned(), refusal).await;
-        }
-        (_, Reason::AuthorizationRequired | Reason::ConsentRequired | Reason::InvalidGrant) => {
-            return ended(attempt, refusal.what.clone(), refusal).await;
-        }
-        (_, reason) if reason.retry() == Retry::Transient => {
+    match device_poll::outcome(&refusal) {
+        PollOutcome::Pending => again(attempt, sign_in.interval),
+        PollOutcome::SlowDown => slow_down(attempt, sign_in).await,
+        PollOutcome::CodeOver => over(attempt, sign_in),
+        PollOutcome::Denied => return ended(attempt, "the sign-in was denied".to_owned(), refusal).await,
+        PollOutcome::Failed => return ended(attempt, refusal.what.clone(), refusal).await,
+        PollOutcome::Unanswered => {
             unanswered(attempt, sign_in, refusal.retry_after);
             return None;
         }
-        _ => {
+        PollOutcome::Refused => {
             again(attempt, sign_in.interval);
             return Some(Err(refusal));
         }
@@ -221,11 +210,9 @@ async fn slow_down(attempt: &Attempt, sign_in: &SignIn) {
 /// The provider has not answered: polls are twice as far apart each time (RFC 8628 section 3.5), or as it asks.
 fn unanswered(attempt: &Attempt, sign_in: &SignIn, retry_after: Option<SignedDuration>) {
     let now = attempt.context.clock.now();
-    let asked = retry_after.map_or(0, |wait| wait.as_secs());
     attempt.context.memory.with(checks::uid(&attempt.credential), |entry| {
         entry.unanswered = entry.unanswered.saturating_add(1);
-        let longest = UNANSWERED_MAX.max(sign_in.interval);
-        let wait = sign_in.interval.saturating_mul(1 << entry.unanswered.min(6)).min(longest).max(asked);
+        let wait = wait_after_unanswered(sign_in.interval, entry.unanswered, retry_after);
         entry.next_poll = Some(next_poll(wait, now));
     });
 }

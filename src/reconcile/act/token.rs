@@ -11,7 +11,7 @@ use crate::{
     error::told,
     idp::Exchange,
     oauth::{ClientAuth, GrantProof, Refusal, TokenAnswer, client_auth::read_secret, token::Rotated},
-    policy::{Blocker, checks, commands::Subject, grant::Grant, notices::Notice},
+    policy::{Blocker, checks, commands::Subject, exchange::leaves_open, grant::Grant, notices::Notice},
     reconcile::{
         act::{
             attempt::{Attempt, Step},
@@ -152,15 +152,6 @@ fn leads(attempt: &Attempt) -> bool {
         tracing::info!("this broker may not lead for as long as the request may take: it was not sent");
     }
     leads
-}
-
-/// Whether a refusal leaves open what became of the refresh token: an answer that nobody can read, and what a gateway says
-/// for a server that may have done its work.
-fn leaves_open(refusal: &Refusal) -> bool {
-    let status = refusal.http_status.unwrap_or_default();
-    let without_a_word =
-        !refusal.is_of_the_server() && refusal.retry_after.is_none() && refusal.reason != Reason::Throttled;
-    without_a_word && !(300..500).contains(&status)
 }
 
 /// The claim that was written for an earlier request of this attempt, if it lasts for one more, else a new one.

@@ -23,6 +23,7 @@ use crate::{
     policy::{
         Blocker, checks,
         commands::{self, Subject},
+        exchange::{Found, Resolution, Response, resolve_conflict},
         grant::{self, Claim, Grant, Kept, TokenNote},
         observed::Provider,
         secret_metadata::grant_is_in_sync,
@@ -291,24 +292,30 @@ async fn over_another(
     used_at: Timestamp,
     context: &Context,
 ) -> Result<(), CustodyError> {
-    let Some((mut kept, data)) = open(credential, context).await? else {
-        // It was deleted: what is in memory is all that is left.
-        let made = Kept { token: claimed.kept.token.clone(), seed: claimed.kept.seed.clone(), ..unwritten(credential) };
-        return settle(credential, made, claimed.data.clone(), rotated, used_at, context).await;
+    let found = open(credential, context).await?;
+    let found_hash = found.as_ref().and_then(|(_, data)| data.refresh_token.as_ref()).map(hash);
+    let (spent, replacement) = (hash(&claimed.refresh_token), rotated.map(|rotated| hash(&rotated.refresh_token)));
+    let response = Response { claim: &claimed.claim, spent: &spent, rotated: replacement.as_deref() };
+    let holds = found.as_ref().map(|(kept, _)| Found { claim: kept.claim.as_ref(), token: found_hash.as_deref() });
+    let resolution = resolve_conflict(holds, response);
+    let (mut kept, data) = match (resolution, found) {
+        (Resolution::Written, _) => {
+            tracing::debug!("the write whose response was lost had succeeded");
+            return Ok(());
+        }
+        (Resolution::Superseded, _) => {
+            tracing::warn!(
+                "the grant Secret holds a newer refresh token than the one that was exchanged: it is left there"
+            );
+            return Ok(());
+        }
+        (Resolution::Write { removes_claim }, Some((kept, data))) => {
+            let claim = kept.claim.filter(|_| !removes_claim);
+            (Kept { claim, ..kept }, data)
+        }
+        // The Secret was deleted: what is in memory is all that is left.
+        (Resolution::Recreate | Resolution::Write { .. }, _) => (unwritten(credential), claimed.data.clone()),
     };
-    let holds = |token: &SecretString| data.refresh_token.as_ref().is_some_and(|held| hash(held) == hash(token));
-    if rotated.is_some_and(|rotated| holds(&rotated.refresh_token)) {
-        tracing::debug!("the write whose answer was lost had succeeded");
-        return Ok(());
-    }
-    let newest = kept.claim.as_ref() == Some(&claimed.claim);
-    if !newest && !holds(&claimed.refresh_token) {
-        tracing::warn!("another refresh token has taken the place of the one that was exchanged: it is left there");
-        return Ok(());
-    }
-    if newest {
-        kept.claim = None;
-    }
     kept.token = kept.token.or_else(|| claimed.kept.token.clone());
     kept.seed = kept.seed.or_else(|| claimed.kept.seed.clone());
     settle(credential, kept, data, rotated, used_at, context).await

@@ -13,12 +13,13 @@ use crate::{
         MailCredential,
         names::{self, rfc3339},
     },
-    error::{WRITE_SECRET, told_by},
+    error::{WRITE_SECRET, status_code, told_by},
     fail_point,
     policy::{
         checks,
         grant::{Claim, Kept},
         ownership::{self, Ownership},
+        rejected_write::{self, GrantRejection, Rejection},
         secret_metadata::{grant_is_in_sync, grant_labels, owners},
     },
     reconcile::{
@@ -173,23 +174,22 @@ async fn take<T>(
         Ok(written) => return Ok(written),
         Err(error) => error,
     };
-    // 404: gone; 409: written meanwhile, or there already; 422: a map that was to be written into is not there any more.
-    // Each of them may be a refusal too, of what stands there as it did before.
-    if matches!(&error, kube::Error::Api(status) if matches!(status.code, 404 | 409 | 422)) {
+    if Rejection::of(status_code(&error)) != Rejection::Refused {
         let name = names::grant_secret(&credential.name_any());
         let read = context.kubernetes.secrets.read(checks::namespace(credential), &name).await?;
-        let version = read.as_ref().and_then(|secret| secret.resource_version()).unwrap_or_default();
-        match read {
-            Some(secret) => {
-                let meta = wiped(secret);
-                let belongs = belongs(&meta, credential);
-                remember(credential, meta, context);
-                belongs.map_err(CustodyError::Foreign)?;
-            }
+        let meta = read.map(wiped);
+        let found = meta
+            .as_ref()
+            .map(|meta| (meta.resource_version.as_deref().unwrap_or_default(), ownership::of_grant(meta, credential)));
+        let rejection = rejected_write::of_grant_write(&kept.resource_version, found);
+        match meta {
+            Some(meta) => remember(credential, meta, context),
             None => context.memory.with(checks::uid(credential), |entry| entry.grant = None),
         }
-        if version != kept.resource_version {
-            return Err(CustodyError::Stale);
+        match rejection {
+            GrantRejection::Foreign(owner) => return Err(CustodyError::Foreign(owner)),
+            GrantRejection::Stale => return Err(CustodyError::Stale),
+            GrantRejection::Refused => {}
         }
     }
     context.metrics.reconcile_error(WRITE_SECRET);

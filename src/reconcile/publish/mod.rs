@@ -10,13 +10,15 @@ use thiserror::Error as ThisError;
 
 use crate::{
     api::{MailCredential, Reason, credential::DeletionPolicy, names},
-    error::{Error, WRITE_SECRET, told_by},
+    error::{Error, WRITE_SECRET, status_code, told_by},
     fail_point,
     policy::{
         Blocker, Observed, checks,
+        exchange::is_overtaken,
         notices::{self, Notice},
         observed::{Published, Target, TokenFacts},
         ownership::Ownership,
+        rejected_write::Rejection,
     },
     reconcile::{
         context::Context,
@@ -217,12 +219,12 @@ async fn over_existing(
         }
     }
     let meta = &secret.metadata;
-    let time = |text: Option<&String>| text.and_then(|text| names::time(text));
-    let there = stored_token(&secret, None).map(|(stored, _)| stored.token);
-    let ours = content.annotations.get(names::ANNOTATION_FINGERPRINT);
-    if let (Some(there), Some(issued_at)) = (there, time(content.annotations.get(names::ANNOTATION_ISSUED_AT)))
-        && there.issued_at > issued_at
-        && Some(&there.fingerprint()) != ours
+    let annotation = |name: &str| content.annotations.get(name).map(String::as_str);
+    let issued_at = annotation(names::ANNOTATION_ISSUED_AT).and_then(names::time);
+    let fingerprint = annotation(names::ANNOTATION_FINGERPRINT).unwrap_or_default();
+    let stored = stored_token(&secret, None).map(|(stored, _)| (stored.token.issued_at, stored.token.fingerprint()));
+    if let (Some((stored_at, stored)), Some(issued_at)) = (stored, issued_at)
+        && is_overtaken((stored_at, &stored), (issued_at, fingerprint))
     {
         context.memory.with(checks::uid(credential), |entry| {
             (entry.target, entry.inspected) = (Some(Arc::new(secret.metadata.clone())), None);
@@ -257,11 +259,11 @@ async fn patch(
     let operations = target_patch(fence, content, true);
     match context.kubernetes.secrets.patch_target(namespace, name, &operations, &content.data).await {
         Ok(meta) => Ok(meta),
-        Err(kube::Error::Api(status)) if status.code == 404 => create(credential, name, content, context).await,
-        // Stale, or its labels went away, or it became immutable: look at it, then decide.
-        Err(kube::Error::Api(status)) if status.code == 409 || status.code == 422 => {
-            over_existing(credential, name, content, context).await
-        }
-        Err(error) => Err(PublishError::Refused(told_by(&error))),
+        Err(error) => match Rejection::of(status_code(&error)) {
+            Rejection::Gone => create(credential, name, content, context).await,
+            // The resourceVersion is old, the labels are gone, or the Secret became immutable: read it, then decide.
+            Rejection::Outdated => over_existing(credential, name, content, context).await,
+            Rejection::Refused => Err(PublishError::Refused(told_by(&error))),
+        },
     }
 }

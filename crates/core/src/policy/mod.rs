@@ -3,6 +3,8 @@
 pub mod advice;
 pub mod checks;
 pub mod commands;
+pub mod device_poll;
+pub mod exchange;
 pub mod expiry;
 pub mod grant;
 pub mod history;
@@ -13,6 +15,7 @@ pub mod observed;
 pub mod outcome;
 pub mod ownership;
 pub mod provider;
+pub mod rejected_write;
 pub mod revocation;
 pub mod rival;
 pub mod schedule;
