@@ -241,7 +241,7 @@ fn forget_one(gone: Gone, context: &Context) {
                 let uid = context.stores.credentials.get(&namespace, &name).and_then(|credential| credential.uid());
                 let Some(uid) = uid else { continue };
                 context.memory.with(&uid, |entry| {
-                    for known in [&mut entry.target, &mut entry.grant] {
+                    for known in [&mut entry.object.target, &mut entry.custody.grant] {
                         known.take_if(|meta| meta.uid.as_ref() == Some(&secret));
                     }
                 });

@@ -48,49 +48,77 @@ struct Objects {
 /// What is remembered of one credential.
 #[derive(Default)]
 pub struct Entry {
-    /// The tenure ([`Leadership::tenure`]) in which the entry was made.
+    /// The term of leadership ([`Leadership::tenure`]) in which the entry was made.
     tenure: u64,
-    /// The object as the broker last wrote its status.
+    /// Its object and its target Secret.
+    pub object: ObjectState,
+    /// Its last request.
+    pub attempt: AttemptState,
+    /// Its grant Secret.
+    pub custody: CustodyState,
+    /// Its sign-in by a code.
+    pub sign_in: SignInState,
+}
+
+/// What is remembered of a credential's object and its target Secret.
+#[derive(Default)]
+pub struct ObjectState {
+    /// The object as the broker wrote its status last.
     pub written: Option<Arc<MailCredential>>,
-    /// The target's metadata as the broker last wrote or read it.
+    /// The metadata of the target as the broker wrote or read it last.
     pub target: Option<Arc<ObjectMeta>>,
-    /// What reading the target's data showed.
+    /// The result of reading the target's data.
     pub inspected: Option<Inspected>,
-    /// The target exists and is not the credential's: it is looked at each time.
+    /// The target exists and belongs to another object: it is read by each reconcile.
     pub conflict: bool,
-    /// A request of the credential's grant is in flight, since then. One that waits for its permit is not.
-    pub in_flight: Option<Timestamp>,
-    /// How the last one ended, not yet worked into the status.
-    pub outcome: Option<Outcome>,
-    /// What attempts came to, while no status tells it yet.
-    pub untold: Option<History>,
-    /// A token that is not written yet.
-    pub held: Option<Held>,
-    /// The grant Secret's metadata as the broker last wrote or read it.
-    pub grant: Option<Arc<ObjectMeta>>,
-    /// Labels and owner of the grant Secret did not stay as they were written, and are not written again before this.
-    pub dress_again: Option<Timestamp>,
-    /// A refresh token that is not written yet.
-    pub unsaved: Option<Unsaved>,
-    /// The seed's version that was found to be the one which the grant was begun with.
-    pub seed_seen: Option<String>,
-    /// The user code of the sign-in that is waited for, and its device code.
-    pub device_code: Option<(String, SecretString)>,
-    /// The provider is not asked about the sign-in before this.
-    pub next_poll: Option<Timestamp>,
-    /// How many times in a row it has not answered.
-    pub unanswered: u32,
-    /// The user code that the provider has ended.
-    pub code_over: Option<String>,
-    /// Since when a watch has not shown what the credential refers to.
+    /// Since when a watch has not shown an object that the credential refers to.
     pub unshown_since: Option<Timestamp>,
-    /// How far the revocation of a deleted credential has come.
-    pub revoking: Option<Revoking>,
-    /// Nothing is written until somebody has changed something: a shutdown does not wait for that.
+    /// Nothing is written until a user changes something: a shutdown does not wait for that.
     pub stuck: bool,
 }
 
-/// How far the revocation of a deleted credential has come. While the request is in flight, `Entry::in_flight` is set.
+/// What is remembered of a credential's last request.
+#[derive(Default)]
+pub struct AttemptState {
+    /// When the request was sent that is in flight. A request that waits for its permit is not in flight.
+    pub in_flight: Option<Timestamp>,
+    /// The outcome of the last request, which no reconcile has recorded yet.
+    pub outcome: Option<Outcome>,
+    /// The history with the last outcome, which no status reports yet.
+    pub untold: Option<History>,
+    /// A token that is not written yet.
+    pub held: Option<Held>,
+    /// How far the revocation of the deleted credential has come.
+    pub revoking: Option<Revoking>,
+}
+
+/// What is remembered of a credential's grant Secret.
+#[derive(Default)]
+pub struct CustodyState {
+    /// The metadata of the grant Secret as the broker wrote or read it last.
+    pub grant: Option<Arc<ObjectMeta>>,
+    /// Another writer changed labels or owner back: the broker writes them again no sooner than this.
+    pub dress_again: Option<Timestamp>,
+    /// A refresh token that is not written yet.
+    pub unsaved: Option<Unsaved>,
+    /// The version of the seed's Secret that holds the seed which the grant began with.
+    pub seed_seen: Option<String>,
+}
+
+/// What is remembered of a credential's sign-in by a code.
+#[derive(Default)]
+pub struct SignInState {
+    /// The user code that is shown, and its device code.
+    pub device_code: Option<(String, SecretString)>,
+    /// The next poll is sent no sooner than this.
+    pub next_poll: Option<Timestamp>,
+    /// How many polls in a row the provider has not answered.
+    pub unanswered: u32,
+    /// The user code that the provider has ended.
+    pub code_over: Option<String>,
+}
+
+/// How far the revocation of a deleted credential has come. While the request is in flight, [`AttemptState::in_flight`] is set.
 #[derive(Clone, Debug)]
 pub enum Revoking {
     /// It failed, and is tried again.
@@ -127,42 +155,10 @@ pub struct Inspected {
 }
 
 impl Entry {
-    /// Whether it says no more than a new one.
+    /// Whether the entry holds no more than a new one.
     fn is_blank(&self) -> bool {
-        // All of them, so that one which is added is not forgotten here.
-        let Self {
-            tenure: _,
-            written,
-            target,
-            inspected,
-            conflict,
-            in_flight,
-            outcome,
-            untold,
-            held,
-            grant,
-            dress_again,
-            unsaved,
-            seed_seen,
-            device_code,
-            next_poll,
-            unanswered,
-            code_over,
-            unshown_since,
-            revoking,
-            stuck,
-        } = self;
-        let object = written.is_none()
-            && target.is_none()
-            && inspected.is_none()
-            && unshown_since.is_none()
-            && !conflict
-            && !stuck;
-        let attempt =
-            in_flight.is_none() && revoking.is_none() && outcome.is_none() && untold.is_none() && held.is_none();
-        let custody = dress_again.is_none() && grant.is_none() && unsaved.is_none() && seed_seen.is_none();
-        let sign_in = device_code.is_none() && next_poll.is_none() && *unanswered == 0 && code_over.is_none();
-        object && attempt && custody && sign_in
+        let Self { tenure: _, object, attempt, custody, sign_in } = self;
+        object.is_blank() && attempt.is_blank() && custody.is_blank() && sign_in.is_blank()
     }
 
     /// Drops what another replica, which has led since, may have overtaken. A token that was issued and a refresh token that
@@ -172,15 +168,43 @@ impl Entry {
             return;
         }
         self.tenure = tenure;
-        self.outcome.take_if(|outcome| !matches!(outcome, Outcome::Issued(_)));
-        (self.untold, self.inspected, self.seed_seen) = (None, None, None);
-        (self.conflict, self.stuck) = (false, false);
-        self.revoking = None;
-        self.forget_sign_in();
+        let Self { object, attempt, custody, sign_in, .. } = self;
+        (object.inspected, object.conflict, object.stuck) = (None, false, false);
+        attempt.outcome.take_if(|outcome| !matches!(outcome, Outcome::Issued(_)));
+        (attempt.untold, attempt.revoking) = (None, None);
+        custody.seed_seen = None;
+        *sign_in = SignInState::default();
     }
+}
 
-    fn forget_sign_in(&mut self) {
-        (self.device_code, self.next_poll, self.code_over, self.unanswered) = (None, None, None, 0);
+// Each names all fields, so that a new field is not forgotten here.
+
+impl ObjectState {
+    fn is_blank(&self) -> bool {
+        let Self { written, target, inspected, conflict, unshown_since, stuck } = self;
+        let nothing = written.is_none() && target.is_none() && inspected.is_none() && unshown_since.is_none();
+        nothing && !conflict && !stuck
+    }
+}
+
+impl AttemptState {
+    fn is_blank(&self) -> bool {
+        let Self { in_flight, outcome, untold, held, revoking } = self;
+        in_flight.is_none() && outcome.is_none() && untold.is_none() && held.is_none() && revoking.is_none()
+    }
+}
+
+impl CustodyState {
+    fn is_blank(&self) -> bool {
+        let Self { grant, dress_again, unsaved, seed_seen } = self;
+        grant.is_none() && dress_again.is_none() && unsaved.is_none() && seed_seen.is_none()
+    }
+}
+
+impl SignInState {
+    fn is_blank(&self) -> bool {
+        let Self { device_code, next_poll, unanswered, code_over } = self;
+        device_code.is_none() && next_poll.is_none() && *unanswered == 0 && code_over.is_none()
     }
 }
 
@@ -209,7 +233,7 @@ impl Memory {
         }
         let mut orphan = objects.orphans.remove(uid).unwrap_or_default();
         let done = work(&mut orphan);
-        if orphan.unsaved.is_some() {
+        if orphan.custody.unsaved.is_some() {
             objects.orphans.insert(uid.into(), orphan);
         }
         done
@@ -225,8 +249,8 @@ impl Memory {
     /// Leaves the outcome of a token request. A credential that is gone meanwhile has no use for it.
     pub fn finish(&self, uid: &str, outcome: Option<Outcome>) {
         if let Some(Some(entry)) = self.objects.lock().live.get_mut(uid) {
-            entry.in_flight = None;
-            entry.outcome = outcome;
+            entry.attempt.in_flight = None;
+            entry.attempt.outcome = outcome;
         }
     }
 
@@ -234,20 +258,21 @@ impl Memory {
     /// dropped when a new tenure begins.
     pub fn stand_by(&self, uid: &str) {
         if let Some(Some(entry)) = self.objects.lock().live.get_mut(uid) {
-            (entry.device_code, entry.next_poll) = (None, None);
+            (entry.sign_in.device_code, entry.sign_in.next_poll) = (None, None);
         }
     }
 
     /// Lets all sign-ins be asked for soon: the clock was set, by which that was to be.
     pub fn poll_soon(&self) {
-        self.objects.lock().live.values_mut().flatten().for_each(|entry| entry.next_poll = None);
+        self.objects.lock().live.values_mut().flatten().for_each(|entry| entry.sign_in.next_poll = None);
     }
 
     /// Forgets the broker's own writes: the API server was restored from a backup, and its resourceVersions begin again at
     /// lower numbers.
     pub fn forget_writes(&self) {
         for entry in self.objects.lock().live.values_mut().flatten() {
-            (entry.written, entry.target, entry.grant, entry.inspected) = (None, None, None, None);
+            (entry.object.written, entry.object.target, entry.custody.grant, entry.object.inspected) =
+                (None, None, None, None);
         }
     }
 
@@ -266,7 +291,7 @@ impl Memory {
     pub fn forget_orphans(&self, before: Timestamp) -> usize {
         let orphans = &mut self.objects.lock().orphans;
         let count = orphans.len();
-        orphans.retain(|_, entry| entry.unsaved.as_ref().is_some_and(|unsaved| unsaved.since() > before));
+        orphans.retain(|_, entry| entry.custody.unsaved.as_ref().is_some_and(|unsaved| unsaved.since() > before));
         count - orphans.len()
     }
 
@@ -294,7 +319,9 @@ impl Memory {
     /// Whether a request of the credential is under way, or its result is not worked in yet.
     pub fn is_under_way(&self, uid: &str) -> bool {
         match self.objects.lock().live.get(uid) {
-            Some(Some(entry)) => entry.in_flight.is_some() || entry.outcome.is_some() || entry.held.is_some(),
+            Some(Some(entry)) => {
+                entry.attempt.in_flight.is_some() || entry.attempt.outcome.is_some() || entry.attempt.held.is_some()
+            }
             _ => false,
         }
     }
@@ -303,15 +330,15 @@ impl Memory {
     pub fn unstored(&self) -> usize {
         let objects = self.objects.lock();
         let entries = objects.live.values().flatten().chain(objects.orphans.values());
-        entries.filter(|entry| entry.unsaved.is_some()).count()
+        entries.filter(|entry| entry.custody.unsaved.is_some()).count()
     }
 
     /// Whether anything is under way or not yet written: a shutdown waits for it. Who does not lead writes nothing but a
     /// refresh token that nobody else has. Only credentials that exist count, and the refresh tokens of others.
     pub fn is_busy(&self, leads: bool) -> bool {
         let busy = |entry: &Entry| {
-            let awaited = entry.in_flight.is_some() || entry.unsaved.is_some();
-            awaited || leads && (entry.outcome.is_some() || entry.held.is_some() && !entry.stuck)
+            let awaited = entry.attempt.in_flight.is_some() || entry.custody.unsaved.is_some();
+            awaited || leads && (entry.attempt.outcome.is_some() || entry.attempt.held.is_some() && !entry.object.stuck)
         };
         let objects = self.objects.lock();
         !objects.orphans.is_empty() || objects.live.values().flatten().any(|entry| busy(entry))
@@ -385,43 +412,44 @@ mod tests {
     #[test]
     fn a_credential_that_is_gone_leaves_nothing_behind() {
         let memory = memory();
-        memory.with(UID, |entry| entry.in_flight = Some(Timestamp::UNIX_EPOCH));
+        memory.with(UID, |entry| entry.attempt.in_flight = Some(Timestamp::UNIX_EPOCH));
         assert!(memory.is_busy(true) && memory.is_under_way(UID));
         memory.forget(UID);
         assert!(!memory.is_busy(true));
         // The response arrives after the deletion.
-        memory.with(UID, |entry| entry.next_poll = Some(Timestamp::UNIX_EPOCH));
+        memory.with(UID, |entry| entry.sign_in.next_poll = Some(Timestamp::UNIX_EPOCH));
         memory.finish(UID, None);
         assert!(!memory.is_busy(true) && memory.objects.lock().live.is_empty());
-        assert_eq!(memory.with(UID, |entry| entry.next_poll), None);
+        assert_eq!(memory.with(UID, |entry| entry.sign_in.next_poll), None);
     }
 
     #[test]
     fn a_refresh_token_outlives_its_credential_until_it_is_stored_or_too_old() {
         let (memory, at) = (memory(), Timestamp::from_second(1_000).unwrap());
         memory.forget(UID);
-        memory.with(UID, |entry| entry.unsaved = Some(unsaved(at)));
-        assert!(memory.is_busy(false) && memory.with(UID, |entry| entry.unsaved.is_some()));
+        memory.with(UID, |entry| entry.custody.unsaved = Some(unsaved(at)));
+        assert!(memory.is_busy(false) && memory.with(UID, |entry| entry.custody.unsaved.is_some()));
         assert_eq!(memory.forget_orphans(Timestamp::UNIX_EPOCH), 0);
         assert_eq!(memory.forget_orphans(at), 1);
         assert!(!memory.is_busy(false));
-        memory.with(UID, |entry| entry.unsaved = Some(unsaved(at)));
-        memory.with(UID, |entry| entry.unsaved = None);
+        memory.with(UID, |entry| entry.custody.unsaved = Some(unsaved(at)));
+        memory.with(UID, |entry| entry.custody.unsaved = None);
         assert!(!memory.is_busy(false));
     }
 
     #[test]
     fn a_new_tenure_keeps_only_what_was_obtained() {
-        let mut entry = Entry { unsaved: Some(unsaved(Timestamp::UNIX_EPOCH)), ..Entry::default() };
-        entry.untold = Some(History::default());
-        entry.next_poll = Some(Timestamp::UNIX_EPOCH);
+        let mut entry = Entry::default();
+        entry.custody.unsaved = Some(unsaved(Timestamp::UNIX_EPOCH));
+        entry.attempt.untold = Some(History::default());
+        entry.sign_in.next_poll = Some(Timestamp::UNIX_EPOCH);
         let client = ClientStatus { method: "clientSecret".to_owned(), index: 0, expires_at: None };
-        entry.outcome = Some(Outcome::Noted { client });
+        entry.attempt.outcome = Some(Outcome::Noted { client });
         entry.enter(0);
-        assert!(entry.untold.is_some() && entry.outcome.is_some(), "the same tenure");
+        assert!(entry.attempt.untold.is_some() && entry.attempt.outcome.is_some(), "the same tenure");
         entry.enter(1);
-        assert!(entry.untold.is_none() && entry.outcome.is_none() && entry.next_poll.is_none());
-        assert!(entry.unsaved.is_some());
+        assert!(entry.attempt.untold.is_none() && entry.attempt.outcome.is_none() && entry.sign_in.next_poll.is_none());
+        assert!(entry.custody.unsaved.is_some());
     }
 
     #[test]

@@ -152,7 +152,7 @@ async fn step(
         context.requests.admission.withdraw(&row);
     }
     let stuck = matches!(decision, Decision::Stall(_) | Decision::Suspended);
-    context.memory.with(checks::uid(&observed.credential), |entry| entry.stuck = stuck);
+    context.memory.with(checks::uid(&observed.credential), |entry| entry.object.stuck = stuck);
     // The status is written although the former Secret may not be deleted.
     let removed = match decision {
         Decision::Suspended => Ok(()),
@@ -230,7 +230,7 @@ async fn carry_out(observed: &mut Observed, decision: &Decision, context: &Conte
         }
     }
     let untold = observed.history.clone();
-    context.memory.with(checks::uid(&observed.credential), |entry| entry.untold = Some(untold));
+    context.memory.with(checks::uid(&observed.credential), |entry| entry.attempt.untold = Some(untold));
     Ok(policy::decide(observed, now))
 }
 

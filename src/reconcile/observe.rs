@@ -41,7 +41,7 @@ use crate::{
 /// The credential as a watch shows it, or as the broker wrote it, whichever is newer.
 pub(super) fn latest(shown: Arc<MailCredential>, context: &Context) -> Arc<MailCredential> {
     let latest = |entry: &mut Entry| {
-        newer(Some(shown.clone()), &mut entry.written, |object| object.metadata.resource_version.as_deref())
+        newer(Some(shown.clone()), &mut entry.object.written, |object| object.metadata.resource_version.as_deref())
     };
     context.memory.with(checks::uid(&shown), latest).unwrap_or_else(|| shown.clone())
 }
@@ -52,7 +52,7 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     let uid = credential.uid().unwrap_or_default();
     // A request that ends while this looks has written what this may have passed already: its end wakes the credential
     // again, and the outcome is taken then.
-    let in_flight = context.memory.with(&uid, |entry| entry.in_flight.is_some());
+    let in_flight = context.memory.with(&uid, |entry| entry.attempt.in_flight.is_some());
     let queued = context.requests.admission.state(&Activity::grant(&credential)) == Some(State::Queued);
     let Some((provider, fingerprint)) = provider(&credential, context) else { return Ok(None) };
     let attempt = inputs::attempt(&credential, &fingerprint, &source_versions(&credential, context));
@@ -63,14 +63,14 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     let shown = shown_target(&credential, &target_name(&credential), context);
     // From here on nothing fails, so that an outcome which was taken is not lost.
     let (outcome, untold, held) = context.memory.with(&uid, |entry| {
-        entry.unshown_since = None;
+        entry.object.unshown_since = None;
         // A token that was held for other inputs, or to its end, is of no use any more.
-        entry.held = entry.held.take().filter(|held| {
+        entry.attempt.held = entry.attempt.held.take().filter(|held| {
             let wanted = provider.as_ref().map_or(true, |provider| provider.issued_for == held.issued_for);
             wanted && now < held.answer.token.expires_at
         });
-        let outcome = if in_flight { None } else { entry.outcome.take() };
-        (outcome, entry.untold.clone(), entry.held.clone())
+        let outcome = if in_flight { None } else { entry.attempt.outcome.take() };
+        (outcome, entry.attempt.untold.clone(), entry.attempt.held.clone())
     });
     let provider = provider.map(|provider| sized(provider, &credential, &target, held.as_ref()));
     let mut observed = Observed {
@@ -94,12 +94,12 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
             tracing::info!("refusal ignored: another replica has exchanged the refresh token since");
         }
         let (held, untold) = (observed.held.clone(), observed.history.clone());
-        context.memory.with(&uid, |entry| (entry.held, entry.untold) = (held, Some(untold)));
+        context.memory.with(&uid, |entry| (entry.attempt.held, entry.attempt.untold) = (held, Some(untold)));
     }
     if observed.is_overtaken() {
         tracing::info!("another broker has published a token meanwhile: the one that came late is dropped");
         observed.held = None;
-        context.memory.with(&uid, |entry| entry.held = None);
+        context.memory.with(&uid, |entry| entry.attempt.held = None);
     }
     Ok(Some(observed))
 }
@@ -214,7 +214,7 @@ async fn target(credential: &MailCredential, provider: Option<&Provider>, contex
     let namespace = checks::namespace(credential);
     let uid = checks::uid(credential);
     let meta = shown_target(credential, &name, context);
-    let suspect = context.memory.with(uid, |entry| entry.conflict);
+    let suspect = context.memory.with(uid, |entry| entry.object.conflict);
     let told = credential.status.as_ref().is_some_and(|status| {
         let stalled = condition::find(&status.conditions, ConditionType::Stalled);
         status.secret_name.as_deref() == Some(name.as_str())
@@ -224,7 +224,7 @@ async fn target(credential: &MailCredential, provider: Option<&Provider>, contex
         // No watch shows a Secret without our label: somebody else's, or ours of which the label was taken.
         None if suspect || told => {
             let read = context.kubernetes.secrets.read(namespace, &name).await?;
-            context.memory.with(uid, |entry| entry.conflict = read.is_some());
+            context.memory.with(uid, |entry| entry.object.conflict = read.is_some());
             match read {
                 None => return Ok(Target::Absent),
                 Some(secret) => Arc::new(secret.metadata),
@@ -244,11 +244,12 @@ fn shown_target(credential: &MailCredential, name: &str, context: &Context) -> O
     let shown = context.stores.own_secrets.get(checks::namespace(credential), name);
     let shown = shown.map(|secret| Arc::new(secret.metadata.clone()));
     context.memory.with(checks::uid(credential), |entry| {
-        let written = entry.target.as_ref().is_some_and(|meta| meta.name.as_deref() == Some(name));
+        let written = entry.object.target.as_ref().is_some_and(|meta| meta.name.as_deref() == Some(name));
         if !written {
-            entry.target = None;
+            entry.object.target = None;
         }
-        newer(shown, &mut entry.target, |meta| meta.resource_version.as_deref()).or_else(|| entry.target.clone())
+        newer(shown, &mut entry.object.target, |meta| meta.resource_version.as_deref())
+            .or_else(|| entry.object.target.clone())
     })
 }
 
@@ -294,7 +295,11 @@ async fn published(
     let untouched = status.and_then(|status| status.secret_resource_version.as_ref()) == Some(&version);
     let layout = provider.map_or("", |provider| provider.layout.as_str());
     let known = context.memory.with(checks::uid(credential), |entry| {
-        entry.inspected.clone().filter(|inspected| inspected.resource_version == version && inspected.layout == layout)
+        entry
+            .object
+            .inspected
+            .clone()
+            .filter(|inspected| inspected.resource_version == version && inspected.layout == layout)
     });
     let inspected = match known {
         Some(inspected) => inspected,
@@ -366,6 +371,6 @@ async fn inspect(
             })
         }),
     };
-    context.memory.with(checks::uid(credential), |entry| entry.inspected = Some(inspected.clone()));
+    context.memory.with(checks::uid(credential), |entry| entry.object.inspected = Some(inspected.clone()));
     Ok(inspected)
 }

@@ -128,7 +128,8 @@ async fn keep(attempt: &Attempt, authorization: DeviceAuthorization) -> Result<(
     };
     custody::begin_sign_in(credential, device_code, make, context).await?;
     context.memory.with(checks::uid(credential), |entry| {
-        (entry.next_poll, entry.unanswered, entry.code_over) = (Some(next_poll(interval.as_secs(), now)), 0, None);
+        (entry.sign_in.next_poll, entry.sign_in.unanswered, entry.sign_in.code_over) =
+            (Some(next_poll(interval.as_secs(), now)), 0, None);
     });
     Ok(())
 }
@@ -195,7 +196,7 @@ async fn signed_in(attempt: &Attempt, entry: &Authentication, answer: TokenAnswe
 fn again(attempt: &Attempt, interval: i64) {
     let next = next_poll(interval, attempt.context.clock.now());
     attempt.context.memory.with(checks::uid(&attempt.credential), |entry| {
-        (entry.unanswered, entry.next_poll) = (0, Some(next));
+        (entry.sign_in.unanswered, entry.sign_in.next_poll) = (0, Some(next));
     });
 }
 
@@ -211,16 +212,16 @@ async fn slow_down(attempt: &Attempt, sign_in: &SignIn) {
 fn unanswered(attempt: &Attempt, sign_in: &SignIn, retry_after: Option<SignedDuration>) {
     let now = attempt.context.clock.now();
     attempt.context.memory.with(checks::uid(&attempt.credential), |entry| {
-        entry.unanswered = entry.unanswered.saturating_add(1);
-        let wait = wait_after_unanswered(sign_in.interval, entry.unanswered, retry_after);
-        entry.next_poll = Some(next_poll(wait, now));
+        entry.sign_in.unanswered = entry.sign_in.unanswered.saturating_add(1);
+        let wait = wait_after_unanswered(sign_in.interval, entry.sign_in.unanswered, retry_after);
+        entry.sign_in.next_poll = Some(next_poll(wait, now));
     });
 }
 
 /// The provider does not know the code any more.
 fn over(attempt: &Attempt, sign_in: &SignIn) {
     let code = Some(sign_in.user_code.clone());
-    attempt.context.memory.with(checks::uid(&attempt.credential), |entry| entry.code_over = code);
+    attempt.context.memory.with(checks::uid(&attempt.credential), |entry| entry.sign_in.code_over = code);
 }
 
 /// The sign-in came to nothing, and only a person can begin another.

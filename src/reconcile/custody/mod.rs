@@ -64,8 +64,8 @@ pub(super) async fn observe(
             Ok(()) => {
                 let now = context.clock.now();
                 let later = context.memory.with(checks::uid(credential), |entry| {
-                    entry.dress_again.take_if(|at| *at <= now);
-                    entry.dress_again.is_some()
+                    entry.custody.dress_again.take_if(|at| *at <= now);
+                    entry.custody.dress_again.is_some()
                 });
                 (Some(Kept::read(&meta)), None, !later && !grant_is_in_sync(&meta, credential))
             }
@@ -90,11 +90,11 @@ pub(super) async fn observe(
     let uid = checks::uid(credential);
     let sign_in = kept.as_ref().and_then(|kept| kept.sign_in.as_ref());
     let (unsaved, next_poll, code_over) = context.memory.with(uid, |entry| {
-        if let (None, Some(sign_in)) = (entry.next_poll, sign_in) {
+        if let (None, Some(sign_in)) = (entry.sign_in.next_poll, sign_in) {
             // Another broker, or this one before it was started again, may have polled just now.
-            entry.next_poll = Some(grant::next_poll(sign_in.interval, context.clock.now()));
+            entry.sign_in.next_poll = Some(grant::next_poll(sign_in.interval, context.clock.now()));
         }
-        (entry.unsaved.is_some(), entry.next_poll, entry.code_over.clone())
+        (entry.custody.unsaved.is_some(), entry.sign_in.next_poll, entry.sign_in.code_over.clone())
     });
     Ok(Some(Grant {
         code_over: code_over.is_some() && code_over.as_ref() == sign_in.map(|sign_in| &sign_in.user_code),
@@ -118,7 +118,8 @@ async fn meta(credential: &MailCredential, context: &Context) -> Result<Option<A
     let (namespace, name) = (checks::namespace(credential), names::grant_secret(&credential.name_any()));
     let shown = context.stores.own_secrets.get(namespace, &name).map(|secret| Arc::new(secret.metadata.clone()));
     let known = context.memory.with(checks::uid(credential), |entry| {
-        newer(shown, &mut entry.grant, |meta| meta.resource_version.as_deref()).or_else(|| entry.grant.clone())
+        newer(shown, &mut entry.custody.grant, |meta| meta.resource_version.as_deref())
+            .or_else(|| entry.custody.grant.clone())
     });
     let told =
         credential.status.as_ref().is_some_and(|status| status.grant.is_some() || status.authorization.is_some());
@@ -128,7 +129,7 @@ async fn meta(credential: &MailCredential, context: &Context) -> Result<Option<A
     }
     // No watch shows a Secret whose label was taken, nor one of somebody else, which may be gone by now.
     let read = context.kubernetes.secrets.read(namespace, &name).await?.map(|secret| Arc::new(wiped(secret)));
-    context.memory.with(checks::uid(credential), |entry| entry.grant.clone_from(&read));
+    context.memory.with(checks::uid(credential), |entry| entry.custody.grant.clone_from(&read));
     Ok(read)
 }
 
@@ -219,7 +220,7 @@ fn spoilt(credential: &MailCredential, flaw: &str) -> Blocker {
 /// Stores what came with an answer, at once; what cannot be stored is held in memory.
 pub(super) async fn keep(credential: &MailCredential, unsaved: Unsaved, context: &Context) {
     // Held first: a shutdown waits for what is in memory.
-    context.memory.with(checks::uid(credential), |entry| entry.unsaved = Some(unsaved.clone()));
+    context.memory.with(checks::uid(credential), |entry| entry.custody.unsaved = Some(unsaved.clone()));
     let patient = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(100))
         .with_max_delay(Duration::from_secs(1))
@@ -227,7 +228,7 @@ pub(super) async fn keep(credential: &MailCredential, unsaved: Unsaved, context:
     // Not from the memory, which forgets a credential that is deleted meanwhile: the grant Secret may outlive it.
     let stored = (|| save(credential, &unsaved, context)).retry(patient).sleep(tokio::time::sleep);
     match stored.await {
-        Ok(()) => context.memory.with(checks::uid(credential), |entry| entry.unsaved = None),
+        Ok(()) => context.memory.with(checks::uid(credential), |entry| entry.custody.unsaved = None),
         Err(error) => {
             tracing::error!(%error, "a refresh token could not be stored; it is held in memory, and storing it is tried again");
         }
@@ -237,9 +238,9 @@ pub(super) async fn keep(credential: &MailCredential, unsaved: Unsaved, context:
 /// Stores what is held in memory.
 pub(super) async fn keep_unsaved(credential: &MailCredential, context: &Context) -> Result<(), CustodyError> {
     let uid = checks::uid(credential);
-    let Some(unsaved) = context.memory.with(uid, |entry| entry.unsaved.clone()) else { return Ok(()) };
+    let Some(unsaved) = context.memory.with(uid, |entry| entry.custody.unsaved.clone()) else { return Ok(()) };
     save(credential, &unsaved, context).await?;
-    context.memory.with(uid, |entry| entry.unsaved = None);
+    context.memory.with(uid, |entry| entry.custody.unsaved = None);
     Ok(())
 }
 
