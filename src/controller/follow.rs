@@ -17,7 +17,7 @@ use kube::{
     },
 };
 
-use crate::{api::reference::ObjectKey, controller::key};
+use crate::api::reference::{ObjectKey, key};
 
 /// A difference between what a store held and what it holds.
 #[derive(Debug)]

@@ -25,7 +25,7 @@ use tracing::Instrument as _;
 use crate::{
     api::{
         ClusterMailProvider, MailCredential, MailProvider, credential::ProviderKind, provider_object::ProviderKey,
-        reference::ObjectKey,
+        reference::key,
     },
     controller::failures::Failures,
     error::{Error, told_by},
@@ -198,9 +198,4 @@ fn retry<K: Resource<DynamicType = ()> + 'static>(
 fn called<K: Resource<DynamicType = ()>>(object: &K) -> (String, String, String) {
     let (namespace, name) = key(object);
     (K::kind(&()).into_owned(), namespace, name)
-}
-
-fn key(object: &impl Resource) -> ObjectKey {
-    let meta = object.meta();
-    (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
 }

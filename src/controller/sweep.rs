@@ -15,9 +15,8 @@ use crate::{
     api::{
         MailCredential,
         provider_object::{ProviderKey, ProviderObject},
-        reference::ObjectKey,
+        reference::{ObjectKey, key},
     },
-    controller::key,
     metrics::SWEPT,
     policy::{
         observed::target_name,

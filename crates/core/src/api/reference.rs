@@ -1,5 +1,6 @@
 //! References to other objects.
 
+use kube::Resource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -7,6 +8,12 @@ use super::schema::*;
 
 /// Namespace and name of an object; the namespace of a cluster-scoped object is empty.
 pub type ObjectKey = (String, String);
+
+/// The key of an object.
+pub fn key(object: &impl Resource) -> ObjectKey {
+    let meta = object.meta();
+    (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+}
 
 /// A key of a Secret in the same namespace (of a ClusterMailProvider: the broker's). The Secret must carry the label
 /// `mailtoken.dev/source: "true"`.
