@@ -20,7 +20,7 @@ use crate::{
     api::{GROUP, names},
     cli::Settings,
     clock::Clock,
-    controller::{self, Hub, Watches},
+    controller::{self, Mapper, Watches},
     error::told_by,
     health::Health,
     idp::{self, IdpClients},
@@ -182,20 +182,20 @@ impl Work {
             ready,
             settings,
         } = self;
-        let (gone, forgotten) = mpsc::unbounded_channel();
+        let (evictions, forgotten) = mpsc::unbounded_channel();
         let cluster = settings.namespaces.is_empty() || may_read_cluster(&client).await;
         let (queue, work) = WorkQueue::new(&settings.namespaces, cluster);
         let leadership = if settings.leader_elect { Leadership::new() } else { Leadership::always() };
         let memory = Arc::new(Memory::new(leadership.clone()));
-        let hub = Hub {
+        let mapper = Mapper {
             links: Arc::default(),
             memory: memory.clone(),
             unreadable: Arc::default(),
             queue: queue.clone(),
-            gone,
+            evictions,
             metrics: metrics.clone(),
         };
-        let mut watches = Watches::start(&client, &settings.namespaces, &broker_namespace, cluster, &hub, &health);
+        let mut watches = Watches::start(&client, &settings.namespaces, &broker_namespace, cluster, &mapper, &health);
         tracing::info!("waiting for the watches to sync");
         watches.ready().await;
 
@@ -240,7 +240,7 @@ impl Work {
         let known = Arc::downgrade(&context);
         let unstored = move || known.upgrade().map_or(0, |context| context.memory.unstored());
         context.metrics.watch(context.stores.clone(), leadership.clone(), unstored);
-        health.supervise("forget", controller::forget(forgotten, context.clone()));
+        health.supervise("forget", controller::evict_all(forgotten, context.clone()));
         health.supervise("lead", controller::enqueue_all_when_leading(leadership, context.clone()));
         health.supervise("clock", controller::enqueue_all_when_the_clock_jumps(context.clone()));
         health.supervise("bundles", async move { bundles.poll().await });

@@ -21,16 +21,16 @@ use crate::api::reference::{ObjectKey, key};
 
 /// A difference between what a store held and what it holds.
 #[derive(Debug)]
-pub(super) enum Seen<K> {
+pub(super) enum Change<K> {
     /// The object is new or has changed.
-    There {
+    Applied {
         /// The object.
         object: Arc<K>,
         /// The same object before; `None` where it is new.
         before: Option<Arc<K>>,
     },
     /// The object is gone.
-    Gone(Arc<K>),
+    Deleted(Arc<K>),
     /// The object exists and does not parse. No former version of it is in the store any more.
     Unreadable {
         /// Its metadata.
@@ -58,14 +58,14 @@ pub(super) enum Read<K> {
 }
 
 /// What a store reports if `after` takes the place of `before`.
-pub(super) fn difference<K: Resource>(before: Option<Arc<K>>, after: Arc<K>) -> impl Iterator<Item = Seen<K>> {
+pub(super) fn difference<K: Resource>(before: Option<Arc<K>>, after: Arc<K>) -> impl Iterator<Item = Change<K>> {
     let same_object = before.as_ref().is_some_and(|before| before.meta().uid == after.meta().uid);
     let same_version = |before: &Arc<K>| before.meta().resource_version == after.meta().resource_version;
     match before {
         Some(before) if same_object && same_version(&before) => [None, None],
-        Some(before) if same_object => [None, Some(Seen::There { object: after, before: Some(before) })],
-        Some(replaced) => [Some(Seen::Gone(replaced)), Some(Seen::There { object: after, before: None })],
-        None => [None, Some(Seen::There { object: after, before: None })],
+        Some(before) if same_object => [None, Some(Change::Applied { object: after, before: Some(before) })],
+        Some(replaced) => [Some(Change::Deleted(replaced)), Some(Change::Applied { object: after, before: None })],
+        None => [None, Some(Change::Applied { object: after, before: None })],
     }
     .into_iter()
     .flatten()
@@ -99,7 +99,7 @@ impl<K: Resource<DynamicType = ()> + Clone + Debug + 'static> Follower<K> {
 
     /// Takes an event of the watch into the store. Each difference goes to `seen`, after the store has it; `arriving` gets
     /// each object before the store has it.
-    pub(super) fn take(&mut self, event: watcher::Event<Read<K>>, arriving: &impl Fn(&K), seen: &impl Fn(Seen<K>)) {
+    pub(super) fn take(&mut self, event: watcher::Event<Read<K>>, arriving: &impl Fn(&K), seen: &impl Fn(Change<K>)) {
         match event {
             watcher::Event::Init => self.begin_list(),
             watcher::Event::InitApply(Read::Object(object)) if !self.complete => {
@@ -130,7 +130,7 @@ impl<K: Resource<DynamicType = ()> + Clone + Debug + 'static> Follower<K> {
         }
     }
 
-    fn end_list(&mut self, seen: &impl Fn(Seen<K>)) {
+    fn end_list(&mut self, seen: &impl Fn(Change<K>)) {
         if !self.complete {
             self.complete = true;
             self.writer.apply_watcher_event(&watcher::Event::InitDone);
@@ -148,11 +148,11 @@ impl<K: Resource<DynamicType = ()> + Clone + Debug + 'static> Follower<K> {
         let lost: Vec<ObjectKey> = self.unreadable.keys().filter(|key| !listed.contains(*key)).cloned().collect();
         lost.into_iter().for_each(|key| self.lose(key, seen));
         if std::mem::take(&mut self.rewound) {
-            seen(Seen::Rewound);
+            seen(Change::Rewound);
         }
     }
 
-    fn apply(&mut self, read: Read<K>, arriving: &impl Fn(&K), seen: &impl Fn(Seen<K>)) {
+    fn apply(&mut self, read: Read<K>, arriving: &impl Fn(&K), seen: &impl Fn(Change<K>)) {
         match read {
             Read::Object(object) => {
                 let before = self.reader.get(&ObjectRef::from_obj(&object));
@@ -171,19 +171,19 @@ impl<K: Resource<DynamicType = ()> + Clone + Debug + 'static> Follower<K> {
                 if let Some(object) = self.get(&found) {
                     self.writer.apply_watcher_event(&watcher::Event::Delete(K::clone(&object)));
                     if object.meta().uid != meta.uid {
-                        seen(Seen::Gone(object));
+                        seen(Change::Deleted(object));
                     }
                 }
                 match self.unreadable.insert(found.clone(), uid.clone()) {
-                    Some(former) if former != uid => seen(Seen::Lost { key: found, uid: former }),
+                    Some(former) if former != uid => seen(Change::Lost { key: found, uid: former }),
                     _ => {}
                 }
-                seen(Seen::Unreadable { meta, error });
+                seen(Change::Unreadable { meta, error });
             }
         }
     }
 
-    fn delete(&mut self, meta: &ObjectMeta, seen: &impl Fn(Seen<K>)) {
+    fn delete(&mut self, meta: &ObjectMeta, seen: &impl Fn(Change<K>)) {
         let found = key_of(meta);
         match self.get(&found) {
             Some(object) if object.meta().uid == meta.uid => self.remove(object, seen),
@@ -192,14 +192,14 @@ impl<K: Resource<DynamicType = ()> + Clone + Debug + 'static> Follower<K> {
         }
     }
 
-    fn remove(&mut self, object: Arc<K>, seen: &impl Fn(Seen<K>)) {
+    fn remove(&mut self, object: Arc<K>, seen: &impl Fn(Change<K>)) {
         self.writer.apply_watcher_event(&watcher::Event::Delete(K::clone(&object)));
-        seen(Seen::Gone(object));
+        seen(Change::Deleted(object));
     }
 
-    fn lose(&mut self, key: ObjectKey, seen: &impl Fn(Seen<K>)) {
+    fn lose(&mut self, key: ObjectKey, seen: &impl Fn(Change<K>)) {
         if let Some(uid) = self.unreadable.remove(&key) {
-            seen(Seen::Lost { key, uid });
+            seen(Change::Lost { key, uid });
         }
     }
 
@@ -259,9 +259,9 @@ mod tests {
         fn take(&mut self, events: impl IntoIterator<Item = Event>) -> Vec<String> {
             let (reported, store) = (RefCell::new(vec![]), self.0.store());
             let shown = |key: &ObjectKey| store.get(&ObjectRef::new(&key.1).within(&key.0));
-            let words = |seen: Seen<ConfigMap>| {
+            let words = |seen: Change<ConfigMap>| {
                 let words = match seen {
-                    Seen::There { object, before } => {
+                    Change::Applied { object, before } => {
                         assert_eq!(shown(&key(&*object)).unwrap().metadata, object.metadata);
                         let verb = if before.is_some() { "changed" } else { "new" };
                         format!(
@@ -270,19 +270,19 @@ mod tests {
                             object.metadata.uid.clone().unwrap()
                         )
                     }
-                    Seen::Gone(object) => {
+                    Change::Deleted(object) => {
                         format!(
                             "gone {}/{}",
                             object.metadata.name.clone().unwrap(),
                             object.metadata.uid.clone().unwrap()
                         )
                     }
-                    Seen::Unreadable { meta, .. } => {
+                    Change::Unreadable { meta, .. } => {
                         assert!(shown(&key_of(&meta)).is_none());
                         format!("unreadable {}", meta.name.unwrap())
                     }
-                    Seen::Lost { key, uid } => format!("lost {}/{uid}", key.1),
-                    Seen::Rewound => "rewound".to_owned(),
+                    Change::Lost { key, uid } => format!("lost {}/{uid}", key.1),
+                    Change::Rewound => "rewound".to_owned(),
                 };
                 reported.borrow_mut().push(words);
             };

@@ -3,7 +3,7 @@
 mod enqueue_all;
 mod failures;
 mod follow;
-mod hub;
+mod mapper;
 mod sweep;
 mod watches;
 
@@ -41,7 +41,7 @@ use crate::{
 
 pub use crate::controller::{
     enqueue_all::{enqueue_all_when_leading, enqueue_all_when_the_clock_jumps},
-    hub::{Gone, Hub, forget},
+    mapper::{Eviction, Mapper, evict_all},
     sweep::sweep,
     watches::Watches,
 };

@@ -21,8 +21,8 @@ use crate::{
         provider_object::ProviderObject,
     },
     controller::{
-        follow::{Follower, Read, Seen},
-        hub::Hub,
+        follow::{Change, Follower, Read},
+        mapper::Mapper,
     },
     health::Health,
     stores::{Mirror, Stores, slim},
@@ -67,7 +67,7 @@ impl Watches {
         namespaces: &[String],
         broker_namespace: &str,
         cluster: bool,
-        hub: &Hub,
+        mapper: &Mapper,
         health: &Health,
     ) -> Self {
         let mut pending = vec![];
@@ -80,7 +80,7 @@ impl Watches {
         let objects = || watcher::Config::default().page_size(PAGE);
         let secrets = |label: &str| watcher::Config::default().page_size(SECRETS_PAGE).labels(label);
         let credentials = mirror(&scopes, &mut pending, |scope| {
-            let (hub, memory) = (hub.clone(), hub.memory.clone());
+            let (mapper, memory) = (mapper.clone(), mapper.memory.clone());
             Follow {
                 api: api::<DeserializeGuard<MailCredential>>(client, scope),
                 config: objects(),
@@ -90,11 +90,11 @@ impl Watches {
             .start(
                 health,
                 move |credential| memory.begin(credential.metadata.uid.as_deref().unwrap_or_default()),
-                move |seen| hub.isolated(|hub| hub.credential(seen)),
+                move |seen| mapper.isolated(|mapper| mapper.credential(seen)),
             )
         });
         let providers = mirror(&scopes, &mut pending, |scope| {
-            let (hub, home) = (hub.clone(), broker_namespace.to_owned());
+            let (mapper, home) = (mapper.clone(), broker_namespace.to_owned());
             Follow {
                 api: api::<DeserializeGuard<MailProvider>>(client, scope),
                 config: objects(),
@@ -105,15 +105,15 @@ impl Watches {
                 health,
                 |_| {},
                 move |seen| {
-                    hub.isolated(|hub| {
-                        hub.provider(seen, ProviderKind::MailProvider, ProviderObject::Namespaced, &home)
+                    mapper.isolated(|mapper| {
+                        mapper.provider(seen, ProviderKind::MailProvider, ProviderObject::Namespaced, &home)
                     });
                 },
             )
         });
         let cluster_providers = cluster.then(|| {
             mirror(&[None], &mut pending, |_| {
-                let (hub, home) = (hub.clone(), broker_namespace.to_owned());
+                let (mapper, home) = (mapper.clone(), broker_namespace.to_owned());
                 Follow {
                     api: Api::<DeserializeGuard<ClusterMailProvider>>::all(client.clone()),
                     config: objects(),
@@ -124,8 +124,8 @@ impl Watches {
                     health,
                     |_| {},
                     move |seen| {
-                        hub.isolated(|hub| {
-                            hub.provider(seen, ProviderKind::ClusterMailProvider, ProviderObject::Cluster, &home)
+                        mapper.isolated(|mapper| {
+                            mapper.provider(seen, ProviderKind::ClusterMailProvider, ProviderObject::Cluster, &home)
                         });
                     },
                 )
@@ -133,36 +133,36 @@ impl Watches {
         });
         let own = format!("{}={}", names::LABEL_MANAGED_BY, names::MANAGER);
         let own_secrets = mirror(&scopes, &mut pending, |scope| {
-            let hub = hub.clone();
+            let mapper = mapper.clone();
             Follow {
                 api: api::<PartialObjectMeta<Secret>>(client, scope),
                 config: secrets(&own),
                 scope: scope.map(str::to_owned),
                 read: |object| bare(object, slim::own_secret),
             }
-            .start(health, |_| {}, move |seen| hub.isolated(|hub| hub.own_secret(seen)))
+            .start(health, |_| {}, move |seen| mapper.isolated(|mapper| mapper.own_secret(seen)))
         });
         let labelled = format!("{}=true", names::LABEL_SOURCE);
         let sources = mirror(&source_scopes, &mut pending, |scope| {
-            let hub = hub.clone();
+            let mapper = mapper.clone();
             Follow {
                 api: api::<PartialObjectMeta<Secret>>(client, scope),
                 config: secrets(&labelled),
                 scope: scope.map(str::to_owned),
                 read: |object| bare(object, slim::source),
             }
-            .start(health, |_| {}, move |seen| hub.isolated(|hub| hub.source(seen)))
+            .start(health, |_| {}, move |seen| mapper.isolated(|mapper| mapper.source(seen)))
         });
         let namespaces = cluster.then(|| {
             mirror(&[None], &mut pending, |_| {
-                let hub = hub.clone();
+                let mapper = mapper.clone();
                 Follow {
                     api: Api::<PartialObjectMeta<Namespace>>::all(client.clone()),
                     config: objects(),
                     scope: None,
                     read: |object| bare(object, slim::namespace),
                 }
-                .start(health, |_| {}, move |seen| hub.isolated(|hub| hub.namespace(seen)))
+                .start(health, |_| {}, move |seen| mapper.isolated(|mapper| mapper.namespace(seen)))
             })
         });
         let stores = Stores {
@@ -172,8 +172,8 @@ impl Watches {
             namespaces,
             own_secrets,
             sources,
-            links: hub.links.clone(),
-            unreadable: hub.unreadable.clone(),
+            links: mapper.links.clone(),
+            unreadable: mapper.unreadable.clone(),
             broker_namespace: broker_namespace.to_owned(),
         };
         Self { stores, pending }
@@ -281,7 +281,7 @@ where
         self,
         health: &Health,
         arriving: impl Fn(&K) + Send + 'static,
-        seen: impl Fn(Seen<K>) + Send + 'static,
+        seen: impl Fn(Change<K>) + Send + 'static,
     ) -> (Store<K>, Pending) {
         let Self { api, config, scope, read } = self;
         let mut follower = Follower::<K>::new();

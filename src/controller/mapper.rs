@@ -16,7 +16,7 @@ use crate::{
         provider_object::{ProviderKey, ProviderObject},
         reference::{ObjectKey, key},
     },
-    controller::follow::Seen,
+    controller::follow::Change,
     error::PANIC,
     fail_point,
     metrics::Metrics,
@@ -30,7 +30,7 @@ use crate::{
 
 /// What the watches tell their events to.
 #[derive(Clone)]
-pub struct Hub {
+pub struct Mapper {
     /// Which objects depend on which.
     pub links: Arc<Links>,
     /// Which credentials exist.
@@ -40,13 +40,13 @@ pub struct Hub {
     /// Wakes what depends.
     pub queue: WorkQueue,
     /// Told of everything that is gone.
-    pub gone: mpsc::UnboundedSender<Gone>,
+    pub evictions: mpsc::UnboundedSender<Eviction>,
     /// Counts.
     pub metrics: Arc<Metrics>,
 }
 
 /// Something that the memory has to forget.
-pub enum Gone {
+pub enum Eviction {
     /// A credential, by uid.
     Credential(String),
     /// A Secret of ours.
@@ -64,7 +64,7 @@ pub enum Gone {
     Writes,
 }
 
-impl Hub {
+impl Mapper {
     /// A panic over one object is isolated: its watch goes on with the others.
     pub(super) fn isolated(&self, work: impl FnOnce(&Self)) {
         if catch_unwind(AssertUnwindSafe(|| work(self))).is_err() {
@@ -72,9 +72,9 @@ impl Hub {
         }
     }
 
-    pub(super) fn credential(&self, seen: Seen<MailCredential>) {
+    pub(super) fn credential(&self, seen: Change<MailCredential>) {
         match seen {
-            Seen::There { object: credential, before } => {
+            Change::Applied { object: credential, before } => {
                 let key = key(&*credential);
                 fail_point::panic_at("seen", &key.1);
                 self.unreadable.forget(ObjectKind::Credential, &key);
@@ -83,41 +83,41 @@ impl Hub {
                 }
                 if let Some(before) = before.filter(|before| target_name(before) != target_name(&credential)) {
                     // A younger credential with the former target may have that now.
-                    self.wake_target(&(key.0.clone(), target_name(&before)));
+                    self.enqueue_target(&(key.0.clone(), target_name(&before)));
                 }
                 self.queue.enqueue_credential(key);
             }
-            Seen::Gone(credential) => {
+            Change::Deleted(credential) => {
                 let key = key(&*credential);
                 self.links.forget_credential(&key);
-                self.tell_gone(Gone::Credential(credential.uid().unwrap_or_default()));
+                self.evict(Eviction::Credential(credential.uid().unwrap_or_default()));
                 // A younger credential with the same target may have it now.
-                self.wake_target(&(key.0, target_name(&credential)));
+                self.enqueue_target(&(key.0, target_name(&credential)));
             }
-            Seen::Unreadable { meta, error } => {
+            Change::Unreadable { meta, error } => {
                 let key = (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
                 self.memory.begin(meta.uid.as_deref().unwrap_or_default());
                 self.links.forget_credential(&key);
                 self.unreadable.note(ObjectKind::Credential, key, &meta, error);
             }
-            Seen::Lost { key, uid } => {
+            Change::Lost { key, uid } => {
                 self.unreadable.forget(ObjectKind::Credential, &key);
-                self.tell_gone(Gone::Credential(uid));
+                self.evict(Eviction::Credential(uid));
             }
-            Seen::Rewound => self.tell_gone(Gone::Writes),
+            Change::Rewound => self.evict(Eviction::Writes),
         }
     }
 
     pub(super) fn provider<K: Resource<DynamicType = ()>>(
         &self,
-        seen: Seen<K>,
+        seen: Change<K>,
         kind: ProviderKind,
         object: impl Fn(Arc<K>) -> ProviderObject,
         broker_namespace: &str,
     ) {
         let key = |(namespace, name): ObjectKey| ProviderKey { kind, namespace, name };
         match seen {
-            Seen::There { object: provider, before } => {
+            Change::Applied { object: provider, before } => {
                 // A new status is the broker's own: it wakes the credentials where that concerns them.
                 let unchanged = before.is_some_and(|before| {
                     let (before, after) = (before.meta(), provider.meta());
@@ -135,41 +135,41 @@ impl Hub {
                     ProviderKind::ClusterMailProvider => broker_namespace.to_owned(),
                 };
                 self.links.provider(key.clone(), &home, provider.spec());
-                self.wake_provider(key);
+                self.enqueue_provider_and_credentials(key);
             }
-            Seen::Gone(provider) => self.provider_gone(object(provider).key()),
-            Seen::Unreadable { meta, error } => {
+            Change::Deleted(provider) => self.provider_gone(object(provider).key()),
+            Change::Unreadable { meta, error } => {
                 let place = (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
                 self.unreadable.note(ObjectKind::Provider(kind), place.clone(), &meta, error);
                 self.provider_gone(key(place));
             }
-            Seen::Lost { key: place, .. } => {
+            Change::Lost { key: place, .. } => {
                 self.unreadable.forget(ObjectKind::Provider(kind), &place);
                 self.provider_gone(key(place));
             }
-            Seen::Rewound => self.tell_gone(Gone::Writes),
+            Change::Rewound => self.evict(Eviction::Writes),
         }
     }
 
     fn provider_gone(&self, key: ProviderKey) {
         self.links.forget_provider(key.clone());
-        self.tell_gone(Gone::Provider(key.clone()));
+        self.evict(Eviction::Provider(key.clone()));
         self.links.by_provider(&key).into_iter().for_each(|credential| self.queue.enqueue_credential(credential));
     }
 
-    pub(super) fn own_secret(&self, seen: Seen<PartialObjectMeta<Secret>>) {
+    pub(super) fn own_secret(&self, seen: Change<PartialObjectMeta<Secret>>) {
         let secret = match &seen {
-            Seen::There { object, .. } | Seen::Gone(object) => object,
-            Seen::Rewound => return self.tell_gone(Gone::Writes),
+            Change::Applied { object, .. } | Change::Deleted(object) => object,
+            Change::Rewound => return self.evict(Eviction::Writes),
             // Metadata of a known form always parses.
-            Seen::Unreadable { .. } | Seen::Lost { .. } => return,
+            Change::Unreadable { .. } | Change::Lost { .. } => return,
         };
         let (namespace, name) = key(&**secret);
         let credential = credential_of(&secret.metadata);
-        let is_gone = matches!(seen, Seen::Gone(_));
+        let is_gone = matches!(seen, Change::Deleted(_));
         self.links.own_secret((namespace.clone(), name.clone()), credential.clone().filter(|_| !is_gone));
         if is_gone {
-            self.tell_gone(Gone::Secret {
+            self.evict(Eviction::Secret {
                 key: (namespace.clone(), name.clone()),
                 uid: secret.uid().unwrap_or_default(),
                 credential: credential.clone(),
@@ -178,21 +178,21 @@ impl Hub {
         if let Some(credential) = credential {
             self.queue.enqueue_credential((namespace.clone(), credential));
         }
-        self.wake_target(&(namespace, name));
+        self.enqueue_target(&(namespace, name));
     }
 
-    pub(super) fn source(&self, seen: Seen<PartialObjectMeta<Secret>>) {
-        let (Seen::There { object: secret, .. } | Seen::Gone(secret)) = seen else { return };
+    pub(super) fn source(&self, seen: Change<PartialObjectMeta<Secret>>) {
+        let (Change::Applied { object: secret, .. } | Change::Deleted(secret)) = seen else { return };
         let key = key(&*secret);
-        self.links.by_secret(&key).into_iter().for_each(|provider| self.wake_provider(provider));
+        self.links.by_secret(&key).into_iter().for_each(|provider| self.enqueue_provider_and_credentials(provider));
         self.links
             .credentials_by_secret(&key)
             .into_iter()
             .for_each(|credential| self.queue.enqueue_credential(credential));
     }
 
-    pub(super) fn namespace(&self, seen: Seen<PartialObjectMeta<Namespace>>) {
-        let Seen::There { object: namespace, before } = seen else { return };
+    pub(super) fn namespace(&self, seen: Change<PartialObjectMeta<Namespace>>) {
+        let Change::Applied { object: namespace, before } = seen else { return };
         if before.is_some_and(|before| before.metadata.labels == namespace.metadata.labels) {
             return;
         }
@@ -200,41 +200,41 @@ impl Hub {
         self.links.by_namespace(&name).into_iter().for_each(|credential| self.queue.enqueue_credential(credential));
     }
 
-    fn wake_target(&self, target: &ObjectKey) {
+    fn enqueue_target(&self, target: &ObjectKey) {
         self.links.by_target(target).into_iter().for_each(|credential| self.queue.enqueue_credential(credential));
     }
 
     /// The provider first; its credentials too, since a change ends their wait.
-    fn wake_provider(&self, key: ProviderKey) {
+    fn enqueue_provider_and_credentials(&self, key: ProviderKey) {
         let credentials = self.links.by_provider(&key);
         self.queue.enqueue_provider(key);
         credentials.into_iter().for_each(|credential| self.queue.enqueue_credential(credential));
     }
 
-    fn tell_gone(&self, gone: Gone) {
-        if self.gone.send(gone).is_err() {
+    fn evict(&self, evictions: Eviction) {
+        if self.evictions.send(evictions).is_err() {
             tracing::debug!("nobody is left to forget what is gone");
         }
     }
 }
 
 /// Lets the memory forget what is gone.
-pub async fn forget(mut gone: mpsc::UnboundedReceiver<Gone>, context: Arc<Context>) {
-    while let Some(gone) = gone.recv().await {
+pub async fn evict_all(mut evictions: mpsc::UnboundedReceiver<Eviction>, context: Arc<Context>) {
+    while let Some(evictions) = evictions.recv().await {
         // A panic over one object is isolated: the others are forgotten nevertheless.
-        if catch_unwind(AssertUnwindSafe(|| forget_one(gone, &context))).is_err() {
+        if catch_unwind(AssertUnwindSafe(|| evict_one(evictions, &context))).is_err() {
             context.metrics.reconcile_error(PANIC);
         }
     }
 }
 
-fn forget_one(gone: Gone, context: &Context) {
-    match gone {
-        Gone::Credential(uid) => {
+fn evict_one(evictions: Eviction, context: &Context) {
+    match evictions {
+        Eviction::Credential(uid) => {
             context.requests.admission.withdraw(&Activity::Grant(uid.as_str().into()));
             context.memory.evict(&uid);
         }
-        Gone::Secret { key, uid: secret, credential } => {
+        Eviction::Secret { key, uid: secret, credential } => {
             // By the target's name too: a label may hold the credential's only cut.
             let made_for = credential.map(|name| (key.0.clone(), name));
             for (namespace, name) in context.stores.links.by_target(&key).into_iter().chain(made_for) {
@@ -248,14 +248,14 @@ fn forget_one(gone: Gone, context: &Context) {
                 context.queue.enqueue_credential((namespace, name));
             }
         }
-        Gone::Provider(key) => {
+        Eviction::Provider(key) => {
             context.requests.admission.withdraw(&Activity::Discovery(key.clone()));
             context.material.forget(&key);
             context.material.bundles.release(&key, None);
             // Another one may have its name by now.
             context.queue.enqueue_provider(key);
         }
-        Gone::Writes => {
+        Eviction::Writes => {
             tracing::warn!(
                 "resourceVersions went back: was the API server restored from a backup? Own writes are forgotten"
             );
