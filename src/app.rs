@@ -31,9 +31,9 @@ use crate::{
         act::activity::admission,
         bundles::Bundles,
         context::{Context, Kubernetes, Requests},
+        credential_cache::CredentialCache,
         events::Events,
         material::{Book, Resolver, federation::Identities},
-        memory::Memory,
         secrets::Secrets,
         work_queue::WorkQueue,
     },
@@ -186,10 +186,10 @@ impl Work {
         let cluster = settings.namespaces.is_empty() || may_read_cluster(&client).await;
         let (queue, work) = WorkQueue::new(&settings.namespaces, cluster);
         let leadership = if settings.leader_elect { Leadership::new() } else { Leadership::always() };
-        let memory = Arc::new(Memory::new(leadership.clone()));
+        let cache = Arc::new(CredentialCache::new(leadership.clone()));
         let mapper = Mapper {
             links: Arc::default(),
-            memory: memory.clone(),
+            cache: cache.clone(),
             unreadable: Arc::default(),
             queue: queue.clone(),
             evictions,
@@ -232,13 +232,13 @@ impl Work {
             metrics,
             material: Book::new(resolver, stores.clone(), bundles.clone()),
             stores,
-            memory,
+            cache,
             kubernetes: Kubernetes { secrets, events, client },
             requests: Requests { admission, timeout, holder: identity, draining },
             queue,
         });
         let known = Arc::downgrade(&context);
-        let unstored = move || known.upgrade().map_or(0, |context| context.memory.unstored());
+        let unstored = move || known.upgrade().map_or(0, |context| context.cache.unstored());
         context.metrics.watch(context.stores.clone(), leadership.clone(), unstored);
         health.supervise("forget", controller::evict_all(forgotten, context.clone()));
         health.supervise("lead", controller::enqueue_all_when_leading(leadership, context.clone()));
@@ -327,7 +327,7 @@ fn identity() -> String {
 async fn drain(context: &Context, request_timeout: Duration) {
     context.requests.draining.cancel();
     let stored = async {
-        while context.memory.is_busy(context.leadership.is_leader()) {
+        while context.cache.is_busy(context.leadership.is_leader()) {
             tokio::time::sleep(DRAIN_LOOK).await;
         }
     };

@@ -37,7 +37,7 @@ pub async fn enqueue_all_when_the_clock_jumps(context: Arc<Context>) {
         if drift.abs() > CLOCK_JUMP_SECONDS {
             tracing::warn!(seconds = drift, "clock jump: all objects enqueued");
             context.material.distrust_all();
-            context.memory.poll_soon();
+            context.cache.poll_soon();
             enqueue_all(&context);
         }
         before = now;

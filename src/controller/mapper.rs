@@ -21,7 +21,7 @@ use crate::{
     fail_point,
     metrics::Metrics,
     policy::{observed::target_name, secret_metadata::credential_of},
-    reconcile::{act::activity::Activity, context::Context, memory::Memory, work_queue::WorkQueue},
+    reconcile::{act::activity::Activity, context::Context, credential_cache::CredentialCache, work_queue::WorkQueue},
     stores::{
         links::Links,
         unreadable::{ObjectKind, Unreadable},
@@ -34,7 +34,7 @@ pub struct Mapper {
     /// Which objects depend on which.
     pub links: Arc<Links>,
     /// Which credentials exist.
-    pub memory: Arc<Memory>,
+    pub cache: Arc<CredentialCache>,
     /// Objects that do not parse.
     pub unreadable: Arc<Unreadable>,
     /// Wakes what depends.
@@ -96,7 +96,7 @@ impl Mapper {
             }
             Change::Unreadable { meta, error } => {
                 let key = (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
-                self.memory.begin(meta.uid.as_deref().unwrap_or_default());
+                self.cache.begin(meta.uid.as_deref().unwrap_or_default());
                 self.links.forget_credential(&key);
                 self.unreadable.note(ObjectKind::Credential, key, &meta, error);
             }
@@ -211,8 +211,8 @@ impl Mapper {
         credentials.into_iter().for_each(|credential| self.queue.enqueue_credential(credential));
     }
 
-    fn evict(&self, evictions: Eviction) {
-        if self.evictions.send(evictions).is_err() {
+    fn evict(&self, eviction: Eviction) {
+        if self.evictions.send(eviction).is_err() {
             tracing::debug!("nobody is left to forget what is gone");
         }
     }
@@ -220,19 +220,19 @@ impl Mapper {
 
 /// Lets the memory forget what is gone.
 pub async fn evict_all(mut evictions: mpsc::UnboundedReceiver<Eviction>, context: Arc<Context>) {
-    while let Some(evictions) = evictions.recv().await {
+    while let Some(eviction) = evictions.recv().await {
         // A panic over one object is isolated: the others are forgotten nevertheless.
-        if catch_unwind(AssertUnwindSafe(|| evict_one(evictions, &context))).is_err() {
+        if catch_unwind(AssertUnwindSafe(|| evict_one(eviction, &context))).is_err() {
             context.metrics.reconcile_error(PANIC);
         }
     }
 }
 
-fn evict_one(evictions: Eviction, context: &Context) {
-    match evictions {
+fn evict_one(eviction: Eviction, context: &Context) {
+    match eviction {
         Eviction::Credential(uid) => {
             context.requests.admission.withdraw(&Activity::Grant(uid.as_str().into()));
-            context.memory.evict(&uid);
+            context.cache.evict(&uid);
         }
         Eviction::Secret { key, uid: secret, credential } => {
             // By the target's name too: a label may hold the credential's only cut.
@@ -240,7 +240,7 @@ fn evict_one(evictions: Eviction, context: &Context) {
             for (namespace, name) in context.stores.links.by_target(&key).into_iter().chain(made_for) {
                 let uid = context.stores.credentials.get(&namespace, &name).and_then(|credential| credential.uid());
                 let Some(uid) = uid else { continue };
-                context.memory.with(&uid, |entry| {
+                context.cache.with(&uid, |entry| {
                     for known in [&mut entry.object.target, &mut entry.custody.grant] {
                         known.take_if(|meta| meta.uid.as_ref() == Some(&secret));
                     }
@@ -259,7 +259,7 @@ fn evict_one(evictions: Eviction, context: &Context) {
             tracing::warn!(
                 "resourceVersions went back: was the API server restored from a backup? Own writes are forgotten"
             );
-            context.memory.forget_writes();
+            context.cache.forget_writes();
             context.material.forget_writes();
         }
     }

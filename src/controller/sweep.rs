@@ -38,14 +38,14 @@ pub async fn sweep(context: Arc<Context>) {
     for step in (0..STEPS).cycle() {
         tokio::time::sleep(STEP).await;
         let now = context.clock.now();
-        let dropped = context.memory.forget_orphans(now - ORPHANED);
+        let dropped = context.cache.forget_orphans(now - ORPHANED);
         if dropped > 0 {
             tracing::error!(
                 count = dropped,
                 "refresh tokens of deleted credentials could not be stored and are dropped"
             );
         }
-        context.memory.forget_statuses(now);
+        context.cache.forget_statuses(now);
         if !context.leadership.is_leader() {
             sweeper = Sweeper::default();
             continue;
@@ -71,7 +71,7 @@ impl Sweeper {
             let namespace = credential.metadata.namespace.as_deref().unwrap_or_default();
             let has_target = stores.own_secrets.get(namespace, &target_name(credential)).is_some();
             let uid = credential.metadata.uid.as_deref().unwrap_or_default();
-            overdue(credential, has_target, now).is_some() && !context.memory.is_under_way(uid)
+            overdue(credential, has_target, now).is_some() && !context.cache.is_under_way(uid)
         };
         let concerned = stores.credentials.all().into_iter().map(|credential| (key(&*credential), credential));
         let concerned: Vec<_> = concerned.filter(|(key, _)| self.credentials.concerns(key, step)).collect();

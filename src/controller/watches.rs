@@ -80,7 +80,7 @@ impl Watches {
         let objects = || watcher::Config::default().page_size(PAGE);
         let secrets = |label: &str| watcher::Config::default().page_size(SECRETS_PAGE).labels(label);
         let credentials = mirror(&scopes, &mut pending, |scope| {
-            let (mapper, memory) = (mapper.clone(), mapper.memory.clone());
+            let (mapper, cache) = (mapper.clone(), mapper.cache.clone());
             Follow {
                 api: api::<DeserializeGuard<MailCredential>>(client, scope),
                 config: objects(),
@@ -89,7 +89,7 @@ impl Watches {
             }
             .start(
                 health,
-                move |credential| memory.begin(credential.metadata.uid.as_deref().unwrap_or_default()),
+                move |credential| cache.begin(credential.metadata.uid.as_deref().unwrap_or_default()),
                 move |seen| mapper.isolated(|mapper| mapper.credential(seen)),
             )
         });

@@ -10,7 +10,7 @@ use crate::{
     lease::Leadership,
     metrics::Metrics,
     reconcile::{
-        act::activity::Admission, events::Events, material::Book, memory::Memory, secrets::Secrets,
+        act::activity::Admission, credential_cache::CredentialCache, events::Events, material::Book, secrets::Secrets,
         work_queue::WorkQueue,
     },
     stores::Stores,
@@ -28,7 +28,7 @@ pub struct Context {
     /// What the watches show.
     pub stores: Stores,
     /// What is known of each credential beyond what the watches show.
-    pub memory: Arc<Memory>,
+    pub cache: Arc<CredentialCache>,
     /// Providers with their endpoints and client authentications.
     pub material: Book,
     /// Access to Kubernetes.

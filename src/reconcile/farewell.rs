@@ -26,9 +26,9 @@ use crate::{
             revoke::revoke,
         },
         context::Context,
+        credential_cache::Revoking,
         custody,
         json_patch::{add, fence, patch, remove, same_uid, test},
-        memory::Revoking,
         observe, report,
     },
     stores::slim,
@@ -61,7 +61,7 @@ pub(super) async fn finalizer(
     let Some(mut written) = written else { return Ok(credential) };
     slim::credential(&mut written.metadata);
     let written = Arc::new(written);
-    context.memory.with(checks::uid(&credential), |entry| entry.object.written = Some(written.clone()));
+    context.cache.with(checks::uid(&credential), |entry| entry.object.written = Some(written.clone()));
     Ok(written)
 }
 
@@ -110,7 +110,7 @@ pub(super) async fn farewell(
     let (now, deadline) = (context.clock.now(), deleted + PATIENCE);
     let wait_until = |at: Timestamp| Ok(Action::requeue(context.clock.until(at)));
     let (in_flight, revoking) =
-        context.memory.with(uid, |entry| (entry.attempt.in_flight.is_some(), entry.attempt.revoking.clone()));
+        context.cache.with(uid, |entry| (entry.attempt.in_flight.is_some(), entry.attempt.revoking.clone()));
     if in_flight {
         // Its end wakes the credential. One that began before the deletion may bring one more token.
         return Ok(Action::await_change());
@@ -134,7 +134,7 @@ pub(super) async fn farewell(
     if !told && let Some(notice) = revocation::notice(&revocation, &credential, now) {
         context.kubernetes.events.emit(&credential, &notice, now);
     }
-    let keep = |step| context.memory.with(uid, |entry| entry.attempt.revoking = Some(step));
+    let keep = |step| context.cache.with(uid, |entry| entry.attempt.revoking = Some(step));
     keep(Revoking::Over { revocation, told: true });
     match set(&credential, false, context).await {
         Ok(_) => {
@@ -157,7 +157,7 @@ async fn linger(credential: Arc<MailCredential>, context: &Arc<Context>) -> Resu
         return Ok(Action::requeue(LINGER_AGAIN));
     }
     if credential.finalizers().is_empty() {
-        context.memory.forget(checks::uid(&credential));
+        context.cache.forget(checks::uid(&credential));
         return Ok(Action::await_change());
     }
     let credential = observe::latest(credential, context);
@@ -178,7 +178,7 @@ fn too_late(why: &str) -> Revocation {
 /// Revokes in a task of its own, which has its permit and ends at the deadline.
 fn set_out(credential: Arc<MailCredential>, permit: Permit, deadline: Timestamp, context: &Arc<Context>) {
     let context = context.clone();
-    context.memory.with(checks::uid(&credential), |entry| entry.attempt.in_flight = Some(context.clock.now()));
+    context.cache.with(checks::uid(&credential), |entry| entry.attempt.in_flight = Some(context.clock.now()));
     tokio::spawn(async move {
         let revoked = AssertUnwindSafe(revoke_until(&credential, permit, deadline, &context)).catch_unwind().await;
         let revocation = revoked.unwrap_or_else(|_| {
@@ -192,8 +192,8 @@ fn set_out(credential: Arc<MailCredential>, permit: Permit, deadline: Timestamp,
             }
             revocation => Revoking::Over { revocation, told: false },
         };
-        context.memory.with(checks::uid(&credential), |entry| entry.attempt.revoking = Some(step));
-        context.memory.finish(checks::uid(&credential), None);
+        context.cache.with(checks::uid(&credential), |entry| entry.attempt.revoking = Some(step));
+        context.cache.finish(checks::uid(&credential), None);
         context.queue.enqueue_credential((checks::namespace(&credential).to_owned(), credential.name_any()));
     });
 }

@@ -4,12 +4,12 @@
 pub mod act;
 pub mod bundles;
 pub mod context;
+pub mod credential_cache;
 pub mod custody;
 pub mod events;
 mod farewell;
 pub mod json_patch;
 pub mod material;
-pub mod memory;
 pub mod observe;
 pub mod provider;
 pub mod publish;
@@ -92,7 +92,7 @@ pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>, s
         // When it is due is seen by whoever retries.
         report::unobserved(credential, &context).await;
     }
-    context.memory.tidy(&uid);
+    context.cache.tidy(&uid);
     done
 }
 
@@ -110,7 +110,7 @@ async fn step(
 ) -> Result<Action, Error> {
     if !context.leadership.is_leader() {
         context.requests.admission.withdraw(&Activity::grant(&credential));
-        context.memory.stand_by(checks::uid(&credential));
+        context.cache.stand_by(checks::uid(&credential));
         return Ok(keep_what_came(&credential, context).await);
     }
     if let Some(deleted) = credential.metadata.deletion_timestamp.clone() {
@@ -152,7 +152,7 @@ async fn step(
         context.requests.admission.withdraw(&row);
     }
     let stuck = matches!(decision, Decision::Stall(_) | Decision::Suspended);
-    context.memory.with(checks::uid(&observed.credential), |entry| entry.object.stuck = stuck);
+    context.cache.with(checks::uid(&observed.credential), |entry| entry.object.stuck = stuck);
     // The status is written although the former Secret may not be deleted.
     let removed = match decision {
         Decision::Suspended => Ok(()),
@@ -174,7 +174,7 @@ fn too_soon(decision: &Decision, observed: &Observed, context: &Context, now: Ti
         Decision::Store => "token",
         _ => "shape",
     };
-    context.memory.writes.admit(checks::uid(&observed.credential), kind, now)
+    context.cache.writes.admit(checks::uid(&observed.credential), kind, now)
 }
 
 /// A refresh token that came is stored also by a broker that leads no more: nobody else has it, and the fence keeps it
@@ -230,7 +230,7 @@ async fn carry_out(observed: &mut Observed, decision: &Decision, context: &Conte
         }
     }
     let untold = observed.history.clone();
-    context.memory.with(checks::uid(&observed.credential), |entry| entry.attempt.untold = Some(untold));
+    context.cache.with(checks::uid(&observed.credential), |entry| entry.attempt.untold = Some(untold));
     Ok(policy::decide(observed, now))
 }
 

@@ -28,9 +28,9 @@ use crate::{
     reconcile::{
         act::activity::Activity,
         context::Context,
+        credential_cache::{CredentialState, Inspected, newer},
         custody,
         material::Health,
-        memory::{Entry, Inspected, newer},
         sized::sized,
         stored::{annotation, stored_token},
     },
@@ -40,10 +40,10 @@ use crate::{
 
 /// The credential as a watch shows it, or as the broker wrote it, whichever is newer.
 pub(super) fn latest(shown: Arc<MailCredential>, context: &Context) -> Arc<MailCredential> {
-    let latest = |entry: &mut Entry| {
+    let latest = |entry: &mut CredentialState| {
         newer(Some(shown.clone()), &mut entry.object.written, |object| object.metadata.resource_version.as_deref())
     };
-    context.memory.with(checks::uid(&shown), latest).unwrap_or_else(|| shown.clone())
+    context.cache.with(checks::uid(&shown), latest).unwrap_or_else(|| shown.clone())
 }
 
 /// What is known about a credential now; `None` while a source of its provider has not been looked at yet (the look
@@ -52,7 +52,7 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     let uid = credential.uid().unwrap_or_default();
     // A request that ends while this looks has written what this may have passed already: its end wakes the credential
     // again, and the outcome is taken then.
-    let in_flight = context.memory.with(&uid, |entry| entry.attempt.in_flight.is_some());
+    let in_flight = context.cache.with(&uid, |entry| entry.attempt.in_flight.is_some());
     let queued = context.requests.admission.state(&Activity::grant(&credential)) == Some(State::Queued);
     let Some((provider, fingerprint)) = provider(&credential, context) else { return Ok(None) };
     let attempt = inputs::attempt(&credential, &fingerprint, &source_versions(&credential, context));
@@ -62,7 +62,7 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     let grant = custody::observe(&credential, provider.as_ref().ok(), context).await?;
     let shown = shown_target(&credential, &target_name(&credential), context);
     // From here on nothing fails, so that an outcome which was taken is not lost.
-    let (outcome, untold, held) = context.memory.with(&uid, |entry| {
+    let (outcome, untold, held) = context.cache.with(&uid, |entry| {
         entry.object.unshown_since = None;
         // A token that was held for other inputs, or to its end, is of no use any more.
         entry.attempt.held = entry.attempt.held.take().filter(|held| {
@@ -94,12 +94,12 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
             tracing::info!("refusal ignored: another replica has exchanged the refresh token since");
         }
         let (held, untold) = (observed.held.clone(), observed.history.clone());
-        context.memory.with(&uid, |entry| (entry.attempt.held, entry.attempt.untold) = (held, Some(untold)));
+        context.cache.with(&uid, |entry| (entry.attempt.held, entry.attempt.untold) = (held, Some(untold)));
     }
     if observed.is_overtaken() {
         tracing::info!("another broker has published a token meanwhile: the one that came late is dropped");
         observed.held = None;
-        context.memory.with(&uid, |entry| entry.attempt.held = None);
+        context.cache.with(&uid, |entry| entry.attempt.held = None);
     }
     Ok(Some(observed))
 }
@@ -214,7 +214,7 @@ async fn target(credential: &MailCredential, provider: Option<&Provider>, contex
     let namespace = checks::namespace(credential);
     let uid = checks::uid(credential);
     let meta = shown_target(credential, &name, context);
-    let suspect = context.memory.with(uid, |entry| entry.object.conflict);
+    let suspect = context.cache.with(uid, |entry| entry.object.conflict);
     let told = credential.status.as_ref().is_some_and(|status| {
         let stalled = condition::find(&status.conditions, ConditionType::Stalled);
         status.secret_name.as_deref() == Some(name.as_str())
@@ -224,7 +224,7 @@ async fn target(credential: &MailCredential, provider: Option<&Provider>, contex
         // No watch shows a Secret without our label: somebody else's, or ours of which the label was taken.
         None if suspect || told => {
             let read = context.kubernetes.secrets.read(namespace, &name).await?;
-            context.memory.with(uid, |entry| entry.object.conflict = read.is_some());
+            context.cache.with(uid, |entry| entry.object.conflict = read.is_some());
             match read {
                 None => return Ok(Target::Absent),
                 Some(secret) => Arc::new(secret.metadata),
@@ -243,7 +243,7 @@ async fn target(credential: &MailCredential, provider: Option<&Provider>, contex
 fn shown_target(credential: &MailCredential, name: &str, context: &Context) -> Option<Arc<ObjectMeta>> {
     let shown = context.stores.own_secrets.get(checks::namespace(credential), name);
     let shown = shown.map(|secret| Arc::new(secret.metadata.clone()));
-    context.memory.with(checks::uid(credential), |entry| {
+    context.cache.with(checks::uid(credential), |entry| {
         let written = entry.object.target.as_ref().is_some_and(|meta| meta.name.as_deref() == Some(name));
         if !written {
             entry.object.target = None;
@@ -294,7 +294,7 @@ async fn published(
     let status = credential.status.as_ref();
     let untouched = status.and_then(|status| status.secret_resource_version.as_ref()) == Some(&version);
     let layout = provider.map_or("", |provider| provider.layout.as_str());
-    let known = context.memory.with(checks::uid(credential), |entry| {
+    let known = context.cache.with(checks::uid(credential), |entry| {
         entry
             .object
             .inspected
@@ -371,6 +371,6 @@ async fn inspect(
             })
         }),
     };
-    context.memory.with(checks::uid(credential), |entry| entry.object.inspected = Some(inspected.clone()));
+    context.cache.with(checks::uid(credential), |entry| entry.object.inspected = Some(inspected.clone()));
     Ok(inspected)
 }

@@ -199,7 +199,7 @@ async fn write_status(
     }
     let uid = object.meta().uid.as_deref().unwrap_or_default();
     let version = format!("{:?} {fingerprint}", object.meta().generation);
-    if let Some(until) = context.memory.defer_status(uid, &version, now) {
+    if let Some(until) = context.cache.defer_status(uid, &version, now) {
         overwritten(&object.key().to_string(), &context.metrics);
         return Ok((Some(until), false));
     }

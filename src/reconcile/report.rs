@@ -37,7 +37,7 @@ pub(super) fn queued_told_at(since: Timestamp, now: Timestamp) -> Option<Timesta
 
 /// When the end of a token is told although a request for another one is under way.
 pub(super) fn end_told_at(credential: &MailCredential, context: &Context) -> Option<Timestamp> {
-    let since = context.memory.with(checks::uid(credential), |entry| entry.attempt.in_flight)?;
+    let since = context.cache.with(checks::uid(credential), |entry| entry.attempt.in_flight)?;
     Some(since + END_TOLD_AFTER)
 }
 
@@ -63,7 +63,7 @@ pub(super) async fn report(
             | Decision::Publish(_)
     );
     if before == after {
-        context.memory.with(checks::uid(credential), |entry| entry.attempt.untold = None);
+        context.cache.with(checks::uid(credential), |entry| entry.attempt.untold = None);
         return Ok(true);
     }
     let patient = end_told_at(credential, context).is_some_and(|at| now < at);
@@ -76,7 +76,7 @@ pub(super) async fn report(
         return Ok(true);
     }
     let version = format!("{:?} {}", credential.metadata.generation, observed.attempt);
-    if context.memory.defer_status(checks::uid(credential), &version, now).is_some() {
+    if context.cache.defer_status(checks::uid(credential), &version, now).is_some() {
         overwritten(&credential_words(credential), &context.metrics);
         return Ok(false);
     }
@@ -84,7 +84,7 @@ pub(super) async fn report(
     match put_status(context, credential, &after).await {
         Ok(mut written) => {
             slim::credential(&mut written.metadata);
-            context.memory.with(checks::uid(credential), |entry| {
+            context.cache.with(checks::uid(credential), |entry| {
                 (entry.object.written, entry.attempt.untold) = (Some(Arc::new(written)), None);
             });
         }
@@ -105,7 +105,7 @@ pub(super) async fn report(
 pub(super) async fn unshown(credential: Arc<MailCredential>, context: &Context) -> Option<Timestamp> {
     let now = context.clock.now();
     let uid = checks::uid(&credential);
-    let since = context.memory.with(uid, |entry| *entry.object.unshown_since.get_or_insert(now));
+    let since = context.cache.with(uid, |entry| *entry.object.unshown_since.get_or_insert(now));
     if now < since + END_TOLD_AFTER {
         let latest = observe::latest(credential, context);
         return latest.status.as_ref().and_then(end_of_ready).map(|end| end.max(since + END_TOLD_AFTER));
@@ -127,7 +127,7 @@ pub(super) async fn unobserved(credential: Arc<MailCredential>, context: &Contex
     match put_status(context, &credential, &after).await {
         Ok(mut written) => {
             slim::credential(&mut written.metadata);
-            context.memory.with(checks::uid(&credential), |entry| entry.object.written = Some(Arc::new(written)));
+            context.cache.with(checks::uid(&credential), |entry| entry.object.written = Some(Arc::new(written)));
             for notice in notices(&before, &after) {
                 context.kubernetes.events.emit(&credential, &notice, context.clock.now());
             }

@@ -31,13 +31,13 @@ const BLOCK: usize = 4 * 1024;
 /// Reads and writes the Secrets of the broker.
 pub struct Secrets {
     client: Client,
-    memory: Semaphore,
+    cache: Semaphore,
 }
 
 impl Secrets {
     /// Access through `client`.
     pub fn new(client: Client) -> Self {
-        Self { client, memory: Semaphore::new(MEMORY / BLOCK) }
+        Self { client, cache: Semaphore::new(MEMORY / BLOCK) }
     }
 
     fn api(&self, namespace: &str) -> Api<Secret> {
@@ -48,7 +48,7 @@ impl Secrets {
     /// which holds the data in base64.
     pub(super) async fn reserve(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
         let blocks = (3 * bytes.min(SECRET_MAX)).div_ceil(BLOCK).max(1);
-        self.memory.acquire_many(u32::try_from(blocks).unwrap_or(1)).await.ok()
+        self.cache.acquire_many(u32::try_from(blocks).unwrap_or(1)).await.ok()
     }
 
     /// Reads a Secret with its data; `None` if it does not exist.

@@ -127,7 +127,7 @@ async fn keep(attempt: &Attempt, authorization: DeviceAuthorization) -> Result<(
         }
     };
     custody::begin_sign_in(credential, device_code, make, context).await?;
-    context.memory.with(checks::uid(credential), |entry| {
+    context.cache.with(checks::uid(credential), |entry| {
         (entry.sign_in.next_poll, entry.sign_in.unanswered, entry.sign_in.code_over) =
             (Some(next_poll(interval.as_secs(), now)), 0, None);
     });
@@ -195,7 +195,7 @@ async fn signed_in(attempt: &Attempt, entry: &Authentication, answer: TokenAnswe
 /// The provider has answered: it is polled again when it allows that.
 fn again(attempt: &Attempt, interval: i64) {
     let next = next_poll(interval, attempt.context.clock.now());
-    attempt.context.memory.with(checks::uid(&attempt.credential), |entry| {
+    attempt.context.cache.with(checks::uid(&attempt.credential), |entry| {
         (entry.sign_in.unanswered, entry.sign_in.next_poll) = (0, Some(next));
     });
 }
@@ -211,7 +211,7 @@ async fn slow_down(attempt: &Attempt, sign_in: &SignIn) {
 /// The provider has not answered: polls are twice as far apart each time (RFC 8628 section 3.5), or as it asks.
 fn unanswered(attempt: &Attempt, sign_in: &SignIn, retry_after: Option<SignedDuration>) {
     let now = attempt.context.clock.now();
-    attempt.context.memory.with(checks::uid(&attempt.credential), |entry| {
+    attempt.context.cache.with(checks::uid(&attempt.credential), |entry| {
         entry.sign_in.unanswered = entry.sign_in.unanswered.saturating_add(1);
         let wait = wait_after_unanswered(sign_in.interval, entry.sign_in.unanswered, retry_after);
         entry.sign_in.next_poll = Some(next_poll(wait, now));
@@ -221,7 +221,7 @@ fn unanswered(attempt: &Attempt, sign_in: &SignIn, retry_after: Option<SignedDur
 /// The provider does not know the code any more.
 fn over(attempt: &Attempt, sign_in: &SignIn) {
     let code = Some(sign_in.user_code.clone());
-    attempt.context.memory.with(checks::uid(&attempt.credential), |entry| entry.sign_in.code_over = code);
+    attempt.context.cache.with(checks::uid(&attempt.credential), |entry| entry.sign_in.code_over = code);
 }
 
 /// The sign-in came to nothing, and only a person can begin another.

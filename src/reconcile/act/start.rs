@@ -95,7 +95,7 @@ fn start(errand: Errand, permit: Permit, observed: &Observed, context: &Arc<Cont
     let grant = observed.grant.clone();
     let published = observed.token().map(|token| token.fingerprint.clone());
     let uid = credential.uid().unwrap_or_default();
-    context.memory.with(&uid, |entry| entry.attempt.in_flight = Some(context.clock.now()));
+    context.cache.with(&uid, |entry| entry.attempt.in_flight = Some(context.clock.now()));
     let made_with = match errand {
         Errand::Token => observed.attempt.clone(),
         Errand::SignIn | Errand::Poll => observed.sign_in_attempt(),
@@ -120,7 +120,7 @@ fn start(errand: Errand, permit: Permit, observed: &Observed, context: &Arc<Cont
                 Ok(Brought::Noted(client)) => Outcome::Noted { client },
                 Err(refused) => Outcome::Refused { refused: Box::new(refused), attempt: made_with },
             });
-            context.memory.finish(&uid, outcome);
+            context.cache.finish(&uid, outcome);
             if ended.send(()).is_err() {
                 context.queue.enqueue_credential(key);
             }

@@ -31,12 +31,12 @@ use crate::{
     providers::TokenSource,
     reconcile::{
         context::Context,
+        credential_cache::newer,
         custody::{
             data::{Data, hash, wiped},
             pending::{Claimed, CustodyError, Unsaved},
             secret::{belongs, mark, open, put, unwritten},
         },
-        memory::newer,
     },
 };
 
@@ -63,7 +63,7 @@ pub(super) async fn observe(
         Some(meta) => match belongs(&meta, credential) {
             Ok(()) => {
                 let now = context.clock.now();
-                let later = context.memory.with(checks::uid(credential), |entry| {
+                let later = context.cache.with(checks::uid(credential), |entry| {
                     entry.custody.dress_again.take_if(|at| *at <= now);
                     entry.custody.dress_again.is_some()
                 });
@@ -73,7 +73,7 @@ pub(super) async fn observe(
         },
     };
     if let Some(kept) = &kept {
-        context.memory.register.note(credential, kept);
+        context.cache.register.note(credential, kept);
     }
     let token_url = provider.and_then(|provider| match &provider.profile.source {
         TokenSource::Known(endpoints) => Some(endpoints.token_url.as_str()),
@@ -81,7 +81,7 @@ pub(super) async fn observe(
     });
     let strict = provider.is_none_or(|provider| !provider.profile.keeps_replaced_tokens);
     let seed = match seed::seed(credential, kept.as_ref(), token_url, context).await? {
-        Some(Ok(seed)) => match context.memory.register.objection(credential, &seed.hash, strict, &context.stores) {
+        Some(Ok(seed)) => match context.cache.register.objection(credential, &seed.hash, strict, &context.stores) {
             Some(objection) => Some(Err(objection)),
             None => Some(Ok(seed)),
         },
@@ -89,7 +89,7 @@ pub(super) async fn observe(
     };
     let uid = checks::uid(credential);
     let sign_in = kept.as_ref().and_then(|kept| kept.sign_in.as_ref());
-    let (unsaved, next_poll, code_over) = context.memory.with(uid, |entry| {
+    let (unsaved, next_poll, code_over) = context.cache.with(uid, |entry| {
         if let (None, Some(sign_in)) = (entry.sign_in.next_poll, sign_in) {
             // Another broker, or this one before it was started again, may have polled just now.
             entry.sign_in.next_poll = Some(grant::next_poll(sign_in.interval, context.clock.now()));
@@ -117,7 +117,7 @@ pub(super) async fn observe(
 async fn meta(credential: &MailCredential, context: &Context) -> Result<Option<Arc<ObjectMeta>>, Error> {
     let (namespace, name) = (checks::namespace(credential), names::grant_secret(&credential.name_any()));
     let shown = context.stores.own_secrets.get(namespace, &name).map(|secret| Arc::new(secret.metadata.clone()));
-    let known = context.memory.with(checks::uid(credential), |entry| {
+    let known = context.cache.with(checks::uid(credential), |entry| {
         newer(shown, &mut entry.custody.grant, |meta| meta.resource_version.as_deref())
             .or_else(|| entry.custody.grant.clone())
     });
@@ -129,7 +129,7 @@ async fn meta(credential: &MailCredential, context: &Context) -> Result<Option<A
     }
     // No watch shows a Secret whose label was taken, nor one of somebody else, which may be gone by now.
     let read = context.kubernetes.secrets.read(namespace, &name).await?.map(|secret| Arc::new(wiped(secret)));
-    context.memory.with(checks::uid(credential), |entry| entry.custody.grant.clone_from(&read));
+    context.cache.with(checks::uid(credential), |entry| entry.custody.grant.clone_from(&read));
     Ok(read)
 }
 
@@ -173,7 +173,7 @@ pub(super) async fn claim(
     }
     let (refresh_token, seed) =
         seed::read_seed(credential, Some(token_url), context).await?.map_err(CustodyError::Blocked)?;
-    if let Some(objection) = context.memory.register.take_over(credential, &seed.hash, strict, &context.stores) {
+    if let Some(objection) = context.cache.register.take_over(credential, &seed.hash, strict, &context.stores) {
         return Err(CustodyError::Blocked(objection));
     }
     let found = open(credential, context).await?;
@@ -220,7 +220,7 @@ fn spoilt(credential: &MailCredential, flaw: &str) -> Blocker {
 /// Stores what came with an answer, at once; what cannot be stored is held in memory.
 pub(super) async fn keep(credential: &MailCredential, unsaved: Unsaved, context: &Context) {
     // Held first: a shutdown waits for what is in memory.
-    context.memory.with(checks::uid(credential), |entry| entry.custody.unsaved = Some(unsaved.clone()));
+    context.cache.with(checks::uid(credential), |entry| entry.custody.unsaved = Some(unsaved.clone()));
     let patient = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(100))
         .with_max_delay(Duration::from_secs(1))
@@ -228,7 +228,7 @@ pub(super) async fn keep(credential: &MailCredential, unsaved: Unsaved, context:
     // Not from the memory, which forgets a credential that is deleted meanwhile: the grant Secret may outlive it.
     let stored = (|| save(credential, &unsaved, context)).retry(patient).sleep(tokio::time::sleep);
     match stored.await {
-        Ok(()) => context.memory.with(checks::uid(credential), |entry| entry.custody.unsaved = None),
+        Ok(()) => context.cache.with(checks::uid(credential), |entry| entry.custody.unsaved = None),
         Err(error) => {
             tracing::error!(%error, "a refresh token could not be stored; it is held in memory, and storing it is tried again");
         }
@@ -238,9 +238,9 @@ pub(super) async fn keep(credential: &MailCredential, unsaved: Unsaved, context:
 /// Stores what is held in memory.
 pub(super) async fn keep_unsaved(credential: &MailCredential, context: &Context) -> Result<(), CustodyError> {
     let uid = checks::uid(credential);
-    let Some(unsaved) = context.memory.with(uid, |entry| entry.custody.unsaved.clone()) else { return Ok(()) };
+    let Some(unsaved) = context.cache.with(uid, |entry| entry.custody.unsaved.clone()) else { return Ok(()) };
     save(credential, &unsaved, context).await?;
-    context.memory.with(uid, |entry| entry.custody.unsaved = None);
+    context.cache.with(uid, |entry| entry.custody.unsaved = None);
     Ok(())
 }
 
@@ -341,12 +341,12 @@ mod tests {
     use crate::{
         policy::{observed, outcome},
         reconcile::{
+            credential_cache::CredentialState,
             custody::pending::SignInEnd,
             material::{
                 authentication::{Authentication, Material},
                 prepared::Prepared,
             },
-            memory::Entry,
             stored::Stored,
         },
     };
@@ -356,7 +356,7 @@ mod tests {
     /// All that hold a secret between its provider and its Secret.
     macro_rules! secrets_lack {
         ($trait:path) => {
-            lacks!($trait: Data, SignInEnd, Stored, Claimed, Unsaved, outcome::Outcome, Entry, observed::Held,
+            lacks!($trait: Data, SignInEnd, Stored, Claimed, Unsaved, outcome::Outcome, CredentialState, observed::Held,
                 observed::Observed, Authentication, Material, Prepared);
         };
     }

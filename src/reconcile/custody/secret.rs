@@ -53,7 +53,7 @@ pub(super) fn belongs(meta: &ObjectMeta, credential: &MailCredential) -> Result<
 pub(super) async fn open(credential: &MailCredential, context: &Context) -> Result<Option<(Kept, Data)>, CustodyError> {
     let name = names::grant_secret(&credential.name_any());
     let Some(mut secret) = context.kubernetes.secrets.read(checks::namespace(credential), &name).await? else {
-        context.memory.with(checks::uid(credential), |entry| entry.custody.grant = None);
+        context.cache.with(checks::uid(credential), |entry| entry.custody.grant = None);
         return Ok(None);
     };
     let data = Data::take(&mut secret);
@@ -68,7 +68,7 @@ pub(super) async fn open(credential: &MailCredential, context: &Context) -> Resu
 
 fn remember(credential: &MailCredential, mut meta: ObjectMeta, context: &Context) {
     meta.managed_fields = None;
-    context.memory.with(checks::uid(credential), |entry| entry.custody.grant = Some(Arc::new(meta)));
+    context.cache.with(checks::uid(credential), |entry| entry.custody.grant = Some(Arc::new(meta)));
 }
 
 /// A grant Secret that is not there yet.
@@ -149,7 +149,7 @@ pub(in crate::reconcile) async fn dress(
             "labels or owner of the grant Secret are not as they were written: they are written again later"
         );
         let again = context.clock.now() + DRESS_AGAIN;
-        context.memory.with(checks::uid(credential), |entry| entry.custody.dress_again = Some(again));
+        context.cache.with(checks::uid(credential), |entry| entry.custody.dress_again = Some(again));
     }
     remember(credential, meta, context);
     Ok(())
@@ -184,7 +184,7 @@ async fn take<T>(
         let rejection = rejected_write::of_grant_write(&kept.resource_version, found);
         match meta {
             Some(meta) => remember(credential, meta, context),
-            None => context.memory.with(checks::uid(credential), |entry| entry.custody.grant = None),
+            None => context.cache.with(checks::uid(credential), |entry| entry.custody.grant = None),
         }
         match rejection {
             GrantRejection::Foreign(owner) => return Err(CustodyError::Foreign(owner)),

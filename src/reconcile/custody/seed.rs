@@ -32,7 +32,7 @@ pub(super) async fn seed(
     let version = shown.and_then(|secret| secret.resource_version()).unwrap_or_default();
     let begun = kept.filter(|kept| kept.token.is_some()).and_then(|kept| kept.seed.as_ref());
     let uid = checks::uid(credential);
-    let seen = |version: &str| context.memory.with(uid, |entry| entry.custody.seed_seen.as_deref() == Some(version));
+    let seen = |version: &str| context.cache.with(uid, |entry| entry.custody.seed_seen.as_deref() == Some(version));
     if begun.is_some_and(|begun| begun.version == version || seen(&version)) {
         return Ok(None);
     }
@@ -44,7 +44,7 @@ pub(super) async fn seed(
         (_, None) => false,
     };
     if same {
-        context.memory.with(uid, |entry| entry.custody.seed_seen = Some(version));
+        context.cache.with(uid, |entry| entry.custody.seed_seen = Some(version));
         return Ok(None);
     }
     Ok(Some(read.map(|(_, seed)| seed)))

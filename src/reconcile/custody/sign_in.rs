@@ -33,7 +33,7 @@ pub(in crate::reconcile) async fn begin_sign_in(
     data.device_code = Some(device_code);
     kept.sign_in = Some(sign_in);
     put(credential, &kept, &data, context).await?;
-    context.memory.with(checks::uid(credential), |entry| entry.sign_in.device_code = Some(codes));
+    context.cache.with(checks::uid(credential), |entry| entry.sign_in.device_code = Some(codes));
     Ok(())
 }
 
@@ -44,14 +44,14 @@ pub(in crate::reconcile) async fn device_code(
     context: &Context,
 ) -> Result<Option<SecretString>, CustodyError> {
     let uid = checks::uid(credential);
-    let known = context.memory.with(uid, |entry| entry.sign_in.device_code.clone());
+    let known = context.cache.with(uid, |entry| entry.sign_in.device_code.clone());
     if let Some((_, device_code)) = known.filter(|(known, _)| known == user_code) {
         return Ok(Some(device_code));
     }
     let Some((kept, data)) = open(credential, context).await? else { return Ok(None) };
     let device_code = data.device_code.filter(|_| kept.sign_in.is_some_and(|kept| kept.user_code == user_code));
     let codes = device_code.clone().map(|device_code| (user_code.to_owned(), device_code));
-    context.memory.with(uid, |entry| entry.sign_in.device_code = codes);
+    context.cache.with(uid, |entry| entry.sign_in.device_code = codes);
     Ok(device_code)
 }
 
@@ -100,7 +100,7 @@ pub(in crate::reconcile) async fn end_sign_in(
     data.device_code = None;
     put(credential, &kept, &data, context).await?;
     context
-        .memory
+        .cache
         .with(checks::uid(credential), |entry| (entry.sign_in.device_code, entry.sign_in.next_poll) = (None, None));
     Ok(())
 }

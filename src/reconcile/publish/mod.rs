@@ -60,7 +60,7 @@ pub(super) async fn store(observed: &mut Observed, context: &Context) -> Result<
         unsuitable: held.unsuitable.clone(),
     };
     write(observed, &stored, &held.issued_for, held.reissue.as_deref(), context).await?;
-    context.memory.with(checks::uid(&observed.credential), |entry| entry.attempt.held = None);
+    context.cache.with(checks::uid(&observed.credential), |entry| entry.attempt.held = None);
     if let Some(note) = held.unsuitable.clone().filter(|note| Some(note) != known.as_ref()) {
         let notice = Notice { warning: true, reason: Reason::TokenUnsuitable, note };
         context.kubernetes.events.emit(&observed.credential, &notice, context.clock.now());
@@ -81,7 +81,7 @@ pub(super) async fn publish_again(observed: &mut Observed, context: &Context) ->
     let told = observed.credential.status.as_ref().and_then(|status| status.token.as_ref());
     let Some((token, _)) = secret.as_ref().and_then(|secret| stored_token(secret, told)) else {
         // It went away between the look and the act: the next reconcile sees that and obtains a new one.
-        context.memory.with(checks::uid(&observed.credential), |entry| entry.object.inspected = None);
+        context.cache.with(checks::uid(&observed.credential), |entry| entry.object.inspected = None);
         return Ok(());
     };
     let repaired = !from.intact;
@@ -143,7 +143,7 @@ async fn write(
         intact: true,
         must_recreate: false,
     };
-    context.memory.with(&uid, |entry| {
+    context.cache.with(&uid, |entry| {
         entry.object.target = Some(Arc::new(meta));
         entry.object.inspected = None;
         entry.object.conflict = false;
@@ -214,7 +214,7 @@ async fn over_existing(
     match context.stores.ownership(&secret.metadata, credential, context.clock.now()) {
         Ownership::Own | Ownership::Takeover => {}
         Ownership::Foreign(owner) => {
-            context.memory.with(checks::uid(credential), |entry| entry.object.conflict = true);
+            context.cache.with(checks::uid(credential), |entry| entry.object.conflict = true);
             return Err(PublishError::Foreign(owner));
         }
     }
@@ -226,14 +226,14 @@ async fn over_existing(
     if let (Some((stored_at, stored)), Some(issued_at)) = (stored, issued_at)
         && is_overtaken((stored_at, &stored), (issued_at, fingerprint))
     {
-        context.memory.with(checks::uid(credential), |entry| {
+        context.cache.with(checks::uid(credential), |entry| {
             (entry.object.target, entry.object.inspected) = (Some(Arc::new(secret.metadata.clone())), None);
         });
         return Err(PublishError::Overtaken);
     }
     if secret.immutable == Some(true) || secret.type_.as_deref().is_some_and(|kind| kind != names::SECRET_TYPE_TARGET) {
         // Without its labels no watch shows it: the next reconcile reads it, deletes it and creates it.
-        context.memory.with(checks::uid(credential), |entry| entry.object.conflict = true);
+        context.cache.with(checks::uid(credential), |entry| entry.object.conflict = true);
         return Err(PublishError::Refused("it is immutable or has another type, and is created again".to_owned()));
     }
     let version = meta.resource_version.clone().unwrap_or_default();

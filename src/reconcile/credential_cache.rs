@@ -26,7 +26,7 @@ use crate::{
 
 /// What is remembered of each credential that the store has, by uid. An entry lives as long as its object: what arrives
 /// later for that uid is dropped, but for a refresh token that is being stored.
-pub struct Memory {
+pub struct CredentialCache {
     objects: Mutex<Objects>,
     leadership: Leadership,
     /// When Secrets were written last.
@@ -38,16 +38,16 @@ pub struct Memory {
 #[derive(Default)]
 struct Objects {
     /// Credentials that exist; `None` where there is nothing to remember.
-    live: HashMap<Box<str>, Option<Box<Entry>>>,
+    live: HashMap<Box<str>, Option<Box<CredentialState>>>,
     /// Credentials that are gone, while a refresh token which arrived for them is not stored yet.
-    orphans: HashMap<Box<str>, Box<Entry>>,
+    orphans: HashMap<Box<str>, Box<CredentialState>>,
     /// The latest writes of statuses, of credentials and providers, by uid.
     statuses: HashMap<Box<str>, Spacing>,
 }
 
 /// What is remembered of one credential.
 #[derive(Default)]
-pub struct Entry {
+pub struct CredentialState {
     /// The term of leadership ([`Leadership::tenure`]) in which the entry was made.
     tenure: u64,
     /// Its object and its target Secret.
@@ -154,7 +154,7 @@ pub struct Inspected {
     pub must_recreate: bool,
 }
 
-impl Entry {
+impl CredentialState {
     /// Whether the entry holds no more than a new one.
     fn is_blank(&self) -> bool {
         let Self { tenure: _, object, attempt, custody, sign_in } = self;
@@ -208,7 +208,7 @@ impl SignInState {
     }
 }
 
-impl Memory {
+impl CredentialCache {
     /// An empty memory. `leadership` gives the tenure that entries are made in.
     pub fn new(leadership: Leadership) -> Self {
         Self { objects: Mutex::default(), leadership, writes: Writes::default(), register: Register::default() }
@@ -224,7 +224,7 @@ impl Memory {
 
     /// Works on the entry of a credential. Where the credential is gone, `work` gets an entry that is dropped after it,
     /// unless a refresh token that is not stored is in it.
-    pub fn with<T>(&self, uid: &str, work: impl FnOnce(&mut Entry) -> T) -> T {
+    pub fn with<T>(&self, uid: &str, work: impl FnOnce(&mut CredentialState) -> T) -> T {
         let mut objects = self.objects.lock();
         if let Some(entry) = objects.live.get_mut(uid) {
             let entry = entry.get_or_insert_default();
@@ -336,7 +336,7 @@ impl Memory {
     /// Whether anything is under way or not yet written: a shutdown waits for it. Who does not lead writes nothing but a
     /// refresh token that nobody else has. Only credentials that exist count, and the refresh tokens of others.
     pub fn is_busy(&self, leads: bool) -> bool {
-        let busy = |entry: &Entry| {
+        let busy = |entry: &CredentialState| {
             let awaited = entry.attempt.in_flight.is_some() || entry.custody.unsaved.is_some();
             awaited || leads && (entry.attempt.outcome.is_some() || entry.attempt.held.is_some() && !entry.object.stuck)
         };
@@ -399,10 +399,10 @@ mod tests {
 
     const UID: &str = "6d1b8f0e-0000-4000-8000-000000000001";
 
-    fn memory() -> Memory {
-        let memory = Memory::new(Leadership::always());
-        memory.begin(UID);
-        memory
+    fn cache() -> CredentialCache {
+        let cache = CredentialCache::new(Leadership::always());
+        cache.begin(UID);
+        cache
     }
 
     fn unsaved(at: Timestamp) -> Unsaved {
@@ -411,35 +411,35 @@ mod tests {
 
     #[test]
     fn a_credential_that_is_gone_leaves_nothing_behind() {
-        let memory = memory();
-        memory.with(UID, |entry| entry.attempt.in_flight = Some(Timestamp::UNIX_EPOCH));
-        assert!(memory.is_busy(true) && memory.is_under_way(UID));
-        memory.forget(UID);
-        assert!(!memory.is_busy(true));
+        let cache = cache();
+        cache.with(UID, |entry| entry.attempt.in_flight = Some(Timestamp::UNIX_EPOCH));
+        assert!(cache.is_busy(true) && cache.is_under_way(UID));
+        cache.forget(UID);
+        assert!(!cache.is_busy(true));
         // The response arrives after the deletion.
-        memory.with(UID, |entry| entry.sign_in.next_poll = Some(Timestamp::UNIX_EPOCH));
-        memory.finish(UID, None);
-        assert!(!memory.is_busy(true) && memory.objects.lock().live.is_empty());
-        assert_eq!(memory.with(UID, |entry| entry.sign_in.next_poll), None);
+        cache.with(UID, |entry| entry.sign_in.next_poll = Some(Timestamp::UNIX_EPOCH));
+        cache.finish(UID, None);
+        assert!(!cache.is_busy(true) && cache.objects.lock().live.is_empty());
+        assert_eq!(cache.with(UID, |entry| entry.sign_in.next_poll), None);
     }
 
     #[test]
     fn a_refresh_token_outlives_its_credential_until_it_is_stored_or_too_old() {
-        let (memory, at) = (memory(), Timestamp::from_second(1_000).unwrap());
-        memory.forget(UID);
-        memory.with(UID, |entry| entry.custody.unsaved = Some(unsaved(at)));
-        assert!(memory.is_busy(false) && memory.with(UID, |entry| entry.custody.unsaved.is_some()));
-        assert_eq!(memory.forget_orphans(Timestamp::UNIX_EPOCH), 0);
-        assert_eq!(memory.forget_orphans(at), 1);
-        assert!(!memory.is_busy(false));
-        memory.with(UID, |entry| entry.custody.unsaved = Some(unsaved(at)));
-        memory.with(UID, |entry| entry.custody.unsaved = None);
-        assert!(!memory.is_busy(false));
+        let (cache, at) = (cache(), Timestamp::from_second(1_000).unwrap());
+        cache.forget(UID);
+        cache.with(UID, |entry| entry.custody.unsaved = Some(unsaved(at)));
+        assert!(cache.is_busy(false) && cache.with(UID, |entry| entry.custody.unsaved.is_some()));
+        assert_eq!(cache.forget_orphans(Timestamp::UNIX_EPOCH), 0);
+        assert_eq!(cache.forget_orphans(at), 1);
+        assert!(!cache.is_busy(false));
+        cache.with(UID, |entry| entry.custody.unsaved = Some(unsaved(at)));
+        cache.with(UID, |entry| entry.custody.unsaved = None);
+        assert!(!cache.is_busy(false));
     }
 
     #[test]
     fn a_new_tenure_keeps_only_what_was_obtained() {
-        let mut entry = Entry::default();
+        let mut entry = CredentialState::default();
         entry.custody.unsaved = Some(unsaved(Timestamp::UNIX_EPOCH));
         entry.attempt.untold = Some(History::default());
         entry.sign_in.next_poll = Some(Timestamp::UNIX_EPOCH);
