@@ -188,7 +188,7 @@ impl Work {
         let leadership = if settings.leader_elect { Leadership::new() } else { Leadership::always() };
         let cache = Arc::new(CredentialCache::new(leadership.clone()));
         let mapper = Mapper {
-            links: Arc::default(),
+            references: Arc::default(),
             cache: cache.clone(),
             unreadable: Arc::default(),
             queue: queue.clone(),
@@ -217,7 +217,7 @@ impl Work {
         let admission = admission(&queue, &draining);
         health.supervise("admission", admission.clone().run());
         let secrets = Secrets::new(client.clone());
-        let bundles = Arc::new(Bundles::new(client.clone(), queue.clone(), stores.links.clone()));
+        let bundles = Arc::new(Bundles::new(client.clone(), queue.clone(), stores.references.clone()));
         let resolver = Resolver {
             client: client.clone(),
             clients,

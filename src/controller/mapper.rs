@@ -23,7 +23,7 @@ use crate::{
     policy::{observed::target_name, secret_metadata::credential_of},
     reconcile::{act::activity::Activity, context::Context, credential_cache::CredentialCache, work_queue::WorkQueue},
     stores::{
-        links::Links,
+        reference_index::ReferenceIndex,
         unreadable::{ObjectKind, Unreadable},
     },
 };
@@ -32,7 +32,7 @@ use crate::{
 #[derive(Clone)]
 pub struct Mapper {
     /// Which objects depend on which.
-    pub links: Arc<Links>,
+    pub references: Arc<ReferenceIndex>,
     /// Which credentials exist.
     pub cache: Arc<CredentialCache>,
     /// Objects that do not parse.
@@ -78,7 +78,7 @@ impl Mapper {
                 let key = key(&*credential);
                 fail_point::panic_at("seen", &key.1);
                 self.unreadable.forget(ObjectKind::Credential, &key);
-                if self.links.credential(&credential) {
+                if self.references.credential(&credential) {
                     self.queue.enqueue_provider(ProviderKey::of(&credential));
                 }
                 if let Some(before) = before.filter(|before| target_name(before) != target_name(&credential)) {
@@ -89,7 +89,7 @@ impl Mapper {
             }
             Change::Deleted(credential) => {
                 let key = key(&*credential);
-                self.links.forget_credential(&key);
+                self.references.forget_credential(&key);
                 self.evict(Eviction::Credential(credential.uid().unwrap_or_default()));
                 // A younger credential with the same target may have it now.
                 self.enqueue_target(&(key.0, target_name(&credential)));
@@ -97,7 +97,7 @@ impl Mapper {
             Change::Unreadable { meta, error } => {
                 let key = (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
                 self.cache.begin(meta.uid.as_deref().unwrap_or_default());
-                self.links.forget_credential(&key);
+                self.references.forget_credential(&key);
                 self.unreadable.note(ObjectKind::Credential, key, &meta, error);
             }
             Change::Lost { key, uid } => {
@@ -134,7 +134,7 @@ impl Mapper {
                     ProviderKind::MailProvider => key.namespace.clone(),
                     ProviderKind::ClusterMailProvider => broker_namespace.to_owned(),
                 };
-                self.links.provider(key.clone(), &home, provider.spec());
+                self.references.provider(key.clone(), &home, provider.spec());
                 self.enqueue_provider_and_credentials(key);
             }
             Change::Deleted(provider) => self.provider_gone(object(provider).key()),
@@ -152,9 +152,9 @@ impl Mapper {
     }
 
     fn provider_gone(&self, key: ProviderKey) {
-        self.links.forget_provider(key.clone());
+        self.references.forget_provider(key.clone());
         self.evict(Eviction::Provider(key.clone()));
-        self.links.by_provider(&key).into_iter().for_each(|credential| self.queue.enqueue_credential(credential));
+        self.references.by_provider(&key).into_iter().for_each(|credential| self.queue.enqueue_credential(credential));
     }
 
     pub(super) fn own_secret(&self, seen: Change<PartialObjectMeta<Secret>>) {
@@ -167,7 +167,7 @@ impl Mapper {
         let (namespace, name) = key(&**secret);
         let credential = credential_of(&secret.metadata);
         let is_gone = matches!(seen, Change::Deleted(_));
-        self.links.own_secret((namespace.clone(), name.clone()), credential.clone().filter(|_| !is_gone));
+        self.references.own_secret((namespace.clone(), name.clone()), credential.clone().filter(|_| !is_gone));
         if is_gone {
             self.evict(Eviction::Secret {
                 key: (namespace.clone(), name.clone()),
@@ -184,8 +184,11 @@ impl Mapper {
     pub(super) fn source(&self, seen: Change<PartialObjectMeta<Secret>>) {
         let (Change::Applied { object: secret, .. } | Change::Deleted(secret)) = seen else { return };
         let key = key(&*secret);
-        self.links.by_secret(&key).into_iter().for_each(|provider| self.enqueue_provider_and_credentials(provider));
-        self.links
+        self.references
+            .by_secret(&key)
+            .into_iter()
+            .for_each(|provider| self.enqueue_provider_and_credentials(provider));
+        self.references
             .credentials_by_secret(&key)
             .into_iter()
             .for_each(|credential| self.queue.enqueue_credential(credential));
@@ -197,16 +200,19 @@ impl Mapper {
             return;
         }
         let name = namespace.name_any();
-        self.links.by_namespace(&name).into_iter().for_each(|credential| self.queue.enqueue_credential(credential));
+        self.references
+            .by_namespace(&name)
+            .into_iter()
+            .for_each(|credential| self.queue.enqueue_credential(credential));
     }
 
     fn enqueue_target(&self, target: &ObjectKey) {
-        self.links.by_target(target).into_iter().for_each(|credential| self.queue.enqueue_credential(credential));
+        self.references.by_target(target).into_iter().for_each(|credential| self.queue.enqueue_credential(credential));
     }
 
     /// The provider first; its credentials too, since a change ends their wait.
     fn enqueue_provider_and_credentials(&self, key: ProviderKey) {
-        let credentials = self.links.by_provider(&key);
+        let credentials = self.references.by_provider(&key);
         self.queue.enqueue_provider(key);
         credentials.into_iter().for_each(|credential| self.queue.enqueue_credential(credential));
     }
@@ -237,7 +243,7 @@ fn evict_one(eviction: Eviction, context: &Context) {
         Eviction::Secret { key, uid: secret, credential } => {
             // By the target's name too: a label may hold the credential's only cut.
             let made_for = credential.map(|name| (key.0.clone(), name));
-            for (namespace, name) in context.stores.links.by_target(&key).into_iter().chain(made_for) {
+            for (namespace, name) in context.stores.references.by_target(&key).into_iter().chain(made_for) {
                 let uid = context.stores.credentials.get(&namespace, &name).and_then(|credential| credential.uid());
                 let Some(uid) = uid else { continue };
                 context.cache.with(&uid, |entry| {

@@ -92,7 +92,7 @@ impl Sweeper {
         let late = providers.filter(|object| {
             let ignored = object.allowed().is_some()
                 && !stores.credentials.is_complete()
-                && !context.stores.links.is_used(&object.key());
+                && !context.stores.references.is_used(&object.key());
             let meta = object.meta();
             !ignored && meta.deletion_timestamp.is_none() && provider_overdue(meta.generation, object.status())
         });

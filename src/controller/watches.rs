@@ -172,7 +172,7 @@ impl Watches {
             namespaces,
             own_secrets,
             sources,
-            links: mapper.links.clone(),
+            references: mapper.references.clone(),
             unreadable: mapper.unreadable.clone(),
             broker_namespace: broker_namespace.to_owned(),
         };

@@ -18,7 +18,7 @@ use crate::{
     api::{provider_object::ProviderKey, reference::ObjectKey},
     error::told_by,
     reconcile::work_queue::WorkQueue,
-    stores::links::Links,
+    stores::reference_index::ReferenceIndex,
 };
 
 /// Watches at most. Each is a connection to the API server, of about 40 KB.
@@ -32,7 +32,7 @@ const POLL: Duration = Duration::from_secs(60);
 pub struct Bundles {
     client: Client,
     queue: WorkQueue,
-    links: Arc<Links>,
+    references: Arc<ReferenceIndex>,
     maps: Arc<Mutex<HashMap<ObjectKey, Followed>>>,
     /// A ConfigMap that is not watched was added.
     added: Notify,
@@ -50,8 +50,8 @@ struct Followed {
 impl Bundles {
     /// Nothing is known yet. A ConfigMap of a provider that `links` knows as used is watched through `client`; a change
     /// enqueues its readers in `queue`.
-    pub fn new(client: Client, queue: WorkQueue, links: Arc<Links>) -> Self {
-        Self { client, queue, links, maps: Arc::default(), added: Notify::new() }
+    pub fn new(client: Client, queue: WorkQueue, references: Arc<ReferenceIndex>) -> Self {
+        Self { client, queue, references, maps: Arc::default(), added: Notify::new() }
     }
 
     /// The version of a ConfigMap that `reader` refers to. The first call begins to follow it and returns `None`; the
@@ -59,7 +59,7 @@ impl Bundles {
     pub fn version(&self, reader: &ProviderKey, map: &ObjectKey) -> Option<String> {
         let mut maps = self.maps.lock();
         let watched_already = maps.get(map).is_some_and(|followed| followed.watch.is_some());
-        let may_watch = !watched_already && self.links.is_used(reader) && {
+        let may_watch = !watched_already && self.references.is_used(reader) && {
             let mut watched = maps.iter().filter(|(_, followed)| followed.watch.is_some()).map(|(map, _)| &map.0);
             let (all, of_this) = watched.try_fold((0, 0), |(all, of_this), namespace| {
                 Some((all + 1, of_this + usize::from(*namespace == map.0)))

@@ -264,7 +264,7 @@ async fn previous(
     let reported = credential.status.as_ref().and_then(|status| status.secret_name.clone());
     let deletes = credential.spec.secret.deletion_policy == DeletionPolicy::Delete;
     let others = match deletes {
-        true => context.stores.links.secrets_of(&(namespace.to_owned(), credential.name_any())),
+        true => context.stores.references.secrets_of(&(namespace.to_owned(), credential.name_any())),
         false => vec![],
     };
     let own_name = Some(credential.name_any()).filter(|_| deletes && credential.spec.secret.name.is_some());

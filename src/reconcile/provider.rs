@@ -56,7 +56,7 @@ async fn step(key: &ProviderKey, looks: &mut bool, context: &Arc<Context>) -> Re
     let Some(object) = context.stores.provider(key) else { return Ok(Action::await_change()) };
     if key.kind == ProviderKind::ClusterMailProvider
         && !context.stores.credentials.is_complete()
-        && !context.stores.links.is_used(key)
+        && !context.stores.references.is_used(key)
     {
         // A broker of single namespaces leaves the providers of the cluster that nobody there uses to other brokers.
         return Ok(Action::await_change());
@@ -166,7 +166,7 @@ fn is_fresh(object: &ProviderObject) -> bool {
 fn wake_credentials(key: &ProviderKey, context: &Context) {
     context
         .stores
-        .links
+        .references
         .by_provider(key)
         .into_iter()
         .for_each(|credential| context.queue.enqueue_credential(credential));

@@ -1,6 +1,6 @@
 //! What the watches show, kept in memory, and the links by which a change of one object finds those that depend on it.
 
-pub mod links;
+pub mod reference_index;
 pub mod slim;
 pub mod unreadable;
 
@@ -34,7 +34,7 @@ use crate::{
         secret_metadata::controller_of,
     },
     stores::{
-        links::Links,
+        reference_index::ReferenceIndex,
         unreadable::{ObjectKind, Unreadable},
     },
 };
@@ -92,7 +92,7 @@ pub struct Stores {
     /// Secrets that the broker may read.
     pub sources: Mirror<PartialObjectMeta<Secret>>,
     /// Which objects refer to which.
-    pub links: Arc<Links>,
+    pub references: Arc<ReferenceIndex>,
     /// Objects that do not parse, which are in none of the stores above.
     pub unreadable: Arc<Unreadable>,
     /// The namespace of a ClusterMailProvider's Secrets.
@@ -129,7 +129,7 @@ impl Stores {
     pub fn rival(&self, credential: &MailCredential, target: Option<&ObjectMeta>, now: Timestamp) -> Option<String> {
         let namespace = credential.namespace().unwrap_or_default();
         let name = target_name(credential);
-        let others = self.links.by_target(&(namespace, name.clone()));
+        let others = self.references.by_target(&(namespace, name.clone()));
         let others = others.iter().filter_map(|key| self.credentials.get(&key.0, &key.1)).filter(|other| {
             let another = other.metadata.uid != credential.metadata.uid;
             another && other.metadata.deletion_timestamp.is_none() && target_name(other) == name

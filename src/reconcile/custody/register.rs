@@ -226,7 +226,7 @@ fn older_of_the_same_seed(credential: &MailCredential, stores: &Stores) -> Optio
     let age = |credential: &MailCredential| {
         (credential.creation_timestamp().map(|time| time.0), has_none(credential), credential.name_any())
     };
-    let others = stores.links.credentials_by_secret(&source);
+    let others = stores.references.credentials_by_secret(&source);
     others
         .iter()
         .filter_map(|(namespace, name)| stores.credentials.get(namespace, name))

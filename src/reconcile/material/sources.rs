@@ -142,7 +142,7 @@ pub(in crate::reconcile) async fn read_source(
 /// client's, not a person's.
 pub(in crate::reconcile) fn of_a_provider(reference: &KeyRef, namespace: &str, stores: &Stores) -> Option<Blocker> {
     let name = &reference.name;
-    let providers = stores.links.by_secret(&(namespace.to_owned(), name.clone()));
+    let providers = stores.references.by_secret(&(namespace.to_owned(), name.clone()));
     let provider = providers.iter().find(|key| stores.provider(key).is_some())?;
     // One of the cluster is not named to a namespace.
     let whose = match provider.kind {

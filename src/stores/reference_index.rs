@@ -25,21 +25,21 @@ const GRANT_SUFFIX: &str = "-grant";
 
 /// Which credentials depend on a provider, want a target or read a source, and which providers read one.
 #[derive(Default)]
-pub struct Links {
-    credentials_of_provider: RwLock<Many<ProviderKey, ObjectKey>>,
+pub struct ReferenceIndex {
+    credentials_of_provider: RwLock<Relation<ProviderKey, ObjectKey>>,
     /// Those alone whose target has another name than they have.
-    credentials_of_target: RwLock<Many<ObjectKey, ObjectKey>>,
-    credentials_of_secret: RwLock<Many<ObjectKey, ObjectKey>>,
-    providers_of_secret: RwLock<Many<ObjectKey, ProviderKey>>,
+    credentials_of_target: RwLock<Relation<ObjectKey, ObjectKey>>,
+    credentials_of_secret: RwLock<Relation<ObjectKey, ObjectKey>>,
+    providers_of_secret: RwLock<Relation<ObjectKey, ProviderKey>>,
     /// Those alone whose grant Secret has a name from which theirs cannot be read.
-    credentials_of_grant: RwLock<Many<ObjectKey, ObjectKey>>,
+    credentials_of_grant: RwLock<Relation<ObjectKey, ObjectKey>>,
     /// Names of the credentials of a ClusterMailProvider, by namespace: its labels concern them.
     credentials_of_namespace: RwLock<HashMap<String, HashSet<String>>>,
     /// Credentials by the Secrets that are labelled as theirs under another name than their own.
-    owners_of_secret: RwLock<Many<ObjectKey, ObjectKey>>,
+    owners_of_secret: RwLock<Relation<ObjectKey, ObjectKey>>,
 }
 
-impl Links {
+impl ReferenceIndex {
     /// Notes what a credential refers to. Tells whether it is the first of its provider.
     pub fn credential(&self, credential: &MailCredential) -> bool {
         let namespace = credential.namespace().unwrap_or_default();
@@ -142,18 +142,18 @@ impl Links {
 }
 
 /// A relation that is found from its right side and replaced from its left side.
-struct Many<A, B> {
+struct Relation<A, B> {
     found: HashMap<A, HashSet<B>>,
     of: HashMap<B, Vec<A>>,
 }
 
-impl<A, B> Default for Many<A, B> {
+impl<A, B> Default for Relation<A, B> {
     fn default() -> Self {
         Self { found: HashMap::new(), of: HashMap::new() }
     }
 }
 
-impl<A: Clone + Eq + Hash, B: Clone + Eq + Hash> Many<A, B> {
+impl<A: Clone + Eq + Hash, B: Clone + Eq + Hash> Relation<A, B> {
     fn set(&mut self, from: B, to: Vec<A>) {
         if self.of.get(&from).map_or(&[][..], Vec::as_slice) == to {
             return;
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_relation_forgets_what_was_replaced() {
-        let mut many = Many::default();
+        let mut many = Relation::default();
         many.set("b1", vec!["a1", "a2"]);
         many.set("b2", vec!["a1"]);
         assert_eq!(many.get(&"a1").len(), 2);
@@ -198,43 +198,43 @@ mod tests {
 
     #[test]
     fn a_grant_secret_finds_its_credential_by_its_name() {
-        let links = Links::default();
+        let references = ReferenceIndex::default();
         let long = "x".repeat(250);
         for name in ["billing", &"y".repeat(80), &long] {
             let mut credential = mailtoken_core::fixtures::credential();
             credential.metadata.name = Some(name.to_owned());
             credential.metadata.namespace = Some("shop".to_owned());
-            links.credential(&credential);
+            references.credential(&credential);
             let secret = ("shop".to_owned(), names::grant_secret(name));
-            assert!(links.by_target(&secret).contains(&("shop".to_owned(), name.to_owned())), "{name}");
+            assert!(references.by_target(&secret).contains(&("shop".to_owned(), name.to_owned())), "{name}");
         }
-        links.forget_credential(&("shop".to_owned(), long.clone()));
+        references.forget_credential(&("shop".to_owned(), long.clone()));
         let secret = ("shop".to_owned(), names::grant_secret(&long));
-        assert!(!links.by_target(&secret).contains(&("shop".to_owned(), long)));
+        assert!(!references.by_target(&secret).contains(&("shop".to_owned(), long)));
     }
 
     #[test]
     fn the_labels_of_a_namespace_concern_the_credentials_of_cluster_providers() {
-        let links = Links::default();
+        let references = ReferenceIndex::default();
         let mut credential = mailtoken_core::fixtures::credential();
         credential.spec.provider_ref.kind = ProviderKind::ClusterMailProvider;
         let key = (credential.namespace().unwrap(), credential.name_any());
-        links.credential(&credential);
-        assert_eq!(links.by_namespace(&key.0), std::slice::from_ref(&key));
+        references.credential(&credential);
+        assert_eq!(references.by_namespace(&key.0), std::slice::from_ref(&key));
         credential.spec.provider_ref.kind = ProviderKind::MailProvider;
-        links.credential(&credential);
-        assert!(links.by_namespace(&key.0).is_empty() && links.credentials_of_namespace.read().is_empty());
+        references.credential(&credential);
+        assert!(references.by_namespace(&key.0).is_empty() && references.credentials_of_namespace.read().is_empty());
     }
 
     #[test]
     fn secrets_under_former_names_are_found_by_their_credential() {
-        let links = Links::default();
+        let references = ReferenceIndex::default();
         let key = |name: &str| ("shop".to_owned(), name.to_owned());
         for secret in ["billing", "billing-grant", "former"] {
-            links.own_secret(key(secret), Some("billing".to_owned()));
+            references.own_secret(key(secret), Some("billing".to_owned()));
         }
-        assert_eq!(links.secrets_of(&key("billing")), [key("former")]);
-        links.own_secret(key("former"), None);
-        assert!(links.secrets_of(&key("billing")).is_empty());
+        assert_eq!(references.secrets_of(&key("billing")), [key("former")]);
+        references.own_secret(key("former"), None);
+        assert!(references.secrets_of(&key("billing")).is_empty());
     }
 }
