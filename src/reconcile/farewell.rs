@@ -124,7 +124,7 @@ pub(super) async fn farewell(
         _ => {
             let ask = ask(&credential, |at| at.revocation_url.as_deref(), (Class::Person, deleted), context);
             if let Answer::Admitted(permit) = context.requests.admission.ask(&row, ask) {
-                set_out(credential, permit, deadline, context);
+                start_revocation(credential, permit, deadline, context);
                 return Ok(Action::await_change());
             }
             return wait_until(deadline);
@@ -176,7 +176,7 @@ fn too_late(why: &str) -> Revocation {
 }
 
 /// Revokes in a task of its own, which has its permit and ends at the deadline.
-fn set_out(credential: Arc<MailCredential>, permit: Permit, deadline: Timestamp, context: &Arc<Context>) {
+fn start_revocation(credential: Arc<MailCredential>, permit: Permit, deadline: Timestamp, context: &Arc<Context>) {
     let context = context.clone();
     context.cache.with(checks::uid(&credential), |entry| entry.attempt.in_flight = Some(context.clock.now()));
     tokio::spawn(async move {

@@ -33,8 +33,8 @@ use crate::{
     reconcile::{
         act::{
             activity::Activity,
-            start::{set_out, wants_a_permit},
-            under_way::UnderWay,
+            request_handle::RequestHandle,
+            start::{start_request, wants_a_permit},
         },
         context::Context,
         custody::pending::CustodyError,
@@ -76,8 +76,8 @@ pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>, s
     let mut done = step(credential.clone(), &context, &mut asked).await;
     drop(slot);
     if done.is_ok()
-        && let Some(under_way) = asked.take()
-        && under_way.ends_within(BRISK).await
+        && let Some(handle) = asked.take()
+        && handle.ends_within(BRISK).await
     {
         let credential = context.stores.credentials.get(&namespace, &name);
         let key = (namespace, name);
@@ -106,7 +106,7 @@ pub fn end_of_ready(credential: &MailCredential, context: &Context) -> Option<Ti
 async fn step(
     credential: Arc<MailCredential>,
     context: &Arc<Context>,
-    asked: &mut Option<UnderWay>,
+    asked: &mut Option<RequestHandle>,
 ) -> Result<Action, Error> {
     if !context.leadership.is_leader() {
         context.requests.admission.withdraw(&Activity::grant(&credential));
@@ -133,13 +133,13 @@ async fn step(
     tracing::debug!(?decision, "decided");
     let decision = match &decision {
         Decision::Issue(_) | Decision::SignIn | Decision::Poll if !context.requests.draining.is_cancelled() => {
-            set_out(&decision, &observed, asked, context)
+            start_request(&decision, &observed, asked, context)
         }
         Decision::KeepGrant | Decision::Store | Decision::Publish(_) => {
             if let Some(at) = too_soon(&decision, &observed, context, now) {
                 return Ok(Action::requeue(context.clock.until(at)));
             }
-            let decision = carry_out(&mut observed, &decision, context).await?;
+            let decision = apply(&mut observed, &decision, context).await?;
             if !context.leadership.is_leader() {
                 // Whoever leads now tells how things stand.
                 return Ok(Action::requeue(KEEP_AGAIN));
@@ -190,7 +190,7 @@ async fn keep_what_came(credential: &MailCredential, context: &Context) -> Actio
 }
 
 /// Writes the Secret and decides anew: what follows is a wait, or a back-off.
-async fn carry_out(observed: &mut Observed, decision: &Decision, context: &Context) -> Result<Decision, Error> {
+async fn apply(observed: &mut Observed, decision: &Decision, context: &Context) -> Result<Decision, Error> {
     let written = match decision {
         Decision::KeepGrant => keep_grant(observed, context).await,
         Decision::Store => publish::store(observed, context).await,

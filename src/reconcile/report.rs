@@ -52,7 +52,7 @@ pub(super) async fn report(
     let credential = &observed.credential;
     let before = credential.status.clone().unwrap_or_default();
     let after = status(observed, decision, now);
-    let under_way = matches!(
+    let handle = matches!(
         decision,
         Decision::Issue(_)
             | Decision::SignIn
@@ -68,7 +68,7 @@ pub(super) async fn report(
     }
     let patient = end_told_at(credential, context).is_some_and(|at| now < at);
     let ends = tells_of_an_end(&before.conditions, &after.conditions);
-    if under_way && (patient || !ends) {
+    if handle && (patient || !ends) {
         return Ok(true);
     }
     let queued_told_after = if ends { END_TOLD_AFTER } else { QUEUED_TOLD_AFTER };

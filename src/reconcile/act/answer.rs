@@ -9,7 +9,7 @@ use crate::{
     oauth::{Claims, Refusal, TokenAnswer, claims},
     policy::{inputs, observed::Held},
     reconcile::{
-        act::attempt::{Attempt, Brought, client_status},
+        act::attempt::{Attempt, Reply, client_status},
         material::authentication::Authentication,
     },
 };
@@ -34,13 +34,13 @@ impl Attempt {
     }
 
     /// A token, ready to be written.
-    pub(super) fn held(&self, answer: TokenAnswer, entry: &Authentication) -> Brought {
+    pub(super) fn held(&self, answer: TokenAnswer, entry: &Authentication) -> Reply {
         let (credential, spec) = (&self.credential, self.object.spec());
         let claims = Claims::read(secrecy::ExposeSecret::expose_secret(&answer.token.access_token));
         let unsuitable = claims.as_ref().and_then(|claims| {
             (self.profile.unsuitable)(claims, spec, credential.spec.grant.kind(), &credential.spec.protocols)
         });
-        Brought::Token(Box::new(Held {
+        Reply::Token(Box::new(Held {
             object_id: claims
                 .as_ref()
                 // A person's id is of no use to anybody.

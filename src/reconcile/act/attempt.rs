@@ -29,7 +29,7 @@ use crate::{
 
 /// What a task is sent for.
 #[derive(Clone, Copy, Debug)]
-pub enum Errand {
+pub enum RequestKind {
     /// A token.
     Token,
     /// A code by which a person signs in.
@@ -39,7 +39,7 @@ pub enum Errand {
 }
 
 /// What an errand brought.
-pub(super) enum Brought {
+pub(super) enum Reply {
     /// A token.
     Token(Box<Held>),
     /// Something that is noted already.
@@ -47,9 +47,9 @@ pub(super) enum Brought {
 }
 
 /// How a step ended; `None`: nothing was asked, and the credential is looked at anew.
-pub(super) type Step = Option<Result<Brought, Refusal>>;
+pub(super) type StepResult = Option<Result<Reply, Refusal>>;
 
-impl Errand {
+impl RequestKind {
     /// The endpoint that the errand's request goes to.
     pub(super) fn endpoint(self) -> fn(&Endpoints) -> Option<&str> {
         match self {

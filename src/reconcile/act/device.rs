@@ -19,7 +19,7 @@ use crate::{
     },
     reconcile::{
         act::{
-            attempt::{Attempt, Brought, Step, client_status, unique},
+            attempt::{Attempt, Reply, StepResult, client_status, unique},
             refusals::unkept,
             sign::signed,
         },
@@ -37,7 +37,7 @@ use crate::{
 /// The scopes by which a provider says who signed in.
 const IDENTITY: [&str; 2] = ["openid", "email"];
 /// Asks for a code, and keeps it.
-pub(super) async fn begin(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth) -> Step {
+pub(super) async fn begin(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth) -> StepResult {
     let Attempt { credential, context, prepared, .. } = attempt;
     let Some(url) = &prepared.endpoints.device_authorization_url else {
         let what = "the provider names no device authorization endpoint that can be used (an https URL), so nobody can sign in \
@@ -75,7 +75,7 @@ pub(super) async fn begin(attempt: &Attempt, entry: &Authentication, auth: &Clie
         Err(refusal) => return Some(Err(refusal)),
     };
     match keep(attempt, authorization).await {
-        Ok(()) => Some(Ok(Brought::Noted(client_status(entry)))),
+        Ok(()) => Some(Ok(Reply::Noted(client_status(entry)))),
         Err(error) => unkept(error, credential).map(Err),
     }
 }
@@ -135,10 +135,10 @@ async fn keep(attempt: &Attempt, authorization: DeviceAuthorization) -> Result<(
 }
 
 /// Asks whether the person has signed in.
-pub(super) async fn poll(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth) -> Step {
+pub(super) async fn poll(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth) -> StepResult {
     let Attempt { credential, context, .. } = attempt;
     let sign_in = attempt.grant.as_ref().and_then(|grant| grant.kept.as_ref()?.sign_in.as_ref())?;
-    let noted = Some(Ok(Brought::Noted(client_status(entry))));
+    let noted = Some(Ok(Reply::Noted(client_status(entry))));
     let code = match custody::device_code(credential, &sign_in.user_code, context).await {
         Ok(Some(code)) => code,
         Ok(None) => {
@@ -174,7 +174,7 @@ pub(super) async fn poll(attempt: &Attempt, entry: &Authentication, auth: &Clien
 }
 
 /// Keeps what came, if it came from the right person.
-async fn signed_in(attempt: &Attempt, entry: &Authentication, answer: TokenAnswer, exchange: &Exchange) -> Step {
+async fn signed_in(attempt: &Attempt, entry: &Authentication, answer: TokenAnswer, exchange: &Exchange) -> StepResult {
     if let Some(refusal) = attempt.somebody_else(&answer) {
         return ended(attempt, refusal.what.clone(), refusal).await;
     }
@@ -225,7 +225,7 @@ fn over(attempt: &Attempt, sign_in: &SignIn) {
 }
 
 /// The sign-in came to nothing, and only a person can begin another.
-async fn ended(attempt: &Attempt, how: String, mut refusal: Refusal) -> Step {
+async fn ended(attempt: &Attempt, how: String, mut refusal: Refusal) -> StepResult {
     (refusal.reason, refusal.what) = (Reason::AuthorizationRequired, how.clone());
     match custody::end_sign_in(&attempt.credential, SignInEnd::Nothing(how), &attempt.context).await {
         Ok(()) => Some(Err(refusal)),

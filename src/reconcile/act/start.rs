@@ -24,11 +24,11 @@ use crate::{
         act::{
             activity::{Activity, Permit},
             admit::{ask, host},
-            attempt::{Attempt, Brought, Errand, Step, client_status},
+            attempt::{Attempt, Reply, RequestKind, StepResult, client_status},
             device,
             refusals::{place, unavailable},
+            request_handle::RequestHandle,
             token,
-            under_way::UnderWay,
         },
         context::Context,
         custody::pending::Claimed,
@@ -38,19 +38,19 @@ use crate::{
 };
 
 /// Asks for a permit, and sends a task to the provider if it is granted. The handle is left in `asked`.
-pub(in crate::reconcile) fn set_out(
+pub(in crate::reconcile) fn start_request(
     decision: &Decision,
     observed: &Observed,
-    asked: &mut Option<UnderWay>,
+    asked: &mut Option<RequestHandle>,
     context: &Arc<Context>,
 ) -> Decision {
-    let errand = match decision {
-        Decision::SignIn => Errand::SignIn,
-        Decision::Poll => Errand::Poll,
-        _ => Errand::Token,
+    let kind = match decision {
+        Decision::SignIn => RequestKind::SignIn,
+        Decision::Poll => RequestKind::Poll,
+        _ => RequestKind::Token,
     };
     let now = context.clock.now();
-    let ask = ask(&observed.credential, errand.endpoint(), urgency(observed, decision, now), context);
+    let ask = ask(&observed.credential, kind.endpoint(), urgency(observed, decision, now), context);
     match context.requests.admission.ask(&Activity::grant(&observed.credential), ask) {
         Answer::Queued(waited) => {
             let waited = SignedDuration::try_from(waited).unwrap_or_default();
@@ -62,7 +62,7 @@ pub(in crate::reconcile) fn set_out(
                 Decision::Poll => tracing::debug!("asking whether the person has signed in"),
                 _ => tracing::info!(?decision, "asking the provider"),
             }
-            *asked = Some(start(errand, permit, observed, context));
+            *asked = Some(start(kind, permit, observed, context));
             Decision::InFlight
         }
     }
@@ -90,25 +90,25 @@ pub(in crate::reconcile) fn wants_a_permit(decision: &Decision) -> bool {
 
 /// Begins an attempt, which has its permit. Its outcome is left in the memory, and the credential is woken, unless somebody
 /// waits for the end of what this returns.
-fn start(errand: Errand, permit: Permit, observed: &Observed, context: &Arc<Context>) -> UnderWay {
+fn start(kind: RequestKind, permit: Permit, observed: &Observed, context: &Arc<Context>) -> RequestHandle {
     let credential = observed.credential.clone();
     let grant = observed.grant.clone();
     let published = observed.token().map(|token| token.fingerprint.clone());
     let uid = credential.uid().unwrap_or_default();
     context.cache.with(&uid, |entry| entry.attempt.in_flight = Some(context.clock.now()));
-    let made_with = match errand {
-        Errand::Token => observed.attempt.clone(),
-        Errand::SignIn | Errand::Poll => observed.sign_in_attempt(),
+    let made_with = match kind {
+        RequestKind::Token => observed.attempt.clone(),
+        RequestKind::SignIn | RequestKind::Poll => observed.sign_in_attempt(),
     };
     let first = observed.history.client.as_ref().and_then(|client| usize::try_from(client.index).ok()).unwrap_or(0);
     let context = context.clone();
     let (ended, end) = oneshot::channel();
     let key = (checks::namespace(&credential).to_owned(), credential.name_any());
-    let under_way = UnderWay { end, credential: key.clone(), queue: context.queue.clone() };
-    let span = tracing::info_span!("request", ?errand, namespace = checks::namespace(&credential), name = %credential.name_any());
+    let handle = RequestHandle { end, credential: key.clone(), queue: context.queue.clone() };
+    let span = tracing::info_span!("request", ?kind, namespace = checks::namespace(&credential), name = %credential.name_any());
     tokio::spawn(tracing::Instrument::instrument(
         async move {
-            let attempted = Box::pin(attempt(errand, permit, credential.clone(), grant, published, first, &context));
+            let attempted = Box::pin(attempt(kind, permit, credential.clone(), grant, published, first, &context));
             let attempted = AssertUnwindSafe(attempted).catch_unwind().await.unwrap_or_else(|_| {
                 context.metrics.reconcile_error("panic");
                 tracing::error!("the request panicked");
@@ -116,8 +116,8 @@ fn start(errand: Errand, permit: Permit, observed: &Observed, context: &Arc<Cont
                 Some(Err(Refused { refusal, place: place(&credential, None, None), client: None, spent: None }))
             });
             let outcome = attempted.map(|attempted| match attempted {
-                Ok(Brought::Token(held)) => Outcome::Issued(held),
-                Ok(Brought::Noted(client)) => Outcome::Noted { client },
+                Ok(Reply::Token(held)) => Outcome::Issued(held),
+                Ok(Reply::Noted(client)) => Outcome::Noted { client },
                 Err(refused) => Outcome::Refused { refused: Box::new(refused), attempt: made_with },
             });
             context.cache.finish(&uid, outcome);
@@ -127,20 +127,20 @@ fn start(errand: Errand, permit: Permit, observed: &Observed, context: &Arc<Cont
         },
         span,
     ));
-    under_way
+    handle
 }
 
 /// `None`: nothing was asked, because the provider turned out not to be usable (its own status tells), because another
 /// broker leads now, or because somebody else wrote the grant Secret. The permit is free when it ends.
 async fn attempt(
-    errand: Errand,
+    kind: RequestKind,
     permit: Permit,
     credential: Arc<MailCredential>,
     grant: Option<Grant>,
     published: Option<String>,
     first: usize,
     context: &Arc<Context>,
-) -> Option<Result<Brought, Refused>> {
+) -> Option<Result<Reply, Refused>> {
     fail_point::panic_at("request", &credential.name_any());
     let key = ProviderKey::of(&credential);
     let object = context.stores.provider(&key)?;
@@ -153,7 +153,7 @@ async fn attempt(
         Err(error) => return Some(Err(unavailable(&error, &credential, context))),
     };
     let profile = providers::profile(object.spec())?;
-    if (errand.endpoint())(&prepared.endpoints).is_some_and(|url| *host(url) != *permit.host()) {
+    if (kind.endpoint())(&prepared.endpoints).is_some_and(|url| *host(url) != *permit.host()) {
         // The endpoint was not known before: the credential asks for a permit for its host.
         return None;
     }
@@ -170,11 +170,11 @@ async fn attempt(
     }
     let context = context.clone();
     let attempt = Attempt { permit, credential, grant, published, object, profile, prepared, scopes, context };
-    try_each_authentication(&attempt, errand, first).await
+    try_each_authentication(&attempt, kind, first).await
 }
 
 /// Tries the client authentications of the provider, beginning with the one that the provider accepted last.
-async fn try_each_authentication(attempt: &Attempt, errand: Errand, first: usize) -> Option<Result<Brought, Refused>> {
+async fn try_each_authentication(attempt: &Attempt, kind: RequestKind, first: usize) -> Option<Result<Reply, Refused>> {
     let mut claimed: Option<Claimed> = None;
     let mut each = TryEach::new(&attempt.prepared.authentication, first);
     while let Some(entry) = each.next_entry() {
@@ -189,7 +189,7 @@ async fn try_each_authentication(attempt: &Attempt, errand: Errand, first: usize
         if each.is_repeated() {
             attempt.permit.charge();
         }
-        match run(attempt, errand, entry, &auth, &mut claimed).await? {
+        match run(attempt, kind, entry, &auth, &mut claimed).await? {
             Ok(brought) => return Some(Ok(brought)),
             Err(refusal) => each.refused(entry, refusal),
         }
@@ -202,14 +202,14 @@ async fn try_each_authentication(attempt: &Attempt, errand: Errand, first: usize
 
 async fn run(
     attempt: &Attempt,
-    errand: Errand,
+    kind: RequestKind,
     entry: &Authentication,
     auth: &ClientAuth,
     claimed: &mut Option<Claimed>,
-) -> Step {
-    match errand {
-        Errand::Token => token::obtain(attempt, entry, auth, claimed).await,
-        Errand::SignIn => device::begin(attempt, entry, auth).await,
-        Errand::Poll => device::poll(attempt, entry, auth).await,
+) -> StepResult {
+    match kind {
+        RequestKind::Token => token::obtain(attempt, entry, auth, claimed).await,
+        RequestKind::SignIn => device::begin(attempt, entry, auth).await,
+        RequestKind::Poll => device::poll(attempt, entry, auth).await,
     }
 }

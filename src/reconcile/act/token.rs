@@ -14,7 +14,7 @@ use crate::{
     policy::{Blocker, checks, commands::Subject, exchange::leaves_open, grant::Grant, notices::Notice},
     reconcile::{
         act::{
-            attempt::{Attempt, Step},
+            attempt::{Attempt, StepResult},
             keyless,
             refusals::{unkept, unmade},
         },
@@ -38,7 +38,7 @@ pub(super) async fn obtain(
     entry: &Authentication,
     auth: &ClientAuth,
     claimed: &mut Option<Claimed>,
-) -> Step {
+) -> StepResult {
     let credential = &attempt.credential;
     let answer = match credential.spec.grant.kind() {
         GrantType::ClientCredentials => attempt.ask(auth, GrantProof::ClientCredentials).await?,
@@ -89,7 +89,12 @@ async fn subject_token(attempt: &Attempt) -> Result<SecretString, Refusal> {
 
 /// Spends the refresh token. After a lost reply the same one is tried once more, at once: servers that allow for that do
 /// so for a moment only.
-async fn spend(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth, claimed: &mut Option<Claimed>) -> Step {
+async fn spend(
+    attempt: &Attempt,
+    entry: &Authentication,
+    auth: &ClientAuth,
+    claimed: &mut Option<Claimed>,
+) -> StepResult {
     let mut lost = false;
     loop {
         let uri = match attempt.prepared.endpoints.token_url.parse() {

@@ -99,7 +99,7 @@ struct Page {
     /// Lets one task at a time look.
     looking: Arc<tokio::sync::Mutex<()>>,
     /// A task looks, and wakes the provider when it has.
-    under_way: bool,
+    handle: bool,
     /// What Kubernetes would not do when it looked.
     error: Option<Error>,
     /// The fingerprint that the verdict is about.
@@ -204,13 +204,13 @@ impl Book {
     pub fn begin(&self, key: &ProviderKey) -> bool {
         let mut pages = self.pages.lock();
         let page = pages.entry(key.clone()).or_default();
-        !std::mem::replace(&mut page.under_way, true)
+        !std::mem::replace(&mut page.handle, true)
     }
 
     /// Ends a look.
     pub fn end(&self, key: &ProviderKey, error: Option<Error>) {
         if let Some(page) = self.pages.lock().get_mut(key) {
-            (page.under_way, page.error) = (false, error);
+            (page.handle, page.error) = (false, error);
         }
     }
 

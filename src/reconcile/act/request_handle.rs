@@ -8,7 +8,7 @@ use crate::{api::reference::ObjectKey, reconcile::work_queue::WorkQueue};
 
 /// An attempt that has gone out at once. Where nobody has waited for its end, the end wakes the credential: it is told
 /// once, either way.
-pub(in crate::reconcile) struct UnderWay {
+pub(in crate::reconcile) struct RequestHandle {
     /// Is told of the end.
     pub(super) end: oneshot::Receiver<()>,
     /// Whose attempt it is.
@@ -17,14 +17,14 @@ pub(in crate::reconcile) struct UnderWay {
     pub(super) queue: WorkQueue,
 }
 
-impl UnderWay {
+impl RequestHandle {
     /// Whether it ends within this time.
     pub(in crate::reconcile) async fn ends_within(mut self, time: Duration) -> bool {
         tokio::time::timeout(time, &mut self.end).await.is_ok_and(|ended| ended.is_ok())
     }
 }
 
-impl Drop for UnderWay {
+impl Drop for RequestHandle {
     fn drop(&mut self) {
         // An end that comes from here on finds nobody, and whoever sends it wakes the credential.
         self.end.close();
@@ -43,20 +43,20 @@ mod tests {
         let patience = Duration::from_secs(1);
         let (queue, mut work) = WorkQueue::new(&[], true);
         let credential: ObjectKey = ("shop".to_owned(), "billing".to_owned());
-        let under_way = |end| UnderWay { end, credential: credential.clone(), queue: queue.clone() };
+        let handle = |end| RequestHandle { end, credential: credential.clone(), queue: queue.clone() };
 
         let (ended, end) = oneshot::channel();
         ended.send(()).unwrap();
-        assert!(under_way(end).ends_within(patience).await);
+        assert!(handle(end).ends_within(patience).await);
         assert_eq!(work.next_credential(), None);
 
         let (ended, end) = oneshot::channel();
-        assert!(!under_way(end).ends_within(patience).await);
+        assert!(!handle(end).ends_within(patience).await);
         assert!(ended.send(()).is_err(), "nobody waits any more");
         assert_eq!(work.next_credential(), None);
 
         let (ended, end) = oneshot::channel();
-        let unheard = under_way(end);
+        let unheard = handle(end);
         ended.send(()).unwrap();
         drop(unheard);
         assert_eq!(work.next_credential(), Some(credential.clone()));
