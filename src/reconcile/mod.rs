@@ -7,7 +7,7 @@ pub mod context;
 pub mod credential_cache;
 pub mod custody;
 pub mod events;
-mod farewell;
+mod finalizer;
 pub mod json_patch;
 pub mod material;
 pub mod observe;
@@ -114,10 +114,10 @@ async fn step(
         return Ok(keep_what_came(&credential, context).await);
     }
     if let Some(deleted) = credential.metadata.deletion_timestamp.clone() {
-        return farewell::farewell(credential, deleted.0, context).await;
+        return finalizer::cleanup(credential, deleted.0, context).await;
     }
     let credential = observe::latest(credential, context);
-    let credential = farewell::finalizer(credential, context).await?;
+    let credential = finalizer::reconcile(credential, context).await?;
     let row = Activity::grant(&credential);
     let Some(mut observed) = observe::observe(credential.clone(), context).await? else {
         context.requests.admission.decline(&row);

@@ -44,7 +44,7 @@ const LINGER_AGAIN: Duration = Duration::from_secs(5);
 const WRITE_AGAIN: Duration = Duration::from_millis(200);
 
 /// Sees to it that a credential has the finalizer just if its policy wants it. Most have none, and cost nothing.
-pub(super) async fn finalizer(
+pub(super) async fn reconcile(
     credential: Arc<MailCredential>,
     context: &Context,
 ) -> Result<Arc<MailCredential>, Error> {
@@ -97,7 +97,7 @@ async fn set(credential: &MailCredential, wanted: bool, context: &Context) -> Re
 ///
 /// # Errors
 /// The finalizer could not be removed.
-pub(super) async fn farewell(
+pub(super) async fn cleanup(
     credential: Arc<MailCredential>,
     deleted: Timestamp,
     context: &Arc<Context>,
