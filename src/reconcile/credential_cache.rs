@@ -98,7 +98,7 @@ pub struct CustodyState {
     /// The metadata of the grant Secret as the broker wrote or read it last.
     pub grant: Option<Arc<ObjectMeta>>,
     /// Another writer changed labels or owner back: the broker writes them again no sooner than this.
-    pub dress_again: Option<Timestamp>,
+    pub sync_again: Option<Timestamp>,
     /// A refresh token that is not written yet.
     pub unsaved: Option<Unsaved>,
     /// The version of the seed's Secret that holds the seed which the grant began with.
@@ -196,8 +196,8 @@ impl AttemptState {
 
 impl CustodyState {
     fn is_blank(&self) -> bool {
-        let Self { grant, dress_again, unsaved, seed_seen } = self;
-        grant.is_none() && dress_again.is_none() && unsaved.is_none() && seed_seen.is_none()
+        let Self { grant, sync_again, unsaved, seed_seen } = self;
+        grant.is_none() && sync_again.is_none() && unsaved.is_none() && seed_seen.is_none()
     }
 }
 

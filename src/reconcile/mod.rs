@@ -239,7 +239,7 @@ async fn keep_grant(observed: &mut Observed, context: &Context) -> Result<(), Pu
     let unsaved = observed.grant.as_ref().is_some_and(|grant| grant.unsaved);
     let kept = observed.grant.as_ref().and_then(|grant| grant.kept.as_ref());
     let written = match kept {
-        Some(kept) if !unsaved => custody::dress(&observed.credential, kept, context).await,
+        Some(kept) if !unsaved => custody::sync_metadata(&observed.credential, kept, context).await,
         _ => custody::keep_unsaved(&observed.credential, context).await,
     };
     match written {

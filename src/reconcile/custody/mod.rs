@@ -42,7 +42,7 @@ use crate::{
 
 pub(super) use crate::reconcile::custody::{
     pending::SignInEnd,
-    secret::dress,
+    secret::sync_metadata,
     sign_in::{begin_sign_in, device_code, end_sign_in, slow_down},
 };
 
@@ -58,14 +58,14 @@ pub(super) async fn observe(
     if !credential.spec.grant.kind().is_delegated() {
         return Ok(None);
     }
-    let (kept, foreign, undressed) = match meta(credential, context).await? {
+    let (kept, foreign, out_of_sync) = match meta(credential, context).await? {
         None => (None, None, false),
         Some(meta) => match belongs(&meta, credential) {
             Ok(()) => {
                 let now = context.clock.now();
                 let later = context.cache.with(checks::uid(credential), |entry| {
-                    entry.custody.dress_again.take_if(|at| *at <= now);
-                    entry.custody.dress_again.is_some()
+                    entry.custody.sync_again.take_if(|at| *at <= now);
+                    entry.custody.sync_again.is_some()
                 });
                 (Some(Kept::read(&meta)), None, !later && !grant_is_in_sync(&meta, credential))
             }
@@ -100,7 +100,7 @@ pub(super) async fn observe(
         code_over: code_over.is_some() && code_over.as_ref() == sign_in.map(|sign_in| &sign_in.user_code),
         kept,
         foreign,
-        undressed,
+        out_of_sync,
         seed,
         bound_to: provider.map(|provider| provider.bound_to.clone()),
         revocable_at: provider.map(|provider| provider.revocable_at.clone()).unwrap_or_default(),

@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// Labels and owner that did not stay as they were written are written again after this.
-const DRESS_AGAIN: SignedDuration = SignedDuration::from_mins(1);
+const SYNC_AGAIN: SignedDuration = SignedDuration::from_mins(1);
 
 /// Whether a Secret of the grant Secret's name is the credential's.
 ///
@@ -122,7 +122,7 @@ pub(super) async fn put(
     } else {
         let mut operations = fence(&kept.uid, &kept.resource_version).to_vec();
         operations.push(replace_data(json!(data.entries())));
-        operations.extend(dressing(kept, credential));
+        operations.extend(metadata_operations(kept, credential));
         operations.extend(annotate(kept, annotations(kept)?));
         let written =
             context.kubernetes.secrets.patch_metadata(checks::namespace(credential), &kept.name, operations).await;
@@ -134,12 +134,13 @@ pub(super) async fn put(
 }
 
 /// Writes labels and owner alone.
-pub(in crate::reconcile) async fn dress(
+pub(in crate::reconcile) async fn sync_metadata(
     credential: &MailCredential,
     kept: &Kept,
     context: &Context,
 ) -> Result<(), CustodyError> {
-    let operations = fence(&kept.uid, &kept.resource_version).into_iter().chain(dressing(kept, credential)).collect();
+    let operations =
+        fence(&kept.uid, &kept.resource_version).into_iter().chain(metadata_operations(kept, credential)).collect();
     let written =
         context.kubernetes.secrets.patch_metadata(checks::namespace(credential), &kept.name, operations).await;
     let meta = take(written, kept, credential, context).await?;
@@ -148,14 +149,14 @@ pub(in crate::reconcile) async fn dress(
         tracing::warn!(
             "labels or owner of the grant Secret are not as they were written: they are written again later"
         );
-        let again = context.clock.now() + DRESS_AGAIN;
-        context.cache.with(checks::uid(credential), |entry| entry.custody.dress_again = Some(again));
+        let again = context.clock.now() + SYNC_AGAIN;
+        context.cache.with(checks::uid(credential), |entry| entry.custody.sync_again = Some(again));
     }
     remember(credential, meta, context);
     Ok(())
 }
 
-fn dressing(kept: &Kept, credential: &MailCredential) -> Vec<PatchOperation> {
+fn metadata_operations(kept: &Kept, credential: &MailCredential) -> Vec<PatchOperation> {
     let map = (!kept.has_labels).then(|| create_map(Map::Labels));
     let owners = add(["ownerReferences"], json!(owners(credential)));
     let labels = grant_labels(credential);

@@ -32,7 +32,7 @@ pub struct Grant {
     /// Whose the Secret of that name is, if it is somebody else's.
     pub foreign: Option<String>,
     /// Its labels or its owner are not as the spec would have them.
-    pub undressed: bool,
+    pub out_of_sync: bool,
     /// The seed, as far as it differs from the one that the grant was begun with.
     pub seed: Option<Result<Seed, Blocker>>,
     /// What a refresh token is bound to: it is sent to no other provider and for no other client.

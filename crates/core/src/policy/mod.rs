@@ -122,7 +122,7 @@ pub fn decide(observed: &Observed, now: Timestamp) -> Decision {
         request_is_in_flight,
         refresh_token_is_unsaved,
         credential_is_suspended,
-        grant_is_undressed,
+        grant_is_out_of_sync,
         grant::keep_alive,
         target_is_contested,
         target_is_foreign,
@@ -166,8 +166,8 @@ fn refresh_token_is_unsaved(observed: &Observed, now: Timestamp) -> Option<Decis
 }
 
 /// With an owner that the spec does not want, a deletion of the credential would take the refresh token with it.
-fn grant_is_undressed(observed: &Observed, now: Timestamp) -> Option<Decision> {
-    observed.grant.as_ref().filter(|grant| grant.undressed)?;
+fn grant_is_out_of_sync(observed: &Observed, now: Timestamp) -> Option<Decision> {
+    observed.grant.as_ref().filter(|grant| grant.out_of_sync)?;
     Some(grant_write(observed, now))
 }
 

@@ -74,14 +74,14 @@ fn what_is_unsaved_is_written_before_anything_else() {
 
 #[test]
 fn a_grant_secret_that_is_not_dressed_for_the_spec_is_dressed_unless_suspended() {
-    let undressed = |change: fn(&mut Case)| {
+    let out_of_sync = |change: fn(&mut Case)| {
         decided(|case| {
-            case.by_refresh_token().undressed = true;
+            case.by_refresh_token().out_of_sync = true;
             change(case);
         })
     };
-    assert_eq!(undressed(|_| ()), Decision::KeepGrant);
-    assert_eq!(undressed(|case| case.credential(|credential| credential.spec.suspend = true)), Decision::Suspended);
+    assert_eq!(out_of_sync(|_| ()), Decision::KeepGrant);
+    assert_eq!(out_of_sync(|case| case.credential(|credential| credential.spec.suspend = true)), Decision::Suspended);
 }
 
 #[test]

@@ -73,7 +73,7 @@ struct Granted {
     sign_in: Option<(i64, i64, bool, bool)>,
     foreign: bool,
     unsaved: bool,
-    undressed: bool,
+    out_of_sync: bool,
     next_poll: Option<i64>,
     code_over: bool,
     idle_days: Option<i64>,
@@ -87,12 +87,12 @@ prop_compose! {
         claim in option::of((any::<bool>(), -100i64..5000)),
         seed in option::weighted(0.3, any::<bool>()),
         sign_in in option::of((-100_000i64..0, 0i64..5000, prop::bool::weighted(0.8), prop::bool::weighted(0.2))),
-        (foreign, unsaved, undressed) in (prop::bool::weighted(0.1), prop::bool::weighted(0.2), prop::bool::weighted(0.1)),
+        (foreign, unsaved, out_of_sync) in (prop::bool::weighted(0.1), prop::bool::weighted(0.2), prop::bool::weighted(0.1)),
         next_poll in option::of(0i64..5000),
         code_over in prop::bool::weighted(0.2),
         idle_days in option::of(1i64..90),
     ) -> Granted {
-        Granted { by_code, kept, token, claim, seed, sign_in, foreign, unsaved, undressed, next_poll, code_over, idle_days }
+        Granted { by_code, kept, token, claim, seed, sign_in, foreign, unsaved, out_of_sync, next_poll, code_over, idle_days }
     }
 }
 
@@ -129,7 +129,7 @@ fn grant(case: &mut Case, granted: Granted) {
         .filter(|_| !granted.by_code)
         .map(|good| good.then_some(seed).ok_or_else(|| blocker(Reason::SourceNotLabeled)));
     grant.foreign = granted.foreign.then(|| "is not ours".to_owned());
-    (grant.unsaved, grant.undressed, grant.code_over) = (granted.unsaved, granted.undressed, granted.code_over);
+    (grant.unsaved, grant.out_of_sync, grant.code_over) = (granted.unsaved, granted.out_of_sync, granted.code_over);
     grant.next_poll = granted.next_poll.map(at);
     grant.idle_life = granted.idle_days.map(|days| SignedDuration::from_hours(24 * days));
     if !granted.kept || granted.foreign {
