@@ -21,7 +21,7 @@ use crate::{
         revocation::Revocation,
         spacing::Spacing,
     },
-    reconcile::custody::{pending::Unsaved, register::Register},
+    reconcile::custody::{pending::PendingGrantWrite, register::Register},
 };
 
 /// What is remembered of each credential that the store has, by uid. An entry lives as long as its object: what arrives
@@ -85,7 +85,7 @@ pub struct AttemptState {
     /// The outcome of the last request, which no reconcile has recorded yet.
     pub outcome: Option<Outcome>,
     /// The history with the last outcome, which no status reports yet.
-    pub untold: Option<History>,
+    pub unreported: Option<History>,
     /// A token that is not written yet.
     pub held: Option<Held>,
     /// How far the revocation of the deleted credential has come.
@@ -100,7 +100,7 @@ pub struct CustodyState {
     /// Another writer changed labels or owner back: the broker writes them again no sooner than this.
     pub sync_again: Option<Timestamp>,
     /// A refresh token that is not written yet.
-    pub unsaved: Option<Unsaved>,
+    pub unsaved: Option<PendingGrantWrite>,
     /// The version of the seed's Secret that holds the seed which the grant began with.
     pub seed_seen: Option<String>,
 }
@@ -171,7 +171,7 @@ impl CredentialState {
         let Self { object, attempt, custody, sign_in, .. } = self;
         (object.inspected, object.conflict, object.stuck) = (None, false, false);
         attempt.outcome.take_if(|outcome| !matches!(outcome, Outcome::Issued(_)));
-        (attempt.untold, attempt.revoking) = (None, None);
+        (attempt.unreported, attempt.revoking) = (None, None);
         custody.seed_seen = None;
         *sign_in = SignInState::default();
     }
@@ -189,8 +189,8 @@ impl ObjectState {
 
 impl AttemptState {
     fn is_blank(&self) -> bool {
-        let Self { in_flight, outcome, untold, held, revoking } = self;
-        in_flight.is_none() && outcome.is_none() && untold.is_none() && held.is_none() && revoking.is_none()
+        let Self { in_flight, outcome, unreported, held, revoking } = self;
+        in_flight.is_none() && outcome.is_none() && unreported.is_none() && held.is_none() && revoking.is_none()
     }
 }
 
@@ -405,8 +405,8 @@ mod tests {
         cache
     }
 
-    fn unsaved(at: Timestamp) -> Unsaved {
-        Unsaved::SignedIn { rotated: None, bound_to: String::new(), revocable_at: String::new(), at }
+    fn unsaved(at: Timestamp) -> PendingGrantWrite {
+        PendingGrantWrite::SignedIn { rotated: None, bound_to: String::new(), revocable_at: String::new(), at }
     }
 
     #[test]
@@ -441,14 +441,16 @@ mod tests {
     fn a_new_tenure_keeps_only_what_was_obtained() {
         let mut entry = CredentialState::default();
         entry.custody.unsaved = Some(unsaved(Timestamp::UNIX_EPOCH));
-        entry.attempt.untold = Some(History::default());
+        entry.attempt.unreported = Some(History::default());
         entry.sign_in.next_poll = Some(Timestamp::UNIX_EPOCH);
         let client = ClientStatus { method: "clientSecret".to_owned(), index: 0, expires_at: None };
         entry.attempt.outcome = Some(Outcome::Noted { client });
         entry.enter(0);
-        assert!(entry.attempt.untold.is_some() && entry.attempt.outcome.is_some(), "the same tenure");
+        assert!(entry.attempt.unreported.is_some() && entry.attempt.outcome.is_some(), "the same tenure");
         entry.enter(1);
-        assert!(entry.attempt.untold.is_none() && entry.attempt.outcome.is_none() && entry.sign_in.next_poll.is_none());
+        assert!(
+            entry.attempt.unreported.is_none() && entry.attempt.outcome.is_none() && entry.sign_in.next_poll.is_none()
+        );
         assert!(entry.custody.unsaved.is_some());
     }
 

@@ -152,7 +152,7 @@ pub(super) async fn cleanup(
 /// The finalizers of others keep the credential: its status still follows its token. A refresh token that is not stored
 /// yet is stored before the credential is forgotten, since the grant Secret may outlive it.
 async fn linger(credential: Arc<MailCredential>, context: &Arc<Context>) -> Result<Action, Error> {
-    if let Err(error) = custody::keep_unsaved(&credential, context).await {
+    if let Err(error) = custody::persist_pending(&credential, context).await {
         tracing::error!(%error, "the last refresh token of a deleted credential could not be stored; it is tried again");
         return Ok(Action::requeue(LINGER_AGAIN));
     }
@@ -204,7 +204,7 @@ async fn revoke_until(
     deadline: Timestamp,
     context: &Arc<Context>,
 ) -> Revocation {
-    if let Err(error) = custody::keep_unsaved(credential, context).await {
+    if let Err(error) = custody::persist_pending(credential, context).await {
         tracing::warn!(%error, "the last refresh token of a deleted credential was not stored, so it is not revoked");
     }
     let revoked = tokio::time::timeout(context.clock.until(deadline), revoke(credential, permit, context)).await;

@@ -180,7 +180,7 @@ fn too_soon(decision: &Decision, observed: &Observed, context: &Context, now: Ti
 /// A refresh token that came is stored also by a broker that leads no more: nobody else has it, and the fence keeps it
 /// from taking the place of a newer one.
 async fn keep_what_came(credential: &MailCredential, context: &Context) -> Action {
-    match custody::keep_unsaved(credential, context).await {
+    match custody::persist_pending(credential, context).await {
         Ok(()) => Action::await_change(),
         Err(error) => {
             tracing::error!(%error, "a refresh token could not be stored; it is held in memory, and storing it is tried again");
@@ -229,8 +229,8 @@ async fn apply(observed: &mut Observed, decision: &Decision, context: &Context) 
             observed.history.fail(&refusal, message, &attempt, now);
         }
     }
-    let untold = observed.history.clone();
-    context.cache.with(checks::uid(&observed.credential), |entry| entry.attempt.untold = Some(untold));
+    let unreported = observed.history.clone();
+    context.cache.with(checks::uid(&observed.credential), |entry| entry.attempt.unreported = Some(unreported));
     Ok(policy::decide(observed, now))
 }
 
@@ -240,7 +240,7 @@ async fn keep_grant(observed: &mut Observed, context: &Context) -> Result<(), Pu
     let kept = observed.grant.as_ref().and_then(|grant| grant.kept.as_ref());
     let written = match kept {
         Some(kept) if !unsaved => custody::sync_metadata(&observed.credential, kept, context).await,
-        _ => custody::keep_unsaved(&observed.credential, context).await,
+        _ => custody::persist_pending(&observed.credential, context).await,
     };
     match written {
         // Of another's Secret the status tells.

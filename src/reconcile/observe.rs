@@ -62,7 +62,7 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     let grant = custody::observe(&credential, provider.as_ref().ok(), context).await?;
     let shown = shown_target(&credential, &target_name(&credential), context);
     // From here on nothing fails, so that an outcome which was taken is not lost.
-    let (outcome, untold, held) = context.cache.with(&uid, |entry| {
+    let (outcome, unreported, held) = context.cache.with(&uid, |entry| {
         entry.object.unshown_since = None;
         // A token that was held for other inputs, or to its end, is of no use any more.
         entry.attempt.held = entry.attempt.held.take().filter(|held| {
@@ -70,11 +70,11 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
             wanted && now < held.answer.token.expires_at
         });
         let outcome = if in_flight { None } else { entry.attempt.outcome.take() };
-        (outcome, entry.attempt.untold.clone(), entry.attempt.held.clone())
+        (outcome, entry.attempt.unreported.clone(), entry.attempt.held.clone())
     });
     let provider = provider.map(|provider| sized(provider, &credential, &target, held.as_ref()));
     let mut observed = Observed {
-        history: untold.unwrap_or_else(|| credential.status.as_ref().map(History::of).unwrap_or_default()),
+        history: unreported.unwrap_or_else(|| credential.status.as_ref().map(History::of).unwrap_or_default()),
         rival: context.stores.rival(&credential, shown.as_deref(), now),
         credential,
         target,
@@ -93,8 +93,8 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
         if observed.record(outcome, now) == Recorded::Superseded {
             tracing::info!("refusal ignored: another replica has exchanged the refresh token since");
         }
-        let (held, untold) = (observed.held.clone(), observed.history.clone());
-        context.cache.with(&uid, |entry| (entry.attempt.held, entry.attempt.untold) = (held, Some(untold)));
+        let (held, unreported) = (observed.held.clone(), observed.history.clone());
+        context.cache.with(&uid, |entry| (entry.attempt.held, entry.attempt.unreported) = (held, Some(unreported)));
     }
     if observed.is_overtaken() {
         tracing::info!("another broker has published a token meanwhile: the one that came late is dropped");

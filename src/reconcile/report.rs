@@ -63,7 +63,7 @@ pub(super) async fn report(
             | Decision::Publish(_)
     );
     if before == after {
-        context.cache.with(checks::uid(credential), |entry| entry.attempt.untold = None);
+        context.cache.with(checks::uid(credential), |entry| entry.attempt.unreported = None);
         return Ok(true);
     }
     let patient = end_told_at(credential, context).is_some_and(|at| now < at);
@@ -85,7 +85,7 @@ pub(super) async fn report(
         Ok(mut written) => {
             slim::credential(&mut written.metadata);
             context.cache.with(checks::uid(credential), |entry| {
-                (entry.object.written, entry.attempt.untold) = (Some(Arc::new(written)), None);
+                (entry.object.written, entry.attempt.unreported) = (Some(Arc::new(written)), None);
             });
         }
         // Nobody is left to tell.

@@ -25,7 +25,7 @@ use crate::{
         },
         custody::{
             self,
-            pending::{CustodyError, SignInEnd, Unsaved},
+            pending::{CustodyError, PendingGrantWrite, SignInEnd},
         },
         material::{
             authentication::Authentication,
@@ -187,7 +187,7 @@ async fn signed_in(attempt: &Attempt, entry: &Authentication, answer: TokenAnswe
     }
     let bound_to = attempt.grant.as_ref().and_then(|grant| grant.bound_to.clone()).unwrap_or_default();
     let revocable_at = attempt.grant.as_ref().map(|grant| grant.revocable_at.clone()).unwrap_or_default();
-    let unsaved = Unsaved::SignedIn { rotated, bound_to, revocable_at, at: exchange.sent_at };
+    let unsaved = PendingGrantWrite::SignedIn { rotated, bound_to, revocable_at, at: exchange.sent_at };
     custody::keep(&attempt.credential, unsaved, &attempt.context).await;
     Some(Ok(attempt.held(answer, entry)))
 }

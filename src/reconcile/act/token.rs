@@ -20,7 +20,7 @@ use crate::{
         },
         custody::{
             self,
-            pending::{Claimed, Unsaved},
+            pending::{Claimed, PendingGrantWrite},
         },
         material::{
             authentication::Authentication,
@@ -130,7 +130,8 @@ async fn spend(
                 let answer = attempt.read(&exchange, auth);
                 let unclear = rotated.is_none() && answer.as_ref().is_err_and(leaves_open);
                 if answer.is_ok() || rotated.is_some() {
-                    let unsaved = Unsaved::Exchanged { claimed: Box::new(held), rotated, used_at: exchange.sent_at };
+                    let unsaved =
+                        PendingGrantWrite::Exchanged { claimed: Box::new(held), rotated, used_at: exchange.sent_at };
                     custody::keep(&attempt.credential, unsaved, &attempt.context).await;
                     *claimed = None;
                 }

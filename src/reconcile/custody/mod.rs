@@ -34,7 +34,7 @@ use crate::{
         credential_cache::newer,
         custody::{
             data::{Data, hash, wiped},
-            pending::{Claimed, CustodyError, Unsaved},
+            pending::{Claimed, CustodyError, PendingGrantWrite},
             secret::{belongs, mark, open, put, unwritten},
         },
     },
@@ -218,7 +218,7 @@ fn spoilt(credential: &MailCredential, flaw: &str) -> Blocker {
 }
 
 /// Stores what came with an answer, at once; what cannot be stored is held in memory.
-pub(super) async fn keep(credential: &MailCredential, unsaved: Unsaved, context: &Context) {
+pub(super) async fn keep(credential: &MailCredential, unsaved: PendingGrantWrite, context: &Context) {
     // Held first: a shutdown waits for what is in memory.
     context.cache.with(checks::uid(credential), |entry| entry.custody.unsaved = Some(unsaved.clone()));
     let patient = ExponentialBuilder::default()
@@ -236,7 +236,7 @@ pub(super) async fn keep(credential: &MailCredential, unsaved: Unsaved, context:
 }
 
 /// Stores what is held in memory.
-pub(super) async fn keep_unsaved(credential: &MailCredential, context: &Context) -> Result<(), CustodyError> {
+pub(super) async fn persist_pending(credential: &MailCredential, context: &Context) -> Result<(), CustodyError> {
     let uid = checks::uid(credential);
     let Some(unsaved) = context.cache.with(uid, |entry| entry.custody.unsaved.clone()) else { return Ok(()) };
     save(credential, &unsaved, context).await?;
@@ -244,12 +244,12 @@ pub(super) async fn keep_unsaved(credential: &MailCredential, context: &Context)
     Ok(())
 }
 
-async fn save(credential: &MailCredential, unsaved: &Unsaved, context: &Context) -> Result<(), CustodyError> {
+async fn save(credential: &MailCredential, unsaved: &PendingGrantWrite, context: &Context) -> Result<(), CustodyError> {
     match unsaved.clone() {
-        Unsaved::SignedIn { rotated, bound_to, revocable_at, at } => {
+        PendingGrantWrite::SignedIn { rotated, bound_to, revocable_at, at } => {
             end_sign_in(credential, SignInEnd::SignedIn { rotated, bound_to, revocable_at, at }, context).await
         }
-        Unsaved::Exchanged { claimed, rotated, used_at } => {
+        PendingGrantWrite::Exchanged { claimed, rotated, used_at } => {
             let kept = Kept { claim: None, ..claimed.kept.clone() };
             match settle(credential, kept, claimed.data.clone(), rotated.as_ref(), used_at, context).await {
                 Err(CustodyError::Stale) => {
@@ -356,7 +356,7 @@ mod tests {
     /// All that hold a secret between its provider and its Secret.
     macro_rules! secrets_lack {
         ($trait:path) => {
-            lacks!($trait: Data, SignInEnd, Stored, Claimed, Unsaved, outcome::Outcome, CredentialState, observed::Held,
+            lacks!($trait: Data, SignInEnd, Stored, Claimed, PendingGrantWrite, outcome::Outcome, CredentialState, observed::Held,
                 observed::Observed, Authentication, Material, Prepared);
         };
     }
@@ -371,7 +371,7 @@ mod tests {
         let claim = Claim { holder: String::new(), since: at, until: at, token: String::new() };
         let claimed = Claimed { kept: Kept::default(), data, refresh_token: secret(), claim, reseeded: false };
         let rotated = Some(Rotated { refresh_token: secret(), expires_at: None });
-        let unsaved = Unsaved::Exchanged { claimed: Box::new(claimed), rotated, used_at: at };
+        let unsaved = PendingGrantWrite::Exchanged { claimed: Box::new(claimed), rotated, used_at: at };
         assert!(!format!("{unsaved:?}").contains("canary"));
     }
 }

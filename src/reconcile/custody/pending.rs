@@ -59,7 +59,7 @@ impl Claimed {
 
 /// What came with an answer and is not stored yet.
 #[derive(Clone, Debug)]
-pub enum Unsaved {
+pub enum PendingGrantWrite {
     /// The answer to an exchange.
     Exchanged {
         /// The right by which it was made.
@@ -82,7 +82,7 @@ pub enum Unsaved {
     },
 }
 
-impl Unsaved {
+impl PendingGrantWrite {
     /// When the response arrived that it is from.
     pub fn since(&self) -> Timestamp {
         match self {

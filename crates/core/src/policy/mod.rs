@@ -143,10 +143,10 @@ const ARRIVAL: SignedDuration = SignedDuration::from_secs(1);
 /// Whether the provider of a credential that was made just now may only not be visible yet.
 pub fn provider_may_be_on_its_way(observed: &Observed, now: Timestamp) -> bool {
     let missing = observed.provider.as_ref().is_err_and(|blocker| blocker.reason == Reason::ProviderNotFound);
-    let untold = observed.credential.status.as_ref().is_none_or(|status| status.conditions.is_empty());
+    let unreported = observed.credential.status.as_ref().is_none_or(|status| status.conditions.is_empty());
     let made = observed.credential.metadata.creation_timestamp.as_ref();
     let age = made.map(|made| now.duration_since(made.0));
-    missing && untold && age.is_some_and(|age| !age.is_negative() && age <= ARRIVAL)
+    missing && unreported && age.is_some_and(|age| !age.is_negative() && age <= ARRIVAL)
 }
 
 /// What a request in flight brings is stored before anything else is decided. A suspension is reported meanwhile: it stops
