@@ -77,14 +77,14 @@ pub(super) struct Expected<J> {
     /// The provider's page.
     pub url: Url,
     /// Takes a query for the answer, or not.
-    pub judge: J,
+    pub accept: J,
 }
 
 /// The page that leads to the provider was opened twice: by the person's browser, and by who else?
 pub(super) struct OpenedTwice;
 
 /// A browser that brought the answer, and waits for a page.
-pub(super) struct Visit {
+pub(super) struct Callback {
     /// What it brought.
     pub brought: Brought,
     page: Page,
@@ -97,7 +97,7 @@ pub(super) struct Visit {
 type Visitor = oneshot::Sender<Result<(Brought, Page), OpenedTwice>>;
 
 /// Judges queries until one is the answer.
-struct Desk<J> {
+struct CallbackListener<J> {
     expected: Expected<J>,
     opened: AtomicBool,
     visitor: Mutex<Option<Visitor>>,
@@ -153,12 +153,13 @@ impl Listener {
 
     /// Waits for the one request that is taken for the answer. Others are told that they are not. `None` if nothing can
     /// come any more.
-    pub async fn visit<J>(self, expected: Expected<J>) -> Option<Result<Visit, OpenedTwice>>
+    pub async fn visit<J>(self, expected: Expected<J>) -> Option<Result<Callback, OpenedTwice>>
     where
         J: Fn(&str) -> Option<Brought> + Send + Sync + 'static,
     {
         let (visitor, visited) = oneshot::channel();
-        let desk = Arc::new(Desk { expected, opened: AtomicBool::new(false), visitor: Mutex::new(Some(visitor)) });
+        let desk =
+            Arc::new(CallbackListener { expected, opened: AtomicBool::new(false), visitor: Mutex::new(Some(visitor)) });
         let stop = CancellationToken::new();
         let service = Router::new().fallback(answer).with_state(desk);
         let serve = |listener| {
@@ -168,11 +169,11 @@ impl Listener {
         let servers = self.listeners.into_iter().map(serve).collect();
         let stop = stop.drop_guard();
         let visit = visited.await.ok()?;
-        Some(visit.map(|(brought, page)| Visit { brought, page, servers, stop }))
+        Some(visit.map(|(brought, page)| Callback { brought, page, servers, stop }))
     }
 }
 
-impl Visit {
+impl Callback {
     /// Shows the last page, and stops to listen.
     pub async fn close(self, status: StatusCode, text: String) {
         // A browser that has gone away needs no page.
@@ -182,11 +183,11 @@ impl Visit {
     }
 }
 
-async fn answer<J>(State(desk): State<Arc<Desk<J>>>, request: Request) -> Response
+async fn answer<J>(State(desk): State<Arc<CallbackListener<J>>>, request: Request) -> Response
 where
     J: Fn(&str) -> Option<Brought>,
 {
-    let Expected { path, start, url, judge } = &desk.expected;
+    let Expected { path, start, url, accept } = &desk.expected;
     if request.method() != Method::GET {
         return plain(StatusCode::NOT_FOUND, "There is nothing here.".to_owned());
     }
@@ -196,7 +197,7 @@ where
     if request.uri().path() != path.split('?').next().unwrap_or_default() {
         return plain(StatusCode::NOT_FOUND, "There is nothing here.".to_owned());
     }
-    let Some(brought) = judge(request.uri().query().unwrap_or_default()) else {
+    let Some(brought) = accept(request.uri().query().unwrap_or_default()) else {
         let text = "This is not the answer to the sign-in that mail-token-broker waits for.";
         return plain(StatusCode::BAD_REQUEST, text.to_owned());
     };
@@ -213,7 +214,7 @@ where
 
 /// Leads to the provider, once. Who opens the page a second time learns that somebody else has opened it, and may have
 /// begun a sign-in of their own with its `state`: this one ends.
-fn begin<J>(desk: &Desk<J>, url: &Url) -> Response {
+fn begin<J>(desk: &CallbackListener<J>, url: &Url) -> Response {
     if desk.opened.swap(true, Ordering::AcqRel) {
         drop(desk.visitor.lock().take().map(|visitor| visitor.send(Err(OpenedTwice))));
         return plain(StatusCode::GONE, "This page was opened before, so the sign-in was broken off.".to_owned());
@@ -258,7 +259,7 @@ mod tests {
         send(port, &format!("GET {target} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")).await
     }
 
-    type Visited = JoinHandle<Option<Result<Visit, OpenedTwice>>>;
+    type Visited = JoinHandle<Option<Result<Callback, OpenedTwice>>>;
 
     async fn listen() -> (u16, Visited) {
         listen_for("/").await
@@ -271,12 +272,12 @@ mod tests {
             path: path.to_owned(),
             start: "/begin".to_owned(),
             url: "https://login.example/authorize?state=s1".parse().unwrap(),
-            judge: |query: &str| read_authorization_response(query, "s1", None),
+            accept: |query: &str| read_authorization_response(query, "s1", None),
         };
         (port, tokio::spawn(listener.visit(expected)))
     }
 
-    async fn visited(visit: Visited) -> Visit {
+    async fn visited(visit: Visited) -> Callback {
         visit.await.unwrap().unwrap().ok().unwrap()
     }
 

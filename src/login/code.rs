@@ -9,7 +9,7 @@ use crate::{
     cli::Login,
     login::{
         LoginError, brought,
-        browser::{Expected, Listener, Loopback, OpenedTwice, Visit},
+        browser::{Callback, Expected, Listener, Loopback, OpenedTwice},
         destination,
         exchange::{Attempt, Granted, Refused, unique},
         paste::{self, Pasted},
@@ -77,8 +77,8 @@ async fn sign_in_at(
     let start = format!("/{}", unique());
     let page = format!("{}{start}", listener.origin());
     let (state, issuer) = (authorization.state.clone(), attempt.profile.issuer().map(str::to_owned));
-    let judge = move |query: &str| read_authorization_response(query, &state, issuer.as_deref());
-    let visit = listener.visit(Expected { path, start, url: authorization.url.clone(), judge });
+    let accept = move |query: &str| read_authorization_response(query, &state, issuer.as_deref());
+    let visit = listener.visit(Expected { path, start, url: authorization.url.clone(), accept });
     let visit = async {
         // Once the listener answers.
         let invited = async {
@@ -115,11 +115,11 @@ fn begun_twice() -> LoginError {
 /// A page of this machine that leads to the provider; `None` if none can be served.
 async fn start_page(
     authorization: &Authorization,
-) -> Option<(String, impl Future<Output = Option<Result<Visit, OpenedTwice>>>)> {
+) -> Option<(String, impl Future<Output = Option<Result<Callback, OpenedTwice>>>)> {
     let listener = Listener::bind(Loopback::V4, None).await.ok()?;
     let start = format!("/{}", unique());
     let page = format!("{}{start}", listener.origin());
-    let expected = Expected { path: "/".to_owned(), start, url: authorization.url.clone(), judge: |_: &str| None };
+    let expected = Expected { path: "/".to_owned(), start, url: authorization.url.clone(), accept: |_: &str| None };
     let visit = tokio::spawn(listener.visit(expected));
     Some((page, async { visit.await.ok().flatten() }))
 }
@@ -240,9 +240,9 @@ async fn exchange(
 mod tests {
     use mailtoken_core::lacks;
 
-    use crate::login::code::{Authorization, Granted, Visit};
+    use crate::login::code::{Authorization, Callback, Granted};
 
-    lacks!(std::fmt::Debug: Authorization, Granted, Visit);
-    lacks!(std::fmt::Display: Authorization, Granted, Visit);
-    lacks!(serde::Serialize: Authorization, Granted, Visit);
+    lacks!(std::fmt::Debug: Authorization, Granted, Callback);
+    lacks!(std::fmt::Display: Authorization, Granted, Callback);
+    lacks!(serde::Serialize: Authorization, Granted, Callback);
 }

@@ -4,7 +4,6 @@
 //! can be refused is refused before anybody signs in; nothing is written for another account than the mailbox's, and no
 //! token is ever printed.
 
-mod beneficiary;
 mod browser;
 mod code;
 mod destination;
@@ -13,6 +12,7 @@ mod exchange;
 mod paste;
 mod provider;
 mod seed;
+mod target;
 mod terminal;
 mod way;
 
@@ -30,10 +30,10 @@ use crate::{
     idp::IdpClients,
     kubernetes::{AccessError, Connection},
     login::{
-        beneficiary::Beneficiary,
         exchange::{Attempt, Granted},
         provider::Reach,
         seed::Seed,
+        target::LoginTarget,
     },
     policy::inputs,
     providers::Profile,
@@ -68,16 +68,16 @@ pub async fn run(settings: Login) -> Result<(), LoginError> {
         IdpClients::new(settings.access.idp(), clock.clone()).map_err(|error| LoginError(error.to_string()))?;
     let reach = Reach { kubernetes: &client, clients: &clients, identities: &identities };
 
-    let beneficiary = Beneficiary::find(&settings, &namespace, credentials(&client, &namespace).await?)?;
-    let Some(credential) = beneficiary.first() else { return Ok(()) };
+    let target = LoginTarget::find(&settings, &namespace, credentials(&client, &namespace).await?)?;
+    let Some(credential) = target.first() else { return Ok(()) };
     let provider = provider::read(&settings, &namespace, &client).await?;
-    let profile = provider::check(&provider, &beneficiary, &client).await?;
+    let profile = provider::check(&provider, &target, &client).await?;
     let seed = Seed::new(&client, &namespace, &settings.secret, &settings.key);
-    seed.rehearse().await?;
+    seed.dry_run().await?;
     let prepared = provider::prepare(&provider, &settings, &namespace, &reach).await?;
 
     let mut scopes = vec![];
-    for credential in &beneficiary.credentials {
+    for credential in &target.credentials {
         scopes.extend(inputs::scopes(credential, provider.spec(), &profile));
     }
     scopes.extend(profile.sign_in.scopes.iter().map(|scope| (*scope).to_owned()));
@@ -101,7 +101,7 @@ pub async fn run(settings: Login) -> Result<(), LoginError> {
     } else {
         code::sign_in(&attempt, &settings, store).await?;
     }
-    conclude(&beneficiary)
+    conclude(&target)
 }
 
 async fn credentials(client: &Client, namespace: &str) -> Result<Vec<MailCredential>, LoginError> {
@@ -138,9 +138,9 @@ async fn store(granted: Granted, mailbox: &str, profile: &Profile, seed: &Seed) 
 }
 
 /// Says what is left to do; what is to be applied goes to standard output, alone.
-fn conclude(beneficiary: &Beneficiary) -> Result<(), LoginError> {
-    let Some(proposal) = &beneficiary.proposal else {
-        tell(&format!("the {} is re-seeded: there is nothing else to do", beneficiary.words()));
+fn conclude(target: &LoginTarget) -> Result<(), LoginError> {
+    let Some(proposal) = &target.proposal else {
+        tell(&format!("the {} is re-seeded: there is nothing else to do", target.words()));
         return Ok(());
     };
     tell("apply this, or pipe it to `kubectl apply -f -`:");

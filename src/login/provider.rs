@@ -12,7 +12,7 @@ use crate::{
     idp::IdpClients,
     login::{
         AGAIN, LoginError,
-        beneficiary::{Beneficiary, kind},
+        target::{LoginTarget, kind},
     },
     policy::{checks, inputs},
     providers::{self, Profile},
@@ -52,13 +52,13 @@ pub(super) async fn read(settings: &Login, namespace: &str, client: &Client) -> 
 /// Sees whether it may and can be used for those that the token is for.
 pub(super) async fn check(
     object: &ProviderObject,
-    beneficiary: &Beneficiary,
+    target: &LoginTarget,
     client: &Client,
 ) -> Result<Profile, LoginError> {
     let spec = object.spec();
     let profile = providers::profile(spec)
         .ok_or_else(|| LoginError("the spec names no provider that this version knows".to_owned()))?;
-    for credential in &beneficiary.credentials {
+    for credential in &target.credentials {
         let scopes = inputs::scopes(credential, spec, &profile);
         let mut blocker = checks::spec_blocker(credential, spec, &profile, &scopes);
         if let (None, ProviderObject::Cluster(provider)) = (&blocker, object) {

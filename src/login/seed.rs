@@ -44,7 +44,7 @@ impl Seed {
     }
 
     /// Sees, before anybody signs in, whether it could be written.
-    pub async fn rehearse(&self) -> Result<(), LoginError> {
+    pub async fn dry_run(&self) -> Result<(), LoginError> {
         match self.write(b"a rehearsal", true).await? {
             // Some admission webhooks refuse every rehearsal; who may not write is refused with these.
             Err(kube::Error::Api(status)) if [401, 403, 404, 422].contains(&status.code) => {

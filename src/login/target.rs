@@ -11,14 +11,14 @@ use crate::{
 };
 
 /// Whom the refresh token is for.
-pub(super) struct Beneficiary {
+pub(super) struct LoginTarget {
     /// Those that refer to the seed; else the one that is proposed.
     pub credentials: Vec<MailCredential>,
     /// The one that is proposed.
     pub proposal: Option<Value>,
 }
 
-impl Beneficiary {
+impl LoginTarget {
     /// Finds it among the namespace's credentials.
     pub fn find(settings: &Login, namespace: &str, all: Vec<MailCredential>) -> Result<Self, LoginError> {
         let refers = |credential: &MailCredential| {
@@ -130,8 +130,8 @@ mod tests {
         *settings
     }
 
-    fn find(settings: &Login, all: Vec<MailCredential>) -> Result<Beneficiary, LoginError> {
-        Beneficiary::find(settings, "shop", all)
+    fn find(settings: &Login, all: Vec<MailCredential>) -> Result<LoginTarget, LoginError> {
+        LoginTarget::find(settings, "shop", all)
     }
 
     fn named(settings: &Login, all: Vec<MailCredential>) -> String {
