@@ -33,7 +33,7 @@ use crate::{
         context::{Context, Kubernetes, Requests},
         credential_cache::CredentialCache,
         events::Events,
-        material::{Book, Resolver, federation::Identities},
+        provider_client::{Book, Resolver, federation::Identities},
         secrets::Secrets,
         work_queue::WorkQueue,
     },

@@ -18,7 +18,7 @@ use crate::{
         device::{DeviceAuthorization, SLOW_DOWN, device_authorization_request, read_device_authorization},
     },
     policy::device_poll::{self, PollOutcome},
-    reconcile::material::authentication::Authentication,
+    reconcile::provider_client::authentication::Authentication,
 };
 
 /// Shows a code and waits until somebody has signed in with it.

@@ -20,8 +20,8 @@ use crate::{
         commands::{self, Subject},
     },
     providers::{Case, Profile},
-    reconcile::material::{
-        authentication::Authentication, connection::transport, federation::Identities, prepared::Prepared,
+    reconcile::provider_client::{
+        authentication::Authentication, connection::transport, federation::Identities, resolved_provider::Prepared,
         try_each::TryEach,
     },
 };

@@ -37,7 +37,7 @@ use crate::{
     },
     policy::inputs,
     providers::Profile,
-    reconcile::material::federation::Identities,
+    reconcile::provider_client::federation::Identities,
 };
 
 /// What is done about a failure that may pass.

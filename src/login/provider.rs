@@ -16,8 +16,9 @@ use crate::{
     },
     policy::{checks, inputs},
     providers::{self, Profile},
-    reconcile::material::{
-        federation::Identities, look::look, means::Means, prepared::Prepared, problem::credential_blocker,
+    reconcile::provider_client::{
+        federation::Identities, problem::credential_blocker, resolve::look, resolve_context::Means,
+        resolved_provider::Prepared,
     },
 };
 

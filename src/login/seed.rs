@@ -15,7 +15,7 @@ use crate::{
     error::told_by,
     login::LoginError,
     policy::commands::Subject,
-    reconcile::material::sources::{is_labelled, is_own},
+    reconcile::provider_client::sources::{is_labelled, is_own},
 };
 
 /// Tries to write, where somebody else writes at the same time or the API server is away for a moment: the person would

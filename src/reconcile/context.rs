@@ -10,8 +10,8 @@ use crate::{
     lease::Leadership,
     metrics::Metrics,
     reconcile::{
-        act::activity::Admission, credential_cache::CredentialCache, events::Events, material::Book, secrets::Secrets,
-        work_queue::WorkQueue,
+        act::activity::Admission, credential_cache::CredentialCache, events::Events, provider_client::Book,
+        secrets::Secrets, work_queue::WorkQueue,
     },
     stores::Stores,
 };

@@ -30,7 +30,7 @@ use crate::{
         context::Context,
         credential_cache::{CredentialState, Inspected, newer},
         custody,
-        material::Health,
+        provider_client::Health,
         sized::sized,
         stored::{annotation, stored_token},
     },

@@ -33,7 +33,7 @@ use crate::{
             admit::ask_discovery,
         },
         context::Context,
-        material::{prepared::Prepared, problem::ProviderProblem},
+        provider_client::{problem::ProviderProblem, resolved_provider::Prepared},
         report::overwritten,
     },
 };

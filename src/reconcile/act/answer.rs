@@ -10,7 +10,7 @@ use crate::{
     policy::{inputs, observed::Held},
     reconcile::{
         act::attempt::{Attempt, Reply, client_status},
-        material::authentication::Authentication,
+        provider_client::authentication::Authentication,
     },
 };
 

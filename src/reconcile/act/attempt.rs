@@ -23,7 +23,7 @@ use crate::{
     reconcile::{
         act::{activity::Permit, refusals::unmade, sign},
         context::Context,
-        material::{authentication::Authentication, connection::transport, prepared::Prepared},
+        provider_client::{authentication::Authentication, connection::transport, resolved_provider::Prepared},
     },
 };
 

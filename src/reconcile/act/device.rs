@@ -27,7 +27,7 @@ use crate::{
             self,
             pending::{CustodyError, PendingGrantWrite, SignInEnd},
         },
-        material::{
+        provider_client::{
             authentication::Authentication,
             problem::{ProviderProblem, shown_blocker},
         },

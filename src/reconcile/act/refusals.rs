@@ -12,7 +12,7 @@ use crate::{
         commands::{self, Subject},
         outcome::Refused,
     },
-    reconcile::{context::Context, custody::pending::CustodyError, material::authentication::Authentication},
+    reconcile::{context::Context, custody::pending::CustodyError, provider_client::authentication::Authentication},
 };
 
 /// A request that cannot be made.

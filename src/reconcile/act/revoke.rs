@@ -31,11 +31,11 @@ use crate::{
         },
         context::Context,
         custody::{self, pending::CustodyError},
-        material::{
+        observe,
+        provider_client::{
             problem::{ProviderProblem, shown_blocker},
             try_each::TryEach,
         },
-        observe,
         stored::stored_token,
     },
 };

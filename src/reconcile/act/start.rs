@@ -32,8 +32,8 @@ use crate::{
         },
         context::Context,
         custody::pending::Claimed,
-        material::{authentication::Authentication, try_each::TryEach},
         observe,
+        provider_client::{authentication::Authentication, try_each::TryEach},
     },
 };
 

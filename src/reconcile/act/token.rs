@@ -22,7 +22,7 @@ use crate::{
             self,
             pending::{Claimed, PendingGrantWrite},
         },
-        material::{
+        provider_client::{
             authentication::Authentication,
             sources::{of_a_provider, read_source},
         },

@@ -343,9 +343,9 @@ mod tests {
         reconcile::{
             credential_cache::CredentialState,
             custody::pending::SignInEnd,
-            material::{
+            provider_client::{
                 authentication::{Authentication, Material},
-                prepared::Prepared,
+                resolved_provider::Prepared,
             },
             stored::Stored,
         },

@@ -14,7 +14,7 @@ use crate::{
     reconcile::{
         context::Context,
         custody::data::hash,
-        material::sources::{of_a_provider, read_source},
+        provider_client::sources::{of_a_provider, read_source},
     },
 };
 

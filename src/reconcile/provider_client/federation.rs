@@ -28,7 +28,7 @@ use crate::{
     kubernetes::Connection,
     oauth::{Claims, ClientAuth, Impersonation},
     policy::{Blocker, advice::Federated, commands::word},
-    reconcile::material::connection::subject_of,
+    reconcile::provider_client::connection::subject_of,
 };
 
 /// How long the tokens that are asked for live: the least that Kubernetes makes. A token is used for its first half, so

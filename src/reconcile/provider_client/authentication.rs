@@ -21,10 +21,10 @@ use crate::{
         client_auth::read_secret,
     },
     policy::{Blocker, advice::Federated, commands::Subject},
-    reconcile::material::{
+    reconcile::provider_client::{
         connection::subject_of,
         federation::{Federation, Identities},
-        means::Means,
+        resolve_context::Means,
         sources::{Reach, read_secret_key, read_source},
     },
 };

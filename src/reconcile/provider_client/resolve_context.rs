@@ -2,7 +2,7 @@
 
 use kube::Client;
 
-use crate::{idp::IdpClients, reconcile::material::federation::Identities};
+use crate::{idp::IdpClients, reconcile::provider_client::federation::Identities};
 
 /// With what a provider is looked at.
 pub(crate) struct Means<'a> {

@@ -1,6 +1,6 @@
 //! The order in which the client authentications of a provider are tried.
 
-use crate::{api::Reason, oauth::Refusal, reconcile::material::authentication::Authentication};
+use crate::{api::Reason, oauth::Refusal, reconcile::provider_client::authentication::Authentication};
 
 /// Yields the client authentications one after the other: the next one only where the provider refused the client itself, or
 /// where the one before could not be used. After any other refusal another authentication would not help.
@@ -52,7 +52,7 @@ impl<'a> TryEach<'a> {
 
 #[cfg(test)]
 mod tests {
-    use crate::{oauth::ClientAuth, reconcile::material::authentication::Material};
+    use crate::{oauth::ClientAuth, reconcile::provider_client::authentication::Material};
 
     use super::*;
 

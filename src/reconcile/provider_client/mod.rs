@@ -4,10 +4,10 @@
 pub(crate) mod authentication;
 pub(crate) mod connection;
 pub(crate) mod federation;
-pub(crate) mod look;
-pub(crate) mod means;
-pub(crate) mod prepared;
 pub(crate) mod problem;
+pub(crate) mod resolve;
+pub(crate) mod resolve_context;
+pub(crate) mod resolved_provider;
 pub(crate) mod sources;
 pub(crate) mod try_each;
 
@@ -36,12 +36,12 @@ use crate::{
     policy::{Blocker, advice, schedule},
     reconcile::{
         bundles::Bundles,
-        material::{
+        provider_client::{
             federation::Identities,
-            look::look,
-            means::Means,
-            prepared::Prepared,
             problem::{ProviderProblem, shown_blocker},
+            resolve::look,
+            resolve_context::Means,
+            resolved_provider::Prepared,
         },
     },
     stores::Stores,

@@ -13,12 +13,12 @@ use crate::{
     oauth::discovery::{DiscoveryError, Endpoints, discovery_request, read_discovery},
     policy::Blocker,
     providers::{self, TokenSource},
-    reconcile::material::{
+    reconcile::provider_client::{
         authentication::{Authentication, authentication},
         connection::{self, transport},
-        means::Means,
-        prepared::Prepared,
         problem::ProviderProblem,
+        resolve_context::Means,
+        resolved_provider::Prepared,
         sources::{read_config_map_key, read_secret_key},
     },
 };
