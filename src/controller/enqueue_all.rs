@@ -36,7 +36,7 @@ pub async fn enqueue_all_when_the_clock_jumps(context: Arc<Context>) {
         let drift = now.0.as_second() - before.0.as_second() - passed;
         if drift.abs() > CLOCK_JUMP_SECONDS {
             tracing::warn!(seconds = drift, "clock jump: all objects enqueued");
-            context.material.distrust_all();
+            context.providers.invalidate_all();
             context.cache.poll_soon();
             enqueue_all(&context);
         }

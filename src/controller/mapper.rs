@@ -256,8 +256,8 @@ fn evict_one(eviction: Eviction, context: &Context) {
         }
         Eviction::Provider(key) => {
             context.requests.admission.withdraw(&Activity::Discovery(key.clone()));
-            context.material.forget(&key);
-            context.material.bundles.release(&key, None);
+            context.providers.forget(&key);
+            context.providers.bundles.release(&key, None);
             // Another one may have its name by now.
             context.queue.enqueue_provider(key);
         }
@@ -266,7 +266,7 @@ fn evict_one(eviction: Eviction, context: &Context) {
                 "resourceVersions went back: was the API server restored from a backup? Own writes are forgotten"
             );
             context.cache.forget_writes();
-            context.material.forget_writes();
+            context.providers.forget_writes();
         }
     }
 }

@@ -171,7 +171,7 @@ fn refused(attempt: &Attempt<'_>, refusal: &Refusal) -> LoginError {
 }
 
 fn endpoint<'a>(attempt: &'a Attempt<'_>) -> Result<&'a str, LoginError> {
-    attempt.prepared.endpoints.authorization_url.as_deref().ok_or_else(|| {
+    attempt.resolved.endpoints.authorization_url.as_deref().ok_or_else(|| {
         let device = commands::sign_in(attempt.credential);
         LoginError(match attempt.profile.preset {
             "oauth2" => format!(

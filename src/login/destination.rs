@@ -14,7 +14,7 @@ pub(super) async fn confirm(attempt: &Attempt<'_>, settings: &Login, page: &str)
     if !matches!(attempt.profile.preset, "oidc" | "oauth2") {
         return Ok(());
     }
-    let (page, destination) = (host(page), host(&attempt.prepared.endpoints.token_url));
+    let (page, destination) = (host(page), host(&attempt.resolved.endpoints.token_url));
     if page == destination {
         return Ok(());
     }

@@ -30,7 +30,7 @@ pub(super) async fn sign_in(attempt: &Attempt<'_>, settings: &Login) -> Result<G
             profile.preset
         )));
     }
-    let Some(url) = attempt.prepared.endpoints.device_authorization_url.as_deref() else {
+    let Some(url) = attempt.resolved.endpoints.device_authorization_url.as_deref() else {
         return Err(LoginError(match profile.preset {
             "oauth2" => format!(
                 "the {} has no spec.oauth2.deviceAuthorizationURL, where a device sign-in begins: add it",
@@ -39,11 +39,11 @@ pub(super) async fn sign_in(attempt: &Attempt<'_>, settings: &Login) -> Result<G
             _ => format!("the {} has no device authorization endpoint: leave out `--device`", attempt.provider()),
         }));
     };
-    for entry in &attempt.prepared.authentication {
+    for entry in &attempt.resolved.authentication {
         entry.may_go_to(url).map_err(|blocker| LoginError(blocker.message))?;
     }
     let begin = async |auth: &ClientAuth| {
-        let (unique, token_url) = (unique(), &attempt.prepared.endpoints.token_url);
+        let (unique, token_url) = (unique(), &attempt.resolved.endpoints.token_url);
         let occasion = Occasion { audience: token_url, token_url, unique: &unique, now: attempt.clock.now() };
         let request = device_authorization_request(url, attempt.client_id(), auth, &attempt.scopes, occasion);
         let exchange = attempt.send(request).await?;

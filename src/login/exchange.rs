@@ -21,8 +21,8 @@ use crate::{
     },
     providers::{Case, Profile},
     reconcile::provider_client::{
-        authentication::Authentication, connection::transport, federation::Identities, resolved_provider::Prepared,
-        try_each::TryEach,
+        authentication::Authentication, connection::transport, federation::Identities,
+        resolved_provider::ResolvedProvider, try_each::TryEach,
     },
 };
 
@@ -35,7 +35,7 @@ pub(super) struct Attempt<'a> {
     /// What is known about it.
     pub profile: &'a Profile,
     /// Its endpoints and secrets.
-    pub prepared: &'a Prepared,
+    pub resolved: &'a ResolvedProvider,
     /// Where ServiceAccount tokens come from.
     pub identities: &'a Identities,
     /// Where the objects that the provider refers to stand.
@@ -76,7 +76,7 @@ impl<'a> Attempt<'a> {
         &self,
         ask: impl AsyncFn(&ClientAuth) -> Result<T, Refusal>,
     ) -> Result<(T, &'a Authentication), Refused<'a>> {
-        let mut each = TryEach::new(&self.prepared.authentication, 0);
+        let mut each = TryEach::new(&self.resolved.authentication, 0);
         while let Some(entry) = each.next_entry() {
             let auth = match self.proof(entry).await {
                 Ok(auth) => auth,
@@ -102,8 +102,8 @@ impl<'a> Attempt<'a> {
     /// What proves the client; a token of a ServiceAccount is made anew.
     pub async fn proof(&self, entry: &Authentication) -> Result<ClientAuth, Refusal> {
         let blocked = |blocker: &Blocker| Refusal::new(blocker.reason, blocker.message.clone());
-        let material = entry.material.as_ref().map_err(blocked)?;
-        match material.auth(self.identities).await {
+        let client_credential = entry.client_credential.as_ref().map_err(blocked)?;
+        match client_credential.auth(self.identities).await {
             Ok(auth) => auth.map_err(|blocker| blocked(&blocker)),
             Err(error) => Err(Refusal::new(Reason::ProviderUnavailable, told(&error))),
         }
@@ -113,7 +113,7 @@ impl<'a> Attempt<'a> {
     pub async fn token(&self, auth: &ClientAuth, proof: GrantProof<'_>) -> Result<Granted, Refusal> {
         let unique = unique();
         let request = TokenRequest {
-            token_url: &self.prepared.endpoints.token_url,
+            token_url: &self.resolved.endpoints.token_url,
             client_id: self.client_id(),
             auth,
             grant: proof,
@@ -143,7 +143,7 @@ impl<'a> Attempt<'a> {
             let reason = if elsewhere { Reason::InvalidSpec } else { Reason::RequestRefused };
             Refusal::new(reason, error.to_string())
         })?;
-        self.prepared.client.send(request, || true).await.map_err(|error| {
+        self.resolved.client.send(request, || true).await.map_err(|error| {
             let (reason, message) = transport(&error, self.object, &self.home, AGAIN);
             Refusal::new(reason, message)
         })

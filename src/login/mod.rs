@@ -74,7 +74,7 @@ pub async fn run(settings: Login) -> Result<(), LoginError> {
     let profile = provider::check(&provider, &target, &client).await?;
     let seed = Seed::new(&client, &namespace, &settings.secret, &settings.key);
     seed.dry_run().await?;
-    let prepared = provider::prepare(&provider, &settings, &namespace, &reach).await?;
+    let resolved = provider::prepare(&provider, &settings, &namespace, &reach).await?;
 
     let mut scopes = vec![];
     for credential in &target.credentials {
@@ -87,7 +87,7 @@ pub async fn run(settings: Login) -> Result<(), LoginError> {
         credential,
         object: &provider,
         profile: &profile,
-        prepared: &prepared,
+        resolved: &resolved,
         identities: &identities,
         home: provider::home(&settings, &namespace),
         scopes,

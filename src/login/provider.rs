@@ -17,8 +17,8 @@ use crate::{
     policy::{checks, inputs},
     providers::{self, Profile},
     reconcile::provider_client::{
-        federation::Identities, problem::credential_blocker, resolve::look, resolve_context::Means,
-        resolved_provider::Prepared,
+        federation::Identities, problem::credential_blocker, resolve::resolve, resolve_context::ResolveContext,
+        resolved_provider::ResolvedProvider,
     },
 };
 
@@ -86,12 +86,12 @@ pub(super) async fn prepare(
     settings: &Login,
     namespace: &str,
     reach: &Reach<'_>,
-) -> Result<Prepared, LoginError> {
+) -> Result<ResolvedProvider, LoginError> {
     let home = home(settings, namespace);
     let Reach { kubernetes, clients, identities } = *reach;
-    let means = Means { kubernetes, home: &home, clients, identities, may_ask: &|| true, again: AGAIN };
-    match look(object, &means).await {
-        Ok(Ok(prepared)) => Ok(prepared),
+    let context = ResolveContext { kubernetes, home: &home, clients, identities, may_ask: &|| true, again: AGAIN };
+    match resolve(object, &context).await {
+        Ok(Ok(resolved)) => Ok(resolved),
         Ok(Err(problem)) => {
             let blocker = credential_blocker(&object.key(), problem);
             Err(LoginError(format!("{}{}", blocker.message, searched(settings, &home))))

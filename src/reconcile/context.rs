@@ -10,7 +10,7 @@ use crate::{
     lease::Leadership,
     metrics::Metrics,
     reconcile::{
-        act::activity::Admission, credential_cache::CredentialCache, events::Events, provider_client::Book,
+        act::activity::Admission, credential_cache::CredentialCache, events::Events, provider_client::ProviderCache,
         secrets::Secrets, work_queue::WorkQueue,
     },
     stores::Stores,
@@ -30,7 +30,7 @@ pub struct Context {
     /// What is known of each credential beyond what the watches show.
     pub cache: Arc<CredentialCache>,
     /// Providers with their endpoints and client authentications.
-    pub material: Book,
+    pub providers: ProviderCache,
     /// Access to Kubernetes.
     pub kubernetes: Kubernetes,
     /// What a request to a provider needs.

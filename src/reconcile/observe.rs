@@ -30,7 +30,7 @@ use crate::{
         context::Context,
         credential_cache::{CredentialState, Inspected, newer},
         custody,
-        provider_client::Health,
+        provider_client::ProviderState,
         sized::sized,
         stored::{annotation, stored_token},
     },
@@ -116,7 +116,7 @@ fn provider(credential: &MailCredential, context: &Context) -> Option<(Result<Pr
     let Some(object) = context.stores.provider(&key) else {
         return Some((Err(not_found(credential, context)), String::new()));
     };
-    let fingerprint = context.material.fingerprint(&object)?;
+    let fingerprint = context.providers.fingerprint(&object)?;
     let spec = object.spec();
     let Some(profile) = providers::profile(spec) else {
         let blocker = Blocker::new(
@@ -127,9 +127,9 @@ fn provider(credential: &MailCredential, context: &Context) -> Option<(Result<Pr
     };
     let scopes = inputs::scopes(credential, spec, &profile);
     let blocker = permission(credential, &object, &profile, &scopes, context).or_else(|| {
-        match context.material.health(&key, &fingerprint) {
-            Health::Broken(blocker) => Some(blocker),
-            Health::Unknown | Health::Usable => None,
+        match context.providers.state(&key, &fingerprint) {
+            ProviderState::Broken(blocker) => Some(blocker),
+            ProviderState::Unknown | ProviderState::Usable => None,
         }
     });
     let provider = Provider {

@@ -33,7 +33,7 @@ use crate::{
             admit::ask_discovery,
         },
         context::Context,
-        provider_client::{problem::ProviderProblem, resolved_provider::Prepared},
+        provider_client::{problem::ProviderProblem, resolved_provider::ResolvedProvider},
         report::overwritten,
     },
 };
@@ -43,16 +43,16 @@ use crate::{
 /// # Errors
 /// What Kubernetes would not do. Everything else is a condition.
 pub async fn reconcile(key: &ProviderKey, context: &Arc<Context>) -> Result<Action, Error> {
-    let mut looks = false;
-    let done = step(key, &mut looks, context).await;
-    if !looks {
+    let mut resolving = false;
+    let done = step(key, &mut resolving, context).await;
+    if !resolving {
         context.requests.admission.withdraw(&Activity::Discovery(key.clone()));
     }
     done
 }
 
 /// Sets `looks` where a look at the provider begins or waits for its permit.
-async fn step(key: &ProviderKey, looks: &mut bool, context: &Arc<Context>) -> Result<Action, Error> {
+async fn step(key: &ProviderKey, resolving: &mut bool, context: &Arc<Context>) -> Result<Action, Error> {
     let Some(object) = context.stores.provider(key) else { return Ok(Action::await_change()) };
     if key.kind == ProviderKind::ClusterMailProvider
         && !context.stores.credentials.is_complete()
@@ -63,35 +63,35 @@ async fn step(key: &ProviderKey, looks: &mut bool, context: &Arc<Context>) -> Re
     }
     let home = context.stores.home(key).to_owned();
     let map = bundle_config_map(object.spec()).map(|reference| (home, reference.name.clone()));
-    context.material.bundles.release(key, map.as_ref());
+    context.providers.bundles.release(key, map.as_ref());
     if !context.leadership.is_leader() || object.meta().deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
-    let Some(fingerprint) = context.material.fingerprint(&object) else { return Ok(Action::await_change()) };
-    let known = context.material.verdict(key, &fingerprint);
+    let Some(fingerprint) = context.providers.fingerprint(&object) else { return Ok(Action::await_change()) };
+    let known = context.providers.result(key, &fingerprint);
     if known.is_none() && is_fresh(&object) {
         // After a restart: what was found before stands until a credential needs the provider.
         let now = context.clock.now();
-        if let Some(until) = context.material.trusts(key, &fingerprint, trusted_until(&object, now), now) {
-            if context.material.is_news(key, &fingerprint, None) {
+        if let Some(until) = context.providers.is_still_valid(key, &fingerprint, trusted_until(&object, now), now) {
+            if context.providers.is_news(key, &fingerprint, None) {
                 wake_credentials(key, context);
             }
             return Ok(Action::requeue(context.clock.until(until)));
         }
     }
-    let due = context.material.retry_at(key);
+    let due = context.providers.retry_at(key);
     let again = due.is_some_and(|due| due <= context.clock.now());
-    if let Some(error) = context.material.take_error(key) {
+    if let Some(error) = context.providers.take_error(key) {
         return Err(error);
     }
-    let verdict = match known {
-        Some(verdict) if !again => verdict,
+    let result = match known {
+        Some(result) if !again => result,
         _ => {
-            *looks = true;
+            *resolving = true;
             match ask_discovery(&object, again, context.clock.now(), context) {
-                None => look(object, fingerprint, again, None, context),
+                None => start_resolution(object, fingerprint, again, None, context),
                 Some(ask) => match context.requests.admission.ask(&Activity::Discovery(key.clone()), ask) {
-                    Answer::Admitted(permit) => look(object, fingerprint, again, Some(permit), context),
+                    Answer::Admitted(permit) => start_resolution(object, fingerprint, again, Some(permit), context),
                     // It wakes the provider when its turn comes.
                     Answer::Queued(_) => {}
                 },
@@ -100,9 +100,9 @@ async fn step(key: &ProviderKey, looks: &mut bool, context: &Arc<Context>) -> Re
         }
     };
     let now = context.clock.now();
-    let next = context.material.note(key, &fingerprint, verdict.as_ref().err(), now);
-    let (turn, wrote) = write_status(&object, &fingerprint, verdict.as_ref().map(Arc::as_ref), context, now).await?;
-    if context.material.is_news(key, &fingerprint, verdict.as_ref().err()) || wrote {
+    let next = context.providers.note(key, &fingerprint, result.as_ref().err(), now);
+    let (turn, wrote) = write_status(&object, &fingerprint, result.as_ref().map(Arc::as_ref), context, now).await?;
+    if context.providers.is_news(key, &fingerprint, result.as_ref().err()) || wrote {
         wake_credentials(key, context);
     }
     let next = next.into_iter().chain(turn).min();
@@ -124,32 +124,38 @@ fn trusted_until(object: &ProviderObject, now: Timestamp) -> Timestamp {
 
 /// Looks at a provider in a task of its own, which wakes it in the end: one that hangs holds up no other. A look that
 /// discovers endpoints has a permit.
-fn look(object: ProviderObject, fingerprint: String, again: bool, permit: Option<Permit>, context: &Arc<Context>) {
+fn start_resolution(
+    object: ProviderObject,
+    fingerprint: String,
+    again: bool,
+    permit: Option<Permit>,
+    context: &Arc<Context>,
+) {
     let key = object.key();
-    if !context.material.begin(&key) {
+    if !context.providers.begin(&key) {
         return;
     }
     let context = context.clone();
     let span = tracing::info_span!("look", kind = ?key.kind, namespace = key.namespace, name = key.name);
     let task = async move {
-        let looked = AssertUnwindSafe(context.material.prepare(&object, again)).catch_unwind().await;
+        let resolved = AssertUnwindSafe(context.providers.resolve(&object, again)).catch_unwind().await;
         let exists = context.stores.provider(&key).is_some_and(|found| found.meta().uid == object.meta().uid);
         if !exists {
             // It was deleted meanwhile: nothing else will remove what this look has left.
-            context.material.forget(&key);
-            context.material.bundles.release(&key, None);
+            context.providers.forget(&key);
+            context.providers.bundles.release(&key, None);
             return context.queue.enqueue_provider(key);
         }
-        let error = match looked {
-            Ok(Ok(verdict)) => {
-                context.material.note(&key, &fingerprint, verdict.as_ref().err(), context.clock.now());
+        let error = match resolved {
+            Ok(Ok(result)) => {
+                context.providers.note(&key, &fingerprint, result.as_ref().err(), context.clock.now());
                 None
             }
             Ok(Err(error)) => Some(error),
             Err(_) => Some(Error::Panicked { name: key.to_string() }),
         };
         drop(permit);
-        context.material.end(&key, error);
+        context.providers.end(&key, error);
         context.queue.enqueue_provider(key);
     };
     tokio::spawn(task.instrument(span));
@@ -178,17 +184,17 @@ fn wake_credentials(key: &ProviderKey, context: &Context) {
 async fn write_status(
     object: &ProviderObject,
     fingerprint: &str,
-    verdict: Result<&Prepared, &ProviderProblem>,
+    result: Result<&ResolvedProvider, &ProviderProblem>,
     context: &Context,
     now: Timestamp,
 ) -> Result<(Option<Timestamp>, bool), Error> {
-    let before = context.material.status(object);
-    let found = verdict.map(usable).map_err(|problem| problem.blocker.clone());
+    let before = context.providers.status(object);
+    let found = result.map(usable).map_err(|problem| problem.blocker.clone());
     let mut after = policy::status(object.meta(), &object.key().to_string(), &before, &found, now);
-    if let Ok(prepared) = verdict {
-        after.token_url = Some(prepared.endpoints.token_url.clone());
-        after.device_authorization_url = prepared.endpoints.device_authorization_url.clone();
-        after.revocation_url = prepared.endpoints.revocation_url.clone();
+    if let Ok(resolved) = result {
+        after.token_url = Some(resolved.endpoints.token_url.clone());
+        after.device_authorization_url = resolved.endpoints.device_authorization_url.clone();
+        after.revocation_url = resolved.endpoints.revocation_url.clone();
     }
     let turn = match &found {
         Ok(usable) => usable.next_turn(now),
@@ -213,8 +219,8 @@ async fn write_status(
         }
     };
     let Some(meta) = written else { return Ok((None, false)) };
-    context.material.wrote(&object.key(), &meta, after.clone());
-    if let Some(words) = verdict.ok().and_then(skipped_words)
+    context.providers.wrote(&object.key(), &meta, after.clone());
+    if let Some(words) = result.ok().and_then(skipped_words)
         && condition::find(&before.conditions, ConditionType::Ready).is_none_or(|told| !told.message.contains(&words))
     {
         let notice = Notice { warning: true, reason: Reason::SourceInvalid, note: words };
@@ -227,18 +233,16 @@ async fn write_status(
 }
 
 /// What the status of a usable provider tells.
-fn usable(prepared: &Prepared) -> Usable<'_> {
-    let clients = prepared.authentication.iter().filter(|entry| entry.material.is_ok()).map(|entry| ClientEnd {
-        index: entry.index,
-        method: entry.method,
-        expires_at: entry.expires_at.as_ref().map(|end| end.0),
+fn usable(resolved: &ResolvedProvider) -> Usable<'_> {
+    let clients = resolved.authentication.iter().filter(|entry| entry.client_credential.is_ok()).map(|entry| {
+        ClientEnd { index: entry.index, method: entry.method, expires_at: entry.expires_at.as_ref().map(|end| end.0) }
     });
-    Usable { message: ready_words(prepared), clients: clients.collect() }
+    Usable { message: ready_words(resolved), clients: clients.collect() }
 }
 
-fn ready_words(prepared: &Prepared) -> String {
+fn ready_words(resolved: &ResolvedProvider) -> String {
     let unusable =
-        prepared.authentication.iter().filter_map(|entry| Some((entry.index, entry.material.as_ref().err()?)));
+        resolved.authentication.iter().filter_map(|entry| Some((entry.index, entry.client_credential.as_ref().err()?)));
     let notes: String = unusable
         .map(|(index, blocker)| {
             format!(
@@ -248,13 +252,13 @@ fn ready_words(prepared: &Prepared) -> String {
             )
         })
         .collect();
-    let bundle = skipped_words(prepared).map(|words| format!("; {words}")).unwrap_or_default();
-    format!("tokens come from {}{notes}{bundle}", prepared.endpoints.token_url)
+    let bundle = skipped_words(resolved).map(|words| format!("; {words}")).unwrap_or_default();
+    format!("tokens come from {}{notes}{bundle}", resolved.endpoints.token_url)
 }
 
 /// What was passed over in the CA bundle.
-fn skipped_words(prepared: &Prepared) -> Option<String> {
-    let skipped = prepared.client.skipped()?;
+fn skipped_words(resolved: &ResolvedProvider) -> Option<String> {
+    let skipped = resolved.client.skipped()?;
     Some(format!("the CA bundle holds more than certificates, and only its certificates are used: {skipped}"))
 }
 

@@ -33,7 +33,7 @@ pub(in crate::reconcile) fn ask(
         let profile = providers::profile(object.spec())?;
         let known = match profile.source {
             TokenSource::Known(endpoints) => endpoints,
-            TokenSource::Discovery { issuer } => match context.material.endpoints(&key) {
+            TokenSource::Discovery { issuer } => match context.providers.endpoints(&key) {
                 Some(endpoints) => endpoints,
                 None => return Some(host(&issuer)),
             },

@@ -23,7 +23,7 @@ use crate::{
     reconcile::{
         act::{activity::Permit, refusals::unmade, sign},
         context::Context,
-        provider_client::{authentication::Authentication, connection::transport, resolved_provider::Prepared},
+        provider_client::{authentication::Authentication, connection::transport, resolved_provider::ResolvedProvider},
     },
 };
 
@@ -69,7 +69,7 @@ pub(super) struct Attempt {
     pub(super) published: Option<String>,
     pub(super) object: ProviderObject,
     pub(super) profile: Profile,
-    pub(super) prepared: Arc<Prepared>,
+    pub(super) resolved: Arc<ResolvedProvider>,
     pub(super) scopes: Vec<String>,
     pub(super) context: Arc<Context>,
 }
@@ -89,11 +89,11 @@ impl Attempt {
     /// What proves the client in a request that is sent at once. `None`: this entry cannot be used.
     pub(super) async fn proof(&self, entry: &Authentication) -> Result<Option<ClientAuth>, Error> {
         let Self { object, context, .. } = self;
-        let Ok(material) = &entry.material else { return Ok(None) };
-        let auth = material.auth(context.material.identities()).await.map(Result::ok);
+        let Ok(client_credential) = &entry.client_credential else { return Ok(None) };
+        let auth = client_credential.auth(context.providers.identities()).await.map(Result::ok);
         if matches!(auth, Ok(None)) {
             // Why is told by the provider, which is looked at anew.
-            context.material.distrust(&object.key());
+            context.providers.invalidate(&object.key());
             context.queue.enqueue_provider(object.key());
         }
         auth
@@ -107,7 +107,7 @@ impl Attempt {
     ) -> Result<http::Request<Vec<u8>>, RequestError> {
         sign::signed(auth, || {
             token_request(&TokenRequest {
-                token_url: &self.prepared.endpoints.token_url,
+                token_url: &self.resolved.endpoints.token_url,
                 client_id: &self.object.spec().client.id,
                 auth,
                 grant,
@@ -132,7 +132,7 @@ impl Attempt {
             timer.sent();
             wire
         };
-        let exchange = self.send(&self.prepared.endpoints.token_url, request).await?;
+        let exchange = self.send(&self.resolved.endpoints.token_url, request).await?;
         let answer = exchange.and_then(|exchange| Ok((self.read(&exchange, auth)?, exchange)));
         self.count(timer, answer.as_ref().map(|(answer, _)| answer));
         Some(answer)
@@ -148,7 +148,7 @@ impl Attempt {
         let Ok(uri) = url.parse() else {
             return Some(Err(Refusal::new(Reason::RequestRefused, "the endpoint is no URL")));
         };
-        let turn = match self.prepared.client.turn(&uri) {
+        let turn = match self.resolved.client.turn(&uri) {
             Ok(turn) => turn,
             Err(error) => return Some(Err(self.unanswered(&error))),
         };
@@ -216,7 +216,7 @@ impl Attempt {
         let moved =
             |refusal: &Refusal| matches!(refusal.http_status, Some(301..=308 | 404 | 410)) && refusal.error.is_none();
         if matches!(self.profile.source, TokenSource::Discovery { .. }) && answer.is_err_and(moved) {
-            self.context.material.distrust(&self.object.key());
+            self.context.providers.invalidate(&self.object.key());
         }
     }
 }

@@ -38,21 +38,21 @@ use crate::{
 const IDENTITY: [&str; 2] = ["openid", "email"];
 /// Asks for a code, and keeps it.
 pub(super) async fn begin(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth) -> StepResult {
-    let Attempt { credential, context, prepared, .. } = attempt;
-    let Some(url) = &prepared.endpoints.device_authorization_url else {
+    let Attempt { credential, context, resolved, .. } = attempt;
+    let Some(url) = &resolved.endpoints.device_authorization_url else {
         let what = "the provider names no device authorization endpoint that can be used (an https URL), so nobody can sign in \
                     by a code: use grant.refreshToken and `mail-token-broker login`";
         return Some(Err(Refusal::new(Reason::InvalidSpec, what)));
     };
     if let Err(blocker) = entry.may_go_to(url) {
-        let problem = ProviderProblem { blocker, material: true };
+        let problem = ProviderProblem { blocker, of_the_client: true };
         let Blocker { reason, message, .. } = shown_blocker(&attempt.object.key(), problem);
         return Some(Err(Refusal::new(reason, message)));
     }
     let ask = async |scopes: &[String]| {
         let wire = signed(auth, || {
             let unique = unique();
-            let token_url = &prepared.endpoints.token_url;
+            let token_url = &resolved.endpoints.token_url;
             let occasion = Occasion { audience: token_url, token_url, unique: &unique, now: context.clock.now() };
             device_authorization_request(url, &attempt.object.spec().client.id, auth, scopes, occasion)
         });

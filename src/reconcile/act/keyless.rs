@@ -47,7 +47,7 @@ async fn signed(attempt: &Attempt, account: &Impersonation) -> Option<Result<Sec
     };
     attempt.permit.charge();
     let unique = unique();
-    let token_url = &attempt.prepared.endpoints.token_url;
+    let token_url = &attempt.resolved.endpoints.token_url;
     let now = attempt.context.clock.now();
     let occasion = Occasion { audience: token_url, token_url, unique: &unique, now };
     let subject = attempt.credential.spec.mailbox.user();

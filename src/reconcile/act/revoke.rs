@@ -107,22 +107,22 @@ async fn attempt(
     if tokens.is_empty() {
         return Err(elsewhere());
     }
-    let prepared = match context.material.prepare(&object, false).await {
-        Ok(Ok(prepared)) => prepared,
+    let resolved = match context.providers.resolve(&object, false).await {
+        Ok(Ok(resolved)) => resolved,
         Ok(Err(problem)) => {
             let blocker = shown_blocker(&ProviderKey::of(credential), problem);
             return Err((blocker.message, Retry::Transient));
         }
         Err(error) => return Err((told(&error), Retry::Transient)),
     };
-    let Some(url) = &prepared.endpoints.revocation_url else { return Ok(Revocation::NotSupported) };
+    let Some(url) = &resolved.endpoints.revocation_url else { return Ok(Revocation::NotSupported) };
     if *host(url) != *permit.host() {
         return Err(("the provider's revocation endpoint has just become known".to_owned(), Retry::Transient));
     }
     let (credential, context) = (credential.clone(), context.clone());
     let revoked = tokens.len();
     let attempt =
-        Attempt { permit, credential, grant: None, published: None, object, profile, prepared, scopes, context };
+        Attempt { permit, credential, grant: None, published: None, object, profile, resolved, scopes, context };
     for (number, found) in tokens.iter().enumerate() {
         if number > 0 {
             attempt.permit.charge();
@@ -166,11 +166,11 @@ async fn tokens(credential: &MailCredential, context: &Context) -> Result<Vec<Fo
 
 impl Attempt {
     async fn revoke(&self, token: &SecretString, kind: TokenKind) -> Result<(), (String, Retry)> {
-        let url = self.prepared.endpoints.revocation_url.as_deref().unwrap_or_default();
-        let mut each = TryEach::new(&self.prepared.authentication, 0);
+        let url = self.resolved.endpoints.revocation_url.as_deref().unwrap_or_default();
+        let mut each = TryEach::new(&self.resolved.authentication, 0);
         while let Some(entry) = each.next_entry() {
             if let Err(blocker) = entry.may_go_to(url) {
-                let problem = ProviderProblem { blocker, material: true };
+                let problem = ProviderProblem { blocker, of_the_client: true };
                 let Blocker { reason, message, .. } = shown_blocker(&self.object.key(), problem);
                 each.unusable(entry, Refusal::new(reason, message));
                 continue;
@@ -192,11 +192,11 @@ impl Attempt {
     }
 
     async fn ask_to_revoke(&self, auth: &ClientAuth, token: &SecretString, kind: TokenKind) -> Result<(), Refusal> {
-        let Self { context, prepared, object, .. } = self;
-        let url = prepared.endpoints.revocation_url.as_deref().unwrap_or_default();
+        let Self { context, resolved, object, .. } = self;
+        let url = resolved.endpoints.revocation_url.as_deref().unwrap_or_default();
         let wire = signed(auth, || {
             let unique = unique();
-            let token_url = &prepared.endpoints.token_url;
+            let token_url = &resolved.endpoints.token_url;
             let occasion = Occasion { audience: token_url, token_url, unique: &unique, now: context.clock.now() };
             revocation_request(url, &object.spec().client.id, auth, token, kind, occasion)
         });

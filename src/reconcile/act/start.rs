@@ -144,8 +144,8 @@ async fn attempt(
     fail_point::panic_at("request", &credential.name_any());
     let key = ProviderKey::of(&credential);
     let object = context.stores.provider(&key)?;
-    let prepared = match context.material.prepare(&object, false).await {
-        Ok(Ok(prepared)) => prepared,
+    let resolved = match context.providers.resolve(&object, false).await {
+        Ok(Ok(resolved)) => resolved,
         Ok(Err(_)) => {
             context.queue.enqueue_provider(key);
             return None;
@@ -153,7 +153,7 @@ async fn attempt(
         Err(error) => return Some(Err(unavailable(&error, &credential, context))),
     };
     let profile = providers::profile(object.spec())?;
-    if (kind.endpoint())(&prepared.endpoints).is_some_and(|url| *host(url) != *permit.host()) {
+    if (kind.endpoint())(&resolved.endpoints).is_some_and(|url| *host(url) != *permit.host()) {
         // The endpoint was not known before: the credential asks for a permit for its host.
         return None;
     }
@@ -169,14 +169,14 @@ async fn attempt(
         return None;
     }
     let context = context.clone();
-    let attempt = Attempt { permit, credential, grant, published, object, profile, prepared, scopes, context };
+    let attempt = Attempt { permit, credential, grant, published, object, profile, resolved, scopes, context };
     try_each_authentication(&attempt, kind, first).await
 }
 
 /// Tries the client authentications of the provider, beginning with the one that the provider accepted last.
 async fn try_each_authentication(attempt: &Attempt, kind: RequestKind, first: usize) -> Option<Result<Reply, Refused>> {
     let mut claimed: Option<Claimed> = None;
-    let mut each = TryEach::new(&attempt.prepared.authentication, first);
+    let mut each = TryEach::new(&attempt.resolved.authentication, first);
     while let Some(entry) = each.next_entry() {
         let auth = match attempt.proof(entry).await {
             Ok(Some(auth)) => auth,

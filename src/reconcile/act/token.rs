@@ -76,7 +76,7 @@ async fn subject_token(attempt: &Attempt) -> Result<SecretString, Refusal> {
     let read = read_source(reference, namespace, &attempt.context.kubernetes.client).await;
     let source = read.map_err(|error| Refusal::new(Reason::ProviderUnavailable, told(&error)))?.map_err(refused)?;
     of_a_provider(reference, namespace, &attempt.context.stores).map_or(Ok(()), |blocker| Err(refused(blocker)))?;
-    source.reach.allows(&attempt.prepared.endpoints.token_url).map_err(refused)?;
+    source.reach.allows(&attempt.resolved.endpoints.token_url).map_err(refused)?;
     read_secret(&source.value, false).map_err(|flaw| {
         let put = Subject::secret(namespace, &reference.name).put(&reference.key, "<token>");
         let what = format!(
@@ -97,7 +97,7 @@ async fn spend(
 ) -> StepResult {
     let mut lost = false;
     loop {
-        let uri = match attempt.prepared.endpoints.token_url.parse() {
+        let uri = match attempt.resolved.endpoints.token_url.parse() {
             Ok(uri) => uri,
             Err(_) => return Some(Err(Refusal::new(Reason::RequestRefused, "the token endpoint is no URL"))),
         };
@@ -106,7 +106,7 @@ async fn spend(
             return None;
         }
         // First what can be refused without a claim.
-        let turn = match attempt.prepared.client.turn(&uri) {
+        let turn = match attempt.resolved.client.turn(&uri) {
             Ok(turn) => turn,
             Err(error) => return Some(Err(attempt.unanswered(&error))),
         };
@@ -171,7 +171,7 @@ async fn claim(attempt: &Attempt, claimed: &mut Option<Claimed>) -> Result<Claim
         }
         grant = Grant { kept: Some(held.kept().clone()), seed: None, ..grant };
     }
-    let token_url = &attempt.prepared.endpoints.token_url;
+    let token_url = &attempt.resolved.endpoints.token_url;
     let strict = !attempt.profile.keeps_replaced_tokens;
     let held = custody::claim(credential, &grant, token_url, strict, context.requests.timeout, context)
         .await

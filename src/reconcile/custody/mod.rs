@@ -344,8 +344,8 @@ mod tests {
             credential_cache::CredentialState,
             custody::pending::SignInEnd,
             provider_client::{
-                authentication::{Authentication, Material},
-                resolved_provider::Prepared,
+                authentication::{Authentication, ClientCredential},
+                resolved_provider::ResolvedProvider,
             },
             stored::Stored,
         },
@@ -357,7 +357,7 @@ mod tests {
     macro_rules! secrets_lack {
         ($trait:path) => {
             lacks!($trait: Data, SignInEnd, Stored, Claimed, PendingGrantWrite, outcome::Outcome, CredentialState, observed::Held,
-                observed::Observed, Authentication, Material, Prepared);
+                observed::Observed, Authentication, ClientCredential, ResolvedProvider);
         };
     }
     secrets_lack!(std::fmt::Display);

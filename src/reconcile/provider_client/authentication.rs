@@ -24,7 +24,7 @@ use crate::{
     reconcile::provider_client::{
         connection::subject_of,
         federation::{Federation, Identities},
-        resolve_context::Means,
+        resolve_context::ResolveContext,
         sources::{Reach, read_secret_key, read_source},
     },
 };
@@ -46,7 +46,7 @@ pub struct Authentication {
     /// Where its Secret's content may be sent.
     reach: Vec<Reach>,
     /// Itself, or why it cannot be used.
-    pub material: Result<Material, Blocker>,
+    pub client_credential: Result<ClientCredential, Blocker>,
 }
 
 impl Authentication {
@@ -66,16 +66,20 @@ impl Authentication {
 
     /// The same entry; without its material if that may not be sent to the token endpoint.
     pub(super) fn judged(mut self, token_url: &str) -> Self {
-        if self.material.is_ok()
+        if self.client_credential.is_ok()
             && let Err(blocker) = self.may_go_to(token_url)
         {
-            self.material = Err(blocker);
+            self.client_credential = Err(blocker);
         }
         self
     }
 
     /// One of which no more is known.
-    pub(super) fn new(method: &'static str, index: usize, material: Result<Material, Blocker>) -> Self {
+    pub(super) fn new(
+        method: &'static str,
+        index: usize,
+        client_credential: Result<ClientCredential, Blocker>,
+    ) -> Self {
         Self {
             method,
             index,
@@ -84,13 +88,13 @@ impl Authentication {
             client_id: None,
             federated: None,
             reach: vec![],
-            material,
+            client_credential,
         }
     }
 }
 
 /// What client authentication is made of.
-pub enum Material {
+pub enum ClientCredential {
     /// It stays until the provider or what it refers to changes.
     Fixed(ClientAuth),
     /// It is made anew before it ends.
@@ -99,7 +103,7 @@ pub enum Material {
     Impersonated(Federation, String),
 }
 
-impl Material {
+impl ClientCredential {
     /// The client authentication for a request that is made now.
     ///
     /// # Errors
@@ -122,17 +126,17 @@ pub(super) async fn authentication(
     spec: &ProviderSpec,
     key: &ProviderKey,
     guid_is_flaw: bool,
-    means: &Means<'_>,
+    context: &ResolveContext<'_>,
 ) -> Result<Vec<Authentication>, Error> {
     if spec.client.authentication.is_empty() {
-        return Ok(vec![Authentication::new("none", 0, Ok(Material::Fixed(ClientAuth::Public)))]);
+        return Ok(vec![Authentication::new("none", 0, Ok(ClientCredential::Fixed(ClientAuth::Public)))]);
     }
     let mut entries = vec![];
     for (index, entry) in spec.client.authentication.iter().enumerate() {
         if let Some(file) = &entry.service_account_key {
-            entries.push(service_account_key(file, index, means).await?);
+            entries.push(service_account_key(file, index, context).await?);
         } else if let (Some(token), Some(account)) = (&entry.service_account_token, google_account(spec)) {
-            let made = service_account_token(token, index, key, means).await?;
+            let made = service_account_token(token, index, key, context).await?;
             entries.push(impersonated(made, account));
         } else if spec.client.id.is_empty() {
             let message = format!(
@@ -142,11 +146,11 @@ pub(super) async fn authentication(
             );
             entries.push(Authentication::new("none", index, Err(Blocker::new(Reason::InvalidSpec, message))));
         } else if let Some(secret) = &entry.client_secret {
-            entries.push(client_secret(secret, index, guid_is_flaw, means).await?);
+            entries.push(client_secret(secret, index, guid_is_flaw, context).await?);
         } else if let Some(jwt) = &entry.private_key_jwt {
-            entries.push(private_key_jwt(jwt, index, spec, means).await?);
+            entries.push(private_key_jwt(jwt, index, spec, context).await?);
         } else if let Some(token) = &entry.service_account_token {
-            entries.push(service_account_token(token, index, key, means).await?);
+            entries.push(service_account_token(token, index, key, context).await?);
         }
     }
     Ok(entries)
@@ -159,21 +163,21 @@ fn google_account(spec: &ProviderSpec) -> Option<&str> {
 
 /// A ServiceAccount's token that stands for the signature of a Google service account.
 fn impersonated(made: Authentication, account: &str) -> Authentication {
-    let material = made.material.map(|material| match material {
-        Material::Federated(federation) => Material::Impersonated(federation, account.to_owned()),
+    let client_credential = made.client_credential.map(|client_credential| match client_credential {
+        ClientCredential::Federated(federation) => ClientCredential::Impersonated(federation, account.to_owned()),
         other => other,
     });
-    Authentication { material, client_id: Some(account.to_owned()), ..made }
+    Authentication { client_credential, client_id: Some(account.to_owned()), ..made }
 }
 
 async fn client_secret(
     secret: &ClientSecret,
     index: usize,
     guid_is_flaw: bool,
-    means: &Means<'_>,
+    context: &ResolveContext<'_>,
 ) -> Result<Authentication, Error> {
-    let (KeyRef { name, key }, home) = (&secret.secret_ref, means.home);
-    let raw = read_source(&secret.secret_ref, home, means.kubernetes).await?;
+    let (KeyRef { name, key }, home) = (&secret.secret_ref, context.home);
+    let raw = read_source(&secret.secret_ref, home, context.kubernetes).await?;
     let reach = raw.as_ref().map(|raw| raw.reach.clone()).into_iter().collect();
     let auth = raw.and_then(|raw| {
         let text = read_secret(&raw.value, guid_is_flaw).map_err(|flaw| {
@@ -190,21 +194,21 @@ async fn client_secret(
     });
     let source = Some((home.to_owned(), name.clone(), key.clone()));
     let expires_at = secret.expires_at.clone();
-    let material = auth.map(Material::Fixed);
-    Ok(Authentication { expires_at, source, reach, ..Authentication::new("clientSecret", index, material) })
+    let client_credential = auth.map(ClientCredential::Fixed);
+    Ok(Authentication { expires_at, source, reach, ..Authentication::new("clientSecret", index, client_credential) })
 }
 
 async fn private_key_jwt(
     jwt: &PrivateKeyJwt,
     index: usize,
     spec: &ProviderSpec,
-    means: &Means<'_>,
+    context: &ResolveContext<'_>,
 ) -> Result<Authentication, Error> {
-    let home = means.home;
-    let key = read_source(&jwt.key_ref, home, means.kubernetes).await?;
+    let home = context.home;
+    let key = read_source(&jwt.key_ref, home, context.kubernetes).await?;
     let reach = key.as_ref().map(|key| key.reach.clone()).into_iter().collect();
     let certificate = match &jwt.certificate_ref {
-        Some(reference) => Some(read_secret_key(reference, home, means.kubernetes).await?),
+        Some(reference) => Some(read_secret_key(reference, home, context.kubernetes).await?),
         None => None,
     };
     let signing = key.and_then(|key| {
@@ -224,8 +228,9 @@ async fn private_key_jwt(
     });
     let expires_at = signing.as_ref().ok().and_then(SigningKey::expires_at).map(Time);
     let audience = audience(jwt, spec);
-    let material = signing.map(|key| Material::Fixed(ClientAuth::PrivateKeyJwt(key.with_audience(audience))));
-    Ok(Authentication { expires_at, reach, ..Authentication::new("privateKeyJWT", index, material) })
+    let client_credential =
+        signing.map(|key| ClientCredential::Fixed(ClientAuth::PrivateKeyJwt(key.with_audience(audience))));
+    Ok(Authentication { expires_at, reach, ..Authentication::new("privateKeyJWT", index, client_credential) })
 }
 
 /// The `aud` that the spec asks for; `None`: the token endpoint.
@@ -240,10 +245,10 @@ fn audience(jwt: &PrivateKeyJwt, spec: &ProviderSpec) -> Option<String> {
 async fn service_account_key(
     file: &ServiceAccountKey,
     index: usize,
-    means: &Means<'_>,
+    context: &ResolveContext<'_>,
 ) -> Result<Authentication, Error> {
-    let (KeyRef { name, key }, home) = (&file.secret_ref, means.home);
-    let json = read_source(&file.secret_ref, home, means.kubernetes).await?;
+    let (KeyRef { name, key }, home) = (&file.secret_ref, context.home);
+    let json = read_source(&file.secret_ref, home, context.kubernetes).await?;
     let reach = json.as_ref().map(|json| json.reach.clone()).into_iter().collect();
     let account = json.and_then(|json| {
         assertion::ServiceAccountKey::read(&json.value).map_err(|flaw| {
@@ -254,9 +259,14 @@ async fn service_account_key(
         })
     });
     let client_id = account.as_ref().ok().map(|account| account.client_id.clone());
-    let material = account.map(|account| Material::Fixed(ClientAuth::ServiceAccountKey(account)));
+    let client_credential = account.map(|account| ClientCredential::Fixed(ClientAuth::ServiceAccountKey(account)));
     let source = Some((home.to_owned(), name.clone(), key.clone()));
-    Ok(Authentication { client_id, source, reach, ..Authentication::new("serviceAccountKey", index, material) })
+    Ok(Authentication {
+        client_id,
+        source,
+        reach,
+        ..Authentication::new("serviceAccountKey", index, client_credential)
+    })
 }
 
 /// A first assertion is asked for at once: what stands against it is told on the provider.
@@ -264,14 +274,14 @@ async fn service_account_token(
     token: &ServiceAccountToken,
     index: usize,
     key: &ProviderKey,
-    means: &Means<'_>,
+    context: &ResolveContext<'_>,
 ) -> Result<Authentication, Error> {
-    let federation = Federation::new(token, key, means.home);
-    let (federated, material) = match federation.assertion(means.identities).await? {
-        Ok(assertion) => (Some(assertion.names), Ok(Material::Federated(federation))),
+    let federation = Federation::new(token, key, context.home);
+    let (federated, client_credential) = match federation.assertion(context.identities).await? {
+        Ok(assertion) => (Some(assertion.names), Ok(ClientCredential::Federated(federation))),
         Err(blocker) => (None, Err(blocker)),
     };
-    Ok(Authentication { federated, ..Authentication::new("serviceAccountToken", index, material) })
+    Ok(Authentication { federated, ..Authentication::new("serviceAccountToken", index, client_credential) })
 }
 
 #[cfg(test)]

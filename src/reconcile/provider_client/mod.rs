@@ -39,9 +39,9 @@ use crate::{
         provider_client::{
             federation::Identities,
             problem::{ProviderProblem, shown_blocker},
-            resolve::look,
-            resolve_context::Means,
-            resolved_provider::Prepared,
+            resolve::resolve,
+            resolve_context::ResolveContext,
+            resolved_provider::ResolvedProvider,
         },
     },
     stores::Stores,
@@ -49,7 +49,7 @@ use crate::{
 
 /// What is known about a provider.
 #[derive(Clone, Debug)]
-pub enum Health {
+pub enum ProviderState {
     /// Nobody has needed it since it changed.
     Unknown,
     /// It can be used.
@@ -59,7 +59,7 @@ pub enum Health {
 }
 
 /// How a provider was found last.
-type Verdict = Result<Arc<Prepared>, ProviderProblem>;
+type ResolveResult = Result<Arc<ResolvedProvider>, ProviderProblem>;
 
 /// Distinct CA bundles whose clients are kept at most; the provider that was needed longest ago gives its client up, and is
 /// looked at again when it is needed.
@@ -82,7 +82,7 @@ pub struct Resolver {
 }
 
 /// All providers, by key.
-pub struct Book {
+pub struct ProviderCache {
     /// Needs so far.
     uses: AtomicU64,
     resolver: Resolver,
@@ -91,19 +91,19 @@ pub struct Book {
     pub bundles: Arc<Bundles>,
     /// Which addresses may be connected to: what was denied before a restart with other flags is asked for again.
     reach: String,
-    pages: Mutex<HashMap<ProviderKey, Page>>,
+    entries: Mutex<HashMap<ProviderKey, ProviderEntry>>,
 }
 
 #[derive(Default)]
-struct Page {
+struct ProviderEntry {
     /// Lets one task at a time look.
-    looking: Arc<tokio::sync::Mutex<()>>,
+    resolving: Arc<tokio::sync::Mutex<()>>,
     /// A task looks, and wakes the provider when it has.
     handle: bool,
     /// What Kubernetes would not do when it looked.
     error: Option<Error>,
     /// The fingerprint that the verdict is about.
-    verdict: Option<(String, Verdict)>,
+    result: Option<(String, ResolveResult)>,
     /// The fingerprint with which the status of before a restart was taken as it stands, and until when it is.
     trusted: Option<(String, Timestamp)>,
     /// Looks in a row that found it broken with the same fingerprint, and when the next is due.
@@ -111,18 +111,18 @@ struct Page {
     failed_with: String,
     retry_at: Option<Timestamp>,
     /// What its credentials were woken for last: the fingerprint, and what is wrong with it.
-    woken_for: Option<(String, Option<ProviderProblem>)>,
+    reported: Option<(String, Option<ProviderProblem>)>,
     /// When it was last needed: a number that grows with each need of any provider.
     used: u64,
     /// The status that was written last, with its resourceVersion: a watch shows it a moment later.
     written: Option<(u64, ProviderStatus)>,
 }
 
-impl Book {
+impl ProviderCache {
     /// An empty book.
     pub fn new(resolver: Resolver, stores: Stores, bundles: Arc<Bundles>) -> Self {
         let (uses, reach) = (AtomicU64::new(0), resolver.clients.reach());
-        Self { uses, reach, resolver, stores, bundles, pages: Mutex::default() }
+        Self { uses, reach, resolver, stores, bundles, entries: Mutex::default() }
     }
 
     /// Where ServiceAccount tokens come from.
@@ -151,77 +151,83 @@ impl Book {
     }
 
     /// What is known about a provider, without asking anyone.
-    pub fn health(&self, key: &ProviderKey, fingerprint: &str) -> Health {
-        match self.verdict(key, fingerprint) {
-            None => Health::Unknown,
-            Some(Ok(_)) => Health::Usable,
-            Some(Err(problem)) => Health::Broken(shown_blocker(key, problem)),
+    pub fn state(&self, key: &ProviderKey, fingerprint: &str) -> ProviderState {
+        match self.result(key, fingerprint) {
+            None => ProviderState::Unknown,
+            Some(Ok(_)) => ProviderState::Usable,
+            Some(Err(problem)) => ProviderState::Broken(shown_blocker(key, problem)),
         }
     }
 
     /// How the provider was found, if that was with this fingerprint.
-    pub fn verdict(&self, key: &ProviderKey, fingerprint: &str) -> Option<Verdict> {
-        let pages = self.pages.lock();
-        let (of, verdict) = pages.get(key)?.verdict.as_ref()?;
-        (of == fingerprint).then(|| verdict.clone())
+    pub fn result(&self, key: &ProviderKey, fingerprint: &str) -> Option<ResolveResult> {
+        let entries = self.entries.lock();
+        let (of, result) = entries.get(key)?.result.as_ref()?;
+        (of == fingerprint).then(|| result.clone())
     }
 
     /// The endpoints that the last look found.
     pub fn endpoints(&self, key: &ProviderKey) -> Option<Endpoints> {
-        let pages = self.pages.lock();
-        let (_, verdict) = pages.get(key)?.verdict.as_ref()?;
-        verdict.as_ref().ok().map(|prepared| prepared.endpoints.clone())
+        let entries = self.entries.lock();
+        let (_, result) = entries.get(key)?.result.as_ref()?;
+        result.as_ref().ok().map(|resolved| resolved.endpoints.clone())
     }
 
     /// Looks anew at the next need: the provider's endpoints may have moved.
-    pub fn distrust(&self, key: &ProviderKey) {
-        if let Some(page) = self.pages.lock().get_mut(key) {
-            page.verdict = None;
+    pub fn invalidate(&self, key: &ProviderKey) {
+        if let Some(entry) = self.entries.lock().get_mut(key) {
+            entry.result = None;
         }
     }
 
     /// Looks at all anew at the next need: the clock was set, by which they were to be looked at again, and by which what
     /// they prove themselves with ends.
-    pub fn distrust_all(&self) {
-        for page in self.pages.lock().values_mut() {
-            (page.verdict, page.retry_at, page.woken_for) = (None, None, None);
+    pub fn invalidate_all(&self) {
+        for entry in self.entries.lock().values_mut() {
+            (entry.result, entry.retry_at, entry.reported) = (None, None, None);
         }
     }
 
     /// Until when what was found before a restart still stands: nobody has looked at the provider since, and neither it
     /// nor what it refers to has changed since the first call, whose `until` counts. `None`: it does not.
-    pub fn trusts(&self, key: &ProviderKey, fingerprint: &str, until: Timestamp, now: Timestamp) -> Option<Timestamp> {
-        let mut pages = self.pages.lock();
-        let page = pages.entry(key.clone()).or_default();
-        if page.verdict.is_some() {
+    pub fn is_still_valid(
+        &self,
+        key: &ProviderKey,
+        fingerprint: &str,
+        until: Timestamp,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
+        let mut entries = self.entries.lock();
+        let entry = entries.entry(key.clone()).or_default();
+        if entry.result.is_some() {
             return None;
         }
-        let (trusted, until) = page.trusted.get_or_insert_with(|| (fingerprint.to_owned(), until));
+        let (trusted, until) = entry.trusted.get_or_insert_with(|| (fingerprint.to_owned(), until));
         (trusted == fingerprint && now < *until).then_some(*until)
     }
 
     /// Whether the caller is to begin a look: nobody else does.
     pub fn begin(&self, key: &ProviderKey) -> bool {
-        let mut pages = self.pages.lock();
-        let page = pages.entry(key.clone()).or_default();
-        !std::mem::replace(&mut page.handle, true)
+        let mut entries = self.entries.lock();
+        let entry = entries.entry(key.clone()).or_default();
+        !std::mem::replace(&mut entry.handle, true)
     }
 
     /// Ends a look.
     pub fn end(&self, key: &ProviderKey, error: Option<Error>) {
-        if let Some(page) = self.pages.lock().get_mut(key) {
-            (page.handle, page.error) = (false, error);
+        if let Some(entry) = self.entries.lock().get_mut(key) {
+            (entry.handle, entry.error) = (false, error);
         }
     }
 
     /// What Kubernetes would not do at the last look, to be told once.
     pub fn take_error(&self, key: &ProviderKey) -> Option<Error> {
-        self.pages.lock().get_mut(key)?.error.take()
+        self.entries.lock().get_mut(key)?.error.take()
     }
 
     /// When a broken provider is to be looked at again.
     pub fn retry_at(&self, key: &ProviderKey) -> Option<Timestamp> {
-        self.pages.lock().get(key)?.retry_at
+        self.entries.lock().get(key)?.retry_at
     }
 
     /// Notes how a look came out, and tells when the next is due.
@@ -232,37 +238,37 @@ impl Book {
         problem: Option<&ProviderProblem>,
         now: Timestamp,
     ) -> Option<Timestamp> {
-        let mut pages = self.pages.lock();
-        let page = pages.entry(key.clone()).or_default();
+        let mut entries = self.entries.lock();
+        let entry = entries.entry(key.clone()).or_default();
         let Some(problem) = problem else {
-            (page.failures, page.retry_at) = (0, None);
+            (entry.failures, entry.retry_at) = (0, None);
             return None;
         };
-        if page.retry_at.is_none_or(|due| due <= now) || page.failed_with != fingerprint {
-            page.failures = if page.failed_with == fingerprint { page.failures.saturating_add(1) } else { 1 };
-            fingerprint.clone_into(&mut page.failed_with);
-            page.retry_at = Some(schedule::provider_retry_at(problem.blocker.reason, page.failures, now));
+        if entry.retry_at.is_none_or(|due| due <= now) || entry.failed_with != fingerprint {
+            entry.failures = if entry.failed_with == fingerprint { entry.failures.saturating_add(1) } else { 1 };
+            fingerprint.clone_into(&mut entry.failed_with);
+            entry.retry_at = Some(schedule::provider_retry_at(problem.blocker.reason, entry.failures, now));
         }
-        page.retry_at
+        entry.retry_at
     }
 
     /// Whether the credentials of a provider have to learn how it was found: not twice of the same.
     pub fn is_news(&self, key: &ProviderKey, fingerprint: &str, problem: Option<&ProviderProblem>) -> bool {
-        let mut pages = self.pages.lock();
-        let page = pages.entry(key.clone()).or_default();
+        let mut entries = self.entries.lock();
+        let entry = entries.entry(key.clone()).or_default();
         let found = Some((fingerprint.to_owned(), problem.cloned()));
-        if page.woken_for == found {
+        if entry.reported == found {
             return false;
         }
-        page.woken_for = found;
+        entry.reported = found;
         true
     }
 
     /// The status as it is: as shown, or as written where the watch has not shown that yet.
     pub fn status(&self, object: &ProviderObject) -> ProviderStatus {
         let shown = version(object.meta());
-        let pages = self.pages.lock();
-        match pages.get(&object.key()).and_then(|page| page.written.as_ref()) {
+        let entries = self.entries.lock();
+        match entries.get(&object.key()).and_then(|entry| entry.written.as_ref()) {
             Some((at, status)) if *at > shown => status.clone(),
             _ => object.status().cloned().unwrap_or_default(),
         }
@@ -270,39 +276,39 @@ impl Book {
 
     /// Notes a status that was written.
     pub fn wrote(&self, key: &ProviderKey, meta: &ObjectMeta, status: ProviderStatus) {
-        self.pages.lock().entry(key.clone()).or_default().written = Some((version(meta), status));
+        self.entries.lock().entry(key.clone()).or_default().written = Some((version(meta), status));
     }
 
     /// Forgets the statuses that were written: the API server was restored from a backup.
     pub fn forget_writes(&self) {
-        self.pages.lock().values_mut().for_each(|page| page.written = None);
+        self.entries.lock().values_mut().for_each(|entry| entry.written = None);
     }
 
     /// Forgets a provider that is gone.
     pub fn forget(&self, key: &ProviderKey) {
-        self.pages.lock().remove(key);
+        self.entries.lock().remove(key);
     }
 
     /// The provider, ready for use: as found before, or looked at now. `again` looks even if it was found broken.
     ///
     /// # Errors
     /// What Kubernetes would not do. What is wrong with the provider is in the verdict.
-    pub async fn prepare(&self, object: &ProviderObject, again: bool) -> Result<Verdict, Error> {
+    pub async fn resolve(&self, object: &ProviderObject, again: bool) -> Result<ResolveResult, Error> {
         let key = object.key();
-        let looking = self.pages.lock().entry(key.clone()).or_default().looking.clone();
-        let _one_at_a_time = looking.lock().await;
+        let resolving = self.entries.lock().entry(key.clone()).or_default().resolving.clone();
+        let _one_at_a_time = resolving.lock().await;
         let fingerprint = self.fingerprint(object).unwrap_or_default();
         let used = self.uses.fetch_add(1, Ordering::Relaxed);
-        if let Some(page) = self.pages.lock().get_mut(&key) {
-            page.used = used;
+        if let Some(entry) = self.entries.lock().get_mut(&key) {
+            entry.used = used;
         }
-        match self.verdict(&key, &fingerprint) {
+        match self.result(&key, &fingerprint) {
             Some(Err(_)) if again => {}
-            Some(verdict) => return Ok(verdict),
+            Some(result) => return Ok(result),
             None => {}
         }
         let Resolver { client, clients, identities, leadership, clock } = &self.resolver;
-        let means = Means {
+        let context = ResolveContext {
             kubernetes: client,
             home: self.stores.home(&key),
             clients,
@@ -310,49 +316,53 @@ impl Book {
             may_ask: &|| leadership.is_leader(),
             again: advice::AGAIN,
         };
-        let found = look(object, &means).await?;
+        let found = resolve(object, &context).await?;
         if found.is_err() && !leadership.is_leader() {
             // The request may have been withheld, which says nothing about the provider: no verdict is kept.
             return Ok(found.map(Arc::new));
         }
-        let mut pages = self.pages.lock();
+        let mut entries = self.entries.lock();
         let exists = self.stores.provider(&key).is_some_and(|found| found.meta().uid == object.meta().uid);
         if !exists {
             // It was deleted meanwhile: nothing would remove what is kept of it.
-            pages.remove(&key);
+            entries.remove(&key);
             return Ok(found.map(Arc::new));
         }
-        let page = pages.entry(key).or_default();
-        let verdict = found.map(Arc::new);
-        page.verdict = Some((fingerprint, verdict.clone()));
-        let given_up = give_up(&mut pages, BUNDLES, clock.now() + GIVEN_UP_FOR);
-        drop(pages);
+        let entry = entries.entry(key).or_default();
+        let result = found.map(Arc::new);
+        entry.result = Some((fingerprint, result.clone()));
+        let evicted = evict_clients(&mut entries, BUNDLES, clock.now() + GIVEN_UP_FOR);
+        drop(entries);
         // Outside of the lock: the last holder of a client frees it.
-        drop(given_up);
-        Ok(verdict)
+        drop(evicted);
+        Ok(result)
     }
 }
 
 /// Takes the verdicts of the providers that were needed longest ago, until no more than `bundles` distinct CA bundles are
 /// in use. What was found of such a provider stands until it is needed, or `until`.
-fn give_up(pages: &mut HashMap<ProviderKey, Page>, bundles: usize, until: Timestamp) -> Vec<Verdict> {
-    let bundle = |page: &Page| page.verdict.as_ref()?.1.as_ref().ok()?.client.bundle();
+fn evict_clients(
+    entries: &mut HashMap<ProviderKey, ProviderEntry>,
+    bundles: usize,
+    until: Timestamp,
+) -> Vec<ResolveResult> {
+    let bundle = |entry: &ProviderEntry| entry.result.as_ref()?.1.as_ref().ok()?.client.bundle();
     let mut needed: HashMap<BundleHash, u64> = HashMap::new();
-    for page in pages.values() {
-        if let Some(bundle) = bundle(page) {
+    for entry in entries.values() {
+        if let Some(bundle) = bundle(entry) {
             let used = needed.entry(bundle).or_default();
-            *used = page.used.max(*used);
+            *used = entry.used.max(*used);
         }
     }
     let mut oldest: Vec<_> = needed.into_iter().map(|(bundle, used)| (used, bundle)).collect();
     oldest.sort_unstable();
     let excess = oldest.len().saturating_sub(bundles);
-    let given_up: HashSet<_> = oldest.into_iter().take(excess).map(|(_, bundle)| bundle).collect();
-    let concerned = pages.values_mut().filter(|page| bundle(page).is_some_and(|bundle| given_up.contains(&bundle)));
-    let take = |page: &mut Page| {
-        let (fingerprint, verdict) = page.verdict.take()?;
-        page.trusted = Some((fingerprint, until));
-        Some(verdict)
+    let evicted: HashSet<_> = oldest.into_iter().take(excess).map(|(_, bundle)| bundle).collect();
+    let concerned = entries.values_mut().filter(|entry| bundle(entry).is_some_and(|bundle| evicted.contains(&bundle)));
+    let take = |entry: &mut ProviderEntry| {
+        let (fingerprint, result) = entry.result.take()?;
+        entry.trusted = Some((fingerprint, until));
+        Some(result)
     };
     concerned.filter_map(take).collect()
 }
@@ -389,22 +399,25 @@ mod tests {
         let (a, b, c) = (bundle("a.example"), bundle("b.example"), bundle("c.example"));
         let system = clients.for_trust(None).unwrap();
         let cases = [("a1", &a, 1), ("a2", &a, 9), ("b", &b, 2), ("c", &c, 3), ("plain", &system, 0)];
-        let mut pages: HashMap<_, _> = cases
+        let mut entries: HashMap<_, _> = cases
             .into_iter()
             .map(|(name, client, used)| {
-                let prepared =
-                    Prepared { endpoints: Endpoints::default(), authentication: vec![], client: client.clone() };
-                let verdict = Some(("print".to_owned(), Ok(Arc::new(prepared))));
-                (key(name), Page { verdict, used, ..Page::default() })
+                let resolved = ResolvedProvider {
+                    endpoints: Endpoints::default(),
+                    authentication: vec![],
+                    client: client.clone(),
+                };
+                let result = Some(("print".to_owned(), Ok(Arc::new(resolved))));
+                (key(name), ProviderEntry { result, used, ..ProviderEntry::default() })
             })
             .collect();
         let until = Timestamp::UNIX_EPOCH;
-        assert!(give_up(&mut pages, 3, until).is_empty());
-        assert_eq!(give_up(&mut pages, 1, until).len(), 2);
+        assert!(evict_clients(&mut entries, 3, until).is_empty());
+        assert_eq!(evict_clients(&mut entries, 1, until).len(), 2);
         for (name, kept) in [("a1", true), ("a2", true), ("b", false), ("c", false), ("plain", true)] {
-            let page = &pages[&key(name)];
-            assert_eq!(page.verdict.is_some(), kept, "{name}");
-            assert_eq!(page.trusted, (!kept).then(|| ("print".to_owned(), until)), "{name}");
+            let entry = &entries[&key(name)];
+            assert_eq!(entry.result.is_some(), kept, "{name}");
+            assert_eq!(entry.trusted, (!kept).then(|| ("print".to_owned(), until)), "{name}");
         }
     }
 }

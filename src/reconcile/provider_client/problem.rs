@@ -11,7 +11,7 @@ pub struct ProviderProblem {
     /// As the provider's own status tells it.
     pub blocker: Blocker,
     /// Whether it lies with the client's material, and is told on credentials with the same reason.
-    pub material: bool,
+    pub of_the_client: bool,
 }
 
 impl ProviderProblem {
@@ -25,7 +25,7 @@ impl ProviderProblem {
 /// Client material is told on credentials with the same reason; what concerns the provider as such is
 /// `ProviderNotReady` there.
 pub(crate) fn credential_blocker(key: &ProviderKey, problem: ProviderProblem) -> Blocker {
-    if problem.material {
+    if problem.of_the_client {
         return problem.blocker;
     }
     let Blocker { reason, message, cause } = problem.blocker;
@@ -40,7 +40,7 @@ pub(crate) fn shown_blocker(key: &ProviderKey, problem: ProviderProblem) -> Bloc
         return credential_blocker(key, problem);
     }
     let found = problem.blocker.reason;
-    let (reason, what) = match problem.material {
+    let (reason, what) = match problem.of_the_client {
         true => (found, format!("the client authentication of the ClusterMailProvider {} cannot be used", key.name)),
         false => (Reason::ProviderNotReady, format!("the ClusterMailProvider {} is not ready", key.name)),
     };

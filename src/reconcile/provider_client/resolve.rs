@@ -17,8 +17,8 @@ use crate::{
         authentication::{Authentication, authentication},
         connection::{self, transport},
         problem::ProviderProblem,
-        resolve_context::Means,
-        resolved_provider::Prepared,
+        resolve_context::ResolveContext,
+        resolved_provider::ResolvedProvider,
         sources::{read_config_map_key, read_secret_key},
     },
 };
@@ -27,25 +27,25 @@ use crate::{
 ///
 /// # Errors
 /// What Kubernetes would not do. What is wrong with the provider is in the verdict.
-pub(crate) async fn look(
+pub(crate) async fn resolve(
     object: &ProviderObject,
-    means: &Means<'_>,
-) -> Result<Result<Prepared, ProviderProblem>, Error> {
+    context: &ResolveContext<'_>,
+) -> Result<Result<ResolvedProvider, ProviderProblem>, Error> {
     let spec = object.spec();
     let Some(profile) = providers::profile(spec) else {
         return Ok(Err(problem(Reason::InvalidSpec, "the spec names no provider that this broker knows")));
     };
-    let client = match trust(object, means).await? {
+    let client = match trust(object, context).await? {
         Ok(client) => client,
         Err(problem) => return Ok(Err(problem)),
     };
-    let authentication = authentication(spec, &object.key(), profile.guid_is_no_secret, means).await?;
+    let authentication = authentication(spec, &object.key(), profile.guid_is_no_secret, context).await?;
     if let Some(problem) = unusable(&authentication) {
         return Ok(Err(problem));
     }
     let endpoints = match profile.source {
         TokenSource::Known(endpoints) => endpoints,
-        TokenSource::Discovery { issuer } => match discover(&issuer, &client, object, means).await {
+        TokenSource::Discovery { issuer } => match discover(&issuer, &client, object, context).await {
             Ok(endpoints) => endpoints,
             Err(problem) => return Ok(Err(problem)),
         },
@@ -53,20 +53,23 @@ pub(crate) async fn look(
     let authentication = authentication.into_iter().map(|entry| entry.judged(&endpoints.token_url)).collect::<Vec<_>>();
     match unusable(&authentication) {
         Some(problem) => Ok(Err(problem)),
-        None => Ok(Ok(Prepared { endpoints, authentication, client })),
+        None => Ok(Ok(ResolvedProvider { endpoints, authentication, client })),
     }
 }
 
 /// What is wrong with the first way of client authentication, if none can be used.
 fn unusable(authentication: &[Authentication]) -> Option<ProviderProblem> {
-    let blocker = authentication.iter().find_map(|entry| entry.material.as_ref().err())?;
-    let all = authentication.iter().all(|entry| entry.material.is_err());
-    all.then(|| ProviderProblem { blocker: blocker.clone(), material: true })
+    let blocker = authentication.iter().find_map(|entry| entry.client_credential.as_ref().err())?;
+    let all = authentication.iter().all(|entry| entry.client_credential.is_err());
+    all.then(|| ProviderProblem { blocker: blocker.clone(), of_the_client: true })
 }
 
 /// A client that trusts the provider's CA bundle.
-async fn trust(object: &ProviderObject, means: &Means<'_>) -> Result<Result<IdpClient, ProviderProblem>, Error> {
-    let (spec, Means { kubernetes, home, .. }) = (object.spec(), means);
+async fn trust(
+    object: &ProviderObject,
+    context: &ResolveContext<'_>,
+) -> Result<Result<IdpClient, ProviderProblem>, Error> {
+    let (spec, ResolveContext { kubernetes, home, .. }) = (object.spec(), context);
     let bundle = match (bundle_secret(spec), bundle_config_map(spec)) {
         // Certificates, which are no secret.
         (Some(reference), _) => {
@@ -78,12 +81,12 @@ async fn trust(object: &ProviderObject, means: &Means<'_>) -> Result<Result<IdpC
     };
     let (reference, pem) = match bundle {
         None => (None, None),
-        Some((_, Err(blocker))) => return Ok(Err(ProviderProblem { blocker, material: false })),
+        Some((_, Err(blocker))) => return Ok(Err(ProviderProblem { blocker, of_the_client: false })),
         Some((reference, Ok(pem))) => (Some(reference), Some(pem)),
     };
     let clients = match object.key().kind {
-        ProviderKind::MailProvider => means.clients.clone(),
-        ProviderKind::ClusterMailProvider => means.clients.for_cluster(),
+        ProviderKind::MailProvider => context.clients.clone(),
+        ProviderKind::ClusterMailProvider => context.clients.for_cluster(),
     };
     Ok(clients.for_trust(pem.as_deref()).map_err(|error| {
         let place = reference.map(|r| format!("key {} of {home}/{}", r.key, r.name)).unwrap_or_default();
@@ -95,22 +98,22 @@ async fn trust(object: &ProviderObject, means: &Means<'_>) -> Result<Result<IdpC
 }
 
 fn problem(reason: Reason, message: impl Into<String>) -> ProviderProblem {
-    ProviderProblem { blocker: Blocker::new(reason, message), material: false }
+    ProviderProblem { blocker: Blocker::new(reason, message), of_the_client: false }
 }
 
 async fn discover(
     issuer: &str,
     client: &IdpClient,
     object: &ProviderObject,
-    means: &Means<'_>,
+    context: &ResolveContext<'_>,
 ) -> Result<Endpoints, ProviderProblem> {
     let request =
         discovery_request(issuer).map_err(|_| problem(Reason::InvalidSpec, "spec.oidc.issuerURL is no URL"))?;
-    let exchange = client.send(request, means.may_ask).await.map_err(|error| {
-        let (reason, message) = transport(&error, object, means.home, means.again);
+    let exchange = client.send(request, context.may_ask).await.map_err(|error| {
+        let (reason, message) = transport(&error, object, context.home, context.again);
         match reason {
             Reason::ProviderUnavailable | Reason::MalformedResponse => {
-                let found = problem(Reason::DiscoveryFailed, format!("{message}. {}", means.again));
+                let found = problem(Reason::DiscoveryFailed, format!("{message}. {}", context.again));
                 if reason == Reason::MalformedResponse { found.by_a_person() } else { found }
             }
             _ => problem(reason, message),
@@ -129,7 +132,7 @@ async fn discover(
                 ),
             ),
             DiscoveryError::Status(429 | 500..) => {
-                problem(Reason::DiscoveryFailed, format!("{at}. {}", means.again))
+                problem(Reason::DiscoveryFailed, format!("{at}. {}", context.again))
             }
             DiscoveryError::Endpoint(_) => problem(
                 Reason::DiscoveryFailed,

@@ -5,7 +5,7 @@ use kube::Client;
 use crate::{idp::IdpClients, reconcile::provider_client::federation::Identities};
 
 /// With what a provider is looked at.
-pub(crate) struct Means<'a> {
+pub(crate) struct ResolveContext<'a> {
     /// Kubernetes.
     pub kubernetes: &'a Client,
     /// Where the objects that the provider refers to stand.

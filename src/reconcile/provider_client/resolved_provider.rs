@@ -3,7 +3,7 @@
 use crate::{idp::IdpClient, oauth::discovery::Endpoints, reconcile::provider_client::authentication::Authentication};
 
 /// A provider, ready for use.
-pub struct Prepared {
+pub struct ResolvedProvider {
     /// Where tokens come from.
     pub endpoints: Endpoints,
     /// The ways of client authentication, in the order of the spec.

@@ -52,12 +52,14 @@ impl<'a> TryEach<'a> {
 
 #[cfg(test)]
 mod tests {
-    use crate::{oauth::ClientAuth, reconcile::provider_client::authentication::Material};
+    use crate::{oauth::ClientAuth, reconcile::provider_client::authentication::ClientCredential};
 
     use super::*;
 
     fn entries(count: usize) -> Vec<Authentication> {
-        (0..count).map(|index| Authentication::new("none", index, Ok(Material::Fixed(ClientAuth::Public)))).collect()
+        (0..count)
+            .map(|index| Authentication::new("none", index, Ok(ClientCredential::Fixed(ClientAuth::Public))))
+            .collect()
     }
 
     /// The order in which entries are tried that are all refused for `reason`, and the one that was tried last.
