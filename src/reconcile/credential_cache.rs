@@ -16,7 +16,7 @@ use crate::{
     api::MailCredential,
     lease::Leadership,
     policy::{
-        observed::{Held, History, TokenFacts},
+        observed::{History, TokenFacts, UnwrittenToken},
         outcome::Outcome,
         revocation::Revocation,
         spacing::Spacing,
@@ -87,7 +87,7 @@ pub struct AttemptState {
     /// The history with the last outcome, which no status reports yet.
     pub unreported: Option<History>,
     /// A token that is not written yet.
-    pub held: Option<Held>,
+    pub unwritten: Option<UnwrittenToken>,
     /// How far the revocation of the deleted credential has come.
     pub revoking: Option<Revoking>,
 }
@@ -189,8 +189,8 @@ impl ObjectState {
 
 impl AttemptState {
     fn is_blank(&self) -> bool {
-        let Self { in_flight, outcome, unreported, held, revoking } = self;
-        in_flight.is_none() && outcome.is_none() && unreported.is_none() && held.is_none() && revoking.is_none()
+        let Self { in_flight, outcome, unreported, unwritten, revoking } = self;
+        in_flight.is_none() && outcome.is_none() && unreported.is_none() && unwritten.is_none() && revoking.is_none()
     }
 }
 
@@ -320,7 +320,9 @@ impl CredentialCache {
     pub fn is_under_way(&self, uid: &str) -> bool {
         match self.objects.lock().live.get(uid) {
             Some(Some(entry)) => {
-                entry.attempt.in_flight.is_some() || entry.attempt.outcome.is_some() || entry.attempt.held.is_some()
+                entry.attempt.in_flight.is_some()
+                    || entry.attempt.outcome.is_some()
+                    || entry.attempt.unwritten.is_some()
             }
             _ => false,
         }
@@ -338,7 +340,9 @@ impl CredentialCache {
     pub fn is_busy(&self, leads: bool) -> bool {
         let busy = |entry: &CredentialState| {
             let awaited = entry.attempt.in_flight.is_some() || entry.custody.unsaved.is_some();
-            awaited || leads && (entry.attempt.outcome.is_some() || entry.attempt.held.is_some() && !entry.object.stuck)
+            awaited
+                || leads
+                    && (entry.attempt.outcome.is_some() || entry.attempt.unwritten.is_some() && !entry.object.stuck)
         };
         let objects = self.objects.lock();
         !objects.orphans.is_empty() || objects.live.values().flatten().any(|entry| busy(entry))

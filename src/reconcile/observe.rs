@@ -62,17 +62,17 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     let grant = custody::observe(&credential, provider.as_ref().ok(), context).await?;
     let shown = shown_target(&credential, &target_name(&credential), context);
     // From here on nothing fails, so that an outcome which was taken is not lost.
-    let (outcome, unreported, held) = context.cache.with(&uid, |entry| {
+    let (outcome, unreported, unwritten) = context.cache.with(&uid, |entry| {
         entry.object.unshown_since = None;
         // A token that was held for other inputs, or to its end, is of no use any more.
-        entry.attempt.held = entry.attempt.held.take().filter(|held| {
-            let wanted = provider.as_ref().map_or(true, |provider| provider.issued_for == held.issued_for);
-            wanted && now < held.answer.token.expires_at
+        entry.attempt.unwritten = entry.attempt.unwritten.take().filter(|unwritten| {
+            let wanted = provider.as_ref().map_or(true, |provider| provider.issued_for == unwritten.issued_for);
+            wanted && now < unwritten.answer.token.expires_at
         });
         let outcome = if in_flight { None } else { entry.attempt.outcome.take() };
-        (outcome, entry.attempt.unreported.clone(), entry.attempt.held.clone())
+        (outcome, entry.attempt.unreported.clone(), entry.attempt.unwritten.clone())
     });
-    let provider = provider.map(|provider| sized(provider, &credential, &target, held.as_ref()));
+    let provider = provider.map(|provider| sized(provider, &credential, &target, unwritten.as_ref()));
     let mut observed = Observed {
         history: unreported.unwrap_or_else(|| credential.status.as_ref().map(History::of).unwrap_or_default()),
         rival: context.stores.rival(&credential, shown.as_deref(), now),
@@ -81,7 +81,7 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
         previous,
         provider,
         grant,
-        held,
+        unwritten,
         in_flight,
         queued,
         attempt,
@@ -93,13 +93,15 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
         if observed.record(outcome, now) == Recorded::Superseded {
             tracing::info!("refusal ignored: another replica has exchanged the refresh token since");
         }
-        let (held, unreported) = (observed.held.clone(), observed.history.clone());
-        context.cache.with(&uid, |entry| (entry.attempt.held, entry.attempt.unreported) = (held, Some(unreported)));
+        let (unwritten, unreported) = (observed.unwritten.clone(), observed.history.clone());
+        context
+            .cache
+            .with(&uid, |entry| (entry.attempt.unwritten, entry.attempt.unreported) = (unwritten, Some(unreported)));
     }
     if observed.is_overtaken() {
         tracing::info!("another broker has published a token meanwhile: the one that came late is dropped");
-        observed.held = None;
-        context.cache.with(&uid, |entry| entry.attempt.held = None);
+        observed.unwritten = None;
+        context.cache.with(&uid, |entry| entry.attempt.unwritten = None);
     }
     Ok(Some(observed))
 }

@@ -5,7 +5,7 @@ use secrecy::ExposeSecret as _;
 use crate::{
     api::MailCredential,
     oauth::token::ACCESS_TOKEN_MAX,
-    policy::observed::{Held, Provider, Target},
+    policy::observed::{Provider, Target, UnwrittenToken},
     reconcile::publish,
     render::{self, SECRET_MAX, USUAL_TOKEN},
 };
@@ -16,13 +16,13 @@ pub(super) fn sized(
     mut provider: Provider,
     credential: &MailCredential,
     target: &Target,
-    held: Option<&Held>,
+    unwritten: Option<&UnwrittenToken>,
 ) -> Provider {
     let published = target.own().and_then(|published| published.token.as_ref());
     let told = credential.status.as_ref().and_then(|status| status.token.as_ref());
     let told = told.and_then(|told| usize::try_from(told.length).ok()).filter(|length| *length > 0);
-    let length = held
-        .map(|held| held.answer.token.access_token.expose_secret().len())
+    let length = unwritten
+        .map(|unwritten| unwritten.answer.token.access_token.expose_secret().len())
         .or_else(|| published.and_then(|token| token.length.or(told)))
         .or(told)
         .unwrap_or(USUAL_TOKEN)

@@ -127,10 +127,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_namespace_has_three_quarters_of_the_slots_and_an_eighth_while_it_is_slow() {
         let (slots, _work) = slots();
-        let held = fill(&slots, "slow");
-        assert_eq!(held.len(), 12);
+        let unwritten = fill(&slots, "slow");
+        assert_eq!(unwritten.len(), 12);
         advance(SLOW).await;
-        drop(held);
+        drop(unwritten);
         assert_eq!(fill(&slots, "slow").len(), 2);
         assert_eq!(fill(&slots, "quick").len(), 12);
         // The steps of `fill` ended at once: it is quick again.
@@ -148,14 +148,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_was_refused_a_slot_is_enqueued_once_when_one_is_free() {
         let (slots, mut work) = slots();
-        let mut held = fill(&slots, "shop");
+        let mut unwritten = fill(&slots, "shop");
         for number in [20, 21, 20] {
             assert!(slots.enter(&key("shop", number)).is_none());
         }
-        held.pop();
+        unwritten.pop();
         // The first that `fill` was refused, then those in their order.
         assert_eq!(work.next_credential(), Some(key("shop", 12)));
-        drop(held);
+        drop(unwritten);
         assert_eq!([work.next_credential(), work.next_credential()], [Some(key("shop", 20)), Some(key("shop", 21))]);
         assert_eq!(work.next_credential(), None);
         assert!(slots.0.namespaces.lock().is_empty(), "nothing is left to remember");

@@ -13,7 +13,7 @@ use crate::{
     policy::{
         Blocker, Observed,
         grant::{Claim, Grant, Kept, SignIn, TokenNote},
-        observed::{Held, History, Provider, Published, Target, TokenFacts},
+        observed::{History, Provider, Published, Target, TokenFacts, UnwrittenToken},
     },
     providers,
 };
@@ -112,7 +112,7 @@ impl Case {
             rival: None,
             provider: Ok(provider),
             grant: None,
-            held: None,
+            unwritten: None,
             in_flight: false,
             queued: false,
             attempt: "attempt".into(),
@@ -184,7 +184,7 @@ impl Case {
             refresh_at: None,
             scopes: vec![],
         };
-        self.observed.held = Some(Held {
+        self.observed.unwritten = Some(UnwrittenToken {
             answer: TokenAnswer { token, assumed: vec![], addresses: vec![] },
             issued_for: "inputs".into(),
             revocable_at: "revocable".into(),

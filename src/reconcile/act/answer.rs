@@ -7,7 +7,7 @@ use kube::ResourceExt as _;
 use crate::{
     api::{Reason, grant::GrantType, names},
     oauth::{Claims, Refusal, TokenAnswer, claims},
-    policy::{inputs, observed::Held},
+    policy::{inputs, observed::UnwrittenToken},
     reconcile::{
         act::attempt::{Attempt, Reply, client_status},
         provider_client::authentication::Authentication,
@@ -34,13 +34,13 @@ impl Attempt {
     }
 
     /// A token, ready to be written.
-    pub(super) fn held(&self, answer: TokenAnswer, entry: &Authentication) -> Reply {
+    pub(super) fn unwritten(&self, answer: TokenAnswer, entry: &Authentication) -> Reply {
         let (credential, spec) = (&self.credential, self.object.spec());
         let claims = Claims::read(secrecy::ExposeSecret::expose_secret(&answer.token.access_token));
         let unsuitable = claims.as_ref().and_then(|claims| {
             (self.profile.unsuitable)(claims, spec, credential.spec.grant.kind(), &credential.spec.protocols)
         });
-        Reply::Token(Box::new(Held {
+        Reply::Token(Box::new(UnwrittenToken {
             object_id: claims
                 .as_ref()
                 // A person's id is of no use to anybody.

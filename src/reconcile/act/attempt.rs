@@ -17,7 +17,7 @@ use crate::{
         advice, checks,
         device_poll::{self, PollOutcome},
         grant::Grant,
-        observed::Held,
+        observed::UnwrittenToken,
     },
     providers::{Case, Profile, TokenSource},
     reconcile::{
@@ -41,7 +41,7 @@ pub enum RequestKind {
 /// What an errand brought.
 pub(super) enum Reply {
     /// A token.
-    Token(Box<Held>),
+    Token(Box<UnwrittenToken>),
     /// Something that is noted already.
     Noted(ClientStatus),
 }

@@ -189,7 +189,7 @@ async fn signed_in(attempt: &Attempt, entry: &Authentication, answer: TokenAnswe
     let revocable_at = attempt.grant.as_ref().map(|grant| grant.revocable_at.clone()).unwrap_or_default();
     let unsaved = PendingGrantWrite::SignedIn { rotated, bound_to, revocable_at, at: exchange.sent_at };
     custody::keep(&attempt.credential, unsaved, &attempt.context).await;
-    Some(Ok(attempt.held(answer, entry)))
+    Some(Ok(attempt.unwritten(answer, entry)))
 }
 
 /// The provider has answered: it is polled again when it allows that.

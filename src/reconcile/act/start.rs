@@ -116,7 +116,7 @@ fn start(kind: RequestKind, permit: Permit, observed: &Observed, context: &Arc<C
                 Some(Err(Refused { refusal, place: place(&credential, None, None), client: None, spent: None }))
             });
             let outcome = attempted.map(|attempted| match attempted {
-                Ok(Reply::Token(held)) => Outcome::Issued(held),
+                Ok(Reply::Token(unwritten)) => Outcome::Issued(unwritten),
                 Ok(Reply::Noted(client)) => Outcome::Noted { client },
                 Err(refused) => Outcome::Refused { refused: Box::new(refused), attempt: made_with },
             });

@@ -49,7 +49,7 @@ pub(super) async fn obtain(
         GrantType::TokenExchange => exchange(attempt, auth).await?,
         GrantType::RefreshToken | GrantType::DeviceCode => return spend(attempt, entry, auth, claimed).await,
     };
-    Some(answer.map(|(answer, _)| attempt.held(answer, entry)))
+    Some(answer.map(|(answer, _)| attempt.unwritten(answer, entry)))
 }
 
 /// Exchanges the token of somebody else, as it stands in its Secret now.
@@ -110,14 +110,14 @@ async fn spend(
             Ok(turn) => turn,
             Err(error) => return Some(Err(attempt.unanswered(&error))),
         };
-        let held = match claim(attempt, claimed).await {
-            Ok(held) => held,
+        let current = match claim(attempt, claimed).await {
+            Ok(current) => current,
             Err(refusal) => return refusal.map(Err),
         };
         if !leads(attempt) {
             return None;
         }
-        let wire = match attempt.request(auth, GrantProof::RefreshToken(&held.refresh_token)).await {
+        let wire = match attempt.request(auth, GrantProof::RefreshToken(&current.refresh_token)).await {
             Ok(wire) => wire,
             Err(error) => return Some(Err(unmade(&error))),
         };
@@ -131,7 +131,7 @@ async fn spend(
                 let unclear = rotated.is_none() && answer.as_ref().is_err_and(leaves_open);
                 if answer.is_ok() || rotated.is_some() {
                     let unsaved =
-                        PendingGrantWrite::Exchanged { claimed: Box::new(held), rotated, used_at: exchange.sent_at };
+                        PendingGrantWrite::Exchanged { claimed: Box::new(current), rotated, used_at: exchange.sent_at };
                     custody::keep(&attempt.credential, unsaved, &attempt.context).await;
                     *claimed = None;
                 }
@@ -147,7 +147,7 @@ async fn spend(
         }
         return Some(answer.and_then(|answer| match attempt.somebody_else(&answer) {
             Some(refusal) => Err(refusal),
-            None => Ok(attempt.held(answer, entry)),
+            None => Ok(attempt.unwritten(answer, entry)),
         }));
     }
 }
@@ -164,19 +164,19 @@ fn leads(attempt: &Attempt) -> bool {
 async fn claim(attempt: &Attempt, claimed: &mut Option<Claimed>) -> Result<Claimed, Option<Refusal>> {
     let Attempt { credential, context, .. } = attempt;
     let mut grant = attempt.grant.clone().ok_or(None)?;
-    if let Some(held) = claimed {
+    if let Some(current) = claimed {
         let timeout = SignedDuration::try_from(context.requests.timeout).unwrap_or(SignedDuration::MAX);
-        if held.claim.until >= context.clock.now() + timeout {
-            return Ok(held.clone());
+        if current.claim.until >= context.clock.now() + timeout {
+            return Ok(current.clone());
         }
-        grant = Grant { kept: Some(held.kept().clone()), seed: None, ..grant };
+        grant = Grant { kept: Some(current.kept().clone()), seed: None, ..grant };
     }
     let token_url = &attempt.resolved.endpoints.token_url;
     let strict = !attempt.profile.keeps_replaced_tokens;
-    let held = custody::claim(credential, &grant, token_url, strict, context.requests.timeout, context)
+    let current = custody::claim(credential, &grant, token_url, strict, context.requests.timeout, context)
         .await
         .map_err(|error| unkept(error, credential))?;
-    if held.reseeded {
+    if current.reseeded {
         let notice = Notice {
             warning: false,
             reason: Reason::GrantReseeded,
@@ -187,6 +187,6 @@ async fn claim(attempt: &Attempt, claimed: &mut Option<Claimed>) -> Result<Claim
         };
         context.kubernetes.events.emit(credential, &notice, context.clock.now());
     }
-    *claimed = Some(held.clone());
-    Ok(held)
+    *claimed = Some(current.clone());
+    Ok(current)
 }

@@ -35,7 +35,7 @@ use crate::{
         custody::{
             data::{Data, hash, wiped},
             pending::{Claimed, CustodyError, PendingGrantWrite},
-            secret::{belongs, mark, open, put, unwritten},
+            secret::{absent, belongs, mark, open, put},
         },
     },
 };
@@ -182,7 +182,7 @@ pub(super) async fn claim(
     if found.as_ref().map(|(kept, _)| version(kept)) != grant.kept.as_ref().map(version) {
         return Err(CustodyError::Stale);
     }
-    let (mut kept, mut data) = found.unwrap_or_else(|| (unwritten(credential), Data::default()));
+    let (mut kept, mut data) = found.unwrap_or_else(|| (absent(credential), Data::default()));
     let reseeded = kept.token.is_some();
     if data.refresh_token.is_some() && !reseeded {
         let flaw = "holds a refresh token, and somebody removed the annotations that say which provider it is for";
@@ -315,7 +315,7 @@ async fn over_another(
             (Kept { claim, ..kept }, data)
         }
         // The Secret was deleted: what is in memory is all that is left.
-        (Resolution::Recreate | Resolution::Write { .. }, _) => (unwritten(credential), claimed.data.clone()),
+        (Resolution::Recreate | Resolution::Write { .. }, _) => (absent(credential), claimed.data.clone()),
     };
     kept.token = kept.token.or_else(|| claimed.kept.token.clone());
     kept.seed = kept.seed.or_else(|| claimed.kept.seed.clone());
@@ -356,7 +356,7 @@ mod tests {
     /// All that hold a secret between its provider and its Secret.
     macro_rules! secrets_lack {
         ($trait:path) => {
-            lacks!($trait: Data, SignInEnd, Stored, Claimed, PendingGrantWrite, outcome::Outcome, CredentialState, observed::Held,
+            lacks!($trait: Data, SignInEnd, Stored, Claimed, PendingGrantWrite, outcome::Outcome, CredentialState, observed::UnwrittenToken,
                 observed::Observed, Authentication, ClientCredential, ResolvedProvider);
         };
     }

@@ -72,7 +72,7 @@ fn remember(credential: &MailCredential, mut meta: ObjectMeta, context: &Context
 }
 
 /// A grant Secret that is not there yet.
-pub(super) fn unwritten(credential: &MailCredential) -> Kept {
+pub(super) fn absent(credential: &MailCredential) -> Kept {
     Kept { name: names::grant_secret(&credential.name_any()), ..Kept::default() }
 }
 

@@ -14,7 +14,7 @@ use crate::{
         custody::{
             data::{Data, hash},
             pending::{CustodyError, SignInEnd},
-            secret::{open, put, unwritten},
+            secret::{absent, open, put},
         },
     },
 };
@@ -27,7 +27,7 @@ pub(in crate::reconcile) async fn begin_sign_in(
     context: &Context,
 ) -> Result<(), CustodyError> {
     let (mut kept, mut data) =
-        open(credential, context).await?.unwrap_or_else(|| (unwritten(credential), Data::default()));
+        open(credential, context).await?.unwrap_or_else(|| (absent(credential), Data::default()));
     let sign_in = make(kept.sign_in.as_ref());
     let codes = (sign_in.user_code.clone(), device_code.clone());
     data.device_code = Some(device_code);
@@ -74,7 +74,7 @@ pub(in crate::reconcile) async fn end_sign_in(
     context: &Context,
 ) -> Result<(), CustodyError> {
     let (mut kept, mut data) =
-        open(credential, context).await?.unwrap_or_else(|| (unwritten(credential), Data::default()));
+        open(credential, context).await?.unwrap_or_else(|| (absent(credential), Data::default()));
     match ended {
         SignInEnd::SignedIn { rotated, bound_to, revocable_at, at } => {
             kept.sign_in = None;

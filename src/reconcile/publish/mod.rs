@@ -51,23 +51,23 @@ pub enum PublishError {
 
 /// Writes the token that is held, and records the success.
 pub(super) async fn store(observed: &mut Observed, context: &Context) -> Result<(), PublishError> {
-    let Some(held) = observed.held.clone() else { return Ok(()) };
+    let Some(unwritten) = observed.unwritten.clone() else { return Ok(()) };
     let known = observed.token().and_then(|token| token.unsuitable.clone());
     let stored = Stored {
-        token: held.answer.token.clone(),
-        revocable_at: held.revocable_at.clone(),
-        object_id: held.object_id.clone(),
-        unsuitable: held.unsuitable.clone(),
+        token: unwritten.answer.token.clone(),
+        revocable_at: unwritten.revocable_at.clone(),
+        object_id: unwritten.object_id.clone(),
+        unsuitable: unwritten.unsuitable.clone(),
     };
-    write(observed, &stored, &held.issued_for, held.reissue.as_deref(), context).await?;
-    context.cache.with(checks::uid(&observed.credential), |entry| entry.attempt.held = None);
-    if let Some(note) = held.unsuitable.clone().filter(|note| Some(note) != known.as_ref()) {
+    write(observed, &stored, &unwritten.issued_for, unwritten.reissue.as_deref(), context).await?;
+    context.cache.with(checks::uid(&observed.credential), |entry| entry.attempt.unwritten = None);
+    if let Some(note) = unwritten.unsuitable.clone().filter(|note| Some(note) != known.as_ref()) {
         let notice = Notice { warning: true, reason: Reason::TokenUnsuitable, note };
         context.kubernetes.events.emit(&observed.credential, &notice, context.clock.now());
     }
-    observed.held = None;
-    observed.history.succeed(&held);
-    for assumption in &held.answer.assumed {
+    observed.unwritten = None;
+    observed.history.succeed(&unwritten);
+    for assumption in &unwritten.answer.assumed {
         context.kubernetes.events.emit(&observed.credential, &notices::assumed(*assumption), context.clock.now());
     }
     Ok(())

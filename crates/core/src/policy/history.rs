@@ -2,7 +2,7 @@
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
-use super::{observed::Held, schedule};
+use super::{observed::UnwrittenToken, schedule};
 use crate::{
     api::{
         ConditionType, Reason, condition,
@@ -89,11 +89,11 @@ impl History {
     }
 
     /// Records a success.
-    pub fn succeed(&mut self, held: &Held) {
+    pub fn succeed(&mut self, unwritten: &UnwrittenToken) {
         *self = Self {
             last: Some(succeeded()),
-            client: held.client.clone(),
-            handled_reissue: held.reissue.clone().or_else(|| self.handled_reissue.take()),
+            client: unwritten.client.clone(),
+            handled_reissue: unwritten.reissue.clone().or_else(|| self.handled_reissue.take()),
             ..Self::default()
         };
     }

@@ -126,7 +126,7 @@ pub fn decide(observed: &Observed, now: Timestamp) -> Decision {
         grant::keep_alive,
         target_is_contested,
         target_is_foreign,
-        token_is_held,
+        token_is_unwritten,
         provider_is_missing,
         provider_is_blocked,
         token_is_needed,
@@ -216,14 +216,14 @@ fn rename(observed: &Observed) -> String {
 }
 
 /// A token that was obtained is written before anything else, as long as it is still the one that is wanted.
-fn token_is_held(observed: &Observed, now: Timestamp) -> Option<Decision> {
-    let held = observed.held.as_ref()?;
+fn token_is_unwritten(observed: &Observed, now: Timestamp) -> Option<Decision> {
+    let unwritten = observed.unwritten.as_ref()?;
     // A spec that no Secret can be made by holds back a token, and so does an allowance that was withdrawn.
     let held_back = |blocker: &Blocker| matches!(blocker.reason, Reason::NotAllowed | Reason::InvalidSpec);
     let wanted = observed.provider.as_ref().is_ok_and(|provider| {
-        provider.issued_for == held.issued_for && !provider.blocker.as_ref().is_some_and(held_back)
+        provider.issued_for == unwritten.issued_for && !provider.blocker.as_ref().is_some_and(held_back)
     });
-    if !wanted || now >= held.answer.token.expires_at {
+    if !wanted || now >= unwritten.answer.token.expires_at {
         return None;
     }
     // Only writes that failed delay a write: the provider's refusals before it do not.

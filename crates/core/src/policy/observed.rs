@@ -36,7 +36,7 @@ pub struct Observed {
     /// What a person has granted; `None` for a grant that needs no person.
     pub grant: Option<Grant>,
     /// A token that was obtained and is not written yet.
-    pub held: Option<Held>,
+    pub unwritten: Option<UnwrittenToken>,
     /// A token request is under way.
     pub in_flight: bool,
     /// A token request waits for its permit.
@@ -208,7 +208,7 @@ impl TokenFacts {
 
 /// A token that was obtained and must be written.
 #[derive(Clone, Debug)]
-pub struct Held {
+pub struct UnwrittenToken {
     /// The answer of the provider.
     pub answer: TokenAnswer,
     /// What it was issued for.
@@ -304,12 +304,12 @@ impl Observed {
     /// Whether another broker has published another token since the one that is held was asked for. A token that was
     /// issued before the held one is no such token: a Secret of a deleted credential of this name may appear late.
     pub fn is_overtaken(&self) -> bool {
-        let (Some(held), Some(published)) = (&self.held, self.token()) else { return false };
-        if published.issued_at < held.answer.token.issued_at {
+        let (Some(unwritten), Some(published)) = (&self.unwritten, self.token()) else { return false };
+        if published.issued_at < unwritten.answer.token.issued_at {
             return false;
         }
         let published = Some(&published.fingerprint);
-        published != held.follows.as_ref() && published != Some(&held.answer.token.fingerprint())
+        published != unwritten.follows.as_ref() && published != Some(&unwritten.answer.token.fingerprint())
     }
 
     /// Whether the token in the target is for the spec as it stands. Where the provider is unknown the answer of the

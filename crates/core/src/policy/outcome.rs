@@ -6,7 +6,7 @@ use super::{
     Observed,
     advice::{self, Place},
     grant::Grant,
-    observed::Held,
+    observed::UnwrittenToken,
     status::words,
 };
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub enum Outcome {
     /// The provider issued a token.
-    Issued(Box<Held>),
+    Issued(Box<UnwrittenToken>),
     /// A step of a sign-in succeeded; no token was issued yet.
     Noted {
         /// The client authentication that the provider accepted.
@@ -60,15 +60,15 @@ impl Observed {
     /// Records the outcome of the last request.
     pub fn record(&mut self, outcome: Outcome, now: Timestamp) -> Recorded {
         match outcome {
-            Outcome::Issued(held) if now >= held.answer.token.expires_at => {
-                let life = held.answer.token.expires_at.duration_since(held.answer.token.issued_at);
+            Outcome::Issued(unwritten) if now >= unwritten.answer.token.expires_at => {
+                let life = unwritten.answer.token.expires_at.duration_since(unwritten.answer.token.issued_at);
                 let what = format!("the token ended before it arrived: its lifetime is {}", words(life));
                 let refusal = Refusal::new(Reason::MalformedResponse, what);
                 let message = format!("{}. {}", refusal.what, advice::AGAIN);
                 let attempt = self.attempt.clone();
                 self.history.fail(&refusal, message, &attempt, now);
             }
-            Outcome::Issued(held) => self.held = Some(*held),
+            Outcome::Issued(unwritten) => self.unwritten = Some(*unwritten),
             Outcome::Noted { client } => self.history.step(client, &self.attempt),
             Outcome::Refused { refused, attempt } => {
                 let Refused { refusal, place, client, spent } = *refused;

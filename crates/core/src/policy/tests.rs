@@ -216,10 +216,10 @@ fn a_held_token_is_overtaken_by_another_that_was_published_since() {
     };
     assert!(overtaken(|_| ()), "there was none when it was asked for");
     assert!(!overtaken(Case::without_token));
-    assert!(!overtaken(|case| case.observed.held.as_mut().unwrap().follows = Some(fixtures::token().fingerprint)));
+    assert!(!overtaken(|case| case.observed.unwritten.as_mut().unwrap().follows = Some(fixtures::token().fingerprint)));
     // The Secret of a deleted credential of the same name, which a watch has shown late.
     let older = |case: &mut Case| {
-        let issued_at = case.observed.held.as_ref().unwrap().answer.token.issued_at;
+        let issued_at = case.observed.unwritten.as_ref().unwrap().answer.token.issued_at;
         case.own(|published| {
             published.token.as_mut().unwrap().issued_at = issued_at - k8s_openapi::jiff::SignedDuration::from_secs(1);
         });
@@ -227,7 +227,7 @@ fn a_held_token_is_overtaken_by_another_that_was_published_since() {
     assert!(!overtaken(older));
     // A write whose answer was lost has put it there already.
     let written = |case: &mut Case| {
-        let fingerprint = case.observed.held.as_ref().unwrap().answer.token.fingerprint();
+        let fingerprint = case.observed.unwritten.as_ref().unwrap().answer.token.fingerprint();
         case.own(|published| published.token.as_mut().unwrap().fingerprint = fingerprint);
     };
     assert!(!overtaken(written));

@@ -9,7 +9,7 @@ use crate::{
     oauth::Refusal,
     policy::{
         Decision, decide,
-        observed::{Held, History},
+        observed::{History, UnwrittenToken},
     },
 };
 
@@ -33,17 +33,17 @@ fn failed(reason: Reason, attempt: &str) -> History {
 fn a_success_wipes_the_failures_and_keeps_the_answered_reissue_and_the_client_that_worked() {
     let mut case = Case::ready();
     case.hold();
-    let mut held = case.observed.held.unwrap();
-    held.client = Some(client(1));
-    let succeeded = |held: &Held| {
+    let mut unwritten = case.observed.unwritten.unwrap();
+    unwritten.client = Some(client(1));
+    let succeeded = |unwritten: &UnwrittenToken| {
         let mut history = failed(Reason::InvalidClient, "attempt");
         history.client = Some(client(0));
-        history.succeed(held);
+        history.succeed(unwritten);
         history
     };
-    assert_eq!(succeeded(&held), well());
-    held.reissue = Some("2".into());
-    assert_eq!(succeeded(&held), History { handled_reissue: Some("2".into()), ..well() });
+    assert_eq!(succeeded(&unwritten), well());
+    unwritten.reissue = Some("2".into());
+    assert_eq!(succeeded(&unwritten), History { handled_reissue: Some("2".into()), ..well() });
 }
 
 #[test]

@@ -146,7 +146,7 @@ prop_compose! {
         failure in option::of(failure()),
         blocked in blocked(),
         missing in prop::bool::weighted(0.1),
-        (held, in_flight, suspended, rival) in (any::<bool>(), prop::bool::weighted(0.1), prop::bool::weighted(0.1), prop::bool::weighted(0.1)),
+        (unwritten, in_flight, suspended, rival) in (any::<bool>(), prop::bool::weighted(0.1), prop::bool::weighted(0.1), prop::bool::weighted(0.1)),
         reissue in option::of(select(vec!["1", "2"])),
         granted in option::of(granted()),
         told in any::<bool>(),
@@ -186,7 +186,7 @@ prop_compose! {
             if signing_in { case.observed.history.failed_with = Some(case.observed.sign_in_attempt()); }
             if changed { case.observed.attempt = "changed".into(); }
         }
-        if held { case.hold(); }
+        if unwritten { case.hold(); }
         if let Some(reason) = blocked { case.provider().blocker = Some(blocker(reason)); }
         if missing { case.observed.provider = Err(blocker(Reason::ProviderNotFound)); }
         if let Some(granted) = granted { grant(&mut case, granted); }

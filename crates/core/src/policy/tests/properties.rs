@@ -176,16 +176,16 @@ proptest! {
         let answer = read_token_response(&response, at(0), &[]).unwrap();
         let mut case = Case::ready();
         case.hold();
-        let mut held = case.observed.held.clone().unwrap();
-        held.answer = answer.clone();
-        case.observed.held = Some(held.clone());
+        let mut unwritten = case.observed.unwritten.clone().unwrap();
+        unwritten.answer = answer.clone();
+        case.observed.unwritten = Some(unwritten.clone());
         let auth = [ClientAuth::SecretPost(secret.clone().into()), ClientAuth::SecretBasic(secret.clone().into())];
         let scopes = vec![];
         let request = TokenRequest { token_url: "https://x/t", client_id: "c", auth: &auth[1], grant: crate::oauth::GrantProof::ClientCredentials, scopes: &scopes, parameters: &Default::default(), unique: "j", now: k8s_openapi::jiff::Timestamp::UNIX_EPOCH };
         let wire = crate::oauth::token_request(&request).unwrap();
         let texts = [
             format!("{answer:?}"),
-            format!("{held:?}"),
+            format!("{unwritten:?}"),
             format!("{case:#?}"),
             format!("{auth:?}"),
             format!("{request:?}"),
