@@ -111,7 +111,7 @@ async fn step(
     if !context.leadership.is_leader() {
         context.requests.admission.withdraw(&Activity::grant(&credential));
         context.cache.stand_by(checks::uid(&credential));
-        return Ok(keep_what_came(&credential, context).await);
+        return Ok(persist_what_came(&credential, context).await);
     }
     if let Some(deleted) = credential.metadata.deletion_timestamp.clone() {
         return finalizer::cleanup(credential, deleted.0, context).await;
@@ -179,7 +179,7 @@ fn too_soon(decision: &Decision, observed: &Observed, context: &Context, now: Ti
 
 /// A refresh token that came is stored also by a broker that leads no more: nobody else has it, and the fence keeps it
 /// from taking the place of a newer one.
-async fn keep_what_came(credential: &MailCredential, context: &Context) -> Action {
+async fn persist_what_came(credential: &MailCredential, context: &Context) -> Action {
     match custody::persist_pending(credential, context).await {
         Ok(()) => Action::await_change(),
         Err(error) => {
@@ -237,9 +237,9 @@ async fn apply(observed: &mut Observed, decision: &Decision, context: &Context) 
 /// Writes the refresh token that is held in memory, and puts labels and owner of its Secret right.
 async fn keep_grant(observed: &mut Observed, context: &Context) -> Result<(), PublishError> {
     let unsaved = observed.grant.as_ref().is_some_and(|grant| grant.unsaved);
-    let kept = observed.grant.as_ref().and_then(|grant| grant.kept.as_ref());
-    let written = match kept {
-        Some(kept) if !unsaved => custody::sync_metadata(&observed.credential, kept, context).await,
+    let stored = observed.grant.as_ref().and_then(|grant| grant.stored.as_ref());
+    let written = match stored {
+        Some(stored) if !unsaved => custody::sync_metadata(&observed.credential, stored, context).await,
         _ => custody::persist_pending(&observed.credential, context).await,
     };
     match written {

@@ -12,7 +12,7 @@ use crate::{
     oauth::{Refusal, Token, TokenAnswer},
     policy::{
         Blocker, Observed,
-        grant::{Claim, Grant, Kept, SignIn, TokenNote},
+        grant::{Claim, Grant, GrantSecret, SignIn, TokenNote},
         observed::{History, Provider, Published, Target, TokenFacts, UnwrittenToken},
     },
     providers,
@@ -219,7 +219,7 @@ impl Case {
             rotations: 1,
         };
         self.observed.grant.insert(Grant {
-            kept: Some(Kept { name: "billing-grant".into(), token: Some(token), ..Kept::default() }),
+            stored: Some(GrantSecret { name: "billing-grant".into(), token: Some(token), ..GrantSecret::default() }),
             bound_to: Some("bound".into()),
             revocable_at: "revocable".into(),
             asked_by: "spec".into(),
@@ -235,19 +235,19 @@ impl Case {
     }
 
     /// The metadata of the grant Secret.
-    pub fn kept(&mut self) -> &mut Kept {
-        self.grant().kept.as_mut().unwrap()
+    pub fn stored(&mut self) -> &mut GrantSecret {
+        self.grant().stored.as_mut().unwrap()
     }
 
     /// Another broker has claimed the refresh token until `at(until)`.
     pub fn claimed(&mut self, holder: &str, until: i64) {
         let claim = Claim { holder: holder.into(), since: at(0), until: at(until), token: "hash".into() };
-        self.kept().claim = Some(claim);
+        self.stored().claim = Some(claim);
     }
 
     /// A code was shown at `at(0)`, the first at `at(began)`, and is valid until `at(until)`.
     pub fn signing_in(&mut self, began: i64, until: i64) -> &mut SignIn {
-        self.kept().sign_in.insert(SignIn {
+        self.stored().sign_in.insert(SignIn {
             user_code: "ABCD".into(),
             verification_uri: "https://x/d".into(),
             verification_uri_complete: None,

@@ -21,7 +21,7 @@ use crate::{
     },
     providers::{Case, Profile, TokenSource},
     reconcile::{
-        act::{activity::Permit, refusals::unmade, sign},
+        act::{activity::Permit, refusals::request_refusal, sign},
         context::Context,
         provider_client::{authentication::Authentication, connection::transport, resolved_provider::ResolvedProvider},
     },
@@ -154,7 +154,7 @@ impl Attempt {
         };
         let wire = match make.await {
             Ok(wire) => wire,
-            Err(error) => return Some(Err(unmade(&error))),
+            Err(error) => return Some(Err(request_refusal(&error))),
         };
         if !self.context.leadership.is_leader() {
             tracing::info!("another broker leads now: the request was not sent");

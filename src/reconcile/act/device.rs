@@ -20,7 +20,7 @@ use crate::{
     reconcile::{
         act::{
             attempt::{Attempt, Reply, StepResult, client_status, unique},
-            refusals::unkept,
+            refusals::write_refusal,
             sign::signed,
         },
         custody::{
@@ -74,9 +74,9 @@ pub(super) async fn begin(attempt: &Attempt, entry: &Authentication, auth: &Clie
         Ok(authorization) => authorization,
         Err(refusal) => return Some(Err(refusal)),
     };
-    match keep(attempt, authorization).await {
+    match store_code(attempt, authorization).await {
         Ok(()) => Some(Ok(Reply::Noted(client_status(entry)))),
-        Err(error) => unkept(error, credential).map(Err),
+        Err(error) => write_refusal(error, credential).map(Err),
     }
 }
 
@@ -98,7 +98,7 @@ fn begun_in_vain(mut refusal: Refusal) -> Refusal {
     refusal
 }
 
-async fn keep(attempt: &Attempt, authorization: DeviceAuthorization) -> Result<(), CustodyError> {
+async fn store_code(attempt: &Attempt, authorization: DeviceAuthorization) -> Result<(), CustodyError> {
     let Attempt { credential, context, grant, .. } = attempt;
     let now = context.clock.now();
     let DeviceAuthorization {
@@ -137,7 +137,7 @@ async fn keep(attempt: &Attempt, authorization: DeviceAuthorization) -> Result<(
 /// Asks whether the person has signed in.
 pub(super) async fn poll(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth) -> StepResult {
     let Attempt { credential, context, .. } = attempt;
-    let sign_in = attempt.grant.as_ref().and_then(|grant| grant.kept.as_ref()?.sign_in.as_ref())?;
+    let sign_in = attempt.grant.as_ref().and_then(|grant| grant.stored.as_ref()?.sign_in.as_ref())?;
     let noted = Some(Ok(Reply::Noted(client_status(entry))));
     let code = match custody::device_code(credential, &sign_in.user_code, context).await {
         Ok(Some(code)) => code,
@@ -188,7 +188,7 @@ async fn signed_in(attempt: &Attempt, entry: &Authentication, answer: TokenAnswe
     let bound_to = attempt.grant.as_ref().and_then(|grant| grant.bound_to.clone()).unwrap_or_default();
     let revocable_at = attempt.grant.as_ref().map(|grant| grant.revocable_at.clone()).unwrap_or_default();
     let unsaved = PendingGrantWrite::SignedIn { rotated, bound_to, revocable_at, at: exchange.sent_at };
-    custody::keep(&attempt.credential, unsaved, &attempt.context).await;
+    custody::persist(&attempt.credential, unsaved, &attempt.context).await;
     Some(Ok(attempt.unwritten(answer, entry)))
 }
 
@@ -229,7 +229,7 @@ async fn ended(attempt: &Attempt, how: String, mut refusal: Refusal) -> StepResu
     (refusal.reason, refusal.what) = (Reason::AuthorizationRequired, how.clone());
     match custody::end_sign_in(&attempt.credential, SignInEnd::Nothing(how), &attempt.context).await {
         Ok(()) => Some(Err(refusal)),
-        Err(error) => unkept(error, &attempt.credential).map(Err),
+        Err(error) => write_refusal(error, &attempt.credential).map(Err),
     }
 }
 

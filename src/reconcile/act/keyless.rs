@@ -9,7 +9,7 @@ use crate::{
     providers::keyless,
     reconcile::act::{
         attempt::{Attempt, unique},
-        refusals::unmade,
+        refusals::request_refusal,
     },
 };
 
@@ -70,6 +70,6 @@ async fn send(
 ) -> Option<Result<Exchange, Refusal>> {
     match request {
         Ok(wire) => attempt.send(&wire.uri().to_string(), async { Ok(wire) }).await,
-        Err(error) => Some(Err(unmade(&error))),
+        Err(error) => Some(Err(request_refusal(&error))),
     }
 }

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// A request that cannot be made.
-pub(super) fn unmade(error: &RequestError) -> Refusal {
+pub(super) fn request_refusal(error: &RequestError) -> Refusal {
     let reason = match error {
         RequestError::NoKey | RequestError::OtherOrigin { .. } => Reason::InvalidSpec,
         RequestError::Url(_) | RequestError::Signing(_) => Reason::RequestRefused,
@@ -25,7 +25,7 @@ pub(super) fn unmade(error: &RequestError) -> Refusal {
 }
 
 /// What a failed write of the grant Secret is to an attempt; `None`: the credential is looked at anew.
-pub(super) fn unkept(error: CustodyError, credential: &MailCredential) -> Option<Refusal> {
+pub(super) fn write_refusal(error: CustodyError, credential: &MailCredential) -> Option<Refusal> {
     match error {
         // The next look finds another's Secret there, and the status tells of it until it is gone.
         CustodyError::Stale | CustodyError::Foreign(_) => None,

@@ -16,7 +16,7 @@ use crate::{
         act::{
             attempt::{Attempt, StepResult},
             keyless,
-            refusals::{unkept, unmade},
+            refusals::{request_refusal, write_refusal},
         },
         custody::{
             self,
@@ -119,7 +119,7 @@ async fn spend(
         }
         let wire = match attempt.request(auth, GrantProof::RefreshToken(&current.refresh_token)).await {
             Ok(wire) => wire,
-            Err(error) => return Some(Err(unmade(&error))),
+            Err(error) => return Some(Err(request_refusal(&error))),
         };
         let timer = attempt.context.metrics.token_request(attempt.profile.preset);
         timer.sent();
@@ -132,7 +132,7 @@ async fn spend(
                 if answer.is_ok() || rotated.is_some() {
                     let unsaved =
                         PendingGrantWrite::Exchanged { claimed: Box::new(current), rotated, used_at: exchange.sent_at };
-                    custody::keep(&attempt.credential, unsaved, &attempt.context).await;
+                    custody::persist(&attempt.credential, unsaved, &attempt.context).await;
                     *claimed = None;
                 }
                 (answer, unclear)
@@ -169,13 +169,13 @@ async fn claim(attempt: &Attempt, claimed: &mut Option<Claimed>) -> Result<Claim
         if current.claim.until >= context.clock.now() + timeout {
             return Ok(current.clone());
         }
-        grant = Grant { kept: Some(current.kept().clone()), seed: None, ..grant };
+        grant = Grant { stored: Some(current.stored().clone()), seed: None, ..grant };
     }
     let token_url = &attempt.resolved.endpoints.token_url;
     let strict = !attempt.profile.keeps_replaced_tokens;
     let current = custody::claim(credential, &grant, token_url, strict, context.requests.timeout, context)
         .await
-        .map_err(|error| unkept(error, credential))?;
+        .map_err(|error| write_refusal(error, credential))?;
     if current.reseeded {
         let notice = Notice {
             warning: false,

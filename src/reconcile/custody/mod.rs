@@ -24,7 +24,7 @@ use crate::{
         Blocker, checks,
         commands::{self, Subject},
         exchange::{Found, Resolution, Response, resolve_conflict},
-        grant::{self, Claim, Grant, Kept, TokenNote},
+        grant::{self, Claim, Grant, GrantSecret, TokenNote},
         observed::Provider,
         secret_metadata::grant_is_in_sync,
     },
@@ -35,7 +35,7 @@ use crate::{
         custody::{
             data::{Data, hash, wiped},
             pending::{Claimed, CustodyError, PendingGrantWrite},
-            secret::{absent, belongs, mark, open, put},
+            secret::{absent, belongs, read_grant, write, write_claim},
         },
     },
 };
@@ -58,7 +58,7 @@ pub(super) async fn observe(
     if !credential.spec.grant.kind().is_delegated() {
         return Ok(None);
     }
-    let (kept, foreign, out_of_sync) = match meta(credential, context).await? {
+    let (stored, foreign, out_of_sync) = match meta(credential, context).await? {
         None => (None, None, false),
         Some(meta) => match belongs(&meta, credential) {
             Ok(()) => {
@@ -67,20 +67,20 @@ pub(super) async fn observe(
                     entry.custody.sync_again.take_if(|at| *at <= now);
                     entry.custody.sync_again.is_some()
                 });
-                (Some(Kept::read(&meta)), None, !later && !grant_is_in_sync(&meta, credential))
+                (Some(GrantSecret::read(&meta)), None, !later && !grant_is_in_sync(&meta, credential))
             }
             Err(owner) => (None, Some(owner), false),
         },
     };
-    if let Some(kept) = &kept {
-        context.cache.register.note(credential, kept);
+    if let Some(stored) = &stored {
+        context.cache.register.note(credential, stored);
     }
     let token_url = provider.and_then(|provider| match &provider.profile.source {
         TokenSource::Known(endpoints) => Some(endpoints.token_url.as_str()),
         TokenSource::Discovery { .. } => None,
     });
     let strict = provider.is_none_or(|provider| !provider.profile.keeps_replaced_tokens);
-    let seed = match seed::seed(credential, kept.as_ref(), token_url, context).await? {
+    let seed = match seed::seed(credential, stored.as_ref(), token_url, context).await? {
         Some(Ok(seed)) => match context.cache.register.objection(credential, &seed.hash, strict, &context.stores) {
             Some(objection) => Some(Err(objection)),
             None => Some(Ok(seed)),
@@ -88,7 +88,7 @@ pub(super) async fn observe(
         seed => seed,
     };
     let uid = checks::uid(credential);
-    let sign_in = kept.as_ref().and_then(|kept| kept.sign_in.as_ref());
+    let sign_in = stored.as_ref().and_then(|stored| stored.sign_in.as_ref());
     let (unsaved, next_poll, code_over) = context.cache.with(uid, |entry| {
         if let (None, Some(sign_in)) = (entry.sign_in.next_poll, sign_in) {
             // Another broker, or this one before it was started again, may have polled just now.
@@ -98,7 +98,7 @@ pub(super) async fn observe(
     });
     Ok(Some(Grant {
         code_over: code_over.is_some() && code_over.as_ref() == sign_in.map(|sign_in| &sign_in.user_code),
-        kept,
+        stored,
         foreign,
         out_of_sync,
         seed,
@@ -150,9 +150,9 @@ pub(super) async fn claim(
         until: since + timeout * 2 + CLAIM_MARGIN,
         token: token.to_owned(),
     };
-    if let (Some(kept), Some(token), None) = (&grant.kept, grant.token(), &grant.seed) {
+    if let (Some(stored), Some(token), None) = (&grant.stored, grant.token(), &grant.seed) {
         let claim = claim(&token.hash);
-        let mut secret = mark(credential, kept, &claim, context).await?;
+        let mut secret = write_claim(credential, stored, &claim, context).await?;
         let data = Data::take(&mut secret);
         let Some(refresh_token) = data.refresh_token.clone() else {
             return Err(CustodyError::Blocked(spoilt(
@@ -164,33 +164,33 @@ pub(super) async fn claim(
             let flaw = "was made immutable, so that the refresh token which comes next could not be stored";
             return Err(CustodyError::Blocked(spoilt(credential, flaw)));
         }
-        let mut kept = Kept::read(&secret.metadata);
-        if let (Some(token), Some(bound_to)) = (&mut kept.token, &grant.bound_to) {
+        let mut stored = GrantSecret::read(&secret.metadata);
+        if let (Some(token), Some(bound_to)) = (&mut stored.token, &grant.bound_to) {
             // What an earlier version of the broker has cut is whole again with the next write.
             token.bound_to.clone_from(bound_to);
         }
-        return Ok(Claimed { kept, data, refresh_token, claim, reseeded: false });
+        return Ok(Claimed { stored, data, refresh_token, claim, reseeded: false });
     }
     let (refresh_token, seed) =
         seed::read_seed(credential, Some(token_url), context).await?.map_err(CustodyError::Blocked)?;
     if let Some(objection) = context.cache.register.take_over(credential, &seed.hash, strict, &context.stores) {
         return Err(CustodyError::Blocked(objection));
     }
-    let found = open(credential, context).await?;
+    let found = read_grant(credential, context).await?;
     // Decided was about what had been seen: another broker may have taken this seed over, and exchanged it, since.
-    let version = |kept: &Kept| kept.resource_version.clone();
-    if found.as_ref().map(|(kept, _)| version(kept)) != grant.kept.as_ref().map(version) {
+    let version = |stored: &GrantSecret| stored.resource_version.clone();
+    if found.as_ref().map(|(stored, _)| version(stored)) != grant.stored.as_ref().map(version) {
         return Err(CustodyError::Stale);
     }
-    let (mut kept, mut data) = found.unwrap_or_else(|| (absent(credential), Data::default()));
-    let reseeded = kept.token.is_some();
+    let (mut stored, mut data) = found.unwrap_or_else(|| (absent(credential), Data::default()));
+    let reseeded = stored.token.is_some();
     if data.refresh_token.is_some() && !reseeded {
         let flaw = "holds a refresh token, and somebody removed the annotations that say which provider it is for";
         return Err(CustodyError::Blocked(spoilt(credential, flaw)));
     }
     data.replace(refresh_token.clone());
     let claim = claim(&seed.hash);
-    kept.token = Some(TokenNote {
+    stored.token = Some(TokenNote {
         hash: seed.hash.clone(),
         bound_to: grant.bound_to.clone().unwrap_or_default(),
         revocable_at: grant.revocable_at.clone(),
@@ -199,9 +199,9 @@ pub(super) async fn claim(
         expires_at: None,
         rotations: 0,
     });
-    (kept.seed, kept.claim) = (Some(seed), Some(claim.clone()));
-    let meta = put(credential, &kept, &data, context).await?;
-    Ok(Claimed { kept: Kept::read(&meta), data, refresh_token, claim, reseeded })
+    (stored.seed, stored.claim) = (Some(seed), Some(claim.clone()));
+    let meta = write(credential, &stored, &data, context).await?;
+    Ok(Claimed { stored: GrantSecret::read(&meta), data, refresh_token, claim, reseeded })
 }
 
 /// Of a grant Secret that cannot be used as somebody left it: no other token is put over what it may still hold.
@@ -218,7 +218,7 @@ fn spoilt(credential: &MailCredential, flaw: &str) -> Blocker {
 }
 
 /// Stores what came with an answer, at once; what cannot be stored is held in memory.
-pub(super) async fn keep(credential: &MailCredential, unsaved: PendingGrantWrite, context: &Context) {
+pub(super) async fn persist(credential: &MailCredential, unsaved: PendingGrantWrite, context: &Context) {
     // Held first: a shutdown waits for what is in memory.
     context.cache.with(checks::uid(credential), |entry| entry.custody.unsaved = Some(unsaved.clone()));
     let patient = ExponentialBuilder::default()
@@ -250,10 +250,10 @@ async fn save(credential: &MailCredential, unsaved: &PendingGrantWrite, context:
             end_sign_in(credential, SignInEnd::SignedIn { rotated, bound_to, revocable_at, at }, context).await
         }
         PendingGrantWrite::Exchanged { claimed, rotated, used_at } => {
-            let kept = Kept { claim: None, ..claimed.kept.clone() };
-            match settle(credential, kept, claimed.data.clone(), rotated.as_ref(), used_at, context).await {
+            let stored = GrantSecret { claim: None, ..claimed.stored.clone() };
+            match write_answer(credential, stored, claimed.data.clone(), rotated.as_ref(), used_at, context).await {
                 Err(CustodyError::Stale) => {
-                    over_another(credential, &claimed, rotated.as_ref(), used_at, context).await
+                    write_after_conflict(credential, &claimed, rotated.as_ref(), used_at, context).await
                 }
                 other => other,
             }
@@ -262,15 +262,15 @@ async fn save(credential: &MailCredential, unsaved: &PendingGrantWrite, context:
 }
 
 /// Writes what came with an answer. The claim goes with it, but for the one that `kept` holds.
-async fn settle(
+async fn write_answer(
     credential: &MailCredential,
-    mut kept: Kept,
+    mut stored: GrantSecret,
     mut data: Data,
     rotated: Option<&Rotated>,
     used_at: Timestamp,
     context: &Context,
 ) -> Result<(), CustodyError> {
-    if let Some(token) = &mut kept.token {
+    if let Some(token) = &mut stored.token {
         token.last_used_at = Some(used_at);
         if let Some(rotated) = rotated {
             let hash = hash(&rotated.refresh_token);
@@ -280,26 +280,26 @@ async fn settle(
             data.replace(rotated.refresh_token.clone());
         }
     }
-    put(credential, &kept, &data, context).await.map(drop)
+    write(credential, &stored, &data, context).await.map(drop)
 }
 
 /// Somebody wrote the grant Secret after the claim. While the claim stands, what came is the newest there is. Where another
 /// claim has followed it, what that one brings is newer: then this takes the place of the token that it came for, and of
 /// no other.
-async fn over_another(
+async fn write_after_conflict(
     credential: &MailCredential,
     claimed: &Claimed,
     rotated: Option<&Rotated>,
     used_at: Timestamp,
     context: &Context,
 ) -> Result<(), CustodyError> {
-    let found = open(credential, context).await?;
+    let found = read_grant(credential, context).await?;
     let found_hash = found.as_ref().and_then(|(_, data)| data.refresh_token.as_ref()).map(hash);
     let (spent, replacement) = (hash(&claimed.refresh_token), rotated.map(|rotated| hash(&rotated.refresh_token)));
     let response = Response { claim: &claimed.claim, spent: &spent, rotated: replacement.as_deref() };
-    let holds = found.as_ref().map(|(kept, _)| Found { claim: kept.claim.as_ref(), token: found_hash.as_deref() });
+    let holds = found.as_ref().map(|(stored, _)| Found { claim: stored.claim.as_ref(), token: found_hash.as_deref() });
     let resolution = resolve_conflict(holds, response);
-    let (mut kept, data) = match (resolution, found) {
+    let (mut stored, data) = match (resolution, found) {
         (Resolution::Written, _) => {
             tracing::debug!("the write whose response was lost had succeeded");
             return Ok(());
@@ -310,16 +310,16 @@ async fn over_another(
             );
             return Ok(());
         }
-        (Resolution::Write { removes_claim }, Some((kept, data))) => {
-            let claim = kept.claim.filter(|_| !removes_claim);
-            (Kept { claim, ..kept }, data)
+        (Resolution::Write { removes_claim }, Some((stored, data))) => {
+            let claim = stored.claim.filter(|_| !removes_claim);
+            (GrantSecret { claim, ..stored }, data)
         }
         // The Secret was deleted: what is in memory is all that is left.
         (Resolution::Recreate | Resolution::Write { .. }, _) => (absent(credential), claimed.data.clone()),
     };
-    kept.token = kept.token.or_else(|| claimed.kept.token.clone());
-    kept.seed = kept.seed.or_else(|| claimed.kept.seed.clone());
-    settle(credential, kept, data, rotated, used_at, context).await
+    stored.token = stored.token.or_else(|| claimed.stored.token.clone());
+    stored.seed = stored.seed.or_else(|| claimed.stored.seed.clone());
+    write_answer(credential, stored, data, rotated, used_at, context).await
 }
 
 /// The refresh token that is kept, with what is known of it; `None` for the latter where its annotations are gone.
@@ -327,11 +327,11 @@ pub(super) async fn refresh_token(
     credential: &MailCredential,
     context: &Context,
 ) -> Result<Option<(SecretString, Option<TokenNote>)>, CustodyError> {
-    let opened = match open(credential, context).await {
+    let opened = match read_grant(credential, context).await {
         Err(CustodyError::Foreign(_)) => None,
         opened => opened?,
     };
-    Ok(opened.and_then(|(kept, data)| Some((data.refresh_token?, kept.token))))
+    Ok(opened.and_then(|(stored, data)| Some((data.refresh_token?, stored.token))))
 }
 
 #[cfg(test)]
@@ -369,7 +369,7 @@ mod tests {
         let data = Data { refresh_token: Some(secret()), previous: Some(secret()), device_code: Some(secret()) };
         let at = Timestamp::UNIX_EPOCH;
         let claim = Claim { holder: String::new(), since: at, until: at, token: String::new() };
-        let claimed = Claimed { kept: Kept::default(), data, refresh_token: secret(), claim, reseeded: false };
+        let claimed = Claimed { stored: GrantSecret::default(), data, refresh_token: secret(), claim, reseeded: false };
         let rotated = Some(Rotated { refresh_token: secret(), expires_at: None });
         let unsaved = PendingGrantWrite::Exchanged { claimed: Box::new(claimed), rotated, used_at: at };
         assert!(!format!("{unsaved:?}").contains("canary"));

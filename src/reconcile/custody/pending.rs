@@ -9,7 +9,7 @@ use crate::{
     oauth::token::Rotated,
     policy::{
         Blocker,
-        grant::{Claim, Kept},
+        grant::{Claim, GrantSecret},
     },
     reconcile::custody::data::Data,
 };
@@ -40,7 +40,7 @@ impl From<Error> for CustodyError {
 /// The right to exchange a refresh token.
 #[derive(Clone, Debug)]
 pub struct Claimed {
-    pub(super) kept: Kept,
+    pub(super) stored: GrantSecret,
     pub(super) data: Data,
     /// The refresh token.
     pub refresh_token: SecretString,
@@ -52,8 +52,8 @@ pub struct Claimed {
 
 impl Claimed {
     /// The grant Secret as the claim left it.
-    pub fn kept(&self) -> &Kept {
-        &self.kept
+    pub fn stored(&self) -> &GrantSecret {
+        &self.stored
     }
 }
 

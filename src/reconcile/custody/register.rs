@@ -11,7 +11,7 @@ use crate::{
     policy::{
         Blocker, checks,
         commands::{self, Subject},
-        grant::Kept,
+        grant::GrantSecret,
         secret_metadata::controller_of,
     },
     stores::Stores,
@@ -54,9 +54,9 @@ enum Standing {
 
 impl Register {
     /// Notes what a credential's grant Secret keeps.
-    pub(super) fn note(&self, credential: &MailCredential, kept: &Kept) {
-        let Some(token) = &kept.token else { return };
-        let seed = kept.seed.as_ref().map(|seed| &seed.hash);
+    pub(super) fn note(&self, credential: &MailCredential, stored: &GrantSecret) {
+        let Some(token) = &stored.token else { return };
+        let seed = stored.seed.as_ref().map(|seed| &seed.hash);
         let known = [Some((&token.hash, false)), seed.map(|seed| (seed, *seed != token.hash))];
         let namespace = checks::namespace(credential);
         let uid = checks::uid(credential).to_owned();
@@ -126,10 +126,10 @@ impl Register {
             if !another(&secret.metadata) {
                 continue;
             }
-            let kept = Kept::read(&secret.metadata);
+            let stored = GrantSecret::read(&secret.metadata);
             let same = |stored: &String| names::is_digest(stored, hash);
-            let has = kept.token.as_ref().is_some_and(|token| same(&token.hash));
-            let had = kept.seed.as_ref().is_some_and(|seed| same(&seed.hash));
+            let has = stored.token.as_ref().is_some_and(|token| same(&token.hash));
+            let had = stored.seed.as_ref().is_some_and(|seed| same(&seed.hash));
             if !has && !had {
                 continue;
             }
@@ -292,7 +292,7 @@ mod tests {
         credential
     }
 
-    fn kept(token: &str, seed: &str) -> Kept {
+    fn stored(token: &str, seed: &str) -> GrantSecret {
         let token = TokenNote {
             hash: token.to_owned(),
             bound_to: String::new(),
@@ -303,7 +303,7 @@ mod tests {
             rotations: 0,
         };
         let seed = Seed { hash: seed.to_owned(), version: String::new() };
-        Kept { token: Some(token), seed: Some(seed), ..Kept::default() }
+        GrantSecret { token: Some(token), seed: Some(seed), ..GrantSecret::default() }
     }
 
     fn take(register: &Register, name: &str, hash: &str, alive: &[&str]) -> String {
@@ -326,15 +326,15 @@ mod tests {
     #[test]
     fn a_token_that_was_exchanged_is_known_as_spent_after_its_credential_went() {
         let register = Register::default();
-        register.note(&named("a"), &kept("t1", "t1"));
-        register.note(&named("a"), &kept("t2", "t1"));
+        register.note(&named("a"), &stored("t1", "t1"));
+        register.note(&named("a"), &stored("t2", "t1"));
         for hash in ["t1", "t2"] {
             assert_eq!(take(&register, "b", hash, &["a", "b"]), "held by a");
         }
         assert_eq!(take(&register, "b", "t1", &["b"]), "spent");
         assert_eq!(take(&register, "b", "t2", &["b"]), "taken", "of this nobody knows that it was replaced");
-        register.note(&named("c"), &kept("t5", "t3"));
-        register.note(&named("c"), &kept("t6", "t4"));
+        register.note(&named("c"), &stored("t5", "t3"));
+        register.note(&named("c"), &stored("t6", "t4"));
         assert_eq!(take(&register, "b", "t3", &["b", "c"]), "spent", "another seed took its place");
     }
 
@@ -343,7 +343,7 @@ mod tests {
         let register = Register::default();
         for number in 0..SPENT_MAX + 10 {
             let name = number.to_string();
-            register.note(&named(&name), &kept("t", &name));
+            register.note(&named(&name), &stored("t", &name));
             assert_eq!(take(&register, "b", &name, &["b"]), "spent");
         }
         assert_eq!(register.0.lock().spent.len(), SPENT_MAX);

@@ -17,7 +17,7 @@ use crate::{
     fail_point,
     policy::{
         checks,
-        grant::{Claim, Kept},
+        grant::{Claim, GrantSecret},
         ownership::{self, Ownership},
         rejected_write::{self, GrantRejection, Rejection},
         secret_metadata::{grant_is_in_sync, grant_labels, owners},
@@ -50,7 +50,10 @@ pub(super) fn belongs(meta: &ObjectMeta, credential: &MailCredential) -> Result<
 ///
 /// # Errors
 /// [`CustodyError::Foreign`] where the Secret of that name is another's.
-pub(super) async fn open(credential: &MailCredential, context: &Context) -> Result<Option<(Kept, Data)>, CustodyError> {
+pub(super) async fn read_grant(
+    credential: &MailCredential,
+    context: &Context,
+) -> Result<Option<(GrantSecret, Data)>, CustodyError> {
     let name = names::grant_secret(&credential.name_any());
     let Some(mut secret) = context.kubernetes.secrets.read(checks::namespace(credential), &name).await? else {
         context.cache.with(checks::uid(credential), |entry| entry.custody.grant = None);
@@ -61,9 +64,9 @@ pub(super) async fn open(credential: &MailCredential, context: &Context) -> Resu
         remember(credential, secret.metadata, context);
         return Err(CustodyError::Foreign(owner));
     }
-    let kept = Kept::read(&secret.metadata);
+    let stored = GrantSecret::read(&secret.metadata);
     remember(credential, secret.metadata, context);
-    Ok(Some((kept, data)))
+    Ok(Some((stored, data)))
 }
 
 fn remember(credential: &MailCredential, mut meta: ObjectMeta, context: &Context) {
@@ -72,41 +75,41 @@ fn remember(credential: &MailCredential, mut meta: ObjectMeta, context: &Context
 }
 
 /// A grant Secret that is not there yet.
-pub(super) fn absent(credential: &MailCredential) -> Kept {
-    Kept { name: names::grant_secret(&credential.name_any()), ..Kept::default() }
+pub(super) fn absent(credential: &MailCredential) -> GrantSecret {
+    GrantSecret { name: names::grant_secret(&credential.name_any()), ..GrantSecret::default() }
 }
 
 /// Writes the claim alone; the response holds the data.
-pub(super) async fn mark(
+pub(super) async fn write_claim(
     credential: &MailCredential,
-    kept: &Kept,
+    stored: &GrantSecret,
     claim: &Claim,
     context: &Context,
 ) -> Result<Secret, CustodyError> {
-    let operations = fence(&kept.uid, &kept.resource_version)
+    let operations = fence(&stored.uid, &stored.resource_version)
         .into_iter()
-        .chain(annotate(kept, [(names::ANNOTATION_CLAIM, Some(encoded(claim)?))]))
+        .chain(annotate(stored, [(names::ANNOTATION_CLAIM, Some(encoded(claim)?))]))
         .collect();
-    let written = context.kubernetes.secrets.patch(checks::namespace(credential), &kept.name, operations).await;
-    let secret = take(written, kept, credential, context).await?;
+    let written = context.kubernetes.secrets.patch(checks::namespace(credential), &stored.name, operations).await;
+    let secret = take(written, stored, credential, context).await?;
     remember(credential, secret.metadata.clone(), context);
     Ok(secret)
 }
 
 /// Writes everything.
-pub(super) async fn put(
+pub(super) async fn write(
     credential: &MailCredential,
-    kept: &Kept,
+    stored: &GrantSecret,
     data: &Data,
     context: &Context,
 ) -> Result<ObjectMeta, CustodyError> {
-    let meta = if kept.uid.is_empty() {
+    let meta = if stored.uid.is_empty() {
         let owners = owners(credential);
-        let annotations = annotations(kept)?.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+        let annotations = annotations(stored)?.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
         let secret = Secret {
             metadata: ObjectMeta {
                 namespace: Some(checks::namespace(credential).to_owned()),
-                name: Some(kept.name.clone()),
+                name: Some(stored.name.clone()),
                 labels: Some(grant_labels(credential)),
                 annotations: Some(annotations.collect()),
                 owner_references: Some(owners).filter(|owners| !owners.is_empty()),
@@ -118,15 +121,15 @@ pub(super) async fn put(
         };
         let made = context.kubernetes.secrets.create(&secret).await;
         drop(wiped(secret));
-        take(made, kept, credential, context).await?
+        take(made, stored, credential, context).await?
     } else {
-        let mut operations = fence(&kept.uid, &kept.resource_version).to_vec();
+        let mut operations = fence(&stored.uid, &stored.resource_version).to_vec();
         operations.push(replace_data(json!(data.entries())));
-        operations.extend(metadata_operations(kept, credential));
-        operations.extend(annotate(kept, annotations(kept)?));
+        operations.extend(metadata_operations(stored, credential));
+        operations.extend(annotate(stored, annotations(stored)?));
         let written =
-            context.kubernetes.secrets.patch_metadata(checks::namespace(credential), &kept.name, operations).await;
-        take(written, kept, credential, context).await?
+            context.kubernetes.secrets.patch_metadata(checks::namespace(credential), &stored.name, operations).await;
+        take(written, stored, credential, context).await?
     };
     fail_point::pass("grant-written").await;
     remember(credential, meta.clone(), context);
@@ -136,14 +139,16 @@ pub(super) async fn put(
 /// Writes labels and owner alone.
 pub(in crate::reconcile) async fn sync_metadata(
     credential: &MailCredential,
-    kept: &Kept,
+    stored: &GrantSecret,
     context: &Context,
 ) -> Result<(), CustodyError> {
-    let operations =
-        fence(&kept.uid, &kept.resource_version).into_iter().chain(metadata_operations(kept, credential)).collect();
+    let operations = fence(&stored.uid, &stored.resource_version)
+        .into_iter()
+        .chain(metadata_operations(stored, credential))
+        .collect();
     let written =
-        context.kubernetes.secrets.patch_metadata(checks::namespace(credential), &kept.name, operations).await;
-    let meta = take(written, kept, credential, context).await?;
+        context.kubernetes.secrets.patch_metadata(checks::namespace(credential), &stored.name, operations).await;
+    let meta = take(written, stored, credential, context).await?;
     if !grant_is_in_sync(&meta, credential) {
         // An admission webhook or another controller takes back what was written. Nothing else waits for that.
         tracing::warn!(
@@ -156,8 +161,8 @@ pub(in crate::reconcile) async fn sync_metadata(
     Ok(())
 }
 
-fn metadata_operations(kept: &Kept, credential: &MailCredential) -> Vec<PatchOperation> {
-    let map = (!kept.has_labels).then(|| create_map(Map::Labels));
+fn metadata_operations(stored: &GrantSecret, credential: &MailCredential) -> Vec<PatchOperation> {
+    let map = (!stored.has_labels).then(|| create_map(Map::Labels));
     let owners = add(["ownerReferences"], json!(owners(credential)));
     let labels = grant_labels(credential);
     let labels = labels.iter().map(|(key, value)| set(Map::Labels, key, value));
@@ -167,7 +172,7 @@ fn metadata_operations(kept: &Kept, credential: &MailCredential) -> Vec<PatchOpe
 /// A write that met something else than it was made for has to be thought over: what stands there now is read.
 async fn take<T>(
     written: kube::Result<T>,
-    kept: &Kept,
+    stored: &GrantSecret,
     credential: &MailCredential,
     context: &Context,
 ) -> Result<T, CustodyError> {
@@ -182,7 +187,7 @@ async fn take<T>(
         let found = meta
             .as_ref()
             .map(|meta| (meta.resource_version.as_deref().unwrap_or_default(), ownership::of_grant(meta, credential)));
-        let rejection = rejected_write::of_grant_write(&kept.resource_version, found);
+        let rejection = rejected_write::of_grant_write(&stored.resource_version, found);
         match meta {
             Some(meta) => remember(credential, meta, context),
             None => context.cache.with(checks::uid(credential), |entry| entry.custody.grant = None),
@@ -199,11 +204,11 @@ async fn take<T>(
 
 /// Sets annotations, and removes those without a value.
 fn annotate<'a>(
-    kept: &Kept,
+    stored: &GrantSecret,
     annotations: impl IntoIterator<Item = (&'a str, Option<String>)>,
 ) -> impl Iterator<Item = PatchOperation> {
     const MAP: Map = Map::Annotations;
-    let map = (!kept.has_annotations).then(|| create_map(MAP));
+    let map = (!stored.has_annotations).then(|| create_map(MAP));
     let each = annotations.into_iter().flat_map(|(key, value)| match value {
         Some(value) => vec![set(MAP, key, &value)],
         None => unset(MAP, key).to_vec(),
@@ -211,9 +216,9 @@ fn annotate<'a>(
     map.into_iter().chain(each)
 }
 
-/// What [`Kept::read`] reads.
-fn annotations(kept: &Kept) -> Result<[(&'static str, Option<String>); 10], CustodyError> {
-    let token = kept.token.as_ref();
+/// What [`GrantSecret::read`] reads.
+fn annotations(stored: &GrantSecret) -> Result<[(&'static str, Option<String>); 10], CustodyError> {
+    let token = stored.token.as_ref();
     Ok([
         (names::ANNOTATION_FINGERPRINT, token.map(|token| token.hash.clone())),
         (names::ANNOTATION_ISSUED_FOR, token.map(|token| token.bound_to.clone())),
@@ -225,9 +230,9 @@ fn annotations(kept: &Kept) -> Result<[(&'static str, Option<String>); 10], Cust
         (names::ANNOTATION_LAST_USED_AT, token.and_then(|token| token.last_used_at).map(rfc3339)),
         (names::ANNOTATION_EXPIRES_AT, token.and_then(|token| token.expires_at).map(rfc3339)),
         (names::ANNOTATION_ROTATIONS, token.map(|token| token.rotations.to_string())),
-        (names::ANNOTATION_SEED, kept.seed.as_ref().map(encoded).transpose()?),
-        (names::ANNOTATION_CLAIM, kept.claim.as_ref().map(encoded).transpose()?),
-        (names::ANNOTATION_SIGN_IN, kept.sign_in.as_ref().map(encoded).transpose()?),
+        (names::ANNOTATION_SEED, stored.seed.as_ref().map(encoded).transpose()?),
+        (names::ANNOTATION_CLAIM, stored.claim.as_ref().map(encoded).transpose()?),
+        (names::ANNOTATION_SIGN_IN, stored.sign_in.as_ref().map(encoded).transpose()?),
     ])
 }
 

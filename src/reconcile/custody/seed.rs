@@ -9,7 +9,7 @@ use crate::{
     oauth::client_auth::{SecretFlaw, read_secret},
     policy::{
         Blocker, checks, commands,
-        grant::{Kept, Seed},
+        grant::{GrantSecret, Seed},
     },
     reconcile::{
         context::Context,
@@ -21,7 +21,7 @@ use crate::{
 /// The seed, if it has to be taken over, or why it cannot be.
 pub(super) async fn seed(
     credential: &MailCredential,
-    kept: Option<&Kept>,
+    stored: Option<&GrantSecret>,
     token_url: Option<&str>,
     context: &Context,
 ) -> Result<Option<Result<Seed, Blocker>>, Error> {
@@ -30,7 +30,7 @@ pub(super) async fn seed(
     };
     let shown = context.stores.sources.get(checks::namespace(credential), &reference.name);
     let version = shown.and_then(|secret| secret.resource_version()).unwrap_or_default();
-    let begun = kept.filter(|kept| kept.token.is_some()).and_then(|kept| kept.seed.as_ref());
+    let begun = stored.filter(|stored| stored.token.is_some()).and_then(|stored| stored.seed.as_ref());
     let uid = checks::uid(credential);
     let seen = |version: &str| context.cache.with(uid, |entry| entry.custody.seed_seen.as_deref() == Some(version));
     if begun.is_some_and(|begun| begun.version == version || seen(&version)) {

@@ -14,7 +14,7 @@ use crate::{
         custody::{
             data::{Data, hash},
             pending::{CustodyError, SignInEnd},
-            secret::{absent, open, put},
+            secret::{absent, read_grant, write},
         },
     },
 };
@@ -26,13 +26,13 @@ pub(in crate::reconcile) async fn begin_sign_in(
     make: impl FnOnce(Option<&SignIn>) -> SignIn,
     context: &Context,
 ) -> Result<(), CustodyError> {
-    let (mut kept, mut data) =
-        open(credential, context).await?.unwrap_or_else(|| (absent(credential), Data::default()));
-    let sign_in = make(kept.sign_in.as_ref());
+    let (mut stored, mut data) =
+        read_grant(credential, context).await?.unwrap_or_else(|| (absent(credential), Data::default()));
+    let sign_in = make(stored.sign_in.as_ref());
     let codes = (sign_in.user_code.clone(), device_code.clone());
     data.device_code = Some(device_code);
-    kept.sign_in = Some(sign_in);
-    put(credential, &kept, &data, context).await?;
+    stored.sign_in = Some(sign_in);
+    write(credential, &stored, &data, context).await?;
     context.cache.with(checks::uid(credential), |entry| entry.sign_in.device_code = Some(codes));
     Ok(())
 }
@@ -48,8 +48,8 @@ pub(in crate::reconcile) async fn device_code(
     if let Some((_, device_code)) = known.filter(|(known, _)| known == user_code) {
         return Ok(Some(device_code));
     }
-    let Some((kept, data)) = open(credential, context).await? else { return Ok(None) };
-    let device_code = data.device_code.filter(|_| kept.sign_in.is_some_and(|kept| kept.user_code == user_code));
+    let Some((stored, data)) = read_grant(credential, context).await? else { return Ok(None) };
+    let device_code = data.device_code.filter(|_| stored.sign_in.is_some_and(|stored| stored.user_code == user_code));
     let codes = device_code.clone().map(|device_code| (user_code.to_owned(), device_code));
     context.cache.with(uid, |entry| entry.sign_in.device_code = codes);
     Ok(device_code)
@@ -61,10 +61,10 @@ pub(in crate::reconcile) async fn slow_down(
     by: SignedDuration,
     context: &Context,
 ) -> Result<(), CustodyError> {
-    let Some((mut kept, data)) = open(credential, context).await? else { return Ok(()) };
-    let Some(sign_in) = &mut kept.sign_in else { return Ok(()) };
+    let Some((mut stored, data)) = read_grant(credential, context).await? else { return Ok(()) };
+    let Some(sign_in) = &mut stored.sign_in else { return Ok(()) };
     sign_in.interval = sign_in.interval.saturating_add(by.as_secs());
-    put(credential, &kept, &data, context).await.map(drop)
+    write(credential, &stored, &data, context).await.map(drop)
 }
 
 /// Ends a sign-in: with the refresh token that it brought, or with the word how it ended without.
@@ -73,13 +73,13 @@ pub(in crate::reconcile) async fn end_sign_in(
     ended: SignInEnd,
     context: &Context,
 ) -> Result<(), CustodyError> {
-    let (mut kept, mut data) =
-        open(credential, context).await?.unwrap_or_else(|| (absent(credential), Data::default()));
+    let (mut stored, mut data) =
+        read_grant(credential, context).await?.unwrap_or_else(|| (absent(credential), Data::default()));
     match ended {
         SignInEnd::SignedIn { rotated, bound_to, revocable_at, at } => {
-            kept.sign_in = None;
+            stored.sign_in = None;
             if let Some(rotated) = rotated {
-                kept.token = Some(TokenNote {
+                stored.token = Some(TokenNote {
                     hash: hash(&rotated.refresh_token),
                     bound_to,
                     revocable_at,
@@ -92,13 +92,13 @@ pub(in crate::reconcile) async fn end_sign_in(
             }
         }
         SignInEnd::Nothing(how) => {
-            if let Some(sign_in) = &mut kept.sign_in {
+            if let Some(sign_in) = &mut stored.sign_in {
                 sign_in.ended = Some(how);
             }
         }
     }
     data.device_code = None;
-    put(credential, &kept, &data, context).await?;
+    write(credential, &stored, &data, context).await?;
     context
         .cache
         .with(checks::uid(credential), |entry| (entry.sign_in.device_code, entry.sign_in.next_poll) = (None, None));

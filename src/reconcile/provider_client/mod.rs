@@ -414,10 +414,10 @@ mod tests {
         let until = Timestamp::UNIX_EPOCH;
         assert!(evict_clients(&mut entries, 3, until).is_empty());
         assert_eq!(evict_clients(&mut entries, 1, until).len(), 2);
-        for (name, kept) in [("a1", true), ("a2", true), ("b", false), ("c", false), ("plain", true)] {
+        for (name, stored) in [("a1", true), ("a2", true), ("b", false), ("c", false), ("plain", true)] {
             let entry = &entries[&key(name)];
-            assert_eq!(entry.result.is_some(), kept, "{name}");
-            assert_eq!(entry.trusted, (!kept).then(|| ("print".to_owned(), until)), "{name}");
+            assert_eq!(entry.result.is_some(), stored, "{name}");
+            assert_eq!(entry.trusted, (!stored).then(|| ("print".to_owned(), until)), "{name}");
         }
     }
 }

@@ -28,7 +28,7 @@ const KEEP_ALIVE_SOONEST: SignedDuration = SignedDuration::from_mins(10);
 #[derive(Clone, Debug, Default)]
 pub struct Grant {
     /// The grant Secret, if it is there and the credential's.
-    pub kept: Option<Kept>,
+    pub stored: Option<GrantSecret>,
     /// Whose the Secret of that name is, if it is somebody else's.
     pub foreign: Option<String>,
     /// Its labels or its owner are not as the spec would have them.
@@ -68,7 +68,7 @@ pub struct Seed {
 
 /// The grant Secret, without its data.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Kept {
+pub struct GrantSecret {
     /// Its name.
     pub name: String,
     /// Its uid.
@@ -155,7 +155,7 @@ pub struct SignIn {
     pub ended: Option<String>,
 }
 
-impl Kept {
+impl GrantSecret {
     /// Reads what the metadata of a grant Secret says.
     pub fn read(meta: &ObjectMeta) -> Self {
         let text = |name: &str| meta.annotations.as_ref()?.get(name).map(String::as_str);
@@ -205,13 +205,13 @@ impl Grant {
 
     /// The refresh token, if it is for this provider and client.
     pub fn token(&self) -> Option<&TokenNote> {
-        self.kept.as_ref()?.token.as_ref().filter(|token| self.is_bound(&token.bound_to))
+        self.stored.as_ref()?.token.as_ref().filter(|token| self.is_bound(&token.bound_to))
     }
 
     /// The sign-in that this spec asks for. A code that is shown outlives changes that it does not depend on, such as a
     /// suspension.
     fn sign_in(&self) -> Option<&SignIn> {
-        let sign_in = self.kept.as_ref()?.sign_in.as_ref()?;
+        let sign_in = self.stored.as_ref()?.sign_in.as_ref()?;
         let fits = self.asked_for.as_ref().is_none_or(|wanted| *wanted == sign_in.asked_for);
         (fits && (sign_in.ended.is_none() || sign_in.asked_by == self.asked_by)).then_some(sign_in)
     }
@@ -223,7 +223,7 @@ impl Grant {
 
     /// Whether another refresh token was put into the seed's Secret, and has brought nothing yet.
     pub fn reseeded(&self) -> bool {
-        let token = self.kept.as_ref().and_then(|kept| kept.token.as_ref());
+        let token = self.stored.as_ref().and_then(|stored| stored.token.as_ref());
         token.is_some_and(|token| matches!(&self.seed, Some(Ok(_))) || token.last_used_at.is_none())
     }
 
@@ -290,7 +290,7 @@ pub(super) fn obstacle(observed: &Observed, now: Timestamp) -> Option<Decision> 
     if let Some(flaw) = withdrawn(observed) {
         return Some(Decision::Stall(flaw));
     }
-    let claimed = grant.kept.as_ref().and_then(|kept| kept.claim.as_ref());
+    let claimed = grant.stored.as_ref().and_then(|stored| stored.claim.as_ref());
     if let Some(claim) = claimed.filter(|claim| claim.holder != grant.holder && now < claim.until) {
         return Some(Decision::Claimed { until: claim.until });
     }

@@ -72,10 +72,10 @@ impl Observed {
             Outcome::Noted { client } => self.history.step(client, &self.attempt),
             Outcome::Refused { refused, attempt } => {
                 let Refused { refusal, place, client, spent } = *refused;
-                let kept = self.grant.as_ref().and_then(Grant::token);
+                let stored = self.grant.as_ref().and_then(Grant::token);
                 if refusal.reason == Reason::InvalidGrant
-                    && let (Some(spent), Some(kept)) = (spent, kept)
-                    && spent != kept.hash
+                    && let (Some(spent), Some(stored)) = (spent, stored)
+                    && spent != stored.hash
                 {
                     return Recorded::Superseded;
                 }

@@ -11,7 +11,7 @@ use crate::{
     api::Reason,
     policy::{
         Decision, IssueReason, decide,
-        grant::{Claim, Kept, Seed},
+        grant::{Claim, GrantSecret, Seed},
         observed::Target,
         status::{next_turn, status},
     },
@@ -86,7 +86,7 @@ fn a_grant_secret_that_is_not_dressed_for_the_spec_is_dressed_unless_suspended()
 
 #[test]
 fn a_refresh_token_of_another_provider_or_client_is_not_sent() {
-    let elsewhere = |case: &mut Case| case.kept().token.as_mut().unwrap().bound_to = "another".into();
+    let elsewhere = |case: &mut Case| case.stored().token.as_mut().unwrap().bound_to = "another".into();
     let Decision::Stall(blocker) = due(elsewhere) else { panic!("it is sent") };
     assert_eq!(blocker.reason, Reason::AuthorizationRequired);
     assert!(blocker.message.contains("`mail-token-broker login --provider idp -n shop"), "{}", blocker.message);
@@ -106,10 +106,10 @@ fn another_seed_is_used_at_once_and_until_it_has_brought_something() {
         })
     };
     assert_eq!(fresh(|case| case.grant().seed = Some(Ok(seed()))), Decision::Issue(IssueReason::Reseeded));
-    let untried = |case: &mut Case| case.kept().token.as_mut().unwrap().last_used_at = None;
+    let untried = |case: &mut Case| case.stored().token.as_mut().unwrap().last_used_at = None;
     assert_eq!(fresh(untried), Decision::Issue(IssueReason::Reseeded));
     let refused = fresh(|case| {
-        case.kept().token.as_mut().unwrap().last_used_at = None;
+        case.stored().token.as_mut().unwrap().last_used_at = None;
         case.failed(Reason::InvalidGrant);
     });
     assert_eq!(refused, Decision::BackOff { until: at(900) });
@@ -137,7 +137,7 @@ fn a_refresh_token_is_used_often_enough_to_live() {
         let mut case = Case::ready();
         case.own(|own| own.token.as_mut().unwrap().expires_at = at(400 * DAY));
         case.by_refresh_token().idle_life = idle.map(|days: i64| SignedDuration::from_hours(24 * days));
-        case.kept().token.as_mut().unwrap().expires_at = end.map(|days: i64| at(days * DAY));
+        case.stored().token.as_mut().unwrap().expires_at = end.map(|days: i64| at(days * DAY));
         case.now = at(due - 1);
         assert!(matches!(decide(&case.observed, case.now), Decision::Wait { .. }), "{due}");
         assert_eq!(next_turn(&case.observed, &decide(&case.observed, case.now), case.now), Some(at(due)));
@@ -175,7 +175,7 @@ fn what_the_annotations_say_is_read_back_and_what_nobody_understands_is_not_ther
     let claim = Claim { holder: "me".into(), since: at(0), until: at(9), token: "hash".into() };
     let read = |annotations: &[(&str, &str)]| {
         let map = annotations.iter().map(|(key, value)| (format!("mailtoken.dev/{key}"), (*value).to_owned()));
-        Kept::read(&kube::core::ObjectMeta { annotations: Some(map.collect()), ..Default::default() })
+        GrantSecret::read(&kube::core::ObjectMeta { annotations: Some(map.collect()), ..Default::default() })
     };
     let whole = read(&[
         ("fingerprint", "hash"),

@@ -87,7 +87,7 @@ fn a_change_of_what_a_sign_in_is_for_ends_the_wait_for_its_next_step() {
         decided(|case| {
             case.without_token();
             case.by_device_code();
-            case.kept().token = None;
+            case.stored().token = None;
             let attempt = case.observed.sign_in_attempt();
             case.observed.history = failed(Reason::InvalidClient, &attempt);
             change(case);

@@ -66,7 +66,7 @@ fn blocked() -> impl Strategy<Value = Option<Reason>> {
 #[derive(Clone, Debug)]
 struct Granted {
     by_code: bool,
-    kept: bool,
+    stored: bool,
     token: Option<(bool, Option<i64>, Option<i64>)>,
     claim: Option<(bool, i64)>,
     seed: Option<bool>,
@@ -82,7 +82,7 @@ struct Granted {
 prop_compose! {
     fn granted()(
         by_code in any::<bool>(),
-        kept in prop::bool::weighted(0.9),
+        stored in prop::bool::weighted(0.9),
         token in option::weighted(0.8, (prop::bool::weighted(0.8), option::of(-4_000_000i64..4000), option::of(-100i64..4_000_000))),
         claim in option::of((any::<bool>(), -100i64..5000)),
         seed in option::weighted(0.3, any::<bool>()),
@@ -92,7 +92,7 @@ prop_compose! {
         code_over in prop::bool::weighted(0.2),
         idle_days in option::of(1i64..90),
     ) -> Granted {
-        Granted { by_code, kept, token, claim, seed, sign_in, foreign, unsaved, out_of_sync, next_poll, code_over, idle_days }
+        Granted { by_code, stored, token, claim, seed, sign_in, foreign, unsaved, out_of_sync, next_poll, code_over, idle_days }
     }
 }
 
@@ -103,9 +103,9 @@ fn grant(case: &mut Case, granted: Granted) {
         case.by_refresh_token()
     };
     match granted.token {
-        None => case.kept().token = None,
+        None => case.stored().token = None,
         Some((bound, used, end)) => {
-            let token = case.kept().token.as_mut().unwrap();
+            let token = case.stored().token.as_mut().unwrap();
             (token.last_used_at, token.expires_at) = (used.map(at), end.map(at));
             if !bound {
                 token.bound_to = "another".into();
@@ -132,8 +132,8 @@ fn grant(case: &mut Case, granted: Granted) {
     (grant.unsaved, grant.out_of_sync, grant.code_over) = (granted.unsaved, granted.out_of_sync, granted.code_over);
     grant.next_poll = granted.next_poll.map(at);
     grant.idle_life = granted.idle_days.map(|days| SignedDuration::from_hours(24 * days));
-    if !granted.kept || granted.foreign {
-        grant.kept = None;
+    if !granted.stored || granted.foreign {
+        grant.stored = None;
     }
 }
 

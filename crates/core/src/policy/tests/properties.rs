@@ -80,7 +80,7 @@ proptest! {
             return Ok(());
         };
         let asks = matches!(decision, Decision::Issue(_) | Decision::SignIn | Decision::Poll);
-        let claim = grant.kept.as_ref().and_then(|kept| kept.claim.as_ref());
+        let claim = grant.stored.as_ref().and_then(|stored| stored.claim.as_ref());
         if claim.is_some_and(|claim| claim.holder != "me" && case.now < claim.until) || grant.foreign.is_some() || grant.unsaved {
             prop_assert!(!asks, "{:?}", decision);
         }

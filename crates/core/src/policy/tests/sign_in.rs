@@ -8,7 +8,7 @@ use crate::{
     oauth::Refusal,
     policy::{
         Decision, IssueReason, decide,
-        grant::{Grant, Kept, SignIn, TokenNote},
+        grant::{Grant, GrantSecret, SignIn, TokenNote},
         notices::notices,
         status::status,
     },
@@ -45,7 +45,7 @@ fn pending() -> Case {
         ended: None,
     };
     case.observed.grant = Some(Grant {
-        kept: Some(Kept { sign_in: Some(sign_in), ..Kept::default() }),
+        stored: Some(GrantSecret { sign_in: Some(sign_in), ..GrantSecret::default() }),
         bound_to: Some("bound".into()),
         revocable_at: "revocable".into(),
         asked_by: "generation 1".into(),
@@ -58,7 +58,7 @@ fn pending() -> Case {
 
 impl Case {
     fn sign_in(&mut self) -> &mut SignIn {
-        self.grant().kept.as_mut().unwrap().sign_in.as_mut().unwrap()
+        self.grant().stored.as_mut().unwrap().sign_in.as_mut().unwrap()
     }
 
     fn sign_in_failed(&mut self, reason: Reason) {
@@ -132,7 +132,7 @@ fn a_refused_refresh_token_begins_a_sign_in_at_once_and_its_failures_wait() {
     let refused = [Reason::InvalidGrant, Reason::AuthorizationRequired, Reason::ConsentRequired, Reason::InvalidScope];
     for reason in refused {
         let mut case = pending();
-        case.grant().kept = Some(Kept { token: Some(note()), ..Kept::default() });
+        case.grant().stored = Some(GrantSecret { token: Some(note()), ..GrantSecret::default() });
         assert_eq!(case.decides(), Decision::Issue(IssueReason::NoToken));
         case.failed(reason);
         assert_eq!(case.decides(), Decision::SignIn, "{reason:?}");
@@ -141,7 +141,7 @@ fn a_refused_refresh_token_begins_a_sign_in_at_once_and_its_failures_wait() {
         assert_eq!(case.decides_at(5), Decision::SignIn, "the refresh token is not presented again: {reason:?}");
     }
     let mut down = pending();
-    down.grant().kept = Some(Kept { token: Some(note()), ..Kept::default() });
+    down.grant().stored = Some(GrantSecret { token: Some(note()), ..GrantSecret::default() });
     down.failed(Reason::ProviderUnavailable);
     assert_eq!(down.decides_at(5), Decision::Issue(IssueReason::NoToken));
 }

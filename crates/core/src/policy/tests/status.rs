@@ -309,7 +309,7 @@ fn a_refresh_token_is_told_without_itself_and_so_is_its_end_ahead() {
     let with = |end: Option<i64>, idle_days: Option<i64>| {
         let mut case = Case::ready();
         case.by_refresh_token().idle_life = idle_days.map(|days| SignedDuration::from_hours(24 * days));
-        case.kept().token.as_mut().unwrap().expires_at = end.map(|days| at(days * day));
+        case.stored().token.as_mut().unwrap().expires_at = end.map(|days| at(days * day));
         told(&case)
     };
     let grant = with(Some(31), None).grant.unwrap();
@@ -429,7 +429,7 @@ fn kstatus_waits_for_what_passes_and_fails_for_what_a_person_must_do() {
             0,
             |case| {
                 case.by_device_code();
-                case.kept().token = None;
+                case.stored().token = None;
                 case.signing_in(0, 600);
             },
             "InProgress",
@@ -440,7 +440,7 @@ fn kstatus_waits_for_what_passes_and_fails_for_what_a_person_must_do() {
             0,
             |case| {
                 case.by_device_code();
-                case.kept().token = None;
+                case.stored().token = None;
                 case.signing_in(0, 600).ended = Some("it was denied".into());
             },
             "Failed",
