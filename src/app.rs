@@ -21,7 +21,7 @@ use crate::{
     cli::Settings,
     clock::Clock,
     controller::{self, Mapper, Watches},
-    error::told_by,
+    error::describe,
     health::Health,
     idp::{self, IdpClients},
     kubernetes::{AccessError, Connection},
@@ -298,7 +298,7 @@ async fn may_read_cluster(client: &Client) -> bool {
             match reviews.create(&PostParams::default(), &review).await {
                 Ok(review) => break review.status.is_some_and(|status| status.allowed),
                 Err(error) => {
-                    tracing::warn!(resource, why = told_by(&error), "access review failed: retrying");
+                    tracing::warn!(resource, why = describe(&error), "access review failed: retrying");
                     tokio::time::sleep(ASK_AGAIN).await;
                 }
             }

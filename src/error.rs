@@ -121,7 +121,7 @@ fn bounded(text: &str) -> String {
 }
 
 /// The API server's message. `kube::Error`'s own texts may contain a whole response.
-pub fn told_by(error: &kube::Error) -> String {
+pub fn describe(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => format!("{} ({})", bounded(&status.message), status.code),
         kube::Error::SerdeError(_) => "the API server's response could not be read".to_owned(),
@@ -146,9 +146,9 @@ pub fn status_code(error: &kube::Error) -> Option<u16> {
 }
 
 /// The failed step and what Kubernetes said, for a refusal or a status.
-pub fn told(error: &Error) -> String {
+pub fn describe_step(error: &Error) -> String {
     match std::error::Error::source(error).and_then(|source| source.downcast_ref::<kube::Error>()) {
-        Some(source) => format!("{error}: {}", told_by(source)),
+        Some(source) => format!("{error}: {}", describe(source)),
         None => error.to_string(),
     }
 }

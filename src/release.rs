@@ -15,7 +15,7 @@ use thiserror::Error;
 use crate::{
     api::{MailCredential, names},
     cli::Release,
-    error::told_by,
+    error::describe,
     kubernetes::{AccessError, Connection},
 };
 
@@ -78,7 +78,7 @@ pub async fn run(settings: Release) -> Result<(), ReleaseError> {
             }
             Ok(Released::Nothing) => writeln!(out, "{name}: nothing to release any more")?,
             Err(error) => {
-                writeln!(out, "{name}: not released: {}", told_by(&error))?;
+                writeln!(out, "{name}: not released: {}", describe(&error))?;
                 left += 1;
             }
         }
@@ -103,7 +103,7 @@ async fn with_finalizer(client: &Client, namespace: Option<&str>) -> Result<Opti
         let page = match api.list(&params).await {
             Ok(page) => page,
             Err(kube::Error::Api(status)) if status.code == 404 => return Ok(None),
-            Err(error) => return Err(ReleaseError::List(told_by(&error))),
+            Err(error) => return Err(ReleaseError::List(describe(&error))),
         };
         found.extend(page.items.into_iter().filter(has_finalizer));
         match page.metadata.continue_.filter(|token| !token.is_empty()) {

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
     cli::Stop,
-    error::told_by,
+    error::describe,
     kubernetes::{AccessError, Connection},
 };
 
@@ -96,11 +96,11 @@ fn note(last: &mut String, news: String) {
 /// A failed call. The command repeats it.
 #[derive(Debug, Error)]
 enum StepError {
-    #[error("reading the Deployment failed: {}", told_by(.0))]
+    #[error("reading the Deployment failed: {}", describe(.0))]
     Read(kube::Error),
-    #[error("scaling the Deployment to 0 failed: {}", told_by(.0))]
+    #[error("scaling the Deployment to 0 failed: {}", describe(.0))]
     Scale(kube::Error),
-    #[error("listing the pods failed: {}", told_by(.0))]
+    #[error("listing the pods failed: {}", describe(.0))]
     List(kube::Error),
     #[error("the Deployment's selector cannot be used: {0}")]
     Selector(ParseExpressionError),

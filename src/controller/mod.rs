@@ -28,7 +28,7 @@ use crate::{
         reference::key,
     },
     controller::failures::Failures,
-    error::{Error, told_by},
+    error::{Error, describe},
     fail_point,
     reconcile::{
         self,
@@ -184,7 +184,7 @@ fn retry<K: Resource<DynamicType = ()> + 'static>(
         tracing::warn!(
             category = error.category(),
             step = %error,
-            why = source.map(told_by),
+            why = source.map(describe),
             retry_after_seconds = after.as_secs(),
             "reconcile failed; further failures of this object are counted in mailtoken_reconcile_errors_total, and logged once an hour"
         );

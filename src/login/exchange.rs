@@ -6,7 +6,7 @@ use secrecy::SecretString;
 use crate::{
     api::{MailCredential, Reason, grant::GrantType, provider_object::ProviderObject},
     clock::Clock,
-    error::told,
+    error::describe_step,
     idp::Exchange,
     login::{AGAIN, LoginError},
     oauth::{
@@ -105,7 +105,7 @@ impl<'a> Attempt<'a> {
         let client_credential = entry.client_credential.as_ref().map_err(blocked)?;
         match client_credential.auth(self.identities).await {
             Ok(auth) => auth.map_err(|blocker| blocked(&blocker)),
-            Err(error) => Err(Refusal::new(Reason::ProviderUnavailable, told(&error))),
+            Err(error) => Err(Refusal::new(Reason::ProviderUnavailable, describe_step(&error))),
         }
     }
 

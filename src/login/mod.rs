@@ -26,7 +26,7 @@ use crate::{
     api::MailCredential,
     cli::{Kubernetes, Login},
     clock::Clock,
-    error::told_by,
+    error::describe,
     idp::IdpClients,
     kubernetes::{AccessError, Connection},
     login::{
@@ -110,7 +110,7 @@ async fn credentials(client: &Client, namespace: &str) -> Result<Vec<MailCredent
         LoginError(format!(
             "the MailCredentials of the namespace {namespace} cannot be read: {}. Try `kubectl -n {namespace} get \
              mailcredentials`",
-            told_by(&error)
+            describe(&error)
         ))
     })
 }

@@ -8,7 +8,7 @@ use kube::{Api, Client};
 use crate::{
     api::{ClusterMailProvider, MailProvider, credential::ProviderKind, provider_object::ProviderObject},
     cli::Login,
-    error::{told, told_by},
+    error::{describe, describe_step},
     idp::IdpClients,
     login::{
         AGAIN, LoginError,
@@ -46,7 +46,7 @@ pub(super) async fn read(settings: &Login, namespace: &str, client: &Client) -> 
             (found, format!("ClusterMailProvider {name}"), "kubectl get clustermailproviders".to_owned())
         }
     };
-    let found = found.map_err(|error| LoginError(format!("the {words} cannot be read: {}", told_by(&error))))?;
+    let found = found.map_err(|error| LoginError(format!("the {words} cannot be read: {}", describe(&error))))?;
     found.ok_or_else(|| LoginError(format!("the {words} does not exist: name one of `{list}`")))
 }
 
@@ -96,7 +96,7 @@ pub(super) async fn prepare(
             let blocker = credential_blocker(&object.key(), problem);
             Err(LoginError(format!("{}{}", blocker.message, searched(settings, &home))))
         }
-        Err(error) => Err(LoginError(format!("{}{}", told(&error), searched(settings, &home)))),
+        Err(error) => Err(LoginError(format!("{}{}", describe_step(&error), searched(settings, &home)))),
     }
 }
 

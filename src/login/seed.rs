@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::{
     api::names,
-    error::told_by,
+    error::describe,
     login::LoginError,
     policy::commands::Subject,
     reconcile::provider_client::sources::{is_labelled, is_own},
@@ -134,7 +134,7 @@ impl Seed {
             "the {} cannot be written: {}. It takes the rights to get, create and patch Secrets: see `kubectl -n \
              {namespace} auth can-i --list`",
             self.words(),
-            told_by(error)
+            describe(error)
         ))
     }
 }

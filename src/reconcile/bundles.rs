@@ -16,7 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     api::{provider_object::ProviderKey, reference::ObjectKey},
-    error::told_by,
+    error::describe,
     reconcile::work_queue::WorkQueue,
     stores::reference_index::ReferenceIndex,
 };
@@ -114,7 +114,7 @@ impl Bundles {
                 let read = api.get_metadata_opt(&map.1).await;
                 let version = read.map(|found| found.and_then(|map| map.resource_version()).unwrap_or_default());
                 let version = version.map_err(|error| {
-                    let why = told_by(&error);
+                    let why = describe(&error);
                     tracing::warn!(namespace = map.0, name = map.1, why, "reading the ConfigMap of a CA bundle failed");
                 });
                 note(&self.maps, &map, version.ok(), &self.queue);

@@ -30,9 +30,9 @@ use tokio::sync::mpsc;
 
 use crate::{
     api::{MailCredential, Reason, names},
-    error::told_by,
+    error::describe,
     metrics::Metrics,
-    policy::notices::Notice,
+    policy::notices::EventNote,
 };
 
 /// An Event that is repeated within this time counts in the series of the first.
@@ -83,12 +83,12 @@ impl Events {
     }
 
     /// Emits an Event on a credential.
-    pub(super) fn emit(&self, credential: &MailCredential, notice: &Notice, now: Timestamp) {
+    pub(super) fn emit(&self, credential: &MailCredential, notice: &EventNote, now: Timestamp) {
         self.publish(notice, &credential.object_ref(&()), now);
     }
 
     /// Hands on an Event. One that is dropped is counted; the status says the same.
-    pub(super) fn publish(&self, notice: &Notice, object: &ObjectReference, now: Timestamp) {
+    pub(super) fn publish(&self, notice: &EventNote, object: &ObjectReference, now: Timestamp) {
         let event = self.told.lock().event(notice, object, &self.reporter, now);
         let Some(event) = event else { return self.metrics.event_dropped() };
         self.pending.fetch_add(1, Ordering::AcqRel);
@@ -116,7 +116,7 @@ impl Writer {
     pub async fn run(mut self) {
         while let Some(event) = self.queue.recv().await {
             if let Err(error) = self.write(&event).await {
-                let why = told_by(&error);
+                let why = describe(&error);
                 tracing::warn!(error = why, reason = event.reason, "an Event could not be written");
             }
             self.pending.fetch_sub(1, Ordering::AcqRel);
@@ -165,7 +165,7 @@ impl Told {
     /// The Event to write; `None` where the namespace has had too many.
     fn event(
         &mut self,
-        notice: &Notice,
+        notice: &EventNote,
         object: &ObjectReference,
         reporter: &Reporter,
         now: Timestamp,
@@ -289,7 +289,7 @@ mod tests {
     }
 
     fn publish(told: &mut Told, uid: &str, text: &str, second: i64) -> Option<Event> {
-        let notice = Notice { warning: true, reason: Reason::InvalidClient, note: text.to_owned() };
+        let notice = EventNote { warning: true, reason: Reason::InvalidClient, note: text.to_owned() };
         let object = ObjectReference {
             namespace: Some("shop".to_owned()),
             name: Some("billing".to_owned()),

@@ -24,7 +24,7 @@ use crate::{
     },
     error::Error,
     policy::{
-        notices::Notice,
+        notices::EventNote,
         provider::{self as policy, ClientEnd, Usable},
     },
     reconcile::{
@@ -223,7 +223,7 @@ async fn write_status(
     if let Some(words) = result.ok().and_then(skipped_words)
         && condition::find(&before.conditions, ConditionType::Ready).is_none_or(|told| !told.message.contains(&words))
     {
-        let notice = Notice { warning: true, reason: Reason::SourceInvalid, note: words };
+        let notice = EventNote { warning: true, reason: Reason::SourceInvalid, note: words };
         tell(object, &notice, context);
     }
     for notice in policy::notices(&before, &after) {
@@ -281,7 +281,7 @@ where
     }
 }
 
-fn tell(object: &ProviderObject, notice: &Notice, context: &Context) {
+fn tell(object: &ProviderObject, notice: &EventNote, context: &Context) {
     let reference = match object {
         ProviderObject::Namespaced(provider) => provider.object_ref(&()),
         ProviderObject::Cluster(provider) => {

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::{
     api::{MailCredential, MailCredentialStatus, names},
-    error::{Error, STATUS_OVERWRITTEN, told_by},
+    error::{Error, STATUS_OVERWRITTEN, describe},
     fail_point,
     metrics::Metrics,
     policy::{
@@ -134,7 +134,7 @@ pub(super) async fn unobserved(credential: Arc<MailCredential>, context: &Contex
             None
         }
         Err(error) => {
-            tracing::debug!(why = told_by(&error), "status not written: the end of the token");
+            tracing::debug!(why = describe(&error), "status not written: the end of the token");
             Some(now + END_TOLD_AFTER)
         }
     }

@@ -17,7 +17,7 @@ use crate::{
         ClusterMailProvider, ConditionType, MailCredential, MailProvider, Reason, condition, credential::ProviderKind,
         names, reference::ObjectKey,
     },
-    error::told_by,
+    error::describe,
     policy::commands::Subject,
 };
 
@@ -149,7 +149,7 @@ impl Unreadable {
                     true
                 }
                 Err(error) => {
-                    tracing::debug!(error = told_by(&error), "the status could not be written");
+                    tracing::debug!(error = describe(&error), "the status could not be written");
                     false
                 }
             };

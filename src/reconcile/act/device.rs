@@ -15,7 +15,7 @@ use crate::{
         Blocker, checks,
         device_poll::{self, PollOutcome, wait_after_unanswered},
         grant::{SignIn, next_poll},
-        notices::Notice,
+        notices::EventNote,
     },
     reconcile::{
         act::{
@@ -235,7 +235,7 @@ async fn ended(attempt: &Attempt, how: String, mut refusal: Refusal) -> StepResu
 
 fn tell_of_an_unknown_account(attempt: &Attempt) {
     let user = attempt.credential.spec.mailbox.user();
-    let notice = Notice {
+    let notice = EventNote {
         warning: true,
         reason: Reason::AccountNotVerified,
         note: format!(
@@ -247,7 +247,7 @@ fn tell_of_an_unknown_account(attempt: &Attempt) {
 }
 
 fn tell_of_no_refresh_token(attempt: &Attempt) {
-    let notice = Notice {
+    let notice = EventNote {
         warning: true,
         reason: Reason::TokenUnsuitable,
         note: "the sign-in brought no refresh token, so a person has to sign in for each token: add the scope \

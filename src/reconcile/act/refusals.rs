@@ -4,7 +4,7 @@ use kube::ResourceExt as _;
 
 use crate::{
     api::{MailCredential, Reason, credential::ProviderKind, names, provider_object::ProviderObject},
-    error::{Error, told},
+    error::{Error, describe_step},
     oauth::{Refusal, grant::RequestError},
     policy::{
         advice::{self, Place},
@@ -44,7 +44,7 @@ pub(super) fn write_refusal(error: CustodyError, credential: &MailCredential) ->
 /// Kubernetes would not do what the attempt needs.
 pub(super) fn unavailable(error: &Error, credential: &MailCredential, context: &Context) -> Refused {
     context.metrics.reconcile_error(error.category());
-    let refusal = Refusal::new(Reason::ProviderUnavailable, told(error));
+    let refusal = Refusal::new(Reason::ProviderUnavailable, describe_step(error));
     Refused { refusal, place: place(credential, None, None), client: None, spent: None }
 }
 

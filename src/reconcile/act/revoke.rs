@@ -12,7 +12,7 @@ use secrecy::SecretString;
 
 use crate::{
     api::{MailCredential, Reason, Retry, names, provider_object::ProviderKey},
-    error::told,
+    error::describe_step,
     oauth::{
         ClientAuth, Refusal,
         client_auth::Occasion,
@@ -113,7 +113,7 @@ async fn attempt(
             let blocker = shown_blocker(&ProviderKey::of(credential), problem);
             return Err((blocker.message, Retry::Transient));
         }
-        Err(error) => return Err((told(&error), Retry::Transient)),
+        Err(error) => return Err((describe_step(&error), Retry::Transient)),
     };
     let Some(url) = &resolved.endpoints.revocation_url else { return Ok(Revocation::NotSupported) };
     if *host(url) != *permit.host() {
@@ -178,7 +178,7 @@ impl Attempt {
             let auth = match self.proof(entry).await {
                 Ok(Some(auth)) => auth,
                 Ok(None) => continue,
-                Err(error) => return Err((told(&error), Retry::Transient)),
+                Err(error) => return Err((describe_step(&error), Retry::Transient)),
             };
             match self.ask_to_revoke(&auth, token, kind).await {
                 Ok(()) => return Ok(()),

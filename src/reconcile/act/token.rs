@@ -8,10 +8,10 @@ use secrecy::SecretString;
 
 use crate::{
     api::{Reason, grant::GrantType},
-    error::told,
+    error::describe_step,
     idp::Exchange,
     oauth::{ClientAuth, GrantProof, Refusal, TokenAnswer, client_auth::read_secret, token::Rotated},
-    policy::{Blocker, checks, commands::Subject, exchange::leaves_open, grant::Grant, notices::Notice},
+    policy::{Blocker, checks, commands::Subject, exchange::leaves_open, grant::Grant, notices::EventNote},
     reconcile::{
         act::{
             attempt::{Attempt, StepResult},
@@ -74,7 +74,8 @@ async fn subject_token(attempt: &Attempt) -> Result<SecretString, Refusal> {
     let reference = &grant.subject_token.secret_ref;
     let refused = |blocker: Blocker| Refusal::new(blocker.reason, blocker.message);
     let read = read_source(reference, namespace, &attempt.context.kubernetes.client).await;
-    let source = read.map_err(|error| Refusal::new(Reason::ProviderUnavailable, told(&error)))?.map_err(refused)?;
+    let source =
+        read.map_err(|error| Refusal::new(Reason::ProviderUnavailable, describe_step(&error)))?.map_err(refused)?;
     of_a_provider(reference, namespace, &attempt.context.stores).map_or(Ok(()), |blocker| Err(refused(blocker)))?;
     source.reach.allows(&attempt.resolved.endpoints.token_url).map_err(refused)?;
     read_secret(&source.value, false).map_err(|flaw| {
@@ -177,7 +178,7 @@ async fn claim(attempt: &Attempt, claimed: &mut Option<Claimed>) -> Result<Claim
         .await
         .map_err(|error| write_refusal(error, credential))?;
     if current.reseeded {
-        let notice = Notice {
+        let notice = EventNote {
             warning: false,
             reason: Reason::GrantReseeded,
             note:

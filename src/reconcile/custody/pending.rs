@@ -5,7 +5,7 @@ use secrecy::SecretString;
 use thiserror::Error as ThisError;
 
 use crate::{
-    error::{Error, told},
+    error::{Error, describe_step},
     oauth::token::Rotated,
     policy::{
         Blocker,
@@ -33,7 +33,7 @@ pub enum CustodyError {
 
 impl From<Error> for CustodyError {
     fn from(error: Error) -> Self {
-        Self::Refused(told(&error))
+        Self::Refused(describe_step(&error))
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
         MailCredential,
         names::{self, rfc3339},
     },
-    error::{WRITE_SECRET, status_code, told_by},
+    error::{WRITE_SECRET, describe, status_code},
     fail_point,
     policy::{
         checks,
@@ -199,7 +199,7 @@ async fn take<T>(
         }
     }
     context.metrics.reconcile_error(WRITE_SECRET);
-    Err(CustodyError::Refused(told_by(&error)))
+    Err(CustodyError::Refused(describe(&error)))
 }
 
 /// Sets annotations, and removes those without a value.

@@ -24,7 +24,7 @@ use zeroize::Zeroizing;
 use crate::{
     api::{Reason, authentication::ServiceAccountToken, credential::ProviderKind, names, provider_object::ProviderKey},
     clock::Clock,
-    error::{Error, told_by},
+    error::{Error, describe},
     kubernetes::Connection,
     oauth::{Claims, ClientAuth, Impersonation},
     policy::{Blocker, advice::Federated, commands::word},
@@ -290,7 +290,7 @@ impl Federation {
                 format!(
                     "Kubernetes does not let the broker make tokens of the ServiceAccount {namespace}/{name}; it needs the \
                      verb {right} there (chart: allowServiceAccountRef=true): {}",
-                    told_by(&error)
+                    describe(&error)
                 ),
             ),
             _ => return Err(Error::RequestToken { name: format!("{namespace}/{name}"), source: error }),

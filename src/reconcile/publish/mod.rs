@@ -10,12 +10,12 @@ use thiserror::Error as ThisError;
 
 use crate::{
     api::{MailCredential, Reason, credential::DeletionPolicy, names},
-    error::{Error, WRITE_SECRET, status_code, told_by},
+    error::{Error, WRITE_SECRET, describe, status_code},
     fail_point,
     policy::{
         Blocker, Observed, checks,
         exchange::is_overtaken,
-        notices::{self, Notice},
+        notices::{self, EventNote},
         observed::{Published, Target, TokenFacts},
         ownership::Ownership,
         rejected_write::Rejection,
@@ -62,7 +62,7 @@ pub(super) async fn store(observed: &mut Observed, context: &Context) -> Result<
     write(observed, &stored, &unwritten.issued_for, unwritten.reissue.as_deref(), context).await?;
     context.cache.with(checks::uid(&observed.credential), |entry| entry.attempt.unwritten = None);
     if let Some(note) = unwritten.unsuitable.clone().filter(|note| Some(note) != known.as_ref()) {
-        let notice = Notice { warning: true, reason: Reason::TokenUnsuitable, note };
+        let notice = EventNote { warning: true, reason: Reason::TokenUnsuitable, note };
         context.kubernetes.events.emit(&observed.credential, &notice, context.clock.now());
     }
     observed.unwritten = None;
@@ -193,7 +193,7 @@ async fn create(
         Err(kube::Error::Api(status)) if status.is_already_exists() => {
             over_existing(credential, name, content, context).await
         }
-        Err(error) => Err(PublishError::Refused(told_by(&error))),
+        Err(error) => Err(PublishError::Refused(describe(&error))),
     }
 }
 
@@ -245,7 +245,7 @@ async fn over_existing(
     };
     let operations = target_patch(&fence, content, meta.labels.is_some());
     let written = context.kubernetes.secrets.patch_target(namespace, name, &operations, &content.data).await;
-    written.map_err(|error| PublishError::Refused(told_by(&error)))
+    written.map_err(|error| PublishError::Refused(describe(&error)))
 }
 
 async fn patch(
@@ -263,7 +263,7 @@ async fn patch(
             Rejection::Gone => create(credential, name, content, context).await,
             // The resourceVersion is old, the labels are gone, or the Secret became immutable: read it, then decide.
             Rejection::Outdated => over_existing(credential, name, content, context).await,
-            Rejection::Refused => Err(PublishError::Refused(told_by(&error))),
+            Rejection::Refused => Err(PublishError::Refused(describe(&error))),
         },
     }
 }

@@ -13,7 +13,7 @@ use crate::{
 
 /// Something to tell on the object.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Notice {
+pub struct EventNote {
     /// A Warning, or Normal.
     pub warning: bool,
     /// The reason.
@@ -24,7 +24,7 @@ pub struct Notice {
 
 /// The Events for the turn from `before` to `after`: a Warning when a condition turns bad, Normal when it recovers, one
 /// for each reason, and Normal when another client authentication works now. An uneventful issue or renewal has none.
-pub fn notices(before: &MailCredentialStatus, after: &MailCredentialStatus) -> Vec<Notice> {
+pub fn notices(before: &MailCredentialStatus, after: &MailCredentialStatus) -> Vec<EventNote> {
     // The end of a client secret is an Event of its provider, which may have hundreds of credentials.
     let bad = [ConditionType::Stalled, ConditionType::GrantExpiringSoon];
     let mut notices = turns(&before.conditions, &after.conditions, &bad);
@@ -35,7 +35,7 @@ pub fn notices(before: &MailCredentialStatus, after: &MailCredentialStatus) -> V
 }
 
 /// The Warning about something that a token response did not say in a usable form.
-pub fn assumed(assumption: Assumption) -> Notice {
+pub fn assumed(assumption: Assumption) -> EventNote {
     let (reason, note) = match assumption {
         Assumption::Lifetime { flaw, taken } => {
             let taken = match taken {
@@ -54,49 +54,49 @@ pub fn assumed(assumption: Assumption) -> Notice {
                 .to_owned(),
         ),
     };
-    Notice { warning: true, reason, note }
+    EventNote { warning: true, reason, note }
 }
 
 /// A code that a person has to enter, the first or one that replaces another: a person's turn is no failure.
-fn another_code(before: &MailCredentialStatus, after: &MailCredentialStatus) -> Option<Notice> {
+fn another_code(before: &MailCredentialStatus, after: &MailCredentialStatus) -> Option<EventNote> {
     let (old, new) = (before.authorization.as_ref(), after.authorization.as_ref()?);
     let shown = condition::find(&after.conditions, ConditionType::Reconciling)
         .or_else(|| condition::find(&after.conditions, ConditionType::Ready))?;
-    old.is_none_or(|old| old.user_code != new.user_code).then(|| Notice {
+    old.is_none_or(|old| old.user_code != new.user_code).then(|| EventNote {
         warning: false,
         reason: Reason::AuthorizationRequired,
         note: shown.message.clone(),
     })
 }
 
-fn takeover(before: &MailCredentialStatus, after: &MailCredentialStatus) -> Option<Notice> {
+fn takeover(before: &MailCredentialStatus, after: &MailCredentialStatus) -> Option<EventNote> {
     let (old, new) = (before.client.as_ref()?, after.client.as_ref()?);
     let works = condition::is_true(&after.conditions, ConditionType::Renewed);
     let entry = |client: &ClientStatus| format!("spec.client.authentication[{}] ({})", client.index, client.method);
-    (works && entry(old) != entry(new)).then(|| Notice {
+    (works && entry(old) != entry(new)).then(|| EventNote {
         warning: false,
         reason: Reason::ClientAuthenticationChanged,
         note: format!("{} of the provider is in use now, instead of {}", entry(new), entry(old)),
     })
 }
 
-fn short_lifetime(before: &MailCredentialStatus, after: &MailCredentialStatus) -> Option<Notice> {
+fn short_lifetime(before: &MailCredentialStatus, after: &MailCredentialStatus) -> Option<EventNote> {
     let short = |status: &MailCredentialStatus| {
         condition::find(&status.conditions, ConditionType::Ready)
             .filter(|ready| ready.message.contains(Reason::LifetimeTooShort.as_str()))
             .map(|ready| ready.message.clone())
     };
     let note = short(after).filter(|_| short(before).is_none())?;
-    Some(Notice { warning: true, reason: Reason::LifetimeTooShort, note })
+    Some(EventNote { warning: true, reason: Reason::LifetimeTooShort, note })
 }
 
 /// The Events for the turn from one list of conditions to the next; each of `bad` is a trouble while it is True.
-pub(super) fn turns(before: &[Condition], after: &[Condition], bad: &[ConditionType]) -> Vec<Notice> {
-    let mut notices: Vec<Notice> = vec![];
+pub(super) fn turns(before: &[Condition], after: &[Condition], bad: &[ConditionType]) -> Vec<EventNote> {
+    let mut notices: Vec<EventNote> = vec![];
     let mut add = |warning, condition: &Condition| {
         let Some(reason) = Reason::parse(&condition.reason) else { return };
         if !notices.iter().any(|notice| notice.reason == reason) {
-            notices.push(Notice { warning, reason, note: condition.message.clone() });
+            notices.push(EventNote { warning, reason, note: condition.message.clone() });
         }
     };
     for kind in bad.iter().copied() {

@@ -6,7 +6,7 @@ use kube::core::ObjectMeta;
 use super::{
     Blocker,
     kstatus::{Before, Standing},
-    notices::{Notice, turns},
+    notices::{EventNote, turns},
     status::{ENDINGS, ending},
 };
 use crate::api::{
@@ -123,7 +123,7 @@ fn client_ending(usable: &Usable<'_>, name: &str, now: Timestamp) -> Option<(Rea
 }
 
 /// The Events for the turn from `before` to `after`.
-pub fn notices(before: &ProviderStatus, after: &ProviderStatus) -> Vec<Notice> {
+pub fn notices(before: &ProviderStatus, after: &ProviderStatus) -> Vec<EventNote> {
     turns(&before.conditions, &after.conditions, &[ConditionType::Stalled, ConditionType::ClientCredentialExpiringSoon])
 }
 
@@ -164,7 +164,7 @@ mod tests {
     }
 
     fn events(before: &ProviderStatus, after: &ProviderStatus) -> Vec<String> {
-        let line = |notice: &Notice| {
+        let line = |notice: &EventNote| {
             format!("{} {}", if notice.warning { "Warning" } else { "Normal" }, notice.reason.as_str())
         };
         notices(before, after).iter().map(line).collect()

@@ -2,7 +2,7 @@
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::notices::Notice;
+use super::notices::EventNote;
 use crate::api::{MailCredential, Reason, Retry};
 
 /// How a revocation came out.
@@ -19,7 +19,7 @@ pub enum Revocation {
 }
 
 /// The Event that reports a revocation; `None` where there was nothing to revoke.
-pub fn notice(revocation: &Revocation, credential: &MailCredential, now: Timestamp) -> Option<Notice> {
+pub fn notice(revocation: &Revocation, credential: &MailCredential, now: Timestamp) -> Option<EventNote> {
     let status = credential.status.as_ref();
     let had_tokens = status.is_some_and(|status| {
         status.grant.is_some() || status.token.as_ref().is_some_and(|token| now < token.expires_at.0)
@@ -48,5 +48,5 @@ pub fn notice(revocation: &Revocation, credential: &MailCredential, now: Timesta
             format!("the tokens are not revoked: {why}. Revoke them in the provider's own console"),
         ),
     };
-    Some(Notice { warning, reason, note })
+    Some(EventNote { warning, reason, note })
 }

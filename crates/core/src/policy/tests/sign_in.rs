@@ -213,7 +213,7 @@ fn a_code_that_takes_anothers_place_is_told_once() {
     };
     let told_between = |before, after| notices(&told(before), &told(after));
     assert_eq!(told_between("WDJB-MJHT", "WDJB-MJHT"), []);
-    let shown = |notices: Vec<crate::policy::notices::Notice>, code: &str| {
+    let shown = |notices: Vec<crate::policy::notices::EventNote>, code: &str| {
         let [notice] = &notices[..] else { panic!("not one Event: {notices:?}") };
         assert!(!notice.warning && notice.reason == Reason::AuthorizationRequired);
         assert!(notice.note.contains(&format!("enter {code}")), "{}", notice.note);

@@ -8,7 +8,7 @@ use crate::{
     api::{Reason, status::MailCredentialStatus},
     policy::{
         Decision, decide,
-        notices::{Notice, notices},
+        notices::{EventNote, notices},
         observed::{Cause, History, Target, TokenFacts},
         status::{next_turn, status, tells_of_an_end, words},
     },
@@ -32,7 +32,7 @@ fn reason(status: &MailCredentialStatus, kind: &str) -> Option<String> {
 fn events(before: &Case, after: &Case) -> Vec<String> {
     let (before, after) = (told(before), told(after));
     let line =
-        |notice: Notice| format!("{} {}", if notice.warning { "Warning" } else { "Normal" }, notice.reason.as_str());
+        |notice: EventNote| format!("{} {}", if notice.warning { "Warning" } else { "Normal" }, notice.reason.as_str());
     notices(&before, &after).into_iter().map(line).collect()
 }
 
