@@ -63,9 +63,9 @@ pub enum StartError {
 /// Time that a shutdown waits for requests in flight after their time-out: for the writes that follow.
 const DRAIN_MARGIN: Duration = Duration::from_secs(10);
 /// Pause before the broker checks its own rights again after a failure.
-const ASK_AGAIN: Duration = Duration::from_secs(2);
+const ACCESS_RETRY: Duration = Duration::from_secs(2);
 /// Interval at which a shutdown checks whether all tokens are stored.
-const DRAIN_LOOK: Duration = Duration::from_millis(50);
+const DRAIN_CHECK: Duration = Duration::from_millis(50);
 /// Environment variable with the pod's uid (downward API). Kubernetes restarts a container only after the former one has ended.
 const POD_UID: &str = "POD_UID";
 /// Longest list of namespaces, in bytes, that the Lease has in plain text.
@@ -299,7 +299,7 @@ async fn may_read_cluster(client: &Client) -> bool {
                 Ok(review) => break review.status.is_some_and(|status| status.allowed),
                 Err(error) => {
                     tracing::warn!(resource, why = describe(&error), "access review failed: retrying");
-                    tokio::time::sleep(ASK_AGAIN).await;
+                    tokio::time::sleep(ACCESS_RETRY).await;
                 }
             }
         };
@@ -328,7 +328,7 @@ async fn drain(context: &Context, request_timeout: Duration) {
     context.requests.draining.cancel();
     let stored = async {
         while context.cache.is_busy(context.leadership.is_leader()) {
-            tokio::time::sleep(DRAIN_LOOK).await;
+            tokio::time::sleep(DRAIN_CHECK).await;
         }
     };
     if tokio::time::timeout(request_timeout + DRAIN_MARGIN, stored).await.is_err() {

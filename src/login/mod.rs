@@ -44,7 +44,7 @@ use crate::{
 const AGAIN: &str = "Run the command again in a while";
 
 /// How long a person may take.
-const PATIENCE: Duration = Duration::from_secs(5 * 60);
+const SIGN_IN_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
 /// Why nothing was written, with what mends it.
 #[derive(Debug, Error)]
@@ -167,7 +167,7 @@ fn tell(text: &str) {
 /// What a person brings, unless they take too long.
 async fn brought<T>(bringing: impl Future<Output = Option<T>>) -> Result<T, LoginError> {
     unless_interrupted(async {
-        let brought = tokio::time::timeout(PATIENCE, bringing).await.ok().flatten();
+        let brought = tokio::time::timeout(SIGN_IN_TIMEOUT, bringing).await.ok().flatten();
         brought.ok_or_else(|| {
             LoginError("the browser did not return from the provider within 5 minutes: run the command again".into())
         })

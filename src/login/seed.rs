@@ -22,7 +22,7 @@ use crate::{
 /// have to sign in again.
 const TRIES: usize = 5;
 /// Between two tries.
-const TRY_AGAIN: Duration = Duration::from_secs(1);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// A key of a Secret that `grant.refreshToken` refers to, or will.
 pub(super) struct Seed {
@@ -64,7 +64,7 @@ impl Seed {
                 Err(_) => {}
             }
             tries += 1;
-            tokio::time::sleep(TRY_AGAIN).await;
+            tokio::time::sleep(RETRY_DELAY).await;
         }
     }
 

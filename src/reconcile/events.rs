@@ -54,7 +54,7 @@ const CLUSTER_NAMESPACE: &str = "default";
 /// How long a shutdown waits for Events that are not written yet.
 const FLUSH: Duration = Duration::from_secs(2);
 /// How often it looks.
-const FLUSH_LOOK: Duration = Duration::from_millis(20);
+const FLUSH_CHECK: Duration = Duration::from_millis(20);
 
 /// Takes Events to be written.
 pub struct Events {
@@ -102,7 +102,7 @@ impl Events {
     pub async fn flush(&self) {
         let written = async {
             while self.pending.load(Ordering::Acquire) > 0 {
-                tokio::time::sleep(FLUSH_LOOK).await;
+                tokio::time::sleep(FLUSH_CHECK).await;
             }
         };
         if tokio::time::timeout(FLUSH, written).await.is_err() {

@@ -35,13 +35,13 @@ use crate::{
 };
 
 /// How long revocation is tried, from the deletion on.
-const PATIENCE: SignedDuration = SignedDuration::from_mins(1);
+const REVOCATION_TIMEOUT: SignedDuration = SignedDuration::from_mins(1);
 /// How far apart attempts are.
-const AGAIN: SignedDuration = SignedDuration::from_secs(5);
+const REVOCATION_RETRY: SignedDuration = SignedDuration::from_secs(5);
 /// What could not be stored or reported of a credential that others keep is tried again after this.
-const LINGER_AGAIN: Duration = Duration::from_secs(5);
+const LINGER_RETRY: Duration = Duration::from_secs(5);
 /// The object was changed while the finalizer was removed: a watch shows the newer one within this.
-const WRITE_AGAIN: Duration = Duration::from_millis(200);
+const FINALIZER_RETRY: Duration = Duration::from_millis(200);
 
 /// Sees to it that a credential has the finalizer just if its policy wants it. Most have none, and cost nothing.
 pub(super) async fn reconcile(
@@ -107,7 +107,7 @@ pub(super) async fn cleanup(
         context.requests.admission.withdraw(&row);
         return linger(credential, context).await;
     }
-    let (now, deadline) = (context.clock.now(), deleted + PATIENCE);
+    let (now, deadline) = (context.clock.now(), deleted + REVOCATION_TIMEOUT);
     let wait_until = |at: Timestamp| Ok(Action::requeue(context.clock.until(at)));
     let (in_flight, revoking) =
         context.cache.with(uid, |entry| (entry.attempt.in_flight.is_some(), entry.attempt.revoking.clone()));
@@ -143,7 +143,7 @@ pub(super) async fn cleanup(
         }
         // What was revoked is not revoked again because the finalizer could not be removed: only the write is repeated.
         Err(Error::WriteFinalizer { source: kube::Error::Api(status), .. }) if matches!(status.code, 409 | 422) => {
-            Ok(Action::requeue(WRITE_AGAIN))
+            Ok(Action::requeue(FINALIZER_RETRY))
         }
         Err(error) => Err(error),
     }
@@ -154,7 +154,7 @@ pub(super) async fn cleanup(
 async fn linger(credential: Arc<MailCredential>, context: &Arc<Context>) -> Result<Action, Error> {
     if let Err(error) = custody::persist_pending(&credential, context).await {
         tracing::error!(%error, "the last refresh token of a deleted credential could not be stored; it is tried again");
-        return Ok(Action::requeue(LINGER_AGAIN));
+        return Ok(Action::requeue(LINGER_RETRY));
     }
     if credential.finalizers().is_empty() {
         context.cache.forget(checks::uid(&credential));
@@ -165,7 +165,7 @@ async fn linger(credential: Arc<MailCredential>, context: &Arc<Context>) -> Resu
     let now = context.clock.now();
     let decision = Decision::Wait { until: now };
     if !report::report(&observed, &decision, context, now).await? {
-        return Ok(Action::requeue(LINGER_AGAIN));
+        return Ok(Action::requeue(LINGER_RETRY));
     }
     let turn = next_turn(&observed, &decision, now).map(|at| context.clock.until(at));
     Ok(turn.map_or_else(Action::await_change, Action::requeue))
@@ -188,7 +188,7 @@ fn start_revocation(credential: Arc<MailCredential>, permit: Permit, deadline: T
         let step = match revocation {
             Revocation::Failed(why, Retry::Transient) if context.clock.now() < deadline => {
                 tracing::warn!(why, "tokens could not be revoked yet; it is tried again");
-                Revoking::Again { at: context.clock.now() + AGAIN, why }
+                Revoking::Again { at: context.clock.now() + REVOCATION_RETRY, why }
             }
             revocation => Revoking::Over { revocation, told: false },
         };

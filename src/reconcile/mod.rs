@@ -45,22 +45,22 @@ use crate::{
 
 /// A Secret that somebody else may release, and a source that somebody may label without a watch showing it, are
 /// looked at again: every few seconds at first, then every minute.
-const LOOK_AGAIN: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(60)];
+const RECHECK: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(60)];
 /// How soon a provider that may be on its way is looked for again; its watch wakes the credential, too.
-const ARRIVAL_LOOK: Duration = Duration::from_millis(500);
+const WATCH_LAG_RECHECK: Duration = Duration::from_millis(500);
 /// How long "at first" is.
 const AT_FIRST_SECONDS: i64 = 30;
 
 /// A status that was made for an older version of the object is made again after this, if no watch shows the newer first.
-const TELL_AGAIN: Duration = Duration::from_secs(5);
+const STATUS_RETRY: Duration = Duration::from_secs(5);
 /// A refresh token that could not be stored by a broker that leads no more is stored again after this.
-const KEEP_AGAIN: Duration = Duration::from_secs(2);
+const GRANT_WRITE_RETRY: Duration = Duration::from_secs(2);
 /// A repair that failed while the next token request is waited for is tried again after this.
-const REPAIR_AGAIN: SignedDuration = SignedDuration::from_secs(30);
+const REPAIR_RETRY: SignedDuration = SignedDuration::from_secs(30);
 
 /// A provider that answers within this is waited for: to come back to the credential by the queue would take longer. One
 /// that hangs keeps others from their turn for no longer than this.
-const BRISK: Duration = Duration::from_millis(100);
+const FAST_REPLY_WAIT: Duration = Duration::from_millis(100);
 
 /// Brings one credential a step further: two, if the provider answers at once.
 ///
@@ -77,7 +77,7 @@ pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>, s
     drop(slot);
     if done.is_ok()
         && let Some(handle) = asked.take()
-        && handle.ends_within(BRISK).await
+        && handle.ends_within(FAST_REPLY_WAIT).await
     {
         let credential = context.stores.credentials.get(&namespace, &name);
         let key = (namespace, name);
@@ -127,7 +127,7 @@ async fn step(
     let now = context.clock.now();
     if policy::provider_may_be_on_its_way(&observed, now) {
         context.requests.admission.decline(&row);
-        return Ok(Action::requeue(ARRIVAL_LOOK));
+        return Ok(Action::requeue(WATCH_LAG_RECHECK));
     }
     let decision = policy::decide(&observed, now);
     tracing::debug!(?decision, "decided");
@@ -142,7 +142,7 @@ async fn step(
             let decision = apply(&mut observed, &decision, context).await?;
             if !context.leadership.is_leader() {
                 // Whoever leads now tells how things stand.
-                return Ok(Action::requeue(KEEP_AGAIN));
+                return Ok(Action::requeue(GRANT_WRITE_RETRY));
             }
             decision
         }
@@ -163,7 +163,7 @@ async fn step(
     removed?;
     match reported {
         true => Ok(next(&observed, &decision, context, now)),
-        false => Ok(Action::requeue(TELL_AGAIN)),
+        false => Ok(Action::requeue(STATUS_RETRY)),
     }
 }
 
@@ -184,7 +184,7 @@ async fn persist_what_came(credential: &MailCredential, context: &Context) -> Ac
         Ok(()) => Action::await_change(),
         Err(error) => {
             tracing::error!(%error, "a refresh token could not be stored; it is held in memory, and storing it is tried again");
-            Action::requeue(KEEP_AGAIN)
+            Action::requeue(GRANT_WRITE_RETRY)
         }
     }
 }
@@ -215,7 +215,7 @@ async fn apply(observed: &mut Observed, decision: &Decision, context: &Context) 
         // The wait that the provider's refusal asked for must not be cut short by a failing repair.
         Err(PublishError::Refused(why)) if observed.backoff(now).is_some() => {
             tracing::warn!(secret = observed.target_name(), why, "the Secret could not be written");
-            return Ok(Decision::BackOff { until: now + REPAIR_AGAIN });
+            return Ok(Decision::BackOff { until: now + REPAIR_RETRY });
         }
         Err(PublishError::Refused(why)) => {
             let secret = match decision {
@@ -268,25 +268,25 @@ fn next(observed: &Observed, decision: &Decision, context: &Context, now: Timest
         | Decision::KeepGrant
         | Decision::Store
         | Decision::Publish(_) => Some(now),
-        Decision::InFlight => report::end_told_at(&observed.credential, context).filter(|at| *at > now),
-        Decision::Queued { since } => report::queued_told_at(*since, now),
+        Decision::InFlight => report::end_reported_at(&observed.credential, context).filter(|at| *at > now),
+        Decision::Queued { since } => report::queued_reported_at(*since, now),
         Decision::Suspended | Decision::Stall(_) => None,
     };
     let turn = next_turn(observed, decision, now);
     let wake = due.into_iter().chain(turn).min().map(|at| context.clock.until(at));
     let again = match decision {
-        Decision::Stall(_) => Some(look_again(observed, now)),
+        Decision::Stall(_) => Some(recheck_after(observed, now)),
         _ => None,
     };
     wake.into_iter().chain(again).min().map_or_else(Action::await_change, Action::requeue)
 }
 
-fn look_again(observed: &Observed, now: Timestamp) -> Duration {
+fn recheck_after(observed: &Observed, now: Timestamp) -> Duration {
     let conditions = observed.credential.status.as_ref().map_or(&[][..], |status| &status.conditions);
     let told = [ConditionType::Stalled, ConditionType::Reconciling, ConditionType::Renewed].into_iter();
     let told = told.filter_map(|kind| condition::find(conditions, kind));
     let mut blocked = told.filter(|told| told.type_ != ConditionType::Renewed.as_str() || told.status != "True");
     let since = blocked.next().map_or(now, |told| told.last_transition_time.0);
-    let [first, later] = LOOK_AGAIN;
+    let [first, later] = RECHECK;
     if now.as_second() - since.as_second() < AT_FIRST_SECONDS { first } else { later }
 }

@@ -24,21 +24,21 @@ use crate::{
 /// The end of a token is reported at the latest after this, although a request for another token is under way. `Ready`
 /// is False within 5 s of the end, whatever hangs. Most requests bring a token sooner, also after a start with many
 /// tokens that have ended: one write of the status then reports both.
-const END_TOLD_AFTER: SignedDuration = SignedDuration::from_secs(3);
+const END_REPORTED_AFTER: SignedDuration = SignedDuration::from_secs(3);
 
 /// A request that waits for its permit is reported after this: most get theirs sooner, and cost no write of the status.
-const QUEUED_TOLD_AFTER: SignedDuration = SignedDuration::from_secs(5);
+const QUEUED_REPORTED_AFTER: SignedDuration = SignedDuration::from_secs(5);
 
 /// When the status of a credential is written whose request has waited for its permit `since` then: first the end of its
 /// token, then that it waits.
-pub(super) fn queued_told_at(since: Timestamp, now: Timestamp) -> Option<Timestamp> {
-    [END_TOLD_AFTER, QUEUED_TOLD_AFTER].into_iter().map(|after| since + after).find(|at| *at > now)
+pub(super) fn queued_reported_at(since: Timestamp, now: Timestamp) -> Option<Timestamp> {
+    [END_REPORTED_AFTER, QUEUED_REPORTED_AFTER].into_iter().map(|after| since + after).find(|at| *at > now)
 }
 
 /// When the end of a token is told although a request for another one is under way.
-pub(super) fn end_told_at(credential: &MailCredential, context: &Context) -> Option<Timestamp> {
+pub(super) fn end_reported_at(credential: &MailCredential, context: &Context) -> Option<Timestamp> {
     let since = context.cache.with(checks::uid(credential), |entry| entry.attempt.in_flight)?;
-    Some(since + END_TOLD_AFTER)
+    Some(since + END_REPORTED_AFTER)
 }
 
 /// Writes the status of a credential if it differs, then tells what has turned. `false`: somebody else has written the
@@ -66,12 +66,12 @@ pub(super) async fn report(
         context.cache.with(checks::uid(credential), |entry| entry.attempt.unreported = None);
         return Ok(true);
     }
-    let patient = end_told_at(credential, context).is_some_and(|at| now < at);
+    let patient = end_reported_at(credential, context).is_some_and(|at| now < at);
     let ends = tells_of_an_end(&before.conditions, &after.conditions);
     if handle && (patient || !ends) {
         return Ok(true);
     }
-    let queued_told_after = if ends { END_TOLD_AFTER } else { QUEUED_TOLD_AFTER };
+    let queued_told_after = if ends { END_REPORTED_AFTER } else { QUEUED_REPORTED_AFTER };
     if matches!(decision, Decision::Queued { since } if now < *since + queued_told_after) {
         return Ok(true);
     }
@@ -106,9 +106,9 @@ pub(super) async fn unshown(credential: Arc<MailCredential>, context: &Context) 
     let now = context.clock.now();
     let uid = checks::uid(&credential);
     let since = context.cache.with(uid, |entry| *entry.object.unshown_since.get_or_insert(now));
-    if now < since + END_TOLD_AFTER {
+    if now < since + END_REPORTED_AFTER {
         let latest = observe::latest(credential, context);
-        return latest.status.as_ref().and_then(end_of_ready).map(|end| end.max(since + END_TOLD_AFTER));
+        return latest.status.as_ref().and_then(end_of_ready).map(|end| end.max(since + END_REPORTED_AFTER));
     }
     unobserved(credential, context).await
 }
@@ -135,7 +135,7 @@ pub(super) async fn unobserved(credential: Arc<MailCredential>, context: &Contex
         }
         Err(error) => {
             tracing::debug!(why = describe(&error), "status not written: the end of the token");
-            Some(now + END_TOLD_AFTER)
+            Some(now + END_REPORTED_AFTER)
         }
     }
 }

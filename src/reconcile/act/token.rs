@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// A broker whose lease runs out claims nothing, and looks again after this whether it was renewed.
-const LEAD_AGAIN: Duration = Duration::from_secs(1);
+const LEADERSHIP_RECHECK: Duration = Duration::from_secs(1);
 
 /// Obtains a token by the credential's grant.
 pub(super) async fn obtain(
@@ -103,7 +103,7 @@ async fn spend(
             Err(_) => return Some(Err(Refusal::new(Reason::RequestRefused, "the token endpoint is no URL"))),
         };
         if !leads(attempt) {
-            tokio::time::sleep(LEAD_AGAIN).await;
+            tokio::time::sleep(LEADERSHIP_RECHECK).await;
             return None;
         }
         // First what can be refused without a claim.

@@ -15,7 +15,7 @@ use crate::api::{
 
 /// How long the broker waits for an object that is applied in the same go but arrives later: GitOps tools and External
 /// Secrets take seconds for it.
-const ARRIVAL: SignedDuration = SignedDuration::from_secs(30);
+const WATCH_LAG: SignedDuration = SignedDuration::from_secs(30);
 
 /// Why an object is not ready, by who can change that.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +58,7 @@ impl Before<'_> {
             None => None,
         };
         let starts = created.into_iter().chain(changed).filter(|at| !schedule::is_from_the_future(*at, now));
-        starts.max().map(|start| start + ARRIVAL).filter(|until| now < *until)
+        starts.max().map(|start| start + WATCH_LAG).filter(|until| now < *until)
     }
 
     /// Whether only a person can change what blocks the object.

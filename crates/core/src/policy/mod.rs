@@ -138,7 +138,7 @@ pub fn decide(observed: &Observed, now: Timestamp) -> Decision {
 
 /// How long a credential's provider may be missing before that is told. What was applied in one go is shown by one watch
 /// sooner than by another, and a Warning about what is there a moment later helps nobody.
-const ARRIVAL: SignedDuration = SignedDuration::from_secs(1);
+const WATCH_LAG: SignedDuration = SignedDuration::from_secs(1);
 
 /// Whether the provider of a credential that was made just now may only not be visible yet.
 pub fn provider_may_be_on_its_way(observed: &Observed, now: Timestamp) -> bool {
@@ -146,7 +146,7 @@ pub fn provider_may_be_on_its_way(observed: &Observed, now: Timestamp) -> bool {
     let unreported = observed.credential.status.as_ref().is_none_or(|status| status.conditions.is_empty());
     let made = observed.credential.metadata.creation_timestamp.as_ref();
     let age = made.map(|made| now.duration_since(made.0));
-    missing && unreported && age.is_some_and(|age| !age.is_negative() && age <= ARRIVAL)
+    missing && unreported && age.is_some_and(|age| !age.is_negative() && age <= WATCH_LAG)
 }
 
 /// What a request in flight brings is stored before anything else is decided. A suspension is reported meanwhile: it stops

@@ -24,9 +24,9 @@ const GRACE: u32 = 7;
 const RETRY_AFTER_MAX: SignedDuration = SignedDuration::from_hours(1);
 
 /// What the clock tells: whole seconds.
-const TICK: SignedDuration = SignedDuration::from_secs(1);
+const CLOCK_RESOLUTION: SignedDuration = SignedDuration::from_secs(1);
 /// No credential is renewed sooner than this after its last token, however short the token's life.
-const SOONEST: SignedDuration = SignedDuration::from_secs(5);
+const MIN_RENEWAL_DELAY: SignedDuration = SignedDuration::from_secs(5);
 /// Each renewal writes the whole Secret: one credential writes no more bytes a second than this, so that short lives fill
 /// no etcd. A Secret of a megabyte is renewed every 65 seconds at the most.
 const BYTES_A_SECOND: usize = 16 * 1024;
@@ -77,8 +77,8 @@ pub fn renewal(token: &TokenFacts, renewal: &Renewal, uid: &str) -> RenewalPlan 
 pub fn soonest(issued_at: Timestamp, bytes: usize) -> Timestamp {
     let seconds = i64::try_from(bytes.div_ceil(BYTES_A_SECOND)).unwrap_or(i64::MAX);
     let issued_at = Timestamp::from_second(issued_at.as_second()).unwrap_or(issued_at);
-    let distance = SOONEST.max(SignedDuration::from_secs(seconds.min(3_600)));
-    issued_at + TICK + distance
+    let distance = MIN_RENEWAL_DELAY.max(SignedDuration::from_secs(seconds.min(3_600)));
+    issued_at + CLOCK_RESOLUTION + distance
 }
 
 /// Spreads the renewals of credentials that were made together over a tenth of their lifetime; the same after a restart.
@@ -123,7 +123,8 @@ pub fn next_attempt(
 /// So long after the failure, or as long as the provider asked for, up to an hour.
 fn at(failed_at: Timestamp, wait: SignedDuration, retry_after: Option<SignedDuration>) -> Timestamp {
     // The clock tells whole seconds: the failure was up to one later.
-    let asked = retry_after.map_or(SignedDuration::ZERO, |asked| asked.min(RETRY_AFTER_MAX - TICK) + TICK);
+    let asked = retry_after
+        .map_or(SignedDuration::ZERO, |asked| asked.min(RETRY_AFTER_MAX - CLOCK_RESOLUTION) + CLOCK_RESOLUTION);
     let at = failed_at + wait.max(asked);
     if at.subsec_nanosecond() == 0 { at } else { Timestamp::from_second(at.as_second() + 1).unwrap_or(at) }
 }
@@ -226,11 +227,17 @@ mod tests {
     #[test]
     fn no_token_is_renewed_sooner_than_five_seconds_after_its_issue() {
         // The second that the time of issue is cut to comes on top.
-        assert_eq!(renewal(&token(1), &minutes(10, None), "uid").at, token(1).issued_at + SOONEST + TICK);
+        assert_eq!(
+            renewal(&token(1), &minutes(10, None), "uid").at,
+            token(1).issued_at + MIN_RENEWAL_DELAY + CLOCK_RESOLUTION
+        );
         let at_once = TokenFacts { refresh_at: Some(token(3600).issued_at), ..token(3600) };
-        assert_eq!(renewal(&at_once, &minutes(10, None), "uid").at, at_once.issued_at + SOONEST + TICK);
+        assert_eq!(
+            renewal(&at_once, &minutes(10, None), "uid").at,
+            at_once.issued_at + MIN_RENEWAL_DELAY + CLOCK_RESOLUTION
+        );
         let late = TokenFacts { issued_at: token(1).issued_at + SignedDuration::from_millis(999), ..token(3600) };
-        assert_eq!(soonest(late.issued_at, 0), token(1).issued_at + SOONEST + TICK);
+        assert_eq!(soonest(late.issued_at, 0), token(1).issued_at + MIN_RENEWAL_DELAY + CLOCK_RESOLUTION);
     }
 
     #[test]
