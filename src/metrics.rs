@@ -1,4 +1,4 @@
-//! What the broker counts, and what it tells of each credential when it is asked.
+//! The broker's counters, and the metrics of each credential, which are computed at a scrape.
 
 mod objects;
 mod process;

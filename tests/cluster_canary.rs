@@ -164,8 +164,8 @@ async fn nothing_that_a_provider_writes_stands_beside_commands_to_copy() {
     ns.apply(by_code("person")).await;
     let told = ns.condition::<MailCredential>("person", "Ready", "AuthorizationRequired").await.message;
     let signed_in = |found: &MailCredential| told_of_somebody_else(found);
-    if !told.contains("somebody else signed in") {
-        ns.until::<MailCredential>("person", "somebody else signed in", signed_in).await;
+    if !told.contains("another account signed in") {
+        ns.until::<MailCredential>("person", "another account signed in", signed_in).await;
     }
 
     let told = messages(&ns);
@@ -176,7 +176,7 @@ async fn nothing_that_a_provider_writes_stands_beside_commands_to_copy() {
 
 fn told_of_somebody_else(found: &MailCredential) -> bool {
     let conditions = found.status.iter().flat_map(|status| &status.conditions);
-    conditions.into_iter().any(|condition| condition.message.contains("somebody else signed in"))
+    conditions.into_iter().any(|condition| condition.message.contains("another account signed in"))
 }
 
 #[tokio::test]

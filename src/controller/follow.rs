@@ -92,7 +92,7 @@ impl<K: Resource<DynamicType = ()> + Clone + Debug + 'static> Follower<K> {
         Self { writer, reader, complete: false, listed: HashSet::new(), unreadable: HashMap::new(), rewound: false }
     }
 
-    /// The store.
+    /// The store that this follower fills.
     pub(super) fn store(&self) -> Store<K> {
         self.reader.clone()
     }

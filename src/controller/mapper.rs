@@ -1,4 +1,4 @@
-//! Whom an event wakes: the object itself, and those that depend on it.
+//! Maps changes in the stores to the objects to enqueue: the object itself, and those that refer to it.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -28,39 +28,39 @@ use crate::{
     },
 };
 
-/// What the watches tell their events to.
+/// Receives the changes of all watches.
 #[derive(Clone)]
 pub struct Mapper {
     /// Which objects depend on which.
     pub references: Arc<ReferenceIndex>,
-    /// Which credentials exist.
+    /// The states of the credentials that exist.
     pub cache: Arc<CredentialCache>,
     /// Objects that do not parse.
     pub unreadable: Arc<Unreadable>,
-    /// Wakes what depends.
+    /// Enqueues the objects that a change concerns.
     pub queue: WorkQueue,
-    /// Told of everything that is gone.
+    /// Receives what must be evicted from the caches.
     pub evictions: mpsc::UnboundedSender<Eviction>,
-    /// Counts.
+    /// Counts panics over single objects.
     pub metrics: Arc<Metrics>,
 }
 
-/// Something that the memory has to forget.
+/// What must be evicted from the caches.
 pub enum Eviction {
     /// A credential, by uid.
     Credential(String),
-    /// A Secret of ours.
+    /// A Secret of the broker.
     Secret {
         /// Its namespace and name.
         key: ObjectKey,
         /// Its uid.
         uid: String,
-        /// The credential that it was made for; its name may be cut.
+        /// The credential that it was made for; its name may be truncated.
         credential: Option<String>,
     },
     /// A provider.
     Provider(ProviderKey),
-    /// The API server was restored from a backup: what the broker wrote last may never have been.
+    /// The API server was restored from a backup: the broker's last writes may be lost.
     Writes,
 }
 
@@ -82,7 +82,7 @@ impl Mapper {
                     self.queue.enqueue_provider(ProviderKey::of(&credential));
                 }
                 if let Some(before) = before.filter(|before| target_name(before) != target_name(&credential)) {
-                    // A younger credential with the former target may have that now.
+                    // A younger credential with the former target may take it over now.
                     self.enqueue_target(&(key.0.clone(), target_name(&before)));
                 }
                 self.queue.enqueue_credential(key);
@@ -91,7 +91,7 @@ impl Mapper {
                 let key = key(&*credential);
                 self.references.forget_credential(&key);
                 self.evict(Eviction::Credential(credential.uid().unwrap_or_default()));
-                // A younger credential with the same target may have it now.
+                // A younger credential with the same target may take it over now.
                 self.enqueue_target(&(key.0, target_name(&credential)));
             }
             Change::Unreadable { meta, error } => {
@@ -118,7 +118,8 @@ impl Mapper {
         let key = |(namespace, name): ObjectKey| ProviderKey { kind, namespace, name };
         match seen {
             Change::Applied { object: provider, before } => {
-                // A new status is the broker's own: it wakes the credentials where that concerns them.
+                // A new status is the broker's own: the reconcile of the provider enqueues the credentials where
+                // needed.
                 let unchanged = before.is_some_and(|before| {
                     let (before, after) = (before.meta(), provider.meta());
                     (before.generation, &before.deletion_timestamp) == (after.generation, &after.deletion_timestamp)
@@ -210,7 +211,7 @@ impl Mapper {
         self.references.by_target(target).into_iter().for_each(|credential| self.queue.enqueue_credential(credential));
     }
 
-    /// The provider first; its credentials too, since a change ends their wait.
+    /// Enqueues a provider, and its credentials, since a change ends their wait.
     fn enqueue_provider_and_credentials(&self, key: ProviderKey) {
         let credentials = self.references.by_provider(&key);
         self.queue.enqueue_provider(key);
@@ -219,15 +220,15 @@ impl Mapper {
 
     fn evict(&self, eviction: Eviction) {
         if self.evictions.send(eviction).is_err() {
-            tracing::debug!("nobody is left to forget what is gone");
+            tracing::debug!("eviction dropped: the broker is about to end");
         }
     }
 }
 
-/// Lets the memory forget what is gone.
+/// Evicts what the mapper reports as deleted, for ever.
 pub async fn evict_all(mut evictions: mpsc::UnboundedReceiver<Eviction>, context: Arc<Context>) {
     while let Some(eviction) = evictions.recv().await {
-        // A panic over one object is isolated: the others are forgotten nevertheless.
+        // A panic over one object is isolated: the others are evicted nevertheless.
         if catch_unwind(AssertUnwindSafe(|| evict_one(eviction, &context))).is_err() {
             context.metrics.reconcile_error(PANIC);
         }
@@ -241,7 +242,7 @@ fn evict_one(eviction: Eviction, context: &Context) {
             context.cache.evict(&uid);
         }
         Eviction::Secret { key, uid: secret, credential } => {
-            // By the target's name too: a label may hold the credential's only cut.
+            // Look up by the target's name too: a label holds at most 63 characters of the credential's name.
             let made_for = credential.map(|name| (key.0.clone(), name));
             for (namespace, name) in context.stores.references.by_target(&key).into_iter().chain(made_for) {
                 let uid = context.stores.credentials.get(&namespace, &name).and_then(|credential| credential.uid());
@@ -258,7 +259,7 @@ fn evict_one(eviction: Eviction, context: &Context) {
             context.requests.admission.withdraw(&Activity::Discovery(key.clone()));
             context.providers.forget(&key);
             context.providers.bundles.release(&key, None);
-            // Another one may have its name by now.
+            // Another provider may have this name by now.
             context.queue.enqueue_provider(key);
         }
         Eviction::Writes => {

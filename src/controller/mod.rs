@@ -1,4 +1,4 @@
-//! Kube wiring only: the two queues of work here, the watches in `watches`, whom their events wake in `hub`.
+//! Kube's controllers. The watches are in `watches`, the mapping of their changes to objects in `mapper`.
 
 mod enqueue_all;
 mod failures;
@@ -82,7 +82,7 @@ impl Start {
         F: Future<Output = Result<Action, Error>> + Send + 'static,
     {
         let failures = Arc::new(Failures::default());
-        // Shared by all namespaces: of a hundred controllers not each has all slots for itself.
+        // Shared by the controllers of all namespaces.
         let slots = Arc::new(Semaphore::new(usize::from(self.concurrency)));
         for (namespace, store) in mirror.stores() {
             let Some(queue) = work.remove(namespace) else { continue };
@@ -162,8 +162,8 @@ impl IsProvider for ClusterMailProvider {
     const KIND: ProviderKind = ProviderKind::ClusterMailProvider;
 }
 
-/// An object whose step Kubernetes failed waits longer each time, but no longer than until the end of its token, which is
-/// to be reported.
+/// The back-off of an object whose reconcile Kubernetes failed: longer each time, but no longer than until the end of
+/// its token, which must be reported.
 fn retry<K: Resource<DynamicType = ()> + 'static>(
     object: &K,
     error: &Error,

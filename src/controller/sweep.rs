@@ -81,7 +81,7 @@ impl Sweeper {
             tracing::warn!(
                 namespace = key.0,
                 name = key.1,
-                "the sweep enqueues a credential that nothing else enqueued"
+                "sweep: credential enqueued that no event or timer had enqueued"
             );
             context.metrics.swept(SWEPT[0]);
             context.queue.enqueue_credential(key);
@@ -101,7 +101,7 @@ impl Sweeper {
             tracing::warn!(
                 namespace = key.namespace,
                 name = key.name,
-                "the sweep enqueues a provider that nothing else enqueued"
+                "sweep: provider enqueued that no event or timer had enqueued"
             );
             context.metrics.swept(SWEPT[1]);
             context.queue.enqueue_provider(key);
@@ -119,7 +119,7 @@ impl<K> Default for Suspects<K> {
 }
 
 impl<K: Clone + Eq + std::hash::Hash> Suspects<K> {
-    /// Whether an object is looked at in this step.
+    /// Whether an object is checked in this step.
     fn concerns(&self, key: &K, step: u64) -> bool {
         part(key) == step || self.0.contains_key(key)
     }
@@ -143,7 +143,7 @@ impl<K: Clone + Eq + std::hash::Hash> Suspects<K> {
     }
 }
 
-/// In which step of a walk an object is looked at.
+/// The step of a walk in which an object is checked.
 fn part(key: &impl std::hash::Hash) -> u64 {
     BuildHasherDefault::<DefaultHasher>::default().hash_one(key) % STEPS
 }

@@ -61,7 +61,7 @@ pub struct Watches {
 }
 
 impl Watches {
-    /// Starts all watches. `cluster` tells whether cluster-scoped objects may be read.
+    /// Starts all watches. `cluster`: cluster-scoped objects may be read.
     pub fn start(
         client: &Client,
         namespaces: &[String],

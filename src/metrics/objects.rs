@@ -32,7 +32,7 @@ use crate::{
 pub(super) struct ProviderErrors(Mutex<HashMap<ProviderKey, BTreeMap<&'static str, u64>>>);
 
 impl ProviderErrors {
-    /// Counts a failure.
+    /// Counts a failed token request.
     pub(super) fn inc(&self, provider: &ProviderKey, reason: Reason) {
         let mut counts = self.0.lock();
         if !counts.contains_key(provider) {
@@ -50,7 +50,7 @@ pub(super) struct Objects {
     pub(super) stores: Stores,
     /// Whether this broker leads.
     pub(super) leadership: Leadership,
-    /// Failed requests.
+    /// Counts of failed token requests.
     pub(super) errors: Arc<ProviderErrors>,
     /// How many refresh tokens are only in memory.
     pub(super) unstored: Box<dyn Fn() -> usize + Send + Sync>,

@@ -1,5 +1,5 @@
-//! Notices changes of the ConfigMaps that hold CA bundles: each by its name, never all of them. One that a used provider
-//! refers to is watched, within the bounds below; the others are read now and then.
+//! Follows the ConfigMaps that hold CA bundles: each by its name, never all of them. A ConfigMap of a provider in use
+//! is watched, within the bounds below; the others are read once a minute.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -39,7 +39,7 @@ pub struct Bundles {
 }
 
 struct Followed {
-    /// The ConfigMap's resourceVersion; empty if it does not exist or cannot be seen; `None` before the first look.
+    /// The ConfigMap's resourceVersion; empty if it does not exist or cannot be read; `None` before the first read.
     version: Option<String>,
     /// The providers that refer to it.
     readers: Vec<ProviderKey>,
@@ -54,8 +54,8 @@ impl Bundles {
         Self { client, queue, references, maps: Arc::default(), added: Notify::new() }
     }
 
-    /// The version of a ConfigMap that `reader` refers to. The first call begins to follow it and returns `None`; the
-    /// first look wakes the reader.
+    /// The version of a ConfigMap that `reader` refers to. The first call returns `None` and begins to follow the
+    /// ConfigMap; the first read enqueues `reader`.
     pub fn version(&self, reader: &ProviderKey, map: &ObjectKey) -> Option<String> {
         let mut maps = self.maps.lock();
         let watched_already = maps.get(map).is_some_and(|followed| followed.watch.is_some());
@@ -127,8 +127,8 @@ fn has_room(watches: usize, of_the_namespace: usize) -> bool {
     watches < WATCHES && of_the_namespace < WATCHES_OF_A_NAMESPACE
 }
 
-/// Notes a version, and wakes the readers where it is another one. `None`: it cannot be had now. What was seen before still
-/// stands then: an API server that is away for a moment changes no provider.
+/// Notes a version, and enqueues the readers if it differs. `None`: the version cannot be read now, and the last one
+/// stays valid.
 fn note(maps: &Mutex<HashMap<ObjectKey, Followed>>, map: &ObjectKey, version: Option<String>, queue: &WorkQueue) {
     let readers = match maps.lock().get_mut(map) {
         Some(followed) if version.is_some() || followed.version.is_none() => {

@@ -18,12 +18,12 @@ use crate::{
 
 /// What every step of a reconcile uses. What a step calls gets only the fields that it needs.
 pub struct Context {
-    /// The time.
+    /// The clock, in whole seconds.
     pub clock: Clock,
     /// Whether this replica leads. A replica that does not lead sends nothing and writes nothing but refresh tokens that it
     /// holds.
     pub leadership: Leadership,
-    /// The metrics.
+    /// The metrics that the reconcile counts.
     pub metrics: Arc<Metrics>,
     /// What the watches show.
     pub stores: Stores,
@@ -31,7 +31,7 @@ pub struct Context {
     pub cache: Arc<CredentialCache>,
     /// Providers with their endpoints and client authentications.
     pub providers: ProviderCache,
-    /// Access to Kubernetes.
+    /// The client, the Secrets and the Events.
     pub kubernetes: Kubernetes,
     /// What a request to a provider needs.
     pub requests: Requests,
@@ -39,13 +39,13 @@ pub struct Context {
     pub queue: WorkQueue,
 }
 
-/// Access to Kubernetes.
+/// What reads from Kubernetes and writes into it.
 pub struct Kubernetes {
-    /// The client.
+    /// The client of the API server.
     pub client: Client,
     /// The Secrets of the broker.
     pub secrets: Secrets,
-    /// Emits Events.
+    /// Emits Events on credentials and providers.
     pub events: Events,
 }
 

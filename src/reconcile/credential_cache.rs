@@ -1,5 +1,5 @@
-//! What the broker knows of each credential beyond what the watches show: work under way, tokens not yet written, and
-//! its own latest writes, which a watch shows a moment later.
+//! What the broker knows of each credential beyond what the watches show: requests in flight, tokens that are not
+//! written yet, and the broker's own latest writes, which a watch shows a moment later.
 
 use std::{
     collections::HashMap,
@@ -24,12 +24,12 @@ use crate::{
     reconcile::custody::{pending::PendingGrantWrite, register::Register},
 };
 
-/// What is remembered of each credential that the store has, by uid. An entry lives as long as its object: what arrives
-/// later for that uid is dropped, but for a refresh token that is being stored.
+/// The state of each credential that the store holds, by uid. A state lives as long as its object. What arrives later
+/// for that uid is dropped, except a refresh token that is being stored.
 pub struct CredentialCache {
     objects: Mutex<Objects>,
     leadership: Leadership,
-    /// When Secrets were written last.
+    /// The times of the last writes of Secrets.
     pub writes: Writes,
     /// Which credential has which refresh token.
     pub register: Register,
@@ -37,9 +37,9 @@ pub struct CredentialCache {
 
 #[derive(Default)]
 struct Objects {
-    /// Credentials that exist; `None` where there is nothing to remember.
+    /// Credentials that exist; `None` for a credential at rest.
     live: HashMap<Box<str>, Option<Box<CredentialState>>>,
-    /// Credentials that are gone, while a refresh token which arrived for them is not stored yet.
+    /// Deleted credentials with a refresh token that is not stored yet.
     orphans: HashMap<Box<str>, Box<CredentialState>>,
     /// The latest writes of statuses, of credentials and providers, by uid.
     statuses: HashMap<Box<str>, Spacing>,
@@ -50,13 +50,13 @@ struct Objects {
 pub struct CredentialState {
     /// The term of leadership ([`Leadership::tenure`]) in which the entry was made.
     tenure: u64,
-    /// Its object and its target Secret.
+    /// The credential's object and its target Secret.
     pub object: ObjectState,
-    /// Its last request.
+    /// The credential's last request.
     pub attempt: AttemptState,
-    /// Its grant Secret.
+    /// The credential's grant Secret.
     pub custody: CustodyState,
-    /// Its sign-in by a code.
+    /// The credential's sign-in by a device code.
     pub sign_in: SignInState,
 }
 
@@ -121,48 +121,48 @@ pub struct SignInState {
 /// How far the revocation of a deleted credential has come. While the request is in flight, [`AttemptState::in_flight`] is set.
 #[derive(Clone, Debug)]
 pub enum Revoking {
-    /// It failed, and is tried again.
+    /// The revocation failed, and is retried.
     Again {
-        /// Not before this.
+        /// The earliest time of the retry.
         at: Timestamp,
         /// Why it failed.
         why: String,
     },
-    /// It is over, and the finalizer is still there.
+    /// The revocation has ended, and the finalizer still has to be removed.
     Over {
-        /// How it came out.
+        /// The result.
         revocation: Revocation,
-        /// An Event reports it.
+        /// An Event has reported the result.
         told: bool,
     },
-    /// The finalizer was removed; a watch shows that later.
+    /// The finalizer was removed. The watch shows that later.
     Released,
 }
 
-/// What reading a Secret's data showed, for one resourceVersion.
+/// The result of reading a target Secret's data, for one resourceVersion.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Inspected {
     /// The resourceVersion that was read.
     pub resource_version: String,
-    /// The layout that its content was compared with.
+    /// The layout that the content was compared with.
     pub layout: String,
     /// The token in it.
     pub token: Option<TokenFacts>,
-    /// Content and metadata are as the broker writes them.
+    /// Whether content and metadata are as the broker writes them.
     pub intact: bool,
-    /// It is immutable or of another type.
+    /// Whether the Secret is immutable or has another type.
     pub must_recreate: bool,
 }
 
 impl CredentialState {
-    /// Whether the entry holds no more than a new one.
+    /// Whether the state equals a new one.
     fn is_blank(&self) -> bool {
         let Self { tenure: _, object, attempt, custody, sign_in } = self;
         object.is_blank() && attempt.is_blank() && custody.is_blank() && sign_in.is_blank()
     }
 
-    /// Drops what another replica, which has led since, may have overtaken. A token that was issued and a refresh token that
-    /// is not stored survive: both are compared with their Secrets before they are written.
+    /// Drops what another replica that has led since may have changed. An issued token and a pending refresh token
+    /// survive: both are compared with their Secrets before they are written.
     fn enter(&mut self, tenure: u64) {
         if self.tenure == tenure {
             return;
@@ -209,12 +209,12 @@ impl SignInState {
 }
 
 impl CredentialCache {
-    /// An empty memory. `leadership` gives the tenure that entries are made in.
+    /// An empty cache. `leadership` gives the term of leadership in which states are made.
     pub fn new(leadership: Leadership) -> Self {
         Self { objects: Mutex::default(), leadership, writes: Writes::default(), register: Register::default() }
     }
 
-    /// Notes that a credential exists. To be called before the store shows it.
+    /// Notes that a credential exists. Must be called before the store holds the credential.
     pub fn begin(&self, uid: &str) {
         let mut objects = self.objects.lock();
         if !objects.live.contains_key(uid) {
@@ -222,8 +222,8 @@ impl CredentialCache {
         }
     }
 
-    /// Works on the entry of a credential. Where the credential is gone, `work` gets an entry that is dropped after it,
-    /// unless a refresh token that is not stored is in it.
+    /// Runs `work` on the state of a credential. For a deleted credential the state is dropped afterwards, unless it
+    /// holds a pending refresh token.
     pub fn with<T>(&self, uid: &str, work: impl FnOnce(&mut CredentialState) -> T) -> T {
         let mut objects = self.objects.lock();
         if let Some(entry) = objects.live.get_mut(uid) {
@@ -239,14 +239,14 @@ impl CredentialCache {
         done
     }
 
-    /// Gives up the entry of a credential where nothing is left to remember: most of thousands are at rest.
+    /// Frees the state of a credential at rest: of thousands of credentials most are at rest.
     pub fn tidy(&self, uid: &str) {
         if let Some(entry) = self.objects.lock().live.get_mut(uid) {
             entry.take_if(|entry| entry.is_blank());
         }
     }
 
-    /// Leaves the outcome of a token request. A credential that is gone meanwhile has no use for it.
+    /// Stores the outcome of a request for the next reconcile; drops it if the credential was deleted.
     pub fn finish(&self, uid: &str, outcome: Option<Outcome>) {
         if let Some(Some(entry)) = self.objects.lock().live.get_mut(uid) {
             entry.attempt.in_flight = None;
@@ -254,15 +254,15 @@ impl CredentialCache {
         }
     }
 
-    /// Forgets what another broker, which leads now, will have changed: when it polls, and which sign-in. The rest is
-    /// dropped when a new tenure begins.
+    /// Forgets the device code and the time of the next poll, which the new leader will change. The rest is dropped
+    /// when a new term of leadership begins.
     pub fn stand_by(&self, uid: &str) {
         if let Some(Some(entry)) = self.objects.lock().live.get_mut(uid) {
             (entry.sign_in.device_code, entry.sign_in.next_poll) = (None, None);
         }
     }
 
-    /// Lets all sign-ins be asked for soon: the clock was set, by which that was to be.
+    /// Forgets the times of the next polls: they were computed before the clock was set.
     pub fn poll_soon(&self) {
         self.objects.lock().live.values_mut().flatten().for_each(|entry| entry.sign_in.next_poll = None);
     }
@@ -276,18 +276,18 @@ impl CredentialCache {
         }
     }
 
-    /// Forgets a credential that is gone.
+    /// Forgets a deleted credential.
     pub fn forget(&self, uid: &str) {
         self.objects.lock().live.remove(uid);
     }
 
-    /// Forgets a credential that is gone, and what it had.
+    /// Forgets a deleted credential and its refresh tokens.
     pub fn evict(&self, uid: &str) {
         self.forget(uid);
         self.register.forget(uid);
     }
 
-    /// Forgets the refresh tokens of credentials that are gone which could not be stored since `before`. Returns how many.
+    /// Forgets the pending refresh tokens of deleted credentials that arrived at `before` or earlier. Returns how many.
     pub fn forget_orphans(&self, before: Timestamp) -> usize {
         let orphans = &mut self.objects.lock().orphans;
         let count = orphans.len();
@@ -295,8 +295,8 @@ impl CredentialCache {
         count - orphans.len()
     }
 
-    /// Notes that the status of an object is written now, or returns when it may be: where another writer changes it each
-    /// time, two brokers would write as fast as they can. `version` identifies what the status is about.
+    /// Notes that the status of an object is written now, or returns when it may be written. Two brokers that overwrite
+    /// each other's status would otherwise write as fast as they can. `version` identifies the inputs of the status.
     pub fn defer_status(&self, uid: &str, version: &str, now: Timestamp) -> Option<Timestamp> {
         let version = BuildHasherDefault::<DefaultHasher>::default().hash_one(version);
         let statuses = &mut self.objects.lock().statuses;
@@ -311,12 +311,12 @@ impl CredentialCache {
         }
     }
 
-    /// Forgets the writes of statuses that were made long before `now`.
+    /// Forgets writes of statuses that no longer limit another write at `now`.
     pub fn forget_statuses(&self, now: Timestamp) {
         self.objects.lock().statuses.retain(|_, spacing| !spacing.is_forgotten(now));
     }
 
-    /// Whether a request of the credential is under way, or its result is not worked in yet.
+    /// Whether a request of the credential is in flight, or its result is not written yet.
     pub fn is_under_way(&self, uid: &str) -> bool {
         match self.objects.lock().live.get(uid) {
             Some(Some(entry)) => {
@@ -328,15 +328,15 @@ impl CredentialCache {
         }
     }
 
-    /// How many refresh tokens are only here, because they could not be stored yet.
+    /// The number of refresh tokens that exist only in memory.
     pub fn unstored(&self) -> usize {
         let objects = self.objects.lock();
         let entries = objects.live.values().flatten().chain(objects.orphans.values());
         entries.filter(|entry| entry.custody.unsaved.is_some()).count()
     }
 
-    /// Whether anything is under way or not yet written: a shutdown waits for it. Who does not lead writes nothing but a
-    /// refresh token that nobody else has. Only credentials that exist count, and the refresh tokens of others.
+    /// Whether a request is in flight or a result is not written yet: a shutdown waits for both. A replica that does
+    /// not lead writes only pending refresh tokens. Of deleted credentials only pending refresh tokens count.
     pub fn is_busy(&self, leads: bool) -> bool {
         let busy = |entry: &CredentialState| {
             let awaited = entry.attempt.in_flight.is_some() || entry.custody.unsaved.is_some();
@@ -349,21 +349,21 @@ impl CredentialCache {
     }
 }
 
-/// Two writes of one kind for one credential are this far apart at least.
+/// The shortest time between two writes of one kind for one credential.
 const WRITES_APART: SignedDuration = SignedDuration::from_secs(1);
-/// Writes that are remembered before those are forgotten that nobody has to wait for any more.
+/// The number of remembered writes at which old ones are removed.
 const WRITES_REMEMBERED: usize = 1_024;
 
-/// The last write of a Secret for each credential, for a second: a webhook or a controller that takes back what is written
-/// would otherwise be answered as fast as the API server is.
+/// The last write of a Secret for each credential, for a second. Without this limit the broker would repeat a write as
+/// fast as a webhook or another controller reverts it.
 #[derive(Default)]
 pub struct Writes(Mutex<HashMap<String, (&'static str, Timestamp)>>);
 
 impl Writes {
-    /// Notes a write of this kind at `now`, or says when it may be made.
+    /// Notes a write of this kind at `now`, or returns when it may be made.
     pub fn admit(&self, uid: &str, kind: &'static str, now: Timestamp) -> Option<Timestamp> {
         let mut last = self.0.lock();
-        // A clock that was set back delays nothing.
+        // A clock that was set back must not delay writes.
         let recent = |at: Timestamp| at <= now && now < at + WRITES_APART;
         if let Some((_, at)) = last.get(uid).filter(|(before, at)| *before == kind && recent(*at)) {
             return Some(*at + WRITES_APART);
@@ -376,8 +376,8 @@ impl Writes {
     }
 }
 
-/// Of what a watch shows and what the broker wrote itself, the newer. A store that has caught up makes the memory
-/// unnecessary. resourceVersions are comparable numbers (KEP-5504).
+/// The newer of what a watch shows and what the broker wrote. Clears `written` when the store has caught up.
+/// resourceVersions are comparable numbers (KEP-5504).
 pub fn newer<T>(
     shown: Option<Arc<T>>,
     written: &mut Option<Arc<T>>,
@@ -390,7 +390,7 @@ pub fn newer<T>(
             *written = None;
             shown
         }
-        // The watch has not shown our write yet, or the object is gone: the caller knows which.
+        // The watch does not show the broker's write yet, or the object was deleted: the caller knows which.
         (None, _) => None,
     }
 }

@@ -87,7 +87,7 @@ impl Events {
         self.publish(notice, &credential.object_ref(&()), now);
     }
 
-    /// Hands on an Event. One that is dropped is counted; the status says the same.
+    /// Queues an Event. One that is dropped is counted; the status says the same.
     pub(super) fn publish(&self, notice: &EventNote, object: &ObjectReference, now: Timestamp) {
         let event = self.told.lock().event(notice, object, &self.reporter, now);
         let Some(event) = event else { return self.metrics.event_dropped() };

@@ -1,5 +1,5 @@
-//! The end of a credential. With `revocationPolicy: OnDelete` a finalizer keeps it until its tokens are revoked, or until
-//! that has been tried for a minute: nobody's deletion, not that of a namespace either, waits longer.
+//! The finalizer of a credential. With `revocationPolicy: OnDelete` it keeps the credential until the tokens are
+//! revoked, for a minute at most: no deletion, also not that of a namespace, waits longer.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -34,16 +34,18 @@ use crate::{
     stores::slim,
 };
 
-/// How long revocation is tried, from the deletion on.
+/// How long after the deletion revocation is tried.
 const REVOCATION_TIMEOUT: SignedDuration = SignedDuration::from_mins(1);
-/// How far apart attempts are.
+/// Wait between two attempts.
 const REVOCATION_RETRY: SignedDuration = SignedDuration::from_secs(5);
-/// What could not be stored or reported of a credential that others keep is tried again after this.
+/// Wait before another try to store a refresh token, or to write the status, of a credential that other finalizers
+/// keep.
 const LINGER_RETRY: Duration = Duration::from_secs(5);
-/// The object was changed while the finalizer was removed: a watch shows the newer one within this.
+/// Wait before another try to remove the finalizer from an object that has changed: the watch shows the newer object
+/// within this time.
 const FINALIZER_RETRY: Duration = Duration::from_millis(200);
 
-/// Sees to it that a credential has the finalizer just if its policy wants it. Most have none, and cost nothing.
+/// Adds or removes the finalizer to match `revocationPolicy`. A credential without the policy costs no call.
 pub(super) async fn reconcile(
     credential: Arc<MailCredential>,
     context: &Context,
@@ -54,7 +56,7 @@ pub(super) async fn reconcile(
         return Ok(credential);
     }
     let written = match set(&credential, wants, context).await {
-        // Another writer was faster: the watch shows the newer object, which wakes the credential.
+        // Another writer was faster: the watch of the newer object enqueues the credential.
         Err(Error::WriteFinalizer { source: kube::Error::Api(status), .. }) if matches!(status.code, 409 | 422) => None,
         written => written?,
     };
@@ -65,7 +67,7 @@ pub(super) async fn reconcile(
     Ok(written)
 }
 
-/// Adds the finalizer, or takes it away; `None` if the credential is gone.
+/// Adds or removes the finalizer; `None` if the credential is gone.
 async fn set(credential: &MailCredential, wanted: bool, context: &Context) -> Result<Option<MailCredential>, Error> {
     let names = credential.finalizers();
     let own = names.iter().position(|name| name == names::FINALIZER_REVOKE);
@@ -92,8 +94,8 @@ async fn set(credential: &MailCredential, wanted: bool, context: &Context) -> Re
     }
 }
 
-/// Takes leave of a credential that is being deleted: revokes its tokens when the request is admitted, then removes the
-/// finalizer. At the deadline the finalizer goes, however far the revocation has come.
+/// Cleans up a credential that is being deleted: revokes its tokens when the request is admitted, then removes the
+/// finalizer. At the deadline the finalizer is removed in any case.
 ///
 /// # Errors
 /// The finalizer could not be removed.
@@ -112,7 +114,8 @@ pub(super) async fn cleanup(
     let (in_flight, revoking) =
         context.cache.with(uid, |entry| (entry.attempt.in_flight.is_some(), entry.attempt.revoking.clone()));
     if in_flight {
-        // Its end wakes the credential. One that began before the deletion may bring one more token.
+        // The end of the request enqueues the credential. A request that began before the deletion may bring one more
+        // token.
         return Ok(Action::await_change());
     }
     let (revocation, told) = match revoking {
@@ -141,7 +144,7 @@ pub(super) async fn cleanup(
             keep(Revoking::Released);
             Ok(Action::await_change())
         }
-        // What was revoked is not revoked again because the finalizer could not be removed: only the write is repeated.
+        // Repeat only the write of the finalizer, not the revocation.
         Err(Error::WriteFinalizer { source: kube::Error::Api(status), .. }) if matches!(status.code, 409 | 422) => {
             Ok(Action::requeue(FINALIZER_RETRY))
         }
@@ -149,8 +152,8 @@ pub(super) async fn cleanup(
     }
 }
 
-/// The finalizers of others keep the credential: its status still follows its token. A refresh token that is not stored
-/// yet is stored before the credential is forgotten, since the grant Secret may outlive it.
+/// Reconciles a deleted credential that other finalizers keep: its status still follows its token. A pending refresh
+/// token is stored before the credential is forgotten, because the grant Secret may outlive the credential.
 async fn linger(credential: Arc<MailCredential>, context: &Arc<Context>) -> Result<Action, Error> {
     if let Err(error) = custody::persist_pending(&credential, context).await {
         tracing::error!(%error, "the last refresh token of a deleted credential could not be stored; it is tried again");
@@ -175,7 +178,7 @@ fn too_late(why: &str) -> Revocation {
     Revocation::Failed(why.to_owned(), Retry::Transient)
 }
 
-/// Revokes in a task of its own, which has its permit and ends at the deadline.
+/// Starts the revocation in a task of its own, which holds the permit and ends at the deadline.
 fn start_revocation(credential: Arc<MailCredential>, permit: Permit, deadline: Timestamp, context: &Arc<Context>) {
     let context = context.clone();
     context.cache.with(checks::uid(&credential), |entry| entry.attempt.in_flight = Some(context.clock.now()));

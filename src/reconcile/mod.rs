@@ -1,5 +1,5 @@
-//! The hands: one file a step, no decisions. Reads are in `observe` and `material`, the request in `act`, writes of
-//! Secrets in `publish`, of the status in `report`.
+//! The reconcile of a credential, step by step: `observe` reads, `policy::decide` decides, `act` sends the request,
+//! `custody` and `publish` write the Secrets, `report` writes the status and emits Events. Decisions are in `policy`.
 
 pub mod act;
 pub mod bundles;
@@ -43,29 +43,31 @@ use crate::{
     },
 };
 
-/// A Secret that somebody else may release, and a source that somebody may label without a watch showing it, are
-/// looked at again: every few seconds at first, then every minute.
+/// How often a stalled credential is reconciled again, because no watch shows some repairs (a foreign target that is
+/// deleted, a source that gets its label): the first value for the first 30 s, then the second.
 const RECHECK: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(60)];
-/// How soon a provider that may be on its way is looked for again; its watch wakes the credential, too.
+/// Wait before the reconcile of a new credential whose provider the watch does not show yet. The provider's watch
+/// enqueues the credential too.
 const WATCH_LAG_RECHECK: Duration = Duration::from_millis(500);
-/// How long "at first" is.
+/// How long the first value of [`RECHECK`] holds, in seconds.
 const AT_FIRST_SECONDS: i64 = 30;
 
-/// A status that was made for an older version of the object is made again after this, if no watch shows the newer first.
+/// Wait before the reconcile after a status that the API server rejected because the object had changed. The watch of
+/// the newer object usually enqueues the credential sooner.
 const STATUS_RETRY: Duration = Duration::from_secs(5);
-/// A refresh token that could not be stored by a broker that leads no more is stored again after this.
+/// Wait before another try of a replica that no longer leads to store a refresh token.
 const GRANT_WRITE_RETRY: Duration = Duration::from_secs(2);
-/// A repair that failed while the next token request is waited for is tried again after this.
+/// Wait before another try to repair the target, while the back-off of the next token request runs.
 const REPAIR_RETRY: SignedDuration = SignedDuration::from_secs(30);
 
-/// A provider that answers within this is waited for: to come back to the credential by the queue would take longer. One
-/// that hangs keeps others from their turn for no longer than this.
+/// How long a reconcile waits for the response of a provider. A fast response is handled at once; enqueueing the
+/// credential would take longer. A provider that hangs blocks a worker for no longer than this.
 const FAST_REPLY_WAIT: Duration = Duration::from_millis(100);
 
-/// Brings one credential a step further: two, if the provider answers at once.
+/// Reconciles one credential: one step, and a second one if the provider answers within [`FAST_REPLY_WAIT`].
 ///
 /// # Errors
-/// What Kubernetes would not do. Everything else is a condition.
+/// The step that Kubernetes failed. All other failures become conditions.
 pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>, slots: &Slots) -> Result<Action, Error> {
     let (uid, row) = (checks::uid(&credential).to_owned(), Activity::grant(&credential));
     let (namespace, name) = (checks::namespace(&credential).to_owned(), credential.name_any());
@@ -87,22 +89,23 @@ pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>, s
         };
     }
     if done.is_err() {
-        // A permit that was offered would stay unused until the next try.
+        // Without this an offered permit would stay unused until the next try.
         context.requests.admission.decline(&row);
-        // When it is due is seen by whoever retries.
+        // The caller computes the time of the next try.
         report::unobserved(credential, &context).await;
     }
     context.cache.tidy(&uid);
     done
 }
 
-/// When the end of a credential's token is to be reported, by its status, although its reconciles fail.
+/// When the status must report the end of the token although the reconciles of the credential fail; `None` where it
+/// reports that already.
 pub fn end_of_ready(credential: &MailCredential, context: &Context) -> Option<Timestamp> {
     let latest = observe::latest(Arc::new(credential.clone()), context);
     latest.status.as_ref().and_then(policy::status::end_of_ready)
 }
 
-/// What goes out to a provider is left in `asked`.
+/// One step. A request that was sent is left in `asked`.
 async fn step(
     credential: Arc<MailCredential>,
     context: &Arc<Context>,
@@ -141,7 +144,7 @@ async fn step(
             }
             let decision = apply(&mut observed, &decision, context).await?;
             if !context.leadership.is_leader() {
-                // Whoever leads now tells how things stand.
+                // The new leader writes the status.
                 return Ok(Action::requeue(GRANT_WRITE_RETRY));
             }
             decision
@@ -153,7 +156,7 @@ async fn step(
     }
     let stuck = matches!(decision, Decision::Stall(_) | Decision::Suspended);
     context.cache.with(checks::uid(&observed.credential), |entry| entry.object.stuck = stuck);
-    // The status is written although the former Secret may not be deleted.
+    // Write the status even if the Secret of the former name cannot be deleted.
     let removed = match decision {
         Decision::Suspended => Ok(()),
         _ => publish::remove_previous(&observed, context).await,
@@ -167,7 +170,7 @@ async fn step(
     }
 }
 
-/// When this write may be made, if another of its kind was made for this credential just now.
+/// The earliest time of this write, if a write of the same kind was made for this credential less than a second ago.
 fn too_soon(decision: &Decision, observed: &Observed, context: &Context, now: Timestamp) -> Option<Timestamp> {
     let kind = match decision {
         Decision::KeepGrant => "grant",
@@ -177,8 +180,8 @@ fn too_soon(decision: &Decision, observed: &Observed, context: &Context, now: Ti
     context.cache.writes.admit(checks::uid(&observed.credential), kind, now)
 }
 
-/// A refresh token that came is stored also by a broker that leads no more: nobody else has it, and the fence keeps it
-/// from taking the place of a newer one.
+/// Stores a refresh token that is held in memory, also on a replica that no longer leads: no other replica has the
+/// token, and the fence protects a newer one.
 async fn persist_what_came(credential: &MailCredential, context: &Context) -> Action {
     match custody::persist_pending(credential, context).await {
         Ok(()) => Action::await_change(),
@@ -189,7 +192,7 @@ async fn persist_what_came(credential: &MailCredential, context: &Context) -> Ac
     }
 }
 
-/// Writes the Secret and decides anew: what follows is a wait, or a back-off.
+/// Writes a Secret and decides again. The new decision is a wait or a back-off.
 async fn apply(observed: &mut Observed, decision: &Decision, context: &Context) -> Result<Decision, Error> {
     let written = match decision {
         Decision::KeepGrant => keep_grant(observed, context).await,
@@ -202,7 +205,7 @@ async fn apply(observed: &mut Observed, decision: &Decision, context: &Context) 
         Err(PublishError::Refused(_)) if !context.leadership.is_leader() => return Ok(decision.clone()),
         Err(PublishError::Kubernetes(error)) => return Err(error),
         Err(PublishError::Overtaken) => {
-            // The next look sees the newer token, and drops the one that is held.
+            // The next reconcile reads the newer token, and drops the unwritten one.
             tracing::info!(secret = observed.target_name(), "another broker has written a newer token meanwhile");
             return Ok(decision.clone());
         }
@@ -212,7 +215,7 @@ async fn apply(observed: &mut Observed, decision: &Decision, context: &Context) 
                 provider.blocker = Some(blocker);
             }
         }
-        // The wait that the provider's refusal asked for must not be cut short by a failing repair.
+        // A failed repair must not shorten the back-off after a refusal of the provider.
         Err(PublishError::Refused(why)) if observed.backoff(now).is_some() => {
             tracing::warn!(secret = observed.target_name(), why, "the Secret could not be written");
             return Ok(Decision::BackOff { until: now + REPAIR_RETRY });
@@ -224,7 +227,8 @@ async fn apply(observed: &mut Observed, decision: &Decision, context: &Context) 
             };
             let what = format!("the Secret {secret} could not be written: {why}");
             let refusal = Refusal::new(Reason::SecretWriteFailed, what);
-            let message = format!("{}. The token is kept, and writing it is tried again by itself", refusal.what);
+            let message =
+                format!("{}. The token is kept, and the broker retries the write automatically", refusal.what);
             let attempt = observed.attempt.clone();
             observed.history.fail(&refusal, message, &attempt, now);
         }
@@ -234,7 +238,7 @@ async fn apply(observed: &mut Observed, decision: &Decision, context: &Context) 
     Ok(policy::decide(observed, now))
 }
 
-/// Writes the refresh token that is held in memory, and puts labels and owner of its Secret right.
+/// Writes the refresh token that is held in memory, or repairs labels and owner of the grant Secret.
 async fn keep_grant(observed: &mut Observed, context: &Context) -> Result<(), PublishError> {
     let unsaved = observed.grant.as_ref().is_some_and(|grant| grant.unsaved);
     let stored = observed.grant.as_ref().and_then(|grant| grant.stored.as_ref());
@@ -243,7 +247,7 @@ async fn keep_grant(observed: &mut Observed, context: &Context) -> Result<(), Pu
         _ => custody::persist_pending(&observed.credential, context).await,
     };
     match written {
-        // Of another's Secret the status tells.
+        // The status reports a Secret that belongs to another object.
         Ok(()) | Err(CustodyError::Stale | CustodyError::Foreign(_)) => {}
         Err(error) => return Err(PublishError::Refused(error.to_string())),
     }
@@ -252,16 +256,16 @@ async fn keep_grant(observed: &mut Observed, context: &Context) -> Result<(), Pu
     Ok(())
 }
 
-/// When to look at the credential again.
+/// When the credential is reconciled again.
 fn next(observed: &Observed, decision: &Decision, context: &Context, now: Timestamp) -> Action {
     let due = match decision {
         Decision::Wait { until }
         | Decision::BackOff { until }
         | Decision::AwaitSignIn { until }
         | Decision::Claimed { until } => Some(*until),
-        // The process is about to end, and begins nothing.
+        // The process is about to end, and sends no request.
         Decision::Issue(_) | Decision::SignIn | Decision::Poll if context.requests.draining.is_cancelled() => None,
-        // What was written has shown more work.
+        // The write has shown more work.
         Decision::Issue(_)
         | Decision::SignIn
         | Decision::Poll

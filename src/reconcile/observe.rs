@@ -1,5 +1,5 @@
-//! Gathers everything that a decision about one credential rests on. All reads are here, and none is made while
-//! nothing has changed.
+//! Gathers the inputs of the decision about one credential. It reads from the API server only what no watch shows, and
+//! only after a change.
 
 use std::sync::Arc;
 
@@ -46,12 +46,12 @@ pub(super) fn latest(shown: Arc<MailCredential>, context: &Context) -> Arc<MailC
     context.cache.with(checks::uid(&shown), latest).unwrap_or_else(|| shown.clone())
 }
 
-/// What is known about a credential now; `None` while a source of its provider has not been looked at yet (the look
-/// wakes the credential again).
+/// What is known about a credential now. `None` while the ConfigMap of its provider's CA bundle has not been read yet;
+/// the first read enqueues the credential.
 pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) -> Result<Option<Observed>, Error> {
     let uid = credential.uid().unwrap_or_default();
-    // A request that ends while this looks has written what this may have passed already: its end wakes the credential
-    // again, and the outcome is taken then.
+    // Read `in_flight` first. If the request ends during this function, the objects read so far are stale: leave the
+    // outcome to the reconcile that the end of the request enqueues.
     let in_flight = context.cache.with(&uid, |entry| entry.attempt.in_flight.is_some());
     let queued = context.requests.admission.state(&Activity::grant(&credential)) == Some(State::Queued);
     let Some((provider, fingerprint)) = provider(&credential, context) else { return Ok(None) };
@@ -61,10 +61,10 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     let previous = previous(&credential, provider.as_ref().ok(), context).await?;
     let grant = custody::observe(&credential, provider.as_ref().ok(), context).await?;
     let shown = shown_target(&credential, &target_name(&credential), context);
-    // From here on nothing fails, so that an outcome which was taken is not lost.
+    // Nothing below can fail, so an outcome that is taken is not lost.
     let (outcome, unreported, unwritten) = context.cache.with(&uid, |entry| {
         entry.object.unshown_since = None;
-        // A token that was held for other inputs, or to its end, is of no use any more.
+        // Drop an unwritten token that was issued for other inputs or has ended.
         entry.attempt.unwritten = entry.attempt.unwritten.take().filter(|unwritten| {
             let wanted = provider.as_ref().map_or(true, |provider| provider.issued_for == unwritten.issued_for);
             wanted && now < unwritten.answer.token.expires_at
@@ -112,7 +112,7 @@ fn source_versions(credential: &MailCredential, context: &Context) -> Vec<String
     credential.spec.grant.sources().map(|source| version(&source.name).unwrap_or_default()).collect()
 }
 
-/// The provider as far as it is known without asking anyone, and the fingerprint of it and its sources.
+/// The provider as the cache knows it, and the fingerprint of the provider and its sources.
 fn provider(credential: &MailCredential, context: &Context) -> Option<(Result<Provider, Blocker>, String)> {
     let key = ProviderKey::of(credential);
     let Some(object) = context.stores.provider(&key) else {
@@ -176,7 +176,7 @@ fn not_found(credential: &MailCredential, context: &Context) -> Blocker {
     Blocker::new(Reason::ProviderNotFound, message)
 }
 
-/// Why the provider must not be used for the credential, as their specs and the namespace's labels are now.
+/// Why the provider must not be used for the credential, by their specs and the labels of the namespace.
 pub(super) fn permission(
     credential: &MailCredential,
     object: &ProviderObject,
@@ -199,7 +199,7 @@ fn allowance(
     let Some(labels) = context.stores.namespace_labels(checks::namespace(credential)) else {
         return Some(Blocker::new(
             Reason::NotAllowed,
-            "the broker cannot read the namespace's labels, so it cannot tell whether the ClusterMailProvider allows it",
+            "the broker cannot read the namespace's labels, so it cannot check whether the ClusterMailProvider allows it",
         ));
     };
     let own = if spec.scopes.is_empty() {
@@ -210,7 +210,7 @@ fn allowance(
     checks::allowance_blocker(credential, allowed, &labels, &own)
 }
 
-/// The target Secret as the watch shows it, or as it was read where that does not suffice.
+/// The target Secret as the watch shows it; read from the API server where no watch shows it.
 async fn target(credential: &MailCredential, provider: Option<&Provider>, context: &Context) -> Result<Target, Error> {
     let name = target_name(credential);
     let namespace = checks::namespace(credential);
@@ -223,7 +223,7 @@ async fn target(credential: &MailCredential, provider: Option<&Provider>, contex
             || stalled.is_some_and(|stalled| stalled.reason == Reason::SecretConflict.as_str())
     });
     let meta = match meta {
-        // No watch shows a Secret without our label: somebody else's, or ours of which the label was taken.
+        // No watch shows a Secret without the broker's label: a foreign Secret, or one whose label was removed.
         None if suspect || told => {
             let read = context.kubernetes.secrets.read(namespace, &name).await?;
             context.cache.with(uid, |entry| entry.object.conflict = read.is_some());
@@ -255,8 +255,8 @@ fn shown_target(credential: &MailCredential, name: &str, context: &Context) -> O
     })
 }
 
-/// A Secret under a name that the target had before: the one that the status names, else any other that is the
-/// credential's. After two renames of which the status tells one, both are found.
+/// A Secret under a former name of the target: the one that the status names, otherwise any other Secret that belongs to the
+/// credential. After two renames, of which the status names one, both are found.
 async fn previous(
     credential: &MailCredential,
     provider: Option<&Provider>,
@@ -277,7 +277,7 @@ async fn previous(
             continue;
         }
         let published = published(credential, provider, &secret.metadata, context).await?;
-        // A copy that a tool made of the target is not the broker's to delete.
+        // The broker does not delete a copy of the target that another tool made.
         if Some(&name) == reported.as_ref() || published.token.is_some() {
             return Ok(Some(published));
         }
@@ -285,7 +285,7 @@ async fn previous(
     Ok(None)
 }
 
-/// What is known about a Secret of ours. Its data is read only where somebody else wrote it last.
+/// What is known about a Secret of the credential. The data is read only if another writer wrote the Secret last.
 async fn published(
     credential: &MailCredential,
     provider: Option<&Provider>,
@@ -334,7 +334,7 @@ async fn published(
     })
 }
 
-/// Reads a Secret that somebody else may have written, and compares it with what the broker writes.
+/// Reads a Secret that another writer may have changed, and compares it with what the broker writes.
 async fn inspect(
     credential: &MailCredential,
     provider: Option<&Provider>,
@@ -344,11 +344,11 @@ async fn inspect(
     let name = meta.name.clone().unwrap_or_default();
     let layout = provider.map_or("", |provider| provider.layout.as_str()).to_owned();
     let Some(secret) = context.kubernetes.secrets.read(checks::namespace(credential), &name).await? else {
-        // Gone meanwhile: the watch will tell.
+        // The Secret was deleted since; the watch will show that.
         let version = meta.resource_version.clone().unwrap_or_default();
         return Ok(Inspected { resource_version: version, layout, token: None, intact: false, must_recreate: false });
     };
-    // What the status says is compared each time that it is needed.
+    // The status is compared by the caller, each time.
     let (token, agrees) = stored_token(&secret, None).map_or((None, true), |(stored, agrees)| (Some(stored), agrees));
     let as_written = provider.zip(token.as_ref()).is_none_or(|(provider, stored)| {
         let same_layout = annotation(&secret, names::ANNOTATION_LAYOUT) == Some(provider.layout.as_str());

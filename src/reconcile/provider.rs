@@ -1,4 +1,5 @@
-//! Looks at providers when they or what they refer to change, and tells in their status whether they can be used.
+//! The reconcile of a provider: resolves it when it or an object that it refers to changes, and reports in its status
+//! whether it can be used.
 
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
@@ -38,10 +39,10 @@ use crate::{
     },
 };
 
-/// Brings one provider a step further.
+/// Reconciles one provider.
 ///
 /// # Errors
-/// What Kubernetes would not do. Everything else is a condition.
+/// The step that Kubernetes failed. All other failures become conditions.
 pub async fn reconcile(key: &ProviderKey, context: &Arc<Context>) -> Result<Action, Error> {
     let mut resolving = false;
     let done = step(key, &mut resolving, context).await;
@@ -51,14 +52,14 @@ pub async fn reconcile(key: &ProviderKey, context: &Arc<Context>) -> Result<Acti
     done
 }
 
-/// Sets `looks` where a look at the provider begins or waits for its permit.
+/// Sets `resolving` where a resolution begins or waits for its permit.
 async fn step(key: &ProviderKey, resolving: &mut bool, context: &Arc<Context>) -> Result<Action, Error> {
     let Some(object) = context.stores.provider(key) else { return Ok(Action::await_change()) };
     if key.kind == ProviderKind::ClusterMailProvider
         && !context.stores.credentials.is_complete()
         && !context.stores.references.is_used(key)
     {
-        // A broker of single namespaces leaves the providers of the cluster that nobody there uses to other brokers.
+        // A broker of single namespaces leaves ClusterMailProviders that no credential there uses to other brokers.
         return Ok(Action::await_change());
     }
     let home = context.stores.home(key).to_owned();
@@ -70,7 +71,7 @@ async fn step(key: &ProviderKey, resolving: &mut bool, context: &Arc<Context>) -
     let Some(fingerprint) = context.providers.fingerprint(&object) else { return Ok(Action::await_change()) };
     let known = context.providers.result(key, &fingerprint);
     if known.is_none() && is_fresh(&object) {
-        // After a restart: what was found before stands until a credential needs the provider.
+        // After a restart the former result stays valid until a credential needs the provider.
         let now = context.clock.now();
         if let Some(until) = context.providers.is_still_valid(key, &fingerprint, trusted_until(&object, now), now) {
             if context.providers.is_news(key, &fingerprint, None) {
@@ -92,7 +93,7 @@ async fn step(key: &ProviderKey, resolving: &mut bool, context: &Arc<Context>) -
                 None => start_resolution(object, fingerprint, again, None, context),
                 Some(ask) => match context.requests.admission.ask(&Activity::Discovery(key.clone()), ask) {
                     Answer::Admitted(permit) => start_resolution(object, fingerprint, again, Some(permit), context),
-                    // It wakes the provider when its turn comes.
+                    // The admission enqueues the provider when a permit is free.
                     Answer::Queued(_) => {}
                 },
             }
@@ -109,11 +110,11 @@ async fn step(key: &ProviderKey, resolving: &mut bool, context: &Arc<Context>) -
     Ok(next.map_or_else(Action::await_change, |at| Action::requeue(context.clock.until(at))))
 }
 
-/// After a restart a good status is trusted for this long: what it does not tell, such as the end of a certificate, is
-/// checked then.
+/// How long a good status stays valid after a restart. What the status does not report, such as the end of a
+/// certificate, is checked then.
 const TRUSTED_FOR: SignedDuration = SignedDuration::from_hours(6);
 
-/// Until when the status of before a restart is taken as it stands. Providers do not all come due in the same moment.
+/// Until when the status from before a restart stays valid. The times of different providers are spread.
 fn trusted_until(object: &ProviderObject, now: Timestamp) -> Timestamp {
     let spread = object.meta().uid.iter().flat_map(|uid| uid.bytes()).fold(0, |sum: i64, byte| sum + i64::from(byte));
     let secrets = object.spec().client.authentication.iter().filter_map(|entry| entry.client_secret.as_ref());
@@ -122,8 +123,8 @@ fn trusted_until(object: &ProviderObject, now: Timestamp) -> Timestamp {
     policy::next_turn(ends, now).map_or(latest, |turn| turn.min(latest))
 }
 
-/// Looks at a provider in a task of its own, which wakes it in the end: one that hangs holds up no other. A look that
-/// discovers endpoints has a permit.
+/// Resolves a provider in a task of its own, which enqueues the provider at its end: a provider that hangs delays no
+/// other. The discovery of endpoints needs a permit.
 fn start_resolution(
     object: ProviderObject,
     fingerprint: String,
@@ -141,7 +142,7 @@ fn start_resolution(
         let resolved = AssertUnwindSafe(context.providers.resolve(&object, again)).catch_unwind().await;
         let exists = context.stores.provider(&key).is_some_and(|found| found.meta().uid == object.meta().uid);
         if !exists {
-            // It was deleted meanwhile: nothing else will remove what this look has left.
+            // The provider was deleted meanwhile: remove what this task has left.
             context.providers.forget(&key);
             context.providers.bundles.release(&key, None);
             return context.queue.enqueue_provider(key);
@@ -161,7 +162,7 @@ fn start_resolution(
     tokio::spawn(task.instrument(span));
 }
 
-/// The status is of this generation and good.
+/// Whether the status is about this generation, and Ready.
 fn is_fresh(object: &ProviderObject) -> bool {
     object.status().is_some_and(|status| {
         status.observed_generation == object.meta().generation
@@ -178,9 +179,9 @@ fn wake_credentials(key: &ProviderKey, context: &Context) {
         .for_each(|credential| context.queue.enqueue_credential(credential));
 }
 
-/// Writes the status of a provider if it differs. Returns when it may differ although nothing has changed, and whether it
-/// was written. Where another writer changes it each time, it is written later: two installations that serve the same
-/// provider and find it differently do not write as fast as they can.
+/// Writes the status of a provider if it differs. Returns when it changes by the clock alone, and whether it was
+/// written. A status that another writer changes each time is written later: two installations with different results
+/// must not write as fast as they can.
 async fn write_status(
     object: &ProviderObject,
     fingerprint: &str,
@@ -232,7 +233,7 @@ async fn write_status(
     Ok((turn, true))
 }
 
-/// What the status of a usable provider tells.
+/// What the status of a usable provider reports.
 fn usable(resolved: &ResolvedProvider) -> Usable<'_> {
     let clients = resolved.authentication.iter().filter(|entry| entry.client_credential.is_ok()).map(|entry| {
         ClientEnd { index: entry.index, method: entry.method, expires_at: entry.expires_at.as_ref().map(|end| end.0) }
@@ -256,7 +257,7 @@ fn ready_words(resolved: &ResolvedProvider) -> String {
     format!("tokens come from {}{notes}{bundle}", resolved.endpoints.token_url)
 }
 
-/// What was passed over in the CA bundle.
+/// What was skipped in the CA bundle.
 fn skipped_words(resolved: &ResolvedProvider) -> Option<String> {
     let skipped = resolved.client.skipped()?;
     Some(format!("the CA bundle holds more than certificates, and only its certificates are used: {skipped}"))

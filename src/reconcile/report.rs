@@ -1,4 +1,4 @@
-//! Tells: one write of the status if it differs, and an Event if a condition turned.
+//! Writes the status if it differs, and emits an Event for each condition that changed.
 
 use std::sync::Arc;
 
@@ -21,28 +21,28 @@ use crate::{
     stores::slim,
 };
 
-/// The end of a token is reported at the latest after this, although a request for another token is under way. `Ready`
-/// is False within 5 s of the end, whatever hangs. Most requests bring a token sooner, also after a start with many
-/// tokens that have ended: one write of the status then reports both.
+/// How long the report of a token's end may wait for a request in flight. `Ready` is False within 5 s of the end,
+/// whatever hangs. Most requests bring a token sooner, also after a start with many ended tokens; one status write then
+/// reports both.
 const END_REPORTED_AFTER: SignedDuration = SignedDuration::from_secs(3);
 
-/// A request that waits for its permit is reported after this: most get theirs sooner, and cost no write of the status.
+/// How long the report of a queued request waits: most requests get their permit sooner, and cost no status write.
 const QUEUED_REPORTED_AFTER: SignedDuration = SignedDuration::from_secs(5);
 
-/// When the status of a credential is written whose request has waited for its permit `since` then: first the end of its
-/// token, then that it waits.
+/// When the status of a credential with a queued request is written: first for the end of its token, then for the wait
+/// itself.
 pub(super) fn queued_reported_at(since: Timestamp, now: Timestamp) -> Option<Timestamp> {
     [END_REPORTED_AFTER, QUEUED_REPORTED_AFTER].into_iter().map(|after| since + after).find(|at| *at > now)
 }
 
-/// When the end of a token is told although a request for another one is under way.
+/// When the end of a token is reported although a request for another token is in flight.
 pub(super) fn end_reported_at(credential: &MailCredential, context: &Context) -> Option<Timestamp> {
     let since = context.cache.with(checks::uid(credential), |entry| entry.attempt.in_flight)?;
     Some(since + END_REPORTED_AFTER)
 }
 
-/// Writes the status of a credential if it differs, then tells what has turned. `false`: somebody else has written the
-/// object meanwhile, and it has to be looked at again.
+/// Writes the status of a credential if it differs, then emits Events. `false`: the object has changed since it was
+/// read, and is reconciled again.
 pub(super) async fn report(
     observed: &Observed,
     decision: &Decision,
@@ -88,7 +88,7 @@ pub(super) async fn report(
                 (entry.object.written, entry.attempt.unreported) = (Some(Arc::new(written)), None);
             });
         }
-        // Nobody is left to tell.
+        // The object was deleted.
         Err(kube::Error::Api(status)) if status.code == 404 => return Ok(true),
         Err(kube::Error::Api(status)) if status.code == 409 => return Ok(false),
         Err(source) => return Err(Error::WriteStatus { name: credential_words(credential), source }),
@@ -100,8 +100,8 @@ pub(super) async fn report(
     Ok(true)
 }
 
-/// What is left to do about a credential while a watch has not shown what it refers to: reports the end of its token.
-/// Right after a start that takes a moment, and one write of the status then reports both the end and the next token.
+/// Reports the end of the token of a credential that cannot be observed because a watch has not shown an object that it
+/// refers to. Waits a moment first: right after a start, one status write then reports both the end and the next token.
 pub(super) async fn unshown(credential: Arc<MailCredential>, context: &Context) -> Option<Timestamp> {
     let now = context.clock.now();
     let uid = checks::uid(&credential);
@@ -113,8 +113,8 @@ pub(super) async fn unshown(credential: Arc<MailCredential>, context: &Context) 
     unobserved(credential, context).await
 }
 
-/// What is left to do about a credential that could not be observed, because Kubernetes did not let the broker read what
-/// belongs to it: reports the end of its token. Returns when that is due.
+/// Reports the end of the token of a credential whose Secrets the broker could not read. Returns when that report is
+/// due.
 pub(super) async fn unobserved(credential: Arc<MailCredential>, context: &Context) -> Option<Timestamp> {
     if !context.leadership.is_leader() || credential.metadata.deletion_timestamp.is_some() {
         return None;
@@ -165,7 +165,7 @@ async fn put_status(
     api.replace_subresource("status", &credential.name_any(), &parameters, &body).await
 }
 
-/// Reports that another writer keeps changing a status.
+/// Logs and counts a status that another writer keeps changing.
 pub(super) fn overwritten(name: &str, metrics: &Metrics) {
     metrics.reconcile_error(STATUS_OVERWRITTEN);
     tracing::warn!(

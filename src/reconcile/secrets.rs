@@ -35,7 +35,7 @@ pub struct Secrets {
 }
 
 impl Secrets {
-    /// Access through `client`.
+    /// Reads and writes Secrets through `client`.
     pub fn new(client: Client) -> Self {
         Self { client, cache: Semaphore::new(MEMORY / BLOCK) }
     }
@@ -60,7 +60,7 @@ impl Secrets {
         read.map_err(|source| Error::ReadSecret { name: format!("{namespace}/{name}"), source })
     }
 
-    /// Creates a Secret.
+    /// Creates a Secret. The response is its metadata.
     pub(super) async fn create(&self, secret: &Secret) -> kube::Result<ObjectMeta> {
         let namespace = secret.metadata.namespace.as_deref().unwrap_or_default();
         let body = serde_json::to_vec(secret).map_err(kube::Error::SerdeError)?;

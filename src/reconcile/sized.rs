@@ -10,8 +10,8 @@ use crate::{
     render::{self, SECRET_MAX, USUAL_TOKEN},
 };
 
-/// The provider with the size of the Secret that it would bring, and blocked where that is too large: by the token that is
-/// held or published, or by one of the usual length.
+/// Sets the size of the target Secret with the token that is unwritten or published, or with one of the usual length.
+/// Blocks the provider where that is too large.
 pub(super) fn sized(
     mut provider: Provider,
     credential: &MailCredential,

@@ -21,22 +21,23 @@ pub(super) fn annotation<'a>(secret: &'a Secret, name: &str) -> Option<&'a str> 
 
 /// A token that is stored in a target Secret, with what its annotations say about it.
 pub(super) struct Stored {
-    /// The token.
+    /// The token and its times.
     pub(super) token: Token,
-    /// `mailtoken.dev/revocable-at`.
+    /// The annotation `mailtoken.dev/revocable-at`; empty where it is missing.
     pub(super) revocable_at: String,
-    /// `mailtoken.dev/object-id`.
+    /// The annotation `mailtoken.dev/object-id`, if there.
     pub(super) object_id: Option<String>,
-    /// `mailtoken.dev/warning`.
+    /// The annotation `mailtoken.dev/warning`, if there.
     pub(super) unsuitable: Option<String>,
 }
 
-/// The token in a Secret of ours, if the annotations are those of the token in the data, and whether annotations, data
-/// and `status` agree about its end. Where they do not, the earliest time counts.
+/// The token in a target Secret, if the annotations describe the token in the data; and whether annotations, data and
+/// `status` agree about its end. Where they differ, the earliest time counts.
 pub(super) fn stored_token(secret: &Secret, status: Option<&TokenStatus>) -> Option<(Stored, bool)> {
     let mut facts = TokenFacts::read(&secret.metadata)?;
     let text = |key: &str| String::from_utf8(secret.data.as_ref()?.get(key)?.0.clone()).ok();
-    // Somebody else may have written it: what is no access token is not copied into the other keys.
+    // Another writer may have changed the data: a value that cannot be an access token is not copied into the other
+    // keys.
     let access_token = SecretString::from(text("access_token").filter(|token| is_access_token(token))?);
     if fingerprint(access_token.expose_secret()) != facts.fingerprint {
         return None;

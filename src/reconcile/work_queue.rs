@@ -22,9 +22,9 @@ struct Queues {
 
 /// The receiving ends of a [`WorkQueue`], for the controllers.
 pub struct Work {
-    /// MailCredentials.
+    /// The MailCredentials to reconcile.
     pub credentials: Receivers<MailCredential>,
-    /// MailProviders.
+    /// The MailProviders to reconcile.
     pub providers: Receivers<MailProvider>,
     /// ClusterMailProviders; empty where the broker may not read them.
     pub cluster_providers: Receivers<ClusterMailProvider>,
@@ -49,12 +49,12 @@ impl WorkQueue {
         (queue, work)
     }
 
-    /// Enqueues a credential.
+    /// Enqueues a credential for the controller of its namespace.
     pub fn enqueue_credential(&self, (namespace, name): ObjectKey) {
         self.0.credentials.send(&namespace, &name);
     }
 
-    /// Enqueues a provider.
+    /// Enqueues a provider for the controller of its kind.
     pub fn enqueue_provider(&self, ProviderKey { kind, namespace, name }: ProviderKey) {
         match kind {
             ProviderKind::MailProvider => self.0.providers.send(&namespace, &name),

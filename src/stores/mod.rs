@@ -1,4 +1,4 @@
-//! What the watches show, kept in memory, and the links by which a change of one object finds those that depend on it.
+//! The stores: what the watches show, and an index of the references between objects.
 
 pub mod reference_index;
 pub mod slim;
@@ -70,7 +70,7 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Mirror<K> {
         self.0.contains_key(&None)
     }
 
-    /// All objects.
+    /// All objects of this kind.
     pub fn all(&self) -> Vec<Arc<K>> {
         self.0.values().flat_map(Store::state).collect()
     }
@@ -79,9 +79,9 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Mirror<K> {
 /// Everything that is watched.
 #[derive(Clone)]
 pub struct Stores {
-    /// Credentials.
+    /// The MailCredentials that parse.
     pub credentials: Mirror<MailCredential>,
-    /// Providers.
+    /// The MailProviders that parse.
     pub providers: Mirror<MailProvider>,
     /// Providers of the cluster; `None` where the broker may not read them.
     pub cluster_providers: Option<Mirror<ClusterMailProvider>>,

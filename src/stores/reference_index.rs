@@ -1,4 +1,4 @@
-//! The links by which a change of one object finds those that depend on it.
+//! An index of references: finds the objects that depend on a changed one.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -40,7 +40,7 @@ pub struct ReferenceIndex {
 }
 
 impl ReferenceIndex {
-    /// Notes what a credential refers to. Tells whether it is the first of its provider.
+    /// Notes what a credential refers to. Returns whether it is the first credential of its provider.
     pub fn credential(&self, credential: &MailCredential) -> bool {
         let namespace = credential.namespace().unwrap_or_default();
         let first = !self.is_used(&ProviderKey::of(credential));
@@ -78,7 +78,7 @@ impl ReferenceIndex {
         self.owners_of_secret.write().set(secret, owner.into_iter().collect());
     }
 
-    /// Forgets a credential.
+    /// Forgets the references of a credential.
     pub fn forget_credential(&self, key: &ObjectKey) {
         self.credentials_of_provider.write().set(key.clone(), vec![]);
         self.credentials_of_secret.write().set(key.clone(), vec![]);
@@ -93,7 +93,7 @@ impl ReferenceIndex {
         self.providers_of_secret.write().set(key, secrets.collect());
     }
 
-    /// Forgets a provider.
+    /// Forgets the references of a provider.
     pub fn forget_provider(&self, key: ProviderKey) {
         self.providers_of_secret.write().set(key, vec![]);
     }

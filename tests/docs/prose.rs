@@ -61,18 +61,14 @@ const NOT_PLAIN_YET: &[&str] = &[
     "crds",
     "api",
     "clock.rs",
-    "controller",
     "egress",
     "fail_point.rs",
     "idp",
     "login",
-    "metrics.rs",
     "oauth",
     "policy",
     "providers",
-    "reconcile",
     "render.rs",
-    "stores",
 ];
 
 /// A text, and the place to report it by.

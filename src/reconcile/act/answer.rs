@@ -1,4 +1,4 @@
-//! What a token that was issued is worth: whose it is, and what it says of itself.
+//! Checks an issued token: the account that signed in, and the claims of the token.
 
 use std::collections::BTreeSet;
 
@@ -15,8 +15,8 @@ use crate::{
 };
 
 impl Attempt {
-    /// What is said where somebody else than the mailbox's account has signed in, as far as the answer tells.
-    pub(super) fn somebody_else(&self, answer: &TokenAnswer) -> Option<Refusal> {
+    /// The refusal where another account than the mailbox's has signed in, as far as the response says.
+    pub(super) fn another_account(&self, answer: &TokenAnswer) -> Option<Refusal> {
         let expected = self.credential.spec.mailbox.user();
         let came = &answer.addresses;
         if !self.profile.is_another_account(expected, came) {
@@ -25,7 +25,7 @@ impl Attempt {
         // What could mislead a reader is not shown.
         let plain = came.iter().filter(|address| claims::is_shown(address));
         let who = plain.map(String::as_str).collect::<BTreeSet<_>>();
-        let who = if who.is_empty() { "somebody else".to_owned() } else { Vec::from_iter(who).join(", ") };
+        let who = if who.is_empty() { "another account".to_owned() } else { Vec::from_iter(who).join(", ") };
         let what = format!(
             "{who} signed in, and {expected} was expected. If both are names of one account, write the name that signed in \
              into spec.mailbox.authenticateAs"
@@ -43,7 +43,7 @@ impl Attempt {
         Reply::Token(Box::new(UnwrittenToken {
             object_id: claims
                 .as_ref()
-                // A person's id is of no use to anybody.
+                // Only the id of a service principal is useful to a user.
                 .filter(|_| credential.spec.grant.kind() == GrantType::ClientCredentials)
                 .and_then(|claims| claims.text("oid"))
                 .filter(|id| is_id(id))
@@ -59,7 +59,7 @@ impl Attempt {
     }
 }
 
-/// Microsoft's object ids are GUIDs; anything else is not shown.
+/// Microsoft's object ids are GUIDs; other ids are not shown.
 fn is_id(id: &str) -> bool {
     id.len() == 36 && id.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
 }

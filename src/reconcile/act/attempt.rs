@@ -27,30 +27,30 @@ use crate::{
     },
 };
 
-/// What a task is sent for.
+/// The kind of a request.
 #[derive(Clone, Copy, Debug)]
 pub enum RequestKind {
     /// A token.
     Token,
-    /// A code by which a person signs in.
+    /// A device code, by which a person signs in.
     SignIn,
-    /// Whether the person has signed in.
+    /// A poll: whether the person has signed in.
     Poll,
 }
 
-/// What an errand brought.
+/// The result of a successful request.
 pub(super) enum Reply {
     /// A token.
     Token(Box<UnwrittenToken>),
-    /// Something that is noted already.
+    /// A step of a sign-in, which is stored already.
     Noted(ClientStatus),
 }
 
-/// How a step ended; `None`: nothing was asked, and the credential is looked at anew.
+/// The result of a request. `None`: no request was sent, and the credential is reconciled again.
 pub(super) type StepResult = Option<Result<Reply, Refusal>>;
 
 impl RequestKind {
-    /// The endpoint that the errand's request goes to.
+    /// The endpoint that receives the request.
     pub(super) fn endpoint(self) -> fn(&Endpoints) -> Option<&str> {
         match self {
             Self::Token | Self::Poll => |endpoints| Some(&endpoints.token_url),
@@ -59,7 +59,7 @@ impl RequestKind {
     }
 }
 
-/// Whom a request is for, where it goes, and with what.
+/// Everything that a request of a credential needs.
 pub(super) struct Attempt {
     /// The right to have one request in flight.
     pub(super) permit: Permit,
@@ -86,13 +86,13 @@ impl Attempt {
         })
     }
 
-    /// What proves the client in a request that is sent at once. `None`: this entry cannot be used.
+    /// The client authentication for a request that is sent now. `None`: the entry cannot be used.
     pub(super) async fn proof(&self, entry: &Authentication) -> Result<Option<ClientAuth>, Error> {
         let Self { object, context, .. } = self;
         let Ok(client_credential) = &entry.client_credential else { return Ok(None) };
         let auth = client_credential.auth(context.providers.identities()).await.map(Result::ok);
         if matches!(auth, Ok(None)) {
-            // Why is told by the provider, which is looked at anew.
+            // The provider's status reports why, after it is resolved again.
             context.providers.invalidate(&object.key());
             context.queue.enqueue_provider(object.key());
         }
@@ -163,7 +163,7 @@ impl Attempt {
         Some(turn.send(wire).await.map_err(|error| self.unanswered(&error)))
     }
 
-    /// What the answer to a request with `auth` is worth.
+    /// Reads the response to a request with `auth`.
     pub(super) fn read(&self, exchange: &Exchange, auth: &ClientAuth) -> Result<TokenAnswer, Refusal> {
         let answer = read_token_response(&exchange.response, exchange.sent_at, &self.scopes);
         answer.map_err(|refusal| self.refined(refusal, auth))
@@ -181,16 +181,16 @@ impl Attempt {
         let home = self.context.stores.home(&self.object.key()).to_owned();
         let (reason, message) = transport(error, &self.object, &home, advice::AGAIN);
         match (&self.object, reason) {
-            // How the administrator's CA bundle is called is not told to namespaces.
+            // Tenants must not learn the name of the administrator's CA bundle.
             (ProviderObject::Cluster(_), Reason::TLSFailed) => {
-                let mend = "an administrator has to see to the provider's CA bundle, or to its certificate";
-                Refusal::new(reason, format!("{error}: {mend}"))
+                let repair = "an administrator must correct the provider's CA bundle or its certificate";
+                Refusal::new(reason, format!("{error}: {repair}"))
             }
             _ => Refusal::new(reason, message),
         }
     }
 
-    /// Counts a token request, logs how it ended, and looks for the endpoints anew where they seem to have moved.
+    /// Counts and logs a token request. Invalidates the provider where the endpoints seem to have moved.
     pub(super) fn count(&self, timer: RequestTimer<'_>, answer: Result<&TokenAnswer, &Refusal>) {
         let outcome = answer.err().map_or(Reason::RenewalSucceeded, |refusal| refusal.reason);
         timer.observe(self.credential.spec.grant.kind(), outcome);

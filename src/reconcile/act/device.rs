@@ -36,11 +36,11 @@ use crate::{
 
 /// The scopes by which a provider says who signed in.
 const IDENTITY: [&str; 2] = ["openid", "email"];
-/// Asks for a code, and keeps it.
+/// Requests a device code, and stores it in the grant Secret.
 pub(super) async fn begin(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth) -> StepResult {
     let Attempt { credential, context, resolved, .. } = attempt;
     let Some(url) = &resolved.endpoints.device_authorization_url else {
-        let what = "the provider names no device authorization endpoint that can be used (an https URL), so nobody can sign in \
+        let what = "the provider names no device authorization endpoint that can be used (an https URL), so no person can sign in \
                     by a code: use grant.refreshToken and `mail-token-broker login`";
         return Some(Err(Refusal::new(Reason::InvalidSpec, what)));
     };
@@ -87,7 +87,7 @@ fn with_identity(scopes: &[String]) -> Vec<String> {
     scopes.iter().cloned().chain(missing.map(|scope| (*scope).to_owned())).collect()
 }
 
-/// Nobody has signed in yet: it is the client that was refused, whatever the provider calls that.
+/// Before anybody has signed in the provider refuses the client, whatever error it returns.
 fn begun_in_vain(mut refusal: Refusal) -> Refusal {
     if refusal.advice.is_none() && refusal.error.as_ref().is_some_and(|error| error.as_str() == "unauthorized_client") {
         refusal.advice = Some("Allow the client {client} the device authorization grant at the provider");
@@ -134,7 +134,7 @@ async fn store_code(attempt: &Attempt, authorization: DeviceAuthorization) -> Re
     Ok(())
 }
 
-/// Asks whether the person has signed in.
+/// Polls: has the person signed in?
 pub(super) async fn poll(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth) -> StepResult {
     let Attempt { credential, context, .. } = attempt;
     let sign_in = attempt.grant.as_ref().and_then(|grant| grant.stored.as_ref()?.sign_in.as_ref())?;
@@ -173,9 +173,9 @@ pub(super) async fn poll(attempt: &Attempt, entry: &Authentication, auth: &Clien
     noted
 }
 
-/// Keeps what came, if it came from the right person.
+/// Stores the refresh token, if the expected account has signed in.
 async fn signed_in(attempt: &Attempt, entry: &Authentication, answer: TokenAnswer, exchange: &Exchange) -> StepResult {
-    if let Some(refusal) = attempt.somebody_else(&answer) {
+    if let Some(refusal) = attempt.another_account(&answer) {
         return ended(attempt, refusal.what.clone(), refusal).await;
     }
     if answer.addresses.is_empty() {
@@ -192,7 +192,7 @@ async fn signed_in(attempt: &Attempt, entry: &Authentication, answer: TokenAnswe
     Some(Ok(attempt.unwritten(answer, entry)))
 }
 
-/// The provider has answered: it is polled again when it allows that.
+/// After an answer: the next poll follows after the interval.
 fn again(attempt: &Attempt, interval: i64) {
     let next = next_poll(interval, attempt.context.clock.now());
     attempt.context.cache.with(checks::uid(&attempt.credential), |entry| {
@@ -200,7 +200,7 @@ fn again(attempt: &Attempt, interval: i64) {
     });
 }
 
-/// The provider wants to be polled less often, for good.
+/// Lengthens the interval for all further polls.
 async fn slow_down(attempt: &Attempt, sign_in: &SignIn) {
     again(attempt, sign_in.interval + SLOW_DOWN.as_secs());
     if let Err(error) = custody::slow_down(&attempt.credential, SLOW_DOWN, &attempt.context).await {
@@ -208,7 +208,7 @@ async fn slow_down(attempt: &Attempt, sign_in: &SignIn) {
     }
 }
 
-/// The provider has not answered: polls are twice as far apart each time (RFC 8628 section 3.5), or as it asks.
+/// After no answer: doubles the wait (RFC 8628 section 3.5), or follows Retry-After.
 fn unanswered(attempt: &Attempt, sign_in: &SignIn, retry_after: Option<SignedDuration>) {
     let now = attempt.context.clock.now();
     attempt.context.cache.with(checks::uid(&attempt.credential), |entry| {
@@ -218,13 +218,13 @@ fn unanswered(attempt: &Attempt, sign_in: &SignIn, retry_after: Option<SignedDur
     });
 }
 
-/// The provider does not know the code any more.
+/// Notes that the code has ended: the next reconcile requests a new one.
 fn over(attempt: &Attempt, sign_in: &SignIn) {
     let code = Some(sign_in.user_code.clone());
     attempt.context.cache.with(checks::uid(&attempt.credential), |entry| entry.sign_in.code_over = code);
 }
 
-/// The sign-in came to nothing, and only a person can begin another.
+/// Ends the sign-in. Only a person can begin another one.
 async fn ended(attempt: &Attempt, how: String, mut refusal: Refusal) -> StepResult {
     (refusal.reason, refusal.what) = (Reason::AuthorizationRequired, how.clone());
     match custody::end_sign_in(&attempt.credential, SignInEnd::Nothing(how), &attempt.context).await {

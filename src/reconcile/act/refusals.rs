@@ -1,4 +1,4 @@
-//! What the failures around a request are to an attempt.
+//! Turns the failures around a request into refusals.
 
 use kube::ResourceExt as _;
 
@@ -24,31 +24,31 @@ pub(super) fn request_refusal(error: &RequestError) -> Refusal {
     Refusal::new(reason, error.to_string())
 }
 
-/// What a failed write of the grant Secret is to an attempt; `None`: the credential is looked at anew.
+/// The refusal for a failed write of the grant Secret. `None`: the credential is reconciled again.
 pub(super) fn write_refusal(error: CustodyError, credential: &MailCredential) -> Option<Refusal> {
     match error {
-        // The next look finds another's Secret there, and the status tells of it until it is gone.
+        // The next reconcile finds the foreign Secret, and the status reports it.
         CustodyError::Stale | CustodyError::Foreign(_) => None,
         CustodyError::Blocked(blocker) => Some(Refusal::new(blocker.reason, blocker.message)),
         CustodyError::Refused(why) => Some(Refusal::new(
             Reason::SecretWriteFailed,
             format!(
-                "the Secret {}, which keeps the refresh token, could not be written: {why}. It is tried again \
-                 by itself",
+                "the Secret {}, which keeps the refresh token, could not be written: {why}. The broker retries it \
+                 automatically",
                 names::grant_secret(&credential.name_any())
             ),
         )),
     }
 }
 
-/// Kubernetes would not do what the attempt needs.
+/// The refusal for a step that Kubernetes failed.
 pub(super) fn unavailable(error: &Error, credential: &MailCredential, context: &Context) -> Refused {
     context.metrics.reconcile_error(error.category());
     let refusal = Refusal::new(Reason::ProviderUnavailable, describe_step(error));
     Refused { refusal, place: place(credential, None, None), client: None, spent: None }
 }
 
-/// Where an attempt was made from.
+/// What the advice about a refusal names.
 pub(in crate::reconcile) fn place(
     credential: &MailCredential,
     object: Option<&ProviderObject>,
@@ -63,7 +63,7 @@ pub(in crate::reconcile) fn place(
             .and_then(|entry| entry.client_id.clone())
             .or_else(|| object.map(|object| object.spec().client.id.clone()))
             .unwrap_or_else(|| "<client id>".to_owned()),
-        // Those of a ClusterMailProvider are the administrator's.
+        // Tenants must not learn the Secrets of a ClusterMailProvider.
         secret: entry
             .filter(|_| credential.spec.provider_ref.kind == ProviderKind::MailProvider)
             .and_then(|entry| entry.source.clone()),

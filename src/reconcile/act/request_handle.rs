@@ -1,4 +1,4 @@
-//! How whoever sent an attempt waits for its end.
+//! Waiting for the end of a request.
 
 use std::time::Duration;
 
@@ -6,19 +6,19 @@ use tokio::sync::oneshot;
 
 use crate::{api::reference::ObjectKey, reconcile::work_queue::WorkQueue};
 
-/// An attempt that has gone out at once. Where nobody has waited for its end, the end wakes the credential: it is told
-/// once, either way.
+/// Handle of a request that was sent. Either the holder awaits the end, or the end enqueues the credential: never both,
+/// never neither.
 pub(in crate::reconcile) struct RequestHandle {
-    /// Is told of the end.
+    /// Receives the end of the request.
     pub(super) end: oneshot::Receiver<()>,
-    /// Whose attempt it is.
+    /// The credential of the request.
     pub(super) credential: ObjectKey,
-    /// Wakes it.
+    /// The queue that enqueues the credential.
     pub(super) queue: WorkQueue,
 }
 
 impl RequestHandle {
-    /// Whether it ends within this time.
+    /// Whether the request ends within this time.
     pub(in crate::reconcile) async fn ends_within(mut self, time: Duration) -> bool {
         tokio::time::timeout(time, &mut self.end).await.is_ok_and(|ended| ended.is_ok())
     }
@@ -26,7 +26,7 @@ impl RequestHandle {
 
 impl Drop for RequestHandle {
     fn drop(&mut self) {
-        // An end that comes from here on finds nobody, and whoever sends it wakes the credential.
+        // Close first: a later `send` fails, and its sender enqueues the credential.
         self.end.close();
         if self.end.try_recv().is_ok() {
             self.queue.enqueue_credential(self.credential.clone());
@@ -52,7 +52,7 @@ mod tests {
 
         let (ended, end) = oneshot::channel();
         assert!(!handle(end).ends_within(patience).await);
-        assert!(ended.send(()).is_err(), "nobody waits any more");
+        assert!(ended.send(()).is_err(), "the receiver is closed");
         assert_eq!(work.next_credential(), None);
 
         let (ended, end) = oneshot::channel();

@@ -1,7 +1,7 @@
 //! Revokes the tokens of a credential that is being deleted (RFC 7009).
 //!
 //! A token is sent to the revocation endpoint only where the provider, its endpoints, the client and the allowance are
-//! those of the exchange that brought the token. Otherwise whoever may edit a MailCredential or a MailProvider could have
+//! those of the exchange that brought the token. Otherwise a user who may edit a MailCredential or a MailProvider could have
 //! it sent to a server of theirs.
 
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Asks for a permit, and begins an attempt in a task of its own.
+//! Asks the admission for a permit, and sends the request in a task of its own.
 
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
@@ -37,7 +37,7 @@ use crate::{
     },
 };
 
-/// Asks for a permit, and sends a task to the provider if it is granted. The handle is left in `asked`.
+/// Asks for a permit, and starts the request if the permit is granted. The handle is left in `asked`.
 pub(in crate::reconcile) fn start_request(
     decision: &Decision,
     observed: &Observed,
@@ -68,7 +68,8 @@ pub(in crate::reconcile) fn start_request(
     }
 }
 
-/// Whether a row of the admission stays after a decision: a request is still wanted, or is decided about again at once.
+/// Whether the admission's row stays after a decision: the request is still wanted, or the next decision follows at
+/// once.
 pub(in crate::reconcile) fn wants_a_permit(decision: &Decision) -> bool {
     match decision {
         Decision::Issue(_)
@@ -88,8 +89,8 @@ pub(in crate::reconcile) fn wants_a_permit(decision: &Decision) -> bool {
     }
 }
 
-/// Begins an attempt, which has its permit. Its outcome is left in the memory, and the credential is woken, unless somebody
-/// waits for the end of what this returns.
+/// Starts a request that has its permit. Its outcome is stored in the cache; its end enqueues the credential, unless
+/// the holder of the handle awaits it.
 fn start(kind: RequestKind, permit: Permit, observed: &Observed, context: &Arc<Context>) -> RequestHandle {
     let credential = observed.credential.clone();
     let grant = observed.grant.clone();
@@ -130,8 +131,8 @@ fn start(kind: RequestKind, permit: Permit, observed: &Observed, context: &Arc<C
     handle
 }
 
-/// `None`: nothing was asked, because the provider turned out not to be usable (its own status tells), because another
-/// broker leads now, or because somebody else wrote the grant Secret. The permit is free when it ends.
+/// Sends the request. `None`: nothing was sent, because the provider cannot be used (its own status says why), another
+/// replica leads now, or another writer changed the grant Secret. The permit is released at the end.
 async fn attempt(
     kind: RequestKind,
     permit: Permit,
@@ -163,7 +164,7 @@ async fn attempt(
         return None;
     }
     let scopes = inputs::scopes(&credential, object.spec(), &profile);
-    // What was allowed when the request was queued may not be any more.
+    // What was allowed when the request was queued may be forbidden now.
     if let Some(blocker) = observe::permission(&credential, &object, &profile, &scopes, context) {
         tracing::info!(reason = blocker.reason.as_str(), "the request is not wanted any more: it was not sent");
         return None;

@@ -1,5 +1,5 @@
-//! Asks for a token. A refresh token is spent only under a claim that was written right before, and what comes in its
-//! place is stored before anything else is done with the answer.
+//! Requests a token. A refresh token is sent only under a claim that was written right before, and the one that
+//! replaces it is stored before the response is used.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ use crate::{
     },
 };
 
-/// A broker whose lease runs out claims nothing, and looks again after this whether it was renewed.
+/// Wait before leadership is checked again, where the lease ends too soon for a claim.
 const LEADERSHIP_RECHECK: Duration = Duration::from_secs(1);
 
 /// Obtains a token by the credential's grant.
@@ -52,7 +52,7 @@ pub(super) async fn obtain(
     Some(answer.map(|(answer, _)| attempt.unwritten(answer, entry)))
 }
 
-/// Exchanges the token of somebody else, as it stands in its Secret now.
+/// Exchanges the subject token (RFC 8693) that its Secret holds now.
 async fn exchange(attempt: &Attempt, auth: &ClientAuth) -> Option<Result<(TokenAnswer, Exchange), Refusal>> {
     let token = match subject_token(attempt).await {
         Ok(token) => token,
@@ -88,8 +88,8 @@ async fn subject_token(attempt: &Attempt) -> Result<SecretString, Refusal> {
     })
 }
 
-/// Spends the refresh token. After a lost reply the same one is tried once more, at once: servers that allow for that do
-/// so for a moment only.
+/// Exchanges the refresh token. After a lost response the same token is sent once more, immediately: servers that allow
+/// this do so for a moment only.
 async fn spend(
     attempt: &Attempt,
     entry: &Authentication,
@@ -106,7 +106,7 @@ async fn spend(
             tokio::time::sleep(LEADERSHIP_RECHECK).await;
             return None;
         }
-        // First what can be refused without a claim.
+        // Judge the address before the claim is written.
         let turn = match attempt.resolved.client.turn(&uri) {
             Ok(turn) => turn,
             Err(error) => return Some(Err(attempt.unanswered(&error))),
@@ -146,7 +146,7 @@ async fn spend(
             lost = true;
             continue;
         }
-        return Some(answer.and_then(|answer| match attempt.somebody_else(&answer) {
+        return Some(answer.and_then(|answer| match attempt.another_account(&answer) {
             Some(refusal) => Err(refusal),
             None => Ok(attempt.unwritten(answer, entry)),
         }));
@@ -161,7 +161,7 @@ fn leads(attempt: &Attempt) -> bool {
     leads
 }
 
-/// The claim that was written for an earlier request of this attempt, if it lasts for one more, else a new one.
+/// The claim that was written for an earlier request of this attempt, if it lasts for one more; otherwise a new one.
 async fn claim(attempt: &Attempt, claimed: &mut Option<Claimed>) -> Result<Claimed, Option<Refusal>> {
     let Attempt { credential, context, .. } = attempt;
     let mut grant = attempt.grant.clone().ok_or(None)?;

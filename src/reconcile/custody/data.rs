@@ -23,7 +23,7 @@ pub(super) struct Data {
 }
 
 impl Data {
-    /// Takes it out of a Secret, whose data is wiped: other keys too, which somebody else has put there.
+    /// Moves the data out of a Secret, and wipes all its values, also those of unknown keys.
     pub(super) fn take(secret: &mut Secret) -> Self {
         let mut data = secret.data.take().unwrap_or_default();
         let text = |key: &str| {
@@ -44,7 +44,7 @@ impl Data {
         keys.into_iter().filter_map(entry).collect()
     }
 
-    /// Takes in another refresh token; the one that it replaces is kept beside it.
+    /// Replaces the refresh token; the former one is kept beside it.
     pub(super) fn replace(&mut self, token: SecretString) {
         if self.refresh_token.as_ref().is_none_or(|old| old.expose_secret() != token.expose_secret()) {
             self.previous = self.refresh_token.replace(token).or_else(|| self.previous.take());

@@ -1,6 +1,6 @@
-//! Keeps what a person has granted: the Secret `<credential>-grant`. Every write of it is fenced by uid and
-//! resourceVersion. A refresh token is exchanged only under a claim that was written before, the one that comes in its
-//! place is written before anything else is done with the answer, and none is ever deleted because of an error.
+//! The grant Secret `<credential>-grant`, which holds the refresh token. Every write is fenced by uid and
+//! resourceVersion. A refresh token is exchanged only under a claim that was written before; the one that replaces it
+//! is written before the response is used; no refresh token is ever deleted because of an error.
 
 mod data;
 pub mod pending;
@@ -46,10 +46,10 @@ pub(super) use crate::reconcile::custody::{
     sign_in::{begin_sign_in, device_code, end_sign_in, slow_down},
 };
 
-/// A claim outlasts two requests, the second of which follows a lost reply, and this.
+/// A claim lasts for two requests, the second after a lost response, and this long.
 const CLAIM_MARGIN: SignedDuration = SignedDuration::from_secs(5);
 
-/// What is known of a credential's grant; `None` for a grant that needs no person.
+/// What is known of a credential's refresh token and sign-in; `None` for a grant type without a person.
 pub(super) async fn observe(
     credential: &MailCredential,
     provider: Option<&Provider>,
@@ -91,7 +91,7 @@ pub(super) async fn observe(
     let sign_in = stored.as_ref().and_then(|stored| stored.sign_in.as_ref());
     let (unsaved, next_poll, code_over) = context.cache.with(uid, |entry| {
         if let (None, Some(sign_in)) = (entry.sign_in.next_poll, sign_in) {
-            // Another broker, or this one before it was started again, may have polled just now.
+            // Another replica, or this one before a restart, may have polled just now.
             entry.sign_in.next_poll = Some(grant::next_poll(sign_in.interval, context.clock.now()));
         }
         (entry.custody.unsaved.is_some(), entry.sign_in.next_poll, entry.sign_in.code_over.clone())
@@ -127,13 +127,13 @@ async fn meta(credential: &MailCredential, context: &Context) -> Result<Option<A
     if own == Some(true) || (own.is_none() && !told) {
         return Ok(known);
     }
-    // No watch shows a Secret whose label was taken, nor one of somebody else, which may be gone by now.
+    // No watch shows a Secret whose label was removed. A foreign Secret may have been deleted since.
     let read = context.kubernetes.secrets.read(namespace, &name).await?.map(|secret| Arc::new(wiped(secret)));
     context.cache.with(checks::uid(credential), |entry| entry.custody.grant.clone_from(&read));
     Ok(read)
 }
 
-/// Claims the refresh token for an exchange: one write, which also brings the token.
+/// Claims the refresh token for an exchange: one write, whose response holds the token.
 pub(super) async fn claim(
     credential: &MailCredential,
     grant: &Grant,
@@ -157,7 +157,7 @@ pub(super) async fn claim(
         let Some(refresh_token) = data.refresh_token.clone() else {
             return Err(CustodyError::Blocked(spoilt(
                 credential,
-                "holds no refresh token any more: somebody emptied it",
+                "holds no refresh token any more: another writer emptied it",
             )));
         };
         if secret.immutable == Some(true) {
@@ -166,7 +166,7 @@ pub(super) async fn claim(
         }
         let mut stored = GrantSecret::read(&secret.metadata);
         if let (Some(token), Some(bound_to)) = (&mut stored.token, &grant.bound_to) {
-            // What an earlier version of the broker has cut is whole again with the next write.
+            // An earlier version of the broker stored a shortened digest: the next write stores the whole one.
             token.bound_to.clone_from(bound_to);
         }
         return Ok(Claimed { stored, data, refresh_token, claim, reseeded: false });
@@ -177,7 +177,8 @@ pub(super) async fn claim(
         return Err(CustodyError::Blocked(objection));
     }
     let found = read_grant(credential, context).await?;
-    // Decided was about what had been seen: another broker may have taken this seed over, and exchanged it, since.
+    // The decision used a cached Secret. Another replica may have taken over and exchanged this seed since: compare
+    // versions.
     let version = |stored: &GrantSecret| stored.resource_version.clone();
     if found.as_ref().map(|(stored, _)| version(stored)) != grant.stored.as_ref().map(version) {
         return Err(CustodyError::Stale);
@@ -185,7 +186,8 @@ pub(super) async fn claim(
     let (mut stored, mut data) = found.unwrap_or_else(|| (absent(credential), Data::default()));
     let reseeded = stored.token.is_some();
     if data.refresh_token.is_some() && !reseeded {
-        let flaw = "holds a refresh token, and somebody removed the annotations that say which provider it is for";
+        let flaw =
+            "holds a refresh token, and another writer removed the annotations that say which provider it is for";
         return Err(CustodyError::Blocked(spoilt(credential, flaw)));
     }
     data.replace(refresh_token.clone());
@@ -204,28 +206,31 @@ pub(super) async fn claim(
     Ok(Claimed { stored: GrantSecret::read(&meta), data, refresh_token, claim, reseeded })
 }
 
-/// Of a grant Secret that cannot be used as somebody left it: no other token is put over what it may still hold.
+/// The blocker for a grant Secret that was edited by hand. The broker never overwrites it: it may hold the only valid
+/// token.
 fn spoilt(credential: &MailCredential, flaw: &str) -> Blocker {
     let name = names::grant_secret(&credential.name_any());
     Blocker::new(
         Reason::AuthorizationRequired,
         format!(
-            "the Secret {name} {flaw}. Put it back as it was, or remove it with `{}` and then sign in anew with `{}`",
+            "the Secret {name} {flaw}. Put it back as it was, or remove it with `{}` and then sign in again with `{}`",
             Subject::secret(checks::namespace(credential), &name).command("delete"),
             commands::sign_in(credential)
         ),
     )
 }
 
-/// Stores what came with an answer, at once; what cannot be stored is held in memory.
+/// Stores the result of a response immediately. What cannot be stored is held in memory, and stored by a later
+/// reconcile.
 pub(super) async fn persist(credential: &MailCredential, unsaved: PendingGrantWrite, context: &Context) {
-    // Held first: a shutdown waits for what is in memory.
+    // Put it into the cache first: a shutdown waits for what the cache holds.
     context.cache.with(checks::uid(credential), |entry| entry.custody.unsaved = Some(unsaved.clone()));
     let patient = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(100))
         .with_max_delay(Duration::from_secs(1))
         .with_max_times(4);
-    // Not from the memory, which forgets a credential that is deleted meanwhile: the grant Secret may outlive it.
+    // Retry with this copy: the cache forgets a credential that is deleted meanwhile, and the grant Secret may outlive
+    // the credential.
     let stored = (|| save(credential, &unsaved, context)).retry(patient).sleep(tokio::time::sleep);
     match stored.await {
         Ok(()) => context.cache.with(checks::uid(credential), |entry| entry.custody.unsaved = None),
@@ -235,7 +240,7 @@ pub(super) async fn persist(credential: &MailCredential, unsaved: PendingGrantWr
     }
 }
 
-/// Stores what is held in memory.
+/// Stores the pending write that is held in memory.
 pub(super) async fn persist_pending(credential: &MailCredential, context: &Context) -> Result<(), CustodyError> {
     let uid = checks::uid(credential);
     let Some(unsaved) = context.cache.with(uid, |entry| entry.custody.unsaved.clone()) else { return Ok(()) };
@@ -261,7 +266,7 @@ async fn save(credential: &MailCredential, unsaved: &PendingGrantWrite, context:
     }
 }
 
-/// Writes what came with an answer. The claim goes with it, but for the one that `kept` holds.
+/// Writes the result of an exchange over `stored`, whose claim is kept as it is.
 async fn write_answer(
     credential: &MailCredential,
     mut stored: GrantSecret,
@@ -283,9 +288,7 @@ async fn write_answer(
     write(credential, &stored, &data, context).await.map(drop)
 }
 
-/// Somebody wrote the grant Secret after the claim. While the claim stands, what came is the newest there is. Where another
-/// claim has followed it, what that one brings is newer: then this takes the place of the token that it came for, and of
-/// no other.
+/// Writes the result of an exchange after another writer has changed the grant Secret; see [`resolve_conflict`].
 async fn write_after_conflict(
     credential: &MailCredential,
     claimed: &Claimed,
@@ -314,7 +317,7 @@ async fn write_after_conflict(
             let claim = stored.claim.filter(|_| !removes_claim);
             (GrantSecret { claim, ..stored }, data)
         }
-        // The Secret was deleted: what is in memory is all that is left.
+        // The Secret was deleted: the result exists only in memory.
         (Resolution::Recreate | Resolution::Write { .. }, _) => (absent(credential), claimed.data.clone()),
     };
     stored.token = stored.token.or_else(|| claimed.stored.token.clone());
@@ -322,7 +325,7 @@ async fn write_after_conflict(
     write_answer(credential, stored, data, rotated, used_at, context).await
 }
 
-/// The refresh token that is kept, with what is known of it; `None` for the latter where its annotations are gone.
+/// The stored refresh token with its annotations; `None` for the latter where they were removed.
 pub(super) async fn refresh_token(
     credential: &MailCredential,
     context: &Context,

@@ -1,4 +1,4 @@
-//! What is on its way to the grant Secret: a claim, the response to an exchange, the end of a sign-in.
+//! What is to be written into the grant Secret: the response to an exchange, or the end of a sign-in.
 
 use k8s_openapi::jiff::Timestamp;
 use secrecy::SecretString;
@@ -17,13 +17,13 @@ use crate::{
 /// Why the grant Secret was not written.
 #[derive(Debug, ThisError)]
 pub enum CustodyError {
-    /// Somebody else wrote it meanwhile: it has to be looked at again.
-    #[error("it was written by somebody else at the same moment")]
+    /// Another writer changed the Secret: it is read and decided again.
+    #[error("another writer changed it at the same moment")]
     Stale,
-    /// The Secret of that name is not the credential's; whose it is, in words.
+    /// The Secret of that name belongs to another object, in words.
     #[error("the Secret {0}")]
     Foreign(String),
-    /// What would be written cannot be had.
+    /// The token that would be written cannot be used.
     #[error("{}", .0.message)]
     Blocked(Blocker),
     /// The API server refuses it: quota, admission, a terminating namespace, permissions, an outage.
@@ -42,11 +42,11 @@ impl From<Error> for CustodyError {
 pub struct Claimed {
     pub(super) stored: GrantSecret,
     pub(super) data: Data,
-    /// The refresh token.
+    /// The claimed refresh token.
     pub refresh_token: SecretString,
-    /// The claim.
+    /// The claim as the grant Secret holds it.
     pub claim: Claim,
-    /// It was taken over from another seed just now.
+    /// Whether the token comes from a new seed.
     pub reseeded: bool,
 }
 
@@ -57,21 +57,21 @@ impl Claimed {
     }
 }
 
-/// What came with an answer and is not stored yet.
+/// The result of a response that is not written into the grant Secret yet.
 #[derive(Clone, Debug)]
 pub enum PendingGrantWrite {
-    /// The answer to an exchange.
+    /// The response to an exchange.
     Exchanged {
-        /// The right by which it was made.
+        /// The claim under which the exchange was made.
         claimed: Box<Claimed>,
-        /// The refresh token that takes the place of the one that was exchanged; `None`: that one stays good.
+        /// The refresh token that replaces the exchanged one; `None`: the provider keeps the old one valid.
         rotated: Option<Rotated>,
         /// When.
         used_at: Timestamp,
     },
-    /// The answer to a sign-in.
+    /// The response to a sign-in.
     SignedIn {
-        /// The refresh token, if one came.
+        /// The refresh token, if the response has one.
         rotated: Option<Rotated>,
         /// See [`crate::policy::grant::Grant::bound_to`].
         bound_to: String,
@@ -83,7 +83,7 @@ pub enum PendingGrantWrite {
 }
 
 impl PendingGrantWrite {
-    /// When the response arrived that it is from.
+    /// When the response arrived.
     pub fn since(&self) -> Timestamp {
         match self {
             Self::Exchanged { used_at, .. } => *used_at,
@@ -94,7 +94,7 @@ impl PendingGrantWrite {
 
 /// How a sign-in ended.
 pub(in crate::reconcile) enum SignInEnd {
-    /// Well, with a refresh token as a rule.
+    /// The person signed in.
     SignedIn {
         /// The refresh token.
         rotated: Option<Rotated>,
@@ -105,6 +105,6 @@ pub(in crate::reconcile) enum SignInEnd {
         /// When.
         at: Timestamp,
     },
-    /// Without a grant; how, in words.
+    /// The sign-in failed; how, in words.
     Nothing(String),
 }

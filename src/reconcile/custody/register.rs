@@ -78,7 +78,7 @@ impl Register {
         tokens.of.insert(uid, after);
     }
 
-    /// Forgets a credential that is gone.
+    /// Forgets a deleted credential.
     pub fn forget(&self, uid: &str) {
         self.0.lock().bury(uid);
     }
@@ -332,7 +332,7 @@ mod tests {
             assert_eq!(take(&register, "b", hash, &["a", "b"]), "held by a");
         }
         assert_eq!(take(&register, "b", "t1", &["b"]), "spent");
-        assert_eq!(take(&register, "b", "t2", &["b"]), "taken", "of this nobody knows that it was replaced");
+        assert_eq!(take(&register, "b", "t2", &["b"]), "taken", "no record says that it was replaced");
         register.note(&named("c"), &stored("t5", "t3"));
         register.note(&named("c"), &stored("t6", "t4"));
         assert_eq!(take(&register, "b", "t3", &["b", "c"]), "spent", "another seed took its place");

@@ -1,4 +1,4 @@
-//! The Secret `<credential>-grant` itself: how it is read, and written under a fence.
+//! Reads and writes the grant Secret, under a fence.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ use crate::{
     },
 };
 
-/// Labels and owner that did not stay as they were written are written again after this.
+/// Wait before labels and owner are written again that another writer has changed back.
 const SYNC_AGAIN: SignedDuration = SignedDuration::from_mins(1);
 
 /// Whether a Secret of the grant Secret's name is the credential's.
@@ -74,7 +74,7 @@ fn remember(credential: &MailCredential, mut meta: ObjectMeta, context: &Context
     context.cache.with(checks::uid(credential), |entry| entry.custody.grant = Some(Arc::new(meta)));
 }
 
-/// A grant Secret that is not there yet.
+/// A grant Secret that does not exist yet.
 pub(super) fn absent(credential: &MailCredential) -> GrantSecret {
     GrantSecret { name: names::grant_secret(&credential.name_any()), ..GrantSecret::default() }
 }
@@ -96,7 +96,7 @@ pub(super) async fn write_claim(
     Ok(secret)
 }
 
-/// Writes everything.
+/// Writes data, labels, owner and annotations.
 pub(super) async fn write(
     credential: &MailCredential,
     stored: &GrantSecret,
@@ -150,7 +150,7 @@ pub(in crate::reconcile) async fn sync_metadata(
         context.kubernetes.secrets.patch_metadata(checks::namespace(credential), &stored.name, operations).await;
     let meta = take(written, stored, credential, context).await?;
     if !grant_is_in_sync(&meta, credential) {
-        // An admission webhook or another controller takes back what was written. Nothing else waits for that.
+        // An admission webhook or another controller reverts the write. No other write waits for that.
         tracing::warn!(
             "labels or owner of the grant Secret are not as they were written: they are written again later"
         );
@@ -169,7 +169,7 @@ fn metadata_operations(stored: &GrantSecret, credential: &MailCredential) -> Vec
     map.into_iter().chain([owners]).chain(labels).collect()
 }
 
-/// A write that met something else than it was made for has to be thought over: what stands there now is read.
+/// Checks the result of a write. After a conflict it reads the Secret again, to distinguish a conflict from a rejection.
 async fn take<T>(
     written: kube::Result<T>,
     stored: &GrantSecret,

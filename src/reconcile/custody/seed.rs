@@ -1,4 +1,4 @@
-//! The seed of a grant: the refresh token that somebody put into a Secret, to be taken over once.
+//! The seed: the refresh token that a user put into a Secret, which the broker takes over once.
 
 use kube::ResourceExt as _;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-/// The seed, if it has to be taken over, or why it cannot be.
+/// The seed, if it has to be taken over; or why it cannot be taken over.
 pub(super) async fn seed(
     credential: &MailCredential,
     stored: Option<&GrantSecret>,
@@ -39,7 +39,7 @@ pub(super) async fn seed(
     let read = read_seed(credential, token_url, context).await?;
     let same = match (&read, begun) {
         (Ok((_, seed)), Some(begun)) => names::is_digest(&begun.hash, &seed.hash),
-        // What was taken over is kept also when the seed is taken away.
+        // A token that was taken over stays in use when the seed is deleted.
         (Err(blocker), Some(_)) => blocker.reason == Reason::SourceNotFound,
         (_, None) => false,
     };
@@ -79,7 +79,7 @@ pub(super) async fn read_seed(
     }))
 }
 
-/// White space inside comes from a line that was wrapped where the token was copied.
+/// White space inside a token comes from a line break in the copied text.
 fn unbroken(token: SecretString) -> Result<SecretString, SecretFlaw> {
     match token.expose_secret().contains(char::is_whitespace) {
         true => Err(SecretFlaw::Broken),

@@ -1,4 +1,4 @@
-//! The sign-in that a grant begins with (RFC 8628), as it stands in the grant Secret.
+//! The sign-in by a device code (RFC 8628), as the grant Secret stores it.
 
 use k8s_openapi::jiff::SignedDuration;
 use secrecy::SecretString;
@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// Begins a sign-in: keeps its device code.
+/// Begins a sign-in: stores its device code.
 pub(in crate::reconcile) async fn begin_sign_in(
     credential: &MailCredential,
     device_code: SecretString,
@@ -55,7 +55,7 @@ pub(in crate::reconcile) async fn device_code(
     Ok(device_code)
 }
 
-/// Polls are farther apart by this from now on, also after a restart.
+/// Stores a longer interval between polls, so that it outlives a restart.
 pub(in crate::reconcile) async fn slow_down(
     credential: &MailCredential,
     by: SignedDuration,
@@ -67,7 +67,7 @@ pub(in crate::reconcile) async fn slow_down(
     write(credential, &stored, &data, context).await.map(drop)
 }
 
-/// Ends a sign-in: with the refresh token that it brought, or with the word how it ended without.
+/// Ends a sign-in: stores the refresh token, or how the sign-in failed.
 pub(in crate::reconcile) async fn end_sign_in(
     credential: &MailCredential,
     ended: SignInEnd,

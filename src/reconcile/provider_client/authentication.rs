@@ -1,4 +1,4 @@
-//! What the client proves itself with, read from where the spec says it is.
+//! The client authentications of a provider, read from the objects that its spec names.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
@@ -39,13 +39,13 @@ pub struct Authentication {
     pub expires_at: Option<Time>,
     /// Namespace, name and key of its Secret.
     pub source: Option<(String, String, String)>,
-    /// The client's id where only the source tells it: a service account's key file.
+    /// The client's id where only the source holds it: a service account's key file.
     pub client_id: Option<String>,
     /// The federated identity, where it is one.
     pub federated: Option<Federated>,
     /// Where its Secret's content may be sent.
     reach: Vec<Reach>,
-    /// Itself, or why it cannot be used.
+    /// The credential, or why it cannot be used.
     pub client_credential: Result<ClientCredential, Blocker>,
 }
 
@@ -64,7 +64,7 @@ impl Authentication {
         self.reach.iter().try_for_each(|reach| reach.allows(url))
     }
 
-    /// The same entry; without its material if that may not be sent to the token endpoint.
+    /// The same entry; blocked if its credential may not be sent to the token endpoint.
     pub(super) fn judged(mut self, token_url: &str) -> Self {
         if self.client_credential.is_ok()
             && let Err(blocker) = self.may_go_to(token_url)
@@ -74,7 +74,7 @@ impl Authentication {
         self
     }
 
-    /// One of which no more is known.
+    /// An entry without further properties.
     pub(super) fn new(
         method: &'static str,
         index: usize,
@@ -93,13 +93,13 @@ impl Authentication {
     }
 }
 
-/// What client authentication is made of.
+/// A client credential (RFC 6749 section 2.3).
 pub enum ClientCredential {
-    /// It stays until the provider or what it refers to changes.
+    /// Valid until the provider or an object that it refers to changes.
     Fixed(ClientAuth),
-    /// It is made anew before it ends.
+    /// An assertion, which is replaced before it ends.
     Federated(Federation),
-    /// The same, for the signature of this Google service account.
+    /// An assertion for the signature of this Google service account.
     Impersonated(Federation, String),
 }
 
@@ -107,7 +107,7 @@ impl ClientCredential {
     /// The client authentication for a request that is made now.
     ///
     /// # Errors
-    /// What Kubernetes would not do. Why it cannot be used any more is a blocker.
+    /// The step that Kubernetes failed. A credential that cannot be used any more is a blocker.
     pub async fn auth(&self, identities: &Identities) -> Result<Result<ClientAuth, Blocker>, Error> {
         match self {
             Self::Fixed(auth) => Ok(Ok(auth.clone())),
@@ -121,7 +121,7 @@ impl ClientCredential {
     }
 }
 
-/// Reads what the client proves itself with; each entry tells by itself whether it can be used.
+/// Reads all client authentications of a provider. Each entry holds its credential or its blocker.
 pub(super) async fn authentication(
     spec: &ProviderSpec,
     key: &ProviderKey,
@@ -269,7 +269,7 @@ async fn service_account_key(
     })
 }
 
-/// A first assertion is asked for at once: what stands against it is told on the provider.
+/// Requests a first assertion immediately, so that the provider's status reports what prevents it.
 async fn service_account_token(
     token: &ServiceAccountToken,
     index: usize,

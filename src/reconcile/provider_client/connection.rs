@@ -21,7 +21,7 @@ pub(crate) fn transport(error: &TransportError, object: &ProviderObject, home: &
             (Reason::TLSFailed, format!("{error}. If it is a private authority, {}", trust(object, home)))
         }
         TransportError::Tls { .. } => {
-            (Reason::TLSFailed, format!("{error}. Whoever runs the provider has to mend that. {again}"))
+            (Reason::TLSFailed, format!("{error}. The operator of the provider must fix that. {again}"))
         }
         TransportError::BodyTooLarge { .. } | TransportError::BadEncoding => {
             (Reason::MalformedResponse, format!("{error}, so it is no token response"))
@@ -37,8 +37,8 @@ pub(crate) fn transport(error: &TransportError, object: &ProviderObject, home: &
     }
 }
 
-/// What is to be done about an address that is denied. Nobody is advised to open a metadata service, the broker's own
-/// host, or a range that the administrator denies.
+/// What to do about a denied address. The advice never opens a metadata service, the broker's own host, or a range that
+/// the administrator denies.
 fn allow(error: &TransportError, object: &ProviderObject) -> String {
     let Some(range) = error.allowance() else {
         return format!(
@@ -56,7 +56,7 @@ fn allow(error: &TransportError, object: &ProviderObject) -> String {
     )
 }
 
-/// How the broker is made to trust the provider's authority.
+/// The command that makes the broker trust the provider's CA.
 fn trust(object: &ProviderObject, home: &str) -> String {
     let spec = object.spec();
     if let Some(bundle) = bundle_config_map(spec) {

@@ -36,7 +36,7 @@ use crate::{
 const LIFETIME_SECONDS: i64 = 600;
 /// A file beyond this holds no token.
 const TOKEN_MAX: u64 = 64 * 1024;
-/// What the API server calls itself where nobody has told it otherwise; without scheme, port and path.
+/// The default names of API servers, without scheme, port and path.
 const API_SERVER: [&str; 3] = ["kubernetes", "kubernetes.default", "kubernetes.default.svc"];
 
 /// Where the broker takes ServiceAccount tokens from.
@@ -97,7 +97,7 @@ pub struct Federation {
 #[derive(Clone)]
 pub struct Assertion {
     token: SecretString,
-    /// Whom it names.
+    /// The issuer, subject and audience that the token names.
     pub names: Federated,
     /// Until then no other is asked for; the broker's own is read each time.
     fresh_until: Option<Timestamp>,
@@ -258,7 +258,7 @@ impl Federation {
         Ok(Ok(Assertion { token, names, fresh_until: Some(now + end.duration_since(now) / 2) }))
     }
 
-    /// Whether the ServiceAccount itself names the audience: otherwise whoever may write a MailProvider could act as any
+    /// Whether the ServiceAccount itself names the audience: otherwise a user who may write a MailProvider could act as any
     /// account of the namespace, wherever that account is trusted.
     fn consent(&self, namespace: &str, name: &str, listed: Option<&str>) -> Result<(), Blocker> {
         let audiences = || listed.unwrap_or_default().split(',').map(str::trim).filter(|audience| !audience.is_empty());
@@ -320,7 +320,7 @@ impl Federation {
     }
 }
 
-/// Whether an audience is one of the names that API servers have by themselves.
+/// Whether an audience is one of the default names of API servers.
 fn is_api_server(audience: &str) -> bool {
     let audience = audience.to_ascii_lowercase();
     let host = audience.split_once("://").map_or(audience.as_str(), |(_, rest)| rest);

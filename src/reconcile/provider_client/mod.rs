@@ -1,5 +1,5 @@
-//! Providers ready for use: endpoints discovered, secrets read, trust set up. Made once for each change of a provider
-//! or of what it refers to, for its status as for the credentials that use it.
+//! The cache of resolved providers: endpoints discovered, secrets read, CA bundle trusted. A provider is resolved once
+//! for each change of it or of an object that it refers to, for its status and for the credentials that use it.
 
 pub(crate) mod authentication;
 pub(crate) mod connection;
@@ -50,7 +50,7 @@ use crate::{
 /// What is known about a provider.
 #[derive(Clone, Debug)]
 pub enum ProviderState {
-    /// Nobody has needed it since it changed.
+    /// It was not resolved since it changed.
     Unknown,
     /// It can be used.
     Usable,
@@ -58,18 +58,18 @@ pub enum ProviderState {
     Broken(Blocker),
 }
 
-/// How a provider was found last.
+/// The result of the last resolution.
 type ResolveResult = Result<Arc<ResolvedProvider>, ProviderProblem>;
 
-/// Distinct CA bundles whose clients are kept at most; the provider that was needed longest ago gives its client up, and is
-/// looked at again when it is needed.
+/// The largest number of distinct CA bundles with a client. Beyond it the client of the least recently used provider is
+/// evicted, and made again when it is needed.
 const BUNDLES: usize = 32;
-/// A provider whose client was given up is looked at again after this, if nothing needs it before.
+/// A provider whose client was evicted is resolved again after this time, if nothing needs it before.
 const GIVEN_UP_FOR: SignedDuration = SignedDuration::from_hours(1);
 
 /// What providers are resolved with.
 pub struct Resolver {
-    /// Kubernetes.
+    /// The client of the API server.
     pub client: Client,
     /// The HTTP clients towards providers.
     pub clients: IdpClients,
@@ -77,49 +77,50 @@ pub struct Resolver {
     pub identities: Identities,
     /// Whether this replica leads: no other sends requests.
     pub leadership: Leadership,
-    /// The time.
+    /// The clock, in whole seconds.
     pub clock: Clock,
 }
 
-/// All providers, by key.
+/// The resolved providers, by key.
 pub struct ProviderCache {
-    /// Needs so far.
+    /// Uses so far.
     uses: AtomicU64,
     resolver: Resolver,
     stores: Stores,
     /// The ConfigMaps that hold CA bundles.
     pub bundles: Arc<Bundles>,
-    /// Which addresses may be connected to: what was denied before a restart with other flags is asked for again.
+    /// Which addresses may be connected to: part of the fingerprint, so that a restart with other flags resolves
+    /// providers again.
     reach: String,
     entries: Mutex<HashMap<ProviderKey, ProviderEntry>>,
 }
 
 #[derive(Default)]
 struct ProviderEntry {
-    /// Lets one task at a time look.
+    /// Only one task at a time resolves the provider.
     resolving: Arc<tokio::sync::Mutex<()>>,
-    /// A task looks, and wakes the provider when it has.
+    /// A task resolves the provider, and enqueues it at its end.
     handle: bool,
-    /// What Kubernetes would not do when it looked.
+    /// The step of the last resolution that Kubernetes failed.
     error: Option<Error>,
-    /// The fingerprint that the verdict is about.
+    /// The result, and the fingerprint that it is about.
     result: Option<(String, ResolveResult)>,
-    /// The fingerprint with which the status of before a restart was taken as it stands, and until when it is.
+    /// The fingerprint with which the status from before a restart is valid, and until when.
     trusted: Option<(String, Timestamp)>,
-    /// Looks in a row that found it broken with the same fingerprint, and when the next is due.
+    /// Failed resolutions in a row with the same fingerprint, and when the next one is due.
     failures: u32,
     failed_with: String,
     retry_at: Option<Timestamp>,
-    /// What its credentials were woken for last: the fingerprint, and what is wrong with it.
+    /// What its credentials were enqueued for last: the fingerprint, and the problem.
     reported: Option<(String, Option<ProviderProblem>)>,
-    /// When it was last needed: a number that grows with each need of any provider.
+    /// When it was used last: a number that grows with each use of any provider.
     used: u64,
-    /// The status that was written last, with its resourceVersion: a watch shows it a moment later.
+    /// The status that was written last, with its resourceVersion. A watch shows it a moment later.
     written: Option<(u64, ProviderStatus)>,
 }
 
 impl ProviderCache {
-    /// An empty book.
+    /// An empty cache of providers.
     pub fn new(resolver: Resolver, stores: Stores, bundles: Arc<Bundles>) -> Self {
         let (uses, reach) = (AtomicU64::new(0), resolver.clients.reach());
         Self { uses, reach, resolver, stores, bundles, entries: Mutex::default() }
@@ -130,8 +131,7 @@ impl ProviderCache {
         &self.resolver.identities
     }
 
-    /// Hash of a provider, of the versions of everything it refers to, and of what may be connected to; `None` while a ConfigMap has not been looked
-    /// at yet.
+    /// Hash of a provider, of the versions of everything it refers to, and of what may be connected to; `None` while a ConfigMap has not been read yet.
     pub fn fingerprint(&self, object: &ProviderObject) -> Option<String> {
         let key = object.key();
         let home = self.stores.home(&key);
@@ -150,7 +150,7 @@ impl ProviderCache {
         Some(names::short_digest(parts.iter().map(String::as_str)))
     }
 
-    /// What is known about a provider, without asking anyone.
+    /// What the cache knows about a provider.
     pub fn state(&self, key: &ProviderKey, fingerprint: &str) -> ProviderState {
         match self.result(key, fingerprint) {
             None => ProviderState::Unknown,
@@ -159,37 +159,36 @@ impl ProviderCache {
         }
     }
 
-    /// How the provider was found, if that was with this fingerprint.
+    /// The result of the last resolution, if it was with this fingerprint.
     pub fn result(&self, key: &ProviderKey, fingerprint: &str) -> Option<ResolveResult> {
         let entries = self.entries.lock();
         let (of, result) = entries.get(key)?.result.as_ref()?;
         (of == fingerprint).then(|| result.clone())
     }
 
-    /// The endpoints that the last look found.
+    /// The endpoints of the last resolution.
     pub fn endpoints(&self, key: &ProviderKey) -> Option<Endpoints> {
         let entries = self.entries.lock();
         let (_, result) = entries.get(key)?.result.as_ref()?;
         result.as_ref().ok().map(|resolved| resolved.endpoints.clone())
     }
 
-    /// Looks anew at the next need: the provider's endpoints may have moved.
+    /// Drops the result: the next use resolves the provider again, because its endpoints may have moved.
     pub fn invalidate(&self, key: &ProviderKey) {
         if let Some(entry) = self.entries.lock().get_mut(key) {
             entry.result = None;
         }
     }
 
-    /// Looks at all anew at the next need: the clock was set, by which they were to be looked at again, and by which what
-    /// they prove themselves with ends.
+    /// Invalidates all providers after a clock jump: retry times and assertions were computed with the old clock.
     pub fn invalidate_all(&self) {
         for entry in self.entries.lock().values_mut() {
             (entry.result, entry.retry_at, entry.reported) = (None, None, None);
         }
     }
 
-    /// Until when what was found before a restart still stands: nobody has looked at the provider since, and neither it
-    /// nor what it refers to has changed since the first call, whose `until` counts. `None`: it does not.
+    /// Until when the status from before a restart is valid. `None`: it is not, because the provider was resolved
+    /// since, or because its fingerprint has changed since the first call, whose `until` counts.
     pub fn is_still_valid(
         &self,
         key: &ProviderKey,
@@ -206,31 +205,31 @@ impl ProviderCache {
         (trusted == fingerprint && now < *until).then_some(*until)
     }
 
-    /// Whether the caller is to begin a look: nobody else does.
+    /// Whether the caller must start the resolution: no other task runs.
     pub fn begin(&self, key: &ProviderKey) -> bool {
         let mut entries = self.entries.lock();
         let entry = entries.entry(key.clone()).or_default();
         !std::mem::replace(&mut entry.handle, true)
     }
 
-    /// Ends a look.
+    /// Ends a resolution, with the step that Kubernetes failed.
     pub fn end(&self, key: &ProviderKey, error: Option<Error>) {
         if let Some(entry) = self.entries.lock().get_mut(key) {
             (entry.handle, entry.error) = (false, error);
         }
     }
 
-    /// What Kubernetes would not do at the last look, to be told once.
+    /// The error of the last resolution, returned once.
     pub fn take_error(&self, key: &ProviderKey) -> Option<Error> {
         self.entries.lock().get_mut(key)?.error.take()
     }
 
-    /// When a broken provider is to be looked at again.
+    /// When a provider that cannot be used is resolved again.
     pub fn retry_at(&self, key: &ProviderKey) -> Option<Timestamp> {
         self.entries.lock().get(key)?.retry_at
     }
 
-    /// Notes how a look came out, and tells when the next is due.
+    /// Notes the result of a resolution, and returns when the next one is due.
     pub fn note(
         &self,
         key: &ProviderKey,
@@ -252,7 +251,7 @@ impl ProviderCache {
         entry.retry_at
     }
 
-    /// Whether the credentials of a provider have to learn how it was found: not twice of the same.
+    /// Whether the credentials of a provider must be enqueued for this result: once for each result.
     pub fn is_news(&self, key: &ProviderKey, fingerprint: &str, problem: Option<&ProviderProblem>) -> bool {
         let mut entries = self.entries.lock();
         let entry = entries.entry(key.clone()).or_default();
@@ -264,7 +263,7 @@ impl ProviderCache {
         true
     }
 
-    /// The status as it is: as shown, or as written where the watch has not shown that yet.
+    /// The current status: as the watch shows it, or as the broker wrote it, whichever is newer.
     pub fn status(&self, object: &ProviderObject) -> ProviderStatus {
         let shown = version(object.meta());
         let entries = self.entries.lock();
@@ -284,15 +283,15 @@ impl ProviderCache {
         self.entries.lock().values_mut().for_each(|entry| entry.written = None);
     }
 
-    /// Forgets a provider that is gone.
+    /// Forgets a deleted provider.
     pub fn forget(&self, key: &ProviderKey) {
         self.entries.lock().remove(key);
     }
 
-    /// The provider, ready for use: as found before, or looked at now. `again` looks even if it was found broken.
+    /// Resolves the provider, or returns the last result. `again` resolves even if the last result is a problem.
     ///
     /// # Errors
-    /// What Kubernetes would not do. What is wrong with the provider is in the verdict.
+    /// The step that Kubernetes failed. A problem of the provider is part of the result.
     pub async fn resolve(&self, object: &ProviderObject, again: bool) -> Result<ResolveResult, Error> {
         let key = object.key();
         let resolving = self.entries.lock().entry(key.clone()).or_default().resolving.clone();
@@ -318,13 +317,13 @@ impl ProviderCache {
         };
         let found = resolve(object, &context).await?;
         if found.is_err() && !leadership.is_leader() {
-            // The request may have been withheld, which says nothing about the provider: no verdict is kept.
+            // The request may have been withheld, which says nothing about the provider: keep no result.
             return Ok(found.map(Arc::new));
         }
         let mut entries = self.entries.lock();
         let exists = self.stores.provider(&key).is_some_and(|found| found.meta().uid == object.meta().uid);
         if !exists {
-            // It was deleted meanwhile: nothing would remove what is kept of it.
+            // The provider was deleted meanwhile: remove its entry.
             entries.remove(&key);
             return Ok(found.map(Arc::new));
         }
@@ -333,14 +332,14 @@ impl ProviderCache {
         entry.result = Some((fingerprint, result.clone()));
         let evicted = evict_clients(&mut entries, BUNDLES, clock.now() + GIVEN_UP_FOR);
         drop(entries);
-        // Outside of the lock: the last holder of a client frees it.
+        // Outside of the lock: dropping the last reference to a client takes time.
         drop(evicted);
         Ok(result)
     }
 }
 
-/// Takes the verdicts of the providers that were needed longest ago, until no more than `bundles` distinct CA bundles are
-/// in use. What was found of such a provider stands until it is needed, or `until`.
+/// Removes the results of the least recently used providers, until no more than `bundles` distinct CA bundles are in
+/// use. The status of such a provider stays valid until it is used, or `until`.
 fn evict_clients(
     entries: &mut HashMap<ProviderKey, ProviderEntry>,
     bundles: usize,

@@ -8,22 +8,22 @@ use crate::{
 /// Why a provider cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProviderProblem {
-    /// As the provider's own status tells it.
+    /// The blocker in the words of the provider's own status.
     pub blocker: Blocker,
-    /// Whether it lies with the client's material, and is told on credentials with the same reason.
+    /// Whether a client credential is the problem: credentials then report the same reason.
     pub of_the_client: bool,
 }
 
 impl ProviderProblem {
-    /// The same problem where only a person can remove it.
+    /// The same problem, which only a person can remove.
     pub(super) fn by_a_person(mut self) -> Self {
         self.blocker.cause = Cause::Person;
         self
     }
 }
 
-/// Client material is told on credentials with the same reason; what concerns the provider as such is
-/// `ProviderNotReady` there.
+/// The blocker on credentials: a problem of a client credential keeps its reason, every other problem is
+/// `ProviderNotReady`.
 pub(crate) fn credential_blocker(key: &ProviderKey, problem: ProviderProblem) -> Blocker {
     if problem.of_the_client {
         return problem.blocker;
@@ -33,8 +33,8 @@ pub(crate) fn credential_blocker(key: &ProviderKey, problem: ProviderProblem) ->
         .because(cause)
 }
 
-/// What a credential is told of its provider. Of a ClusterMailProvider a namespace learns the reason alone: the provider's
-/// own status names the administrator's Secrets, keys and hosts.
+/// The blocker that a credential shows. Of a ClusterMailProvider it shows the reason alone: the provider's own status
+/// names the administrator's Secrets, keys and hosts.
 pub(crate) fn shown_blocker(key: &ProviderKey, problem: ProviderProblem) -> Blocker {
     if key.kind == ProviderKind::MailProvider {
         return credential_blocker(key, problem);

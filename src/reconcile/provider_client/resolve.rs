@@ -1,4 +1,4 @@
-//! One look at a provider: what it refers to is read, and its endpoints are asked for.
+//! The resolution of a provider: reads the objects that it refers to, and discovers its endpoints.
 
 use serde_json::json;
 
@@ -23,10 +23,10 @@ use crate::{
     },
 };
 
-/// Looks at a provider: reads what it refers to, and asks for its endpoints.
+/// Resolves a provider: reads the objects that it refers to, and discovers its endpoints.
 ///
 /// # Errors
-/// What Kubernetes would not do. What is wrong with the provider is in the verdict.
+/// The step that Kubernetes failed. A problem of the provider is part of the result.
 pub(crate) async fn resolve(
     object: &ProviderObject,
     context: &ResolveContext<'_>,
@@ -136,7 +136,7 @@ async fn discover(
             }
             DiscoveryError::Endpoint(_) => problem(
                 Reason::DiscoveryFailed,
-                format!("{at}, and no secret is sent elsewhere: whoever runs the provider has to mend its document"),
+                format!("{at}, and no secret is sent elsewhere: the operator of the provider must fix its document"),
             )
             .by_a_person(),
             DiscoveryError::Status(_) | DiscoveryError::NotADocument => problem(

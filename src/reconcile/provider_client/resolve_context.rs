@@ -4,18 +4,18 @@ use kube::Client;
 
 use crate::{idp::IdpClients, reconcile::provider_client::federation::Identities};
 
-/// With what a provider is looked at.
+/// What the resolution of a provider uses.
 pub(crate) struct ResolveContext<'a> {
-    /// Kubernetes.
+    /// The client of the API server.
     pub kubernetes: &'a Client,
-    /// Where the objects that the provider refers to stand.
+    /// The namespace of the objects that the provider refers to.
     pub home: &'a str,
     /// The clients towards providers.
     pub clients: &'a IdpClients,
     /// Where ServiceAccount tokens come from.
     pub identities: &'a Identities,
-    /// Whether the provider may be asked: only the broker that leads does.
+    /// Whether requests may be sent: only the leader sends them.
     pub may_ask: &'a (dyn Fn() -> bool + Send + Sync),
-    /// What is done about a failure that may pass.
+    /// What is done about a transient failure, in words.
     pub again: &'static str,
 }

@@ -4,7 +4,7 @@ use crate::{idp::IdpClient, oauth::discovery::Endpoints, reconcile::provider_cli
 
 /// A provider, ready for use.
 pub struct ResolvedProvider {
-    /// Where tokens come from.
+    /// The provider's token endpoint and its other endpoints.
     pub endpoints: Endpoints,
     /// The ways of client authentication, in the order of the spec.
     pub authentication: Vec<Authentication>,

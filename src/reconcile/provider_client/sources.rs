@@ -15,7 +15,7 @@ use crate::{
     stores::Stores,
 };
 
-/// A Secret that was read. Whatever becomes of the read, all that may be secret in it is wiped after that.
+/// A Secret that was read. Its data and annotations are wiped when it is dropped.
 struct Opened(Secret);
 
 impl Drop for Opened {
@@ -26,9 +26,9 @@ impl Drop for Opened {
     }
 }
 
-/// What stands under a key of a source Secret.
+/// The value of a key of a source Secret.
 pub(in crate::reconcile) struct Source {
-    /// The value.
+    /// The value of the key.
     pub value: Zeroizing<Vec<u8>>,
     /// resourceVersion of the Secret.
     pub version: String,
@@ -144,7 +144,7 @@ pub(in crate::reconcile) fn of_a_provider(reference: &KeyRef, namespace: &str, s
     let name = &reference.name;
     let providers = stores.references.by_secret(&(namespace.to_owned(), name.clone()));
     let provider = providers.iter().find(|key| stores.provider(key).is_some())?;
-    // One of the cluster is not named to a namespace.
+    // Tenants must not learn the name of a ClusterMailProvider that refers to the Secret.
     let whose = match provider.kind {
         ProviderKind::MailProvider => format!("the MailProvider {}", provider.name),
         ProviderKind::ClusterMailProvider => "a ClusterMailProvider".to_owned(),
@@ -161,7 +161,7 @@ pub(in crate::reconcile) fn of_a_provider(reference: &KeyRef, namespace: &str, s
     ))
 }
 
-/// Whether the broker made this Secret: such a one is never a source, whatever its labels.
+/// Whether the broker made this Secret. Such a Secret is never a source, whatever its labels.
 pub(crate) fn is_own(secret: &Secret) -> bool {
     let managed = secret.labels().get(names::LABEL_MANAGED_BY).is_some_and(|by| by == names::MANAGER);
     managed || secret.type_.as_deref() == Some(names::SECRET_TYPE_GRANT)

@@ -1,4 +1,4 @@
-//! Everything that goes into the Secret, and the patch that puts it there.
+//! The content of a target Secret, and the patch that writes it.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ use crate::{
     render::{TooLarge, render},
 };
 
-/// Everything that goes into the Secret.
+/// The content of a target Secret.
 pub(super) struct Content {
     pub(super) data: BTreeMap<String, ByteString>,
     pub(super) labels: BTreeMap<String, String>,
@@ -35,7 +35,7 @@ pub(super) struct Fence<'a> {
     pub(super) has_annotations: bool,
 }
 
-/// The fenced write of everything.
+/// The fenced patch that writes the whole content.
 pub(super) fn target_patch<'a>(fence: &Fence<'_>, content: &'a Content, has_labels: bool) -> Vec<Operation<'a>> {
     let mut operations = json_patch::fence(fence.uid, fence.resource_version).to_vec();
     operations.push(json_patch::add(["ownerReferences"], json!(content.owners)));
@@ -57,7 +57,7 @@ pub(super) fn target_patch<'a>(fence: &Fence<'_>, content: &'a Content, has_labe
     operations.into_iter().map(Operation::Metadata).chain([data]).collect()
 }
 
-/// Annotations of ours that not every Secret has.
+/// Annotations of the broker that not every Secret has.
 fn optional_annotations() -> impl Iterator<Item = &'static str> {
     [
         names::ANNOTATION_REFRESH_AT,
@@ -125,7 +125,7 @@ pub(super) fn content(
     })
 }
 
-/// What is told where the Secret would be larger than Kubernetes allows.
+/// The blocker for a Secret that would be larger than Kubernetes allows.
 pub(in crate::reconcile) fn too_large(credential: &MailCredential, error: &TooLarge) -> Blocker {
     let edit = Subject::credential(credential).command("edit");
     let message = format!("{error}: let spec.secret.data[{}] hold the token less often, with `{edit}`", error.key);

@@ -1,5 +1,5 @@
-//! Writes Secrets. The first write is a POST, every later one a JSON Patch fenced by uid and resourceVersion, so that
-//! nothing of anybody else's is ever overwritten, and nothing of ours by a broker that no longer leads.
+//! Writes target Secrets. The first write is a POST, every later one a JSON Patch fenced by uid and resourceVersion:
+//! the broker never overwrites a foreign Secret, and a replica that no longer leads never overwrites a newer token.
 
 mod content;
 
@@ -32,24 +32,24 @@ pub(super) use crate::reconcile::publish::content::too_large;
 /// Why a Secret was not written.
 #[derive(Debug, ThisError)]
 pub enum PublishError {
-    /// The name is somebody else's.
+    /// The Secret of that name belongs to another object.
     #[error("the Secret {0}")]
     Foreign(String),
     /// The API server refuses it: quota, admission, a terminating namespace, permissions.
     #[error("{0}")]
     Refused(String),
-    /// A newer token stands there by now.
+    /// The Secret holds a newer token.
     #[error("another broker has written a newer token")]
     Overtaken,
-    /// It cannot be written as the spec would have it.
+    /// The spec asks for a Secret that cannot be written.
     #[error("{}", .0.message)]
     Blocked(Blocker),
-    /// Another step failed.
+    /// Kubernetes failed another step.
     #[error(transparent)]
     Kubernetes(#[from] Error),
 }
 
-/// Writes the token that is held, and records the success.
+/// Writes the unwritten token, and records the success.
 pub(super) async fn store(observed: &mut Observed, context: &Context) -> Result<(), PublishError> {
     let Some(unwritten) = observed.unwritten.clone() else { return Ok(()) };
     let known = observed.token().and_then(|token| token.unsuitable.clone());
@@ -73,27 +73,27 @@ pub(super) async fn store(observed: &mut Observed, context: &Context) -> Result<
     Ok(())
 }
 
-/// Writes the token that is stored already, in another shape or under another name.
+/// Writes the stored token again, in another layout or under another name.
 pub(super) async fn publish_again(observed: &mut Observed, context: &Context) -> Result<(), PublishError> {
     let namespace = checks::namespace(&observed.credential).to_owned();
     let Some(from) = observed.target.own().or(observed.previous.as_ref()).cloned() else { return Ok(()) };
     let secret = context.kubernetes.secrets.read(&namespace, &from.name).await?;
     let told = observed.credential.status.as_ref().and_then(|status| status.token.as_ref());
     let Some((token, _)) = secret.as_ref().and_then(|secret| stored_token(secret, told)) else {
-        // It went away between the look and the act: the next reconcile sees that and obtains a new one.
+        // The token was removed since it was observed: the next reconcile obtains a new one.
         context.cache.with(checks::uid(&observed.credential), |entry| entry.object.inspected = None);
         return Ok(());
     };
     let repaired = !from.intact;
     write(observed, &token, &from.issued_for, from.handled_reissue.as_deref(), context).await?;
     if repaired {
-        tracing::info!(secret = from.name, "put right what somebody else had changed");
+        tracing::info!(secret = from.name, "secret repaired: another writer had changed it");
     }
     observed.history.recover();
     Ok(())
 }
 
-/// Deletes the Secret under the former name, once the token stands under the new one.
+/// Deletes the Secret of the former name when the Secret of the new name holds the token.
 pub(super) async fn remove_previous(observed: &Observed, context: &Context) -> Result<(), Error> {
     let (Some(previous), Some(_)) = (&observed.previous, observed.token()) else { return Ok(()) };
     if observed.credential.spec.secret.deletion_policy == DeletionPolicy::Retain {
@@ -152,7 +152,7 @@ async fn write(
     Ok(())
 }
 
-/// Puts the content into the target: where there is none by a POST, else by a fenced patch.
+/// Writes the content into the target: by a POST where the target does not exist, otherwise by a fenced patch.
 async fn put(observed: &Observed, content: &Content, context: &Context) -> Result<ObjectMeta, PublishError> {
     let credential = &observed.credential;
     let (namespace, name) = (checks::namespace(credential), observed.target_name());
@@ -197,7 +197,7 @@ async fn create(
     }
 }
 
-/// The name is taken, or somebody wrote it meanwhile: looks whose it is, and writes it if it is the credential's.
+/// After a conflict: reads the Secret, checks its ownership, and writes it if it belongs to the credential.
 async fn over_existing(
     credential: &MailCredential,
     name: &str,
@@ -232,7 +232,7 @@ async fn over_existing(
         return Err(PublishError::Overtaken);
     }
     if secret.immutable == Some(true) || secret.type_.as_deref().is_some_and(|kind| kind != names::SECRET_TYPE_TARGET) {
-        // Without its labels no watch shows it: the next reconcile reads it, deletes it and creates it.
+        // No watch shows the Secret without its labels: `conflict` makes the next reconcile read, delete and create it.
         context.cache.with(checks::uid(credential), |entry| entry.object.conflict = true);
         return Err(PublishError::Refused("it is immutable or has another type, and is created again".to_owned()));
     }
