@@ -21,7 +21,8 @@ const PACKAGES: &[(&str, &str)] = &[
 
 /// Which modules a module may use. Those that build everything (`app`, `lib`, `main`) use all.
 const MAY_USE: &[(&str, &[&str])] = &[
-    ("api", &[]),
+    ("secret_keys", &[]),
+    ("api", &["secret_keys"]),
     ("oauth", &["api"]),
     ("providers", &["api", "oauth"]),
     ("sasl", &[]),
@@ -78,7 +79,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 ];
 
 /// Rooms that turn values into values: no waiting, no Kubernetes, no socket, no file, no clock.
-const PURE: &[&str] = &["api", "oauth", "providers", "sasl", "render", "policy"];
+const PURE: &[&str] = &["api", "oauth", "providers", "sasl", "secret_keys", "render", "policy"];
 
 /// Files of other rooms for which the same holds.
 const PURE_FILES: &[&str] = &["src/admission/bucket.rs", "src/admission/queue.rs"];

@@ -8,5 +8,3 @@ pub mod oauth;
 pub mod policy;
 pub mod providers;
 pub mod render;
-
-use mailtoken_mail::sasl;

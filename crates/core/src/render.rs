@@ -3,6 +3,7 @@
 use std::{cell::OnceCell, collections::BTreeMap};
 
 use k8s_openapi::{ByteString, jiff::Timestamp};
+use mailtoken_mail::sasl;
 use secrecy::ExposeSecret as _;
 use serde_json::json;
 use zeroize::Zeroizing;
@@ -16,7 +17,6 @@ use crate::{
     },
     oauth::Token,
     providers::Profile,
-    sasl,
 };
 
 /// Most bytes of a Secret's data (`MaxSecretSize` of Kubernetes: the sum of the values' lengths).

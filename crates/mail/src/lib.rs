@@ -2,3 +2,4 @@
 //! opens no socket, and depends on no other package of the project.
 
 pub mod sasl;
+pub mod secret_keys;

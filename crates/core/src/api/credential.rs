@@ -6,6 +6,8 @@ use kube::{CustomResource, KubeSchema, core::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use super::protocol::Protocol;
+
 use super::{grant::Grant, schema::*, secret_keys, status::MailCredentialStatus};
 
 /// A mailbox for which a Secret with a valid token is wanted.
@@ -60,6 +62,18 @@ pub struct MailCredentialSpec {
     /// Stops all requests to the provider and all writes of the Secret.
     #[serde(default)]
     pub suspend: bool,
+}
+
+impl MailCredential {
+    /// The namespace of the object, which the API server guarantees.
+    pub fn namespace_str(&self) -> &str {
+        self.metadata.namespace.as_deref().unwrap_or_default()
+    }
+
+    /// The uid of the object, which the API server guarantees.
+    pub fn uid_str(&self) -> &str {
+        self.metadata.uid.as_deref().unwrap_or_default()
+    }
 }
 
 /// A provider of the same namespace, or of the cluster.
@@ -150,32 +164,6 @@ pub struct Usernames {
     #[schemars(length(min = 1, max = 254))]
     #[x_kube(validation = Rule::new(ACCOUNT_RULE).message(ACCOUNT_MESSAGE))]
     pub pop3: Option<String>,
-}
-
-/// Mail protocols.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum Protocol {
-    /// Message submission (RFC 6409).
-    Smtp,
-    /// RFC 9051.
-    Imap,
-    /// RFC 1939.
-    Pop3,
-}
-
-impl Protocol {
-    /// All protocols, in the order of the contract.
-    pub const ALL: [Self; 3] = [Self::Smtp, Self::Imap, Self::Pop3];
-
-    /// The name in the API.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Smtp => "SMTP",
-            Self::Imap => "IMAP",
-            Self::Pop3 => "POP3",
-        }
-    }
 }
 
 fn default_protocols() -> Vec<Protocol> {

@@ -1,21 +1,9 @@
 //! The keys of the Secret that pods mount, and the placeholders of `spec.secret.data`. The schema, the checks and what
 //! renders the Secret all read these tables.
 
-use super::credential::Protocol;
+pub use mailtoken_mail::secret_keys::{COMMON, RESPONSES, SASL_XOAUTH2, SERVER, TOKEN_JSON, USERNAME};
 
-/// Placeholders that every credential has a value for. Each is also the name of a key.
-pub const COMMON: [&str; 8] =
-    ["access_token", "token_type", "expires_at", "expires_at_unix", "username", "from", "xoauth2", "oauthbearer"];
-/// What follows `smtp_`, `imap_` and `pop3_` in placeholders and keys about the protocol's server.
-pub const SERVER: [&str; 3] = ["host", "port", "security"];
-/// What follows `smtp_`, `imap_` and `pop3_` in the placeholder and key for the user name at that protocol's server.
-pub const USERNAME: &str = "username";
-/// What follows `smtp_`, `imap_` and `pop3_` in keys that are no placeholders: the SASL responses for that user name.
-pub const RESPONSES: [&str; 2] = ["xoauth2", "oauthbearer"];
-/// The key of the file that Postfix's sasl-xoauth2 reads.
-pub const SASL_XOAUTH2: &str = "sasl-xoauth2.json";
-/// The key of the file with the token and its expiry.
-pub const TOKEN_JSON: &str = "token.json";
+use super::protocol::Protocol;
 
 /// The name of a protocol's key or placeholder, such as `smtp_host`.
 pub fn of(protocol: Protocol, what: &str) -> String {
