@@ -21,8 +21,9 @@ use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 
+pub use super::key_form::Part;
+
 use super::{
-    client_auth::Occasion,
     key_form::{self, Form},
     rsa::modulus_bits,
 };
@@ -65,6 +66,19 @@ pub enum KeyFlaw {
     /// The certificate is not that of the key.
     #[error("holds the certificate of another key")]
     Mismatch,
+}
+
+/// What an assertion is made of besides the client's own.
+#[derive(Clone, Copy, Debug)]
+pub struct Occasion<'a> {
+    /// Who it is for: the token endpoint (RFC 7523 section 3).
+    pub audience: &'a str,
+    /// The token endpoint, to whose origin an assertion may be sent.
+    pub token_url: &'a str,
+    /// Never used twice.
+    pub unique: &'a str,
+    /// The present.
+    pub now: Timestamp,
 }
 
 /// A private key, ready to sign.
@@ -285,15 +299,6 @@ impl ServiceAccountKey {
         let client_id = file.client_id.unwrap_or_else(|| email.clone());
         Ok(Self { key, email, client_id })
     }
-}
-
-/// Which part of the client's material is meant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// The private key.
-    Key,
-    /// Its certificate.
-    Certificate,
 }
 
 const fn name(algorithm: SigningAlgorithm) -> &'static str {

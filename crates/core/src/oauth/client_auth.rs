@@ -2,11 +2,12 @@
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::HeaderValue;
-use k8s_openapi::jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
 use thiserror::Error;
 use url::form_urlencoded;
 use zeroize::Zeroizing;
+
+pub use super::assertion::Occasion;
 
 use super::assertion::{GrantKey, ServiceAccountKey, SigningError, SigningKey};
 
@@ -38,19 +39,6 @@ pub struct Impersonation {
     pub audience: String,
     /// The Google service account's address.
     pub account: String,
-}
-
-/// What an assertion is made of besides the client's own.
-#[derive(Clone, Copy, Debug)]
-pub struct Occasion<'a> {
-    /// Who it is for: the token endpoint (RFC 7523 section 3).
-    pub audience: &'a str,
-    /// The token endpoint, to whose origin an assertion may be sent.
-    pub token_url: &'a str,
-    /// Never used twice.
-    pub unique: &'a str,
-    /// The present.
-    pub now: Timestamp,
 }
 
 /// RFC 7521 section 4.2.

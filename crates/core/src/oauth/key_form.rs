@@ -6,7 +6,14 @@ use std::fmt;
 use rustls::pki_types::PrivateKeyDer;
 use serde::{Deserialize, de::IgnoredAny};
 
-use super::assertion::Part;
+/// Which part of the client's material is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The private key.
+    Key,
+    /// Its certificate.
+    Certificate,
+}
 
 /// A form that is recognized and not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
