@@ -7,7 +7,7 @@ use kube::{
     core::{Selector, SelectorExt as _},
 };
 
-use super::{Blocker, commands::Subject};
+use super::{blocker::Blocker, commands::Subject};
 use crate::{
     api::{
         MailCredential, Reason,
@@ -20,12 +20,12 @@ use crate::{
 
 /// The namespace of a credential; the API server sees to it that there is one.
 pub fn namespace(credential: &MailCredential) -> &str {
-    credential.metadata.namespace.as_deref().unwrap_or_default()
+    credential.namespace_str()
 }
 
 /// The uid of a credential.
 pub fn uid(credential: &MailCredential) -> &str {
-    credential.metadata.uid.as_deref().unwrap_or_default()
+    credential.uid_str()
 }
 
 /// What makes a spec impossible with its provider.

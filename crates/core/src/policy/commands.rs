@@ -3,7 +3,6 @@
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
-use super::checks;
 use crate::api::{MailCredential, credential::ProviderKind, names};
 
 /// An object as `kubectl` names it.
@@ -17,7 +16,7 @@ pub struct Subject {
 impl Subject {
     /// A MailCredential.
     pub fn credential(credential: &MailCredential) -> Self {
-        Self::credential_named(checks::namespace(credential), &credential.name_any())
+        Self::credential_named(credential.namespace_str(), &credential.name_any())
     }
 
     /// A MailCredential by its name.
@@ -28,7 +27,7 @@ impl Subject {
     /// The provider that a credential refers to.
     pub fn provider_of(credential: &MailCredential) -> Self {
         let reference = &credential.spec.provider_ref;
-        Self::provider(reference.kind, checks::namespace(credential), &reference.name)
+        Self::provider(reference.kind, credential.namespace_str(), &reference.name)
     }
 
     /// A provider; one of the cluster has no namespace.
@@ -102,7 +101,7 @@ impl Subject {
 /// The command by which a person signs in anew for a credential.
 pub fn sign_in(credential: &MailCredential) -> String {
     let spec = &credential.spec;
-    let namespace = checks::namespace(credential);
+    let namespace = credential.namespace_str();
     match &spec.grant.refresh_token {
         Some(grant) => format!(
             "mail-token-broker login --provider {}{} -n {namespace} --mailbox {} --secret {}",

@@ -5,18 +5,14 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{ResourceExt as _, core::ObjectMeta};
 use serde::{Deserialize, Serialize};
 
-use super::{Blocker, Decision, IssueReason, Observed, checks, commands::Subject};
+use super::blocker::Blocker;
 use crate::api::{
-    MailCredential, Reason,
+    MailCredential,
     grant::GrantType,
-    names::{self, rfc3339},
+    names,
     status::{AuthorizationStatus, GrantStatus},
 };
 
-/// Codes that ran out are replaced for this long, then only when somebody asks for it.
-const SIGN_IN_FOR: SignedDuration = SignedDuration::from_hours(24);
-/// A code is replaced no sooner than this after it was shown: some provider may end each at once.
-const REPLACED_SOONEST: SignedDuration = SignedDuration::from_secs(10);
 /// Polls are no further apart than this, in seconds, whatever the annotation says.
 const INTERVAL_MAX: i64 = 3600;
 /// A refresh token is used at least this often, whether a token is needed or not.
@@ -191,7 +187,7 @@ impl TokenNote {
     }
 
     /// When it is used next, if nobody needs a token before.
-    fn keep_alive(&self, idle_life: Option<SignedDuration>) -> Timestamp {
+    pub(super) fn keep_alive(&self, idle_life: Option<SignedDuration>) -> Timestamp {
         let used = self.last_used_at.unwrap_or(self.obtained_at);
         let half = self.end(idle_life).map_or(KEEP_ALIVE, |end| end.duration_since(used) / 2);
         used + half.clamp(KEEP_ALIVE_SOONEST, KEEP_ALIVE)
@@ -210,7 +206,7 @@ impl Grant {
 
     /// The sign-in that this spec asks for. A code that is shown outlives changes that it does not depend on, such as a
     /// suspension.
-    fn sign_in(&self) -> Option<&SignIn> {
+    pub(super) fn sign_in(&self) -> Option<&SignIn> {
         let sign_in = self.stored.as_ref()?.sign_in.as_ref()?;
         let fits = self.asked_for.as_ref().is_none_or(|wanted| *wanted == sign_in.asked_for);
         (fits && (sign_in.ended.is_none() || sign_in.asked_by == self.asked_by)).then_some(sign_in)
@@ -279,107 +275,4 @@ pub fn asked_for(credential: &MailCredential, issued_for: &str) -> String {
 /// The soonest poll after one that was answered at `now`, which is told in whole seconds only.
 pub fn next_poll(interval: i64, now: Timestamp) -> Timestamp {
     now + SignedDuration::from_secs(interval.clamp(0, INTERVAL_MAX) + 1)
-}
-
-/// What stands between the need for a token and the request for it. `None`: nothing.
-pub(super) fn obstacle(observed: &Observed, now: Timestamp) -> Option<Decision> {
-    let grant = observed.grant.as_ref()?;
-    if let Some(owner) = &grant.foreign {
-        return Some(Decision::Stall(conflict(&observed.credential, owner)));
-    }
-    if let Some(flaw) = withdrawn(observed) {
-        return Some(Decision::Stall(flaw));
-    }
-    let claimed = grant.stored.as_ref().and_then(|stored| stored.claim.as_ref());
-    if let Some(claim) = claimed.filter(|claim| claim.holder != grant.holder && now < claim.until) {
-        return Some(Decision::Claimed { until: claim.until });
-    }
-    match observed.credential.spec.grant.kind() {
-        GrantType::DeviceCode => sign_in(observed, grant, now),
-        _ => (grant.token().is_none() && grant.seed.is_none()).then(|| Decision::Stall(bound_elsewhere(observed))),
-    }
-}
-
-/// The steps of a sign-in. `None` where there is a refresh token that the provider has not refused.
-fn sign_in(observed: &Observed, grant: &Grant, now: Timestamp) -> Option<Decision> {
-    let Some(sign_in) = grant.sign_in() else {
-        let begin = grant.token().is_none() || observed.wants_a_sign_in();
-        return begin.then_some(Decision::SignIn);
-    };
-    if let Some(how) = &sign_in.ended {
-        return Some(Decision::Stall(not_signed_in(&observed.credential, how)));
-    }
-    if grant.code_over || now >= sign_in.expires_at {
-        let replaceable = sign_in.shown_at + REPLACED_SOONEST;
-        let asked_anew = sign_in.asked_by != grant.asked_by;
-        return Some(match now.duration_since(sign_in.began_at) < SIGN_IN_FOR || asked_anew {
-            true if now < replaceable => Decision::AwaitSignIn { until: replaceable },
-            true => Decision::SignIn,
-            false => Decision::Stall(not_signed_in(&observed.credential, "nobody signed in for a day")),
-        });
-    }
-    let until = grant.next_poll.unwrap_or(now).min(sign_in.expires_at);
-    Some(if now < until { Decision::AwaitSignIn { until } } else { Decision::Poll })
-}
-
-/// Why the seed cannot be taken over, or may not be used any more.
-pub(super) fn withdrawn(observed: &Observed) -> Option<Blocker> {
-    observed.grant.as_ref()?.seed.as_ref()?.as_ref().err().cloned()
-}
-
-/// A refresh token that would die for want of use is used, whether a token is needed or not.
-pub(super) fn keep_alive(observed: &Observed, now: Timestamp) -> Option<Decision> {
-    let grant = observed.grant.as_ref()?;
-    let due = grant.token()?.keep_alive(grant.idle_life);
-    let usable = observed.provider.as_ref().is_ok_and(|provider| provider.blocker.is_none())
-        && observed.backoff(now).is_none()
-        && obstacle(observed, now).is_none();
-    (usable && now >= due).then_some(Decision::Issue(IssueReason::KeepAlive))
-}
-
-/// When the refresh token is used next, if nobody needs a token before.
-pub(super) fn keep_alive_at(observed: &Observed, now: Timestamp) -> Option<Timestamp> {
-    let grant = observed.grant.as_ref()?;
-    let due = grant.token()?.keep_alive(grant.idle_life);
-    Some(observed.backoff(now).map_or(due, |until| due.max(until)))
-}
-
-/// Of a Secret under the grant Secret's name that is another's.
-pub(super) fn conflict(credential: &MailCredential, owner: &str) -> Blocker {
-    let name = names::grant_secret(&credential.name_any());
-    Blocker::new(
-        Reason::SecretConflict,
-        format!(
-            "the refresh token must be kept in the Secret {name}, which exists and {owner}; it is left as it is. If nobody \
-             needs that Secret, remove it with `{}`",
-            Subject::secret(checks::namespace(credential), &name).command("delete")
-        ),
-    )
-}
-
-fn bound_elsewhere(observed: &Observed) -> Blocker {
-    Blocker::new(
-        Reason::AuthorizationRequired,
-        format!(
-            "the refresh token that is kept was obtained from another provider or by another client, and is sent nowhere \
-             else: sign in anew with `{}`",
-            super::commands::sign_in(&observed.credential)
-        ),
-    )
-}
-
-fn not_signed_in(credential: &MailCredential, how: &str) -> Blocker {
-    Blocker::new(
-        Reason::AuthorizationRequired,
-        format!("{how}: `{}` shows a new code", super::commands::sign_in(credential)),
-    )
-}
-
-/// What a person is told who has to sign in.
-pub(super) fn invitation(credential: &MailCredential, sign_in: &SignIn) -> String {
-    let page = match &sign_in.verification_uri_complete {
-        Some(complete) => format!("open {complete} (or {} and enter {})", sign_in.verification_uri, sign_in.user_code),
-        None => format!("open {} and enter {}", sign_in.verification_uri, sign_in.user_code),
-    };
-    format!("{} has to sign in: {page} before {}", credential.spec.mailbox.user(), rfc3339(sign_in.expires_at))
 }

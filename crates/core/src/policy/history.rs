@@ -2,7 +2,7 @@
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
-use super::{observed::UnwrittenToken, schedule};
+use super::{schedule, token::UnwrittenToken};
 use crate::{
     api::{
         ConditionType, Reason, condition,

@@ -1,6 +1,8 @@
 //! The brain: from what was observed to what is done about it. Pure, synchronous, without a clock.
 
 pub mod advice;
+mod authorization;
+pub mod blocker;
 pub mod checks;
 pub mod commands;
 pub mod device_poll;
@@ -23,6 +25,7 @@ pub mod secret_metadata;
 pub mod spacing;
 pub mod status;
 pub mod sweep;
+pub mod token;
 pub mod urgency;
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
@@ -123,7 +126,7 @@ pub fn decide(observed: &Observed, now: Timestamp) -> Decision {
         refresh_token_is_unsaved,
         credential_is_suspended,
         grant_is_out_of_sync,
-        grant::keep_alive,
+        authorization::keep_alive,
         target_is_contested,
         target_is_foreign,
         token_is_unwritten,
@@ -161,7 +164,8 @@ fn request_is_in_flight(observed: &Observed, _: Timestamp) -> Option<Decision> {
 fn refresh_token_is_unsaved(observed: &Observed, now: Timestamp) -> Option<Decision> {
     let grant = observed.grant.as_ref().filter(|grant| grant.unsaved)?;
     // Until that Secret is gone the token stays in memory.
-    let conflict = grant.foreign.as_ref().map(|owner| Decision::Stall(grant::conflict(&observed.credential, owner)));
+    let conflict =
+        grant.foreign.as_ref().map(|owner| Decision::Stall(authorization::conflict(&observed.credential, owner)));
     Some(conflict.unwrap_or_else(|| grant_write(observed, now)))
 }
 
@@ -239,7 +243,7 @@ fn provider_is_missing(observed: &Observed, _: Timestamp) -> Option<Decision> {
 
 fn provider_is_blocked(observed: &Observed, now: Timestamp) -> Option<Decision> {
     let provider = observed.provider.as_ref().ok()?;
-    let blocker = provider.blocker.clone().or_else(|| grant::withdrawn(observed))?;
+    let blocker = provider.blocker.clone().or_else(|| authorization::withdrawn(observed))?;
     // A token that still serves is put right in the shape that it was given when that was allowed; no other is given.
     let shaped = observed.target.own().is_some_and(|published| published.layout == provider.layout);
     let serves = why_a_token_is_needed(observed, now).is_none_or(IssueReason::leaves_one_that_serves);
@@ -253,7 +257,7 @@ fn token_is_needed(observed: &Observed, now: Timestamp) -> Option<Decision> {
         return Some(Decision::Wait { until });
     }
     let wait = |until: Option<Timestamp>| until.map(|until| Decision::BackOff { until });
-    let wait = match grant::obstacle(observed, now) {
+    let wait = match authorization::obstacle(observed, now) {
         Some(step @ (Decision::SignIn | Decision::Poll)) => wait(observed.sign_in_backoff(now)).or(Some(step)),
         obstacle => obstacle.or_else(|| wait(observed.backoff(now))),
     };

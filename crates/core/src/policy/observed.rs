@@ -3,15 +3,18 @@
 use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
-use kube::{ResourceExt as _, core::ObjectMeta};
+use kube::ResourceExt as _;
 
 use crate::{
-    api::{ConditionType, MailCredential, Reason, Retry, condition, names, status::ClientStatus},
-    oauth::{TokenAnswer, token},
+    api::{ConditionType, MailCredential, Reason, condition, names},
     providers::Profile,
 };
 
-pub use super::history::History;
+pub use super::{
+    blocker::{Blocker, Cause},
+    history::History,
+    token::{TokenFacts, UnwrittenToken},
+};
 
 use super::{
     grant::Grant,
@@ -43,53 +46,6 @@ pub struct Observed {
     pub queued: bool,
     /// Hash of everything that an attempt would be made with.
     pub attempt: String,
-}
-
-/// Why something cannot go on, and its fix.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Blocker {
-    /// The reason.
-    pub reason: Reason,
-    /// What is wrong, where, and the command or field that mends it.
-    pub message: String,
-    /// What it takes to remove it.
-    pub cause: Cause,
-}
-
-/// What it takes to remove what blocks an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// It passes: a provider's network, for example.
-    Transient,
-    /// An object is missing that may have been applied in the same go and arrive later.
-    Missing,
-    /// A person must act.
-    Person,
-}
-
-impl Cause {
-    /// The usual cause of a reason.
-    pub const fn of(reason: Reason) -> Self {
-        match reason.retry() {
-            Retry::Transient | Retry::None => Self::Transient,
-            Retry::OnChange if reason.may_arrive() => Self::Missing,
-            Retry::OnChange | Retry::Permanent => Self::Person,
-        }
-    }
-}
-
-impl Blocker {
-    /// A blocker with the usual cause of its reason.
-    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), cause: Cause::of(reason) }
-    }
-
-    /// The same blocker with another cause.
-    #[must_use]
-    pub fn because(mut self, cause: Cause) -> Self {
-        self.cause = cause;
-        self
-    }
 }
 
 /// The provider of a credential, as far as it is known without asking anyone.
@@ -159,72 +115,6 @@ pub struct Published {
     pub intact: bool,
     /// It became immutable or has another type: only a new one can be written.
     pub must_recreate: bool,
-}
-
-/// What is known about a token in a Secret.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TokenFacts {
-    /// When it was asked for.
-    pub issued_at: Timestamp,
-    /// When it ends.
-    pub expires_at: Timestamp,
-    /// When the provider would like it to be refreshed.
-    pub refresh_at: Option<Timestamp>,
-    /// The scopes granted.
-    pub scopes: Vec<String>,
-    /// See [`crate::oauth::token::fingerprint`].
-    pub fingerprint: String,
-    /// `mailtoken.dev/object-id`.
-    pub object_id: Option<String>,
-    /// `mailtoken.dev/warning`.
-    pub unsuitable: Option<String>,
-    /// Length in characters; `None` where the Secret's data was not read.
-    pub length: Option<usize>,
-}
-
-impl TokenFacts {
-    /// Reads what the annotations of a Secret say about its token; `None` where they describe no token.
-    pub fn read(meta: &ObjectMeta) -> Option<Self> {
-        let annotation = |name: &str| meta.annotations.as_ref()?.get(name).map(String::as_str);
-        let time = |name: &str| annotation(name).and_then(names::time);
-        let facts = Self {
-            issued_at: time(names::ANNOTATION_ISSUED_AT)?,
-            expires_at: time(names::ANNOTATION_EXPIRES_AT)?,
-            refresh_at: time(names::ANNOTATION_REFRESH_AT),
-            scopes: token::scopes(annotation(names::ANNOTATION_SCOPES).unwrap_or_default()),
-            fingerprint: annotation(names::ANNOTATION_FINGERPRINT)?.to_owned(),
-            object_id: annotation(names::ANNOTATION_OBJECT_ID).map(str::to_owned),
-            unsuitable: annotation(names::ANNOTATION_WARNING).map(str::to_owned),
-            length: None,
-        };
-        (facts.issued_at < facts.expires_at).then_some(facts)
-    }
-
-    /// Whether it can still be used at `now`.
-    pub fn is_unexpired(&self, now: Timestamp) -> bool {
-        now < self.expires_at
-    }
-}
-
-/// A token that was obtained and must be written.
-#[derive(Clone, Debug)]
-pub struct UnwrittenToken {
-    /// The answer of the provider.
-    pub answer: TokenAnswer,
-    /// What it was issued for.
-    pub issued_for: String,
-    /// See [`super::inputs::revocable_at`].
-    pub revocable_at: String,
-    /// The id that the token gives for its subject.
-    pub object_id: Option<String>,
-    /// What the token says of itself that will not do.
-    pub unsuitable: Option<String>,
-    /// The value of the reissue annotation when it was asked for.
-    pub reissue: Option<String>,
-    /// The client authentication that worked.
-    pub client: Option<ClientStatus>,
-    /// The fingerprint of the token that was published when it was asked for.
-    pub follows: Option<String>,
 }
 
 impl Observed {

@@ -3,7 +3,7 @@
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
 
-use super::observed::TokenFacts;
+use super::token::TokenFacts;
 use crate::{
     api::{Reason, Retry, credential::Renewal},
     oauth::Refusal,

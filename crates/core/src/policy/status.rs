@@ -6,9 +6,9 @@ use k8s_openapi::{
 };
 
 use super::{
-    Decision, Observed, checks,
+    Decision, Observed, authorization, checks,
     commands::{self, Subject},
-    grant::{self, Grant},
+    grant::Grant,
     kstatus::{Before, Standing},
     observed::{Blocker, Cause, Published, TokenFacts, target_name},
     schedule,
@@ -221,7 +221,7 @@ fn asked<'a>(observed: &'a Observed, decision: &Decision) -> Option<&'a Grant> {
 /// What a person is asked to do while a code is offered.
 fn invited(observed: &Observed, decision: &Decision, now: Timestamp) -> Option<String> {
     let sign_in = asked(observed, decision)?.pending(now)?;
-    Some(grant::invitation(&observed.credential, sign_in))
+    Some(authorization::invitation(&observed.credential, sign_in))
 }
 
 /// What keeps a new token from coming.
@@ -342,7 +342,7 @@ pub fn next_turn(observed: &Observed, decision: &Decision, now: Timestamp) -> Op
         Decision::Stall(blocker) if blocker.cause == Cause::Missing => before(&observed.credential).arrival_until(now),
         _ => None,
     };
-    let turns = expiry.into_iter().chain(endings).chain(grant::keep_alive_at(observed, now)).chain(arrival);
+    let turns = expiry.into_iter().chain(endings).chain(authorization::keep_alive_at(observed, now)).chain(arrival);
     turns.filter(|at| *at > now).min()
 }
 
