@@ -76,7 +76,7 @@ pub async fn burst(lab: &mut Lab, server: Server, number: usize) -> Burst {
     let mut writer = None;
     match server {
         Server::Broker => broker = Some(lab.broker().await),
-        Server::Raw(workers) => writer = Some(RawWriter::start(lab, workers)),
+        Server::Raw(workers) => writer = Some(RawWriter::start(&lab.ns, &lab.provider, workers)),
     }
     let view = View::start(lab.ns.api()).await;
     lab.provider.reset();

@@ -88,7 +88,7 @@ async fn raw(lab: &mut Lab, number: usize, runs: &mut Runs) {
         for (best, times) in best.iter_mut().zip(["", ", once more"]) {
             let since = second_after_the_last(&view).await;
             let start = Start::now(lab);
-            let writer = RawWriter::renew(lab, workers, since);
+            let writer = RawWriter::renew(&lab.ns, &lab.provider, workers, since);
             let took = start.until_ready(&view, number, since).await;
             println!("  {number}, raw writer, {workers}{times}: {took}");
             drop(writer);

@@ -11,10 +11,11 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
 use kube::api::{DeleteParams, ListParams, PostParams};
 use mail_token_broker::api::MailCredential;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
-    provider::Provider,
+    provider::{self, Provider},
+    raw::RawWriter,
     support::{
         Broker, Cluster, Manifest, Namespace,
         audit::{self, AuditEvent},
@@ -52,11 +53,6 @@ impl Lab {
         lab
     }
 
-    /// The `spec` of the provider `idp`.
-    pub fn provider_spec(&self) -> Value {
-        provider_spec("idp", &self.provider.token_url())
-    }
-
     /// Creates a MailProvider for this endpoint, and its sources.
     pub async fn serve(&self, name: &str, provider: &Provider, token_url: &str) {
         let bundle = json!({
@@ -65,7 +61,7 @@ impl Lab {
         });
         let object = json!({
             "apiVersion": "mailtoken.dev/v1alpha1", "kind": "MailProvider", "metadata": {"name": name},
-            "spec": provider_spec(name, token_url),
+            "spec": provider::spec(name, token_url),
         });
         self.ns.apply(bundle).await;
         self.ns.apply(source(&format!("{name}-client"), "client-secret", "a client secret")).await;
@@ -74,7 +70,7 @@ impl Lab {
 
     /// Warms up the API server: its first hundreds of requests are slower than later ones.
     async fn warm_up(&mut self) {
-        let writer = crate::raw::RawWriter::start(self, 32);
+        let writer = RawWriter::start(&self.ns, &self.provider, 32);
         let view = View::start(self.ns.api()).await;
         self.create("warm", 200, |manifest| manifest).await;
         view.ready("warm", 200, Timestamp::UNIX_EPOCH).await;
@@ -190,15 +186,4 @@ pub fn by_kind(asked: &[AuditEvent]) -> String {
         *counts.entry(format!("{} {}{failed}", event.access.verb, event.access.resource)).or_default() += 1;
     }
     counts.iter().map(|(kind, count)| format!("{kind} {count}")).collect::<Vec<_>>().join(", ")
-}
-
-fn provider_spec(name: &str, token_url: &str) -> Value {
-    let secret = json!({"name": format!("{name}-client"), "key": "client-secret"});
-    json!({
-        "oauth2": {"tokenURL": token_url},
-        "client": {"id": "mailer", "authentication": [{"clientSecret": {"secretRef": secret}}]},
-        "scopes": ["https://mail.example.org/.default"],
-        "servers": {"smtp": {"host": "smtp.example.org", "port": 587, "security": "STARTTLS"}},
-        "caBundleRef": {"configMap": {"name": format!("{name}-ca"), "key": "ca.crt"}},
-    })
 }

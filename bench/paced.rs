@@ -25,7 +25,7 @@ pub async fn run(plan: &Plan, report: &mut Report) {
         let mut lab = Lab::start().await;
         for turn in 0..2 {
             if (round + turn) % 2 == 0 {
-                let writer = RawWriter::start(&lab, 32);
+                let writer = RawWriter::start(&lab.ns, &lab.provider, 32);
                 raw.push(paced(&mut lab, number).await);
                 drop(writer);
             } else {

@@ -16,6 +16,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
 };
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
@@ -151,4 +152,16 @@ impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// The `spec` of a MailProvider with this token endpoint.
+pub fn provider_spec(name: &str, token_url: &str) -> Value {
+    let secret = json!({"name": format!("{name}-client"), "key": "client-secret"});
+    json!({
+        "oauth2": {"tokenURL": token_url},
+        "client": {"id": "mailer", "authentication": [{"clientSecret": {"secretRef": secret}}]},
+        "scopes": ["https://mail.example.org/.default"],
+        "servers": {"smtp": {"host": "smtp.example.org", "port": 587, "security": "STARTTLS"}},
+        "caBundleRef": {"configMap": {"name": format!("{name}-ca"), "key": "ca.crt"}},
+    })
 }

@@ -25,7 +25,10 @@ use mail_token_broker::{
 use serde_json::json;
 use tokio::task::JoinHandle;
 
-use crate::lab::Lab;
+use crate::{
+    provider::{self, Provider},
+    support::Namespace,
+};
 
 /// A raw writer that runs until it is dropped.
 pub struct RawWriter(JoinHandle<()>);
@@ -39,19 +42,19 @@ struct Worker {
 
 impl RawWriter {
     /// Watches, and serves every credential without a token, with this number of workers.
-    pub fn start(lab: &Lab, workers: usize) -> Self {
-        Self::renew(lab, workers, Timestamp::UNIX_EPOCH)
+    pub fn start(ns: &Namespace, provider: &Provider, workers: usize) -> Self {
+        Self::renew(ns, provider, workers, Timestamp::UNIX_EPOCH)
     }
 
     /// Serves also credentials with a token older than this.
-    pub fn renew(lab: &Lab, workers: usize, than: Timestamp) -> Self {
+    pub fn renew(ns: &Namespace, provider: &Provider, workers: usize, than: Timestamp) -> Self {
         let worker = Arc::new(Worker {
-            client: lab.ns.client.clone(),
-            http: http_client(&lab.provider.ca()),
-            token_url: lab.provider.token_url(),
-            profile: profile(lab.provider_spec()),
+            client: ns.client.clone(),
+            http: http_client(&provider.ca()),
+            token_url: provider.token_url(),
+            profile: profile(provider::spec("idp", &provider.token_url())),
         });
-        let api: Api<MailCredential> = lab.ns.api();
+        let api: Api<MailCredential> = ns.api();
         Self(tokio::spawn(async move {
             watcher(api, watcher::Config::default())
                 .applied_objects()
