@@ -19,7 +19,8 @@ fuzz_target!(|data: &[u8]| {
     let algorithm = ALGORITHMS[usize::from(digit & 3)];
     let Ok(key) = SigningKey::read(pem, certificate, algorithm, Some("kid".to_owned())) else { return };
     let now = Timestamp::from_second(1_800_000_000).expect("a time");
-    let occasion = Occasion { audience: "https://id.example.org", now, unique: "1" };
+    let token_url = "https://id.example.org/token";
+    let occasion = Occasion { audience: "https://id.example.org", token_url, now, unique: "1" };
     let jwt = key.client_assertion("client", occasion).expect("it signs");
     assert_eq!(jwt.expose_secret().split('.').count(), 3);
 });
