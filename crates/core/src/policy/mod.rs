@@ -5,6 +5,7 @@ mod authorization;
 pub mod blocker;
 pub mod checks;
 pub mod commands;
+pub mod decision;
 pub mod device_poll;
 pub mod exchange;
 pub mod expiry;
@@ -31,93 +32,12 @@ pub mod urgency;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 
+pub use decision::{Decision, IssueReason, PublishReason};
 pub use observed::{Blocker, Observed};
 
 use crate::api::Reason;
 use commands::Subject;
 use observed::Target;
-
-/// What is done about a credential now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// Write the refresh token that came with the last answer, or the labels and the owner of the Secret that keeps it.
-    KeepGrant,
-    /// Ask the provider for a token.
-    Issue(IssueReason),
-    /// Ask the provider for a code by which a person signs in.
-    SignIn,
-    /// Ask the provider whether the person has signed in.
-    Poll,
-    /// Nothing, until the provider may be asked again whether the person has signed in.
-    AwaitSignIn {
-        /// When that is.
-        until: Timestamp,
-    },
-    /// Nothing, because another broker is exchanging the refresh token.
-    Claimed {
-        /// When its time is over.
-        until: Timestamp,
-    },
-    /// Write the token that has just been obtained.
-    Store,
-    /// Write the token that is stored already, in another shape or place.
-    Publish(PublishReason),
-    /// A request is under way: wait for it.
-    InFlight,
-    /// A request waits for its permit: other requests come first.
-    Queued {
-        /// Since when.
-        since: Timestamp,
-    },
-    /// Nothing, until the renewal is due.
-    Wait {
-        /// When the renewal is due.
-        until: Timestamp,
-    },
-    /// Nothing, because the last attempt failed.
-    BackOff {
-        /// When the next attempt is due.
-        until: Timestamp,
-    },
-    /// Nothing, because `spec.suspend` is true.
-    Suspended,
-    /// Nothing, until a person has changed something.
-    Stall(Blocker),
-}
-
-/// Why a token is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IssueReason {
-    /// There is no token of ours in the target.
-    NoToken,
-    /// The token was issued for other inputs.
-    InputsChanged,
-    /// The token has ended.
-    Expired,
-    /// The annotation `mailtoken.dev/reissue` has a new value.
-    Reissue,
-    /// The renewal time has come.
-    RenewalDue,
-    /// The token was issued in the future: the clock was set back since, and when the token ends is not known.
-    FromTheFuture,
-    /// Another refresh token was put into the seed's Secret.
-    Reseeded,
-    /// The refresh token would die for want of use.
-    KeepAlive,
-}
-
-/// Why the stored token is written again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PublishReason {
-    /// `spec.secret.name` changed.
-    Renamed,
-    /// The Secret cannot be written any more and has to be made again.
-    Recreate,
-    /// Somebody else changed the Secret.
-    Repair,
-    /// Formats, labels, mailbox or servers changed.
-    Layout,
-}
 
 /// Decides about a credential. The order of the checks is the specification: what stands first wins.
 pub fn decide(observed: &Observed, now: Timestamp) -> Decision {
@@ -248,7 +168,7 @@ fn provider_is_blocked(observed: &Observed, now: Timestamp) -> Option<Decision> 
     let shaped = observed.target.own().is_some_and(|published| published.layout == provider.layout);
     let serves = why_a_token_is_needed(observed, now).is_none_or(IssueReason::leaves_one_that_serves);
     let repair = if shaped && serves { target_differs(observed, now) } else { None };
-    Some(repair.filter(|repair| matches!(repair, Decision::Publish(_))).unwrap_or(Decision::Stall(blocker)))
+    Some(repair.filter(Decision::is_write).unwrap_or(Decision::Stall(blocker)))
 }
 
 fn token_is_needed(observed: &Observed, now: Timestamp) -> Option<Decision> {
@@ -258,14 +178,14 @@ fn token_is_needed(observed: &Observed, now: Timestamp) -> Option<Decision> {
     }
     let wait = |until: Option<Timestamp>| until.map(|until| Decision::BackOff { until });
     let wait = match authorization::obstacle(observed, now) {
-        Some(step @ (Decision::SignIn | Decision::Poll)) => wait(observed.sign_in_backoff(now)).or(Some(step)),
+        Some(step) if step.is_request() => wait(observed.sign_in_backoff(now)).or(Some(step)),
         obstacle => obstacle.or_else(|| wait(observed.backoff(now))),
     };
     let Some(wait) = wait else {
         // While a request waits for its permit, the token that still works is kept in shape.
         let shape =
             (observed.queued && reason.leaves_one_that_serves()).then(|| target_differs(observed, now)).flatten();
-        let shape = shape.filter(|shape| matches!(shape, Decision::Publish(_)));
+        let shape = shape.filter(Decision::is_write);
         return Some(shape.unwrap_or(Decision::Issue(reason)));
     };
     // While a renewal waits, the token that is there still serves: it is kept in shape.
@@ -278,13 +198,6 @@ fn too_soon(observed: &Observed, reason: IssueReason, now: Timestamp) -> Option<
     let stored = observed.target.own().or(observed.previous.as_ref());
     let token = stored.and_then(|published| published.token.as_ref()).filter(|token| token.issued_at <= now)?;
     Some(observed.soonest(token)).filter(|until| reason == IssueReason::Expired && *until > now)
-}
-
-impl IssueReason {
-    /// Whether the token that is there still serves meanwhile.
-    fn leaves_one_that_serves(self) -> bool {
-        !matches!(self, Self::NoToken | Self::InputsChanged | Self::Expired)
-    }
 }
 
 fn why_a_token_is_needed(observed: &Observed, now: Timestamp) -> Option<IssueReason> {

@@ -124,9 +124,9 @@ fn readiness(
     let token = observed.target.own().and_then(|published| Some((published, published.token.as_ref()?)));
     match token {
         Some((published, token)) if token.is_unexpired(now) && observed.is_for_this_spec(published) => {
-            let obstacle = match decision {
-                Decision::Stall(blocker) => format!(". It cannot be renewed: {}", blocker.message),
-                _ => invited(observed, decision, now).map(|words| format!(". {words}")).unwrap_or_default(),
+            let obstacle = match decision.blocker() {
+                Some(blocker) => format!(". It cannot be renewed: {}", blocker.message),
+                None => invited(observed, decision, now).map(|words| format!(". {words}")).unwrap_or_default(),
             };
             (true, Reason::TokenValid, valid_message(observed, &name, token) + &obstacle)
         }
@@ -211,11 +211,7 @@ pub fn words(duration: SignedDuration) -> String {
 
 /// The grant, while the provider is asked whether a person has signed in.
 fn asked<'a>(observed: &'a Observed, decision: &Decision) -> Option<&'a Grant> {
-    let asked = matches!(
-        decision,
-        Decision::SignIn | Decision::Poll | Decision::AwaitSignIn { .. } | Decision::InFlight | Decision::Queued { .. }
-    );
-    observed.grant.as_ref().filter(|_| asked)
+    observed.grant.as_ref().filter(|_| decision.awaits_sign_in())
 }
 
 /// What a person is asked to do while a code is offered.
@@ -291,7 +287,16 @@ fn progress(observed: &Observed, decision: &Decision) -> String {
              in flight, delays it",
             rfc3339(*since)
         ),
-        _ => "a token is being obtained".to_owned(),
+        Decision::KeepGrant
+        | Decision::Issue(_)
+        | Decision::SignIn
+        | Decision::Poll
+        | Decision::AwaitSignIn { .. }
+        | Decision::Store
+        | Decision::Publish(_)
+        | Decision::InFlight
+        | Decision::Wait { .. }
+        | Decision::Suspended => "a token is being obtained".to_owned(),
     }
 }
 
@@ -338,10 +343,8 @@ pub fn next_turn(observed: &Observed, decision: &Decision, now: Timestamp) -> Op
     let grant = observed.grant.as_ref().and_then(Grant::end);
     let endings = client.into_iter().chain(grant);
     let endings = endings.flat_map(|end| ENDINGS.map(|(days, _)| end - SignedDuration::from_hours(days * 24)));
-    let arrival = match decision {
-        Decision::Stall(blocker) if blocker.cause == Cause::Missing => before(&observed.credential).arrival_until(now),
-        _ => None,
-    };
+    let missing = decision.blocker().is_some_and(|blocker| blocker.cause == Cause::Missing);
+    let arrival = before(&observed.credential).arrival_until(now).filter(|_| missing);
     let turns = expiry.into_iter().chain(endings).chain(authorization::keep_alive_at(observed, now)).chain(arrival);
     turns.filter(|at| *at > now).min()
 }

@@ -63,7 +63,18 @@ fn failed_before(observed: &Observed, decision: &Decision) -> Option<Retry> {
     let (reason, _) = observed.history.failure()?;
     let next = match decision {
         Decision::SignIn | Decision::Poll => observed.sign_in_attempt(),
-        _ => observed.attempt.clone(),
+        Decision::KeepGrant
+        | Decision::Issue(_)
+        | Decision::AwaitSignIn { .. }
+        | Decision::Claimed { .. }
+        | Decision::Store
+        | Decision::Publish(_)
+        | Decision::InFlight
+        | Decision::Queued { .. }
+        | Decision::Wait { .. }
+        | Decision::BackOff { .. }
+        | Decision::Suspended
+        | Decision::Stall(_) => observed.attempt.clone(),
     };
     (observed.history.failed_with.as_ref() == Some(&next)).then_some(reason.retry())
 }
