@@ -114,8 +114,6 @@ const LINES: usize = 400;
 struct Source {
     /// From the root of the repository.
     path: PathBuf,
-    /// The package, as Rust names it.
-    package: &'static str,
     /// The modules that lead to it: `["reconcile", "publish", "content"]`.
     modules: Vec<String>,
     text: String,
@@ -137,17 +135,17 @@ fn root() -> &'static Path {
 
 fn sources() -> Vec<Source> {
     let mut sources = vec![];
-    for (folder, package) in PACKAGES {
+    for (folder, _) in PACKAGES {
         let mut files = vec![];
         collect(&root().join(folder), &mut files);
         assert!(!files.is_empty(), "{folder} has no sources");
-        sources.extend(files.into_iter().map(|file| source(&file, folder, package)));
+        sources.extend(files.into_iter().map(|file| source(&file, folder)));
     }
     assert!(sources.len() > 40, "only {} files were found", sources.len());
     sources.into_iter().filter(|source| !source.modules.contains(&"tests".to_owned())).collect()
 }
 
-fn source(file: &Path, folder: &str, package: &'static str) -> Source {
+fn source(file: &Path, folder: &str) -> Source {
     let path = file.strip_prefix(root()).unwrap().to_owned();
     let inside = path.strip_prefix(folder).unwrap().with_extension("");
     let mut modules: Vec<_> = inside.iter().map(|part| part.to_str().unwrap().to_owned()).collect();
@@ -155,7 +153,7 @@ fn source(file: &Path, folder: &str, package: &'static str) -> Source {
     let text = fs::read_to_string(file).unwrap();
     let text = text.split("#[cfg(test)]").next().unwrap_or_default();
     let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
-    Source { path, package, modules, text: code.collect::<Vec<_>>().join("\n") }
+    Source { path, modules, text: code.collect::<Vec<_>>().join("\n") }
 }
 
 fn collect(dir: &Path, files: &mut Vec<PathBuf>) {
