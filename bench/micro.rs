@@ -45,12 +45,12 @@ fn provider() -> Provider {
     Provider {
         profile: providers::profile(&spec).unwrap(),
         blocker: None,
-        issued_for: "inputs".to_owned(),
+        issued_for: "inputs".into(),
         scopes: vec![],
-        layout: "layout".to_owned(),
+        layout: "layout".into(),
         secret_size: 0,
-        bound_to: "bound".to_owned(),
-        revocable_at: String::new(),
+        bound_to: "bound".into(),
+        revocable_at: "".into(),
     }
 }
 
@@ -82,8 +82,8 @@ fn observed() -> Observed {
         uid: "secret".to_owned(),
         resource_version: "7".to_owned(),
         token: Some(token),
-        issued_for: "inputs".to_owned(),
-        layout: "layout".to_owned(),
+        issued_for: "inputs".into(),
+        layout: "layout".into(),
         applied: None,
         has_annotations: true,
         handled_reissue: None,
@@ -104,7 +104,7 @@ fn observed() -> Observed {
         held: None,
         in_flight: false,
         queued: false,
-        attempt: "attempt".to_owned(),
+        attempt: "attempt".into(),
     }
 }
 

@@ -16,6 +16,7 @@ use crate::{
     api::MailCredential,
     lease::Leadership,
     policy::{
+        hash::LayoutHash,
         observed::{History, TokenFacts, UnwrittenToken},
         outcome::Outcome,
         revocation::Revocation,
@@ -145,7 +146,7 @@ pub struct Inspected {
     /// The resourceVersion that was read.
     pub resource_version: String,
     /// The layout that the content was compared with.
-    pub layout: String,
+    pub layout: LayoutHash,
     /// The token in it.
     pub token: Option<TokenFacts>,
     /// Whether content and metadata are as the broker writes them.
@@ -397,7 +398,10 @@ pub fn newer<T>(
 
 #[cfg(test)]
 mod tests {
-    use crate::api::status::ClientStatus;
+    use crate::{
+        api::status::ClientStatus,
+        policy::hash::{BindingHash, RevocationHash},
+    };
 
     use super::*;
 
@@ -410,7 +414,12 @@ mod tests {
     }
 
     fn unsaved(at: Timestamp) -> PendingGrantWrite {
-        PendingGrantWrite::SignedIn { rotated: None, bound_to: String::new(), revocable_at: String::new(), at }
+        PendingGrantWrite::SignedIn {
+            rotated: None,
+            bound_to: BindingHash::default(),
+            revocable_at: RevocationHash::default(),
+            at,
+        }
     }
 
     #[test]

@@ -295,7 +295,7 @@ async fn published(
     let version = meta.resource_version.clone().unwrap_or_default();
     let status = credential.status.as_ref();
     let untouched = status.and_then(|status| status.secret_resource_version.as_ref()) == Some(&version);
-    let layout = provider.map_or("", |provider| provider.layout.as_str());
+    let layout = provider.map(|provider| provider.layout.clone()).unwrap_or_default();
     let known = context.cache.with(checks::uid(credential), |entry| {
         entry
             .object
@@ -307,7 +307,7 @@ async fn published(
         Some(inspected) => inspected,
         None if untouched => Inspected {
             resource_version: version.clone(),
-            layout: layout.to_owned(),
+            layout: layout.clone(),
             token: TokenFacts::read(meta),
             intact: true,
             must_recreate: false,
@@ -324,8 +324,8 @@ async fn published(
         uid: meta.uid.clone().unwrap_or_default(),
         resource_version: version,
         token,
-        issued_for: annotation(names::ANNOTATION_ISSUED_FOR).unwrap_or_default(),
-        layout: annotation(names::ANNOTATION_LAYOUT).unwrap_or_default(),
+        issued_for: annotation(names::ANNOTATION_ISSUED_FOR).unwrap_or_default().into(),
+        layout: annotation(names::ANNOTATION_LAYOUT).unwrap_or_default().into(),
         applied: annotation(names::ANNOTATION_APPLIED),
         has_annotations: meta.annotations.is_some(),
         handled_reissue: annotation(names::ANNOTATION_HANDLED_REISSUE),
@@ -342,7 +342,7 @@ async fn inspect(
     context: &Context,
 ) -> Result<Inspected, Error> {
     let name = meta.name.clone().unwrap_or_default();
-    let layout = provider.map_or("", |provider| provider.layout.as_str()).to_owned();
+    let layout = provider.map(|provider| provider.layout.clone()).unwrap_or_default();
     let Some(secret) = context.kubernetes.secrets.read(checks::namespace(credential), &name).await? else {
         // The Secret was deleted since; the watch will show that.
         let version = meta.resource_version.clone().unwrap_or_default();

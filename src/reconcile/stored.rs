@@ -11,6 +11,7 @@ use crate::{
     },
     policy::{
         expiry::{self, DataExpiry},
+        hash::RevocationHash,
         observed::TokenFacts,
     },
 };
@@ -24,7 +25,7 @@ pub(super) struct Stored {
     /// The token and its times.
     pub(super) token: Token,
     /// The annotation `mailtoken.dev/revocable-at`; empty where it is missing.
-    pub(super) revocable_at: String,
+    pub(super) revocable_at: RevocationHash,
     /// The annotation `mailtoken.dev/object-id`, if there.
     pub(super) object_id: Option<String>,
     /// The annotation `mailtoken.dev/warning`, if there.
@@ -59,7 +60,7 @@ pub(super) fn stored_token(secret: &Secret, status: Option<&TokenStatus>) -> Opt
     };
     let stored = Stored {
         token,
-        revocable_at: annotation(secret, names::ANNOTATION_REVOCABLE_AT).unwrap_or_default().to_owned(),
+        revocable_at: annotation(secret, names::ANNOTATION_REVOCABLE_AT).unwrap_or_default().into(),
         object_id: facts.object_id,
         unsuitable: facts.unsuitable,
     };

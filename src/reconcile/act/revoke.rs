@@ -19,7 +19,13 @@ use crate::{
         revocation::{TokenKind, read_revocation, revocation_request},
     },
     policy::{
-        Blocker, checks, grant::bound_to, inputs, observed::target_name, ownership::Ownership, revocation::Revocation,
+        Blocker, checks,
+        grant::bound_to,
+        hash::{BindingHash, InputsHash, RevocationHash},
+        inputs,
+        observed::target_name,
+        ownership::Ownership,
+        revocation::Revocation,
     },
     providers,
     reconcile::{
@@ -45,9 +51,16 @@ struct Found {
     token: SecretString,
     kind: TokenKind,
     /// See [`inputs::revocable_at`].
-    revocable_at: String,
-    /// `bound_to` of a refresh token, `issued_for` of an access token.
-    obtained_for: String,
+    revocable_at: RevocationHash,
+    obtained_for: ObtainedFor,
+}
+
+/// What a token was obtained for.
+enum ObtainedFor {
+    /// A refresh token: see [`bound_to`].
+    Binding(BindingHash),
+    /// An access token: see [`inputs::issued_for`].
+    Inputs(InputsHash),
 }
 
 /// Revokes the refresh token that is kept, then the access token in the target. Nothing is read before the permit was granted.
@@ -84,11 +97,11 @@ async fn attempt(
     let bound_to = bound_to(credential, profile.source.identity(), client);
     let issued_for = inputs::issued_for(credential, object.spec(), &profile, &scopes);
     let is_of_here = |found: &Found| {
-        let obtained_for = match found.kind {
-            TokenKind::RefreshToken => &bound_to,
-            TokenKind::AccessToken => &issued_for,
+        let is_unchanged = match &found.obtained_for {
+            ObtainedFor::Binding(stored) => stored.is(&bound_to),
+            ObtainedFor::Inputs(stored) => stored.is(&issued_for),
         };
-        found.revocable_at == revocable_at && names::is_digest(&found.obtained_for, obtained_for)
+        found.revocable_at == revocable_at && is_unchanged
     };
     let all = found.len();
     let elsewhere = || {
@@ -143,6 +156,7 @@ async fn tokens(credential: &MailCredential, context: &Context) -> Result<Vec<Fo
         && let Some((token, note)) = custody::refresh_token(credential, context).await?
     {
         let (revocable_at, obtained_for) = note.map(|note| (note.revocable_at, note.bound_to)).unwrap_or_default();
+        let obtained_for = ObtainedFor::Binding(obtained_for);
         tokens.push(Found { token, kind: TokenKind::RefreshToken, revocable_at, obtained_for });
     }
     let target = context.kubernetes.secrets.read(checks::namespace(credential), &target_name(credential)).await?;
@@ -158,7 +172,7 @@ async fn tokens(credential: &MailCredential, context: &Context) -> Result<Vec<Fo
             token: stored.token.access_token,
             kind: TokenKind::AccessToken,
             revocable_at: stored.revocable_at,
-            obtained_for: issued_for(secret).unwrap_or_default(),
+            obtained_for: ObtainedFor::Inputs(issued_for(secret).unwrap_or_default().into()),
         });
     }
     Ok(tokens)

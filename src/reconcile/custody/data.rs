@@ -7,7 +7,7 @@ use kube::core::ObjectMeta;
 use secrecy::{ExposeSecret as _, SecretString};
 use zeroize::Zeroize as _;
 
-use crate::api::names;
+use crate::{api::names, policy::hash::RefreshTokenHash};
 
 /// Keys of the grant Secret.
 const REFRESH_TOKEN: &str = "refresh_token";
@@ -59,6 +59,6 @@ pub(super) fn wiped(mut secret: Secret) -> ObjectMeta {
 }
 
 /// The hash by which a refresh token is known in annotations and in memory.
-pub(super) fn hash(token: &SecretString) -> String {
-    names::digest([token.expose_secret()])
+pub(super) fn hash(token: &SecretString) -> RefreshTokenHash {
+    names::digest([token.expose_secret()]).into()
 }

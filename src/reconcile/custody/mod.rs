@@ -25,6 +25,7 @@ use crate::{
         commands::{self, Subject},
         exchange::{Found, Resolution, Response, resolve_conflict},
         grant::{self, Claim, Grant, GrantSecret, TokenNote},
+        hash::RefreshTokenHash,
         observed::Provider,
         secret_metadata::grant_is_in_sync,
     },
@@ -144,11 +145,11 @@ pub(super) async fn claim(
 ) -> Result<Claimed, CustodyError> {
     let since = context.clock.now();
     let timeout = SignedDuration::try_from(request_timeout).unwrap_or(SignedDuration::MAX);
-    let claim = |token: &str| Claim {
+    let claim = |token: &RefreshTokenHash| Claim {
         holder: context.requests.holder.clone(),
         since,
         until: since + timeout * 2 + CLAIM_MARGIN,
-        token: token.to_owned(),
+        token: token.clone(),
     };
     if let (Some(stored), Some(token), None) = (&grant.stored, grant.token(), &grant.seed) {
         let claim = claim(&token.hash);
@@ -299,8 +300,8 @@ async fn write_after_conflict(
     let found = read_grant(credential, context).await?;
     let found_hash = found.as_ref().and_then(|(_, data)| data.refresh_token.as_ref()).map(hash);
     let (spent, replacement) = (hash(&claimed.refresh_token), rotated.map(|rotated| hash(&rotated.refresh_token)));
-    let response = Response { claim: &claimed.claim, spent: &spent, rotated: replacement.as_deref() };
-    let holds = found.as_ref().map(|(stored, _)| Found { claim: stored.claim.as_ref(), token: found_hash.as_deref() });
+    let response = Response { claim: &claimed.claim, spent: &spent, rotated: replacement.as_ref() };
+    let holds = found.as_ref().map(|(stored, _)| Found { claim: stored.claim.as_ref(), token: found_hash.as_ref() });
     let resolution = resolve_conflict(holds, response);
     let (mut stored, data) = match (resolution, found) {
         (Resolution::Written, _) => {
@@ -371,7 +372,7 @@ mod tests {
         let secret = || SecretString::from("canary");
         let data = Data { refresh_token: Some(secret()), previous: Some(secret()), device_code: Some(secret()) };
         let at = Timestamp::UNIX_EPOCH;
-        let claim = Claim { holder: String::new(), since: at, until: at, token: String::new() };
+        let claim = Claim { holder: String::new(), since: at, until: at, token: RefreshTokenHash::default() };
         let claimed = Claimed { stored: GrantSecret::default(), data, refresh_token: secret(), claim, reseeded: false };
         let rotated = Some(Rotated { refresh_token: secret(), expires_at: None });
         let unsaved = PendingGrantWrite::Exchanged { claimed: Box::new(claimed), rotated, used_at: at };

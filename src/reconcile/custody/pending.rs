@@ -10,6 +10,7 @@ use crate::{
     policy::{
         Blocker,
         grant::{Claim, GrantSecret},
+        hash::{BindingHash, RevocationHash},
     },
     reconcile::custody::data::Data,
 };
@@ -74,9 +75,9 @@ pub enum PendingGrantWrite {
         /// The refresh token, if the response has one.
         rotated: Option<Rotated>,
         /// See [`crate::policy::grant::Grant::bound_to`].
-        bound_to: String,
+        bound_to: BindingHash,
         /// See [`crate::policy::grant::Grant::revocable_at`].
-        revocable_at: String,
+        revocable_at: RevocationHash,
         /// When.
         at: Timestamp,
     },
@@ -99,9 +100,9 @@ pub(in crate::reconcile) enum SignInEnd {
         /// The refresh token.
         rotated: Option<Rotated>,
         /// See [`crate::policy::grant::Grant::bound_to`].
-        bound_to: String,
+        bound_to: BindingHash,
         /// See [`crate::policy::grant::Grant::revocable_at`].
-        revocable_at: String,
+        revocable_at: RevocationHash,
         /// When.
         at: Timestamp,
     },

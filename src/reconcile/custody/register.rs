@@ -12,6 +12,7 @@ use crate::{
         Blocker, checks,
         commands::{self, Subject},
         grant::GrantSecret,
+        hash::RefreshTokenHash,
         secret_metadata::controller_of,
     },
     stores::Stores,
@@ -21,7 +22,7 @@ use crate::{
 const SPENT_MAX: usize = 10_000;
 
 /// Namespace, and hash of the refresh token.
-type Token = (String, String);
+type Token = (String, RefreshTokenHash);
 
 /// Who has which refresh token.
 #[derive(Default)]
@@ -87,7 +88,7 @@ impl Register {
     pub(super) fn objection(
         &self,
         credential: &MailCredential,
-        hash: &str,
+        hash: &RefreshTokenHash,
         strict: bool,
         stores: &Stores,
     ) -> Option<Blocker> {
@@ -108,7 +109,7 @@ impl Register {
     pub(super) fn take_over(
         &self,
         credential: &MailCredential,
-        hash: &str,
+        hash: &RefreshTokenHash,
         strict: bool,
         stores: &Stores,
     ) -> Option<Blocker> {
@@ -127,7 +128,7 @@ impl Register {
                 continue;
             }
             let stored = GrantSecret::read(&secret.metadata);
-            let same = |stored: &String| names::is_digest(stored, hash);
+            let same = |stored: &RefreshTokenHash| stored.is(hash);
             let has = stored.token.as_ref().is_some_and(|token| same(&token.hash));
             let had = stored.seed.as_ref().is_some_and(|seed| same(&seed.hash));
             if !has && !had {
@@ -150,12 +151,17 @@ impl Register {
     }
 
     /// Takes a refresh token for a credential, unless another one has it.
-    fn take(&self, credential: &MailCredential, hash: &str, lives: impl Fn(&str, &str) -> bool) -> Option<Standing> {
+    fn take(
+        &self,
+        credential: &MailCredential,
+        hash: &RefreshTokenHash,
+        lives: impl Fn(&str, &str) -> bool,
+    ) -> Option<Standing> {
         let (namespace, uid) = (checks::namespace(credential).to_owned(), checks::uid(credential).to_owned());
         let mut tokens = self.0.lock();
         let standing = tokens.standing(&namespace, &uid, hash, lives);
         if standing.is_none() {
-            let key = (namespace, hash.to_owned());
+            let key = (namespace, hash.clone());
             let holder = Holder { uid: uid.clone(), name: credential.name_any(), spent: false };
             tokens.held.insert(key.clone(), holder);
             tokens.of.entry(uid).or_default().insert(key);
@@ -169,10 +175,10 @@ impl Tokens {
         &mut self,
         namespace: &str,
         uid: &str,
-        hash: &str,
+        hash: &RefreshTokenHash,
         lives: impl Fn(&str, &str) -> bool,
     ) -> Option<Standing> {
-        let key = (namespace.to_owned(), hash.to_owned());
+        let key = (namespace.to_owned(), hash.clone());
         let holder = self.held.get(&key).cloned();
         match holder {
             Some(holder) if holder.uid == uid => return None,
@@ -281,7 +287,10 @@ mod tests {
     use k8s_openapi::jiff::Timestamp;
     use mailtoken_core::fixtures::credential;
 
-    use crate::policy::grant::{Seed, TokenNote};
+    use crate::policy::{
+        grant::{Seed, TokenNote},
+        hash::{BindingHash, RevocationHash},
+    };
 
     use super::*;
 
@@ -294,20 +303,20 @@ mod tests {
 
     fn stored(token: &str, seed: &str) -> GrantSecret {
         let token = TokenNote {
-            hash: token.to_owned(),
-            bound_to: String::new(),
-            revocable_at: String::new(),
+            hash: token.into(),
+            bound_to: BindingHash::default(),
+            revocable_at: RevocationHash::default(),
             obtained_at: Timestamp::UNIX_EPOCH,
             last_used_at: None,
             expires_at: None,
             rotations: 0,
         };
-        let seed = Seed { hash: seed.to_owned(), version: String::new() };
+        let seed = Seed { hash: seed.into(), version: String::new() };
         GrantSecret { token: Some(token), seed: Some(seed), ..GrantSecret::default() }
     }
 
     fn take(register: &Register, name: &str, hash: &str, alive: &[&str]) -> String {
-        match register.take(&named(name), hash, |name, _| alive.contains(&name)) {
+        match register.take(&named(name), &hash.into(), |name, _| alive.contains(&name)) {
             None => "taken".to_owned(),
             Some(Standing::Held(other)) => format!("held by {other}"),
             Some(Standing::Spent) => "spent".to_owned(),

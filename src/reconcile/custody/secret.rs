@@ -220,11 +220,11 @@ fn annotate<'a>(
 fn annotations(stored: &GrantSecret) -> Result<[(&'static str, Option<String>); 10], CustodyError> {
     let token = stored.token.as_ref();
     Ok([
-        (names::ANNOTATION_FINGERPRINT, token.map(|token| token.hash.clone())),
-        (names::ANNOTATION_ISSUED_FOR, token.map(|token| token.bound_to.clone())),
+        (names::ANNOTATION_FINGERPRINT, token.map(|token| token.hash.to_string())),
+        (names::ANNOTATION_ISSUED_FOR, token.map(|token| token.bound_to.to_string())),
         (
             names::ANNOTATION_REVOCABLE_AT,
-            token.map(|token| token.revocable_at.clone()).filter(|revocable_at| !revocable_at.is_empty()),
+            token.map(|token| token.revocable_at.to_string()).filter(|revocable_at| !revocable_at.is_empty()),
         ),
         (names::ANNOTATION_OBTAINED_AT, token.map(|token| rfc3339(token.obtained_at))),
         (names::ANNOTATION_LAST_USED_AT, token.and_then(|token| token.last_used_at).map(rfc3339)),

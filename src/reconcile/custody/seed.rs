@@ -4,7 +4,7 @@ use kube::ResourceExt as _;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::{
-    api::{MailCredential, Reason, names},
+    api::{MailCredential, Reason},
     error::Error,
     oauth::client_auth::{SecretFlaw, read_secret},
     policy::{
@@ -38,7 +38,7 @@ pub(super) async fn seed(
     }
     let read = read_seed(credential, token_url, context).await?;
     let same = match (&read, begun) {
-        (Ok((_, seed)), Some(begun)) => names::is_digest(&begun.hash, &seed.hash),
+        (Ok((_, seed)), Some(begun)) => begun.hash.is(&seed.hash),
         // A token that was taken over stays in use when the seed is deleted.
         (Err(blocker), Some(_)) => blocker.reason == Reason::SourceNotFound,
         (_, None) => false,

@@ -10,7 +10,7 @@ use crate::{
         MailCredential, Reason,
         names::{self, rfc3339},
     },
-    policy::{Blocker, commands::Subject, observed::Provider, secret_metadata},
+    policy::{Blocker, commands::Subject, hash::InputsHash, observed::Provider, secret_metadata},
     reconcile::{
         json_patch::{self, Map, create_map, set, unset},
         secrets::Operation,
@@ -98,7 +98,7 @@ pub(super) fn content(
     credential: &MailCredential,
     provider: &Provider,
     stored: &Stored,
-    issued_for: &str,
+    issued_for: &InputsHash,
     reissue: Option<&str>,
 ) -> Result<Content, TooLarge> {
     let template = &credential.spec.secret;
@@ -109,9 +109,9 @@ pub(super) fn content(
     note(names::ANNOTATION_EXPIRES_AT, Some(rfc3339(token.expires_at)));
     note(names::ANNOTATION_REFRESH_AT, token.refresh_at.map(rfc3339));
     note(names::ANNOTATION_FINGERPRINT, Some(token.fingerprint()));
-    note(names::ANNOTATION_ISSUED_FOR, Some(issued_for.to_owned()));
-    note(names::ANNOTATION_REVOCABLE_AT, Some(stored.revocable_at.clone()).filter(|at| !at.is_empty()));
-    note(names::ANNOTATION_LAYOUT, Some(provider.layout.clone()));
+    note(names::ANNOTATION_ISSUED_FOR, Some(issued_for.to_string()));
+    note(names::ANNOTATION_REVOCABLE_AT, Some(stored.revocable_at.to_string()).filter(|at| !at.is_empty()));
+    note(names::ANNOTATION_LAYOUT, Some(provider.layout.to_string()));
     note(names::ANNOTATION_SCOPES, Some(token.scopes.join(" ")).filter(|scopes| !scopes.is_empty()));
     note(names::ANNOTATION_HANDLED_REISSUE, reissue.map(str::to_owned));
     note(names::ANNOTATION_OBJECT_ID, stored.object_id.clone());

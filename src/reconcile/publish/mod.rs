@@ -15,6 +15,7 @@ use crate::{
     policy::{
         Blocker, Observed, checks,
         exchange::is_overtaken,
+        hash::InputsHash,
         notices::{self, EventNote},
         observed::{Published, Target, TokenFacts},
         ownership::Ownership,
@@ -105,7 +106,7 @@ pub(super) async fn remove_previous(observed: &Observed, context: &Context) -> R
 async fn write(
     observed: &mut Observed,
     stored: &Stored,
-    issued_for: &str,
+    issued_for: &InputsHash,
     reissue: Option<&str>,
     context: &Context,
 ) -> Result<(), PublishError> {
@@ -135,7 +136,7 @@ async fn write(
             unsuitable: stored.unsuitable.clone(),
             length: Some(secrecy::ExposeSecret::expose_secret(&token.access_token).len()),
         }),
-        issued_for: issued_for.to_owned(),
+        issued_for: issued_for.clone(),
         layout: provider.layout.clone(),
         applied: content.annotations.get(names::ANNOTATION_APPLIED).cloned(),
         has_annotations: true,

@@ -2,7 +2,7 @@
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::grant::Claim;
+use super::{grant::Claim, hash::RefreshTokenHash};
 use crate::{api::Reason, oauth::Refusal};
 
 /// Whether a refusal leaves open whether the provider has exchanged the refresh token: a response that is not in the words of
@@ -19,9 +19,9 @@ pub struct Response<'a> {
     /// The claim under which the exchange was made.
     pub claim: &'a Claim,
     /// Hash of the refresh token that was exchanged.
-    pub spent: &'a str,
+    pub spent: &'a RefreshTokenHash,
     /// Hash of the refresh token that replaces it; `None` where the provider keeps the old one valid.
-    pub rotated: Option<&'a str>,
+    pub rotated: Option<&'a RefreshTokenHash>,
 }
 
 /// What the grant Secret holds after another writer has changed it.
@@ -30,7 +30,7 @@ pub struct Found<'a> {
     /// The claim in it.
     pub claim: Option<&'a Claim>,
     /// Hash of its refresh token.
-    pub token: Option<&'a str>,
+    pub token: Option<&'a RefreshTokenHash>,
 }
 
 /// How a response is written although the grant Secret was changed after the claim.
@@ -77,15 +77,17 @@ mod tests {
     use crate::{fixtures::at, oauth::refusal::read_refusal};
 
     fn claim(holder: &str) -> Claim {
-        Claim { holder: holder.to_owned(), since: at(0), until: at(25), token: "spent".to_owned() }
+        Claim { holder: holder.to_owned(), since: at(0), until: at(25), token: "spent".into() }
     }
 
     #[test]
     fn a_response_takes_the_place_of_the_token_that_it_replaces_and_of_no_other() {
         let (own, other) = (claim("a"), claim("b"));
         let resolve = |found: Option<(Option<&Claim>, Option<&str>)>, rotated: Option<&str>| {
-            let found = found.map(|(claim, token)| Found { claim, token });
-            resolve_conflict(found, Response { claim: &own, spent: "spent", rotated })
+            let hash = |text: Option<&str>| text.map(RefreshTokenHash::from);
+            let (token, rotated) = (hash(found.and_then(|(_, token)| token)), hash(rotated));
+            let found = found.map(|(claim, _)| Found { claim, token: token.as_ref() });
+            resolve_conflict(found, Response { claim: &own, spent: &"spent".into(), rotated: rotated.as_ref() })
         };
         let newest = Resolution::Write { removes_claim: true };
         let over_the_spent = Resolution::Write { removes_claim: false };

@@ -5,7 +5,10 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{ResourceExt as _, core::ObjectMeta};
 use serde::{Deserialize, Serialize};
 
-use super::blocker::Blocker;
+use super::{
+    blocker::Blocker,
+    hash::{BindingHash, InputsHash, RefreshTokenHash, RequestHash, RevocationHash, SignInHash},
+};
 use crate::api::{
     MailCredential,
     grant::GrantType,
@@ -33,14 +36,14 @@ pub struct Grant {
     pub seed: Option<Result<Seed, Blocker>>,
     /// What a refresh token is bound to: it is sent to no other provider and for no other client.
     /// `None` where the provider is unknown: nothing is sent then.
-    pub bound_to: Option<String>,
+    pub bound_to: Option<BindingHash>,
     /// Where a refresh token that is obtained now may be revoked, see [`super::inputs::revocable_at`].
-    pub revocable_at: String,
+    pub revocable_at: RevocationHash,
     /// What a sign-in is asked for by: a changed spec or a new value of `mailtoken.dev/reissue` asks anew after one
     /// that ended.
-    pub asked_by: String,
+    pub asked_by: RequestHash,
     /// What a code is good for, see [`asked_for`]; `None` where the provider is unknown.
-    pub asked_for: Option<String>,
+    pub asked_for: Option<SignInHash>,
     /// This broker's name in claims.
     pub holder: String,
     /// A refresh token came and is not stored yet.
@@ -57,7 +60,7 @@ pub struct Grant {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Seed {
     /// Hash of the refresh token.
-    pub hash: String,
+    pub hash: RefreshTokenHash,
     /// resourceVersion of the Secret that it was read from.
     pub version: String,
 }
@@ -89,11 +92,11 @@ pub struct GrantSecret {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenNote {
     /// Its hash.
-    pub hash: String,
+    pub hash: RefreshTokenHash,
     /// What it is bound to, see [`Grant::bound_to`].
-    pub bound_to: String,
+    pub bound_to: BindingHash,
     /// Where it may be revoked, see [`super::inputs::revocable_at`]. Empty where that was not recorded.
-    pub revocable_at: String,
+    pub revocable_at: RevocationHash,
     /// When a person signed in, or the seed was taken over.
     pub obtained_at: Timestamp,
     /// When it was last exchanged.
@@ -117,7 +120,7 @@ pub struct Claim {
     #[serde(deserialize_with = "names::deserialize_time")]
     pub until: Timestamp,
     /// Hash of the refresh token.
-    pub token: String,
+    pub token: RefreshTokenHash,
 }
 
 /// A sign-in (RFC 8628), without its device code.
@@ -143,9 +146,9 @@ pub struct SignIn {
     #[serde(deserialize_with = "names::deserialize_time")]
     pub began_at: Timestamp,
     /// See [`Grant::asked_by`].
-    pub asked_by: String,
+    pub asked_by: RequestHash,
     /// See [`Grant::asked_for`].
-    pub asked_for: String,
+    pub asked_for: SignInHash,
     /// How it ended, in words, if it did without a grant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<String>,
@@ -164,9 +167,9 @@ impl GrantSecret {
             has_annotations: meta.annotations.is_some(),
             has_labels: meta.labels.is_some(),
             token: token.map(|(hash, obtained_at)| TokenNote {
-                hash: hash.to_owned(),
-                bound_to: text(names::ANNOTATION_ISSUED_FOR).unwrap_or_default().to_owned(),
-                revocable_at: text(names::ANNOTATION_REVOCABLE_AT).unwrap_or_default().to_owned(),
+                hash: hash.into(),
+                bound_to: text(names::ANNOTATION_ISSUED_FOR).unwrap_or_default().into(),
+                revocable_at: text(names::ANNOTATION_REVOCABLE_AT).unwrap_or_default().into(),
                 obtained_at,
                 last_used_at: time(names::ANNOTATION_LAST_USED_AT),
                 expires_at: time(names::ANNOTATION_EXPIRES_AT),
@@ -195,8 +198,8 @@ impl TokenNote {
 }
 
 impl Grant {
-    fn is_bound(&self, to: &str) -> bool {
-        self.bound_to.as_deref().is_none_or(|wanted| names::is_digest(to, wanted))
+    fn is_bound(&self, to: &BindingHash) -> bool {
+        self.bound_to.as_ref().is_none_or(|wanted| to.is(wanted))
     }
 
     /// The refresh token, if it is for this provider and client.
@@ -253,23 +256,23 @@ impl Grant {
 }
 
 /// What a refresh token of this credential is bound to. One that a person gave by a code is for one mailbox.
-pub fn bound_to(credential: &MailCredential, issuer: &str, client_id: &str) -> String {
+pub fn bound_to(credential: &MailCredential, issuer: &str, client_id: &str) -> BindingHash {
     let by_code = credential.spec.grant.kind() == GrantType::DeviceCode;
     let mailbox = if by_code { credential.spec.mailbox.user().to_ascii_lowercase() } else { String::new() };
-    names::digest([issuer, client_id, &mailbox])
+    names::digest([issuer, client_id, &mailbox]).into()
 }
 
 /// What a sign-in is asked for by.
-pub fn asked_by(credential: &MailCredential) -> String {
+pub fn asked_by(credential: &MailCredential) -> RequestHash {
     let generation = credential.metadata.generation.unwrap_or_default().to_string();
     let reissue = credential.annotations().get(names::ANNOTATION_REISSUE);
-    names::digest([generation.as_str(), reissue.map_or("", String::as_str)])
+    names::digest([generation.as_str(), reissue.map_or("", String::as_str)]).into()
 }
 
 /// What the code of a sign-in is good for: the inputs of a token, until somebody asks for another code.
-pub fn asked_for(credential: &MailCredential, issued_for: &str) -> String {
+pub fn asked_for(credential: &MailCredential, issued_for: &InputsHash) -> SignInHash {
     let reissue = credential.annotations().get(names::ANNOTATION_REISSUE);
-    names::digest([issued_for, reissue.map_or("", String::as_str)])
+    names::digest([issued_for.as_str(), reissue.map_or("", String::as_str)]).into()
 }
 
 /// The soonest poll after one that was answered at `now`, which is told in whole seconds only.

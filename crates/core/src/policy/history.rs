@@ -2,7 +2,7 @@
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
-use super::{schedule, token::UnwrittenToken};
+use super::{hash::AttemptHash, schedule, token::UnwrittenToken};
 use crate::{
     api::{
         ConditionType, Reason, condition,
@@ -24,7 +24,7 @@ pub struct History {
     /// What the last failure was.
     pub last_error: Option<LastError>,
     /// What the last failed attempt was made with.
-    pub failed_with: Option<String>,
+    pub failed_with: Option<AttemptHash>,
     /// The generation that the status describes: where the CRD of an older version drops `failedWith`, it alone shows
     /// whether anything has changed.
     pub observed_generation: Option<i64>,
@@ -46,7 +46,7 @@ impl History {
             last_failure: status.last_failure_time.as_ref().map(|time| time.0),
             next_attempt: status.next_attempt_time.as_ref().map(|time| time.0),
             last_error: status.last_error.clone(),
-            failed_with: status.failed_with.clone(),
+            failed_with: status.failed_with.as_deref().map(AttemptHash::from),
             observed_generation: status.observed_generation,
             last: match renewed.and_then(|renewed| Some((Reason::parse(&renewed.reason)?, renewed.message.clone()))) {
                 // A suspension, or what keeps attempts from being made, is no attempt: what stands is the success that the
@@ -69,11 +69,11 @@ impl History {
     }
 
     /// Records a failure at `now` of an attempt made with `attempt`.
-    pub fn fail(&mut self, refusal: &Refusal, message: String, attempt: &str, now: Timestamp) {
+    pub fn fail(&mut self, refusal: &Refusal, message: String, attempt: &AttemptHash, now: Timestamp) {
         // A change of what the attempt is made with begins anew, as does another kind of failure: nobody who put the
         // right secret in place after four wrong ones waits for hours.
         let same_kind = self.failure().is_some_and(|(reason, _)| reason.retry() == refusal.reason.retry());
-        let unchanged = self.failed_with.as_deref().is_none_or(|with| with == attempt);
+        let unchanged = self.failed_with.as_ref().is_none_or(|with| with == attempt);
         self.failed_attempts = if same_kind && unchanged { self.failed_attempts.saturating_add(1) } else { 1 };
         self.last_failure = Some(now);
         self.next_attempt = Some(schedule::after_refusal(refusal, self.failed_attempts, now));
@@ -84,7 +84,7 @@ impl History {
             correlation_id: refusal.correlation_id.clone(),
             time: Some(Time(now)),
         });
-        self.failed_with = Some(attempt.to_owned());
+        self.failed_with = Some(attempt.clone());
         self.last = Some((refusal.reason, message));
     }
 
@@ -100,8 +100,8 @@ impl History {
 
     /// Records that a step of a sign-in worked, for a token by `attempt`: of what failed before only a refusal of the
     /// refresh token still counts.
-    pub fn step(&mut self, client: ClientStatus, attempt: &str) {
-        if self.failed_attempts > 0 && self.failed_with.as_deref() != Some(attempt) {
+    pub fn step(&mut self, client: ClientStatus, attempt: &AttemptHash) {
+        if self.failed_attempts > 0 && self.failed_with.as_ref() != Some(attempt) {
             *self = Self { handled_reissue: self.handled_reissue.take(), ..Self::default() };
         }
         self.client = Some(client);
@@ -127,8 +127,8 @@ impl History {
 
     /// Whether an attempt made with `attempt` for this generation of the spec has to wait, and until when. Since the clock
     /// was set back it has waited enough.
-    pub fn backoff(&self, attempt: &str, generation: Option<i64>, now: Timestamp) -> Option<Timestamp> {
-        let unchanged = match self.failed_with.as_deref() {
+    pub fn backoff(&self, attempt: &AttemptHash, generation: Option<i64>, now: Timestamp) -> Option<Timestamp> {
+        let unchanged = match self.failed_with.as_ref() {
             Some(with) => with == attempt,
             None => self.observed_generation == generation,
         };

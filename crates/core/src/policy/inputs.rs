@@ -1,5 +1,6 @@
 //! Hashes by which a change is seen without reading what it changed.
 
+use super::hash::{AttemptHash, InputsHash, LayoutHash, RevocationHash};
 use crate::{
     api::{
         MailCredential,
@@ -26,7 +27,7 @@ pub fn issued_for(
     provider: &ProviderSpec,
     profile: &Profile,
     scopes: &[String],
-) -> String {
+) -> InputsHash {
     let exchange = credential.spec.grant.token_exchange.as_ref();
     let exchanged = exchange
         .map(|exchange| [exchange.subject_token_type.as_str(), exchange.audience.as_deref().unwrap_or_default()]);
@@ -34,25 +35,20 @@ pub fn issued_for(
     let parameters = provider.client.parameters.iter().flat_map(|(name, value)| ["a parameter", name, value]);
     let account = provider.google.as_ref().and_then(|google| google.service_account.as_deref());
     let account = account.into_iter().flat_map(|account| ["a service account", account]);
-    names::digest(
-        [
-            profile.source.identity(),
-            &provider.client.id,
-            credential.spec.grant.kind().as_str(),
-            credential.spec.mailbox.user(),
-        ]
-        .into_iter()
-        .chain(exchanged.into_iter().flatten())
-        .chain(parameters)
-        .chain(account)
-        .chain(scopes.iter().map(String::as_str)),
-    )
+    let parts = [
+        profile.source.identity(),
+        &provider.client.id,
+        credential.spec.grant.kind().as_str(),
+        credential.spec.mailbox.user(),
+    ];
+    let parts = parts.into_iter().chain(exchanged.into_iter().flatten()).chain(parameters).chain(account);
+    names::digest(parts.chain(scopes.iter().map(String::as_str))).into()
 }
 
 /// The digest of what a revocation request depends on: the provider, its token and revocation endpoints, and the client.
 /// A token is revoked only while this is as it was when the token was obtained. The issuer of a discovery document
 /// vouches for the endpoints in it.
-pub fn revocable_at(credential: &MailCredential, profile: &Profile, client_id: &str) -> String {
+pub fn revocable_at(credential: &MailCredential, profile: &Profile, client_id: &str) -> RevocationHash {
     let reference = &credential.spec.provider_ref;
     let kind = match reference.kind {
         ProviderKind::MailProvider => "MailProvider",
@@ -62,11 +58,11 @@ pub fn revocable_at(credential: &MailCredential, profile: &Profile, client_id: &
         TokenSource::Known(endpoints) => endpoints.revocation_url.as_deref().unwrap_or_default(),
         TokenSource::Discovery { .. } => "",
     };
-    names::digest([kind, &reference.name, profile.source.identity(), endpoint, client_id])
+    names::digest([kind, &reference.name, profile.source.identity(), endpoint, client_id]).into()
 }
 
 /// Hash of everything else that shapes the Secret.
-pub fn layout(credential: &MailCredential, profile: &Profile) -> String {
+pub fn layout(credential: &MailCredential, profile: &Profile) -> LayoutHash {
     let spec = &credential.spec;
     let mut parts: Vec<String> = vec![spec.mailbox.address.clone(), spec.mailbox.user().to_owned()];
     for protocol in &spec.protocols {
@@ -88,7 +84,7 @@ pub fn layout(credential: &MailCredential, profile: &Profile) -> String {
         }
         .to_owned(),
     );
-    names::short_digest(parts.iter().map(String::as_str))
+    names::short_digest(parts.iter().map(String::as_str)).into()
 }
 
 const fn format_name(format: Format) -> &'static str {
@@ -102,9 +98,9 @@ const fn format_name(format: Format) -> &'static str {
 
 /// Hash of everything that an attempt is made with: a change of any of it ends the wait after a failure. `provider` is
 /// the fingerprint of the provider with its sources, `sources` the versions of the credential's own.
-pub fn attempt(credential: &MailCredential, provider: &str, sources: &[String]) -> String {
+pub fn attempt(credential: &MailCredential, provider: &str, sources: &[String]) -> AttemptHash {
     let generation = credential.metadata.generation.unwrap_or_default().to_string();
     let reissue = credential.metadata.annotations.as_ref().and_then(|map| map.get(names::ANNOTATION_REISSUE));
     let own = [generation.as_str(), reissue.map_or("", String::as_str), provider];
-    names::short_digest(own.into_iter().chain(sources.iter().map(String::as_str)))
+    names::short_digest(own.into_iter().chain(sources.iter().map(String::as_str))).into()
 }

@@ -10,6 +10,7 @@ pub mod device_poll;
 pub mod exchange;
 pub mod expiry;
 pub mod grant;
+pub mod hash;
 pub mod history;
 pub mod inputs;
 pub mod kstatus;

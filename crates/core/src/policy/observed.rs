@@ -18,6 +18,7 @@ pub use super::{
 
 use super::{
     grant::Grant,
+    hash::{AttemptHash, BindingHash, InputsHash, LayoutHash, RevocationHash},
     schedule::{self, RenewalPlan},
 };
 
@@ -45,7 +46,7 @@ pub struct Observed {
     /// A token request waits for its permit.
     pub queued: bool,
     /// Hash of everything that an attempt would be made with.
-    pub attempt: String,
+    pub attempt: AttemptHash,
 }
 
 /// The provider of a credential, as far as it is known without asking anyone.
@@ -56,15 +57,15 @@ pub struct Provider {
     /// Why it cannot be used for this credential: the spec, the allowance, its sources, its discovery.
     pub blocker: Option<Blocker>,
     /// Hash of the inputs of a token: issuer, client, scopes, grant, subject.
-    pub issued_for: String,
+    pub issued_for: InputsHash,
     /// The scopes that are asked for.
     pub scopes: Vec<String>,
     /// Hash of what else shapes the Secret.
-    pub layout: String,
+    pub layout: LayoutHash,
     /// What a refresh token is bound to, see [`Grant::bound_to`].
-    pub bound_to: String,
+    pub bound_to: BindingHash,
     /// Where tokens may be revoked, see [`super::inputs::revocable_at`].
-    pub revocable_at: String,
+    pub revocable_at: RevocationHash,
     /// Bytes of the Secret's data with the token that is known, or with one of the usual length.
     pub secret_size: usize,
 }
@@ -102,9 +103,9 @@ pub struct Published {
     /// The token in it; `None` where what stands there cannot be one of ours.
     pub token: Option<TokenFacts>,
     /// `mailtoken.dev/issued-for`.
-    pub issued_for: String,
+    pub issued_for: InputsHash,
     /// `mailtoken.dev/layout`.
-    pub layout: String,
+    pub layout: LayoutHash,
     /// `mailtoken.dev/applied`: which labels and annotations came from the spec.
     pub applied: Option<String>,
     /// It has a map of annotations at all; a JSON Patch needs to know.
@@ -157,8 +158,8 @@ impl Observed {
     }
 
     /// What a step of a sign-in is made with: its failures are counted apart from those of token requests.
-    pub fn sign_in_attempt(&self) -> String {
-        names::short_digest([self.attempt.as_str(), "sign-in"])
+    pub fn sign_in_attempt(&self) -> AttemptHash {
+        names::short_digest([self.attempt.as_str(), "sign-in"]).into()
     }
 
     /// Whether the refresh token was refused, with all as it is now, so that only a person's sign-in helps; also while
@@ -206,7 +207,7 @@ impl Observed {
     /// last time stands, if the spec is still that one: that it was `Ready`.
     pub fn is_for_this_spec(&self, published: &Published) -> bool {
         match &self.provider {
-            Ok(provider) => names::is_digest(&published.issued_for, &provider.issued_for),
+            Ok(provider) => published.issued_for.is(&provider.issued_for),
             Err(_) => self.credential.status.as_ref().is_some_and(|status| {
                 status.observed_generation == self.credential.metadata.generation
                     && condition::is_true(&status.conditions, ConditionType::Ready)

@@ -6,6 +6,7 @@ use super::{
     Observed,
     advice::{self, Place},
     grant::Grant,
+    hash::{AttemptHash, RefreshTokenHash},
     observed::UnwrittenToken,
     status::words,
 };
@@ -29,7 +30,7 @@ pub enum Outcome {
         /// Why.
         refused: Box<Refused>,
         /// [`Observed::attempt`] when the request was sent; it may have changed since.
-        attempt: String,
+        attempt: AttemptHash,
     },
 }
 
@@ -43,7 +44,7 @@ pub struct Refused {
     /// The client authentication that was tried last.
     pub client: Option<ClientStatus>,
     /// Hash of the refresh token that was sent.
-    pub spent: Option<String>,
+    pub spent: Option<RefreshTokenHash>,
 }
 
 /// Whether an outcome changed what is known about a credential.
@@ -115,7 +116,7 @@ mod tests {
                 again: advice::AGAIN,
             },
             client: None,
-            spent: Some(spent.to_owned()),
+            spent: Some(spent.into()),
         };
         let outcome = Outcome::Refused { refused: Box::new(refused), attempt: case.observed.attempt.clone() };
         let recorded = case.observed.record(outcome, at(10));

@@ -41,7 +41,7 @@ pub fn status(observed: &Observed, decision: &Decision, now: Timestamp) -> MailC
         last_failure_time: history.last_failure.map(Time),
         next_attempt_time: history.next_attempt.map(Time),
         last_error: history.last_error.clone(),
-        failed_with: history.failed_with.clone(),
+        failed_with: history.failed_with.clone().map(String::from),
         last_handled_reissue: observed.handled_reissue().map(str::to_owned),
     }
 }

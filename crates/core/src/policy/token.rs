@@ -3,6 +3,7 @@
 use k8s_openapi::jiff::Timestamp;
 use kube::core::ObjectMeta;
 
+use super::hash::{InputsHash, RevocationHash};
 use crate::{
     api::{names, status::ClientStatus},
     oauth::{TokenAnswer, token},
@@ -59,9 +60,9 @@ pub struct UnwrittenToken {
     /// The answer of the provider.
     pub answer: TokenAnswer,
     /// What it was issued for.
-    pub issued_for: String,
+    pub issued_for: InputsHash,
     /// See [`super::inputs::revocable_at`].
-    pub revocable_at: String,
+    pub revocable_at: RevocationHash,
     /// The id that the token gives for its subject.
     pub object_id: Option<String>,
     /// What the token says of itself that will not do.

@@ -85,15 +85,15 @@ mod tests {
     use crate::{
         api::Reason,
         fixtures::{Case, at},
-        policy::IssueReason,
+        policy::{IssueReason, hash::AttemptHash},
     };
 
     const RENEWAL: Decision = Decision::Issue(IssueReason::RenewalDue);
     const FIRST: Decision = Decision::Issue(NoToken);
 
-    fn failed(case: &mut Case, reason: Reason, attempt: &str) {
+    fn failed(case: &mut Case, reason: Reason, attempt: &AttemptHash) {
         let history = &mut case.observed.history;
-        (history.failed_attempts, history.failed_with) = (1, Some(attempt.to_owned()));
+        (history.failed_attempts, history.failed_with) = (1, Some(attempt.clone()));
         history.last = Some((reason, "it was refused".to_owned()));
     }
 
@@ -120,7 +120,7 @@ mod tests {
         let after = |reason, now: i64, inputs: Option<&str>| {
             let mut case = Case::ready();
             case.now = at(now);
-            let attempt = inputs.map_or_else(|| case.observed.attempt.clone(), str::to_owned);
+            let attempt = inputs.map_or_else(|| case.observed.attempt.clone(), AttemptHash::from);
             failed(&mut case, reason, &attempt);
             urgency(&case.observed, &RENEWAL, case.now).0
         };

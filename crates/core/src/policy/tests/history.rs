@@ -25,7 +25,7 @@ fn well() -> History {
 /// The same, and an attempt failed since.
 fn failed(reason: Reason, attempt: &str) -> History {
     let mut history = well();
-    history.fail(&Refusal::new(reason, "what"), "what. What to do.".into(), attempt, at(0));
+    history.fail(&Refusal::new(reason, "what"), "what. What to do.".into(), &attempt.into(), at(0));
     history
 }
 
@@ -49,14 +49,14 @@ fn a_success_wipes_the_failures_and_keeps_the_answered_reissue_and_the_client_th
 #[test]
 fn a_step_of_a_sign_in_ends_the_failures_of_those_before_it() {
     let mut history = failed(Reason::ProviderUnavailable, "a step");
-    history.step(client(0), "attempt");
+    history.step(client(0), &"attempt".into());
     assert_eq!(
         history,
         History { client: Some(client(0)), handled_reissue: Some("1".into()), ..History::default() },
         "a reissue that was answered is not asked for again"
     );
     let mut history = well();
-    history.step(client(0), "attempt");
+    history.step(client(0), &"attempt".into());
     assert_eq!(history, History { client: Some(client(0)), ..well() }, "there was no failure");
 }
 
@@ -66,7 +66,7 @@ fn a_step_of_a_sign_in_does_not_bring_a_refused_refresh_token_back() {
     case.by_device_code();
     case.failed(Reason::InvalidGrant);
     let refused = case.observed.history.clone();
-    case.observed.history.step(client(0), "attempt");
+    case.observed.history.step(client(0), &"attempt".into());
     assert_eq!(case.observed.history, History { client: Some(client(0)), ..refused });
     assert_eq!(decide(&case.observed, at(900)), Decision::SignIn);
 }
@@ -89,7 +89,7 @@ fn a_change_of_what_a_sign_in_is_for_ends_the_wait_for_its_next_step() {
             case.by_device_code();
             case.stored().token = None;
             let attempt = case.observed.sign_in_attempt();
-            case.observed.history = failed(Reason::InvalidClient, &attempt);
+            case.observed.history = failed(Reason::InvalidClient, attempt.as_str());
             change(case);
         })
     };

@@ -1,6 +1,6 @@
 //! What changes a hash, and what does not.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt::Debug};
 
 use serde_json::{Value, json};
 
@@ -42,7 +42,11 @@ fn changed(change: Change) -> (MailCredential, ProviderSpec) {
 }
 
 /// Each of `matter` makes a hash of its own, and each of `others` leaves it as it is.
-fn hold(hash: impl Fn(&MailCredential, &ProviderSpec) -> String, matter: &[Change], others: &[Change]) {
+fn hold<H: Clone + Ord + Debug>(
+    hash: impl Fn(&MailCredential, &ProviderSpec) -> H,
+    matter: &[Change],
+    others: &[Change],
+) {
     let of = |change: Change| {
         let (credential, provider) = changed(change);
         hash(&credential, &provider)
@@ -204,7 +208,9 @@ fn a_sign_in_is_asked_for_anew_by_another_spec_or_reissue() {
 
 #[test]
 fn a_code_is_good_for_the_inputs_of_a_token_until_a_reissue() {
-    let hash = |credential: &MailCredential, provider: &ProviderSpec| asked_for(credential, &provider.client.id);
+    let hash = |credential: &MailCredential, provider: &ProviderSpec| {
+        asked_for(credential, &provider.client.id.as_str().into())
+    };
     let matter: [Change; 3] = [
         |_, provider| provider.client.id = "another".into(),
         |credential, _| reissue(credential, "1"),

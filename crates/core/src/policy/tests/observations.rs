@@ -181,7 +181,7 @@ prop_compose! {
             let mut refusal = Refusal::new(reason, "what");
             refusal.retry_after = retry_after.map(SignedDuration::from_secs);
             for _ in 0..times {
-                case.observed.history.fail(&refusal, "what. What to do.".into(), "attempt", at(second));
+                case.observed.history.fail(&refusal, "what. What to do.".into(), &"attempt".into(), at(second));
             }
             if signing_in { case.observed.history.failed_with = Some(case.observed.sign_in_attempt()); }
             if changed { case.observed.attempt = "changed".into(); }

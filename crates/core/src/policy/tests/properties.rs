@@ -43,7 +43,7 @@ proptest! {
         refusal.retry_after = Some(asked);
         let mut case = Case::new();
         for _ in 0..times {
-            case.observed.history.fail(&refusal, "what. What to do.".into(), "attempt", failed);
+            case.observed.history.fail(&refusal, "what. What to do.".into(), &"attempt".into(), failed);
         }
         let least = failed + asked.min(SignedDuration::from_hours(1));
         prop_assert!(case.observed.history.next_attempt.unwrap() >= least);
@@ -63,7 +63,7 @@ proptest! {
         for reason in reasons {
             let mut refusal = Refusal::new(reason, "what");
             refusal.retry_after = asked.map(SignedDuration::from_secs);
-            history.fail(&refusal, "what. What to do.".into(), "attempt", now);
+            history.fail(&refusal, "what. What to do.".into(), &"attempt".into(), now);
             let next = history.next_attempt.unwrap();
             let wait = next.duration_since(now);
             prop_assert!(wait >= before, "{:?} after {:?}", wait, before);
