@@ -148,8 +148,8 @@ impl Attempt {
         let Ok(uri) = url.parse() else {
             return Some(Err(Refusal::new(Reason::RequestRefused, "the endpoint is no URL")));
         };
-        let turn = match self.resolved.client.turn(&uri) {
-            Ok(turn) => turn,
+        let target = match self.resolved.client.approve(&uri) {
+            Ok(target) => target,
             Err(error) => return Some(Err(self.unanswered(&error))),
         };
         let wire = match make.await {
@@ -160,7 +160,7 @@ impl Attempt {
             tracing::info!("another broker leads now: the request was not sent");
             return None;
         }
-        Some(turn.send(wire).await.map_err(|error| self.unanswered(&error)))
+        Some(target.send(wire).await.map_err(|error| self.unanswered(&error)))
     }
 
     /// Reads the response to a request with `auth`.

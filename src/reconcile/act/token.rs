@@ -107,8 +107,8 @@ async fn spend(
             return None;
         }
         // Judge the address before the claim is written.
-        let turn = match attempt.resolved.client.turn(&uri) {
-            Ok(turn) => turn,
+        let target = match attempt.resolved.client.approve(&uri) {
+            Ok(target) => target,
             Err(error) => return Some(Err(attempt.unanswered(&error))),
         };
         let current = match claim(attempt, claimed).await {
@@ -124,7 +124,7 @@ async fn spend(
         };
         let timer = attempt.context.metrics.token_request(attempt.profile.preset);
         timer.sent();
-        let (answer, unclear) = match turn.send(wire).await {
+        let (answer, unclear) = match target.send(wire).await {
             Ok(exchange) => {
                 let rotated = Rotated::read(&exchange.response, exchange.sent_at);
                 let rotated = rotated.filter(|_| exchange.response.status().is_success());

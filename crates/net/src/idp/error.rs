@@ -74,7 +74,7 @@ pub enum TransportError {
     /// The answer's body is not compressed in the way that its header says. The request was handled.
     #[error("the response's body is not encoded as its Content-Encoding says")]
     BadEncoding,
-    /// When its turn came the request was no longer allowed. Nothing was sent.
+    /// The request was no longer allowed when it could be sent. Nothing was sent.
     #[error("the request was withheld: this replica is not the leader any more")]
     Withheld,
     /// The URL's scheme is not https. Nothing was sent.

@@ -157,10 +157,9 @@ impl IdpClients {
 }
 
 impl Shared {
-    /// How long a request may take: of those that go out together each has a little less, a tenth at most. Where none is
-    /// answered they do not end together then, and what they came to is not written to Kubernetes in one moment, in which
-    /// the writes of all others would wait.
-    fn patience(&self) -> Duration {
+    /// The timeout of the next request: the configured timeout, or up to a tenth less. So requests that leave together and
+    /// get no response do not end together, and their results are not written to Kubernetes all at once.
+    fn staggered_timeout(&self) -> Duration {
         let place = self.sent.fetch_add(1, Ordering::Relaxed) % SPREAD;
         let limit = self.settings.request_timeout;
         limit - limit.mul_f64(place as f64 / (10 * SPREAD) as f64)
@@ -193,14 +192,14 @@ pub struct IdpClient {
     shared: Arc<Shared>,
 }
 
-/// A request that may go to one host: the address is judged.
-pub struct Turn<'a> {
+/// A destination that requests may go to: its scheme is https, and an address in its URL is permitted.
+pub struct ApprovedTarget<'a> {
     client: &'a IdpClient,
     target: Target,
 }
 
-impl Turn<'_> {
-    /// Sends `request`, which is for the URI that the turn is for.
+impl ApprovedTarget<'_> {
+    /// Sends `request`, which is for the URI that was approved.
     pub async fn send(self, mut request: http::Request<Vec<u8>>) -> Result<Exchange, TransportError> {
         if let Entry::Occupied(mut values) = request.headers_mut().entry(AUTHORIZATION) {
             values.iter_mut().for_each(|value| value.set_sensitive(true));
@@ -209,7 +208,8 @@ impl Turn<'_> {
         let sent_at = shared.clock.now();
         let limit = shared.settings.request_timeout;
         fail_point::pass("before-request").await;
-        let answered = tokio::time::timeout(shared.patience(), self.client.exchange(request, &self.target)).await;
+        let answered =
+            tokio::time::timeout(shared.staggered_timeout(), self.client.exchange(request, &self.target)).await;
         fail_point::pass("answer-received").await;
         match answered {
             Ok(answered) => answered.map(|response| Exchange { sent_at, response }),
@@ -255,17 +255,17 @@ impl IdpClient {
         request: http::Request<Vec<u8>>,
         still_allowed: impl FnOnce() -> bool + Send,
     ) -> Result<Exchange, TransportError> {
-        let turn = self.turn(request.uri())?;
-        if still_allowed() { turn.send(request).await } else { Err(TransportError::Withheld) }
+        let target = self.approve(request.uri())?;
+        if still_allowed() { target.send(request).await } else { Err(TransportError::Withheld) }
     }
 
-    /// Judges where a request to `uri` goes, before what must be done right before it.
-    pub fn turn(&self, uri: &http::Uri) -> Result<Turn<'_>, TransportError> {
+    /// Checks the destination of a request before the caller does what must precede the request, such as a claim.
+    pub fn approve(&self, uri: &http::Uri) -> Result<ApprovedTarget<'_>, TransportError> {
         let target = Target::of(uri)?;
         if let Some(literal) = target.literal {
             self.pool.policy.judge(literal).map_err(|denied| target.denied(denied))?;
         }
-        Ok(Turn { client: self, target })
+        Ok(ApprovedTarget { client: self, target })
     }
 
     async fn exchange(
@@ -340,7 +340,7 @@ mod tests {
         let request_timeout = Duration::from_secs(10);
         let settings = Settings { request_timeout, egress: EgressPolicy::default(), proxy: None, no_proxy: vec![] };
         let clients = IdpClients::new(settings, Clock::system()).unwrap();
-        let ends: BTreeSet<_> = (0..SPREAD).map(|_| clients.shared.patience()).collect();
+        let ends: BTreeSet<_> = (0..SPREAD).map(|_| clients.shared.staggered_timeout()).collect();
         assert_eq!(ends.len(), SPREAD);
         assert_eq!(ends.last(), Some(&request_timeout));
         assert!(*ends.first().unwrap() > request_timeout * 9 / 10);
