@@ -5,7 +5,7 @@ use k8s_openapi::jiff::Timestamp;
 use libfuzzer_sys::fuzz_target;
 use mailtoken_core::{
     api::authentication::SigningAlgorithm,
-    oauth::{assertion::SigningKey, client_auth::Occasion},
+    oauth::assertion::{AssertionParams, SigningKey},
 };
 use secrecy::ExposeSecret as _;
 
@@ -20,7 +20,7 @@ fuzz_target!(|data: &[u8]| {
     let Ok(key) = SigningKey::read(pem, certificate, algorithm, Some("kid".to_owned())) else { return };
     let now = Timestamp::from_second(1_800_000_000).expect("a time");
     let token_url = "https://id.example.org/token";
-    let occasion = Occasion { audience: "https://id.example.org", token_url, now, unique: "1" };
-    let jwt = key.client_assertion("client", occasion).expect("it signs");
+    let params = AssertionParams { audience: "https://id.example.org", token_url, now, unique: "1" };
+    let jwt = key.client_assertion("client", params).expect("it signs");
     assert_eq!(jwt.expose_secret().split('.').count(), 3);
 });

@@ -14,7 +14,7 @@ use crate::{
     },
     oauth::{
         ClientAuth, GrantProof, Refusal,
-        client_auth::Occasion,
+        assertion::AssertionParams,
         device::{DeviceAuthorization, SLOW_DOWN, device_authorization_request, read_device_authorization},
     },
     policy::device_poll::{self, PollOutcome},
@@ -44,8 +44,8 @@ pub(super) async fn sign_in(attempt: &Attempt<'_>, settings: &Login) -> Result<G
     }
     let begin = async |auth: &ClientAuth| {
         let (unique, token_url) = (unique(), &attempt.resolved.endpoints.token_url);
-        let occasion = Occasion { audience: token_url, token_url, unique: &unique, now: attempt.clock.now() };
-        let request = device_authorization_request(url, attempt.client_id(), auth, &attempt.scopes, occasion);
+        let params = AssertionParams { audience: token_url, token_url, unique: &unique, now: attempt.clock.now() };
+        let request = device_authorization_request(url, attempt.client_id(), auth, &attempt.scopes, params);
         let exchange = attempt.send(request).await?;
         read_device_authorization(&exchange.response, exchange.sent_at)
             .map_err(|refusal| attempt.refined(refusal, auth))

@@ -7,7 +7,7 @@ use crate::{
     idp::Exchange,
     oauth::{
         ClientAuth, GrantProof, Refusal, TokenAnswer,
-        client_auth::Occasion,
+        assertion::AssertionParams,
         device::{DeviceAuthorization, SLOW_DOWN, device_authorization_request, read_device_authorization},
         token::Rotated,
     },
@@ -53,8 +53,8 @@ pub(super) async fn begin(attempt: &Attempt, entry: &Authentication, auth: &Clie
         let wire = signed(auth, || {
             let unique = unique();
             let token_url = &resolved.endpoints.token_url;
-            let occasion = Occasion { audience: token_url, token_url, unique: &unique, now: context.clock.now() };
-            device_authorization_request(url, &attempt.object.spec().client.id, auth, scopes, occasion)
+            let params = AssertionParams { audience: token_url, token_url, unique: &unique, now: context.clock.now() };
+            device_authorization_request(url, &attempt.object.spec().client.id, auth, scopes, params)
         });
         let answer = attempt.send(url, wire).await?;
         Some(answer.and_then(|exchange| {

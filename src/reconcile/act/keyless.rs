@@ -5,7 +5,9 @@ use secrecy::SecretString;
 
 use crate::{
     idp::Exchange,
-    oauth::{ClientAuth, GrantProof, Impersonation, Refusal, TokenAnswer, client_auth::Occasion, grant::RequestError},
+    oauth::{
+        ClientAuth, GrantProof, Impersonation, Refusal, TokenAnswer, assertion::AssertionParams, grant::RequestError,
+    },
     providers::keyless,
     reconcile::act::{
         attempt::{Attempt, unique},
@@ -49,9 +51,9 @@ async fn signed(attempt: &Attempt, account: &Impersonation) -> Option<Result<Sec
     let unique = unique();
     let token_url = &attempt.resolved.endpoints.token_url;
     let now = attempt.context.clock.now();
-    let occasion = Occasion { audience: token_url, token_url, unique: &unique, now };
+    let params = AssertionParams { audience: token_url, token_url, unique: &unique, now };
     let subject = attempt.credential.spec.mailbox.user();
-    let request = keyless::sign_request(account, &bearer, subject, &attempt.scopes, occasion);
+    let request = keyless::sign_request(account, &bearer, subject, &attempt.scopes, params);
     let exchange = match send(attempt, request).await? {
         Ok(exchange) => exchange,
         Err(refusal) => return Some(Err(refusal)),

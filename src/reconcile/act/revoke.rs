@@ -15,7 +15,7 @@ use crate::{
     error::describe_step,
     oauth::{
         ClientAuth, Refusal,
-        client_auth::Occasion,
+        assertion::AssertionParams,
         revocation::{TokenKind, read_revocation, revocation_request},
     },
     policy::{
@@ -211,8 +211,8 @@ impl Attempt {
         let wire = signed(auth, || {
             let unique = unique();
             let token_url = &resolved.endpoints.token_url;
-            let occasion = Occasion { audience: token_url, token_url, unique: &unique, now: context.clock.now() };
-            revocation_request(url, &object.spec().client.id, auth, token, kind, occasion)
+            let params = AssertionParams { audience: token_url, token_url, unique: &unique, now: context.clock.now() };
+            revocation_request(url, &object.spec().client.id, auth, token, kind, params)
         });
         let leads_no_more = || Refusal::new(Reason::ProviderUnavailable, "another broker leads now");
         let exchange = self.send(url, wire).await.ok_or_else(leads_no_more)??;

@@ -68,9 +68,9 @@ pub enum KeyFlaw {
     Mismatch,
 }
 
-/// What an assertion is made of besides the client's own.
+/// The parameters of an assertion that do not belong to the client.
 #[derive(Clone, Copy, Debug)]
-pub struct Occasion<'a> {
+pub struct AssertionParams<'a> {
     /// Who it is for: the token endpoint (RFC 7523 section 3).
     pub audience: &'a str,
     /// The token endpoint, to whose origin an assertion may be sent.
@@ -156,9 +156,9 @@ impl SigningKey {
         Self { audience, ..self }
     }
 
-    /// An occasion with the audience that the key's assertions name.
-    fn named<'a>(&'a self, occasion: Occasion<'a>) -> Occasion<'a> {
-        Occasion { audience: self.audience.as_deref().unwrap_or(occasion.audience), ..occasion }
+    /// The parameters with the audience that the key's assertions name.
+    fn named<'a>(&'a self, params: AssertionParams<'a>) -> AssertionParams<'a> {
+        AssertionParams { audience: self.audience.as_deref().unwrap_or(params.audience), ..params }
     }
 
     /// When the certificate ends.
@@ -170,8 +170,8 @@ impl SigningKey {
     ///
     /// # Errors
     /// If the key does not sign.
-    pub fn client_assertion(&self, client_id: &str, occasion: Occasion<'_>) -> Result<SecretString, SigningError> {
-        self.jwt(&claims(client_id, client_id, self.named(occasion)))
+    pub fn client_assertion(&self, client_id: &str, params: AssertionParams<'_>) -> Result<SecretString, SigningError> {
+        self.jwt(&claims(client_id, client_id, self.named(params)))
     }
 
     /// RFC 7515 section 7.1.
@@ -190,17 +190,17 @@ impl SigningKey {
 }
 
 /// RFC 7523 section 3.
-fn claims(issuer: &str, subject: &str, occasion: Occasion<'_>) -> Value {
-    let issued_at = (occasion.now - BACKDATED).as_second();
+fn claims(issuer: &str, subject: &str, params: AssertionParams<'_>) -> Value {
+    let issued_at = (params.now - BACKDATED).as_second();
     json!({
-        "iss": issuer, "sub": subject, "aud": occasion.audience, "jti": occasion.unique,
-        "iat": issued_at, "nbf": issued_at, "exp": (occasion.now + LIFETIME).as_second(),
+        "iss": issuer, "sub": subject, "aud": params.audience, "jti": params.unique,
+        "iat": issued_at, "nbf": issued_at, "exp": (params.now + LIFETIME).as_second(),
     })
 }
 
 /// The claims of a Google service account about a mailbox, which hold the scopes (domain-wide delegation).
-pub fn delegation_claims(account: &str, subject: &str, occasion: Occasion<'_>, scopes: &[String]) -> Value {
-    let mut claims = claims(account, subject, occasion);
+pub fn delegation_claims(account: &str, subject: &str, params: AssertionParams<'_>, scopes: &[String]) -> Value {
+    let mut claims = claims(account, subject, params);
     claims["scope"] = json!(scopes.join(" "));
     claims
 }
@@ -219,13 +219,13 @@ impl GrantKey<'_> {
     pub(super) fn assertion(
         &self,
         subject: &str,
-        occasion: Occasion<'_>,
+        params: AssertionParams<'_>,
         scopes: &[String],
     ) -> Result<SecretString, SigningError> {
-        let occasion = self.key.named(occasion);
+        let params = self.key.named(params);
         self.key.jwt(&match self.names_scopes {
-            true => delegation_claims(self.issuer, subject, occasion, scopes),
-            false => claims(self.issuer, subject, occasion),
+            true => delegation_claims(self.issuer, subject, params, scopes),
+            false => claims(self.issuer, subject, params),
         })
     }
 }
@@ -361,8 +361,8 @@ mod tests {
         Timestamp::from_second(1_800_000_000).unwrap()
     }
 
-    fn occasion() -> Occasion<'static> {
-        Occasion { audience: "https://id/token", token_url: "https://id/token", unique: "j1", now: now() }
+    fn params() -> AssertionParams<'static> {
+        AssertionParams { audience: "https://id/token", token_url: "https://id/token", unique: "j1", now: now() }
     }
 
     fn pair(algorithm: SigningAlgorithm) -> KeyPair {
@@ -393,7 +393,7 @@ mod tests {
         for (algorithm, verification) in table {
             let pair = pair(algorithm);
             let key = SigningKey::read(pair.serialize_pem().as_bytes(), None, algorithm, Some("k1".into())).unwrap();
-            let jwt = key.client_assertion("app", occasion()).unwrap();
+            let jwt = key.client_assertion("app", params()).unwrap();
             let jwt = jwt.expose_secret();
             let (message, signature) = jwt.rsplit_once('.').unwrap();
             let signature = BASE64_URL_SAFE_NO_PAD.decode(signature).unwrap();
@@ -418,7 +418,7 @@ mod tests {
             SigningKey::read(pair.serialize_pem().as_bytes(), Some(pem.as_bytes()), SigningAlgorithm::ES256, None)
                 .unwrap();
         let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
-        let jwt = key.client_assertion("app", occasion()).unwrap();
+        let jwt = key.client_assertion("app", params()).unwrap();
         let thumbprint = BASE64_URL_SAFE_NO_PAD.encode(Sha256::digest(&der));
         assert_eq!(part(jwt.expose_secret(), 0)["x5t#S256"], json!(thumbprint));
         assert_eq!(key.expires_at().unwrap().to_string(), "4096-01-01T00:00:00Z");
@@ -483,9 +483,9 @@ mod tests {
         let read = || SigningKey::read(pem.as_bytes(), None, SigningAlgorithm::ES256, None).unwrap();
         for (audience, named) in [(None, "https://id/token"), (Some("https://id".to_owned()), "https://id")] {
             let key = read().with_audience(audience);
-            assert_eq!(part(key.client_assertion("app", occasion()).unwrap().expose_secret(), 1)["aud"], named);
+            assert_eq!(part(key.client_assertion("app", params()).unwrap().expose_secret(), 1)["aud"], named);
             let grant = GrantKey { key: &key, issuer: "app", names_scopes: false };
-            assert_eq!(part(grant.assertion("a@b.c", occasion(), &[]).unwrap().expose_secret(), 1)["aud"], named);
+            assert_eq!(part(grant.assertion("a@b.c", params(), &[]).unwrap().expose_secret(), 1)["aud"], named);
         }
     }
 
@@ -505,7 +505,7 @@ mod tests {
         });
         let account = ServiceAccountKey::read(file.to_string().as_bytes()).unwrap();
         let auth = super::super::ClientAuth::ServiceAccountKey(account);
-        let jwt = auth.grant_key("").unwrap().assertion("a@b.c", occasion(), &["s1".into(), "s2".into()]).unwrap();
+        let jwt = auth.grant_key("").unwrap().assertion("a@b.c", params(), &["s1".into(), "s2".into()]).unwrap();
         assert_eq!(part(jwt.expose_secret(), 0), json!({"alg": "RS256", "typ": "JWT", "kid": "k7"}));
         let claims = part(jwt.expose_secret(), 1);
         assert_eq!(claims["iss"], "mailer@project.iam.gserviceaccount.com");

@@ -7,9 +7,7 @@ use thiserror::Error;
 use url::form_urlencoded;
 use zeroize::Zeroizing;
 
-pub use super::assertion::Occasion;
-
-use super::assertion::{GrantKey, ServiceAccountKey, SigningError, SigningKey};
+use super::assertion::{AssertionParams, GrantKey, ServiceAccountKey, SigningError, SigningKey};
 
 /// How a client proves who it is, ready for use.
 #[derive(Clone, Debug)]
@@ -59,7 +57,7 @@ impl ClientAuth {
     pub(super) fn write_body(
         &self,
         client_id: &str,
-        occasion: Occasion<'_>,
+        params: AssertionParams<'_>,
         form: &mut form_urlencoded::Serializer<'_, String>,
     ) -> Result<(), SigningError> {
         match self {
@@ -72,7 +70,7 @@ impl ClientAuth {
             }
             Self::SecretBasic(_) | Self::ServiceAccountKey(_) | Self::Impersonation(_) => {}
             Self::PrivateKeyJwt(key) => {
-                write_assertion(client_id, &key.client_assertion(client_id, occasion)?, form);
+                write_assertion(client_id, &key.client_assertion(client_id, params)?, form);
             }
             Self::Assertion(assertion) => write_assertion(client_id, assertion, form),
         }

@@ -7,7 +7,8 @@ use serde::Deserialize;
 use url::{Url, form_urlencoded::Serializer};
 
 use super::{
-    client_auth::{ClientAuth, Occasion},
+    assertion::AssertionParams,
+    client_auth::ClientAuth,
     grant::{RequestError, post},
     lenient::{Number, SecretText, Text, body, object},
     refusal::{Refusal, read_refusal},
@@ -56,13 +57,13 @@ pub fn device_authorization_request(
     client_id: &str,
     auth: &ClientAuth,
     scopes: &[String],
-    occasion: Occasion<'_>,
+    params: AssertionParams<'_>,
 ) -> Result<Request<Vec<u8>>, RequestError> {
     let mut form = Serializer::new(String::new());
     if !scopes.is_empty() {
         form.append_pair("scope", &scopes.join(" "));
     }
-    post(url, client_id, auth, occasion, form)
+    post(url, client_id, auth, params, form)
 }
 
 /// Reads the answer to a request that was sent at `sent_at`.
@@ -165,9 +166,9 @@ mod tests {
     #[test]
     fn a_request_is_rfc_8628s_example() {
         let url = "https://server.example.com/device_authorization";
-        let occasion = Occasion { audience: "", token_url: "", unique: "", now: Timestamp::UNIX_EPOCH };
+        let params = AssertionParams { audience: "", token_url: "", unique: "", now: Timestamp::UNIX_EPOCH };
         let ask = |scopes: &[String]| {
-            device_authorization_request(url, "1406020730", &ClientAuth::Public, scopes, occasion).unwrap()
+            device_authorization_request(url, "1406020730", &ClientAuth::Public, scopes, params).unwrap()
         };
         let request = ask(&["example_scope".to_owned(), "another".to_owned()]);
         assert_eq!((request.method(), request.uri().to_string().as_str()), (&http::Method::POST, url));

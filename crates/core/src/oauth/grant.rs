@@ -9,8 +9,8 @@ use thiserror::Error;
 use url::{Url, form_urlencoded::Serializer};
 
 use super::{
-    assertion::SigningError,
-    client_auth::{ClientAuth, Occasion},
+    assertion::{AssertionParams, SigningError},
+    client_auth::ClientAuth,
 };
 
 /// A token request.
@@ -94,7 +94,7 @@ impl GrantProof<'_> {
             }
             Self::JwtBearer { subject } => {
                 let key = request.auth.grant_key(request.client_id).ok_or(RequestError::NoKey)?;
-                let assertion = key.assertion(subject, request.occasion(), request.scopes)?;
+                let assertion = key.assertion(subject, request.params(), request.scopes)?;
                 add("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer");
                 add("assertion", assertion.expose_secret());
             }
@@ -164,8 +164,8 @@ pub enum RequestError {
 }
 
 impl TokenRequest<'_> {
-    fn occasion(&self) -> Occasion<'_> {
-        Occasion { audience: self.token_url, token_url: self.token_url, unique: self.unique, now: self.now }
+    fn params(&self) -> AssertionParams<'_> {
+        AssertionParams { audience: self.token_url, token_url: self.token_url, unique: self.unique, now: self.now }
     }
 }
 
@@ -182,7 +182,7 @@ pub fn token_request(request: &TokenRequest<'_>) -> Result<Request<Vec<u8>>, Req
     for (name, value) in request.parameters.iter().filter(|(name, _)| !request.grant.sends(name)) {
         form.append_pair(name, value);
     }
-    post(request.token_url, request.client_id, request.auth, request.occasion(), form)
+    post(request.token_url, request.client_id, request.auth, request.params(), form)
 }
 
 /// Whether two URLs have the same scheme, host and port.
@@ -198,14 +198,14 @@ pub(super) fn post(
     url: &str,
     client_id: &str,
     auth: &ClientAuth,
-    occasion: Occasion<'_>,
+    params: AssertionParams<'_>,
     mut form: Serializer<'_, String>,
 ) -> Result<Request<Vec<u8>>, RequestError> {
-    if auth.is_assertion() && !same_origin(url, occasion.token_url) {
-        let (url, token_url) = (url.to_owned(), occasion.token_url.to_owned());
+    if auth.is_assertion() && !same_origin(url, params.token_url) {
+        let (url, token_url) = (url.to_owned(), params.token_url.to_owned());
         return Err(RequestError::OtherOrigin { url, token_url });
     }
-    auth.write_body(client_id, occasion, &mut form)?;
+    auth.write_body(client_id, params, &mut form)?;
     let mut builder = Request::builder()
         .method(Method::POST)
         .uri(url)
@@ -272,7 +272,7 @@ mod tests {
         let pem = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap().serialize_pem();
         let key = SigningKey::read(pem.as_bytes(), None, SigningAlgorithm::EdDSA, None).unwrap();
         let token_url = "https://id.example.org/token";
-        let occasion = Occasion { audience: token_url, token_url, unique: "j1", now: Timestamp::UNIX_EPOCH };
+        let params = AssertionParams { audience: token_url, token_url, unique: "j1", now: Timestamp::UNIX_EPOCH };
         let assertions = [ClientAuth::PrivateKeyJwt(key), ClientAuth::Assertion("a.b.c".into())];
         let others = [ClientAuth::Public, ClientAuth::SecretPost("s".into()), ClientAuth::SecretBasic("s".into())];
         for (url, same) in [
@@ -286,12 +286,12 @@ mod tests {
             ("no url", false),
         ] {
             for auth in &assertions {
-                let made = post(url, "app", auth, occasion, Serializer::new(String::new()));
+                let made = post(url, "app", auth, params, Serializer::new(String::new()));
                 assert_eq!(made.is_ok(), same, "{url}");
                 assert_eq!(matches!(made, Err(RequestError::OtherOrigin { .. })), !same, "{url}");
             }
             for auth in &others {
-                let made = post(url, "app", auth, occasion, Serializer::new(String::new()));
+                let made = post(url, "app", auth, params, Serializer::new(String::new()));
                 assert!(!matches!(made, Err(RequestError::OtherOrigin { .. })), "{url}");
             }
         }

@@ -6,7 +6,8 @@ use secrecy::{ExposeSecret as _, SecretString};
 use url::form_urlencoded::Serializer;
 
 use super::{
-    client_auth::{ClientAuth, Occasion},
+    assertion::AssertionParams,
+    client_auth::ClientAuth,
     grant::{RequestError, post},
     refusal::{Refusal, read_refusal},
 };
@@ -40,12 +41,12 @@ pub fn revocation_request(
     auth: &ClientAuth,
     token: &SecretString,
     kind: TokenKind,
-    occasion: Occasion<'_>,
+    params: AssertionParams<'_>,
 ) -> Result<Request<Vec<u8>>, RequestError> {
     let mut form = Serializer::new(String::new());
     form.append_pair("token", token.expose_secret());
     form.append_pair("token_type_hint", kind.as_str());
-    post(url, client_id, auth, occasion, form)
+    post(url, client_id, auth, params, form)
 }
 
 /// Reads the answer. A token that the provider does not know is as good as revoked: 200 (RFC 7009 section 2.2).
@@ -64,10 +65,10 @@ mod tests {
     #[test]
     fn a_request_names_the_token_its_kind_and_the_client() {
         let token_url = "https://id.example.org";
-        let occasion = Occasion { audience: token_url, token_url, unique: "j1", now: Timestamp::UNIX_EPOCH };
+        let params = AssertionParams { audience: token_url, token_url, unique: "j1", now: Timestamp::UNIX_EPOCH };
         for (kind, hint) in [(TokenKind::RefreshToken, "refresh_token"), (TokenKind::AccessToken, "access_token")] {
             let url = "https://id.example.org/revoke";
-            let request = revocation_request(url, "app", &ClientAuth::Public, &"t&1".into(), kind, occasion).unwrap();
+            let request = revocation_request(url, "app", &ClientAuth::Public, &"t&1".into(), kind, params).unwrap();
             assert_eq!(request.uri(), url);
             let body = String::from_utf8(request.into_body()).unwrap();
             assert_eq!(body, format!("token=t%261&token_type_hint={hint}&client_id=app"));

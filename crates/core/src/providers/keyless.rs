@@ -16,7 +16,9 @@ use zeroize::Zeroizing;
 use crate::{
     api::Reason,
     oauth::{
-        Impersonation, Refusal, assertion::delegation_claims, client_auth::Occasion, grant::RequestError,
+        Impersonation, Refusal,
+        assertion::{AssertionParams, delegation_claims},
+        grant::RequestError,
         refusal::read_refusal,
     },
 };
@@ -80,9 +82,9 @@ pub fn sign_request(
     bearer: &SecretString,
     subject: &str,
     scopes: &[String],
-    occasion: Occasion<'_>,
+    params: AssertionParams<'_>,
 ) -> Result<Request<Vec<u8>>, RequestError> {
-    let payload = delegation_claims(&account.account, subject, occasion, scopes).to_string();
+    let payload = delegation_claims(&account.account, subject, params, scopes).to_string();
     let authorization = Zeroizing::new(format!("Bearer {}", bearer.expose_secret()));
     let mut authorization = HeaderValue::from_str(&authorization).map_err(http::Error::from)?;
     authorization.set_sensitive(true);
@@ -293,14 +295,14 @@ mod tests {
 
     #[test]
     fn the_jwt_to_be_signed_is_that_of_domain_wide_delegation() {
-        let occasion = Occasion {
+        let params = AssertionParams {
             audience: "https://oauth2.googleapis.com/token",
             token_url: "https://oauth2.googleapis.com/token",
             unique: "j1",
             now: Timestamp::from_second(1_800_000_000).unwrap(),
         };
         let scopes = ["https://mail.google.com/".to_owned()];
-        let wire = sign_request(&account(), &"ya29.x".into(), "billing@contoso.com", &scopes, occasion).unwrap();
+        let wire = sign_request(&account(), &"ya29.x".into(), "billing@contoso.com", &scopes, params).unwrap();
         assert_eq!(
             wire.uri(),
             "https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/\
