@@ -15,11 +15,11 @@ use crate::{
     },
     policy::{
         Blocker,
-        advice::{self, Place},
+        advice::{self, AdviceContext},
         checks,
         commands::{self, Subject},
     },
-    providers::{Case, Profile},
+    providers::{Profile, RefusalContext},
     reconcile::provider_client::{
         authentication::Authentication, connection::transport, federation::Identities,
         resolved_provider::ResolvedProvider, try_each::TryEach,
@@ -151,7 +151,7 @@ impl<'a> Attempt<'a> {
 
     /// With what the provider's own codes say.
     pub fn refined(&self, mut refusal: Refusal, auth: &ClientAuth) -> Refusal {
-        (self.profile.refine)(&mut refusal, &Case::new(GrantType::RefreshToken, auth, None));
+        (self.profile.refine)(&mut refusal, &RefusalContext::new(GrantType::RefreshToken, auth, None));
         refusal
     }
 
@@ -176,13 +176,13 @@ impl<'a> Attempt<'a> {
             Reason::InvalidGrant if refusal.provider_code.is_none() => {
                 format!("{}: the provider does not accept what the sign-in brought; {again}", refusal.what)
             }
-            _ => advice::explain(&refusal, &self.place(entry)),
+            _ => advice::explain(&refusal, &self.advice_context(entry)),
         })
     }
 
-    fn place(&self, entry: Option<&Authentication>) -> Place {
+    fn advice_context(&self, entry: Option<&Authentication>) -> AdviceContext {
         let subject = Subject::provider_of(self.credential);
-        Place {
+        AdviceContext {
             provider: self.provider(),
             scopes: subject.clone(),
             subject,

@@ -19,7 +19,7 @@ use crate::{
         grant::Grant,
         observed::UnwrittenToken,
     },
-    providers::{Case, Profile, TokenSource},
+    providers::{Profile, RefusalContext, TokenSource},
     reconcile::{
         act::{activity::Permit, refusals::request_refusal, sign},
         context::Context,
@@ -173,7 +173,7 @@ impl Attempt {
     pub(super) fn refined(&self, mut refusal: Refusal, auth: &ClientAuth) -> Refusal {
         let obtained = self.grant.as_ref().and_then(|grant| Some(grant.token()?.obtained_at));
         let grant_age = obtained.map(|at| self.context.clock.now().duration_since(at));
-        (self.profile.refine)(&mut refusal, &Case::new(self.credential.spec.grant.kind(), auth, grant_age));
+        (self.profile.refine)(&mut refusal, &RefusalContext::new(self.credential.spec.grant.kind(), auth, grant_age));
         refusal
     }
 

@@ -7,7 +7,7 @@ use crate::{
     error::{Error, describe_step},
     oauth::{Refusal, grant::RequestError},
     policy::{
-        advice::{self, Place},
+        advice::{self, AdviceContext},
         checks,
         commands::{self, Subject},
         outcome::Refused,
@@ -45,17 +45,17 @@ pub(super) fn write_refusal(error: CustodyError, credential: &MailCredential) ->
 pub(super) fn unavailable(error: &Error, credential: &MailCredential, context: &Context) -> Refused {
     context.metrics.reconcile_error(error.category());
     let refusal = Refusal::new(Reason::ProviderUnavailable, describe_step(error));
-    Refused { refusal, place: place(credential, None, None), client: None, spent: None }
+    Refused { refusal, context: advice_context(credential, None, None), client: None, spent: None }
 }
 
 /// What the advice about a refusal names.
-pub(in crate::reconcile) fn place(
+pub(in crate::reconcile) fn advice_context(
     credential: &MailCredential,
     object: Option<&ProviderObject>,
     entry: Option<&Authentication>,
-) -> Place {
+) -> AdviceContext {
     let subject = Subject::provider_of(credential);
-    Place {
+    AdviceContext {
         provider: checks::provider_words(credential),
         scopes: if credential.spec.scopes.is_empty() { subject.clone() } else { Subject::credential(credential) },
         subject,

@@ -26,7 +26,7 @@ use crate::{
             admit::{ask, host},
             attempt::{Attempt, Reply, RequestKind, StepResult, client_status},
             device,
-            refusals::{place, unavailable},
+            refusals::{advice_context, unavailable},
             request_handle::RequestHandle,
             token,
         },
@@ -114,7 +114,12 @@ fn start(kind: RequestKind, permit: Permit, observed: &Observed, context: &Arc<C
                 context.metrics.reconcile_error("panic");
                 tracing::error!("the request panicked");
                 let refusal = Refusal::new(Reason::RequestRefused, "the broker failed: see its log");
-                Some(Err(Refused { refusal, place: place(&credential, None, None), client: None, spent: None }))
+                Some(Err(Refused {
+                    refusal,
+                    context: advice_context(&credential, None, None),
+                    client: None,
+                    spent: None,
+                }))
             });
             let outcome = attempted.map(|attempted| match attempted {
                 Ok(Reply::Token(unwritten)) => Outcome::Issued(unwritten),
@@ -196,9 +201,9 @@ async fn try_each_authentication(attempt: &Attempt, kind: RequestKind, first: us
         }
     }
     let (refusal, entry) = each.into_refusal()?;
-    let place = place(&attempt.credential, Some(&attempt.object), Some(entry));
+    let advice = advice_context(&attempt.credential, Some(&attempt.object), Some(entry));
     let spent = claimed.map(|claimed| claimed.claim.token);
-    Some(Err(Refused { refusal, place, client: Some(client_status(entry)), spent }))
+    Some(Err(Refused { refusal, context: advice, client: Some(client_status(entry)), spent }))
 }
 
 async fn run(

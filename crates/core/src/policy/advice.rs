@@ -11,9 +11,9 @@ use crate::{
 /// What the broker does about a failure that may pass.
 pub const AGAIN: &str = "It is tried again by itself";
 
-/// Where an attempt was made from.
+/// What advice about a refused request names: the objects, the client and the commands.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct AdviceContext {
     /// The provider, such as `MailProvider shop/m365`.
     pub provider: String,
     /// The same for `kubectl`.
@@ -52,11 +52,11 @@ pub struct Federated {
 }
 
 /// The message for a refusal. What the provider's own code says goes before what the reason says in general.
-pub fn explain(refusal: &Refusal, place: &Place) -> String {
+pub fn explain(refusal: &Refusal, context: &AdviceContext) -> String {
     let mend = match refusal.advice {
-        Some(advice) => filled(advice, place),
-        None if refusal.unknown_code => unknown(place),
-        None => general(refusal.reason, place),
+        Some(advice) => filled(advice, context),
+        None if refusal.unknown_code => unknown(context),
+        None => general(refusal.reason, context),
     };
     [sentence(&refusal.what), sentence(&mend)].join(" ").trim_end().to_owned()
 }
@@ -70,12 +70,12 @@ fn sentence(text: &str) -> String {
 }
 
 /// Fills the `{placeholders}` of an advice of `providers`; other braces stand for themselves.
-fn filled(advice: &str, place: &Place) -> String {
+fn filled(advice: &str, context: &AdviceContext) -> String {
     let mut text = String::new();
     let mut rest = advice;
     while let Some((before, after)) = rest.split_once('{') {
         text += before;
-        let filling = after.split_once('}').and_then(|(name, rest)| Some((filling(name, place)?, rest)));
+        let filling = after.split_once('}').and_then(|(name, rest)| Some((filling(name, context)?, rest)));
         match filling {
             Some((value, after)) => {
                 text += &value;
@@ -91,26 +91,26 @@ fn filled(advice: &str, place: &Place) -> String {
 }
 
 /// What a placeholder stands for.
-fn filling(name: &str, place: &Place) -> Option<String> {
+fn filling(name: &str, context: &AdviceContext) -> Option<String> {
     let federated = |part: fn(&Federated) -> &String, unknown: &str| {
-        place.federated.as_ref().map_or_else(|| unknown.to_owned(), |federated| part(federated).clone())
+        context.federated.as_ref().map_or_else(|| unknown.to_owned(), |federated| part(federated).clone())
     };
     Some(match name {
-        // The command that puts another client secret into its place.
-        "put" => put(place),
-        // The command that puts another key file into its place.
-        "put_file" => match &place.secret {
+        // The command that puts another client secret into its context.
+        "put" => put(context),
+        // The command that puts another key file into its context.
+        "put_file" => match &context.secret {
             Some((namespace, name, key)) => Subject::secret(namespace, name).put_source(key),
-            None => place.subject.command("edit"),
+            None => context.subject.command("edit"),
         },
         // The command that patches the provider, to be followed by the fields.
-        "merge" => place.subject.merging(),
+        "merge" => context.subject.merging(),
         // The command that shows the provider.
-        "get" => place.subject.command("get"),
-        "client" => word(&place.client_id),
-        "mailbox" => word(&place.mailbox),
+        "get" => context.subject.command("get"),
+        "client" => word(&context.client_id),
+        "mailbox" => word(&context.mailbox),
         // The command by which a person signs in anew.
-        "sign_in" => place.sign_in.clone(),
+        "sign_in" => context.sign_in.clone(),
         "issuer" => federated(|federated| &federated.issuer, "<issuer>"),
         "subject" => federated(|federated| &federated.subject, "<subject>"),
         "audience" => federated(|federated| &federated.audience, "<audience>"),
@@ -123,7 +123,7 @@ fn filling(name: &str, place: &Place) -> Option<String> {
             format!("principal://iam.googleapis.com/{pool}/subject/{subject}")
         }
         // The command that has Microsoft trust the federated identity.
-        "trust" => trust(place),
+        "trust" => trust(context),
         _ => return None,
     })
 }
@@ -135,15 +135,15 @@ fn workload_identity(audience: &str) -> (String, String) {
     (word(provider), pool.to_owned())
 }
 
-fn put(place: &Place) -> String {
-    match &place.secret {
+fn put(context: &AdviceContext) -> String {
+    match &context.secret {
         Some((namespace, name, key)) => Subject::secret(namespace, name).put(key, "<client secret>"),
-        None => place.subject.command("edit"),
+        None => context.subject.command("edit"),
     }
 }
 
-fn trust(place: &Place) -> String {
-    let Federated { issuer, subject, audience } = place.federated.clone().unwrap_or_else(|| Federated {
+fn trust(context: &AdviceContext) -> String {
+    let Federated { issuer, subject, audience } = context.federated.clone().unwrap_or_else(|| Federated {
         issuer: "<issuer>".to_owned(),
         subject: "<subject>".to_owned(),
         audience: "<audience>".to_owned(),
@@ -154,53 +154,53 @@ fn trust(place: &Place) -> String {
     let fields = json!({"name": name, "issuer": issuer, "subject": subject, "audiences": [audience]});
     format!(
         "az ad app federated-credential create --id {} --parameters {}",
-        word(&place.client_id),
+        word(&context.client_id),
         quoted(&fields.to_string())
     )
 }
 
 /// A refusal that is not known here, which may pass.
-fn unknown(place: &Place) -> String {
+fn unknown(context: &AdviceContext) -> String {
     format!(
         "The broker does not know this answer. It sends the request again after 1 and 5 minutes, then after 15 minutes to 6 \
          hours. If it stays so, see the provider's documentation, and correct the {} with `{}`",
-        place.provider,
-        place.subject.command("edit")
+        context.provider,
+        context.subject.command("edit")
     )
 }
 
 /// What a reason asks for at any provider.
-fn general(reason: Reason, place: &Place) -> String {
-    let Place { provider, subject, sign_in, again, .. } = place;
+fn general(reason: Reason, context: &AdviceContext) -> String {
+    let AdviceContext { provider, subject, sign_in, again, .. } = context;
     match reason {
-        Reason::InvalidClient | Reason::ClientSecretExpired => client(place),
+        Reason::InvalidClient | Reason::ClientSecretExpired => client(context),
         Reason::InvalidScope => format!(
             "Ask for scopes that the provider knows with `{}`; an empty list asks for its defaults",
-            place.scopes.merge(&json!({"spec": {"scopes": ["<scope>"]}}))
+            context.scopes.merge(&json!({"spec": {"scopes": ["<scope>"]}}))
         ),
-        Reason::InvalidGrant => grant(place),
-        Reason::ConsentRequired if place.grant.is_delegated() => format!(
+        Reason::InvalidGrant => grant(context),
+        Reason::ConsentRequired if context.grant.is_delegated() => format!(
             "Nobody has consented to what the {provider} asks for: sign in with `{sign_in}` and accept, or have an \
              administrator consent at the provider"
         ),
         Reason::ConsentRequired => {
             format!("An administrator has to consent at the provider to what the {provider} asks for")
         }
-        Reason::AuthorizationRequired if place.grant.is_delegated() => {
-            format!("A person has to sign in as {}: `{sign_in}`", place.mailbox)
+        Reason::AuthorizationRequired if context.grant.is_delegated() => {
+            format!("A person has to sign in as {}: `{sign_in}`", context.mailbox)
         }
         Reason::AuthorizationRequired => format!(
             "The provider wants a person to sign in, which the grant {} has none for: exempt the client of the {provider} \
              from the policy that asks for it, or use refreshToken or deviceCode",
-            place.grant.as_str()
+            context.grant.as_str()
         ),
         Reason::FederationMismatch => {
             let [issuer, subject, audience] =
-                ["issuer", "subject", "audience"].map(|name| filling(name, place).unwrap_or_default());
+                ["issuer", "subject", "audience"].map(|name| filling(name, context).unwrap_or_default());
             format!(
                 "Have the provider trust tokens with the issuer {issuer}, the subject {subject} and the audience {audience} \
                  for the client {}, to the letter; what was changed there just now may take some minutes",
-                place.client_id
+                context.client_id
             )
         }
         Reason::ClockSkew => format!(
@@ -233,15 +233,15 @@ const BASIC: &str = ". If both are right, this server may not decode the form-en
                      2.3.1): set clientSecret.method to Post";
 
 /// A client that is not accepted.
-fn client(place: &Place) -> String {
-    let Place { provider, subject, .. } = place;
+fn client(context: &AdviceContext) -> String {
+    let AdviceContext { provider, subject, .. } = context;
     let id = subject.merge(&json!({"spec": {"client": {"id": "<client id>"}}}));
-    match &place.secret {
-        Some(_) if place.grant != GrantType::JwtBearer => format!(
+    match &context.secret {
+        Some(_) if context.grant != GrantType::JwtBearer => format!(
             "The client secret or the client id is not right. Put the right secret in place with `{}`, or the right id into \
              the {provider} with `{id}`{}",
-            put(place),
-            if place.basic { BASIC } else { "" }
+            put(context),
+            if context.basic { BASIC } else { "" }
         ),
         _ => format!(
             "The client id is not right, or the provider does not accept how the client proves itself: correct the \
@@ -251,9 +251,9 @@ fn client(place: &Place) -> String {
 }
 
 /// A grant that is not accepted.
-fn grant(place: &Place) -> String {
-    let Place { provider, credential, mailbox, sign_in, .. } = place;
-    match place.grant {
+fn grant(context: &AdviceContext) -> String {
+    let AdviceContext { provider, credential, mailbox, sign_in, .. } = context;
+    match context.grant {
         GrantType::ClientCredentials => format!("The {provider} does not accept this grant: see its own log for why"),
         GrantType::RefreshToken | GrantType::DeviceCode => format!(
             "The refresh token has ended, or is none of this client: it is kept, and tried again from time to time. Sign in \
@@ -262,7 +262,7 @@ fn grant(place: &Place) -> String {
         GrantType::JwtBearer => format!(
             "The provider does not accept the JWT of the client {} about {mailbox}: it has to know the mailbox, and the key \
              that signs, and to let the client act for the mailbox",
-            place.client_id
+            context.client_id
         ),
         GrantType::TokenExchange => format!(
             "The provider does not accept the subject token: put a fresh one into the Secret that `{} -o \
@@ -277,11 +277,11 @@ mod tests {
     use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
     use super::*;
-    use crate::{api::credential::ProviderKind, oauth::refusal::read_refusal, providers::Case};
+    use crate::{api::credential::ProviderKind, oauth::refusal::read_refusal, providers::RefusalContext};
 
-    fn place() -> Place {
+    fn context() -> AdviceContext {
         let subject = Subject::provider(ProviderKind::MailProvider, "shop", "m365");
-        Place {
+        AdviceContext {
             provider: "MailProvider shop/m365".into(),
             scopes: subject.clone(),
             subject,
@@ -300,7 +300,7 @@ mod tests {
     #[test]
     fn a_secret_that_went_into_the_header_may_be_right_at_a_server_that_does_not_decode_it() {
         let refusal = Refusal::new(Reason::InvalidClient, "the provider answered invalid_client");
-        let told = |basic| explain(&refusal, &Place { basic, ..place() });
+        let told = |basic| explain(&refusal, &AdviceContext { basic, ..context() });
         assert!(told(true).contains("set clientSecret.method to Post"), "{}", told(true));
         assert!(!told(false).contains("Post"), "{}", told(false));
     }
@@ -313,9 +313,9 @@ mod tests {
             subject: "system:serviceaccount:shop:mailer".into(),
             audience: audience.into(),
         };
-        let place = Place { federated: Some(federated), ..place() };
+        let context = AdviceContext { federated: Some(federated), ..context() };
         assert_eq!(
-            filled("{pool_provider} {principal}", &place),
+            filled("{pool_provider} {principal}", &context),
             "projects/1/locations/global/workloadIdentityPools/p/providers/c \
              principal://iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/subject/\
              system:serviceaccount:shop:mailer"
@@ -324,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_wrong_secret_is_told_with_the_command_that_replaces_it() {
-        let text = explain(&Refusal::new(Reason::InvalidClient, "the provider answered invalid_client"), &place());
+        let text = explain(&Refusal::new(Reason::InvalidClient, "the provider answered invalid_client"), &context());
         assert!(text.contains(
             r#"`kubectl -n shop patch secret m365-app --type merge -p '{"stringData":{"client-secret":"<client secret>"}}'`"#
         ));
@@ -334,7 +334,7 @@ mod tests {
     fn the_providers_own_advice_is_filled_in() {
         let mut refusal = Refusal::new(Reason::InvalidClient, "no");
         refusal.advice = Some("Do `{put}`, `{merge} '{}'` or `az --id {client}`");
-        let text = explain(&refusal, &place());
+        let text = explain(&refusal, &context());
         assert!(text.starts_with("no. Do `kubectl -n shop patch secret m365-app "), "{text}");
         assert!(
             text.ends_with("`kubectl -n shop patch mailprovider m365 --type merge -p '{}'` or `az --id app-id`."),
@@ -353,7 +353,7 @@ mod tests {
     #[test]
     fn no_message_ends_in_the_air() {
         for (reason, grant) in Reason::ALL.iter().flat_map(|reason| GRANTS.map(|grant| (*reason, grant))) {
-            let text = explain(&Refusal::new(reason, "what"), &Place { grant, ..place() });
+            let text = explain(&Refusal::new(reason, "what"), &AdviceContext { grant, ..context() });
             assert!(text.starts_with("what.") && text.ends_with('.') && !text.contains(".."), "{text}");
             assert_eq!(text.matches('`').count() % 2, 0, "{text}");
         }
@@ -362,7 +362,7 @@ mod tests {
     #[test]
     fn each_refusal_is_told_with_what_mends_it() {
         let federated = Some(Federated { issuer: "https://i".into(), subject: "s".into(), audience: "a".into() });
-        let place = Place { federated, ..place() };
+        let context = AdviceContext { federated, ..context() };
         for (reason, mend) in [
             (
                 Reason::InvalidScope,
@@ -383,7 +383,7 @@ mod tests {
             (Reason::MalformedResponse, "`kubectl -n shop get mailprovider m365 -o jsonpath='{.status.tokenURL}'`"),
             (Reason::RequestRefused, "`kubectl -n shop edit mailprovider m365`"),
         ] {
-            let text = explain(&Refusal::new(reason, "no"), &place);
+            let text = explain(&Refusal::new(reason, "no"), &context);
             assert!(text.contains(mend), "{text}");
         }
     }
@@ -391,7 +391,7 @@ mod tests {
     #[test]
     fn what_says_it_all_is_told_alone_and_ends_once() {
         for what in ["no", "no."] {
-            assert_eq!(explain(&Refusal::new(Reason::EgressDenied, what), &place()), "no.");
+            assert_eq!(explain(&Refusal::new(Reason::EgressDenied, what), &context()), "no.");
         }
     }
 
@@ -399,7 +399,7 @@ mod tests {
     fn who_has_to_sign_in_again_is_told_the_command() {
         for grant in [GrantType::RefreshToken, GrantType::DeviceCode] {
             for reason in [Reason::InvalidGrant, Reason::AuthorizationRequired, Reason::ConsentRequired] {
-                let text = explain(&Refusal::new(reason, "no"), &Place { grant, ..place() });
+                let text = explain(&Refusal::new(reason, "no"), &AdviceContext { grant, ..context() });
                 assert!(text.contains("`sign in`"), "{text}");
             }
         }
@@ -412,7 +412,7 @@ mod tests {
             subject: "system:serviceaccount:shop:mailer".into(),
             audience: "api://AzureADTokenExchange".into(),
         });
-        let text = filled("{issuer}|{subject}|{audience}|{trust}", &Place { federated, ..place() });
+        let text = filled("{issuer}|{subject}|{audience}|{trust}", &AdviceContext { federated, ..context() });
         assert_eq!(
             text,
             "https://oidc.example.org|system:serviceaccount:shop:mailer|api://AzureADTokenExchange|az ad app \
@@ -443,9 +443,9 @@ mod tests {
                 let mut refusal = read_refusal(&answer, Timestamp::UNIX_EPOCH);
                 refusal.provider_code.clone_from(code);
                 let grant_age = Some(SignedDuration::from_hours(7 * 24));
-                (profile.refine)(&mut refusal, &Case { grant, grant_age, assertion: false });
+                (profile.refine)(&mut refusal, &RefusalContext { grant, grant_age, assertion: false });
                 if refusal.advice.is_some() {
-                    messages.push(explain(&refusal, &Place { grant, ..place() }));
+                    messages.push(explain(&refusal, &AdviceContext { grant, ..context() }));
                 }
             }
         }
@@ -471,22 +471,22 @@ mod tests {
 
     #[test]
     fn a_key_file_is_put_in_place_as_a_file_and_not_as_a_secret() {
-        let place = Place {
+        let context = AdviceContext {
             grant: GrantType::JwtBearer,
             secret: Some(("shop".into(), "g".into(), "key.json".into())),
-            ..place()
+            ..context()
         };
-        let command = filled("{put_file}", &place);
+        let command = filled("{put_file}", &context);
         assert!(
             command.starts_with("kubectl -n shop create secret generic g --from-file=key.json=<file> "),
             "{command}"
         );
-        assert!(!explain(&Refusal::new(Reason::InvalidClient, "no"), &place).contains("client secret"));
+        assert!(!explain(&Refusal::new(Reason::InvalidClient, "no"), &context).contains("client secret"));
     }
 
     #[test]
     fn what_a_person_named_cannot_become_a_command() {
-        let place = Place { client_id: "$(reboot)".into(), ..place() };
-        assert_eq!(filled("az --id {client} {unknown} {", &place), "az --id '$(reboot)' {unknown} {");
+        let context = AdviceContext { client_id: "$(reboot)".into(), ..context() };
+        assert_eq!(filled("az --id {client} {unknown} {", &context), "az --id '$(reboot)' {unknown} {");
     }
 }

@@ -4,7 +4,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::{
     Observed,
-    advice::{self, Place},
+    advice::{self, AdviceContext},
     grant::Grant,
     hash::{AttemptHash, RefreshTokenHash},
     observed::UnwrittenToken,
@@ -40,7 +40,7 @@ pub struct Refused {
     /// Why the request failed.
     pub refusal: Refusal,
     /// What the advice to the user names.
-    pub place: Place,
+    pub context: AdviceContext,
     /// The client authentication that was tried last.
     pub client: Option<ClientStatus>,
     /// Hash of the refresh token that was sent.
@@ -72,7 +72,7 @@ impl Observed {
             Outcome::Issued(unwritten) => self.unwritten = Some(*unwritten),
             Outcome::Noted { client } => self.history.step(client, &self.attempt),
             Outcome::Refused { refused, attempt } => {
-                let Refused { refusal, place, client, spent } = *refused;
+                let Refused { refusal, context, client, spent } = *refused;
                 let stored = self.grant.as_ref().and_then(Grant::token);
                 if refusal.reason == Reason::InvalidGrant
                     && let (Some(spent), Some(stored)) = (spent, stored)
@@ -80,7 +80,7 @@ impl Observed {
                 {
                     return Recorded::Superseded;
                 }
-                let message = advice::explain(&refusal, &place);
+                let message = advice::explain(&refusal, &context);
                 self.history.client = client.or_else(|| self.history.client.take());
                 self.history.fail(&refusal, message, &attempt, now);
             }
@@ -101,7 +101,7 @@ mod tests {
         let subject = Subject::credential(&case.observed.credential);
         let refused = Refused {
             refusal: Refusal::new(reason, "no"),
-            place: Place {
+            context: AdviceContext {
                 provider: "MailProvider shop/idp".to_owned(),
                 subject: subject.clone(),
                 client_id: "client".to_owned(),

@@ -8,7 +8,7 @@
 use k8s_openapi::jiff::SignedDuration;
 
 use super::{
-    Case, Profile, SignIn, TokenSource,
+    Profile, RefusalContext, SignIn, TokenSource,
     account::{self, Accounts},
     general, is_throttled, keyless, servers,
 };
@@ -95,18 +95,18 @@ fn objection(spec: &ProviderSpec, grant: GrantType, scopes: &[String]) -> Option
 }
 
 /// Google has few codes, so what a refusal means depends on the grant.
-fn refine(refusal: &mut Refusal, case: &Case) {
+fn refine(refusal: &mut Refusal, context: &RefusalContext) {
     if is_throttled(refusal) {
         return;
     }
     let outage = refusal.reason == Reason::ProviderUnavailable;
-    general(refusal, case);
+    general(refusal, context);
     if outage || refusal.reason == Reason::ClockSkew {
         return;
     }
     let error = refusal.error.as_ref().map(|error| error.as_str());
-    let is_testing = case.grant_age.is_some_and(|age| TESTING[0] <= age && age <= TESTING[1]);
-    let meaning = match (error, refusal.provider_code.as_deref(), case.grant) {
+    let is_testing = context.grant_age.is_some_and(|age| TESTING[0] <= age && age <= TESTING[1]);
+    let meaning = match (error, refusal.provider_code.as_deref(), context.grant) {
         (Some("unauthorized_client" | "access_denied"), _, GrantType::JwtBearer) => {
             (Reason::ConsentRequired, NOT_DELEGATED)
         }
@@ -173,7 +173,7 @@ mod tests {
         let response = http::Response::builder().status(400).body(body.to_string()).unwrap();
         let mut refusal = read_refusal(&response, Timestamp::UNIX_EPOCH);
         let grant_age = Some(SignedDuration::from_hours(hours));
-        refine(&mut refusal, &Case { grant, grant_age, assertion: grant == JwtBearer });
+        refine(&mut refusal, &RefusalContext { grant, grant_age, assertion: grant == JwtBearer });
         refusal
     }
 

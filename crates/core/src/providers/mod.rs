@@ -47,7 +47,7 @@ pub struct Profile {
     /// Why a use of it that the schema allows cannot work.
     pub objection: fn(&ProviderSpec, GrantType, &[String]) -> Option<String>,
     /// What its own error codes add to a refusal.
-    pub refine: fn(&mut Refusal, &Case),
+    pub refine: fn(&mut Refusal, &RefusalContext),
     /// What a token says of itself that will not do for these protocols.
     pub unsuitable: fn(&Claims, &ProviderSpec, GrantType, &[Protocol]) -> Option<String>,
     /// A refresh token that is not used for this long ends.
@@ -85,9 +85,9 @@ pub enum Redirect {
     OutOfBand(&'static str),
 }
 
-/// What a refusal was the answer to.
+/// The request that was refused.
 #[derive(Clone, Copy, Debug)]
-pub struct Case {
+pub struct RefusalContext {
     /// The grant that was asked for.
     pub grant: GrantType,
     /// How long ago the refresh token that was refused was obtained from a person.
@@ -96,7 +96,7 @@ pub struct Case {
     pub assertion: bool,
 }
 
-impl Case {
+impl RefusalContext {
     /// A request for a `grant` by a client that proved itself with `auth`.
     pub fn new(grant: GrantType, auth: &ClientAuth, grant_age: Option<SignedDuration>) -> Self {
         let timeless = matches!(auth, ClientAuth::Public | ClientAuth::SecretPost(_) | ClientAuth::SecretBasic(_));
@@ -195,18 +195,18 @@ fn servers(given: &Servers, hosts: Option<[&str; 3]>) -> Servers {
 }
 
 /// What a refusal means at any provider.
-fn general(refusal: &mut Refusal, case: &Case) {
+fn general(refusal: &mut Refusal, context: &RefusalContext) {
     let denied = refusal.error.as_ref().is_some_and(|error| error.as_str() == "access_denied");
-    if denied && !case.grant.is_delegated() && refusal.reason == Reason::AuthorizationRequired {
+    if denied && !context.grant.is_delegated() && refusal.reason == Reason::AuthorizationRequired {
         // No person signs in who could have denied it: an administrator has not allowed it.
         refusal.reason = Reason::ConsentRequired;
     }
-    clock(refusal, case);
+    reclassify_clock_skew(refusal, context);
 }
 
 /// An assertion that is refused while the clocks differ was most likely found too old or too new. Without one, no time is
 /// sent, and the difference is only told.
-fn clock(refusal: &mut Refusal, case: &Case) {
+fn reclassify_clock_skew(refusal: &mut Refusal, context: &RefusalContext) {
     let code = refusal.error.as_ref().map(|error| error.as_str());
     if !matches!(code, Some("invalid_grant" | "invalid_client" | "invalid_request")) || is_throttled(refusal) {
         return;
@@ -215,7 +215,7 @@ fn clock(refusal: &mut Refusal, case: &Case) {
         let way = if skew.is_positive() { "ahead of" } else { "behind" };
         refusal.what += &format!("; its clock is {} s {way} the broker's", skew.abs().as_secs());
     }
-    if case.assertion && (refusal.skew.is_some() || refusal.untimely) {
+    if context.assertion && (refusal.skew.is_some() || refusal.untimely) {
         refusal.reason = Reason::ClockSkew;
     }
 }

@@ -268,17 +268,17 @@ fn what_is_unusual_and_works_is_let_through() {
 }
 
 /// How a preset understands an answer.
-fn understood(preset: &Value, status: u16, body: &Value, skew: SignedDuration, case: Case) -> Refusal {
+fn understood(preset: &Value, status: u16, body: &Value, skew: SignedDuration, context: RefusalContext) -> Refusal {
     let sent_at = k8s_openapi::jiff::Timestamp::from_second(1_800_000_000).unwrap();
     let date = (sent_at + skew).strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
     let response = http::Response::builder().status(status).header("date", date).body(body.to_string()).unwrap();
     let mut refusal = read_refusal(&response, sent_at);
-    (of(preset).1.refine)(&mut refusal, &case);
+    (of(preset).1.refine)(&mut refusal, &context);
     refusal
 }
 
-fn case(grant: GrantType, assertion: bool) -> Case {
-    Case { grant, grant_age: None, assertion }
+fn context(grant: GrantType, assertion: bool) -> RefusalContext {
+    RefusalContext { grant, grant_age: None, assertion }
 }
 
 #[test]
@@ -288,7 +288,7 @@ fn an_assertion_that_is_refused_while_clocks_differ_is_a_matter_of_clocks() {
         for error in ["invalid_grant", "invalid_client", "invalid_request"] {
             let body = json!({"error": error});
             let grant = if preset.get("google").is_some() { JwtBearer } else { RefreshToken };
-            let reason = |skew, assertion| understood(&preset, 400, &body, skew, case(grant, assertion));
+            let reason = |skew, assertion| understood(&preset, 400, &body, skew, context(grant, assertion));
             let behind = reason(five_minutes, true);
             assert_eq!(behind.reason, Reason::ClockSkew, "{preset} {error}");
             assert!(behind.what.ends_with("its clock is 300 s ahead of the broker's"), "{}", behind.what);
@@ -299,9 +299,10 @@ fn an_assertion_that_is_refused_while_clocks_differ_is_a_matter_of_clocks() {
                 Reason::ClockSkew,
                 "{preset} {error}: nothing told the time"
             );
-            assert_eq!(understood(&preset, 429, &body, five_minutes, case(grant, true)).reason, Reason::Throttled);
+            assert_eq!(understood(&preset, 429, &body, five_minutes, context(grant, true)).reason, Reason::Throttled);
         }
-        let other = understood(&preset, 400, &json!({"error": "invalid_scope"}), five_minutes, case(JwtBearer, true));
+        let other =
+            understood(&preset, 400, &json!({"error": "invalid_scope"}), five_minutes, context(JwtBearer, true));
         assert_eq!(other.reason, Reason::InvalidScope, "{preset}");
     }
 }
@@ -315,7 +316,7 @@ fn http_429_is_throttling_whatever_the_body() {
             json!({"error": "invalid_grant", "error_subtype": "invalid_rapt"}),
         ] {
             for grant in GRANTS {
-                let refusal = understood(&preset, 429, &body, SignedDuration::ZERO, case(grant, true));
+                let refusal = understood(&preset, 429, &body, SignedDuration::ZERO, context(grant, true));
                 assert_eq!((refusal.reason, refusal.advice), (Reason::Throttled, None), "{preset} {body}");
             }
         }
@@ -330,7 +331,7 @@ proptest! {
         for code in [json!({"error_codes": [number / 10]}), json!({"error_subtype": word}), json!({"suberror": word})] {
             let mut body = code;
             body["error"] = json!(error);
-            let refusal = understood(&presets()[at], 400, &body, SignedDuration::ZERO, case(GRANTS[grant], true));
+            let refusal = understood(&presets()[at], 400, &body, SignedDuration::ZERO, context(GRANTS[grant], true));
             prop_assert_eq!((refusal.reason, refusal.advice), (Reason::RequestRefused, None));
         }
     }
@@ -340,7 +341,7 @@ proptest! {
         let body = json!({
             "error": "invalid_grant", "error_description": text, "error_subtype": text, "suberror": text, "error_uri": text,
         });
-        let refusal = understood(&presets()[at], 400, &body, SignedDuration::ZERO, case(GRANTS[grant], true));
+        let refusal = understood(&presets()[at], 400, &body, SignedDuration::ZERO, context(GRANTS[grant], true));
         let shown = format!("{refusal:?}");
         prop_assert!(!shown.contains(&text));
     }
@@ -367,7 +368,7 @@ fn a_denial_where_no_person_signs_in_is_a_matter_of_consent() {
         ] {
             let response = http::Response::builder().status(403).body(r#"{"error":"access_denied"}"#).unwrap();
             let mut refusal = crate::oauth::refusal::read_refusal(&response, k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
-            (profile.refine)(&mut refusal, &Case { grant, grant_age: None, assertion: false });
+            (profile.refine)(&mut refusal, &RefusalContext { grant, grant_age: None, assertion: false });
             assert_eq!(refusal.reason, reason, "{preset} {grant:?}");
         }
     }

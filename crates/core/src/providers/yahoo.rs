@@ -5,7 +5,7 @@
 //! and "Troubleshooting" (<https://developer.yahoo.com/oauth2/guide/openid_connect/troubleshooting.html>). A new refresh
 //! token takes the place of the old one, and a change of the password ends it.
 
-use super::{Case, Profile, Redirect, SignIn, TokenSource, general, is_throttled, servers};
+use super::{Profile, Redirect, RefusalContext, SignIn, TokenSource, general, is_throttled, servers};
 use crate::{
     api::{Reason, grant::GrantType, provider::Servers},
     oauth::{Refusal, discovery::Endpoints},
@@ -29,10 +29,10 @@ pub(super) fn profile(given: &Servers) -> Profile {
     }
 }
 
-/// Yahoo documents its codes in capitals; the letter case does not count.
-fn refine(refusal: &mut Refusal, case: &Case) {
+/// Yahoo documents its codes in capitals; letter case does not count.
+fn refine(refusal: &mut Refusal, context: &RefusalContext) {
     let outage = refusal.reason == Reason::ProviderUnavailable;
-    general(refusal, case);
+    general(refusal, context);
     if outage || is_throttled(refusal) || refusal.reason == Reason::ClockSkew {
         return;
     }
@@ -106,7 +106,7 @@ mod tests {
         let body = serde_json::json!({"error": error, "error_description": "x"}).to_string();
         let mut refusal =
             read_refusal(&http::Response::builder().status(status).body(body).unwrap(), Timestamp::UNIX_EPOCH);
-        refine(&mut refusal, &Case { grant: GrantType::RefreshToken, grant_age: None, assertion: false });
+        refine(&mut refusal, &RefusalContext { grant: GrantType::RefreshToken, grant_age: None, assertion: false });
         refusal
     }
 

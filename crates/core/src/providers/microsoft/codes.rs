@@ -11,7 +11,7 @@
 
 use k8s_openapi::jiff::SignedDuration;
 
-use super::super::{Case, general, is_throttled};
+use super::super::{RefusalContext, general, is_throttled};
 use crate::{
     api::{Reason, grant::GrantType},
     oauth::Refusal,
@@ -32,15 +32,15 @@ struct Group {
 const LOOP_REST: SignedDuration = SignedDuration::from_mins(1);
 
 /// What a refusal's code makes of it.
-pub(super) fn refine(refusal: &mut Refusal, case: &Case) {
+pub(super) fn refine(refusal: &mut Refusal, context: &RefusalContext) {
     let number = refusal.provider_code.as_deref().and_then(|code| code.strip_prefix("AADSTS")?.parse::<u32>().ok());
     let Some((number, group)) = number.and_then(|number| Some((number, find(number)?))) else {
-        return general(refusal, case);
+        return general(refusal, context);
     };
     if is_throttled(refusal) {
         return;
     }
-    let mend = group.delegated.filter(|_| case.grant != GrantType::ClientCredentials).unwrap_or(group.mend);
+    let mend = group.delegated.filter(|_| context.grant != GrantType::ClientCredentials).unwrap_or(group.mend);
     refusal.understood(group.reason, (!mend.is_empty()).then_some(mend));
     if number == 50196 {
         refusal.retry_after = refusal.retry_after.max(Some(LOOP_REST));
@@ -307,7 +307,7 @@ mod tests {
         let mut refusal = Refusal::new(Reason::RequestRefused, "x");
         refusal.provider_code = Some(format!("AADSTS{code}"));
         refusal.unknown_code = true;
-        refine(&mut refusal, &Case { grant, grant_age: None, assertion: false });
+        refine(&mut refusal, &RefusalContext { grant, grant_age: None, assertion: false });
         refusal
     }
 
@@ -390,7 +390,7 @@ mod tests {
             let mut refusal = Refusal::new(Reason::InvalidGrant, "x");
             refusal.provider_code = Some("AADSTS50196".into());
             refusal.retry_after = asked.map(SignedDuration::from_secs);
-            refine(&mut refusal, &Case { grant: RefreshToken, grant_age: None, assertion: false });
+            refine(&mut refusal, &RefusalContext { grant: RefreshToken, grant_age: None, assertion: false });
             refusal.retry_after.map(|wait| wait.as_secs())
         };
         assert_eq!([None, Some(5), Some(600)].map(wait), [Some(60), Some(60), Some(600)]);
