@@ -17,7 +17,7 @@ use crate::{
         Blocker,
         advice::{self, AdviceContext},
         checks,
-        commands::{self, Subject},
+        commands::{self, KubectlObject},
     },
     providers::{Profile, RefusalContext},
     reconcile::provider_client::{
@@ -181,7 +181,7 @@ impl<'a> Attempt<'a> {
     }
 
     fn advice_context(&self, entry: Option<&Authentication>) -> AdviceContext {
-        let subject = Subject::provider_of(self.credential);
+        let subject = KubectlObject::provider_of(self.credential);
         AdviceContext {
             provider: self.provider(),
             scopes: subject.clone(),
@@ -190,7 +190,7 @@ impl<'a> Attempt<'a> {
             secret: entry.and_then(|entry| entry.source.clone()),
             basic: entry.is_some_and(|entry| entry.is_basic(self.object.spec())),
             grant: GrantType::RefreshToken,
-            credential: Subject::credential(self.credential),
+            credential: KubectlObject::credential(self.credential),
             mailbox: self.credential.spec.mailbox.user().to_owned(),
             sign_in: commands::sign_in(self.credential),
             federated: entry.and_then(|entry| entry.federated.clone()),

@@ -14,7 +14,7 @@ use crate::{
     api::names,
     error::describe,
     login::LoginError,
-    policy::commands::Subject,
+    policy::commands::KubectlObject,
     reconcile::provider_client::sources::{is_labelled, is_own},
 };
 
@@ -104,7 +104,7 @@ impl Seed {
     /// Whether the Secret that is there may be changed.
     fn check(&self, found: &Secret) -> Result<(), LoginError> {
         let Self { namespace, name, .. } = self;
-        let subject = Subject::secret(namespace, name);
+        let subject = KubectlObject::secret(namespace, name);
         if is_own(found) {
             return Err(LoginError(format!(
                 "the Secret {namespace}/{name} is the broker's own and never holds a seed: choose another name with \

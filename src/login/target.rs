@@ -7,7 +7,7 @@ use crate::{
     api::{MailCredential, credential::ProviderKind, names},
     cli::Login,
     login::LoginError,
-    policy::{checks, commands::Subject},
+    policy::{checks, commands::KubectlObject},
 };
 
 /// Whom the refresh token is for.
@@ -71,7 +71,7 @@ fn check(credential: &MailCredential, settings: &Login) -> Result<(), LoginError
             "the MailCredential {name} is seeded by this Secret, and logs in as {user}, not as {}: sign in as that account \
              with `--mailbox`, choose another name with `--secret`, or correct it with `{}`",
             settings.mailbox,
-            Subject::credential(credential).command("edit")
+            KubectlObject::credential(credential).command("edit")
         )));
     }
     Ok(())

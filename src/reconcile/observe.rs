@@ -17,7 +17,7 @@ use crate::{
     error::Error,
     policy::{
         Blocker, Observed, checks,
-        commands::Subject,
+        commands::KubectlObject,
         expiry, grant, inputs,
         observed::{History, Provider, Published, Target, TokenFacts, target_name},
         outcome::Recorded,
@@ -169,7 +169,7 @@ fn not_found(credential: &MailCredential, context: &Context) -> Blocker {
         format!(
             "the {words} does not exist: create it, or refer to one that does with `{}`; `kubectl -n {} get {others}` \
              lists them",
-            Subject::credential(credential).merge(&fields),
+            KubectlObject::credential(credential).merge(&fields),
             checks::namespace(credential)
         )
     };

@@ -18,7 +18,7 @@ use crate::{
         names, reference::ObjectKey,
     },
     error::describe,
-    policy::commands::Subject,
+    policy::commands::KubectlObject,
 };
 
 /// Statuses that one call of [`Unreadable::report`] writes at most.
@@ -53,10 +53,10 @@ impl ObjectKind {
         }
     }
 
-    fn subject(self, (namespace, name): &ObjectKey) -> Subject {
+    fn subject(self, (namespace, name): &ObjectKey) -> KubectlObject {
         match self {
-            Self::Credential => Subject::credential_named(namespace, name),
-            Self::Provider(kind) => Subject::provider(kind, namespace, name),
+            Self::Credential => KubectlObject::credential_named(namespace, name),
+            Self::Provider(kind) => KubectlObject::provider(kind, namespace, name),
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     policy::{
         advice::{self, AdviceContext},
         checks,
-        commands::{self, Subject},
+        commands::{self, KubectlObject},
         outcome::Refused,
     },
     reconcile::{context::Context, custody::pending::CustodyError, provider_client::authentication::Authentication},
@@ -54,10 +54,10 @@ pub(in crate::reconcile) fn advice_context(
     object: Option<&ProviderObject>,
     entry: Option<&Authentication>,
 ) -> AdviceContext {
-    let subject = Subject::provider_of(credential);
+    let subject = KubectlObject::provider_of(credential);
     AdviceContext {
         provider: checks::provider_words(credential),
-        scopes: if credential.spec.scopes.is_empty() { subject.clone() } else { Subject::credential(credential) },
+        scopes: if credential.spec.scopes.is_empty() { subject.clone() } else { KubectlObject::credential(credential) },
         subject,
         client_id: entry
             .and_then(|entry| entry.client_id.clone())
@@ -69,7 +69,7 @@ pub(in crate::reconcile) fn advice_context(
             .and_then(|entry| entry.source.clone()),
         basic: object.zip(entry).is_some_and(|(object, entry)| entry.is_basic(object.spec())),
         grant: credential.spec.grant.kind(),
-        credential: Subject::credential(credential),
+        credential: KubectlObject::credential(credential),
         mailbox: credential.spec.mailbox.user().to_owned(),
         sign_in: commands::sign_in(credential),
         federated: entry.and_then(|entry| entry.federated.clone()),

@@ -11,7 +11,7 @@ use crate::{
     error::describe_step,
     idp::Exchange,
     oauth::{ClientAuth, GrantProof, Refusal, TokenAnswer, client_auth::read_secret, token::Rotated},
-    policy::{Blocker, checks, commands::Subject, exchange::leaves_open, grant::Grant, notices::EventNote},
+    policy::{Blocker, checks, commands::KubectlObject, exchange::leaves_open, grant::Grant, notices::EventNote},
     reconcile::{
         act::{
             attempt::{Attempt, StepResult},
@@ -79,7 +79,7 @@ async fn subject_token(attempt: &Attempt) -> Result<SecretString, Refusal> {
     of_a_provider(reference, namespace, &attempt.context.stores).map_or(Ok(()), |blocker| Err(refused(blocker)))?;
     source.reach.allows(&attempt.resolved.endpoints.token_url).map_err(refused)?;
     read_secret(&source.value, false).map_err(|flaw| {
-        let put = Subject::secret(namespace, &reference.name).put(&reference.key, "<token>");
+        let put = KubectlObject::secret(namespace, &reference.name).put(&reference.key, "<token>");
         let what = format!(
             "the subject token in key {} of the Secret {namespace}/{} {flaw}: put the right one there with `{put}`",
             reference.key, reference.name

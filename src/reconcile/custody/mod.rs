@@ -22,7 +22,7 @@ use crate::{
     oauth::token::Rotated,
     policy::{
         Blocker, checks,
-        commands::{self, Subject},
+        commands::{self, KubectlObject},
         exchange::{Found, Resolution, Response, resolve_conflict},
         grant::{self, Claim, Grant, GrantSecret, TokenNote},
         hash::RefreshTokenHash,
@@ -215,7 +215,7 @@ fn spoilt(credential: &MailCredential, flaw: &str) -> Blocker {
         Reason::AuthorizationRequired,
         format!(
             "the Secret {name} {flaw}. Put it back as it was, or remove it with `{}` and then sign in again with `{}`",
-            Subject::secret(checks::namespace(credential), &name).command("delete"),
+            KubectlObject::secret(checks::namespace(credential), &name).command("delete"),
             commands::sign_in(credential)
         ),
     )

@@ -10,7 +10,7 @@ use crate::{
     api::{MailCredential, Reason, names, reference::ObjectKey},
     policy::{
         Blocker, checks,
-        commands::{self, Subject},
+        commands::{self, KubectlObject},
         grant::GrantSecret,
         hash::RefreshTokenHash,
         secret_metadata::controller_of,
@@ -259,7 +259,7 @@ fn held_by(credential: &MailCredential, other: &str) -> Blocker {
              two use: sign in once more for this one with `{}`, and refer to that Secret with `{}`",
             place(credential),
             commands::sign_in(credential),
-            Subject::credential(credential).merge(&another)
+            KubectlObject::credential(credential).merge(&another)
         ),
     )
 }

@@ -20,7 +20,7 @@ use crate::{
         assertion::{self, Part, SigningKey},
         client_auth::read_secret,
     },
-    policy::{Blocker, advice::Federated, commands::Subject},
+    policy::{Blocker, advice::Federated, commands::KubectlObject},
     reconcile::provider_client::{
         connection::subject_of,
         federation::{Federation, Identities},
@@ -181,7 +181,7 @@ async fn client_secret(
     let reach = raw.as_ref().map(|raw| raw.reach.clone()).into_iter().collect();
     let auth = raw.and_then(|raw| {
         let text = read_secret(&raw.value, guid_is_flaw).map_err(|flaw| {
-            let command = Subject::secret(home, name).put(key, "<client secret>");
+            let command = KubectlObject::secret(home, name).put(key, "<client secret>");
             let message = format!(
                 "the client secret in key {key} of the Secret {home}/{name} {flaw}: put the right one there with `{command}`"
             );
@@ -220,7 +220,7 @@ async fn private_key_jwt(
                 (Part::Key, _) | (Part::Certificate, None) => &jwt.key_ref,
             };
             let KeyRef { name, key } = reference;
-            let command = Subject::secret(home, name).put(key, "<the file's content>");
+            let command = KubectlObject::secret(home, name).put(key, "<the file's content>");
             let message =
                 format!("key {key} of the Secret {home}/{name} {flaw}: put the right one there with `{command}`");
             Blocker::new(Reason::SourceInvalid, message)
@@ -252,7 +252,7 @@ async fn service_account_key(
     let reach = json.as_ref().map(|json| json.reach.clone()).into_iter().collect();
     let account = json.and_then(|json| {
         assertion::ServiceAccountKey::read(&json.value).map_err(|flaw| {
-            let command = Subject::secret(home, name).put(key, "<the JSON file's content>");
+            let command = KubectlObject::secret(home, name).put(key, "<the JSON file's content>");
             let message =
                 format!("key {key} of the Secret {home}/{name} {flaw}: put the right one there with `{command}`");
             Blocker::new(Reason::SourceInvalid, message)

@@ -9,7 +9,7 @@ use crate::{
         provider_object::{ProviderKey, ProviderObject, bundle_config_map, bundle_secret},
     },
     idp::{TlsProblem, TransportError},
-    policy::commands::Subject,
+    policy::commands::KubectlObject,
 };
 
 /// What a failed connection to the provider means, and its fix. `home` is where its CA bundle stands, `again`
@@ -60,30 +60,31 @@ fn allow(error: &TransportError, object: &ProviderObject) -> String {
 fn trust(object: &ProviderObject, home: &str) -> String {
     let spec = object.spec();
     if let Some(bundle) = bundle_config_map(spec) {
-        let put = Subject::config_map(home, &bundle.name).put_file(&bundle.key);
+        let put = KubectlObject::config_map(home, &bundle.name).put_file(&bundle.key);
         return format!(
             "its certificate is missing in the CA bundle that the provider refers to: put it there with `{put}`"
         );
     }
     if let Some(bundle) = bundle_secret(spec) {
-        let put = Subject::secret(home, &bundle.name).put(&bundle.key, "<certificates in PEM, line breaks as \\n>");
+        let put =
+            KubectlObject::secret(home, &bundle.name).put(&bundle.key, "<certificates in PEM, line breaks as \\n>");
         return format!(
             "its certificate is missing in the CA bundle that the provider refers to: put it there with `{put}`"
         );
     }
     let name = format!("{}-ca", object.key().name);
-    let put = Subject::config_map(home, &name).put_file("ca.crt");
+    let put = KubectlObject::config_map(home, &name).put_file("ca.crt");
     let refer =
         subject(object).merge(&json!({"spec": {"caBundleRef": {"configMap": {"name": name, "key": "ca.crt"}}}}));
     format!("make it trusted with `{put} && {refer}`")
 }
 
 /// The provider for `kubectl`.
-pub(super) fn subject(object: &ProviderObject) -> Subject {
+pub(super) fn subject(object: &ProviderObject) -> KubectlObject {
     subject_of(&object.key())
 }
 
 /// The same by its key.
-pub(super) fn subject_of(key: &ProviderKey) -> Subject {
-    Subject::provider(key.kind, &key.namespace, &key.name)
+pub(super) fn subject_of(key: &ProviderKey) -> KubectlObject {
+    KubectlObject::provider(key.kind, &key.namespace, &key.name)
 }

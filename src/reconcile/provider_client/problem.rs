@@ -2,7 +2,7 @@
 
 use crate::{
     api::{Reason, credential::ProviderKind, provider_object::ProviderKey},
-    policy::{Blocker, commands::Subject, observed::Cause},
+    policy::{Blocker, commands::KubectlObject, observed::Cause},
 };
 
 /// Why a provider cannot be used.
@@ -47,7 +47,7 @@ pub(crate) fn shown_blocker(key: &ProviderKey, problem: ProviderProblem) -> Bloc
     let message = format!(
         "{what} ({}): an administrator finds what is wrong, and the command that repairs it, with `{} -o yaml`",
         found.as_str(),
-        Subject::provider(key.kind, &key.namespace, &key.name).command("get")
+        KubectlObject::provider(key.kind, &key.namespace, &key.name).command("get")
     );
     Blocker::new(reason, message).because(problem.blocker.cause)
 }

@@ -10,7 +10,7 @@ use crate::{
     error::Error,
     policy::{
         Blocker,
-        commands::{Subject, word},
+        commands::{KubectlObject, word},
     },
     stores::Stores,
 };
@@ -54,7 +54,7 @@ impl Reach {
             let hosts = listed.split(',').map(|host| host.trim().to_ascii_lowercase());
             hosts.filter(|host| !host.is_empty()).collect()
         });
-        let command = Subject::secret(home, name).command("annotate");
+        let command = KubectlObject::secret(home, name).command("annotate");
         Self { secret: format!("{home}/{name}"), hosts, command }
     }
 
@@ -103,7 +103,7 @@ pub(in crate::reconcile) async fn read_source(
     let api: Api<Secret> = Api::namespaced(client.clone(), home);
     let secret =
         api.get_opt(name).await.map_err(|source| Error::ReadSecret { name: format!("{home}/{name}"), source })?;
-    let label = format!("{} {}=true", Subject::secret(home, name).command("label"), names::LABEL_SOURCE);
+    let label = format!("{} {}=true", KubectlObject::secret(home, name).command("label"), names::LABEL_SOURCE);
     let Some(mut secret) = secret.map(Opened) else {
         return Ok(Err(Blocker::new(
             Reason::SourceNotFound,
@@ -187,7 +187,7 @@ pub(super) async fn read_config_map_key(
             Reason::SourceNotFound,
             format!(
                 "the ConfigMap {home}/{name} does not exist: make it with `{}`",
-                Subject::config_map(home, name).put_file(key)
+                KubectlObject::config_map(home, name).put_file(key)
             ),
         )));
     };
@@ -202,8 +202,8 @@ fn no_key(kind: &str, home: &str, reference: &KeyRef, keys: &[String]) -> Blocke
     let KeyRef { name, key } = reference;
     let has = if keys.is_empty() { "it has none".to_owned() } else { format!("it has {}", keys.join(", ")) };
     let put = match kind {
-        "Secret" => Subject::secret(home, name).put(key, "<value>"),
-        _ => Subject::config_map(home, name).put_file(key),
+        "Secret" => KubectlObject::secret(home, name).put(key, "<value>"),
+        _ => KubectlObject::config_map(home, name).put_file(key),
     };
     Blocker::new(
         Reason::SourceNotFound,

@@ -10,7 +10,7 @@ use crate::{
         MailCredential, Reason,
         names::{self, rfc3339},
     },
-    policy::{Blocker, commands::Subject, hash::InputsHash, observed::Provider, secret_metadata},
+    policy::{Blocker, commands::KubectlObject, hash::InputsHash, observed::Provider, secret_metadata},
     reconcile::{
         json_patch::{self, Map, create_map, set, unset},
         secrets::Operation,
@@ -127,7 +127,7 @@ pub(super) fn content(
 
 /// The blocker for a Secret that would be larger than Kubernetes allows.
 pub(in crate::reconcile) fn too_large(credential: &MailCredential, error: &TooLarge) -> Blocker {
-    let edit = Subject::credential(credential).command("edit");
+    let edit = KubectlObject::credential(credential).command("edit");
     let message = format!("{error}: let spec.secret.data[{}] hold the token less often, with `{edit}`", error.key);
     Blocker::new(Reason::InvalidSpec, message)
 }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::commands::{Subject, quoted, word};
+use super::commands::{KubectlObject, quoted, word};
 use crate::{
     api::{Reason, grant::GrantType},
     oauth::Refusal,
@@ -17,11 +17,11 @@ pub struct AdviceContext {
     /// The provider, such as `MailProvider shop/m365`.
     pub provider: String,
     /// The same for `kubectl`.
-    pub subject: Subject,
+    pub subject: KubectlObject,
     /// The client's id.
     pub client_id: String,
     /// Whose scopes were asked for: the credential's or the provider's.
-    pub scopes: Subject,
+    pub scopes: KubectlObject,
     /// Namespace, name and key of the client secret, or of the key file, that the client proved itself with.
     pub secret: Option<(String, String, String)>,
     /// The client secret went into the Authorization header (`method: Basic`).
@@ -29,7 +29,7 @@ pub struct AdviceContext {
     /// The grant that was asked for.
     pub grant: GrantType,
     /// The credential for `kubectl`.
-    pub credential: Subject,
+    pub credential: KubectlObject,
     /// The account that logs in.
     pub mailbox: String,
     /// The command by which a person signs in anew.
@@ -100,7 +100,7 @@ fn filling(name: &str, context: &AdviceContext) -> Option<String> {
         "put" => put(context),
         // The command that puts another key file into its context.
         "put_file" => match &context.secret {
-            Some((namespace, name, key)) => Subject::secret(namespace, name).put_source(key),
+            Some((namespace, name, key)) => KubectlObject::secret(namespace, name).put_source(key),
             None => context.subject.command("edit"),
         },
         // The command that patches the provider, to be followed by the fields.
@@ -137,7 +137,7 @@ fn workload_identity(audience: &str) -> (String, String) {
 
 fn put(context: &AdviceContext) -> String {
     match &context.secret {
-        Some((namespace, name, key)) => Subject::secret(namespace, name).put(key, "<client secret>"),
+        Some((namespace, name, key)) => KubectlObject::secret(namespace, name).put(key, "<client secret>"),
         None => context.subject.command("edit"),
     }
 }
@@ -280,7 +280,7 @@ mod tests {
     use crate::{api::credential::ProviderKind, oauth::refusal::read_refusal, providers::RefusalContext};
 
     fn context() -> AdviceContext {
-        let subject = Subject::provider(ProviderKind::MailProvider, "shop", "m365");
+        let subject = KubectlObject::provider(ProviderKind::MailProvider, "shop", "m365");
         AdviceContext {
             provider: "MailProvider shop/m365".into(),
             scopes: subject.clone(),
@@ -289,7 +289,7 @@ mod tests {
             secret: Some(("shop".into(), "m365-app".into(), "client-secret".into())),
             basic: false,
             grant: GrantType::ClientCredentials,
-            credential: Subject::secret("shop", "billing"),
+            credential: KubectlObject::secret("shop", "billing"),
             mailbox: "billing@example.org".into(),
             sign_in: "sign in".into(),
             federated: None,

@@ -6,7 +6,7 @@ use kube::ResourceExt as _;
 
 use super::{
     Blocker, Decision, IssueReason, Observed,
-    commands::{self, Subject},
+    commands::{self, KubectlObject},
     grant::{Grant, SignIn},
 };
 use crate::api::{
@@ -91,7 +91,7 @@ pub(super) fn conflict(credential: &MailCredential, owner: &str) -> Blocker {
         format!(
             "the refresh token must be kept in the Secret {name}, which exists and {owner}; it is left as it is. If nobody \
              needs that Secret, remove it with `{}`",
-            Subject::secret(credential.namespace_str(), &name).command("delete")
+            KubectlObject::secret(credential.namespace_str(), &name).command("delete")
         ),
     )
 }

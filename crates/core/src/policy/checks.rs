@@ -7,7 +7,7 @@ use kube::{
     core::{Selector, SelectorExt as _},
 };
 
-use super::{blocker::Blocker, commands::Subject};
+use super::{blocker::Blocker, commands::KubectlObject};
 use crate::{
     api::{
         MailCredential, Reason,
@@ -57,7 +57,7 @@ pub fn spec_blocker(
             "{name} in spec.mailbox is a plain user name, and the accounts of the provider {} are addresses: write the \
              whole address, with `{}`",
             profile.preset,
-            Subject::credential(credential).command("edit")
+            KubectlObject::credential(credential).command("edit")
         ));
     }
     unfillable_placeholder(credential, profile).and_then(|(key, protocol)| {
@@ -108,7 +108,7 @@ pub fn allowance_blocker(
 ) -> Option<Blocker> {
     let provider = &credential.spec.provider_ref.name;
     let denied = |message: String| Some(Blocker::new(Reason::NotAllowed, message));
-    let subject = Subject::provider_of(credential);
+    let subject = KubectlObject::provider_of(credential);
 
     let for_namespace: Vec<_> = allowed.iter().enumerate().filter(|(_, rule)| selects(rule, labels)).collect();
     let Some((first, _)) = for_namespace.first() else {
@@ -157,7 +157,7 @@ pub fn allowance_blocker(
     denied(format!(
         "the scope {foreign} is not among those of the ClusterMailProvider {provider}: ask for the provider's own with \
          `{}`, or an administrator can add it to spec.scopes with `{}`",
-        Subject::credential(credential).merge(&serde_json::json!({"spec": {"scopes": null}})),
+        KubectlObject::credential(credential).merge(&serde_json::json!({"spec": {"scopes": null}})),
         subject.command("edit")
     ))
 }

@@ -7,13 +7,13 @@ use crate::api::{MailCredential, credential::ProviderKind, names};
 
 /// An object as `kubectl` names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Subject {
+pub struct KubectlObject {
     namespace: Option<String>,
     resource: &'static str,
     name: String,
 }
 
-impl Subject {
+impl KubectlObject {
     /// A MailCredential.
     pub fn credential(credential: &MailCredential) -> Self {
         Self::credential_named(credential.namespace_str(), &credential.name_any())
@@ -112,7 +112,7 @@ pub fn sign_in(credential: &MailCredential) -> String {
         ),
         None => format!(
             "{} --overwrite {}=\"$(date +%s)\"",
-            Subject::credential(credential).command("annotate"),
+            KubectlObject::credential(credential).command("annotate"),
             names::ANNOTATION_REISSUE
         ),
     }
@@ -149,14 +149,14 @@ mod tests {
     #[test]
     fn a_file_is_put_into_a_config_map_whether_that_is_there_or_not() {
         assert_eq!(
-            Subject::config_map("shop", "roots").put_file("ca.crt"),
+            KubectlObject::config_map("shop", "roots").put_file("ca.crt"),
             "kubectl -n shop create configmap roots --from-file=ca.crt=<file> --dry-run=client -o yaml | kubectl apply -f -"
         );
     }
 
     #[test]
     fn a_quote_in_a_mailbox_does_not_end_the_shells_word() {
-        let provider = Subject::provider(ProviderKind::ClusterMailProvider, "", "corp");
+        let provider = KubectlObject::provider(ProviderKind::ClusterMailProvider, "", "corp");
         assert_eq!(
             provider.append("/spec/allowed/0/mailboxes", "o'neill@example.org"),
             r#"kubectl patch clustermailprovider corp --type json -p '[{"op":"add","path":"/spec/allowed/0/mailboxes/-","value":"o'\''neill@example.org"}]'"#

@@ -37,7 +37,7 @@ pub use decision::{Decision, IssueReason, PublishReason};
 pub use observed::{Blocker, Observed};
 
 use crate::api::Reason;
-use commands::Subject;
+use commands::KubectlObject;
 use observed::Target;
 
 /// Decides about a credential. The order of the checks is the specification: what stands first wins.
@@ -130,14 +130,14 @@ fn target_is_foreign(observed: &Observed, _: Timestamp) -> Option<Decision> {
             "the Secret {name} exists and {owner}; it is left as it is. Choose another name with `{}`, or, if nobody needs \
              that Secret, remove it with `{}`",
             rename(observed),
-            Subject::secret(checks::namespace(&observed.credential), &name).command("delete")
+            KubectlObject::secret(checks::namespace(&observed.credential), &name).command("delete")
         ),
     )))
 }
 
 fn rename(observed: &Observed) -> String {
     let fields = json!({"spec": {"secret": {"name": "<another name>"}}});
-    Subject::credential(&observed.credential).merge(&fields)
+    KubectlObject::credential(&observed.credential).merge(&fields)
 }
 
 /// A token that was obtained is written before anything else, as long as it is still the one that is wanted.

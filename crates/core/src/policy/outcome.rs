@@ -93,12 +93,12 @@ impl Observed {
 mod tests {
     use super::*;
     use crate::fixtures::{Case, at};
-    use crate::{api::grant::GrantType, policy::commands::Subject};
+    use crate::{api::grant::GrantType, policy::commands::KubectlObject};
 
     fn refused(spent: &str, reason: Reason) -> (Recorded, u32) {
         let mut case = Case::ready();
         case.by_refresh_token();
-        let subject = Subject::credential(&case.observed.credential);
+        let subject = KubectlObject::credential(&case.observed.credential);
         let refused = Refused {
             refusal: Refusal::new(reason, "no"),
             context: AdviceContext {

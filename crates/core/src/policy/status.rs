@@ -7,7 +7,7 @@ use k8s_openapi::{
 
 use super::{
     Decision, Observed, authorization, checks,
-    commands::{self, Subject},
+    commands::{self, KubectlObject},
     grant::Grant,
     kstatus::{Before, Standing},
     observed::{Blocker, Cause, Published, TokenFacts, target_name},
@@ -230,7 +230,7 @@ fn blocking(observed: &Observed, decision: &Decision, now: Timestamp) -> Option<
         Decision::Stall(blocker) => Some(blocker.clone()),
         Decision::Suspended => {
             let resume =
-                Subject::credential(&observed.credential).merge(&serde_json::json!({"spec": {"suspend": false}}));
+                KubectlObject::credential(&observed.credential).merge(&serde_json::json!({"spec": {"suspend": false}}));
             Some(Blocker::new(
                 Reason::Suspended,
                 format!("spec.suspend is true, so no token is asked for: `{resume}` lets it go on"),
