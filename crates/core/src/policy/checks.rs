@@ -46,8 +46,8 @@ pub fn spec_blocker(
             works.join(" or ")
         ));
     }
-    if let Some(objection) = (profile.objection)(provider, grant, scopes) {
-        return invalid(objection);
+    if let Some(message) = (profile.unsupported)(provider, grant, scopes) {
+        return invalid(message);
     }
     let names = credential.spec.mailbox.names();
     if !profile.accounts.plain_names

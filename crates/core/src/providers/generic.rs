@@ -37,7 +37,7 @@ pub(super) fn profile(spec: &ProviderSpec) -> Option<Profile> {
                 parameters: &[("prompt", "consent")],
                 ..SignIn::default()
             };
-            Some(Profile { sign_in, accounts: ACCOUNTS, objection, ..Profile::new("oidc", source, servers, GRANTS) })
+            Some(Profile { sign_in, accounts: ACCOUNTS, unsupported, ..Profile::new("oidc", source, servers, GRANTS) })
         }
         (None, Some(oauth2)) => {
             let source = TokenSource::Known(Endpoints {
@@ -46,13 +46,13 @@ pub(super) fn profile(spec: &ProviderSpec) -> Option<Profile> {
                 revocation_url: oauth2.revocation_url.clone(),
                 authorization_url: oauth2.authorization_url.clone(),
             });
-            Some(Profile { accounts: ACCOUNTS, objection, ..Profile::new("oauth2", source, servers, GRANTS) })
+            Some(Profile { accounts: ACCOUNTS, unsupported, ..Profile::new("oauth2", source, servers, GRANTS) })
         }
         _ => None,
     }
 }
 
-fn objection(spec: &ProviderSpec, grant: GrantType, _: &[String]) -> Option<String> {
+fn unsupported(spec: &ProviderSpec, grant: GrantType, _: &[String]) -> Option<String> {
     let endpoint = |oauth2: &OAuth2| oauth2.device_authorization_url.is_some();
     let asserts =
         |entry: &ClientAuthentication| entry.private_key_jwt.is_some() || entry.service_account_token.is_some();

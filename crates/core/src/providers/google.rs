@@ -52,7 +52,7 @@ pub(super) fn profile(given: &Servers) -> Profile {
         },
         accounts: Accounts { canonical: account::google, ..Accounts::default() },
         scopes: |_, _, _| vec![MAIL.to_owned()],
-        objection,
+        unsupported,
         refine,
         idle_life: Some(IDLE_LIFE),
         keeps_replaced_tokens: true,
@@ -60,7 +60,7 @@ pub(super) fn profile(given: &Servers) -> Profile {
     }
 }
 
-fn objection(spec: &ProviderSpec, grant: GrantType, scopes: &[String]) -> Option<String> {
+fn unsupported(spec: &ProviderSpec, grant: GrantType, scopes: &[String]) -> Option<String> {
     let entries = &spec.client.authentication;
     let has = |way: fn(&ClientAuthentication) -> bool| entries.iter().any(way);
     let missing = match grant {

@@ -45,7 +45,7 @@ pub struct Profile {
     /// The scopes of the preset, by grant and protocols.
     pub scopes: fn(&ProviderSpec, GrantType, &[Protocol]) -> Vec<String>,
     /// Why a use of it that the schema allows cannot work.
-    pub objection: fn(&ProviderSpec, GrantType, &[String]) -> Option<String>,
+    pub unsupported: fn(&ProviderSpec, GrantType, &[String]) -> Option<String>,
     /// What its own error codes add to a refusal.
     pub refine: fn(&mut Refusal, &RefusalContext),
     /// What a token says of itself that will not do for these protocols.
@@ -138,7 +138,7 @@ impl Profile {
             accounts: Accounts::default(),
             guid_is_no_secret: false,
             scopes: |_, _, _| vec![],
-            objection: |_, _, _| None,
+            unsupported: |_, _, _| None,
             refine: general,
             unsuitable: |_, _, _, _| None,
             idle_life: None,

@@ -197,7 +197,7 @@ fn what_a_preset_asks_for_by_itself_meets_no_objection() {
         let (spec, profile) = of(&preset);
         for grant in profile.grants {
             let scopes = (profile.scopes)(&spec, *grant, ALL);
-            assert_eq!((profile.objection)(&spec, *grant, &scopes), None, "{preset} {grant:?}");
+            assert_eq!((profile.unsupported)(&spec, *grant, &scopes), None, "{preset} {grant:?}");
         }
     }
 }
@@ -239,8 +239,8 @@ fn what_cannot_work_is_objected_to_with_what_would() {
     ] {
         let (spec, profile) = of(&preset);
         let scopes: Vec<_> = scopes.split_ascii_whitespace().map(str::to_owned).collect();
-        let objection = (profile.objection)(&spec, grant, &scopes);
-        assert!(objection.as_ref().is_some_and(|text| text.contains(part)), "{preset} {grant:?}: {objection:?}");
+        let unsupported = (profile.unsupported)(&spec, grant, &scopes);
+        assert!(unsupported.as_ref().is_some_and(|text| text.contains(part)), "{preset} {grant:?}: {unsupported:?}");
     }
 }
 
@@ -263,7 +263,7 @@ fn what_is_unusual_and_works_is_let_through() {
     ] {
         let (spec, profile) = of(&preset);
         let scopes: Vec<_> = scopes.split_ascii_whitespace().map(str::to_owned).collect();
-        assert_eq!((profile.objection)(&spec, grant, &scopes), None, "{preset} {grant:?}");
+        assert_eq!((profile.unsupported)(&spec, grant, &scopes), None, "{preset} {grant:?}");
     }
 }
 

@@ -94,7 +94,7 @@ pub(super) fn profile(settings: &Microsoft, given: &Servers) -> Profile {
         accounts: Accounts { shared_by_address: true, ..Accounts::default() },
         guid_is_no_secret: true,
         scopes,
-        objection,
+        unsupported,
         refine: codes::refine,
         unsuitable: token::unsuitable,
         idle_life: Some(IDLE_LIFE),
@@ -138,7 +138,7 @@ fn scopes(spec: &ProviderSpec, grant: GrantType, protocols: &[Protocol]) -> Vec<
     mail.chain([OFFLINE.to_owned()]).chain(identity.iter().map(|scope| (*scope).to_owned())).collect()
 }
 
-fn objection(spec: &ProviderSpec, grant: GrantType, scopes: &[String]) -> Option<String> {
+fn unsupported(spec: &ProviderSpec, grant: GrantType, scopes: &[String]) -> Option<String> {
     let settings = spec.microsoft.as_ref()?;
     if grant == GrantType::ClientCredentials {
         app_objection(settings, scopes)
