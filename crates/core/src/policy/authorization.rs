@@ -20,14 +20,14 @@ const SIGN_IN_FOR: SignedDuration = SignedDuration::from_hours(24);
 /// A code is replaced no sooner than this after it was shown: some provider may end each at once.
 const REPLACED_SOONEST: SignedDuration = SignedDuration::from_secs(10);
 
-/// What stands between the need for a token and the request for it. `None`: nothing.
-pub(super) fn obstacle(observed: &Observed, now: Timestamp) -> Option<Decision> {
+/// What has to happen before a token request is sent; `None` if it may be sent.
+pub(super) fn precondition(observed: &Observed, now: Timestamp) -> Option<Decision> {
     let grant = observed.grant.as_ref()?;
     if let Some(owner) = &grant.foreign {
         return Some(Decision::Stall(conflict(&observed.credential, owner)));
     }
-    if let Some(flaw) = withdrawn(observed) {
-        return Some(Decision::Stall(flaw));
+    if let Some(blocker) = seed_blocker(observed) {
+        return Some(Decision::Stall(blocker));
     }
     let claimed = grant.stored.as_ref().and_then(|stored| stored.claim.as_ref());
     if let Some(claim) = claimed.filter(|claim| claim.holder != grant.holder && now < claim.until) {
@@ -61,8 +61,8 @@ fn sign_in(observed: &Observed, grant: &Grant, now: Timestamp) -> Option<Decisio
     Some(if now < until { Decision::AwaitSignIn { until } } else { Decision::Poll })
 }
 
-/// Why the seed cannot be taken over, or may not be used any more.
-pub(super) fn withdrawn(observed: &Observed) -> Option<Blocker> {
+/// Why the seed cannot be taken over or used any more.
+pub(super) fn seed_blocker(observed: &Observed) -> Option<Blocker> {
     observed.grant.as_ref()?.seed.as_ref()?.as_ref().err().cloned()
 }
 
@@ -72,7 +72,7 @@ pub(super) fn keep_alive(observed: &Observed, now: Timestamp) -> Option<Decision
     let due = grant.token()?.keep_alive(grant.idle_life);
     let usable = observed.provider.as_ref().is_ok_and(|provider| provider.blocker.is_none())
         && observed.backoff(now).is_none()
-        && obstacle(observed, now).is_none();
+        && precondition(observed, now).is_none();
     (usable && now >= due).then_some(Decision::Issue(IssueReason::KeepAlive))
 }
 

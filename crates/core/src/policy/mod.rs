@@ -164,7 +164,7 @@ fn provider_is_missing(observed: &Observed, _: Timestamp) -> Option<Decision> {
 
 fn provider_is_blocked(observed: &Observed, now: Timestamp) -> Option<Decision> {
     let provider = observed.provider.as_ref().ok()?;
-    let blocker = provider.blocker.clone().or_else(|| authorization::withdrawn(observed))?;
+    let blocker = provider.blocker.clone().or_else(|| authorization::seed_blocker(observed))?;
     // A token that still serves is put right in the shape that it was given when that was allowed; no other is given.
     let shaped = observed.target.own().is_some_and(|published| published.layout == provider.layout);
     let serves = why_a_token_is_needed(observed, now).is_none_or(IssueReason::leaves_one_that_serves);
@@ -178,9 +178,9 @@ fn token_is_needed(observed: &Observed, now: Timestamp) -> Option<Decision> {
         return Some(Decision::Wait { until });
     }
     let wait = |until: Option<Timestamp>| until.map(|until| Decision::BackOff { until });
-    let wait = match authorization::obstacle(observed, now) {
+    let wait = match authorization::precondition(observed, now) {
         Some(step) if step.is_request() => wait(observed.sign_in_backoff(now)).or(Some(step)),
-        obstacle => obstacle.or_else(|| wait(observed.backoff(now))),
+        other => other.or_else(|| wait(observed.backoff(now))),
     };
     let Some(wait) = wait else {
         // While a request waits for its permit, the token that still works is kept in shape.

@@ -124,11 +124,11 @@ fn readiness(
     let token = observed.target.own().and_then(|published| Some((published, published.token.as_ref()?)));
     match token {
         Some((published, token)) if token.is_unexpired(now) && observed.is_for_this_spec(published) => {
-            let obstacle = match decision.blocker() {
+            let note = match decision.blocker() {
                 Some(blocker) => format!(". It cannot be renewed: {}", blocker.message),
                 None => invited(observed, decision, now).map(|words| format!(". {words}")).unwrap_or_default(),
             };
-            (true, Reason::TokenValid, valid_message(observed, &name, token) + &obstacle)
+            (true, Reason::TokenValid, valid_message(observed, &name, token) + &note)
         }
         Some((_, token)) if !token.is_unexpired(now) => {
             let why = blocked.map(|blocker| format!(": {}", blocker.message)).unwrap_or_default();
