@@ -16,6 +16,7 @@ use crate::{
     api::MailCredential,
     lease::Leadership,
     policy::{
+        Write,
         hash::LayoutHash,
         observed::{History, TokenFacts, UnwrittenToken},
         outcome::Outcome,
@@ -358,11 +359,11 @@ const WRITES_REMEMBERED: usize = 1_024;
 /// The last write of a Secret for each credential, for a second. Without this limit the broker would repeat a write as
 /// fast as a webhook or another controller reverts it.
 #[derive(Default)]
-pub struct Writes(Mutex<HashMap<String, (&'static str, Timestamp)>>);
+pub struct Writes(Mutex<HashMap<String, (Write, Timestamp)>>);
 
 impl Writes {
     /// Notes a write of this kind at `now`, or returns when it may be made.
-    pub fn admit(&self, uid: &str, kind: &'static str, now: Timestamp) -> Option<Timestamp> {
+    pub fn admit(&self, uid: &str, kind: Write, now: Timestamp) -> Option<Timestamp> {
         let mut last = self.0.lock();
         // A clock that was set back must not delay writes.
         let recent = |at: Timestamp| at <= now && now < at + WRITES_APART;
@@ -471,14 +472,14 @@ mod tests {
     fn a_write_follows_one_of_its_kind_no_sooner_than_after_a_second() {
         let writes = Writes::default();
         let at = |millisecond: i64| Timestamp::from_millisecond(1_800_000_000_000 + millisecond).unwrap();
-        assert_eq!(writes.admit("a", "grant", at(0)), None);
-        assert_eq!(writes.admit("a", "grant", at(10)), Some(at(1_000)));
-        assert_eq!(writes.admit("b", "grant", at(10)), None, "another credential");
-        assert_eq!(writes.admit("a", "token", at(20)), None, "another kind");
-        assert_eq!(writes.admit("a", "token", at(-60_000)), None, "the clock was set back");
-        assert_eq!(writes.admit("b", "grant", at(1_010)), None);
+        assert_eq!(writes.admit("a", Write::Grant, at(0)), None);
+        assert_eq!(writes.admit("a", Write::Grant, at(10)), Some(at(1_000)));
+        assert_eq!(writes.admit("b", Write::Grant, at(10)), None, "another credential");
+        assert_eq!(writes.admit("a", Write::Token, at(20)), None, "another kind");
+        assert_eq!(writes.admit("a", Write::Token, at(-60_000)), None, "the clock was set back");
+        assert_eq!(writes.admit("b", Write::Grant, at(1_010)), None);
         for number in 0..2 * WRITES_REMEMBERED {
-            assert_eq!(writes.admit(&number.to_string(), "token", at(3_000 + 2_000 * number as i64)), None);
+            assert_eq!(writes.admit(&number.to_string(), Write::Token, at(3_000 + 2_000 * number as i64)), None);
         }
         assert!(writes.0.lock().len() <= WRITES_REMEMBERED);
     }

@@ -29,7 +29,7 @@ use crate::{
     api::{ConditionType, MailCredential, Reason, condition, names},
     error::Error,
     oauth::Refusal,
-    policy::{self, Decision, Observed, checks, observed::Target, status::next_turn},
+    policy::{self, Decision, Observed, Write, checks, observed::Target, status::next_turn},
     reconcile::{
         act::{
             activity::Activity,
@@ -134,33 +134,29 @@ async fn step(
     }
     let decision = policy::decide(&observed, now);
     tracing::debug!(?decision, "decided");
-    let decision = match &decision {
-        Decision::Issue(_) | Decision::SignIn | Decision::Poll if !context.requests.draining.is_cancelled() => {
-            start_request(&decision, &observed, asked, context)
+    let decision = if let Some(write) = decision.write() {
+        if let Some(at) = context.cache.writes.admit(checks::uid(&observed.credential), write, now) {
+            return Ok(Action::requeue(context.clock.until(at)));
         }
-        Decision::KeepGrant | Decision::Store | Decision::Publish(_) => {
-            if let Some(at) = too_soon(&decision, &observed, context, now) {
-                return Ok(Action::requeue(context.clock.until(at)));
-            }
-            let decision = apply(&mut observed, &decision, context).await?;
-            if !context.leadership.is_leader() {
-                // The new leader writes the status.
-                return Ok(Action::requeue(GRANT_WRITE_RETRY));
-            }
-            decision
+        let decision = apply(&mut observed, &decision, write, context).await?;
+        if !context.leadership.is_leader() {
+            // The new leader writes the status.
+            return Ok(Action::requeue(GRANT_WRITE_RETRY));
         }
-        _ => decision,
+        decision
+    } else if decision.is_request() && !context.requests.draining.is_cancelled() {
+        start_request(&decision, &observed, asked, context)
+    } else {
+        decision
     };
     if !wants_a_permit(&decision) {
         context.requests.admission.withdraw(&row);
     }
-    let stuck = matches!(decision, Decision::Stall(_) | Decision::Suspended);
+    let stuck = decision.awaits_change();
     context.cache.with(checks::uid(&observed.credential), |entry| entry.object.stuck = stuck);
     // Write the status even if the Secret of the former name cannot be deleted.
-    let removed = match decision {
-        Decision::Suspended => Ok(()),
-        _ => publish::remove_previous(&observed, context).await,
-    };
+    let removed =
+        if decision == Decision::Suspended { Ok(()) } else { publish::remove_previous(&observed, context).await };
     let now = context.clock.now();
     let reported = report::report(&observed, &decision, context, now).await?;
     removed?;
@@ -168,16 +164,6 @@ async fn step(
         true => Ok(next(&observed, &decision, context, now)),
         false => Ok(Action::requeue(STATUS_RETRY)),
     }
-}
-
-/// The earliest time of this write, if a write of the same kind was made for this credential less than a second ago.
-fn too_soon(decision: &Decision, observed: &Observed, context: &Context, now: Timestamp) -> Option<Timestamp> {
-    let kind = match decision {
-        Decision::KeepGrant => "grant",
-        Decision::Store => "token",
-        _ => "shape",
-    };
-    context.cache.writes.admit(checks::uid(&observed.credential), kind, now)
 }
 
 /// Stores a refresh token that is held in memory, also on a replica that no longer leads: no other replica has the
@@ -193,11 +179,16 @@ async fn persist_what_came(credential: &MailCredential, context: &Context) -> Ac
 }
 
 /// Writes a Secret and decides again. The new decision is a wait or a back-off.
-async fn apply(observed: &mut Observed, decision: &Decision, context: &Context) -> Result<Decision, Error> {
-    let written = match decision {
-        Decision::KeepGrant => keep_grant(observed, context).await,
-        Decision::Store => publish::store(observed, context).await,
-        _ => publish::publish_again(observed, context).await,
+async fn apply(
+    observed: &mut Observed,
+    decision: &Decision,
+    write: Write,
+    context: &Context,
+) -> Result<Decision, Error> {
+    let written = match write {
+        Write::Grant => keep_grant(observed, context).await,
+        Write::Token => publish::store(observed, context).await,
+        Write::Shape => publish::publish_again(observed, context).await,
     };
     let now = context.clock.now();
     match written {
@@ -221,9 +212,9 @@ async fn apply(observed: &mut Observed, decision: &Decision, context: &Context) 
             return Ok(Decision::BackOff { until: now + REPAIR_RETRY });
         }
         Err(PublishError::Refused(why)) => {
-            let secret = match decision {
-                Decision::KeepGrant => names::grant_secret(&observed.credential.name_any()),
-                _ => observed.target_name(),
+            let secret = match write {
+                Write::Grant => names::grant_secret(&observed.credential.name_any()),
+                Write::Token | Write::Shape => observed.target_name(),
             };
             let what = format!("the Secret {secret} could not be written: {why}");
             let refusal = Refusal::new(Reason::SecretWriteFailed, what);
@@ -278,10 +269,7 @@ fn next(observed: &Observed, decision: &Decision, context: &Context, now: Timest
     };
     let turn = next_turn(observed, decision, now);
     let wake = due.into_iter().chain(turn).min().map(|at| context.clock.until(at));
-    let again = match decision {
-        Decision::Stall(_) => Some(recheck_after(observed, now)),
-        _ => None,
-    };
+    let again = decision.blocker().map(|_| recheck_after(observed, now));
     wake.into_iter().chain(again).min().map_or_else(Action::await_change, Action::requeue)
 }
 

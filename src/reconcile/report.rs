@@ -52,16 +52,7 @@ pub(super) async fn report(
     let credential = &observed.credential;
     let before = credential.status.clone().unwrap_or_default();
     let after = status(observed, decision, now);
-    let handle = matches!(
-        decision,
-        Decision::Issue(_)
-            | Decision::SignIn
-            | Decision::Poll
-            | Decision::InFlight
-            | Decision::KeepGrant
-            | Decision::Store
-            | Decision::Publish(_)
-    );
+    let handle = decision.is_under_way();
     if before == after {
         context.cache.with(checks::uid(credential), |entry| entry.attempt.unreported = None);
         return Ok(true);
@@ -72,7 +63,7 @@ pub(super) async fn report(
         return Ok(true);
     }
     let queued_told_after = if ends { END_REPORTED_AFTER } else { QUEUED_REPORTED_AFTER };
-    if matches!(decision, Decision::Queued { since } if now < *since + queued_told_after) {
+    if decision.queued_since().is_some_and(|since| now < since + queued_told_after) {
         return Ok(true);
     }
     let version = format!("{:?} {}", credential.metadata.generation, observed.attempt);

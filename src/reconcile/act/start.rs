@@ -47,7 +47,18 @@ pub(in crate::reconcile) fn start_request(
     let kind = match decision {
         Decision::SignIn => RequestKind::SignIn,
         Decision::Poll => RequestKind::Poll,
-        _ => RequestKind::Token,
+        Decision::KeepGrant
+        | Decision::Issue(_)
+        | Decision::AwaitSignIn { .. }
+        | Decision::Claimed { .. }
+        | Decision::Store
+        | Decision::Publish(_)
+        | Decision::InFlight
+        | Decision::Queued { .. }
+        | Decision::Wait { .. }
+        | Decision::BackOff { .. }
+        | Decision::Suspended
+        | Decision::Stall(_) => RequestKind::Token,
     };
     let now = context.clock.now();
     let ask = ask(&observed.credential, kind.endpoint(), urgency(observed, decision, now), context);
@@ -57,10 +68,10 @@ pub(in crate::reconcile) fn start_request(
             Decision::Queued { since: now - SignedDuration::from_secs(waited.as_secs()) }
         }
         Answer::Admitted(permit) => {
-            match decision {
+            match kind {
                 // Every few seconds, for as long as a person takes.
-                Decision::Poll => tracing::debug!("asking whether the person has signed in"),
-                _ => tracing::info!(?decision, "asking the provider"),
+                RequestKind::Poll => tracing::debug!("asking whether the person has signed in"),
+                RequestKind::Token | RequestKind::SignIn => tracing::info!(?decision, "asking the provider"),
             }
             *asked = Some(start(kind, permit, observed, context));
             Decision::InFlight

@@ -72,10 +72,12 @@ impl Decision {
         }
     }
 
-    /// Whether a Secret is written.
-    pub const fn is_write(&self) -> bool {
+    /// What is written into which Secret; `None` for a decision that writes none.
+    pub const fn write(&self) -> Option<Write> {
         match self {
-            Self::KeepGrant | Self::Store | Self::Publish(_) => true,
+            Self::KeepGrant => Some(Write::Grant),
+            Self::Store => Some(Write::Token),
+            Self::Publish(_) => Some(Write::Shape),
             Self::Issue(_)
             | Self::SignIn
             | Self::Poll
@@ -86,7 +88,71 @@ impl Decision {
             | Self::Wait { .. }
             | Self::BackOff { .. }
             | Self::Suspended
+            | Self::Stall(_) => None,
+        }
+    }
+
+    /// Whether a Secret is written.
+    pub const fn is_write(&self) -> bool {
+        self.write().is_some()
+    }
+
+    /// Whether the broker works on the credential: the next status follows at once, or when the request ends.
+    pub const fn is_under_way(&self) -> bool {
+        match self {
+            Self::KeepGrant
+            | Self::Issue(_)
+            | Self::SignIn
+            | Self::Poll
+            | Self::Store
+            | Self::Publish(_)
+            | Self::InFlight => true,
+            Self::AwaitSignIn { .. }
+            | Self::Claimed { .. }
+            | Self::Queued { .. }
+            | Self::Wait { .. }
+            | Self::BackOff { .. }
+            | Self::Suspended
             | Self::Stall(_) => false,
+        }
+    }
+
+    /// Since when the request waits for its permit.
+    pub const fn queued_since(&self) -> Option<Timestamp> {
+        match self {
+            Self::Queued { since } => Some(*since),
+            Self::KeepGrant
+            | Self::Issue(_)
+            | Self::SignIn
+            | Self::Poll
+            | Self::AwaitSignIn { .. }
+            | Self::Claimed { .. }
+            | Self::Store
+            | Self::Publish(_)
+            | Self::InFlight
+            | Self::Wait { .. }
+            | Self::BackOff { .. }
+            | Self::Suspended
+            | Self::Stall(_) => None,
+        }
+    }
+
+    /// Whether nothing happens before the spec or another object changes.
+    pub const fn awaits_change(&self) -> bool {
+        match self {
+            Self::Suspended | Self::Stall(_) => true,
+            Self::KeepGrant
+            | Self::Issue(_)
+            | Self::SignIn
+            | Self::Poll
+            | Self::AwaitSignIn { .. }
+            | Self::Claimed { .. }
+            | Self::Store
+            | Self::Publish(_)
+            | Self::InFlight
+            | Self::Queued { .. }
+            | Self::Wait { .. }
+            | Self::BackOff { .. } => false,
         }
     }
 
@@ -125,6 +191,17 @@ impl Decision {
             | Self::Suspended => None,
         }
     }
+}
+
+/// What a decision writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Write {
+    /// The refresh token, or the labels and the owner of the grant Secret.
+    Grant,
+    /// The token that has just been obtained.
+    Token,
+    /// The stored token in another shape or place.
+    Shape,
 }
 
 /// Why a token is asked for.
