@@ -12,7 +12,7 @@ use crate::{
     oauth::{Refusal, Token, TokenAnswer},
     policy::{
         Blocker, Observed,
-        grant::{Claim, Grant, GrantSecret, SignIn, TokenNote},
+        grant::{Claim, GrantSecret, RefreshGrant, SignIn, TokenNote},
         observed::{History, Provider, Published, Target, TokenFacts, UnwrittenToken},
     },
     providers,
@@ -197,17 +197,17 @@ impl Case {
     }
 
     /// The grant is a stored refresh token that was last used at `at(0)`.
-    pub fn by_refresh_token(&mut self) -> &mut Grant {
+    pub fn by_refresh_token(&mut self) -> &mut RefreshGrant {
         let spec = json!({"refreshToken": {"secretRef": {"name": "seed", "key": "refresh_token"}}});
         self.by(spec)
     }
 
     /// The grant is a sign-in.
-    pub fn by_device_code(&mut self) -> &mut Grant {
+    pub fn by_device_code(&mut self) -> &mut RefreshGrant {
         self.by(json!({"deviceCode": {}}))
     }
 
-    fn by(&mut self, spec: serde_json::Value) -> &mut Grant {
+    fn by(&mut self, spec: serde_json::Value) -> &mut RefreshGrant {
         self.credential(|credential| credential.spec.grant = serde_json::from_value(spec).unwrap());
         let token = TokenNote {
             hash: "hash".into(),
@@ -218,19 +218,19 @@ impl Case {
             expires_at: None,
             rotations: 1,
         };
-        self.observed.grant.insert(Grant {
+        self.observed.grant.insert(RefreshGrant {
             stored: Some(GrantSecret { name: "billing-grant".into(), token: Some(token), ..GrantSecret::default() }),
             bound_to: Some("bound".into()),
             revocable_at: "revocable".into(),
             asked_by: "spec".into(),
             asked_for: Some("inputs".into()),
             holder: "me".into(),
-            ..Grant::default()
+            ..RefreshGrant::default()
         })
     }
 
     /// The grant of a credential that has one.
-    pub fn grant(&mut self) -> &mut Grant {
+    pub fn grant(&mut self) -> &mut RefreshGrant {
         self.observed.grant.as_mut().unwrap()
     }
 

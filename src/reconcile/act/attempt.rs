@@ -16,7 +16,7 @@ use crate::{
     policy::{
         advice, checks,
         device_poll::{self, PollOutcome},
-        grant::Grant,
+        grant::RefreshGrant,
         observed::UnwrittenToken,
     },
     providers::{Profile, RefusalContext, TokenSource},
@@ -64,7 +64,7 @@ pub(super) struct Attempt {
     /// The right to have one request in flight.
     pub(super) permit: Permit,
     pub(super) credential: Arc<MailCredential>,
-    pub(super) grant: Option<Grant>,
+    pub(super) grant: Option<RefreshGrant>,
     /// The fingerprint of the token in the target.
     pub(super) published: Option<String>,
     pub(super) object: ProviderObject,

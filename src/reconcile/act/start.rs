@@ -14,7 +14,7 @@ use crate::{
     oauth::{ClientAuth, Refusal},
     policy::{
         Decision, Observed, checks,
-        grant::{self, Grant},
+        grant::{self, RefreshGrant},
         inputs,
         outcome::{Outcome, Refused},
         urgency::urgency,
@@ -153,7 +153,7 @@ async fn attempt(
     kind: RequestKind,
     permit: Permit,
     credential: Arc<MailCredential>,
-    grant: Option<Grant>,
+    grant: Option<RefreshGrant>,
     published: Option<String>,
     first: usize,
     context: &Arc<Context>,

@@ -11,7 +11,9 @@ use crate::{
     error::describe_step,
     idp::Exchange,
     oauth::{ClientAuth, GrantProof, Refusal, TokenAnswer, client_auth::read_secret, token::Rotated},
-    policy::{Blocker, checks, commands::KubectlObject, exchange::leaves_open, grant::Grant, notices::EventNote},
+    policy::{
+        Blocker, checks, commands::KubectlObject, exchange::leaves_open, grant::RefreshGrant, notices::EventNote,
+    },
     reconcile::{
         act::{
             attempt::{Attempt, StepResult},
@@ -170,7 +172,7 @@ async fn claim(attempt: &Attempt, claimed: &mut Option<Claimed>) -> Result<Claim
         if current.claim.until >= context.clock.now() + timeout {
             return Ok(current.clone());
         }
-        grant = Grant { stored: Some(current.stored().clone()), seed: None, ..grant };
+        grant = RefreshGrant { stored: Some(current.stored().clone()), seed: None, ..grant };
     }
     let token_url = &attempt.resolved.endpoints.token_url;
     let strict = !attempt.profile.keeps_replaced_tokens;

@@ -24,7 +24,7 @@ use crate::{
         Blocker, checks,
         commands::{self, KubectlObject},
         exchange::{Found, Resolution, Response, resolve_conflict},
-        grant::{self, Claim, Grant, GrantSecret, TokenNote},
+        grant::{self, Claim, GrantSecret, RefreshGrant, TokenNote},
         hash::RefreshTokenHash,
         observed::Provider,
         secret_metadata::grant_is_in_sync,
@@ -55,7 +55,7 @@ pub(super) async fn observe(
     credential: &MailCredential,
     provider: Option<&Provider>,
     context: &Context,
-) -> Result<Option<Grant>, Error> {
+) -> Result<Option<RefreshGrant>, Error> {
     if !credential.spec.grant.kind().is_delegated() {
         return Ok(None);
     }
@@ -97,7 +97,7 @@ pub(super) async fn observe(
         }
         (entry.custody.unsaved.is_some(), entry.sign_in.next_poll, entry.sign_in.code_over.clone())
     });
-    Ok(Some(Grant {
+    Ok(Some(RefreshGrant {
         code_over: code_over.is_some() && code_over.as_ref() == sign_in.map(|sign_in| &sign_in.user_code),
         stored,
         foreign,
@@ -137,7 +137,7 @@ async fn meta(credential: &MailCredential, context: &Context) -> Result<Option<A
 /// Claims the refresh token for an exchange: one write, whose response holds the token.
 pub(super) async fn claim(
     credential: &MailCredential,
-    grant: &Grant,
+    grant: &RefreshGrant,
     token_url: &str,
     strict: bool,
     request_timeout: Duration,

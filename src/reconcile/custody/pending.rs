@@ -74,9 +74,9 @@ pub enum PendingGrantWrite {
     SignedIn {
         /// The refresh token, if the response has one.
         rotated: Option<Rotated>,
-        /// See [`crate::policy::grant::Grant::bound_to`].
+        /// See [`crate::policy::grant::RefreshGrant::bound_to`].
         bound_to: BindingHash,
-        /// See [`crate::policy::grant::Grant::revocable_at`].
+        /// See [`crate::policy::grant::RefreshGrant::revocable_at`].
         revocable_at: RevocationHash,
         /// When.
         at: Timestamp,
@@ -99,9 +99,9 @@ pub(in crate::reconcile) enum SignInEnd {
     SignedIn {
         /// The refresh token.
         rotated: Option<Rotated>,
-        /// See [`crate::policy::grant::Grant::bound_to`].
+        /// See [`crate::policy::grant::RefreshGrant::bound_to`].
         bound_to: BindingHash,
-        /// See [`crate::policy::grant::Grant::revocable_at`].
+        /// See [`crate::policy::grant::RefreshGrant::revocable_at`].
         revocable_at: RevocationHash,
         /// When.
         at: Timestamp,

@@ -7,7 +7,7 @@ use kube::ResourceExt as _;
 use super::{
     Blocker, Decision, IssueReason, Observed,
     commands::{self, KubectlObject},
-    grant::{Grant, SignIn},
+    grant::{RefreshGrant, SignIn},
 };
 use crate::api::{
     MailCredential, Reason,
@@ -40,7 +40,7 @@ pub(super) fn precondition(observed: &Observed, now: Timestamp) -> Option<Decisi
 }
 
 /// The steps of a sign-in. `None` where there is a refresh token that the provider has not refused.
-fn sign_in(observed: &Observed, grant: &Grant, now: Timestamp) -> Option<Decision> {
+fn sign_in(observed: &Observed, grant: &RefreshGrant, now: Timestamp) -> Option<Decision> {
     let Some(sign_in) = grant.sign_in() else {
         let begin = grant.token().is_none() || observed.wants_a_sign_in();
         return begin.then_some(Decision::SignIn);

@@ -25,7 +25,7 @@ const KEEP_ALIVE_SOONEST: SignedDuration = SignedDuration::from_mins(10);
 
 /// What was observed of a grant that a person gave.
 #[derive(Clone, Debug, Default)]
-pub struct Grant {
+pub struct RefreshGrant {
     /// The grant Secret, if it is there and the credential's.
     pub stored: Option<GrantSecret>,
     /// Whose the Secret of that name is, if it is somebody else's.
@@ -93,7 +93,7 @@ pub struct GrantSecret {
 pub struct TokenNote {
     /// Its hash.
     pub hash: RefreshTokenHash,
-    /// What it is bound to, see [`Grant::bound_to`].
+    /// What it is bound to, see [`RefreshGrant::bound_to`].
     pub bound_to: BindingHash,
     /// Where it may be revoked, see [`super::inputs::revocable_at`]. Empty where that was not recorded.
     pub revocable_at: RevocationHash,
@@ -145,9 +145,9 @@ pub struct SignIn {
     /// When the first of the codes that replace each other was shown.
     #[serde(deserialize_with = "names::deserialize_time")]
     pub began_at: Timestamp,
-    /// See [`Grant::asked_by`].
+    /// See [`RefreshGrant::asked_by`].
     pub asked_by: RequestHash,
-    /// See [`Grant::asked_for`].
+    /// See [`RefreshGrant::asked_for`].
     pub asked_for: SignInHash,
     /// How it ended, in words, if it did without a grant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -197,7 +197,7 @@ impl TokenNote {
     }
 }
 
-impl Grant {
+impl RefreshGrant {
     fn is_bound(&self, to: &BindingHash) -> bool {
         self.bound_to.as_ref().is_none_or(|wanted| to.is(wanted))
     }

@@ -215,7 +215,7 @@ fn why_a_token_is_needed(observed: &Observed, now: Timestamp) -> Option<IssueRea
     if observed.pending_reissue().is_some() {
         return Some(IssueReason::Reissue);
     }
-    if observed.grant.as_ref().is_some_and(grant::Grant::reseeded) {
+    if observed.grant.as_ref().is_some_and(grant::RefreshGrant::reseeded) {
         return Some(IssueReason::Reseeded);
     }
     if schedule::is_from_the_future(token.issued_at, now) {

@@ -17,7 +17,7 @@ pub use super::{
 };
 
 use super::{
-    grant::Grant,
+    grant::RefreshGrant,
     hash::{AttemptHash, BindingHash, InputsHash, LayoutHash, RevocationHash},
     schedule::{self, RenewalPlan},
 };
@@ -38,7 +38,7 @@ pub struct Observed {
     /// The provider, or why there is none.
     pub provider: Result<Provider, Blocker>,
     /// What a person has granted; `None` for a grant that needs no person.
-    pub grant: Option<Grant>,
+    pub grant: Option<RefreshGrant>,
     /// A token that was obtained and is not written yet.
     pub unwritten: Option<UnwrittenToken>,
     /// A token request is under way.
@@ -62,7 +62,7 @@ pub struct Provider {
     pub scopes: Vec<String>,
     /// Hash of what else shapes the Secret.
     pub layout: LayoutHash,
-    /// What a refresh token is bound to, see [`Grant::bound_to`].
+    /// What a refresh token is bound to, see [`RefreshGrant::bound_to`].
     pub bound_to: BindingHash,
     /// Where tokens may be revoked, see [`super::inputs::revocable_at`].
     pub revocable_at: RevocationHash,

@@ -5,7 +5,7 @@ use k8s_openapi::jiff::Timestamp;
 use super::{
     Observed,
     advice::{self, AdviceContext},
-    grant::Grant,
+    grant::RefreshGrant,
     hash::{AttemptHash, RefreshTokenHash},
     observed::UnwrittenToken,
     status::words,
@@ -73,7 +73,7 @@ impl Observed {
             Outcome::Noted { client } => self.history.step(client, &self.attempt),
             Outcome::Refused { refused, attempt } => {
                 let Refused { refusal, context, client, spent } = *refused;
-                let stored = self.grant.as_ref().and_then(Grant::token);
+                let stored = self.grant.as_ref().and_then(RefreshGrant::token);
                 if refusal.reason == Reason::InvalidGrant
                     && let (Some(spent), Some(stored)) = (spent, stored)
                     && spent != stored.hash

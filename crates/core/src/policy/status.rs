@@ -8,7 +8,7 @@ use k8s_openapi::{
 use super::{
     Decision, Observed, authorization, checks,
     commands::{self, KubectlObject},
-    grant::Grant,
+    grant::RefreshGrant,
     kstatus::{Before, Standing},
     observed::{Blocker, Cause, Published, TokenFacts, target_name},
     schedule,
@@ -34,7 +34,7 @@ pub fn status(observed: &Observed, decision: &Decision, now: Timestamp) -> MailC
             .or_else(|| observed.previous.as_ref().map(|published| published.name.clone())),
         secret_resource_version: own.map(|published| published.resource_version.clone()),
         token: own.and_then(|published| token_status(observed, published, before.token.as_ref())),
-        grant: observed.grant.as_ref().and_then(Grant::status),
+        grant: observed.grant.as_ref().and_then(RefreshGrant::status),
         client: history.client.clone(),
         authorization: asked(observed, decision).and_then(|grant| grant.authorization(now)),
         failed_attempts: Some(i32::try_from(history.failed_attempts).unwrap_or(i32::MAX)),
@@ -210,7 +210,7 @@ pub fn words(duration: SignedDuration) -> String {
 }
 
 /// The grant, while the provider is asked whether a person has signed in.
-fn asked<'a>(observed: &'a Observed, decision: &Decision) -> Option<&'a Grant> {
+fn asked<'a>(observed: &'a Observed, decision: &Decision) -> Option<&'a RefreshGrant> {
     observed.grant.as_ref().filter(|_| decision.awaits_sign_in())
 }
 
@@ -340,7 +340,7 @@ pub fn ending(end: Timestamp, now: Timestamp) -> Option<Reason> {
 pub fn next_turn(observed: &Observed, decision: &Decision, now: Timestamp) -> Option<Timestamp> {
     let expiry = observed.token().map(|token| token.expires_at);
     let client = observed.history.client.as_ref().and_then(|client| client.expires_at.as_ref()).map(|end| end.0);
-    let grant = observed.grant.as_ref().and_then(Grant::end);
+    let grant = observed.grant.as_ref().and_then(RefreshGrant::end);
     let endings = client.into_iter().chain(grant);
     let endings = endings.flat_map(|end| ENDINGS.map(|(days, _)| end - SignedDuration::from_hours(days * 24)));
     let missing = decision.blocker().is_some_and(|blocker| blocker.cause == Cause::Missing);

@@ -8,7 +8,7 @@ use crate::{
     oauth::Refusal,
     policy::{
         Decision, IssueReason, decide,
-        grant::{Grant, GrantSecret, SignIn, TokenNote},
+        grant::{GrantSecret, RefreshGrant, SignIn, TokenNote},
         notices::notices,
         status::status,
     },
@@ -44,14 +44,14 @@ fn pending() -> Case {
         asked_for: "inputs".into(),
         ended: None,
     };
-    case.observed.grant = Some(Grant {
+    case.observed.grant = Some(RefreshGrant {
         stored: Some(GrantSecret { sign_in: Some(sign_in), ..GrantSecret::default() }),
         bound_to: Some("bound".into()),
         revocable_at: "revocable".into(),
         asked_by: "generation 1".into(),
         asked_for: Some("inputs".into()),
         next_poll: Some(at(6)),
-        ..Grant::default()
+        ..RefreshGrant::default()
     });
     case
 }
