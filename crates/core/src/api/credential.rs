@@ -182,13 +182,13 @@ pub enum RevocationPolicy {
 
 /// What the Secret looks like.
 #[derive(Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]
-#[x_kube(validation = Rule::new(TARGET_NAME_RULE).message(TARGET_NAME_MESSAGE))]
 #[x_kube(validation = Rule::new(METADATA_SIZE_RULE).message(METADATA_SIZE_MESSAGE))]
 #[serde(rename_all = "camelCase")]
 pub struct SecretTemplate {
     /// Its name; the credential's by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253), regex(pattern = OBJECT_NAME))]
+    #[x_kube(validation = Rule::new(TARGET_NAME_RULE).message(TARGET_NAME_MESSAGE))]
     pub name: Option<String>,
     /// Labels to set on it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

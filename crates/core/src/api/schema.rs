@@ -76,8 +76,9 @@ pub(super) const DATE_RULE: &str =
     "self >= timestamp('1970-01-01T00:00:00Z') && self < timestamp('9000-01-01T00:00:00Z')";
 pub(super) const DATE_MESSAGE: &str = "must be between the years 1970 and 8999";
 
-/// CEL: no item stands twice. Such a list is atomic: a set would be merged with its default by server-side apply.
-pub(super) const UNIQUE_RULE: &str = "self.all(item, self.exists_one(other, other == item))";
+/// CEL: no item stands twice. Such a list is atomic: a set would be merged with its default by server-side apply. Most lists
+/// have one item, which needs no comparison.
+pub(super) const UNIQUE_RULE: &str = "size(self) < 2 || self.all(item, self.exists_one(other, other == item))";
 pub(super) const UNIQUE_MESSAGE: &str = "no duplicates: name each once";
 
 /// CEL: all that is written into one Secret's metadata. Kubernetes allows 256 KiB of annotations, and each copy of the
@@ -87,8 +88,9 @@ pub(super) const METADATA_SIZE_RULE: &str = "(has(self.labels) ? self.labels.map
 pub(super) const METADATA_SIZE_MESSAGE: &str =
     "spec.secret.labels and spec.secret.annotations have at most 16384 bytes together";
 
-/// CEL: the names of Secrets that keep refresh tokens are the broker's.
-pub(super) const TARGET_NAME_RULE: &str = "!has(self.name) || !self.name.endsWith('-grant')";
+/// CEL: the names of Secrets that keep refresh tokens are the broker's. A rule of the name, which the API server evaluates only
+/// where there is one.
+pub(super) const TARGET_NAME_RULE: &str = "!self.endsWith('-grant')";
 pub(super) const TARGET_NAME_MESSAGE: &str =
     "spec.secret.name must not end in -grant: the broker keeps refresh tokens in Secrets of such names";
 
@@ -179,8 +181,9 @@ pub(super) fn without_default(schema: &mut schemars::Schema) {
 }
 
 /// Sets what no attribute of the derive can. `status.observedGeneration` is -1 until the broker has looked at an
-/// object, so that kstatus (Flux) waits for it. Durations are shown as people write them, where
-/// the derive would write 600s.
+/// object, so that kstatus (Flux) waits for it. A status is atomic, since the broker alone writes it: an owner and a
+/// comparison for each of its fields would cost the API server a fifth more for each write (docs/performance.md). Durations
+/// are shown as people write them, where the derive would write 600s.
 pub(super) fn finish(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
     for version in &mut crd.spec.versions {
         let root = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
@@ -188,14 +191,21 @@ pub(super) fn finish(mut crd: CustomResourceDefinition) -> CustomResourceDefinit
         set_default(root, &["status"], json!({"observedGeneration": -1}));
         set_default(root, &["spec", "renewal"], json!({"minValidity": "10m"}));
         set_default(root, &["spec", "renewal", "minValidity"], json!("10m"));
+        if let Some(status) = property(root, &["status"]) {
+            status.x_kubernetes_map_type = Some("atomic".to_owned());
+        }
     }
     crd
 }
 
 /// Sets the default of a property, if there is that property.
 fn set_default(root: &mut JSONSchemaProps, path: &[&str], value: serde_json::Value) {
-    let property = path.iter().try_fold(root, |schema, name| schema.properties.as_mut()?.get_mut(*name));
-    if let Some(property) = property {
+    if let Some(property) = property(root, path) {
         property.default = Some(JSON(value));
     }
+}
+
+/// The schema of a property, if there is that property.
+fn property<'a>(root: &'a mut JSONSchemaProps, path: &[&str]) -> Option<&'a mut JSONSchemaProps> {
+    path.iter().try_fold(root, |schema, name| schema.properties.as_mut()?.get_mut(*name))
 }
