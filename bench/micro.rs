@@ -101,7 +101,7 @@ fn observed() -> Observed {
         rival: None,
         provider: Ok(provider()),
         grant: None,
-        held: None,
+        unwritten: None,
         in_flight: false,
         queued: false,
         attempt: "attempt".into(),
