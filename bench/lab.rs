@@ -2,8 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
-    io::{Read as _, Seek as _, SeekFrom},
+    fs,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -18,7 +18,7 @@ use crate::{
     raw::RawWriter,
     support::{
         Broker, Cluster, Manifest, Namespace,
-        audit::{self, AuditEvent},
+        audit::{AuditEvent, AuditLog},
         broker::Settings,
         credential, source, until,
     },
@@ -36,7 +36,7 @@ pub struct Lab {
     pub ns: Namespace,
     /// The token endpoint of the provider.
     pub provider: Provider,
-    read: u64,
+    audit: AuditLog,
 }
 
 impl Lab {
@@ -47,7 +47,8 @@ impl Lab {
         let ns = Namespace { name: NAMESPACE.to_owned(), cluster, client };
         ns.apply(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})).await;
         let provider = Provider::start();
-        let mut lab = Self { ns, provider, read: 0 };
+        let audit = AuditLog::new(Path::new(&ns.cluster.env("AUDIT_LOG")));
+        let mut lab = Self { ns, provider, audit };
         lab.serve("idp", &lab.provider, &lab.provider.token_url()).await;
         lab.warm_up().await;
         lab
@@ -149,13 +150,7 @@ impl Lab {
 
     /// The broker's API server requests since the last call, without those for its lease.
     pub fn asked(&mut self) -> Vec<AuditEvent> {
-        let mut log = File::open(self.ns.cluster.env("AUDIT_LOG")).unwrap();
-        log.seek(SeekFrom::Start(self.read)).unwrap();
-        let mut text = String::new();
-        log.read_to_string(&mut text).unwrap();
-        let complete = text.rfind('\n').map_or(0, |end| end + 1);
-        self.read += u64::try_from(complete).unwrap();
-        audit::parse_lines(text.get(..complete).unwrap()).filter(AuditEvent::is_work_of_the_broker).collect()
+        self.audit.more().into_iter().filter(AuditEvent::is_work_of_the_broker).collect()
     }
 }
 

@@ -316,7 +316,7 @@ impl Release {
     /// What the broker has asked for.
     fn events(&self) -> Vec<AuditEvent> {
         let user = format!("system:serviceaccount:{HOME}:{ACCOUNT}");
-        self.cluster.audit().into_iter().filter(|event| event.user == user).collect()
+        self.cluster.audit_where(|event| event.user == user)
     }
 
     /// Nothing was refused, and everything granted was used.

@@ -40,8 +40,7 @@ fn kinds(asked: &[AuditEvent]) -> BTreeMap<String, usize> {
 
 /// What the broker has asked in this namespace, and not for its lease, after so many of these events.
 fn asked(stage: &Stage, before: usize) -> Vec<AuditEvent> {
-    let ours = |event: &AuditEvent| event.namespace == stage.ns.name && event.is_work_of_the_broker();
-    stage.ns.cluster.audit().into_iter().filter(ours).skip(before).collect()
+    stage.ns.audit().into_iter().filter(AuditEvent::is_work_of_the_broker).skip(before).collect()
 }
 
 /// Serves one more credential, and waits until the log shows the end of that: all before it has been looked at.
@@ -110,8 +109,7 @@ async fn the_calls_of_a_restart_do_not_grow_with_the_number_of_credentials() {
     let broker = Broker::cluster_wide(&cluster).flag(format!("--broker-namespace={}", ns.name)).start().await;
     let mut stage = Stage { ns, idp, broker };
     let work = |stage: &Stage| -> Vec<_> {
-        let audit = stage.ns.cluster.audit();
-        audit.into_iter().filter(|event| event.is_work_of_the_broker() && event.is_about_one_object()).collect()
+        stage.ns.cluster.audit_where(|event| event.is_work_of_the_broker() && event.is_about_one_object())
     };
     let mut counted = vec![];
     for (round, number) in [10, CREDENTIALS].into_iter().enumerate() {

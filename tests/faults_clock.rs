@@ -130,7 +130,7 @@ impl Watch {
                 && event.is_work_of_the_broker()
                 && event.is_about_one_object()
         };
-        self.ns.cluster.audit().into_iter().filter(ours).collect()
+        self.ns.cluster.audit_where(ours)
     }
 
     /// Sees that no Secret says of its token that it ends later than it does by the true time.

@@ -142,7 +142,7 @@ impl Scene {
     /// What the broker did with single objects.
     fn audit(&self) -> Vec<AuditEvent> {
         let work = |event: &AuditEvent| event.is_work_of_the_broker() && event.is_about_one_object();
-        self.cluster.audit().into_iter().filter(work).collect()
+        self.cluster.audit_where(work)
     }
 }
 

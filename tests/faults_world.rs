@@ -28,7 +28,7 @@ async fn on(cluster: &Cluster) -> Stage {
 /// What the broker did with single objects of the namespace.
 fn calls(ns: &Namespace) -> Vec<AuditEvent> {
     let work = |event: &AuditEvent| event.is_work_of_the_broker() && event.is_about_one_object();
-    ns.cluster.audit().into_iter().filter(|event| event.namespace == ns.name && work(event)).collect()
+    ns.audit().into_iter().filter(work).collect()
 }
 
 /// Sees that the broker makes no more than so many calls.

@@ -100,7 +100,7 @@ async fn a_namespace_takes_complete_and_changed_objects_and_refuses_wrong_ones()
     assert!(unknown.to_string().contains("nonsense"), "{unknown}");
     ns.try_apply(credential("billing").without("spec.grant")).await.unwrap_err();
     ns.delete::<Secret>("idp-client").await;
-    let audit = ns.cluster.audit();
+    let audit = ns.audit();
     assert!(audit.iter().any(|event| event.access.verb == "delete" && event.name == "idp-client"), "{audit:#?}");
 }
 

@@ -1,6 +1,11 @@
 //! The API server's audit log.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    io::{Read as _, Seek as _, SeekFrom},
+    path::{Path, PathBuf},
+};
 
 use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
@@ -40,10 +45,35 @@ pub struct Access {
     pub verb: String,
 }
 
-/// The complete lines of the log.
-pub fn read(log: &Path) -> Vec<AuditEvent> {
-    let text = fs::read_to_string(log).unwrap_or_else(|error| panic!("{}: {error}", log.display()));
-    parse_lines(text.rsplit_once('\n').map_or("", |(lines, _)| lines)).collect()
+/// A log that grows, read on from where the last reading has ended.
+pub struct AuditLog {
+    file: PathBuf,
+    /// How many bytes were read.
+    offset: u64,
+}
+
+impl AuditLog {
+    /// The log in this file, from its beginning.
+    pub fn new(file: &Path) -> Self {
+        Self { file: file.to_owned(), offset: 0 }
+    }
+
+    /// The complete lines since the last call.
+    pub fn more(&mut self) -> Vec<AuditEvent> {
+        let text = self.text().unwrap_or_else(|error| panic!("{}: {error}", self.file.display()));
+        let complete = text.rfind('\n').map_or(0, |end| end + 1);
+        self.offset += u64::try_from(complete).unwrap();
+        text[..complete].lines().filter_map(|line| parse(&serde_json::from_str(line).unwrap())).collect()
+    }
+
+    fn text(&self) -> std::io::Result<String> {
+        let mut file = File::open(&self.file)?;
+        file.seek(SeekFrom::Start(self.offset))?;
+        let mut bytes = vec![];
+        file.read_to_end(&mut bytes)?;
+        // The last line may end in the middle of a character.
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
 }
 
 impl AuditEvent {
@@ -62,11 +92,6 @@ impl AuditEvent {
     pub fn is_write(&self) -> bool {
         self.is_about_one_object() && self.access.verb != "get"
     }
-}
-
-/// Complete lines of the log.
-pub fn parse_lines(lines: &str) -> impl Iterator<Item = AuditEvent> {
-    lines.lines().filter_map(|line| parse(&serde_json::from_str(line).unwrap()))
 }
 
 /// `None` for what asks for no object (`/version`, discovery).

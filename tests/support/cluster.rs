@@ -6,7 +6,7 @@ use std::{
     io::Read as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use http::header::{HeaderName, HeaderValue, USER_AGENT};
@@ -14,7 +14,7 @@ use kube::{Client, Config, config::KubeConfigOptions, config::Kubeconfig};
 
 use super::{
     Namespace,
-    audit::{self, AuditEvent},
+    audit::{self, AuditEvent, AuditLog},
     process,
 };
 
@@ -28,6 +28,13 @@ pub struct Cluster(Arc<Stack>);
 struct Stack {
     dir: PathBuf,
     guard: Mutex<Child>,
+    audit: Mutex<Audit>,
+}
+
+/// The audit log, as far as it was read.
+struct Audit {
+    log: AuditLog,
+    events: Vec<AuditEvent>,
 }
 
 impl Cluster {
@@ -63,7 +70,8 @@ impl Cluster {
             None => process::output(Command::new("mktemp").args(["-d", "-t", "mtb-test.XXXXXX"])).trim_end().into(),
         };
         let guard = guard(&dir, components, kept.is_some())?;
-        let cluster = Self(Arc::new(Stack { dir, guard: Mutex::new(guard) }));
+        let audit = Audit { log: AuditLog::new(&dir.join("logs/audit.log")), events: vec![] };
+        let cluster = Self(Arc::new(Stack { dir, guard: Mutex::new(guard), audit: Mutex::new(audit) }));
         let crds = process::root().join("crds");
         process::try_output(cluster.kubectl().args(["apply", "--server-side", "-f"]).arg(crds))?;
         process::try_output(cluster.kubectl().args(["wait", "--for=condition=Established", "crd", "--all"]))?;
@@ -152,9 +160,18 @@ impl Cluster {
         Namespace::create(self.clone(), BTreeMap::new()).await
     }
 
-    /// Who has asked the API server for what, since it was started.
+    /// Who has asked the API server for what, since it was started. Of a shared cluster this is long:
+    /// [`Namespace::audit`].
     pub fn audit(&self) -> Vec<AuditEvent> {
-        audit::read(&self.dir().join("logs/audit.log"))
+        self.audit_where(|_| true)
+    }
+
+    /// Those of [`Self::audit`] that fit.
+    pub fn audit_where(&self, fits: impl Fn(&AuditEvent) -> bool) -> Vec<AuditEvent> {
+        let mut audit = self.0.audit.lock().unwrap_or_else(PoisonError::into_inner);
+        let more = audit.log.more();
+        audit.events.extend(more);
+        audit.events.iter().filter(|event| fits(event)).cloned().collect()
     }
 }
 

@@ -175,9 +175,9 @@ impl Custody {
     /// The verbs of what was done with Secrets of this name since the start, in their order, also of what failed.
     pub fn verbs(&self, resource: &str, name: &str, all: &[&str]) -> Vec<String> {
         let of = |verb: &String| all.contains(&verb.as_str());
-        let audit = self.ns.cluster.audit().into_iter();
+        let audit = self.ns.audit().into_iter();
         audit
-            .filter(|event| event.namespace == self.ns.name && event.access.resource == resource && event.name == name)
+            .filter(|event| event.access.resource == resource && event.name == name)
             .map(|event| event.access.verb)
             .filter(of)
             .collect()

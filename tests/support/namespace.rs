@@ -19,7 +19,9 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use super::{
-    Cluster, Idp, Manifest, PATIENCE, ca_bundle, process, provider, source,
+    Cluster, Idp, Manifest, PATIENCE,
+    audit::AuditEvent,
+    ca_bundle, process, provider, source,
     wait::{until, until_in},
 };
 
@@ -69,6 +71,11 @@ impl Namespace {
     /// The objects of one kind.
     pub fn api<K: Object>(&self) -> Api<K> {
         Api::namespaced(self.client.clone(), &self.name)
+    }
+
+    /// What the API server was asked for in this namespace, and by whom.
+    pub fn audit(&self) -> Vec<AuditEvent> {
+        self.cluster.audit_where(|event| event.namespace == self.name)
     }
 
     /// kubectl in this namespace.

@@ -55,10 +55,8 @@ impl Stage {
 
     /// The verbs of all writes that succeeded, in their order: of `mailcredentials/status`, `secrets`.
     pub fn writes(&self, resource: &str, name: &str) -> Vec<String> {
-        let audit = self.ns.cluster.audit();
-        let written = audit.into_iter().filter(|event| {
-            event.namespace == self.ns.name
-                && event.access.resource == resource
+        let written = self.ns.audit().into_iter().filter(|event| {
+            event.access.resource == resource
                 && event.name == name
                 && ["create", "patch", "update", "delete"].contains(&event.access.verb.as_str())
                 && event.code < 300
