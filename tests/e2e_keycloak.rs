@@ -8,13 +8,12 @@ mod support;
 use std::{collections::BTreeMap, process::Command};
 
 use mail_token_broker::api::{MailCredential, MailProvider, names, status::TokenStatus};
-use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use support::{mend::mend, *};
 use tokio::sync::RwLock;
 
-/// How long the realm's tokens live, which is one setting for all tests: held for writing while that is seconds, and
-/// for reading by who has to log in with a token.
+/// How long the tokens of the demo's client live, which is one setting for all tests of this file: held for writing while
+/// that is seconds, and for reading by a test that has to log in with a token.
 static LIFETIME: RwLock<()> = RwLock::const_new(());
 
 /// The Secret of the demo's credential.
@@ -36,13 +35,14 @@ async fn a_pod_logs_in_with_the_secret_and_again_with_the_renewed_one() {
 
     // From now on tokens live for 10 seconds: the first is asked for, the second the broker gets by itself.
     let alone = LIFETIME.write().await;
-    keycloak(&ns, "PUT", "/realms/mail", json!({"accessTokenLifespan": 10}));
+    let lifetime = |seconds| realm::token_lifetime(&ns.cluster, &ns.cluster.env("KEYCLOAK_CLIENT_ID"), seconds);
+    lifetime(10);
     ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
     let short = other_token(&ns, &fingerprint(&first)).await;
     assert_eq!(short.expires_at.0.as_second() - short.issued_at.0.as_second(), 10);
     let issued = ns.secret(TARGET).await;
     let renewed = other_token(&ns, &short.fingerprint).await;
-    keycloak(&ns, "PUT", "/realms/mail", json!({"accessTokenLifespan": 300}));
+    lifetime(300);
     drop(alone);
     assert!(renewed.issued_at.0 < short.expires_at.0, "before the end of the other: {renewed:?} {short:?}");
     // A login takes its time.
@@ -122,11 +122,6 @@ async fn demo() -> Namespace {
     let ns = Cluster::complete().namespace().await;
     process::output(Command::new(process::tool("demo-apply")).arg(ns.cluster.dir()).arg(&ns.name));
     ns
-}
-
-fn keycloak(ns: &Namespace, method: &str, path: &str, body: serde_json::Value) {
-    let mut command = Command::new(process::tool("keycloak-admin"));
-    process::output(command.arg(ns.cluster.dir()).args([method, path, &body.to_string()]));
 }
 
 fn fingerprint(secret: &BTreeMap<String, String>) -> String {

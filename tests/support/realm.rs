@@ -30,11 +30,24 @@ pub fn tokens(cluster: &Cluster, account: &str, scopes: &str) -> (String, String
     (token("access_token"), token("refresh_token"))
 }
 
+/// What the admin API has at a path below `/realms/mail`: a list.
+fn list(cluster: &Cluster, path: &str) -> Vec<Value> {
+    let mut command = Command::new(process::tool("keycloak-admin"));
+    let path = format!("/realms/mail{path}");
+    serde_json::from_str(&process::output(command.arg(cluster.dir()).args(["GET", &path]))).unwrap()
+}
+
 /// What its log of events has, the latest first.
 pub fn events(cluster: &Cluster) -> Vec<Value> {
-    let mut command = Command::new(process::tool("keycloak-admin"));
-    let arguments = ["GET", "/realms/mail/events?max=1000000"];
-    serde_json::from_str(&process::output(command.arg(cluster.dir()).args(arguments))).unwrap()
+    list(cluster, "/events?max=1000000")
+}
+
+/// Sets for how many seconds the access tokens of one client live; those of other clients live as long as before.
+pub fn token_lifetime(cluster: &Cluster, client: &str, seconds: u32) {
+    let found = list(cluster, &format!("/clients?clientId={client}"));
+    let id = found[0]["id"].as_str().unwrap();
+    let change = json!({"clientId": client, "attributes": {"access.token.lifespan": seconds.to_string()}});
+    admin(cluster, "PUT", &format!("/clients/{id}"), &change);
 }
 
 /// The keys that its tokens are signed with.
