@@ -13,10 +13,10 @@ use crate::{
     lab::{Lab, by_kind},
     raw::RawWriter,
     report::{Figure, Report, Target, count},
-    support::until,
     usage,
     view::View,
 };
+use mailtoken_testkit::until;
 
 /// Lifetime in seconds of the tokens that expire, in addition to the time in which all of them are issued.
 const LIFETIME: u64 = 10;

@@ -11,17 +11,17 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
 use kube::api::{DeleteParams, ListParams, PostParams};
 use mail_token_broker::api::MailCredential;
+use mailtoken_testkit::{
+    Broker, Cluster, Manifest, Namespace,
+    audit::{AuditEvent, AuditLog},
+    broker::Settings,
+    credential, source, until,
+};
 use serde_json::json;
 
 use crate::{
     provider::{self, Provider},
     raw::RawWriter,
-    support::{
-        Broker, Cluster, Manifest, Namespace,
-        audit::{AuditEvent, AuditLog},
-        broker::Settings,
-        credential, source, until,
-    },
     view::View,
 };
 

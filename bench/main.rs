@@ -8,9 +8,6 @@
 #![allow(clippy::disallowed_methods, reason = "a benchmark measures real time, and the raw writer has its own client")]
 #![allow(clippy::print_stdout, reason = "the benchmark prints its results")]
 
-#[path = "../tests/support/mod.rs"]
-mod support;
-
 mod burst;
 mod cold;
 mod create;

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-use crate::support::hostile::{Authority, Validity};
+use mailtoken_testkit::hostile::{Authority, Validity};
 
 /// Length of Microsoft's tokens for one application.
 const TOKEN_LENGTH: usize = 1_400;

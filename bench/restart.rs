@@ -8,10 +8,10 @@ use crate::{
     Plan,
     lab::{Lab, by_kind, leads, writes},
     report::{Figure, Report, Target, count},
-    support::audit::AuditEvent,
     usage,
     view::View,
 };
+use mailtoken_testkit::audit::AuditEvent;
 
 /// Time after the start of leadership in which the broker must become quiet.
 const WATCHED: Duration = Duration::from_secs(4);

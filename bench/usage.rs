@@ -2,7 +2,7 @@
 
 use std::{fs, thread, time::Duration};
 
-use crate::support::Broker;
+use mailtoken_testkit::Broker;
 
 /// CPU time of a process' current threads. The broker's threads live as long as its process.
 pub fn cpu(process: u32) -> Duration {

@@ -3,17 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a command-line tool, which ends with the error")]
 #![allow(clippy::disallowed_methods, reason = "a provider has its own clock")]
 #![allow(clippy::print_stdout, reason = "the tool prints to a terminal")]
-#![allow(dead_code, unused_imports, reason = "the tests use all functions of the stand-ins, this example only some")]
-#![allow(missing_docs, reason = "modules of tests/support, documented there")]
-
-#[path = "../tests/support/hostile.rs"]
-mod hostile;
-#[path = "../tests/support/proxy.rs"]
-mod proxy;
-#[path = "../tests/support/server.rs"]
-mod server;
-#[path = "../tests/support/standin/mod.rs"]
-mod standin;
 
 use std::{
     fs,
@@ -25,7 +14,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use self::{
+use mailtoken_testkit::{
     proxy::Proxy,
     server::Request,
     standin::{App, Cloud, Google, Key, Microsoft, Odd, Strict, google, microsoft},

@@ -2,11 +2,6 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in tests a panic is the report")]
 
-#[path = "support/hostile.rs"]
-mod hostile;
-#[path = "support/hostile_h2.rs"]
-mod hostile_h2;
-
 use std::net::IpAddr;
 use std::process::Command;
 use std::sync::Arc;
@@ -23,8 +18,8 @@ use mail_token_broker::idp::{
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
-use hostile::{Authority, Behaviour, HostileServer, PATIENCE, Validity};
-use hostile_h2::Http2Server;
+use mailtoken_testkit::hostile::{Authority, Behaviour, HostileServer, PATIENCE, Validity};
+use mailtoken_testkit::hostile_h2::Http2Server;
 
 const SHORT: Duration = Duration::from_millis(300);
 

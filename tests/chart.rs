@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a test's failure")]
 
-mod support;
-
 use std::{
     collections::BTreeMap,
     fs,
@@ -16,9 +14,9 @@ use std::{
 use clap::Parser as _;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use mail_token_broker::cli::{self, Cli};
+use mailtoken_testkit::*;
 use serde::Deserialize as _;
 use serde_json::{Value, json};
-use support::*;
 
 fn chart() -> PathBuf {
     process::root().join("charts/mail-token-broker")

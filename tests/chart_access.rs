@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a test's failure")]
 
-mod support;
-
 use std::{
     collections::BTreeSet,
     fs,
@@ -18,12 +16,12 @@ use k8s_openapi::api::{
     core::v1::{ConfigMap, Secret},
 };
 use mail_token_broker::api::{MailCredential, MailProvider};
-use serde_json::{Value, json};
-use support::{
+use mailtoken_testkit::{
     audit::{Access, AuditEvent},
     standin::Strict,
     *,
 };
+use serde_json::{Value, json};
 
 /// Where the chart is installed.
 const HOME: &str = "mail";

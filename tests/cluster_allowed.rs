@@ -1,12 +1,10 @@
 //! What a ClusterMailProvider allows, and to whom.
 
-mod support;
-
 use std::collections::BTreeMap;
 
 use mail_token_broker::api::MailCredential;
+use mailtoken_testkit::{namespace::find, *};
 use serde_json::{Value, json};
-use support::{namespace::find, *};
 
 /// A broker, and a ClusterMailProvider named after the namespace; its Secrets are in the broker's namespace.
 struct Shared {

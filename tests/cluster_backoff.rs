@@ -2,14 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
 
-mod support;
-
 use std::time::Duration;
 
 use k8s_openapi::jiff::{SignedDuration, fmt::rfc2822};
 use mail_token_broker::api::{MailCredential, MailProvider, status::MailCredentialStatus};
+use mailtoken_testkit::*;
 use serde_json::json;
-use support::*;
 
 /// The status, once so many attempts have failed.
 async fn failed(ns: &Namespace, attempts: i32) -> MailCredentialStatus {

@@ -7,22 +7,20 @@
     reason = "what fails here is a test's failure, in real time"
 )]
 
-mod support;
-
 use std::time::Duration;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::{MailCredential, MailProvider};
-use rcgen::{CertificateParams, KeyPair, PKCS_RSA_SHA256};
-use serde_json::{Value, json};
-use support::{
+use mailtoken_testkit::{
     ledger::tried,
     namespace::find,
     proxy::Proxy,
     standin::{App, Cloud, Google, Microsoft, google},
     *,
 };
+use rcgen::{CertificateParams, KeyPair, PKCS_RSA_SHA256};
+use serde_json::{Value, json};
 
 const APP: &str = "2f1c6a0e-0000-4000-8000-000000000000";
 const SECRET: &str = "a client secret of Entra";

@@ -2,16 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
 
-mod support;
-
 use std::{process::Command, time::Duration};
 
 use mail_token_broker::{admission::TOTAL_LIMIT, api::MailCredential};
-use serde_json::json;
-use support::{
+use mailtoken_testkit::{
     hostile::{Authority, Behaviour, HostileServer, Validity},
     *,
 };
+use serde_json::json;
 
 /// Credentials of each server, all of which ask at once: with eleven servers more than the broker lets out at one time.
 const EACH: usize = 12;

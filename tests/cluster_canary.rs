@@ -2,14 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
 
-mod support;
-
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::{MailCredential, MailProvider};
+use mailtoken_testkit::{idp::DEVICE, leaks::assert_untold, *};
 use rcgen::KeyPair;
 use serde_json::json;
-use support::{idp::DEVICE, leaks::assert_untold, *};
 
 /// Everything, and by name those libraries that would tell most.
 const LOG: &str =

@@ -1,15 +1,13 @@
 //! No refresh token and no device code shows anywhere but in the Secret that keeps it.
 
-mod support;
-
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::MailCredential;
-use serde_json::json;
-use support::{
+use mailtoken_testkit::{
     leaks::{self, assert_untold},
     standin::{Fault, Strict},
     *,
 };
+use serde_json::json;
 
 #[tokio::test]
 async fn what_a_person_has_granted_is_told_nowhere() {

@@ -1,11 +1,9 @@
 //! What users ask for by a change: another spec, a new token now, a pause, another Secret.
 
-mod support;
-
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::MailCredential;
+use mailtoken_testkit::*;
 use serde_json::json;
-use support::*;
 
 const REISSUE: &str = "mailtoken.dev/reissue";
 

@@ -2,17 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
 
-mod support;
-
 use std::time::Duration;
 
 use mail_token_broker::api::{MailCredential, MailProvider};
-use serde_json::json;
-use support::{
+use mailtoken_testkit::{
     hostile::{Authority, Behaviour, HostileServer, Validity},
     idp::{DEVICE, DISCOVERY, REVOKE, TOKEN},
     *,
 };
+use serde_json::json;
 
 /// A MailProvider, its CA bundle, and a MailCredential, all of this name.
 async fn apply(ns: &Namespace, name: &str, provider: Manifest, idp: &Idp) {

@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
 
-mod support;
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
@@ -11,7 +9,7 @@ use std::{
 
 use futures::{StreamExt as _, stream};
 use mail_token_broker::api::{MailCredential, MailProvider, names};
-use support::{audit::AuditEvent, *};
+use mailtoken_testkit::{audit::AuditEvent, *};
 
 const CREDENTIALS: usize = 100;
 /// Enough to see what each costs.

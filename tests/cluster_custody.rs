@@ -2,12 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
 
-mod support;
-
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::{MailCredential, names};
+use mailtoken_testkit::{mend::quoted, server::Response, standin::Fault, *};
 use serde_json::json;
-use support::{mend::quoted, server::Response, standin::Fault, *};
 
 fn annotation(secret: &Secret, name: &str) -> String {
     secret.metadata.annotations.as_ref().and_then(|map| map.get(name)).cloned().unwrap_or_default()

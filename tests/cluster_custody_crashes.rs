@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "what fails here is a test's failure, in real time")]
 
-mod support;
-
 use std::time::Duration;
 
 use k8s_openapi::{
@@ -11,8 +9,8 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use mail_token_broker::{api::MailCredential, lease};
+use mailtoken_testkit::{broker::Settings, custody::REQUEST_TIMEOUT, ledger::tried, standin::Fault, *};
 use serde_json::{Value, json};
-use support::{broker::Settings, custody::REQUEST_TIMEOUT, ledger::tried, standin::Fault, *};
 
 /// Waits until somebody has claimed the refresh token that is kept, and tells until when.
 async fn claimed(custody: &Custody) -> Timestamp {

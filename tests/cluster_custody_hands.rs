@@ -2,15 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
 
-mod support;
-
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt as _;
 use mail_token_broker::api::{MailCredential, MailProvider, names};
+use mailtoken_testkit::{mend::quoted, namespace::show, standin::Strict, *};
 use serde_json::json;
-use support::{mend::quoted, namespace::show, standin::Strict, *};
 
 #[tokio::test]
 async fn a_refresh_token_is_sent_to_no_other_provider_and_for_no_other_client() {

@@ -2,18 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
 
-mod support;
-
 use std::time::Duration;
 
 use mail_token_broker::api::MailCredential;
-use serde_json::json;
-use support::{
+use mailtoken_testkit::{
     custody::REQUEST_TIMEOUT,
     server::Response,
     standin::{Fault, Odd},
     *,
 };
+use serde_json::json;
 
 /// Each way to lose an answer that the server has rotated for.
 fn losses() -> [Fault; 4] {

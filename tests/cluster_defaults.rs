@@ -2,10 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "what fails here is a test's failure")]
 
-mod support;
-
+use mailtoken_testkit::*;
 use serde_json::{Value, json};
-use support::*;
 
 #[tokio::test]
 async fn a_short_credential_is_completed() {

@@ -2,21 +2,19 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a test's failure")]
 
-mod support;
-
 use std::time::Duration;
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use k8s_openapi::api::{core::v1::Secret, events::v1::Event};
 use mail_token_broker::api::{MailCredential, MailProvider};
-use serde_json::{Value, json};
-use support::{
+use mailtoken_testkit::{
     idp::{DEVICE, DISCOVERY},
     mend::mend,
     namespace::find,
     standin::{Fault, Strict},
     *,
 };
+use serde_json::{Value, json};
 
 const REISSUE: &str = "mailtoken.dev/reissue";
 
@@ -495,7 +493,7 @@ async fn what_nobody_vouches_for_is_told_of() {
     idp.next_at(DEVICE, Answer::error("invalid_scope"));
     ns.apply(by_code("billing")).await;
     shown(ns, "").await;
-    let scope = |request: &support::idp::Request| request.form().get("scope").cloned().unwrap_or_default();
+    let scope = |request: &mailtoken_testkit::idp::Request| request.form().get("scope").cloned().unwrap_or_default();
     let asked: Vec<_> = idp.requests_at(DEVICE).iter().map(scope).collect();
     assert!(asked.len() == 2 && asked[0].ends_with("openid email"), "{asked:?}");
     assert!(!asked[1].contains("openid"), "a provider that does not know the scopes is asked without: {asked:?}");

@@ -2,13 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
 
-mod support;
-
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use mail_token_broker::api::MailCredential;
+use mailtoken_testkit::*;
 use rcgen::{KeyPair, PKCS_ED25519};
 use serde_json::{Value, json};
-use support::*;
 
 /// The claims of a JWT.
 fn claims(jwt: &str) -> Value {

@@ -2,15 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
 
-mod support;
-
 use std::time::Duration;
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::{api::MailCredential, clock::Clock};
+use mailtoken_testkit::{idp::TOKEN, *};
 use serde_json::json;
-use support::{idp::TOKEN, *};
 
 /// The server, the MailProvider and the MailCredential of one case, all of this name.
 struct Case {

@@ -3,17 +3,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a test's failure")]
 
-mod support;
-
 use std::{fs, path::PathBuf};
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use mail_token_broker::api::{MailCredential, MailProvider};
+use mailtoken_testkit::{namespace::find, *};
 use rcgen::{KeyPair, PKCS_RSA_SHA256};
 use serde_json::{Value, json};
-use support::{namespace::find, *};
 
 /// The audience of Microsoft's federation.
 const AUDIENCE: &str = "api://AzureADTokenExchange";

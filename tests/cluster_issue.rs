@@ -1,14 +1,12 @@
 //! From nothing to a Secret, its renewal, its end, and a restart.
 
-mod support;
-
 use std::time::Duration;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
 use mail_token_broker::api::{MailCredential, MailProvider};
+use mailtoken_testkit::*;
 use serde_json::{Value, json};
-use support::*;
 
 #[tokio::test]
 async fn a_credential_becomes_ready_with_one_request_and_two_writes_and_no_event() {

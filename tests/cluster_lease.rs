@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "what fails here is a test's failure, in real time")]
 
-mod support;
-
 use std::{
     io::{BufRead as _, BufReader},
     process::{Command, Stdio},
@@ -16,8 +14,8 @@ use k8s_openapi::api::{
 };
 use kube::{Client, Config, api::PostParams, config::KubeConfigOptions, config::Kubeconfig};
 use mail_token_broker::lease::{self, Candidacy, Leadership};
+use mailtoken_testkit::{Cluster, Namespace, holds, ledger::tried, process, wait::until_in};
 use serde_json::{from_value, json};
-use support::{Cluster, Namespace, holds, ledger::tried, process, wait::until_in};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 

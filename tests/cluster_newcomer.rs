@@ -1,18 +1,16 @@
 //! The failures that a newcomer meets first. Each message holds the command that mends it: it is run as it stands.
 
-mod support;
-
 use std::time::Duration;
 
 use mail_token_broker::api::{MailCredential, MailProvider};
-use serde_json::{Value, json};
-use support::{
+use mailtoken_testkit::{
     hostile::Validity,
     idp,
     mend::{ca_file, mend, quoted},
     proxy::Proxy,
     *,
 };
+use serde_json::{Value, json};
 
 async fn message(ns: &Namespace, kind: &str, reason: &str) -> String {
     ns.condition::<MailCredential>("billing", kind, reason).await.message

@@ -6,14 +6,12 @@
     reason = "tests measure real time, and a panic is the report"
 )]
 
-mod support;
-
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::MailCredential;
+use mailtoken_testkit::{ledger::tried, *};
 use serde_json::json;
-use support::{ledger::tried, *};
 
 #[tokio::test]
 async fn a_foreign_secret_is_left_as_it_is_until_it_is_released() {

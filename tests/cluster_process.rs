@@ -3,8 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
 #![allow(clippy::disallowed_methods, reason = "tests measure real time")]
 
-mod support;
-
 use std::{
     fs,
     os::unix::fs::MetadataExt as _,
@@ -18,8 +16,8 @@ use mail_token_broker::{
     api::{MailCredential, MailProvider},
     lease,
 };
+use mailtoken_testkit::{ledger::tried, *};
 use serde_json::json;
-use support::{ledger::tried, *};
 
 /// How long the API server is away: lists, watches and the lease are all tried again in this time.
 const AWAY: Duration = Duration::from_secs(12);
@@ -313,7 +311,7 @@ fn under_another_name(cluster: &Cluster, file: &str) -> std::path::PathBuf {
 async fn the_api_server_is_reached_through_the_proxy_of_the_environment_as_by_kubectl() {
     let ns = Cluster::shared().namespace().await;
     let port = ns.cluster.env("KUBE_SERVER").rsplit(':').next().unwrap().parse().unwrap();
-    let proxy = support::proxy::Proxy::start(port);
+    let proxy = mailtoken_testkit::proxy::Proxy::start(port);
     let kubeconfig = under_another_name(&ns.cluster, &format!("{}.kubeconfig", ns.name));
     let settings = || Broker::settings(&ns).kubeconfig(&kubeconfig).env("HTTPS_PROXY", proxy.url());
     let idp = Idp::start();

@@ -3,8 +3,6 @@
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "in tests a panic is the report, and time is real")]
 
-mod support;
-
 use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
@@ -13,12 +11,12 @@ use mail_token_broker::{
     admission::PER_HOST_LIMIT,
     api::{MailCredential, MailProvider},
 };
-use serde_json::json;
-use support::{
+use mailtoken_testkit::{
     idp::REVOKE,
     wait::{self, holds, until_in},
     *,
 };
+use serde_json::json;
 
 /// More than may be in flight to one host, by far.
 const MANY: usize = 200;

@@ -1,12 +1,10 @@
 //! What others do to the Secret is put right, and at no more cost than it takes.
 
-mod support;
-
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use mail_token_broker::api::MailCredential;
+use mailtoken_testkit::{ledger::tried, *};
 use serde_json::{Value, json};
-use support::{ledger::tried, *};
 
 fn dressed() -> Manifest {
     credential("billing")

@@ -2,12 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
 
-mod support;
-
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::MailCredential;
+use mailtoken_testkit::{idp::REVOKE, ledger::tried, *};
 use serde_json::json;
-use support::{idp::REVOKE, ledger::tried, *};
 
 const FINALIZER: &str = "mailtoken.dev/revoke";
 
@@ -312,7 +310,7 @@ async fn an_assertion_does_not_leave_the_token_endpoints_origin() {
         "issuer": issuer, "token_endpoint": stage.idp.token_url(), "device_authorization_endpoint": evil.url("/device"),
         "revocation_endpoint": evil.url(REVOKE),
     });
-    stage.idp.answer_at(support::idp::DISCOVERY, Answer::json(200, document));
+    stage.idp.answer_at(mailtoken_testkit::idp::DISCOVERY, Answer::json(200, document));
     stage
         .ns
         .patch::<mail_token_broker::api::MailProvider>(

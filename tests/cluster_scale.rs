@@ -3,8 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "what fails here is a test's failure")]
 
-mod support;
-
 use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -13,7 +11,7 @@ use kube::{
     api::{ListParams, PostParams},
 };
 use mail_token_broker::api::{ConditionType, MailCredential, condition};
-use support::{audit::AuditEvent, wait::until_in, *};
+use mailtoken_testkit::{audit::AuditEvent, wait::until_in, *};
 
 const CREDENTIALS: usize = 5_000;
 /// Enough for a machine of two cores that builds something else meanwhile.

@@ -1,9 +1,7 @@
 //! What the API server refuses by itself: there is no webhook, so the schema is the first fence. MailCredentials.
 
-mod support;
-
+use mailtoken_testkit::{table::*, *};
 use serde_json::{Value, json};
-use support::{table::*, *};
 
 #[tokio::test]
 async fn a_credential_names_one_grant_that_there_is() {

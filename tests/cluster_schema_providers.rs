@@ -1,9 +1,7 @@
 //! What the API server refuses by itself: MailProviders and ClusterMailProviders.
 
-mod support;
-
+use mailtoken_testkit::{table::*, *};
 use serde_json::{Value, json};
-use support::{table::*, *};
 
 #[tokio::test]
 async fn a_provider_is_of_one_kind_that_there_is() {

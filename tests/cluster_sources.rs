@@ -2,13 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
 
-mod support;
-
 use std::time::Duration;
 
 use mail_token_broker::api::{MailCredential, MailProvider};
+use mailtoken_testkit::{idp::TOKEN, *};
 use serde_json::{Value, json};
-use support::{idp::TOKEN, *};
 
 /// Waits until the MailProvider and the MailCredential `billing` say the same, with this reason and these words.
 async fn refused(ns: &Namespace, reason: &str, said: &str) {

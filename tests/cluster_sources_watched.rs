@@ -1,11 +1,9 @@
 //! What a provider refers to: it appears, gets its label, changes, goes. Every change is seen by itself, at once.
 
-mod support;
-
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use mail_token_broker::api::{MailCredential, MailProvider};
+use mailtoken_testkit::{ledger::tried, namespace::find, *};
 use serde_json::{Value, json};
-use support::{ledger::tried, namespace::find, *};
 
 /// A namespace with a broker and a provider whose Secret and CA bundle do not exist yet.
 async fn bare() -> Stage {

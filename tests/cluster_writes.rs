@@ -2,15 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
 
-mod support;
-
 use std::time::Duration;
 
 use k8s_openapi::api::{admissionregistration::v1::ValidatingAdmissionPolicyBinding, core::v1::Secret};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use mail_token_broker::api::MailCredential;
+use mailtoken_testkit::{ledger::tried, *};
 use serde_json::{Value, json};
-use support::{ledger::tried, *};
 
 /// A policy of this namespace that refuses something, until it is lifted.
 struct Refusal<'a, Probe>(&'a Namespace, Probe);

@@ -2,13 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "what fails here is a test's failure")]
 
-mod support;
-
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
+use mailtoken_testkit::*;
 use serde::Deserialize as _;
 use serde_json::Value;
-use support::*;
 
 #[test]
 fn the_files_of_the_crds_are_those_that_the_broker_prints() {

@@ -3,11 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a test's failure")]
 
-mod support;
-
 use mail_token_broker::api::MailCredential;
+use mailtoken_testkit::*;
 use serde_json::json;
-use support::*;
 
 #[tokio::test]
 async fn a_service_account_needs_no_secret_at_keycloak() {

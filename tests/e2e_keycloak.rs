@@ -3,13 +3,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a test's failure")]
 
-mod support;
-
 use std::{collections::BTreeMap, process::Command};
 
 use mail_token_broker::api::{MailCredential, MailProvider, names, status::TokenStatus};
+use mailtoken_testkit::{mend::mend, *};
 use sha2::{Digest as _, Sha256};
-use support::{mend::mend, *};
 use tokio::sync::RwLock;
 
 /// How long the tokens of the demo's client live, which is one setting for all tests of this file: held for writing while

@@ -3,14 +3,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a test's failure")]
 
-mod support;
-
 use std::{collections::BTreeMap, io::Write as _, process::Stdio};
 
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::MailCredential;
+use mailtoken_testkit::*;
 use serde_json::json;
-use support::*;
 
 /// A public client of a provider of the stack, as the MailProvider `people`.
 struct Room {

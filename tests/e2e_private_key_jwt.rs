@@ -3,17 +3,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a test's failure")]
 
-mod support;
-
 use std::{
     io::Write as _,
     process::{Command, Stdio},
 };
 
 use mail_token_broker::api::{MailCredential, MailProvider};
+use mailtoken_testkit::*;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PKCS_RSA_SHA256, SignatureAlgorithm};
 use serde_json::json;
-use support::*;
 
 /// A key file as `openssl` writes the traditional forms: PKCS#1 for RSA, SEC 1 for EC.
 fn traditional(pem: &str) -> String {

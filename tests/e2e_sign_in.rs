@@ -3,14 +3,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a test's failure")]
 
-mod support;
-
 use std::{collections::BTreeMap, fs};
 
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::MailCredential;
+use mailtoken_testkit::{namespace::find, *};
 use serde_json::{Value, json};
-use support::{namespace::find, *};
 
 /// A namespace of the stack with all parts, with its CA.
 async fn namespace() -> Namespace {

@@ -1,11 +1,9 @@
 //! Names that lead elsewhere the second time: what was judged is what is connected to.
 
-mod support;
-
 use std::{collections::BTreeMap, net::IpAddr};
 
 use mail_token_broker::api::MailCredential;
-use support::{dns::Dns, *};
+use mailtoken_testkit::{dns::Dns, *};
 
 /// Stand for public addresses: those that the broker may connect to. Nobody listens there.
 const PERMITTED: &str = "127.0.0.2/32,2001:db8::2/128";

@@ -2,14 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
 
-mod support;
-
 use std::{collections::BTreeSet, time::Duration};
 
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::MailCredential;
+use mailtoken_testkit::{custody::provider as strict_provider, ledger::tried, standin::Strict, *};
 use serde_json::json;
-use support::{custody::provider as strict_provider, ledger::tried, standin::Strict, *};
 
 /// What an API server may do to a write.
 const TROUBLES: [Trouble; 5] =

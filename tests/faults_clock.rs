@@ -3,14 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
 
-mod support;
-
 use std::{fs, path::PathBuf, process::Command, sync::OnceLock, time::Duration};
 
 use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
 use mail_token_broker::api::MailCredential;
-use serde_json::{from_value, json};
-use support::{
+use mailtoken_testkit::{
     audit::AuditEvent,
     custody::provider as strict_provider,
     ledger::tried,
@@ -18,6 +15,7 @@ use support::{
     wait::{now, until_in},
     *,
 };
+use serde_json::{from_value, json};
 
 const HOUR: i64 = 3600;
 /// The clocks are compared every ten seconds.
@@ -44,7 +42,7 @@ fn library() -> PathBuf {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     let compile = || {
         let library = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("clock_jump.so");
-        let source = process::root().join("tests/support/clock_jump.c");
+        let source = process::root().join("crates/testkit/src/clock_jump.c");
         let mut command = Command::new("cc");
         process::output(command.args(["-shared", "-fPIC", "-O2", "-Wall", "-o"]).arg(&library).arg(source));
         library

@@ -2,14 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
 
-mod support;
-
 use std::{process::Command, time::Duration};
 
 use k8s_openapi::jiff::Timestamp;
 use mail_token_broker::api::MailCredential;
-use serde_json::{Value, from_value, json};
-use support::{
+use mailtoken_testkit::{
     audit::AuditEvent,
     custody::provider as strict_provider,
     ledger::tried,
@@ -18,6 +15,7 @@ use support::{
     wait::{now, until_in},
     *,
 };
+use serde_json::{Value, from_value, json};
 
 /// Credentials by client credentials whose token is due while the part is away, by refresh tokens, and at rest.
 const DUE: usize = 8;

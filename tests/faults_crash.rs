@@ -4,13 +4,11 @@
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "what fails here is a test's failure, in real time")]
 
-mod support;
-
 use std::time::Duration;
 
 use mail_token_broker::api::{MailCredential, names};
+use mailtoken_testkit::{ledger::tried, namespace::find, standin::Fault, *};
 use sha2::{Digest as _, Sha256};
-use support::{ledger::tried, namespace::find, standin::Fault, *};
 
 /// Longer than a test waits: what goes on after a restart does not wait for the claim of the process that was killed.
 const CLAIMED_FOR_LONG: &str = "--request-timeout=20s";

@@ -3,8 +3,6 @@
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "what fails here is a test's failure, in real time")]
 
-mod support;
-
 use std::{
     collections::BTreeSet,
     time::{Duration, Instant},
@@ -12,14 +10,14 @@ use std::{
 
 use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
 use mail_token_broker::api::MailCredential;
-use serde_json::{from_value, json};
-use support::{
+use mailtoken_testkit::{
     custody::provider as strict_provider,
     ledger::tried,
     standin::Strict,
     wait::{now, until_in},
     *,
 };
+use serde_json::{from_value, json};
 
 /// A lease that is not given back lasts 15 s.
 const TAKEOVER: Duration = Duration::from_secs(45);

@@ -2,14 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
 
-mod support;
-
 use std::{os::unix::process::ExitStatusExt as _, process::Command, time::Duration};
 
 use k8s_openapi::api::core::v1::ResourceQuota;
 use mail_token_broker::{admission::PER_HOST_LIMIT, api::MailCredential};
+use mailtoken_testkit::{audit::AuditEvent, ledger::tried, *};
 use serde_json::json;
-use support::{audit::AuditEvent, ledger::tried, *};
 
 /// What the broker panics with, after the object's name, where a test wants it to.
 const PANIC: &str = "with a secret that must not stand in the log";

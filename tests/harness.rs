@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "what fails here is a test's failure, in real time")]
 
-mod support;
-
 use std::{
     panic::AssertUnwindSafe,
     process::{Command, Stdio},
@@ -13,8 +11,8 @@ use std::{
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use mail_token_broker::api::MailCredential;
+use mailtoken_testkit::{hostile::Validity, idp, *};
 use serde_json::json;
-use support::{hostile::Validity, idp, *};
 
 fn curl(idp: &Idp, arguments: &[&str], path: &str) -> Result<String, String> {
     let ca = std::env::temp_dir().join(format!("mtb-support-{}.crt", idp.port()));

@@ -3,8 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
 #![allow(clippy::disallowed_methods, reason = "tests measure real time")]
 
-mod support;
-
 use std::{collections::BTreeMap, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
@@ -16,14 +14,14 @@ use mail_token_broker::{
     egress::EgressPolicy,
     idp::{IdpClients, Settings},
 };
-use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
-use support::{
+use mailtoken_testkit::{
     hostile::Validity,
     idp::{AUTHORIZE, DEVICE, DISCOVERY},
     proxy::Proxy,
     *,
 };
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,

@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a test's failure")]
 
-mod support;
-
 use std::{
     fs,
     io::{Read as _, Write as _},
@@ -18,9 +16,9 @@ use aws_lc_rs::{
     },
 };
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use mailtoken_testkit::*;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-use support::*;
 use url::{Url, form_urlencoded};
 
 const DEVICE_CODE: &str = "urn:ietf:params:oauth:grant-type:device_code";

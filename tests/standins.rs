@@ -2,20 +2,18 @@
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "what fails here is a test's failure, in real time")]
 
-mod support;
-
 use std::{
     net::SocketAddr,
     time::{Duration, Instant},
 };
 
-use serde_json::{Value, json};
-use support::standin::{
+use mailtoken_testkit::standin::{
     App, Cloud, Fault, Google, Jwt, Key, Microsoft, Strict,
     google::{ServiceAccount, TOKEN_URL},
     jwt::{Certificate, PublicKey},
     microsoft::TENANT_ID,
 };
+use serde_json::{Value, json};
 use url::Url;
 
 const APP: &str = "2f1c6a0e-0000-4000-8000-000000000000";

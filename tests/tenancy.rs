@@ -3,8 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
 
-mod support;
-
 use std::{fs, path::Path};
 
 use k8s_openapi::api::{
@@ -17,9 +15,9 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 use mail_token_broker::api::{ClusterMailProvider, MailCredential, MailProvider};
+use mailtoken_testkit::{idp::DEVICE, tenants::OF_THE_ADMIN, *};
 use rcgen::KeyPair;
 use serde_json::{Value, json};
-use support::{idp::DEVICE, tenants::OF_THE_ADMIN, *};
 
 /// The fields that name another object, each with an object that is complete but for that name.
 fn references(tenants: &Tenants) -> Vec<(&'static str, Manifest)> {

@@ -3,13 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "in tests a panic is the report")]
 
-mod support;
-
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Patch, PatchParams};
 use mail_token_broker::api::{MailCredential, MailProvider};
+use mailtoken_testkit::{idp::DEVICE, *};
 use serde_json::{Value, json};
-use support::{idp::DEVICE, *};
 
 /// The last second that Kubernetes and the broker can write down.
 const END_OF_TIME: &str = "9999-12-30T22:00:00Z";

@@ -15,10 +15,10 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     Chance,
     servers::{APP, PEOPLE, Server},
-    support::{
-        Broker, Cluster, Manifest, Namespace, Vigil, by_seed, credential, namespace::find, source, stage::reason,
-        stage::text, standin::strict::Exchange, wait::until_in,
-    },
+};
+use mailtoken_testkit::{
+    Broker, Cluster, Manifest, Namespace, Vigil, by_seed, credential, namespace::find, source, stage::reason,
+    stage::text, standin::strict::Exchange, wait::until_in,
 };
 
 /// How many refresh tokens are kept; there is one credential by client credentials beside them.

@@ -8,9 +8,6 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "what fails here ends the soak, in real time")]
 #![allow(clippy::print_stdout, reason = "it tells its results")]
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod kills;
 mod memory;
 mod servers;
@@ -19,8 +16,8 @@ mod table;
 use std::{env, process::ExitCode, str::FromStr, time::SystemTime};
 
 use kills::Tally;
+use mailtoken_testkit::{Cluster, ledger::tried};
 use servers::{Keycloak, Patience, Server};
-use support::{Cluster, ledger::tried};
 
 /// Random numbers that a seed decides (SplitMix64).
 pub struct Chance(u64);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::support::{
+use mailtoken_testkit::{
     Cluster, Manifest, custody, realm, source,
     standin::{Jwt, Strict, jwt::PublicKey, strict::Exchange},
 };

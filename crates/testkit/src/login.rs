@@ -12,8 +12,6 @@ use std::{
 
 use super::{Namespace, process, wait::until};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_mail-token-broker");
-
 /// A running `login`; killed when dropped.
 pub struct Login {
     child: Child,
@@ -24,13 +22,13 @@ pub struct Login {
 impl Login {
     /// Starts one for this namespace.
     pub fn start(ns: &Namespace, arguments: &[&str]) -> Self {
-        Self::spawn(process::mortal(BINARY), ns, arguments)
+        Self::spawn(process::mortal(broker()), ns, arguments)
     }
 
     /// Starts one for which this name leads to this machine.
     pub fn start_with_host(host: &str, ns: &Namespace, arguments: &[&str]) -> Self {
         let hosts = ns.cluster.dir().join(format!("{}.hosts", ns.name));
-        Self::spawn(process::mortal_with_hosts(BINARY, &[host.to_owned()], &hosts), ns, arguments)
+        Self::spawn(process::mortal_with_hosts(broker(), &[host.to_owned()], &hosts), ns, arguments)
     }
 
     /// Starts one whose browser is a script that writes down what it is to open: into the file that is given back.
@@ -42,7 +40,7 @@ impl Login {
         fs::write(&script, text).unwrap();
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
         let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
-        (Self::spawn_in(process::mortal(BINARY), ns, arguments, path.into()), started)
+        (Self::spawn_in(process::mortal(broker()), ns, arguments, path.into()), started)
     }
 
     fn spawn(command: Command, ns: &Namespace, arguments: &[&str]) -> Self {
@@ -120,6 +118,10 @@ impl Drop for Login {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+fn broker() -> PathBuf {
+    process::binary("mail-token-broker")
 }
 
 fn collect(pipe: impl Read + Send + 'static) -> Arc<Mutex<String>> {

@@ -1,15 +1,18 @@
 //! What most tests of the broker begin with: a namespace, a provider, a broker.
 
 use k8s_openapi::api::core::v1::Secret;
-use mail_token_broker::api::MailCredential;
+use mailtoken_core::api::MailCredential;
 use serde_json::Value;
 
 use super::{Broker, Cluster, Idp, Manifest, Namespace, credential, namespace::find, wait::until};
 
 /// A namespace with the provider `idp`, and a broker that watches it.
 pub struct Stage {
+    /// The namespace.
     pub ns: Namespace,
+    /// The provider's server.
     pub idp: Idp,
+    /// The broker, which watches this namespace alone.
     pub broker: Broker,
 }
 

@@ -7,7 +7,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, ResourceExt as _, api::ListParams};
-use mail_token_broker::api::MailCredential;
+use mailtoken_core::api::MailCredential;
 use tokio::{sync::oneshot, task::JoinHandle};
 
 use super::{Namespace, namespace::find, stage::text};

@@ -11,7 +11,24 @@ use std::{
 
 /// The root of the repository.
 pub fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+}
+
+/// The binary of this name, which Cargo builds for the tests and benchmarks of its package before it runs them.
+pub fn binary(name: &str) -> PathBuf {
+    let variable = format!("CARGO_BIN_EXE_{name}");
+    let path = std::env::var_os(&variable);
+    path.unwrap_or_else(|| {
+        panic!("{variable} is not set: start this with `cargo test`, `cargo bench` or that variable")
+    })
+    .into()
+}
+
+/// A folder for the files of tests, in the folder of what is built.
+pub fn scratch(name: &str) -> PathBuf {
+    let folder = root().join("target/tests").join(name);
+    fs::create_dir_all(&folder).unwrap();
+    folder
 }
 
 /// A script of `tools/`.

@@ -1,4 +1,4 @@
-//! What the tests with real parts share. A test reads like this:
+//! The fixtures of the tests: real parts, stand-ins, and the built broker as a process. A test reads like this:
 //!
 //! ```ignore
 //! let ns = Cluster::shared().namespace().await;
@@ -12,7 +12,6 @@
 //!
 //! A test that lacks a tool fails and says what to run: nothing is skipped.
 
-#![allow(dead_code, unused_imports, reason = "each test binary uses its own part of this")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a test's failure")]
 #![allow(clippy::disallowed_methods, reason = "tests measure real time")]
 
@@ -23,6 +22,7 @@ pub mod cluster;
 pub mod custody;
 pub mod dns;
 pub mod hostile;
+pub mod hostile_h2;
 pub mod idp;
 pub mod leaks;
 pub mod ledger;

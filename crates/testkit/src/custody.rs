@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
-use mail_token_broker::api::MailCredential;
+use mailtoken_core::api::MailCredential;
 use serde_json::{Value, json};
 
 use super::{
@@ -21,8 +21,11 @@ pub const SHUT: &str = "test/shut";
 
 /// A namespace with the provider `idp`, a [`Strict`] server, and a broker.
 pub struct Custody {
+    /// The namespace.
     pub ns: Namespace,
+    /// The provider's server.
     pub idp: Strict,
+    /// The broker, which watches this namespace alone.
     pub broker: Broker,
 }
 

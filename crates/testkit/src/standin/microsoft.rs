@@ -35,6 +35,7 @@ pub const TENANT_ID: &str = "8f2c7d1e-0000-4000-8000-00000000c0de";
 /// Which of Microsoft's clouds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cloud {
+    /// The one for everybody.
     Public,
     /// GCC High and DoD.
     UsGov,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Secret;
-use mail_token_broker::api::MailCredential;
+use mailtoken_core::api::MailCredential;
 use serde_json::{Value, json};
 
 use super::{

@@ -167,7 +167,7 @@ impl Broker {
 
     /// The binary; with a file of hosts or a name server of its own, if it is to have one.
     fn command(&self) -> Command {
-        let binary = env!("CARGO_BIN_EXE_mail-token-broker");
+        let binary = process::binary("mail-token-broker");
         if let Some(server) = self.settings.resolver {
             return process::mortal_with_resolver(binary, server, &self.log.with_extension("resolv"));
         }
@@ -316,9 +316,7 @@ impl Drop for Broker {
 }
 
 fn log_file(port: u16) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("brokers");
-    fs::create_dir_all(&folder).unwrap();
-    let file = folder.join(format!("{port}.log"));
+    let file = process::scratch("brokers").join(format!("{port}.log"));
     drop(fs::remove_file(&file));
     file
 }

@@ -4,8 +4,6 @@
 //! and behaves as its [`Behaviour`] says, until it is dropped. It counts connections and requests, keeps the heads of the
 //! requests, and lets a test wait for a number of them instead of sleeping.
 
-#![allow(dead_code, reason = "each test binary uses its own part of this")]
-
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
