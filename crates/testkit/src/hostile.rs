@@ -77,8 +77,6 @@ impl Authority {
 pub enum Behaviour {
     /// Writes these bytes and waits for the next request.
     Answer(Vec<u8>),
-    /// Answers `200` with an empty body, once the gate has been opened by [`HostileServer::open_gate`].
-    AnswerAfterGate,
     /// Writes the first bytes, then the second ones again and again.
     Endless(Vec<u8>, Vec<u8>),
     /// Writes the first bytes, then the second ones again and again, with a pause before each.
@@ -109,7 +107,6 @@ struct Shared {
     connections: watch::Sender<usize>,
     requests: watch::Sender<usize>,
     heads: Mutex<Vec<String>>,
-    gate: watch::Sender<bool>,
 }
 
 impl HostileServer {
@@ -122,7 +119,6 @@ impl HostileServer {
             connections: watch::Sender::new(0),
             requests: watch::Sender::new(0),
             heads: Mutex::default(),
-            gate: watch::Sender::new(false),
         });
         let accepting = tokio::spawn(accept(listener, TlsAcceptor::from(tls), shared.clone()));
         Self { address, shared, accepting }
@@ -159,11 +155,6 @@ impl HostileServer {
         let reached = tokio::time::timeout(PATIENCE, requests.wait_for(|read| *read >= number)).await;
         reached.unwrap_or_else(|_| panic!("{} of {number} requests came", self.requests())).unwrap();
     }
-
-    /// Lets [`Behaviour::AnswerAfterGate`] answer, now and from now on.
-    pub fn open_gate(&self) {
-        self.shared.gate.send_replace(true);
-    }
 }
 
 impl Drop for HostileServer {
@@ -198,10 +189,6 @@ async fn serve(mut stream: TlsStream<TcpStream>, shared: &Shared) {
 async fn behave(stream: &mut TlsStream<TcpStream>, shared: &Shared) -> Option<()> {
     match &shared.behaviour {
         Behaviour::Answer(bytes) => write(stream, bytes).await,
-        Behaviour::AnswerAfterGate => {
-            shared.gate.subscribe().wait_for(|open| *open).await.ok()?;
-            write(stream, b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await
-        }
         Behaviour::Endless(first, more) => {
             write(stream, first).await?;
             loop {

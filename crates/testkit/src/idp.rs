@@ -252,11 +252,6 @@ impl Idp {
         self.0.handler().gate.send_replace(true);
     }
 
-    /// Holds such answers again.
-    pub fn hold(&self) {
-        self.0.handler().gate.send_replace(false);
-    }
-
     /// All requests, in the order they came.
     pub fn requests(&self) -> Vec<Request> {
         self.0.requests()
