@@ -1,0 +1,278 @@
+//! The modules of ARCHITECTURE.md as they really are in src/ and in crates/: which module uses which, which ones are pure,
+//! which files import each other, and how long a file may be. Cargo itself holds the doors between the packages.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use mail_token_broker::api::{ConditionType, Reason};
+
+/// The folders of sources, and how Rust names their packages.
+const PACKAGES: &[(&str, &str)] = &[
+    ("src", "mail_token_broker"),
+    ("crates/mail/src", "mailtoken_mail"),
+    ("crates/core/src", "mailtoken_core"),
+    ("crates/net/src", "mailtoken_net"),
+];
+
+/// Which modules a module may use. Those that build everything (`app`, `lib`, `main`) use all.
+const MAY_USE: &[(&str, &[&str])] = &[
+    ("secret_keys", &[]),
+    ("api", &["secret_keys"]),
+    ("oauth", &["api"]),
+    ("providers", &["api", "oauth"]),
+    ("sasl", &[]),
+    ("render", &["api", "oauth", "providers", "sasl"]),
+    ("policy", &["api", "oauth", "providers"]),
+    // For unit tests alone.
+    ("fixtures", &["api", "oauth", "policy", "providers"]),
+    ("admission", &["policy"]),
+    ("clock", &[]),
+    ("fail_point", &[]),
+    ("egress", &[]),
+    ("idp", &["clock", "egress", "fail_point"]),
+    ("error", &[]),
+    ("lease", &["clock", "fail_point"]),
+    // What the watches show.
+    ("stores", &["api", "error", "policy"]),
+    // It reads the credentials and providers as the watches show them.
+    ("metrics", &["api", "lease", "providers", "stores"]),
+    ("kubernetes", &[]),
+    ("side", &[]),
+    ("health", &[]),
+    ("admin", &["health", "metrics"]),
+    // A flag's value is checked where it is read.
+    ("cli", &["egress", "idp"]),
+    ("telemetry", &["cli"]),
+    (
+        "reconcile",
+        &[
+            "admission",
+            "api",
+            "clock",
+            "error",
+            "fail_point",
+            "idp",
+            "kubernetes",
+            "lease",
+            "metrics",
+            "oauth",
+            "policy",
+            "providers",
+            "render",
+            "stores",
+        ],
+    ),
+    ("controller", &["api", "error", "fail_point", "health", "lease", "metrics", "policy", "reconcile", "stores"]),
+    // A command of its own, which the chart's uninstall hook runs.
+    ("stop", &["cli", "error", "kubernetes"]),
+    ("release", &["api", "cli", "error", "kubernetes"]),
+    // A command of its own: it has its settings, builds its client, and looks at providers as a reconcile does.
+    (
+        "login",
+        &["api", "cli", "clock", "egress", "error", "idp", "kubernetes", "oauth", "policy", "providers", "reconcile"],
+    ),
+];
+
+/// Rooms that turn values into values: no waiting, no Kubernetes, no socket, no file, no clock.
+const PURE: &[&str] = &["api", "oauth", "providers", "sasl", "secret_keys", "render", "policy"];
+
+/// Files of other rooms for which the same holds.
+const PURE_FILES: &[&str] = &["src/admission/bucket.rs", "src/admission/queue.rs"];
+
+/// What none of the pure rooms may name.
+const IMPURE: &[&str] = &[
+    "async ",
+    ".await",
+    "tokio::",
+    "reqwest::",
+    "hyper::",
+    "kube::Client",
+    "kube::Api",
+    "Api::",
+    "std::fs",
+    "std::net",
+    "std::env",
+    "::now()",
+    "Instant",
+    "SystemTime",
+    "clock::",
+    "tracing::",
+    "Mutex",
+    "RwLock",
+    "\nstatic ",
+];
+
+/// Longest file, without its tests.
+const LINES: usize = 400;
+
+/// A source file without its tests and comments.
+struct Source {
+    /// From the root of the repository.
+    path: PathBuf,
+    /// The modules that lead to it: `["reconcile", "publish", "content"]`.
+    modules: Vec<String>,
+    text: String,
+}
+
+impl Source {
+    fn room(&self) -> &str {
+        &self.modules[0]
+    }
+
+    fn shown(&self) -> String {
+        self.path.display().to_string()
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn sources() -> Vec<Source> {
+    let mut sources = vec![];
+    for (folder, _) in PACKAGES {
+        let mut files = vec![];
+        collect(&root().join(folder), &mut files);
+        assert!(!files.is_empty(), "{folder} has no sources");
+        sources.extend(files.into_iter().map(|file| source(&file, folder)));
+    }
+    assert!(sources.len() > 40, "only {} files were found", sources.len());
+    sources.into_iter().filter(|source| !source.modules.contains(&"tests".to_owned())).collect()
+}
+
+fn source(file: &Path, folder: &str) -> Source {
+    let path = file.strip_prefix(root()).unwrap().to_owned();
+    let inside = path.strip_prefix(folder).unwrap().with_extension("");
+    let mut modules: Vec<_> = inside.iter().map(|part| part.to_str().unwrap().to_owned()).collect();
+    modules.pop_if(|last| last == "mod");
+    let text = fs::read_to_string(file).unwrap();
+    let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+    let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    Source { path, modules, text: code.collect::<Vec<_>>().join("\n") }
+}
+
+fn collect(dir: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => collect(&path, files),
+            false if path.extension().is_some_and(|extension| extension == "rs") => files.push(path),
+            false => {}
+        }
+    }
+    files.sort();
+}
+
+/// The modules that a text names after `crate::` or after a package of ours, singly or in braces.
+fn rooms_used(text: &str) -> BTreeSet<String> {
+    let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let mut used = BTreeSet::new();
+    let roots = PACKAGES.iter().map(|(_, package)| *package).chain(["crate"]).map(|package| format!("{package}::"));
+    for rest in roots.flat_map(|root| text.split(&root).skip(1).map(str::to_owned).collect::<Vec<_>>()) {
+        let Some(list) = rest.strip_prefix('{') else {
+            used.insert(name(&rest));
+            continue;
+        };
+        let (mut depth, mut first) = (1, true);
+        for (at, c) in list.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                ',' if depth == 1 => first = true,
+                c if first && !c.is_whitespace() => {
+                    used.insert(name(&list[at..]));
+                    first = false;
+                }
+                _ => {}
+            }
+            if depth == 0 {
+                break;
+            }
+        }
+    }
+    used.remove("");
+    used
+}
+
+#[test]
+fn every_room_uses_only_those_that_it_may() {
+    let may: BTreeMap<_, _> = MAY_USE.iter().copied().collect();
+    let builders = ["app", "lib", "main"];
+    let mut found = BTreeSet::new();
+    for source in sources() {
+        let room = source.room();
+        found.insert(room.to_owned());
+        if builders.contains(&room) {
+            continue;
+        }
+        let allowed = may.get(room).unwrap_or_else(|| panic!("{}: a room that nobody planned", source.shown()));
+        for used in rooms_used(&source.text) {
+            assert!(used == room || allowed.contains(&used.as_str()), "{} uses {used}", source.shown());
+        }
+        // A chain of `super` must not lead out of the room, where nobody would see what it uses.
+        let out = "super::".repeat(source.modules.len());
+        assert!(!source.text.contains(&out), "{} leaves its room by {out}", source.shown());
+    }
+    let planned: BTreeSet<_> = MAY_USE.iter().map(|(room, _)| *room).chain(builders).map(str::to_owned).collect();
+    assert_eq!(found, planned);
+}
+
+#[test]
+fn rooms_that_think_touch_nothing() {
+    let pure = |source: &&Source| {
+        PURE.contains(&source.room()) || PURE_FILES.iter().any(|file| Path::new(file) == source.path)
+    };
+    assert_eq!(
+        sources().iter().filter(|source| pure(source) && !PURE.contains(&source.room())).count(),
+        PURE_FILES.len()
+    );
+    for source in sources().iter().filter(pure) {
+        for word in IMPURE {
+            let at = source.text.find(word);
+            let line = at.and_then(|at| source.text[at..].trim_start().lines().next());
+            assert_eq!(line, None, "{} has {word}", source.shown());
+        }
+    }
+}
+
+#[test]
+fn every_room_has_its_line_in_the_map() {
+    let map = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    for (room, _) in MAY_USE {
+        let named =
+            PACKAGES.iter().flat_map(|(folder, _)| [format!("`{folder}/{room}/`"), format!("`{folder}/{room}.rs`")]);
+        assert!(named.into_iter().any(|name| map.contains(&name)), "ARCHITECTURE.md does not name {room}");
+    }
+}
+
+#[test]
+fn no_file_outgrows_a_reader() {
+    for source in sources() {
+        let text = fs::read_to_string(root().join(&source.path)).unwrap();
+        let lines = text.split("#[cfg(test)]").next().unwrap_or_default().lines().count();
+        assert!(lines <= LINES, "{} has {lines} lines: it holds two things", source.shown());
+    }
+}
+
+#[test]
+fn what_users_see_is_spelled_in_one_room() {
+    let reasons = Reason::ALL.iter().map(|reason| format!("\"{}\"", reason.as_str()));
+    let kinds = ConditionType::ALL.iter().map(|kind| format!("\"{}\"", kind.as_str()));
+    let keys = ["mailtoken.dev/", "app.kubernetes.io/managed-by"].map(|key| format!("\"{key}"));
+    let words: Vec<_> = reasons.chain(kinds).chain(keys).collect();
+    for source in sources().iter().filter(|source| source.room() != "api") {
+        for word in &words {
+            let line = source.text.lines().find(|line| line.contains(word));
+            assert_eq!(line, None, "{} spells {word}, a constant of the module api", source.shown());
+        }
+    }
+}
+
+#[test]
+fn braces_and_paths_are_both_read() {
+    let text = "use crate::{\n    api::{Reason, names},\n    error::Error,\n};\nfn f() { crate::render::render() }";
+    assert_eq!(rooms_used(text), ["api", "error", "render"].map(str::to_owned).into());
+}

@@ -1,0 +1,539 @@
+//! The Helm chart as it is rendered, in every combination of values that `ci/` has.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::OnceLock,
+};
+
+use clap::Parser as _;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use mail_token_broker::cli::{self, Cli};
+use mailtoken_testkit::*;
+use serde::Deserialize as _;
+use serde_json::{Value, json};
+
+fn chart() -> PathBuf {
+    process::root().join("charts/mail-token-broker")
+}
+
+fn run(tool: &str) -> Command {
+    let mut command = Command::new(process::tool("run"));
+    command.arg(tool).env("HELM_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
+    command
+}
+
+/// Names of combinations of values, and the file; the defaults need none.
+fn combinations() -> Vec<(String, Option<PathBuf>)> {
+    let files = fs::read_dir(chart().join("ci")).unwrap().map(|entry| entry.unwrap().path());
+    let named = files.filter_map(|file| {
+        let name = file.file_name()?.to_str()?.strip_suffix("-values.yaml")?.to_owned();
+        Some((name, Some(file)))
+    });
+    let mut all: Vec<_> = named.chain([("default".to_owned(), None)]).collect();
+    all.sort();
+    assert!(all.len() >= 4, "{all:?}");
+    all
+}
+
+fn helm(words: &[&str], values: Option<&Path>) -> Command {
+    let mut command = run("helm");
+    command.args(words).arg(chart());
+    if let Some(values) = values {
+        command.arg("--values").arg(values);
+    }
+    command
+}
+
+fn render(values: Option<&Path>, settings: &[&str]) -> String {
+    let sets = settings.iter().flat_map(|setting| ["--set", setting]);
+    process::output(helm(&["template", "broker", "--namespace", "mail"], values).args(sets))
+}
+
+/// What a cluster says which kinds it has, as Helm asks it when it installs; `helm template` alone knows none.
+const KINDS: [&str; 4] =
+    ["--api-versions", "v1/Secret", "--api-versions", "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy"];
+
+/// As Helm renders it when it installs.
+fn render_installed(values: Option<&Path>) -> String {
+    process::output(helm(&["template", "broker", "--namespace", "mail"], values).args(KINDS))
+}
+
+fn documents(yaml: &str) -> Vec<Value> {
+    let all = serde_yaml::Deserializer::from_str(yaml).map(|document| Value::deserialize(document).unwrap());
+    all.filter(|document| !document.is_null()).collect()
+}
+
+fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
+    objects.iter().filter(|object| object["kind"] == kind).collect()
+}
+
+#[test]
+fn lint_finds_nothing() {
+    for (_, values) in combinations() {
+        process::output(&mut helm(&["lint", "--strict"], values.as_deref()));
+    }
+}
+
+#[test]
+fn every_object_fits_the_schema_of_its_kind() {
+    let location = format!("{}/{{{{ .ResourceKind }}}}{{{{ .KindSuffix }}}}.json", schemas().display());
+    for (name, values) in combinations() {
+        let objects = render_installed(values.as_deref());
+        let mut command = run("kubeconform");
+        // Kinds of the Prometheus operator.
+        command.args(["-strict", "-summary", "-output", "json", "-skip", "ServiceMonitor,PodMonitor,PrometheusRule"]);
+        command.args(["-schema-location", &location]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.spawn().unwrap();
+        process.stdin.take().unwrap().write_all(objects.as_bytes()).unwrap();
+        let done = process.wait_with_output().unwrap();
+        let told = String::from_utf8(done.stdout).unwrap();
+        assert!(done.status.success(), "{name}: {told}");
+        let summary = &serde_json::from_str::<Value>(&told).unwrap()["summary"];
+        assert!(summary["valid"].as_u64() > Some(1), "{name}: {told}");
+    }
+}
+
+/// Written once.
+fn schemas() -> &'static Path {
+    static SCHEMAS: OnceLock<PathBuf> = OnceLock::new();
+    SCHEMAS.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kube-schemas");
+        process::output(Command::new(process::tool("kube-schemas")).arg(&folder));
+        folder
+    })
+}
+
+/// What the broker and people may do is a constant. `UPDATE_GOLDEN=1` writes the files anew: read the difference.
+#[test]
+fn access_is_what_the_golden_files_say() {
+    let kinds = ["ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"];
+    for (name, values) in combinations() {
+        let mut objects = documents(&render(values.as_deref(), &[]));
+        objects.retain(|object| kinds.iter().any(|kind| object["kind"] == *kind));
+        let text: String =
+            objects.iter().map(|object| format!("---\n{}", serde_yaml::to_string(&bare(object)).unwrap())).collect();
+        let file = process::root().join(format!("tests/golden/rbac-{name}.yaml"));
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            fs::write(&file, &text).unwrap();
+        }
+        let golden = fs::read_to_string(&file).unwrap_or_default();
+        assert!(text == golden, "{} says:\n{golden}\nThe chart says:\n{text}", file.display());
+    }
+}
+
+/// Without the labels that change with every release, but with those that give rights.
+fn bare(object: &Value) -> Value {
+    let mut object = object.clone();
+    if let Some(labels) = object.pointer_mut("/metadata/labels").and_then(Value::as_object_mut) {
+        labels.retain(|name, _| name.starts_with("rbac.authorization.k8s.io/"));
+    }
+    object
+}
+
+#[test]
+fn nobody_is_given_what_the_broker_never_needs() {
+    // The account of the uninstall hook lists pods; nobody runs commands in them.
+    let never = ["pods/exec", "validatingwebhookconfigurations", "customresourcedefinitions", "*"];
+    for (name, values) in combinations() {
+        for role in documents(&render_installed(values.as_deref())) {
+            for rule in role["rules"].as_array().into_iter().flatten() {
+                let words = |field: &str| rule[field].as_array().unwrap().iter().map(|word| word.as_str().unwrap());
+                // What a ServiceAccount allows is read, and no more.
+                let reads = words("verbs").eq(["get"]);
+                assert!(reads || !words("resources").any(|word| word == "serviceaccounts"), "{name}: {rule}");
+                for word in words("apiGroups").chain(words("resources")).chain(words("verbs")) {
+                    assert!(
+                        !never.contains(&word) && !["escalate", "bind", "impersonate"].contains(&word),
+                        "{name}: {rule}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn single_namespaces_need_no_access_to_the_cluster() {
+    let objects = documents(&render(None, &["namespaces={shop,billing}", "crds.enabled=false"]));
+    for object in &objects {
+        let kind = object["kind"].as_str().unwrap();
+        assert!(!["ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"].contains(&kind), "{object}");
+    }
+    let places: Vec<_> = of_kind(&objects, "Role").into_iter().map(|role| &role["metadata"]["namespace"]).collect();
+    assert_eq!(places, ["shop", "billing", "mail"], "the last one holds the lease");
+}
+
+#[test]
+fn the_crds_are_those_of_the_repository_and_stay() {
+    // Typed: Helm writes whole numbers as it likes.
+    let typed = |crd: &Value| serde_json::from_value::<CustomResourceDefinition>(crd.clone()).unwrap();
+    let plain: BTreeMap<_, _> = fs::read_dir(process::root().join("crds"))
+        .unwrap()
+        .flat_map(|entry| documents(&fs::read_to_string(entry.unwrap().path()).unwrap()))
+        .map(|crd| (typed(&crd).metadata.name, typed(&crd).spec))
+        .collect();
+    for (setting, policy) in [("crds.keep=true", Some("keep")), ("crds.keep=false", None)] {
+        let objects = documents(&render(None, &[setting]));
+        let crds: Vec<_> = of_kind(&objects, "CustomResourceDefinition").into_iter().map(typed).collect();
+        assert_eq!(crds.len(), plain.len());
+        for crd in crds {
+            assert!(plain.get(&crd.metadata.name) == Some(&crd.spec), "{:?}: run make crds", crd.metadata.name);
+            let annotations = crd.metadata.annotations.unwrap_or_default();
+            assert_eq!(annotations.get("helm.sh/resource-policy").map(String::as_str), policy);
+        }
+    }
+}
+
+#[test]
+fn the_broker_knows_the_arguments_it_is_given() {
+    for (name, values) in combinations() {
+        let objects = documents(&render_installed(values.as_deref()));
+        let container = &of_kind(&objects, "Deployment")[0]["spec"]["template"]["spec"]["containers"][0];
+        let arguments: Vec<_> = match container["args"].as_array() {
+            Some(given) => given.iter().map(|argument| argument.as_str().unwrap()).collect(),
+            None => vec!["run"], // the image's own
+        };
+        let parsed = Cli::try_parse_from(["mail-token-broker"].iter().chain(&arguments));
+        let cli::Command::Run(settings) = parsed.unwrap_or_else(|error| panic!("{name}: {error}")).command else {
+            panic!("{name}: {arguments:?}");
+        };
+        let port = container["ports"][0]["containerPort"].as_u64().unwrap();
+        assert_eq!(u64::from(settings.metrics_addr.port()), port, "{name}");
+        let mounted = |file: PathBuf| {
+            let folder = file.parent().unwrap().to_str();
+            container["volumeMounts"].as_array().unwrap().iter().any(|mount| mount["mountPath"].as_str() == folder)
+        };
+        assert!(settings.identity_token_file.is_none_or(mounted), "{name}");
+
+        let rules = of_kind(&objects, "Role").into_iter().flat_map(|role| role["rules"].as_array().unwrap());
+        let leases = rules.filter(|rule| rule["resources"] == json!(["leases"]) && rule["verbs"] != json!(["create"]));
+        for rule in leases {
+            assert_eq!(rule["resourceNames"], json!([settings.lease_name]), "{name}: no other lease may be taken");
+        }
+
+        let Some(job) = of_kind(&objects, "Job").first().map(|job| &job["spec"]["template"]["spec"]["containers"][0])
+        else {
+            assert_eq!(name, "single", "without roles of the chart there is no hook");
+            continue;
+        };
+        let arguments = job["args"].as_array().unwrap().iter().map(|argument| argument.as_str().unwrap());
+        let parsed = Cli::try_parse_from(["mail-token-broker"].into_iter().chain(arguments));
+        let cli::Command::Stop(settings) = parsed.unwrap_or_else(|error| panic!("{name}: {error}")).command else {
+            panic!("{name}: {job}");
+        };
+        let deployment = &of_kind(&objects, "Deployment")[0]["metadata"];
+        assert_eq!(
+            (&json!(settings.deployment), &json!(settings.namespace)),
+            (&deployment["name"], &deployment["namespace"])
+        );
+    }
+}
+
+/// kubectl knows no hooks: it would stop the brokers that it has just installed.
+#[test]
+fn the_hook_that_stops_the_brokers_is_there_only_where_helm_installs() {
+    for (name, values) in combinations() {
+        let hooks = |rendered: &str| {
+            let objects = documents(rendered).into_iter();
+            objects.filter(|object| !object["metadata"]["annotations"]["helm.sh/hook"].is_null()).collect::<Vec<_>>()
+        };
+        assert!(hooks(&render(values.as_deref(), &[])).is_empty(), "{name}");
+        let hooks = hooks(&render_installed(values.as_deref()));
+        if name == "single" {
+            assert!(hooks.is_empty(), "it needs roles, which are made by somebody else");
+            continue;
+        }
+        for hook in &hooks {
+            assert_eq!(hook["metadata"]["annotations"]["helm.sh/hook"], "pre-delete", "{hook}");
+        }
+        let deployment = if name == "default" || name == "all-on" { "broker-mail-token-broker" } else { continue };
+        let role = of_kind(&hooks, "Role")[0];
+        assert_eq!(
+            role["rules"],
+            json!([
+                {"apiGroups": ["apps"], "resources": ["deployments"], "resourceNames": [deployment], "verbs": ["get"]},
+                {"apiGroups": ["apps"], "resources": ["deployments/scale"], "resourceNames": [deployment], "verbs": ["patch"]},
+                {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
+            ])
+        );
+        assert!(of_kind(&hooks, "ClusterRole").is_empty());
+    }
+}
+
+#[test]
+fn values_that_are_wrong_or_contradict_each_other_are_refused() {
+    for (settings, said) in [
+        (vec!["nonsense=1"], "nonsense"),
+        (vec!["leaderElection.enabled=false"], "replicaCount=1"),
+        (vec!["metrics.serviceMonitor.enabled=true", "metrics.service.enabled=false"], "metrics.service.enabled"),
+        (vec!["metrics.prometheusRule.enabled=true"], "serviceMonitor.enabled"),
+        (vec!["requestTimeout=soon"], "requestTimeout"),
+        (vec!["identityToken.expirationSeconds=60"], "expirationSeconds"),
+        (vec!["identityToken.audience= a"], "audience"),
+        (vec!["allowPrivateCIDRs={10.0.0.0}"], "allowPrivateCIDRs"),
+        (vec!["denyCIDRs={x}"], "denyCIDRs"),
+        (vec!["noProxy={id.example.org}"], "needs egressProxy"),
+        (vec!["clusterMailProviders=true"], "clusterMailProviders=true needs namespaces"),
+        (vec!["trustBundle.configMap.name=a", "trustBundle.secret.name=b"], "exclude each other"),
+        (vec!["metrics.podMonitor.enabled=true", "metrics.serviceMonitor.enabled=true"], "choose one"),
+        (vec!["admissionPolicy.enabled=maybe"], "admissionPolicy"),
+    ] {
+        let sets = settings.iter().flat_map(|setting| ["--set", setting]);
+        let refusal = process::try_output(helm(&["template", "broker"], None).args(sets)).unwrap_err();
+        assert!(refusal.contains(said), "{settings:?}: {refusal}");
+    }
+}
+
+#[test]
+fn the_alerts_fire_when_they_should() {
+    let set = ["metrics.serviceMonitor.enabled=true", "metrics.prometheusRule.enabled=true"];
+    let objects = documents(&render(None, &set));
+    let rules = &of_kind(&objects, "PrometheusRule")[0]["spec"];
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("alerts");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("alerts.yaml"), serde_yaml::to_string(rules).unwrap()).unwrap();
+    fs::copy(chart().join("ci/alerts.test.yaml"), folder.join("alerts.test.yaml")).unwrap();
+    // Debian: the package prometheus, which `tools/setup checks` installs.
+    process::output(Command::new("promtool").args(["test", "rules", "alerts.test.yaml"]).current_dir(folder));
+}
+
+/// Rendered with these values.
+fn render_with(values: &Value, more: &[&str]) -> String {
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{:016x}-values.yaml", {
+        let mut hasher = std::collections::hash_map::DefaultHasher::new();
+        std::hash::Hash::hash(&values.to_string(), &mut hasher);
+        std::hash::Hasher::finish(&hasher)
+    }));
+    fs::write(&file, serde_yaml::to_string(values).unwrap()).unwrap();
+    process::output(helm(&["template", "broker", "--namespace", "mail"], Some(&file)).args(more))
+}
+
+#[test]
+fn a_label_that_the_user_sets_too_occurs_once_with_the_users_value() {
+    let own = json!({
+        "app.kubernetes.io/name": "theirs", "app.kubernetes.io/instance": "theirs", "app.kubernetes.io/part-of": "theirs",
+        "app.kubernetes.io/version": "theirs", "app.kubernetes.io/managed-by": "theirs", "helm.sh/chart": "theirs",
+    });
+    let values = json!({
+        "commonLabels": own, "podLabels": {"app.kubernetes.io/name": "pods", "helm.sh/chart": "pods"},
+        "podAnnotations": {"kubectl.kubernetes.io/default-container": "theirs"},
+        "serviceAccount": {"labels": own}, "extraEnv": [{"name": "POD_UID", "value": "theirs"}],
+        "metrics": {
+            "serviceMonitor": {"enabled": true, "labels": own},
+            "prometheusRule": {"enabled": true, "labels": own, "alertLabels": {"severity": "page"}},
+        },
+    });
+    let rendered = render_with(&values, &KINDS);
+    // This one refuses a key that occurs twice.
+    for document in serde_yaml::Deserializer::from_str(&rendered) {
+        serde_yaml::Value::deserialize(document).unwrap_or_else(|error| panic!("{error}\n{rendered}"));
+    }
+    let objects = documents(&rendered);
+    for object in objects.iter().filter(|object| object["metadata"]["annotations"]["helm.sh/hook"].is_null()) {
+        for (name, value) in own.as_object().unwrap() {
+            assert_eq!(&object["metadata"]["labels"][name], value, "{object}");
+        }
+    }
+    let deployment = of_kind(&objects, "Deployment")[0];
+    let pods = json!({"app.kubernetes.io/name": "pods", "app.kubernetes.io/instance": "theirs"});
+    let template = &deployment["spec"]["template"];
+    assert_eq!(deployment["spec"]["selector"]["matchLabels"], pods);
+    assert_eq!(template["metadata"]["labels"]["app.kubernetes.io/name"], "pods");
+    assert_eq!(template["metadata"]["labels"]["helm.sh/chart"], "pods");
+    assert_eq!(
+        template["spec"]["containers"][0]["env"],
+        json!([
+            {"name": "MTB_METRICS_ADDR", "value": "[::]:8080"}, {"name": "POD_UID", "value": "theirs"},
+        ])
+    );
+    assert_eq!(of_kind(&objects, "Service")[0]["spec"]["selector"], pods);
+    assert_eq!(of_kind(&objects, "PodDisruptionBudget")[0]["spec"]["selector"]["matchLabels"], pods);
+    let services = &of_kind(&objects, "ServiceMonitor")[0]["spec"]["selector"]["matchLabels"];
+    assert_eq!(services["app.kubernetes.io/name"], "theirs");
+    for rule in of_kind(&objects, "PrometheusRule")[0]["spec"]["groups"][0]["rules"].as_array().unwrap() {
+        assert_eq!(rule["labels"]["severity"], "page", "{rule}");
+    }
+}
+
+#[test]
+fn a_parent_chart_switches_it_and_sets_what_is_global() {
+    let parent = Path::new(env!("CARGO_TARGET_TMPDIR")).join("parent");
+    fs::create_dir_all(parent.join("charts")).unwrap();
+    let dependency = json!({"name": "mail-token-broker", "version": "*", "condition": "mail-token-broker.enabled"});
+    let about = json!({"apiVersion": "v2", "name": "parent", "version": "1.0.0", "dependencies": [dependency]});
+    fs::write(parent.join("Chart.yaml"), serde_yaml::to_string(&about).unwrap()).unwrap();
+    let link = parent.join("charts/mail-token-broker");
+    drop(fs::remove_file(&link));
+    std::os::unix::fs::symlink(chart(), &link).unwrap();
+    let render = |settings: &str| {
+        let mut helm = run("helm");
+        process::output(helm.args(["template", "p"]).arg(&parent).args(KINDS).args(["--set", settings]))
+    };
+    assert!(documents(&render("mail-token-broker.enabled=false")).is_empty());
+    let settings = "mail-token-broker.enabled=true,mail-token-broker.x-anchor.a=b,global.other=x,\
+                    global.imageRegistry=mirror.example.org:5000/all/,global.imagePullSecrets={a,b}";
+    let objects = documents(&render(settings));
+    for kind in ["Deployment", "Job"] {
+        let pod = &of_kind(&objects, kind)[0]["spec"]["template"]["spec"];
+        let image = pod["containers"][0]["image"].as_str().unwrap();
+        assert!(image.starts_with("mirror.example.org:5000/all/mail-token-broker/mail-token-broker:"), "{image}");
+        assert_eq!(pod["imagePullSecrets"], json!([{"name": "a"}, {"name": "b"}]));
+    }
+    for (repository, image) in [("localhost/broker", "mirror/broker:v1"), ("team/broker", "mirror/team/broker:v1")] {
+        let settings = ["global.imageRegistry=mirror", "image.tag=v1", &format!("image.repository={repository}")];
+        let objects = documents(&self::render(None, &settings));
+        assert_eq!(of_kind(&objects, "Deployment")[0]["spec"]["template"]["spec"]["containers"][0]["image"], image);
+    }
+}
+
+#[test]
+fn on_openshift_the_cluster_chooses_the_user_and_dns_is_at_5353() {
+    for (arguments, adapted) in [
+        (vec!["--api-versions", "security.openshift.io/v1"], true),
+        (vec!["--set", "openshift=true"], true),
+        (vec!["--set", "openshift=false", "--api-versions", "security.openshift.io/v1"], false),
+        (vec![], false),
+    ] {
+        let arguments = [KINDS.as_slice(), &arguments].concat();
+        let rendered = render_with(&json!({"networkPolicy": {"enabled": true}}), &arguments);
+        let objects = documents(&rendered);
+        for kind in ["Deployment", "Job"] {
+            let context = &of_kind(&objects, kind)[0]["spec"]["template"]["spec"]["securityContext"];
+            assert_eq!(context["runAsUser"].is_null() && context["runAsGroup"].is_null(), adapted, "{context}");
+            assert_eq!(context["runAsNonRoot"], true);
+        }
+        let policies = of_kind(&objects, "NetworkPolicy");
+        assert_eq!(policies.len(), 2, "the brokers' and the uninstall hook's");
+        for policy in policies {
+            let dns = policy["spec"]["egress"][0]["ports"].to_string();
+            assert!(dns.contains("53") && dns.contains("5353") == adapted, "{dns}");
+        }
+    }
+}
+
+/// The container's variable of this name.
+fn variable(container: &Value, name: &str) -> Option<String> {
+    let all = container["env"].as_array().unwrap();
+    all.iter().find(|variable| variable["name"] == name).map(|found| found["value"].as_str().unwrap().to_owned())
+}
+
+/// Also where pods have no IPv4 address.
+#[test]
+fn the_probes_find_the_broker_whatever_the_family_of_the_pods_address() {
+    let container = |settings: &[&str]| {
+        let objects = documents(&render(None, settings));
+        of_kind(&objects, "Deployment")[0]["spec"]["template"]["spec"]["containers"][0].clone()
+    };
+    assert_eq!(variable(&container(&[]), "MTB_METRICS_ADDR").unwrap(), "[::]:8080");
+    assert_eq!(container(&["metrics.port=9090"])["args"][1], "--metrics-addr=[::]:9090");
+    let other = container(&["metrics.bindAddress=10.0.0.1"]);
+    assert_eq!(variable(&other, "MTB_METRICS_ADDR").unwrap(), "10.0.0.1:8080");
+}
+
+#[test]
+fn a_trust_bundle_is_mounted_and_added_to_the_roots_of_the_image() {
+    for (kind, source, key) in [("configMap", "configMap", "name"), ("secret", "secret", "secretName")] {
+        let set = [&*format!("trustBundle.{kind}.name=corporate"), &*format!("trustBundle.{kind}.key=root.pem")];
+        let objects = documents(&render(None, &set));
+        let pod = &of_kind(&objects, "Deployment")[0]["spec"]["template"]["spec"];
+        let container = &pod["containers"][0];
+        assert_eq!(
+            variable(container, "SSL_CERT_FILE").unwrap(),
+            "/etc/ssl/certs/ca-certificates.crt",
+            "the Dockerfile's"
+        );
+        let folder = variable(container, "SSL_CERT_DIR").unwrap();
+        let mounts = container["volumeMounts"].as_array().unwrap();
+        let mount = mounts.iter().find(|mount| mount["mountPath"] == *folder).unwrap();
+        let volumes = pod["volumes"].as_array().unwrap();
+        let volume = &volumes.iter().find(|volume| volume["name"] == mount["name"]).unwrap()[source];
+        assert_eq!(volume[key], "corporate");
+        assert_eq!(volume["items"][0]["key"], "root.pem");
+    }
+}
+
+#[test]
+fn the_admission_policy_is_there_where_the_broker_has_rights_in_the_whole_cluster() {
+    let some = "namespaces={shop}";
+    for (arguments, expected) in [
+        (vec![], true),
+        (vec!["--set", "admissionPolicy.enabled=false"], false),
+        (vec!["--set", some], false),
+        (vec!["--set", some, "--set", "admissionPolicy.enabled=true"], true),
+        (vec!["--set", some, "--set", "clusterMailProviders=true"], true),
+        // A cluster that says which kinds it has.
+        (KINDS[..2].to_vec(), false),
+        (KINDS.to_vec(), true),
+    ] {
+        let objects = documents(&process::output(helm(&["template", "broker"], None).args(&arguments)));
+        for kind in ["ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"] {
+            assert_eq!(of_kind(&objects, kind).len(), usize::from(expected), "{arguments:?}");
+        }
+    }
+}
+
+/// Paths of the values, such as `metrics.port`, down to where a value is no object with fixed fields.
+fn described(schema: &Value, path: &str, found: &mut BTreeMap<String, bool>) {
+    for (name, value) in schema["properties"].as_object().into_iter().flatten() {
+        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        found.insert(path.clone(), value["description"].as_str().is_some_and(|text| text.len() > 10));
+        described(value, &path, found);
+    }
+}
+
+#[test]
+fn every_value_is_described_and_has_its_default() {
+    let schema: Value = serde_json::from_str(&fs::read_to_string(chart().join("values.schema.json")).unwrap()).unwrap();
+    let mut all = BTreeMap::new();
+    described(&schema, "", &mut all);
+    let mute: Vec<_> = all.iter().filter(|(_, described)| !**described).map(|(path, _)| path).collect();
+    assert!(mute.is_empty(), "no description: {mute:?}");
+    let values: Value = serde_yaml::from_str(&fs::read_to_string(chart().join("values.yaml")).unwrap()).unwrap();
+    for path in all.keys().filter(|path| *path != "enabled") {
+        let pointer = format!("/{}", path.replace('.', "/"));
+        assert!(values.pointer(&pointer).is_some(), "values.yaml has no {path}");
+    }
+    let readme = fs::read_to_string(chart().join("README.md")).unwrap();
+    let told = |path: &str| {
+        let (parent, last) = path.rsplit_once('.').unwrap_or(("", path));
+        readme.contains(&format!("`{path}`"))
+            || (readme.contains(&format!("`{parent}.")) && readme.contains(&format!("`.{last}`")))
+    };
+    let objects = |path: &str| schema.pointer(&format!("/properties/{}", path.replace('.', "/properties/"))).unwrap();
+    for path in
+        all.keys().filter(|path| objects(path)["properties"].is_null() && !path.starts_with("metrics.podMonitor."))
+    {
+        assert!(told(path), "the chart's README.md does not list {path}");
+    }
+}
+
+#[tokio::test]
+async fn the_pods_are_admitted_where_pods_are_restricted() {
+    let labels = [("pod-security.kubernetes.io/enforce", "restricted")].into();
+    let ns = Namespace::create(Cluster::shared(), labels).await;
+    for (name, values) in combinations() {
+        let set = ["--set", "serviceAccount.name=broker,priorityClassName="];
+        let mut helm = helm(&["template", "broker", "--namespace", "mail"], values.as_deref());
+        let objects = documents(&process::output(helm.args(KINDS).args(set)));
+        ns.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "broker"}})).await;
+        for kind in ["Deployment", "Job"] {
+            let Some(object) = of_kind(&objects, kind).first().copied() else { continue };
+            let mut template = object["spec"]["template"].clone();
+            template["spec"]["serviceAccountName"] = json!("broker");
+            let pod = json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": format!("{name}-{}", kind.to_lowercase()), "labels": template["metadata"]["labels"]},
+                "spec": template["spec"],
+            });
+            ns.apply(pod).await;
+        }
+    }
+    let mut careless = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "careless"}});
+    careless["spec"] = json!({"serviceAccountName": "broker", "containers": [{"name": "a", "image": "a"}]});
+    let refusal = ns.try_apply(careless).await.unwrap_err().to_string();
+    assert!(refusal.contains("restricted"), "{refusal}");
+}

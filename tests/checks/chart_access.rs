@@ -1,0 +1,482 @@
+//! The chart, installed, and the broker with the account it makes: it may do what it does, and nothing that it does not.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    batch::v1::Job,
+    core::v1::{ConfigMap, Secret},
+};
+use mail_token_broker::api::{MailCredential, MailProvider};
+use mailtoken_testkit::{
+    audit::{Access, AuditEvent},
+    standin::Strict,
+    *,
+};
+use serde_json::{Value, json};
+
+/// Where the chart is installed.
+const HOME: &str = "mail";
+/// The ServiceAccount of a release with the chart's own name.
+const ACCOUNT: &str = "mail-token-broker";
+
+#[tokio::test]
+async fn a_broker_of_all_namespaces_may_do_what_it_does_and_nothing_else() {
+    let cluster = Cluster::alone(&["control-plane"]);
+    let ns = cluster.namespace().await;
+    let release = Release::install(&ns, &[]).await;
+    let idp = Idp::start();
+    let mut broker = release.broker().start().await;
+
+    whole_life(&ns, &idp).await;
+    grant_life(&ns).await;
+    cluster_provider(&ns, &idp).await;
+    broker.terminate().await;
+
+    release.compare();
+    only_its_own_secrets(&release, &ns).await;
+}
+
+#[tokio::test]
+async fn a_broker_of_one_namespace_that_serves_cluster_providers_may_do_what_it_does_and_nothing_else() {
+    let cluster = Cluster::alone(&["control-plane"]);
+    let (ns, other) = (cluster.namespace().await, cluster.namespace().await);
+    let settings =
+        [&format!("namespaces={{{}}}", ns.name), "clusterMailProviders=true", "leaderElection.leaseName=own"];
+    let release = Release::install(&ns, &settings).await;
+    let idp = Idp::start();
+    let mut broker = release.broker().start().await;
+    other.provider(&idp).await;
+    other.apply(credential("elsewhere")).await;
+
+    whole_life(&ns, &idp).await;
+    cluster_provider(&ns, &idp).await;
+    broker.terminate().await;
+
+    release.compare();
+    let asked = release.events().into_iter().filter(|event| event.namespace == other.name).collect::<Vec<_>>();
+    assert!(asked.is_empty(), "{asked:#?}");
+    only_its_own_secrets(&release, &ns).await;
+    for (verb, resource, place) in
+        [("list", "secrets", "--all-namespaces"), ("create", "secrets", "-n=mail"), ("get", "secrets", "-n=default")]
+    {
+        let account = format!("--as=system:serviceaccount:{HOME}:{ACCOUNT}");
+        let asked = process::try_output(cluster.kubectl().args(["auth", "can-i", verb, resource, place, &account]));
+        assert!(asked.is_err(), "{verb} {resource} {place}");
+    }
+}
+
+/// What a stolen token of the broker cannot be used for, although RBAC gives the right to write all Secrets.
+async fn only_its_own_secrets(release: &Release, ns: &Namespace) {
+    let try_as_broker = |arguments: &[&str], object: Option<Value>| {
+        let mut kubectl = release.cluster.kubectl();
+        kubectl.env("KUBECONFIG", &release.kubeconfig).args(["-n", &ns.name]).args(arguments);
+        if let Some(object) = object {
+            let file = release.cluster.dir().join("object.json");
+            fs::write(&file, object.to_string()).unwrap();
+            kubectl.arg("-f").arg(file);
+        }
+        process::try_output(&mut kubectl)
+    };
+    let secret = |name: &str, kind: &str, managed_by: &str, annotations: Value| {
+        json!({
+            "apiVersion": "v1", "kind": "Secret", "type": kind,
+            "metadata": {"name": name, "labels": {"app.kubernetes.io/managed-by": managed_by}, "annotations": annotations},
+        })
+    };
+    let refused = |attempt: Result<String, String>, why: &str| {
+        let refusal = attempt.expect_err("it is refused");
+        assert!(refusal.contains("ValidatingAdmissionPolicy") && refusal.contains(why), "{refusal}");
+    };
+    // The way to the token of any ServiceAccount.
+    let any = json!({"kubernetes.io/service-account.name": "default"});
+    let stolen = secret("stolen", "kubernetes.io/service-account-token", "mail-token-broker", any);
+    refused(try_as_broker(&["create"], Some(stolen)), "types Opaque and mailtoken.dev/grant");
+    refused(try_as_broker(&["create"], Some(secret("foreign", "Opaque", "helm", json!({})))), "managed-by");
+    for kind in ["Opaque", "mailtoken.dev/grant"] {
+        let own = secret("own", kind, "mail-token-broker", json!({}));
+        try_as_broker(&["create"], Some(own)).unwrap();
+        refused(
+            try_as_broker(&["patch", "secret", "own", "-p", r#"{"metadata":{"labels":null}}"#], None),
+            "managed-by",
+        );
+        try_as_broker(&["patch", "secret", "own", "-p", r#"{"stringData":{"a":"b"}}"#], None).unwrap();
+        try_as_broker(&["delete", "secret", "own"], None).unwrap();
+    }
+    // Somebody else's Secret: neither changed, nor taken, nor deleted.
+    ns.apply(secret("foreign", "Opaque", "helm", json!({}))).await;
+    for patch in [
+        r#"{"stringData":{"a":"b"}}"#,
+        r#"{"metadata":{"labels":{"app.kubernetes.io/managed-by":"mail-token-broker"}}}"#,
+    ] {
+        refused(try_as_broker(&["patch", "secret", "foreign", "-p", patch], None), "MailCredential as controller");
+    }
+    refused(try_as_broker(&["delete", "secret", "foreign"], None), "MailCredential as controller");
+    // A Secret that lost its label, but has a MailCredential as controller: it is repaired.
+    let owner = json!([{"apiVersion": "mailtoken.dev/v1alpha1", "kind": "MailCredential", "name": "a", "uid": "a", "controller": true}]);
+    let mut lost = secret("lost", "Opaque", "helm", json!({}));
+    lost["metadata"]["ownerReferences"] = owner;
+    ns.apply(lost).await;
+    let label = r#"{"metadata":{"labels":{"app.kubernetes.io/managed-by":"mail-token-broker"}}}"#;
+    try_as_broker(&["patch", "secret", "lost", "-p", label], None).unwrap();
+    // People are not concerned.
+    ns.apply(source("of-a-person", "refresh_token", "a")).await;
+}
+
+/// Helm deletes RBAC within milliseconds of the Deployment, and a broker in the middle of a refresh could then not store the
+/// new refresh token. The test plays the controllers of Deployments and Jobs, and the kubelet.
+#[tokio::test]
+async fn an_uninstall_ends_the_brokers_before_it_takes_their_rights() {
+    let cluster = Cluster::alone(&["control-plane"]);
+    let ns = cluster.namespace().await;
+    Release::install(&ns, &[]).await;
+    let home = Namespace { name: HOME.to_owned(), cluster: cluster.clone(), client: ns.client.clone() };
+    let deployment: Deployment = home.get(ACCOUNT).await;
+    let template = serde_json::to_value(&deployment).unwrap()["spec"]["template"].clone();
+    let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one", "labels": template["metadata"]["labels"]}});
+    pod["spec"] = template["spec"].clone();
+    home.apply(pod).await;
+
+    let mut helm = cluster.command("helm");
+    helm.args(["uninstall", ACCOUNT, "--namespace", HOME]);
+    let uninstall = tokio::task::spawn_blocking(move || process::try_output(&mut helm));
+    let hook = format!("{ACCOUNT}-stop");
+    let job: Job = home.until(&hook, "the hook's Job is there", |_: &Job| true).await;
+    let account = job.spec.as_ref().unwrap().template.spec.as_ref().unwrap();
+    let arguments = account.containers[0].args.clone().unwrap();
+
+    // The Job's pod, with its account.
+    let token = process::output(cluster.kubectl().args([
+        "-n",
+        HOME,
+        "create",
+        "token",
+        account.service_account_name.as_ref().unwrap(),
+    ]));
+    let kubeconfig = cluster.dir().join("hook.kubeconfig");
+    as_account(&cluster, &kubeconfig, &token);
+    let mut stop = Command::new(env!("CARGO_BIN_EXE_mail-token-broker"));
+    stop.args(&arguments).env("KUBECONFIG", &kubeconfig);
+    let stop = tokio::task::spawn_blocking(move || process::try_output(&mut stop));
+
+    let scaled =
+        home.until(ACCOUNT, "it is scaled to 0", |it: &Deployment| it.spec.as_ref().unwrap().replicas == Some(0)).await;
+    let seen = json!({"status": {"observedGeneration": scaled.metadata.generation, "replicas": 0}});
+    home.kubectl(["patch", "deployment", ACCOUNT, "--subresource=status", "--type=merge", "-p", &seen.to_string()]);
+    // The broker takes its time.
+    holds(Duration::from_secs(2), "a pod runs, and the broker has its rights", async || {
+        let rights = process::try_output(cluster.kubectl().args(["get", "clusterrolebinding", ACCOUNT]));
+        rights.map(drop).and_then(|()| if stop.is_finished() { Err("it did not wait".to_owned()) } else { Ok(()) })
+    })
+    .await;
+    home.kubectl(["delete", "pod", "one", "--grace-period=0", "--force"]);
+    stop.await.unwrap().unwrap();
+
+    let done = json!({"status": {
+        "startTime": wait::now().to_string(), "completionTime": wait::now().to_string(), "succeeded": 1, "active": 0,
+        "uncountedTerminatedPods": {}, "conditions": [
+            {"type": "SuccessCriteriaMet", "status": "True", "lastTransitionTime": wait::now().to_string()},
+            {"type": "Complete", "status": "True", "lastTransitionTime": wait::now().to_string()},
+        ],
+    }});
+    home.kubectl(["patch", "job", &hook, "--subresource=status", "--type=merge", "-p", &done.to_string()]);
+    uninstall.await.unwrap().unwrap();
+    let selector = format!("app.kubernetes.io/instance={ACCOUNT}");
+    let kinds = "deployments,jobs,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings,services,\
+                 validatingadmissionpolicies";
+    let left =
+        process::output(cluster.kubectl().args(["get", kinds, "--all-namespaces", "-l", &selector, "-o", "name"]));
+    assert_eq!(left, "", "nothing is left");
+    let crds = process::output(cluster.kubectl().args(["get", "crd", "-o", "name"]));
+    assert_eq!(crds.lines().count(), 3, "they stay, and with them all credentials");
+}
+
+/// Exactly what a release publishes, on a cluster without the CRDs.
+#[tokio::test]
+async fn the_files_of_a_release_install_the_broker() {
+    let cluster = Cluster::alone(&["control-plane"]);
+    let files = cluster.dir().join("release");
+    let digest = format!("sha256:{}", "7".repeat(64));
+    let made = process::output(Command::new(process::tool("release")).args(["files", "--digest", &digest]).arg(&files));
+    let names: BTreeSet<_> =
+        fs::read_dir(&files).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let version = env!("CARGO_PKG_VERSION");
+    let chart = format!("mail-token-broker-{version}.tgz");
+    assert_eq!(names, ["SHA256SUMS", "crds.yaml", "install.yaml", &chart].map(str::to_owned).into(), "{made}");
+    process::output(Command::new("sha256sum").args(["--check", "--strict", "SHA256SUMS"]).current_dir(&files));
+    let sums = fs::read_to_string(files.join("SHA256SUMS")).unwrap();
+    assert_eq!(sums.lines().count(), names.len() - 1, "{sums}");
+
+    let crds = || process::output(cluster.kubectl().args(["get", "crd", "-o", "name"])).lines().count();
+    let apply =
+        |file: &str| process::output(cluster.kubectl().args(["apply", "--server-side", "-f"]).arg(files.join(file)));
+    let without = || process::output(cluster.kubectl().args(["delete", "crd", "--all"]));
+    without();
+    assert_eq!(crds(), 0);
+    apply("crds.yaml");
+    assert_eq!(crds(), 3, "one file, three kinds");
+    without();
+
+    // By kubectl; kinds and their objects are in one file, and the kinds come first.
+    apply("install.yaml");
+    assert_eq!(crds(), 3);
+    let image = |namespace: &str| {
+        let query =
+            ["-n", namespace, "get", "deployment", ACCOUNT, "-o", "jsonpath={.spec.template.spec.containers[0].image}"];
+        process::output(cluster.kubectl().args(query))
+    };
+    assert!(image("mail-token-broker").ends_with(&format!("@{digest}")));
+    let jobs = process::output(cluster.kubectl().args(["get", "jobs", "--all-namespaces", "-o", "name"]));
+    assert_eq!(jobs, "", "kubectl would run a hook at once");
+    process::output(cluster.kubectl().args(["delete", "-f"]).arg(files.join("install.yaml")).arg("--wait=false"));
+
+    // By Helm.
+    let mut helm = cluster.command("helm");
+    helm.args(["install", ACCOUNT, "--namespace", HOME, "--create-namespace", "--take-ownership"])
+        .arg(files.join(&chart));
+    process::output(&mut helm);
+    assert!(image(HOME).ends_with(&format!("@{digest}")));
+}
+
+#[tokio::test]
+async fn a_broker_of_one_namespace_may_do_what_it_does_and_nothing_else() {
+    let cluster = Cluster::alone(&["control-plane"]);
+    let (ns, other) = (cluster.namespace().await, cluster.namespace().await);
+    let settings = [&format!("namespaces={{{}}}", ns.name), "allowServiceAccountRef=true"];
+    let release = Release::install(&ns, &settings).await;
+    let idp = Idp::start();
+    let mut broker = release.broker().start().await;
+    other.provider(&idp).await;
+    other.apply(credential("elsewhere")).await;
+
+    whole_life(&ns, &idp).await;
+    federated(&ns, &idp).await;
+    broker.terminate().await;
+
+    release.compare();
+    let asked = release.events().into_iter().filter(|event| event.namespace == other.name).collect::<Vec<_>>();
+    assert!(asked.is_empty(), "{asked:#?}");
+}
+
+/// Writes a kubeconfig for the ServiceAccount that this token is of.
+fn as_account(cluster: &Cluster, kubeconfig: &Path, token: &str) {
+    fs::copy(cluster.kubeconfig(), kubeconfig).unwrap();
+    let credentials = ["config", "set-credentials", "broker", &format!("--token={}", token.trim())].map(str::to_owned);
+    let context = ["config", "set-context", "--current", "--user=broker"].map(str::to_owned);
+    for words in [credentials.as_slice(), &context] {
+        let mut kubectl = cluster.kubectl();
+        process::output(kubectl.env("KUBECONFIG", kubeconfig).args(words));
+    }
+}
+
+/// An installed chart.
+struct Release {
+    cluster: Cluster,
+    kubeconfig: PathBuf,
+    flags: Vec<String>,
+}
+
+impl Release {
+    async fn install(ns: &Namespace, settings: &[&str]) -> Self {
+        let cluster = ns.cluster.clone();
+        ns.apply(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": HOME}})).await;
+        let chart = process::root().join("charts/mail-token-broker");
+        let mut helm = cluster.command("helm");
+        helm.args(["install", ACCOUNT, "--namespace", HOME, "--set", "allowPrivateCIDRs={127.0.0.0/8}"]).arg(chart);
+        // The CRDs are there already, as they are where somebody has applied them.
+        process::output(helm.arg("--take-ownership").args(settings.iter().flat_map(|setting| ["--set", setting])));
+
+        let token = process::output(cluster.kubectl().args(["-n", HOME, "create", "token", ACCOUNT]));
+        let kubeconfig = cluster.dir().join("broker.kubeconfig");
+        as_account(&cluster, &kubeconfig, &token);
+
+        let query =
+            ["-n", HOME, "get", "deployment", ACCOUNT, "-o", "jsonpath={.spec.template.spec.containers[0].args}"];
+        let arguments: Vec<String> = serde_json::from_str(&process::output(cluster.kubectl().args(query))).unwrap();
+        assert_eq!(arguments[0], "run");
+        Self { cluster, kubeconfig, flags: arguments[1..].to_vec() }
+    }
+
+    /// The broker as the pod runs it, where its namespace is in a file.
+    fn broker(&self) -> broker::Settings {
+        let settings = Broker::bare(&self.kubeconfig).flag(format!("--broker-namespace={HOME}"));
+        self.flags.iter().fold(settings, |settings, flag| settings.flag(flag))
+    }
+
+    /// What the broker has asked for.
+    fn events(&self) -> Vec<AuditEvent> {
+        let user = format!("system:serviceaccount:{HOME}:{ACCOUNT}");
+        self.cluster.audit_where(|event| event.user == user)
+    }
+
+    /// Nothing was refused, and everything granted was used.
+    fn compare(&self) {
+        let events = self.events();
+        let refused: Vec<_> = events.iter().filter(|event| event.code == 401 || event.code == 403).collect();
+        assert!(refused.is_empty(), "{refused:#?}");
+        // Everybody may ask what he may do.
+        let used = events.into_iter().filter(|event| event.access.group != "authorization.k8s.io");
+        let used: BTreeSet<_> = used.map(|event| event.access).collect();
+        let granted = self.granted();
+        let excess: Vec<_> = granted.difference(&used).collect();
+        assert!(excess.is_empty(), "granted, but not used: {excess:#?}");
+        let missing: Vec<_> = used.difference(&granted).collect();
+        assert!(missing.is_empty(), "used, but granted by others than the chart: {missing:#?}");
+    }
+
+    /// What the roles of the release say, those for people left out.
+    fn granted(&self) -> BTreeSet<Access> {
+        let selector = format!("app.kubernetes.io/instance={ACCOUNT}");
+        let roles = ["get", "clusterroles,roles", "--all-namespaces", "-o", "json", "-l", &selector].map(str::to_owned);
+        let roles: Value = serde_json::from_str(&process::output(self.cluster.kubectl().args(roles))).unwrap();
+        let for_people =
+            |role: &Value| role.pointer("/metadata/labels/rbac.authorization.k8s.io~1aggregate-to-admin").is_some();
+        let words = |rule: &Value, field: &str| -> Vec<String> { serde_json::from_value(rule[field].clone()).unwrap() };
+        let mut granted = BTreeSet::new();
+        for role in roles["items"].as_array().unwrap().iter().filter(|role| !for_people(role)) {
+            for rule in role["rules"].as_array().unwrap() {
+                for group in words(rule, "apiGroups") {
+                    for resource in words(rule, "resources") {
+                        for verb in words(rule, "verbs") {
+                            granted.insert(Access { group: group.clone(), resource: resource.clone(), verb });
+                        }
+                    }
+                }
+            }
+        }
+        granted
+    }
+}
+
+/// Everything that the broker does for a credential and its provider in one namespace.
+async fn whole_life(ns: &Namespace, idp: &Idp) {
+    // Issue, and renewal by itself.
+    idp.next(Answer::token(4));
+    ns.provider(idp).await;
+    ns.apply(credential("billing")).await;
+    ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+    holds_token(ns, idp, 2).await;
+
+    // Repair of the Secret.
+    ns.patch::<Secret>("billing", json!({"stringData": {"access_token": "wrong"}})).await;
+    holds_token(ns, idp, 3).await;
+    let uid = ns.get::<Secret>("billing").await.metadata.uid;
+    ns.api::<Secret>().delete("billing", &Default::default()).await.unwrap();
+    ns.until::<Secret>("billing", "it is made again", |secret| secret.metadata.uid != uid).await;
+
+    // Twice the same Warning, which is one Event with a count, and its end.
+    for round in ["1", "2"] {
+        for (answer, reason) in
+            [(Answer::error("invalid_client"), "InvalidClient"), (Answer::token(3600), "RenewalSucceeded")]
+        {
+            idp.answer(answer);
+            ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", &format!("{round} {reason}")).await;
+            ns.condition::<MailCredential>("billing", "Renewed", reason).await;
+        }
+    }
+
+    // Another client, another CA bundle, another name of the Secret.
+    idp.forget();
+    ns.apply(provider(idp).set("spec.client.id", "another")).await;
+    assert_eq!(idp.token_requests_reach(1).await[0].form()["client_id"], "another");
+    let bundle: ConfigMap = ns.get("idp-ca").await;
+    let twice = bundle.data.unwrap()["ca.crt"].repeat(2);
+    ns.patch::<ConfigMap>("idp-ca", json!({"data": {"ca.crt": twice}})).await;
+    let last = credential("billing").set("spec.secret.name", "elsewhere").set("spec.revocationPolicy", "OnDelete");
+    ns.apply(last).await;
+    ns.until::<Secret>("elsewhere", "it holds a token", |secret| secret.data.is_some()).await;
+    ns.gone::<Secret>("billing").await;
+
+    ns.delete::<MailCredential>("billing").await;
+    ns.delete::<MailProvider>("idp").await;
+}
+
+/// Waits until the Secret holds the token that was issued as this one.
+async fn holds_token(ns: &Namespace, idp: &Idp, number: usize) {
+    let issued = async || idp.issued().get(number - 1).cloned().ok_or_else(String::new);
+    let token = until(&format!("{number} tokens are issued"), issued).await;
+    let holds = |secret: &Secret| secret.data.as_ref().is_some_and(|data| data["access_token"].0 == token.as_bytes());
+    ns.until::<Secret>("billing", &format!("it holds {token}"), holds).await;
+}
+
+/// A refresh token that is claimed, rotated and kept; labels and a type that another writer took away. Under the admission
+/// policy each of these writes has to pass.
+async fn grant_life(ns: &Namespace) {
+    let idp = Strict::start();
+    idp.client("mailer", Some("a client secret"));
+    ns.apply(source("idp-client", "client-secret", "a client secret")).await;
+    custody::provider(ns, &idp).await;
+    let seed = idp.refresh_token("mailer", "granted@example.org", "mail");
+    ns.apply(source("seed", "refresh_token", &seed)).await;
+    ns.apply(by_seed("granted")).await;
+    ns.condition::<MailCredential>("granted", "Ready", "TokenValid").await;
+
+    let managed = |secret: &Secret| {
+        secret.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key("app.kubernetes.io/managed-by"))
+    };
+    for name in ["granted", "granted-grant"] {
+        ns.patch::<Secret>(name, json!({"metadata": {"labels": null}})).await;
+        ns.until::<Secret>(name, "its labels are back", managed).await;
+    }
+    for round in ["1", "2"] {
+        ns.annotate::<MailCredential>("granted", "mailtoken.dev/reissue", round).await;
+        let handled = |it: &MailCredential| field(it, "/status/lastHandledReissue") == round;
+        ns.until::<MailCredential>("granted", "another token", handled).await;
+    }
+
+    // In the credential's name, but of another type: it is deleted and made again.
+    ns.apply(by_seed("granted").set("spec.suspend", true)).await;
+    ns.condition::<MailCredential>("granted", "Renewed", "Suspended").await;
+    let target: Secret = ns.get("granted").await;
+    ns.api::<Secret>().delete("granted", &Default::default()).await.unwrap();
+    let (labels, owners) = (target.metadata.labels, target.metadata.owner_references);
+    let another = json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "example.org/other",
+        "metadata": {"name": "granted", "labels": labels, "ownerReferences": owners},
+    });
+    ns.apply(another).await;
+    ns.apply(by_seed("granted")).await;
+    let opaque = |secret: &Secret| secret.type_.as_deref() == Some("Opaque") && secret.data.is_some();
+    ns.until::<Secret>("granted", "it is of the broker's type", opaque).await;
+
+    // It stays, and is taken over again.
+    ns.apply(by_seed("granted").set("spec.secret.deletionPolicy", "Retain")).await;
+    ns.until::<Secret>("granted-grant", "it has no owner", |secret| secret.metadata.owner_references.is_none()).await;
+    ns.delete::<MailCredential>("granted").await;
+    ns.apply(by_seed("granted")).await;
+    ns.condition::<MailCredential>("granted", "Ready", "TokenValid").await;
+    ns.until::<Secret>("granted-grant", "it has an owner", |secret| secret.metadata.owner_references.is_some()).await;
+    ns.delete::<MailCredential>("granted").await;
+    ns.delete::<MailProvider>("idp").await;
+}
+
+/// A provider to which a ServiceAccount vouches for the client.
+async fn federated(ns: &Namespace, idp: &Idp) {
+    let account = Manifest(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "mailer"}}));
+    let audience = "api://AzureADTokenExchange";
+    ns.apply(account.entry("metadata.annotations", "mailtoken.dev/allowed-audiences", audience)).await;
+    let token = json!({"audience": "api://AzureADTokenExchange", "serviceAccountRef": {"name": "mailer"}});
+    ns.apply(provider(idp).set("spec.client.authentication", json!([{"serviceAccountToken": token}]))).await;
+    ns.apply(credential("vouched")).await;
+    ns.condition::<MailCredential>("vouched", "Ready", "TokenValid").await;
+}
+
+/// A provider of the cluster, whose objects stand in the broker's namespace.
+async fn cluster_provider(ns: &Namespace, idp: &Idp) {
+    let mut kubectl = ns.cluster.kubectl();
+    process::output(kubectl.args(["label", "namespace", &ns.name, "mail=yes"]));
+    let home = Namespace { name: HOME.to_owned(), cluster: ns.cluster.clone(), client: ns.client.clone() };
+    home.apply(ca_bundle("idp-ca", idp)).await;
+    home.apply(source("idp-client", "client-secret", "a client secret")).await;
+    let allowed = json!([{"namespaceSelector": {"matchLabels": {"mail": "yes"}}, "mailboxes": ["*@example.org"]}]);
+    home.apply(provider(idp).set("kind", "ClusterMailProvider").set("spec.allowed", allowed)).await;
+    ns.apply(credential("shared").set("spec.providerRef.kind", "ClusterMailProvider")).await;
+    ns.condition::<MailCredential>("shared", "Ready", "TokenValid").await;
+}

@@ -1,0 +1,396 @@
+//! Plain English in pages, chart texts, scripts, comments and messages: no words that hide who does what.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value;
+
+use super::{pages, root};
+
+/// Words and phrases to avoid, and what to write instead. A phrase matches whole words, in any letter case.
+const AVOID: &[(&str, &str)] = &[
+    ("somebody", "the user, another controller"),
+    ("nobody", "no user, no replica"),
+    ("whoever", "a user who"),
+    ("tell", "report, show"),
+    ("tells", "reports, shows"),
+    ("told", "reported, shown"),
+    ("what came", "the response"),
+    ("what is there", "the stored token, the current value"),
+    ("what stands there", "the current value"),
+    ("anew", "again"),
+    ("else", "otherwise, other"),
+    ("is none", "is not one"),
+    ("is had", "is available"),
+    ("of ours", "the broker's"),
+    ("of a person", "the user's"),
+    ("mend", "fix"),
+    ("mends", "fixes"),
+    ("mended", "fixed"),
+    ("put right", "repair"),
+    ("look at", "check"),
+    ("looks at", "checks"),
+    ("looked at", "checked"),
+    ("looking at", "checking"),
+    ("by itself", "automatically"),
+    ("by themselves", "automatically"),
+    ("let in", "accept"),
+    ("lets in", "accepts"),
+    ("dressed", "the labels and owner are right"),
+    ("undressed", "the labels and owner are wrong"),
+    ("farewell", "clean-up"),
+    ("errand", "request kind"),
+    ("errands", "request kinds"),
+    ("book", "cache"),
+    ("hub", "mapper"),
+    ("hands", "reconciler"),
+    ("desk", "listener"),
+    ("pace", "rate limiter"),
+    ("lane", "semaphore"),
+    ("lanes", "semaphores"),
+    ("material", "client credentials"),
+];
+
+/// Pages and source modules that still have words to avoid or fragments. Take an entry off when its last one is rewritten: the
+/// tests fail if an entry is plain already. A module is named by its path below the `src` folder of any package.
+const NOT_PLAIN_YET: &[&str] = &[
+    "crds",
+    "api",
+    "clock.rs",
+    "egress",
+    "fail_point.rs",
+    "idp",
+    "login",
+    "oauth",
+    "policy",
+    "providers",
+    "render.rs",
+];
+
+/// A text, and the place to report it by.
+struct Text {
+    /// From the root of the repository, with the line.
+    place: String,
+    text: String,
+}
+
+impl Text {
+    /// The words to avoid in this text, outside of code in backticks.
+    fn findings(&self) -> Vec<String> {
+        let prose: String = self.text.split('`').step_by(2).collect::<Vec<_>>().join(" ` ");
+        let words: Vec<_> = prose
+            .split(|c: char| !(c.is_alphanumeric() || c == '_'))
+            .filter(|word| !word.is_empty())
+            .map(str::to_lowercase)
+            .collect();
+        let uses = |phrase: &str| {
+            let phrase: Vec<_> = phrase.split(' ').collect();
+            words.windows(phrase.len()).any(|window| window == phrase)
+        };
+        let found = AVOID.iter().filter(|(phrase, _)| uses(phrase));
+        found.map(|(phrase, instead)| format!("{}: \"{phrase}\": write {instead}", self.place)).collect()
+    }
+}
+
+/// Files below a folder with one of these ends of the name, sorted.
+fn files(folder: &str, ends: &[&str]) -> Vec<PathBuf> {
+    let mut folders = vec![root().join(folder)];
+    let mut files = vec![];
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(&folder).into_iter().flatten().map(|entry| entry.unwrap().path()) {
+            match path.is_dir() {
+                true => folders.push(path),
+                false => files.push(path),
+            }
+        }
+    }
+    files.retain(|path| ends.iter().any(|end| path.to_string_lossy().ends_with(end)));
+    files.sort();
+    files
+}
+
+fn relative(path: &Path) -> String {
+    path.strip_prefix(root()).unwrap().display().to_string()
+}
+
+/// Rust files of all packages but the testkit: the path, and the path below the package's `src`.
+fn sources() -> Vec<(PathBuf, String)> {
+    let below = |path: PathBuf| {
+        let path_below = relative(&path).split_once("src/").unwrap().1.to_owned();
+        (path, path_below)
+    };
+    let packages = fs::read_dir(root().join("crates")).into_iter().flatten();
+    let packages = packages.filter(|entry| entry.as_ref().is_ok_and(|entry| entry.file_name() != "testkit"));
+    let packages = packages.map(|entry| format!("crates/{}/src", entry.unwrap().file_name().display()));
+    let folders: Vec<_> = ["src".to_owned()].into_iter().chain(packages).collect();
+    folders.iter().flat_map(|folder| files(folder, &[".rs"])).map(below).collect()
+}
+
+/// Whether a page or module is exempt, by its entry of [`NOT_PLAIN_YET`].
+fn exemption(path: &str) -> Option<&'static str> {
+    let covers = |entry: &&&str| path == **entry || path.starts_with(&format!("{entry}/"));
+    NOT_PLAIN_YET.iter().find(covers).copied()
+}
+
+/// A comment to the end of its line, or a string literal, with the number of its first line.
+enum Part<'a> {
+    Comment(usize, &'a str),
+    Literal(usize, &'a str),
+}
+
+/// Comments and string literals of a Rust file, in their order.
+fn parts(source: &str) -> Vec<Part<'_>> {
+    let mut parts = vec![];
+    let mut at = 0;
+    let mut line = 1;
+    while let Some(c) = source[at..].chars().next() {
+        let rest = &source[at..];
+        let length = match c {
+            '/' if rest.starts_with("//") => {
+                let comment = rest.lines().next().unwrap_or_default();
+                parts.push(Part::Comment(line, comment.trim_start_matches(['/', '!'])));
+                comment.len()
+            }
+            '"' => {
+                let before = source[..at].trim_end_matches('#');
+                let hashes = source[..at].len() - before.len();
+                let is_raw = before.ends_with(['r']);
+                let end = if is_raw {
+                    rest[1..].find(&format!("\"{}", "#".repeat(hashes)))
+                } else {
+                    end_of_string(&rest[1..])
+                };
+                let literal = &rest[1..=end.unwrap_or(rest.len() - 2)];
+                parts.push(Part::Literal(line, literal));
+                literal.len() + 2
+            }
+            '\'' => {
+                let mut chars = rest.chars().skip(1);
+                match (chars.next(), chars.next()) {
+                    (Some('\\'), _) => 2 + rest[2..].find('\'').map_or(0, |end| end.max(1) + 1),
+                    (Some(quoted), Some('\'')) => 2 + quoted.len_utf8(),
+                    _ => 1,
+                }
+            }
+            c => c.len_utf8(),
+        };
+        line += rest[..length.min(rest.len())].matches('\n').count();
+        at += length.min(rest.len());
+    }
+    parts
+}
+
+/// The length of a string up to its closing quote.
+fn end_of_string(text: &str) -> Option<usize> {
+    let mut escaped = false;
+    text.char_indices().find_map(|(at, c)| {
+        let ends = c == '"' && !escaped;
+        escaped = c == '\\' && !escaped;
+        ends.then_some(at)
+    })
+}
+
+/// Comments of a Rust file by blocks of adjacent lines, so that a phrase may span two lines; and its messages.
+fn texts_of_source(path: &Path) -> Vec<Text> {
+    let source = fs::read_to_string(path).unwrap();
+    let mut texts: Vec<Text> = vec![];
+    let mut last_comment: Option<(usize, usize)> = None;
+    for part in parts(&source) {
+        match part {
+            Part::Comment(line, comment) => match last_comment {
+                Some((last, text)) if line == last + 1 => {
+                    texts[text].text += &format!(" {comment}");
+                    last_comment = Some((line, text));
+                }
+                _ => {
+                    last_comment = Some((line, texts.len()));
+                    texts.push(Text { place: format!("{}:{line}", relative(path)), text: comment.to_owned() });
+                }
+            },
+            Part::Literal(line, literal) if literal.split_whitespace().count() >= 3 => {
+                texts.push(Text { place: format!("{}:{line}", relative(path)), text: literal.to_owned() });
+            }
+            Part::Literal(..) => {}
+        }
+    }
+    texts
+}
+
+/// Comments of a shell script, Makefile or YAML file that begin with `#`.
+fn texts_with_hashes(path: &Path) -> Vec<Text> {
+    let text = fs::read_to_string(path).unwrap();
+    let comments = text.lines().enumerate().filter_map(|(number, line)| {
+        let comment = line.trim_start().strip_prefix('#').or_else(|| Some(line.split_once(" # ")?.1))?;
+        Some(Text { place: format!("{}:{}", relative(path), number + 1), text: comment.to_owned() })
+    });
+    comments.collect()
+}
+
+/// A page without code blocks and link targets.
+fn texts_of_pages() -> Vec<(String, Text)> {
+    let text = |page: &super::Page| {
+        let mut prose = String::new();
+        for (at, part) in page.prose().split("](").enumerate() {
+            prose += if at == 0 { part } else { part.split_once(')').map_or("", |(_, rest)| rest) };
+            prose.push(' ');
+        }
+        let path = page.path.display().to_string();
+        (path.clone(), Text { place: path, text: prose })
+    };
+    pages().iter().map(text).collect()
+}
+
+/// A template without its actions, but with its comments.
+fn text_of_template(path: &Path) -> Text {
+    let text = fs::read_to_string(path).unwrap();
+    let mut parts = text.split("{{");
+    let mut prose = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (action, rest) = part.split_once("}}").unwrap_or((part, ""));
+        prose += if action.contains("/*") { action } else { " " };
+        prose += rest;
+    }
+    Text { place: relative(path), text: prose }
+}
+
+/// The descriptions in a schema, with their paths.
+fn descriptions(schema: &Value, path: &str, found: &mut Vec<Text>) {
+    if let Some(text) = schema["description"].as_str() {
+        found.push(Text { place: path.to_owned(), text: text.to_owned() });
+    }
+    for (key, schema) in schema["properties"].as_object().into_iter().flatten() {
+        descriptions(schema, &format!("{path}.{key}"), found);
+    }
+    for (part, name) in [("items", "[]"), ("additionalProperties", ".*")] {
+        if schema[part].is_object() {
+            descriptions(&schema[part], &format!("{path}{name}"), found);
+        }
+    }
+}
+
+fn assert_none(findings: &[String]) {
+    assert!(findings.is_empty(), "{} findings:\n{}", findings.len(), findings.join("\n"));
+}
+
+#[test]
+fn pages_use_no_word_to_avoid() {
+    let texts = texts_of_pages().into_iter().filter(|(path, _)| exemption(path).is_none());
+    assert_none(&texts.flat_map(|(_, text)| text.findings()).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_chart_and_the_scripts_use_no_word_to_avoid() {
+    let chart = root().join("charts/mail-token-broker");
+    let templates = files("charts/mail-token-broker/templates", &[".yaml", ".tpl", ".txt"]);
+    let mut texts: Vec<_> = templates.iter().map(|path| text_of_template(path)).collect();
+    let schema = serde_json::from_str(&fs::read_to_string(chart.join("values.schema.json")).unwrap()).unwrap();
+    descriptions(&schema, "values.schema.json", &mut texts);
+    let named =
+        ["charts/mail-token-broker/values.yaml", "Makefile", "Dockerfile", ".ci/run"].map(|path| root().join(path));
+    let scripts = fs::read_dir(root().join("tools")).unwrap().map(|entry| entry.unwrap().path());
+    let scripts = scripts.filter(|path| path.is_file() && path.extension().is_none_or(|end| end == "sh"));
+    let workflows = files(".github", &[".yml"]);
+    let components = files("tools/components", &[".sh"]);
+    for path in named.into_iter().chain(scripts).chain(workflows).chain(components) {
+        texts.extend(texts_with_hashes(&path));
+    }
+    assert!(texts.len() >= 400, "only {} texts found", texts.len());
+    assert_none(&texts.iter().flat_map(Text::findings).collect::<Vec<_>>());
+}
+
+#[test]
+fn comments_and_messages_use_no_word_to_avoid() {
+    let mut findings = vec![];
+    for (path, below) in sources() {
+        if exemption(&below).is_none() {
+            findings.extend(texts_of_source(&path).iter().flat_map(Text::findings));
+        }
+    }
+    for path in ["bench", "examples", "fuzz/fuzz_targets"].iter().flat_map(|folder| files(folder, &[".rs"])) {
+        findings.extend(texts_of_source(&path).iter().flat_map(Text::findings));
+    }
+    assert_none(&findings);
+}
+
+/// Doc comments of public items that have fewer than four words.
+fn fragments(path: &Path) -> Vec<String> {
+    let source = fs::read_to_string(path).unwrap();
+    let mut found = vec![];
+    let mut doc = String::new();
+    let mut depth = 0;
+    for (number, line) in source.lines().enumerate() {
+        let line = line.trim_start();
+        let brackets = |line: &str| line.matches('[').count() as i64 - line.matches(']').count() as i64;
+        if let Some(text) = line.strip_prefix("///") {
+            doc += text;
+        } else if depth > 0 || line.starts_with("#[") {
+            depth += brackets(line);
+        } else {
+            let words = doc.split_whitespace().filter(|word| word.contains(char::is_alphanumeric)).count();
+            if line.starts_with("pub ") && (1..4).contains(&words) {
+                found.push(format!("{}:{}: \"{}\" is a fragment: {line}", relative(path), number + 1, doc.trim()));
+            }
+            doc.clear();
+        }
+    }
+    found
+}
+
+#[test]
+fn doc_comments_of_public_items_are_no_fragments() {
+    let plain = sources().into_iter().filter(|(_, below)| exemption(below).is_none());
+    assert_none(&plain.flat_map(|(path, _)| fragments(&path)).collect::<Vec<_>>());
+}
+
+/// Descriptions in the generated CRDs that do not begin with their field's name.
+fn descriptions_without_their_field() -> Vec<String> {
+    let mut found = vec![];
+    for path in files("crds", &[".yaml"]) {
+        let crd: Value = serde_yaml::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        let mut texts = vec![];
+        for version in crd["spec"]["versions"].as_array().unwrap() {
+            for (field, schema) in version["schema"]["openAPIV3Schema"]["properties"].as_object().unwrap() {
+                descriptions(schema, field, &mut texts);
+            }
+        }
+        assert!(texts.len() >= 50, "{}: only {} descriptions", path.display(), texts.len());
+        for Text { place, text } in texts {
+            let field = place.rsplit('.').next().unwrap_or_default();
+            // The items of a list or map have no name.
+            if !field.ends_with("[]") && field != "*" && text.split(' ').next() != Some(field) {
+                found.push(format!("{}: {place}: {text}", relative(&path)));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn crd_descriptions_begin_with_their_fields_name() {
+    if exemption("crds").is_none() {
+        assert_none(&descriptions_without_their_field());
+    }
+}
+
+#[test]
+fn what_is_plain_already_is_no_exemption() {
+    let mut needed = BTreeSet::new();
+    for (path, text) in texts_of_pages() {
+        if !text.findings().is_empty() {
+            needed.extend(exemption(&path));
+        }
+    }
+    for (path, below) in sources() {
+        if texts_of_source(&path).iter().any(|text| !text.findings().is_empty()) || !fragments(&path).is_empty() {
+            needed.extend(exemption(&below));
+        }
+    }
+    if !descriptions_without_their_field().is_empty() {
+        needed.extend(exemption("crds"));
+    }
+    let plain: Vec<_> = NOT_PLAIN_YET.iter().filter(|entry| !needed.contains(*entry)).collect();
+    assert!(plain.is_empty(), "take these off the list NOT_PLAIN_YET, they are plain: {plain:?}");
+}

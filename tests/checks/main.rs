@@ -1,0 +1,11 @@
+//! What this repository holds is checked against itself: the architecture, the CRDs, the documentation and the chart.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "in tests a panic is the report")]
+#![allow(clippy::disallowed_methods, reason = "tests measure real time")]
+
+mod architecture;
+mod chart;
+mod chart_access;
+mod circles;
+mod crds;
+mod docs;

@@ -1,0 +1,414 @@
+//! The broker as a process: two of them, its end, its start without CRDs, objects that it cannot read.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::api::{coordination::v1::Lease, core::v1::Secret};
+use k8s_openapi::jiff::SignedDuration;
+use mail_token_broker::{
+    api::{MailCredential, MailProvider},
+    lease,
+};
+use mailtoken_testkit::{ledger::tried, *};
+use serde_json::json;
+
+/// How long the API server is away: lists, watches and the lease are all tried again in this time.
+const AWAY: Duration = Duration::from_secs(12);
+
+async fn leader(first: &Broker, second: &Broker) -> bool {
+    until("one leads", async || {
+        let leads = (first.metric("mailtoken_leader", "").await, second.metric("mailtoken_leader", "").await);
+        match leads {
+            (Some(1.0), Some(0.0)) => Ok(true),
+            (Some(0.0), Some(1.0)) => Ok(false),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_standby_goes_on_where_a_killed_leader_stopped_and_asks_for_nothing_twice() {
+    let mut stage = Stage::new().await;
+    let mut standby = Broker::start(&stage.ns).await;
+    stage.issued(credential("before")).await;
+    if !leader(&stage.broker, &standby).await {
+        std::mem::swap(&mut stage.broker, &mut standby);
+    }
+    stage.broker.kill();
+    stage.mark("after").await;
+    stage.ready("before").await;
+    assert_eq!(stage.idp.token_requests().len(), 2);
+    assert_eq!(stage.writes("mailcredentials/status", "before"), ["update"]);
+    assert_eq!(stage.writes("secrets", "before"), ["create"]);
+    tried("F10", 1, "nothing");
+}
+
+#[tokio::test]
+async fn the_metrics_tell_reasons_and_providers_and_one_client_secret_is_one_series_and_one_event() {
+    let stage = Stage::new().await;
+    let Stage { ns, idp, broker } = &stage;
+    let end = wait::now() + SignedDuration::from_hours(5 * 24);
+    let secret = json!({"secretRef": {"name": "idp-client", "key": "client-secret"}, "expiresAt": end.to_string()});
+    ns.apply(provider(idp).set("spec.client.authentication", json!([{"clientSecret": secret}]))).await;
+    ns.condition::<MailProvider>("idp", "ClientCredentialExpiringSoon", "Within7d").await;
+    ns.tells("idp", &["Warning Within7d"]).await;
+    for name in ["billing", "second", "off"] {
+        stage.issued(credential(name)).await;
+        ns.condition::<MailCredential>(name, "ClientCredentialExpiringSoon", "Within7d").await;
+    }
+    ns.apply(credential("off").set("spec.suspend", true)).await;
+    ns.condition::<MailCredential>("off", "Renewed", "Suspended").await;
+    ns.apply(credential("bad").set("spec.providerRef.name", "none")).await;
+    ns.condition::<MailCredential>("bad", "Ready", "ProviderNotFound").await;
+    idp.next(Answer::error("invalid_scope"));
+    ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
+    ns.condition::<MailCredential>("billing", "Renewed", "InvalidScope").await;
+
+    let shop = format!("namespace=\"{}\"", ns.name);
+    let metric = async |name: &str, labels: &str| broker.metric(&format!("mailtoken_{name}"), labels).await;
+    let of = |name: &str| format!("{shop},name=\"{name}\"");
+    assert_eq!(metric("credential_not_ready", &format!("{},reason=\"ProviderNotFound\"", of("bad"))).await, Some(1.0));
+    assert_eq!(metric("credential_not_ready", &of("billing")).await, None, "its token still serves");
+    assert_eq!(metric("credential_suspended", &of("off")).await, Some(1.0));
+    assert_eq!(metric("credential_suspended", &of("billing")).await, None);
+    for name in ["token_expiration_timestamp_seconds", "token_renewal_timestamp_seconds"] {
+        assert!(metric(name, &of("billing")).await.is_some() && metric(name, &of("off")).await.is_none(), "{name}");
+    }
+    let about = r#"provider_kind="MailProvider",provider="idp",preset="oauth2",grant="clientCredentials""#;
+    assert_eq!(metric("credential_info", &format!("{},{about}", of("second"))).await, Some(1.0));
+    let idp_labels = format!("kind=\"MailProvider\",{}", of("idp"));
+    assert_eq!(metric("provider_ready", &idp_labels).await, Some(1.0));
+    let refused = format!("{idp_labels},reason=\"InvalidScope\"");
+    assert_eq!(metric("token_request_errors_total", &refused).await, Some(1.0));
+    assert_eq!(metric("refresh_tokens_unstored", "").await, Some(0.0));
+    assert!(broker.metric("process_open_fds", "").await.is_some());
+    let metrics = broker.metrics().await;
+    let ends: Vec<_> = metrics
+        .lines()
+        .filter(|line| {
+            line.starts_with("mailtoken_client_credential_expiration_timestamp_seconds{") && line.contains(&shop)
+        })
+        .collect();
+    let series = format!(
+        "mailtoken_client_credential_expiration_timestamp_seconds{{kind=\"MailProvider\",{shop},provider=\"idp\"}} {}",
+        end.as_second()
+    );
+    assert_eq!(ends, [series]);
+    for name in ["billing", "second", "off"] {
+        let told = ns.told(name).await;
+        assert!(!told.iter().any(|event| event.contains("Within")), "{name}: {told:?}");
+    }
+    assert!(broker.log().contains("mail-token-broker starts"));
+}
+
+#[tokio::test]
+async fn a_container_that_was_killed_goes_on_at_once_with_the_lease_of_its_pod() {
+    let ns = Cluster::shared().namespace().await;
+    let idp = Idp::start();
+    ns.provider(&idp).await;
+    let broker = Broker::settings(&ns).env("HOSTNAME", "broker-0").env("POD_UID", "a-pods-uid").start().await;
+    let mut stage = Stage { ns, idp, broker };
+    stage.issued(credential("billing")).await;
+    let held = |lease: Lease| lease.spec.map(|spec| (spec.holder_identity, spec.acquire_time, spec.lease_transitions));
+    let before = held(stage.ns.get(lease::NAME).await);
+    assert_eq!(before.clone().unwrap().0.as_deref(), Some("broker-0_a-pods-uid"));
+
+    stage.broker.kill();
+    stage.broker.again().await;
+    stage.issued(credential("next")).await;
+    assert_eq!(held(stage.ns.get(lease::NAME).await), before, "nobody had to wait until it ran out");
+}
+
+#[tokio::test]
+async fn a_leader_that_leaves_finishes_its_request_and_hands_over_at_once() {
+    let mut stage = Stage::new().await;
+    let mut standby = Broker::start(&stage.ns).await;
+    if !leader(&stage.broker, &standby).await {
+        std::mem::swap(&mut stage.broker, &mut standby);
+    }
+    stage.idp.next(Answer::token(3600).held());
+    stage.ns.apply(credential("billing")).await;
+    stage.idp.token_requests_reach(1).await;
+    stage.broker.signal("TERM");
+    stage.ns.apply(credential("next")).await;
+    until("the leader leaves", async || match stage.broker.log().contains("stopping") {
+        true => Ok(()),
+        false => Err(stage.broker.log()),
+    })
+    .await;
+    assert!(stage.broker.ended().is_none(), "it waits for the answer");
+    stage.idp.release();
+    let start = Instant::now();
+    assert!(stage.broker.terminate().await.success());
+    stage.ready("billing").await;
+    stage.ready("next").await;
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert_eq!(stage.idp.token_requests().len(), 2, "the answer was not thrown away");
+    let secret: Secret = stage.ns.get("billing").await;
+    assert_eq!(text(&secret, "access_token"), stage.idp.issued()[0]);
+    tried("F27", 1, "nothing");
+}
+
+#[tokio::test]
+async fn a_broker_of_one_namespace_leaves_the_others_alone() {
+    let stage = Stage::new().await;
+    let other = Cluster::shared().namespace().await;
+    other.provider(&stage.idp).await;
+    other.apply(credential("billing")).await;
+    stage.mark("mark").await;
+    let object: MailCredential = other.get("billing").await;
+    assert_eq!(field(&object, "/status"), json!({"observedGeneration": -1}));
+    assert!(!other.audit().iter().any(|event| event.access.resource.contains("status")));
+}
+
+#[tokio::test]
+async fn a_broker_waits_for_its_crds_and_passes_over_what_it_cannot_read() {
+    let cluster = Cluster::alone(&["control-plane"]);
+    let ns = cluster.namespace().await;
+    let idp = Idp::start();
+    let crds = process::root().join("crds");
+    process::output(cluster.kubectl().args(["delete", "-f"]).arg(&crds));
+    let mut broker = Broker::settings(&ns).launch();
+    until("it lives and is not ready", async || match (broker.get("/livez").await, broker.get("/readyz").await) {
+        (Ok((200, _)), Ok((503, _))) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    process::output(cluster.kubectl().args(["apply", "--server-side", "-f"]).arg(&crds));
+    process::output(cluster.kubectl().args(["wait", "--for=condition=Established", "crd", "--all"]));
+    broker.ready().await;
+    ns.provider(&idp).await;
+    let mut stage = Stage { ns, idp, broker };
+    stage.issued(credential("good")).await;
+
+    // As after a downgrade: objects that only another version could have let in.
+    let any = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    let schema = json!({"op": "replace", "path": "/spec/versions/0/schema/openAPIV3Schema", "value": any});
+    let fields = json!({"op": "remove", "path": "/spec/versions/0/selectableFields"});
+    let relax = |crd: &str, patch: serde_json::Value| {
+        process::output(cluster.kubectl().args(["patch", "crd", crd, "--type=json", "-p", &patch.to_string()]));
+    };
+    relax("mailcredentials.mailtoken.dev", json!([fields, schema]));
+    relax("mailproviders.mailtoken.dev", json!([schema]));
+    relax("clustermailproviders.mailtoken.dev", json!([schema]));
+    let poison = |kind: &str, spec: serde_json::Value| {
+        Manifest(json!({
+            "apiVersion": "mailtoken.dev/v1alpha1", "kind": kind, "metadata": {"name": "poison"}, "spec": spec,
+        }))
+    };
+    let place = |manifest: Manifest| {
+        let ns = &stage.ns;
+        async move {
+            until("the schema is relaxed", async || ns.try_apply(manifest.clone()).await.map_err(|e| e.to_string()))
+                .await
+        }
+    };
+    place(poison("MailCredential", json!({"grant": 7}))).await;
+    place(poison("MailProvider", json!("nothing"))).await;
+    place(poison("ClusterMailProvider", json!({"microsoft365": [1]}))).await;
+    place(credential("newer").set("spec.protocols", json!(["SMTP", "JMAP"]))).await;
+    stage.mark("beside").await;
+    stage.broker.terminate().await;
+    stage.broker.again().await;
+    stage.mark("after-a-restart").await;
+    stage.ready("good").await;
+    let log = stage.broker.log();
+    for (kind, name) in [
+        ("MailCredential", "poison"),
+        ("MailCredential", "newer"),
+        ("MailProvider", "poison"),
+        ("ClusterMailProvider", "poison"),
+    ] {
+        let told = |line: &str| {
+            line.contains("does not parse") && line.contains(&format!("kind={kind} ")) && line.contains(name)
+        };
+        assert!(log.lines().any(told), "{kind} {name}");
+    }
+    // Their own status says so.
+    for (kind, name) in [
+        ("mailcredential", "poison"),
+        ("mailcredential", "newer"),
+        ("mailprovider", "poison"),
+        ("clustermailprovider", "poison"),
+    ] {
+        let condition = |kind: &str| format!("jsonpath={{.status.conditions[?(@.type==\"{kind}\")].reason}}");
+        until(&format!("{kind} {name} says that it cannot be read"), async || {
+            let told = ["Ready", "Stalled"].map(|type_| stage.ns.kubectl(["get", kind, name, "-o", &condition(type_)]));
+            if told == ["InvalidSpec", "InvalidSpec"] { Ok(()) } else { Err(format!("{told:?}")) }
+        })
+        .await;
+    }
+    // One that was good once: nothing is done by its old spec any more, and its deletion removes what is remembered of it.
+    let before = stage.idp.token_requests().len();
+    place(credential("good").set("spec.protocols", json!(["JMAP"]))).await;
+    stage.ns.kubectl(["annotate", "mailcredential", "good", "mailtoken.dev/reissue=1"]);
+    stage.mark("after-it-was-good").await;
+    stage.ns.kubectl(["delete", "mailcredential", "good"]);
+    stage.mark("after-it-was-deleted").await;
+    assert_eq!(stage.idp.token_requests().len(), before + 2, "nothing was asked for the one that does not parse");
+    for name in ["poison", "newer"] {
+        stage.ns.apply(credential(name)).await;
+        stage.ready(name).await;
+    }
+    assert_eq!(stage.idp.token_requests().len(), 7);
+    tried("F22", 5, "nothing");
+}
+
+#[tokio::test]
+async fn no_core_is_dumped() {
+    // A server that says nothing keeps the broker waiting.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let kubeconfig = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c", "users": [],
+        "clusters": [{"name": "c", "cluster": {"server": format!("https://{}", silent.local_addr().unwrap())}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": ""}}],
+    });
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("silent.kubeconfig");
+    fs::write(&file, kubeconfig.to_string()).unwrap();
+    // As nobody, who reaches the files by what is open already.
+    let script = r#"exec 8<"$0" 9<"$1"; shift
+        exec setpriv --reuid=65534 --regid=65534 --clear-groups -- /proc/self/fd/9 "$@""#;
+    let by_nobody = |program: &str, arguments: &[&str]| {
+        let mut command = process::mortal("sh");
+        command.args(["-c", script]).arg(&file).arg(program).args(arguments).env("KUBECONFIG", "/proc/self/fd/8");
+        process::spawn(command).unwrap()
+    };
+    // What the kernel would dump belongs to its user under /proc, anything else to root.
+    let owner = |id: u32| fs::metadata(format!("/proc/{id}/fd")).unwrap().uid();
+    let sleeping = by_nobody("/bin/sleep", &["600"]);
+    until("an ordinary process is its user's", async || match owner(sleeping.id()) {
+        65534 => Ok(()),
+        other => Err(other.to_string()),
+    })
+    .await;
+    let mut broker = by_nobody(env!("CARGO_BIN_EXE_mail-token-broker"), &["run", "--metrics-addr=127.0.0.1:0"]);
+    drop(silent.accept().unwrap());
+    assert!(broker.try_wait().unwrap().is_none());
+    assert_eq!(owner(broker.id()), 0);
+    for mut child in [sleeping, broker] {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+/// A kubeconfig for the same API server under a name that is not resolved here; its port is kept.
+fn under_another_name(cluster: &Cluster, file: &str) -> std::path::PathBuf {
+    let text = std::fs::read_to_string(cluster.kubeconfig()).unwrap();
+    let path = cluster.dir().join(file);
+    std::fs::write(&path, text.replace("https://127.0.0.1:", "https://kubernetes.default.svc:")).unwrap();
+    path
+}
+
+#[tokio::test]
+async fn the_api_server_is_reached_through_the_proxy_of_the_environment_as_by_kubectl() {
+    let ns = Cluster::shared().namespace().await;
+    let port = ns.cluster.env("KUBE_SERVER").rsplit(':').next().unwrap().parse().unwrap();
+    let proxy = mailtoken_testkit::proxy::Proxy::start(port);
+    let kubeconfig = under_another_name(&ns.cluster, &format!("{}.kubeconfig", ns.name));
+    let settings = || Broker::settings(&ns).kubeconfig(&kubeconfig).env("HTTPS_PROXY", proxy.url());
+    let idp = Idp::start();
+    ns.provider(&idp).await;
+    let _broker = settings().env("NO_PROXY", "127.0.0.1,.cluster.local,").start().await;
+    ns.apply(credential("billing")).await;
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+    let asked = proxy.asked();
+    assert!(
+        !asked.is_empty() && asked.iter().all(|host| *host == format!("kubernetes.default.svc:{port}")),
+        "{asked:?}"
+    );
+
+    // Exempt by NO_PROXY, the name is asked for here, where nobody knows it.
+    let broker = settings().env("NO_PROXY", ".svc").launch();
+    until("the name is not found", async || {
+        let log = broker.log();
+        let told = log.lines().find(|line| line.contains("the API server does not answer"));
+        told.filter(|line| line.contains("https://kubernetes.default.svc")).map(drop).ok_or(log)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_proxy_in_the_environment_is_not_asked_for_an_api_server_on_this_machine() {
+    let ns = Cluster::shared().namespace().await;
+    // Nobody listens there.
+    let _broker = Broker::settings(&ns).env("HTTPS_PROXY", "http://127.0.0.1:9").start().await;
+}
+
+#[tokio::test]
+async fn each_call_to_the_api_server_says_who_calls_in_which_version() {
+    let ns = Cluster::shared().namespace().await;
+    let idp = Idp::start();
+    ns.provider(&idp).await;
+    let _broker = Broker::start(&ns).await;
+    ns.apply(credential("billing")).await;
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+    let agent = concat!("mail-token-broker/", env!("CARGO_PKG_VERSION"));
+    for resource in ["leases", "secrets", "mailcredentials/status"] {
+        until(&format!("the audit log has a call for {resource}"), async || {
+            let calls = ns.audit();
+            let called = calls.iter().any(|call| call.access.resource == resource && call.agent == agent);
+            if called { Ok(()) } else { Err(format!("{calls:?}")) }
+        })
+        .await;
+    }
+    let calls = ns.audit();
+    assert!(calls.iter().all(|call| !call.agent.is_empty()), "{calls:?}");
+}
+
+#[tokio::test]
+async fn while_the_api_server_is_away_the_log_says_so_once_with_its_address() {
+    let cluster = Cluster::alone(&["control-plane"]);
+    let broker = Broker::cluster_wide(&cluster).start().await;
+    cluster.down("control-plane");
+    let said = |words: &str| -> Vec<_> {
+        broker.log().lines().filter(|line| line.contains(words)).map(str::to_owned).collect()
+    };
+    let away = || said("the API server does not answer");
+    until("the log says that the API server is away", async || {
+        (!away().is_empty()).then_some(()).ok_or_else(String::new)
+    })
+    .await;
+    assert!(away()[0].contains(&cluster.env("KUBE_SERVER")), "{:?}", away());
+    holds(AWAY, "the log says it once, and calls it no error", async || match (away().len(), said("ERROR")) {
+        (1, errors) if errors.is_empty() => Ok(()),
+        (number, errors) => Err(format!("{number} times; {errors:?}")),
+    })
+    .await;
+    cluster.up("control-plane");
+    until("the log says that it is back", async || {
+        let log = broker.log();
+        log.contains("the API server answers again").then_some(()).ok_or(log)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn two_installations_in_one_namespace_act_both_with_a_lease_each_and_say_so_without() {
+    let stage = Stage::new().await;
+    let other = Cluster::shared().namespace().await;
+    other.provider(&stage.idp).await;
+    other.apply(credential("billing")).await;
+    stage.mark("the-first-leads").await;
+    let second = || {
+        let settings = Broker::cluster_wide(&other.cluster).flag(format!("--namespace={}", other.name));
+        settings.flag(format!("--broker-namespace={}", stage.ns.name))
+    };
+    let standby = second().start().await;
+    until("it says that the lease is for another installation", async || {
+        let log = standby.log();
+        let told = log.contains("--lease-name") && log.contains("held by a broker that serves other namespaces");
+        if told { Ok(()) } else { Err(log) }
+    })
+    .await;
+    let waiting: MailCredential = other.get("billing").await;
+    assert_eq!(field(&waiting, "/status"), json!({"observedGeneration": -1}));
+    drop(standby);
+    let _second = second().flag("--lease-name=second").start().await;
+    other.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+    stage.mark("the-first-leads-still").await;
+}

@@ -1,0 +1,196 @@
+//! Requests that wait for their permit, because of a provider's `rateLimit` or of one that hangs: they delay nothing else, and
+//! what happens to their credentials meanwhile takes effect.
+
+use std::time::Duration;
+
+use futures::{StreamExt as _, stream};
+use kube::{Api, ResourceExt as _, api::ListParams};
+use mail_token_broker::{
+    admission::PER_HOST_LIMIT,
+    api::{MailCredential, MailProvider},
+};
+use mailtoken_testkit::{
+    idp::REVOKE,
+    wait::{self, holds, until_in},
+    *,
+};
+use serde_json::json;
+
+/// More than may be in flight to one host, by far.
+const MANY: usize = 200;
+/// At a time.
+const HANDS: usize = 16;
+/// "Within seconds", on a machine that builds something else meanwhile.
+const SECONDS: Duration = Duration::from_secs(25);
+
+/// Applies a manifest of each of [`MANY`] credentials.
+async fn each(ns: &Namespace, manifest: impl Fn(&str) -> Manifest) {
+    let manifests = (0..MANY).map(|number| manifest(&format!("mailbox-{number}")));
+    stream::iter(manifests).map(|manifest| ns.apply(manifest)).buffer_unordered(HANDS).for_each(async |_| ()).await;
+}
+
+/// Waits until the list of all credentials is as wanted.
+async fn all(ns: &Namespace, deadline: Duration, what: &str, good: impl Fn(&[MailCredential]) -> Result<(), String>) {
+    let api: Api<MailCredential> = ns.api();
+    until_in(deadline, what, async || good(&api.list(&ListParams::default()).await.unwrap().items)).await;
+}
+
+fn count(of: &[MailCredential], good: impl Fn(&MailCredential) -> bool) -> usize {
+    of.iter().filter(|credential| good(credential)).count()
+}
+
+#[tokio::test]
+async fn what_is_over_the_limit_waits_and_holds_up_no_other_provider() {
+    let Stage { ns, idp, mut broker } = Stage::new().await;
+    let slow = Idp::start();
+    ns.apply(ca_bundle("slow-ca", &slow)).await;
+    let limited = provider(&slow)
+        .set("metadata.name", "slow")
+        .set("spec.caBundleRef.configMap.name", "slow-ca")
+        .set("spec.rateLimit", json!({"requestsPerMinute": 1, "burst": 1}));
+    ns.apply(limited.clone()).await;
+    let of_slow = |name: &str| credential(name).set("spec.providerRef.name", "slow");
+    let names = ["slow-1", "slow-2", "slow-3"];
+    for name in names {
+        ns.apply(of_slow(name)).await;
+    }
+    slow.token_requests_reach(1).await;
+
+    // Far more than reconcile at once, if waiting held a place.
+    for number in 0..100 {
+        ns.apply(credential(&format!("quick-{number}"))).await;
+    }
+    idp.token_requests_reach(100).await;
+    assert_eq!(slow.token_requests().len(), 1);
+
+    // Another field changes: the limit goes on, and the requests that waited carry what is so now.
+    ns.apply(limited.clone().set("spec.client.id", "another")).await;
+    ns.condition::<MailProvider>("slow", "Ready", "ProviderReady").await;
+    ns.apply(credential("quick-last")).await;
+    idp.token_requests_reach(101).await;
+    assert_eq!(slow.token_requests().len(), 1);
+
+    // Without a limit nobody waits, not even those that did.
+    ns.apply(limited.without("spec.rateLimit").set("spec.client.id", "another")).await;
+    for name in names {
+        ns.condition::<MailCredential>(name, "Ready", "TokenValid").await;
+    }
+    let sent: Vec<_> = slow.token_requests().iter().map(|request| request.form()["client_id"].clone()).collect();
+    assert_eq!(sent.iter().filter(|id| *id == "mailer").count(), 1, "{sent:?}");
+    assert!(broker.terminate().await.success());
+}
+
+#[tokio::test]
+async fn who_waits_for_a_turn_does_not_hold_up_the_end() {
+    let Stage { ns, idp, mut broker } = Stage::new().await;
+    ns.apply(provider(&idp).set("spec.rateLimit", json!({"requestsPerMinute": 1}))).await;
+    ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
+    for name in ["first", "second"] {
+        ns.apply(credential(name)).await;
+    }
+    idp.token_requests_reach(1).await;
+    assert!(broker.terminate().await.success());
+    assert_eq!(idp.token_requests().len(), 1);
+    assert!(!broker.log().contains("could not be stored in time"), "the end waited for the turn");
+}
+
+#[tokio::test]
+async fn what_waits_for_a_provider_that_hangs_is_suspended_at_once_and_sends_nothing_after() {
+    let Stage { ns, idp, broker } = Stage::new().await;
+    ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
+    idp.answer(Answer::hang());
+    each(&ns, credential).await;
+    idp.token_requests_reach(PER_HOST_LIMIT).await;
+    // A changed spec is reported, although most of them have not been sent.
+    each(&ns, |name| credential(name).set("spec.renewal.minValidity", "5m")).await;
+    all(&ns, SECONDS, "the changed spec is reported", |all| {
+        let told = count(all, |it| field(it, "/status/observedGeneration") == 2);
+        if told >= MANY - 2 * PER_HOST_LIMIT { Ok(()) } else { Err(format!("{told} of {MANY}")) }
+    })
+    .await;
+
+    each(&ns, |name| credential(name).set("spec.suspend", true)).await;
+    all(&ns, SECONDS, "the suspension is reported", |all| {
+        let told = count(all, |it| reason(it, "Renewed") == "Suspended");
+        if told == MANY { Ok(()) } else { Err(format!("{told} of {MANY}")) }
+    })
+    .await;
+    let sent = idp.token_requests().len();
+    holds(Duration::from_secs(12), "no request is sent for what is suspended", async || {
+        let now = idp.token_requests().len();
+        if now == sent { Ok(()) } else { Err(format!("{now} instead of {sent}")) }
+    })
+    .await;
+
+    // Whoever is resumed is served.
+    idp.answer(Answer::token(3600));
+    each(&ns, |name| credential(name).set("spec.suspend", false)).await;
+    all(&ns, Duration::from_secs(60), "all are served", |all| {
+        let ready = count(all, |it| reason(it, "Ready") == "TokenValid");
+        if ready == MANY { Ok(()) } else { Err(format!("{ready} of {MANY}")) }
+    })
+    .await;
+    drop(broker);
+}
+
+#[tokio::test]
+async fn credentials_that_are_deleted_beside_a_provider_that_hangs_are_gone_within_a_minute() {
+    let Stage { ns, idp, mut broker } = Stage::new().await;
+    ns.apply(provider(&idp).set("spec.oauth2.revocationURL", idp.url(REVOKE))).await;
+    idp.answer_at(REVOKE, Answer::hang());
+    each(&ns, |name| credential(name).set("spec.revocationPolicy", "OnDelete")).await;
+    all(&ns, Duration::from_secs(60), "all are served", |all| {
+        let ready = count(all, |it| reason(it, "Ready") == "TokenValid");
+        if ready == MANY { Ok(()) } else { Err(format!("{ready} of {MANY}")) }
+    })
+    .await;
+    let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", broker.id())).unwrap().count();
+    let before = descriptors();
+
+    let api: Api<MailCredential> = ns.api();
+    let began = wait::now();
+    api.delete_collection(&kube::api::DeleteParams::default(), &ListParams::default()).await.unwrap();
+    let mut most = 0;
+    until_in(Duration::from_secs(90), "all are gone", async || {
+        most = most.max(descriptors());
+        let left = api.list(&ListParams::default()).await.unwrap().items;
+        if left.is_empty() { Ok(()) } else { Err(format!("{} are left, such as {}", left.len(), left[0].name_any())) }
+    })
+    .await;
+    assert!(wait::now().duration_since(began).as_secs() >= 50, "it was tried for a minute");
+    assert!(most - before <= 3 * PER_HOST_LIMIT, "{most} descriptors instead of {before}");
+    let sent = idp.requests_at(REVOKE).len();
+    // Each of them takes nine seconds or ten, and no more are in flight.
+    assert!((PER_HOST_LIMIT..=8 * PER_HOST_LIMIT).contains(&sent), "{sent} requests");
+    ns.tells("mailbox-0", &["Warning RevocationFailed"]).await;
+    assert!(broker.terminate().await.success());
+}
+
+#[tokio::test]
+async fn a_quiet_namespace_is_served_beside_one_that_floods_the_same_rate_limit() {
+    let (ns, quiet) = (Cluster::shared().namespace().await, Cluster::shared().namespace().await);
+    let idp = Idp::start();
+    ns.provider(&idp).await;
+    let name = format!("shared-{}", ns.name);
+    let of_all = json!([{"namespaceSelector": {}, "mailboxes": ["*@example.org"]}]);
+    let shared = provider(&idp)
+        .set("kind", "ClusterMailProvider")
+        .set("metadata.name", name.as_str())
+        .set("spec.scopes", json!(["mail.send"]))
+        .set("spec.rateLimit", json!({"requestsPerMinute": 60, "burst": 1}))
+        .set("spec.allowed", of_all);
+    ns.apply(shared).await;
+    let broker = Broker::settings(&ns).flag(format!("--namespace={}", quiet.name)).start().await;
+    let of = |name_of: &str| {
+        credential(name_of).set("spec.providerRef", json!({"kind": "ClusterMailProvider", "name": name}))
+    };
+    for number in 0..60 {
+        ns.apply(of(&format!("flood-{number}"))).await;
+    }
+    idp.token_requests_reach(2).await;
+    quiet.apply(of("quiet")).await;
+    let ready = |it: &MailCredential| reason(it, "Ready") == "TokenValid";
+    quiet.until_in::<MailCredential>(Duration::from_secs(10), "quiet", "it is served in its turn", ready).await;
+    assert!(idp.token_requests().len() < 40, "the flood was over before");
+    drop(broker);
+}

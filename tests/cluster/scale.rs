@@ -1,0 +1,100 @@
+//! Five thousand credentials: each costs one token request, one write of its Secret and one of its status, and a restart
+//! costs none of them.
+
+use std::time::Duration;
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use kube::{
+    Api, ResourceExt as _,
+    api::{ListParams, PostParams},
+};
+use mail_token_broker::api::{ConditionType, MailCredential, condition};
+use mailtoken_testkit::{audit::AuditEvent, wait::until_in, *};
+
+const CREDENTIALS: usize = 5_000;
+/// Enough for a machine of two cores that builds something else meanwhile.
+const DEADLINE: Duration = Duration::from_secs(600);
+
+fn is_ready(credential: &MailCredential) -> bool {
+    credential.status.as_ref().is_some_and(|status| condition::is_true(&status.conditions, ConditionType::Ready))
+}
+
+async fn ready(api: &Api<MailCredential>) -> usize {
+    api.list(&ListParams::default()).await.unwrap().iter().filter(|credential| is_ready(credential)).count()
+}
+
+/// Writes of what belongs to the credentials; the test itself writes none of it.
+fn writes(audit: &[AuditEvent], resource: &str) -> usize {
+    let written = |event: &&AuditEvent| {
+        let verb = event.access.verb.as_str();
+        let ours = event.name.starts_with("mailbox-")
+            || event.name == "marker"
+            || (verb == "create" && event.access.resource == "secrets");
+        ours && event.access.resource == resource
+            && event.name != "idp-client"
+            && ["create", "patch", "update", "delete"].contains(&verb)
+    };
+    audit.iter().filter(written).count()
+}
+
+/// Waits until the audit log has so many writes of Secrets and of statuses: what was written is seen a moment before.
+async fn written(cluster: &Cluster, number: usize) -> Vec<AuditEvent> {
+    until("the writes are in the log, and no others", async || {
+        let audit = cluster.audit();
+        match ["secrets", "mailcredentials/status"].map(|resource| writes(&audit, resource)) {
+            written if written == [number; 2] => Ok(audit),
+            written => Err(format!("{written:?} instead of {number} each")),
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_thousand_credentials_cost_one_request_and_two_writes_each_and_a_restart_costs_none() {
+    let cluster = Cluster::alone(&["control-plane"]);
+    let ns = cluster.namespace().await;
+    let idp = Idp::start();
+    idp.answer(Answer::token(86_400));
+    let mut broker = Broker::start(&ns).await;
+    ns.provider(&idp).await;
+
+    let api = ns.api::<MailCredential>();
+    let names = stream::iter((0..CREDENTIALS).map(|number| format!("mailbox-{number:05}")));
+    let create = |name: String| {
+        let api = api.clone();
+        let object: MailCredential = serde_json::from_value(credential(&name).0).unwrap();
+        async move { api.create(&PostParams::default(), &object).await.map(|object| object.name_any()) }
+    };
+    names.map(create).buffer_unordered(16).try_collect::<Vec<_>>().await.unwrap();
+    until_in(DEADLINE, "all credentials are ready", async || {
+        let ready = ready(&api).await;
+        if ready == CREDENTIALS {
+            Ok(())
+        } else {
+            Err(format!("{ready} of {CREDENTIALS} are ready\n{}", tail(&broker.log())))
+        }
+    })
+    .await;
+
+    assert_eq!(idp.token_requests().len(), CREDENTIALS, "token requests");
+    let audit = written(&cluster, CREDENTIALS).await;
+    let reads = audit.iter().filter(|event| event.access.verb == "get" && event.name.starts_with("mailbox-")).count();
+    assert_eq!(reads, 0, "reads of what the watches show");
+
+    broker.kill();
+    broker.relaunch();
+    until_in(DEADLINE, "the broker is ready again", async || match broker.get("/readyz").await {
+        Ok((200, _)) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    // The mark that everything has been looked at: a new credential is served after all that were there.
+    ns.apply(credential("marker")).await;
+    ns.until_in::<MailCredential>(DEADLINE, "marker", "it is served", is_ready).await;
+    assert_eq!(idp.token_requests().len(), CREDENTIALS + 1, "token requests after the restart");
+    written(&cluster, CREDENTIALS + 1).await;
+}
+
+fn tail(log: &str) -> String {
+    log.lines().rev().take(20).collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,138 @@
+//! From end to end with the objects of the demo: the built broker, Keycloak, and logins at Dovecot and Postfix with
+//! nothing but what is in the Secret.
+
+use std::{collections::BTreeMap, process::Command};
+
+use mail_token_broker::api::{MailCredential, MailProvider, names, status::TokenStatus};
+use mailtoken_testkit::{mend::mend, *};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::RwLock;
+
+/// How long the tokens of the demo's client live, which is one setting for all tests of this file: held for writing while
+/// that is seconds, and for reading by a test that has to log in with a token.
+static LIFETIME: RwLock<()> = RwLock::const_new(());
+
+/// The Secret of the demo's credential.
+const TARGET: &str = "billing-mail-token";
+
+#[tokio::test]
+async fn a_pod_logs_in_with_the_secret_and_again_with_the_renewed_one() {
+    let ns = demo().await;
+    let broker = Broker::start(&ns).await;
+
+    ns.condition::<MailProvider>("keycloak", "Ready", "ProviderReady").await;
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+    let first = ns.secret(TARGET).await;
+    let told = mail::login(&ns, "all", &first).unwrap();
+    assert_eq!(told.lines().map(|line| line.split(':').next().unwrap()).collect::<Vec<_>>(), ["smtp", "imap", "pop3"]);
+    let mut forged = first.clone();
+    forged.insert("xoauth2".to_owned(), forged["xoauth2"].replacen(|letter| letter != 'A', "A", 1));
+    assert!(mail::login(&ns, "all", &forged).unwrap_err().contains("refused"));
+
+    // From now on tokens live for 10 seconds: the first is asked for, the second the broker gets by itself.
+    let alone = LIFETIME.write().await;
+    let lifetime = |seconds| realm::token_lifetime(&ns.cluster, &ns.cluster.env("KEYCLOAK_CLIENT_ID"), seconds);
+    lifetime(10);
+    ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
+    let short = other_token(&ns, &fingerprint(&first)).await;
+    assert_eq!(short.expires_at.0.as_second() - short.issued_at.0.as_second(), 10);
+    let issued = ns.secret(TARGET).await;
+    let renewed = other_token(&ns, &short.fingerprint).await;
+    lifetime(300);
+    drop(alone);
+    assert!(renewed.issued_at.0 < short.expires_at.0, "before the end of the other: {renewed:?} {short:?}");
+    // A login takes its time.
+    let long = |token: &TokenStatus| token.expires_at.0.as_second() - token.issued_at.0.as_second() > 10;
+    token_that(&ns, "its token lives longer again", long).await;
+    mail::login(&ns, "all", &ns.secret(TARGET).await).unwrap();
+    until("the mail server refuses the token that was replaced", async || match mail::login(&ns, "all", &issued) {
+        Ok(told) => Err(told),
+        Err(_) => Ok(()),
+    })
+    .await;
+    let seen = [&first, &issued].map(|secret| secret["access_token"].clone());
+    leaks::assert_nothing_told(&ns, &broker, seen.to_vec()).await;
+}
+
+#[tokio::test]
+async fn a_wrong_client_secret_is_mended_by_the_command_that_is_told() {
+    let _usual = LIFETIME.read().await;
+    let ns = demo().await;
+    ns.kubectl(["patch", "secret", "keycloak-client", "-p", r#"{"stringData": {"client-secret": "wrong"}}"#]);
+    let _broker = Broker::start(&ns).await;
+
+    let told = ns.condition::<MailCredential>("billing", "Ready", "InvalidClient").await.message;
+    mend(&ns, &told, &[&ns.cluster.env("KEYCLOAK_CLIENT_SECRET")]);
+
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+    mail::login(&ns, "all", &ns.secret(TARGET).await).unwrap();
+}
+
+#[tokio::test]
+async fn a_secret_without_the_label_is_mended_by_the_command_that_is_told() {
+    let ns = demo().await;
+    ns.kubectl(["label", "secret", "keycloak-client", "mailtoken.dev/source-"]);
+    let _broker = Broker::start(&ns).await;
+
+    let told = ns.condition::<MailCredential>("billing", "Ready", "SourceNotLabeled").await.message;
+    mend(&ns, &told, &[]);
+
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+}
+
+#[tokio::test]
+async fn a_missing_ca_is_mended_by_the_command_that_is_told() {
+    let ns = demo().await;
+    ns.kubectl(["delete", "configmap", "private-ca"]);
+    let _broker = Broker::start(&ns).await;
+
+    let told = ns.condition::<MailProvider>("keycloak", "Ready", "SourceNotFound").await.message;
+    ns.condition::<MailCredential>("billing", "Ready", "ProviderNotReady").await;
+    mend(&ns, &told, &[&ns.cluster.env("CA_CERT")]);
+
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+}
+
+#[tokio::test]
+async fn a_ca_that_nobody_named_is_mended_by_the_command_that_is_told() {
+    let ns = demo().await;
+    ns.kubectl([
+        "patch",
+        "mailprovider",
+        "keycloak",
+        "--type=json",
+        "-p",
+        r#"[{"op": "remove", "path": "/spec/caBundleRef"}]"#,
+    ]);
+    let _broker = Broker::start(&ns).await;
+
+    let told = ns.condition::<MailProvider>("keycloak", "Ready", "TLSFailed").await.message;
+    ns.condition::<MailCredential>("billing", "Ready", "ProviderNotReady").await;
+    mend(&ns, &told, &[&ns.cluster.env("CA_CERT")]);
+
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+}
+
+/// The demo's objects in a namespace of the stack with all parts; nothing looks at them yet.
+async fn demo() -> Namespace {
+    let ns = Cluster::complete().namespace().await;
+    process::output(Command::new(process::tool("demo-apply")).arg(ns.cluster.dir()).arg(&ns.name));
+    ns
+}
+
+fn fingerprint(secret: &BTreeMap<String, String>) -> String {
+    format!("sha256:{}", names::hex16(&Sha256::digest(secret["access_token"].as_bytes())))
+}
+
+/// Waits for another token in the status than this.
+async fn other_token(ns: &Namespace, fingerprint: &str) -> TokenStatus {
+    token_that(ns, "it has another token", |token| token.fingerprint != fingerprint).await
+}
+
+/// Waits for a token in the status that is as it should be.
+async fn token_that(ns: &Namespace, what: &str, good: impl Fn(&TokenStatus) -> bool) -> TokenStatus {
+    let token = |credential: &MailCredential| credential.status.clone().and_then(|status| status.token);
+    let fits = |credential: &MailCredential| token(credential).is_some_and(|token| good(&token));
+    let credential = ns.until("billing", what, fits).await;
+    token(&credential).unwrap()
+}

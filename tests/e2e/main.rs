@@ -1,0 +1,11 @@
+//! The broker with real parts: an API server, Keycloak, oidc-provider, Dovecot and Postfix.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "in tests a panic is the report")]
+#![allow(clippy::disallowed_methods, reason = "tests measure real time")]
+
+mod federation;
+mod keycloak;
+mod login;
+mod private_key_jwt;
+mod sign_in;
+mod stack_providers;

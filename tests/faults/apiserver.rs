@@ -1,0 +1,225 @@
+//! An API server that refuses, loses and throttles what the broker asks, and ends its watches.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use k8s_openapi::api::core::v1::Secret;
+use mail_token_broker::api::MailCredential;
+use mailtoken_testkit::{custody::provider as strict_provider, ledger::tried, standin::Strict, *};
+use serde_json::json;
+
+/// What an API server may do to a write.
+const TROUBLES: [Trouble; 5] =
+    [Trouble::status(409), Trouble::throttled(1), Trouble::status(500), Trouble::status(504), Trouble::Lost];
+/// Longer than the broker waits for an answer or an event of the API server.
+const AFTER_SILENCE: Duration = Duration::from_secs(120);
+
+/// A namespace with a broker that asks the API server through a proxy.
+async fn behind_proxy() -> (Stage, ApiProxy) {
+    let ns = Cluster::shared().namespace().await;
+    let (idp, api) = (Idp::start(), ApiProxy::start(&ns.cluster));
+    ns.provider(&idp).await;
+    let broker = Broker::settings(&ns).kubeconfig(&api.kubeconfig()).start().await;
+    (Stage { ns, idp, broker }, api)
+}
+
+/// Issues all of these anew, and waits until that is told.
+async fn renew_all(ns: &Namespace, names: &[String], value: &str) {
+    for name in names {
+        ns.annotate::<MailCredential>(name, "mailtoken.dev/reissue", value).await;
+    }
+    for name in names {
+        let handled = |found: &MailCredential| field(found, "/status/lastHandledReissue") == value;
+        ns.until_in::<MailCredential>(AFTER_SILENCE, name, "it was issued anew", handled).await;
+    }
+}
+
+/// The tokens in these Secrets.
+async fn published(ns: &Namespace, names: &[String]) -> BTreeSet<String> {
+    let mut tokens = BTreeSet::new();
+    for name in names {
+        tokens.insert(text(&ns.get::<Secret>(name).await, "access_token"));
+    }
+    tokens
+}
+
+#[tokio::test]
+async fn whatever_becomes_of_a_write_each_token_is_asked_for_once_and_written_in_the_end() {
+    let (stage, api) = behind_proxy().await;
+    let names: Vec<_> = (0..TROUBLES.len()).map(|number| format!("mailbox-{number}")).collect();
+    for trouble in TROUBLES {
+        api.next(1, "POST", &format!("/{}/secrets", stage.ns.name), trouble);
+    }
+    for name in &names {
+        stage.ns.apply(credential(name)).await;
+    }
+    for name in &names {
+        stage.ready(name).await;
+    }
+    api.done().await;
+    assert_eq!(stage.idp.token_requests().len(), names.len());
+    assert_eq!(published(&stage.ns, &names).await, BTreeSet::from_iter(stage.idp.issued()));
+
+    for (name, trouble) in names.iter().zip(TROUBLES) {
+        api.next(2, "PATCH", &format!("/secrets/{name}?"), trouble.clone());
+        api.next(2, "PUT", &format!("/mailcredentials/{name}/status"), trouble);
+    }
+    renew_all(&stage.ns, &names, "1").await;
+    api.done().await;
+    assert_eq!(stage.idp.token_requests().len(), 2 * names.len());
+    let latest = stage.idp.issued().split_off(names.len());
+    assert_eq!(published(&stage.ns, &names).await, BTreeSet::from_iter(latest));
+
+    // Nothing but the status is to be written: no watch will wake anybody.
+    for (name, trouble) in names.iter().zip(TROUBLES) {
+        api.next(1, "PUT", &format!("/mailcredentials/{name}/status"), trouble);
+        stage.ns.patch::<MailCredential>(name, json!({"spec": {"suspend": true}})).await;
+    }
+    for name in &names {
+        stage.ns.condition::<MailCredential>(name, "Renewed", "Suspended").await;
+    }
+    api.done().await;
+    tried("F09", 6 * names.len(), "nothing");
+}
+
+#[tokio::test]
+async fn whatever_becomes_of_a_claim_or_a_store_no_refresh_token_is_spent_twice() {
+    let ns = Cluster::shared().namespace().await;
+    let (idp, api) = (Strict::start(), ApiProxy::start(&ns.cluster));
+    idp.client("mailer", Some("a client secret"));
+    ns.apply(source("idp-client", "client-secret", "a client secret")).await;
+    strict_provider(&ns, &idp).await;
+    let _broker = Broker::settings(&ns).kubeconfig(&api.kubeconfig()).start().await;
+    let names: Vec<_> = (0..TROUBLES.len()).map(|number| format!("mailbox-{number}")).collect();
+    for name in &names {
+        let (seed, token) =
+            (format!("seed-{name}"), idp.refresh_token("mailer", &format!("{name}@example.org"), "mail"));
+        ns.apply(source(&seed, "refresh_token", &token)).await;
+        ns.apply(by_seed(name).set("spec.grant.refreshToken.secretRef.name", seed)).await;
+    }
+    for name in &names {
+        ns.condition::<MailCredential>(name, "Ready", "TokenValid").await;
+    }
+    let issued = idp.token_requests().len();
+    assert_eq!(issued, names.len());
+
+    for (round, before) in [0, 1].into_iter().enumerate() {
+        for (name, trouble) in names.iter().zip(TROUBLES) {
+            let grant = format!("/secrets/{name}-grant?");
+            // The claim is the first write of a renewal, the store the second.
+            api.next(before, "PATCH", &grant, Trouble::None);
+            api.next(2, "PATCH", &grant, trouble);
+        }
+        renew_all(&ns, &names, &round.to_string()).await;
+        api.done().await;
+        assert_eq!(idp.token_requests().len(), (round + 2) * issued);
+    }
+    assert_eq!((idp.reuses(), idp.families_revoked()), (0, 0));
+    for name in &names {
+        assert!(idp.is_valid(&text(&ns.get(&format!("{name}-grant")).await, "refresh_token")));
+    }
+    tried("F09", 4 * names.len(), "nothing");
+}
+
+#[tokio::test]
+async fn a_call_that_is_never_answered_is_given_up_and_made_again() {
+    let (stage, api) = behind_proxy().await;
+    let names = ["first", "second", "third"].map(str::to_owned);
+    for name in &names {
+        stage.issued(credential(name)).await;
+    }
+    api.next(1, "PATCH", "/secrets/first?", Trouble::Silence);
+    api.next(1, "PUT", "/mailcredentials/second/status", Trouble::Silence);
+    renew_all(&stage.ns, &names, "1").await;
+    api.done().await;
+    assert_eq!(stage.idp.token_requests().len(), 2 * names.len());
+    tried("F09", 2, "nothing");
+}
+
+#[tokio::test]
+async fn a_watch_that_falls_silent_is_begun_anew() {
+    let (stage, api) = behind_proxy().await;
+    stage.mark("before").await;
+    api.end_watches(Ending::Silence);
+    stage.ns.apply(credential("after")).await;
+    let ready = |found: &MailCredential| reason(found, "Ready") == "TokenValid";
+    stage.ns.until_in::<MailCredential>(AFTER_SILENCE, "after", "it is seen", ready).await;
+    assert_eq!(stage.idp.token_requests().len(), 2);
+    tried("F09", 1, "nothing");
+}
+
+#[tokio::test]
+async fn watches_that_end_in_any_way_miss_nothing_and_ask_for_nothing_twice() {
+    let (stage, api) = behind_proxy().await;
+    let at_rest = stage.issued(credential("at-rest")).await;
+    let mut credentials = 1;
+    for (round, ending) in [Ending::Cut, Ending::Gone, Ending::Gone, Ending::Cut].into_iter().enumerate() {
+        stage.issued(credential(&format!("doomed-{round}"))).await;
+        let before = api.asked().len();
+        // What answers the first attempts to come back.
+        let path = format!("/{}/", stage.ns.name);
+        for trouble in [Trouble::status(410), Trouble::throttled(1), Trouble::status(500)] {
+            api.next(6, "GET", &path, trouble);
+        }
+        api.end_watches(ending);
+        stage.ns.api::<MailCredential>().delete(&format!("doomed-{round}"), &Default::default()).await.unwrap();
+        stage.ns.apply(credential(&format!("new-{round}")).set("spec.secret.name", format!("doomed-{round}"))).await;
+        stage.ready(&format!("new-{round}")).await;
+        api.done().await;
+        credentials += 2;
+        assert_eq!(stage.idp.token_requests().len(), credentials);
+        let about_rest = api.asked().split_off(before).into_iter().filter(|asked| asked.path.contains("at-rest"));
+        assert_eq!(about_rest.count(), 0, "nothing of it has changed");
+    }
+    stage.ns.patch::<MailCredential>("at-rest", json!({"spec": {"secret": {"formats": ["TokenJSON"]}}})).await;
+    stage.ready("at-rest").await;
+    let now: MailCredential = stage.ns.get("at-rest").await;
+    assert_eq!(field(&now, "/status/token"), field(&at_rest, "/status/token"));
+    assert_eq!(stage.idp.token_requests().len(), credentials);
+    tried("F09", 4, "nothing");
+}
+
+/// A list of many pages: between two of them the broker works with what it had before.
+#[tokio::test]
+async fn what_changes_while_a_watch_of_hundreds_ends_is_handled_in_seconds() {
+    const HUNDREDS: usize = 400;
+    const NEW: usize = 60;
+    let (stage, api) = behind_proxy().await;
+    let names: Vec<_> = (0..HUNDREDS).map(|number| format!("c-{number:03}")).collect();
+    for name in &names {
+        stage.ns.apply(credential(name)).await;
+    }
+    for name in &names {
+        stage.ready(name).await;
+    }
+    // The list that follows waits until all of this is done. The new ones are on its first pages and on its last.
+    let list = format!("/{}/mailcredentials?", stage.ns.name);
+    api.next(1, "GET", &list, Trouble::Held);
+    api.end_watches_of("/mailcredentials?", Ending::Gone);
+    let created: Vec<_> =
+        (0..NEW).map(|number| format!("{}-{number:02}", if number % 2 == 0 { "a" } else { "z" })).collect();
+    for name in &created {
+        stage.ns.apply(credential(name)).await;
+    }
+    stage.ns.patch::<MailCredential>("c-005", json!({"spec": {"suspend": true}})).await;
+    stage.ns.delete::<MailCredential>("c-006").await;
+    stage.ns.delete::<MailCredential>("c-007").await;
+    stage.ns.apply(credential("c-007").set("spec.secret.formats", json!(["TokenJSON"]))).await;
+    api.release();
+
+    let soon = Duration::from_secs(20);
+    for name in created.iter().map(String::as_str).chain(["c-007"]) {
+        let ready = |found: &MailCredential| reason(found, "Ready") == "TokenValid";
+        stage.ns.until_in::<MailCredential>(soon, name, "it is Ready", ready).await;
+    }
+    let suspended = |found: &MailCredential| reason(found, "Renewed") == "Suspended";
+    stage.ns.until_in::<MailCredential>(soon, "c-005", "its suspension is reported", suspended).await;
+    stage.broker.forgets("c-006").await;
+    // The one that took its place has taken its token over, in the form that it asks for.
+    assert!(stage.ns.secret("c-007").await.contains_key("token.json"));
+    assert_eq!(stage.idp.token_requests().len(), HUNDREDS + NEW);
+    for kind in ["credential", "provider"] {
+        let swept = stage.broker.metric("mailtoken_sweep_enqueued_total", &format!("kind=\"{kind}\"")).await;
+        assert_eq!(swept, Some(0.0), "{kind}: the sweep had to enqueue something");
+    }
+    tried("F09", 1, "nothing");
+}

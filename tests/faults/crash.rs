@@ -1,0 +1,295 @@
+//! `kill -9` of the broker at every step of a refresh: what is lost, and what heals by itself. Each step is reached by a
+//! fail point (`crates/net/src/fail_point.rs`), for three grants: client credentials, a refresh token that is replaced at each use,
+//! and the same at a server that takes a second use for theft.
+
+use std::time::Duration;
+
+use mail_token_broker::api::{MailCredential, names};
+use mailtoken_testkit::{ledger::tried, namespace::find, standin::Fault, *};
+use sha2::{Digest as _, Sha256};
+
+/// Longer than a test waits: what goes on after a restart does not wait for the claim of the process that was killed.
+const CLAIMED_FOR_LONG: &str = "--request-timeout=20s";
+
+/// What is logged at a fail point.
+const STOPPED: &str = "stopped at ";
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    ClientCredentials,
+    /// A refresh token; the one before may be used once more.
+    Grace,
+    /// A refresh token; when it is used again, the sign-in is over.
+    Strict,
+}
+
+impl Kind {
+    fn is_rotating(self) -> bool {
+        self != Self::ClientCredentials
+    }
+
+    /// Whose the access tokens are.
+    fn account(self) -> &'static str {
+        if self.is_rotating() { "billing@example.org" } else { "mailer" }
+    }
+}
+
+/// A credential that is about to be renewed, and the broker to be killed meanwhile.
+struct Crash {
+    custody: Custody,
+    kind: Kind,
+    vigil: Vigil,
+    /// The access token of the time before.
+    published: String,
+    /// The refresh token of the time before.
+    kept: String,
+    /// Token requests so far.
+    sent: usize,
+    /// The token that was asked for.
+    asked: String,
+}
+
+impl Crash {
+    /// With the first token; a broker that was started anew, and goes no further than `point`.
+    async fn prepare(kind: Kind, point: Option<&str>) -> Self {
+        let mut custody = Custody::with(pod).await;
+        custody.idp.grace(usize::from(kind == Kind::Grace));
+        let vigil = Vigil::over(&custody.ns);
+        let kept = if kind.is_rotating() {
+            custody.issued().await;
+            custody.kept().await
+        } else {
+            custody.ns.apply(credential("billing")).await;
+            custody.ready().await;
+            String::new()
+        };
+        if let Some(point) = point {
+            custody.broker.kill();
+            custody.broker.set("MAILTOKEN_STOP_AT", Some(point));
+            custody.broker.again().await;
+        }
+        let published = text(&custody.ns.get("billing").await, "access_token");
+        let sent = custody.idp.token_requests().len();
+        Self { custody, kind, vigil, published, kept, sent, asked: String::new() }
+    }
+
+    /// Asks for a token.
+    async fn ask(&mut self) {
+        self.asked = self.custody.ask().await;
+    }
+
+    /// Waits until the broker has stopped at its point, then kills and starts it.
+    async fn kill_when_stopped(&mut self) {
+        logged(&self.custody, STOPPED).await;
+        self.kill().await;
+    }
+
+    async fn kill(&mut self) {
+        self.custody.broker.kill();
+        self.custody.broker.set("MAILTOKEN_STOP_AT", None);
+        self.custody.broker.again().await;
+    }
+
+    /// Sees that all is well by itself, after so many token requests, `presented` of them with the refresh token of before.
+    async fn heals(self, requests: usize, presented: usize) {
+        let Self { custody, kind, vigil, published, kept, sent, asked } = self;
+        let credential = custody.answered(&asked).await;
+        let token = text(&custody.ns.get("billing").await, "access_token");
+        assert_eq!(
+            (reason(&credential, "Ready"), reason(&credential, "Renewed")),
+            told("TokenValid", "RenewalSucceeded")
+        );
+        assert_ne!(token, published);
+        assert_eq!(Some(&token), custody.idp.latest(kind.account()).as_ref(), "{kind:?}");
+        let fingerprint = format!("sha256:{}", names::hex16(&Sha256::digest(&token)));
+        assert_eq!(field(&credential, "/status/token/fingerprint"), fingerprint.as_str());
+        assert_eq!(custody.idp.token_requests().len(), sent + requests, "{kind:?}");
+        if kind.is_rotating() {
+            assert_eq!(custody.idp.presented(&kept), presented, "{kind:?}");
+            assert!(custody.idp.is_valid(&custody.kept().await));
+        }
+        custody.renew().await;
+        assert_eq!(custody.idp.token_requests().len(), sent + requests + 1, "{kind:?}");
+        assert_eq!((custody.idp.reuses(), custody.idp.families_revoked()), (0, 0));
+        only_tokens_of(kind, vigil, &custody).await;
+    }
+
+    /// Sees that the end of a sign-in is told, that nothing loops, and that pods keep what is good; then somebody signs in.
+    async fn loses(self) {
+        let Self { custody, kind, vigil, published, kept, sent, asked } = self;
+        let failed = custody.ns.condition::<MailCredential>("billing", "Renewed", "InvalidGrant").await;
+        assert!(failed.message.contains("mail-token-broker login"), "{}", failed.message);
+        let told: MailCredential = custody.ns.get("billing").await;
+        assert_eq!((reason(&told, "Ready"), reason(&told, "Renewed")), self::told("TokenValid", "InvalidGrant"));
+        assert_eq!(find(&told, "Ready").unwrap().status, "True");
+        custody.ns.tells("billing", &["Warning InvalidGrant"]).await;
+        holds(Duration::from_secs(7), "there is no loop", async || match custody.idp.token_requests().len() {
+            number if number == sent + 2 => Ok(()),
+            number => Err(format!("{number} requests")),
+        })
+        .await;
+        assert_eq!((custody.idp.presented(&kept), custody.kept().await), (2, kept), "it is kept nevertheless");
+        assert_eq!(text(&custody.ns.get("billing").await, "access_token"), published);
+        custody.seed().await;
+        custody.answered(&asked).await;
+        custody.ready().await;
+        assert!(custody.idp.is_valid(&custody.kept().await));
+        only_tokens_of(kind, vigil, &custody).await;
+    }
+}
+
+/// A broker that goes on at once when it is started again.
+fn pod(settings: broker::Settings) -> broker::Settings {
+    settings.without("--request-timeout").flag(CLAIMED_FOR_LONG).env("POD_UID", "a-pods-uid")
+}
+
+/// Waits until the broker has logged these words.
+async fn logged(custody: &Custody, words: &str) {
+    until(&format!("it logs {words:?}"), async || match custody.broker.log().contains(words) {
+        true => Ok(()),
+        false => Err(String::new()),
+    })
+    .await;
+}
+
+fn told(ready: &str, renewed: &str) -> (String, String) {
+    (ready.to_owned(), renewed.to_owned())
+}
+
+/// Sees that whenever the credential was ready, its Secret held a token of this account.
+async fn only_tokens_of(kind: Kind, vigil: Vigil, custody: &Custody) {
+    let seen = vigil.end().await;
+    assert!(seen.contains_key("billing"), "{seen:?}");
+    for token in &seen["billing"] {
+        assert_eq!(custody.idp.account(token).as_deref(), Some(kind.account()), "{token:?}");
+    }
+}
+
+/// Kills the broker at a point of a renewal.
+async fn killed_at(point: &str, kind: Kind) -> Crash {
+    let mut crash = Crash::prepare(kind, Some(point)).await;
+    crash.ask().await;
+    crash.kill_when_stopped().await;
+    crash
+}
+
+/// Kills it while the answer is waited for.
+async fn killed_while_asking(kind: Kind) -> Crash {
+    let mut crash = Crash::prepare(kind, None).await;
+    crash.custody.idp.next(Fault::Late(PATIENCE * 2));
+    crash.ask().await;
+    crash.custody.asked(crash.sent + 1).await;
+    crash.kill().await;
+    crash
+}
+
+#[tokio::test]
+async fn killed_before_the_request_the_token_is_asked_for_once() {
+    let heals = async |kind| killed_at("before-request", kind).await.heals(1, 1).await;
+    tokio::join!(heals(Kind::ClientCredentials), heals(Kind::Grace), heals(Kind::Strict));
+    tried("K1", 3, "nothing");
+}
+
+#[tokio::test]
+async fn killed_while_it_waits_for_the_answer_it_asks_once_more_at_once() {
+    let heals = async |kind| killed_while_asking(kind).await.heals(2, 2).await;
+    let loses = async |kind| killed_while_asking(kind).await.loses().await;
+    tokio::join!(heals(Kind::ClientCredentials), heals(Kind::Grace), loses(Kind::Strict));
+    tried("K2", 3, "the sign-in, at the server without grace");
+}
+
+#[tokio::test]
+async fn killed_with_an_answer_that_is_not_stored_it_asks_once_more_at_once() {
+    let heals = async |kind| killed_at("answer-received", kind).await.heals(2, 2).await;
+    let loses = async |kind| killed_at("answer-received", kind).await.loses().await;
+    tokio::join!(heals(Kind::ClientCredentials), heals(Kind::Grace), loses(Kind::Strict));
+    tried("K3", 3, "the sign-in, at the server without grace");
+}
+
+#[tokio::test]
+async fn killed_before_it_learns_that_a_secret_was_written_it_finds_that_out() {
+    let heals = async |point, kind, requests| killed_at(point, kind).await.heals(requests, 1).await;
+    tokio::join!(
+        heals("target-written", Kind::ClientCredentials, 1),
+        // The refresh token is safe; the access token that came with it is gone.
+        heals("grant-written", Kind::Grace, 2),
+        heals("grant-written", Kind::Strict, 2),
+    );
+    tried("K4", 3, "nothing");
+}
+
+#[tokio::test]
+async fn killed_before_the_status_is_written_it_tells_what_stands_in_the_secret() {
+    let heals = async |kind| killed_at("before-status", kind).await.heals(1, 1).await;
+    tokio::join!(heals(Kind::ClientCredentials), heals(Kind::Grace), heals(Kind::Strict));
+    tried("K5", 3, "nothing");
+}
+
+/// Only a turn has an Event: the recovery from a failure.
+#[tokio::test]
+async fn killed_before_the_event_of_a_recovery_the_status_tells_of_it() {
+    let heals = async |kind| {
+        let mut crash = Crash::prepare(kind, Some("status-written:2")).await;
+        crash.custody.idp.next(Fault::error("temporarily_unavailable"));
+        crash.ask().await;
+        crash.custody.ns.condition::<MailCredential>("billing", "Renewed", "ProviderUnavailable").await;
+        crash.ask().await;
+        crash.kill_when_stopped().await;
+        crash.heals(2, 1).await;
+    };
+    tokio::join!(heals(Kind::ClientCredentials), heals(Kind::Grace), heals(Kind::Strict));
+    tried("K6", 3, "the Event; the status tells the same");
+}
+
+/// A lease that cannot be renewed must last for as long as a request may take: no refresh token is sent, or even claimed.
+#[tokio::test]
+async fn killed_while_its_lease_is_renewed_it_has_sent_nothing_that_the_lease_may_not_outlast() {
+    let withheld = async |kind| {
+        let mut crash = Crash::prepare(kind, Some("lease-written:2")).await;
+        logged(&crash.custody, STOPPED).await;
+        let before = crash.custody.grant().await.metadata.resource_version;
+        crash.ask().await;
+        logged(&crash.custody, "this broker may not lead for as long as the request may take").await;
+        assert_eq!(crash.custody.idp.token_requests().len(), crash.sent);
+        assert_eq!(crash.custody.grant().await.metadata.resource_version, before, "it was claimed");
+        crash.kill().await;
+        crash.heals(1, 1).await;
+    };
+    // Of these tokens any number may be asked for: it may be sent while this broker leads at all.
+    let sent = async |kind| {
+        let mut crash = Crash::prepare(kind, Some("lease-written:2")).await;
+        crash.ask().await;
+        crash.custody.answered(&crash.asked).await;
+        crash.kill_when_stopped().await;
+        crash.heals(1, 1).await;
+    };
+    tokio::join!(sent(Kind::ClientCredentials), withheld(Kind::Grace), withheld(Kind::Strict));
+    tried("K7", 3, "nothing");
+}
+
+#[tokio::test]
+async fn killed_at_any_step_of_the_first_refresh_a_seed_brings_its_token() {
+    let first = async |point: &str, presented| {
+        let mut custody = Custody::with(|settings| pod(settings).env("MAILTOKEN_STOP_AT", point)).await;
+        custody.idp.grace(1);
+        let vigil = Vigil::over(&custody.ns);
+        let seed = custody.seed().await;
+        custody.ns.apply(by_seed("billing")).await;
+        logged(&custody, STOPPED).await;
+        custody.broker.kill();
+        custody.broker.set("MAILTOKEN_STOP_AT", None);
+        custody.broker.again().await;
+        custody.ready().await;
+        assert_eq!(custody.idp.presented(&seed), presented, "{point}");
+        assert!(custody.idp.is_valid(&custody.kept().await));
+        custody.renew().await;
+        assert_eq!((custody.idp.reuses(), custody.idp.families_revoked()), (0, 0), "{point}");
+        only_tokens_of(Kind::Grace, vigil, &custody).await;
+    };
+    tokio::join!(first("grant-written", 1), first("before-request", 1), first("answer-received", 2));
+    tokio::join!(first("grant-written:2", 1), first("target-written", 1), first("before-status", 1));
+    tried("K1", 2, "nothing");
+    tried("K3", 1, "nothing");
+    tried("K4", 2, "nothing");
+    tried("K5", 1, "nothing");
+}

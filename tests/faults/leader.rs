@@ -1,0 +1,239 @@
+//! Leaders that are cut off, freeze and change, and two at once: nothing is written over what came later, no token is
+//! asked for without need.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
+use mail_token_broker::api::MailCredential;
+use mailtoken_testkit::{
+    custody::provider as strict_provider,
+    ledger::tried,
+    standin::Strict,
+    wait::{now, until_in},
+    *,
+};
+use serde_json::{from_value, json};
+
+/// A lease that is not given back lasts 15 s.
+const TAKEOVER: Duration = Duration::from_secs(45);
+/// How long nothing more must happen.
+const REST: Duration = Duration::from_secs(4);
+
+async fn leads(broker: &Broker) {
+    until_in(TAKEOVER, "it leads", async || match broker.metric("mailtoken_leader", "").await {
+        Some(1.0) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+}
+
+/// Asks for a token, and does not wait for it.
+async fn ask(ns: &Namespace, name: &str, value: &str) {
+    ns.annotate::<MailCredential>(name, "mailtoken.dev/reissue", value).await;
+}
+
+async fn answered(ns: &Namespace, name: &str, value: &str) {
+    let handled = |found: &MailCredential| field(found, "/status/lastHandledReissue") == value;
+    ns.until_in::<MailCredential>(TAKEOVER, name, "it was issued anew", handled).await;
+}
+
+async fn token(ns: &Namespace, name: &str) -> String {
+    text(&ns.get::<Secret>(name).await, "access_token")
+}
+
+#[tokio::test]
+async fn what_a_leader_wrote_before_it_was_cut_off_and_comes_late_is_refused() {
+    let ns = Cluster::shared().namespace().await;
+    let (idp, api) = (Idp::start(), ApiProxy::start(&ns.cluster));
+    ns.provider(&idp).await;
+    let first = Broker::settings(&ns).kubeconfig(&api.kubeconfig()).start().await;
+    leads(&first).await;
+    let second = Broker::start(&ns).await;
+    for name in ["told", "written"] {
+        ns.apply(credential(name)).await;
+        ns.condition::<MailCredential>(name, "Ready", "TokenValid").await;
+    }
+
+    api.next(1, "PUT", "/mailcredentials/told/status", Trouble::Held);
+    idp.next(Answer::status(503));
+    ask(&ns, "told", "1").await;
+    idp.token_requests_reach(3).await;
+    api.next(1, "PATCH", "/secrets/written?", Trouble::Held);
+    ask(&ns, "written", "1").await;
+    api.done().await;
+    api.next(usize::MAX, "PUT", "/leases/", Trouble::status(500));
+    leads(&second).await;
+    answered(&ns, "told", "1").await;
+    answered(&ns, "written", "1").await;
+    let (published, asked) = (token(&ns, "written").await, idp.token_requests().len());
+    assert_eq!(asked, 6);
+
+    api.release();
+    holds(REST, "what the second has written stays", async || {
+        let told: MailCredential = ns.get("told").await;
+        match (reason(&told, "Renewed").as_str(), token(&ns, "written").await == published) {
+            ("RenewalSucceeded", true) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    assert_eq!(idp.token_requests().len(), asked);
+    tried("F10", 2, "nothing");
+}
+
+#[tokio::test]
+async fn what_a_frozen_leader_has_obtained_takes_the_place_of_nothing_newer_even_when_it_leads_again() {
+    let ns = Cluster::shared().namespace().await;
+    let idp = Idp::start();
+    ns.provider(&idp).await;
+    // Its answer is still good when it wakes.
+    let first = Broker::settings(&ns).flag("--request-timeout=60s").start().await;
+    leads(&first).await;
+    let mut second = Broker::start(&ns).await;
+    idp.next(Answer::token(3600).held());
+    ns.apply(credential("billing")).await;
+    idp.token_requests_reach(1).await;
+    first.signal("STOP");
+    let ready = |found: &MailCredential| reason(found, "Ready") == "TokenValid";
+    ns.until_in::<MailCredential>(TAKEOVER, "billing", "the second serves it", ready).await;
+    let versions = async || {
+        let (secret, told) = (ns.get::<Secret>("billing").await, ns.get::<MailCredential>("billing").await);
+        (secret.metadata.resource_version, told.metadata.resource_version)
+    };
+    let written = versions().await;
+
+    idp.release();
+    first.signal("CONT");
+    until("the first has its answer", async || match first.log().contains("obtained a token") {
+        true => Ok(()),
+        false => Err(first.log()),
+    })
+    .await;
+    assert!(second.terminate().await.success());
+    leads(&first).await;
+    ns.apply(credential("mark")).await;
+    ns.condition::<MailCredential>("mark", "Ready", "TokenValid").await;
+    holds(REST, "the newer token stays", async || {
+        let now = versions().await;
+        if now == written { Ok(()) } else { Err(format!("{now:?} instead of {written:?}")) }
+    })
+    .await;
+    assert_eq!(idp.token_requests().len(), 3);
+    tried("F10", 1, "nothing");
+}
+
+#[tokio::test]
+async fn two_brokers_without_an_election_ask_twice_at_most_and_come_to_rest() {
+    let ns = Cluster::shared().namespace().await;
+    let idp = Idp::start();
+    ns.provider(&idp).await;
+    let alone = || Broker::settings(&ns).flag("--leader-elect=false");
+    let _both = [alone().start().await, alone().start().await];
+    let names: Vec<_> = (0..8).map(|number| format!("mailbox-{number}")).collect();
+    for name in &names {
+        ns.apply(credential(name)).await;
+    }
+    for name in &names {
+        ns.condition::<MailCredential>(name, "Ready", "TokenValid").await;
+    }
+    for round in ["1", "2", "3"] {
+        for name in &names {
+            ask(&ns, name, round).await;
+        }
+        for name in &names {
+            answered(&ns, name, round).await;
+        }
+    }
+    let versions = async || {
+        let mut versions = BTreeSet::new();
+        for name in &names {
+            let (secret, told) = (ns.get::<Secret>(name).await, ns.get::<MailCredential>(name).await);
+            versions.insert((secret.metadata.resource_version, told.metadata.resource_version));
+        }
+        versions
+    };
+    let mut last = (versions().await, Instant::now());
+    until("nobody writes any more", async || {
+        let now = versions().await;
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
+        if last.1.elapsed() > REST { Ok(()) } else { Err(format!("{:#?}", last.0)) }
+    })
+    .await;
+    let asked = idp.token_requests().len();
+    assert!((4 * names.len()..=8 * names.len()).contains(&asked), "{asked}");
+    for name in &names {
+        assert!(idp.issued().contains(&token(&ns, name).await));
+        ns.condition::<MailCredential>(name, "Ready", "TokenValid").await;
+        ns.condition::<MailCredential>(name, "Renewed", "RenewalSucceeded").await;
+    }
+    tried("F11", 4 * names.len(), "nothing");
+}
+
+#[tokio::test]
+async fn rolling_updates_under_constant_renewals_lose_no_refresh_token_and_leave_no_gap() {
+    const ROLLS: usize = 5;
+    let ns = Cluster::shared().namespace().await;
+    let idp = Strict::start();
+    idp.client("mailer", Some("a client secret"));
+    // Each is renewed within ten seconds.
+    idp.lifetime(20);
+    ns.apply(source("idp-client", "client-secret", "a client secret")).await;
+    strict_provider(&ns, &idp).await;
+    let names = ["first", "second", "third"];
+    let mut old = Broker::start(&ns).await;
+    for name in names {
+        let (seed, token) =
+            (format!("seed-{name}"), idp.refresh_token("mailer", &format!("{name}@example.org"), "mail"));
+        ns.apply(source(&seed, "refresh_token", &token)).await;
+        ns.apply(by_seed(name).set("spec.grant.refreshToken.secretRef.name", seed)).await;
+        ns.condition::<MailCredential>(name, "Ready", "TokenValid").await;
+    }
+
+    let roll = async {
+        for roll in 0..ROLLS {
+            let new = Broker::start(&ns).await;
+            for name in names {
+                ask(&ns, name, &format!("before {roll}")).await;
+            }
+            assert!(old.terminate().await.success());
+            for name in names {
+                ask(&ns, name, &format!("after {roll}")).await;
+            }
+            for name in names {
+                answered(&ns, name, &format!("after {roll}")).await;
+            }
+            old = new;
+        }
+    };
+    let gap = async {
+        loop {
+            for name in names {
+                let secret: Secret = ns.get(name).await;
+                let expires: Timestamp = from_value(json!(text(&secret, "expires_at"))).unwrap();
+                if expires <= now() {
+                    return format!("{name} had no valid token at {}", now());
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::select! {
+        () = roll => {}
+        gap = gap => panic!("{gap}"),
+    }
+    assert_eq!((idp.reuses(), idp.families_revoked()), (0, 0));
+    for name in names {
+        // It may be about to be exchanged.
+        until(&format!("{name} keeps a good refresh token"), async || {
+            let kept = text(&ns.get(&format!("{name}-grant")).await, "refresh_token");
+            if idp.is_valid(&kept) { Ok(()) } else { Err(String::new()) }
+        })
+        .await;
+    }
+    tried("F10", ROLLS, "nothing");
+}

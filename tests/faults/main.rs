@@ -1,0 +1,11 @@
+//! What a kill, an outage or a jump of the clock costs: `docs/reliability.md`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "in tests a panic is the report")]
+#![allow(clippy::disallowed_methods, reason = "tests measure real time")]
+
+mod apiserver;
+mod clock;
+mod control_plane;
+mod crash;
+mod leader;
+mod world;
