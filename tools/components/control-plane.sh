@@ -34,6 +34,7 @@ start_control_plane() {
     [[ -f $pki/service-account.key ]] ||
         openssl ecparam -name prime256v1 -genkey -noout -out "$pki/service-account.key"
 
+    # The tests read the audit log on as it grows: it is not rotated.
     local issuer
     issuer=https://localhost:$(port kube-apiserver)
     launch kube-apiserver "$(tool_path kube-apiserver)" --etcd-servers "$etcd_url" \
@@ -44,7 +45,8 @@ start_control_plane() {
         --service-account-issuer "$issuer" --service-account-jwks-uri "$issuer/openid/v1/jwks" \
         --service-account-key-file "$pki/service-account.key" \
         --service-account-signing-key-file "$pki/service-account.key" \
-        --audit-policy-file "$TOOLS/control-plane/audit-policy.yaml" --audit-log-path "$DIR/logs/audit.log"
+        --audit-policy-file "$TOOLS/control-plane/audit-policy.yaml" \
+        --audit-log-path "$DIR/logs/audit.log" --audit-log-maxsize 10000
 
     (umask 077 && kubeconfig admin >"$DIR/kubeconfig")
     put_env control-plane "KUBECONFIG=$DIR/kubeconfig" "KUBE_SERVER=https://127.0.0.1:$(port kube-apiserver)" \
