@@ -27,7 +27,7 @@ const LEAVING: Duration = Duration::from_secs(30);
 const SHOWN_LINES: usize = 80;
 
 /// A running broker, which logs at its finest. It is killed when dropped; then its log is shown when the test fails, and
-/// searched for secrets when not.
+/// searched for secrets and removed when not.
 pub struct Broker {
     settings: Settings,
     address: SocketAddr,
@@ -311,6 +311,8 @@ impl Drop for Broker {
             leaks::assert_unmarked("the broker's log", &self.log());
             let written: Vec<_> = fs::read_dir(self.folder()).unwrap().map(|entry| entry.unwrap().path()).collect();
             assert!(written.is_empty(), "the broker wrote to disk: {written:?}");
+            drop(fs::remove_dir(self.folder()));
+            drop(fs::remove_file(&self.log));
         }
     }
 }
