@@ -12,6 +12,7 @@ use mail_token_broker::{
     health::Health,
     metrics::Metrics,
 };
+use mailtoken_testkit::ledger::tried;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -131,6 +132,7 @@ async fn livez_fails_once_a_supervised_task_has_ended() {
     let answer = rest(server.ask("/livez").await).await;
     assert!(answer.starts_with("HTTP/1.1 500") && answer.contains("a task has ended: forget"), "{answer}");
     assert!(rest(server.ask("/readyz").await).await.starts_with("HTTP/1.1 200"));
+    tried("F32", 1, "nothing");
 }
 
 #[tokio::test]
