@@ -36,8 +36,10 @@ fn pages() -> Vec<Page> {
         let entries = fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path());
         entries.filter(|path| path.extension().is_some_and(|ext| ext == "md")).collect::<Vec<_>>()
     };
-    let mut paths: Vec<_> =
-        ["", "docs", "docs/providers", "charts/mail-token-broker", "tools"].into_iter().flat_map(files).collect();
+    let mut paths: Vec<_> = ["", "docs", "docs/providers", "charts/mail-token-broker", "tools", "tests"]
+        .into_iter()
+        .flat_map(files)
+        .collect();
     paths.sort();
     assert!(paths.len() >= 10, "{paths:?}");
     let page = |path: PathBuf| {
@@ -454,6 +456,20 @@ fn every_fault_has_its_row_and_a_test() {
         let row = row(&fault).unwrap_or_else(|| panic!("{fault} has no row"));
         // There is no webhook that could be down.
         assert!(row.contains("::") || fault == "F23", "{fault}: {row}");
+    }
+}
+
+#[test]
+fn every_row_of_a_fault_is_noted_by_a_test() {
+    let page = pages().into_iter().find(|page| page.path.ends_with("reliability.md")).unwrap();
+    let tests = sources(&["tests"]);
+    let first = |row: &str| row.strip_prefix("| ")?.split(' ').next().map(str::to_owned);
+    let is_fault = |word: &String| word.starts_with(['K', 'F']) && word[1..].bytes().all(|byte| byte.is_ascii_digit());
+    let faults: Vec<_> =
+        page.text.lines().filter(|row| row.contains("::")).filter_map(first).filter(is_fault).collect();
+    assert!(faults.len() >= 30, "{faults:?}");
+    for fault in faults {
+        assert!(tests.contains(&format!("\"{fault}\"")), "no test notes {fault}, so `make faults` would miss it");
     }
 }
 

@@ -9,3 +9,4 @@ mod chart_access;
 mod circles;
 mod crds;
 mod docs;
+mod testkit;
