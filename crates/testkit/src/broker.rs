@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    Cluster, Namespace, leaks, process,
+    Cluster, Namespace, mark, process,
     wait::{PATIENCE, until, until_in},
 };
 
@@ -308,7 +308,7 @@ impl Drop for Broker {
             let shown = lines.get(lines.len().saturating_sub(SHOWN_LINES)..).unwrap_or_default().join("\n");
             eprintln!("--- the end of the broker's log, {}:\n{shown}\n---", self.log.display());
         } else {
-            leaks::assert_unmarked("the broker's log", &self.log());
+            mark::assert_unmarked("the broker's log", &self.log());
             let written: Vec<_> = fs::read_dir(self.folder()).unwrap().map(|entry| entry.unwrap().path()).collect();
             assert!(written.is_empty(), "the broker wrote to disk: {written:?}");
             drop(fs::remove_dir(self.folder()));

@@ -13,7 +13,6 @@ use http::header::{HeaderName, HeaderValue, USER_AGENT};
 use kube::{Client, Config, config::KubeConfigOptions, config::Kubeconfig};
 
 use super::{
-    Namespace,
     audit::{self, AuditEvent, AuditLog},
     process,
 };
@@ -153,11 +152,6 @@ impl Cluster {
         config.headers.push((USER_AGENT, HeaderValue::from_static(audit::TEST)));
         config.headers.extend(headers);
         Client::try_from(config).unwrap()
-    }
-
-    /// A new namespace, named after the test.
-    pub async fn namespace(&self) -> Namespace {
-        Namespace::create(self.clone(), BTreeMap::new()).await
     }
 
     /// Who has asked the API server for what, since it was started. Of a shared cluster this is long:

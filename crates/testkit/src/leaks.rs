@@ -18,25 +18,9 @@ fn spellings(secret: &str) -> Vec<String> {
     spellings
 }
 
-/// In every token that the servers of tests make.
-pub const MARK: &str = "-canary-";
-
 /// How a JWT begins whose header names its algorithm first: Keycloak's, those of ServiceAccounts, which no test knows, and
 /// what the broker signs.
 const JWT: &str = "eyJhbGciOi";
-
-/// Fails if a token that is marked stands in a text, plain or in base64.
-pub fn assert_unmarked(place: &str, text: &str) {
-    let marked = (0..3).map(|shift| {
-        let encoded = BASE64_STANDARD.encode([" ".repeat(shift).as_bytes(), MARK.as_bytes(), b"  "].concat());
-        encoded[(shift * 4).div_ceil(3)..][..9].to_owned()
-    });
-    for mark in marked.chain([MARK.to_owned()]) {
-        if let Some(line) = text.lines().find(|line| line.contains(&mark)) {
-            panic!("a secret is told in {place}: {line}");
-        }
-    }
-}
 
 /// What many may read of a namespace: the objects of ours, and those of the cluster, their Events, and the metadata of the
 /// broker's Secrets.

@@ -29,6 +29,7 @@ pub mod ledger;
 pub mod login;
 pub mod mail;
 pub mod manifest;
+pub mod mark;
 pub mod mend;
 pub mod namespace;
 pub mod part;

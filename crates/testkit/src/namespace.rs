@@ -56,6 +56,13 @@ pub struct Namespace {
     pub client: Client,
 }
 
+impl Cluster {
+    /// A new namespace, named after the test.
+    pub async fn namespace(&self) -> Namespace {
+        Namespace::create(self.clone(), BTreeMap::new()).await
+    }
+}
+
 impl Namespace {
     /// Makes one with these labels.
     pub async fn create(cluster: Cluster, labels: BTreeMap<&str, &str>) -> Self {
