@@ -155,7 +155,7 @@ impl Drop for InFlight<'_> {
 }
 
 /// The `spec` of a MailProvider with this token endpoint.
-pub fn provider_spec(name: &str, token_url: &str) -> Value {
+pub fn spec(name: &str, token_url: &str) -> Value {
     let secret = json!({"name": format!("{name}-client"), "key": "client-secret"});
     json!({
         "oauth2": {"tokenURL": token_url},

@@ -22,13 +22,11 @@ use mail_token_broker::{
     providers::{self, Profile},
     render::render,
 };
+use mailtoken_testkit::Namespace;
 use serde_json::json;
 use tokio::task::JoinHandle;
 
-use crate::{
-    provider::{self, Provider},
-    support::Namespace,
-};
+use crate::provider::{self, Provider};
 
 /// A raw writer that runs until it is dropped.
 pub struct RawWriter(JoinHandle<()>);
