@@ -382,13 +382,16 @@ fn files_and_make_targets_that_are_named_exist() {
     }
 }
 
-/// Whether a file is there; a `*` in its name stands for anything.
+/// Whether a file is there; a `*` in a part of its path stands for anything.
 fn exists(path: &str) -> bool {
     let Some((before, after)) = path.split_once('*') else { return root().join(path).exists() };
     let (folder, start) = before.rsplit_once('/').unwrap_or(("", before));
+    let (end, below) = after.split_once('/').unwrap_or((after, ""));
     let entries = fs::read_dir(root().join(folder)).into_iter().flatten().flatten();
-    let matches = |name: &str| name.starts_with(start) && name.ends_with(after);
-    entries.map(|entry| entry.file_name()).any(|name| name.to_str().is_some_and(matches))
+    let matches = |name: &str| name.starts_with(start) && name.ends_with(end);
+    entries
+        .filter(|entry| entry.file_name().to_str().is_some_and(matches))
+        .any(|entry| entry.path().join(below).exists())
 }
 
 /// A test as the pages name it: `cluster::issue::a_name`, `standins::a_name` or, of the unit tests, `lib::a_name`. Names of
