@@ -263,7 +263,8 @@ fn what_users_see_is_spelled_in_one_room() {
     let kinds = ConditionType::ALL.iter().map(|kind| format!("\"{}\"", kind.as_str()));
     let keys = ["mailtoken.dev/", "app.kubernetes.io/managed-by"].map(|key| format!("\"{key}"));
     let words: Vec<_> = reasons.chain(kinds).chain(keys).collect();
-    for source in sources().iter().filter(|source| source.room() != "api") {
+    // The objects of unit tests are written as users write them.
+    for source in sources().iter().filter(|source| !["api", "fixtures"].contains(&source.room())) {
         for word in &words {
             let line = source.text.lines().find(|line| line.contains(word));
             assert_eq!(line, None, "{} spells {word}, a constant of the module api", source.shown());
