@@ -1,4 +1,4 @@
-//! A discovery document: an endpoint that is taken is an https URL in printable ASCII, which HTTP can express.
+//! Discovery documents: an accepted endpoint is an https URL in printable ASCII, which HTTP can express.
 #![no_main]
 
 use http::{Response, Uri};

@@ -1,4 +1,4 @@
-//! An answer that grants nothing: what is shown of it is of a fixed form, whatever stands in it.
+//! Responses that grant nothing: the shown parts have a fixed form, regardless of the content.
 #![no_main]
 
 use http::Response;

@@ -1,4 +1,4 @@
-//! Private keys and certificates in PEM: what is taken for a key signs.
+//! Private keys and certificates in PEM: an accepted key signs.
 #![no_main]
 
 use k8s_openapi::jiff::Timestamp;
@@ -13,7 +13,7 @@ const ALGORITHMS: [SigningAlgorithm; 4] =
     [SigningAlgorithm::PS256, SigningAlgorithm::RS256, SigningAlgorithm::ES256, SigningAlgorithm::EdDSA];
 
 fuzz_target!(|data: &[u8]| {
-    // A digit: 0 to 3 for the algorithm, 4 to 7 for the same with a certificate in the same file.
+    // A digit: 0 to 3 select the algorithm, 4 to 7 the same with a certificate in the same file.
     let Some((digit, pem)) = data.split_first() else { return };
     let certificate = (digit & 4 != 0).then_some(pem);
     let algorithm = ALGORITHMS[usize::from(digit & 3)];

@@ -1,4 +1,4 @@
-//! `Retry-After` and `Date`: the next attempt lies in the future, and not further off than an hour after a passing failure.
+//! `Retry-After` and `Date`: the next attempt is in the future, and at most an hour after a transient failure.
 #![no_main]
 
 use http::{HeaderValue, Response};

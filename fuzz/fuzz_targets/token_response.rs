@@ -1,4 +1,4 @@
-//! The answer to a token request: what is taken for a token is one, and ends in a time that can be written down.
+//! Token responses: an accepted token is valid, and has an expiry that can be formatted.
 #![no_main]
 
 use http::Response;

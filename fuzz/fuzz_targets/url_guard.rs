@@ -1,5 +1,5 @@
-//! The guard on URLs: whatever a URL is spelled like, a request that is let through goes by https, without user info, and
-//! to no address that is denied.
+//! The guard on URLs: regardless of a URL's spelling, a permitted request uses https, has no user info, and goes to no
+//! denied address.
 #![no_main]
 
 use std::{net::IpAddr, sync::LazyLock, time::Duration};
@@ -24,7 +24,7 @@ static CLIENT: LazyLock<(Runtime, IdpClient)> = LazyLock::new(|| {
 fuzz_target!(|data: &[u8]| {
     let (runtime, client) = &*CLIENT;
     if let Ok(octets) = <[u8; 16]>::try_from(data) {
-        // The same IPv4 address is judged the same inside of IPv6.
+        // The same IPv4 address inside an IPv6 address has the same result.
         let policy = EgressPolicy::default();
         let (v6, v4) = (IpAddr::from(octets), IpAddr::from([octets[12], octets[13], octets[14], octets[15]]));
         if octets[..12] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff] {
@@ -42,7 +42,7 @@ fuzz_target!(|data: &[u8]| {
     if let Ok(address) = host.parse::<IpAddr>() {
         assert!(EgressPolicy::default().judge(address).is_ok(), "{uri}");
     }
-    // Where the URL parser sees an address in an odd spelling, it is a permitted one.
+    // An address in an unusual spelling that the URL parser accepts is a permitted one.
     let url = url::Url::parse(&uri.to_string()).expect("it was taken");
     let literal = match url.host() {
         Some(url::Host::Ipv4(address)) => Some(IpAddr::V4(address)),
