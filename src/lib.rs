@@ -1,4 +1,4 @@
-//! The broker as a library: rooms through which data flows one way.
+//! The broker as a library. `ARCHITECTURE.md` says what each module holds.
 
 pub mod admin;
 pub mod admission;

@@ -26,16 +26,17 @@ use crate::{
     stores::Stores,
 };
 
-/// Seconds: a token endpoint answers in tens of milliseconds to seconds; the request time-out is 10 s by default.
+/// Bucket bounds in seconds: a token endpoint responds in tens of milliseconds to seconds; the request time-out is 10 s by
+/// default.
 const DURATION_BUCKETS: [f64; 9] = [0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// The prefix of the broker's own metrics; those of the process have none.
+/// The prefix of the broker's own metrics. The metrics of the process have none.
 const PREFIX: &str = "mailtoken";
 
-/// The kinds that the sweep looks over, in `mailtoken_sweep_enqueued_total`.
+/// The kinds that the sweep checks, in `mailtoken_sweep_enqueued_total`.
 pub const SWEPT: [&str; 2] = ["credential", "provider"];
 
-/// All metrics. The number of series has a bound: labels are constants, or names of objects that exist.
+/// All metrics. The number of series is bounded: labels are constants, or names of existing objects.
 pub struct Metrics {
     registry: Mutex<Registry>,
     requests: Family<RequestLabels, Counter>,
@@ -69,7 +70,7 @@ struct ErrorLabels {
 }
 
 impl Metrics {
-    /// Metrics that have counted nothing.
+    /// Creates metrics with all counts at zero.
     pub fn new() -> Self {
         let mut root = Registry::default();
         root.register_collector(Box::new(Process));
@@ -105,15 +106,15 @@ impl Metrics {
         Self { registry: Mutex::new(root), requests, durations, errors, provider_errors, swept, events_dropped }
     }
 
-    /// Exports the metrics of all credentials and providers from now on, whether this broker leads, and how many refresh
-    /// tokens are only in memory, which `unstored` counts.
+    /// Starts to export the metrics of all credentials and providers, the leadership, and the number of refresh tokens that
+    /// are only in memory, which `unstored` counts.
     pub fn watch(&self, stores: Stores, leadership: Leadership, unstored: impl Fn() -> usize + Send + Sync + 'static) {
         let errors = self.provider_errors.clone();
         let objects = Objects { stores, leadership, errors, unstored: Box::new(unstored) };
         self.registry.lock().sub_registry_with_prefix(PREFIX).register_collector(Box::new(objects));
     }
 
-    /// Counts a token request of a provider that brought no token.
+    /// Counts a token request of a provider that returned no token.
     pub fn token_request_error(&self, provider: &ProviderKey, reason: Reason) {
         self.provider_errors.inc(provider, reason);
     }
@@ -128,20 +129,20 @@ impl Metrics {
         self.swept.get_or_create(&KindLabels { kind }).inc();
     }
 
-    /// Counts an Event that was not written.
+    /// Counts a dropped Event.
     pub fn event_dropped(&self) {
         self.events_dropped.inc();
     }
 
-    /// A timer of a token request, which runs once the request is sent.
+    /// Returns the timer of a token request, which starts when the request is sent.
     pub fn token_request(&self, preset: &'static str) -> RequestTimer<'_> {
         RequestTimer { metrics: self, preset, since: OnceLock::new() }
     }
 
-    /// The OpenMetrics text.
+    /// Renders the OpenMetrics text.
     ///
     /// # Errors
-    /// None that writing to a `String` can have.
+    /// Never, because a write to a `String` cannot fail.
     pub fn text(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
         encode(&mut text, &self.registry.lock())?;
@@ -155,7 +156,7 @@ impl Default for Metrics {
     }
 }
 
-/// A token request that is being timed.
+/// The timer of a token request.
 pub struct RequestTimer<'a> {
     metrics: &'a Metrics,
     preset: &'static str,
@@ -163,13 +164,13 @@ pub struct RequestTimer<'a> {
 }
 
 impl RequestTimer<'_> {
-    /// The request is sent now: what it has waited for before is not the provider's time.
+    /// Starts the timer. Earlier waiting is not the provider's time.
     #[expect(clippy::disallowed_methods, reason = "a duration, not a date: nothing is decided by it")]
     pub fn sent(&self) {
         self.since.get_or_init(Instant::now);
     }
 
-    /// Counts the request with how it ended.
+    /// Counts the request with its outcome.
     pub fn observe(self, grant: GrantType, outcome: Reason) {
         let outcome = if outcome == Reason::RenewalSucceeded { "success" } else { outcome.as_str() };
         self.metrics

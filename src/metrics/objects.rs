@@ -1,5 +1,5 @@
-//! Metrics of credentials and providers: they are read from the watches' stores at each collection, so a series ends with
-//! its object, and nothing is kept.
+//! Metrics of credentials and providers. Each collection reads them from the watches' stores, so a series ends with its
+//! object, and the metrics store nothing.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -27,7 +27,7 @@ use crate::{
     stores::Stores,
 };
 
-/// Token requests that failed, by provider and reason. Kept only while the provider exists.
+/// Failed token requests by provider and reason, for existing providers.
 #[derive(Default)]
 pub(super) struct ProviderErrors(Mutex<HashMap<ProviderKey, BTreeMap<&'static str, u64>>>);
 
@@ -44,15 +44,15 @@ impl ProviderErrors {
     }
 }
 
-/// What the metrics of objects are read from.
+/// The sources of the metrics of objects.
 pub(super) struct Objects {
-    /// What the watches show.
+    /// The stores of the watches.
     pub(super) stores: Stores,
     /// Whether this broker leads.
     pub(super) leadership: Leadership,
     /// Counts of failed token requests.
     pub(super) errors: Arc<ProviderErrors>,
-    /// How many refresh tokens are only in memory.
+    /// Counts the refresh tokens that are only in memory.
     pub(super) unstored: Box<dyn Fn() -> usize + Send + Sync>,
 }
 
@@ -111,7 +111,7 @@ impl Objects {
         gauges(encoder, "credential_not_ready", "1 while Ready is not True, with its reason", reasons)
     }
 
-    /// What the other metrics of a credential are joined with.
+    /// The series with which the other metrics of a credential are joined.
     fn info(
         &self,
         encoder: &mut DescriptorEncoder<'_>,
@@ -149,7 +149,7 @@ impl Objects {
         });
         gauges(encoder, "provider_ready", "Whether a provider can be used", ready)?;
 
-        // The earliest end of those in use: one credential may have gone on to the next entry already.
+        // The earliest expiry of the entries in use: one credential may already use the next entry.
         let mut ends: HashMap<ProviderKey, i64> = HashMap::new();
         for credential in credentials {
             let key = ProviderKey::of(credential);
@@ -198,7 +198,7 @@ fn labels(credential: &MailCredential) -> [Label; 2] {
     [("namespace", credential.namespace().unwrap_or_default()), ("name", credential.name_any())]
 }
 
-/// A ClusterMailProvider has no namespace: Prometheus takes an empty label for an absent one.
+/// The labels of a provider. A ClusterMailProvider has no namespace; Prometheus treats an empty label as absent.
 fn provider_labels(key: &ProviderKey, name: &'static str) -> [Label; 3] {
     [("kind", kind(key).to_owned()), ("namespace", key.namespace.clone()), (name, key.name.clone())]
 }
@@ -214,7 +214,8 @@ fn is_ready(status: &MailCredentialStatus) -> bool {
     condition::is_true(&status.conditions, ConditionType::Ready)
 }
 
-/// One of the broker's reasons, whatever another writer put into the status: the number of series has a bound.
+/// The reason as one of the broker's own, regardless of other writers of the status, because the number of series is
+/// bounded.
 fn not_ready_reason(status: &MailCredentialStatus) -> &'static str {
     match condition::find(&status.conditions, ConditionType::Ready) {
         None => Reason::Pending.as_str(),
@@ -222,7 +223,7 @@ fn not_ready_reason(status: &MailCredentialStatus) -> &'static str {
     }
 }
 
-/// The status of a credential that is not suspended: what a suspended one lacks is no news.
+/// The status of a credential, unless it is suspended: a suspended credential needs no alert.
 fn status(credential: &MailCredential) -> Option<&MailCredentialStatus> {
     credential.status.as_ref().filter(|_| !credential.spec.suspend)
 }
@@ -231,8 +232,8 @@ fn token(credential: &MailCredential) -> Option<&TokenStatus> {
     status(credential)?.token.as_ref()
 }
 
-/// When the client authentication ends that a credential uses, in seconds: as the spec of its provider says now, otherwise
-/// as it was at the last request (a certificate's end is not in the spec).
+/// The expiry of a credential's client authentication in seconds: from the provider's current spec, otherwise from the last
+/// request (a certificate's expiry is not in the spec).
 fn client_end(credential: &MailCredential, provider: &ProviderObject) -> Option<i64> {
     let used = status(credential)?.client.as_ref()?;
     let entries = &provider.spec().client.authentication;

@@ -1,4 +1,4 @@
-//! The metrics of the process that every Prometheus client has (`process_*`), from Linux' `/proc`. Elsewhere there are none.
+//! The process metrics of every Prometheus client (`process_*`), from Linux' `/proc`. Other systems have none.
 
 use std::{fmt, fs};
 
@@ -8,11 +8,11 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
 
-/// Reads `/proc` at each collection.
+/// Collector that reads `/proc` at each collection.
 #[derive(Debug)]
 pub(super) struct Process;
 
-/// What `/proc` says; `None` where it cannot be read.
+/// Values from `/proc`; `None` if unreadable.
 #[derive(Debug, Default, PartialEq)]
 struct Usage {
     cpu_seconds: Option<f64>,
@@ -54,7 +54,7 @@ impl Collector for Process {
 
 fn usage() -> Usage {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    // The directory that is read is open itself.
+    // The directory that is being read is itself open.
     let open = fs::read_dir("/proc/self/fd").ok().map(|entries| entries.count().saturating_sub(1));
     Usage {
         open_fds: open.and_then(|count| i64::try_from(count).ok()),
@@ -68,9 +68,9 @@ fn usage() -> Usage {
     }
 }
 
-/// Reads the files of proc(5): `stat`, `status` and `limits` of the process, and `stat` of the system.
+/// Parses the files of proc(5): `stat`, `status` and `limits` of the process, and `stat` of the system.
 fn parse(stat: &str, status: &str, limits: &str, system: &str, ticks: Option<f64>) -> Usage {
-    // The name of the program, in brackets, may contain anything; the third field follows it.
+    // The program's name, in brackets, may contain any character. The third field follows it.
     let fields: Vec<&str> =
         stat.rsplit_once(')').map(|(_, rest)| rest.split_ascii_whitespace().collect()).unwrap_or_default();
     let seconds = |field: usize| Some(fields.get(field - 3)?.parse::<f64>().ok()? / ticks?);

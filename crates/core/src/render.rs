@@ -1,4 +1,4 @@
-//! The content of the Secret that pods mount.
+//! Renders the content of the Secret that pods mount.
 
 use std::{cell::OnceCell, collections::BTreeMap};
 
@@ -19,33 +19,33 @@ use crate::{
     providers::Profile,
 };
 
-/// Most bytes of a Secret's data (`MaxSecretSize` of Kubernetes: the sum of the values' lengths).
+/// Maximum size of a Secret's data in bytes (`MaxSecretSize` of Kubernetes: the sum of the values' lengths).
 pub const SECRET_MAX: usize = 1024 * 1024;
-/// The length of an access token that is assumed before the first is known: Entra ID's, the longest of the presets, have
+/// Assumed length of an access token before the first token is known: Entra ID's tokens, the longest of the presets, have
 /// 1,500 to 3,000 bytes.
 pub const USUAL_TOKEN: usize = 4096;
-/// A time that is as long in seconds as those between 2001 and 2286.
+/// A time with as many digits in seconds as those between 2001 and 2286.
 const TEN_DIGITS: i64 = 1_800_000_000;
 
-/// The Secret would be larger than Kubernetes allows. Nothing of it was made.
+/// The Secret would be larger than Kubernetes allows. No value was rendered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "spec.secret.data[{key}] would have {bytes} bytes with an access token of {token} bytes, and the whole Secret {total}, \
      where {SECRET_MAX} are the limit"
 )]
 pub struct TooLarge {
-    /// The key of `spec.secret.data` that takes most.
+    /// The largest key of `spec.secret.data`.
     pub key: String,
-    /// Bytes of that key's value.
+    /// Size of that key's value in bytes.
     pub bytes: usize,
-    /// Bytes of all values.
+    /// Size of all values in bytes.
     pub total: usize,
     /// Length of the access token in bytes.
     pub token: usize,
 }
 
-/// All keys of the Secret for `token`. Its size is computed before a byte of `spec.secret.data` is made, and each value is
-/// made once.
+/// Renders all keys of the Secret for `token`. Computes the size before it renders `spec.secret.data`, and renders each
+/// value once.
 ///
 /// # Errors
 /// If the Secret would be larger than [`SECRET_MAX`].
@@ -64,14 +64,14 @@ pub fn render(
     Ok(data.into_iter().map(|(key, value)| (key, ByteString(value.into_bytes()))).collect())
 }
 
-/// How many bytes the values of the Secret have with an access token of `length` bytes. Nothing of `spec.secret.data` is
-/// rendered.
+/// Computes the size of the Secret's values in bytes with an access token of `length` bytes, without rendering
+/// `spec.secret.data`.
 ///
 /// # Errors
 /// If the Secret would be larger than [`SECRET_MAX`].
 pub fn size(credential: &MailCredential, profile: &Profile, length: usize) -> Result<usize, TooLarge> {
     let token = Token {
-        // Of the token nothing counts but its length.
+        // Only the token's length matters.
         access_token: "x".repeat(length).into(),
         token_type: "Bearer".to_owned(),
         issued_at: Timestamp::UNIX_EPOCH,
@@ -83,7 +83,7 @@ pub fn size(credential: &MailCredential, profile: &Profile, length: usize) -> Re
     check(length, &fixed(credential, profile, &token, &values), &lengths(credential, &values))
 }
 
-/// The keys of the contract. Their number is fixed, and each holds the token once, so they are bounded.
+/// The fixed keys of the Secret. Their number is fixed, and each contains the token at most once, so they are bounded.
 fn fixed(credential: &MailCredential, profile: &Profile, token: &Token, values: &Values) -> BTreeMap<String, String> {
     let formats = &credential.spec.secret.formats;
     let wanted = |name: &str| match name {
@@ -110,7 +110,7 @@ fn lengths<'a>(credential: &'a MailCredential, values: &Values) -> Vec<(&'a str,
     credential.spec.secret.data.iter().map(|(key, template)| (key.as_str(), length(template))).collect()
 }
 
-/// The sum of the lengths, if a Secret holds that much.
+/// The sum of the lengths, if a Secret can hold it.
 fn check(token: usize, fixed: &BTreeMap<String, String>, lengths: &[(&str, usize)]) -> Result<usize, TooLarge> {
     let all = fixed.values().map(String::len).chain(lengths.iter().map(|(_, length)| *length));
     let total = all.fold(0_usize, usize::saturating_add);
@@ -121,10 +121,10 @@ fn check(token: usize, fixed: &BTreeMap<String, String>, lengths: &[(&str, usize
     }
 }
 
-/// Makes the SASL response of a user with a token.
+/// A function from a user and a token to a SASL response.
 type Response = fn(&str, &str) -> String;
 
-/// The SASL responses of the protocols whose user name is not that of `username`, in the formats that are requested.
+/// The SASL responses of the protocols whose user name differs from `username`, in the requested formats.
 fn responses(credential: &MailCredential, profile: &Profile, token: &Token) -> BTreeMap<String, String> {
     let (spec, access_token) = (&credential.spec, token.access_token.expose_secret());
     let first = profile.first_username(credential);
@@ -144,7 +144,7 @@ fn responses(credential: &MailCredential, profile: &Profile, token: &Token) -> B
     keys
 }
 
-/// The files that are requested. sasl-xoauth2 belongs to Postfix, which logs in by SMTP.
+/// The requested files. sasl-xoauth2 belongs to Postfix, which logs in over SMTP.
 fn files(credential: &MailCredential, profile: &Profile, token: &Token) -> BTreeMap<String, String> {
     let (spec, access_token) = (&credential.spec, token.access_token.expose_secret());
     let first = profile.first_username(credential);
@@ -168,13 +168,13 @@ fn files(credential: &MailCredential, profile: &Profile, token: &Token) -> BTree
     keys
 }
 
-/// Texts by the names of their placeholders.
+/// Values by the names of their placeholders.
 type Values = BTreeMap<String, Value>;
 
-/// What a placeholder stands for.
+/// The value of a placeholder.
 struct Value {
     text: Zeroizing<String>,
-    /// Its lengths in the encodings, counted once where they are asked for: a template may have thousands of placeholders.
+    /// The value's lengths in the encodings, computed once when needed: a template may have thousands of placeholders.
     url: OnceCell<usize>,
     json: OnceCell<usize>,
 }
@@ -198,7 +198,7 @@ impl Value {
     }
 }
 
-/// What the placeholders stand for; each is also a key of its own where it is asked for. Some hold the token.
+/// The values of the placeholders. Each is also a key of the Secret if requested. Some contain the token.
 fn values(credential: &MailCredential, profile: &Profile, token: &Token) -> Values {
     let spec = &credential.spec;
     let access_token = token.access_token.expose_secret();
@@ -229,8 +229,8 @@ fn values(credential: &MailCredential, profile: &Profile, token: &Token) -> Valu
     values
 }
 
-/// Puts values into a template, which makes a text of this length. What is put in is not looked at again. The schema has refused unknown placeholders and
-/// lone dollars; they stay as they are.
+/// Replaces the placeholders of a template, for a text of this length. Inserted values are not expanded again. The schema
+/// has rejected unknown placeholders and lone dollars; they stay unchanged.
 fn fill(template: &str, values: &Values, length: usize) -> String {
     let mut text = String::with_capacity(length);
     for part in parts(template, values) {
@@ -244,9 +244,9 @@ fn fill(template: &str, values: &Values, length: usize) -> String {
 
 /// A part of a template.
 enum Part<'a> {
-    /// Text as it is.
+    /// Unchanged text of the template.
     Text(&'a str),
-    /// A value, and how it is written.
+    /// A value and its encoding.
     Value(&'a Value, Encoding),
 }
 
@@ -272,7 +272,7 @@ fn parts<'a>(template: &'a str, values: &'a Values) -> Vec<Part<'a>> {
     parts
 }
 
-/// Writes a value in an encoding. At most six bytes become of one (JSON's `\u0001`).
+/// Writes a value in an encoding. One byte becomes at most six (JSON's `\u0001`).
 fn push_encoded(text: &mut String, value: &str, encoding: Encoding) {
     match encoding {
         Encoding::Plain => text.push_str(value),
@@ -497,7 +497,7 @@ mod tests {
     fn a_secret_of_just_the_limit_is_made_and_of_one_byte_more_is_not() {
         let mut credential = fixtures::credential();
         let bare = size(&credential, &oauth2(), 0).unwrap();
-        // 256 tokens of 4,000 bytes, and the rest by other letters.
+        // 256 tokens of 4,000 bytes, and other letters up to the limit.
         let literal = SECRET_MAX
             - bare
             - 4_000
@@ -534,13 +534,13 @@ mod tests {
         assert!(size(&credential, &oauth2(), 32 * 1024).unwrap() < SECRET_MAX);
     }
 
-    /// Values that would go on and on, were they looked at again.
+    /// Values that would expand endlessly if they were expanded again.
     fn mischievous() -> Values {
         let value = |name: &String| Value::new(format!("{name}: ${{access_token}} $$ ${{{name}}} $"));
         secret_keys::placeholders().into_iter().map(|name| (name.clone(), value(&name))).collect()
     }
 
-    /// A part of a template, and what becomes of it.
+    /// A part of a template, and its result.
     fn part() -> impl Strategy<Value = (String, String)> {
         let placeholder = |name: String| (format!("${{{name}}}"), mischievous()[&name].text.as_str().to_owned());
         prop_oneof![
