@@ -1,4 +1,4 @@
-//! Condition types and reasons, how long each reason is waited out, and the one place that sets a transition time.
+//! Condition types and reasons, the retry class of each reason, and the only function that sets a transition time.
 
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
@@ -15,7 +15,7 @@ macro_rules! condition_types {
             /// Every type, in the order of their declaration.
             pub const ALL: &[Self] = &[$(Self::$name),+];
 
-            /// The name in the API.
+            /// The name of the value in the API.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$name => stringify!($name)),+ }
             }
@@ -24,30 +24,30 @@ macro_rules! condition_types {
 }
 
 condition_types! {
-    /// The Secret holds, now, an unexpired token for the spec as it stands. On a provider: it can be used.
+    /// The Secret currently holds an unexpired token for the current spec. On a provider: the broker can use the provider.
     Ready,
     /// The last attempt to obtain a token succeeded.
     Renewed,
     /// Nothing will change until a person acts (kstatus). Absent while `Ready` is True.
     Stalled,
-    /// The broker obtains the first token, or a token for a changed spec, or waits for what passes (kstatus).
+    /// The broker is obtaining the first token or a token for a changed spec, or waits for a transient problem to end (kstatus).
     Reconciling,
-    /// The refresh token's known end is near.
+    /// The known expiry of the refresh token is near.
     GrantExpiringSoon,
-    /// The client secret or certificate ends soon.
+    /// The client secret or certificate expires soon.
     ClientCredentialExpiringSoon,
 }
 
-/// How a reason is retried.
+/// Retry classes of reasons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
-    /// It passes by itself: 5, 10, 20 … 300 seconds.
+    /// Transient: the broker retries after 5, 10, 20 … 300 seconds.
     Transient,
-    /// A person has to act: still tried again, after 15 minutes to 6 hours, and at once on any change.
+    /// A person must act: the broker retries after 15 minutes to 6 hours, and immediately after any change.
     Permanent,
-    /// No token request is made until what is wrong has changed.
+    /// An object must change: the broker sends no token request until then.
     OnChange,
-    /// No failure.
+    /// Not a failure.
     None,
 }
 
@@ -61,17 +61,17 @@ macro_rules! reasons {
             /// Every reason, in the order of their declaration.
             pub const ALL: &[Self] = &[$(Self::$name),+];
 
-            /// The name in the API.
+            /// The name of the value in the API.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$name => stringify!($name)),+ }
             }
 
-            /// How the broker goes on after this reason.
+            /// The retry class of this reason.
             pub const fn retry(self) -> Retry {
                 match self { $(Self::$name => Retry::$retry),+ }
             }
 
-            /// The reason of this name, `None` for one that this version does not know.
+            /// The reason with this name; `None` if this version does not know the name.
             pub fn parse(name: &str) -> Option<Self> {
                 match name { $(stringify!($name) => Some(Self::$name),)+ _ => None }
             }
@@ -82,41 +82,41 @@ macro_rules! reasons {
 reasons! {
     /// The Secret holds an unexpired token.
     TokenValid => None,
-    /// No token yet; it is being obtained.
+    /// There is no token yet, and the broker is obtaining one.
     Pending => None,
-    /// The token in the Secret is past its end.
+    /// The token in the Secret has expired.
     Expired => None,
     /// The last token request succeeded.
     RenewalSucceeded => None,
-    /// Work is under way.
+    /// The broker is obtaining a token, or waits.
     Progressing => None,
     /// `spec.suspend` is true.
     Suspended => None,
-    /// The provider can be used.
+    /// The broker can use the provider.
     ProviderReady => None,
 
-    /// The provider did not answer, or answered 5xx.
+    /// The provider did not respond, or responded with 5xx.
     ProviderUnavailable => Transient,
     /// The provider asked for fewer requests.
     Throttled => Transient,
-    /// The provider's answer is no token response.
+    /// The provider's response is not a token response.
     MalformedResponse => Transient,
-    /// The provider's certificate was not accepted.
+    /// The broker did not accept the provider's certificate.
     TLSFailed => Transient,
-    /// The provider finds the broker's clock wrong.
+    /// The clocks of provider and broker differ.
     ClockSkew => Transient,
-    /// The token could not be written into the Secret.
+    /// The broker could not write the token into the Secret.
     SecretWriteFailed => Transient,
 
     /// The provider's address is in a range that the broker may not connect to.
     EgressDenied => Permanent,
     /// The provider refused the client's id or secret.
     InvalidClient => Permanent,
-    /// The client secret is past its end.
+    /// The client secret has expired.
     ClientSecretExpired => Permanent,
     /// The provider refused the grant.
     InvalidGrant => Permanent,
-    /// Nobody has consented to the permissions asked for.
+    /// Consent for the requested permissions is missing.
     ConsentRequired => Permanent,
     /// The provider refused the scopes.
     InvalidScope => Permanent,
@@ -124,10 +124,10 @@ reasons! {
     FederationMismatch => Permanent,
     /// The provider refused the request for another reason.
     RequestRefused => Permanent,
-    /// A person has to sign in.
+    /// A user must sign in.
     AuthorizationRequired => Permanent,
 
-    /// The spec contradicts itself or asks for what cannot be.
+    /// The spec contradicts itself, or cannot work with the provider.
     InvalidSpec => OnChange,
     /// The provider object does not exist.
     ProviderNotFound => OnChange,
@@ -135,46 +135,46 @@ reasons! {
     ProviderNotReady => OnChange,
     /// The provider does not allow this use.
     NotAllowed => OnChange,
-    /// A Secret or ConfigMap that is referred to, or its key, does not exist.
+    /// A referenced Secret or ConfigMap, or its key, does not exist.
     SourceNotFound => OnChange,
-    /// A Secret that is referred to lacks the label that lets the broker read it.
+    /// A referenced Secret lacks the label that allows the broker to read it.
     SourceNotLabeled => OnChange,
-    /// A Secret or ConfigMap that is referred to holds something unusable.
+    /// A referenced Secret or ConfigMap has an unusable value.
     SourceInvalid => OnChange,
-    /// The target Secret belongs to somebody else.
+    /// The target Secret belongs to another owner.
     SecretConflict => OnChange,
 
-    /// The discovery document could not be read.
+    /// The broker could not read the discovery document.
     DiscoveryFailed => Transient,
     /// The discovery document names another issuer.
     IssuerMismatch => Permanent,
 
-    /// The end is 30 days or less away.
+    /// The expiry is at most 30 days away.
     Within30d => None,
-    /// The end is 7 days or less away.
+    /// The expiry is at most 7 days away.
     Within7d => None,
-    /// The end is a day or less away, or past.
+    /// The expiry is at most a day away, or past.
     Within1d => None,
 
     /// Event only: the tokens' lifetime is too short for `spec.renewal.minValidity`.
     LifetimeTooShort => None,
-    /// Event only: the token response did not say in a usable form how long the token lives.
+    /// Event only: the token response has no usable lifetime.
     LifetimeUnknown => None,
-    /// Event only: the token response did not say of what type the token is.
+    /// Event only: the token response has no token type.
     TokenTypeUnknown => None,
-    /// Event only: another client authentication is in use than before.
+    /// Event only: the broker uses another client authentication than before.
     ClientAuthenticationChanged => None,
-    /// Event only: the token says of itself that it will not do.
+    /// Event only: the token's claims show that mail servers will refuse it.
     TokenUnsuitable => None,
-    /// Event only: the provider did not say who signed in with a device code.
+    /// Event only: the provider did not report who signed in with a device code.
     AccountNotVerified => None,
-    /// Event only: another refresh token was put into the seed's Secret and is used from now on.
+    /// Event only: the broker uses a new refresh token from the seed's Secret.
     GrantReseeded => None,
     /// Event only: the tokens of a deleted credential were revoked.
     GrantRevoked => None,
     /// Event only: the tokens of a deleted credential could not be revoked.
     RevocationFailed => None,
-    /// Event only: the provider has no way to revoke tokens.
+    /// Event only: the provider cannot revoke tokens.
     RevocationNotSupported => None,
 }
 
@@ -187,13 +187,13 @@ impl Reason {
         }
     }
 
-    /// Whether the reason is that an object is missing which may have been applied in the same go and arrive later.
+    /// Whether the reason is a missing object that may still arrive, because it was applied together with this one.
     pub const fn may_arrive(self) -> bool {
         matches!(self, Self::ProviderNotFound | Self::SourceNotFound | Self::SourceNotLabeled)
     }
 }
 
-/// The condition of type `kind` among `conditions`.
+/// Returns the condition of type `kind` among `conditions`.
 pub fn find(conditions: &[Condition], kind: ConditionType) -> Option<&Condition> {
     conditions.iter().find(|condition| condition.type_ == kind.as_str())
 }
@@ -203,7 +203,7 @@ pub fn is_true(conditions: &[Condition], kind: ConditionType) -> bool {
     find(conditions, kind).is_some_and(|condition| condition.status == "True")
 }
 
-/// Sets the condition of type `kind`; its transition time moves only if its status does.
+/// Sets the condition of type `kind`. Its transition time changes only with its status.
 pub fn upsert(
     conditions: &mut Vec<Condition>,
     kind: ConditionType,
@@ -233,12 +233,12 @@ pub fn upsert(
     }
 }
 
-/// Takes the condition of type `kind` away.
+/// Removes the condition of type `kind`.
 pub fn remove(conditions: &mut Vec<Condition>, kind: ConditionType) {
     conditions.retain(|condition| condition.type_ != kind.as_str());
 }
 
-/// Longest message that we write; `metav1.Condition` allows 32,768 characters, a terminal far less.
+/// Maximum length of a message in characters. `metav1.Condition` allows 32,768; a reader of a terminal needs fewer.
 const MESSAGE_MAX: usize = 2_048;
 
 fn bounded(message: String) -> String {

@@ -1,4 +1,4 @@
-//! `MailCredential`: a mailbox for which a Secret with a valid token is wanted.
+//! `MailCredential`: a mailbox for which the broker keeps a Secret with a valid token.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ pub use super::protocol::Protocol;
 
 use super::{grant::Grant, schema::*, secret_keys, status::MailCredentialStatus};
 
-/// A mailbox for which a Secret with a valid token is wanted.
+/// The desired state of a MailCredential.
 #[derive(CustomResource, Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]
 #[kube(
     group = "mailtoken.dev",
@@ -33,33 +33,34 @@ use super::{grant::Grant, schema::*, secret_keys, status::MailCredentialStatus};
     printcolumn = r#"{"name":"Failures","type":"integer","jsonPath":".status.failedAttempts","priority":1}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
+#[schemars(description = "spec is the desired state of the credential.")]
 #[serde(rename_all = "camelCase")]
 pub struct MailCredentialSpec {
-    /// Who issues the token.
+    /// providerRef names the provider that issues the token.
     pub provider_ref: ProviderRef,
-    /// Whose mail it is.
+    /// mailbox is the mailbox and the account that the token is for.
     pub mailbox: Mailbox,
-    /// What the token is used for.
+    /// protocols are the mail protocols that the token is used for. Defaults to SMTP.
     #[serde(default = "default_protocols")]
     #[schemars(length(min = 1, max = 3))]
     #[x_kube(merge_strategy = kube::core::ListMerge::Atomic, validation = Rule::new(UNIQUE_RULE).message(UNIQUE_MESSAGE))]
     pub protocols: Vec<Protocol>,
-    /// How the token is obtained.
+    /// grant is the OAuth grant by which the broker obtains the token.
     pub grant: Grant,
-    /// Scopes to ask for. Empty: those of the provider.
+    /// scopes are the requested scopes. Defaults to the provider's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 512), regex(pattern = SCOPE)))]
     pub scopes: Vec<String>,
-    /// The Secret that pods mount.
+    /// secret describes the Secret that pods mount.
     #[serde(default)]
     pub secret: SecretTemplate,
-    /// When the token is renewed.
+    /// renewal determines when the broker renews the token.
     #[serde(default)]
     pub renewal: Renewal,
-    /// Whether the tokens are revoked at the provider when the credential is deleted (RFC 7009).
+    /// revocationPolicy determines whether the broker revokes the tokens when the credential is deleted (RFC 7009).
     #[serde(default)]
     pub revocation_policy: RevocationPolicy,
-    /// Stops all requests to the provider and all writes of the Secret.
+    /// suspend stops all requests to the provider and all writes of the Secret.
     #[serde(default)]
     pub suspend: bool,
 }
@@ -76,32 +77,32 @@ impl MailCredential {
     }
 }
 
-/// A provider of the same namespace, or of the cluster.
+/// A reference to a MailProvider of the same namespace, or to a ClusterMailProvider.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq, Hash)]
 pub struct ProviderRef {
-    /// The provider's kind.
+    /// kind is the kind of the provider. Defaults to MailProvider.
     #[serde(default)]
     pub kind: ProviderKind,
-    /// The provider's name.
+    /// name is the name of the provider.
     #[schemars(length(min = 1, max = 253), regex(pattern = OBJECT_NAME))]
     pub name: String,
 }
 
-/// The kinds of provider.
+/// The two kinds of providers.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq, Hash)]
 pub enum ProviderKind {
-    /// In the credential's namespace.
+    /// A MailProvider in the credential's namespace.
     #[default]
     MailProvider,
-    /// In the cluster.
+    /// A ClusterMailProvider, which has no namespace.
     ClusterMailProvider,
 }
 
-/// The mailbox.
+/// The mailbox of a credential, and its accounts.
 #[derive(Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Mailbox {
-    /// address is the mailbox, and the address that mail comes from.
+    /// address is the mailbox, and the sender address of mail.
     #[schemars(length(min = 3, max = 254))]
     #[x_kube(validation = Rule::new(ADDRESS_RULE).message(ADDRESS_MESSAGE))]
     pub address: String,
@@ -170,46 +171,46 @@ fn default_protocols() -> Vec<Protocol> {
     vec![Protocol::Smtp]
 }
 
-/// Whether tokens are revoked when their credential is deleted.
+/// Policies for the tokens of a deleted credential.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 pub enum RevocationPolicy {
-    /// They run out by themselves.
+    /// The broker revokes no token.
     #[default]
     Never,
-    /// The provider is asked to revoke them, for a minute at most.
+    /// The broker revokes the tokens at the provider, within a minute at most.
     OnDelete,
 }
 
-/// What the Secret looks like.
+/// Template of the Secret that pods mount.
 #[derive(Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]
 #[x_kube(validation = Rule::new(METADATA_SIZE_RULE).message(METADATA_SIZE_MESSAGE))]
 #[serde(rename_all = "camelCase")]
 pub struct SecretTemplate {
-    /// Its name; the credential's by default.
+    /// name is the name of the Secret. Defaults to the credential's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253), regex(pattern = OBJECT_NAME))]
     #[x_kube(validation = Rule::new(TARGET_NAME_RULE).message(TARGET_NAME_MESSAGE))]
     pub name: Option<String>,
-    /// Labels to set on it.
+    /// labels are more labels of the Secret.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(length(max = 32))]
     #[schemars(schema_with = "labels_schema")]
     pub labels: BTreeMap<String, String>,
-    /// Annotations to set on it.
+    /// annotations are more annotations of the Secret.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "annotations_schema")]
     pub annotations: BTreeMap<String, String>,
-    /// Ready-made forms of the token to add.
+    /// formats are the token's formats to add as further keys. Defaults to XOAuth2.
     #[serde(default = "default_formats")]
     #[schemars(length(max = 4))]
     #[x_kube(merge_strategy = kube::core::ListMerge::Atomic, validation = Rule::new(UNIQUE_RULE).message(UNIQUE_MESSAGE))]
     pub formats: Vec<Format>,
-    /// Further keys, with `${placeholders}`; `$$` is a dollar. `${name:url}` is percent-encoded, `${name:json}` escaped for
-    /// a JSON string.
+    /// data are further keys, with `${placeholders}`. `$$` is a dollar. `${name:url}` is percent-encoded, `${name:json}` is
+    /// escaped for a JSON string.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "data_schema")]
     pub data: BTreeMap<String, String>,
-    /// What becomes of the Secret when the credential is deleted.
+    /// deletionPolicy determines whether the Secret is deleted with the credential.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
 }
@@ -266,7 +267,7 @@ fn metadata_rules() -> Vec<(String, String)> {
 const METADATA_RULES: &[(&str, &str)] = &[
     (
         "!self.exists(k, k == 'app.kubernetes.io/managed-by' || k.startsWith('mailtoken.dev/'))",
-        "app.kubernetes.io/managed-by and mailtoken.dev/ are the broker's own: choose another key",
+        "app.kubernetes.io/managed-by and mailtoken.dev/ belong to the broker: choose another key",
     ),
     (
         r"self.all(k, size(k) <= 317 && k.matches('^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$'))",
@@ -274,41 +275,41 @@ const METADATA_RULES: &[(&str, &str)] = &[
     ),
 ];
 
-/// Ready-made forms of the token.
+/// Formats of the token in the Secret.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Format {
     /// `xoauth2`: the initial response of Google's and Microsoft's SASL mechanism.
     XOAuth2,
     /// `oauthbearer`: the initial response of RFC 7628.
     OAuthBearer,
-    /// `sasl-xoauth2.json`: what Postfix's sasl-xoauth2 reads.
+    /// `sasl-xoauth2.json`: the token file of Postfix's sasl-xoauth2.
     SaslXoauth2,
-    /// `token.json`.
+    /// `token.json`: the token and its expiry.
     #[serde(rename = "TokenJSON")]
     TokenJson,
 }
 
-/// What becomes of a Secret when its credential is deleted.
+/// Policies for the Secret of a deleted credential.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 pub enum DeletionPolicy {
-    /// It goes too, by its owner reference.
+    /// Kubernetes deletes the Secret, by its owner reference.
     #[default]
     Delete,
-    /// It stays.
+    /// The Secret stays.
     Retain,
 }
 
-/// When the token is renewed.
+/// Settings for the renewal time of a token.
 #[derive(Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Renewal {
-    /// How long a token that a pod reads must at least be valid. Some servers refuse tokens that end soon
-    /// (Microsoft's High Volume Email: 501 5.5.127).
+    /// minValidity is the minimum validity of a token that a pod reads. Defaults to 10m. Some servers refuse tokens that
+    /// expire soon (Microsoft's High Volume Email: 501 5.5.127).
     #[serde(default = "default_min_validity")]
     #[schemars(schema_with = "duration_schema")]
     #[x_kube(validation = Rule::new("duration(self) <= duration('24h')").message("must be at most 24h"))]
     pub min_validity: Duration,
-    /// Renew this long before the end, whatever `minValidity` says; at most half the token's lifetime.
+    /// renewBefore is the time before the expiry at which the broker renews, at most half the lifetime. Overrides `minValidity`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "duration_schema")]
     #[x_kube(validation = Rule::new("duration(self) > duration('0s') && duration(self) <= duration('24h')")
@@ -322,7 +323,7 @@ impl Default for Renewal {
     }
 }
 
-/// Ten minutes: what Microsoft's High Volume Email asks for.
+/// Ten minutes, the requirement of Microsoft's High Volume Email.
 fn default_min_validity() -> Duration {
     std::time::Duration::from_secs(600).into()
 }

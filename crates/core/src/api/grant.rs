@@ -1,4 +1,4 @@
-//! How a token is obtained: the grants of OAuth.
+//! The OAuth grants by which the broker obtains tokens.
 
 use kube::KubeSchema;
 use schemars::JsonSchema;
@@ -6,30 +6,30 @@ use serde::{Deserialize, Serialize};
 
 use super::{reference::KeyRef, schema::*};
 
-/// How a token is obtained: exactly one field.
+/// The grant of a credential, with exactly one field.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, KubeSchema, PartialEq)]
 #[x_kube(validation = Rule::new(ONE_GRANT_RULE).message(ONE_GRANT_MESSAGE))]
 #[serde(rename_all = "camelCase")]
 pub struct Grant {
-    /// The client acts for itself (RFC 6749 section 4.4; Microsoft: app-only).
+    /// clientCredentials is the grant in which the client acts for itself (RFC 6749 section 4.4; Microsoft: app-only).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_credentials: Option<ClientCredentials>,
-    /// A person has signed in elsewhere, and left a refresh token (RFC 6749 section 6).
+    /// refreshToken is the grant for a user who signed in before, with the refresh token in a Secret (RFC 6749 section 6).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refresh_token: Option<RefreshToken>,
-    /// A person signs in with a code that the broker shows (RFC 8628).
+    /// deviceCode is the grant in which a user signs in with a code that the broker shows (RFC 8628).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device_code: Option<DeviceCode>,
-    /// The client vouches for the mailbox with a signed JWT (RFC 7523 section 2.1; Google: domain-wide delegation).
+    /// jwtBearer is the grant in which the client signs a JWT for the mailbox (RFC 7523 section 2.1; Google: domain-wide delegation).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jwt_bearer: Option<JwtBearer>,
-    /// A token of somebody else is exchanged for one for mail (RFC 8693).
+    /// tokenExchange is the grant in which the broker exchanges another service's token for a mail token (RFC 8693).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_exchange: Option<TokenExchange>,
 }
 
 impl Grant {
-    /// Which grant it is; the schema sees to it that there is one.
+    /// The type of the grant. The schema requires exactly one field.
     pub fn kind(&self) -> GrantType {
         let fields = [
             (self.refresh_token.is_some(), GrantType::RefreshToken),
@@ -40,7 +40,7 @@ impl Grant {
         fields.iter().find(|(given, _)| *given).map_or(GrantType::ClientCredentials, |(_, kind)| *kind)
     }
 
-    /// The keys of Secrets that it refers to.
+    /// The keys of Secrets that the grant refers to.
     pub fn sources(&self) -> impl Iterator<Item = &KeyRef> {
         let seed = self.refresh_token.iter().map(|grant| &grant.secret_ref);
         seed.chain(self.token_exchange.iter().map(|grant| &grant.subject_token.secret_ref))
@@ -51,12 +51,12 @@ impl Grant {
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 pub struct ClientCredentials {}
 
-/// The refresh token grant.
+/// Settings of the refresh token grant.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct RefreshToken {
-    /// Where the first refresh token stands. Those that follow it are kept by the broker, in the Secret
-    /// `<credential>-grant`; another one put here takes their place.
+    /// secretRef names the Secret and key with the first refresh token. The broker stores later ones in the Secret
+    /// `<credential>-grant`. A new refresh token in this Secret replaces the stored one.
     pub secret_ref: KeyRef,
 }
 
@@ -68,27 +68,27 @@ pub struct DeviceCode {}
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 pub struct JwtBearer {}
 
-/// The token exchange grant.
+/// Settings of the token exchange grant.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct TokenExchange {
-    /// The token that is exchanged.
+    /// subjectToken is the token to exchange.
     pub subject_token: SubjectToken,
-    /// What kind of token it is (RFC 8693 section 3).
+    /// subjectTokenType is the type of the subject token (RFC 8693 section 3).
     #[serde(default = "default_subject_token_type")]
     #[schemars(length(min = 1, max = 512), regex(pattern = TOKEN_TYPE))]
     pub subject_token_type: String,
-    /// The service that the new token is for, as the provider calls it (RFC 8693 section 2.1).
+    /// audience is the provider's name of the service that the new token is for (RFC 8693 section 2.1).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512), regex(pattern = CLIENT_ID))]
     pub audience: Option<String>,
 }
 
-/// Where a subject token stands.
+/// The source of a subject token.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct SubjectToken {
-    /// The key of a Secret. It is read anew for each exchange.
+    /// secretRef names the Secret and key with the subject token. The broker reads it for each exchange.
     pub secret_ref: KeyRef,
 }
 
@@ -96,24 +96,24 @@ fn default_subject_token_type() -> String {
     "urn:ietf:params:oauth:token-type:access_token".to_owned()
 }
 
-/// The grants, by their field in [`Grant`].
+/// The types of grants, named by their field in `spec.grant`.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq, Hash)]
 #[serde(rename_all = "camelCase")]
 pub enum GrantType {
-    /// RFC 6749 section 4.4.
+    /// The client credentials grant (RFC 6749 section 4.4).
     ClientCredentials,
-    /// RFC 6749 section 6.
+    /// The refresh token grant (RFC 6749 section 6).
     RefreshToken,
-    /// RFC 8628.
+    /// The device authorization grant (RFC 8628).
     DeviceCode,
-    /// RFC 7523 section 2.1.
+    /// The JWT bearer grant (RFC 7523 section 2.1).
     JwtBearer,
-    /// RFC 8693.
+    /// The token exchange grant (RFC 8693).
     TokenExchange,
 }
 
 impl GrantType {
-    /// The name in the API.
+    /// The grant's name in the API.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::ClientCredentials => "clientCredentials",
@@ -124,7 +124,7 @@ impl GrantType {
         }
     }
 
-    /// Whether a person has signed in for it, so that a refresh token is kept.
+    /// Whether a user signs in for this grant, so that the broker stores a refresh token.
     pub const fn is_delegated(self) -> bool {
         matches!(self, Self::RefreshToken | Self::DeviceCode)
     }

@@ -1,6 +1,6 @@
 //! The contract with users: the three kinds, their conditions, and every name that a user can see.
 //!
-//! This room depends on nothing else of ours.
+//! Of the project this module uses only the names of the Secret's keys.
 
 pub mod authentication;
 pub mod condition;
@@ -22,10 +22,10 @@ pub use status::MailCredentialStatus;
 
 /// The API group of all three kinds.
 pub const GROUP: &str = "mailtoken.dev";
-/// The version of the API that this broker speaks.
+/// The API version of all three kinds.
 pub const VERSION: &str = "v1alpha1";
 
-/// The three CustomResourceDefinitions, as in `crds/`.
+/// Returns the three CustomResourceDefinitions, as in `crds/`.
 pub fn crds() -> Vec<k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition> {
     use kube::CustomResourceExt as _;
     [MailCredential::crd(), MailProvider::crd(), ClusterMailProvider::crd()].into_iter().map(schema::finish).collect()

@@ -1,54 +1,54 @@
-//! Names that users see on objects: labels, annotations, Secret keys, and how long names are cut.
+//! Names that users see on objects: labels, annotations and Secret types, and the truncation of long names.
 
 use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize as _, Deserializer, de::Error as _};
 use sha2::{Digest as _, Sha256};
 
-/// Field manager of everything that the broker applies, and the reporter of its Events.
+/// Field manager of the broker's writes, and the reporter of its Events.
 pub const MANAGER: &str = "mail-token-broker";
 
-/// Says which tool made an object (a label recommended by Kubernetes).
+/// Label with the tool that manages an object (recommended by Kubernetes).
 pub const LABEL_MANAGED_BY: &str = "app.kubernetes.io/managed-by";
-/// The credential that a Secret belongs to, cut by [`label_value`].
+/// Label with the credential that owns a Secret, truncated by [`label_value`].
 pub const LABEL_CREDENTIAL: &str = "mailtoken.dev/credential";
-/// Tells a grant Secret from a target Secret.
+/// Label that distinguishes a grant Secret from a target Secret.
 pub const LABEL_ROLE: &str = "mailtoken.dev/role";
-/// Value of [`LABEL_ROLE`] on the Secret that keeps a refresh token.
+/// Value of [`LABEL_ROLE`] on a grant Secret.
 pub const ROLE_GRANT: &str = "grant";
-/// A Secret must carry this label, with the value `true`, before the broker reads it.
+/// Label with the value `true` that allows the broker to read a Secret.
 pub const LABEL_SOURCE: &str = "mailtoken.dev/source";
 
-/// On a ServiceAccount: the audiences, separated by commas, that providers of its namespace may have its tokens made for.
+/// On a ServiceAccount: the audiences, separated by commas, for which providers of its namespace may use its tokens.
 pub const ANNOTATION_ALLOWED_AUDIENCES: &str = "mailtoken.dev/allowed-audiences";
-/// On a source Secret: the hosts, separated by commas, that its content may be sent to. Without it, any.
+/// On a source Secret: the hosts, separated by commas, to which its content may be sent. Without it, any host.
 pub const ANNOTATION_SOURCE_HOSTS: &str = "mailtoken.dev/source-hosts";
 
-/// On a MailCredential: any new value obtains a token at once, and once.
+/// On a MailCredential: each new value obtains one token immediately.
 pub const ANNOTATION_REISSUE: &str = "mailtoken.dev/reissue";
-/// On the target Secret: the value of [`ANNOTATION_REISSUE`] that its token answered.
+/// On the target Secret: the last handled value of [`ANNOTATION_REISSUE`].
 pub const ANNOTATION_HANDLED_REISSUE: &str = "mailtoken.dev/handled-reissue";
-/// When the token in the Secret was issued, RFC 3339.
+/// On the target Secret: when the token was issued, RFC 3339.
 pub const ANNOTATION_ISSUED_AT: &str = "mailtoken.dev/issued-at";
-/// When the token in the Secret expires, RFC 3339.
+/// On the target Secret: when the token expires, RFC 3339.
 pub const ANNOTATION_EXPIRES_AT: &str = "mailtoken.dev/expires-at";
-/// When the provider asked for the token to be refreshed, RFC 3339 (Microsoft's `refresh_in`).
+/// On the target Secret: when the provider wants a refresh, RFC 3339 (Microsoft's `refresh_in`).
 pub const ANNOTATION_REFRESH_AT: &str = "mailtoken.dev/refresh-at";
-/// `sha256:` and the first 16 hex digits of the token's SHA-256.
+/// On the target Secret: `sha256:` and the first 16 hex digits of the token's SHA-256.
 pub const ANNOTATION_FINGERPRINT: &str = "mailtoken.dev/fingerprint";
-/// The digest of the provider, its endpoints and the client at the time of the exchange: the token is revoked there only.
+/// Digest of the provider, its endpoints and the client at the exchange. The broker revokes the token only there.
 pub const ANNOTATION_REVOCABLE_AT: &str = "mailtoken.dev/revocable-at";
-/// Hash of the inputs that the token was issued for.
+/// On the target Secret: hash of the inputs for which the token was issued.
 pub const ANNOTATION_ISSUED_FOR: &str = "mailtoken.dev/issued-for";
-/// Hash of everything else that shapes the Secret, so that a change of it is seen without reading the Secret.
+/// On the target Secret: hash of the other inputs of its content, so that the broker sees a change without reading the Secret.
 pub const ANNOTATION_LAYOUT: &str = "mailtoken.dev/layout";
-/// The scopes that were granted, separated by spaces.
+/// On the target Secret: the granted scopes, separated by spaces.
 pub const ANNOTATION_SCOPES: &str = "mailtoken.dev/scopes";
-/// Which labels and annotations came from `spec.secret`, so that those dropped there are dropped here.
+/// The labels and annotations from `spec.secret`, so that the broker removes those that the spec no longer has.
 pub const ANNOTATION_APPLIED: &str = "mailtoken.dev/applied";
 
-/// On the target Secret: the id that the token gives for its subject (Microsoft's `oid`).
+/// On the target Secret: the id of the token's subject (Microsoft's `oid`).
 pub const ANNOTATION_OBJECT_ID: &str = "mailtoken.dev/object-id";
-/// On the target Secret: what the token says of itself that will not do.
+/// On the target Secret: why mail servers will refuse the token, by its claims.
 pub const ANNOTATION_WARNING: &str = "mailtoken.dev/warning";
 
 /// On the grant Secret: when the grant was obtained, RFC 3339.
@@ -57,22 +57,22 @@ pub const ANNOTATION_OBTAINED_AT: &str = "mailtoken.dev/obtained-at";
 pub const ANNOTATION_LAST_USED_AT: &str = "mailtoken.dev/last-used-at";
 /// On the grant Secret: how many times the provider has replaced the refresh token.
 pub const ANNOTATION_ROTATIONS: &str = "mailtoken.dev/rotations";
-/// On the grant Secret: hash of the seed that it was begun with, and the resourceVersion of the seed's Secret.
+/// On the grant Secret: hash of its seed, and the resourceVersion of the seed's Secret.
 pub const ANNOTATION_SEED: &str = "mailtoken.dev/seed";
-/// On the grant Secret: who is exchanging which refresh token, since when and until when.
+/// On the grant Secret: the claim: its holder, the refresh token's hash, the start time and the deadline.
 pub const ANNOTATION_CLAIM: &str = "mailtoken.dev/claim";
-/// On the grant Secret: the sign-in that is waited for, without the device code.
+/// On the grant Secret: the pending sign-in, without the device code.
 pub const ANNOTATION_SIGN_IN: &str = "mailtoken.dev/sign-in";
 
-/// On the Lease: which namespaces its holder serves, `*` for all.
+/// On the Lease: the namespaces that its holder serves, `*` for all.
 pub const ANNOTATION_SERVES: &str = "mailtoken.dev/serves";
 
-/// On a MailCredential with `revocationPolicy: OnDelete`.
+/// Finalizer of a MailCredential with `revocationPolicy: OnDelete`.
 pub const FINALIZER_REVOKE: &str = "mailtoken.dev/revoke";
 
 /// Type of the Secret that pods mount.
 pub const SECRET_TYPE_TARGET: &str = "Opaque";
-/// Type of the Secret that keeps a refresh token. Never a source, never mounted.
+/// Type of the Secret that stores a refresh token. Such a Secret is never a source and never mounted.
 pub const SECRET_TYPE_GRANT: &str = "mailtoken.dev/grant";
 
 /// The first second of the year 9000.
@@ -82,46 +82,46 @@ const LABEL_MAX: usize = 63;
 /// Longest name of a Secret.
 const NAME_MAX: usize = 253;
 
-/// RFC 3339 in whole seconds, as in annotations, Secret keys and messages.
+/// Formats a time by RFC 3339 in whole seconds, for annotations, Secret keys and messages.
 pub fn rfc3339(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-/// A time that stands in an annotation. What lies before 1970 or after the year 8999 was made up by somebody, and is
-/// none: sums with it could overflow.
+/// Parses a time from an annotation. `None` for a time before 1970 or after the year 8999: such a time is forged, and sums
+/// with it could overflow.
 pub fn time(text: &str) -> Option<Timestamp> {
     text.parse().ok().filter(|at: &Timestamp| (0..MADE_UP).contains(&at.as_second()))
 }
 
-/// [`time`] in what an annotation holds as JSON.
+/// Deserializes a time with [`time`], for annotations in JSON.
 pub fn deserialize_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
     let text = String::deserialize(deserializer)?;
-    time(&text).ok_or_else(|| D::Error::custom("no time of our days"))
+    time(&text).ok_or_else(|| D::Error::custom("time out of range"))
 }
 
-/// The value of [`LABEL_CREDENTIAL`] for a credential's name: the name, cut with a hash past 63 characters.
+/// The value of [`LABEL_CREDENTIAL`] for a credential's name: the name, truncated with a hash beyond 63 characters.
 pub fn label_value(name: &str) -> String {
     cut(name, LABEL_MAX)
 }
 
-/// The name of the Secret that keeps a credential's refresh token: cut with a hash past 253 characters.
+/// The name of a credential's grant Secret, truncated with a hash beyond 253 characters.
 pub fn grant_secret(credential: &str) -> String {
     let suffix = "-grant";
     format!("{}{suffix}", cut(credential, NAME_MAX - suffix.len()))
 }
 
-/// The SHA-256 of the parts in 64 hex digits, each part with its length in front so that no two lists of parts run
-/// together. For what an attacker must not find a second preimage or a collision of: bindings and tokens.
+/// The SHA-256 of the parts in 64 hex digits, with each part's length before it, so that different lists of parts have
+/// different digests. For values for which an attacker must not find a second preimage or a collision: bindings and tokens.
 pub fn digest<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
     hashed(parts).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The first 16 hex digits of [`digest`], for values that are only compared to notice a change.
+/// The first 16 hex digits of [`digest`], for values that only detect a change.
 pub fn short_digest<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
     hex16(&hashed(parts))
 }
 
-/// Whether `stored`, a digest in an annotation, is `wanted`. Earlier versions of the broker stored the first 16 digits.
+/// Whether `stored`, a digest in an annotation, equals `wanted`. Earlier versions of the broker stored only 16 digits.
 pub fn is_digest(stored: &str, wanted: &str) -> bool {
     stored == wanted || (stored.len() == 16 && wanted.len() == 64 && wanted.starts_with(stored))
 }
@@ -140,7 +140,7 @@ pub fn hex16(bytes: &[u8]) -> String {
     bytes.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// `name` where it fits `max`, else its beginning and a hash of the whole. Names are ASCII.
+/// Returns `name` if it fits `max`, otherwise its beginning and a hash of the whole name. Names are ASCII.
 fn cut(name: &str, max: usize) -> String {
     if name.len() <= max {
         return name.to_owned();

@@ -3,15 +3,15 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Mail protocols.
+/// The supported mail protocols.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Protocol {
     /// Message submission (RFC 6409).
     Smtp,
-    /// RFC 9051.
+    /// IMAP (RFC 9051).
     Imap,
-    /// RFC 1939.
+    /// POP3 (RFC 1939).
     Pop3,
 }
 
@@ -19,7 +19,7 @@ impl Protocol {
     /// All protocols, in the order of the contract.
     pub const ALL: [Self; 3] = [Self::Smtp, Self::Imap, Self::Pop3];
 
-    /// The name in the API.
+    /// The protocol's name in the API.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Smtp => "SMTP",

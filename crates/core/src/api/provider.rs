@@ -1,4 +1,4 @@
-//! `MailProvider` and `ClusterMailProvider`: who issues tokens, and how the broker proves to them who it is.
+//! `MailProvider` and `ClusterMailProvider`: identity providers, and the broker's client registration there.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{authentication::ClientAuthentication, grant::GrantType, reference::KeyRef, schema::*};
 
-/// An identity provider that the pods of its namespace may get tokens from.
+/// The desired state of a MailProvider.
 #[derive(CustomResource, Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]
 #[kube(
     group = "mailtoken.dev",
@@ -32,14 +32,15 @@ use super::{authentication::ClientAuthentication, grant::GrantType, reference::K
 #[x_kube(validation = Rule::new(AUDIENCE_RULE).message(AUDIENCE_MESSAGE))]
 #[x_kube(validation = Rule::new(KEYLESS_RULE).message(KEYLESS_MESSAGE))]
 #[x_kube(validation = Rule::new(OWN_IDENTITY_RULE).message(OWN_IDENTITY_MESSAGE))]
+#[schemars(description = "spec is the desired state of the provider.")]
 #[serde(rename_all = "camelCase")]
 pub struct MailProviderSpec {
-    /// What both kinds have in common.
+    /// The fields of both kinds of providers.
     #[serde(flatten)]
     pub provider: ProviderSpec,
 }
 
-/// An identity provider that an administrator offers to chosen namespaces.
+/// The desired state of a ClusterMailProvider.
 #[derive(CustomResource, Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]
 #[kube(
     group = "mailtoken.dev",
@@ -49,7 +50,7 @@ pub struct MailProviderSpec {
     shortname = "cmprov",
     category = "mail",
     doc = "An identity provider that an administrator offers to chosen namespaces, for chosen mailboxes. Its Secrets \
-           live in the broker's namespace.",
+           are in the broker's namespace.",
     printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].status"}"#,
     printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].reason"}"#,
     printcolumn = r#"{"name":"Token URL","type":"string","jsonPath":".status.tokenURL","priority":1}"#,
@@ -61,65 +62,66 @@ pub struct MailProviderSpec {
 #[x_kube(validation = Rule::new(KEY_FILE_RULE).message(KEY_FILE_MESSAGE))]
 #[x_kube(validation = Rule::new(AUDIENCE_RULE).message(AUDIENCE_MESSAGE))]
 #[x_kube(validation = Rule::new(KEYLESS_RULE).message(KEYLESS_MESSAGE))]
+#[schemars(description = "spec is the desired state of the provider.")]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterMailProviderSpec {
-    /// What both kinds have in common.
+    /// The fields of both kinds of providers.
     #[serde(flatten)]
     pub provider: ProviderSpec,
-    /// Which namespaces may use this provider for which mailboxes. An app-only credential can often send as any
-    /// mailbox, so this list is the real boundary.
+    /// allowed lists the namespaces that may use this provider, and the mailboxes. An app-only credential can often send as
+    /// any mailbox, so this list is the real boundary.
     #[schemars(length(min = 1, max = 64))]
     pub allowed: Vec<Allowed>,
 }
 
-/// What both kinds of provider have in common.
+/// The fields that both kinds of providers have.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ProviderSpec {
-    /// Microsoft 365 (Entra ID and Exchange Online).
+    /// microsoft is Microsoft 365 (Entra ID and Exchange Online).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub microsoft: Option<Microsoft>,
-    /// Google Workspace and Gmail.
+    /// google is Google Workspace and Gmail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub google: Option<Google>,
-    /// Yahoo Mail. AOL has other endpoints and needs `oauth2`.
+    /// yahoo is Yahoo Mail. AOL has other endpoints and needs `oauth2`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub yahoo: Option<Yahoo>,
-    /// Fastmail.
+    /// fastmail is the mail service Fastmail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fastmail: Option<Fastmail>,
-    /// Any OpenID Connect provider, by discovery.
+    /// oidc is an OpenID Connect provider with a discovery document.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oidc: Option<Oidc>,
-    /// Any OAuth 2.0 server, by its endpoints.
+    /// oauth2 is an OAuth 2.0 server with explicit endpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oauth2: Option<OAuth2>,
-    /// Who the broker is to the provider.
+    /// client is the broker's client registration at the provider.
     pub client: Client,
-    /// Scopes to ask for. Empty: those of the preset.
+    /// scopes are the requested scopes. Defaults to those of the preset.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 512), regex(pattern = SCOPE)))]
     pub scopes: Vec<String>,
-    /// The mail servers that the tokens are for; presets know theirs.
+    /// servers are the mail servers that accept the tokens. Presets have defaults.
     #[serde(default, skip_serializing_if = "Servers::is_empty")]
     pub servers: Servers,
-    /// Certificates to trust beside the system's roots, PEM.
+    /// caBundleRef names certificates in PEM to trust in addition to the system's roots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_bundle_ref: Option<CaBundleRef>,
-    /// How many requests the provider is sent at most, over all credentials. Without it: as many as the broker's own
-    /// limits let through.
+    /// rateLimit limits the requests to the provider, over all credentials. Without it, only the broker's own limits
+    /// apply.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
 }
 
-/// A limit to the requests that are sent to a provider.
+/// A limit of the requests to a provider.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct RateLimit {
-    /// Requests a minute, in the long run.
+    /// requestsPerMinute is the average number of requests a minute.
     #[schemars(range(min = 1, max = 60_000))]
     pub requests_per_minute: i32,
-    /// Requests that may be sent at once, after a rest.
+    /// burst is the number of requests that the broker may send immediately after a pause. Defaults to 1.
     #[serde(default = "default_burst")]
     #[schemars(range(min = 1, max = 1_000))]
     pub burst: i32,
@@ -129,39 +131,39 @@ const fn default_burst() -> i32 {
     1
 }
 
-/// Google Workspace and Gmail.
+/// Settings of Google Workspace and Gmail.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Google {
-    /// serviceAccount is the address of the Google service account in whose name the broker acts without a key: with
+    /// serviceAccount is the address of the Google service account that the broker uses without a key, with
     /// `serviceAccountToken` and the grant `jwtBearer`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 6, max = 254), regex(pattern = SERVICE_ACCOUNT))]
     pub service_account: Option<String>,
 }
 
-/// Yahoo has no settings.
+/// The preset of Yahoo, which has no settings.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 pub struct Yahoo {}
 
-/// Fastmail has no settings.
+/// The preset of Fastmail, which has no settings.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 pub struct Fastmail {}
 
-/// Microsoft 365.
+/// Settings of Microsoft 365.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Microsoft {
-    /// The tenant's id or one of its domains.
+    /// tenantID is the tenant's id or one of its domains.
     #[serde(rename = "tenantID")]
     #[schemars(length(min = 1, max = 253), regex(pattern = TENANT))]
     pub tenant_id: String,
-    /// Which of Microsoft's clouds the tenant is in.
+    /// cloud is the tenant's Microsoft cloud. Defaults to Public.
     #[serde(default)]
     pub cloud: Cloud,
 }
 
-/// Microsoft's national clouds.
+/// The clouds of Microsoft 365.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 pub enum Cloud {
     /// The worldwide service.
@@ -175,35 +177,35 @@ pub enum Cloud {
     China,
 }
 
-/// An OpenID Connect provider.
+/// Settings of an OpenID Connect provider.
 #[derive(Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]
 pub struct Oidc {
-    /// The issuer, byte for byte as in the provider's discovery document.
+    /// issuerURL is the issuer, byte for byte as in the provider's discovery document.
     #[serde(rename = "issuerURL")]
     #[schemars(length(min = 1, max = 2048))]
     #[x_kube(validation = Rule::new(URL_RULE).message(URL_MESSAGE))]
     pub issuer_url: String,
 }
 
-/// An OAuth 2.0 server.
+/// Endpoints of an OAuth 2.0 server.
 #[derive(Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]
 pub struct OAuth2 {
-    /// The token endpoint.
+    /// tokenURL is the token endpoint.
     #[serde(rename = "tokenURL")]
     #[schemars(length(min = 1, max = 2048))]
     #[x_kube(validation = Rule::new(URL_RULE).message(URL_MESSAGE))]
     pub token_url: String,
-    /// The device authorization endpoint (RFC 8628), if there is one.
+    /// deviceAuthorizationURL is the device authorization endpoint (RFC 8628). Required for `deviceCode`.
     #[serde(rename = "deviceAuthorizationURL", default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 2048))]
     #[x_kube(validation = Rule::new(URL_RULE).message(URL_MESSAGE))]
     pub device_authorization_url: Option<String>,
-    /// The revocation endpoint (RFC 7009), if there is one.
+    /// revocationURL is the revocation endpoint (RFC 7009). Required for `revocationPolicy: OnDelete`.
     #[serde(rename = "revocationURL", default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 2048))]
     #[x_kube(validation = Rule::new(URL_RULE).message(URL_MESSAGE))]
     pub revocation_url: Option<String>,
-    /// authorizationURL is the authorization endpoint (RFC 6749 section 3.1), the page at which a person signs in. Only
+    /// authorizationURL is the authorization endpoint (RFC 6749 section 3.1), the page at which a user signs in. Only
     /// `mail-token-broker login` uses it.
     #[serde(rename = "authorizationURL", default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 2048))]
@@ -211,35 +213,35 @@ pub struct OAuth2 {
     pub authorization_url: Option<String>,
 }
 
-/// The broker's registration at the provider.
+/// The broker's client registration at a provider.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Client {
-    /// The client's identifier (Microsoft: the application id). A Google service account makes it unnecessary.
+    /// id is the client's identifier (Microsoft: the application id). Optional with a Google service account.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(min = 1, max = 256), regex(pattern = CLIENT_ID))]
     pub id: String,
-    /// parameters are more form fields for every token request, such as `audience` or `resource`. A field that the grant
-    /// itself sends is not sent twice.
+    /// parameters are more form fields for every token request, such as `audience` or `resource`. A field of the grant
+    /// itself has precedence.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "parameters_schema")]
     pub parameters: BTreeMap<String, String>,
-    /// How the client proves who it is, in the order of preference. Empty: a public client.
+    /// authentication lists the client authentications in order of preference. Empty for a public client.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub authentication: Vec<ClientAuthentication>,
 }
 
-/// Where a CA bundle stands: exactly one field.
+/// A reference to a CA bundle, with exactly one field.
 #[derive(Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]
 #[x_kube(validation = Rule::new("has(self.configMap) != has(self.secret)")
     .message("name one place: configMap or secret"))]
 #[serde(rename_all = "camelCase")]
 pub struct CaBundleRef {
-    /// A key of a ConfigMap.
+    /// configMap names a ConfigMap and its key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_map: Option<KeyRef>,
-    /// A key of a labelled Secret.
+    /// secret names a labeled Secret and its key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<KeyRef>,
 }
@@ -247,13 +249,13 @@ pub struct CaBundleRef {
 /// Mail servers, by protocol.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq)]
 pub struct Servers {
-    /// Message submission.
+    /// smtp is the server for message submission.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub smtp: Option<Server>,
-    /// IMAP.
+    /// imap is the IMAP server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imap: Option<Server>,
-    /// POP3.
+    /// pop3 is the POP3 server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pop3: Option<Server>,
 }
@@ -264,32 +266,35 @@ impl Servers {
     }
 }
 
-/// One mail server.
+/// A mail server of one protocol.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 pub struct Server {
-    /// Host name.
+    /// host is the host name of the server.
     #[schemars(length(min = 1, max = 253), regex(pattern = HOST))]
     pub host: String,
-    /// TCP port.
+    /// port is the TCP port of the server.
     #[schemars(range(min = 1, max = 65535))]
     pub port: i32,
-    /// How the connection is secured. Mail without TLS is not supported.
+    /// security is the TLS mode of the connection. Defaults to TLS on the ports 465, 993 and 995, otherwise STARTTLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub security: Option<Security>,
 }
 
 impl Server {
-    /// How the connection is secured: as the spec says, otherwise by the port. The ports of RFC 8314 section 3 speak TLS
-    /// from the first byte, all others STARTTLS.
+    /// The TLS mode of the connection: that of the spec, otherwise by the port. The ports of RFC 8314 section 3 use TLS from
+    /// the first byte, all others STARTTLS.
     pub fn security(&self) -> Security {
         self.security.unwrap_or(if matches!(self.port, 465 | 993 | 995) { Security::Tls } else { Security::StartTls })
     }
 }
 
-/// How a mail connection is secured.
+/// TLS modes of a mail connection. Mail without TLS is not supported.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+#[schemars(
+    description = "security is the TLS mode of the connection. Defaults to TLS on the ports 465, 993 and 995, otherwise STARTTLS."
+)]
 pub enum Security {
-    /// Upgraded by STARTTLS.
+    /// TLS after the command STARTTLS.
     #[serde(rename = "STARTTLS")]
     StartTls,
     /// TLS from the first byte.
@@ -298,7 +303,7 @@ pub enum Security {
 }
 
 impl Security {
-    /// The name in the API.
+    /// The mode's name in the API.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::StartTls => "STARTTLS",
@@ -307,40 +312,41 @@ impl Security {
     }
 }
 
-/// One permission that a ClusterMailProvider grants.
+/// An entry of `spec.allowed`.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Allowed {
-    /// Namespaces by their labels; `{}` selects all.
+    /// namespaceSelector selects namespaces by their labels. `{}` selects all.
     pub namespace_selector: LabelSelector,
-    /// Addresses and plain user names, where `*` stands for any characters but `@`. They must cover `address`,
-    /// `authenticateAs` and every entry of `usernames`.
+    /// mailboxes are addresses and plain user names, in which `*` matches any characters except `@`. They must cover
+    /// `address`, `authenticateAs` and every entry of `usernames`.
     #[schemars(length(min = 1, max = 256), inner(length(min = 1, max = 254), regex(pattern = MAILBOX_PATTERN)))]
     pub mailboxes: Vec<String>,
-    /// Grants that may be used. Empty: all.
+    /// grants are the allowed grants. Empty allows all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 5))]
     pub grants: Vec<GrantType>,
 }
 
-/// What the broker found out about a provider.
+/// The broker's observations of a provider.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, KubeSchema, PartialEq)]
+#[schemars(description = "status is the broker's observation of the provider.")]
 #[serde(rename_all = "camelCase")]
 pub struct ProviderStatus {
-    /// The generation that the rest speaks of.
+    /// observedGeneration is the generation of the spec that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`, `Stalled`, `Reconciling`, `ClientCredentialExpiringSoon`. See `docs/reasons.md`.
+    /// conditions are `Ready`, `Stalled`, `Reconciling` and `ClientCredentialExpiringSoon`. `docs/reasons.md` explains them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
-    /// The token endpoint.
+    /// tokenURL is the token endpoint.
     #[serde(rename = "tokenURL", default, skip_serializing_if = "Option::is_none")]
     pub token_url: Option<String>,
-    /// The device authorization endpoint.
+    /// deviceAuthorizationURL is the device authorization endpoint.
     #[serde(rename = "deviceAuthorizationURL", default, skip_serializing_if = "Option::is_none")]
     pub device_authorization_url: Option<String>,
-    /// The revocation endpoint.
+    /// revocationURL is the revocation endpoint.
     #[serde(rename = "revocationURL", default, skip_serializing_if = "Option::is_none")]
     pub revocation_url: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! References to other objects.
+//! References from one object to another.
 
 use kube::Resource;
 use schemars::JsonSchema;
@@ -15,14 +15,14 @@ pub fn key(object: &impl Resource) -> ObjectKey {
     (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
 }
 
-/// A key of a Secret in the same namespace (of a ClusterMailProvider: the broker's). The Secret must carry the label
-/// `mailtoken.dev/source: "true"`.
+/// A reference to a key of a Secret in the same namespace (for a ClusterMailProvider: the broker's namespace). The Secret
+/// must have the label `mailtoken.dev/source: "true"`.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq, Hash)]
 pub struct KeyRef {
-    /// The object's name.
+    /// name is the name of the Secret or ConfigMap.
     #[schemars(length(min = 1, max = 253), regex(pattern = OBJECT_NAME))]
     pub name: String,
-    /// The key in its data.
+    /// key is the key in the object's data.
     #[schemars(length(min = 1, max = 253), regex(pattern = DATA_KEY))]
     pub key: String,
 }

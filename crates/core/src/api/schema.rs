@@ -1,30 +1,30 @@
-//! What the CRDs hold beyond what their types say, and the patterns that bound every string.
+//! Parts of the CRDs that the derive cannot express, and the patterns that bound every string.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSON, JSONSchemaProps,
 };
 use serde_json::json;
 
-/// A Kubernetes object name (RFC 1123 subdomain).
+/// Pattern of a Kubernetes object name (RFC 1123 subdomain).
 pub(super) const OBJECT_NAME: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
-/// The value of a label, which may be empty.
+/// Pattern of a label value, which may be empty.
 pub(super) const LABEL_VALUE: &str = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$";
-/// A key of a Secret or ConfigMap.
+/// Pattern of a key of a Secret or ConfigMap.
 pub(super) const DATA_KEY: &str = r"^[-._a-zA-Z0-9]+$";
-/// One scope (RFC 6749 appendix A.4).
+/// Pattern of a scope (RFC 6749 appendix A.4).
 pub(super) const SCOPE: &str = r"^[\x21\x23-\x5B\x5D-\x7E]+$";
-/// A client identifier (RFC 6749 appendix A.1), without spaces at its ends.
+/// Pattern of a client identifier (RFC 6749 appendix A.1), without spaces at its ends.
 pub(super) const CLIENT_ID: &str = r"^[\x21-\x7E]([\x20-\x7E]*[\x21-\x7E])?$";
-/// A token type (RFC 8693 section 3): an absolute URI.
+/// Pattern of a token type (RFC 8693 section 3): an absolute URI.
 pub(super) const TOKEN_TYPE: &str = r"^[A-Za-z][A-Za-z0-9+.-]*:[\x21-\x7E]+$";
-/// A host name or address literal.
+/// Pattern of a host name or address literal.
 pub(super) const HOST: &str = r"^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)$";
-/// A duration of hours, minutes and seconds.
+/// Pattern of a duration of hours, minutes and seconds.
 pub(super) const DURATION: &str = r"^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$";
-/// A Microsoft Entra tenant: its id or one of its domains.
+/// Pattern of a Microsoft Entra tenant: its id or one of its domains.
 pub(super) const TENANT: &str = r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$";
 
-/// CEL: `self` is a URL that the broker may send a secret to.
+/// CEL: `self` is a URL to which the broker may send a secret.
 pub(super) const URL_RULE: &str = concat!(
     r"self.matches('^https://([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\\[[0-9A-Fa-f:.]+\\])",
     r"(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?",
@@ -33,7 +33,7 @@ pub(super) const URL_RULE: &str = concat!(
 pub(super) const URL_MESSAGE: &str = "must be an https:// URL with an ASCII host and without user info, spaces or \
                                       fragment, such as https://id.example.org/token";
 
-/// The characters of a local part or user name, for a class in a pattern: any printable character but blanks, quotes,
+/// The characters of a local part or user name, for a class in a pattern: any printable character except blanks, quotes,
 /// commas and brackets (RFC 5321 dot-strings without the rule for dots, RFC 6531).
 macro_rules! local {
     () => {
@@ -41,14 +41,14 @@ macro_rules! local {
     };
 }
 
-/// The same inside a CEL string in single quotes.
+/// The characters of a local part inside a CEL string in single quotes.
 macro_rules! cel_local {
     () => {
         r"[\\p{L}\\p{M}\\p{N}!#$%&\'*+./:;=?\\\\^_`{|}~-]+"
     };
 }
 
-/// A domain inside a CEL string, with letters beyond ASCII (RFC 6531).
+/// A domain inside a CEL string, with non-ASCII letters (RFC 6531).
 macro_rules! cel_domain {
     () => {
         concat!(
@@ -67,61 +67,61 @@ pub(super) const ACCOUNT_RULE: &str = concat!("self.matches('^", cel_local!(), "
 pub(super) const ACCOUNT_MESSAGE: &str = "must be an e-mail address such as billing@example.org, or, with oidc and \
                                           oauth2, a plain user name without blanks, quotes, commas and brackets";
 
-/// An address or user name in which `*` stands for any characters but `@`. A pattern and not a CEL rule: 64 lists of 256
-/// exceed the API server's budget for those.
+/// Pattern of an address or user name in which `*` matches any characters except `@`. It is no CEL rule, because 64 lists
+/// of 256 entries exceed the API server's CEL budget.
 pub(super) const MAILBOX_PATTERN: &str = concat!("^[", local!(), r"]+(@[\p{L}\p{M}\p{N}*.-]+)?$");
 
-/// CEL: `self` is a date that the broker can read and calculate with, see [`super::names::time`].
+/// CEL: `self` is a date that the broker can calculate with, see [`super::names::time`].
 pub(super) const DATE_RULE: &str =
     "self >= timestamp('1970-01-01T00:00:00Z') && self < timestamp('9000-01-01T00:00:00Z')";
 pub(super) const DATE_MESSAGE: &str = "must be between the years 1970 and 8999";
 
-/// CEL: no item stands twice. Such a list is atomic: a set would be merged with its default by server-side apply. Most lists
-/// have one item, which needs no comparison.
+/// CEL: no item occurs twice. The list is atomic: server-side apply would merge a set with its default. Most lists have one
+/// item, which needs no comparison.
 pub(super) const UNIQUE_RULE: &str = "size(self) < 2 || self.all(item, self.exists_one(other, other == item))";
 pub(super) const UNIQUE_MESSAGE: &str = "no duplicates: name each once";
 
-/// CEL: all that is written into one Secret's metadata. Kubernetes allows 256 KiB of annotations, and each copy of the
-/// object in the broker's memory has them.
+/// CEL: the size of the labels and annotations of one Secret. Kubernetes allows 256 KiB of annotations, and each copy of
+/// the object in the broker's memory contains them.
 pub(super) const METADATA_SIZE_RULE: &str = "(has(self.labels) ? self.labels.map(k, size(k) + size(self.labels[k])).sum() : 0) \
                                              + (has(self.annotations) ? self.annotations.map(k, size(k) + size(bytes(self.annotations[k]))).sum() : 0) <= 16384";
 pub(super) const METADATA_SIZE_MESSAGE: &str =
     "spec.secret.labels and spec.secret.annotations have at most 16384 bytes together";
 
-/// CEL: the names of Secrets that keep refresh tokens are the broker's. A rule of the name, which the API server evaluates only
-/// where there is one.
+/// CEL: names of grant Secrets are reserved for the broker. The rule belongs to the name, so the API server evaluates it
+/// only if there is one.
 pub(super) const TARGET_NAME_RULE: &str = "!self.endsWith('-grant')";
 pub(super) const TARGET_NAME_MESSAGE: &str =
     "spec.secret.name must not end in -grant: the broker keeps refresh tokens in Secrets of such names";
 
-/// CEL: which provider it is.
+/// CEL: the spec names exactly one provider.
 pub(super) const ONE_PROVIDER_RULE: &str = "[has(self.microsoft), has(self.google), has(self.yahoo), has(self.fastmail), has(self.oidc), has(self.oauth2)]\
                                             .filter(given, given).size() == 1";
 pub(super) const ONE_PROVIDER_MESSAGE: &str =
     "name exactly one provider: microsoft, google, yahoo, fastmail, oidc or oauth2";
 
-/// The address of a Google service account. It becomes a part of a path, so it is strict.
+/// Pattern of the address of a Google service account. It is strict, because the address becomes a part of a path.
 pub(super) const SERVICE_ACCOUNT: &str =
     r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?@[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?\.gserviceaccount\.com$";
 
-/// CEL: a ServiceAccount's token opens nothing at Google but a service account's signature.
+/// CEL: at Google, a ServiceAccount's token only obtains a service account's signature.
 pub(super) const KEYLESS_RULE: &str = "!has(self.google) || has(self.google.serviceAccount) == (has(self.client.authentication) && self.client.authentication.exists(entry, has(entry.serviceAccountToken)))";
 pub(super) const KEYLESS_MESSAGE: &str = "google.serviceAccount and serviceAccountToken go together: name the Google service account, such as mailer@project.iam.gserviceaccount.com, and the token that is exchanged for its signature";
 
-/// CEL: the client has a name. A service account has one of its own.
+/// CEL: the client has an id, except with a service account.
 pub(super) const CLIENT_ID_RULE: &str = "has(self.client.id) || (has(self.google) && has(self.google.serviceAccount)) || (has(self.client.authentication) && self.client.authentication.exists(entry, has(entry.serviceAccountKey)))";
 pub(super) const CLIENT_ID_MESSAGE: &str =
     "name the client in spec.client.id; only with a serviceAccountKey or google.serviceAccount may it be left out";
 
-/// CEL: key files of service accounts are Google's.
+/// CEL: only Google has key files of service accounts.
 pub(super) const KEY_FILE_RULE: &str = "has(self.google) || !has(self.client.authentication) || !self.client.authentication.exists(entry, has(entry.serviceAccountKey))";
 pub(super) const KEY_FILE_MESSAGE: &str = "serviceAccountKey is Google's: use privateKeyJWT with this provider";
 
-/// CEL: the broker's own identity is not lent to namespaces (KEDA's CVE-2026-77524).
+/// CEL: a MailProvider cannot use the broker's own identity (KEDA's CVE-2026-77524).
 pub(super) const OWN_IDENTITY_RULE: &str = "!has(self.client.authentication) || self.client.authentication.all(entry, !has(entry.serviceAccountToken) || has(entry.serviceAccountToken.serviceAccountRef))";
 pub(super) const OWN_IDENTITY_MESSAGE: &str = "name a ServiceAccount of this namespace in serviceAccountToken.serviceAccountRef: only a ClusterMailProvider may use the broker's own identity";
 
-/// The `aud` of an assertion: a word, or a URL.
+/// Pattern of the `aud` of an assertion: a keyword or a URL.
 pub(super) const AUDIENCE: &str = r"^(TokenURL|Issuer|https://[A-Za-z0-9\[][A-Za-z0-9._~!$&'()*+,;=:@%/?\[\]-]*)$";
 
 /// CEL: only an OpenID Connect provider has an issuer.
@@ -129,7 +129,7 @@ pub(super) const AUDIENCE_RULE: &str = "has(self.oidc) || !has(self.client.authe
 pub(super) const AUDIENCE_MESSAGE: &str =
     "the audience Issuer is for oidc: use TokenURL, or write the issuer as an https URL";
 
-/// Names of form fields that the protocol itself uses.
+/// Names of the form fields of the protocol itself.
 const OWN_PARAMETERS: &str = "['grant_type', 'client_id', 'client_secret', 'client_assertion', 'client_assertion_type', \
                               'scope', 'refresh_token', 'assertion', 'device_code', 'subject_token', \
                               'subject_token_type', 'code', 'code_verifier', 'redirect_uri', 'username', 'password']";
@@ -138,7 +138,7 @@ const OWN_PARAMETERS: &str = "['grant_type', 'client_id', 'client_secret', 'clie
 pub(super) fn parameters_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({
         "type": "object",
-        // Letters, marks, numbers, punctuation, symbols and the blank: what can be printed.
+        // Printable characters: letters, marks, numbers, punctuation, symbols and the blank.
         "additionalProperties": {"type": "string", "maxLength": 1024, "pattern": r"^[ \p{L}\p{M}\p{N}\p{P}\p{S}]*$"},
         "maxProperties": 16,
         "x-kubernetes-validations": [
@@ -154,13 +154,13 @@ pub(super) fn parameters_schema(_: &mut schemars::SchemaGenerator) -> schemars::
     })
 }
 
-/// CEL: which grant it is.
+/// CEL: the spec names exactly one grant.
 pub(super) const ONE_GRANT_RULE: &str = "[has(self.clientCredentials), has(self.refreshToken), has(self.deviceCode), has(self.jwtBearer), has(self.tokenExchange)]\
                                          .filter(given, given).size() == 1";
 pub(super) const ONE_GRANT_MESSAGE: &str =
     "name exactly one grant: clientCredentials, refreshToken, deviceCode, jwtBearer or tokenExchange";
 
-/// CEL: which client authentication it is.
+/// CEL: each entry names exactly one client authentication.
 pub(super) const ONE_AUTHENTICATION_RULE: &str = "[has(self.clientSecret), has(self.privateKeyJWT), has(self.serviceAccountToken), has(self.serviceAccountKey)]\
                                                   .filter(given, given).size() == 1";
 pub(super) const ONE_AUTHENTICATION_MESSAGE: &str =
@@ -172,18 +172,18 @@ pub(super) const DOD_RULE: &str = "!has(self.microsoft) || !has(self.microsoft.c
 pub(super) const DOD_MESSAGE: &str =
     "the cloud USGovDoD has no published mail servers: name yours in spec.servers, such as smtp: {host: …, port: 587}";
 
-/// Takes the default of a field out of the schema; the code keeps it.
+/// Removes the default of a field from the schema. The code still has the default.
 ///
-/// For fields inside of lists: Argo CD compares a list as a whole, so a default that the API server adds to an item leaves the
-/// object out of sync for ever.
+/// For fields inside lists: Argo CD compares a list as a whole, so a default that the API server adds to an item leaves the
+/// object permanently out of sync.
 pub(super) fn without_default(schema: &mut schemars::Schema) {
     schema.remove("default");
 }
 
-/// Sets what no attribute of the derive can. `status.observedGeneration` is -1 until the broker has looked at an
-/// object, so that kstatus (Flux) waits for it. A status is atomic, since the broker alone writes it: an owner and a
-/// comparison for each of its fields would cost the API server a fifth more for each write (docs/performance.md). Durations
-/// are shown as people write them, where the derive would write 600s.
+/// Sets properties that no attribute of the derive can set. `status.observedGeneration` is -1 until the broker has
+/// reconciled an object, so that kstatus (Flux) waits for it. The status is atomic, because only the broker writes it: an
+/// owner and a comparison for each of its fields would cost the API server a fifth more for each write
+/// (docs/performance.md). Default durations have the usual form, where the derive would write 600s.
 pub(super) fn finish(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
     for version in &mut crd.spec.versions {
         let root = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
@@ -198,7 +198,7 @@ pub(super) fn finish(mut crd: CustomResourceDefinition) -> CustomResourceDefinit
     crd
 }
 
-/// Sets the default of a property, if there is that property.
+/// Sets the default of a property, if the property exists.
 fn set_default(root: &mut JSONSchemaProps, path: &[&str], value: serde_json::Value) {
     if let Some(property) = property(root, path) {
         property.default = Some(JSON(value));

@@ -1,16 +1,16 @@
-//! The keys of the Secret that pods mount, and the placeholders of `spec.secret.data`. The schema, the checks and what
-//! renders the Secret all read these tables.
+//! The keys of the Secret that pods mount, and the placeholders of `spec.secret.data`. The schema, the checks and the
+//! rendering all use these tables.
 
 pub use mailtoken_mail::secret_keys::{COMMON, RESPONSES, SASL_XOAUTH2, SERVER, TOKEN_JSON, USERNAME};
 
 use super::protocol::Protocol;
 
-/// The name of a protocol's key or placeholder, such as `smtp_host`.
+/// Returns the name of a protocol's key or placeholder, such as `smtp_host`.
 pub fn of(protocol: Protocol, what: &str) -> String {
     format!("{}_{what}", protocol.as_str().to_ascii_lowercase())
 }
 
-/// The names that a placeholder may have, in the order in which messages list them.
+/// Returns the names of all placeholders, in the order of messages.
 pub fn placeholders() -> Vec<String> {
     let common = COMMON.into_iter().map(str::to_owned);
     let each = Protocol::ALL
@@ -19,7 +19,7 @@ pub fn placeholders() -> Vec<String> {
     common.chain(each).collect()
 }
 
-/// The keys that the broker writes itself, so that `spec.secret.data` must not use them.
+/// Returns the keys that the broker writes itself, which `spec.secret.data` must not use.
 pub fn fixed() -> Vec<String> {
     let responses =
         Protocol::ALL.into_iter().flat_map(|protocol| RESPONSES.into_iter().map(move |what| of(protocol, what)));
@@ -27,12 +27,12 @@ pub fn fixed() -> Vec<String> {
     placeholders().into_iter().chain(responses).chain(files).collect()
 }
 
-/// How a placeholder's value is written.
+/// Encodings of a placeholder's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
-    /// `${name}`: as it is.
+    /// `${name}`: unchanged.
     Plain,
-    /// `${name:url}`: percent-encoded but for RFC 3986's unreserved characters.
+    /// `${name:url}`: percent-encoded, except RFC 3986's unreserved characters.
     Url,
     /// `${name:json}`: escaped for a JSON string (RFC 8259 section 7), without the quotes around it.
     Json,

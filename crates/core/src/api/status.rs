@@ -5,141 +5,143 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What the broker knows about a credential.
+/// The broker's observations of a credential.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, KubeSchema, PartialEq)]
+#[schemars(description = "status is the broker's observation of the credential.")]
 #[serde(rename_all = "camelCase")]
 pub struct MailCredentialStatus {
-    /// The generation that the rest speaks of.
+    /// observedGeneration is the generation of the spec that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// See `docs/reasons.md`.
+    /// conditions are the conditions of the credential. `docs/reasons.md` explains their reasons.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
-    /// The Secret that holds the token.
+    /// secretName is the name of the Secret that holds the token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_name: Option<String>,
-    /// The Secret's resourceVersion as published: while it is the same, nobody has touched the Secret.
+    /// secretResourceVersion is the resourceVersion of the Secret after the broker's last write. While it is the same, no
+    /// other client has changed the Secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_resource_version: Option<String>,
-    /// The token in the Secret.
+    /// token describes the token in the Secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<TokenStatus>,
-    /// The refresh token that is kept, without itself.
+    /// grant describes the stored refresh token, without the token itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grant: Option<GrantStatus>,
-    /// Which client authentication is in use.
+    /// client is the client authentication in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<ClientStatus>,
-    /// The sign-in that is waited for.
+    /// authorization is the pending sign-in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authorization: Option<AuthorizationStatus>,
-    /// Failures since the last success.
+    /// failedAttempts is the number of failures since the last success.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed_attempts: Option<i32>,
-    /// When the last attempt failed.
+    /// lastFailureTime is the time of the last failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failure_time: Option<Time>,
-    /// When the next attempt will be made.
+    /// nextAttemptTime is the time of the next attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_attempt_time: Option<Time>,
-    /// What the last attempt failed with.
+    /// lastError is the error of the last failed attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<LastError>,
-    /// Hash of what the last failed attempt was made with: any change of it ends the wait for the next.
+    /// failedWith is a hash of the inputs of the last failed attempt. A change of the inputs ends the back-off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed_with: Option<String>,
-    /// The value of the annotation `mailtoken.dev/reissue` that was answered last.
+    /// lastHandledReissue is the last handled value of the annotation `mailtoken.dev/reissue`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_handled_reissue: Option<String>,
 }
 
-/// A token, without itself.
+/// Properties of an access token, without the token itself.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct TokenStatus {
-    /// When it was asked for.
+    /// issuedAt is the time at which the broker sent the token request.
     pub issued_at: Time,
-    /// When it ends.
+    /// expiresAt is the time at which the token expires.
     pub expires_at: Time,
-    /// When it will be renewed.
+    /// renewalTime is the time at which the broker renews the token.
     pub renewal_time: Time,
-    /// The scopes that were granted, where the provider said so, else those asked for. The first 64 of at most 512
+    /// scopes are the granted scopes, or the requested scopes if the provider named none. At most 64 of at most 512
     /// characters.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 512)))]
     pub scopes: Vec<String>,
-    /// `sha256:` and the first 16 hex digits of the token's SHA-256.
+    /// fingerprint is `sha256:` and the first 16 hex digits of the token's SHA-256.
     pub fingerprint: String,
-    /// Length in characters. Long tokens do not fit every client's command line (RFC 4954 section 4).
+    /// length is the token's length in characters. Long tokens do not fit every client's command line (RFC 4954 section 4).
     pub length: i64,
 }
 
-/// A refresh token, without itself.
+/// Properties of a refresh token, without the token itself.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct GrantStatus {
-    /// When a person signed in, or the seed was taken over.
+    /// obtainedAt is the time at which the user signed in, or the broker copied the seed.
     pub obtained_at: Time,
-    /// When it was last exchanged for an access token.
+    /// lastUsedAt is the time of the last exchange for an access token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_used_at: Option<Time>,
-    /// When it ends, where the provider said so or is known for an end.
+    /// expiresAt is the expiry of the refresh token, if the provider reports or documents one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Time>,
-    /// How many times the provider has replaced it.
+    /// rotations is the number of times that the provider has replaced the refresh token.
     pub rotations: i64,
 }
 
-/// What a person needs to sign in (RFC 8628 section 3.2).
+/// The data that a user needs for a sign-in (RFC 8628 section 3.2).
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct AuthorizationStatus {
-    /// Where to go.
+    /// verificationURI is the page at which the user enters the code.
     #[serde(rename = "verificationURI")]
     #[schemars(length(max = 2048))]
     pub verification_uri: String,
-    /// The same, with the code in it.
+    /// verificationURIComplete is the same page with the code in its address.
     #[serde(rename = "verificationURIComplete", default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2048))]
     pub verification_uri_complete: Option<String>,
-    /// What to enter there.
+    /// userCode is the code that the user enters.
     #[schemars(length(max = 64))]
     pub user_code: String,
-    /// Until when.
+    /// expiresAt is the expiry of the code.
     pub expires_at: Time,
 }
 
-/// A client authentication in use.
+/// The client authentication in use.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ClientStatus {
-    /// The field in `spec.client.authentication[index]`.
+    /// method is the name of the field in `spec.client.authentication[index]`.
     pub method: String,
-    /// Its place in the list, from 0.
+    /// index is the position in `spec.client.authentication`, from 0.
     pub index: i32,
-    /// When it ends, where that is known.
+    /// expiresAt is the expiry of the client secret or certificate, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Time>,
 }
 
-/// What the provider said, reduced to what cannot hold a secret.
+/// The parts of a provider's error response that cannot contain a secret.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct LastError {
-    /// The OAuth error code (RFC 6749 section 5.2).
+    /// error is the OAuth error code (RFC 6749 section 5.2).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// The provider's own code, such as AADSTS7000215.
+    /// providerCode is the provider's own error code, such as AADSTS7000215.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider_code: Option<String>,
-    /// The HTTP status of the answer.
+    /// httpStatus is the HTTP status of the response.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http_status: Option<i32>,
-    /// What the provider's support asks for.
+    /// correlationID is the provider's id of the request, for its support and its logs.
     #[serde(rename = "correlationID", default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
-    /// When it was said.
+    /// time is the time of the response.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<Time>,
 }
