@@ -1,4 +1,4 @@
-//! What mail clients put on the wire, and the files they read.
+//! The SASL responses of mail clients.
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use zeroize::Zeroizing;

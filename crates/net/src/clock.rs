@@ -1,37 +1,37 @@
-//! The one place that reads the wall clock; everything else takes the time as an argument.
+//! The only reader of the wall clock. All other code receives the time as an argument.
 
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
-/// By how much what is due at a time is done later, so that the clock is past it.
+/// Delay after a due time, so that the clock is past it.
 const JUST_AFTER: Duration = Duration::from_millis(20);
 
-/// Tells the time in whole seconds, because `metav1.Time` is serialised in whole seconds and a fraction would make
-/// every comparison with what was stored differ.
+/// A clock with whole seconds: `metav1.Time` is serialized in whole seconds, so a fraction would make every comparison with
+/// a stored time differ.
 #[derive(Clone)]
 pub struct Clock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
 
 impl Clock {
-    /// The system's wall clock.
+    /// Returns the system's wall clock.
     #[expect(clippy::disallowed_methods, reason = "this is the one place that may ask")]
     pub fn system() -> Self {
         Self(Arc::new(Timestamp::now))
     }
 
-    /// A clock that tells what `now` returns, for tests.
+    /// Returns a clock with the time of `now`, for tests.
     pub fn from_fn(now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
         Self(Arc::new(now))
     }
 
-    /// The present time, truncated to the second.
+    /// The current time, truncated to the second.
     pub fn now(&self) -> Timestamp {
         let now = (self.0)();
         Timestamp::from_second(now.as_second()).unwrap_or(now)
     }
 
-    /// How long it is until just after `at`. Counted with the fraction of the present second: a wait from `now` on would end
-    /// up to a second late.
+    /// The time until just after `at`, including the fraction of the current second: a wait from `now` would end up to a
+    /// second late.
     pub fn until(&self, at: Timestamp) -> Duration {
         Duration::try_from(at.duration_since((self.0)())).unwrap_or_default() + JUST_AFTER
     }

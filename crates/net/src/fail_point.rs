@@ -1,11 +1,12 @@
-//! Points of a refresh at which a test stops the process, to kill it right there, and points that panic for one object.
-//! A debug build alone has them.
+//! Points of a refresh at which a test stops the process to kill it, and points that panic for one object. Only debug
+//! builds have them.
 
-/// Names a point, and after a colon at which passing of it to stop: `answer-received`, `answer-received:2`.
+/// Environment variable with a point, and after a colon the passing at which to stop: `answer-received`,
+/// `answer-received:2`.
 #[cfg(debug_assertions)]
 const STOP_AT: &str = "MAILTOKEN_STOP_AT";
 
-/// Goes no further, if this is the point where the process is to stop. Whatever else it does goes on.
+/// Stops this task at the chosen point. Other tasks continue.
 #[cfg(debug_assertions)]
 pub async fn pass(point: &str) {
     use std::sync::{
@@ -25,16 +26,16 @@ pub async fn pass(point: &str) {
     }
 }
 
-/// Nothing.
+/// Does nothing in a release build.
 #[cfg(not(debug_assertions))]
 #[inline(always)]
 pub async fn pass(_: &str) {}
 
-/// Names a step and the object at which it panics: `reconcile:poison`.
+/// Environment variable with a step and the object at which it panics: `reconcile:poison`.
 #[cfg(debug_assertions)]
 const PANIC_AT: &str = "MAILTOKEN_PANIC_AT";
 
-/// Panics, if that is what this step has to do with this object.
+/// Panics if the environment names this step and this object.
 #[cfg(debug_assertions)]
 #[expect(clippy::panic, reason = "a test wants to see what becomes of it")]
 pub fn panic_at(step: &str, name: &str) {
@@ -43,7 +44,7 @@ pub fn panic_at(step: &str, name: &str) {
     }
 }
 
-/// Nothing.
+/// Does nothing in a release build.
 #[cfg(not(debug_assertions))]
 #[inline(always)]
 pub fn panic_at(_: &str, _: &str) {}

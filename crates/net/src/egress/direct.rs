@@ -1,17 +1,17 @@
-//! What the broker connects to without the egress proxy.
+//! Destinations to which the broker connects without the egress proxy.
 
 use std::{net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
 
-/// A destination of `--no-proxy`: what the broker connects to directly although an egress proxy is set.
+/// A destination of `--no-proxy`: the broker connects to it directly, even with an egress proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Direct {
-    /// The host of this name, and no other.
+    /// The host of exactly this name.
     Host(String),
     /// The hosts below this name, which begins with a dot.
     Suffix(String),
-    /// Addresses, and names all of whose addresses are in this range.
+    /// Addresses in this range, and names with all addresses in this range.
     Range(IpNet),
 }
 
@@ -39,7 +39,7 @@ impl FromStr for Direct {
 }
 
 impl Direct {
-    /// Whether a URL's host is meant: a name by its spelling, an address by its range.
+    /// Whether a URL's host matches: a name by its spelling, an address by its range.
     pub fn is_host(&self, host: &str) -> bool {
         let host = host.trim_end_matches('.').to_ascii_lowercase();
         match self {

@@ -1,11 +1,11 @@
-//! Which addresses a provider's host may have, and the resolver that lets no other through.
+//! Which addresses a provider's host may have, and the resolver that returns no other address.
 //!
-//! Whoever may write a `MailProvider` names a host that the broker then sends credentials to. Without a guard such a
-//! host reaches what the broker can reach and its author cannot: the node's metadata service, the API server, other
-//! teams' Services. So only public unicast addresses are permitted, and what `--allow-private-cidr` names; for a
-//! ClusterMailProvider also what `--allow-private-cidr-cluster` names. `--deny-cidr` comes before both. The names
-//! are judged after they are resolved and the connection goes to the very address that was judged, so a name that
-//! answers differently the second time gains nothing.
+//! A user who may write a `MailProvider` names a host to which the broker sends credentials. Without a guard, such a host
+//! could be an address that the broker can reach and the user cannot: the node's metadata service, the API server, other
+//! teams' Services. So only public unicast addresses are permitted, and the ranges of `--allow-private-cidr`; for a
+//! ClusterMailProvider also those of `--allow-private-cidr-cluster`. `--deny-cidr` comes first. The broker judges the
+//! addresses after it has resolved the name, and connects to the address that it judged. A name that resolves differently
+//! the second time therefore gains nothing.
 
 mod direct;
 mod ranges;
@@ -25,7 +25,7 @@ pub use self::direct::Direct;
 
 use self::ranges::{DENY_CIDR, METADATA, NEVER_PROPOSED, denied, embedded_v4, is_metadata};
 
-/// Judges addresses: public unicast ones are permitted, and those that the administrator allowed.
+/// Judges addresses: permits public unicast addresses, and those that the administrator allowed.
 #[derive(Clone, Debug, Default)]
 pub struct EgressPolicy {
     allowed: Vec<IpNet>,
@@ -35,40 +35,40 @@ pub struct EgressPolicy {
 }
 
 impl EgressPolicy {
-    /// A policy that also permits addresses inside `allowed_private`.
+    /// Creates a policy that also permits addresses inside `allowed_private`.
     ///
-    /// An IPv4 range applies to the IPv4 address inside a translated IPv6 one too.
+    /// An IPv4 range also applies to the IPv4 address inside a translated IPv6 address.
     pub fn new(allowed_private: Vec<IpNet>) -> Self {
         Self { allowed: allowed_private, ..Self::default() }
     }
 
-    /// Denies addresses inside `denied`, whatever else is allowed.
+    /// Denies addresses inside `denied`, even if another range allows them.
     pub fn deny(self, denied: Vec<IpNet>) -> Self {
         Self { denied, ..self }
     }
 
-    /// Names ranges that [`Self::for_cluster`] permits as well.
+    /// Adds ranges that only [`Self::for_cluster`] permits.
     pub fn allow_for_cluster(self, allowed_for_cluster: Vec<IpNet>) -> Self {
         Self { allowed_for_cluster, ..self }
     }
 
-    /// The policy for ClusterMailProviders.
+    /// Returns the policy for ClusterMailProviders.
     pub fn for_cluster(&self) -> Self {
         let allowed = self.allowed.iter().chain(&self.allowed_for_cluster).copied().collect();
         Self { allowed, allowed_for_cluster: vec![], ..self.clone() }
     }
 
-    /// Whether ClusterMailProviders may connect to what others may not.
+    /// Whether ClusterMailProviders may connect to more addresses than others.
     pub fn differs_for_cluster(&self) -> bool {
         !self.allowed_for_cluster.is_empty()
     }
 
-    /// All ranges, as text to compare.
+    /// All ranges as text, for comparisons.
     pub fn ranges(&self) -> String {
         format!("{:?} {:?} {:?}", self.allowed, self.allowed_for_cluster, self.denied)
     }
 
-    /// Permits `address` or says which range it is denied for.
+    /// Permits `address`, or returns the range for which it is denied.
     pub fn judge(&self, address: IpAddr) -> Result<(), Denied> {
         match self.denied_range(address) {
             Some(range) => Err(Denied { address, range }),
@@ -85,7 +85,7 @@ impl EgressPolicy {
         if all().any(|address| self.denied.iter().any(|range| range.contains(address))) {
             return Some(DENY_CIDR);
         }
-        // A range that somebody allowed for its hosts must not open the credentials of the node.
+        // A range that the administrator allowed for its hosts must not expose the node's credentials.
         if all().any(|found| is_metadata(*found) && !self.is_named(*found) && !self.is_named(address)) {
             return Some(METADATA);
         }
@@ -109,7 +109,7 @@ impl EgressPolicy {
         self.allowed.contains(&IpNet::from(address))
     }
 
-    /// Asks the system's resolver (so `/etc/hosts`, and with it `hostAliases`, counts) and judges every answer.
+    /// Resolves a name with the system's resolver (including `/etc/hosts` and `hostAliases`) and judges every address.
     pub async fn resolve(&self, host: &str) -> Result<Resolution, ResolveError> {
         let answers = self.lookups.answers(host, lookup).await?;
         let mut resolution = Resolution::default();
@@ -124,12 +124,12 @@ impl EgressPolicy {
     }
 }
 
-/// Why an address may not be connected to; displayed as `127.0.0.1 (loopback)`.
+/// Why the broker may not connect to an address; displayed as `127.0.0.1 (loopback)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Denied {
-    /// The address as it was written or resolved, also where the IPv4 address inside it was judged.
+    /// The address as written or resolved, even if the IPv4 address inside it was judged.
     pub address: IpAddr,
-    /// What the range is for, in plain words.
+    /// The purpose of the range, in plain words.
     pub range: &'static str,
 }
 
@@ -146,47 +146,47 @@ impl fmt::Display for Denied {
     }
 }
 
-/// The addresses of a host, judged.
+/// The judged addresses of a host.
 #[derive(Clone, Debug, Default)]
 pub struct Resolution {
-    /// Those that may be connected to, in the resolver's order; port 0.
+    /// The permitted addresses, in the resolver's order, with port 0.
     pub permitted: Vec<SocketAddr>,
-    /// The first of those that may not.
+    /// The first denied address.
     pub denied: Option<Denied>,
-    /// All of them.
+    /// All addresses of the host.
     pub all: Vec<IpAddr>,
 }
 
-/// Why a name led to no address.
+/// Why a name has no permitted address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ResolveError {
-    /// The name has addresses, none of which is permitted.
+    /// The name has addresses, but none is permitted.
     #[error("{host} resolves to {denied}, which is denied")]
     Denied {
-        /// The name that was asked for.
+        /// The requested name.
         host: String,
-        /// The first of its addresses.
+        /// The first address of the name.
         denied: Denied,
     },
-    /// The resolver's final word: there is no such name, or it has no address (`NXDOMAIN`, `NODATA`).
+    /// The resolver's final result: the name does not exist or has no address (`NXDOMAIN`, `NODATA`).
     #[error("{host} does not exist")]
     NotFound {
         /// The name that was asked for.
         host: String,
     },
-    /// The resolver could not say.
+    /// The resolver returned no result.
     #[error("{host} could not be resolved: {detail}")]
     Failed {
         /// The name that was asked for.
         host: String,
-        /// The resolver's words.
+        /// The resolver's error text.
         detail: String,
     },
 }
 
-/// The resolver that the client towards providers is built with: it yields permitted addresses only.
+/// The resolver of the client for providers. It returns only permitted addresses.
 ///
-/// An address written in the URL never comes here; whoever takes the URL judges it.
+/// An address in a URL does not reach the resolver; [`EgressPolicy::judge`] must judge it.
 #[derive(Clone, Debug)]
 pub struct GuardedResolver {
     policy: Arc<EgressPolicy>,
@@ -194,12 +194,12 @@ pub struct GuardedResolver {
 }
 
 impl GuardedResolver {
-    /// A resolver that yields what `policy` permits.
+    /// Creates a resolver that returns the addresses that `policy` permits.
     pub fn new(policy: Arc<EgressPolicy>) -> Self {
         Self { policy, exempt: None }
     }
 
-    /// Leaves one name unjudged: that of the egress proxy, which the administrator chose and which is rarely public.
+    /// Exempts one name: that of the egress proxy, which the administrator chose and which is rarely public.
     pub fn exempt(self, host: String) -> Self {
         Self { exempt: Some(host), ..self }
     }
@@ -228,9 +228,8 @@ impl Resolve for GuardedResolver {
 
 type Answers = Result<Vec<SocketAddr>, ResolveError>;
 
-/// Lookups under way: who asks for a name that is being asked for waits for the same answer, since each lookup occupies a
-/// thread, and many requests to one provider begin together. All of them then wait for a name server that hangs, each as
-/// long as its own time-out lets it.
+/// Lookups in flight. Concurrent lookups of one name share one result, because each lookup occupies a thread, and many
+/// requests to one provider start together. If the name server hangs, each caller waits until its own time-out.
 #[derive(Default)]
 struct Lookups(Mutex<HashMap<String, WeakShared<BoxFuture<'static, Answers>>>>);
 
@@ -272,8 +271,8 @@ async fn lookup(host: String) -> Answers {
     Ok(answers)
 }
 
-/// What `getaddrinfo` says of `EAI_NONAME` and `EAI_NODATA`: glibc, musl, macOS. The standard library hands on the
-/// words only, not the code.
+/// The texts of `getaddrinfo` for `EAI_NONAME` and `EAI_NODATA` (glibc, musl, macOS). The standard library returns only the
+/// text, not the code.
 const NOT_FOUND_WORDS: [&str; 6] = [
     "Name or service not known",
     "No address associated with hostname",
@@ -457,7 +456,7 @@ mod tests {
             assert_eq!(judged(&policy, address), "in a range of --deny-cidr", "{address}");
         }
         assert_eq!(judged(&policy, "30.1.0.1"), "permitted");
-        // The outer address counts too.
+        // The outer address also counts.
         assert_eq!(
             judged(&EgressPolicy::default().deny(range("64:ff9b::/96")), "64:ff9b::8.8.8.8"),
             "in a range of --deny-cidr"

@@ -1,20 +1,20 @@
-//! The ranges of addresses that are not public, by name, and the IPv4 addresses inside IPv6 ones.
+//! The ranges of non-public addresses, by name, and the IPv4 addresses inside IPv6 addresses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
-/// The range of addresses of a cloud's metadata service, which give away the node's credentials.
+/// Name of the range of a cloud's metadata service, which returns the node's credentials.
 pub(super) const METADATA: &str = "metadata";
 
-/// What stands for a range of `--deny-cidr`.
+/// Name of a range of `--deny-cidr`.
 pub(super) const DENY_CIDR: &str = "in a range of --deny-cidr";
 
-/// Ranges that no message proposes to allow: whoever opens them opens the broker's pod or node, not a provider.
+/// Ranges that no message proposes to allow: they expose the broker's pod or node, and no provider is there.
 pub(super) const NEVER_PROPOSED: [&str; 7] =
     [METADATA, DENY_CIDR, "loopback", "link-local", "unspecified", "multicast", "broadcast"];
 
-/// IANA's IPv4 special-purpose registry, and the metadata services of clouds; the first match names the range.
+/// IANA's IPv4 special-purpose registry, and the metadata services of clouds. The first match names the range.
 const DENIED_V4: [(Ipv4Net, &str); 24] = [
     // Instance metadata of AWS, Azure, GCP and others; credentials of ECS tasks and of EKS Pod Identity; Tencent's;
     // Azure's host agent; Alibaba's; Oracle's.
@@ -44,7 +44,7 @@ const DENIED_V4: [(Ipv4Net, &str); 24] = [
     (v4(240, 0, 0, 0, 4), "reserved"),
 ];
 
-/// IANA's IPv6 special-purpose registry; what is not in 2000::/3, the only global unicast space, is reserved.
+/// IANA's IPv6 special-purpose registry. Addresses outside of 2000::/3, the only global unicast space, are reserved.
 const DENIED_V6: [(Ipv6Net, &str); 19] = [
     (v6([0, 0, 0, 0, 0, 0, 0, 0], 128), "unspecified"),
     (v6([0, 0, 0, 0, 0, 0, 0, 1], 128), "loopback"),
@@ -68,7 +68,7 @@ const DENIED_V6: [(Ipv6Net, &str); 19] = [
     (v6([0x4000, 0, 0, 0, 0, 0, 0, 0], 2), "reserved"),
 ];
 
-/// The upper half of the IPv6 space, which holds nothing but what [`DENIED_V6`] names more precisely.
+/// The upper half of the IPv6 space, which contains only ranges that [`DENIED_V6`] names more precisely.
 const UPPER_HALF: Ipv6Net = v6([0x8000, 0, 0, 0, 0, 0, 0, 0], 1);
 
 const fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Ipv4Net {
@@ -107,7 +107,7 @@ const LOCAL_NAT64: Ipv6Net = v6([0x64, 0xff9b, 1, 0, 0, 0, 0, 0], 48);
 pub(super) const SIX_TO_FOUR: Ipv6Net = v6([0x2002, 0, 0, 0, 0, 0, 0, 0], 16);
 const TEREDO: Ipv6Net = v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 32);
 
-/// The IPv4 addresses that a packet to `outer` may end at: every one must be permitted. `None` where there is none.
+/// The IPv4 addresses at which a packet to `outer` may arrive: each must be permitted. `None` without such an address.
 pub(super) fn embedded_v4(outer: Ipv6Addr) -> Option<Vec<Ipv4Addr>> {
     if outer.is_unspecified() || outer.is_loopback() {
         return None;
@@ -124,15 +124,15 @@ pub(super) fn embedded_v4(outer: Ipv6Addr) -> Option<Vec<Ipv4Addr>> {
         return Some(vec![Ipv4Addr::new(o[2], o[3], o[4], o[5])]);
     }
     if TEREDO.contains(&outer) {
-        // The server in clear, the client with every bit flipped (RFC 4380, section 4).
+        // The server's address in clear, the client's with every bit flipped (RFC 4380, section 4).
         let server = Ipv4Addr::new(o[4], o[5], o[6], o[7]);
         return Some(vec![server, Ipv4Addr::from_bits(!low.to_bits())]);
     }
     None
 }
 
-/// A network's own NAT64 prefix may have any length from 48 to 96 bits, and the IPv4 address then stands elsewhere
-/// (RFC 6052, section 2.2), around the unused octet 8. All readings count, but for those that are mere zeros.
+/// A network's own NAT64 prefix may have any length from 48 to 96 bits, so the IPv4 address may be in several places (RFC
+/// 6052, section 2.2), around the unused octet 8. All readings count, except those with only zeros.
 fn local_nat64(o: [u8; 16], low: Ipv4Addr) -> Vec<Ipv4Addr> {
     let readings = [
         Ipv4Addr::new(o[6], o[7], o[9], o[10]),

@@ -1,5 +1,5 @@
-//! Bodies that a server or a gateway compresses although it was asked not to (`Accept-Encoding: identity`). What comes out
-//! of a body is bounded like the body itself, so a small one that unpacks to gigabytes costs no more than a plain one.
+//! Bodies that a server or gateway compresses although the broker requests `Accept-Encoding: identity`. The unpacked body
+//! has the same limit as any body, so a small body that unpacks to gigabytes costs no more.
 
 use std::io::Read;
 
@@ -7,20 +7,19 @@ use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use http::{HeaderMap, header::CONTENT_ENCODING};
 use zeroize::Zeroizing;
 
-/// What is wrong with a compressed body.
+/// Errors of a compressed body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Flaw {
-    /// It unpacks to more than is read.
+    /// The body unpacks to more than the limit.
     TooLarge,
-    /// It is not what its header says.
+    /// The body is not encoded as its header says.
     Broken,
 }
 
-/// The body as it was before it was compressed; its header is taken away then. A body in another encoding stays as it is,
-/// under its header.
+/// Returns the unpacked body without its encoding header. A body in another encoding keeps its content and header.
 ///
 /// # Errors
-/// What is wrong with the body.
+/// If the body is too large or broken.
 pub(super) fn decoded(
     headers: &mut HeaderMap,
     body: Zeroizing<Vec<u8>>,
@@ -30,10 +29,10 @@ pub(super) fn decoded(
     let encoding = encoding.trim().to_ascii_lowercase();
     let packed = body.as_slice();
     let unpacked = match encoding.as_str() {
-        // Some say so and send plain JSON.
+        // Some servers declare an encoding and send plain JSON.
         "gzip" | "x-gzip" | "deflate" if looks_plain(packed) => return Ok(plain(headers, body)),
         "gzip" | "x-gzip" => unpack(MultiGzDecoder::new(packed), limit)?,
-        // RFC 9110 section 8.4.1.2: with zlib's header; some servers leave it out.
+        // RFC 9110 section 8.4.1.2 requires zlib's header; some servers omit it.
         "deflate" if has_zlib_header(packed) => unpack(ZlibDecoder::new(packed), limit)?,
         "deflate" => unpack(DeflateDecoder::new(packed), limit)?,
         _ => return Ok(body),
@@ -46,18 +45,17 @@ fn plain(headers: &mut HeaderMap, body: Zeroizing<Vec<u8>>) -> Zeroizing<Vec<u8>
     body
 }
 
-/// Nothing that is compressed begins like JSON.
+/// Whether the body begins like JSON, which no compressed body does.
 fn looks_plain(body: &[u8]) -> bool {
     matches!(body.trim_ascii_start().first(), None | Some(b'{' | b'[' | b'<'))
 }
 
-/// RFC 1950 section 2.2: the method deflate, and a checksum of the two bytes.
+/// Whether the body has a zlib header (RFC 1950 section 2.2): the method deflate, and a checksum of the two bytes.
 fn has_zlib_header(body: &[u8]) -> bool {
     matches!(body, [first, second, ..] if first & 0x0f == 8 && (u16::from(*first) << 8 | u16::from(*second)) % 31 == 0)
 }
 
-/// Reads up to the limit into a buffer that does not grow, so that no part of a secret is left behind elsewhere but in the
-/// decoder's window.
+/// Reads up to the limit into a buffer that does not grow, so that only the decoder's window keeps a copy of a secret.
 fn unpack(mut decoder: impl Read, limit: usize) -> Result<Zeroizing<Vec<u8>>, Flaw> {
     let mut body = Zeroizing::new(vec![0; limit + 1]);
     let mut length = 0;

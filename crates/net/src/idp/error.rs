@@ -1,4 +1,4 @@
-//! Why there is no answer, in words that say how to get one.
+//! Errors of a request to a provider, in words that say how to fix them.
 
 use std::error::Error;
 use std::io;
@@ -12,31 +12,31 @@ use rustls::pki_types::UnixTime;
 
 use crate::egress::{Denied, ResolveError};
 
-/// Names of a certificate that are listed when none of them is the right one.
+/// Number of certificate names that a message lists if none of them matches.
 const LISTED_NAMES: usize = 3;
 
-/// Characters of a text that a library made up from what a server sent.
+/// Maximum length in characters of a library's text that may contain a server's data.
 const FOREIGN_TEXT: usize = 200;
 
-/// Why a request got no answer. `Display` is a lower-case fragment with no secret and nothing of a body.
+/// Why a request got no response. `Display` is a lower-case fragment without secrets and without parts of a body.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TransportError {
-    /// The host has, or is, an address that may not be connected to. Nothing was sent.
+    /// The host has, or is, an address to which the broker may not connect. Nothing was sent.
     #[error("{host} leads to an address that is denied ({range})")]
     EgressDenied {
         /// The host of the URL.
         host: String,
-        /// The first address that is denied. Only the log names it: a tenant must not learn what names resolve to.
+        /// The first denied address. Only the log has it: a tenant must not learn to which addresses names resolve.
         address: IpAddr,
-        /// What its range is for.
+        /// The purpose of the address's range.
         range: &'static str,
     },
-    /// The server could not be trusted or does not speak TLS 1.2 or newer. Nothing was sent.
+    /// The broker does not trust the server, or the server has no TLS 1.2 or newer. Nothing was sent.
     #[error("tls with {host} failed: {detail}")]
     Tls {
         /// The host of the URL.
         host: String,
-        /// What to do about it depends on this.
+        /// The kind of the problem, which determines the fix.
         kind: TlsProblem,
         /// A clause in plain words.
         detail: String,
@@ -44,34 +44,34 @@ pub enum TransportError {
     /// The host's name does not exist. Nothing was sent.
     #[error("the name {host} does not exist")]
     NameNotFound {
-        /// The name that was asked for.
+        /// The requested name.
         host: String,
     },
-    /// There was no complete answer in time. The request may have been handled.
+    /// There was no complete response in time. The server may have handled the request.
     #[error("{host} did not answer within {after:?}")]
     TimedOut {
         /// The host of the URL.
         host: String,
-        /// The time that a request has in total.
+        /// The total time of a request.
         after: Duration,
     },
-    /// The connection could not be made, or broke, or what came is no HTTP. The request may have been handled.
+    /// The connection failed or broke, or the response is not HTTP. The server may have handled the request.
     #[error("the connection to {host} failed: {detail}")]
     Connection {
         /// The host of the URL.
         host: String,
         /// A clause in plain words.
         detail: String,
-        /// Whether there was a connection, over which the request may have gone.
+        /// Whether there was a connection, so that the request may have been sent.
         connected: bool,
     },
-    /// The answer's body was larger than what is read. The request was handled.
+    /// The response's body exceeds the limit. The server handled the request.
     #[error("the response has more than {limit} bytes")]
     BodyTooLarge {
         /// The limit in bytes.
         limit: usize,
     },
-    /// The answer's body is not compressed in the way that its header says. The request was handled.
+    /// The response's body is not compressed as its header says. The server handled the request.
     #[error("the response's body is not encoded as its Content-Encoding says")]
     BadEncoding,
     /// The request was no longer allowed when it could be sent. Nothing was sent.
@@ -88,16 +88,16 @@ pub enum TransportError {
     },
 }
 
-/// What is wrong with a server's TLS, by what helps.
+/// Kinds of TLS problems, by their fix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TlsProblem {
-    /// Nobody who is trusted vouches for the certificate: a CA bundle is missing, or is the wrong one.
+    /// No trusted authority issued the certificate: the CA bundle is missing or wrong.
     UnknownIssuer,
-    /// The certificate is past its end or before its beginning: it needs renewing, or a clock is wrong.
+    /// The certificate has expired or is not valid yet: renew it, or a clock is wrong.
     Expired,
     /// The certificate is for other names: the URL or the certificate must change.
     WrongName,
-    /// Anything else, such as a server without TLS on this port.
+    /// Another problem, such as a server without TLS on this port.
     Other,
 }
 
@@ -116,7 +116,7 @@ impl From<ResolveError> for TransportError {
     }
 }
 
-/// Finds the cause that says most. The errors' own texts are not taken over where a server could have written them.
+/// Finds the most specific cause. Does not use an error's text if a server could have written it.
 pub(super) fn classify(error: &reqwest::Error, host: &str, limit: Duration) -> TransportError {
     let host = host.to_owned();
     if let Some(cause) = find::<ResolveError>(error) {
@@ -133,8 +133,8 @@ pub(super) fn classify(error: &reqwest::Error, host: &str, limit: Duration) -> T
 }
 
 impl TransportError {
-    /// The range that would have to be allowed for an address that is denied: what a message may propose. The address is
-    /// named only where it is the host of the URL.
+    /// The range that a message may propose to allow for a denied address. It names the address only if the address is the
+    /// host of the URL.
     pub fn allowance(&self) -> Option<String> {
         let Self::EgressDenied { host, address, range } = self else { return None };
         if !(Denied { address: *address, range }).is_proposed() {
@@ -147,7 +147,7 @@ impl TransportError {
         }
     }
 
-    /// Whether the server may have handled the request although no answer came.
+    /// Whether the server may have handled the request although there was no response.
     pub fn may_have_been_handled(&self) -> bool {
         match self {
             Self::TimedOut { .. } | Self::BodyTooLarge { .. } | Self::BadEncoding => true,
@@ -162,7 +162,7 @@ impl TransportError {
     }
 }
 
-/// All causes, also those inside an `io::Error`, which as a `source` gives only the cause of what it wraps.
+/// All causes, including those inside an `io::Error`, whose `source` skips the wrapped error itself.
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |&error| {
         let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
@@ -175,7 +175,7 @@ fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a 
 }
 
 fn connection_problem(error: &reqwest::Error) -> String {
-    // The type of a refused CONNECT is not public; its texts are constants: "proxy authorization required" and the like.
+    // The type of a refused CONNECT is not public. Its texts are constants, such as "proxy authorization required".
     let tunnel = causes(error).find_map(|cause| cause.to_string().strip_prefix("tunnel error: ").map(bounded));
     if let Some(detail) = tunnel {
         return format!("the egress proxy opened no tunnel ({detail})");
@@ -188,7 +188,7 @@ fn connection_problem(error: &reqwest::Error) -> String {
         };
     }
     match find::<hyper::Error>(error) {
-        // Its own text is a constant; that of its cause may hold what an HTTP/2 server sent.
+        // The error's own text is a constant. The text of its cause may contain an HTTP/2 server's data.
         Some(cause) => cause.to_string(),
         None if error.is_connect() => "it could not be made".to_owned(),
         None => "it broke off".to_owned(),
@@ -246,7 +246,7 @@ fn moment(time: UnixTime) -> String {
     Timestamp::from_second(seconds).map_or_else(|_| "an impossible time".to_owned(), |time| time.to_string())
 }
 
-/// The names of a certificate that a trusted authority has issued; rustls hands them on in their `Debug` form.
+/// The names of a certificate from a trusted authority. rustls returns them in their `Debug` form.
 fn names(presented: &[String]) -> String {
     let bare = |name: &String| {
         let inside = name.split_once('(').map_or(name.as_str(), |(_, rest)| rest.trim_end_matches(')'));
@@ -262,7 +262,7 @@ fn names(presented: &[String]) -> String {
 }
 
 fn bounded(text: &str) -> String {
-    // What could mislead a reader beside a command to copy is left out.
+    // Removes characters that could mislead a reader next to a command to copy.
     let plain = |character: &char| !character.is_control() && !matches!(character, '`' | '$' | '"' | '\'' | '\\');
     text.chars().filter(plain).take(FOREIGN_TEXT).collect()
 }

@@ -1,15 +1,15 @@
-//! The one HTTP client towards providers: what it sends is a credential, and whom it sends it to is a tenant's choice.
+//! The only HTTP client for providers. It sends credentials to hosts that tenants choose.
 //!
-//! - Only https, TLS 1.2 or newer, and no switch that turns verification off. No redirect is followed, no proxy is taken
-//!   from the environment. No compression is asked for; gzip and deflate are read all the same, within [`BODY_LIMIT`].
-//! - With `--egress-proxy` each request goes through that proxy, unless `--no-proxy` names its destination.
-//! - Only addresses that the [`EgressPolicy`] permits are connected to; see [`crate::egress`].
-//! - Nothing a server does costs more than `request_timeout` and [`BODY_LIMIT`] bytes (and as much again for headers).
-//! - A request is written to a connection once. A refresh token may be valid for one use, so nothing is repeated in
-//!   here: what to do after a failure is the caller's decision. (The one thing that is done over is a request of which
-//!   nothing was written yet, when a pooled connection turns out to be closed.)
-//! - How many requests are in flight is decided before they get here, by `src/admission/`.
-//! - Neither bodies nor header values appear in errors, logs or any `Debug`; bodies are wiped after their use.
+//! - Only https with TLS 1.2 or newer. No switch turns verification off. The client follows no redirect and ignores proxies
+//!   of the environment. It requests no compression, and still reads gzip and deflate, within [`BODY_LIMIT`].
+//! - With `--egress-proxy`, each request goes through that proxy, unless `--no-proxy` names its destination.
+//! - The client connects only to addresses that the [`EgressPolicy`] permits; see [`crate::egress`].
+//! - A server costs at most `request_timeout` and [`BODY_LIMIT`] bytes (and the same amount for headers).
+//! - The client writes a request to a connection once. A refresh token may be valid for one use, so the client never
+//!   retries: the caller decides after a failure. (The exception is a request of which nothing was written, because a
+//!   pooled connection was closed.)
+//! - Admission limits the requests in flight before they reach this client.
+//! - Neither bodies nor header values appear in errors, logs or any `Debug`. Bodies are wiped after use.
 
 mod encoding;
 mod error;
@@ -43,27 +43,27 @@ use self::{
     target::Target,
 };
 
-/// Bytes of a response body that are read, at most: token responses take a few thousand, a discovery document or a key
-/// set rarely more than 20,000.
+/// Maximum size of a response body in bytes. Token responses have a few thousand bytes, a discovery document or a key set
+/// rarely more than 20,000.
 pub const BODY_LIMIT: usize = 256 * 1024;
 
-/// So many requests that are sent one after the other have different time-outs: as many as may be in flight to one host.
+/// Number of consecutive requests with different time-outs: the maximum in flight to one host.
 const SPREAD: usize = 32;
 
-/// How all clients behave.
+/// Settings of all clients.
 #[derive(Clone)]
 pub struct Settings {
-    /// The total time of one request, or up to a tenth less: names, connecting, TLS, headers and body.
+    /// The total time of one request, or up to a tenth less: name resolution, connection, TLS, headers and body.
     pub request_timeout: Duration,
-    /// Which addresses may be connected to.
+    /// The addresses to which the client may connect.
     pub egress: EgressPolicy,
-    /// The proxy that requests go through by CONNECT, `http` or `https`, with user info where it asks for that.
+    /// The proxy for requests by CONNECT, `http` or `https`, with user info if the proxy requires it.
     pub proxy: Option<Url>,
-    /// What is connected to directly although there is a proxy.
+    /// The destinations to which the client connects directly, without the proxy.
     pub no_proxy: Vec<Direct>,
 }
 
-/// Why the settings give no working client; all of it shows at the start.
+/// Why the settings give no working client. All of these errors appear at the start.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     /// The egress proxy's URL cannot be used.
@@ -77,7 +77,7 @@ pub enum SetupError {
     Tls(#[source] rustls::Error),
 }
 
-/// The clients of the broker: one for each distinct CA bundle, all under the same caps.
+/// The broker's clients: one for each distinct CA bundle, all with the same limits.
 #[derive(Clone)]
 pub struct IdpClients {
     shared: Arc<Shared>,
@@ -88,14 +88,14 @@ struct Shared {
     settings: Settings,
     policies: Scoped<Arc<EgressPolicy>>,
     clock: Clock,
-    /// Requests since the start.
+    /// Number of requests since the start.
     sent: AtomicUsize,
     system_roots: RootCertStore,
     system_clients: Scoped<Arc<Pool>>,
     bundled: Mutex<Bundled>,
 }
 
-/// One for MailProviders and one for ClusterMailProviders, which may be allowed to connect to more.
+/// A value for MailProviders and one for ClusterMailProviders, which may be allowed to connect to more addresses.
 struct Scoped<T> {
     namespaced: T,
     cluster: T,
@@ -108,9 +108,9 @@ impl<T> Scoped<T> {
 }
 
 impl IdpClients {
-    /// Reads the system's roots and builds the client that trusts those alone.
+    /// Reads the system's roots and builds the client that trusts only them.
     ///
-    /// Fails only for what no request could get over: an unusable proxy URL, a TLS library that does not start.
+    /// Fails only if no request could work: an unusable proxy URL, or a TLS library that does not start.
     pub fn new(settings: Settings, clock: Clock) -> Result<Self, SetupError> {
         let policy = Arc::new(settings.egress.clone());
         let system_roots = trust::system_roots();
@@ -134,19 +134,19 @@ impl IdpClients {
         Ok(Self { shared: Arc::new(shared), for_cluster: false })
     }
 
-    /// The clients for ClusterMailProviders: `--allow-private-cidr-cluster` counts for them.
+    /// Returns the clients for ClusterMailProviders, to which `--allow-private-cidr-cluster` applies.
     pub fn for_cluster(&self) -> Self {
         Self { for_cluster: self.shared.settings.egress.differs_for_cluster(), ..self.clone() }
     }
 
-    /// Which addresses may be connected to, and through which proxy (without its password): something to compare.
+    /// The permitted addresses and the proxy (without its password) as text, for comparisons.
     pub fn reach(&self) -> String {
         let Settings { egress, proxy, no_proxy, .. } = &self.shared.settings;
         let proxy = proxy.as_ref().map(|url| (url.host_str(), url.port_or_known_default()));
         format!("{proxy:?} {no_proxy:?} {}", egress.ranges())
     }
 
-    /// The client that trusts the system's roots, and the certificates in `ca_bundle` (PEM) as well.
+    /// Returns the client that trusts the system's roots and the certificates in `ca_bundle` (PEM).
     pub fn for_trust(&self, ca_bundle: Option<&[u8]>) -> Result<IdpClient, BundleError> {
         let pool = match ca_bundle {
             None => self.shared.system_clients.get(self.for_cluster).clone(),
@@ -185,7 +185,7 @@ impl Shared {
     }
 }
 
-/// Sends requests to providers; cheap to clone, and worth keeping while there is something to send.
+/// Sends requests to providers. Clones are cheap. Keep a client while there are requests to send.
 #[derive(Clone)]
 pub struct IdpClient {
     pool: Arc<Pool>,
@@ -218,11 +218,11 @@ impl ApprovedTarget<'_> {
     }
 }
 
-/// A request that was answered.
+/// A request and its response.
 pub struct Exchange {
-    /// When the request was sent: the lifetime of what it brought counts from here.
+    /// The time at which the request was sent. The lifetime of a token counts from here.
     pub sent_at: Timestamp,
-    /// The answer, whatever its status. Header values are marked sensitive; the body must not be logged.
+    /// The response, with any status. Header values are marked sensitive; the body must not be logged.
     pub response: http::Response<Zeroizing<Vec<u8>>>,
 }
 
@@ -237,19 +237,20 @@ impl fmt::Debug for Exchange {
 }
 
 impl IdpClient {
-    /// The blocks of the CA bundle that are not certificates, if there are any.
+    /// The blocks of the CA bundle that are not certificates, if any.
     pub fn skipped(&self) -> Option<&Skipped> {
         self.pool.skipped.as_ref()
     }
 
-    /// The CA bundle that it trusts beside the system's roots. Each distinct one costs a client of 0.1 to 0.4 MB.
+    /// The CA bundle that the client trusts in addition to the system's roots. Each distinct bundle costs a client of 0.1
+    /// to 0.4 MB.
     pub fn bundle(&self) -> Option<BundleHash> {
         self.pool.bundle
     }
 
-    /// Sends `request`, unless `still_allowed` (asked at that moment) says no.
+    /// Sends `request`, unless `still_allowed` (called at that moment) returns false.
     ///
-    /// Any status is an answer, also a redirect. Dropping the future takes the request back.
+    /// A response with any status is a success, including a redirect. Dropping the future cancels the request.
     pub async fn send(
         &self,
         request: http::Request<Vec<u8>>,
@@ -318,7 +319,7 @@ async fn read_body(
     Ok(body)
 }
 
-/// Grows by copying into a larger buffer and wiping the smaller one, which `Vec` by itself would leave behind as it was.
+/// Appends by copying into a larger buffer and wiping the smaller one, which `Vec` would not wipe.
 fn append(body: &mut Zeroizing<Vec<u8>>, chunk: &[u8]) {
     let length = body.len() + chunk.len();
     if length > body.capacity() {

@@ -11,48 +11,50 @@ use url::Url;
 use super::{Settings, SetupError, Skipped, TransportError, target::Target};
 use crate::egress::{Direct, EgressPolicy, GuardedResolver};
 
-/// How providers see us.
+/// The User-Agent header of requests to providers.
 const USER_AGENT: &str = concat!("mail-token-broker/", env!("CARGO_PKG_VERSION"));
 
-/// Long enough to reuse a connection in a burst; shorter than the 5 s after which common servers close an idle one, since
-/// a request written into that moment is lost and its fate unknown.
+/// Long enough to reuse a connection in a burst, and shorter than the 5 s after which common servers close an idle
+/// connection. A request that is written at that moment is lost, with an unknown result.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Connections kept to one host while idle; in a burst the next request takes one over at once.
+/// Idle connections to keep for one host. In a burst, the next request reuses one immediately.
 const POOL_IDLE_PER_HOST: usize = 8;
 
-/// Header fields of an HTTP/1.1 response; hyper's own default, made explicit. It stops reading a head at 400 KiB.
+/// Maximum number of header fields of an HTTP/1.1 response: hyper's default, made explicit. hyper stops reading a head at
+/// 400 KiB.
 const HTTP1_HEADERS: usize = 100;
 
-/// Bytes of all header fields of an HTTP/2 response; hyper's own default, made explicit.
+/// Maximum size in bytes of all header fields of an HTTP/2 response: hyper's default, made explicit.
 const HTTP2_HEADER_BYTES: u32 = 16 * 1024;
 
-/// What an HTTP/2 server may send ahead of our reading, on a stream: the protocol's default instead of hyper's 2 MiB.
+/// Bytes that an HTTP/2 server may send ahead of the broker's reading, on a stream: the protocol's default instead of
+/// hyper's 2 MiB.
 const HTTP2_STREAM_WINDOW: u32 = 64 * 1024;
 
-/// The same for a connection with all its streams.
+/// Bytes that an HTTP/2 server may send ahead, on a connection with all its streams.
 const HTTP2_CONNECTION_WINDOW: u32 = 512 * 1024;
 
-/// A dead HTTP/2 connection would otherwise be used again by every following request until TCP gives up on it.
+/// Interval of pings that detect a dead HTTP/2 connection, which requests would otherwise reuse until TCP fails.
 const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long a name is looked up here before it is left to the egress proxy: a resolver without a way out answers late or
-/// never.
+/// Time limit of a name resolution before the broker leaves the name to the egress proxy: a resolver without outside access
+/// responds late or never.
 const PROXIED_LOOKUP: Duration = Duration::from_secs(2);
 
-/// Clients for CA bundles that are kept although nobody holds them at the moment: a reconcile asks for one, uses it, and
-/// lets it go, and the next one a moment later should find its connections.
+/// Number of unused clients for CA bundles to keep. A reconcile requests a client, uses it and drops it, and the next
+/// reconcile should find its connections.
 const RECENT_CLIENTS: usize = 8;
 
 /// Connection pools with one trust and one egress policy.
 pub(super) struct Pool {
     direct: reqwest::Client,
-    /// Through the egress proxy, if there is one.
+    /// The pool through the egress proxy, if any.
     proxied: Option<reqwest::Client>,
     pub(super) policy: Arc<EgressPolicy>,
-    /// What was passed over in the CA bundle.
+    /// The blocks of the CA bundle that were skipped.
     pub(super) skipped: Option<Skipped>,
-    /// The bundle that it trusts beside the system's roots.
+    /// The bundle that the pool trusts in addition to the system's roots.
     pub(super) bundle: Option<BundleHash>,
 }
 
@@ -68,9 +70,9 @@ impl Pool {
         Ok(Self { direct, proxied: proxied.transpose()?, policy: policy.clone(), skipped: None, bundle })
     }
 
-    /// Directly, or through the egress proxy. Behind a proxy it is the proxy that connects, to whichever of the addresses
-    /// it likes: all that this resolver knows must be permitted. A name that does not resolve here is left to the proxy:
-    /// where a proxy is needed, pods often cannot resolve names outside.
+    /// Chooses the direct pool or that of the egress proxy. The proxy connects to any address of a name, so all addresses
+    /// that this resolver knows must be permitted. A name that does not resolve here is left to the proxy: pods behind a
+    /// proxy often cannot resolve outside names.
     pub(super) async fn route(&self, target: &Target, rules: &[Direct]) -> Result<&reqwest::Client, TransportError> {
         let Self { direct, proxied, policy, .. } = self;
         let Some(proxied) = proxied else { return Ok(direct) };
@@ -137,7 +139,7 @@ fn build_client(
         .retry(reqwest::retry::never())
         .user_agent(USER_AGENT)
         .default_headers(HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]))
-        // Whoever gave up on a connection leaves it to finish in the background: it must not do so for ever.
+        // A cancelled connect continues in the background, so it needs a time limit.
         .connect_timeout(settings.request_timeout)
         .tcp_user_timeout(settings.request_timeout)
         .pool_idle_timeout(POOL_IDLE_TIMEOUT)

@@ -1,4 +1,4 @@
-//! Where a request goes, as its URL says.
+//! The destination of a request, from its URL.
 
 use std::net::IpAddr;
 
@@ -8,11 +8,11 @@ use url::{Host, Url};
 use super::TransportError;
 use crate::egress::Denied;
 
-/// Where a request goes.
+/// The destination of a request.
 pub(super) struct Target {
     pub(super) url: Url,
     pub(super) host: String,
-    /// The address, where the host is one; `url` has read decimal, octal, hexadecimal and short spellings.
+    /// The address, if the host is one. `url` has parsed decimal, octal, hexadecimal and short spellings.
     pub(super) literal: Option<IpAddr>,
 }
 

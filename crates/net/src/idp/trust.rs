@@ -1,4 +1,4 @@
-//! Whom the client believes: the system's roots, and a provider's CA bundle.
+//! The authorities that the client trusts: the system's roots, and a provider's CA bundle.
 
 use std::{fmt, sync::Arc};
 
@@ -10,16 +10,16 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, RootCertStore};
 use tracing::warn;
 
-/// Bytes of a CA bundle, at most: twice the size of the usual file with all public roots.
+/// Maximum size of a CA bundle in bytes: twice the size of the usual file with all public roots.
 pub const BUNDLE_LIMIT: usize = 512 * 1024;
 
-/// Servers whose sessions a client remembers, to resume them without a full handshake.
+/// Number of servers whose TLS sessions a client remembers, to resume them without a full handshake.
 const REMEMBERED_SESSIONS: usize = 32;
 
-/// What is wrong with a CA bundle.
+/// Errors of a CA bundle.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BundleError {
-    /// It is larger than [`BUNDLE_LIMIT`]; nothing of it was read.
+    /// The bundle is larger than [`BUNDLE_LIMIT`]. The broker read none of it.
     #[error("the ca bundle has {size} bytes, more than the {limit} that are read")]
     TooLarge {
         /// The bundle's size in bytes.
@@ -27,10 +27,10 @@ pub enum BundleError {
         /// The limit in bytes.
         limit: usize,
     },
-    /// There is no PEM block in it.
+    /// The bundle has no PEM block.
     #[error("the ca bundle holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)")]
     NoCertificate,
-    /// It has PEM blocks, and none of them is a certificate that can be used.
+    /// The bundle has PEM blocks, but none is a usable certificate.
     #[error("the ca bundle holds no certificate that can be used: {0}")]
     NothingUsable(Skipped),
     /// The TLS or HTTP library refused certificates that it had parsed.
@@ -38,7 +38,8 @@ pub enum BundleError {
     Unusable,
 }
 
-/// The system's roots; `SSL_CERT_FILE` and `SSL_CERT_DIR` count. Having none is allowed: each provider may bring its own.
+/// The system's roots, with `SSL_CERT_FILE` and `SSL_CERT_DIR`. An empty list is allowed, because each provider may have
+/// its own bundle.
 pub(super) fn system_roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
     let loaded = rustls_native_certs::load_native_certs();
@@ -55,7 +56,7 @@ pub(super) fn system_roots() -> RootCertStore {
     roots
 }
 
-/// Verification as rustls does it, with nothing left out.
+/// The client configuration with rustls' complete verification.
 pub(super) fn client_config(roots: RootCertStore) -> Result<ClientConfig, rustls::Error> {
     let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_protocol_versions(&[&TLS13, &TLS12])?
@@ -66,7 +67,7 @@ pub(super) fn client_config(roots: RootCertStore) -> Result<ClientConfig, rustls
     Ok(config)
 }
 
-/// The size comes first: parsing PEM and DER of any size is what others were attacked with (CVE-2024-12401).
+/// Checks the size first: parsing PEM and DER of any size is a known attack (CVE-2024-12401).
 pub(super) fn check_size(bundle: &[u8]) -> Result<(), BundleError> {
     match bundle.len() {
         size if size > BUNDLE_LIMIT => Err(BundleError::TooLarge { size, limit: BUNDLE_LIMIT }),
@@ -74,16 +75,16 @@ pub(super) fn check_size(bundle: &[u8]) -> Result<(), BundleError> {
     }
 }
 
-/// The blocks of a CA bundle that were passed over, in words.
+/// The skipped blocks of a CA bundle, in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {
     named: Vec<String>,
     more: usize,
 }
 
-/// Blocks that are named; of more than these only the number is given.
+/// Number of blocks to name. For further blocks, the text has only their number.
 const NAMED_BLOCKS: usize = 5;
-/// Characters of a block's kind that are shown.
+/// Maximum length of a block's kind in characters.
 const KIND_LENGTH: usize = 40;
 
 impl fmt::Display for Skipped {
@@ -96,8 +97,8 @@ impl fmt::Display for Skipped {
     }
 }
 
-/// Adds the certificates of `bundle`. Returns the blocks that are not certificates, as a file of the system's roots has them
-/// too; `None` if there are none.
+/// Adds the certificates of `bundle`. Returns the blocks that are not certificates, which files of system roots also
+/// contain; `None` if there are none.
 ///
 /// Text between the blocks is a comment, as `openssl x509 -text` writes it.
 pub(super) fn add_bundle(roots: &mut RootCertStore, bundle: &[u8]) -> Result<Option<Skipped>, BundleError> {
@@ -119,7 +120,7 @@ pub(super) fn add_bundle(roots: &mut RootCertStore, bundle: &[u8]) -> Result<Opt
 
 const BEGIN: &[u8] = b"-----BEGIN ";
 
-/// The PEM blocks with what follows each of them, from `-----BEGIN ` to the next.
+/// The PEM blocks, each with the text up to the next `-----BEGIN `.
 fn blocks(bundle: &[u8]) -> Vec<&[u8]> {
     let begins: Vec<_> =
         bundle.windows(BEGIN.len()).enumerate().filter(|(_, window)| *window == BEGIN).map(|(at, _)| at).collect();
@@ -127,7 +128,7 @@ fn blocks(bundle: &[u8]) -> Vec<&[u8]> {
     begins.iter().zip(ends).filter_map(|(begin, end)| bundle.get(*begin..end)).collect()
 }
 
-/// What a block's first line says that it is. Characters that could mislead a reader are not shown.
+/// The kind in a block's first line, without characters that could mislead a reader.
 fn kind(block: &[u8]) -> String {
     let line = block.get(BEGIN.len()..).unwrap_or_default().split(|byte| matches!(byte, b'\n' | b'\r')).next();
     let label = String::from_utf8_lossy(line.unwrap_or_default());
@@ -137,7 +138,7 @@ fn kind(block: &[u8]) -> String {
     if shown.trim().is_empty() { "without a kind".to_owned() } else { shown }
 }
 
-/// Adds the certificate in a block, or says in a few words why there is none.
+/// Adds the certificate in a block, or returns in a few words why it cannot.
 fn add_block(roots: &mut RootCertStore, block: &[u8]) -> Result<(), &'static str> {
     match kind(block).as_str() {
         "CERTIFICATE" => {}
@@ -145,7 +146,7 @@ fn add_block(roots: &mut RootCertStore, block: &[u8]) -> Result<(), &'static str
         "TRUSTED CERTIFICATE" => return Err("has OpenSSL's own form: `openssl x509 -in <file>` rewrites it"),
         _ => return Err("is not a certificate"),
     }
-    // Lines that are indented, as where a bundle was pasted into YAML, are read too.
+    // Accepts indented lines, as in a bundle that was pasted into YAML.
     let lines: Vec<_> = block.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).collect();
     let certificate = CertificateDer::from_pem_slice(&lines.join(&b'\n')).map_err(|error| damaged(&error))?;
     roots.add(certificate).map_err(|_| "is not an X.509 certificate")
@@ -173,7 +174,7 @@ mod tests {
         add_bundle(&mut roots, bundle.as_bytes()).map(|_| roots.len())
     }
 
-    /// The certificates that were added, and what was passed over in words.
+    /// The number of added certificates, and the skipped blocks in words.
     fn counted(bundle: &str) -> (usize, String) {
         let mut roots = RootCertStore::empty();
         let skipped = add_bundle(&mut roots, bundle.as_bytes()).unwrap();
