@@ -1,4 +1,4 @@
-//! What a browser brings back from the authorization endpoint (RFC 6749 section 4.1.2).
+//! The response of the authorization endpoint, which the browser returns (RFC 6749 section 4.1.2).
 
 use std::collections::BTreeMap;
 
@@ -8,10 +8,10 @@ use url::form_urlencoded;
 use super::refusal::{Refusal, read_browser_error};
 use crate::api::Reason;
 
-/// Reads the query of a request to the redirect URI: the code, or why there is none. `None` if it is not the answer to
-/// the sign-in with this `state`; whoever sends such a request must not end the sign-in (RFC 6749 section 10.12).
+/// Reads the query of a request to the redirect URI: the code, or an error. `None` if the query is not the response to the
+/// sign-in with this `state`: such a request must not end the sign-in (RFC 6749 section 10.12).
 ///
-/// `issuer` is whom the answer has to come from, where that is known (RFC 9207).
+/// `issuer` is the issuer that the response must come from, if known (RFC 9207).
 pub fn read_authorization_response(
     query: &str,
     state: &str,

@@ -9,10 +9,10 @@ use zeroize::Zeroizing;
 
 use super::assertion::{AssertionParams, GrantKey, ServiceAccountKey, SigningError, SigningKey};
 
-/// How a client proves who it is, ready for use.
+/// A client authentication that is ready for use.
 #[derive(Clone, Debug)]
 pub enum ClientAuth {
-    /// A public client only names itself.
+    /// A public client, which only sends its id.
     Public,
     /// `client_secret_post`: the secret in the body.
     SecretPost(SecretString),
@@ -20,40 +20,40 @@ pub enum ClientAuth {
     SecretBasic(SecretString),
     /// `private_key_jwt`: a signed assertion in the body.
     PrivateKeyJwt(SigningKey),
-    /// An assertion that somebody else has signed, such as a Kubernetes ServiceAccount token.
+    /// An assertion that another party signed, such as a Kubernetes ServiceAccount token.
     Assertion(SecretString),
-    /// A Google service account: its key vouches in the grant itself, and the client proves nothing besides.
+    /// A Google service account: its key signs the grant itself, and the client needs no further authentication.
     ServiceAccountKey(ServiceAccountKey),
     /// A Google service account without a key: Google signs in its name.
     Impersonation(Impersonation),
 }
 
-/// The token of a ServiceAccount, for which Google signs in the name of a service account.
+/// A ServiceAccount's token with which Google signs in the name of a Google service account.
 #[derive(Clone, Debug)]
 pub struct Impersonation {
-    /// The ServiceAccount's token.
+    /// The token of the Kubernetes ServiceAccount.
     pub token: SecretString,
-    /// Its audience: the workload identity provider.
+    /// The audience of the token: the workload identity provider.
     pub audience: String,
-    /// The Google service account's address.
+    /// The address of the Google service account.
     pub account: String,
 }
 
-/// RFC 7521 section 4.2.
+/// The client assertion type of RFC 7521 section 4.2.
 const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
 impl ClientAuth {
-    /// Whether a request with it needs a signature by a key that the broker holds.
+    /// Whether a request with this authentication needs a signature by the broker's own key.
     pub fn signs(&self) -> bool {
         matches!(self, Self::PrivateKeyJwt(_) | Self::ServiceAccountKey(_))
     }
 
-    /// Whether a request with it carries an assertion, which who receives it could use at the token endpoint.
+    /// Whether a request with this authentication contains an assertion, which a recipient could use at the token endpoint.
     pub fn is_assertion(&self) -> bool {
         matches!(self, Self::PrivateKeyJwt(_) | Self::Assertion(_))
     }
 
-    /// Adds the client's name, and its proof where that goes into the body.
+    /// Writes the client's id, and its credential if that belongs into the body.
     pub(super) fn write_body(
         &self,
         client_id: &str,
@@ -90,8 +90,8 @@ impl ClientAuth {
         }
     }
 
-    /// The Authorization header, if this way uses one. Id and secret are form-encoded first (RFC 6749 section 2.3.1),
-    /// so the result is always a valid header.
+    /// The Authorization header, if the method needs one. Id and secret are form-encoded first (RFC 6749 section 2.3.1), so
+    /// the header is always valid.
     pub(super) fn header(&self, client_id: &str) -> Option<HeaderValue> {
         let Self::SecretBasic(secret) = self else { return None };
         let encode = |part: &str| -> Zeroizing<String> {
@@ -105,49 +105,49 @@ impl ClientAuth {
     }
 }
 
-/// RFC 7521 section 4.2.
+/// Writes a client assertion into the body (RFC 7521 section 4.2).
 fn write_assertion(client_id: &str, assertion: &SecretString, form: &mut form_urlencoded::Serializer<'_, String>) {
     form.append_pair("client_id", client_id);
     form.append_pair("client_assertion_type", JWT_BEARER);
     form.append_pair("client_assertion", assertion.expose_secret());
 }
 
-/// What is wrong with a client secret, as can be seen before it is sent.
+/// Flaws of a client secret that are visible before it is sent.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum SecretFlaw {
-    /// Nothing is there.
+    /// The value is empty.
     #[error("is empty")]
     Empty,
-    /// Bytes that are no text.
+    /// The value is not text.
     #[error("is not UTF-8 text")]
     NotText,
-    /// Spaces or line breaks at an end, most often from `echo` or an editor.
+    /// The value has spaces or line breaks at an end, usually from `echo` or an editor.
     #[error("has white space at its beginning or end, as an editor or `echo` without -n leaves it")]
     WhiteSpace,
-    /// White space inside of what has none.
+    /// The value has white space inside.
     #[error("has white space inside, as a line that was wrapped where it was copied")]
     Broken,
-    /// Control characters inside.
+    /// The value has control characters inside.
     #[error("holds control characters")]
     ControlCharacter,
-    /// A character that editors and shells leave and nobody sees.
+    /// The value has an invisible character, which editors and shells leave.
     #[error(
         "holds an invisible character: U+{:04X} ({}), as character {place}",
         u32::from(*character),
         invisible(*character).unwrap_or("invisible")
     )]
     Invisible {
-        /// The character.
+        /// The name of the character.
         character: char,
-        /// Which character of the text it is, from 1.
+        /// The character's position in the text, from 1.
         place: usize,
     },
-    /// Microsoft's portal shows the secret's ID, a GUID, beside its value.
+    /// The value has the form of a secret's ID. Microsoft's portal shows the ID, a GUID, next to the value.
     #[error("has the form of a secret ID (a GUID); the portal shows the ID beside the value, and the value is wanted")]
     LooksLikeId,
 }
 
-/// Reads a client secret as it stands in a Secret. One trailing line break is taken off.
+/// Reads a client secret from a Secret, and removes one trailing line break.
 ///
 /// # Errors
 /// The flaw, if the value cannot be right. `guid_is_flaw` is for providers whose secrets are never GUIDs.
@@ -172,8 +172,7 @@ pub fn read_secret(raw: &[u8], guid_is_flaw: bool) -> Result<SecretString, Secre
     Ok(text.into())
 }
 
-/// What a character that is not seen is called; `None` for all others. Blanks of ASCII and control characters are named
-/// by flaws of their own.
+/// The name of an invisible character; `None` for all others. ASCII blanks and control characters have their own flaws.
 fn invisible(character: char) -> Option<&'static str> {
     Some(match character {
         '\u{feff}' => "byte order mark",

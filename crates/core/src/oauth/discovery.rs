@@ -1,4 +1,4 @@
-//! OpenID Connect Discovery 1.0 section 4.
+//! Discovery documents (OpenID Connect Discovery 1.0 section 4).
 
 use http::{Request, Response, Uri, header};
 use serde::Deserialize;
@@ -16,41 +16,41 @@ pub struct Endpoints {
     pub device_authorization_url: Option<String>,
     /// The revocation endpoint (RFC 7009 section 2).
     pub revocation_url: Option<String>,
-    /// The authorization endpoint, where a person signs in with a browser (RFC 6749 section 3.1).
+    /// The authorization endpoint, at which a user signs in with a browser (RFC 6749 section 3.1).
     pub authorization_url: Option<String>,
 }
 
-/// What is wrong with a discovery document.
+/// Errors of a discovery document.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum DiscoveryError {
-    /// Another status than 200.
+    /// The response has another status than 200.
     #[error("the discovery document was answered with HTTP {0}")]
     Status(u16),
-    /// No JSON, or without what is needed.
+    /// The response is not JSON, or lacks a required member.
     #[error("the answer is no discovery document")]
     NotADocument,
-    /// OpenID Connect Discovery 1.0 section 4.3.
+    /// The document names another issuer (OpenID Connect Discovery 1.0 section 4.3).
     #[error("the discovery document names the issuer {0}")]
     IssuerMismatch(String),
-    /// An endpoint that no secret may be sent to.
+    /// An endpoint is not a URL to which a secret may be sent.
     #[error("the discovery document's {0} is no https URL")]
     Endpoint(&'static str),
 }
 
-/// The request for the discovery document of `issuer`.
+/// Builds the request for the discovery document of `issuer`.
 ///
 /// # Errors
-/// If the URL is none that HTTP can express.
+/// If HTTP cannot express the URL.
 pub fn discovery_request(issuer: &str) -> Result<Request<Vec<u8>>, http::Error> {
     let url = format!("{}/.well-known/openid-configuration", issuer.strip_suffix('/').unwrap_or(issuer));
     Request::get(url).header(header::ACCEPT, "application/json").body(vec![])
 }
 
-/// Reads the discovery document of `issuer`, which must name that issuer byte for byte. An optional endpoint that cannot
-/// be used counts as absent, so that it stops only what needs that endpoint.
+/// Reads the discovery document of `issuer`, which must name that issuer byte for byte. An unusable optional endpoint
+/// counts as absent, so it affects only the features that need it.
 ///
 /// # Errors
-/// What is wrong with the document.
+/// If the document cannot be used.
 pub fn read_discovery(response: &Response<impl AsRef<[u8]>>, issuer: &str) -> Result<Endpoints, DiscoveryError> {
     if response.status() != http::StatusCode::OK {
         return Err(DiscoveryError::Status(response.status().as_u16()));
@@ -94,7 +94,7 @@ fn https(url: String, name: &'static str) -> Result<String, DiscoveryError> {
     if plain { Ok(url) } else { Err(DiscoveryError::Endpoint(name)) }
 }
 
-/// The remote's text, fit for a message: printable ASCII, of bounded length.
+/// The server's text made safe for a message: printable ASCII of bounded length.
 fn printable(text: &str) -> String {
     text.chars()
         .filter(char::is_ascii_graphic)

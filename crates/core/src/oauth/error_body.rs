@@ -1,5 +1,5 @@
-//! The members of an error response that are read. Nothing of them is shown but codes of a fixed form; `error_description`
-//! is read only for Microsoft's code at its start, and for Google's words about the time in an assertion.
+//! The members of an error response that the broker reads. Only codes of a fixed form are shown. The broker reads
+//! `error_description` only for Microsoft's code at its start, and for Google's text about the time in an assertion.
 
 use std::fmt;
 
@@ -13,11 +13,11 @@ use super::{
     lenient::{Into, Members, Number, Text, read_members, skip},
 };
 
-/// What an error response says, as far as it can be read.
+/// The parsed members of an error response.
 #[derive(Default)]
 pub(super) struct ErrorBody {
     error: ErrorMember,
-    /// `errorCode`, `error_code`, `code`: where servers put a code that is not the RFC's.
+    /// `errorCode`, `error_code`, `code`: members in which servers put a code that is not the RFC's.
     named: [Option<String>; 3],
     description: Option<String>,
     microsoft: Option<u64>,
@@ -27,24 +27,24 @@ pub(super) struct ErrorBody {
 }
 
 impl ErrorBody {
-    /// Reads a body. What cannot be read of it is absent.
+    /// Reads a body. Unreadable members are absent.
     pub(super) fn read(json: &[u8]) -> Self {
         let mut body = Self::default();
         read_members(json, &mut body);
         body
     }
 
-    /// Whether the body says that something is wrong, in whatever form.
+    /// Whether the body reports an error in any form.
     pub(super) fn says_error(&self) -> bool {
         self.error.present || self.named.iter().take(2).any(Option::is_some)
     }
 
-    /// The error code, under the first of its names that has one.
+    /// The error code, from the first member that has one.
     pub(super) fn code(&self) -> Option<OAuthError> {
         self.error.texts.iter().chain(&self.named).flatten().find_map(|text| OAuthError::parse(text))
     }
 
-    /// Microsoft's code, else the first subtype that is a plain word.
+    /// Microsoft's code, otherwise the first subtype that is a plain word.
     pub(super) fn provider_code(&self) -> Option<String> {
         let described = || self.description.as_deref().and_then(described_code);
         let word = |text: &Option<String>| Some(OAuthError::parse(text.as_deref()?)?.as_str().to_owned());
@@ -52,14 +52,14 @@ impl ErrorBody {
         self.microsoft.and_then(shown_code).or_else(described).or_else(words)
     }
 
-    /// Google has no code for it: "Invalid JWT: Token must be a short-lived token (60 minutes) and in a reasonable
+    /// Google has no code for this: "Invalid JWT: Token must be a short-lived token (60 minutes) and in a reasonable
     /// timeframe. Check your iat and exp values in the JWT claim."
     pub(super) fn is_untimely(&self) -> bool {
         let untimely = |text: &String| text.starts_with("Invalid JWT") && text.contains("reasonable timeframe");
         self.description.as_ref().is_some_and(untimely)
     }
 
-    /// The id that the provider's support asks for.
+    /// The request's id for the provider's support.
     pub(super) fn correlation_id(&self) -> Option<String> {
         self.correlation_id.clone().filter(|id| is_correlation_id(id))
     }
@@ -67,7 +67,7 @@ impl ErrorBody {
 
 impl Members for ErrorBody {
     fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, members: &mut A) -> Result<(), A::Error> {
-        // Of a member that comes twice the first counts.
+        // If a member occurs twice, the first counts.
         fn first<'de, A: MapAccess<'de>>(slot: &mut Option<String>, members: &mut A) -> Result<(), A::Error> {
             let Text(text) = members.next_value()?;
             *slot = slot.take().or(text);
@@ -98,10 +98,10 @@ impl Members for ErrorBody {
     }
 }
 
-/// The member `error`: a text, or an object that holds one under `code`, `error`, `status` or `type`.
+/// The member `error`: a text, or an object with a text under `code`, `error`, `status` or `type`.
 #[derive(Default)]
 struct ErrorMember {
-    /// It is there, and not null.
+    /// Whether the member is present and not null.
     present: bool,
     texts: [Option<String>; 4],
 }

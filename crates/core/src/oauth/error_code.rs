@@ -1,8 +1,8 @@
-//! OAuth error codes, and what each means.
+//! OAuth error codes and their meanings.
 
 use crate::api::Reason;
 
-/// An OAuth error code in lower case: one that is known here, or a plain word that nothing else can hide in.
+/// An OAuth error code in lower case: a known code, or a plain word in which no secret can hide.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OAuthError(String);
 
@@ -10,7 +10,7 @@ pub struct OAuthError(String);
 struct Known {
     code: &'static str,
     reason: Reason,
-    /// It is one of RFC 6749, 6750, 8628 or 8693: only an authorization server says it.
+    /// Whether the code is from RFC 6749, 6750, 8628 or 8693: only an authorization server returns it.
     standard: bool,
 }
 
@@ -34,7 +34,7 @@ const KNOWN: &[Known] = &[
     standard("access_denied", Reason::AuthorizationRequired),
     standard("server_error", Reason::ProviderUnavailable),
     standard("temporarily_unavailable", Reason::ProviderUnavailable),
-    // RFC 6750 section 3.1. Cloud Foundry's UAA says the first of a refresh token.
+    // RFC 6750 section 3.1. Cloud Foundry's UAA returns the first code for a refresh token.
     standard("invalid_token", Reason::InvalidGrant),
     standard("insufficient_scope", Reason::InvalidScope),
     // RFC 8628 section 3.5.
@@ -57,16 +57,16 @@ const KNOWN: &[Known] = &[
     other("authorization_declined", Reason::AuthorizationRequired),
     other("bad_verification_code", Reason::AuthorizationRequired),
     other("invalid_resource", Reason::InvalidScope),
-    // The status 401 in a web framework's words, and what servers call a client that they do not accept.
+    // The status 401 in a web framework's words, and servers' codes for a client that they do not accept.
     other("unauthorized", Reason::InvalidClient),
     other("unauthenticated", Reason::InvalidClient),
     other("invalid_client_id", Reason::InvalidClient),
     other("invalid_client_secret", Reason::InvalidClient),
     other("invalid_client_credentials", Reason::InvalidClient),
     other("incorrect_client_credentials", Reason::InvalidClient),
-    // google.rpc.Code, which Google's other services answer with.
+    // google.rpc.Code, the codes of Google's other services.
     other("permission_denied", Reason::ConsentRequired),
-    // What servers call a refresh token that they do not accept.
+    // Servers' codes for a refresh token that they do not accept.
     other("invalid_refresh_token", Reason::InvalidGrant),
     other("bad_refresh_token", Reason::InvalidGrant),
     other("expired_refresh_token", Reason::InvalidGrant),
@@ -75,7 +75,7 @@ const KNOWN: &[Known] = &[
     other("token_expired", Reason::InvalidGrant),
     other("token_revoked", Reason::InvalidGrant),
     other("invalid_code", Reason::InvalidGrant),
-    // An outage, with whatever status.
+    // An outage, with any status.
     other("internal_server_error", Reason::ProviderUnavailable),
     other("internal_error", Reason::ProviderUnavailable),
     other("internal_failure", Reason::ProviderUnavailable),
@@ -86,11 +86,11 @@ const KNOWN: &[Known] = &[
 ];
 
 impl OAuthError {
-    /// Longest code that is shown; the longest registered one has 36 characters.
+    /// Maximum length of a shown code. The longest registered code has 36 characters.
     const MAX: usize = 40;
 
-    /// Reads a code. Letter case and the separators between words do not count for a known code. Another one is taken
-    /// only if it consists of letters of one case and underscores: letters of both cases may be a secret.
+    /// Parses a code. Letter case and separators are ignored for a known code. An unknown code is accepted only if it
+    /// consists of letters of one case and underscores: letters of both cases may be a secret.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
         if text.is_empty() || text.len() > Self::MAX {
@@ -105,12 +105,12 @@ impl OAuthError {
         (plain && !mixed).then(|| Self(text.to_ascii_lowercase()))
     }
 
-    /// The code.
+    /// The code as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether the code is one of RFC 6749, 6750, 8628 or 8693, which only an authorization server answers with.
+    /// Whether the code is from RFC 6749, 6750, 8628 or 8693, which only an authorization server returns.
     pub fn is_standard(&self) -> bool {
         self.known().is_some_and(|known| known.standard)
     }
@@ -120,7 +120,7 @@ impl OAuthError {
         self.known().is_some()
     }
 
-    /// What the code means where nothing is known of the provider.
+    /// The meaning of the code without knowledge of the provider.
     pub(super) fn reason(&self) -> Reason {
         self.known().map_or(Reason::RequestRefused, |known| known.reason)
     }
@@ -130,7 +130,7 @@ impl OAuthError {
     }
 }
 
-/// The letters of a code, without what separates its words.
+/// The letters of a code, without separators.
 fn words(code: &str) -> impl Iterator<Item = char> {
     code.chars().filter(|c| !matches!(c, '_' | '-' | ' ')).map(|c| c.to_ascii_lowercase())
 }

@@ -13,28 +13,28 @@ use super::{
     client_auth::ClientAuth,
 };
 
-/// A token request.
+/// The parameters of a token request.
 #[derive(Clone, Debug)]
 pub struct TokenRequest<'a> {
-    /// The token endpoint.
+    /// The URL of the token endpoint.
     pub token_url: &'a str,
-    /// The client's identifier.
+    /// The identifier of the client.
     pub client_id: &'a str,
-    /// The client's proof.
+    /// The client's authentication for the request.
     pub auth: &'a ClientAuth,
-    /// What the token is asked for with.
+    /// The grant of the token request.
     pub grant: GrantProof<'a>,
-    /// The scopes to ask for; none are sent if there are none.
+    /// The requested scopes. If empty, the request has no scope.
     pub scopes: &'a [String],
     /// More form fields, by name.
     pub parameters: &'a BTreeMap<String, String>,
-    /// Makes an assertion unique; random, for each request anew.
+    /// A random value, new for each request, that makes an assertion unique.
     pub unique: &'a str,
-    /// The present.
+    /// The current time of the request.
     pub now: Timestamp,
 }
 
-/// What a token is asked for with.
+/// The grant of a token request.
 #[derive(Clone, Copy, Debug)]
 pub enum GrantProof<'a> {
     /// The client's own authentication (RFC 6749 section 4.4).
@@ -43,27 +43,27 @@ pub enum GrantProof<'a> {
     RefreshToken(&'a SecretString),
     /// A device code (RFC 8628 section 3.4).
     DeviceCode(&'a SecretString),
-    /// A code that a browser brought back (RFC 6749 section 4.1.3, RFC 7636 section 4.5).
+    /// A code that a browser returned (RFC 6749 section 4.1.3, RFC 7636 section 4.5).
     AuthorizationCode {
-        /// The code.
+        /// The authorization code.
         code: &'a SecretString,
-        /// Where it was brought, to the letter.
+        /// The exact redirect URI to which the code was returned.
         redirect_uri: &'a str,
-        /// What the code challenge was made of.
+        /// The verifier of the code challenge.
         verifier: &'a SecretString,
     },
-    /// A JWT by the client about a subject (RFC 7523 section 2.1).
+    /// A JWT that the client signs about a subject (RFC 7523 section 2.1).
     JwtBearer {
-        /// The mailbox.
+        /// The subject of the JWT: the mailbox.
         subject: &'a str,
     },
-    /// A JWT about a subject that was signed elsewhere (RFC 7523 section 2.1).
+    /// A JWT about a subject that another service signed (RFC 7523 section 2.1).
     SignedJwt(&'a SecretString),
-    /// A token of somebody else (RFC 8693 section 2.1).
+    /// Another service's token (RFC 8693 section 2.1).
     TokenExchange {
-        /// The token.
+        /// The subject token.
         token: &'a SecretString,
-        /// What kind of token it is.
+        /// The type of the subject token.
         kind: &'a str,
         /// The service that the new token is for.
         audience: Option<&'a str>,
@@ -71,7 +71,7 @@ pub enum GrantProof<'a> {
 }
 
 impl GrantProof<'_> {
-    /// The form's fields but for the scope, which some servers want beside it.
+    /// Writes the form's fields except the scope, which some servers require separately.
     fn write(&self, request: &TokenRequest<'_>, form: &mut Serializer<'_, String>) -> Result<(), RequestError> {
         let mut add = |name: &str, value: &str| {
             form.append_pair(name, value);
@@ -115,7 +115,7 @@ impl GrantProof<'_> {
         Ok(())
     }
 
-    /// Whether the grant sends a field of this name that `spec.client.parameters` may have too.
+    /// Whether the grant sends a field with this name, which `spec.client.parameters` may also have.
     fn sends(&self, name: &str) -> bool {
         match self {
             Self::TokenExchange { audience, .. } => {
@@ -125,8 +125,8 @@ impl GrantProof<'_> {
         }
     }
 
-    /// Whether scopes are named in the request: a code stands for those that were asked for with it, and a key that
-    /// vouches alone names them in its assertion.
+    /// Whether the request names scopes. A code stands for its own scopes, and a key that signs alone names them in its
+    /// assertion.
     fn names_scopes(&self, auth: &ClientAuth) -> bool {
         match self {
             Self::DeviceCode(_) | Self::AuthorizationCode { .. } | Self::SignedJwt(_) => false,
@@ -136,27 +136,27 @@ impl GrantProof<'_> {
     }
 }
 
-/// A request that cannot be made.
+/// Errors of building a request.
 #[derive(Debug, Error)]
 pub enum RequestError {
-    /// The token endpoint is no URL that HTTP can express; the API server's validation has already refused such.
+    /// HTTP cannot express the token endpoint's URL. The API server's validation has already rejected such URLs.
     #[error("the token endpoint is no URL that can be asked")]
     Url(#[from] http::Error),
-    /// The client's key does not sign.
+    /// The client's key fails to sign.
     #[error(transparent)]
     Signing(#[from] SigningError),
-    /// An assertion would leave the token endpoint's origin.
+    /// The assertion would leave the token endpoint's origin.
     #[error(
         "the endpoint {url} has another origin (scheme, host, port) than the token endpoint {token_url}, and an assertion or \
          ServiceAccount token is sent to the token endpoint's origin only"
     )]
     OtherOrigin {
-        /// Where the request would go.
+        /// The URL of the request.
         url: String,
-        /// The token endpoint.
+        /// The URL of the token endpoint.
         token_url: String,
     },
-    /// A JWT is wanted of a client that has no key.
+    /// The grant needs a JWT, and the client has no key.
     #[error(
         "the client has no key to sign a JWT with: name a privateKeyJWT or serviceAccountKey in spec.client.authentication"
     )]
@@ -169,10 +169,10 @@ impl TokenRequest<'_> {
     }
 }
 
-/// The request as it goes over the wire.
+/// Builds the token request.
 ///
 /// # Errors
-/// Why it cannot be made.
+/// If the request cannot be built.
 pub fn token_request(request: &TokenRequest<'_>) -> Result<Request<Vec<u8>>, RequestError> {
     let mut form = Serializer::new(String::new());
     request.grant.write(request, &mut form)?;
@@ -193,7 +193,7 @@ pub fn same_origin(one: &str, other: &str) -> bool {
     }
 }
 
-/// A form to an endpoint where the client has to prove who it is (RFC 6749 section 2.3).
+/// Builds a form request to an endpoint that requires client authentication (RFC 6749 section 2.3).
 pub(super) fn post(
     url: &str,
     client_id: &str,

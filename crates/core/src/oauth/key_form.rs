@@ -1,46 +1,46 @@
-//! What a file holds where a key or certificate in PEM is wanted, in words that name the remedy. Only the form is
-//! recognized: nothing of the content gets into the words.
+//! Describes a file that should be a key or certificate in PEM, in words that name the fix. Recognizes only the form: no
+//! content gets into the words.
 
 use std::fmt;
 
 use rustls::pki_types::PrivateKeyDer;
 use serde::{Deserialize, de::IgnoredAny};
 
-/// Which part of the client's material is meant.
+/// The two parts of a key pair that a source may contain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// The private key.
     Key,
-    /// Its certificate.
+    /// The certificate of the key.
     Certificate,
 }
 
-/// A form that is recognized and not read.
+/// A recognized form that the broker does not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// RFC 7517 section 4.
+    /// A JSON Web Key (RFC 7517 section 4).
     Jwk,
-    /// RFC 7517 section 5.
+    /// A JSON Web Key set (RFC 7517 section 5).
     JwkSet,
     /// The key file of a Google service account.
     KeyFile,
     /// JSON of another kind.
     Json,
-    /// RFC 7292, as Azure hands it out.
+    /// PKCS #12 (RFC 7292), as Azure exports it.
     Pfx,
     /// Java's own key store.
     JavaKeyStore,
-    /// DER without the armour of PEM.
+    /// DER without the PEM lines.
     Der,
     /// The base64 of DER, without the first and last line of PEM.
     Unarmoured,
-    /// PEM that was encoded in base64 once more.
+    /// PEM in a second base64 encoding.
     TwiceBase64,
     /// PEM whose line breaks are the two characters `\` and `n`.
     EscapedLineBreaks,
     /// PEM on one line.
     OneLine,
-    /// Text of a Windows editor.
+    /// Text of a Windows editor, in UTF-16.
     Utf16,
     /// A private key with a passphrase.
     Encrypted,
@@ -48,21 +48,21 @@ pub enum Form {
     OpenSsh,
     /// PuTTY's own form.
     Putty,
-    /// OpenPGP.
+    /// An OpenPGP key.
     Pgp,
-    /// RFC 2315, a bag of certificates.
+    /// A bag of certificates (RFC 2315).
     Pkcs7,
-    /// A certificate where a private key is wanted.
+    /// A certificate instead of a private key.
     Certificate,
-    /// A private key where a certificate is wanted.
+    /// A private key instead of a certificate.
     PrivateKey,
     /// A public key.
     PublicKey,
-    /// RFC 2986.
+    /// A certificate request (RFC 2986).
     Request,
     /// OpenSSL's own form of a certificate.
     TrustedCertificate,
-    /// The armour of PEM with something else inside.
+    /// PEM lines around other content.
     Damaged,
 }
 
@@ -110,7 +110,7 @@ impl fmt::Display for Form {
     }
 }
 
-/// The form of `content`, in which a `wanted` part was not found. `None`: it is not known.
+/// The form of `content`, in which a `wanted` part was not found; `None` if the form is unknown.
 pub(super) fn recognize(content: &[u8], wanted: Part) -> Option<Form> {
     if content.starts_with(&[0xff, 0xfe]) || content.starts_with(&[0xfe, 0xff]) {
         return Some(Form::Utf16);
@@ -156,7 +156,7 @@ fn json(text: &str) -> Option<Form> {
     })
 }
 
-/// Forms with a first line of their own.
+/// Recognizes forms with their own first line.
 fn armoured(text: &str, wanted: Part) -> Option<Form> {
     let begins = |label: &str| text.contains(&format!("-----BEGIN {label}"));
     let has = |label: &str| text.contains(&format!("{label}-----"));
@@ -187,9 +187,9 @@ fn armoured(text: &str, wanted: Part) -> Option<Form> {
     table.into_iter().find(|(found, _)| *found).map(|(_, form)| form)
 }
 
-/// What kind of key it is, for a message.
+/// The kind of a key, for a message.
 pub(super) fn kind(key: &PrivateKeyDer<'_>) -> &'static str {
-    // Object identifiers in DER, the curves first: an EC key has one of its own beside the curve's.
+    // Object identifiers in DER. The curves are first, because an EC key has another identifier in addition to the curve's.
     const KINDS: [(&[u8], &str); 9] = [
         (&[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07], "an EC key on the curve P-256"),
         (&[0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x22], "an EC key on the curve P-384"),

@@ -1,4 +1,4 @@
-//! The protocol without any input or output: values become an `http::Request`, an `http::Response` becomes values.
+//! The OAuth protocol without input and output: builds an `http::Request` from values, and values from an `http::Response`.
 
 pub mod assertion;
 pub mod authorization;
@@ -30,7 +30,7 @@ mod tests {
     use super::{assertion, client_auth, device, grant, token};
     use crate::lacks;
 
-    /// All of this room that hold a secret, or something that does.
+    /// All types of this module that hold a secret, or a value with a secret.
     macro_rules! secrets_lack {
         ($trait:path) => {
             lacks!($trait: SecretString, Zeroizing<Vec<u8>>, Zeroizing<String>, token::Token, token::TokenAnswer,
@@ -48,7 +48,7 @@ mod tests {
         wipes::<SecretString>();
         wipes::<Zeroizing<Vec<u8>>>();
         wipes::<Zeroizing<String>>();
-        // Fields of these names hold secrets, in whichever room.
+        // Fields of these names hold secrets, in every package.
         let names = [
             "access_token",
             "refresh_token",

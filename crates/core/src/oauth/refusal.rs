@@ -1,4 +1,4 @@
-//! Refusals (RFC 6749 section 5.2): what a provider's "no" means, without anything of it that could hold a secret.
+//! Refusals (RFC 6749 section 5.2): the meaning of a provider's error response, without parts that could contain a secret.
 
 use http::{HeaderName, Response, StatusCode, header};
 use k8s_openapi::jiff::{SignedDuration, Timestamp, fmt::rfc2822, tz::TimeZone};
@@ -10,35 +10,35 @@ use super::{
 };
 use crate::api::Reason;
 
-/// A token request that got no token.
+/// A refusal of a token request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// What it means for the credential.
+    /// The meaning for the credential.
     pub reason: Reason,
-    /// What happened, in words of ours.
+    /// What happened, in the broker's own words.
     pub what: String,
-    /// The status of the answer, if there was one.
+    /// The HTTP status of the response, if any.
     pub http_status: Option<u16>,
-    /// The OAuth error code, if there was one that looks like one.
+    /// The OAuth error code, if the response has a plausible one.
     pub error: Option<OAuthError>,
-    /// The provider's own code: Microsoft's `AADSTS7000215`, else its `suberror` or Google's `error_subtype`.
+    /// The provider's own code: Microsoft's `AADSTS7000215`, otherwise its `suberror` or Google's `error_subtype`.
     pub provider_code: Option<String>,
-    /// The id that the provider's support asks for.
+    /// The request's id for the provider's support.
     pub correlation_id: Option<String>,
-    /// How long the provider asked to wait.
+    /// The time that the provider asked to wait.
     pub retry_after: Option<SignedDuration>,
-    /// How far the provider's clock is ahead of ours, where that is more than [`SKEW_MIN`] either way.
+    /// How far the provider's clock is ahead of the broker's, if the clocks differ by more than [`SKEW_MIN`].
     pub skew: Option<SignedDuration>,
-    /// The answer says in words that an assertion came too early or too late.
+    /// Whether the response says that an assertion is not valid yet or has expired.
     pub untimely: bool,
-    /// The provider refuses with a code that is not known here, so that it may pass after all.
+    /// Whether the provider's code is unknown, so that the refusal may be transient.
     pub unknown_code: bool,
-    /// What to do about it, where the provider's knowledge goes beyond the reason's.
+    /// The fix, if the provider's module knows a more specific one than the reason's.
     pub advice: Option<&'static str>,
 }
 
 impl Refusal {
-    /// A failure that has no HTTP answer, or one that is not worth a look.
+    /// Creates a refusal without an HTTP response, or without its details.
     pub fn new(reason: Reason, what: impl Into<String>) -> Self {
         Self {
             reason,
@@ -55,7 +55,7 @@ impl Refusal {
         }
     }
 
-    /// A 2xx answer that is no token response.
+    /// A refusal for a 2xx response that is not a token response.
     pub(super) fn malformed<T>(response: &Response<T>, what: Malformed) -> Self {
         let mut refusal = Self::new(Reason::MalformedResponse, what.as_str());
         if let (Malformed::NotATokenResponse, Some(encoding)) = (what, foreign_encoding(response)) {
@@ -65,20 +65,20 @@ impl Refusal {
         refusal
     }
 
-    /// Takes over what a provider's own code means.
+    /// Sets the meaning of a provider's own code.
     pub fn understood(&mut self, reason: Reason, advice: Option<&'static str>) {
         (self.reason, self.advice, self.unknown_code) = (reason, advice, false);
     }
 
-    /// Whether the authorization server itself refused, in the words of the protocol. A gateway or a web framework that
-    /// answers 5xx does not say what became of the request.
+    /// Whether the authorization server itself refused, with a code of the protocol. A 5xx from a gateway or web framework
+    /// does not show whether the server handled the request.
     pub fn is_of_the_server(&self) -> bool {
         let outage = self.http_status.is_some_and(|status| status >= 500);
         self.error.as_ref().is_some_and(|error| !outage || error.is_standard())
     }
 }
 
-/// The encoding of a body that is still encoded when it is read, by a name of ours.
+/// The broker's name for the encoding of a body that is still encoded.
 fn foreign_encoding<T>(response: &Response<T>) -> Option<&'static str> {
     let value = response.headers().get(header::CONTENT_ENCODING)?.to_str().unwrap_or_default();
     match value.trim() {
@@ -90,7 +90,7 @@ fn foreign_encoding<T>(response: &Response<T>) -> Option<&'static str> {
     }
 }
 
-/// What is wrong with an answer that should hold a token.
+/// Flaws of a response that should contain a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Malformed {
     Empty,
@@ -114,10 +114,11 @@ impl Malformed {
     }
 }
 
-/// Clocks that differ by less are no reason for a refusal.
+/// Smaller differences between clocks are no reason for a refusal.
 pub const SKEW_MIN: SignedDuration = SignedDuration::from_mins(1);
 
-/// Reads an answer that grants nothing. `now` is when the request was sent: the answer's `Date` is held against it.
+/// Reads a response that grants nothing. `now` is the time at which the request was sent, for the comparison with the
+/// response's `Date`.
 pub fn read_refusal(response: &Response<impl AsRef<[u8]>>, now: Timestamp) -> Refusal {
     let status = response.status();
     let body = ErrorBody::read(body(response));
@@ -150,11 +151,11 @@ pub fn read_refusal(response: &Response<impl AsRef<[u8]>>, now: Timestamp) -> Re
     }
 }
 
-/// What an answer means: by the OAuth error, whatever the status; but where the server is in trouble, a code that is not
-/// of the protocol is that of a gateway or a web framework.
+/// The meaning of a response: the OAuth error determines it, regardless of the status. With a 5xx, a code outside of the
+/// protocol comes from a gateway or a web framework.
 fn reason(status: StatusCode, code: Option<&OAuthError>, says_error: bool) -> Reason {
     let outage = status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT;
-    // The text of a web framework about a URL that is wrong.
+    // The text of a web framework about a wrong URL.
     let elsewhere = matches!(status.as_u16(), 404 | 405 | 406 | 410 | 415);
     match code {
         _ if status == StatusCode::TOO_MANY_REQUESTS => Reason::Throttled,
@@ -166,12 +167,12 @@ fn reason(status: StatusCode, code: Option<&OAuthError>, says_error: bool) -> Re
     }
 }
 
-/// How far the provider's clock is ahead of ours, where that is more than [`SKEW_MIN`] either way.
+/// How far the provider's clock is ahead of the broker's, if the clocks differ by more than [`SKEW_MIN`].
 pub(super) fn skew(response: &Response<impl AsRef<[u8]>>, now: Timestamp) -> Option<SignedDuration> {
     date(response, header::DATE).map(|theirs| theirs.duration_since(now)).filter(|skew| skew.abs() > SKEW_MIN)
 }
 
-/// Reads an error that a browser brought back from the authorization endpoint (RFC 6749 section 4.1.2.1).
+/// Reads an error that the browser returned from the authorization endpoint (RFC 6749 section 4.1.2.1).
 pub(super) fn read_browser_error(error: &str, description: Option<&str>) -> Refusal {
     let code = OAuthError::parse(error);
     let provider_code = description.and_then(described_code);
@@ -191,7 +192,7 @@ fn suffix(provider_code: Option<&str>, status: StatusCode) -> String {
     }
 }
 
-/// `Retry-After` in both forms (RFC 9110 section 10.2.3); a date is counted from the answer's own `Date`.
+/// `Retry-After` in both forms (RFC 9110 section 10.2.3). A date counts from the response's own `Date`.
 fn retry_after(response: &Response<impl AsRef<[u8]>>, now: Timestamp) -> Option<SignedDuration> {
     let value = text(response, header::RETRY_AFTER)?;
     if let Ok(seconds) = value.parse::<u32>() {
@@ -209,7 +210,7 @@ fn text(response: &Response<impl AsRef<[u8]>>, name: HeaderName) -> Option<&str>
     response.headers().get(name)?.to_str().ok().map(str::trim)
 }
 
-/// An HTTP date (RFC 9110 section 5.6.7).
+/// Parses an HTTP date (RFC 9110 section 5.6.7).
 fn date(response: &Response<impl AsRef<[u8]>>, name: HeaderName) -> Option<Timestamp> {
     Some(rfc2822::parse(text(response, name)?).ok()?.with_time_zone(TimeZone::UTC).timestamp())
 }
@@ -388,7 +389,7 @@ mod tests {
         let odd = read(400, r#"{"error":"S3cr3t with spaces","correlation_id":"s3cr3t"}"#);
         assert_eq!((odd.reason, odd.error.is_none()), (Reason::RequestRefused, true));
         assert!(!format!("{odd:?}").contains("3cr3t"));
-        // Letters of both cases may be a secret; only a code that is known is shown then.
+        // Letters of both cases may be a secret, so only known codes are shown.
         for secret in ["SuperSecretPassword", "hunterTwo", "s3cr3t", "s\u{e9}cret", &"x".repeat(41)] {
             let odd = read(400, &format!(r#"{{"error":"{secret}","errorCode":"{secret}","suberror":"{secret}"}}"#));
             assert_eq!((odd.error, odd.provider_code, odd.unknown_code), (None, None, true), "{secret}");

@@ -12,12 +12,12 @@ use super::{
     refusal::{Refusal, read_refusal},
 };
 
-/// What is revoked: a hint for servers that look tokens up by kind (RFC 7009 section 2.1).
+/// The type of the revoked token, as a hint for servers that search by type (RFC 7009 section 2.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenKind {
-    /// With it, the tokens that were issued by it.
+    /// The refresh token, and with it the tokens that it issued.
     RefreshToken,
-    /// Alone.
+    /// Only the access token.
     AccessToken,
 }
 
@@ -31,10 +31,10 @@ impl TokenKind {
     }
 }
 
-/// The request that revokes a token.
+/// Builds the request that revokes a token.
 ///
 /// # Errors
-/// Why it cannot be made.
+/// If the request cannot be built.
 pub fn revocation_request(
     url: &str,
     client_id: &str,
@@ -49,7 +49,7 @@ pub fn revocation_request(
     post(url, client_id, auth, params, form)
 }
 
-/// Reads the answer. A token that the provider does not know is as good as revoked: 200 (RFC 7009 section 2.2).
+/// Reads the response. A token that the provider does not know counts as revoked: status 200 (RFC 7009 section 2.2).
 ///
 /// # Errors
 /// The provider's refusal: the token may still be valid.

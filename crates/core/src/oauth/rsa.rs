@@ -1,4 +1,4 @@
-//! The length of an RSA private key, read from its DER before any cryptography library sees the key.
+//! Reads the length of an RSA private key from its DER, before a cryptography library sees the key.
 
 use rustls::pki_types::PrivateKeyDer;
 
@@ -9,7 +9,7 @@ const OBJECT_IDENTIFIER: u8 = 0x06;
 /// PKCS #1 (RFC 8017 appendix C), without its last arc: 1 is rsaEncryption, 10 is RSASSA-PSS.
 const PKCS_1: [u8; 8] = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01];
 
-/// The number of bits in the modulus of an RSA key; `None` for a key of another kind and for anything that is not DER.
+/// The number of bits in the modulus of an RSA key; `None` for a key of another kind and for content that is not DER.
 pub(super) fn modulus_bits(key: &PrivateKeyDer<'_>) -> Option<usize> {
     let pkcs_1 = match key {
         PrivateKeyDer::Pkcs1(der) => der.secret_pkcs1_der(),
@@ -35,13 +35,13 @@ fn inside_pkcs_8(der: &[u8]) -> Option<&[u8]> {
     (identifier.starts_with(&PKCS_1) && matches!(identifier.get(PKCS_1.len()..), Some([1 | 10]))).then_some(key)
 }
 
-/// The content of the element with this tag that `der` begins with, and what follows the element.
+/// The content of the element with this tag at the beginning of `der`, and the bytes after the element.
 fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     let (found, rest) = der.split_first()?;
     let (first, rest) = rest.split_first()?;
     let (length, rest) = match first {
         short @ 0..=0x7f => (usize::from(*short), rest),
-        // PEM of 32 KiB holds no element whose length needs more than two bytes.
+        // In PEM of 32 KiB, no element has a length of more than two bytes.
         0x81 => (usize::from(*rest.first()?), rest.get(1..)?),
         0x82 => (usize::from(*rest.first()?) << 8 | usize::from(*rest.get(1)?), rest.get(2..)?),
         _ => return None,
@@ -56,7 +56,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// The beginning of an RSA private key with so many bits, in PKCS #1: enough to read its length.
+    /// The beginning of an RSA private key with this number of bits, in PKCS #1: enough to read its length.
     pub(in crate::oauth) fn pkcs_1(bits: usize) -> Vec<u8> {
         let bytes = bits.div_ceil(8);
         let mut modulus = vec![0xff; bytes];
