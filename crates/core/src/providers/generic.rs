@@ -1,4 +1,4 @@
-//! Any OpenID Connect provider by discovery, and any OAuth 2.0 server by its endpoints.
+//! OpenID Connect providers with a discovery document, and OAuth 2.0 servers with explicit endpoints.
 
 use super::{
     Profile, SignIn, TokenSource,
@@ -13,7 +13,7 @@ use crate::{
     oauth::{discovery::Endpoints, grant::same_origin},
 };
 
-/// Whether the server has the endpoints for them only shows there.
+/// All grants. Only the server shows whether it has the endpoints for them.
 const GRANTS: &[GrantType] = &[
     GrantType::ClientCredentials,
     GrantType::RefreshToken,
@@ -22,10 +22,10 @@ const GRANTS: &[GrantType] = &[
     GrantType::TokenExchange,
 ];
 
-/// Own servers often have plain account names.
+/// Users' own servers often have plain account names.
 const ACCOUNTS: Accounts = Accounts { shared_by_address: false, plain_names: true, canonical: account::fold };
 
-/// The profile of `oidc` or `oauth2`, whichever the spec has.
+/// Returns the profile of `oidc` or `oauth2`, whichever the spec has.
 pub(super) fn profile(spec: &ProviderSpec) -> Option<Profile> {
     let servers = spec.servers.clone();
     match (&spec.oidc, &spec.oauth2) {
@@ -33,7 +33,7 @@ pub(super) fn profile(spec: &ProviderSpec) -> Option<Profile> {
             let source = TokenSource::Discovery { issuer: oidc.issuer_url.clone() };
             let sign_in = SignIn {
                 scopes: &["openid", "email", "offline_access"],
-                // Without consent a provider must not heed offline_access (OpenID Connect Core section 11).
+                // Without consent, a provider must ignore offline_access (OpenID Connect Core section 11).
                 parameters: &[("prompt", "consent")],
                 ..SignIn::default()
             };

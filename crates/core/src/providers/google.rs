@@ -22,28 +22,28 @@ use crate::{
     oauth::{Refusal, discovery::Endpoints},
 };
 
-/// The one scope for SMTP, IMAP and POP3.
+/// The only scope for SMTP, IMAP and POP3.
 const MAIL: &str = "https://mail.google.com/";
-/// IMAP only, for service accounts with domain-wide delegation.
+/// The scope for IMAP only, for service accounts with domain-wide delegation.
 const IMAP_ADMIN: &str = "https://www.googleapis.com/auth/gmail.imap_admin";
-/// A refresh token that is not used for six months ends.
+/// Lifetime of an unused refresh token: six months.
 const IDLE_LIFE: SignedDuration = SignedDuration::from_hours(180 * 24);
-/// An app in the publishing status "Testing" gets refresh tokens for seven days. Renewals come an hour apart at most, so
-/// the refusal comes soon after.
+/// Lifetime of refresh tokens for an app in the publishing status "Testing": seven days. Renewals are at most an hour
+/// apart, so the refusal follows soon.
 const TESTING: [SignedDuration; 2] = [SignedDuration::from_hours(6 * 24 + 12), SignedDuration::from_hours(7 * 24 + 12)];
 
-/// The profile of Google.
+/// Returns the profile of Google.
 pub(super) fn profile(given: &Servers) -> Profile {
     let source = TokenSource::Known(Endpoints {
         token_url: "https://oauth2.googleapis.com/token".to_owned(),
-        // Its device flow has no scope for mail.
+        // Google's device flow has no scope for mail.
         device_authorization_url: None,
         revocation_url: Some("https://oauth2.googleapis.com/revoke".to_owned()),
         authorization_url: Some("https://accounts.google.com/o/oauth2/v2/auth".to_owned()),
     });
     let servers = servers(given, Some(["smtp.gmail.com", "imap.gmail.com", "pop.gmail.com"]));
     Profile {
-        // Without these there is a refresh token at the first consent only.
+        // Without these parameters, Google returns a refresh token only at the first consent.
         sign_in: SignIn {
             scopes: &["openid", "email"],
             parameters: &[("access_type", "offline"), ("prompt", "consent")],
@@ -94,7 +94,7 @@ fn unsupported(spec: &ProviderSpec, grant: GrantType, scopes: &[String]) -> Opti
     })
 }
 
-/// Google has few codes, so what a refusal means depends on the grant.
+/// Refines a refusal by the grant, because Google has few codes.
 fn refine(refusal: &mut Refusal, context: &RefusalContext) {
     if is_throttled(refusal) {
         return;
@@ -121,7 +121,7 @@ fn refine(refusal: &mut Refusal, context: &RefusalContext) {
         (Some("redirect_uri_mismatch" | "origin_mismatch" | "disallowed_useragent"), ..) => {
             (Reason::RequestRefused, REDIRECT)
         }
-        // Of the whole project, and gone within minutes.
+        // Limits of the whole project, which end within minutes.
         (Some("rate_limit_exceeded" | "quota_exceeded" | "resource_exhausted"), ..) => {
             return refusal.understood(Reason::Throttled, None);
         }

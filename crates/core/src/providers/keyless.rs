@@ -1,5 +1,5 @@
-//! A Google service account's signature without its key: a ServiceAccount's token is exchanged at Google's Security Token
-//! Service, and with the token from that response the IAM Credentials API signs the JWT of the grant `jwtBearer`.
+//! Obtains a Google service account's signature without its key. Google's Security Token Service exchanges a
+//! ServiceAccount's token. With the returned token, the IAM Credentials API signs the JWT of the grant `jwtBearer`.
 //!
 //! Sources: "Workload Identity Federation with other identity providers" and "Method: v1.token" (Security Token Service),
 //! "Method: projects.serviceAccounts.signJwt" (IAM Service Account Credentials API), "Errors" (Google API design guide,
@@ -23,20 +23,20 @@ use crate::{
     },
 };
 
-/// The Security Token Service.
+/// Host of the Security Token Service.
 pub const STS_HOST: &str = "sts.googleapis.com";
-/// The IAM Service Account Credentials API.
+/// Host of the IAM Service Account Credentials API.
 pub const CREDENTIALS_HOST: &str = "iamcredentials.googleapis.com";
-/// What begins the audience of every workload identity provider.
+/// Beginning of the audience of every workload identity provider.
 pub const AUDIENCE_PREFIX: &str = "//iam.googleapis.com/projects/";
-/// The one scope with which the IAM Credentials API signs.
+/// The only scope with which the IAM Credentials API signs.
 const CLOUD_PLATFORM: &str = "https://www.googleapis.com/auth/cloud-platform";
-/// A token or JWT beyond this is not used (the bound of access tokens).
+/// Maximum size of a token or JWT in bytes (the limit of access tokens).
 const TOKEN_MAX: usize = 32 * 1024;
-/// The longest code of an API error that is shown.
+/// Maximum length of a shown code of an API error.
 const CODE_MAX: usize = 48;
 
-/// The first request: the ServiceAccount's token for one of Google's (RFC 8693 section 2.1).
+/// Builds the first request: the exchange of the ServiceAccount's token for Google's token (RFC 8693 section 2.1).
 ///
 /// # Errors
 /// Never for the fixed URL; the type is that of all requests.
@@ -57,10 +57,10 @@ pub fn exchange_request(account: &Impersonation) -> Result<Request<Vec<u8>>, Req
     Ok(request)
 }
 
-/// Google's token in the response to the first request, which was sent at `sent_at`.
+/// Reads Google's token in the response to the first request, which was sent at `sent_at`.
 ///
 /// # Errors
-/// What Google refused, with the remedy.
+/// Google's refusal, with the fix.
 pub fn read_exchanged(response: &Response<impl AsRef<[u8]>>, sent_at: Timestamp) -> Result<SecretString, Refusal> {
     #[derive(Deserialize)]
     struct Wire {
@@ -73,10 +73,10 @@ pub fn read_exchanged(response: &Response<impl AsRef<[u8]>>, sent_at: Timestamp)
     usable(wire.map(|wire| wire.access_token), STS_HOST, "access_token", response.status())
 }
 
-/// The second request: the signature under a JWT about `subject`. `bearer` is Google's token.
+/// Builds the second request: the signature of a JWT about `subject`. `bearer` is Google's token.
 ///
 /// # Errors
-/// If the account's address or the token cannot stand in a request.
+/// If the account's address or the token is not valid in a request.
 pub fn sign_request(
     account: &Impersonation,
     bearer: &SecretString,
@@ -98,10 +98,10 @@ pub fn sign_request(
     Ok(request)
 }
 
-/// The signed JWT in the response to the second request, which was sent at `sent_at`.
+/// Reads the signed JWT in the response to the second request, which was sent at `sent_at`.
 ///
 /// # Errors
-/// What Google refused, with the remedy.
+/// Google's refusal, with the fix.
 pub fn read_signed(response: &Response<impl AsRef<[u8]>>, sent_at: Timestamp) -> Result<SecretString, Refusal> {
     #[derive(Deserialize)]
     struct Wire {
@@ -115,7 +115,7 @@ pub fn read_signed(response: &Response<impl AsRef<[u8]>>, sent_at: Timestamp) ->
     usable(wire.map(|wire| wire.signed_jwt), CREDENTIALS_HOST, "signedJwt", response.status())
 }
 
-/// The third refusal, that of the token endpoint, where the advice for key files does not apply.
+/// Refines the third refusal, that of the token endpoint. The advice for key files does not apply.
 pub fn refine_token(refusal: &mut Refusal) {
     let code = refusal.error.as_ref().map(|error| error.as_str().to_owned());
     refusal.advice = match (code.as_deref(), refusal.reason) {
@@ -125,7 +125,7 @@ pub fn refine_token(refusal: &mut Refusal) {
     };
 }
 
-/// What a response brought, if it can be put into the next request.
+/// Returns a value of a response if the next request can contain it.
 fn usable(found: Option<SecretString>, host: &str, member: &str, status: StatusCode) -> Result<SecretString, Refusal> {
     let fits = |text: &SecretString| {
         let text = text.expose_secret();
@@ -202,7 +202,7 @@ fn signature_refused(response: &Response<impl AsRef<[u8]>>, sent_at: Timestamp) 
     }
 }
 
-/// An error in the form that all of Google's APIs share.
+/// A refusal for an error in the common form of Google's APIs.
 fn api_refused(refusal: Refusal, host: &str, status: &str, reason: Option<&str>) -> Refusal {
     let http = refusal.http_status.unwrap_or_default();
     let code = reason.map_or_else(|| status.to_owned(), |reason| format!("{status}, {reason}"));

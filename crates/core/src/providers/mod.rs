@@ -1,7 +1,7 @@
-//! What is known about providers, as data: endpoints, scopes, mail servers, what does not work, and what their error
-//! codes and tokens mean.
+//! Knowledge about providers as data: endpoints, scopes, mail servers, unsupported features, and the meaning of their error
+//! codes and tokens.
 //!
-//! To add a provider: a field in `api::provider::ProviderSpec`, a file here that makes its [`Profile`], an arm in
+//! To add a provider, add a field in `api::provider::ProviderSpec`, a file here that creates its [`Profile`], and an arm in
 //! [`profile`].
 
 pub mod account;
@@ -25,48 +25,48 @@ use crate::{
     oauth::{Claims, ClientAuth, Refusal, discovery::Endpoints},
 };
 
-/// A provider as its object describes it, presets filled in.
+/// The properties of a provider, with the preset's values.
 #[derive(Clone, Debug)]
 pub struct Profile {
-    /// Which preset it is, for metrics.
+    /// The name of the preset, for metrics.
     pub preset: &'static str,
-    /// Where tokens come from.
+    /// The source of the provider's endpoints.
     pub source: TokenSource,
-    /// The mail servers.
+    /// The mail servers by protocol.
     pub servers: Servers,
-    /// The grants that work there.
+    /// The grants that the provider supports.
     pub grants: &'static [GrantType],
-    /// What a person's sign-in takes besides the scopes for mail.
+    /// The requirements of a user's sign-in in addition to the scopes for mail.
     pub sign_in: SignIn,
-    /// How accounts are named there.
+    /// The rules for the provider's accounts.
     pub accounts: Accounts,
-    /// Its client secrets are never GUIDs, so one that is must be the secret's ID.
+    /// Whether client secrets are never GUIDs, so that a GUID must be the secret's ID.
     pub guid_is_no_secret: bool,
-    /// The scopes of the preset, by grant and protocols.
+    /// Returns the preset's scopes by grant and protocols.
     pub scopes: fn(&ProviderSpec, GrantType, &[Protocol]) -> Vec<String>,
-    /// Why a use of it that the schema allows cannot work.
+    /// Returns why a use that the schema allows cannot work.
     pub unsupported: fn(&ProviderSpec, GrantType, &[String]) -> Option<String>,
-    /// What its own error codes add to a refusal.
+    /// Refines a refusal by the provider's own error codes.
     pub refine: fn(&mut Refusal, &RefusalContext),
-    /// What a token says of itself that will not do for these protocols.
+    /// Returns why mail servers will refuse a token with these claims for these protocols.
     pub unsuitable: fn(&Claims, &ProviderSpec, GrantType, &[Protocol]) -> Option<String>,
-    /// A refresh token that is not used for this long ends.
+    /// The lifetime of an unused refresh token, if known.
     pub idle_life: Option<SignedDuration>,
-    /// A refresh token stays good after another one took its place.
+    /// Whether a replaced refresh token stays valid.
     pub keeps_replaced_tokens: bool,
 }
 
-/// What a person's sign-in takes besides the scopes for mail.
+/// The requirements of a user's sign-in in addition to the scopes for mail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SignIn {
-    /// Scopes by which the answer says who signed in (OpenID Connect Core section 5.4), and which bring a refresh token. A
-    /// refresh does not need them.
+    /// Scopes with which the response names the account (OpenID Connect Core section 5.4), and with which the provider
+    /// returns a refresh token. A refresh does not need them.
     pub scopes: &'static [&'static str],
-    /// Parameters of the authorization request beyond those of RFC 6749 section 4.1.1.
+    /// Parameters of the authorization request in addition to those of RFC 6749 section 4.1.1.
     pub parameters: &'static [(&'static str, &'static str)],
-    /// How the code comes back.
+    /// How the browser returns the code.
     pub redirect: Redirect,
-    /// Who the browser's answer says that it is from (RFC 9207), where the provider has no discovery document.
+    /// The issuer in the browser's response (RFC 9207), if the provider has no discovery document.
     pub issuer: Option<&'static str>,
 }
 
@@ -76,48 +76,48 @@ impl Default for SignIn {
     }
 }
 
-/// How the code of a sign-in comes back from the browser.
+/// Ways in which the browser returns the code of a sign-in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Redirect {
-    /// By itself, to `http://localhost:PORT` and this path (RFC 8252 section 7.3).
+    /// The browser returns automatically to `http://localhost:PORT` and this path (RFC 8252 section 7.3).
     Localhost(&'static str),
-    /// The provider's page shows it, for the person to copy; this is the redirect URI then.
+    /// The provider's page shows the code, and the user copies it. The value is the redirect URI.
     OutOfBand(&'static str),
 }
 
 /// The request that was refused.
 #[derive(Clone, Copy, Debug)]
 pub struct RefusalContext {
-    /// The grant that was asked for.
+    /// The grant of the refused request.
     pub grant: GrantType,
-    /// How long ago the refresh token that was refused was obtained from a person.
+    /// Age of the refused refresh token since the user's sign-in.
     pub grant_age: Option<SignedDuration>,
-    /// The client proved itself, or the grant, by a JWT, which holds times.
+    /// Whether the client or the grant used a JWT, which contains times.
     pub assertion: bool,
 }
 
 impl RefusalContext {
-    /// A request for a `grant` by a client that proved itself with `auth`.
+    /// Creates the context of a request for a `grant` by a client with the authentication `auth`.
     pub fn new(grant: GrantType, auth: &ClientAuth, grant_age: Option<SignedDuration>) -> Self {
         let timeless = matches!(auth, ClientAuth::Public | ClientAuth::SecretPost(_) | ClientAuth::SecretBasic(_));
         Self { grant, grant_age, assertion: !timeless }
     }
 }
 
-/// Where tokens come from.
+/// Sources of a provider's endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenSource {
-    /// Endpoints that are known.
+    /// The endpoints are known.
     Known(Endpoints),
-    /// Endpoints that the issuer's discovery document tells.
+    /// The issuer's discovery document names the endpoints.
     Discovery {
-        /// The issuer.
+        /// The URL of the issuer.
         issuer: String,
     },
 }
 
 impl TokenSource {
-    /// What a token was issued by, as far as it is known without asking: part of `mailtoken.dev/issued-for`.
+    /// The identity of the issuer as far as it is known without a request: a part of `mailtoken.dev/issued-for`.
     pub fn identity(&self) -> &str {
         match self {
             Self::Known(endpoints) => &endpoints.token_url,
@@ -127,7 +127,7 @@ impl TokenSource {
 }
 
 impl Profile {
-    /// A provider of which nothing more is known.
+    /// Creates the profile of a provider without further knowledge.
     fn new(preset: &'static str, source: TokenSource, servers: Servers, grants: &'static [GrantType]) -> Self {
         Self {
             preset,
@@ -146,7 +146,7 @@ impl Profile {
         }
     }
 
-    /// Who the browser's answer to a sign-in has to be from (RFC 9207), if that is known.
+    /// The required issuer of the browser's response to a sign-in (RFC 9207), if known.
     pub fn issuer(&self) -> Option<&str> {
         match &self.source {
             TokenSource::Discovery { issuer } => Some(issuer),
@@ -154,7 +154,7 @@ impl Profile {
         }
     }
 
-    /// The server for `protocol`, if one is known.
+    /// The server for `protocol`, if known.
     pub fn server(&self, protocol: Protocol) -> Option<&Server> {
         match protocol {
             Protocol::Smtp => self.servers.smtp.as_ref(),
@@ -164,7 +164,7 @@ impl Profile {
     }
 }
 
-/// The profile of a provider. `None` only for a spec that the schema refuses.
+/// Returns the profile of a provider; `None` only for a spec that the schema rejects.
 pub fn profile(spec: &ProviderSpec) -> Option<Profile> {
     if let Some(settings) = &spec.microsoft {
         return Some(microsoft::profile(settings, &spec.servers));
@@ -181,7 +181,8 @@ pub fn profile(spec: &ProviderSpec) -> Option<Profile> {
     generic::profile(spec)
 }
 
-/// The servers of a preset on the ports of RFC 6409, 8314 and 3501; those in the spec win. `hosts` are for SMTP, IMAP and POP3.
+/// The servers of a preset on the ports of RFC 6409, 8314 and 3501. Servers in the spec override them. `hosts` are for
+/// SMTP, IMAP and POP3.
 fn servers(given: &Servers, hosts: Option<[&str; 3]>) -> Servers {
     let [smtp, imap, pop3] = hosts.map_or([None; 3], |hosts| hosts.map(Some));
     let server = |given: &Option<Server>, host: Option<&str>, port, security| {
@@ -194,18 +195,18 @@ fn servers(given: &Servers, hosts: Option<[&str; 3]>) -> Servers {
     }
 }
 
-/// What a refusal means at any provider.
+/// Refines a refusal by rules that hold for all providers.
 fn general(refusal: &mut Refusal, context: &RefusalContext) {
     let denied = refusal.error.as_ref().is_some_and(|error| error.as_str() == "access_denied");
     if denied && !context.grant.is_delegated() && refusal.reason == Reason::AuthorizationRequired {
-        // No person signs in who could have denied it: an administrator has not allowed it.
+        // No user signs in who could have denied it, so an administrator has not allowed it.
         refusal.reason = Reason::ConsentRequired;
     }
     reclassify_clock_skew(refusal, context);
 }
 
-/// An assertion that is refused while the clocks differ was most likely found too old or too new. Without one, no time is
-/// sent, and the difference is only told.
+/// If the clocks differ, a provider that refuses an assertion most likely found it too old or too new. Without an
+/// assertion, the request contains no time, and the message only mentions the difference.
 fn reclassify_clock_skew(refusal: &mut Refusal, context: &RefusalContext) {
     let code = refusal.error.as_ref().map(|error| error.as_str());
     if !matches!(code, Some("invalid_grant" | "invalid_client" | "invalid_request")) || is_throttled(refusal) {
@@ -220,7 +221,7 @@ fn reclassify_clock_skew(refusal: &mut Refusal, context: &RefusalContext) {
     }
 }
 
-/// HTTP 429 says all that there is to say, whatever the body.
+/// Whether the status is 429, which suffices regardless of the body.
 fn is_throttled(refusal: &Refusal) -> bool {
     refusal.http_status == Some(429)
 }

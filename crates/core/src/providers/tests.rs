@@ -1,4 +1,4 @@
-//! The presets as tables.
+//! Tables of cases for the presets.
 
 use GrantType::{ClientCredentials, DeviceCode, JwtBearer, RefreshToken, TokenExchange};
 use Protocol::{Imap, Pop3, Smtp};
@@ -28,7 +28,7 @@ fn cloud(name: &str) -> Value {
     json!({"microsoft": {"tenantID": "contoso.com", "cloud": name}})
 }
 
-/// One of each kind that the schema lets in.
+/// A provider of each kind that the schema accepts.
 fn presets() -> Vec<Value> {
     vec![
         cloud("Public"),
@@ -267,7 +267,7 @@ fn what_is_unusual_and_works_is_let_through() {
     }
 }
 
-/// How a preset understands an answer.
+/// A preset's meaning of a response.
 fn understood(preset: &Value, status: u16, body: &Value, skew: SignedDuration, context: RefusalContext) -> Refusal {
     let sent_at = k8s_openapi::jiff::Timestamp::from_second(1_800_000_000).unwrap();
     let date = (sent_at + skew).strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();

@@ -1,9 +1,10 @@
 //! Yahoo Mail.
 //!
 //! Sources: the discovery document of api.login.yahoo.com, and Yahoo's "IMAP and SMTP access" and "Authorization Code Flow
-//! for Server-side Apps" for developers; for the codes "OAuth 2.0 Errors" (<https://developer.yahoo.com/oauth2/guide/errors/>)
-//! and "Troubleshooting" (<https://developer.yahoo.com/oauth2/guide/openid_connect/troubleshooting.html>). A new refresh
-//! token takes the place of the old one, and a change of the password ends it.
+//! for Server-side Apps" for developers; for the codes "OAuth 2.0 Errors"
+//! (<https://developer.yahoo.com/oauth2/guide/errors/>) and "Troubleshooting"
+//! (<https://developer.yahoo.com/oauth2/guide/openid_connect/troubleshooting.html>). A new refresh token replaces the old
+//! one, and a password change ends it.
 
 use super::{Profile, Redirect, RefusalContext, SignIn, TokenSource, general, is_throttled, servers};
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
     oauth::{Refusal, discovery::Endpoints},
 };
 
-/// The profile of Yahoo.
+/// Returns the profile of Yahoo.
 pub(super) fn profile(given: &Servers) -> Profile {
     let source = TokenSource::Known(Endpoints {
         token_url: "https://api.login.yahoo.com/oauth2/get_token".to_owned(),
@@ -21,7 +22,7 @@ pub(super) fn profile(given: &Servers) -> Profile {
     });
     let servers = servers(given, Some(["smtp.mail.yahoo.com", "imap.mail.yahoo.com", "pop.mail.yahoo.com"]));
     Profile {
-        // A redirect URI that is registered has to be https, which nothing on the person's machine answers to.
+        // A registered redirect URI must be https, and no server listens at such a URI on the user's machine.
         sign_in: SignIn { redirect: Redirect::OutOfBand("oob"), ..SignIn::default() },
         scopes: |_, _, _| vec!["mail-w".to_owned()],
         refine,

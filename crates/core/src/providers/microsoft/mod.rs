@@ -25,7 +25,7 @@ struct CloudFacts {
     app_resource: &'static str,
     /// Host of the resource that delegated scopes name.
     resource: &'static str,
-    /// Hosts for SMTP, IMAP, POP3; `None` where Microsoft publishes none.
+    /// Hosts for SMTP, IMAP and POP3; `None` if Microsoft publishes none.
     mail: Option<[&'static str; 3]>,
 }
 
@@ -60,22 +60,22 @@ const fn facts(cloud: Cloud) -> CloudFacts {
 
 /// The servers of personal accounts.
 const PERSONAL: [&str; 3] = ["smtp-mail.outlook.com", "outlook.office365.com", "outlook.office365.com"];
-/// The tenant that all personal accounts are in.
+/// The tenant of all personal accounts.
 const CONSUMERS: &str = "consumers";
-/// Without it there is no refresh token.
+/// The scope without which Microsoft returns no refresh token.
 const OFFLINE: &str = "offline_access";
-/// OpenID Connect's scopes belong to no resource, so they may stand beside those of one. Of a redirect URI to localhost
-/// the path is compared with the registered `http://localhost`, and the port is not.
+/// OpenID Connect's scopes belong to no resource, so they may be combined with those of one. Microsoft compares the path of
+/// a redirect URI to localhost with the registered `http://localhost`, but not the port.
 const SIGN_IN: SignIn = SignIn {
     scopes: &["openid", "profile", "email"],
     parameters: &[("prompt", "select_account")],
     redirect: Redirect::Localhost(""),
     issuer: None,
 };
-/// A refresh token that is not used for 90 days ends.
+/// Lifetime of an unused refresh token: 90 days.
 const IDLE_LIFE: SignedDuration = SignedDuration::from_hours(90 * 24);
 
-/// The profile of a tenant.
+/// Returns the profile of a tenant.
 pub(super) fn profile(settings: &Microsoft, given: &Servers) -> Profile {
     let facts = facts(settings.cloud);
     let tenant = &settings.tenant_id;
@@ -83,7 +83,7 @@ pub(super) fn profile(settings: &Microsoft, given: &Servers) -> Profile {
     let source = TokenSource::Known(Endpoints {
         token_url: endpoint("token"),
         device_authorization_url: Some(endpoint("devicecode")),
-        // Entra ID has none: sign-ins are revoked for a person as a whole.
+        // Entra ID has no revocation endpoint: it revokes all sign-ins of a user together.
         revocation_url: None,
         authorization_url: Some(endpoint("authorize")),
     });
@@ -98,13 +98,13 @@ pub(super) fn profile(settings: &Microsoft, given: &Servers) -> Profile {
         refine: codes::refine,
         unsuitable: token::unsuitable,
         idle_life: Some(IDLE_LIFE),
-        // "Refresh tokens": they are not revoked when used to fetch new ones.
+        // "Refresh tokens": Microsoft does not revoke them when they are used to fetch new ones.
         keeps_replaced_tokens: true,
         ..Profile::new("microsoft", source, servers(given, mail), grants)
     }
 }
 
-/// What a protocol is called in delegated scopes.
+/// The name of a protocol in delegated scopes.
 const fn permission(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Smtp => "SMTP.Send",
@@ -113,7 +113,7 @@ const fn permission(protocol: Protocol) -> &'static str {
     }
 }
 
-/// What a protocol is called in the roles of an application.
+/// The name of a protocol in the roles of an application.
 const fn role(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Smtp => "SMTP.SendAsApp",
@@ -133,7 +133,7 @@ fn scopes(spec: &ProviderSpec, grant: GrantType, protocols: &[Protocol]) -> Vec<
     }
     let resource = facts(cloud).resource;
     let mail = protocols.iter().map(|protocol| format!("https://{resource}/{}", permission(*protocol)));
-    // A refresh must not ask for more than the sign-in did, which may have been elsewhere.
+    // A refresh must not request more scopes than the sign-in did, which may have been elsewhere.
     let identity = if grant == GrantType::DeviceCode { SIGN_IN.scopes } else { &[] };
     mail.chain([OFFLINE.to_owned()]).chain(identity.iter().map(|scope| (*scope).to_owned())).collect()
 }
@@ -188,7 +188,7 @@ fn delegated_objection(grant: GrantType, scopes: &[String]) -> Option<String> {
         .then(|| format!("without the scope {OFFLINE} a sign-in leaves no refresh token: add it, or {LEAVE}"))
 }
 
-/// The host of the resource and the permission; a permission without a resource is one of Microsoft Graph.
+/// The host of the resource and the permission. A permission without a resource is one of Microsoft Graph.
 fn split(scope: &str) -> (&str, &str) {
     let rest = scope.strip_prefix("https://").unwrap_or(scope);
     rest.split_once('/').map_or(("", rest), |(host, permission)| (host, permission.trim_start_matches('/')))
@@ -198,7 +198,7 @@ fn is_graph(resource: &str) -> bool {
     resource.is_empty() || resource.starts_with("graph.microsoft.") || resource == "microsoftgraph.chinacloudapi.cn"
 }
 
-/// Exchange Online has two names in the public cloud.
+/// Maps both names of Exchange Online in the public cloud to one.
 fn same(resource: &str) -> &str {
     if resource == "outlook.office365.com" { "outlook.office.com" } else { resource }
 }

@@ -1,14 +1,14 @@
-//! What Exchange Online's tokens say of themselves.
+//! The claims of Exchange Online's tokens.
 
 use crate::{
     api::{credential::Protocol, grant::GrantType, provider::ProviderSpec},
     oauth::Claims,
 };
 
-/// Office 365 Exchange Online, the same in every tenant.
+/// Application id of Office 365 Exchange Online, the same in every tenant.
 const EXCHANGE: &str = "00000002-0000-0ff1-ce00-000000000000";
 
-/// Why mail servers will refuse a token with these claims. Entra ID issues app-only tokens without any role too.
+/// Why mail servers will refuse a token with these claims. Entra ID also issues app-only tokens without any role.
 pub(super) fn unsuitable(
     claims: &Claims,
     spec: &ProviderSpec,
@@ -51,13 +51,13 @@ pub(super) fn unsuitable(
     ))
 }
 
-/// By URL, in any cloud, or by id.
+/// Whether an audience is Exchange Online: by URL in any cloud, or by id.
 fn is_exchange(audience: &str) -> bool {
     let host = audience.strip_prefix("https://").unwrap_or_default();
     audience == EXCHANGE || host.starts_with("outlook") || host.starts_with("partner.outlook.")
 }
 
-/// The client's id as a word of the shell.
+/// The client's id, quoted for a shell.
 fn client(spec: &ProviderSpec) -> &str {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
     if spec.client.id.bytes().all(plain) { &spec.client.id } else { "<application id>" }
