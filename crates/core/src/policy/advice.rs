@@ -1,4 +1,4 @@
-//! What is told about a refusal: what is wrong, where, and the command or field that mends it.
+//! Messages for refusals: what is wrong, where, and the command or field that fixes it.
 
 use serde_json::json;
 
@@ -8,7 +8,7 @@ use crate::{
     oauth::Refusal,
 };
 
-/// What the broker does about a failure that may pass.
+/// The broker's own action after a transient failure.
 pub const AGAIN: &str = "It is tried again by itself";
 
 /// What advice about a refused request names: the objects, the client and the commands.
@@ -16,42 +16,42 @@ pub const AGAIN: &str = "It is tried again by itself";
 pub struct AdviceContext {
     /// The provider, such as `MailProvider shop/m365`.
     pub provider: String,
-    /// The same for `kubectl`.
+    /// The provider's object for `kubectl`.
     pub subject: KubectlObject,
-    /// The client's id.
+    /// The client's id at the provider.
     pub client_id: String,
-    /// Whose scopes were asked for: the credential's or the provider's.
+    /// The object with the requested scopes: the credential or the provider.
     pub scopes: KubectlObject,
-    /// Namespace, name and key of the client secret, or of the key file, that the client proved itself with.
+    /// Namespace, name and key of the client secret or key file that the client used.
     pub secret: Option<(String, String, String)>,
-    /// The client secret went into the Authorization header (`method: Basic`).
+    /// Whether the client secret was sent in the Authorization header (`method: Basic`).
     pub basic: bool,
-    /// The grant that was asked for.
+    /// The grant of the attempt.
     pub grant: GrantType,
-    /// The credential for `kubectl`.
+    /// The credential's object for `kubectl`.
     pub credential: KubectlObject,
     /// The account that logs in.
     pub mailbox: String,
-    /// The command by which a person signs in anew.
+    /// The command with which the user signs in again.
     pub sign_in: String,
-    /// The federated identity that was sent, if one was.
+    /// The federated identity of the request, if any.
     pub federated: Option<Federated>,
-    /// What is done about a failure that may pass: [`AGAIN`], or what a person has to do.
+    /// The next action after a transient failure: [`AGAIN`], or the user's.
     pub again: &'static str,
 }
 
-/// A federated identity, as its assertion names it: the provider must trust just these.
+/// A federated identity, as its assertion names it. The provider must trust exactly this identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Federated {
-    /// `iss`.
+    /// The claim `iss` of the assertion.
     pub issuer: String,
-    /// `sub`.
+    /// The claim `sub` of the assertion.
     pub subject: String,
-    /// `aud`.
+    /// The claim `aud` of the assertion.
     pub audience: String,
 }
 
-/// The message for a refusal. What the provider's own code says goes before what the reason says in general.
+/// The message for a refusal. The advice for the provider's own code comes before the general advice for the reason.
 pub fn explain(refusal: &Refusal, context: &AdviceContext) -> String {
     let mend = match refusal.advice {
         Some(advice) => filled(advice, context),
@@ -61,7 +61,7 @@ pub fn explain(refusal: &Refusal, context: &AdviceContext) -> String {
     [sentence(&refusal.what), sentence(&mend)].join(" ").trim_end().to_owned()
 }
 
-/// One sentence, with its full stop.
+/// Returns the text as a sentence with a full stop.
 fn sentence(text: &str) -> String {
     match text.is_empty() || text.ends_with('.') {
         true => text.to_owned(),
@@ -69,7 +69,7 @@ fn sentence(text: &str) -> String {
     }
 }
 
-/// Fills the `{placeholders}` of an advice of `providers`; other braces stand for themselves.
+/// Fills the `{placeholders}` of an advice from `providers`. Other braces stay unchanged.
 fn filled(advice: &str, context: &AdviceContext) -> String {
     let mut text = String::new();
     let mut rest = advice;
@@ -90,7 +90,7 @@ fn filled(advice: &str, context: &AdviceContext) -> String {
     text + rest
 }
 
-/// What a placeholder stands for.
+/// The value of a placeholder.
 fn filling(name: &str, context: &AdviceContext) -> Option<String> {
     let federated = |part: fn(&Federated) -> &String, unknown: &str| {
         context.federated.as_ref().map_or_else(|| unknown.to_owned(), |federated| part(federated).clone())
@@ -103,32 +103,32 @@ fn filling(name: &str, context: &AdviceContext) -> Option<String> {
             Some((namespace, name, key)) => KubectlObject::secret(namespace, name).put_source(key),
             None => context.subject.command("edit"),
         },
-        // The command that patches the provider, to be followed by the fields.
+        // The command that patches the provider, without the fields.
         "merge" => context.subject.merging(),
         // The command that shows the provider.
         "get" => context.subject.command("get"),
         "client" => word(&context.client_id),
         "mailbox" => word(&context.mailbox),
-        // The command by which a person signs in anew.
+        // The command with which the user signs in again.
         "sign_in" => context.sign_in.clone(),
         "issuer" => federated(|federated| &federated.issuer, "<issuer>"),
         "subject" => federated(|federated| &federated.subject, "<subject>"),
         "audience" => federated(|federated| &federated.audience, "<audience>"),
-        // The full name of Google's workload identity provider, as gcloud takes it.
+        // The full name of Google's workload identity provider, for gcloud.
         "pool_provider" => workload_identity(&federated(|federated| &federated.audience, "<provider>")).0,
-        // The federated identity as Google's IAM names it.
+        // The federated identity in the form of Google's IAM.
         "principal" => {
             let (_, pool) = workload_identity(&federated(|federated| &federated.audience, "<provider>"));
             let subject = federated(|federated| &federated.subject, "<subject>");
             format!("principal://iam.googleapis.com/{pool}/subject/{subject}")
         }
-        // The command that has Microsoft trust the federated identity.
+        // The command that makes Microsoft trust the federated identity.
         "trust" => trust(context),
         _ => return None,
     })
 }
 
-/// The names of a workload identity provider and of its pool in an audience.
+/// The names of the workload identity provider and of its pool in an audience.
 fn workload_identity(audience: &str) -> (String, String) {
     let provider = audience.strip_prefix("//iam.googleapis.com/").unwrap_or(audience);
     let pool = provider.split_once("/providers/").map_or(provider, |(pool, _)| pool);
@@ -148,7 +148,7 @@ fn trust(context: &AdviceContext) -> String {
         subject: "<subject>".to_owned(),
         audience: "<audience>".to_owned(),
     });
-    // Entra wants a name of its own for each, of letters, digits and dashes.
+    // Entra requires a unique name for each, of letters, digits and dashes.
     let account = subject.strip_prefix("system:serviceaccount:").unwrap_or("mail-token-broker");
     let name: String = account.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(120).collect();
     let fields = json!({"name": name, "issuer": issuer, "subject": subject, "audiences": [audience]});
@@ -159,7 +159,7 @@ fn trust(context: &AdviceContext) -> String {
     )
 }
 
-/// A refusal that is not known here, which may pass.
+/// An unknown refusal, which may be transient.
 fn unknown(context: &AdviceContext) -> String {
     format!(
         "The broker does not know this answer. It sends the request again after 1 and 5 minutes, then after 15 minutes to 6 \
@@ -169,7 +169,7 @@ fn unknown(context: &AdviceContext) -> String {
     )
 }
 
-/// What a reason asks for at any provider.
+/// The general advice for a reason.
 fn general(reason: Reason, context: &AdviceContext) -> String {
     let AdviceContext { provider, subject, sign_in, again, .. } = context;
     match reason {
@@ -223,16 +223,16 @@ fn general(reason: Reason, context: &AdviceContext) -> String {
                 subject.command("edit")
             )
         }
-        // Egress, TLS and writes say it all in `what`.
+        // For egress, TLS and writes, `what` says everything.
         _ => String::new(),
     }
 }
 
-/// RFC 6749 section 2.3.1 has id and secret form-encoded before base64, which many servers do not decode.
+/// RFC 6749 section 2.3.1 requires form-encoding of id and secret before base64, which many servers do not decode.
 const BASIC: &str = ". If both are right, this server may not decode the form-encoding of method Basic (RFC 6749 section \
                      2.3.1): set clientSecret.method to Post";
 
-/// A client that is not accepted.
+/// The advice for a refused client.
 fn client(context: &AdviceContext) -> String {
     let AdviceContext { provider, subject, .. } = context;
     let id = subject.merge(&json!({"spec": {"client": {"id": "<client id>"}}}));
@@ -250,7 +250,7 @@ fn client(context: &AdviceContext) -> String {
     }
 }
 
-/// A grant that is not accepted.
+/// The advice for a refused grant.
 fn grant(context: &AdviceContext) -> String {
     let AdviceContext { provider, credential, mailbox, sign_in, .. } = context;
     match context.grant {
@@ -422,7 +422,7 @@ mod tests {
         );
     }
 
-    /// The messages for all that the presets have advice about.
+    /// The messages for every advice of the presets.
     fn advised() -> Vec<String> {
         let thousands = [28, 50, 53, 65, 70, 80, 90, 500, 530, 650, 700, 900, 1002, 7000, 9001];
         let codes = thousands.into_iter().flat_map(|thousand| thousand * 1000..(thousand + 1) * 1000);

@@ -15,9 +15,9 @@ use crate::api::{
     names::{self, rfc3339},
 };
 
-/// Codes that ran out are replaced for this long, then only when somebody asks for it.
+/// Time in which the broker replaces expired codes. After that, a user must request a code.
 const SIGN_IN_FOR: SignedDuration = SignedDuration::from_hours(24);
-/// A code is replaced no sooner than this after it was shown: some provider may end each at once.
+/// Minimum time between two codes: some providers may end each code immediately.
 const REPLACED_SOONEST: SignedDuration = SignedDuration::from_secs(10);
 
 /// What has to happen before a token request is sent; `None` if it may be sent.
@@ -39,7 +39,7 @@ pub(super) fn precondition(observed: &Observed, now: Timestamp) -> Option<Decisi
     }
 }
 
-/// The steps of a sign-in. `None` where there is a refresh token that the provider has not refused.
+/// The steps of a sign-in; `None` with a refresh token that the provider has not refused.
 fn sign_in(observed: &Observed, grant: &RefreshGrant, now: Timestamp) -> Option<Decision> {
     let Some(sign_in) = grant.sign_in() else {
         let begin = grant.token().is_none() || observed.wants_a_sign_in();
@@ -66,7 +66,7 @@ pub(super) fn seed_blocker(observed: &Observed) -> Option<Blocker> {
     observed.grant.as_ref()?.seed.as_ref()?.as_ref().err().cloned()
 }
 
-/// A refresh token that would die for want of use is used, whether a token is needed or not.
+/// Uses a refresh token that would expire from disuse, also without need for a token.
 pub(super) fn keep_alive(observed: &Observed, now: Timestamp) -> Option<Decision> {
     let grant = observed.grant.as_ref()?;
     let due = grant.token()?.keep_alive(grant.idle_life);
@@ -76,14 +76,14 @@ pub(super) fn keep_alive(observed: &Observed, now: Timestamp) -> Option<Decision
     (usable && now >= due).then_some(Decision::Issue(IssueReason::KeepAlive))
 }
 
-/// When the refresh token is used next, if nobody needs a token before.
+/// The next use of the refresh token without need for a token.
 pub(super) fn keep_alive_at(observed: &Observed, now: Timestamp) -> Option<Timestamp> {
     let grant = observed.grant.as_ref()?;
     let due = grant.token()?.keep_alive(grant.idle_life);
     Some(observed.backoff(now).map_or(due, |until| due.max(until)))
 }
 
-/// Of a Secret under the grant Secret's name that is another's.
+/// The blocker for a foreign Secret with the grant Secret's name.
 pub(super) fn conflict(credential: &MailCredential, owner: &str) -> Blocker {
     let name = names::grant_secret(&credential.name_any());
     Blocker::new(
@@ -111,7 +111,7 @@ fn not_signed_in(credential: &MailCredential, how: &str) -> Blocker {
     Blocker::new(Reason::AuthorizationRequired, format!("{how}: `{}` shows a new code", commands::sign_in(credential)))
 }
 
-/// What a person is told who has to sign in.
+/// The message for a user who must sign in.
 pub(super) fn invitation(credential: &MailCredential, sign_in: &SignIn) -> String {
     let page = match &sign_in.verification_uri_complete {
         Some(complete) => format!("open {complete} (or {} and enter {})", sign_in.verification_uri, sign_in.user_code),

@@ -5,20 +5,20 @@ use crate::api::{Reason, Retry};
 /// Why something cannot go on, and its fix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Blocker {
-    /// The reason.
+    /// The reason of the condition.
     pub reason: Reason,
-    /// What is wrong, where, and the command or field that mends it.
+    /// What is wrong, where, and the command or field that fixes it.
     pub message: String,
-    /// What it takes to remove it.
+    /// What is necessary to remove the blocker.
     pub cause: Cause,
 }
 
-/// What it takes to remove what blocks an object.
+/// Classes of blockers by what removes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// It passes: a provider's network, for example.
+    /// The problem is transient: a provider's network, for example.
     Transient,
-    /// An object is missing that may have been applied in the same go and arrive later.
+    /// A missing object may still arrive, because it was applied together with this one.
     Missing,
     /// A person must act.
     Person,
@@ -36,12 +36,12 @@ impl Cause {
 }
 
 impl Blocker {
-    /// A blocker with the usual cause of its reason.
+    /// Creates a blocker with the usual cause of its reason.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self { reason, message: message.into(), cause: Cause::of(reason) }
     }
 
-    /// The same blocker with another cause.
+    /// Returns the blocker with another cause.
     #[must_use]
     pub fn because(mut self, cause: Cause) -> Self {
         self.cause = cause;

@@ -1,4 +1,4 @@
-//! Whether a provider may be used for a credential at all, each refusal with what would mend it.
+//! Checks whether a credential may use its provider. Each blocker names its fix.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ use crate::{
     providers::{Profile, account::fold},
 };
 
-/// The namespace of a credential; the API server sees to it that there is one.
+/// The namespace of a credential, which the API server requires.
 pub fn namespace(credential: &MailCredential) -> &str {
     credential.namespace_str()
 }
@@ -28,7 +28,7 @@ pub fn uid(credential: &MailCredential) -> &str {
     credential.uid_str()
 }
 
-/// What makes a spec impossible with its provider.
+/// Returns why a spec cannot work with its provider.
 pub fn spec_blocker(
     credential: &MailCredential,
     provider: &ProviderSpec,
@@ -72,8 +72,8 @@ pub fn spec_blocker(
     })
 }
 
-/// A key of `spec.secret.data` with a placeholder of a protocol that has no value: its server is not known, or the
-/// protocol is not asked for.
+/// A key of `spec.secret.data` with a placeholder that has no value, because the protocol's server is unknown or the
+/// protocol is not requested.
 fn unfillable_placeholder<'a>(credential: &'a MailCredential, profile: &Profile) -> Option<(&'a str, Protocol)> {
     let spec = &credential.spec;
     for protocol in Protocol::ALL {
@@ -81,7 +81,7 @@ fn unfillable_placeholder<'a>(credential: &'a MailCredential, profile: &Profile)
         if !spec.protocols.contains(&protocol) {
             missing = SERVER.into_iter().chain([USERNAME]).collect();
         }
-        // The brace or the colon of an encoding follows.
+        // The brace, or the colon of an encoding, follows.
         let placeholders: Vec<_> =
             missing.into_iter().map(|what| format!("${{{}", secret_keys::of(protocol, what))).collect();
         let uses = |text: &str| {
@@ -98,8 +98,8 @@ fn unfillable_placeholder<'a>(credential: &'a MailCredential, profile: &Profile)
     None
 }
 
-/// Why a ClusterMailProvider's `allowed` does not cover a credential. `labels` are those of its namespace; `preset`
-/// are the scopes that the provider itself asks for.
+/// Returns why a ClusterMailProvider's `allowed` does not cover a credential. `labels` are those of the credential's
+/// namespace; `preset` are the provider's own scopes.
 pub fn allowance_blocker(
     credential: &MailCredential,
     allowed: &[Allowed],
@@ -112,7 +112,7 @@ pub fn allowance_blocker(
 
     let for_namespace: Vec<_> = allowed.iter().enumerate().filter(|(_, rule)| selects(rule, labels)).collect();
     let Some((first, _)) = for_namespace.first() else {
-        // Which labels the entries select is the administrator's.
+        // A tenant must not learn the administrator's selectors.
         return denied(format!(
             "no entry of spec.allowed of the ClusterMailProvider {provider} selects the namespace {0}: an administrator \
              reads the selectors with `{1} -o jsonpath='{{.spec.allowed[*].namespaceSelector}}'`, then labels the \
@@ -127,7 +127,7 @@ pub fn allowance_blocker(
     };
     let for_mailbox: Vec<_> = for_namespace.iter().filter(covers).collect();
     if for_mailbox.is_empty() {
-        // The entry that an administrator would complete: the one that covers most of them already, else the first.
+        // The entry that an administrator would extend: the one that already covers most of them, otherwise the first.
         let lacking = |rule: &Allowed| -> Vec<&str> {
             let covered = |mailbox: &str| rule.mailboxes.iter().any(|pattern| matches(pattern, mailbox));
             mailboxes.iter().copied().filter(|mailbox| !covered(mailbox)).collect()
@@ -166,8 +166,8 @@ fn selects(rule: &Allowed, labels: &BTreeMap<String, String>) -> bool {
     Selector::try_from(rule.namespace_selector.clone()).is_ok_and(|selector| selector.matches(labels))
 }
 
-/// Whether `pattern`, in which `*` stands for any characters but `@`, covers `name`. Case does not count. A plain user
-/// name is covered by a pattern without `@` alone.
+/// Whether `pattern`, in which `*` matches any characters except `@`, covers `name`. Case is ignored. Only a pattern
+/// without `@` covers a plain user name.
 fn matches(pattern: &str, name: &str) -> bool {
     let (pattern, name) = (fold(pattern), fold(name));
     match (pattern.rsplit_once('@'), name.rsplit_once('@')) {
@@ -179,7 +179,7 @@ fn matches(pattern: &str, name: &str) -> bool {
     }
 }
 
-/// `*` matching by segments: the first and last are anchored, those between are found in order.
+/// Matches `*` by segments: the first and the last are anchored, the others must occur in order.
 fn glob(pattern: &str, text: &str) -> bool {
     let mut segments = pattern.split('*');
     let Some(mut rest) = segments.next().and_then(|first| text.strip_prefix(first)) else { return false };
@@ -194,7 +194,7 @@ fn glob(pattern: &str, text: &str) -> bool {
     rest.ends_with(last)
 }
 
-/// What a provider is called in messages.
+/// The provider's name in messages.
 pub fn provider_words(credential: &MailCredential) -> String {
     let name = &credential.spec.provider_ref.name;
     match credential.spec.provider_ref.kind {

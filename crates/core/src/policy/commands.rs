@@ -1,11 +1,11 @@
-//! The commands that messages tell: complete, and fit for `sh` as they stand.
+//! The commands in messages: complete, and quoted for `sh`.
 
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
 use crate::api::{MailCredential, credential::ProviderKind, names};
 
-/// An object as `kubectl` names it.
+/// An object for `kubectl` commands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KubectlObject {
     namespace: Option<String>,
@@ -14,12 +14,12 @@ pub struct KubectlObject {
 }
 
 impl KubectlObject {
-    /// A MailCredential.
+    /// The object of a MailCredential.
     pub fn credential(credential: &MailCredential) -> Self {
         Self::credential_named(credential.namespace_str(), &credential.name_any())
     }
 
-    /// A MailCredential by its name.
+    /// The object of a MailCredential, by its name.
     pub fn credential_named(namespace: &str, name: &str) -> Self {
         Self::namespaced("mailcredential", namespace, name)
     }
@@ -30,7 +30,7 @@ impl KubectlObject {
         Self::provider(reference.kind, credential.namespace_str(), &reference.name)
     }
 
-    /// A provider; one of the cluster has no namespace.
+    /// The object of a provider. A ClusterMailProvider has no namespace.
     pub fn provider(kind: ProviderKind, namespace: &str, name: &str) -> Self {
         match kind {
             ProviderKind::MailProvider => Self::namespaced("mailprovider", namespace, name),
@@ -40,12 +40,12 @@ impl KubectlObject {
         }
     }
 
-    /// A Secret.
+    /// The object of a Secret.
     pub fn secret(namespace: &str, name: &str) -> Self {
         Self::namespaced("secret", namespace, name)
     }
 
-    /// A ConfigMap.
+    /// The object of a ConfigMap.
     pub fn config_map(namespace: &str, name: &str) -> Self {
         Self::namespaced("configmap", namespace, name)
     }
@@ -54,12 +54,12 @@ impl KubectlObject {
         Self { namespace: Some(namespace.to_owned()), resource, name: name.to_owned() }
     }
 
-    /// The command that merges `fields` into it.
+    /// The command that merges `fields` into the object.
     pub fn merge(&self, fields: &Value) -> String {
         format!("{} {}", self.merging(), quoted(&fields.to_string()))
     }
 
-    /// [`Self::merge`] up to the fields.
+    /// The command of [`Self::merge`] without the fields.
     pub fn merging(&self) -> String {
         format!("{} --type merge -p", self.command("patch"))
     }
@@ -70,17 +70,17 @@ impl KubectlObject {
         format!("{} --type json -p {}", self.command("patch"), quoted(&operations.to_string()))
     }
 
-    /// The command that puts `placeholder` under `key` of a Secret.
+    /// The command that sets `key` of a Secret to `placeholder`.
     pub fn put(&self, key: &str, placeholder: &str) -> String {
         self.merge(&json!({"stringData": {key: placeholder}}))
     }
 
-    /// The command that makes a ConfigMap from a file, or adds the file to one that is there.
+    /// The command that creates a ConfigMap from a file, or adds the file to an existing one.
     pub fn put_file(&self, key: &str) -> String {
         format!("{} --from-file={key}=<file> --dry-run=client -o yaml | kubectl apply -f -", self.command("create"))
     }
 
-    /// The command that makes a Secret that the broker may read from a file, or replaces one that is there.
+    /// The command that creates a source Secret from a file, or replaces it.
     pub fn put_source(&self, key: &str) -> String {
         let Self { namespace, name, .. } = self;
         let namespace = namespace.as_deref().unwrap_or_default();
@@ -91,14 +91,14 @@ impl KubectlObject {
         )
     }
 
-    /// `kubectl` with a verb and the object.
+    /// The `kubectl` command with a verb and the object.
     pub fn command(&self, verb: &str) -> String {
         let namespace = self.namespace.as_ref().map(|namespace| format!("-n {namespace} ")).unwrap_or_default();
         format!("kubectl {namespace}{verb} {} {}", self.resource, self.name)
     }
 }
 
-/// The command by which a person signs in anew for a credential.
+/// The command with which the user signs in again for a credential.
 pub fn sign_in(credential: &MailCredential) -> String {
     let spec = &credential.spec;
     let namespace = credential.namespace_str();
@@ -118,13 +118,13 @@ pub fn sign_in(credential: &MailCredential) -> String {
     }
 }
 
-/// One word for the shell, in quotes where it needs them.
+/// One word for the shell, quoted if necessary.
 pub fn word(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/@+=".contains(&byte);
     if !text.is_empty() && text.bytes().all(plain) { text.to_owned() } else { quoted(text) }
 }
 
-/// One word for the shell.
+/// One quoted word for the shell.
 pub fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }

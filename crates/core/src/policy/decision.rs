@@ -4,51 +4,51 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::blocker::Blocker;
 
-/// What is done about a credential now.
+/// The decision about a credential.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Write the refresh token that came with the last answer, or the labels and the owner of the Secret that keeps it.
+    /// Write the refresh token of the last response, or the labels and the owner of the grant Secret.
     KeepGrant,
-    /// Ask the provider for a token.
+    /// Request a token from the provider.
     Issue(IssueReason),
-    /// Ask the provider for a code by which a person signs in.
+    /// Request a code for a user's sign-in.
     SignIn,
-    /// Ask the provider whether the person has signed in.
+    /// Poll whether the user has signed in.
     Poll,
-    /// Nothing, until the provider may be asked again whether the person has signed in.
+    /// Wait until the next poll.
     AwaitSignIn {
-        /// When that is.
+        /// Time of the next poll.
         until: Timestamp,
     },
-    /// Nothing, because another broker is exchanging the refresh token.
+    /// Wait, because another broker has claimed the refresh token.
     Claimed {
-        /// When its time is over.
+        /// Deadline of the claim.
         until: Timestamp,
     },
-    /// Write the token that has just been obtained.
+    /// Write the token that was just obtained.
     Store,
-    /// Write the token that is stored already, in another shape or place.
+    /// Write the stored token again, with another content or name.
     Publish(PublishReason),
-    /// A request is under way: wait for it.
+    /// Wait for the request in flight.
     InFlight,
-    /// A request waits for its permit: other requests come first.
+    /// Wait for the permit of a queued request.
     Queued {
-        /// Since when.
+        /// Time at which the request was queued.
         since: Timestamp,
     },
-    /// Nothing, until the renewal is due.
+    /// Wait until the renewal is due.
     Wait {
-        /// When the renewal is due.
+        /// Time of the renewal.
         until: Timestamp,
     },
-    /// Nothing, because the last attempt failed.
+    /// Wait, because the last attempt failed.
     BackOff {
-        /// When the next attempt is due.
+        /// Time of the next attempt.
         until: Timestamp,
     },
-    /// Nothing, because `spec.suspend` is true.
+    /// Do nothing, because `spec.suspend` is true.
     Suspended,
-    /// Nothing, until a person has changed something.
+    /// Do nothing until a person or another controller changes an object.
     Stall(Blocker),
 }
 
@@ -204,42 +204,42 @@ pub enum Write {
     Shape,
 }
 
-/// Why a token is asked for.
+/// Reasons to request a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IssueReason {
-    /// There is no token of ours in the target.
+    /// The target has no token of the broker.
     NoToken,
     /// The token was issued for other inputs.
     InputsChanged,
-    /// The token has ended.
+    /// The token has expired.
     Expired,
     /// The annotation `mailtoken.dev/reissue` has a new value.
     Reissue,
     /// The renewal time has come.
     RenewalDue,
-    /// The token was issued in the future: the clock was set back since, and when the token ends is not known.
+    /// The token was issued in the future: the clock was set back, so the expiry is unknown.
     FromTheFuture,
-    /// Another refresh token was put into the seed's Secret.
+    /// The seed's Secret has a new refresh token.
     Reseeded,
-    /// The refresh token would die for want of use.
+    /// The refresh token would expire from disuse.
     KeepAlive,
 }
 
-/// Why the stored token is written again.
+/// Reasons to write the stored token again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PublishReason {
     /// `spec.secret.name` changed.
     Renamed,
-    /// The Secret cannot be written any more and has to be made again.
+    /// The Secret cannot be updated and must be recreated.
     Recreate,
-    /// Somebody else changed the Secret.
+    /// Another client changed the Secret.
     Repair,
     /// Formats, labels, mailbox or servers changed.
     Layout,
 }
 
 impl IssueReason {
-    /// Whether the token that is there still serves meanwhile.
+    /// Whether the current token stays valid meanwhile.
     pub(super) fn leaves_one_that_serves(self) -> bool {
         !matches!(self, Self::NoToken | Self::InputsChanged | Self::Expired)
     }

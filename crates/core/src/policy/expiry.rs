@@ -1,25 +1,25 @@
-//! When a token ends, if what is written about its end disagrees. Pure.
+//! The expiry of a token if its records disagree. Pure.
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::observed::TokenFacts;
 use crate::api::status::TokenStatus;
 
-/// The Secret and the status may differ by this much without anybody having changed them: a provider that hands out the
-/// same token twice counts its rest anew, and the broker may stop between the write of the Secret and that of the status.
+/// Tolerated difference between the Secret and the status: a provider that returns the same token twice counts its
+/// remaining lifetime again, and the broker may stop between the writes of Secret and status.
 const TOLERANCE: SignedDuration = SignedDuration::from_mins(1);
 
-/// What the data of a Secret says about the end of its token.
+/// The expiry in the data of a Secret.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DataExpiry {
-    /// The key `expires_at`.
+    /// The value of the key `expires_at`.
     pub date: Option<Timestamp>,
-    /// The key `expires_at_unix`.
+    /// The value of the key `expires_at_unix`.
     pub seconds: Option<Timestamp>,
 }
 
-/// Compares the annotations of a Secret, in `facts`, with its data: the token ends at the earliest of the times, and is
-/// renewed at once where they disagree. Returns whether they agree.
+/// Compares the annotations of a Secret, in `facts`, with its data. The token expires at the earliest time, and is renewed
+/// immediately if the times disagree. Returns whether they agree.
 pub fn settle_with_data(facts: &mut TokenFacts, data: DataExpiry) -> bool {
     let annotated = facts.expires_at;
     let agree = [data.date, data.seconds].into_iter().flatten().all(|end| end == annotated);
@@ -30,8 +30,8 @@ pub fn settle_with_data(facts: &mut TokenFacts, data: DataExpiry) -> bool {
     agree
 }
 
-/// Compares what a Secret says, in `facts`, with what the status says about the same token, in the same way. A status by
-/// which the token ended before it was issued is nonsense that another writer made up, and says nothing.
+/// Compares a Secret, in `facts`, with the status of the same token in the same way. Ignores a status whose token expired
+/// before it was issued: another writer forged it.
 pub fn settle_with_status(facts: &mut TokenFacts, status: Option<&TokenStatus>) -> bool {
     let about =
         |status: &&TokenStatus| status.fingerprint == facts.fingerprint && status.issued_at.0 < status.expires_at.0;
@@ -41,11 +41,12 @@ pub fn settle_with_status(facts: &mut TokenFacts, status: Option<&TokenStatus>) 
     if written.duration_since(end).abs() > TOLERANCE {
         renew_at_once(facts);
     }
-    // Where the status alone is wrong, the Secret needs no repair.
+    // If only the status is wrong, the Secret needs no repair.
     written <= end
 }
 
-/// The annotation by which a provider asks for an early renewal holds this, also after a repair and a restart.
+/// Stores the immediate renewal in the annotation for a provider's early renewal, so that it survives a repair and a
+/// restart.
 fn renew_at_once(facts: &mut TokenFacts) {
     facts.refresh_at = Some(facts.issued_at);
 }
@@ -71,28 +72,28 @@ mod tests {
     #[test]
     fn a_token_ends_at_the_earliest_time_and_is_renewed_where_the_times_disagree() {
         const YEARS: i64 = 300_000_000;
-        // The annotation, the keys expires_at and expires_at_unix, the status; the end, whether the Secret is as it was
-        // written, and whether the token is renewed at once.
+        // The annotation, the keys expires_at and expires_at_unix, the status; the expiry, whether the Secret is intact,
+        // and whether the token is renewed immediately.
         let table = [
             (3600, Some(3600), Some(3600), Some(3600), 3600, true, false),
             (3600, Some(3600), Some(3600), None, 3600, true, false),
             (3600, None, None, Some(3600), 3600, true, false),
-            // One of them says that it lives for years.
+            // One of them claims a lifetime of years.
             (YEARS, Some(3600), Some(3600), Some(3600), 3600, false, true),
             (3600, Some(YEARS), Some(3600), Some(3600), 3600, false, true),
             (3600, Some(3600), Some(YEARS), Some(3600), 3600, false, true),
             (3600, Some(3600), Some(3600), Some(YEARS), 3600, true, true),
-            // All but one do.
+            // All except one do.
             (YEARS, Some(YEARS), Some(YEARS), Some(3600), 3600, false, true),
             (YEARS, Some(YEARS), Some(YEARS), None, YEARS, true, false),
             (YEARS, Some(3600), Some(YEARS), Some(YEARS), 3600, false, true),
             (YEARS, Some(YEARS), Some(3600), Some(YEARS), 3600, false, true),
             (3600, Some(YEARS), Some(YEARS), Some(YEARS), 3600, false, true),
-            // One says that it ends sooner.
+            // One claims an earlier expiry.
             (60, Some(3600), Some(3600), Some(3600), 60, false, true),
             (3600, Some(3600), Some(60), Some(3600), 60, false, true),
             (3600, Some(3600), Some(3600), Some(60), 60, false, true),
-            // The same token, handed out again.
+            // The provider returned the same token again.
             (3601, Some(3601), Some(3601), Some(3600), 3600, false, false),
             (3600, Some(3600), Some(3600), Some(3601), 3600, true, false),
         ];

@@ -1,5 +1,5 @@
-//! What a person has granted: the refresh token that is kept in the Secret `<credential>-grant`, or the sign-in that is
-//! waited for. What is known of it stands in that Secret's annotations; its data is read only to be used.
+//! The user's grant: the refresh token in the Secret `<credential>-grant`, or the pending sign-in. The Secret's annotations
+//! describe it. The broker reads the Secret's data only to use it.
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{ResourceExt as _, core::ObjectMeta};
@@ -16,107 +16,107 @@ use crate::api::{
     status::{AuthorizationStatus, GrantStatus},
 };
 
-/// Polls are no further apart than this, in seconds, whatever the annotation says.
+/// Maximum interval between polls in seconds, regardless of the annotation.
 const INTERVAL_MAX: i64 = 3600;
-/// A refresh token is used at least this often, whether a token is needed or not.
+/// Maximum time between two uses of a refresh token, also without need for a token.
 const KEEP_ALIVE: SignedDuration = SignedDuration::from_hours(7 * 24);
-/// And not more often than this, however near its end is.
+/// Minimum time between two such uses, even if the refresh token expires soon.
 const KEEP_ALIVE_SOONEST: SignedDuration = SignedDuration::from_mins(10);
 
-/// What was observed of a grant that a person gave.
+/// Observations of a user's grant.
 #[derive(Clone, Debug, Default)]
 pub struct RefreshGrant {
-    /// The grant Secret, if it is there and the credential's.
+    /// The grant Secret, if it exists and belongs to the credential.
     pub stored: Option<GrantSecret>,
-    /// Whose the Secret of that name is, if it is somebody else's.
+    /// The owner of a foreign Secret with the grant Secret's name.
     pub foreign: Option<String>,
-    /// Its labels or its owner are not as the spec would have them.
+    /// Whether the grant Secret's labels or owner differ from the spec.
     pub out_of_sync: bool,
-    /// The seed, as far as it differs from the one that the grant was begun with.
+    /// The seed, if it differs from the seed of the stored grant.
     pub seed: Option<Result<Seed, Blocker>>,
-    /// What a refresh token is bound to: it is sent to no other provider and for no other client.
-    /// `None` where the provider is unknown: nothing is sent then.
+    /// The binding of a refresh token: it is sent to no other provider and for no other client. `None` if the provider is
+    /// unknown: nothing is sent then.
     pub bound_to: Option<BindingHash>,
     /// Where a refresh token that is obtained now may be revoked, see [`super::inputs::revocable_at`].
     pub revocable_at: RevocationHash,
-    /// What a sign-in is asked for by: a changed spec or a new value of `mailtoken.dev/reissue` asks anew after one
+    /// The request for a sign-in: a changed spec or a new value of `mailtoken.dev/reissue` starts a new sign-in after one
     /// that ended.
     pub asked_by: RequestHash,
-    /// What a code is good for, see [`asked_for`]; `None` where the provider is unknown.
+    /// The inputs for which a code is valid, see [`asked_for`]; `None` if the provider is unknown.
     pub asked_for: Option<SignInHash>,
-    /// This broker's name in claims.
+    /// This broker's identity in claims.
     pub holder: String,
-    /// A refresh token came and is not stored yet.
+    /// Whether a new refresh token is not stored yet.
     pub unsaved: bool,
-    /// Not to be polled before this.
+    /// Time of the next poll.
     pub next_poll: Option<Timestamp>,
-    /// The provider says that the code has ended.
+    /// Whether the provider reported that the code has expired.
     pub code_over: bool,
-    /// A refresh token that is not used for this long ends.
+    /// The lifetime of an unused refresh token, if known.
     pub idle_life: Option<SignedDuration>,
 }
 
-/// A seed, without itself.
+/// Properties of a seed, without the refresh token.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Seed {
     /// Hash of the refresh token.
     pub hash: RefreshTokenHash,
-    /// resourceVersion of the Secret that it was read from.
+    /// resourceVersion of the seed's Secret.
     pub version: String,
 }
 
 /// The grant Secret, without its data.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GrantSecret {
-    /// Its name.
+    /// Name of the Secret.
     pub name: String,
-    /// Its uid.
+    /// Uid of the Secret.
     pub uid: String,
-    /// Its resourceVersion.
+    /// resourceVersion of the Secret.
     pub resource_version: String,
-    /// It has annotations at all; a JSON Patch needs to know.
+    /// Whether the Secret has annotations, which a JSON Patch must know.
     pub has_annotations: bool,
-    /// It has labels at all.
+    /// Whether the Secret has labels, which a JSON Patch must know.
     pub has_labels: bool,
-    /// The refresh token in it.
+    /// Properties of its refresh token.
     pub token: Option<TokenNote>,
-    /// The seed that it was begun with.
+    /// The seed of the stored grant.
     pub seed: Option<Seed>,
-    /// Who is exchanging it.
+    /// The claim on its refresh token.
     pub claim: Option<Claim>,
-    /// The sign-in that is waited for, or how the last one ended.
+    /// The pending sign-in, or the end of the last one.
     pub sign_in: Option<SignIn>,
 }
 
-/// What is known of a refresh token.
+/// Properties of a refresh token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenNote {
-    /// Its hash.
+    /// Hash of the refresh token.
     pub hash: RefreshTokenHash,
-    /// What it is bound to, see [`RefreshGrant::bound_to`].
+    /// The binding of the refresh token, see [`RefreshGrant::bound_to`].
     pub bound_to: BindingHash,
-    /// Where it may be revoked, see [`super::inputs::revocable_at`]. Empty where that was not recorded.
+    /// Where the refresh token may be revoked, see [`super::inputs::revocable_at`]. Empty if not recorded.
     pub revocable_at: RevocationHash,
-    /// When a person signed in, or the seed was taken over.
+    /// When the user signed in, or the broker copied the seed.
     pub obtained_at: Timestamp,
-    /// When it was last exchanged.
+    /// Time of the last exchange.
     pub last_used_at: Option<Timestamp>,
-    /// When it ends, where the provider said so.
+    /// Expiry of the refresh token, if the provider reported one.
     pub expires_at: Option<Timestamp>,
-    /// How many times the provider has replaced it.
+    /// Number of times that the provider has replaced the refresh token.
     pub rotations: i64,
 }
 
-/// Written before a refresh token is exchanged: so two brokers cannot spend it, the write of the answer is known to
-/// succeed, and a restart knows what was in flight.
+/// A claim, written before the exchange of a refresh token. With it, two brokers cannot spend the token, the write of the
+/// response is known to succeed, and a restarted broker knows what was in flight.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Claim {
-    /// Who.
+    /// Identity of the holder.
     pub holder: String,
-    /// Since when.
+    /// Start time of the claim.
     #[serde(deserialize_with = "names::deserialize_time")]
     pub since: Timestamp,
-    /// Until then only the holder acts.
+    /// Deadline. Before it, only the holder acts.
     #[serde(deserialize_with = "names::deserialize_time")]
     pub until: Timestamp,
     /// Hash of the refresh token.
@@ -127,35 +127,35 @@ pub struct Claim {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SignIn {
-    /// What a person enters.
+    /// The code that the user enters.
     pub user_code: String,
-    /// Where.
+    /// The page at which the user enters the code.
     pub verification_uri: String,
-    /// The same, with the code in it.
+    /// The page with the code in its address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verification_uri_complete: Option<String>,
-    /// When the code ends.
+    /// The time at which the code expires.
     #[serde(deserialize_with = "names::deserialize_time")]
     pub expires_at: Timestamp,
-    /// How many seconds polls have to be apart.
+    /// Interval between polls in seconds.
     pub interval: i64,
-    /// When this code was shown.
+    /// When this code was first shown.
     #[serde(deserialize_with = "names::deserialize_time")]
     pub shown_at: Timestamp,
-    /// When the first of the codes that replace each other was shown.
+    /// When the first of the consecutive codes was shown.
     #[serde(deserialize_with = "names::deserialize_time")]
     pub began_at: Timestamp,
-    /// See [`RefreshGrant::asked_by`].
+    /// The request for the sign-in, see [`RefreshGrant::asked_by`].
     pub asked_by: RequestHash,
-    /// See [`RefreshGrant::asked_for`].
+    /// The inputs of the sign-in, see [`RefreshGrant::asked_for`].
     pub asked_for: SignInHash,
-    /// How it ended, in words, if it did without a grant.
+    /// The text of a sign-in's end without a grant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<String>,
 }
 
 impl GrantSecret {
-    /// Reads what the metadata of a grant Secret says.
+    /// Reads the metadata of a grant Secret.
     pub fn read(meta: &ObjectMeta) -> Self {
         let text = |name: &str| meta.annotations.as_ref()?.get(name).map(String::as_str);
         let time = |name: &str| text(name).and_then(names::time);
@@ -183,13 +183,13 @@ impl GrantSecret {
 }
 
 impl TokenNote {
-    /// When it ends: as the provider said, or for want of use.
+    /// The expiry of the refresh token: as the provider reported, or from disuse.
     fn end(&self, idle_life: Option<SignedDuration>) -> Option<Timestamp> {
         let idle = idle_life.map(|life| self.last_used_at.unwrap_or(self.obtained_at) + life);
         self.expires_at.into_iter().chain(idle).min()
     }
 
-    /// When it is used next, if nobody needs a token before.
+    /// The next use of the refresh token without need for a token.
     pub(super) fn keep_alive(&self, idle_life: Option<SignedDuration>) -> Timestamp {
         let used = self.last_used_at.unwrap_or(self.obtained_at);
         let half = self.end(idle_life).map_or(KEEP_ALIVE, |end| end.duration_since(used) / 2);
@@ -207,26 +207,25 @@ impl RefreshGrant {
         self.stored.as_ref()?.token.as_ref().filter(|token| self.is_bound(&token.bound_to))
     }
 
-    /// The sign-in that this spec asks for. A code that is shown outlives changes that it does not depend on, such as a
-    /// suspension.
+    /// The sign-in for this spec. A shown code survives changes on which it does not depend, such as a suspension.
     pub(super) fn sign_in(&self) -> Option<&SignIn> {
         let sign_in = self.stored.as_ref()?.sign_in.as_ref()?;
         let fits = self.asked_for.as_ref().is_none_or(|wanted| *wanted == sign_in.asked_for);
         (fits && (sign_in.ended.is_none() || sign_in.asked_by == self.asked_by)).then_some(sign_in)
     }
 
-    /// The sign-in that a person can complete now.
+    /// The sign-in that the user can complete now.
     pub fn pending(&self, now: Timestamp) -> Option<&SignIn> {
         self.sign_in().filter(|sign_in| sign_in.ended.is_none() && now < sign_in.expires_at)
     }
 
-    /// Whether another refresh token was put into the seed's Secret, and has brought nothing yet.
+    /// Whether the seed's Secret has a new refresh token that was not used yet.
     pub fn reseeded(&self) -> bool {
         let token = self.stored.as_ref().and_then(|stored| stored.token.as_ref());
         token.is_some_and(|token| matches!(&self.seed, Some(Ok(_))) || token.last_used_at.is_none())
     }
 
-    /// For the status.
+    /// The grant's part of the status.
     pub fn status(&self) -> Option<GrantStatus> {
         use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
         let token = self.token()?;
@@ -238,12 +237,12 @@ impl RefreshGrant {
         })
     }
 
-    /// When the refresh token ends, where that is known.
+    /// The known expiry of the refresh token.
     pub fn end(&self) -> Option<Timestamp> {
         self.token()?.end(self.idle_life)
     }
 
-    /// For the status, while a sign-in is pending.
+    /// The status of a pending sign-in.
     pub fn authorization(&self, now: Timestamp) -> Option<AuthorizationStatus> {
         let sign_in = self.pending(now)?;
         Some(AuthorizationStatus {
@@ -255,27 +254,27 @@ impl RefreshGrant {
     }
 }
 
-/// What a refresh token of this credential is bound to. One that a person gave by a code is for one mailbox.
+/// The binding of this credential's refresh token. One that a user obtained with a code is for one mailbox.
 pub fn bound_to(credential: &MailCredential, issuer: &str, client_id: &str) -> BindingHash {
     let by_code = credential.spec.grant.kind() == GrantType::DeviceCode;
     let mailbox = if by_code { credential.spec.mailbox.user().to_ascii_lowercase() } else { String::new() };
     names::digest([issuer, client_id, &mailbox]).into()
 }
 
-/// What a sign-in is asked for by.
+/// The request for a sign-in, for [`Grant::asked_by`].
 pub fn asked_by(credential: &MailCredential) -> RequestHash {
     let generation = credential.metadata.generation.unwrap_or_default().to_string();
     let reissue = credential.annotations().get(names::ANNOTATION_REISSUE);
     names::digest([generation.as_str(), reissue.map_or("", String::as_str)]).into()
 }
 
-/// What the code of a sign-in is good for: the inputs of a token, until somebody asks for another code.
+/// The inputs for which a code is valid: those of a token, until the user requests another code.
 pub fn asked_for(credential: &MailCredential, issued_for: &InputsHash) -> SignInHash {
     let reissue = credential.annotations().get(names::ANNOTATION_REISSUE);
     names::digest([issued_for.as_str(), reissue.map_or("", String::as_str)]).into()
 }
 
-/// The soonest poll after one that was answered at `now`, which is told in whole seconds only.
+/// The earliest poll after a response at `now`, which has whole seconds.
 pub fn next_poll(interval: i64, now: Timestamp) -> Timestamp {
     now + SignedDuration::from_secs(interval.clamp(0, INTERVAL_MAX) + 1)
 }

@@ -1,4 +1,4 @@
-//! What earlier attempts to obtain a token came to. Pure.
+//! The results of earlier attempts to obtain a token. Pure.
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
@@ -12,32 +12,32 @@ use crate::{
     oauth::Refusal,
 };
 
-/// What earlier attempts came to.
+/// The results of earlier attempts.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct History {
-    /// Failures since the last success.
+    /// Number of failures since the last success.
     pub failed_attempts: u32,
-    /// When the last attempt failed.
+    /// Time of the last failure.
     pub last_failure: Option<Timestamp>,
-    /// When the next one is due.
+    /// Time of the next attempt.
     pub next_attempt: Option<Timestamp>,
-    /// What the last failure was.
+    /// The error of the last failure.
     pub last_error: Option<LastError>,
-    /// What the last failed attempt was made with.
+    /// Hash of the inputs of the last failed attempt.
     pub failed_with: Option<AttemptHash>,
-    /// The generation that the status describes: where the CRD of an older version drops `failedWith`, it alone shows
-    /// whether anything has changed.
+    /// The generation that the status describes. If the CRD of an older version drops `failedWith`, only the generation
+    /// shows a change.
     pub observed_generation: Option<i64>,
-    /// The last attempt: how it ended and in what words. `None` before the first.
+    /// The last attempt: its reason and message. `None` before the first.
     pub last: Option<(Reason, String)>,
     /// The client authentication in use.
     pub client: Option<ClientStatus>,
-    /// The reissue value that was answered last.
+    /// The last handled reissue value.
     pub handled_reissue: Option<String>,
 }
 
 impl History {
-    /// Reads the history out of a status.
+    /// Reads the history from a status.
     pub fn of(status: &MailCredentialStatus) -> Self {
         let renewed = condition::find(&status.conditions, ConditionType::Renewed);
         let failed_attempts = status.failed_attempts.and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
@@ -49,8 +49,7 @@ impl History {
             failed_with: status.failed_with.as_deref().map(AttemptHash::from),
             observed_generation: status.observed_generation,
             last: match renewed.and_then(|renewed| Some((Reason::parse(&renewed.reason)?, renewed.message.clone()))) {
-                // A suspension, or what keeps attempts from being made, is no attempt: what stands is the success that the
-                // token came from, if none failed since.
+                // A suspension or a blocker is not an attempt: the last success remains, unless a later attempt failed.
                 Some((reason, _)) if reason != Reason::RenewalSucceeded && failed_attempts == 0 => {
                     status.token.as_ref().map(|_| succeeded())
                 }
@@ -62,16 +61,16 @@ impl History {
         }
     }
 
-    /// The last attempt's reason, if it failed.
+    /// The last attempt's reason and message, if it failed.
     pub fn failure(&self) -> Option<(Reason, &str)> {
         let (reason, message) = self.last.as_ref().filter(|_| self.failed_attempts > 0)?;
         Some((*reason, message))
     }
 
-    /// Records a failure at `now` of an attempt made with `attempt`.
+    /// Records a failure at `now` of an attempt with the inputs `attempt`.
     pub fn fail(&mut self, refusal: &Refusal, message: String, attempt: &AttemptHash, now: Timestamp) {
-        // A change of what the attempt is made with begins anew, as does another kind of failure: nobody who put the
-        // right secret in place after four wrong ones waits for hours.
+        // A change of the inputs or another kind of failure restarts the back-off: a user who corrects the secret after
+        // four wrong ones does not wait for hours.
         let same_kind = self.failure().is_some_and(|(reason, _)| reason.retry() == refusal.reason.retry());
         let unchanged = self.failed_with.as_ref().is_none_or(|with| with == attempt);
         self.failed_attempts = if same_kind && unchanged { self.failed_attempts.saturating_add(1) } else { 1 };
@@ -98,8 +97,8 @@ impl History {
         };
     }
 
-    /// Records that a step of a sign-in worked, for a token by `attempt`: of what failed before only a refusal of the
-    /// refresh token still counts.
+    /// Records a successful step of a sign-in, for a token with the inputs `attempt`. Of the earlier failures, only a
+    /// refusal of the refresh token still counts.
     pub fn step(&mut self, client: ClientStatus, attempt: &AttemptHash) {
         if self.failed_attempts > 0 && self.failed_with.as_ref() != Some(attempt) {
             *self = Self { handled_reissue: self.handled_reissue.take(), ..Self::default() };
@@ -107,8 +106,8 @@ impl History {
         self.client = Some(client);
     }
 
-    /// Takes the end of the client secret in use from the provider's spec as it is now: it is corrected there once the
-    /// secret was replaced, and the next request may be an hour away.
+    /// Reads the expiry of the client secret in use from the provider's current spec: the user corrects it there after a
+    /// replacement, and the next request may be an hour away.
     pub fn client_as_in(&mut self, spec: &ProviderSpec) {
         let Some(client) = &mut self.client else { return };
         let entry = usize::try_from(client.index).ok().and_then(|index| spec.client.authentication.get(index));
@@ -117,7 +116,7 @@ impl History {
         }
     }
 
-    /// Records that a stored token was written again, after writes that may have failed.
+    /// Records a successful write of a stored token, after writes that may have failed.
     pub fn recover(&mut self) {
         if self.failure().is_some_and(|(reason, _)| reason == Reason::SecretWriteFailed) {
             let (client, handled_reissue) = (self.client.take(), self.handled_reissue.take());
@@ -125,8 +124,8 @@ impl History {
         }
     }
 
-    /// Whether an attempt made with `attempt` for this generation of the spec has to wait, and until when. Since the clock
-    /// was set back it has waited enough.
+    /// Until when an attempt with the inputs `attempt` for this generation of the spec must wait, if at all. After the
+    /// clock was set back, it need not wait.
     pub fn backoff(&self, attempt: &AttemptHash, generation: Option<i64>, now: Timestamp) -> Option<Timestamp> {
         let unchanged = match self.failed_with.as_ref() {
             Some(with) => with == attempt,
@@ -137,7 +136,7 @@ impl History {
     }
 }
 
-/// What `Renewed` says after a success.
+/// The reason and message of `Renewed` after a success.
 fn succeeded() -> (Reason, String) {
     (Reason::RenewalSucceeded, "the last token request succeeded".to_owned())
 }

@@ -1,4 +1,4 @@
-//! Hashes by which a change is seen without reading what it changed.
+//! Hashes that show a change without reading the changed content.
 
 use super::hash::{AttemptHash, InputsHash, LayoutHash, RevocationHash};
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
     providers::{Profile, TokenSource},
 };
 
-/// The scopes that are asked for: the credential's, else the provider's, else the preset's.
+/// The requested scopes: the credential's, otherwise the provider's, otherwise the preset's.
 pub fn scopes(credential: &MailCredential, provider: &ProviderSpec, profile: &Profile) -> Vec<String> {
     let spec = &credential.spec;
     match (spec.scopes.is_empty(), provider.scopes.is_empty()) {
@@ -21,7 +21,7 @@ pub fn scopes(credential: &MailCredential, provider: &ProviderSpec, profile: &Pr
     }
 }
 
-/// Hash of the inputs of a token: who issues it, to which client, for what scopes, by which grant, for whom.
+/// Hash of the inputs of a token: issuer, client, scopes, grant and subject.
 pub fn issued_for(
     credential: &MailCredential,
     provider: &ProviderSpec,
@@ -31,7 +31,7 @@ pub fn issued_for(
     let exchange = credential.spec.grant.token_exchange.as_ref();
     let exchanged = exchange
         .map(|exchange| [exchange.subject_token_type.as_str(), exchange.audience.as_deref().unwrap_or_default()]);
-    // A client without parameters has the hash that it had before there were any. No scope has a blank.
+    // A client without parameters keeps the hash of earlier versions. No scope contains a blank.
     let parameters = provider.client.parameters.iter().flat_map(|(name, value)| ["a parameter", name, value]);
     let account = provider.google.as_ref().and_then(|google| google.service_account.as_deref());
     let account = account.into_iter().flat_map(|account| ["a service account", account]);
@@ -45,9 +45,9 @@ pub fn issued_for(
     names::digest(parts.chain(scopes.iter().map(String::as_str))).into()
 }
 
-/// The digest of what a revocation request depends on: the provider, its token and revocation endpoints, and the client.
-/// A token is revoked only while this is as it was when the token was obtained. The issuer of a discovery document
-/// vouches for the endpoints in it.
+/// Digest of the inputs of a revocation request: the provider, its token and revocation endpoints, and the client. The
+/// broker revokes a token only while this digest is the same as at the exchange. The issuer of a discovery document stands
+/// for its endpoints.
 pub fn revocable_at(credential: &MailCredential, profile: &Profile, client_id: &str) -> RevocationHash {
     let reference = &credential.spec.provider_ref;
     let kind = match reference.kind {
@@ -61,7 +61,7 @@ pub fn revocable_at(credential: &MailCredential, profile: &Profile, client_id: &
     names::digest([kind, &reference.name, profile.source.identity(), endpoint, client_id]).into()
 }
 
-/// Hash of everything else that shapes the Secret.
+/// Hash of the other inputs of the Secret's content.
 pub fn layout(credential: &MailCredential, profile: &Profile) -> LayoutHash {
     let spec = &credential.spec;
     let mut parts: Vec<String> = vec![spec.mailbox.address.clone(), spec.mailbox.user().to_owned()];
@@ -96,8 +96,8 @@ const fn format_name(format: Format) -> &'static str {
     }
 }
 
-/// Hash of everything that an attempt is made with: a change of any of it ends the wait after a failure. `provider` is
-/// the fingerprint of the provider with its sources, `sources` the versions of the credential's own.
+/// Hash of all inputs of an attempt. A change ends the back-off. `provider` is the fingerprint of the provider with its
+/// sources, `sources` the versions of the credential's own sources.
 pub fn attempt(credential: &MailCredential, provider: &str, sources: &[String]) -> AttemptHash {
     let generation = credential.metadata.generation.unwrap_or_default().to_string();
     let reissue = credential.metadata.annotations.as_ref().and_then(|map| map.get(names::ANNOTATION_REISSUE));

@@ -1,5 +1,5 @@
-//! The two conditions that kstatus reads (Flux, `kubectl apply --prune`, Argo CD by a health check): who can change that
-//! an object is not ready. Credentials and providers follow the same rule. Pure.
+//! The two conditions of kstatus (Flux, `kubectl apply --prune`, Argo CD with a health check): whether a person or the
+//! broker can change that an object is not ready. The rules are the same for credentials and providers. Pure.
 
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Condition,
@@ -13,18 +13,18 @@ use crate::api::{
     condition::{self, upsert},
 };
 
-/// How long the broker waits for an object that is applied in the same go but arrives later: GitOps tools and External
-/// Secrets take seconds for it.
+/// Time in which the broker waits for an object that is applied together with this one: GitOps tools and External Secrets
+/// take seconds.
 const WATCH_LAG: SignedDuration = SignedDuration::from_secs(30);
 
-/// Why an object is not ready, by who can change that.
+/// Why an object is not ready, by the party that can change it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// Nothing will change until a person acts: kstatus reports Failed.
+    /// A person must act: kstatus reports Failed.
     Stalled(Blocker),
-    /// The broker is working on it or waits for what changes without a person: kstatus reports InProgress.
+    /// The broker is working, or waits for a change that needs no person: kstatus reports InProgress.
     Reconciling {
-        /// What the broker does or waits for.
+        /// The broker's work, or the awaited change.
         message: String,
     },
 }
@@ -32,22 +32,22 @@ pub enum Standing {
 /// An object as its last status described it.
 #[derive(Clone, Copy)]
 pub struct Before<'a> {
-    /// Its metadata now.
+    /// Current metadata of the object.
     pub meta: &'a ObjectMeta,
-    /// `status.observedGeneration`.
+    /// The field `status.observedGeneration`.
     pub observed_generation: Option<i64>,
-    /// `status.conditions`.
+    /// The field `status.conditions`.
     pub conditions: &'a [Condition],
 }
 
 impl Before<'_> {
-    /// Whether the status describes the spec as it is now.
+    /// Whether the status describes the current spec.
     pub fn is_current(&self) -> bool {
         self.observed_generation.is_some() && self.observed_generation == self.meta.generation
     }
 
-    /// Until when the broker waits for what may still arrive: 30 s after the creation, or after the last change of the
-    /// spec. `None`: the wait is over. No field of Kubernetes says when a spec changed. So the change counts from the
+    /// Until when the broker waits for objects that may still arrive: 30 s after the creation, or after the last change of
+    /// the spec. `None`: the wait is over. Kubernetes does not record the time of a spec change, so it counts from the
     /// first status that reports it, where `Reconciling` begins with its generation.
     pub fn arrival_until(&self, now: Timestamp) -> Option<Timestamp> {
         let created = self.meta.creation_timestamp.as_ref().map(|time| time.0);
@@ -61,7 +61,7 @@ impl Before<'_> {
         starts.max().map(|start| start + WATCH_LAG).filter(|until| now < *until)
     }
 
-    /// Whether only a person can change what blocks the object.
+    /// Whether only a person can remove the blocker.
     pub fn needs_a_person(&self, blocker: &Blocker, now: Timestamp) -> bool {
         match blocker.cause {
             Cause::Transient => false,
@@ -106,7 +106,7 @@ mod tests {
         }
     }
 
-    /// `Reconciling` since this second.
+    /// A condition `Reconciling` since this second.
     fn reconciling(since: Option<i64>) -> Vec<Condition> {
         let mut conditions = vec![];
         if let Some(since) = since {
@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn what_may_arrive_is_waited_for_thirty_seconds_after_creation_or_change() {
-        // generation, created, observed, Reconciling since, now, the end of the wait
+        // generation, created, observed, Reconciling since, now, end of the wait
         let table = [
             (1, Some(0), None, None, 0, Some(30)),
             (1, Some(0), Some(-1), None, 29, Some(30)),
@@ -131,7 +131,7 @@ mod tests {
             (2, Some(0), Some(2), Some(3600), 3629, Some(3630)),
             (2, Some(0), Some(2), Some(3600), 3630, None),
             (2, Some(0), Some(2), None, 3610, None),
-            // An object that no broker has seen: a generation above 1 says that it changed, and not when.
+            // A new object to the broker: a generation above 1 shows a change, but not its time.
             (3, Some(0), Some(-1), None, 3600, Some(3630)),
             // The API server's clock is ahead, or the broker's was set back.
             (1, Some(3), Some(-1), None, 0, Some(33)),

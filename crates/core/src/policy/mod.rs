@@ -1,4 +1,4 @@
-//! The brain: from what was observed to what is done about it. Pure, synchronous, without a clock.
+//! Policy: decides from observations. Pure, synchronous, without a clock.
 
 pub mod advice;
 mod authorization;
@@ -40,7 +40,7 @@ use crate::api::Reason;
 use commands::KubectlObject;
 use observed::Target;
 
-/// Decides about a credential. The order of the checks is the specification: what stands first wins.
+/// Decides about a credential. The order of the checks is the specification: the first decision applies.
 pub fn decide(observed: &Observed, now: Timestamp) -> Decision {
     let checks: [fn(&Observed, Timestamp) -> Option<Decision>; 13] = [
         request_is_in_flight,
@@ -60,11 +60,11 @@ pub fn decide(observed: &Observed, now: Timestamp) -> Decision {
     checks.iter().find_map(|check| check(observed, now)).unwrap_or(Decision::Issue(IssueReason::NoToken))
 }
 
-/// How long a credential's provider may be missing before that is told. What was applied in one go is shown by one watch
-/// sooner than by another, and a Warning about what is there a moment later helps nobody.
+/// Time for which a missing provider is not reported. Watches show objects that were applied together at slightly different
+/// times, and a Warning would be wrong a moment later.
 const WATCH_LAG: SignedDuration = SignedDuration::from_secs(1);
 
-/// Whether the provider of a credential that was made just now may only not be visible yet.
+/// Whether the provider of a new credential may exist without being visible yet.
 pub fn provider_may_be_on_its_way(observed: &Observed, now: Timestamp) -> bool {
     let missing = observed.provider.as_ref().is_err_and(|blocker| blocker.reason == Reason::ProviderNotFound);
     let unreported = observed.credential.status.as_ref().is_none_or(|status| status.conditions.is_empty());
@@ -73,30 +73,30 @@ pub fn provider_may_be_on_its_way(observed: &Observed, now: Timestamp) -> bool {
     missing && unreported && age.is_some_and(|age| !age.is_negative() && age <= WATCH_LAG)
 }
 
-/// What a request in flight brings is stored before anything else is decided. A suspension is reported meanwhile: it stops
-/// all further requests.
+/// Stores the result of a request in flight before any other decision. Reports a suspension meanwhile, which stops all
+/// further requests.
 fn request_is_in_flight(observed: &Observed, _: Timestamp) -> Option<Decision> {
     let unsaved = observed.grant.as_ref().is_some_and(|grant| grant.unsaved);
     let suspended = observed.credential.spec.suspend && !unsaved;
     (observed.in_flight && !suspended).then_some(Decision::InFlight)
 }
 
-/// A refresh token that came is written before anything else, whatever has changed meanwhile.
+/// Writes a new refresh token before any other decision, regardless of changes.
 fn refresh_token_is_unsaved(observed: &Observed, now: Timestamp) -> Option<Decision> {
     let grant = observed.grant.as_ref().filter(|grant| grant.unsaved)?;
-    // Until that Secret is gone the token stays in memory.
+    // The token stays in memory until that Secret is gone.
     let conflict =
         grant.foreign.as_ref().map(|owner| Decision::Stall(authorization::conflict(&observed.credential, owner)));
     Some(conflict.unwrap_or_else(|| grant_write(observed, now)))
 }
 
-/// With an owner that the spec does not want, a deletion of the credential would take the refresh token with it.
+/// With a wrong owner, deleting the credential would delete the refresh token.
 fn grant_is_out_of_sync(observed: &Observed, now: Timestamp) -> Option<Decision> {
     observed.grant.as_ref().filter(|grant| grant.out_of_sync)?;
     Some(grant_write(observed, now))
 }
 
-/// Only writes that failed delay a write.
+/// Back off only after failed writes.
 fn grant_write(observed: &Observed, now: Timestamp) -> Decision {
     match observed.backoff(now) {
         Some(until) if observed.writes_failed() => Decision::BackOff { until },
@@ -140,10 +140,10 @@ fn rename(observed: &Observed) -> String {
     KubectlObject::credential(&observed.credential).merge(&fields)
 }
 
-/// A token that was obtained is written before anything else, as long as it is still the one that is wanted.
+/// Writes an obtained token before other decisions, if it still fits the spec.
 fn token_is_unwritten(observed: &Observed, now: Timestamp) -> Option<Decision> {
     let unwritten = observed.unwritten.as_ref()?;
-    // A spec that no Secret can be made by holds back a token, and so does an allowance that was withdrawn.
+    // A spec without a possible Secret holds back a token, and so does a withdrawn allowance.
     let held_back = |blocker: &Blocker| matches!(blocker.reason, Reason::NotAllowed | Reason::InvalidSpec);
     let wanted = observed.provider.as_ref().is_ok_and(|provider| {
         provider.issued_for == unwritten.issued_for && !provider.blocker.as_ref().is_some_and(held_back)
@@ -151,7 +151,7 @@ fn token_is_unwritten(observed: &Observed, now: Timestamp) -> Option<Decision> {
     if !wanted || now >= unwritten.answer.token.expires_at {
         return None;
     }
-    // Only writes that failed delay a write: the provider's refusals before it do not.
+    // Back off only after failed writes, not after refused token requests.
     Some(match observed.backoff(now) {
         Some(until) if observed.writes_failed() => Decision::BackOff { until },
         _ => Decision::Store,
@@ -165,7 +165,7 @@ fn provider_is_missing(observed: &Observed, _: Timestamp) -> Option<Decision> {
 fn provider_is_blocked(observed: &Observed, now: Timestamp) -> Option<Decision> {
     let provider = observed.provider.as_ref().ok()?;
     let blocker = provider.blocker.clone().or_else(|| authorization::seed_blocker(observed))?;
-    // A token that still serves is put right in the shape that it was given when that was allowed; no other is given.
+    // While blocked, repair the Secret only if its layout is unchanged; never publish a new one.
     let shaped = observed.target.own().is_some_and(|published| published.layout == provider.layout);
     let serves = why_a_token_is_needed(observed, now).is_none_or(IssueReason::leaves_one_that_serves);
     let repair = if shaped && serves { target_differs(observed, now) } else { None };
@@ -183,18 +183,18 @@ fn token_is_needed(observed: &Observed, now: Timestamp) -> Option<Decision> {
         other => other.or_else(|| wait(observed.backoff(now))),
     };
     let Some(wait) = wait else {
-        // While a request waits for its permit, the token that still works is kept in shape.
+        // While a request waits for its permit, repair the Secret of a valid token.
         let shape =
             (observed.queued && reason.leaves_one_that_serves()).then(|| target_differs(observed, now)).flatten();
         let shape = shape.filter(Decision::is_write);
         return Some(shape.unwrap_or(Decision::Issue(reason)));
     };
-    // While a renewal waits, the token that is there still serves: it is kept in shape.
+    // While a renewal waits, repair the Secret of the valid token.
     let shape = if reason.leaves_one_that_serves() { target_differs(observed, now) } else { None };
     Some(shape.unwrap_or(wait))
 }
 
-/// Until when a token that lived for seconds only is not renewed: a provider must not make the broker write at its pace.
+/// Until when a token with a lifetime of seconds is not renewed, so that a provider cannot control the broker's write rate.
 fn too_soon(observed: &Observed, reason: IssueReason, now: Timestamp) -> Option<Timestamp> {
     let stored = observed.target.own().or(observed.previous.as_ref());
     let token = stored.and_then(|published| published.token.as_ref()).filter(|token| token.issued_at <= now)?;
@@ -224,7 +224,7 @@ fn why_a_token_is_needed(observed: &Observed, now: Timestamp) -> Option<IssueRea
     (now >= observed.plan(token).second()).then_some(IssueReason::RenewalDue)
 }
 
-/// There is a token that serves: where the target has none, in the Secret of the name before.
+/// Repairs the Secret of a valid token. If the target has none, uses the Secret of the former name.
 fn target_differs(observed: &Observed, now: Timestamp) -> Option<Decision> {
     let provider = observed.provider.as_ref().ok()?;
     let reason = match &observed.target {
@@ -234,7 +234,7 @@ fn target_differs(observed: &Observed, now: Timestamp) -> Option<Decision> {
         Target::Own(published) if published.layout != provider.layout => PublishReason::Layout,
         Target::Own(_) | Target::Foreign(_) => return None,
     };
-    // Only writes that failed delay a write: a quarrel with the provider does not.
+    // Back off only after failed writes, not after refused token requests.
     Some(match observed.backoff(now) {
         Some(until) if observed.writes_failed() => Decision::BackOff { until },
         _ => Decision::Publish(reason),

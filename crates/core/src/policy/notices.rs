@@ -1,4 +1,4 @@
-//! The Events that tell of the turns of a status. Pure.
+//! The Events for the changes of a status. Pure.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
@@ -11,21 +11,21 @@ use crate::{
     oauth::token::{Assumption, DEFAULT_LIFETIME, LifetimeSource},
 };
 
-/// Something to tell on the object.
+/// An Event about an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventNote {
-    /// A Warning, or Normal.
+    /// Whether the Event is a Warning; otherwise Normal.
     pub warning: bool,
-    /// The reason.
+    /// The reason of the Event.
     pub reason: Reason,
-    /// What happened.
+    /// The text of the Event.
     pub note: String,
 }
 
-/// The Events for the turn from `before` to `after`: a Warning when a condition turns bad, Normal when it recovers, one
-/// for each reason, and Normal when another client authentication works now. An uneventful issue or renewal has none.
+/// The Events for the change from `before` to `after`: a Warning when a condition turns bad, Normal when it recovers, one
+/// for each reason, and Normal when another client authentication works. An uneventful issue or renewal has no Event.
 pub fn notices(before: &MailCredentialStatus, after: &MailCredentialStatus) -> Vec<EventNote> {
-    // The end of a client secret is an Event of its provider, which may have hundreds of credentials.
+    // The expiry of a client secret is an Event of its provider, which may have hundreds of credentials.
     let bad = [ConditionType::Stalled, ConditionType::GrantExpiringSoon];
     let mut notices = turns(&before.conditions, &after.conditions, &bad);
     notices.extend(short_lifetime(before, after));
@@ -34,7 +34,7 @@ pub fn notices(before: &MailCredentialStatus, after: &MailCredentialStatus) -> V
     notices
 }
 
-/// The Warning about something that a token response did not say in a usable form.
+/// The Warning about a property that the token response did not state in a usable form.
 pub fn assumed(assumption: Assumption) -> EventNote {
     let (reason, note) = match assumption {
         Assumption::Lifetime { flaw, taken } => {
@@ -57,7 +57,7 @@ pub fn assumed(assumption: Assumption) -> EventNote {
     EventNote { warning: true, reason, note }
 }
 
-/// A code that a person has to enter, the first or one that replaces another: a person's turn is no failure.
+/// Whether the status has a new code that a user must enter, the first or a replacement. A pending sign-in is no failure.
 fn another_code(before: &MailCredentialStatus, after: &MailCredentialStatus) -> Option<EventNote> {
     let (old, new) = (before.authorization.as_ref(), after.authorization.as_ref()?);
     let shown = condition::find(&after.conditions, ConditionType::Reconciling)
@@ -90,7 +90,7 @@ fn short_lifetime(before: &MailCredentialStatus, after: &MailCredentialStatus) -
     Some(EventNote { warning: true, reason: Reason::LifetimeTooShort, note })
 }
 
-/// The Events for the turn from one list of conditions to the next; each of `bad` is a trouble while it is True.
+/// The Events for the change from one list of conditions to the next. Each of `bad` is a problem while it is True.
 pub(super) fn turns(before: &[Condition], after: &[Condition], bad: &[ConditionType]) -> Vec<EventNote> {
     let mut notices: Vec<EventNote> = vec![];
     let mut add = |warning, condition: &Condition| {
@@ -115,10 +115,10 @@ pub(super) fn turns(before: &[Condition], after: &[Condition], bad: &[ConditionT
         let was_bad = old.is_some_and(|old| old.status != "True");
         let quiet = [Reason::Pending.as_str(), Reason::Suspended.as_str()];
         let reason = Reason::parse(&new.reason);
-        // What may still arrive, and a sign-in that is on offer, are no trouble yet.
+        // An object that may still arrive, and a shown sign-in code, are no problem yet.
         let waits = condition::find(after, ConditionType::Reconciling).is_some()
             && reason.is_some_and(|reason| reason.may_arrive() || reason == Reason::AuthorizationRequired);
-        // While the token serves, only `Renewed` shows that a failure which passes became one that needs a person.
+        // While the token is valid, only `Renewed` shows that a transient failure became one that needs a person.
         let worse = kind == ConditionType::Renewed
             && reason.is_some_and(Reason::stalls)
             && old.is_some_and(|old| old.reason != new.reason);

@@ -1,4 +1,4 @@
-//! Everything that a decision about one credential rests on, gathered before it is made.
+//! All inputs of a decision about one credential, gathered before the decision.
 
 use std::sync::Arc;
 
@@ -22,67 +22,67 @@ use super::{
     schedule::{self, RenewalPlan},
 };
 
-/// What was found out about one credential.
+/// The observations of one credential.
 #[derive(Clone, Debug)]
 pub struct Observed {
-    /// The object.
+    /// The MailCredential object.
     pub credential: Arc<MailCredential>,
-    /// What earlier attempts came to: from the status, and the outcome that has just come in.
+    /// The results of earlier attempts: from the status, and the latest outcome.
     pub history: History,
     /// The Secret that pods mount.
     pub target: Target,
-    /// The Secret under the name that `spec.secret.name` had before, while it still holds the token.
+    /// The Secret under the former `spec.secret.name`, while it still holds the token.
     pub previous: Option<Published>,
-    /// Another credential with the same target, which has it.
+    /// Another credential that holds the same target.
     pub rival: Option<String>,
-    /// The provider, or why there is none.
+    /// The provider, or why the credential has none.
     pub provider: Result<Provider, Blocker>,
-    /// What a person has granted; `None` for a grant that needs no person.
+    /// The user's grant; `None` for a grant without a user.
     pub grant: Option<RefreshGrant>,
-    /// A token that was obtained and is not written yet.
+    /// An obtained token that is not written yet.
     pub unwritten: Option<UnwrittenToken>,
-    /// A token request is under way.
+    /// Whether a token request is in flight.
     pub in_flight: bool,
-    /// A token request waits for its permit.
+    /// Whether a token request waits for its permit.
     pub queued: bool,
-    /// Hash of everything that an attempt would be made with.
+    /// Hash of all inputs of the next attempt.
     pub attempt: AttemptHash,
 }
 
-/// The provider of a credential, as far as it is known without asking anyone.
+/// The provider of a credential, as far as it is known without a request.
 #[derive(Clone, Debug)]
 pub struct Provider {
-    /// What it is.
+    /// The profile of the provider.
     pub profile: Profile,
-    /// Why it cannot be used for this credential: the spec, the allowance, its sources, its discovery.
+    /// Why this credential cannot use the provider: the spec, the allowance, its sources, its discovery.
     pub blocker: Option<Blocker>,
     /// Hash of the inputs of a token: issuer, client, scopes, grant, subject.
     pub issued_for: InputsHash,
-    /// The scopes that are asked for.
+    /// The scopes to request.
     pub scopes: Vec<String>,
-    /// Hash of what else shapes the Secret.
+    /// Hash of the other inputs of the Secret's content.
     pub layout: LayoutHash,
-    /// What a refresh token is bound to, see [`RefreshGrant::bound_to`].
+    /// The binding of a refresh token, see [`RefreshGrant::bound_to`].
     pub bound_to: BindingHash,
     /// Where tokens may be revoked, see [`super::inputs::revocable_at`].
     pub revocable_at: RevocationHash,
-    /// Bytes of the Secret's data with the token that is known, or with one of the usual length.
+    /// Size of the Secret's data in bytes with the known token, or with one of the usual length.
     pub secret_size: usize,
 }
 
 /// The target Secret.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Target {
-    /// There is none.
+    /// The Secret does not exist.
     Absent,
-    /// It is the credential's.
+    /// The Secret belongs to the credential.
     Own(Published),
-    /// It is somebody else's; who, in words.
+    /// The Secret belongs to another owner, described in words.
     Foreign(String),
 }
 
 impl Target {
-    /// The Secret, if it is the credential's.
+    /// The Secret, if it belongs to the credential.
     pub fn own(&self) -> Option<&Published> {
         match self {
             Self::Own(published) => Some(published),
@@ -91,41 +91,40 @@ impl Target {
     }
 }
 
-/// A Secret of ours, without its data.
+/// A Secret of the broker, without its data.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Published {
-    /// Its name.
+    /// Name of the Secret.
     pub name: String,
-    /// Its uid.
+    /// Uid of the Secret.
     pub uid: String,
-    /// Its resourceVersion.
+    /// resourceVersion of the Secret.
     pub resource_version: String,
-    /// The token in it; `None` where what stands there cannot be one of ours.
+    /// The token in the Secret; `None` if the broker cannot have written it.
     pub token: Option<TokenFacts>,
-    /// `mailtoken.dev/issued-for`.
+    /// The annotation `mailtoken.dev/issued-for`.
     pub issued_for: InputsHash,
-    /// `mailtoken.dev/layout`.
+    /// The annotation `mailtoken.dev/layout`.
     pub layout: LayoutHash,
-    /// `mailtoken.dev/applied`: which labels and annotations came from the spec.
+    /// The annotation `mailtoken.dev/applied`: the labels and annotations from the spec.
     pub applied: Option<String>,
-    /// It has a map of annotations at all; a JSON Patch needs to know.
+    /// Whether the Secret has annotations, which a JSON Patch must know.
     pub has_annotations: bool,
-    /// `mailtoken.dev/handled-reissue`.
+    /// The annotation `mailtoken.dev/handled-reissue`.
     pub handled_reissue: Option<String>,
-    /// Its data, labels and owner are as the broker wrote them.
+    /// Whether data, labels and owner are as the broker wrote them.
     pub intact: bool,
-    /// It became immutable or has another type: only a new one can be written.
+    /// Whether the Secret became immutable or has another type, so that the broker must recreate it.
     pub must_recreate: bool,
 }
 
 impl Observed {
-    /// The name that the target has or would have.
+    /// The name of the target Secret.
     pub fn target_name(&self) -> String {
         target_name(&self.credential)
     }
 
-    /// The reissue value that was answered last, as the status or the Secret tells: the one that is asked for, if either
-    /// does.
+    /// The last handled reissue value in the status or the Secret: the requested one, if either has it.
     pub fn handled_reissue(&self) -> Option<&str> {
         let wanted = self.wanted_reissue();
         let on_the_secret = self.target.own().and_then(|published| published.handled_reissue.as_deref());
@@ -133,7 +132,7 @@ impl Observed {
         told.into_iter().flatten().find(|value| Some(*value) == wanted).or_else(|| told.into_iter().flatten().next())
     }
 
-    /// The reissue value that has not been answered yet.
+    /// The reissue value that is not handled yet.
     pub fn pending_reissue(&self) -> Option<&str> {
         self.wanted_reissue().filter(|wanted| self.handled_reissue() != Some(wanted))
     }
@@ -147,22 +146,22 @@ impl Observed {
         self.history.failure().is_some_and(|(reason, _)| reason == Reason::SecretWriteFailed)
     }
 
-    /// Until when a token request, or the write of what it brought, has to wait after failures.
+    /// Until when a token request, or the write of its result, must wait after failures.
     pub fn backoff(&self, now: Timestamp) -> Option<Timestamp> {
         self.history.backoff(&self.attempt, self.credential.metadata.generation, now)
     }
 
-    /// The same for a step of a sign-in.
+    /// Until when a step of a sign-in must wait after failures.
     pub fn sign_in_backoff(&self, now: Timestamp) -> Option<Timestamp> {
         self.history.backoff(&self.sign_in_attempt(), self.credential.metadata.generation, now)
     }
 
-    /// What a step of a sign-in is made with: its failures are counted apart from those of token requests.
+    /// Hash of the inputs of a sign-in's step. Its failures count separately from those of token requests.
     pub fn sign_in_attempt(&self) -> AttemptHash {
         names::short_digest([self.attempt.as_str(), "sign-in"]).into()
     }
 
-    /// Whether the refresh token was refused, with all as it is now, so that only a person's sign-in helps; also while
+    /// Whether the provider refused the refresh token for the current inputs, so that only a sign-in helps; also while
     /// beginning that sign-in fails.
     pub fn wants_a_sign_in(&self) -> bool {
         let Some((reason, _)) = self.history.failure() else { return false };
@@ -174,26 +173,26 @@ impl Observed {
         (refused && failed_with == Some(&self.attempt)) || failed_with == Some(&self.sign_in_attempt())
     }
 
-    /// The token in the target Secret, whatever it was issued for.
+    /// The token in the target Secret, regardless of its inputs.
     pub fn token(&self) -> Option<&TokenFacts> {
         self.target.own()?.token.as_ref()
     }
 
-    /// When `token`, which stands in the Secret or is about to, is renewed.
+    /// The renewal of `token`, which is or will be in the Secret.
     pub fn plan(&self, token: &TokenFacts) -> RenewalPlan {
         let uid = self.credential.metadata.uid.as_deref().unwrap_or_default();
         let plan = schedule::renewal(token, &self.credential.spec.renewal, uid);
         RenewalPlan { at: plan.at.max(self.soonest(token)), ..plan }
     }
 
-    /// The earliest renewal of `token`, however short its life.
+    /// The earliest renewal of `token`, regardless of its lifetime.
     pub fn soonest(&self, token: &TokenFacts) -> Timestamp {
         let size = self.provider.as_ref().map_or(0, |provider| provider.secret_size);
         schedule::soonest(token.issued_at, size)
     }
 
-    /// Whether another broker has published another token since the one that is held was asked for. A token that was
-    /// issued before the held one is no such token: a Secret of a deleted credential of this name may appear late.
+    /// Whether another broker has published a newer token since the request of the held token. A token that was issued
+    /// earlier is not newer: a watch may show a Secret of a deleted credential of this name late.
     pub fn is_overtaken(&self) -> bool {
         let (Some(unwritten), Some(published)) = (&self.unwritten, self.token()) else { return false };
         if published.issued_at < unwritten.answer.token.issued_at {
@@ -203,8 +202,8 @@ impl Observed {
         published != unwritten.follows.as_ref() && published != Some(&unwritten.answer.token.fingerprint())
     }
 
-    /// Whether the token in the target is for the spec as it stands. Where the provider is unknown the answer of the
-    /// last time stands, if the spec is still that one: that it was `Ready`.
+    /// Whether the token in the target is for the current spec. If the provider is unknown, the last result applies while
+    /// the spec is the same: that it was `Ready`.
     pub fn is_for_this_spec(&self, published: &Published) -> bool {
         match &self.provider {
             Ok(provider) => published.issued_for.is(&provider.issued_for),

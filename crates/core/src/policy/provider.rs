@@ -15,47 +15,47 @@ use crate::api::{
     names::rfc3339,
 };
 
-/// A provider that can be used.
+/// A usable provider.
 #[derive(Clone, Debug)]
 pub struct Usable<'a> {
     /// The message of `Ready`.
     pub message: String,
-    /// Its client authentications, in the order of the spec.
+    /// The provider's client authentications, in the order of the spec.
     pub clients: Vec<ClientEnd<'a>>,
 }
 
-/// A client authentication that can be used, and when it ends.
+/// A usable client authentication and its expiry.
 #[derive(Clone, Debug)]
 pub struct ClientEnd<'a> {
-    /// Its place in `spec.client.authentication`, from 0.
+    /// Position in `spec.client.authentication`, from 0.
     pub index: usize,
-    /// The field in that entry.
+    /// Name of the field in that entry.
     pub method: &'a str,
-    /// When it ends, where that is known.
+    /// Expiry of the secret or certificate, if known.
     pub expires_at: Option<Timestamp>,
 }
 
 impl Usable<'_> {
-    /// The entry that serves: the first that has not ended, otherwise the first.
+    /// The entry in use: the first that has not expired, otherwise the first.
     fn serving(&self, now: Timestamp) -> Option<&ClientEnd<'_>> {
         let lives = |entry: &&ClientEnd<'_>| entry.expires_at.is_none_or(|end| now < end);
         self.clients.iter().find(lives).or_else(|| self.clients.first())
     }
 
-    /// When the status changes although neither the provider nor what it refers to does.
+    /// When the status changes without a change of the provider or its sources.
     pub fn next_turn(&self, now: Timestamp) -> Option<Timestamp> {
         next_turn(self.clients.iter().filter_map(|entry| entry.expires_at), now)
     }
 }
 
-/// When one of these ends comes nearer than a threshold of `ClientCredentialExpiringSoon`, or passes.
+/// When one of these expiries reaches a threshold of `ClientCredentialExpiringSoon`, or passes.
 pub fn next_turn(ends: impl Iterator<Item = Timestamp>, now: Timestamp) -> Option<Timestamp> {
     let days = ENDINGS.map(|(days, _)| days).into_iter().chain([0]);
     let turns = ends.flat_map(|end| days.clone().map(move |days| end - SignedDuration::from_hours(days * 24)));
     turns.filter(|turn| *turn > now).min()
 }
 
-/// The status of a provider of this metadata after it was checked, without its URLs. `name` is what messages call it.
+/// The status of a provider with this metadata after a check, without its URLs. `name` is its name in messages.
 pub fn status(
     meta: &ObjectMeta,
     name: &str,
@@ -95,14 +95,14 @@ pub fn status(
             }
             None => condition::remove(&mut after.conditions, ConditionType::ClientCredentialExpiringSoon),
         },
-        // What a check of another generation found says nothing about this one.
+        // The result of a check for another generation does not apply.
         (Err(_), false) => condition::remove(&mut after.conditions, ConditionType::ClientCredentialExpiringSoon),
         (Err(_), true) => {}
     }
     after
 }
 
-/// Until when a problem of a provider is one that may pass because something arrives.
+/// Until when a provider waits for an object that may still arrive.
 pub fn arrival_until(meta: &ObjectMeta, before: &ProviderStatus, now: Timestamp) -> Option<Timestamp> {
     known(meta, before).arrival_until(now)
 }
@@ -122,7 +122,7 @@ fn client_ending(usable: &Usable<'_>, name: &str, now: Timestamp) -> Option<(Rea
     Some((ending(end, now)?, message))
 }
 
-/// The Events for the turn from `before` to `after`.
+/// The Events for the change from `before` to `after`.
 pub fn notices(before: &ProviderStatus, after: &ProviderStatus) -> Vec<EventNote> {
     turns(&before.conditions, &after.conditions, &[ConditionType::Stalled, ConditionType::ClientCredentialExpiringSoon])
 }
@@ -144,7 +144,7 @@ mod tests {
         ObjectMeta { generation: Some(generation), creation_timestamp: Some(Time(at(0))), ..ObjectMeta::default() }
     }
 
-    /// Client authentications that end after so many days.
+    /// Client authentications that expire after this number of days.
     fn usable(ends: &[Option<i64>]) -> Result<Usable<'static>, Blocker> {
         let client = |(index, end): (usize, &Option<i64>)| ClientEnd {
             index,
@@ -155,7 +155,7 @@ mod tests {
         Ok(Usable { message: "tokens come from https://x/t".into(), clients })
     }
 
-    /// The conditions that are True, or False, with their reasons.
+    /// The conditions that are True or False, with their reasons.
     fn told(status: &ProviderStatus) -> Vec<String> {
         let line = |found: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition| {
             format!("{} {} {}", found.type_, found.status, found.reason)

@@ -1,4 +1,4 @@
-//! When: the renewal of a token, and the next attempt after a failure. All arithmetic of `contract.md`, "Renewal".
+//! Times of renewals and of attempts after failures.
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
@@ -9,47 +9,47 @@ use crate::{
     oauth::Refusal,
 };
 
-/// How long a new Secret may take to reach a pod's file system: the kubelet's sync period and its cache, observed at
-/// 60 to 90 seconds.
+/// Time until a new Secret reaches a pod's file system: the kubelet's sync period and its cache, observed at 60 to 90
+/// seconds.
 const PROPAGATION: SignedDuration = SignedDuration::from_mins(2);
-/// Transient failures: the first wait, doubled up to the last.
+/// First and longest back-off after transient failures. It doubles each time.
 const TRANSIENT: [SignedDuration; 2] = [SignedDuration::from_secs(5), SignedDuration::from_secs(300)];
-/// Permanent refusals: the first wait, doubled up to the last.
+/// First and longest back-off after permanent refusals. It doubles each time.
 const PERMANENT: [SignedDuration; 2] = [SignedDuration::from_mins(15), SignedDuration::from_hours(6)];
-/// A refusal with a code that is not known may pass: the waits after the first two.
+/// The first two waits after a refusal with an unknown code, which may be transient.
 const UNKNOWN: [SignedDuration; 2] = [SignedDuration::from_mins(1), SignedDuration::from_mins(5)];
-/// Attempts that fill the first ten minutes: 5 + 10 + 20 + 40 + 80 + 160 + 300 seconds lie between eight of them.
+/// Number of attempts in the first ten minutes: eight attempts span 5 + 10 + 20 + 40 + 80 + 160 + 300 seconds.
 const GRACE: u32 = 7;
-/// A provider's `Retry-After` is obeyed up to here.
+/// Maximum of a provider's `Retry-After`.
 const RETRY_AFTER_MAX: SignedDuration = SignedDuration::from_hours(1);
 
-/// What the clock tells: whole seconds.
+/// Resolution of the clock: whole seconds.
 const CLOCK_RESOLUTION: SignedDuration = SignedDuration::from_secs(1);
-/// No credential is renewed sooner than this after its last token, however short the token's life.
+/// Minimum time from a credential's last token to its renewal, regardless of the token's lifetime.
 const MIN_RENEWAL_DELAY: SignedDuration = SignedDuration::from_secs(5);
-/// Each renewal writes the whole Secret: one credential writes no more bytes a second than this, so that short lives fill
-/// no etcd. A Secret of a megabyte is renewed every 65 seconds at the most.
+/// Maximum bytes a second that one credential writes: each renewal writes the whole Secret, and short lifetimes must not
+/// fill etcd. A Secret of a megabyte is renewed at most every 65 seconds.
 const BYTES_A_SECOND: usize = 16 * 1024;
 
-/// By how much the clocks of two brokers may differ, and a clock may be set, without anybody doing anything about it.
+/// Tolerated clock skew between replicas, and tolerated clock adjustments.
 const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_mins(5);
 
-/// Whether the clock was set back since `at` was noted.
+/// Whether the clock was set back since `at` was recorded.
 pub fn is_from_the_future(at: Timestamp, now: Timestamp) -> bool {
     at > now + CLOCKS_DIFFER
 }
 
-/// When a token is renewed, and whether `minValidity` could be kept.
+/// The renewal time of a token, and whether it keeps `minValidity`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RenewalPlan {
-    /// When the token is renewed. The fraction spreads the renewals of one second.
+    /// Time of the renewal. Its fraction spreads the renewals of one second.
     pub at: Timestamp,
-    /// The token's lifetime, if renewing after half of it still leaves less than `minValidity`.
+    /// The token's lifetime, if a renewal after half of it still leaves less than `minValidity`.
     pub too_short: Option<SignedDuration>,
 }
 
 impl RenewalPlan {
-    /// From when on the renewal is due, as the status tells it: the clock tells whole seconds.
+    /// The second from which the renewal is due, as in the status: the clock has whole seconds.
     pub fn second(&self) -> Timestamp {
         Timestamp::from_second(self.at.as_second()).unwrap_or(self.at)
     }
@@ -72,8 +72,8 @@ pub fn renewal(token: &TokenFacts, renewal: &Renewal, uid: &str) -> RenewalPlan 
     }
 }
 
-/// The earliest renewal of a token that was issued at `issued_at` and stands in a Secret of `bytes`. `issued_at` is cut to
-/// the second where it is stored, so a second is added.
+/// The earliest renewal of a token that was issued at `issued_at` and is in a Secret of `bytes`. The stored `issued_at` is
+/// truncated to the second, so this adds a second.
 pub fn soonest(issued_at: Timestamp, bytes: usize) -> Timestamp {
     let seconds = i64::try_from(bytes.div_ceil(BYTES_A_SECOND)).unwrap_or(i64::MAX);
     let issued_at = Timestamp::from_second(issued_at.as_second()).unwrap_or(issued_at);
@@ -81,7 +81,8 @@ pub fn soonest(issued_at: Timestamp, bytes: usize) -> Timestamp {
     issued_at + CLOCK_RESOLUTION + distance
 }
 
-/// Spreads the renewals of credentials that were made together over a tenth of their lifetime; the same after a restart.
+/// Spreads the renewals of credentials that were created together over a tenth of their lifetime. The value is the same
+/// after a restart.
 fn jitter(uid: &str, lifetime: SignedDuration) -> SignedDuration {
     let range = u64::try_from(lifetime.as_millis() / 10).unwrap_or(0);
     let hash = Sha256::digest(uid.as_bytes());
@@ -89,7 +90,7 @@ fn jitter(uid: &str, lifetime: SignedDuration) -> SignedDuration {
     SignedDuration::from_millis(number.checked_rem(range).unwrap_or(0).cast_signed())
 }
 
-/// When the next attempt is made after the `attempts`-th failure in a row (from 1), which is `refusal`, at `failed_at`.
+/// Time of the next attempt after the `attempts`-th consecutive failure (from 1), which is `refusal`, at `failed_at`.
 pub fn after_refusal(refusal: &Refusal, attempts: u32, failed_at: Timestamp) -> Timestamp {
     let asked = refusal.retry_after;
     let early = usize::try_from(attempts).ok().and_then(|number| UNKNOWN.get(number.checked_sub(1)?));
@@ -102,8 +103,8 @@ pub fn after_refusal(refusal: &Refusal, attempts: u32, failed_at: Timestamp) -> 
     }
 }
 
-/// When the next attempt is made after the `attempts`-th failure in a row (from 1), with `reason`, at `failed_at`.
-/// Rounded up to the second, as it is stored.
+/// Time of the next attempt after the `attempts`-th consecutive failure (from 1), with `reason`, at `failed_at`. Rounded up
+/// to the second, as it is stored.
 pub fn next_attempt(
     reason: Reason,
     attempts: u32,
@@ -120,17 +121,17 @@ pub fn next_attempt(
     at(failed_at, doubled, retry_after)
 }
 
-/// So long after the failure, or as long as the provider asked for, up to an hour.
+/// The time `wait` after the failure, or as long as the provider asked, up to an hour.
 fn at(failed_at: Timestamp, wait: SignedDuration, retry_after: Option<SignedDuration>) -> Timestamp {
-    // The clock tells whole seconds: the failure was up to one later.
+    // The clock has whole seconds, so the failure was up to a second later.
     let asked = retry_after
         .map_or(SignedDuration::ZERO, |asked| asked.min(RETRY_AFTER_MAX - CLOCK_RESOLUTION) + CLOCK_RESOLUTION);
     let at = failed_at + wait.max(asked);
     if at.subsec_nanosecond() == 0 { at } else { Timestamp::from_second(at.as_second() + 1).unwrap_or(at) }
 }
 
-/// A federated credential that was made just now is trusted only minutes later (Microsoft, "Workload identity
-/// federation"): its refusal is taken for passing at first.
+/// Whether a refusal of a federated identity still counts as transient: providers trust a new federated credential only
+/// after minutes (Microsoft, "Workload identity federation").
 pub fn is_in_grace(reason: Reason, attempts: u32) -> bool {
     reason == Reason::FederationMismatch && attempts <= GRACE
 }
@@ -211,7 +212,7 @@ mod tests {
         let plan = renewal(&token(900), &minutes(10, None), "uid");
         assert_eq!(after(900, &minutes(10, None)), 450);
         assert_eq!(plan.too_short, Some(SignedDuration::from_secs(900)));
-        // An hour is not too short where half of it is enough, or where it is renewed as was asked for.
+        // An hour is not too short if half of it is enough, or if it is renewed as requested.
         for enough in [
             minutes(10, None),
             minutes(30, None),
@@ -226,7 +227,7 @@ mod tests {
 
     #[test]
     fn no_token_is_renewed_sooner_than_five_seconds_after_its_issue() {
-        // The second that the time of issue is cut to comes on top.
+        // Plus the second to which the time of issue is truncated.
         assert_eq!(
             renewal(&token(1), &minutes(10, None), "uid").at,
             token(1).issued_at + MIN_RENEWAL_DELAY + CLOCK_RESOLUTION

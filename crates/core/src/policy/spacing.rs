@@ -1,33 +1,33 @@
-//! How often the status of one object may be written. Pure.
+//! The allowed rate of status writes for one object. Pure.
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
-/// Writes that may follow each other at once.
+/// Number of writes that may follow each other immediately.
 const BURST: i64 = 5;
-/// How soon one more may follow, in seconds; each time that it has to wait this doubles.
+/// Seconds until one more write may follow. They double each time that a write must wait.
 const PERIOD_SECONDS: i64 = 1;
-/// The longest wait for one more is this, `2^6` s.
+/// Doublings of the wait for one more write, at most: `2^6` s.
 const DOUBLINGS: u32 = 6;
 
-/// The latest writes of one object's status.
+/// The latest status writes of one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spacing {
     version: u64,
-    /// Writes that may follow at once.
+    /// Number of writes that may follow immediately.
     left: i64,
-    /// Since when `left` counts.
+    /// Time since which `left` counts.
     since: Timestamp,
     doublings: u32,
     deferred: bool,
 }
 
 impl Spacing {
-    /// Before the first write. `version` identifies what the status is about: the generation and the sources.
+    /// Creates the state before the first write. `version` identifies the content: the generation and the sources.
     pub const fn new(version: u64, now: Timestamp) -> Self {
         Self { version, left: BURST, since: now, doublings: 0, deferred: false }
     }
 
-    /// Notes a write at `now`, or returns when it may be made.
+    /// Records a write at `now`, or returns the time at which it may be made.
     pub fn defer(&mut self, version: u64, now: Timestamp) -> Option<Timestamp> {
         if self.version != version || self.is_forgotten(now) {
             *self = Self::new(version, now);
@@ -47,7 +47,7 @@ impl Spacing {
         None
     }
 
-    /// Whether the last write was so long ago that it does not count, or lies in the future of a clock that was set back.
+    /// Whether the last write was so long ago that it does not matter, or is in the future after the clock was set back.
     pub fn is_forgotten(&self, now: Timestamp) -> bool {
         now < self.since || now.duration_since(self.since).as_secs() >= BURST * self.period()
     }

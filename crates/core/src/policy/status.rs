@@ -1,4 +1,4 @@
-//! The status that tells a user what was observed, done and decided. Pure.
+//! The status of a credential: its observations and the decision. Pure.
 
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
@@ -30,7 +30,7 @@ pub fn status(observed: &Observed, decision: &Decision, now: Timestamp) -> MailC
         conditions: conditions(observed, decision, before.conditions.clone(), now),
         secret_name: own
             .map(|published| published.name.clone())
-            // While the token still stands under the old name, that is where it is: also when the new one is taken.
+            // Report the old Secret's name until the token has moved, also if the new name is taken.
             .or_else(|| observed.previous.as_ref().map(|published| published.name.clone())),
         secret_resource_version: own.map(|published| published.resource_version.clone()),
         token: own.and_then(|published| token_status(observed, published, before.token.as_ref())),
@@ -75,7 +75,7 @@ fn conditions(
     set(&mut conditions, ConditionType::Ready, ready, reason, message);
 
     match (decision, &observed.history.last) {
-        // No attempt is made. While the token still serves, no other condition reports that.
+        // The broker makes no attempt. While the token is valid, only this condition reports that.
         (Decision::Stall(blocker), _) if ready && observed.history.failure().is_none() => {
             set(&mut conditions, ConditionType::Renewed, false, blocker.reason, blocker.message.clone());
         }
@@ -86,7 +86,7 @@ fn conditions(
             Reason::Suspended,
             "spec.suspend is true: no token is asked for".to_owned(),
         ),
-        // What was said before a suspension is no word about the attempts.
+        // `Suspended` says nothing about the last attempt: remove the condition.
         (_, Some((Reason::Suspended, _))) | (_, None) => condition::remove(&mut conditions, ConditionType::Renewed),
         (_, Some((reason, message))) => {
             let succeeded = *reason == Reason::RenewalSucceeded;
@@ -113,7 +113,7 @@ fn conditions(
     conditions
 }
 
-/// `Ready` follows the token in the Secret, never the quarrel with the provider.
+/// `Ready` follows the token in the Secret, never a failure at the provider.
 fn readiness(
     observed: &Observed,
     decision: &Decision,
@@ -173,22 +173,21 @@ fn valid_message(observed: &Observed, name: &str, token: &TokenFacts) -> String 
     )
 }
 
-/// Scopes that ask for something else than a permission (OpenID Connect Core section 5.4 and 11), which many providers
-/// leave out of their answer.
+/// Scopes that are no permissions (OpenID Connect Core section 5.4 and 11), which many providers omit from their responses.
 const NO_PERMISSIONS: [&str; 4] = ["openid", "profile", "email", "offline_access"];
 
-/// How the scopes that were granted differ from those asked for.
+/// How the granted scopes differ from the requested ones.
 fn other_scopes(observed: &Observed, token: &TokenFacts) -> Option<String> {
     let asked = &observed.provider.as_ref().ok()?.scopes;
     let counts = |scope: &&String| !NO_PERMISSIONS.contains(&scope.as_str());
     let lacks = |list: &[String], scope: &str| !list.iter().any(|other| other.eq_ignore_ascii_case(scope));
-    // Microsoft's `.default` stands for whatever was consented to.
+    // Microsoft's `.default` means all scopes with consent.
     if asked.iter().filter(counts).count() == 0 || asked.iter().any(|scope| scope.ends_with("/.default")) {
         return None;
     }
     let missing: Vec<_> =
         asked.iter().filter(counts).filter(|scope| lacks(&token.scopes, scope)).map(String::as_str).collect();
-    // The provider's own words are not repeated: only those that were asked for are named.
+    // The message names only requested scopes, never the provider's own text.
     let more = token.scopes.iter().filter(counts).filter(|scope| lacks(asked, scope)).count();
     let told = [
         (!missing.is_empty()).then(|| format!("the provider did not grant {}", missing.join(" "))),
@@ -201,7 +200,7 @@ fn other_scopes(observed: &Observed, token: &TokenFacts) -> Option<String> {
     (!told.is_empty()).then(|| told.join(", and "))
 }
 
-/// Hours, minutes and seconds as in a spec.
+/// A duration as hours, minutes and seconds, as in a spec.
 pub fn words(duration: SignedDuration) -> String {
     let seconds = duration.as_secs();
     let parts = [(seconds / 3600, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
@@ -209,21 +208,21 @@ pub fn words(duration: SignedDuration) -> String {
     if text.is_empty() { "0s".to_owned() } else { text }
 }
 
-/// The grant, while the provider is asked whether a person has signed in.
+/// The grant of a sign-in for which the broker polls.
 fn asked<'a>(observed: &'a Observed, decision: &Decision) -> Option<&'a RefreshGrant> {
     observed.grant.as_ref().filter(|_| decision.awaits_sign_in())
 }
 
-/// What a person is asked to do while a code is offered.
+/// The message for the user while the broker shows a code.
 fn invited(observed: &Observed, decision: &Decision, now: Timestamp) -> Option<String> {
     let sign_in = asked(observed, decision)?.pending(now)?;
     Some(authorization::invitation(&observed.credential, sign_in))
 }
 
-/// What keeps a new token from coming.
+/// The blocker of a new token.
 fn blocking(observed: &Observed, decision: &Decision, now: Timestamp) -> Option<Blocker> {
     if let Some(words) = invited(observed, decision, now) {
-        // The code on offer is what the credential waits for. It stalls once none is offered any more.
+        // The credential waits for the shown code. It stalls when no code is shown any more.
         return Some(Blocker::new(Reason::AuthorizationRequired, words).because(Cause::Transient));
     }
     match decision {
@@ -263,7 +262,7 @@ fn before(credential: &MailCredential) -> Before<'_> {
     }
 }
 
-/// A permanent refusal stalls the credential although the broker retries it slowly.
+/// A permanent refusal stalls the credential, although the broker retries it slowly.
 fn standing(observed: &Observed, decision: &Decision, blocked: Option<Blocker>, now: Timestamp) -> Standing {
     match blocked {
         Some(blocker) if before(&observed.credential).needs_a_person(&blocker, now) => Standing::Stalled(blocker),
@@ -300,7 +299,7 @@ fn progress(observed: &Observed, decision: &Decision) -> String {
     }
 }
 
-/// Days before the end of a client secret or refresh token at which a condition reports it.
+/// Days before the expiry of a client secret or refresh token at which a condition reports it.
 pub const ENDINGS: [(i64, Reason); 3] = [(1, Reason::Within1d), (7, Reason::Within7d), (30, Reason::Within30d)];
 
 fn client_ending(observed: &Observed, now: Timestamp) -> Option<(Reason, String)> {
@@ -330,13 +329,13 @@ fn grant_ending(observed: &Observed, now: Timestamp) -> Option<(Reason, String)>
     Some((ending(end, now)?, message))
 }
 
-/// Which of the thresholds an end has passed.
+/// The threshold that an expiry has passed.
 pub fn ending(end: Timestamp, now: Timestamp) -> Option<Reason> {
     let left = end.duration_since(now);
     ENDINGS.iter().find(|(days, _)| left <= SignedDuration::from_hours(days * 24)).map(|(_, reason)| *reason)
 }
 
-/// When the status may have to change by itself, whatever else happens.
+/// When the status may change automatically.
 pub fn next_turn(observed: &Observed, decision: &Decision, now: Timestamp) -> Option<Timestamp> {
     let expiry = observed.token().map(|token| token.expires_at);
     let client = observed.history.client.as_ref().and_then(|client| client.expires_at.as_ref()).map(|end| end.0);
@@ -349,13 +348,13 @@ pub fn next_turn(observed: &Observed, decision: &Decision, now: Timestamp) -> Op
     turns.filter(|at| *at > now).min()
 }
 
-/// When the token ends by which a status says `Ready`.
+/// The expiry of the token for which a status is `Ready`.
 pub fn end_of_ready(status: &MailCredentialStatus) -> Option<Timestamp> {
     let token = status.token.as_ref().filter(|_| condition::is_true(&status.conditions, ConditionType::Ready))?;
     Some(token.expires_at.0)
 }
 
-/// The status of a credential that cannot be observed, once the token has ended by which it was `Ready`.
+/// The status of a credential that cannot be observed, after the token of its `Ready` has expired.
 pub fn ended(credential: &MailCredential, now: Timestamp) -> Option<MailCredentialStatus> {
     let mut after = credential.status.clone()?;
     let end = end_of_ready(&after).filter(|end| *end <= now)?;
@@ -372,8 +371,8 @@ pub fn ended(credential: &MailCredential, now: Timestamp) -> Option<MailCredenti
     Some(after)
 }
 
-/// Whether a status is worth a write while a request is under way: only an end that has come is. A credential that
-/// gets its token at once goes from nothing to `Ready` in one write.
+/// Whether a status is worth a write while a request is in flight: only if a token has expired. A credential that gets its
+/// token immediately becomes `Ready` in one write.
 pub fn tells_of_an_end(before: &[Condition], after: &[Condition]) -> bool {
     let expired =
         condition::find(after, ConditionType::Ready).is_some_and(|ready| ready.reason == Reason::Expired.as_str());

@@ -1,32 +1,32 @@
-//! What should have been handled by now: the question of a slow sweep over all objects. A lost event, a lost timer or a
-//! mistake in the queue shows here, and nowhere else. Pure.
+//! Detects overdue work, for a slow sweep over all objects. Only the sweep shows a lost event, a lost timer or a mistake in
+//! the queue. Pure.
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use crate::api::{ConditionType, MailCredential, ProviderStatus, Reason, Retry, condition};
 
-/// How late something is before it counts. The end of a token is reported 30 s late at most while a request is under way.
+/// Time after which work is overdue. While a request is in flight, the expiry of a token is reported at most 30 s late.
 pub const GRACE: SignedDuration = SignedDuration::from_secs(90);
 
-/// What is late.
+/// Kinds of overdue work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overdue {
-    /// The status is of another generation.
+    /// The status describes another generation.
     Generation,
-    /// The token has ended, and `Ready` is still True.
+    /// The token has expired, and `Ready` is still True.
     Expiry,
     /// The time of the next attempt has passed.
     Attempt,
-    /// The time of the renewal has passed, and no attempt has failed since.
+    /// The renewal time has passed, and no attempt has failed since.
     Renewal,
-    /// The sign-in that is shown has ended.
+    /// The shown sign-in has expired.
     SignIn,
-    /// The Secret of a credential that is Ready does not exist.
+    /// The Secret of a Ready credential does not exist.
     Secret,
 }
 
-/// What of a credential should have been handled by `now`. `has_target`: the broker sees its target Secret. A credential
-/// whose request is under way must not be asked about.
+/// The overdue work of a credential at `now`. `has_target`: the broker sees its target Secret. Do not call this for a
+/// credential with a request in flight.
 pub fn overdue(credential: &MailCredential, has_target: bool, now: Timestamp) -> Option<Overdue> {
     if credential.metadata.deletion_timestamp.is_some() {
         return None;
@@ -59,14 +59,14 @@ pub fn overdue(credential: &MailCredential, has_target: bool, now: Timestamp) ->
     renewal.is_some_and(passed).then_some(Overdue::Renewal)
 }
 
-/// Whether nothing is due until an object changes.
+/// Whether no work is due until an object changes.
 fn waits_for_a_change(conditions: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition]) -> bool {
     let stalled = condition::find(conditions, ConditionType::Stalled).filter(|stalled| stalled.status == "True");
     let reason = stalled.and_then(|stalled| Reason::parse(&stalled.reason));
     reason.is_some_and(|reason| reason.retry() == Retry::OnChange || reason == Reason::AuthorizationRequired)
 }
 
-/// Whether a provider's status should have been written by now: it is of another generation.
+/// Whether a provider's status is overdue, because it describes another generation.
 pub fn provider_overdue(generation: Option<i64>, status: Option<&ProviderStatus>) -> bool {
     status.and_then(|status| status.observed_generation) != generation
 }
@@ -87,7 +87,7 @@ mod tests {
         Timestamp::from_second(NOW + second).unwrap()
     }
 
-    /// A credential at rest: Ready, to be renewed in 10 minutes.
+    /// A Ready credential with a renewal in 10 minutes.
     fn at_rest() -> MailCredential {
         let mut credential = fixtures::credential();
         credential.metadata.generation = Some(3);

@@ -1,4 +1,4 @@
-//! The decisions, one sentence a test.
+//! Tests of the decisions, one sentence a test.
 
 mod grants;
 mod history;
@@ -14,12 +14,12 @@ use crate::{
     fixtures::{self, Case, at, published, token},
 };
 
-/// One change of what was observed.
+/// One change of the observations.
 type Change = fn(&mut Case);
-/// What a decision is expected to be.
+/// Checks whether a decision is the expected one.
 type Expected = fn(&Decision) -> bool;
 
-/// What is decided about a credential with a good token, after one change.
+/// The decision for a credential with a valid token, after one change.
 fn decided(change: impl FnOnce(&mut Case)) -> Decision {
     let mut case = Case::ready();
     change(&mut case);
@@ -185,7 +185,7 @@ fn a_token_that_is_held_is_written_and_never_asked_for_again() {
         decide(&case.observed, case.now)
     };
     assert_eq!(blocked(Reason::SourceNotFound), Decision::Store);
-    // An allowance that was withdrawn meanwhile is withdrawn for what was not published yet, too.
+    // An allowance that was withdrawn meanwhile also applies to a token that is not published yet.
     assert_eq!(stall(&blocked(Reason::NotAllowed)), Some(Reason::NotAllowed));
 }
 
@@ -217,7 +217,7 @@ fn a_held_token_is_overtaken_by_another_that_was_published_since() {
     assert!(overtaken(|_| ()), "there was none when it was asked for");
     assert!(!overtaken(Case::without_token));
     assert!(!overtaken(|case| case.observed.unwritten.as_mut().unwrap().follows = Some(fixtures::token().fingerprint)));
-    // The Secret of a deleted credential of the same name, which a watch has shown late.
+    // A watch shows the Secret of a deleted credential of the same name late.
     let older = |case: &mut Case| {
         let issued_at = case.observed.unwritten.as_ref().unwrap().answer.token.issued_at;
         case.own(|published| {
@@ -225,7 +225,7 @@ fn a_held_token_is_overtaken_by_another_that_was_published_since() {
         });
     };
     assert!(!overtaken(older));
-    // A write whose answer was lost has put it there already.
+    // A write whose response was lost has already succeeded.
     let written = |case: &mut Case| {
         let fingerprint = case.observed.unwritten.as_ref().unwrap().answer.token.fingerprint();
         case.own(|published| published.token.as_mut().unwrap().fingerprint = fingerprint);
@@ -286,7 +286,7 @@ fn a_renewal_is_due_in_the_second_that_the_status_tells() {
 
 #[test]
 fn what_stands_first_wins() {
-    // Each adds what is decided before all that stands above it here.
+    // Each change leads to a decision before those of the changes above it.
     let changes: [(Change, Expected); 8] = [
         (|case| case.provider().layout = "other".into(), |d| *d == Decision::Publish(PublishReason::Layout)),
         (|case| case.now = at(3000), |d| *d == Decision::Issue(IssueReason::RenewalDue)),

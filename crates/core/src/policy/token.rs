@@ -9,24 +9,24 @@ use crate::{
     oauth::{TokenAnswer, token},
 };
 
-/// What is known about a token in a Secret.
+/// Metadata of a token in a Secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenFacts {
-    /// When it was asked for.
+    /// When the broker sent the token request.
     pub issued_at: Timestamp,
-    /// When it ends.
+    /// When the token expires.
     pub expires_at: Timestamp,
-    /// When the provider would like it to be refreshed.
+    /// When the provider recommends a refresh.
     pub refresh_at: Option<Timestamp>,
-    /// The scopes granted.
+    /// The scopes that the provider granted.
     pub scopes: Vec<String>,
-    /// See [`crate::oauth::token::fingerprint`].
+    /// The fingerprint, see [`crate::oauth::token::fingerprint`].
     pub fingerprint: String,
-    /// `mailtoken.dev/object-id`.
+    /// The annotation `mailtoken.dev/object-id`.
     pub object_id: Option<String>,
-    /// `mailtoken.dev/warning`.
+    /// The annotation `mailtoken.dev/warning`.
     pub unsuitable: Option<String>,
-    /// Length in characters; `None` where the Secret's data was not read.
+    /// Length in characters; `None` if the Secret's data was not read.
     pub length: Option<usize>,
 }
 
@@ -48,29 +48,29 @@ impl TokenFacts {
         (facts.issued_at < facts.expires_at).then_some(facts)
     }
 
-    /// Whether it can still be used at `now`.
+    /// Whether the token is still valid at `now`.
     pub fn is_unexpired(&self, now: Timestamp) -> bool {
         now < self.expires_at
     }
 }
 
-/// A token that was obtained and must be written.
+/// An obtained token that must be written.
 #[derive(Clone, Debug)]
 pub struct UnwrittenToken {
-    /// The answer of the provider.
+    /// The provider's token response.
     pub answer: TokenAnswer,
-    /// What it was issued for.
+    /// Hash of the inputs of the token.
     pub issued_for: InputsHash,
-    /// See [`super::inputs::revocable_at`].
+    /// Where the token may be revoked, see [`super::inputs::revocable_at`].
     pub revocable_at: RevocationHash,
-    /// The id that the token gives for its subject.
+    /// The id of the token's subject.
     pub object_id: Option<String>,
-    /// What the token says of itself that will not do.
+    /// Why mail servers will refuse the token, by its claims.
     pub unsuitable: Option<String>,
-    /// The value of the reissue annotation when it was asked for.
+    /// The value of the reissue annotation at the token request.
     pub reissue: Option<String>,
-    /// The client authentication that worked.
+    /// The client authentication that the provider accepted.
     pub client: Option<ClientStatus>,
-    /// The fingerprint of the token that was published when it was asked for.
+    /// The fingerprint of the published token at the token request.
     pub follows: Option<String>,
 }

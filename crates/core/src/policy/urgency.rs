@@ -1,4 +1,4 @@
-//! How urgent a request to a provider is: the order in which requests leave when not all of them can leave at once.
+//! The urgency of a request to a provider: the order of requests if not all can be sent immediately.
 
 use std::time::Duration;
 
@@ -11,22 +11,22 @@ use super::{
 };
 use crate::api::Retry;
 
-/// The class of a request that waits for a permit. The broker serves a lower class only when no higher one waits, except
-/// for every second permit (see `src/admission/queue.rs`).
+/// The class of a queued request. The broker serves a lower class only if no higher one waits, except for every second
+/// permit (see `src/admission/queue.rs`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
-    /// A person waits: a new object or spec, `mailtoken.dev/reissue`, a new seed, the start of a sign-in, a deletion.
+    /// A user waits: a new object or spec, `mailtoken.dev/reissue`, a new seed, the start of a sign-in, a deletion.
     Person,
-    /// The token ends within `spec.renewal.minValidity`, or has ended.
+    /// The token expires within `spec.renewal.minValidity`, or has expired.
     EndsSoon,
-    /// A renewal whose token is still valid for longer than that, or a poll for a sign-in.
+    /// A renewal with a token that is valid for longer, or a poll for a sign-in.
     Renewal,
     /// The same attempt has failed before.
     Retry,
 }
 
-/// The class of the request that `decision` asks for, and its due time: within a class the earliest is served first.
-/// The due time is the end of the token, or `now` where a person waits or no token exists.
+/// The class and the due time of the request for `decision`. Within a class, the earliest is served first. The due time is
+/// the expiry of the token, or `now` if a user waits or there is no token.
 pub fn urgency(observed: &Observed, decision: &Decision, now: Timestamp) -> (Class, Timestamp) {
     let token = observed.token();
     let min_validity = SignedDuration::try_from(Duration::from(observed.credential.spec.renewal.min_validity));
@@ -36,7 +36,7 @@ pub fn urgency(observed: &Observed, decision: &Decision, now: Timestamp) -> (Cla
     let class = match (failed_before(observed, decision), decision) {
         (Some(Retry::Permanent | Retry::OnChange), _) => Class::Retry,
         (_, Decision::Poll) => return (Class::Renewal, now),
-        // A token that still works comes before the first token of a credential that the provider has refused.
+        // A valid token comes before the first token of a credential that the provider has refused.
         (Some(_), _) => {
             if ends_soon && serves {
                 Class::EndsSoon
@@ -58,7 +58,7 @@ pub fn urgency(observed: &Observed, decision: &Decision, now: Timestamp) -> (Cla
     (class, token.map_or(now, |token| token.expires_at))
 }
 
-/// How the last attempt failed, if it was made with the inputs that the next one has.
+/// The reason of the last failure, if the next attempt has the same inputs.
 fn failed_before(observed: &Observed, decision: &Decision) -> Option<Retry> {
     let (reason, _) = observed.history.failure()?;
     let next = match decision {

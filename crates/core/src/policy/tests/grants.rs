@@ -1,4 +1,4 @@
-//! What is done about what a person has granted.
+//! Tests of decisions about users' grants.
 
 use k8s_openapi::jiff::SignedDuration;
 
@@ -19,7 +19,7 @@ use crate::{
 
 const DAY: i64 = 24 * 3600;
 
-/// Whose renewal is due.
+/// Decides for a due renewal.
 fn due(change: impl FnOnce(&mut Case)) -> Decision {
     decided(|case| {
         case.by_refresh_token();
@@ -130,7 +130,7 @@ fn a_seed_that_is_withdrawn_stops_the_renewal_at_once_and_not_the_token() {
 
 #[test]
 fn a_refresh_token_is_used_often_enough_to_live() {
-    // The provider's end and the life without use, in days, and when it is due after the last use.
+    // The provider's expiry and the lifetime without use, in days, and when the refresh token is due after its last use.
     let table =
         [(None, None, 7 * DAY), (None, Some(90), 7 * DAY), (None, Some(10), 5 * DAY), (Some(4), Some(90), 2 * DAY)];
     for (end, idle, due) in table {

@@ -1,4 +1,4 @@
-//! What is remembered of attempts, and what is forgotten.
+//! Tests of the history of attempts.
 
 use super::{
     decided,
@@ -17,12 +17,12 @@ fn client(index: i32) -> ClientStatus {
     ClientStatus { method: "clientSecret".into(), index, expires_at: None }
 }
 
-/// What stands when all is well: the last request succeeded, by the second client secret, and a reissue was answered.
+/// A history without failures: the last request succeeded with the second client secret, and a reissue was handled.
 fn well() -> History {
     History { client: Some(client(1)), handled_reissue: Some("1".into()), ..Case::ready().observed.history }
 }
 
-/// The same, and an attempt failed since.
+/// The same history with a later failure.
 fn failed(reason: Reason, attempt: &str) -> History {
     let mut history = well();
     history.fail(&Refusal::new(reason, "what"), "what. What to do.".into(), &attempt.into(), at(0));

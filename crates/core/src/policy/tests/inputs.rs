@@ -1,4 +1,4 @@
-//! What changes a hash, and what does not.
+//! Tests of the changes that change a hash.
 
 use std::{collections::BTreeSet, fmt::Debug};
 
@@ -41,7 +41,7 @@ fn changed(change: Change) -> (MailCredential, ProviderSpec) {
     inputs
 }
 
-/// Each of `matter` makes a hash of its own, and each of `others` leaves it as it is.
+/// Each of `matter` changes the hash to a distinct value, and each of `others` leaves it unchanged.
 fn hold<H: Clone + Ord + Debug>(
     hash: impl Fn(&MailCredential, &ProviderSpec) -> H,
     matter: &[Change],

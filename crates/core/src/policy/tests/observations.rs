@@ -1,4 +1,4 @@
-//! What may be observed, at random: what the properties hold for.
+//! Random observations for the properties.
 
 use k8s_openapi::jiff::SignedDuration;
 use proptest::{option, prelude::*, sample::select};
@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// What may be found in the place of the target.
+/// Possible states of the target.
 #[derive(Clone, Copy, Debug)]
 enum Found {
     Nothing,
@@ -33,8 +33,7 @@ fn found() -> impl Strategy<Value = Found> {
     ]
 }
 
-/// An attempt that failed: why, how often, when, with what `Retry-After`, whether it was a sign-in, and whether anything
-/// changed since.
+/// A failed attempt: reason, number, time, `Retry-After`, whether it was a sign-in, and whether the inputs changed since.
 type Failure = (Reason, u32, i64, Option<i64>, bool, bool);
 
 pub(super) fn failure() -> impl Strategy<Value = Failure> {
@@ -50,7 +49,7 @@ pub(super) fn passing() -> Vec<Reason> {
     Reason::ALL.iter().copied().filter(|reason| transient(*reason)).collect()
 }
 
-/// Seconds; as many within the hour up to which they are obeyed as beyond it.
+/// Seconds, within and beyond the hour that is the maximum.
 pub(super) fn retry_after() -> impl Strategy<Value = i64> {
     prop_oneof![0i64..3_600, 3_600i64..100_000]
 }
@@ -62,7 +61,7 @@ fn blocked() -> impl Strategy<Value = Option<Reason>> {
     )
 }
 
-/// What a person has granted.
+/// Possible states of a user's grant.
 #[derive(Clone, Debug)]
 struct Granted {
     by_code: bool,

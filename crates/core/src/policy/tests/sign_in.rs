@@ -1,4 +1,4 @@
-//! The steps of a sign-in by a code.
+//! Tests of the steps of a sign-in with a code.
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
@@ -28,7 +28,7 @@ fn note() -> TokenNote {
     }
 }
 
-/// A credential by a code that was shown at `at(0)` for ten minutes.
+/// A credential with a code that was shown at `at(0)` for ten minutes.
 fn pending() -> Case {
     let mut case = Case::new();
     case.credential(|credential| credential.spec.grant = serde_json::from_str(r#"{"deviceCode": {}}"#).unwrap());

@@ -1,4 +1,4 @@
-//! What users are told, by condition and by Event.
+//! Tests of the status and the Events.
 
 use k8s_openapi::jiff::SignedDuration;
 use serde_json::json;
@@ -28,7 +28,7 @@ fn reason(status: &MailCredentialStatus, kind: &str) -> Option<String> {
     condition(status, kind).map(|(status, reason, _)| format!("{status} {reason}"))
 }
 
-/// The Events for the turn from one case to the next: `Warning InvalidClient`.
+/// The Events for the change from one case to the next: `Warning InvalidClient`.
 fn events(before: &Case, after: &Case) -> Vec<String> {
     let (before, after) = (told(before), told(after));
     let line =
@@ -182,10 +182,10 @@ fn scopes_that_were_granted_otherwise_than_asked_for_are_told() {
             &["mail.read"],
             ". the provider did not grant mail.send, and the provider granted 1 scope that nobody asked for: status.token.scopes has it",
         ),
-        // No permissions, which many leave out of their answer.
+        // Scopes that are no permissions, which many providers omit.
         (&["mail.send", "offline_access", "openid"], &["mail.send", "email"], ""),
         (&["offline_access"], &["mail.send"], ""),
-        // Stands for whatever was consented to.
+        // This scope means all scopes with consent.
         (&["https://outlook.office365.com/.default"], &["mail.send"], ""),
     ];
     for (asked, granted, told_besides) in table {
@@ -369,7 +369,8 @@ fn events_tell_of_turns_and_of_nothing_else() {
     assert_eq!(events(&worse, &expired), ["Warning Expired"], "the refusal is known");
 }
 
-/// What kstatus computes (cli-utils, pkg/kstatus/status: generic.go and core.go) from the metadata and the status.
+/// The status that kstatus computes (cli-utils, pkg/kstatus/status: generic.go and core.go) from the metadata and the
+/// status.
 fn kstatus(generation: i64, status: &MailCredentialStatus) -> &'static str {
     let is = |kind: &str, value: &str| {
         status.conditions.iter().any(|condition| condition.type_ == kind && condition.status == value)
@@ -452,7 +453,7 @@ fn kstatus_waits_for_what_passes_and_fails_for_what_a_person_must_do() {
         case.now = at(second);
         assert_eq!(kstatus(1, &told(&case)), expected, "{what}");
     }
-    // After a change of the spec the broker waits again.
+    // After a change of the spec, the broker waits again.
     let mut late = Case::new();
     late.created(-3600);
     blocked(&mut late, Reason::SourceNotFound);
