@@ -122,7 +122,7 @@ async fn nothing_that_a_provider_writes_stands_beside_commands_to_copy() {
     );
     ns.apply(credential("scopes").set("spec.scopes", json!(["mail.send"]))).await;
     let told = ns.condition::<MailCredential>("scopes", "Ready", "TokenValid").await.message;
-    assert!(told.contains("scopes that nobody asked for"), "{told}");
+    assert!(told.contains("unrequested scopes"), "{told}");
     // The pages and codes of a sign-in.
     let spec = provider(&idp).set("metadata.name", "device").set("spec.oauth2.deviceAuthorizationURL", idp.url(DEVICE));
     ns.apply(spec).await;

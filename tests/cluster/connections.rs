@@ -236,7 +236,7 @@ async fn a_discovery_that_recovers_wakes_the_credentials() {
     apply(&ns, "down", oidc(&idp), &idp).await;
 
     let told = ns.condition::<MailProvider>("down", "Ready", "DiscoveryFailed").await.message;
-    assert!(told.contains("HTTP 503") && told.contains("by itself"), "{told}");
+    assert!(told.contains("HTTP 503") && told.contains("The broker tries again"), "{told}");
     assert!(ready_message(&ns, "down", "ProviderNotReady").await.contains(&told));
     let document = json!({"issuer": idp.issuer(), "token_endpoint": idp.token_url()});
     idp.answer_at(DISCOVERY, Answer::json(200, document));

@@ -58,8 +58,11 @@ const AVOID: &[(&str, &str)] = &[
 /// tests fail if an entry is plain already. A module is named by its path below the `src` folder of any package.
 const NOT_PLAIN_YET: &[&str] = &[
     "login",
-    "oauth",
-    "policy",
+    "oauth/assertion.rs",
+    "oauth/claims.rs",
+    "oauth/device.rs",
+    "oauth/lenient.rs",
+    "oauth/token.rs",
     "providers",
 ];
 

@@ -105,7 +105,7 @@ impl fmt::Display for Form {
             Self::TrustedCertificate => {
                 "a TRUSTED CERTIFICATE of OpenSSL: `openssl x509 -in <file>` writes it as a CERTIFICATE"
             }
-            Self::Damaged => "a PEM block that is damaged, or whose content is something else than its first line says",
+            Self::Damaged => "a damaged PEM block, or one whose content contradicts its first line",
         })
     }
 }

@@ -427,7 +427,7 @@ mod tests {
                 .map(|skew| skew.as_secs())
         };
         assert_eq!(skew(None), None);
-        assert_eq!(skew(Some("Sun, 06 Nov 1994 08:50:37 GMT")), None, "a minute is none");
+        assert_eq!(skew(Some("Sun, 06 Nov 1994 08:50:37 GMT")), None, "a minute is no skew");
         assert_eq!(skew(Some("Sun, 06 Nov 1994 08:50:38 GMT")), Some(61));
         assert_eq!(skew(Some("Sun, 06 Nov 1994 08:44:37 GMT")), Some(-300));
         assert_eq!(skew(Some("yesterday")), None);

@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// The broker's own action after a transient failure.
-pub const AGAIN: &str = "It is tried again by itself";
+pub const AGAIN: &str = "The broker tries again";
 
 /// What advice about a refused request names: the objects, the client and the commands.
 #[derive(Clone, Debug)]
@@ -180,8 +180,8 @@ fn general(reason: Reason, context: &AdviceContext) -> String {
         ),
         Reason::InvalidGrant => grant(context),
         Reason::ConsentRequired if context.grant.is_delegated() => format!(
-            "Nobody has consented to what the {provider} asks for: sign in with `{sign_in}` and accept, or have an \
-             administrator consent at the provider"
+            "Neither the user nor an administrator has consented to what the {provider} asks for: sign in with `{sign_in}` \
+             and accept, or have an administrator consent at the provider"
         ),
         Reason::ConsentRequired => {
             format!("An administrator has to consent at the provider to what the {provider} asks for")
@@ -256,8 +256,8 @@ fn grant(context: &AdviceContext) -> String {
     match context.grant {
         GrantType::ClientCredentials => format!("The {provider} does not accept this grant: see its own log for why"),
         GrantType::RefreshToken | GrantType::DeviceCode => format!(
-            "The refresh token has ended, or is none of this client: it is kept, and tried again from time to time. Sign in \
-             again as {mailbox} with `{sign_in}`"
+            "The refresh token has ended, or belongs to another client. The broker keeps it, and tries it again from \
+             time to time. Sign in again as {mailbox} with `{sign_in}`"
         ),
         GrantType::JwtBearer => format!(
             "The provider does not accept the JWT of the client {} about {mailbox}: it has to know the mailbox, and the key \
@@ -379,7 +379,7 @@ mod tests {
             ),
             (Reason::ClockSkew, "`timedatectl set-ntp true`"),
             (Reason::Throttled, "the next is sent at status.nextAttemptTime"),
-            (Reason::ProviderUnavailable, "It is tried again by itself"),
+            (Reason::ProviderUnavailable, "The broker tries again"),
             (Reason::MalformedResponse, "`kubectl -n shop get mailprovider m365 -o jsonpath='{.status.tokenURL}'`"),
             (Reason::RequestRefused, "`kubectl -n shop edit mailprovider m365`"),
         ] {

@@ -54,7 +54,7 @@ fn sign_in(observed: &Observed, grant: &RefreshGrant, now: Timestamp) -> Option<
         return Some(match now.duration_since(sign_in.began_at) < SIGN_IN_FOR || asked_anew {
             true if now < replaceable => Decision::AwaitSignIn { until: replaceable },
             true => Decision::SignIn,
-            false => Decision::Stall(not_signed_in(&observed.credential, "nobody signed in for a day")),
+            false => Decision::Stall(not_signed_in(&observed.credential, "no user signed in for a day")),
         });
     }
     let until = grant.next_poll.unwrap_or(now).min(sign_in.expires_at);
@@ -89,8 +89,8 @@ pub(super) fn conflict(credential: &MailCredential, owner: &str) -> Blocker {
     Blocker::new(
         Reason::SecretConflict,
         format!(
-            "the refresh token must be kept in the Secret {name}, which exists and {owner}; it is left as it is. If nobody \
-             needs that Secret, remove it with `{}`",
+            "the refresh token must be kept in the Secret {name}, which exists and {owner}; the broker does not \
+             change it. If no other object needs that Secret, remove it with `{}`",
             KubectlObject::secret(credential.namespace_str(), &name).command("delete")
         ),
     )
@@ -100,8 +100,8 @@ fn bound_elsewhere(observed: &Observed) -> Blocker {
     Blocker::new(
         Reason::AuthorizationRequired,
         format!(
-            "the refresh token that is kept was obtained from another provider or by another client, and is sent nowhere \
-             else: sign in anew with `{}`",
+            "the stored refresh token was obtained from another provider or by another client, and is sent only there: \
+             sign in again with `{}`",
             commands::sign_in(&observed.credential)
         ),
     )

@@ -63,12 +63,12 @@ pub fn spec_blocker(
     unfillable_placeholder(credential, profile).and_then(|(key, protocol)| {
         let name = protocol.as_str().to_lowercase();
         let asked = credential.spec.protocols.contains(&protocol);
-        let mend = if asked {
+        let fix = if asked {
             format!("name the server in spec.servers.{name} of the provider")
         } else {
             format!("add {} to spec.protocols", protocol.as_str())
         };
-        invalid(format!("spec.secret.data[{key}] uses a {name} placeholder, and there is no {name} server: {mend}"))
+        invalid(format!("spec.secret.data[{key}] uses a {name} placeholder, and there is no {name} server: {fix}"))
     })
 }
 

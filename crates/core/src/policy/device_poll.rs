@@ -62,7 +62,7 @@ mod tests {
     use super::*;
     use crate::oauth::refusal::read_refusal;
 
-    /// A refusal with this code, as the response tells; `reason` is what a provider's own code makes of it.
+    /// A refusal with this code in the response; `reason` is the meaning of a provider's own code.
     fn refusal(code: &str, reason: Option<Reason>) -> Refusal {
         let body = format!(r#"{{"error": "{code}"}}"#).into_bytes();
         let response = http::Response::builder().status(400).body(body).unwrap();

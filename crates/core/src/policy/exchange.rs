@@ -36,7 +36,7 @@ pub struct Found<'a> {
 /// How a response is written although the grant Secret was changed after the claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resolution {
-    /// The Secret was deleted: it is created again with the response, which exists nowhere else.
+    /// The Secret was deleted: it is created again with the response, which is stored nowhere.
     Recreate,
     /// The Secret holds the response already: the write had succeeded, and its response was lost.
     Written,
@@ -94,7 +94,7 @@ mod tests {
         for (found, rotated, expected) in [
             (None, Some("new"), Resolution::Recreate),
             (None, None, Resolution::Recreate),
-            // The claim stands: somebody changed a label, or emptied the Secret.
+            // The claim stands: another writer changed a label, or emptied the Secret.
             (Some((Some(&own), Some("spent"))), Some("new"), newest),
             (Some((Some(&own), None)), Some("new"), newest),
             (Some((Some(&own), Some("another"))), Some("new"), newest),

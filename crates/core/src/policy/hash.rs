@@ -64,7 +64,7 @@ hashes! {
     /// Hash of the inputs of an access token: issuer, client, scopes, grant, subject. See
     /// [`issued_for`](super::inputs::issued_for).
     InputsHash;
-    /// Hash of everything else that shapes the target Secret. See [`layout`](super::inputs::layout).
+    /// Hash of the other inputs that shape the target Secret. See [`layout`](super::inputs::layout).
     LayoutHash;
     /// Hash of what a refresh token is bound to: issuer, client, and with a device code the mailbox. See
     /// [`bound_to`](super::grant::bound_to).

@@ -87,7 +87,7 @@ impl History {
         self.last = Some((refusal.reason, message));
     }
 
-    /// Records a success.
+    /// Records a successful token request.
     pub fn succeed(&mut self, unwritten: &UnwrittenToken) {
         *self = Self {
             last: Some(succeeded()),

@@ -34,9 +34,9 @@ pub enum Standing {
 pub struct Before<'a> {
     /// Current metadata of the object.
     pub meta: &'a ObjectMeta,
-    /// The field `status.observedGeneration`.
+    /// The value of the field `status.observedGeneration`.
     pub observed_generation: Option<i64>,
-    /// The field `status.conditions`.
+    /// The value of the field `status.conditions`.
     pub conditions: &'a [Condition],
 }
 

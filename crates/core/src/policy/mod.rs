@@ -127,8 +127,8 @@ fn target_is_foreign(observed: &Observed, _: Timestamp) -> Option<Decision> {
     Some(Decision::Stall(Blocker::new(
         Reason::SecretConflict,
         format!(
-            "the Secret {name} exists and {owner}; it is left as it is. Choose another name with `{}`, or, if nobody needs \
-             that Secret, remove it with `{}`",
+            "the Secret {name} exists and {owner}; the broker does not change it. Choose another name with `{}`, or, if no \
+             other object needs that Secret, remove it with `{}`",
             rename(observed),
             KubectlObject::secret(checks::namespace(&observed.credential), &name).command("delete")
         ),

@@ -43,9 +43,9 @@ pub fn assumed(assumption: Assumption) -> EventNote {
                 LifetimeSource::ExpiresIn => "its expires_in is taken for the lifetime".to_owned(),
                 LifetimeSource::Default => format!("a lifetime of {} is assumed", words(DEFAULT_LIFETIME)),
             };
-            let mend = "Make the provider state the lifetime in seconds, or renew early enough with \
+            let fix = "Make the provider state the lifetime in seconds, or renew early enough with \
                         spec.renewal.renewBefore";
-            (Reason::LifetimeUnknown, format!("the token response {flaw}: {taken}. {mend}"))
+            (Reason::LifetimeUnknown, format!("the token response {flaw}: {taken}. {fix}"))
         }
         Assumption::TokenType => (
             Reason::TokenTypeUnknown,

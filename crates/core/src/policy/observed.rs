@@ -25,7 +25,7 @@ use super::{
 /// The observations of one credential.
 #[derive(Clone, Debug)]
 pub struct Observed {
-    /// The MailCredential object.
+    /// The MailCredential that is reconciled.
     pub credential: Arc<MailCredential>,
     /// The results of earlier attempts: from the status, and the latest outcome.
     pub history: History,
@@ -70,7 +70,7 @@ pub struct Provider {
     pub secret_size: usize,
 }
 
-/// The target Secret.
+/// The state of the target Secret.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Target {
     /// The Secret does not exist.
@@ -102,15 +102,15 @@ pub struct Published {
     pub resource_version: String,
     /// The token in the Secret; `None` if the broker cannot have written it.
     pub token: Option<TokenFacts>,
-    /// The annotation `mailtoken.dev/issued-for`.
+    /// The value of the annotation `mailtoken.dev/issued-for`.
     pub issued_for: InputsHash,
-    /// The annotation `mailtoken.dev/layout`.
+    /// The value of the annotation `mailtoken.dev/layout`.
     pub layout: LayoutHash,
     /// The annotation `mailtoken.dev/applied`: the labels and annotations from the spec.
     pub applied: Option<String>,
     /// Whether the Secret has annotations, which a JSON Patch must know.
     pub has_annotations: bool,
-    /// The annotation `mailtoken.dev/handled-reissue`.
+    /// The value of the annotation `mailtoken.dev/handled-reissue`.
     pub handled_reissue: Option<String>,
     /// Whether data, labels and owner are as the broker wrote them.
     pub intact: bool,

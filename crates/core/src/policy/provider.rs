@@ -15,7 +15,7 @@ use crate::api::{
     names::rfc3339,
 };
 
-/// A usable provider.
+/// A provider that is usable.
 #[derive(Clone, Debug)]
 pub struct Usable<'a> {
     /// The message of `Ready`.

@@ -8,7 +8,7 @@ pub enum Rejection {
     /// 404: the object is gone.
     Gone,
     /// 409: the object has changed since it was read, or exists already. 422: the patch does not fit the object any more.
-    /// Admission may answer with both codes too: only the object's resourceVersion tells.
+    /// Admission may answer with both codes too: only the object's resourceVersion shows which.
     Outdated,
     /// The API server refuses the write itself: quota, admission, permissions, an outage.
     Refused,

@@ -38,8 +38,8 @@ pub fn notice(revocation: &Revocation, credential: &MailCredential, now: Timesta
         Revocation::NotSupported => (
             true,
             Reason::RevocationNotSupported,
-            "the provider has no way to revoke tokens: the access token ends by itself, and a refresh token has to be \
-             revoked in the provider's own console"
+            "the provider cannot revoke tokens: the access token expires, and a refresh token must be revoked in the \
+             provider's own console"
                 .to_owned(),
         ),
         Revocation::Failed(why, _) => (

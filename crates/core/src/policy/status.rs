@@ -193,7 +193,7 @@ fn other_scopes(observed: &Observed, token: &TokenFacts) -> Option<String> {
         (!missing.is_empty()).then(|| format!("the provider did not grant {}", missing.join(" "))),
         (more > 0).then(|| {
             let (scopes, them) = if more == 1 { ("scope", "it") } else { ("scopes", "them") };
-            format!("the provider granted {more} {scopes} that nobody asked for: status.token.scopes has {them}")
+            format!("the provider granted {more} unrequested {scopes}: status.token.scopes has {them}")
         }),
     ];
     let told: Vec<_> = told.into_iter().flatten().collect();
@@ -322,7 +322,7 @@ fn client_ending(observed: &Observed, now: Timestamp) -> Option<(Reason, String)
 fn grant_ending(observed: &Observed, now: Timestamp) -> Option<(Reason, String)> {
     let end = observed.grant.as_ref()?.end()?;
     let message = format!(
-        "the refresh token ends at {}: sign in anew before, with `{}`",
+        "the refresh token ends at {}: sign in again before, with `{}`",
         rfc3339(end),
         commands::sign_in(&observed.credential)
     );

@@ -22,9 +22,9 @@ pub struct TokenFacts {
     pub scopes: Vec<String>,
     /// The fingerprint, see [`crate::oauth::token::fingerprint`].
     pub fingerprint: String,
-    /// The annotation `mailtoken.dev/object-id`.
+    /// The value of the annotation `mailtoken.dev/object-id`.
     pub object_id: Option<String>,
-    /// The annotation `mailtoken.dev/warning`.
+    /// The value of the annotation `mailtoken.dev/warning`.
     pub unsuitable: Option<String>,
     /// Length in characters; `None` if the Secret's data was not read.
     pub length: Option<usize>,

@@ -297,7 +297,7 @@ fn an_assertion_that_is_refused_while_clocks_differ_is_a_matter_of_clocks() {
             assert_ne!(
                 reason(five_minutes, false).reason,
                 Reason::ClockSkew,
-                "{preset} {error}: nothing told the time"
+                "{preset} {error}: no response had a date"
             );
             assert_eq!(understood(&preset, 429, &body, five_minutes, context(grant, true)).reason, Reason::Throttled);
         }

@@ -69,7 +69,7 @@ fn what_is_unsaved_is_written_before_anything_else() {
         case.observed.in_flight = true;
         case.credential(|credential| credential.spec.suspend = true);
     };
-    assert_eq!(unsaved(suspended_in_flight), Decision::InFlight, "whoever sent the request stores what it brings");
+    assert_eq!(unsaved(suspended_in_flight), Decision::InFlight, "the sender of the request stores its response");
 }
 
 #[test]

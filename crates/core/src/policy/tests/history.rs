@@ -78,7 +78,7 @@ fn a_token_that_was_written_at_last_leaves_nothing_of_the_writes_that_failed_bef
     assert_eq!(history, well());
     let mut history = failed(Reason::InvalidClient, "attempt");
     history.recover();
-    assert_eq!(history, failed(Reason::InvalidClient, "attempt"), "a quarrel with the provider is none of writes");
+    assert_eq!(history, failed(Reason::InvalidClient, "attempt"), "a provider's refusal is no failed write");
 }
 
 #[test]

@@ -57,7 +57,7 @@ fn hold<H: Clone + Ord + Debug>(
         assert!(seen.insert(of(*change)), "the change {index} is not seen, or taken for another");
     }
     for (index, change) in others.iter().enumerate() {
-        assert_eq!(of(*change), plain, "the change {index} is none");
+        assert_eq!(of(*change), plain, "the change {index} changes nothing");
     }
 }
 

@@ -175,12 +175,12 @@ fn scopes_that_were_granted_otherwise_than_asked_for_are_told() {
         (
             &["mail.send"],
             &["mail.send", "all"],
-            ". the provider granted 1 scope that nobody asked for: status.token.scopes has it",
+            ". the provider granted 1 unrequested scope: status.token.scopes has it",
         ),
         (
             &["mail.send"],
             &["mail.read"],
-            ". the provider did not grant mail.send, and the provider granted 1 scope that nobody asked for: status.token.scopes has it",
+            ". the provider did not grant mail.send, and the provider granted 1 unrequested scope: status.token.scopes has it",
         ),
         // Scopes that are no permissions, which many providers omit.
         (&["mail.send", "offline_access", "openid"], &["mail.send", "email"], ""),

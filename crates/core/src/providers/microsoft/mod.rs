@@ -151,8 +151,8 @@ fn app_objection(settings: &Microsoft, scopes: &[String]) -> Option<String> {
     let tenant = settings.tenant_id.to_ascii_lowercase();
     if ["common", CONSUMERS, "organizations"].contains(&tenant.as_str()) {
         return Some(format!(
-            "app-only tokens come from one tenant, and {tenant} is none: set spec.microsoft.tenantID of the provider to \
-             the tenant's id or domain"
+            "app-only tokens come from one tenant, and {tenant} is not one tenant: set spec.microsoft.tenantID of the \
+             provider to the tenant's id or domain"
         ));
     }
     let wanted = app_scope(settings.cloud);
@@ -167,7 +167,7 @@ fn delegated_objection(grant: GrantType, scopes: &[String]) -> Option<String> {
     let named: Vec<_> = scopes.iter().filter(|scope| !is_identity(scope)).map(|scope| split(scope)).collect();
     if let Some((_, permission)) = named.iter().find(|(resource, _)| is_graph(resource)) {
         return Some(format!(
-            "the scope {permission} is one of Microsoft Graph, with which no mail server lets in: {LEAVE}"
+            "the scope {permission} belongs to Microsoft Graph, and no mail server accepts it: {LEAVE}"
         ));
     }
     if named.iter().any(|(_, permission)| *permission == ".default") {

@@ -34,7 +34,7 @@ pub(super) fn unsuitable(
         return None;
     }
     let client = client(spec);
-    let mend = match grant {
+    let fix = match grant {
         GrantType::ClientCredentials => format!(
             "`for role in {}; do az ad app permission add --id {client} --api {EXCHANGE} --api-permissions \"$(az ad sp \
              show --id {EXCHANGE} --query \"appRoles[?value=='$role'].id\" -o tsv)=Role\"; done; az ad app permission \
@@ -46,7 +46,7 @@ pub(super) fn unsuitable(
         }
     };
     Some(format!(
-        "the token lacks {}, without which the mail server refuses the login. It takes {mend}",
+        "the token lacks {}, without which the mail server refuses the login. It takes {fix}",
         missing.join(" and ")
     ))
 }
