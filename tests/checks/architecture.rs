@@ -76,13 +76,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Rooms that turn values into values: no waiting, no Kubernetes, no socket, no file, no clock.
+/// Modules that turn values into values: no waiting, no Kubernetes, no socket, no file, no clock.
 const PURE: &[&str] = &["api", "oauth", "providers", "sasl", "secret_keys", "render", "policy"];
 
-/// Files of other rooms for which the same holds.
+/// Files of other modules for which the same holds.
 const PURE_FILES: &[&str] = &["src/admission/bucket.rs", "src/admission/queue.rs"];
 
-/// What none of the pure rooms may name.
+/// What none of the pure modules may name.
 const IMPURE: &[&str] = &[
     "async ",
     ".await",
@@ -118,7 +118,7 @@ struct Source {
 }
 
 impl Source {
-    fn room(&self) -> &str {
+    fn module(&self) -> &str {
         &self.modules[0]
     }
 
@@ -167,7 +167,7 @@ fn collect(dir: &Path, files: &mut Vec<PathBuf>) {
 }
 
 /// The modules that a text names after `crate::` or after a package of ours, singly or in braces.
-fn rooms_used(text: &str) -> BTreeSet<String> {
+fn modules_used(text: &str) -> BTreeSet<String> {
     let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     let mut used = BTreeSet::new();
     let roots = PACKAGES.iter().map(|(_, package)| *package).chain(["crate"]).map(|package| format!("{package}::"));
@@ -198,35 +198,35 @@ fn rooms_used(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn every_room_uses_only_those_that_it_may() {
+fn every_module_uses_only_those_that_it_may() {
     let may: BTreeMap<_, _> = MAY_USE.iter().copied().collect();
     let builders = ["app", "lib", "main"];
     let mut found = BTreeSet::new();
     for source in sources() {
-        let room = source.room();
-        found.insert(room.to_owned());
-        if builders.contains(&room) {
+        let module = source.module();
+        found.insert(module.to_owned());
+        if builders.contains(&module) {
             continue;
         }
-        let allowed = may.get(room).unwrap_or_else(|| panic!("{}: a room that nobody planned", source.shown()));
-        for used in rooms_used(&source.text) {
-            assert!(used == room || allowed.contains(&used.as_str()), "{} uses {used}", source.shown());
+        let allowed = may.get(module).unwrap_or_else(|| panic!("{}: a module that nobody planned", source.shown()));
+        for used in modules_used(&source.text) {
+            assert!(used == module || allowed.contains(&used.as_str()), "{} uses {used}", source.shown());
         }
-        // A chain of `super` must not lead out of the room, where nobody would see what it uses.
+        // A chain of `super` must not lead out of the module, where nobody would see what it uses.
         let out = "super::".repeat(source.modules.len());
-        assert!(!source.text.contains(&out), "{} leaves its room by {out}", source.shown());
+        assert!(!source.text.contains(&out), "{} leaves its module by {out}", source.shown());
     }
-    let planned: BTreeSet<_> = MAY_USE.iter().map(|(room, _)| *room).chain(builders).map(str::to_owned).collect();
+    let planned: BTreeSet<_> = MAY_USE.iter().map(|(module, _)| *module).chain(builders).map(str::to_owned).collect();
     assert_eq!(found, planned);
 }
 
 #[test]
-fn rooms_that_think_touch_nothing() {
+fn pure_modules_touch_nothing() {
     let pure = |source: &&Source| {
-        PURE.contains(&source.room()) || PURE_FILES.iter().any(|file| Path::new(file) == source.path)
+        PURE.contains(&source.module()) || PURE_FILES.iter().any(|file| Path::new(file) == source.path)
     };
     assert_eq!(
-        sources().iter().filter(|source| pure(source) && !PURE.contains(&source.room())).count(),
+        sources().iter().filter(|source| pure(source) && !PURE.contains(&source.module())).count(),
         PURE_FILES.len()
     );
     for source in sources().iter().filter(pure) {
@@ -239,12 +239,13 @@ fn rooms_that_think_touch_nothing() {
 }
 
 #[test]
-fn every_room_has_its_line_in_the_map() {
+fn every_module_has_its_line_in_the_map() {
     let map = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
-    for (room, _) in MAY_USE {
-        let named =
-            PACKAGES.iter().flat_map(|(folder, _)| [format!("`{folder}/{room}/`"), format!("`{folder}/{room}.rs`")]);
-        assert!(named.into_iter().any(|name| map.contains(&name)), "ARCHITECTURE.md does not name {room}");
+    for (module, _) in MAY_USE {
+        let named = PACKAGES
+            .iter()
+            .flat_map(|(folder, _)| [format!("`{folder}/{module}/`"), format!("`{folder}/{module}.rs`")]);
+        assert!(named.into_iter().any(|name| map.contains(&name)), "ARCHITECTURE.md does not name {module}");
     }
 }
 
@@ -258,13 +259,13 @@ fn no_file_outgrows_a_reader() {
 }
 
 #[test]
-fn what_users_see_is_spelled_in_one_room() {
+fn what_users_see_is_spelled_in_one_module() {
     let reasons = Reason::ALL.iter().map(|reason| format!("\"{}\"", reason.as_str()));
     let kinds = ConditionType::ALL.iter().map(|kind| format!("\"{}\"", kind.as_str()));
     let keys = ["mailtoken.dev/", "app.kubernetes.io/managed-by"].map(|key| format!("\"{key}"));
     let words: Vec<_> = reasons.chain(kinds).chain(keys).collect();
     // The objects of unit tests are written as users write them.
-    for source in sources().iter().filter(|source| !["api", "fixtures"].contains(&source.room())) {
+    for source in sources().iter().filter(|source| !["api", "fixtures"].contains(&source.module())) {
         for word in &words {
             let line = source.text.lines().find(|line| line.contains(word));
             assert_eq!(line, None, "{} spells {word}, a constant of the module api", source.shown());
@@ -275,5 +276,5 @@ fn what_users_see_is_spelled_in_one_room() {
 #[test]
 fn braces_and_paths_are_both_read() {
     let text = "use crate::{\n    api::{Reason, names},\n    error::Error,\n};\nfn f() { crate::render::render() }";
-    assert_eq!(rooms_used(text), ["api", "error", "render"].map(str::to_owned).into());
+    assert_eq!(modules_used(text), ["api", "error", "render"].map(str::to_owned).into());
 }
