@@ -82,7 +82,7 @@ const PURE: &[&str] = &["api", "oauth", "providers", "sasl", "secret_keys", "ren
 /// Files of other modules for which the same holds.
 const PURE_FILES: &[&str] = &["src/admission/bucket.rs", "src/admission/queue.rs"];
 
-/// What none of the pure modules may name.
+/// What no pure module may name.
 const IMPURE: &[&str] = &[
     "async ",
     ".await",
@@ -208,11 +208,12 @@ fn every_module_uses_only_those_that_it_may() {
         if builders.contains(&module) {
             continue;
         }
-        let allowed = may.get(module).unwrap_or_else(|| panic!("{}: a module that nobody planned", source.shown()));
+        let allowed =
+            may.get(module).unwrap_or_else(|| panic!("{}: a module that MAY_USE does not list", source.shown()));
         for used in modules_used(&source.text) {
             assert!(used == module || allowed.contains(&used.as_str()), "{} uses {used}", source.shown());
         }
-        // A chain of `super` must not lead out of the module, where nobody would see what it uses.
+        // A chain of `super` must not lead out of the module, where this test would not see it.
         let out = "super::".repeat(source.modules.len());
         assert!(!source.text.contains(&out), "{} leaves its module by {out}", source.shown());
     }
