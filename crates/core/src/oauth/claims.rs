@@ -5,6 +5,8 @@ use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Map, Value};
 
+use super::lenient::object;
+
 /// A JWT beyond this is not looked into.
 const JWT_MAX: usize = 64 * 1024;
 /// RFC 5321 section 4.5.3.1: 64 before the `@`, 255 behind it.
@@ -27,7 +29,7 @@ impl Claims {
         let mut parts = token.split('.');
         let (_, payload, _) = (parts.next()?, parts.next()?, parts.next()?);
         let json = BASE64_URL_SAFE_NO_PAD.decode(payload).ok()?;
-        serde_json::from_slice(&json).ok().map(Self)
+        object(&json).map(Self)
     }
 
     /// A claim that is one string or a list of them (`aud`, `roles`), or strings separated by spaces (`scp`).
@@ -95,6 +97,12 @@ mod tests {
         let addresses = |payload: &str| claims(payload).unwrap().addresses().map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(addresses(r#"{"email": "a@b.c", "upn": "a", "preferred_username": "x@y.z"}"#), ["a@b.c", "x@y.z"]);
         assert!(addresses(r#"{"email": "a@b.c\n", "upn": "a b@c", "preferred_username": "a@\u001b[31m"}"#).is_empty());
+    }
+
+    #[test]
+    fn an_end_beyond_any_number_hides_no_other_claim() {
+        let claims = claims(r#"{"exp": 1e999, "sub": "x"}"#).unwrap();
+        assert_eq!((claims.exp(), claims.text("sub")), (None, Some("x")));
     }
 
     #[test]

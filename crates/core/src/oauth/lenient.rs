@@ -6,8 +6,9 @@ use std::fmt;
 use secrecy::SecretString;
 use serde::{
     Deserialize, Deserializer,
-    de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor},
+    de::{DeserializeOwned, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
+use zeroize::Zeroizing;
 
 /// The body of a response without the byte order mark that some servers put before their JSON (RFC 8259 section 8.1
 /// lets a reader ignore it).
@@ -17,10 +18,63 @@ pub(super) fn body<T: AsRef<[u8]>>(response: &http::Response<T>) -> &[u8] {
 }
 
 /// Reads an object; `None` for JSON that is none, or has a member twice.
-pub(super) fn object<'de, T: Deserialize<'de>>(json: &'de [u8]) -> Option<T> {
+pub(super) fn object<T: DeserializeOwned>(json: &[u8]) -> Option<T> {
     // A list would be read member by member.
     let is_list = json.trim_ascii_start().first() == Some(&b'[');
-    if is_list { None } else { serde_json::from_slice(json).ok() }
+    let finite = finite(json);
+    if is_list { None } else { serde_json::from_slice(finite.as_deref().map_or(json, Vec::as_slice)).ok() }
+}
+
+/// The JSON without numbers that no 64-bit float holds (`1e999`, `NaN`, `Infinity`), of which one alone makes the parser
+/// reject the whole text. `true` stands in their place, which is read like every other value that is not a number. `None`
+/// where the JSON has no such number.
+fn finite(json: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    let mut out: Option<Zeroizing<Vec<u8>>> = None;
+    let (mut at, mut copied) = (0, 0);
+    while let Some(byte) = json.get(at) {
+        let end = match byte {
+            b'"' => at + text_length(&json[at..]),
+            b'-' | b'0'..=b'9' | b'N' | b'I' => at + number_length(&json[at..]),
+            _ => at + 1,
+        };
+        if is_infinite(&json[at..end]) {
+            let out = out.get_or_insert_with(|| Vec::with_capacity(json.len()).into());
+            out.extend_from_slice(&json[copied..at]);
+            out.extend_from_slice(b"true");
+            copied = end;
+        }
+        at = end;
+    }
+    if let Some(out) = &mut out {
+        out.extend_from_slice(&json[copied..]);
+    }
+    out
+}
+
+/// The length of the text in quotes that `json` begins with.
+fn text_length(json: &[u8]) -> usize {
+    let mut escaped = false;
+    let end = json.iter().skip(1).position(|byte| {
+        let ends = *byte == b'"' && !escaped;
+        escaped = *byte == b'\\' && !escaped;
+        ends
+    });
+    end.map_or(json.len(), |end| end + 2)
+}
+
+/// The length of the number, or the word for one, that `json` begins with.
+fn number_length(json: &[u8]) -> usize {
+    let belongs = |byte: &u8| byte.is_ascii_alphanumeric() || b"+-.".contains(byte);
+    json.iter().position(|byte| !belongs(byte)).unwrap_or(json.len()).max(1)
+}
+
+fn is_infinite(number: &[u8]) -> bool {
+    if matches!(number, b"NaN" | b"Infinity" | b"-Infinity") {
+        return true;
+    }
+    let is_number = number.iter().all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(byte));
+    let text = std::str::from_utf8(number).ok().filter(|_| is_number);
+    text.and_then(|text| text.parse::<f64>().ok()).is_some_and(f64::is_infinite)
 }
 
 /// Implements the visits of a [`Visitor`] for all types that it does not expect.
@@ -257,7 +311,8 @@ pub(super) fn skip<'de, A: MapAccess<'de>>(members: &mut A) -> Result<(), A::Err
 /// Reads the members of the object in `json` into `into`, or of the first object in a list. Members that come twice are
 /// read twice. Where the JSON breaks off, what came before is kept.
 pub(super) fn read_members(json: &[u8], into: &mut impl Members) {
-    let mut deserializer = serde_json::Deserializer::from_slice(json);
+    let finite = finite(json);
+    let mut deserializer = serde_json::Deserializer::from_slice(finite.as_deref().map_or(json, Vec::as_slice));
     // What breaks off is no error: a member that was read whole is worth keeping.
     let _ = Into { into }.deserialize(&mut deserializer);
 }
@@ -297,4 +352,34 @@ impl<'de, M: Members> Visitor<'de> for Into<'_, M> {
     }
 
     otherwise!((); bool, i64, u64, f64, str, unit);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::finite;
+
+    #[test]
+    fn only_numbers_that_no_float_holds_are_replaced() {
+        let read = |json: &str| finite(json.as_bytes()).map(|json| String::from_utf8(json.to_vec()).unwrap());
+        for (json, replaced) in [
+            (r#"{"a":1e999}"#, r#"{"a":true}"#),
+            (r#"[-1e999,1,NaN,"x",Infinity,-Infinity]"#, r#"[true,1,true,"x",true,true]"#),
+            (r#"{"1e999":"1e999 \" NaN \\","b":1e999}"#, r#"{"1e999":"1e999 \" NaN \\","b":true}"#),
+            ("1e999", "true"),
+        ] {
+            assert_eq!(read(json).as_deref(), Some(replaced));
+        }
+        for json in [
+            "",
+            "{}",
+            r#"{"a":1e308,"b":"NaN","c":-0.0,"d":1e-999}"#,
+            r#"{"a":"1e999"#,
+            r#"["\"1e999"]"#,
+            "N",
+            "-",
+            "nan",
+        ] {
+            assert_eq!(read(json), None, "{json}");
+        }
+    }
 }

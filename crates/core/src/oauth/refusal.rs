@@ -297,6 +297,11 @@ mod tests {
                 "invalid_grant",
                 Reason::InvalidGrant,
             ),
+            (
+                r#"{"correlation_id":1e999,"error_codes":[1e999],"error":"invalid_grant"}"#,
+                "invalid_grant",
+                Reason::InvalidGrant,
+            ),
             (r#"{"timestamp":1,"error":"invalid_grant","trunc"#, "invalid_grant", Reason::InvalidGrant),
         ] {
             let refusal = read(400, body);

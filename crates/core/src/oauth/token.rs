@@ -437,6 +437,13 @@ mod tests {
             ("true", "no number"),
             ("[3600]", "no number"),
             ("{}", "no number"),
+            // Beyond what a 64-bit float holds, and what no JSON has.
+            ("1e999", "no number"),
+            ("-1E+400", "no number"),
+            (&"9".repeat(400), "no number"),
+            ("Infinity", "no number"),
+            ("-Infinity", "no number"),
+            ("NaN", "no number"),
             ("null", "no expires_in"),
         ] {
             let answer = with(&format!(r#""expires_in":{expires_in}"#)).unwrap();
@@ -583,6 +590,8 @@ mod tests {
             (r#"{"refresh_token":"r1","access_token":"trunc"#, None),
             (r#"{"refresh_token":"r1"} and more"#, None),
             (r#"[{"refresh_token":"r1"}]"#, None),
+            (r#"{"expires_in":1e999,"refresh_token":"r1","refresh_expires_in":1e999}"#, None),
+            (r#"{"expires_in":NaN,"refresh_token":"r1","refresh_expires_in":60}"#, Some(60)),
         ] {
             let kept = rotated(body).unwrap_or_else(|| panic!("{body}"));
             assert_eq!(kept.refresh_token.expose_secret(), "r1", "{body}");
