@@ -64,14 +64,17 @@ pub fn fold(name: &str) -> String {
     folded
 }
 
-/// Google's rules for equal addresses: dots before the `@` and a `+tag` do not count, and `googlemail.com` is `gmail.com`
-/// ("Dots don't matter in Gmail addresses", Gmail Help).
+/// Google's rules for equal addresses: a `+tag` does not count, `googlemail.com` is `gmail.com`, and in these two domains
+/// dots before the `@` do not count. In the domain of an organisation dots do count ("Dots don't matter in Gmail
+/// addresses", <https://support.google.com/mail/answer/7436150>): there `anna.muster` and `annamuster` are two people.
 pub(super) fn google(name: &str) -> String {
     let name = fold(name);
     let Some((local, domain)) = name.rsplit_once('@') else { return name };
-    let local = local.split_once('+').map_or(local, |(before, _)| before).replace('.', "");
-    let domain = if domain == "googlemail.com" { "gmail.com" } else { domain };
-    format!("{local}@{domain}")
+    let local = local.split_once('+').map_or(local, |(before, _)| before);
+    match domain {
+        "gmail.com" | "googlemail.com" => format!("{}@gmail.com", local.replace('.', "")),
+        _ => format!("{local}@{domain}"),
+    }
 }
 
 #[cfg(test)]
@@ -125,7 +128,7 @@ mod tests {
 
     #[test]
     fn accounts_are_compared_as_the_provider_compares_them() {
-        let table: [(Profile, &str, &[&str], bool); 18] = [
+        let table: [(Profile, &str, &[&str], bool); 25] = [
             (oauth2(), "info@contoso.com", &["INFO@Contoso.com"], false),
             (oauth2(), "info@contoso.com", &["anna@contoso.com"], true),
             (oauth2(), "info@contoso.com", &["anna@contoso.com", "info@contoso.com"], false),
@@ -143,6 +146,14 @@ mod tests {
             (google_profile(), "annamuster+shop@gmail.com", &["annamuster@gmail.com"], false),
             (google_profile(), "annamuster@googlemail.com", &["anna.muster@gmail.com"], false),
             (google_profile(), "annamuster@gmail.com", &["annamuster@example.org"], true),
+            // In the domain of an organisation dots are a part of the name.
+            (google_profile(), "anna.muster@example.org", &["annamuster@example.org"], true),
+            (google_profile(), "annamuster@example.org", &["Anna.Muster@example.org"], true),
+            (google_profile(), "anna.muster@example.org", &["Anna.Muster@Example.org"], false),
+            (google_profile(), "anna+shop@example.org", &["anna@example.org"], false),
+            (google_profile(), "anna.muster@gmail.com.example.org", &["annamuster@gmail.com.example.org"], true),
+            (google_profile(), "a.m+x.y@googlemail.com", &["AM@gmail.com"], false),
+            (google_profile(), "a.m@gmail.com", &["am@googlemail.com", "am@example.org"], false),
             (google_profile(), "annamuster@gmail.com", &["anna@gmail.com"], true),
         ];
         for (profile, expected, came, another) in table {
