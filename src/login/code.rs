@@ -124,6 +124,10 @@ async fn start_page(
     Some((page, async { visit.await.ok().flatten() }))
 }
 
+/// Parameters of the authorization request that the sign-in itself sets, beyond those that the API server rejects in
+/// `spec.client.parameters`.
+const OWN_PARAMETERS: [&str; 5] = ["response_type", "state", "code_challenge", "code_challenge_method", "login_hint"];
+
 /// Reads a pasted line, with the state and issuer of the sign-in.
 type Reader = fn(&str, &str, Option<&str>) -> Pasted;
 
@@ -204,6 +208,11 @@ fn authorize(attempt: &Attempt<'_>, endpoint: &str, redirect_uri: String) -> Res
         .add_extra_param("login_hint", attempt.credential.spec.mailbox.user());
     for (name, value) in wanted.parameters {
         request = request.add_extra_param(*name, *value);
+    }
+    for (name, value) in &attempt.object.spec().client.parameters {
+        if !OWN_PARAMETERS.contains(&name.as_str()) && wanted.parameters.iter().all(|(own, _)| own != name) {
+            request = request.add_extra_param(name.clone(), value.clone());
+        }
     }
     let (url, state) = request.url();
     Ok(Authorization {

@@ -45,7 +45,8 @@ pub(super) async fn sign_in(attempt: &Attempt<'_>, settings: &Login) -> Result<G
     let begin = async |auth: &ClientAuth| {
         let (unique, token_url) = (unique(), &attempt.resolved.endpoints.token_url);
         let params = AssertionParams { audience: token_url, token_url, unique: &unique, now: attempt.clock.now() };
-        let request = device_authorization_request(url, attempt.client_id(), auth, &attempt.scopes, params);
+        let parameters = &attempt.object.spec().client.parameters;
+        let request = device_authorization_request(url, attempt.client_id(), auth, &attempt.scopes, parameters, params);
         let exchange = attempt.send(request).await?;
         read_device_authorization(&exchange.response, exchange.sent_at)
             .map_err(|refusal| attempt.refined(refusal, auth))

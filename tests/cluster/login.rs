@@ -142,11 +142,16 @@ async fn a_person_signs_in_with_a_browser_and_the_seed_is_written() {
 #[tokio::test]
 async fn what_is_sent_is_the_code_flow_with_pkce_and_offline_access() {
     let room = Room::new().await;
+    let parameters = json!({"resource": "https://mail.example/", "state": "fixed", "prompt": "none"});
+    room.ns.apply(oidc(&room.idp).set("spec.client.parameters", parameters)).await;
     let (_, login) = room.sign_in().await;
     login.end().await;
     let asked = room.idp.requests_at(AUTHORIZE)[0].query();
     let sent = room.idp.token_requests()[0].form();
+    assert_ne!(asked["state"], "fixed", "the sign-in's own parameters stay");
+    assert_eq!(sent["resource"], "https://mail.example/");
     for (name, value) in [
+        ("resource", "https://mail.example/"),
         ("response_type", "code"),
         ("client_id", "mailer"),
         ("code_challenge_method", "S256"),

@@ -54,7 +54,8 @@ pub(super) async fn begin(attempt: &Attempt, entry: &Authentication, auth: &Clie
             let unique = unique();
             let token_url = &resolved.endpoints.token_url;
             let params = AssertionParams { audience: token_url, token_url, unique: &unique, now: context.clock.now() };
-            device_authorization_request(url, &attempt.object.spec().client.id, auth, scopes, params)
+            let client = &attempt.object.spec().client;
+            device_authorization_request(url, &client.id, auth, scopes, &client.parameters, params)
         });
         let answer = attempt.send(url, wire).await?;
         Some(answer.and_then(|exchange| {

@@ -221,8 +221,8 @@ pub struct Client {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(min = 1, max = 256), regex(pattern = CLIENT_ID))]
     pub id: String,
-    /// parameters are more form fields for every token request, such as `audience` or `resource`. A field of the grant
-    /// itself has precedence.
+    /// parameters are more form fields for every token request, such as `audience` or `resource`, and for the request that
+    /// begins a sign-in. A field of the request itself has precedence.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "parameters_schema")]
     pub parameters: BTreeMap<String, String>,

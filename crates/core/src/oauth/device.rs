@@ -1,5 +1,7 @@
 //! Device authorization (RFC 8628): a person signs in elsewhere, with a code that the broker shows.
 
+use std::collections::BTreeMap;
+
 use http::{Request, Response};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -48,7 +50,8 @@ pub struct DeviceAuthorization {
     pub interval: SignedDuration,
 }
 
-/// The request that begins a sign-in (RFC 8628 section 3.1).
+/// The request that begins a sign-in (RFC 8628 section 3.1), with the fields in `parameters`: some servers choose the
+/// resource here, and not at the token request (RFC 8707 section 2.1).
 ///
 /// # Errors
 /// Why it cannot be made.
@@ -57,11 +60,15 @@ pub fn device_authorization_request(
     client_id: &str,
     auth: &ClientAuth,
     scopes: &[String],
+    parameters: &BTreeMap<String, String>,
     params: AssertionParams<'_>,
 ) -> Result<Request<Vec<u8>>, RequestError> {
     let mut form = Serializer::new(String::new());
     if !scopes.is_empty() {
         form.append_pair("scope", &scopes.join(" "));
+    }
+    for (name, value) in parameters {
+        form.append_pair(name, value);
     }
     post(url, client_id, auth, params, form)
 }
@@ -168,7 +175,8 @@ mod tests {
         let url = "https://server.example.com/device_authorization";
         let params = AssertionParams { audience: "", token_url: "", unique: "", now: Timestamp::UNIX_EPOCH };
         let ask = |scopes: &[String]| {
-            device_authorization_request(url, "1406020730", &ClientAuth::Public, scopes, params).unwrap()
+            let parameters = BTreeMap::new();
+            device_authorization_request(url, "1406020730", &ClientAuth::Public, scopes, &parameters, params).unwrap()
         };
         let request = ask(&["example_scope".to_owned(), "another".to_owned()]);
         assert_eq!((request.method(), request.uri().to_string().as_str()), (&http::Method::POST, url));
@@ -176,6 +184,9 @@ mod tests {
         let text = |request: Request<Vec<u8>>| String::from_utf8(request.into_body()).unwrap();
         assert_eq!(text(request), "scope=example_scope+another&client_id=1406020730");
         assert_eq!(text(ask(&[])), "client_id=1406020730");
+        let more = BTreeMap::from([("resource".to_owned(), "https://mail.example/".to_owned())]);
+        let request = device_authorization_request(url, "1406020730", &ClientAuth::Public, &[], &more, params).unwrap();
+        assert_eq!(text(request), "resource=https%3A%2F%2Fmail.example%2F&client_id=1406020730");
     }
 
     #[test]
