@@ -51,7 +51,7 @@ pub(super) struct Granted {
     /// For the seed.
     pub refresh_token: SecretString,
     /// Who signed in, as far as the provider says.
-    pub addresses: Vec<String>,
+    pub names: Vec<String>,
 }
 
 /// A request that was refused, and with which authentication.
@@ -133,7 +133,7 @@ impl<'a> Attempt<'a> {
                  access at the provider",
             ));
         };
-        Ok(Granted { refresh_token: rotated.refresh_token, addresses: answer.addresses })
+        Ok(Granted { refresh_token: rotated.refresh_token, names: answer.names })
     }
 
     /// Sends a request.

@@ -16,7 +16,7 @@ mod target;
 mod terminal;
 mod way;
 
-use std::{io::Write as _, time::Duration};
+use std::{collections::BTreeSet, io::Write as _, time::Duration};
 
 use kube::{Api, Client, api::ListParams};
 use serde_json::Value;
@@ -36,7 +36,7 @@ use crate::{
         target::LoginTarget,
     },
     policy::inputs,
-    providers::Profile,
+    providers::{Profile, account},
     reconcile::provider_client::federation::Identities,
 };
 
@@ -81,6 +81,10 @@ pub async fn run(settings: Login) -> Result<(), LoginError> {
         scopes.extend(inputs::scopes(credential, provider.spec(), &profile));
     }
     scopes.extend(profile.sign_in.scopes.iter().map(|scope| (*scope).to_owned()));
+    if !settings.mailbox.contains('@') && profile.sign_in.scopes.contains(&"openid") {
+        // The user name is a claim of this scope (OpenID Connect Core section 5.4).
+        scopes.push("profile".to_owned());
+    }
     let mut seen = std::collections::HashSet::new();
     scopes.retain(|scope| seen.insert(scope.clone()));
     let attempt = Attempt {
@@ -117,16 +121,18 @@ async fn credentials(client: &Client, namespace: &str) -> Result<Vec<MailCredent
 
 /// Sees who signed in, and stores what they left. What to show the person.
 async fn store(granted: Granted, mailbox: &str, profile: &Profile, seed: &Seed) -> Result<String, LoginError> {
-    let Granted { refresh_token, addresses } = granted;
-    if profile.is_another_account(mailbox, &addresses) {
+    let Granted { refresh_token, names } = granted;
+    let names: BTreeSet<_> = account::comparable(mailbox, &names).map(str::to_owned).collect();
+    let names = Vec::from_iter(names);
+    if profile.is_another_account(mailbox, &names) {
         return Err(LoginError(format!(
             "{} signed in, and the mailbox is {mailbox}: nothing was written. Sign out at the provider, or use a private \
              window, and run the command again",
-            addresses.iter().map(|address| shown(address)).collect::<Vec<_>>().join(", ")
+            names.iter().map(|name| shown(name)).collect::<Vec<_>>().join(", ")
         )));
     }
     seed.put(&refresh_token).await?;
-    let words = match addresses.is_empty() {
+    let words = match names.is_empty() {
         true => format!(
             "the refresh token is in {}. The provider does not say who signed in: make sure that it was {mailbox}",
             seed.words()

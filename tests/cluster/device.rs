@@ -313,6 +313,24 @@ async fn a_name_that_is_no_address_says_nothing_and_case_does_not_count() {
 }
 
 #[tokio::test]
+async fn a_plain_account_is_compared_with_the_user_name_that_came() {
+    let Stage { ns, idp, .. } = &scripted().await;
+    ns.apply(by_code("billing").set("spec.mailbox.authenticateAs", "svc")).await;
+    shown(ns, "").await;
+    idp.next(signed_in("preferred_username", "anna"));
+    let named = |credential: &MailCredential| {
+        find(credential, "Ready").is_some_and(|ready| ready.message.contains("anna signed in, and svc was expected"))
+    };
+    let credential: MailCredential = ns.until("billing", "it says who came", named).await;
+    assert!(ns.api::<Secret>().get_opt("billing").await.unwrap().is_none());
+
+    mend(ns, &find(&credential, "Ready").unwrap().message, &[]);
+    shown(ns, "").await;
+    idp.next(signed_in("preferred_username", "Svc"));
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+}
+
+#[tokio::test]
 async fn without_a_refresh_token_the_token_is_published_with_a_warning() {
     let Stage { ns, idp, .. } = &scripted().await;
     ns.apply(by_code("billing")).await;

@@ -194,6 +194,38 @@ async fn a_name_without_an_at_sign_says_nothing_and_a_person_is_told_so() {
 }
 
 #[tokio::test]
+async fn a_user_name_signs_in_for_a_credential_that_names_it_and_is_compared_with_who_came() {
+    let room = Room::new().await;
+    let flags = ["--mailbox", "svc", "--secret", "seed", "--no-browser", "--allow-private-cidr=127.0.0.0/8"];
+    let login = || Login::start(&room.ns, &[&["--provider", "idp"], &flags[..]].concat());
+    let complaint = login().refused().await;
+    assert!(complaint.contains("authenticateAs: svc"), "{complaint}");
+    let refresh = json!({"refreshToken": {"secretRef": {"name": "seed", "key": "refresh_token"}}});
+    let seeded = credential("billing").set("spec.grant", refresh).set("spec.mailbox.authenticateAs", "svc");
+    room.ns.apply(seeded).await;
+
+    let named = |name: &str| {
+        let claims = json!({"email": "billing@example.org", "preferred_username": name});
+        let payload = BASE64_URL_SAFE_NO_PAD.encode(claims.to_string());
+        Answer::token(3600).rotating().field("id_token", format!("e30.{payload}.c2ln"))
+    };
+    room.idp.answer(named("anna"));
+    let other = login();
+    room.browse(&other.url().await).await;
+    let complaint = other.refused().await;
+    assert!(complaint.contains("anna signed in, and the mailbox is svc"), "{complaint}");
+    assert_eq!(room.seed().await, None);
+
+    room.idp.answer(named("SVC"));
+    let right = login();
+    room.browse(&right.url().await).await;
+    let (status, _, err) = right.end().await;
+    assert!(status.success() && err.contains("svc signed in"), "{err}");
+    assert!(room.seed().await.is_some());
+    assert_eq!(room.idp.requests_at(AUTHORIZE)[0].query()["scope"], "openid email offline_access profile");
+}
+
+#[tokio::test]
 async fn a_foreign_secret_is_left_alone_and_nobody_has_to_sign_in_to_learn_it() {
     let room = Room::new().await;
     let unlabelled = source("seed", "password", "hunter2").without("metadata.labels");

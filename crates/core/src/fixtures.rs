@@ -185,7 +185,7 @@ impl Case {
             scopes: vec![],
         };
         self.observed.unwritten = Some(UnwrittenToken {
-            answer: TokenAnswer { token, assumed: vec![], addresses: vec![] },
+            answer: TokenAnswer { token, assumed: vec![], names: vec![] },
             issued_for: "inputs".into(),
             revocable_at: "revocable".into(),
             object_id: None,

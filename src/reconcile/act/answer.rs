@@ -8,6 +8,7 @@ use crate::{
     api::{Reason, grant::GrantType, names},
     oauth::{Claims, Refusal, TokenAnswer, claims},
     policy::{inputs, observed::UnwrittenToken},
+    providers::account,
     reconcile::{
         act::attempt::{Attempt, Reply, client_status},
         provider_client::authentication::Authentication,
@@ -18,13 +19,12 @@ impl Attempt {
     /// The refusal where another account than the mailbox's has signed in, as far as the response says.
     pub(super) fn another_account(&self, answer: &TokenAnswer) -> Option<Refusal> {
         let expected = self.credential.spec.mailbox.user();
-        let came = &answer.addresses;
-        if !self.profile.is_another_account(expected, came) {
+        if !self.profile.is_another_account(expected, &answer.names) {
             return None;
         }
         // What could mislead a reader is not shown.
-        let plain = came.iter().filter(|address| claims::is_shown(address));
-        let who = plain.map(String::as_str).collect::<BTreeSet<_>>();
+        let plain = account::comparable(expected, &answer.names).filter(|name| claims::is_shown(name));
+        let who = plain.collect::<BTreeSet<_>>();
         let who = if who.is_empty() { "another account".to_owned() } else { Vec::from_iter(who).join(", ") };
         let what = format!(
             "{who} signed in, and {expected} was expected. If both are names of one account, write the name that signed in \

@@ -17,6 +17,7 @@ use crate::{
         grant::{SignIn, next_poll},
         notices::EventNote,
     },
+    providers::account,
     reconcile::{
         act::{
             attempt::{Attempt, Reply, StepResult, client_status, unique},
@@ -36,6 +37,9 @@ use crate::{
 
 /// The scopes by which a provider says who signed in.
 const IDENTITY: [&str; 2] = ["openid", "email"];
+/// The scope by which it also says a user name that is not an address.
+const USER_NAME: &str = "profile";
+
 /// Requests a device code, and stores it in the grant Secret.
 pub(super) async fn begin(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth) -> StepResult {
     let Attempt { credential, context, resolved, .. } = attempt;
@@ -63,7 +67,7 @@ pub(super) async fn begin(attempt: &Attempt, entry: &Authentication, auth: &Clie
             read.map_err(|refusal| begun_in_vain(attempt.refined(refusal, auth)))
         }))
     };
-    let identified = with_identity(&attempt.scopes);
+    let identified = with_identity(&attempt.scopes, credential.spec.mailbox.user());
     let mut authorization = ask(&identified).await?;
     if identified != attempt.scopes
         && authorization.as_ref().is_err_and(|refusal| refusal.reason == Reason::InvalidScope)
@@ -83,8 +87,9 @@ pub(super) async fn begin(attempt: &Attempt, entry: &Authentication, auth: &Clie
 
 /// The scopes, with those by which the answer says who signed in (OpenID Connect Core section 5.4): everyone who may read
 /// the status could enter the code.
-fn with_identity(scopes: &[String]) -> Vec<String> {
-    let missing = IDENTITY.iter().filter(|scope| !scopes.iter().any(|asked| asked == *scope));
+fn with_identity(scopes: &[String], user: &str) -> Vec<String> {
+    let identity = IDENTITY.iter().chain((!user.contains('@')).then_some(&USER_NAME));
+    let missing = identity.filter(|scope| !scopes.iter().any(|asked| asked == *scope));
     scopes.iter().cloned().chain(missing.map(|scope| (*scope).to_owned())).collect()
 }
 
@@ -179,7 +184,7 @@ async fn signed_in(attempt: &Attempt, entry: &Authentication, answer: TokenAnswe
     if let Some(refusal) = attempt.another_account(&answer) {
         return ended(attempt, refusal.what.clone(), refusal).await;
     }
-    if answer.addresses.is_empty() {
+    if account::comparable(attempt.credential.spec.mailbox.user(), &answer.names).next().is_none() {
         tell_of_an_unknown_account(attempt);
     }
     let rotated = Rotated::read(&exchange.response, exchange.sent_at);
@@ -241,7 +246,8 @@ fn tell_of_an_unknown_account(attempt: &Attempt) {
         reason: Reason::AccountNotVerified,
         note: format!(
             "the provider did not say who signed in, so the broker could not verify that it was {user}: see at the provider \
-             whose sign-in it is. A provider says so in an ID token, for the scopes openid and email"
+             whose sign-in it is. A provider says so in an ID token, for the scopes openid and email (for a user name \
+             without @: profile)"
         ),
     };
     attempt.context.kubernetes.events.emit(&attempt.credential, &notice, attempt.context.clock.now());

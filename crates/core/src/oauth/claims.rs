@@ -13,7 +13,7 @@ const JWT_MAX: usize = 64 * 1024;
 const ADDRESS_MAX: usize = 320;
 /// The first second of the year 9000: sums with later times could overflow.
 const EXP_MAX: f64 = 221_845_392_000.0;
-/// Claims that may hold the address of who signed in (OpenID Connect Core section 5.1; Microsoft's `upn`).
+/// Claims that may hold a name of who signed in (OpenID Connect Core section 5.1; Microsoft's `upn`).
 const NAMES: [&str; 3] = ["email", "upn", "preferred_username"];
 
 /// The claims of a JWT.
@@ -57,9 +57,11 @@ impl Claims {
         (1.0..EXP_MAX).contains(&seconds).then(|| Timestamp::from_second(seconds as i64).ok())?
     }
 
-    /// The addresses of who signed in. A name that is no address says nothing.
-    pub fn addresses(&self) -> impl Iterator<Item = &str> {
-        NAMES.iter().filter_map(|name| self.text(name)).filter(|name| is_address(name))
+    /// The names of the account that signed in: its addresses, and plain user names. A name with blanks or control
+    /// characters is left out, and so is an `email` without `@`.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let claims = NAMES.iter().filter_map(|claim| Some((*claim, self.text(claim)?)));
+        claims.filter(|(claim, name)| is_name(name) && (*claim != "email" || name.contains('@'))).map(|(_, name)| name)
     }
 }
 
@@ -70,9 +72,9 @@ pub fn is_shown(address: &str) -> bool {
     address.len() <= ADDRESS_MAX && address.bytes().all(plain)
 }
 
-fn is_address(name: &str) -> bool {
+fn is_name(name: &str) -> bool {
     let plain = |c: char| !c.is_whitespace() && !c.is_control();
-    name.len() <= ADDRESS_MAX && name.contains('@') && name.chars().all(plain)
+    !name.is_empty() && name.len() <= ADDRESS_MAX && name.chars().all(plain)
 }
 
 #[cfg(test)]
@@ -93,10 +95,11 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_no_address_says_nothing() {
-        let addresses = |payload: &str| claims(payload).unwrap().addresses().map(str::to_owned).collect::<Vec<_>>();
-        assert_eq!(addresses(r#"{"email": "a@b.c", "upn": "a", "preferred_username": "x@y.z"}"#), ["a@b.c", "x@y.z"]);
-        assert!(addresses(r#"{"email": "a@b.c\n", "upn": "a b@c", "preferred_username": "a@\u001b[31m"}"#).is_empty());
+    fn names_are_addresses_and_plain_user_names_without_blanks() {
+        let names = |payload: &str| claims(payload).unwrap().names().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(names(r#"{"email": "a@b.c", "upn": "a", "preferred_username": "x@y.z"}"#), ["a@b.c", "a", "x@y.z"]);
+        assert!(names(r#"{"email": "a@b.c\n", "upn": "a b@c", "preferred_username": "a@\u001b[31m"}"#).is_empty());
+        assert!(names(r#"{"email": "a", "upn": "", "preferred_username": 7}"#).is_empty());
     }
 
     #[test]

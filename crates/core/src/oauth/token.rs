@@ -63,8 +63,9 @@ pub struct TokenAnswer {
     pub token: Token,
     /// What the response did not say in a usable form, so that the broker assumed it. Each is a Warning.
     pub assumed: Vec<Assumption>,
-    /// Who signed in, where the answer has an ID token that says so.
-    pub addresses: Vec<String>,
+    /// The names of the account that signed in, where the response has an ID token with names: addresses, and plain user
+    /// names without `@`.
+    pub names: Vec<String>,
 }
 
 /// What the broker assumed of a token whose response did not say it in a usable form.
@@ -188,8 +189,8 @@ pub fn read_token_response(
         scopes: if granted.is_empty() { asked.to_vec() } else { granted },
     };
     let identity = wire.id_token.0.and_then(|token| Claims::read(token.expose_secret()));
-    let addresses = identity.iter().flat_map(Claims::addresses).map(str::to_owned).collect();
-    Ok(TokenAnswer { token, assumed, addresses })
+    let names = identity.iter().flat_map(Claims::names).map(str::to_owned).collect();
+    Ok(TokenAnswer { token, assumed, names })
 }
 
 /// The only type of token that mail servers take (RFC 6750).

@@ -38,14 +38,19 @@ impl Profile {
         self.username(credential, first)
     }
 
-    /// Whether another account than `expected` signed in, as far as the names in the response show. Names are compared
-    /// with names of the same kind: where an address is expected, a name without `@` says nothing, and the other way round.
+    /// Whether another account than `expected` signed in, as far as the [`comparable`] names in the response show.
     pub fn is_another_account(&self, expected: &str, came: &[String]) -> bool {
-        let is_address = |name: &str| name.contains('@');
-        let mut comparable = came.iter().filter(|name| is_address(name) == is_address(expected)).peekable();
         let wanted = (self.accounts.canonical)(expected);
-        comparable.peek().is_some() && !comparable.any(|name| (self.accounts.canonical)(name) == wanted)
+        let mut names = comparable(expected, came).peekable();
+        names.peek().is_some() && !names.any(|name| (self.accounts.canonical)(name) == wanted)
     }
+}
+
+/// The names in a response that can be compared with `expected`: addresses with an address, plain user names with a plain
+/// user name. Names of the other kind say nothing, since one account has names of both kinds.
+pub fn comparable<'a>(expected: &str, came: &'a [String]) -> impl Iterator<Item = &'a str> {
+    let is_address = expected.contains('@');
+    came.iter().map(String::as_str).filter(move |name| name.contains('@') == is_address)
 }
 
 /// The name without differences of case. A letter beyond ASCII never becomes one of ASCII (the Kelvin sign is no `k`), so
