@@ -181,8 +181,8 @@ pub struct Login {
     /// Namespace of the credential [default: the kubeconfig's].
     #[arg(short, long, value_parser = object_name, value_name = "NAME")]
     pub namespace: Option<String>,
-    /// Account that must sign in.
-    #[arg(long, value_parser = address, value_name = "ADDRESS")]
+    /// Account that must sign in: spec.mailbox.authenticateAs of the MailCredential, otherwise its address.
+    #[arg(long, value_parser = account, value_name = "ADDRESS")]
     pub mailbox: String,
     /// Secret that stores the refresh token.
     #[arg(long, value_parser = object_name, value_name = "NAME")]
@@ -281,11 +281,15 @@ fn data_key(text: &str) -> Result<String, String> {
     if fits { Ok(text.to_owned()) } else { Err("must be letters, digits, -, _ and .".to_owned()) }
 }
 
-/// Parses text of the form of a mail address. The API server validates it fully.
-fn address(text: &str) -> Result<String, String> {
-    let halves = text.split_once('@').filter(|(local, domain)| !local.is_empty() && !domain.is_empty());
+/// Parses text of the form of a mail address, or a plain user name. The API server validates it fully.
+fn account(text: &str) -> Result<String, String> {
+    let whole = text.rsplit_once('@').is_none_or(|(local, domain)| !local.is_empty() && !domain.is_empty());
     let plain = !text.chars().any(|c| c.is_whitespace() || c.is_control());
-    if halves.is_some() && plain { Ok(text.to_owned()) } else { Err("must be a mail address".to_owned()) }
+    if whole && plain && !text.is_empty() {
+        Ok(text.to_owned())
+    } else {
+        Err("must be a mail address, or, with oidc and oauth2, a user name without blanks".to_owned())
+    }
 }
 
 #[cfg(test)]
@@ -388,9 +392,17 @@ mod tests {
         ] {
             assert!(login(&arguments).is_err(), "{arguments:?}");
         }
-        for mailbox in ["a", "@b", "a@", "a b@c"] {
+        for (mailbox, taken) in [
+            ("a@b.c", true),
+            ("svc", true),
+            ("", false),
+            ("@b", false),
+            ("a@", false),
+            ("a b@c", false),
+            ("a b", false),
+        ] {
             let given = ["mail-token-broker", "login", "--provider", "p", "--secret", "s", "--mailbox", mailbox];
-            assert!(Cli::try_parse_from(given).is_err(), "{mailbox}");
+            assert_eq!(Cli::try_parse_from(given).is_ok(), taken, "{mailbox}");
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::{
     cli::Login,
     login::LoginError,
     policy::{checks, commands::KubectlObject},
+    providers::account::fold,
 };
 
 /// Whom the refresh token is for.
@@ -27,6 +28,9 @@ impl LoginTarget {
         };
         let (credentials, others): (Vec<_>, Vec<_>) = all.into_iter().partition(refers);
         if credentials.is_empty() {
+            if !settings.mailbox.contains('@') {
+                return Err(no_address(settings, namespace));
+            }
             let proposal = propose(settings, namespace, &others);
             let credential = serde_json::from_value(proposal.clone())
                 .map_err(|error| LoginError(format!("no MailCredential can be made of this: {error}")))?;
@@ -66,7 +70,7 @@ fn check(credential: &MailCredential, settings: &Login) -> Result<(), LoginError
         )));
     }
     let user = credential.spec.mailbox.user();
-    if !user.eq_ignore_ascii_case(&settings.mailbox) {
+    if fold(user) != fold(&settings.mailbox) {
         return Err(LoginError(format!(
             "the MailCredential {name} is seeded by this Secret, and logs in as {user}, not as {}: sign in as that account \
              with `--mailbox`, choose another name with `--secret`, or correct it with `{}`",
@@ -75,6 +79,17 @@ fn check(credential: &MailCredential, settings: &Login) -> Result<(), LoginError
         )));
     }
     Ok(())
+}
+
+/// A plain user name tells no address of a mailbox, so no MailCredential can be proposed for it.
+fn no_address(settings: &Login, namespace: &str) -> LoginError {
+    let Login { mailbox, secret, key, .. } = settings;
+    LoginError(format!(
+        "{mailbox} is a user name and no address, and no MailCredential of the namespace {namespace} refers to the Secret \
+         {secret} (key {key}) yet. First apply a MailCredential with `mailbox: {{address: <address>, authenticateAs: \
+         {mailbox}}}` and `grant: {{refreshToken: {{secretRef: {{name: {secret}, key: {key}}}}}}}`, then run this command \
+         again. For an account that has an address, give the address to `--mailbox`"
+    ))
 }
 
 /// The provider's kind.
@@ -155,6 +170,18 @@ mod tests {
         let there = find(&settings, vec![]).unwrap().credentials;
         let found = find(&settings, there).unwrap();
         assert_eq!((found.proposal, found.credentials.len()), (None, 1));
+    }
+
+    #[test]
+    fn a_plain_user_name_is_that_of_a_credential_which_is_there() {
+        let svc = settings("svc", "seed");
+        let refused = find(&svc, vec![]).err().unwrap().0;
+        assert!(refused.contains("authenticateAs: svc") && refused.contains("name: seed"), "{refused}");
+        let mut there = find(&settings("billing@example.org", "seed"), vec![]).unwrap().credentials;
+        there[0].spec.mailbox.authenticate_as = Some("SVC".to_owned());
+        let command = crate::policy::commands::sign_in(&there[0]);
+        assert!(command.contains("--mailbox 'SVC'"), "{command}");
+        assert!(find(&svc, there).unwrap().proposal.is_none(), "what a message proposes is accepted, in any case");
     }
 
     #[test]
