@@ -1,9 +1,21 @@
 //! Google Workspace and Gmail.
 //!
-//! Sources: "IMAP, POP, and SMTP", "OAuth 2.0 Mechanism" (Gmail documentation), "Using OAuth 2.0 for Server to Server
-//! Applications" and "Using OAuth 2.0 to Access Google APIs", section "Refresh token expiration" (Google Identity
-//! documentation). The codes: "JWT error codes" (<https://developers.google.com/identity/protocols/oauth2/service-account>),
-//! "Authorization errors" (<https://developers.google.com/identity/protocols/oauth2/native-app>), and google.rpc.Code.
+//! Sources: "IMAP, POP, and SMTP" and "OAuth 2.0 Mechanism" for the scopes
+//! (<https://developers.google.com/workspace/gmail/imap/xoauth2-protocol>); "Refresh token expiration"
+//! (<https://developers.google.com/identity/protocols/oauth2#expiration>).
+//!
+//! The codes:
+//! - of the grant `jwtBearer`: "JWT error codes"
+//!   (<https://developers.google.com/identity/protocols/oauth2/service-account#error-codes>): `unauthorized_client`,
+//!   `access_denied`, `admin_policy_enforced`, `invalid_client`, `invalid_grant`, `invalid_scope`, `disabled_client`,
+//!   `org_internal`;
+//! - of a sign-in and of a refresh: "Errors" (<https://developers.google.com/identity/protocols/oauth2/native-app>):
+//!   `admin_policy_enforced`, `disallowed_useragent`, `org_internal`, `deleted_client`, `invalid_grant`,
+//!   `redirect_uri_mismatch`, `invalid_request`; the page for web apps in a browser adds `origin_mismatch`, and
+//!   `disabled_client` is also reported for OAuth clients;
+//! - `invalid_rapt` and `rapt_required` (`error_subtype`): `google/oauth2/reauth.py` of google-auth-library-python;
+//! - `rate_limit_exceeded`: "OAuth Application Rate Limits" (<https://support.google.com/cloud/answer/9028764>);
+//!   `resource_exhausted`: google.rpc.Code.
 
 use k8s_openapi::jiff::SignedDuration;
 
@@ -112,11 +124,17 @@ fn refine(refusal: &mut Refusal, context: &RefusalContext) {
         }
         (Some("invalid_scope"), _, GrantType::JwtBearer) => (Reason::InvalidScope, WRONG_SCOPE),
         (Some("invalid_grant"), _, GrantType::JwtBearer) => (Reason::InvalidGrant, JWT_REFUSED),
-        (Some("invalid_grant"), Some("invalid_rapt"), _) => (Reason::AuthorizationRequired, SESSION_CONTROL),
+        (Some("invalid_grant"), Some("invalid_rapt" | "rapt_required"), _) => {
+            (Reason::AuthorizationRequired, SESSION_CONTROL)
+        }
         (Some("invalid_grant"), _, GrantType::RefreshToken) if is_testing => (Reason::InvalidGrant, IN_TESTING),
         (Some("invalid_grant"), _, GrantType::RefreshToken) => (Reason::InvalidGrant, TOKEN_ENDED),
         (Some("admin_policy_enforced"), ..) => (Reason::ConsentRequired, BLOCKED_BY_ADMIN),
+        (Some("org_internal"), _, GrantType::JwtBearer) => (Reason::ConsentRequired, FOREIGN_ACCOUNT),
         (Some("org_internal"), ..) => (Reason::ConsentRequired, INTERNAL),
+        (Some("deleted_client" | "disabled_client" | "invalid_client"), _, GrantType::JwtBearer) => {
+            (Reason::InvalidClient, KEY_DISABLED)
+        }
         (Some("deleted_client" | "disabled_client"), ..) => (Reason::InvalidClient, CLIENT_GONE),
         (Some("redirect_uri_mismatch" | "origin_mismatch" | "disallowed_useragent"), ..) => {
             (Reason::RequestRefused, REDIRECT)
@@ -132,8 +150,8 @@ fn refine(refusal: &mut Refusal, context: &RefusalContext) {
 }
 
 const NOT_DELEGATED: &str = "A super administrator has to let the service account act for mailboxes: on \
-     https://admin.google.com/ac/owl/domainwidedelegation add the number `client_id` of the key file as Client ID, with \
-     the scope https://mail.google.com/ (or those in spec.scopes, to the letter). It may take some minutes, and a day at \
+     https://admin.google.com/ac/owl/domainwidedelegation add the number `client_id` of the key file (not its address) as \
+     Client ID, with the scope https://mail.google.com/ (or those in spec.scopes, to the letter). It may take some minutes, and a day at \
      the most";
 const JWT_REFUSED: &str = "Google does not accept the JWT for {mailbox}. That has to be a mailbox of the Workspace, not an \
      alias or a group, and not suspended (https://admin.google.com/ac/users); the service account and its key have to be \
@@ -156,6 +174,10 @@ const INTERNAL: &str = "The app is Internal, and the account {mailbox} is not in
      it with `{sign_in}`, or make the app External on https://console.cloud.google.com/auth/audience";
 const REDIRECT: &str = "The OAuth client does not allow this way to sign in: it has to be of the type Desktop app, see \
      https://console.cloud.google.com/auth/clients; then `{sign_in}`";
+const FOREIGN_ACCOUNT: &str = "The Google Cloud project of the service account is limited to the accounts of its own \
+     organisation: use a service account of a project in the organisation of {mailbox}";
+const KEY_DISABLED: &str = "The service account, or the key that signs, is disabled or deleted: enable it on \
+     https://console.cloud.google.com/iam-admin/serviceaccounts, or put a new key file in place with `{put_file}`";
 const CLIENT_GONE: &str = "The OAuth client was deleted or disabled: see \
      https://console.cloud.google.com/auth/clients, and name another with `{merge} \
      '{\"spec\":{\"client\":{\"id\":\"<client id>\"}}}'`";
@@ -191,6 +213,12 @@ mod tests {
                 Reason::AuthorizationRequired,
                 "session control",
             ),
+            (
+                json!({"error": "invalid_grant", "error_subtype": "rapt_required"}),
+                RefreshToken,
+                Reason::AuthorizationRequired,
+                "session control",
+            ),
             (json!({"error": "invalid_grant"}), RefreshToken, Reason::InvalidGrant, "100 sign-ins"),
             (json!({"error": "admin_policy_enforced"}), RefreshToken, Reason::ConsentRequired, "{client}"),
             (json!({"error": "deleted_client"}), RefreshToken, Reason::InvalidClient, "{merge}"),
@@ -201,6 +229,10 @@ mod tests {
             (json!({"error": "invalid_scope"}), JwtBearer, Reason::InvalidScope, "mail.google.com"),
             (json!({"error": "org_internal"}), RefreshToken, Reason::ConsentRequired, "External"),
             (json!({"error": "disabled_client"}), RefreshToken, Reason::InvalidClient, "{merge}"),
+            (json!({"error": "disabled_client"}), JwtBearer, Reason::InvalidClient, "{put_file}"),
+            (json!({"error": "invalid_client"}), JwtBearer, Reason::InvalidClient, "{put_file}"),
+            (json!({"error": "org_internal"}), JwtBearer, Reason::ConsentRequired, "organisation of {mailbox}"),
+            (json!({"error": "admin_policy_enforced"}), JwtBearer, Reason::ConsentRequired, "{client}"),
             (json!({"error": "redirect_uri_mismatch"}), RefreshToken, Reason::RequestRefused, "Desktop app"),
             (json!({"error_code": "rate_limit_exceeded"}), RefreshToken, Reason::Throttled, ""),
             (json!({"error": "internal_failure"}), JwtBearer, Reason::ProviderUnavailable, ""),

@@ -119,8 +119,9 @@ pub fn read_signed(response: &Response<impl AsRef<[u8]>>, sent_at: Timestamp) ->
 pub fn refine_token(refusal: &mut Refusal) {
     let code = refusal.error.as_ref().map(|error| error.as_str().to_owned());
     refusal.advice = match (code.as_deref(), refusal.reason) {
-        (Some("unauthorized_client"), Reason::ConsentRequired) => Some(NOT_DELEGATED),
+        (Some("unauthorized_client" | "access_denied"), Reason::ConsentRequired) => Some(NOT_DELEGATED),
         (Some("invalid_grant"), Reason::InvalidGrant) => Some(JWT_REFUSED),
+        (Some("disabled_client" | "deleted_client" | "invalid_client"), Reason::InvalidClient) => Some(NO_ACCOUNT),
         _ => refusal.advice,
     };
 }
@@ -398,7 +399,9 @@ mod tests {
     fn the_token_endpoints_refusal_names_no_key_file() {
         for (error, reason, advice) in [
             ("unauthorized_client", Reason::ConsentRequired, NOT_DELEGATED),
+            ("access_denied", Reason::ConsentRequired, NOT_DELEGATED),
             ("invalid_grant", Reason::InvalidGrant, JWT_REFUSED),
+            ("disabled_client", Reason::InvalidClient, NO_ACCOUNT),
         ] {
             let mut refusal = read_refusal(&response(401, &json!({"error": error})), Timestamp::UNIX_EPOCH);
             refusal.reason = reason;
