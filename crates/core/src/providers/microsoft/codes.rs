@@ -2,9 +2,9 @@
 //!
 //! Source: "Microsoft Entra authentication and authorization error codes"
 //! (<https://learn.microsoft.com/entra/identity-platform/reference-error-codes>, in `MicrosoftDocs/entra-docs` at 04f6554).
-//! Each code of that list which client credentials, refresh tokens and device codes can meet has its place here; the others
-//! belong to SAML, WS-Federation, Windows Hello, Kerberos, password changes and device registration. Codes that the list
-//! lacks and people report are marked.
+//! Each code of that list which client credentials, refresh tokens and device codes can meet has its place here. The tests
+//! name the others with what they belong to (SAML, WS-Federation, Kerberos, password changes, devices), and the codes that
+//! people report and the list lacks.
 //!
 //! Microsoft may change codes without notice, so they only choose between reasons and words; a code that is not here
 //! leaves the OAuth error's meaning.
@@ -40,6 +40,10 @@ pub(super) fn refine(refusal: &mut Refusal, context: &RefusalContext) {
     if is_throttled(refusal) {
         return;
     }
+    if number == 700_023 && refusal.error.as_ref().is_some_and(|error| error.as_str() == "invalid_scope") {
+        // The list has this code for a scope, and the token endpoint reports it for the audience of a client assertion.
+        return general(refusal, context);
+    }
     let mend = group.delegated.filter(|_| context.grant != GrantType::ClientCredentials).unwrap_or(group.mend);
     refusal.understood(group.reason, (!mend.is_empty()).then_some(mend));
     if number == 50196 {
@@ -59,8 +63,8 @@ const GROUPS: &[Group] = &[
     group(&[50196, 90055], Reason::Throttled, ""),
     group(
         &[
-            40008, 40010, 50000, 50033, 50086, 50087, 50088, 50166, 51005, 70012, 80001, 80002, 80005, 80007, 80014,
-            90006, 90012, 90024, 90033, 90036, 90090, 90091, 90092, 230109, 501621,
+            40008, 40010, 50000, 50033, 50086, 50087, 50088, 50166, 51005, 70012, 80001, 80002, 80005, 80007, 80013,
+            80014, 90006, 90012, 90024, 90033, 90036, 90090, 90091, 90092, 230109, 501621,
         ],
         Reason::ProviderUnavailable,
         "",
@@ -85,7 +89,7 @@ const GROUPS: &[Group] = &[
          reset --id {client} --append --cert @tls.crt`, where tls.crt is the one in \
          spec.client.authentication[].privateKeyJWT.certificateRef; one that was added just now takes some minutes",
     ),
-    group(&[80013, 500133, 700024], Reason::ClockSkew, ""),
+    group(&[500133, 700024], Reason::ClockSkew, ""),
     // Reported by many, and not in the list.
     group(
         &[7000229],
@@ -254,8 +258,8 @@ const GROUPS: &[Group] = &[
     },
     Group {
         codes: &[
-            50002, 50005, 50097, 50127, 50129, 50131, 50155, 50177, 50178, 50187, 53000, 53001, 53002, 53003, 53011,
-            500021, 500022, 500212, 500213, 530032, 530034, 530035,
+            50005, 50097, 50127, 50129, 50131, 50155, 50177, 50178, 50187, 53000, 53001, 53002, 53003, 53011, 530032,
+            530034,
         ],
         reason: Reason::AuthorizationRequired,
         mend: "A Conditional Access policy for workload identities blocks the application: an administrator finds which in \
@@ -266,6 +270,42 @@ const GROUPS: &[Group] = &[
              with `{sign_in}`",
         ),
     },
+    Group {
+        codes: &[530035],
+        reason: Reason::AuthorizationRequired,
+        mend: "The security defaults of the tenant block the application: an administrator replaces them by Conditional Access \
+               policies (Entra ID, Overview, Properties, Manage security defaults on https://entra.microsoft.com)",
+        delegated: Some(
+            "The security defaults of the tenant block the sign-in of {mailbox}: an administrator replaces them by \
+             Conditional Access policies (Entra ID, Overview, Properties, Manage security defaults on \
+             https://entra.microsoft.com), then sign in again with `{sign_in}`",
+        ),
+    },
+    group(
+        &[50002, 500021, 500022],
+        Reason::AuthorizationRequired,
+        "A proxy between the broker and Entra restricts which tenants may be used (it adds the header \
+         Restrict-Access-To-Tenants): have its administrator add the tenant of spec.microsoft.tenantID, or let the broker's \
+         requests to Entra pass without it",
+    ),
+    group(
+        &[500212, 500213],
+        Reason::AuthorizationRequired,
+        "The cross-tenant access settings of one of the two tenants forbid it: use an account of the tenant in \
+         spec.microsoft.tenantID, or have an administrator allow the access (External Identities on \
+         https://entra.microsoft.com)",
+    ),
+    group(
+        &[16001, 16002, 50140, 50143, 50168, 50180, 50199, 51006, 90123, 160021],
+        Reason::AuthorizationRequired,
+        "Entra wants {mailbox} to answer another page of the sign-in: sign in again with `{sign_in}`",
+    ),
+    group(
+        &[50042, 50043, 50124, 50170],
+        Reason::RequestRefused,
+        "The tenant's own settings for the application or its claims are not valid: an administrator finds the cause in the \
+         sign-in log of https://entra.microsoft.com, by the correlationID in status.lastError",
+    ),
     group(&[70016], Reason::AuthorizationRequired, ""),
     group(
         &[50134, 70018, 70019, 90119, 90120],
@@ -286,8 +326,8 @@ const GROUPS: &[Group] = &[
     ),
     group(
         &[
-            50029, 50050, 50147, 51000, 70003, 70005, 70007, 90004, 90010, 90013, 90014, 90015, 90023, 90056, 90100,
-            90117, 90121, 900144, 900561, 501481, 501491, 9002313,
+            50029, 50050, 50147, 51000, 70003, 70005, 70007, 90004, 90005, 90010, 90013, 90014, 90015, 90023, 90056,
+            90100, 90102, 90117, 90121, 900144, 900561, 501481, 501491, 9002313,
         ],
         Reason::RequestRefused,
         "Entra does not understand the request: see that spec.client.parameters and spec.scopes hold nothing foreign with \
@@ -300,8 +340,10 @@ mod tests {
     use std::collections::BTreeSet;
 
     use GrantType::{ClientCredentials, DeviceCode, RefreshToken};
+    use k8s_openapi::jiff::Timestamp;
 
     use super::*;
+    use crate::oauth::refusal::read_refusal;
 
     fn understood(code: u32, grant: GrantType) -> Refusal {
         let mut refusal = Refusal::new(Reason::RequestRefused, "x");
@@ -318,8 +360,8 @@ mod tests {
             (
                 Reason::ProviderUnavailable,
                 &[
-                    50000, 50033, 50087, 50088, 70012, 80001, 80002, 80005, 80014, 90006, 90012, 90024, 90033, 90036,
-                    90090, 90091, 501621,
+                    50000, 50033, 50087, 50088, 70012, 80001, 80002, 80005, 80013, 80014, 90006, 90012, 90024, 90033,
+                    90036, 90090, 90091, 501621,
                 ],
             ),
             (
@@ -349,7 +391,7 @@ mod tests {
                 Reason::AuthorizationRequired,
                 &[
                     50072, 50076, 50078, 50079, 50074, 50158, 53000, 53001, 53002, 53003, 53004, 53011, 530032, 530035,
-                    70016, 70019, 70018, 90119, 90120, 700020, 500021, 9002341,
+                    70016, 70019, 70018, 90119, 90120, 700020, 500021, 9002341, 500212, 50199,
                 ],
             ),
         ] {
@@ -367,6 +409,102 @@ mod tests {
         assert!(missing.contains("secret is right") && missing.contains("az ad sp create --id {client}"), "{missing}");
         let tenant = understood(900023, ClientCredentials).advice.unwrap();
         assert!(tenant.contains("tenantID"), "{tenant}");
+    }
+
+    /// "Microsoft Entra authentication and authorization error codes", at 04f6554: every code of the list.
+    const PUBLISHED: &[u32] = &[
+        16000, 16001, 16002, 160021, 16003, 17003, 20001, 20012, 20033, 230109, 28002, 28003, 40008, 40009, 40010,
+        40015, 50000, 50001, 50002, 500011, 500021, 500022, 50003, 50005, 50006, 50007, 50008, 5000819, 50010, 50011,
+        50012, 50013, 500133, 50014, 50015, 50017, 50020, 500208, 500212, 500213, 50027, 50029, 50032, 50033, 50034,
+        50042, 50043, 50048, 50049, 50050, 50053, 50055, 50056, 50057, 50058, 50059, 50061, 50064, 50068, 50070, 50071,
+        50072, 50074, 50076, 50078, 50079, 50085, 50086, 50087, 50088, 50089, 50097, 50099, 50105, 50107, 50120, 50124,
+        501241, 50125, 50126, 50127, 50128, 50129, 50131, 50132, 50133, 50134, 50135, 50136, 50139, 50140, 50143,
+        50144, 50146, 501461, 50147, 501481, 501491, 50155, 50158, 50161, 50166, 50168, 50169, 50170, 50173, 50177,
+        50178, 50180, 50187, 50192, 50194, 50196, 50197, 50199, 51000, 51001, 1000104, 51004, 51005, 51006, 52004,
+        53000, 53001, 53002, 53003, 530035, 53004, 53010, 53011, 530034, 54000, 54005, 65001, 65002, 65004, 65005,
+        650052, 650054, 650056, 650057, 67003, 70000, 70001, 700011, 70002, 700025, 700027, 70003, 700030, 70004,
+        70005, 700054, 70007, 70008, 700082, 700084, 70011, 70012, 70016, 70018, 70019, 70043, 75001, 75003, 75005,
+        7500514, 750054, 75008, 75011, 75016, 76021, 76026, 80001, 80002, 80005, 80007, 80010, 80012, 80013, 80014,
+        81004, 81005, 81006, 81007, 81009, 81010, 81011, 81012, 90002, 90004, 90005, 90006, 90007, 90008, 90009, 90010,
+        9001023, 90012, 90013, 90014, 900144, 90015, 90016, 90019, 90020, 90022, 90023, 900236, 9002313, 9002332,
+        90024, 90027, 90033, 90036, 90038, 900384, 90043, 900432, 90051, 90055, 90056, 900561, 90072, 90081, 90082,
+        90084, 90085, 90086, 90087, 90090, 90091, 90092, 90093, 90094, 900382, 90095, 90099, 900971, 90100, 901002,
+        90101, 90102, 90107, 90114, 90117, 90119, 90120, 90121, 90123, 90124, 90125, 90126, 90130, 120000, 120002,
+        120003, 120004, 120005, 120008, 120011, 120012, 120013, 120014, 120015, 120016, 120018, 120020, 120021, 130004,
+        130005, 130006, 130007, 130008, 135010, 135011, 140000, 140001, 165004, 165900, 220450, 220501, 221000, 240001,
+        240002, 501621, 530032, 700016, 700020, 700022, 700023, 7000215, 7000218, 7000222, 700229, 700005, 1000000,
+        1000002, 100007, 1000031, 7000112, 7000114, 7500529, 9002341,
+    ];
+    /// Those of the list that no request of the broker meets.
+    const ELSEWHERE: &[(&str, &[u32])] = &[
+        ("WS-Federation and federation metadata", &[20001, 20012, 20033, 90081, 90082, 90084, 90085, 90086, 90087]),
+        (
+            "SAML",
+            &[
+                50007, 50008, 50010, 50099, 501241, 67003, 75001, 75003, 75005, 75008, 75011, 75016, 76021, 76026,
+                90020, 90107, 750054, 900236, 5000819, 7500514, 7500529,
+            ],
+        ),
+        ("signing out", &[50061, 50068, 50070, 50071]),
+        ("Kerberos and seamless sign-on", &[51001, 81004, 81005, 81006, 81007, 81009, 81010, 81011, 81012, 90022]),
+        ("the password agent, while a person types the password", &[80010, 80012]),
+        ("a person's certificate or passkey", &[50017, 50032, 50192, 130004, 130005, 130006, 130007, 130008, 220501]),
+        ("devices", &[17003, 90114, 135010, 135011, 140000, 140001, 220450, 221000, 240001]),
+        (
+            "a changed password",
+            &[
+                120_000, 120_002, 120_003, 120_004, 120_005, 120_008, 120_011, 120_012, 120_013, 120_014, 120_015,
+                120_016, 120_018, 120_020, 120_021,
+            ],
+        ),
+        ("the pages of a browser", &[50136, 90007, 90101, 90125, 90126, 165_004, 165_900, 1_000_000, 1_000_002]),
+        ("ID tokens by the implicit grant", &[700_054]),
+        ("on behalf of, and JWT grants", &[90016, 240_002, 7_000_114]),
+        ("LinkedIn", &[52004]),
+        ("regional endpoints", &[100_007]),
+    ];
+    /// Those that people report, and the list lacks.
+    const REPORTED: &[u32] = &[
+        28000, 70021, 70025, 500_014, 700_021, 700_024, 700_211, 700_212, 700_213, 900_021, 900_023, 1_002_012,
+        7_000_229,
+    ];
+
+    #[test]
+    fn every_published_code_has_a_reason_or_belongs_to_something_else() {
+        let elsewhere: Vec<u32> = ELSEWHERE.iter().flat_map(|(_, codes)| *codes).copied().collect();
+        for code in PUBLISHED {
+            assert_eq!(find(*code).is_some(), !elsewhere.contains(code), "AADSTS{code}");
+        }
+        for code in &elsewhere {
+            assert!(PUBLISHED.contains(code), "AADSTS{code} is not in the list");
+        }
+        for code in GROUPS.iter().flat_map(|group| group.codes) {
+            assert_ne!(PUBLISHED.contains(code), REPORTED.contains(code), "AADSTS{code}");
+        }
+    }
+
+    #[test]
+    fn a_code_with_two_meanings_follows_the_oauth_error() {
+        let read = |error: &str| {
+            let body = serde_json::json!({"error": error, "error_codes": [700_023]}).to_string();
+            let response = http::Response::builder().status(400).body(body).unwrap();
+            let mut refusal = read_refusal(&response, Timestamp::UNIX_EPOCH);
+            refine(&mut refusal, &RefusalContext { grant: ClientCredentials, grant_age: None, assertion: true });
+            refusal.reason
+        };
+        assert_eq!(["invalid_scope", "invalid_client"].map(read), [Reason::InvalidScope, Reason::InvalidClient]);
+    }
+
+    #[test]
+    fn who_blocks_a_sign_in_is_named() {
+        for (code, part) in
+            [(530_035, "security defaults"), (500_021, "proxy"), (500_213, "cross-tenant"), (53003, "Conditional")]
+        {
+            for grant in [ClientCredentials, RefreshToken] {
+                let advice = understood(code, grant).advice.unwrap();
+                assert!(advice.contains(part), "{code}: {advice}");
+            }
+        }
     }
 
     #[test]
