@@ -3,6 +3,7 @@
 use std::{fmt, ops::RangeInclusive, sync::Arc};
 
 use aws_lc_rs::{
+    digest::{SHA1_FOR_LEGACY_USE_ONLY, digest},
     rand::SystemRandom,
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
 };
@@ -87,10 +88,19 @@ pub struct SigningKey {
     signer: Arc<dyn JwsSigner>,
     algorithm: &'static str,
     key_id: Option<String>,
-    thumbprint: Option<String>,
+    thumbprints: Option<Thumbprints>,
     expires_at: Option<Timestamp>,
     /// The `aud` of what it signs; `None`: the token endpoint.
     audience: Option<String>,
+}
+
+/// What a certificate is known by to the server that has it.
+#[derive(Clone)]
+struct Thumbprints {
+    /// `x5t#S256` (RFC 7515 section 4.1.8).
+    sha256: String,
+    /// `x5t` (RFC 7515 section 4.1.7). It names the certificate and proves nothing.
+    sha1: String,
 }
 
 impl fmt::Debug for SigningKey {
@@ -142,10 +152,10 @@ impl SigningKey {
         }
         let signer = signer(&der, algorithm).map_err(of_key)?;
         let mut this =
-            Self { signer, algorithm: name(algorithm), key_id, thumbprint: None, expires_at: None, audience: None };
+            Self { signer, algorithm: name(algorithm), key_id, thumbprints: None, expires_at: None, audience: None };
         if let Some(pem) = certificate {
-            (this.thumbprint, this.expires_at) =
-                read_certificate(pem, &der).map_err(|flaw| (flaw, Part::Certificate))?;
+            let (thumbprints, expires_at) = read_certificate(pem, &der).map_err(|flaw| (flaw, Part::Certificate))?;
+            (this.thumbprints, this.expires_at) = (Some(thumbprints), expires_at);
         }
         Ok(this)
     }
@@ -177,7 +187,11 @@ impl SigningKey {
     /// RFC 7515 section 7.1.
     fn jwt(&self, claims: &Value) -> Result<SecretString, SigningError> {
         let mut header = json!({"alg": self.algorithm, "typ": "JWT"});
-        for (member, value) in [("kid", &self.key_id), ("x5t#S256", &self.thumbprint)] {
+        let thumbprints = self.thumbprints.as_ref();
+        // AD FS knows RS256 and x5t alone. The newer algorithms came with x5t#S256.
+        let sha1 = thumbprints.filter(|_| self.algorithm == name(SigningAlgorithm::RS256)).map(|of| &of.sha1);
+        let sha256 = thumbprints.map(|of| &of.sha256);
+        for (member, value) in [("kid", self.key_id.as_ref()), ("x5t#S256", sha256), ("x5t", sha1)] {
             if let Some(value) = value {
                 header[member] = json!(value);
             }
@@ -333,8 +347,8 @@ fn signer(key: &PrivateKeyDer<'_>, algorithm: SigningAlgorithm) -> Result<Arc<dy
     Ok(Arc::new(signing.choose_scheme(&[scheme]).ok_or_else(wrong_kind)?))
 }
 
-/// The certificate's thumbprint (RFC 7515 section 4.1.8) and its end.
-fn read_certificate(pem: &[u8], key: &PrivateKeyDer<'_>) -> Result<(Option<String>, Option<Timestamp>), KeyFlaw> {
+/// The certificate's thumbprints and its end.
+fn read_certificate(pem: &[u8], key: &PrivateKeyDer<'_>) -> Result<(Thumbprints, Option<Timestamp>), KeyFlaw> {
     if pem.len() > PEM_MAX {
         return Err(KeyFlaw::TooLarge);
     }
@@ -342,10 +356,13 @@ fn read_certificate(pem: &[u8], key: &PrivateKeyDer<'_>) -> Result<(Option<Strin
     let der = CertificateDer::from_pem_slice(pem).map_err(|_| none())?;
     let (_, certificate) = X509Certificate::from_der(&der).map_err(|_| none())?;
     let expires_at = Timestamp::from_second(certificate.validity().not_after.timestamp()).ok();
-    let thumbprint = BASE64_URL_SAFE_NO_PAD.encode(Sha256::digest(&der));
+    let thumbprints = Thumbprints {
+        sha256: BASE64_URL_SAFE_NO_PAD.encode(Sha256::digest(&der)),
+        sha1: BASE64_URL_SAFE_NO_PAD.encode(digest(&SHA1_FOR_LEGACY_USE_ONLY, &der)),
+    };
     let signing = any_supported_type(key).map_err(|_| KeyFlaw::WrongKind(key_form::kind(key)))?;
     CertifiedKey::new(vec![der.clone()], signing).keys_match().map_err(|_| KeyFlaw::Mismatch)?;
-    Ok((Some(thumbprint), expires_at))
+    Ok((thumbprints, expires_at))
 }
 
 #[cfg(test)]
@@ -420,8 +437,23 @@ mod tests {
         let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
         let jwt = key.client_assertion("app", params()).unwrap();
         let thumbprint = BASE64_URL_SAFE_NO_PAD.encode(Sha256::digest(&der));
-        assert_eq!(part(jwt.expose_secret(), 0)["x5t#S256"], json!(thumbprint));
+        let header = part(jwt.expose_secret(), 0);
+        assert_eq!((&header["x5t#S256"], header.get("x5t")), (&json!(thumbprint), None));
         assert_eq!(key.expires_at().unwrap().to_string(), "4096-01-01T00:00:00Z");
+    }
+
+    #[test]
+    fn rs256_names_the_certificate_by_sha_1_too() {
+        let pair = pair(SigningAlgorithm::RS256);
+        let pem = certificate(&pair);
+        let key = pair.serialize_pem();
+        for (algorithm, both) in [(SigningAlgorithm::RS256, true), (SigningAlgorithm::PS256, false)] {
+            let key = SigningKey::read(key.as_bytes(), Some(pem.as_bytes()), algorithm, None).unwrap();
+            let header = part(key.client_assertion("app", occasion()).unwrap().expose_secret(), 0);
+            // 20 and 32 bytes in base64url.
+            assert_eq!(header["x5t"].as_str().map(str::len), both.then_some(27), "{header}");
+            assert_eq!(header["x5t#S256"].as_str().map(str::len), Some(43), "{header}");
+        }
     }
 
     #[test]

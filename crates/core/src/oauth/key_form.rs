@@ -69,7 +69,7 @@ pub enum Form {
 impl fmt::Display for Form {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
-            Self::Jwk => "a JSON Web Key (JWK), where PEM is needed",
+            Self::Jwk => "a JSON Web Key (JWK), where PEM is needed: export the key in PEM (PKCS#8) where it was made",
             Self::JwkSet => "a set of JSON Web Keys (JWKS), where one key in PEM is needed",
             Self::KeyFile => "the key file of a Google service account: refer to it as serviceAccountKey",
             Self::Json => "JSON, where PEM is needed",
