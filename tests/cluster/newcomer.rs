@@ -1,6 +1,6 @@
 //! The failures that a newcomer meets first. Each message holds the command that mends it: it is run as it stands.
 
-use std::time::Duration;
+use std::{fs, path::Path, time::Duration};
 
 use mail_token_broker::api::{MailCredential, MailProvider};
 use mailtoken_testkit::{
@@ -8,8 +8,10 @@ use mailtoken_testkit::{
     idp,
     mend::{ca_file, mend, quoted},
     proxy::Proxy,
+    table::accepted,
     *,
 };
+use serde::Deserialize as _;
 use serde_json::{Value, json};
 
 async fn message(ns: &Namespace, kind: &str, reason: &str) -> String {
@@ -300,4 +302,47 @@ async fn a_provider_of_another_name() {
 
     ready(&ns).await;
     assert_eq!(idp.requests_at(idp::TOKEN).len(), 1);
+}
+
+/// The objects of the broker's kinds in the documentation, with where they stand.
+fn examples() -> Vec<(String, Manifest)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folders = ["", "docs", "docs/providers", "charts/mail-token-broker", "tools"];
+    let entries = folders.iter().flat_map(|folder| fs::read_dir(root.join(folder)).unwrap());
+    let mut examples = vec![];
+    for path in entries.map(|entry| entry.unwrap().path()) {
+        let blocks: Vec<String> = match path.extension().and_then(|extension| extension.to_str()) {
+            Some("yaml") => vec![fs::read_to_string(&path).unwrap()],
+            // Every second part stands between two fences; its first line is the language.
+            Some("md") => {
+                let text = fs::read_to_string(&path).unwrap();
+                let blocks = text.split("\n```").skip(1).step_by(2);
+                let heredoc = |block: &str| block.split("<<'EOF'\n").nth(1)?.split("\nEOF").next().map(str::to_owned);
+                blocks
+                    .filter_map(|block| block.strip_prefix("yaml\n").map(str::to_owned).or_else(|| heredoc(block)))
+                    .collect()
+            }
+            _ => vec![],
+        };
+        for document in blocks.iter().flat_map(|block| serde_yaml::Deserializer::from_str(block)) {
+            let Ok(value) = Value::deserialize(document) else { continue };
+            if value["apiVersion"].as_str().is_some_and(|version| version.starts_with("mailtoken.dev/")) {
+                let case = format!("{}: {} {}", path.display(), value["kind"], value["metadata"]["name"]);
+                let manifest = Manifest(value).without("metadata.namespace");
+                let name = format!("example-{}", examples.len());
+                examples.push((case, manifest.set("metadata.name", name)));
+            }
+        }
+    }
+    examples
+}
+
+#[tokio::test]
+async fn every_example_of_the_documentation() {
+    let examples = examples();
+    for kind in ["MailProvider", "MailCredential", "ClusterMailProvider"] {
+        assert!(examples.iter().any(|(_, manifest)| manifest.0["kind"] == kind), "{kind}");
+    }
+    assert!(examples.len() >= 30, "only {} objects found", examples.len());
+    accepted(examples.iter().map(|(case, manifest)| (case.as_str(), manifest.clone()))).await;
 }
