@@ -20,6 +20,10 @@ use crate::{
     policy::commands,
 };
 
+/// What a person who looks at the terminal meanwhile may want to know.
+const WAITING: &str = "waiting for the browser to come back, for 5 minutes at most. If your browser is on another machine, \
+                       press Ctrl-C and run the command again with `--paste`";
+
 /// An authorization request.
 struct Authorization {
     /// What the person opens.
@@ -83,6 +87,7 @@ async fn sign_in_at(
         // Once the listener answers.
         let invited = async {
             invite(attempt, "with a browser on this machine", &authorization, (!settings.no_browser).then_some(&page));
+            tell(WAITING);
             std::future::pending().await
         };
         tokio::select! { biased; visit = visit => visit, never = invited => never }

@@ -70,6 +70,8 @@ fn invite(attempt: &Attempt<'_>, authorization: &DeviceAuthorization) {
     if let Some(complete) = verification_uri_complete {
         tell(&format!("or open {complete}"));
     }
+    let minutes = authorization.expires_at.duration_since(attempt.clock.now()).as_secs().div_euclid(60).max(1);
+    tell(&format!("waiting for the sign-in; the code expires in {minutes} min"));
 }
 
 /// Asks until there is an answer (RFC 8628 sections 3.4 and 3.5).
