@@ -80,18 +80,19 @@ fn unsupported(spec: &ProviderSpec, grant: GrantType, scopes: &[String]) -> Opti
             if !has(|entry| entry.service_account_key.is_some() || entry.service_account_token.is_some()) =>
         {
             Some(
-                "the grant jwtBearer is signed by a service account: name its key file as serviceAccountKey, or, without a \
-                 key, google.serviceAccount and a serviceAccountToken",
+                "the grant jwtBearer needs a service account that signs: add its key file as serviceAccountKey to \
+                 spec.client.authentication of the provider, or, without a key, set google.serviceAccount and add a \
+                 serviceAccountToken there",
             )
         }
         GrantType::RefreshToken if !entries.is_empty() && !has(|entry| entry.client_secret.is_some()) => Some(
-            "the grant refreshToken is that of an OAuth client, which a service account is not: name the client in \
-             spec.client.id and its clientSecret",
+            "the grant refreshToken needs an OAuth client, and a service account is not one: name the client in \
+             spec.client.id of the provider, and add its clientSecret to spec.client.authentication",
         ),
         _ => None,
     };
     if let Some(missing) = missing {
-        return Some(format!("{missing} in spec.client.authentication of the provider"));
+        return Some(missing.to_owned());
     }
     let audiences = entries.iter().filter_map(|entry| Some(&entry.service_account_token.as_ref()?.audience));
     if let Some(other) = audiences.into_iter().find(|audience| !audience.starts_with(keyless::AUDIENCE_PREFIX)) {
@@ -102,7 +103,7 @@ fn unsupported(spec: &ProviderSpec, grant: GrantType, scopes: &[String]) -> Opti
         ));
     }
     (!scopes.iter().any(|scope| [MAIL, IMAP_ADMIN].contains(&scope.as_str()))).then(|| {
-        format!("Google lets SMTP, IMAP and POP3 in with the scope {MAIL} alone: leave scopes empty, or set just that")
+        format!("Google accepts only the scope {MAIL} for SMTP, IMAP and POP3: leave scopes empty, or set that scope")
     })
 }
 
@@ -149,38 +150,42 @@ fn refine(refusal: &mut Refusal, context: &RefusalContext) {
     refusal.understood(reason, Some(advice));
 }
 
-const NOT_DELEGATED: &str = "A super administrator has to let the service account act for mailboxes: on \
-     https://admin.google.com/ac/owl/domainwidedelegation add the number `client_id` of the key file (not its address) as \
-     Client ID, with the scope https://mail.google.com/ (or those in spec.scopes, to the letter). It may take some minutes, and a day at \
-     the most";
-const JWT_REFUSED: &str = "Google does not accept the JWT for {mailbox}. That has to be a mailbox of the Workspace, not an \
-     alias or a group, and not suspended (https://admin.google.com/ac/users); the service account and its key have to be \
-     there still, and enabled (https://console.cloud.google.com/iam-admin/serviceaccounts): a new key file is put in \
-     place with `{put_file}`";
-const SESSION_CONTROL: &str = "The session control of the Workspace wants the person to sign in again and again: mark the \
-     app as trusted, so that it is exempt, on https://admin.google.com/ac/security/reauth/admin-tools, then sign in with \
-     `{sign_in}`";
-const IN_TESTING: &str = "The sign-in was seven days ago, which is how long it lasts for an app in Testing. Publish the app, \
-     or make it Internal, on https://console.cloud.google.com/auth/audience, then sign in with `{sign_in}`; a service \
-     account with jwtBearer needs no sign-in at all";
-const TOKEN_ENDED: &str = "The refresh token has ended: the person or an administrator revoked it, the password changed, it \
-     was not used for six months, or the account has more than 100 sign-ins with this client, of which the oldest end. \
-     Sign in again with `{sign_in}`";
-const BLOCKED_BY_ADMIN: &str = "A policy of the Workspace blocks the app: an administrator has to trust it, by its Client \
-     ID {client}, on https://admin.google.com/ac/owl/list?tab=configuredApps";
-const WRONG_SCOPE: &str = "Google knows no such scope, or none was asked for: leave spec.scopes of the credential and of the \
-     provider empty, which asks for https://mail.google.com/";
-const INTERNAL: &str = "The app is Internal, and the account {mailbox} is not in its organisation: sign in as an account of \
-     it with `{sign_in}`, or make the app External on https://console.cloud.google.com/auth/audience";
-const REDIRECT: &str = "The OAuth client does not allow this way to sign in: it has to be of the type Desktop app, see \
-     https://console.cloud.google.com/auth/clients; then `{sign_in}`";
+const NOT_DELEGATED: &str = "The service account may not act for mailboxes yet. On \
+                             https://admin.google.com/ac/owl/domainwidedelegation a super administrator adds the number \
+                             `client_id` of the key file (not its address) as Client ID, with the scope \
+                             https://mail.google.com/ (or those in spec.scopes, to the letter). The delegation takes \
+                             some minutes, and a day at most";
+const JWT_REFUSED: &str = "Google does not accept the JWT for {mailbox}. The mailbox must be a primary address of the \
+                           Workspace, not an alias or a group, and not suspended (https://admin.google.com/ac/users). \
+                           The service account and its key must exist and be enabled \
+                           (https://console.cloud.google.com/iam-admin/serviceaccounts). `{put_file}` stores a new key \
+                           file";
+const SESSION_CONTROL: &str = "The session control of the Workspace requires the person to sign in again at intervals. \
+                               Mark the app as trusted, which exempts it, on \
+                               https://admin.google.com/ac/security/reauth/admin-tools, then sign in with `{sign_in}`";
+const IN_TESTING: &str = "The sign-in was seven days ago, which is how long it lasts for an app in Testing. Publish the \
+                          app, or make it Internal, on https://console.cloud.google.com/auth/audience, then sign in \
+                          with `{sign_in}`. A service account with jwtBearer needs no sign-in";
+const TOKEN_ENDED: &str = "The refresh token has ended: the person or an administrator revoked it, the password \
+                           changed, it was not used for six months, or the account has more than 100 sign-ins with this \
+                           client, of which the oldest end. Sign in again with `{sign_in}`";
+const BLOCKED_BY_ADMIN: &str = "A policy of the Workspace blocks the app. An administrator trusts it, by its Client ID \
+                                {client}, on https://admin.google.com/ac/owl/list?tab=configuredApps";
+const WRONG_SCOPE: &str = "Google does not know the scope, or none was asked for. Leave spec.scopes of the credential \
+                           and of the provider empty, which asks for https://mail.google.com/";
+const INTERNAL: &str = "The app is Internal, and the account {mailbox} is not in its organisation. Sign in as an \
+                        account of the organisation with `{sign_in}`, or make the app External on \
+                        https://console.cloud.google.com/auth/audience";
+const REDIRECT: &str = "The OAuth client does not allow this way to sign in. It must be of the type Desktop app, see \
+                        https://console.cloud.google.com/auth/clients; then run `{sign_in}`";
 const FOREIGN_ACCOUNT: &str = "The Google Cloud project of the service account is limited to the accounts of its own \
-     organisation: use a service account of a project in the organisation of {mailbox}";
-const KEY_DISABLED: &str = "The service account, or the key that signs, is disabled or deleted: enable it on \
-     https://console.cloud.google.com/iam-admin/serviceaccounts, or put a new key file in place with `{put_file}`";
-const CLIENT_GONE: &str = "The OAuth client was deleted or disabled: see \
-     https://console.cloud.google.com/auth/clients, and name another with `{merge} \
-     '{\"spec\":{\"client\":{\"id\":\"<client id>\"}}}'`";
+                               organisation. Use a service account of a project in the organisation of {mailbox}";
+const KEY_DISABLED: &str = "The service account, or the key that signs, is disabled or deleted. Enable it on \
+                            https://console.cloud.google.com/iam-admin/serviceaccounts, or store a new key file with \
+                            `{put_file}`";
+const CLIENT_GONE: &str = "The OAuth client was deleted or disabled. See https://console.cloud.google.com/auth/clients, \
+                           where a deleted client can be restored for 30 days, or name another with `{merge} \
+                           '{\"spec\":{\"client\":{\"id\":\"<client id>\"}}}'`";
 
 #[cfg(test)]
 mod tests {

@@ -255,13 +255,15 @@ const MAY_NOT_SIGN: &str = "The ServiceAccount (subject {subject}) may not sign 
 const NO_ACCOUNT: &str = "The Google service account {client} does not exist or is disabled: see `gcloud iam \
      service-accounts describe {client}`, and enable it with `gcloud iam service-accounts enable {client}`, or correct \
      google.serviceAccount with `{merge} '{\"spec\":{\"google\":{\"serviceAccount\":\"<address>\"}}}'`";
-const NOT_DELEGATED: &str = "Domain-wide delegation is missing: a super administrator has to let the service account act for \
-     mailboxes. On https://admin.google.com/ac/owl/domainwidedelegation add the number that `gcloud iam service-accounts \
-     describe {client} --format='value(uniqueId)'` shows as Client ID, with the scope https://mail.google.com/ (or those in \
-     spec.scopes, to the letter). It may take some minutes, and a day at the most";
-const JWT_REFUSED: &str = "Google does not accept the JWT for {mailbox}. That has to be a mailbox of the Workspace, not an \
-     alias or a group, and not suspended (https://admin.google.com/ac/users); the service account has to be there still, \
-     and enabled: `gcloud iam service-accounts describe {client}`";
+const NOT_DELEGATED: &str = "Domain-wide delegation is missing. On https://admin.google.com/ac/owl/domainwidedelegation \
+                             a super administrator adds the number that `gcloud iam service-accounts describe {client} \
+                             --format='value(uniqueId)'` shows as Client ID, with the scope https://mail.google.com/ \
+                             (or those in spec.scopes, to the letter). The delegation takes some minutes, and a day at \
+                             most";
+const JWT_REFUSED: &str = "Google does not accept the JWT for {mailbox}. The mailbox must be a primary address of the \
+                           Workspace, not an alias or a group, and not suspended (https://admin.google.com/ac/users). \
+                           The service account must exist and be enabled: `gcloud iam service-accounts describe \
+                           {client}`";
 
 #[cfg(test)]
 mod tests {

@@ -81,20 +81,24 @@ fn refine(refusal: &mut Refusal, context: &RefusalContext) {
     refusal.understood(reason, (!advice.is_empty()).then_some(advice));
 }
 
-const TOKEN_ENDED: &str = "The refresh token has ended: the person changed the password or revoked the access, or another \
-     program used the token, which Yahoo replaces at each use. Sign in again with `{sign_in}`";
+const TOKEN_ENDED: &str = "The refresh token has ended: the person changed the password or revoked the access, or \
+                           another program used the token, which Yahoo replaces at each use. Sign in again with \
+                           `{sign_in}`";
 const NOT_AUTHORIZED: &str =
-    "{mailbox} has not allowed the app, or has taken that back: sign in with `{sign_in}` and accept";
-const UNDERAGE: &str = "The account {mailbox} is that of a minor, who may not let an app in: use another account";
-const SECRET: &str = "The client secret is not right: put the Client Secret of the app, from \
-     https://developer.yahoo.com/apps/, in place with `{put}`";
-const CLIENT: &str = "Yahoo does not know the client, or has disabled it: name the Client ID (Consumer Key) of an app on \
-     https://developer.yahoo.com/apps/ with `{merge} '{\"spec\":{\"client\":{\"id\":\"<client id>\"}}}'`";
-const SCOPE: &str = "The app may not ask for mail: Yahoo grants the scope mail-w on request, see \
-     https://senders.yahooinc.com/developer/developer-access/";
-const REDIRECT: &str = "The app is registered with another redirect URI: see it on https://developer.yahoo.com/apps/";
-const REQUEST: &str = "Yahoo does not understand the request: see that spec.client.parameters and spec.scopes hold nothing \
-     foreign with `{get} -o jsonpath='{.spec}'`; if they do not, report this code to the maintainers of the broker";
+    "{mailbox} has not allowed the app, or has revoked that. Sign in with `{sign_in}` and accept";
+const UNDERAGE: &str = "The account {mailbox} belongs to a minor, who must not allow an app. Use another account";
+const SECRET: &str = "The client secret is wrong. Store the Client Secret of the app, from \
+                      https://developer.yahoo.com/apps/, with `{put}`";
+const CLIENT: &str = "Yahoo does not know the client, or has disabled it. Name the Client ID (Consumer Key) of an app \
+                      on https://developer.yahoo.com/apps/ with `{merge} '{\"spec\":{\"client\":{\"id\":\"<client \
+                      id>\"}}}'`";
+const SCOPE: &str = "The app may not ask for mail. Yahoo grants the scope mail-w on request, see \
+                     https://senders.yahooinc.com/developer/developer-access/";
+const REDIRECT: &str = "The app is registered with another redirect URI: see it on https://developer.yahoo.com/apps/, \
+                        and name it with `--redirect-uri`";
+const REQUEST: &str = "Yahoo does not understand the request. Check that spec.client.parameters and spec.scopes contain \
+                       nothing foreign with `{get} -o jsonpath='{.spec}'`. If they do not, report this code to the \
+                       maintainers of the broker";
 
 #[cfg(test)]
 mod tests {

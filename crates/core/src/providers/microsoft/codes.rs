@@ -72,187 +72,190 @@ const GROUPS: &[Group] = &[
     group(
         &[70002, 7000215],
         Reason::InvalidClient,
-        "The client secret is not right: put its Value (Entra shows it once, beside the Secret ID, which is a GUID) in \
-         place with `{put}`; `az ad app credential reset --id {client} --append` makes a new one. One that was made just \
-         now takes some minutes to work",
+        "The client secret is wrong. Store its Value (Entra shows the Value once, beside the Secret ID, which is a \
+         GUID) with `{put}`, or create a new secret with `az ad app credential reset --id {client} --append`. A new \
+         secret takes some minutes to work",
     ),
     group(
         &[7000222],
         Reason::ClientSecretExpired,
-        "The client secret has ended: put a new one in place with `{put}`; `az ad app credential reset --id {client} \
-         --append` makes one",
+        "The client secret has expired. Create a new one with `az ad app credential reset --id {client} --append`, then \
+         store it with `{put}`",
     ),
     group(
         &[50003, 50006, 50012, 50013, 50027, 50048, 50120, 700021, 700023, 700027, 700030, 900384],
         Reason::InvalidClient,
-        "Entra does not accept what the client's key has signed: let it know the certificate with `az ad app credential \
-         reset --id {client} --append --cert @tls.crt`, where tls.crt is the one in \
-         spec.client.authentication[].privateKeyJWT.certificateRef; one that was added just now takes some minutes",
+        "Entra does not accept the signature of the client's key. Register the certificate with `az ad app credential \
+         reset --id {client} --append --cert @tls.crt`, where tls.crt is the certificate in \
+         spec.client.authentication[].privateKeyJWT.certificateRef. A new certificate takes some minutes to work",
     ),
     group(&[500133, 700024], Reason::ClockSkew, ""),
     // Reported by many, and not in the list.
     group(
         &[7000229],
         Reason::InvalidClient,
-        "The client secret is right, but the application has no service principal in this tenant: make one with `az ad sp \
-         create --id {client}`, then consent with `az ad app permission admin-consent --id {client}`",
+        "The client secret is right, but the application has no service principal in this tenant. Create one with `az \
+         ad sp create --id {client}`, then consent with `az ad app permission admin-consent --id {client}`",
     ),
     group(
         &[700011, 700016],
         Reason::InvalidClient,
-        "The tenant does not know spec.client.id: set it to the Application (client) ID with `{merge} \
-         '{\"spec\":{\"client\":{\"id\":\"<application id>\"}}}'`; if it is right, spec.microsoft.tenantID is not the \
-         tenant that the app is registered in. An app that was registered just now takes some minutes to be known",
+        "The tenant does not know spec.client.id. Set it to the Application (client) ID with `{merge} \
+         '{\"spec\":{\"client\":{\"id\":\"<application id>\"}}}'`. If the id is right, spec.microsoft.tenantID is not \
+         the tenant in which the application is registered. A new registration takes some minutes to be known",
     ),
     group(
         // The list lacks 900021 and 900023: a tenant that is neither an id nor a domain.
         &[50049, 50059, 50107, 50128, 50169, 90002, 90019, 900021, 900023],
         Reason::RequestRefused,
-        "There is no such tenant: name the right one with `{merge} \
-         '{\"spec\":{\"microsoft\":{\"tenantID\":\"<tenant id or domain>\"}}}'`",
+        "There is no such tenant. Set the right one with `{merge} '{\"spec\":{\"microsoft\":{\"tenantID\":\"<tenant id \
+         or domain>\"}}}'`",
     ),
     group(
         &[90038, 90043, 90051, 900382, 900432, 1000104],
         Reason::InvalidClient,
-        "The tenant is in another of Microsoft's clouds (USGov, USGovDoD or China): name it with `{merge} \
+        "The tenant is in another of Microsoft's clouds (USGov, USGovDoD or China). Set the cloud with `{merge} \
          '{\"spec\":{\"microsoft\":{\"cloud\":\"<cloud>\"}}}'`",
     ),
     group(
         &[70001, 7000112, 1000031],
         Reason::InvalidClient,
-        "The application is disabled in this tenant: enable it with `az ad sp update --id {client} --set \
+        "The application is disabled in this tenant. Enable it with `az ad sp update --id {client} --set \
          accountEnabled=true`",
     ),
     group(
         &[700025],
         Reason::InvalidClient,
-        "The application is registered as a public client: empty the list with `{merge} \
+        "The application is registered as a public client, which must not authenticate. Empty the list with `{merge} \
          '{\"spec\":{\"client\":{\"authentication\":[]}}}'`, or change the registration",
     ),
     Group {
         codes: &[7000218],
         reason: Reason::InvalidClient,
-        mend: "The application has to prove itself: name a client secret, a key or a ServiceAccount in \
+        mend: "The application must authenticate. Add a client secret, a key or a ServiceAccount to \
                spec.client.authentication of the provider",
         delegated: Some(
-            "The application has to prove itself, or be registered as a public client with `az ad app update --id \
-             {client} --is-fallback-public-client true`; else name its secret in spec.client.authentication of the provider",
+            "The application must authenticate, or be registered as a public client with `az ad app update --id \
+             {client} --is-fallback-public-client true`. To authenticate, add its secret to spec.client.authentication \
+             of the provider",
         ),
     },
     group(
         &[70021, 70025, 700211, 700212, 700213, 700229],
         Reason::FederationMismatch,
-        "The application trusts no token with just this issuer, subject and audience: {issuer}, {subject}, {audience}. \
-         Let it with `{trust}`; upper and lower case count. What was changed just now takes some minutes to be known",
+        "No federated credential of the application has exactly this issuer, subject and audience: {issuer}, {subject}, \
+         {audience} (letter case counts). Create one with `{trust}`. A change takes some minutes to be known",
     ),
     group(&[28000, 28002, 28003, 70011, 700022, 1002012], Reason::InvalidScope, ""),
     group(
         &[901002],
         Reason::InvalidScope,
-        "The v2.0 endpoint is asked by scopes: take `resource` out of spec.client.parameters with `{merge} \
+        "The v2.0 endpoint takes scopes and no resource. Remove `resource` from spec.client.parameters with `{merge} \
          '{\"spec\":{\"client\":{\"parameters\":{\"resource\":null}}}}'`",
     ),
     group(
         // The list lacks 500014: the service principal is disabled, most often since a subscription has lapsed.
         &[50001, 500011, 500014, 650052, 650054],
         Reason::InvalidScope,
-        "The tenant has no service principal for Exchange Online: check spec.microsoft.cloud of the provider, and that \
+        "The tenant has no service principal for Exchange Online. Check spec.microsoft.cloud of the provider, and that \
          the tenant has an Exchange licence",
     ),
     Group {
         codes: &[65001, 65005, 90008, 90009, 90093, 90094, 90095, 90099, 650056, 650057],
         reason: Reason::ConsentRequired,
         mend: "Add the application permission SMTP.SendAsApp (IMAP.AccessAsApp, POP.AccessAsApp) of Office 365 Exchange \
-               Online to the app, then `az ad app permission admin-consent --id {client}`; what was consented to just now \
+               Online to the application, then run `az ad app permission admin-consent --id {client}`. A new consent \
                takes some minutes to count",
         delegated: Some(
-            "Nobody has consented that the app may use this mailbox: sign in with `{sign_in}` and accept, or, where the \
-             tenant leaves that to administrators, `az ad app permission admin-consent --id {client}`",
+            "Neither {mailbox} nor an administrator has consented that the application uses this mailbox. Sign in with \
+             `{sign_in}` and accept. Where the tenant leaves consent to administrators, one of them runs `az ad app \
+             permission admin-consent --id {client}`",
         ),
     },
     group(
         &[65004],
         Reason::ConsentRequired,
-        "The person has declined what the app asks for: sign in again with `{sign_in}` and accept",
+        "The person declined what the application asks for. Sign in again with `{sign_in}` and accept",
     ),
     group(
         &[65002],
         Reason::ConsentRequired,
-        "spec.client.id is an application of Microsoft's own, which may not ask for this: register one of yours with `az ad \
-         app create --display-name mail-token-broker`, and name it with `{merge} \
+        "spec.client.id is an application of Microsoft's own, which must not ask for this. Register your own with `az \
+         ad app create --display-name mail-token-broker`, then set its id with `{merge} \
          '{\"spec\":{\"client\":{\"id\":\"<application id>\"}}}'`",
     ),
     group(
         &[9002341],
         Reason::AuthorizationRequired,
-        "{mailbox} has to permit single sign-on once: sign in again with `{sign_in}` and accept",
+        "{mailbox} must permit single sign-on once. Sign in again with `{sign_in}` and accept",
     ),
     group(
         &[50105],
         Reason::ConsentRequired,
-        "The application is for assigned accounts only, and {mailbox} is not assigned: an administrator assigns it under \
-         Users and groups of the Enterprise application on https://entra.microsoft.com, or lets all in with `az ad sp \
-         update --id {client} --set appRoleAssignmentRequired=false`",
+        "The application is for assigned accounts only, and {mailbox} is not assigned. An administrator assigns it \
+         under Users and groups of the Enterprise application on https://entra.microsoft.com, or admits all accounts \
+         with `az ad sp update --id {client} --set appRoleAssignmentRequired=false`",
     ),
     group(
         &[90027, 90124, 90130, 50194, 9001023, 9002332],
         Reason::RequestRefused,
-        "This works in one tenant only: name it with `{merge} \
+        "This request works in a single tenant only. Name the tenant with `{merge} \
          '{\"spec\":{\"microsoft\":{\"tenantID\":\"<tenant id or domain>\"}}}'`",
     ),
     group(
         &[70008, 700082, 700084],
         Reason::InvalidGrant,
-        "The refresh token has ended: it was not used for 90 days, or (for a single-page application) is older than a \
+        "The refresh token has expired: it was not used for 90 days, or (for a single-page application) is older than a \
          day. Sign in again with `{sign_in}`",
     ),
     group(
         &[40009, 40015, 50085, 50089, 50139, 50173, 54005, 70000, 700005],
         Reason::InvalidGrant,
-        "The refresh token was revoked, or is none of this application: sign-ins end when the password changes, and when \
-         an administrator revokes them. Sign in again with `{sign_in}`",
+        "The refresh token was revoked, or belongs to another application. Sign-ins end when the password changes and \
+         when an administrator revokes them. Sign in again with `{sign_in}`",
     ),
     group(
         &[70043],
         Reason::InvalidGrant,
-        "A Conditional Access policy wants a new sign-in from time to time (its sign-in frequency): exempt {mailbox} or \
-         the app from it, then sign in again with `{sign_in}`",
+        "A Conditional Access policy requires a new sign-in at intervals (its sign-in frequency). Exempt {mailbox} or \
+         the application from it, then sign in again with `{sign_in}`",
     ),
     group(
         &[50055, 50056, 50064, 50125, 50126, 50132, 50133, 50135, 50144],
         Reason::InvalidGrant,
-        "The password of {mailbox} has expired or was changed: sign in again with `{sign_in}`",
+        "The password of {mailbox} has expired or was changed. Sign in again with `{sign_in}`",
     ),
     group(
         &[16000, 16003, 50014, 50020, 50034, 50197, 51004, 90072, 500208],
         Reason::InvalidGrant,
-        "The account that signed in is not in this tenant, or is of another kind: sign in as {mailbox} with `{sign_in}`, or \
-         name the tenant of {mailbox} with `{merge} '{\"spec\":{\"microsoft\":{\"tenantID\":\"<tenant id or domain>\"}}}'`",
+        "The account that signed in is not in this tenant, or is of another kind. Sign in as {mailbox} with \
+         `{sign_in}`, or name the tenant of {mailbox} with `{merge} '{\"spec\":{\"microsoft\":{\"tenantID\":\"<tenant \
+         id or domain>\"}}}'`",
     ),
     group(
         &[50053],
         Reason::InvalidGrant,
-        "The account {mailbox} is locked, or signs in from an address that Entra takes for malicious: an administrator \
-         finds which in the sign-in log of https://entra.microsoft.com, by the correlationID in status.lastError, and unlocks \
-         it; then sign in again with `{sign_in}`",
+        "The account {mailbox} is locked, or signs in from an address that Entra considers malicious. An administrator \
+         finds the cause in the sign-in log of https://entra.microsoft.com, by the correlationID in status.lastError, \
+         and unlocks the account. Then sign in again with `{sign_in}`",
     ),
     group(
         &[50015, 54000],
         Reason::AuthorizationRequired,
-        "The account {mailbox} is that of a minor, for whom a guardian or an administrator has to consent: use the account \
-         of an adult, or correct its age group on https://entra.microsoft.com",
+        "The account {mailbox} belongs to a minor, for whom a guardian or an administrator must consent. Use the \
+         account of an adult, or correct its age group on https://entra.microsoft.com",
     ),
     group(
         &[50057],
         Reason::InvalidGrant,
-        "The account {mailbox} is disabled: enable it with `az ad user update --id {mailbox} --account-enabled true`",
+        "The account {mailbox} is disabled. Enable it with `az ad user update --id {mailbox} --account-enabled true`",
     ),
     Group {
         codes: &[50058, 50072, 50074, 50076, 50078, 50079, 50158, 50161, 53004, 53010, 700020],
         reason: Reason::AuthorizationRequired,
         mend: "",
         delegated: Some(
-            "{mailbox} has to give a second factor: sign in again with `{sign_in}`, or exempt this account from it in the \
+            "{mailbox} must give a second factor. Sign in again with `{sign_in}`, or exempt this account in the \
              tenant's Conditional Access policies",
         ),
     },
@@ -262,66 +265,68 @@ const GROUPS: &[Group] = &[
             530034,
         ],
         reason: Reason::AuthorizationRequired,
-        mend: "A Conditional Access policy for workload identities blocks the application: an administrator finds which in \
-               the sign-in log of https://entra.microsoft.com, by the correlationID in status.lastError, and exempts it",
+        mend: "A Conditional Access policy for workload identities blocks the application. An administrator finds the \
+               policy in the sign-in log of https://entra.microsoft.com, by the correlationID in status.lastError, and \
+               exempts the application",
         delegated: Some(
-            "A Conditional Access policy blocks the sign-in of {mailbox}: an administrator finds which in the sign-in log \
-             of https://entra.microsoft.com, by the correlationID in status.lastError, and exempts it; then sign in again \
-             with `{sign_in}`",
+            "A Conditional Access policy blocks the sign-in of {mailbox}. An administrator finds the policy in the \
+             sign-in log of https://entra.microsoft.com, by the correlationID in status.lastError, and exempts the \
+             account. Then sign in again with `{sign_in}`",
         ),
     },
     Group {
         codes: &[530035],
         reason: Reason::AuthorizationRequired,
-        mend: "The security defaults of the tenant block the application: an administrator replaces them by Conditional Access \
-               policies (Entra ID, Overview, Properties, Manage security defaults on https://entra.microsoft.com)",
+        mend: "The security defaults of the tenant block the application. An administrator replaces them by Conditional \
+               Access policies (Entra ID, Overview, Properties, Manage security defaults on \
+               https://entra.microsoft.com)",
         delegated: Some(
-            "The security defaults of the tenant block the sign-in of {mailbox}: an administrator replaces them by \
+            "The security defaults of the tenant block the sign-in of {mailbox}. An administrator replaces them by \
              Conditional Access policies (Entra ID, Overview, Properties, Manage security defaults on \
-             https://entra.microsoft.com), then sign in again with `{sign_in}`",
+             https://entra.microsoft.com). Then sign in again with `{sign_in}`",
         ),
     },
     group(
         &[50002, 500021, 500022],
         Reason::AuthorizationRequired,
         "A proxy between the broker and Entra restricts which tenants may be used (it adds the header \
-         Restrict-Access-To-Tenants): have its administrator add the tenant of spec.microsoft.tenantID, or let the broker's \
-         requests to Entra pass without it",
+         Restrict-Access-To-Tenants). Its administrator adds the tenant of spec.microsoft.tenantID, or exempts the \
+         broker's requests",
     ),
     group(
         &[500212, 500213],
         Reason::AuthorizationRequired,
-        "The cross-tenant access settings of one of the two tenants forbid it: use an account of the tenant in \
+        "The cross-tenant access settings of one of the two tenants forbid the sign-in. Use an account of the tenant in \
          spec.microsoft.tenantID, or have an administrator allow the access (External Identities on \
          https://entra.microsoft.com)",
     ),
     group(
         &[16001, 16002, 50140, 50143, 50168, 50180, 50199, 51006, 90123, 160021],
         Reason::AuthorizationRequired,
-        "Entra wants {mailbox} to answer another page of the sign-in: sign in again with `{sign_in}`",
+        "Entra requires {mailbox} to answer another page of the sign-in. Sign in again with `{sign_in}`",
     ),
     group(
         &[50042, 50043, 50124, 50170],
         Reason::RequestRefused,
-        "The tenant's own settings for the application or its claims are not valid: an administrator finds the cause in the \
-         sign-in log of https://entra.microsoft.com, by the correlationID in status.lastError",
+        "The tenant's own settings for the application or its claims are not valid. An administrator finds the cause in \
+         the sign-in log of https://entra.microsoft.com, by the correlationID in status.lastError",
     ),
     group(&[70016], Reason::AuthorizationRequired, ""),
     group(
         &[50134, 70018, 70019, 90119, 90120],
         Reason::AuthorizationRequired,
-        "The code for the sign-in has ended or was used before: get another with `{sign_in}`",
+        "The code for the sign-in has expired or was used before. Get a new one with `{sign_in}`",
     ),
     group(
         &[50011, 70004, 900971],
         Reason::RequestRefused,
-        "The application does not know the address that the browser comes back to: register it with `az ad app update --id \
-         {client} --public-client-redirect-uris http://localhost`, then `{sign_in}`",
+        "The application does not know the redirect URI of the sign-in. Register it with `az ad app update --id \
+         {client} --public-client-redirect-uris http://localhost`, then run `{sign_in}`",
     ),
     group(
         &[50146, 501461],
         Reason::RequestRefused,
-        "The application maps claims, for which it needs a signing key of its own: set acceptMappedClaims to true in its \
+        "The application maps claims, which needs a signing key of its own. Set acceptMappedClaims to true in its \
          manifest on https://entra.microsoft.com, or use an application without claims mapping",
     ),
     group(
@@ -330,8 +335,8 @@ const GROUPS: &[Group] = &[
             90100, 90102, 90117, 90121, 900144, 900561, 501481, 501491, 9002313,
         ],
         Reason::RequestRefused,
-        "Entra does not understand the request: see that spec.client.parameters and spec.scopes hold nothing foreign with \
-         `{get} -o jsonpath='{.spec}'`; if they do not, report this code to the maintainers of the broker",
+        "Entra does not understand the request. Check that spec.client.parameters and spec.scopes contain nothing \
+         foreign with `{get} -o jsonpath='{.spec}'`. If they do not, report this code to the maintainers of the broker",
     ),
 ];
 
