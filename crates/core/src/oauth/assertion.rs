@@ -261,6 +261,11 @@ pub enum KeyFileFlaw {
     /// More than 32 KiB.
     #[error("is larger than any key file: more than 32 KiB")]
     TooLarge,
+    /// Text as an editor saved it, with what makes it no plain UTF-8.
+    #[error(
+        "was saved by an editor with {0}: download the key file again, or save it as UTF-8 without a byte order mark"
+    )]
+    Encoding(&'static str),
     /// No JSON, or without what is needed.
     #[error("is no key file of a service account: it must be the JSON file as downloaded")]
     NotAKeyFile,
@@ -296,6 +301,11 @@ impl ServiceAccountKey {
         }
         if json.len() > PEM_MAX {
             return Err(KeyFileFlaw::TooLarge);
+        }
+        match json {
+            [0xef, 0xbb, 0xbf, ..] => return Err(KeyFileFlaw::Encoding("a byte order mark")),
+            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => return Err(KeyFileFlaw::Encoding("UTF-16")),
+            _ => {}
         }
         let file: File = serde_json::from_slice(json).map_err(|_| KeyFileFlaw::NotAKeyFile)?;
         if file.kind.as_deref() != Some("service_account") {
@@ -560,5 +570,7 @@ mod tests {
         assert_eq!(read(&twice), KeyFileFlaw::Key(KeyFlaw::Holds(Form::EscapedLineBreaks)));
         assert_eq!(read(&"x".repeat(PEM_MAX)), KeyFileFlaw::NotAKeyFile);
         assert_eq!(read(&"x".repeat(900_000)), KeyFileFlaw::TooLarge);
+        assert_eq!(read("\u{feff}{}"), KeyFileFlaw::Encoding("a byte order mark"));
+        assert_eq!(ServiceAccountKey::read(&[0xff, 0xfe, 0x7b, 0]).unwrap_err(), KeyFileFlaw::Encoding("UTF-16"));
     }
 }
