@@ -497,6 +497,23 @@ fn every_threat_names_a_test() {
 }
 
 #[test]
+fn every_provider_page_begins_with_what_was_tested_and_ends_with_a_login_test() {
+    let of_provider = |page: &Page| page.path.starts_with("docs/providers");
+    let pages: Vec<_> = pages().into_iter().filter(of_provider).collect();
+    assert!(pages.len() >= 7, "{} pages", pages.len());
+    for page in pages {
+        let shown = page.path.display();
+        let first = page.text.lines().skip(1).find(|line| !line.is_empty()).unwrap();
+        assert!(first.starts_with("*Tested:*"), "{shown} begins with {first}");
+        let (_, last) = page.text.rsplit_once("\n## ").unwrap();
+        assert!(last.starts_with("Test the login\n"), "{shown} ends with {last:.40}");
+        // One command for both protocols, with the token by standard input.
+        let command = last.split("```sh\n").nth(1).unwrap();
+        assert!(command.contains("for at in smtp imap") && command.contains("curl --config -"), "{shown}");
+    }
+}
+
+#[test]
 fn links_lead_somewhere() {
     let pages = pages();
     let mut checked = 0;
