@@ -1,4 +1,4 @@
-//! JWTs by which a client proves who it is (RFC 7523 section 2.2), and the keys that sign them.
+//! JWTs for client authentication (RFC 7523 section 2.2), and the keys that sign them.
 
 use std::{fmt, ops::RangeInclusive, sync::Arc};
 
@@ -30,41 +30,41 @@ use super::{
 };
 use crate::api::authentication::SigningAlgorithm;
 
-/// PEM beyond this is refused before it is parsed (CVE-2024-12401: parsing 856 kB took cert-manager 750 ms). The largest
-/// key that is accepted, RSA with 4,096 bits, has 3.3 kB.
+/// Maximum size of PEM in bytes, checked before parsing (CVE-2024-12401: parsing 856 kB took cert-manager 750 ms). The
+/// largest accepted key, RSA with 4,096 bits, has 3.3 kB.
 const PEM_MAX: usize = 32 * 1024;
-/// Bits of an RSA key. RFC 7518 section 3.3 asks for 2,048 at least. A signature with 4,096 bits takes some 5 ms, one with
-/// 8,192 bits 33 ms.
+/// Accepted bits of an RSA key. RFC 7518 section 3.3 requires at least 2,048. A signature takes about 5 ms with 4,096 bits,
+/// and 33 ms with 8,192 bits.
 const RSA_BITS: RangeInclusive<usize> = 2_048..=4_096;
-/// How long an assertion is valid; Microsoft asks for 5 to 10 minutes at most.
+/// Validity of an assertion. Microsoft requires at most 5 to 10 minutes.
 const LIFETIME: SignedDuration = SignedDuration::from_mins(5);
-/// Assertions say that they were made this long ago, for providers whose clock is behind.
+/// Assertions name a time of issue this far in the past, for providers whose clock is behind.
 const BACKDATED: SignedDuration = SignedDuration::from_secs(30);
 
-/// What is wrong with a key or certificate.
+/// Errors of a key or certificate.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum KeyFlaw {
-    /// More than 32 KiB.
+    /// The content has more than 32 KiB.
     #[error("is larger than any key or certificate: more than 32 KiB")]
     TooLarge,
-    /// No key in it.
+    /// The content has no private key.
     #[error("holds no private key in PEM (PKCS#8, PKCS#1 or SEC 1, without a passphrase)")]
     NoKey,
-    /// Something else than a key or certificate in PEM.
+    /// The content has another form than a key or certificate in PEM.
     #[error("holds {0}")]
     Holds(Form),
-    /// A key that cannot sign with the algorithm; what kind of key it is.
+    /// The key, whose kind is given, cannot sign with the algorithm.
     #[error(
         "holds {0}, which does not fit the algorithm: PS256 and RS256 need RSA, ES256 needs EC P-256, EdDSA needs Ed25519"
     )]
     WrongKind(&'static str),
-    /// An RSA key that is too short or too long; its bits.
+    /// The RSA key is too short or too long; the value is its number of bits.
     #[error("holds an RSA key of {0} bits, and only those of 2048 to 4096 bits are used")]
     RsaBits(usize),
-    /// No certificate in it.
+    /// The content has no certificate.
     #[error("holds no certificate in PEM")]
     NoCertificate,
-    /// The certificate is not that of the key.
+    /// The certificate is not for the key.
     #[error("holds the certificate of another key")]
     Mismatch,
 }
@@ -72,17 +72,17 @@ pub enum KeyFlaw {
 /// The parameters of an assertion that do not belong to the client.
 #[derive(Clone, Copy, Debug)]
 pub struct AssertionParams<'a> {
-    /// Who it is for: the token endpoint (RFC 7523 section 3).
+    /// The audience of the assertion: the token endpoint (RFC 7523 section 3).
     pub audience: &'a str,
-    /// The token endpoint, to whose origin an assertion may be sent.
+    /// The token endpoint. An assertion may only be sent to its origin.
     pub token_url: &'a str,
-    /// Never used twice.
+    /// A unique value, never used twice.
     pub unique: &'a str,
-    /// The present.
+    /// The current time of the request.
     pub now: Timestamp,
 }
 
-/// A private key, ready to sign.
+/// A private key that is ready to sign.
 #[derive(Clone)]
 pub struct SigningKey {
     signer: Arc<dyn JwsSigner>,
@@ -90,7 +90,7 @@ pub struct SigningKey {
     key_id: Option<String>,
     thumbprints: Option<Thumbprints>,
     expires_at: Option<Timestamp>,
-    /// The `aud` of what it signs; `None`: the token endpoint.
+    /// The `aud` of assertions; `None`: the token endpoint.
     audience: Option<String>,
 }
 
@@ -109,19 +109,19 @@ impl fmt::Debug for SigningKey {
     }
 }
 
-/// A signature as a JWS wants it (RFC 7518 section 3).
+/// A signer in the format of a JWS (RFC 7518 section 3).
 trait JwsSigner: Send + Sync {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SigningError>;
 }
 
-/// RSA and Ed25519: the same bytes as in TLS.
+/// RSA and Ed25519 have the same signature bytes as in TLS.
 impl JwsSigner for Box<dyn Signer> {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SigningError> {
         Signer::sign(&**self, message).map_err(|_| SigningError)
     }
 }
 
-/// ECDSA: both numbers at fixed length (RFC 7518 section 3.4), where TLS has ASN.1.
+/// ECDSA has both numbers with fixed length (RFC 7518 section 3.4), where TLS has ASN.1.
 impl JwsSigner for EcdsaKeyPair {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SigningError> {
         let signature = EcdsaKeyPair::sign(self, &SystemRandom::new(), message).map_err(|_| SigningError)?;
@@ -129,16 +129,16 @@ impl JwsSigner for EcdsaKeyPair {
     }
 }
 
-/// A key that was read and still does not sign.
+/// A parsed key failed to sign.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("the private key does not sign")]
 pub struct SigningError;
 
 impl SigningKey {
-    /// Reads a key and, where there is one, its certificate, both in PEM.
+    /// Reads a key and an optional certificate, both in PEM.
     ///
     /// # Errors
-    /// What is wrong, and whether it is wrong with the key or with the certificate.
+    /// The flaw, and whether it is in the key or in the certificate.
     pub fn read(
         key: &[u8],
         certificate: Option<&[u8]>,
@@ -160,8 +160,8 @@ impl SigningKey {
         Ok(this)
     }
 
-    /// The key, for assertions whose `aud` is `audience` instead of the token endpoint. That changes no address that an
-    /// assertion is sent to.
+    /// Returns the key for assertions with the `aud` `audience` instead of the token endpoint. This does not change the
+    /// endpoint to which an assertion is sent.
     pub fn with_audience(self, audience: Option<String>) -> Self {
         Self { audience, ..self }
     }
@@ -171,20 +171,20 @@ impl SigningKey {
         AssertionParams { audience: self.audience.as_deref().unwrap_or(params.audience), ..params }
     }
 
-    /// When the certificate ends.
+    /// The time at which the certificate expires, if any.
     pub fn expires_at(&self) -> Option<Timestamp> {
         self.expires_at
     }
 
-    /// An assertion by `client_id` about itself.
+    /// Signs an assertion by `client_id` about itself.
     ///
     /// # Errors
-    /// If the key does not sign.
+    /// If the key fails to sign.
     pub fn client_assertion(&self, client_id: &str, params: AssertionParams<'_>) -> Result<SecretString, SigningError> {
         self.jwt(&claims(client_id, client_id, self.named(params)))
     }
 
-    /// RFC 7515 section 7.1.
+    /// Signs a JWT in compact form (RFC 7515 section 7.1).
     fn jwt(&self, claims: &Value) -> Result<SecretString, SigningError> {
         let mut header = json!({"alg": self.algorithm, "typ": "JWT"});
         let thumbprints = self.thumbprints.as_ref();
@@ -203,7 +203,7 @@ impl SigningKey {
     }
 }
 
-/// RFC 7523 section 3.
+/// The claims of an assertion (RFC 7523 section 3).
 fn claims(issuer: &str, subject: &str, params: AssertionParams<'_>) -> Value {
     let issued_at = (params.now - BACKDATED).as_second();
     json!({
@@ -212,24 +212,24 @@ fn claims(issuer: &str, subject: &str, params: AssertionParams<'_>) -> Value {
     })
 }
 
-/// The claims of a Google service account about a mailbox, which hold the scopes (domain-wide delegation).
+/// The claims of a Google service account about a mailbox, which include the scopes (domain-wide delegation).
 pub fn delegation_claims(account: &str, subject: &str, params: AssertionParams<'_>, scopes: &[String]) -> Value {
     let mut claims = claims(account, subject, params);
     claims["scope"] = json!(scopes.join(" "));
     claims
 }
 
-/// A key that vouches for a subject, in the name of its owner.
+/// A key and its owner, for JWTs about a subject.
 #[derive(Clone, Copy, Debug)]
 pub struct GrantKey<'a> {
     pub(super) key: &'a SigningKey,
     pub(super) issuer: &'a str,
-    /// Google wants the scopes in the assertion, others beside it.
+    /// Whether the assertion contains the scopes, as Google requires; other servers expect them outside of it.
     pub(super) names_scopes: bool,
 }
 
 impl GrantKey<'_> {
-    /// An assertion that asks for a token about `subject`.
+    /// Signs an assertion that requests a token for `subject`.
     pub(super) fn assertion(
         &self,
         subject: &str,
@@ -244,21 +244,22 @@ impl GrantKey<'_> {
     }
 }
 
-/// A Google service account, by its key file.
+/// A Google service account from its key file.
 #[derive(Clone, Debug)]
 pub struct ServiceAccountKey {
-    /// The key.
+    /// The account's signing key.
     pub key: SigningKey,
-    /// The account's address: the issuer of what it signs.
+    /// The account's address, which is the issuer of its assertions.
     pub email: String,
-    /// The account's number, which an administrator enters for domain-wide delegation; where the file has none, the address.
+    /// The account's number, which an administrator enters for domain-wide delegation; without one in the file, the
+    /// address.
     pub client_id: String,
 }
 
-/// What is wrong with a key file.
+/// Errors of a key file.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum KeyFileFlaw {
-    /// More than 32 KiB.
+    /// The file has more than 32 KiB.
     #[error("is larger than any key file: more than 32 KiB")]
     TooLarge,
     /// Text as an editor saved it, with what makes it no plain UTF-8.
@@ -266,29 +267,29 @@ pub enum KeyFileFlaw {
         "was saved by an editor with {0}: download the key file again, or save it as UTF-8 without a byte order mark"
     )]
     Encoding(&'static str),
-    /// No JSON, or without what is needed.
+    /// The file is not JSON, or lacks a required member.
     #[error("is no key file of a service account: it must be the JSON file as downloaded")]
     NotAKeyFile,
-    /// A JSON file of another kind, such as that of an OAuth client or of an external account.
+    /// The file is JSON of another kind, such as that of an OAuth client or of an external account.
     #[error("is a JSON file of another kind: its type must be service_account")]
     OtherKind,
-    /// An external account: the configuration of a workload identity federation.
+    /// The file is the configuration of a workload identity federation (an external account).
     #[error(
         "is the configuration of a workload identity federation (type external_account), which only Google's libraries \
          read: use serviceAccountToken with google.serviceAccount instead, which needs no file"
     )]
     ExternalAccount,
-    /// Its private key cannot be used, and why.
+    /// The file's private key cannot be used, for the given reason.
     #[error("has a private_key that {0}; it must be RSA in PEM, as downloaded")]
     Key(KeyFlaw),
 }
 
 impl ServiceAccountKey {
-    /// Reads a key file. Its `token_uri` is not looked at: it would let whoever writes the file choose where the
-    /// assertion goes.
+    /// Reads a key file. Ignores its `token_uri`, which would let the author of the file choose where the assertion is
+    /// sent.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// If the file or its key cannot be used.
     pub fn read(json: &[u8]) -> Result<Self, KeyFileFlaw> {
         #[derive(Deserialize)]
         struct File {
@@ -503,7 +504,7 @@ mod tests {
         for (bits, flaw) in [
             (1024, KeyFlaw::RsaBits(1024)),
             (2047, KeyFlaw::RsaBits(2047)),
-            // Of a length that is taken: only the beginning of a key was made.
+            // An accepted length: the test has only the beginning of a key.
             (2048, KeyFlaw::WrongKind("an RSA key")),
             (4096, KeyFlaw::WrongKind("an RSA key")),
             (4097, KeyFlaw::RsaBits(4097)),

@@ -1,5 +1,5 @@
-//! What a token says of itself. It is not for us and its signature is not checked, so nothing is granted by it: it gives
-//! warnings, names to show, and an end that may be earlier than the one in the response.
+//! The claims of a token. The token is not meant for the broker, and the broker does not check its signature, so claims
+//! grant nothing. They give warnings, names to show, and an expiry that may be earlier than that of the response.
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use k8s_openapi::jiff::Timestamp;
@@ -7,21 +7,21 @@ use serde_json::{Map, Value};
 
 use super::lenient::object;
 
-/// A JWT beyond this is not looked into.
+/// Maximum size of a JWT in bytes. The broker does not read a larger one.
 const JWT_MAX: usize = 64 * 1024;
-/// RFC 5321 section 4.5.3.1: 64 before the `@`, 255 behind it.
+/// RFC 5321 section 4.5.3.1: 64 characters before the `@`, 255 after it.
 const ADDRESS_MAX: usize = 320;
-/// The first second of the year 9000: sums with later times could overflow.
+/// The first second of the year 9000. Sums with later times could overflow.
 const EXP_MAX: f64 = 221_845_392_000.0;
 /// Claims that may hold a name of who signed in (OpenID Connect Core section 5.1; Microsoft's `upn`).
 const NAMES: [&str; 3] = ["email", "upn", "preferred_username"];
 
-/// The claims of a JWT.
+/// The parsed claims of a JWT.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Claims(Map<String, Value>);
 
 impl Claims {
-    /// The claims of `token`; `None` for an opaque one.
+    /// Parses the claims of `token`; `None` for an opaque token.
     pub fn read(token: &str) -> Option<Self> {
         if token.len() > JWT_MAX {
             return None;
@@ -32,7 +32,8 @@ impl Claims {
         object(&json).map(Self)
     }
 
-    /// A claim that is one string or a list of them (`aud`, `roles`), or strings separated by spaces (`scp`).
+    /// The values of a claim that is a string or a list of strings (`aud`, `roles`), or strings separated by spaces
+    /// (`scp`).
     pub fn words(&self, name: &str) -> Vec<&str> {
         match self.0.get(name) {
             Some(Value::String(text)) => text.split_ascii_whitespace().collect(),
@@ -41,13 +42,13 @@ impl Claims {
         }
     }
 
-    /// A claim that is a string.
+    /// The value of a claim that is a string.
     pub fn text(&self, name: &str) -> Option<&str> {
         self.0.get(name)?.as_str()
     }
 
-    /// `exp` (RFC 7519 section 4.1.4): when the token ends, by the clock of whoever issued it. `None` where the claim is
-    /// no time between 1970 and the year 9000. Some issuers write the number as a text.
+    /// The claim `exp` (RFC 7519 section 4.1.4): the token's expiry by the issuer's clock. `None` for a time outside of
+    /// 1970 to 8999. Some issuers write the number as a string.
     pub fn exp(&self) -> Option<Timestamp> {
         let seconds = match self.0.get("exp")? {
             Value::Number(number) => number.as_f64()?,
@@ -65,8 +66,8 @@ impl Claims {
     }
 }
 
-/// Whether an address can be shown to a person beside commands to copy: visible ASCII without quotes, backticks, dollars
-/// and what else a shell would act on.
+/// Whether an address can be shown next to commands to copy: visible ASCII without quotes, backticks, dollars and other
+/// characters that a shell interprets.
 pub fn is_shown(address: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".@_+-=!#%*/?^{}~".contains(&byte);
     address.len() <= ADDRESS_MAX && address.bytes().all(plain)

@@ -1,4 +1,4 @@
-//! Device authorization (RFC 8628): a person signs in elsewhere, with a code that the broker shows.
+//! Device authorization (RFC 8628): a user signs in on another device, with a code that the broker shows.
 
 use std::collections::BTreeMap;
 
@@ -18,35 +18,35 @@ use super::{
 };
 use crate::api::Reason;
 
-/// Polls are this far apart where the answer does not say (RFC 8628 section 3.2).
+/// Interval between polls if the response has none (RFC 8628 section 3.2).
 pub const DEFAULT_INTERVAL: SignedDuration = SignedDuration::from_secs(5);
-/// `slow_down` adds this for good (RFC 8628 section 3.5).
+/// `slow_down` permanently adds this to the interval (RFC 8628 section 3.5).
 pub const SLOW_DOWN: SignedDuration = SignedDuration::from_secs(5);
-/// A provider that asks for longer waits would let every code run out.
+/// Maximum interval between polls. With longer ones, every code would expire.
 const INTERVAL_MAX: SignedDuration = SignedDuration::from_secs(60);
-/// Codes that last longer are looked at as if they lasted a day.
+/// Maximum lifetime of codes. Longer lifetimes count as a day.
 const LIFETIME_MAX: SignedDuration = SignedDuration::from_hours(24);
-/// Longest URL that is shown, in bytes; the CRD has the same bound.
+/// Maximum length of a shown URL in bytes. The CRD has the same limit.
 const URI_MAX: usize = 2_048;
-/// Longest code that a person enters, in bytes; the CRD has the same bound.
+/// Maximum length of a user code in bytes. The CRD has the same limit.
 const USER_CODE_MAX: usize = 64;
-/// Longest device code, in bytes: it is kept in the grant Secret.
+/// Maximum length of a device code in bytes. The grant Secret stores it.
 const DEVICE_CODE_MAX: usize = 32 * 1024;
 
 /// A sign-in that has begun.
 #[derive(Clone, Debug)]
 pub struct DeviceAuthorization {
-    /// What the broker polls with.
+    /// The code with which the broker polls.
     pub device_code: SecretString,
-    /// What the person enters.
+    /// The code that the user enters.
     pub user_code: String,
-    /// Where.
+    /// The page at which the user enters the code.
     pub verification_uri: String,
-    /// The same, with the code in it.
+    /// The page with the code in its address.
     pub verification_uri_complete: Option<String>,
-    /// When both codes end.
+    /// The time at which both codes expire.
     pub expires_at: Timestamp,
-    /// How far apart polls have to be.
+    /// The minimum interval between polls.
     pub interval: SignedDuration,
 }
 
@@ -73,10 +73,10 @@ pub fn device_authorization_request(
     post(url, client_id, auth, params, form)
 }
 
-/// Reads the answer to a request that was sent at `sent_at`.
+/// Reads the response to a request that was sent at `sent_at`.
 ///
 /// # Errors
-/// The provider's refusal, or that the answer begins no sign-in.
+/// The provider's refusal, or a response that begins no sign-in.
 pub fn read_device_authorization(
     response: &Response<impl AsRef<[u8]>>,
     sent_at: Timestamp,
@@ -117,17 +117,17 @@ fn is_device_code(code: &SecretString) -> bool {
     !code.is_empty() && code.len() <= DEVICE_CODE_MAX && code.bytes().all(|byte| (0x21..=0x7e).contains(&byte))
 }
 
-/// Whether a code can be shown in a status and an Event, beside commands to copy.
+/// Whether a code can be shown in a status and an Event, next to commands to copy.
 pub fn is_user_code(code: &str) -> bool {
     !code.is_empty() && code.len() <= USER_CODE_MAX && is_plain(code)
 }
 
-/// Whether a text is the URL of a page that a person may be sent to, in the form in which it is shown.
+/// Whether a text is the URL of a page to which a user may be sent, in the form in which it is shown.
 pub fn is_page(url: &str) -> bool {
     page(url).is_some_and(|parsed| parsed == url)
 }
 
-/// The URL of a page that a person may be sent to: as it was parsed, so that what is shown is what a browser opens.
+/// The URL of a page to which a user may be sent, as parsed, so that the shown URL is the one that a browser opens.
 fn page(url: &str) -> Option<String> {
     let parsed = Url::parse(url).ok()?;
     let plain = parsed.scheme() == "https" && parsed.username().is_empty() && parsed.password().is_none();
@@ -135,12 +135,12 @@ fn page(url: &str) -> Option<String> {
     (plain && is_plain(url) && is_plain(shown) && shown.len() <= URI_MAX).then(|| shown.to_owned())
 }
 
-/// Visible ASCII without what ends a quotation or stands for a command in a shell.
+/// Whether the text is visible ASCII without characters that end a quotation or start a command in a shell.
 fn is_plain(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_graphic() && !b"`'\"$\\<>|;".contains(&byte))
 }
 
-/// No `Debug`: it holds the device code. `verification_url` is Google's and older Azure's spelling.
+/// No `Debug`: it contains the device code. `verification_url` is Google's and older Azure's spelling.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Wire {

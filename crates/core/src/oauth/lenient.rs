@@ -1,5 +1,5 @@
-//! Members of a provider's JSON, read as they come: a member of an unexpected type is absent, and does not keep the rest
-//! from being read. Nothing is collected beyond a bound.
+//! Lenient readers for members of a provider's JSON. A member of an unexpected type counts as absent, and the other members
+//! are still read. All collections are bounded.
 
 use std::fmt;
 
@@ -10,16 +10,16 @@ use serde::{
 };
 use zeroize::Zeroizing;
 
-/// The body of a response without the byte order mark that some servers put before their JSON (RFC 8259 section 8.1
-/// lets a reader ignore it).
+/// The body of a response without the byte order mark that some servers put before their JSON (RFC 8259 section 8.1 allows
+/// readers to ignore it).
 pub(super) fn body<T: AsRef<[u8]>>(response: &http::Response<T>) -> &[u8] {
     let body = response.body().as_ref();
     body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body)
 }
 
-/// Reads an object; `None` for JSON that is none, or has a member twice.
+/// Reads an object; `None` if the JSON is not an object, or has a member twice.
 pub(super) fn object<T: DeserializeOwned>(json: &[u8]) -> Option<T> {
-    // A list would be read member by member.
+    // serde would read a list member by member.
     let is_list = json.trim_ascii_start().first() == Some(&b'[');
     let finite = finite(json);
     if is_list { None } else { serde_json::from_slice(finite.as_deref().map_or(json, Vec::as_slice)).ok() }
@@ -77,7 +77,7 @@ fn is_infinite(number: &[u8]) -> bool {
     text.and_then(|text| text.parse::<f64>().ok()).is_some_and(f64::is_infinite)
 }
 
-/// Implements the visits of a [`Visitor`] for all types that it does not expect.
+/// Implements the visits of a [`Visitor`] for all unexpected types.
 macro_rules! otherwise {
     ($value:expr; $($visit:ident),*) => {
         $(otherwise!(@ $visit $value);)*
@@ -102,7 +102,7 @@ macro_rules! otherwise {
     };
 }
 
-/// A text; `None` where the member is anything else.
+/// A text; `None` for a member of another type.
 #[derive(Default)]
 pub(super) struct Text(pub(super) Option<String>);
 
@@ -123,7 +123,7 @@ impl<'de> Deserialize<'de> for Text {
     }
 }
 
-/// A text that is a secret; `None` where the member is anything else.
+/// A secret text; `None` for a member of another type.
 #[derive(Default)]
 pub(super) struct SecretText(pub(super) Option<SecretString>);
 
@@ -144,7 +144,7 @@ impl<'de> Deserialize<'de> for SecretText {
     }
 }
 
-/// Words: a text of words separated by white space, or a list of such texts. Absent where the member is anything else.
+/// Words: a text of words separated by white space, or a list of such texts. Absent for a member of another type.
 pub(super) struct Words<const MAX: usize>(pub(super) Vec<String>);
 
 impl<const MAX: usize> Default for Words<MAX> {
@@ -154,7 +154,7 @@ impl<const MAX: usize> Default for Words<MAX> {
 }
 
 impl<const MAX: usize> Words<MAX> {
-    /// Takes in the words of `text` up to the bound of `MAX` words.
+    /// Adds the words of `text`, up to `MAX` words.
     fn add(&mut self, text: &str) {
         let left = MAX.saturating_sub(self.0.len());
         self.0.extend(text.split_whitespace().take(left).map(str::to_owned));
@@ -187,13 +187,13 @@ impl<'de, const MAX: usize> Deserialize<'de> for Words<MAX> {
     }
 }
 
-/// A number, or a text that is one (`"3600"`, `3600.0`).
+/// A number, or a text of a number (`"3600"`, `3600.0`).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) enum Number {
-    /// There is no such member, or it is null.
+    /// The member is absent or null.
     #[default]
     Absent,
-    /// The member is no number.
+    /// The member is not a number.
     Unreadable,
     /// A finite number.
     Given(f64),
@@ -204,11 +204,11 @@ impl Number {
         if number.is_finite() { Self::Given(number) } else { Self::Unreadable }
     }
 
-    /// The number in a text: digits with an optional sign, fraction and exponent.
+    /// Parses a number in a text: digits with an optional sign, fraction and exponent.
     pub(super) fn parse(text: &str) -> Self {
         let text = text.trim();
         let plain = text.bytes().all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(&byte));
-        // Longer ones are no number of seconds, whatever they are.
+        // A longer text is not a number of seconds.
         text.parse().ok().filter(|_| plain && text.len() <= 32).map_or(Self::Unreadable, Self::of)
     }
 }
@@ -242,7 +242,7 @@ impl<'de> Deserialize<'de> for Number {
     }
 }
 
-/// Whether a member says anything: not null, false, 0, nor an empty text, list or object.
+/// Whether a member has content: not null, false, 0, nor an empty text, list or object.
 #[derive(Default)]
 pub(super) struct Said(pub(super) bool);
 
@@ -291,33 +291,33 @@ impl<'de> Deserialize<'de> for Said {
     }
 }
 
-/// Takes in the members of an object one by one.
+/// A reader for the members of an object.
 pub(super) trait Members {
-    /// Reads the value of the member `name`, or lets [`skip`] pass over it.
+    /// Reads the value of the member `name`, or skips it with [`skip`].
     ///
     /// # Errors
-    /// If the value is no JSON.
+    /// If the value is not JSON.
     fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, members: &mut A) -> Result<(), A::Error>;
 }
 
-/// Passes over a member's value.
+/// Skips a member's value.
 ///
 /// # Errors
-/// If the value is no JSON.
+/// If the value is not JSON.
 pub(super) fn skip<'de, A: MapAccess<'de>>(members: &mut A) -> Result<(), A::Error> {
     members.next_value::<IgnoredAny>().map(drop)
 }
 
-/// Reads the members of the object in `json` into `into`, or of the first object in a list. Members that come twice are
-/// read twice. Where the JSON breaks off, what came before is kept.
+/// Reads the members of the object in `json`, or of the first object in a list, into `into`. Reads a member that occurs
+/// twice twice. If the JSON is truncated, keeps the members before the end.
 pub(super) fn read_members(json: &[u8], into: &mut impl Members) {
     let finite = finite(json);
     let mut deserializer = serde_json::Deserializer::from_slice(finite.as_deref().map_or(json, Vec::as_slice));
-    // What breaks off is no error: a member that was read whole is worth keeping.
+    // Truncated JSON is not an error here: a complete member before the end is still valuable.
     let _ = Into { into }.deserialize(&mut deserializer);
 }
 
-/// The members of an object, or `into` as it was where the value is anything else.
+/// The members of an object; `into` stays unchanged for a value of another type.
 pub(super) struct Into<'a, M> {
     pub(super) into: &'a mut M,
 }
@@ -345,7 +345,7 @@ impl<'de, M: Members> Visitor<'de> for Into<'_, M> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
-        // Salesforce answers with a list of one.
+        // Salesforce responds with a list of one object.
         items.next_element_seed(Into { into: self.into })?;
         while items.next_element::<IgnoredAny>()?.is_some() {}
         Ok(())

@@ -1,4 +1,5 @@
-//! Token responses (RFC 6749 section 5.1), read liberally: a good token is not discarded because of the response around it.
+//! Token responses (RFC 6749 section 5.1), read liberally: the broker does not discard a good token because of the response
+//! around it.
 
 use http::Response;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
@@ -13,34 +14,34 @@ use super::{
 };
 use crate::api::names;
 
-/// Lifetime where the answer names none (contract: with a Warning).
+/// Lifetime of a token if the response names none. The broker emits a Warning.
 pub const DEFAULT_LIFETIME: SignedDuration = SignedDuration::from_hours(1);
-/// Lifetimes beyond this are no sensible numbers: a year.
+/// Maximum plausible lifetime in seconds: a year.
 const MAX_LIFETIME_SECONDS: f64 = 366.0 * 24.0 * 3600.0;
-/// Longest access token in bytes. Access tokens of real providers have 4 KiB at most; the Secret repeats the token up to
-/// five times, and once for each placeholder.
+/// Maximum size of an access token in bytes. Access tokens of real providers have at most 4 KiB. The Secret contains the
+/// token up to five times, and once for each placeholder.
 pub const ACCESS_TOKEN_MAX: usize = 32 * 1024;
-/// Longest refresh token in bytes: two of them have to fit into one Secret.
+/// Maximum size of a refresh token in bytes: a Secret must hold two of them.
 const REFRESH_TOKEN_MAX: usize = 128 * 1024;
-/// Scopes of a response that are kept: as many as a spec may ask for.
+/// Maximum number of scopes to keep from a response: the maximum of a spec.
 pub const SCOPES_MAX: usize = 64;
-/// Longest scope that is kept, in bytes: as long as one in a spec may be.
+/// Maximum length of a scope in bytes: the maximum of a spec.
 pub const SCOPE_MAX: usize = 512;
 
-/// An access token and what is known about it.
+/// An access token and its properties.
 #[derive(Clone, Debug)]
 pub struct Token {
-    /// The token itself.
+    /// The access token itself.
     pub access_token: SecretString,
-    /// Always `Bearer`, in the provider's spelling.
+    /// The token type `Bearer`, in the provider's spelling.
     pub token_type: String,
-    /// When the request for it was sent.
+    /// The time at which the token request was sent.
     pub issued_at: Timestamp,
-    /// When it ends.
+    /// The time at which the token expires.
     pub expires_at: Timestamp,
-    /// When the provider would like it to be refreshed.
+    /// The time at which the provider recommends a refresh.
     pub refresh_at: Option<Timestamp>,
-    /// The scopes granted.
+    /// The scopes that the provider granted.
     pub scopes: Vec<String>,
 }
 
@@ -56,63 +57,64 @@ pub fn fingerprint(access_token: &str) -> String {
     format!("sha256:{}", names::hex16(&Sha256::digest(access_token.as_bytes())))
 }
 
-/// A token response that was understood.
+/// A valid token response.
 #[derive(Clone, Debug)]
 pub struct TokenAnswer {
-    /// The token.
+    /// The token and its properties.
     pub token: Token,
-    /// What the response did not say in a usable form, so that the broker assumed it. Each is a Warning.
+    /// The properties that the response did not state in a usable form, so that the broker assumed them. Each leads to a
+    /// Warning.
     pub assumed: Vec<Assumption>,
     /// The names of the account that signed in, where the response has an ID token with names: addresses, and plain user
     /// names without `@`.
     pub names: Vec<String>,
 }
 
-/// What the broker assumed of a token whose response did not say it in a usable form.
+/// A property that the broker assumed, because the response did not state it in a usable form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Assumption {
-    /// The lifetime.
+    /// The assumed lifetime.
     Lifetime {
-        /// What is wrong with the response, as the end of a sentence about it.
+        /// The flaw of the response, as the end of a sentence about it.
         flaw: &'static str,
-        /// What the broker took instead.
+        /// The source of the lifetime instead.
         taken: LifetimeSource,
     },
-    /// The response has no `token_type`, so the token is taken for a Bearer token.
+    /// The response has no `token_type`, so the broker assumes a Bearer token.
     TokenType,
 }
 
-/// Where a lifetime comes from that the response does not state.
+/// Sources of a lifetime that the response does not state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LifetimeSource {
     /// The claim `exp` of the token, which is a JWT.
     ExpClaim,
     /// The response's `expires_in`, although the token's own `exp` contradicts it.
     ExpiresIn,
-    /// [`DEFAULT_LIFETIME`].
+    /// The default, [`DEFAULT_LIFETIME`].
     Default,
 }
 
-/// A refresh token that came with an answer. It is read, and kept, whatever else the answer is worth: a provider that
-/// has replaced a refresh token does not do so twice.
+/// A new refresh token in a response. The broker reads and stores it even if the rest of the response is unusable: a
+/// provider does not send a replaced refresh token twice.
 #[derive(Clone, Debug)]
 pub struct Rotated {
-    /// The refresh token.
+    /// The new refresh token.
     pub refresh_token: SecretString,
-    /// When it ends, where the answer says so.
+    /// The time at which the refresh token expires, if the response says so.
     pub expires_at: Option<Timestamp>,
 }
 
 impl Rotated {
-    /// The refresh token in the answer to a request that was sent at `sent_at`, if there is one that can be used. It is
-    /// read also out of JSON that breaks off behind it, or that has a member twice.
+    /// Reads the refresh token in the response to a request that was sent at `sent_at`, if it is usable. Also reads it from
+    /// JSON that is truncated after it, or that has a member twice.
     pub fn read(response: &Response<impl AsRef<[u8]>>, sent_at: Timestamp) -> Option<Self> {
         #[derive(Default)]
         struct Found {
             refresh_token: Option<SecretString>,
-            /// Google's name for it.
+            /// Google's name of the lifetime.
             refresh_token_expires_in: Number,
-            /// Keycloak's; 0 is no end.
+            /// Keycloak's name of the lifetime; 0 means no expiry.
             refresh_expires_in: Number,
         }
         impl Members for Found {
@@ -138,10 +140,10 @@ impl Rotated {
     }
 }
 
-/// Reads the answer to a token request that was sent at `sent_at` for `asked` scopes.
+/// Reads the response to a token request that was sent at `sent_at` for `asked` scopes.
 ///
 /// # Errors
-/// The provider's refusal, or that the answer is no token response.
+/// The provider's refusal, or a response that is not a token response.
 pub fn read_token_response(
     response: &Response<impl AsRef<[u8]>>,
     sent_at: Timestamp,
@@ -156,7 +158,7 @@ pub fn read_token_response(
         return Err(malformed(Malformed::Empty));
     }
     let Some(wire) = object::<Wire>(body) else {
-        // A duplicate key, or no JSON: what the provider means is asked first.
+        // The JSON has a duplicate key or is invalid: first read the meaning of the provider's error.
         let refusal = read_refusal(response, sent_at);
         return Err(if refusal.error.is_some() { refusal } else { malformed(Malformed::NotATokenResponse) });
     };
@@ -164,7 +166,7 @@ pub fn read_token_response(
         return Err(read_refusal(response, sent_at));
     }
     let access_token = wire.access_token.0.ok_or_else(|| {
-        // The error may stand under another name.
+        // The error may have another member name.
         let refusal = read_refusal(response, sent_at);
         if refusal.error.is_some() { refusal } else { malformed(Malformed::NoAccessToken) }
     })?;
@@ -175,7 +177,7 @@ pub fn read_token_response(
         BEARER.to_owned()
     });
     let exp = Claims::read(access_token.expose_secret()).and_then(|claims| claims.exp());
-    // By the clock of the broker, which may differ from the provider's.
+    // By the broker's clock, which may differ from the provider's.
     let exp = exp.and_then(|exp| exp.checked_sub(skew(response, sent_at).unwrap_or_default()).ok());
     let expires_at = expiry(sent_at, wire.expires_in, exp, &mut assumed);
     let refresh_in = lifetime(wire.refresh_in).unwrap_or_default();
@@ -193,10 +195,10 @@ pub fn read_token_response(
     Ok(TokenAnswer { token, assumed, names })
 }
 
-/// The only type of token that mail servers take (RFC 6750).
+/// The only token type that mail servers accept (RFC 6750).
 const BEARER: &str = "Bearer";
 
-/// `Bearer` in the provider's spelling; `None` where the response has no type. Apigee calls it `BearerToken`.
+/// `Bearer` in the provider's spelling; `None` without a type. Apigee calls it `BearerToken`.
 fn token_type(Words(words): Words<2>) -> Result<Option<String>, Malformed> {
     match words.as_slice() {
         [] => Ok(None),
@@ -206,7 +208,7 @@ fn token_type(Words(words): Words<2>) -> Result<Option<String>, Malformed> {
     }
 }
 
-/// When a token ends: after `expires_in`, or at the token's own `exp`, whichever is earlier.
+/// The expiry of a token: after `expires_in`, or at the token's own `exp`, whichever is earlier.
 fn expiry(sent_at: Timestamp, expires_in: Number, exp: Option<Timestamp>, assumed: &mut Vec<Assumption>) -> Timestamp {
     let stated = lifetime(expires_in);
     let ends = stated.ok().flatten().map(|lifetime| sent_at + lifetime);
@@ -219,7 +221,7 @@ fn expiry(sent_at: Timestamp, expires_in: Number, exp: Option<Timestamp>, assume
     let flaw = match (stated, own) {
         (Err(flaw), _) => Some(flaw),
         (Ok(None), None) => Some("has no expires_in"),
-        // The claim is in the past although the token was issued just now.
+        // The claim is in the past although the token was just issued.
         (Ok(Some(_)), None) if exp.is_some_and(|exp| exp <= sent_at) => {
             Some("holds a token whose own exp is in the past: a clock is wrong")
         }
@@ -229,10 +231,10 @@ fn expiry(sent_at: Timestamp, expires_in: Number, exp: Option<Timestamp>, assume
     own.into_iter().chain(ends).min().unwrap_or(sent_at + DEFAULT_LIFETIME)
 }
 
-/// A lifetime in whole seconds; `None` where there is none.
+/// A lifetime in whole seconds; `None` without one.
 ///
 /// # Errors
-/// What is wrong with it, as the end of a sentence about the response.
+/// The flaw, as the end of a sentence about the response.
 pub(super) fn lifetime(number: Number) -> Result<Option<SignedDuration>, &'static str> {
     match number {
         Number::Absent => Ok(None),
@@ -244,8 +246,8 @@ pub(super) fn lifetime(number: Number) -> Result<Option<SignedDuration>, &'stati
     }
 }
 
-/// Whether this is an access token: RFC 6750's `b64token`, which can stand in a header, in a SASL string and in a file
-/// that a shell reads, of at most [`ACCESS_TOKEN_MAX`] bytes.
+/// Whether a text is an access token: RFC 6750's `b64token` of at most [`ACCESS_TOKEN_MAX`] bytes, which is safe in a
+/// header, in a SASL string and in a file that a shell reads.
 pub fn is_access_token(text: &str) -> bool {
     check_access_token(text).is_ok()
 }
@@ -261,24 +263,24 @@ fn check_access_token(text: &str) -> Result<(), Malformed> {
     }
 }
 
-/// RFC 6749 appendix A.17: visible ASCII.
+/// Whether a token is a refresh token: visible ASCII (RFC 6749 appendix A.17).
 fn is_refresh_token(token: &SecretString) -> bool {
     let text = token.expose_secret();
     !text.is_empty() && text.len() <= REFRESH_TOKEN_MAX && text.bytes().all(|byte| (0x21..=0x7e).contains(&byte))
 }
 
-/// The scopes in a text, within the bounds that hold for those of a response.
+/// Parses the scopes in a text, within the limits of a response.
 pub fn scopes(text: &str) -> Vec<String> {
     text.split_ascii_whitespace().filter(|scope| is_scope(scope)).take(SCOPES_MAX).map(str::to_owned).collect()
 }
 
-/// RFC 6749 appendix A.4, and bounded.
+/// Whether a text is a scope (RFC 6749 appendix A.4) of bounded length.
 fn is_scope(scope: &str) -> bool {
     let plain = |byte: u8| matches!(byte, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
     !scope.is_empty() && scope.len() <= SCOPE_MAX && scope.bytes().all(plain)
 }
 
-/// No `Debug`: it holds the token. `error` is read too, since some servers answer 200 with it.
+/// No `Debug`: it contains the token. Some servers respond with 200 and `error`, so `error` is read too.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Wire {
@@ -310,7 +312,7 @@ mod tests {
         read_token_response(&response, sent_at(), &["asked".to_owned()])
     }
 
-    /// A response with these members beside the token.
+    /// A response with a token and these members.
     fn with(fields: &str) -> Result<TokenAnswer, Refusal> {
         let comma = if fields.is_empty() { "" } else { "," };
         read(200, &format!(r#"{{"access_token":"t"{comma}{fields}}}"#))
@@ -376,7 +378,7 @@ mod tests {
             (r#"["a","b"]"#, &["a", "b"]),
             (r#"["a b","c"]"#, &["a", "b", "c"]),
             (r#"["a",7,null,{"b":1},["c"],"d"]"#, &["a", "d"]),
-            // What says nothing is as asked (RFC 6749 section 5.1).
+            // A response without scopes means the requested ones (RFC 6749 section 5.1).
             (r#""""#, &["asked"]),
             ("[]", &["asked"]),
             ("null", &["asked"]),
@@ -469,14 +471,14 @@ mod tests {
             (json!({"exp": NOW + 7200}), json!(3600), 3600, false),
             (json!({"exp": NOW + 300}), json!("soon"), 300, true),
             (json!({"exp": NOW + 300}), json!(0), 300, true),
-            // Claims that say nothing.
+            // Claims without an expiry.
             (json!({"sub": "x"}), json!(60), 60, false),
             (json!({"exp": "soon"}), json!(60), 60, false),
             (json!({"exp": null}), json!(60), 60, false),
             (json!({"exp": -5}), json!(60), 60, false),
             (json!({"exp": 1e300}), json!(60), 60, false),
             (json!({"exp": NOW + 400 * 24 * 3600}), json!(null), 3600, true),
-            // A clock is wrong: the response is believed, with a Warning.
+            // A clock is wrong: the response's lifetime applies, with a Warning.
             (json!({"exp": NOW - 10}), json!(60), 60, true),
             (json!({"exp": NOW}), json!(null), 3600, true),
         ] {
@@ -488,7 +490,7 @@ mod tests {
     #[test]
     fn the_tokens_own_end_is_by_the_providers_clock() {
         let body = json!({"access_token": jwt(&json!({"exp": NOW - 600 + 300})), "token_type": "Bearer"});
-        // Ten minutes behind the broker's, which is 1970-01-12 13:46:40.
+        // The provider's clock is ten minutes behind the broker's, which is 1970-01-12 13:46:40.
         let response =
             Response::builder().header("date", "Mon, 12 Jan 1970 13:36:40 GMT").body(body.to_string()).unwrap();
         let answer = read_token_response(&response, sent_at(), &[]).unwrap();
@@ -566,7 +568,7 @@ mod tests {
 
     #[test]
     fn a_fingerprint_is_the_beginning_of_the_hash() {
-        // FIPS 180-4's example.
+        // The example of FIPS 180-4.
         let token = read(200, r#"{"access_token":"abc","token_type":"Bearer"}"#).unwrap().token;
         assert_eq!(token.fingerprint(), "sha256:ba7816bf8f01cfea");
     }

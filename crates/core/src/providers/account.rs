@@ -1,17 +1,17 @@
-//! Accounts at a provider: who logs in at its mail servers, and when two spellings mean one account.
+//! Accounts at a provider: the user name at its mail servers, and the equality of two spellings.
 
 use super::Profile;
 use crate::api::{MailCredential, credential::Protocol};
 
-/// How a provider names the accounts of people.
+/// A provider's rules for users' accounts.
 #[derive(Clone, Copy, Debug)]
 pub struct Accounts {
-    /// A person's token opens a shared mailbox at IMAP and POP3 under the mailbox's own name. Under the person's name it
-    /// opens the person's own mail, without any error.
+    /// Whether a user's token opens a shared mailbox at IMAP and POP3 under the mailbox's own name. With the user's name,
+    /// it opens the user's own mail, without any error.
     pub shared_by_address: bool,
-    /// Accounts may be plain user names without a domain.
+    /// Whether accounts may be plain user names without a domain.
     pub plain_names: bool,
-    /// The form that all spellings of one account share.
+    /// Returns the form that all spellings of one account share.
     pub canonical: fn(&str) -> String,
 }
 
@@ -22,8 +22,8 @@ impl Default for Accounts {
 }
 
 impl Profile {
-    /// The user name at the mail server of `protocol`: the spec's, otherwise the account that the token is for. A person's
-    /// token opens a shared mailbox at some providers under that mailbox's name.
+    /// The user name at the mail server of `protocol`: that of the spec, otherwise the account that the token is for. At
+    /// some providers, a user's token opens a shared mailbox under that mailbox's name.
     pub fn username<'a>(&self, credential: &'a MailCredential, protocol: Protocol) -> &'a str {
         let mailbox = &credential.spec.mailbox;
         let shared = self.accounts.shared_by_address
@@ -53,8 +53,8 @@ pub fn comparable<'a>(expected: &str, came: &'a [String]) -> impl Iterator<Item 
     came.iter().map(String::as_str).filter(move |name| name.contains('@') == is_address)
 }
 
-/// The name without differences of case. A letter beyond ASCII never becomes one of ASCII (the Kelvin sign is no `k`), so
-/// that no look-alike passes for a name in ASCII.
+/// The name in lower case. A non-ASCII letter never becomes an ASCII letter (the Kelvin sign is not `k`), so no look-alike
+/// equals an ASCII name.
 pub fn fold(name: &str) -> String {
     let mut folded = String::with_capacity(name.len());
     for letter in name.chars() {

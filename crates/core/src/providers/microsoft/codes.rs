@@ -17,21 +17,21 @@ use crate::{
     oauth::Refusal,
 };
 
-/// A group of codes.
+/// A group of codes with one meaning.
 struct Group {
     codes: &'static [u32],
-    /// What they mean here.
+    /// The meaning of the codes.
     reason: Reason,
-    /// What to do beyond what the reason itself says; may be empty.
+    /// The fix in addition to the reason's own; may be empty.
     mend: &'static str,
-    /// What to do where a person signed in, if that is something else.
+    /// The fix after a user's sign-in, if different.
     delegated: Option<&'static str>,
 }
 
-/// Who has run into the loop detection has to stay away for a while ("Client throttling", MSAL's documentation).
+/// Wait after Microsoft's loop detection ("Client throttling", MSAL's documentation).
 const LOOP_REST: SignedDuration = SignedDuration::from_mins(1);
 
-/// What a refusal's code makes of it.
+/// Refines a refusal by its code.
 pub(super) fn refine(refusal: &mut Refusal, context: &RefusalContext) {
     let number = refusal.provider_code.as_deref().and_then(|code| code.strip_prefix("AADSTS")?.parse::<u32>().ok());
     let Some((number, group)) = number.and_then(|number| Some((number, find(number)?))) else {
@@ -90,7 +90,7 @@ const GROUPS: &[Group] = &[
          spec.client.authentication[].privateKeyJWT.certificateRef. A new certificate takes some minutes to work",
     ),
     group(&[500133, 700024], Reason::ClockSkew, ""),
-    // Reported by many, and not in the list.
+    // Reported by many users, and not in the list.
     group(
         &[7000229],
         Reason::InvalidClient,
@@ -105,7 +105,7 @@ const GROUPS: &[Group] = &[
          the tenant in which the application is registered. A new registration takes some minutes to be known",
     ),
     group(
-        // The list lacks 900021 and 900023: a tenant that is neither an id nor a domain.
+        // The list lacks 900021 and 900023: the tenant is neither an id nor a domain.
         &[50049, 50059, 50107, 50128, 50169, 90002, 90019, 900021, 900023],
         Reason::RequestRefused,
         "There is no such tenant. Set the right one with `{merge} '{\"spec\":{\"microsoft\":{\"tenantID\":\"<tenant id \
@@ -154,7 +154,7 @@ const GROUPS: &[Group] = &[
          '{\"spec\":{\"client\":{\"parameters\":{\"resource\":null}}}}'`",
     ),
     group(
-        // The list lacks 500014: the service principal is disabled, most often since a subscription has lapsed.
+        // The list lacks 500014: the service principal is disabled, usually because a subscription has lapsed.
         &[50001, 500011, 500014, 650052, 650054],
         Reason::InvalidScope,
         "The tenant has no service principal for Exchange Online. Check spec.microsoft.cloud of the provider, and that \
