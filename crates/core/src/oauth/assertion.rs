@@ -460,7 +460,7 @@ mod tests {
         let key = pair.serialize_pem();
         for (algorithm, both) in [(SigningAlgorithm::RS256, true), (SigningAlgorithm::PS256, false)] {
             let key = SigningKey::read(key.as_bytes(), Some(pem.as_bytes()), algorithm, None).unwrap();
-            let header = part(key.client_assertion("app", occasion()).unwrap().expose_secret(), 0);
+            let header = part(key.client_assertion("app", params()).unwrap().expose_secret(), 0);
             // 20 and 32 bytes in base64url.
             assert_eq!(header["x5t"].as_str().map(str::len), both.then_some(27), "{header}");
             assert_eq!(header["x5t#S256"].as_str().map(str::len), Some(43), "{header}");
