@@ -258,7 +258,7 @@ async fn labels_and_annotations_leave_the_brokers_own_alone() {
         "mailtoken.dev/anything",
     ];
     for map in ["spec.secret.labels", "spec.secret.annotations"] {
-        refused(own.map(|key| (key, plain().entry(map, key, "x"), "are the broker's own"))).await;
+        refused(own.map(|key| (key, plain().entry(map, key, "x"), "belong to the broker"))).await;
         let long = format!("{}/{}", "x".repeat(63), "k".repeat(64));
         let wrong = ["", "a b", "a\nb", "/a", "a/", "a/b/c", "-a", "a-", "example..org/a", "-x.org/a", &long];
         refused(wrong.map(|key| (key, plain().entry(map, key, "x"), map))).await;
