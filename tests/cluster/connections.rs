@@ -255,9 +255,9 @@ async fn a_discovery_document_that_leads_elsewhere_or_nowhere_is_refused() {
     let idps: Vec<_> = (0..4).map(|_| Idp::start()).collect();
     let document = |idp: &Idp, token: &str| json!({"issuer": idp.issuer(), "token_endpoint": token});
     let answers = [
-        ("plain", Answer::json(200, document(&idps[0], "http://localhost/token")), "no https URL"),
+        ("plain", Answer::json(200, document(&idps[0], "http://localhost/token")), "not an https URL"),
         ("missing", Answer::status(404), "HTTP 404"),
-        ("page", Answer::status(200), "no discovery document"),
+        ("page", Answer::status(200), "not a discovery document"),
         ("moved", Answer::status(302).header("location", "/elsewhere"), "HTTP 302"),
     ];
     for ((name, answer, _), idp) in answers.iter().zip(&idps) {

@@ -289,7 +289,7 @@ async fn a_key_file_of_another_kind_is_told_and_nothing_is_sent() {
     ns.apply(google.set("spec.client.authentication", authentication)).await;
     ns.apply(credential("billing").set("spec.grant", json!({"jwtBearer": {}}))).await;
     for (file, said) in [
-        (json!({"installed": {"client_id": "x"}}), "no key file of a service account"),
+        (json!({"installed": {"client_id": "x"}}), "not a key file of a service account"),
         (
             json!({"type": "external_account", "client_email": "a@b.c", "private_key": key}),
             "only Google's libraries read",
@@ -298,7 +298,7 @@ async fn a_key_file_of_another_kind_is_told_and_nothing_is_sent() {
             json!({"type": "service_account", "client_email": "a@b.c", "private_key": "junk"}),
             "has a private_key that holds",
         ),
-        (json!({"type": "service_account", "private_key": key}), "no key file of a service account"),
+        (json!({"type": "service_account", "private_key": key}), "not a key file of a service account"),
     ] {
         ns.apply(source("idp-client", "key.json", &file.to_string())).await;
         refused(&ns, &idp, "SourceInvalid", &[said, "`kubectl -n "]).await;

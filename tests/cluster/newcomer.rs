@@ -280,7 +280,7 @@ async fn too_many_requests() {
     ns.apply(credential("billing")).await;
 
     let told = message(&ns, "Ready", "Throttled").await;
-    assert!(told.contains("nothing needs to be done") && quoted(&told).is_empty(), "{told}");
+    assert!(told.contains("no action is needed") && quoted(&told).is_empty(), "{told}");
     let credential: MailCredential = ns.get("billing").await;
     assert!(namespace::find(&credential, "Stalled").is_none(), "{}", namespace::show(&credential));
 

@@ -24,7 +24,7 @@ pub(crate) fn transport(error: &TransportError, object: &ProviderObject, home: &
             (Reason::TLSFailed, format!("{error}. The operator of the provider must fix that. {again}"))
         }
         TransportError::BodyTooLarge { .. } | TransportError::BadEncoding => {
-            (Reason::MalformedResponse, format!("{error}, so it is no token response"))
+            (Reason::MalformedResponse, format!("{error}, so it is not a token response"))
         }
         TransportError::UnsupportedScheme | TransportError::InvalidUrl { .. } => {
             (Reason::InvalidSpec, format!("{error}: correct it with `{}`", subject(object).command("edit")))

@@ -268,7 +268,7 @@ pub enum KeyFileFlaw {
     )]
     Encoding(&'static str),
     /// The file is not JSON, or lacks a required member.
-    #[error("is no key file of a service account: it must be the JSON file as downloaded")]
+    #[error("is not a key file of a service account: it must be the JSON file as downloaded")]
     NotAKeyFile,
     /// The file is JSON of another kind, such as that of an OAuth client or of an external account.
     #[error("is a JSON file of another kind: its type must be service_account")]

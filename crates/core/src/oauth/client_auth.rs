@@ -143,7 +143,7 @@ pub enum SecretFlaw {
         place: usize,
     },
     /// The value has the form of a secret's ID. Microsoft's portal shows the ID, a GUID, next to the value.
-    #[error("has the form of a secret ID (a GUID); the portal shows the ID beside the value, and the value is wanted")]
+    #[error("has the form of a secret ID (a GUID); the portal shows the ID beside the value: store the value")]
     LooksLikeId,
 }
 

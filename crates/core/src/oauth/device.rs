@@ -89,7 +89,8 @@ pub fn read_device_authorization(
         if refusal.error.is_some() {
             return refusal;
         }
-        let mut refusal = Refusal::new(Reason::MalformedResponse, "the answer is no device authorization response");
+        let mut refusal =
+            Refusal::new(Reason::MalformedResponse, "the response is not a device authorization response");
         refusal.http_status = Some(response.status().as_u16());
         refusal
     };

@@ -24,16 +24,16 @@ pub struct Endpoints {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum DiscoveryError {
     /// The response has another status than 200.
-    #[error("the discovery document was answered with HTTP {0}")]
+    #[error("the request for the discovery document was answered with HTTP {0}")]
     Status(u16),
     /// The response is not JSON, or lacks a required member.
-    #[error("the answer is no discovery document")]
+    #[error("the response is not a discovery document")]
     NotADocument,
     /// The document names another issuer (OpenID Connect Discovery 1.0 section 4.3).
     #[error("the discovery document names the issuer {0}")]
     IssuerMismatch(String),
     /// An endpoint is not a URL to which a secret may be sent.
-    #[error("the discovery document's {0} is no https URL")]
+    #[error("the discovery document's {0} is not an https URL")]
     Endpoint(&'static str),
 }
 

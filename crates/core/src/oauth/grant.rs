@@ -140,7 +140,7 @@ impl GrantProof<'_> {
 #[derive(Debug, Error)]
 pub enum RequestError {
     /// HTTP cannot express the token endpoint's URL. The API server's validation has already rejected such URLs.
-    #[error("the token endpoint is no URL that can be asked")]
+    #[error("the token endpoint is not a usable URL")]
     Url(#[from] http::Error),
     /// The client's key fails to sign.
     #[error(transparent)]

@@ -59,7 +59,7 @@ impl Refusal {
     pub(super) fn malformed<T>(response: &Response<T>, what: Malformed) -> Self {
         let mut refusal = Self::new(Reason::MalformedResponse, what.as_str());
         if let (Malformed::NotATokenResponse, Some(encoding)) = (what, foreign_encoding(response)) {
-            refusal.what += &format!(": its body is encoded ({encoding}), which the broker did not ask for");
+            refusal.what += &format!(": its body is encoded ({encoding}), which the broker did not request");
         }
         refusal.http_status = Some(response.status().as_u16());
         refusal
@@ -105,9 +105,11 @@ impl Malformed {
     const fn as_str(self) -> &'static str {
         match self {
             Self::Empty => "the answer is empty",
-            Self::NotATokenResponse => "the answer is no token response",
-            Self::NoAccessToken => "the answer holds no access_token",
-            Self::Character => "the access_token holds characters that no Bearer token may hold (RFC 6750 section 2.1)",
+            Self::NotATokenResponse => "the response is not a token response",
+            Self::NoAccessToken => "the response has no access_token",
+            Self::Character => {
+                "the access_token has characters that a Bearer token must not have (RFC 6750 section 2.1)"
+            }
             Self::TooLong => "the access_token has more than 32768 characters",
             Self::TokenType => "the token_type is not Bearer",
         }
@@ -130,9 +132,9 @@ pub fn read_refusal(response: &Response<impl AsRef<[u8]>>, now: Timestamp) -> Re
         None if status.is_redirection() => {
             format!("the provider answered with a redirect (HTTP {}), which is never followed", status.as_u16())
         }
-        None if status.is_success() => "the answer is no token response".to_owned(),
+        None if status.is_success() => "the response is not a token response".to_owned(),
         None if body.says_error() => {
-            format!("the provider answered HTTP {} with an error that is no OAuth code", status.as_u16())
+            format!("the provider answered HTTP {} with an error that is not an OAuth code", status.as_u16())
         }
         None => format!("the provider answered HTTP {} without an OAuth error", status.as_u16()),
     };
@@ -351,7 +353,7 @@ mod tests {
             (400, microsoft, "the provider answered invalid_grant (AADSTS700082, HTTP 400)"),
             (400, r#"{"error":"invalid_grant"}"#, "the provider answered invalid_grant (HTTP 400)"),
             (302, "", "the provider answered with a redirect (HTTP 302), which is never followed"),
-            (200, "{}", "the answer is no token response"),
+            (200, "{}", "the response is not a token response"),
             (404, "", "the provider answered HTTP 404 without an OAuth error"),
         ] {
             assert_eq!(read(status, body).what, what);

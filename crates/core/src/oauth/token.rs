@@ -238,7 +238,7 @@ fn expiry(sent_at: Timestamp, expires_in: Number, exp: Option<Timestamp>, assume
 pub(super) fn lifetime(number: Number) -> Result<Option<SignedDuration>, &'static str> {
     match number {
         Number::Absent => Ok(None),
-        Number::Unreadable => Err("has an expires_in that is no number of seconds"),
+        Number::Unreadable => Err("has an expires_in that is not a number of seconds"),
         Number::Given(seconds) if seconds < 0.0 => Err("has a negative expires_in"),
         Number::Given(seconds) if seconds < 1.0 => Err("has an expires_in of zero"),
         Number::Given(seconds) if seconds > MAX_LIFETIME_SECONDS => Err("has an expires_in of more than a year"),
@@ -431,22 +431,22 @@ mod tests {
             ("1000000000000", "more than a year"),
             ("99999999999999999999999999", "more than a year"),
             ("31622401", "more than a year"),
-            ("\"1h\"", "no number"),
-            ("\"soon\"", "no number"),
-            ("\"\"", "no number"),
-            ("\"NaN\"", "no number"),
-            ("\"inf\"", "no number"),
-            ("\"0x10\"", "no number"),
-            ("true", "no number"),
-            ("[3600]", "no number"),
-            ("{}", "no number"),
+            ("\"1h\"", "not a number"),
+            ("\"soon\"", "not a number"),
+            ("\"\"", "not a number"),
+            ("\"NaN\"", "not a number"),
+            ("\"inf\"", "not a number"),
+            ("\"0x10\"", "not a number"),
+            ("true", "not a number"),
+            ("[3600]", "not a number"),
+            ("{}", "not a number"),
             // Beyond what a 64-bit float holds, and what no JSON has.
-            ("1e999", "no number"),
-            ("-1E+400", "no number"),
-            (&"9".repeat(400), "no number"),
-            ("Infinity", "no number"),
-            ("-Infinity", "no number"),
-            ("NaN", "no number"),
+            ("1e999", "not a number"),
+            ("-1E+400", "not a number"),
+            (&"9".repeat(400), "not a number"),
+            ("Infinity", "not a number"),
+            ("-Infinity", "not a number"),
+            ("NaN", "not a number"),
             ("null", "no expires_in"),
         ] {
             let answer = with(&format!(r#""expires_in":{expires_in}"#)).unwrap();
@@ -630,16 +630,16 @@ mod tests {
     fn what_is_malformed_is_told() {
         for (body, what) in [
             ("", "the answer is empty"),
-            ("{}", "the answer holds no access_token"),
+            ("{}", "the response has no access_token"),
             (r#"{"access_token":"t","token_type":"mac"}"#, "the token_type is not Bearer"),
-            ("<html>", "the answer is no token response"),
+            ("<html>", "the response is not a token response"),
         ] {
             assert_eq!(read(200, body).unwrap_err().what, what, "{body}");
         }
         for (encoding, named) in [("br", "(br)"), ("zstd", "(zstd)"), ("s3cr3t", "(an unknown one)")] {
             let response = Response::builder().header("content-encoding", encoding).body(&b"\x1b\x00"[..]).unwrap();
             let what = read_token_response(&response, sent_at(), &[]).unwrap_err().what;
-            assert!(what.contains(named) && what.contains("no token response"), "{what}");
+            assert!(what.contains(named) && what.contains("not a token response"), "{what}");
         }
     }
 

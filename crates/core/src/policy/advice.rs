@@ -162,8 +162,8 @@ fn trust(context: &AdviceContext) -> String {
 /// An unknown refusal, which may be transient.
 fn unknown(context: &AdviceContext) -> String {
     format!(
-        "The broker does not know this answer. It sends the request again after 1 and 5 minutes, then after 15 minutes to 6 \
-         hours. If it stays so, see the provider's documentation, and correct the {} with `{}`",
+        "The broker does not know this response. It sends the request again after 1 and 5 minutes, then after 15 minutes \
+         to 6 hours. If the error persists, see the provider's documentation, and correct the {} with `{}`",
         context.provider,
         context.subject.command("edit")
     )
@@ -184,36 +184,36 @@ fn general(reason: Reason, context: &AdviceContext) -> String {
              and accept, or have an administrator consent at the provider"
         ),
         Reason::ConsentRequired => {
-            format!("An administrator has to consent at the provider to what the {provider} asks for")
+            format!("An administrator must consent at the provider to what the {provider} asks for")
         }
         Reason::AuthorizationRequired if context.grant.is_delegated() => {
-            format!("A person has to sign in as {}: `{sign_in}`", context.mailbox)
+            format!("A user must sign in as {}: `{sign_in}`", context.mailbox)
         }
         Reason::AuthorizationRequired => format!(
-            "The provider wants a person to sign in, which the grant {} has none for: exempt the client of the {provider} \
-             from the policy that asks for it, or use refreshToken or deviceCode",
+            "The provider requires a user to sign in, and the grant {} has no user: exempt the client of the {provider} \
+             from that policy, or use refreshToken or deviceCode",
             context.grant.as_str()
         ),
         Reason::FederationMismatch => {
             let [issuer, subject, audience] =
                 ["issuer", "subject", "audience"].map(|name| filling(name, context).unwrap_or_default());
             format!(
-                "Have the provider trust tokens with the issuer {issuer}, the subject {subject} and the audience {audience} \
-                 for the client {}, to the letter; what was changed there just now may take some minutes",
+                "Make the provider trust tokens with exactly the issuer {issuer}, the subject {subject} and the audience \
+                 {audience} for the client {}. A change may take some minutes",
                 context.client_id
             )
         }
         Reason::ClockSkew => format!(
-            "Set the clock right of whichever is wrong, most often the node that the broker runs on: `timedatectl` there \
-             says whether the clock is synchronised by NTP, and `timedatectl set-ntp true` has it so. {again}"
+            "Correct the clock that is wrong, usually that of the broker's node: `timedatectl` there shows whether NTP \
+             synchronises the clock, and `timedatectl set-ntp true` turns NTP on. {again}"
         ),
         Reason::Throttled => {
-            "The provider wants fewer requests: the next is sent at status.nextAttemptTime, nothing needs to be done"
+            "The provider limits requests: the next is sent at status.nextAttemptTime, and no action is needed"
                 .to_owned()
         }
         Reason::ProviderUnavailable => (*again).to_owned(),
         Reason::MalformedResponse => format!(
-            "{again}. If it stays so, see whether status.tokenURL of the {provider} is the token \
+            "{again}. If the error persists, see whether status.tokenURL of the {provider} is the token \
              endpoint: `{} -o jsonpath='{{.status.tokenURL}}'`",
             subject.command("get")
         ),
@@ -238,14 +238,14 @@ fn client(context: &AdviceContext) -> String {
     let id = subject.merge(&json!({"spec": {"client": {"id": "<client id>"}}}));
     match &context.secret {
         Some(_) if context.grant != GrantType::JwtBearer => format!(
-            "The client secret or the client id is not right. Put the right secret in place with `{}`, or the right id into \
+            "The client secret or the client id is wrong. Store the right secret with `{}`, or the right id into \
              the {provider} with `{id}`{}",
             put(context),
             if context.basic { BASIC } else { "" }
         ),
         _ => format!(
-            "The client id is not right, or the provider does not accept how the client proves itself: correct the \
-             {provider} with `{id}`, or see its spec.client.authentication against the registration"
+            "The client id is not right, or the provider does not accept the client authentication: correct the \
+             {provider} with `{id}`, or compare its spec.client.authentication with the registration"
         ),
     }
 }
@@ -260,8 +260,8 @@ fn grant(context: &AdviceContext) -> String {
              time to time. Sign in again as {mailbox} with `{sign_in}`"
         ),
         GrantType::JwtBearer => format!(
-            "The provider does not accept the JWT of the client {} about {mailbox}: it has to know the mailbox, and the key \
-             that signs, and to let the client act for the mailbox",
+            "The provider does not accept the JWT of the client {} about {mailbox}: the provider must know the mailbox and \
+             the key that signs, and must let the client act for the mailbox",
             context.client_id
         ),
         GrantType::TokenExchange => format!(
@@ -370,7 +370,7 @@ mod tests {
             ),
             (
                 Reason::ConsentRequired,
-                "An administrator has to consent at the provider to what the MailProvider shop/m365",
+                "An administrator must consent at the provider to what the MailProvider shop/m365",
             ),
             (Reason::AuthorizationRequired, "exempt the client of the MailProvider shop/m365 from the policy"),
             (

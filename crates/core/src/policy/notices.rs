@@ -39,9 +39,9 @@ pub fn assumed(assumption: Assumption) -> EventNote {
     let (reason, note) = match assumption {
         Assumption::Lifetime { flaw, taken } => {
             let taken = match taken {
-                LifetimeSource::ExpClaim => "the exp claim of the token is taken for its end".to_owned(),
-                LifetimeSource::ExpiresIn => "its expires_in is taken for the lifetime".to_owned(),
-                LifetimeSource::Default => format!("a lifetime of {} is assumed", words(DEFAULT_LIFETIME)),
+                LifetimeSource::ExpClaim => "the broker uses the exp claim of the token as its expiry".to_owned(),
+                LifetimeSource::ExpiresIn => "the broker uses its expires_in as the lifetime".to_owned(),
+                LifetimeSource::Default => format!("the broker assumes a lifetime of {}", words(DEFAULT_LIFETIME)),
             };
             let fix = "Make the provider state the lifetime in seconds, or renew early enough with \
                         spec.renewal.renewBefore";
@@ -49,8 +49,8 @@ pub fn assumed(assumption: Assumption) -> EventNote {
         }
         Assumption::TokenType => (
             Reason::TokenTypeUnknown,
-            "the token response has no token_type: Bearer is assumed, the only type that mail servers take. Nothing needs to \
-             be done while they accept the token"
+            "the token response has no token_type: the broker assumes Bearer, the only type that mail servers accept. No \
+             action is needed while they accept the token"
                 .to_owned(),
         ),
     };

@@ -74,7 +74,7 @@ pub fn of_grant(meta: &ObjectMeta, credential: &MailCredential) -> Ownership {
         Some(owner) if Some(&owner.uid) == credential.metadata.uid.as_ref() => Ownership::Own,
         Some(owner) if owner.kind == MailCredential::kind(&()) && owner.name == credential.name_any() => {
             Ownership::Foreign(
-                "belongs to a MailCredential of this name that was deleted, with which it will go".to_owned(),
+                "belongs to a MailCredential of this name that was deleted, and will be deleted with it".to_owned(),
             )
         }
         Some(owner) => Ownership::Foreign(format!("belongs to the {} {}", owner.kind, owner.name)),
@@ -214,7 +214,7 @@ mod tests {
                 labels(),
                 owner("MailCredential", &version, &name, "uid before"),
                 &[],
-                "belongs to a MailCredential of this name that was deleted, with which it will go",
+                "belongs to a MailCredential of this name that was deleted, and will be deleted with it",
             ),
             (labels(), owner("MailCredential", &version, "other", "x"), &[], "belongs to the MailCredential other"),
             (labels(), owner("Certificate", "cert-manager.io/v1", "tls", "x"), &[], "belongs to the Certificate tls"),

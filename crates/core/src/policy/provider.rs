@@ -115,8 +115,8 @@ fn client_ending(usable: &Usable<'_>, name: &str, now: Timestamp) -> Option<(Rea
     let ClientEnd { index, method, expires_at } = usable.serving(now)?;
     let end = (*expires_at)?;
     let message = format!(
-        "spec.client.authentication[{index}] ({method}) of the {name} ends at {}: make a new one at the provider, put it \
-         into the Secret that is referred to, and set its expiresAt",
+        "spec.client.authentication[{index}] ({method}) of the {name} ends at {}: create a new one at the provider, store \
+         it in the Secret that the entry names, and set its expiresAt",
         rfc3339(end)
     );
     Some((ending(end, now)?, message))

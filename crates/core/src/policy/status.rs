@@ -84,7 +84,7 @@ fn conditions(
             ConditionType::Renewed,
             false,
             Reason::Suspended,
-            "spec.suspend is true: no token is asked for".to_owned(),
+            "spec.suspend is true: the broker requests no token".to_owned(),
         ),
         // `Suspended` says nothing about the last attempt: remove the condition.
         (_, Some((Reason::Suspended, _))) | (_, None) => condition::remove(&mut conditions, ConditionType::Renewed),
@@ -163,7 +163,7 @@ fn valid_message(observed: &Observed, name: &str, token: &TokenFacts) -> String 
         token
             .object_id
             .as_ref()
-            .map(|id| format!(". The token's object id, which New-ServicePrincipal wants, is {id}")),
+            .map(|id| format!(". The token's object id, which New-ServicePrincipal needs, is {id}")),
     ];
     format!(
         "the Secret {name} holds a token for {} that is valid until {}{}",
@@ -232,7 +232,7 @@ fn blocking(observed: &Observed, decision: &Decision, now: Timestamp) -> Option<
                 KubectlObject::credential(&observed.credential).merge(&serde_json::json!({"spec": {"suspend": false}}));
             Some(Blocker::new(
                 Reason::Suspended,
-                format!("spec.suspend is true, so no token is asked for: `{resume}` lets it go on"),
+                format!("spec.suspend is true, so the broker requests no token: `{resume}` resumes it"),
             ))
         }
         Decision::BackOff { .. }
@@ -279,10 +279,10 @@ fn progress(observed: &Observed, decision: &Decision) -> String {
             None => "waiting for the next attempt".to_owned(),
         },
         Decision::Claimed { until } => {
-            format!("another broker is exchanging the refresh token; its time is over at {}", rfc3339(*until))
+            format!("another broker is exchanging the refresh token; its claim ends at {}", rfc3339(*until))
         }
         Decision::Queued { since } => format!(
-            "the token request has waited since {} for its turn: the provider's spec.rateLimit, or the number of requests \
+            "the token request has waited since {} for a permit: the provider's spec.rateLimit, or the number of requests \
              in flight, delays it",
             rfc3339(*since)
         ),
@@ -295,7 +295,7 @@ fn progress(observed: &Observed, decision: &Decision) -> String {
         | Decision::Publish(_)
         | Decision::InFlight
         | Decision::Wait { .. }
-        | Decision::Suspended => "a token is being obtained".to_owned(),
+        | Decision::Suspended => "the broker is requesting a token".to_owned(),
     }
 }
 
@@ -309,8 +309,8 @@ fn client_ending(observed: &Observed, now: Timestamp) -> Option<(Reason, String)
     Some((
         reason,
         format!(
-            "spec.client.authentication[{}] ({}) of the {} ends at {}: make a new one at the provider, put it into the \
-             Secret that is referred to, and set its expiresAt",
+            "spec.client.authentication[{}] ({}) of the {} ends at {}: create a new one at the provider, store it in the \
+             Secret that the entry names, and set its expiresAt",
             client.index,
             client.method,
             checks::provider_words(&observed.credential),
@@ -359,8 +359,8 @@ pub fn ended(credential: &MailCredential, now: Timestamp) -> Option<MailCredenti
     let mut after = credential.status.clone()?;
     let end = end_of_ready(&after).filter(|end| *end <= now)?;
     let message = format!(
-        "the token in the Secret {} ended at {}. The broker obtains no other, because Kubernetes does not let it read what \
-         the credential refers to: its log has the cause",
+        "the token in the Secret {} ended at {}. The broker cannot obtain another, because Kubernetes does not let it read \
+         an object that the credential refers to: the broker's log has the cause",
         after.secret_name.clone().unwrap_or_else(|| target_name(credential)),
         rfc3339(end)
     );

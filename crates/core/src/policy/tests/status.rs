@@ -180,7 +180,8 @@ fn scopes_that_were_granted_otherwise_than_asked_for_are_told() {
         (
             &["mail.send"],
             &["mail.read"],
-            ". the provider did not grant mail.send, and the provider granted 1 unrequested scope: status.token.scopes has it",
+            ". the provider did not grant mail.send, and the provider granted 1 unrequested scope: status.token.scopes has \
+             it",
         ),
         // Scopes that are no permissions, which many providers omit.
         (&["mail.send", "offline_access", "openid"], &["mail.send", "email"], ""),
@@ -224,7 +225,7 @@ fn an_attempt_that_is_no_failure_is_told_as_under_way() {
     let mut case = Case::ready();
     case.provider().issued_for = "another tenant".into();
     let (_, reason, message) = condition(&told(&case), "Ready").unwrap();
-    assert_eq!((reason.as_str(), message.as_str()), ("Pending", "a token is being obtained"));
+    assert_eq!((reason.as_str(), message.as_str()), ("Pending", "the broker is requesting a token"));
     assert_eq!(condition(&told(&case), "Reconciling").unwrap().2, message);
 }
 
@@ -238,7 +239,7 @@ fn what_is_waited_for_is_told() {
     claimed.by_refresh_token();
     claimed.claimed("another", 60);
     let (_, _, message) = condition(&told(&claimed), "Reconciling").unwrap();
-    assert_eq!(message, "another broker is exchanging the refresh token; its time is over at 2027-01-15T08:01:00Z");
+    assert_eq!(message, "another broker is exchanging the refresh token; its claim ends at 2027-01-15T08:01:00Z");
 }
 
 #[test]

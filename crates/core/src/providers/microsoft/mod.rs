@@ -157,12 +157,14 @@ fn app_objection(settings: &Microsoft, scopes: &[String]) -> Option<String> {
     }
     let wanted = app_scope(settings.cloud);
     (scopes != [wanted.as_str()]).then(|| {
-        format!("app-only tokens for mail have exactly the scope {wanted}: leave scopes empty, or set just that")
+        format!(
+            "app-only tokens for mail have exactly the scope {wanted}: leave scopes empty, or set exactly that scope"
+        )
     })
 }
 
 fn delegated_objection(grant: GrantType, scopes: &[String]) -> Option<String> {
-    const LEAVE: &str = "leave scopes empty, and the right ones are asked for";
+    const LEAVE: &str = "leave scopes empty, so that the broker requests the right ones";
     let is_identity = |scope: &&String| scope.as_str() == OFFLINE || SIGN_IN.scopes.contains(&scope.as_str());
     let named: Vec<_> = scopes.iter().filter(|scope| !is_identity(scope)).map(|scope| split(scope)).collect();
     if let Some((_, permission)) = named.iter().find(|(resource, _)| is_graph(resource)) {
