@@ -20,6 +20,15 @@ pub(crate) fn transport(error: &TransportError, object: &ProviderObject, home: &
         TransportError::Tls { kind: TlsProblem::UnknownIssuer, .. } => {
             (Reason::TLSFailed, format!("{error}. If it is a private authority, {}", trust(object, home)))
         }
+        TransportError::Tls { kind: TlsProblem::CriticalExtension, .. } => (
+            Reason::TLSFailed,
+            format!(
+                "{error}. If that is an intermediate certificate, {}: the broker does not read the extensions of a trusted \
+                 certificate. If it is the server's own certificate, its authority must issue one without this extension, \
+                 or in which the extension is not critical",
+                trust(object, home)
+            ),
+        ),
         TransportError::Tls { .. } => {
             (Reason::TLSFailed, format!("{error}. The operator of the provider must fix that. {again}"))
         }

@@ -95,6 +95,9 @@ pub enum TlsProblem {
     UnknownIssuer,
     /// The certificate has expired or is not valid yet: renew it, or a clock is wrong.
     Expired,
+    /// A certificate of the chain has a critical extension that rustls-webpki does not know, such as certificate policies
+    /// (RFC 5280 section 4.2). Those of certificates in the CA bundle are not looked at.
+    CriticalExtension,
     /// The certificate is for other names: the URL or the certificate must change.
     WrongName,
     /// Another problem, such as a server without TLS on this port.
@@ -208,7 +211,7 @@ fn tls_problem(error: &rustls::Error) -> (TlsProblem, String) {
     }
 }
 
-fn certificate_problem(problem: &CertificateError) -> (TlsProblem, String) {
+pub(super) fn certificate_problem(problem: &CertificateError) -> (TlsProblem, String) {
     match problem {
         CertificateError::UnknownIssuer => {
             let detail = "the server's certificate was issued by no authority that is trusted here";
@@ -232,6 +235,10 @@ fn certificate_problem(problem: &CertificateError) -> (TlsProblem, String) {
         CertificateError::NotValidForName => {
             (TlsProblem::WrongName, "the server's certificate is for other names".to_owned())
         }
+        CertificateError::UnhandledCriticalExtension => critical_extension(),
+        CertificateError::Other(cause) if cause.to_string().contains("UnsupportedCriticalExtension") => {
+            critical_extension()
+        }
         CertificateError::Other(cause) if cause.to_string().contains("CaUsedAsEndEntity") => {
             (TlsProblem::Other, "the server uses the certificate of an authority as its own".to_owned())
         }
@@ -239,6 +246,11 @@ fn certificate_problem(problem: &CertificateError) -> (TlsProblem, String) {
             (TlsProblem::Other, format!("the server's certificate was refused ({})", bounded(&problem.to_string())))
         }
     }
+}
+
+fn critical_extension() -> (TlsProblem, String) {
+    let detail = "a certificate that the server sends has a critical extension that the broker does not process";
+    (TlsProblem::CriticalExtension, detail.to_owned())
 }
 
 fn moment(time: UnixTime) -> String {

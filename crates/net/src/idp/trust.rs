@@ -163,7 +163,56 @@ fn damaged(error: &PemError) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, CustomExtension, DnType, IsCa, KeyPair};
+    use rustls::{
+        client::{WebPkiServerVerifier, danger::ServerCertVerifier as _},
+        pki_types::{ServerName, UnixTime},
+    };
+
     use super::*;
+    use crate::idp::{TlsProblem, error::certificate_problem};
+
+    /// The verdict about a chain of root, intermediate and leaf, of which one has critical certificate policies.
+    fn verdict(critical: usize, trusted: &[usize]) -> Result<(), rustls::Error> {
+        let mut policies = CustomExtension::from_oid_content(
+            &[2, 5, 29, 32],
+            // The policy 1.2.3 (RFC 5280 section 4.2.1.4).
+            vec![0x30, 0x06, 0x30, 0x04, 0x06, 0x02, 0x2a, 0x03],
+        );
+        policies.set_criticality(true);
+        let params = |index: usize, names: &[String]| {
+            let mut params = CertificateParams::new(names).unwrap();
+            params.distinguished_name.push(DnType::CommonName, format!("certificate {index}"));
+            params.custom_extensions = if index == critical { vec![policies.clone()] } else { vec![] };
+            params.is_ca = if names.is_empty() { IsCa::Ca(BasicConstraints::Unconstrained) } else { IsCa::NoCa };
+            params
+        };
+        let root = CertifiedIssuer::self_signed(params(0, &[]), KeyPair::generate().unwrap()).unwrap();
+        let middle = CertifiedIssuer::signed_by(params(1, &[]), KeyPair::generate().unwrap(), &root).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let leaf = params(2, &["id.test".to_owned()]).signed_by(&key, &middle).unwrap();
+        let mut roots = RootCertStore::empty();
+        let bundle: Vec<_> = trusted.iter().map(|index| [root.pem(), middle.pem()][*index].clone()).collect();
+        add_bundle(&mut roots, bundle.concat().as_bytes()).unwrap();
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
+        let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_800_000_000));
+        let name = ServerName::try_from("id.test").unwrap();
+        verifier.verify_server_cert(leaf.der(), &[middle.der().clone()], &name, &[], now).map(drop)
+    }
+
+    #[test]
+    fn an_intermediate_with_a_critical_extension_is_accepted_once_the_bundle_has_it() {
+        assert_eq!(verdict(3, &[0]), Ok(()));
+        assert_eq!(verdict(0, &[0]), Ok(()), "the extensions of a root are not looked at");
+        for critical in [1, 2] {
+            let Err(rustls::Error::InvalidCertificate(problem)) = verdict(critical, &[0]) else { panic!("{critical}") };
+            let (problem, words) = certificate_problem(&problem);
+            assert_eq!(problem, TlsProblem::CriticalExtension, "{critical}: {words}");
+        }
+        assert_eq!(verdict(1, &[0, 1]), Ok(()));
+        assert_eq!(verdict(1, &[1]), Ok(()));
+    }
 
     fn certificate() -> String {
         rcgen::generate_simple_self_signed(["ca.test".to_owned()]).unwrap().cert.pem()
