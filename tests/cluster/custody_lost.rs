@@ -119,7 +119,7 @@ async fn a_refresh_token_is_kept_also_from_an_answer_that_is_worth_nothing_else(
 async fn a_refresh_token_is_kept_and_the_token_published_whatever_they_are_wrapped_in() {
     let custody = Custody::new().await;
     custody.issued().await;
-    for (name, odd) in Odd::ALL.into_iter().take(9) {
+    for (name, odd) in Odd::ALL.into_iter().take(10) {
         let before = custody.kept().await;
         custody.idp.odd(Some(odd));
         custody.renew().await;

@@ -250,6 +250,16 @@ fn odd_answers() -> Vec<Odd> {
             &[],
             &[],
         ),
+        (
+            "infinite",
+            Answer::text(
+                200,
+                "{\"access_token\":\"a-canary-infinite\",\"token_type\":\"Bearer\",\"expires_in\":1e999}",
+            ),
+            3600,
+            &[],
+            lifetime,
+        ),
         ("gzip", Answer::token(7200).header("content-encoding", "gzip"), 7200, &[], &[]),
         ("deflate", Answer::token(7200).header("content-encoding", "deflate"), 7200, &[], &[]),
     ]

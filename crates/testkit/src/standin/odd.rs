@@ -20,6 +20,8 @@ pub enum Odd {
     NoLifetime,
     /// `expires_in` is 0.
     LifetimeZero,
+    /// `expires_in` is a number that no float holds: many parsers refuse the whole response for it.
+    LifetimeInfinite,
     /// A byte order mark before the JSON.
     Bom,
     /// Compressed, although nobody asked for that.
@@ -42,13 +44,14 @@ pub enum Odd {
 
 impl Odd {
     /// All of them by name.
-    pub const ALL: [(&'static str, Self); 15] = [
+    pub const ALL: [(&'static str, Self); 16] = [
         ("no-token-type", Self::NoTokenType),
         ("scope-list", Self::ScopeList),
         ("lifetime-text", Self::LifetimeText),
         ("lifetime-float", Self::LifetimeFloat),
         ("no-lifetime", Self::NoLifetime),
         ("lifetime-zero", Self::LifetimeZero),
+        ("lifetime-infinite", Self::LifetimeInfinite),
         ("bom", Self::Bom),
         ("gzip", Self::Gzip),
         ("deflate", Self::Deflate),
@@ -82,6 +85,10 @@ impl Odd {
             }
             (Self::NoLifetime, None) => drop(fields.remove("expires_in")),
             (Self::LifetimeZero, None) => drop(fields.insert("expires_in".to_owned(), 0.into())),
+            (Self::LifetimeInfinite, None) => {
+                fields.insert("expires_in".to_owned(), "1e999".into());
+                return Response { body: body.to_string().replace("\"1e999\"", "1e999"), ..response };
+            }
             (Self::Capitals, Some(error)) => drop(fields.insert("error".to_owned(), error.to_uppercase().into())),
             (Self::ErrorCode, Some(error)) => {
                 fields.remove("error");
