@@ -14,7 +14,10 @@ use std::{
     io,
     net::SocketAddr,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use futures::{FutureExt as _, StreamExt as _};
@@ -52,6 +55,8 @@ pub enum Trouble {
     Silence,
     /// It is handed on when [`ApiProxy::release`] is called.
     Held,
+    /// It is handed on and done; the answer comes when [`ApiProxy::release`] is called.
+    Late,
 }
 
 impl Trouble {
@@ -88,6 +93,8 @@ struct Shared {
     rules: Mutex<Vec<Rule>>,
     asked: Mutex<Vec<Asked>>,
     gate: watch::Sender<bool>,
+    /// How many answers are or were [`Trouble::Late`].
+    late: AtomicUsize,
     /// Which watches were ended last, by a part of their path, and how.
     watches: watch::Sender<Option<(String, Ending)>>,
 }
@@ -121,6 +128,7 @@ impl ApiProxy {
             rules: Mutex::default(),
             asked: Mutex::default(),
             gate: watch::Sender::new(false),
+            late: AtomicUsize::new(0),
             watches: watch::Sender::new(None),
         });
         let proxy = Self { address: listener.local_addr().unwrap(), cluster: cluster.clone(), shared: shared.clone() };
@@ -171,7 +179,21 @@ impl ApiProxy {
         .await;
     }
 
-    /// Hands on what is [`Trouble::Held`], and what is to come.
+    /// Makes no more trouble.
+    pub fn calm(&self) {
+        self.shared.rules.lock().unwrap().clear();
+    }
+
+    /// Waits until so many requests are done whose answers are [`Trouble::Late`].
+    pub async fn late(&self, number: usize) {
+        until(&format!("{number} answers are held"), async || match self.shared.late.load(Ordering::Relaxed) {
+            late if late >= number => Ok(()),
+            late => Err(late.to_string()),
+        })
+        .await;
+    }
+
+    /// Hands on what is [`Trouble::Held`] or [`Trouble::Late`], and what is to come.
     pub fn release(&self) {
         self.shared.gate.send_replace(true);
     }
@@ -216,7 +238,7 @@ impl Shared {
             Some(Trouble::Refused { status, retry_after }) => return Ok(refusal(*status, *retry_after)),
             Some(Trouble::Silence) => std::future::pending().await,
             Some(Trouble::Held) => drop(self.gate.subscribe().wait_for(|open| *open).await.map_err(io::Error::other)?),
-            Some(Trouble::Lost | Trouble::None) | None => {}
+            Some(Trouble::Lost | Trouble::Late | Trouble::None) | None => {}
         }
         let (head, body) = request.into_parts();
         let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
@@ -224,14 +246,18 @@ impl Shared {
         if matches!(trouble, Some(Trouble::Lost)) {
             return Err(io::Error::other("the answer is lost"));
         }
-        let watches = self.watches.subscribe();
-        Ok(answer.map(|body| {
-            if path.contains("watch=true") {
-                endable(body, path, watches)
-            } else {
-                body.map_err(io::Error::other).boxed_unsync()
-            }
-        }))
+        if path.contains("watch=true") {
+            let watches = self.watches.subscribe();
+            return Ok(answer.map(|body| endable(body, path, watches)));
+        }
+        if !matches!(trouble, Some(Trouble::Late)) {
+            return Ok(answer.map(|body| body.map_err(io::Error::other).boxed_unsync()));
+        }
+        let (head, body) = answer.into_parts();
+        let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+        self.late.fetch_add(1, Ordering::Relaxed);
+        drop(self.gate.subscribe().wait_for(|open| *open).await.map_err(io::Error::other)?);
+        Ok(Response::from_parts(head, Full::from(body).map_err(|never| match never {}).boxed_unsync()))
     }
 
     /// Notes a request, and what happens to it.

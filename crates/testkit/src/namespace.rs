@@ -26,11 +26,12 @@ use super::{
 };
 
 /// Kinds that stand in no namespace.
-const CLUSTER_KINDS: [&str; 6] = [
+const CLUSTER_KINDS: [&str; 7] = [
     "ClusterMailProvider",
     "Namespace",
     "ClusterRole",
     "ClusterRoleBinding",
+    "MutatingWebhookConfiguration",
     "ValidatingAdmissionPolicy",
     "ValidatingAdmissionPolicyBinding",
 ];
