@@ -45,10 +45,10 @@ const NOTE_MAX: usize = 1024;
 const NAME_MAX: usize = 235;
 /// Events that wait to be written, at most.
 const WAITING: usize = 1_000;
-/// Events that a namespace may have at once.
-const BURST: u32 = 100;
-/// How soon it may have one more.
-const REFILL_SECONDS: i64 = 2;
+/// How many Events a namespace may have: so many at once, and one more after so many seconds.
+const OF_A_NAMESPACE: Limit = Limit { burst: 100, refill_seconds: 2 };
+/// The same for one object: where its condition turns every few seconds, a person has seen that after these.
+const OF_AN_OBJECT: Limit = Limit { burst: 25, refill_seconds: 60 };
 /// Where the Events of cluster-scoped objects are.
 const CLUSTER_NAMESPACE: &str = "default";
 /// How long a shutdown waits for Events that are not written yet.
@@ -147,7 +147,9 @@ struct Told {
     series: HashMap<SeriesKey, Series>,
     /// Keys in the order of their last Events; one that has a later Event stands here again.
     order: VecDeque<(SeriesKey, Timestamp)>,
-    budgets: HashMap<String, Budget>,
+    budgets: HashMap<Owner, Budget>,
+    /// Budgets that are remembered before those are forgotten that are full.
+    budgets_max: usize,
     /// Events so far, which keeps names of one moment apart.
     count: u32,
 }
@@ -172,8 +174,14 @@ impl Told {
     ) -> Option<Event> {
         self.forget(now);
         let namespace = object.namespace.clone().unwrap_or_else(|| CLUSTER_NAMESPACE.to_owned());
-        if !self.budgets.entry(namespace.clone()).or_insert_with(|| Budget::new(now)).take(now) {
-            return None;
+        let uid = object.uid.clone().unwrap_or_default();
+        // The object first: one that has had too many takes nothing from its namespace.
+        for (owner, limit) in
+            [(Owner::Object(uid), OF_AN_OBJECT), (Owner::Namespace(namespace.clone()), OF_A_NAMESPACE)]
+        {
+            if !self.budgets.entry(owner).or_insert_with(|| Budget::new(limit, now)).take(now) {
+                return None;
+            }
         }
         let note = note(&notice.note);
         let digest = names::digest([note.as_str()]);
@@ -219,8 +227,10 @@ impl Told {
             }
             self.order.pop_front();
         }
-        if self.budgets.len() > SERIES {
+        if self.budgets.len() > self.budgets_max.max(SERIES) {
             self.budgets.retain(|_, budget| !budget.is_full(now));
+            // Not at each Event, where many objects have had one in the last minute.
+            self.budgets_max = 2 * self.budgets.len();
         }
     }
 }
@@ -231,23 +241,38 @@ impl Series {
     }
 }
 
-/// How many Events a namespace may have: [`BURST`] at once, and one more every [`REFILL_SECONDS`].
+/// Whose Events are counted: a namespace by its name, an object by its uid.
+#[derive(PartialEq, Eq, Hash)]
+enum Owner {
+    Namespace(String),
+    Object(String),
+}
+
+/// How many Events may be written.
+#[derive(Clone, Copy)]
+struct Limit {
+    burst: u32,
+    refill_seconds: i64,
+}
+
+/// How many Events are left.
 struct Budget {
+    limit: Limit,
     left: u32,
     since: Timestamp,
 }
 
 impl Budget {
-    fn new(now: Timestamp) -> Self {
-        Self { left: BURST, since: now }
+    fn new(limit: Limit, now: Timestamp) -> Self {
+        Self { limit, left: limit.burst, since: now }
     }
 
     fn refill(&mut self, now: Timestamp) {
         // A clock that was set back refills nothing, and does not stop the refill either.
         let passed = now.as_second().saturating_sub(self.since.as_second());
-        let more = u32::try_from(passed / REFILL_SECONDS).unwrap_or(0);
+        let more = u32::try_from(passed / self.limit.refill_seconds).unwrap_or(0);
         if more > 0 || passed < 0 {
-            self.left = self.left.saturating_add(more).min(BURST);
+            self.left = self.left.saturating_add(more).min(self.limit.burst);
             self.since = now;
         }
     }
@@ -261,7 +286,7 @@ impl Budget {
 
     fn is_full(&mut self, now: Timestamp) -> bool {
         self.refill(now);
-        self.left == BURST
+        self.left == self.limit.burst
     }
 }
 
@@ -321,7 +346,7 @@ mod tests {
     fn what_is_remembered_is_bounded_and_forgotten_in_the_order_of_time() {
         let mut told = Told::default();
         for number in 0..i64::try_from(SERIES + 500).unwrap() {
-            publish(&mut told, &number.to_string(), "one", number * REFILL_SECONDS / 100);
+            publish(&mut told, &number.to_string(), "one", number * OF_A_NAMESPACE.refill_seconds / 100);
             told.budgets.clear();
         }
         assert!(told.series.len() <= SERIES + 1 && told.order.len() <= SERIES + 1);
@@ -339,6 +364,21 @@ mod tests {
         assert_eq!(of(&mut told, 10), 5);
         assert_eq!(of(&mut told, -5), 0, "the clock was set back");
         assert_eq!(of(&mut told, 100_000), 100);
+    }
+
+    #[test]
+    fn an_object_whose_condition_turns_all_the_time_gets_one_event_a_minute() {
+        let mut told = Told::default();
+        let texts = ["the token has ended", "the token is good"];
+        let written = |told: &mut Told, seconds: std::ops::Range<i64>| {
+            seconds
+                .step_by(3)
+                .filter(|second| publish(told, "a", texts[(second % 2) as usize], *second).is_some())
+                .count()
+        };
+        assert_eq!(written(&mut told, 0..60), 20);
+        assert_eq!(written(&mut told, 60..600), 14, "what is left, and one a minute");
+        assert!(publish(&mut told, "b", "one", 600).is_some(), "another object of the namespace");
     }
 
     #[test]
