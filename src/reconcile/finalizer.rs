@@ -69,10 +69,21 @@ pub(super) async fn reconcile(
 
 /// Adds or removes the finalizer; `None` if the credential is gone.
 async fn set(credential: &MailCredential, wanted: bool, context: &Context) -> Result<Option<MailCredential>, Error> {
-    let names = credential.finalizers();
+    let api: Api<MailCredential> = Api::namespaced(context.kubernetes.client.clone(), checks::namespace(credential));
+    let failed = |source| Error::WriteFinalizer { name: credential_words(credential), source };
+    let complete = match credential.finalizers().iter().any(|name| name == slim::OTHER_FINALIZERS) {
+        // The store has not kept all finalizers, and the patch needs the index of the broker's own.
+        true => match api.get_metadata_opt(&credential.name_any()).await.map_err(failed)? {
+            Some(found) => Some(found.metadata),
+            None => return Ok(None),
+        },
+        false => None,
+    };
+    let meta = complete.as_ref().unwrap_or(&credential.metadata);
+    let names = meta.finalizers.as_deref().unwrap_or_default();
     let own = names.iter().position(|name| name == names::FINALIZER_REVOKE);
     let uid = credential.metadata.uid.as_deref().unwrap_or_default();
-    let version = credential.metadata.resource_version.as_deref().unwrap_or_default();
+    let version = meta.resource_version.as_deref().unwrap_or_default();
     let operations: Vec<_> = match (wanted, own) {
         (true, Some(_)) | (false, None) => return Ok(Some(credential.clone())),
         (true, None) if names.is_empty() => {
@@ -86,11 +97,10 @@ async fn set(credential: &MailCredential, wanted: bool, context: &Context) -> Re
             vec![same_uid(uid), test(path, names::FINALIZER_REVOKE.into()), remove(path)]
         }
     };
-    let api: Api<MailCredential> = Api::namespaced(context.kubernetes.client.clone(), checks::namespace(credential));
     match api.patch(&credential.name_any(), &PatchParams::default(), &patch(operations)).await {
         Ok(written) => Ok(Some(written)),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
-        Err(source) => Err(Error::WriteFinalizer { name: credential_words(credential), source }),
+        Err(source) => Err(failed(source)),
     }
 }
 

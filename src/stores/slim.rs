@@ -34,6 +34,9 @@ const SCOPES_MAX: usize = 4 << 10;
 const REISSUE_MAX: usize = 256;
 /// Bytes of all annotations of one Secret in a store: what the broker writes takes about 1 KiB.
 const SECRET_TOTAL: usize = 24 << 10;
+/// Stands in a store for the finalizers of other controllers where they are too long to be kept. The API server rejects a
+/// finalizer of this name.
+pub const OTHER_FINALIZERS: &str = "...";
 /// Bytes of all finalizers of one credential in a store.
 const FINALIZERS_MAX: usize = 16 << 10;
 /// Longest field of an owner reference. Kubernetes has no bound for them; names and uids have 253 and 36 characters.
@@ -45,6 +48,7 @@ pub fn credential(meta: &mut ObjectMeta) {
     let finalizers = meta.finalizers.take().map(|mut all| {
         if all.iter().map(String::len).sum::<usize>() > FINALIZERS_MAX {
             all.retain(|name| name == names::FINALIZER_REVOKE);
+            all.push(OTHER_FINALIZERS.to_owned());
         }
         all
     });
@@ -281,5 +285,16 @@ mod tests {
         meta.finalizers = Some(vec!["example.org/x".to_owned(), names::FINALIZER_REVOKE.to_owned()]);
         credential(&mut meta);
         assert_eq!(meta.finalizers.map(|all| all.len()), Some(2));
+    }
+
+    #[test]
+    fn finalizers_that_are_too_long_leave_the_brokers_own_and_a_sign_that_there_are_others() {
+        let others: Vec<_> = (0..500).map(|number| format!("example.org/{number}-{}", "x".repeat(50))).collect();
+        for own in [vec![], vec![names::FINALIZER_REVOKE.to_owned()]] {
+            let mut meta = fat(&[]);
+            meta.finalizers = Some(others.iter().cloned().chain(own.clone()).collect());
+            credential(&mut meta);
+            assert_eq!(meta.finalizers, Some(own.into_iter().chain([OTHER_FINALIZERS.to_owned()]).collect()));
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! `revocationPolicy: OnDelete`: what is asked of the provider, what is told, and that no deletion waits for long.
 
 use k8s_openapi::api::core::v1::Secret;
+use kube::api::DeleteParams;
 use mail_token_broker::api::MailCredential;
 use mailtoken_testkit::{idp::REVOKE, ledger::tried, *};
 use serde_json::json;
@@ -418,6 +419,25 @@ async fn a_credential_that_another_finalizer_keeps_is_not_ready_after_its_token(
     stage.issued(kept.clone()).await;
     stage.ns.remove(&kept).await;
     stage.ns.condition::<MailCredential>("billing", "Ready", "Expired").await;
+    stage.ns.patch::<MailCredential>("billing", json!({"metadata": {"finalizers": null}})).await;
+    stage.ns.gone::<MailCredential>("billing").await;
+}
+
+#[tokio::test]
+async fn finalizers_of_others_of_any_length_do_not_hold_up_the_brokers_own() {
+    let stage = stage().await;
+    // More than the broker keeps of them.
+    let others: Vec<_> = (0..300).map(|number| format!("example.org/{number}-{}", "x".repeat(55))).collect();
+    stage.issued(revoking("billing").set("metadata.finalizers", json!(others))).await;
+    let keeps = |credential: &MailCredential| {
+        let all = finalizers(credential);
+        others.iter().all(|other| all.contains(other))
+    };
+    let has = |credential: &MailCredential| finalizers(credential).iter().any(|name| name == FINALIZER);
+    stage.ns.until::<MailCredential>("billing", "the finalizer is added", |found| keeps(found) && has(found)).await;
+    stage.ns.api::<MailCredential>().delete("billing", &DeleteParams::default()).await.unwrap();
+    stage.ns.until::<MailCredential>("billing", "the finalizer is removed", |found| keeps(found) && !has(found)).await;
+    assert_eq!(revoked(&stage).len(), 1);
     stage.ns.patch::<MailCredential>("billing", json!({"metadata": {"finalizers": null}})).await;
     stage.ns.gone::<MailCredential>("billing").await;
 }
