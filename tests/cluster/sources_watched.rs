@@ -214,3 +214,39 @@ async fn a_provider_that_changes_is_used_as_it_is_now() {
     let secret: Secret = stage.ns.get("billing").await;
     assert_eq!(text(&secret, "smtp_host"), "smtp.example.org");
 }
+
+#[tokio::test]
+async fn of_a_provider_that_is_deleted_while_it_is_looked_at_nothing_is_followed() {
+    let ns = Cluster::shared().namespace().await;
+    let (idp, api) = (Idp::start(), ApiProxy::start(&ns.cluster));
+    let _broker = Broker::settings(&ns).kubeconfig(&api.kubeconfig()).start().await;
+    let document = json!({"issuer": idp.issuer(), "token_endpoint": idp.token_url()});
+    idp.next_at(idp::DISCOVERY, Answer::json(200, document).held());
+    ns.apply(ca_bundle("idp-ca", &idp)).await;
+    ns.apply(source("idp-client", "client-secret", "a client secret")).await;
+    ns.apply(provider(&idp).without("spec.oauth2").set("spec.oidc.issuerURL", idp.issuer())).await;
+    ns.apply(credential("billing")).await;
+    until("the provider is looked at", async || match idp.requests().len() {
+        1 => Ok(()),
+        number => Err(number.to_string()),
+    })
+    .await;
+    ns.delete::<MailProvider>("idp").await;
+    ns.apply(credential("marker")).await;
+    ns.condition::<MailCredential>("marker", "Ready", "ProviderNotFound").await;
+    let followed = || api.asked().iter().filter(|asked| asked.path.contains("/configmaps")).count();
+    let before = followed();
+    idp.release();
+    ns.condition::<MailCredential>("billing", "Ready", "ProviderNotFound").await;
+    ns.annotate::<MailCredential>("marker", "mailtoken.dev/reissue", "1").await;
+    holds(std::time::Duration::from_secs(2), "the CA bundle is not followed", async || match followed() {
+        number if number == before => Ok(()),
+        number => Err(format!("{number} after {before}")),
+    })
+    .await;
+    assert_eq!(idp.token_requests().len(), 0);
+
+    // Another one of this name is used.
+    ns.apply(provider(&idp)).await;
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+}

@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 
 use crate::{
     api::{
-        ProviderStatus, names,
+        ProviderStatus, Reason, names,
         provider_object::{ProviderKey, ProviderObject, bundle_config_map, source_secrets},
     },
     clock::Clock,
@@ -296,6 +296,13 @@ impl ProviderCache {
         let key = object.key();
         let resolving = self.entries.lock().entry(key.clone()).or_default().resolving.clone();
         let _one_at_a_time = resolving.lock().await;
+        let exists = || self.stores.provider(&key).is_some_and(|found| found.meta().uid == object.meta().uid);
+        if !exists() {
+            // The provider was deleted while another task resolved it: leave no entry and follow no CA bundle.
+            self.entries.lock().remove(&key);
+            let blocker = Blocker::new(Reason::ProviderNotFound, "the provider was deleted");
+            return Ok(Err(ProviderProblem { blocker, of_the_client: false }));
+        }
         let fingerprint = self.fingerprint(object).unwrap_or_default();
         let used = self.uses.fetch_add(1, Ordering::Relaxed);
         if let Some(entry) = self.entries.lock().get_mut(&key) {
@@ -321,10 +328,10 @@ impl ProviderCache {
             return Ok(found.map(Arc::new));
         }
         let mut entries = self.entries.lock();
-        let exists = self.stores.provider(&key).is_some_and(|found| found.meta().uid == object.meta().uid);
-        if !exists {
+        if !exists() {
             // The provider was deleted meanwhile: remove its entry.
             entries.remove(&key);
+            self.bundles.release(&key, None);
             return Ok(found.map(Arc::new));
         }
         let entry = entries.entry(key).or_default();
