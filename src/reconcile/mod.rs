@@ -9,6 +9,7 @@ pub mod custody;
 pub mod events;
 mod finalizer;
 pub mod json_patch;
+pub mod memory_budget;
 pub mod observe;
 pub mod provider;
 pub mod provider_client;

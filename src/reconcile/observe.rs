@@ -34,7 +34,7 @@ use crate::{
         sized::sized,
         stored::{annotation, stored_token},
     },
-    render::render,
+    render::{SECRET_MAX, render},
     stores::unreadable::ObjectKind,
 };
 
@@ -225,6 +225,7 @@ async fn target(credential: &MailCredential, provider: Option<&Provider>, contex
     let meta = match meta {
         // No watch shows a Secret without the broker's label: a foreign Secret, or one whose label was removed.
         None if suspect || told => {
+            let _reservation = context.kubernetes.secrets.reads.reserve(namespace, SECRET_MAX).await;
             let read = context.kubernetes.secrets.read(namespace, &name).await?;
             context.cache.with(uid, |entry| entry.object.conflict = read.is_some());
             match read {
@@ -343,6 +344,7 @@ async fn inspect(
 ) -> Result<Inspected, Error> {
     let name = meta.name.clone().unwrap_or_default();
     let layout = provider.map(|provider| provider.layout.clone()).unwrap_or_default();
+    let _reservation = context.kubernetes.secrets.reads.reserve(checks::namespace(credential), SECRET_MAX).await;
     let Some(secret) = context.kubernetes.secrets.read(checks::namespace(credential), &name).await? else {
         // The Secret was deleted since; the watch will show that.
         let version = meta.resource_version.clone().unwrap_or_default();

@@ -1,7 +1,7 @@
 //! Reads and writes the Secrets of the broker. A Secret is created by a POST and changed by a JSON Patch that is fenced by uid
 //! and resourceVersion. The response to a write holds only metadata, except where the caller needs the data.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use http::{
     HeaderValue,
@@ -16,42 +16,36 @@ use kube::{
 };
 use serde::Serialize;
 use serde_json::json;
-use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::{api::names, error::Error, reconcile::json_patch::patch, render::SECRET_MAX};
+use crate::{
+    api::names,
+    error::Error,
+    reconcile::{json_patch::patch, memory_budget::MemoryBudget},
+};
 
 /// Metadata instead of the object: <https://kubernetes.io/docs/reference/using-api/api-concepts/#alternate-representations-of-resources>.
 const METADATA: HeaderValue = HeaderValue::from_static("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1");
-/// Bytes that all target Secrets together may take while they are rendered and written: many small Secrets at a time, and a
-/// few of a megabyte each, which is the most that the large Secrets of one tenant can take.
-const MEMORY: usize = 16 * 1024 * 1024;
-/// The unit in which that memory is counted.
-const BLOCK: usize = 4 * 1024;
 
 /// Reads and writes the Secrets of the broker.
 pub struct Secrets {
     client: Client,
-    cache: Semaphore,
+    /// The memory for target Secrets that are rendered and written.
+    pub(super) writes: MemoryBudget,
+    /// The memory for Secrets that are read.
+    pub(super) reads: Arc<MemoryBudget>,
 }
 
 impl Secrets {
-    /// Reads and writes Secrets through `client`.
-    pub fn new(client: Client) -> Self {
-        Self { client, cache: Semaphore::new(MEMORY / BLOCK) }
+    /// Reads and writes Secrets through `client`. Reads take their memory from `reads`.
+    pub fn new(client: Client, reads: Arc<MemoryBudget>) -> Self {
+        Self { client, writes: MemoryBudget::default(), reads }
     }
 
     fn api(&self, namespace: &str) -> Api<Secret> {
         Api::namespaced(self.client.clone(), namespace)
     }
 
-    /// Waits until memory is free for a target Secret whose data has `bytes`: the data itself, and the body of the request,
-    /// which holds the data in base64.
-    pub(super) async fn reserve(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
-        let blocks = (3 * bytes.min(SECRET_MAX)).div_ceil(BLOCK).max(1);
-        self.cache.acquire_many(u32::try_from(blocks).unwrap_or(1)).await.ok()
-    }
-
-    /// Reads a Secret with its data; `None` if it does not exist.
+    /// Reads a Secret with its data; `None` if it does not exist. The caller has reserved the memory for it.
     ///
     /// # Errors
     /// [`Error::ReadSecret`].

@@ -242,3 +242,33 @@ async fn a_token_whose_status_may_not_be_written_is_there_and_told_later() {
     assert_eq!(found.status.unwrap().failed_attempts, Some(0));
     assert_eq!(idp.token_requests().len(), 2);
 }
+
+#[tokio::test]
+async fn writes_that_hang_in_one_namespace_hold_up_no_other_however_large_they_are() {
+    let (slow, quick) = (Cluster::shared().namespace().await, Cluster::shared().namespace().await);
+    let (idp, api) = (Idp::start(), ApiProxy::start(&slow.cluster));
+    for ns in [&slow, &quick] {
+        ns.provider(&idp).await;
+    }
+    // As with an admission webhook that does not answer: each write takes as long as the broker waits.
+    api.next(usize::MAX, "POST", &format!("/namespaces/{}/secrets", slow.name), Trouble::Held);
+    let settings = Broker::settings(&slow).flag(format!("--namespace={}", quick.name));
+    let _broker = settings.kubeconfig(&api.kubeconfig()).start().await;
+    const MANY: usize = 80;
+    // About half a megabyte each.
+    idp.answer(Answer::token(3600).field("access_token", "x".repeat(30 * 1024)));
+    let large = json!({"large": "${access_token}".repeat(16)});
+    for number in 0..MANY {
+        slow.apply(credential(&format!("slow-{number}")).set("spec.secret.data", large.clone())).await;
+    }
+    let hanging = || api.asked().iter().filter(|asked| asked.troubled).count();
+    until("writes hang", async || if hanging() >= 2 { Ok(()) } else { Err(hanging().to_string()) }).await;
+    for number in 0..3 {
+        let (name, start) = (format!("quick-{number}"), std::time::Instant::now());
+        quick.apply(credential(&name).set("spec.secret.data", large.clone())).await;
+        quick.condition::<MailCredential>(&name, "Ready", "TokenValid").await;
+        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    }
+    assert!(hanging() >= 2, "they still hang");
+    api.release();
+}

@@ -7,7 +7,7 @@ use kube::core::ObjectMeta;
 use secrecy::{ExposeSecret as _, SecretString};
 use zeroize::Zeroize as _;
 
-use crate::{api::names, policy::hash::RefreshTokenHash};
+use crate::{api::names, policy::hash::RefreshTokenHash, stores::slim};
 
 /// Keys of the grant Secret.
 const REFRESH_TOKEN: &str = "refresh_token";
@@ -55,6 +55,7 @@ impl Data {
 /// The metadata of a Secret whose data is not needed any more.
 pub(super) fn wiped(mut secret: Secret) -> ObjectMeta {
     drop(Data::take(&mut secret));
+    slim::own_secret(&mut secret.metadata);
     secret.metadata
 }
 

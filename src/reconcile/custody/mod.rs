@@ -39,6 +39,7 @@ use crate::{
             secret::{absent, belongs, read_grant, write, write_claim},
         },
     },
+    render::SECRET_MAX,
 };
 
 pub(super) use crate::reconcile::custody::{
@@ -129,6 +130,7 @@ async fn meta(credential: &MailCredential, context: &Context) -> Result<Option<A
         return Ok(known);
     }
     // No watch shows a Secret whose label was removed. A foreign Secret may have been deleted since.
+    let _reservation = context.kubernetes.secrets.reads.reserve(namespace, SECRET_MAX).await;
     let read = context.kubernetes.secrets.read(namespace, &name).await?.map(|secret| Arc::new(wiped(secret)));
     context.cache.with(checks::uid(credential), |entry| entry.custody.grant.clone_from(&read));
     Ok(read)

@@ -29,7 +29,9 @@ use crate::{
             pending::CustodyError,
         },
         json_patch::{Map, add, create_map, fence, replace_data, set, unset},
+        memory_budget::USUAL_SECRET,
     },
+    stores::slim,
 };
 
 /// Wait before labels and owner are written again that another writer has changed back.
@@ -55,7 +57,9 @@ pub(super) async fn read_grant(
     context: &Context,
 ) -> Result<Option<(GrantSecret, Data)>, CustodyError> {
     let name = names::grant_secret(&credential.name_any());
-    let Some(mut secret) = context.kubernetes.secrets.read(checks::namespace(credential), &name).await? else {
+    let namespace = checks::namespace(credential);
+    let _reservation = context.kubernetes.secrets.reads.reserve(namespace, USUAL_SECRET).await;
+    let Some(mut secret) = context.kubernetes.secrets.read(namespace, &name).await? else {
         context.cache.with(checks::uid(credential), |entry| entry.custody.grant = None);
         return Ok(None);
     };
@@ -70,7 +74,7 @@ pub(super) async fn read_grant(
 }
 
 fn remember(credential: &MailCredential, mut meta: ObjectMeta, context: &Context) {
-    meta.managed_fields = None;
+    slim::own_secret(&mut meta);
     context.cache.with(checks::uid(credential), |entry| entry.custody.grant = Some(Arc::new(meta)));
 }
 
@@ -90,7 +94,9 @@ pub(super) async fn write_claim(
         .into_iter()
         .chain(annotate(stored, [(names::ANNOTATION_CLAIM, Some(encoded(claim)?))]))
         .collect();
-    let written = context.kubernetes.secrets.patch(checks::namespace(credential), &stored.name, operations).await;
+    let namespace = checks::namespace(credential);
+    let _reservation = context.kubernetes.secrets.reads.reserve(namespace, USUAL_SECRET).await;
+    let written = context.kubernetes.secrets.patch(namespace, &stored.name, operations).await;
     let secret = take(written, stored, credential, context).await?;
     remember(credential, secret.metadata.clone(), context);
     Ok(secret)

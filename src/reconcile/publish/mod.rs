@@ -26,6 +26,8 @@ use crate::{
         publish::content::{Content, Fence, content, target_patch},
         stored::{Stored, stored_token},
     },
+    render::SECRET_MAX,
+    stores::slim,
 };
 
 pub(super) use crate::reconcile::publish::content::too_large;
@@ -78,9 +80,13 @@ pub(super) async fn store(observed: &mut Observed, context: &Context) -> Result<
 pub(super) async fn publish_again(observed: &mut Observed, context: &Context) -> Result<(), PublishError> {
     let namespace = checks::namespace(&observed.credential).to_owned();
     let Some(from) = observed.target.own().or(observed.previous.as_ref()).cloned() else { return Ok(()) };
-    let secret = context.kubernetes.secrets.read(&namespace, &from.name).await?;
     let told = observed.credential.status.as_ref().and_then(|status| status.token.as_ref());
-    let Some((token, _)) = secret.as_ref().and_then(|secret| stored_token(secret, told)) else {
+    let stored = {
+        let _reservation = context.kubernetes.secrets.reads.reserve(&namespace, SECRET_MAX).await;
+        let secret = context.kubernetes.secrets.read(&namespace, &from.name).await?;
+        secret.as_ref().and_then(|secret| stored_token(secret, told))
+    };
+    let Some((token, _)) = stored else {
         // The token was removed since it was observed: the next reconcile obtains a new one.
         context.cache.with(checks::uid(&observed.credential), |entry| entry.object.inspected = None);
         return Ok(());
@@ -112,14 +118,15 @@ async fn write(
 ) -> Result<(), PublishError> {
     let Ok(provider) = &observed.provider else { return Ok(()) };
     let token = &stored.token;
-    let _room = context.kubernetes.secrets.reserve(provider.secret_size).await;
+    let namespace = checks::namespace(&observed.credential);
+    let _reservation = context.kubernetes.secrets.writes.reserve(namespace, provider.secret_size).await;
     let content = content(&observed.credential, provider, stored, issued_for, reissue)
         .map_err(|error| PublishError::Blocked(too_large(&observed.credential, &error)))?;
     let written = put(observed, &content, context).await;
     if matches!(written, Err(PublishError::Refused(_))) {
         context.metrics.reconcile_error(WRITE_SECRET);
     }
-    let meta = written?;
+    let mut meta = written?;
     fail_point::pass("target-written").await;
     let uid = checks::uid(&observed.credential).to_owned();
     let published = Published {
@@ -144,6 +151,7 @@ async fn write(
         intact: true,
         must_recreate: false,
     };
+    slim::own_secret(&mut meta);
     context.cache.with(&uid, |entry| {
         entry.object.target = Some(Arc::new(meta));
         entry.object.inspected = None;
@@ -228,7 +236,9 @@ async fn over_existing(
         && is_overtaken((stored_at, &stored), (issued_at, fingerprint))
     {
         context.cache.with(checks::uid(credential), |entry| {
-            (entry.object.target, entry.object.inspected) = (Some(Arc::new(secret.metadata.clone())), None);
+            let mut meta = secret.metadata.clone();
+            slim::own_secret(&mut meta);
+            (entry.object.target, entry.object.inspected) = (Some(Arc::new(meta)), None);
         });
         return Err(PublishError::Overtaken);
     }
