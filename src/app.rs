@@ -33,8 +33,10 @@ use crate::{
         context::{Context, Kubernetes, Requests},
         credential_cache::CredentialCache,
         events::Events,
+        memory_budget::MemoryBudget,
         provider_client::{ProviderCache, Resolver, federation::Identities},
         secrets::Secrets,
+        source_contents::SourceContents,
         work_queue::WorkQueue,
     },
     side::SideRuntime,
@@ -216,7 +218,9 @@ impl Work {
         let draining = CancellationToken::new();
         let admission = admission(&queue, &draining);
         health.supervise("admission", admission.clone().run());
-        let secrets = Secrets::new(client.clone());
+        let reads = Arc::<MemoryBudget>::default();
+        let secrets = Secrets::new(client.clone(), reads.clone());
+        let contents = SourceContents::new(client.clone(), stores.clone(), queue.clone(), reads);
         let bundles = Arc::new(Bundles::new(client.clone(), queue.clone(), stores.references.clone()));
         let resolver = Resolver {
             client: client.clone(),
@@ -230,7 +234,7 @@ impl Work {
             clock,
             leadership: leadership.clone(),
             metrics,
-            providers: ProviderCache::new(resolver, stores.clone(), bundles.clone()),
+            providers: ProviderCache::new(resolver, stores.clone(), bundles.clone(), contents),
             stores,
             cache,
             kubernetes: Kubernetes { secrets, events, client },

@@ -89,7 +89,9 @@ pub(super) async fn prepare(
 ) -> Result<ResolvedProvider, LoginError> {
     let home = home(settings, namespace);
     let Reach { kubernetes, clients, identities } = *reach;
-    let context = ResolveContext { kubernetes, home: &home, clients, identities, may_ask: &|| true, again: AGAIN };
+    let may_ask = &|| true;
+    let context =
+        ResolveContext { kubernetes, contents: None, home: &home, clients, identities, may_ask, again: AGAIN };
     match resolve(object, &context).await {
         Ok(Ok(resolved)) => Ok(resolved),
         Ok(Err(problem)) => {

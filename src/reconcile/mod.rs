@@ -18,6 +18,7 @@ pub mod report;
 pub mod secrets;
 mod sized;
 pub mod slots;
+pub mod source_contents;
 mod stored;
 pub mod work_queue;
 

@@ -12,7 +12,8 @@ use crate::{
         ConditionType, MailCredential, Reason, condition,
         credential::{DeletionPolicy, ProviderKind},
         names,
-        provider_object::{ProviderKey, ProviderObject},
+        provider_object::{ProviderKey, ProviderObject, source_secrets},
+        reference::ObjectKey,
     },
     error::Error,
     policy::{
@@ -89,6 +90,7 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     if let Some(provider) = context.stores.provider(&ProviderKey::of(&observed.credential)) {
         observed.history.client_as_in(provider.spec());
     }
+    learn_sources(&observed, context);
     if let Some(outcome) = outcome {
         if observed.record(outcome, now) == Recorded::Superseded {
             tracing::info!("refusal ignored: another replica has exchanged the refresh token since");
@@ -106,10 +108,30 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     Ok(Some(observed))
 }
 
-/// The versions of the Secrets that a credential itself refers to.
+/// The Secrets that a credential itself refers to.
+fn own_sources(credential: &MailCredential) -> impl Iterator<Item = ObjectKey> {
+    let namespace = checks::namespace(credential);
+    credential.spec.grant.sources().map(move |source| (namespace.to_owned(), source.name.clone()))
+}
+
+/// The versions since which the Secrets that a credential itself refers to have their present content.
 fn source_versions(credential: &MailCredential, context: &Context) -> Vec<String> {
-    let version = |name: &str| context.stores.sources.get(checks::namespace(credential), name)?.resource_version();
-    credential.spec.grant.sources().map(|source| version(&source.name).unwrap_or_default()).collect()
+    own_sources(credential).map(|source| context.providers.contents.since(&source)).collect()
+}
+
+/// Reads the sources of an attempt that failed before a restart, so that a change of their metadata does not end its
+/// back-off.
+fn learn_sources(observed: &Observed, context: &Context) {
+    let failed_with = observed.history.failed_with.as_ref();
+    if failed_with.is_none_or(|with| *with != observed.attempt && *with != observed.sign_in_attempt()) {
+        return;
+    }
+    let key = ProviderKey::of(&observed.credential);
+    let home = context.stores.home(&key);
+    let object = context.stores.provider(&key);
+    let secrets = object.iter().flat_map(|object| source_secrets(object.spec()));
+    let sources = secrets.map(|name| (home.to_owned(), name.to_owned())).chain(own_sources(&observed.credential));
+    sources.for_each(|source| context.providers.contents.learn(&source));
 }
 
 /// The provider as the cache knows it, and the fingerprint of the provider and its sources.

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use k8s_openapi::jiff::{SignedDuration, fmt::rfc2822};
+use k8s_openapi::{
+    api::core::v1::Secret,
+    jiff::{SignedDuration, fmt::rfc2822},
+};
 use mail_token_broker::api::{MailCredential, MailProvider, status::MailCredentialStatus};
 use mailtoken_testkit::*;
 use serde_json::json;
@@ -189,4 +192,82 @@ async fn a_renewal_that_fails_leaves_ready_true_until_the_token_ends() {
     assert_eq!(token, idp.issued()[0], "the old token is not taken away");
     assert_eq!(idp.token_requests().len(), 2);
     ledger::tried("F17", 1, "nothing");
+}
+
+/// How often the broker has read a Secret.
+fn reads(ns: &Namespace, secret: &str) -> usize {
+    let audit = ns.cluster.audit().into_iter();
+    audit
+        .filter(|event| event.namespace == ns.name && event.name == secret && event.agent != audit::TEST)
+        .filter(|event| event.access.resource == "secrets" && event.access.verb == "get")
+        .count()
+}
+
+/// Waits until the broker has read each of the Secrets since `before`.
+async fn read_again(ns: &Namespace, secrets: &[&str], before: &[usize]) -> Vec<usize> {
+    let mut now = vec![];
+    for (secret, before) in secrets.iter().zip(before) {
+        let what = format!("{secret} is read");
+        let read = until(&what, async || match reads(ns, secret) {
+            number if number > *before => Ok(number),
+            number => Err(number.to_string()),
+        });
+        now.push(read.await);
+    }
+    now
+}
+
+fn all_reads(ns: &Namespace, secrets: &[&str]) -> Vec<usize> {
+    secrets.iter().map(|secret| reads(ns, secret)).collect()
+}
+
+/// Changes the metadata of the Secrets that an attempt was made with, and waits until the broker has compared them.
+async fn touch(ns: &Namespace, secrets: &[&str]) {
+    const TOUCHES: usize = 5;
+    let before = all_reads(ns, secrets);
+    for number in 0..TOUCHES {
+        for secret in secrets {
+            let note = json!({"annotations": {"note": number.to_string()}, "labels": {"touched": number.to_string()}});
+            ns.patch::<Secret>(secret, json!({"metadata": note})).await;
+        }
+    }
+    let now = read_again(ns, secrets, &before).await;
+    for (now, before) in now.iter().zip(&before) {
+        assert!(*now <= before + TOUCHES, "{now} reads after {before}");
+    }
+}
+
+#[tokio::test]
+async fn a_change_of_a_sources_metadata_ends_no_wait_and_one_of_its_content_does() {
+    let ns = Cluster::shared().namespace().await;
+    let (idp, mut broker) = (Idp::start(), Broker::start(&ns).await);
+    idp.answer(Answer::error("invalid_client"));
+    ns.provider(&idp).await;
+    ns.apply(source("subject", "token", "somebodys-token")).await;
+    let subject = json!({"secretRef": {"name": "subject", "key": "token"}});
+    ns.apply(credential("billing").set("spec.grant", json!({"tokenExchange": {"subjectToken": subject}}))).await;
+    let mut last = failed(&ns, 1).await.last_failure_time;
+
+    // The next broker reads once what the attempt was made with.
+    let sources = ["idp-client", "subject"];
+    broker.kill();
+    let before = all_reads(&ns, &sources);
+    broker.again().await;
+    read_again(&ns, &sources, &before).await;
+    let mut requests = 1;
+    for (secret, key) in [("subject", "token"), ("idp-client", "client-secret")] {
+        touch(&ns, &sources).await;
+        holds(Duration::from_secs(2), "nobody asks", async || match idp.token_requests().len() {
+            number if number == requests => Ok(()),
+            number => Err(number.to_string()),
+        })
+        .await;
+        ns.apply(source(secret, key, "another")).await;
+        requests += 1;
+        idp.token_requests_reach(requests).await;
+        let later = |found: &MailCredential| found.status.as_ref().unwrap().last_failure_time > last;
+        let found = ns.until::<MailCredential>("billing", "it has failed again", later).await;
+        last = found.status.unwrap().last_failure_time;
+    }
+    assert_eq!(idp.token_requests().len(), requests);
 }

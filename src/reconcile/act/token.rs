@@ -75,7 +75,9 @@ async fn subject_token(attempt: &Attempt) -> Result<SecretString, Refusal> {
     let grant = attempt.credential.spec.grant.token_exchange.as_ref().ok_or_else(invalid)?;
     let reference = &grant.subject_token.secret_ref;
     let refused = |blocker: Blocker| Refusal::new(blocker.reason, blocker.message);
-    let read = read_source(reference, namespace, &attempt.context.kubernetes.client).await;
+    let contents = &attempt.context.providers.contents;
+    let _reservation = contents.reserve(namespace).await;
+    let read = read_source(reference, namespace, &attempt.context.kubernetes.client, Some(contents)).await;
     let source =
         read.map_err(|error| Refusal::new(Reason::ProviderUnavailable, describe_step(&error)))?.map_err(refused)?;
     of_a_provider(reference, namespace, &attempt.context.stores).map_or(Ok(()), |blocker| Err(refused(blocker)))?;

@@ -60,7 +60,9 @@ pub(super) async fn read_seed(
         return Ok(Err(Blocker::new(Reason::InvalidSpec, "the spec names no seed")));
     };
     let namespace = checks::namespace(credential);
-    let read = read_source(reference, namespace, &context.kubernetes.client).await?;
+    let contents = &context.providers.contents;
+    let _reservation = contents.reserve(namespace).await;
+    let read = read_source(reference, namespace, &context.kubernetes.client, Some(contents)).await?;
     Ok(read.and_then(|source| {
         of_a_provider(reference, namespace, &context.stores).map_or(Ok(()), Err)?;
         token_url.map_or(Ok(()), |url| source.reach.allows(url))?;

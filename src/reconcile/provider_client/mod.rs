@@ -20,7 +20,7 @@ use std::{
 };
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use kube::{Client, ResourceExt as _, core::ObjectMeta};
+use kube::{Client, core::ObjectMeta};
 use parking_lot::Mutex;
 
 use crate::{
@@ -43,6 +43,7 @@ use crate::{
             resolve_context::ResolveContext,
             resolved_provider::ResolvedProvider,
         },
+        source_contents::SourceContents,
     },
     stores::Stores,
 };
@@ -89,6 +90,8 @@ pub struct ProviderCache {
     stores: Stores,
     /// The ConfigMaps that hold CA bundles.
     pub bundles: Arc<Bundles>,
+    /// Since when source Secrets have their present content.
+    pub contents: SourceContents,
     /// Which addresses may be connected to: part of the fingerprint, so that a restart with other flags resolves
     /// providers again.
     reach: String,
@@ -121,9 +124,9 @@ struct ProviderEntry {
 
 impl ProviderCache {
     /// An empty cache of providers.
-    pub fn new(resolver: Resolver, stores: Stores, bundles: Arc<Bundles>) -> Self {
+    pub fn new(resolver: Resolver, stores: Stores, bundles: Arc<Bundles>, contents: SourceContents) -> Self {
         let (uses, reach) = (AtomicU64::new(0), resolver.clients.reach());
-        Self { uses, reach, resolver, stores, bundles, entries: Mutex::default() }
+        Self { uses, reach, resolver, stores, bundles, contents, entries: Mutex::default() }
     }
 
     /// Where ServiceAccount tokens come from.
@@ -141,8 +144,7 @@ impl ProviderCache {
             object.meta().generation.unwrap_or_default().to_string(),
         ];
         for name in source_secrets(object.spec()) {
-            let version = self.stores.sources.get(home, name).and_then(|secret| secret.resource_version());
-            parts.push(version.unwrap_or_default());
+            parts.push(self.contents.since(&(home.to_owned(), name.to_owned())));
         }
         if let Some(reference) = bundle_config_map(object.spec()) {
             parts.push(self.bundles.version(&key, &(home.to_owned(), reference.name.clone()))?);
@@ -281,6 +283,7 @@ impl ProviderCache {
     /// Forgets the statuses that were written: the API server was restored from a backup.
     pub fn forget_writes(&self) {
         self.entries.lock().values_mut().for_each(|entry| entry.written = None);
+        self.contents.forget_versions();
     }
 
     /// Forgets a deleted provider.
@@ -316,6 +319,7 @@ impl ProviderCache {
         let Resolver { client, clients, identities, leadership, clock } = &self.resolver;
         let context = ResolveContext {
             kubernetes: client,
+            contents: Some(&self.contents),
             home: self.stores.home(&key),
             clients,
             identities,

@@ -35,6 +35,11 @@ pub(crate) async fn resolve(
     let Some(profile) = providers::profile(spec) else {
         return Ok(Err(problem(Reason::InvalidSpec, "the spec names no provider that this broker knows")));
     };
+    // After a start, many providers are resolved at the same time: they read what they refer to in turn.
+    let reservation = match context.contents {
+        Some(contents) => contents.reserve(context.home).await,
+        None => None,
+    };
     let client = match trust(object, context).await? {
         Ok(client) => client,
         Err(problem) => return Ok(Err(problem)),
@@ -43,6 +48,7 @@ pub(crate) async fn resolve(
     if let Some(problem) = unusable(&authentication) {
         return Ok(Err(problem));
     }
+    drop(reservation);
     let endpoints = match profile.source {
         TokenSource::Known(endpoints) => endpoints,
         TokenSource::Discovery { issuer } => match discover(&issuer, &client, object, context).await {
@@ -69,11 +75,11 @@ async fn trust(
     object: &ProviderObject,
     context: &ResolveContext<'_>,
 ) -> Result<Result<IdpClient, ProviderProblem>, Error> {
-    let (spec, ResolveContext { kubernetes, home, .. }) = (object.spec(), context);
+    let (spec, ResolveContext { kubernetes, contents, home, .. }) = (object.spec(), context);
     let bundle = match (bundle_secret(spec), bundle_config_map(spec)) {
         // Certificates, which are no secret.
         (Some(reference), _) => {
-            let pem = read_secret_key(reference, home, kubernetes).await?;
+            let pem = read_secret_key(reference, home, kubernetes, *contents).await?;
             Some((reference, pem.map(|pem| pem.to_vec())))
         }
         (None, Some(reference)) => Some((reference, read_config_map_key(reference, home, kubernetes).await?)),

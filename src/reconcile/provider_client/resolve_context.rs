@@ -2,12 +2,17 @@
 
 use kube::Client;
 
-use crate::{idp::IdpClients, reconcile::provider_client::federation::Identities};
+use crate::{
+    idp::IdpClients,
+    reconcile::{provider_client::federation::Identities, source_contents::SourceContents},
+};
 
 /// What the resolution of a provider uses.
 pub(crate) struct ResolveContext<'a> {
     /// The client of the API server.
     pub kubernetes: &'a Client,
+    /// Where the content of the Secrets that are read is noted; `None` where nothing waits for a change of them.
+    pub contents: Option<&'a SourceContents>,
     /// The namespace of the objects that the provider refers to.
     pub home: &'a str,
     /// The clients towards providers.

@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{Api, Client, ResourceExt as _};
 use url::Url;
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::Zeroizing;
 
 use crate::{
     api::{Reason, credential::ProviderKind, names, reference::KeyRef},
@@ -12,19 +12,9 @@ use crate::{
         Blocker,
         commands::{KubectlObject, word},
     },
+    reconcile::source_contents::{Opened, SourceContents},
     stores::Stores,
 };
-
-/// A Secret that was read. Its data and annotations are wiped when it is dropped.
-struct Opened(Secret);
-
-impl Drop for Opened {
-    fn drop(&mut self) {
-        self.0.data.iter_mut().flatten().for_each(|(_, value)| value.0.zeroize());
-        // `kubectl apply` leaves a copy of what it was given in one of them.
-        self.0.metadata.annotations.iter_mut().flatten().for_each(|(_, value)| value.zeroize());
-    }
-}
 
 /// The value of a key of a source Secret.
 pub(in crate::reconcile) struct Source {
@@ -89,15 +79,17 @@ pub(super) async fn read_secret_key(
     reference: &KeyRef,
     home: &str,
     client: &Client,
+    contents: Option<&SourceContents>,
 ) -> Result<Result<Zeroizing<Vec<u8>>, Blocker>, Error> {
-    Ok(read_source(reference, home, client).await?.map(|source| source.value))
+    Ok(read_source(reference, home, client, contents).await?.map(|source| source.value))
 }
 
-/// A key of a Secret that carries the source label.
+/// A key of a Secret that carries the source label. The content of the Secret is noted in `contents`.
 pub(in crate::reconcile) async fn read_source(
     reference: &KeyRef,
     home: &str,
     client: &Client,
+    contents: Option<&SourceContents>,
 ) -> Result<Result<Source, Blocker>, Error> {
     let KeyRef { name, key } = reference;
     let api: Api<Secret> = Api::namespaced(client.clone(), home);
@@ -113,6 +105,9 @@ pub(in crate::reconcile) async fn read_source(
             ),
         )));
     };
+    if let Some(contents) = contents {
+        contents.note(&(home.to_owned(), name.clone()), &secret.0);
+    }
     if is_own(&secret.0) {
         return Ok(Err(Blocker::new(
             Reason::SourceInvalid,

@@ -1,0 +1,297 @@
+//! Since which version a source Secret has the content that it has now. A watch shows metadata only, so each write of a
+//! Secret looks like a new content. The broker compares digests: an annotation or a label that changes ends no back-off.
+
+use std::{collections::HashMap, sync::Arc};
+
+use aws_lc_rs::{hmac, rand};
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, Client, ResourceExt as _};
+use parking_lot::Mutex;
+use zeroize::Zeroize as _;
+
+use crate::{
+    api::{names, reference::ObjectKey},
+    error::describe,
+    reconcile::{
+        memory_budget::{MemoryBudget, Reservation, USUAL_SECRET},
+        work_queue::WorkQueue,
+    },
+    stores::Stores,
+};
+
+/// Secrets that are remembered before those are forgotten that no watch shows any more.
+const REMEMBERED: usize = 1_024;
+
+/// A digest of a Secret's content. It stays in this process: its key is random.
+type Digest = [u8; 32];
+
+/// A Secret that was read. Its data and annotations are wiped when it is dropped.
+pub(in crate::reconcile) struct Opened(pub(in crate::reconcile) Secret);
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.0.data.iter_mut().flatten().for_each(|(_, value)| value.0.zeroize());
+        // `kubectl apply` leaves a copy of what it was given in one of them.
+        self.0.metadata.annotations.iter_mut().flatten().for_each(|(_, value)| value.zeroize());
+    }
+}
+
+/// What is known about the content of source Secrets.
+#[derive(Clone)]
+pub struct SourceContents(Arc<Shared>);
+
+struct Shared {
+    digests: Digests,
+    client: Client,
+    stores: Stores,
+    queue: WorkQueue,
+    /// The memory for Secrets that are read.
+    memory: Arc<MemoryBudget>,
+}
+
+/// The digests of source Secrets, under a random key of the process.
+struct Digests {
+    key: hmac::Key,
+    secrets: Mutex<HashMap<ObjectKey, Known>>,
+}
+
+/// What is known about one Secret.
+#[derive(Clone, Debug, PartialEq)]
+struct Known {
+    /// The latest resourceVersion that is known.
+    version: String,
+    /// The earliest resourceVersion that is known to have had the same content.
+    since: String,
+    /// The content's digest; `None` while the broker has not read this content.
+    digest: Option<Digest>,
+    /// A task reads the Secret.
+    reading: bool,
+}
+
+impl Known {
+    fn new(version: String, digest: Option<Digest>) -> Self {
+        Self { since: version.clone(), version, digest, reading: false }
+    }
+
+    /// Whether the Secret has had a version after this one. resourceVersions are comparable numbers (KEP-5504).
+    fn is_newer_than(&self, version: &str) -> bool {
+        match (self.version.parse::<u64>(), version.parse::<u64>()) {
+            (Ok(known), Ok(other)) => known > other,
+            _ => false,
+        }
+    }
+
+    /// Takes in what a read of the Secret showed. Returns whether the content differs from what was known.
+    fn read(&mut self, version: String, digest: Digest) -> bool {
+        if self.is_newer_than(&version) {
+            return false;
+        }
+        let same = self.digest.map_or(self.version == version, |known| known == digest);
+        if !same {
+            self.since.clone_from(&version);
+        }
+        (self.version, self.digest) = (version, Some(digest));
+        !same
+    }
+}
+
+impl SourceContents {
+    /// Nothing is known yet. Secrets are read through `client`, within `memory`.
+    pub fn new(client: Client, stores: Stores, queue: WorkQueue, memory: Arc<MemoryBudget>) -> Self {
+        Self(Arc::new(Shared { digests: Digests::new(), client, stores, queue, memory }))
+    }
+
+    /// Waits until memory is free to read a source Secret of a namespace.
+    pub(super) async fn reserve(&self, namespace: &str) -> Option<Reservation<'_>> {
+        self.0.memory.reserve(namespace, USUAL_SECRET).await
+    }
+
+    /// The resourceVersion since which a source Secret has had its present content; empty where no watch shows the Secret.
+    /// Where the content may have changed, a task reads the Secret, and enqueues what refers to the Secret if the content
+    /// differs. Until then this returns the former version.
+    pub(super) fn since(&self, key: &ObjectKey) -> String {
+        let Some(shown) = self.shown(key) else { return String::new() };
+        let mut secrets = self.0.digests.secrets.lock();
+        if !secrets.contains_key(key) && secrets.len() >= REMEMBERED {
+            secrets.retain(|key, _| self.shown(key).is_some());
+        }
+        let known = secrets.entry(key.clone()).or_insert_with(|| Known::new(shown.clone(), None));
+        if known.version == shown || known.is_newer_than(&shown) {
+            return known.since.clone();
+        }
+        if known.digest.is_none() {
+            // The broker has not used the former content: there is nothing to compare.
+            *known = Known { reading: known.reading, ..Known::new(shown, None) };
+        } else if !std::mem::replace(&mut known.reading, true) {
+            self.clone().read(key.clone());
+        }
+        known.since.clone()
+    }
+
+    /// Reads a source Secret whose content is unknown: an attempt that failed with it was made before a restart.
+    pub(super) fn learn(&self, key: &ObjectKey) {
+        if let Some(known) = self.0.digests.secrets.lock().get_mut(key)
+            && known.digest.is_none()
+            && !std::mem::replace(&mut known.reading, true)
+        {
+            self.clone().read(key.clone());
+        }
+    }
+
+    /// Notes the content of a source Secret. Returns whether it differs from the known one.
+    pub(super) fn note(&self, key: &ObjectKey, secret: &Secret) -> bool {
+        self.0.digests.note(key, secret)
+    }
+
+    /// Forgets all versions: the API server was restored from a backup, and they begin again at lower numbers.
+    pub fn forget_versions(&self) {
+        self.0.digests.secrets.lock().clear();
+    }
+
+    fn shown(&self, key: &ObjectKey) -> Option<String> {
+        self.0.stores.sources.get(&key.0, &key.1)?.resource_version()
+    }
+
+    /// Reads a Secret in a task, and enqueues what refers to the Secret if its content differs from the known one. A failed
+    /// read counts as a new content, so that no change is missed.
+    fn read(self, key: ObjectKey) {
+        tokio::spawn(async move {
+            let reservation = self.reserve(&key.0).await;
+            let api: Api<Secret> = Api::namespaced(self.0.client.clone(), &key.0);
+            let found = api.get_opt(&key.1).await.map(|found| found.map(Opened));
+            let differs = match &found {
+                Ok(Some(secret)) => self.note(&key, &secret.0),
+                Ok(None) => false,
+                Err(error) => {
+                    tracing::warn!(namespace = key.0, name = key.1, why = describe(error), "source Secret not read");
+                    false
+                }
+            };
+            let failed = found.is_err();
+            drop((found, reservation));
+            if self.0.digests.end(&key, failed, self.shown(&key)) || differs {
+                self.enqueue(&key);
+            }
+        });
+    }
+
+    fn enqueue(&self, key: &ObjectKey) {
+        let Shared { stores, queue, .. } = &*self.0;
+        let providers = stores.references.by_secret(key);
+        providers.iter().cloned().for_each(|provider| queue.enqueue_provider(provider));
+        let credentials = providers.iter().flat_map(|provider| stores.references.by_provider(provider));
+        let all = credentials.chain(stores.references.credentials_by_secret(key));
+        all.for_each(|credential| queue.enqueue_credential(credential));
+    }
+}
+
+impl Digests {
+    fn new() -> Self {
+        let mut key = [0; 32];
+        // Without random numbers there is no TLS either, and nothing is read.
+        if rand::fill(&mut key).is_err() {
+            tracing::error!("the system gives no random numbers");
+        }
+        Self { key: hmac::Key::new(hmac::HMAC_SHA256, &key), secrets: Mutex::default() }
+    }
+
+    fn note(&self, key: &ObjectKey, secret: &Secret) -> bool {
+        let (version, digest) = (secret.resource_version().unwrap_or_default(), self.digest(secret));
+        let mut secrets = self.secrets.lock();
+        match secrets.get_mut(key) {
+            Some(known) => known.read(version, digest),
+            None => {
+                // A watch shows a labelled Secret a moment later.
+                if secret.labels().get(names::LABEL_SOURCE).is_some_and(|value| value == "true") {
+                    secrets.insert(key.clone(), Known::new(version, Some(digest)));
+                }
+                false
+            }
+        }
+    }
+
+    /// Ends a read. `failed`: the content may be another one. Returns whether what refers to the Secret must be enqueued.
+    fn end(&self, key: &ObjectKey, failed: bool, shown: Option<String>) -> bool {
+        let mut secrets = self.secrets.lock();
+        let Some(known) = secrets.get_mut(key) else { return false };
+        known.reading = false;
+        match shown {
+            Some(shown) if failed && known.digest.is_some() => {
+                *known = Known::new(shown, None);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// A digest of what the broker uses of a source Secret: its data, its type, and the metadata that says where the data
+    /// may be sent.
+    fn digest(&self, secret: &Secret) -> Digest {
+        let mut digest = hmac::Context::with_key(&self.key);
+        let mut part = |bytes: Option<&[u8]>| {
+            let length = bytes.map_or(u64::MAX, |bytes| bytes.len() as u64);
+            digest.update(&length.to_be_bytes());
+            digest.update(bytes.unwrap_or_default());
+        };
+        part(secret.type_.as_ref().map(String::as_bytes));
+        for label in [names::LABEL_SOURCE, names::LABEL_MANAGED_BY] {
+            part(secret.labels().get(label).map(String::as_bytes));
+        }
+        part(secret.annotations().get(names::ANNOTATION_SOURCE_HOSTS).map(String::as_bytes));
+        for (key, value) in secret.data.iter().flatten() {
+            part(Some(key.as_bytes()));
+            part(Some(&value.0));
+        }
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(digest.sign().as_ref());
+        bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn secret(version: u64, value: &str, metadata: serde_json::Value) -> Secret {
+        let mut secret = json!({"metadata": metadata, "data": {"client-secret": value}, "type": "Opaque"});
+        secret["metadata"]["resourceVersion"] = version.to_string().into();
+        serde_json::from_value(secret).unwrap()
+    }
+
+    #[test]
+    fn the_digest_covers_what_the_broker_uses_of_a_secret_and_nothing_else() {
+        let digests = Digests::new();
+        let digest = |value: &str, metadata| digests.digest(&secret(1, value, metadata));
+        let plain = digest("YQ==", json!({}));
+        assert_eq!(plain, digest("YQ==", json!({"annotations": {"note": "x"}, "labels": {"team": "a"}})));
+        let others = [
+            digest("Yg==", json!({})),
+            digest("YQ==", json!({"annotations": {"mailtoken.dev/source-hosts": "a.example"}})),
+            digest("YQ==", json!({"annotations": {"mailtoken.dev/source-hosts": ""}})),
+            digest("YQ==", json!({"labels": {"mailtoken.dev/source": "true"}})),
+        ];
+        assert!(others.iter().all(|other| *other != plain), "{others:?}");
+        assert_ne!(plain, Digests::new().digest(&secret(1, "YQ==", json!({}))), "the key is the process's own");
+    }
+
+    #[test]
+    fn a_version_with_the_same_content_counts_as_the_version_before() {
+        let mut known = Known::new("7".to_owned(), Some([1; 32]));
+        assert!(!known.read("9".to_owned(), [1; 32]));
+        assert_eq!((known.since.as_str(), known.version.as_str()), ("7", "9"));
+        assert!(!known.read("8".to_owned(), [2; 32]), "a read that comes late");
+        assert!(known.read("10".to_owned(), [2; 32]));
+        assert_eq!((known.since.as_str(), known.version.as_str()), ("10", "10"));
+    }
+
+    #[test]
+    fn a_content_that_was_never_read_equals_none() {
+        let mut known = Known::new("7".to_owned(), None);
+        assert!(!known.read("7".to_owned(), [1; 32]), "the version that a watch shows");
+        let mut known = Known::new("7".to_owned(), None);
+        assert!(known.read("8".to_owned(), [1; 32]), "a later version");
+        assert_eq!(known.since, "8");
+    }
+}
