@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use crate::{
     api::{
         MailCredential,
-        credential::ProviderKind,
+        credential::{DeletionPolicy, ProviderKind},
         provider_object::{ProviderKey, ProviderObject},
         reference::{ObjectKey, key},
     },
@@ -21,7 +21,10 @@ use crate::{
     fail_point,
     metrics::Metrics,
     policy::{observed::target_name, secret_metadata::credential_of},
-    reconcile::{act::activity::Activity, context::Context, credential_cache::CredentialCache, work_queue::WorkQueue},
+    reconcile::{
+        act::activity::Activity, context::Context, credential_cache::CredentialCache, custody::persist_orphan,
+        work_queue::WorkQueue,
+    },
     stores::{
         reference_index::ReferenceIndex,
         unreadable::{ObjectKind, Unreadable},
@@ -47,8 +50,13 @@ pub struct Mapper {
 
 /// What must be evicted from the caches.
 pub enum Eviction {
-    /// A credential, by uid.
-    Credential(String),
+    /// A credential.
+    Credential {
+        /// Its uid.
+        uid: String,
+        /// The deleted object; `None` if it did not parse.
+        object: Option<Arc<MailCredential>>,
+    },
     /// A Secret of the broker.
     Secret {
         /// Its namespace and name.
@@ -90,7 +98,8 @@ impl Mapper {
             Change::Deleted(credential) => {
                 let key = key(&*credential);
                 self.references.forget_credential(&key);
-                self.evict(Eviction::Credential(credential.uid().unwrap_or_default()));
+                let uid = credential.uid().unwrap_or_default();
+                self.evict(Eviction::Credential { uid, object: Some(credential.clone()) });
                 // A younger credential with the same target may take it over now.
                 self.enqueue_target(&(key.0, target_name(&credential)));
             }
@@ -102,7 +111,7 @@ impl Mapper {
             }
             Change::Lost { key, uid } => {
                 self.unreadable.forget(ObjectKind::Credential, &key);
-                self.evict(Eviction::Credential(uid));
+                self.evict(Eviction::Credential { uid, object: None });
             }
             Change::Rewound => self.evict(Eviction::Writes),
         }
@@ -235,11 +244,16 @@ pub async fn evict_all(mut evictions: mpsc::UnboundedReceiver<Eviction>, context
     }
 }
 
-fn evict_one(eviction: Eviction, context: &Context) {
+fn evict_one(eviction: Eviction, context: &Arc<Context>) {
     match eviction {
-        Eviction::Credential(uid) => {
+        Eviction::Credential { uid, object } => {
             context.requests.admission.withdraw(&Activity::Grant(uid.as_str().into()));
-            context.cache.evict(&uid);
+            // With the policy Delete, Kubernetes deletes the grant Secret with its credential.
+            let retained = object.filter(|deleted| deleted.spec.secret.deletion_policy == DeletionPolicy::Retain);
+            let pending = context.cache.evict(&uid, retained.is_some());
+            if let Some(credential) = retained.filter(|_| pending) {
+                persist_orphan(credential, context.clone());
+            }
         }
         Eviction::Secret { key, uid: secret, credential } => {
             // Look up by the target's name too: a label holds at most 63 characters of the credential's name.

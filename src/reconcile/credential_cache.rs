@@ -278,15 +278,26 @@ impl CredentialCache {
         }
     }
 
-    /// Forgets a deleted credential.
-    pub fn forget(&self, uid: &str) {
-        self.objects.lock().live.remove(uid);
+    /// Forgets a deleted credential, except a pending refresh token if `retain`. Returns whether there is one.
+    pub fn forget(&self, uid: &str, retain: bool) -> bool {
+        let mut objects = self.objects.lock();
+        let entry = objects.live.remove(uid).flatten();
+        if let Some(entry) = entry.filter(|entry| retain && entry.custody.unsaved.is_some()) {
+            objects.orphans.insert(uid.into(), entry);
+        }
+        objects.orphans.contains_key(uid)
     }
 
-    /// Forgets a deleted credential and its refresh tokens.
-    pub fn evict(&self, uid: &str) {
-        self.forget(uid);
+    /// Forgets a deleted credential and its refresh tokens, except a pending one if `retain`. Returns whether there is one.
+    pub fn evict(&self, uid: &str, retain: bool) -> bool {
+        let pending = self.forget(uid, retain);
         self.register.forget(uid);
+        pending
+    }
+
+    /// Whether a deleted credential has a pending refresh token.
+    pub fn is_orphaned(&self, uid: &str) -> bool {
+        self.objects.lock().orphans.contains_key(uid)
     }
 
     /// Forgets the pending refresh tokens of deleted credentials that arrived at `before` or earlier. Returns how many.
@@ -428,7 +439,7 @@ mod tests {
         let cache = cache();
         cache.with(UID, |entry| entry.attempt.in_flight = Some(Timestamp::UNIX_EPOCH));
         assert!(cache.is_busy(true) && cache.is_under_way(UID));
-        cache.forget(UID);
+        cache.forget(UID, true);
         assert!(!cache.is_busy(true));
         // The response arrives after the deletion.
         cache.with(UID, |entry| entry.sign_in.next_poll = Some(Timestamp::UNIX_EPOCH));
@@ -440,7 +451,7 @@ mod tests {
     #[test]
     fn a_refresh_token_outlives_its_credential_until_it_is_stored_or_too_old() {
         let (cache, at) = (cache(), Timestamp::from_second(1_000).unwrap());
-        cache.forget(UID);
+        cache.forget(UID, true);
         cache.with(UID, |entry| entry.custody.unsaved = Some(unsaved(at)));
         assert!(cache.is_busy(false) && cache.with(UID, |entry| entry.custody.unsaved.is_some()));
         assert_eq!(cache.forget_orphans(Timestamp::UNIX_EPOCH), 0);
@@ -449,6 +460,16 @@ mod tests {
         cache.with(UID, |entry| entry.custody.unsaved = Some(unsaved(at)));
         cache.with(UID, |entry| entry.custody.unsaved = None);
         assert!(!cache.is_busy(false));
+    }
+
+    #[test]
+    fn a_refresh_token_that_arrived_before_the_deletion_is_kept_where_its_secret_is() {
+        for retain in [true, false] {
+            let cache = cache();
+            cache.with(UID, |entry| entry.custody.unsaved = Some(unsaved(Timestamp::UNIX_EPOCH)));
+            assert_eq!(cache.forget(UID, retain), retain);
+            assert_eq!((cache.is_orphaned(UID), cache.is_busy(false)), (retain, retain));
+        }
     }
 
     #[test]

@@ -170,7 +170,7 @@ async fn linger(credential: Arc<MailCredential>, context: &Arc<Context>) -> Resu
         return Ok(Action::requeue(LINGER_RETRY));
     }
     if credential.finalizers().is_empty() {
-        context.cache.forget(checks::uid(&credential));
+        context.cache.forget(checks::uid(&credential), false);
         return Ok(Action::await_change());
     }
     let credential = observe::latest(credential, context);

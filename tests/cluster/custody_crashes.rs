@@ -229,3 +229,37 @@ async fn a_frozen_leader_does_not_write_over_what_came_after_it() {
     assert_eq!((custody.idp.reuses(), custody.idp.families_revoked()), (0, 0));
     tried("F10", 1, "nothing");
 }
+
+#[tokio::test]
+async fn a_refresh_token_that_cannot_be_stored_outlives_its_credential_where_the_grant_is_retained() {
+    let custody = Custody::new().await;
+    custody.guarded().await;
+    custody.seed().await;
+    custody.ns.apply(by_seed("billing").set("spec.secret", json!({"deletionPolicy": "Retain"}))).await;
+    custody.ready().await;
+    let kept = custody.kept().await;
+    custody.seal().await;
+    custody.ask().await;
+    until("the broker has given up to store it at once", async || {
+        let log = custody.broker.log();
+        log.contains("a refresh token could not be stored").then_some(()).ok_or(log)
+    })
+    .await;
+    custody.ns.delete::<MailCredential>("billing").await;
+    custody.broker.forgets("billing").await;
+    assert_eq!(
+        (custody.kept().await, custody.broker.metric("mailtoken_refresh_tokens_unstored", "").await),
+        (kept.clone(), Some(1.0))
+    );
+    custody.unseal().await;
+    let stored = custody.rotated(&kept).await;
+    assert!(custody.idp.is_valid(&text(&stored, "refresh_token")));
+    until("nothing is held any more", async || {
+        match custody.broker.metric("mailtoken_refresh_tokens_unstored", "").await {
+            Some(0.0) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    assert_eq!(custody.idp.reuses(), 0);
+}

@@ -17,7 +17,7 @@ use kube::{ResourceExt as _, core::ObjectMeta};
 use secrecy::SecretString;
 
 use crate::{
-    api::{MailCredential, Reason, names},
+    api::{MailCredential, Reason, credential::DeletionPolicy, names},
     error::Error,
     oauth::token::Rotated,
     policy::{
@@ -50,6 +50,8 @@ pub(super) use crate::reconcile::custody::{
 
 /// A claim lasts for two requests, the second after a lost response, and this long.
 const CLAIM_MARGIN: SignedDuration = SignedDuration::from_secs(5);
+/// Wait before another try to store the refresh token of a deleted credential.
+const ORPHAN_RETRY: Duration = Duration::from_secs(5);
 
 /// What is known of a credential's refresh token and sign-in; `None` for a grant type without a person.
 pub(super) async fn observe(
@@ -225,7 +227,7 @@ fn spoilt(credential: &MailCredential, flaw: &str) -> Blocker {
 
 /// Stores the result of a response immediately. What cannot be stored is held in memory, and stored by a later
 /// reconcile.
-pub(super) async fn persist(credential: &MailCredential, unsaved: PendingGrantWrite, context: &Context) {
+pub(super) async fn persist(credential: &Arc<MailCredential>, unsaved: PendingGrantWrite, context: &Arc<Context>) {
     // Put it into the cache first: a shutdown waits for what the cache holds.
     context.cache.with(checks::uid(credential), |entry| entry.custody.unsaved = Some(unsaved.clone()));
     let patient = ExponentialBuilder::default()
@@ -239,8 +241,28 @@ pub(super) async fn persist(credential: &MailCredential, unsaved: PendingGrantWr
         Ok(()) => context.cache.with(checks::uid(credential), |entry| entry.custody.unsaved = None),
         Err(error) => {
             tracing::error!(%error, "a refresh token could not be stored; it is held in memory, and storing it is tried again");
+            // No reconcile stores it if the credential was deleted.
+            if credential.spec.secret.deletion_policy == DeletionPolicy::Retain {
+                persist_orphan(credential.clone(), context.clone());
+            }
         }
     }
+}
+
+/// Stores the pending refresh token of a deleted credential whose grant Secret is retained, in a task: until the token is
+/// stored, or too old.
+pub fn persist_orphan(credential: Arc<MailCredential>, context: Arc<Context>) {
+    tokio::spawn(async move {
+        while context.cache.is_orphaned(checks::uid(&credential)) {
+            match persist_pending(&credential, &context).await {
+                Ok(()) => return tracing::info!("the last refresh token of a deleted credential is stored"),
+                Err(error) => {
+                    tracing::error!(%error, "the last refresh token of a deleted credential could not be stored; it is tried again");
+                }
+            }
+            tokio::time::sleep(ORPHAN_RETRY).await;
+        }
+    });
 }
 
 /// Stores the pending write that is held in memory.
