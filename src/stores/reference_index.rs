@@ -35,6 +35,8 @@ pub struct ReferenceIndex {
     credentials_of_grant: RwLock<Relation<ObjectKey, ObjectKey>>,
     /// Names of the credentials of a ClusterMailProvider, by namespace: its labels concern them.
     credentials_of_namespace: RwLock<HashMap<String, HashSet<String>>>,
+    /// Names of the credentials whose grant begins with a seed, by namespace.
+    seeded_of_namespace: RwLock<HashMap<String, HashSet<String>>>,
     /// Credentials by the Secrets that are labelled as theirs under another name than their own.
     owners_of_secret: RwLock<Relation<ObjectKey, ObjectKey>>,
 }
@@ -54,21 +56,11 @@ impl ReferenceIndex {
         let readable = grant.strip_suffix(GRANT_SUFFIX) == Some(&key.1);
         let grant = (!readable).then(|| (key.0.clone(), grant));
         self.credentials_of_grant.write().set(key.clone(), grant.into_iter().collect());
-        self.in_namespace(&key, credential.spec.provider_ref.kind == ProviderKind::ClusterMailProvider);
+        let concerned = credential.spec.provider_ref.kind == ProviderKind::ClusterMailProvider;
+        in_namespace(&self.credentials_of_namespace, &key, concerned);
+        in_namespace(&self.seeded_of_namespace, &key, credential.spec.grant.refresh_token.is_some());
         self.credentials_of_target.write().set(key, target.into_iter().collect());
         first
-    }
-
-    fn in_namespace(&self, (namespace, name): &ObjectKey, concerned: bool) {
-        let mut namespaces = self.credentials_of_namespace.write();
-        if concerned {
-            namespaces.entry(namespace.clone()).or_default().insert(name.clone());
-        } else if let Some(names) = namespaces.get_mut(namespace)
-            && names.remove(name)
-            && names.is_empty()
-        {
-            namespaces.remove(namespace);
-        }
     }
 
     /// Notes a Secret of the broker's, and the credential that it is labelled for; `None` where it is gone.
@@ -84,7 +76,8 @@ impl ReferenceIndex {
         self.credentials_of_secret.write().set(key.clone(), vec![]);
         self.credentials_of_target.write().set(key.clone(), vec![]);
         self.credentials_of_grant.write().set(key.clone(), vec![]);
-        self.in_namespace(key, false);
+        in_namespace(&self.credentials_of_namespace, key, false);
+        in_namespace(&self.seeded_of_namespace, key, false);
     }
 
     /// Notes what a provider refers to. `home` is the namespace of what it refers to.
@@ -135,9 +128,27 @@ impl ReferenceIndex {
         self.credentials_of_secret.read().get(key)
     }
 
+    /// The names of the credentials of a namespace whose grant begins with a seed.
+    pub fn seeded(&self, namespace: &str) -> Vec<String> {
+        self.seeded_of_namespace.read().get(namespace).into_iter().flatten().cloned().collect()
+    }
+
     /// The providers that read a Secret.
     pub fn by_secret(&self, key: &ObjectKey) -> Vec<ProviderKey> {
         self.providers_of_secret.read().get(key)
+    }
+}
+
+/// Notes whether a credential is one of those of its namespace.
+fn in_namespace(namespaces: &RwLock<HashMap<String, HashSet<String>>>, (namespace, name): &ObjectKey, is_one: bool) {
+    let mut namespaces = namespaces.write();
+    if is_one {
+        namespaces.entry(namespace.clone()).or_default().insert(name.clone());
+    } else if let Some(names) = namespaces.get_mut(namespace)
+        && names.remove(name)
+        && names.is_empty()
+    {
+        namespaces.remove(namespace);
     }
 }
 

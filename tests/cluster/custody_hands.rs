@@ -367,3 +367,49 @@ async fn a_source_goes_to_the_hosts_alone_that_its_owner_named() {
     }
     custody.ready().await;
 }
+
+#[tokio::test]
+async fn of_two_secrets_with_one_token_the_older_credential_uses_it_also_if_the_younger_comes_first() {
+    let custody = Custody::new().await;
+    let first = custody.seed().await;
+    custody.ns.apply(source("copy", "refresh_token", &first)).await;
+    // The older one has not taken the token over when the younger one is reconciled.
+    custody.ns.apply(by_seed_in("a-older", "copy").set("spec.suspend", true)).await;
+    custody.ns.condition::<MailCredential>("a-older", "Renewed", "Suspended").await;
+    custody.ns.apply(by_seed("b-younger")).await;
+    let stalled = custody.ns.condition::<MailCredential>("b-younger", "Stalled", "SecretConflict").await;
+    assert!(stalled.message.contains("MailCredential a-older"), "{}", stalled.message);
+    assert_eq!(custody.idp.presented(&first), 0);
+
+    custody.ns.patch::<MailCredential>("a-older", json!({"spec": {"suspend": false}})).await;
+    custody.ns.condition::<MailCredential>("a-older", "Ready", "TokenValid").await;
+    custody.ns.condition::<MailCredential>("b-younger", "Stalled", "SecretConflict").await;
+    assert_eq!((custody.idp.families_revoked(), custody.idp.presented(&first)), (0, 1));
+}
+
+#[tokio::test]
+async fn a_seed_that_is_replaced_while_it_is_read_is_taken_over_too() {
+    let api = ApiProxy::start(&Cluster::shared());
+    let custody = Custody::with(|settings| settings.flag("--leader-elect=false").kubeconfig(&api.kubeconfig())).await;
+    let first = custody.seed().await;
+    // The seed is read for the decision, and then for the claim, whose answer comes late.
+    api.next(1, "GET", "/secrets/seed", Trouble::None);
+    api.next(usize::MAX, "GET", "/secrets/seed", Trouble::Late);
+    custody.ns.apply(by_seed("billing")).await;
+    api.late(1).await;
+    let second = custody.seed().await;
+    // The broker has seen that: what came after it is used.
+    let marker = custody.idp.refresh_token("mailer", "marker@example.org", "mail");
+    custody.ns.apply(source("marker-seed", "refresh_token", &marker)).await;
+    custody.ns.apply(by_seed_in("marker", "marker-seed")).await;
+    custody.ns.condition::<MailCredential>("marker", "Ready", "TokenValid").await;
+    api.calm();
+    api.release();
+    until("the other seed is used", async || match custody.idp.presented(&second) {
+        1 => Ok(()),
+        other => Err(other.to_string()),
+    })
+    .await;
+    custody.ready().await;
+    assert_eq!((custody.idp.presented(&first), custody.idp.families_revoked()), (1, 0));
+}

@@ -178,6 +178,7 @@ pub(super) async fn claim(
     }
     let (refresh_token, seed) =
         seed::read_seed(credential, Some(token_url), context).await?.map_err(CustodyError::Blocked)?;
+    seed::learn_older(credential, context).await?;
     if let Some(objection) = context.cache.register.take_over(credential, &seed.hash, strict, &context.stores) {
         return Err(CustodyError::Blocked(objection));
     }

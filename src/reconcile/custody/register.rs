@@ -1,17 +1,20 @@
 //! Which credential has which refresh token: no two of a namespace use the same one, since a provider that replaces refresh
 //! tokens takes the second use for theft. Kept by hashes, in memory; the grant Secrets' annotations say the same.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use kube::{ResourceExt as _, core::ObjectMeta};
 use parking_lot::Mutex;
 
 use crate::{
-    api::{MailCredential, Reason, names, reference::ObjectKey},
+    api::{MailCredential, Reason, names, reference::KeyRef},
     policy::{
         Blocker, checks,
         commands::{self, KubectlObject},
-        grant::GrantSecret,
+        grant::{GrantSecret, Seed},
         hash::RefreshTokenHash,
         secret_metadata::controller_of,
     },
@@ -20,6 +23,8 @@ use crate::{
 
 /// Tokens that are remembered although their credential is gone. A namespace that makes more loses its oldest first.
 const SPENT_MAX: usize = 10_000;
+/// Seeds that are remembered before all are read again: each has about 200 bytes.
+const SEEDS_MAX: usize = 10_000;
 
 /// Namespace, and hash of the refresh token.
 type Token = (String, RefreshTokenHash);
@@ -32,6 +37,8 @@ pub struct Register(Mutex<Tokens>);
 struct Tokens {
     held: HashMap<Token, Holder>,
     of: HashMap<String, BTreeSet<Token>>,
+    /// Seeds that were read, by namespace, Secret and key.
+    seeds: HashMap<(String, String, String), Seed>,
     /// Seeds that were exchanged for another refresh token by a credential that is gone, the oldest first.
     spent: std::collections::VecDeque<Token>,
 }
@@ -79,6 +86,25 @@ impl Register {
         tokens.of.insert(uid, after);
     }
 
+    /// Notes the content of a seed's Secret.
+    pub(super) fn note_seed(&self, namespace: &str, reference: &KeyRef, seed: &Seed) {
+        let seeds = &mut self.0.lock().seeds;
+        if seeds.len() >= SEEDS_MAX {
+            seeds.clear();
+        }
+        seeds.insert(location(namespace, reference), seed.clone());
+    }
+
+    /// Whether this version of a seed's Secret was read.
+    pub(super) fn knows(&self, namespace: &str, reference: &KeyRef, version: &str) -> bool {
+        self.0.lock().seeds.get(&location(namespace, reference)).is_some_and(|seed| seed.version == version)
+    }
+
+    /// Whether a seed's Secret held this refresh token when it was read last.
+    fn has(&self, namespace: &str, reference: &KeyRef, hash: &RefreshTokenHash) -> bool {
+        self.0.lock().seeds.get(&location(namespace, reference)).is_some_and(|seed| seed.hash == *hash)
+    }
+
     /// Forgets a deleted credential.
     pub fn forget(&self, uid: &str) {
         self.0.lock().bury(uid);
@@ -92,7 +118,7 @@ impl Register {
         strict: bool,
         stores: &Stores,
     ) -> Option<Blocker> {
-        if let Some(older) = older_of_the_same_seed(credential, stores) {
+        if let Some(older) = self.older_by_the_same_token(credential, hash, stores) {
             return Some(held_by(credential, &older));
         }
         let standing = self.0.lock().standing(
@@ -148,6 +174,21 @@ impl Register {
             }
         }
         told(credential, self.take(credential, hash, lives(credential, stores)), strict)
+    }
+
+    /// An older credential with the same seed: the same key of the same Secret, or another Secret with the same token that
+    /// the older credential has not taken over yet.
+    fn older_by_the_same_token(
+        &self,
+        credential: &MailCredential,
+        hash: &RefreshTokenHash,
+        stores: &Stores,
+    ) -> Option<String> {
+        let (namespace, own) = (checks::namespace(credential), seed_ref(credential)?);
+        let same =
+            |other: &MailCredential| seed_ref(other).is_some_and(|seed| seed == own || self.has(namespace, seed, hash));
+        let older = older_with_seeds(credential, stores).into_iter();
+        older.filter(|other| same(other)).map(|other| other.name_any()).min()
     }
 
     /// Takes a refresh token for a credential, unless another one has it.
@@ -216,30 +257,32 @@ fn lives<'a>(credential: &'a MailCredential, stores: &'a Stores) -> impl Fn(&str
     }
 }
 
-/// An older credential that refers to the same key of the same seed's Secret.
-fn older_of_the_same_seed(credential: &MailCredential, stores: &Stores) -> Option<String> {
-    let reference = |credential: &MailCredential| {
-        let grant = credential.spec.grant.refresh_token.as_ref()?;
-        Some((grant.secret_ref.name.clone(), grant.secret_ref.key.clone()))
-    };
-    let wanted = reference(credential)?;
-    let source: ObjectKey = (checks::namespace(credential).to_owned(), wanted.0.clone());
-    // Of two of the same second the one that has a grant, otherwise the one whose name comes first.
+/// The older credentials of the namespace that have a seed, and no grant yet or the same seed's Secret. Of two of the same
+/// second the one that has a grant is the older, otherwise the one whose name comes first.
+pub(super) fn older_with_seeds(credential: &MailCredential, stores: &Stores) -> Vec<Arc<MailCredential>> {
+    let namespace = checks::namespace(credential);
     let has_none = |credential: &MailCredential| {
-        let grant = names::grant_secret(&credential.name_any());
-        stores.own_secrets.get(checks::namespace(credential), &grant).is_none()
+        stores.own_secrets.get(namespace, &names::grant_secret(&credential.name_any())).is_none()
     };
     let age = |credential: &MailCredential| {
         (credential.creation_timestamp().map(|time| time.0), has_none(credential), credential.name_any())
     };
-    let others = stores.references.credentials_by_secret(&source);
+    let (own_age, own_seed) = (age(credential), seed_ref(credential));
+    let others = stores.references.seeded(namespace).into_iter();
     others
-        .iter()
-        .filter_map(|(namespace, name)| stores.credentials.get(namespace, name))
+        .filter_map(|name| stores.credentials.get(namespace, &name))
         .filter(|other| other.metadata.uid != credential.metadata.uid && other.metadata.deletion_timestamp.is_none())
-        .filter(|other| reference(other).as_ref() == Some(&wanted) && age(other) < age(credential))
-        .map(|other| other.name_any())
-        .min()
+        .filter(|other| seed_ref(other) == own_seed || has_none(other))
+        .filter(|other| age(other) < own_age)
+        .collect()
+}
+
+fn seed_ref(credential: &MailCredential) -> Option<&KeyRef> {
+    credential.spec.grant.refresh_token.as_ref().map(|grant| &grant.secret_ref)
+}
+
+fn location(namespace: &str, reference: &KeyRef) -> (String, String, String) {
+    (namespace.to_owned(), reference.name.clone(), reference.key.clone())
 }
 
 fn told(credential: &MailCredential, standing: Option<Standing>, strict: bool) -> Option<Blocker> {
@@ -277,8 +320,7 @@ fn spent(credential: &MailCredential) -> Blocker {
 }
 
 fn place(credential: &MailCredential) -> String {
-    let seed = credential.spec.grant.refresh_token.as_ref().map(|grant| &grant.secret_ref);
-    let (name, key) = seed.map(|seed| (seed.name.as_str(), seed.key.as_str())).unwrap_or_default();
+    let (name, key) = seed_ref(credential).map(|seed| (seed.name.as_str(), seed.key.as_str())).unwrap_or_default();
     format!("key {key} of the Secret {}/{name}", checks::namespace(credential))
 }
 

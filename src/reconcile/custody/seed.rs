@@ -13,7 +13,7 @@ use crate::{
     },
     reconcile::{
         context::Context,
-        custody::data::hash,
+        custody::{data::hash, register::older_with_seeds},
         provider_client::sources::{of_a_provider, read_source},
     },
 };
@@ -77,8 +77,23 @@ pub(super) async fn read_seed(
         })?;
         // The version that was read, which a watch may not show yet.
         let seed = Seed { hash: hash(&token), version: source.version.clone() };
+        context.cache.register.note_seed(namespace, reference, &seed);
         Ok((token, seed))
     }))
+}
+
+/// Reads the seeds of older credentials that are not known yet. The register notes their hashes.
+pub(super) async fn learn_older(credential: &MailCredential, context: &Context) -> Result<(), Error> {
+    for older in older_with_seeds(credential, &context.stores) {
+        let Some(reference) = older.spec.grant.refresh_token.as_ref().map(|grant| &grant.secret_ref) else { continue };
+        let namespace = checks::namespace(&older);
+        let shown = context.stores.sources.get(namespace, &reference.name);
+        let Some(version) = shown.and_then(|secret| secret.resource_version()) else { continue };
+        if !context.cache.register.knows(namespace, reference, &version) {
+            read_seed(&older, None, context).await?.map(drop).ok();
+        }
+    }
+    Ok(())
 }
 
 /// White space inside a token comes from a line break in the copied text.
