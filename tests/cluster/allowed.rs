@@ -14,10 +14,15 @@ struct Shared {
 
 impl Shared {
     async fn new(allowed: Value) -> Self {
+        Self::with(allowed, |settings| settings).await
+    }
+
+    /// With a broker that is started otherwise.
+    async fn with(allowed: Value, change: impl FnOnce(broker::Settings) -> broker::Settings) -> Self {
         let ns = Namespace::create(Cluster::shared(), BTreeMap::from([("mail", "yes")])).await;
         let idp = Idp::start();
         ns.provider(&idp).await;
-        let broker = Broker::start(&ns).await;
+        let broker = change(Broker::settings(&ns)).start().await;
         let shared = Self { name: format!("p-{}", ns.name), stage: Stage { ns, idp, broker } };
         shared.allow(allowed).await;
         shared
@@ -114,4 +119,26 @@ async fn a_provider_of_the_cluster_does_not_stand_in_for_one_of_the_namespace() 
     stage.ns.condition::<MailCredential>("billing", "Ready", "ProviderNotFound").await;
     stage.ns.apply(shared.credential("other").set("spec.providerRef.name", "idp")).await;
     stage.ns.condition::<MailCredential>("other", "Ready", "ProviderNotFound").await;
+}
+
+#[tokio::test]
+async fn an_allowance_that_is_withdrawn_before_a_request_is_sent_withholds_it() {
+    let api = ApiProxy::start(&Cluster::shared());
+    let shared =
+        Shared::with(json!([entry(&["*@example.org"])]), |settings| settings.kubeconfig(&api.kubeconfig())).await;
+    let ns = &shared.stage.ns;
+    // The attempt has its permit, and reads the client secret.
+    api.next(1, "GET", "/secrets/idp-client", Trouble::Late);
+    ns.apply(shared.credential("billing")).await;
+    api.late(1).await;
+    ns.kubectl(["label", "namespace", &ns.name, "mail-"]);
+    // The broker has seen that.
+    ns.apply(shared.credential("marker")).await;
+    shared.denied("marker", "selects the namespace").await;
+    api.release();
+    shared.denied("billing", "selects the namespace").await;
+    assert_eq!(shared.stage.idp.requests().len(), 0);
+
+    ns.kubectl(["label", "namespace", &ns.name, "mail=yes"]);
+    shared.stage.ready("billing").await;
 }

@@ -412,3 +412,41 @@ async fn two_installations_in_one_namespace_act_both_with_a_lease_each_and_say_s
     other.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
     stage.mark("the-first-leads-still").await;
 }
+
+#[tokio::test]
+async fn two_installations_that_find_a_provider_differently_do_not_write_against_each_other_in_a_loop() {
+    let Stage { ns, idp, broker: _first } = Stage::new().await;
+    let other = Cluster::shared().namespace().await;
+    // The second one looks for the client secret in its own namespace, where it is not.
+    let settings = Broker::cluster_wide(&ns.cluster).flag(format!("--namespace={}", ns.name));
+    let _second = settings.flag(format!("--broker-namespace={}", other.name)).start().await;
+    let name = format!("p-{}", ns.name);
+    let selector = json!({"matchLabels": {"kubernetes.io/metadata.name": ns.name}});
+    let shared = provider(&idp).set("kind", "ClusterMailProvider").set("metadata.name", name.as_str());
+    ns.apply(shared.set("spec.allowed", json!([{"namespaceSelector": selector, "mailboxes": ["*@example.org"]}])))
+        .await;
+    let reference = json!({"kind": "ClusterMailProvider", "name": name});
+    ns.apply(credential("billing").set("spec.providerRef", reference)).await;
+    let writes = || {
+        let of = |resource: &str, name: &str| {
+            let audit = ns.cluster.audit().into_iter();
+            let written = audit.filter(|event| event.access.resource == resource && event.name == name);
+            written.filter(|event| ["patch", "update"].contains(&event.access.verb.as_str())).count()
+        };
+        [of("clustermailproviders/status", &name), of("mailcredentials/status", "billing")]
+    };
+    // Both have found something else.
+    until("both have written", async || match writes() {
+        [provider, _] if provider >= 2 => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    let (before, time) = (writes(), std::time::Duration::from_secs(10));
+    // Ten of each in the first second, then ever fewer; nothing keeps them from being right.
+    holds(time, "the statuses are not written in a loop", async || {
+        let so_far = writes();
+        let more = [so_far[0] - before[0], so_far[1] - before[1]];
+        if more.iter().all(|number| *number < 40) { Ok(()) } else { Err(format!("{more:?}")) }
+    })
+    .await;
+}

@@ -1,9 +1,14 @@
 //! What others do to the Secret is put right, and at no more cost than it takes.
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use mail_token_broker::api::MailCredential;
-use mailtoken_testkit::{ledger::tried, *};
+use mailtoken_testkit::{
+    ledger::tried,
+    server::{Handler, LOOPBACK, Request, Response, Server},
+    *,
+};
 use serde_json::{Value, json};
 
 fn dressed() -> Manifest {
@@ -257,4 +262,93 @@ async fn what_users_write_into_the_status_is_no_truth() {
     api.patch_status("billing", &params, &Patch::Merge(json!({"status": null}))).await.unwrap();
     stage.ready("billing").await;
     assert_eq!(stage.idp.token_requests().len(), 1);
+}
+
+/// Another writer, which changes a Secret each time that it finds it as the broker writes it. Returns how often it did so.
+async fn reverts(
+    ns: &Namespace,
+    name: &str,
+    time: std::time::Duration,
+    ours: impl Fn(&Secret) -> bool,
+    edit: Value,
+) -> usize {
+    let mut reverted = 0;
+    holds(time, "the other writer changes it", async || {
+        if ours(&ns.get::<Secret>(name).await) {
+            ns.patch::<Secret>(name, edit.clone()).await;
+            reverted += 1;
+        }
+        Ok(())
+    })
+    .await;
+    reverted
+}
+
+#[tokio::test]
+async fn a_controller_that_takes_back_each_repair_is_answered_once_a_second_at_most() {
+    let stage = Stage::new().await;
+    stage.issued(dressed()).await;
+    let time = std::time::Duration::from_secs(8);
+    let labelled = |secret: &Secret| field(secret, "/metadata/labels/team") == "billing";
+    let edit = json!({"metadata": {"labels": {"team": "other"}}});
+    let reverted = reverts(&stage.ns, "billing", time, labelled, edit).await;
+    assert!((2..=11).contains(&reverted), "{reverted} repairs");
+    assert_eq!(stage.idp.token_requests().len(), 1);
+}
+
+/// An admission webhook that takes a label from each Secret.
+struct Stripper;
+
+impl Handler for Stripper {
+    async fn handle(&self, request: Request) -> Option<Response> {
+        let review: Value = serde_json::from_str(&request.body).unwrap();
+        let labelled = review.pointer("/request/object/metadata/labels/mailtoken.dev~1role").is_some();
+        let patch = json!([{"op": "remove", "path": "/metadata/labels/mailtoken.dev~1role"}]).to_string();
+        let mut response = json!({"uid": review["request"]["uid"], "allowed": true});
+        if labelled {
+            response["patchType"] = "JSONPatch".into();
+            response["patch"] = BASE64_STANDARD.encode(patch).into();
+        }
+        let review = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response});
+        Some(Response::json(200, &review))
+    }
+}
+
+#[tokio::test]
+async fn labels_that_an_admission_webhook_takes_back_are_written_once_a_minute_and_hold_up_no_renewal() {
+    let custody = Custody::new().await;
+    let webhook = Server::start(LOOPBACK, &["127.0.0.1"], |_| Stripper);
+    let rule = json!({
+        "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["secrets"],
+    });
+    let configuration = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
+        "metadata": {"name": custody.ns.name},
+        "webhooks": [{
+            "name": "strip.example.org", "admissionReviewVersions": ["v1"], "sideEffects": "None",
+            "failurePolicy": "Ignore", "rules": [rule],
+            "clientConfig": {
+                "url": format!("https://127.0.0.1:{}/", webhook.port()), "caBundle": BASE64_STANDARD.encode(webhook.ca()),
+            },
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": custody.ns.name}},
+        }],
+    });
+    custody.ns.apply(configuration).await;
+    until("the webhook is asked", async || {
+        custody.ns.apply(source("probe", "key", &webhook.requests().len().to_string())).await;
+        if webhook.requests().is_empty() { Err(String::new()) } else { Ok(()) }
+    })
+    .await;
+    custody.issued().await;
+    custody.renew().await;
+    let writes = || custody.verbs("secrets", "billing-grant", &["create", "patch", "update"]).len();
+    let before = writes();
+    holds(std::time::Duration::from_secs(5), "the grant is not written in a loop", async || match writes() - before {
+        0..=2 => Ok(()),
+        more => Err(more.to_string()),
+    })
+    .await;
+    custody.renew().await;
+    assert_eq!(field(&custody.grant().await, "/metadata/labels/mailtoken.dev~1role"), Value::Null);
+    assert_eq!((custody.idp.families_revoked(), custody.idp.reuses()), (0, 0));
 }

@@ -237,3 +237,72 @@ async fn rolling_updates_under_constant_renewals_lose_no_refresh_token_and_leave
     }
     tried("F10", ROLLS, "nothing");
 }
+
+#[tokio::test]
+async fn a_leader_whose_write_comes_late_takes_no_older_token_for_the_newer_one_of_another() {
+    let ns = Cluster::shared().namespace().await;
+    let (idp, api) = (Idp::start(), ApiProxy::start(&ns.cluster));
+    ns.provider(&idp).await;
+    let alone = |settings: broker::Settings| settings.flag("--leader-elect=false");
+    let first = alone(Broker::settings(&ns)).kubeconfig(&api.kubeconfig()).start().await;
+    ns.apply(credential("billing")).await;
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+    api.next(1, "PATCH", "/secrets/billing", Trouble::Held);
+    ask(&ns, "billing", "1").await;
+    idp.token_requests_reach(2).await;
+    api.done().await;
+    // Both lead. The second one's token is from a later second.
+    let asked = now().as_second();
+    until("another second", async || if now().as_second() > asked + 1 { Ok(()) } else { Err(String::new()) }).await;
+    let _second = alone(Broker::settings(&ns)).start().await;
+    answered(&ns, "billing", "1").await;
+    let newer = idp.issued()[2].clone();
+    assert_eq!(token(&ns, "billing").await, newer);
+    api.release();
+    until("the first one sees that its token came late", async || {
+        let log = first.log();
+        log.contains("another broker has written a newer token").then_some(()).ok_or(log)
+    })
+    .await;
+    holds(REST, "the newer token stays, and nobody asks", async || {
+        match (token(&ns, "billing").await == newer, idp.token_requests().len()) {
+            (true, 3) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_discovery_that_is_withheld_for_want_of_a_lease_says_nothing_about_the_provider() {
+    let ns = Cluster::shared().namespace().await;
+    let (idp, api) = (Idp::start(), ApiProxy::start(&ns.cluster));
+    let broker = Broker::settings(&ns).kubeconfig(&api.kubeconfig()).start().await;
+    leads(&broker).await;
+    api.next(1, "GET", "/secrets/idp-client", Trouble::Held);
+    ns.apply(ca_bundle("idp-ca", &idp)).await;
+    ns.apply(source("idp-client", "client-secret", "a client secret")).await;
+    ns.apply(provider(&idp).without("spec.oauth2").set("spec.oidc.issuerURL", idp.issuer())).await;
+    ns.apply(credential("billing")).await;
+    api.done().await;
+    // The lease lapses while the client secret is read, before the discovery.
+    api.next(usize::MAX, "PUT", "/leases/", Trouble::status(503));
+    until_in(TAKEOVER, "it does not lead", async || match broker.metric("mailtoken_leader", "").await {
+        Some(0.0) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    api.release();
+    holds(REST, "nothing is sent without a lease", async || match idp.requests().len() {
+        0 => Ok(()),
+        number => Err(number.to_string()),
+    })
+    .await;
+    api.calm();
+    leads(&broker).await;
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+    for name in ["idp", "billing"] {
+        let told = ns.told(name).await;
+        assert!(told.iter().all(|event| !event.starts_with("Warning")), "{name}: {told:?}");
+    }
+}
