@@ -282,6 +282,27 @@ async fn a_provider_of_the_cluster_that_does_not_allow_the_namespace_revokes_not
 }
 
 #[tokio::test]
+async fn a_provider_of_the_cluster_whose_allowance_was_withdrawn_revokes_nothing() {
+    let stage = stage().await;
+    let name = format!("p-{}", stage.ns.name);
+    let allowed = |label: &str| {
+        let selector = json!({"matchLabels": {label: stage.ns.name}});
+        let cluster_wide = provider(&stage.idp).set("kind", "ClusterMailProvider").set("metadata.name", name.as_str());
+        let cluster_wide = cluster_wide.set("spec.oauth2.revocationURL", stage.idp.url(REVOKE));
+        cluster_wide.set("spec.allowed", json!([{"namespaceSelector": selector, "mailboxes": ["*@example.org"]}]))
+    };
+    stage.ns.apply(allowed("kubernetes.io/metadata.name")).await;
+    let there = json!({"kind": "ClusterMailProvider", "name": name});
+    stage.issued(revoking("billing").set("spec.providerRef", there)).await;
+    stage.ns.apply(allowed("another")).await;
+    stage.ns.condition::<MailCredential>("billing", "Renewed", "NotAllowed").await;
+    stage.ns.delete::<MailCredential>("billing").await;
+    stage.ns.gone::<MailCredential>("billing").await;
+    stage.ns.tells("billing", &["Warning RevocationFailed"]).await;
+    assert_eq!(revoked(&stage), []);
+}
+
+#[tokio::test]
 async fn an_assertion_does_not_leave_the_token_endpoints_origin() {
     let stage = Stage::new().await;
     let evil = Idp::start();

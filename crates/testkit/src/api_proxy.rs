@@ -184,13 +184,13 @@ impl ApiProxy {
         self.shared.rules.lock().unwrap().clear();
     }
 
-    /// Waits until so many requests are done whose answers are [`Trouble::Late`].
-    pub async fn late(&self, number: usize) {
+    /// Waits until so many requests are done whose answers are [`Trouble::Late`]. Returns how many there are.
+    pub async fn late(&self, number: usize) -> usize {
         until(&format!("{number} answers are held"), async || match self.shared.late.load(Ordering::Relaxed) {
-            late if late >= number => Ok(()),
+            late if late >= number => Ok(late),
             late => Err(late.to_string()),
         })
-        .await;
+        .await
     }
 
     /// Hands on what is [`Trouble::Held`] or [`Trouble::Late`], and what is to come.
