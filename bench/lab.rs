@@ -28,7 +28,7 @@ use crate::{
 /// Number of concurrent creates, the same for all servers.
 const CREATORS: usize = 16;
 /// The namespace of all objects.
-const NAMESPACE: &str = "bench";
+pub const NAMESPACE: &str = "bench";
 
 /// A fresh API server, and the state that its runs share.
 pub struct Lab {

@@ -22,6 +22,8 @@ mod raw;
 mod renewals;
 mod report;
 mod restart;
+mod scale;
+mod share;
 mod usage;
 mod view;
 
@@ -35,6 +37,8 @@ use report::Report;
 pub struct Plan {
     /// Numbers of credentials, in ascending order.
     pub sizes: Vec<usize>,
+    /// Numbers of credentials of the part `scale`, in ascending order.
+    pub many: Vec<usize>,
     /// Number of runs of each kind.
     pub rounds: usize,
     /// Whether this is only a trial, not a measurement.
@@ -44,13 +48,17 @@ pub struct Plan {
 impl Plan {
     fn from_environment() -> Self {
         let quick = env::var("QUICK").is_ok_and(|value| value == "1");
-        let (sizes, rounds) = if quick { ("50", 1) } else { ("1000 5000", 3) };
-        let sizes = env::var("N").unwrap_or_else(|_| sizes.to_owned());
-        let mut sizes: Vec<_> = sizes.split_whitespace().map(|size| size.parse().unwrap()).collect();
-        sizes.sort_unstable();
+        let (sizes, many, rounds) = if quick { ("50", "100", 1) } else { ("1000 5000", "10000 50000", 3) };
+        let numbers = |usual: &str| {
+            let text = env::var("N").unwrap_or_else(|_| usual.to_owned());
+            let mut numbers: Vec<usize> = text.split_whitespace().map(|number| number.parse().unwrap()).collect();
+            numbers.sort_unstable();
+            numbers
+        };
+        let (sizes, many) = (numbers(sizes), numbers(many));
         let rounds = env::var("ROUNDS").map_or(rounds, |rounds| rounds.parse().unwrap());
         assert!(!sizes.is_empty() && rounds > 0, "N and ROUNDS must not be empty");
-        Self { sizes, rounds, quick }
+        Self { sizes, many, rounds, quick }
     }
 
     /// The largest number of credentials.
@@ -61,7 +69,7 @@ impl Plan {
 
 type Scenario = for<'a> fn(&'a Plan, &'a mut Report) -> LocalBoxFuture<'a, ()>;
 
-const SCENARIOS: [(&str, Scenario); 8] = [
+const SCENARIOS: [(&str, Scenario); 10] = [
     ("create", |plan, report| create::run(plan, report).boxed_local()),
     ("cold", |plan, report| cold::run(plan, report).boxed_local()),
     ("paced", |plan, report| paced::run(plan, report).boxed_local()),
@@ -70,6 +78,8 @@ const SCENARIOS: [(&str, Scenario); 8] = [
     ("idle", |plan, report| idle::run(plan, report).boxed_local()),
     ("restart", |plan, report| restart::run(plan, report).boxed_local()),
     ("memory", |plan, report| memory::run(plan, report).boxed_local()),
+    ("share", |plan, report| share::run(plan, report).boxed_local()),
+    ("scale", |plan, report| scale::run(plan, report).boxed_local()),
 ];
 
 #[tokio::main]

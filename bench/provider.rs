@@ -5,7 +5,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Instant,
 };
@@ -34,6 +34,7 @@ pub struct Provider {
 
 struct Shared {
     lifetime: AtomicU64,
+    fails: AtomicBool,
     in_flight: AtomicUsize,
     most_in_flight: AtomicUsize,
     requests: Mutex<Vec<Instant>>,
@@ -51,6 +52,7 @@ impl Provider {
         let port = listener.local_addr().unwrap().port();
         let shared = Arc::new(Shared {
             lifetime: AtomicU64::new(3_600),
+            fails: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             most_in_flight: AtomicUsize::new(0),
             requests: Mutex::default(),
@@ -82,6 +84,11 @@ impl Provider {
     /// Sets `expires_in` of new tokens.
     pub fn issue_for(&self, seconds: u64) {
         self.shared.lifetime.store(seconds, Ordering::Relaxed);
+    }
+
+    /// Sets whether the server answers every request with 503.
+    pub fn fail(&self, fails: bool) {
+        self.shared.fails.store(fails, Ordering::Relaxed);
     }
 
     /// Discards the recorded requests.
@@ -128,6 +135,9 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Respo
         requests.push(Instant::now());
         requests.len()
     };
+    if shared.fails.load(Ordering::Relaxed) {
+        return Ok(Response::builder().status(503).body(Full::default()).unwrap());
+    }
     let body = format!(
         r#"{{"token_type":"Bearer","expires_in":{},"access_token":"{number:016x}{}"}}"#,
         shared.lifetime.load(Ordering::Relaxed),

@@ -19,6 +19,16 @@ pub fn peak_memory(broker: &Broker) -> f64 {
     broker.memory("VmHWM") as f64 / f64::from(1 << 20)
 }
 
+/// The resident memory of a broker, MiB.
+pub fn memory(broker: &Broker) -> f64 {
+    broker.memory("VmRSS") as f64 / f64::from(1 << 20)
+}
+
+/// Resets the value of [`peak_memory`] to the present resident memory (proc_pid_clear_refs(5)).
+pub fn begin_peak(broker: &Broker) {
+    fs::write(format!("/proc/{}/clear_refs", broker.id()), "5").unwrap();
+}
+
 /// Describes the machine: its processor, its load, and other busy processes.
 pub fn machine() -> Vec<String> {
     let first = |file: &str, name: &str| {

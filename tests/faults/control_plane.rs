@@ -1,6 +1,6 @@
 //! A real API server and a real etcd that are killed and that stand still, while tokens are due and refresh tokens are out.
 
-use std::{process::Command, time::Duration};
+use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use mail_token_broker::api::MailCredential;
@@ -13,7 +13,7 @@ use mailtoken_testkit::{
     wait::{now, until_in},
     *,
 };
-use serde_json::{Value, from_value, json};
+use serde_json::{from_value, json};
 
 /// Credentials by client credentials whose token is due while the part is away, by refresh tokens, and at rest.
 const DUE: usize = 8;
@@ -151,18 +151,6 @@ async fn apply(ns: &Namespace, name: &str) {
     .await;
 }
 
-/// Drops etcd's history: a watch of before can only begin again with a list.
-fn compact(etcd: &Part) {
-    let post = |path: &str, body: Value| -> Value {
-        let url = format!("{}/v3/kv/{path}", etcd.argument("--listen-client-urls"));
-        let answer =
-            process::output(Command::new("curl").args(["-sSf", "--noproxy", "*", "-d", &body.to_string(), &url]));
-        serde_json::from_str(&answer).unwrap()
-    };
-    let revision = post("range", json!({"key": "AA=="}))["header"]["revision"].clone();
-    post("compaction", json!({"revision": revision, "physical": true}));
-}
-
 fn due(credential: &MailCredential) -> Timestamp {
     from_value(field(credential, "/status/token/renewalTime")).unwrap_or(Timestamp::MIN)
 }
@@ -192,7 +180,7 @@ async fn a_restart_after_a_compaction_loses_no_change_among_hundreds() {
     }
     let mut server = Part::of(&cluster, "kube-apiserver");
     server.signal("KILL");
-    compact(&Part::of(&cluster, "etcd"));
+    Part::of(&cluster, "etcd").compact();
     server.again();
 
     // The broker lists while these are created.

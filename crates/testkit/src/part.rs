@@ -6,6 +6,8 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use serde_json::{Value, json};
+
 use super::{Cluster, process};
 
 /// A process such as `etcd`, with the command that it was started by.
@@ -43,6 +45,30 @@ impl Part {
     /// Sends a signal by its name, such as `STOP` and `CONT`.
     pub fn signal(&self, name: &str) {
         process::output(Command::new("kill").args(["-s", name, &self.pid.to_string()]));
+    }
+
+    /// Leaves out the arguments whose names begin with `prefix`, each with its value, the next time that it starts.
+    pub fn without(mut self, prefix: &str) -> Self {
+        let mut value = false;
+        self.command.retain(|argument| {
+            let named = argument.starts_with(prefix);
+            let dropped = named || std::mem::take(&mut value);
+            value = named && !argument.contains('=');
+            !dropped
+        });
+        self
+    }
+
+    /// Drops the history of this etcd: a watch that began before it can only begin again with a list.
+    pub fn compact(&self) {
+        let post = |path: &str, body: Value| -> Value {
+            let url = format!("{}/v3/kv/{path}", self.argument("--listen-client-urls"));
+            let body = body.to_string();
+            let answer = process::output(Command::new("curl").args(["-sSf", "--noproxy", "*", "-d", &body, &url]));
+            serde_json::from_str(&answer).unwrap()
+        };
+        let revision = post("range", json!({"key": "AA=="}))["header"]["revision"].clone();
+        post("compaction", json!({"revision": revision, "physical": true}));
     }
 
     /// Starts it again with the same command, after `KILL`; it ends with this value.
