@@ -138,7 +138,7 @@ async fn write(
             expires_at: token.expires_at,
             refresh_at: token.refresh_at,
             scopes: token.scopes.clone(),
-            fingerprint: token.fingerprint(),
+            fingerprint: content.annotations.get(names::ANNOTATION_FINGERPRINT).cloned().unwrap_or_default(),
             object_id: stored.object_id.clone(),
             unsuitable: stored.unsuitable.clone(),
             length: Some(secrecy::ExposeSecret::expose_secret(&token.access_token).len()),

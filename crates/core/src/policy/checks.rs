@@ -76,6 +76,9 @@ pub fn spec_blocker(
 /// protocol is not requested.
 fn unfillable_placeholder<'a>(credential: &'a MailCredential, profile: &Profile) -> Option<(&'a str, Protocol)> {
     let spec = &credential.spec;
+    if spec.secret.data.is_empty() {
+        return None;
+    }
     for protocol in Protocol::ALL {
         let mut missing: Vec<_> = SERVER.into_iter().filter(|_| profile.server(protocol).is_none()).collect();
         if !spec.protocols.contains(&protocol) {
