@@ -307,7 +307,13 @@ async fn serves(lab: &Lab) {
 
 async fn holds_lease(lab: &Lab) {
     until("the broker leads", async || match lease(lab).await {
-        Some(lease) if lease.spec.is_some_and(|spec| spec.holder_identity.is_some_and(|name| !name.is_empty())) => {
+        Some(lease)
+            if lease
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.holder_identity.as_ref())
+                .is_some_and(|name| !name.is_empty()) =>
+        {
             Ok(())
         }
         other => Err(format!("{:?}", other.map(|lease| lease.metadata.name))),
