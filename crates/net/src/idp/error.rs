@@ -96,7 +96,7 @@ pub enum TlsProblem {
     /// The certificate has expired or is not valid yet: renew it, or a clock is wrong.
     Expired,
     /// A certificate of the chain has a critical extension that rustls-webpki does not know, such as certificate policies
-    /// (RFC 5280 section 4.2). Those of certificates in the CA bundle are not looked at.
+    /// (RFC 5280 section 4.2). The broker does not check those of the CA bundle.
     CriticalExtension,
     /// The certificate is for other names: the URL or the certificate must change.
     WrongName,

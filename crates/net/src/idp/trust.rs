@@ -204,7 +204,7 @@ mod tests {
     #[test]
     fn an_intermediate_with_a_critical_extension_is_accepted_once_the_bundle_has_it() {
         assert_eq!(verdict(3, &[0]), Ok(()));
-        assert_eq!(verdict(0, &[0]), Ok(()), "the extensions of a root are not looked at");
+        assert_eq!(verdict(0, &[0]), Ok(()), "the extensions of a root are not checked");
         for critical in [1, 2] {
             let Err(rustls::Error::InvalidCertificate(problem)) = verdict(critical, &[0]) else { panic!("{critical}") };
             let (problem, words) = certificate_problem(&problem);
