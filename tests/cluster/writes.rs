@@ -255,9 +255,9 @@ async fn writes_that_hang_in_one_namespace_hold_up_no_other_however_large_they_a
     let settings = Broker::settings(&slow).flag(format!("--namespace={}", quick.name));
     let _broker = settings.kubeconfig(&api.kubeconfig()).start().await;
     const MANY: usize = 80;
-    // About half a megabyte each.
+    // Nearly a megabyte each: the slots of a slow namespace would take all of the memory for Secrets.
     idp.answer(Answer::token(3600).field("access_token", "x".repeat(30 * 1024)));
-    let large = json!({"large": "${access_token}".repeat(16)});
+    let large = json!({"large": "${access_token}".repeat(28)});
     for number in 0..MANY {
         slow.apply(credential(&format!("slow-{number}")).set("spec.secret.data", large.clone())).await;
     }
