@@ -12,7 +12,7 @@ use mail_token_broker::{
     health::Health,
     metrics::Metrics,
 };
-use mailtoken_testkit::ledger::tried;
+use mailtoken_testkit::fault_log::tried;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},

@@ -195,7 +195,7 @@ async fn an_uninstall_ends_the_brokers_before_it_takes_their_rights() {
     assert_eq!(left, "", "nothing is left");
     let crds = process::output(cluster.kubectl().args(["get", "crd", "-o", "name"]));
     assert_eq!(crds.lines().count(), 3, "they stay, and with them all credentials");
-    ledger::tried("F29", 1, "nothing");
+    fault_log::tried("F29", 1, "nothing");
 }
 
 /// Exactly what a release publishes, on a cluster without the CRDs.

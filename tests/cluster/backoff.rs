@@ -48,7 +48,7 @@ async fn transient_failures_wait_5_then_10_seconds_and_the_status_says_so() {
         assert!(*pause >= Duration::from_secs(least), "{pauses:?}");
     }
     assert_eq!(requests.len(), 3);
-    ledger::tried("F13", 3, "nothing");
+    fault_log::tried("F13", 3, "nothing");
 }
 
 #[tokio::test]
@@ -85,7 +85,7 @@ async fn retry_after_is_obeyed_in_both_forms_up_to_an_hour() {
         })
         .await;
     }
-    ledger::tried("F12", 6, "nothing");
+    fault_log::tried("F12", 6, "nothing");
 }
 
 #[tokio::test]
@@ -118,7 +118,7 @@ async fn any_change_of_spec_provider_or_source_ends_the_wait_at_once() {
         number => Err(number.to_string()),
     })
     .await;
-    ledger::tried("F17", 6, "nothing");
+    fault_log::tried("F17", 6, "nothing");
 }
 
 #[tokio::test]
@@ -191,7 +191,7 @@ async fn a_renewal_that_fails_leaves_ready_true_until_the_token_ends() {
     let token = ns.secret("billing").await["access_token"].clone();
     assert_eq!(token, idp.issued()[0], "the old token is not taken away");
     assert_eq!(idp.token_requests().len(), 2);
-    ledger::tried("F17", 1, "nothing");
+    fault_log::tried("F17", 1, "nothing");
 }
 
 /// How often the broker has read a Secret.

@@ -6,7 +6,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::{MailCredential, MailProvider};
 use mailtoken_testkit::{
-    ledger::tried,
+    fault_log::tried,
     namespace::find,
     proxy::Proxy,
     standin::{App, Cloud, Google, Microsoft, google},

@@ -104,7 +104,7 @@ async fn hostile_answers_cost_no_memory() {
     assert!(servers.len() * EACH > TOTAL_LIMIT);
     let grown = peak(&broker) - before;
     assert!(grown <= MIB, "{grown} MiB more than the {before} MiB before");
-    ledger::tried("F14", servers.len() * EACH * ROUNDS, "nothing");
+    fault_log::tried("F14", servers.len() * EACH * ROUNDS, "nothing");
 }
 
 /// A Secret has at most 1 MiB, so what is made of a template beyond that would be made in vain.
@@ -148,7 +148,7 @@ async fn a_template_that_multiplies_the_token_costs_no_memory_and_no_request() {
     ns.annotate::<MailCredential>("good", "mailtoken.dev/reissue", "1").await;
     let answered = |found: &MailCredential| field(found, "/status/lastHandledReissue") == "1";
     ns.until::<MailCredential>("good", "it is served as before", answered).await;
-    ledger::tried("F14", 9, "nothing");
+    fault_log::tried("F14", 9, "nothing");
 }
 
 /// Scopes of a quarter of a megabyte, which the status would keep.
@@ -171,5 +171,5 @@ async fn what_a_provider_grants_is_bounded_in_the_status() {
     }
     let grown = peak(&broker) - before;
     assert!(grown <= 16, "{grown} MiB more than the {before} MiB before");
-    ledger::tried("F14", 8, "nothing");
+    fault_log::tried("F14", 8, "nothing");
 }

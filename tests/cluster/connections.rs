@@ -48,7 +48,7 @@ async fn certificates_that_are_past_or_for_other_names_are_refused_until_they_ar
     for (name, ..) in cases {
         ready_message(&ns, name, "TokenValid").await;
     }
-    ledger::tried("F13", cases.len(), "nothing");
+    fault_log::tried("F13", cases.len(), "nothing");
 }
 
 #[tokio::test]
@@ -197,7 +197,7 @@ async fn servers_that_refuse_reset_drip_or_flood_are_unavailable_or_malformed() 
     assert!(ready_message(&ns, "absent", "ProviderUnavailable").await.contains("no-such-host.invalid"));
     refusing.resume();
     ready_message(&ns, "refused", "TokenValid").await;
-    ledger::tried("F13", servers.len() + 2, "nothing");
+    fault_log::tried("F13", servers.len() + 2, "nothing");
 }
 
 #[tokio::test]
@@ -224,7 +224,7 @@ async fn a_provider_that_hangs_delays_no_other_even_with_one_reconcile_at_a_time
     assert!(hanging.token_requests().len() <= 32, "{}", hanging.token_requests().len());
     let waiting: MailCredential = ns.get("hanging").await;
     assert!(namespace::find(&waiting, "Ready").is_none(), "{}", namespace::show(&waiting));
-    ledger::tried("F13", 2, "nothing");
+    fault_log::tried("F13", 2, "nothing");
 }
 
 #[tokio::test]

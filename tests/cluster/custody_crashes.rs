@@ -7,7 +7,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use mail_token_broker::{api::MailCredential, lease};
-use mailtoken_testkit::{broker::Settings, custody::REQUEST_TIMEOUT, ledger::tried, standin::Fault, *};
+use mailtoken_testkit::{broker::Settings, custody::REQUEST_TIMEOUT, fault_log::tried, standin::Fault, *};
 use serde_json::{Value, json};
 
 /// Waits until somebody has claimed the refresh token that is kept, and tells until when.

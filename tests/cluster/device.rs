@@ -185,7 +185,7 @@ async fn a_server_that_asks_to_slow_down_is_obeyed_for_good_and_after_a_restart(
         assert!(pair[1].at.duration_since(pair[0].at) >= Duration::from_secs(6), "{:?}", pair[1].at - pair[0].at);
     }
     assert_eq!(shown(&ns, "").await, code);
-    ledger::tried("F26", 1, "nothing");
+    fault_log::tried("F26", 1, "nothing");
 }
 
 #[tokio::test]
@@ -224,7 +224,7 @@ async fn what_is_denied_stays_so_until_somebody_asks_for_another_code() {
     shown(ns, "").await;
     idp.answer(signed_in("email", "billing@example.org"));
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
-    ledger::tried("F26", 1, "nothing");
+    fault_log::tried("F26", 1, "nothing");
 }
 
 #[tokio::test]
@@ -242,7 +242,7 @@ async fn a_code_that_ended_is_replaced_by_another_that_is_told() {
 
     idp.approve(&second, "billing@example.org");
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
-    ledger::tried("F26", 1, "nothing");
+    fault_log::tried("F26", 1, "nothing");
 }
 
 #[tokio::test]
@@ -257,7 +257,7 @@ async fn a_code_outlives_the_broker() {
     assert_eq!((shown(&ns, "").await, sign_in(&ns).await["interval"].clone()), (code.clone(), json!(1)));
     idp.approve(&code, "billing@example.org");
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
-    ledger::tried("F26", 1, "nothing");
+    fault_log::tried("F26", 1, "nothing");
 }
 
 #[tokio::test]
@@ -467,7 +467,7 @@ async fn another_broker_goes_on_with_the_same_code() {
     idp.approve(&code, "billing@example.org");
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
     assert_eq!(second.metric("mailtoken_leader", "").await, Some(1.0));
-    ledger::tried("F26", 1, "nothing");
+    fault_log::tried("F26", 1, "nothing");
 }
 
 #[tokio::test]

@@ -206,7 +206,7 @@ async fn every_bad_answer_is_told_and_the_old_token_stays() {
         _ => "F17",
     };
     for number in ["F12", "F13", "F15", "F16", "F17"] {
-        ledger::tried(number, cases.iter().filter(|case| fault(case) == number).count(), "nothing");
+        fault_log::tried(number, cases.iter().filter(|case| fault(case) == number).count(), "nothing");
     }
 }
 
@@ -307,7 +307,7 @@ async fn a_good_token_is_published_whatever_it_is_wrapped_in_and_what_is_assumed
     }
     let asked = &servers[0].token_requests()[0];
     assert_eq!(asked.headers["accept-encoding"], "identity");
-    ledger::tried("F15", servers.len(), "nothing");
+    fault_log::tried("F15", servers.len(), "nothing");
 }
 
 #[tokio::test]
@@ -328,5 +328,5 @@ async fn however_short_a_token_lives_it_is_not_renewed_within_five_seconds() {
             assert!(apart >= Duration::from_secs(5), "{apart:?}");
         }
     }
-    ledger::tried("F15", 2, "nothing");
+    fault_log::tried("F15", 2, "nothing");
 }

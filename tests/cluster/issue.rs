@@ -192,7 +192,7 @@ async fn ready_ends_with_the_token_although_requests_hang() {
     let late = expired.last_transition_time.0.as_second() - end.as_second();
     assert!((0..=5).contains(&late), "{late} s after the end");
     assert_eq!(stage.idp.token_requests().len(), 2, "one request hangs");
-    ledger::tried("F30", 1, "nothing");
+    fault_log::tried("F30", 1, "nothing");
 }
 
 #[tokio::test]

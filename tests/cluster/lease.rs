@@ -12,7 +12,7 @@ use k8s_openapi::api::{
 };
 use kube::{Client, Config, api::PostParams, config::KubeConfigOptions, config::Kubeconfig};
 use mail_token_broker::lease::{self, Candidacy, Leadership};
-use mailtoken_testkit::{Cluster, Namespace, holds, ledger::tried, process, wait::until_in};
+use mailtoken_testkit::{Cluster, Namespace, fault_log::tried, holds, process, wait::until_in};
 use serde_json::{from_value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;

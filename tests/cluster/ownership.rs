@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::MailCredential;
-use mailtoken_testkit::{ledger::tried, *};
+use mailtoken_testkit::{fault_log::tried, *};
 use serde_json::json;
 
 #[tokio::test]

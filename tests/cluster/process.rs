@@ -13,7 +13,7 @@ use mail_token_broker::{
     api::{MailCredential, MailProvider},
     lease,
 };
-use mailtoken_testkit::{ledger::tried, *};
+use mailtoken_testkit::{fault_log::tried, *};
 use serde_json::json;
 
 /// How long the API server is away: lists, watches and the lease are all tried again in this time.

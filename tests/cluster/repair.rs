@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use mail_token_broker::api::MailCredential;
 use mailtoken_testkit::{
-    ledger::tried,
+    fault_log::tried,
     server::{Handler, LOOPBACK, Request, Response, Server},
     *,
 };

@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::DeleteParams;
 use mail_token_broker::api::MailCredential;
-use mailtoken_testkit::{idp::REVOKE, ledger::tried, *};
+use mailtoken_testkit::{fault_log::tried, idp::REVOKE, *};
 use serde_json::json;
 
 const FINALIZER: &str = "mailtoken.dev/revoke";

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use mail_token_broker::api::{MailCredential, MailProvider};
-use mailtoken_testkit::{ledger::tried, namespace::find, *};
+use mailtoken_testkit::{fault_log::tried, namespace::find, *};
 use serde_json::{Value, json};
 
 /// A namespace with a broker and a provider whose Secret and CA bundle do not exist yet.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::api::{admissionregistration::v1::ValidatingAdmissionPolicyBinding, core::v1::Secret};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use mail_token_broker::api::MailCredential;
-use mailtoken_testkit::{ledger::tried, *};
+use mailtoken_testkit::{fault_log::tried, *};
 use serde_json::{Value, json};
 
 /// A policy of this namespace that refuses something, until it is lifted.

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::MailCredential;
-use mailtoken_testkit::{custody::provider as strict_provider, ledger::tried, standin::Strict, *};
+use mailtoken_testkit::{custody::provider as strict_provider, fault_log::tried, standin::Strict, *};
 use serde_json::json;
 
 /// What an API server may do to a write.

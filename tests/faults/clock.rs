@@ -8,7 +8,7 @@ use mail_token_broker::api::MailCredential;
 use mailtoken_testkit::{
     audit::AuditEvent,
     custody::provider as strict_provider,
-    ledger::tried,
+    fault_log::tried,
     standin::Strict,
     wait::{now, until_in},
     *,

@@ -7,7 +7,7 @@ use mail_token_broker::api::MailCredential;
 use mailtoken_testkit::{
     audit::AuditEvent,
     custody::provider as strict_provider,
-    ledger::tried,
+    fault_log::tried,
     part::Part,
     standin::{Fault, Strict},
     wait::{now, until_in},

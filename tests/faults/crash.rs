@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use mail_token_broker::api::{MailCredential, names};
-use mailtoken_testkit::{ledger::tried, namespace::find, standin::Fault, *};
+use mailtoken_testkit::{fault_log::tried, namespace::find, standin::Fault, *};
 use sha2::{Digest as _, Sha256};
 
 /// Longer than a test waits: what goes on after a restart does not wait for the claim of the process that was killed.

@@ -10,7 +10,7 @@ use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
 use mail_token_broker::api::MailCredential;
 use mailtoken_testkit::{
     custody::provider as strict_provider,
-    ledger::tried,
+    fault_log::tried,
     standin::Strict,
     wait::{now, until_in},
     *,

@@ -4,7 +4,7 @@ use std::{os::unix::process::ExitStatusExt as _, process::Command, time::Duratio
 
 use k8s_openapi::api::core::v1::ResourceQuota;
 use mail_token_broker::{admission::PER_HOST_LIMIT, api::MailCredential};
-use mailtoken_testkit::{audit::AuditEvent, ledger::tried, *};
+use mailtoken_testkit::{audit::AuditEvent, fault_log::tried, *};
 use serde_json::json;
 
 /// What the broker panics with, after the object's name, where a test wants it to.

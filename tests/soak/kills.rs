@@ -74,7 +74,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// For the ledger.
+    /// For the fault_log.
     pub fn lost(&self) -> String {
         match self.losses.values().sum::<usize>() {
             0 => format!("nothing, at {}", self.server),

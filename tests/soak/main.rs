@@ -16,7 +16,7 @@ mod table;
 use std::{env, process::ExitCode, str::FromStr, time::SystemTime};
 
 use kills::Tally;
-use mailtoken_testkit::{Cluster, ledger::tried};
+use mailtoken_testkit::{Cluster, fault_log::tried};
 use servers::{Keycloak, Patience, Server};
 
 /// Random numbers that a seed decides (SplitMix64).

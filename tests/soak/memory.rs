@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use futures::{StreamExt as _, stream};
 use mail_token_broker::api::MailCredential;
 
-use mailtoken_testkit::{Answer, Broker, Cluster, Idp, credential, ledger::tried, wait::until_in};
+use mailtoken_testkit::{Answer, Broker, Cluster, Idp, credential, fault_log::tried, wait::until_in};
 
 const CREDENTIALS: usize = 500;
 /// How long access tokens live, in seconds; they are renewed when half of that is over.

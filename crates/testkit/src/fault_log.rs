@@ -3,7 +3,7 @@
 use std::{fs::OpenOptions, io::Write as _};
 
 /// Names the file that [`tried`] writes to.
-const FILE: &str = "FAULT_LEDGER";
+const FILE: &str = "FAULT_LOG";
 
 /// Notes that a fault of `docs/reliability.md` was made so many times and what was lost by it, after all of it was
 /// asserted. One line each: fault, test, times, what was lost, with tabs between. Nothing is written where nobody asks.
@@ -13,7 +13,7 @@ pub fn tried(fault: &str, times: usize, lost: &str) {
     let binary = binary.file_stem().unwrap().to_string_lossy().into_owned();
     let binary = binary.rsplit_once('-').map_or(binary.as_str(), |(name, _hash)| name);
     let test = std::thread::current().name().unwrap_or_default().to_owned();
-    let mut ledger = OpenOptions::new().create(true).append(true).open(file).unwrap();
+    let mut fault_log = OpenOptions::new().create(true).append(true).open(file).unwrap();
     // One write, so that tests at the same time do not mix their lines.
-    ledger.write_all(format!("{fault}\t{binary}::{test}\t{times}\t{lost}\n").as_bytes()).unwrap();
+    fault_log.write_all(format!("{fault}\t{binary}::{test}\t{times}\t{lost}\n").as_bytes()).unwrap();
 }
