@@ -38,7 +38,7 @@ impl Kind {
 struct Crash {
     custody: Custody,
     kind: Kind,
-    vigil: Vigil,
+    monitor: Monitor,
     /// The access token of the time before.
     published: String,
     /// The refresh token of the time before.
@@ -54,7 +54,7 @@ impl Crash {
     async fn prepare(kind: Kind, point: Option<&str>) -> Self {
         let mut custody = Custody::with(pod).await;
         custody.idp.grace(usize::from(kind == Kind::Grace));
-        let vigil = Vigil::over(&custody.ns);
+        let monitor = Monitor::start(&custody.ns);
         let kept = if kind.is_rotating() {
             custody.issued().await;
             custody.kept().await
@@ -70,7 +70,7 @@ impl Crash {
         }
         let published = text(&custody.ns.get("billing").await, "access_token");
         let sent = custody.idp.token_requests().len();
-        Self { custody, kind, vigil, published, kept, sent, asked: String::new() }
+        Self { custody, kind, monitor, published, kept, sent, asked: String::new() }
     }
 
     /// Asks for a token.
@@ -92,7 +92,7 @@ impl Crash {
 
     /// Sees that all is well by itself, after so many token requests, `presented` of them with the refresh token of before.
     async fn heals(self, requests: usize, presented: usize) {
-        let Self { custody, kind, vigil, published, kept, sent, asked } = self;
+        let Self { custody, kind, monitor, published, kept, sent, asked } = self;
         let credential = custody.answered(&asked).await;
         let token = text(&custody.ns.get("billing").await, "access_token");
         assert_eq!(
@@ -111,12 +111,12 @@ impl Crash {
         custody.renew().await;
         assert_eq!(custody.idp.token_requests().len(), sent + requests + 1, "{kind:?}");
         assert_eq!((custody.idp.reuses(), custody.idp.families_revoked()), (0, 0));
-        only_tokens_of(kind, vigil, &custody).await;
+        only_tokens_of(kind, monitor, &custody).await;
     }
 
     /// Sees that the end of a sign-in is told, that nothing loops, and that pods keep what is good; then somebody signs in.
     async fn loses(self) {
-        let Self { custody, kind, vigil, published, kept, sent, asked } = self;
+        let Self { custody, kind, monitor, published, kept, sent, asked } = self;
         let failed = custody.ns.condition::<MailCredential>("billing", "Renewed", "InvalidGrant").await;
         assert!(failed.message.contains("mail-token-broker login"), "{}", failed.message);
         let told: MailCredential = custody.ns.get("billing").await;
@@ -134,7 +134,7 @@ impl Crash {
         custody.answered(&asked).await;
         custody.ready().await;
         assert!(custody.idp.is_valid(&custody.kept().await));
-        only_tokens_of(kind, vigil, &custody).await;
+        only_tokens_of(kind, monitor, &custody).await;
     }
 }
 
@@ -157,8 +157,8 @@ fn told(ready: &str, renewed: &str) -> (String, String) {
 }
 
 /// Sees that whenever the credential was ready, its Secret held a token of this account.
-async fn only_tokens_of(kind: Kind, vigil: Vigil, custody: &Custody) {
-    let seen = vigil.end().await;
+async fn only_tokens_of(kind: Kind, monitor: Monitor, custody: &Custody) {
+    let seen = monitor.end().await;
     assert!(seen.contains_key("billing"), "{seen:?}");
     for token in &seen["billing"] {
         assert_eq!(custody.idp.account(token).as_deref(), Some(kind.account()), "{token:?}");
@@ -272,7 +272,7 @@ async fn killed_at_any_step_of_the_first_refresh_a_seed_brings_its_token() {
     let first = async |point: &str, presented| {
         let mut custody = Custody::with(|settings| pod(settings).env("MAILTOKEN_STOP_AT", point)).await;
         custody.idp.grace(1);
-        let vigil = Vigil::over(&custody.ns);
+        let monitor = Monitor::start(&custody.ns);
         let seed = custody.seed().await;
         custody.ns.apply(by_seed("billing")).await;
         logged(&custody, STOPPED).await;
@@ -284,7 +284,7 @@ async fn killed_at_any_step_of_the_first_refresh_a_seed_brings_its_token() {
         assert!(custody.idp.is_valid(&custody.kept().await));
         custody.renew().await;
         assert_eq!((custody.idp.reuses(), custody.idp.families_revoked()), (0, 0), "{point}");
-        only_tokens_of(Kind::Grace, vigil, &custody).await;
+        only_tokens_of(Kind::Grace, monitor, &custody).await;
     };
     tokio::join!(first("grant-written", 1), first("before-request", 1), first("answer-received", 2));
     tokio::join!(first("grant-written:2", 1), first("target-written", 1), first("before-status", 1));

@@ -17,7 +17,7 @@ use crate::{
     servers::{APP, PEOPLE, Server},
 };
 use mailtoken_testkit::{
-    Broker, Cluster, Manifest, Namespace, Vigil, by_seed, credential, namespace::find, source, stage::reason,
+    Broker, Cluster, Manifest, Monitor, Namespace, by_seed, credential, namespace::find, source, stage::reason,
     stage::text, standin::strict::Exchange, wait::until_in,
 };
 
@@ -190,7 +190,7 @@ struct Soak<'a> {
 /// Kills a broker so many times.
 pub async fn soak(cluster: &Cluster, server: &dyn Server, kills: usize, chance: &mut Chance) -> Tally {
     println!("\n{}: {PERSONS} refresh tokens and client credentials", server.name());
-    let (mut soak, vigil) = Soak::begin(cluster, server).await;
+    let (mut soak, monitor) = Soak::begin(cluster, server).await;
     for number in 1..=kills {
         tokio::time::sleep(Duration::from_millis(chance.between(MOMENTS.0, MOMENTS.1))).await;
         let killed = Timestamp::now();
@@ -206,11 +206,11 @@ pub async fn soak(cluster: &Cluster, server: &dyn Server, kills: usize, chance: 
     soak.tally.kills = kills;
     soak.heal().await;
     soak.time().await;
-    soak.close(vigil).await
+    soak.close(monitor).await
 }
 
 impl<'a> Soak<'a> {
-    async fn begin(cluster: &Cluster, server: &'a dyn Server) -> (Self, Vigil) {
+    async fn begin(cluster: &Cluster, server: &'a dyn Server) -> (Self, Monitor) {
         let ns = cluster.namespace().await;
         for manifest in server.manifests() {
             ns.apply(manifest).await;
@@ -231,7 +231,7 @@ impl<'a> Soak<'a> {
             wrong: vec![],
         };
         let mut soak = Self { server, ns, broker, subjects: vec![], tally };
-        let vigil = Vigil::over(&soak.ns);
+        let monitor = Monitor::start(&soak.ns);
         soak.add(APP.to_owned(), BTreeSet::from([server.app()]), credential(APP), APP).await;
         for number in 0..PERSONS {
             let name = format!("person-{number}");
@@ -241,7 +241,7 @@ impl<'a> Soak<'a> {
             soak.add(name, BTreeSet::from([account]), manifest, PEOPLE).await;
         }
         soak.heal().await;
-        (soak, vigil)
+        (soak, monitor)
     }
 
     async fn add(&mut self, name: String, accounts: BTreeSet<String>, manifest: Manifest, provider: &str) {
@@ -365,7 +365,7 @@ impl<'a> Soak<'a> {
     }
 
     /// Sees that nothing is left undone, and that no other than the right token was ever there.
-    async fn close(mut self, vigil: Vigil) -> Tally {
+    async fn close(mut self, monitor: Monitor) -> Tally {
         let name = self.server.name();
         self.look(Some(Timestamp::now())).await.unwrap_or_else(|unwell| {
             self.tally.wrong.push(format!("{name}: after the end {unwell}"));
@@ -374,7 +374,7 @@ impl<'a> Soak<'a> {
         let left: Vec<_> =
             left.map(|subject| format!("{name}: {} ended at {:?}", subject.name, subject.last)).collect();
         self.tally.wrong.extend(left);
-        for (credential, tokens) in vigil.end().await {
+        for (credential, tokens) in monitor.end().await {
             let accounts = &self.subjects.iter().find(|subject| subject.name == credential).unwrap().accounts;
             let foreign = |token: &&String| self.server.account(token).is_none_or(|whose| !accounts.contains(&whose));
             let foreign = tokens.iter().filter(foreign).count();

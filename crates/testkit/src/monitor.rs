@@ -20,14 +20,14 @@ const INTERVAL: Duration = Duration::from_millis(50);
 pub type Seen = BTreeMap<String, BTreeSet<String>>;
 
 /// Looks at all credentials of a namespace, and at the Secrets of their names.
-pub struct Vigil {
+pub struct Monitor {
     stop: oneshot::Sender<()>,
     task: JoinHandle<Seen>,
 }
 
-impl Vigil {
+impl Monitor {
     /// Begins now.
-    pub fn over(ns: &Namespace) -> Self {
+    pub fn start(ns: &Namespace) -> Self {
         let (credentials, secrets) = (ns.api(), ns.api());
         let (stop, mut stopped) = oneshot::channel();
         let task = tokio::spawn(async move {
