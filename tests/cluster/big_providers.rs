@@ -147,12 +147,12 @@ async fn microsoft_signs_a_person_in_by_code_and_asks_again_when_the_sign_in_end
     told(&ns, "Ready", |message| message.contains("https://microsoft.com/devicelogin")).await;
     entra.deny(&declined);
     let message = told(&ns, "Stalled", |message| message.contains("was denied")).await;
-    mend::mend(&ns, &message, &[]);
+    remedy::run(&ns, &message, &[]);
 
     let foreign = code(&declined).await;
     entra.approve(&foreign, "other@contoso.com");
     let message = told(&ns, "Stalled", |message| message.contains("other@contoso.com")).await;
-    mend::mend(&ns, &message, &[]);
+    remedy::run(&ns, &message, &[]);
 
     let expired = code(&foreign).await;
     entra.expire(&expired);

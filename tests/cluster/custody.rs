@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::{MailCredential, names};
-use mailtoken_testkit::{mend::quoted, server::Response, standin::Fault, *};
+use mailtoken_testkit::{remedy::quoted, server::Response, standin::Fault, *};
 use serde_json::json;
 
 fn annotation(secret: &Secret, name: &str) -> String {
@@ -137,7 +137,7 @@ async fn what_was_taken_over_is_kept_without_its_seed_and_without_its_label_only
         .await;
     assert_eq!(reason(&custody.ns.get("billing").await, "Ready"), "TokenValid");
     assert_eq!(custody.idp.token_requests().len(), requests);
-    mend::mend(&custody.ns, &told.message, &[]);
+    remedy::run(&custody.ns, &told.message, &[]);
     custody.asked(requests + 1).await;
     custody
         .ns

@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt as _;
 use mail_token_broker::api::{MailCredential, MailProvider, names};
-use mailtoken_testkit::{mend::quoted, namespace::show, standin::Strict, *};
+use mailtoken_testkit::{namespace::show, remedy::quoted, standin::Strict, *};
 use serde_json::json;
 
 #[tokio::test]
@@ -105,7 +105,7 @@ async fn a_foreign_secret_of_the_grants_name_is_left_alone_and_made_way_for_when
     let stalled = custody.ns.condition::<MailCredential>("billing", "Stalled", "SecretConflict").await;
     assert_eq!(custody.grant().await, before);
     assert_eq!(custody.idp.token_requests().len(), 0);
-    mend::mend(&custody.ns, &stalled.message, &[]);
+    remedy::run(&custody.ns, &stalled.message, &[]);
     custody.ready().await;
     assert_eq!(custody.grant().await.type_.as_deref(), Some("mailtoken.dev/grant"));
 }

@@ -7,8 +7,8 @@ use k8s_openapi::api::{core::v1::Secret, events::v1::Event};
 use mail_token_broker::api::{MailCredential, MailProvider};
 use mailtoken_testkit::{
     idp::{DEVICE, DISCOVERY},
-    mend::mend,
     namespace::find,
+    remedy,
     standin::{Fault, Strict},
     *,
 };
@@ -214,13 +214,13 @@ async fn what_is_denied_stays_so_until_somebody_asks_for_another_code() {
 
         told = find(&credential, "Stalled").unwrap().message;
         match round {
-            0 => mend(ns, &told, &[]),
+            0 => remedy::run(ns, &told, &[]),
             1 => drop(ns.patch::<MailCredential>("billing", json!({"spec": {"protocols": ["IMAP"]}})).await),
             _ => {}
         }
     }
     assert!(told.contains("interaction_required"), "{told}");
-    mend(ns, &told, &[]);
+    remedy::run(ns, &told, &[]);
     shown(ns, "").await;
     idp.answer(signed_in("email", "billing@example.org"));
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
@@ -289,7 +289,7 @@ async fn nothing_is_published_for_somebody_else() {
     assert!(ns.api::<Secret>().get_opt("billing").await.unwrap().is_none());
     assert_eq!(ns.secret("billing-grant").await.into_keys().collect::<Vec<_>>(), [""; 0]);
 
-    mend(ns, &told.message, &[]);
+    remedy::run(ns, &told.message, &[]);
     shown(ns, "").await;
     idp.next(signed_in("email", "other\u{1b}[2J@example.org"));
     // It says nothing: what is no address is nobody's.
@@ -324,7 +324,7 @@ async fn a_plain_account_is_compared_with_the_user_name_that_came() {
     let credential: MailCredential = ns.until("billing", "it says who came", named).await;
     assert!(ns.api::<Secret>().get_opt("billing").await.unwrap().is_none());
 
-    mend(ns, &find(&credential, "Ready").unwrap().message, &[]);
+    remedy::run(ns, &find(&credential, "Ready").unwrap().message, &[]);
     shown(ns, "").await;
     idp.next(signed_in("preferred_username", "Svc"));
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;

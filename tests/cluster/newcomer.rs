@@ -6,8 +6,8 @@ use mail_token_broker::api::{MailCredential, MailProvider};
 use mailtoken_testkit::{
     hostile::Validity,
     idp,
-    mend::{ca_file, mend, quoted},
     proxy::Proxy,
+    remedy::{self, ca_file, quoted},
     table::accepted,
     *,
 };
@@ -35,7 +35,7 @@ async fn a_secret_without_the_label() {
 
     let told = message(&ns, "Ready", "SourceNotLabeled").await;
     assert_eq!(ns.condition::<MailProvider>("idp", "Ready", "SourceNotLabeled").await.message, told);
-    mend(&ns, &told, &[]);
+    remedy::run(&ns, &told, &[]);
 
     ready(&ns).await;
     assert_eq!(idp.token_requests().len(), 1);
@@ -49,7 +49,7 @@ async fn a_secret_that_is_not_there() {
     ns.apply(provider(&idp)).await;
     ns.apply(credential("billing")).await;
 
-    mend(&ns, &message(&ns, "Stalled", "SourceNotFound").await, &["s3cret"]);
+    remedy::run(&ns, &message(&ns, "Stalled", "SourceNotFound").await, &["s3cret"]);
 
     ready(&ns).await;
     assert_eq!(idp.token_requests()[0].form()["client_secret"], "s3cret");
@@ -66,7 +66,7 @@ async fn a_key_that_is_not_there() {
 
     let told = message(&ns, "Ready", "SourceNotFound").await;
     assert!(told.contains("it has password"), "{told}");
-    mend(&ns, &told, &["the value"]);
+    remedy::run(&ns, &told, &["the value"]);
 
     ready(&ns).await;
     assert_eq!(idp.token_requests()[0].form()["client_secret"], "the value");
@@ -82,7 +82,7 @@ async fn a_wrong_client_secret() {
 
     let told = message(&ns, "Ready", "InvalidClient").await;
     assert_eq!(message(&ns, "Stalled", "InvalidClient").await, told);
-    mend(&ns, &told, &["the right one"]);
+    remedy::run(&ns, &told, &["the right one"]);
 
     ready(&ns).await;
     let requests = idp.token_requests();
@@ -112,7 +112,7 @@ async fn a_wrong_tenant_at_microsoft() {
 
     let told = message(&ns, "Ready", "RequestRefused").await;
     assert!(told.contains("AADSTS90002") && !told.contains("contosso"), "{told}");
-    mend(&ns, &told, &["contoso.onmicrosoft.com"]);
+    remedy::run(&ns, &told, &["contoso.onmicrosoft.com"]);
 
     ready(&ns).await;
     assert_eq!(idp.requests_at(RIGHT)[0].form()["scope"], "https://outlook.office365.com/.default");
@@ -129,7 +129,7 @@ async fn an_unknown_authority() {
     ns.apply(credential("billing")).await;
 
     let told = message(&ns, "Ready", "TLSFailed").await;
-    mend(&ns, &told, &[&ca_file(&ns, &idp)]);
+    remedy::run(&ns, &told, &[&ca_file(&ns, &idp)]);
 
     ready(&ns).await;
 }
@@ -144,7 +144,7 @@ async fn a_bundle_with_another_authority() {
     ns.apply(credential("billing")).await;
 
     let told = message(&ns, "Ready", "TLSFailed").await;
-    mend(&ns, &told, &[&ca_file(&ns, &idp)]);
+    remedy::run(&ns, &told, &[&ca_file(&ns, &idp)]);
 
     ready(&ns).await;
 }
@@ -182,7 +182,7 @@ async fn a_secret_of_somebody_else() {
     ns.apply(credential("billing")).await;
 
     let told = message(&ns, "Ready", "SecretConflict").await;
-    mend(&ns, &told, &["billing-mail-token"]);
+    remedy::run(&ns, &told, &["billing-mail-token"]);
 
     ready(&ns).await;
     assert_eq!(ns.secret("billing").await["a"], "b");
@@ -200,7 +200,7 @@ async fn a_secret_of_somebody_else_that_nobody_needs() {
 
     let told = message(&ns, "Ready", "SecretConflict").await;
     let delete = quoted(&told).into_iter().find(|text| text.contains(" delete ")).unwrap_or_else(|| panic!("{told}"));
-    mend(&ns, &format!("`{delete}`"), &[]);
+    remedy::run(&ns, &format!("`{delete}`"), &[]);
 
     ready(&ns).await;
     assert_eq!(idp.token_requests().len(), 1);
@@ -229,7 +229,7 @@ async fn a_mailbox_that_is_not_allowed() {
 
     let told = message(&ns, "Stalled", "NotAllowed").await;
     assert_eq!(idp.token_requests().len(), 0);
-    mend(&ns, &told, &[]);
+    remedy::run(&ns, &told, &[]);
 
     ready(&ns).await;
 }
@@ -246,9 +246,9 @@ async fn a_namespace_that_is_not_allowed() {
     let told = message(&ns, "Stalled", "NotAllowed").await;
     // A tenant does not learn which labels the administrator selects.
     assert!(!told.contains("yes"), "{told}");
-    mend(&ns, &told, &[]);
+    remedy::run(&ns, &told, &[]);
     let label = quoted(&told)[1].replace("<label>=<value>", "mail=yes");
-    mend(&ns, &format!("`{label}`"), &[]);
+    remedy::run(&ns, &format!("`{label}`"), &[]);
 
     ready(&ns).await;
 }
@@ -265,7 +265,7 @@ async fn an_issuer_that_differs_by_one_character() {
 
     let told = ns.condition::<MailProvider>("idp", "Ready", "IssuerMismatch").await.message;
     assert!(message(&ns, "Stalled", "ProviderNotReady").await.contains(&told));
-    mend(&ns, &told, &[]);
+    remedy::run(&ns, &told, &[]);
 
     ready(&ns).await;
     ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
@@ -298,7 +298,7 @@ async fn a_provider_of_another_name() {
     ns.provider(&idp).await;
     ns.apply(credential("billing").set("spec.providerRef.name", "ipd")).await;
 
-    mend(&ns, &message(&ns, "Stalled", "ProviderNotFound").await, &["idp"]);
+    remedy::run(&ns, &message(&ns, "Stalled", "ProviderNotFound").await, &["idp"]);
 
     ready(&ns).await;
     assert_eq!(idp.requests_at(idp::TOKEN).len(), 1);

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, process::Command};
 
 use mail_token_broker::api::{MailCredential, MailProvider, names, status::TokenStatus};
-use mailtoken_testkit::{mend::mend, *};
+use mailtoken_testkit::{remedy, *};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::RwLock;
 
@@ -62,7 +62,7 @@ async fn a_wrong_client_secret_is_mended_by_the_command_that_is_told() {
     let _broker = Broker::start(&ns).await;
 
     let told = ns.condition::<MailCredential>("billing", "Ready", "InvalidClient").await.message;
-    mend(&ns, &told, &[&ns.cluster.env("KEYCLOAK_CLIENT_SECRET")]);
+    remedy::run(&ns, &told, &[&ns.cluster.env("KEYCLOAK_CLIENT_SECRET")]);
 
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
     mail::login(&ns, "all", &ns.secret(TARGET).await).unwrap();
@@ -75,7 +75,7 @@ async fn a_secret_without_the_label_is_mended_by_the_command_that_is_told() {
     let _broker = Broker::start(&ns).await;
 
     let told = ns.condition::<MailCredential>("billing", "Ready", "SourceNotLabeled").await.message;
-    mend(&ns, &told, &[]);
+    remedy::run(&ns, &told, &[]);
 
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
 }
@@ -88,7 +88,7 @@ async fn a_missing_ca_is_mended_by_the_command_that_is_told() {
 
     let told = ns.condition::<MailProvider>("keycloak", "Ready", "SourceNotFound").await.message;
     ns.condition::<MailCredential>("billing", "Ready", "ProviderNotReady").await;
-    mend(&ns, &told, &[&ns.cluster.env("CA_CERT")]);
+    remedy::run(&ns, &told, &[&ns.cluster.env("CA_CERT")]);
 
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
 }
@@ -108,7 +108,7 @@ async fn a_ca_that_nobody_named_is_mended_by_the_command_that_is_told() {
 
     let told = ns.condition::<MailProvider>("keycloak", "Ready", "TLSFailed").await.message;
     ns.condition::<MailCredential>("billing", "Ready", "ProviderNotReady").await;
-    mend(&ns, &told, &[&ns.cluster.env("CA_CERT")]);
+    remedy::run(&ns, &told, &[&ns.cluster.env("CA_CERT")]);
 
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
 }

@@ -124,7 +124,7 @@ async fn a_person_denies_and_another_signs_in_before_the_right_one_does() {
         };
         let mut shown = sign_in(&ns, "", &["--deny"]).await;
         let told: MailCredential = ns.until("billing", issuer, said("was denied")).await;
-        mend::mend(&ns, &find(&told, "Stalled").unwrap().message, &[]);
+        remedy::run(&ns, &find(&told, "Stalled").unwrap().message, &[]);
 
         shown = sign_in(&ns, &shown, &["--as", &other]).await;
         let told: MailCredential = ns.until("billing", issuer, said("was expected")).await;
@@ -132,7 +132,7 @@ async fn a_person_denies_and_another_signs_in_before_the_right_one_does() {
         assert!(message.contains(&other) && message.contains(&ns.cluster.env("PERSON_USER")), "{message}");
         assert!(ns.api::<Secret>().get_opt("billing").await.unwrap().is_none());
         assert!(!ns.secret("billing-grant").await.contains_key("refresh_token"));
-        mend::mend(&ns, &message, &[]);
+        remedy::run(&ns, &message, &[]);
 
         sign_in(&ns, &shown, &[]).await;
         let first = ready(&ns).await;

@@ -11,14 +11,14 @@ pub fn quoted(message: &str) -> Vec<&str> {
 }
 
 /// Runs the first command of a message as it stands, with its `<placeholders>` filled in, in this order.
-pub fn mend(ns: &Namespace, message: &str, values: &[&str]) {
+pub fn run(ns: &Namespace, message: &str, values: &[&str]) {
     let commands = quoted(message);
     let command =
         commands.iter().find(|text| text.starts_with("kubectl ")).unwrap_or_else(|| panic!("no command: {message}"));
     assert!(!command.starts_with("kubectl edit") && !command.contains(" edit "), "an editor is no command: {message}");
     let command = filled(command, values);
     let path = format!("{}/bin:{}", ns.cluster.dir().display(), std::env::var("PATH").unwrap_or_default());
-    let cache = ns.cluster.dir().join("mend-cache").join(&ns.name);
+    let cache = ns.cluster.dir().join("remedy-cache").join(&ns.name);
     let mut shell = Command::new("sh");
     shell
         .args(["-euc", &command])
