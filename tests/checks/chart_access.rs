@@ -413,7 +413,7 @@ async fn grant_life(ns: &Namespace) {
     let idp = Strict::start();
     idp.client("mailer", Some("a client secret"));
     ns.apply(source("idp-client", "client-secret", "a client secret")).await;
-    custody::provider(ns, &idp).await;
+    refresh_fixture::provider(ns, &idp).await;
     let seed = idp.refresh_token("mailer", "granted@example.org", "mail");
     ns.apply(source("seed", "refresh_token", &seed)).await;
     ns.apply(by_seed("granted")).await;

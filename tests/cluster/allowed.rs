@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 /// A broker, and a ClusterMailProvider named after the namespace; its Secrets are in the broker's namespace.
 struct Shared {
-    stage: Stage,
+    fixture: Fixture,
     name: String,
 }
 
@@ -23,18 +23,18 @@ impl Shared {
         let idp = Idp::start();
         ns.provider(&idp).await;
         let broker = change(Broker::settings(&ns)).start().await;
-        let shared = Self { name: format!("p-{}", ns.name), stage: Stage { ns, idp, broker } };
+        let shared = Self { name: format!("p-{}", ns.name), fixture: Fixture { ns, idp, broker } };
         shared.allow(allowed).await;
         shared
     }
 
     async fn allow(&self, allowed: Value) {
-        let manifest = provider(&self.stage.idp)
+        let manifest = provider(&self.fixture.idp)
             .set("kind", "ClusterMailProvider")
             .set("metadata.name", self.name.as_str())
             .set("spec.scopes", json!(["mail.send", "mail.read"]))
             .set("spec.allowed", allowed);
-        self.stage.ns.apply(manifest).await;
+        self.fixture.ns.apply(manifest).await;
     }
 
     fn credential(&self, name: &str) -> Manifest {
@@ -46,7 +46,7 @@ impl Shared {
         let denied = |object: &MailCredential| {
             find(object, "Ready").is_some_and(|told| told.reason == "NotAllowed" && told.message.contains(part))
         };
-        self.stage.ns.until::<MailCredential>(name, part, denied).await;
+        self.fixture.ns.until::<MailCredential>(name, part, denied).await;
     }
 }
 
@@ -57,7 +57,7 @@ fn entry(mailboxes: &[&str]) -> Value {
 #[tokio::test]
 async fn address_account_and_scopes_must_be_allowed_together() {
     let shared = Shared::new(json!([entry(&["*@example.org"]), entry(&["svc@example.com", "ceo@example.com"])])).await;
-    let ns = &shared.stage.ns;
+    let ns = &shared.fixture.ns;
     let other = |name: &str, field: &str, value: Value| shared.credential(name).set(field, value);
     ns.apply(other("address", "spec.mailbox.address", json!("billing@example.net"))).await;
     ns.apply(other("subdomain", "spec.mailbox.address", json!("billing@sub.example.org"))).await;
@@ -67,26 +67,26 @@ async fn address_account_and_scopes_must_be_allowed_together() {
     shared.denied("subdomain", "billing@sub.example.org").await;
     shared.denied("account", "svc@example.com").await;
     shared.denied("scope", "admin").await;
-    assert_eq!(shared.stage.idp.requests().len(), 0);
-    let told = shared.stage.ns.tells("address", &["Warning NotAllowed"]).await;
+    assert_eq!(shared.fixture.idp.requests().len(), 0);
+    let told = shared.fixture.ns.tells("address", &["Warning NotAllowed"]).await;
     assert_eq!(told.into_iter().collect::<Vec<_>>(), ["Warning NotAllowed"]);
 
-    shared.stage.issued(shared.credential("billing")).await;
-    shared.stage.issued(other("upper", "spec.mailbox.address", json!("Billing@EXAMPLE.org"))).await;
-    shared.stage.issued(other("less", "spec.scopes", json!(["mail.send"]))).await;
+    shared.fixture.issued(shared.credential("billing")).await;
+    shared.fixture.issued(other("upper", "spec.mailbox.address", json!("Billing@EXAMPLE.org"))).await;
+    shared.fixture.issued(other("less", "spec.scopes", json!(["mail.send"]))).await;
     let both = other("both", "spec.mailbox.address", json!("ceo@example.com"));
-    shared.stage.issued(both.set("spec.mailbox.authenticateAs", "svc@example.com")).await;
+    shared.fixture.issued(both.set("spec.mailbox.authenticateAs", "svc@example.com")).await;
 }
 
 #[tokio::test]
 async fn a_namespace_is_allowed_by_its_labels_as_they_are_now() {
     let selector = json!({"matchLabels": {"team": "billing"}});
     let shared = Shared::new(json!([{"namespaceSelector": selector, "mailboxes": ["*@example.org"]}])).await;
-    let ns = &shared.stage.ns;
+    let ns = &shared.fixture.ns;
     ns.apply(shared.credential("billing")).await;
     shared.denied("billing", "selects the namespace").await;
     ns.kubectl(["label", "namespace", &ns.name, "team=billing"]);
-    shared.stage.ready("billing").await;
+    shared.fixture.ready("billing").await;
     ns.kubectl(["label", "namespace", &ns.name, "team-"]);
     ns.condition::<MailCredential>("billing", "Renewed", "NotAllowed").await;
     let object: MailCredential = ns.get("billing").await;
@@ -96,29 +96,29 @@ async fn a_namespace_is_allowed_by_its_labels_as_they_are_now() {
 #[tokio::test]
 async fn an_allowance_that_is_withdrawn_stops_renewal_and_leaves_the_token() {
     let shared = Shared::new(json!([entry(&["*@example.org"])])).await;
-    let Shared { stage, .. } = &shared;
-    stage.idp.next(Answer::token(10));
+    let Shared { fixture, .. } = &shared;
+    fixture.idp.next(Answer::token(10));
     // It is not due before the allowance is withdrawn.
-    stage.issued(shared.credential("billing").set("spec.renewal.renewBefore", "1s")).await;
+    fixture.issued(shared.credential("billing").set("spec.renewal.renewBefore", "1s")).await;
     shared.allow(json!([entry(&["*@example.com"])])).await;
-    stage.ns.condition::<MailCredential>("billing", "Renewed", "NotAllowed").await;
-    let object: MailCredential = stage.ns.get("billing").await;
+    fixture.ns.condition::<MailCredential>("billing", "Renewed", "NotAllowed").await;
+    let object: MailCredential = fixture.ns.get("billing").await;
     assert_eq!(reason(&object, "Ready"), "TokenValid");
-    stage.ns.condition::<MailCredential>("billing", "Ready", "Expired").await;
-    assert_eq!(stage.idp.token_requests().len(), 1);
+    fixture.ns.condition::<MailCredential>("billing", "Ready", "Expired").await;
+    assert_eq!(fixture.idp.token_requests().len(), 1);
     shared.allow(json!([entry(&["*@example.org"])])).await;
-    stage.ready("billing").await;
-    assert_eq!(stage.idp.token_requests().len(), 2);
+    fixture.ready("billing").await;
+    assert_eq!(fixture.idp.token_requests().len(), 2);
 }
 
 #[tokio::test]
 async fn a_provider_of_the_cluster_does_not_stand_in_for_one_of_the_namespace() {
     let shared = Shared::new(json!([entry(&["*@example.org"])])).await;
-    let stage = &shared.stage;
-    stage.ns.apply(credential("billing").set("spec.providerRef.name", shared.name.as_str())).await;
-    stage.ns.condition::<MailCredential>("billing", "Ready", "ProviderNotFound").await;
-    stage.ns.apply(shared.credential("other").set("spec.providerRef.name", "idp")).await;
-    stage.ns.condition::<MailCredential>("other", "Ready", "ProviderNotFound").await;
+    let fixture = &shared.fixture;
+    fixture.ns.apply(credential("billing").set("spec.providerRef.name", shared.name.as_str())).await;
+    fixture.ns.condition::<MailCredential>("billing", "Ready", "ProviderNotFound").await;
+    fixture.ns.apply(shared.credential("other").set("spec.providerRef.name", "idp")).await;
+    fixture.ns.condition::<MailCredential>("other", "Ready", "ProviderNotFound").await;
 }
 
 #[tokio::test]
@@ -126,7 +126,7 @@ async fn an_allowance_that_is_withdrawn_before_a_request_is_sent_withholds_it() 
     let api = ApiProxy::start(&Cluster::shared());
     let shared =
         Shared::with(json!([entry(&["*@example.org"])]), |settings| settings.kubeconfig(&api.kubeconfig())).await;
-    let ns = &shared.stage.ns;
+    let ns = &shared.fixture.ns;
     // The attempt has its permit, and reads the client secret.
     api.next(1, "GET", "/secrets/idp-client", Trouble::Late);
     ns.apply(shared.credential("billing")).await;
@@ -137,8 +137,8 @@ async fn an_allowance_that_is_withdrawn_before_a_request_is_sent_withholds_it() 
     shared.denied("marker", "selects the namespace").await;
     api.release();
     shared.denied("billing", "selects the namespace").await;
-    assert_eq!(shared.stage.idp.requests().len(), 0);
+    assert_eq!(shared.fixture.idp.requests().len(), 0);
 
     ns.kubectl(["label", "namespace", &ns.name, "mail=yes"]);
-    shared.stage.ready("billing").await;
+    shared.fixture.ready("billing").await;
 }

@@ -21,7 +21,7 @@ const SEND: &str = "https://outlook.office.com/SMTP.Send";
 const REISSUE: &str = "mailtoken.dev/reissue";
 
 /// A namespace whose broker reaches a stand-in by these names.
-async fn stage(port: u16, ca: &str, names: &[&str]) -> (Namespace, Broker) {
+async fn fixture(port: u16, ca: &str, names: &[&str]) -> (Namespace, Broker) {
     let ns = Cluster::shared().namespace().await;
     let proxy = Proxy::start(port);
     let settings = names.iter().fold(Broker::settings(&ns), |settings, name| settings.host(name));
@@ -33,7 +33,7 @@ async fn stage(port: u16, ca: &str, names: &[&str]) -> (Namespace, Broker) {
 
 async fn microsoft() -> (Namespace, Microsoft, Broker) {
     let entra = Microsoft::start(Cloud::Public);
-    let (ns, broker) = stage(entra.port(), &entra.ca(), &[Cloud::Public.host()]).await;
+    let (ns, broker) = fixture(entra.port(), &entra.ca(), &[Cloud::Public.host()]).await;
     (ns, entra, broker)
 }
 
@@ -245,7 +245,7 @@ async fn a_loop_that_microsoft_detects_is_waited_out_and_ends_no_sign_in() {
 #[tokio::test]
 async fn google_issues_tokens_for_a_delegated_service_account_and_for_a_person() {
     let google = Google::start();
-    let (ns, broker) = stage(google.port(), &google.ca(), &["oauth2.googleapis.com", "accounts.google.com"]).await;
+    let (ns, broker) = fixture(google.port(), &google.ca(), &["oauth2.googleapis.com", "accounts.google.com"]).await;
     google.mailbox("billing@contoso.com");
     let account = google.service_account("mailer");
     ns.apply(source("google", "key.json", &account.key_file())).await;
@@ -351,7 +351,7 @@ fn random_word() -> String {
 #[tokio::test]
 async fn an_assertion_by_a_clock_that_differs_from_googles_is_tried_again_until_they_agree() {
     let google = Google::start();
-    let (ns, broker) = stage(google.port(), &google.ca(), &["oauth2.googleapis.com", "accounts.google.com"]).await;
+    let (ns, broker) = fixture(google.port(), &google.ca(), &["oauth2.googleapis.com", "accounts.google.com"]).await;
     google.mailbox("billing@contoso.com");
     let account = google.service_account("mailer");
     google.delegate(&account.client_id, &["https://mail.google.com/"]);

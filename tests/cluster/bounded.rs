@@ -110,7 +110,7 @@ async fn hostile_answers_cost_no_memory() {
 /// A Secret has at most 1 MiB, so what is made of a template beyond that would be made in vain.
 #[tokio::test]
 async fn a_template_that_multiplies_the_token_costs_no_memory_and_no_request() {
-    let Stage { ns, idp, broker } = Stage::new().await;
+    let Fixture { ns, idp, broker } = Fixture::new().await;
     ns.apply(credential("good")).await;
     ns.condition::<MailCredential>("good", "Ready", "TokenValid").await;
     let (before, asked) = (peak(&broker), idp.token_requests().len());
@@ -154,7 +154,7 @@ async fn a_template_that_multiplies_the_token_costs_no_memory_and_no_request() {
 /// Scopes of a quarter of a megabyte, which the status would keep.
 #[tokio::test]
 async fn what_a_provider_grants_is_bounded_in_the_status() {
-    let Stage { ns, idp, broker } = Stage::new().await;
+    let Fixture { ns, idp, broker } = Fixture::new().await;
     ns.apply(credential("good")).await;
     ns.condition::<MailCredential>("good", "Ready", "TokenValid").await;
     let before = peak(&broker);

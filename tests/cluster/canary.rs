@@ -114,7 +114,7 @@ fn messages(ns: &Namespace) -> String {
 
 #[tokio::test]
 async fn nothing_that_a_provider_writes_stands_beside_commands_to_copy() {
-    let Stage { ns, idp, broker } = Stage::new().await;
+    let Fixture { ns, idp, broker } = Fixture::new().await;
     let command = format!("`kubectl create clusterrolebinding {BAIT} --clusterrole=cluster-admin --user=mallory`");
     // The scopes of a token.
     idp.answer(
@@ -177,7 +177,7 @@ fn told_of_somebody_else(found: &MailCredential) -> bool {
 
 #[tokio::test]
 async fn no_signed_assertion_is_told_anywhere() {
-    let Stage { ns, idp, broker } = Stage::new().await;
+    let Fixture { ns, idp, broker } = Fixture::new().await;
     ns.apply(source("key", "tls.key", &KeyPair::generate().unwrap().serialize_pem())).await;
     let jwt = json!({"privateKeyJWT": {"keyRef": {"name": "key", "key": "tls.key"}, "algorithm": "ES256"}});
     ns.apply(provider(&idp).set("spec.client.authentication", vec![jwt])).await;

@@ -8,21 +8,21 @@ use serde_json::json;
 const REISSUE: &str = "mailtoken.dev/reissue";
 
 /// Waits until the status speaks of the present generation.
-async fn observed(stage: &Stage, name: &str) -> MailCredential {
+async fn observed(fixture: &Fixture, name: &str) -> MailCredential {
     let of_now =
         |object: &MailCredential| field(object, "/status/observedGeneration") == field(object, "/metadata/generation");
-    stage.ns.until::<MailCredential>(name, "the generation is observed", of_now).await
+    fixture.ns.until::<MailCredential>(name, "the generation is observed", of_now).await
 }
 
 #[tokio::test]
 async fn a_change_that_needs_no_new_token_is_only_published() {
-    let stage = Stage::new().await;
+    let fixture = Fixture::new().await;
     let labelled = credential("billing")
         .set("spec.mailbox.authenticateAs", "billing@example.org")
         .set("spec.secret.labels", json!({"team": "billing", "tier": "gold"}))
         .set("spec.secret.annotations", json!({"note": "x"}));
-    stage.issued(labelled.clone()).await;
-    let made: Secret = stage.ns.get("billing").await;
+    fixture.issued(labelled.clone()).await;
+    let made: Secret = fixture.ns.get("billing").await;
 
     let changed = labelled
         .set("spec.mailbox.address", "invoices@example.org")
@@ -32,9 +32,9 @@ async fn a_change_that_needs_no_new_token_is_only_published() {
         .set("spec.secret.data", json!({"from.txt": "${from}"}))
         .set("spec.mailbox.usernames", json!({"smtp": "box@example.org"}))
         .set("spec.renewal.renewBefore", "20m");
-    stage.ns.apply(changed).await;
-    stage.ready("billing").await;
-    let secret: Secret = stage.ns.get("billing").await;
+    fixture.ns.apply(changed).await;
+    fixture.ready("billing").await;
+    let secret: Secret = fixture.ns.get("billing").await;
     assert_eq!(secret.metadata.uid, made.metadata.uid);
     assert_eq!(text(&secret, "access_token"), text(&made, "access_token"));
     assert_eq!((text(&secret, "from").as_str(), text(&secret, "xoauth2").as_str()), ("invoices@example.org", ""));
@@ -48,44 +48,44 @@ async fn a_change_that_needs_no_new_token_is_only_published() {
     let own = json!({"app.kubernetes.io/managed-by": "mail-token-broker", "mailtoken.dev/credential": "billing", "team": "sales"});
     assert_eq!(labels, own);
     assert_eq!(field(&secret, "/metadata/annotations/note"), json!(null));
-    assert_eq!(stage.idp.token_requests().len(), 1);
-    stage.wrote("secrets", "billing", &["create", "patch"]).await;
-    assert!(stage.ns.told("billing").await.is_empty());
+    assert_eq!(fixture.idp.token_requests().len(), 1);
+    fixture.wrote("secrets", "billing", &["create", "patch"]).await;
+    assert!(fixture.ns.told("billing").await.is_empty());
 }
 
 #[tokio::test]
 async fn a_secret_of_an_earlier_version_gets_the_new_keys_without_a_token_request() {
-    let mut stage = Stage::new().await;
-    stage.issued(credential("billing")).await;
-    let made: Secret = stage.ns.get("billing").await;
-    stage.broker.terminate().await;
+    let mut fixture = Fixture::new().await;
+    fixture.issued(credential("billing")).await;
+    let made: Secret = fixture.ns.get("billing").await;
+    fixture.broker.terminate().await;
     let before = json!({
         "metadata": {"annotations": {"mailtoken.dev/layout": "that of an earlier version"}},
         "data": {"smtp_security": null, "smtp_username": null},
     });
-    stage.ns.patch::<Secret>("billing", before).await;
-    stage.broker.again().await;
+    fixture.ns.patch::<Secret>("billing", before).await;
+    fixture.broker.again().await;
     let whole = |secret: &Secret| {
         secret.data == made.data && field(secret, "/metadata/annotations") == field(&made, "/metadata/annotations")
     };
-    stage.ns.until::<Secret>("billing", "it has the new keys", whole).await;
+    fixture.ns.until::<Secret>("billing", "it has the new keys", whole).await;
     assert_eq!(
         (text(&made, "smtp_security").as_str(), text(&made, "smtp_username").as_str()),
         ("STARTTLS", "billing@example.org")
     );
-    stage.ready("billing").await;
-    assert_eq!(stage.idp.token_requests().len(), 1);
+    fixture.ready("billing").await;
+    assert_eq!(fixture.idp.token_requests().len(), 1);
 }
 
 #[tokio::test]
 async fn parameters_are_sent_and_a_change_of_them_obtains_a_new_token() {
-    let stage = Stage::new().await;
-    stage.issued(credential("billing")).await;
+    let fixture = Fixture::new().await;
+    fixture.issued(credential("billing")).await;
     for (number, audience) in ["https://mail.example/a", "https://mail.example/b"].into_iter().enumerate() {
-        let before = stage.ns.secret("billing").await["access_token"].clone();
-        stage.ns.apply(provider(&stage.idp).entry("spec.client.parameters", "audience", audience)).await;
-        stage.renewed("billing", &before).await;
-        let asked = stage.idp.token_requests();
+        let before = fixture.ns.secret("billing").await["access_token"].clone();
+        fixture.ns.apply(provider(&fixture.idp).entry("spec.client.parameters", "audience", audience)).await;
+        fixture.renewed("billing", &before).await;
+        let asked = fixture.idp.token_requests();
         assert_eq!(asked.len(), 2 + number);
         assert_eq!(asked.last().unwrap().form()["audience"], audience);
     }
@@ -93,171 +93,175 @@ async fn parameters_are_sent_and_a_change_of_them_obtains_a_new_token() {
 
 #[tokio::test]
 async fn a_change_of_what_the_token_is_for_obtains_a_new_one_and_keeps_the_old_until_then() {
-    let stage = Stage::new().await;
-    stage.issued(credential("billing")).await;
+    let fixture = Fixture::new().await;
+    fixture.issued(credential("billing")).await;
     let changes = [
         credential("billing").set("spec.scopes", json!(["mail.send"])),
         credential("billing").set("spec.mailbox.authenticateAs", "svc@example.org"),
         credential("billing"),
     ];
     for (number, change) in changes.into_iter().enumerate() {
-        let before = stage.ns.secret("billing").await["access_token"].clone();
-        stage.idp.next(Answer::error("invalid_scope"));
-        stage.ns.apply(change).await;
-        let ready = stage.ns.condition::<MailCredential>("billing", "Ready", "InvalidScope").await;
+        let before = fixture.ns.secret("billing").await["access_token"].clone();
+        fixture.idp.next(Answer::error("invalid_scope"));
+        fixture.ns.apply(change).await;
+        let ready = fixture.ns.condition::<MailCredential>("billing", "Ready", "InvalidScope").await;
         assert_eq!(ready.status, "False");
-        assert_eq!(stage.ns.secret("billing").await["access_token"], before, "the old one stays until it is replaced");
-        stage.ns.annotate::<MailCredential>("billing", REISSUE, &number.to_string()).await;
-        stage.ready("billing").await;
-        assert_ne!(stage.ns.secret("billing").await["access_token"], before);
-        assert_eq!(stage.idp.token_requests().len(), 1 + 2 * (number + 1));
+        assert_eq!(
+            fixture.ns.secret("billing").await["access_token"],
+            before,
+            "the old one stays until it is replaced"
+        );
+        fixture.ns.annotate::<MailCredential>("billing", REISSUE, &number.to_string()).await;
+        fixture.ready("billing").await;
+        assert_ne!(fixture.ns.secret("billing").await["access_token"], before);
+        assert_eq!(fixture.idp.token_requests().len(), 1 + 2 * (number + 1));
     }
 }
 
 #[tokio::test]
 async fn reissue_obtains_a_token_at_once_and_once() {
-    let mut stage = Stage::new().await;
-    stage.issued(credential("billing").entry("metadata.annotations", REISSUE, "from the start")).await;
+    let mut fixture = Fixture::new().await;
+    fixture.issued(credential("billing").entry("metadata.annotations", REISSUE, "from the start")).await;
     let handled =
         |value: &'static str| move |object: &MailCredential| field(object, "/status/lastHandledReissue") == value;
-    let ns = &stage.ns;
+    let ns = &fixture.ns;
     ns.until::<MailCredential>("billing", "the first token answers it", handled("from the start")).await;
-    assert_eq!(stage.idp.token_requests().len(), 1);
+    assert_eq!(fixture.idp.token_requests().len(), 1);
 
     ns.annotate::<MailCredential>("billing", REISSUE, "2").await;
     ns.until::<MailCredential>("billing", "it is answered", handled("2")).await;
     let secret: Secret = ns.get("billing").await;
     assert_eq!(secret.metadata.annotations.unwrap()["mailtoken.dev/handled-reissue"], "2");
-    assert_eq!(text(&ns.get("billing").await, "access_token"), stage.idp.issued()[1]);
+    assert_eq!(text(&ns.get("billing").await, "access_token"), fixture.idp.issued()[1]);
 
     // The first try fails: it is tried until it is answered, and then no more.
-    stage.idp.next(Answer::status(503));
+    fixture.idp.next(Answer::status(503));
     ns.annotate::<MailCredential>("billing", REISSUE, "3").await;
     ns.condition::<MailCredential>("billing", "Renewed", "ProviderUnavailable").await;
     let object: MailCredential = ns.get("billing").await;
     assert_eq!(reason(&object, "Ready"), "TokenValid");
     assert_eq!(field(&object, "/status/lastHandledReissue"), "2");
     ns.until::<MailCredential>("billing", "it is answered", handled("3")).await;
-    assert_eq!(stage.idp.token_requests().len(), 4);
+    assert_eq!(fixture.idp.token_requests().len(), 4);
 
-    stage.broker.kill();
+    fixture.broker.kill();
     // Without its status, too: the Secret tells that it was answered.
     let status = kube::api::Patch::Merge(json!({"status": null}));
-    stage.ns.api::<MailCredential>().patch_status("billing", &Default::default(), &status).await.unwrap();
-    stage.broker.again().await;
-    stage.mark("mark").await;
-    stage.ready("billing").await;
-    assert_eq!(stage.idp.token_requests().len(), 5, "that of the mark");
+    fixture.ns.api::<MailCredential>().patch_status("billing", &Default::default(), &status).await.unwrap();
+    fixture.broker.again().await;
+    fixture.mark("mark").await;
+    fixture.ready("billing").await;
+    assert_eq!(fixture.idp.token_requests().len(), 5, "that of the mark");
 }
 
 #[tokio::test]
 async fn a_suspended_credential_asks_for_nothing_and_writes_nothing() {
-    let stage = Stage::new().await;
-    stage.issued(credential("billing")).await;
+    let fixture = Fixture::new().await;
+    fixture.issued(credential("billing")).await;
     let suspended = credential("billing").set("spec.suspend", true);
-    stage.ns.apply(suspended.clone()).await;
-    stage.ns.condition::<MailCredential>("billing", "Renewed", "Suspended").await;
+    fixture.ns.apply(suspended.clone()).await;
+    fixture.ns.condition::<MailCredential>("billing", "Renewed", "Suspended").await;
 
-    stage.ns.patch::<Secret>("billing", json!({"stringData": {"username": "somebody"}})).await;
-    stage.ns.annotate::<MailCredential>("billing", REISSUE, "1").await;
-    stage.ns.apply(suspended.clone().set("spec.secret.formats", json!(["TokenJSON"]))).await;
-    observed(&stage, "billing").await;
-    stage.ns.apply(suspended.set("spec.secret.name", "other").set("spec.scopes", json!(["x"]))).await;
-    let object = observed(&stage, "billing").await;
+    fixture.ns.patch::<Secret>("billing", json!({"stringData": {"username": "somebody"}})).await;
+    fixture.ns.annotate::<MailCredential>("billing", REISSUE, "1").await;
+    fixture.ns.apply(suspended.clone().set("spec.secret.formats", json!(["TokenJSON"]))).await;
+    observed(&fixture, "billing").await;
+    fixture.ns.apply(suspended.set("spec.secret.name", "other").set("spec.scopes", json!(["x"]))).await;
+    let object = observed(&fixture, "billing").await;
     assert_eq!((reason(&object, "Renewed"), reason(&object, "Stalled")), ("Suspended".into(), String::new()));
     assert_eq!(reason(&object, "Reconciling"), "");
-    stage.mark("mark").await;
-    assert_eq!(stage.ns.secret("billing").await["username"], "somebody");
-    assert_eq!(stage.idp.token_requests().len(), 2, "one is that of the mark");
+    fixture.mark("mark").await;
+    assert_eq!(fixture.ns.secret("billing").await["username"], "somebody");
+    assert_eq!(fixture.idp.token_requests().len(), 2, "one is that of the mark");
 
-    stage.ns.apply(credential("new").set("spec.suspend", true)).await;
-    stage.ns.condition::<MailCredential>("new", "Ready", "Suspended").await;
-    let told = stage.ns.told("new").await;
+    fixture.ns.apply(credential("new").set("spec.suspend", true)).await;
+    fixture.ns.condition::<MailCredential>("new", "Ready", "Suspended").await;
+    let told = fixture.ns.told("new").await;
     assert!(told.is_empty(), "{told:?}");
-    stage.ns.apply(credential("new")).await;
-    stage.ready("new").await;
+    fixture.ns.apply(credential("new")).await;
+    fixture.ready("new").await;
 
-    stage.ns.apply(credential("billing").set("spec.suspend", false)).await;
-    stage.ready("billing").await;
-    assert_eq!(stage.ns.secret("billing").await["username"], "billing@example.org");
-    let told = stage.ns.told("billing").await;
+    fixture.ns.apply(credential("billing").set("spec.suspend", false)).await;
+    fixture.ready("billing").await;
+    assert_eq!(fixture.ns.secret("billing").await["username"], "billing@example.org");
+    let told = fixture.ns.told("billing").await;
     assert!(told.is_empty(), "{told:?}");
 }
 
 #[tokio::test]
 async fn another_name_moves_the_secret_and_the_old_one_goes_or_stays() {
-    let stage = Stage::new().await;
+    let fixture = Fixture::new().await;
     for (policy, requests) in [("Delete", 1), ("Retain", 2)] {
         let name = policy.to_lowercase();
         let named =
             |secret: &str| credential(&name).set("spec.secret.deletionPolicy", policy).set("spec.secret.name", secret);
         let (first, second) = (format!("{name}-1"), format!("{name}-2"));
-        stage.issued(named(&first)).await;
-        let token = stage.ns.secret(&first).await["access_token"].clone();
-        stage.ns.apply(named(&second)).await;
+        fixture.issued(named(&first)).await;
+        let token = fixture.ns.secret(&first).await["access_token"].clone();
+        fixture.ns.apply(named(&second)).await;
         let moved = |object: &MailCredential| field(object, "/status/secretName") == second.as_str();
-        stage.ns.until::<MailCredential>(&name, "it has moved", moved).await;
-        stage.ready(&name).await;
-        assert_eq!(stage.ns.secret(&second).await["access_token"], token);
+        fixture.ns.until::<MailCredential>(&name, "it has moved", moved).await;
+        fixture.ready(&name).await;
+        assert_eq!(fixture.ns.secret(&second).await["access_token"], token);
         match policy {
-            "Delete" => stage.ns.gone::<Secret>(&first).await,
-            _ => assert_eq!(stage.ns.secret(&first).await["access_token"], token),
+            "Delete" => fixture.ns.gone::<Secret>(&first).await,
+            _ => assert_eq!(fixture.ns.secret(&first).await["access_token"], token),
         }
-        assert_eq!(stage.idp.token_requests().len(), requests, "it is the same token");
+        assert_eq!(fixture.idp.token_requests().len(), requests, "it is the same token");
     }
 }
 
 #[tokio::test]
 async fn a_name_that_is_taken_loses_neither_the_old_secret_nor_its_trace() {
-    let stage = Stage::new().await;
-    stage.issued(credential("billing").set("spec.secret.name", "first")).await;
-    let token = stage.ns.secret("first").await["access_token"].clone();
-    stage.ns.apply(source("taken", "key", "theirs")).await;
-    stage.ns.apply(credential("billing").set("spec.secret.name", "taken")).await;
-    stage.ns.condition::<MailCredential>("billing", "Ready", "SecretConflict").await;
-    assert_eq!(stage.ns.secret("taken").await["key"], "theirs");
-    assert_eq!(stage.ns.secret("first").await["access_token"], token);
-    stage.ns.apply(credential("billing").set("spec.secret.name", "third")).await;
-    stage.ready("billing").await;
-    assert_eq!(stage.ns.secret("third").await["access_token"], token);
-    stage.ns.gone::<Secret>("first").await;
-    assert_eq!(stage.idp.token_requests().len(), 1);
+    let fixture = Fixture::new().await;
+    fixture.issued(credential("billing").set("spec.secret.name", "first")).await;
+    let token = fixture.ns.secret("first").await["access_token"].clone();
+    fixture.ns.apply(source("taken", "key", "theirs")).await;
+    fixture.ns.apply(credential("billing").set("spec.secret.name", "taken")).await;
+    fixture.ns.condition::<MailCredential>("billing", "Ready", "SecretConflict").await;
+    assert_eq!(fixture.ns.secret("taken").await["key"], "theirs");
+    assert_eq!(fixture.ns.secret("first").await["access_token"], token);
+    fixture.ns.apply(credential("billing").set("spec.secret.name", "third")).await;
+    fixture.ready("billing").await;
+    assert_eq!(fixture.ns.secret("third").await["access_token"], token);
+    fixture.ns.gone::<Secret>("first").await;
+    assert_eq!(fixture.idp.token_requests().len(), 1);
 }
 
 #[tokio::test]
 async fn every_generation_is_observed_also_when_stalled_or_backing_off() {
-    let stage = Stage::new().await;
-    stage.idp.answer(Answer::error("invalid_client"));
-    stage.ns.apply(credential("stalled").set("spec.providerRef.name", "none")).await;
-    stage.ns.apply(credential("refused")).await;
-    stage.ns.condition::<MailCredential>("stalled", "Stalled", "ProviderNotFound").await;
-    stage.ns.condition::<MailCredential>("refused", "Stalled", "InvalidClient").await;
+    let fixture = Fixture::new().await;
+    fixture.idp.answer(Answer::error("invalid_client"));
+    fixture.ns.apply(credential("stalled").set("spec.providerRef.name", "none")).await;
+    fixture.ns.apply(credential("refused")).await;
+    fixture.ns.condition::<MailCredential>("stalled", "Stalled", "ProviderNotFound").await;
+    fixture.ns.condition::<MailCredential>("refused", "Stalled", "InvalidClient").await;
     for (number, validity) in ["11m", "12m"].into_iter().enumerate() {
         let changed = |name: &str| credential(name).set("spec.renewal.minValidity", validity);
-        stage.ns.apply(changed("stalled").set("spec.providerRef.name", "none")).await;
-        stage.ns.apply(changed("refused")).await;
+        fixture.ns.apply(changed("stalled").set("spec.providerRef.name", "none")).await;
+        fixture.ns.apply(changed("refused")).await;
         for name in ["stalled", "refused"] {
-            let object = observed(&stage, name).await;
+            let object = observed(&fixture, name).await;
             for condition in object.status.unwrap().conditions {
                 assert_eq!(condition.observed_generation, object.metadata.generation, "{condition:?}");
             }
         }
-        assert_eq!(stage.idp.token_requests().len(), 2 + number, "a change of the spec ends the wait at once");
+        assert_eq!(fixture.idp.token_requests().len(), 2 + number, "a change of the spec ends the wait at once");
     }
 }
 
 #[tokio::test]
 async fn a_spec_that_changes_while_a_request_is_under_way_is_served_at_once() {
-    let stage = Stage::new().await;
-    stage.idp.next(Answer::token(3600).held());
-    stage.ns.apply(credential("billing")).await;
-    stage.idp.token_requests_reach(1).await;
-    stage.ns.apply(credential("billing").set("spec.scopes", json!(["other"]))).await;
-    stage.mark("mark").await;
-    stage.idp.release();
-    stage.ready("billing").await;
-    let requests = stage.idp.token_requests();
+    let fixture = Fixture::new().await;
+    fixture.idp.next(Answer::token(3600).held());
+    fixture.ns.apply(credential("billing")).await;
+    fixture.idp.token_requests_reach(1).await;
+    fixture.ns.apply(credential("billing").set("spec.scopes", json!(["other"]))).await;
+    fixture.mark("mark").await;
+    fixture.idp.release();
+    fixture.ready("billing").await;
+    let requests = fixture.idp.token_requests();
     assert_eq!(requests.len(), 3);
     assert_eq!(requests[2].form()["scope"], "other");
-    assert_eq!(stage.ns.secret("billing").await["access_token"], stage.idp.issued()[2]);
+    assert_eq!(fixture.ns.secret("billing").await["access_token"], fixture.idp.issued()[2]);
 }

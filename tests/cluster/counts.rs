@@ -20,8 +20,8 @@ const REST: Duration = Duration::from_secs(2);
 const START: usize = 12;
 
 /// So many credentials, until all are ready.
-async fn make(stage: &Stage, prefix: &str, number: usize) {
-    let one = async |number| drop(stage.issued(credential(&format!("{prefix}-{number}"))).await);
+async fn make(fixture: &Fixture, prefix: &str, number: usize) {
+    let one = async |number| drop(fixture.issued(credential(&format!("{prefix}-{number}"))).await);
     stream::iter(0..number).map(one).buffer_unordered(HANDS).collect::<()>().await;
 }
 
@@ -35,24 +35,24 @@ fn kinds(asked: &[AuditEvent]) -> BTreeMap<String, usize> {
 }
 
 /// What the broker has asked in this namespace, and not for its lease, after so many of these events.
-fn asked(stage: &Stage, before: usize) -> Vec<AuditEvent> {
-    stage.ns.audit().into_iter().filter(AuditEvent::is_work_of_the_broker).skip(before).collect()
+fn asked(fixture: &Fixture, before: usize) -> Vec<AuditEvent> {
+    fixture.ns.audit().into_iter().filter(AuditEvent::is_work_of_the_broker).skip(before).collect()
 }
 
 /// Serves one more credential, and waits until the log shows the end of that: all before it has been looked at.
-async fn end(stage: &Stage, name: &str) {
-    stage.mark(name).await;
+async fn end(fixture: &Fixture, name: &str) {
+    fixture.mark(name).await;
     until("the log has the last write", async || {
         let told = |event: &AuditEvent| event.name == name && event.access.resource == "mailcredentials/status";
-        asked(stage, 0).iter().any(told).then_some(()).ok_or_else(String::new)
+        asked(fixture, 0).iter().any(told).then_some(()).ok_or_else(String::new)
     })
     .await;
 }
 
 /// Waits until the log, which is written after the answer, has these calls and no others.
-async fn calls(stage: &Stage, before: usize, wanted: [(&str, usize); 2]) {
+async fn calls(fixture: &Fixture, before: usize, wanted: [(&str, usize); 2]) {
     let wanted: BTreeMap<_, _> = wanted.map(|(kind, number)| (kind.to_owned(), number)).into();
-    until("the broker has made these calls", async || match kinds(&asked(stage, before)) {
+    until("the broker has made these calls", async || match kinds(&asked(fixture, before)) {
         kinds if kinds == wanted => Ok(()),
         kinds => Err(format!("{kinds:?} instead of {wanted:?}")),
     })
@@ -61,36 +61,36 @@ async fn calls(stage: &Stage, before: usize, wanted: [(&str, usize); 2]) {
 
 #[tokio::test]
 async fn an_issue_and_a_renewal_are_one_token_request_and_two_calls_each_and_rest_is_none() {
-    let stage = Stage::new().await;
-    stage.ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
+    let fixture = Fixture::new().await;
+    fixture.ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
     // The first credential makes the broker read the provider's client secret and watch its CA bundle, for all others too.
-    end(&stage, "first").await;
+    end(&fixture, "first").await;
     until("the broker watches the CA bundle", async || {
         let watch = |event: &AuditEvent| event.access.verb == "watch" && event.access.resource == "configmaps";
-        asked(&stage, 0).iter().any(watch).then_some(()).ok_or_else(String::new)
+        asked(&fixture, 0).iter().any(watch).then_some(()).ok_or_else(String::new)
     })
     .await;
-    let (before, requests) = (asked(&stage, 0).len(), stage.idp.token_requests().len());
+    let (before, requests) = (asked(&fixture, 0).len(), fixture.idp.token_requests().len());
 
-    make(&stage, "mailbox", CREDENTIALS).await;
-    calls(&stage, before, [("create secrets 201", CREDENTIALS), ("update mailcredentials/status 200", CREDENTIALS)])
+    make(&fixture, "mailbox", CREDENTIALS).await;
+    calls(&fixture, before, [("create secrets 201", CREDENTIALS), ("update mailcredentials/status 200", CREDENTIALS)])
         .await;
-    assert_eq!(stage.idp.token_requests().len(), requests + CREDENTIALS);
+    assert_eq!(fixture.idp.token_requests().len(), requests + CREDENTIALS);
 
-    let before = asked(&stage, 0).len();
+    let before = asked(&fixture, 0).len();
     let renew = async |number| {
         let name = format!("mailbox-{number}");
-        stage.ns.annotate::<MailCredential>(&name, "mailtoken.dev/reissue", "1").await;
+        fixture.ns.annotate::<MailCredential>(&name, "mailtoken.dev/reissue", "1").await;
         let handled = |found: &MailCredential| field(found, "/status/lastHandledReissue") == "1";
-        stage.ns.until::<MailCredential>(&name, "it was issued anew", handled).await;
+        fixture.ns.until::<MailCredential>(&name, "it was issued anew", handled).await;
     };
     stream::iter(0..CREDENTIALS).map(renew).buffer_unordered(HANDS).collect::<()>().await;
-    calls(&stage, before, [("patch secrets 200", CREDENTIALS), ("update mailcredentials/status 200", CREDENTIALS)])
+    calls(&fixture, before, [("patch secrets 200", CREDENTIALS), ("update mailcredentials/status 200", CREDENTIALS)])
         .await;
-    assert_eq!(stage.idp.token_requests().len(), requests + 2 * CREDENTIALS);
+    assert_eq!(fixture.idp.token_requests().len(), requests + 2 * CREDENTIALS);
 
-    let before = asked(&stage, 0).len();
-    holds(REST, "nothing is asked for", async || match kinds(&asked(&stage, before)) {
+    let before = asked(&fixture, 0).len();
+    holds(REST, "nothing is asked for", async || match kinds(&asked(&fixture, before)) {
         kinds if kinds.is_empty() => Ok(()),
         kinds => Err(format!("{kinds:?}")),
     })
@@ -103,21 +103,21 @@ async fn the_calls_of_a_restart_do_not_grow_with_the_number_of_credentials() {
     let (ns, idp) = (cluster.namespace().await, Idp::start());
     ns.provider(&idp).await;
     let broker = Broker::cluster_wide(&cluster).flag(format!("--broker-namespace={}", ns.name)).start().await;
-    let mut stage = Stage { ns, idp, broker };
-    let work = |stage: &Stage| -> Vec<_> {
-        stage.ns.cluster.audit_where(|event| event.is_work_of_the_broker() && event.is_about_one_object())
+    let mut fixture = Fixture { ns, idp, broker };
+    let work = |fixture: &Fixture| -> Vec<_> {
+        fixture.ns.cluster.audit_where(|event| event.is_work_of_the_broker() && event.is_about_one_object())
     };
     let mut counted = vec![];
     for (round, number) in [10, CREDENTIALS].into_iter().enumerate() {
-        make(&stage, &format!("round-{round}"), number).await;
-        stage.broker.terminate().await;
-        let (calls, requests) = (work(&stage).len(), stage.idp.token_requests().len());
-        stage.broker.again().await;
+        make(&fixture, &format!("round-{round}"), number).await;
+        fixture.broker.terminate().await;
+        let (calls, requests) = (work(&fixture).len(), fixture.idp.token_requests().len());
+        fixture.broker.again().await;
         let mark = format!("mark-{round}");
-        end(&stage, &mark).await;
-        let work = work(&stage).split_off(calls);
+        end(&fixture, &mark).await;
+        let work = work(&fixture).split_off(calls);
         assert!(work.len() <= START, "{:#?}", kinds(&work));
-        assert_eq!(stage.idp.token_requests().len(), requests + 1, "that of the mark");
+        assert_eq!(fixture.idp.token_requests().len(), requests + 1, "that of the mark");
         counted.push(kinds(&work));
     }
     assert_eq!(counted[0], counted[1]);
@@ -125,30 +125,30 @@ async fn the_calls_of_a_restart_do_not_grow_with_the_number_of_credentials() {
 
 #[tokio::test]
 async fn a_start_with_tokens_that_have_ended_costs_as_much_as_a_first_issue() {
-    let mut stage = Stage::new().await;
-    stage.idp.answer(Answer::token(4));
-    make(&stage, "mailbox", FEW).await;
-    stage.broker.kill();
+    let mut fixture = Fixture::new().await;
+    fixture.idp.answer(Answer::token(4));
+    make(&fixture, "mailbox", FEW).await;
+    fixture.broker.kill();
     let ends = |found: MailCredential| found.status.unwrap().token.unwrap().expires_at.0;
     let mut last = wait::now();
     for number in 0..FEW {
-        last = last.max(ends(stage.ns.get(&format!("mailbox-{number}")).await));
+        last = last.max(ends(fixture.ns.get(&format!("mailbox-{number}")).await));
     }
     until("all tokens have ended", async || (wait::now() > last).then_some(()).ok_or_else(|| last.to_string())).await;
-    let (before, requests) = (asked(&stage, 0).len(), stage.idp.token_requests().len());
-    stage.idp.answer(Answer::token(3600));
+    let (before, requests) = (asked(&fixture, 0).len(), fixture.idp.token_requests().len());
+    fixture.idp.answer(Answer::token(3600));
 
-    stage.broker.again().await;
+    fixture.broker.again().await;
     for number in 0..FEW {
         let renewed = |found: &MailCredential| ends(found.clone()) > last;
-        stage.ns.until::<MailCredential>(&format!("mailbox-{number}"), "it has another token", renewed).await;
+        fixture.ns.until::<MailCredential>(&format!("mailbox-{number}"), "it has another token", renewed).await;
     }
-    end(&stage, "last").await;
+    end(&fixture, "last").await;
     let changes = |kind: &str| ["patch", "update"].iter().any(|verb| kind.starts_with(verb));
-    let writes = kinds(&asked(&stage, before)).into_iter().filter(|(kind, _)| changes(kind));
+    let writes = kinds(&asked(&fixture, before)).into_iter().filter(|(kind, _)| changes(kind));
     let wanted = [("patch secrets 200", FEW), ("update mailcredentials/status 200", FEW + 1)];
     assert_eq!(writes.collect::<Vec<_>>(), wanted.map(|(kind, number)| (kind.to_owned(), number)));
-    assert_eq!(stage.idp.token_requests().len(), requests + FEW + 1);
+    assert_eq!(fixture.idp.token_requests().len(), requests + FEW + 1);
 }
 
 #[tokio::test]
@@ -157,12 +157,12 @@ async fn secrets_are_listed_and_watched_by_two_labels_alone_and_without_their_da
     let (idp, api) = (Idp::start(), ApiProxy::start(&ns.cluster));
     ns.provider(&idp).await;
     let broker = Broker::settings(&ns).kubeconfig(&api.kubeconfig()).start().await;
-    let mut stage = Stage { ns, idp, broker };
-    stage.issued(credential("billing")).await;
+    let mut fixture = Fixture { ns, idp, broker };
+    fixture.issued(credential("billing")).await;
     // The first start found no Secret of the broker's own, the second finds one.
-    assert!(stage.broker.terminate().await.success());
-    stage.broker.again().await;
-    end(&stage, "last").await;
+    assert!(fixture.broker.terminate().await.success());
+    fixture.broker.again().await;
+    end(&fixture, "last").await;
 
     let own = format!("{}={}", names::LABEL_MANAGED_BY, names::MANAGER);
     let sources = format!("{}=true", names::LABEL_SOURCE);
@@ -172,7 +172,7 @@ async fn secrets_are_listed_and_watched_by_two_labels_alone_and_without_their_da
         event.access.resource == "secrets" && event.is_work_of_the_broker() && !event.is_about_one_object()
     };
     until("Secrets are looked for by these labels, and not otherwise", async || {
-        let looks = stage.ns.audit().into_iter().filter(looks_for_secrets);
+        let looks = fixture.ns.audit().into_iter().filter(looks_for_secrets);
         let seen: BTreeSet<_> = looks.map(|event| (event.access.verb, event.selector)).collect();
         if seen == wanted { Ok(()) } else { Err(format!("{seen:?} instead of {wanted:?}")) }
     })
@@ -180,8 +180,10 @@ async fn secrets_are_listed_and_watched_by_two_labels_alone_and_without_their_da
     // The audit log does not show which representation was wanted, and other tests' brokers share it; the proxy has the
     // requests of this broker alone.
     let asked = api.asked();
-    let elsewhere: Vec<_> =
-        asked.iter().filter(|asked| asked.path.contains("/secrets") && !asked.path.contains(&stage.ns.name)).collect();
+    let elsewhere: Vec<_> = asked
+        .iter()
+        .filter(|asked| asked.path.contains("/secrets") && !asked.path.contains(&fixture.ns.name))
+        .collect();
     assert!(elsewhere.is_empty(), "{elsewhere:#?}");
     let looks: Vec<_> =
         asked.iter().filter(|asked| asked.method == "GET" && asked.path.contains("/secrets?")).collect();

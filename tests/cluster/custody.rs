@@ -11,13 +11,13 @@ fn annotation(secret: &Secret, name: &str) -> String {
 
 #[tokio::test]
 async fn a_seed_is_taken_over_and_what_follows_is_kept_in_a_secret_that_no_pod_mounts() {
-    let custody = Custody::new().await;
-    let seed = custody.seed().await;
-    custody.ns.apply(by_seed("billing")).await;
-    let credential = custody.ready().await;
-    let grant = custody.grant().await;
-    assert_eq!(custody.idp.presented(&seed), 1);
-    assert!(custody.idp.is_valid(&text(&grant, "refresh_token")));
+    let fixture = RefreshFixture::new().await;
+    let seed = fixture.seed().await;
+    fixture.ns.apply(by_seed("billing")).await;
+    let credential = fixture.ready().await;
+    let grant = fixture.grant().await;
+    assert_eq!(fixture.idp.presented(&seed), 1);
+    assert!(fixture.idp.is_valid(&text(&grant, "refresh_token")));
     assert_eq!(text(&grant, "previous_refresh_token"), seed);
     assert_eq!(grant.data.as_ref().unwrap().len(), 2);
 
@@ -39,23 +39,23 @@ async fn a_seed_is_taken_over_and_what_follows_is_kept_in_a_secret_that_no_pod_m
     assert!(field(&credential, "/status/grant/obtainedAt").is_string());
     assert!(field(&credential, "/status/grant/lastUsedAt").is_string());
 
-    let published = custody.ns.secret("billing").await;
+    let published = fixture.ns.secret("billing").await;
     let secrets = [seed, text(&grant, "refresh_token"), "a client secret".to_owned()];
     let shown = format!("{published:?} {}", namespace::show(&credential));
     for secret in &secrets {
-        assert!(!shown.contains(secret) && !custody.broker.log().contains(secret));
+        assert!(!shown.contains(secret) && !fixture.broker.log().contains(secret));
     }
 }
 
 #[tokio::test]
 async fn a_renewal_costs_one_request_and_four_writes_and_reads_no_secret() {
-    let custody = Custody::new().await;
-    custody.issued().await;
+    let fixture = RefreshFixture::new().await;
+    fixture.issued().await;
     let writes = ["create", "patch", "update", "delete"];
     let places = [("secrets", "billing-grant"), ("secrets", "billing"), ("mailcredentials/status", "billing")];
     // What was written is seen a moment before it stands in the audit log.
     let wrote = async |wanted: [usize; 3]| {
-        let count = |(resource, name): (&str, &str)| custody.verbs(resource, name, &writes).len();
+        let count = |(resource, name): (&str, &str)| fixture.verbs(resource, name, &writes).len();
         until(&format!("so many writes: {wanted:?}"), async || match places.map(count) {
             written if written == wanted => Ok(()),
             written => Err(format!("{written:?}")),
@@ -63,102 +63,102 @@ async fn a_renewal_costs_one_request_and_four_writes_and_reads_no_secret() {
         .await;
     };
     wrote([2, 1, 1]).await;
-    let reads = || ["billing-grant", "billing"].map(|name| custody.verbs("secrets", name, &["get"]).len());
+    let reads = || ["billing-grant", "billing"].map(|name| fixture.verbs("secrets", name, &["get"]).len());
     // The annotation by which the test asks is a write of the object, not of its status.
-    let (read, requests) = (reads(), custody.idp.token_requests().len());
+    let (read, requests) = (reads(), fixture.idp.token_requests().len());
     for time in 1..=3 {
-        custody.renew().await;
+        fixture.renew().await;
         wrote([2 + 2 * time, 1 + time, 1 + time]).await;
-        assert_eq!(custody.idp.token_requests().len(), requests + time);
+        assert_eq!(fixture.idp.token_requests().len(), requests + time);
     }
     assert_eq!(reads(), read);
     assert_eq!(
-        custody.verbs("secrets", "billing-grant", &writes),
+        fixture.verbs("secrets", "billing-grant", &writes),
         ["create", "patch", "patch", "patch", "patch", "patch", "patch", "patch"]
     );
-    assert_eq!((custody.idp.reuses(), custody.idp.families_revoked()), (0, 0));
+    assert_eq!((fixture.idp.reuses(), fixture.idp.families_revoked()), (0, 0));
 }
 
 #[tokio::test]
 async fn client_credentials_still_cost_two_writes() {
-    let stage = Stage::new().await;
-    stage.issued(credential("billing")).await;
-    stage.wrote("secrets", "billing", &["create"]).await;
-    stage.wrote("mailcredentials/status", "billing", &["update"]).await;
-    assert_eq!(stage.writes("secrets", "billing-grant").len(), 0);
+    let fixture = Fixture::new().await;
+    fixture.issued(credential("billing")).await;
+    fixture.wrote("secrets", "billing", &["create"]).await;
+    fixture.wrote("mailcredentials/status", "billing", &["update"]).await;
+    assert_eq!(fixture.writes("secrets", "billing-grant").len(), 0);
 }
 
 #[tokio::test]
 async fn another_seed_is_taken_over_at_once_and_the_same_one_again_is_not() {
-    let custody = Custody::new().await;
-    custody.issued().await;
-    let (kept, requests) = (custody.kept().await, custody.idp.token_requests().len());
+    let fixture = RefreshFixture::new().await;
+    fixture.issued().await;
+    let (kept, requests) = (fixture.kept().await, fixture.idp.token_requests().len());
 
     // The same content, another resourceVersion: nothing happens, also not at the next renewal.
-    custody.ns.annotate::<Secret>("seed", "team", "mail").await;
-    custody.renew().await;
-    assert_eq!(custody.idp.token_requests().len(), requests + 1);
-    let told = custody.ns.told("billing").await;
+    fixture.ns.annotate::<Secret>("seed", "team", "mail").await;
+    fixture.renew().await;
+    assert_eq!(fixture.idp.token_requests().len(), requests + 1);
+    let told = fixture.ns.told("billing").await;
     assert!(!told.contains("Normal GrantReseeded"), "{told:?}");
-    assert_ne!(custody.kept().await, kept);
+    assert_ne!(fixture.kept().await, kept);
 
-    let kept = custody.kept().await;
-    custody.idp.next(Fault::error("temporarily_unavailable"));
-    let second = custody.seed().await;
-    let taken = custody
+    let kept = fixture.kept().await;
+    fixture.idp.next(Fault::error("temporarily_unavailable"));
+    let second = fixture.seed().await;
+    let taken = fixture
         .ns
         .until::<Secret>("billing-grant", "it keeps the other seed", |grant| text(grant, "refresh_token") == second)
         .await;
     assert_eq!(text(&taken, "previous_refresh_token"), kept);
-    custody.rotated(&second).await;
-    let ready = custody
+    fixture.rotated(&second).await;
+    let ready = fixture
         .ns
         .until::<MailCredential>("billing", "it is told", |billing| field(billing, "/status/grant/rotations") == 1)
         .await;
     assert_eq!(field(&ready, "/status/failedAttempts"), 0);
-    custody.ns.tells("billing", &["Normal GrantReseeded"]).await;
-    assert_eq!((custody.idp.presented(&second), custody.idp.reuses()), (1, 0), "the first request was not handled");
+    fixture.ns.tells("billing", &["Normal GrantReseeded"]).await;
+    assert_eq!((fixture.idp.presented(&second), fixture.idp.reuses()), (1, 0), "the first request was not handled");
 }
 
 #[tokio::test]
 async fn what_was_taken_over_is_kept_without_its_seed_and_without_its_label_only_served() {
-    let custody = Custody::new().await;
-    custody.issued().await;
+    let fixture = RefreshFixture::new().await;
+    fixture.issued().await;
     // Without the label its owner does not want it used any more.
-    custody.ns.patch::<Secret>("seed", json!({"metadata": {"labels": {"mailtoken.dev/source": null}}})).await;
-    let told = custody.ns.condition::<MailCredential>("billing", "Renewed", "SourceNotLabeled").await;
-    let requests = custody.idp.token_requests().len();
-    custody.ask().await;
-    custody
+    fixture.ns.patch::<Secret>("seed", json!({"metadata": {"labels": {"mailtoken.dev/source": null}}})).await;
+    let told = fixture.ns.condition::<MailCredential>("billing", "Renewed", "SourceNotLabeled").await;
+    let requests = fixture.idp.token_requests().len();
+    fixture.ask().await;
+    fixture
         .ns
         .until::<MailCredential>("billing", "it is observed", |billing| {
             reason(billing, "Renewed") == "SourceNotLabeled"
         })
         .await;
-    assert_eq!(reason(&custody.ns.get("billing").await, "Ready"), "TokenValid");
-    assert_eq!(custody.idp.token_requests().len(), requests);
-    remedy::run(&custody.ns, &told.message, &[]);
-    custody.asked(requests + 1).await;
-    custody
+    assert_eq!(reason(&fixture.ns.get("billing").await, "Ready"), "TokenValid");
+    assert_eq!(fixture.idp.token_requests().len(), requests);
+    remedy::run(&fixture.ns, &told.message, &[]);
+    fixture.asked(requests + 1).await;
+    fixture
         .ns
         .until::<MailCredential>("billing", "it is renewed again", |billing| {
             reason(billing, "Renewed") == "RenewalSucceeded"
         })
         .await;
 
-    custody.ns.delete::<Secret>("seed").await;
-    custody.renew().await;
-    custody.renew().await;
-    let billing: MailCredential = custody.ns.get("billing").await;
+    fixture.ns.delete::<Secret>("seed").await;
+    fixture.renew().await;
+    fixture.renew().await;
+    let billing: MailCredential = fixture.ns.get("billing").await;
     assert_eq!((reason(&billing, "Ready").as_str(), reason(&billing, "Stalled").as_str()), ("TokenValid", ""));
-    assert_eq!(custody.idp.reuses(), 0);
+    assert_eq!(fixture.idp.reuses(), 0);
 }
 
 #[tokio::test]
 async fn a_seed_that_cannot_be_right_is_not_sent_and_its_message_says_how_to_get_another() {
-    let custody = Custody::new().await;
-    custody.ns.apply(by_seed("billing")).await;
-    custody.ns.condition::<MailCredential>("billing", "Stalled", "SourceNotFound").await;
+    let fixture = RefreshFixture::new().await;
+    fixture.ns.apply(by_seed("billing")).await;
+    fixture.ns.condition::<MailCredential>("billing", "Stalled", "SourceNotFound").await;
     let table = [
         ("", "is empty"),
         (" token", "white space at its beginning or end"),
@@ -167,16 +167,16 @@ async fn a_seed_that_cannot_be_right_is_not_sent_and_its_message_says_how_to_get
         ("to\u{1}ken", "control characters"),
     ];
     for (seed, flaw) in table {
-        custody.ns.apply(source("seed", "refresh_token", seed)).await;
+        fixture.ns.apply(source("seed", "refresh_token", seed)).await;
         let fits = |billing: &MailCredential| {
             namespace::find(billing, "Stalled")
                 .is_some_and(|stalled| stalled.reason == "SourceInvalid" && stalled.message.contains(flaw))
         };
-        let billing = custody.ns.until::<MailCredential>("billing", flaw, fits).await;
+        let billing = fixture.ns.until::<MailCredential>("billing", flaw, fits).await;
         let stalled = namespace::find(&billing, "Stalled").unwrap();
         let login = format!(
             "mail-token-broker login --provider idp -n {} --mailbox 'billing@example.org' --secret seed",
-            custody.ns.name
+            fixture.ns.name
         );
         assert!(
             quoted(&stalled.message).iter().any(|command| command.replace('\'', "") == login.replace('\'', "")),
@@ -184,37 +184,37 @@ async fn a_seed_that_cannot_be_right_is_not_sent_and_its_message_says_how_to_get
             stalled.message
         );
     }
-    assert_eq!(custody.idp.token_requests().len(), 0);
+    assert_eq!(fixture.idp.token_requests().len(), 0);
     // One trailing line break is what an editor leaves.
-    let token = custody.idp.refresh_token("mailer", "billing@example.org", "mail");
-    custody.ns.apply(source("seed", "refresh_token", &format!("{token}\n"))).await;
-    custody.ready().await;
-    assert_eq!(custody.idp.presented(&token), 1);
+    let token = fixture.idp.refresh_token("mailer", "billing@example.org", "mail");
+    fixture.ns.apply(source("seed", "refresh_token", &format!("{token}\n"))).await;
+    fixture.ready().await;
+    assert_eq!(fixture.idp.presented(&token), 1);
 }
 
 #[tokio::test]
 async fn a_provider_that_does_not_rotate_keeps_the_old_token_in_use() {
-    let custody = Custody::new().await;
+    let fixture = RefreshFixture::new().await;
     let answer = json!({"access_token": "first", "token_type": "Bearer", "expires_in": 3600});
-    custody.idp.next(Fault::Refused(Response::json(200, &answer)));
-    let seed = custody.seed().await;
-    custody.ns.apply(by_seed("billing")).await;
-    let credential = custody.ready().await;
-    let grant = custody.grant().await;
+    fixture.idp.next(Fault::Refused(Response::json(200, &answer)));
+    let seed = fixture.seed().await;
+    fixture.ns.apply(by_seed("billing")).await;
+    let credential = fixture.ready().await;
+    let grant = fixture.grant().await;
     assert_eq!((text(&grant, "refresh_token"), text(&grant, "previous_refresh_token")), (seed.clone(), String::new()));
     assert_eq!(field(&credential, "/status/grant/rotations"), 0);
     assert!(field(&credential, "/status/grant/lastUsedAt").is_string());
     assert_eq!(annotation(&grant, names::ANNOTATION_CLAIM), "");
     // It begins to.
-    assert_eq!(field(&custody.renew().await, "/status/grant/rotations"), 1);
-    assert_eq!(text(&custody.grant().await, "previous_refresh_token"), seed);
+    assert_eq!(field(&fixture.renew().await, "/status/grant/rotations"), 1);
+    assert_eq!(text(&fixture.grant().await, "previous_refresh_token"), seed);
 }
 
 #[tokio::test]
 async fn a_known_end_of_the_refresh_token_is_told_ahead() {
-    let custody = Custody::new().await;
+    let fixture = RefreshFixture::new().await;
     let (hour, day) = (3600, 24 * 3600);
-    custody.seed().await;
+    fixture.seed().await;
     let table = [
         ("refresh_token_expires_in", day * 29, "Within30d"),
         ("refresh_expires_in", day * 6, "Within7d"),
@@ -222,15 +222,15 @@ async fn a_known_end_of_the_refresh_token_is_told_ahead() {
     ];
     for (index, (name, seconds, expected)) in table.into_iter().enumerate() {
         let answer = json!({"access_token": "t", "token_type": "Bearer", "expires_in": 3600, "refresh_token": format!("r{index}"), name: seconds});
-        custody.idp.next(Fault::Refused(Response::json(200, &answer)));
+        fixture.idp.next(Fault::Refused(Response::json(200, &answer)));
         match index {
-            0 => drop(custody.ns.apply(by_seed("billing")).await),
-            _ => drop(custody.ask().await),
+            0 => drop(fixture.ns.apply(by_seed("billing")).await),
+            _ => drop(fixture.ask().await),
         }
-        let told = custody.ns.condition::<MailCredential>("billing", "GrantExpiringSoon", expected).await;
+        let told = fixture.ns.condition::<MailCredential>("billing", "GrantExpiringSoon", expected).await;
         assert!(told.message.contains("mail-token-broker login"), "{}", told.message);
         until("it is counted", async || {
-            let end = custody
+            let end = fixture
                 .broker
                 .metric("mailtoken_grant_expiration_timestamp_seconds", "billing")
                 .await
@@ -241,6 +241,6 @@ async fn a_known_end_of_the_refresh_token_is_told_ahead() {
         .await;
     }
     for (_, _, reason) in table {
-        custody.ns.tells("billing", &[&format!("Warning {reason}")]).await;
+        fixture.ns.tells("billing", &[&format!("Warning {reason}")]).await;
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mail_token_broker::api::MailCredential;
 use mailtoken_testkit::{
-    custody::REQUEST_TIMEOUT,
+    refresh_fixture::REQUEST_TIMEOUT,
     server::Response,
     standin::{Fault, Odd},
     *,
@@ -18,57 +18,57 @@ fn losses() -> [Fault; 4] {
 
 #[tokio::test]
 async fn after_a_lost_answer_the_same_token_is_tried_once_more_at_once_and_nothing_is_lost() {
-    let custody = Custody::new().await;
-    custody.idp.grace(1);
-    custody.issued().await;
+    let fixture = RefreshFixture::new().await;
+    fixture.idp.grace(1);
+    fixture.issued().await;
     for fault in losses() {
         let shown = format!("{fault:?}");
-        let (before, requests) = (custody.kept().await, custody.idp.token_requests().len());
-        custody.idp.next(fault);
-        let renewed = custody.renew().await;
-        let kept = custody.kept().await;
-        assert_eq!(custody.idp.token_requests().len(), requests + 2, "{shown}");
-        assert_eq!(custody.idp.presented(&before), 2, "{shown}");
-        assert!(custody.idp.is_valid(&kept), "{shown}");
-        assert_eq!(text(&custody.grant().await, "previous_refresh_token"), before, "{shown}");
+        let (before, requests) = (fixture.kept().await, fixture.idp.token_requests().len());
+        fixture.idp.next(fault);
+        let renewed = fixture.renew().await;
+        let kept = fixture.kept().await;
+        assert_eq!(fixture.idp.token_requests().len(), requests + 2, "{shown}");
+        assert_eq!(fixture.idp.presented(&before), 2, "{shown}");
+        assert!(fixture.idp.is_valid(&kept), "{shown}");
+        assert_eq!(text(&fixture.grant().await, "previous_refresh_token"), before, "{shown}");
         assert_eq!(field(&renewed, "/status/failedAttempts"), 0, "{shown}");
     }
-    assert_eq!((custody.idp.reuses(), custody.idp.families_revoked()), (0, 0));
-    let told = custody.ns.told("billing").await;
+    assert_eq!((fixture.idp.reuses(), fixture.idp.families_revoked()), (0, 0));
+    let told = fixture.ns.told("billing").await;
     assert!(told.is_empty(), "nothing had to be told: {told:?}");
 }
 
 #[tokio::test]
 async fn without_grace_a_lost_answer_ends_the_grant_which_is_told_honestly_and_without_a_loop() {
-    let custody = Custody::new().await;
-    custody.issued().await;
-    let (before, requests) = (custody.grant().await, custody.idp.token_requests().len());
-    custody.idp.next(Fault::Lost);
-    custody.ask().await;
-    let renewed = custody.ns.condition::<MailCredential>("billing", "Renewed", "InvalidGrant").await;
+    let fixture = RefreshFixture::new().await;
+    fixture.issued().await;
+    let (before, requests) = (fixture.grant().await, fixture.idp.token_requests().len());
+    fixture.idp.next(Fault::Lost);
+    fixture.ask().await;
+    let renewed = fixture.ns.condition::<MailCredential>("billing", "Renewed", "InvalidGrant").await;
     assert!(renewed.message.contains("mail-token-broker login --provider idp"), "{}", renewed.message);
-    let billing: MailCredential = custody.ns.get("billing").await;
+    let billing: MailCredential = fixture.ns.get("billing").await;
     // The token is still good, so nothing is stalled.
     assert_eq!((reason(&billing, "Ready").as_str(), reason(&billing, "Stalled").as_str()), ("TokenValid", ""));
-    holds(Duration::from_secs(8), "nothing more is asked for", async || match custody.idp.token_requests().len() {
+    holds(Duration::from_secs(8), "nothing more is asked for", async || match fixture.idp.token_requests().len() {
         number if number == requests + 2 => Ok(()),
         number => Err(format!("{number}")),
     })
     .await;
-    assert_eq!(custody.grant().await.data, before.data, "what is kept is not thrown away");
-    assert_eq!((custody.idp.reuses(), custody.idp.families_revoked()), (1, 1));
+    assert_eq!(fixture.grant().await.data, before.data, "what is kept is not thrown away");
+    assert_eq!((fixture.idp.reuses(), fixture.idp.families_revoked()), (1, 1));
 
     // Another sign-in mends it, at once.
-    custody.seed().await;
-    custody.ns.condition::<MailCredential>("billing", "Renewed", "RenewalSucceeded").await;
-    custody.ns.tells("billing", &["Warning InvalidGrant", "Normal RenewalSucceeded"]).await;
+    fixture.seed().await;
+    fixture.ns.condition::<MailCredential>("billing", "Renewed", "RenewalSucceeded").await;
+    fixture.ns.tells("billing", &["Warning InvalidGrant", "Normal RenewalSucceeded"]).await;
 }
 
 #[tokio::test]
 async fn a_refusal_in_words_is_not_tried_again_at_once() {
-    let custody = Custody::new().await;
-    custody.issued().await;
-    let (kept, requests) = (custody.kept().await, custody.idp.token_requests().len());
+    let fixture = RefreshFixture::new().await;
+    fixture.issued().await;
+    let (kept, requests) = (fixture.kept().await, fixture.idp.token_requests().len());
     let refusals = [
         (Fault::throttled(3600), "Throttled"),
         (Fault::error("invalid_client"), "InvalidClient"),
@@ -77,74 +77,74 @@ async fn a_refusal_in_words_is_not_tried_again_at_once() {
         (Fault::Refused(Response::text(404, "")), "MalformedResponse"),
     ];
     for (number, (fault, expected)) in refusals.into_iter().enumerate() {
-        custody.idp.next(fault);
-        custody.ask().await;
-        custody.ns.condition::<MailCredential>("billing", "Renewed", expected).await;
-        assert_eq!(custody.idp.token_requests().len(), requests + number + 1, "{expected}");
+        fixture.idp.next(fault);
+        fixture.ask().await;
+        fixture.ns.condition::<MailCredential>("billing", "Renewed", expected).await;
+        assert_eq!(fixture.idp.token_requests().len(), requests + number + 1, "{expected}");
     }
-    assert_eq!(custody.kept().await, kept);
-    custody.renew().await;
-    assert_eq!(custody.idp.reuses(), 0);
+    assert_eq!(fixture.kept().await, kept);
+    fixture.renew().await;
+    assert_eq!(fixture.idp.reuses(), 0);
 }
 
 #[tokio::test]
 async fn a_refresh_token_is_kept_also_from_an_answer_that_is_worth_nothing_else() {
-    let custody = Custody::new().await;
-    custody.issued().await;
-    let seed = custody.idp.refresh_token("mailer", "billing@example.org", "mail");
+    let fixture = RefreshFixture::new().await;
+    fixture.issued().await;
+    let seed = fixture.idp.refresh_token("mailer", "billing@example.org", "mail");
     let answers = [
         json!({"token_type": "Bearer", "refresh_token": seed}),
         json!({"access_token": "t", "token_type": "mac", "refresh_token": format!("{seed}-2")}),
         json!({"access_token": "a b", "scope": ["mail"], "expires_in": {}, "refresh_token": seed}),
     ];
     for answer in answers {
-        let (before, requests) = (custody.kept().await, custody.idp.token_requests().len());
-        custody.idp.next(Fault::Refused(Response::json(200, &answer)));
-        custody.idp.next(Fault::throttled(3600));
-        custody.ask().await;
-        let grant = custody.rotated(&before).await;
+        let (before, requests) = (fixture.kept().await, fixture.idp.token_requests().len());
+        fixture.idp.next(Fault::Refused(Response::json(200, &answer)));
+        fixture.idp.next(Fault::throttled(3600));
+        fixture.ask().await;
+        let grant = fixture.rotated(&before).await;
         assert_eq!(text(&grant, "refresh_token"), answer["refresh_token"].as_str().unwrap());
         assert_eq!(text(&grant, "previous_refresh_token"), before);
-        custody.ns.condition::<MailCredential>("billing", "Renewed", "MalformedResponse").await;
+        fixture.ns.condition::<MailCredential>("billing", "Renewed", "MalformedResponse").await;
         // The next attempt is the one that is throttled, with the token that came.
-        custody.asked(requests + 2).await;
-        custody.ns.condition::<MailCredential>("billing", "Renewed", "Throttled").await;
+        fixture.asked(requests + 2).await;
+        fixture.ns.condition::<MailCredential>("billing", "Renewed", "Throttled").await;
     }
-    let last = custody.kept().await;
-    custody.renew().await;
-    assert_eq!((custody.idp.presented(&last), custody.idp.reuses()), (1, 0));
+    let last = fixture.kept().await;
+    fixture.renew().await;
+    assert_eq!((fixture.idp.presented(&last), fixture.idp.reuses()), (1, 0));
 }
 
 #[tokio::test]
 async fn a_refresh_token_is_kept_and_the_token_published_whatever_they_are_wrapped_in() {
-    let custody = Custody::new().await;
-    custody.issued().await;
+    let fixture = RefreshFixture::new().await;
+    fixture.issued().await;
     for (name, odd) in Odd::ALL.into_iter().take(10) {
-        let before = custody.kept().await;
-        custody.idp.odd(Some(odd));
-        custody.renew().await;
-        let grant = custody.rotated(&before).await;
+        let before = fixture.kept().await;
+        fixture.idp.odd(Some(odd));
+        fixture.renew().await;
+        let grant = fixture.rotated(&before).await;
         assert_eq!(text(&grant, "previous_refresh_token"), before, "{name}");
     }
-    custody.idp.odd(None);
-    let last = custody.kept().await;
-    custody.renew().await;
-    assert_eq!((custody.idp.presented(&last), custody.idp.reuses()), (1, 0));
+    fixture.idp.odd(None);
+    let last = fixture.kept().await;
+    fixture.renew().await;
+    assert_eq!((fixture.idp.presented(&last), fixture.idp.reuses()), (1, 0));
 }
 
 #[tokio::test]
 async fn an_outage_with_a_code_of_its_own_leaves_open_what_became_of_the_refresh_token_and_costs_seconds() {
-    let custody = Custody::new().await;
-    custody.issued().await;
-    let (kept, requests) = (custody.kept().await, custody.idp.token_requests().len());
+    let fixture = RefreshFixture::new().await;
+    fixture.issued().await;
+    let (kept, requests) = (fixture.kept().await, fixture.idp.token_requests().len());
     let outage = || Fault::Refused(Response::json(500, &json!({"error": "unknown_error", "error_description": "x"})));
-    custody.idp.next(outage());
-    custody.idp.next(outage());
-    custody.ask().await;
+    fixture.idp.next(outage());
+    fixture.idp.next(outage());
+    fixture.ask().await;
     // At once, since the first answer says nothing of the token; then after seconds.
-    custody.asked(requests + 2).await;
-    let failed = custody.ns.condition::<MailCredential>("billing", "Renewed", "ProviderUnavailable").await;
+    fixture.asked(requests + 2).await;
+    let failed = fixture.ns.condition::<MailCredential>("billing", "Renewed", "ProviderUnavailable").await;
     assert!(failed.message.contains("unknown_error"), "{}", failed.message);
-    custody.rotated(&kept).await;
-    assert_eq!(custody.idp.reuses(), 0);
+    fixture.rotated(&kept).await;
+    assert_eq!(fixture.idp.reuses(), 0);
 }

@@ -53,13 +53,13 @@ async fn pod(ns: &Namespace) -> Broker {
 }
 
 /// A namespace with a server whose answers the test decides, where nobody has signed in yet.
-async fn scripted() -> Stage {
+async fn scripted() -> Fixture {
     let ns = Cluster::shared().namespace().await;
     let idp = Idp::start();
     idp.answer(Answer::error("authorization_pending"));
     device_provider(&ns, &idp.issuer(), &idp.ca()).await;
     let broker = pod(&ns).await;
-    Stage { ns, idp, broker }
+    Fixture { ns, idp, broker }
 }
 
 fn by_code(name: &str) -> Manifest {
@@ -171,7 +171,7 @@ async fn a_person_sees_the_code_everywhere_and_signs_in_once() {
 
 #[tokio::test]
 async fn a_server_that_asks_to_slow_down_is_obeyed_for_good_and_after_a_restart() {
-    let Stage { ns, idp, mut broker } = scripted().await;
+    let Fixture { ns, idp, mut broker } = scripted().await;
     idp.next(Answer::error("slow_down"));
     ns.apply(by_code("billing")).await;
     let code = shown(&ns, "").await;
@@ -190,8 +190,8 @@ async fn a_server_that_asks_to_slow_down_is_obeyed_for_good_and_after_a_restart(
 
 #[tokio::test]
 async fn what_is_denied_stays_so_until_somebody_asks_for_another_code() {
-    let stage = scripted().await;
-    let Stage { ns, idp, .. } = &stage;
+    let fixture = scripted().await;
+    let Fixture { ns, idp, .. } = &fixture;
     ns.apply(by_code("billing")).await;
     let mut told = String::new();
     for (round, error) in ["access_denied", "authorization_declined", "interaction_required"].into_iter().enumerate() {
@@ -209,7 +209,7 @@ async fn what_is_denied_stays_so_until_somebody_asks_for_another_code() {
         let polls = idp.token_requests().len();
         ns.annotate::<MailCredential>("billing", "example.org/looked-at", &round.to_string()).await;
         idp.next(Answer::token(3600));
-        stage.mark(&format!("mark-{round}")).await;
+        fixture.mark(&format!("mark-{round}")).await;
         assert_eq!((idp.requests_at(DEVICE).len(), idp.token_requests().len()), (round + 1, polls + 1), "{error}");
 
         told = find(&credential, "Stalled").unwrap().message;
@@ -276,7 +276,7 @@ async fn when_the_answer_to_a_sign_in_is_lost_another_code_is_shown() {
 
 #[tokio::test]
 async fn nothing_is_published_for_somebody_else() {
-    let Stage { ns, idp, .. } = &scripted().await;
+    let Fixture { ns, idp, .. } = &scripted().await;
     ns.apply(by_code("billing").set("spec.mailbox.authenticateAs", "svc@example.org")).await;
     shown(ns, "").await;
     idp.next(signed_in("email", "other@example.org"));
@@ -298,7 +298,7 @@ async fn nothing_is_published_for_somebody_else() {
 
 #[tokio::test]
 async fn a_name_that_is_no_address_says_nothing_and_case_does_not_count() {
-    let Stage { ns, idp, broker } = &scripted().await;
+    let Fixture { ns, idp, broker } = &scripted().await;
     for (claim, account) in [("preferred_username", "Billing Clerk"), ("upn", "BILLING@example.org")] {
         ns.apply(by_code("billing")).await;
         shown(ns, "").await;
@@ -314,7 +314,7 @@ async fn a_name_that_is_no_address_says_nothing_and_case_does_not_count() {
 
 #[tokio::test]
 async fn a_plain_account_is_compared_with_the_user_name_that_came() {
-    let Stage { ns, idp, .. } = &scripted().await;
+    let Fixture { ns, idp, .. } = &scripted().await;
     ns.apply(by_code("billing").set("spec.mailbox.authenticateAs", "svc")).await;
     shown(ns, "").await;
     idp.next(signed_in("preferred_username", "anna"));
@@ -332,7 +332,7 @@ async fn a_plain_account_is_compared_with_the_user_name_that_came() {
 
 #[tokio::test]
 async fn without_a_refresh_token_the_token_is_published_with_a_warning() {
-    let Stage { ns, idp, .. } = &scripted().await;
+    let Fixture { ns, idp, .. } = &scripted().await;
     ns.apply(by_code("billing")).await;
     shown(ns, "").await;
     idp.next(Answer::token(3600));
@@ -344,7 +344,7 @@ async fn without_a_refresh_token_the_token_is_published_with_a_warning() {
 
 #[tokio::test]
 async fn a_refresh_token_that_died_is_kept_while_a_person_is_asked_and_is_not_presented_again() {
-    let Stage { ns, idp, .. } = &scripted().await;
+    let Fixture { ns, idp, .. } = &scripted().await;
     ns.apply(by_code("billing")).await;
     shown(ns, "").await;
     idp.next(signed_in("email", "billing@example.org"));
@@ -414,8 +414,8 @@ async fn a_provider_without_an_endpoint_for_it_is_an_invalid_spec() {
 
 #[tokio::test]
 async fn what_begins_no_sign_in_has_its_reason_and_is_not_asked_for_in_a_loop() {
-    let stage = scripted().await;
-    let Stage { ns, idp, .. } = &stage;
+    let fixture = scripted().await;
+    let Fixture { ns, idp, .. } = &fixture;
     let began = |field: &str, value: &str| {
         let mut body = json!({
             "device_code": "d", "user_code": "WDJB-MJHT", "expires_in": 600, "verification_uri": "https://example.org/",
@@ -445,7 +445,7 @@ async fn what_begins_no_sign_in_has_its_reason_and_is_not_asked_for_in_a_loop() 
         }
         let asked = idp.requests_at(DEVICE).len();
         idp.next(Answer::token(3600));
-        stage.mark(&format!("after-{name}")).await;
+        fixture.mark(&format!("after-{name}")).await;
         assert_eq!(idp.requests_at(DEVICE).len(), asked, "{name}");
         ns.delete::<MailCredential>(name).await;
         idp.forget();
@@ -472,9 +472,9 @@ async fn another_broker_goes_on_with_the_same_code() {
 
 #[tokio::test]
 async fn a_suspension_stops_the_polls_and_the_code_is_good_after_it() {
-    let Stage { ns, idp, broker } = scripted().await;
-    let stage = Stage { ns, idp, broker };
-    let Stage { ns, idp, .. } = &stage;
+    let Fixture { ns, idp, broker } = scripted().await;
+    let fixture = Fixture { ns, idp, broker };
+    let Fixture { ns, idp, .. } = &fixture;
     ns.apply(by_code("billing")).await;
     shown(ns, "").await;
     ns.patch::<MailCredential>("billing", json!({"spec": {"suspend": true}})).await;
@@ -484,7 +484,7 @@ async fn a_suspension_stops_the_polls_and_the_code_is_good_after_it() {
     let polls = |idp: &Idp| idp.token_requests().iter().filter(|poll| poll.form().contains_key("device_code")).count();
     let before = polls(idp);
     idp.next(Answer::token(3600));
-    stage.mark("mark").await;
+    fixture.mark("mark").await;
     assert_eq!(polls(idp), before);
 
     ns.patch::<MailCredential>("billing", json!({"spec": {"suspend": false}})).await;
@@ -505,7 +505,7 @@ async fn a_suspension_stops_the_polls_and_the_code_is_good_after_it() {
 
 #[tokio::test]
 async fn what_nobody_vouches_for_is_told_of() {
-    let Stage { ns, idp, .. } = &scripted().await;
+    let Fixture { ns, idp, .. } = &scripted().await;
     idp.next_at(DEVICE, Answer::error("invalid_scope"));
     ns.apply(by_code("billing")).await;
     shown(ns, "").await;

@@ -13,34 +13,34 @@ fn claims(jwt: &str) -> Value {
 
 #[tokio::test]
 async fn a_client_with_a_key_vouches_for_the_mailbox() {
-    let stage = Stage::new().await;
+    let fixture = Fixture::new().await;
     let pem = KeyPair::generate_for(&PKCS_ED25519).unwrap().serialize_pem();
-    stage.ns.apply(source("key", "tls.key", &pem)).await;
+    fixture.ns.apply(source("key", "tls.key", &pem)).await;
     let jwt = json!([{"privateKeyJWT": {"keyRef": {"name": "key", "key": "tls.key"}, "algorithm": "EdDSA"}}]);
-    stage.ns.apply(provider(&stage.idp).set("spec.client.authentication", jwt)).await;
+    fixture.ns.apply(provider(&fixture.idp).set("spec.client.authentication", jwt)).await;
     let vouching = credential("billing")
         .set("spec.grant", json!({"jwtBearer": {}}))
         .set("spec.mailbox.authenticateAs", "svc@example.org")
         .set("spec.scopes", json!(["mail"]));
-    stage.issued(vouching).await;
+    fixture.issued(vouching).await;
 
-    let form = stage.idp.token_requests()[0].form();
+    let form = fixture.idp.token_requests()[0].form();
     assert_eq!(form["grant_type"], "urn:ietf:params:oauth:grant-type:jwt-bearer");
     assert_eq!((form["scope"].as_str(), form["client_id"].as_str()), ("mail", "mailer"));
     let (about, own) = (claims(&form["assertion"]), claims(&form["client_assertion"]));
     assert_eq!((&about["iss"], &about["sub"]), (&json!("mailer"), &json!("svc@example.org")));
     assert_eq!((&own["iss"], &own["sub"]), (&json!("mailer"), &json!("mailer")));
-    assert_eq!(about["aud"], json!(stage.idp.token_url()));
+    assert_eq!(about["aud"], json!(fixture.idp.token_url()));
 }
 
 #[tokio::test]
 async fn without_a_key_nothing_is_sent_and_the_field_is_named() {
-    let stage = Stage::new().await;
-    stage.ns.apply(credential("billing").set("spec.grant", json!({"jwtBearer": {}}))).await;
-    let told = stage.ns.condition::<MailCredential>("billing", "Ready", "InvalidSpec").await.message;
+    let fixture = Fixture::new().await;
+    fixture.ns.apply(credential("billing").set("spec.grant", json!({"jwtBearer": {}}))).await;
+    let told = fixture.ns.condition::<MailCredential>("billing", "Ready", "InvalidSpec").await.message;
     assert!(told.contains("privateKeyJWT"), "{told}");
-    stage.mark("mark").await;
-    assert_eq!(stage.idp.token_requests().len(), 1, "that of the mark");
+    fixture.mark("mark").await;
+    assert_eq!(fixture.idp.token_requests().len(), 1, "that of the mark");
 }
 
 /// A credential that exchanges the token in the Secret `subject`.
@@ -51,44 +51,44 @@ fn exchanging() -> Manifest {
 
 #[tokio::test]
 async fn a_subject_token_is_read_anew_for_each_exchange() {
-    let stage = Stage::new().await;
-    stage.ns.apply(source("subject", "token", "the-first")).await;
-    stage.issued(exchanging()).await;
-    let form = stage.idp.token_requests()[0].form();
+    let fixture = Fixture::new().await;
+    fixture.ns.apply(source("subject", "token", "the-first")).await;
+    fixture.issued(exchanging()).await;
+    let form = fixture.idp.token_requests()[0].form();
     assert_eq!(form["grant_type"], "urn:ietf:params:oauth:grant-type:token-exchange");
     assert_eq!((form["subject_token"].as_str(), form["audience"].as_str()), ("the-first", "mail"));
     assert_eq!(form["subject_token_type"], "urn:ietf:params:oauth:token-type:access_token");
 
-    stage.ns.apply(source("subject", "token", "the-second")).await;
-    stage.ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
-    stage.idp.token_requests_reach(2).await;
-    assert_eq!(stage.idp.token_requests()[1].form()["subject_token"], "the-second");
+    fixture.ns.apply(source("subject", "token", "the-second")).await;
+    fixture.ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
+    fixture.idp.token_requests_reach(2).await;
+    assert_eq!(fixture.idp.token_requests()[1].form()["subject_token"], "the-second");
 }
 
 #[tokio::test]
 async fn a_subject_token_that_is_missing_is_told_and_its_coming_ends_the_wait() {
-    let stage = Stage::new().await;
-    stage.ns.apply(exchanging()).await;
-    stage.ns.condition::<MailCredential>("billing", "Ready", "SourceNotFound").await;
-    stage.ns.apply(source("subject", "token", "it-comes").without("metadata.labels")).await;
-    stage.ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
-    let told = stage.ns.condition::<MailCredential>("billing", "Ready", "SourceNotLabeled").await.message;
+    let fixture = Fixture::new().await;
+    fixture.ns.apply(exchanging()).await;
+    fixture.ns.condition::<MailCredential>("billing", "Ready", "SourceNotFound").await;
+    fixture.ns.apply(source("subject", "token", "it-comes").without("metadata.labels")).await;
+    fixture.ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
+    let told = fixture.ns.condition::<MailCredential>("billing", "Ready", "SourceNotLabeled").await.message;
     assert!(told.contains("kubectl") && told.contains("mailtoken.dev/source=true"), "{told}");
-    assert_eq!(stage.idp.token_requests().len(), 0);
+    assert_eq!(fixture.idp.token_requests().len(), 0);
 
-    stage.ns.apply(source("subject", "token", "it-comes")).await;
-    stage.ready("billing").await;
-    assert_eq!(stage.idp.token_requests().len(), 1);
+    fixture.ns.apply(source("subject", "token", "it-comes")).await;
+    fixture.ready("billing").await;
+    assert_eq!(fixture.idp.token_requests().len(), 1);
 }
 
 #[tokio::test]
 async fn a_refused_subject_token_is_tried_again_when_it_changes() {
-    let stage = Stage::new().await;
-    stage.ns.apply(source("subject", "token", "a-stale-one")).await;
-    stage.idp.next(Answer::error("invalid_request"));
-    stage.ns.apply(exchanging()).await;
-    stage.ns.condition::<MailCredential>("billing", "Ready", "RequestRefused").await;
-    stage.ns.apply(source("subject", "token", "a-fresh-one")).await;
-    stage.ready("billing").await;
-    assert_eq!(stage.idp.token_requests().len(), 2);
+    let fixture = Fixture::new().await;
+    fixture.ns.apply(source("subject", "token", "a-stale-one")).await;
+    fixture.idp.next(Answer::error("invalid_request"));
+    fixture.ns.apply(exchanging()).await;
+    fixture.ns.condition::<MailCredential>("billing", "Ready", "RequestRefused").await;
+    fixture.ns.apply(source("subject", "token", "a-fresh-one")).await;
+    fixture.ready("billing").await;
+    assert_eq!(fixture.idp.token_requests().len(), 2);
 }

@@ -312,7 +312,7 @@ async fn a_good_token_is_published_whatever_it_is_wrapped_in_and_what_is_assumed
 
 #[tokio::test]
 async fn however_short_a_token_lives_it_is_not_renewed_within_five_seconds() {
-    let Stage { ns, idp, broker: _broker } = Stage::new().await;
+    let Fixture { ns, idp, broker: _broker } = Fixture::new().await;
     let hint = Idp::start();
     idp.answer(Answer::token(1));
     hint.answer(Answer::token(3600).field("refresh_in", 1));

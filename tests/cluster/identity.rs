@@ -103,7 +103,7 @@ async fn refused_by_cluster(ns: &Namespace, idp: &Idp, reason: &str, said: &[&st
 }
 
 /// A namespace with what a provider refers to, and the ServiceAccount `mailer`.
-async fn stage() -> (Namespace, Idp) {
+async fn fixture() -> (Namespace, Idp) {
     let (ns, idp) = (Cluster::shared().namespace().await, Idp::start());
     ns.apply(ca_bundle("idp-ca", &idp)).await;
     ns.apply(source("idp-client", "client-secret", "a client secret")).await;
@@ -113,7 +113,7 @@ async fn stage() -> (Namespace, Idp) {
 
 #[tokio::test]
 async fn the_named_account_vouches_for_the_client() {
-    let (ns, idp) = stage().await;
+    let (ns, idp) = fixture().await;
     let _broker = Broker::settings(&ns).flag(REF).start().await;
     ns.apply(federated(&idp, AUDIENCE, Some("mailer"))).await;
     ns.apply(credential("billing")).await;
@@ -138,7 +138,7 @@ async fn the_named_account_vouches_for_the_client() {
 
 #[tokio::test]
 async fn without_the_flag_no_account_is_taken_on() {
-    let (ns, idp) = stage().await;
+    let (ns, idp) = fixture().await;
     let _broker = Broker::start(&ns).await;
     ns.apply(federated(&idp, AUDIENCE, Some("mailer"))).await;
     ns.apply(credential("billing")).await;
@@ -148,7 +148,7 @@ async fn without_the_flag_no_account_is_taken_on() {
 
 #[tokio::test]
 async fn an_account_that_does_not_name_the_audience_vouches_for_nobody() {
-    let (ns, idp) = stage().await;
+    let (ns, idp) = fixture().await;
     let payments = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "payments"}});
     ns.apply(payments).await;
     let _broker = Broker::settings(&ns).flag(REF).start().await;
@@ -167,7 +167,7 @@ async fn an_account_that_does_not_name_the_audience_vouches_for_nobody() {
 
 #[tokio::test]
 async fn an_account_is_one_of_the_own_namespace() {
-    let (ns, idp) = stage().await;
+    let (ns, idp) = fixture().await;
     let other = ns.cluster.namespace().await;
     other.apply(account("ceo")).await;
     let _broker = Broker::settings(&ns).flag(REF).start().await;
@@ -186,7 +186,7 @@ async fn an_account_is_one_of_the_own_namespace() {
 
 #[tokio::test]
 async fn no_assertion_is_one_that_the_api_server_would_take() {
-    let (ns, idp) = stage().await;
+    let (ns, idp) = fixture().await;
     let _broker = Broker::settings(&ns).flag(REF).start().await;
     let own = api_server(&ns);
     ns.annotate::<ServiceAccount>("mailer", "mailtoken.dev/allowed-audiences", &format!("{own},{AUDIENCE}")).await;
@@ -202,14 +202,14 @@ async fn no_assertion_is_one_that_the_api_server_would_take() {
 
 #[tokio::test]
 async fn the_brokers_own_identity_is_not_lent_to_namespaces() {
-    let (ns, idp) = stage().await;
+    let (ns, idp) = fixture().await;
     let refusal = ns.try_apply(federated(&idp, AUDIENCE, None)).await.unwrap_err().to_string();
     assert!(refusal.contains("only a ClusterMailProvider may use the broker's own identity"), "{refusal}");
 }
 
 #[tokio::test]
 async fn a_provider_of_the_cluster_gets_the_brokers_own_identity_as_it_stands_in_its_file() {
-    let (ns, idp) = stage().await;
+    let (ns, idp) = fixture().await;
     let file = token_file(&ns, "mailer", Some(AUDIENCE));
     let _broker = Broker::settings(&ns).flag(format!("--identity-token-file={}", file.display())).start().await;
     ns.apply(of_cluster(&ns, federated(&idp, AUDIENCE, None))).await;
@@ -231,7 +231,7 @@ async fn a_provider_of_the_cluster_gets_the_brokers_own_identity_as_it_stands_in
 
 #[tokio::test]
 async fn an_identity_for_another_audience_is_not_presented() {
-    let (ns, idp) = stage().await;
+    let (ns, idp) = fixture().await;
     let file = token_file(&ns, "mailer", Some("api://another"));
     let _broker = Broker::settings(&ns).flag(format!("--identity-token-file={}", file.display())).start().await;
     ns.apply(of_cluster(&ns, federated(&idp, AUDIENCE, None))).await;
@@ -256,7 +256,7 @@ async fn an_identity_for_another_audience_is_not_presented() {
 
 #[tokio::test]
 async fn a_broker_without_an_identity_says_how_it_gets_one() {
-    let (ns, idp) = stage().await;
+    let (ns, idp) = fixture().await;
     let _broker = Broker::start(&ns).await;
     ns.apply(of_cluster(&ns, federated(&idp, AUDIENCE, None))).await;
     ns.apply(asks_cluster(&ns, "billing")).await;
@@ -266,7 +266,7 @@ async fn a_broker_without_an_identity_says_how_it_gets_one() {
 
 #[tokio::test]
 async fn an_account_that_is_gone_gives_way_to_the_next_entry() {
-    let (ns, idp) = stage().await;
+    let (ns, idp) = fixture().await;
     let _broker = Broker::settings(&ns).flag(REF).start().await;
     let secret = json!({"clientSecret": {"secretRef": {"name": "idp-client", "key": "client-secret"}}});
     let token = json!({"serviceAccountToken": {"audience": AUDIENCE, "serviceAccountRef": {"name": "gone"}}});
@@ -281,7 +281,7 @@ async fn an_account_that_is_gone_gives_way_to_the_next_entry() {
 
 #[tokio::test]
 async fn a_key_file_of_another_kind_is_told_and_nothing_is_sent() {
-    let (ns, idp) = stage().await;
+    let (ns, idp) = fixture().await;
     let _broker = Broker::start(&ns).await;
     let key = KeyPair::generate_for(&PKCS_RSA_SHA256).unwrap().serialize_pem();
     let authentication = json!([{"serviceAccountKey": {"secretRef": {"name": "idp-client", "key": "key.json"}}}]);

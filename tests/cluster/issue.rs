@@ -10,17 +10,17 @@ use serde_json::{Value, json};
 
 #[tokio::test]
 async fn a_credential_becomes_ready_with_one_request_and_two_writes_and_no_event() {
-    let stage = Stage::new().await;
-    let made = stage.issued(credential("billing")).await;
-    stage.mark("mark").await;
-    assert_eq!(stage.idp.token_requests().len(), 2, "one for each credential");
-    stage.wrote("secrets", "billing", &["create"]).await;
-    stage.wrote("mailcredentials/status", "billing", &["update"]).await;
-    stage.wrote("mailproviders/status", "idp", &["patch"]).await;
-    assert!(stage.ns.told("billing").await.is_empty());
-    assert!(stage.ns.told("idp").await.is_empty());
+    let fixture = Fixture::new().await;
+    let made = fixture.issued(credential("billing")).await;
+    fixture.mark("mark").await;
+    assert_eq!(fixture.idp.token_requests().len(), 2, "one for each credential");
+    fixture.wrote("secrets", "billing", &["create"]).await;
+    fixture.wrote("mailcredentials/status", "billing", &["update"]).await;
+    fixture.wrote("mailproviders/status", "idp", &["patch"]).await;
+    assert!(fixture.ns.told("billing").await.is_empty());
+    assert!(fixture.ns.told("idp").await.is_empty());
 
-    let request = &stage.idp.token_requests()[0];
+    let request = &fixture.idp.token_requests()[0];
     let form = request.form();
     assert_eq!(form["grant_type"], "client_credentials");
     assert_eq!((form["client_id"].as_str(), form["client_secret"].as_str()), ("mailer", "a client secret"));
@@ -35,13 +35,13 @@ async fn a_credential_becomes_ready_with_one_request_and_two_writes_and_no_event
 
 #[tokio::test]
 async fn the_secret_has_all_that_was_asked_for() {
-    let stage = Stage::new().await;
+    let fixture = Fixture::new().await;
     let servers = json!({
         "smtp": {"host": "smtp.example.org", "port": 587}, "imap": {"host": "imap.example.org", "port": 993},
         "pop3": {"host": "pop.example.org", "port": 995},
     });
-    stage.ns.apply(provider(&stage.idp).set("spec.servers", servers)).await;
-    stage.ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
+    fixture.ns.apply(provider(&fixture.idp).set("spec.servers", servers)).await;
+    fixture.ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
     let manifest = credential("billing")
         .set("spec.mailbox.authenticateAs", "svc@example.org")
         .set("spec.protocols", json!(["SMTP", "IMAP"]))
@@ -50,9 +50,9 @@ async fn the_secret_has_all_that_was_asked_for() {
             "formats": ["XOAuth2", "OAuthBearer", "SaslXoauth2", "TokenJSON"],
             "data": {"smtp.env": "U=${username}\nF=${from}\nT=${access_token}\nH=${smtp_host}:${smtp_port} $$${imap_host}\n"},
         }));
-    let made = stage.issued(manifest).await;
-    let token = stage.idp.issued()[0].clone();
-    let data = stage.ns.secret("token").await;
+    let made = fixture.issued(manifest).await;
+    let token = fixture.idp.issued()[0].clone();
+    let data = fixture.ns.secret("token").await;
     let keys: Vec<_> = data.keys().map(String::as_str).collect();
     assert_eq!(
         keys,
@@ -95,7 +95,7 @@ async fn the_secret_has_all_that_was_asked_for() {
         format!("U=svc@example.org\nF=billing@example.org\nT={token}\nH=smtp.example.org:587 $imap.example.org\n");
     assert_eq!(data["smtp.env"], env);
 
-    let secret: Secret = stage.ns.get("token").await;
+    let secret: Secret = fixture.ns.get("token").await;
     assert_eq!(secret.type_.as_deref(), Some("Opaque"));
     let metadata = field(&secret, "/metadata");
     assert_eq!(
@@ -120,51 +120,51 @@ async fn the_secret_has_all_that_was_asked_for() {
 
 #[tokio::test]
 async fn a_token_is_renewed_by_itself_without_an_event() {
-    let stage = Stage::new().await;
-    stage.idp.answer(Answer::token(12));
-    stage.issued(credential("billing").set("spec.renewal", json!({"minValidity": "0s", "renewBefore": "6s"}))).await;
-    let before = stage.ns.secret("billing").await["access_token"].clone();
-    stage.renewed("billing", &before).await;
-    stage.idp.token_requests_reach(3).await;
-    stage
+    let fixture = Fixture::new().await;
+    fixture.idp.answer(Answer::token(12));
+    fixture.issued(credential("billing").set("spec.renewal", json!({"minValidity": "0s", "renewBefore": "6s"}))).await;
+    let before = fixture.ns.secret("billing").await["access_token"].clone();
+    fixture.renewed("billing", &before).await;
+    fixture.idp.token_requests_reach(3).await;
+    fixture
         .ns
         .until::<MailCredential>("billing", "it tells the third token", |object| {
             object.status.as_ref().is_some_and(|status| status.token.is_some())
         })
         .await;
-    let requests = stage.idp.token_requests();
+    let requests = fixture.idp.token_requests();
     let gap = requests[1].at - requests[0].at;
     assert!(gap >= Duration::from_secs(3) && gap < Duration::from_secs(12), "renewed after {gap:?}");
-    let told = stage.ns.told("billing").await;
+    let told = fixture.ns.told("billing").await;
     assert!(told.is_empty(), "{told:?}");
-    let writes = stage.writes("mailcredentials/status", "billing").len();
-    assert!(writes <= stage.idp.token_requests().len(), "{writes} status writes for {} tokens", requests.len());
+    let writes = fixture.writes("mailcredentials/status", "billing").len();
+    assert!(writes <= fixture.idp.token_requests().len(), "{writes} status writes for {} tokens", requests.len());
 }
 
 #[tokio::test]
 async fn ready_outlives_failing_renewals_and_ends_with_the_token_by_the_brokers_own_timer() {
-    let stage = Stage::new().await;
-    stage.idp.next(Answer::token(8));
-    stage.idp.answer(Answer::status(503));
-    stage.issued(credential("billing")).await;
-    stage.ns.condition::<MailCredential>("billing", "Renewed", "ProviderUnavailable").await;
-    let object: MailCredential = stage.ns.get("billing").await;
+    let fixture = Fixture::new().await;
+    fixture.idp.next(Answer::token(8));
+    fixture.idp.answer(Answer::status(503));
+    fixture.issued(credential("billing")).await;
+    fixture.ns.condition::<MailCredential>("billing", "Renewed", "ProviderUnavailable").await;
+    let object: MailCredential = fixture.ns.get("billing").await;
     assert_eq!(reason(&object, "Ready"), "TokenValid", "{object:#?}");
     assert_eq!(reason(&object, "Stalled"), "");
     assert_eq!(field(&object, "/status/failedAttempts"), json!(1));
     assert_eq!(field(&object, "/status/lastError/httpStatus"), json!(503));
     assert_eq!(field(&object, "/status/lastError/error"), Value::Null);
 
-    let expired = stage.ns.condition::<MailCredential>("billing", "Ready", "Expired").await;
+    let expired = fixture.ns.condition::<MailCredential>("billing", "Ready", "Expired").await;
     assert_eq!(expired.status, "False");
-    let object: MailCredential = stage.ns.get("billing").await;
+    let object: MailCredential = fixture.ns.get("billing").await;
     let end: Timestamp = field(&object, "/status/token/expiresAt").as_str().unwrap().parse().unwrap();
     let late = expired.last_transition_time.0.as_second() - end.as_second();
     assert!((0..=4).contains(&late), "{late} s after the end");
 
-    stage.idp.answer(Answer::token(3600));
-    stage.ready("billing").await;
-    let told = until("all is told", async || match stage.ns.told("billing").await {
+    fixture.idp.answer(Answer::token(3600));
+    fixture.ready("billing").await;
+    let told = until("all is told", async || match fixture.ns.told("billing").await {
         told if told.len() >= 5 => Ok(told),
         told => Err(format!("{told:?}")),
     })
@@ -181,96 +181,96 @@ async fn ready_outlives_failing_renewals_and_ends_with_the_token_by_the_brokers_
 
 #[tokio::test]
 async fn ready_ends_with_the_token_although_requests_hang() {
-    let stage = Stage::new().await;
-    stage.idp.next(Answer::token(8));
+    let fixture = Fixture::new().await;
+    fixture.idp.next(Answer::token(8));
     // Each renewal hangs for the whole request time-out, beyond the end of the token.
-    stage.idp.answer(Answer::hang());
-    stage.issued(credential("billing")).await;
-    let expired = stage.ns.condition::<MailCredential>("billing", "Ready", "Expired").await;
-    let object: MailCredential = stage.ns.get("billing").await;
+    fixture.idp.answer(Answer::hang());
+    fixture.issued(credential("billing")).await;
+    let expired = fixture.ns.condition::<MailCredential>("billing", "Ready", "Expired").await;
+    let object: MailCredential = fixture.ns.get("billing").await;
     let end: Timestamp = field(&object, "/status/token/expiresAt").as_str().unwrap().parse().unwrap();
     let late = expired.last_transition_time.0.as_second() - end.as_second();
     assert!((0..=5).contains(&late), "{late} s after the end");
-    assert_eq!(stage.idp.token_requests().len(), 2, "one request hangs");
+    assert_eq!(fixture.idp.token_requests().len(), 2, "one request hangs");
     fault_log::tried("F30", 1, "nothing");
 }
 
 #[tokio::test]
 async fn a_token_ends_also_while_its_credential_is_suspended() {
-    let stage = Stage::new().await;
-    stage.idp.next(Answer::token(10));
+    let fixture = Fixture::new().await;
+    fixture.idp.next(Answer::token(10));
     // It is not due before it is suspended.
     let late = || credential("billing").set("spec.renewal.renewBefore", "1s");
-    stage.issued(late()).await;
-    stage.ns.apply(late().set("spec.suspend", true)).await;
-    let renewed = stage.ns.condition::<MailCredential>("billing", "Renewed", "Suspended").await;
+    fixture.issued(late()).await;
+    fixture.ns.apply(late().set("spec.suspend", true)).await;
+    let renewed = fixture.ns.condition::<MailCredential>("billing", "Renewed", "Suspended").await;
     assert_eq!(renewed.status, "False");
-    let object: MailCredential = stage.ns.get("billing").await;
+    let object: MailCredential = fixture.ns.get("billing").await;
     assert_eq!(reason(&object, "Ready"), "TokenValid");
     assert_eq!(reason(&object, "Stalled"), "");
     assert_eq!(field(&object, "/status/observedGeneration"), json!(2));
-    stage.ns.condition::<MailCredential>("billing", "Ready", "Expired").await;
-    assert_eq!(stage.idp.token_requests().len(), 1);
-    stage.ns.apply(late()).await;
-    stage.ready("billing").await;
-    let object: MailCredential = stage.ns.get("billing").await;
+    fixture.ns.condition::<MailCredential>("billing", "Ready", "Expired").await;
+    assert_eq!(fixture.idp.token_requests().len(), 1);
+    fixture.ns.apply(late()).await;
+    fixture.ready("billing").await;
+    let object: MailCredential = fixture.ns.get("billing").await;
     assert_eq!(reason(&object, "Renewed"), "RenewalSucceeded");
 }
 
 #[tokio::test]
 async fn a_restart_with_unexpired_tokens_asks_no_provider_and_writes_nothing() {
-    let mut stage = Stage::new().await;
+    let mut fixture = Fixture::new().await;
     let names = ["a", "b", "c"];
     for name in names {
-        stage.issued(credential(name).set("spec.secret.labels.team", "x")).await;
+        fixture.issued(credential(name).set("spec.secret.labels.team", "x")).await;
     }
-    stage.issued(credential("kept").set("spec.secret.deletionPolicy", "Retain")).await;
-    let requests = stage.idp.requests().len();
-    let before: Vec<_> = names.iter().map(|name| stage.writes("mailcredentials/status", name)).collect();
+    fixture.issued(credential("kept").set("spec.secret.deletionPolicy", "Retain")).await;
+    let requests = fixture.idp.requests().len();
+    let before: Vec<_> = names.iter().map(|name| fixture.writes("mailcredentials/status", name)).collect();
     for round in 0..2 {
         match round {
-            0 => assert!(stage.broker.terminate().await.success()),
-            _ => stage.broker.kill(),
+            0 => assert!(fixture.broker.terminate().await.success()),
+            _ => fixture.broker.kill(),
         }
-        stage.broker.again().await;
-        stage.mark(&format!("mark-{round}")).await;
-        assert_eq!(stage.idp.requests().len(), requests + 1 + round, "only that of the mark");
+        fixture.broker.again().await;
+        fixture.mark(&format!("mark-{round}")).await;
+        assert_eq!(fixture.idp.requests().len(), requests + 1 + round, "only that of the mark");
         for (name, before) in names.iter().zip(&before) {
-            assert_eq!(stage.writes("mailcredentials/status", name), *before);
+            assert_eq!(fixture.writes("mailcredentials/status", name), *before);
         }
-        assert_eq!(stage.writes("secrets", "a"), ["create"]);
-        assert_eq!(stage.writes("mailproviders/status", "idp"), ["patch"]);
+        assert_eq!(fixture.writes("secrets", "a"), ["create"]);
+        assert_eq!(fixture.writes("mailproviders/status", "idp"), ["patch"]);
     }
 }
 
 #[tokio::test]
 async fn a_lifetime_that_is_not_told_is_an_hour_and_a_warning() {
-    let stage = Stage::new().await;
-    stage.idp.answer(Answer::token(0).without("expires_in"));
-    let made = stage.issued(credential("billing")).await;
+    let fixture = Fixture::new().await;
+    fixture.idp.answer(Answer::token(0).without("expires_in"));
+    let made = fixture.issued(credential("billing")).await;
     let time = |pointer: &str| field(&made, pointer).as_str().unwrap().parse::<Timestamp>().unwrap().as_second();
     assert_eq!(time("/status/token/expiresAt") - time("/status/token/issuedAt"), 3600);
-    stage.ns.tells("billing", &["Warning LifetimeUnknown"]).await;
-    stage.idp.answer(Answer::token(0).field("expires_in", "7200"));
-    let made = stage.issued(credential("digits")).await;
+    fixture.ns.tells("billing", &["Warning LifetimeUnknown"]).await;
+    fixture.idp.answer(Answer::token(0).field("expires_in", "7200"));
+    let made = fixture.issued(credential("digits")).await;
     let time = |pointer: &str| field(&made, pointer).as_str().unwrap().parse::<Timestamp>().unwrap().as_second();
     assert_eq!(time("/status/token/expiresAt") - time("/status/token/issuedAt"), 7200);
 }
 
 #[tokio::test]
 async fn a_provider_tells_where_tokens_come_from() {
-    let stage = Stage::new().await;
-    stage.ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
-    let oidc = provider(&stage.idp)
+    let fixture = Fixture::new().await;
+    fixture.ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
+    let oidc = provider(&fixture.idp)
         .set("metadata.name", "discovered")
         .without("spec.oauth2")
-        .set("spec.oidc.issuerURL", stage.idp.issuer());
-    stage.ns.apply(oidc).await;
-    stage.ns.condition::<MailProvider>("discovered", "Ready", "ProviderReady").await;
-    let object: MailProvider = stage.ns.get("discovered").await;
-    assert_eq!(field(&object, "/status/tokenURL"), stage.idp.token_url());
-    assert_eq!(field(&object, "/status/deviceAuthorizationURL"), stage.idp.url(idp::DEVICE));
-    assert_eq!(field(&object, "/status/revocationURL"), stage.idp.url(idp::REVOKE));
-    stage.issued(credential("billing").set("spec.providerRef.name", "discovered")).await;
-    assert_eq!(stage.idp.requests_at(idp::DISCOVERY).len(), 1);
+        .set("spec.oidc.issuerURL", fixture.idp.issuer());
+    fixture.ns.apply(oidc).await;
+    fixture.ns.condition::<MailProvider>("discovered", "Ready", "ProviderReady").await;
+    let object: MailProvider = fixture.ns.get("discovered").await;
+    assert_eq!(field(&object, "/status/tokenURL"), fixture.idp.token_url());
+    assert_eq!(field(&object, "/status/deviceAuthorizationURL"), fixture.idp.url(idp::DEVICE));
+    assert_eq!(field(&object, "/status/revocationURL"), fixture.idp.url(idp::REVOKE));
+    fixture.issued(credential("billing").set("spec.providerRef.name", "discovered")).await;
+    assert_eq!(fixture.idp.requests_at(idp::DISCOVERY).len(), 1);
 }

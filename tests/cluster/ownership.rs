@@ -9,7 +9,7 @@ use serde_json::json;
 
 #[tokio::test]
 async fn a_foreign_secret_is_left_as_it_is_until_it_is_released() {
-    let stage = Stage::new().await;
+    let fixture = Fixture::new().await;
     let labels = json!({"app.kubernetes.io/managed-by": "mail-token-broker", "mailtoken.dev/credential": "other"});
     let foreign = [
         ("plain", json!({})),
@@ -22,37 +22,37 @@ async fn a_foreign_secret_is_left_as_it_is_until_it_is_released() {
         ),
     ];
     for (name, labels) in foreign {
-        stage.ns.apply(source(name, "key", "theirs").set("metadata.labels", labels)).await;
-        let before: Secret = stage.ns.get(name).await;
-        stage.ns.apply(credential(name)).await;
-        stage.ns.condition::<MailCredential>(name, "Ready", "SecretConflict").await;
-        let stalled = stage.ns.condition::<MailCredential>(name, "Stalled", "SecretConflict").await;
+        fixture.ns.apply(source(name, "key", "theirs").set("metadata.labels", labels)).await;
+        let before: Secret = fixture.ns.get(name).await;
+        fixture.ns.apply(credential(name)).await;
+        fixture.ns.condition::<MailCredential>(name, "Ready", "SecretConflict").await;
+        let stalled = fixture.ns.condition::<MailCredential>(name, "Stalled", "SecretConflict").await;
         assert!(stalled.message.contains("delete secret"), "{}", stalled.message);
-        stage.mark(&format!("{name}-mark")).await;
-        assert_eq!(stage.ns.get::<Secret>(name).await, before);
-        assert_eq!(stage.ns.tells(name, &["Warning SecretConflict"]).await.len(), 1);
-        stage.ns.delete::<Secret>(name).await;
-        stage.ready(name).await;
-        assert_eq!(stage.ns.secret(name).await["username"], format!("{name}@example.org"));
+        fixture.mark(&format!("{name}-mark")).await;
+        assert_eq!(fixture.ns.get::<Secret>(name).await, before);
+        assert_eq!(fixture.ns.tells(name, &["Warning SecretConflict"]).await.len(), 1);
+        fixture.ns.delete::<Secret>(name).await;
+        fixture.ready(name).await;
+        assert_eq!(fixture.ns.secret(name).await["username"], format!("{name}@example.org"));
     }
-    assert_eq!(stage.idp.token_requests().len(), 6, "the token that could not be written was kept");
+    assert_eq!(fixture.idp.token_requests().len(), 6, "the token that could not be written was kept");
     tried("F19", 3, "nothing");
 }
 
 #[tokio::test]
 async fn a_token_that_nobody_can_store_holds_up_no_shutdown() {
-    let mut stage = Stage::new().await;
-    stage.ns.apply(source("billing", "key", "theirs")).await;
-    stage.ns.apply(credential("billing")).await;
-    stage.ns.condition::<MailCredential>("billing", "Ready", "SecretConflict").await;
-    stage.idp.next(Answer::token(3600).held());
-    stage.ns.apply(credential("deleted")).await;
-    stage.idp.token_requests_reach(2).await;
-    stage.ns.delete::<MailCredential>("deleted").await;
-    stage.idp.release();
-    stage.mark("mark").await;
+    let mut fixture = Fixture::new().await;
+    fixture.ns.apply(source("billing", "key", "theirs")).await;
+    fixture.ns.apply(credential("billing")).await;
+    fixture.ns.condition::<MailCredential>("billing", "Ready", "SecretConflict").await;
+    fixture.idp.next(Answer::token(3600).held());
+    fixture.ns.apply(credential("deleted")).await;
+    fixture.idp.token_requests_reach(2).await;
+    fixture.ns.delete::<MailCredential>("deleted").await;
+    fixture.idp.release();
+    fixture.mark("mark").await;
     let start = Instant::now();
-    assert!(stage.broker.terminate().await.success());
+    assert!(fixture.broker.terminate().await.success());
     assert!(start.elapsed() < Duration::from_secs(15), "it waited for what cannot be stored: {:?}", start.elapsed());
 }
 
@@ -68,63 +68,63 @@ async fn next_second(than: &MailCredential) {
 
 #[tokio::test]
 async fn of_two_credentials_with_one_target_the_older_has_it_and_the_younger_inherits_it() {
-    let stage = Stage::new().await;
-    let older = stage.issued(credential("older").set("spec.secret.name", "token")).await;
+    let fixture = Fixture::new().await;
+    let older = fixture.issued(credential("older").set("spec.secret.name", "token")).await;
     next_second(&older).await;
-    stage.ns.apply(credential("younger").set("spec.secret.name", "token")).await;
-    let told = stage.ns.condition::<MailCredential>("younger", "Stalled", "SecretConflict").await;
+    fixture.ns.apply(credential("younger").set("spec.secret.name", "token")).await;
+    let told = fixture.ns.condition::<MailCredential>("younger", "Stalled", "SecretConflict").await;
     assert!(told.message.contains("older"), "{}", told.message);
-    stage.mark("mark").await;
-    assert_eq!(stage.idp.token_requests().len(), 2, "the younger asks for nothing");
-    assert_eq!(stage.ns.secret("token").await["username"], "older@example.org");
-    stage.ready("older").await;
+    fixture.mark("mark").await;
+    assert_eq!(fixture.idp.token_requests().len(), 2, "the younger asks for nothing");
+    assert_eq!(fixture.ns.secret("token").await["username"], "older@example.org");
+    fixture.ready("older").await;
 
-    stage.ns.delete::<MailCredential>("older").await;
-    stage.ready("younger").await;
-    let secret: Secret = stage.ns.get("token").await;
+    fixture.ns.delete::<MailCredential>("older").await;
+    fixture.ready("younger").await;
+    let secret: Secret = fixture.ns.get("token").await;
     assert_eq!(text(&secret, "username"), "younger@example.org");
     assert_eq!(field(&secret, "/metadata/ownerReferences/0/name"), "younger");
     assert_eq!(field(&secret, "/metadata/labels/mailtoken.dev~1credential"), "younger");
-    assert_eq!(stage.idp.token_requests().len(), 3);
+    assert_eq!(fixture.idp.token_requests().len(), 3);
     tried("F20", 1, "nothing");
 }
 
 #[tokio::test]
 async fn a_secret_in_service_keeps_its_owner_though_an_older_credential_asks_for_it() {
-    let stage = Stage::new().await;
-    let older = stage.issued(credential("older")).await;
+    let fixture = Fixture::new().await;
+    let older = fixture.issued(credential("older")).await;
     next_second(&older).await;
-    stage.issued(credential("younger").set("spec.secret.name", "token")).await;
-    stage.ns.apply(credential("older").set("spec.secret.name", "token")).await;
-    let told = stage.ns.condition::<MailCredential>("older", "Ready", "SecretConflict").await;
+    fixture.issued(credential("younger").set("spec.secret.name", "token")).await;
+    fixture.ns.apply(credential("older").set("spec.secret.name", "token")).await;
+    let told = fixture.ns.condition::<MailCredential>("older", "Ready", "SecretConflict").await;
     assert!(told.message.contains("younger"), "{}", told.message);
-    stage.mark("mark").await;
-    stage.ready("younger").await;
-    assert_eq!(stage.ns.secret("token").await["username"], "younger@example.org");
+    fixture.mark("mark").await;
+    fixture.ready("younger").await;
+    assert_eq!(fixture.ns.secret("token").await["username"], "younger@example.org");
 }
 
 #[tokio::test]
 async fn of_two_credentials_of_one_second_the_one_that_has_the_secret_keeps_it() {
-    let stage = Stage::new().await;
+    let fixture = Fixture::new().await;
     let mut number = 0;
     loop {
         number += 1;
         assert!(number < 20, "no two were created in one second");
         let [first, second] = ["z-first", "a-second"].map(|name| format!("{name}-{number}"));
         let target = format!("token-{number}");
-        let mark = stage.issued(credential(&format!("mark-{number}"))).await;
+        let mark = fixture.issued(credential(&format!("mark-{number}"))).await;
         next_second(&mark).await;
-        let first_made = stage.issued(credential(&first).set("spec.secret.name", target.as_str())).await;
-        stage.ns.apply(credential(&second).set("spec.secret.name", target.as_str())).await;
-        let second_made: MailCredential = stage.ns.get(&second).await;
+        let first_made = fixture.issued(credential(&first).set("spec.secret.name", target.as_str())).await;
+        fixture.ns.apply(credential(&second).set("spec.secret.name", target.as_str())).await;
+        let second_made: MailCredential = fixture.ns.get(&second).await;
         if first_made.metadata.creation_timestamp != second_made.metadata.creation_timestamp {
             continue;
         }
-        let told = stage.ns.condition::<MailCredential>(&second, "Stalled", "SecretConflict").await;
+        let told = fixture.ns.condition::<MailCredential>(&second, "Stalled", "SecretConflict").await;
         assert!(told.message.contains(&first), "{}", told.message);
-        stage.mark("mark").await;
-        stage.ready(&first).await;
-        assert_eq!(stage.ns.secret(&target).await["username"], format!("{first}@example.org"));
+        fixture.mark("mark").await;
+        fixture.ready(&first).await;
+        assert_eq!(fixture.ns.secret(&target).await["username"], format!("{first}@example.org"));
         tried("F20", 1, "nothing");
         return;
     }
@@ -132,25 +132,25 @@ async fn of_two_credentials_of_one_second_the_one_that_has_the_secret_keeps_it()
 
 #[tokio::test]
 async fn a_retained_secret_outlives_its_credential_and_is_found_again() {
-    let stage = Stage::new().await;
+    let fixture = Fixture::new().await;
     let retained = credential("billing").set("spec.secret.deletionPolicy", "Retain");
-    stage.issued(retained.clone()).await;
-    let before: Secret = stage.ns.get("billing").await;
+    fixture.issued(retained.clone()).await;
+    let before: Secret = fixture.ns.get("billing").await;
     assert_eq!(before.metadata.owner_references, None);
-    stage.ns.delete::<MailCredential>("billing").await;
-    stage.mark("mark").await;
-    assert_eq!(stage.ns.get::<Secret>("billing").await, before);
-    stage.issued(retained).await;
-    assert_eq!(stage.ns.get::<Secret>("billing").await, before);
-    assert_eq!(stage.idp.token_requests().len(), 2, "one is that of the mark");
+    fixture.ns.delete::<MailCredential>("billing").await;
+    fixture.mark("mark").await;
+    assert_eq!(fixture.ns.get::<Secret>("billing").await, before);
+    fixture.issued(retained).await;
+    assert_eq!(fixture.ns.get::<Secret>("billing").await, before);
+    assert_eq!(fixture.idp.token_requests().len(), 2, "one is that of the mark");
 
     // The policy is layout: the owner comes and goes without a token request.
     for (policy, owners) in [("Delete", 1), ("Retain", 0)] {
-        stage.ns.apply(credential("billing").set("spec.secret.deletionPolicy", policy)).await;
+        fixture.ns.apply(credential("billing").set("spec.secret.deletionPolicy", policy)).await;
         let owned = |secret: &Secret| secret.metadata.owner_references.as_ref().map_or(0, Vec::len) == owners;
-        stage.ns.until::<Secret>("billing", policy, owned).await;
+        fixture.ns.until::<Secret>("billing", policy, owned).await;
     }
-    assert_eq!(stage.idp.token_requests().len(), 2);
+    assert_eq!(fixture.idp.token_requests().len(), 2);
 }
 
 #[tokio::test]
@@ -160,20 +160,20 @@ async fn the_garbage_collector_takes_what_is_to_go_and_leaves_what_is_to_stay() 
     let ns = cluster.namespace().await;
     let idp = Idp::start();
     ns.provider(&idp).await;
-    let stage = Stage { broker: Broker::start(&ns).await, ns, idp };
-    stage.issued(credential("goes")).await;
-    stage.issued(credential("stays").set("spec.secret.deletionPolicy", "Retain")).await;
+    let fixture = Fixture { broker: Broker::start(&ns).await, ns, idp };
+    fixture.issued(credential("goes")).await;
+    fixture.issued(credential("stays").set("spec.secret.deletionPolicy", "Retain")).await;
     for name in ["goes", "stays"] {
-        stage.ns.delete::<MailCredential>(name).await;
+        fixture.ns.delete::<MailCredential>(name).await;
     }
-    stage.ns.gone::<Secret>("goes").await;
-    assert_eq!(stage.ns.secret("stays").await["username"], "stays@example.org");
+    fixture.ns.gone::<Secret>("goes").await;
+    assert_eq!(fixture.ns.secret("stays").await["username"], "stays@example.org");
     // Made anew while the collector takes the old one: the new one ends up with a Secret of its own.
     for _ in 0..3 {
-        let made = stage.issued(credential("goes")).await;
+        let made = fixture.issued(credential("goes")).await;
         let owned = |secret: &Secret| field(secret, "/metadata/ownerReferences/0/uid") == field(&made, "/metadata/uid");
-        stage.ns.until::<Secret>("goes", "it is the new one's", owned).await;
-        stage.ns.delete::<MailCredential>("goes").await;
+        fixture.ns.until::<Secret>("goes", "it is the new one's", owned).await;
+        fixture.ns.delete::<MailCredential>("goes").await;
     }
-    stage.ns.gone::<Secret>("goes").await;
+    fixture.ns.gone::<Secret>("goes").await;
 }

@@ -33,32 +33,32 @@ async fn leader(first: &Broker, second: &Broker) -> bool {
 
 #[tokio::test]
 async fn a_standby_goes_on_where_a_killed_leader_stopped_and_asks_for_nothing_twice() {
-    let mut stage = Stage::new().await;
-    let mut standby = Broker::start(&stage.ns).await;
-    stage.issued(credential("before")).await;
-    if !leader(&stage.broker, &standby).await {
-        std::mem::swap(&mut stage.broker, &mut standby);
+    let mut fixture = Fixture::new().await;
+    let mut standby = Broker::start(&fixture.ns).await;
+    fixture.issued(credential("before")).await;
+    if !leader(&fixture.broker, &standby).await {
+        std::mem::swap(&mut fixture.broker, &mut standby);
     }
-    stage.broker.kill();
-    stage.mark("after").await;
-    stage.ready("before").await;
-    assert_eq!(stage.idp.token_requests().len(), 2);
-    assert_eq!(stage.writes("mailcredentials/status", "before"), ["update"]);
-    assert_eq!(stage.writes("secrets", "before"), ["create"]);
+    fixture.broker.kill();
+    fixture.mark("after").await;
+    fixture.ready("before").await;
+    assert_eq!(fixture.idp.token_requests().len(), 2);
+    assert_eq!(fixture.writes("mailcredentials/status", "before"), ["update"]);
+    assert_eq!(fixture.writes("secrets", "before"), ["create"]);
     tried("F10", 1, "nothing");
 }
 
 #[tokio::test]
 async fn the_metrics_tell_reasons_and_providers_and_one_client_secret_is_one_series_and_one_event() {
-    let stage = Stage::new().await;
-    let Stage { ns, idp, broker } = &stage;
+    let fixture = Fixture::new().await;
+    let Fixture { ns, idp, broker } = &fixture;
     let end = wait::now() + SignedDuration::from_hours(5 * 24);
     let secret = json!({"secretRef": {"name": "idp-client", "key": "client-secret"}, "expiresAt": end.to_string()});
     ns.apply(provider(idp).set("spec.client.authentication", json!([{"clientSecret": secret}]))).await;
     ns.condition::<MailProvider>("idp", "ClientCredentialExpiringSoon", "Within7d").await;
     ns.tells("idp", &["Warning Within7d"]).await;
     for name in ["billing", "second", "off"] {
-        stage.issued(credential(name)).await;
+        fixture.issued(credential(name)).await;
         ns.condition::<MailCredential>(name, "ClientCredentialExpiringSoon", "Within7d").await;
     }
     ns.apply(credential("off").set("spec.suspend", true)).await;
@@ -112,55 +112,55 @@ async fn a_container_that_was_killed_goes_on_at_once_with_the_lease_of_its_pod()
     let idp = Idp::start();
     ns.provider(&idp).await;
     let broker = Broker::settings(&ns).env("HOSTNAME", "broker-0").env("POD_UID", "a-pods-uid").start().await;
-    let mut stage = Stage { ns, idp, broker };
-    stage.issued(credential("billing")).await;
+    let mut fixture = Fixture { ns, idp, broker };
+    fixture.issued(credential("billing")).await;
     let held = |lease: Lease| lease.spec.map(|spec| (spec.holder_identity, spec.acquire_time, spec.lease_transitions));
-    let before = held(stage.ns.get(lease::NAME).await);
+    let before = held(fixture.ns.get(lease::NAME).await);
     assert_eq!(before.clone().unwrap().0.as_deref(), Some("broker-0_a-pods-uid"));
 
-    stage.broker.kill();
-    stage.broker.again().await;
-    stage.issued(credential("next")).await;
-    assert_eq!(held(stage.ns.get(lease::NAME).await), before, "nobody had to wait until it ran out");
+    fixture.broker.kill();
+    fixture.broker.again().await;
+    fixture.issued(credential("next")).await;
+    assert_eq!(held(fixture.ns.get(lease::NAME).await), before, "nobody had to wait until it ran out");
 }
 
 #[tokio::test]
 async fn a_leader_that_leaves_finishes_its_request_and_hands_over_at_once() {
-    let mut stage = Stage::new().await;
-    let mut standby = Broker::start(&stage.ns).await;
-    if !leader(&stage.broker, &standby).await {
-        std::mem::swap(&mut stage.broker, &mut standby);
+    let mut fixture = Fixture::new().await;
+    let mut standby = Broker::start(&fixture.ns).await;
+    if !leader(&fixture.broker, &standby).await {
+        std::mem::swap(&mut fixture.broker, &mut standby);
     }
-    stage.idp.next(Answer::token(3600).held());
-    stage.ns.apply(credential("billing")).await;
-    stage.idp.token_requests_reach(1).await;
-    stage.broker.signal("TERM");
-    stage.ns.apply(credential("next")).await;
-    until("the leader leaves", async || match stage.broker.log().contains("stopping") {
+    fixture.idp.next(Answer::token(3600).held());
+    fixture.ns.apply(credential("billing")).await;
+    fixture.idp.token_requests_reach(1).await;
+    fixture.broker.signal("TERM");
+    fixture.ns.apply(credential("next")).await;
+    until("the leader leaves", async || match fixture.broker.log().contains("stopping") {
         true => Ok(()),
-        false => Err(stage.broker.log()),
+        false => Err(fixture.broker.log()),
     })
     .await;
-    assert!(stage.broker.ended().is_none(), "it waits for the answer");
-    stage.idp.release();
+    assert!(fixture.broker.ended().is_none(), "it waits for the answer");
+    fixture.idp.release();
     let start = Instant::now();
-    assert!(stage.broker.terminate().await.success());
-    stage.ready("billing").await;
-    stage.ready("next").await;
+    assert!(fixture.broker.terminate().await.success());
+    fixture.ready("billing").await;
+    fixture.ready("next").await;
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
-    assert_eq!(stage.idp.token_requests().len(), 2, "the answer was not thrown away");
-    let secret: Secret = stage.ns.get("billing").await;
-    assert_eq!(text(&secret, "access_token"), stage.idp.issued()[0]);
+    assert_eq!(fixture.idp.token_requests().len(), 2, "the answer was not thrown away");
+    let secret: Secret = fixture.ns.get("billing").await;
+    assert_eq!(text(&secret, "access_token"), fixture.idp.issued()[0]);
     tried("F27", 1, "nothing");
 }
 
 #[tokio::test]
 async fn a_broker_of_one_namespace_leaves_the_others_alone() {
-    let stage = Stage::new().await;
+    let fixture = Fixture::new().await;
     let other = Cluster::shared().namespace().await;
-    other.provider(&stage.idp).await;
+    other.provider(&fixture.idp).await;
     other.apply(credential("billing")).await;
-    stage.mark("mark").await;
+    fixture.mark("mark").await;
     let object: MailCredential = other.get("billing").await;
     assert_eq!(field(&object, "/status"), json!({"observedGeneration": -1}));
     assert!(!other.audit().iter().any(|event| event.access.resource.contains("status")));
@@ -183,8 +183,8 @@ async fn a_broker_waits_for_its_crds_and_passes_over_what_it_cannot_read() {
     process::output(cluster.kubectl().args(["wait", "--for=condition=Established", "crd", "--all"]));
     broker.ready().await;
     ns.provider(&idp).await;
-    let mut stage = Stage { ns, idp, broker };
-    stage.issued(credential("good")).await;
+    let mut fixture = Fixture { ns, idp, broker };
+    fixture.issued(credential("good")).await;
 
     // As after a downgrade: objects that only another version could have let in.
     let any = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
@@ -202,7 +202,7 @@ async fn a_broker_waits_for_its_crds_and_passes_over_what_it_cannot_read() {
         }))
     };
     let place = |manifest: Manifest| {
-        let ns = &stage.ns;
+        let ns = &fixture.ns;
         async move {
             until("the schema is relaxed", async || ns.try_apply(manifest.clone()).await.map_err(|e| e.to_string()))
                 .await
@@ -212,12 +212,12 @@ async fn a_broker_waits_for_its_crds_and_passes_over_what_it_cannot_read() {
     place(poison("MailProvider", json!("nothing"))).await;
     place(poison("ClusterMailProvider", json!({"microsoft365": [1]}))).await;
     place(credential("newer").set("spec.protocols", json!(["SMTP", "JMAP"]))).await;
-    stage.mark("beside").await;
-    stage.broker.terminate().await;
-    stage.broker.again().await;
-    stage.mark("after-a-restart").await;
-    stage.ready("good").await;
-    let log = stage.broker.log();
+    fixture.mark("beside").await;
+    fixture.broker.terminate().await;
+    fixture.broker.again().await;
+    fixture.mark("after-a-restart").await;
+    fixture.ready("good").await;
+    let log = fixture.broker.log();
     for (kind, name) in [
         ("MailCredential", "poison"),
         ("MailCredential", "newer"),
@@ -238,24 +238,25 @@ async fn a_broker_waits_for_its_crds_and_passes_over_what_it_cannot_read() {
     ] {
         let condition = |kind: &str| format!("jsonpath={{.status.conditions[?(@.type==\"{kind}\")].reason}}");
         until(&format!("{kind} {name} says that it cannot be read"), async || {
-            let told = ["Ready", "Stalled"].map(|type_| stage.ns.kubectl(["get", kind, name, "-o", &condition(type_)]));
+            let told =
+                ["Ready", "Stalled"].map(|type_| fixture.ns.kubectl(["get", kind, name, "-o", &condition(type_)]));
             if told == ["InvalidSpec", "InvalidSpec"] { Ok(()) } else { Err(format!("{told:?}")) }
         })
         .await;
     }
     // One that was good once: nothing is done by its old spec any more, and its deletion removes what is remembered of it.
-    let before = stage.idp.token_requests().len();
+    let before = fixture.idp.token_requests().len();
     place(credential("good").set("spec.protocols", json!(["JMAP"]))).await;
-    stage.ns.kubectl(["annotate", "mailcredential", "good", "mailtoken.dev/reissue=1"]);
-    stage.mark("after-it-was-good").await;
-    stage.ns.kubectl(["delete", "mailcredential", "good"]);
-    stage.mark("after-it-was-deleted").await;
-    assert_eq!(stage.idp.token_requests().len(), before + 2, "nothing was asked for the one that does not parse");
+    fixture.ns.kubectl(["annotate", "mailcredential", "good", "mailtoken.dev/reissue=1"]);
+    fixture.mark("after-it-was-good").await;
+    fixture.ns.kubectl(["delete", "mailcredential", "good"]);
+    fixture.mark("after-it-was-deleted").await;
+    assert_eq!(fixture.idp.token_requests().len(), before + 2, "nothing was asked for the one that does not parse");
     for name in ["poison", "newer"] {
-        stage.ns.apply(credential(name)).await;
-        stage.ready(name).await;
+        fixture.ns.apply(credential(name)).await;
+        fixture.ready(name).await;
     }
-    assert_eq!(stage.idp.token_requests().len(), 7);
+    assert_eq!(fixture.idp.token_requests().len(), 7);
     tried("F22", 5, "nothing");
 }
 
@@ -389,14 +390,14 @@ async fn while_the_api_server_is_away_the_log_says_so_once_with_its_address() {
 
 #[tokio::test]
 async fn two_installations_in_one_namespace_act_both_with_a_lease_each_and_say_so_without() {
-    let stage = Stage::new().await;
+    let fixture = Fixture::new().await;
     let other = Cluster::shared().namespace().await;
-    other.provider(&stage.idp).await;
+    other.provider(&fixture.idp).await;
     other.apply(credential("billing")).await;
-    stage.mark("the-first-leads").await;
+    fixture.mark("the-first-leads").await;
     let second = || {
         let settings = Broker::cluster_wide(&other.cluster).flag(format!("--namespace={}", other.name));
-        settings.flag(format!("--broker-namespace={}", stage.ns.name))
+        settings.flag(format!("--broker-namespace={}", fixture.ns.name))
     };
     let standby = second().start().await;
     until("it says that the lease is for another installation", async || {
@@ -410,12 +411,12 @@ async fn two_installations_in_one_namespace_act_both_with_a_lease_each_and_say_s
     drop(standby);
     let _second = second().flag("--lease-name=second").start().await;
     other.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
-    stage.mark("the-first-leads-still").await;
+    fixture.mark("the-first-leads-still").await;
 }
 
 #[tokio::test]
 async fn two_installations_that_find_a_provider_differently_do_not_write_against_each_other_in_a_loop() {
-    let Stage { ns, idp, broker: _first } = Stage::new().await;
+    let Fixture { ns, idp, broker: _first } = Fixture::new().await;
     let other = Cluster::shared().namespace().await;
     // The second one looks for the client secret in its own namespace, where it is not.
     let settings = Broker::cluster_wide(&ns.cluster).flag(format!("--namespace={}", ns.name));

@@ -41,7 +41,7 @@ fn count(of: &[MailCredential], good: impl Fn(&MailCredential) -> bool) -> usize
 
 #[tokio::test]
 async fn what_is_over_the_limit_waits_and_holds_up_no_other_provider() {
-    let Stage { ns, idp, mut broker } = Stage::new().await;
+    let Fixture { ns, idp, mut broker } = Fixture::new().await;
     let slow = Idp::start();
     ns.apply(ca_bundle("slow-ca", &slow)).await;
     let limited = provider(&slow)
@@ -82,7 +82,7 @@ async fn what_is_over_the_limit_waits_and_holds_up_no_other_provider() {
 
 #[tokio::test]
 async fn who_waits_for_a_turn_does_not_hold_up_the_end() {
-    let Stage { ns, idp, mut broker } = Stage::new().await;
+    let Fixture { ns, idp, mut broker } = Fixture::new().await;
     ns.apply(provider(&idp).set("spec.rateLimit", json!({"requestsPerMinute": 1}))).await;
     ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
     for name in ["first", "second"] {
@@ -96,7 +96,7 @@ async fn who_waits_for_a_turn_does_not_hold_up_the_end() {
 
 #[tokio::test]
 async fn what_waits_for_a_provider_that_hangs_is_suspended_at_once_and_sends_nothing_after() {
-    let Stage { ns, idp, broker } = Stage::new().await;
+    let Fixture { ns, idp, broker } = Fixture::new().await;
     ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
     idp.answer(Answer::hang());
     each(&ns, credential).await;
@@ -135,7 +135,7 @@ async fn what_waits_for_a_provider_that_hangs_is_suspended_at_once_and_sends_not
 
 #[tokio::test]
 async fn credentials_that_are_deleted_beside_a_provider_that_hangs_are_gone_within_a_minute() {
-    let Stage { ns, idp, mut broker } = Stage::new().await;
+    let Fixture { ns, idp, mut broker } = Fixture::new().await;
     ns.apply(provider(&idp).set("spec.oauth2.revocationURL", idp.url(REVOKE))).await;
     idp.answer_at(REVOKE, Answer::hang());
     each(&ns, |name| credential(name).set("spec.revocationPolicy", "OnDelete")).await;

@@ -32,15 +32,15 @@ fn shape(secret: &Secret) -> Value {
     ])
 }
 
-async fn repaired(stage: &Stage, what: &str, wanted: &Value) -> Secret {
-    stage.ns.until::<Secret>("billing", what, |secret| shape(secret) == *wanted).await
+async fn repaired(fixture: &Fixture, what: &str, wanted: &Value) -> Secret {
+    fixture.ns.until::<Secret>("billing", what, |secret| shape(secret) == *wanted).await
 }
 
 #[tokio::test]
 async fn what_others_change_in_the_secret_is_put_right_without_a_request() {
-    let stage = Stage::new().await;
-    stage.issued(dressed()).await;
-    let original: Secret = stage.ns.get("billing").await;
+    let fixture = Fixture::new().await;
+    fixture.issued(dressed()).await;
+    let original: Secret = fixture.ns.get("billing").await;
     let wanted = shape(&original);
     let edits = [
         ("a key changed", json!({"stringData": {"username": "somebody"}})),
@@ -63,21 +63,21 @@ async fn what_others_change_in_the_secret_is_put_right_without_a_request() {
     ];
     let number = edits.len();
     for (what, edit) in edits {
-        stage.ns.patch::<Secret>("billing", edit).await;
-        repaired(&stage, what, &wanted).await;
-        let object: MailCredential = stage.ns.get("billing").await;
+        fixture.ns.patch::<Secret>("billing", edit).await;
+        repaired(&fixture, what, &wanted).await;
+        let object: MailCredential = fixture.ns.get("billing").await;
         assert_eq!(reason(&object, "Ready"), "TokenValid", "{what}");
     }
-    assert_eq!(stage.idp.token_requests().len(), 1);
-    let told = stage.ns.told("billing").await;
+    assert_eq!(fixture.idp.token_requests().len(), 1);
+    let told = fixture.ns.told("billing").await;
     assert!(told.iter().all(|event| !event.starts_with("Warning")), "{told:?}");
     tried("F19", number, "nothing");
 }
 
 #[tokio::test]
 async fn an_expiry_that_others_change_is_put_right_by_a_new_token() {
-    let stage = Stage::new().await;
-    let mut token = stage.issued(dressed()).await.status.unwrap().token.unwrap();
+    let fixture = Fixture::new().await;
+    let mut token = fixture.issued(dressed()).await.status.unwrap().token.unwrap();
     const LATE: &str = "2035-01-01T00:00:00Z";
     let edits = [
         ("a key", json!({"stringData": {"expires_at": LATE}})),
@@ -85,38 +85,39 @@ async fn an_expiry_that_others_change_is_put_right_by_a_new_token() {
         ("the annotation", json!({"metadata": {"annotations": {"mailtoken.dev/expires-at": LATE}}})),
     ];
     for (number, (what, edit)) in edits.into_iter().enumerate() {
-        stage.ns.patch::<Secret>("billing", edit).await;
+        fixture.ns.patch::<Secret>("billing", edit).await;
         let renewed = |object: &MailCredential| {
             let now = object.status.as_ref().and_then(|status| status.token.as_ref());
             reason(object, "Ready") == "TokenValid" && now.is_some_and(|now| now.fingerprint != token.fingerprint)
         };
-        token = stage.ns.until("billing", what, renewed).await.status.unwrap().token.unwrap();
-        let secret: Secret = stage.ns.get("billing").await;
+        token = fixture.ns.until("billing", what, renewed).await.status.unwrap().token.unwrap();
+        let secret: Secret = fixture.ns.get("billing").await;
         let end = token.expires_at.0;
         assert_eq!(text(&secret, "expires_at"), end.to_string(), "{what}");
         assert_eq!(text(&secret, "expires_at_unix"), end.as_second().to_string(), "{what}");
         assert_eq!(field(&secret, "/metadata/annotations/mailtoken.dev~1expires-at"), end.to_string(), "{what}");
-        assert_eq!(stage.idp.token_requests().len(), number + 2, "{what}");
+        assert_eq!(fixture.idp.token_requests().len(), number + 2, "{what}");
     }
 }
 
 #[tokio::test]
 async fn additions_of_others_stay() {
-    let stage = Stage::new().await;
-    stage.issued(dressed()).await;
+    let fixture = Fixture::new().await;
+    fixture.issued(dressed()).await;
     let add = json!({"metadata": {"labels": {"theirs": "x"}, "annotations": {"theirs": "y"}}});
-    stage.ns.patch::<Secret>("billing", add).await;
-    stage.ns.apply(dressed().set("spec.secret.formats", json!(["TokenJSON"]))).await;
-    stage.ready("billing").await;
-    let secret = stage.ns.until::<Secret>("billing", "it has token.json", |s| !text(s, "token.json").is_empty()).await;
+    fixture.ns.patch::<Secret>("billing", add).await;
+    fixture.ns.apply(dressed().set("spec.secret.formats", json!(["TokenJSON"]))).await;
+    fixture.ready("billing").await;
+    let secret =
+        fixture.ns.until::<Secret>("billing", "it has token.json", |s| !text(s, "token.json").is_empty()).await;
     assert_eq!(field(&secret, "/metadata/labels/theirs"), "x");
     assert_eq!(field(&secret, "/metadata/annotations/theirs"), "y");
 }
 
 #[tokio::test]
 async fn a_token_that_was_tampered_with_is_replaced() {
-    let stage = Stage::new().await;
-    stage.issued(dressed()).await;
+    let fixture = Fixture::new().await;
+    fixture.issued(dressed()).await;
     let edits = [
         json!({"stringData": {"access_token": "theirs"}}),
         json!({"data": null}),
@@ -128,140 +129,140 @@ async fn a_token_that_was_tampered_with_is_replaced() {
         json!({"metadata": {"annotations": null}}),
     ];
     for (number, edit) in edits.into_iter().enumerate() {
-        let before = stage.ns.secret("billing").await["access_token"].clone();
-        stage.ns.patch::<Secret>("billing", edit.clone()).await;
+        let before = fixture.ns.secret("billing").await["access_token"].clone();
+        fixture.ns.patch::<Secret>("billing", edit.clone()).await;
         let fresh = |secret: &Secret| {
             let token = text(secret, "access_token");
             token.starts_with("access-canary") && token != before
         };
-        let secret = stage.ns.until::<Secret>("billing", &edit.to_string(), fresh).await;
+        let secret = fixture.ns.until::<Secret>("billing", &edit.to_string(), fresh).await;
         assert_eq!(text(&secret, "smtp.env"), format!("T={}", text(&secret, "access_token")));
-        stage.ready("billing").await;
-        assert_eq!(stage.idp.token_requests().len(), number + 2, "{edit}");
+        fixture.ready("billing").await;
+        assert_eq!(fixture.idp.token_requests().len(), number + 2, "{edit}");
     }
 }
 
 #[tokio::test]
 async fn a_deleted_secret_is_made_again() {
-    let stage = Stage::new().await;
+    let fixture = Fixture::new().await;
     for policy in ["Delete", "Retain"] {
         let name = policy.to_lowercase();
         // Longer than a label's value can be.
         let name = format!("{name}-{}", "x".repeat(70));
-        stage
+        fixture
             .issued(credential("c").set("metadata.name", name.as_str()).set("spec.secret.deletionPolicy", policy))
             .await;
         for _ in 0..2 {
-            let before: Secret = stage.ns.get(&name).await;
-            stage.ns.api::<Secret>().delete(&name, &DeleteParams::default()).await.unwrap();
+            let before: Secret = fixture.ns.get(&name).await;
+            fixture.ns.api::<Secret>().delete(&name, &DeleteParams::default()).await.unwrap();
             let other = |secret: &Secret| secret.metadata.uid != before.metadata.uid;
-            stage.ns.until::<Secret>(&name, "it is there again", other).await;
-            stage.ready(&name).await;
+            fixture.ns.until::<Secret>(&name, "it is there again", other).await;
+            fixture.ready(&name).await;
         }
     }
-    assert_eq!(stage.idp.token_requests().len(), 6);
+    assert_eq!(fixture.idp.token_requests().len(), 6);
     tried("F19", 4, "nothing");
 }
 
 #[tokio::test]
 async fn an_own_secret_of_another_type_is_made_again() {
-    let stage = Stage::new().await;
-    stage.issued(dressed()).await;
-    let original: Secret = stage.ns.get("billing").await;
-    stage.ns.apply(dressed().set("spec.suspend", true)).await;
-    stage.ns.condition::<MailCredential>("billing", "Renewed", "Suspended").await;
+    let fixture = Fixture::new().await;
+    fixture.issued(dressed()).await;
+    let original: Secret = fixture.ns.get("billing").await;
+    fixture.ns.apply(dressed().set("spec.suspend", true)).await;
+    fixture.ns.condition::<MailCredential>("billing", "Renewed", "Suspended").await;
     let mut other = original.clone();
     other.type_ = Some("example.org/other".to_owned());
     other.metadata.resource_version = None;
     other.metadata.uid = None;
-    stage.ns.delete::<Secret>("billing").await;
-    let made = stage.ns.api::<Secret>().create(&PostParams::default(), &other).await.unwrap();
+    fixture.ns.delete::<Secret>("billing").await;
+    let made = fixture.ns.api::<Secret>().create(&PostParams::default(), &other).await.unwrap();
     let version = field(&made, "/metadata/resourceVersion");
     let seen = |billing: &MailCredential| field(billing, "/status/secretResourceVersion") == version;
-    stage.ns.until::<MailCredential>("billing", "the other Secret is seen", seen).await;
-    stage.ns.apply(dressed()).await;
-    repaired(&stage, "it is Opaque", &shape(&original)).await;
-    stage.ready("billing").await;
-    assert_eq!(stage.idp.token_requests().len(), 1);
+    fixture.ns.until::<MailCredential>("billing", "the other Secret is seen", seen).await;
+    fixture.ns.apply(dressed()).await;
+    repaired(&fixture, "it is Opaque", &shape(&original)).await;
+    fixture.ready("billing").await;
+    assert_eq!(fixture.idp.token_requests().len(), 1);
     tried("F19", 1, "nothing");
 }
 
 #[tokio::test]
 async fn an_own_secret_of_another_type_is_made_again_although_no_watch_shows_it() {
-    let stage = Stage::new().await;
-    stage.issued(dressed()).await;
-    let mut other: Secret = stage.ns.get("billing").await;
-    stage.ns.apply(dressed().set("spec.suspend", true)).await;
-    stage.ns.condition::<MailCredential>("billing", "Renewed", "Suspended").await;
-    stage.ns.delete::<Secret>("billing").await;
+    let fixture = Fixture::new().await;
+    fixture.issued(dressed()).await;
+    let mut other: Secret = fixture.ns.get("billing").await;
+    fixture.ns.apply(dressed().set("spec.suspend", true)).await;
+    fixture.ns.condition::<MailCredential>("billing", "Renewed", "Suspended").await;
+    fixture.ns.delete::<Secret>("billing").await;
     let gone = |billing: &MailCredential| billing.status.as_ref().is_some_and(|status| status.token.is_none());
-    stage.ns.until::<MailCredential>("billing", "its token is gone", gone).await;
+    fixture.ns.until::<MailCredential>("billing", "its token is gone", gone).await;
     other.type_ = Some("example.org/other".to_owned());
     other.metadata.labels = None;
     (other.metadata.resource_version, other.metadata.uid) = (None, None);
-    stage.ns.api::<Secret>().create(&PostParams::default(), &other).await.unwrap();
-    stage.ns.apply(dressed()).await;
+    fixture.ns.api::<Secret>().create(&PostParams::default(), &other).await.unwrap();
+    fixture.ns.apply(dressed()).await;
     let opaque = |secret: &Secret| secret.type_.as_deref() == Some("Opaque") && secret.metadata.labels.is_some();
-    stage.ns.until::<Secret>("billing", "it is Opaque", opaque).await;
-    stage.ready("billing").await;
-    assert_eq!(stage.idp.token_requests().len(), 2);
+    fixture.ns.until::<Secret>("billing", "it is Opaque", opaque).await;
+    fixture.ready("billing").await;
+    assert_eq!(fixture.idp.token_requests().len(), 2);
     tried("F19", 1, "nothing");
 }
 
 #[tokio::test]
 async fn a_secret_is_put_right_also_while_the_provider_refuses() {
-    let stage = Stage::new().await;
-    stage.idp.next(Answer::token(20));
-    stage.idp.answer(Answer::error("invalid_client"));
-    stage.issued(dressed()).await;
-    let original: Secret = stage.ns.get("billing").await;
-    stage.ns.condition::<MailCredential>("billing", "Renewed", "InvalidClient").await;
-    let requests = stage.idp.token_requests().len();
-    stage.ns.patch::<Secret>("billing", json!({"stringData": {"username": "somebody"}})).await;
-    repaired(&stage, "the user is right again", &shape(&original)).await;
-    let object: MailCredential = stage.ns.get("billing").await;
+    let fixture = Fixture::new().await;
+    fixture.idp.next(Answer::token(20));
+    fixture.idp.answer(Answer::error("invalid_client"));
+    fixture.issued(dressed()).await;
+    let original: Secret = fixture.ns.get("billing").await;
+    fixture.ns.condition::<MailCredential>("billing", "Renewed", "InvalidClient").await;
+    let requests = fixture.idp.token_requests().len();
+    fixture.ns.patch::<Secret>("billing", json!({"stringData": {"username": "somebody"}})).await;
+    repaired(&fixture, "the user is right again", &shape(&original)).await;
+    let object: MailCredential = fixture.ns.get("billing").await;
     assert_eq!(reason(&object, "Renewed"), "InvalidClient", "the failure still stands: {object:#?}");
-    assert_eq!(stage.idp.token_requests().len(), requests, "and still waits");
+    assert_eq!(fixture.idp.token_requests().len(), requests, "and still waits");
 }
 
 #[tokio::test]
 async fn a_secret_is_put_right_also_while_the_provider_is_blocked_and_given_no_new_shape() {
-    let stage = Stage::new().await;
-    stage.issued(dressed()).await;
-    let original: Secret = stage.ns.get("billing").await;
-    stage.ns.apply(source("idp-client", "client-secret", "a client secret").without("metadata.labels")).await;
-    stage.ns.condition::<MailCredential>("billing", "Renewed", "SourceNotLabeled").await;
-    stage.ns.patch::<Secret>("billing", json!({"stringData": {"username": "somebody"}})).await;
-    repaired(&stage, "the user is right again", &shape(&original)).await;
-    stage.ns.apply(dressed().set("spec.mailbox.address", "other@example.org")).await;
-    stage.ns.condition::<MailCredential>("billing", "Ready", "SourceNotLabeled").await;
-    assert_eq!(stage.ns.secret("billing").await["from"], "billing@example.org");
-    assert_eq!(stage.idp.token_requests().len(), 1);
+    let fixture = Fixture::new().await;
+    fixture.issued(dressed()).await;
+    let original: Secret = fixture.ns.get("billing").await;
+    fixture.ns.apply(source("idp-client", "client-secret", "a client secret").without("metadata.labels")).await;
+    fixture.ns.condition::<MailCredential>("billing", "Renewed", "SourceNotLabeled").await;
+    fixture.ns.patch::<Secret>("billing", json!({"stringData": {"username": "somebody"}})).await;
+    repaired(&fixture, "the user is right again", &shape(&original)).await;
+    fixture.ns.apply(dressed().set("spec.mailbox.address", "other@example.org")).await;
+    fixture.ns.condition::<MailCredential>("billing", "Ready", "SourceNotLabeled").await;
+    assert_eq!(fixture.ns.secret("billing").await["from"], "billing@example.org");
+    assert_eq!(fixture.idp.token_requests().len(), 1);
 }
 
 #[tokio::test]
 async fn what_users_write_into_the_status_is_no_truth() {
-    let stage = Stage::new().await;
-    let made = stage.issued(dressed()).await;
+    let fixture = Fixture::new().await;
+    let made = fixture.issued(dressed()).await;
     let status = json!({"status": {
         "token": {"expiresAt": "2020-01-01T00:00:00Z"}, "secretName": "other", "conditions": [],
         "observedGeneration": 99, "failedAttempts": 7,
     }});
     let params = PatchParams::default();
-    let api = stage.ns.api::<MailCredential>();
+    let api = fixture.ns.api::<MailCredential>();
     api.patch_status("billing", &params, &Patch::Merge(status)).await.unwrap();
-    stage.ready("billing").await;
-    stage
+    fixture.ready("billing").await;
+    fixture
         .ns
         .until::<MailCredential>("billing", "the status is as it was", |object| {
             let told = |pointer| field(object, pointer) == field(&made, pointer);
             told("/status/token") && told("/status/secretName") && told("/status/observedGeneration")
         })
         .await;
-    assert_eq!(stage.idp.token_requests().len(), 1);
+    assert_eq!(fixture.idp.token_requests().len(), 1);
     api.patch_status("billing", &params, &Patch::Merge(json!({"status": null}))).await.unwrap();
-    stage.ready("billing").await;
-    assert_eq!(stage.idp.token_requests().len(), 1);
+    fixture.ready("billing").await;
+    assert_eq!(fixture.idp.token_requests().len(), 1);
 }
 
 /// Another writer, which changes a Secret each time that it finds it as the broker writes it. Returns how often it did so.
@@ -286,14 +287,14 @@ async fn reverts(
 
 #[tokio::test]
 async fn a_controller_that_takes_back_each_repair_is_answered_once_a_second_at_most() {
-    let stage = Stage::new().await;
-    stage.issued(dressed()).await;
+    let fixture = Fixture::new().await;
+    fixture.issued(dressed()).await;
     let time = std::time::Duration::from_secs(8);
     let labelled = |secret: &Secret| field(secret, "/metadata/labels/team") == "billing";
     let edit = json!({"metadata": {"labels": {"team": "other"}}});
-    let reverted = reverts(&stage.ns, "billing", time, labelled, edit).await;
+    let reverted = reverts(&fixture.ns, "billing", time, labelled, edit).await;
     assert!((2..=11).contains(&reverted), "{reverted} repairs");
-    assert_eq!(stage.idp.token_requests().len(), 1);
+    assert_eq!(fixture.idp.token_requests().len(), 1);
 }
 
 /// An admission webhook that takes a label from each Secret.
@@ -316,39 +317,39 @@ impl Handler for Stripper {
 
 #[tokio::test]
 async fn labels_that_an_admission_webhook_takes_back_are_written_once_a_minute_and_hold_up_no_renewal() {
-    let custody = Custody::new().await;
+    let fixture = RefreshFixture::new().await;
     let webhook = Server::start(LOOPBACK, &["127.0.0.1"], |_| Stripper);
     let rule = json!({
         "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["secrets"],
     });
     let configuration = json!({
         "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
-        "metadata": {"name": custody.ns.name},
+        "metadata": {"name": fixture.ns.name},
         "webhooks": [{
             "name": "strip.example.org", "admissionReviewVersions": ["v1"], "sideEffects": "None",
             "failurePolicy": "Ignore", "rules": [rule],
             "clientConfig": {
                 "url": format!("https://127.0.0.1:{}/", webhook.port()), "caBundle": BASE64_STANDARD.encode(webhook.ca()),
             },
-            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": custody.ns.name}},
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": fixture.ns.name}},
         }],
     });
-    custody.ns.apply(configuration).await;
+    fixture.ns.apply(configuration).await;
     until("the webhook is asked", async || {
-        custody.ns.apply(source("probe", "key", &webhook.requests().len().to_string())).await;
+        fixture.ns.apply(source("probe", "key", &webhook.requests().len().to_string())).await;
         if webhook.requests().is_empty() { Err(String::new()) } else { Ok(()) }
     })
     .await;
-    custody.issued().await;
-    custody.renew().await;
-    let writes = || custody.verbs("secrets", "billing-grant", &["create", "patch", "update"]).len();
+    fixture.issued().await;
+    fixture.renew().await;
+    let writes = || fixture.verbs("secrets", "billing-grant", &["create", "patch", "update"]).len();
     let before = writes();
     holds(std::time::Duration::from_secs(5), "the grant is not written in a loop", async || match writes() - before {
         0..=2 => Ok(()),
         more => Err(more.to_string()),
     })
     .await;
-    custody.renew().await;
-    assert_eq!(field(&custody.grant().await, "/metadata/labels/mailtoken.dev~1role"), Value::Null);
-    assert_eq!((custody.idp.families_revoked(), custody.idp.reuses()), (0, 0));
+    fixture.renew().await;
+    assert_eq!(field(&fixture.grant().await, "/metadata/labels/mailtoken.dev~1role"), Value::Null);
+    assert_eq!((fixture.idp.families_revoked(), fixture.idp.reuses()), (0, 0));
 }

@@ -8,14 +8,14 @@ use serde_json::json;
 
 const FINALIZER: &str = "mailtoken.dev/revoke";
 
-/// A stage whose provider names its revocation endpoint.
-async fn stage() -> Stage {
-    revocable(Stage::new().await).await
+/// A fixture whose provider names its revocation endpoint.
+async fn fixture() -> Fixture {
+    revocable(Fixture::new().await).await
 }
 
-async fn revocable(stage: Stage) -> Stage {
-    stage.ns.apply(provider(&stage.idp).set("spec.oauth2.revocationURL", stage.idp.url(REVOKE))).await;
-    stage
+async fn revocable(fixture: Fixture) -> Fixture {
+    fixture.ns.apply(provider(&fixture.idp).set("spec.oauth2.revocationURL", fixture.idp.url(REVOKE))).await;
+    fixture
 }
 
 fn revoking(name: &str) -> Manifest {
@@ -27,86 +27,86 @@ fn finalizers(credential: &MailCredential) -> Vec<String> {
 }
 
 /// The `token` and `token_type_hint` of each revocation request.
-fn revoked(stage: &Stage) -> Vec<(String, String)> {
-    let requests = stage.idp.requests().into_iter().filter(|request| request.path == REVOKE);
+fn revoked(fixture: &Fixture) -> Vec<(String, String)> {
+    let requests = fixture.idp.requests().into_iter().filter(|request| request.path == REVOKE);
     requests.map(|request| (request.form()["token"].clone(), request.form()["token_type_hint"].clone())).collect()
 }
 
 #[tokio::test]
 async fn without_the_policy_there_is_no_finalizer_and_no_request() {
-    let stage = stage().await;
-    let made = stage.issued(credential("billing")).await;
+    let fixture = fixture().await;
+    let made = fixture.issued(credential("billing")).await;
     assert_eq!(finalizers(&made), Vec::<String>::new());
-    stage.ns.delete::<MailCredential>("billing").await;
-    stage.mark("mark").await;
-    assert_eq!(revoked(&stage), []);
+    fixture.ns.delete::<MailCredential>("billing").await;
+    fixture.mark("mark").await;
+    assert_eq!(revoked(&fixture), []);
 }
 
 #[tokio::test]
 async fn the_tokens_of_a_deleted_credential_are_revoked_the_refresh_token_first() {
-    let stage = stage().await;
-    stage.idp.answer(Answer::token(3600).rotating());
-    stage.ns.apply(source("seed", "refresh_token", "the-first-one")).await;
+    let fixture = fixture().await;
+    fixture.idp.answer(Answer::token(3600).rotating());
+    fixture.ns.apply(source("seed", "refresh_token", "the-first-one")).await;
     let by_refresh_token = json!({"refreshToken": {"secretRef": {"name": "seed", "key": "refresh_token"}}});
-    let made = stage.issued(revoking("billing").set("spec.grant", by_refresh_token)).await;
+    let made = fixture.issued(revoking("billing").set("spec.grant", by_refresh_token)).await;
     assert_eq!(finalizers(&made), [FINALIZER]);
-    let kept = text(&stage.ns.get::<Secret>("billing-grant").await, "refresh_token");
-    let token = text(&stage.ns.get::<Secret>("billing").await, "access_token");
+    let kept = text(&fixture.ns.get::<Secret>("billing-grant").await, "refresh_token");
+    let token = text(&fixture.ns.get::<Secret>("billing").await, "access_token");
 
-    stage.ns.delete::<MailCredential>("billing").await;
-    stage.ns.gone::<MailCredential>("billing").await;
-    assert_eq!(revoked(&stage), [(kept, "refresh_token".to_owned()), (token, "access_token".to_owned())]);
-    stage.ns.tells("billing", &["Normal GrantRevoked"]).await;
+    fixture.ns.delete::<MailCredential>("billing").await;
+    fixture.ns.gone::<MailCredential>("billing").await;
+    assert_eq!(revoked(&fixture), [(kept, "refresh_token".to_owned()), (token, "access_token".to_owned())]);
+    fixture.ns.tells("billing", &["Normal GrantRevoked"]).await;
 }
 
 #[tokio::test]
 async fn the_finalizer_comes_and_goes_with_the_policy() {
-    let stage = stage().await;
-    stage.issued(credential("billing")).await;
-    stage.ns.apply(revoking("billing")).await;
+    let fixture = fixture().await;
+    fixture.issued(credential("billing")).await;
+    fixture.ns.apply(revoking("billing")).await;
     let has = |wanted: bool| {
         move |credential: &MailCredential| finalizers(credential).contains(&FINALIZER.to_owned()) == wanted
     };
-    stage.ns.until::<MailCredential>("billing", "it has the finalizer", has(true)).await;
-    stage.ns.apply(credential("billing").set("spec.revocationPolicy", "Never")).await;
-    stage.ns.until::<MailCredential>("billing", "it has no finalizer", has(false)).await;
-    assert_eq!(stage.idp.token_requests().len(), 1, "neither needs a new token");
+    fixture.ns.until::<MailCredential>("billing", "it has the finalizer", has(true)).await;
+    fixture.ns.apply(credential("billing").set("spec.revocationPolicy", "Never")).await;
+    fixture.ns.until::<MailCredential>("billing", "it has no finalizer", has(false)).await;
+    assert_eq!(fixture.idp.token_requests().len(), 1, "neither needs a new token");
 }
 
 #[tokio::test]
 async fn a_provider_without_the_endpoint_is_told_of_and_delays_nothing() {
-    let stage = Stage::new().await;
-    stage.issued(revoking("billing")).await;
-    stage.ns.delete::<MailCredential>("billing").await;
-    stage.ns.gone::<MailCredential>("billing").await;
-    stage.ns.tells("billing", &["Warning RevocationNotSupported"]).await;
+    let fixture = Fixture::new().await;
+    fixture.issued(revoking("billing")).await;
+    fixture.ns.delete::<MailCredential>("billing").await;
+    fixture.ns.gone::<MailCredential>("billing").await;
+    fixture.ns.tells("billing", &["Warning RevocationNotSupported"]).await;
 }
 
 #[tokio::test]
 async fn a_passing_trouble_is_tried_again_and_a_refusal_ends_it() {
-    let stage = stage().await;
-    stage.idp.next_at(REVOKE, Answer::status(503));
-    stage.issued(revoking("billing")).await;
-    stage.ns.delete::<MailCredential>("billing").await;
-    stage.ns.gone::<MailCredential>("billing").await;
-    assert_eq!(revoked(&stage).len(), 2);
-    stage.ns.tells("billing", &["Normal GrantRevoked"]).await;
+    let fixture = fixture().await;
+    fixture.idp.next_at(REVOKE, Answer::status(503));
+    fixture.issued(revoking("billing")).await;
+    fixture.ns.delete::<MailCredential>("billing").await;
+    fixture.ns.gone::<MailCredential>("billing").await;
+    assert_eq!(revoked(&fixture).len(), 2);
+    fixture.ns.tells("billing", &["Normal GrantRevoked"]).await;
 
-    stage.idp.next_at(REVOKE, Answer::error("unsupported_token_type"));
-    stage.issued(revoking("refused")).await;
-    stage.ns.delete::<MailCredential>("refused").await;
-    stage.ns.gone::<MailCredential>("refused").await;
-    stage.ns.tells("refused", &["Warning RevocationFailed"]).await;
+    fixture.idp.next_at(REVOKE, Answer::error("unsupported_token_type"));
+    fixture.issued(revoking("refused")).await;
+    fixture.ns.delete::<MailCredential>("refused").await;
+    fixture.ns.gone::<MailCredential>("refused").await;
+    fixture.ns.tells("refused", &["Warning RevocationFailed"]).await;
 }
 
 #[tokio::test]
 async fn a_provider_that_is_gone_does_not_hold_up_the_deletion() {
-    let stage = stage().await;
-    stage.issued(revoking("billing")).await;
-    stage.ns.kubectl(["delete", "mailprovider", "idp"]);
-    stage.ns.delete::<MailCredential>("billing").await;
-    stage.ns.gone::<MailCredential>("billing").await;
-    stage.ns.tells("billing", &["Warning RevocationFailed"]).await;
+    let fixture = fixture().await;
+    fixture.issued(revoking("billing")).await;
+    fixture.ns.kubectl(["delete", "mailprovider", "idp"]);
+    fixture.ns.delete::<MailCredential>("billing").await;
+    fixture.ns.gone::<MailCredential>("billing").await;
+    fixture.ns.tells("billing", &["Warning RevocationFailed"]).await;
 }
 
 #[tokio::test]
@@ -116,26 +116,26 @@ async fn a_broker_that_dies_over_it_leaves_it_to_the_next() {
     ns.provider(&idp).await;
     // Without an election, the next need not wait for the lease of the one that died.
     let broker = Broker::settings(&ns).flag("--leader-elect=false").start().await;
-    let mut stage = revocable(Stage { ns, idp, broker }).await;
-    stage.issued(revoking("billing")).await;
-    stage.idp.next_at(REVOKE, Answer::hang());
-    stage.ns.remove(&revoking("billing")).await;
+    let mut fixture = revocable(Fixture { ns, idp, broker }).await;
+    fixture.issued(revoking("billing")).await;
+    fixture.idp.next_at(REVOKE, Answer::hang());
+    fixture.ns.remove(&revoking("billing")).await;
     until(
         "the revocation has begun",
         async || {
-            if revoked(&stage).is_empty() { Err("no request".to_owned()) } else { Ok(()) }
+            if revoked(&fixture).is_empty() { Err("no request".to_owned()) } else { Ok(()) }
         },
     )
     .await;
-    stage.broker.kill();
-    let left: MailCredential = stage.ns.get("billing").await;
+    fixture.broker.kill();
+    let left: MailCredential = fixture.ns.get("billing").await;
     assert_eq!(finalizers(&left), [FINALIZER], "it died over it");
-    stage.broker.again().await;
-    stage.ns.gone::<MailCredential>("billing").await;
-    let asked = revoked(&stage);
+    fixture.broker.again().await;
+    fixture.ns.gone::<MailCredential>("billing").await;
+    let asked = revoked(&fixture);
     assert_eq!(asked.len(), 2);
     assert_eq!(asked[0], asked[1], "the next revokes the same token");
-    stage.ns.tells("billing", &["Normal GrantRevoked"]).await;
+    fixture.ns.tells("billing", &["Normal GrantRevoked"]).await;
 }
 
 #[tokio::test]
@@ -145,14 +145,20 @@ async fn the_deletion_of_a_namespace_ends() {
     let ns = cluster.namespace().await;
     let idp = Idp::start();
     ns.provider(&idp).await;
-    let stage = revocable(Stage { broker: Broker::start(&ns).await, ns, idp }).await;
+    let fixture = revocable(Fixture { broker: Broker::start(&ns).await, ns, idp }).await;
     for name in ["billing", "orders", "support"] {
-        stage.issued(revoking(name)).await;
+        fixture.issued(revoking(name)).await;
     }
-    stage.ns.kubectl(["delete", "namespace", &stage.ns.name, "--wait=false"]);
+    fixture.ns.kubectl(["delete", "namespace", &fixture.ns.name, "--wait=false"]);
     until("the namespace is gone", async || {
-        let left =
-            stage.ns.kubectl(["get", "namespace", &stage.ns.name, "--ignore-not-found", "-o", "jsonpath={.status}"]);
+        let left = fixture.ns.kubectl([
+            "get",
+            "namespace",
+            &fixture.ns.name,
+            "--ignore-not-found",
+            "-o",
+            "jsonpath={.status}",
+        ]);
         if left.is_empty() { Ok(()) } else { Err(left) }
     })
     .await;
@@ -160,8 +166,8 @@ async fn the_deletion_of_a_namespace_ends() {
 }
 
 /// The namespace as a team sees it that has the broker's kinds there and may not read Secrets.
-async fn without_secrets(stage: &Stage) -> Namespace {
-    let (ns, user) = (&stage.ns, "gitops");
+async fn without_secrets(fixture: &Fixture) -> Namespace {
+    let (ns, user) = (&fixture.ns, "gitops");
     let rule =
         json!({"apiGroups": ["mailtoken.dev"], "resources": ["mailcredentials", "mailproviders"], "verbs": ["*"]});
     ns.apply(json!({
@@ -186,49 +192,49 @@ async fn without_secrets(stage: &Stage) -> Namespace {
 
 /// The credential `billing` with a refresh token and an access token of the honest provider; the attacker's server, which
 /// the broker would trust; and the team.
-async fn to_be_stolen() -> (Stage, Idp, Namespace) {
-    let stage = stage().await;
+async fn to_be_stolen() -> (Fixture, Idp, Namespace) {
+    let fixture = fixture().await;
     let evil = Idp::start();
-    let both = format!("{}{}", stage.idp.ca(), evil.ca());
-    stage.ns.patch::<k8s_openapi::api::core::v1::ConfigMap>("idp-ca", json!({"data": {"ca.crt": both}})).await;
-    stage.idp.answer(Answer::token(3600).rotating());
-    stage.ns.apply(source("seed", "refresh_token", "the-first-one")).await;
+    let both = format!("{}{}", fixture.idp.ca(), evil.ca());
+    fixture.ns.patch::<k8s_openapi::api::core::v1::ConfigMap>("idp-ca", json!({"data": {"ca.crt": both}})).await;
+    fixture.idp.answer(Answer::token(3600).rotating());
+    fixture.ns.apply(source("seed", "refresh_token", "the-first-one")).await;
     let by_refresh_token = json!({"refreshToken": {"secretRef": {"name": "seed", "key": "refresh_token"}}});
-    stage.issued(credential("billing").set("spec.grant", by_refresh_token)).await;
-    stage.issued(credential("orders")).await;
-    let team = without_secrets(&stage).await;
-    (stage, evil, team)
+    fixture.issued(credential("billing").set("spec.grant", by_refresh_token)).await;
+    fixture.issued(credential("orders")).await;
+    let team = without_secrets(&fixture).await;
+    (fixture, evil, team)
 }
 
 /// The team deletes a credential, once the broker has its finalizer on it: nothing is sent, and an Event says why.
-async fn deleted_without_a_request(stage: &Stage, evil: &Idp, team: &Namespace, name: &str) {
+async fn deleted_without_a_request(fixture: &Fixture, evil: &Idp, team: &Namespace, name: &str) {
     let has = |credential: &MailCredential| finalizers(credential).contains(&FINALIZER.to_owned());
-    stage.ns.until::<MailCredential>(name, "it has the finalizer", has).await;
+    fixture.ns.until::<MailCredential>(name, "it has the finalizer", has).await;
     team.delete::<MailCredential>(name).await;
-    stage.ns.gone::<MailCredential>(name).await;
-    stage.ns.tells(name, &["Warning RevocationFailed"]).await;
-    assert_eq!((revoked(stage), evil.requests_at(REVOKE).len()), (vec![], 0));
+    fixture.ns.gone::<MailCredential>(name).await;
+    fixture.ns.tells(name, &["Warning RevocationFailed"]).await;
+    assert_eq!((revoked(fixture), evil.requests_at(REVOKE).len()), (vec![], 0));
     let seen = format!("{:?}", evil.requests());
-    for token in stage.idp.issued() {
+    for token in fixture.idp.issued() {
         assert!(!seen.contains(&token), "{token} came to the attacker's server");
     }
 }
 
 #[tokio::test]
 async fn a_token_is_not_revoked_at_another_provider_than_it_came_from() {
-    let (stage, evil, team) = to_be_stolen().await;
+    let (fixture, evil, team) = to_be_stolen().await;
     let other = provider(&evil).set("metadata.name", "evil").set("spec.client", json!({"id": "mailer"}));
     team.apply(other.set("spec.oauth2.revocationURL", evil.url(REVOKE))).await;
     let there = json!({"providerRef": {"name": "evil"}, "revocationPolicy": "OnDelete", "suspend": true});
     for name in ["billing", "orders"] {
         team.patch::<MailCredential>(name, json!({"spec": there})).await;
-        deleted_without_a_request(&stage, &evil, &team, name).await;
+        deleted_without_a_request(&fixture, &evil, &team, name).await;
     }
 }
 
 #[tokio::test]
 async fn a_token_is_not_revoked_at_an_endpoint_that_was_named_after_it_came() {
-    let (stage, evil, team) = to_be_stolen().await;
+    let (fixture, evil, team) = to_be_stolen().await;
     team.patch::<mail_token_broker::api::MailProvider>(
         "idp",
         json!({"spec": {"oauth2": {"revocationURL": evil.url(REVOKE)}}}),
@@ -236,14 +242,14 @@ async fn a_token_is_not_revoked_at_an_endpoint_that_was_named_after_it_came() {
     .await;
     for name in ["billing", "orders"] {
         team.patch::<MailCredential>(name, json!({"spec": {"revocationPolicy": "OnDelete"}})).await;
-        deleted_without_a_request(&stage, &evil, &team, name).await;
+        deleted_without_a_request(&fixture, &evil, &team, name).await;
     }
 }
 
 #[tokio::test]
 async fn a_refresh_token_is_bound_to_the_revocation_endpoint_that_it_was_obtained_with() {
-    let (stage, evil, team) = to_be_stolen().await;
-    let before = text(&stage.ns.get::<Secret>("billing").await, "access_token");
+    let (fixture, evil, team) = to_be_stolen().await;
+    let before = text(&fixture.ns.get::<Secret>("billing").await, "access_token");
     team.patch::<mail_token_broker::api::MailProvider>(
         "idp",
         json!({"spec": {"oauth2": {"revocationURL": evil.url(REVOKE)}}}),
@@ -251,136 +257,137 @@ async fn a_refresh_token_is_bound_to_the_revocation_endpoint_that_it_was_obtaine
     .await;
     // A renewal in between makes no difference: neither token goes where the sign-in did not lead.
     team.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
-    stage.renewed("billing", &before).await;
+    fixture.renewed("billing", &before).await;
     team.patch::<MailCredential>("billing", json!({"spec": {"revocationPolicy": "OnDelete"}})).await;
-    deleted_without_a_request(&stage, &evil, &team, "billing").await;
+    deleted_without_a_request(&fixture, &evil, &team, "billing").await;
 }
 
 #[tokio::test]
 async fn a_provider_of_the_cluster_that_does_not_allow_the_namespace_revokes_nothing() {
-    let (stage, evil, team) = to_be_stolen().await;
+    let (fixture, evil, team) = to_be_stolen().await;
     let of_the_admin = Idp::start();
     let cluster_wide =
-        provider(&of_the_admin).set("kind", "ClusterMailProvider").set("metadata.name", stage.ns.name.as_str());
+        provider(&of_the_admin).set("kind", "ClusterMailProvider").set("metadata.name", fixture.ns.name.as_str());
     let allowed = json!([{"namespaceSelector": {"matchLabels": {"mail": "another"}}, "mailboxes": ["*@example.org"]}]);
-    stage
+    fixture
         .ns
         .apply(
             cluster_wide
                 .set("spec.allowed", allowed)
-                .set("spec.oauth2.tokenURL", stage.idp.token_url())
+                .set("spec.oauth2.tokenURL", fixture.idp.token_url())
                 .set("spec.oauth2.revocationURL", of_the_admin.url(REVOKE)),
         )
         .await;
-    let there = json!({"kind": "ClusterMailProvider", "name": stage.ns.name});
+    let there = json!({"kind": "ClusterMailProvider", "name": fixture.ns.name});
     for name in ["billing", "orders"] {
         team.patch::<MailCredential>(name, json!({"spec": {"providerRef": there, "revocationPolicy": "OnDelete"}}))
             .await;
-        deleted_without_a_request(&stage, &evil, &team, name).await;
+        deleted_without_a_request(&fixture, &evil, &team, name).await;
     }
     assert_eq!(of_the_admin.requests().len(), 0);
 }
 
 #[tokio::test]
 async fn a_provider_of_the_cluster_whose_allowance_was_withdrawn_revokes_nothing() {
-    let stage = stage().await;
-    let name = format!("p-{}", stage.ns.name);
+    let fixture = fixture().await;
+    let name = format!("p-{}", fixture.ns.name);
     let allowed = |label: &str| {
-        let selector = json!({"matchLabels": {label: stage.ns.name}});
-        let cluster_wide = provider(&stage.idp).set("kind", "ClusterMailProvider").set("metadata.name", name.as_str());
-        let cluster_wide = cluster_wide.set("spec.oauth2.revocationURL", stage.idp.url(REVOKE));
+        let selector = json!({"matchLabels": {label: fixture.ns.name}});
+        let cluster_wide =
+            provider(&fixture.idp).set("kind", "ClusterMailProvider").set("metadata.name", name.as_str());
+        let cluster_wide = cluster_wide.set("spec.oauth2.revocationURL", fixture.idp.url(REVOKE));
         cluster_wide.set("spec.allowed", json!([{"namespaceSelector": selector, "mailboxes": ["*@example.org"]}]))
     };
-    stage.ns.apply(allowed("kubernetes.io/metadata.name")).await;
+    fixture.ns.apply(allowed("kubernetes.io/metadata.name")).await;
     let there = json!({"kind": "ClusterMailProvider", "name": name});
-    stage.issued(revoking("billing").set("spec.providerRef", there)).await;
-    stage.ns.apply(allowed("another")).await;
-    stage.ns.condition::<MailCredential>("billing", "Renewed", "NotAllowed").await;
-    stage.ns.delete::<MailCredential>("billing").await;
-    stage.ns.gone::<MailCredential>("billing").await;
-    stage.ns.tells("billing", &["Warning RevocationFailed"]).await;
-    assert_eq!(revoked(&stage), []);
+    fixture.issued(revoking("billing").set("spec.providerRef", there)).await;
+    fixture.ns.apply(allowed("another")).await;
+    fixture.ns.condition::<MailCredential>("billing", "Renewed", "NotAllowed").await;
+    fixture.ns.delete::<MailCredential>("billing").await;
+    fixture.ns.gone::<MailCredential>("billing").await;
+    fixture.ns.tells("billing", &["Warning RevocationFailed"]).await;
+    assert_eq!(revoked(&fixture), []);
 }
 
 #[tokio::test]
 async fn an_assertion_does_not_leave_the_token_endpoints_origin() {
-    let stage = Stage::new().await;
+    let fixture = Fixture::new().await;
     let evil = Idp::start();
-    let both = format!("{}{}", stage.idp.ca(), evil.ca());
-    stage.ns.patch::<k8s_openapi::api::core::v1::ConfigMap>("idp-ca", json!({"data": {"ca.crt": both}})).await;
+    let both = format!("{}{}", fixture.idp.ca(), evil.ca());
+    fixture.ns.patch::<k8s_openapi::api::core::v1::ConfigMap>("idp-ca", json!({"data": {"ca.crt": both}})).await;
     let pem = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap().serialize_pem();
-    stage.ns.apply(source("app", "tls.key", &pem)).await;
+    fixture.ns.apply(source("app", "tls.key", &pem)).await;
     let key = json!([{"privateKeyJWT": {"keyRef": {"name": "app", "key": "tls.key"}, "algorithm": "EdDSA"}}]);
-    let relay = provider(&stage.idp).set("spec.client.authentication", key);
+    let relay = provider(&fixture.idp).set("spec.client.authentication", key);
     let relay = relay.set("spec.oauth2.deviceAuthorizationURL", evil.url("/device"));
-    stage.ns.apply(relay.set("spec.oauth2.revocationURL", evil.url(REVOKE))).await;
+    fixture.ns.apply(relay.set("spec.oauth2.revocationURL", evil.url(REVOKE))).await;
 
-    stage.ns.apply(credential("person").set("spec.grant", json!({"deviceCode": {}}))).await;
-    let stalled = stage.ns.condition::<MailCredential>("person", "Stalled", "InvalidSpec").await;
+    fixture.ns.apply(credential("person").set("spec.grant", json!({"deviceCode": {}}))).await;
+    let stalled = fixture.ns.condition::<MailCredential>("person", "Stalled", "InvalidSpec").await;
     assert!(stalled.message.contains("origin"), "{}", stalled.message);
 
-    stage.issued(revoking("billing")).await;
-    stage.ns.delete::<MailCredential>("billing").await;
-    stage.ns.gone::<MailCredential>("billing").await;
-    stage.ns.tells("billing", &["Warning RevocationFailed"]).await;
+    fixture.issued(revoking("billing")).await;
+    fixture.ns.delete::<MailCredential>("billing").await;
+    fixture.ns.gone::<MailCredential>("billing").await;
+    fixture.ns.tells("billing", &["Warning RevocationFailed"]).await;
 
     // The same by a discovery document.
-    let issuer = stage.idp.issuer();
+    let issuer = fixture.idp.issuer();
     let document = json!({
-        "issuer": issuer, "token_endpoint": stage.idp.token_url(), "device_authorization_endpoint": evil.url("/device"),
+        "issuer": issuer, "token_endpoint": fixture.idp.token_url(), "device_authorization_endpoint": evil.url("/device"),
         "revocation_endpoint": evil.url(REVOKE),
     });
-    stage.idp.answer_at(mailtoken_testkit::idp::DISCOVERY, Answer::json(200, document));
-    stage
+    fixture.idp.answer_at(mailtoken_testkit::idp::DISCOVERY, Answer::json(200, document));
+    fixture
         .ns
         .patch::<mail_token_broker::api::MailProvider>(
             "idp",
             json!({"spec": {"oauth2": null, "oidc": {"issuerURL": issuer}}}),
         )
         .await;
-    stage.ns.apply(credential("another").set("spec.grant", json!({"deviceCode": {}}))).await;
-    stage.ns.condition::<MailCredential>("another", "Stalled", "InvalidSpec").await;
-    stage.issued(revoking("orders")).await;
-    stage.ns.delete::<MailCredential>("orders").await;
-    stage.ns.gone::<MailCredential>("orders").await;
-    stage.ns.tells("orders", &["Warning RevocationFailed"]).await;
+    fixture.ns.apply(credential("another").set("spec.grant", json!({"deviceCode": {}}))).await;
+    fixture.ns.condition::<MailCredential>("another", "Stalled", "InvalidSpec").await;
+    fixture.issued(revoking("orders")).await;
+    fixture.ns.delete::<MailCredential>("orders").await;
+    fixture.ns.gone::<MailCredential>("orders").await;
+    fixture.ns.tells("orders", &["Warning RevocationFailed"]).await;
     assert_eq!(evil.requests().len(), 0);
 }
 
 #[tokio::test]
 async fn tokens_whose_secrets_went_first_are_told_of() {
-    let stage = stage().await;
-    stage.issued(revoking("billing")).await;
-    stage.broker.signal("STOP");
-    stage.ns.remove(&revoking("billing")).await;
-    stage.ns.delete::<Secret>("billing").await;
-    stage.broker.signal("CONT");
-    stage.ns.gone::<MailCredential>("billing").await;
-    stage.ns.tells("billing", &["Warning RevocationFailed"]).await;
+    let fixture = fixture().await;
+    fixture.issued(revoking("billing")).await;
+    fixture.broker.signal("STOP");
+    fixture.ns.remove(&revoking("billing")).await;
+    fixture.ns.delete::<Secret>("billing").await;
+    fixture.broker.signal("CONT");
+    fixture.ns.gone::<MailCredential>("billing").await;
+    fixture.ns.tells("billing", &["Warning RevocationFailed"]).await;
 }
 
 #[tokio::test]
 async fn a_label_that_is_set_meanwhile_revokes_nothing_twice() {
-    let stage = stage().await;
-    stage.issued(revoking("billing").set("metadata.finalizers", json!(["example.org/x"]))).await;
-    stage.idp.answer_at(REVOKE, Answer::text(200, "").held());
-    stage.ns.remove(&revoking("billing")).await;
+    let fixture = fixture().await;
+    fixture.issued(revoking("billing").set("metadata.finalizers", json!(["example.org/x"]))).await;
+    fixture.idp.answer_at(REVOKE, Answer::text(200, "").held());
+    fixture.ns.remove(&revoking("billing")).await;
     until(
         "the revocation has begun",
         async || {
-            if revoked(&stage).is_empty() { Err("no request".to_owned()) } else { Ok(()) }
+            if revoked(&fixture).is_empty() { Err("no request".to_owned()) } else { Ok(()) }
         },
     )
     .await;
-    stage.ns.patch::<MailCredential>("billing", json!({"metadata": {"labels": {"team": "mail"}}})).await;
-    stage.idp.release();
+    fixture.ns.patch::<MailCredential>("billing", json!({"metadata": {"labels": {"team": "mail"}}})).await;
+    fixture.idp.release();
     let ours = |credential: &MailCredential| !finalizers(credential).contains(&FINALIZER.to_owned());
-    stage.ns.until::<MailCredential>("billing", "the broker's finalizer is gone", ours).await;
-    assert_eq!(revoked(&stage).len(), 1);
-    stage.ns.patch::<MailCredential>("billing", json!({"metadata": {"finalizers": null}})).await;
-    stage.ns.gone::<MailCredential>("billing").await;
-    assert_eq!(revoked(&stage).len(), 1);
-    stage.ns.tells("billing", &["Normal GrantRevoked"]).await;
+    fixture.ns.until::<MailCredential>("billing", "the broker's finalizer is gone", ours).await;
+    assert_eq!(revoked(&fixture).len(), 1);
+    fixture.ns.patch::<MailCredential>("billing", json!({"metadata": {"finalizers": null}})).await;
+    fixture.ns.gone::<MailCredential>("billing").await;
+    assert_eq!(revoked(&fixture).len(), 1);
+    fixture.ns.tells("billing", &["Normal GrantRevoked"]).await;
 }
 
 /// The command `release-finalizers`: whether it succeeded, and what it printed.
@@ -397,34 +404,40 @@ async fn without_a_broker_release_finalizers_lets_a_namespace_go() {
     let ns = cluster.namespace().await;
     let idp = Idp::start();
     ns.provider(&idp).await;
-    let mut stage = revocable(Stage { broker: Broker::start(&ns).await, ns, idp }).await;
-    stage.issued(revoking("billing")).await;
-    stage.issued(credential("orders")).await;
-    stage.broker.terminate().await;
-    stage.ns.kubectl(["delete", "namespace", &stage.ns.name, "--wait=false"]);
+    let mut fixture = revocable(Fixture { broker: Broker::start(&ns).await, ns, idp }).await;
+    fixture.issued(revoking("billing")).await;
+    fixture.issued(credential("orders")).await;
+    fixture.broker.terminate().await;
+    fixture.ns.kubectl(["delete", "namespace", &fixture.ns.name, "--wait=false"]);
     let hangs = |billing: &MailCredential| billing.metadata.deletion_timestamp.is_some();
-    stage.ns.until::<MailCredential>("billing", "it waits for its finalizer", hangs).await;
+    fixture.ns.until::<MailCredential>("billing", "it waits for its finalizer", hangs).await;
 
     let kubeconfig = cluster.kubeconfig();
-    let billing = format!("{}/billing: ", stage.ns.name);
+    let billing = format!("{}/billing: ", fixture.ns.name);
     let (done, told) = release(&kubeconfig, &["--dry-run"]);
     assert!(done && told.contains(&format!("{billing}would be released")) && !told.contains("orders"), "{told}");
-    assert_eq!(finalizers(&stage.ns.get("billing").await), [FINALIZER]);
+    assert_eq!(finalizers(&fixture.ns.get("billing").await), [FINALIZER]);
     let (done, told) = release(&kubeconfig, &["-n", "default"]);
     assert!(done && told.contains("0 MailCredentials released"), "{told}");
     let (done, told) = release(&kubeconfig, &[]);
     assert!(done && told.contains(&format!("{billing}released; its access token is valid until ")), "{told}");
     assert!(told.contains("1 MailCredentials released, 0 not"), "{told}");
     until("the namespace is gone", async || {
-        let left =
-            stage.ns.kubectl(["get", "namespace", &stage.ns.name, "--ignore-not-found", "-o", "jsonpath={.status}"]);
+        let left = fixture.ns.kubectl([
+            "get",
+            "namespace",
+            &fixture.ns.name,
+            "--ignore-not-found",
+            "-o",
+            "jsonpath={.status}",
+        ]);
         if left.is_empty() { Ok(()) } else { Err(left) }
     })
     .await;
-    assert_eq!(revoked(&stage), []);
+    assert_eq!(revoked(&fixture), []);
     tried("F31", 1, "the revocation");
 
-    stage.ns.kubectl(["delete", "crd", "mailcredentials.mailtoken.dev"]);
+    fixture.ns.kubectl(["delete", "crd", "mailcredentials.mailtoken.dev"]);
     let (done, told) = release(&kubeconfig, &[]);
     assert!(done && told.contains("nothing to do"), "{told}");
     let nowhere = cluster.dir().join("no-such-kubeconfig");
@@ -434,31 +447,34 @@ async fn without_a_broker_release_finalizers_lets_a_namespace_go() {
 
 #[tokio::test]
 async fn a_credential_that_another_finalizer_keeps_is_not_ready_after_its_token() {
-    let stage = stage().await;
-    stage.idp.answer(Answer::token(6));
+    let fixture = fixture().await;
+    fixture.idp.answer(Answer::token(6));
     let kept = credential("billing").set("metadata.finalizers", json!(["example.org/x"]));
-    stage.issued(kept.clone()).await;
-    stage.ns.remove(&kept).await;
-    stage.ns.condition::<MailCredential>("billing", "Ready", "Expired").await;
-    stage.ns.patch::<MailCredential>("billing", json!({"metadata": {"finalizers": null}})).await;
-    stage.ns.gone::<MailCredential>("billing").await;
+    fixture.issued(kept.clone()).await;
+    fixture.ns.remove(&kept).await;
+    fixture.ns.condition::<MailCredential>("billing", "Ready", "Expired").await;
+    fixture.ns.patch::<MailCredential>("billing", json!({"metadata": {"finalizers": null}})).await;
+    fixture.ns.gone::<MailCredential>("billing").await;
 }
 
 #[tokio::test]
 async fn finalizers_of_others_of_any_length_do_not_hold_up_the_brokers_own() {
-    let stage = stage().await;
+    let fixture = fixture().await;
     // More than the broker keeps of them.
     let others: Vec<_> = (0..300).map(|number| format!("example.org/{number}-{}", "x".repeat(55))).collect();
-    stage.issued(revoking("billing").set("metadata.finalizers", json!(others))).await;
+    fixture.issued(revoking("billing").set("metadata.finalizers", json!(others))).await;
     let keeps = |credential: &MailCredential| {
         let all = finalizers(credential);
         others.iter().all(|other| all.contains(other))
     };
     let has = |credential: &MailCredential| finalizers(credential).iter().any(|name| name == FINALIZER);
-    stage.ns.until::<MailCredential>("billing", "the finalizer is added", |found| keeps(found) && has(found)).await;
-    stage.ns.api::<MailCredential>().delete("billing", &DeleteParams::default()).await.unwrap();
-    stage.ns.until::<MailCredential>("billing", "the finalizer is removed", |found| keeps(found) && !has(found)).await;
-    assert_eq!(revoked(&stage).len(), 1);
-    stage.ns.patch::<MailCredential>("billing", json!({"metadata": {"finalizers": null}})).await;
-    stage.ns.gone::<MailCredential>("billing").await;
+    fixture.ns.until::<MailCredential>("billing", "the finalizer is added", |found| keeps(found) && has(found)).await;
+    fixture.ns.api::<MailCredential>().delete("billing", &DeleteParams::default()).await.unwrap();
+    fixture
+        .ns
+        .until::<MailCredential>("billing", "the finalizer is removed", |found| keeps(found) && !has(found))
+        .await;
+    assert_eq!(revoked(&fixture).len(), 1);
+    fixture.ns.patch::<MailCredential>("billing", json!({"metadata": {"finalizers": null}})).await;
+    fixture.ns.gone::<MailCredential>("billing").await;
 }

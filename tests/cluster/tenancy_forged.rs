@@ -292,10 +292,10 @@ async fn a_target_that_kubernetes_would_fill_with_an_identity_is_replaced() {
 async fn forged_secrets_of_a_quarter_megabyte_and_providers_by_the_hundred_cost_next_to_nothing() {
     const SECRETS: usize = 80;
     const PROVIDERS: usize = 100;
-    let mut stage = Stage::new().await;
-    stage.mark("before").await;
+    let mut fixture = Fixture::new().await;
+    fixture.mark("before").await;
     let descriptors = |broker: &Broker| std::fs::read_dir(format!("/proc/{}/fd", broker.id())).unwrap().count();
-    let open = descriptors(&stage.broker);
+    let open = descriptors(&fixture.broker);
     let fat = "x".repeat(240 << 10);
     for number in 0..SECRETS {
         let name = format!("forged-{number}");
@@ -304,22 +304,22 @@ async fn forged_secrets_of_a_quarter_megabyte_and_providers_by_the_hundred_cost_
             0 => secret,
             _ => secret.entry("metadata.labels", "mailtoken.dev/source", "true"),
         };
-        stage.ns.apply(secret).await;
+        fixture.ns.apply(secret).await;
     }
     for number in 0..PROVIDERS {
-        let provider = provider(&stage.idp).set("metadata.name", format!("p-{number}"));
-        stage.ns.apply(provider.set("spec.caBundleRef.configMap.name", format!("absent-{number}"))).await;
+        let provider = provider(&fixture.idp).set("metadata.name", format!("p-{number}"));
+        fixture.ns.apply(provider.set("spec.caBundleRef.configMap.name", format!("absent-{number}"))).await;
     }
     for number in 0..PROVIDERS {
-        stage.ns.condition::<MailProvider>(&format!("p-{number}"), "Ready", "SourceNotFound").await;
+        fixture.ns.condition::<MailProvider>(&format!("p-{number}"), "Ready", "SourceNotFound").await;
     }
-    let more = descriptors(&stage.broker).saturating_sub(open);
+    let more = descriptors(&fixture.broker).saturating_sub(open);
     assert!(more < 20, "{more} more file descriptors for {PROVIDERS} providers that nobody uses");
     // A start lists them all.
-    stage.broker.terminate().await;
-    stage.broker.again().await;
-    stage.mark("after").await;
-    let resident = stage.broker.memory("VmHWM") >> 20;
+    fixture.broker.terminate().await;
+    fixture.broker.again().await;
+    fixture.mark("after").await;
+    let resident = fixture.broker.memory("VmHWM") >> 20;
     println!("{SECRETS} forged Secrets of 240 KiB: {resident} MiB at most");
     assert!(resident < 96, "{resident} MiB");
 }

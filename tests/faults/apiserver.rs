@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::MailCredential;
-use mailtoken_testkit::{custody::provider as strict_provider, fault_log::tried, standin::Strict, *};
+use mailtoken_testkit::{fault_log::tried, refresh_fixture::provider as strict_provider, standin::Strict, *};
 use serde_json::json;
 
 /// What an API server may do to a write.
@@ -14,12 +14,12 @@ const TROUBLES: [Trouble; 5] =
 const AFTER_SILENCE: Duration = Duration::from_secs(120);
 
 /// A namespace with a broker that asks the API server through a proxy.
-async fn behind_proxy() -> (Stage, ApiProxy) {
+async fn behind_proxy() -> (Fixture, ApiProxy) {
     let ns = Cluster::shared().namespace().await;
     let (idp, api) = (Idp::start(), ApiProxy::start(&ns.cluster));
     ns.provider(&idp).await;
     let broker = Broker::settings(&ns).kubeconfig(&api.kubeconfig()).start().await;
-    (Stage { ns, idp, broker }, api)
+    (Fixture { ns, idp, broker }, api)
 }
 
 /// Issues all of these anew, and waits until that is told.
@@ -44,38 +44,38 @@ async fn published(ns: &Namespace, names: &[String]) -> BTreeSet<String> {
 
 #[tokio::test]
 async fn whatever_becomes_of_a_write_each_token_is_asked_for_once_and_written_in_the_end() {
-    let (stage, api) = behind_proxy().await;
+    let (fixture, api) = behind_proxy().await;
     let names: Vec<_> = (0..TROUBLES.len()).map(|number| format!("mailbox-{number}")).collect();
     for trouble in TROUBLES {
-        api.next(1, "POST", &format!("/{}/secrets", stage.ns.name), trouble);
+        api.next(1, "POST", &format!("/{}/secrets", fixture.ns.name), trouble);
     }
     for name in &names {
-        stage.ns.apply(credential(name)).await;
+        fixture.ns.apply(credential(name)).await;
     }
     for name in &names {
-        stage.ready(name).await;
+        fixture.ready(name).await;
     }
     api.done().await;
-    assert_eq!(stage.idp.token_requests().len(), names.len());
-    assert_eq!(published(&stage.ns, &names).await, BTreeSet::from_iter(stage.idp.issued()));
+    assert_eq!(fixture.idp.token_requests().len(), names.len());
+    assert_eq!(published(&fixture.ns, &names).await, BTreeSet::from_iter(fixture.idp.issued()));
 
     for (name, trouble) in names.iter().zip(TROUBLES) {
         api.next(2, "PATCH", &format!("/secrets/{name}?"), trouble.clone());
         api.next(2, "PUT", &format!("/mailcredentials/{name}/status"), trouble);
     }
-    renew_all(&stage.ns, &names, "1").await;
+    renew_all(&fixture.ns, &names, "1").await;
     api.done().await;
-    assert_eq!(stage.idp.token_requests().len(), 2 * names.len());
-    let latest = stage.idp.issued().split_off(names.len());
-    assert_eq!(published(&stage.ns, &names).await, BTreeSet::from_iter(latest));
+    assert_eq!(fixture.idp.token_requests().len(), 2 * names.len());
+    let latest = fixture.idp.issued().split_off(names.len());
+    assert_eq!(published(&fixture.ns, &names).await, BTreeSet::from_iter(latest));
 
     // Nothing but the status is to be written: no watch will wake anybody.
     for (name, trouble) in names.iter().zip(TROUBLES) {
         api.next(1, "PUT", &format!("/mailcredentials/{name}/status"), trouble);
-        stage.ns.patch::<MailCredential>(name, json!({"spec": {"suspend": true}})).await;
+        fixture.ns.patch::<MailCredential>(name, json!({"spec": {"suspend": true}})).await;
     }
     for name in &names {
-        stage.ns.condition::<MailCredential>(name, "Renewed", "Suspended").await;
+        fixture.ns.condition::<MailCredential>(name, "Renewed", "Suspended").await;
     }
     api.done().await;
     tried("F09", 6 * names.len(), "nothing");
@@ -122,59 +122,59 @@ async fn whatever_becomes_of_a_claim_or_a_store_no_refresh_token_is_spent_twice(
 
 #[tokio::test]
 async fn a_call_that_is_never_answered_is_given_up_and_made_again() {
-    let (stage, api) = behind_proxy().await;
+    let (fixture, api) = behind_proxy().await;
     let names = ["first", "second", "third"].map(str::to_owned);
     for name in &names {
-        stage.issued(credential(name)).await;
+        fixture.issued(credential(name)).await;
     }
     api.next(1, "PATCH", "/secrets/first?", Trouble::Silence);
     api.next(1, "PUT", "/mailcredentials/second/status", Trouble::Silence);
-    renew_all(&stage.ns, &names, "1").await;
+    renew_all(&fixture.ns, &names, "1").await;
     api.done().await;
-    assert_eq!(stage.idp.token_requests().len(), 2 * names.len());
+    assert_eq!(fixture.idp.token_requests().len(), 2 * names.len());
     tried("F09", 2, "nothing");
 }
 
 #[tokio::test]
 async fn a_watch_that_falls_silent_is_begun_anew() {
-    let (stage, api) = behind_proxy().await;
-    stage.mark("before").await;
+    let (fixture, api) = behind_proxy().await;
+    fixture.mark("before").await;
     api.end_watches(Ending::Silence);
-    stage.ns.apply(credential("after")).await;
+    fixture.ns.apply(credential("after")).await;
     let ready = |found: &MailCredential| reason(found, "Ready") == "TokenValid";
-    stage.ns.until_in::<MailCredential>(AFTER_SILENCE, "after", "it is seen", ready).await;
-    assert_eq!(stage.idp.token_requests().len(), 2);
+    fixture.ns.until_in::<MailCredential>(AFTER_SILENCE, "after", "it is seen", ready).await;
+    assert_eq!(fixture.idp.token_requests().len(), 2);
     tried("F09", 1, "nothing");
 }
 
 #[tokio::test]
 async fn watches_that_end_in_any_way_miss_nothing_and_ask_for_nothing_twice() {
-    let (stage, api) = behind_proxy().await;
-    let at_rest = stage.issued(credential("at-rest")).await;
+    let (fixture, api) = behind_proxy().await;
+    let at_rest = fixture.issued(credential("at-rest")).await;
     let mut credentials = 1;
     for (round, ending) in [Ending::Cut, Ending::Gone, Ending::Gone, Ending::Cut].into_iter().enumerate() {
-        stage.issued(credential(&format!("doomed-{round}"))).await;
+        fixture.issued(credential(&format!("doomed-{round}"))).await;
         let before = api.asked().len();
         // What answers the first attempts to come back.
-        let path = format!("/{}/", stage.ns.name);
+        let path = format!("/{}/", fixture.ns.name);
         for trouble in [Trouble::status(410), Trouble::throttled(1), Trouble::status(500)] {
             api.next(6, "GET", &path, trouble);
         }
         api.end_watches(ending);
-        stage.ns.api::<MailCredential>().delete(&format!("doomed-{round}"), &Default::default()).await.unwrap();
-        stage.ns.apply(credential(&format!("new-{round}")).set("spec.secret.name", format!("doomed-{round}"))).await;
-        stage.ready(&format!("new-{round}")).await;
+        fixture.ns.api::<MailCredential>().delete(&format!("doomed-{round}"), &Default::default()).await.unwrap();
+        fixture.ns.apply(credential(&format!("new-{round}")).set("spec.secret.name", format!("doomed-{round}"))).await;
+        fixture.ready(&format!("new-{round}")).await;
         api.done().await;
         credentials += 2;
-        assert_eq!(stage.idp.token_requests().len(), credentials);
+        assert_eq!(fixture.idp.token_requests().len(), credentials);
         let about_rest = api.asked().split_off(before).into_iter().filter(|asked| asked.path.contains("at-rest"));
         assert_eq!(about_rest.count(), 0, "nothing of it has changed");
     }
-    stage.ns.patch::<MailCredential>("at-rest", json!({"spec": {"secret": {"formats": ["TokenJSON"]}}})).await;
-    stage.ready("at-rest").await;
-    let now: MailCredential = stage.ns.get("at-rest").await;
+    fixture.ns.patch::<MailCredential>("at-rest", json!({"spec": {"secret": {"formats": ["TokenJSON"]}}})).await;
+    fixture.ready("at-rest").await;
+    let now: MailCredential = fixture.ns.get("at-rest").await;
     assert_eq!(field(&now, "/status/token"), field(&at_rest, "/status/token"));
-    assert_eq!(stage.idp.token_requests().len(), credentials);
+    assert_eq!(fixture.idp.token_requests().len(), credentials);
     tried("F09", 4, "nothing");
 }
 
@@ -183,42 +183,42 @@ async fn watches_that_end_in_any_way_miss_nothing_and_ask_for_nothing_twice() {
 async fn what_changes_while_a_watch_of_hundreds_ends_is_handled_in_seconds() {
     const HUNDREDS: usize = 400;
     const NEW: usize = 60;
-    let (stage, api) = behind_proxy().await;
+    let (fixture, api) = behind_proxy().await;
     let names: Vec<_> = (0..HUNDREDS).map(|number| format!("c-{number:03}")).collect();
     for name in &names {
-        stage.ns.apply(credential(name)).await;
+        fixture.ns.apply(credential(name)).await;
     }
     for name in &names {
-        stage.ready(name).await;
+        fixture.ready(name).await;
     }
     // The list that follows waits until all of this is done. The new ones are on its first pages and on its last.
-    let list = format!("/{}/mailcredentials?", stage.ns.name);
+    let list = format!("/{}/mailcredentials?", fixture.ns.name);
     api.next(1, "GET", &list, Trouble::Held);
     api.end_watches_of("/mailcredentials?", Ending::Gone);
     let created: Vec<_> =
         (0..NEW).map(|number| format!("{}-{number:02}", if number % 2 == 0 { "a" } else { "z" })).collect();
     for name in &created {
-        stage.ns.apply(credential(name)).await;
+        fixture.ns.apply(credential(name)).await;
     }
-    stage.ns.patch::<MailCredential>("c-005", json!({"spec": {"suspend": true}})).await;
-    stage.ns.delete::<MailCredential>("c-006").await;
-    stage.ns.delete::<MailCredential>("c-007").await;
-    stage.ns.apply(credential("c-007").set("spec.secret.formats", json!(["TokenJSON"]))).await;
+    fixture.ns.patch::<MailCredential>("c-005", json!({"spec": {"suspend": true}})).await;
+    fixture.ns.delete::<MailCredential>("c-006").await;
+    fixture.ns.delete::<MailCredential>("c-007").await;
+    fixture.ns.apply(credential("c-007").set("spec.secret.formats", json!(["TokenJSON"]))).await;
     api.release();
 
     let soon = Duration::from_secs(20);
     for name in created.iter().map(String::as_str).chain(["c-007"]) {
         let ready = |found: &MailCredential| reason(found, "Ready") == "TokenValid";
-        stage.ns.until_in::<MailCredential>(soon, name, "it is Ready", ready).await;
+        fixture.ns.until_in::<MailCredential>(soon, name, "it is Ready", ready).await;
     }
     let suspended = |found: &MailCredential| reason(found, "Renewed") == "Suspended";
-    stage.ns.until_in::<MailCredential>(soon, "c-005", "its suspension is reported", suspended).await;
-    stage.broker.forgets("c-006").await;
+    fixture.ns.until_in::<MailCredential>(soon, "c-005", "its suspension is reported", suspended).await;
+    fixture.broker.forgets("c-006").await;
     // The one that took its place has taken its token over, in the form that it asks for.
-    assert!(stage.ns.secret("c-007").await.contains_key("token.json"));
-    assert_eq!(stage.idp.token_requests().len(), HUNDREDS + NEW);
+    assert!(fixture.ns.secret("c-007").await.contains_key("token.json"));
+    assert_eq!(fixture.idp.token_requests().len(), HUNDREDS + NEW);
     for kind in ["credential", "provider"] {
-        let swept = stage.broker.metric("mailtoken_sweep_enqueued_total", &format!("kind=\"{kind}\"")).await;
+        let swept = fixture.broker.metric("mailtoken_sweep_enqueued_total", &format!("kind=\"{kind}\"")).await;
         assert_eq!(swept, Some(0.0), "{kind}: the sweep had to enqueue something");
     }
     tried("F09", 1, "nothing");

@@ -7,8 +7,8 @@ use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
 use mail_token_broker::api::MailCredential;
 use mailtoken_testkit::{
     audit::AuditEvent,
-    custody::provider as strict_provider,
     fault_log::tried,
+    refresh_fixture::provider as strict_provider,
     standin::Strict,
     wait::{now, until_in},
     *,

@@ -6,9 +6,9 @@ use k8s_openapi::jiff::Timestamp;
 use mail_token_broker::api::MailCredential;
 use mailtoken_testkit::{
     audit::AuditEvent,
-    custody::provider as strict_provider,
     fault_log::tried,
     part::Part,
+    refresh_fixture::provider as strict_provider,
     standin::{Fault, Strict},
     wait::{now, until_in},
     *,

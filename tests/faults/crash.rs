@@ -36,7 +36,7 @@ impl Kind {
 
 /// A credential that is about to be renewed, and the broker to be killed meanwhile.
 struct Crash {
-    custody: Custody,
+    fixture: RefreshFixture,
     kind: Kind,
     monitor: Monitor,
     /// The access token of the time before.
@@ -52,89 +52,89 @@ struct Crash {
 impl Crash {
     /// With the first token; a broker that was started anew, and goes no further than `point`.
     async fn prepare(kind: Kind, point: Option<&str>) -> Self {
-        let mut custody = Custody::with(pod).await;
-        custody.idp.grace(usize::from(kind == Kind::Grace));
-        let monitor = Monitor::start(&custody.ns);
+        let mut fixture = RefreshFixture::with(pod).await;
+        fixture.idp.grace(usize::from(kind == Kind::Grace));
+        let monitor = Monitor::start(&fixture.ns);
         let kept = if kind.is_rotating() {
-            custody.issued().await;
-            custody.kept().await
+            fixture.issued().await;
+            fixture.kept().await
         } else {
-            custody.ns.apply(credential("billing")).await;
-            custody.ready().await;
+            fixture.ns.apply(credential("billing")).await;
+            fixture.ready().await;
             String::new()
         };
         if let Some(point) = point {
-            custody.broker.kill();
-            custody.broker.set("MAILTOKEN_STOP_AT", Some(point));
-            custody.broker.again().await;
+            fixture.broker.kill();
+            fixture.broker.set("MAILTOKEN_STOP_AT", Some(point));
+            fixture.broker.again().await;
         }
-        let published = text(&custody.ns.get("billing").await, "access_token");
-        let sent = custody.idp.token_requests().len();
-        Self { custody, kind, monitor, published, kept, sent, asked: String::new() }
+        let published = text(&fixture.ns.get("billing").await, "access_token");
+        let sent = fixture.idp.token_requests().len();
+        Self { fixture, kind, monitor, published, kept, sent, asked: String::new() }
     }
 
     /// Asks for a token.
     async fn ask(&mut self) {
-        self.asked = self.custody.ask().await;
+        self.asked = self.fixture.ask().await;
     }
 
     /// Waits until the broker has stopped at its point, then kills and starts it.
     async fn kill_when_stopped(&mut self) {
-        logged(&self.custody, STOPPED).await;
+        logged(&self.fixture, STOPPED).await;
         self.kill().await;
     }
 
     async fn kill(&mut self) {
-        self.custody.broker.kill();
-        self.custody.broker.set("MAILTOKEN_STOP_AT", None);
-        self.custody.broker.again().await;
+        self.fixture.broker.kill();
+        self.fixture.broker.set("MAILTOKEN_STOP_AT", None);
+        self.fixture.broker.again().await;
     }
 
     /// Sees that all is well by itself, after so many token requests, `presented` of them with the refresh token of before.
     async fn heals(self, requests: usize, presented: usize) {
-        let Self { custody, kind, monitor, published, kept, sent, asked } = self;
-        let credential = custody.answered(&asked).await;
-        let token = text(&custody.ns.get("billing").await, "access_token");
+        let Self { fixture, kind, monitor, published, kept, sent, asked } = self;
+        let credential = fixture.answered(&asked).await;
+        let token = text(&fixture.ns.get("billing").await, "access_token");
         assert_eq!(
             (reason(&credential, "Ready"), reason(&credential, "Renewed")),
             told("TokenValid", "RenewalSucceeded")
         );
         assert_ne!(token, published);
-        assert_eq!(Some(&token), custody.idp.latest(kind.account()).as_ref(), "{kind:?}");
+        assert_eq!(Some(&token), fixture.idp.latest(kind.account()).as_ref(), "{kind:?}");
         let fingerprint = format!("sha256:{}", names::hex16(&Sha256::digest(&token)));
         assert_eq!(field(&credential, "/status/token/fingerprint"), fingerprint.as_str());
-        assert_eq!(custody.idp.token_requests().len(), sent + requests, "{kind:?}");
+        assert_eq!(fixture.idp.token_requests().len(), sent + requests, "{kind:?}");
         if kind.is_rotating() {
-            assert_eq!(custody.idp.presented(&kept), presented, "{kind:?}");
-            assert!(custody.idp.is_valid(&custody.kept().await));
+            assert_eq!(fixture.idp.presented(&kept), presented, "{kind:?}");
+            assert!(fixture.idp.is_valid(&fixture.kept().await));
         }
-        custody.renew().await;
-        assert_eq!(custody.idp.token_requests().len(), sent + requests + 1, "{kind:?}");
-        assert_eq!((custody.idp.reuses(), custody.idp.families_revoked()), (0, 0));
-        only_tokens_of(kind, monitor, &custody).await;
+        fixture.renew().await;
+        assert_eq!(fixture.idp.token_requests().len(), sent + requests + 1, "{kind:?}");
+        assert_eq!((fixture.idp.reuses(), fixture.idp.families_revoked()), (0, 0));
+        only_tokens_of(kind, monitor, &fixture).await;
     }
 
     /// Sees that the end of a sign-in is told, that nothing loops, and that pods keep what is good; then somebody signs in.
     async fn loses(self) {
-        let Self { custody, kind, monitor, published, kept, sent, asked } = self;
-        let failed = custody.ns.condition::<MailCredential>("billing", "Renewed", "InvalidGrant").await;
+        let Self { fixture, kind, monitor, published, kept, sent, asked } = self;
+        let failed = fixture.ns.condition::<MailCredential>("billing", "Renewed", "InvalidGrant").await;
         assert!(failed.message.contains("mail-token-broker login"), "{}", failed.message);
-        let told: MailCredential = custody.ns.get("billing").await;
+        let told: MailCredential = fixture.ns.get("billing").await;
         assert_eq!((reason(&told, "Ready"), reason(&told, "Renewed")), self::told("TokenValid", "InvalidGrant"));
         assert_eq!(find(&told, "Ready").unwrap().status, "True");
-        custody.ns.tells("billing", &["Warning InvalidGrant"]).await;
-        holds(Duration::from_secs(7), "there is no loop", async || match custody.idp.token_requests().len() {
+        fixture.ns.tells("billing", &["Warning InvalidGrant"]).await;
+        holds(Duration::from_secs(7), "there is no loop", async || match fixture.idp.token_requests().len() {
             number if number == sent + 2 => Ok(()),
             number => Err(format!("{number} requests")),
         })
         .await;
-        assert_eq!((custody.idp.presented(&kept), custody.kept().await), (2, kept), "it is kept nevertheless");
-        assert_eq!(text(&custody.ns.get("billing").await, "access_token"), published);
-        custody.seed().await;
-        custody.answered(&asked).await;
-        custody.ready().await;
-        assert!(custody.idp.is_valid(&custody.kept().await));
-        only_tokens_of(kind, monitor, &custody).await;
+        assert_eq!((fixture.idp.presented(&kept), fixture.kept().await), (2, kept), "it is kept nevertheless");
+        assert_eq!(text(&fixture.ns.get("billing").await, "access_token"), published);
+        fixture.seed().await;
+        fixture.answered(&asked).await;
+        fixture.ready().await;
+        assert!(fixture.idp.is_valid(&fixture.kept().await));
+        only_tokens_of(kind, monitor, &fixture).await;
     }
 }
 
@@ -144,8 +144,8 @@ fn pod(settings: broker::Settings) -> broker::Settings {
 }
 
 /// Waits until the broker has logged these words.
-async fn logged(custody: &Custody, words: &str) {
-    until(&format!("it logs {words:?}"), async || match custody.broker.log().contains(words) {
+async fn logged(fixture: &RefreshFixture, words: &str) {
+    until(&format!("it logs {words:?}"), async || match fixture.broker.log().contains(words) {
         true => Ok(()),
         false => Err(String::new()),
     })
@@ -157,11 +157,11 @@ fn told(ready: &str, renewed: &str) -> (String, String) {
 }
 
 /// Sees that whenever the credential was ready, its Secret held a token of this account.
-async fn only_tokens_of(kind: Kind, monitor: Monitor, custody: &Custody) {
+async fn only_tokens_of(kind: Kind, monitor: Monitor, fixture: &RefreshFixture) {
     let seen = monitor.end().await;
     assert!(seen.contains_key("billing"), "{seen:?}");
     for token in &seen["billing"] {
-        assert_eq!(custody.idp.account(token).as_deref(), Some(kind.account()), "{token:?}");
+        assert_eq!(fixture.idp.account(token).as_deref(), Some(kind.account()), "{token:?}");
     }
 }
 
@@ -176,9 +176,9 @@ async fn killed_at(point: &str, kind: Kind) -> Crash {
 /// Kills it while the answer is waited for.
 async fn killed_while_asking(kind: Kind) -> Crash {
     let mut crash = Crash::prepare(kind, None).await;
-    crash.custody.idp.next(Fault::Late(PATIENCE * 2));
+    crash.fixture.idp.next(Fault::Late(PATIENCE * 2));
     crash.ask().await;
-    crash.custody.asked(crash.sent + 1).await;
+    crash.fixture.asked(crash.sent + 1).await;
     crash.kill().await;
     crash
 }
@@ -230,9 +230,9 @@ async fn killed_before_the_status_is_written_it_tells_what_stands_in_the_secret(
 async fn killed_before_the_event_of_a_recovery_the_status_tells_of_it() {
     let heals = async |kind| {
         let mut crash = Crash::prepare(kind, Some("status-written:2")).await;
-        crash.custody.idp.next(Fault::error("temporarily_unavailable"));
+        crash.fixture.idp.next(Fault::error("temporarily_unavailable"));
         crash.ask().await;
-        crash.custody.ns.condition::<MailCredential>("billing", "Renewed", "ProviderUnavailable").await;
+        crash.fixture.ns.condition::<MailCredential>("billing", "Renewed", "ProviderUnavailable").await;
         crash.ask().await;
         crash.kill_when_stopped().await;
         crash.heals(2, 1).await;
@@ -246,12 +246,12 @@ async fn killed_before_the_event_of_a_recovery_the_status_tells_of_it() {
 async fn killed_while_its_lease_is_renewed_it_has_sent_nothing_that_the_lease_may_not_outlast() {
     let withheld = async |kind| {
         let mut crash = Crash::prepare(kind, Some("lease-written:2")).await;
-        logged(&crash.custody, STOPPED).await;
-        let before = crash.custody.grant().await.metadata.resource_version;
+        logged(&crash.fixture, STOPPED).await;
+        let before = crash.fixture.grant().await.metadata.resource_version;
         crash.ask().await;
-        logged(&crash.custody, "this broker may not lead for as long as the request may take").await;
-        assert_eq!(crash.custody.idp.token_requests().len(), crash.sent);
-        assert_eq!(crash.custody.grant().await.metadata.resource_version, before, "it was claimed");
+        logged(&crash.fixture, "this broker may not lead for as long as the request may take").await;
+        assert_eq!(crash.fixture.idp.token_requests().len(), crash.sent);
+        assert_eq!(crash.fixture.grant().await.metadata.resource_version, before, "it was claimed");
         crash.kill().await;
         crash.heals(1, 1).await;
     };
@@ -259,7 +259,7 @@ async fn killed_while_its_lease_is_renewed_it_has_sent_nothing_that_the_lease_ma
     let sent = async |kind| {
         let mut crash = Crash::prepare(kind, Some("lease-written:2")).await;
         crash.ask().await;
-        crash.custody.answered(&crash.asked).await;
+        crash.fixture.answered(&crash.asked).await;
         crash.kill_when_stopped().await;
         crash.heals(1, 1).await;
     };
@@ -270,21 +270,21 @@ async fn killed_while_its_lease_is_renewed_it_has_sent_nothing_that_the_lease_ma
 #[tokio::test]
 async fn killed_at_any_step_of_the_first_refresh_a_seed_brings_its_token() {
     let first = async |point: &str, presented| {
-        let mut custody = Custody::with(|settings| pod(settings).env("MAILTOKEN_STOP_AT", point)).await;
-        custody.idp.grace(1);
-        let monitor = Monitor::start(&custody.ns);
-        let seed = custody.seed().await;
-        custody.ns.apply(by_seed("billing")).await;
-        logged(&custody, STOPPED).await;
-        custody.broker.kill();
-        custody.broker.set("MAILTOKEN_STOP_AT", None);
-        custody.broker.again().await;
-        custody.ready().await;
-        assert_eq!(custody.idp.presented(&seed), presented, "{point}");
-        assert!(custody.idp.is_valid(&custody.kept().await));
-        custody.renew().await;
-        assert_eq!((custody.idp.reuses(), custody.idp.families_revoked()), (0, 0), "{point}");
-        only_tokens_of(Kind::Grace, monitor, &custody).await;
+        let mut fixture = RefreshFixture::with(|settings| pod(settings).env("MAILTOKEN_STOP_AT", point)).await;
+        fixture.idp.grace(1);
+        let monitor = Monitor::start(&fixture.ns);
+        let seed = fixture.seed().await;
+        fixture.ns.apply(by_seed("billing")).await;
+        logged(&fixture, STOPPED).await;
+        fixture.broker.kill();
+        fixture.broker.set("MAILTOKEN_STOP_AT", None);
+        fixture.broker.again().await;
+        fixture.ready().await;
+        assert_eq!(fixture.idp.presented(&seed), presented, "{point}");
+        assert!(fixture.idp.is_valid(&fixture.kept().await));
+        fixture.renew().await;
+        assert_eq!((fixture.idp.reuses(), fixture.idp.families_revoked()), (0, 0), "{point}");
+        only_tokens_of(Kind::Grace, monitor, &fixture).await;
     };
     tokio::join!(first("grant-written", 1), first("before-request", 1), first("answer-received", 2));
     tokio::join!(first("grant-written:2", 1), first("target-written", 1), first("before-status", 1));

@@ -14,11 +14,11 @@ const REST: Duration = Duration::from_secs(8);
 /// After several failures.
 const RECOVERY: Duration = Duration::from_secs(75);
 
-async fn on(cluster: &Cluster) -> Stage {
+async fn on(cluster: &Cluster) -> Fixture {
     let (ns, idp) = (cluster.namespace().await, Idp::start());
     ns.provider(&idp).await;
     let broker = Broker::start(&ns).await;
-    Stage { ns, idp, broker }
+    Fixture { ns, idp, broker }
 }
 
 /// What the broker did with single objects of the namespace.
@@ -45,46 +45,46 @@ fn crds(cluster: &Cluster, arguments: &[&str]) {
 #[tokio::test]
 async fn crds_that_are_removed_and_put_back_with_their_objects_cost_no_token() {
     let cluster = Cluster::alone(&["control-plane"]);
-    let mut stage = on(&cluster).await;
+    let mut fixture = on(&cluster).await;
     let names = ["first", "second", "third"];
     let retained = |name: &str| credential(name).set("spec.secret.deletionPolicy", "Retain");
     for name in names {
-        stage.issued(retained(name)).await;
+        fixture.issued(retained(name)).await;
     }
-    let tokens = stage.idp.issued();
+    let tokens = fixture.idp.issued();
     crds(&cluster, &["delete"]);
-    no_hot_loop(&stage.ns, 0).await;
-    assert!(stage.broker.ended().is_none(), "it never ends");
+    no_hot_loop(&fixture.ns, 0).await;
+    assert!(fixture.broker.ended().is_none(), "it never ends");
     crds(&cluster, &["apply", "--server-side"]);
     process::output(cluster.kubectl().args(["wait", "--for=condition=Established", "crd", "--all"]));
     until("the kinds are served", async || {
-        for manifest in [provider(&stage.idp), retained("first")] {
-            stage.ns.try_apply(manifest).await.map_err(|error| error.to_string())?;
+        for manifest in [provider(&fixture.idp), retained("first")] {
+            fixture.ns.try_apply(manifest).await.map_err(|error| error.to_string())?;
         }
         Ok(())
     })
     .await;
     for (name, token) in names.into_iter().zip(tokens) {
-        stage.issued(retained(name)).await;
-        assert_eq!(stage.ns.secret(name).await["access_token"], token, "the Secret is found again");
+        fixture.issued(retained(name)).await;
+        assert_eq!(fixture.ns.secret(name).await["access_token"], token, "the Secret is found again");
     }
-    stage.mark("new").await;
-    assert_eq!(stage.idp.token_requests().len(), names.len() + 1);
+    fixture.mark("new").await;
+    assert_eq!(fixture.idp.token_requests().len(), names.len() + 1);
     tried("F22", names.len(), "nothing");
 }
 
 #[tokio::test]
 async fn a_status_of_a_newer_version_holds_up_nobody() {
     let cluster = Cluster::alone(&["control-plane"]);
-    let mut stage = on(&cluster).await;
+    let mut fixture = on(&cluster).await;
     for name in ["beside", "newer"] {
-        stage.issued(credential(name)).await;
+        fixture.issued(credential(name)).await;
     }
     // As a newer version leaves it, before it is rolled back.
     let any = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
     let path = "/spec/versions/0/schema/openAPIV3Schema/properties/status";
     let patch = json!([{"op": "replace", "path": path, "value": any}]).to_string();
-    stage.ns.kubectl(["patch", "crd", "mailcredentials.mailtoken.dev", "--type=json", "-p", &patch]);
+    fixture.ns.kubectl(["patch", "crd", "mailcredentials.mailtoken.dev", "--type=json", "-p", &patch]);
     let when = "2026-01-01T00:00:00Z";
     let condition = |kind: &str, status: &str| json!({"type": kind, "status": status, "reason": "NewReason", "message": "", "lastTransitionTime": when});
     let status = json!({"status": {
@@ -94,90 +94,90 @@ async fn a_status_of_a_newer_version_holds_up_nobody() {
     .to_string();
     until("the schema is relaxed", async || {
         let told = ["--subresource=status", "--type=merge", "-o", "jsonpath={.status.phase}", "-p", &status];
-        let told = stage.ns.kubectl(["patch", "mailcredential", "newer"].into_iter().chain(told));
+        let told = fixture.ns.kubectl(["patch", "mailcredential", "newer"].into_iter().chain(told));
         if told == "Dancing" { Ok(()) } else { Err(told) }
     })
     .await;
-    stage.broker.terminate().await;
-    stage.broker.again().await;
+    fixture.broker.terminate().await;
+    fixture.broker.again().await;
     for name in ["beside", "newer"] {
-        stage.ns.kubectl(["annotate", "mailcredential", name, "mailtoken.dev/reissue=1"]);
-        stage.ns.condition::<MailCredential>(name, "Renewed", "RenewalSucceeded").await;
+        fixture.ns.kubectl(["annotate", "mailcredential", name, "mailtoken.dev/reissue=1"]);
+        fixture.ns.condition::<MailCredential>(name, "Renewed", "RenewalSucceeded").await;
         let answered = |found: &MailCredential| field(found, "/status/lastHandledReissue") == "1";
-        stage.ns.until::<MailCredential>(name, "it is issued anew", answered).await;
+        fixture.ns.until::<MailCredential>(name, "it is issued anew", answered).await;
     }
-    assert_eq!(stage.idp.token_requests().len(), 4);
+    assert_eq!(fixture.idp.token_requests().len(), 4);
     tried("F22", 1, "nothing");
 }
 
 #[tokio::test]
 async fn in_a_namespace_that_ends_a_token_is_asked_for_once_and_what_is_there_is_renewed() {
-    let stage = Stage::new().await;
-    stage.issued(credential("billing")).await;
-    stage.idp.next(Answer::token(3600).held());
-    stage.ns.apply(credential("late")).await;
-    stage.idp.token_requests_reach(2).await;
+    let fixture = Fixture::new().await;
+    fixture.issued(credential("billing")).await;
+    fixture.idp.next(Answer::token(3600).held());
+    fixture.ns.apply(credential("late")).await;
+    fixture.idp.token_requests_reach(2).await;
     // Nobody empties it: it stays as it is.
-    stage.ns.kubectl(["delete", "namespace", &stage.ns.name, "--wait=false"]);
-    stage.idp.release();
-    let told = stage.ns.condition::<MailCredential>("late", "Renewed", "SecretWriteFailed").await.message;
+    fixture.ns.kubectl(["delete", "namespace", &fixture.ns.name, "--wait=false"]);
+    fixture.idp.release();
+    let told = fixture.ns.condition::<MailCredential>("late", "Renewed", "SecretWriteFailed").await.message;
     assert!(told.contains("is being terminated") && told.contains("The token is kept"), "{told}");
-    stage.ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
+    fixture.ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
     let answered = |found: &MailCredential| field(found, "/status/lastHandledReissue") == "1";
-    stage.ns.until::<MailCredential>("billing", "it is issued anew", answered).await;
+    fixture.ns.until::<MailCredential>("billing", "it is issued anew", answered).await;
     // An attempt after ten seconds, and what it tells.
-    no_hot_loop(&stage.ns, 4).await;
-    assert_eq!(stage.idp.token_requests().len(), 3);
+    no_hot_loop(&fixture.ns, 4).await;
+    assert_eq!(fixture.idp.token_requests().len(), 3);
     tried("F24", 1, "nothing");
 }
 
 #[tokio::test]
 async fn a_quota_that_is_used_up_is_told_and_waited_for_with_the_token_at_hand() {
-    let stage = Stage::new().await;
-    stage.ns.apply(json!({
+    let fixture = Fixture::new().await;
+    fixture.ns.apply(json!({
         "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few"}, "spec": {"hard": {"secrets": "1"}},
     }))
     .await;
     // What a controller counts, and admission goes by.
     let used = json!({"status": {"hard": {"secrets": "1"}, "used": {"secrets": "1"}}}).to_string();
-    stage.ns.kubectl(["patch", "resourcequota", "few", "--subresource=status", "--type=merge", "-p", &used]);
+    fixture.ns.kubectl(["patch", "resourcequota", "few", "--subresource=status", "--type=merge", "-p", &used]);
     let probe = source("probe", "key", "value");
-    until("the quota is in force", async || match stage.ns.try_apply(probe.clone()).await {
+    until("the quota is in force", async || match fixture.ns.try_apply(probe.clone()).await {
         Err(error) if error.to_string().contains("exceeded quota") => Ok(()),
         other => {
-            stage.ns.remove(&probe).await;
+            fixture.ns.remove(&probe).await;
             Err(format!("{other:?}"))
         }
     })
     .await;
-    stage.ns.apply(credential("billing")).await;
-    let told = stage.ns.condition::<MailCredential>("billing", "Ready", "SecretWriteFailed").await.message;
+    fixture.ns.apply(credential("billing")).await;
+    let told = fixture.ns.condition::<MailCredential>("billing", "Ready", "SecretWriteFailed").await.message;
     assert!(told.contains("exceeded quota: few"), "{told}");
-    no_hot_loop(&stage.ns, 4).await;
-    stage.ns.delete::<ResourceQuota>("few").await;
-    stage.ready("billing").await;
-    assert_eq!(stage.ns.secret("billing").await["access_token"], stage.idp.issued()[0]);
-    assert_eq!(stage.idp.token_requests().len(), 1);
+    no_hot_loop(&fixture.ns, 4).await;
+    fixture.ns.delete::<ResourceQuota>("few").await;
+    fixture.ready("billing").await;
+    assert_eq!(fixture.ns.secret("billing").await["access_token"], fixture.idp.issued()[0]);
+    assert_eq!(fixture.idp.token_requests().len(), 1);
     tried("F24", 1, "nothing");
 }
 
 #[tokio::test]
 async fn without_file_descriptors_requests_wait_and_nothing_ends() {
     const HANGING: usize = 16;
-    let mut stage = Stage::new().await;
-    stage.mark("before").await;
-    let id = stage.broker.id().to_string();
+    let mut fixture = Fixture::new().await;
+    fixture.mark("before").await;
+    let id = fixture.broker.id().to_string();
     let limit = |number: usize| {
         process::output(Command::new("prlimit").args(["--pid", &id, &format!("--nofile={number}:")]));
     };
     limit(std::fs::read_dir(format!("/proc/{id}/fd")).unwrap().count() + HANGING / 2);
-    stage.idp.answer(Answer::token(3600).held());
+    fixture.idp.answer(Answer::token(3600).held());
     let names: Vec<_> = (0..HANGING).map(|number| format!("mailbox-{number}")).collect();
     for name in &names {
-        stage.ns.apply(credential(name)).await;
+        fixture.ns.apply(credential(name)).await;
     }
     let refused = async |name: &String| {
-        let found: MailCredential = stage.ns.get(name).await;
+        let found: MailCredential = fixture.ns.get(name).await;
         (reason(&found, "Renewed") == "ProviderUnavailable")
             .then(|| namespace::find(&found, "Renewed").unwrap().message)
     };
@@ -191,12 +191,12 @@ async fn without_file_descriptors_requests_wait_and_nothing_ends() {
     })
     .await;
     assert!(told.contains("open files"), "{told}");
-    stage.idp.release();
+    fixture.idp.release();
     for name in &names {
         let ready = |found: &MailCredential| reason(found, "Ready") == "TokenValid";
-        stage.ns.until_in::<MailCredential>(RECOVERY, name, "it is ready", ready).await;
+        fixture.ns.until_in::<MailCredential>(RECOVERY, name, "it is ready", ready).await;
     }
-    assert!(stage.broker.ended().is_none(), "it never ends");
+    assert!(fixture.broker.ended().is_none(), "it never ends");
     tried("F25", 1, "nothing");
 }
 
@@ -245,11 +245,11 @@ async fn a_broker_needs_no_place_to_write() {
     let idp = Idp::start();
     ns.provider(&idp).await;
     let broker = Broker::settings(&ns).read_only().start().await;
-    let stage = Stage { ns, idp, broker };
-    stage.issued(credential("billing")).await;
-    stage.ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
+    let fixture = Fixture { ns, idp, broker };
+    fixture.issued(credential("billing")).await;
+    fixture.ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
     let answered = |found: &MailCredential| field(found, "/status/lastHandledReissue") == "1";
-    stage.ns.until::<MailCredential>("billing", "it is issued anew", answered).await;
+    fixture.ns.until::<MailCredential>("billing", "it is issued anew", answered).await;
     tried("F25", 1, "nothing");
 }
 
@@ -260,32 +260,32 @@ async fn an_object_that_makes_the_broker_panic_holds_up_no_other() {
         let idp = Idp::start();
         ns.provider(&idp).await;
         let broker = Broker::settings(&ns).env("MAILTOKEN_PANIC_AT", format!("{step}:poison")).start().await;
-        let mut stage = Stage { ns, idp, broker };
-        stage.ns.apply(credential("poison")).await;
+        let mut fixture = Fixture { ns, idp, broker };
+        fixture.ns.apply(credential("poison")).await;
         until("it panicked", async || {
-            match stage.broker.metric("mailtoken_reconcile_errors_total", r#"category="panic""#).await {
+            match fixture.broker.metric("mailtoken_reconcile_errors_total", r#"category="panic""#).await {
                 Some(times) if times >= 1.0 => Ok(()),
                 other => Err(format!("{other:?}")),
             }
         })
         .await;
-        let panics = async || stage.broker.metric("mailtoken_reconcile_errors_total", r#"category="panic""#).await;
-        stage.mark("beside").await;
+        let panics = async || fixture.broker.metric("mailtoken_reconcile_errors_total", r#"category="panic""#).await;
+        fixture.mark("beside").await;
         let before = panics().await.unwrap();
         holds(REST, "there is no hot loop", async || match panics().await {
             Some(times) if times <= before + 2.0 => Ok(()),
             other => Err(format!("{other:?}")),
         })
         .await;
-        let log = stage.broker.log();
+        let log = fixture.broker.log();
         assert!(log.contains("src/fail_point.rs:"), "it tells where: {log}");
         assert!(!log.contains("a secret"), "and nothing of what was at hand: {log}");
-        let mut places = leaks::shown(&stage.ns);
-        places.push(("metrics", stage.broker.metrics().await));
+        let mut places = leaks::shown(&fixture.ns);
+        places.push(("metrics", fixture.broker.metrics().await));
         leaks::assert_untold(&places, &[PANIC.to_owned()]);
-        assert_eq!(stage.idp.token_requests().len(), 1);
-        stage.mark("later").await;
-        assert!(stage.broker.ended().is_none());
+        assert_eq!(fixture.idp.token_requests().len(), 1);
+        fixture.mark("later").await;
+        assert!(fixture.broker.ended().is_none());
     }
     tried("F28", 3, "nothing");
 }

@@ -17,8 +17,8 @@ use crate::{
     servers::{APP, PEOPLE, Server},
 };
 use mailtoken_testkit::{
-    Broker, Cluster, Manifest, Monitor, Namespace, by_seed, credential, namespace::find, source, stage::reason,
-    stage::text, standin::strict::Exchange, wait::until_in,
+    Broker, Cluster, Manifest, Monitor, Namespace, by_seed, credential, fixture::reason, fixture::text,
+    namespace::find, source, standin::strict::Exchange, wait::until_in,
 };
 
 /// How many refresh tokens are kept; there is one credential by client credentials beside them.

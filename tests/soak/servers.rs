@@ -6,7 +6,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use mailtoken_testkit::{
-    Cluster, Manifest, custody, realm, source,
+    Cluster, Manifest, realm, refresh_fixture, source,
     standin::{Jwt, Strict, jwt::PublicKey, strict::Exchange},
 };
 
@@ -64,7 +64,7 @@ impl Server for Patience {
     }
 
     fn manifests(&self) -> Vec<Manifest> {
-        let [bundle, provider] = custody::provider_of(&self.strict);
+        let [bundle, provider] = refresh_fixture::provider_of(&self.strict);
         let named = |name: &str| provider.clone().set("metadata.name", name);
         vec![source("idp-client", "client-secret", "a client secret"), bundle, named(PEOPLE), named(APP)]
     }

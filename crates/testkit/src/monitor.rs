@@ -10,7 +10,7 @@ use kube::{Api, ResourceExt as _, api::ListParams};
 use mailtoken_core::api::MailCredential;
 use tokio::{sync::oneshot, task::JoinHandle};
 
-use super::{Namespace, namespace::find, stage::text};
+use super::{Namespace, fixture::text, namespace::find};
 
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_millis(50);

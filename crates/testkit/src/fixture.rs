@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{Broker, Cluster, Idp, Manifest, Namespace, credential, namespace::find, wait::until};
 
 /// A namespace with the provider `idp`, and a broker that watches it.
-pub struct Stage {
+pub struct Fixture {
     /// The namespace.
     pub ns: Namespace,
     /// The provider's server.
@@ -16,7 +16,7 @@ pub struct Stage {
     pub broker: Broker,
 }
 
-impl Stage {
+impl Fixture {
     /// On the cluster that all tests share.
     pub async fn new() -> Self {
         let ns = Cluster::shared().namespace().await;

@@ -8,19 +8,19 @@ use mailtoken_core::api::MailCredential;
 use serde_json::{Value, json};
 
 use super::{
-    Broker, Cluster, Manifest, Namespace, broker::Settings, credential, field, source, stage::text, standin::Strict,
+    Broker, Cluster, Manifest, Namespace, broker::Settings, credential, field, fixture::text, source, standin::Strict,
     wait::until,
 };
 
-/// How long a broker of [`Custody`] waits for an answer: a claim lasts twice this and five seconds.
+/// How long a broker of [`RefreshFixture`] waits for an answer: a claim lasts twice this and five seconds.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
-/// The annotation that makes the API server refuse other data, once [`Custody::guarded`] was called.
+/// The annotation that makes the API server refuse other data, once [`RefreshFixture::guarded`] was called.
 const SEALED: &str = "test/sealed";
 /// That makes it refuse any write, but for one that takes it away.
 pub const SHUT: &str = "test/shut";
 
 /// A namespace with the provider `idp`, a [`Strict`] server, and a broker.
-pub struct Custody {
+pub struct RefreshFixture {
     /// The namespace.
     pub ns: Namespace,
     /// The provider's server.
@@ -29,7 +29,7 @@ pub struct Custody {
     pub broker: Broker,
 }
 
-impl Custody {
+impl RefreshFixture {
     /// One broker, which leads from the start, so that one that was killed is missed by nobody.
     pub async fn new() -> Self {
         Self::with(|settings| settings.flag("--leader-elect=false")).await
