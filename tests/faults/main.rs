@@ -7,5 +7,5 @@ mod apiserver;
 mod clock;
 mod control_plane;
 mod crash;
+mod environment;
 mod leader;
-mod world;
