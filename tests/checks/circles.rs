@@ -84,8 +84,7 @@ fn tokens(text: &str) -> Vec<String> {
 fn paths(tokens: &[String]) -> (Vec<(Names, String)>, usize) {
     let mut path = Names::new();
     let mut at = 0;
-    loop {
-        let Some(token) = tokens.get(at) else { break };
+    while let Some(token) = tokens.get(at) {
         if token == "{" {
             let mut found = vec![];
             at += 1;

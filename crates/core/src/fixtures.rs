@@ -121,6 +121,7 @@ impl Case {
     }
 
     /// A credential that was just created.
+    #[allow(clippy::new_without_default, reason = "no test needs a default")]
     pub fn new() -> Self {
         let mut case = Self::ready();
         case.without_token();

@@ -38,6 +38,7 @@ pub enum Validity {
 
 impl Authority {
     /// Makes a key and a self-signed certificate for it.
+    #[allow(clippy::new_without_default, reason = "an authority has no default")]
     pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
