@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use k8s_openapi::jiff::Timestamp;
 use kube::core::ObjectMeta;
 use parking_lot::Mutex;
 use secrecy::SecretString;
@@ -16,14 +16,16 @@ use crate::{
     api::MailCredential,
     lease::Leadership,
     policy::{
-        Write,
         hash::LayoutHash,
         observed::{History, TokenFacts, UnwrittenToken},
         outcome::Outcome,
         revocation::Revocation,
         spacing::Spacing,
     },
-    reconcile::custody::{pending::PendingGrantWrite, register::Register},
+    reconcile::{
+        custody::{pending::PendingGrantWrite, register::Register},
+        recent_writes::RecentWrites,
+    },
 };
 
 /// The state of each credential that the store holds, by uid. A state lives as long as its object. What arrives later
@@ -32,7 +34,7 @@ pub struct CredentialCache {
     objects: Mutex<Objects>,
     leadership: Leadership,
     /// The times of the last writes of Secrets.
-    pub writes: Writes,
+    pub writes: RecentWrites,
     /// Which credential has which refresh token.
     pub register: Register,
 }
@@ -213,7 +215,7 @@ impl SignInState {
 impl CredentialCache {
     /// An empty cache. `leadership` gives the term of leadership in which states are made.
     pub fn new(leadership: Leadership) -> Self {
-        Self { objects: Mutex::default(), leadership, writes: Writes::default(), register: Register::default() }
+        Self { objects: Mutex::default(), leadership, writes: RecentWrites::default(), register: Register::default() }
     }
 
     /// Notes that a credential exists. Must be called before the store holds the credential.
@@ -362,33 +364,6 @@ impl CredentialCache {
     }
 }
 
-/// The shortest time between two writes of one kind for one credential.
-const WRITES_APART: SignedDuration = SignedDuration::from_secs(1);
-/// The number of remembered writes at which old ones are removed.
-const WRITES_REMEMBERED: usize = 1_024;
-
-/// The last write of a Secret for each credential, for a second. Without this limit the broker would repeat a write as
-/// fast as a webhook or another controller reverts it.
-#[derive(Default)]
-pub struct Writes(Mutex<HashMap<String, (Write, Timestamp)>>);
-
-impl Writes {
-    /// Notes a write of this kind at `now`, or returns when it may be made.
-    pub fn admit(&self, uid: &str, kind: Write, now: Timestamp) -> Option<Timestamp> {
-        let mut last = self.0.lock();
-        // A clock that was set back must not delay writes.
-        let recent = |at: Timestamp| at <= now && now < at + WRITES_APART;
-        if let Some((_, at)) = last.get(uid).filter(|(before, at)| *before == kind && recent(*at)) {
-            return Some(*at + WRITES_APART);
-        }
-        if last.len() >= WRITES_REMEMBERED {
-            last.retain(|_, (_, at)| recent(*at));
-        }
-        last.insert(uid.to_owned(), (kind, now));
-        None
-    }
-}
-
 /// The newer of what a watch shows and what the broker wrote. Clears `written` when the store has caught up.
 /// resourceVersions are comparable numbers (KEP-5504).
 pub fn newer<T>(
@@ -487,21 +462,5 @@ mod tests {
             entry.attempt.unreported.is_none() && entry.attempt.outcome.is_none() && entry.sign_in.next_poll.is_none()
         );
         assert!(entry.custody.unsaved.is_some());
-    }
-
-    #[test]
-    fn a_write_follows_one_of_its_kind_no_sooner_than_after_a_second() {
-        let writes = Writes::default();
-        let at = |millisecond: i64| Timestamp::from_millisecond(1_800_000_000_000 + millisecond).unwrap();
-        assert_eq!(writes.admit("a", Write::Grant, at(0)), None);
-        assert_eq!(writes.admit("a", Write::Grant, at(10)), Some(at(1_000)));
-        assert_eq!(writes.admit("b", Write::Grant, at(10)), None, "another credential");
-        assert_eq!(writes.admit("a", Write::Token, at(20)), None, "another kind");
-        assert_eq!(writes.admit("a", Write::Token, at(-60_000)), None, "the clock was set back");
-        assert_eq!(writes.admit("b", Write::Grant, at(1_010)), None);
-        for number in 0..2 * WRITES_REMEMBERED {
-            assert_eq!(writes.admit(&number.to_string(), Write::Token, at(3_000 + 2_000 * number as i64)), None);
-        }
-        assert!(writes.0.lock().len() <= WRITES_REMEMBERED);
     }
 }

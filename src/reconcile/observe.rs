@@ -12,8 +12,7 @@ use crate::{
         ConditionType, MailCredential, Reason, condition,
         credential::{DeletionPolicy, ProviderKind},
         names,
-        provider_object::{ProviderKey, ProviderObject, source_secrets},
-        reference::ObjectKey,
+        provider_object::{ProviderKey, ProviderObject},
     },
     error::Error,
     policy::{
@@ -31,6 +30,7 @@ use crate::{
         context::Context,
         credential_cache::{CredentialState, Inspected, newer},
         custody,
+        own_sources::{learn_sources, source_versions},
         provider_client::ProviderState,
         sized::sized,
         stored::{annotation, stored_token},
@@ -106,32 +106,6 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
         context.cache.with(&uid, |entry| entry.attempt.unwritten = None);
     }
     Ok(Some(observed))
-}
-
-/// The Secrets that a credential itself refers to.
-fn own_sources(credential: &MailCredential) -> impl Iterator<Item = ObjectKey> {
-    let namespace = checks::namespace(credential);
-    credential.spec.grant.sources().map(move |source| (namespace.to_owned(), source.name.clone()))
-}
-
-/// The versions since which the Secrets that a credential itself refers to have their present content.
-fn source_versions(credential: &MailCredential, context: &Context) -> Vec<String> {
-    own_sources(credential).map(|source| context.providers.contents.since(&source)).collect()
-}
-
-/// Reads the sources of an attempt that failed before a restart, so that a change of their metadata does not end its
-/// back-off.
-fn learn_sources(observed: &Observed, context: &Context) {
-    let failed_with = observed.history.failed_with.as_ref();
-    if failed_with.is_none_or(|with| *with != observed.attempt && *with != observed.sign_in_attempt()) {
-        return;
-    }
-    let key = ProviderKey::of(&observed.credential);
-    let home = context.stores.home(&key);
-    let object = context.stores.provider(&key);
-    let secrets = object.iter().flat_map(|object| source_secrets(object.spec()));
-    let sources = secrets.map(|name| (home.to_owned(), name.to_owned())).chain(own_sources(&observed.credential));
-    sources.for_each(|source| context.providers.contents.learn(&source));
 }
 
 /// The provider as the cache knows it, and the fingerprint of the provider and its sources.

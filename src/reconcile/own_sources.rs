@@ -1,0 +1,37 @@
+//! The Secrets that a credential refers to, as inputs of its attempts.
+
+use crate::{
+    api::{
+        MailCredential,
+        provider_object::{ProviderKey, source_secrets},
+        reference::ObjectKey,
+    },
+    policy::{Observed, checks},
+    reconcile::context::Context,
+};
+
+/// The Secrets that a credential itself refers to.
+fn own_sources(credential: &MailCredential) -> impl Iterator<Item = ObjectKey> {
+    let namespace = checks::namespace(credential);
+    credential.spec.grant.sources().map(move |source| (namespace.to_owned(), source.name.clone()))
+}
+
+/// The versions since which the Secrets that a credential itself refers to have their present content.
+pub(super) fn source_versions(credential: &MailCredential, context: &Context) -> Vec<String> {
+    own_sources(credential).map(|source| context.providers.contents.since(&source)).collect()
+}
+
+/// Reads the sources of an attempt that failed before a restart, so that a change of their metadata does not end its
+/// back-off.
+pub(super) fn learn_sources(observed: &Observed, context: &Context) {
+    let failed_with = observed.history.failed_with.as_ref();
+    if failed_with.is_none_or(|with| *with != observed.attempt && *with != observed.sign_in_attempt()) {
+        return;
+    }
+    let key = ProviderKey::of(&observed.credential);
+    let home = context.stores.home(&key);
+    let object = context.stores.provider(&key);
+    let secrets = object.iter().flat_map(|object| source_secrets(object.spec()));
+    let sources = secrets.map(|name| (home.to_owned(), name.to_owned())).chain(own_sources(&observed.credential));
+    sources.for_each(|source| context.providers.contents.learn(&source));
+}
