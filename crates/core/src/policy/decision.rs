@@ -157,7 +157,7 @@ impl Decision {
     }
 
     /// Whether a person may be signing in meanwhile.
-    pub const fn awaits_sign_in(&self) -> bool {
+    pub const fn expects_sign_in(&self) -> bool {
         match self {
             Self::SignIn | Self::Poll | Self::AwaitSignIn { .. } | Self::InFlight | Self::Queued { .. } => true,
             Self::KeepGrant

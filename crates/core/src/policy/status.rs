@@ -210,7 +210,7 @@ pub fn words(duration: SignedDuration) -> String {
 
 /// The grant of a sign-in for which the broker polls.
 fn asked<'a>(observed: &'a Observed, decision: &Decision) -> Option<&'a RefreshGrant> {
-    observed.grant.as_ref().filter(|_| decision.awaits_sign_in())
+    observed.grant.as_ref().filter(|_| decision.expects_sign_in())
 }
 
 /// The message for the user while the broker shows a code.
