@@ -26,11 +26,10 @@ pub(super) async fn signed<T>(auth: &ClientAuth, make: impl FnOnce() -> T) -> T 
 }
 
 #[cfg(test)]
-#[allow(clippy::disallowed_methods, reason = "the test measures how long real threads are held")]
 mod tests {
-    use std::{
-        thread,
-        time::{Duration, Instant},
+    use std::sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicUsize, Ordering},
     };
 
     use crate::{api::authentication::SigningAlgorithm, oauth::assertion::SigningKey};
@@ -42,21 +41,46 @@ mod tests {
         ClientAuth::PrivateKeyJwt(SigningKey::read(pem.as_bytes(), None, SigningAlgorithm::EdDSA, None).unwrap())
     }
 
+    /// Signatures that block their thread until the test lets them end.
+    #[derive(Default)]
+    struct Signatures {
+        begun: AtomicUsize,
+        running: AtomicUsize,
+        most: AtomicUsize,
+        may_end: (Mutex<bool>, Condvar),
+    }
+
+    impl Signatures {
+        fn make(&self) {
+            self.begun.fetch_add(1, Ordering::SeqCst);
+            self.most.fetch_max(self.running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            let (may_end, changed) = &self.may_end;
+            drop(changed.wait_while(may_end.lock().unwrap(), |may_end| !*may_end).unwrap());
+            self.running.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn the_only_worker_thread_goes_on_while_signatures_are_made() {
-        let signature = Duration::from_millis(200);
-        let signing: Vec<_> = (0..2 * AT_ONCE)
-            .map(|_| tokio::spawn(async move { signed(&auth(), || thread::sleep(signature)).await }))
+        let signatures = Arc::new(Signatures::default());
+        let tasks: Vec<_> = (0..2 * AT_ONCE)
+            .map(|_| {
+                let signatures = signatures.clone();
+                tokio::spawn(async move { signed(&auth(), || signatures.make()).await })
+            })
             .collect();
-        let began = Instant::now();
-        let mut longest = Duration::ZERO;
-        while !signing.iter().all(tokio::task::JoinHandle::is_finished) {
-            let before = Instant::now();
-            tokio::spawn(tokio::time::sleep(Duration::from_millis(5))).await.unwrap();
-            longest = longest.max(before.elapsed());
+        while signatures.begun.load(Ordering::SeqCst) < AT_ONCE {
+            // Each turn is a task of the worker thread: it ends although signatures block threads.
+            tokio::spawn(tokio::task::yield_now()).await.unwrap();
         }
-        assert!(began.elapsed() >= 2 * signature, "no more than {AT_ONCE} at once");
-        assert!(longest < signature / 2, "another task waited for {longest:?}");
+        tokio::spawn(tokio::task::yield_now()).await.unwrap();
+        *signatures.may_end.0.lock().unwrap() = true;
+        signatures.may_end.1.notify_all();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        assert_eq!(signatures.begun.load(Ordering::SeqCst), 2 * AT_ONCE);
+        assert_eq!(signatures.most.load(Ordering::SeqCst), AT_ONCE);
     }
 
     #[tokio::test]
