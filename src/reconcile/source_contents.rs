@@ -107,8 +107,7 @@ impl SourceContents {
     }
 
     /// The resourceVersion since which a source Secret has had its present content; empty where no watch shows the Secret.
-    /// Where the content may have changed, a task reads the Secret, and enqueues what refers to the Secret if the content
-    /// differs. Until then this returns the former version.
+    /// Where the content may have changed, a task reads the Secret. Until then this returns the former version.
     pub(super) fn since(&self, key: &ObjectKey) -> String {
         let Some(shown) = self.shown(key) else { return String::new() };
         let mut secrets = self.0.digests.secrets.lock();
@@ -138,9 +137,12 @@ impl SourceContents {
         }
     }
 
-    /// Notes the content of a source Secret. Returns whether it differs from the known one.
-    pub(super) fn note(&self, key: &ObjectKey, secret: &Secret) -> bool {
-        self.0.digests.note(key, secret)
+    /// Notes the content of a source Secret, and enqueues what refers to the Secret if the content differs from the known
+    /// one: a reconcile that began before compares with the former content.
+    pub(super) fn note(&self, key: &ObjectKey, secret: &Secret) {
+        if self.0.digests.note(key, secret) {
+            self.enqueue(key);
+        }
     }
 
     /// Forgets all versions: the API server was restored from a backup, and they begin again at lower numbers.
@@ -152,24 +154,22 @@ impl SourceContents {
         self.0.stores.sources.get(&key.0, &key.1)?.resource_version()
     }
 
-    /// Reads a Secret in a task, and enqueues what refers to the Secret if its content differs from the known one. A failed
-    /// read counts as a new content, so that no change is missed.
+    /// Reads a Secret in a task, and notes its content. A failed read counts as a new content, so that no change is missed.
     fn read(self, key: ObjectKey) {
         tokio::spawn(async move {
             let reservation = self.reserve(&key.0).await;
             let api: Api<Secret> = Api::namespaced(self.0.client.clone(), &key.0);
             let found = api.get_opt(&key.1).await.map(|found| found.map(Opened));
-            let differs = match &found {
+            match &found {
                 Ok(Some(secret)) => self.note(&key, &secret.0),
-                Ok(None) => false,
+                Ok(None) => {}
                 Err(error) => {
                     tracing::warn!(namespace = key.0, name = key.1, why = describe(error), "source Secret not read");
-                    false
                 }
-            };
+            }
             let failed = found.is_err();
             drop((found, reservation));
-            if self.0.digests.end(&key, failed, self.shown(&key)) || differs {
+            if self.0.digests.end(&key, failed, self.shown(&key)) {
                 self.enqueue(&key);
             }
         });
