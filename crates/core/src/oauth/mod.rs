@@ -48,7 +48,7 @@ mod tests {
         wipes::<SecretString>();
         wipes::<Zeroizing<Vec<u8>>>();
         wipes::<Zeroizing<String>>();
-        // Fields of these names hold secrets, in every package.
+        // Fields of these names hold secrets, in every package but that of the tests.
         let names = [
             "access_token",
             "refresh_token",
@@ -67,7 +67,8 @@ mod tests {
         let mut seen = 0;
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let members = std::fs::read_dir(root.join("crates")).unwrap().map(|member| member.unwrap().path().join("src"));
-        let mut folders: Vec<_> = members.chain([root.join("src")]).filter(|folder| folder.is_dir()).collect();
+        let mut folders: Vec<_> = members.chain([root.join("src")]).collect();
+        folders.retain(|folder| folder.is_dir() && !folder.ends_with("testkit/src"));
         while let Some(folder) = folders.pop() {
             for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
                 if path.is_dir() {

@@ -191,7 +191,7 @@ fn general(reason: Reason, context: &AdviceContext) -> String {
         }
         Reason::AuthorizationRequired => format!(
             "The provider requires a user to sign in, and the grant {} has no user: exempt the client of the {provider} \
-             from that policy, or use refreshToken or deviceCode",
+             from the policy that requires it, or use refreshToken or deviceCode",
             context.grant.as_str()
         ),
         Reason::FederationMismatch => {
