@@ -23,7 +23,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("api", &["secret_keys"]),
     ("oauth", &["api"]),
     ("providers", &["api", "oauth"]),
-    ("sasl", &[]),
+    ("protocol", &[]),
+    ("answers", &["protocol"]),
+    ("sasl", &["answers", "protocol"]),
+    ("dialogue", &["answers", "protocol"]),
     ("render", &["api", "oauth", "providers", "sasl"]),
     ("policy", &["api", "oauth", "providers"]),
     // For unit tests alone.
@@ -77,7 +80,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
 ];
 
 /// Modules that turn values into values: no waiting, no Kubernetes, no socket, no file, no clock.
-const PURE: &[&str] = &["api", "oauth", "providers", "sasl", "secret_keys", "render", "policy"];
+const PURE: &[&str] =
+    &["answers", "api", "dialogue", "oauth", "policy", "protocol", "providers", "render", "sasl", "secret_keys"];
 
 /// Files of other modules for which the same holds.
 const PURE_FILES: &[&str] = &["src/admission/bucket.rs", "src/admission/queue.rs"];

@@ -1,5 +1,8 @@
-//! What mail servers and mail programs read, as values: SASL responses and the names of the Secret's keys. This package
-//! opens no socket, and depends on no other package of the project.
+//! Mail knowledge without I/O: SASL responses, and the login at SMTP, IMAP and POP3 servers as state machines. This package
+//! opens no socket, reads no clock, and depends on no other package of the project.
 
+pub mod answers;
+pub mod dialogue;
+pub mod protocol;
 pub mod sasl;
 pub mod secret_keys;

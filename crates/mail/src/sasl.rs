@@ -1,7 +1,29 @@
-//! The SASL responses of mail clients.
+//! The SASL responses that carry an access token.
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use zeroize::Zeroizing;
+
+use crate::{answers::Cause, protocol::Mechanism};
+
+/// Characters of a token, at most. Servers accept 12,288 octets of base64 in a response (RFC 4954 section 4), which are 9,216
+/// of user name, frame and token.
+pub const MAX_TOKEN: usize = 9000;
+
+/// The response that a mechanism sends for a token, in base64, without a line end. The memory is wiped when it is dropped.
+///
+/// # Errors
+///
+/// [`Cause::TokenTooLong`] if the token has more than [`MAX_TOKEN`] characters.
+pub fn response(mechanism: Mechanism, user: &str, access_token: &str) -> Result<Zeroizing<String>, Cause> {
+    if access_token.len() > MAX_TOKEN {
+        return Err(Cause::TokenTooLong);
+    }
+    let encode = match mechanism {
+        Mechanism::XOAuth2 => xoauth2,
+        Mechanism::OAuthBearer => oauthbearer,
+    };
+    Ok(Zeroizing::new(encode(user, access_token)))
+}
 
 /// The initial response of XOAUTH2, base64 (Google, "OAuth 2.0 Mechanism").
 pub fn xoauth2(user: &str, access_token: &str) -> String {
@@ -39,6 +61,13 @@ mod tests {
             decoded(&oauthbearer("user@example.com", "vF9dft4qmTc2Nvb3RlckBhbHRhdmlzdGEuY29tCg==")),
             "n,a=user@example.com,\x01auth=Bearer vF9dft4qmTc2Nvb3RlckBhbHRhdmlzdGEuY29tCg==\x01\x01"
         );
+    }
+
+    #[test]
+    fn a_token_has_a_limit() {
+        let longest = "t".repeat(MAX_TOKEN);
+        assert!(response(Mechanism::XOAuth2, "u", &longest).is_ok_and(|response| response.len() <= 12_288));
+        assert_eq!(response(Mechanism::OAuthBearer, "u", &format!("{longest}t")), Err(Cause::TokenTooLong));
     }
 
     #[test]

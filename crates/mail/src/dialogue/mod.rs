@@ -1,0 +1,88 @@
+//! The login at a mail server as a state machine without I/O. [`Login::advance`] takes the bytes that the server sent and
+//! returns the next [`Step`]. The steps depend on the bytes alone, not on how reads split them.
+//!
+//! The token is not part of the state machine: [`Step::SendToken`] asks the caller to write [`crate::sasl::response`], which
+//! is the only function that touches the token.
+//!
+//! ```text
+//! greeting → capabilities → [STARTTLS → TLS → capabilities] → AUTH → token → reply → [EXAMINE] → done
+//! ```
+
+mod conversation;
+mod imap;
+mod lines;
+mod pop3;
+mod smtp;
+mod step;
+#[cfg(test)]
+mod tests;
+
+pub use self::{
+    lines::{MAX_LINE, MAX_LINES},
+    step::{Capabilities, Failure, Outcome, Purpose, Step},
+};
+use crate::{
+    answers::Cause,
+    protocol::{Protocol, Security},
+};
+
+/// A login in progress.
+#[derive(Debug)]
+pub struct Login {
+    machine: Machine,
+    /// The end; [`Login::advance`] returns it again when it is called again.
+    ended: Option<Outcome>,
+}
+
+#[derive(Debug)]
+enum Machine {
+    Smtp(smtp::Smtp),
+    Imap(imap::Imap),
+    Pop3(pop3::Pop3),
+}
+
+impl Login {
+    /// A login that has not begun. With [`Security::Tls`] the caller starts TLS before it reads the first byte.
+    /// `client_name` is the name in SMTP's EHLO, a domain or an address literal of at most 255 printable ASCII characters;
+    /// another name is replaced by `[127.0.0.1]`.
+    pub fn new(protocol: Protocol, security: Security, purpose: Purpose, client_name: &str) -> Self {
+        let machine = match protocol {
+            Protocol::Smtp => Machine::Smtp(smtp::Smtp::new(security, purpose, client_name)),
+            Protocol::Imap => Machine::Imap(imap::Imap::new(security, purpose)),
+            Protocol::Pop3 => Machine::Pop3(pop3::Pop3::new(security, purpose)),
+        };
+        Self { machine, ended: None }
+    }
+
+    /// Takes bytes that the server sent, and returns how many it took and what the caller does next. The caller calls it again
+    /// with the bytes that were not taken, after it has done the step; after [`Step::Read`] with more bytes.
+    pub fn advance(&mut self, input: &[u8]) -> (usize, Step) {
+        if let Some(outcome) = &self.ended {
+            return (0, Step::Done(outcome.clone()));
+        }
+        let (taken, step) = match &mut self.machine {
+            Machine::Smtp(smtp) => smtp.advance(input),
+            Machine::Imap(imap) => imap.advance(input),
+            Machine::Pop3(pop3) => pop3.advance(input),
+        };
+        if let Step::Done(outcome) = &step {
+            self.ended = Some(outcome.clone());
+        }
+        (taken, step)
+    }
+
+    /// The failure if the server closes the connection, or stays silent, at this point. A server that has sent the challenge
+    /// of a refusal has refused the token.
+    pub fn interrupted(&self) -> Failure {
+        let refused = match &self.machine {
+            Machine::Smtp(smtp) => smtp.conversation.refused,
+            Machine::Imap(imap) => imap.conversation.refused,
+            Machine::Pop3(pop3) => pop3.conversation.refused,
+        };
+        match &self.ended {
+            Some(Outcome::Failed(failure)) => *failure,
+            _ if refused => Cause::Refused.into(),
+            _ => Cause::Unavailable.into(),
+        }
+    }
+}

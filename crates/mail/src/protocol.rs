@@ -1,0 +1,116 @@
+//! The three mail protocols, how a connection is encrypted, and the SASL mechanisms that carry an access token.
+
+/// A protocol of mail servers: submission, IMAP or POP3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// Message submission (RFC 6409) with AUTH (RFC 4954).
+    Smtp,
+    /// IMAP4rev1 (RFC 3501).
+    Imap,
+    /// POP3 (RFC 1939) with AUTH (RFC 5034).
+    Pop3,
+}
+
+impl Protocol {
+    /// All protocols, in the order in which lists show them.
+    pub const ALL: [Self; 3] = [Self::Smtp, Self::Imap, Self::Pop3];
+
+    /// The protocol's name in upper case, as the API and messages write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Smtp => "SMTP",
+            Self::Imap => "IMAP",
+            Self::Pop3 => "POP3",
+        }
+    }
+}
+
+/// How a connection to a mail server becomes encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Security {
+    /// TLS from the first byte (RFC 8314 section 3).
+    Tls,
+    /// Plain text until STARTTLS or STLS (RFC 3207, RFC 2595). The login continues only if the server offers it.
+    StartTls,
+}
+
+impl Security {
+    /// The security of a port where no other is configured: ports 465, 993 and 995 use TLS (RFC 8314 section 7), all
+    /// others STARTTLS.
+    pub const fn of_port(port: u16) -> Self {
+        match port {
+            465 | 993 | 995 => Self::Tls,
+            _ => Self::StartTls,
+        }
+    }
+}
+
+/// A SASL mechanism that carries an OAuth2 access token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mechanism {
+    /// Google's and Microsoft's mechanism
+    /// (<https://developers.google.com/workspace/gmail/imap/xoauth2-protocol>).
+    XOAuth2,
+    /// The standard mechanism (RFC 7628).
+    OAuthBearer,
+}
+
+impl Mechanism {
+    /// The mechanism's name in the SASL registry.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::XOAuth2 => "XOAUTH2",
+            Self::OAuthBearer => "OAUTHBEARER",
+        }
+    }
+
+    /// The client's answer to the challenge that reports a refused token. The server sends its final reply after it:
+    /// an empty line for XOAUTH2, and a single control character A in base64 for OAUTHBEARER (RFC 7628 section 3.2.3).
+    pub const fn answer_to_refusal(self) -> &'static [u8] {
+        match self {
+            Self::XOAuth2 => b"\r\n",
+            Self::OAuthBearer => b"AQ==\r\n",
+        }
+    }
+
+    /// The mechanism to use of those that a server offers: XOAUTH2 first, because Microsoft documents no other. A refused
+    /// token is not tried with the second mechanism: the server would count two failures.
+    pub fn choose<'a>(offered: impl Iterator<Item = &'a str>) -> Option<Self> {
+        let mut found = None;
+        for name in offered {
+            if name.eq_ignore_ascii_case(Self::XOAuth2.name()) {
+                return Some(Self::XOAuth2);
+            }
+            if name.eq_ignore_ascii_case(Self::OAuthBearer.name()) {
+                found = Some(Self::OAuthBearer);
+            }
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn xoauth2_is_preferred_and_names_ignore_case() {
+        for (offered, chosen) in [
+            (&["PLAIN", "OAUTHBEARER", "xoauth2"][..], Some(Mechanism::XOAuth2)),
+            (&["OAuthBearer", "PLAIN"], Some(Mechanism::OAuthBearer)),
+            (&["PLAIN", "LOGIN", "XOAUTH"], None),
+            (&[], None),
+        ] {
+            assert_eq!(Mechanism::choose(offered.iter().copied()), chosen, "{offered:?}");
+        }
+    }
+
+    #[test]
+    fn the_ports_of_implicit_tls_use_tls() {
+        for (port, security) in
+            [(465, Security::Tls), (993, Security::Tls), (995, Security::Tls), (587, Security::StartTls)]
+        {
+            assert_eq!(Security::of_port(port), security, "{port}");
+        }
+    }
+}
