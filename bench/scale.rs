@@ -94,7 +94,7 @@ async fn one_run(number: usize, quick: bool) -> Run {
     let lab = Lab::start().await;
     let mut server = Part::of(&lab.ns.cluster, "kube-apiserver").without("--audit");
     server.signal("KILL");
-    server.again();
+    server.again().await;
     serves(&lab).await;
     lab.provider.issue_for(LIFETIME);
     let mut broker = lab.launch().start().await;
@@ -178,7 +178,7 @@ async fn listed_again(
     let meter = Meter::start(RELIST, broker);
     server.signal("KILL");
     Part::of(&lab.ns.cluster, "etcd").compact();
-    server.again();
+    server.again().await;
     serves(lab).await;
     let some = (names.len() / CHANGED).max(1);
     let (suspended, deleted) = (&names[..some], &names[some..2 * some]);

@@ -161,7 +161,7 @@ async fn an_api_server_that_was_killed_finds_the_broker_where_it_left_it() {
     let mut server = Part::of(&scene.cluster, "kube-apiserver");
     server.signal("KILL");
     scene.all_are_due().await;
-    server.again();
+    server.again().await;
     scene.goes_on().await;
 }
 
@@ -181,7 +181,7 @@ async fn a_restart_after_a_compaction_loses_no_change_among_hundreds() {
     let mut server = Part::of(&cluster, "kube-apiserver");
     server.signal("KILL");
     Part::of(&cluster, "etcd").compact();
-    server.again();
+    server.again().await;
 
     // The broker lists while these are created.
     for (number, name) in new.iter().enumerate() {
@@ -219,6 +219,6 @@ async fn an_etcd_that_stood_still_and_then_died_loses_nothing() {
     etcd.signal("STOP");
     tokio::time::sleep(STILL).await;
     etcd.signal("KILL");
-    etcd.again();
+    etcd.again().await;
     scene.goes_on().await;
 }

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{Cluster, process};
+use super::{Cluster, process, wait::until};
 
 /// A process such as `etcd`, with the command that it was started by.
 pub struct Part {
@@ -71,14 +71,27 @@ impl Part {
         post("compaction", json!({"revision": revision, "physical": true}));
     }
 
-    /// Starts it again with the same command, after `KILL`; it ends with this value.
-    pub fn again(&mut self) {
+    /// Starts it again with the same command, after `KILL` has ended the process and freed its port; it ends with this value.
+    pub async fn again(&mut self) {
+        until("the killed process has ended", async || match self.has_ended() {
+            true => Ok(()),
+            false => Err(format!("process {} runs", self.pid)),
+        })
+        .await;
         let log = fs::OpenOptions::new().append(true).open(&self.log).unwrap();
         let mut command = process::mortal(&self.command[0]);
         command.args(&self.command[1..]).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let child = process::spawn(command).unwrap();
         self.pid = child.id();
         self.child = Some(child);
+    }
+}
+
+impl Part {
+    /// Whether the process is gone, or a zombie that its parent has not collected.
+    fn has_ended(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with(['Z', 'X']))
     }
 }
 
