@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
 
-/// How long a test waits for something that should happen at once, on two cores that six tests share and a build keeps busy.
+/// How long a test waits for something that should happen at once, on two cores that four tests share and a build keeps busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Between two looks.
