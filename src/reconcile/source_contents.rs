@@ -220,7 +220,9 @@ impl Digests {
                 *known = Known::new(shown, None);
                 true
             }
-            _ => false,
+            // The Secret changed while it was read.
+            Some(shown) => known.version != shown && !known.is_newer_than(&shown),
+            None => false,
         }
     }
 
