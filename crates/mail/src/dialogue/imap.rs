@@ -2,7 +2,6 @@
 
 use super::{
     conversation::{Conversation, failed, says_goodbye},
-    lines::Taken,
     step::{Capabilities, Failure, Outcome, Purpose, Step},
 };
 use crate::{
@@ -33,8 +32,6 @@ pub(super) struct Imap {
     tag: u32,
     /// What the server has offered since the last change of security or identity.
     offered: Capabilities,
-    /// Octets of a literal that are still to be skipped.
-    skip: usize,
     /// The line continues one that ended with a literal.
     continues: bool,
 }
@@ -46,47 +43,24 @@ impl Imap {
             state: State::Greeting,
             tag: 0,
             offered: Capabilities::default(),
-            skip: 0,
             continues: false,
         }
     }
 
-    pub(super) fn advance(&mut self, input: &[u8]) -> (usize, Step) {
-        if let Some(step) = self.conversation.pending.take() {
-            return (0, step);
-        }
-        let mut taken = 0;
-        loop {
-            let skipped = self.skip.min(input.len() - taken);
-            self.skip -= skipped;
-            taken += skipped;
-            if self.skip > 0 {
-                return (taken, Step::Read);
-            }
-            let (length, line) = self.conversation.lines.take(&input[taken..]);
-            taken += length;
-            let line = match line {
-                Taken::Incomplete => return (taken, Step::Read),
-                Taken::TooLong => return (taken, failed(Cause::Malformed.into())),
-                Taken::Line(line) => line,
-            };
-            let continued = std::mem::take(&mut self.continues);
-            match literal(&line) {
-                Some(length) if length <= MAX_LITERAL => (self.skip, self.continues) = (length, true),
-                Some(_) => return (taken, failed(Cause::Malformed.into())),
-                None => {}
-            }
-            if continued {
-                continue;
-            }
-            if let Some(step) = self.line(&line) {
-                return (taken, step);
-            }
-        }
-    }
-
     /// What a line leads to; `None` if the reply is not complete.
-    fn line(&mut self, line: &str) -> Option<Step> {
+    pub(super) fn line(&mut self, line: &str) -> Option<Step> {
+        let continued = std::mem::take(&mut self.continues);
+        match literal(line) {
+            Some(length) if length <= MAX_LITERAL => {
+                self.conversation.lines.skip(length);
+                self.continues = true;
+            }
+            Some(_) => return Some(failed(Cause::Malformed.into())),
+            None => {}
+        }
+        if continued {
+            return None;
+        }
         if let Some(untagged) = line.strip_prefix("* ") {
             return self.untagged(untagged);
         }
@@ -96,7 +70,6 @@ impl Imap {
         let Some(rest) = line.strip_prefix(&format!("m{} ", self.tag)).filter(|_| self.tag > 0) else {
             return Some(failed(Cause::Malformed.into()));
         };
-        self.conversation.lines.begin_reply();
         let (status, text) = rest.split_once(' ').unwrap_or((rest, ""));
         Some(match status.to_ascii_uppercase().as_str() {
             "OK" => {
@@ -116,7 +89,6 @@ impl Imap {
             "PREAUTH" => Some(failed(Cause::Preauthenticated.into())),
             "BYE" => Some(self.refused(ImapStatus::Bye, text)),
             "OK" if greeting => {
-                self.conversation.lines.begin_reply();
                 self.code(text);
                 Some(if self.offered == Capabilities::default() { self.ask_capability() } else { self.capabilities() })
             }
@@ -131,7 +103,6 @@ impl Imap {
     }
 
     fn continuation(&mut self, challenge: &str) -> Step {
-        self.conversation.lines.begin_reply();
         match self.state {
             State::Authenticate => {
                 self.state = State::Token;

@@ -9,6 +9,8 @@ pub const MAX_LINE: usize = 2048;
 #[derive(Debug)]
 pub(super) struct Lines {
     partial: Vec<u8>,
+    /// Octets of an IMAP literal that are still to be skipped.
+    skip: usize,
     /// Lines that the reply in progress may still have.
     left: usize,
 }
@@ -26,7 +28,7 @@ pub(super) enum Taken {
 
 impl Default for Lines {
     fn default() -> Self {
-        Self { partial: vec![], left: MAX_LINES }
+        Self { partial: vec![], skip: 0, left: MAX_LINES }
     }
 }
 
@@ -36,8 +38,16 @@ impl Lines {
         self.left = MAX_LINES;
     }
 
+    /// Skips octets before the next line.
+    pub(super) fn skip(&mut self, octets: usize) {
+        self.skip = octets;
+    }
+
     /// Takes bytes up to the end of the line. LF ends a line; a CR before it belongs to the line end.
     pub(super) fn take(&mut self, input: &[u8]) -> (usize, Taken) {
+        let skipped = self.skip.min(input.len());
+        self.skip -= skipped;
+        let input = &input[skipped..];
         let end = input.iter().position(|byte| *byte == b'\n');
         let part = &input[..end.unwrap_or(input.len())];
         // One more for the CR.
@@ -45,7 +55,7 @@ impl Lines {
             return (0, Taken::TooLong);
         }
         self.partial.extend_from_slice(part);
-        let Some(end) = end else { return (input.len(), Taken::Incomplete) };
+        let Some(end) = end else { return (skipped + input.len(), Taken::Incomplete) };
         let mut line = std::mem::take(&mut self.partial);
         if line.last() == Some(&b'\r') {
             line.pop();
@@ -55,7 +65,7 @@ impl Lines {
         }
         self.left -= 1;
         let line = line.into_iter().map(|byte| if byte.is_ascii() { char::from(byte) } else { '?' }).collect();
-        (end + 1, Taken::Line(line))
+        (skipped + end + 1, Taken::Line(line))
     }
 }
 

@@ -17,6 +17,10 @@ mod step;
 #[cfg(test)]
 mod tests;
 
+use self::{
+    conversation::{Conversation, failed},
+    lines::Taken,
+};
 pub use self::{
     lines::{MAX_LINE, MAX_LINES},
     step::{Capabilities, Failure, Outcome, Purpose, Step},
@@ -60,10 +64,23 @@ impl Login {
         if let Some(outcome) = &self.ended {
             return (0, Step::Done(outcome.clone()));
         }
-        let (taken, step) = match &mut self.machine {
-            Machine::Smtp(smtp) => smtp.advance(input),
-            Machine::Imap(imap) => imap.advance(input),
-            Machine::Pop3(pop3) => pop3.advance(input),
+        let mut taken = 0;
+        let step = loop {
+            let conversation = self.machine.conversation_mut();
+            if let Some(step) = conversation.pending.take() {
+                break step;
+            }
+            let (length, line) = conversation.lines.take(&input[taken..]);
+            taken += length;
+            let step = match line {
+                Taken::Incomplete => break Step::Read,
+                Taken::TooLong => break failed(Cause::Malformed.into()),
+                Taken::Line(line) => self.machine.line(&line),
+            };
+            if let Some(step) = step {
+                self.machine.conversation_mut().lines.begin_reply();
+                break step;
+            }
         };
         if let Step::Done(outcome) = &step {
             self.ended = Some(outcome.clone());
@@ -74,15 +91,37 @@ impl Login {
     /// The failure if the server closes the connection, or stays silent, at this point. A server that has sent the challenge
     /// of a refusal has refused the token.
     pub fn interrupted(&self) -> Failure {
-        let refused = match &self.machine {
-            Machine::Smtp(smtp) => smtp.conversation.refused,
-            Machine::Imap(imap) => imap.conversation.refused,
-            Machine::Pop3(pop3) => pop3.conversation.refused,
-        };
         match &self.ended {
             Some(Outcome::Failed(failure)) => *failure,
-            _ if refused => Cause::Refused.into(),
+            _ if self.machine.conversation().refused => Cause::Refused.into(),
             _ => Cause::Unavailable.into(),
+        }
+    }
+}
+
+impl Machine {
+    /// What a line leads to; `None` if the reply is not complete.
+    fn line(&mut self, line: &str) -> Option<Step> {
+        match self {
+            Self::Smtp(smtp) => smtp.line(line),
+            Self::Imap(imap) => imap.line(line),
+            Self::Pop3(pop3) => pop3.line(line),
+        }
+    }
+
+    fn conversation(&self) -> &Conversation {
+        match self {
+            Self::Smtp(smtp) => &smtp.conversation,
+            Self::Imap(imap) => &imap.conversation,
+            Self::Pop3(pop3) => &pop3.conversation,
+        }
+    }
+
+    fn conversation_mut(&mut self) -> &mut Conversation {
+        match self {
+            Self::Smtp(smtp) => &mut smtp.conversation,
+            Self::Imap(imap) => &mut imap.conversation,
+            Self::Pop3(pop3) => &mut pop3.conversation,
         }
     }
 }

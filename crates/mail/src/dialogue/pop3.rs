@@ -2,7 +2,6 @@
 
 use super::{
     conversation::{Conversation, failed, says_goodbye},
-    lines::Taken,
     step::{Capabilities, Failure, Outcome, Purpose, Step},
 };
 use crate::{
@@ -37,29 +36,8 @@ impl Pop3 {
         }
     }
 
-    pub(super) fn advance(&mut self, input: &[u8]) -> (usize, Step) {
-        if let Some(step) = self.conversation.pending.take() {
-            return (0, step);
-        }
-        let mut taken = 0;
-        loop {
-            let (length, line) = self.conversation.lines.take(&input[taken..]);
-            taken += length;
-            match line {
-                Taken::Incomplete => return (taken, Step::Read),
-                Taken::TooLong => return (taken, failed(Cause::Malformed.into())),
-                Taken::Line(line) => {
-                    if let Some(step) = self.line(&line) {
-                        self.conversation.lines.begin_reply();
-                        return (taken, step);
-                    }
-                }
-            }
-        }
-    }
-
     /// What a line leads to; `None` if the reply is not complete.
-    fn line(&mut self, line: &str) -> Option<Step> {
+    pub(super) fn line(&mut self, line: &str) -> Option<Step> {
         if self.state == State::CapaLines {
             if line == "." {
                 return Some(self.capabilities());

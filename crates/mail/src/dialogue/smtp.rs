@@ -2,7 +2,6 @@
 
 use super::{
     conversation::{Conversation, failed, says_goodbye},
-    lines::Taken,
     step::{Capabilities, Failure, Outcome, Purpose, Step},
 };
 use crate::{
@@ -54,27 +53,14 @@ impl Smtp {
         }
     }
 
-    pub(super) fn advance(&mut self, input: &[u8]) -> (usize, Step) {
-        if let Some(step) = self.conversation.pending.take() {
-            return (0, step);
-        }
-        let mut taken = 0;
-        loop {
-            let (length, line) = self.conversation.lines.take(&input[taken..]);
-            taken += length;
-            let line = match line {
-                Taken::Incomplete => return (taken, Step::Read),
-                Taken::TooLong => return (taken, failed(Cause::Malformed.into())),
-                Taken::Line(line) => line,
-            };
-            match self.reply.add(&line) {
-                None => return (taken, failed(Cause::Malformed.into())),
-                Some(false) => {}
-                Some(true) => {
-                    self.conversation.lines.begin_reply();
-                    let reply = std::mem::take(&mut self.reply);
-                    return (taken, self.replied(reply));
-                }
+    /// What a line leads to; `None` if the reply is not complete.
+    pub(super) fn line(&mut self, line: &str) -> Option<Step> {
+        match self.reply.add(line) {
+            None => Some(failed(Cause::Malformed.into())),
+            Some(false) => None,
+            Some(true) => {
+                let reply = std::mem::take(&mut self.reply);
+                Some(self.replied(reply))
             }
         }
     }
