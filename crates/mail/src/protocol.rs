@@ -14,15 +14,6 @@ pub enum Protocol {
 impl Protocol {
     /// All protocols, in the order in which lists show them.
     pub const ALL: [Self; 3] = [Self::Smtp, Self::Imap, Self::Pop3];
-
-    /// The protocol's name in upper case, as the API and messages write it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Smtp => "SMTP",
-            Self::Imap => "IMAP",
-            Self::Pop3 => "POP3",
-        }
-    }
 }
 
 /// How a connection to a mail server becomes encrypted.
@@ -32,17 +23,6 @@ pub enum Security {
     Tls,
     /// Plain text until STARTTLS or STLS (RFC 3207, RFC 2595). The login continues only if the server offers it.
     StartTls,
-}
-
-impl Security {
-    /// The security of a port where no other is configured: ports 465, 993 and 995 use TLS (RFC 8314 section 7), all
-    /// others STARTTLS.
-    pub const fn of_port(port: u16) -> Self {
-        match port {
-            465 | 993 | 995 => Self::Tls,
-            _ => Self::StartTls,
-        }
-    }
 }
 
 /// A SASL mechanism that carries an OAuth2 access token.
@@ -102,15 +82,6 @@ mod tests {
             (&[], None),
         ] {
             assert_eq!(Mechanism::choose(offered.iter().copied()), chosen, "{offered:?}");
-        }
-    }
-
-    #[test]
-    fn the_ports_of_implicit_tls_use_tls() {
-        for (port, security) in
-            [(465, Security::Tls), (993, Security::Tls), (995, Security::Tls), (587, Security::StartTls)]
-        {
-            assert_eq!(Security::of_port(port), security, "{port}");
         }
     }
 }
