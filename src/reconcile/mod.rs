@@ -148,8 +148,8 @@ async fn step(
             return Ok(Action::requeue(GRANT_WRITE_RETRY));
         }
         decision
-    } else if decision.is_request() && !context.requests.draining.is_cancelled() {
-        start_request(&decision, &observed, asked, context)
+    } else if let Some(kind) = decision.request().filter(|_| !context.requests.draining.is_cancelled()) {
+        start_request(kind, &decision, &observed, asked, context)
     } else {
         decision
     };

@@ -14,7 +14,7 @@ use crate::{
         read_token_response, token_request,
     },
     policy::{
-        advice, checks,
+        RequestKind, advice, checks,
         device_poll::{self, PollOutcome},
         grant::RefreshGrant,
         observed::UnwrittenToken,
@@ -27,17 +27,6 @@ use crate::{
     },
 };
 
-/// The kind of a request.
-#[derive(Clone, Copy, Debug)]
-pub enum RequestKind {
-    /// A token.
-    Token,
-    /// A device code, by which a person signs in.
-    SignIn,
-    /// A poll: whether the person has signed in.
-    Poll,
-}
-
 /// The result of a successful request.
 pub(super) enum Reply {
     /// A token.
@@ -49,13 +38,11 @@ pub(super) enum Reply {
 /// The result of a request. `None`: no request was sent, and the credential is reconciled again.
 pub(super) type StepResult = Option<Result<Reply, Refusal>>;
 
-impl RequestKind {
-    /// The endpoint that receives the request.
-    pub(super) fn endpoint(self) -> fn(&Endpoints) -> Option<&str> {
-        match self {
-            Self::Token | Self::Poll => |endpoints| Some(&endpoints.token_url),
-            Self::SignIn => |endpoints| endpoints.device_authorization_url.as_deref(),
-        }
+/// The endpoint that receives a request.
+pub(super) fn endpoint(kind: RequestKind) -> fn(&Endpoints) -> Option<&str> {
+    match kind {
+        RequestKind::Token | RequestKind::Poll => |endpoints| Some(&endpoints.token_url),
+        RequestKind::SignIn => |endpoints| endpoints.device_authorization_url.as_deref(),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
     fail_point,
     oauth::{ClientAuth, Refusal},
     policy::{
-        Decision, Observed, checks,
+        Decision, Observed, RequestKind, checks,
         grant::{self, RefreshGrant},
         inputs,
         outcome::{Outcome, Refused},
@@ -24,7 +24,7 @@ use crate::{
         act::{
             activity::{Activity, Permit},
             admit::{ask, host},
-            attempt::{Attempt, Reply, RequestKind, StepResult, client_status},
+            attempt::{Attempt, Reply, StepResult, client_status, endpoint},
             device,
             refusals::{advice_context, unavailable},
             request_handle::RequestHandle,
@@ -39,29 +39,14 @@ use crate::{
 
 /// Asks for a permit, and starts the request if the permit is granted. The handle is left in `asked`.
 pub(in crate::reconcile) fn start_request(
+    kind: RequestKind,
     decision: &Decision,
     observed: &Observed,
     asked: &mut Option<RequestHandle>,
     context: &Arc<Context>,
 ) -> Decision {
-    let kind = match decision {
-        Decision::SignIn => RequestKind::SignIn,
-        Decision::Poll => RequestKind::Poll,
-        Decision::KeepGrant
-        | Decision::Issue(_)
-        | Decision::AwaitSignIn { .. }
-        | Decision::Claimed { .. }
-        | Decision::Store
-        | Decision::Publish(_)
-        | Decision::InFlight
-        | Decision::Queued { .. }
-        | Decision::Wait { .. }
-        | Decision::BackOff { .. }
-        | Decision::Suspended
-        | Decision::Stall(_) => RequestKind::Token,
-    };
     let now = context.clock.now();
-    let ask = ask(&observed.credential, kind.endpoint(), urgency(observed, decision, now), context);
+    let ask = ask(&observed.credential, endpoint(kind), urgency(observed, decision, now), context);
     match context.requests.admission.ask(&Activity::grant(&observed.credential), ask) {
         Answer::Queued(waited) => {
             let waited = SignedDuration::try_from(waited).unwrap_or_default();
@@ -82,22 +67,7 @@ pub(in crate::reconcile) fn start_request(
 /// Whether the admission's row stays after a decision: the request is still wanted, or the next decision follows at
 /// once.
 pub(in crate::reconcile) fn wants_a_permit(decision: &Decision) -> bool {
-    match decision {
-        Decision::Issue(_)
-        | Decision::SignIn
-        | Decision::Poll
-        | Decision::Queued { .. }
-        | Decision::InFlight
-        | Decision::KeepGrant
-        | Decision::Store
-        | Decision::Publish(_) => true,
-        Decision::AwaitSignIn { .. }
-        | Decision::Claimed { .. }
-        | Decision::Wait { .. }
-        | Decision::BackOff { .. }
-        | Decision::Suspended
-        | Decision::Stall(_) => false,
-    }
+    decision.is_under_way() || decision.queued_since().is_some()
 }
 
 /// Starts a request that has its permit. Its outcome is stored in the cache; its end enqueues the credential, unless
@@ -108,10 +78,7 @@ fn start(kind: RequestKind, permit: Permit, observed: &Observed, context: &Arc<C
     let published = observed.token().map(|token| token.fingerprint.clone());
     let uid = credential.uid().unwrap_or_default();
     context.cache.with(&uid, |entry| entry.attempt.in_flight = Some(context.clock.now()));
-    let made_with = match kind {
-        RequestKind::Token => observed.attempt.clone(),
-        RequestKind::SignIn | RequestKind::Poll => observed.sign_in_attempt(),
-    };
+    let made_with = observed.attempt_for(kind);
     let first = observed.history.client.as_ref().and_then(|client| usize::try_from(client.index).ok()).unwrap_or(0);
     let context = context.clone();
     let (ended, end) = oneshot::channel();
@@ -170,7 +137,7 @@ async fn attempt(
         Err(error) => return Some(Err(unavailable(&error, &credential, context))),
     };
     let profile = providers::profile(object.spec())?;
-    if (kind.endpoint())(&resolved.endpoints).is_some_and(|url| *host(url) != *permit.host()) {
+    if endpoint(kind)(&resolved.endpoints).is_some_and(|url| *host(url) != *permit.host()) {
         // The endpoint was not known before: the credential asks for a permit for its host.
         return None;
     }

@@ -54,10 +54,12 @@ pub enum Decision {
 
 /// Each question is one match without a wildcard: a new decision does not compile until each has an answer.
 impl Decision {
-    /// Whether a request is sent to the provider.
-    pub const fn is_request(&self) -> bool {
+    /// The request that is sent to the provider; `None` for a decision that sends none.
+    pub const fn request(&self) -> Option<RequestKind> {
         match self {
-            Self::Issue(_) | Self::SignIn | Self::Poll => true,
+            Self::Issue(_) => Some(RequestKind::Token),
+            Self::SignIn => Some(RequestKind::SignIn),
+            Self::Poll => Some(RequestKind::Poll),
             Self::KeepGrant
             | Self::AwaitSignIn { .. }
             | Self::Claimed { .. }
@@ -68,8 +70,13 @@ impl Decision {
             | Self::Wait { .. }
             | Self::BackOff { .. }
             | Self::Suspended
-            | Self::Stall(_) => false,
+            | Self::Stall(_) => None,
         }
+    }
+
+    /// Whether a request is sent to the provider.
+    pub const fn is_request(&self) -> bool {
+        self.request().is_some()
     }
 
     /// What is written into which Secret; `None` for a decision that writes none.
@@ -191,6 +198,17 @@ impl Decision {
             | Self::Suspended => None,
         }
     }
+}
+
+/// The kind of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestKind {
+    /// A token.
+    Token,
+    /// A device code, by which a person signs in.
+    SignIn,
+    /// A poll: whether the person has signed in.
+    Poll,
 }
 
 /// What a decision writes.

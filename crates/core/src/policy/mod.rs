@@ -33,7 +33,7 @@ pub mod urgency;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 
-pub use decision::{Decision, IssueReason, PublishReason, Write};
+pub use decision::{Decision, IssueReason, PublishReason, RequestKind, Write};
 pub use observed::{Blocker, Observed};
 
 use crate::api::Reason;

@@ -17,6 +17,7 @@ pub use super::{
 };
 
 use super::{
+    decision::RequestKind,
     grant::RefreshGrant,
     hash::{AttemptHash, BindingHash, InputsHash, LayoutHash, RevocationHash},
     schedule::{self, RenewalPlan},
@@ -159,6 +160,14 @@ impl Observed {
     /// Hash of the inputs of a sign-in's step. Its failures count separately from those of token requests.
     pub fn sign_in_attempt(&self) -> AttemptHash {
         names::short_digest([self.attempt.as_str(), "sign-in"]).into()
+    }
+
+    /// Hash of the inputs of a request.
+    pub fn attempt_for(&self, request: RequestKind) -> AttemptHash {
+        match request {
+            RequestKind::Token => self.attempt.clone(),
+            RequestKind::SignIn | RequestKind::Poll => self.sign_in_attempt(),
+        }
     }
 
     /// Whether the provider refused the refresh token for the current inputs, so that only a sign-in helps; also while

@@ -7,7 +7,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use super::{
     Decision,
     IssueReason::{InputsChanged, NoToken, Reissue, Reseeded},
-    Observed,
+    Observed, RequestKind,
 };
 use crate::api::Retry;
 
@@ -61,21 +61,7 @@ pub fn urgency(observed: &Observed, decision: &Decision, now: Timestamp) -> (Cla
 /// The reason of the last failure, if the next attempt has the same inputs.
 fn failed_before(observed: &Observed, decision: &Decision) -> Option<Retry> {
     let (reason, _) = observed.history.failure()?;
-    let next = match decision {
-        Decision::SignIn | Decision::Poll => observed.sign_in_attempt(),
-        Decision::KeepGrant
-        | Decision::Issue(_)
-        | Decision::AwaitSignIn { .. }
-        | Decision::Claimed { .. }
-        | Decision::Store
-        | Decision::Publish(_)
-        | Decision::InFlight
-        | Decision::Queued { .. }
-        | Decision::Wait { .. }
-        | Decision::BackOff { .. }
-        | Decision::Suspended
-        | Decision::Stall(_) => observed.attempt.clone(),
-    };
+    let next = observed.attempt_for(decision.request().unwrap_or(RequestKind::Token));
     (observed.history.failed_with.as_ref() == Some(&next)).then_some(reason.retry())
 }
 
