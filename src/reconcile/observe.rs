@@ -56,11 +56,13 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     let in_flight = context.cache.with(&uid, |entry| entry.attempt.in_flight.is_some());
     let queued = context.requests.admission.state(&Activity::grant(&credential)) == Some(State::Queued);
     let Some((provider, fingerprint)) = provider(&credential, context) else { return Ok(None) };
-    let attempt = inputs::attempt(&credential, &fingerprint, &source_versions(&credential, context));
     let now = context.clock.now();
     let target = target(&credential, provider.as_ref().ok(), context).await?;
     let previous = previous(&credential, provider.as_ref().ok(), context).await?;
     let grant = custody::observe(&credential, provider.as_ref().ok(), context).await?;
+    // After a new seed was read: a request with the seed must not count as one with the former seed, or its failure would
+    // not delay the next request.
+    let attempt = inputs::attempt(&credential, &fingerprint, &source_versions(&credential, context));
     let shown = shown_target(&credential, &target_name(&credential), context);
     // Nothing below can fail, so an outcome that is taken is not lost.
     let (outcome, unreported, unwritten) = context.cache.with(&uid, |entry| {
