@@ -72,6 +72,19 @@ pub fn published(token: TokenFacts) -> Published {
     }
 }
 
+/// What a grant Secret records about the refresh token `hash`, which no response has replaced.
+pub fn note() -> TokenNote {
+    TokenNote {
+        hash: "hash".into(),
+        bound_to: "bound".into(),
+        revocable_at: "revocable".into(),
+        obtained_at: at(0),
+        last_used_at: Some(at(0)),
+        expires_at: None,
+        rotations: 0,
+    }
+}
+
 /// A blocker with this reason.
 pub fn blocker(reason: Reason) -> Blocker {
     Blocker::new(reason, format!("{} and its fix", reason.as_str()))
@@ -210,15 +223,7 @@ impl Case {
 
     fn by(&mut self, spec: serde_json::Value) -> &mut RefreshGrant {
         self.credential(|credential| credential.spec.grant = serde_json::from_value(spec).unwrap());
-        let token = TokenNote {
-            hash: "hash".into(),
-            bound_to: "bound".into(),
-            revocable_at: "revocable".into(),
-            obtained_at: at(0),
-            last_used_at: Some(at(0)),
-            expires_at: None,
-            rotations: 1,
-        };
+        let token = TokenNote { rotations: 1, ..note() };
         self.observed.grant.insert(RefreshGrant {
             stored: Some(GrantSecret { name: "billing-grant".into(), token: Some(token), ..GrantSecret::default() }),
             bound_to: Some("bound".into()),

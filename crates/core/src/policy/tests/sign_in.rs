@@ -2,31 +2,19 @@
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
-use super::fixtures::{Case, at};
+use super::fixtures::{Case, at, note};
 use crate::{
     api::Reason,
     oauth::Refusal,
     policy::{
         Decision, IssueReason, decide,
-        grant::{GrantSecret, RefreshGrant, SignIn, TokenNote},
+        grant::{GrantSecret, RefreshGrant, SignIn},
         notices::notices,
         status::status,
     },
 };
 
 const DAY: i64 = 24 * 3600;
-
-fn note() -> TokenNote {
-    TokenNote {
-        hash: "hash".into(),
-        bound_to: "bound".into(),
-        revocable_at: "revocable".into(),
-        obtained_at: at(0),
-        last_used_at: Some(at(0)),
-        expires_at: None,
-        rotations: 0,
-    }
-}
 
 /// A credential with a code that was shown at `at(0)` for ten minutes.
 fn pending() -> Case {
