@@ -8,6 +8,16 @@ use mail_token_broker::api::{MailCredential, MailProvider, names};
 use mailtoken_testkit::{namespace::show, remedy::quoted, standin::Strict, *};
 use serde_json::json;
 
+/// Waits until an object that is created now is younger than a credential: creationTimestamp counts whole seconds.
+async fn a_second_after(ns: &Namespace, name: &str) {
+    let created = ns.get::<MailCredential>(name).await.metadata.creation_timestamp.unwrap().0;
+    until("the next second has begun", async || match wait::now().as_second() - created.as_second() {
+        1.. => Ok(()),
+        _ => Err(created.to_string()),
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_refresh_token_is_sent_to_no_other_provider_and_for_no_other_client() {
     let fixture = RefreshFixture::new().await;
@@ -258,7 +268,7 @@ async fn of_two_that_come_at_once_by_one_seed_the_older_uses_it() {
     let fixture = RefreshFixture::new().await;
     fixture.ns.apply(by_seed("older")).await;
     fixture.ns.condition::<MailCredential>("older", "Ready", "SourceNotFound").await;
-    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    a_second_after(&fixture.ns, "older").await;
     fixture.ns.apply(by_seed("a-younger")).await;
     fixture.ns.condition::<MailCredential>("a-younger", "Ready", "SourceNotFound").await;
     let first = fixture.seed().await;
@@ -280,7 +290,7 @@ async fn a_spent_seed_is_not_sent_again_for_what_comes_after_the_credential() {
     fixture.ns.delete::<Secret>("billing-grant").await;
     let stalled = fixture.ns.condition::<MailCredential>("renamed", "Stalled", "AuthorizationRequired").await;
     assert!(stalled.message.contains("mail-token-broker login"), "{}", stalled.message);
-    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    a_second_after(&fixture.ns, "renamed").await;
     fixture.ns.delete::<Secret>("billing").await;
     fixture.ns.apply(by_seed("billing")).await;
     fixture.ns.condition::<MailCredential>("billing", "Stalled", "SecretConflict").await;
