@@ -150,19 +150,17 @@ async fn the_deletion_of_a_namespace_ends() {
         fixture.issued(revoking(name)).await;
     }
     fixture.ns.kubectl(["delete", "namespace", &fixture.ns.name, "--wait=false"]);
+    is_gone(&fixture.ns).await;
+    tried("F24", 1, "nothing");
+}
+
+/// Waits until a namespace that was deleted is gone.
+async fn is_gone(ns: &Namespace) {
     until("the namespace is gone", async || {
-        let left = fixture.ns.kubectl([
-            "get",
-            "namespace",
-            &fixture.ns.name,
-            "--ignore-not-found",
-            "-o",
-            "jsonpath={.status}",
-        ]);
+        let left = ns.kubectl(["get", "namespace", &ns.name, "--ignore-not-found", "-o", "jsonpath={.status}"]);
         if left.is_empty() { Ok(()) } else { Err(left) }
     })
     .await;
-    tried("F24", 1, "nothing");
 }
 
 /// The namespace as a team sees it that has the broker's kinds there and may not read Secrets.
@@ -422,18 +420,7 @@ async fn without_a_broker_release_finalizers_lets_a_namespace_go() {
     let (done, told) = release(&kubeconfig, &[]);
     assert!(done && told.contains(&format!("{billing}released; its access token is valid until ")), "{told}");
     assert!(told.contains("1 MailCredentials released, 0 not"), "{told}");
-    until("the namespace is gone", async || {
-        let left = fixture.ns.kubectl([
-            "get",
-            "namespace",
-            &fixture.ns.name,
-            "--ignore-not-found",
-            "-o",
-            "jsonpath={.status}",
-        ]);
-        if left.is_empty() { Ok(()) } else { Err(left) }
-    })
-    .await;
+    is_gone(&fixture.ns).await;
     assert_eq!(revoked(&fixture), []);
     tried("F31", 1, "the revocation");
 

@@ -90,9 +90,7 @@ async fn refuse_deletions(ns: &Namespace) -> Refusal<'_, impl AsyncFn() -> kube:
 
 #[tokio::test]
 async fn a_new_name_is_reported_although_the_former_secret_may_not_be_deleted() {
-    let ns = Cluster::shared().namespace().await;
-    let (idp, broker) = (Idp::start(), Broker::start(&ns).await);
-    ns.provider(&idp).await;
+    let Fixture { ns, idp, broker } = Fixture::new().await;
     ns.apply(credential("billing")).await;
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
     let refusal = refuse_deletions(&ns).await;
@@ -121,9 +119,7 @@ async fn a_new_name_is_reported_although_the_former_secret_may_not_be_deleted() 
 
 #[tokio::test]
 async fn a_first_token_that_may_not_be_written_is_held_and_written_later() {
-    let ns = Cluster::shared().namespace().await;
-    let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
-    ns.provider(&idp).await;
+    let Fixture { ns, idp, broker: _broker } = Fixture::new().await;
     let refusal = refuse_secrets(&ns).await;
     ns.apply(credential("billing")).await;
 
@@ -147,9 +143,7 @@ async fn a_first_token_that_may_not_be_written_is_held_and_written_later() {
 
 #[tokio::test]
 async fn a_renewed_token_that_may_not_be_written_leaves_the_old_one_and_is_written_after_a_change_at_once() {
-    let ns = Cluster::shared().namespace().await;
-    let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
-    ns.provider(&idp).await;
+    let Fixture { ns, idp, broker: _broker } = Fixture::new().await;
     ns.apply(credential("billing")).await;
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
     let refusal = refuse_secrets(&ns).await;
@@ -171,9 +165,7 @@ async fn a_renewed_token_that_may_not_be_written_leaves_the_old_one_and_is_writt
 
 #[tokio::test]
 async fn a_new_shape_that_may_not_be_written_costs_no_token() {
-    let ns = Cluster::shared().namespace().await;
-    let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
-    ns.provider(&idp).await;
+    let Fixture { ns, idp, broker: _broker } = Fixture::new().await;
     ns.apply(credential("billing")).await;
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
     let refusal = refuse_secrets(&ns).await;
@@ -193,10 +185,8 @@ async fn a_new_shape_that_may_not_be_written_costs_no_token() {
 
 #[tokio::test]
 async fn a_status_that_may_not_be_written_makes_nobody_ask_again() {
-    let ns = Cluster::shared().namespace().await;
-    let (idp, broker) = (Idp::start(), Broker::start(&ns).await);
+    let Fixture { ns, idp, broker } = Fixture::new().await;
     idp.answer(Answer::error("invalid_client"));
-    ns.provider(&idp).await;
     ns.apply(credential("billing").set("spec.suspend", true)).await;
     ns.condition::<MailCredential>("billing", "Renewed", "Suspended").await;
     let refusal = refuse_statuses(&ns).await;
@@ -218,9 +208,7 @@ async fn a_status_that_may_not_be_written_makes_nobody_ask_again() {
 
 #[tokio::test]
 async fn a_token_whose_status_may_not_be_written_is_there_and_told_later() {
-    let ns = Cluster::shared().namespace().await;
-    let (idp, broker) = (Idp::start(), Broker::start(&ns).await);
-    ns.provider(&idp).await;
+    let Fixture { ns, idp, broker } = Fixture::new().await;
     idp.next(Answer::error("invalid_client"));
     ns.apply(credential("billing")).await;
     ns.condition::<MailCredential>("billing", "Ready", "InvalidClient").await;
