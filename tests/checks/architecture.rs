@@ -170,7 +170,7 @@ fn collect(dir: &Path, files: &mut Vec<PathBuf>) {
     files.sort();
 }
 
-/// The modules that a text names after `crate::` or after a package of ours, singly or in braces.
+/// The modules that a text names after `crate::` or after a package of this workspace, one by one or in braces.
 fn modules_used(text: &str) -> BTreeSet<String> {
     let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     let mut used = BTreeSet::new();

@@ -357,7 +357,7 @@ impl Release {
 
 /// Everything that the broker does for a credential and its provider in one namespace.
 async fn whole_life(ns: &Namespace, idp: &Idp) {
-    // Issue, and renewal by itself.
+    // The first token, and its renewal.
     idp.next(Answer::token(4));
     ns.provider(idp).await;
     ns.apply(credential("billing")).await;

@@ -57,7 +57,7 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// Identifiers, `::`, and every other character by itself, without comments and unit tests.
+/// The tokens of a file without its comments and unit tests: identifiers, `::`, and single characters.
 fn tokens(text: &str) -> Vec<String> {
     let text = text.split("#[cfg(test)]").next().unwrap_or_default();
     let code: Vec<_> = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
@@ -172,7 +172,7 @@ impl House {
             }
             rest = after;
         }
-        // Nothing of ours was named: a crate, or something of the module itself.
+        // The path begins with another crate, or with a name that the module itself defines.
         let is_ours = at != *module || matches!(first.as_str(), "crate" | "self" | "super");
         (is_ours && self.files.contains_key(&at)).then_some(at)
     }

@@ -234,7 +234,7 @@ async fn a_loop_that_microsoft_detects_is_waited_out_and_ends_no_sign_in() {
     })
     .await;
 
-    // It would be tried again by itself in a minute.
+    // The broker would retry in a minute.
     renewed(&ns).await;
     ns.condition::<MailCredential>("billing", "Renewed", "RenewalSucceeded").await;
     assert_eq!((presented(), entra.token_requests().len()), (2, 3));

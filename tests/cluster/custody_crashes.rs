@@ -10,7 +10,7 @@ use mail_token_broker::{api::MailCredential, lease};
 use mailtoken_testkit::{broker::Settings, fault_log::tried, refresh_fixture::REQUEST_TIMEOUT, standin::Fault, *};
 use serde_json::{Value, json};
 
-/// Waits until somebody has claimed the refresh token that is kept, and tells until when.
+/// Waits until a broker has claimed the stored refresh token, and returns the deadline of the claim.
 async fn claimed(fixture: &RefreshFixture) -> Timestamp {
     let claim = |secret: &Secret| secret.metadata.annotations.as_ref()?.get("mailtoken.dev/claim").cloned();
     let has = |secret: &Secret| claim(secret).is_some();

@@ -1,4 +1,4 @@
-//! Whose a Secret is: nothing of anybody else's is touched, nothing of ours is lost.
+//! The owner of a Secret: the broker changes no Secret of another owner, and loses none of its own.
 
 use std::time::{Duration, Instant};
 
@@ -168,7 +168,7 @@ async fn the_garbage_collector_takes_what_is_to_go_and_leaves_what_is_to_stay() 
     }
     fixture.ns.gone::<Secret>("goes").await;
     assert_eq!(fixture.ns.secret("stays").await["username"], "stays@example.org");
-    // Made anew while the collector takes the old one: the new one ends up with a Secret of its own.
+    // The user creates the credential again while the garbage collector deletes the old Secret: the new credential gets a Secret.
     for _ in 0..3 {
         let made = fixture.issued(credential("goes")).await;
         let owned = |secret: &Secret| field(secret, "/metadata/ownerReferences/0/uid") == field(&made, "/metadata/uid");

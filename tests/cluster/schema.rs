@@ -1,4 +1,4 @@
-//! What the API server refuses by itself: there is no webhook, so the schema is the first fence. MailCredentials.
+//! The MailCredentials that the API server refuses by the schema alone. There is no webhook.
 
 use mailtoken_testkit::{table::*, *};
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! What the API server refuses by itself: MailProviders and ClusterMailProviders.
+//! The MailProviders and ClusterMailProviders that the API server refuses by the schema alone.
 
 use mailtoken_testkit::{table::*, *};
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! What a provider refers to: it appears, gets its label, changes, goes. Every change is seen by itself, at once.
+//! The objects that a provider refers to: created, labelled, changed, deleted. The broker handles each change immediately.
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use mail_token_broker::api::{MailCredential, MailProvider};
@@ -173,7 +173,7 @@ async fn a_provider_that_goes_stops_renewal_and_leaves_the_token() {
     fixture.ns.condition::<MailCredential>("billing", "Renewed", "ProviderNotFound").await;
     fixture.ready("billing").await;
 
-    // Without the provider nobody can tell whether the token is for a new spec.
+    // Without the provider the broker cannot know whether the token was issued for the present spec.
     let changed = credential("billing").set("spec.scopes", json!(["other"]));
     fixture.ns.apply(changed.clone()).await;
     fixture.ns.condition::<MailCredential>("billing", "Ready", "ProviderNotFound").await;

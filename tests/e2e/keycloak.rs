@@ -29,7 +29,7 @@ async fn a_pod_logs_in_with_the_secret_and_again_with_the_renewed_one() {
     forged.insert("xoauth2".to_owned(), forged["xoauth2"].replacen(|letter| letter != 'A', "A", 1));
     assert!(mail::login(&ns, "all", &forged).unwrap_err().contains("refused"));
 
-    // From now on tokens live for 10 seconds: the first is asked for, the second the broker gets by itself.
+    // From now on tokens live for 10 seconds: the test asks for the first one, and the broker renews it.
     let alone = LIFETIME.write().await;
     let lifetime = |seconds| realm::token_lifetime(&ns.cluster, &ns.cluster.env("KEYCLOAK_CLIENT_ID"), seconds);
     lifetime(10);

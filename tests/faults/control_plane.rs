@@ -28,7 +28,7 @@ const NEW: usize = 60;
 const STILL: Duration = Duration::from_secs(30);
 /// Until everything is well again: a call that hangs is given up after 30 s.
 const RECOVERY: Duration = Duration::from_secs(60);
-/// Until the API server is well again by itself: it may take a minute to give up a connection to etcd, and then dials again.
+/// Time until the API server recovers: it may take a minute to give up a connection to etcd, and then connects again.
 const API_SERVER: Duration = Duration::from_secs(120);
 
 /// A cluster alone with a broker and many credentials, one of which is in the middle of an exchange.

@@ -1,4 +1,4 @@
-//! `kill -9` of the broker at every step of a refresh: what is lost, and what heals by itself. Each step is reached by a
+//! `kill -9` of the broker at every step of a refresh: what is lost, and what the next start recovers. Each step is reached by a
 //! fail point (`crates/net/src/fail_point.rs`), for three grants: client credentials, a refresh token that is replaced at each use,
 //! and the same at a server that takes a second use for theft.
 
@@ -90,7 +90,7 @@ impl Crash {
         self.fixture.broker.again().await;
     }
 
-    /// Sees that all is well by itself, after so many token requests, `presented` of them with the refresh token of before.
+    /// Checks that the next start recovers, after so many token requests, `presented` of them with the former refresh token.
     async fn heals(self, requests: usize, presented: usize) {
         let Self { fixture, kind, monitor, published, kept, sent, asked } = self;
         let credential = fixture.answered(&asked).await;
