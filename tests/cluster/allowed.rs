@@ -127,6 +127,9 @@ async fn an_allowance_that_is_withdrawn_before_a_request_is_sent_withholds_it() 
     let shared =
         Shared::with(json!([entry(&["*@example.org"])]), |settings| settings.kubeconfig(&api.kubeconfig())).await;
     let ns = &shared.fixture.ns;
+    // The providers' own reconciles have read the client secret.
+    let providers = ["mailprovider/idp".to_owned(), format!("clustermailprovider/{}", shared.name)];
+    ns.kubectl(["wait", "--for=condition=Ready", "--timeout=60s", &providers[0], &providers[1]]);
     // The attempt has its permit, and reads the client secret.
     api.next(1, "GET", "/secrets/idp-client", Trouble::Late);
     ns.apply(shared.credential("billing")).await;
