@@ -27,6 +27,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("answers", &["protocol"]),
     ("sasl", &["answers", "protocol"]),
     ("dialogue", &["answers", "protocol"]),
+    ("server", &["answers", "dialogue", "protocol"]),
     ("render", &["api", "oauth", "providers", "sasl"]),
     ("policy", &["api", "oauth", "providers"]),
     // For unit tests alone.
@@ -80,8 +81,19 @@ const MAY_USE: &[(&str, &[&str])] = &[
 ];
 
 /// Modules that turn values into values: no waiting, no Kubernetes, no socket, no file, no clock.
-const PURE: &[&str] =
-    &["answers", "api", "dialogue", "oauth", "policy", "protocol", "providers", "render", "sasl", "secret_keys"];
+const PURE: &[&str] = &[
+    "answers",
+    "api",
+    "dialogue",
+    "oauth",
+    "policy",
+    "protocol",
+    "providers",
+    "render",
+    "sasl",
+    "secret_keys",
+    "server",
+];
 
 /// Files of other modules for which the same holds.
 const PURE_FILES: &[&str] = &["src/admission/bucket.rs", "src/admission/queue.rs"];
