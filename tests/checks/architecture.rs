@@ -36,7 +36,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("fail_point", &[]),
     ("egress", &[]),
-    ("idp", &["clock", "egress", "fail_point"]),
+    ("tls", &[]),
+    ("idp", &["clock", "egress", "fail_point", "tls"]),
     ("error", &[]),
     ("lease", &["clock", "fail_point"]),
     // What the watches show.

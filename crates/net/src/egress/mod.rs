@@ -1,4 +1,4 @@
-//! Which addresses a provider's host may have, and the resolver that returns no other address.
+//! Which addresses the host of a provider or of a mail server may have.
 //!
 //! A user who may write a `MailProvider` names a host to which the broker sends credentials. Without a guard, such a host
 //! could be an address that the broker can reach and the user cannot: the node's metadata service, the API server, other
@@ -9,6 +9,8 @@
 
 mod direct;
 mod ranges;
+#[cfg(feature = "http")]
+mod route;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -19,9 +21,10 @@ use futures::FutureExt as _;
 use futures::future::{BoxFuture, WeakShared};
 use ipnet::IpNet;
 use parking_lot::Mutex;
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
 pub use self::direct::Direct;
+#[cfg(feature = "http")]
+pub(crate) use self::route::Route;
 
 use self::ranges::{DENY_CIDR, METADATA, NEVER_PROPOSED, denied, embedded_v4, is_metadata};
 
@@ -122,6 +125,29 @@ impl EgressPolicy {
         }
         Ok(resolution)
     }
+
+    /// The permitted addresses of a name, with port 0.
+    ///
+    /// # Errors
+    /// If the name does not resolve, or no address is permitted.
+    pub async fn permitted(&self, host: &str) -> Result<Vec<SocketAddr>, ResolveError> {
+        let resolution = self.resolve(host).await?;
+        match resolution.denied {
+            Some(denied) if resolution.permitted.is_empty() => {
+                tracing::info!(host, address = %denied.address, range = denied.range, "egress denied");
+                Err(ResolveError::Denied { host: host.to_owned(), denied })
+            }
+            _ => Ok(resolution.permitted),
+        }
+    }
+
+    /// All addresses of a name that the administrator chose, which are not judged: the egress proxy is rarely public.
+    ///
+    /// # Errors
+    /// If the name does not resolve.
+    pub async fn unjudged(&self, host: &str) -> Result<Vec<SocketAddr>, ResolveError> {
+        self.lookups.answers(host, lookup).await
+    }
 }
 
 /// Why the broker may not connect to an address; displayed as `127.0.0.1 (loopback)`.
@@ -137,6 +163,19 @@ impl Denied {
     /// Whether a message may propose to allow the range.
     pub fn is_proposed(&self) -> bool {
         !NEVER_PROPOSED.contains(&self.range)
+    }
+
+    /// The range that a message may propose to allow. It names the address only if `host`, which the user wrote, is the
+    /// address.
+    pub fn allowance(&self, host: &str) -> Option<String> {
+        if !self.is_proposed() {
+            return None;
+        }
+        let length = if self.address.is_ipv4() { 32 } else { 128 };
+        match host.parse::<IpAddr>() {
+            Ok(literal) => Some(format!("{literal}/{length}")),
+            Err(_) => Some(format!("<its address>/{length}")),
+        }
     }
 }
 
@@ -184,48 +223,6 @@ pub enum ResolveError {
     },
 }
 
-/// The resolver of the client for providers. It returns only permitted addresses.
-///
-/// An address in a URL does not reach the resolver; [`EgressPolicy::judge`] must judge it.
-#[derive(Clone, Debug)]
-pub struct GuardedResolver {
-    policy: Arc<EgressPolicy>,
-    exempt: Option<String>,
-}
-
-impl GuardedResolver {
-    /// Creates a resolver that returns the addresses that `policy` permits.
-    pub fn new(policy: Arc<EgressPolicy>) -> Self {
-        Self { policy, exempt: None }
-    }
-
-    /// Exempts one name: that of the egress proxy, which the administrator chose and which is rarely public.
-    pub fn exempt(self, host: String) -> Self {
-        Self { exempt: Some(host), ..self }
-    }
-
-    async fn addresses(self, host: String) -> Answers {
-        if self.exempt.as_deref() == Some(host.as_str()) {
-            return self.policy.lookups.answers(&host, lookup).await;
-        }
-        let resolution = self.policy.resolve(&host).await?;
-        match resolution.denied {
-            Some(denied) if resolution.permitted.is_empty() => {
-                tracing::info!(host, address = %denied.address, range = denied.range, "egress denied");
-                Err(ResolveError::Denied { host, denied })
-            }
-            _ => Ok(resolution.permitted),
-        }
-    }
-}
-
-impl Resolve for GuardedResolver {
-    fn resolve(&self, name: Name) -> Resolving {
-        let addresses = self.clone().addresses(name.as_str().to_owned());
-        Box::pin(async move { Ok(Box::new(addresses.await?.into_iter()) as Addrs) })
-    }
-}
-
 type Answers = Result<Vec<SocketAddr>, ResolveError>;
 
 /// Lookups in flight. Concurrent lookups of one name share one result, because each lookup occupies a thread, and many
@@ -260,7 +257,8 @@ impl fmt::Debug for Lookups {
     }
 }
 
-async fn lookup(host: String) -> Answers {
+/// All addresses of a name, with port 0.
+pub(crate) async fn lookup(host: String) -> Answers {
     let answers: Vec<SocketAddr> = match tokio::net::lookup_host((host.as_str(), 0)).await {
         Ok(answers) => answers.collect(),
         Err(error) => return Err(resolver_failure(&host, &error.to_string())),
@@ -517,24 +515,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_that_only_has_denied_addresses_yields_none() {
-        let guarded = GuardedResolver::new(Arc::new(EgressPolicy::default()));
-        let error = guarded.addresses("localhost".to_owned()).await.unwrap_err();
+        let error = EgressPolicy::default().permitted("localhost").await.unwrap_err();
         let ResolveError::Denied { host, denied } = error else { panic!("{error}") };
         assert_eq!((host.as_str(), denied.range), ("localhost", "loopback"));
     }
 
     #[tokio::test]
     async fn a_name_whose_addresses_are_allowed_yields_them() {
-        let policy = Arc::new(allowing(&["127.0.0.0/8"]));
-        let addresses = GuardedResolver::new(policy).addresses("localhost".to_owned()).await.unwrap();
+        let addresses = allowing(&["127.0.0.0/8"]).permitted("localhost").await.unwrap();
         assert!(!addresses.is_empty() && addresses.iter().all(|address| address.ip().to_string() == "127.0.0.1"));
-    }
-
-    #[tokio::test]
-    async fn only_the_exempt_name_goes_unjudged() {
-        let guarded = GuardedResolver::new(Arc::new(EgressPolicy::default()));
-        assert!(guarded.clone().exempt("localhost".to_owned()).addresses("localhost".to_owned()).await.is_ok());
-        assert!(guarded.exempt("proxy.test".to_owned()).addresses("localhost".to_owned()).await.is_err());
     }
 
     #[tokio::test]

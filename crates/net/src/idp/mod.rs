@@ -14,8 +14,8 @@
 mod encoding;
 mod error;
 mod pool;
+mod resolver;
 mod target;
-mod trust;
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -32,11 +32,11 @@ use zeroize::Zeroizing;
 
 use crate::clock::Clock;
 use crate::egress::{Direct, EgressPolicy};
-use crate::fail_point;
+use crate::{fail_point, tls};
 
-pub use self::error::{TlsProblem, TransportError};
+pub use self::error::TransportError;
 pub use self::pool::BundleHash;
-pub use self::trust::{BUNDLE_LIMIT, BundleError, Skipped};
+pub use crate::tls::{BUNDLE_LIMIT, BundleError, Skipped, TlsProblem};
 
 use self::{
     pool::{Bundled, Pool},
@@ -113,8 +113,8 @@ impl IdpClients {
     /// Fails only if no request could work: an unusable proxy URL, or a TLS library that does not start.
     pub fn new(settings: Settings, clock: Clock) -> Result<Self, SetupError> {
         let policy = Arc::new(settings.egress.clone());
-        let system_roots = trust::system_roots();
-        let tls = trust::client_config(system_roots.clone()).map_err(SetupError::Tls)?;
+        let system_roots = tls::system_roots();
+        let tls = tls_config(system_roots.clone()).map_err(SetupError::Tls)?;
         let client = Arc::new(Pool::new(&settings, &policy, &tls, None)?);
         let mut policies = Scoped { namespaced: policy.clone(), cluster: policy };
         let mut system_clients = Scoped { namespaced: client.clone(), cluster: client };
@@ -166,14 +166,14 @@ impl Shared {
     }
 
     fn pool_for(&self, bundle: &[u8], for_cluster: bool) -> Result<Arc<Pool>, BundleError> {
-        trust::check_size(bundle)?;
+        tls::check_size(bundle)?;
         let hash: BundleHash = (Sha256::digest(bundle).into(), for_cluster);
         if let Some(pool) = self.bundled().find(hash) {
             return Ok(pool);
         }
         let mut roots = self.system_roots.clone();
-        let skipped = trust::add_bundle(&mut roots, bundle)?;
-        let tls = trust::client_config(roots).map_err(|_| BundleError::Unusable)?;
+        let skipped = tls::add_bundle(&mut roots, bundle)?;
+        let tls = tls_config(roots).map_err(|_| BundleError::Unusable)?;
         let policy = self.policies.get(for_cluster);
         let mut pool = Pool::new(&self.settings, policy, &tls, Some(hash)).map_err(|_| BundleError::Unusable)?;
         pool.skipped = skipped;
@@ -183,6 +183,12 @@ impl Shared {
     fn bundled(&self) -> std::sync::MutexGuard<'_, Bundled> {
         self.bundled.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn tls_config(roots: RootCertStore) -> Result<rustls::ClientConfig, rustls::Error> {
+    let mut config = tls::client_config(roots)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
 }
 
 /// Sends requests to providers. Clones are cheap. Keep a client while there are requests to send.

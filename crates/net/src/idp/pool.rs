@@ -8,8 +8,8 @@ use http::{HeaderMap, HeaderValue, header::ACCEPT_ENCODING};
 use rustls::ClientConfig;
 use url::Url;
 
-use super::{Settings, SetupError, Skipped, TransportError, target::Target};
-use crate::egress::{Direct, EgressPolicy, GuardedResolver};
+use super::{Settings, SetupError, Skipped, TransportError, resolver::GuardedResolver, target::Target};
+use crate::egress::{Direct, EgressPolicy, Route};
 
 /// The User-Agent header of requests to providers.
 const USER_AGENT: &str = concat!("mail-token-broker/", env!("CARGO_PKG_VERSION"));
@@ -37,10 +37,6 @@ const HTTP2_CONNECTION_WINDOW: u32 = 512 * 1024;
 
 /// Interval of pings that detect a dead HTTP/2 connection, which requests would otherwise reuse until TCP fails.
 const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(5);
-
-/// Time limit of a name resolution before the broker leaves the name to the egress proxy: a resolver without outside access
-/// responds late or never.
-const PROXIED_LOOKUP: Duration = Duration::from_secs(2);
 
 /// Number of unused clients for CA bundles to keep. A reconcile requests a client, uses it and drops it, and the next
 /// reconcile should find its connections.
@@ -70,28 +66,14 @@ impl Pool {
         Ok(Self { direct, proxied: proxied.transpose()?, policy: policy.clone(), skipped: None, bundle })
     }
 
-    /// Chooses the direct pool or that of the egress proxy. The proxy connects to any address of a name, so all addresses
-    /// that this resolver knows must be permitted. A name that does not resolve here is left to the proxy: pods behind a
-    /// proxy often cannot resolve outside names.
+    /// Chooses the direct pool or that of the egress proxy.
     pub(super) async fn route(&self, target: &Target, rules: &[Direct]) -> Result<&reqwest::Client, TransportError> {
         let Self { direct, proxied, policy, .. } = self;
         let Some(proxied) = proxied else { return Ok(direct) };
-        if rules.iter().any(|rule| rule.is_host(&target.host)) {
-            return Ok(direct);
-        }
-        if target.literal.is_some() {
-            return Ok(proxied);
-        }
-        let Ok(Ok(resolution)) = tokio::time::timeout(PROXIED_LOOKUP, policy.resolve(&target.host)).await else {
-            return Ok(proxied);
-        };
-        if !resolution.all.is_empty() && resolution.all.iter().all(|found| rules.iter().any(|rule| rule.holds(*found)))
-        {
-            return Ok(direct);
-        }
-        match resolution.denied {
-            Some(denied) => Err(target.denied(denied)),
-            None => Ok(proxied),
+        match policy.route(&target.host, target.literal, rules).await {
+            Ok(Route::Direct) => Ok(direct),
+            Ok(Route::Proxied) => Ok(proxied),
+            Err(denied) => Err(target.denied(denied)),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The authorities that the client trusts: the system's roots, and a provider's CA bundle.
+//! The authorities that a client trusts: the system's roots, and a provider's CA bundle.
 
 use std::{fmt, sync::Arc};
 
@@ -40,7 +40,7 @@ pub enum BundleError {
 
 /// The system's roots, with `SSL_CERT_FILE` and `SSL_CERT_DIR`. An empty list is allowed, because each provider may have
 /// its own bundle.
-pub(super) fn system_roots() -> RootCertStore {
+pub fn system_roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
     let loaded = rustls_native_certs::load_native_certs();
     for error in &loaded.errors {
@@ -51,24 +51,26 @@ pub(super) fn system_roots() -> RootCertStore {
         warn!(ignored, "certificates of the system could not be parsed");
     }
     if roots.is_empty() {
-        warn!("the system has no ca certificates: only providers with a ca bundle can be reached");
+        warn!("the system has no ca certificates: only servers with a ca bundle can be reached");
     }
     roots
 }
 
-/// The client configuration with rustls' complete verification.
-pub(super) fn client_config(roots: RootCertStore) -> Result<ClientConfig, rustls::Error> {
+/// The client configuration with TLS 1.2 and 1.3 and rustls' complete verification.
+///
+/// # Errors
+/// If no TLS version or cipher is available.
+pub fn client_config(roots: RootCertStore) -> Result<ClientConfig, rustls::Error> {
     let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_protocol_versions(&[&TLS13, &TLS12])?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.resumption = Resumption::in_memory_sessions(REMEMBERED_SESSIONS);
     Ok(config)
 }
 
 /// Checks the size first: parsing PEM and DER of any size is a known attack (CVE-2024-12401).
-pub(super) fn check_size(bundle: &[u8]) -> Result<(), BundleError> {
+pub fn check_size(bundle: &[u8]) -> Result<(), BundleError> {
     match bundle.len() {
         size if size > BUNDLE_LIMIT => Err(BundleError::TooLarge { size, limit: BUNDLE_LIMIT }),
         _ => Ok(()),
@@ -101,7 +103,7 @@ impl fmt::Display for Skipped {
 /// contain; `None` if there are none.
 ///
 /// Text between the blocks is a comment, as `openssl x509 -text` writes it.
-pub(super) fn add_bundle(roots: &mut RootCertStore, bundle: &[u8]) -> Result<Option<Skipped>, BundleError> {
+pub fn add_bundle(roots: &mut RootCertStore, bundle: &[u8]) -> Result<Option<Skipped>, BundleError> {
     check_size(bundle)?;
     let (mut added, mut skipped) = (0, Skipped { named: vec![], more: 0 });
     for (index, block) in blocks(bundle).into_iter().enumerate() {
@@ -170,7 +172,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::idp::{TlsProblem, error::certificate_problem};
+    use crate::tls::problem::{TlsProblem, certificate_problem};
 
     /// The verdict about a chain of root, intermediate and leaf, of which one has critical certificate policies.
     fn verdict(critical: usize, trusted: &[usize]) -> Result<(), rustls::Error> {
