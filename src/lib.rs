@@ -19,4 +19,4 @@ pub mod stores;
 pub mod telemetry;
 
 pub use mailtoken_core::{api, oauth, policy, providers, render};
-pub use mailtoken_net::{clock, egress, fail_point, idp};
+pub use mailtoken_net::{clock, egress, fail_point, idp, mail};

@@ -38,6 +38,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("egress", &[]),
     ("tls", &[]),
     ("idp", &["clock", "egress", "fail_point", "tls"]),
+    ("mail", &["answers", "dialogue", "egress", "idp", "protocol", "sasl", "tls"]),
     ("error", &[]),
     ("lease", &["clock", "fail_point"]),
     // What the watches show.

@@ -8,4 +8,5 @@ pub mod egress;
 pub mod fail_point;
 #[cfg(feature = "http")]
 pub mod idp;
+pub mod mail;
 pub mod tls;

@@ -24,6 +24,7 @@ pub mod fault_log;
 pub mod fixture;
 pub mod hostile;
 pub mod hostile_h2;
+pub mod hostile_mail;
 pub mod idp;
 pub mod leaks;
 pub mod login;

@@ -1,5 +1,7 @@
 //! What a login asks of its caller, and how it ends.
 
+use std::fmt;
+
 use super::lines::{MAX_LINE, MAX_LINES};
 use crate::{
     answers::{Cause, ServerCode},
@@ -49,8 +51,15 @@ impl From<Cause> for Failure {
 
 /// What the server offers: the lines of EHLO's or CAPA's reply, or IMAP's capabilities, in printable ASCII. For IMAP they are
 /// those after login.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Capabilities(Vec<String>);
+
+impl fmt::Debug for Capabilities {
+    /// Shows no text of the server.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Capabilities({})", self.0.len())
+    }
+}
 
 impl Capabilities {
     /// The capabilities, as the server wrote them: at most [`MAX_LINES`] lines of [`MAX_LINE`] octets for SMTP and POP3, and

@@ -1,0 +1,240 @@
+//! The login over a connection: bytes from the stream into the state machine, and its steps back.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use mailtoken_mail::{
+    answers::Cause,
+    dialogue::{Login, Outcome, Purpose, Step},
+    protocol::Security,
+    sasl,
+};
+use rustls::{ClientConfig, pki_types::ServerName};
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    time::Instant,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use super::{
+    MailServer,
+    error::{DialError, Phase},
+};
+
+/// Bytes that are read from a server at a time.
+const BUFFER: usize = 4096;
+
+/// One login: at which server, for what, and with which token.
+pub struct Attempt<'a> {
+    /// The server. TLS verifies its host name.
+    pub server: MailServer<'a>,
+    /// The TLS configuration, such as [`crate::tls::client_config`]'s.
+    pub tls: Arc<ClientConfig>,
+    /// What the login is for.
+    pub purpose: Purpose,
+    /// The name in SMTP's EHLO: a domain, or an address literal ([`address_literal`]).
+    pub client_name: &'a str,
+    /// The user name at the server.
+    pub user: &'a str,
+    /// The access token, which the driver sends once.
+    pub token: &'a SecretString,
+    /// When the login has to be over.
+    pub deadline: Deadline,
+}
+
+/// The end of a time limit.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline {
+    at: Instant,
+    after: Duration,
+}
+
+impl Deadline {
+    /// The end of a time limit that begins now.
+    #[expect(clippy::disallowed_methods, reason = "the duration of a login is monotonic time")]
+    pub fn after(limit: Duration) -> Self {
+        Self { at: Instant::now() + limit, after: limit }
+    }
+}
+
+/// How a login ended.
+pub struct Ended<S> {
+    /// What the server answered.
+    pub outcome: Outcome,
+    /// The session, if the server accepted the token and the login was for a [`Purpose::Session`].
+    pub session: Option<Session<S>>,
+}
+
+/// A session at a server that has accepted the token.
+pub struct Session<S> {
+    /// The connection, on which the server waits for a command.
+    pub stream: TlsStream<S>,
+    /// What the server has sent after its last reply of the login.
+    pub unread: Vec<u8>,
+}
+
+/// The local address as SMTP's EHLO has it (RFC 5321 section 4.1.3).
+pub fn address_literal(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => format!("[{address}]"),
+        IpAddr::V6(address) => format!("[IPv6:{address}]"),
+    }
+}
+
+/// Logs in over `stream`, a connection on which nothing has been read or written.
+///
+/// A server that closes the connection, or stays silent, after it has refused the token has refused it: that is an outcome, not
+/// an error.
+///
+/// # Errors
+///
+/// If the connection breaks, TLS fails, or the deadline passes before the server has answered.
+pub async fn login<S>(stream: S, attempt: &Attempt<'_>) -> Result<Ended<S>, DialError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let MailServer { protocol, security, .. } = attempt.server;
+    let login = Login::new(protocol, security, attempt.purpose, attempt.client_name);
+    let buffer = Box::new([0; BUFFER]);
+    let mut driver = Driver { attempt, login, buffer, read: 0, taken: 0, phase: Phase::Login };
+    match tokio::time::timeout_at(attempt.deadline.at, driver.run(stream)).await {
+        Ok(ended) => ended,
+        Err(_) => match driver.known_outcome() {
+            Some(outcome) => Ok(Ended { outcome, session: None }),
+            None => Err(timed_out(&attempt.server, driver.phase, attempt.deadline.after)),
+        },
+    }
+}
+
+pub(super) fn timed_out(server: &MailServer<'_>, phase: Phase, after: Duration) -> DialError {
+    DialError::TimedOut { host: server.host.to_owned(), port: server.port, phase, after }
+}
+
+/// The name that the server's certificate must have.
+fn server_name(host: &str) -> Option<ServerName<'static>> {
+    match host.parse::<IpAddr>() {
+        Ok(address) => Some(ServerName::IpAddress(address.into())),
+        Err(_) => ServerName::try_from(host.strip_suffix('.').unwrap_or(host).to_owned()).ok(),
+    }
+}
+
+/// Why the driver stops to talk on a stream.
+enum Stop {
+    StartTls,
+    Done(Outcome),
+}
+
+struct Driver<'a> {
+    attempt: &'a Attempt<'a>,
+    login: Login,
+    buffer: Box<[u8; BUFFER]>,
+    /// Bytes in the buffer.
+    read: usize,
+    /// Bytes that the state machine took.
+    taken: usize,
+    phase: Phase,
+}
+
+impl Driver<'_> {
+    async fn run<S>(&mut self, mut plain: S) -> Result<Ended<S>, DialError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        if self.attempt.server.security == Security::StartTls {
+            let outcome = match self.talk(&mut plain).await? {
+                Stop::Done(outcome) => Some(outcome),
+                Stop::StartTls if self.unread().is_empty() => None,
+                Stop::StartTls => Some(Outcome::Failed(Cause::BytesAfterStartTls.into())),
+            };
+            if let Some(outcome) = outcome {
+                return Ok(Ended { outcome, session: None });
+            }
+        }
+        self.phase = Phase::Tls;
+        let mut stream = self.start_tls(plain).await?;
+        self.phase = Phase::Login;
+        let outcome = match self.talk(&mut stream).await? {
+            Stop::Done(outcome) => outcome,
+            // The state machine asks for TLS once.
+            Stop::StartTls => Outcome::Failed(Cause::Malformed.into()),
+        };
+        if self.attempt.purpose == Purpose::Session && matches!(outcome, Outcome::Accepted(_)) {
+            let session = Session { stream, unread: self.unread().to_vec() };
+            return Ok(Ended { outcome, session: Some(session) });
+        }
+        // The outcome is known, whatever becomes of the connection.
+        drop(stream.shutdown().await);
+        Ok(Ended { outcome, session: None })
+    }
+
+    async fn start_tls<S>(&self, plain: S) -> Result<TlsStream<S>, DialError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let server = &self.attempt.server;
+        let name = server_name(server.host).ok_or_else(|| DialError::NameNotFound { host: server.host.to_owned() })?;
+        let connected = TlsConnector::from(self.attempt.tls.clone()).connect(name, plain).await;
+        connected.map_err(|error| DialError::broken(server, Phase::Tls, Some(&error)))
+    }
+
+    async fn talk<T>(&mut self, stream: &mut T) -> Result<Stop, DialError>
+    where
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
+        loop {
+            let unread = self.buffer.get(self.taken..self.read).unwrap_or_default();
+            let (taken, step) = self.login.advance(unread);
+            self.taken += taken;
+            match step {
+                Step::Read => {
+                    let error = match stream.read(&mut self.buffer[..]).await {
+                        Ok(0) => None,
+                        Ok(read) => {
+                            (self.read, self.taken) = (read, 0);
+                            continue;
+                        }
+                        Err(error) => Some(error),
+                    };
+                    let known = self.known_outcome().map(Stop::Done);
+                    return known.ok_or_else(|| DialError::broken(&self.attempt.server, self.phase, error.as_ref()));
+                }
+                Step::Write(bytes) => write(stream, &[&bytes]).await,
+                Step::SendToken(mechanism) => {
+                    let Attempt { user, token, .. } = self.attempt;
+                    match sasl::response(mechanism, user, token.expose_secret()) {
+                        Ok(response) => write(stream, &[response.as_bytes(), b"\r\n"]).await,
+                        Err(cause) => return Ok(Stop::Done(Outcome::Failed(cause.into()))),
+                    }
+                }
+                Step::StartTls => return Ok(Stop::StartTls),
+                Step::Done(outcome) => return Ok(Stop::Done(outcome)),
+            }
+        }
+    }
+
+    /// What the server has sent and the state machine has not taken.
+    fn unread(&self) -> &[u8] {
+        self.buffer.get(self.taken..self.read).unwrap_or_default()
+    }
+
+    /// The outcome, if the server has given one although the login did not come to its end: the last command could not be
+    /// written, or the final reply after the challenge of a refusal is missing.
+    fn known_outcome(&mut self) -> Option<Outcome> {
+        if let (_, Step::Done(outcome)) = self.login.advance(&[]) {
+            return Some(outcome);
+        }
+        let failure = self.login.interrupted();
+        (failure.cause == Cause::Refused).then_some(Outcome::Failed(failure))
+    }
+}
+
+/// Writes, and leaves an error to the next read: the server may have answered before it closed the connection.
+async fn write<T: AsyncWrite + Unpin>(stream: &mut T, parts: &[&[u8]]) {
+    let written = async {
+        for part in parts {
+            stream.write_all(part).await?;
+        }
+        stream.flush().await
+    };
+    drop(written.await);
+}

@@ -1,0 +1,201 @@
+//! A mail server on a real socket of the loopback interface that follows a script, good or bad.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinHandle,
+};
+use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
+
+use super::hostile::PATIENCE;
+
+/// What a server does next.
+#[derive(Clone, Debug)]
+pub enum Act {
+    /// Writes these bytes.
+    Say(Vec<u8>),
+    /// Reads a line, which must begin like this.
+    Hear(String),
+    /// Reads whatever arrives first.
+    Swallow,
+    /// Takes the client's TLS handshake.
+    StartTls,
+    /// Writes these bytes again and again.
+    Flood(Vec<u8>),
+    /// Writes one of these bytes after the other, with a pause before each, and begins again at the end.
+    Drip(Vec<u8>, Duration),
+    /// Closes the connection in order.
+    Close,
+    /// Resets the connection.
+    Reset,
+}
+
+/// A script in lines: `S: …` the server says, `C: …` begins the line that it hears, and `TLS`.
+pub fn script(text: &str) -> Vec<Act> {
+    let act = |line: &str| match (line, line.split_at_checked(2)) {
+        ("TLS", _) => Act::StartTls,
+        (_, Some(("S:", said))) => Act::Say(format!("{}\r\n", said.trim_start()).into_bytes()),
+        (_, Some(("C:", heard))) => Act::Hear(heard.trim_start().to_owned()),
+        _ => panic!("{line} is no line of a script"),
+    };
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).map(act).collect()
+}
+
+/// A server that plays its script to each client, and then leaves the connection open. It runs until it is dropped.
+pub struct HostileMail {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    accepting: JoinHandle<()>,
+}
+
+struct Shared {
+    tls: TlsAcceptor,
+    script: Vec<Act>,
+    heard: Mutex<Vec<String>>,
+    /// Connections that were accepted, and those of them that have ended.
+    connections: watch::Sender<(usize, usize)>,
+}
+
+impl HostileMail {
+    /// Listens on a free port of this address.
+    pub async fn start(address: &str, tls: Arc<ServerConfig>, script: Vec<Act>) -> Self {
+        let listener = TcpListener::bind((address.parse::<IpAddr>().unwrap(), 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (heard, connections) = (Mutex::default(), watch::Sender::default());
+        let shared = Arc::new(Shared { tls: tls.into(), script, heard, connections });
+        let accepting = tokio::spawn(accept(listener, shared.clone()));
+        Self { address, shared, accepting }
+    }
+
+    /// The port it listens on.
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// How many connections it has accepted.
+    pub fn connections(&self) -> usize {
+        self.shared.connections.borrow().0
+    }
+
+    /// The lines that it has heard.
+    pub fn heard(&self) -> Vec<String> {
+        self.shared.heard.lock().unwrap().clone()
+    }
+
+    /// Waits until so many connections have ended. The server itself ends a connection only by [`Act::Reset`].
+    pub async fn ended(&self, number: usize) {
+        let mut connections = self.shared.connections.subscribe();
+        let ended = tokio::time::timeout(PATIENCE, connections.wait_for(|(_, ended)| *ended >= number)).await;
+        ended.expect("the client keeps the connection").unwrap();
+    }
+}
+
+impl Drop for HostileMail {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    while let Ok((tcp, _)) = listener.accept().await {
+        shared.connections.send_modify(|(accepted, _)| *accepted += 1);
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            let _ended = Ending(&shared.connections);
+            serve(tcp, &shared).await
+        });
+    }
+}
+
+/// Counts the end of a connection, also where a line was not what the script says.
+struct Ending<'a>(&'a watch::Sender<(usize, usize)>);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|(_, ended)| *ended += 1);
+    }
+}
+
+/// `None` if the client ended the connection.
+async fn serve(mut tcp: TcpStream, shared: &Shared) -> Option<()> {
+    let mut script = shared.script.iter();
+    loop {
+        match script.next() {
+            Some(Act::StartTls) => {
+                let mut tls = shared.tls.accept(tcp).await.ok()?;
+                for act in script {
+                    if matches!(act, Act::Reset) {
+                        tls.get_ref().0.set_zero_linger().unwrap();
+                        return Some(());
+                    }
+                    play(&mut tls, act, shared).await?;
+                }
+                return stay(&mut tls).await;
+            }
+            Some(Act::Reset) => {
+                tcp.set_zero_linger().unwrap();
+                return Some(());
+            }
+            Some(act) => play(&mut tcp, act, shared).await?,
+            None => return stay(&mut tcp).await,
+        }
+    }
+}
+
+async fn play<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, act: &Act, shared: &Shared) -> Option<()> {
+    match act {
+        Act::Say(bytes) => write(stream, bytes).await,
+        Act::Hear(beginning) => {
+            let line = read_line(stream).await?;
+            shared.heard.lock().unwrap().push(line.clone());
+            assert!(line.starts_with(beginning.as_str()), "{line} instead of {beginning}");
+            Some(())
+        }
+        Act::Swallow => {
+            let mut bytes = [0; 4096];
+            stream.read(&mut bytes).await.ok().filter(|read| *read > 0).map(drop)
+        }
+        Act::Flood(bytes) => loop {
+            write(stream, bytes).await?;
+        },
+        Act::Drip(bytes, pause) => loop {
+            for byte in bytes {
+                tokio::time::sleep(*pause).await;
+                write(stream, &[*byte]).await?;
+            }
+        },
+        Act::Close => {
+            stream.shutdown().await.ok()?;
+            stay(stream).await
+        }
+        Act::StartTls | Act::Reset => panic!("{act:?} within TLS"),
+    }
+}
+
+/// Reads until the client ends the connection.
+async fn stay<S: AsyncRead + Unpin>(stream: &mut S) -> Option<()> {
+    let mut bytes = [0; 4096];
+    while stream.read(&mut bytes).await.ok()? > 0 {}
+    None
+}
+
+async fn write<S: AsyncWrite + Unpin>(stream: &mut S, bytes: &[u8]) -> Option<()> {
+    stream.write_all(bytes).await.ok()?;
+    stream.flush().await.ok()
+}
+
+async fn read_line<S: AsyncRead + Unpin>(stream: &mut S) -> Option<String> {
+    let mut line = Vec::new();
+    while !line.ends_with(b"\r\n") {
+        line.push(stream.read_u8().await.ok()?);
+    }
+    line.truncate(line.len() - 2);
+    String::from_utf8(line).ok()
+}
