@@ -26,9 +26,13 @@ use crate::{
     idp::{self, IdpClients},
     kubernetes::{AccessError, Connection},
     lease::{self, Candidacy, Leadership},
+    mail::MailDialer,
     metrics::Metrics,
     reconcile::{
-        act::activity::admission,
+        act::{
+            activity::{admission, probe_admission},
+            probe::Probes,
+        },
         bundles::Bundles,
         context::{Context, Kubernetes, Requests},
         credential_cache::CredentialCache,
@@ -101,6 +105,8 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     );
     let broker_namespace = settings.access.broker_namespace();
     let clients = IdpClients::new(settings.access.idp(), clock.clone()).map_err(StartError::Providers)?;
+    let dialer = settings.probe.then(|| MailDialer::new(&settings.access.idp())).transpose();
+    let dialer = dialer.map_err(StartError::Providers)?;
 
     let ended = CancellationToken::new();
     let metrics = Arc::new(Metrics::new());
@@ -120,6 +126,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         clock,
         broker_namespace,
         clients,
+        dialer,
         identities,
         metrics,
         ready,
@@ -160,6 +167,7 @@ struct Work {
     clock: Clock,
     broker_namespace: String,
     clients: IdpClients,
+    dialer: Option<MailDialer>,
     identities: Identities,
     metrics: Arc<Metrics>,
     ready: Arc<AtomicBool>,
@@ -179,6 +187,7 @@ impl Work {
             clock,
             broker_namespace,
             clients,
+            dialer,
             identities,
             metrics,
             ready,
@@ -218,6 +227,11 @@ impl Work {
         let draining = CancellationToken::new();
         let admission = admission(&queue, &draining);
         health.supervise("admission", admission.clone().run());
+        let probes = dialer.map(|dialer| {
+            let admission = probe_admission(&queue, &draining);
+            health.supervise("probe admission", admission.clone().run());
+            Probes::new(admission, dialer)
+        });
         let reads = Arc::<MemoryBudget>::default();
         let secrets = Secrets::new(client.clone(), reads.clone());
         let contents = SourceContents::new(client.clone(), stores.clone(), queue.clone(), reads);
@@ -238,7 +252,7 @@ impl Work {
             stores,
             cache,
             kubernetes: Kubernetes { secrets, events, client },
-            requests: Requests { admission, timeout, holder: identity, draining },
+            requests: Requests { admission, probes, timeout, holder: identity, draining },
             queue,
         });
         let known = Arc::downgrade(&context);

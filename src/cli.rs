@@ -72,6 +72,10 @@ pub struct Settings {
     /// Number of reconciles at the same time.
     #[arg(long, env = "MTB_CONCURRENCY", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..), value_name = "N")]
     pub concurrency: u16,
+    /// Log in at mail servers for the credentials that have `spec.probe`.
+    #[arg(long, env = "MTB_PROBE", default_value_t = true, default_missing_value = "true", num_args = 0..=1,
+          require_equals = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub probe: bool,
     /// The broker's own ServiceAccount token, which a ClusterMailProvider may present as client assertion.
     #[arg(long, env = "MTB_IDENTITY_TOKEN_FILE", value_name = "PATH")]
     pub identity_token_file: Option<PathBuf>,

@@ -17,7 +17,7 @@ use prometheus_client::{
 use tokio::time::Instant;
 
 use crate::{
-    api::{Reason, grant::GrantType, provider_object::ProviderKey},
+    api::{Reason, grant::GrantType, probe::ProbeOutcome, protocol::Protocol, provider_object::ProviderKey},
     lease::Leadership,
     metrics::{
         objects::{Objects, ProviderErrors},
@@ -45,6 +45,8 @@ pub struct Metrics {
     provider_errors: Arc<ProviderErrors>,
     swept: Family<KindLabels, Counter>,
     events_dropped: Counter,
+    probes: Family<ProbeLabels, Counter>,
+    probe_durations: Family<ProtocolLabels, Histogram>,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -57,6 +59,18 @@ struct RequestLabels {
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct PresetLabels {
     preset: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct ProbeLabels {
+    protocol: &'static str,
+    outcome: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct ProtocolLabels {
+    protocol: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -101,9 +115,28 @@ impl Metrics {
             "Kubernetes Events that were not written because their namespace had too many",
             events_dropped.clone(),
         );
+        let probes = Family::default();
+        registry.register(
+            "probes",
+            "Logins at mail servers, by protocol, outcome and reason of MailboxAuthorized",
+            probes.clone(),
+        );
+        let probe_durations =
+            Family::<_, _>::new_with_constructor((|| Histogram::new(DURATION_BUCKETS)) as fn() -> Histogram);
+        registry.register("probe_duration_seconds", "How long logins at mail servers took", probe_durations.clone());
         registry.register("build", "The running version", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         let provider_errors = Arc::default();
-        Self { registry: Mutex::new(root), requests, durations, errors, provider_errors, swept, events_dropped }
+        Self {
+            registry: Mutex::new(root),
+            requests,
+            durations,
+            errors,
+            provider_errors,
+            swept,
+            events_dropped,
+            probes,
+            probe_durations,
+        }
     }
 
     /// Starts to export the metrics of all credentials and providers, the leadership, and the number of refresh tokens that
@@ -137,6 +170,12 @@ impl Metrics {
     /// Returns the timer of a token request, which starts when the request is sent.
     pub fn token_request(&self, preset: &'static str) -> RequestTimer<'_> {
         RequestTimer { metrics: self, preset, since: OnceLock::new() }
+    }
+
+    /// Returns the timer of a login at a mail server, which has started.
+    #[expect(clippy::disallowed_methods, reason = "a duration, not a date: nothing is decided by it")]
+    pub fn login(&self, protocol: Protocol) -> LoginTimer<'_> {
+        LoginTimer { metrics: self, protocol: protocol.as_str(), since: Instant::now() }
     }
 
     /// Renders the OpenMetrics text.
@@ -181,6 +220,24 @@ impl RequestTimer<'_> {
             let elapsed = since.elapsed().as_secs_f64();
             self.metrics.durations.get_or_create(&PresetLabels { preset: self.preset }).observe(elapsed);
         }
+    }
+}
+
+/// The timer of a login at a mail server.
+pub struct LoginTimer<'a> {
+    metrics: &'a Metrics,
+    protocol: &'static str,
+    since: Instant,
+}
+
+impl LoginTimer<'_> {
+    /// Counts the login with its outcome.
+    pub fn observe(self, outcome: ProbeOutcome, reason: Reason) {
+        let Self { metrics, protocol, since } = self;
+        let labels = ProbeLabels { protocol, outcome: outcome.as_str(), reason: reason.as_str() };
+        metrics.probes.get_or_create(&labels).inc();
+        let elapsed = since.elapsed().as_secs_f64();
+        metrics.probe_durations.get_or_create(&ProtocolLabels { protocol }).observe(elapsed);
     }
 }
 

@@ -247,7 +247,7 @@ pub async fn evict_all(mut evictions: mpsc::UnboundedReceiver<Eviction>, context
 fn evict_one(eviction: Eviction, context: &Arc<Context>) {
     match eviction {
         Eviction::Credential { uid, object } => {
-            context.requests.admission.withdraw(&Activity::Grant(uid.as_str().into()));
+            context.requests.withdraw(&uid);
             // With the policy Delete, Kubernetes deletes the grant Secret with its credential.
             let retained = object.filter(|deleted| deleted.spec.secret.deletion_policy == DeletionPolicy::Retain);
             let pending = context.cache.evict(&uid, retained.is_some());

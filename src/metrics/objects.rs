@@ -91,6 +91,18 @@ impl Objects {
         gauge("credential_ready", "Whether the Secret holds a valid token", &|credential| {
             Some(i64::from(is_ready(credential.status.as_ref()?)))
         })?;
+        gauge(
+            "mailbox_authorized",
+            "Whether the mail servers accept the token; absent while unknown",
+            &|credential| {
+                let conditions = &credential.status.as_ref()?.conditions;
+                match condition::find(conditions, ConditionType::MailboxAuthorized)?.status.as_str() {
+                    "True" => Some(1),
+                    "False" => Some(0),
+                    _ => None,
+                }
+            },
+        )?;
         gauge("credential_suspended", "1 while spec.suspend is true", &|credential| {
             credential.spec.suspend.then_some(1)
         })?;

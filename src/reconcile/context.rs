@@ -10,8 +10,15 @@ use crate::{
     lease::Leadership,
     metrics::Metrics,
     reconcile::{
-        act::activity::Admission, credential_cache::CredentialCache, events::Events, provider_client::ProviderCache,
-        secrets::Secrets, work_queue::WorkQueue,
+        act::{
+            activity::{Activity, Admission},
+            probe::Probes,
+        },
+        credential_cache::CredentialCache,
+        events::Events,
+        provider_client::ProviderCache,
+        secrets::Secrets,
+        work_queue::WorkQueue,
     },
     stores::Stores,
 };
@@ -53,10 +60,22 @@ pub struct Kubernetes {
 pub struct Requests {
     /// Decides when a request may be sent.
     pub admission: Admission,
+    /// Logs in at mail servers; `None` with `--probe=false`.
+    pub probes: Option<Probes>,
     /// Time for one request, in all.
     pub timeout: Duration,
     /// The name of this replica in claims on refresh tokens.
     pub holder: String,
     /// Cancelled when the process is about to end: no new request is sent.
     pub draining: CancellationToken,
+}
+
+impl Requests {
+    /// Removes what waits for a permit for the credential with this uid. What is in flight continues.
+    pub fn withdraw(&self, uid: &str) {
+        self.admission.withdraw(&Activity::Grant(uid.into()));
+        if let Some(probes) = &self.probes {
+            probes.admission.withdraw(&Activity::Probe(uid.into()));
+        }
+    }
 }

@@ -13,12 +13,13 @@ use parking_lot::Mutex;
 use secrecy::SecretString;
 
 use crate::{
-    api::MailCredential,
+    api::{MailCredential, probe::ProbeStatus, protocol::Protocol},
     lease::Leadership,
     policy::{
-        hash::LayoutHash,
+        hash::{LayoutHash, ProbeHash},
         observed::{History, TokenFacts, UnwrittenToken},
         outcome::Outcome,
+        probe::{Login, ProbeInputs, Round, Verdict},
         revocation::Revocation,
         spacing::Spacing,
     },
@@ -62,6 +63,8 @@ pub struct CredentialState {
     pub custody: CustodyState,
     /// The credential's sign-in by a device code.
     pub sign_in: SignInState,
+    /// The credential's probe.
+    pub probe: ProbeState,
 }
 
 /// What is remembered of a credential's object and its target Secret.
@@ -122,6 +125,35 @@ pub struct SignInState {
     pub code_over: Option<String>,
 }
 
+/// What is remembered of a credential's probe.
+#[derive(Default)]
+pub struct ProbeState {
+    /// A login is under way.
+    pub in_flight: bool,
+    /// The inputs of the probe under way.
+    inputs: Option<ProbeInputs>,
+    /// The logins of the probe under way that have ended.
+    logins: Vec<(Protocol, Login)>,
+    /// The fingerprint of the token of the last login.
+    fingerprint: String,
+    /// Hash of the CA bundle of the last login.
+    bundle: ProbeHash,
+    /// A login could not be made, and is tried again at this time.
+    again: Option<Timestamp>,
+    /// The result of the last probe, which no status reports yet.
+    pub unreported: Option<(ProbeStatus, Verdict)>,
+}
+
+/// A login that was made.
+pub struct Made {
+    /// The result.
+    pub login: Login,
+    /// The fingerprint of the token that was sent.
+    pub fingerprint: String,
+    /// Hash of the CA bundle that was trusted; empty without one.
+    pub bundle: ProbeHash,
+}
+
 /// How far the revocation of a deleted credential has come. While the request is in flight, [`AttemptState::in_flight`] is set.
 #[derive(Clone, Debug)]
 pub enum Revoking {
@@ -161,8 +193,8 @@ pub struct Inspected {
 impl CredentialState {
     /// Whether the state equals a new one.
     fn is_blank(&self) -> bool {
-        let Self { tenure: _, object, attempt, custody, sign_in } = self;
-        object.is_blank() && attempt.is_blank() && custody.is_blank() && sign_in.is_blank()
+        let Self { tenure: _, object, attempt, custody, sign_in, probe } = self;
+        object.is_blank() && attempt.is_blank() && custody.is_blank() && sign_in.is_blank() && probe.is_blank()
     }
 
     /// Drops what another replica that has led since may have changed. An issued token and a pending refresh token
@@ -172,12 +204,13 @@ impl CredentialState {
             return;
         }
         self.tenure = tenure;
-        let Self { object, attempt, custody, sign_in, .. } = self;
+        let Self { object, attempt, custody, sign_in, probe, .. } = self;
         (object.inspected, object.conflict, object.stuck) = (None, false, false);
         attempt.outcome.take_if(|outcome| !matches!(outcome, Outcome::Issued(_)));
         (attempt.unreported, attempt.revoking) = (None, None);
         custody.seed_seen = None;
         *sign_in = SignInState::default();
+        *probe = ProbeState { in_flight: probe.in_flight, ..ProbeState::default() };
     }
 }
 
@@ -209,6 +242,64 @@ impl SignInState {
     fn is_blank(&self) -> bool {
         let Self { device_code, next_poll, unanswered, code_over } = self;
         device_code.is_none() && next_poll.is_none() && *unanswered == 0 && code_over.is_none()
+    }
+}
+
+impl ProbeState {
+    fn is_blank(&self) -> bool {
+        let Self { in_flight, inputs, logins, fingerprint: _, bundle: _, again, unreported } = self;
+        !in_flight && inputs.is_none() && logins.is_empty() && again.is_none() && unreported.is_none()
+    }
+
+    /// The protocol of the next login, and when it is made if not now. `None` while a login is under way, and after the last
+    /// login. A probe with other inputs begins anew.
+    pub fn next_login(
+        &mut self,
+        wanted: &[Protocol],
+        inputs: &ProbeInputs,
+        now: Timestamp,
+    ) -> Option<(Protocol, Option<Timestamp>)> {
+        if self.in_flight {
+            return None;
+        }
+        if self.inputs.as_ref().is_none_or(|known| known.objects != inputs.objects) {
+            self.logins.clear();
+            self.inputs = Some(inputs.clone());
+        }
+        let next = wanted.iter().find(|wanted| !self.logins.iter().any(|(of, _)| of == *wanted)).copied();
+        next.map(|protocol| (protocol, self.again.filter(|again| now < *again)))
+    }
+
+    /// Notes the end of a login; `None` where it could not be made, and is tried again at `again`.
+    pub fn end(&mut self, protocol: Protocol, made: Option<Made>, again: Timestamp) {
+        self.in_flight = false;
+        match made {
+            Some(Made { login, fingerprint, bundle }) => {
+                self.logins.push((protocol, login));
+                (self.fingerprint, self.bundle, self.again) = (fingerprint, bundle, None);
+            }
+            None => self.again = Some(again),
+        }
+    }
+
+    /// The probe, if each of the wanted logins has ended.
+    pub fn take_round(&mut self, wanted: &[Protocol], now: Timestamp) -> Option<Round> {
+        let ended = |wanted: &Protocol| self.logins.iter().any(|(of, _)| of == wanted);
+        if self.logins.is_empty() || !wanted.iter().all(ended) {
+            return None;
+        }
+        let logins = std::mem::take(&mut self.logins);
+        let ProbeInputs { objects, bundle } = self.inputs.take()?;
+        // Where the cache knew a bundle, a newer one that was read since is probed when the cache knows that.
+        let bundle = Some(bundle.unwrap_or_else(|| self.bundle.clone()));
+        let fingerprint = std::mem::take(&mut self.fingerprint);
+        Some(Round { logins, inputs: ProbeInputs { objects, bundle }, fingerprint, at: now })
+    }
+
+    /// Drops a probe that is not wanted any more. A login under way ends.
+    pub fn abandon(&mut self) {
+        (self.inputs, self.again) = (None, None);
+        self.logins.clear();
     }
 }
 

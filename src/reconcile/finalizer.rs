@@ -116,7 +116,7 @@ pub(super) async fn cleanup(
 ) -> Result<Action, Error> {
     let (uid, row) = (checks::uid(&credential), Activity::grant(&credential));
     if !credential.finalizers().iter().any(|name| name == names::FINALIZER_REVOKE) {
-        context.requests.admission.withdraw(&row);
+        context.requests.withdraw(uid);
         return linger(credential, context).await;
     }
     let (now, deadline) = (context.clock.now(), deleted + REVOCATION_TIMEOUT);

@@ -37,6 +37,7 @@ use crate::{
     reconcile::{
         act::{
             activity::Activity,
+            probe,
             request_handle::RequestHandle,
             start::{start_request, wants_a_permit},
         },
@@ -116,7 +117,7 @@ async fn step(
     asked: &mut Option<RequestHandle>,
 ) -> Result<Action, Error> {
     if !context.leadership.is_leader() {
-        context.requests.admission.withdraw(&Activity::grant(&credential));
+        context.requests.withdraw(checks::uid(&credential));
         context.cache.stand_by(checks::uid(&credential));
         return Ok(persist_what_came(&credential, context).await);
     }
@@ -164,10 +165,11 @@ async fn step(
     let now = context.clock.now();
     let reported = report::report(&observed, &decision, context, now).await?;
     removed?;
-    match reported {
-        true => Ok(next(&observed, &decision, context, now)),
-        false => Ok(Action::requeue(STATUS_RETRY)),
+    if !reported {
+        return Ok(Action::requeue(STATUS_RETRY));
     }
+    let login_again = probe::start(&observed, context);
+    Ok(next(&observed, &decision, login_again, context, now))
 }
 
 /// Stores a refresh token that is held in memory, also on a replica that no longer leads: no other replica has the
@@ -252,7 +254,13 @@ async fn keep_grant(observed: &mut Observed, context: &Context) -> Result<(), Pu
 }
 
 /// When the credential is reconciled again.
-fn next(observed: &Observed, decision: &Decision, context: &Context, now: Timestamp) -> Action {
+fn next(
+    observed: &Observed,
+    decision: &Decision,
+    login_again: Option<Timestamp>,
+    context: &Context,
+    now: Timestamp,
+) -> Action {
     let due = match decision {
         Decision::Wait { until }
         | Decision::BackOff { until }
@@ -272,7 +280,7 @@ fn next(observed: &Observed, decision: &Decision, context: &Context, now: Timest
         Decision::Suspended | Decision::Stall(_) => None,
     };
     let turn = next_turn(observed, decision, now);
-    let wake = due.into_iter().chain(turn).min().map(|at| context.clock.until(at));
+    let wake = due.into_iter().chain(turn).chain(login_again).min().map(|at| context.clock.until(at));
     let again = decision.blocker().map(|_| recheck_after(observed, now));
     wake.into_iter().chain(again).min().map_or_else(Action::await_change, Action::requeue)
 }

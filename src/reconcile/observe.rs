@@ -26,7 +26,7 @@ use crate::{
     },
     providers,
     reconcile::{
-        act::activity::Activity,
+        act::{activity::Activity, probe},
         context::Context,
         credential_cache::{CredentialState, Inspected, newer},
         custody,
@@ -88,6 +88,7 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
         in_flight,
         queued,
         attempt,
+        probe: None,
     };
     if let Some(provider) = context.stores.provider(&ProviderKey::of(&observed.credential)) {
         observed.history.client_as_in(provider.spec());
@@ -102,6 +103,7 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
             .cache
             .with(&uid, |entry| (entry.attempt.unwritten, entry.attempt.unreported) = (unwritten, Some(unreported)));
     }
+    probe::observe(&mut observed, &fingerprint, context);
     if observed.is_overtaken() {
         tracing::info!("another broker has published a token meanwhile: the one that came late is dropped");
         observed.unwritten = None;
@@ -139,6 +141,7 @@ fn provider(credential: &MailCredential, context: &Context) -> Option<(Result<Pr
         bound_to: grant::bound_to(credential, profile.source.identity(), &spec.client.id),
         revocable_at: inputs::revocable_at(credential, &profile, &spec.client.id),
         secret_size: 0,
+        client_id: spec.client.id.clone(),
         scopes,
         profile,
     };

@@ -54,7 +54,9 @@ pub(super) async fn report(
     let after = status(observed, decision, now);
     let handle = decision.is_under_way();
     if before == after {
-        context.cache.with(checks::uid(credential), |entry| entry.attempt.unreported = None);
+        context
+            .cache
+            .with(checks::uid(credential), |entry| (entry.attempt.unreported, entry.probe.unreported) = (None, None));
         return Ok(true);
     }
     let patient = end_reported_at(credential, context).is_some_and(|at| now < at);
@@ -77,6 +79,7 @@ pub(super) async fn report(
             slim::credential(&mut written.metadata);
             context.cache.with(checks::uid(credential), |entry| {
                 (entry.object.written, entry.attempt.unreported) = (Some(Arc::new(written)), None);
+                entry.probe.unreported = None;
             });
         }
         // The object was deleted.

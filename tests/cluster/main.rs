@@ -27,6 +27,7 @@ mod lease;
 mod login;
 mod manual_edits;
 mod ownership;
+mod probe;
 mod process;
 mod rate_limit;
 mod repair;

@@ -108,6 +108,7 @@ impl Case {
             profile: providers::profile(&spec).unwrap(),
             blocker: None,
             issued_for: "inputs".into(),
+            client_id: "c".into(),
             scopes: vec!["mail.send".into()],
             layout: "layout".into(),
             secret_size: 0,
@@ -129,6 +130,7 @@ impl Case {
             in_flight: false,
             queued: false,
             attempt: "attempt".into(),
+            probe: None,
         };
         Self { observed, now: at(0) }
     }

@@ -57,7 +57,7 @@ pub struct HostileMail {
 
 struct Shared {
     tls: TlsAcceptor,
-    script: Vec<Act>,
+    script: Mutex<Vec<Act>>,
     heard: Mutex<Vec<String>>,
     /// Connections that were accepted, and those of them that have ended.
     connections: watch::Sender<(usize, usize)>,
@@ -69,7 +69,7 @@ impl HostileMail {
         let listener = TcpListener::bind((address.parse::<IpAddr>().unwrap(), 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (heard, connections) = (Mutex::default(), watch::Sender::default());
-        let shared = Arc::new(Shared { tls: tls.into(), script, heard, connections });
+        let shared = Arc::new(Shared { tls: tls.into(), script: Mutex::new(script), heard, connections });
         let accepting = tokio::spawn(accept(listener, shared.clone()));
         Self { address, shared, accepting }
     }
@@ -77,6 +77,11 @@ impl HostileMail {
     /// The port it listens on.
     pub fn port(&self) -> u16 {
         self.address.port()
+    }
+
+    /// Plays another script to the clients that connect from now on.
+    pub fn change(&self, script: Vec<Act>) {
+        *self.shared.script.lock().unwrap() = script;
     }
 
     /// How many connections it has accepted.
@@ -125,7 +130,8 @@ impl Drop for Ending<'_> {
 
 /// `None` if the client ended the connection.
 async fn serve(mut tcp: TcpStream, shared: &Shared) -> Option<()> {
-    let mut script = shared.script.iter();
+    let script = shared.script.lock().unwrap().clone();
+    let mut script = script.iter();
     loop {
         match script.next() {
             Some(Act::StartTls) => {

@@ -17,6 +17,8 @@ pub enum Activity {
     /// The token request, the sign-in (its start and its polls), or the revocation of the credential with this uid. These
     /// use the same grant and exclude each other, so they share a row.
     Grant(Arc<str>),
+    /// The logins at the mail servers of the credential with this uid, one after the other.
+    Probe(Arc<str>),
     /// The discovery of a provider's endpoints.
     Discovery(ProviderKey),
 }
@@ -26,11 +28,20 @@ pub type Admission = admission::Admission<Activity>;
 /// The right to have one request of an activity in flight.
 pub type Permit = admission::Permit<Activity>;
 
-/// The admission of all requests, until `draining`. It enqueues through `queue`.
+/// The admission of requests to providers, until `draining`. It enqueues through `queue`.
 pub fn admission(queue: &WorkQueue, draining: &CancellationToken) -> Admission {
+    within(Budgets::default(), queue, draining)
+}
+
+/// The admission of logins at mail servers. Its budgets are its own, so a mail server that hangs delays no token.
+pub fn probe_admission(queue: &WorkQueue, draining: &CancellationToken) -> Admission {
+    within(Budgets { total: 16, host: 2, reserve: 4 }, queue, draining)
+}
+
+fn within(budgets: Budgets, queue: &WorkQueue, draining: &CancellationToken) -> Admission {
     let queue = queue.clone();
     let offer = move |activity: &Activity, ask: &Ask| activity.wake(ask, &queue);
-    Admission::new(Budgets::default(), draining.clone(), offer)
+    Admission::new(budgets, draining.clone(), offer)
 }
 
 impl Activity {
@@ -39,10 +50,17 @@ impl Activity {
         Self::Grant(checks::uid(credential).into())
     }
 
+    /// The activity of a credential's probe.
+    pub fn probe(credential: &MailCredential) -> Self {
+        Self::Probe(checks::uid(credential).into())
+    }
+
     /// Enqueues the object that the activity belongs to.
     pub fn wake(&self, ask: &Ask, queue: &WorkQueue) {
         match self {
-            Self::Grant(_) => queue.enqueue_credential((ask.namespace.to_string(), ask.name.to_string())),
+            Self::Grant(_) | Self::Probe(_) => {
+                queue.enqueue_credential((ask.namespace.to_string(), ask.name.to_string()))
+            }
             Self::Discovery(key) => queue.enqueue_provider(key.clone()),
         }
     }

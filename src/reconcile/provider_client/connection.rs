@@ -16,22 +16,13 @@ use crate::{
 /// what is done about what may pass.
 pub(crate) fn transport(error: &TransportError, object: &ProviderObject, home: &str, again: &str) -> (Reason, String) {
     match error {
-        TransportError::EgressDenied { .. } => (Reason::EgressDenied, format!("{error}. {}", allow(error, object))),
-        TransportError::Tls { kind: TlsProblem::UnknownIssuer, .. } => {
-            (Reason::TLSFailed, format!("{error}. If it is a private authority, {}", trust(object, home)))
+        TransportError::EgressDenied { .. } => {
+            (Reason::EgressDenied, format!("{error}. {}", allow(error.allowance(), object, "provider")))
         }
-        TransportError::Tls { kind: TlsProblem::CriticalExtension, .. } => (
-            Reason::TLSFailed,
-            format!(
-                "{error}. If that is an intermediate certificate, {}: the broker does not read the extensions of a trusted \
-                 certificate. If it is the server's own certificate, its authority must issue one without this extension, \
-                 or in which the extension is not critical",
-                trust(object, home)
-            ),
-        ),
-        TransportError::Tls { .. } => {
-            (Reason::TLSFailed, format!("{error}. The operator of the provider must fix that. {again}"))
-        }
+        TransportError::Tls { kind, .. } => match trust_advice(*kind, object, home) {
+            Some(advice) => (Reason::TLSFailed, format!("{error}. {advice}")),
+            None => (Reason::TLSFailed, format!("{error}. The operator of the provider must fix that. {again}")),
+        },
         TransportError::BodyTooLarge { .. } | TransportError::BadEncoding => {
             (Reason::MalformedResponse, format!("{error}, so it is not a token response"))
         }
@@ -46,12 +37,26 @@ pub(crate) fn transport(error: &TransportError, object: &ProviderObject, home: &
     }
 }
 
-/// What to do about a denied address. The advice never opens a metadata service, the broker's own host, or a range that
+/// What the user of a provider can do about a certificate; `None` where only the server's operator can act.
+pub(in crate::reconcile) fn trust_advice(problem: TlsProblem, object: &ProviderObject, home: &str) -> Option<String> {
+    match problem {
+        TlsProblem::UnknownIssuer => Some(format!("If it is a private authority, {}", trust(object, home))),
+        TlsProblem::CriticalExtension => Some(format!(
+            "If that is an intermediate certificate, {}: the broker does not read the extensions of a trusted certificate. If \
+             it is the server's own certificate, its authority must issue one without this extension, or in which the \
+             extension is not critical",
+            trust(object, home)
+        )),
+        _ => None,
+    }
+}
+
+/// What to do about a denied address: `range` is the one that an administrator may allow. The advice never opens a metadata service, the broker's own host, or a range that
 /// the administrator denies.
-fn allow(error: &TransportError, object: &ProviderObject) -> String {
-    let Some(range) = error.allowance() else {
+pub(in crate::reconcile) fn allow(range: Option<String>, object: &ProviderObject, what: &str) -> String {
+    let Some(range) = range else {
         return format!(
-            "The broker connects to no provider there: correct the URL with `{}`",
+            "The broker connects to no {what} there: correct the address with `{}`",
             subject(object).command("edit")
         );
     };
@@ -60,7 +65,7 @@ fn allow(error: &TransportError, object: &ProviderObject) -> String {
         ProviderKind::ClusterMailProvider => ("--allow-private-cidr-cluster", "allowPrivateCIDRsForCluster"),
     };
     format!(
-        "If the provider really is there, the broker's administrator can allow it with the argument `{flag}={range}` \
+        "If the {what} really is there, the broker's administrator can allow it with the argument `{flag}={range}` \
          (chart: {value}); the line `egress denied` of the broker's log names the address"
     )
 }
@@ -89,7 +94,7 @@ fn trust(object: &ProviderObject, home: &str) -> String {
 }
 
 /// The provider for `kubectl`.
-pub(super) fn subject(object: &ProviderObject) -> KubectlObject {
+pub(in crate::reconcile) fn subject(object: &ProviderObject) -> KubectlObject {
     subject_of(&object.key())
 }
 

@@ -26,14 +26,14 @@ use parking_lot::Mutex;
 use crate::{
     api::{
         ProviderStatus, Reason, names,
-        provider_object::{ProviderKey, ProviderObject, bundle_config_map, source_secrets},
+        provider_object::{ProviderKey, ProviderObject, bundle_config_map, bundle_secret, source_secrets},
     },
     clock::Clock,
     error::Error,
     idp::{BundleHash, IdpClients},
     lease::Leadership,
     oauth::discovery::Endpoints,
-    policy::{Blocker, advice, schedule},
+    policy::{Blocker, advice, hash::ProbeHash, schedule},
     reconcile::{
         bundles::Bundles,
         provider_client::{
@@ -47,6 +47,11 @@ use crate::{
     },
     stores::Stores,
 };
+
+/// The hash by which a probe notices another CA bundle: the first 16 hex digits of the SHA-256 `digest`.
+pub(crate) fn bundle_hash(digest: &[u8]) -> ProbeHash {
+    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect::<String>().into()
+}
 
 /// What is known about a provider.
 #[derive(Clone, Debug)]
@@ -150,6 +155,16 @@ impl ProviderCache {
             parts.push(self.bundles.version(&key, &(home.to_owned(), reference.name.clone()))?);
         }
         Some(names::short_digest(parts.iter().map(String::as_str)))
+    }
+
+    /// Hash of the CA bundle that a provider's client trusts; empty without one. `None` while the provider was not resolved
+    /// with this fingerprint.
+    pub fn bundle(&self, object: &ProviderObject, fingerprint: &str) -> Option<ProbeHash> {
+        if bundle_config_map(object.spec()).is_none() && bundle_secret(object.spec()).is_none() {
+            return Some(ProbeHash::default());
+        }
+        let resolved = self.result(&object.key(), fingerprint)?.ok()?;
+        resolved.client.bundle().map(|(digest, _)| bundle_hash(&digest))
     }
 
     /// What the cache knows about a provider.

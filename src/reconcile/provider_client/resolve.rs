@@ -1,5 +1,6 @@
 //! The resolution of a provider: reads the objects that it refers to, and discovers its endpoints.
 
+use kube::Client;
 use serde_json::json;
 
 use crate::{
@@ -13,13 +14,16 @@ use crate::{
     oauth::discovery::{DiscoveryError, Endpoints, discovery_request, read_discovery},
     policy::Blocker,
     providers::{self, TokenSource},
-    reconcile::provider_client::{
-        authentication::{Authentication, authentication},
-        connection::{self, transport},
-        problem::ProviderProblem,
-        resolve_context::ResolveContext,
-        resolved_provider::ResolvedProvider,
-        sources::{read_config_map_key, read_secret_key},
+    reconcile::{
+        provider_client::{
+            authentication::{Authentication, authentication},
+            connection::{self, transport},
+            problem::ProviderProblem,
+            resolve_context::ResolveContext,
+            resolved_provider::ResolvedProvider,
+            sources::{read_config_map_key, read_secret_key},
+        },
+        source_contents::SourceContents,
     },
 };
 
@@ -70,26 +74,39 @@ fn unusable(authentication: &[Authentication]) -> Option<ProviderProblem> {
     all.then(|| ProviderProblem { blocker: blocker.clone(), of_the_client: true })
 }
 
+/// The provider's CA bundle in PEM, if the provider refers to one. `home` is the namespace of what it refers to.
+///
+/// # Errors
+/// Kubernetes failed. A missing or unusable object is part of the result.
+pub(crate) async fn ca_bundle(
+    object: &ProviderObject,
+    home: &str,
+    kubernetes: &Client,
+    contents: Option<&SourceContents>,
+) -> Result<Result<Option<Vec<u8>>, Blocker>, Error> {
+    let spec = object.spec();
+    let pem = match (bundle_secret(spec), bundle_config_map(spec)) {
+        // Certificates, which are no secret.
+        (Some(reference), _) => {
+            read_secret_key(reference, home, kubernetes, contents).await?.map(|pem| Some(pem.to_vec()))
+        }
+        (None, Some(reference)) => read_config_map_key(reference, home, kubernetes).await?.map(Some),
+        (None, None) => Ok(None),
+    };
+    Ok(pem)
+}
+
 /// A client that trusts the provider's CA bundle.
 async fn trust(
     object: &ProviderObject,
     context: &ResolveContext<'_>,
 ) -> Result<Result<IdpClient, ProviderProblem>, Error> {
     let (spec, ResolveContext { kubernetes, contents, home, .. }) = (object.spec(), context);
-    let bundle = match (bundle_secret(spec), bundle_config_map(spec)) {
-        // Certificates, which are no secret.
-        (Some(reference), _) => {
-            let pem = read_secret_key(reference, home, kubernetes, *contents).await?;
-            Some((reference, pem.map(|pem| pem.to_vec())))
-        }
-        (None, Some(reference)) => Some((reference, read_config_map_key(reference, home, kubernetes).await?)),
-        (None, None) => None,
+    let pem = match ca_bundle(object, home, kubernetes, *contents).await? {
+        Ok(pem) => pem,
+        Err(blocker) => return Ok(Err(ProviderProblem { blocker, of_the_client: false })),
     };
-    let (reference, pem) = match bundle {
-        None => (None, None),
-        Some((_, Err(blocker))) => return Ok(Err(ProviderProblem { blocker, of_the_client: false })),
-        Some((reference, Ok(pem))) => (Some(reference), Some(pem)),
-    };
+    let reference = bundle_secret(spec).or_else(|| bundle_config_map(spec));
     let clients = match object.key().kind {
         ProviderKind::MailProvider => context.clients.clone(),
         ProviderKind::ClusterMailProvider => context.clients.for_cluster(),

@@ -36,6 +36,8 @@ condition_types! {
     GrantExpiringSoon,
     /// The client secret or certificate expires soon.
     ClientCredentialExpiringSoon,
+    /// The mail servers accepted a login with the token. Absent without `spec.probe`.
+    MailboxAuthorized,
 }
 
 /// Retry classes of reasons.
@@ -156,6 +158,29 @@ reasons! {
     /// The expiry is at most a day away, or past.
     Within1d => None,
 
+    /// Every mail server of the probe accepted the token.
+    LoginSucceeded => None,
+    /// Exchange Online refuses SMTP logins of the tenant or of the mailbox.
+    SMTPAuthDisabled => None,
+    /// The token has no permission for the mailbox.
+    MailboxPermissionMissing => None,
+    /// A policy of the provider blocks the login.
+    LoginBlockedByPolicy => None,
+    /// The mail server refuses tokens that expire soon.
+    TokenTooShortLived => None,
+    /// The mail server refused the token for another reason.
+    LoginRefused => None,
+    /// The mail server does not offer a login with a token over TLS.
+    MailServerUnsupported => None,
+    /// The mail server limits connections or requests.
+    MailServerThrottled => None,
+    /// The mail server cannot be reached, or does not answer.
+    MailServerUnavailable => None,
+    /// The connection to the mail server is not secure.
+    MailServerTLSFailed => None,
+    /// No probe has a result yet.
+    ProbePending => None,
+
     /// Event only: the tokens' lifetime is too short for `spec.renewal.minValidity`.
     LifetimeTooShort => None,
     /// Event only: the token response has no usable lifetime.
@@ -193,6 +218,34 @@ impl Reason {
     }
 }
 
+/// `metav1.ConditionStatus`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConditionStatus {
+    /// The condition holds.
+    True,
+    /// The condition does not hold.
+    False,
+    /// The broker does not know.
+    Unknown,
+}
+
+impl ConditionStatus {
+    /// The name of the value in the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::True => "True",
+            Self::False => "False",
+            Self::Unknown => "Unknown",
+        }
+    }
+}
+
+impl From<bool> for ConditionStatus {
+    fn from(holds: bool) -> Self {
+        if holds { Self::True } else { Self::False }
+    }
+}
+
 /// Returns the condition of type `kind` among `conditions`.
 pub fn find(conditions: &[Condition], kind: ConditionType) -> Option<&Condition> {
     conditions.iter().find(|condition| condition.type_ == kind.as_str())
@@ -207,13 +260,13 @@ pub fn is_true(conditions: &[Condition], kind: ConditionType) -> bool {
 pub fn upsert(
     conditions: &mut Vec<Condition>,
     kind: ConditionType,
-    status: bool,
+    status: impl Into<ConditionStatus>,
     reason: Reason,
     message: String,
     generation: i64,
     now: Timestamp,
 ) {
-    let status = if status { "True" } else { "False" };
+    let status = status.into().as_str();
     let before = conditions.iter().position(|condition| condition.type_ == kind.as_str());
     let since = before
         .and_then(|at| conditions.get(at))

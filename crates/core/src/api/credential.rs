@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 pub use super::protocol::Protocol;
 
-use super::{grant::Grant, schema::*, secret_keys, status::MailCredentialStatus};
+use super::{grant::Grant, probe::Probe, schema::*, secret_keys, status::MailCredentialStatus};
 
 /// The desired state of a MailCredential.
 #[derive(CustomResource, Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]
@@ -25,6 +25,7 @@ use super::{grant::Grant, schema::*, secret_keys, status::MailCredentialStatus};
     doc = "A mailbox for which the broker keeps a Secret with a valid OAuth2 access token.",
     printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].status"}"#,
     printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].reason"}"#,
+    printcolumn = r#"{"name":"Login","type":"string","jsonPath":".status.conditions[?(@.type==\"MailboxAuthorized\")].status"}"#,
     printcolumn = r#"{"name":"Mailbox","type":"string","jsonPath":".spec.mailbox.address"}"#,
     printcolumn = r#"{"name":"Provider","type":"string","jsonPath":".spec.providerRef.name"}"#,
     printcolumn = r#"{"name":"Secret","type":"string","jsonPath":".status.secretName"}"#,
@@ -34,6 +35,7 @@ use super::{grant::Grant, schema::*, secret_keys, status::MailCredentialStatus};
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[schemars(description = "spec is the desired state of the credential.")]
+#[x_kube(validation = Rule::new(PROBE_RULE).message(PROBE_MESSAGE))]
 #[serde(rename_all = "camelCase")]
 pub struct MailCredentialSpec {
     /// providerRef names the provider that issues the token.
@@ -57,6 +59,9 @@ pub struct MailCredentialSpec {
     /// renewal determines when the broker renews the token.
     #[serde(default)]
     pub renewal: Renewal,
+    /// probe makes the broker check that the mailbox accepts the token: `{}` is enough. Absent by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<Probe>,
     /// revocationPolicy determines whether the broker revokes the tokens when the credential is deleted (RFC 7009).
     #[serde(default)]
     pub revocation_policy: RevocationPolicy,

@@ -7,6 +7,7 @@ pub mod condition;
 pub mod credential;
 pub mod grant;
 pub mod names;
+pub mod probe;
 pub mod protocol;
 pub mod provider;
 pub mod provider_object;

@@ -5,6 +5,8 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::probe::ProbeStatus;
+
 /// The broker's observations of a credential.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, KubeSchema, PartialEq)]
 #[schemars(description = "status is the broker's observation of the credential.")]
@@ -36,6 +38,9 @@ pub struct MailCredentialStatus {
     /// authorization is the pending sign-in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authorization: Option<AuthorizationStatus>,
+    /// probe is the result of the last check that the mailbox accepts the token. Absent without `spec.probe`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<ProbeStatus>,
     /// failedAttempts is the number of failures since the last success.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed_attempts: Option<i32>,

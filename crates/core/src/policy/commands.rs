@@ -110,12 +110,17 @@ pub fn sign_in(credential: &MailCredential) -> String {
             quoted(spec.mailbox.user()),
             grant.secret_ref.name
         ),
-        None => format!(
-            "{} --overwrite {}=\"$(date +%s)\"",
-            KubectlObject::credential(credential).command("annotate"),
-            names::ANNOTATION_REISSUE
-        ),
+        None => reissue(credential),
     }
+}
+
+/// The command that asks for a new token, or for a new code of a sign-in.
+pub fn reissue(credential: &MailCredential) -> String {
+    format!(
+        "{} --overwrite {}=\"$(date +%s)\"",
+        KubectlObject::credential(credential).command("annotate"),
+        names::ANNOTATION_REISSUE
+    )
 }
 
 /// One word for the shell, quoted if necessary.

@@ -79,6 +79,8 @@ hashes! {
     SignInHash;
     /// Hash of everything that an attempt is made with. See [`attempt`](super::inputs::attempt).
     AttemptHash;
+    /// Hash of everything that a probe is made with. See [`ProbeInputs`](super::probe::ProbeInputs).
+    ProbeHash;
     /// Hash of a refresh token.
     RefreshTokenHash;
 }

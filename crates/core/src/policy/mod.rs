@@ -18,6 +18,7 @@ pub mod notices;
 pub mod observed;
 pub mod outcome;
 pub mod ownership;
+pub mod probe;
 pub mod provider;
 pub mod rejected_write;
 pub mod revocation;

@@ -28,6 +28,7 @@ pub fn notices(before: &MailCredentialStatus, after: &MailCredentialStatus) -> V
     // The expiry of a client secret is an Event of its provider, which may have hundreds of credentials.
     let bad = [ConditionType::Stalled, ConditionType::GrantExpiringSoon];
     let mut notices = turns(&before.conditions, &after.conditions, &bad);
+    notices.extend(mailbox(before, after));
     notices.extend(short_lifetime(before, after));
     notices.extend(takeover(before, after));
     notices.extend(another_code(before, after));
@@ -66,6 +67,21 @@ fn another_code(before: &MailCredentialStatus, after: &MailCredentialStatus) -> 
         warning: false,
         reason: Reason::AuthorizationRequired,
         note: shown.message.clone(),
+    })
+}
+
+/// Whether a probe changed the condition `MailboxAuthorized`. A probe that is still due is no change.
+fn mailbox(before: &MailCredentialStatus, after: &MailCredentialStatus) -> Option<EventNote> {
+    let find = |status| {
+        let found = condition::find(status, ConditionType::MailboxAuthorized);
+        found.filter(|found| found.reason != Reason::ProbePending.as_str())
+    };
+    let new = find(&after.conditions)?;
+    let same = find(&before.conditions).is_some_and(|old| (&old.status, &old.reason) == (&new.status, &new.reason));
+    (!same).then_some(EventNote {
+        warning: new.status != "True",
+        reason: Reason::parse(&new.reason)?,
+        note: new.message.clone(),
     })
 }
 

@@ -20,6 +20,7 @@ use super::{
     decision::RequestKind,
     grant::RefreshGrant,
     hash::{AttemptHash, BindingHash, InputsHash, LayoutHash, RevocationHash},
+    probe::Probe,
     schedule::{self, RenewalPlan},
 };
 
@@ -48,6 +49,8 @@ pub struct Observed {
     pub queued: bool,
     /// Hash of all inputs of the next attempt.
     pub attempt: AttemptHash,
+    /// The probe of the mailbox; `None` without `spec.probe`, and where the broker probes nothing.
+    pub probe: Option<Probe>,
 }
 
 /// The provider of a credential, as far as it is known without a request.
@@ -59,6 +62,8 @@ pub struct Provider {
     pub blocker: Option<Blocker>,
     /// Hash of the inputs of a token: issuer, client, scopes, grant, subject.
     pub issued_for: InputsHash,
+    /// The id of the client at the provider.
+    pub client_id: String,
     /// The scopes to request.
     pub scopes: Vec<String>,
     /// Hash of the other inputs of the Secret's content.

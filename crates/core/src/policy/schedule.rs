@@ -84,8 +84,13 @@ pub fn soonest(issued_at: Timestamp, bytes: usize) -> Timestamp {
 /// Spreads the renewals of credentials that were created together over a tenth of their lifetime. The value is the same
 /// after a restart.
 fn jitter(uid: &str, lifetime: SignedDuration) -> SignedDuration {
-    let range = u64::try_from(lifetime.as_millis() / 10).unwrap_or(0);
-    let hash = Sha256::digest(uid.as_bytes());
+    spread(uid, lifetime / 10)
+}
+
+/// A duration from zero to less than `range`, in milliseconds. It depends on `seed` alone.
+pub(super) fn spread(seed: &str, range: SignedDuration) -> SignedDuration {
+    let range = u64::try_from(range.as_millis()).unwrap_or(0);
+    let hash = Sha256::digest(seed.as_bytes());
     let number = hash.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
     SignedDuration::from_millis(number.checked_rem(range).unwrap_or(0).cast_signed())
 }

@@ -11,6 +11,7 @@ use super::{
     grant::RefreshGrant,
     kstatus::{Before, Standing},
     observed::{Blocker, Cause, Published, TokenFacts, target_name},
+    probe::{self, Verdict},
     schedule,
 };
 use crate::api::{
@@ -37,6 +38,7 @@ pub fn status(observed: &Observed, decision: &Decision, now: Timestamp) -> MailC
         grant: observed.grant.as_ref().and_then(RefreshGrant::status),
         client: history.client.clone(),
         authorization: asked(observed, decision).and_then(|grant| grant.authorization(now)),
+        probe: observed.probe.as_ref().and_then(|probe| probe.record.clone()),
         failed_attempts: Some(i32::try_from(history.failed_attempts).unwrap_or(i32::MAX)),
         last_failure_time: history.last_failure.map(Time),
         next_attempt_time: history.next_attempt.map(Time),
@@ -109,6 +111,12 @@ fn conditions(
             Some((reason, message)) => set(&mut conditions, kind, true, reason, message),
             None => condition::remove(&mut conditions, kind),
         }
+    }
+    match probe::condition(observed, now) {
+        Some(Verdict { status, reason, message }) => {
+            upsert(&mut conditions, ConditionType::MailboxAuthorized, status, reason, message, generation, now);
+        }
+        None => condition::remove(&mut conditions, ConditionType::MailboxAuthorized),
     }
     conditions
 }
@@ -344,7 +352,12 @@ pub fn next_turn(observed: &Observed, decision: &Decision, now: Timestamp) -> Op
     let endings = endings.flat_map(|end| ENDINGS.map(|(days, _)| end - SignedDuration::from_hours(days * 24)));
     let missing = decision.blocker().is_some_and(|blocker| blocker.cause == Cause::Missing);
     let arrival = before(&observed.credential).arrival_until(now).filter(|_| missing);
-    let turns = expiry.into_iter().chain(endings).chain(authorization::keep_alive_at(observed, now)).chain(arrival);
+    let probe = match probe::next(observed, now) {
+        probe::Next::At(at) => Some(at),
+        probe::Next::Never | probe::Next::Now(_) => None,
+    };
+    let turns = expiry.into_iter().chain(endings).chain(authorization::keep_alive_at(observed, now));
+    let turns = turns.chain(arrival).chain(probe);
     turns.filter(|at| *at > now).min()
 }
 

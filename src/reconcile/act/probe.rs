@@ -1,0 +1,275 @@
+//! The probe: logs in at the mail servers of a credential with the token in its Secret. One login at a time, each with a
+//! permit of its own, in a task of its own: a mail server that hangs delays no token and no other activity.
+
+use std::{collections::HashSet, panic::AssertUnwindSafe, sync::Arc};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use futures::FutureExt as _;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use kube::ResourceExt as _;
+use mailtoken_mail::{
+    dialogue::{Outcome, Purpose},
+    protocol,
+};
+use parking_lot::Mutex;
+
+use crate::{
+    admission::{Answer, Ask},
+    api::{
+        MailCredential, Reason,
+        credential::ProviderKind,
+        protocol::Protocol,
+        provider::{Security, Server},
+        provider_object::{ProviderKey, ProviderObject},
+    },
+    mail::{DialError, DialProblem, MailDialer, MailServer},
+    policy::{
+        Observed, checks,
+        probe::{self, Login, Next, ProbeInputs},
+    },
+    reconcile::{
+        act::activity::{Activity, Admission},
+        context::Context,
+        credential_cache::Made,
+        provider_client::{bundle_hash, connection, resolve},
+        stored::stored_token,
+    },
+    render::SECRET_MAX,
+};
+
+/// Wait before another try of a login that was not made: the Secret could not be read, or another credential is logging in
+/// at the same mailbox.
+const LOGIN_RETRY: SignedDuration = SignedDuration::from_secs(5);
+
+/// What probes need.
+pub struct Probes {
+    /// Decides when a login may begin.
+    pub admission: Admission,
+    dialer: MailDialer,
+    /// The accounts, each at its server, with a login under way: one login at a time for each mailbox.
+    busy: Mutex<HashSet<Account>>,
+}
+
+/// A user name at a server: host, port, user name in lower case.
+type Account = (String, u16, String);
+
+/// The right to log in with an account, until it is dropped.
+struct Turn<'a> {
+    probes: &'a Probes,
+    account: Account,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.probes.busy.lock().remove(&self.account);
+    }
+}
+
+impl Probes {
+    /// Probes that dial with `dialer`, as `admission` permits.
+    pub fn new(admission: Admission, dialer: MailDialer) -> Self {
+        Self { admission, dialer, busy: Mutex::default() }
+    }
+
+    fn turn(&self, account: Account) -> Option<Turn<'_>> {
+        let free = self.busy.lock().insert(account.clone());
+        free.then_some(Turn { probes: self, account })
+    }
+}
+
+/// Takes in the logins that have ended, if the probe is complete. Returns what is known about the probe of the credential.
+pub(in crate::reconcile) fn observe(observed: &mut Observed, fingerprint: &str, context: &Context) {
+    if context.requests.probes.is_none() || observed.credential.spec.probe.is_none() {
+        return;
+    }
+    let uid = checks::uid(&observed.credential).to_owned();
+    let key = ProviderKey::of(&observed.credential);
+    let object = context.stores.provider(&key);
+    let meta = object.as_ref().map(ProviderObject::meta);
+    let generation = meta.and_then(|meta| meta.generation).unwrap_or_default().to_string();
+    let provider = [meta.and_then(|meta| meta.uid.as_deref()).unwrap_or_default(), generation.as_str()];
+    let bundle = object.as_ref().and_then(|object| context.providers.bundle(object, fingerprint));
+    let grant = observed.grant.as_ref();
+    let inputs = ProbeInputs::new(&observed.credential, provider, grant, observed.handled_reissue(), bundle);
+    let (unreported, round) = context.cache.with(&uid, |entry| {
+        let state = &mut entry.probe;
+        let wanted = probe::protocols(&observed.credential);
+        (state.unreported.clone(), state.take_round(&wanted, context.clock.now()))
+    });
+    let (record, verdict) = match unreported {
+        Some((record, verdict)) => (Some(record), Some(verdict)),
+        None => (observed.credential.status.as_ref().and_then(|status| status.probe.clone()), None),
+    };
+    observed.probe = Some(probe::Probe { record, verdict, inputs });
+    if let Some(round) = round {
+        observed.conclude(&round);
+        let unreported = observed.probe.clone().and_then(|probe| Some((probe.record?, probe.verdict?)));
+        context.cache.with(&uid, |entry| entry.probe.unreported = unreported);
+    }
+}
+
+/// Starts the next login of a credential's probe, if one is due and the admission gives a permit. Returns when the login is
+/// tried again that could not be made.
+pub(in crate::reconcile) fn start(observed: &Observed, context: &Arc<Context>) -> Option<Timestamp> {
+    let probes = context.requests.probes.as_ref()?;
+    let credential = &observed.credential;
+    let (uid, row, now) = (checks::uid(credential), Activity::probe(credential), context.clock.now());
+    let (Next::Now(class), Some(probe), Ok(provider)) =
+        (probe::next(observed, now), &observed.probe, &observed.provider)
+    else {
+        probes.admission.withdraw(&row);
+        context.cache.with(uid, |entry| entry.probe.abandon());
+        return None;
+    };
+    let (protocol, again) =
+        context.cache.with(uid, |entry| entry.probe.next_login(&probe::protocols(credential), &probe.inputs, now))?;
+    if let Some(again) = again {
+        return Some(again);
+    }
+    let server = provider.profile.server(protocol)?;
+    let ask = Ask {
+        namespace: checks::namespace(credential).into(),
+        name: credential.name_any().into(),
+        host: format!("{}:{}", server.host.to_ascii_lowercase(), server.port).into(),
+        provider: "".into(),
+        limit: None,
+        class,
+        due: probe.record.as_ref().map_or(now, |record| record.next_time.0.min(now)),
+    };
+    let Answer::Admitted(permit) = probes.admission.ask(&row, ask) else { return None };
+    let login = LoginTask {
+        credential: credential.clone(),
+        secret: observed.target_name(),
+        protocol,
+        server: server.clone(),
+        user: provider.profile.username(credential, protocol).to_owned(),
+        context: context.clone(),
+    };
+    context.cache.with(uid, |entry| entry.probe.in_flight = true);
+    let span = tracing::info_span!("probe", ?protocol, namespace = checks::namespace(credential), name = %credential.name_any());
+    tokio::spawn(tracing::Instrument::instrument(
+        async move {
+            let made = AssertUnwindSafe(login.run()).catch_unwind().await.unwrap_or_else(|_| {
+                login.context.metrics.reconcile_error("panic");
+                tracing::error!("the login panicked");
+                None
+            });
+            let LoginTask { credential, context, .. } = &login;
+            let again = context.clock.now() + LOGIN_RETRY;
+            context.cache.with(checks::uid(credential), |entry| entry.probe.end(protocol, made, again));
+            drop(permit);
+            context.queue.enqueue_credential((checks::namespace(credential).to_owned(), credential.name_any()));
+        },
+        span,
+    ));
+    None
+}
+
+/// Everything that one login needs.
+struct LoginTask {
+    credential: Arc<MailCredential>,
+    /// The name of the Secret with the token.
+    secret: String,
+    protocol: Protocol,
+    server: Server,
+    user: String,
+    context: Arc<Context>,
+}
+
+impl LoginTask {
+    /// Logs in. `None`: no login was made, and it is tried again.
+    async fn run(&self) -> Option<Made> {
+        let Self { credential, context, server, .. } = self;
+        let probes = context.requests.probes.as_ref()?;
+        if !context.leadership.is_leader() {
+            return None;
+        }
+        let port = u16::try_from(server.port).ok()?;
+        let _turn = probes.turn((server.host.to_ascii_lowercase(), port, self.user.to_lowercase()))?;
+        let object = context.stores.provider(&ProviderKey::of(credential))?;
+        let home = context.stores.home(&object.key()).to_owned();
+        let bundle = match resolve::ca_bundle(&object, &home, &context.kubernetes.client, None).await {
+            Ok(Ok(bundle)) => bundle,
+            // The provider's status reports that.
+            Ok(Err(_)) => return None,
+            Err(error) => return self.unreadable(&error.to_string()),
+        };
+        let namespace = checks::namespace(credential);
+        let reservation = context.kubernetes.secrets.reads.reserve(namespace, SECRET_MAX).await;
+        let secret = match context.kubernetes.secrets.read(namespace, &self.secret).await {
+            Ok(secret) => secret?,
+            Err(error) => return self.unreadable(&error.to_string()),
+        };
+        let (stored, _) = stored_token(&secret, None)?;
+        drop((secret, reservation));
+        let token = stored.token;
+        let dialer = match object.key().kind {
+            ProviderKind::MailProvider => probes.dialer.clone(),
+            ProviderKind::ClusterMailProvider => probes.dialer.for_cluster(),
+        };
+        let (protocol, security) = (of_mail(self.protocol), of_security(server.security()));
+        let target = MailServer { protocol, security, host: &server.host, port };
+        let timer = context.metrics.login(self.protocol);
+        let outcome = dialer.login(&target, bundle.as_deref(), Purpose::Probe, &self.user, &token.access_token).await;
+        let login = match outcome {
+            Ok(Outcome::Accepted(_)) => Login::Accepted,
+            Ok(Outcome::Failed(failure)) => Login::Answered { cause: failure.cause, code: failure.code },
+            Err(error) => not_connected(&error, &object, &home),
+        };
+        timer.observe(login.outcome(), login.reason());
+        tracing::info!(
+            outcome = login.outcome().as_str(),
+            reason = login.reason().as_str(),
+            "the login at the mail server has ended"
+        );
+        let bundle = bundle.as_deref().map(|pem| bundle_hash(digest(&SHA256, pem).as_ref())).unwrap_or_default();
+        Some(Made { login, fingerprint: token.fingerprint(), bundle })
+    }
+
+    fn unreadable(&self, why: &str) -> Option<Made> {
+        tracing::warn!(why, "no login: an object could not be read; it is tried again");
+        None
+    }
+}
+
+/// What a connection that failed means, and its fix. A mail server that refuses, drops or ignores a connection is described
+/// in the same words, so a probe does not show which ports are open.
+fn not_connected(error: &DialError, object: &ProviderObject, home: &str) -> Login {
+    let (reason, words) = match (error.problem(), error) {
+        (DialProblem::EgressDenied, _) => {
+            (Reason::EgressDenied, format!("{error}. {}", connection::allow(error.allowance(), object, "mail server")))
+        }
+        (DialProblem::Tls, DialError::Tls { kind, .. }) => (
+            Reason::MailServerTLSFailed,
+            match connection::trust_advice(*kind, object, home) {
+                Some(advice) => format!("{error}. {advice}"),
+                None => format!("{error}. The operator of the mail server must fix that"),
+            },
+        ),
+        (DialProblem::Tls, _) => (Reason::MailServerTLSFailed, error.to_string()),
+        (DialProblem::Unavailable, _) => (
+            Reason::MailServerUnavailable,
+            format!(
+                "{error}. If the server is right, a firewall or a NetworkPolicy may block the broker's way to it. To correct \
+                 host and port: `{}`",
+                connection::subject(object).command("edit")
+            ),
+        ),
+    };
+    Login::NotConnected { reason, words }
+}
+
+const fn of_mail(protocol: Protocol) -> protocol::Protocol {
+    match protocol {
+        Protocol::Smtp => protocol::Protocol::Smtp,
+        Protocol::Imap => protocol::Protocol::Imap,
+        Protocol::Pop3 => protocol::Protocol::Pop3,
+    }
+}
+
+const fn of_security(security: Security) -> protocol::Security {
+    match security {
+        Security::Tls => protocol::Security::Tls,
+        Security::StartTls => protocol::Security::StartTls,
+    }
+}
