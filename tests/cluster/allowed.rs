@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mail_token_broker::api::MailCredential;
+use mail_token_broker::api::{MailCredential, MailProvider};
 use mailtoken_testkit::{namespace::find, *};
 use serde_json::{Value, json};
 
@@ -14,18 +14,18 @@ struct Shared {
 
 impl Shared {
     async fn new(allowed: Value) -> Self {
-        Self::with(allowed, |settings| settings).await
+        let shared = Self::start(|settings| settings).await;
+        shared.allow(allowed).await;
+        shared
     }
 
-    /// With a broker that is started otherwise.
-    async fn with(allowed: Value, change: impl FnOnce(broker::Settings) -> broker::Settings) -> Self {
+    /// Before the ClusterMailProvider is there.
+    async fn start(change: impl FnOnce(broker::Settings) -> broker::Settings) -> Self {
         let ns = Namespace::create(Cluster::shared(), BTreeMap::from([("mail", "yes")])).await;
         let idp = Idp::start();
         ns.provider(&idp).await;
         let broker = change(Broker::settings(&ns)).start().await;
-        let shared = Self { name: format!("p-{}", ns.name), fixture: Fixture { ns, idp, broker } };
-        shared.allow(allowed).await;
-        shared
+        Self { name: format!("p-{}", ns.name), fixture: Fixture { ns, idp, broker } }
     }
 
     async fn allow(&self, allowed: Value) {
@@ -124,14 +124,13 @@ async fn a_provider_of_the_cluster_does_not_stand_in_for_one_of_the_namespace() 
 #[tokio::test]
 async fn an_allowance_that_is_withdrawn_before_a_request_is_sent_withholds_it() {
     let api = ApiProxy::start(&Cluster::shared());
-    let shared =
-        Shared::with(json!([entry(&["*@example.org"])]), |settings| settings.kubeconfig(&api.kubeconfig())).await;
+    let shared = Shared::start(|settings| settings.kubeconfig(&api.kubeconfig())).await;
     let ns = &shared.fixture.ns;
-    // The providers' own reconciles have read the client secret.
-    let providers = ["mailprovider/idp".to_owned(), format!("clustermailprovider/{}", shared.name)];
-    ns.kubectl(["wait", "--for=condition=Ready", "--timeout=60s", &providers[0], &providers[1]]);
-    // The attempt has its permit, and reads the client secret.
+    // The other provider has read the client secret, so the read that is late is the ClusterMailProvider's.
+    ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
     api.next(1, "GET", "/secrets/idp-client", Trouble::Late);
+    shared.allow(json!([entry(&["*@example.org"])])).await;
+    // The attempt has its permit, and awaits the client secret.
     ns.apply(shared.credential("billing")).await;
     api.late(1).await;
     ns.kubectl(["label", "namespace", &ns.name, "mail-"]);

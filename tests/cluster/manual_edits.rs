@@ -362,6 +362,10 @@ async fn a_source_goes_to_the_hosts_alone_that_its_owner_named() {
     fixture.seed().await;
     for secret in ["seed", "idp-client"] {
         fixture.ns.annotate::<Secret>(secret, HOSTS, "login.microsoftonline.com").await;
+        if secret == "idp-client" {
+            // The broker has seen the annotation.
+            fixture.ns.condition::<MailProvider>("idp", "Ready", "SourceInvalid").await;
+        }
         fixture.ns.apply(by_seed("billing")).await;
         let stalled = fixture.ns.condition::<MailCredential>("billing", "Stalled", "SourceInvalid").await;
         let told = format!("Secret {}/{secret} does not allow", fixture.ns.name);
