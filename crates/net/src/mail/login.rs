@@ -238,3 +238,104 @@ async fn write<T: AsyncWrite + Unpin>(stream: &mut T, parts: &[&[u8]]) {
     };
     drop(written.await);
 }
+
+#[cfg(test)]
+mod tests {
+    use mailtoken_mail::protocol::Protocol;
+    use rustls::{ServerConfig, crypto::aws_lc_rs, pki_types::PrivateKeyDer};
+    use tokio::io::DuplexStream;
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+    use crate::tls::{add_bundle, client_config};
+
+    const LIMIT: Duration = Duration::from_secs(15);
+
+    /// A client's and a server's configuration.
+    fn configurations() -> (Arc<ClientConfig>, TlsAcceptor) {
+        let made = rcgen::generate_simple_self_signed(["mail.test".to_owned()]).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        add_bundle(&mut roots, made.cert.pem().as_bytes()).unwrap();
+        let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+        let server = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        (Arc::new(client_config(roots).unwrap()), TlsAcceptor::from(Arc::new(server)))
+    }
+
+    /// A login at an SMTP server that says these lines within TLS, each after it has read something, and then no more. The
+    /// server reads nothing after its last line. No bytes are in flight beyond `room`.
+    async fn at_server(
+        purpose: Purpose,
+        room: usize,
+        lines: &'static [&'static str],
+    ) -> Result<Ended<DuplexStream>, DialError> {
+        let (tls, acceptor) = configurations();
+        let (client, server) = tokio::io::duplex(room);
+        tokio::spawn(async move {
+            let mut stream = acceptor.accept(server).await.unwrap();
+            for (at, line) in lines.iter().enumerate() {
+                let mut heard = [0; 4096];
+                if at > 0 {
+                    assert_ne!(stream.read(&mut heard).await.unwrap(), 0);
+                }
+                stream.write_all(line.as_bytes()).await.unwrap();
+                stream.flush().await.unwrap();
+            }
+            std::future::pending::<()>().await;
+        });
+        let server = MailServer { protocol: Protocol::Smtp, security: Security::Tls, host: "mail.test", port: 465 };
+        let (token, deadline) = ("t".into(), Deadline::after(LIMIT));
+        let attempt = Attempt { server, tls, purpose, client_name: "[127.0.0.1]", user: "u", token: &token, deadline };
+        login(client, &attempt).await
+    }
+
+    const CHALLENGED: &[&str] = &["220 a\r\n", "250 AUTH XOAUTH2\r\n", "334 \r\n", "334 eyJzdGF0dXMiOiI0MDEifQ==\r\n"];
+    const ACCEPTED: &[&str] = &["220 a\r\n", "250 AUTH XOAUTH2\r\n", "334 \r\n", "235 ok\r\n250 more\r\n"];
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_has_what_the_server_sent_after_its_last_reply() {
+        let ended = at_server(Purpose::Session, 65_536, ACCEPTED).await.unwrap();
+        assert!(matches!(ended.outcome, Outcome::Accepted(_)));
+        assert_eq!(ended.session.unwrap().unread, b"250 more\r\n");
+        assert!(at_server(Purpose::Probe, 65_536, ACCEPTED).await.unwrap().session.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_falls_silent_after_the_challenge_of_a_refusal_has_refused() {
+        let ended = at_server(Purpose::Probe, 65_536, CHALLENGED).await.unwrap();
+        assert_eq!(ended.outcome, Outcome::Failed(Cause::Refused.into()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_does_not_read_the_goodbye_has_accepted() {
+        let ended = at_server(Purpose::Probe, 16, ACCEPTED).await.unwrap();
+        assert!(matches!(ended.outcome, Outcome::Accepted(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_server_is_given_up_at_the_deadline() {
+        let silent_at =
+            |phase| Some(DialError::TimedOut { host: "mail.test".to_owned(), port: 465, phase, after: LIMIT });
+        for length in 0..3 {
+            let error = at_server(Purpose::Probe, 65_536, &ACCEPTED[..length]).await.err();
+            assert_eq!(error, silent_at(Phase::Login), "after {length} lines");
+        }
+        let (tls, _) = configurations();
+        let (client, _server) = tokio::io::duplex(65_536);
+        let server = MailServer { protocol: Protocol::Smtp, security: Security::Tls, host: "mail.test", port: 465 };
+        let (token, deadline) = ("t".into(), Deadline::after(LIMIT));
+        let purpose = Purpose::Probe;
+        let attempt = Attempt { server, tls, purpose, client_name: "", user: "u", token: &token, deadline };
+        assert_eq!(login(client, &attempt).await.err(), silent_at(Phase::Tls));
+    }
+
+    #[test]
+    fn an_address_is_written_as_rfc_5321_has_it() {
+        assert_eq!(address_literal("192.0.2.1".parse().unwrap()), "[192.0.2.1]");
+        assert_eq!(address_literal("2001:db8::1".parse().unwrap()), "[IPv6:2001:db8::1]");
+    }
+}
