@@ -6,6 +6,7 @@
 mod federation;
 mod keycloak;
 mod login;
+mod mail_servers;
 mod private_key_jwt;
 mod sign_in;
 mod stack_providers;

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Dovecot (IMAP, POP3) and Postfix (submission), which accept logins with Keycloak's tokens.
+# Dovecot (IMAP, POP3, submission) and Postfix (submission), which accept logins with Keycloak's tokens.
 
 # The servers' users must reach the folder, and socket paths must be short: the folder is next to DIR, not in it.
 mail_home() {
@@ -24,7 +24,10 @@ start_mail() {
     issue_localhost
     values=("home=$home" "pki=$DIR/pki" "logs=$DIR/logs" "user=$MAIL_USER" "instance=${home##*/}"
         "issuer=https://localhost:$(port keycloak)/realms/mail" "secret=$DOVECOT_CLIENT_SECRET"
-        "imap_port=$(port imap)" "pop3_port=$(port pop3)" "submission_port=$(port submission)")
+        "imap_port=$(port imap)" "pop3_port=$(port pop3)" "submission_port=$(port submission)"
+        "imap_starttls_port=$(port imap_starttls)" "pop3_starttls_port=$(port pop3_starttls)"
+        "submissions_port=$(port submissions)" "dovecot_submission_port=$(port dovecot_submission)"
+        "dovecot_submissions_port=$(port dovecot_submissions)")
 
     chmod 755 "$home"
     mkdir -p "$home"/{postfix,postfix-queue}
@@ -44,7 +47,10 @@ start_mail() {
     launch postfix "$(postconf -h daemon_directory)/master" -s -c "$home/postfix"
 
     put_env mail IMAP_HOST=localhost "IMAP_PORT=$(port imap)" POP3_HOST=localhost "POP3_PORT=$(port pop3)" \
-        SUBMISSION_HOST=localhost "SUBMISSION_PORT=$(port submission)"
+        SUBMISSION_HOST=localhost "SUBMISSION_PORT=$(port submission)" \
+        "IMAP_STARTTLS_PORT=$(port imap_starttls)" "POP3_STARTTLS_PORT=$(port pop3_starttls)" \
+        "SUBMISSIONS_PORT=$(port submissions)" "DOVECOT_SUBMISSION_PORT=$(port dovecot_submission)" \
+        "DOVECOT_SUBMISSIONS_PORT=$(port dovecot_submissions)"
 }
 
 # Each server must greet: Postfix its clients, Dovecot its clients and Postfix.
