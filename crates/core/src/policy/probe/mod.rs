@@ -253,12 +253,15 @@ pub fn condition(observed: &Observed, now: Timestamp) -> Option<Verdict> {
     if let Some(verdict) = &probe.verdict {
         return Some(verdict.clone());
     }
-    let pending = || Verdict {
+    let unable = unable(observed, now);
+    // One miss without a result before it.
+    let missed = probe.record.as_ref().is_some_and(|record| !probe.inputs.differ_from(&record.probed_with));
+    let stays = |told: &Verdict| told.reason != Reason::ProbePending || (missed && unable.is_none());
+    Some(told(observed).filter(stays).unwrap_or_else(|| Verdict {
         status: ConditionStatus::Unknown,
         reason: Reason::ProbePending,
-        message: unable(observed, now).unwrap_or_else(|| "the broker is about to log in".to_owned()),
-    };
-    Some(told(observed).filter(|told| told.reason != Reason::ProbePending).unwrap_or_else(pending))
+        message: unable.clone().unwrap_or_else(|| "the broker is about to log in".to_owned()),
+    }))
 }
 
 /// The condition as the status has it, if that describes the current spec.

@@ -181,6 +181,10 @@ fn one_miss_changes_nothing_and_two_in_a_row_are_unknown() {
     };
     let mut case = probed();
     assert_eq!(miss(&mut case, 0), shown("Unknown", "ProbePending"));
+    case.told();
+    let conditions = &case.observed.credential.status.as_ref().unwrap().conditions;
+    let told = condition::find(conditions, ConditionType::MailboxAuthorized).unwrap();
+    assert!(told.message.contains("no connection"), "a later reconcile keeps the message: {}", told.message);
     assert_eq!(case.observed.probe.as_ref().unwrap().record.as_ref().unwrap().results.len(), 2, "shown at once");
     assert_eq!(miss(&mut case, 60), shown("Unknown", "MailServerUnavailable"));
     ends(&mut case, 120, &Login::Accepted);
