@@ -78,8 +78,8 @@ pub struct ObjectState {
     pub inspected: Option<Inspected>,
     /// The target exists and belongs to another object: it is read by each reconcile.
     pub conflict: bool,
-    /// Since when a watch has not shown an object that the credential refers to.
-    pub unshown_since: Option<Timestamp>,
+    /// Since when the report of a token's end waits: for an object that no watch has shown, for a permit, for a response.
+    pub waiting_since: Option<Timestamp>,
     /// Nothing is written until a user changes something: a shutdown does not wait for that.
     pub stuck: bool,
 }
@@ -218,8 +218,8 @@ impl CredentialState {
 
 impl ObjectState {
     fn is_blank(&self) -> bool {
-        let Self { written, target, inspected, conflict, unshown_since, stuck } = self;
-        let nothing = written.is_none() && target.is_none() && inspected.is_none() && unshown_since.is_none();
+        let Self { written, target, inspected, conflict, waiting_since, stuck } = self;
+        let nothing = written.is_none() && target.is_none() && inspected.is_none() && waiting_since.is_none();
         nothing && !conflict && !stuck
     }
 }

@@ -275,8 +275,9 @@ fn next(
         | Decision::KeepGrant
         | Decision::Store
         | Decision::Publish(_) => Some(now),
-        Decision::InFlight => report::end_reported_at(&observed.credential, context).filter(|at| *at > now),
-        Decision::Queued { since } => report::queued_reported_at(*since, now),
+        Decision::InFlight | Decision::Queued { .. } => {
+            report::reported_at(&observed.credential, decision, context, now)
+        }
         Decision::Suspended | Decision::Stall(_) => None,
     };
     let turn = next_turn(observed, decision, now);

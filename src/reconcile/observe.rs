@@ -66,7 +66,6 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     let shown = shown_target(&credential, &target_name(&credential), context);
     // Nothing below can fail, so an outcome that is taken is not lost.
     let (outcome, unreported, unwritten) = context.cache.with(&uid, |entry| {
-        entry.object.unshown_since = None;
         // Drop an unwritten token that was issued for other inputs or has ended.
         entry.attempt.unwritten = entry.attempt.unwritten.take().filter(|unwritten| {
             let wanted = provider.as_ref().map_or(true, |provider| provider.issued_for == unwritten.issued_for);

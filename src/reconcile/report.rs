@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use k8s_openapi::jiff::Timestamp;
 use kube::{Api, Resource as _, ResourceExt as _, api::PostParams};
 use serde_json::json;
 
@@ -15,30 +15,22 @@ use crate::{
         Decision, Observed,
         checks::{self, credential_words},
         notices::notices,
+        report_time::{self, END_REPORTED_AFTER},
         status::{end_of_ready, ended, status, tells_of_an_end},
     },
     reconcile::{context::Context, observe},
     stores::slim,
 };
 
-/// How long the report of a token's end may wait for a request in flight. `Ready` is False within 5 s of the end,
-/// whatever hangs. Most requests bring a token sooner, also after a start with many ended tokens; one status write then
-/// reports both.
-const END_REPORTED_AFTER: SignedDuration = SignedDuration::from_secs(3);
-
-/// How long the report of a queued request waits: most requests get their permit sooner, and cost no status write.
-const QUEUED_REPORTED_AFTER: SignedDuration = SignedDuration::from_secs(5);
-
-/// When the status of a credential with a queued request is written: first for the end of its token, then for the wait
-/// itself.
-pub(super) fn queued_reported_at(since: Timestamp, now: Timestamp) -> Option<Timestamp> {
-    [END_REPORTED_AFTER, QUEUED_REPORTED_AFTER].into_iter().map(|after| since + after).find(|at| *at > now)
-}
-
-/// When the end of a token is reported although a request for another token is in flight.
-pub(super) fn end_reported_at(credential: &MailCredential, context: &Context) -> Option<Timestamp> {
-    let since = context.cache.with(checks::uid(credential), |entry| entry.attempt.in_flight)?;
-    Some(since + END_REPORTED_AFTER)
+/// When the status of a credential whose request waits for a permit or is in flight may have to be written.
+pub(super) fn reported_at(
+    credential: &MailCredential,
+    decision: &Decision,
+    context: &Context,
+    now: Timestamp,
+) -> Option<Timestamp> {
+    let waiting = context.cache.with(checks::uid(credential), |entry| entry.object.waiting_since);
+    report_time::next(decision, waiting, now)
 }
 
 /// Writes the status of a credential if it differs, then emits Events. `false`: the object has changed since it was
@@ -52,20 +44,20 @@ pub(super) async fn report(
     let credential = &observed.credential;
     let before = credential.status.clone().unwrap_or_default();
     let after = status(observed, decision, now);
-    let handle = decision.is_under_way();
+    let uid = checks::uid(credential);
+    let waits = decision.is_under_way() || decision.queued_since().is_some();
+    let waiting = context.cache.with(uid, |entry| {
+        entry.object.waiting_since = entry.object.waiting_since.filter(|_| waits);
+        entry.object.waiting_since
+    });
     if before == after {
         context
             .cache
             .with(checks::uid(credential), |entry| (entry.attempt.unreported, entry.probe.unreported) = (None, None));
         return Ok(true);
     }
-    let patient = end_reported_at(credential, context).is_some_and(|at| now < at);
     let ends = tells_of_an_end(&before.conditions, &after.conditions);
-    if handle && (patient || !ends) {
-        return Ok(true);
-    }
-    let queued_told_after = if ends { END_REPORTED_AFTER } else { QUEUED_REPORTED_AFTER };
-    if decision.queued_since().is_some_and(|since| now < since + queued_told_after) {
+    if !report_time::is_due(decision, ends, waiting, now) {
         return Ok(true);
     }
     let version = format!("{:?} {}", credential.metadata.generation, observed.attempt);
@@ -99,7 +91,7 @@ pub(super) async fn report(
 pub(super) async fn unshown(credential: Arc<MailCredential>, context: &Context) -> Option<Timestamp> {
     let now = context.clock.now();
     let uid = checks::uid(&credential);
-    let since = context.cache.with(uid, |entry| *entry.object.unshown_since.get_or_insert(now));
+    let since = context.cache.with(uid, |entry| *entry.object.waiting_since.get_or_insert(now));
     if now < since + END_REPORTED_AFTER {
         let latest = observe::latest(credential, context);
         return latest.status.as_ref().and_then(end_of_ready).map(|end| end.max(since + END_REPORTED_AFTER));

@@ -46,6 +46,9 @@ pub(in crate::reconcile) fn start_request(
     context: &Arc<Context>,
 ) -> Decision {
     let now = context.clock.now();
+    context.cache.with(checks::uid(&observed.credential), |entry| {
+        entry.object.waiting_since.get_or_insert(now);
+    });
     let ask = ask(&observed.credential, endpoint(kind), urgency(observed, decision, now), context);
     match context.requests.admission.ask(&Activity::grant(&observed.credential), ask) {
         Answer::Queued(waited) => {

@@ -21,6 +21,7 @@ pub mod ownership;
 pub mod probe;
 pub mod provider;
 pub mod rejected_write;
+pub mod report_time;
 pub mod revocation;
 pub mod rival;
 pub mod schedule;
