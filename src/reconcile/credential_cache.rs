@@ -63,7 +63,7 @@ pub struct CredentialState {
     pub custody: CustodyState,
     /// The credential's sign-in by a device code.
     pub sign_in: SignInState,
-    /// The credential's probe.
+    /// The credential's probe and its logins.
     pub probe: ProbeState,
 }
 
@@ -146,7 +146,7 @@ pub struct ProbeState {
 
 /// A login that was made.
 pub struct Made {
-    /// The result.
+    /// What the login showed.
     pub login: Login,
     /// The fingerprint of the token that was sent.
     pub fingerprint: String,
@@ -252,7 +252,7 @@ impl ProbeState {
     }
 
     /// The protocol of the next login, and when it is made if not now. `None` while a login is under way, and after the last
-    /// login. A probe with other inputs begins anew.
+    /// login. A probe with other inputs begins again with the first login.
     pub fn next_login(
         &mut self,
         wanted: &[Protocol],

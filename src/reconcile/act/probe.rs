@@ -41,7 +41,7 @@ use crate::{
 /// at the same mailbox.
 const LOGIN_RETRY: SignedDuration = SignedDuration::from_secs(5);
 
-/// What probes need.
+/// The admission and the dialer of all probes.
 pub struct Probes {
     /// Decides when a login may begin.
     pub admission: Admission,

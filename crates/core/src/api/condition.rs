@@ -218,7 +218,7 @@ impl Reason {
     }
 }
 
-/// `metav1.ConditionStatus`.
+/// The status of a condition (`metav1.ConditionStatus`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConditionStatus {
     /// The condition holds.

@@ -50,14 +50,14 @@ pub struct Probe {
     pub inputs: ProbeInputs,
 }
 
-/// The condition `MailboxAuthorized`.
+/// What the condition `MailboxAuthorized` says.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
-    /// The condition's status.
+    /// The status of the condition.
     pub status: ConditionStatus,
-    /// The condition's reason.
+    /// The reason of the condition.
     pub reason: Reason,
-    /// The condition's message.
+    /// The message of the condition.
     pub message: String,
 }
 
