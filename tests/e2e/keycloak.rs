@@ -55,6 +55,29 @@ async fn a_pod_logs_in_with_the_secret_and_again_with_the_renewed_one() {
 }
 
 #[tokio::test]
+async fn real_mail_servers_accept_the_token_and_refuse_it_for_another_mailbox() {
+    let _usual = LIFETIME.read().await;
+    let ns = demo().await;
+    let broker = Broker::start(&ns).await;
+    let all = serde_json::json!({"spec": {"probe": {"protocols": ["SMTP", "IMAP", "POP3"]}}});
+    ns.patch::<MailCredential>("billing", all).await;
+    let told = ns.condition::<MailCredential>("billing", "MailboxAuthorized", "LoginSucceeded").await;
+    assert_eq!(told.status, "True");
+    for protocol in ["SMTP at ", "IMAP at ", "POP3 at "] {
+        assert!(told.message.contains(protocol), "{}", told.message);
+    }
+
+    let other = serde_json::json!({"spec": {"mailbox": {"usernames": {"imap": "somebody@example.org"}}}});
+    ns.patch::<MailCredential>("billing", other).await;
+    let told = ns.condition::<MailCredential>("billing", "MailboxAuthorized", "LoginRefused").await;
+    assert_eq!(told.status, "False");
+    let refused = told.message.split(". ").next().unwrap();
+    assert!(refused.starts_with("IMAP at ") && told.message.contains("accept the token"), "{}", told.message);
+    let secret = ns.secret(TARGET).await;
+    leaks::assert_nothing_told(&ns, &broker, vec![secret["access_token"].clone()]).await;
+}
+
+#[tokio::test]
 async fn a_wrong_client_secret_is_mended_by_the_command_that_is_told() {
     let _usual = LIFETIME.read().await;
     let ns = demo().await;
