@@ -20,7 +20,7 @@ use crate::{
     metrics::SWEPT,
     policy::{
         observed::target_name,
-        sweep::{overdue, provider_overdue},
+        sweep::{Overdue, overdue, provider_overdue},
     },
     reconcile::context::Context,
 };
@@ -71,7 +71,9 @@ impl Sweeper {
             let namespace = credential.metadata.namespace.as_deref().unwrap_or_default();
             let has_target = stores.own_secrets.get(namespace, &target_name(credential)).is_some();
             let uid = credential.metadata.uid.as_deref().unwrap_or_default();
-            overdue(credential, has_target, now).is_some() && !context.cache.is_under_way(uid)
+            let waits = |overdue| overdue == Overdue::Probe && context.requests.is_probing(uid);
+            let overdue = overdue(credential, has_target, now).filter(|overdue| !waits(*overdue));
+            overdue.is_some() && !context.cache.is_under_way(uid)
         };
         let concerned = stores.credentials.all().into_iter().map(|credential| (key(&*credential), credential));
         let concerned: Vec<_> = concerned.filter(|(key, _)| self.credentials.concerns(key, step)).collect();

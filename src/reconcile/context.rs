@@ -71,6 +71,11 @@ pub struct Requests {
 }
 
 impl Requests {
+    /// Whether a login of the credential with this uid waits for a permit or is under way.
+    pub fn is_probing(&self, uid: &str) -> bool {
+        self.probes.as_ref().is_some_and(|probes| probes.admission.state(&Activity::Probe(uid.into())).is_some())
+    }
+
     /// Removes what waits for a permit for the credential with this uid. What is in flight continues.
     pub fn withdraw(&self, uid: &str) {
         self.admission.withdraw(&Activity::Grant(uid.into()));

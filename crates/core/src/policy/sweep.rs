@@ -23,6 +23,8 @@ pub enum Overdue {
     SignIn,
     /// The Secret of a Ready credential does not exist.
     Secret,
+    /// The time of the next probe has passed. The probe may wait for its permit.
+    Probe,
 }
 
 /// The overdue work of a credential at `now`. `has_target`: the broker sees its target Secret. Do not call this for a
@@ -56,7 +58,12 @@ pub fn overdue(credential: &MailCredential, has_target: bool, now: Timestamp) ->
         return passed(next.0).then_some(Overdue::Attempt);
     }
     let renewal = status.token.as_ref().map(|token| token.renewal_time.0);
-    renewal.is_some_and(passed).then_some(Overdue::Renewal)
+    if renewal.is_some_and(passed) {
+        return Some(Overdue::Renewal);
+    }
+    let works = is_ready && condition::is_true(&status.conditions, ConditionType::Renewed);
+    let probe = status.probe.as_ref().filter(|_| works).map(|probe| probe.next_time.0);
+    probe.is_some_and(passed).then_some(Overdue::Probe)
 }
 
 /// Whether no work is due until an object changes.
@@ -77,6 +84,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        api::probe::ProbeStatus,
         api::status::{AuthorizationStatus, MailCredentialStatus, TokenStatus},
         fixtures,
     };
@@ -116,7 +124,7 @@ mod tests {
     #[test]
     fn what_is_late_is_found_and_nothing_else() {
         type Change = fn(&mut MailCredential, &mut MailCredentialStatus);
-        let cases: [(&str, Change, Option<Overdue>); 16] = [
+        let cases: [(&str, Change, Option<Overdue>); 19] = [
             ("at rest", |_, _| {}, None),
             ("a new generation", |credential, _| credential.metadata.generation = Some(4), Some(Overdue::Generation)),
             ("just created", |_, status| status.observed_generation = Some(-1), Some(Overdue::Generation)),
@@ -167,6 +175,9 @@ mod tests {
             ),
             ("waits for a person", |_, status| status.authorization = Some(sign_in(10)), None),
             ("a sign-in that ended", |_, status| status.authorization = Some(sign_in(-91)), Some(Overdue::SignIn)),
+            ("to be probed", |_, status| set_probe(status, -91, true), Some(Overdue::Probe)),
+            ("to be probed just now", |_, status| set_probe(status, -60, true), None),
+            ("to be probed, but its provider is not usable", |_, status| set_probe(status, -91, false), None),
             (
                 "is deleted",
                 |credential, status| {
@@ -190,6 +201,19 @@ mod tests {
 
     fn set_end(status: &mut MailCredentialStatus, second: i64) {
         status.token.as_mut().unwrap().expires_at = Time(at(second));
+    }
+
+    fn set_probe(status: &mut MailCredentialStatus, next: i64, renewed: bool) {
+        status.probe = Some(ProbeStatus {
+            last_time: Time(at(-20_000)),
+            next_time: Time(at(next)),
+            results: vec![],
+            failures: None,
+            probed_with: String::new(),
+            fingerprint: String::new(),
+        });
+        let reason = Reason::RenewalSucceeded;
+        condition::upsert(&mut status.conditions, ConditionType::Renewed, renewed, reason, String::new(), 3, at(0));
     }
 
     fn set_renewal(status: &mut MailCredentialStatus, second: i64) {
