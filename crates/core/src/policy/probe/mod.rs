@@ -36,6 +36,9 @@ const AFTER_UNKNOWN: [SignedDuration; 4] = [
     SignedDuration::from_mins(5),
     SignedDuration::from_mins(15),
 ];
+/// Minimum time between two probes of a credential, so that a tenant who changes the spec again and again cannot use the
+/// broker to flood a mail server with logins.
+const DISTANCE: SignedDuration = SignedDuration::from_secs(5);
 /// Probes in a row that show nothing, until the condition says so.
 const MISSES: i32 = 2;
 
@@ -197,7 +200,8 @@ pub fn next(observed: &Observed, now: Timestamp) -> Next {
     // After a change of the clock, a time may be too far in the future.
     let jumped = schedule::is_from_the_future(record.last_time.0, now);
     if probe.inputs.differ_from(&record.probed_with) || (outcome == ProbeOutcome::Refused && another) || jumped {
-        return Next::Now(Class::Person);
+        let soonest = record.last_time.0 + DISTANCE;
+        return if jumped || soonest <= now { Next::Now(Class::Person) } else { Next::At(soonest) };
     }
     match (record.next_time.0 <= now, outcome) {
         (false, _) => Next::At(record.next_time.0),

@@ -154,6 +154,9 @@ fn a_refusal_is_probed_after_5_15_30_and_60_minutes_then_hourly_and_with_each_ne
         second = wanted * MINUTE;
     }
     case.own(|published| published.token.as_mut().unwrap().fingerprint = "sha256:another".into());
+    let last = 180 * MINUTE;
+    assert_eq!((case.now, due(&case)), (at(120 * MINUTE), Next::At(at(120 * MINUTE + 5))));
+    case.now = at(last);
     assert_eq!(due(&case), Next::Now(Class::Person));
 }
 
@@ -218,6 +221,8 @@ fn a_change_of_spec_provider_grant_or_bundle_is_probed_and_a_restart_is_not() {
     let with = |change: fn(&mut ProbeInputs)| {
         let mut case = case.clone();
         change(&mut case.observed.probe.as_mut().unwrap().inputs);
+        assert!(matches!(due(&case), Next::At(_)), "not twice within 5 seconds");
+        case.now = at(5);
         due(&case)
     };
     assert_eq!(with(|inputs| inputs.objects = "other".into()), Next::Now(Class::Person));
