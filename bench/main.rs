@@ -17,6 +17,7 @@ mod lab;
 mod memory;
 mod paced;
 mod plot;
+mod probe;
 mod provider;
 mod raw;
 mod renewals;
@@ -69,7 +70,7 @@ impl Plan {
 
 type Scenario = for<'a> fn(&'a Plan, &'a mut Report) -> LocalBoxFuture<'a, ()>;
 
-const SCENARIOS: [(&str, Scenario); 10] = [
+const SCENARIOS: [(&str, Scenario); 11] = [
     ("create", |plan, report| create::run(plan, report).boxed_local()),
     ("cold", |plan, report| cold::run(plan, report).boxed_local()),
     ("paced", |plan, report| paced::run(plan, report).boxed_local()),
@@ -78,6 +79,7 @@ const SCENARIOS: [(&str, Scenario); 10] = [
     ("idle", |plan, report| idle::run(plan, report).boxed_local()),
     ("restart", |plan, report| restart::run(plan, report).boxed_local()),
     ("memory", |plan, report| memory::run(plan, report).boxed_local()),
+    ("probe", |plan, report| probe::run(plan, report).boxed_local()),
     ("share", |plan, report| share::run(plan, report).boxed_local()),
     ("scale", |plan, report| scale::run(plan, report).boxed_local()),
 ];
