@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use mail_token_broker::api::{ConditionType, Reason};
@@ -15,7 +16,11 @@ const PACKAGES: &[(&str, &str)] = &[
     ("crates/mail/src", "mailtoken_mail"),
     ("crates/core/src", "mailtoken_core"),
     ("crates/net/src", "mailtoken_net"),
+    ("crates/relay/src", RELAY),
 ];
+
+/// The package whose modules this test does not tell apart: it is small, and only its doors to other packages count.
+const RELAY: &str = "mailtoken_relay";
 
 /// Which modules a module may use. Those that build everything (`app`, `lib`, `main`) use all.
 const MAY_USE: &[(&str, &[&str])] = &[
@@ -39,6 +44,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("tls", &[]),
     ("idp", &["clock", "egress", "fail_point", "tls"]),
     ("mail", &["answers", "dialogue", "egress", "idp", "protocol", "sasl", "tls"]),
+    ("relay", &["answers", "clock", "dialogue", "mail", "protocol", "sasl", "server", "tls"]),
     ("error", &[]),
     ("lease", &["clock", "fail_point"]),
     // What the watches show.
@@ -166,6 +172,9 @@ fn source(file: &Path, folder: &str) -> Source {
     let inside = path.strip_prefix(folder).unwrap().with_extension("");
     let mut modules: Vec<_> = inside.iter().map(|part| part.to_str().unwrap().to_owned()).collect();
     modules.pop_if(|last| last == "mod");
+    if PACKAGES.contains(&(folder, RELAY)) {
+        modules.insert(0, "relay".to_owned());
+    }
     let text = fs::read_to_string(file).unwrap();
     let text = text.split("#[cfg(test)]").next().unwrap_or_default();
     let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
@@ -184,11 +193,22 @@ fn collect(dir: &Path, files: &mut Vec<PathBuf>) {
     files.sort();
 }
 
-/// The modules that a text names after `crate::` or after a package of this workspace, one by one or in braces.
-fn modules_used(text: &str) -> BTreeSet<String> {
+/// The modules that a file may need a permission for.
+fn modules_used_by(source: &Source) -> BTreeSet<String> {
+    let inside = if source.module() == "relay" { None } else { Some("crate") };
+    modules_used(&source.text, inside)
+}
+
+/// The modules that a text names after a package of this workspace, or after `inside`, one by one or in braces.
+fn modules_used(text: &str, inside: Option<&str>) -> BTreeSet<String> {
     let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     let mut used = BTreeSet::new();
-    let roots = PACKAGES.iter().map(|(_, package)| *package).chain(["crate"]).map(|package| format!("{package}::"));
+    let roots = PACKAGES
+        .iter()
+        .map(|(_, package)| *package)
+        .filter(|package| *package != RELAY)
+        .chain(inside)
+        .map(|package| format!("{package}::"));
     for rest in roots.flat_map(|root| text.split(&root).skip(1).map(str::to_owned).collect::<Vec<_>>()) {
         let Some(list) = rest.strip_prefix('{') else {
             used.insert(name(&rest));
@@ -228,7 +248,7 @@ fn every_module_uses_only_those_that_it_may() {
         }
         let allowed =
             may.get(module).unwrap_or_else(|| panic!("{}: a module that MAY_USE does not list", source.shown()));
-        for used in modules_used(&source.text) {
+        for used in modules_used_by(&source) {
             assert!(used == module || allowed.contains(&used.as_str()), "{} uses {used}", source.shown());
         }
         // A chain of `super` must not lead out of the module, where this test would not see it.
@@ -295,5 +315,24 @@ fn what_users_see_is_spelled_in_one_module() {
 #[test]
 fn braces_and_paths_are_both_read() {
     let text = "use crate::{\n    api::{Reason, names},\n    error::Error,\n};\nfn f() { crate::render::render() }";
-    assert_eq!(modules_used(text), ["api", "error", "render"].map(str::to_owned).into());
+    assert_eq!(modules_used(text, Some("crate")), ["api", "error", "render"].map(str::to_owned).into());
+}
+
+#[test]
+fn the_relay_has_no_kubernetes_and_no_http_client() {
+    let tree = |package: &str| {
+        let arguments =
+            ["tree", "--locked", "--offline", "--edges", "normal", "--prefix", "none", "--format", "{p}", "--package"];
+        let output = Command::new(env!("CARGO")).args(arguments).arg(package).current_dir(root()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().filter_map(|line| line.split(' ').next().map(str::to_owned)).collect::<BTreeSet<_>>()
+    };
+    let never = ["kube", "kube-client", "k8s-openapi", "reqwest", "hyper", "h2", "http", "axum", "mailtoken-core"];
+    let (relay, broker) = (tree("mailtoken-relay"), tree("mail-token-broker"));
+    assert!(relay.contains("mailtoken-mail") && relay.contains("rustls"), "{relay:?}");
+    for package in never {
+        assert!(!relay.contains(package), "the relay depends on {package}");
+        assert!(broker.contains(package), "{package} is a package that this test would not find");
+    }
 }

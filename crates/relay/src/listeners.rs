@@ -1,0 +1,87 @@
+//! Accepts connections.
+
+use std::{io, sync::Arc, time::Duration};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    metrics::protocol_name,
+    relay::Relay,
+    session,
+    settings::{Listener, Settings},
+};
+
+/// Wait after a failed accept: the process may have no file descriptor left.
+const AFTER_FAILURE: Duration = Duration::from_millis(200);
+/// Connections that are refused at the same time. Others are closed without a reply.
+const REFUSED: usize = 32;
+
+/// Listens at all addresses.
+///
+/// # Errors
+///
+/// A sentence that says why the relay does not start.
+pub(crate) async fn bind(settings: &Settings) -> Result<Vec<(Listener, TcpListener)>, String> {
+    let mut bound = vec![];
+    for listener in &settings.listeners {
+        match TcpListener::bind(listener.address).await {
+            Ok(socket) => bound.push((*listener, socket)),
+            // There may be no IPv6.
+            Err(error)
+                if listener.is_default && listener.address.is_ipv6() && error.kind() != io::ErrorKind::AddrInUse =>
+            {
+                tracing::debug!(address = %listener.address, %error, "address not available");
+            }
+            Err(error) => {
+                let (protocol, address) = (protocol_name(listener.protocol), listener.address);
+                return Err(format!(
+                    "the relay cannot listen on {address} for {protocol}: {error}. Choose another address with --{}",
+                    protocol.to_ascii_lowercase()
+                ));
+            }
+        }
+    }
+    Ok(bound)
+}
+
+/// Accepts connections until the relay stops. Each is served by a task of its own.
+pub(crate) async fn accept(relay: Arc<Relay>, listener: Listener, socket: TcpListener, sessions: TaskTracker) {
+    let refusals = Arc::new(Semaphore::new(REFUSED));
+    loop {
+        let accepted = tokio::select! {
+            accepted = socket.accept() => accepted,
+            () = relay.stopping.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => match relay.places.take() {
+                Some(place) => {
+                    sessions.spawn(session::serve(relay.clone(), stream, peer, listener, place));
+                }
+                None => refuse(&relay, &refusals, stream, peer, listener),
+            },
+            Err(error) => {
+                tracing::warn!(address = %listener.address, %error, "connection not accepted");
+                tokio::time::sleep(AFTER_FAILURE).await;
+            }
+        }
+    }
+}
+
+fn refuse(
+    relay: &Arc<Relay>,
+    refusals: &Arc<Semaphore>,
+    stream: TcpStream,
+    peer: std::net::SocketAddr,
+    listener: Listener,
+) {
+    let Ok(permit) = refusals.clone().try_acquire_owned() else { return };
+    let relay = relay.clone();
+    tokio::spawn(async move {
+        session::refuse(relay, stream, peer, listener).await;
+        drop(permit);
+    });
+}

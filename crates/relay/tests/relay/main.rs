@@ -1,0 +1,14 @@
+//! The built relay between programs and mail servers that a test directs: what a client sees, what the server gets, and what the
+//! log and the metrics say.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a test's failure")]
+#![allow(clippy::disallowed_methods, reason = "tests make tokens that are valid now")]
+
+mod copying;
+mod failures;
+mod limits;
+mod login;
+mod logins;
+mod process;
+mod security;
+mod support;
