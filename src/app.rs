@@ -31,7 +31,7 @@ use crate::{
     reconcile::{
         act::{
             activity::{admission, probe_admission},
-            probe::Probes,
+            mail_logins::Probes,
         },
         bundles::Bundles,
         context::{Context, Kubernetes, Requests},

@@ -12,7 +12,7 @@ use crate::{
     reconcile::{
         act::{
             activity::{Activity, Admission},
-            probe::Probes,
+            mail_logins::Probes,
         },
         credential_cache::CredentialCache,
         events::Events,

@@ -12,6 +12,7 @@ pub mod json_patch;
 pub mod memory_budget;
 pub mod observe;
 mod own_sources;
+pub mod probe_state;
 pub mod provider;
 pub mod provider_client;
 pub mod publish;

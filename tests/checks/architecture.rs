@@ -34,7 +34,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("dialogue", &["answers", "protocol"]),
     ("server", &["answers", "dialogue", "protocol"]),
     ("render", &["api", "oauth", "providers", "sasl"]),
-    ("policy", &["api", "oauth", "providers"]),
+    ("policy", &["answers", "api", "oauth", "providers"]),
     // For unit tests alone.
     ("fixtures", &["api", "oauth", "policy", "providers"]),
     ("admission", &["policy"]),
@@ -64,14 +64,17 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "admission",
             "api",
             "clock",
+            "dialogue",
             "error",
             "fail_point",
             "idp",
             "kubernetes",
             "lease",
+            "mail",
             "metrics",
             "oauth",
             "policy",
+            "protocol",
             "providers",
             "render",
             "stores",
@@ -303,8 +306,9 @@ fn what_users_see_is_spelled_in_one_module() {
     let kinds = ConditionType::ALL.iter().map(|kind| format!("\"{}\"", kind.as_str()));
     let keys = ["mailtoken.dev/", "app.kubernetes.io/managed-by"].map(|key| format!("\"{key}"));
     let words: Vec<_> = reasons.chain(kinds).chain(keys).collect();
-    // The objects of unit tests are written as users write them.
-    for source in sources().iter().filter(|source| !["api", "fixtures"].contains(&source.module())) {
+    // The objects of unit tests are written as users write them. `answers` is below `api`: a unit test of the probe checks
+    // that `api` has each of its reasons.
+    for source in sources().iter().filter(|source| !["api", "fixtures", "answers"].contains(&source.module())) {
         for word in &words {
             let line = source.text.lines().find(|line| line.contains(word));
             assert_eq!(line, None, "{} spells {word}, a constant of the module api", source.shown());

@@ -7,6 +7,7 @@ mod answer;
 mod attempt;
 mod device;
 mod keyless;
+pub mod mail_logins;
 pub mod probe;
 mod refusals;
 pub(super) mod request_handle;

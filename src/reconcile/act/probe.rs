@@ -1,7 +1,7 @@
 //! The probe: logs in at the mail servers of a credential with the token in its Secret. One login at a time, each with a
 //! permit of its own, in a task of its own: a mail server that hangs delays no token and no other activity.
 
-use std::{collections::HashSet, panic::AssertUnwindSafe, sync::Arc};
+use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use futures::FutureExt as _;
@@ -11,7 +11,6 @@ use mailtoken_mail::{
     dialogue::{Outcome, Purpose},
     protocol,
 };
-use parking_lot::Mutex;
 
 use crate::{
     admission::{Answer, Ask},
@@ -22,15 +21,15 @@ use crate::{
         provider::{Security, Server},
         provider_object::{ProviderKey, ProviderObject},
     },
-    mail::{DialError, DialProblem, MailDialer, MailServer},
+    mail::{DialError, DialProblem, MailServer},
     policy::{
         Observed, checks,
         probe::{self, Login, Next, ProbeInputs},
     },
     reconcile::{
-        act::activity::{Activity, Admission},
+        act::activity::Activity,
         context::Context,
-        credential_cache::Made,
+        probe_state::Made,
         provider_client::{bundle_hash, connection, resolve},
         stored::stored_token,
     },
@@ -40,42 +39,6 @@ use crate::{
 /// Wait before another try of a login that was not made: the Secret could not be read, or another credential is logging in
 /// at the same mailbox.
 const LOGIN_RETRY: SignedDuration = SignedDuration::from_secs(5);
-
-/// The admission and the dialer of all probes.
-pub struct Probes {
-    /// Decides when a login may begin.
-    pub admission: Admission,
-    dialer: MailDialer,
-    /// The accounts, each at its server, with a login under way: one login at a time for each mailbox.
-    busy: Mutex<HashSet<Account>>,
-}
-
-/// A user name at a server: host, port, user name in lower case.
-type Account = (String, u16, String);
-
-/// The right to log in with an account, until it is dropped.
-struct Turn<'a> {
-    probes: &'a Probes,
-    account: Account,
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.probes.busy.lock().remove(&self.account);
-    }
-}
-
-impl Probes {
-    /// Probes that dial with `dialer`, as `admission` permits.
-    pub fn new(admission: Admission, dialer: MailDialer) -> Self {
-        Self { admission, dialer, busy: Mutex::default() }
-    }
-
-    fn turn(&self, account: Account) -> Option<Turn<'_>> {
-        let free = self.busy.lock().insert(account.clone());
-        free.then_some(Turn { probes: self, account })
-    }
-}
 
 /// Takes in the logins that have ended, if the probe is complete. Returns what is known about the probe of the credential.
 pub(in crate::reconcile) fn observe(observed: &mut Observed, fingerprint: &str, context: &Context) {
