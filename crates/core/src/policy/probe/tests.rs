@@ -95,7 +95,8 @@ fn smtp_and_imap_are_probed_as_far_as_they_are_used_and_pop3_only_if_it_is_named
 #[test]
 fn the_first_token_is_probed_and_what_serves_nobody_is_not() {
     assert_eq!(due(&probed()), Next::Now(Class::Person));
-    let changes: [(&str, fn(&mut Case)); 7] = [
+    type Change = fn(&mut Case);
+    let changes: [(&str, Change); 7] = [
         ("no probe", |case| case.observed.probe = None),
         ("no token", Case::without_token),
         ("an expired token", |case| case.now = at(3600)),
