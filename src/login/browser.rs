@@ -1,8 +1,9 @@
-//! Where the browser begins and comes back to: one port of both loopback addresses, one answer (RFC 8252 section 7.3).
+//! The loopback listener of a sign-in: one port of both loopback addresses, which accepts one authorization response
+//! (RFC 8252 section 7.3).
 //!
-//! What is handed to the browser's starter is readable by all users of the machine. So that is a page of this listener,
-//! under a path that cannot be guessed, which leads to the provider once: `state` and challenge are in no other process's
-//! arguments.
+//! All users of a machine can read the arguments of the process that starts the browser. So the argument is a page of this
+//! listener, under a path that cannot be guessed. The page redirects to the provider once. No process has `state` or the
+//! PKCE challenge in its arguments.
 
 use std::{
     io,
@@ -28,25 +29,25 @@ use url::Url;
 
 use crate::oauth::Refusal;
 
-/// How long the browser may take to fetch the last page.
+/// The longest wait for the browser to fetch the last page.
 const LAST_PAGE: Duration = Duration::from_secs(2);
 
-/// How many free ports are tried until one is free on both addresses.
+/// How many free ports `bind` tries until one is free on both addresses.
 const PORTS: usize = 16;
 
-/// The loopback addresses that a redirect URI's host stands for.
+/// The loopback addresses that the host of a redirect URI means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Loopback {
-    /// `localhost`: a browser may take either address, and another user could listen at the one that is left free.
+    /// `localhost`: a browser may use either address. Another user could listen at an address that stays free.
     Both,
-    /// `127.0.0.1`
+    /// `127.0.0.1` alone.
     V4,
-    /// `[::1]`
+    /// `[::1]` alone.
     V6,
 }
 
 impl Loopback {
-    /// The host of the redirect URI.
+    /// The host in the redirect URI, with brackets for IPv6.
     pub fn host(self) -> &'static str {
         match self {
             Self::Both => "localhost",
@@ -56,47 +57,47 @@ impl Loopback {
     }
 }
 
-/// A port that is listened at; no request is answered yet.
+/// A bound port. The listener answers no request before `visit`.
 pub(super) struct Listener {
     listeners: Vec<TcpListener>,
     port: u16,
 }
 
-/// What a browser brought: a code, or why there is none.
+/// The authorization response: the code, or the reason for which there is no code.
 pub(super) type Brought = Result<SecretString, Refusal>;
 
-/// The last page, on its way to the browser.
+/// Sends the last page, with its status, to the browser.
 type Page = oneshot::Sender<(StatusCode, String)>;
 
-/// What the listener waits for, and what it leads to.
+/// The response that the listener waits for, and the page to which it redirects the browser.
 pub(super) struct Expected<J> {
     /// The path and query of the redirect URI.
     pub path: String,
-    /// The path of the page that leads to the provider.
+    /// The path of the local page that redirects to the provider.
     pub start: String,
-    /// The provider's page.
+    /// The authorization request: the provider's page.
     pub url: Url,
-    /// Takes a query for the answer, or not.
+    /// Reads a query. `None` if the query is not the response to this sign-in.
     pub accept: J,
 }
 
-/// The page that leads to the provider was opened twice: by the person's browser, and by who else?
+/// The local page was opened twice: once by the user's browser, and once perhaps by another user of the machine.
 pub(super) struct OpenedTwice;
 
-/// A browser that brought the answer, and waits for a page.
+/// The request that carried the authorization response. Its browser waits for the last page.
 pub(super) struct Callback {
-    /// What it brought.
+    /// The authorization response of the provider.
     pub brought: Brought,
     page: Page,
     servers: Vec<JoinHandle<io::Result<()>>>,
-    /// Stops to listen when dropped.
+    /// Stops the listener when dropped.
     stop: DropGuard,
 }
 
-/// Who waits for the answer.
+/// Sends the response to the caller of `visit`.
 type Visitor = oneshot::Sender<Result<(Brought, Page), OpenedTwice>>;
 
-/// Judges queries until one is the answer.
+/// The state of the listener: it checks queries until one is the response.
 struct CallbackListener<J> {
     expected: Expected<J>,
     opened: AtomicBool,
@@ -104,7 +105,7 @@ struct CallbackListener<J> {
 }
 
 impl Listener {
-    /// Listens at `port` of the loopback addresses, or at any that is free. A machine without IPv6 has only one of them.
+    /// Binds `port` of the loopback addresses, or any free port. A machine without IPv6 has only one of the addresses.
     pub async fn bind(loopback: Loopback, port: Option<u16>) -> io::Result<Self> {
         let mut last = None;
         for _ in 0..if port.is_some() { 1 } else { PORTS } {
@@ -130,7 +131,7 @@ impl Listener {
                     bound = listener.local_addr()?.port();
                     listeners.push(listener);
                 }
-                // Somebody else listens there, and would be brought the code.
+                // Another process listens at this address, and would receive the code.
                 Err(error) if loopback == Loopback::V6 || error.kind() == io::ErrorKind::AddrInUse => {
                     return Err(error);
                 }
@@ -140,19 +141,19 @@ impl Listener {
         Ok(Self { listeners, port: bound })
     }
 
-    /// The port.
+    /// The port that is bound.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The scheme, address and port of this listener, as a browser on this machine reaches it.
+    /// The scheme, address and port at which a browser on this machine reaches this listener.
     pub fn origin(&self) -> String {
         let address = self.listeners.first().and_then(|listener| listener.local_addr().ok());
         address.map_or_else(String::new, |address| format!("http://{address}"))
     }
 
-    /// Waits for the one request that is taken for the answer. Others are told that they are not. `None` if nothing can
-    /// come any more.
+    /// Waits for the one request that `accept` accepts. Other requests get an error page. `None` if the listener has
+    /// stopped.
     pub async fn visit<J>(self, expected: Expected<J>) -> Option<Result<Callback, OpenedTwice>>
     where
         J: Fn(&str) -> Option<Brought> + Send + Sync + 'static,
@@ -174,9 +175,9 @@ impl Listener {
 }
 
 impl Callback {
-    /// Shows the last page, and stops to listen.
+    /// Sends the last page, and stops the listener.
     pub async fn close(self, status: StatusCode, text: String) {
-        // A browser that has gone away needs no page.
+        // A browser that has closed its connection needs no page.
         drop(self.page.send((status, text)));
         drop(self.stop);
         drop(tokio::time::timeout(LAST_PAGE, futures::future::join_all(self.servers)).await);
@@ -198,32 +199,33 @@ where
         return plain(StatusCode::NOT_FOUND, "There is nothing here.".to_owned());
     }
     let Some(brought) = accept(request.uri().query().unwrap_or_default()) else {
-        let text = "This is not the answer to the sign-in that mail-token-broker waits for.";
+        let text = "This is not the response to the sign-in that mail-token-broker waits for.";
         return plain(StatusCode::BAD_REQUEST, text.to_owned());
     };
     let visitor = desk.visitor.lock().take();
     let (page, shown) = oneshot::channel();
     let Some(Ok(())) = visitor.map(|visitor| visitor.send(Ok((brought, page)))) else {
-        return plain(StatusCode::CONFLICT, "This sign-in has had its answer already.".to_owned());
+        return plain(StatusCode::CONFLICT, "This sign-in already has its response.".to_owned());
     };
     match shown.await {
         Ok((status, text)) => plain(status, text),
-        Err(_) => plain(StatusCode::SERVICE_UNAVAILABLE, "The sign-in was broken off.".to_owned()),
+        Err(_) => plain(StatusCode::SERVICE_UNAVAILABLE, "The sign-in was cancelled.".to_owned()),
     }
 }
 
-/// Leads to the provider, once. Who opens the page a second time learns that somebody else has opened it, and may have
-/// begun a sign-in of their own with its `state`: this one ends.
+/// Redirects to the provider, once. A second request for the page ends the sign-in: another user may have opened the page
+/// first, and may have begun a sign-in with its `state`.
 fn begin<J>(desk: &CallbackListener<J>, url: &Url) -> Response {
     if desk.opened.swap(true, Ordering::AcqRel) {
         drop(desk.visitor.lock().take().map(|visitor| visitor.send(Err(OpenedTwice))));
-        return plain(StatusCode::GONE, "This page was opened before, so the sign-in was broken off.".to_owned());
+        return plain(StatusCode::GONE, "This page was opened before, so the sign-in was cancelled.".to_owned());
     }
     (StatusCode::SEE_OTHER, [(header::LOCATION, url.as_str())], plain(StatusCode::SEE_OTHER, String::new()))
         .into_response()
 }
 
-/// Plain text, so that nothing in it is ever markup; and no trace of the code in a cache or at another site.
+/// A page of plain text, so that a browser reads no markup in it. The headers keep the code out of caches and of requests
+/// to other sites.
 fn plain(status: StatusCode, text: String) -> Response {
     let headers = [
         (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
@@ -282,7 +284,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_page_that_leads_to_the_provider_is_opened_once() {
+    async fn the_page_that_redirects_to_the_provider_opens_once() {
         let (port, visit) = listen().await;
         let page = get(port, "/begin").await;
         assert!(page.starts_with("HTTP/1.1 303"), "{page}");
@@ -294,7 +296,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn both_loopback_addresses_are_listened_at_and_an_occupied_one_is_not_left_to_another() {
+    async fn the_listener_binds_both_loopback_addresses_or_none() {
         let (port, visit) = listen_for("/back?app=1").await;
         let browser = tokio::spawn(async move {
             let mut stream = TcpStream::connect((Ipv6Addr::LOCALHOST, port)).await.unwrap();
@@ -317,7 +319,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn junk_and_other_states_are_turned_away_and_the_answer_is_still_waited_for() {
+    async fn the_listener_rejects_junk_and_other_states_and_waits_on() {
         let (port, visit) = listen().await;
         assert!(send(port, "\x16\x03\x01 no http\r\n\r\n").await.starts_with("HTTP/1.1 400"));
         assert!(send(port, "POST /?code=c&state=s1 HTTP/1.0\r\n\r\n").await.contains(" 404 "));
@@ -343,7 +345,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_second_answer_is_refused_and_nobody_listens_afterwards() {
+    async fn a_second_response_is_refused_and_the_listener_stops() {
         let (port, visit) = listen().await;
         let first = tokio::spawn(async move { get(port, "/?error=access_denied&state=s1").await });
         let visit = visited(visit).await;
@@ -355,7 +357,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_browser_is_told_when_the_sign_in_is_broken_off() {
+    async fn a_browser_gets_an_error_page_when_the_sign_in_is_cancelled() {
         let (port, visit) = listen().await;
         let browser = tokio::spawn(async move { get(port, "/?code=c&state=s1").await });
         drop(visited(visit).await);

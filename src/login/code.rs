@@ -20,21 +20,21 @@ use crate::{
     policy::commands,
 };
 
-/// What a person who looks at the terminal meanwhile may want to know.
-const WAITING: &str = "waiting for the browser to come back, for 5 minutes at most. If your browser is on another machine, \
-                       press Ctrl-C and run the command again with `--paste`";
+/// The line that a user sees in the terminal while the browser is at the provider.
+const WAITING: &str = "waiting at most 5 minutes for the browser to return. If your browser is on another machine, press \
+                       Ctrl-C and run the command again with `--paste`";
 
-/// An authorization request.
+/// An authorization request, and the secrets that its response needs.
 struct Authorization {
-    /// What the person opens.
+    /// The address that the user opens.
     url: Url,
-    /// Where the browser comes back to, if it does.
+    /// The redirect URI, at which the browser ends.
     redirect_uri: String,
     state: String,
     verifier: SecretString,
 }
 
-/// Sends the person to the provider, and hands what they bring back to `store`.
+/// Sends the user to the provider, exchanges the code, and passes the refresh token to `store`.
 pub(super) async fn sign_in(
     attempt: &Attempt<'_>,
     settings: &Login,
@@ -47,7 +47,7 @@ pub(super) async fn sign_in(
         Way::Listen { loopback, port, path } => {
             let listener = Listener::bind(loopback, port).await.map_err(|error| {
                 LoginError(format!(
-                    "a port of {} cannot be listened at ({error}): choose another with `--port`",
+                    "login cannot listen at a port of {} ({error}): choose another with `--port`",
                     loopback.host()
                 ))
             })?;
@@ -69,7 +69,7 @@ pub(super) async fn sign_in(
     }
 }
 
-/// The browser brings the code, and shows how it went.
+/// Receives the code at the listener. The browser's last page shows the result.
 async fn sign_in_at(
     attempt: &Attempt<'_>,
     listener: Listener,
@@ -84,7 +84,7 @@ async fn sign_in_at(
     let accept = move |query: &str| read_authorization_response(query, &state, issuer.as_deref());
     let visit = listener.visit(Expected { path, start, url: authorization.url.clone(), accept });
     let visit = async {
-        // Once the listener answers.
+        // The listener is polled first, so that it answers when the browser opens.
         let invited = async {
             invite(attempt, "with a browser on this machine", &authorization, (!settings.no_browser).then_some(&page));
             tell(WAITING);
@@ -111,13 +111,14 @@ async fn sign_in_at(
 
 fn begun_twice() -> LoginError {
     LoginError(
-        "the page that leads to the provider was opened twice. If you did not do that, another user of this machine has: \
-         nothing was written. Run the command again, with `--no-browser` if the browser itself opens pages twice"
+        "the page that redirects to the provider was opened twice. If you did not open it twice, another user of this \
+         machine did. Nothing was written. Run the command again, with `--no-browser` if the browser itself opens pages \
+         twice"
             .to_owned(),
     )
 }
 
-/// A page of this machine that leads to the provider; `None` if none can be served.
+/// Serves a local page that redirects to the provider. `None` if no port can be bound.
 async fn start_page(
     authorization: &Authorization,
 ) -> Option<(String, impl Future<Output = Option<Result<Callback, OpenedTwice>>>)> {
@@ -129,14 +130,14 @@ async fn start_page(
     Some((page, async { visit.await.ok().flatten() }))
 }
 
-/// Parameters of the authorization request that the sign-in itself sets, beyond those that the API server rejects in
+/// Parameters of the authorization request that only the sign-in sets. The API server rejects further names in
 /// `spec.client.parameters`.
 const OWN_PARAMETERS: [&str; 5] = ["response_type", "state", "code_challenge", "code_challenge_method", "login_hint"];
 
-/// Reads a pasted line, with the state and issuer of the sign-in.
+/// Reads a pasted line. The other arguments are the state and the issuer of the sign-in.
 type Reader = fn(&str, &str, Option<&str>) -> Pasted;
 
-/// The person brings the code.
+/// Reads the code, or the address that contains the code, from the terminal.
 async fn sign_in_by_hand(
     attempt: &Attempt<'_>,
     authorization: Authorization,
@@ -144,7 +145,7 @@ async fn sign_in_by_hand(
     settings: &Login,
     store: impl AsyncFnOnce(Granted) -> Result<String, LoginError>,
 ) -> Result<(), LoginError> {
-    // `--paste` is for a browser elsewhere, which the person opens.
+    // `--paste` is for a browser on another machine, which the user opens.
     let page = if settings.no_browser || settings.paste { None } else { start_page(&authorization).await };
     invite(attempt, "with a browser", &authorization, page.as_ref().map(|(page, _)| page));
     let opened_twice = async {
@@ -199,7 +200,7 @@ fn endpoint<'a>(attempt: &'a Attempt<'_>) -> Result<&'a str, LoginError> {
 fn authorize(attempt: &Attempt<'_>, endpoint: &str, redirect_uri: String) -> Result<Authorization, LoginError> {
     let wanted = &attempt.profile.sign_in;
     let invalid = |error: oauth2::url::ParseError| {
-        LoginError(format!("the authorization endpoint of the {} is no URL: {error}", attempt.provider()))
+        LoginError(format!("the authorization endpoint of the {} is not a URL: {error}", attempt.provider()))
     };
     let client = BasicClient::new(ClientId::new(attempt.client_id().to_owned()))
         .set_auth_uri(AuthUrl::new(endpoint.to_owned()).map_err(invalid)?);
@@ -208,7 +209,7 @@ fn authorize(attempt: &Attempt<'_>, endpoint: &str, redirect_uri: String) -> Res
         .authorize_url(CsrfToken::new_random)
         .set_pkce_challenge(challenge)
         .add_scopes(attempt.scopes.iter().cloned().map(Scope::new))
-        // One that is out of band is no URL.
+        // `oob` is not a URL, so `set_redirect_uri` cannot take it.
         .add_extra_param("redirect_uri", redirect_uri.clone())
         .add_extra_param("login_hint", attempt.credential.spec.mailbox.user());
     for (name, value) in wanted.parameters {
@@ -228,13 +229,14 @@ fn authorize(attempt: &Attempt<'_>, endpoint: &str, redirect_uri: String) -> Res
     })
 }
 
-/// Always prints the URL: the browser that opens may be the wrong one, or none. `page` is what a browser is started with:
-/// the arguments of a process are no place for the URL's `state`.
+/// Prints the URL, and opens a browser at `page`, if there is one. It always prints the URL, because the wrong browser may
+/// open, or no browser. The browser does not start with the URL itself: other users can read the arguments of a process,
+/// and the URL contains `state`.
 fn invite(attempt: &Attempt<'_>, how: &str, authorization: &Authorization, page: Option<&String>) {
     let url = authorization.url.as_str();
     tell(&format!("sign in as {} {how}:\n\n{url}\n", attempt.credential.spec.mailbox.user()));
     if page.is_some_and(|page| open::that_detached(page).is_err()) {
-        tell("no browser could be opened: open the address by hand");
+        tell("login could not open a browser: open the address yourself");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Who gets what the person consents to, where that is not the host of the page at which they sign in.
+//! The confirmation that a sign-in needs if the token endpoint has another host than the sign-in page.
 
 use url::Url;
 
@@ -7,9 +7,11 @@ use crate::{
     login::{LoginError, brought, exchange::Attempt, tell, terminal},
 };
 
-/// What a sign-in at `page` brings is sent to the token endpoint. Where that has another host, the author of the provider's
-/// object, or of its discovery document, may be after the sign-in: a genuine page, and a code that goes elsewhere (RFC 9700
-/// section 4.4; RFC 8628 section 5.4). So the person is told of it first and confirms it. The presets' hosts are known.
+/// Asks the user to confirm the host of the token endpoint if it differs from the host of `page`, the sign-in page.
+///
+/// `login` sends the response of a sign-in to the token endpoint. The author of the provider's object, or of its discovery
+/// document, chose both. An attacker could combine a genuine sign-in page with a token endpoint of their own (RFC 9700
+/// section 4.4; RFC 8628 section 5.4). The hosts of the presets are fixed, so they need no confirmation.
 pub(super) async fn confirm(attempt: &Attempt<'_>, settings: &Login, page: &str) -> Result<(), LoginError> {
     if !matches!(attempt.profile.preset, "oidc" | "oauth2") {
         return Ok(());
@@ -19,28 +21,27 @@ pub(super) async fn confirm(attempt: &Attempt<'_>, settings: &Login, page: &str)
         return Ok(());
     }
     tell(&format!(
-        "the page to sign in at is on {page}, but the response will be sent to {destination}, which the {} names as its \
-         token endpoint",
+        "the sign-in page is on {page}, but the response will be sent to {destination}, the token endpoint of the {}",
         attempt.provider()
     ));
     if settings.token_host.as_deref() == Some(destination.as_str()) {
         return Ok(());
     }
     tell(&format!(
-        "whoever runs {destination} gets the access that you consent to. If you trust it with the account {}, type yes and \
-         press Enter:",
+        "the operator of {destination} gets the access that you consent to. If you trust this host with the account {}, \
+         type yes and press Enter:",
         attempt.credential.spec.mailbox.user()
     ));
     match brought(terminal::line()).await?.trim() {
         "yes" => Ok(()),
         _ => Err(LoginError(format!(
-            "it was not confirmed that the response may go to {destination}: nothing was sent and nothing was written. Answer \
+            "you did not confirm that the response may go to {destination}: nothing was sent and nothing was written. Answer \
              yes, or add `--token-host {destination}`"
         ))),
     }
 }
 
-/// Host and port of a URL, the port only if it is not 443.
+/// The host of a URL, with its port if that is not 443.
 fn host(url: &str) -> String {
     let url = Url::parse(url).ok();
     let host = url.as_ref().and_then(|url| Some((url.host_str()?, url.port())));

@@ -1,4 +1,4 @@
-//! A sign-in with a code that is entered on any device (RFC 8628).
+//! A sign-in with a code that the user enters on any device (RFC 8628).
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::{
     reconcile::provider_client::authentication::Authentication,
 };
 
-/// Shows a code and waits until somebody has signed in with it.
+/// Prints a code, and polls the provider until a user has signed in with it.
 pub(super) async fn sign_in(attempt: &Attempt<'_>, settings: &Login) -> Result<Granted, LoginError> {
     let profile = attempt.profile;
     if !profile.grants.contains(&GrantType::DeviceCode) {
@@ -33,7 +33,7 @@ pub(super) async fn sign_in(attempt: &Attempt<'_>, settings: &Login) -> Result<G
     let Some(url) = attempt.resolved.endpoints.device_authorization_url.as_deref() else {
         return Err(LoginError(match profile.preset {
             "oauth2" => format!(
-                "the {} has no spec.oauth2.deviceAuthorizationURL, where a device sign-in begins: add it",
+                "the {} has no spec.oauth2.deviceAuthorizationURL, which a device sign-in needs: add it",
                 attempt.provider()
             ),
             _ => format!("the {} has no device authorization endpoint: leave out `--device`", attempt.provider()),
@@ -74,7 +74,7 @@ fn invite(attempt: &Attempt<'_>, authorization: &DeviceAuthorization) {
     tell(&format!("waiting for the sign-in; the code expires in {minutes} min"));
 }
 
-/// Asks until there is an answer (RFC 8628 sections 3.4 and 3.5).
+/// Polls the token endpoint until the sign-in succeeds, fails or expires (RFC 8628 sections 3.4 and 3.5).
 async fn poll(
     attempt: &Attempt<'_>,
     entry: &Authentication,
@@ -91,7 +91,7 @@ async fn poll(
         interval = match device_poll::outcome(&refusal) {
             PollOutcome::Pending => interval,
             PollOutcome::SlowDown => interval + SLOW_DOWN,
-            // RFC 8628 section 3.5: after a time-out, half as often. Other failures do not pass while the person waits.
+            // RFC 8628 section 3.5: double the interval after a time-out. Other failures do not end while the user waits.
             PollOutcome::Unanswered if matches!(refusal.reason, Reason::ProviderUnavailable | Reason::Throttled) => {
                 interval * 2
             }
@@ -111,7 +111,7 @@ fn is_over(expires_at: Timestamp, now: Timestamp, next: SignedDuration) -> bool 
 }
 
 fn expired() -> Refusal {
-    let mut refusal = Refusal::new(Reason::AuthorizationRequired, "nobody signed in before the code expired");
+    let mut refusal = Refusal::new(Reason::AuthorizationRequired, "no user signed in before the code expired");
     refusal.advice = Some("Run the command again for a new code");
     refusal
 }

@@ -1,4 +1,4 @@
-//! Requests to the provider, with each of the client's authentications in turn, and what a refusal says to the person.
+//! Requests to the provider, with each of the client's authentications in turn, and the message for a refused request.
 
 use oauth2::CsrfToken;
 use secrecy::SecretString;
@@ -26,52 +26,53 @@ use crate::{
     },
 };
 
-/// What a sign-in is made with.
+/// One sign-in: the credential, the provider and the scopes.
 pub(super) struct Attempt<'a> {
-    /// Whom it is for.
+    /// The credential that the refresh token is for.
     pub credential: &'a MailCredential,
-    /// The provider.
+    /// The object that describes the provider.
     pub object: &'a ProviderObject,
-    /// What is known about it.
+    /// The properties of the provider's preset.
     pub profile: &'a Profile,
-    /// Its endpoints and secrets.
+    /// The provider's endpoints and client credentials.
     pub resolved: &'a ResolvedProvider,
-    /// Where ServiceAccount tokens come from.
+    /// The client that requests ServiceAccount tokens.
     pub identities: &'a Identities,
-    /// Where the objects that the provider refers to stand.
+    /// The namespace of the objects that the provider refers to.
     pub home: String,
-    /// What to ask for.
+    /// The scopes to request.
     pub scopes: Vec<String>,
-    /// The time.
+    /// The clock for assertions and expiry times.
     pub clock: Clock,
 }
 
-/// What a sign-in brought.
+/// The result of a successful sign-in.
 pub(super) struct Granted {
-    /// For the seed.
+    /// The refresh token, which becomes the seed.
     pub refresh_token: SecretString,
-    /// Who signed in, as far as the provider says.
+    /// The names of the account that signed in, if the provider reports them.
     pub names: Vec<String>,
 }
 
-/// A request that was refused, and with which authentication.
+/// A refused request, with the client authentication that it used.
 pub(super) struct Refused<'a> {
     pub refusal: Refusal,
     pub entry: Option<&'a Authentication>,
 }
 
 impl<'a> Attempt<'a> {
-    /// The provider in words.
+    /// The provider's kind and name, for messages.
     pub fn provider(&self) -> String {
         checks::provider_words(self.credential)
     }
 
-    /// The client's id.
+    /// The client ID at the provider.
     pub fn client_id(&self) -> &str {
         &self.object.spec().client.id
     }
 
-    /// Asks with each authentication, as long as the client is what is refused. A code is still good after that.
+    /// Sends a request with each authentication, until the provider accepts the client. An authorization code stays valid
+    /// after a refused client.
     pub async fn in_turn<T>(
         &self,
         ask: impl AsyncFn(&ClientAuth) -> Result<T, Refusal>,
@@ -93,13 +94,13 @@ impl<'a> Attempt<'a> {
         Err(match each.into_refusal() {
             Some((refusal, entry)) => Refused { refusal, entry: Some(entry) },
             None => {
-                let what = "the client has no authentication that can be used";
+                let what = "the client has no usable authentication";
                 Refused { refusal: Refusal::new(Reason::InvalidClient, what), entry: None }
             }
         })
     }
 
-    /// What proves the client; a token of a ServiceAccount is made anew.
+    /// Builds the client authentication. Requests a new token if the authentication is a ServiceAccount token.
     pub async fn proof(&self, entry: &Authentication) -> Result<ClientAuth, Refusal> {
         let blocked = |blocker: &Blocker| Refusal::new(blocker.reason, blocker.message.clone());
         let client_credential = entry.client_credential.as_ref().map_err(blocked)?;
@@ -109,7 +110,7 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// One token request.
+    /// Sends one token request, and reads the refresh token from the response.
     pub async fn token(&self, auth: &ClientAuth, proof: GrantProof<'_>) -> Result<Granted, Refusal> {
         let unique = unique();
         let request = TokenRequest {
@@ -129,14 +130,14 @@ impl<'a> Attempt<'a> {
         let Some(rotated) = rotated else {
             return Err(Refusal::new(
                 Reason::InvalidScope,
-                "the provider gave an access token, but no refresh token with it: the client has to be allowed offline \
-                 access at the provider",
+                "the provider issued an access token, but no refresh token with it: allow offline access for the client at \
+                 the provider",
             ));
         };
         Ok(Granted { refresh_token: rotated.refresh_token, names: answer.names })
     }
 
-    /// Sends a request.
+    /// Sends a request to the provider, and maps transport errors to a refusal.
     pub async fn send(&self, request: Result<http::Request<Vec<u8>>, RequestError>) -> Result<Exchange, Refusal> {
         let request = request.map_err(|error| {
             let elsewhere = matches!(error, RequestError::OtherOrigin { .. });
@@ -149,13 +150,13 @@ impl<'a> Attempt<'a> {
         })
     }
 
-    /// With what the provider's own codes say.
+    /// Adds the meaning of the provider's own error codes to a refusal.
     pub fn refined(&self, mut refusal: Refusal, auth: &ClientAuth) -> Refusal {
         (self.profile.refine)(&mut refusal, &RefusalContext::new(GrantType::RefreshToken, auth, None));
         refusal
     }
 
-    /// The refusal, with what mends it.
+    /// The message for a refusal, with the command that fixes it.
     pub fn explain(&self, refused: Refused<'_>) -> LoginError {
         let Refused { refusal, entry } = refused;
         let declined = matches!(
@@ -165,16 +166,16 @@ impl<'a> Attempt<'a> {
         let again = "run the command again";
         LoginError(match refusal.reason {
             _ if declined && refusal.advice.is_none() => format!(
-                "{}: the sign-in was declined. To sign in after all, {again}, and consent as {}",
+                "{}: the sign-in was declined. To sign in, {again}, and consent as {}",
                 refusal.what,
                 self.credential.spec.mailbox.user()
             ),
             Reason::ProviderUnavailable | Reason::Throttled | Reason::MalformedResponse => {
                 format!("{}: nothing was written; {again} in a while", refusal.what)
             }
-            // What is advised without a code of the provider's is about refresh tokens.
+            // Without a provider code, `advice` assumes a refresh token.
             Reason::InvalidGrant if refusal.provider_code.is_none() => {
-                format!("{}: the provider does not accept what the sign-in brought; {again}", refusal.what)
+                format!("{}: the provider does not accept the code from the sign-in; {again}", refusal.what)
             }
             _ => advice::explain(&refusal, &self.advice_context(entry)),
         })
@@ -199,7 +200,7 @@ impl<'a> Attempt<'a> {
     }
 }
 
-/// 128 random bits, for an assertion's `jti`.
+/// A random text of 128 bits, for the `jti` of an assertion and for the path of the local page.
 pub(super) fn unique() -> String {
     CsrfToken::new_random().into_secret()
 }

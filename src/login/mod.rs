@@ -1,8 +1,9 @@
-//! `login`: a person signs in, and the refresh token is left in a labelled Secret for `grant.refreshToken`.
+//! The command `login`: a user signs in, and `login` writes the refresh token into a labelled Secret for
+//! `grant.refreshToken`.
 //!
-//! By the authorization code flow with PKCE (RFC 6749 section 4.1, RFC 7636, RFC 8252) or a device code (RFC 8628). What
-//! can be refused is refused before anybody signs in; nothing is written for another account than the mailbox's, and no
-//! token is ever printed.
+//! `login` uses the authorization code flow with PKCE (RFC 6749 section 4.1, RFC 7636, RFC 8252) or a device code
+//! (RFC 8628). It checks everything that it can check before the user signs in. It writes nothing if another account than
+//! the mailbox signs in, and it never prints a token.
 
 mod browser;
 mod code;
@@ -40,21 +41,23 @@ use crate::{
     reconcile::provider_client::federation::Identities,
 };
 
-/// What is done about a failure that may pass.
+/// The advice after a transient failure.
 const AGAIN: &str = "Run the command again in a while";
 
-/// How long a person may take.
+/// The longest wait for the user: for the browser, or for a line in the terminal.
 const SIGN_IN_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
-/// Why nothing was written, with what mends it.
+/// The message of a `login` that failed: what is wrong, and the command that fixes it. It contains no secret.
 #[derive(Debug, Error)]
 #[error("{0}")]
 pub struct LoginError(String);
 
-/// Signs a person in and stores the refresh token.
+/// Signs a user in, stores the refresh token in the Secret, and prints a MailCredential if no credential refers to the
+/// Secret yet.
 ///
 /// # Errors
-/// Why nothing was written.
+/// A message if the sign-in fails, or if the API server or the provider refuses a request. The Secret is then unchanged,
+/// unless only the print failed.
 pub async fn run(settings: Login) -> Result<(), LoginError> {
     let Kubernetes { kubeconfig, context } = &settings.kubernetes;
     let connection = Connection::find(kubeconfig.as_deref(), context.as_deref()).await;
@@ -82,7 +85,7 @@ pub async fn run(settings: Login) -> Result<(), LoginError> {
     }
     scopes.extend(profile.sign_in.scopes.iter().map(|scope| (*scope).to_owned()));
     if !settings.mailbox.contains('@') && profile.sign_in.scopes.contains(&"openid") {
-        // The user name is a claim of this scope (OpenID Connect Core section 5.4).
+        // The claim `preferred_username` belongs to this scope (OpenID Connect Core section 5.4).
         scopes.push("profile".to_owned());
     }
     let mut seen = std::collections::HashSet::new();
@@ -119,7 +122,7 @@ async fn credentials(client: &Client, namespace: &str) -> Result<Vec<MailCredent
     })
 }
 
-/// Sees who signed in, and stores what they left. What to show the person.
+/// Checks who signed in, and stores the refresh token. Returns the message for the user.
 async fn store(granted: Granted, mailbox: &str, profile: &Profile, seed: &Seed) -> Result<String, LoginError> {
     let Granted { refresh_token, names } = granted;
     let names: BTreeSet<_> = account::comparable(mailbox, &names).map(str::to_owned).collect();
@@ -143,16 +146,16 @@ async fn store(granted: Granted, mailbox: &str, profile: &Profile, seed: &Seed) 
     Ok(words)
 }
 
-/// Says what is left to do; what is to be applied goes to standard output, alone.
+/// Prints the next step. Standard output contains only the MailCredential to apply.
 fn conclude(target: &LoginTarget) -> Result<(), LoginError> {
     let Some(proposal) = &target.proposal else {
-        tell(&format!("the {} is re-seeded: there is nothing else to do", target.words()));
+        tell(&format!("the {} is re-seeded: no further step is necessary", target.words()));
         return Ok(());
     };
     tell("apply this, or pipe it to `kubectl apply -f -`:");
     let printed = yaml(proposal).and_then(|text| write!(std::io::stdout().lock(), "{text}").map_err(|e| e.to_string()));
     printed.map_err(|error| {
-        LoginError(format!("the refresh token is stored, but the MailCredential is not shown: {error}"))
+        LoginError(format!("the refresh token is stored, but the MailCredential cannot be printed: {error}"))
     })
 }
 
@@ -160,17 +163,17 @@ fn yaml(object: &Value) -> Result<String, String> {
     serde_yaml::to_string(object).map_err(|error| error.to_string())
 }
 
-/// Text of the provider's, fit for a terminal.
+/// Text from the provider without control characters, at most 254 characters.
 fn shown(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(254).collect()
 }
 
-/// A line for the person.
+/// Prints a line for the user to standard error.
 fn tell(text: &str) {
     eprintln!("{text}");
 }
 
-/// What a person brings, unless they take too long.
+/// Waits for the browser or the terminal, at most [`SIGN_IN_TIMEOUT`].
 async fn brought<T>(bringing: impl Future<Output = Option<T>>) -> Result<T, LoginError> {
     unless_interrupted(async {
         let brought = tokio::time::timeout(SIGN_IN_TIMEOUT, bringing).await.ok().flatten();
@@ -181,7 +184,7 @@ async fn brought<T>(bringing: impl Future<Output = Option<T>>) -> Result<T, Logi
     .await
 }
 
-/// What a person waits for, unless they press Ctrl-C first.
+/// Waits for a result, unless the user presses Ctrl-C first.
 async fn unless_interrupted<T>(waiting: impl Future<Output = Result<T, LoginError>>) -> Result<T, LoginError> {
     tokio::select! {
         waited = waiting => waited,

@@ -1,26 +1,26 @@
-//! What a person pastes: the address at which the browser ended, or the code that the last page shows.
+//! The line that the user pastes: the address at which the browser ended, or the code that the last page shows.
 
 use secrecy::SecretString;
 use url::Url;
 
 use crate::{login::browser::Brought, oauth::authorization::read_authorization_response};
 
-/// What was pasted.
+/// The meaning of a pasted line.
 pub(super) enum Pasted {
     /// A code, or the provider's refusal.
     Brought(Brought),
-    /// Nothing of use, and why not.
+    /// A line that is no response, with the reason to print.
     Not(&'static str),
 }
 
-/// Reads the address at which the browser ended. Its `state` must be that of this sign-in: an address that somebody else
-/// had the person paste is of another one.
+/// Reads the address at which the browser ended. Rejects an address without the `state` of this sign-in: an attacker can
+/// make the user paste only an address of another sign-in.
 pub(super) fn address(line: &str, state: &str, issuer: Option<&str>) -> Pasted {
     let Ok(url) = Url::parse(line.trim()) else {
-        return Pasted::Not("that is no address: copy all of the browser's address bar, which begins with http");
+        return Pasted::Not("that is not an address: copy all of the browser's address bar, which begins with http");
     };
     let query = url.query().or_else(|| url.fragment()).unwrap_or_default();
-    // The address of the sign-in page has the `state` too.
+    // The address of the sign-in page contains the `state` too.
     let is_response = url::form_urlencoded::parse(query.as_bytes()).any(|(name, _)| name == "code" || name == "error");
     match read_authorization_response(query, state, issuer).filter(|_| is_response) {
         Some(brought) => Pasted::Brought(brought),
@@ -31,8 +31,8 @@ pub(super) fn address(line: &str, state: &str, issuer: Option<&str>) -> Pasted {
     }
 }
 
-/// Reads a code. It comes without its `state`, for which PKCE makes up: a code that somebody else had them paste does not
-/// fit the verifier (RFC 9700 section 2.1).
+/// Reads a code. A code has no `state`; PKCE protects it instead. The provider rejects the code of another sign-in, because
+/// the verifier does not match (RFC 9700 section 2.1).
 pub(super) fn code(line: &str, state: &str, issuer: Option<&str>) -> Pasted {
     let line = line.trim();
     if line.starts_with("http://") || line.starts_with("https://") {
@@ -65,7 +65,7 @@ mod tests {
             ("https://localhost/?code=c&state=s2", "that is not the address at which this sign-in ended"),
             ("https://localhost/?code=c", "that is not the address at which this sign-in ended"),
             ("https://login.example/authorize?state=s1", "that is not the address at which this sign-in ended"),
-            ("c0de", "that is no address"),
+            ("c0de", "that is not an address"),
         ] {
             assert_eq!(shown(address(line, "s1", None)), expected, "{line}");
         }

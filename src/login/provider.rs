@@ -1,4 +1,4 @@
-//! The provider, as the person's own access to Kubernetes shows it.
+//! Reads and checks the provider with the user's own access to Kubernetes.
 
 use std::sync::Arc;
 
@@ -22,14 +22,14 @@ use crate::{
     },
 };
 
-/// What a provider, and what it refers to, are reached by.
+/// The clients that read a provider and the objects that it refers to.
 pub(super) struct Reach<'a> {
     pub kubernetes: &'a Client,
     pub clients: &'a IdpClients,
     pub identities: &'a Identities,
 }
 
-/// Reads the object.
+/// Reads the MailProvider or ClusterMailProvider that the flags name.
 pub(super) async fn read(settings: &Login, namespace: &str, client: &Client) -> Result<ProviderObject, LoginError> {
     let name = &settings.provider;
     let (found, words, list) = match kind(settings) {
@@ -47,10 +47,10 @@ pub(super) async fn read(settings: &Login, namespace: &str, client: &Client) -> 
         }
     };
     let found = found.map_err(|error| LoginError(format!("the {words} cannot be read: {}", describe(&error))))?;
-    found.ok_or_else(|| LoginError(format!("the {words} does not exist: name one of `{list}`")))
+    found.ok_or_else(|| LoginError(format!("the {words} does not exist: choose one from `{list}`")))
 }
 
-/// Sees whether it may and can be used for those that the token is for.
+/// Checks that the credentials of the target may use the provider, and that the provider supports them.
 pub(super) async fn check(
     object: &ProviderObject,
     target: &LoginTarget,
@@ -58,7 +58,7 @@ pub(super) async fn check(
 ) -> Result<Profile, LoginError> {
     let spec = object.spec();
     let profile = providers::profile(spec)
-        .ok_or_else(|| LoginError("the spec names no provider that this version knows".to_owned()))?;
+        .ok_or_else(|| LoginError("the spec names no provider that this version supports".to_owned()))?;
     for credential in &target.credentials {
         let scopes = inputs::scopes(credential, spec, &profile);
         let mut blocker = checks::spec_blocker(credential, spec, &profile, &scopes);
@@ -67,7 +67,7 @@ pub(super) async fn check(
                 true => (profile.scopes)(spec, credential.spec.grant.kind(), &credential.spec.protocols),
                 false => spec.scopes.clone(),
             };
-            // Who may not read the namespace learns of a refusal from the broker.
+            // Without the right to read the namespace, `login` cannot check the labels: the broker does.
             if let Ok(namespace) = Api::<Namespace>::all(client.clone()).get(checks::namespace(credential)).await {
                 let labels = namespace.metadata.labels.unwrap_or_default();
                 blocker = checks::allowance_blocker(credential, &provider.spec.allowed, &labels, &own);
@@ -80,7 +80,7 @@ pub(super) async fn check(
     Ok(profile)
 }
 
-/// Reads what it refers to, and asks for its endpoints.
+/// Reads the objects that the provider refers to, and requests its endpoints.
 pub(super) async fn prepare(
     object: &ProviderObject,
     settings: &Login,
@@ -102,7 +102,7 @@ pub(super) async fn prepare(
     }
 }
 
-/// Where the objects that the provider refers to stand.
+/// The namespace of the objects that the provider refers to.
 pub(super) fn home(settings: &Login, namespace: &str) -> String {
     match kind(settings) {
         ProviderKind::MailProvider => namespace.to_owned(),
@@ -110,12 +110,12 @@ pub(super) fn home(settings: &Login, namespace: &str) -> String {
     }
 }
 
-/// The broker's namespace is easily forgotten: nothing tells it but the flag.
+/// The end of a message, if the flags do not name the broker's namespace: `login` then had to assume one.
 fn searched(settings: &Login, home: &str) -> String {
     match settings.cluster && settings.access.broker_namespace.is_none() {
         true => format!(
-            "; what a ClusterMailProvider refers to was looked for in the namespace {home}: if the broker is in another, \
-             name it with `--broker-namespace`"
+            "; login searched the namespace {home} for the objects of the ClusterMailProvider: if the broker is in another \
+             namespace, name it with `--broker-namespace`"
         ),
         false => String::new(),
     }

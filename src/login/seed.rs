@@ -1,4 +1,4 @@
-//! The Secret that the refresh token is left in.
+//! The Secret that stores the refresh token.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -18,13 +18,13 @@ use crate::{
     reconcile::provider_client::sources::{is_labelled, is_own},
 };
 
-/// Tries to write, where somebody else writes at the same time or the API server is away for a moment: the person would
-/// have to sign in again.
+/// How often `put` tries to write if another client writes at the same time, or if the API server fails for a moment.
+/// Otherwise the user would have to sign in again.
 const TRIES: usize = 5;
-/// Between two tries.
+/// The wait between two tries.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// A key of a Secret that `grant.refreshToken` refers to, or will.
+/// The Secret and the key that `grant.refreshToken` refers to, or will refer to.
 pub(super) struct Seed {
     api: Api<Secret>,
     namespace: String,
@@ -38,15 +38,15 @@ impl Seed {
         Self { api, namespace: namespace.to_owned(), name: name.to_owned(), key: key.to_owned() }
     }
 
-    /// What it is called.
+    /// The key and the Secret, for messages.
     pub fn words(&self) -> String {
         format!("key {} of the Secret {}/{}", self.key, self.namespace, self.name)
     }
 
-    /// Sees, before anybody signs in, whether it could be written.
+    /// Checks with a dry run that the Secret can be written, before the user signs in.
     pub async fn dry_run(&self) -> Result<(), LoginError> {
-        match self.write(b"a rehearsal", true).await? {
-            // Some admission webhooks refuse every rehearsal; who may not write is refused with these.
+        match self.write(b"dry run", true).await? {
+            // Only these codes show that the user may not write. Some admission webhooks refuse every dry run.
             Err(kube::Error::Api(status)) if [401, 403, 404, 422].contains(&status.code) => {
                 Err(self.unwritten(&kube::Error::Api(status)))
             }
@@ -54,7 +54,7 @@ impl Seed {
         }
     }
 
-    /// Writes the token.
+    /// Writes the refresh token, and tries again after a transient error.
     pub async fn put(&self, token: &SecretString) -> Result<(), LoginError> {
         let mut tries = 1;
         loop {
@@ -68,7 +68,7 @@ impl Seed {
         }
     }
 
-    /// Creates the Secret, or replaces the key in the one that is there.
+    /// Creates the Secret, or replaces the key in the Secret that exists.
     async fn write(&self, value: &[u8], dry_run: bool) -> Result<kube::Result<()>, LoginError> {
         let value = ByteString(value.to_vec());
         let found = match self.api.get_opt(&self.name).await {
@@ -101,7 +101,7 @@ impl Seed {
         }
     }
 
-    /// Whether the Secret that is there may be changed.
+    /// Checks that `login` may change the Secret that exists.
     fn check(&self, found: &Secret) -> Result<(), LoginError> {
         let Self { namespace, name, .. } = self;
         let subject = KubectlObject::secret(namespace, name);
@@ -113,15 +113,16 @@ impl Seed {
         }
         if !is_labelled(found) {
             return Err(LoginError(format!(
-                "the Secret {namespace}/{name} exists, and does not carry the label of a seed; it is left as it is. Choose \
-                 another name with `--secret`, or, if the broker may read this one, label it with `{} {}=true --overwrite`",
+                "the Secret {namespace}/{name} exists, and does not carry the label of a seed, so login does not change \
+                 it. Choose another name with `--secret`, or, if the broker may read this Secret, label it with `{} \
+                 {}=true --overwrite`",
                 subject.command("label"),
                 names::LABEL_SOURCE
             )));
         }
         if found.immutable == Some(true) {
             return Err(LoginError(format!(
-                "the Secret {namespace}/{name} is immutable: remove it with `{}`",
+                "the Secret {namespace}/{name} is immutable: delete it with `{}`",
                 subject.command("delete")
             )));
         }
@@ -131,7 +132,7 @@ impl Seed {
     fn unwritten(&self, error: &kube::Error) -> LoginError {
         let Self { namespace, .. } = self;
         LoginError(format!(
-            "the {} cannot be written: {}. It takes the rights to get, create and patch Secrets: see `kubectl -n \
+            "the {} cannot be written: {}. login needs the rights to get, create and patch Secrets: see `kubectl -n \
              {namespace} auth can-i --list`",
             self.words(),
             describe(error)
@@ -139,7 +140,7 @@ impl Seed {
     }
 }
 
-/// Whether another try may succeed: somebody else wrote, or the API server is away.
+/// Whether another try may succeed: another client wrote, or the API server does not answer.
 fn is_passing(error: &kube::Error) -> bool {
     match error {
         kube::Error::Api(status) => status.code == 409 || status.code == 429 || status.code >= 500,

@@ -1,4 +1,4 @@
-//! Whom the refresh token is for: the MailCredentials that refer to the seed, or one that is proposed.
+//! The target of the refresh token: the MailCredentials that refer to the seed, or a proposed MailCredential.
 
 use kube::{Resource as _, ResourceExt as _};
 use serde_json::{Value, json};
@@ -11,16 +11,16 @@ use crate::{
     providers::account::fold,
 };
 
-/// Whom the refresh token is for.
+/// The credentials that the refresh token is for.
 pub(super) struct LoginTarget {
-    /// Those that refer to the seed; else the one that is proposed.
+    /// The credentials that refer to the seed; if there are none, the proposed credential.
     pub credentials: Vec<MailCredential>,
-    /// The one that is proposed.
+    /// The MailCredential to print, if no credential refers to the seed.
     pub proposal: Option<Value>,
 }
 
 impl LoginTarget {
-    /// Finds it among the namespace's credentials.
+    /// Finds the target among the namespace's credentials, or proposes a new one.
     pub fn find(settings: &Login, namespace: &str, all: Vec<MailCredential>) -> Result<Self, LoginError> {
         let refers = |credential: &MailCredential| {
             let seed = credential.spec.grant.refresh_token.as_ref().map(|grant| &grant.secret_ref);
@@ -33,7 +33,7 @@ impl LoginTarget {
             }
             let proposal = propose(settings, namespace, &others);
             let credential = serde_json::from_value(proposal.clone())
-                .map_err(|error| LoginError(format!("no MailCredential can be made of this: {error}")))?;
+                .map_err(|error| LoginError(format!("these flags make no valid MailCredential: {error}")))?;
             return Ok(Self { credentials: vec![credential], proposal: Some(proposal) });
         }
         for credential in &credentials {
@@ -42,12 +42,12 @@ impl LoginTarget {
         Ok(Self { credentials, proposal: None })
     }
 
-    /// One that speaks for all.
+    /// The credential for messages and the sign-in. All credentials have the same provider and account.
     pub fn first(&self) -> Option<&MailCredential> {
         self.credentials.first()
     }
 
-    /// Those that are there, in words.
+    /// The kinds and names of the credentials, for messages.
     pub fn words(&self) -> String {
         let name = |credential: &MailCredential| {
             format!("MailCredential {}/{}", checks::namespace(credential), credential.name_any())
@@ -56,7 +56,7 @@ impl LoginTarget {
     }
 }
 
-/// A credential that is seeded by this Secret must want what is signed in for.
+/// Checks that a credential that refers to this Secret has the provider and the account of the flags.
 fn check(credential: &MailCredential, settings: &Login) -> Result<(), LoginError> {
     let reference = &credential.spec.provider_ref;
     let name = format!("{}/{}", checks::namespace(credential), credential.name_any());
@@ -81,18 +81,18 @@ fn check(credential: &MailCredential, settings: &Login) -> Result<(), LoginError
     Ok(())
 }
 
-/// A plain user name tells no address of a mailbox, so no MailCredential can be proposed for it.
+/// The error for a user name without an address: a proposed MailCredential needs the address of the mailbox.
 fn no_address(settings: &Login, namespace: &str) -> LoginError {
     let Login { mailbox, secret, key, .. } = settings;
     LoginError(format!(
-        "{mailbox} is a user name and no address, and no MailCredential of the namespace {namespace} refers to the Secret \
+        "{mailbox} is a user name, not an address, and no MailCredential of the namespace {namespace} refers to the Secret \
          {secret} (key {key}) yet. First apply a MailCredential with `mailbox: {{address: <address>, authenticateAs: \
          {mailbox}}}` and `grant: {{refreshToken: {{secretRef: {{name: {secret}, key: {key}}}}}}}`, then run this command \
          again. For an account that has an address, give the address to `--mailbox`"
     ))
 }
 
-/// The provider's kind.
+/// The kind of the provider that the flags name.
 pub(super) fn kind(settings: &Login) -> ProviderKind {
     if settings.cluster { ProviderKind::ClusterMailProvider } else { ProviderKind::MailProvider }
 }
@@ -118,12 +118,12 @@ fn propose(settings: &Login, namespace: &str, others: &[MailCredential]) -> Valu
     })
 }
 
-/// The Secret for the pods.
+/// The name of the target Secret, which pods mount.
 fn target(name: &str) -> String {
     format!("{name}-mail-token")
 }
 
-/// A name for the credential of a mailbox: its local part, as far as Kubernetes allows.
+/// The name for the credential of a mailbox: the local part, with `-` for each character that Kubernetes rejects.
 fn name_of(mailbox: &str) -> String {
     let local = mailbox.split('@').next().unwrap_or_default().to_lowercase();
     let plain: String = local.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proposal_has_a_name_that_nothing_else_has() {
+    fn a_proposal_has_an_unused_name() {
         assert_eq!(named(&settings("Mr.O'Neill+x@example.org", "seed"), vec![]), "mr-o-neill-x");
         assert_eq!(named(&settings("++@example.org", "seed"), vec![]), "mail");
         for secret in ["billing-grant", "billing-mail-token"] {
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_user_name_is_that_of_a_credential_which_is_there() {
+    fn a_plain_user_name_needs_an_existing_credential() {
         let svc = settings("svc", "seed");
         let refused = find(&svc, vec![]).err().unwrap().0;
         assert!(refused.contains("authenticateAs: svc") && refused.contains("name: seed"), "{refused}");
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_credential_that_wants_somebody_or_something_else_is_not_seeded() {
+    fn a_credential_with_another_account_or_provider_is_not_seeded() {
         let there = || find(&settings("billing@example.org", "seed"), vec![]).unwrap().credentials;
         let refusal = |settings: &Login| find(settings, there()).err().unwrap().0;
         assert!(find(&settings("Billing@Example.org", "seed"), there()).is_ok(), "case does not count");

@@ -1,11 +1,12 @@
-//! What a person types.
+//! Lines that the user types.
 
 use tokio::sync::oneshot;
 
-/// The next line of standard input; empty at its end. `None` only if nothing reads it any more.
+/// Reads the next line of standard input; an empty line at the end of the input. `None` only if the reading thread fails.
 pub(super) async fn line() -> Option<String> {
     let (typed, waiting) = oneshot::channel();
-    // At its end the process waits for tasks of the runtime, but not for this: Ctrl-C does not need a line after it.
+    // A plain thread, not `spawn_blocking`: on shutdown the runtime would wait for the task, and Ctrl-C would hang until
+    // the user presses Enter.
     std::thread::spawn(move || {
         let line = std::io::stdin().lines().next().and_then(Result::ok);
         drop(typed.send(line.unwrap_or_default()));

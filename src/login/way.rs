@@ -1,4 +1,4 @@
-//! How what the browser brings comes back: to a port of this machine, or by a person's hands.
+//! How the authorization response reaches `login`: at a port of this machine, or pasted by the user.
 
 use url::{Host, Url};
 
@@ -8,26 +8,26 @@ use crate::{
     providers::Redirect,
 };
 
-/// How what the browser brings comes back.
+/// How the authorization response reaches `login`.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Way {
-    /// The browser comes back to a port of this machine.
+    /// The provider redirects the browser to a port of this machine.
     Listen {
-        /// The host of the redirect URI, and with it the addresses that are listened at.
+        /// The host of the redirect URI, which decides the addresses to bind.
         loopback: Loopback,
-        /// The port; `None` is any that is free.
+        /// The port; `None` means any free port.
         port: Option<u16>,
         /// The path and query of the redirect URI.
         path: String,
     },
-    /// The browser ends at this redirect URI, and the person pastes the address.
+    /// The browser ends at this redirect URI, and the user pastes the address.
     PasteAddress(String),
-    /// The provider's last page shows a code, and the person pastes that.
+    /// The provider's last page shows a code, and the user pastes the code.
     PasteCode(String),
 }
 
 impl Way {
-    /// What the flags and the provider's preset want.
+    /// Chooses from the flags and the provider's preset.
     pub fn choose(settings: &Login, preset: &str, redirect: Redirect) -> Result<Self, LoginError> {
         let Login { redirect_uri, port, paste, .. } = settings;
         match (redirect_uri, redirect) {
@@ -40,8 +40,8 @@ impl Way {
                 Ok(Self::Listen { loopback: Loopback::Both, port: *port, path: path.to_owned() })
             }
             (None, Redirect::OutOfBand(_)) if port.is_some() => Err(LoginError(format!(
-                "the browser does not come back to this machine from the provider {preset}, which shows a code to copy: \
-                 leave out `--port`"
+                "the provider {preset} shows a code to copy, and does not redirect the browser to this machine: leave out \
+                 `--port`"
             ))),
             (None, Redirect::OutOfBand(uri)) => Ok(Self::PasteCode(uri.to_owned())),
         }
@@ -65,7 +65,7 @@ impl Way {
                 Ok(Self::Listen { loopback, port: url.port().or(port), path })
             }
             None => Err(LoginError(format!(
-                "nothing on this machine answers at {uri}: add `--paste`, and paste the address at which the browser ends"
+                "login cannot listen at {uri}: add `--paste`, and paste the address at which the browser ends"
             ))),
         }
     }
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_and_preset_decide_how_the_answer_comes_back() {
+    fn flags_and_preset_decide_how_the_response_arrives() {
         let (localhost, oob) = (Redirect::Localhost("/"), Redirect::OutOfBand("oob"));
         let address = |uri: &str| Ok(Way::PasteAddress(uri.to_owned()));
         let code = |uri: &str| Ok(Way::PasteCode(uri.to_owned()));

@@ -507,15 +507,15 @@ async fn a_response_that_goes_to_another_host_is_announced_and_confirmed() {
     let announced = format!("is on localhost:{}, but the response will be sent to {elsewhere}", room.idp.port());
 
     let mut login = room.login(&["--no-browser"]);
-    assert!(login.line("the page to sign in at").await.contains(&announced));
-    login.line(&format!("whoever runs {elsewhere}")).await;
+    assert!(login.line("the sign-in page is on ").await.contains(&announced));
+    login.line(&format!("the operator of {elsewhere}")).await;
     login.enter("no");
     let complaint = login.refused().await;
     assert!(complaint.contains("nothing was sent") && !complaint.contains("https://localhost"), "{complaint}");
     assert_eq!((room.idp.token_requests().len(), room.seed().await), (0, None));
 
     let mut login = room.login(&["--no-browser"]);
-    login.line("whoever runs").await;
+    login.line("the operator of ").await;
     login.enter("yes");
     room.browse(&login.url().await).await;
     assert!(login.end().await.0.success());
@@ -523,7 +523,7 @@ async fn a_response_that_goes_to_another_host_is_announced_and_confirmed() {
     let login = room.login(&["--no-browser", "--token-host", &elsewhere]);
     room.browse(&login.url().await).await;
     let (status, _, err) = login.end().await;
-    assert!(status.success() && err.contains(&announced) && !err.contains("whoever runs"), "{err}");
+    assert!(status.success() && err.contains(&announced) && !err.contains("the operator of"), "{err}");
 }
 
 #[tokio::test]
@@ -535,10 +535,10 @@ async fn a_code_that_is_entered_at_another_hosts_page_is_announced_and_confirmed
     });
     room.idp.answer_at(DEVICE, Answer::json(200, elsewhere));
     let mut login = room.login(&["--device"]);
-    let announced = login.line("the page to sign in at").await;
+    let announced = login.line("the sign-in page is on ").await;
     let destination = format!("localhost:{}", room.idp.port());
     assert!(announced.contains(&format!("is on login.example.com, but the response will be sent to {destination}")));
-    login.line("whoever runs").await;
+    login.line("the operator of ").await;
     login.enter("");
     let complaint = login.refused().await;
     assert!(complaint.contains(&format!("`--token-host {destination}`")), "{complaint}");
