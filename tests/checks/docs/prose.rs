@@ -1,7 +1,6 @@
 //! Plain English in pages, chart texts, scripts, comments and messages: no words that hide who does what.
 
 use std::{
-    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -54,10 +53,6 @@ const AVOID: &[(&str, &str)] = &[
     ("material", "client credentials"),
 ];
 
-/// Pages and source modules that still have words to avoid or fragments. Take an entry off when its last one is rewritten: the
-/// tests fail if an entry is plain already. A module is named by its path below the `src` folder of any package.
-const NOT_PLAIN_YET: &[&str] = &["login"];
-
 /// A text, and the place to report it by.
 struct Text {
     /// From the root of the repository, with the line.
@@ -104,23 +99,13 @@ fn relative(path: &Path) -> String {
     path.strip_prefix(root()).unwrap().display().to_string()
 }
 
-/// Rust files of all packages but the testkit: the path, and the path below the package's `src`.
-fn sources() -> Vec<(PathBuf, String)> {
-    let below = |path: PathBuf| {
-        let path_below = relative(&path).split_once("src/").unwrap().1.to_owned();
-        (path, path_below)
-    };
+/// Rust files of all packages but the testkit.
+fn sources() -> Vec<PathBuf> {
     let packages = fs::read_dir(root().join("crates")).into_iter().flatten();
     let packages = packages.filter(|entry| entry.as_ref().is_ok_and(|entry| entry.file_name() != "testkit"));
     let packages = packages.map(|entry| format!("crates/{}/src", entry.unwrap().file_name().display()));
     let folders: Vec<_> = ["src".to_owned()].into_iter().chain(packages).collect();
-    folders.iter().flat_map(|folder| files(folder, &[".rs"])).map(below).collect()
-}
-
-/// Whether a page or module is exempt, by its entry of [`NOT_PLAIN_YET`].
-fn exemption(path: &str) -> Option<&'static str> {
-    let covers = |entry: &&&str| path == **entry || path.starts_with(&format!("{entry}/"));
-    NOT_PLAIN_YET.iter().find(covers).copied()
+    folders.iter().flat_map(|folder| files(folder, &[".rs"])).collect()
 }
 
 /// A comment to the end of its line, or a string literal, with the number of its first line.
@@ -218,15 +203,14 @@ fn texts_with_hashes(path: &Path) -> Vec<Text> {
 }
 
 /// A page without code blocks and link targets.
-fn texts_of_pages() -> Vec<(String, Text)> {
+fn texts_of_pages() -> Vec<Text> {
     let text = |page: &super::Page| {
         let mut prose = String::new();
         for (at, part) in page.prose().split("](").enumerate() {
             prose += if at == 0 { part } else { part.split_once(')').map_or("", |(_, rest)| rest) };
             prose.push(' ');
         }
-        let path = page.path.display().to_string();
-        (path.clone(), Text { place: path, text: prose })
+        Text { place: page.path.display().to_string(), text: prose }
     };
     pages().iter().map(text).collect()
 }
@@ -265,8 +249,7 @@ fn assert_none(findings: &[String]) {
 
 #[test]
 fn pages_use_no_word_to_avoid() {
-    let texts = texts_of_pages().into_iter().filter(|(path, _)| exemption(path).is_none());
-    assert_none(&texts.flat_map(|(_, text)| text.findings()).collect::<Vec<_>>());
+    assert_none(&texts_of_pages().iter().flat_map(Text::findings).collect::<Vec<_>>());
 }
 
 #[test]
@@ -292,12 +275,8 @@ fn the_chart_and_the_scripts_use_no_word_to_avoid() {
 #[test]
 fn comments_and_messages_use_no_word_to_avoid() {
     let mut findings = vec![];
-    for (path, below) in sources() {
-        if exemption(&below).is_none() {
-            findings.extend(texts_of_source(&path).iter().flat_map(Text::findings));
-        }
-    }
-    for path in ["bench", "examples", "fuzz/fuzz_targets"].iter().flat_map(|folder| files(folder, &[".rs"])) {
+    let others = ["bench", "examples", "fuzz/fuzz_targets"].iter().flat_map(|folder| files(folder, &[".rs"]));
+    for path in sources().into_iter().chain(others) {
         findings.extend(texts_of_source(&path).iter().flat_map(Text::findings));
     }
     assert_none(&findings);
@@ -329,8 +308,7 @@ fn fragments(path: &Path) -> Vec<String> {
 
 #[test]
 fn doc_comments_of_public_items_are_no_fragments() {
-    let plain = sources().into_iter().filter(|(_, below)| exemption(below).is_none());
-    assert_none(&plain.flat_map(|(path, _)| fragments(&path)).collect::<Vec<_>>());
+    assert_none(&sources().iter().flat_map(|path| fragments(path)).collect::<Vec<_>>());
 }
 
 /// Descriptions in the generated CRDs that do not begin with their field's name.
@@ -358,27 +336,5 @@ fn descriptions_without_their_field() -> Vec<String> {
 
 #[test]
 fn crd_descriptions_begin_with_their_fields_name() {
-    if exemption("crds").is_none() {
-        assert_none(&descriptions_without_their_field());
-    }
-}
-
-#[test]
-fn what_is_plain_already_is_no_exemption() {
-    let mut needed = BTreeSet::new();
-    for (path, text) in texts_of_pages() {
-        if !text.findings().is_empty() {
-            needed.extend(exemption(&path));
-        }
-    }
-    for (path, below) in sources() {
-        if texts_of_source(&path).iter().any(|text| !text.findings().is_empty()) || !fragments(&path).is_empty() {
-            needed.extend(exemption(&below));
-        }
-    }
-    if !descriptions_without_their_field().is_empty() {
-        needed.extend(exemption("crds"));
-    }
-    let plain: Vec<_> = NOT_PLAIN_YET.iter().filter(|entry| !needed.contains(*entry)).collect();
-    assert!(plain.is_empty(), "take these off the list NOT_PLAIN_YET, they are plain: {plain:?}");
+    assert_none(&descriptions_without_their_field());
 }
