@@ -57,14 +57,14 @@ impl Loopback {
     }
 }
 
-/// A bound port. The listener answers no request before `visit`.
+/// A bound port. The listener answers no request before `receive`.
 pub(super) struct Listener {
     listeners: Vec<TcpListener>,
     port: u16,
 }
 
 /// The authorization response: the code, or the reason for which there is no code.
-pub(super) type Brought = Result<SecretString, Refusal>;
+pub(super) type CodeResponse = Result<SecretString, Refusal>;
 
 /// Sends the last page, with its status, to the browser.
 type Page = oneshot::Sender<(StatusCode, String)>;
@@ -87,21 +87,21 @@ pub(super) struct OpenedTwice;
 /// The request that carried the authorization response. Its browser waits for the last page.
 pub(super) struct Callback {
     /// The authorization response of the provider.
-    pub brought: Brought,
+    pub response: CodeResponse,
     page: Page,
     servers: Vec<JoinHandle<io::Result<()>>>,
     /// Stops the listener when dropped.
     stop: DropGuard,
 }
 
-/// Sends the response to the caller of `visit`.
-type Visitor = oneshot::Sender<Result<(Brought, Page), OpenedTwice>>;
+/// Sends the response to the caller of `receive`.
+type ResponseSender = oneshot::Sender<Result<(CodeResponse, Page), OpenedTwice>>;
 
 /// The state of the listener: it checks queries until one is the response.
 struct CallbackListener<J> {
     expected: Expected<J>,
     opened: AtomicBool,
-    visitor: Mutex<Option<Visitor>>,
+    sender: Mutex<Option<ResponseSender>>,
 }
 
 impl Listener {
@@ -154,23 +154,23 @@ impl Listener {
 
     /// Waits for the one request that `accept` accepts. Other requests get an error page. `None` if the listener has
     /// stopped.
-    pub async fn visit<J>(self, expected: Expected<J>) -> Option<Result<Callback, OpenedTwice>>
+    pub async fn receive<J>(self, expected: Expected<J>) -> Option<Result<Callback, OpenedTwice>>
     where
-        J: Fn(&str) -> Option<Brought> + Send + Sync + 'static,
+        J: Fn(&str) -> Option<CodeResponse> + Send + Sync + 'static,
     {
-        let (visitor, visited) = oneshot::channel();
-        let desk =
-            Arc::new(CallbackListener { expected, opened: AtomicBool::new(false), visitor: Mutex::new(Some(visitor)) });
+        let (sender, received) = oneshot::channel();
+        let state =
+            Arc::new(CallbackListener { expected, opened: AtomicBool::new(false), sender: Mutex::new(Some(sender)) });
         let stop = CancellationToken::new();
-        let service = Router::new().fallback(answer).with_state(desk);
+        let service = Router::new().fallback(answer).with_state(state);
         let serve = |listener| {
             let served = axum::serve(listener, service.clone());
             tokio::spawn(served.with_graceful_shutdown(stop.clone().cancelled_owned()).into_future())
         };
         let servers = self.listeners.into_iter().map(serve).collect();
         let stop = stop.drop_guard();
-        let visit = visited.await.ok()?;
-        Some(visit.map(|(brought, page)| Callback { brought, page, servers, stop }))
+        let callback = received.await.ok()?;
+        Some(callback.map(|(response, page)| Callback { response, page, servers, stop }))
     }
 }
 
@@ -184,27 +184,27 @@ impl Callback {
     }
 }
 
-async fn answer<J>(State(desk): State<Arc<CallbackListener<J>>>, request: Request) -> Response
+async fn answer<J>(State(state): State<Arc<CallbackListener<J>>>, request: Request) -> Response
 where
-    J: Fn(&str) -> Option<Brought>,
+    J: Fn(&str) -> Option<CodeResponse>,
 {
-    let Expected { path, start, url, accept } = &desk.expected;
+    let Expected { path, start, url, accept } = &state.expected;
     if request.method() != Method::GET {
         return plain(StatusCode::NOT_FOUND, "There is nothing here.".to_owned());
     }
     if request.uri().path() == start {
-        return begin(&desk, url);
+        return redirect_once(&state, url);
     }
     if request.uri().path() != path.split('?').next().unwrap_or_default() {
         return plain(StatusCode::NOT_FOUND, "There is nothing here.".to_owned());
     }
-    let Some(brought) = accept(request.uri().query().unwrap_or_default()) else {
+    let Some(response) = accept(request.uri().query().unwrap_or_default()) else {
         let text = "This is not the response to the sign-in that mail-token-broker waits for.";
         return plain(StatusCode::BAD_REQUEST, text.to_owned());
     };
-    let visitor = desk.visitor.lock().take();
+    let sender = state.sender.lock().take();
     let (page, shown) = oneshot::channel();
-    let Some(Ok(())) = visitor.map(|visitor| visitor.send(Ok((brought, page)))) else {
+    let Some(Ok(())) = sender.map(|sender| sender.send(Ok((response, page)))) else {
         return plain(StatusCode::CONFLICT, "This sign-in already has its response.".to_owned());
     };
     match shown.await {
@@ -215,9 +215,9 @@ where
 
 /// Redirects to the provider, once. A second request for the page ends the sign-in: another user may have opened the page
 /// first, and may have begun a sign-in with its `state`.
-fn begin<J>(desk: &CallbackListener<J>, url: &Url) -> Response {
-    if desk.opened.swap(true, Ordering::AcqRel) {
-        drop(desk.visitor.lock().take().map(|visitor| visitor.send(Err(OpenedTwice))));
+fn redirect_once<J>(state: &CallbackListener<J>, url: &Url) -> Response {
+    if state.opened.swap(true, Ordering::AcqRel) {
+        drop(state.sender.lock().take().map(|sender| sender.send(Err(OpenedTwice))));
         return plain(StatusCode::GONE, "This page was opened before, so the sign-in was cancelled.".to_owned());
     }
     (StatusCode::SEE_OTHER, [(header::LOCATION, url.as_str())], plain(StatusCode::SEE_OTHER, String::new()))
@@ -261,13 +261,13 @@ mod tests {
         send(port, &format!("GET {target} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")).await
     }
 
-    type Visited = JoinHandle<Option<Result<Callback, OpenedTwice>>>;
+    type Received = JoinHandle<Option<Result<Callback, OpenedTwice>>>;
 
-    async fn listen() -> (u16, Visited) {
+    async fn listen() -> (u16, Received) {
         listen_for("/").await
     }
 
-    async fn listen_for(path: &str) -> (u16, Visited) {
+    async fn listen_for(path: &str) -> (u16, Received) {
         let listener = Listener::bind(Loopback::Both, None).await.unwrap();
         let port = listener.port();
         let expected = Expected {
@@ -276,28 +276,28 @@ mod tests {
             url: "https://login.example/authorize?state=s1".parse().unwrap(),
             accept: |query: &str| read_authorization_response(query, "s1", None),
         };
-        (port, tokio::spawn(listener.visit(expected)))
+        (port, tokio::spawn(listener.receive(expected)))
     }
 
-    async fn visited(visit: Visited) -> Callback {
-        visit.await.unwrap().unwrap().ok().unwrap()
+    async fn received(callback: Received) -> Callback {
+        callback.await.unwrap().unwrap().ok().unwrap()
     }
 
     #[tokio::test]
     async fn the_page_that_redirects_to_the_provider_opens_once() {
-        let (port, visit) = listen().await;
+        let (port, callback) = listen().await;
         let page = get(port, "/begin").await;
         assert!(page.starts_with("HTTP/1.1 303"), "{page}");
         assert!(page.contains("location: https://login.example/authorize?state=s1"), "{page}");
         assert!(page.contains("no-store"), "{page}");
         let page = get(port, "/begin").await;
         assert!(page.starts_with("HTTP/1.1 410") && !page.contains("state=s1"), "{page}");
-        assert!(visit.await.unwrap().unwrap().is_err(), "the sign-in ends");
+        assert!(callback.await.unwrap().unwrap().is_err(), "the sign-in ends");
     }
 
     #[tokio::test]
     async fn the_listener_binds_both_loopback_addresses_or_none() {
-        let (port, visit) = listen_for("/back?app=1").await;
+        let (port, callback) = listen_for("/back?app=1").await;
         let browser = tokio::spawn(async move {
             let mut stream = TcpStream::connect((Ipv6Addr::LOCALHOST, port)).await.unwrap();
             stream.write_all(b"GET /back?app=1&code=c&state=s1 HTTP/1.0\r\n\r\n").await.unwrap();
@@ -305,7 +305,7 @@ mod tests {
             stream.read_to_string(&mut page).await.unwrap();
             page
         });
-        visited(visit).await.close(StatusCode::OK, "signed in".to_owned()).await;
+        received(callback).await.close(StatusCode::OK, "signed in".to_owned()).await;
         assert!(browser.await.unwrap().ends_with("signed in"));
 
         let other = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.unwrap();
@@ -320,7 +320,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_listener_rejects_junk_and_other_states_and_waits_on() {
-        let (port, visit) = listen().await;
+        let (port, callback) = listen().await;
         assert!(send(port, "\x16\x03\x01 no http\r\n\r\n").await.starts_with("HTTP/1.1 400"));
         assert!(send(port, "POST /?code=c&state=s1 HTTP/1.0\r\n\r\n").await.contains(" 404 "));
         for (target, status) in [
@@ -336,9 +336,9 @@ mod tests {
             assert!(!answer.contains("script") && answer.contains("text/plain"), "{answer}");
         }
         let browser = tokio::spawn(async move { get(port, "/?code=c0de&state=s1").await });
-        let visit = visited(visit).await;
-        assert_eq!(visit.brought.as_ref().unwrap().expose_secret(), "c0de");
-        visit.close(StatusCode::OK, "signed in".to_owned()).await;
+        let callback = received(callback).await;
+        assert_eq!(callback.response.as_ref().unwrap().expose_secret(), "c0de");
+        callback.close(StatusCode::OK, "signed in".to_owned()).await;
         let page = browser.await.unwrap();
         assert!(page.starts_with("HTTP/1.1 200") && page.ends_with("signed in"), "{page}");
         assert!(page.contains("no-store") && page.contains("nosniff"), "{page}");
@@ -346,21 +346,21 @@ mod tests {
 
     #[tokio::test]
     async fn a_second_response_is_refused_and_the_listener_stops() {
-        let (port, visit) = listen().await;
+        let (port, callback) = listen().await;
         let first = tokio::spawn(async move { get(port, "/?error=access_denied&state=s1").await });
-        let visit = visited(visit).await;
-        assert_eq!(visit.brought.as_ref().unwrap_err().what, "the provider answered access_denied");
+        let callback = received(callback).await;
+        assert_eq!(callback.response.as_ref().unwrap_err().what, "the provider answered access_denied");
         assert!(get(port, "/?code=c&state=s1").await.starts_with("HTTP/1.1 409"));
-        visit.close(StatusCode::BAD_REQUEST, "refused".to_owned()).await;
+        callback.close(StatusCode::BAD_REQUEST, "refused".to_owned()).await;
         assert!(first.await.unwrap().ends_with("refused"));
         assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_err());
     }
 
     #[tokio::test]
     async fn a_browser_gets_an_error_page_when_the_sign_in_is_cancelled() {
-        let (port, visit) = listen().await;
+        let (port, callback) = listen().await;
         let browser = tokio::spawn(async move { get(port, "/?code=c&state=s1").await });
-        drop(visited(visit).await);
+        drop(received(callback).await);
         assert!(browser.await.unwrap().starts_with("HTTP/1.1 503"));
     }
 }

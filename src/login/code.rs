@@ -8,13 +8,14 @@ use url::Url;
 use crate::{
     cli::Login,
     login::{
-        LoginError, brought,
+        LoginError,
         browser::{Callback, Expected, Listener, Loopback, OpenedTwice},
         destination,
         exchange::{Attempt, Granted, Refused, unique},
         paste::{self, Pasted},
-        tell, terminal,
+        show, terminal,
         way::Way,
+        within_limit,
     },
     oauth::{ClientAuth, GrantProof, Refusal, authorization::read_authorization_response},
     policy::commands,
@@ -82,19 +83,24 @@ async fn sign_in_at(
     let page = format!("{}{start}", listener.origin());
     let (state, issuer) = (authorization.state.clone(), attempt.profile.issuer().map(str::to_owned));
     let accept = move |query: &str| read_authorization_response(query, &state, issuer.as_deref());
-    let visit = listener.visit(Expected { path, start, url: authorization.url.clone(), accept });
-    let visit = async {
+    let callback = listener.receive(Expected { path, start, url: authorization.url.clone(), accept });
+    let callback = async {
         // The listener is polled first, so that it answers when the browser opens.
-        let invited = async {
-            invite(attempt, "with a browser on this machine", &authorization, (!settings.no_browser).then_some(&page));
-            tell(WAITING);
+        let printed = async {
+            print_address(
+                attempt,
+                "with a browser on this machine",
+                &authorization,
+                (!settings.no_browser).then_some(&page),
+            );
+            show(WAITING);
             std::future::pending().await
         };
-        tokio::select! { biased; visit = visit => visit, never = invited => never }
+        tokio::select! { biased; callback = callback => callback, never = printed => never }
     };
-    let Ok(visit) = brought(visit).await? else { return Err(begun_twice()) };
+    let Ok(callback) = within_limit(callback).await? else { return Err(opened_twice_error()) };
 
-    let outcome = match &visit.brought {
+    let outcome = match &callback.response {
         Err(refusal) => Err(refused(attempt, refusal)),
         Ok(code) => match exchange(attempt, &authorization, code).await {
             Ok(granted) => store(granted).await,
@@ -105,11 +111,11 @@ async fn sign_in_at(
         Ok(words) => (StatusCode::OK, format!("Signed in: {words}.\n\nYou can close this window.\n")),
         Err(error) => (StatusCode::BAD_REQUEST, format!("Not signed in: {error}.\n")),
     };
-    visit.close(status, page).await;
+    callback.close(status, page).await;
     outcome.map(drop)
 }
 
-fn begun_twice() -> LoginError {
+fn opened_twice_error() -> LoginError {
     LoginError(
         "the page that redirects to the provider was opened twice. If you did not open it twice, another user of this \
          machine did. Nothing was written. Run the command again, with `--no-browser` if the browser itself opens pages \
@@ -126,8 +132,8 @@ async fn start_page(
     let start = format!("/{}", unique());
     let page = format!("{}{start}", listener.origin());
     let expected = Expected { path: "/".to_owned(), start, url: authorization.url.clone(), accept: |_: &str| None };
-    let visit = tokio::spawn(listener.visit(expected));
-    Some((page, async { visit.await.ok().flatten() }))
+    let callback = tokio::spawn(listener.receive(expected));
+    Some((page, async { callback.await.ok().flatten() }))
 }
 
 /// Parameters of the authorization request that only the sign-in sets. The API server rejects further names in
@@ -147,29 +153,29 @@ async fn sign_in_by_hand(
 ) -> Result<(), LoginError> {
     // `--paste` is for a browser on another machine, which the user opens.
     let page = if settings.no_browser || settings.paste { None } else { start_page(&authorization).await };
-    invite(attempt, "with a browser", &authorization, page.as_ref().map(|(page, _)| page));
+    print_address(attempt, "with a browser", &authorization, page.as_ref().map(|(page, _)| page));
     let opened_twice = async {
-        if let Some((_, visit)) = page
-            && let Some(Err(OpenedTwice)) = visit.await
+        if let Some((_, callback)) = page
+            && let Some(Err(OpenedTwice)) = callback.await
         {
             return;
         }
         std::future::pending().await
     };
     let mut opened_twice = std::pin::pin!(opened_twice);
-    tell(wanted);
+    show(wanted);
     let code = loop {
         let line = tokio::select! {
-            line = brought(terminal::line()) => line?,
-            () = &mut opened_twice => return Err(begun_twice()),
+            line = within_limit(terminal::line()) => line?,
+            () = &mut opened_twice => return Err(opened_twice_error()),
         };
         if line.trim().is_empty() {
             return Err(LoginError(format!("no {what} was pasted, and nothing was written: run the command again")));
         }
         match read(&line, &authorization.state, attempt.profile.issuer()) {
-            Pasted::Brought(Ok(code)) => break code,
-            Pasted::Brought(Err(refusal)) => return Err(refused(attempt, &refusal)),
-            Pasted::Not(why) => tell(why),
+            Pasted::Response(Ok(code)) => break code,
+            Pasted::Response(Err(refusal)) => return Err(refused(attempt, &refusal)),
+            Pasted::Unusable(why) => show(why),
         }
     };
     let granted = exchange(attempt, &authorization, &code).await?;
@@ -232,11 +238,11 @@ fn authorize(attempt: &Attempt<'_>, endpoint: &str, redirect_uri: String) -> Res
 /// Prints the URL, and opens a browser at `page`, if there is one. It always prints the URL, because the wrong browser may
 /// open, or no browser. The browser does not start with the URL itself: other users can read the arguments of a process,
 /// and the URL contains `state`.
-fn invite(attempt: &Attempt<'_>, how: &str, authorization: &Authorization, page: Option<&String>) {
+fn print_address(attempt: &Attempt<'_>, how: &str, authorization: &Authorization, page: Option<&String>) {
     let url = authorization.url.as_str();
-    tell(&format!("sign in as {} {how}:\n\n{url}\n", attempt.credential.spec.mailbox.user()));
+    show(&format!("sign in as {} {how}:\n\n{url}\n", attempt.credential.spec.mailbox.user()));
     if page.is_some_and(|page| open::that_detached(page).is_err()) {
-        tell("login could not open a browser: open the address yourself");
+        show("login could not open a browser: open the address yourself");
     }
 }
 

@@ -4,7 +4,7 @@ use url::Url;
 
 use crate::{
     cli::Login,
-    login::{LoginError, brought, exchange::Attempt, tell, terminal},
+    login::{LoginError, exchange::Attempt, show, terminal, within_limit},
 };
 
 /// Asks the user to confirm the host of the token endpoint if it differs from the host of `page`, the sign-in page.
@@ -20,19 +20,19 @@ pub(super) async fn confirm(attempt: &Attempt<'_>, settings: &Login, page: &str)
     if page == destination {
         return Ok(());
     }
-    tell(&format!(
+    show(&format!(
         "the sign-in page is on {page}, but the response will be sent to {destination}, the token endpoint of the {}",
         attempt.provider()
     ));
     if settings.token_host.as_deref() == Some(destination.as_str()) {
         return Ok(());
     }
-    tell(&format!(
+    show(&format!(
         "the operator of {destination} gets the access that you consent to. If you trust this host with the account {}, \
          type yes and press Enter:",
         attempt.credential.spec.mailbox.user()
     ));
-    match brought(terminal::line()).await?.trim() {
+    match within_limit(terminal::line()).await?.trim() {
         "yes" => Ok(()),
         _ => Err(LoginError(format!(
             "you did not confirm that the response may go to {destination}: nothing was sent and nothing was written. Answer \

@@ -10,7 +10,7 @@ use crate::{
     login::{
         LoginError, destination,
         exchange::{Attempt, Granted, Refused, unique},
-        tell, unless_interrupted,
+        show, unless_interrupted,
     },
     oauth::{
         ClientAuth, GrantProof, Refusal,
@@ -53,7 +53,7 @@ pub(super) async fn sign_in(attempt: &Attempt<'_>, settings: &Login) -> Result<G
     };
     let (authorization, entry) = attempt.in_turn(begin).await.map_err(|refused| attempt.explain(refused))?;
     destination::confirm(attempt, settings, &authorization.verification_uri).await?;
-    invite(attempt, &authorization);
+    print_code(attempt, &authorization);
     unless_interrupted(async {
         let polled = poll(attempt, entry, &authorization).await;
         polled.map_err(|refusal| attempt.explain(Refused { refusal, entry: Some(entry) }))
@@ -61,17 +61,17 @@ pub(super) async fn sign_in(attempt: &Attempt<'_>, settings: &Login) -> Result<G
     .await
 }
 
-fn invite(attempt: &Attempt<'_>, authorization: &DeviceAuthorization) {
+fn print_code(attempt: &Attempt<'_>, authorization: &DeviceAuthorization) {
     let DeviceAuthorization { user_code, verification_uri, verification_uri_complete, .. } = authorization;
-    tell(&format!(
+    show(&format!(
         "sign in as {} at {verification_uri} with the code {user_code}",
         attempt.credential.spec.mailbox.user()
     ));
     if let Some(complete) = verification_uri_complete {
-        tell(&format!("or open {complete}"));
+        show(&format!("or open {complete}"));
     }
     let minutes = authorization.expires_at.duration_since(attempt.clock.now()).as_secs().div_euclid(60).max(1);
-    tell(&format!("waiting for the sign-in; the code expires in {minutes} min"));
+    show(&format!("waiting for the sign-in; the code expires in {minutes} min"));
 }
 
 /// Polls the token endpoint until the sign-in succeeds, fails or expires (RFC 8628 sections 3.4 and 3.5).

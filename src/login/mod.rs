@@ -142,17 +142,17 @@ async fn store(granted: Granted, mailbox: &str, profile: &Profile, seed: &Seed) 
         ),
         false => format!("{mailbox} signed in, and the refresh token is in {}", seed.words()),
     };
-    tell(&words);
+    show(&words);
     Ok(words)
 }
 
 /// Prints the next step. Standard output contains only the MailCredential to apply.
 fn conclude(target: &LoginTarget) -> Result<(), LoginError> {
     let Some(proposal) = &target.proposal else {
-        tell(&format!("the {} is re-seeded: no further step is necessary", target.words()));
+        show(&format!("the {} is re-seeded: no further step is necessary", target.words()));
         return Ok(());
     };
-    tell("apply this, or pipe it to `kubectl apply -f -`:");
+    show("apply this, or pipe it to `kubectl apply -f -`:");
     let printed = yaml(proposal).and_then(|text| write!(std::io::stdout().lock(), "{text}").map_err(|e| e.to_string()));
     printed.map_err(|error| {
         LoginError(format!("the refresh token is stored, but the MailCredential cannot be printed: {error}"))
@@ -169,15 +169,15 @@ fn shown(text: &str) -> String {
 }
 
 /// Prints a line for the user to standard error.
-fn tell(text: &str) {
+fn show(text: &str) {
     eprintln!("{text}");
 }
 
 /// Waits for the browser or the terminal, at most [`SIGN_IN_TIMEOUT`].
-async fn brought<T>(bringing: impl Future<Output = Option<T>>) -> Result<T, LoginError> {
+async fn within_limit<T>(waiting: impl Future<Output = Option<T>>) -> Result<T, LoginError> {
     unless_interrupted(async {
-        let brought = tokio::time::timeout(SIGN_IN_TIMEOUT, bringing).await.ok().flatten();
-        brought.ok_or_else(|| {
+        let result = tokio::time::timeout(SIGN_IN_TIMEOUT, waiting).await.ok().flatten();
+        result.ok_or_else(|| {
             LoginError("the browser did not return from the provider within 5 minutes: run the command again".into())
         })
     })

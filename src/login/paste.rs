@@ -3,28 +3,30 @@
 use secrecy::SecretString;
 use url::Url;
 
-use crate::{login::browser::Brought, oauth::authorization::read_authorization_response};
+use crate::{login::browser::CodeResponse, oauth::authorization::read_authorization_response};
 
 /// The meaning of a pasted line.
 pub(super) enum Pasted {
     /// A code, or the provider's refusal.
-    Brought(Brought),
+    Response(CodeResponse),
     /// A line that is no response, with the reason to print.
-    Not(&'static str),
+    Unusable(&'static str),
 }
 
 /// Reads the address at which the browser ended. Rejects an address without the `state` of this sign-in: an attacker can
 /// make the user paste only an address of another sign-in.
 pub(super) fn address(line: &str, state: &str, issuer: Option<&str>) -> Pasted {
     let Ok(url) = Url::parse(line.trim()) else {
-        return Pasted::Not("that is not an address: copy all of the browser's address bar, which begins with http");
+        return Pasted::Unusable(
+            "that is not an address: copy all of the browser's address bar, which begins with http",
+        );
     };
     let query = url.query().or_else(|| url.fragment()).unwrap_or_default();
     // The address of the sign-in page contains the `state` too.
     let is_response = url::form_urlencoded::parse(query.as_bytes()).any(|(name, _)| name == "code" || name == "error");
     match read_authorization_response(query, state, issuer).filter(|_| is_response) {
-        Some(brought) => Pasted::Brought(brought),
-        None => Pasted::Not(
+        Some(response) => Pasted::Response(response),
+        None => Pasted::Unusable(
             "that is not the address at which this sign-in ended: sign in first, then copy the address of the last page, \
              also if the page shows an error",
         ),
@@ -38,7 +40,7 @@ pub(super) fn code(line: &str, state: &str, issuer: Option<&str>) -> Pasted {
     if line.starts_with("http://") || line.starts_with("https://") {
         return address(line, state, issuer);
     }
-    Pasted::Brought(Ok(SecretString::from(line)))
+    Pasted::Response(Ok(SecretString::from(line)))
 }
 
 #[cfg(test)]
@@ -49,9 +51,9 @@ mod tests {
 
     fn shown(pasted: Pasted) -> String {
         match pasted {
-            Pasted::Brought(Ok(code)) => code.expose_secret().to_owned(),
-            Pasted::Brought(Err(refusal)) => format!("refused: {}", refusal.what),
-            Pasted::Not(why) => why.split(':').next().unwrap_or_default().to_owned(),
+            Pasted::Response(Ok(code)) => code.expose_secret().to_owned(),
+            Pasted::Response(Err(refusal)) => format!("refused: {}", refusal.what),
+            Pasted::Unusable(why) => why.split(':').next().unwrap_or_default().to_owned(),
         }
     }
 
