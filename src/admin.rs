@@ -126,7 +126,7 @@ pub async fn serve(
 async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     match TcpListener::bind(address).await {
         Err(error) if address.is_ipv6() && address.ip().is_unspecified() => {
-            tracing::warn!(%error, "no IPv6 on this machine: listening on 0.0.0.0");
+            tracing::warn!(%error, "IPv6 not available: listening on 0.0.0.0");
             TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await.map_err(|_| error)
         }
         bound => bound,

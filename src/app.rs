@@ -138,13 +138,13 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         context = work.start(&ended) => {
             let (context, lease, controllers, timeout) = context;
             stop.cancelled().await;
-            tracing::info!("stopping: waiting until requests in flight are finished and stored");
+            tracing::info!("stopping: waiting for requests in flight");
             drain(&context, timeout).await;
             health.end();
             ended.cancel();
             for task in [controllers, lease] {
                 if let Err(error) = task.await {
-                    tracing::warn!(%error, "task failed at the end");
+                    tracing::warn!(%error, "task failed while the broker stopped");
                 }
             }
         }
@@ -322,7 +322,7 @@ async fn may_read_cluster(client: &Client) -> bool {
             }
         };
         if !allowed {
-            tracing::info!(resource, "no right to read: ClusterMailProviders are not served");
+            tracing::info!(resource, "ClusterMailProviders not served: no right to read them");
             return false;
         }
     }
@@ -350,7 +350,7 @@ async fn drain(context: &Context, request_timeout: Duration) {
         }
     };
     if tokio::time::timeout(request_timeout + DRAIN_MARGIN, stored).await.is_err() {
-        tracing::warn!("the last tokens could not be stored in time");
+        tracing::warn!("last tokens not stored in time");
     }
     context.kubernetes.events.flush().await;
 }

@@ -41,7 +41,7 @@ pub fn start(format: LogFormat) {
     }
     std::panic::set_hook(Box::new(log_panic));
     if understood.is_none() {
-        tracing::warn!("RUST_LOG is invalid, so the level is info: set a level, or target=level, separated by commas");
+        tracing::warn!("RUST_LOG not valid: the level is info. Set a level, or target=level, separated by commas");
     }
 }
 

@@ -229,7 +229,7 @@ impl Mapper {
 
     fn evict(&self, eviction: Eviction) {
         if self.evictions.send(eviction).is_err() {
-            tracing::debug!("eviction dropped: the broker is about to end");
+            tracing::debug!("eviction dropped: the broker stops");
         }
     }
 }
@@ -278,7 +278,7 @@ fn evict_one(eviction: Eviction, context: &Arc<Context>) {
         }
         Eviction::Writes => {
             tracing::warn!(
-                "resourceVersions went back: was the API server restored from a backup? Own writes are forgotten"
+                "resourceVersions decreased: record of own writes cleared (was the API server restored from a backup?)"
             );
             context.cache.forget_writes();
             context.providers.forget_writes();

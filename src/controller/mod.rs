@@ -186,7 +186,7 @@ fn retry<K: Resource<DynamicType = ()> + 'static>(
             step = %error,
             why = source.map(describe),
             retry_after_seconds = after.as_secs(),
-            "reconcile failed; further failures of this object are counted in mailtoken_reconcile_errors_total, and logged once an hour"
+            "reconcile failed: further failures of this object are counted in mailtoken_reconcile_errors_total and logged hourly"
         );
     } else {
         tracing::debug!(category = error.category(), step = %error, "reconcile failed again");

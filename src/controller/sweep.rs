@@ -40,10 +40,7 @@ pub async fn sweep(context: Arc<Context>) {
         let now = context.clock.now();
         let dropped = context.cache.forget_orphans(now - ORPHANED);
         if dropped > 0 {
-            tracing::error!(
-                count = dropped,
-                "refresh tokens of deleted credentials could not be stored and are dropped"
-            );
+            tracing::error!(count = dropped, "refresh tokens of deleted credentials dropped: not stored");
         }
         context.cache.forget_statuses(now);
         if !context.leadership.is_leader() {
@@ -83,7 +80,7 @@ impl Sweeper {
             tracing::warn!(
                 namespace = key.0,
                 name = key.1,
-                "sweep: credential enqueued that no event or timer had enqueued"
+                "credential enqueued by the sweep: no event or timer enqueued it"
             );
             context.metrics.swept(SWEPT[0]);
             context.queue.enqueue_credential(key);
@@ -103,7 +100,7 @@ impl Sweeper {
             tracing::warn!(
                 namespace = key.namespace,
                 name = key.name,
-                "sweep: provider enqueued that no event or timer had enqueued"
+                "provider enqueued by the sweep: no event or timer enqueued it"
             );
             context.metrics.swept(SWEPT[1]);
             context.queue.enqueue_provider(key);

@@ -201,7 +201,7 @@ impl Watches {
                     let missing = names.iter().map(String::as_str).take(NAMED).collect::<Vec<_>>().join(", ");
                     tracing::warn!(
                         watches = names.len(),
-                        "not ready: these watches have shown nothing yet: {missing}. Are the CRDs installed, and may the \
+                        "not ready: watches not synced: {missing}. Are the CRDs installed, and may the \
                          broker's ServiceAccount list and watch these?"
                     );
                 }
@@ -303,7 +303,7 @@ where
                     }
                     Err(error) => {
                         if !failing {
-                            tracing::warn!(watch = told, %error, "a watch failed; the broker retries it until it succeeds");
+                            tracing::warn!(watch = told, %error, "watch failed: retrying");
                         }
                         failing = true;
                     }
@@ -313,7 +313,7 @@ where
         let ready = store.clone();
         let complete = async move {
             if ready.wait_until_ready().await.is_err() {
-                tracing::error!(kind = %K::kind(&()), "a watch ended")
+                tracing::error!(kind = %K::kind(&()), "watch ended")
             }
         };
         (store, Pending { name, complete: complete.boxed() })

@@ -61,13 +61,13 @@ impl Reachability {
         };
         drop(outage);
         let (address, error) = (&self.address, cause(error.as_ref()));
-        tracing::warn!(address, error, seconds, calls, "the API server does not answer: retrying");
+        tracing::warn!(address, error, seconds, calls, "API server not reachable: retrying");
     }
 
     fn answered(&self) {
         if let Some(outage) = self.outage.lock().take() {
             let seconds = monotonic().duration_since(outage.since).as_secs();
-            tracing::info!(address = self.address, seconds, calls = outage.calls, "the API server answers again");
+            tracing::info!(address = self.address, seconds, calls = outage.calls, "API server reachable again");
         }
     }
 }

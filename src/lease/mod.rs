@@ -182,8 +182,7 @@ impl Candidate {
             warn!(
                 lease = self.name,
                 holder,
-                "the lease is held by a broker that serves other namespaces: this replica waits while that broker runs. \
-                 Give each installation its own --lease-name"
+                "standby: the holder of the lease serves other namespaces. Give each installation its own --lease-name"
             );
         } else {
             info!(lease = self.name, holder, "standby: another replica holds the lease");
@@ -243,7 +242,7 @@ impl Candidate {
 
     async fn release(&mut self) {
         if let Err(error) = timeout(RELEASE_TIMEOUT, self.try_release()).await.unwrap_or(Err(CallError::TimedOut)) {
-            warn!(%error, lease = self.name, "lease release failed: the lease expires automatically");
+            warn!(%error, lease = self.name, "lease not released: it expires automatically");
         }
     }
 

@@ -115,7 +115,7 @@ impl Bundles {
                 let version = read.map(|found| found.and_then(|map| map.resource_version()).unwrap_or_default());
                 let version = version.map_err(|error| {
                     let why = describe(&error);
-                    tracing::warn!(namespace = map.0, name = map.1, why, "reading the ConfigMap of a CA bundle failed");
+                    tracing::warn!(namespace = map.0, name = map.1, why, "ConfigMap of a CA bundle not read");
                 });
                 note(&self.maps, &map, version.ok(), &self.queue);
             }
@@ -163,7 +163,7 @@ async fn watch(maps: Arc<Mutex<HashMap<ObjectKey, Followed>>>, map: ObjectKey, c
             Ok(watcher::Event::Apply(object)) => Some(object.resource_version().unwrap_or_default()),
             Ok(watcher::Event::Delete(_)) => Some(String::new()),
             Err(error) => {
-                tracing::warn!(namespace = map.0, name = map.1, %error, "watching the ConfigMap of a CA bundle failed");
+                tracing::warn!(namespace = map.0, name = map.1, %error, "watch failed for the ConfigMap of a CA bundle: retrying");
                 None
             }
         };

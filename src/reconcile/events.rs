@@ -106,7 +106,7 @@ impl Events {
             }
         };
         if tokio::time::timeout(FLUSH, written).await.is_err() {
-            tracing::warn!("the last Events were not written in time");
+            tracing::warn!("last Events not written in time");
         }
     }
 }
@@ -117,7 +117,7 @@ impl Writer {
         while let Some(event) = self.queue.recv().await {
             if let Err(error) = self.write(&event).await {
                 let why = describe(&error);
-                tracing::warn!(error = why, reason = event.reason, "an Event could not be written");
+                tracing::warn!(error = why, reason = event.reason, "Event not written");
             }
             self.pending.fetch_sub(1, Ordering::AcqRel);
         }

@@ -166,7 +166,7 @@ pub(super) async fn cleanup(
 /// token is stored before the credential is forgotten, because the grant Secret may outlive the credential.
 async fn linger(credential: Arc<MailCredential>, context: &Arc<Context>) -> Result<Action, Error> {
     if let Err(error) = custody::persist_pending(&credential, context).await {
-        tracing::error!(%error, "the last refresh token of a deleted credential could not be stored; it is tried again");
+        tracing::error!(%error, "last refresh token of a deleted credential not stored: retrying");
         return Ok(Action::requeue(LINGER_RETRY));
     }
     if credential.finalizers().is_empty() {
@@ -200,7 +200,7 @@ fn start_revocation(credential: Arc<MailCredential>, permit: Permit, deadline: T
         });
         let step = match revocation {
             Revocation::Failed(why, Retry::Transient) if context.clock.now() < deadline => {
-                tracing::warn!(why, "tokens could not be revoked yet; it is tried again");
+                tracing::warn!(why, "tokens not revoked: retrying");
                 Revoking::Again { at: context.clock.now() + REVOCATION_RETRY, why }
             }
             revocation => Revoking::Over { revocation, told: false },
@@ -218,7 +218,7 @@ async fn revoke_until(
     context: &Arc<Context>,
 ) -> Revocation {
     if let Err(error) = custody::persist_pending(credential, context).await {
-        tracing::warn!(%error, "the last refresh token of a deleted credential was not stored, so it is not revoked");
+        tracing::warn!(%error, "last refresh token of a deleted credential not revoked: not stored");
     }
     let revoked = tokio::time::timeout(context.clock.until(deadline), revoke(credential, permit, context)).await;
     revoked.unwrap_or_else(|_| too_late("the provider did not answer within a minute"))

@@ -179,7 +179,7 @@ async fn persist_what_came(credential: &MailCredential, context: &Context) -> Ac
     match custody::persist_pending(credential, context).await {
         Ok(()) => Action::await_change(),
         Err(error) => {
-            tracing::error!(%error, "a refresh token could not be stored; it is held in memory, and storing it is tried again");
+            tracing::error!(%error, "refresh token not stored: held in memory, retrying");
             Action::requeue(GRANT_WRITE_RETRY)
         }
     }
@@ -204,7 +204,7 @@ async fn apply(
         Err(PublishError::Kubernetes(error)) => return Err(error),
         Err(PublishError::Overtaken) => {
             // The next reconcile reads the newer token, and drops the unwritten one.
-            tracing::info!(secret = observed.target_name(), "another broker has written a newer token meanwhile");
+            tracing::info!(secret = observed.target_name(), "Secret not written: another replica wrote a newer token");
             return Ok(decision.clone());
         }
         Err(PublishError::Foreign(owner)) => observed.target = Target::Foreign(owner),
@@ -215,7 +215,7 @@ async fn apply(
         }
         // A failed repair must not shorten the back-off after a refusal of the provider.
         Err(PublishError::Refused(why)) if observed.backoff(now).is_some() => {
-            tracing::warn!(secret = observed.target_name(), why, "the Secret could not be written");
+            tracing::warn!(secret = observed.target_name(), why, "Secret not written");
             return Ok(Decision::BackOff { until: now + REPAIR_RETRY });
         }
         Err(PublishError::Refused(why)) => {

@@ -95,7 +95,7 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     learn_sources(&observed, context);
     if let Some(outcome) = outcome {
         if observed.record(outcome, now) == Recorded::Superseded {
-            tracing::info!("refusal ignored: another replica has exchanged the refresh token since");
+            tracing::info!("refusal ignored: another replica exchanged the refresh token");
         }
         let (unwritten, unreported) = (observed.unwritten.clone(), observed.history.clone());
         context
@@ -104,7 +104,7 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     }
     probe::observe(&mut observed, &fingerprint, context);
     if observed.is_overtaken() {
-        tracing::info!("another broker has published a token meanwhile: the one that came late is dropped");
+        tracing::info!("token dropped: another replica published a newer token");
         observed.unwritten = None;
         context.cache.with(&uid, |entry| entry.attempt.unwritten = None);
     }

@@ -156,7 +156,7 @@ pub(super) fn overwritten(name: &str, metrics: &Metrics) {
     metrics.reconcile_error(STATUS_OVERWRITTEN);
     tracing::warn!(
         object = name,
-        "the status has been written many times in a row and is written later: another writer changes it each time. If two \
-         installations of the broker serve the same objects, give each its own namespaces with --namespace"
+        "status written later: another writer changes it after each write. If two installations of the broker serve the \
+         same objects, give each its own namespaces with --namespace"
     );
 }

@@ -190,7 +190,7 @@ impl Digests {
         let mut key = [0; 32];
         // Without random numbers there is no TLS either, and nothing is read.
         if rand::fill(&mut key).is_err() {
-            tracing::error!("the system gives no random numbers");
+            tracing::error!("random numbers not available");
         }
         Self { key: hmac::Key::new(hmac::HMAC_SHA256, &key), secrets: Mutex::default() }
     }

@@ -92,7 +92,7 @@ impl Unreadable {
             kind = %kind.as_str(),
             namespace = key.0,
             name = key.1,
-            "an object does not parse and is not used: was it made with another version of the CRDs? ({error})"
+            "object not used: it does not parse (was it made with another version of the CRDs?): {error}"
         );
         if !full {
             records.insert((kind, key), Record { uid, resource_version, generation, error, reported: false });
@@ -142,14 +142,14 @@ impl Unreadable {
                         kind = kind.as_str(),
                         namespace = key.0,
                         name = key.1,
-                        "the status of an object that does not parse could not be written: {} ({})",
+                        "status of an object that does not parse not written: {} ({})",
                         status.message,
                         status.code
                     );
                     true
                 }
                 Err(error) => {
-                    tracing::debug!(error = describe(&error), "the status could not be written");
+                    tracing::debug!(error = describe(&error), "status not written");
                     false
                 }
             };

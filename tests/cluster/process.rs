@@ -327,7 +327,7 @@ async fn the_api_server_is_reached_through_the_proxy_of_the_environment_as_by_ku
     let broker = settings().env("NO_PROXY", ".svc").launch();
     until("the name is not found", async || {
         let log = broker.log();
-        let told = log.lines().find(|line| line.contains("the API server does not answer"));
+        let told = log.lines().find(|line| line.contains("API server not reachable"));
         told.filter(|line| line.contains("https://kubernetes.default.svc")).map(drop).ok_or(log)
     })
     .await;
@@ -369,7 +369,7 @@ async fn while_the_api_server_is_away_the_log_says_so_once_with_its_address() {
     let said = |words: &str| -> Vec<_> {
         broker.log().lines().filter(|line| line.contains(words)).map(str::to_owned).collect()
     };
-    let away = || said("the API server does not answer");
+    let away = || said("API server not reachable");
     until("the log says that the API server is away", async || {
         (!away().is_empty()).then_some(()).ok_or_else(String::new)
     })
@@ -383,7 +383,7 @@ async fn while_the_api_server_is_away_the_log_says_so_once_with_its_address() {
     cluster.up("control-plane");
     until("the log says that it is back", async || {
         let log = broker.log();
-        log.contains("the API server answers again").then_some(()).ok_or(log)
+        log.contains("API server reachable again").then_some(()).ok_or(log)
     })
     .await;
 }
@@ -402,7 +402,7 @@ async fn two_installations_in_one_namespace_act_both_with_a_lease_each_and_say_s
     let standby = second().start().await;
     until("it says that the lease is for another installation", async || {
         let log = standby.log();
-        let told = log.contains("--lease-name") && log.contains("held by a broker that serves other namespaces");
+        let told = log.contains("--lease-name") && log.contains("the holder of the lease serves other namespaces");
         if told { Ok(()) } else { Err(log) }
     })
     .await;

@@ -107,7 +107,7 @@ async fn what_a_frozen_leader_has_obtained_takes_the_place_of_nothing_newer_even
 
     idp.release();
     first.signal("CONT");
-    until("the first has its answer", async || match first.log().contains("obtained a token") {
+    until("the first has its answer", async || match first.log().contains("token obtained") {
         true => Ok(()),
         false => Err(first.log()),
     })
@@ -261,7 +261,7 @@ async fn a_leader_whose_write_comes_late_takes_no_older_token_for_the_newer_one_
     api.release();
     until("the first one sees that its token came late", async || {
         let log = first.log();
-        log.contains("another broker has written a newer token").then_some(()).ok_or(log)
+        log.contains("another replica wrote a newer token").then_some(()).ok_or(log)
     })
     .await;
     holds(REST, "the newer token stays, and nobody asks", async || {

@@ -144,7 +144,7 @@ impl Attempt {
             Err(error) => return Some(Err(request_refusal(&error))),
         };
         if !self.context.leadership.is_leader() {
-            tracing::info!("another broker leads now: the request was not sent");
+            tracing::info!("request not sent: leadership lost");
             return None;
         }
         Some(target.send(wire).await.map_err(|error| self.unanswered(&error)))
@@ -183,7 +183,7 @@ impl Attempt {
         timer.observe(self.credential.spec.grant.kind(), outcome);
         match answer {
             Ok(TokenAnswer { token, .. }) => {
-                tracing::info!(expires_at = %token.expires_at, fingerprint = %token.fingerprint(), "obtained a token");
+                tracing::info!(expires_at = %token.expires_at, fingerprint = %token.fingerprint(), "token obtained");
             }
             // RFC 8628 section 3.5: no failure.
             Err(refusal) if device_poll::outcome(refusal) == PollOutcome::Pending => {}
@@ -213,7 +213,7 @@ pub(super) fn unique() -> String {
     let mut bytes = [0; 16];
     // Without random numbers there is no TLS either; a `jti` of zeros is refused at its second use.
     if aws_lc_rs::rand::fill(&mut bytes).is_err() {
-        tracing::error!("the system gives no random numbers");
+        tracing::error!("random numbers not available");
     }
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -72,7 +72,9 @@ pub(super) async fn begin(attempt: &Attempt, entry: &Authentication, auth: &Clie
     if identified != attempt.scopes
         && authorization.as_ref().is_err_and(|refusal| refusal.reason == Reason::InvalidScope)
     {
-        tracing::info!("the provider does not know OpenID Connect's scopes: it cannot say who signs in");
+        tracing::info!(
+            "OpenID Connect scopes refused: requesting a code without them, the account that signs in stays unknown"
+        );
         authorization = ask(&attempt.scopes).await?;
     }
     let authorization = match authorization {
@@ -152,7 +154,7 @@ pub(super) async fn poll(attempt: &Attempt, entry: &Authentication, auth: &Clien
             return noted;
         }
         Err(error) => {
-            tracing::warn!(%error, "the device code could not be read");
+            tracing::warn!(%error, "device code not read");
             unanswered(attempt, sign_in, None);
             return None;
         }
@@ -210,7 +212,7 @@ fn again(attempt: &Attempt, interval: i64) {
 async fn slow_down(attempt: &Attempt, sign_in: &SignIn) {
     again(attempt, sign_in.interval + SLOW_DOWN.as_secs());
     if let Err(error) = custody::slow_down(&attempt.credential, SLOW_DOWN, &attempt.context).await {
-        tracing::warn!(%error, "a longer interval between polls could not be stored");
+        tracing::warn!(%error, "longer poll interval not stored");
     }
 }
 

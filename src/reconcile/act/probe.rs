@@ -114,7 +114,7 @@ pub(in crate::reconcile) fn start(observed: &Observed, context: &Arc<Context>) -
         async move {
             let made = AssertUnwindSafe(login.run()).catch_unwind().await.unwrap_or_else(|_| {
                 login.context.metrics.reconcile_error("panic");
-                tracing::error!("the login panicked");
+                tracing::error!("probe panicked");
                 None
             });
             let LoginTask { credential, context, .. } = &login;
@@ -180,17 +180,13 @@ impl LoginTask {
             Err(error) => not_connected(&error, &object, &home),
         };
         timer.observe(login.outcome(), login.reason());
-        tracing::info!(
-            outcome = login.outcome().as_str(),
-            reason = login.reason().as_str(),
-            "the login at the mail server has ended"
-        );
+        tracing::info!(outcome = login.outcome().as_str(), reason = login.reason().as_str(), "probe ended");
         let bundle = bundle.as_deref().map(|pem| bundle_hash(digest(&SHA256, pem).as_ref())).unwrap_or_default();
         Some(Made { login, fingerprint: token.fingerprint(), bundle })
     }
 
     fn unreadable(&self, why: &str) -> Option<Made> {
-        tracing::warn!(why, "no login: an object could not be read; it is tried again");
+        tracing::warn!(why, "probe not sent: object not read, retrying");
         None
     }
 }

@@ -58,8 +58,8 @@ pub(in crate::reconcile) fn start_request(
         Answer::Admitted(permit) => {
             match kind {
                 // Every few seconds, for as long as a person takes.
-                RequestKind::Poll => tracing::debug!("asking whether the person has signed in"),
-                RequestKind::Token | RequestKind::SignIn => tracing::info!(?decision, "asking the provider"),
+                RequestKind::Poll => tracing::debug!("polling for the sign-in"),
+                RequestKind::Token | RequestKind::SignIn => tracing::info!(?decision, "request started"),
             }
             *asked = Some(start(kind, permit, observed, context));
             Decision::InFlight
@@ -93,7 +93,7 @@ fn start(kind: RequestKind, permit: Permit, observed: &Observed, context: &Arc<C
             let attempted = Box::pin(attempt(kind, permit, credential.clone(), grant, published, first, &context));
             let attempted = AssertUnwindSafe(attempted).catch_unwind().await.unwrap_or_else(|_| {
                 context.metrics.reconcile_error("panic");
-                tracing::error!("the request panicked");
+                tracing::error!("request panicked");
                 let refusal = Refusal::new(Reason::RequestRefused, "the broker failed: see its log");
                 Some(Err(Refused {
                     refusal,
@@ -152,7 +152,7 @@ async fn attempt(
     let scopes = inputs::scopes(&credential, object.spec(), &profile);
     // What was allowed when the request was queued may be forbidden now.
     if let Some(blocker) = observe::permission(&credential, &object, &profile, &scopes, context) {
-        tracing::info!(reason = blocker.reason.as_str(), "the request is not wanted any more: it was not sent");
+        tracing::info!(reason = blocker.reason.as_str(), "request not sent: no longer necessary");
         return None;
     }
     let context = context.clone();

@@ -146,7 +146,7 @@ async fn spend(
         };
         attempt.count(timer, answer.as_ref());
         if unclear && !lost {
-            tracing::warn!("the reply was lost: the same refresh token is tried once more");
+            tracing::warn!("reply lost: sending the same refresh token again");
             lost = true;
             continue;
         }
@@ -160,7 +160,7 @@ async fn spend(
 fn leads(attempt: &Attempt) -> bool {
     let leads = attempt.context.leadership.leads_for(attempt.context.requests.timeout);
     if !leads {
-        tracing::info!("this broker may not lead for as long as the request may take: it was not sent");
+        tracing::info!("request not sent: leadership may end before the reply");
     }
     leads
 }

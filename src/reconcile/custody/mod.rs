@@ -241,7 +241,7 @@ pub(super) async fn persist(credential: &Arc<MailCredential>, unsaved: PendingGr
     match stored.await {
         Ok(()) => context.cache.with(checks::uid(credential), |entry| entry.custody.unsaved = None),
         Err(error) => {
-            tracing::error!(%error, "a refresh token could not be stored; it is held in memory, and storing it is tried again");
+            tracing::error!(%error, "refresh token not stored: held in memory, retrying");
             // No reconcile stores it if the credential was deleted.
             if credential.spec.secret.deletion_policy == DeletionPolicy::Retain {
                 persist_orphan(credential.clone(), context.clone());
@@ -256,9 +256,9 @@ pub fn persist_orphan(credential: Arc<MailCredential>, context: Arc<Context>) {
     tokio::spawn(async move {
         while context.cache.is_orphaned(checks::uid(&credential)) {
             match persist_pending(&credential, &context).await {
-                Ok(()) => return tracing::info!("the last refresh token of a deleted credential is stored"),
+                Ok(()) => return tracing::info!("last refresh token of a deleted credential stored"),
                 Err(error) => {
-                    tracing::error!(%error, "the last refresh token of a deleted credential could not be stored; it is tried again");
+                    tracing::error!(%error, "last refresh token of a deleted credential not stored: retrying");
                 }
             }
             tokio::time::sleep(ORPHAN_RETRY).await;
@@ -330,13 +330,11 @@ async fn write_after_conflict(
     let resolution = resolve_conflict(holds, response);
     let (mut stored, data) = match (resolution, found) {
         (Resolution::Written, _) => {
-            tracing::debug!("the write whose response was lost had succeeded");
+            tracing::debug!("grant Secret already written: the response to the write was lost");
             return Ok(());
         }
         (Resolution::Superseded, _) => {
-            tracing::warn!(
-                "the grant Secret holds a newer refresh token than the one that was exchanged: it is left there"
-            );
+            tracing::warn!("grant Secret not written: it holds a newer refresh token");
             return Ok(());
         }
         (Resolution::Write { removes_claim }, Some((stored, data))) => {

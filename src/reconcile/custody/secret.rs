@@ -157,9 +157,7 @@ pub(in crate::reconcile) async fn sync_metadata(
     let meta = take(written, stored, credential, context).await?;
     if !grant_is_in_sync(&meta, credential) {
         // An admission webhook or another controller reverts the write. No other write waits for that.
-        tracing::warn!(
-            "labels or owner of the grant Secret are not as they were written: they are written again later"
-        );
+        tracing::warn!("labels or owner of the grant Secret reverted by another writer: retrying later");
         let again = context.clock.now() + SYNC_AGAIN;
         context.cache.with(checks::uid(credential), |entry| entry.custody.sync_again = Some(again));
     }

@@ -94,7 +94,7 @@ pub(super) async fn publish_again(observed: &mut Observed, context: &Context) ->
     let repaired = !from.intact;
     write(observed, &token, &from.issued_for, from.handled_reissue.as_deref(), context).await?;
     if repaired {
-        tracing::info!(secret = from.name, "secret repaired: another writer had changed it");
+        tracing::info!(secret = from.name, "Secret repaired: another writer changed it");
     }
     observed.history.recover();
     Ok(())

@@ -44,14 +44,14 @@ pub fn system_roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
     let loaded = rustls_native_certs::load_native_certs();
     for error in &loaded.errors {
-        warn!(%error, "a certificate of the system could not be read");
+        warn!(%error, "certificate of the system not read");
     }
     let (_, ignored) = roots.add_parsable_certificates(loaded.certs);
     if ignored > 0 {
-        warn!(ignored, "certificates of the system could not be parsed");
+        warn!(ignored, "certificates of the system not parsed");
     }
     if roots.is_empty() {
-        warn!("the system has no ca certificates: only servers with a ca bundle can be reached");
+        warn!("no CA certificates in the system: only servers with a CA bundle are reachable");
     }
     roots
 }
