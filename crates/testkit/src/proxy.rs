@@ -1,5 +1,5 @@
-//! A proxy that leads every tunnel to one port of this machine, whatever host was asked for: so a provider under its real
-//! name can be played by a stand-in.
+//! A proxy that leads tunnels to ports of this machine, whatever host was asked for: so a provider and its mail servers under
+//! their real names can be played by stand-ins.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -14,15 +14,21 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts one that leads to this port.
+    /// Starts one that leads everything to this port.
     pub fn start(port: u16) -> Self {
+        Self::with_mail(port, &[])
+    }
+
+    /// Starts one that leads tunnels to some ports, such as 587, to others, and everything else to `port`.
+    pub fn with_mail(port: u16, others: &[(u16, u16)]) -> Self {
+        let others = others.to_vec();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let proxy = Self { address: listener.local_addr().unwrap(), asked: Arc::default() };
         let asked = proxy.asked.clone();
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
-                let asked = asked.clone();
-                std::thread::spawn(move || tunnel(client, port, &asked));
+                let (asked, others) = (asked.clone(), others.clone());
+                std::thread::spawn(move || tunnel(client, port, &others, &asked));
             }
         });
         proxy
@@ -40,11 +46,14 @@ impl Proxy {
 }
 
 /// An error ends the tunnel, which is all that a client should see of it.
-fn tunnel(client: TcpStream, port: u16, asked: &Mutex<Vec<String>>) -> Option<()> {
+fn tunnel(client: TcpStream, port: u16, others: &[(u16, u16)], asked: &Mutex<Vec<String>>) -> Option<()> {
     let mut reader = BufReader::new(client.try_clone().ok()?);
     let mut line = String::new();
     reader.read_line(&mut line).ok()?;
-    asked.lock().unwrap().push(line.strip_prefix("CONNECT ")?.split(' ').next()?.to_owned());
+    let target = line.strip_prefix("CONNECT ")?.split(' ').next()?.to_owned();
+    let wanted = target.rsplit_once(':')?.1.parse::<u16>().ok()?;
+    let port = others.iter().find(|(from, _)| *from == wanted).map_or(port, |(_, to)| *to);
+    asked.lock().unwrap().push(target);
     while line != "\r\n" {
         line.clear();
         reader.read_line(&mut line).ok()?;
