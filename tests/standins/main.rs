@@ -1,6 +1,8 @@
-//! The stand-ins of identity providers, tested: each refuses what the real one refuses.
+//! The stand-ins of identity providers and mail servers, tested: each refuses what the real one refuses.
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "what fails here is a test's failure, in real time")]
+
+mod mail;
 
 use std::{
     net::SocketAddr,

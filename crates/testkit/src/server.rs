@@ -181,6 +181,11 @@ impl<H> Server<H> {
         String::from_utf8(self.authority.bundle()).unwrap()
     }
 
+    /// A certificate of the CA for other names.
+    pub fn issue(&self, names: &[&str]) -> Arc<ServerConfig> {
+        self.authority.issue(names, Validity::Present)
+    }
+
     /// Shows new connections another certificate of the same CA: for other names, or one that has ended.
     pub fn present(&self, names: &[&str], validity: Validity) {
         *self.shared.tls.lock().unwrap() = self.authority.issue(names, validity);

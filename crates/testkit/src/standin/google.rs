@@ -15,6 +15,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
+    sync::{Arc, Mutex},
 };
 
 use serde_json::{Value, json};
@@ -54,13 +55,35 @@ pub struct Directory {
     offline: BTreeSet<String>,
     /// By refresh token.
     grants: HashMap<String, Consent>,
-    /// The refresh token, if there is one, behind an access token.
-    access: HashMap<String, Option<String>>,
+    access: Tokens,
     account: Option<String>,
     lifetime: i64,
     token_length: usize,
     testing: bool,
     workload: Workload,
+}
+
+/// The access tokens that are valid, or have expired.
+#[derive(Clone, Default)]
+pub struct Tokens(Arc<Mutex<HashMap<String, Access>>>);
+
+/// What stands behind an access token.
+#[derive(Clone)]
+pub struct Access {
+    /// Whose mailbox it opens.
+    pub account: String,
+    /// What it permits.
+    pub scopes: Vec<String>,
+    expires: i64,
+    /// The refresh token that it comes from, if there is one.
+    refresh_token: Option<String>,
+}
+
+impl Tokens {
+    /// What stands behind a token that is valid at this time, in seconds since 1970.
+    pub fn find(&self, token: &str, now: i64) -> Option<Access> {
+        self.0.lock().unwrap().get(token).filter(|access| now < access.expires).cloned()
+    }
 }
 
 struct Registered {
@@ -119,7 +142,7 @@ impl Google {
             codes: Codes::default(),
             offline: BTreeSet::new(),
             grants: HashMap::new(),
-            access: HashMap::new(),
+            access: Tokens::default(),
             account: None,
             lifetime: 3599,
             token_length: 1024,
@@ -212,6 +235,11 @@ impl Google {
         self.provider().grants.contains_key(refresh_token)
     }
 
+    /// The access tokens that it issues from now on too.
+    pub fn tokens(&self) -> Tokens {
+        self.provider().access.clone()
+    }
+
     /// Who signs in at the authorization endpoint, at once; nobody (at first) declines.
     pub fn sign_in_as(&self, account: Option<&str>) {
         self.provider().account = account.map(str::to_owned);
@@ -276,7 +304,7 @@ impl Directory {
         let form = request.form();
         match form.get("grant_type").map_or("", String::as_str) {
             JWT_BEARER => self.delegation(&form, now),
-            "refresh_token" => self.refresh(request, &form),
+            "refresh_token" => self.refresh(request, &form, now),
             "authorization_code" => self.redeem(request, form, now),
             "" => Err((400, "invalid_request", "Missing required parameter: grant_type")),
             _ => Err((400, "unsupported_grant_type", "Invalid grant_type: ")),
@@ -330,11 +358,13 @@ impl Directory {
                 ));
             }
         }
-        Ok(self.tokens("ya29.c.", None))
+        let asked = asked.into_iter().map(str::to_owned).collect();
+        let account = if subject.is_empty() { jwt.text("iss") } else { subject };
+        Ok(self.tokens("ya29.c.", account, asked, None, now))
     }
 
     /// Google does not replace refresh tokens: there is none in the answer.
-    fn refresh(&mut self, request: &Request, form: &BTreeMap<String, String>) -> Result<Value, Refusal> {
+    fn refresh(&mut self, request: &Request, form: &BTreeMap<String, String>, now: i64) -> Result<Value, Refusal> {
         let client = self.authenticate(request)?;
         let token = form.get("refresh_token").cloned();
         let token = token.ok_or((400, "invalid_request", "Missing required parameter: refresh_token"))?;
@@ -346,8 +376,9 @@ impl Directory {
         if !asked.iter().all(|scope| consent.has(scope)) {
             return Err((400, "invalid_scope", "Bad Request"));
         }
-        let scope = if asked.is_empty() { consent.scopes.join(" ") } else { asked.join(" ") };
-        let mut body = self.tokens("ya29.a0", Some(token));
+        let granted = if asked.is_empty() { consent.scopes.clone() } else { asked };
+        let (scope, account) = (granted.join(" "), consent.account.clone());
+        let mut body = self.tokens("ya29.a0", &account, granted, Some(token), now);
         body["scope"] = json!(scope);
         Ok(body)
     }
@@ -365,7 +396,7 @@ impl Directory {
         })?;
         let offline = form.get("code").is_some_and(|code| self.offline.contains(code));
         let token = offline.then(|| self.keep(consent.clone()));
-        let mut body = self.tokens("ya29.a0", token.clone());
+        let mut body = self.tokens("ya29.a0", &consent.account, consent.scopes.clone(), token.clone(), now);
         body["scope"] = json!(consent.scopes.join(" "));
         if let Some(token) = token {
             body["refresh_token"] = json!(token);
@@ -392,26 +423,35 @@ impl Directory {
     fn revoke(&mut self, request: &Request) -> Result<Value, Refusal> {
         let token = request.form().remove("token").or_else(|| request.query().remove("token"));
         let token = token.ok_or((400, "invalid_request", "Missing required parameter: token"))?;
-        let refresh_token = match self.access.remove(&token) {
-            Some(refresh_token) => refresh_token,
+        let mut access = self.access.0.lock().unwrap();
+        let refresh_token = match access.remove(&token) {
+            Some(access) => access.refresh_token,
             None if self.grants.contains_key(&token) => Some(token),
             None => return Err((400, "invalid_token", "Token expired or revoked")),
         };
         if let Some(refresh_token) = refresh_token {
             self.grants.remove(&refresh_token);
-            self.access.retain(|_, behind| behind.as_ref() != Some(&refresh_token));
+            access.retain(|_, behind| behind.refresh_token.as_ref() != Some(&refresh_token));
         }
         Ok(json!({}))
     }
 
-    fn tokens(&mut self, prefix: &str, refresh_token: Option<String>) -> Value {
+    fn tokens(
+        &mut self,
+        prefix: &str,
+        account: &str,
+        scopes: Vec<String>,
+        refresh_token: Option<String>,
+        now: i64,
+    ) -> Value {
         let mut token = format!("{prefix}{}", random(self.token_length));
         token.truncate(self.token_length);
         let mut body = json!({"access_token": token, "expires_in": self.lifetime, "token_type": "Bearer"});
         if self.testing && refresh_token.is_some() {
             body["refresh_token_expires_in"] = json!(SEVEN_DAYS);
         }
-        self.access.insert(token, refresh_token);
+        let access = Access { account: account.to_owned(), scopes, expires: now + self.lifetime, refresh_token };
+        self.access.0.lock().unwrap().insert(token, access);
         body
     }
 

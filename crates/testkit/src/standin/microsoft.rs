@@ -202,6 +202,11 @@ impl Microsoft {
         self.provider().key.jwks()
     }
 
+    /// Which cloud it is.
+    pub fn cloud(&self) -> Cloud {
+        self.provider().cloud
+    }
+
     fn host(&self) -> &'static str {
         self.provider().cloud.host()
     }

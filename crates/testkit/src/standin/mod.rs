@@ -14,6 +14,8 @@
 //! assert_eq!(entra.token_requests()[0].form()["grant_type"], "client_credentials");
 //! ```
 //!
+//! [`mail`] has the mail servers of Microsoft and Google, which accept these tokens.
+//!
 //! They answer to the real names on a port of their own: a proxy that leads everything to it ([`super::proxy`]), or a
 //! client that resolves the name to this machine, brings requests there.
 
@@ -22,6 +24,7 @@ mod app;
 mod entra;
 pub mod google;
 pub mod jwt;
+pub mod mail;
 pub mod microsoft;
 mod oauth;
 pub mod odd;
@@ -32,7 +35,7 @@ use std::{
     collections::VecDeque,
     net::SocketAddr,
     sync::{
-        Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
@@ -41,6 +44,7 @@ use std::{
 use aws_lc_rs::rand;
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use k8s_openapi::jiff::Timestamp;
+use rustls::ServerConfig;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -48,6 +52,7 @@ pub use self::{
     app::App,
     google::Google,
     jwt::{Jwt, Key},
+    mail::{Exchange, Gmail},
     microsoft::{Cloud, Microsoft},
     odd::Odd,
     strict::Strict,
@@ -193,6 +198,11 @@ impl<P> StandIn<P> {
     /// The port.
     pub fn port(&self) -> u16 {
         self.0.port()
+    }
+
+    /// A certificate of the CA for further names of this machine, such as those of mail servers.
+    pub fn issue(&self, names: &[&str]) -> Arc<ServerConfig> {
+        self.0.issue(names)
     }
 
     /// The CA's certificate, PEM.
