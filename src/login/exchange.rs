@@ -10,8 +10,8 @@ use crate::{
     idp::Exchange,
     login::{AGAIN, LoginError},
     oauth::{
-        ClientAuth, GrantProof, Refusal, TokenRequest, grant::RequestError, read_token_response, token::Rotated,
-        token_request,
+        ClientAuth, GrantProof, Refusal, TokenRequest, read_token_response, token::Rotated, token_request,
+        token_request::RequestError,
     },
     policy::{
         Blocker,

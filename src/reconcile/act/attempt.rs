@@ -10,8 +10,8 @@ use crate::{
     idp::{Exchange, TransportError},
     metrics::RequestTimer,
     oauth::{
-        ClientAuth, GrantProof, Refusal, TokenAnswer, TokenRequest, discovery::Endpoints, grant::RequestError,
-        read_token_response, token_request,
+        ClientAuth, GrantProof, Refusal, TokenAnswer, TokenRequest, discovery::Endpoints, read_token_response,
+        token_request, token_request::RequestError,
     },
     policy::{
         RequestKind, advice, checks,

@@ -6,7 +6,8 @@ use secrecy::SecretString;
 use crate::{
     idp::Exchange,
     oauth::{
-        ClientAuth, GrantProof, Impersonation, Refusal, TokenAnswer, assertion::AssertionParams, grant::RequestError,
+        ClientAuth, GrantProof, Impersonation, Refusal, TokenAnswer, assertion::AssertionParams,
+        token_request::RequestError,
     },
     providers::keyless,
     reconcile::act::{

@@ -5,7 +5,7 @@ use kube::ResourceExt as _;
 use crate::{
     api::{MailCredential, Reason, credential::ProviderKind, names, provider_object::ProviderObject},
     error::{Error, describe_step},
-    oauth::{Refusal, grant::RequestError},
+    oauth::{Refusal, token_request::RequestError},
     policy::{
         advice::{self, AdviceContext},
         checks,

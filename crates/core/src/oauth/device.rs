@@ -11,10 +11,10 @@ use url::{Url, form_urlencoded::Serializer};
 use super::{
     assertion::AssertionParams,
     client_auth::ClientAuth,
-    grant::{RequestError, post},
     lenient::{Number, SecretText, Text, body, object},
     refusal::{Refusal, read_refusal},
     token::lifetime,
+    token_request::{RequestError, post},
 };
 use crate::api::Reason;
 

@@ -8,26 +8,26 @@ pub mod device;
 pub mod discovery;
 mod error_body;
 mod error_code;
-pub mod grant;
 pub mod key_form;
 mod lenient;
 pub mod refusal;
 pub mod revocation;
 mod rsa;
 pub mod token;
+pub mod token_request;
 
 pub use claims::Claims;
 pub use client_auth::{ClientAuth, Impersonation, SecretFlaw};
-pub use grant::{GrantProof, TokenRequest, token_request};
 pub use refusal::{OAuthError, Refusal};
 pub use token::{Token, TokenAnswer, read_token_response};
+pub use token_request::{GrantProof, TokenRequest, token_request};
 
 #[cfg(test)]
 mod tests {
     use secrecy::SecretString;
     use zeroize::{ZeroizeOnDrop, Zeroizing};
 
-    use super::{assertion, client_auth, device, grant, token};
+    use super::{assertion, client_auth, device, token, token_request};
     use crate::lacks;
 
     /// All types of this module that hold a secret, or a value with a secret.
@@ -36,7 +36,7 @@ mod tests {
             lacks!($trait: SecretString, Zeroizing<Vec<u8>>, Zeroizing<String>, token::Token, token::TokenAnswer,
                 token::Rotated, device::DeviceAuthorization, client_auth::ClientAuth,
                 client_auth::Impersonation, assertion::SigningKey,
-                assertion::ServiceAccountKey, grant::GrantProof<'static>, grant::TokenRequest<'static>);
+                assertion::ServiceAccountKey, token_request::GrantProof<'static>, token_request::TokenRequest<'static>);
         };
     }
     secrets_lack!(std::fmt::Display);

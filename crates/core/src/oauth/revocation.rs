@@ -8,8 +8,8 @@ use url::form_urlencoded::Serializer;
 use super::{
     assertion::AssertionParams,
     client_auth::ClientAuth,
-    grant::{RequestError, post},
     refusal::{Refusal, read_refusal},
+    token_request::{RequestError, post},
 };
 
 /// The type of the revoked token, as a hint for servers that search by type (RFC 7009 section 2.1).

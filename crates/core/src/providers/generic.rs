@@ -10,7 +10,7 @@ use crate::{
         grant::GrantType,
         provider::{OAuth2, ProviderSpec},
     },
-    oauth::{discovery::Endpoints, grant::same_origin},
+    oauth::{discovery::Endpoints, token_request::same_origin},
 };
 
 /// All grants. Only the server shows whether it has the endpoints for them.

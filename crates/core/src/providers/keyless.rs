@@ -18,8 +18,8 @@ use crate::{
     oauth::{
         Impersonation, Refusal,
         assertion::{AssertionParams, delegation_claims},
-        grant::RequestError,
         refusal::read_refusal,
+        token_request::RequestError,
     },
 };
 
