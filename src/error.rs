@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_an_admission_webhook_says_is_told_in_part_and_in_plain_characters() {
+    fn a_message_of_an_admission_webhook_is_shortened_to_plain_characters() {
         assert_eq!(bounded("quota exceeded: \"pods\", limited: 10"), "quota exceeded: \"pods\", limited: 10");
         assert_eq!(
             bounded("run `kubectl delete ns x` or $(id)\u{1b}[31m\u{202e}\nnow"),

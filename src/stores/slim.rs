@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reissue_of_any_length_is_told_from_every_other() {
+    fn a_reissue_of_any_length_differs_from_every_other() {
         let reissue = |value: &str| {
             let mut meta = fat(&[(names::ANNOTATION_REISSUE, value)]);
             credential(&mut meta);

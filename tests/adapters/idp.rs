@@ -273,7 +273,7 @@ async fn over_http2_too_many_headers_are_refused() {
 // ---- broken -------------------------------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn a_reset_connection_is_told_and_the_request_is_not_repeated() {
+async fn a_reset_connection_is_reported_and_the_request_is_not_repeated() {
     let authority = Authority::new();
     let server = HostileServer::start(authority.issue(&["localhost"], Validity::Present), Behaviour::Reset).await;
     let error = send(&client_with(settings(), &authority), &server.url("localhost")).await.unwrap_err();
@@ -291,14 +291,14 @@ async fn an_answer_that_breaks_off_is_no_answer() {
 }
 
 #[tokio::test]
-async fn what_is_no_http_is_told_without_quoting_it() {
+async fn a_response_that_is_not_http_is_reported_without_a_quote() {
     let error = outcome(Behaviour::Answer(b"canary canary canary\r\n\r\n".to_vec())).await.unwrap_err();
     assert!(matches!(error, TransportError::Connection { .. }), "{error:?}");
     assert!(!format!("{error} {error:?}").contains("canary"), "{error:?}");
 }
 
 #[tokio::test]
-async fn a_closed_port_is_told() {
+async fn a_closed_port_is_reported() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://127.0.0.1:{}/", listener.local_addr().unwrap().port());
     drop(listener);
@@ -368,7 +368,7 @@ async fn a_certificate_for_other_names_is_refused() {
 }
 
 #[tokio::test]
-async fn a_server_without_tls_is_told() {
+async fn a_server_without_tls_is_reported() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://localhost:{}/", listener.local_addr().unwrap().port());
     tokio::spawn(async move {

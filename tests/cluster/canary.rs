@@ -12,7 +12,7 @@ const LOG: &str =
     "trace,kube_client::client=trace,hyper::proto=trace,h2::codec=trace,reqwest::connect=trace,rustls=trace";
 
 #[tokio::test]
-async fn no_secret_is_told_anywhere() {
+async fn no_secret_appears_anywhere() {
     const POST: &str = "canary~post secret/7Qx2+Lm9";
     const BASIC: &str = "canary~basic:secret/3Wk8+Rt5";
     let ns = Cluster::shared().namespace().await;
@@ -176,7 +176,7 @@ fn told_of_somebody_else(found: &MailCredential) -> bool {
 }
 
 #[tokio::test]
-async fn no_signed_assertion_is_told_anywhere() {
+async fn no_signed_assertion_appears_anywhere() {
     let Fixture { ns, idp, broker } = Fixture::new().await;
     ns.apply(source("key", "tls.key", &KeyPair::generate().unwrap().serialize_pem())).await;
     let jwt = json!({"privateKeyJWT": {"keyRef": {"name": "key", "key": "tls.key"}, "algorithm": "ES256"}});

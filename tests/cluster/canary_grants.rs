@@ -10,7 +10,7 @@ use mailtoken_testkit::{
 use serde_json::json;
 
 #[tokio::test]
-async fn what_a_person_has_granted_is_told_nowhere() {
+async fn what_a_user_granted_appears_nowhere() {
     const CLIENT_SECRET: &str = "canary~client secret/9Zt4+Qe1";
     let ns = Cluster::shared().namespace().await;
     let idp = Strict::start();

@@ -213,7 +213,7 @@ async fn a_provider_that_does_not_rotate_keeps_the_old_token_in_use() {
 }
 
 #[tokio::test]
-async fn a_known_end_of_the_refresh_token_is_told_ahead() {
+async fn a_known_end_of_the_refresh_token_is_reported_in_advance() {
     let fixture = RefreshFixture::new().await;
     let (hour, day) = (3600, 24 * 3600);
     fixture.seed().await;

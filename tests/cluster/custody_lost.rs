@@ -39,7 +39,7 @@ async fn after_a_lost_answer_the_same_token_is_tried_once_more_at_once_and_nothi
 }
 
 #[tokio::test]
-async fn without_grace_a_lost_answer_ends_the_grant_which_is_told_honestly_and_without_a_loop() {
+async fn without_grace_a_lost_response_ends_the_grant_which_is_reported_without_a_loop() {
     let fixture = RefreshFixture::new().await;
     fixture.issued().await;
     let (before, requests) = (fixture.grant().await, fixture.idp.token_requests().len());

@@ -228,7 +228,7 @@ async fn what_is_denied_stays_so_until_somebody_asks_for_another_code() {
 }
 
 #[tokio::test]
-async fn a_code_that_ended_is_replaced_by_another_that_is_told() {
+async fn an_ended_code_is_replaced_and_the_new_one_is_reported() {
     let (ns, idp, _broker) = strict().await;
     ns.apply(by_code("billing")).await;
     let first = shown(&ns, "").await;
@@ -504,7 +504,7 @@ async fn a_suspension_stops_the_polls_and_the_code_is_good_after_it() {
 }
 
 #[tokio::test]
-async fn what_nobody_vouches_for_is_told_of() {
+async fn an_unverified_account_is_reported() {
     let Fixture { ns, idp, .. } = &scripted().await;
     idp.next_at(DEVICE, Answer::error("invalid_scope"));
     ns.apply(by_code("billing")).await;

@@ -66,7 +66,7 @@ async fn a_subject_token_is_read_anew_for_each_exchange() {
 }
 
 #[tokio::test]
-async fn a_subject_token_that_is_missing_is_told_and_its_coming_ends_the_wait() {
+async fn a_missing_subject_token_is_reported_and_its_creation_ends_the_wait() {
     let fixture = Fixture::new().await;
     fixture.ns.apply(exchanging()).await;
     fixture.ns.condition::<MailCredential>("billing", "Ready", "SourceNotFound").await;

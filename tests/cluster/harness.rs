@@ -40,7 +40,7 @@ fn the_provider_issues_tokens_and_keeps_the_requests() {
 }
 
 #[test]
-fn the_provider_answers_as_it_is_told() {
+fn the_provider_answers_as_configured() {
     let idp = Idp::start();
     idp.answer(Answer::error("invalid_grant"));
     idp.next(Answer::token(7).without("token_type").field("scope", "x").rotating());

@@ -125,7 +125,7 @@ fn answers() -> Vec<(&'static str, Answer, &'static str, &'static str)> {
 }
 
 #[tokio::test]
-async fn every_bad_answer_is_told_and_the_old_token_stays() {
+async fn every_bad_response_is_reported_and_the_old_token_stays() {
     let ns = Cluster::shared().namespace().await;
     let broker = Broker::settings(&ns).flag("--request-timeout=1s").start().await;
     ns.apply(source("idp-client", "client-secret", "a client secret")).await;
@@ -266,7 +266,7 @@ fn odd_answers() -> Vec<Odd> {
 }
 
 #[tokio::test]
-async fn a_good_token_is_published_whatever_it_is_wrapped_in_and_what_is_assumed_is_told() {
+async fn a_good_token_is_published_in_any_wrapping_and_assumptions_are_reported() {
     let ns = Cluster::shared().namespace().await;
     let _broker = Broker::start(&ns).await;
     ns.apply(source("idp-client", "client-secret", "a client secret")).await;

@@ -280,7 +280,7 @@ async fn an_account_that_is_gone_gives_way_to_the_next_entry() {
 }
 
 #[tokio::test]
-async fn a_key_file_of_another_kind_is_told_and_nothing_is_sent() {
+async fn a_key_file_of_another_kind_is_reported_and_nothing_is_sent() {
     let (ns, idp) = fixture().await;
     let _broker = Broker::start(&ns).await;
     let key = KeyPair::generate_for(&PKCS_RSA_SHA256).unwrap().serialize_pem();

@@ -244,7 +244,7 @@ async fn a_restart_with_unexpired_tokens_asks_no_provider_and_writes_nothing() {
 }
 
 #[tokio::test]
-async fn a_lifetime_that_is_not_told_is_an_hour_and_a_warning() {
+async fn a_missing_lifetime_counts_as_an_hour_with_a_warning() {
     let fixture = Fixture::new().await;
     fixture.idp.answer(Answer::token(0).without("expires_in"));
     let made = fixture.issued(credential("billing")).await;
@@ -258,7 +258,7 @@ async fn a_lifetime_that_is_not_told_is_an_hour_and_a_warning() {
 }
 
 #[tokio::test]
-async fn a_provider_tells_where_tokens_come_from() {
+async fn a_provider_shows_its_token_endpoint() {
     let fixture = Fixture::new().await;
     fixture.ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
     let oidc = provider(&fixture.idp)

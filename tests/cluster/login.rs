@@ -184,7 +184,7 @@ async fn another_account_is_refused_and_nothing_is_written() {
 }
 
 #[tokio::test]
-async fn a_name_without_an_at_sign_says_nothing_and_a_person_is_told_so() {
+async fn a_name_without_an_at_sign_proves_nothing_and_login_says_so() {
     let room = Room::new().await;
     room.idp.answer(signed_in("billing"));
     let (_, login) = room.sign_in().await;
@@ -273,7 +273,7 @@ async fn a_second_login_re_seeds_and_proposes_nothing() {
 }
 
 #[tokio::test]
-async fn a_refusal_in_the_browser_is_told_there_and_here() {
+async fn a_refusal_in_the_browser_appears_there_and_in_the_terminal() {
     let room = Room::new().await;
     let login = room.login(&["--no-browser"]);
     let url = url::Url::parse(&login.url().await).unwrap();
@@ -298,7 +298,7 @@ async fn an_answer_without_a_refresh_token_is_no_sign_in() {
 }
 
 #[tokio::test]
-async fn a_wrong_client_secret_is_told_with_the_command_that_mends_it() {
+async fn a_wrong_client_secret_is_reported_with_the_command_that_fixes_it() {
     let room = Room::new().await;
     room.idp.answer(Answer::error("invalid_client"));
     let (_, login) = room.sign_in().await;
@@ -445,7 +445,7 @@ async fn a_code_that_yahoo_shows_is_pasted() {
 }
 
 #[tokio::test]
-async fn no_code_and_no_port_are_told_before_yahoo_is_asked() {
+async fn a_missing_code_and_a_needless_port_are_refused_before_yahoo_is_asked() {
     let room = Room::new().await;
     let mut login = yahoo(&room, &[]).await;
     login.line("then paste the code").await;

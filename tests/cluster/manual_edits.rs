@@ -184,7 +184,7 @@ async fn labels_that_somebody_took_are_put_back() {
 }
 
 #[tokio::test]
-async fn a_spoilt_grant_is_told_and_no_spent_seed_is_put_over_it() {
+async fn a_damaged_grant_is_reported_and_no_spent_seed_replaces_it() {
     let fixture = RefreshFixture::new().await;
     fixture.issued().await;
     fixture.renew().await;
@@ -301,7 +301,7 @@ async fn a_spent_seed_is_not_sent_again_for_what_comes_after_the_credential() {
 }
 
 #[tokio::test]
-async fn a_foreign_secret_that_comes_during_an_exchange_is_told_of_and_not_written_over_in_a_loop() {
+async fn a_foreign_secret_created_during_an_exchange_is_reported_and_not_overwritten_in_a_loop() {
     let fixture = RefreshFixture::new().await;
     fixture.guarded().await;
     fixture.issued().await;

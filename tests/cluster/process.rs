@@ -49,7 +49,7 @@ async fn a_standby_goes_on_where_a_killed_leader_stopped_and_asks_for_nothing_tw
 }
 
 #[tokio::test]
-async fn the_metrics_tell_reasons_and_providers_and_one_client_secret_is_one_series_and_one_event() {
+async fn the_metrics_show_reasons_and_providers_and_one_client_secret_is_one_series_and_one_event() {
     let fixture = Fixture::new().await;
     let Fixture { ns, idp, broker } = &fixture;
     let end = wait::now() + SignedDuration::from_hours(5 * 24);

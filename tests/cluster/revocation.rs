@@ -74,7 +74,7 @@ async fn the_finalizer_comes_and_goes_with_the_policy() {
 }
 
 #[tokio::test]
-async fn a_provider_without_the_endpoint_is_told_of_and_delays_nothing() {
+async fn a_provider_without_the_endpoint_is_reported_and_delays_nothing() {
     let fixture = Fixture::new().await;
     fixture.issued(revoking("billing")).await;
     fixture.ns.delete::<MailCredential>("billing").await;
@@ -353,7 +353,7 @@ async fn an_assertion_does_not_leave_the_token_endpoints_origin() {
 }
 
 #[tokio::test]
-async fn tokens_whose_secrets_went_first_are_told_of() {
+async fn tokens_whose_secrets_were_deleted_first_are_reported() {
     let fixture = fixture().await;
     fixture.issued(revoking("billing")).await;
     fixture.broker.signal("STOP");

@@ -57,7 +57,7 @@ async fn a_source_that_appears_gets_its_label_and_its_key_is_seen_at_once() {
 }
 
 #[tokio::test]
-async fn a_broken_bundle_is_told_and_its_mending_seen() {
+async fn a_broken_bundle_is_reported_and_its_repair_is_noticed() {
     let fixture = bare().await;
     fixture.ns.apply(source("idp-client", "client-secret", "x")).await;
     fixture.ns.apply(ca_bundle("idp-ca", &fixture.idp).entry("data", "ca.crt", "no certificate")).await;

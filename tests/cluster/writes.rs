@@ -207,7 +207,7 @@ async fn a_status_that_may_not_be_written_makes_nobody_ask_again() {
 }
 
 #[tokio::test]
-async fn a_token_whose_status_may_not_be_written_is_there_and_told_later() {
+async fn a_token_whose_status_write_is_refused_is_published_and_reported_later() {
     let Fixture { ns, idp, broker } = Fixture::new().await;
     idp.next(Answer::error("invalid_client"));
     ns.apply(credential("billing")).await;

@@ -78,7 +78,7 @@ async fn real_mail_servers_accept_the_token_and_refuse_it_for_another_mailbox() 
 }
 
 #[tokio::test]
-async fn a_wrong_client_secret_is_mended_by_the_command_that_is_told() {
+async fn the_command_in_the_message_fixes_a_wrong_client_secret() {
     let _usual = LIFETIME.read().await;
     let ns = demo().await;
     ns.kubectl(["patch", "secret", "keycloak-client", "-p", r#"{"stringData": {"client-secret": "wrong"}}"#]);
@@ -92,7 +92,7 @@ async fn a_wrong_client_secret_is_mended_by_the_command_that_is_told() {
 }
 
 #[tokio::test]
-async fn a_secret_without_the_label_is_mended_by_the_command_that_is_told() {
+async fn the_command_in_the_message_fixes_a_secret_without_the_label() {
     let ns = demo().await;
     ns.kubectl(["label", "secret", "keycloak-client", "mailtoken.dev/source-"]);
     let _broker = Broker::start(&ns).await;
@@ -104,7 +104,7 @@ async fn a_secret_without_the_label_is_mended_by_the_command_that_is_told() {
 }
 
 #[tokio::test]
-async fn a_missing_ca_is_mended_by_the_command_that_is_told() {
+async fn the_command_in_the_message_fixes_a_missing_ca() {
     let ns = demo().await;
     ns.kubectl(["delete", "configmap", "private-ca"]);
     let _broker = Broker::start(&ns).await;
@@ -117,7 +117,7 @@ async fn a_missing_ca_is_mended_by_the_command_that_is_told() {
 }
 
 #[tokio::test]
-async fn a_ca_that_nobody_named_is_mended_by_the_command_that_is_told() {
+async fn the_command_in_the_message_fixes_a_provider_without_a_ca() {
     let ns = demo().await;
     ns.kubectl([
         "patch",

@@ -219,7 +219,7 @@ async fn killed_before_it_learns_that_a_secret_was_written_it_finds_that_out() {
 }
 
 #[tokio::test]
-async fn killed_before_the_status_is_written_it_tells_what_stands_in_the_secret() {
+async fn killed_before_the_status_write_the_broker_reports_the_token_in_the_secret() {
     let heals = async |kind| killed_at("before-status", kind).await.heals(1, 1).await;
     tokio::join!(heals(Kind::ClientCredentials), heals(Kind::Grace), heals(Kind::Strict));
     tried("K5", 3, "nothing");
@@ -227,7 +227,7 @@ async fn killed_before_the_status_is_written_it_tells_what_stands_in_the_secret(
 
 /// Only a turn has an Event: the recovery from a failure.
 #[tokio::test]
-async fn killed_before_the_event_of_a_recovery_the_status_tells_of_it() {
+async fn killed_before_the_event_of_a_recovery_the_status_reports_the_recovery() {
     let heals = async |kind| {
         let mut crash = Crash::prepare(kind, Some("status-written:2")).await;
         crash.fixture.idp.next(Fault::error("temporarily_unavailable"));

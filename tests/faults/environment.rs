@@ -132,7 +132,7 @@ async fn in_a_namespace_that_ends_a_token_is_asked_for_once_and_what_is_there_is
 }
 
 #[tokio::test]
-async fn a_quota_that_is_used_up_is_told_and_waited_for_with_the_token_at_hand() {
+async fn a_used_up_quota_is_reported_and_the_unwritten_token_waits_in_memory() {
     let fixture = Fixture::new().await;
     fixture.ns.apply(json!({
         "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few"}, "spec": {"hard": {"secrets": "1"}},

@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wait_ends_just_after_its_time_though_the_clock_tells_whole_seconds() {
+    fn a_wait_ends_just_after_its_time_although_the_clock_has_whole_seconds() {
         let second = Timestamp::from_second(1_800_000_000).unwrap();
         let clock = Clock::from_fn(move || second + SignedDuration::from_millis(900));
         assert_eq!(clock.now(), second);

@@ -557,7 +557,7 @@ mod tests {
     }
 
     #[test]
-    fn another_json_file_is_told_from_a_key_file() {
+    fn another_json_file_differs_from_a_key_file() {
         let read = |json: &str| ServiceAccountKey::read(json.as_bytes()).unwrap_err();
         assert_eq!(read("-----BEGIN PRIVATE KEY-----"), KeyFileFlaw::NotAKeyFile);
         assert_eq!(read(r#"{"installed": {"client_id": "x"}}"#), KeyFileFlaw::NotAKeyFile);

@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_of_keys_are_told_apart() {
+    fn kinds_of_keys_are_distinguished() {
         for (algorithm, words) in [
             (&rcgen::PKCS_RSA_SHA256, "an RSA key"),
             (&rcgen::PKCS_ECDSA_P256_SHA256, "an EC key on the curve P-256"),

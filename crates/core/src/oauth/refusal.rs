@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_names_the_code_and_the_status() {
+    fn the_message_names_the_code_and_the_status() {
         let microsoft = r#"{"error":"invalid_grant","error_description":"AADSTS700082: The refresh token"}"#;
         for (status, body, what) in [
             (400, microsoft, "the provider answered invalid_grant (AADSTS700082, HTTP 400)"),

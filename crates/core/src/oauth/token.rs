@@ -627,7 +627,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_malformed_is_told() {
+    fn a_malformed_response_is_reported() {
         for (body, what) in [
             ("", "the answer is empty"),
             ("{}", "the response has no access_token"),

@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_secret_is_told_with_the_command_that_replaces_it() {
+    fn a_wrong_secret_is_reported_with_the_command_that_replaces_it() {
         let text = explain(&Refusal::new(Reason::InvalidClient, "the provider answered invalid_client"), &context());
         assert!(text.contains(
             r#"`kubectl -n shop patch secret m365-app --type merge -p '{"stringData":{"client-secret":"<client secret>"}}'`"#
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn each_refusal_is_told_with_what_mends_it() {
+    fn each_refusal_is_reported_with_its_fix() {
         let federated = Some(Federated { issuer: "https://i".into(), subject: "s".into(), audience: "a".into() });
         let context = AdviceContext { federated, ..context() };
         for (reason, mend) in [
@@ -389,14 +389,14 @@ mod tests {
     }
 
     #[test]
-    fn what_says_it_all_is_told_alone_and_ends_once() {
+    fn a_complete_text_is_used_alone_and_ends_with_one_full_stop() {
         for what in ["no", "no."] {
             assert_eq!(explain(&Refusal::new(Reason::EgressDenied, what), &context()), "no.");
         }
     }
 
     #[test]
-    fn who_has_to_sign_in_again_is_told_the_command() {
+    fn the_message_for_a_new_sign_in_names_the_command() {
         for grant in [GrantType::RefreshToken, GrantType::DeviceCode] {
             for reason in [Reason::InvalidGrant, Reason::AuthorizationRequired, Reason::ConsentRequired] {
                 let text = explain(&Refusal::new(reason, "no"), &AdviceContext { grant, ..context() });
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn a_federated_identity_is_told_as_it_was_sent_with_the_command_that_trusts_it() {
+    fn a_federated_identity_is_reported_as_sent_with_the_command_that_trusts_it() {
         let federated = Some(Federated {
             issuer: "https://oidc.example.org".into(),
             subject: "system:serviceaccount:shop:mailer".into(),

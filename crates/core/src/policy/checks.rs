@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_placeholder_for_a_server_that_nobody_named_is_told() {
+    fn a_placeholder_for_an_unnamed_server_is_reported() {
         let mut provider: ProviderSpec =
             serde_json::from_value(serde_json::json!({"oauth2": {"tokenURL": "https://x/t"}, "client": {"id": "c"}}))
                 .unwrap();

@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_the_client_secret_that_serves_is_told_once_for_each_threshold() {
+    fn the_end_of_the_client_secret_in_use_is_reported_once_for_each_threshold() {
         let after = |before: &ProviderStatus, ends: &[Option<i64>], second| {
             status(&meta(1), "MailProvider shop/idp", before, &usable(ends), at(second))
         };

@@ -261,7 +261,7 @@ fn a_blocked_provider_stops_no_repair_of_what_was_allowed_before() {
 }
 
 #[test]
-fn conflicts_tell_both_ways_out() {
+fn conflicts_name_both_solutions() {
     let foreign = decided(|case| case.observed.target = Target::Foreign("belongs to the Deployment web".into()));
     let rival = decided(|case| case.observed.rival = Some("older".into()));
     for (decision, who) in [(&foreign, "belongs to the Deployment web"), (&rival, "MailCredential older")] {
@@ -274,7 +274,7 @@ fn conflicts_tell_both_ways_out() {
 }
 
 #[test]
-fn a_renewal_is_due_in_the_second_that_the_status_tells() {
+fn a_renewal_is_due_in_the_second_that_the_status_shows() {
     let Decision::Wait { until } = decided(|_| ()) else { panic!("nothing is due yet") };
     assert_ne!(until.subsec_nanosecond(), 0, "this one's jitter has a fraction");
     let told = crate::policy::status::status(&Case::ready().observed, &Decision::Wait { until }, at(0)).token.unwrap();
@@ -326,7 +326,7 @@ fn a_token_that_still_works_is_kept_in_shape_while_its_renewal_waits_for_a_permi
 }
 
 #[test]
-fn a_suspended_credential_is_not_even_told_of_a_conflict() {
+fn a_suspended_credential_reports_no_conflict() {
     let decision = decided(|case| {
         case.credential(|credential| credential.spec.suspend = true);
         case.observed.rival = Some("older".into());
@@ -351,7 +351,7 @@ fn failures_are_counted_by_kind_and_anew_after_a_change() {
 }
 
 #[test]
-fn a_missing_provider_is_told_of_only_when_it_had_time_to_arrive() {
+fn a_missing_provider_is_reported_only_after_it_had_time_to_arrive() {
     let waits = |age: i64, change: fn(&mut Case)| {
         let mut case = Case::new();
         case.observed.provider = Err(fixtures::blocker(Reason::ProviderNotFound));

@@ -505,7 +505,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_name_is_told_from_a_resolver_that_could_not_say() {
+    fn a_missing_name_differs_from_a_failed_resolver() {
         let glibc = resolver_failure("a.invalid", "failed to lookup address information: Name or service not known");
         assert_eq!(glibc, ResolveError::NotFound { host: "a.invalid".to_owned() });
         let again = "failed to lookup address information: Temporary failure in name resolution";

@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_unpacks_to_too_much_or_to_nothing_is_told_apart() {
+    fn too_large_and_broken_bodies_are_distinguished() {
         let zeros = |length| vec![0_u8; length];
         for form in ["gzip", "zlib", "raw"] {
             let encoding = if form == "gzip" { "gzip" } else { "deflate" };

@@ -146,7 +146,7 @@ proptest! {
     }
 
     #[test]
-    fn kstatus_is_told_one_thing(case in case()) {
+    fn kstatus_sees_one_condition_at_most(case in case()) {
         let decision = decide(&case.observed, case.now);
         let after = status(&case.observed, &decision, case.now);
         let find = |kind: &str| after.conditions.iter().find(|condition| condition.type_ == kind);

@@ -174,7 +174,7 @@ fn a_code_that_nobody_can_enter_any_more_is_not_shown() {
 }
 
 #[test]
-fn a_person_is_told_where_to_go_with_which_code_and_until_when() {
+fn the_message_names_the_page_the_code_and_its_end() {
     let told = |case: &Case| {
         let status = status(&case.observed, &case.decides(), case.now);
         status.conditions.into_iter().find(|condition| condition.type_ == "Reconciling").unwrap().message
@@ -193,7 +193,7 @@ fn a_person_is_told_where_to_go_with_which_code_and_until_when() {
 }
 
 #[test]
-fn a_code_that_takes_anothers_place_is_told_once() {
+fn a_replacement_code_is_reported_once() {
     let told = |code: &str| {
         let mut case = pending();
         case.sign_in().user_code = code.into();
@@ -211,7 +211,7 @@ fn a_code_that_takes_anothers_place_is_told_once() {
 }
 
 #[test]
-fn a_poll_is_never_too_soon_though_the_clock_tells_whole_seconds() {
+fn a_poll_is_never_too_soon_although_the_clock_has_whole_seconds() {
     let truncated =
         |millis: i64| Timestamp::from_second(Timestamp::from_millisecond(millis).unwrap().as_second()).unwrap();
     for millis in [0, 1, 999] {

@@ -37,7 +37,7 @@ fn events(before: &Case, after: &Case) -> Vec<String> {
 }
 
 #[test]
-fn a_reissue_that_the_secret_knows_to_be_answered_is_told_whatever_the_status_said_before() {
+fn a_reissue_that_the_secret_records_is_reported_whatever_the_status_said_before() {
     let mut case = Case::ready();
     case.annotate("mailtoken.dev/reissue", "2");
     case.observed.history.handled_reissue = Some("1".into());
@@ -167,7 +167,7 @@ fn ready_names_the_secret_the_account_and_the_end() {
 }
 
 #[test]
-fn scopes_that_were_granted_otherwise_than_asked_for_are_told() {
+fn scopes_that_differ_from_the_request_are_reported() {
     let table: [(&[&str], &[&str], &str); 8] = [
         (&["mail.send"], &["mail.send"], ""),
         (&["mail.send"], &["Mail.Send"], ""),
@@ -200,7 +200,7 @@ fn scopes_that_were_granted_otherwise_than_asked_for_are_told() {
 }
 
 #[test]
-fn a_renewal_is_told_for_when_it_is_made() {
+fn a_renewal_is_reported_for_the_time_at_which_it_begins() {
     let case = Case::ready();
     let Decision::Wait { until } = decide(&case.observed, case.now) else { panic!("no wait") };
     let told = told(&case).token.unwrap().renewal_time.0;
@@ -221,7 +221,7 @@ fn the_length_of_a_token_is_remembered_while_it_is_that_token() {
 }
 
 #[test]
-fn an_attempt_that_is_no_failure_is_told_as_under_way() {
+fn a_first_attempt_is_reported_as_under_way() {
     let mut case = Case::ready();
     case.provider().issued_for = "another tenant".into();
     let (_, reason, message) = condition(&told(&case), "Ready").unwrap();
@@ -230,7 +230,7 @@ fn an_attempt_that_is_no_failure_is_told_as_under_way() {
 }
 
 #[test]
-fn what_is_waited_for_is_told() {
+fn the_reason_of_a_wait_is_reported() {
     let mut failed = Case::new();
     failed.failed(Reason::ProviderUnavailable);
     let (_, _, message) = condition(&told(&failed), "Reconciling").unwrap();
@@ -243,7 +243,7 @@ fn what_is_waited_for_is_told() {
 }
 
 #[test]
-fn a_duration_is_told_as_it_stands_in_a_spec() {
+fn a_duration_is_printed_as_in_a_spec() {
     let table =
         [(0, "0s"), (59, "59s"), (60, "1m"), (90, "1m30s"), (3600, "1h"), (7205, "2h5s"), (45_296, "12h34m56s")];
     for (seconds, text) in table {
@@ -252,7 +252,7 @@ fn a_duration_is_told_as_it_stands_in_a_spec() {
 }
 
 #[test]
-fn while_a_request_is_under_way_only_an_end_is_told() {
+fn while_a_request_is_under_way_only_an_end_is_reported() {
     let (new, ready) = (Case::new(), Case::ready());
     let mut ended = Case::ready();
     ended.now = at(3600);
@@ -265,7 +265,7 @@ fn while_a_request_is_under_way_only_an_end_is_told() {
 }
 
 #[test]
-fn a_lifetime_that_is_too_short_is_told_once() {
+fn a_lifetime_that_is_too_short_is_reported_once() {
     let mut short = Case::ready();
     short.own(|published| published.token.as_mut().unwrap().expires_at = at(600));
     let (_, _, message) = condition(&told(&short), "Ready").unwrap();
@@ -275,7 +275,7 @@ fn a_lifetime_that_is_too_short_is_told_once() {
 }
 
 #[test]
-fn the_end_of_a_client_secret_is_told_at_thirty_seven_and_one_day() {
+fn the_end_of_a_client_secret_is_reported_at_thirty_seven_and_one_day() {
     let day = 24 * 3600;
     let with = |days: i64| {
         let mut case = Case::ready();
@@ -305,7 +305,7 @@ fn the_end_of_a_client_secret_is_told_at_thirty_seven_and_one_day() {
 }
 
 #[test]
-fn a_refresh_token_is_told_without_itself_and_so_is_its_end_ahead() {
+fn the_status_shows_dates_and_end_of_a_refresh_token() {
     let day = 24 * 3600;
     let with = |end: Option<i64>, idle_days: Option<i64>| {
         let mut case = Case::ready();
@@ -331,7 +331,7 @@ fn a_refresh_token_is_told_without_itself_and_so_is_its_end_ahead() {
 }
 
 #[test]
-fn events_tell_of_turns_and_of_nothing_else() {
+fn events_report_changes_of_conditions_alone() {
     let new = Case::new();
     let ready = Case::ready();
     let mut refused = Case::new();
@@ -471,7 +471,7 @@ fn kstatus_waits_for_what_passes_and_fails_for_what_a_person_must_do() {
 }
 
 #[test]
-fn another_client_authentication_is_told_when_it_works() {
+fn another_client_authentication_is_reported_when_it_works() {
     let with = |index: i32| {
         let mut case = Case::ready();
         case.observed.history.client =
