@@ -75,7 +75,7 @@ async fn rest(mut connection: TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn a_crowd_of_half_open_connections_keeps_nobody_out() {
+async fn many_half_open_connections_block_no_client() {
     let server = Server::start(Metrics::new()).await;
     let mut oldest = vec![];
     for _ in 0..CROWD {
@@ -144,7 +144,7 @@ async fn a_header_that_does_not_come_or_does_not_end_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn a_shutdown_ends_what_is_under_way_and_waits_for_nobody_without_end() {
+async fn a_shutdown_ends_requests_in_flight_and_waits_a_limited_time() {
     let metrics = Metrics::new();
     // An answer that does not fit between the two sockets: it is under way until somebody reads it.
     metrics.reconcile_error("x".repeat(16 << 20).leak());

@@ -166,7 +166,7 @@ fn packed(command: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_compressed_body_that_nobody_asked_for_is_read_within_the_limit() {
+async fn an_unrequested_compressed_body_is_read_within_the_limit() {
     let body = packed("printf '{\"error\":\"x\"}' | gzip");
     let exchange = outcome(Behaviour::answer(400, "content-encoding: gzip\r\n", &body)).await.unwrap();
     assert_eq!(exchange.response.body().as_slice(), b"{\"error\":\"x\"}");

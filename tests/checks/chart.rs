@@ -135,7 +135,7 @@ fn bare(object: &Value) -> Value {
 }
 
 #[test]
-fn nobody_is_given_what_the_broker_never_needs() {
+fn no_role_grants_what_the_broker_never_needs() {
     // The account of the uninstall hook lists pods; nobody runs commands in them.
     let never = ["pods/exec", "validatingwebhookconfigurations", "customresourcedefinitions", "*"];
     for (name, values) in combinations() {

@@ -152,7 +152,7 @@ async fn a_change_while_a_request_is_under_way_is_not_lost() {
 }
 
 #[tokio::test]
-async fn a_restart_keeps_the_wait_and_asks_nobody() {
+async fn a_restart_keeps_the_wait_and_sends_no_request() {
     let ns = Cluster::shared().namespace().await;
     let idp = Idp::start();
     let mut broker = Broker::start(&ns).await;

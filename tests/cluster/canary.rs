@@ -159,7 +159,7 @@ async fn nothing_that_a_provider_writes_stands_beside_commands_to_copy() {
     idp.answer(Answer::token(3600).field("id_token", format!("e30.{claims}.c2ln")));
     ns.apply(by_code("person")).await;
     let told = ns.condition::<MailCredential>("person", "Ready", "AuthorizationRequired").await.message;
-    let signed_in = |found: &MailCredential| told_of_somebody_else(found);
+    let signed_in = |found: &MailCredential| names_another_account(found);
     if !told.contains("another account signed in") {
         ns.until::<MailCredential>("person", "another account signed in", signed_in).await;
     }
@@ -170,7 +170,7 @@ async fn nothing_that_a_provider_writes_stands_beside_commands_to_copy() {
     assert!(!log.contains(BAIT), "the log repeats a provider's text");
 }
 
-fn told_of_somebody_else(found: &MailCredential) -> bool {
+fn names_another_account(found: &MailCredential) -> bool {
     let conditions = found.status.iter().flat_map(|status| &status.conditions);
     conditions.into_iter().any(|condition| condition.message.contains("another account signed in"))
 }

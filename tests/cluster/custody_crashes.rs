@@ -108,7 +108,7 @@ async fn a_refresh_token_is_not_sent_while_its_secret_cannot_be_written() {
 }
 
 #[tokio::test]
-async fn an_answer_is_stored_over_what_somebody_wrote_after_the_claim() {
+async fn a_response_is_stored_over_a_foreign_write_after_the_claim() {
     let fixture = RefreshFixture::new().await;
     fixture.issued().await;
     let (kept, sent) = (fixture.kept().await, fixture.idp.token_requests().len());

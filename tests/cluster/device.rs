@@ -189,7 +189,7 @@ async fn a_server_that_asks_to_slow_down_is_obeyed_for_good_and_after_a_restart(
 }
 
 #[tokio::test]
-async fn what_is_denied_stays_so_until_somebody_asks_for_another_code() {
+async fn a_denied_sign_in_stays_denied_until_a_reissue() {
     let fixture = scripted().await;
     let Fixture { ns, idp, .. } = &fixture;
     ns.apply(by_code("billing")).await;
@@ -275,7 +275,7 @@ async fn when_the_answer_to_a_sign_in_is_lost_another_code_is_shown() {
 }
 
 #[tokio::test]
-async fn nothing_is_published_for_somebody_else() {
+async fn nothing_is_published_for_another_account() {
     let Fixture { ns, idp, .. } = &scripted().await;
     ns.apply(by_code("billing").set("spec.mailbox.authenticateAs", "svc@example.org")).await;
     shown(ns, "").await;

@@ -172,7 +172,7 @@ async fn a_private_address() {
 }
 
 #[tokio::test]
-async fn a_secret_of_somebody_else() {
+async fn a_foreign_secret_stops_the_first_token() {
     let ns = Cluster::shared().namespace().await;
     let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
     ns.provider(&idp).await;
@@ -191,7 +191,7 @@ async fn a_secret_of_somebody_else() {
 }
 
 #[tokio::test]
-async fn a_secret_of_somebody_else_that_nobody_needs() {
+async fn an_unneeded_foreign_secret_stops_nothing() {
     let ns = Cluster::shared().namespace().await;
     let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
     ns.provider(&idp).await;

@@ -147,7 +147,7 @@ async fn without_the_flag_no_account_is_taken_on() {
 }
 
 #[tokio::test]
-async fn an_account_that_does_not_name_the_audience_vouches_for_nobody() {
+async fn a_service_account_that_does_not_name_the_audience_is_not_used() {
     let (ns, idp) = fixture().await;
     let payments = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "payments"}});
     ns.apply(payments).await;

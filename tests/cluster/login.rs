@@ -226,7 +226,7 @@ async fn a_user_name_signs_in_for_a_credential_that_names_it_and_is_compared_wit
 }
 
 #[tokio::test]
-async fn a_foreign_secret_is_left_alone_and_nobody_has_to_sign_in_to_learn_it() {
+async fn a_foreign_secret_is_left_alone_and_refused_before_the_sign_in() {
     let room = Room::new().await;
     let unlabelled = source("seed", "password", "hunter2").without("metadata.labels");
     room.ns.apply(unlabelled.clone()).await;
@@ -365,7 +365,7 @@ async fn a_private_address_is_connected_to_only_if_that_is_allowed() {
 }
 
 #[tokio::test]
-async fn whoever_signs_in_has_to_try_again_themselves() {
+async fn a_transient_failure_asks_the_user_to_run_login_again() {
     let room = Room::new().await;
     room.idp.answer_at(DISCOVERY, Answer::status(503));
     for (validity, problem) in [(Validity::Present, "HTTP 503"), (Validity::Past, "expired")] {

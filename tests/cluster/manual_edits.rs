@@ -173,7 +173,7 @@ async fn nothing_is_asked_for_while_suspended() {
 }
 
 #[tokio::test]
-async fn labels_that_somebody_took_are_put_back() {
+async fn removed_labels_are_restored() {
     let fixture = RefreshFixture::new().await;
     fixture.issued().await;
     fixture.ns.patch::<Secret>("billing-grant", json!({"metadata": {"labels": null}})).await;

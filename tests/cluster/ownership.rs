@@ -40,7 +40,7 @@ async fn a_foreign_secret_is_left_as_it_is_until_it_is_released() {
 }
 
 #[tokio::test]
-async fn a_token_that_nobody_can_store_holds_up_no_shutdown() {
+async fn a_token_that_cannot_be_stored_delays_no_shutdown() {
     let mut fixture = Fixture::new().await;
     fixture.ns.apply(source("billing", "key", "theirs")).await;
     fixture.ns.apply(credential("billing")).await;

@@ -197,7 +197,7 @@ async fn a_change_of_the_spec_or_the_provider_is_probed_and_a_suspended_credenti
 }
 
 #[tokio::test]
-async fn without_a_probe_in_the_spec_or_with_the_flag_nothing_is_shown_and_nobody_logs_in() {
+async fn without_a_probe_in_the_spec_or_with_the_flag_there_is_no_condition_and_no_login() {
     let mut mail = Mail::new(submission("235 2.7.0 welcome")).await;
     mail.fixture.issued(credential("quiet")).await;
     mail.fixture.ns.apply(probed("billing")).await;

@@ -99,7 +99,7 @@ async fn a_name_that_stands_in_other_namespaces_is_looked_for_in_the_own_one_alo
 }
 
 #[tokio::test]
-async fn a_secret_that_nobody_labelled_is_sent_nowhere_by_any_field() {
+async fn no_field_sends_a_secret_without_the_label() {
     let mut tenants = Tenants::new(|settings| settings).await;
     let (attacker, lair) = (&tenants.attacker, &tenants.lair);
     let plain = source("plain", "k", "canary-that-nobody-labelled").set("metadata.labels", json!({}));

@@ -61,7 +61,7 @@ fn sane(broker: &Broker) {
 }
 
 #[tokio::test]
-async fn forged_secrets_with_dates_at_the_end_of_time_harm_nobody() {
+async fn forged_secrets_with_dates_at_the_end_of_time_do_no_harm() {
     let mut tenants = Tenants::new(|settings| settings).await;
     let (attacker, lair) = (&tenants.attacker, &tenants.lair);
     let provider = tenants.provider("own").set("spec.oauth2.deviceAuthorizationURL", tenants.evil.url(DEVICE));

@@ -184,7 +184,7 @@ async fn a_new_shape_that_may_not_be_written_costs_no_token() {
 }
 
 #[tokio::test]
-async fn a_status_that_may_not_be_written_makes_nobody_ask_again() {
+async fn a_refused_status_write_causes_no_second_request() {
     let Fixture { ns, idp, broker } = Fixture::new().await;
     idp.answer(Answer::error("invalid_client"));
     ns.apply(credential("billing").set("spec.suspend", true)).await;

@@ -105,7 +105,7 @@ async fn a_person_of_oidc_provider_signs_in_and_the_credential_is_ready() {
 }
 
 #[tokio::test]
-async fn somebody_else_who_signs_in_is_refused_with_both_named_and_nothing_is_written() {
+async fn another_account_is_refused_with_both_named_and_nothing_is_written() {
     for room in Room::both().await {
         let (page, login) = room.sign_in(&room.other).await;
         let complaint = login.refused().await;

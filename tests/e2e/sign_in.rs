@@ -141,7 +141,7 @@ async fn a_person_denies_and_another_signs_in_before_the_right_one_does() {
 }
 
 #[tokio::test]
-async fn a_seed_from_keycloak_is_renewed_and_one_of_somebody_else_is_not_used() {
+async fn a_seed_from_keycloak_is_renewed_and_a_seed_of_another_account_is_not_used() {
     let ns = namespace().await;
     ns.apply(people(&ns, "KEYCLOAK_ISSUER", "KEYCLOAK_DESKTOP_CLIENT_ID")).await;
     let (person, other) = (ns.cluster.env("PERSON_USER"), ns.cluster.env("OTHER_USER"));

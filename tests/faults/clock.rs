@@ -156,7 +156,7 @@ async fn after_a_jump_ahead_and_back_each_token_is_renewed_once_and_none_is_beli
 }
 
 #[tokio::test]
-async fn after_a_jump_back_and_ahead_nothing_is_lost_and_nobody_is_asked_in_a_loop() {
+async fn after_a_jump_back_and_ahead_nothing_is_lost_and_no_provider_is_asked_in_a_loop() {
     let watch = Watch::new().await;
     watch.ahead(-2 * HOUR);
     watch.asked(2).await;

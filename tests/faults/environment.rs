@@ -74,7 +74,7 @@ async fn crds_that_are_removed_and_put_back_with_their_objects_cost_no_token() {
 }
 
 #[tokio::test]
-async fn a_status_of_a_newer_version_holds_up_nobody() {
+async fn a_status_of_a_newer_version_delays_no_object() {
     let cluster = Cluster::alone(&["control-plane"]);
     let mut fixture = on(&cluster).await;
     for name in ["beside", "newer"] {

@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_character_that_nobody_sees_is_named_with_its_place() {
+    fn an_invisible_character_is_named_with_its_place() {
         for (text, words) in [
             ("\u{feff}s3cret~Value", "U+FEFF (byte order mark), as character 1"),
             ("s3cret\u{200b}", "U+200B (zero width character), as character 7"),

@@ -81,7 +81,7 @@ fn a_failure_of_the_future_delays_nothing() {
 }
 
 #[test]
-fn a_reissue_is_answered_once_whoever_remembers_it() {
+fn a_reissue_is_answered_once_by_the_record_in_secret_or_status() {
     let asked = |case: &mut Case| case.annotate("mailtoken.dev/reissue", "1");
     let on_the_secret = decided(|case| {
         asked(case);

@@ -93,7 +93,7 @@ fn smtp_and_imap_are_probed_as_far_as_they_are_used_and_pop3_only_if_it_is_named
 }
 
 #[test]
-fn the_first_token_is_probed_and_what_serves_nobody_is_not() {
+fn the_first_token_is_probed_and_an_unusable_one_is_not() {
     assert_eq!(due(&probed()), Next::Now(Class::Person));
     type Change = fn(&mut Case);
     let changes: [(&str, Change); 7] = [

@@ -39,7 +39,7 @@ fn a_refresh_token_is_exchanged_when_a_token_is_needed() {
 }
 
 #[test]
-fn while_another_brokers_claim_runs_nobody_else_exchanges() {
+fn another_brokers_claim_prevents_the_exchange() {
     assert_eq!(due(|case| case.claimed("another", 3001)), Decision::Claimed { until: at(3001) });
     assert_eq!(due(|case| case.claimed("another", 3000)), Decision::Issue(IssueReason::RenewalDue), "its time is over");
     assert_eq!(due(|case| case.claimed("me", 9000)), Decision::Issue(IssueReason::RenewalDue), "the holder may");
@@ -171,7 +171,7 @@ fn nothing_is_kept_alive_while_that_could_not_succeed_and_it_is_not_forgotten() 
 }
 
 #[test]
-fn what_the_annotations_say_is_read_back_and_what_nobody_understands_is_not_there() {
+fn annotations_are_read_back_and_unknown_values_are_ignored() {
     let claim = Claim { holder: "me".into(), since: at(0), until: at(9), token: "hash".into() };
     let read = |annotations: &[(&str, &str)]| {
         let map = annotations.iter().map(|(key, value)| (format!("mailtoken.dev/{key}"), (*value).to_owned()));

@@ -90,7 +90,7 @@ fn a_code_that_the_provider_ends_is_replaced_soon_but_not_in_a_loop() {
 }
 
 #[test]
-fn codes_are_replaced_for_a_day_and_then_when_somebody_asks() {
+fn codes_are_replaced_for_a_day_and_then_only_on_request() {
     let mut case = pending();
     case.sign_in().shown_at = at(DAY - 600);
     case.sign_in().expires_at = at(DAY);
@@ -145,7 +145,7 @@ fn what_a_sign_in_brought_is_written_whatever_was_refused_before() {
 }
 
 #[test]
-fn a_code_is_shown_while_it_is_polled_and_not_while_nobody_looks() {
+fn a_code_is_shown_only_while_it_is_polled() {
     let shown = |case: &Case| {
         let status = status(&case.observed, &case.decides(), case.now);
         status.authorization.map(|authorization| authorization.user_code)
@@ -161,7 +161,7 @@ fn a_code_is_shown_while_it_is_polled_and_not_while_nobody_looks() {
 }
 
 #[test]
-fn a_code_that_nobody_can_enter_any_more_is_not_shown() {
+fn a_code_that_has_ended_is_not_shown() {
     let shown = |change: fn(&mut Case), second| {
         let mut case = pending();
         case.observed.in_flight = true;
