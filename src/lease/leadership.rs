@@ -151,7 +151,7 @@ mod tests {
     use crate::lease::RENEW_DEADLINE;
 
     #[tokio::test(start_paused = true)]
-    async fn leadership_ends_by_the_clock_before_anything_else_runs() {
+    async fn leadership_ends_by_the_clock_before_any_other_task_runs() {
         let leadership = Leadership::new();
         assert!(!leadership.is_leader());
         leadership.set(Term::Until(monotonic() + RENEW_DEADLINE));

@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_covers_what_the_broker_uses_of_a_secret_and_nothing_else() {
+    fn the_digest_covers_exactly_what_the_broker_uses_of_a_secret() {
         let digests = Digests::new();
         let digest = |value: &str, metadata| digests.digest(&secret(1, value, metadata));
         let plain = digest("YQ==", json!({}));

@@ -27,7 +27,7 @@ const HOME: &str = "mail";
 const ACCOUNT: &str = "mail-token-broker";
 
 #[tokio::test]
-async fn a_broker_of_all_namespaces_may_do_what_it_does_and_nothing_else() {
+async fn a_broker_of_all_namespaces_may_do_only_what_it_does() {
     let cluster = Cluster::alone(&["control-plane"]);
     let ns = cluster.namespace().await;
     let release = Release::install(&ns, &[]).await;
@@ -44,7 +44,7 @@ async fn a_broker_of_all_namespaces_may_do_what_it_does_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_broker_of_one_namespace_that_serves_cluster_providers_may_do_what_it_does_and_nothing_else() {
+async fn a_broker_of_one_namespace_that_serves_cluster_providers_may_do_only_what_it_does() {
     let cluster = Cluster::alone(&["control-plane"]);
     let (ns, other) = (cluster.namespace().await, cluster.namespace().await);
     let settings =
@@ -246,7 +246,7 @@ async fn the_files_of_a_release_install_the_broker() {
 }
 
 #[tokio::test]
-async fn a_broker_of_one_namespace_may_do_what_it_does_and_nothing_else() {
+async fn a_broker_of_one_namespace_may_do_only_what_it_does() {
     let cluster = Cluster::alone(&["control-plane"]);
     let (ns, other) = (cluster.namespace().await, cluster.namespace().await);
     let settings = [&format!("namespaces={{{}}}", ns.name), "allowServiceAccountRef=true"];

@@ -28,7 +28,7 @@ async fn ready_message(ns: &Namespace, name: &str, reason: &str) -> String {
 }
 
 #[tokio::test]
-async fn certificates_that_are_past_or_for_other_names_are_refused_until_they_are_mended() {
+async fn expired_certificates_and_those_for_other_names_are_refused_until_they_are_fixed() {
     let ns = Cluster::shared().namespace().await;
     let _broker = Broker::start(&ns).await;
     let (past, future, other) = (Idp::start(), Idp::start(), Idp::start());
@@ -114,7 +114,7 @@ async fn an_address_that_is_allowed_for_the_cluster_alone_serves_no_other_provid
 }
 
 #[tokio::test]
-async fn a_range_that_is_denied_is_never_connected_to_whatever_else_is_allowed() {
+async fn a_denied_range_is_never_connected_to_even_if_it_is_also_allowed() {
     let ns = Cluster::shared().namespace().await;
     let idp = Idp::start();
     let _broker = Broker::settings(&ns).flag("--deny-cidr=127.0.0.0/8,::1/128").start().await;

@@ -53,7 +53,7 @@ async fn the_claim_of_a_broker_that_is_gone_is_respected_and_the_same_token_then
 }
 
 #[tokio::test]
-async fn what_cannot_be_stored_is_held_and_stored_before_anything_else_also_while_suspended() {
+async fn a_token_that_cannot_be_stored_is_held_and_stored_first_also_while_suspended() {
     let fixture = RefreshFixture::new().await;
     fixture.guarded().await;
     fixture.issued().await;

@@ -88,7 +88,7 @@ async fn a_refusal_in_words_is_not_tried_again_at_once() {
 }
 
 #[tokio::test]
-async fn a_refresh_token_is_kept_also_from_an_answer_that_is_worth_nothing_else() {
+async fn a_refresh_token_is_kept_also_from_an_otherwise_useless_response() {
     let fixture = RefreshFixture::new().await;
     fixture.issued().await;
     let seed = fixture.idp.refresh_token("mailer", "billing@example.org", "mail");

@@ -50,7 +50,7 @@ fn exchanging() -> Manifest {
 }
 
 #[tokio::test]
-async fn a_subject_token_is_read_anew_for_each_exchange() {
+async fn a_subject_token_is_read_again_for_each_exchange() {
     let fixture = Fixture::new().await;
     fixture.ns.apply(source("subject", "token", "the-first")).await;
     fixture.issued(exchanging()).await;

@@ -108,7 +108,7 @@ async fn the_brokers_own_secrets_are_never_sources() {
 }
 
 #[tokio::test]
-async fn a_refused_secret_is_tried_anew_as_soon_as_it_is_replaced() {
+async fn a_refused_secret_is_tried_again_as_soon_as_it_is_replaced() {
     let fixture = Fixture::new().await;
     fixture.idp.answer(Answer::error("invalid_client"));
     fixture.ns.apply(credential("billing")).await;

@@ -100,7 +100,7 @@ async fn keycloak_accepts_every_algorithm_and_every_form_of_key() {
 }
 
 #[tokio::test]
-async fn a_certificate_of_another_key_is_refused_before_anything_is_sent_and_mended_by_the_right_one() {
+async fn a_certificate_of_another_key_is_refused_before_anything_is_sent_and_fixed_by_the_right_one() {
     let ns = with_ca(Cluster::complete()).await;
     let broker = Broker::start(&ns).await;
     let (pair, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());

@@ -136,7 +136,7 @@ async fn a_call_that_is_never_answered_is_given_up_and_made_again() {
 }
 
 #[tokio::test]
-async fn a_watch_that_falls_silent_is_begun_anew() {
+async fn a_silent_watch_is_restarted() {
     let (fixture, api) = behind_proxy().await;
     fixture.mark("before").await;
     api.end_watches(Ending::Silence);

@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_belongs_to_its_controller_else_to_the_credential_in_its_label() {
+    fn a_secret_belongs_to_its_controller_or_to_the_credential_in_its_label() {
         let credential = credential();
         let labels = Some(target_labels(&credential));
         let mut other = owners(&credential);

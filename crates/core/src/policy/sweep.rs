@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_late_is_found_and_nothing_else() {
+    fn only_overdue_objects_are_found() {
         type Change = fn(&mut MailCredential, &mut MailCredentialStatus);
         let cases: [(&str, Change, Option<Overdue>); 19] = [
             ("at rest", |_, _| {}, None),

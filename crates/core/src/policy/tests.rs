@@ -335,7 +335,7 @@ fn a_suspended_credential_reports_no_conflict() {
 }
 
 #[test]
-fn failures_are_counted_by_kind_and_anew_after_a_change() {
+fn failures_are_counted_by_kind_and_from_zero_after_a_change() {
     let mut case = Case::ready();
     let count = |case: &Case| case.observed.history.failed_attempts;
     case.failed(Reason::ProviderUnavailable);

@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_of_deny_cidr_is_denied_whatever_else_is_allowed() {
+    fn a_range_of_deny_cidr_is_denied_even_if_it_is_also_allowed() {
         let range = |range: &str| vec![range.parse().unwrap()];
         let policy = EgressPolicy::default().deny(range("2600:1f00::/24"));
         assert_eq!(judged(&policy, "2600:1f14::1"), "in a range of --deny-cidr");

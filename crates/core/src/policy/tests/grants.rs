@@ -51,7 +51,7 @@ fn another_brokers_claim_prevents_the_exchange() {
 }
 
 #[test]
-fn what_is_unsaved_is_written_before_anything_else() {
+fn an_unsaved_token_is_written_first() {
     let unsaved = |change: fn(&mut Case)| {
         due(|case| {
             case.grant().unsaved = true;
@@ -73,7 +73,7 @@ fn what_is_unsaved_is_written_before_anything_else() {
 }
 
 #[test]
-fn a_grant_secret_that_is_not_dressed_for_the_spec_is_dressed_unless_suspended() {
+fn labels_and_owner_of_a_grant_secret_are_repaired_unless_suspended() {
     let out_of_sync = |change: fn(&mut Case)| {
         decided(|case| {
             case.by_refresh_token().out_of_sync = true;

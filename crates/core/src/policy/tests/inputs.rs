@@ -84,7 +84,7 @@ fn reissue(credential: &mut MailCredential, value: &str) {
 }
 
 #[test]
-fn the_credentials_scopes_are_asked_for_else_the_providers_else_the_presets() {
+fn scopes_come_from_the_credential_then_the_provider_then_the_preset() {
     let of = |own: &[&str], providers: &[&str]| {
         let list = |scopes: &[&str]| scopes.iter().map(|scope| (*scope).to_owned()).collect();
         let mut credential = credential();
@@ -197,7 +197,7 @@ fn a_refresh_token_is_bound_to_issuer_and_client_and_one_that_came_by_a_code_to_
 }
 
 #[test]
-fn a_sign_in_is_asked_for_anew_by_another_spec_or_reissue() {
+fn another_spec_or_reissue_requests_a_new_sign_in() {
     let matter: [Change; 3] = [
         |credential, _| credential.metadata.generation = Some(2),
         |credential, _| reissue(credential, "1"),

@@ -120,7 +120,7 @@ proptest! {
     }
 
     #[test]
-    fn ready_is_an_unexpired_token_for_this_spec_and_nothing_else(case in case()) {
+    fn ready_is_exactly_an_unexpired_token_for_this_spec(case in case()) {
         let decision = decide(&case.observed, case.now);
         let after = status(&case.observed, &decision, case.now);
         let ready = after.conditions.iter().find(|condition| condition.type_ == "Ready").unwrap();

@@ -475,7 +475,7 @@ mod tests {
     ];
 
     #[test]
-    fn every_published_code_has_a_reason_or_belongs_to_something_else() {
+    fn every_published_code_has_a_reason_or_a_known_other_purpose() {
         let elsewhere: Vec<u32> = ELSEWHERE.iter().flat_map(|(_, codes)| *codes).copied().collect();
         for code in PUBLISHED {
             assert_eq!(find(*code).is_some(), !elsewhere.contains(code), "AADSTS{code}");
