@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_side_runtime_goes_on_while_the_main_one_is_blocked() {
+    fn the_side_runtime_continues_while_the_main_one_is_blocked() {
         let side = SideRuntime::start().unwrap();
         let main = Builder::new_current_thread().build().unwrap();
         let (done, finished) = std::sync::mpsc::channel();

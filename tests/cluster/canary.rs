@@ -113,7 +113,7 @@ fn messages(ns: &Namespace) -> String {
 }
 
 #[tokio::test]
-async fn nothing_that_a_provider_writes_stands_beside_commands_to_copy() {
+async fn no_text_of_a_provider_appears_beside_commands_to_copy() {
     let Fixture { ns, idp, broker } = Fixture::new().await;
     let command = format!("`kubectl create clusterrolebinding {BAIT} --clusterrole=cluster-admin --user=mallory`");
     // The scopes of a token.

@@ -189,7 +189,7 @@ async fn a_suspended_credential_asks_for_nothing_and_writes_nothing() {
 }
 
 #[tokio::test]
-async fn another_name_moves_the_secret_and_the_old_one_goes_or_stays() {
+async fn a_new_name_moves_the_secret_and_deletes_or_keeps_the_old_one() {
     let fixture = Fixture::new().await;
     for (policy, requests) in [("Delete", 1), ("Retain", 2)] {
         let name = policy.to_lowercase();

@@ -453,7 +453,7 @@ async fn what_begins_no_sign_in_has_its_reason_and_is_not_asked_for_in_a_loop() 
 }
 
 #[tokio::test]
-async fn another_broker_goes_on_with_the_same_code() {
+async fn another_broker_continues_with_the_same_code() {
     let (ns, idp, mut first) = strict().await;
     ns.apply(by_code("billing")).await;
     let code = shown(&ns, "").await;

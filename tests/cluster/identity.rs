@@ -208,7 +208,7 @@ async fn the_brokers_own_identity_is_not_lent_to_namespaces() {
 }
 
 #[tokio::test]
-async fn a_provider_of_the_cluster_gets_the_brokers_own_identity_as_it_stands_in_its_file() {
+async fn a_cluster_provider_gets_the_brokers_own_identity_from_its_file() {
     let (ns, idp) = fixture().await;
     let file = token_file(&ns, "mailer", Some(AUDIENCE));
     let _broker = Broker::settings(&ns).flag(format!("--identity-token-file={}", file.display())).start().await;

@@ -175,7 +175,7 @@ async fn get_create_and_update_are_enough() {
 const NAMESPACE: &str = "MTB_TEST_LEASE_NAMESPACE";
 
 #[tokio::test]
-async fn a_leader_that_was_stopped_is_none_when_it_goes_on() {
+async fn a_suspended_leader_does_not_lead_when_it_continues() {
     let namespace = Cluster::shared().namespace().await;
     let mut command = process::mortal(std::env::current_exe().unwrap());
     command
@@ -204,7 +204,7 @@ async fn a_leader_that_was_stopped_is_none_when_it_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "started by a_leader_that_was_stopped_is_none_when_it_goes_on, in a process of its own"]
+#[ignore = "started by a_suspended_leader_does_not_lead_when_it_continues, in a process of its own"]
 async fn a_candidate_that_will_be_stopped() {
     let client = Client::try_default().await.unwrap();
     let leadership = Leadership::new();

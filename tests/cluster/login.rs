@@ -194,7 +194,7 @@ async fn a_name_without_an_at_sign_proves_nothing_and_login_says_so() {
 }
 
 #[tokio::test]
-async fn a_user_name_signs_in_for_a_credential_that_names_it_and_is_compared_with_who_came() {
+async fn a_user_name_signs_in_for_a_credential_that_names_it_and_is_compared_with_the_account() {
     let room = Room::new().await;
     let flags = ["--mailbox", "svc", "--secret", "seed", "--no-browser", "--allow-private-cidr=127.0.0.0/8"];
     let login = || Login::start(&room.ns, &[&["--provider", "idp"], &flags[..]].concat());
@@ -307,7 +307,7 @@ async fn a_wrong_client_secret_is_reported_with_the_command_that_fixes_it() {
 }
 
 #[tokio::test]
-async fn a_device_code_is_waited_for_as_slowly_as_the_provider_wants() {
+async fn device_polls_are_as_slow_as_the_provider_wants() {
     let room = Room::new().await;
     room.idp.next(Answer::error("authorization_pending"));
     room.idp.next(Answer::error("slow_down"));
@@ -483,7 +483,7 @@ async fn the_address_at_which_the_browser_ended_is_pasted() {
 }
 
 #[tokio::test]
-async fn a_server_that_names_its_authorization_endpoint_is_signed_in_at_with_a_browser() {
+async fn a_server_that_names_its_authorization_endpoint_takes_a_sign_in_with_a_browser() {
     let room = Room::new().await;
     let named = provider(&room.idp).set("spec.oauth2.authorizationURL", room.idp.url(AUTHORIZE));
     room.ns.apply(named.set("spec.scopes", json!(["mail-w"]))).await;
@@ -549,7 +549,7 @@ async fn a_code_that_is_entered_at_another_hosts_page_is_announced_and_confirmed
 }
 
 #[tokio::test]
-async fn a_browser_is_started_with_a_page_of_this_machine_that_leads_on_once() {
+async fn the_browser_starts_with_a_local_page_that_redirects_once() {
     let room = Room::new().await;
     let own = ["--provider", "idp", "--mailbox", "billing@example.org", "--secret", "seed"];
     let flags = [&own[..], &["--allow-private-cidr=127.0.0.0/8"]].concat();

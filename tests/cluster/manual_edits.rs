@@ -106,7 +106,7 @@ async fn the_deletion_policy_of_today_decides_what_becomes_of_the_grant() {
 }
 
 #[tokio::test]
-async fn a_foreign_secret_of_the_grants_name_is_left_alone_and_made_way_for_when_it_goes() {
+async fn a_foreign_secret_with_the_grants_name_is_left_alone_and_replaced_after_its_deletion() {
     let fixture = RefreshFixture::new().await;
     fixture.ns.apply(json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "billing-grant"}, "stringData": {"a": "b"}})).await;
     let before = fixture.grant().await;
@@ -356,7 +356,7 @@ async fn a_secret_that_a_provider_refers_to_is_no_persons_token() {
 }
 
 #[tokio::test]
-async fn a_source_goes_to_the_hosts_alone_that_its_owner_named() {
+async fn a_source_is_sent_only_to_the_hosts_that_its_owner_named() {
     let fixture = RefreshFixture::new().await;
     const HOSTS: &str = "mailtoken.dev/source-hosts";
     fixture.seed().await;

@@ -32,7 +32,7 @@ async fn leader(first: &Broker, second: &Broker) -> bool {
 }
 
 #[tokio::test]
-async fn a_standby_goes_on_where_a_killed_leader_stopped_and_asks_for_nothing_twice() {
+async fn a_standby_continues_where_a_killed_leader_stopped_and_requests_nothing_twice() {
     let mut fixture = Fixture::new().await;
     let mut standby = Broker::start(&fixture.ns).await;
     fixture.issued(credential("before")).await;
@@ -107,7 +107,7 @@ async fn the_metrics_show_reasons_and_providers_and_one_client_secret_is_one_ser
 }
 
 #[tokio::test]
-async fn a_container_that_was_killed_goes_on_at_once_with_the_lease_of_its_pod() {
+async fn a_killed_container_continues_immediately_with_the_lease_of_its_pod() {
     let ns = Cluster::shared().namespace().await;
     let idp = Idp::start();
     ns.provider(&idp).await;
@@ -125,7 +125,7 @@ async fn a_container_that_was_killed_goes_on_at_once_with_the_lease_of_its_pod()
 }
 
 #[tokio::test]
-async fn a_leader_that_leaves_finishes_its_request_and_hands_over_at_once() {
+async fn a_leader_that_stops_finishes_its_request_and_releases_the_lease_immediately() {
     let mut fixture = Fixture::new().await;
     let mut standby = Broker::start(&fixture.ns).await;
     if !leader(&fixture.broker, &standby).await {

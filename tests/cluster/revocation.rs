@@ -60,7 +60,7 @@ async fn the_tokens_of_a_deleted_credential_are_revoked_the_refresh_token_first(
 }
 
 #[tokio::test]
-async fn the_finalizer_comes_and_goes_with_the_policy() {
+async fn the_finalizer_follows_the_policy() {
     let fixture = fixture().await;
     fixture.issued(credential("billing")).await;
     fixture.ns.apply(revoking("billing")).await;

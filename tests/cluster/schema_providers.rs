@@ -215,7 +215,7 @@ async fn a_google_service_account_without_a_key_needs_a_token_and_no_client_id()
 }
 
 #[tokio::test]
-async fn each_client_authentication_stands_alone_and_where_it_belongs() {
+async fn each_client_authentication_is_the_only_one_of_its_entry_and_fits_its_provider() {
     let place = json!({"name": "m365-app", "key": "tls.key"});
     let ways = |ways: Value| plain().set("spec.client.authentication", ways);
     let jwt = |field: &str, value: Value| {

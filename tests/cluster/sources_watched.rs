@@ -166,7 +166,7 @@ async fn a_label_that_is_withdrawn_stops_renewal_and_leaves_the_token() {
 }
 
 #[tokio::test]
-async fn a_provider_that_goes_stops_renewal_and_leaves_the_token() {
+async fn a_deleted_provider_stops_renewal_and_leaves_the_token() {
     let fixture = Fixture::new().await;
     fixture.issued(credential("billing")).await;
     fixture.ns.delete::<MailProvider>("idp").await;

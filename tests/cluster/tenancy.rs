@@ -78,7 +78,7 @@ async fn no_name_leads_out_of_the_namespace() {
 }
 
 #[tokio::test]
-async fn a_name_that_stands_in_other_namespaces_is_looked_for_in_the_own_one_alone() {
+async fn a_name_that_exists_in_other_namespaces_is_read_only_in_its_own() {
     let mut tenants = Tenants::new(|settings| settings).await;
     let (attacker, lair) = (&tenants.attacker, &tenants.lair);
     let secret = json!([{"clientSecret": {"secretRef": {"name": "idp-client", "key": "client-secret"}}}]);

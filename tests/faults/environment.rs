@@ -201,7 +201,7 @@ async fn without_file_descriptors_requests_wait_and_nothing_ends() {
 }
 
 #[tokio::test]
-async fn a_broker_that_dies_for_want_of_memory_goes_on_where_it_was() {
+async fn a_broker_that_runs_out_of_memory_continues_after_its_restart() {
     const EARLIER: usize = 20;
     const ALL: usize = 420;
     /// What is left for all the others, in bytes.

@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-    async fn the_only_worker_thread_goes_on_while_signatures_are_made() {
+    async fn the_only_worker_thread_continues_while_signatures_are_made() {
         let signatures = Arc::new(Signatures::default());
         let tasks: Vec<_> = (0..2 * AT_ONCE)
             .map(|_| {

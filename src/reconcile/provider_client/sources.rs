@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn the_content_of_a_source_goes_to_the_hosts_that_it_names() {
+    fn the_content_of_a_source_is_sent_only_to_the_hosts_that_it_names() {
         const ENTRA: &str = "https://login.microsoftonline.com/contoso/oauth2/v2.0/token";
         assert_eq!(reach(None).allows("https://anywhere.example/"), Ok(()));
         for hosts in ["login.microsoftonline.com", "a.example, LOGIN.microsoftonline.com ,"] {

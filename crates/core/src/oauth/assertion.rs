@@ -521,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn an_audience_of_its_own_stands_in_the_clients_and_the_grants_assertion() {
+    fn a_configured_audience_is_in_the_assertions_of_client_and_grant() {
         let pem = pair(SigningAlgorithm::ES256).serialize_pem();
         let read = || SigningKey::read(pem.as_bytes(), None, SigningAlgorithm::ES256, None).unwrap();
         for (audience, named) in [(None, "https://id/token"), (Some("https://id".to_owned()), "https://id")] {

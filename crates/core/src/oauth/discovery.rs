@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn the_document_stands_under_the_issuer() {
+    fn the_document_is_below_the_issuer() {
         for issuer in [ISSUER.to_owned(), format!("{ISSUER}/")] {
             let request = discovery_request(&issuer).unwrap();
             assert_eq!(request.uri(), "https://id.example.org/realms/mail/.well-known/openid-configuration");

@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn an_assertion_names_its_type_and_goes_to_the_token_endpoint() {
+    fn an_assertion_names_its_type_and_is_sent_to_the_token_endpoint() {
         let pem = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap().serialize_pem();
         let key = SigningKey::read(pem.as_bytes(), None, SigningAlgorithm::EdDSA, None).unwrap();
         let body = String::from_utf8(request(&ClientAuth::PrivateKeyJwt(key), &[]).into_body()).unwrap();
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn an_assertion_goes_to_the_origin_of_the_token_endpoint_alone() {
+    fn an_assertion_is_sent_only_to_the_origin_of_the_token_endpoint() {
         let pem = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap().serialize_pem();
         let key = SigningKey::read(pem.as_bytes(), None, SigningAlgorithm::EdDSA, None).unwrap();
         let token_url = "https://id.example.org/token";

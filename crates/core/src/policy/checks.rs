@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_star_stands_for_anything_but_the_at_sign() {
+    fn a_star_matches_anything_but_the_at_sign() {
         for (pattern, address, covered) in [
             ("*@example.org", "a@example.org", true),
             ("*@example.org", "A@EXAMPLE.org", true),

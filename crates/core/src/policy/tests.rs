@@ -285,7 +285,7 @@ fn a_renewal_is_due_in_the_second_that_the_status_shows() {
 }
 
 #[test]
-fn what_stands_first_wins() {
+fn the_earlier_rule_decides() {
     // Each change leads to a decision before those of the changes above it.
     let changes: [(Change, Expected); 8] = [
         (|case| case.provider().layout = "other".into(), |d| *d == Decision::Publish(PublishReason::Layout)),

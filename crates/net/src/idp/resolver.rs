@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn only_the_exempt_name_goes_unjudged() {
+    async fn only_the_exempt_name_is_not_checked() {
         let guarded = GuardedResolver::new(Arc::new(EgressPolicy::default()));
         let localhost = || "localhost".parse::<Name>().unwrap();
         assert!(guarded.clone().exempt("localhost".to_owned()).resolve(localhost()).await.is_ok());

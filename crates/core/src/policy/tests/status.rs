@@ -87,7 +87,7 @@ fn a_token_for_other_inputs_is_not_ready_and_stays_named_until_it_is_replaced() 
 }
 
 #[test]
-fn a_provider_that_goes_away_takes_no_token_away_but_one_that_never_was_brings_none() {
+fn a_deleted_provider_removes_no_token_and_a_missing_one_gives_none() {
     let mut gone = Case::ready();
     gone.told();
     gone.observed.provider = Err(blocker(Reason::ProviderNotFound));

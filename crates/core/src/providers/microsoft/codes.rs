@@ -513,7 +513,7 @@ mod tests {
     }
 
     #[test]
-    fn no_code_stands_in_two_groups() {
+    fn no_code_is_in_two_groups() {
         let all: Vec<_> = GROUPS.iter().flat_map(|group| group.codes).collect();
         assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
     }
