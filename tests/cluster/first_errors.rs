@@ -172,7 +172,7 @@ async fn a_private_address() {
 }
 
 #[tokio::test]
-async fn a_foreign_secret_stops_the_first_token() {
+async fn another_secret_name_resolves_a_conflict_with_a_foreign_secret() {
     let ns = Cluster::shared().namespace().await;
     let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
     ns.provider(&idp).await;
@@ -191,7 +191,7 @@ async fn a_foreign_secret_stops_the_first_token() {
 }
 
 #[tokio::test]
-async fn an_unneeded_foreign_secret_stops_nothing() {
+async fn the_deletion_of_an_unneeded_foreign_secret_resolves_the_conflict() {
     let ns = Cluster::shared().namespace().await;
     let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
     ns.provider(&idp).await;
