@@ -25,12 +25,12 @@ pub async fn run(plan: &Plan, report: &mut Report) {
             }
             rounds.push(bursts);
         }
-        tell(number, &rounds, report);
+        add_figures(number, &rounds, report);
         draw(number, &rounds);
     }
 }
 
-fn tell(number: usize, rounds: &[Vec<Burst>], report: &mut Report) {
+fn add_figures(number: usize, rounds: &[Vec<Burst>], report: &mut Report) {
     let cost = |value: fn(&crate::burst::Cost) -> f64| broker(rounds, |burst| burst.cost.as_ref().map_or(0.0, value));
     let name = |what: &str| format!("{what}, N = {number}");
     let p99 = |burst: &Burst| quantile(&burst.waits, 0.99);

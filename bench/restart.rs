@@ -80,7 +80,7 @@ pub async fn run(plan: &Plan, report: &mut Report) {
         let late = one(&lab, &view, &format!("late-{round}")).await;
         runs.leading.push(late.1.duration_since(late.0).as_secs_f64());
     }
-    tell(number, runs, report);
+    add_figures(number, runs, report);
 }
 
 /// Creates one credential. Returns when it was created and when it was Ready.
@@ -90,7 +90,7 @@ async fn one(lab: &Lab, view: &View, prefix: &str) -> (Instant, Instant) {
     (*asked.values().next().unwrap(), *ready.values().next().unwrap())
 }
 
-fn tell(number: usize, runs: Runs, report: &mut Report) {
+fn add_figures(number: usize, runs: Runs, report: &mut Report) {
     let name = |what: &str| format!("kill -9 and start, {number} valid: {what}");
     report.add(Figure::new(name("token requests"), "", runs.requests).target(Target::Exactly(0.0)));
     report.add(Figure::new(name("writes"), "", runs.writes).target(Target::Exactly(0.0)));

@@ -157,7 +157,7 @@ impl<K: Resource<DynamicType = ()> + Clone + Debug + 'static> Follower<K> {
             Read::Object(object) => {
                 let before = self.reader.get(&ObjectRef::from_obj(&object));
                 self.unreadable.remove(&key(&object));
-                self.rewound |= before.as_ref().is_some_and(|before| goes_back(before.meta(), object.meta()));
+                self.rewound |= before.as_ref().is_some_and(|before| is_older(before.meta(), object.meta()));
                 arriving(&object);
                 let reference = ObjectRef::from_obj(&object);
                 self.writer.apply_watcher_event(&watcher::Event::Apply(object));
@@ -215,7 +215,7 @@ fn key_of(meta: &ObjectMeta) -> ObjectKey {
 }
 
 /// Whether a version is older than the one before it. resourceVersions are comparable numbers (KEP-5504).
-fn goes_back(before: &ObjectMeta, after: &ObjectMeta) -> bool {
+fn is_older(before: &ObjectMeta, after: &ObjectMeta) -> bool {
     let number = |meta: &ObjectMeta| meta.resource_version.as_deref()?.parse::<u64>().ok();
     before.uid == after.uid && number(after).zip(number(before)).is_some_and(|(after, before)| after < before)
 }

@@ -225,10 +225,10 @@ async fn write_status(
         && condition::find(&before.conditions, ConditionType::Ready).is_none_or(|told| !told.message.contains(&words))
     {
         let notice = EventNote { warning: true, reason: Reason::SourceInvalid, note: words };
-        tell(object, &notice, context);
+        emit(object, &notice, context);
     }
     for notice in policy::notices(&before, &after) {
-        tell(object, &notice, context);
+        emit(object, &notice, context);
     }
     Ok((turn, true))
 }
@@ -282,7 +282,7 @@ where
     }
 }
 
-fn tell(object: &ProviderObject, notice: &EventNote, context: &Context) {
+fn emit(object: &ProviderObject, notice: &EventNote, context: &Context) {
     let reference = match object {
         ProviderObject::Namespaced(provider) => provider.object_ref(&()),
         ProviderObject::Cluster(provider) => {

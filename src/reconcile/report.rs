@@ -16,7 +16,7 @@ use crate::{
         checks::{self, credential_words},
         notices::notices,
         report_time::{self, END_REPORTED_AFTER},
-        status::{end_of_ready, ended, status, tells_of_an_end},
+        status::{end_of_ready, ended, reports_an_end, status},
     },
     reconcile::{context::Context, observe},
     stores::slim,
@@ -56,7 +56,7 @@ pub(super) async fn report(
             .with(checks::uid(credential), |entry| (entry.attempt.unreported, entry.probe.unreported) = (None, None));
         return Ok(true);
     }
-    let ends = tells_of_an_end(&before.conditions, &after.conditions);
+    let ends = reports_an_end(&before.conditions, &after.conditions);
     if !report_time::is_due(decision, ends, waiting, now) {
         return Ok(true);
     }

@@ -68,7 +68,7 @@ async fn address_account_and_scopes_must_be_allowed_together() {
     shared.denied("account", "svc@example.com").await;
     shared.denied("scope", "admin").await;
     assert_eq!(shared.fixture.idp.requests().len(), 0);
-    let told = shared.fixture.ns.tells("address", &["Warning NotAllowed"]).await;
+    let told = shared.fixture.ns.event_reasons_include("address", &["Warning NotAllowed"]).await;
     assert_eq!(told.into_iter().collect::<Vec<_>>(), ["Warning NotAllowed"]);
 
     shared.fixture.issued(shared.credential("billing")).await;

@@ -71,7 +71,7 @@ async fn renewed(ns: &Namespace) {
     ns.until::<Secret>("billing", "it has another token", |secret| text(secret, "access_token") != before).await;
 }
 
-async fn told(ns: &Namespace, kind: &str, good: impl Fn(&str) -> bool) -> String {
+async fn message_of(ns: &Namespace, kind: &str, good: impl Fn(&str) -> bool) -> String {
     let fits = |credential: &MailCredential| find(credential, kind).is_some_and(|found| good(&found.message));
     find(&ns.until::<MailCredential>("billing", "it is told", fits).await, kind).unwrap().message
 }
@@ -100,7 +100,7 @@ async fn microsoft_issues_app_only_tokens_for_a_secret_and_for_a_certificate() {
     assert!(last.contains_key("client_assertion") && !last.contains_key("client_secret"));
     let method = |credential: &MailCredential| field(credential, "/status/client/method") == "privateKeyJWT";
     ns.until::<MailCredential>("billing", "the certificate is in use", method).await;
-    leaks::assert_nothing_told(&ns, &broker, [entra.issued(), entra.assertions()].concat()).await;
+    leaks::assert_no_secret_shown(&ns, &broker, [entra.issued(), entra.assertions()].concat()).await;
 }
 
 #[tokio::test]
@@ -144,14 +144,14 @@ async fn microsoft_signs_a_person_in_by_code_and_asks_again_when_the_sign_in_end
         code(&ns.until::<MailCredential>("billing", "a code is shown", another).await)
     };
     let declined = code("").await;
-    told(&ns, "Ready", |message| message.contains("https://microsoft.com/devicelogin")).await;
+    message_of(&ns, "Ready", |message| message.contains("https://microsoft.com/devicelogin")).await;
     entra.deny(&declined);
-    let message = told(&ns, "Stalled", |message| message.contains("was denied")).await;
+    let message = message_of(&ns, "Stalled", |message| message.contains("was denied")).await;
     remedy::run(&ns, &message, &[]);
 
     let foreign = code(&declined).await;
     entra.approve(&foreign, "other@contoso.com");
-    let message = told(&ns, "Stalled", |message| message.contains("other@contoso.com")).await;
+    let message = message_of(&ns, "Stalled", |message| message.contains("other@contoso.com")).await;
     remedy::run(&ns, &message, &[]);
 
     let expired = code(&foreign).await;
@@ -176,7 +176,7 @@ async fn microsoft_signs_a_person_in_by_code_and_asks_again_when_the_sign_in_end
     entra.approve(&again, "billing@contoso.com");
     let handled = |credential: &MailCredential| field(credential, "/status/lastHandledReissue") == "revoked";
     ns.until::<MailCredential>("billing", "the reissue is handled", handled).await;
-    leaks::assert_nothing_told(&ns, &broker, entra.issued()).await;
+    leaks::assert_no_secret_shown(&ns, &broker, entra.issued()).await;
 }
 
 /// The credential `billing`, ready by the seed that this is.
@@ -199,7 +199,7 @@ async fn microsofts_refresh_tokens_are_taken_over_and_replaced() {
     let uses =
         entra.token_requests().iter().filter(|request| request.form().get("refresh_token") == Some(&seed)).count();
     assert_eq!(uses, 1);
-    leaks::assert_nothing_told(&ns, &broker, entra.issued()).await;
+    leaks::assert_no_secret_shown(&ns, &broker, entra.issued()).await;
 }
 
 #[tokio::test]
@@ -238,7 +238,7 @@ async fn a_loop_that_microsoft_detects_is_waited_out_and_ends_no_sign_in() {
     renewed(&ns).await;
     ns.condition::<MailCredential>("billing", "Renewed", "RenewalSucceeded").await;
     assert_eq!((presented(), entra.token_requests().len()), (2, 3));
-    leaks::assert_nothing_told(&ns, &broker, entra.issued()).await;
+    leaks::assert_no_secret_shown(&ns, &broker, entra.issued()).await;
     tried("F17", 1, "nothing");
 }
 
@@ -272,7 +272,7 @@ async fn google_issues_tokens_for_a_delegated_service_account_and_for_a_person()
     renewed(&ns).await;
     let kept = ns.secret("billing-grant").await;
     assert_eq!(kept["refresh_token"], seed, "Google's stay good");
-    leaks::assert_nothing_told(&ns, &broker, [google.issued(), google.assertions()].concat()).await;
+    leaks::assert_no_secret_shown(&ns, &broker, [google.issued(), google.assertions()].concat()).await;
 }
 
 #[tokio::test]
@@ -340,7 +340,7 @@ async fn google_signs_for_a_service_account_without_a_key() {
     let asked: Vec<_> = google.requests().iter().map(|request| request.route().to_owned()).collect();
     let sign = format!("/v1/projects/-/serviceAccounts/{}:signJwt", account.email);
     assert_eq!(asked, ["/v1/token".to_owned(), sign, "/token".to_owned()]);
-    leaks::assert_nothing_told(&ns, &broker, [google.issued(), google.assertions()].concat()).await;
+    leaks::assert_no_secret_shown(&ns, &broker, [google.issued(), google.assertions()].concat()).await;
 }
 
 /// A value that no annotation had before.
@@ -364,6 +364,6 @@ async fn an_assertion_by_a_clock_that_differs_from_googles_is_tried_again_until_
     google.clock_ahead(0);
     ready(&ns).await;
     assert!(google.token_requests().len() <= 3, "there is no loop");
-    leaks::assert_nothing_told(&ns, &broker, [google.issued(), google.assertions()].concat()).await;
+    leaks::assert_no_secret_shown(&ns, &broker, [google.issued(), google.assertions()].concat()).await;
     tried("F18", 1, "nothing");
 }

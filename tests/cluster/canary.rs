@@ -3,7 +3,7 @@
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::{MailCredential, MailProvider};
-use mailtoken_testkit::{idp::DEVICE, leaks::assert_untold, *};
+use mailtoken_testkit::{idp::DEVICE, leaks::assert_absent, *};
 use rcgen::KeyPair;
 use serde_json::json;
 
@@ -88,7 +88,7 @@ async fn no_secret_appears_anywhere() {
     let mut secrets = vec![POST.to_owned(), BASIC.to_owned(), basic, "canary-echoed-token-5Hj1".to_owned()];
     secrets.extend(idp.issued());
     assert!(secrets.len() >= 6);
-    assert_untold(&places, &secrets);
+    assert_absent(&places, &secrets);
     let (_, log) = &places[2];
     for word in ["authorization: ", "Authorization:", "Basic ", "Bearer "] {
         let told = log.lines().find(|line| line.contains(word) && !line.contains("token_type"));
@@ -191,7 +191,7 @@ async fn no_signed_assertion_appears_anywhere() {
     idp.answer(Answer::json(401, echo));
     ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
     ns.condition::<MailCredential>("billing", "Renewed", "InvalidClient").await;
-    leaks::assert_nothing_told(&ns, &broker, [idp.issued(), idp.assertions()].concat()).await;
+    leaks::assert_no_secret_shown(&ns, &broker, [idp.issued(), idp.assertions()].concat()).await;
 }
 
 /// Applies an object as people do: kubectl leaves a copy of it in an annotation.

@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::MailCredential;
 use mailtoken_testkit::{
-    leaks::{self, assert_untold},
+    leaks::{self, assert_absent},
     standin::{Fault, Strict},
     *,
 };
@@ -69,10 +69,10 @@ async fn what_a_user_granted_appears_nowhere() {
     assert!(secrets.len() >= 8, "{} secrets only", secrets.len());
     secrets.extend(seeds);
     secrets.push(CLIENT_SECRET.to_owned());
-    assert_untold(&places, &secrets);
+    assert_absent(&places, &secrets);
 
     // Pods mount this one: a token, and nothing by which another could be had.
     let kept = text(&ns.get::<Secret>("person-grant").await, "refresh_token");
     let mounted = ns.secret("person").await.into_values().collect::<Vec<_>>().join(" ");
-    assert_untold(&[("the mounted Secret", mounted)], &[kept, CLIENT_SECRET.to_owned()]);
+    assert_absent(&[("the mounted Secret", mounted)], &[kept, CLIENT_SECRET.to_owned()]);
 }

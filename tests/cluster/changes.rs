@@ -50,7 +50,7 @@ async fn a_change_that_needs_no_new_token_is_only_published() {
     assert_eq!(field(&secret, "/metadata/annotations/note"), json!(null));
     assert_eq!(fixture.idp.token_requests().len(), 1);
     fixture.wrote("secrets", "billing", &["create", "patch"]).await;
-    assert!(fixture.ns.told("billing").await.is_empty());
+    assert!(fixture.ns.event_reasons("billing").await.is_empty());
 }
 
 #[tokio::test]
@@ -176,7 +176,7 @@ async fn a_suspended_credential_asks_for_nothing_and_writes_nothing() {
 
     fixture.ns.apply(credential("new").set("spec.suspend", true)).await;
     fixture.ns.condition::<MailCredential>("new", "Ready", "Suspended").await;
-    let told = fixture.ns.told("new").await;
+    let told = fixture.ns.event_reasons("new").await;
     assert!(told.is_empty(), "{told:?}");
     fixture.ns.apply(credential("new")).await;
     fixture.ready("new").await;
@@ -184,7 +184,7 @@ async fn a_suspended_credential_asks_for_nothing_and_writes_nothing() {
     fixture.ns.apply(credential("billing").set("spec.suspend", false)).await;
     fixture.ready("billing").await;
     assert_eq!(fixture.ns.secret("billing").await["username"], "billing@example.org");
-    let told = fixture.ns.told("billing").await;
+    let told = fixture.ns.event_reasons("billing").await;
     assert!(told.is_empty(), "{told:?}");
 }
 

@@ -155,7 +155,7 @@ async fn no_endpoint_of_a_permitted_provider_leads_to_an_address_that_is_denied(
     ready_message(&ns, "named", "TokenValid").await;
     ns.delete::<MailCredential>("named").await;
     ns.gone::<MailCredential>("named").await;
-    ns.tells("named", &["Warning RevocationFailed"]).await;
+    ns.event_reasons_include("named", &["Warning RevocationFailed"]).await;
     let sent: Vec<_> = [&known, &told].map(|idp| idp.requests()).concat().into_iter().map(|sent| sent.path).collect();
     assert_eq!(sent.iter().filter(|path| *path != TOKEN && *path != DISCOVERY).count(), 0, "{sent:?}");
 }

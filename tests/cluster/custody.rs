@@ -98,7 +98,7 @@ async fn another_seed_is_taken_over_at_once_and_the_same_one_again_is_not() {
     fixture.ns.annotate::<Secret>("seed", "team", "mail").await;
     fixture.renew().await;
     assert_eq!(fixture.idp.token_requests().len(), requests + 1);
-    let told = fixture.ns.told("billing").await;
+    let told = fixture.ns.event_reasons("billing").await;
     assert!(!told.contains("Normal GrantReseeded"), "{told:?}");
     assert_ne!(fixture.kept().await, kept);
 
@@ -118,7 +118,7 @@ async fn another_seed_is_taken_over_at_once_and_the_same_one_again_is_not() {
         .until::<MailCredential>("billing", "it is told", |billing| field(billing, "/status/grant/rotations") == 1)
         .await;
     assert_eq!(field(&ready, "/status/failedAttempts"), 0);
-    fixture.ns.tells("billing", &["Normal GrantReseeded"]).await;
+    fixture.ns.event_reasons_include("billing", &["Normal GrantReseeded"]).await;
     assert_eq!((fixture.idp.presented(&second), fixture.idp.reuses()), (1, 0), "the first request was not handled");
 }
 
@@ -243,6 +243,6 @@ async fn a_known_end_of_the_refresh_token_is_reported_in_advance() {
         .await;
     }
     for (_, _, reason) in table {
-        fixture.ns.tells("billing", &[&format!("Warning {reason}")]).await;
+        fixture.ns.event_reasons_include("billing", &[&format!("Warning {reason}")]).await;
     }
 }

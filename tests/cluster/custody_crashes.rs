@@ -63,7 +63,7 @@ async fn a_token_that_cannot_be_stored_is_held_and_stored_first_also_while_suspe
     fixture.ask().await;
     let failed = fixture.ns.condition::<MailCredential>("billing", "Renewed", "SecretWriteFailed").await;
     assert!(failed.message.contains("billing-grant") && failed.message.contains("it is sealed"), "{}", failed.message);
-    fixture.ns.tells("billing", &["Warning SecretWriteFailed"]).await;
+    fixture.ns.event_reasons_include("billing", &["Warning SecretWriteFailed"]).await;
     let counted = fixture.broker.metric("mailtoken_reconcile_errors_total", "write_secret").await;
     assert!(counted.is_some_and(|number| number >= 1.0), "{counted:?}");
     fixture.ask().await;

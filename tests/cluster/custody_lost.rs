@@ -34,7 +34,7 @@ async fn after_a_lost_answer_the_same_token_is_tried_once_more_at_once_and_nothi
         assert_eq!(field(&renewed, "/status/failedAttempts"), 0, "{shown}");
     }
     assert_eq!((fixture.idp.reuses(), fixture.idp.families_revoked()), (0, 0));
-    let told = fixture.ns.told("billing").await;
+    let told = fixture.ns.event_reasons("billing").await;
     assert!(told.is_empty(), "nothing had to be told: {told:?}");
 }
 
@@ -61,7 +61,7 @@ async fn without_grace_a_lost_response_ends_the_grant_which_is_reported_without_
     // Another sign-in mends it, at once.
     fixture.seed().await;
     fixture.ns.condition::<MailCredential>("billing", "Renewed", "RenewalSucceeded").await;
-    fixture.ns.tells("billing", &["Warning InvalidGrant", "Normal RenewalSucceeded"]).await;
+    fixture.ns.event_reasons_include("billing", &["Warning InvalidGrant", "Normal RenewalSucceeded"]).await;
 }
 
 #[tokio::test]

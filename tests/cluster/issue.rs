@@ -17,8 +17,8 @@ async fn a_credential_becomes_ready_with_one_request_and_two_writes_and_no_event
     fixture.wrote("secrets", "billing", &["create"]).await;
     fixture.wrote("mailcredentials/status", "billing", &["update"]).await;
     fixture.wrote("mailproviders/status", "idp", &["patch"]).await;
-    assert!(fixture.ns.told("billing").await.is_empty());
-    assert!(fixture.ns.told("idp").await.is_empty());
+    assert!(fixture.ns.event_reasons("billing").await.is_empty());
+    assert!(fixture.ns.event_reasons("idp").await.is_empty());
 
     let request = &fixture.idp.token_requests()[0];
     let form = request.form();
@@ -135,7 +135,7 @@ async fn a_token_is_renewed_by_itself_without_an_event() {
     let requests = fixture.idp.token_requests();
     let gap = requests[1].at - requests[0].at;
     assert!(gap >= Duration::from_secs(3) && gap < Duration::from_secs(12), "renewed after {gap:?}");
-    let told = fixture.ns.told("billing").await;
+    let told = fixture.ns.event_reasons("billing").await;
     assert!(told.is_empty(), "{told:?}");
     let writes = fixture.writes("mailcredentials/status", "billing").len();
     assert!(writes <= fixture.idp.token_requests().len(), "{writes} status writes for {} tokens", requests.len());
@@ -164,7 +164,7 @@ async fn ready_outlives_failing_renewals_and_ends_with_the_token_by_the_brokers_
 
     fixture.idp.answer(Answer::token(3600));
     fixture.ready("billing").await;
-    let told = until("all is told", async || match fixture.ns.told("billing").await {
+    let told = until("all is told", async || match fixture.ns.event_reasons("billing").await {
         told if told.len() >= 5 => Ok(told),
         told => Err(format!("{told:?}")),
     })
@@ -250,7 +250,7 @@ async fn a_missing_lifetime_counts_as_an_hour_with_a_warning() {
     let made = fixture.issued(credential("billing")).await;
     let time = |pointer: &str| field(&made, pointer).as_str().unwrap().parse::<Timestamp>().unwrap().as_second();
     assert_eq!(time("/status/token/expiresAt") - time("/status/token/issuedAt"), 3600);
-    fixture.ns.tells("billing", &["Warning LifetimeUnknown"]).await;
+    fixture.ns.event_reasons_include("billing", &["Warning LifetimeUnknown"]).await;
     fixture.idp.answer(Answer::token(0).field("expires_in", "7200"));
     let made = fixture.issued(credential("digits")).await;
     let time = |pointer: &str| field(&made, pointer).as_str().unwrap().parse::<Timestamp>().unwrap().as_second();

@@ -177,8 +177,8 @@ async fn removed_labels_are_restored() {
     let fixture = RefreshFixture::new().await;
     fixture.issued().await;
     fixture.ns.patch::<Secret>("billing-grant", json!({"metadata": {"labels": null}})).await;
-    let dressed = |grant: &Secret| grant.labels().get("mailtoken.dev/role").is_some_and(|role| role == "grant");
-    fixture.ns.until::<Secret>("billing-grant", "its labels are back", dressed).await;
+    let labelled = |grant: &Secret| grant.labels().get("mailtoken.dev/role").is_some_and(|role| role == "grant");
+    fixture.ns.until::<Secret>("billing-grant", "its labels are back", labelled).await;
     fixture.renew().await;
     assert_eq!(fixture.idp.reuses(), 0);
 }

@@ -30,7 +30,7 @@ async fn a_foreign_secret_is_left_as_it_is_until_it_is_released() {
         assert!(stalled.message.contains("delete secret"), "{}", stalled.message);
         fixture.mark(&format!("{name}-mark")).await;
         assert_eq!(fixture.ns.get::<Secret>(name).await, before);
-        assert_eq!(fixture.ns.tells(name, &["Warning SecretConflict"]).await.len(), 1);
+        assert_eq!(fixture.ns.event_reasons_include(name, &["Warning SecretConflict"]).await.len(), 1);
         fixture.ns.delete::<Secret>(name).await;
         fixture.ready(name).await;
         assert_eq!(fixture.ns.secret(name).await["username"], format!("{name}@example.org"));

@@ -74,7 +74,7 @@ async fn a_mailbox_that_accepts_the_token_is_reported_everywhere_and_not_asked_a
     assert!((5.4..=6.6).contains(&hours), "{hours}");
 
     let ns = &mail.fixture.ns;
-    let events = ns.tells("billing", &["Normal LoginSucceeded"]).await;
+    let events = ns.event_reasons_include("billing", &["Normal LoginSucceeded"]).await;
     assert_eq!(events, BTreeSet::from(["Normal LoginSucceeded".to_owned()]));
     let labels = format!(r#"namespace="{}",name="billing""#, ns.name);
     until("the metric says so", async || {
@@ -123,14 +123,14 @@ async fn a_refusal_names_the_command_and_a_new_token_is_tried_at_once() {
     let probe = object.status.as_ref().unwrap().probe.clone().unwrap();
     assert_eq!(probe.next_time.0.duration_since(probe.last_time.0).as_secs(), 300);
     assert_eq!(probe.results[0].code.as_deref(), Some("535 5.7.139"));
-    let events = mail.fixture.ns.tells("billing", &["Warning SMTPAuthDisabled"]).await;
+    let events = mail.fixture.ns.event_reasons_include("billing", &["Warning SMTPAuthDisabled"]).await;
     assert_eq!(events.len(), 1, "{events:?}");
 
     mail.server.change(submission("235 2.7.0 welcome"));
     mail.fixture.ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
     let object = mail.reason("billing", "LoginSucceeded").await;
     assert_eq!(find(&object, "MailboxAuthorized").unwrap().status, "True");
-    mail.fixture.ns.tells("billing", &["Warning SMTPAuthDisabled", "Normal LoginSucceeded"]).await;
+    mail.fixture.ns.event_reasons_include("billing", &["Warning SMTPAuthDisabled", "Normal LoginSucceeded"]).await;
     let told = serde_json::to_string(&object).unwrap() + &mail.fixture.broker.log();
     assert!(!told.contains("canary"), "{told}");
     let secret = mail.fixture.ns.secret("billing").await;
@@ -158,7 +158,7 @@ async fn a_mail_server_that_hangs_delays_no_token_and_is_reported_after_two_miss
     // While its logins hang, a new token is obtained and a deletion ends.
     mail.fixture.mark("marker").await;
     mail.fixture.ns.delete::<MailCredential>("b").await;
-    let events = mail.fixture.ns.told("a").await;
+    let events = mail.fixture.ns.event_reasons("a").await;
     assert!(events.is_empty(), "{events:?}");
 }
 

@@ -56,7 +56,7 @@ async fn the_metrics_show_reasons_and_providers_and_one_client_secret_is_one_ser
     let secret = json!({"secretRef": {"name": "idp-client", "key": "client-secret"}, "expiresAt": end.to_string()});
     ns.apply(provider(idp).set("spec.client.authentication", json!([{"clientSecret": secret}]))).await;
     ns.condition::<MailProvider>("idp", "ClientCredentialExpiringSoon", "Within7d").await;
-    ns.tells("idp", &["Warning Within7d"]).await;
+    ns.event_reasons_include("idp", &["Warning Within7d"]).await;
     for name in ["billing", "second", "off"] {
         fixture.issued(credential(name)).await;
         ns.condition::<MailCredential>(name, "ClientCredentialExpiringSoon", "Within7d").await;
@@ -100,7 +100,7 @@ async fn the_metrics_show_reasons_and_providers_and_one_client_secret_is_one_ser
     );
     assert_eq!(ends, [series]);
     for name in ["billing", "second", "off"] {
-        let told = ns.told(name).await;
+        let told = ns.event_reasons(name).await;
         assert!(!told.iter().any(|event| event.contains("Within")), "{name}: {told:?}");
     }
     assert!(broker.log().contains("mail-token-broker starts"));

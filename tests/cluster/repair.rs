@@ -11,7 +11,7 @@ use mailtoken_testkit::{
 };
 use serde_json::{Value, json};
 
-fn dressed() -> Manifest {
+fn customized() -> Manifest {
     credential("billing")
         .set("spec.secret.labels.team", "billing")
         .entry("spec.secret.annotations", "example.org/note", "kept")
@@ -39,7 +39,7 @@ async fn repaired(fixture: &Fixture, what: &str, wanted: &Value) -> Secret {
 #[tokio::test]
 async fn what_others_change_in_the_secret_is_put_right_without_a_request() {
     let fixture = Fixture::new().await;
-    fixture.issued(dressed()).await;
+    fixture.issued(customized()).await;
     let original: Secret = fixture.ns.get("billing").await;
     let wanted = shape(&original);
     let edits = [
@@ -69,7 +69,7 @@ async fn what_others_change_in_the_secret_is_put_right_without_a_request() {
         assert_eq!(reason(&object, "Ready"), "TokenValid", "{what}");
     }
     assert_eq!(fixture.idp.token_requests().len(), 1);
-    let told = fixture.ns.told("billing").await;
+    let told = fixture.ns.event_reasons("billing").await;
     assert!(told.iter().all(|event| !event.starts_with("Warning")), "{told:?}");
     tried("F19", number, "nothing");
 }
@@ -77,7 +77,7 @@ async fn what_others_change_in_the_secret_is_put_right_without_a_request() {
 #[tokio::test]
 async fn an_expiry_that_others_change_is_put_right_by_a_new_token() {
     let fixture = Fixture::new().await;
-    let mut token = fixture.issued(dressed()).await.status.unwrap().token.unwrap();
+    let mut token = fixture.issued(customized()).await.status.unwrap().token.unwrap();
     const LATE: &str = "2035-01-01T00:00:00Z";
     let edits = [
         ("a key", json!({"stringData": {"expires_at": LATE}})),
@@ -103,10 +103,10 @@ async fn an_expiry_that_others_change_is_put_right_by_a_new_token() {
 #[tokio::test]
 async fn additions_of_others_stay() {
     let fixture = Fixture::new().await;
-    fixture.issued(dressed()).await;
+    fixture.issued(customized()).await;
     let add = json!({"metadata": {"labels": {"theirs": "x"}, "annotations": {"theirs": "y"}}});
     fixture.ns.patch::<Secret>("billing", add).await;
-    fixture.ns.apply(dressed().set("spec.secret.formats", json!(["TokenJSON"]))).await;
+    fixture.ns.apply(customized().set("spec.secret.formats", json!(["TokenJSON"]))).await;
     fixture.ready("billing").await;
     let secret =
         fixture.ns.until::<Secret>("billing", "it has token.json", |s| !text(s, "token.json").is_empty()).await;
@@ -117,7 +117,7 @@ async fn additions_of_others_stay() {
 #[tokio::test]
 async fn a_token_that_was_tampered_with_is_replaced() {
     let fixture = Fixture::new().await;
-    fixture.issued(dressed()).await;
+    fixture.issued(customized()).await;
     let edits = [
         json!({"stringData": {"access_token": "theirs"}}),
         json!({"data": null}),
@@ -167,9 +167,9 @@ async fn a_deleted_secret_is_made_again() {
 #[tokio::test]
 async fn an_own_secret_of_another_type_is_made_again() {
     let fixture = Fixture::new().await;
-    fixture.issued(dressed()).await;
+    fixture.issued(customized()).await;
     let original: Secret = fixture.ns.get("billing").await;
-    fixture.ns.apply(dressed().set("spec.suspend", true)).await;
+    fixture.ns.apply(customized().set("spec.suspend", true)).await;
     fixture.ns.condition::<MailCredential>("billing", "Renewed", "Suspended").await;
     let mut other = original.clone();
     other.type_ = Some("example.org/other".to_owned());
@@ -180,7 +180,7 @@ async fn an_own_secret_of_another_type_is_made_again() {
     let version = field(&made, "/metadata/resourceVersion");
     let seen = |billing: &MailCredential| field(billing, "/status/secretResourceVersion") == version;
     fixture.ns.until::<MailCredential>("billing", "the other Secret is seen", seen).await;
-    fixture.ns.apply(dressed()).await;
+    fixture.ns.apply(customized()).await;
     repaired(&fixture, "it is Opaque", &shape(&original)).await;
     fixture.ready("billing").await;
     assert_eq!(fixture.idp.token_requests().len(), 1);
@@ -190,9 +190,9 @@ async fn an_own_secret_of_another_type_is_made_again() {
 #[tokio::test]
 async fn an_own_secret_of_another_type_is_made_again_although_no_watch_shows_it() {
     let fixture = Fixture::new().await;
-    fixture.issued(dressed()).await;
+    fixture.issued(customized()).await;
     let mut other: Secret = fixture.ns.get("billing").await;
-    fixture.ns.apply(dressed().set("spec.suspend", true)).await;
+    fixture.ns.apply(customized().set("spec.suspend", true)).await;
     fixture.ns.condition::<MailCredential>("billing", "Renewed", "Suspended").await;
     fixture.ns.delete::<Secret>("billing").await;
     let gone = |billing: &MailCredential| billing.status.as_ref().is_some_and(|status| status.token.is_none());
@@ -201,7 +201,7 @@ async fn an_own_secret_of_another_type_is_made_again_although_no_watch_shows_it(
     other.metadata.labels = None;
     (other.metadata.resource_version, other.metadata.uid) = (None, None);
     fixture.ns.api::<Secret>().create(&PostParams::default(), &other).await.unwrap();
-    fixture.ns.apply(dressed()).await;
+    fixture.ns.apply(customized()).await;
     let opaque = |secret: &Secret| secret.type_.as_deref() == Some("Opaque") && secret.metadata.labels.is_some();
     fixture.ns.until::<Secret>("billing", "it is Opaque", opaque).await;
     fixture.ready("billing").await;
@@ -214,7 +214,7 @@ async fn a_secret_is_put_right_also_while_the_provider_refuses() {
     let fixture = Fixture::new().await;
     fixture.idp.next(Answer::token(20));
     fixture.idp.answer(Answer::error("invalid_client"));
-    fixture.issued(dressed()).await;
+    fixture.issued(customized()).await;
     let original: Secret = fixture.ns.get("billing").await;
     fixture.ns.condition::<MailCredential>("billing", "Renewed", "InvalidClient").await;
     let requests = fixture.idp.token_requests().len();
@@ -228,13 +228,13 @@ async fn a_secret_is_put_right_also_while_the_provider_refuses() {
 #[tokio::test]
 async fn a_secret_is_put_right_also_while_the_provider_is_blocked_and_given_no_new_shape() {
     let fixture = Fixture::new().await;
-    fixture.issued(dressed()).await;
+    fixture.issued(customized()).await;
     let original: Secret = fixture.ns.get("billing").await;
     fixture.ns.apply(source("idp-client", "client-secret", "a client secret").without("metadata.labels")).await;
     fixture.ns.condition::<MailCredential>("billing", "Renewed", "SourceNotLabeled").await;
     fixture.ns.patch::<Secret>("billing", json!({"stringData": {"username": "somebody"}})).await;
     repaired(&fixture, "the user is right again", &shape(&original)).await;
-    fixture.ns.apply(dressed().set("spec.mailbox.address", "other@example.org")).await;
+    fixture.ns.apply(customized().set("spec.mailbox.address", "other@example.org")).await;
     fixture.ns.condition::<MailCredential>("billing", "Ready", "SourceNotLabeled").await;
     assert_eq!(fixture.ns.secret("billing").await["from"], "billing@example.org");
     assert_eq!(fixture.idp.token_requests().len(), 1);
@@ -243,7 +243,7 @@ async fn a_secret_is_put_right_also_while_the_provider_is_blocked_and_given_no_n
 #[tokio::test]
 async fn what_users_write_into_the_status_is_no_truth() {
     let fixture = Fixture::new().await;
-    let made = fixture.issued(dressed()).await;
+    let made = fixture.issued(customized()).await;
     let status = json!({"status": {
         "token": {"expiresAt": "2020-01-01T00:00:00Z"}, "secretName": "other", "conditions": [],
         "observedGeneration": 99, "failedAttempts": 7,
@@ -288,7 +288,7 @@ async fn reverts(
 #[tokio::test]
 async fn a_controller_that_takes_back_each_repair_is_answered_once_a_second_at_most() {
     let fixture = Fixture::new().await;
-    fixture.issued(dressed()).await;
+    fixture.issued(customized()).await;
     let time = std::time::Duration::from_secs(8);
     let labelled = |secret: &Secret| field(secret, "/metadata/labels/team") == "billing";
     let edit = json!({"metadata": {"labels": {"team": "other"}}});

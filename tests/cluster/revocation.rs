@@ -56,7 +56,7 @@ async fn the_tokens_of_a_deleted_credential_are_revoked_the_refresh_token_first(
     fixture.ns.delete::<MailCredential>("billing").await;
     fixture.ns.gone::<MailCredential>("billing").await;
     assert_eq!(revoked(&fixture), [(kept, "refresh_token".to_owned()), (token, "access_token".to_owned())]);
-    fixture.ns.tells("billing", &["Normal GrantRevoked"]).await;
+    fixture.ns.event_reasons_include("billing", &["Normal GrantRevoked"]).await;
 }
 
 #[tokio::test]
@@ -79,7 +79,7 @@ async fn a_provider_without_the_endpoint_is_reported_and_delays_nothing() {
     fixture.issued(revoking("billing")).await;
     fixture.ns.delete::<MailCredential>("billing").await;
     fixture.ns.gone::<MailCredential>("billing").await;
-    fixture.ns.tells("billing", &["Warning RevocationNotSupported"]).await;
+    fixture.ns.event_reasons_include("billing", &["Warning RevocationNotSupported"]).await;
 }
 
 #[tokio::test]
@@ -90,13 +90,13 @@ async fn a_passing_trouble_is_tried_again_and_a_refusal_ends_it() {
     fixture.ns.delete::<MailCredential>("billing").await;
     fixture.ns.gone::<MailCredential>("billing").await;
     assert_eq!(revoked(&fixture).len(), 2);
-    fixture.ns.tells("billing", &["Normal GrantRevoked"]).await;
+    fixture.ns.event_reasons_include("billing", &["Normal GrantRevoked"]).await;
 
     fixture.idp.next_at(REVOKE, Answer::error("unsupported_token_type"));
     fixture.issued(revoking("refused")).await;
     fixture.ns.delete::<MailCredential>("refused").await;
     fixture.ns.gone::<MailCredential>("refused").await;
-    fixture.ns.tells("refused", &["Warning RevocationFailed"]).await;
+    fixture.ns.event_reasons_include("refused", &["Warning RevocationFailed"]).await;
 }
 
 #[tokio::test]
@@ -106,7 +106,7 @@ async fn a_provider_that_is_gone_does_not_hold_up_the_deletion() {
     fixture.ns.kubectl(["delete", "mailprovider", "idp"]);
     fixture.ns.delete::<MailCredential>("billing").await;
     fixture.ns.gone::<MailCredential>("billing").await;
-    fixture.ns.tells("billing", &["Warning RevocationFailed"]).await;
+    fixture.ns.event_reasons_include("billing", &["Warning RevocationFailed"]).await;
 }
 
 #[tokio::test]
@@ -135,7 +135,7 @@ async fn a_broker_that_dies_over_it_leaves_it_to_the_next() {
     let asked = revoked(&fixture);
     assert_eq!(asked.len(), 2);
     assert_eq!(asked[0], asked[1], "the next revokes the same token");
-    fixture.ns.tells("billing", &["Normal GrantRevoked"]).await;
+    fixture.ns.event_reasons_include("billing", &["Normal GrantRevoked"]).await;
 }
 
 #[tokio::test]
@@ -210,7 +210,7 @@ async fn deleted_without_a_request(fixture: &Fixture, evil: &Idp, team: &Namespa
     fixture.ns.until::<MailCredential>(name, "it has the finalizer", has).await;
     team.delete::<MailCredential>(name).await;
     fixture.ns.gone::<MailCredential>(name).await;
-    fixture.ns.tells(name, &["Warning RevocationFailed"]).await;
+    fixture.ns.event_reasons_include(name, &["Warning RevocationFailed"]).await;
     assert_eq!((revoked(fixture), evil.requests_at(REVOKE).len()), (vec![], 0));
     let seen = format!("{:?}", evil.requests());
     for token in fixture.idp.issued() {
@@ -303,7 +303,7 @@ async fn a_provider_of_the_cluster_whose_allowance_was_withdrawn_revokes_nothing
     fixture.ns.condition::<MailCredential>("billing", "Renewed", "NotAllowed").await;
     fixture.ns.delete::<MailCredential>("billing").await;
     fixture.ns.gone::<MailCredential>("billing").await;
-    fixture.ns.tells("billing", &["Warning RevocationFailed"]).await;
+    fixture.ns.event_reasons_include("billing", &["Warning RevocationFailed"]).await;
     assert_eq!(revoked(&fixture), []);
 }
 
@@ -327,7 +327,7 @@ async fn an_assertion_does_not_leave_the_token_endpoints_origin() {
     fixture.issued(revoking("billing")).await;
     fixture.ns.delete::<MailCredential>("billing").await;
     fixture.ns.gone::<MailCredential>("billing").await;
-    fixture.ns.tells("billing", &["Warning RevocationFailed"]).await;
+    fixture.ns.event_reasons_include("billing", &["Warning RevocationFailed"]).await;
 
     // The same by a discovery document.
     let issuer = fixture.idp.issuer();
@@ -348,7 +348,7 @@ async fn an_assertion_does_not_leave_the_token_endpoints_origin() {
     fixture.issued(revoking("orders")).await;
     fixture.ns.delete::<MailCredential>("orders").await;
     fixture.ns.gone::<MailCredential>("orders").await;
-    fixture.ns.tells("orders", &["Warning RevocationFailed"]).await;
+    fixture.ns.event_reasons_include("orders", &["Warning RevocationFailed"]).await;
     assert_eq!(evil.requests().len(), 0);
 }
 
@@ -361,7 +361,7 @@ async fn tokens_whose_secrets_were_deleted_first_are_reported() {
     fixture.ns.delete::<Secret>("billing").await;
     fixture.broker.signal("CONT");
     fixture.ns.gone::<MailCredential>("billing").await;
-    fixture.ns.tells("billing", &["Warning RevocationFailed"]).await;
+    fixture.ns.event_reasons_include("billing", &["Warning RevocationFailed"]).await;
 }
 
 #[tokio::test]
@@ -385,7 +385,7 @@ async fn a_label_that_is_set_meanwhile_revokes_nothing_twice() {
     fixture.ns.patch::<MailCredential>("billing", json!({"metadata": {"finalizers": null}})).await;
     fixture.ns.gone::<MailCredential>("billing").await;
     assert_eq!(revoked(&fixture).len(), 1);
-    fixture.ns.tells("billing", &["Normal GrantRevoked"]).await;
+    fixture.ns.event_reasons_include("billing", &["Normal GrantRevoked"]).await;
 }
 
 /// The command `release-finalizers`: whether it succeeded, and what it printed.

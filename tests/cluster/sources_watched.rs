@@ -84,7 +84,7 @@ async fn the_good_certificates_of_a_bundle_count_and_a_warning_names_the_other_b
     fixture.ready("billing").await;
     let told = fixture.ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await.message;
     assert!(told.contains("block 2 (TRUSTED CERTIFICATE)"), "{told}");
-    fixture.ns.tells("idp", &["Warning SourceInvalid"]).await;
+    fixture.ns.event_reasons_include("idp", &["Warning SourceInvalid"]).await;
 }
 
 #[tokio::test]

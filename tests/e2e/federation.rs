@@ -43,5 +43,5 @@ async fn a_service_account_needs_no_secret_at_keycloak() {
     ns.apply(credential("refused")).await;
     let told = ns.condition::<MailCredential>("refused", "Ready", "InvalidClient").await.message;
     assert!(told.contains("invalid_client"), "{told}");
-    leaks::assert_nothing_told(&ns, &broker, vec![]).await;
+    leaks::assert_no_secret_shown(&ns, &broker, vec![]).await;
 }

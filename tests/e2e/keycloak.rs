@@ -51,7 +51,7 @@ async fn a_pod_logs_in_with_the_secret_and_again_with_the_renewed_one() {
     })
     .await;
     let seen = [&first, &issued].map(|secret| secret["access_token"].clone());
-    leaks::assert_nothing_told(&ns, &broker, seen.to_vec()).await;
+    leaks::assert_no_secret_shown(&ns, &broker, seen.to_vec()).await;
 }
 
 #[tokio::test]
@@ -74,7 +74,7 @@ async fn real_mail_servers_accept_the_token_and_refuse_it_for_another_mailbox() 
     let refused = told.message.split(". ").next().unwrap();
     assert!(refused.starts_with("IMAP at ") && told.message.contains("accept the token"), "{}", told.message);
     let secret = ns.secret(TARGET).await;
-    leaks::assert_nothing_told(&ns, &broker, vec![secret["access_token"].clone()]).await;
+    leaks::assert_no_secret_shown(&ns, &broker, vec![secret["access_token"].clone()]).await;
 }
 
 #[tokio::test]

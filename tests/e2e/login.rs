@@ -79,7 +79,7 @@ impl Room {
         assert!(status.success(), "{err}");
         assert!(page.contains("You can close this window"), "{page}");
         let seed = text(&self.seed().await.unwrap(), "refresh_token");
-        leaks::assert_untold(&[("the page", page), ("its output", printed.clone()), ("its words", err)], &[seed]);
+        leaks::assert_absent(&[("the page", page), ("its output", printed.clone()), ("its words", err)], &[seed]);
 
         self.apply(&printed);
         self.ns.condition::<MailCredential>("person", "Ready", "TokenValid").await;
@@ -93,7 +93,7 @@ async fn a_person_of_keycloak_signs_in_and_their_mailbox_is_opened_with_what_is_
     let broker = Broker::start(&room.ns).await;
     let secret = room.ready().await;
     assert!(mail::login(&room.ns, "imap", &secret).unwrap().starts_with("imap:"));
-    leaks::assert_nothing_told(&room.ns, &broker, vec![]).await;
+    leaks::assert_no_secret_shown(&room.ns, &broker, vec![]).await;
 }
 
 #[tokio::test]
@@ -101,7 +101,7 @@ async fn a_person_of_oidc_provider_signs_in_and_the_credential_is_ready() {
     let room = Room::new("OIDC_ISSUER", "OIDC_NATIVE_CLIENT_ID").await;
     let broker = Broker::start(&room.ns).await;
     assert_eq!(room.ready().await["username"], room.person);
-    leaks::assert_nothing_told(&room.ns, &broker, vec![]).await;
+    leaks::assert_no_secret_shown(&room.ns, &broker, vec![]).await;
 }
 
 #[tokio::test]

@@ -96,7 +96,7 @@ async fn keycloak_accepts_every_algorithm_and_every_form_of_key() {
         assert_eq!((in_use.method.as_str(), in_use.index), ("privateKeyJWT", 0));
         assert_eq!(in_use.expires_at.is_some(), number % 2 == 0, "the end of a certificate that is named is told");
     }
-    leaks::assert_nothing_told(&ns, &broker, vec![]).await;
+    leaks::assert_no_secret_shown(&ns, &broker, vec![]).await;
 }
 
 #[tokio::test]
@@ -119,7 +119,7 @@ async fn a_certificate_of_another_key_is_refused_before_anything_is_sent_and_fix
     .await;
     let provider = ns.condition::<MailProvider>(&client, "Ready", "ProviderReady").await;
     assert_eq!(provider.status, "True");
-    leaks::assert_nothing_told(&ns, &broker, leaks::lines(&pair.serialize_pem())).await;
+    leaks::assert_no_secret_shown(&ns, &broker, leaks::lines(&pair.serialize_pem())).await;
 }
 
 #[tokio::test]
@@ -145,5 +145,5 @@ async fn a_key_that_the_provider_does_not_know_gives_way_to_the_next_entry_in_th
         (index, handled) == (Some(1), Some("1"))
     };
     ns.until::<MailCredential>(&client, "the second entry is in use", second).await;
-    leaks::assert_nothing_told(&ns, &broker, vec![]).await;
+    leaks::assert_no_secret_shown(&ns, &broker, vec![]).await;
 }

@@ -130,7 +130,7 @@ impl Watch {
     }
 
     /// Sees that no Secret says of its token that it ends later than it does by the true time.
-    async fn tells_the_truth(&self) {
+    async fn ends_no_token_too_late(&self) {
         for ns in [&self.ns, &self.seeded] {
             for number in 0..CREDENTIALS {
                 let secret: Secret = ns.get(&format!("mailbox-{number}")).await;
@@ -144,14 +144,14 @@ impl Watch {
 #[tokio::test]
 async fn after_a_jump_ahead_and_back_each_token_is_renewed_once_and_none_is_believed_for_too_long() {
     let watch = Watch::new().await;
-    watch.tells_the_truth().await;
+    watch.ends_no_token_too_late().await;
     // All tokens have ended, by that clock.
     watch.ahead(2 * HOUR);
     watch.asked(2).await;
     // What was issued under the wrong clock claims to live for three hours.
     watch.ahead(0);
     watch.asked(3).await;
-    watch.tells_the_truth().await;
+    watch.ends_no_token_too_late().await;
     tried("F18", 2 * 2 * CREDENTIALS, "nothing");
 }
 
@@ -162,7 +162,7 @@ async fn after_a_jump_back_and_ahead_nothing_is_lost_and_no_provider_is_asked_in
     watch.asked(2).await;
     watch.ahead(0);
     watch.asked(3).await;
-    watch.tells_the_truth().await;
+    watch.ends_no_token_too_late().await;
     tried("F18", 2 * 2 * CREDENTIALS, "nothing");
 }
 

@@ -108,7 +108,7 @@ impl Scene {
     }
 
     /// Sees that what was due is renewed, once, what is new is served, and nothing else was asked of anybody.
-    async fn goes_on(&mut self) {
+    async fn works_again(&mut self) {
         apply(&self.ns, "new").await;
         for (ns, number) in [(&self.ns, DUE), (&self.seeded, DUE_BY_SEED)] {
             for name in names("due", number) {
@@ -162,7 +162,7 @@ async fn an_api_server_that_was_killed_finds_the_broker_where_it_left_it() {
     server.signal("KILL");
     scene.all_are_due().await;
     server.again().await;
-    scene.goes_on().await;
+    scene.works_again().await;
 }
 
 #[tokio::test]
@@ -209,7 +209,7 @@ async fn an_api_server_that_stood_still_finds_the_broker_where_it_left_it() {
     server.signal("STOP");
     tokio::time::sleep(STILL).await;
     server.signal("CONT");
-    scene.goes_on().await;
+    scene.works_again().await;
 }
 
 #[tokio::test]
@@ -220,5 +220,5 @@ async fn an_etcd_that_stood_still_and_then_died_loses_nothing() {
     tokio::time::sleep(STILL).await;
     etcd.signal("KILL");
     etcd.again().await;
-    scene.goes_on().await;
+    scene.works_again().await;
 }

@@ -97,7 +97,7 @@ impl Crash {
         let token = text(&fixture.ns.get("billing").await, "access_token");
         assert_eq!(
             (reason(&credential, "Ready"), reason(&credential, "Renewed")),
-            told("TokenValid", "RenewalSucceeded")
+            reasons("TokenValid", "RenewalSucceeded")
         );
         assert_ne!(token, published);
         assert_eq!(Some(&token), fixture.idp.latest(kind.account()).as_ref(), "{kind:?}");
@@ -120,9 +120,9 @@ impl Crash {
         let failed = fixture.ns.condition::<MailCredential>("billing", "Renewed", "InvalidGrant").await;
         assert!(failed.message.contains("mail-token-broker login"), "{}", failed.message);
         let told: MailCredential = fixture.ns.get("billing").await;
-        assert_eq!((reason(&told, "Ready"), reason(&told, "Renewed")), self::told("TokenValid", "InvalidGrant"));
+        assert_eq!((reason(&told, "Ready"), reason(&told, "Renewed")), reasons("TokenValid", "InvalidGrant"));
         assert_eq!(find(&told, "Ready").unwrap().status, "True");
-        fixture.ns.tells("billing", &["Warning InvalidGrant"]).await;
+        fixture.ns.event_reasons_include("billing", &["Warning InvalidGrant"]).await;
         holds(Duration::from_secs(7), "there is no loop", async || match fixture.idp.token_requests().len() {
             number if number == sent + 2 => Ok(()),
             number => Err(format!("{number} requests")),
@@ -152,7 +152,7 @@ async fn logged(fixture: &RefreshFixture, words: &str) {
     .await;
 }
 
-fn told(ready: &str, renewed: &str) -> (String, String) {
+fn reasons(ready: &str, renewed: &str) -> (String, String) {
     (ready.to_owned(), renewed.to_owned())
 }
 

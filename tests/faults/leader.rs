@@ -302,7 +302,7 @@ async fn a_discovery_that_is_withheld_for_want_of_a_lease_says_nothing_about_the
     leads(&broker).await;
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
     for name in ["idp", "billing"] {
-        let told = ns.told(name).await;
+        let told = ns.event_reasons(name).await;
         assert!(told.iter().all(|event| !event.starts_with("Warning")), "{name}: {told:?}");
     }
 }

@@ -147,17 +147,17 @@ impl Look<'_> {
             _ if self.claim.is_some() => Step::Claimed,
             Some(_) if subject.by_person => Step::Stored,
             Some(exchange) => under_way(exchange),
-            None if self.is_told() => Step::Rest,
+            None if self.is_reported() => Step::Rest,
             None => Step::Published,
         }
     }
 
     fn standing(&self, subject: &Subject, journal: &[Exchange]) -> Standing {
         let requests = journal.iter().filter(|one| subject.accounts.contains(&one.account)).count();
-        (self.refresh.clone(), self.access.clone(), self.claim.clone(), requests, self.is_told())
+        (self.refresh.clone(), self.access.clone(), self.claim.clone(), requests, self.is_reported())
     }
 
-    fn is_told(&self) -> bool {
+    fn is_reported(&self) -> bool {
         let fingerprint = format!("sha256:{}", names::hex16(&Sha256::digest(&self.access)));
         let token = self.credential.status.as_ref().and_then(|status| status.token.as_ref());
         token.is_some_and(|token| token.fingerprint == fingerprint)

@@ -270,7 +270,7 @@ impl Case {
     }
 
     /// Writes the status of the case.
-    pub fn told(&mut self) {
+    pub fn write_status(&mut self) {
         let decision = crate::policy::decide(&self.observed, self.now);
         let status = crate::policy::status::status(&self.observed, &decision, self.now);
         self.credential(|credential| credential.status = Some(status));

@@ -42,7 +42,7 @@ pub fn shown(ns: &Namespace) -> Vec<(&'static str, String)> {
 }
 
 /// Fails if one of `secrets`, however it is spelled, stands in one of the `places`.
-pub fn assert_untold(places: &[(&str, String)], secrets: &[String]) {
+pub fn assert_absent(places: &[(&str, String)], secrets: &[String]) {
     for secret in secrets {
         for spelling in spellings(secret) {
             assert!(spelling.len() >= 12, "{spelling}");
@@ -75,12 +75,12 @@ pub fn lines(file: &str) -> Vec<String> {
 
 /// Fails if one of these secrets, or of those that stand in the namespace's Secrets, or any JWT, is told in the broker's
 /// log, its metrics, an Event or a status.
-pub async fn assert_nothing_told(ns: &Namespace, broker: &Broker, more: Vec<String>) {
+pub async fn assert_no_secret_shown(ns: &Namespace, broker: &Broker, more: Vec<String>) {
     let mut places = vec![("metrics", broker.metrics().await), ("log", broker.log())];
     places.extend(shown(ns));
     let secrets: Vec<_> = kept(ns).await.into_iter().chain(more).collect();
     assert!(secrets.len() >= 3, "{} secrets only", secrets.len());
-    assert_untold(&places, &secrets);
+    assert_absent(&places, &secrets);
     for (place, text) in &places {
         assert_eq!(text.lines().find(|line| line.contains(JWT)), None, "a JWT is told in {place}");
     }

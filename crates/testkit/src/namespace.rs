@@ -217,16 +217,16 @@ impl Namespace {
     }
 
     /// The types and reasons of the Events on objects of this name, such as `Warning Expired`.
-    pub async fn told(&self, name: &str) -> BTreeSet<String> {
+    pub async fn event_reasons(&self, name: &str) -> BTreeSet<String> {
         let word = |text: Option<String>| text.unwrap_or_default();
         let events = self.events(name).await;
         events.into_iter().map(|event| format!("{} {}", word(event.type_), word(event.reason))).collect()
     }
 
     /// Waits until all of these are told, since an Event follows the status that it tells of; what is told then.
-    pub async fn tells(&self, name: &str, wanted: &[&str]) -> BTreeSet<String> {
+    pub async fn event_reasons_include(&self, name: &str, wanted: &[&str]) -> BTreeSet<String> {
         until(&format!("Events on {name}: {wanted:?}"), async || {
-            let told = self.told(name).await;
+            let told = self.event_reasons(name).await;
             match wanted.iter().all(|event| told.contains(*event)) {
                 true => Ok(told),
                 false => Err(format!("{told:?}")),

@@ -187,11 +187,11 @@ async fn signed_in(attempt: &Attempt, entry: &Authentication, answer: TokenAnswe
         return ended(attempt, refusal.what.clone(), refusal).await;
     }
     if account::comparable(attempt.credential.spec.mailbox.user(), &answer.names).next().is_none() {
-        tell_of_an_unknown_account(attempt);
+        emit_unverified_account(attempt);
     }
     let rotated = Rotated::read(&exchange.response, exchange.sent_at);
     if rotated.is_none() {
-        tell_of_no_refresh_token(attempt);
+        emit_no_refresh_token(attempt);
     }
     let bound_to = attempt.grant.as_ref().and_then(|grant| grant.bound_to.clone()).unwrap_or_default();
     let revocable_at = attempt.grant.as_ref().map(|grant| grant.revocable_at.clone()).unwrap_or_default();
@@ -241,7 +241,7 @@ async fn ended(attempt: &Attempt, how: String, mut refusal: Refusal) -> StepResu
     }
 }
 
-fn tell_of_an_unknown_account(attempt: &Attempt) {
+fn emit_unverified_account(attempt: &Attempt) {
     let user = attempt.credential.spec.mailbox.user();
     let notice = EventNote {
         warning: true,
@@ -255,7 +255,7 @@ fn tell_of_an_unknown_account(attempt: &Attempt) {
     attempt.context.kubernetes.events.emit(&attempt.credential, &notice, attempt.context.clock.now());
 }
 
-fn tell_of_no_refresh_token(attempt: &Attempt) {
+fn emit_no_refresh_token(attempt: &Attempt) {
     let notice = EventNote {
         warning: true,
         reason: Reason::TokenUnsuitable,

@@ -127,7 +127,7 @@ impl Register {
             hash,
             lives(credential, stores),
         );
-        told(credential, standing, strict)
+        blocker_of(credential, standing, strict)
     }
 
     /// The same right before the seed is taken over, when also the grant Secrets are looked through that no reconcile has
@@ -173,7 +173,7 @@ impl Register {
                 None => return Some(held_by(credential, &label.unwrap_or_default())),
             }
         }
-        told(credential, self.take(credential, hash, lives(credential, stores)), strict)
+        blocker_of(credential, self.take(credential, hash, lives(credential, stores)), strict)
     }
 
     /// An older credential with the same seed: the same key of the same Secret, or another Secret with the same token that
@@ -285,7 +285,7 @@ fn location(namespace: &str, reference: &KeyRef) -> (String, String, String) {
     (namespace.to_owned(), reference.name.clone(), reference.key.clone())
 }
 
-fn told(credential: &MailCredential, standing: Option<Standing>, strict: bool) -> Option<Blocker> {
+fn blocker_of(credential: &MailCredential, standing: Option<Standing>, strict: bool) -> Option<Blocker> {
     match standing? {
         Standing::Held(name) => Some(held_by(credential, &name)),
         Standing::Spent if strict => Some(spent(credential)),

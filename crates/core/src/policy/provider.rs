@@ -156,7 +156,7 @@ mod tests {
     }
 
     /// The conditions that are True or False, with their reasons.
-    fn told(status: &ProviderStatus) -> Vec<String> {
+    fn conditions_of(status: &ProviderStatus) -> Vec<String> {
         let line = |found: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition| {
             format!("{} {} {}", found.type_, found.status, found.reason)
         };
@@ -189,7 +189,10 @@ mod tests {
         for (blocker, second, expected) in table {
             let found = Err(blocker.clone());
             let after = status(&meta(1), "MailProvider shop/idp", &ProviderStatus::default(), &found, at(second));
-            assert_eq!(told(&after), [format!("Ready False {}", blocker.reason.as_str()), expected.to_owned()]);
+            assert_eq!(
+                conditions_of(&after),
+                [format!("Ready False {}", blocker.reason.as_str()), expected.to_owned()]
+            );
             let again = status(&meta(1), "MailProvider shop/idp", &after, &found, at(second));
             assert_eq!(again, after, "it is written once");
         }

@@ -386,7 +386,7 @@ pub fn ended(credential: &MailCredential, now: Timestamp) -> Option<MailCredenti
 
 /// Whether a status is worth a write while a request is in flight: only if a token has expired. A credential that gets its
 /// token immediately becomes `Ready` in one write.
-pub fn tells_of_an_end(before: &[Condition], after: &[Condition]) -> bool {
+pub fn reports_an_end(before: &[Condition], after: &[Condition]) -> bool {
     let expired =
         condition::find(after, ConditionType::Ready).is_some_and(|ready| ready.reason == Reason::Expired.as_str());
     expired && condition::is_true(before, ConditionType::Ready)

@@ -261,7 +261,7 @@ pub fn condition(observed: &Observed, now: Timestamp) -> Option<Verdict> {
     // One miss without a result before it.
     let missed = probe.record.as_ref().is_some_and(|record| !probe.inputs.differ_from(&record.probed_with));
     let stays = |told: &Verdict| told.reason != Reason::ProbePending || (missed && unable.is_none());
-    Some(told(observed).filter(stays).unwrap_or_else(|| Verdict {
+    Some(reported(observed).filter(stays).unwrap_or_else(|| Verdict {
         status: ConditionStatus::Unknown,
         reason: Reason::ProbePending,
         message: unable.clone().unwrap_or_else(|| "the broker is about to log in".to_owned()),
@@ -269,7 +269,7 @@ pub fn condition(observed: &Observed, now: Timestamp) -> Option<Verdict> {
 }
 
 /// The condition as the status has it, if that describes the current spec.
-fn told(observed: &Observed) -> Option<Verdict> {
+fn reported(observed: &Observed) -> Option<Verdict> {
     let credential = &observed.credential;
     let told = condition::find(&credential.status.as_ref()?.conditions, ConditionType::MailboxAuthorized)?;
     let status = [ConditionStatus::True, ConditionStatus::False, ConditionStatus::Unknown];
@@ -324,11 +324,9 @@ fn verdict(observed: &Observed, round: &Round, outcome: ProbeOutcome, failures: 
             Verdict { status: ConditionStatus::Unknown, reason, message }
         }
         // One miss changes nothing: mail servers restart.
-        ProbeOutcome::Unknown => told(observed).filter(|told| told.reason != Reason::ProbePending).unwrap_or(Verdict {
-            status: ConditionStatus::Unknown,
-            reason: Reason::ProbePending,
-            message,
-        }),
+        ProbeOutcome::Unknown => reported(observed)
+            .filter(|told| told.reason != Reason::ProbePending)
+            .unwrap_or(Verdict { status: ConditionStatus::Unknown, reason: Reason::ProbePending, message }),
     }
 }
 

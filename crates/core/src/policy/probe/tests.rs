@@ -57,14 +57,14 @@ fn ends_with(case: &mut Case, second: i64, logins: &[(Protocol, Login)]) {
     let probe = case.observed.probe.as_ref().unwrap();
     let round = Round { logins: logins.to_vec(), inputs: probe.inputs.clone(), fingerprint, at: at(second) };
     case.observed.conclude(&round);
-    case.told();
+    case.write_status();
     // The next reconcile reads the status.
     let record = case.observed.credential.status.as_ref().unwrap().probe.clone();
     let probe = case.observed.probe.as_mut().unwrap();
     (probe.record, probe.verdict) = (record, None);
 }
 
-fn told_of(case: &Case) -> (String, String) {
+fn condition_of(case: &Case) -> (String, String) {
     let conditions = &case.observed.credential.status.as_ref().unwrap().conditions;
     let told = condition::find(conditions, ConditionType::MailboxAuthorized).unwrap();
     (told.status.clone(), told.reason.clone())
@@ -121,7 +121,7 @@ fn a_server_that_no_provider_names_is_reported_and_not_probed() {
     let mut case = probed();
     case.provider().profile.servers.imap = None;
     assert_eq!(due(&case), Next::Never);
-    case.told();
+    case.write_status();
     let conditions = &case.observed.credential.status.as_ref().unwrap().conditions;
     let told = condition::find(conditions, ConditionType::MailboxAuthorized).unwrap();
     assert_eq!((told.status.as_str(), told.reason.as_str()), ("Unknown", "ProbePending"));
@@ -132,7 +132,7 @@ fn a_server_that_no_provider_names_is_reported_and_not_probed() {
 fn an_accepted_token_is_probed_again_after_the_interval_and_not_after_a_renewal() {
     let mut case = probed();
     ends(&mut case, 0, &Login::Accepted);
-    assert_eq!(told_of(&case), shown("True", "LoginSucceeded"));
+    assert_eq!(condition_of(&case), shown("True", "LoginSucceeded"));
     let Next::At(again) = due(&case) else { panic!("{:?}", due(&case)) };
     let wait = again.duration_since(at(0)).as_secs();
     assert!((324 * MINUTE..=396 * MINUTE).contains(&wait), "{wait}");
@@ -150,7 +150,7 @@ fn a_refusal_is_probed_after_5_15_30_and_60_minutes_then_hourly_and_with_each_ne
     let mut second = 0;
     for wanted in [5, 15, 30, 60, 120, 180] {
         ends(&mut case, second, &refused(Cause::SmtpAuthDisabledForMailbox));
-        assert_eq!(told_of(&case), shown("False", "SMTPAuthDisabled"));
+        assert_eq!(condition_of(&case), shown("False", "SMTPAuthDisabled"));
         assert_eq!(due(&case), Next::At(at(wanted * MINUTE)));
         second = wanted * MINUTE;
     }
@@ -181,11 +181,11 @@ fn a_probe_that_shows_nothing_is_repeated_after_1_2_5_and_every_15_minutes() {
 fn one_miss_changes_nothing_and_two_in_a_row_are_unknown() {
     let miss = |case: &mut Case, second| {
         ends(case, second, &unavailable());
-        told_of(case)
+        condition_of(case)
     };
     let mut case = probed();
     assert_eq!(miss(&mut case, 0), shown("Unknown", "ProbePending"));
-    case.told();
+    case.write_status();
     let conditions = &case.observed.credential.status.as_ref().unwrap().conditions;
     let told = condition::find(conditions, ConditionType::MailboxAuthorized).unwrap();
     assert!(told.message.contains("no connection"), "a later reconcile keeps the message: {}", told.message);
@@ -211,7 +211,7 @@ fn one_refusal_counts_more_than_what_is_unknown_or_accepted() {
     ] {
         let mut case = probed();
         ends_with(&mut case, 0, &logins);
-        assert_eq!(told_of(&case), expected, "{logins:?}");
+        assert_eq!(condition_of(&case), expected, "{logins:?}");
     }
 }
 
@@ -254,8 +254,8 @@ fn a_result_of_a_former_spec_is_dropped_and_the_condition_waits_for_another() {
     case.credential(|credential| credential.metadata.generation = Some(2));
     let probe = case.observed.probe.as_mut().unwrap();
     probe.inputs = inputs("changed");
-    case.told();
-    assert_eq!(told_of(&case), shown("Unknown", "ProbePending"));
+    case.write_status();
+    assert_eq!(condition_of(&case), shown("Unknown", "ProbePending"));
     let late = Round {
         logins: vec![(Protocol::Smtp, Login::Accepted)],
         inputs: inputs("objects"),

@@ -101,7 +101,7 @@ fn a_change_of_what_a_sign_in_is_for_ends_the_wait_for_its_next_step() {
 fn a_suspension_leaves_no_success_where_an_attempt_failed_before_it() {
     let after_suspension = |case: &mut Case| {
         case.credential(|credential| credential.spec.suspend = true);
-        case.told();
+        case.write_status();
         History::of(case.observed.credential.status.as_ref().unwrap())
     };
     let mut ready = Case::ready();
@@ -117,7 +117,7 @@ fn a_status_without_failed_with_still_backs_off_until_the_spec_changes() {
     let mut case = Case::new();
     case.credential(|credential| credential.metadata.generation = Some(1));
     let prune = |case: &mut Case| {
-        case.told();
+        case.write_status();
         case.credential(|credential| credential.status.as_mut().unwrap().failed_with = None);
         case.observed.history = History::of(case.observed.credential.status.as_ref().unwrap());
     };

@@ -174,7 +174,7 @@ prop_compose! {
             case.observed.history = History::default();
         }
         if told {
-            case.told();
+            case.write_status();
         }
         if let Some((reason, times, second, retry_after, signing_in, changed)) = failure {
             let mut refusal = Refusal::new(reason, "what");

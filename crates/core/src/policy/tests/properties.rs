@@ -212,7 +212,7 @@ proptest! {
 #[test]
 fn a_ready_credential_that_is_observed_again_waits_and_is_not_written() {
     let mut case = Case::ready();
-    case.told();
+    case.write_status();
     let before = case.observed.credential.status.clone();
     for second in [0, 1, 60, 1_000] {
         case.now = at(second);

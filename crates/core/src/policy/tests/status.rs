@@ -10,11 +10,11 @@ use crate::{
         Decision, decide,
         notices::{EventNote, notices},
         observed::{Cause, History, Target, TokenFacts},
-        status::{next_turn, status, tells_of_an_end, words},
+        status::{next_turn, reports_an_end, status, words},
     },
 };
 
-fn told(case: &Case) -> MailCredentialStatus {
+fn status_of(case: &Case) -> MailCredentialStatus {
     status(&case.observed, &decide(&case.observed, case.now), case.now)
 }
 
@@ -30,7 +30,7 @@ fn reason(status: &MailCredentialStatus, kind: &str) -> Option<String> {
 
 /// The Events for the change from one case to the next: `Warning InvalidClient`.
 fn events(before: &Case, after: &Case) -> Vec<String> {
-    let (before, after) = (told(before), told(after));
+    let (before, after) = (status_of(before), status_of(after));
     let line =
         |notice: EventNote| format!("{} {}", if notice.warning { "Warning" } else { "Normal" }, notice.reason.as_str());
     notices(&before, &after).into_iter().map(line).collect()
@@ -41,9 +41,9 @@ fn a_reissue_that_the_secret_records_is_reported_whatever_the_status_said_before
     let mut case = Case::ready();
     case.annotate("mailtoken.dev/reissue", "2");
     case.observed.history.handled_reissue = Some("1".into());
-    assert_eq!(told(&case).last_handled_reissue.as_deref(), Some("1"));
+    assert_eq!(status_of(&case).last_handled_reissue.as_deref(), Some("1"));
     case.own(|own| own.handled_reissue = Some("2".into()));
-    assert_eq!(told(&case).last_handled_reissue.as_deref(), Some("2"));
+    assert_eq!(status_of(&case).last_handled_reissue.as_deref(), Some("2"));
 }
 
 #[test]
@@ -51,13 +51,13 @@ fn ready_follows_the_token_and_not_the_quarrel_with_the_provider() {
     let mut case = Case::ready();
     case.now = at(3000);
     case.failed_at(Reason::InvalidClient, 3000);
-    let status = told(&case);
+    let status = status_of(&case);
     assert_eq!(reason(&status, "Ready").unwrap(), "True TokenValid");
     assert_eq!(reason(&status, "Renewed").unwrap(), "False InvalidClient");
     assert_eq!((reason(&status, "Stalled"), reason(&status, "Reconciling")), (None, None), "mail still works");
     assert_eq!(status.failed_attempts, Some(1));
     case.now = at(3600);
-    assert_eq!(reason(&told(&case), "Stalled").unwrap(), "True InvalidClient");
+    assert_eq!(reason(&status_of(&case), "Stalled").unwrap(), "True InvalidClient");
 }
 
 #[test]
@@ -65,11 +65,11 @@ fn an_expired_token_is_not_ready_also_while_suspended_and_says_what_keeps_a_new_
     let mut case = Case::ready();
     case.now = at(3600);
     case.failed_at(Reason::ProviderUnavailable, 3600);
-    let (ready, reason, message) = condition(&told(&case), "Ready").unwrap();
+    let (ready, reason, message) = condition(&status_of(&case), "Ready").unwrap();
     assert_eq!((ready.as_str(), reason.as_str()), ("False", "Expired"));
     assert!(message.contains("what. What to do."), "{message}");
     case.credential(|credential| credential.spec.suspend = true);
-    let (_, reason, message) = condition(&told(&case), "Ready").unwrap();
+    let (_, reason, message) = condition(&status_of(&case), "Ready").unwrap();
     assert_eq!(reason, "Expired");
     let resume = r#"`kubectl -n shop patch mailcredential billing --type merge -p '{"spec":{"suspend":false}}'`"#;
     assert!(message.contains(resume), "{message}");
@@ -80,7 +80,7 @@ fn a_token_for_other_inputs_is_not_ready_and_stays_named_until_it_is_replaced() 
     let mut case = Case::ready();
     case.provider().issued_for = "another tenant".into();
     case.failed(Reason::InvalidScope);
-    let status = told(&case);
+    let status = status_of(&case);
     assert_eq!(reason(&status, "Ready").unwrap(), "False InvalidScope");
     assert_eq!(status.secret_name.as_deref(), Some("billing"));
     assert!(status.token.is_some());
@@ -89,24 +89,24 @@ fn a_token_for_other_inputs_is_not_ready_and_stays_named_until_it_is_replaced() 
 #[test]
 fn a_deleted_provider_removes_no_token_and_a_missing_one_gives_none() {
     let mut gone = Case::ready();
-    gone.told();
+    gone.write_status();
     gone.observed.provider = Err(blocker(Reason::ProviderNotFound));
-    assert_eq!(reason(&told(&gone), "Ready").unwrap(), "True TokenValid");
-    assert_eq!(reason(&told(&gone), "Renewed").unwrap(), "False ProviderNotFound");
-    let (_, _, message) = condition(&told(&gone), "Ready").unwrap();
+    assert_eq!(reason(&status_of(&gone), "Ready").unwrap(), "True TokenValid");
+    assert_eq!(reason(&status_of(&gone), "Renewed").unwrap(), "False ProviderNotFound");
+    let (_, _, message) = condition(&status_of(&gone), "Ready").unwrap();
     assert!(message.ends_with(". It cannot be renewed: ProviderNotFound and its fix"), "{message}");
     assert_eq!(events(&Case::ready(), &gone), ["Warning ProviderNotFound"]);
     let mut back = gone.clone();
-    back.told();
+    back.write_status();
     back.observed.history = History::of(back.observed.credential.status.as_ref().unwrap());
     back.observed.provider = Case::ready().observed.provider;
-    assert_eq!(reason(&told(&back), "Renewed").unwrap(), "True RenewalSucceeded", "no attempt failed meanwhile");
+    assert_eq!(reason(&status_of(&back), "Renewed").unwrap(), "True RenewalSucceeded", "no attempt failed meanwhile");
 
     let mut other = gone.clone();
     other.credential(|credential| credential.metadata.generation = Some(2));
     for _ in 0..3 {
-        assert_eq!(reason(&told(&other), "Ready").unwrap(), "False ProviderNotFound");
-        other.told();
+        assert_eq!(reason(&status_of(&other), "Ready").unwrap(), "False ProviderNotFound");
+        other.write_status();
     }
 }
 
@@ -115,7 +115,7 @@ fn a_transient_trouble_is_worked_on_and_a_permanent_one_waits_for_a_person() {
     let first = |failure| {
         let mut case = Case::new();
         case.failed(failure);
-        told(&case)
+        status_of(&case)
     };
     let transient = first(Reason::ProviderUnavailable);
     assert_eq!(reason(&transient, "Ready").unwrap(), "False ProviderUnavailable");
@@ -134,7 +134,7 @@ fn a_transient_trouble_is_worked_on_and_a_permanent_one_waits_for_a_person() {
 fn a_suspension_is_no_failure() {
     let mut case = Case::ready();
     case.credential(|credential| credential.spec.suspend = true);
-    let status = told(&case);
+    let status = status_of(&case);
     assert_eq!(reason(&status, "Ready").unwrap(), "True TokenValid");
     assert_eq!(reason(&status, "Renewed").unwrap(), "False Suspended");
     assert_eq!((reason(&status, "Stalled"), reason(&status, "Reconciling")), (None, None));
@@ -145,7 +145,7 @@ fn a_suspension_is_no_failure() {
 fn a_conflict_is_not_ready_and_stalls() {
     let mut case = Case::new();
     case.observed.target = Target::Foreign("belongs to the Deployment web".into());
-    let status = told(&case);
+    let status = status_of(&case);
     assert_eq!(reason(&status, "Ready").unwrap(), "False SecretConflict");
     assert_eq!(reason(&status, "Stalled").unwrap(), "True SecretConflict");
     assert_eq!((status.secret_name, status.token), (None, None));
@@ -154,7 +154,7 @@ fn a_conflict_is_not_ready_and_stalls() {
 #[test]
 fn ready_names_the_secret_the_account_and_the_end() {
     let mut case = Case::ready();
-    let message = |case: &Case| condition(&told(case), "Ready").unwrap().2;
+    let message = |case: &Case| condition(&status_of(case), "Ready").unwrap().2;
     assert_eq!(
         message(&case),
         "the Secret billing holds a token for billing@example.org that is valid until 2027-01-15T09:00:00Z"
@@ -194,7 +194,7 @@ fn scopes_that_differ_from_the_request_are_reported() {
         let mut case = Case::ready();
         case.provider().scopes = list(asked);
         case.own(|own| own.token.as_mut().unwrap().scopes = list(granted));
-        let (_, _, message) = condition(&told(&case), "Ready").unwrap();
+        let (_, _, message) = condition(&status_of(&case), "Ready").unwrap();
         assert_eq!(message.split_once("09:00:00Z").unwrap().1, told_besides, "{asked:?} {granted:?}");
     }
 }
@@ -203,17 +203,17 @@ fn scopes_that_differ_from_the_request_are_reported() {
 fn a_renewal_is_reported_for_the_time_at_which_it_begins() {
     let case = Case::ready();
     let Decision::Wait { until } = decide(&case.observed, case.now) else { panic!("no wait") };
-    let told = told(&case).token.unwrap().renewal_time.0;
+    let told = status_of(&case).token.unwrap().renewal_time.0;
     assert_eq!((told.as_second(), told.subsec_nanosecond()), (until.as_second(), 0));
 }
 
 #[test]
 fn the_length_of_a_token_is_remembered_while_it_is_that_token() {
     let mut case = Case::ready();
-    case.told();
+    case.write_status();
     let token = |case: &mut Case, change: fn(&mut TokenFacts)| {
         case.own(|own| change(own.token.as_mut().unwrap()));
-        told(case).token.unwrap().length
+        status_of(case).token.unwrap().length
     };
     assert_eq!(token(&mut case, |token| token.length = None), 40, "the Secret's data was not read again");
     assert_eq!(token(&mut case, |token| token.fingerprint = "sha256:fedcba9876543210".into()), 0);
@@ -224,21 +224,21 @@ fn the_length_of_a_token_is_remembered_while_it_is_that_token() {
 fn a_first_attempt_is_reported_as_under_way() {
     let mut case = Case::ready();
     case.provider().issued_for = "another tenant".into();
-    let (_, reason, message) = condition(&told(&case), "Ready").unwrap();
+    let (_, reason, message) = condition(&status_of(&case), "Ready").unwrap();
     assert_eq!((reason.as_str(), message.as_str()), ("Pending", "the broker is requesting a token"));
-    assert_eq!(condition(&told(&case), "Reconciling").unwrap().2, message);
+    assert_eq!(condition(&status_of(&case), "Reconciling").unwrap().2, message);
 }
 
 #[test]
 fn the_reason_of_a_wait_is_reported() {
     let mut failed = Case::new();
     failed.failed(Reason::ProviderUnavailable);
-    let (_, _, message) = condition(&told(&failed), "Reconciling").unwrap();
+    let (_, _, message) = condition(&status_of(&failed), "Reconciling").unwrap();
     assert_eq!(message, "the next attempt is at status.nextAttemptTime: what. What to do.");
     let mut claimed = Case::new();
     claimed.by_refresh_token();
     claimed.claimed("another", 60);
-    let (_, _, message) = condition(&told(&claimed), "Reconciling").unwrap();
+    let (_, _, message) = condition(&status_of(&claimed), "Reconciling").unwrap();
     assert_eq!(message, "another broker is exchanging the refresh token; its claim ends at 2027-01-15T08:01:00Z");
 }
 
@@ -258,17 +258,18 @@ fn while_a_request_is_under_way_only_an_end_is_reported() {
     ended.now = at(3600);
     let mut other = Case::ready();
     other.provider().issued_for = "another tenant".into();
-    let tells = |before: &Case, after: &Case| tells_of_an_end(&told(before).conditions, &told(after).conditions);
-    assert!(tells(&ready, &ended));
-    assert!(!tells(&ended, &ended), "once");
-    assert!(!tells(&new, &ended) && !tells(&new, &ready) && !tells(&ready, &ready) && !tells(&ready, &other));
+    let reports =
+        |before: &Case, after: &Case| reports_an_end(&status_of(before).conditions, &status_of(after).conditions);
+    assert!(reports(&ready, &ended));
+    assert!(!reports(&ended, &ended), "once");
+    assert!(!reports(&new, &ended) && !reports(&new, &ready) && !reports(&ready, &ready) && !reports(&ready, &other));
 }
 
 #[test]
 fn a_lifetime_that_is_too_short_is_reported_once() {
     let mut short = Case::ready();
     short.own(|published| published.token.as_mut().unwrap().expires_at = at(600));
-    let (_, _, message) = condition(&told(&short), "Ready").unwrap();
+    let (_, _, message) = condition(&status_of(&short), "Ready").unwrap();
     assert!(message.contains("LifetimeTooShort") && message.contains("10m"), "{message}");
     assert_eq!(events(&Case::ready(), &short), ["Warning LifetimeTooShort"]);
     assert_eq!(events(&short, &short), [""; 0]);
@@ -287,8 +288,8 @@ fn the_end_of_a_client_secret_is_reported_at_thirty_seven_and_one_day() {
         );
         case
     };
-    let of = |days| condition(&told(&with(days)), "ClientCredentialExpiringSoon").map(|(_, reason, _)| reason);
-    let (_, _, message) = condition(&told(&with(30)), "ClientCredentialExpiringSoon").unwrap();
+    let of = |days| condition(&status_of(&with(days)), "ClientCredentialExpiringSoon").map(|(_, reason, _)| reason);
+    let (_, _, message) = condition(&status_of(&with(30)), "ClientCredentialExpiringSoon").unwrap();
     let what =
         "spec.client.authentication[0] (clientSecret) of the MailProvider shop/idp ends at 2027-02-14T08:00:00Z: ";
     assert!(message.starts_with(what), "{message}");
@@ -311,7 +312,7 @@ fn the_status_shows_dates_and_end_of_a_refresh_token() {
         let mut case = Case::ready();
         case.by_refresh_token().idle_life = idle_days.map(|days| SignedDuration::from_hours(24 * days));
         case.stored().token.as_mut().unwrap().expires_at = end.map(|days| at(days * day));
-        told(&case)
+        status_of(&case)
     };
     let grant = with(Some(31), None).grant.unwrap();
     assert_eq!((grant.obtained_at.0, grant.last_used_at.unwrap().0, grant.rotations), (at(0), at(0), 1));
@@ -357,7 +358,7 @@ fn events_report_changes_of_conditions_alone() {
     assert_eq!(events(&failing, &again), none, "one more failure of the same kind");
     assert_eq!(events(&failing, &ready), ["Normal RenewalSucceeded"]);
     assert_eq!(events(&new, &unlabelled), none, "it may still arrive");
-    unlabelled.told();
+    unlabelled.write_status();
     let mut late = unlabelled.clone();
     late.now = at(30);
     assert_eq!(events(&unlabelled, &late), ["Warning SourceNotLabeled"]);
@@ -452,22 +453,22 @@ fn kstatus_waits_for_what_passes_and_fails_for_what_a_person_must_do() {
         case.created(0);
         change(&mut case);
         case.now = at(second);
-        assert_eq!(kstatus(1, &told(&case)), expected, "{what}");
+        assert_eq!(kstatus(1, &status_of(&case)), expected, "{what}");
     }
     // After a change of the spec, the broker waits again.
     let mut late = Case::new();
     late.created(-3600);
     blocked(&mut late, Reason::SourceNotFound);
-    late.told();
-    assert_eq!(kstatus(1, &told(&late)), "Failed");
+    late.write_status();
+    assert_eq!(kstatus(1, &status_of(&late)), "Failed");
     late.credential(|credential| credential.metadata.generation = Some(2));
-    late.told();
-    let first = told(&late);
+    late.write_status();
+    let first = status_of(&late);
     assert_eq!((kstatus(2, &first), reason(&first, "Ready").unwrap().as_str()), ("InProgress", "False SourceNotFound"));
     late.now = at(29);
-    assert_eq!(kstatus(2, &told(&late)), "InProgress");
+    assert_eq!(kstatus(2, &status_of(&late)), "InProgress");
     late.now = at(30);
-    assert_eq!(kstatus(2, &told(&late)), "Failed");
+    assert_eq!(kstatus(2, &status_of(&late)), "Failed");
 }
 
 #[test]

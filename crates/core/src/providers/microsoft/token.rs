@@ -72,7 +72,7 @@ mod tests {
 
     use super::*;
 
-    fn told(claims: &Value, grant: GrantType, protocols: &[Protocol]) -> Option<String> {
+    fn message(claims: &Value, grant: GrantType, protocols: &[Protocol]) -> Option<String> {
         let spec = serde_json::from_value(json!({"microsoft": {"tenantID": "t"}, "client": {"id": "app-1"}})).unwrap();
         let token = format!("e30.{}.c2ln", BASE64_URL_SAFE_NO_PAD.encode(claims.to_string()));
         unsuitable(&Claims::read(&token).unwrap(), &spec, grant, protocols)
@@ -91,7 +91,7 @@ mod tests {
             (json!({"aud": "https://partner.outlook.cn", "scp": "IMAP.AccessAsUser.All"}), RefreshToken, &[Imap]),
             (json!({"roles": ["SMTP.SendAsApp"]}), ClientCredentials, &[Smtp]),
         ] {
-            assert_eq!(told(&claims, grant, protocols), None, "{claims}");
+            assert_eq!(message(&claims, grant, protocols), None, "{claims}");
         }
     }
 
@@ -115,10 +115,10 @@ mod tests {
             ),
             (json!({"aud": "00000003-0000-0000-c000-000000000000"}), ClientCredentials, &[Smtp], "not for Exchange"),
         ] {
-            let told = told(&claims, grant, protocols).unwrap();
-            assert!(told.contains(part), "{told}");
+            let message = message(&claims, grant, protocols).unwrap();
+            assert!(message.contains(part), "{message}");
         }
-        let hostile = told(&json!({"aud": "`reboot`", "roles": ["`reboot`"]}), ClientCredentials, &[Smtp]).unwrap();
+        let hostile = message(&json!({"aud": "`reboot`", "roles": ["`reboot`"]}), ClientCredentials, &[Smtp]).unwrap();
         assert!(!hostile.contains("reboot"), "{hostile}");
     }
 }
