@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_place_that_is_declined_goes_on_and_a_row_that_waits_stays() {
+    async fn a_declined_permit_moves_to_the_next_row_and_a_waiting_row_stays() {
         let (admission, offered, _closed) = one_permit();
         let first = permit(admission.ask(&1, ask())).unwrap();
         assert!(permit(admission.ask(&2, ask())).is_none());
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_unused_offer_is_repeated_and_then_goes_to_the_next_row() {
+    async fn an_unused_offer_is_repeated_and_then_moves_to_the_next_row() {
         let (admission, offered, _closed) = one_permit();
         tokio::spawn(admission.clone().run());
         let first = permit(admission.ask(&1, ask())).unwrap();

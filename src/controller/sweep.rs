@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn one_walk_comes_to_every_object() {
+    fn one_walk_checks_every_object() {
         let names: Vec<_> = (0..1_000).map(|number| format!("credential-{number}")).collect();
         let mut suspects = Suspects::default();
         let mut found = 0;

@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_request_is_let_through_only_while_the_lease_outlasts_it() {
+    async fn a_request_is_admitted_only_while_the_lease_outlasts_it() {
         let leadership = Leadership::new();
         assert!(!leadership.leads_for(Duration::ZERO));
         // The longest request, and how long after the last renewal it may begin: another replica takes over after 15 s.

@@ -507,7 +507,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_deleted_lease_is_made_again_by_its_leader() {
+    async fn a_deleted_lease_is_recreated_by_its_leader() {
         let server: Arc<Server> = Arc::default();
         let leader = Replica::start(&server, "a");
         leader.becomes(true).await;

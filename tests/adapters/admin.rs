@@ -92,7 +92,7 @@ async fn many_half_open_connections_block_no_client() {
 }
 
 #[tokio::test]
-async fn a_probe_is_answered_beside_a_hundred_idle_connections_and_evicts_no_answer_under_way() {
+async fn a_probe_is_answered_beside_a_hundred_idle_connections_and_evicts_no_answer_in_flight() {
     let metrics = Metrics::new();
     metrics.reconcile_error("x".repeat(16 << 20).leak());
     let server = Server::start(metrics).await;

@@ -331,7 +331,7 @@ async fn a_certificate_of_another_authority_is_refused() {
 }
 
 #[tokio::test]
-async fn the_systems_roots_do_not_vouch_for_it_either() {
+async fn the_systems_roots_do_not_cover_a_private_authority() {
     let authority = Authority::new();
     let tls = authority.issue(&["localhost"], Validity::Present);
     let server = HostileServer::start(tls, Behaviour::answer(200, "", b"")).await;

@@ -89,7 +89,7 @@ async fn retry_after_is_obeyed_in_both_forms_up_to_an_hour() {
 }
 
 #[tokio::test]
-async fn any_change_of_spec_provider_or_source_ends_the_wait_at_once() {
+async fn any_change_of_spec_provider_or_source_ends_the_wait_immediately() {
     let ns = Cluster::shared().namespace().await;
     let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
     idp.answer(Answer::error("invalid_client"));
@@ -122,7 +122,7 @@ async fn any_change_of_spec_provider_or_source_ends_the_wait_at_once() {
 }
 
 #[tokio::test]
-async fn a_change_while_a_request_is_under_way_is_not_lost() {
+async fn a_change_while_a_request_is_in_flight_is_not_lost() {
     let ns = Cluster::shared().namespace().await;
     let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
     idp.next(Answer::error("invalid_client").held());

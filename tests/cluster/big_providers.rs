@@ -104,7 +104,7 @@ async fn microsoft_issues_app_only_tokens_for_a_secret_and_for_a_certificate() {
 }
 
 #[tokio::test]
-async fn a_persons_token_reads_the_shared_mailbox_and_sends_as_the_person() {
+async fn a_users_token_reads_the_shared_mailbox_and_sends_as_the_person() {
     let (ns, entra, _broker) = microsoft().await;
     entra.register(App::new(APP).public());
     entra.poll_interval(1);

@@ -119,7 +119,7 @@ async fn a_change_of_what_the_token_is_for_obtains_a_new_one_and_keeps_the_old_u
 }
 
 #[tokio::test]
-async fn reissue_obtains_a_token_at_once_and_once() {
+async fn reissue_obtains_a_token_immediately_and_once() {
     let mut fixture = Fixture::new().await;
     fixture.issued(credential("billing").entry("metadata.annotations", REISSUE, "from the start")).await;
     let handled =
@@ -251,7 +251,7 @@ async fn every_generation_is_observed_also_when_stalled_or_backing_off() {
 }
 
 #[tokio::test]
-async fn a_spec_that_changes_while_a_request_is_under_way_is_served_at_once() {
+async fn a_spec_that_changes_while_a_request_is_in_flight_is_served_immediately() {
     let fixture = Fixture::new().await;
     fixture.idp.next(Answer::token(3600).held());
     fixture.ns.apply(credential("billing")).await;

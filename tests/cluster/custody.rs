@@ -10,7 +10,7 @@ fn annotation(secret: &Secret, name: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_seed_is_taken_over_and_what_follows_is_kept_in_a_secret_that_no_pod_mounts() {
+async fn a_seed_is_exchanged_and_its_successors_are_kept_in_a_secret_that_no_pod_mounts() {
     let fixture = RefreshFixture::new().await;
     let seed = fixture.seed().await;
     fixture.ns.apply(by_seed("billing")).await;
@@ -89,7 +89,7 @@ async fn client_credentials_still_cost_two_writes() {
 }
 
 #[tokio::test]
-async fn another_seed_is_taken_over_at_once_and_the_same_one_again_is_not() {
+async fn another_seed_is_used_immediately_and_the_same_seed_is_not_used_again() {
     let fixture = RefreshFixture::new().await;
     fixture.issued().await;
     let (kept, requests) = (fixture.kept().await, fixture.idp.token_requests().len());
@@ -123,7 +123,7 @@ async fn another_seed_is_taken_over_at_once_and_the_same_one_again_is_not() {
 }
 
 #[tokio::test]
-async fn what_was_taken_over_is_kept_without_its_seed_and_without_its_label_only_served() {
+async fn a_stored_token_outlives_its_seed_and_stops_renewal_without_the_label() {
     let fixture = RefreshFixture::new().await;
     fixture.issued().await;
     // Without the label its owner does not want it used any more.

@@ -26,7 +26,7 @@ fn patient(settings: Settings) -> Settings {
 
 /// In `faults_crash` the one that was killed comes again; here another takes its place.
 #[tokio::test]
-async fn the_claim_of_a_broker_that_is_gone_is_respected_and_the_same_token_then_tried_once_more() {
+async fn the_claim_of_a_killed_broker_is_respected_and_then_the_same_token_is_tried_again() {
     let mut fixture = RefreshFixture::new().await;
     fixture.idp.grace(1);
     fixture.issued().await;
@@ -128,7 +128,7 @@ async fn a_response_is_stored_over_a_foreign_write_after_the_claim() {
 }
 
 #[tokio::test]
-async fn asked_to_leave_a_broker_stays_until_it_has_stored_what_it_holds() {
+async fn a_terminated_broker_runs_until_it_has_stored_its_tokens() {
     // What was refused is written again after five seconds, then after ten: the end waits for longer than that.
     let mut fixture = RefreshFixture::with(|settings| patient(settings).flag("--leader-elect=false")).await;
     fixture.guarded().await;
@@ -154,7 +154,7 @@ async fn asked_to_leave_a_broker_stays_until_it_has_stored_what_it_holds() {
 }
 
 #[tokio::test]
-async fn asked_to_leave_in_the_middle_of_a_request_a_broker_waits_for_the_answer() {
+async fn a_terminated_broker_waits_for_the_response_in_flight() {
     let mut fixture = RefreshFixture::with(patient).await;
     fixture.issued().await;
     let (kept, sent) = (fixture.kept().await, fixture.idp.token_requests().len());
@@ -199,7 +199,7 @@ async fn two_brokers_without_an_election_spend_no_token_twice() {
 }
 
 #[tokio::test]
-async fn a_frozen_leader_does_not_write_over_what_came_after_it() {
+async fn a_frozen_leader_does_not_overwrite_a_newer_token() {
     let fixture = RefreshFixture::with(|settings| settings).await;
     fixture.idp.grace(1);
     fixture.issued().await;

@@ -17,7 +17,7 @@ fn losses() -> [Fault; 4] {
 }
 
 #[tokio::test]
-async fn after_a_lost_answer_the_same_token_is_tried_once_more_at_once_and_nothing_is_lost() {
+async fn after_a_lost_answer_the_same_token_is_tried_again_immediately_and_nothing_is_lost() {
     let fixture = RefreshFixture::new().await;
     fixture.idp.grace(1);
     fixture.issued().await;
@@ -65,7 +65,7 @@ async fn without_grace_a_lost_response_ends_the_grant_which_is_reported_without_
 }
 
 #[tokio::test]
-async fn a_refusal_in_words_is_not_tried_again_at_once() {
+async fn a_refusal_in_words_is_not_tried_again_immediately() {
     let fixture = RefreshFixture::new().await;
     fixture.issued().await;
     let (kept, requests) = (fixture.kept().await, fixture.idp.token_requests().len());
@@ -116,7 +116,7 @@ async fn a_refresh_token_is_kept_also_from_an_otherwise_useless_response() {
 }
 
 #[tokio::test]
-async fn a_refresh_token_is_kept_and_the_token_published_whatever_they_are_wrapped_in() {
+async fn a_refresh_token_is_kept_and_the_token_published_in_any_wrapping() {
     let fixture = RefreshFixture::new().await;
     fixture.issued().await;
     for (name, odd) in Odd::ALL.into_iter().take(10) {
@@ -133,7 +133,7 @@ async fn a_refresh_token_is_kept_and_the_token_published_whatever_they_are_wrapp
 }
 
 #[tokio::test]
-async fn an_outage_with_a_code_of_its_own_leaves_open_what_became_of_the_refresh_token_and_costs_seconds() {
+async fn an_outage_with_its_own_code_leaves_the_refresh_token_unknown_and_costs_seconds() {
     let fixture = RefreshFixture::new().await;
     fixture.issued().await;
     let (kept, requests) = (fixture.kept().await, fixture.idp.token_requests().len());

@@ -170,7 +170,7 @@ async fn a_person_sees_the_code_everywhere_and_signs_in_once() {
 }
 
 #[tokio::test]
-async fn a_server_that_asks_to_slow_down_is_obeyed_for_good_and_after_a_restart() {
+async fn slow_down_applies_to_all_further_polls_and_after_a_restart() {
     let Fixture { ns, idp, mut broker } = scripted().await;
     idp.next(Answer::error("slow_down"));
     ns.apply(by_code("billing")).await;
@@ -313,7 +313,7 @@ async fn a_name_that_is_no_address_says_nothing_and_case_does_not_count() {
 }
 
 #[tokio::test]
-async fn a_plain_account_is_compared_with_the_user_name_that_came() {
+async fn a_plain_account_is_compared_with_the_reported_user_name() {
     let Fixture { ns, idp, .. } = &scripted().await;
     ns.apply(by_code("billing").set("spec.mailbox.authenticateAs", "svc")).await;
     shown(ns, "").await;
@@ -343,7 +343,7 @@ async fn without_a_refresh_token_the_token_is_published_with_a_warning() {
 }
 
 #[tokio::test]
-async fn a_refresh_token_that_died_is_kept_while_a_person_is_asked_and_is_not_presented_again() {
+async fn a_refused_refresh_token_is_kept_during_the_sign_in_and_is_not_sent_again() {
     let Fixture { ns, idp, .. } = &scripted().await;
     ns.apply(by_code("billing")).await;
     shown(ns, "").await;
@@ -413,7 +413,7 @@ async fn a_provider_without_an_endpoint_for_it_is_an_invalid_spec() {
 }
 
 #[tokio::test]
-async fn what_begins_no_sign_in_has_its_reason_and_is_not_asked_for_in_a_loop() {
+async fn a_sign_in_that_cannot_begin_has_its_reason_and_is_not_requested_in_a_loop() {
     let fixture = scripted().await;
     let Fixture { ns, idp, .. } = &fixture;
     let began = |field: &str, value: &str| {

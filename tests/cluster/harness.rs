@@ -69,7 +69,7 @@ fn the_provider_answers_as_configured() {
 }
 
 #[test]
-fn the_provider_stops_and_comes_back_with_another_certificate() {
+fn the_provider_stops_and_starts_with_another_certificate() {
     let mut idp = Idp::start();
     idp.stop();
     assert!(curl(&idp, &[], idp::TOKEN).unwrap_err().contains("connect"));
@@ -116,7 +116,7 @@ async fn a_wait_that_fails_shows_the_object() {
 }
 
 #[tokio::test]
-async fn a_broker_starts_works_leaves_and_comes_back() {
+async fn a_broker_starts_works_stops_and_starts_again() {
     let ns = Cluster::shared().namespace().await;
     let idp = Idp::start();
     ns.provider(&idp).await;

@@ -201,7 +201,7 @@ async fn no_assertion_is_one_that_the_api_server_would_take() {
 }
 
 #[tokio::test]
-async fn the_brokers_own_identity_is_not_lent_to_namespaces() {
+async fn namespaces_cannot_use_the_brokers_own_identity() {
     let (ns, idp) = fixture().await;
     let refusal = ns.try_apply(federated(&idp, AUDIENCE, None)).await.unwrap_err().to_string();
     assert!(refusal.contains("only a ClusterMailProvider may use the broker's own identity"), "{refusal}");
@@ -265,7 +265,7 @@ async fn a_broker_without_an_identity_says_how_it_gets_one() {
 }
 
 #[tokio::test]
-async fn an_account_that_is_gone_gives_way_to_the_next_entry() {
+async fn after_a_deleted_service_account_the_next_entry_is_used() {
     let (ns, idp) = fixture().await;
     let _broker = Broker::settings(&ns).flag(REF).start().await;
     let secret = json!({"clientSecret": {"secretRef": {"name": "idp-client", "key": "client-secret"}}});

@@ -34,7 +34,7 @@ async fn a_credential_becomes_ready_with_one_request_and_two_writes_and_no_event
 }
 
 #[tokio::test]
-async fn the_secret_has_all_that_was_asked_for() {
+async fn the_secret_has_all_that_was_requested() {
     let fixture = Fixture::new().await;
     let servers = json!({
         "smtp": {"host": "smtp.example.org", "port": 587}, "imap": {"host": "imap.example.org", "port": 993},

@@ -155,7 +155,7 @@ async fn the_longest_name_has_a_grant_of_its_own() {
 }
 
 #[tokio::test]
-async fn nothing_is_asked_for_while_suspended() {
+async fn nothing_is_requested_while_suspended() {
     let fixture = RefreshFixture::new().await;
     fixture.issued().await;
     let requests = fixture.idp.token_requests().len();
@@ -264,7 +264,7 @@ async fn two_credentials_never_use_the_same_refresh_token() {
 }
 
 #[tokio::test]
-async fn of_two_that_come_at_once_by_one_seed_the_older_uses_it() {
+async fn of_two_created_together_with_one_seed_the_older_uses_it() {
     let fixture = RefreshFixture::new().await;
     fixture.ns.apply(by_seed("older")).await;
     fixture.ns.condition::<MailCredential>("older", "Ready", "SourceNotFound").await;
@@ -279,7 +279,7 @@ async fn of_two_that_come_at_once_by_one_seed_the_older_uses_it() {
 }
 
 #[tokio::test]
-async fn a_spent_seed_is_not_sent_again_for_what_comes_after_the_credential() {
+async fn a_spent_seed_is_not_sent_again_for_a_later_credential() {
     let fixture = RefreshFixture::new().await;
     let first = fixture.seed().await;
     fixture.ns.apply(by_seed("billing")).await;
@@ -338,7 +338,7 @@ async fn a_foreign_secret_created_during_an_exchange_is_reported_and_not_overwri
 }
 
 #[tokio::test]
-async fn a_secret_that_a_provider_refers_to_is_no_persons_token() {
+async fn a_secret_that_a_provider_refers_to_is_not_a_users_token() {
     let fixture = RefreshFixture::new().await;
     let requests = fixture.idp.token_requests().len();
     let thief = by_seed_in("thief", "idp-client").set("spec.grant.refreshToken.secretRef.key", "client-secret");
@@ -384,7 +384,7 @@ async fn a_source_is_sent_only_to_the_hosts_that_its_owner_named() {
 }
 
 #[tokio::test]
-async fn of_two_secrets_with_one_token_the_older_credential_uses_it_also_if_the_younger_comes_first() {
+async fn of_two_secrets_with_one_token_the_older_credential_uses_it_also_if_the_younger_is_first() {
     let fixture = RefreshFixture::new().await;
     let first = fixture.seed().await;
     fixture.ns.apply(source("copy", "refresh_token", &first)).await;

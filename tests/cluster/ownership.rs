@@ -67,7 +67,7 @@ async fn next_second(than: &MailCredential) {
 }
 
 #[tokio::test]
-async fn of_two_credentials_with_one_target_the_older_has_it_and_the_younger_inherits_it() {
+async fn of_two_credentials_with_one_target_the_older_owns_it_and_then_the_younger() {
     let fixture = Fixture::new().await;
     let older = fixture.issued(credential("older").set("spec.secret.name", "token")).await;
     next_second(&older).await;
@@ -154,7 +154,7 @@ async fn a_retained_secret_outlives_its_credential_and_is_found_again() {
 }
 
 #[tokio::test]
-async fn the_garbage_collector_takes_what_is_to_go_and_leaves_what_is_to_stay() {
+async fn the_garbage_collector_deletes_secrets_by_the_deletion_policy() {
     let cluster = Cluster::alone(&["control-plane"]);
     cluster.up("controller-manager");
     let ns = cluster.namespace().await;

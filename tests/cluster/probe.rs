@@ -104,7 +104,7 @@ async fn a_mailbox_that_accepts_the_token_is_reported_everywhere_and_not_asked_a
 }
 
 #[tokio::test]
-async fn a_refusal_names_the_command_and_a_new_token_is_tried_at_once() {
+async fn a_refusal_names_the_command_and_a_new_token_is_tried_immediately() {
     let mail = Mail::new(refusing(
         "535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Mailbox. canary",
     ))

@@ -334,7 +334,7 @@ async fn the_api_server_is_reached_through_the_proxy_of_the_environment_as_by_ku
 }
 
 #[tokio::test]
-async fn a_proxy_in_the_environment_is_not_asked_for_an_api_server_on_this_machine() {
+async fn a_proxy_in_the_environment_is_not_used_for_an_api_server_on_this_machine() {
     let ns = Cluster::shared().namespace().await;
     // Nobody listens there.
     let _broker = Broker::settings(&ns).env("HTTPS_PROXY", "http://127.0.0.1:9").start().await;

@@ -40,7 +40,7 @@ fn count(of: &[MailCredential], good: impl Fn(&MailCredential) -> bool) -> usize
 }
 
 #[tokio::test]
-async fn what_is_over_the_limit_waits_and_holds_up_no_other_provider() {
+async fn what_is_over_the_limit_waits_and_delays_no_other_provider() {
     let Fixture { ns, idp, mut broker } = Fixture::new().await;
     let slow = Idp::start();
     ns.apply(ca_bundle("slow-ca", &slow)).await;
@@ -81,7 +81,7 @@ async fn what_is_over_the_limit_waits_and_holds_up_no_other_provider() {
 }
 
 #[tokio::test]
-async fn who_waits_for_a_turn_does_not_hold_up_the_end() {
+async fn a_request_that_waits_for_a_permit_does_not_delay_the_shutdown() {
     let Fixture { ns, idp, mut broker } = Fixture::new().await;
     ns.apply(provider(&idp).set("spec.rateLimit", json!({"requestsPerMinute": 1}))).await;
     ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
@@ -95,7 +95,7 @@ async fn who_waits_for_a_turn_does_not_hold_up_the_end() {
 }
 
 #[tokio::test]
-async fn what_waits_for_a_provider_that_hangs_is_suspended_at_once_and_sends_nothing_after() {
+async fn what_waits_for_a_provider_that_hangs_is_suspended_immediately_and_sends_nothing_after() {
     let Fixture { ns, idp, broker } = Fixture::new().await;
     ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
     idp.answer(Answer::hang());

@@ -37,7 +37,7 @@ async fn repaired(fixture: &Fixture, what: &str, wanted: &Value) -> Secret {
 }
 
 #[tokio::test]
-async fn what_others_change_in_the_secret_is_put_right_without_a_request() {
+async fn foreign_changes_of_the_secret_are_repaired_without_a_request() {
     let fixture = Fixture::new().await;
     fixture.issued(customized()).await;
     let original: Secret = fixture.ns.get("billing").await;
@@ -75,7 +75,7 @@ async fn what_others_change_in_the_secret_is_put_right_without_a_request() {
 }
 
 #[tokio::test]
-async fn an_expiry_that_others_change_is_put_right_by_a_new_token() {
+async fn a_foreign_change_of_the_expiry_is_repaired_by_a_new_token() {
     let fixture = Fixture::new().await;
     let mut token = fixture.issued(customized()).await.status.unwrap().token.unwrap();
     const LATE: &str = "2035-01-01T00:00:00Z";
@@ -143,7 +143,7 @@ async fn a_token_that_was_tampered_with_is_replaced() {
 }
 
 #[tokio::test]
-async fn a_deleted_secret_is_made_again() {
+async fn a_deleted_secret_is_recreated() {
     let fixture = Fixture::new().await;
     for policy in ["Delete", "Retain"] {
         let name = policy.to_lowercase();
@@ -165,7 +165,7 @@ async fn a_deleted_secret_is_made_again() {
 }
 
 #[tokio::test]
-async fn an_own_secret_of_another_type_is_made_again() {
+async fn an_own_secret_of_another_type_is_recreated() {
     let fixture = Fixture::new().await;
     fixture.issued(customized()).await;
     let original: Secret = fixture.ns.get("billing").await;
@@ -188,7 +188,7 @@ async fn an_own_secret_of_another_type_is_made_again() {
 }
 
 #[tokio::test]
-async fn an_own_secret_of_another_type_is_made_again_although_no_watch_shows_it() {
+async fn an_own_secret_of_another_type_is_recreated_although_no_watch_shows_it() {
     let fixture = Fixture::new().await;
     fixture.issued(customized()).await;
     let mut other: Secret = fixture.ns.get("billing").await;
@@ -210,7 +210,7 @@ async fn an_own_secret_of_another_type_is_made_again_although_no_watch_shows_it(
 }
 
 #[tokio::test]
-async fn a_secret_is_put_right_also_while_the_provider_refuses() {
+async fn a_secret_is_repaired_also_while_the_provider_refuses() {
     let fixture = Fixture::new().await;
     fixture.idp.next(Answer::token(20));
     fixture.idp.answer(Answer::error("invalid_client"));
@@ -226,7 +226,7 @@ async fn a_secret_is_put_right_also_while_the_provider_refuses() {
 }
 
 #[tokio::test]
-async fn a_secret_is_put_right_also_while_the_provider_is_blocked_and_given_no_new_shape() {
+async fn a_secret_is_repaired_also_while_the_provider_is_blocked_and_keeps_its_layout() {
     let fixture = Fixture::new().await;
     fixture.issued(customized()).await;
     let original: Secret = fixture.ns.get("billing").await;
@@ -241,7 +241,7 @@ async fn a_secret_is_put_right_also_while_the_provider_is_blocked_and_given_no_n
 }
 
 #[tokio::test]
-async fn what_users_write_into_the_status_is_no_truth() {
+async fn the_broker_does_not_trust_what_users_write_into_the_status() {
     let fixture = Fixture::new().await;
     let made = fixture.issued(customized()).await;
     let status = json!({"status": {
@@ -286,7 +286,7 @@ async fn reverts(
 }
 
 #[tokio::test]
-async fn a_controller_that_takes_back_each_repair_is_answered_once_a_second_at_most() {
+async fn a_controller_that_reverts_each_repair_is_answered_once_a_second_at_most() {
     let fixture = Fixture::new().await;
     fixture.issued(customized()).await;
     let time = std::time::Duration::from_secs(8);
@@ -316,7 +316,7 @@ impl Handler for Stripper {
 }
 
 #[tokio::test]
-async fn labels_that_an_admission_webhook_takes_back_are_written_once_a_minute_and_hold_up_no_renewal() {
+async fn labels_that_an_admission_webhook_reverts_are_written_once_a_minute_and_delay_no_renewal() {
     let fixture = RefreshFixture::new().await;
     let webhook = Server::start(LOOPBACK, &["127.0.0.1"], |_| Stripper);
     let rule = json!({

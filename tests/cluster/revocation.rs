@@ -100,7 +100,7 @@ async fn a_passing_trouble_is_tried_again_and_a_refusal_ends_it() {
 }
 
 #[tokio::test]
-async fn a_provider_that_is_gone_does_not_hold_up_the_deletion() {
+async fn a_provider_that_is_gone_does_not_delay_the_deletion() {
     let fixture = fixture().await;
     fixture.issued(revoking("billing")).await;
     fixture.ns.kubectl(["delete", "mailprovider", "idp"]);
@@ -110,7 +110,7 @@ async fn a_provider_that_is_gone_does_not_hold_up_the_deletion() {
 }
 
 #[tokio::test]
-async fn a_broker_that_dies_over_it_leaves_it_to_the_next() {
+async fn a_revocation_of_a_killed_broker_is_made_by_the_next() {
     let ns = Cluster::shared().namespace().await;
     let idp = Idp::start();
     ns.provider(&idp).await;
@@ -219,7 +219,7 @@ async fn deleted_without_a_request(fixture: &Fixture, evil: &Idp, team: &Namespa
 }
 
 #[tokio::test]
-async fn a_token_is_not_revoked_at_another_provider_than_it_came_from() {
+async fn a_token_is_not_revoked_at_another_provider_than_its_issuer() {
     let (fixture, evil, team) = to_be_stolen().await;
     let other = provider(&evil).set("metadata.name", "evil").set("spec.client", json!({"id": "mailer"}));
     team.apply(other.set("spec.oauth2.revocationURL", evil.url(REVOKE))).await;
@@ -231,7 +231,7 @@ async fn a_token_is_not_revoked_at_another_provider_than_it_came_from() {
 }
 
 #[tokio::test]
-async fn a_token_is_not_revoked_at_an_endpoint_that_was_named_after_it_came() {
+async fn a_token_is_not_revoked_at_an_endpoint_that_was_named_later() {
     let (fixture, evil, team) = to_be_stolen().await;
     team.patch::<mail_token_broker::api::MailProvider>(
         "idp",
@@ -396,7 +396,7 @@ fn release(kubeconfig: &std::path::Path, arguments: &[&str]) -> (bool, String) {
 }
 
 #[tokio::test]
-async fn without_a_broker_release_finalizers_lets_a_namespace_go() {
+async fn without_a_broker_release_finalizers_ends_the_deletion_of_a_namespace() {
     let cluster = Cluster::alone(&["control-plane"]);
     cluster.up("controller-manager");
     let ns = cluster.namespace().await;
@@ -445,7 +445,7 @@ async fn a_credential_that_another_finalizer_keeps_is_not_ready_after_its_token(
 }
 
 #[tokio::test]
-async fn finalizers_of_others_of_any_length_do_not_hold_up_the_brokers_own() {
+async fn finalizers_of_others_of_any_length_do_not_delay_the_brokers_own() {
     let fixture = fixture().await;
     // More than the broker keeps of them.
     let others: Vec<_> = (0..300).map(|number| format!("example.org/{number}-{}", "x".repeat(55))).collect();

@@ -299,7 +299,7 @@ async fn each_client_authentication_is_the_only_one_of_its_entry_and_fits_its_pr
 }
 
 #[tokio::test]
-async fn a_rate_limit_lets_something_through() {
+async fn a_rate_limit_admits_at_least_one_request() {
     let limit = |limit: Value| plain().set("spec.rateLimit", limit);
     refused([
         ("empty", limit(json!({})), "requestsperminute: required value"),

@@ -29,7 +29,7 @@ async fn refused(fixture: &Fixture, provider: &str, part: &str, credential: &str
 }
 
 #[tokio::test]
-async fn a_source_that_appears_gets_its_label_and_its_key_is_seen_at_once() {
+async fn a_new_source_its_label_and_its_key_are_noticed_immediately() {
     let fixture = bare().await;
     fixture.ns.apply(credential("billing")).await;
     refused(&fixture, "SourceNotFound", "create configmap idp-ca", "ProviderNotReady").await;
@@ -132,7 +132,7 @@ async fn a_refused_secret_is_tried_again_as_soon_as_it_is_replaced() {
 }
 
 #[tokio::test]
-async fn a_secret_that_changes_while_a_request_is_under_way_is_used_at_once() {
+async fn a_secret_that_changes_while_a_request_is_in_flight_is_used_immediately() {
     let fixture = Fixture::new().await;
     fixture.idp.next(Answer::error("invalid_client").held());
     fixture.ns.apply(credential("billing")).await;
@@ -216,7 +216,7 @@ async fn a_provider_that_changes_is_used_as_it_is_now() {
 }
 
 #[tokio::test]
-async fn of_a_provider_that_is_deleted_while_it_is_looked_at_nothing_is_followed() {
+async fn nothing_of_a_provider_deleted_during_its_check_is_watched() {
     let ns = Cluster::shared().namespace().await;
     let (idp, api) = (Idp::start(), ApiProxy::start(&ns.cluster));
     let _broker = Broker::settings(&ns).kubeconfig(&api.kubeconfig()).start().await;

@@ -299,7 +299,7 @@ async fn login(cluster: &Cluster, token: &str) -> kube::Result<SelfSubjectReview
 }
 
 #[tokio::test]
-async fn no_identity_comes_to_a_tenants_server_but_his_own_and_that_is_no_login() {
+async fn a_tenants_server_gets_only_the_tenants_identity_and_that_is_no_login() {
     const OWN: &str = "canary-identity-of-the-broker";
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.identity", std::process::id()));
     fs::write(&file, OWN).unwrap();

@@ -110,7 +110,7 @@ async fn forged_secrets_with_dates_at_the_end_of_time_do_no_harm() {
 }
 
 #[tokio::test]
-async fn a_forged_status_deletes_nothing_and_is_put_right() {
+async fn a_forged_status_deletes_nothing_and_is_repaired() {
     let mut tenants = Tenants::new(|settings| settings).await;
     let (attacker, lair) = (&tenants.attacker, &tenants.lair);
     attacker.apply(tenants.provider("own")).await;
@@ -289,7 +289,7 @@ async fn a_target_that_kubernetes_would_fill_with_an_identity_is_replaced() {
 }
 
 #[tokio::test]
-async fn forged_secrets_of_a_quarter_megabyte_and_providers_by_the_hundred_cost_next_to_nothing() {
+async fn forged_secrets_of_a_quarter_megabyte_and_hundreds_of_providers_cost_little_memory() {
     const SECRETS: usize = 80;
     const PROVIDERS: usize = 100;
     let mut fixture = Fixture::new().await;

@@ -118,7 +118,7 @@ async fn a_new_name_is_reported_although_the_former_secret_may_not_be_deleted() 
 }
 
 #[tokio::test]
-async fn a_first_token_that_may_not_be_written_is_held_and_written_later() {
+async fn a_first_token_whose_write_is_refused_is_held_and_written_later() {
     let Fixture { ns, idp, broker: _broker } = Fixture::new().await;
     let refusal = refuse_secrets(&ns).await;
     ns.apply(credential("billing")).await;
@@ -142,7 +142,7 @@ async fn a_first_token_that_may_not_be_written_is_held_and_written_later() {
 }
 
 #[tokio::test]
-async fn a_renewed_token_that_may_not_be_written_leaves_the_old_one_and_is_written_after_a_change_at_once() {
+async fn a_renewed_token_whose_write_is_refused_leaves_the_old_one_and_is_written_immediately_after_a_change() {
     let Fixture { ns, idp, broker: _broker } = Fixture::new().await;
     ns.apply(credential("billing")).await;
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
@@ -232,7 +232,7 @@ async fn a_token_whose_status_write_is_refused_is_published_and_reported_later()
 }
 
 #[tokio::test]
-async fn writes_that_hang_in_one_namespace_hold_up_no_other_however_large_they_are() {
+async fn writes_that_hang_in_one_namespace_delay_no_other_however_large_they_are() {
     let (slow, quick) = (Cluster::shared().namespace().await, Cluster::shared().namespace().await);
     let (idp, api) = (Idp::start(), ApiProxy::start(&slow.cluster));
     for ns in [&slow, &quick] {

@@ -88,7 +88,7 @@ impl Room {
 }
 
 #[tokio::test]
-async fn a_person_of_keycloak_signs_in_and_their_mailbox_is_opened_with_what_is_left() {
+async fn a_user_of_keycloak_signs_in_and_their_mailbox_opens_with_the_secret() {
     let room = Room::new("KEYCLOAK_ISSUER", "KEYCLOAK_DESKTOP_CLIENT_ID").await;
     let broker = Broker::start(&room.ns).await;
     let secret = room.ready().await;

@@ -57,7 +57,7 @@ impl Mail {
 }
 
 #[tokio::test]
-async fn real_servers_accept_a_persons_token_by_every_protocol_and_security() {
+async fn real_servers_accept_a_users_token_by_every_protocol_and_security() {
     let mail = Mail::new();
     let person = mail.cluster.env("PERSON_USER");
     let token = mail.token(&person);

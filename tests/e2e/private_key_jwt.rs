@@ -123,7 +123,7 @@ async fn a_certificate_of_another_key_is_refused_before_anything_is_sent_and_fix
 }
 
 #[tokio::test]
-async fn a_key_that_the_provider_does_not_know_gives_way_to_the_next_entry_in_the_same_attempt() {
+async fn after_an_unknown_key_the_next_entry_is_used_in_the_same_attempt() {
     let ns = with_ca(Cluster::complete()).await;
     let broker = Broker::start(&ns).await;
     let (known, unknown) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());

@@ -94,7 +94,7 @@ fn logins(ns: &Namespace, secret: &BTreeMap<String, String>) {
 }
 
 #[tokio::test]
-async fn a_person_signs_in_at_keycloak_and_pods_log_in_for_good() {
+async fn a_user_signs_in_at_keycloak_and_pods_log_in_after_renewals() {
     let ns = namespace().await;
     ns.apply(people(&ns, "KEYCLOAK_ISSUER", "KEYCLOAK_DESKTOP_CLIENT_ID")).await;
     let broker = Broker::start(&ns).await;
@@ -166,7 +166,7 @@ async fn a_seed_from_keycloak_is_renewed_and_a_seed_of_another_account_is_not_us
 }
 
 #[tokio::test]
-async fn what_a_deleted_credential_was_granted_is_revoked_at_keycloak() {
+async fn tokens_of_a_deleted_credential_are_revoked_at_keycloak() {
     let ns = namespace().await;
     ns.apply(people(&ns, "KEYCLOAK_ISSUER", "KEYCLOAK_DESKTOP_CLIENT_ID")).await;
     let broker = Broker::start(&ns).await;
@@ -186,7 +186,7 @@ async fn what_a_deleted_credential_was_granted_is_revoked_at_keycloak() {
 }
 
 #[tokio::test]
-async fn a_persons_token_is_exchanged_at_keycloak_for_one_that_mail_servers_take() {
+async fn a_users_token_is_exchanged_at_keycloak_for_one_that_mail_servers_accept() {
     let ns = namespace().await;
     let [id, secret] =
         ["KEYCLOAK_EXCHANGE_CLIENT_ID", "KEYCLOAK_EXCHANGE_CLIENT_SECRET"].map(|name| ns.cluster.env(name));

@@ -199,7 +199,7 @@ fn a_revoked_refresh_token_is_refused() {
 }
 
 #[test]
-fn keycloak_exchanges_a_persons_token() {
+fn keycloak_exchanges_a_users_token() {
     let keycloak = Provider::keycloak(&Cluster::complete());
     let subject = member(&keycloak.device(&[]), "access_token");
     let [id, secret] =

@@ -43,7 +43,7 @@ async fn published(ns: &Namespace, names: &[String]) -> BTreeSet<String> {
 }
 
 #[tokio::test]
-async fn whatever_becomes_of_a_write_each_token_is_asked_for_once_and_written_in_the_end() {
+async fn after_any_result_of_a_write_each_token_is_requested_once_and_finally_written() {
     let (fixture, api) = behind_proxy().await;
     let names: Vec<_> = (0..TROUBLES.len()).map(|number| format!("mailbox-{number}")).collect();
     for trouble in TROUBLES {
@@ -82,7 +82,7 @@ async fn whatever_becomes_of_a_write_each_token_is_asked_for_once_and_written_in
 }
 
 #[tokio::test]
-async fn whatever_becomes_of_a_claim_or_a_store_no_refresh_token_is_spent_twice() {
+async fn after_any_result_of_a_claim_or_a_store_no_refresh_token_is_spent_twice() {
     let ns = Cluster::shared().namespace().await;
     let (idp, api) = (Strict::start(), ApiProxy::start(&ns.cluster));
     idp.client("mailer", Some("a client secret"));
@@ -121,7 +121,7 @@ async fn whatever_becomes_of_a_claim_or_a_store_no_refresh_token_is_spent_twice(
 }
 
 #[tokio::test]
-async fn a_call_that_is_never_answered_is_given_up_and_made_again() {
+async fn an_unanswered_call_is_cancelled_and_repeated() {
     let (fixture, api) = behind_proxy().await;
     let names = ["first", "second", "third"].map(str::to_owned);
     for name in &names {

@@ -156,7 +156,7 @@ fn due(credential: &MailCredential) -> Timestamp {
 }
 
 #[tokio::test]
-async fn an_api_server_that_was_killed_finds_the_broker_where_it_left_it() {
+async fn after_a_kill_of_the_api_server_the_broker_continues() {
     let mut scene = Scene::new().await;
     let mut server = Part::of(&scene.cluster, "kube-apiserver");
     server.signal("KILL");
@@ -203,7 +203,7 @@ async fn a_restart_after_a_compaction_loses_no_change_among_hundreds() {
 }
 
 #[tokio::test]
-async fn an_api_server_that_stood_still_finds_the_broker_where_it_left_it() {
+async fn after_a_freeze_of_the_api_server_the_broker_continues() {
     let mut scene = Scene::new().await;
     let server = Part::of(&scene.cluster, "kube-apiserver");
     server.signal("STOP");
@@ -213,7 +213,7 @@ async fn an_api_server_that_stood_still_finds_the_broker_where_it_left_it() {
 }
 
 #[tokio::test]
-async fn an_etcd_that_stood_still_and_then_died_loses_nothing() {
+async fn an_etcd_that_froze_and_then_died_loses_nothing() {
     let mut scene = Scene::new().await;
     let mut etcd = Part::of(&scene.cluster, "etcd");
     etcd.signal("STOP");

@@ -184,14 +184,14 @@ async fn killed_while_asking(kind: Kind) -> Crash {
 }
 
 #[tokio::test]
-async fn killed_before_the_request_the_token_is_asked_for_once() {
+async fn killed_before_the_request_the_broker_requests_the_token_once() {
     let heals = async |kind| killed_at("before-request", kind).await.heals(1, 1).await;
     tokio::join!(heals(Kind::ClientCredentials), heals(Kind::Grace), heals(Kind::Strict));
     tried("K1", 3, "nothing");
 }
 
 #[tokio::test]
-async fn killed_while_it_waits_for_the_answer_it_asks_once_more_at_once() {
+async fn killed_while_it_waits_for_the_response_the_broker_retries_once_immediately() {
     let heals = async |kind| killed_while_asking(kind).await.heals(2, 2).await;
     let loses = async |kind| killed_while_asking(kind).await.loses().await;
     tokio::join!(heals(Kind::ClientCredentials), heals(Kind::Grace), loses(Kind::Strict));
@@ -199,7 +199,7 @@ async fn killed_while_it_waits_for_the_answer_it_asks_once_more_at_once() {
 }
 
 #[tokio::test]
-async fn killed_with_an_answer_that_is_not_stored_it_asks_once_more_at_once() {
+async fn killed_with_an_unstored_response_the_broker_retries_once_immediately() {
     let heals = async |kind| killed_at("answer-received", kind).await.heals(2, 2).await;
     let loses = async |kind| killed_at("answer-received", kind).await.loses().await;
     tokio::join!(heals(Kind::ClientCredentials), heals(Kind::Grace), loses(Kind::Strict));
@@ -207,7 +207,7 @@ async fn killed_with_an_answer_that_is_not_stored_it_asks_once_more_at_once() {
 }
 
 #[tokio::test]
-async fn killed_before_it_learns_that_a_secret_was_written_it_finds_that_out() {
+async fn killed_before_the_acknowledgement_of_a_write_the_broker_reads_the_secret() {
     let heals = async |point, kind, requests| killed_at(point, kind).await.heals(requests, 1).await;
     tokio::join!(
         heals("target-written", Kind::ClientCredentials, 1),
@@ -243,7 +243,7 @@ async fn killed_before_the_event_of_a_recovery_the_status_reports_the_recovery()
 
 /// A lease that cannot be renewed must last for as long as a request may take: no refresh token is sent, or even claimed.
 #[tokio::test]
-async fn killed_while_its_lease_is_renewed_it_has_sent_nothing_that_the_lease_may_not_outlast() {
+async fn killed_during_a_renewal_of_the_lease_the_broker_has_sent_no_request_that_outlasts_the_lease() {
     let withheld = async |kind| {
         let mut crash = Crash::prepare(kind, Some("lease-written:2")).await;
         logged(&crash.fixture, STOPPED).await;
@@ -268,7 +268,7 @@ async fn killed_while_its_lease_is_renewed_it_has_sent_nothing_that_the_lease_ma
 }
 
 #[tokio::test]
-async fn killed_at_any_step_of_the_first_refresh_a_seed_brings_its_token() {
+async fn killed_at_any_step_of_the_first_refresh_a_seed_yields_its_token() {
     let first = async |point: &str, presented| {
         let mut fixture = RefreshFixture::with(|settings| pod(settings).env("MAILTOKEN_STOP_AT", point)).await;
         fixture.idp.grace(1);

@@ -43,7 +43,7 @@ fn crds(cluster: &Cluster, arguments: &[&str]) {
 }
 
 #[tokio::test]
-async fn crds_that_are_removed_and_put_back_with_their_objects_cost_no_token() {
+async fn crds_that_are_removed_and_restored_with_their_objects_cost_no_token() {
     let cluster = Cluster::alone(&["control-plane"]);
     let mut fixture = on(&cluster).await;
     let names = ["first", "second", "third"];
@@ -111,7 +111,7 @@ async fn a_status_of_a_newer_version_delays_no_object() {
 }
 
 #[tokio::test]
-async fn in_a_namespace_that_ends_a_token_is_asked_for_once_and_what_is_there_is_renewed() {
+async fn in_a_terminating_namespace_a_token_is_requested_once_and_existing_tokens_are_renewed() {
     let fixture = Fixture::new().await;
     fixture.issued(credential("billing")).await;
     fixture.idp.next(Answer::token(3600).held());
@@ -254,7 +254,7 @@ async fn a_broker_needs_no_place_to_write() {
 }
 
 #[tokio::test]
-async fn an_object_that_makes_the_broker_panic_holds_up_no_other() {
+async fn an_object_that_makes_the_broker_panic_delays_no_other() {
     for step in ["reconcile", "request", "seen"] {
         let ns = Cluster::shared().namespace().await;
         let idp = Idp::start();

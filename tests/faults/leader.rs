@@ -45,7 +45,7 @@ async fn token(ns: &Namespace, name: &str) -> String {
 }
 
 #[tokio::test]
-async fn what_a_leader_wrote_before_it_was_cut_off_and_comes_late_is_refused() {
+async fn a_late_write_of_a_disconnected_leader_is_refused() {
     let ns = Cluster::shared().namespace().await;
     let (idp, api) = (Idp::start(), ApiProxy::start(&ns.cluster));
     ns.provider(&idp).await;
@@ -85,7 +85,7 @@ async fn what_a_leader_wrote_before_it_was_cut_off_and_comes_late_is_refused() {
 }
 
 #[tokio::test]
-async fn what_a_frozen_leader_has_obtained_takes_the_place_of_nothing_newer_even_when_it_leads_again() {
+async fn a_token_of_a_frozen_leader_replaces_no_newer_one_even_when_it_leads_again() {
     let ns = Cluster::shared().namespace().await;
     let idp = Idp::start();
     ns.provider(&idp).await;
@@ -126,7 +126,7 @@ async fn what_a_frozen_leader_has_obtained_takes_the_place_of_nothing_newer_even
 }
 
 #[tokio::test]
-async fn two_brokers_without_an_election_ask_twice_at_most_and_come_to_rest() {
+async fn two_brokers_without_an_election_send_two_requests_at_most_and_become_idle() {
     let ns = Cluster::shared().namespace().await;
     let idp = Idp::start();
     ns.provider(&idp).await;
@@ -239,7 +239,7 @@ async fn rolling_updates_under_constant_renewals_lose_no_refresh_token_and_leave
 }
 
 #[tokio::test]
-async fn a_leader_whose_write_comes_late_takes_no_older_token_for_the_newer_one_of_another() {
+async fn a_leader_with_a_late_write_replaces_no_newer_token_of_another() {
     let ns = Cluster::shared().namespace().await;
     let (idp, api) = (Idp::start(), ApiProxy::start(&ns.cluster));
     ns.provider(&idp).await;
@@ -274,7 +274,7 @@ async fn a_leader_whose_write_comes_late_takes_no_older_token_for_the_newer_one_
 }
 
 #[tokio::test]
-async fn a_discovery_that_is_withheld_for_want_of_a_lease_says_nothing_about_the_provider() {
+async fn a_discovery_withheld_without_a_lease_does_not_change_the_provider() {
     let ns = Cluster::shared().namespace().await;
     let (idp, api) = (Idp::start(), ApiProxy::start(&ns.cluster));
     let broker = Broker::settings(&ns).kubeconfig(&api.kubeconfig()).start().await;

@@ -679,7 +679,7 @@ fn strict() -> (Strict, Caller) {
 }
 
 #[tokio::test]
-async fn the_strict_server_revokes_the_family_of_a_token_that_comes_twice() {
+async fn the_strict_server_revokes_the_family_of_a_token_that_is_sent_twice() {
     let (strict, caller) = strict();
     let first = strict.refresh_token("mailer", PERSON, "mail.send mail.read");
     let unrelated = strict.refresh_token("mailer", PERSON, "mail.send");
@@ -734,7 +734,7 @@ async fn the_strict_server_rotates_although_its_answer_is_lost() {
 }
 
 #[tokio::test]
-async fn grace_lets_a_lost_answer_be_asked_for_again() {
+async fn grace_accepts_a_second_request_after_a_lost_response() {
     let (strict, caller) = strict();
     strict.grace(1);
     let first = strict.refresh_token("mailer", PERSON, "mail.send");

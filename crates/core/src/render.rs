@@ -552,7 +552,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_template_becomes_its_parts_and_what_is_put_in_is_not_looked_at_again(parts in vec(part(), 0..12)) {
+        fn a_template_becomes_its_parts_and_inserted_values_are_not_parsed_again(parts in vec(part(), 0..12)) {
             let (template, wanted): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
             let (template, wanted) = (template.concat(), wanted.concat());
             prop_assert_eq!(fill(&template, &mischievous(), wanted.len()), wanted);

@@ -64,7 +64,7 @@ fn a_namespace_is_served_by_class_and_then_by_due_time() {
 }
 
 #[test]
-fn rows_of_one_class_and_due_time_are_served_in_the_order_in_which_they_came() {
+fn rows_of_one_class_and_due_time_are_served_in_their_order_of_arrival() {
     let mut queue = one_permit();
     (0..10).for_each(|number| queue.ask(&number, renewal("shop", "idp"), NOW));
     // A repeated request keeps its age.
@@ -131,7 +131,7 @@ fn a_host_that_hangs_takes_no_place_from_the_others() {
 }
 
 #[test]
-fn a_rate_limit_lets_one_row_through_an_interval_and_holds_up_no_other_provider() {
+fn a_rate_limit_admits_one_row_an_interval_and_delays_no_other_provider() {
     let mut queue = Queue::new(Budgets::default());
     (0..3).for_each(|number| queue.ask(&number, limited("shop", Class::Renewal), NOW));
     let other = Ask { provider: "another".into(), limit: None, ..limited("shop", Class::Renewal) };
@@ -161,7 +161,7 @@ fn namespaces_take_turns_at_a_rate_limit() {
 }
 
 #[test]
-fn a_limit_that_changed_or_went_counts_at_once() {
+fn a_changed_or_removed_limit_applies_immediately() {
     let mut queue = Queue::new(Budgets::default());
     (0..3).for_each(|number| queue.ask(&number, limited("shop", Class::Renewal), NOW));
     assert_eq!(queue.admit(NOW), [0]);
@@ -196,7 +196,7 @@ fn a_row_that_asks_for_another_host_gives_its_place_back() {
 }
 
 #[test]
-fn a_row_that_waits_for_a_minute_is_served_before_better_ones_that_keep_coming() {
+fn a_row_that_waits_for_a_minute_is_served_before_better_new_rows() {
     let mut queue = one_permit();
     queue.ask(&0, ask("shop", "idp", Class::Retry, 0), NOW);
     let late = NOW + LONG_WAIT;

@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_was_exchanged_is_known_as_spent_after_its_credential_went() {
+    fn an_exchanged_token_is_known_as_spent_after_the_deletion_of_its_credential() {
         let register = Register::default();
         register.note(&named("a"), &stored("t1", "t1"));
         register.note(&named("a"), &stored("t2", "t1"));
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_of_those_that_are_gone_is_bounded() {
+    fn the_records_of_deleted_credentials_are_bounded() {
         let register = Register::default();
         for number in 0..SPENT_MAX + 10 {
             let name = number.to_string();

@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_account_names_the_audiences_that_it_vouches_for() {
+    fn a_service_account_names_its_allowed_audiences() {
         for listed in ["api://exchange", "a, api://exchange ,b", ",api://exchange,"] {
             assert_eq!(federation().consent("shop", "mailer", Some(listed)), Ok(()), "{listed}");
         }

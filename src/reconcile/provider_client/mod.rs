@@ -404,7 +404,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_clients_of_the_providers_that_were_needed_longest_ago_are_given_up() {
+    fn the_clients_of_the_least_recently_used_providers_are_dropped() {
         let settings = idp::Settings {
             request_timeout: std::time::Duration::from_secs(1),
             egress: EgressPolicy::default(),

@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn words_come_as_a_string_a_list_or_separated_by_spaces() {
+    fn words_are_a_string_a_list_or_separated_by_spaces() {
         let claims = claims(r#"{"aud": "a", "roles": ["r1", 7, "r2"], "scp": "s1 s2", "exp": 5}"#).unwrap();
         assert_eq!(claims.words("aud"), ["a"]);
         assert_eq!(claims.words("roles"), ["r1", "r2"]);
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_that_is_looked_into_has_64_kib() {
+    fn the_longest_token_that_is_parsed_has_64_kib() {
         let is_read = |length: usize| Claims::read(&format!("e30.e30.{}", "s".repeat(length - 8))).is_some();
         assert!(is_read(65_536) && !is_read(65_537));
     }

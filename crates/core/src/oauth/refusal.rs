@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_browser_brought_back_keeps_its_codes() {
+    fn a_refusal_in_the_browser_keeps_its_codes() {
         let refusal = read_browser_error("access_denied", Some("AADSTS65004: User declined"));
         assert_eq!(refusal.error.as_ref().map(OAuthError::as_str), Some("access_denied"));
         assert_eq!(refusal.provider_code.as_deref(), Some("AADSTS65004"));

@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_answer_is_read_and_counted_from_when_it_was_asked_for() {
+    fn a_plain_response_is_read_and_its_lifetime_counts_from_the_request() {
         let answer =
             read(200, r#"{"access_token":"t0k","token_type":"bearer","expires_in":3599,"refresh_in":1800}"#).unwrap();
         assert_eq!(answer.token.expires_at.as_second(), 1_003_599);
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn scopes_come_as_a_text_or_a_list_and_those_granted_win_over_those_asked_for() {
+    fn scopes_are_a_text_or_a_list_and_the_granted_ones_override_the_requested() {
         for (scope, scopes) in [
             (r#""a b""#, &["a", "b"][..]),
             (r#""  a   b ""#, &["a", "b"]),

@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_vouches_alone_names_the_scopes_in_its_assertion_and_others_beside_it() {
+    fn a_key_that_is_the_whole_grant_names_the_scopes_in_its_assertion_and_others_beside_it() {
         let pem = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap().serialize_pem();
         let key = SigningKey::read(pem.as_bytes(), None, SigningAlgorithm::EdDSA, None).unwrap();
         let wire = request_with(

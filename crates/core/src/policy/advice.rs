@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_file_is_put_in_place_as_a_file_and_not_as_a_secret() {
+    fn a_key_file_is_stored_as_a_file_and_not_as_a_secret() {
         let context = AdviceContext {
             grant: GrantType::JwtBearer,
             secret: Some(("shop".into(), "g".into(), "key.json".into())),

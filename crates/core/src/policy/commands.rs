@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_put_into_a_config_map_whether_that_is_there_or_not() {
+    fn a_file_is_stored_in_a_new_or_existing_config_map() {
         assert_eq!(
             KubectlObject::config_map("shop", "roots").put_file("ca.crt"),
             "kubectl -n shop create configmap roots --from-file=ca.crt=<file> --dry-run=client -o yaml | kubectl apply -f -"

@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_silent_failure_leaves_open_what_became_of_the_refresh_token() {
+    fn only_an_unanswered_request_leaves_the_refresh_token_unknown() {
         let open = |status: u16, body: &str, retry_after: bool| {
             let mut response = http::Response::builder().status(status);
             if retry_after {

@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn another_generation_is_written_at_once_and_so_is_one_after_a_rest() {
+    fn another_generation_is_written_immediately_and_so_is_one_after_a_rest() {
         let mut spacing = Spacing::new(1, start());
         while spacing.defer(1, start()).is_none() {}
         assert_eq!(spacing.defer(2, start()), None);

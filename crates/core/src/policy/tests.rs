@@ -46,7 +46,7 @@ fn credentials_that_were_made_together_are_not_renewed_together() {
 }
 
 #[test]
-fn a_token_is_asked_for_where_there_is_none_of_ours() {
+fn a_token_is_requested_if_the_broker_has_published_none() {
     assert_eq!(decided(Case::without_token), Decision::Issue(IssueReason::NoToken));
     let emptied = |case: &mut Case| case.own(|published| published.token = None);
     assert_eq!(decided(emptied), Decision::Issue(IssueReason::NoToken));
@@ -147,7 +147,7 @@ fn a_renamed_secret_whose_token_is_for_other_inputs_is_not_carried_over() {
 }
 
 #[test]
-fn after_a_failure_nothing_is_asked_for_before_its_time() {
+fn after_a_failure_nothing_is_requested_before_its_time() {
     let failing = |now| {
         decided(move |case| {
             case.without_token();
@@ -171,7 +171,7 @@ fn any_change_of_what_an_attempt_is_made_with_ends_the_back_off() {
 }
 
 #[test]
-fn a_token_that_is_held_is_written_and_never_asked_for_again() {
+fn a_token_that_is_held_is_written_and_never_requested_again() {
     assert_eq!(decided(|case| case.hold()), Decision::Store);
     let refused = decided(|case| {
         case.hold();

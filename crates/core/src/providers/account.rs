@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_persons_token_opens_a_shared_mailbox_under_the_mailboxes_name_at_imap_and_pop3() {
+    fn a_users_token_opens_a_shared_mailbox_under_the_mailboxes_name_at_imap_and_pop3() {
         let refresh = json!({"refreshToken": {"secretRef": {"name": "s", "key": "k"}}});
         let table = [
             (microsoft(), json!({"deviceCode": {}}), ["anna@x.org", "office@x.org", "office@x.org"]),

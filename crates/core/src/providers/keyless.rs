@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_brought_is_bounded_and_can_stand_in_a_header() {
+    fn a_response_is_bounded_and_fits_into_a_header() {
         let exchanged =
             |token: Value| read_exchanged(&response(200, &json!({"access_token": token})), Timestamp::UNIX_EPOCH);
         assert_eq!(exchanged(json!("ya29.x")).unwrap().expose_secret(), "ya29.x");

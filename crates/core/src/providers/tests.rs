@@ -183,7 +183,7 @@ fn only_disuse_that_is_documented_ends_a_refresh_token() {
 }
 
 #[test]
-fn what_a_preset_asks_for_by_itself_meets_no_objection() {
+fn the_default_scopes_of_a_preset_are_supported() {
     for preset in presets() {
         let mut preset = preset;
         let way = if preset.get("google").is_some() { "serviceAccountKey" } else { "privateKeyJWT" };
@@ -207,7 +207,7 @@ fn secret() -> Value {
 }
 
 #[test]
-fn what_cannot_work_is_objected_to_with_what_would() {
+fn unsupported_scopes_are_refused_with_scopes_that_work() {
     let tenant = |tenant: &str| json!({"microsoft": {"tenantID": tenant}});
     let google = |authentication: Value| json!({"google": {}, "client": {"authentication": authentication}});
     let key_file = || google(json!([{"serviceAccountKey": secret()}]));
@@ -245,7 +245,7 @@ fn what_cannot_work_is_objected_to_with_what_would() {
 }
 
 #[test]
-fn what_is_unusual_and_works_is_let_through() {
+fn unusual_scopes_that_work_are_accepted() {
     for (preset, grant, scopes) in [
         (
             json!({"microsoft": {"tenantID": "consumers"}}),

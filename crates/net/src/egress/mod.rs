@@ -527,7 +527,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_that_is_being_asked_for_is_not_asked_for_again() {
+    async fn a_name_that_is_being_requested_is_not_requested_again() {
         let lookups = Lookups::default();
         let asked = std::cell::Cell::new(0);
         let answer: Answers = Ok(vec!["192.0.2.1:0".parse().unwrap()]);

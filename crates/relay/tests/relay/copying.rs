@@ -41,7 +41,7 @@ fn noise(length: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn large_messages_pass_both_ways_at_once_and_the_end_of_one_side_leaves_the_other_open() {
+async fn large_messages_pass_both_ways_together_and_the_end_of_one_side_leaves_the_other_open() {
     let (_server, _folder, relay) = relay().await;
     let client = logged_in(&relay).await;
     let sent = noise(25_000_000);

@@ -134,7 +134,7 @@ async fn several_mailboxes_announce_what_all_their_servers_offer() {
 }
 
 #[tokio::test]
-async fn a_refused_token_is_tried_once_more_if_the_mount_has_a_newer_one() {
+async fn a_refused_token_is_tried_again_if_the_mount_has_a_newer_one() {
     let trust = Trust::new();
     let server = Server::start("smtp", trust.server("localhost"), &["newer"]).await;
     let folder = std::sync::Arc::new(Folder::new());

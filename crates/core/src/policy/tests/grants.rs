@@ -98,7 +98,7 @@ fn a_refresh_token_of_another_provider_or_client_is_not_sent() {
 }
 
 #[test]
-fn another_seed_is_used_at_once_and_until_it_has_brought_something() {
+fn another_seed_is_used_immediately_and_until_it_yields_a_token() {
     let fresh = |change: fn(&mut Case)| {
         decided(|case| {
             case.by_refresh_token();
@@ -116,7 +116,7 @@ fn another_seed_is_used_at_once_and_until_it_has_brought_something() {
 }
 
 #[test]
-fn a_seed_that_is_withdrawn_stops_the_renewal_at_once_and_not_the_token() {
+fn a_seed_that_is_withdrawn_stops_the_renewal_immediately_and_not_the_token() {
     let mut case = Case::ready();
     case.by_refresh_token().seed = Some(Err(blocker(Reason::SourceNotLabeled)));
     let decision = decide(&case.observed, case.now);
@@ -147,7 +147,7 @@ fn a_refresh_token_is_used_often_enough_to_live() {
 }
 
 #[test]
-fn nothing_is_kept_alive_while_that_could_not_succeed_and_it_is_not_forgotten() {
+fn a_grant_is_used_against_expiry_only_while_that_can_succeed() {
     let late = |change: fn(&mut Case)| {
         let mut case = Case::ready();
         case.own(|own| own.token.as_mut().unwrap().expires_at = at(400 * DAY));

@@ -61,7 +61,7 @@ fn a_step_of_a_sign_in_ends_the_failures_of_those_before_it() {
 }
 
 #[test]
-fn a_step_of_a_sign_in_does_not_bring_a_refused_refresh_token_back() {
+fn a_step_of_a_sign_in_does_not_restore_a_refused_refresh_token() {
     let mut case = Case::new();
     case.by_device_code();
     case.failed(Reason::InvalidGrant);

@@ -164,7 +164,7 @@ fn a_secret_is_shaped_by_its_template_the_mailbox_and_the_servers_of_its_protoco
 }
 
 #[test]
-fn a_refresh_token_is_bound_to_issuer_and_client_and_one_that_came_by_a_code_to_the_account() {
+fn a_refresh_token_is_bound_to_issuer_and_client_and_after_a_device_code_to_the_account() {
     let hash = |credential: &MailCredential, provider: &ProviderSpec| {
         bound_to(credential, profile(provider).unwrap().source.identity(), &provider.client.id)
     };

@@ -21,7 +21,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn nothing_is_asked_for_while_backing_off_and_nothing_written_after_a_write_that_failed(case in case()) {
+    fn nothing_is_requested_while_backing_off_and_nothing_written_after_a_write_that_failed(case in case()) {
         let decision = decide(&case.observed, case.now);
         if case.observed.sign_in_backoff(case.now).is_some() {
             prop_assert!(!matches!(decision, Decision::SignIn | Decision::Poll));

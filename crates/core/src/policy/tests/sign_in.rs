@@ -102,7 +102,7 @@ fn codes_are_replaced_for_a_day_and_then_only_on_request() {
 }
 
 #[test]
-fn a_code_outlives_what_it_does_not_depend_on_and_the_end_of_one_only_until_it_is_asked_for() {
+fn a_code_outlives_unrelated_changes_and_its_end_until_a_new_request() {
     let mut case = pending();
     case.grant().asked_by = "generation 2".into();
     assert_eq!(case.decides_at(6), Decision::Poll, "a suspension, say");
@@ -116,7 +116,7 @@ fn a_code_outlives_what_it_does_not_depend_on_and_the_end_of_one_only_until_it_i
 }
 
 #[test]
-fn a_refused_refresh_token_begins_a_sign_in_at_once_and_its_failures_wait() {
+fn a_refused_refresh_token_begins_a_sign_in_immediately_and_its_failures_wait() {
     let refused = [Reason::InvalidGrant, Reason::AuthorizationRequired, Reason::ConsentRequired, Reason::InvalidScope];
     for reason in refused {
         let mut case = pending();
@@ -135,7 +135,7 @@ fn a_refused_refresh_token_begins_a_sign_in_at_once_and_its_failures_wait() {
 }
 
 #[test]
-fn what_a_sign_in_brought_is_written_whatever_was_refused_before() {
+fn a_token_of_a_sign_in_is_written_despite_earlier_refusals() {
     let mut case = pending();
     case.failed(Reason::InvalidGrant);
     case.hold();

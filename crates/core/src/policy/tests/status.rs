@@ -221,7 +221,7 @@ fn the_length_of_a_token_is_remembered_while_it_is_that_token() {
 }
 
 #[test]
-fn a_first_attempt_is_reported_as_under_way() {
+fn a_first_attempt_is_reported_as_in_flight() {
     let mut case = Case::ready();
     case.provider().issued_for = "another tenant".into();
     let (_, reason, message) = condition(&status_of(&case), "Ready").unwrap();
@@ -252,7 +252,7 @@ fn a_duration_is_printed_as_in_a_spec() {
 }
 
 #[test]
-fn while_a_request_is_under_way_only_an_end_is_reported() {
+fn while_a_request_is_in_flight_only_an_end_is_reported() {
     let (new, ready) = (Case::new(), Case::ready());
     let mut ended = Case::ready();
     ended.now = at(3600);

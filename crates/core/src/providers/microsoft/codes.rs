@@ -501,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn who_blocks_a_sign_in_is_named() {
+    fn the_policy_that_blocks_a_sign_in_is_named() {
         for (code, part) in
             [(530_035, "security defaults"), (500_021, "proxy"), (500_213, "cross-tenant"), (53003, "Conditional")]
         {
@@ -519,7 +519,7 @@ mod tests {
     }
 
     #[test]
-    fn what_to_do_depends_on_who_the_token_is_for() {
+    fn the_fix_depends_on_the_account_of_the_token() {
         for code in [65001, 53003] {
             let [app, person] = [ClientCredentials, DeviceCode].map(|grant| understood(code, grant).advice.unwrap());
             assert!(!app.contains("{sign_in}") && person.contains("{sign_in}"), "{code}");

@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_will_do_is_not_spoken_of() {
+    fn a_suitable_token_has_no_message() {
         for (claims, grant, protocols) in [
             (
                 json!({"aud": "https://outlook.office365.com", "roles": ["SMTP.SendAsApp", "IMAP.AccessAsApp"]}),
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_without_a_role_or_for_another_service_is() {
+    fn a_token_without_a_role_or_for_another_service_has_a_message() {
         let exchange = "https://outlook.office365.com";
         for (claims, grant, protocols, part) in [
             (json!({"aud": exchange}), ClientCredentials, &[Smtp][..], "az ad app permission admin-consent --id app-1"),
