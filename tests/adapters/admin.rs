@@ -146,7 +146,7 @@ async fn a_header_that_does_not_come_or_does_not_end_is_not_waited_for() {
 #[tokio::test]
 async fn a_shutdown_ends_requests_in_flight_and_waits_a_limited_time() {
     let metrics = Metrics::new();
-    // An answer that does not fit between the two sockets: it is under way until somebody reads it.
+    // An answer that does not fit between the two sockets: it is in flight until the client reads it.
     metrics.reconcile_error("x".repeat(16 << 20).leak());
     let server = Server::start(metrics).await;
     let half_open = server.say(HALF_A_HEADER).await;

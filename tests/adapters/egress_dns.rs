@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use mail_token_broker::api::MailCredential;
 use mailtoken_testkit::{dns::Dns, *};
 
-/// Stand for public addresses: those that the broker may connect to. Nobody listens there.
+/// Represent public addresses: those that the broker may connect to. No server listens there.
 const PERMITTED: &str = "127.0.0.2/32,2001:db8::2/128";
 
 /// Hosts, the answers to one question after the other, and what the second attempt comes to.
@@ -39,7 +39,7 @@ async fn a_name_that_turns_private_after_the_first_answer_is_not_connected_to() 
         ns.apply(provider(&idp).set("metadata.name", name).set("spec.oauth2.tokenURL", url)).await;
         ns.apply(credential(name).set("spec.providerRef.name", name)).await;
     }
-    // The first attempt goes to the permitted address, where nobody is. The second finds the other answer.
+    // The first attempt connects to the permitted address, where no server listens. The second gets the other answer.
     for (host, _, reason) in HOSTS {
         let name = name(host);
         let told = ns.condition::<MailCredential>(name, "Ready", reason).await.message;

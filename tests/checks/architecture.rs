@@ -19,7 +19,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("crates/relay/src", RELAY),
 ];
 
-/// The package whose modules this test does not tell apart: it is small, and only its doors to other packages count.
+/// The package whose modules this test does not distinguish: it is small, and only its imports of other packages count.
 const RELAY: &str = "mailtoken_relay";
 
 /// Which modules a module may use. Those that build everything (`app`, `lib`, `main`) use all.
@@ -84,7 +84,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // A command of its own, which the chart's uninstall hook runs.
     ("stop", &["cli", "error", "kubernetes"]),
     ("release", &["api", "cli", "error", "kubernetes"]),
-    // A command of its own: it has its settings, builds its client, and looks at providers as a reconcile does.
+    // A command of its own: it has its settings, builds its client, and resolves providers as a reconcile does.
     (
         "login",
         &["api", "cli", "clock", "egress", "error", "idp", "kubernetes", "oauth", "policy", "providers", "reconcile"],

@@ -107,7 +107,7 @@ fn schemas() -> &'static Path {
     })
 }
 
-/// What the broker and people may do is a constant. `UPDATE_GOLDEN=1` writes the files anew: read the difference.
+/// The rights of the broker and of users are constants. `UPDATE_GOLDEN=1` writes the files again: read the difference.
 #[test]
 fn access_is_what_the_golden_files_say() {
     let kinds = ["ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"];
@@ -136,7 +136,7 @@ fn bare(object: &Value) -> Value {
 
 #[test]
 fn no_role_grants_what_the_broker_never_needs() {
-    // The account of the uninstall hook lists pods; nobody runs commands in them.
+    // The account of the uninstall hook lists pods. No account runs commands in them.
     let never = ["pods/exec", "validatingwebhookconfigurations", "customresourcedefinitions", "*"];
     for (name, values) in combinations() {
         for role in documents(&render_installed(values.as_deref())) {
@@ -244,7 +244,7 @@ fn the_hook_that_stops_the_brokers_is_there_only_where_helm_installs() {
         assert!(hooks(&render(values.as_deref(), &[])).is_empty(), "{name}");
         let hooks = hooks(&render_installed(values.as_deref()));
         if name == "single" {
-            assert!(hooks.is_empty(), "it needs roles, which are made by somebody else");
+            assert!(hooks.is_empty(), "it needs roles that another user creates");
             continue;
         }
         for hook in &hooks {

@@ -109,7 +109,7 @@ async fn only_its_own_secrets(release: &Release, ns: &Namespace) {
         try_as_broker(&["patch", "secret", "own", "-p", r#"{"stringData":{"a":"b"}}"#], None).unwrap();
         try_as_broker(&["delete", "secret", "own"], None).unwrap();
     }
-    // Somebody else's Secret: neither changed, nor taken, nor deleted.
+    // A foreign Secret: the broker neither changes nor takes nor deletes it.
     ns.apply(secret("foreign", "Opaque", "helm", json!({}))).await;
     for patch in [
         r#"{"stringData":{"a":"b"}}"#,
@@ -290,7 +290,7 @@ impl Release {
         let chart = process::root().join("charts/mail-token-broker");
         let mut helm = cluster.command("helm");
         helm.args(["install", ACCOUNT, "--namespace", HOME, "--set", "allowPrivateCIDRs={127.0.0.0/8}"]).arg(chart);
-        // The CRDs are there already, as they are where somebody has applied them.
+        // The CRDs exist already, as after `kubectl apply`.
         process::output(helm.arg("--take-ownership").args(settings.iter().flat_map(|setting| ["--set", setting])));
 
         let token = process::output(cluster.kubectl().args(["-n", HOME, "create", "token", ACCOUNT]));

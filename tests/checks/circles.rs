@@ -1,5 +1,5 @@
 //! No two source files import each other in a circle, directly or through others. A child module may use what its parent
-//! module itself defines; everything else that a file names is an import, also where another module re-exports it.
+//! module itself defines; every other name in a file is an import, also where another module re-exports it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -233,7 +233,7 @@ fn item(schema: &JSONSchemaProps) -> Option<&JSONSchemaProps> {
     }
 }
 
-/// Fields of `value` that the schema does not know; those every object has are not looked at.
+/// Fields of `value` that the schema does not know. Fields that every object has are not checked.
 fn unknown_fields(schema: &JSONSchemaProps, value: &Value, path: &str) -> Vec<String> {
     match value {
         Value::Object(fields) => fields

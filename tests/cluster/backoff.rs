@@ -108,7 +108,7 @@ async fn any_change_of_spec_provider_or_source_ends_the_wait_immediately() {
     idp.token_requests_reach(5).await;
     ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
     idp.token_requests_reach(6).await;
-    assert_eq!(pause(&failed(&ns, 1).await), 15 * 60, "a change begins anew");
+    assert_eq!(pause(&failed(&ns, 1).await), 15 * 60, "a change begins again");
 
     // What no attempt is made with ends nothing.
     ns.annotate::<MailCredential>("billing", "team", "a").await;

@@ -73,7 +73,7 @@ async fn renewed(ns: &Namespace) {
 
 async fn message_of(ns: &Namespace, kind: &str, good: impl Fn(&str) -> bool) -> String {
     let fits = |credential: &MailCredential| find(credential, kind).is_some_and(|found| good(&found.message));
-    find(&ns.until::<MailCredential>("billing", "it is told", fits).await, kind).unwrap().message
+    find(&ns.until::<MailCredential>("billing", "the message fits", fits).await, kind).unwrap().message
 }
 
 #[tokio::test]
@@ -226,7 +226,7 @@ async fn a_loop_that_microsoft_detects_is_waited_out_and_ends_no_sign_in() {
     let status = told.status.unwrap();
     let wait = status.next_attempt_time.unwrap().0.duration_since(status.last_failure_time.unwrap().0);
     assert!(wait.as_secs() >= 60, "it stays away for a minute: {shown}");
-    holds(Duration::from_secs(2), "nobody asks, and the old token stays", async || {
+    holds(Duration::from_secs(2), "no request is sent, and the old token stays", async || {
         match (presented(), ns.secret("billing").await["access_token"] == token) {
             (1, true) => Ok(()),
             other => Err(format!("{other:?}")),
@@ -289,7 +289,7 @@ async fn google_signs_for_a_service_account_without_a_key() {
     }))
     .await;
     let audience = format!("//iam.googleapis.com/{POOL}/providers/cluster");
-    // The broker hands over tokens for the audiences that the ServiceAccount names.
+    // The broker sends tokens for the audiences that the ServiceAccount names.
     ns.apply(json!({
         "apiVersion": "v1", "kind": "ServiceAccount",
         "metadata": {"name": "mailer", "annotations": {"mailtoken.dev/allowed-audiences": audience}},

@@ -115,7 +115,7 @@ async fn a_template_that_multiplies_the_token_costs_no_memory_and_no_request() {
     ns.condition::<MailCredential>("good", "Ready", "TokenValid").await;
     let (before, asked) = (peak(&broker), idp.token_requests().len());
 
-    // As much as the schema lets in.
+    // As much as the schema accepts.
     let data: serde_json::Map<_, _> =
         (0..16).map(|number| (format!("k{number:02}"), "${xoauth2}".repeat(409).into())).collect();
     for number in 0..8 {

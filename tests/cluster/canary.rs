@@ -7,7 +7,7 @@ use mailtoken_testkit::{idp::DEVICE, leaks::assert_absent, *};
 use rcgen::KeyPair;
 use serde_json::json;
 
-/// Everything, and by name those libraries that would tell most.
+/// The finest level for all, and by name for the libraries that would log most.
 const LOG: &str =
     "trace,kube_client::client=trace,hyper::proto=trace,h2::codec=trace,reqwest::connect=trace,rustls=trace";
 
@@ -67,9 +67,9 @@ async fn no_secret_appears_anywhere() {
         })
         .await;
     }
-    // A Secret that somebody tampers with, one that cannot be used, and a restart.
+    // A Secret that a user changes, a Secret that cannot be used, and a restart.
     ns.patch::<Secret>("billing", json!({"stringData": {"username": "eve@example.org"}})).await;
-    ns.until::<Secret>("billing", "it is put right", |secret| {
+    ns.until::<Secret>("billing", "it is repaired", |secret| {
         secret.data.as_ref().is_some_and(|data| data["username"].0 == b"billing@example.org")
     })
     .await;
@@ -153,7 +153,7 @@ async fn no_text_of_a_provider_appears_beside_commands_to_copy() {
     ns.apply(by_code("complete")).await;
     let told = ns.condition::<MailCredential>("complete", "Ready", "AuthorizationRequired").await.message;
     assert!(told.contains("open https://example.org/ and enter WDJB-MJHT"), "{told}");
-    // Whoever signed in.
+    // The account that signed in.
     let claims = BASE64_URL_SAFE_NO_PAD.encode(json!({"email": format!("`{BAIT}`@example.org")}).to_string());
     idp.answer_at(DEVICE, sign_in("user_code", "WDJB-MJHT".to_owned()));
     idp.answer(Answer::token(3600).field("id_token", format!("e30.{claims}.c2ln")));

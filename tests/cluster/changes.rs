@@ -145,7 +145,7 @@ async fn reissue_obtains_a_token_immediately_and_once() {
     assert_eq!(fixture.idp.token_requests().len(), 4);
 
     fixture.broker.kill();
-    // Without its status, too: the Secret tells that it was answered.
+    // Also without its status: the Secret records that the reissue was answered.
     let status = kube::api::Patch::Merge(json!({"status": null}));
     fixture.ns.api::<MailCredential>().patch_status("billing", &Default::default(), &status).await.unwrap();
     fixture.broker.again().await;

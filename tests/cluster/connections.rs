@@ -1,4 +1,5 @@
-//! Providers that cannot be reached, trusted or found: told in conditions, in nobody else's way, and mended by themselves.
+//! Providers that cannot be reached, trusted or found: conditions report them, they delay no other provider, and they
+//! recover automatically.
 
 use std::time::Duration;
 
@@ -77,7 +78,7 @@ async fn addresses_that_are_denied_are_never_connected_to() {
 
     for (name, _) in &hosts {
         let told = ready_message(&ns, name, "EgressDenied").await;
-        // Loopback and metadata are proposed to nobody; and no name tells which address it has.
+        // No message proposes to allow loopback or metadata addresses, or shows the address of a name.
         let proposed = told.contains("`--allow-private-cidr=10.255.255.1/32`");
         assert_eq!(
             (proposed, told.contains("--allow-private-cidr")),

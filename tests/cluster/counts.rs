@@ -16,7 +16,7 @@ const FEW: usize = 10;
 const HANDS: usize = 16;
 /// How long nothing must happen.
 const REST: Duration = Duration::from_secs(2);
-/// Calls of a start that are neither lists nor watches, at most: the material of a provider, and one new credential.
+/// Most calls of a start that are neither lists nor watches: the client credentials of a provider, and one new credential.
 const START: usize = 12;
 
 /// So many credentials, until all are ready.
@@ -39,7 +39,7 @@ fn asked(fixture: &Fixture, before: usize) -> Vec<AuditEvent> {
     fixture.ns.audit().into_iter().filter(AuditEvent::is_work_of_the_broker).skip(before).collect()
 }
 
-/// Serves one more credential, and waits until the log shows the end of that: all before it has been looked at.
+/// Serves one more credential, and waits until the log shows its end: the broker has then reconciled all earlier ones.
 async fn end(fixture: &Fixture, name: &str) {
     fixture.mark(name).await;
     until("the log has the last write", async || {
@@ -82,7 +82,7 @@ async fn an_issue_and_a_renewal_are_one_token_request_and_two_calls_each_and_res
         let name = format!("mailbox-{number}");
         fixture.ns.annotate::<MailCredential>(&name, "mailtoken.dev/reissue", "1").await;
         let handled = |found: &MailCredential| field(found, "/status/lastHandledReissue") == "1";
-        fixture.ns.until::<MailCredential>(&name, "it was issued anew", handled).await;
+        fixture.ns.until::<MailCredential>(&name, "it was issued again", handled).await;
     };
     stream::iter(0..CREDENTIALS).map(renew).buffer_unordered(HANDS).collect::<()>().await;
     calls(&fixture, before, [("patch secrets 200", CREDENTIALS), ("update mailcredentials/status 200", CREDENTIALS)])

@@ -115,7 +115,7 @@ async fn another_seed_is_used_immediately_and_the_same_seed_is_not_used_again() 
     fixture.rotated(&second).await;
     let ready = fixture
         .ns
-        .until::<MailCredential>("billing", "it is told", |billing| field(billing, "/status/grant/rotations") == 1)
+        .until::<MailCredential>("billing", "it is reported", |billing| field(billing, "/status/grant/rotations") == 1)
         .await;
     assert_eq!(field(&ready, "/status/failedAttempts"), 0);
     fixture.ns.event_reasons_include("billing", &["Normal GrantReseeded"]).await;

@@ -165,7 +165,7 @@ async fn a_terminated_broker_waits_for_the_response_in_flight() {
     let grant = fixture.grant().await;
     assert!(fixture.idp.is_valid(&text(&grant, "refresh_token")));
     assert_eq!(text(&grant, "previous_refresh_token"), kept);
-    // Published and told, too, before the lease was given back.
+    // The token was also published and reported before the broker released the lease.
     fixture.answered(&asked).await;
     assert_eq!(fixture.idp.latest("billing@example.org"), Some(text(&fixture.ns.get("billing").await, "access_token")));
     let lease: Lease = fixture.ns.get(lease::NAME).await;

@@ -1,4 +1,4 @@
-//! Answers that never came, or were worth nothing, after the server had rotated: what is lost, and what is told.
+//! Responses that never arrived or were unusable after the server had rotated the refresh token: what is lost and reported.
 
 use std::time::Duration;
 
@@ -58,7 +58,7 @@ async fn without_grace_a_lost_response_ends_the_grant_which_is_reported_without_
     assert_eq!(fixture.grant().await.data, before.data, "what is kept is not thrown away");
     assert_eq!((fixture.idp.reuses(), fixture.idp.families_revoked()), (1, 1));
 
-    // Another sign-in mends it, at once.
+    // Another sign-in fixes it immediately.
     fixture.seed().await;
     fixture.ns.condition::<MailCredential>("billing", "Renewed", "RenewalSucceeded").await;
     fixture.ns.event_reasons_include("billing", &["Warning InvalidGrant", "Normal RenewalSucceeded"]).await;

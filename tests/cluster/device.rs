@@ -52,7 +52,7 @@ async fn pod(ns: &Namespace) -> Broker {
     Broker::settings(ns).env("POD_UID", "a-pods-uid").start().await
 }
 
-/// A namespace with a server whose answers the test decides, where nobody has signed in yet.
+/// A namespace with a server whose responses the test decides. No user has signed in yet.
 async fn scripted() -> Fixture {
     let ns = Cluster::shared().namespace().await;
     let idp = Idp::start();
@@ -133,7 +133,7 @@ async fn a_person_sees_the_code_everywhere_and_signs_in_once() {
         assert!(told.message.contains(&code) && told.message.contains(&uri), "{}", told.message);
     }
 
-    // Nobody comes: it is polled as often as the server allows, and nothing is written. The write of the status stands
+    // No user signs in: the broker polls as often as the server allows, and writes nothing. The write of the status is
     // in the log before the first poll.
     polls_reach(&idp, 1).await;
     let writes = status_writes(&ns).await;
@@ -155,7 +155,7 @@ async fn a_person_sees_the_code_everywhere_and_signs_in_once() {
     let target = ns.secret("billing").await;
     assert!(!target.values().any(|value| value.contains(&grant["refresh_token"])));
 
-    // A renewal asks nobody.
+    // A renewal requires no user.
     ns.annotate::<MailCredential>("billing", REISSUE, "1").await;
     ns.until::<Secret>("billing", "it has another token", |secret| {
         text(secret, "access_token") != target["access_token"]
@@ -234,7 +234,7 @@ async fn an_ended_code_is_replaced_and_the_new_one_is_reported() {
     let first = shown(&ns, "").await;
     idp.expire(&first);
     let second = shown(&ns, &first).await;
-    until("an Event of its own tells the other code", async || match notes(&ns, "AuthorizationRequired").await {
+    until("an Event of its own shows the other code", async || match notes(&ns, "AuthorizationRequired").await {
         told if told.len() == 2 && told.iter().any(|(_, note)| note.contains(&second)) => Ok(()),
         told => Err(format!("{told:?}")),
     })
@@ -292,7 +292,7 @@ async fn nothing_is_published_for_another_account() {
     remedy::run(ns, &told.message, &[]);
     shown(ns, "").await;
     idp.next(signed_in("email", "other\u{1b}[2J@example.org"));
-    // It says nothing: what is no address is nobody's.
+    // It proves nothing: a text that is not an address names no account.
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
 }
 
@@ -375,7 +375,7 @@ async fn a_refused_refresh_token_is_kept_during_the_sign_in_and_is_not_sent_agai
     let grant = ns.secret("billing-grant").await;
     assert!(grant["refresh_token"] != old && grant["previous_refresh_token"] == old);
     let ready = ns
-        .until::<MailCredential>("billing", "nobody is asked", |credential| {
+        .until::<MailCredential>("billing", "no request is sent", |credential| {
             reason(credential, "Renewed") == "RenewalSucceeded"
         })
         .await;

@@ -1,4 +1,5 @@
-//! The failures that a newcomer meets first. Each message holds the command that mends it: it is run as it stands.
+//! The failures that a newcomer meets first. Each message has the command that fixes it. The test runs the command
+//! unchanged.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -166,7 +167,7 @@ async fn a_private_address() {
     assert_eq!(flag, "--allow-private-cidr=10.255.255.1/32");
     let _open = closed.flag(flag).start().await;
 
-    // It is connected to now, or at least tried: what is there depends on the network of this machine.
+    // The broker now tries to connect. The result depends on the network of this machine.
     let tried = |billing: &MailCredential| reason(billing, "Ready") != "EgressDenied";
     ns.until::<MailCredential>("billing", "the address is not denied any more", tried).await;
 }

@@ -1,4 +1,4 @@
-//! The grants for which nobody signs in: a JWT about the mailbox, and somebody else's token.
+//! The grants without a sign-in at the broker: a JWT about the mailbox, and the exchange of a user's token.
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use mail_token_broker::api::MailCredential;

@@ -1,4 +1,4 @@
-//! Answers that no provider should give: told in conditions, with the old token in place, and asked for again in good time.
+//! Responses that no provider should send: conditions report them, the old token stays, and the broker retries in time.
 
 use std::time::Duration;
 
@@ -167,7 +167,7 @@ async fn every_bad_response_is_reported_and_the_old_token_stays() {
         let secret: Secret = ns.get(case.name).await;
         assert_eq!(secret.metadata.resource_version, version, "{}: the Secret was written", case.name);
         // The Event follows the status.
-        until(&format!("{} is told by an Event", case.name), async || {
+        until(&format!("an Event reports {}", case.name), async || {
             let events = ns.events(case.name).await;
             let told = events.iter().any(|event| event.reason.as_deref() == Some(case.reason));
             told.then_some(()).ok_or(format!("{events:#?}"))
@@ -176,7 +176,7 @@ async fn every_bad_response_is_reported_and_the_old_token_stays() {
         assert_eq!(case.idp.requests_at("/elsewhere").len(), 0);
     }
     // All have failed by now; those that are retried after 5 s may have been once.
-    holds(Duration::from_secs(2), "nobody is asked again and again", async || {
+    holds(Duration::from_secs(2), "no request is repeated in a loop", async || {
         let hot = cases.iter().find(|case| case.idp.requests_at(TOKEN).len() > 3);
         hot.map_or(Ok(()), |case| Err(format!("{}: {}", case.name, case.idp.requests_at(TOKEN).len())))
     })

@@ -71,7 +71,7 @@ fn verified(ns: &Namespace, jwt: &str) -> Value {
     part(jwt, 1)
 }
 
-/// Waits until the provider and its credential `billing` say the same, and sees that nobody was asked.
+/// Waits until the provider and its credential `billing` report the same, and checks that no request was sent.
 async fn refused(ns: &Namespace, idp: &Idp, reason: &str, said: &[&str]) {
     until(&format!("{reason} {said:?}"), async || {
         let told = ns.condition::<MailCredential>("billing", "Stalled", reason).await.message;
@@ -83,7 +83,7 @@ async fn refused(ns: &Namespace, idp: &Idp, reason: &str, said: &[&str]) {
     assert_eq!(idp.requests().len(), 0);
 }
 
-/// The same of a ClusterMailProvider, which tells what its credential names by the reason alone.
+/// The same for a ClusterMailProvider, whose credentials show only the reason.
 async fn refused_by_cluster(ns: &Namespace, idp: &Idp, reason: &str, said: &[&str]) {
     let told = |credential: &MailCredential| {
         find(credential, "Stalled").is_some_and(|told| {

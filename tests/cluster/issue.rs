@@ -128,7 +128,7 @@ async fn a_token_is_renewed_by_itself_without_an_event() {
     fixture.idp.token_requests_reach(3).await;
     fixture
         .ns
-        .until::<MailCredential>("billing", "it tells the third token", |object| {
+        .until::<MailCredential>("billing", "it shows the third token", |object| {
             object.status.as_ref().is_some_and(|status| status.token.is_some())
         })
         .await;
@@ -164,7 +164,7 @@ async fn ready_outlives_failing_renewals_and_ends_with_the_token_by_the_brokers_
 
     fixture.idp.answer(Answer::token(3600));
     fixture.ready("billing").await;
-    let told = until("all is told", async || match fixture.ns.event_reasons("billing").await {
+    let told = until("all Events exist", async || match fixture.ns.event_reasons("billing").await {
         told if told.len() >= 5 => Ok(told),
         told => Err(format!("{told:?}")),
     })

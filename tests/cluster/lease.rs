@@ -104,7 +104,7 @@ async fn a_dead_leaders_lease_is_taken_when_it_has_run_out() {
 #[tokio::test]
 async fn of_many_candidates_one_leads() {
     let namespace = Cluster::shared().namespace().await;
-    // Nobody's: all of them will write to the version that they have read.
+    // No candidate holds it: all of them will write to the version that they have read.
     let free: Lease = from_value(json!({"metadata": {"name": lease::NAME}, "spec": {}})).unwrap();
     namespace.api().create(&PostParams::default(), &free).await.unwrap();
     let replicas: Vec<_> =

@@ -212,7 +212,7 @@ async fn a_damaged_grant_is_reported_and_no_spent_seed_replaces_it() {
     let emptied = |billing: &MailCredential| {
         namespace::find(billing, "Renewed").is_some_and(|renewed| renewed.message.contains("emptied"))
     };
-    fixture.ns.until::<MailCredential>("billing", "it is told that it is empty", emptied).await;
+    fixture.ns.until::<MailCredential>("billing", "the message says that it is empty", emptied).await;
     let billing: MailCredential = fixture.ns.get("billing").await;
     assert_eq!(reason(&billing, "Ready"), "TokenValid", "{}", show(&billing));
     assert_eq!((fixture.idp.token_requests().len(), fixture.idp.reuses()), (requests + 1, 0));

@@ -56,7 +56,7 @@ async fn a_token_that_cannot_be_stored_delays_no_shutdown() {
     assert!(start.elapsed() < Duration::from_secs(15), "it waited for what cannot be stored: {:?}", start.elapsed());
 }
 
-/// Waits until what is created now is younger than this: ages are told in seconds.
+/// Waits until what is created now is younger than this: ages are in whole seconds.
 async fn next_second(than: &MailCredential) {
     let second = than.metadata.creation_timestamp.as_ref().unwrap().0.as_second();
     until("a second has passed", async || match k8s_openapi::jiff::Timestamp::now().as_second() > second {

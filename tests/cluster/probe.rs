@@ -98,7 +98,7 @@ async fn a_mailbox_that_accepts_the_token_is_reported_everywhere_and_not_asked_a
     mail.fixture.mark("marker").await;
     assert_eq!(text(&mail.fixture.ns.get("billing").await, "access_token"), before);
     assert_eq!(mail.server.connections(), 1);
-    // Whoever asks for a new token asks whether it works.
+    // A user who requests a new token also wants to know whether it works.
     mail.fixture.ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
     mail.server.ended(2).await;
 }

@@ -121,7 +121,7 @@ async fn a_killed_container_continues_immediately_with_the_lease_of_its_pod() {
     fixture.broker.kill();
     fixture.broker.again().await;
     fixture.issued(credential("next")).await;
-    assert_eq!(held(fixture.ns.get(lease::NAME).await), before, "nobody had to wait until it ran out");
+    assert_eq!(held(fixture.ns.get(lease::NAME).await), before, "no replica had to wait for its expiry");
 }
 
 #[tokio::test]
@@ -186,7 +186,7 @@ async fn a_broker_waits_for_its_crds_and_passes_over_what_it_cannot_read() {
     let mut fixture = Fixture { ns, idp, broker };
     fixture.issued(credential("good")).await;
 
-    // As after a downgrade: objects that only another version could have let in.
+    // As after a downgrade: objects that only another version could have accepted.
     let any = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
     let schema = json!({"op": "replace", "path": "/spec/versions/0/schema/openAPIV3Schema", "value": any});
     let fields = json!({"op": "remove", "path": "/spec/versions/0/selectableFields"});
@@ -271,7 +271,7 @@ async fn no_core_is_dumped() {
     });
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("silent.kubeconfig");
     fs::write(&file, kubeconfig.to_string()).unwrap();
-    // As nobody, who reaches the files by what is open already.
+    // As the user `nobody`, who reaches the files by the open descriptors.
     let script = r#"exec 8<"$0" 9<"$1"; shift
         exec setpriv --reuid=65534 --regid=65534 --clear-groups -- /proc/self/fd/9 "$@""#;
     let by_nobody = |program: &str, arguments: &[&str]| {
@@ -279,7 +279,7 @@ async fn no_core_is_dumped() {
         command.args(["-c", script]).arg(&file).arg(program).args(arguments).env("KUBECONFIG", "/proc/self/fd/8");
         process::spawn(command).unwrap()
     };
-    // What the kernel would dump belongs to its user under /proc, anything else to root.
+    // What the kernel would dump belongs to its user under /proc, all other files to root.
     let owner = |id: u32| fs::metadata(format!("/proc/{id}/fd")).unwrap().uid();
     let sleeping = by_nobody("/bin/sleep", &["600"]);
     until("an ordinary process is its user's", async || match owner(sleeping.id()) {
@@ -323,7 +323,7 @@ async fn the_api_server_is_reached_through_the_proxy_of_the_environment_as_by_ku
         "{asked:?}"
     );
 
-    // Exempt by NO_PROXY, the name is asked for here, where nobody knows it.
+    // With the name in NO_PROXY, the broker resolves it on this machine, whose resolver does not know it.
     let broker = settings().env("NO_PROXY", ".svc").launch();
     until("the name is not found", async || {
         let log = broker.log();
@@ -336,7 +336,7 @@ async fn the_api_server_is_reached_through_the_proxy_of_the_environment_as_by_ku
 #[tokio::test]
 async fn a_proxy_in_the_environment_is_not_used_for_an_api_server_on_this_machine() {
     let ns = Cluster::shared().namespace().await;
-    // Nobody listens there.
+    // No server listens there.
     let _broker = Broker::settings(&ns).env("HTTPS_PROXY", "http://127.0.0.1:9").start().await;
 }
 

@@ -1,4 +1,4 @@
-//! Requests that wait for their permit, because of a provider's `rateLimit` or of one that hangs: they delay nothing else, and
+//! Requests that wait for their permit, because of a provider's `rateLimit` or of one that hangs: they delay no other work, and
 //! what happens to their credentials meanwhile takes effect.
 
 use std::time::Duration;
@@ -20,7 +20,7 @@ use serde_json::json;
 const MANY: usize = 200;
 /// At a time.
 const HANDS: usize = 16;
-/// "Within seconds", on a machine that builds something else meanwhile.
+/// "Within seconds", on a machine that runs a build at the same time.
 const SECONDS: Duration = Duration::from_secs(25);
 
 /// Applies a manifest of each of [`MANY`] credentials.
@@ -70,7 +70,7 @@ async fn what_is_over_the_limit_waits_and_delays_no_other_provider() {
     idp.token_requests_reach(101).await;
     assert_eq!(slow.token_requests().len(), 1);
 
-    // Without a limit nobody waits, not even those that did.
+    // Without a limit no request waits, not even those that waited before.
     ns.apply(limited.without("spec.rateLimit").set("spec.client.id", "another")).await;
     for name in names {
         ns.condition::<MailCredential>(name, "Ready", "TokenValid").await;
@@ -122,7 +122,7 @@ async fn what_waits_for_a_provider_that_hangs_is_suspended_immediately_and_sends
     })
     .await;
 
-    // Whoever is resumed is served.
+    // A resumed credential is served.
     idp.answer(Answer::token(3600));
     each(&ns, |name| credential(name).set("spec.suspend", false)).await;
     all(&ns, Duration::from_secs(60), "all are served", |all| {

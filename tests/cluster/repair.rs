@@ -1,4 +1,4 @@
-//! What others do to the Secret is put right, and at no more cost than it takes.
+//! The broker repairs foreign changes of the Secret, at the lowest cost.
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use k8s_openapi::api::core::v1::Secret;

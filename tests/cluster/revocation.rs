@@ -1,4 +1,4 @@
-//! `revocationPolicy: OnDelete`: what is asked of the provider, what is told, and that no deletion waits for long.
+//! `revocationPolicy: OnDelete`: the requests to the provider, the Events, and that no deletion waits for long.
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::DeleteParams;

@@ -15,7 +15,7 @@ const CREDENTIALS: usize = 5_000;
 /// Writes of one status, at most: a credential whose request waits in the queue for 5 s, or hangs for 3 s, reports that once
 /// each. Other tests that run at the same time can make it wait.
 const STATUSES: usize = 3;
-/// Enough for a machine of two cores that builds something else meanwhile.
+/// Enough for a machine of two cores that runs a build at the same time.
 const DEADLINE: Duration = Duration::from_secs(600);
 
 fn is_ready(credential: &MailCredential) -> bool {
@@ -93,7 +93,7 @@ async fn five_thousand_credentials_cost_one_request_and_two_writes_each_and_a_re
         other => Err(format!("{other:?}")),
     })
     .await;
-    // The mark that everything has been looked at: a new credential is served after all that were there.
+    // A new credential is served after all existing ones: its token shows that the broker has reconciled them.
     ns.apply(credential("marker")).await;
     ns.until_in::<MailCredential>(DEADLINE, "marker", "it is served", is_ready).await;
     assert_eq!(idp.token_requests().len(), CREDENTIALS + 1, "token requests after the restart");

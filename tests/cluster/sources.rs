@@ -127,7 +127,7 @@ async fn after_invalid_client_the_next_secret_is_tried_in_the_same_attempt_and_k
     .await;
     let found: MailCredential = ns.get("billing").await;
     assert_eq!(found.status.unwrap().failed_attempts, Some(0));
-    until("the take-over is told", async || {
+    until("the take-over is reported", async || {
         let told = |event: &k8s_openapi::api::events::v1::Event| {
             event.reason.as_deref() == Some("ClientAuthenticationChanged")
         };
@@ -180,7 +180,7 @@ async fn a_secret_that_is_missing_or_invalid_is_passed_over() {
     ns.apply(source("first", "client-secret", "white space ")).await;
     ready(&ns).await;
 
-    ns.until::<MailProvider>("idp", "it tells of the first", |provider| {
+    ns.until::<MailProvider>("idp", "it reports the first", |provider| {
         let ready = namespace::find(provider, "Ready");
         ready.is_some_and(|ready| {
             ready.status == "True" && ready.message.contains("authentication[0] cannot be used (SourceInvalid)")

@@ -14,7 +14,7 @@ async fn bare() -> Fixture {
     Fixture { ns, idp, broker }
 }
 
-/// Waits until the provider tells this reason, with this part of a message, and the credential that one.
+/// Waits until the provider has this reason, with this part of a message, and the credential the other reason.
 async fn refused(fixture: &Fixture, provider: &str, part: &str, credential: &str) {
     let told = |object: &MailProvider| {
         find(object, "Ready").is_some_and(|told| told.reason == provider && told.message.contains(part))
@@ -138,7 +138,7 @@ async fn a_secret_that_changes_while_a_request_is_in_flight_is_used_immediately(
     fixture.ns.apply(credential("billing")).await;
     fixture.idp.token_requests_reach(1).await;
     fixture.ns.apply(source("idp-client", "client-secret", "the new one")).await;
-    // The provider is looked at again with the new secret before the old answer comes.
+    // The broker resolves the provider again with the new secret before the old response arrives.
     fixture.ns.apply(provider(&fixture.idp).set("metadata.name", "marker")).await;
     fixture.ns.condition::<MailProvider>("marker", "Ready", "ProviderReady").await;
     fixture.idp.release();
@@ -226,7 +226,7 @@ async fn nothing_of_a_provider_deleted_during_its_check_is_watched() {
     ns.apply(source("idp-client", "client-secret", "a client secret")).await;
     ns.apply(provider(&idp).without("spec.oauth2").set("spec.oidc.issuerURL", idp.issuer())).await;
     ns.apply(credential("billing")).await;
-    until("the provider is looked at", async || match idp.requests().len() {
+    until("the provider is checked", async || match idp.requests().len() {
         1 => Ok(()),
         number => Err(number.to_string()),
     })

@@ -1,5 +1,5 @@
-//! What somebody may try who has all rights of an editor in a namespace of his own: to have a Secret of another
-//! namespace, the identity of the broker, or a mailbox that the administrator did not let him have.
+//! What a user may try who has all rights of an editor in their own namespace: to have a Secret of another
+//! namespace, the identity of the broker, or a mailbox that the administrator did not allow.
 
 use std::{fs, path::Path};
 
@@ -214,7 +214,7 @@ async fn the_admins_provider_gives_no_mailbox_grant_or_scope_that_the_admin_did_
     }
     assert_eq!(idp.requests().len(), before, "nothing was asked for");
 
-    // What is allowed comes, and nothing else under its name.
+    // The allowed token arrives, and no other under its name.
     attacker.apply(tenants.by_the_admins("team-a").set("spec.mailbox.address", "Team-A@example.org")).await;
     lair.condition::<MailCredential>("team-a", "Ready", "TokenValid").await;
     attacker.patch::<MailCredential>("team-a", json!({"spec": {"mailbox": {"address": "ceo@example.org"}}})).await;

@@ -1,5 +1,5 @@
-//! Objects that somebody has made to look like the broker's own: nobody else is harmed by them, and nothing goes to
-//! where it would not go without them.
+//! Objects that a user has forged to look like the broker's own: they harm no other namespace, and the broker sends
+//! nothing to another server because of them.
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Patch, PatchParams};
@@ -81,7 +81,7 @@ async fn forged_secrets_with_dates_at_the_end_of_time_do_no_harm() {
     for name in ["seeded", "code"] {
         let seen =
             |found: &MailCredential| field(found, "/status/observedGeneration") == field(found, "/metadata/generation");
-        lair.until::<MailCredential>(name, "it was looked at", seen).await;
+        lair.until::<MailCredential>(name, "it was checked", seen).await;
         attacker.delete::<Secret>(&format!("{name}-grant")).await;
         attacker.annotate::<MailCredential>(name, "mailtoken.dev/reissue", "1").await;
     }
@@ -119,7 +119,7 @@ async fn a_forged_status_deletes_nothing_and_is_repaired() {
         attacker.apply(own(name)).await;
         lair.condition::<MailCredential>(name, "Ready", "TokenValid").await;
     }
-    lair.apply(source("crown", "k", "of somebody else")).await;
+    lair.apply(source("crown", "k", "of another user")).await;
     lair.apply(forged_grant("theirs")).await;
     lair.apply(forged("made-up", "theirs", json!({}), json!({"k": "v"}))).await;
     let names = ["crown", "theirs", "theirs-grant", "made-up", "idp-client", "absent"];
@@ -138,7 +138,7 @@ async fn a_forged_status_deletes_nothing_and_is_repaired() {
         }});
         let api = lair.api::<MailCredential>();
         api.patch_status("mine", &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
-        lair.until::<MailCredential>("mine", "the status is put right", |found| {
+        lair.until::<MailCredential>("mine", "the status is repaired", |found| {
             field(found, "/status/secretName") == "mine" && field(found, "/status/token/length") != i64::MAX
         })
         .await;
@@ -240,7 +240,7 @@ async fn a_credential_that_names_anothers_secret_gets_none_and_destroys_none() {
     tenants.evil.answer(Answer::token(3600).rotating());
     attacker.apply(own("other").set("spec.grant", seed)).await;
     lair.condition::<MailCredential>("other", "Ready", "TokenValid").await;
-    lair.apply(source("crown", "k", "of somebody else").set("type", "example.org/of-another-kind")).await;
+    lair.apply(source("crown", "k", "of another user").set("type", "example.org/of-another-kind")).await;
     let names = ["other-grant", "other", "seed", "crown"];
     let mut before = vec![];
     for name in names {
@@ -314,7 +314,7 @@ async fn forged_secrets_of_a_quarter_megabyte_and_hundreds_of_providers_cost_lit
         fixture.ns.condition::<MailProvider>(&format!("p-{number}"), "Ready", "SourceNotFound").await;
     }
     let more = descriptors(&fixture.broker).saturating_sub(open);
-    assert!(more < 20, "{more} more file descriptors for {PROVIDERS} providers that nobody uses");
+    assert!(more < 20, "{more} more file descriptors for {PROVIDERS} unused providers");
     // A start lists them all.
     fixture.broker.terminate().await;
     fixture.broker.again().await;

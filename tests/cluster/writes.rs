@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 struct Refusal<'a, Probe>(&'a Namespace, Probe);
 
 impl<'a, Probe: AsyncFn() -> kube::Result<()>> Refusal<'a, Probe> {
-    /// `rule` is what the policy looks at, `expression` what it lets through. It is in force when `probe` is refused.
+    /// The policy checks the requests of `rule`, and accepts those of `expression`. It is in force when `probe` is refused.
     async fn begin(ns: &'a Namespace, rule: Value, expression: &str, probe: Probe) -> Self {
         let policy = json!({
             "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy", "metadata": {"name": ns.name},

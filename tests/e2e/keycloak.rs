@@ -136,7 +136,7 @@ async fn the_command_in_the_message_fixes_a_provider_without_a_ca() {
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
 }
 
-/// The demo's objects in a namespace of the stack with all parts; nothing looks at them yet.
+/// The demo's objects in a namespace of the stack with all parts. No broker runs yet.
 async fn demo() -> Namespace {
     let ns = Cluster::complete().namespace().await;
     process::output(Command::new(process::tool("demo-apply")).arg(ns.cluster.dir()).arg(&ns.name));

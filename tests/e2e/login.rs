@@ -55,7 +55,7 @@ impl Room {
         let login =
             Login::start(&self.ns, &[&flags[..], &["--no-browser", "--allow-private-cidr=127.0.0.0/8"]].concat());
         let url = login.url().await;
-        // A page that says an error is told as well.
+        // `browse` also returns a page that shows an error.
         let page = self.ns.cluster.sign_in(&url, &["--as", account]).unwrap_or_else(|told| told);
         (page, login)
     }

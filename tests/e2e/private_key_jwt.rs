@@ -29,7 +29,7 @@ fn certificate(pair: &KeyPair) -> String {
     CertificateParams::new(vec!["mailer".to_owned()]).unwrap().self_signed(pair).unwrap().pem()
 }
 
-/// Registers a client at Keycloak that authenticates by the key of this certificate, and tells the broker of it.
+/// Registers a client at Keycloak that authenticates by the key of this certificate, and configures the broker with it.
 async fn register(ns: &Namespace, client: &str, algorithm: &str, key: &str, certificate: &str, named: bool) {
     let body: String = certificate.lines().filter(|line| !line.starts_with("-----")).collect();
     let registration = json!({
@@ -94,7 +94,7 @@ async fn keycloak_accepts_every_algorithm_and_every_form_of_key() {
         let status = ns.get::<MailCredential>(&client).await.status.unwrap();
         let in_use = status.client.unwrap();
         assert_eq!((in_use.method.as_str(), in_use.index), ("privateKeyJWT", 0));
-        assert_eq!(in_use.expires_at.is_some(), number % 2 == 0, "the end of a certificate that is named is told");
+        assert_eq!(in_use.expires_at.is_some(), number % 2 == 0, "the end of a named certificate is reported");
     }
     leaks::assert_no_secret_shown(&ns, &broker, vec![]).await;
 }

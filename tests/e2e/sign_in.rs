@@ -45,7 +45,7 @@ fn shared(ns: &Namespace, grant: Value) -> Manifest {
         .set("spec.grant", grant)
 }
 
-/// Signs somebody in by the code that the credential shows.
+/// Signs a user in by the code that the credential shows.
 async fn sign_in(ns: &Namespace, before: &str, options: &[&str]) -> String {
     let uri = |credential: &MailCredential| {
         field(credential, "/status/authorization/verificationURIComplete").as_str().map(str::to_owned)

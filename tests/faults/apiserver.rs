@@ -22,14 +22,14 @@ async fn behind_proxy() -> (Fixture, ApiProxy) {
     (Fixture { ns, idp, broker }, api)
 }
 
-/// Issues all of these anew, and waits until that is told.
+/// Reissues all of these, and waits until each status reports it.
 async fn renew_all(ns: &Namespace, names: &[String], value: &str) {
     for name in names {
         ns.annotate::<MailCredential>(name, "mailtoken.dev/reissue", value).await;
     }
     for name in names {
         let handled = |found: &MailCredential| field(found, "/status/lastHandledReissue") == value;
-        ns.until_in::<MailCredential>(AFTER_SILENCE, name, "it was issued anew", handled).await;
+        ns.until_in::<MailCredential>(AFTER_SILENCE, name, "it was issued again", handled).await;
     }
 }
 

@@ -1,4 +1,4 @@
-//! The wall clock of a broker is set, and its machine sleeps: tokens that have ended are renewed, once, and nothing else
+//! The wall clock of a broker is set, and its machine sleeps: tokens that have ended are renewed, once, and no other
 //! happens.
 
 use std::{fs, path::PathBuf, process::Command, sync::OnceLock, time::Duration};
@@ -102,7 +102,7 @@ impl Watch {
         assert_eq!((self.strict.reuses(), self.strict.families_revoked()), (0, 0));
     }
 
-    /// Sees that nobody is asked for anything.
+    /// Checks that no provider gets a request.
     async fn rests(&self, each: usize) {
         let mut calls = self.calls().len();
         // The log is written a moment after the answer.

@@ -82,7 +82,7 @@ impl Scene {
         scene
     }
 
-    /// Issues these, and tells when the last is due.
+    /// Issues these, and returns when the last is due.
     async fn issued(&self, by_client: &[String], by_refresh_token: &[String]) -> Timestamp {
         for name in by_client {
             self.ns.apply(credential(name)).await;
@@ -107,7 +107,7 @@ impl Scene {
         until("all are due", async || if now() > self.due { Ok(()) } else { Err(String::new()) }).await;
     }
 
-    /// Sees that what was due is renewed, once, what is new is served, and nothing else was asked of anybody.
+    /// Checks that due tokens are renewed once, that a new credential is served, and that no other request was sent.
     async fn works_again(&mut self) {
         apply(&self.ns, "new").await;
         for (ns, number) in [(&self.ns, DUE), (&self.seeded, DUE_BY_SEED)] {
@@ -131,7 +131,7 @@ impl Scene {
         assert!(self.broker.ended().is_none(), "it never ends");
         let after = self.audit().split_off(self.calls);
         let idle: Vec<_> = after.iter().filter(|event| event.name.starts_with("at-rest")).collect();
-        assert!(idle.is_empty(), "nobody needed anything: {idle:#?}");
+        assert!(idle.is_empty(), "no credential needed a write: {idle:#?}");
         tried("F09", DUE + DUE_BY_SEED + 2, "nothing");
     }
 

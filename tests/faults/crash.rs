@@ -50,7 +50,7 @@ struct Crash {
 }
 
 impl Crash {
-    /// With the first token; a broker that was started anew, and goes no further than `point`.
+    /// With the first token, and a restarted broker that stops at `point`.
     async fn prepare(kind: Kind, point: Option<&str>) -> Self {
         let mut fixture = RefreshFixture::with(pod).await;
         fixture.idp.grace(usize::from(kind == Kind::Grace));
@@ -114,7 +114,8 @@ impl Crash {
         only_tokens_of(kind, monitor, &fixture).await;
     }
 
-    /// Sees that the end of a sign-in is told, that nothing loops, and that pods keep what is good; then somebody signs in.
+    /// Checks that the end of a sign-in is reported, that nothing loops, and that pods keep a valid token. Then a user signs
+    /// in.
     async fn loses(self) {
         let Self { fixture, kind, monitor, published, kept, sent, asked } = self;
         let failed = fixture.ns.condition::<MailCredential>("billing", "Renewed", "InvalidGrant").await;
@@ -238,7 +239,7 @@ async fn killed_before_the_event_of_a_recovery_the_status_reports_the_recovery()
         crash.heals(2, 1).await;
     };
     tokio::join!(heals(Kind::ClientCredentials), heals(Kind::Grace), heals(Kind::Strict));
-    tried("K6", 3, "the Event; the status tells the same");
+    tried("K6", 3, "the Event; the status has the same content");
 }
 
 /// A lease that cannot be renewed must last for as long as a request may take: no refresh token is sent, or even claimed.

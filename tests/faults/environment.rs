@@ -104,7 +104,7 @@ async fn a_status_of_a_newer_version_delays_no_object() {
         fixture.ns.kubectl(["annotate", "mailcredential", name, "mailtoken.dev/reissue=1"]);
         fixture.ns.condition::<MailCredential>(name, "Renewed", "RenewalSucceeded").await;
         let answered = |found: &MailCredential| field(found, "/status/lastHandledReissue") == "1";
-        fixture.ns.until::<MailCredential>(name, "it is issued anew", answered).await;
+        fixture.ns.until::<MailCredential>(name, "it is issued again", answered).await;
     }
     assert_eq!(fixture.idp.token_requests().len(), 4);
     tried("F22", 1, "nothing");
@@ -117,15 +117,15 @@ async fn in_a_terminating_namespace_a_token_is_requested_once_and_existing_token
     fixture.idp.next(Answer::token(3600).held());
     fixture.ns.apply(credential("late")).await;
     fixture.idp.token_requests_reach(2).await;
-    // Nobody empties it: it stays as it is.
+    // No controller deletes its objects: the namespace stays in `Terminating`.
     fixture.ns.kubectl(["delete", "namespace", &fixture.ns.name, "--wait=false"]);
     fixture.idp.release();
     let told = fixture.ns.condition::<MailCredential>("late", "Renewed", "SecretWriteFailed").await.message;
     assert!(told.contains("is being terminated") && told.contains("The token is kept"), "{told}");
     fixture.ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
     let answered = |found: &MailCredential| field(found, "/status/lastHandledReissue") == "1";
-    fixture.ns.until::<MailCredential>("billing", "it is issued anew", answered).await;
-    // An attempt after ten seconds, and what it tells.
+    fixture.ns.until::<MailCredential>("billing", "it is issued again", answered).await;
+    // An attempt after ten seconds, and what it reports.
     no_hot_loop(&fixture.ns, 4).await;
     assert_eq!(fixture.idp.token_requests().len(), 3);
     tried("F24", 1, "nothing");
@@ -249,7 +249,7 @@ async fn a_broker_needs_no_place_to_write() {
     fixture.issued(credential("billing")).await;
     fixture.ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
     let answered = |found: &MailCredential| field(found, "/status/lastHandledReissue") == "1";
-    fixture.ns.until::<MailCredential>("billing", "it is issued anew", answered).await;
+    fixture.ns.until::<MailCredential>("billing", "it is issued again", answered).await;
     tried("F25", 1, "nothing");
 }
 
@@ -278,7 +278,7 @@ async fn an_object_that_makes_the_broker_panic_delays_no_other() {
         })
         .await;
         let log = fixture.broker.log();
-        assert!(log.contains("src/fail_point.rs:"), "it tells where: {log}");
+        assert!(log.contains("src/fail_point.rs:"), "it says where: {log}");
         assert!(!log.contains("a secret"), "and nothing of what was at hand: {log}");
         let mut places = leaks::shown(&fixture.ns);
         places.push(("metrics", fixture.broker.metrics().await));

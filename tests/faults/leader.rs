@@ -1,5 +1,5 @@
-//! Leaders that are cut off, freeze and change, and two at once: nothing is written over what came later, no token is
-//! asked for without need.
+//! Leaders that are cut off, freeze and change, and two at once: no newer value is overwritten, and
+//! no token is requested without need.
 
 use std::{
     collections::BTreeSet,
@@ -37,7 +37,7 @@ async fn ask(ns: &Namespace, name: &str, value: &str) {
 
 async fn answered(ns: &Namespace, name: &str, value: &str) {
     let handled = |found: &MailCredential| field(found, "/status/lastHandledReissue") == value;
-    ns.until_in::<MailCredential>(TAKEOVER, name, "it was issued anew", handled).await;
+    ns.until_in::<MailCredential>(TAKEOVER, name, "it was issued again", handled).await;
 }
 
 async fn token(ns: &Namespace, name: &str) -> String {
@@ -156,7 +156,7 @@ async fn two_brokers_without_an_election_send_two_requests_at_most_and_become_id
         versions
     };
     let mut last = (versions().await, Instant::now());
-    until("nobody writes any more", async || {
+    until("no broker writes any more", async || {
         let now = versions().await;
         if now != last.0 {
             last = (now, Instant::now());
@@ -264,7 +264,7 @@ async fn a_leader_with_a_late_write_replaces_no_newer_token_of_another() {
         log.contains("another replica wrote a newer token").then_some(()).ok_or(log)
     })
     .await;
-    holds(REST, "the newer token stays, and nobody asks", async || {
+    holds(REST, "the newer token stays, and no request is sent", async || {
         match (token(&ns, "billing").await == newer, idp.token_requests().len()) {
             (true, 3) => Ok(()),
             other => Err(format!("{other:?}")),

@@ -1,5 +1,5 @@
-//! Kills at random moments, and what can be told of them afterwards: from what stands in the cluster, and what the server
-//! knows of each request.
+//! Kills at random moments, and what can be known of them afterwards: from the objects in the cluster, and from the server's
+//! record of each request.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,7 +25,7 @@ use mailtoken_testkit::{
 const PERSONS: usize = 6;
 /// When a broker is killed, in milliseconds after it was started.
 const MOMENTS: (u64, u64) = (200, 2500);
-/// A request that the broker has sent is handled within this also when nobody waits for the answer.
+/// The server handles a request of a killed broker within this time.
 const HANDLED: Duration = Duration::from_millis(300);
 /// After the last kill everything heals within this.
 const HEALED: Duration = Duration::from_secs(120);
@@ -113,7 +113,7 @@ struct Subject {
     stood: Option<Standing>,
 }
 
-/// Changes with every step of a refresh: refresh token, access token, claim, requests, and whether the status tells of it.
+/// Changes with every step of a refresh: refresh token, access token, claim, requests, and whether the status reports it.
 type Standing = (String, String, Option<String>, usize, bool);
 
 /// What stands in the cluster for one credential.
@@ -168,7 +168,7 @@ impl Look<'_> {
         is("Ready") && is("Renewed") && !is("Stalled")
     }
 
-    /// Whether the server has refused the refresh token, and that is told.
+    /// Whether the server has refused the refresh token, and the status reports that.
     fn is_lost(&self, subject: &Subject, journal: &[Exchange], server: &dyn Server) -> bool {
         let refresh = server.id(&self.refresh);
         let refused = |one: &Exchange| one.presented.as_ref() == Some(&refresh) && one.issued.is_none();
@@ -252,7 +252,7 @@ impl<'a> Soak<'a> {
         self.subjects.push(Subject { name, accounts, by_person, ..Subject::default() });
     }
 
-    /// Somebody signs in; tells to which account.
+    /// Signs a user in. Returns the account.
     async fn sign_in(&self, name: &str) -> String {
         let (account, token) = self.server.sign_in(name);
         self.ns.apply(source(&format!("seed-{name}"), "refresh_token", &token)).await;
@@ -262,13 +262,13 @@ impl<'a> Soak<'a> {
     /// Takes note of what a kill has hit, and of what is lost.
     async fn look_after(&mut self, killed: Timestamp) {
         let before: usize = self.tally.hits.values().sum();
-        // Nobody expects them to be well already.
+        // They need not be well yet.
         self.look(Some(killed)).await.ok();
         let after: usize = self.tally.hits.values().sum();
         self.tally.quiet += usize::from(before == after);
     }
 
-    /// Looks at all credentials: whether all are well. Whoever has lost a sign-in signs in anew.
+    /// Checks whether all credentials are well. A user whose sign-in was lost signs in again.
     async fn look(&mut self, killed: Option<Timestamp>) -> Result<(), String> {
         let journal = self.server.journal();
         let credentials = self.ns.api::<MailCredential>().list(&Default::default()).await.unwrap();

@@ -6,7 +6,7 @@
 //! Read from the environment: `KILLS` (200, over all servers; 0: none), `RENEWALS` (10000; 0: none), `SEED` (of the moments).
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "what fails here ends the soak, in real time")]
-#![allow(clippy::print_stdout, reason = "it tells its results")]
+#![allow(clippy::print_stdout, reason = "it prints its results")]
 
 mod kills;
 mod memory;

@@ -10,7 +10,7 @@ use mailtoken_testkit::{Answer, Broker, Cluster, Idp, credential, fault_log::tri
 const CREDENTIALS: usize = 500;
 /// How long access tokens live, in seconds; they are renewed when half of that is over.
 const LIFETIME: u64 = 30;
-/// Between two looks at the memory.
+/// The wait between two readings of the memory.
 const INTERVAL: Duration = Duration::from_millis(500);
 /// How much more than after the second tenth there may be in the last one, MiB: the allocator's own ups and downs.
 const TOLERANCE: f64 = 4.0;

@@ -27,7 +27,7 @@ pub trait Server {
     fn manifests(&self) -> Vec<Manifest>;
     /// The mailbox of a credential of this name.
     fn mailbox(&self, name: &str) -> String;
-    /// Somebody signs in: whose the access tokens will be, and the refresh token.
+    /// Signs a user in. Returns the account of the access tokens, and the refresh token.
     fn sign_in(&self, name: &str) -> (String, String);
     /// Whose the access tokens by client credentials are.
     fn app(&self) -> String;

@@ -1,4 +1,4 @@
-//! A proxy between a broker and the API server that makes trouble when it is told to.
+//! A proxy between a broker and the API server that causes the faults that a test requests.
 //!
 //! It speaks plain HTTP on the loopback interface, asks the API server as the administrator, and lets everything through
 //! unless a rule says otherwise:
@@ -40,11 +40,11 @@ type AnswerBody = UnsyncBoxBody<Bytes, io::Error>;
 /// What happens to a request.
 #[derive(Clone, Debug)]
 pub enum Trouble {
-    /// It is not handed on, and answered so.
+    /// The proxy does not forward it, and answers with this.
     Refused {
-        /// The status.
+        /// The HTTP status.
         status: u16,
-        /// In seconds, if it is told.
+        /// `Retry-After` in seconds, if the response has one.
         retry_after: Option<u32>,
     },
     /// Nothing: for the next of several.
@@ -193,7 +193,7 @@ impl ApiProxy {
         .await
     }
 
-    /// Hands on what is [`Trouble::Held`] or [`Trouble::Late`], and what is to come.
+    /// Forwards the requests that are [`Trouble::Held`] or [`Trouble::Late`], and all later ones.
     pub fn release(&self) {
         self.shared.gate.send_replace(true);
     }

@@ -83,7 +83,7 @@ impl Settings {
         self
     }
 
-    /// Somebody else than the administrator.
+    /// Another user than the administrator.
     pub fn kubeconfig(mut self, file: &Path) -> Self {
         self.kubeconfig = file.to_owned();
         self
@@ -271,7 +271,7 @@ impl Broker {
         metrics.lines().find(sample)?.rsplit(' ').next()?.parse().ok()
     }
 
-    /// Waits until its watches show no credential of this name: what goes after that one is missed by nobody.
+    /// Waits until the broker's watches show no credential of this name. The broker then notices every later deletion.
     pub async fn forgets(&self, name: &str) {
         let label = format!("name=\"{name}\"");
         until(&format!("the broker knows no {name}"), async || {

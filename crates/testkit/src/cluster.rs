@@ -90,7 +90,7 @@ impl Cluster {
         process::output(Command::new(process::tool("stack")).arg("down").arg(self.dir()).arg(component));
     }
 
-    /// Signs a person in at a provider of the stack as a browser does: `tools/sign-in`, which tells of its options.
+    /// Signs a person in at a provider of the stack as a browser does: `tools/sign-in`, which lists its options.
     pub fn sign_in(&self, url: &str, options: &[&str]) -> Result<String, String> {
         process::try_output(Command::new(process::tool("sign-in")).arg(self.dir()).arg(url).args(options))
     }
@@ -136,12 +136,12 @@ impl Cluster {
         self.dir().join("kubectl-cache")
     }
 
-    /// An administrator's client for the runtime it is called in, which the audit log tells from the broker's.
+    /// An administrator's client for the current runtime. The audit log distinguishes it from the broker's.
     pub async fn client(&self) -> Client {
         self.client_with([]).await
     }
 
-    /// A client of somebody of this name, who may do what roles let him.
+    /// A client of the user with this name, who has the rights of their roles.
     pub async fn client_of(&self, user: &str) -> Client {
         self.client_with([(HeaderName::from_static("impersonate-user"), HeaderValue::from_str(user).unwrap())]).await
     }

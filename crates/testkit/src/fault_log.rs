@@ -1,4 +1,4 @@
-//! What the tests of faults tell `make faults` and `make soak`: what was done how often, and what was lost by it.
+//! The log of the fault tests for `make faults` and `make soak`: how often each fault was caused, and what was lost.
 
 use std::{fs::OpenOptions, io::Write as _};
 
@@ -6,7 +6,7 @@ use std::{fs::OpenOptions, io::Write as _};
 const FILE: &str = "FAULT_LOG";
 
 /// Notes that a fault of `docs/reliability.md` was made so many times and what was lost by it, after all of it was
-/// asserted. One line each: fault, test, times, what was lost, with tabs between. Nothing is written where nobody asks.
+/// asserted. One line each: fault, test, times, what was lost, with tabs between. Without `FAULT_LOG` nothing is written.
 pub fn tried(fault: &str, times: usize, lost: &str) {
     let Some(file) = std::env::var_os(FILE) else { return };
     let binary = std::env::current_exe().unwrap();

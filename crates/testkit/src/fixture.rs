@@ -83,7 +83,7 @@ pub fn text(secret: &Secret, key: &str) -> String {
     data.map(|value| String::from_utf8(value.0.clone()).unwrap()).unwrap_or_default()
 }
 
-/// The reason of a condition, empty where there is none.
+/// The reason of a condition, empty if the condition is absent.
 pub fn reason(object: &MailCredential, kind: &str) -> String {
     find(object, kind).map(|condition| condition.reason).unwrap_or_default()
 }

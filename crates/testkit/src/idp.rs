@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `/.well-known/openid-configuration` | the discovery document of [`Idp::issuer`] |
 //! | `/authorize` | a redirect to the `redirect_uri` of the query, with a code and its `state` |
-//! | `/token` | a new random token for an hour, whoever asks |
+//! | `/token` | a new random token for an hour, for every client |
 //! | `/device` | a device code and a user code |
 //! | `/revoke` | 200 |
 //! | any other | 404 |
@@ -85,7 +85,7 @@ impl Answer {
     /// An OAuth error response (RFC 6749 section 5.2).
     pub fn error(code: &str) -> Self {
         let status = if code == "invalid_client" { 401 } else { 400 };
-        Self::json(status, json!({"error": code, "error_description": "told by a test"}))
+        Self::json(status, json!({"error": code, "error_description": "sent by a test"}))
     }
 
     /// A status with an HTML page, as proxies send it.

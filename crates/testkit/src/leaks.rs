@@ -22,8 +22,8 @@ fn spellings(secret: &str) -> Vec<String> {
 /// what the broker signs.
 const JWT: &str = "eyJhbGciOi";
 
-/// What many may read of a namespace: the objects of ours, and those of the cluster, their Events, and the metadata of the
-/// broker's Secrets.
+/// What many users may read of a namespace: the broker's kinds, also those of the cluster, their Events, and the metadata
+/// of the broker's Secrets.
 pub fn shown(ns: &Namespace) -> Vec<(&'static str, String)> {
     let mut places = vec![];
     for kind in ["mailcredentials", "mailproviders", "events"] {
@@ -41,7 +41,7 @@ pub fn shown(ns: &Namespace) -> Vec<(&'static str, String)> {
     places
 }
 
-/// Fails if one of `secrets`, however it is spelled, stands in one of the `places`.
+/// Fails if one of `secrets`, in any spelling, appears in one of the `places`.
 pub fn assert_absent(places: &[(&str, String)], secrets: &[String]) {
     for secret in secrets {
         for spelling in spellings(secret) {
@@ -49,14 +49,14 @@ pub fn assert_absent(places: &[(&str, String)], secrets: &[String]) {
             for (place, text) in places {
                 if let Some(at) = text.find(&spelling) {
                     let around = text.get(at.saturating_sub(300)..(at + 200).min(text.len()));
-                    panic!("a secret is told in {place}: {around:?}");
+                    panic!("a secret appears in {place}: {around:?}");
                 }
             }
         }
     }
 }
 
-/// The secrets that stand in a namespace's Secrets.
+/// The secret values of a namespace's Secrets.
 pub async fn kept(ns: &Namespace) -> Vec<String> {
     const PLAIN: [&str; 7] = ["username", "from", "_host", "_port", "expires_at", "expires_at_unix", "token_type"];
     let secrets = ns.api::<Secret>().list(&Default::default()).await.unwrap();
@@ -66,15 +66,15 @@ pub async fn kept(ns: &Namespace) -> Vec<String> {
     secret.flat_map(|(_, value)| lines(&String::from_utf8(value.0).unwrap())).collect()
 }
 
-/// Of a file in PEM each line is one that may not be told, also where the file stands in JSON; but a public certificate's.
+/// The lines of a PEM file that must appear nowhere, also if the file is in JSON. The file must not be a public certificate.
 pub fn lines(file: &str) -> Vec<String> {
     let file = file.replace("\\n", "\n");
     let secret = |line: &&str| line.len() >= 24 && !line.starts_with("-----");
     file.lines().filter(secret).map(str::to_owned).collect()
 }
 
-/// Fails if one of these secrets, or of those that stand in the namespace's Secrets, or any JWT, is told in the broker's
-/// log, its metrics, an Event or a status.
+/// Fails if one of these secrets, a value of the namespace's Secrets or any JWT appears in the broker's log, its metrics, an
+/// Event or a status.
 pub async fn assert_no_secret_shown(ns: &Namespace, broker: &Broker, more: Vec<String>) {
     let mut places = vec![("metrics", broker.metrics().await), ("log", broker.log())];
     places.extend(shown(ns));
@@ -82,6 +82,6 @@ pub async fn assert_no_secret_shown(ns: &Namespace, broker: &Broker, more: Vec<S
     assert!(secrets.len() >= 3, "{} secrets only", secrets.len());
     assert_absent(&places, &secrets);
     for (place, text) in &places {
-        assert_eq!(text.lines().find(|line| line.contains(JWT)), None, "a JWT is told in {place}");
+        assert_eq!(text.lines().find(|line| line.contains(JWT)), None, "a JWT appears in {place}");
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf, process::Command};
 
 use super::{Namespace, process};
 
-/// Logs in by a protocol, or by `all`, with the keys of a Secret as files: what `tools/mail-login` told.
+/// Logs in by a protocol, or by `all`, with the keys of a Secret as files. Returns the output of `tools/mail-login`.
 pub fn login(ns: &Namespace, protocol: &str, secret: &BTreeMap<String, String>) -> Result<String, String> {
     let folder: PathBuf = process::output(Command::new("mktemp").arg("-d")).trim_end().into();
     for (key, value) in secret {

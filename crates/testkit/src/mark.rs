@@ -13,7 +13,7 @@ pub fn assert_unmarked(place: &str, text: &str) {
     });
     for mark in marked.chain([MARK.to_owned()]) {
         if let Some(line) = text.lines().find(|line| line.contains(&mark)) {
-            panic!("a secret is told in {place}: {line}");
+            panic!("a secret appears in {place}: {line}");
         }
     }
 }

@@ -19,7 +19,7 @@ const INTERVAL: Duration = Duration::from_millis(50);
 /// nothing stood there.
 pub type Seen = BTreeMap<String, BTreeSet<String>>;
 
-/// Looks at all credentials of a namespace, and at the Secrets of their names.
+/// Checks all credentials of a namespace, and the Secrets of their names.
 pub struct Monitor {
     stop: oneshot::Sender<()>,
     task: JoinHandle<Seen>,

@@ -223,7 +223,7 @@ impl Namespace {
         events.into_iter().map(|event| format!("{} {}", word(event.type_), word(event.reason))).collect()
     }
 
-    /// Waits until all of these are told, since an Event follows the status that it tells of; what is told then.
+    /// Waits until all of these Events exist, since an Event follows the status that it reports. Returns all Events then.
     pub async fn event_reasons_include(&self, name: &str, wanted: &[&str]) -> BTreeSet<String> {
         until(&format!("Events on {name}: {wanted:?}"), async || {
             let told = self.event_reasons(name).await;

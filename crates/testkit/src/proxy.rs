@@ -19,7 +19,7 @@ impl Proxy {
         Self::with_mail(port, &[])
     }
 
-    /// Starts one that leads tunnels to some ports, such as 587, to others, and everything else to `port`.
+    /// Starts one that leads tunnels to some ports, such as 587, to others, and all other tunnels to `port`.
     pub fn with_mail(port: u16, others: &[(u16, u16)]) -> Self {
         let others = others.to_vec();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -13,7 +13,7 @@ pub fn admin(cluster: &Cluster, method: &str, path: &str, body: &Value) -> Strin
     process::output(command.arg(cluster.dir()).args([method, &path, &body.to_string()]))
 }
 
-/// An access and a refresh token of a person, by password.
+/// A user's access and refresh token, by password.
 pub fn tokens(cluster: &Cluster, account: &str, scopes: &str) -> (String, String) {
     let env = |name: &str| cluster.env(name);
     let form = url::form_urlencoded::Serializer::new(String::new())

@@ -30,7 +30,7 @@ pub struct RefreshFixture {
 }
 
 impl RefreshFixture {
-    /// One broker, which leads from the start, so that one that was killed is missed by nobody.
+    /// One broker, which leads from the start, so that no test waits for the lease of a killed one.
     pub async fn new() -> Self {
         Self::with(|settings| settings.flag("--leader-elect=false")).await
     }

@@ -1,4 +1,4 @@
-//! Does what a message tells to do, to the letter.
+//! Runs the command of a message exactly as it is written.
 
 use std::process::Command;
 

@@ -122,7 +122,7 @@ struct Shared<H> {
 }
 
 impl<H: Handler> Server<H> {
-    /// Starts with a certificate for `names` of a CA of its own. `handler` is told the port.
+    /// Starts with a certificate for `names` of its own CA. `handler` receives the port.
     pub fn start(address: impl Into<SocketAddr>, names: &[&str], handler: impl FnOnce(u16) -> H) -> Self {
         let listener = std::net::TcpListener::bind(address.into()).unwrap();
         let address = listener.local_addr().unwrap();

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{Cluster, Manifest};
 
-/// Sees that each object is refused, with this part of the message (case does not count); tells all that are not.
+/// Checks that each object is refused, with this part of the message (case does not count). The panic names all others.
 pub async fn refused<'a>(cases: impl IntoIterator<Item = (&'a str, Manifest, &'a str)>) {
     let ns = Cluster::shared().namespace().await;
     let mut wrong = vec![];
@@ -21,7 +21,7 @@ pub async fn refused<'a>(cases: impl IntoIterator<Item = (&'a str, Manifest, &'a
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Sees that each object is taken; tells all that are not.
+/// Checks that each object is accepted. The panic names all others.
 pub async fn accepted<'a>(cases: impl IntoIterator<Item = (&'a str, Manifest)>) {
     let ns = Cluster::shared().namespace().await;
     let mut wrong = vec![];

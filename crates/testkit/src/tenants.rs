@@ -72,8 +72,8 @@ impl Tenants {
         credential(name).set("spec.providerRef", json!({"kind": "ClusterMailProvider", "name": self.home.name}))
     }
 
-    /// The attacker's server has seen nothing of anybody else's, the shop's Secret is as it was, and the broker goes on
-    /// with its work.
+    /// Checks that the attacker's server has received only the attacker's own data, that the shop's Secret is unchanged, and
+    /// that the broker continues with its work.
     pub async fn unharmed(&mut self) {
         let seen = format!("{:?}", self.evil.requests());
         let others = [OF_THE_ADMIN, OF_THE_SHOP].into_iter().map(str::to_owned).chain(self.idp.issued());

@@ -66,7 +66,7 @@ async fn a_client_that_does_not_read_stops_the_server_instead_of_filling_memory(
     }
     let before = relay.memory("VmRSS");
     let sent = noise(16_000_000);
-    // Each client writes until nobody takes more, and reads nothing.
+    // Each client writes until the relay accepts no more, and reads nothing.
     let mut tasks = vec![];
     for mut client in clients {
         let sent = sent.clone();

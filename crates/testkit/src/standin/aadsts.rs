@@ -223,7 +223,7 @@ impl Refusal {
         Self { code, error, text }
     }
 
-    /// As it goes over the wire: 401 for `invalid_client`, else 400.
+    /// As it goes over the wire: 401 for `invalid_client`, otherwise 400.
     pub fn response(&self, host: &str, now: i64) -> Response {
         let status = if self.error == "invalid_client" { 401 } else { 400 };
         self.response_with(status, host, now)

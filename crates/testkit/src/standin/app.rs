@@ -103,7 +103,7 @@ impl App {
         guid(&format!("service principal of {}", self.id))
     }
 
-    /// Verifies what a request proves, for a grant of a person's or of the application itself.
+    /// Verifies the client authentication of a request, for a user's grant or the application's own.
     pub(super) fn authenticate(
         &self,
         secret: Option<&str>,

@@ -225,7 +225,7 @@ impl Google {
         self.provider().keep(Consent::new(client, account, scopes))
     }
 
-    /// Revokes all refresh tokens of a person, as a change of the password does.
+    /// Revokes all refresh tokens of a user, as a change of the password does.
     pub fn revoke_grants(&self, account: &str) {
         self.provider().grants.retain(|_, consent| consent.account != account);
     }
@@ -240,7 +240,7 @@ impl Google {
         self.provider().access.clone()
     }
 
-    /// Who signs in at the authorization endpoint, at once; nobody (at first) declines.
+    /// The account that signs in at the authorization endpoint, immediately. `None` (at first) declines.
     pub fn sign_in_as(&self, account: Option<&str>) {
         self.provider().account = account.map(str::to_owned);
     }
@@ -363,7 +363,7 @@ impl Directory {
         Ok(self.tokens("ya29.c.", account, asked, None, now))
     }
 
-    /// Google does not replace refresh tokens: there is none in the answer.
+    /// Google does not replace refresh tokens: the response has no refresh token.
     fn refresh(&mut self, request: &Request, form: &BTreeMap<String, String>, now: i64) -> Result<Value, Refusal> {
         let client = self.authenticate(request)?;
         let token = form.get("refresh_token").cloned();

@@ -61,7 +61,7 @@ impl Key {
         self.jwt_with(&json!({"alg": "RS256", "typ": "JWT", "kid": self.id}), claims)
     }
 
-    /// A JWT with this header, signed by its `alg`: PS256, or else RS256.
+    /// A JWT with this header, signed by its `alg`: PS256, otherwise RS256.
     pub fn jwt_with(&self, header: &Value, claims: &Value) -> String {
         let encode = |part: &Value| BASE64_URL_SAFE_NO_PAD.encode(part.to_string());
         let message = format!("{}.{}", encode(header), encode(claims));
@@ -128,7 +128,7 @@ pub struct Jwt {
 }
 
 impl Jwt {
-    /// `None` if it is none.
+    /// `None` if the text is not a JWT.
     pub fn read(text: &str) -> Option<Self> {
         let (message, signature) = text.rsplit_once('.')?;
         let (header, claims) = message.split_once('.')?;
@@ -166,7 +166,7 @@ impl Jwt {
         algorithms.contains(&"ES256") && public.verify(self.message.as_bytes(), &self.signature).is_ok()
     }
 
-    /// A claim that is text; empty if there is none.
+    /// A claim that is text; empty if the claim is missing.
     pub fn text(&self, claim: &str) -> &str {
         self.claims[claim].as_str().unwrap_or_default()
     }

@@ -164,7 +164,7 @@ impl Microsoft {
         self.provider().keep(Consent::new(client, account, &format!("{scopes} offline_access")), now)
     }
 
-    /// Refuses all present refresh tokens of a person from now on, by this AADSTS code: 50173 (revoked), 700082
+    /// Refuses all present refresh tokens of a user from now on, by this AADSTS code: 50173 (revoked), 700082
     /// (inactive), 70043 (sign-in frequency).
     pub fn end_grants(&self, account: &str, code: u32) {
         for grant in self.provider().grants.values_mut().filter(|grant| grant.consent.account == account) {
@@ -172,22 +172,22 @@ impl Microsoft {
         }
     }
 
-    /// Who signs in at `authorize`, at once; nobody (at first) declines.
+    /// Who signs in at `authorize`, immediately. `None` (at first) declines.
     pub fn sign_in_as(&self, account: Option<&str>) {
         self.provider().account = account.map(str::to_owned);
     }
 
-    /// The user codes that nobody has entered yet, the oldest first.
+    /// The user codes that no user has entered yet, the oldest first.
     pub fn pending(&self) -> Vec<String> {
         self.provider().devices.pending()
     }
 
-    /// Somebody enters a user code and signs in.
+    /// Enters a user code and signs in, as a user does.
     pub fn approve(&self, user_code: &str, account: &str) {
         self.provider().devices.decide(user_code, Decision::Approve(account.to_owned()));
     }
 
-    /// Somebody enters a user code and declines.
+    /// Enters a user code and declines, as a user does.
     pub fn deny(&self, user_code: &str) {
         self.provider().devices.decide(user_code, Decision::Deny);
     }

@@ -92,7 +92,7 @@ struct Code {
 
 /// Why a code is not accepted.
 pub enum CodeFlaw {
-    /// Nobody issued it to this client.
+    /// The stand-in did not issue it to this client.
     Unknown,
     /// It was used before.
     Spent,
@@ -209,13 +209,13 @@ impl Devices {
         self.devices.last().unwrap()
     }
 
-    /// The codes that nobody has entered yet, the oldest first.
+    /// The codes that no user has entered yet, the oldest first.
     pub fn pending(&self) -> Vec<String> {
         let pending = self.devices.iter().filter(|device| matches!(device.state, DeviceState::Pending));
         pending.map(|device| device.user_code.clone()).collect()
     }
 
-    /// Somebody enters a code.
+    /// Enters a code, as a user does.
     pub fn decide(&mut self, user_code: &str, decision: Decision) {
         let device = self.devices.iter_mut().find(|device| device.user_code == user_code);
         let device = device.unwrap_or_else(|| panic!("no sign-in has the code {user_code}"));
@@ -229,7 +229,7 @@ impl Devices {
         }
     }
 
-    /// A client asks whether somebody has, `at` this moment where the interval is enforced.
+    /// A client polls for the sign-in, `at` this moment where the interval is enforced.
     pub fn poll(&mut self, device_code: Option<&String>, client: &str, at: Option<Instant>, now: i64) -> Poll {
         let mut devices = self.devices.iter_mut();
         let found = devices.find(|device| Some(&device.device_code) == device_code && device.consent.client == client);

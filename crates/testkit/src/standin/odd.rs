@@ -24,7 +24,7 @@ pub enum Odd {
     LifetimeInfinite,
     /// A byte order mark before the JSON.
     Bom,
-    /// Compressed, although nobody asked for that.
+    /// Compressed, although the request does not accept that.
     Gzip,
     /// The same with deflate.
     Deflate,
@@ -38,7 +38,7 @@ pub enum Odd {
     Outage,
     /// All is answered by a web framework: 503 "Service Unavailable".
     Framework,
-    /// All is refused with a code that nobody knows.
+    /// Every request is refused with an unknown code.
     UnknownCode,
 }
 

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `/.well-known/openid-configuration` | the discovery document of [`Strict::issuer`] |
 //! | `/token` | the grants `refresh_token`, `client_credentials` and device code |
-//! | `/device` | device codes; a poll that comes too soon is told to slow down |
+//! | `/device` | device codes; a poll that comes too soon gets `slow_down` |
 //! | `/revoke` | RFC 7009 |
 
 use std::{collections::BTreeMap, net::SocketAddr};
@@ -117,7 +117,7 @@ impl Strict {
         self.provider().begin(Consent::new(client, account, scopes))
     }
 
-    /// All requests for tokens of the grants that need nobody, in their order.
+    /// All token requests of the grants without a sign-in, in their order.
     pub fn journal(&self) -> Vec<Exchange> {
         self.provider().journal.clone()
     }
@@ -157,17 +157,17 @@ impl Strict {
         journal.iter().rev().filter(|exchange| exchange.account == account).find_map(|exchange| exchange.issued.clone())
     }
 
-    /// The user codes that nobody has entered yet, the oldest first.
+    /// The user codes that no user has entered yet, the oldest first.
     pub fn pending(&self) -> Vec<String> {
         self.provider().devices.pending()
     }
 
-    /// Somebody enters a user code and signs in.
+    /// Enters a user code and signs in, as a user does.
     pub fn approve(&self, user_code: &str, account: &str) {
         self.provider().devices.decide(user_code, Decision::Approve(account.to_owned()));
     }
 
-    /// Somebody enters a user code and declines.
+    /// Enters a user code and declines, as a user does.
     pub fn deny(&self, user_code: &str) {
         self.provider().devices.decide(user_code, Decision::Deny);
     }
@@ -249,7 +249,7 @@ impl Families {
                     let token = self.begin(consent);
                     Ok(self.tokens(Some(&token), &scopes))
                 }
-                Poll::Pending => Err(("authorization_pending", "nobody has entered the code")),
+                Poll::Pending => Err(("authorization_pending", "no user has entered the code")),
                 Poll::TooSoon => Err(("slow_down", "polled too soon: the interval is 5 seconds longer now")),
                 Poll::Denied => Err(("access_denied", "declined")),
                 Poll::Expired => Err(("expired_token", "the device code has ended")),
