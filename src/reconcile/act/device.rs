@@ -247,9 +247,9 @@ fn emit_unverified_account(attempt: &Attempt) {
         warning: true,
         reason: Reason::AccountNotVerified,
         note: format!(
-            "the provider did not say who signed in, so the broker could not verify that it was {user}: see at the provider \
-             whose sign-in it is. A provider says so in an ID token, for the scopes openid and email (for a user name \
-             without @: profile)"
+            "the provider did not say who signed in, so the broker could not verify that it was {user}: check \
+             at the provider which account signed in. Providers report the account in an ID token, for the scopes openid \
+             and email (for a user name without @: profile)"
         ),
     };
     attempt.context.kubernetes.events.emit(&attempt.credential, &notice, attempt.context.clock.now());
@@ -259,8 +259,8 @@ fn emit_no_refresh_token(attempt: &Attempt) {
     let notice = EventNote {
         warning: true,
         reason: Reason::TokenUnsuitable,
-        note: "the sign-in brought no refresh token, so a person has to sign in for each token: add the scope \
-               offline_access, and let the client have it at the provider"
+        note: "the sign-in returned no refresh token, so a user must sign in for each token: add the scope \
+               offline_access, and allow it for the client at the provider"
             .to_owned(),
     };
     attempt.context.kubernetes.events.emit(&attempt.credential, &notice, attempt.context.clock.now());

@@ -106,8 +106,8 @@ async fn attempt(
     let all = found.len();
     let elsewhere = || {
         let message = format!(
-            "nothing was sent to the {}: its URLs, its client or the credential's spec are not those that the tokens were \
-             obtained with",
+            "nothing was sent to the {}: its URLs, its client or the credential's spec differ from those with which the \
+             tokens were obtained",
             checks::provider_words(credential)
         );
         (message, Retry::Permanent)

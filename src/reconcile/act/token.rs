@@ -85,7 +85,7 @@ async fn subject_token(attempt: &Attempt) -> Result<SecretString, Refusal> {
     read_secret(&source.value, false).map_err(|flaw| {
         let put = KubectlObject::secret(namespace, &reference.name).put(&reference.key, "<token>");
         let what = format!(
-            "the subject token in key {} of the Secret {namespace}/{} {flaw}: put the right one there with `{put}`",
+            "the subject token in key {} of the Secret {namespace}/{} {flaw}: store the right one with `{put}`",
             reference.key, reference.name
         );
         Refusal::new(Reason::SourceInvalid, what)
@@ -186,8 +186,8 @@ async fn claim(attempt: &Attempt, claimed: &mut Option<Claimed>) -> Result<Claim
             warning: false,
             reason: Reason::GrantReseeded,
             note:
-                "another refresh token was put into the seed's Secret: it is used from now on, and the one before is \
-                   kept beside it"
+                "the seed's Secret has a new refresh token: the broker uses it from now on, and keeps the former one \
+                   beside it"
                     .to_owned(),
         };
         context.kubernetes.events.emit(credential, &notice, context.clock.now());

@@ -166,7 +166,7 @@ pub(super) async fn claim(
             )));
         };
         if secret.immutable == Some(true) {
-            let flaw = "was made immutable, so that the refresh token which comes next could not be stored";
+            let flaw = "was made immutable, so the broker could not store the next refresh token";
             return Err(CustodyError::Blocked(spoilt(credential, flaw)));
         }
         let mut stored = GrantSecret::read(&secret.metadata);
@@ -219,7 +219,7 @@ fn spoilt(credential: &MailCredential, flaw: &str) -> Blocker {
     Blocker::new(
         Reason::AuthorizationRequired,
         format!(
-            "the Secret {name} {flaw}. Put it back as it was, or remove it with `{}` and then sign in again with `{}`",
+            "the Secret {name} {flaw}. Restore its content, or delete it with `{}` and then sign in again with `{}`",
             KubectlObject::secret(checks::namespace(credential), &name).command("delete"),
             commands::sign_in(credential)
         ),

@@ -298,8 +298,8 @@ fn held_by(credential: &MailCredential, other: &str) -> Blocker {
     Blocker::new(
         Reason::SecretConflict,
         format!(
-            "the MailCredential {other} uses the refresh token in {}, and a provider may end a sign-in whose refresh token \
-             two use: sign in once more for this one with `{}`, and refer to that Secret with `{}`",
+            "the MailCredential {other} uses the refresh token in {}. A provider may end a sign-in if two credentials use \
+             its refresh token: sign in again for this one with `{}`, and refer to that Secret with `{}`",
             place(credential),
             commands::sign_in(credential),
             KubectlObject::credential(credential).merge(&another)
@@ -311,8 +311,8 @@ fn spent(credential: &MailCredential) -> Blocker {
     Blocker::new(
         Reason::AuthorizationRequired,
         format!(
-            "the refresh token in {} was exchanged for another one, which is gone with the MailCredential that had it, and \
-             the provider may take its second use for theft: sign in again with `{}`",
+            "the refresh token in {} was exchanged before, and its successor was deleted with its MailCredential. The \
+             provider may treat a second use as theft: sign in again with `{}`",
             place(credential),
             commands::sign_in(credential)
         ),

@@ -68,7 +68,7 @@ pub(super) async fn read_seed(
         token_url.map_or(Ok(()), |url| source.reach.allows(url))?;
         let token = read_secret(&source.value, false).and_then(unbroken).map_err(|flaw| {
             let message = format!(
-                "the refresh token in key {} of the Secret {namespace}/{} {flaw}: put the right one there with `{}`",
+                "the refresh token in key {} of the Secret {namespace}/{} {flaw}: store the right one with `{}`",
                 reference.key,
                 reference.name,
                 commands::sign_in(credential)

@@ -183,7 +183,7 @@ async fn client_secret(
         let text = read_secret(&raw.value, guid_is_flaw).map_err(|flaw| {
             let command = KubectlObject::secret(home, name).put(key, "<client secret>");
             let message = format!(
-                "the client secret in key {key} of the Secret {home}/{name} {flaw}: put the right one there with `{command}`"
+                "the client secret in key {key} of the Secret {home}/{name} {flaw}: store the right one with `{command}`"
             );
             Blocker::new(Reason::SourceInvalid, message)
         })?;
@@ -221,8 +221,7 @@ async fn private_key_jwt(
             };
             let KeyRef { name, key } = reference;
             let command = KubectlObject::secret(home, name).put(key, "<the file's content>");
-            let message =
-                format!("key {key} of the Secret {home}/{name} {flaw}: put the right one there with `{command}`");
+            let message = format!("key {key} of the Secret {home}/{name} {flaw}: store the right one with `{command}`");
             Blocker::new(Reason::SourceInvalid, message)
         })
     });
@@ -253,8 +252,7 @@ async fn service_account_key(
     let account = json.and_then(|json| {
         assertion::ServiceAccountKey::read(&json.value).map_err(|flaw| {
             let command = KubectlObject::secret(home, name).put(key, "<the JSON file's content>");
-            let message =
-                format!("key {key} of the Secret {home}/{name} {flaw}: put the right one there with `{command}`");
+            let message = format!("key {key} of the Secret {home}/{name} {flaw}: store the right one with `{command}`");
             Blocker::new(Reason::SourceInvalid, message)
         })
     });

@@ -90,7 +90,7 @@ fn trust(object: &ProviderObject, home: &str) -> String {
     let put = KubectlObject::config_map(home, &name).put_file("ca.crt");
     let refer =
         subject(object).merge(&json!({"spec": {"caBundleRef": {"configMap": {"name": name, "key": "ca.crt"}}}}));
-    format!("make it trusted with `{put} && {refer}`")
+    format!("trust it with `{put} && {refer}`")
 }
 
 /// The provider for `kubectl`.

@@ -160,7 +160,7 @@ impl Federation {
         let provider = &self.provider;
         if self.provider.kind == ProviderKind::MailProvider {
             let message = format!(
-                "the {provider} asks for the broker's own identity, which only a ClusterMailProvider may use: name a \
+                "the {provider} requests the broker's own identity, which only a ClusterMailProvider may use: name a \
                  ServiceAccount of its namespace in serviceAccountToken.serviceAccountRef, with `{}`",
                 subject_of(&self.provider).command("edit")
             );
@@ -168,7 +168,7 @@ impl Federation {
         }
         let Some(file) = &identities.token_file else {
             let message = format!(
-                "the {provider} asks for the broker's own identity, and the broker has none: start it with \
+                "the {provider} requests the broker's own identity, and the broker has none: start it with \
                  `--identity-token-file=<path>` (chart: identityToken.audience={})",
                 self.audience
             );
@@ -176,7 +176,7 @@ impl Federation {
         };
         let token = read_token(file).map_err(|error| {
             let message = format!(
-                "the broker's identity token cannot be read at {}, where --identity-token-file says it is: {error}",
+                "the broker's identity token cannot be read from {} (--identity-token-file): {error}",
                 file.display()
             );
             Blocker::new(Reason::SourceNotFound, message)
@@ -187,12 +187,12 @@ impl Federation {
         let names = self.names(&token).map_err(|audiences| match audiences {
             None => Blocker::new(
                 Reason::SourceInvalid,
-                format!("what stands at {}, where --identity-token-file says, is no ServiceAccount token", file.display()),
+                format!("the content of {} (--identity-token-file) is not a ServiceAccount token", file.display()),
             ),
             Some(audiences) => Blocker::new(
                 Reason::InvalidSpec,
                 format!(
-                    "the {provider} asks for an assertion for the audience {}, and the broker's identity token is for \
+                    "the {provider} requests an assertion for the audience {}, and the broker's identity token is for \
                      {audiences}: the two must be the same; correct the audience with `{}`, or give the broker the other \
                      token (chart: identityToken.audience)",
                     self.audience,
@@ -213,7 +213,7 @@ impl Federation {
     ) -> Result<Result<Assertion, Blocker>, Error> {
         if !identities.may_refer {
             let message = format!(
-                "the {} names the ServiceAccount {namespace}/{name}, and the broker may not take on the identity of any: \
+                "the {} names the ServiceAccount {namespace}/{name}, and the broker may not use ServiceAccounts: \
                  start it with `--allow-service-account-ref` (chart: allowServiceAccountRef=true)",
                 self.provider
             );
@@ -249,8 +249,8 @@ impl Federation {
         let Some((names, token, end)) = made.and_then(|(token, end)| Some((self.names(&token).ok()?, token, end)))
         else {
             let message = format!(
-                "the token that the API server has made of the ServiceAccount {namespace}/{name} is not for the audience \
-                 {} alone: it is not used",
+                "the token that the API server issued for the ServiceAccount {namespace}/{name} is not for the audience \
+                 {} alone: the broker does not use it",
                 self.audience
             );
             return Ok(Err(Blocker::new(Reason::NotAllowed, message)));
@@ -281,15 +281,15 @@ impl Federation {
             kube::Error::Api(status) if status.code == 404 => (
                 Reason::SourceNotFound,
                 format!(
-                    "the ServiceAccount {namespace}/{name} does not exist: make it with `kubectl -n {namespace} create \
+                    "the ServiceAccount {namespace}/{name} does not exist: create it with `kubectl -n {namespace} create \
                      serviceaccount {name}`"
                 ),
             ),
             kube::Error::Api(status) if status.code == 403 => (
                 Reason::NotAllowed,
                 format!(
-                    "Kubernetes does not let the broker make tokens of the ServiceAccount {namespace}/{name}; it needs the \
-                     verb {right} there (chart: allowServiceAccountRef=true): {}",
+                    "Kubernetes does not allow the broker to request tokens of the ServiceAccount {namespace}/{name}; it needs \
+                     the verb {right} there (chart: allowServiceAccountRef=true): {}",
                     describe(&error)
                 ),
             ),
@@ -310,8 +310,8 @@ impl Federation {
 
     fn login(&self) -> Blocker {
         let message = format!(
-            "the {} asks for an assertion for the audience {}, which the API server takes for its own: the provider could \
-             log in to Kubernetes with it. Name the audience that the provider wants, with `{}`",
+            "the {} requests an assertion for the audience {}, which is the API server's own: the provider could log in \
+             to Kubernetes with it. Name the audience that the provider wants, with `{}`",
             self.provider,
             self.audience,
             subject_of(&self.provider).command("edit")

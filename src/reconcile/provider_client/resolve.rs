@@ -149,7 +149,7 @@ async fn discover(
             DiscoveryError::IssuerMismatch(told) => problem(
                 Reason::IssuerMismatch,
                 format!(
-                    "{error}, and spec.oidc.issuerURL says {issuer}; they must be the same to the letter. If the document \
+                    "{error}, and spec.oidc.issuerURL says {issuer}; the two must be equal, byte for byte. If the document \
                      is right: `{}`",
                     correct(told)
                 ),

@@ -62,7 +62,7 @@ impl Reach {
         Err(Blocker::new(
             Reason::SourceInvalid,
             format!(
-                "the annotation {} of the Secret {} does not allow to send its content to {host}: its owner allows it with \
+                "the annotation {} of the Secret {} does not allow sending its content to {host}: its owner allows it with \
                  `{} --overwrite {}={}`",
                 names::ANNOTATION_SOURCE_HOSTS,
                 self.secret,
@@ -100,7 +100,7 @@ pub(in crate::reconcile) async fn read_source(
         return Ok(Err(Blocker::new(
             Reason::SourceNotFound,
             format!(
-                "the Secret {home}/{name} does not exist: make it with `kubectl -n {home} create secret generic {name} \
+                "the Secret {home}/{name} does not exist: create it with `kubectl -n {home} create secret generic {name} \
                  --from-literal={key}=<value> && {label}`"
             ),
         )));
@@ -120,7 +120,7 @@ pub(in crate::reconcile) async fn read_source(
         return Ok(Err(Blocker::new(
             Reason::SourceNotLabeled,
             format!(
-                "the Secret {home}/{name} does not carry the label that lets the broker read it: `{label} --overwrite`"
+                "the Secret {home}/{name} lacks the label that allows the broker to read it: `{label} --overwrite`"
             ),
         )));
     }
@@ -147,9 +147,9 @@ pub(in crate::reconcile) fn of_a_provider(reference: &KeyRef, namespace: &str, s
     Some(Blocker::new(
         Reason::SourceInvalid,
         format!(
-            "the Secret {namespace}/{name} is never sent as a person's token, because {whose} refers to it: put the token \
-             into a Secret of its own with `kubectl -n {namespace} create secret generic <name> --from-literal={}=<token> \
-             && kubectl -n {namespace} label secret <name> {}=true`, and refer to that one",
+            "the Secret {namespace}/{name} is never sent as a user's token, because {whose} refers to it: store the token \
+             in its own Secret with `kubectl -n {namespace} create secret generic <name> --from-literal={}=<token> \
+             && kubectl -n {namespace} label secret <name> {}=true`, and refer to that Secret",
             reference.key,
             names::LABEL_SOURCE
         ),
@@ -181,7 +181,7 @@ pub(super) async fn read_config_map_key(
         return Ok(Err(Blocker::new(
             Reason::SourceNotFound,
             format!(
-                "the ConfigMap {home}/{name} does not exist: make it with `{}`",
+                "the ConfigMap {home}/{name} does not exist: create it with `{}`",
                 KubectlObject::config_map(home, name).put_file(key)
             ),
         )));
