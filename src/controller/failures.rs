@@ -12,9 +12,9 @@ const FIRST: Duration = Duration::from_secs(5);
 const PASSING: Duration = Duration::from_secs(10);
 /// The longest wait after a refusal that stays until a person changes something: a missing right, an admission policy.
 const REFUSED: Duration = Duration::from_secs(300);
-/// A series that goes on is logged again after this.
+/// Time after which a continuing series is logged again.
 const LOGGED_AGAIN: SignedDuration = SignedDuration::from_hours(1);
-/// A series whose object has not failed for this long is over: the object may be gone.
+/// Time without a failure after which a series ends: the object may have been deleted.
 const FORGOTTEN: SignedDuration = SignedDuration::from_mins(15);
 
 /// Failures in a row, by object.

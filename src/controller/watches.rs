@@ -267,7 +267,7 @@ struct Follow<W, K> {
     config: watcher::Config,
     /// The namespace that is watched; `None` is all.
     scope: Option<String>,
-    /// Reads an object as it came.
+    /// Reads an object as the watch delivered it.
     read: fn(W) -> Read<K>,
 }
 

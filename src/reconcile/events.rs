@@ -112,7 +112,7 @@ impl Events {
 }
 
 impl Writer {
-    /// Writes until nothing more can come.
+    /// Writes Events until all senders are dropped.
     pub async fn run(mut self) {
         while let Some(event) = self.queue.recv().await {
             if let Err(error) = self.write(&event).await {
@@ -145,7 +145,7 @@ type SeriesKey = (String, Reason);
 #[derive(Default)]
 struct Told {
     series: HashMap<SeriesKey, Series>,
-    /// Keys in the order of their last Events; one that has a later Event stands here again.
+    /// Keys in the order of their Events. A key with a later Event occurs again.
     order: VecDeque<(SeriesKey, Timestamp)>,
     budgets: HashMap<Owner, Budget>,
     /// Budgets that are remembered before those are forgotten that are full.

@@ -286,7 +286,7 @@ fn emit(object: &ProviderObject, notice: &EventNote, context: &Context) {
     let reference = match object {
         ProviderObject::Namespaced(provider) => provider.object_ref(&()),
         ProviderObject::Cluster(provider) => {
-            // Events of cluster-scoped objects stand in the namespace `default`, where many may not write.
+            // Events of cluster-scoped objects belong to the namespace `default`, where many brokers may not write.
             let mut reference = provider.object_ref(&());
             reference.namespace = None;
             reference

@@ -1,4 +1,4 @@
-//! The size of the Secret that a provider's token would bring.
+//! The size that the target Secret would have with a token of the provider.
 
 use secrecy::ExposeSecret as _;
 

@@ -86,7 +86,7 @@ impl Attempt {
         auth
     }
 
-    /// A token request as it goes over the wire, signed now.
+    /// Builds and signs the HTTP request for a token.
     pub(super) async fn request(
         &self,
         auth: &ClientAuth,

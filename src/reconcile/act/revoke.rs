@@ -112,7 +112,7 @@ async fn attempt(
         );
         (message, Retry::Permanent)
     };
-    // An access token came by the refresh token: where that one is not sent, neither is.
+    // The access token was issued for the refresh token. If the broker does not send that one, it sends neither.
     if found.iter().any(|found| found.kind == TokenKind::RefreshToken && !is_of_here(found)) {
         return Err(elsewhere());
     }
@@ -149,7 +149,7 @@ async fn attempt(
     Ok(Revocation::Revoked)
 }
 
-/// What there is to revoke. A refresh token goes first: with it go the tokens that it would still bring.
+/// The tokens to revoke, the refresh token first: its revocation also ends the tokens that it could still obtain.
 async fn tokens(credential: &MailCredential, context: &Context) -> Result<Vec<Found>, CustodyError> {
     let mut tokens = vec![];
     if credential.spec.grant.kind().is_delegated()

@@ -92,7 +92,7 @@ async fn subject_token(attempt: &Attempt) -> Result<SecretString, Refusal> {
     })
 }
 
-/// Exchanges the refresh token. After a lost response the same token is sent once more, immediately: servers that allow
+/// Exchanges the refresh token. After a lost response the same token is sent again, immediately: servers that allow
 /// this do so for a moment only.
 async fn spend(
     attempt: &Attempt,

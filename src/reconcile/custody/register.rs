@@ -163,7 +163,7 @@ impl Register {
             let owner = controller_of(&secret.metadata);
             let label = secret.metadata.labels.as_ref().and_then(|labels| labels.get(names::LABEL_CREDENTIAL).cloned());
             match owner {
-                // It goes with its credential.
+                // The grant Secret is deleted with its credential.
                 Some(owner) if !lives(credential, stores)(&owner.name, &owner.uid) => {
                     if !has && strict {
                         return Some(spent(credential));

@@ -12,7 +12,7 @@ use crate::{
     policy::commands::KubectlObject,
 };
 
-/// What a failed connection to the provider means, and its fix. `home` is where its CA bundle stands, `again`
+/// What a failed connection to the provider means, and its fix. `home` is the namespace of its CA bundle, `again`
 /// what is done about what may pass.
 pub(crate) fn transport(error: &TransportError, object: &ProviderObject, home: &str, again: &str) -> (Reason, String) {
     match error {

@@ -31,10 +31,10 @@ use crate::{
     reconcile::provider_client::connection::subject_of,
 };
 
-/// How long the tokens that are asked for live: the least that Kubernetes makes. A token is used for its first half, so
-/// that one of a ServiceAccount that was deleted goes out of use within five minutes.
+/// The lifetime of requested tokens, in seconds: the shortest that Kubernetes issues. The broker uses a token for the first
+/// half of its lifetime, so it stops using the token of a deleted ServiceAccount within five minutes.
 const LIFETIME_SECONDS: i64 = 600;
-/// A file beyond this holds no token.
+/// Maximum size of a token file, in bytes.
 const TOKEN_MAX: u64 = 64 * 1024;
 /// The default names of API servers, without scheme, port and path.
 const API_SERVER: [&str; 3] = ["kubernetes", "kubernetes.default", "kubernetes.default.svc"];
@@ -155,7 +155,7 @@ impl Federation {
         Ok(Ok(assertion))
     }
 
-    /// The broker's own token as it stands in its file: the kubelet puts another there before it ends.
+    /// Reads the broker's own token from its file. The kubelet replaces the token before it expires.
     fn own(&self, last: Option<&Assertion>, identities: &Identities) -> Result<Assertion, Blocker> {
         let provider = &self.provider;
         if self.provider.kind == ProviderKind::MailProvider {

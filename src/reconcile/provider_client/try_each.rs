@@ -13,7 +13,7 @@ pub(crate) struct TryEach<'a> {
 }
 
 impl<'a> TryEach<'a> {
-    /// Begins at the entry `first`, which the provider accepted last, and goes round.
+    /// Begins at the entry `first`, which the provider accepted last, and continues with the next ones in a circle.
     pub(crate) fn new(entries: &'a [Authentication], first: usize) -> Self {
         Self { entries, first: if first < entries.len() { first } else { 0 }, tried: 0, ended: false, last: None }
     }

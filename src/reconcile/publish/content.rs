@@ -71,7 +71,7 @@ fn optional_annotations() -> impl Iterator<Item = &'static str> {
     .into_iter()
 }
 
-/// Which labels and annotations came from the spec.
+/// The keys of the labels and annotations that the spec has set.
 #[derive(Default, serde::Deserialize, serde::Serialize)]
 struct Applied {
     labels: Vec<String>,

@@ -6,7 +6,7 @@ use super::{grant::Claim, hash::RefreshTokenHash};
 use crate::{api::Reason, oauth::Refusal};
 
 /// Whether a refusal leaves open whether the provider has exchanged the refresh token: a response that is not in the words of
-/// the protocol may come from a gateway whose server has done its work. Then the same refresh token is sent once more.
+/// the protocol may come from a gateway whose server has done its work. Then the same refresh token is sent again.
 pub fn leaves_open(refusal: &Refusal) -> bool {
     let status = refusal.http_status.unwrap_or_default();
     let is_silent = !refusal.is_of_the_server() && refusal.retry_after.is_none() && refusal.reason != Reason::Throttled;
@@ -49,7 +49,7 @@ pub enum Resolution {
     },
 }
 
-/// Resolves a conflict after a claim. While the claim still stands, this response is the newest. Where another claim has
+/// Resolves a conflict after a claim. While the claim is still there, this response is the newest. Where another claim has
 /// followed it, the response is written only over the very token that it replaces.
 pub fn resolve_conflict(found: Option<Found<'_>>, response: Response<'_>) -> Resolution {
     let Some(found) = found else { return Resolution::Recreate };

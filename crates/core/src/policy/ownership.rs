@@ -14,7 +14,7 @@ use crate::api::{MailCredential, names};
 pub enum Ownership {
     /// The credential.
     Own,
-    /// Another credential that is gone, or that gives way to this older one: this credential may take the Secret over.
+    /// Another credential that was deleted, or that must leave the Secret to this one: this credential may take it over.
     Takeover,
     /// Another object; the words complete the sentence "the Secret x …".
     Foreign(String),

@@ -5,7 +5,7 @@ use k8s_openapi::jiff::Timestamp;
 use super::notices::EventNote;
 use crate::api::{MailCredential, Reason, Retry};
 
-/// How a revocation came out.
+/// The result of a revocation.
 #[derive(Clone, Debug)]
 pub enum Revocation {
     /// There was nothing to revoke.
