@@ -28,12 +28,12 @@ use tokio::{
 const YAHOO: &str = "/oauth2/get_token";
 
 /// A namespace with the MailProvider `idp`, by discovery.
-struct Room {
+struct LoginFixture {
     ns: Namespace,
     idp: Idp,
 }
 
-impl Room {
+impl LoginFixture {
     async fn new() -> Self {
         let ns = Cluster::shared().namespace().await;
         let idp = Idp::start();
@@ -120,34 +120,34 @@ fn signed_in(email: &str) -> Answer {
 
 #[tokio::test]
 async fn a_person_signs_in_with_a_browser_and_the_seed_is_written() {
-    let room = Room::new().await;
-    let (page, login) = room.sign_in().await;
+    let fixture = LoginFixture::new().await;
+    let (page, login) = fixture.sign_in().await;
     assert!(page.starts_with("HTTP/1.1 200") && page.contains("You can close this window"), "{page}");
     let (status, out, err) = login.end().await;
     assert!(status.success(), "{err}");
 
-    let seed = room.seed().await.unwrap();
-    assert_eq!(text(&seed, "refresh_token"), room.refresh_token());
+    let seed = fixture.seed().await.unwrap();
+    assert_eq!(text(&seed, "refresh_token"), fixture.refresh_token());
     assert_eq!(field(&seed, "/metadata/labels"), json!({"mailtoken.dev/source": "true"}));
     assert!(err.contains("billing@example.org signed in"), "{err}");
-    room.assert_silent(&[&page, &out, &err]);
+    fixture.assert_silent(&[&page, &out, &err]);
 
     let proposal: Value = serde_yaml::from_str(&out).unwrap();
-    room.ns.apply(proposal).await;
-    let applied: MailCredential = room.ns.get("billing").await;
+    fixture.ns.apply(proposal).await;
+    let applied: MailCredential = fixture.ns.get("billing").await;
     let seed = field(&applied, "/spec/grant/refreshToken/secretRef");
     assert_eq!(seed, json!({"name": "seed", "key": "refresh_token"}));
 }
 
 #[tokio::test]
 async fn what_is_sent_is_the_code_flow_with_pkce_and_offline_access() {
-    let room = Room::new().await;
+    let fixture = LoginFixture::new().await;
     let parameters = json!({"resource": "https://mail.example/", "state": "fixed", "prompt": "none"});
-    room.ns.apply(oidc(&room.idp).set("spec.client.parameters", parameters)).await;
-    let (_, login) = room.sign_in().await;
+    fixture.ns.apply(oidc(&fixture.idp).set("spec.client.parameters", parameters)).await;
+    let (_, login) = fixture.sign_in().await;
     login.end().await;
-    let asked = room.idp.requests_at(AUTHORIZE)[0].query();
-    let sent = room.idp.token_requests()[0].form();
+    let asked = fixture.idp.requests_at(AUTHORIZE)[0].query();
+    let sent = fixture.idp.token_requests()[0].form();
     assert_ne!(asked["state"], "fixed", "the sign-in's own parameters stay");
     assert_eq!(sent["resource"], "https://mail.example/");
     for (name, value) in [
@@ -173,109 +173,109 @@ async fn what_is_sent_is_the_code_flow_with_pkce_and_offline_access() {
 
 #[tokio::test]
 async fn another_account_is_refused_and_nothing_is_written() {
-    let room = Room::new().await;
-    room.idp.answer(signed_in("mallory@example.org"));
-    let (page, login) = room.sign_in().await;
+    let fixture = LoginFixture::new().await;
+    fixture.idp.answer(signed_in("mallory@example.org"));
+    let (page, login) = fixture.sign_in().await;
     assert!(page.starts_with("HTTP/1.1 400") && page.contains("Not signed in"), "{page}");
     let complaint = login.refused().await;
     assert!(complaint.contains("mallory@example.org") && complaint.contains("billing@example.org"), "{complaint}");
-    assert_eq!(room.seed().await, None);
-    room.assert_silent(&[&page, &complaint]);
+    assert_eq!(fixture.seed().await, None);
+    fixture.assert_silent(&[&page, &complaint]);
 }
 
 #[tokio::test]
 async fn a_name_without_an_at_sign_proves_nothing_and_login_says_so() {
-    let room = Room::new().await;
-    room.idp.answer(signed_in("billing"));
-    let (_, login) = room.sign_in().await;
+    let fixture = LoginFixture::new().await;
+    fixture.idp.answer(signed_in("billing"));
+    let (_, login) = fixture.sign_in().await;
     let (status, _, err) = login.end().await;
     assert!(status.success() && err.contains("does not say who signed in"), "{err}");
-    assert!(room.seed().await.is_some());
+    assert!(fixture.seed().await.is_some());
 }
 
 #[tokio::test]
 async fn a_user_name_signs_in_for_a_credential_that_names_it_and_is_compared_with_the_account() {
-    let room = Room::new().await;
+    let fixture = LoginFixture::new().await;
     let flags = ["--mailbox", "svc", "--secret", "seed", "--no-browser", "--allow-private-cidr=127.0.0.0/8"];
-    let login = || Login::start(&room.ns, &[&["--provider", "idp"], &flags[..]].concat());
+    let login = || Login::start(&fixture.ns, &[&["--provider", "idp"], &flags[..]].concat());
     let complaint = login().refused().await;
     assert!(complaint.contains("authenticateAs: svc"), "{complaint}");
     let refresh = json!({"refreshToken": {"secretRef": {"name": "seed", "key": "refresh_token"}}});
     let seeded = credential("billing").set("spec.grant", refresh).set("spec.mailbox.authenticateAs", "svc");
-    room.ns.apply(seeded).await;
+    fixture.ns.apply(seeded).await;
 
     let named = |name: &str| {
         let claims = json!({"email": "billing@example.org", "preferred_username": name});
         let payload = BASE64_URL_SAFE_NO_PAD.encode(claims.to_string());
         Answer::token(3600).rotating().field("id_token", format!("e30.{payload}.c2ln"))
     };
-    room.idp.answer(named("anna"));
+    fixture.idp.answer(named("anna"));
     let other = login();
-    room.browse(&other.url().await).await;
+    fixture.browse(&other.url().await).await;
     let complaint = other.refused().await;
     assert!(complaint.contains("anna signed in, and the mailbox is svc"), "{complaint}");
-    assert_eq!(room.seed().await, None);
+    assert_eq!(fixture.seed().await, None);
 
-    room.idp.answer(named("SVC"));
+    fixture.idp.answer(named("SVC"));
     let right = login();
-    room.browse(&right.url().await).await;
+    fixture.browse(&right.url().await).await;
     let (status, _, err) = right.end().await;
     assert!(status.success() && err.contains("svc signed in"), "{err}");
-    assert!(room.seed().await.is_some());
-    assert_eq!(room.idp.requests_at(AUTHORIZE)[0].query()["scope"], "openid email offline_access profile");
+    assert!(fixture.seed().await.is_some());
+    assert_eq!(fixture.idp.requests_at(AUTHORIZE)[0].query()["scope"], "openid email offline_access profile");
 }
 
 #[tokio::test]
 async fn a_foreign_secret_is_left_alone_and_refused_before_the_sign_in() {
-    let room = Room::new().await;
+    let fixture = LoginFixture::new().await;
     let unlabelled = source("seed", "password", "hunter2").without("metadata.labels");
-    room.ns.apply(unlabelled.clone()).await;
-    let complaint = room.login(&["--no-browser"]).refused().await;
-    let label = format!("kubectl -n {} label secret seed mailtoken.dev/source=true", room.ns.name);
+    fixture.ns.apply(unlabelled.clone()).await;
+    let complaint = fixture.login(&["--no-browser"]).refused().await;
+    let label = format!("kubectl -n {} label secret seed mailtoken.dev/source=true", fixture.ns.name);
     assert!(complaint.contains(&label), "{complaint}");
-    room.ns.remove(&unlabelled).await;
-    room.ns.gone::<Secret>("seed").await;
+    fixture.ns.remove(&unlabelled).await;
+    fixture.ns.gone::<Secret>("seed").await;
 
     let own = source("seed", "access_token", "t").entry(
         "metadata.labels",
         "app.kubernetes.io/managed-by",
         "mail-token-broker",
     );
-    room.ns.apply(own.clone()).await;
-    let complaint = room.login(&["--no-browser"]).refused().await;
+    fixture.ns.apply(own.clone()).await;
+    let complaint = fixture.login(&["--no-browser"]).refused().await;
     assert!(complaint.contains("the broker's own") && complaint.contains("`--secret`"), "{complaint}");
-    room.ns.remove(&own).await;
-    room.ns.gone::<Secret>("seed").await;
+    fixture.ns.remove(&own).await;
+    fixture.ns.gone::<Secret>("seed").await;
 
-    room.ns.apply(source("seed", "refresh_token", "old").set("immutable", true)).await;
-    let complaint = room.login(&["--no-browser"]).refused().await;
+    fixture.ns.apply(source("seed", "refresh_token", "old").set("immutable", true)).await;
+    let complaint = fixture.login(&["--no-browser"]).refused().await;
     assert!(complaint.contains("delete secret seed"), "{complaint}");
-    assert_eq!(room.idp.requests().len(), 0);
+    assert_eq!(fixture.idp.requests().len(), 0);
 }
 
 #[tokio::test]
 async fn a_second_login_re_seeds_and_proposes_nothing() {
-    let room = Room::new().await;
-    room.ns.apply(source("seed", "note", "kept")).await;
+    let fixture = LoginFixture::new().await;
+    fixture.ns.apply(source("seed", "note", "kept")).await;
     let refresh = json!({"refreshToken": {"secretRef": {"name": "seed", "key": "refresh_token"}}});
     let seeded = credential("billing").set("spec.grant", refresh).set("spec.scopes", json!(["mail"]));
-    room.ns.apply(seeded).await;
+    fixture.ns.apply(seeded).await;
     for _ in 0..2 {
-        let (_, login) = room.sign_in().await;
+        let (_, login) = fixture.sign_in().await;
         let (status, out, err) = login.end().await;
         assert!(status.success() && out.is_empty(), "{out}{err}");
         assert!(err.contains("/billing is re-seeded"), "{err}");
-        let seed = room.seed().await.unwrap();
-        assert_eq!(text(&seed, "refresh_token"), room.refresh_token());
+        let seed = fixture.seed().await.unwrap();
+        assert_eq!(text(&seed, "refresh_token"), fixture.refresh_token());
         assert_eq!(text(&seed, "note"), "kept");
     }
-    assert_eq!(room.idp.requests_at(AUTHORIZE)[0].query()["scope"], "mail openid email offline_access");
+    assert_eq!(fixture.idp.requests_at(AUTHORIZE)[0].query()["scope"], "mail openid email offline_access");
 }
 
 #[tokio::test]
 async fn a_refusal_in_the_browser_appears_there_and_in_the_terminal() {
-    let room = Room::new().await;
-    let login = room.login(&["--no-browser"]);
+    let fixture = LoginFixture::new().await;
+    let login = fixture.login(&["--no-browser"]);
     let url = url::Url::parse(&login.url().await).unwrap();
     let parameter = |name: &str| url.query_pairs().find(|(key, _)| key == name).unwrap().1.into_owned();
     let back = parameter("redirect_uri");
@@ -284,42 +284,42 @@ async fn a_refusal_in_the_browser_appears_there_and_in_the_terminal() {
     assert!(page.starts_with("HTTP/1.1 400") && !page.contains("<b>"), "{page}");
     let complaint = login.refused().await;
     assert!(complaint.contains("access_denied") && complaint.contains("was declined"), "{complaint}");
-    assert_eq!((room.idp.token_requests().len(), room.seed().await), (0, None));
+    assert_eq!((fixture.idp.token_requests().len(), fixture.seed().await), (0, None));
 }
 
 #[tokio::test]
 async fn an_answer_without_a_refresh_token_is_no_sign_in() {
-    let room = Room::new().await;
-    room.idp.answer(Answer::token(3600));
-    let (_, login) = room.sign_in().await;
+    let fixture = LoginFixture::new().await;
+    fixture.idp.answer(Answer::token(3600));
+    let (_, login) = fixture.sign_in().await;
     let complaint = login.refused().await;
     assert!(complaint.contains("no refresh token"), "{complaint}");
-    assert_eq!(room.seed().await, None);
+    assert_eq!(fixture.seed().await, None);
 }
 
 #[tokio::test]
 async fn a_wrong_client_secret_is_reported_with_the_command_that_fixes_it() {
-    let room = Room::new().await;
-    room.idp.answer(Answer::error("invalid_client"));
-    let (_, login) = room.sign_in().await;
+    let fixture = LoginFixture::new().await;
+    fixture.idp.answer(Answer::error("invalid_client"));
+    let (_, login) = fixture.sign_in().await;
     let complaint = login.refused().await;
     assert!(complaint.contains("invalid_client") && complaint.contains("patch secret idp-client"), "{complaint}");
 }
 
 #[tokio::test]
 async fn device_polls_are_as_slow_as_the_provider_wants() {
-    let room = Room::new().await;
-    room.idp.next(Answer::error("authorization_pending"));
-    room.idp.next(Answer::error("slow_down"));
-    let login = room.login(&["--device"]);
+    let fixture = LoginFixture::new().await;
+    fixture.idp.next(Answer::error("authorization_pending"));
+    fixture.idp.next(Answer::error("slow_down"));
+    let login = fixture.login(&["--device"]);
     let shown = login.line("sign in as ").await;
-    assert!(shown.contains(&room.idp.url("/sign-in")) && shown.contains("WDJB-MJHT"), "{shown}");
+    assert!(shown.contains(&fixture.idp.url("/sign-in")) && shown.contains("WDJB-MJHT"), "{shown}");
     let (status, out, err) = login.end().await;
     assert!(status.success(), "{err}");
-    assert_eq!(text(&room.seed().await.unwrap(), "refresh_token"), room.refresh_token());
-    room.assert_silent(&[&out, &err]);
-    assert_eq!(room.idp.requests_at(DEVICE)[0].form()["scope"], "openid email offline_access");
-    let polls = room.idp.token_requests();
+    assert_eq!(text(&fixture.seed().await.unwrap(), "refresh_token"), fixture.refresh_token());
+    fixture.assert_silent(&[&out, &err]);
+    assert_eq!(fixture.idp.requests_at(DEVICE)[0].form()["scope"], "openid email offline_access");
+    let polls = fixture.idp.token_requests();
     let gaps: Vec<_> = polls.windows(2).map(|pair| pair[1].at - pair[0].at).collect();
     assert_eq!(gaps.len(), 2);
     assert!(gaps[0] >= Duration::from_millis(900) && gaps[1] >= Duration::from_secs(6), "{gaps:?}");
@@ -327,50 +327,50 @@ async fn device_polls_are_as_slow_as_the_provider_wants() {
 
 #[tokio::test]
 async fn a_device_sign_in_that_is_declined_or_runs_out_ends() {
-    let room = Room::new().await;
-    room.idp.next(Answer::error("access_denied"));
-    let complaint = room.login(&["--device"]).refused().await;
+    let fixture = LoginFixture::new().await;
+    fixture.idp.next(Answer::error("access_denied"));
+    let complaint = fixture.login(&["--device"]).refused().await;
     assert!(complaint.contains("was declined"), "{complaint}");
-    room.idp.next(Answer::error("expired_token"));
-    let complaint = room.login(&["--device"]).refused().await;
+    fixture.idp.next(Answer::error("expired_token"));
+    let complaint = fixture.login(&["--device"]).refused().await;
     assert!(complaint.contains("before the code expired"), "{complaint}");
-    room.idp.answer(Answer::error("authorization_pending"));
-    let uri = room.idp.url("/sign-in");
+    fixture.idp.answer(Answer::error("authorization_pending"));
+    let uri = fixture.idp.url("/sign-in");
     let brief = json!({"device_code": "d", "user_code": "U", "verification_uri": uri, "expires_in": 3, "interval": 1});
-    room.idp.next_at(DEVICE, Answer::json(200, brief));
-    let complaint = room.login(&["--device"]).refused().await;
+    fixture.idp.next_at(DEVICE, Answer::json(200, brief));
+    let complaint = fixture.login(&["--device"]).refused().await;
     assert!(complaint.contains("before the code expired"), "{complaint}");
-    assert_eq!(room.seed().await, None);
+    assert_eq!(fixture.seed().await, None);
 }
 
 #[tokio::test]
 async fn a_server_without_an_authorization_endpoint_wants_a_device() {
-    let room = Room::new().await;
-    room.ns.apply(provider(&room.idp)).await;
-    let complaint = room.login(&["--no-browser"]).refused().await;
+    let fixture = LoginFixture::new().await;
+    fixture.ns.apply(provider(&fixture.idp)).await;
+    let complaint = fixture.login(&["--no-browser"]).refused().await;
     assert!(complaint.contains("--secret seed --device`"), "{complaint}");
-    let complaint = room.login(&["--device"]).refused().await;
+    let complaint = fixture.login(&["--device"]).refused().await;
     assert!(complaint.contains("spec.oauth2.deviceAuthorizationURL"), "{complaint}");
-    room.ns.apply(provider(&room.idp).set("spec.oauth2.deviceAuthorizationURL", room.idp.url(DEVICE))).await;
-    let (status, _, err) = room.login(&["--device"]).end().await;
+    fixture.ns.apply(provider(&fixture.idp).set("spec.oauth2.deviceAuthorizationURL", fixture.idp.url(DEVICE))).await;
+    let (status, _, err) = fixture.login(&["--device"]).end().await;
     assert!(status.success(), "{err}");
 }
 
 #[tokio::test]
 async fn a_private_address_is_connected_to_only_if_that_is_allowed() {
-    let room = Room::new().await;
-    let complaint = room.login_at("idp", &["--no-browser"]).refused().await;
+    let fixture = LoginFixture::new().await;
+    let complaint = fixture.login_at("idp", &["--no-browser"]).refused().await;
     assert!(complaint.contains("(loopback)") && !complaint.contains("--allow-private-cidr"), "{complaint}");
-    assert_eq!(room.idp.connections(), 0);
+    assert_eq!(fixture.idp.connections(), 0);
 }
 
 #[tokio::test]
 async fn a_transient_failure_asks_the_user_to_run_login_again() {
-    let room = Room::new().await;
-    room.idp.answer_at(DISCOVERY, Answer::status(503));
+    let fixture = LoginFixture::new().await;
+    fixture.idp.answer_at(DISCOVERY, Answer::status(503));
     for (validity, problem) in [(Validity::Present, "HTTP 503"), (Validity::Past, "expired")] {
-        room.idp.present(&["localhost"], validity);
-        let complaint = room.login(&["--no-browser"]).refused().await;
+        fixture.idp.present(&["localhost"], validity);
+        let complaint = fixture.login(&["--no-browser"]).refused().await;
         assert!(complaint.contains(problem), "{complaint}");
         assert!(complaint.contains("Run the command again"), "{complaint}");
         assert!(!complaint.contains("The broker tries again"), "{complaint}");
@@ -379,55 +379,56 @@ async fn a_transient_failure_asks_the_user_to_run_login_again() {
 
 #[tokio::test]
 async fn an_interrupted_login_writes_nothing() {
-    let room = Room::new().await;
-    let login = room.login(&["--no-browser"]);
+    let fixture = LoginFixture::new().await;
+    let login = fixture.login(&["--no-browser"]);
     login.url().await;
     process::output(std::process::Command::new("kill").args(["-s", "INT", &login.id().to_string()]));
     assert_eq!(login.refused().await, "interrupted: nothing was written");
-    assert_eq!(room.seed().await, None);
+    assert_eq!(fixture.seed().await, None);
 }
 
 #[tokio::test]
 async fn a_provider_of_the_cluster_is_asked_only_for_those_it_allows() {
-    let room = Room::new().await;
-    let name = room.ns.name.clone();
+    let fixture = LoginFixture::new().await;
+    let name = fixture.ns.name.clone();
     let wide = |mailboxes: Value| {
-        oidc(&room.idp)
+        oidc(&fixture.idp)
             .set("kind", "ClusterMailProvider")
             .set("metadata.name", name.as_str())
             .set("spec.allowed", json!([{"namespaceSelector": {}, "mailboxes": mailboxes}]))
     };
     let flags = ["--no-browser", "--cluster", "--broker-namespace", &name, "--allow-private-cidr=127.0.0.0/8"];
-    let login = || room.login_at(&name, &flags);
-    room.ns.apply(wide(json!(["orders@example.org"]))).await;
+    let login = || fixture.login_at(&name, &flags);
+    fixture.ns.apply(wide(json!(["orders@example.org"]))).await;
     let complaint = login().refused().await;
     assert!(complaint.contains("does not allow billing@example.org"), "{complaint}");
-    room.ns.apply(wide(json!(["*@example.org"]))).await;
+    fixture.ns.apply(wide(json!(["*@example.org"]))).await;
     let login = login();
-    room.browse(&login.url().await).await;
+    fixture.browse(&login.url().await).await;
     let (status, out, err) = login.end().await;
     assert!(status.success() && out.contains("ClusterMailProvider"), "{out}{err}");
-    let api: Api<ClusterMailProvider> = Api::all(room.ns.client.clone());
+    let api: Api<ClusterMailProvider> = Api::all(fixture.ns.client.clone());
     api.delete(&name, &Default::default()).await.unwrap();
 }
 
-/// The room with Yahoo, and `login` at it: its hosts lead to the room's server.
-async fn yahoo(room: &Room, flags: &[&str]) -> Login {
-    room.idp.present(&["api.login.yahoo.com"], Validity::Present);
-    room.idp.answer_at(YAHOO, Answer::token(3600).rotating());
-    room.ns
-        .apply(provider(&room.idp).without("spec.oauth2").without("spec.servers").set("spec.yahoo", json!({})))
+/// The fixture with Yahoo, and `login` at it: its hosts lead to the fixture's server.
+async fn yahoo(fixture: &LoginFixture, flags: &[&str]) -> Login {
+    fixture.idp.present(&["api.login.yahoo.com"], Validity::Present);
+    fixture.idp.answer_at(YAHOO, Answer::token(3600).rotating());
+    fixture
+        .ns
+        .apply(provider(&fixture.idp).without("spec.oauth2").without("spec.servers").set("spec.yahoo", json!({})))
         .await;
-    let proxy = format!("--egress-proxy={}", Proxy::start(room.idp.port()).url());
+    let proxy = format!("--egress-proxy={}", Proxy::start(fixture.idp.port()).url());
     let own = ["--provider", "idp", "--mailbox", "billing@example.org", "--secret", "seed", "--no-browser"];
     let reach = ["--allow-private-cidr=127.0.0.0/8", &proxy];
-    Login::start_with_host("api.login.yahoo.com", &room.ns, &[&own[..], &reach, flags].concat())
+    Login::start_with_host("api.login.yahoo.com", &fixture.ns, &[&own[..], &reach, flags].concat())
 }
 
 #[tokio::test]
 async fn a_code_that_yahoo_shows_is_pasted() {
-    let room = Room::new().await;
-    let mut login = yahoo(&room, &[]).await;
+    let fixture = LoginFixture::new().await;
+    let mut login = yahoo(&fixture, &[]).await;
     let url = url::Url::parse(&login.url().await).unwrap();
     let asked: BTreeMap<_, _> = url.query_pairs().into_owned().collect();
     assert!(url.as_str().starts_with("https://api.login.yahoo.com/oauth2/request_auth?"), "{url}");
@@ -437,30 +438,30 @@ async fn a_code_that_yahoo_shows_is_pasted() {
     let (status, out, err) = login.end().await;
     assert!(status.success() && out.contains("kind: MailCredential"), "{out}{err}");
 
-    let sent = room.idp.requests_at(YAHOO)[0].form();
+    let sent = fixture.idp.requests_at(YAHOO)[0].form();
     assert_eq!((sent["code"].as_str(), sent["redirect_uri"].as_str()), ("pasted-code", "oob"));
     assert_eq!(asked["code_challenge"], BASE64_URL_SAFE_NO_PAD.encode(Sha256::digest(&sent["code_verifier"])));
-    assert_eq!(text(&room.seed().await.unwrap(), "refresh_token"), room.refresh_token());
-    room.assert_silent(&[&out, &err]);
+    assert_eq!(text(&fixture.seed().await.unwrap(), "refresh_token"), fixture.refresh_token());
+    fixture.assert_silent(&[&out, &err]);
 }
 
 #[tokio::test]
 async fn a_missing_code_and_a_needless_port_are_refused_before_yahoo_is_asked() {
-    let room = Room::new().await;
-    let mut login = yahoo(&room, &[]).await;
+    let fixture = LoginFixture::new().await;
+    let mut login = yahoo(&fixture, &[]).await;
     login.line("then paste the code").await;
     login.enter(" ");
     let complaint = login.refused().await;
     assert!(complaint.contains("no code was pasted, and nothing was written"), "{complaint}");
-    let complaint = yahoo(&room, &["--port=8400"]).await.refused().await;
+    let complaint = yahoo(&fixture, &["--port=8400"]).await.refused().await;
     assert!(complaint.contains("leave out `--port`"), "{complaint}");
-    assert_eq!((room.idp.requests().len(), room.seed().await), (0, None));
+    assert_eq!((fixture.idp.requests().len(), fixture.seed().await), (0, None));
 }
 
 #[tokio::test]
 async fn the_address_at_which_the_browser_ended_is_pasted() {
-    let room = Room::new().await;
-    let mut login = room.login(&["--paste", "--redirect-uri=https://localhost"]);
+    let fixture = LoginFixture::new().await;
+    let mut login = fixture.login(&["--paste", "--redirect-uri=https://localhost"]);
     let url = url::Url::parse(&login.url().await).unwrap();
     let asked: BTreeMap<_, _> = url.query_pairs().into_owned().collect();
     assert_eq!(asked["redirect_uri"], "https://localhost");
@@ -468,92 +469,92 @@ async fn the_address_at_which_the_browser_ended_is_pasted() {
     login.enter(url.as_str());
     login.line("that is not the address at which this sign-in ended").await;
     login.enter("https://localhost/?code=stolen&state=guessed");
-    let ended = room.location(url.as_str()).await;
+    let ended = fixture.location(url.as_str()).await;
     assert!(ended.starts_with("https://localhost/?code="), "{ended}");
     login.enter(&ended);
     let (status, out, err) = login.end().await;
     assert!(status.success() && out.contains("kind: MailCredential"), "{out}{err}");
-    let sent = room.idp.token_requests()[0].form();
+    let sent = fixture.idp.token_requests()[0].form();
     assert_eq!(sent["redirect_uri"], "https://localhost");
-    assert_eq!(text(&room.seed().await.unwrap(), "refresh_token"), room.refresh_token());
-    room.assert_silent(&[&out, &err]);
+    assert_eq!(text(&fixture.seed().await.unwrap(), "refresh_token"), fixture.refresh_token());
+    fixture.assert_silent(&[&out, &err]);
 
-    let complaint = room.login(&["--redirect-uri=https://localhost"]).refused().await;
+    let complaint = fixture.login(&["--redirect-uri=https://localhost"]).refused().await;
     assert!(complaint.contains("add `--paste`"), "{complaint}");
 }
 
 #[tokio::test]
 async fn a_server_that_names_its_authorization_endpoint_takes_a_sign_in_with_a_browser() {
-    let room = Room::new().await;
-    let named = provider(&room.idp).set("spec.oauth2.authorizationURL", room.idp.url(AUTHORIZE));
-    room.ns.apply(named.set("spec.scopes", json!(["mail-w"]))).await;
-    let (page, login) = room.sign_in().await;
+    let fixture = LoginFixture::new().await;
+    let named = provider(&fixture.idp).set("spec.oauth2.authorizationURL", fixture.idp.url(AUTHORIZE));
+    fixture.ns.apply(named.set("spec.scopes", json!(["mail-w"]))).await;
+    let (page, login) = fixture.sign_in().await;
     assert!(page.starts_with("HTTP/1.1 200"), "{page}");
     let (status, out, err) = login.end().await;
     assert!(status.success() && !err.contains("the response will be sent to"), "{out}{err}");
-    assert_eq!(text(&room.seed().await.unwrap(), "refresh_token"), room.refresh_token());
+    assert_eq!(text(&fixture.seed().await.unwrap(), "refresh_token"), fixture.refresh_token());
 }
 
 #[tokio::test]
 async fn a_response_that_goes_to_another_host_is_announced_and_confirmed() {
-    let room = Room::new().await;
-    let elsewhere = format!("127.0.0.1:{}", room.idp.port());
-    room.idp.present(&["localhost", "127.0.0.1"], Validity::Present);
+    let fixture = LoginFixture::new().await;
+    let elsewhere = format!("127.0.0.1:{}", fixture.idp.port());
+    fixture.idp.present(&["localhost", "127.0.0.1"], Validity::Present);
     let document = json!({
-        "issuer": room.idp.issuer(), "authorization_endpoint": room.idp.url(AUTHORIZE),
+        "issuer": fixture.idp.issuer(), "authorization_endpoint": fixture.idp.url(AUTHORIZE),
         "token_endpoint": format!("https://{elsewhere}/token"),
     });
-    room.idp.answer_at(DISCOVERY, Answer::json(200, document));
-    let announced = format!("is on localhost:{}, but the response will be sent to {elsewhere}", room.idp.port());
+    fixture.idp.answer_at(DISCOVERY, Answer::json(200, document));
+    let announced = format!("is on localhost:{}, but the response will be sent to {elsewhere}", fixture.idp.port());
 
-    let mut login = room.login(&["--no-browser"]);
+    let mut login = fixture.login(&["--no-browser"]);
     assert!(login.line("the sign-in page is on ").await.contains(&announced));
     login.line(&format!("the operator of {elsewhere}")).await;
     login.enter("no");
     let complaint = login.refused().await;
     assert!(complaint.contains("nothing was sent") && !complaint.contains("https://localhost"), "{complaint}");
-    assert_eq!((room.idp.token_requests().len(), room.seed().await), (0, None));
+    assert_eq!((fixture.idp.token_requests().len(), fixture.seed().await), (0, None));
 
-    let mut login = room.login(&["--no-browser"]);
+    let mut login = fixture.login(&["--no-browser"]);
     login.line("the operator of ").await;
     login.enter("yes");
-    room.browse(&login.url().await).await;
+    fixture.browse(&login.url().await).await;
     assert!(login.end().await.0.success());
 
-    let login = room.login(&["--no-browser", "--token-host", &elsewhere]);
-    room.browse(&login.url().await).await;
+    let login = fixture.login(&["--no-browser", "--token-host", &elsewhere]);
+    fixture.browse(&login.url().await).await;
     let (status, _, err) = login.end().await;
     assert!(status.success() && err.contains(&announced) && !err.contains("the operator of"), "{err}");
 }
 
 #[tokio::test]
 async fn a_code_that_is_entered_at_another_hosts_page_is_announced_and_confirmed() {
-    let room = Room::new().await;
+    let fixture = LoginFixture::new().await;
     let elsewhere = json!({
         "device_code": "d", "user_code": "WDJB-MJHT", "verification_uri": "https://login.example.com/device",
         "expires_in": 600, "interval": 1,
     });
-    room.idp.answer_at(DEVICE, Answer::json(200, elsewhere));
-    let mut login = room.login(&["--device"]);
+    fixture.idp.answer_at(DEVICE, Answer::json(200, elsewhere));
+    let mut login = fixture.login(&["--device"]);
     let announced = login.line("the sign-in page is on ").await;
-    let destination = format!("localhost:{}", room.idp.port());
+    let destination = format!("localhost:{}", fixture.idp.port());
     assert!(announced.contains(&format!("is on login.example.com, but the response will be sent to {destination}")));
     login.line("the operator of ").await;
     login.enter("");
     let complaint = login.refused().await;
     assert!(complaint.contains(&format!("`--token-host {destination}`")), "{complaint}");
-    assert_eq!(room.idp.token_requests().len(), 0);
+    assert_eq!(fixture.idp.token_requests().len(), 0);
 
-    let (status, _, err) = room.login(&["--device", "--token-host", &destination]).end().await;
+    let (status, _, err) = fixture.login(&["--device", "--token-host", &destination]).end().await;
     assert!(status.success() && err.contains("WDJB-MJHT"), "{err}");
 }
 
 #[tokio::test]
 async fn the_browser_starts_with_a_local_page_that_redirects_once() {
-    let room = Room::new().await;
+    let fixture = LoginFixture::new().await;
     let own = ["--provider", "idp", "--mailbox", "billing@example.org", "--secret", "seed"];
     let flags = [&own[..], &["--allow-private-cidr=127.0.0.0/8"]].concat();
-    let (login, started) = Login::start_with_browser(&room.ns, &flags);
+    let (login, started) = Login::start_with_browser(&fixture.ns, &flags);
     let url = login.url().await;
     let page = until("the browser is started", async || {
         let page = std::fs::read_to_string(&started).unwrap_or_default();
@@ -563,10 +564,10 @@ async fn the_browser_starts_with_a_local_page_that_redirects_once() {
     assert!(page.starts_with("http://127.0.0.1:") && !page.contains('?'), "{page}");
     let led = get(&page).await;
     assert!(led.starts_with("HTTP/1.1 303") && led.contains(&format!("location: {url}\r\n")), "{led}");
-    room.browse(&url).await;
+    fixture.browse(&url).await;
     assert!(login.end().await.0.success());
 
-    let (login, started) = Login::start_with_browser(&room.ns, &flags);
+    let (login, started) = Login::start_with_browser(&fixture.ns, &flags);
     login.url().await;
     let page = until("the browser is started", async || {
         let page = std::fs::read_to_string(&started).unwrap_or_default();
@@ -581,16 +582,16 @@ async fn the_browser_starts_with_a_local_page_that_redirects_once() {
 
 #[tokio::test]
 async fn a_kubeconfig_and_a_context_can_be_named() {
-    let room = Room::new().await;
-    let kubeconfig = room.ns.cluster.kubeconfig();
-    let renamed = room.ns.cluster.dir().join(format!("{}.login", room.ns.name));
+    let fixture = LoginFixture::new().await;
+    let kubeconfig = fixture.ns.cluster.kubeconfig();
+    let renamed = fixture.ns.cluster.dir().join(format!("{}.login", fixture.ns.name));
     let text = std::fs::read_to_string(kubeconfig).unwrap();
     std::fs::write(&renamed, text.replace("- name: stack\n  context:", "- name: other\n  context:")).unwrap();
     let file = renamed.to_str().unwrap();
-    let login = room.login(&["--no-browser", "--kubeconfig", file, "--context=other"]);
-    room.browse(&login.url().await).await;
+    let login = fixture.login(&["--no-browser", "--kubeconfig", file, "--context=other"]);
+    fixture.browse(&login.url().await).await;
     let (status, _, err) = login.end().await;
     assert!(status.success(), "{err}");
-    let complaint = room.login(&["--no-browser", "--kubeconfig", file]).refused().await;
+    let complaint = fixture.login(&["--no-browser", "--kubeconfig", file]).refused().await;
     assert!(complaint.contains("the kubeconfig cannot be used"), "{complaint}");
 }

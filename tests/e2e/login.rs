@@ -9,13 +9,13 @@ use mailtoken_testkit::*;
 use serde_json::json;
 
 /// A public client of a provider of the stack, as the MailProvider `people`.
-struct Room {
+struct LoginFixture {
     ns: Namespace,
     person: String,
     other: String,
 }
 
-impl Room {
+impl LoginFixture {
     /// With variables of the stack's `env` file: the issuer and the client.
     async fn new(issuer: &str, client: &str) -> Self {
         let ns = Cluster::complete().namespace().await;
@@ -89,29 +89,29 @@ impl Room {
 
 #[tokio::test]
 async fn a_user_of_keycloak_signs_in_and_their_mailbox_opens_with_the_secret() {
-    let room = Room::new("KEYCLOAK_ISSUER", "KEYCLOAK_DESKTOP_CLIENT_ID").await;
-    let broker = Broker::start(&room.ns).await;
-    let secret = room.ready().await;
-    assert!(mail::login(&room.ns, "imap", &secret).unwrap().starts_with("imap:"));
-    leaks::assert_no_secret_shown(&room.ns, &broker, vec![]).await;
+    let fixture = LoginFixture::new("KEYCLOAK_ISSUER", "KEYCLOAK_DESKTOP_CLIENT_ID").await;
+    let broker = Broker::start(&fixture.ns).await;
+    let secret = fixture.ready().await;
+    assert!(mail::login(&fixture.ns, "imap", &secret).unwrap().starts_with("imap:"));
+    leaks::assert_no_secret_shown(&fixture.ns, &broker, vec![]).await;
 }
 
 #[tokio::test]
 async fn a_person_of_oidc_provider_signs_in_and_the_credential_is_ready() {
-    let room = Room::new("OIDC_ISSUER", "OIDC_NATIVE_CLIENT_ID").await;
-    let broker = Broker::start(&room.ns).await;
-    assert_eq!(room.ready().await["username"], room.person);
-    leaks::assert_no_secret_shown(&room.ns, &broker, vec![]).await;
+    let fixture = LoginFixture::new("OIDC_ISSUER", "OIDC_NATIVE_CLIENT_ID").await;
+    let broker = Broker::start(&fixture.ns).await;
+    assert_eq!(fixture.ready().await["username"], fixture.person);
+    leaks::assert_no_secret_shown(&fixture.ns, &broker, vec![]).await;
 }
 
 #[tokio::test]
 async fn another_account_is_refused_with_both_named_and_nothing_is_written() {
-    for room in Room::both().await {
-        let (page, login) = room.sign_in(&room.other).await;
+    for fixture in LoginFixture::both().await {
+        let (page, login) = fixture.sign_in(&fixture.other).await;
         let complaint = login.refused().await;
-        let both = format!("{} signed in, and the mailbox is {}", room.other, room.person);
+        let both = format!("{} signed in, and the mailbox is {}", fixture.other, fixture.person);
         assert!(complaint.contains(&both), "{complaint}");
         assert!(page.contains(&both), "{page}");
-        assert_eq!(room.seed().await, None);
+        assert_eq!(fixture.seed().await, None);
     }
 }

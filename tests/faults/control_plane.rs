@@ -32,7 +32,7 @@ const RECOVERY: Duration = Duration::from_secs(60);
 const API_SERVER: Duration = Duration::from_secs(120);
 
 /// A cluster alone with a broker and many credentials, one of which is in the middle of an exchange.
-struct Scene {
+struct OutageFixture {
     cluster: Cluster,
     /// Client credentials.
     ns: Namespace,
@@ -50,7 +50,7 @@ fn names(kind: &str, number: usize) -> Vec<String> {
     (0..number).map(|number| format!("{kind}-{number}")).collect()
 }
 
-impl Scene {
+impl OutageFixture {
     /// Everything has its first token, and the refresh token of `under-way` is out.
     async fn new() -> Self {
         let cluster = Cluster::alone(&["control-plane"]);
@@ -61,25 +61,25 @@ impl Scene {
         seeded.apply(source("idp-client", "client-secret", "a client secret")).await;
         strict_provider(&seeded, &strict).await;
         let broker = Broker::cluster_wide(&cluster).flag(format!("--broker-namespace={}", ns.name)).start().await;
-        let mut scene = Self { cluster, ns, idp, seeded, strict, broker, due: Timestamp::MIN, calls: 0 };
+        let mut fixture = Self { cluster, ns, idp, seeded, strict, broker, due: Timestamp::MIN, calls: 0 };
 
-        scene.issued(&names("at-rest", AT_REST), &["under-way".to_owned()]).await;
-        scene.idp.answer(Answer::token(SHORT));
-        scene.strict.lifetime(SHORT.cast_signed());
-        scene.due = scene.issued(&names("due", DUE), &names("due", DUE_BY_SEED)).await;
-        scene.idp.answer(Answer::token(3600));
-        scene.strict.lifetime(3600);
+        fixture.issued(&names("at-rest", AT_REST), &["under-way".to_owned()]).await;
+        fixture.idp.answer(Answer::token(SHORT));
+        fixture.strict.lifetime(SHORT.cast_signed());
+        fixture.due = fixture.issued(&names("due", DUE), &names("due", DUE_BY_SEED)).await;
+        fixture.idp.answer(Answer::token(3600));
+        fixture.strict.lifetime(3600);
 
-        scene.strict.next(Fault::Late(Duration::from_secs(3)));
-        scene.seeded.annotate::<MailCredential>("under-way", "mailtoken.dev/reissue", "1").await;
+        fixture.strict.next(Fault::Late(Duration::from_secs(3)));
+        fixture.seeded.annotate::<MailCredential>("under-way", "mailtoken.dev/reissue", "1").await;
         let sent = DUE_BY_SEED + 2;
-        until("the refresh token is out", async || match scene.strict.token_requests().len() {
+        until("the refresh token is out", async || match fixture.strict.token_requests().len() {
             number if number == sent => Ok(()),
             number => Err(format!("{number} requests")),
         })
         .await;
-        scene.calls = scene.audit().len();
-        scene
+        fixture.calls = fixture.audit().len();
+        fixture
     }
 
     /// Issues these, and returns when the last is due.
@@ -157,12 +157,12 @@ fn due(credential: &MailCredential) -> Timestamp {
 
 #[tokio::test]
 async fn after_a_kill_of_the_api_server_the_broker_continues() {
-    let mut scene = Scene::new().await;
-    let mut server = Part::of(&scene.cluster, "kube-apiserver");
+    let mut fixture = OutageFixture::new().await;
+    let mut server = Part::of(&fixture.cluster, "kube-apiserver");
     server.signal("KILL");
-    scene.all_are_due().await;
+    fixture.all_are_due().await;
     server.again().await;
-    scene.works_again().await;
+    fixture.works_again().await;
 }
 
 #[tokio::test]
@@ -204,21 +204,21 @@ async fn a_restart_after_a_compaction_loses_no_change_among_hundreds() {
 
 #[tokio::test]
 async fn after_a_freeze_of_the_api_server_the_broker_continues() {
-    let mut scene = Scene::new().await;
-    let server = Part::of(&scene.cluster, "kube-apiserver");
+    let mut fixture = OutageFixture::new().await;
+    let server = Part::of(&fixture.cluster, "kube-apiserver");
     server.signal("STOP");
     tokio::time::sleep(STILL).await;
     server.signal("CONT");
-    scene.works_again().await;
+    fixture.works_again().await;
 }
 
 #[tokio::test]
 async fn an_etcd_that_froze_and_then_died_loses_nothing() {
-    let mut scene = Scene::new().await;
-    let mut etcd = Part::of(&scene.cluster, "etcd");
+    let mut fixture = OutageFixture::new().await;
+    let mut etcd = Part::of(&fixture.cluster, "etcd");
     etcd.signal("STOP");
     tokio::time::sleep(STILL).await;
     etcd.signal("KILL");
     etcd.again().await;
-    scene.works_again().await;
+    fixture.works_again().await;
 }

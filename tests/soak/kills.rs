@@ -109,22 +109,22 @@ struct Subject {
     /// The refresh token of the last sign-in that was lost.
     lost: Option<String>,
     last: Step,
-    /// How things stood after the kill before.
-    stood: Option<Standing>,
+    /// The progress after the kill before.
+    former: Option<Progress>,
 }
 
 /// Changes with every step of a refresh: refresh token, access token, claim, requests, and whether the status reports it.
-type Standing = (String, String, Option<String>, usize, bool);
+type Progress = (String, String, Option<String>, usize, bool);
 
-/// What stands in the cluster for one credential.
-struct Look<'a> {
+/// The state of one credential in the cluster.
+struct Observed<'a> {
     credential: &'a MailCredential,
     access: String,
     refresh: String,
     claim: Option<String>,
 }
 
-impl Look<'_> {
+impl Observed<'_> {
     /// How far its refresh had come when the broker was killed.
     fn step(&self, subject: &Subject, journal: &[Exchange], server: &dyn Server, killed: Timestamp) -> Step {
         let refresh = server.id(&self.refresh);
@@ -152,7 +152,7 @@ impl Look<'_> {
         }
     }
 
-    fn standing(&self, subject: &Subject, journal: &[Exchange]) -> Standing {
+    fn progress(&self, subject: &Subject, journal: &[Exchange]) -> Progress {
         let requests = journal.iter().filter(|one| subject.accounts.contains(&one.account)).count();
         (self.refresh.clone(), self.access.clone(), self.claim.clone(), requests, self.is_reported())
     }
@@ -196,7 +196,7 @@ pub async fn soak(cluster: &Cluster, server: &dyn Server, kills: usize, chance: 
         let killed = Timestamp::now();
         soak.broker.kill();
         tokio::time::sleep(HANDLED).await;
-        soak.look_after(killed).await;
+        soak.record_kill(killed).await;
         soak.broker.relaunch();
         if number % 10 == 0 || number == kills {
             let Tally { hits, losses, quiet, .. } = &soak.tally;
@@ -260,16 +260,16 @@ impl<'a> Soak<'a> {
     }
 
     /// Takes note of what a kill has hit, and of what is lost.
-    async fn look_after(&mut self, killed: Timestamp) {
+    async fn record_kill(&mut self, killed: Timestamp) {
         let before: usize = self.tally.hits.values().sum();
         // They need not be well yet.
-        self.look(Some(killed)).await.ok();
+        self.check_all(Some(killed)).await.ok();
         let after: usize = self.tally.hits.values().sum();
         self.tally.quiet += usize::from(before == after);
     }
 
     /// Checks whether all credentials are well. A user whose sign-in was lost signs in again.
-    async fn look(&mut self, killed: Option<Timestamp>) -> Result<(), String> {
+    async fn check_all(&mut self, killed: Option<Timestamp>) -> Result<(), String> {
         let journal = self.server.journal();
         let credentials = self.ns.api::<MailCredential>().list(&Default::default()).await.unwrap();
         let secrets = self.ns.api::<Secret>().list(&Default::default()).await.unwrap();
@@ -278,32 +278,32 @@ impl<'a> Soak<'a> {
         for subject in &mut subjects {
             let secret = |name: &str| secrets.iter().find(|secret| secret.name_any() == name);
             let grant = secret(&format!("{}-grant", subject.name));
-            let look = Look {
+            let observed = Observed {
                 credential: credentials.iter().find(|one| one.name_any() == subject.name).unwrap(),
                 access: secret(&subject.name).map(|secret| text(secret, "access_token")).unwrap_or_default(),
                 refresh: grant.map(|secret| text(secret, "refresh_token")).unwrap_or_default(),
                 claim: grant.and_then(|secret| secret.annotations().get(names::ANNOTATION_CLAIM).cloned()),
             };
-            if look.is_lost(subject, &journal, self.server) {
-                self.lose(subject, &look).await;
+            if observed.is_lost(subject, &journal, self.server) {
+                self.lose(subject, &observed).await;
             } else if let Some(killed) = killed {
-                let stands = Some(look.standing(subject, &journal));
-                let step = look.step(subject, &journal, self.server, killed);
+                let progress = Some(observed.progress(subject, &journal));
+                let step = observed.step(subject, &journal, self.server, killed);
                 // A broker that was killed before it came to anything has met no step.
-                let met = std::mem::replace(&mut subject.stood, stands.clone()) != stands;
+                let met = std::mem::replace(&mut subject.former, progress.clone()) != progress;
                 if met {
-                    self.note(subject, &look, step);
+                    self.note(subject, &observed, step);
                 }
             }
-            if !look.is_well() {
-                unwell.push(format!("{}: {}", subject.name, reason(look.credential, "Renewed")));
+            if !observed.is_well() {
+                unwell.push(format!("{}: {}", subject.name, reason(observed.credential, "Renewed")));
             }
         }
         self.subjects = subjects;
         if unwell.is_empty() { Ok(()) } else { Err(unwell.join(", ")) }
     }
 
-    fn note(&mut self, subject: &mut Subject, look: &Look<'_>, step: Step) {
+    fn note(&mut self, subject: &mut Subject, observed: &Observed<'_>, step: Step) {
         subject.last = step;
         if step == Step::Rest {
             return;
@@ -311,26 +311,26 @@ impl<'a> Soak<'a> {
         *self.tally.hits.entry(step).or_default() += 1;
         if subject.by_person && matches!(step, Step::Asked | Step::Answered) {
             self.tally.outstanding += 1;
-            let known = subject.suspect.take().filter(|(token, _)| *token == look.refresh);
-            subject.suspect = known.or_else(|| Some((look.refresh.clone(), step)));
+            let known = subject.suspect.take().filter(|(token, _)| *token == observed.refresh);
+            subject.suspect = known.or_else(|| Some((observed.refresh.clone(), step)));
         }
     }
 
-    async fn lose(&mut self, subject: &mut Subject, look: &Look<'_>) {
-        let cause = subject.suspect.take().filter(|(token, _)| *token == look.refresh);
+    async fn lose(&mut self, subject: &mut Subject, observed: &Observed<'_>) {
+        let cause = subject.suspect.take().filter(|(token, _)| *token == observed.refresh);
         let step = cause.as_ref().map_or(subject.last, |(_, step)| *step);
         *self.tally.losses.entry(step).or_default() += 1;
         if cause.is_none() {
             let server = self.server.name();
             self.tally.wrong.push(format!("{server}: {} lost its sign-in, last hit at {step:?}", subject.name));
         }
-        subject.lost = Some(look.refresh.clone());
+        subject.lost = Some(observed.refresh.clone());
         subject.accounts.insert(self.sign_in(&subject.name).await);
     }
 
     /// Waits until all are well.
     async fn heal(&mut self) {
-        until_in(HEALED, "all credentials are ready", async || self.look(None).await).await;
+        until_in(HEALED, "all credentials are ready", async || self.check_all(None).await).await;
     }
 
     /// Measures how long a refresh token that was issued is not stored, while nothing is killed.
@@ -367,7 +367,7 @@ impl<'a> Soak<'a> {
     /// Sees that nothing is left undone, and that no other than the right token was ever there.
     async fn close(mut self, monitor: Monitor) -> Tally {
         let name = self.server.name();
-        self.look(Some(Timestamp::now())).await.unwrap_or_else(|unwell| {
+        self.check_all(Some(Timestamp::now())).await.unwrap_or_else(|unwell| {
             self.tally.wrong.push(format!("{name}: after the end {unwell}"));
         });
         let left = self.subjects.iter().filter(|subject| subject.last != Step::Rest);
