@@ -1,6 +1,8 @@
 //! Dialogues with servers, as transcripts: `S:` is a line of the server, `C:` a line that the client must send, `TLS` a
 //! handshake, `TOKEN` the SASL response. The last line is the outcome.
 
+mod differential;
+
 use proptest::prelude::*;
 
 use super::*;
