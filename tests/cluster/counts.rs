@@ -13,7 +13,7 @@ const CREDENTIALS: usize = 100;
 /// Enough to see what each costs.
 const FEW: usize = 10;
 /// At a time: those that wait for the broker, too.
-const HANDS: usize = 16;
+const CONCURRENCY: usize = 16;
 /// How long nothing must happen.
 const REST: Duration = Duration::from_secs(2);
 /// Most calls of a start that are neither lists nor watches: the client credentials of a provider, and one new credential.
@@ -22,7 +22,7 @@ const START: usize = 12;
 /// So many credentials, until all are ready.
 async fn make(fixture: &Fixture, prefix: &str, number: usize) {
     let one = async |number| drop(fixture.issued(credential(&format!("{prefix}-{number}"))).await);
-    stream::iter(0..number).map(one).buffer_unordered(HANDS).collect::<()>().await;
+    stream::iter(0..number).map(one).buffer_unordered(CONCURRENCY).collect::<()>().await;
 }
 
 /// How often the broker asked for what, by verb and resource.
@@ -84,7 +84,7 @@ async fn an_issue_and_a_renewal_are_one_token_request_and_two_calls_each_and_res
         let handled = |found: &MailCredential| field(found, "/status/lastHandledReissue") == "1";
         fixture.ns.until::<MailCredential>(&name, "it was issued again", handled).await;
     };
-    stream::iter(0..CREDENTIALS).map(renew).buffer_unordered(HANDS).collect::<()>().await;
+    stream::iter(0..CREDENTIALS).map(renew).buffer_unordered(CONCURRENCY).collect::<()>().await;
     calls(&fixture, before, [("patch secrets 200", CREDENTIALS), ("update mailcredentials/status 200", CREDENTIALS)])
         .await;
     assert_eq!(fixture.idp.token_requests().len(), requests + 2 * CREDENTIALS);

@@ -19,14 +19,18 @@ use serde_json::json;
 /// More than may be in flight to one host, by far.
 const MANY: usize = 200;
 /// At a time.
-const HANDS: usize = 16;
+const CONCURRENCY: usize = 16;
 /// "Within seconds", on a machine that runs a build at the same time.
 const SECONDS: Duration = Duration::from_secs(25);
 
 /// Applies a manifest of each of [`MANY`] credentials.
 async fn each(ns: &Namespace, manifest: impl Fn(&str) -> Manifest) {
     let manifests = (0..MANY).map(|number| manifest(&format!("mailbox-{number}")));
-    stream::iter(manifests).map(|manifest| ns.apply(manifest)).buffer_unordered(HANDS).for_each(async |_| ()).await;
+    stream::iter(manifests)
+        .map(|manifest| ns.apply(manifest))
+        .buffer_unordered(CONCURRENCY)
+        .for_each(async |_| ())
+        .await;
 }
 
 /// Waits until the list of all credentials is as wanted.

@@ -80,20 +80,20 @@ async fn no_name_leads_out_of_the_namespace() {
 #[tokio::test]
 async fn a_name_that_exists_in_other_namespaces_is_read_only_in_its_own() {
     let mut tenants = Tenants::new(|settings| settings).await;
-    let (attacker, lair) = (&tenants.attacker, &tenants.lair);
+    let (attacker, hostile_ns) = (&tenants.attacker, &tenants.hostile_ns);
     let secret = json!([{"clientSecret": {"secretRef": {"name": "idp-client", "key": "client-secret"}}}]);
     attacker.apply(tenants.provider("secret").set("spec.client.authentication", secret)).await;
     attacker.apply(tenants.provider("bundle").set("spec.caBundleRef.configMap.name", "idp-ca")).await;
     attacker.apply(tenants.provider("good")).await;
     for name in ["secret", "bundle"] {
         attacker.apply(credential(name).set("spec.providerRef.name", name)).await;
-        lair.condition::<MailProvider>(name, "Ready", "SourceNotFound").await;
+        hostile_ns.condition::<MailProvider>(name, "Ready", "SourceNotFound").await;
     }
     let seed = json!({"refreshToken": {"secretRef": {"name": "idp-client", "key": "client-secret"}}});
     attacker.apply(credential("seed").set("spec.providerRef.name", "good").set("spec.grant", seed)).await;
-    lair.condition::<MailCredential>("seed", "Ready", "SourceNotFound").await;
+    hostile_ns.condition::<MailCredential>("seed", "Ready", "SourceNotFound").await;
     attacker.apply(credential("provider")).await;
-    lair.condition::<MailCredential>("provider", "Ready", "ProviderNotFound").await;
+    hostile_ns.condition::<MailCredential>("provider", "Ready", "ProviderNotFound").await;
     assert_eq!(tenants.evil.requests().len(), 0);
     tenants.unharmed().await;
 }
@@ -101,9 +101,9 @@ async fn a_name_that_exists_in_other_namespaces_is_read_only_in_its_own() {
 #[tokio::test]
 async fn no_field_sends_a_secret_without_the_label() {
     let mut tenants = Tenants::new(|settings| settings).await;
-    let (attacker, lair) = (&tenants.attacker, &tenants.lair);
+    let (attacker, hostile_ns) = (&tenants.attacker, &tenants.hostile_ns);
     let plain = source("plain", "k", "canary-that-nobody-labelled").set("metadata.labels", json!({}));
-    lair.apply(plain.clone()).await;
+    hostile_ns.apply(plain.clone()).await;
     attacker.apply(tenants.provider("good")).await;
     for (number, (field, manifest)) in references(&tenants).into_iter().enumerate() {
         let of_a_secret = field.ends_with("ecretRef") || field.ends_with("eyRef") || field.ends_with("Ref.secret");
@@ -114,11 +114,11 @@ async fn no_field_sends_a_secret_without_the_label() {
         let manifest = manifest.set("metadata.name", name.as_str()).set(&format!("{field}.name"), "plain");
         if manifest.0["kind"] == "MailCredential" {
             attacker.apply(manifest.set("spec.providerRef.name", "good")).await;
-            lair.condition::<MailCredential>(&name, "Ready", "SourceNotLabeled").await;
+            hostile_ns.condition::<MailCredential>(&name, "Ready", "SourceNotLabeled").await;
         } else {
             attacker.apply(manifest).await;
             attacker.apply(credential(&name).set("spec.providerRef.name", name.as_str())).await;
-            lair.condition::<MailProvider>(&name, "Ready", "SourceNotLabeled").await;
+            hostile_ns.condition::<MailProvider>(&name, "Ready", "SourceNotLabeled").await;
         }
     }
     // What is nearly the label is not it.
@@ -127,9 +127,9 @@ async fn no_field_sends_a_secret_without_the_label() {
     let label = "mailtoken.dev/source";
     let near = plain.set("metadata.name", "near").entry("metadata.annotations", label, "true");
     for (key, value) in [(label, "True"), (label, ""), (label, "yes"), ("x.mailtoken.dev/source", "true")] {
-        lair.apply(near.clone().entry("metadata.labels", key, value)).await;
+        hostile_ns.apply(near.clone().entry("metadata.labels", key, value)).await;
         attacker.annotate::<MailProvider>("near", "tried", &format!("{key}={value}")).await;
-        lair.condition::<MailProvider>("near", "Ready", "SourceNotLabeled").await;
+        hostile_ns.condition::<MailProvider>("near", "Ready", "SourceNotLabeled").await;
     }
     assert_eq!(tenants.evil.requests().len(), 0);
     tenants.unharmed().await;
@@ -138,14 +138,14 @@ async fn no_field_sends_a_secret_without_the_label() {
 #[tokio::test]
 async fn the_admins_provider_gives_no_mailbox_grant_or_scope_that_the_admin_did_not_allow() {
     let mut tenants = Tenants::new(|settings| settings).await;
-    let (attacker, lair, idp) = (&tenants.attacker, &tenants.lair, &tenants.idp);
+    let (attacker, hostile_ns, idp) = (&tenants.attacker, &tenants.hostile_ns, &tenants.idp);
     tenants.home.apply(source("signing", "key", &KeyPair::generate().unwrap().serialize_pem())).await;
     let key = json!({"keyRef": {"name": "signing", "key": "key"}, "algorithm": "ES256"});
     let able = json!({"spec": {
         "oauth2": {"deviceAuthorizationURL": idp.url(DEVICE)},
         "client": {"authentication": [{"privateKeyJWT": key}]},
     }});
-    let admins: Api<ClusterMailProvider> = Api::all(lair.client.clone());
+    let admins: Api<ClusterMailProvider> = Api::all(hostile_ns.client.clone());
     admins.patch(&tenants.home.name, &PatchParams::default(), &Patch::Merge(able)).await.unwrap();
     let before = idp.requests().len();
     for (number, address) in [
@@ -174,13 +174,13 @@ async fn the_admins_provider_gives_no_mailbox_grant_or_scope_that_the_admin_did_
             let manifest =
                 tenants.by_the_admins(&name).set("spec.mailbox", json!({field: address, other: "billing@example.org"}));
             attacker.apply(manifest).await;
-            lair.condition::<MailCredential>(&name, "Stalled", "NotAllowed").await;
+            hostile_ns.condition::<MailCredential>(&name, "Stalled", "NotAllowed").await;
         }
     }
     for protocol in ["smtp", "imap", "pop3"] {
         let mailbox = json!({"address": "billing@example.org", "usernames": {protocol: "ceo@example.org"}});
         attacker.apply(tenants.by_the_admins(&format!("user-{protocol}")).set("spec.mailbox", mailbox)).await;
-        lair.condition::<MailCredential>(&format!("user-{protocol}"), "Stalled", "NotAllowed").await;
+        hostile_ns.condition::<MailCredential>(&format!("user-{protocol}"), "Stalled", "NotAllowed").await;
     }
     for address in [
         "billing@example.org.",
@@ -205,21 +205,21 @@ async fn the_admins_provider_gives_no_mailbox_grant_or_scope_that_the_admin_did_
     for (name, grant) in [("jwt", json!({"jwtBearer": {}})), ("code", json!({"deviceCode": {}})), ("exchange", subject)]
     {
         attacker.apply(ceo(name).set("spec.grant", grant)).await;
-        lair.condition::<MailCredential>(name, "Stalled", "NotAllowed").await;
+        hostile_ns.condition::<MailCredential>(name, "Stalled", "NotAllowed").await;
     }
     let scoped = tenants.by_the_admins("scope").set("spec.mailbox.address", "billing@example.org");
     for scopes in [json!(["mail.send", "admin"]), json!(["MAIL.SEND"]), json!(["mail.send/"])] {
         attacker.apply(scoped.clone().set("spec.scopes", scopes)).await;
-        lair.condition::<MailCredential>("scope", "Stalled", "NotAllowed").await;
+        hostile_ns.condition::<MailCredential>("scope", "Stalled", "NotAllowed").await;
     }
     assert_eq!(idp.requests().len(), before, "nothing was asked for");
 
     // The allowed token arrives, and no other under its name.
     attacker.apply(tenants.by_the_admins("team-a").set("spec.mailbox.address", "Team-A@example.org")).await;
-    lair.condition::<MailCredential>("team-a", "Ready", "TokenValid").await;
+    hostile_ns.condition::<MailCredential>("team-a", "Ready", "TokenValid").await;
     attacker.patch::<MailCredential>("team-a", json!({"spec": {"mailbox": {"address": "ceo@example.org"}}})).await;
-    lair.condition::<MailCredential>("team-a", "Stalled", "NotAllowed").await;
-    assert_eq!(lair.secret("team-a").await["username"], "Team-A@example.org");
+    hostile_ns.condition::<MailCredential>("team-a", "Stalled", "NotAllowed").await;
+    assert_eq!(hostile_ns.secret("team-a").await["username"], "Team-A@example.org");
     assert_eq!(idp.requests().len(), before + 1);
     tenants.unharmed().await;
 }
@@ -264,14 +264,14 @@ async fn the_rights_of_an_editor_change_no_rule() {
 #[tokio::test]
 async fn a_provider_of_the_same_name_gets_nothing_that_is_the_admins() {
     let mut tenants = Tenants::new(|settings| settings).await;
-    let (attacker, lair, name) = (&tenants.attacker, &tenants.lair, tenants.home.name.clone());
+    let (attacker, hostile_ns, name) = (&tenants.attacker, &tenants.hostile_ns, tenants.home.name.clone());
     attacker.apply(tenants.by_the_admins("billing")).await;
-    lair.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+    hostile_ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
     attacker.apply(source("idp-client", "client-secret", "the attacker's own")).await;
     let own = json!([{"clientSecret": {"secretRef": {"name": "idp-client", "key": "client-secret"}}}]);
     attacker.apply(tenants.provider(&name).set("spec.client.authentication", own)).await;
     attacker.apply(credential("own").set("spec.providerRef.name", name.as_str())).await;
-    lair.condition::<MailCredential>("own", "Ready", "TokenValid").await;
+    hostile_ns.condition::<MailCredential>("own", "Ready", "TokenValid").await;
     attacker.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
     let theirs = tenants.idp.token_requests_reach(3).await;
     let secrets: Vec<_> = theirs.iter().map(|request| request.form()["client_secret"].clone()).collect();
@@ -283,7 +283,7 @@ async fn a_provider_of_the_same_name_gets_nothing_that_is_the_admins() {
     // To and fro with one credential.
     for kind in ["MailProvider", "ClusterMailProvider", "MailProvider"] {
         attacker.patch::<MailCredential>("billing", json!({"spec": {"providerRef": {"kind": kind}}})).await;
-        lair.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+        hostile_ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
     }
     tenants.unharmed().await;
 }
@@ -305,7 +305,7 @@ async fn a_tenants_server_gets_only_the_tenants_identity_and_that_is_no_login() 
     fs::write(&file, OWN).unwrap();
     let identity = format!("--identity-token-file={}", file.display());
     let mut tenants = Tenants::new(|settings| settings.flag("--allow-service-account-ref").flag(identity)).await;
-    let (attacker, lair) = (&tenants.attacker, &tenants.lair);
+    let (attacker, hostile_ns) = (&tenants.attacker, &tenants.hostile_ns);
     let account = Manifest(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "mailer"}}));
     let account = account.entry("metadata.annotations", "mailtoken.dev/allowed-audiences", "api://x");
     attacker.apply(account.clone()).await;
@@ -327,16 +327,16 @@ async fn a_tenants_server_gets_only_the_tenants_identity_and_that_is_no_login() 
     attacker.apply(credential("vouched").set("spec.providerRef.name", "vouched")).await;
     for audience in ["https://kubernetes.default.svc.cluster.local", "https://kubernetes.default.svc", "kubernetes"] {
         attacker.apply(vouched(audience, name("mailer"))).await;
-        lair.condition::<MailProvider>("vouched", "Ready", "NotAllowed").await;
+        hostile_ns.condition::<MailProvider>("vouched", "Ready", "NotAllowed").await;
     }
     assert_eq!(tenants.evil.requests().len(), 0);
 
     attacker.apply(vouched("api://x", name("mailer"))).await;
-    lair.condition::<MailCredential>("vouched", "Ready", "TokenValid").await;
+    hostile_ns.condition::<MailCredential>("vouched", "Ready", "TokenValid").await;
     let requests = tenants.evil.requests();
     assert!(!format!("{requests:?}").contains(OWN));
     let assertion = requests[0].form()["client_assertion"].clone();
-    let refusal = login(&lair.cluster, &assertion).await.unwrap_err();
+    let refusal = login(&hostile_ns.cluster, &assertion).await.unwrap_err();
     assert!(matches!(&refusal, kube::Error::Api(status) if status.code == 401), "{refusal}");
     let made = tenants.home.audit().into_iter().filter(|event| event.access.resource == "serviceaccounts/token");
     assert_eq!(made.count(), 0, "no token was made in the broker's namespace");

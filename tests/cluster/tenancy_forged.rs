@@ -63,7 +63,7 @@ fn sane(broker: &Broker) {
 #[tokio::test]
 async fn forged_secrets_with_dates_at_the_end_of_time_do_no_harm() {
     let mut tenants = Tenants::new(|settings| settings).await;
-    let (attacker, lair) = (&tenants.attacker, &tenants.lair);
+    let (attacker, hostile_ns) = (&tenants.attacker, &tenants.hostile_ns);
     let provider = tenants.provider("own").set("spec.oauth2.deviceAuthorizationURL", tenants.evil.url(DEVICE));
     attacker.apply(provider).await;
     attacker.apply(source("seed", "k", "canary-seed-of-the-attacker")).await;
@@ -74,19 +74,19 @@ async fn forged_secrets_with_dates_at_the_end_of_time_do_no_harm() {
         attacker.apply(forged_grant(name)).await;
         attacker.apply(credential(name).set("spec.providerRef.name", "own").set("spec.grant", grant)).await;
     }
-    lair.condition::<MailCredential>("plain", "Ready", "TokenValid").await;
+    hostile_ns.condition::<MailCredential>("plain", "Ready", "TokenValid").await;
     let mended =
         |secret: &Secret| text(secret, "access_token") != "canary-forged" && secret.metadata.owner_references.is_some();
-    lair.until::<Secret>("plain", "the forgery is replaced", mended).await;
+    hostile_ns.until::<Secret>("plain", "the forgery is replaced", mended).await;
     for name in ["seeded", "code"] {
         let seen =
             |found: &MailCredential| field(found, "/status/observedGeneration") == field(found, "/metadata/generation");
-        lair.until::<MailCredential>(name, "it was checked", seen).await;
+        hostile_ns.until::<MailCredential>(name, "it was checked", seen).await;
         attacker.delete::<Secret>(&format!("{name}-grant")).await;
         attacker.annotate::<MailCredential>(name, "mailtoken.dev/reissue", "1").await;
     }
-    lair.condition::<MailCredential>("seeded", "Ready", "TokenValid").await;
-    lair.condition::<MailCredential>("code", "Ready", "AuthorizationRequired").await;
+    hostile_ns.condition::<MailCredential>("seeded", "Ready", "TokenValid").await;
+    hostile_ns.condition::<MailCredential>("code", "Ready", "AuthorizationRequired").await;
 
     // The same dates in what the broker itself has written, one after the other.
     tenants.evil.answer(Answer::token(3600).rotating());
@@ -102,8 +102,8 @@ async fn forged_secrets_with_dates_at_the_end_of_time_do_no_harm() {
     for name in ["plain", "seeded"] {
         attacker.annotate::<MailCredential>(name, "mailtoken.dev/reissue", "2").await;
         let answered = |found: &MailCredential| field(found, "/status/lastHandledReissue") == "2";
-        lair.until::<MailCredential>(name, "the reissue is answered", answered).await;
-        lair.condition::<MailCredential>(name, "Ready", "TokenValid").await;
+        hostile_ns.until::<MailCredential>(name, "the reissue is answered", answered).await;
+        hostile_ns.condition::<MailCredential>(name, "Ready", "TokenValid").await;
     }
     sane(&tenants.broker);
     tenants.unharmed().await;
@@ -112,20 +112,20 @@ async fn forged_secrets_with_dates_at_the_end_of_time_do_no_harm() {
 #[tokio::test]
 async fn a_forged_status_deletes_nothing_and_is_repaired() {
     let mut tenants = Tenants::new(|settings| settings).await;
-    let (attacker, lair) = (&tenants.attacker, &tenants.lair);
+    let (attacker, hostile_ns) = (&tenants.attacker, &tenants.hostile_ns);
     attacker.apply(tenants.provider("own")).await;
     let own = |name: &str| credential(name).set("spec.providerRef.name", "own");
     for name in ["mine", "theirs"] {
         attacker.apply(own(name)).await;
-        lair.condition::<MailCredential>(name, "Ready", "TokenValid").await;
+        hostile_ns.condition::<MailCredential>(name, "Ready", "TokenValid").await;
     }
-    lair.apply(source("crown", "k", "of another user")).await;
-    lair.apply(forged_grant("theirs")).await;
-    lair.apply(forged("made-up", "theirs", json!({}), json!({"k": "v"}))).await;
+    hostile_ns.apply(source("crown", "k", "of another user")).await;
+    hostile_ns.apply(forged_grant("theirs")).await;
+    hostile_ns.apply(forged("made-up", "theirs", json!({}), json!({"k": "v"}))).await;
     let names = ["crown", "theirs", "theirs-grant", "made-up", "idp-client", "absent"];
     let mut before = vec![];
     for name in names {
-        before.push(lair.api::<Secret>().get_opt(name).await.unwrap());
+        before.push(hostile_ns.api::<Secret>().get_opt(name).await.unwrap());
     }
     let version = |secret: &Secret| secret.metadata.resource_version.clone();
     for (number, name) in names.into_iter().enumerate() {
@@ -136,19 +136,20 @@ async fn a_forged_status_deletes_nothing_and_is_repaired() {
             "grant": {"obtainedAt": END_OF_TIME, "lastUsedAt": END_OF_TIME, "expiresAt": END_OF_TIME, "rotations": i64::MAX},
             "lastHandledReissue": "x", "conditions": [],
         }});
-        let api = lair.api::<MailCredential>();
+        let api = hostile_ns.api::<MailCredential>();
         api.patch_status("mine", &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
-        lair.until::<MailCredential>("mine", "the status is repaired", |found| {
-            field(found, "/status/secretName") == "mine" && field(found, "/status/token/length") != i64::MAX
-        })
-        .await;
-        lair.condition::<MailCredential>("mine", "Ready", "TokenValid").await;
+        hostile_ns
+            .until::<MailCredential>("mine", "the status is repaired", |found| {
+                field(found, "/status/secretName") == "mine" && field(found, "/status/token/length") != i64::MAX
+            })
+            .await;
+        hostile_ns.condition::<MailCredential>("mine", "Ready", "TokenValid").await;
     }
     attacker.annotate::<MailCredential>("mine", "mailtoken.dev/reissue", "1").await;
     let answered = |found: &MailCredential| field(found, "/status/lastHandledReissue") == "1";
-    lair.until::<MailCredential>("mine", "it is served as anybody", answered).await;
+    hostile_ns.until::<MailCredential>("mine", "it is served as anybody", answered).await;
     for (name, before) in names.into_iter().zip(before) {
-        assert_eq!(lair.api::<Secret>().get_opt(name).await.unwrap(), before, "{name}");
+        assert_eq!(hostile_ns.api::<Secret>().get_opt(name).await.unwrap(), before, "{name}");
     }
     sane(&tenants.broker);
     tenants.unharmed().await;
@@ -157,7 +158,7 @@ async fn a_forged_status_deletes_nothing_and_is_repaired() {
 #[tokio::test]
 async fn a_forged_expiry_lengthens_no_life_with_or_without_the_provider() {
     let mut tenants = Tenants::new(|settings| settings).await;
-    let (attacker, lair) = (&tenants.attacker, &tenants.lair);
+    let (attacker, hostile_ns) = (&tenants.attacker, &tenants.hostile_ns);
     const LATE: &str = "2036-01-01T00:00:00Z";
     let forgery = json!({
         "metadata": {"annotations": {"mailtoken.dev/expires-at": LATE}},
@@ -168,8 +169,8 @@ async fn a_forged_expiry_lengthens_no_life_with_or_without_the_provider() {
         tenants.evil.next(Answer::token(20));
         let own = credential(name).set("spec.providerRef.name", name).set("spec.renewal.renewBefore", "1s");
         attacker.apply(own).await;
-        lair.condition::<MailCredential>(name, "Ready", "TokenValid").await;
-        let before: MailCredential = lair.get(name).await;
+        hostile_ns.condition::<MailCredential>(name, "Ready", "TokenValid").await;
+        let before: MailCredential = hostile_ns.get(name).await;
         let end = field(&before, "/status/token/expiresAt");
         match name {
             "down" => tenants.evil.answer(Answer::status(503)),
@@ -181,9 +182,9 @@ async fn a_forged_expiry_lengthens_no_life_with_or_without_the_provider() {
                 text(secret, "expires_at") == end.as_str().unwrap()
                     && field(secret, "/metadata/annotations/mailtoken.dev~1expires-at") == end
             };
-            lair.until::<Secret>(name, "the forgery is replaced while the provider is down", mended).await;
+            hostile_ns.until::<Secret>(name, "the forgery is replaced while the provider is down", mended).await;
         }
-        let expired = lair.condition::<MailCredential>(name, "Ready", "Expired").await;
+        let expired = hostile_ns.condition::<MailCredential>(name, "Ready", "Expired").await;
         let late = expired.last_transition_time.0.as_second()
             - end.as_str().unwrap().parse::<k8s_openapi::jiff::Timestamp>().unwrap().as_second();
         assert!((0..=5).contains(&late), "{late} s after the end");
@@ -192,7 +193,7 @@ async fn a_forged_expiry_lengthens_no_life_with_or_without_the_provider() {
     // A new token comes as soon as the provider serves again.
     attacker.apply(tenants.provider("gone")).await;
     for name in ["down", "gone"] {
-        lair.condition::<MailCredential>(name, "Ready", "TokenValid").await;
+        hostile_ns.condition::<MailCredential>(name, "Ready", "TokenValid").await;
     }
     sane(&tenants.broker);
     tenants.unharmed().await;
@@ -201,7 +202,7 @@ async fn a_forged_expiry_lengthens_no_life_with_or_without_the_provider() {
 #[tokio::test]
 async fn forged_owners_take_nothing_over_in_another_namespace() {
     let mut tenants = Tenants::new(|settings| settings).await;
-    let (attacker, lair, shop) = (&tenants.attacker, &tenants.lair, &tenants.shop);
+    let (attacker, hostile_ns, shop) = (&tenants.attacker, &tenants.hostile_ns, &tenants.shop);
     let theirs: MailCredential = shop.get("billing").await;
     let owner = |uid: &str| {
         json!([{
@@ -216,7 +217,7 @@ async fn forged_owners_take_nothing_over_in_another_namespace() {
     attacker.apply(tenants.provider("idp").set("metadata.ownerReferences", theirs.clone())).await;
     let mine = credential("billing").set("spec.revocationPolicy", "OnDelete").set("metadata.ownerReferences", theirs);
     attacker.apply(mine.set("spec.providerRef.name", "own")).await;
-    lair.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+    hostile_ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
     assert_eq!(tenants.evil.token_requests().len(), 1);
     attacker.delete::<MailCredential>("billing").await;
     // One whose owner was never there.
@@ -224,7 +225,7 @@ async fn forged_owners_take_nothing_over_in_another_namespace() {
         .apply(forged_target("gone").set("metadata.ownerReferences", owner("00000000-0000-0000-0000-000000000000")))
         .await;
     attacker.apply(credential("gone").set("spec.providerRef.name", "own")).await;
-    lair.condition::<MailCredential>("gone", "Ready", "TokenValid").await;
+    hostile_ns.condition::<MailCredential>("gone", "Ready", "TokenValid").await;
     sane(&tenants.broker);
     tenants.unharmed().await;
 }
@@ -232,38 +233,38 @@ async fn forged_owners_take_nothing_over_in_another_namespace() {
 #[tokio::test]
 async fn a_credential_that_names_anothers_secret_gets_none_and_destroys_none() {
     let mut tenants = Tenants::new(|settings| settings).await;
-    let (attacker, lair) = (&tenants.attacker, &tenants.lair);
+    let (attacker, hostile_ns) = (&tenants.attacker, &tenants.hostile_ns);
     attacker.apply(tenants.provider("own")).await;
     let own = |name: &str| credential(name).set("spec.providerRef.name", "own");
     attacker.apply(source("seed", "k", "canary-seed-of-the-attacker")).await;
     let seed = json!({"refreshToken": {"secretRef": {"name": "seed", "key": "k"}}});
     tenants.evil.answer(Answer::token(3600).rotating());
     attacker.apply(own("other").set("spec.grant", seed)).await;
-    lair.condition::<MailCredential>("other", "Ready", "TokenValid").await;
-    lair.apply(source("crown", "k", "of another user").set("type", "example.org/of-another-kind")).await;
+    hostile_ns.condition::<MailCredential>("other", "Ready", "TokenValid").await;
+    hostile_ns.apply(source("crown", "k", "of another user").set("type", "example.org/of-another-kind")).await;
     let names = ["other-grant", "other", "seed", "crown"];
     let mut before = vec![];
     for name in names {
-        before.push(lair.get::<Secret>(name).await);
+        before.push(hostile_ns.get::<Secret>(name).await);
     }
     // Of two that were made in the same second the uid decides whose a Secret is.
-    let made = lair.get::<MailCredential>("other").await.metadata.creation_timestamp.unwrap().0;
+    let made = hostile_ns.get::<MailCredential>("other").await.metadata.creation_timestamp.unwrap().0;
     let next_second = async || (wait::now().as_second() > made.as_second()).then_some(()).ok_or_else(String::new);
     until("the next second", next_second).await;
     attacker.apply(own("mine")).await;
-    lair.condition::<MailCredential>("mine", "Ready", "TokenValid").await;
+    hostile_ns.condition::<MailCredential>("mine", "Ready", "TokenValid").await;
     let grant = attacker.try_apply(own("mine").set("spec.secret.name", "other-grant")).await;
     assert!(grant.unwrap_err().to_string().contains("must not end in -grant"));
     for name in names.into_iter().filter(|name| *name != "other-grant") {
         attacker.apply(own("mine").set("spec.secret.name", name)).await;
-        lair.condition::<MailCredential>("mine", "Stalled", "SecretConflict").await;
+        hostile_ns.condition::<MailCredential>("mine", "Stalled", "SecretConflict").await;
     }
     attacker.apply(own("mine").set("spec.secret.name", "renamed")).await;
-    lair.condition::<MailCredential>("mine", "Ready", "TokenValid").await;
-    lair.gone::<Secret>("mine").await;
+    hostile_ns.condition::<MailCredential>("mine", "Ready", "TokenValid").await;
+    hostile_ns.gone::<Secret>("mine").await;
     attacker.delete::<MailCredential>("mine").await;
     for (name, before) in names.into_iter().zip(before) {
-        assert_eq!(lair.get::<Secret>(name).await, before, "{name}");
+        assert_eq!(hostile_ns.get::<Secret>(name).await, before, "{name}");
     }
     tenants.unharmed().await;
 }
@@ -271,7 +272,7 @@ async fn a_credential_that_names_anothers_secret_gets_none_and_destroys_none() {
 #[tokio::test]
 async fn a_target_that_kubernetes_would_fill_with_an_identity_is_replaced() {
     let mut tenants = Tenants::new(|settings| settings).await;
-    let (attacker, lair) = (&tenants.attacker, &tenants.lair);
+    let (attacker, hostile_ns) = (&tenants.attacker, &tenants.hostile_ns);
     attacker.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "admin"}})).await;
     attacker.apply(tenants.provider("own")).await;
     const ACCOUNT: &str = "kubernetes.io/service-account.name";
@@ -279,8 +280,9 @@ async fn a_target_that_kubernetes_would_fill_with_an_identity_is_replaced() {
     attacker.apply(forged_target("mine").entry("metadata.annotations", ACCOUNT, "admin").set("type", TYPE)).await;
     let asked = credential("mine").set("spec.providerRef.name", "own");
     attacker.apply(asked.clone().entry("spec.secret.annotations", ACCOUNT, "admin")).await;
-    lair.condition::<MailCredential>("mine", "Ready", "TokenValid").await;
-    lair.until::<Secret>("mine", "it is of no kind of Kubernetes'", |secret| secret.type_.as_deref() == Some("Opaque"))
+    hostile_ns.condition::<MailCredential>("mine", "Ready", "TokenValid").await;
+    hostile_ns
+        .until::<Secret>("mine", "it is of no kind of Kubernetes'", |secret| secret.type_.as_deref() == Some("Opaque"))
         .await;
     for path in ["spec.secret.type", "spec.secret.immutable", "spec.secret.namespace"] {
         assert!(attacker.try_apply(asked.clone().set(path, TYPE)).await.is_err(), "{path}");

@@ -22,7 +22,7 @@ pub struct Tenants {
     /// The victim, whose credential `billing` is ready.
     pub shop: Namespace,
     /// The attacker's namespace, as the administrator sees it.
-    pub lair: Namespace,
+    pub hostile_ns: Namespace,
     /// The same with the attacker's rights: Kubernetes' role for editors, and the chart's.
     pub attacker: Namespace,
     /// Whom the administrator and the shop trust.
@@ -38,19 +38,20 @@ impl Tenants {
     /// The administrator lets the shop use all mailboxes, and the attacker `billing` and those of `team-`.
     pub async fn new(change: impl FnOnce(Settings) -> Settings) -> Self {
         let cluster = Cluster::shared();
-        let (home, shop, lair) = (cluster.namespace().await, cluster.namespace().await, cluster.namespace().await);
+        let (home, shop, hostile_ns) =
+            (cluster.namespace().await, cluster.namespace().await, cluster.namespace().await);
         let (idp, evil) = (Idp::start(), Idp::start());
-        let settings = Broker::settings(&home).flag(format!("--namespace={},{}", shop.name, lair.name));
+        let settings = Broker::settings(&home).flag(format!("--namespace={},{}", shop.name, hostile_ns.name));
         let broker = change(settings).start().await;
-        let attacker = editor(&lair).await;
+        let attacker = editor(&hostile_ns).await;
         for (ns, secret) in [(&home, OF_THE_ADMIN), (&shop, OF_THE_SHOP)] {
             ns.apply(ca_bundle("idp-ca", &idp)).await;
             ns.apply(source("idp-client", "client-secret", secret)).await;
         }
-        lair.apply(ca_bundle("evil-ca", &evil)).await;
+        hostile_ns.apply(ca_bundle("evil-ca", &evil)).await;
         let allowed = json!([
             {"namespaceSelector": {"matchLabels": named(&shop)}, "mailboxes": ["*@example.org"]},
-            {"namespaceSelector": {"matchLabels": named(&lair)}, "mailboxes": ["billing@example.org", "team-*@example.org"]},
+            {"namespaceSelector": {"matchLabels": named(&hostile_ns)}, "mailboxes": ["billing@example.org", "team-*@example.org"]},
         ]);
         let offered = provider(&idp).set("kind", "ClusterMailProvider").set("metadata.name", home.name.as_str());
         home.apply(offered.set("spec.allowed", allowed).set("spec.scopes", json!(["mail.send"]))).await;
@@ -58,7 +59,7 @@ impl Tenants {
         shop.apply(credential("billing")).await;
         shop.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
         let untouched = shop.get("billing").await;
-        Self { home, shop, lair, attacker, idp, evil, broker, untouched }
+        Self { home, shop, hostile_ns, attacker, idp, evil, broker, untouched }
     }
 
     /// A MailProvider of the attacker, which leads to his own server.
