@@ -97,13 +97,13 @@ impl Metrics {
         );
         let durations =
             Family::<_, _>::new_with_constructor((|| Histogram::new(DURATION_BUCKETS)) as fn() -> Histogram);
-        registry.register("token_request_duration_seconds", "How long token requests took", durations.clone());
+        registry.register("token_request_duration_seconds", "Duration of token requests", durations.clone());
         let errors = Family::default();
-        registry.register("reconcile_errors", "Steps that failed between the broker and Kubernetes", errors.clone());
+        registry.register("reconcile_errors", "Failed calls of the Kubernetes API, by category", errors.clone());
         let swept = Family::<KindLabels, Counter>::default();
         registry.register(
             "sweep_enqueued",
-            "Objects that no event or timer had enqueued in time, and that the sweep enqueued: 0 in normal operation",
+            "Objects that only the sweep over all objects enqueued: 0 in normal operation",
             swept.clone(),
         );
         for kind in SWEPT {
@@ -112,7 +112,7 @@ impl Metrics {
         let events_dropped = Counter::default();
         registry.register(
             "events_dropped",
-            "Kubernetes Events that were not written because their namespace had too many",
+            "Events that the broker did not write, because their namespace had too many",
             events_dropped.clone(),
         );
         let probes = Family::default();
@@ -123,7 +123,7 @@ impl Metrics {
         );
         let probe_durations =
             Family::<_, _>::new_with_constructor((|| Histogram::new(DURATION_BUCKETS)) as fn() -> Histogram);
-        registry.register("probe_duration_seconds", "How long logins at mail servers took", probe_durations.clone());
+        registry.register("probe_duration_seconds", "Duration of logins at mail servers", probe_durations.clone());
         registry.register("build", "The running version", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         let provider_errors = Arc::default();
         Self {

@@ -70,7 +70,7 @@ impl Collector for Objects {
         self.info(&mut encoder, &credentials, &providers)?;
         self.provider_metrics(&mut encoder, &credentials, &providers)?;
         let unstored = i64::try_from((self.unstored)()).unwrap_or(i64::MAX);
-        let help = "Refresh tokens that could not be stored yet and are only in memory";
+        let help = "Refresh tokens that are only in memory, because they are not stored yet";
         single(&mut encoder, "refresh_tokens_unstored", help, unstored)?;
         single(&mut encoder, "leader", "Whether this broker leads", i64::from(self.leadership.is_leader()))
     }
@@ -106,15 +106,19 @@ impl Objects {
         gauge("credential_suspended", "1 while spec.suspend is true", &|credential| {
             credential.spec.suspend.then_some(1)
         })?;
-        gauge("token_expiration_timestamp_seconds", "When the token in the Secret ends", &|credential| {
+        gauge("token_expiration_timestamp_seconds", "Time at which the token in the Secret expires", &|credential| {
             Some(token(credential)?.expires_at.0.as_second())
         })?;
-        gauge("token_renewal_timestamp_seconds", "When the token in the Secret will be renewed", &|credential| {
-            Some(token(credential)?.renewal_time.0.as_second())
-        })?;
-        gauge("grant_expiration_timestamp_seconds", "When the refresh token ends", &|credential| {
-            Some(status(credential)?.grant.as_ref()?.expires_at.as_ref()?.0.as_second())
-        })?;
+        gauge(
+            "token_renewal_timestamp_seconds",
+            "Time at which the broker renews the token in the Secret",
+            &|credential| Some(token(credential)?.renewal_time.0.as_second()),
+        )?;
+        gauge(
+            "grant_expiration_timestamp_seconds",
+            "Time at which the refresh token expires, if known",
+            &|credential| Some(status(credential)?.grant.as_ref()?.expires_at.as_ref()?.0.as_second()),
+        )?;
         let reasons = credentials.iter().filter_map(|credential| {
             let status = credential.status.as_ref().filter(|status| !is_ready(status))?;
             let [namespace, name] = labels(credential);
@@ -146,7 +150,7 @@ impl Objects {
             ];
             (about, 1)
         });
-        gauges(encoder, "credential_info", "1, with what a credential is for", samples)
+        gauges(encoder, "credential_info", "1, with the provider, preset and grant of a credential", samples)
     }
 
     fn provider_metrics(
@@ -159,7 +163,7 @@ impl Objects {
             let ready = condition::is_true(&object.status()?.conditions, ConditionType::Ready);
             Some((provider_labels(key, "name"), i64::from(ready)))
         });
-        gauges(encoder, "provider_ready", "Whether a provider can be used", ready)?;
+        gauges(encoder, "provider_ready", "Whether the provider is ready", ready)?;
 
         // The earliest expiry of the entries in use: one credential may already use the next entry.
         let mut ends: HashMap<ProviderKey, i64> = HashMap::new();
@@ -169,12 +173,12 @@ impl Objects {
             ends.entry(key).and_modify(|earliest| *earliest = end.min(*earliest)).or_insert(end);
         }
         let ends = ends.iter().map(|(key, end)| (provider_labels(key, "provider"), *end));
-        let help = "When the client secret or certificate in use ends";
+        let help = "Time at which the client secret or certificate in use expires, if known";
         gauges(encoder, "client_credential_expiration_timestamp_seconds", help, ends)?;
 
         let mut errors = self.errors.0.lock();
         errors.retain(|key, _| providers.contains_key(key));
-        let help = "Token requests that brought no token, by provider";
+        let help = "Token requests that returned no token, by provider";
         let mut family = encoder.encode_descriptor("token_request_errors", help, None, MetricType::Counter)?;
         for (key, reasons) in errors.iter() {
             for (reason, count) in reasons {
