@@ -25,6 +25,7 @@ mod identity;
 mod issue;
 mod lease;
 mod login;
+mod mailbox_story;
 mod manual_edits;
 mod ownership;
 mod probe;

@@ -364,6 +364,6 @@ fn a_missing_provider_is_reported_only_after_it_had_time_to_arrive() {
         super::provider_may_be_on_its_way(&case.observed, case.now)
     };
     assert_eq!([-1, 0, 1, 2].map(|age| waits(age, |_| ())), [false, true, true, false]);
-    assert!(!waits(0, Case::told), "a reported problem stays reported");
+    assert!(!waits(0, Case::write_status), "a reported problem stays reported");
     assert!(!waits(0, |case| case.observed.provider = Case::new().observed.provider));
 }

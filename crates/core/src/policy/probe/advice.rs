@@ -31,10 +31,15 @@ pub(super) fn message(observed: &Observed, logins: &[(Protocol, Login)]) -> Stri
     failed.chain(accepted).collect::<Vec<_>>().join(". ")
 }
 
+/// Causes that the same permission removes.
+const PERMISSION: [Cause; 2] = [Cause::PermissionMissing, Cause::NotConnected];
+
 /// Whether two logins need the same action.
 fn same_cause(one: &Login, other: &Login) -> bool {
     match (one, other) {
-        (Login::Answered { cause, .. }, Login::Answered { cause: same, .. }) => cause == same,
+        (Login::Answered { cause: one, .. }, Login::Answered { cause: other, .. }) => {
+            one == other || [one, other].into_iter().all(|cause| PERMISSION.contains(cause))
+        }
         (one, other) => one == other,
     }
 }
@@ -97,11 +102,12 @@ impl Situation<'_> {
                 format!("an Exchange administrator turns it on with `{}`", self.smtp_auth_on()),
             ),
             Cause::PermissionMissing => {
-                advice("the token has no permission for the mailbox", self.permission(" or the protocol is off"))
+                advice("the token has no permission for the mailbox", self.permission("the protocol is off"))
             }
             Cause::NotConnected => advice(
-                "the server accepts the token, but does not open the mailbox",
-                self.permission(" the address is an alias, a group or has no licence, or IMAP is off"),
+                "the server accepts the token, but does not open the mailbox. If the address is an alias, a group, or has no licence, \
+                 name the mailbox in spec.mailbox.address. Otherwise the token has no permission",
+                self.permission("the protocol is off"),
             ),
             Cause::BlockedByPolicy => advice(
                 "a policy of the tenant blocks the login",
@@ -189,8 +195,8 @@ impl Situation<'_> {
             let client = client.filter(|id| is_guid(id)).unwrap_or("<application id>");
             let scopes: Vec<_> = self.protocols.iter().map(|protocol| application_role(*protocol)).collect();
             format!(
-                "an Exchange administrator runs `New-ServicePrincipal -AppId {client} -ObjectId {object_id}` and \
-                 `Add-MailboxPermission -Identity {} -User {object_id} -AccessRights FullAccess`, and an Entra administrator \
+                "an Exchange administrator runs `New-ServicePrincipal -AppId {client} -ObjectId {object_id}` (once for each \
+                 application) and `Add-MailboxPermission -Identity {} -User {object_id} -AccessRights FullAccess`, and an Entra administrator \
                  consents to {}",
                 self.mailbox(),
                 scopes.join(" and ")
@@ -200,7 +206,7 @@ impl Situation<'_> {
         let enable = match enable.is_empty() {
             true => String::new(),
             false => format!(
-                ". If{or}: `Set-CASMailbox -Identity {} {}`",
+                ". If {or}: `Set-CASMailbox -Identity {} {}`",
                 self.mailbox(),
                 enable.iter().map(|setting| format!("{setting} $true")).collect::<Vec<_>>().join(" ")
             ),
@@ -229,7 +235,7 @@ impl Situation<'_> {
                 mailbox.user(),
                 commands::sign_in(&self.observed.credential)
             ),
-            ("microsoft", _) => self.permission(" the protocol is off"),
+            ("microsoft", _) => self.permission("the protocol is off"),
             _ => format!(
                 "check that the server knows the user name {}, and accepts the issuer, the audience and the scopes of the \
                  token; the server's log has the cause",
