@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_reports_just_what_differs_whatever_its_length() {
+    fn a_list_of_any_length_reports_only_the_differences() {
         for length in [1, 100, 101, 400] {
             let mut case = Case::new();
             let all = |changed: u64| {
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn a_first_list_reports_what_does_not_parse() {
+    fn a_first_list_reports_unreadable_objects() {
         let mut case = Case::new();
         assert_eq!(case.list([map("a", "1", 1), unreadable("b", "1", 1)]), ["new a/1", "unreadable b"]);
     }

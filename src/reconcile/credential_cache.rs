@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_tenure_keeps_only_what_was_obtained() {
+    fn a_new_term_keeps_only_obtained_tokens() {
         let mut entry = CredentialState::default();
         entry.custody.unsaved = Some(unsaved(Timestamp::UNIX_EPOCH));
         entry.attempt.unreported = Some(History::default());

@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded_and_forgotten_in_the_order_of_time() {
+    fn the_record_of_events_is_bounded_and_evicted_in_the_order_of_time() {
         let mut told = Told::default();
         for number in 0..i64::try_from(SERIES + 500).unwrap() {
             publish(&mut told, &number.to_string(), "one", number * OF_A_NAMESPACE.refill_seconds / 100);

@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_was_refused_a_slot_is_enqueued_once_when_one_is_free() {
+    async fn an_object_without_a_slot_is_enqueued_once_when_one_is_free() {
         let (slots, mut work) = slots();
         let mut unwritten = fill(&slots, "shop");
         for number in [20, 21, 20] {

@@ -536,7 +536,7 @@ async fn a_name_that_does_not_resolve_here_is_left_to_the_proxy() {
 }
 
 #[tokio::test]
-async fn what_no_proxy_names_is_connected_to_directly_and_checked() {
+async fn hosts_of_no_proxy_are_connected_to_directly_and_checked() {
     let authority = Authority::new();
     let tls = authority.issue(&["localhost", "127.0.0.1"], Validity::Present);
     let server = HostileServer::start(tls, Behaviour::answer(200, "", b"{}")).await;

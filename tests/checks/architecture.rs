@@ -301,7 +301,7 @@ fn no_file_outgrows_a_reader() {
 }
 
 #[test]
-fn what_users_see_is_spelled_in_one_module() {
+fn visible_names_are_spelled_in_one_module() {
     let reasons = Reason::ALL.iter().map(|reason| format!("\"{}\"", reason.as_str()));
     let kinds = ConditionType::ALL.iter().map(|kind| format!("\"{}\"", kind.as_str()));
     let keys = ["mailtoken.dev/", "app.kubernetes.io/managed-by"].map(|key| format!("\"{key}"));

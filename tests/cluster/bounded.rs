@@ -153,7 +153,7 @@ async fn a_template_that_multiplies_the_token_costs_no_memory_and_no_request() {
 
 /// Scopes of a quarter of a megabyte, which the status would keep.
 #[tokio::test]
-async fn what_a_provider_grants_is_bounded_in_the_status() {
+async fn granted_scopes_are_bounded_in_the_status() {
     let Fixture { ns, idp, broker } = Fixture::new().await;
     ns.apply(credential("good")).await;
     ns.condition::<MailCredential>("good", "Ready", "TokenValid").await;

@@ -92,7 +92,7 @@ async fn parameters_are_sent_and_a_change_of_them_obtains_a_new_token() {
 }
 
 #[tokio::test]
-async fn a_change_of_what_the_token_is_for_obtains_a_new_one_and_keeps_the_old_until_then() {
+async fn a_change_of_the_tokens_inputs_obtains_a_new_token_and_keeps_the_old_one_meanwhile() {
     let fixture = Fixture::new().await;
     fixture.issued(credential("billing")).await;
     let changes = [

@@ -311,7 +311,7 @@ async fn a_good_token_is_published_in_any_wrapping_and_assumptions_are_reported(
 }
 
 #[tokio::test]
-async fn however_short_a_token_lives_it_is_not_renewed_within_five_seconds() {
+async fn even_a_short_token_is_not_renewed_within_five_seconds() {
     let Fixture { ns, idp, broker: _broker } = Fixture::new().await;
     let hint = Idp::start();
     idp.answer(Answer::token(1));

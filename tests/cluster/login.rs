@@ -140,7 +140,7 @@ async fn a_person_signs_in_with_a_browser_and_the_seed_is_written() {
 }
 
 #[tokio::test]
-async fn what_is_sent_is_the_code_flow_with_pkce_and_offline_access() {
+async fn login_uses_the_code_flow_with_pkce_and_offline_access() {
     let fixture = LoginFixture::new().await;
     let parameters = json!({"resource": "https://mail.example/", "state": "fixed", "prompt": "none"});
     fixture.ns.apply(oidc(&fixture.idp).set("spec.client.parameters", parameters)).await;

@@ -91,7 +91,7 @@ async fn a_retained_grant_is_found_again_without_its_seed() {
 }
 
 #[tokio::test]
-async fn the_deletion_policy_of_today_decides_what_becomes_of_the_grant() {
+async fn the_current_deletion_policy_decides_about_the_grant_secret() {
     let fixture = RefreshFixture::new().await;
     let billing = fixture.issued().await;
     let (kept, requests) = (fixture.kept().await, fixture.idp.token_requests().len());

@@ -167,7 +167,7 @@ async fn a_broker_of_one_namespace_leaves_the_others_alone() {
 }
 
 #[tokio::test]
-async fn a_broker_waits_for_its_crds_and_passes_over_what_it_cannot_read() {
+async fn a_broker_waits_for_its_crds_and_skips_unreadable_objects() {
     let cluster = Cluster::alone(&["control-plane"]);
     let ns = cluster.namespace().await;
     let idp = Idp::start();
@@ -341,7 +341,7 @@ async fn a_proxy_in_the_environment_is_not_used_for_an_api_server_on_this_machin
 }
 
 #[tokio::test]
-async fn each_call_to_the_api_server_says_who_calls_in_which_version() {
+async fn each_call_to_the_api_server_names_the_broker_and_its_version() {
     let ns = Cluster::shared().namespace().await;
     let idp = Idp::start();
     ns.provider(&idp).await;

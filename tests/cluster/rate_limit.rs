@@ -44,7 +44,7 @@ fn count(of: &[MailCredential], good: impl Fn(&MailCredential) -> bool) -> usize
 }
 
 #[tokio::test]
-async fn what_is_over_the_limit_waits_and_delays_no_other_provider() {
+async fn requests_over_the_limit_wait_and_delay_no_other_provider() {
     let Fixture { ns, idp, mut broker } = Fixture::new().await;
     let slow = Idp::start();
     ns.apply(ca_bundle("slow-ca", &slow)).await;
@@ -99,7 +99,7 @@ async fn a_request_that_waits_for_a_permit_does_not_delay_the_shutdown() {
 }
 
 #[tokio::test]
-async fn what_waits_for_a_provider_that_hangs_is_suspended_immediately_and_sends_nothing_after() {
+async fn a_credential_that_waits_for_a_hanging_provider_is_suspended_immediately_and_sends_nothing() {
     let Fixture { ns, idp, broker } = Fixture::new().await;
     ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
     idp.answer(Answer::hang());

@@ -357,7 +357,7 @@ async fn scopes_servers_and_bundles_are_bounded() {
 }
 
 #[tokio::test]
-async fn a_provider_of_the_cluster_says_who_may_use_it() {
+async fn a_cluster_provider_must_list_its_namespaces_and_mailboxes() {
     let entry = json!({"namespaceSelector": {}, "mailboxes": ["*@example.org"]});
     let allowed = |list: Value| cluster().set("spec.allowed", list);
     let mailbox = |pattern: &str| allowed(json!([{"namespaceSelector": {}, "mailboxes": [pattern]}]));

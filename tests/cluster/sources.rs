@@ -61,7 +61,7 @@ async fn the_id_of_a_secret_is_not_taken_for_its_value_at_microsoft() {
 }
 
 #[tokio::test]
-async fn what_the_broker_keeps_is_never_a_source_whatever_its_labels() {
+async fn the_brokers_own_secrets_are_never_a_source_whatever_their_labels() {
     let ns = Cluster::shared().namespace().await;
     let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
     ns.apply(ca_bundle("idp-ca", &idp)).await;

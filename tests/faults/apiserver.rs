@@ -180,7 +180,7 @@ async fn watches_that_end_in_any_way_miss_nothing_and_ask_for_nothing_twice() {
 
 /// A list of many pages: between two of them the broker works with what it had before.
 #[tokio::test]
-async fn what_changes_while_a_watch_of_hundreds_ends_is_handled_in_seconds() {
+async fn a_change_while_a_watch_of_hundreds_ends_is_handled_in_seconds() {
     const HUNDREDS: usize = 400;
     const NEW: usize = 60;
     let (fixture, api) = behind_proxy().await;

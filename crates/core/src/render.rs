@@ -514,7 +514,7 @@ mod tests {
     }
 
     #[test]
-    fn the_size_is_that_of_what_is_made_in_every_shape() {
+    fn the_computed_size_is_the_size_of_the_secret_with_every_format() {
         let mut credential = fixtures::credential();
         credential.spec.secret.formats =
             vec![Format::XOAuth2, Format::OAuthBearer, Format::SaslXoauth2, Format::TokenJson];

@@ -391,7 +391,7 @@ mod tests {
     secrets_lack!(serde::Serialize);
 
     #[test]
-    fn what_is_not_stored_yet_is_not_printed() {
+    fn a_pending_refresh_token_is_not_printed() {
         let secret = || SecretString::from("canary");
         let data = Data { refresh_token: Some(secret()), previous: Some(secret()), device_code: Some(secret()) };
         let at = Timestamp::UNIX_EPOCH;

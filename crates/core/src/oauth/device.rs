@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_has_its_default() {
+    fn missing_fields_have_defaults() {
         let mut body = example();
         body.as_object_mut().unwrap().remove("interval");
         assert_eq!(read(&body).unwrap().interval, DEFAULT_INTERVAL);
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_mislead_a_person_is_refused() {
+    fn misleading_pages_and_codes_are_refused() {
         for (field, value) in [
             ("verification_uri", serde_json::json!("http://example.com/device")),
             ("verification_uri", serde_json::json!("https://user@example.com/device")),
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_is_the_page_that_a_browser_opens() {
+    fn the_shown_page_is_the_page_that_a_browser_opens() {
         let mut body = example();
         body["verification_uri"] = serde_json::json!("HTTPS://EXAMPLE.com:443/x/../device");
         assert_eq!(read(&body).unwrap().verification_uri, "https://example.com/device");

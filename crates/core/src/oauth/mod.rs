@@ -43,7 +43,7 @@ mod tests {
     secrets_lack!(serde::Serialize);
 
     #[test]
-    fn what_holds_a_secret_wipes_it_and_prints_nothing() {
+    fn types_with_a_secret_wipe_it_and_print_nothing() {
         const fn wipes<T: ZeroizeOnDrop>() {}
         wipes::<SecretString>();
         wipes::<Zeroizing<Vec<u8>>>();

@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_web_framework_says_is_no_refusal_of_the_server() {
+    fn an_error_of_a_web_framework_is_no_refusal_of_the_server() {
         let spring = |status: u16, error: &str| {
             format!(r#"{{"timestamp":"2026-11-29T19:00:00Z","status":{status},"error":"{error}","path":"/token"}}"#)
         };

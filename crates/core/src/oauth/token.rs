@@ -547,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_token_response_is_malformed() {
+    fn a_response_that_is_not_a_token_response_is_malformed() {
         for body in [
             "",
             "<html>",

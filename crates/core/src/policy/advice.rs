@@ -485,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_person_named_cannot_become_a_command() {
+    fn a_name_from_a_user_cannot_become_a_command() {
         let context = AdviceContext { client_id: "$(reboot)".into(), ..context() };
         assert_eq!(filled("az --id {client} {unknown} {", &context), "az --id '$(reboot)' {unknown} {");
     }

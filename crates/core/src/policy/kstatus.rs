@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_arrive_is_waited_for_thirty_seconds_after_creation_or_change() {
+    fn a_missing_object_may_arrive_within_thirty_seconds_of_creation_or_change() {
         // generation, created, observed, Reconciling since, now, end of the wait
         let table = [
             (1, Some(0), None, None, 0, Some(30)),
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_a_person_must_do_stalls() {
+    fn only_a_blocker_that_needs_a_person_stalls() {
         let meta = meta(1, Some(0));
         let before = Before { meta: &meta, observed_generation: Some(1), conditions: &[] };
         let stalls = |reason, passes, second| {

@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_provider_stalls_only_for_what_a_person_must_do() {
+    fn a_provider_stalls_only_for_a_problem_that_needs_a_person() {
         let network = Blocker::new(Reason::DiscoveryFailed, "m");
         let table = [
             (Blocker::new(Reason::IssuerMismatch, "m"), 0, "Stalled True IssuerMismatch"),
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_arrives_in_time_is_no_event_and_what_does_not_is_one() {
+    fn an_object_that_arrives_in_time_causes_no_event_and_a_late_one_does() {
         let missing = Err(Blocker::new(Reason::SourceNotFound, "m"));
         let ready = usable(&[None]);
         let step = |before: &ProviderStatus, found: &Result<Usable<'_>, Blocker>, second| {

@@ -43,7 +43,7 @@ mod tests {
     }
 
     #[test]
-    fn the_holder_keeps_what_serves_and_otherwise_the_oldest_has_it() {
+    fn the_holder_keeps_a_valid_secret_and_otherwise_the_oldest_owns_it() {
         // The credentials with their second of creation, the holder, whether the Secret is in service, and the winner.
         type Row<'a> = (&'a [(&'a str, i64)], Option<&'a str>, bool, &'a str);
         let table: [Row<'_>; 11] = [

@@ -161,7 +161,7 @@ fn after_a_failure_nothing_is_requested_before_its_time() {
 }
 
 #[test]
-fn any_change_of_what_an_attempt_is_made_with_ends_the_back_off() {
+fn any_change_of_the_inputs_of_an_attempt_ends_the_back_off() {
     let decision = decided(|case| {
         case.without_token();
         case.failed(Reason::InvalidClient);

@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn what_failed_before_waits_for_the_others_unless_its_token_is_about_to_end() {
+    fn a_failed_credential_waits_for_the_others_unless_its_token_expires_soon() {
         let after = |reason, now: i64, inputs: Option<&str>| {
             let mut case = Case::ready();
             case.now = at(now);

@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_no_proxy_names_is_recognised_by_name_and_by_address() {
+    fn hosts_of_no_proxy_are_recognised_by_name_and_by_address() {
         for (rule, host, expected) in [
             ("id.example.org", "id.example.org", true),
             ("id.example.org", "ID.Example.org.", true),

@@ -484,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_allowed_for_the_cluster_is_denied_to_others() {
+    fn a_range_that_is_allowed_for_the_cluster_is_denied_to_others() {
         let policy = allowing(&["10.1.0.0/16"]).allow_for_cluster(vec!["10.2.0.0/16".parse().unwrap()]);
         assert!(policy.differs_for_cluster());
         assert_eq!((judged(&policy, "10.1.0.1"), judged(&policy, "10.2.0.1")), ("permitted".into(), "private".into()));
@@ -563,7 +563,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_lies_in_an_allowed_range_is_permitted(bits: u128, prefix in 0_u8..=128) {
+        fn every_address_in_an_allowed_range_is_permitted(bits: u128, prefix in 0_u8..=128) {
             let address = Ipv6Addr::from_bits(bits);
             let policy = EgressPolicy::new(vec![Ipv6Net::new(address, prefix).unwrap().into()]);
             let inside = embedded_v4(address).unwrap_or_default();

@@ -82,7 +82,7 @@ fn a_token_that_was_written_at_last_leaves_nothing_of_the_writes_that_failed_bef
 }
 
 #[test]
-fn a_change_of_what_a_sign_in_is_for_ends_the_wait_for_its_next_step() {
+fn a_change_of_the_inputs_of_a_sign_in_ends_the_wait_for_its_next_step() {
     let step = |change: fn(&mut Case)| {
         decided(|case| {
             case.without_token();

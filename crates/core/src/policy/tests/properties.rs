@@ -96,7 +96,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_waits_wakes_in_the_future(case in case()) {
+    fn every_wait_ends_in_the_future(case in case()) {
         let decision = decide(&case.observed, case.now);
         match decision {
             Decision::Wait { until }
@@ -170,7 +170,7 @@ proptest! {
     }
 
     #[test]
-    fn no_secret_is_shown_by_what_holds_one(secret in "[A-Za-z0-9._~+/-]{12,60}={0,2}", body in "[a-z]{0,8}") {
+    fn no_type_with_a_secret_shows_it(secret in "[A-Za-z0-9._~+/-]{12,60}={0,2}", body in "[a-z]{0,8}") {
         let answer = serde_json::json!({"access_token": secret, "token_type": "Bearer", "expires_in": 60, "scope": body});
         let response = http::Response::new(answer.to_string().into_bytes());
         let answer = read_token_response(&response, at(0), &[]).unwrap();

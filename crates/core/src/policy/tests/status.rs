@@ -61,7 +61,7 @@ fn ready_follows_the_token_and_not_the_quarrel_with_the_provider() {
 }
 
 #[test]
-fn an_expired_token_is_not_ready_also_while_suspended_and_says_what_keeps_a_new_one_away() {
+fn an_expired_token_is_not_ready_also_while_suspended_and_says_what_prevents_a_new_one() {
     let mut case = Case::ready();
     case.now = at(3600);
     case.failed_at(Reason::ProviderUnavailable, 3600);
@@ -387,7 +387,7 @@ fn kstatus(generation: i64, status: &MailCredentialStatus) -> &'static str {
 }
 
 #[test]
-fn kstatus_waits_for_what_passes_and_fails_for_what_a_person_must_do() {
+fn kstatus_is_in_progress_for_transient_problems_and_failed_for_those_that_need_a_person() {
     type Change = fn(&mut Case);
     let blocked = |case: &mut Case, reason| case.provider().blocker = Some(blocker(reason));
     let table: [(&str, Case, i64, Change, &str); 13] = [
