@@ -36,13 +36,13 @@ pub fn machine() -> Vec<String> {
         text.lines().find_map(|line| Some(line.strip_prefix(name)?.trim_start_matches([' ', '\t', ':']).to_owned()))
     };
     let cores = thread::available_parallelism().map_or(0, usize::from);
-    let mut told = vec![
+    let mut reported = vec![
         format!("{cores} cores: {}", first("/proc/cpuinfo", "model name").unwrap_or_default()),
         format!("memory: {}", first("/proc/meminfo", "MemTotal").unwrap_or_default()),
         format!("Linux {}", fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim()),
     ];
-    told.extend(occupation());
-    told
+    reported.extend(occupation());
+    reported
 }
 
 /// The load, and the processes that cause it.

@@ -260,7 +260,7 @@ mod tests {
             "# TYPE process_resident_memory_bytes gauge",
             "# TYPE process_cpu_seconds counter",
         ] {
-            assert!(text.lines().any(|told| told == line), "{line}\n{text}");
+            assert!(text.lines().any(|reported| reported == line), "{line}\n{text}");
         }
         assert!(!text.contains(r#"duration_seconds_count{preset="oauth2"}"#), "it was never sent: {text}");
     }

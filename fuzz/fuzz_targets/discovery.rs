@@ -20,8 +20,8 @@ fuzz_target!(|data: &[u8]| {
                 assert!(user.trim_matches(':').is_empty(), "{url:?}");
             }
         }
-        Err(DiscoveryError::IssuerMismatch(told)) => {
-            assert!(told.len() <= 256 && told.bytes().all(|byte| byte.is_ascii_graphic()));
+        Err(DiscoveryError::IssuerMismatch(reported)) => {
+            assert!(reported.len() <= 256 && reported.bytes().all(|byte| byte.is_ascii_graphic()));
         }
         Err(_) => {}
     }

@@ -290,7 +290,7 @@ where
             Some(namespace) => format!("{} in namespace {namespace}", K::plural(&())),
             None => K::plural(&()).into_owned(),
         };
-        let told = name.clone();
+        let reported = name.clone();
         health.supervise(format!("watch of {name}"), async move {
             let events = watch_events(api, config);
             let mut events = std::pin::pin!(events);
@@ -303,7 +303,7 @@ where
                     }
                     Err(error) => {
                         if !failing {
-                            tracing::warn!(watch = told, %error, "watch failed: retrying");
+                            tracing::warn!(watch = reported, %error, "watch failed: retrying");
                         }
                         failing = true;
                     }

@@ -140,7 +140,7 @@ pub enum Revoking {
         /// The result.
         revocation: Revocation,
         /// An Event has reported the result.
-        told: bool,
+        reported: bool,
     },
     /// The finalizer was removed. The watch shows that later.
     Released,

@@ -59,7 +59,7 @@ const FLUSH_CHECK: Duration = Duration::from_millis(20);
 /// Takes Events to be written.
 pub struct Events {
     reporter: Reporter,
-    told: Mutex<Told>,
+    reported: Mutex<SentEvents>,
     queue: mpsc::Sender<Event>,
     /// Events that are not written yet.
     pending: Arc<AtomicUsize>,
@@ -78,7 +78,7 @@ impl Events {
     pub fn new(client: Client, reporter: Reporter, metrics: Arc<Metrics>) -> (Self, Writer) {
         let (sender, queue) = mpsc::channel(WAITING);
         let pending = Arc::<AtomicUsize>::default();
-        let events = Self { reporter, told: Mutex::default(), queue: sender, pending: pending.clone(), metrics };
+        let events = Self { reporter, reported: Mutex::default(), queue: sender, pending: pending.clone(), metrics };
         (events, Writer { client, queue, pending })
     }
 
@@ -89,7 +89,7 @@ impl Events {
 
     /// Queues an Event. One that is dropped is counted; the status says the same.
     pub(super) fn publish(&self, notice: &EventNote, object: &ObjectReference, now: Timestamp) {
-        let event = self.told.lock().event(notice, object, &self.reporter, now);
+        let event = self.reported.lock().event(notice, object, &self.reporter, now);
         let Some(event) = event else { return self.metrics.event_dropped() };
         self.pending.fetch_add(1, Ordering::AcqRel);
         if self.queue.try_send(event).is_err() {
@@ -143,7 +143,7 @@ type SeriesKey = (String, Reason);
 
 /// What was written lately.
 #[derive(Default)]
-struct Told {
+struct SentEvents {
     series: HashMap<SeriesKey, Series>,
     /// Keys in the order of their Events. A key with a later Event occurs again.
     order: VecDeque<(SeriesKey, Timestamp)>,
@@ -163,7 +163,7 @@ struct Series {
     count: i32,
 }
 
-impl Told {
+impl SentEvents {
     /// The Event to write; `None` where the namespace has had too many.
     fn event(
         &mut self,
@@ -313,7 +313,7 @@ mod tests {
         Timestamp::from_second(1_000_000 + second).unwrap()
     }
 
-    fn publish(told: &mut Told, uid: &str, text: &str, second: i64) -> Option<Event> {
+    fn publish(reported: &mut SentEvents, uid: &str, text: &str, second: i64) -> Option<Event> {
         let notice = EventNote { warning: true, reason: Reason::InvalidClient, note: text.to_owned() };
         let object = ObjectReference {
             namespace: Some("shop".to_owned()),
@@ -322,63 +322,63 @@ mod tests {
             ..ObjectReference::default()
         };
         let reporter = Reporter { controller: "broker".to_owned(), instance: None };
-        told.event(&notice, &object, &reporter, at(second))
+        reported.event(&notice, &object, &reporter, at(second))
     }
 
     #[test]
     fn a_repetition_counts_in_the_series_of_the_first_and_another_note_is_none() {
-        let mut told = Told::default();
-        let first = publish(&mut told, "a", "one", 0).unwrap();
+        let mut reported = SentEvents::default();
+        let first = publish(&mut reported, "a", "one", 0).unwrap();
         assert_eq!(first.series, None);
-        let second = publish(&mut told, "a", "one", 10).unwrap();
+        let second = publish(&mut reported, "a", "one", 10).unwrap();
         assert_eq!(second.metadata.name, first.metadata.name);
         assert_eq!(second.series.map(|series| series.count), Some(2));
-        let another = publish(&mut told, "a", "two", 20).unwrap();
+        let another = publish(&mut reported, "a", "two", 20).unwrap();
         assert_ne!(another.metadata.name, first.metadata.name);
         assert_eq!(another.series, None);
-        let other_object = publish(&mut told, "b", "two", 20).unwrap();
+        let other_object = publish(&mut reported, "b", "two", 20).unwrap();
         assert_ne!(other_object.metadata.name, another.metadata.name);
-        let later = publish(&mut told, "a", "two", 20 + REMEMBERED.as_secs()).unwrap();
+        let later = publish(&mut reported, "a", "two", 20 + REMEMBERED.as_secs()).unwrap();
         assert_eq!(later.series, None, "the series has ended");
     }
 
     #[test]
     fn the_record_of_events_is_bounded_and_evicted_in_the_order_of_time() {
-        let mut told = Told::default();
+        let mut reported = SentEvents::default();
         for number in 0..i64::try_from(SERIES + 500).unwrap() {
-            publish(&mut told, &number.to_string(), "one", number * OF_A_NAMESPACE.refill_seconds / 100);
-            told.budgets.clear();
+            publish(&mut reported, &number.to_string(), "one", number * OF_A_NAMESPACE.refill_seconds / 100);
+            reported.budgets.clear();
         }
-        assert!(told.series.len() <= SERIES + 1 && told.order.len() <= SERIES + 1);
-        publish(&mut told, "last", "one", 1_000_000);
-        assert_eq!((told.series.len(), told.order.len()), (1, 1));
+        assert!(reported.series.len() <= SERIES + 1 && reported.order.len() <= SERIES + 1);
+        publish(&mut reported, "last", "one", 1_000_000);
+        assert_eq!((reported.series.len(), reported.order.len()), (1, 1));
     }
 
     #[test]
     fn a_namespace_with_too_many_events_gets_one_now_and_then() {
-        let mut told = Told::default();
-        let of = |told: &mut Told, second| {
-            (0..1_000).filter(|number| publish(told, &number.to_string(), "one", second).is_some()).count()
+        let mut reported = SentEvents::default();
+        let of = |reported: &mut SentEvents, second| {
+            (0..1_000).filter(|number| publish(reported, &number.to_string(), "one", second).is_some()).count()
         };
-        assert_eq!(of(&mut told, 0), 100);
-        assert_eq!(of(&mut told, 10), 5);
-        assert_eq!(of(&mut told, -5), 0, "the clock was set back");
-        assert_eq!(of(&mut told, 100_000), 100);
+        assert_eq!(of(&mut reported, 0), 100);
+        assert_eq!(of(&mut reported, 10), 5);
+        assert_eq!(of(&mut reported, -5), 0, "the clock was set back");
+        assert_eq!(of(&mut reported, 100_000), 100);
     }
 
     #[test]
     fn an_object_whose_condition_turns_all_the_time_gets_one_event_a_minute() {
-        let mut told = Told::default();
+        let mut reported = SentEvents::default();
         let texts = ["the token has ended", "the token is good"];
-        let written = |told: &mut Told, seconds: std::ops::Range<i64>| {
+        let written = |reported: &mut SentEvents, seconds: std::ops::Range<i64>| {
             seconds
                 .step_by(3)
-                .filter(|second| publish(told, "a", texts[(second % 2) as usize], *second).is_some())
+                .filter(|second| publish(reported, "a", texts[(second % 2) as usize], *second).is_some())
                 .count()
         };
-        assert_eq!(written(&mut told, 0..60), 20);
-        assert_eq!(written(&mut told, 60..600), 14, "what is left, and one a minute");
-        assert!(publish(&mut told, "b", "one", 600).is_some(), "another object of the namespace");
+        assert_eq!(written(&mut reported, 0..60), 20);
+        assert_eq!(written(&mut reported, 60..600), 14, "what is left, and one a minute");
+        assert!(publish(&mut reported, "b", "one", 600).is_some(), "another object of the namespace");
     }
 
     #[test]

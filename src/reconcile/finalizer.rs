@@ -128,9 +128,9 @@ pub(super) async fn cleanup(
         // token.
         return Ok(Action::await_change());
     }
-    let (revocation, told) = match revoking {
+    let (revocation, reported) = match revoking {
         Some(Revoking::Released) => return Ok(Action::await_change()),
-        Some(Revoking::Over { revocation, told }) => (revocation, told),
+        Some(Revoking::Over { revocation, reported }) => (revocation, reported),
         Some(Revoking::Again { why, .. }) if now >= deadline => (Revocation::Failed(why, Retry::Transient), false),
         _ if now >= deadline => (too_late("other requests to the provider came first for a minute"), false),
         Some(Revoking::Again { at, .. }) if now < at => return wait_until(at.min(deadline)),
@@ -144,11 +144,11 @@ pub(super) async fn cleanup(
         }
     };
     context.requests.admission.withdraw(&row);
-    if !told && let Some(notice) = revocation::notice(&revocation, &credential, now) {
+    if !reported && let Some(notice) = revocation::notice(&revocation, &credential, now) {
         context.kubernetes.events.emit(&credential, &notice, now);
     }
     let keep = |step| context.cache.with(uid, |entry| entry.attempt.revoking = Some(step));
-    keep(Revoking::Over { revocation, told: true });
+    keep(Revoking::Over { revocation, reported: true });
     match set(&credential, false, context).await {
         Ok(_) => {
             keep(Revoking::Released);
@@ -203,7 +203,7 @@ fn start_revocation(credential: Arc<MailCredential>, permit: Permit, deadline: T
                 tracing::warn!(why, "tokens not revoked: retrying");
                 Revoking::Again { at: context.clock.now() + REVOCATION_RETRY, why }
             }
-            revocation => Revoking::Over { revocation, told: false },
+            revocation => Revoking::Over { revocation, reported: false },
         };
         context.cache.with(checks::uid(&credential), |entry| entry.attempt.revoking = Some(step));
         context.cache.finish(checks::uid(&credential), None);

@@ -289,10 +289,11 @@ fn next(
 
 fn recheck_after(observed: &Observed, now: Timestamp) -> Duration {
     let conditions = observed.credential.status.as_ref().map_or(&[][..], |status| &status.conditions);
-    let told = [ConditionType::Stalled, ConditionType::Reconciling, ConditionType::Renewed].into_iter();
-    let told = told.filter_map(|kind| condition::find(conditions, kind));
-    let mut blocked = told.filter(|told| told.type_ != ConditionType::Renewed.as_str() || told.status != "True");
-    let since = blocked.next().map_or(now, |told| told.last_transition_time.0);
+    let found = [ConditionType::Stalled, ConditionType::Reconciling, ConditionType::Renewed].into_iter();
+    let found = found.filter_map(|kind| condition::find(conditions, kind));
+    let mut blocked =
+        found.filter(|condition| condition.type_ != ConditionType::Renewed.as_str() || condition.status != "True");
+    let since = blocked.next().map_or(now, |condition| condition.last_transition_time.0);
     let [first, later] = RECHECK;
     if now.as_second() - since.as_second() < AT_FIRST_SECONDS { first } else { later }
 }

@@ -217,14 +217,14 @@ async fn target(credential: &MailCredential, provider: Option<&Provider>, contex
     let uid = checks::uid(credential);
     let meta = shown_target(credential, &name, context);
     let suspect = context.cache.with(uid, |entry| entry.object.conflict);
-    let told = credential.status.as_ref().is_some_and(|status| {
+    let in_status = credential.status.as_ref().is_some_and(|status| {
         let stalled = condition::find(&status.conditions, ConditionType::Stalled);
         status.secret_name.as_deref() == Some(name.as_str())
             || stalled.is_some_and(|stalled| stalled.reason == Reason::SecretConflict.as_str())
     });
     let meta = match meta {
         // No watch shows a Secret without the broker's label: a foreign Secret, or one whose label was removed.
-        None if suspect || told => {
+        None if suspect || in_status => {
             let _reservation = context.kubernetes.secrets.reads.reserve(namespace, SECRET_MAX).await;
             let read = context.kubernetes.secrets.read(namespace, &name).await?;
             context.cache.with(uid, |entry| entry.object.conflict = read.is_some());

@@ -222,7 +222,8 @@ async fn write_status(
     let Some(meta) = written else { return Ok((None, false)) };
     context.providers.wrote(&object.key(), &meta, after.clone());
     if let Some(words) = result.ok().and_then(skipped_words)
-        && condition::find(&before.conditions, ConditionType::Ready).is_none_or(|told| !told.message.contains(&words))
+        && condition::find(&before.conditions, ConditionType::Ready)
+            .is_none_or(|reported| !reported.message.contains(&words))
     {
         let notice = EventNote { warning: true, reason: Reason::SourceInvalid, note: words };
         emit(object, &notice, context);

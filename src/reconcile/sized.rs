@@ -19,12 +19,12 @@ pub(super) fn sized(
     unwritten: Option<&UnwrittenToken>,
 ) -> Provider {
     let published = target.own().and_then(|published| published.token.as_ref());
-    let told = credential.status.as_ref().and_then(|status| status.token.as_ref());
-    let told = told.and_then(|told| usize::try_from(told.length).ok()).filter(|length| *length > 0);
+    let reported = credential.status.as_ref().and_then(|status| status.token.as_ref());
+    let reported = reported.and_then(|reported| usize::try_from(reported.length).ok()).filter(|length| *length > 0);
     let length = unwritten
         .map(|unwritten| unwritten.answer.token.access_token.expose_secret().len())
-        .or_else(|| published.and_then(|token| token.length.or(told)))
-        .or(told)
+        .or_else(|| published.and_then(|token| token.length.or(reported)))
+        .or(reported)
         .unwrap_or(USUAL_TOKEN)
         .min(ACCESS_TOKEN_MAX);
     if credential.spec.secret.data.is_empty() {

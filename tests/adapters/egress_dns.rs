@@ -42,8 +42,8 @@ async fn a_name_that_turns_private_after_the_first_answer_is_not_connected_to() 
     // The first attempt connects to the permitted address, where no server listens. The second gets the other answer.
     for (host, _, reason) in HOSTS {
         let name = name(host);
-        let told = ns.condition::<MailCredential>(name, "Ready", reason).await.message;
-        assert!(told.contains(host), "{told}");
+        let reported = ns.condition::<MailCredential>(name, "Ready", reason).await.message;
+        assert!(reported.contains(host), "{reported}");
         if reason == DENIED {
             ns.condition::<MailCredential>(name, "Stalled", reason).await;
             assert_eq!(dns.asked(host), 2, "one question for each attempt");

@@ -90,10 +90,10 @@ fn every_object_fits_the_schema_of_its_kind() {
         let mut process = command.spawn().unwrap();
         process.stdin.take().unwrap().write_all(objects.as_bytes()).unwrap();
         let done = process.wait_with_output().unwrap();
-        let told = String::from_utf8(done.stdout).unwrap();
-        assert!(done.status.success(), "{name}: {told}");
-        let summary = &serde_json::from_str::<Value>(&told).unwrap()["summary"];
-        assert!(summary["valid"].as_u64() > Some(1), "{name}: {told}");
+        let reported = String::from_utf8(done.stdout).unwrap();
+        assert!(done.status.success(), "{name}: {reported}");
+        let summary = &serde_json::from_str::<Value>(&reported).unwrap()["summary"];
+        assert!(summary["valid"].as_u64() > Some(1), "{name}: {reported}");
     }
 }
 
@@ -498,7 +498,7 @@ fn every_value_is_described_and_has_its_default() {
         assert!(values.pointer(&pointer).is_some(), "values.yaml has no {path}");
     }
     let readme = fs::read_to_string(chart().join("README.md")).unwrap();
-    let told = |path: &str| {
+    let reported = |path: &str| {
         let (parent, last) = path.rsplit_once('.').unwrap_or(("", path));
         readme.contains(&format!("`{path}`"))
             || (readme.contains(&format!("`{parent}.")) && readme.contains(&format!("`.{last}`")))
@@ -507,7 +507,7 @@ fn every_value_is_described_and_has_its_default() {
     for path in
         all.keys().filter(|path| objects(path)["properties"].is_null() && !path.starts_with("metrics.podMonitor."))
     {
-        assert!(told(path), "the chart's README.md does not list {path}");
+        assert!(reported(path), "the chart's README.md does not list {path}");
     }
 }
 

@@ -105,10 +105,10 @@ impl Page {
 #[test]
 fn every_reason_has_a_heading_and_every_heading_a_reason() {
     let page = fs::read_to_string(root().join("docs/reasons.md")).unwrap();
-    let told: Vec<_> = page.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+    let reported: Vec<_> = page.lines().filter_map(|line| line.strip_prefix("## ")).collect();
     let known: Vec<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
     assert_eq!(
-        told, known,
+        reported, known,
         "the headings of docs/reasons.md are the reasons in crates/core/src/api/condition.rs, in that order"
     );
 }
@@ -134,9 +134,9 @@ fn reasons_stand_in_the_row_that_says_how_they_are_retried() {
         ("| an object must change", api::Retry::OnChange),
     ] {
         let row = page.lines().find(|line| line.starts_with(row)).unwrap();
-        let told: BTreeSet<_> = row.split('[').skip(1).filter_map(|rest| rest.split(']').next()).collect();
+        let reported: BTreeSet<_> = row.split('[').skip(1).filter_map(|rest| rest.split(']').next()).collect();
         let known = Reason::ALL.iter().filter(|reason| reason.retry() == retry).map(|reason| reason.as_str());
-        assert_eq!(told, known.collect(), "{retry:?}");
+        assert_eq!(reported, known.collect(), "{retry:?}");
     }
 }
 

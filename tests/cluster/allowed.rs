@@ -44,7 +44,8 @@ impl Shared {
     /// Waits until a credential is refused, with this part of the message.
     async fn denied(&self, name: &str, part: &str) {
         let denied = |object: &MailCredential| {
-            find(object, "Ready").is_some_and(|told| told.reason == "NotAllowed" && told.message.contains(part))
+            find(object, "Ready")
+                .is_some_and(|reported| reported.reason == "NotAllowed" && reported.message.contains(part))
         };
         self.fixture.ns.until::<MailCredential>(name, part, denied).await;
     }
@@ -68,8 +69,8 @@ async fn address_account_and_scopes_must_be_allowed_together() {
     shared.denied("account", "svc@example.com").await;
     shared.denied("scope", "admin").await;
     assert_eq!(shared.fixture.idp.requests().len(), 0);
-    let told = shared.fixture.ns.event_reasons_include("address", &["Warning NotAllowed"]).await;
-    assert_eq!(told.into_iter().collect::<Vec<_>>(), ["Warning NotAllowed"]);
+    let reported = shared.fixture.ns.event_reasons_include("address", &["Warning NotAllowed"]).await;
+    assert_eq!(reported.into_iter().collect::<Vec<_>>(), ["Warning NotAllowed"]);
 
     shared.fixture.issued(shared.credential("billing")).await;
     shared.fixture.issued(other("upper", "spec.mailbox.address", json!("Billing@EXAMPLE.org"))).await;

@@ -219,11 +219,15 @@ async fn a_loop_that_microsoft_detects_is_waited_out_and_ends_no_sign_in() {
     let renewed_not = ns.condition::<MailCredential>("billing", "Renewed", "Throttled").await;
     assert_eq!(renewed_not.status, "False");
     assert!(renewed_not.message.contains("status.nextAttemptTime"), "{}", renewed_not.message);
-    let told: MailCredential = ns.get("billing").await;
-    let shown = namespace::show(&told);
-    assert_eq!((reason(&told, "Ready"), reason(&told, "Stalled")), ("TokenValid".into(), String::new()), "{shown}");
-    assert_eq!(field(&told, "/status/lastError/providerCode"), "AADSTS50196", "{shown}");
-    let status = told.status.unwrap();
+    let reported: MailCredential = ns.get("billing").await;
+    let shown = namespace::show(&reported);
+    assert_eq!(
+        (reason(&reported, "Ready"), reason(&reported, "Stalled")),
+        ("TokenValid".into(), String::new()),
+        "{shown}"
+    );
+    assert_eq!(field(&reported, "/status/lastError/providerCode"), "AADSTS50196", "{shown}");
+    let status = reported.status.unwrap();
     let wait = status.next_attempt_time.unwrap().0.duration_since(status.last_failure_time.unwrap().0);
     assert!(wait.as_secs() >= 60, "it stays away for a minute: {shown}");
     holds(Duration::from_secs(2), "no request is sent, and the old token stays", async || {

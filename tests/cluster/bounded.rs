@@ -123,8 +123,8 @@ async fn a_template_that_multiplies_the_token_costs_no_memory_and_no_request() {
     }
     for number in 0..8 {
         let name = format!("greedy-{number}");
-        let told = ns.condition::<MailCredential>(&name, "Ready", "InvalidSpec").await.message;
-        assert!(told.contains("spec.secret.data[k") && told.contains("1048576"), "{told}");
+        let reported = ns.condition::<MailCredential>(&name, "Ready", "InvalidSpec").await.message;
+        assert!(reported.contains("spec.secret.data[k") && reported.contains("1048576"), "{reported}");
     }
     assert_eq!(idp.token_requests().len(), asked, "nothing was asked for that could not be written");
 
@@ -133,8 +133,8 @@ async fn a_template_that_multiplies_the_token_costs_no_memory_and_no_request() {
     idp.answer(Answer::token(3600).field("access_token", long.as_str()));
     let template = "${access_token}".repeat(100);
     ns.apply(credential("surprised").entry("spec.secret.data", "all", template)).await;
-    let told = ns.condition::<MailCredential>("surprised", "Ready", "InvalidSpec").await.message;
-    assert!(told.contains("spec.secret.data[all]") && told.contains("30720"), "{told}");
+    let reported = ns.condition::<MailCredential>("surprised", "Ready", "InvalidSpec").await.message;
+    assert!(reported.contains("spec.secret.data[all]") && reported.contains("30720"), "{reported}");
     assert_eq!(idp.token_requests().len(), asked + 1);
     let grown = peak(&broker) - before;
     assert!(grown <= 16, "{grown} MiB more than the {before} MiB before");
@@ -164,8 +164,8 @@ async fn granted_scopes_are_bounded_in_the_status() {
     }
     for number in 0..8 {
         let name = format!("wide-{number}");
-        let told = ns.condition::<MailCredential>(&name, "Ready", "TokenValid").await.message;
-        assert!(told.contains("granted 64 unrequested scopes"), "{told}");
+        let reported = ns.condition::<MailCredential>(&name, "Ready", "TokenValid").await.message;
+        assert!(reported.contains("granted 64 unrequested scopes"), "{reported}");
         let found: MailCredential = ns.get(&name).await;
         assert_eq!(found.status.unwrap().token.unwrap().scopes.len(), 64);
     }

@@ -91,13 +91,13 @@ async fn no_secret_appears_anywhere() {
     assert_absent(&places, &secrets);
     let (_, log) = &places[2];
     for word in ["authorization: ", "Authorization:", "Basic ", "Bearer "] {
-        let told = log.lines().find(|line| line.contains(word) && !line.contains("token_type"));
-        assert_eq!(told, None, "{word}");
+        let reported = log.lines().find(|line| line.contains(word) && !line.contains("token_type"));
+        assert_eq!(reported, None, "{word}");
     }
     for library in [" kube_client", " hyper", " h2", " reqwest", " rustls"] {
-        let told =
+        let reported =
             log.lines().find(|line| line.contains(library) && ["DEBUG", "TRACE"].iter().any(|it| line.contains(it)));
-        assert_eq!(told, None, "{library}");
+        assert_eq!(reported, None, "{library}");
     }
 }
 
@@ -107,9 +107,9 @@ const BAIT: &str = "canary-bait";
 /// The messages of all conditions and Events of a namespace.
 fn messages(ns: &Namespace) -> String {
     let path = "jsonpath={range .items[*]}{.status.conditions[*].message}{\"\\n\"}{end}";
-    let told = ["mailcredentials", "mailproviders"].map(|kind| ns.kubectl(["get", kind, "-o", path]));
+    let reported = ["mailcredentials", "mailproviders"].map(|kind| ns.kubectl(["get", kind, "-o", path]));
     let events = ns.kubectl(["get", "events", "-o", "jsonpath={.items[*].message}"]);
-    told.concat() + &events
+    reported.concat() + &events
 }
 
 #[tokio::test]
@@ -121,8 +121,8 @@ async fn no_text_of_a_provider_appears_beside_commands_to_copy() {
         Answer::token(3600).field("scope", format!("mail.send and more. Repair it with: {command} \u{1b}[31m{BAIT}")),
     );
     ns.apply(credential("scopes").set("spec.scopes", json!(["mail.send"]))).await;
-    let told = ns.condition::<MailCredential>("scopes", "Ready", "TokenValid").await.message;
-    assert!(told.contains("unrequested scopes"), "{told}");
+    let reported = ns.condition::<MailCredential>("scopes", "Ready", "TokenValid").await.message;
+    assert!(reported.contains("unrequested scopes"), "{reported}");
     // The pages and codes of a sign-in.
     let spec = provider(&idp).set("metadata.name", "device").set("spec.oauth2.deviceAuthorizationURL", idp.url(DEVICE));
     ns.apply(spec).await;
@@ -151,21 +151,21 @@ async fn no_text_of_a_provider_appears_beside_commands_to_copy() {
     idp.answer_at(DEVICE, sign_in("verification_uri_complete", format!("https://example.org/?c=`{BAIT}`")));
     idp.answer(Answer::error("authorization_pending"));
     ns.apply(by_code("complete")).await;
-    let told = ns.condition::<MailCredential>("complete", "Ready", "AuthorizationRequired").await.message;
-    assert!(told.contains("open https://example.org/ and enter WDJB-MJHT"), "{told}");
+    let reported = ns.condition::<MailCredential>("complete", "Ready", "AuthorizationRequired").await.message;
+    assert!(reported.contains("open https://example.org/ and enter WDJB-MJHT"), "{reported}");
     // The account that signed in.
     let claims = BASE64_URL_SAFE_NO_PAD.encode(json!({"email": format!("`{BAIT}`@example.org")}).to_string());
     idp.answer_at(DEVICE, sign_in("user_code", "WDJB-MJHT".to_owned()));
     idp.answer(Answer::token(3600).field("id_token", format!("e30.{claims}.c2ln")));
     ns.apply(by_code("person")).await;
-    let told = ns.condition::<MailCredential>("person", "Ready", "AuthorizationRequired").await.message;
+    let reported = ns.condition::<MailCredential>("person", "Ready", "AuthorizationRequired").await.message;
     let signed_in = |found: &MailCredential| names_another_account(found);
-    if !told.contains("another account signed in") {
+    if !reported.contains("another account signed in") {
         ns.until::<MailCredential>("person", "another account signed in", signed_in).await;
     }
 
-    let told = messages(&ns);
-    assert!(told.contains("WDJB-MJHT") && !told.contains(BAIT), "{told}");
+    let reported = messages(&ns);
+    assert!(reported.contains("WDJB-MJHT") && !reported.contains(BAIT), "{reported}");
     let log = broker.log();
     assert!(!log.contains(BAIT), "the log repeats a provider's text");
 }

@@ -176,16 +176,16 @@ async fn a_suspended_credential_asks_for_nothing_and_writes_nothing() {
 
     fixture.ns.apply(credential("new").set("spec.suspend", true)).await;
     fixture.ns.condition::<MailCredential>("new", "Ready", "Suspended").await;
-    let told = fixture.ns.event_reasons("new").await;
-    assert!(told.is_empty(), "{told:?}");
+    let reported = fixture.ns.event_reasons("new").await;
+    assert!(reported.is_empty(), "{reported:?}");
     fixture.ns.apply(credential("new")).await;
     fixture.ready("new").await;
 
     fixture.ns.apply(credential("billing").set("spec.suspend", false)).await;
     fixture.ready("billing").await;
     assert_eq!(fixture.ns.secret("billing").await["username"], "billing@example.org");
-    let told = fixture.ns.event_reasons("billing").await;
-    assert!(told.is_empty(), "{told:?}");
+    let reported = fixture.ns.event_reasons("billing").await;
+    assert!(reported.is_empty(), "{reported:?}");
 }
 
 #[tokio::test]

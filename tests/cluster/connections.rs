@@ -41,8 +41,8 @@ async fn expired_certificates_and_those_for_other_names_are_refused_until_they_a
         apply(&ns, name, provider(idp), idp).await;
     }
     for (name, idp, said) in cases {
-        let told = ready_message(&ns, name, "TLSFailed").await;
-        assert!(told.contains(said), "{told}");
+        let reported = ready_message(&ns, name, "TLSFailed").await;
+        assert!(reported.contains(said), "{reported}");
         assert_eq!(idp.requests().len(), 0, "nothing was sent");
         idp.present(&["localhost"], Validity::Present);
     }
@@ -77,15 +77,15 @@ async fn addresses_that_are_denied_are_never_connected_to() {
     apply(&ns, "discovery", oidc(&idp).set("spec.oidc.issuerURL", discovery), &idp).await;
 
     for (name, _) in &hosts {
-        let told = ready_message(&ns, name, "EgressDenied").await;
+        let reported = ready_message(&ns, name, "EgressDenied").await;
         // No message proposes to allow loopback or metadata addresses, or shows the address of a name.
-        let proposed = told.contains("`--allow-private-cidr=10.255.255.1/32`");
+        let proposed = reported.contains("`--allow-private-cidr=10.255.255.1/32`");
         assert_eq!(
-            (proposed, told.contains("--allow-private-cidr")),
+            (proposed, reported.contains("--allow-private-cidr")),
             (*name == "private", *name == "private"),
-            "{told}"
+            "{reported}"
         );
-        assert!(*name != "name" || (told.contains("(loopback)") && !told.contains("127.")), "{told}");
+        assert!(*name != "name" || (reported.contains("(loopback)") && !reported.contains("127.")), "{reported}");
         ns.condition::<MailCredential>(name, "Stalled", "EgressDenied").await;
         ns.condition::<MailProvider>(name, "Ready", "ProviderReady").await;
     }
@@ -121,8 +121,8 @@ async fn a_denied_range_is_never_connected_to_even_if_it_is_also_allowed() {
     let _broker = Broker::settings(&ns).flag("--deny-cidr=127.0.0.0/8,::1/128").start().await;
     ns.provider(&idp).await;
     ns.apply(credential("billing")).await;
-    let told = ns.condition::<MailCredential>("billing", "Stalled", "EgressDenied").await.message;
-    assert!(told.contains("--deny-cidr") && !told.contains("--allow-private-cidr"), "{told}");
+    let reported = ns.condition::<MailCredential>("billing", "Stalled", "EgressDenied").await.message;
+    assert!(reported.contains("--deny-cidr") && !reported.contains("--allow-private-cidr"), "{reported}");
     assert_eq!(idp.connections(), 0);
 }
 
@@ -131,33 +131,34 @@ async fn no_endpoint_of_a_permitted_provider_leads_to_an_address_that_is_denied(
     let ns = Cluster::shared().namespace().await;
     let settings = Broker::settings(&ns).without("--allow-private-cidr").flag("--allow-private-cidr=127.0.0.1/32");
     let _broker = settings.start().await;
-    let (known, told) = (Idp::start(), Idp::start());
+    let (known, discovered) = (Idp::start(), Idp::start());
     let inside = |path: &str| format!("https://127.0.0.2:{}{path}", known.port());
     let document = json!({
-        "issuer": told.issuer(), "token_endpoint": inside(TOKEN), "device_authorization_endpoint": inside(DEVICE),
+        "issuer": discovered.issuer(), "token_endpoint": inside(TOKEN), "device_authorization_endpoint": inside(DEVICE),
     });
-    told.answer_at(DISCOVERY, Answer::json(200, document));
+    discovered.answer_at(DISCOVERY, Answer::json(200, document));
     let named = provider(&known)
         .set("spec.oauth2.deviceAuthorizationURL", inside(DEVICE))
         .set("spec.oauth2.revocationURL", inside(REVOKE));
     let by_code = |name: &str, provider: &str| {
         credential(name).set("spec.providerRef.name", provider).set("spec.grant", json!({"deviceCode": {}}))
     };
-    apply(&ns, "discovered", oidc(&told), &told).await;
+    apply(&ns, "discovered", oidc(&discovered), &discovered).await;
     ns.apply(by_code("discovered-code", "discovered")).await;
     apply(&ns, "named", named, &known).await;
     ns.apply(by_code("named-code", "named")).await;
     ns.apply(credential("named").set("spec.providerRef.name", "named").set("spec.revocationPolicy", "OnDelete")).await;
 
     for name in ["discovered", "discovered-code", "named-code"] {
-        let told = ns.condition::<MailCredential>(name, "Stalled", "EgressDenied").await.message;
-        assert!(told.contains("127.0.0.2 leads to an address that is denied (loopback)"), "{told}");
+        let discovered = ns.condition::<MailCredential>(name, "Stalled", "EgressDenied").await.message;
+        assert!(discovered.contains("127.0.0.2 leads to an address that is denied (loopback)"), "{discovered}");
     }
     ready_message(&ns, "named", "TokenValid").await;
     ns.delete::<MailCredential>("named").await;
     ns.gone::<MailCredential>("named").await;
     ns.event_reasons_include("named", &["Warning RevocationFailed"]).await;
-    let sent: Vec<_> = [&known, &told].map(|idp| idp.requests()).concat().into_iter().map(|sent| sent.path).collect();
+    let sent: Vec<_> =
+        [&known, &discovered].map(|idp| idp.requests()).concat().into_iter().map(|sent| sent.path).collect();
     assert_eq!(sent.iter().filter(|path| *path != TOKEN && *path != DISCOVERY).count(), 0, "{sent:?}");
 }
 
@@ -236,9 +237,9 @@ async fn a_discovery_that_recovers_wakes_the_credentials() {
     idp.answer_at(DISCOVERY, Answer::status(503));
     apply(&ns, "down", oidc(&idp), &idp).await;
 
-    let told = ns.condition::<MailProvider>("down", "Ready", "DiscoveryFailed").await.message;
-    assert!(told.contains("HTTP 503") && told.contains("The broker tries again"), "{told}");
-    assert!(ready_message(&ns, "down", "ProviderNotReady").await.contains(&told));
+    let reported = ns.condition::<MailProvider>("down", "Ready", "DiscoveryFailed").await.message;
+    assert!(reported.contains("HTTP 503") && reported.contains("The broker tries again"), "{reported}");
+    assert!(ready_message(&ns, "down", "ProviderNotReady").await.contains(&reported));
     let document = json!({"issuer": idp.issuer(), "token_endpoint": idp.token_url()});
     idp.answer_at(DISCOVERY, Answer::json(200, document));
 
@@ -266,8 +267,8 @@ async fn a_discovery_document_that_leads_elsewhere_or_nowhere_is_refused() {
         apply(&ns, name, oidc(idp), idp).await;
     }
     for ((name, _, said), idp) in answers.iter().zip(&idps) {
-        let told = ns.condition::<MailProvider>(name, "Ready", "DiscoveryFailed").await.message;
-        assert!(told.contains(said), "{told}");
+        let reported = ns.condition::<MailProvider>(name, "Ready", "DiscoveryFailed").await.message;
+        assert!(reported.contains(said), "{reported}");
         ready_message(&ns, name, "ProviderNotReady").await;
         assert_eq!((idp.token_requests().len(), idp.requests_at("/elsewhere").len()), (0, 0));
     }

@@ -43,8 +43,8 @@ fn asked(fixture: &Fixture, before: usize) -> Vec<AuditEvent> {
 async fn end(fixture: &Fixture, name: &str) {
     fixture.mark(name).await;
     until("the log has the last write", async || {
-        let told = |event: &AuditEvent| event.name == name && event.access.resource == "mailcredentials/status";
-        asked(fixture, 0).iter().any(told).then_some(()).ok_or_else(String::new)
+        let reported = |event: &AuditEvent| event.name == name && event.access.resource == "mailcredentials/status";
+        asked(fixture, 0).iter().any(reported).then_some(()).ok_or_else(String::new)
     })
     .await;
 }

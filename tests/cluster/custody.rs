@@ -98,8 +98,8 @@ async fn another_seed_is_used_immediately_and_the_same_seed_is_not_used_again() 
     fixture.ns.annotate::<Secret>("seed", "team", "mail").await;
     fixture.renew().await;
     assert_eq!(fixture.idp.token_requests().len(), requests + 1);
-    let told = fixture.ns.event_reasons("billing").await;
-    assert!(!told.contains("Normal GrantReseeded"), "{told:?}");
+    let reported = fixture.ns.event_reasons("billing").await;
+    assert!(!reported.contains("Normal GrantReseeded"), "{reported:?}");
     assert_ne!(fixture.kept().await, kept);
 
     let kept = fixture.kept().await;
@@ -128,7 +128,7 @@ async fn a_stored_token_outlives_its_seed_and_stops_renewal_without_the_label() 
     fixture.issued().await;
     // Without the label its owner does not want it used any more.
     fixture.ns.patch::<Secret>("seed", json!({"metadata": {"labels": {"mailtoken.dev/source": null}}})).await;
-    let told = fixture.ns.condition::<MailCredential>("billing", "Renewed", "SourceNotLabeled").await;
+    let reported = fixture.ns.condition::<MailCredential>("billing", "Renewed", "SourceNotLabeled").await;
     let requests = fixture.idp.token_requests().len();
     fixture.ask().await;
     fixture
@@ -139,7 +139,7 @@ async fn a_stored_token_outlives_its_seed_and_stops_renewal_without_the_label() 
         .await;
     assert_eq!(reason(&fixture.ns.get("billing").await, "Ready"), "TokenValid");
     assert_eq!(fixture.idp.token_requests().len(), requests);
-    remedy::run(&fixture.ns, &told.message, &[]);
+    remedy::run(&fixture.ns, &reported.message, &[]);
     fixture.asked(requests + 1).await;
     fixture
         .ns
@@ -229,8 +229,8 @@ async fn a_known_end_of_the_refresh_token_is_reported_in_advance() {
             0 => drop(fixture.ns.apply(by_seed("billing")).await),
             _ => drop(fixture.ask().await),
         }
-        let told = fixture.ns.condition::<MailCredential>("billing", "GrantExpiringSoon", expected).await;
-        assert!(told.message.contains("mail-token-broker login"), "{}", told.message);
+        let reported = fixture.ns.condition::<MailCredential>("billing", "GrantExpiringSoon", expected).await;
+        assert!(reported.message.contains("mail-token-broker login"), "{}", reported.message);
         until("it is counted", async || {
             let end = fixture
                 .broker

@@ -34,8 +34,8 @@ async fn after_a_lost_answer_the_same_token_is_tried_again_immediately_and_nothi
         assert_eq!(field(&renewed, "/status/failedAttempts"), 0, "{shown}");
     }
     assert_eq!((fixture.idp.reuses(), fixture.idp.families_revoked()), (0, 0));
-    let told = fixture.ns.event_reasons("billing").await;
-    assert!(told.is_empty(), "nothing had to be told: {told:?}");
+    let reported = fixture.ns.event_reasons("billing").await;
+    assert!(reported.is_empty(), "nothing had to be reported: {reported:?}");
 }
 
 #[tokio::test]

@@ -88,8 +88,8 @@ async fn notes(ns: &Namespace, reason: &str) -> Vec<(String, String)> {
     let of_reason = |event: &Event| event.reason.as_deref() == Some(reason);
     until(&format!("an Event {reason}"), async || {
         let events = ns.events("billing").await;
-        let told: Vec<_> = events.iter().filter(|event| of_reason(event)).cloned().collect();
-        if told.is_empty() { Err(format!("{events:#?}")) } else { Ok(told) }
+        let reported: Vec<_> = events.iter().filter(|event| of_reason(event)).cloned().collect();
+        if reported.is_empty() { Err(format!("{events:#?}")) } else { Ok(reported) }
     })
     .await
     .into_iter()
@@ -128,9 +128,9 @@ async fn a_person_sees_the_code_everywhere_and_signs_in_once() {
     assert_eq!(field(&waiting, "/status/authorization/verificationURI"), uri);
     assert_eq!(field(&waiting, "/status/authorization/verificationURIComplete"), format!("{uri}?user_code={code}"));
     for (kind, reason) in [("Ready", "AuthorizationRequired"), ("Reconciling", "Progressing")] {
-        let told = find(&waiting, kind).unwrap();
-        assert_eq!(told.reason, reason);
-        assert!(told.message.contains(&code) && told.message.contains(&uri), "{}", told.message);
+        let reported = find(&waiting, kind).unwrap();
+        assert_eq!(reported.reason, reason);
+        assert!(reported.message.contains(&code) && reported.message.contains(&uri), "{}", reported.message);
     }
 
     // No user signs in: the broker polls as often as the server allows, and writes nothing. The write of the status is
@@ -193,7 +193,7 @@ async fn a_denied_sign_in_stays_denied_until_a_reissue() {
     let fixture = scripted().await;
     let Fixture { ns, idp, .. } = &fixture;
     ns.apply(by_code("billing")).await;
-    let mut told = String::new();
+    let mut reported = String::new();
     for (round, error) in ["access_denied", "authorization_declined", "interaction_required"].into_iter().enumerate() {
         shown(ns, "").await;
         idp.next(Answer::error(error));
@@ -212,15 +212,15 @@ async fn a_denied_sign_in_stays_denied_until_a_reissue() {
         fixture.mark(&format!("mark-{round}")).await;
         assert_eq!((idp.requests_at(DEVICE).len(), idp.token_requests().len()), (round + 1, polls + 1), "{error}");
 
-        told = find(&credential, "Stalled").unwrap().message;
+        reported = find(&credential, "Stalled").unwrap().message;
         match round {
-            0 => remedy::run(ns, &told, &[]),
+            0 => remedy::run(ns, &reported, &[]),
             1 => drop(ns.patch::<MailCredential>("billing", json!({"spec": {"protocols": ["IMAP"]}})).await),
             _ => {}
         }
     }
-    assert!(told.contains("interaction_required"), "{told}");
-    remedy::run(ns, &told, &[]);
+    assert!(reported.contains("interaction_required"), "{reported}");
+    remedy::run(ns, &reported, &[]);
     shown(ns, "").await;
     idp.answer(signed_in("email", "billing@example.org"));
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
@@ -235,8 +235,8 @@ async fn an_ended_code_is_replaced_and_the_new_one_is_reported() {
     idp.expire(&first);
     let second = shown(&ns, &first).await;
     until("an Event of its own shows the other code", async || match notes(&ns, "AuthorizationRequired").await {
-        told if told.len() == 2 && told.iter().any(|(_, note)| note.contains(&second)) => Ok(()),
-        told => Err(format!("{told:?}")),
+        reported if reported.len() == 2 && reported.iter().any(|(_, note)| note.contains(&second)) => Ok(()),
+        reported => Err(format!("{reported:?}")),
     })
     .await;
 
@@ -284,12 +284,16 @@ async fn nothing_is_published_for_another_account() {
         find(credential, "Ready").is_some_and(|ready| ready.message.contains("other@example.org"))
     };
     let credential: MailCredential = ns.until("billing", "it says who came", named).await;
-    let told = find(&credential, "Ready").unwrap();
-    assert!(told.reason == "AuthorizationRequired" && told.message.contains("svc@example.org"), "{}", told.message);
+    let reported = find(&credential, "Ready").unwrap();
+    assert!(
+        reported.reason == "AuthorizationRequired" && reported.message.contains("svc@example.org"),
+        "{}",
+        reported.message
+    );
     assert!(ns.api::<Secret>().get_opt("billing").await.unwrap().is_none());
     assert_eq!(ns.secret("billing-grant").await.into_keys().collect::<Vec<_>>(), [""; 0]);
 
-    remedy::run(ns, &told.message, &[]);
+    remedy::run(ns, &reported.message, &[]);
     shown(ns, "").await;
     idp.next(signed_in("email", "other\u{1b}[2J@example.org"));
     // It proves nothing: a text that is not an address names no account.
@@ -362,8 +366,8 @@ async fn a_refused_refresh_token_is_kept_during_the_sign_in_and_is_not_sent_agai
     let waiting: MailCredential = ns.get("billing").await;
     assert_eq!(reason(&waiting, "Ready"), "TokenValid", "the old token still serves");
     assert_eq!((reason(&waiting, "Stalled"), reason(&waiting, "Reconciling")), (String::new(), String::new()));
-    let told = find(&waiting, "Ready").unwrap().message;
-    assert!(told.contains("has to sign in"), "{told}");
+    let reported = find(&waiting, "Ready").unwrap().message;
+    assert!(reported.contains("has to sign in"), "{reported}");
     let grant = ns.secret("billing-grant").await;
     assert!(grant["refresh_token"] == old && grant.contains_key("device_code"), "{:?}", grant.keys());
     let presented = idp.token_requests().iter().filter(|request| request.form().contains_key("refresh_token")).count();
@@ -406,8 +410,8 @@ async fn a_provider_without_an_endpoint_for_it_is_an_invalid_spec() {
     ns.apply(by_code("billing")).await;
     ns.apply(by_code("plain").set("spec.providerRef.name", "plain")).await;
     for (name, mends) in [("billing", "mail-token-broker login"), ("plain", "spec.oauth2.deviceAuthorizationURL")] {
-        let told = ns.condition::<MailCredential>(name, "Stalled", "InvalidSpec").await.message;
-        assert!(told.contains(mends), "{told}");
+        let reported = ns.condition::<MailCredential>(name, "Stalled", "InvalidSpec").await.message;
+        assert!(reported.contains(mends), "{reported}");
     }
     assert!(idp.token_requests().is_empty());
 }
@@ -436,12 +440,12 @@ async fn a_sign_in_that_cannot_begin_has_its_reason_and_is_not_requested_in_a_lo
     for (name, answer, expected) in table {
         idp.answer_at(DEVICE, answer);
         ns.apply(by_code(name)).await;
-        let told = ns.condition::<MailCredential>(name, "Renewed", expected).await;
+        let reported = ns.condition::<MailCredential>(name, "Renewed", expected).await;
         let credential: MailCredential = ns.get(name).await;
         assert!(!field(&credential, "/status/nextAttemptTime").is_null(), "{name}");
         assert_eq!(field(&credential, "/status/authorization"), Value::Null, "{name}");
         if name == "flow" {
-            assert!(told.message.contains("device authorization grant"), "{}", told.message);
+            assert!(reported.message.contains("device authorization grant"), "{}", reported.message);
         }
         let asked = idp.requests_at(DEVICE).len();
         idp.next(Answer::token(3600));

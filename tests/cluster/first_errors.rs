@@ -34,9 +34,9 @@ async fn a_secret_without_the_label() {
     ns.apply(provider(&idp)).await;
     ns.apply(credential("billing")).await;
 
-    let told = message(&ns, "Ready", "SourceNotLabeled").await;
-    assert_eq!(ns.condition::<MailProvider>("idp", "Ready", "SourceNotLabeled").await.message, told);
-    remedy::run(&ns, &told, &[]);
+    let reported = message(&ns, "Ready", "SourceNotLabeled").await;
+    assert_eq!(ns.condition::<MailProvider>("idp", "Ready", "SourceNotLabeled").await.message, reported);
+    remedy::run(&ns, &reported, &[]);
 
     ready(&ns).await;
     assert_eq!(idp.token_requests().len(), 1);
@@ -65,9 +65,9 @@ async fn a_key_that_is_not_there() {
     ns.apply(provider(&idp)).await;
     ns.apply(credential("billing")).await;
 
-    let told = message(&ns, "Ready", "SourceNotFound").await;
-    assert!(told.contains("it has password"), "{told}");
-    remedy::run(&ns, &told, &["the value"]);
+    let reported = message(&ns, "Ready", "SourceNotFound").await;
+    assert!(reported.contains("it has password"), "{reported}");
+    remedy::run(&ns, &reported, &["the value"]);
 
     ready(&ns).await;
     assert_eq!(idp.token_requests()[0].form()["client_secret"], "the value");
@@ -81,9 +81,9 @@ async fn a_wrong_client_secret() {
     ns.provider(&idp).await;
     ns.apply(credential("billing")).await;
 
-    let told = message(&ns, "Ready", "InvalidClient").await;
-    assert_eq!(message(&ns, "Stalled", "InvalidClient").await, told);
-    remedy::run(&ns, &told, &["the right one"]);
+    let reported = message(&ns, "Ready", "InvalidClient").await;
+    assert_eq!(message(&ns, "Stalled", "InvalidClient").await, reported);
+    remedy::run(&ns, &reported, &["the right one"]);
 
     ready(&ns).await;
     let requests = idp.token_requests();
@@ -111,9 +111,9 @@ async fn a_wrong_tenant_at_microsoft() {
     ns.apply(provider(&idp).without("spec.oauth2").without("spec.servers").set("spec.microsoft", microsoft)).await;
     ns.apply(credential("billing")).await;
 
-    let told = message(&ns, "Ready", "RequestRefused").await;
-    assert!(told.contains("AADSTS90002") && !told.contains("contosso"), "{told}");
-    remedy::run(&ns, &told, &["contoso.onmicrosoft.com"]);
+    let reported = message(&ns, "Ready", "RequestRefused").await;
+    assert!(reported.contains("AADSTS90002") && !reported.contains("contosso"), "{reported}");
+    remedy::run(&ns, &reported, &["contoso.onmicrosoft.com"]);
 
     ready(&ns).await;
     assert_eq!(idp.requests_at(RIGHT)[0].form()["scope"], "https://outlook.office365.com/.default");
@@ -129,8 +129,8 @@ async fn an_unknown_authority() {
     ns.apply(provider(&idp).without("spec.caBundleRef")).await;
     ns.apply(credential("billing")).await;
 
-    let told = message(&ns, "Ready", "TLSFailed").await;
-    remedy::run(&ns, &told, &[&ca_file(&ns, &idp)]);
+    let reported = message(&ns, "Ready", "TLSFailed").await;
+    remedy::run(&ns, &reported, &[&ca_file(&ns, &idp)]);
 
     ready(&ns).await;
 }
@@ -144,8 +144,8 @@ async fn a_bundle_with_another_authority() {
     ns.apply(provider(&idp)).await;
     ns.apply(credential("billing")).await;
 
-    let told = message(&ns, "Ready", "TLSFailed").await;
-    remedy::run(&ns, &told, &[&ca_file(&ns, &idp)]);
+    let reported = message(&ns, "Ready", "TLSFailed").await;
+    remedy::run(&ns, &reported, &[&ca_file(&ns, &idp)]);
 
     ready(&ns).await;
 }
@@ -160,10 +160,12 @@ async fn a_private_address() {
     ns.apply(provider(&idp).set("spec.oauth2.tokenURL", "https://10.255.255.1/token")).await;
     ns.apply(credential("billing")).await;
 
-    let told = message(&ns, "Ready", "EgressDenied").await;
+    let reported = message(&ns, "Ready", "EgressDenied").await;
     assert!(broker.terminate().await.success());
-    let flag =
-        quoted(&told).into_iter().find(|text| text.starts_with("--")).unwrap_or_else(|| panic!("no flag: {told}"));
+    let flag = quoted(&reported)
+        .into_iter()
+        .find(|text| text.starts_with("--"))
+        .unwrap_or_else(|| panic!("no flag: {reported}"));
     assert_eq!(flag, "--allow-private-cidr=10.255.255.1/32");
     let _open = closed.flag(flag).start().await;
 
@@ -182,8 +184,8 @@ async fn another_secret_name_resolves_a_conflict_with_a_foreign_secret() {
     ns.apply(theirs).await;
     ns.apply(credential("billing")).await;
 
-    let told = message(&ns, "Ready", "SecretConflict").await;
-    remedy::run(&ns, &told, &["billing-mail-token"]);
+    let reported = message(&ns, "Ready", "SecretConflict").await;
+    remedy::run(&ns, &reported, &["billing-mail-token"]);
 
     ready(&ns).await;
     assert_eq!(ns.secret("billing").await["a"], "b");
@@ -199,8 +201,9 @@ async fn the_deletion_of_an_unneeded_foreign_secret_resolves_the_conflict() {
     ns.apply(json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "billing"}})).await;
     ns.apply(credential("billing")).await;
 
-    let told = message(&ns, "Ready", "SecretConflict").await;
-    let delete = quoted(&told).into_iter().find(|text| text.contains(" delete ")).unwrap_or_else(|| panic!("{told}"));
+    let reported = message(&ns, "Ready", "SecretConflict").await;
+    let delete =
+        quoted(&reported).into_iter().find(|text| text.contains(" delete ")).unwrap_or_else(|| panic!("{reported}"));
     remedy::run(&ns, &format!("`{delete}`"), &[]);
 
     ready(&ns).await;
@@ -228,9 +231,9 @@ async fn a_mailbox_that_is_not_allowed() {
     ns.apply(cluster_provider(&ns, &idp, allowed)).await;
     ns.apply(of_the_cluster(&ns)).await;
 
-    let told = message(&ns, "Stalled", "NotAllowed").await;
+    let reported = message(&ns, "Stalled", "NotAllowed").await;
     assert_eq!(idp.token_requests().len(), 0);
-    remedy::run(&ns, &told, &[]);
+    remedy::run(&ns, &reported, &[]);
 
     ready(&ns).await;
 }
@@ -244,11 +247,11 @@ async fn a_namespace_that_is_not_allowed() {
     ns.apply(cluster_provider(&ns, &idp, allowed)).await;
     ns.apply(of_the_cluster(&ns)).await;
 
-    let told = message(&ns, "Stalled", "NotAllowed").await;
+    let reported = message(&ns, "Stalled", "NotAllowed").await;
     // A tenant does not learn which labels the administrator selects.
-    assert!(!told.contains("yes"), "{told}");
-    remedy::run(&ns, &told, &[]);
-    let label = quoted(&told)[1].replace("<label>=<value>", "mail=yes");
+    assert!(!reported.contains("yes"), "{reported}");
+    remedy::run(&ns, &reported, &[]);
+    let label = quoted(&reported)[1].replace("<label>=<value>", "mail=yes");
     remedy::run(&ns, &format!("`{label}`"), &[]);
 
     ready(&ns).await;
@@ -264,9 +267,9 @@ async fn an_issuer_that_differs_by_one_character() {
     ns.apply(provider(&idp).without("spec.oauth2").set("spec.oidc", oidc)).await;
     ns.apply(credential("billing")).await;
 
-    let told = ns.condition::<MailProvider>("idp", "Ready", "IssuerMismatch").await.message;
-    assert!(message(&ns, "Stalled", "ProviderNotReady").await.contains(&told));
-    remedy::run(&ns, &told, &[]);
+    let reported = ns.condition::<MailProvider>("idp", "Ready", "IssuerMismatch").await.message;
+    assert!(message(&ns, "Stalled", "ProviderNotReady").await.contains(&reported));
+    remedy::run(&ns, &reported, &[]);
 
     ready(&ns).await;
     ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
@@ -280,8 +283,8 @@ async fn too_many_requests() {
     ns.provider(&idp).await;
     ns.apply(credential("billing")).await;
 
-    let told = message(&ns, "Ready", "Throttled").await;
-    assert!(told.contains("no action is needed") && quoted(&told).is_empty(), "{told}");
+    let reported = message(&ns, "Ready", "Throttled").await;
+    assert!(reported.contains("no action is needed") && quoted(&reported).is_empty(), "{reported}");
     let credential: MailCredential = ns.get("billing").await;
     assert!(namespace::find(&credential, "Stalled").is_none(), "{}", namespace::show(&credential));
 

@@ -37,8 +37,8 @@ async fn a_client_with_a_key_vouches_for_the_mailbox() {
 async fn without_a_key_nothing_is_sent_and_the_field_is_named() {
     let fixture = Fixture::new().await;
     fixture.ns.apply(credential("billing").set("spec.grant", json!({"jwtBearer": {}}))).await;
-    let told = fixture.ns.condition::<MailCredential>("billing", "Ready", "InvalidSpec").await.message;
-    assert!(told.contains("privateKeyJWT"), "{told}");
+    let reported = fixture.ns.condition::<MailCredential>("billing", "Ready", "InvalidSpec").await.message;
+    assert!(reported.contains("privateKeyJWT"), "{reported}");
     fixture.mark("mark").await;
     assert_eq!(fixture.idp.token_requests().len(), 1, "that of the mark");
 }
@@ -72,8 +72,8 @@ async fn a_missing_subject_token_is_reported_and_its_creation_ends_the_wait() {
     fixture.ns.condition::<MailCredential>("billing", "Ready", "SourceNotFound").await;
     fixture.ns.apply(source("subject", "token", "it-comes").without("metadata.labels")).await;
     fixture.ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
-    let told = fixture.ns.condition::<MailCredential>("billing", "Ready", "SourceNotLabeled").await.message;
-    assert!(told.contains("kubectl") && told.contains("mailtoken.dev/source=true"), "{told}");
+    let reported = fixture.ns.condition::<MailCredential>("billing", "Ready", "SourceNotLabeled").await.message;
+    assert!(reported.contains("kubectl") && reported.contains("mailtoken.dev/source=true"), "{reported}");
     assert_eq!(fixture.idp.token_requests().len(), 0);
 
     fixture.ns.apply(source("subject", "token", "it-comes")).await;

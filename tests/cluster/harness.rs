@@ -144,8 +144,9 @@ async fn a_cluster_and_a_broker_end_with_their_test_also_when_that_is_killed() {
         .spawn()
         .unwrap();
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(victim.stdout.take().unwrap()));
-    let told = lines.find_map(|line| line.unwrap().split_once("VICTIM ").map(|(_, told)| told.to_owned())).unwrap();
-    let paths: Vec<_> = told.split(' ').collect();
+    let reported =
+        lines.find_map(|line| line.unwrap().split_once("VICTIM ").map(|(_, reported)| reported.to_owned())).unwrap();
+    let paths: Vec<_> = reported.split(' ').collect();
     let there = |path: &&&str| std::fs::exists(path).unwrap();
     assert!(paths.iter().all(|path| there(&path)), "{paths:?}");
 

@@ -169,8 +169,8 @@ async fn every_bad_response_is_reported_and_the_old_token_stays() {
         // The Event follows the status.
         until(&format!("an Event reports {}", case.name), async || {
             let events = ns.events(case.name).await;
-            let told = events.iter().any(|event| event.reason.as_deref() == Some(case.reason));
-            told.then_some(()).ok_or(format!("{events:#?}"))
+            let reported = events.iter().any(|event| event.reason.as_deref() == Some(case.reason));
+            reported.then_some(()).ok_or(format!("{events:#?}"))
         })
         .await;
         assert_eq!(case.idp.requests_at("/elsewhere").len(), 0);
@@ -296,12 +296,12 @@ async fn a_good_token_is_published_in_any_wrapping_and_assumptions_are_reported(
         assert_eq!(secret["token_type"], "Bearer", "{name}");
         until("the Events are those", async || {
             let events = ns.events(name).await;
-            let told: Vec<_> = events
+            let reported: Vec<_> = events
                 .iter()
                 .filter(|event| event.type_.as_deref() == Some("Warning"))
                 .filter_map(|event| event.reason.as_deref())
                 .collect();
-            (told == warnings).then_some(()).ok_or(format!("{name}: {events:#?}"))
+            (reported == warnings).then_some(()).ok_or(format!("{name}: {events:#?}"))
         })
         .await;
     }

@@ -74,10 +74,10 @@ fn verified(ns: &Namespace, jwt: &str) -> Value {
 /// Waits until the provider and its credential `billing` report the same, and checks that no request was sent.
 async fn refused(ns: &Namespace, idp: &Idp, reason: &str, said: &[&str]) {
     until(&format!("{reason} {said:?}"), async || {
-        let told = ns.condition::<MailCredential>("billing", "Stalled", reason).await.message;
+        let reported = ns.condition::<MailCredential>("billing", "Stalled", reason).await.message;
         let provider = ns.condition::<MailProvider>("idp", "Ready", reason).await;
-        let same = provider.message == told && said.iter().all(|said| told.contains(said));
-        same.then_some(()).ok_or(format!("{told}\n{provider:?}"))
+        let same = provider.message == reported && said.iter().all(|said| reported.contains(said));
+        same.then_some(()).ok_or(format!("{reported}\n{provider:?}"))
     })
     .await;
     assert_eq!(idp.requests().len(), 0);
@@ -85,17 +85,19 @@ async fn refused(ns: &Namespace, idp: &Idp, reason: &str, said: &[&str]) {
 
 /// The same for a ClusterMailProvider, whose credentials show only the reason.
 async fn refused_by_cluster(ns: &Namespace, idp: &Idp, reason: &str, said: &[&str]) {
-    let told = |credential: &MailCredential| {
-        find(credential, "Stalled").is_some_and(|told| {
-            told.reason == reason && told.message.contains("an administrator finds") && told.message.contains(reason)
+    let reported = |credential: &MailCredential| {
+        find(credential, "Stalled").is_some_and(|reported| {
+            reported.reason == reason
+                && reported.message.contains("an administrator finds")
+                && reported.message.contains(reason)
         })
     };
-    ns.until::<MailCredential>("billing", &format!("{reason} {said:?}"), told).await;
+    ns.until::<MailCredential>("billing", &format!("{reason} {said:?}"), reported).await;
     let providers: kube::Api<mail_token_broker::api::ClusterMailProvider> = kube::Api::all(ns.client.clone());
     until(&format!("{reason} {said:?}"), async || {
         let provider = providers.get(&ns.name).await.unwrap();
-        let told = find(&provider, "Ready").filter(|told| told.reason == reason);
-        let all = told.is_some_and(|told| said.iter().all(|said| told.message.contains(said)));
+        let reported = find(&provider, "Ready").filter(|reported| reported.reason == reason);
+        let all = reported.is_some_and(|reported| said.iter().all(|said| reported.message.contains(said)));
         if all { Ok(()) } else { Err(format!("{provider:?}")) }
     })
     .await;
@@ -275,8 +277,8 @@ async fn after_a_deleted_service_account_the_next_entry_is_used() {
 
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
     assert_eq!(idp.token_requests()[0].form()["client_secret"], "a client secret");
-    let told = ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await.message;
-    assert!(told.contains("spec.client.authentication[0] cannot be used (SourceNotFound)"), "{told}");
+    let reported = ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await.message;
+    assert!(reported.contains("spec.client.authentication[0] cannot be used (SourceNotFound)"), "{reported}");
 }
 
 #[tokio::test]

@@ -135,8 +135,8 @@ async fn a_token_is_renewed_by_itself_without_an_event() {
     let requests = fixture.idp.token_requests();
     let gap = requests[1].at - requests[0].at;
     assert!(gap >= Duration::from_secs(3) && gap < Duration::from_secs(12), "renewed after {gap:?}");
-    let told = fixture.ns.event_reasons("billing").await;
-    assert!(told.is_empty(), "{told:?}");
+    let reported = fixture.ns.event_reasons("billing").await;
+    assert!(reported.is_empty(), "{reported:?}");
     let writes = fixture.writes("mailcredentials/status", "billing").len();
     assert!(writes <= fixture.idp.token_requests().len(), "{writes} status writes for {} tokens", requests.len());
 }
@@ -164,9 +164,9 @@ async fn ready_outlives_failing_renewals_and_ends_with_the_token_by_the_brokers_
 
     fixture.idp.answer(Answer::token(3600));
     fixture.ready("billing").await;
-    let told = until("all Events exist", async || match fixture.ns.event_reasons("billing").await {
-        told if told.len() >= 5 => Ok(told),
-        told => Err(format!("{told:?}")),
+    let reported = until("all Events exist", async || match fixture.ns.event_reasons("billing").await {
+        reported if reported.len() >= 5 => Ok(reported),
+        reported => Err(format!("{reported:?}")),
     })
     .await;
     let wanted = [
@@ -176,7 +176,7 @@ async fn ready_outlives_failing_renewals_and_ends_with_the_token_by_the_brokers_
         "Warning LifetimeTooShort",
         "Warning ProviderUnavailable",
     ];
-    assert_eq!(told.iter().map(String::as_str).collect::<Vec<_>>(), wanted);
+    assert_eq!(reported.iter().map(String::as_str).collect::<Vec<_>>(), wanted);
 }
 
 #[tokio::test]

@@ -192,11 +192,11 @@ async fn a_suspended_leader_does_not_lead_when_it_continues() {
     signal("CONT");
 
     let output = BufReader::new(child.stdout.take().unwrap());
-    let told = tokio::task::spawn_blocking(move || {
+    let reported = tokio::task::spawn_blocking(move || {
         output.lines().map(Result::unwrap).find(|line| line.contains("goes on")).unwrap_or_default()
     });
-    let told = tokio::time::timeout(DEADLINE, told).await.unwrap().unwrap();
-    assert!(told.ends_with("goes on; leads: false"), "{told:?}");
+    let reported = tokio::time::timeout(DEADLINE, reported).await.unwrap().unwrap();
+    assert!(reported.ends_with("goes on; leads: false"), "{reported:?}");
     assert_eq!(holder(&namespace).await.as_deref(), Some("standby"));
     child.kill().unwrap();
     child.wait().unwrap();

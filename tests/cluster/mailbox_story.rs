@@ -81,14 +81,14 @@ async fn the_commands_of_the_condition_open_the_mailbox() {
     let story = Story::begin(&["SMTP", "IMAP", "POP3"]).await;
     // A new tenant: authenticated SMTP is off, and the application has no permission.
     let refused =
-        |object: &MailCredential| find(object, "MailboxAuthorized").is_some_and(|told| told.status == "False");
+        |object: &MailCredential| find(object, "MailboxAuthorized").is_some_and(|reported| reported.status == "False");
     let mut runs = 0;
     let mut object = story.ns.until::<MailCredential>("billing", "the mailbox is refused", refused).await;
     while refused(&object) {
         runs += 1;
         assert!(runs <= 3, "the commands do not help: {:?}", find(&object, "MailboxAuthorized"));
-        let told = find(&object, "MailboxAuthorized").unwrap();
-        story.obey(&told.message);
+        let reported = find(&object, "MailboxAuthorized").unwrap();
+        story.obey(&reported.message);
         let before = object.status.unwrap().probe.unwrap().last_time;
         if runs == 1 {
             story.reissue();

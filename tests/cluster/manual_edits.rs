@@ -368,8 +368,8 @@ async fn a_source_is_sent_only_to_the_hosts_that_its_owner_named() {
         }
         fixture.ns.apply(by_seed("billing")).await;
         let stalled = fixture.ns.condition::<MailCredential>("billing", "Stalled", "SourceInvalid").await;
-        let told = format!("Secret {}/{secret} does not allow", fixture.ns.name);
-        assert!(stalled.message.contains(&told) && stalled.message.contains(HOSTS), "{}", stalled.message);
+        let reported = format!("Secret {}/{secret} does not allow", fixture.ns.name);
+        assert!(stalled.message.contains(&reported) && stalled.message.contains(HOSTS), "{}", stalled.message);
         fixture.ns.annotate::<Secret>(secret, HOSTS, "login.microsoftonline.com, localhost").await;
         if secret == "seed" {
             fixture.ready().await;

@@ -72,8 +72,8 @@ async fn of_two_credentials_with_one_target_the_older_owns_it_and_then_the_young
     let older = fixture.issued(credential("older").set("spec.secret.name", "token")).await;
     next_second(&older).await;
     fixture.ns.apply(credential("younger").set("spec.secret.name", "token")).await;
-    let told = fixture.ns.condition::<MailCredential>("younger", "Stalled", "SecretConflict").await;
-    assert!(told.message.contains("older"), "{}", told.message);
+    let reported = fixture.ns.condition::<MailCredential>("younger", "Stalled", "SecretConflict").await;
+    assert!(reported.message.contains("older"), "{}", reported.message);
     fixture.mark("mark").await;
     assert_eq!(fixture.idp.token_requests().len(), 2, "the younger asks for nothing");
     assert_eq!(fixture.ns.secret("token").await["username"], "older@example.org");
@@ -96,8 +96,8 @@ async fn a_secret_in_service_keeps_its_owner_though_an_older_credential_asks_for
     next_second(&older).await;
     fixture.issued(credential("younger").set("spec.secret.name", "token")).await;
     fixture.ns.apply(credential("older").set("spec.secret.name", "token")).await;
-    let told = fixture.ns.condition::<MailCredential>("older", "Ready", "SecretConflict").await;
-    assert!(told.message.contains("younger"), "{}", told.message);
+    let reported = fixture.ns.condition::<MailCredential>("older", "Ready", "SecretConflict").await;
+    assert!(reported.message.contains("younger"), "{}", reported.message);
     fixture.mark("mark").await;
     fixture.ready("younger").await;
     assert_eq!(fixture.ns.secret("token").await["username"], "younger@example.org");
@@ -120,8 +120,8 @@ async fn of_two_credentials_of_one_second_the_one_that_has_the_secret_keeps_it()
         if first_made.metadata.creation_timestamp != second_made.metadata.creation_timestamp {
             continue;
         }
-        let told = fixture.ns.condition::<MailCredential>(&second, "Stalled", "SecretConflict").await;
-        assert!(told.message.contains(&first), "{}", told.message);
+        let reported = fixture.ns.condition::<MailCredential>(&second, "Stalled", "SecretConflict").await;
+        assert!(reported.message.contains(&first), "{}", reported.message);
         fixture.mark("mark").await;
         fixture.ready(&first).await;
         assert_eq!(fixture.ns.secret(&target).await["username"], format!("{first}@example.org"));

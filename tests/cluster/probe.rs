@@ -64,9 +64,9 @@ async fn a_mailbox_that_accepts_the_token_is_reported_everywhere_and_not_asked_a
     let mut mail = Mail::new(submission("235 2.7.0 welcome")).await;
     mail.fixture.ns.apply(probed("billing")).await;
     let object = mail.reason("billing", "LoginSucceeded").await;
-    let told = find(&object, "MailboxAuthorized").unwrap();
-    assert_eq!(told.status, "True");
-    assert_eq!(told.message, format!("SMTP at localhost:{} accepts the token", mail.server.port()));
+    let reported = find(&object, "MailboxAuthorized").unwrap();
+    assert_eq!(reported.status, "True");
+    assert_eq!(reported.message, format!("SMTP at localhost:{} accepts the token", mail.server.port()));
     let probe = object.status.unwrap().probe.unwrap();
     let [result] = &probe.results[..] else { panic!("{probe:?}") };
     assert_eq!((result.outcome.as_str(), result.reason.as_str(), &result.code), ("Accepted", "LoginSucceeded", &None));
@@ -111,10 +111,10 @@ async fn a_refusal_names_the_command_and_a_new_token_is_tried_immediately() {
     .await;
     mail.fixture.issued(probed("billing")).await;
     let object = mail.reason("billing", "SMTPAuthDisabled").await;
-    let told = find(&object, "MailboxAuthorized").unwrap();
-    assert_eq!(told.status, "False");
+    let reported = find(&object, "MailboxAuthorized").unwrap();
+    assert_eq!(reported.status, "False");
     let command = "`Set-CASMailbox -Identity 'billing@example.org' -SmtpClientAuthenticationDisabled $false`";
-    assert!(told.message.contains(command) && told.message.contains("535 5.7.139"), "{}", told.message);
+    assert!(reported.message.contains(command) && reported.message.contains("535 5.7.139"), "{}", reported.message);
     // The token is there, and pods may start.
     assert_eq!(reason(&object, "Ready"), "TokenValid");
     for absent in ["Stalled", "Reconciling"] {
@@ -131,10 +131,10 @@ async fn a_refusal_names_the_command_and_a_new_token_is_tried_immediately() {
     let object = mail.reason("billing", "LoginSucceeded").await;
     assert_eq!(find(&object, "MailboxAuthorized").unwrap().status, "True");
     mail.fixture.ns.event_reasons_include("billing", &["Warning SMTPAuthDisabled", "Normal LoginSucceeded"]).await;
-    let told = serde_json::to_string(&object).unwrap() + &mail.fixture.broker.log();
-    assert!(!told.contains("canary"), "{told}");
+    let reported = serde_json::to_string(&object).unwrap() + &mail.fixture.broker.log();
+    assert!(!reported.contains("canary"), "{reported}");
     let secret = mail.fixture.ns.secret("billing").await;
-    assert!(!told.contains(&secret["access_token"]) && !told.contains(&secret["xoauth2"]));
+    assert!(!reported.contains(&secret["access_token"]) && !reported.contains(&secret["xoauth2"]));
 }
 
 #[tokio::test]
@@ -152,9 +152,9 @@ async fn a_mail_server_that_hangs_delays_no_token_and_is_reported_after_two_miss
     };
     mail.fixture.ns.until::<MailCredential>("a", "the miss is shown", two).await;
     let object: MailCredential = mail.fixture.ns.get("a").await;
-    let told = find(&object, "MailboxAuthorized").unwrap();
-    assert_eq!((told.status.as_str(), told.reason.as_str()), ("Unknown", "ProbePending"));
-    assert!(told.message.contains("did not finish the login"), "{}", told.message);
+    let reported = find(&object, "MailboxAuthorized").unwrap();
+    assert_eq!((reported.status.as_str(), reported.reason.as_str()), ("Unknown", "ProbePending"));
+    assert!(reported.message.contains("did not finish the login"), "{}", reported.message);
     // While its logins hang, a new token is obtained and a deletion ends.
     mail.fixture.mark("marker").await;
     mail.fixture.ns.delete::<MailCredential>("b").await;
@@ -170,9 +170,9 @@ async fn a_server_in_a_private_range_is_not_connected_to() {
     mail.fixture.ns.apply(manifest).await;
     mail.fixture.ns.apply(probed("billing")).await;
     let object = mail.reason("billing", "EgressDenied").await;
-    let told = find(&object, "MailboxAuthorized").unwrap();
-    assert_eq!(told.status, "False");
-    assert!(told.message.contains("SMTP at 10.1.2.3:587"), "{}", told.message);
+    let reported = find(&object, "MailboxAuthorized").unwrap();
+    assert_eq!(reported.status, "False");
+    assert!(reported.message.contains("SMTP at 10.1.2.3:587"), "{}", reported.message);
     assert_eq!(mail.server.connections(), 0);
 }
 

@@ -100,8 +100,8 @@ async fn the_metrics_show_reasons_and_providers_and_one_client_secret_is_one_ser
     );
     assert_eq!(ends, [series]);
     for name in ["billing", "second", "off"] {
-        let told = ns.event_reasons(name).await;
-        assert!(!told.iter().any(|event| event.contains("Within")), "{name}: {told:?}");
+        let reported = ns.event_reasons(name).await;
+        assert!(!reported.iter().any(|event| event.contains("Within")), "{name}: {reported:?}");
     }
     assert!(broker.log().contains("mail-token-broker starts"));
 }
@@ -224,10 +224,10 @@ async fn a_broker_waits_for_its_crds_and_skips_unreadable_objects() {
         ("MailProvider", "poison"),
         ("ClusterMailProvider", "poison"),
     ] {
-        let told = |line: &str| {
+        let reported = |line: &str| {
             line.contains("does not parse") && line.contains(&format!("kind={kind} ")) && line.contains(name)
         };
-        assert!(log.lines().any(told), "{kind} {name}");
+        assert!(log.lines().any(reported), "{kind} {name}");
     }
     // Their own status says so.
     for (kind, name) in [
@@ -238,9 +238,9 @@ async fn a_broker_waits_for_its_crds_and_skips_unreadable_objects() {
     ] {
         let condition = |kind: &str| format!("jsonpath={{.status.conditions[?(@.type==\"{kind}\")].reason}}");
         until(&format!("{kind} {name} says that it cannot be read"), async || {
-            let told =
+            let reported =
                 ["Ready", "Stalled"].map(|type_| fixture.ns.kubectl(["get", kind, name, "-o", &condition(type_)]));
-            if told == ["InvalidSpec", "InvalidSpec"] { Ok(()) } else { Err(format!("{told:?}")) }
+            if reported == ["InvalidSpec", "InvalidSpec"] { Ok(()) } else { Err(format!("{reported:?}")) }
         })
         .await;
     }
@@ -327,8 +327,8 @@ async fn the_api_server_is_reached_through_the_proxy_of_the_environment_as_by_ku
     let broker = settings().env("NO_PROXY", ".svc").launch();
     until("the name is not found", async || {
         let log = broker.log();
-        let told = log.lines().find(|line| line.contains("API server not reachable"));
-        told.filter(|line| line.contains("https://kubernetes.default.svc")).map(drop).ok_or(log)
+        let reported = log.lines().find(|line| line.contains("API server not reachable"));
+        reported.filter(|line| line.contains("https://kubernetes.default.svc")).map(drop).ok_or(log)
     })
     .await;
 }
@@ -402,8 +402,8 @@ async fn two_installations_in_one_namespace_act_both_with_a_lease_each_and_say_s
     let standby = second().start().await;
     until("it says that the lease is for another installation", async || {
         let log = standby.log();
-        let told = log.contains("--lease-name") && log.contains("the holder of the lease serves other namespaces");
-        if told { Ok(()) } else { Err(log) }
+        let reported = log.contains("--lease-name") && log.contains("the holder of the lease serves other namespaces");
+        if reported { Ok(()) } else { Err(log) }
     })
     .await;
     let waiting: MailCredential = other.get("billing").await;

@@ -108,15 +108,15 @@ async fn a_credential_that_waits_for_a_hanging_provider_is_suspended_immediately
     // A changed spec is reported, although most of them have not been sent.
     each(&ns, |name| credential(name).set("spec.renewal.minValidity", "5m")).await;
     all(&ns, SECONDS, "the changed spec is reported", |all| {
-        let told = count(all, |it| field(it, "/status/observedGeneration") == 2);
-        if told >= MANY - 2 * PER_HOST_LIMIT { Ok(()) } else { Err(format!("{told} of {MANY}")) }
+        let reported = count(all, |it| field(it, "/status/observedGeneration") == 2);
+        if reported >= MANY - 2 * PER_HOST_LIMIT { Ok(()) } else { Err(format!("{reported} of {MANY}")) }
     })
     .await;
 
     each(&ns, |name| credential(name).set("spec.suspend", true)).await;
     all(&ns, SECONDS, "the suspension is reported", |all| {
-        let told = count(all, |it| reason(it, "Renewed") == "Suspended");
-        if told == MANY { Ok(()) } else { Err(format!("{told} of {MANY}")) }
+        let reported = count(all, |it| reason(it, "Renewed") == "Suspended");
+        if reported == MANY { Ok(()) } else { Err(format!("{reported} of {MANY}")) }
     })
     .await;
     let sent = idp.token_requests().len();

@@ -69,8 +69,8 @@ async fn foreign_changes_of_the_secret_are_repaired_without_a_request() {
         assert_eq!(reason(&object, "Ready"), "TokenValid", "{what}");
     }
     assert_eq!(fixture.idp.token_requests().len(), 1);
-    let told = fixture.ns.event_reasons("billing").await;
-    assert!(told.iter().all(|event| !event.starts_with("Warning")), "{told:?}");
+    let reported = fixture.ns.event_reasons("billing").await;
+    assert!(reported.iter().all(|event| !event.starts_with("Warning")), "{reported:?}");
     tried("F19", number, "nothing");
 }
 
@@ -255,8 +255,8 @@ async fn the_broker_does_not_trust_what_users_write_into_the_status() {
     fixture
         .ns
         .until::<MailCredential>("billing", "the status is as it was", |object| {
-            let told = |pointer| field(object, pointer) == field(&made, pointer);
-            told("/status/token") && told("/status/secretName") && told("/status/observedGeneration")
+            let reported = |pointer| field(object, pointer) == field(&made, pointer);
+            reported("/status/token") && reported("/status/secretName") && reported("/status/observedGeneration")
         })
         .await;
     assert_eq!(fixture.idp.token_requests().len(), 1);

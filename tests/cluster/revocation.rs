@@ -412,24 +412,27 @@ async fn without_a_broker_release_finalizers_ends_the_deletion_of_a_namespace() 
 
     let kubeconfig = cluster.kubeconfig();
     let billing = format!("{}/billing: ", fixture.ns.name);
-    let (done, told) = release(&kubeconfig, &["--dry-run"]);
-    assert!(done && told.contains(&format!("{billing}would be released")) && !told.contains("orders"), "{told}");
+    let (done, reported) = release(&kubeconfig, &["--dry-run"]);
+    assert!(
+        done && reported.contains(&format!("{billing}would be released")) && !reported.contains("orders"),
+        "{reported}"
+    );
     assert_eq!(finalizers(&fixture.ns.get("billing").await), [FINALIZER]);
-    let (done, told) = release(&kubeconfig, &["-n", "default"]);
-    assert!(done && told.contains("0 MailCredentials released"), "{told}");
-    let (done, told) = release(&kubeconfig, &[]);
-    assert!(done && told.contains(&format!("{billing}released; its access token is valid until ")), "{told}");
-    assert!(told.contains("1 MailCredentials released, 0 not"), "{told}");
+    let (done, reported) = release(&kubeconfig, &["-n", "default"]);
+    assert!(done && reported.contains("0 MailCredentials released"), "{reported}");
+    let (done, reported) = release(&kubeconfig, &[]);
+    assert!(done && reported.contains(&format!("{billing}released; its access token is valid until ")), "{reported}");
+    assert!(reported.contains("1 MailCredentials released, 0 not"), "{reported}");
     is_gone(&fixture.ns).await;
     assert_eq!(revoked(&fixture), []);
     tried("F31", 1, "the revocation");
 
     fixture.ns.kubectl(["delete", "crd", "mailcredentials.mailtoken.dev"]);
-    let (done, told) = release(&kubeconfig, &[]);
-    assert!(done && told.contains("nothing to do"), "{told}");
+    let (done, reported) = release(&kubeconfig, &[]);
+    assert!(done && reported.contains("nothing to do"), "{reported}");
     let nowhere = cluster.dir().join("no-such-kubeconfig");
-    let (done, told) = release(&kubeconfig, &["--kubeconfig", nowhere.to_str().unwrap()]);
-    assert!(!done && told.starts_with("error: the kubeconfig cannot be used"), "{told}");
+    let (done, reported) = release(&kubeconfig, &["--kubeconfig", nowhere.to_str().unwrap()]);
+    assert!(!done && reported.starts_with("error: the kubeconfig cannot be used"), "{reported}");
 }
 
 #[tokio::test]

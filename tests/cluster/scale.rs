@@ -46,7 +46,7 @@ async fn written(cluster: &Cluster, secrets: usize, statuses: RangeInclusive<usi
     until("the writes are in the log, and no others", async || {
         let audit = cluster.audit();
         match ["secrets", "mailcredentials/status"].map(|resource| writes(&audit, resource)) {
-            [written, told] if written == secrets && statuses.contains(&told) => Ok(audit),
+            [written, reported] if written == secrets && statuses.contains(&reported) => Ok(audit),
             written => Err(format!("{written:?} instead of {secrets} and {statuses:?}")),
         }
     })

@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 /// Waits until the MailProvider and the MailCredential `billing` say the same, with this reason and these words.
 async fn refused(ns: &Namespace, reason: &str, said: &str) {
     until(&format!("{reason} {said}"), async || {
-        let told = ns.condition::<MailCredential>("billing", "Stalled", reason).await.message;
+        let reported = ns.condition::<MailCredential>("billing", "Stalled", reason).await.message;
         let provider = ns.condition::<MailProvider>("idp", "Ready", reason).await;
-        let same = provider.status == "False" && provider.message == told && told.contains(said);
-        same.then_some(()).ok_or(format!("{told}\n{provider:?}"))
+        let same = provider.status == "False" && provider.message == reported && reported.contains(said);
+        same.then_some(()).ok_or(format!("{reported}\n{provider:?}"))
     })
     .await;
 }
@@ -128,11 +128,11 @@ async fn after_invalid_client_the_next_secret_is_tried_in_the_same_attempt_and_k
     let found: MailCredential = ns.get("billing").await;
     assert_eq!(found.status.unwrap().failed_attempts, Some(0));
     until("the take-over is reported", async || {
-        let told = |event: &k8s_openapi::api::events::v1::Event| {
+        let reported = |event: &k8s_openapi::api::events::v1::Event| {
             event.reason.as_deref() == Some("ClientAuthenticationChanged")
         };
         let events = ns.events("billing").await;
-        events.iter().any(told).then_some(()).ok_or(format!("{events:#?}"))
+        events.iter().any(reported).then_some(()).ok_or(format!("{events:#?}"))
     })
     .await;
 

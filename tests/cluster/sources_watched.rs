@@ -16,10 +16,10 @@ async fn bare() -> Fixture {
 
 /// Waits until the provider has this reason, with this part of a message, and the credential the other reason.
 async fn refused(fixture: &Fixture, provider: &str, part: &str, credential: &str) {
-    let told = |object: &MailProvider| {
-        find(object, "Ready").is_some_and(|told| told.reason == provider && told.message.contains(part))
+    let reported = |object: &MailProvider| {
+        find(object, "Ready").is_some_and(|reported| reported.reason == provider && reported.message.contains(part))
     };
-    fixture.ns.until::<MailProvider>("idp", part, told).await;
+    fixture.ns.until::<MailProvider>("idp", part, reported).await;
     for kind in ["Ready", "Stalled"] {
         fixture.ns.condition::<MailCredential>("billing", kind, credential).await;
     }
@@ -82,8 +82,8 @@ async fn the_good_certificates_of_a_bundle_count_and_a_warning_names_the_other_b
     fixture.ns.apply(ca_bundle("idp-ca", &fixture.idp).entry("data", "ca.crt", bundle)).await;
     fixture.ns.apply(credential("billing")).await;
     fixture.ready("billing").await;
-    let told = fixture.ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await.message;
-    assert!(told.contains("block 2 (TRUSTED CERTIFICATE)"), "{told}");
+    let reported = fixture.ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await.message;
+    assert!(reported.contains("block 2 (TRUSTED CERTIFICATE)"), "{reported}");
     fixture.ns.event_reasons_include("idp", &["Warning SourceInvalid"]).await;
 }
 

@@ -56,8 +56,8 @@ fn forged_target(credential: &str) -> Manifest {
 /// No step of the broker went wrong by what it saw.
 fn sane(broker: &Broker) {
     let log = broker.log();
-    let told = log.lines().find(|line| line.contains("panic"));
-    assert_eq!(told, None);
+    let reported = log.lines().find(|line| line.contains("panic"));
+    assert_eq!(reported, None);
 }
 
 #[tokio::test]

@@ -123,8 +123,8 @@ async fn a_first_token_whose_write_is_refused_is_held_and_written_later() {
     let refusal = refuse_secrets(&ns).await;
     ns.apply(credential("billing")).await;
 
-    let told = ns.condition::<MailCredential>("billing", "Renewed", "SecretWriteFailed").await.message;
-    assert!(told.contains("not today") && told.contains("The token is kept"), "{told}");
+    let reported = ns.condition::<MailCredential>("billing", "Renewed", "SecretWriteFailed").await.message;
+    assert!(reported.contains("not today") && reported.contains("The token is kept"), "{reported}");
     ns.condition::<MailCredential>("billing", "Ready", "SecretWriteFailed").await;
     let found: MailCredential = ns.get("billing").await;
     assert!(namespace::find(&found, "Stalled").is_none() && namespace::find(&found, "Reconciling").is_some());

@@ -41,7 +41,7 @@ async fn a_service_account_needs_no_secret_at_keycloak() {
     ns.apply(other.entry("metadata.annotations", "mailtoken.dev/allowed-audiences", issuer.as_str())).await;
     ns.apply(provider("other")).await;
     ns.apply(credential("refused")).await;
-    let told = ns.condition::<MailCredential>("refused", "Ready", "InvalidClient").await.message;
-    assert!(told.contains("invalid_client"), "{told}");
+    let reported = ns.condition::<MailCredential>("refused", "Ready", "InvalidClient").await.message;
+    assert!(reported.contains("invalid_client"), "{reported}");
     leaks::assert_no_secret_shown(&ns, &broker, vec![]).await;
 }

@@ -23,8 +23,11 @@ async fn a_pod_logs_in_with_the_secret_and_again_with_the_renewed_one() {
     ns.condition::<MailProvider>("keycloak", "Ready", "ProviderReady").await;
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
     let first = ns.secret(TARGET).await;
-    let told = mail::login(&ns, "all", &first).unwrap();
-    assert_eq!(told.lines().map(|line| line.split(':').next().unwrap()).collect::<Vec<_>>(), ["smtp", "imap", "pop3"]);
+    let reported = mail::login(&ns, "all", &first).unwrap();
+    assert_eq!(
+        reported.lines().map(|line| line.split(':').next().unwrap()).collect::<Vec<_>>(),
+        ["smtp", "imap", "pop3"]
+    );
     let mut forged = first.clone();
     forged.insert("xoauth2".to_owned(), forged["xoauth2"].replacen(|letter| letter != 'A', "A", 1));
     assert!(mail::login(&ns, "all", &forged).unwrap_err().contains("refused"));
@@ -46,7 +49,7 @@ async fn a_pod_logs_in_with_the_secret_and_again_with_the_renewed_one() {
     token_that(&ns, "its token lives longer again", long).await;
     mail::login(&ns, "all", &ns.secret(TARGET).await).unwrap();
     until("the mail server refuses the token that was replaced", async || match mail::login(&ns, "all", &issued) {
-        Ok(told) => Err(told),
+        Ok(reported) => Err(reported),
         Err(_) => Ok(()),
     })
     .await;
@@ -61,18 +64,18 @@ async fn real_mail_servers_accept_the_token_and_refuse_it_for_another_mailbox() 
     let broker = Broker::start(&ns).await;
     let all = serde_json::json!({"spec": {"probe": {"protocols": ["SMTP", "IMAP", "POP3"]}}});
     ns.patch::<MailCredential>("billing", all).await;
-    let told = ns.condition::<MailCredential>("billing", "MailboxAuthorized", "LoginSucceeded").await;
-    assert_eq!(told.status, "True");
+    let reported = ns.condition::<MailCredential>("billing", "MailboxAuthorized", "LoginSucceeded").await;
+    assert_eq!(reported.status, "True");
     for protocol in ["SMTP at ", "IMAP at ", "POP3 at "] {
-        assert!(told.message.contains(protocol), "{}", told.message);
+        assert!(reported.message.contains(protocol), "{}", reported.message);
     }
 
     let other = serde_json::json!({"spec": {"mailbox": {"usernames": {"imap": "somebody@example.org"}}}});
     ns.patch::<MailCredential>("billing", other).await;
-    let told = ns.condition::<MailCredential>("billing", "MailboxAuthorized", "LoginRefused").await;
-    assert_eq!(told.status, "False");
-    let refused = told.message.split(". ").next().unwrap();
-    assert!(refused.starts_with("IMAP at ") && told.message.contains("accept the token"), "{}", told.message);
+    let reported = ns.condition::<MailCredential>("billing", "MailboxAuthorized", "LoginRefused").await;
+    assert_eq!(reported.status, "False");
+    let refused = reported.message.split(". ").next().unwrap();
+    assert!(refused.starts_with("IMAP at ") && reported.message.contains("accept the token"), "{}", reported.message);
     let secret = ns.secret(TARGET).await;
     leaks::assert_no_secret_shown(&ns, &broker, vec![secret["access_token"].clone()]).await;
 }
@@ -84,8 +87,8 @@ async fn the_command_in_the_message_fixes_a_wrong_client_secret() {
     ns.kubectl(["patch", "secret", "keycloak-client", "-p", r#"{"stringData": {"client-secret": "wrong"}}"#]);
     let _broker = Broker::start(&ns).await;
 
-    let told = ns.condition::<MailCredential>("billing", "Ready", "InvalidClient").await.message;
-    remedy::run(&ns, &told, &[&ns.cluster.env("KEYCLOAK_CLIENT_SECRET")]);
+    let reported = ns.condition::<MailCredential>("billing", "Ready", "InvalidClient").await.message;
+    remedy::run(&ns, &reported, &[&ns.cluster.env("KEYCLOAK_CLIENT_SECRET")]);
 
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
     mail::login(&ns, "all", &ns.secret(TARGET).await).unwrap();
@@ -97,8 +100,8 @@ async fn the_command_in_the_message_fixes_a_secret_without_the_label() {
     ns.kubectl(["label", "secret", "keycloak-client", "mailtoken.dev/source-"]);
     let _broker = Broker::start(&ns).await;
 
-    let told = ns.condition::<MailCredential>("billing", "Ready", "SourceNotLabeled").await.message;
-    remedy::run(&ns, &told, &[]);
+    let reported = ns.condition::<MailCredential>("billing", "Ready", "SourceNotLabeled").await.message;
+    remedy::run(&ns, &reported, &[]);
 
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
 }
@@ -109,9 +112,9 @@ async fn the_command_in_the_message_fixes_a_missing_ca() {
     ns.kubectl(["delete", "configmap", "private-ca"]);
     let _broker = Broker::start(&ns).await;
 
-    let told = ns.condition::<MailProvider>("keycloak", "Ready", "SourceNotFound").await.message;
+    let reported = ns.condition::<MailProvider>("keycloak", "Ready", "SourceNotFound").await.message;
     ns.condition::<MailCredential>("billing", "Ready", "ProviderNotReady").await;
-    remedy::run(&ns, &told, &[&ns.cluster.env("CA_CERT")]);
+    remedy::run(&ns, &reported, &[&ns.cluster.env("CA_CERT")]);
 
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
 }
@@ -129,9 +132,9 @@ async fn the_command_in_the_message_fixes_a_provider_without_a_ca() {
     ]);
     let _broker = Broker::start(&ns).await;
 
-    let told = ns.condition::<MailProvider>("keycloak", "Ready", "TLSFailed").await.message;
+    let reported = ns.condition::<MailProvider>("keycloak", "Ready", "TLSFailed").await.message;
     ns.condition::<MailCredential>("billing", "Ready", "ProviderNotReady").await;
-    remedy::run(&ns, &told, &[&ns.cluster.env("CA_CERT")]);
+    remedy::run(&ns, &reported, &[&ns.cluster.env("CA_CERT")]);
 
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
 }

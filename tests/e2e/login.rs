@@ -56,7 +56,7 @@ impl LoginFixture {
             Login::start(&self.ns, &[&flags[..], &["--no-browser", "--allow-private-cidr=127.0.0.0/8"]].concat());
         let url = login.url().await;
         // `browse` also returns a page that shows an error.
-        let page = self.ns.cluster.sign_in(&url, &["--as", account]).unwrap_or_else(|told| told);
+        let page = self.ns.cluster.sign_in(&url, &["--as", account]).unwrap_or_else(|reported| reported);
         (page, login)
     }
 

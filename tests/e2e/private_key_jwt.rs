@@ -107,8 +107,8 @@ async fn a_certificate_of_another_key_is_refused_before_anything_is_sent_and_fix
     let client = format!("mismatch-{}", ns.name);
     register(&ns, &client, "ES256", &pair.serialize_pem(), &certificate(&other), true).await;
 
-    let told = ns.condition::<MailProvider>(&client, "Ready", "SourceInvalid").await.message;
-    assert!(told.contains("tls.crt") && told.contains("another key"), "{told}");
+    let reported = ns.condition::<MailProvider>(&client, "Ready", "SourceInvalid").await.message;
+    assert!(reported.contains("tls.crt") && reported.contains("another key"), "{reported}");
     ns.condition::<MailCredential>(&client, "Ready", "SourceInvalid").await;
 
     // The key was the wrong one: that of the certificate makes both fit, and Keycloak knows the certificate.

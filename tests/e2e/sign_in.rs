@@ -85,8 +85,8 @@ fn logins(ns: &Namespace, secret: &BTreeMap<String, String>) {
     let (person, address) = (ns.cluster.env("PERSON_USER"), "team@shop.example");
     assert_eq!((&secret["username"], &secret["from"]), (&person, &address.to_owned()));
     for protocol in ["imap", "pop3", "smtp"] {
-        let told = mail::login(ns, protocol, secret).unwrap();
-        assert!(told.contains(&person) && (protocol != "smtp" || told.contains(address)), "{told}");
+        let reported = mail::login(ns, protocol, secret).unwrap();
+        assert!(reported.contains(&person) && (protocol != "smtp" || reported.contains(address)), "{reported}");
     }
     let mut other = secret.clone();
     other.insert("xoauth2".to_owned(), secret["xoauth2"].replacen(|letter| letter != 'A', "A", 1));
@@ -123,12 +123,12 @@ async fn a_person_denies_and_another_signs_in_before_the_right_one_does() {
             }
         };
         let mut shown = sign_in(&ns, "", &["--deny"]).await;
-        let told: MailCredential = ns.until("billing", issuer, said("was denied")).await;
-        remedy::run(&ns, &find(&told, "Stalled").unwrap().message, &[]);
+        let reported: MailCredential = ns.until("billing", issuer, said("was denied")).await;
+        remedy::run(&ns, &find(&reported, "Stalled").unwrap().message, &[]);
 
         shown = sign_in(&ns, &shown, &["--as", &other]).await;
-        let told: MailCredential = ns.until("billing", issuer, said("was expected")).await;
-        let message = find(&told, "Stalled").unwrap().message;
+        let reported: MailCredential = ns.until("billing", issuer, said("was expected")).await;
+        let message = find(&reported, "Stalled").unwrap().message;
         assert!(message.contains(&other) && message.contains(&ns.cluster.env("PERSON_USER")), "{message}");
         assert!(ns.api::<Secret>().get_opt("billing").await.unwrap().is_none());
         assert!(!ns.secret("billing-grant").await.contains_key("refresh_token"));
@@ -151,8 +151,11 @@ async fn a_seed_from_keycloak_is_renewed_and_a_seed_of_another_account_is_not_us
     ns.apply(source("seed", "refresh_token", &realm::tokens(&ns.cluster, &other, "openid email offline_access").1))
         .await;
     ns.apply(shared(&ns, grant)).await;
-    let told = ns.condition::<MailCredential>("billing", "Stalled", "AuthorizationRequired").await.message;
-    assert!(told.contains(&other) && told.contains(&person) && told.contains("mail-token-broker login"), "{told}");
+    let reported = ns.condition::<MailCredential>("billing", "Stalled", "AuthorizationRequired").await.message;
+    assert!(
+        reported.contains(&other) && reported.contains(&person) && reported.contains("mail-token-broker login"),
+        "{reported}"
+    );
     assert!(ns.api::<Secret>().get_opt("billing").await.unwrap().is_none());
 
     ns.apply(source("seed", "refresh_token", &realm::tokens(&ns.cluster, &person, "openid email offline_access").1))
@@ -208,8 +211,8 @@ async fn a_users_token_is_exchanged_at_keycloak_for_one_that_mail_servers_accept
     ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
     let refused =
         |credential: &MailCredential| find(credential, "Renewed").is_some_and(|renewed| renewed.status == "False");
-    let told: MailCredential = ns.until("billing", "the exchange is refused", refused).await;
-    assert_eq!(reason(&told, "Ready"), "TokenValid");
+    let reported: MailCredential = ns.until("billing", "the exchange is refused", refused).await;
+    assert_eq!(reason(&reported, "Ready"), "TokenValid");
     ns.apply(source("subject", "access_token", &realm::tokens(&ns.cluster, &person, "openid").0)).await;
     let other = |secret: &Secret| text(secret, "access_token") != first["access_token"];
     ns.until::<Secret>("billing", "it has another token", other).await;

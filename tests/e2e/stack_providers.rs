@@ -145,8 +145,8 @@ fn a_wrong_password_ends_the_sign_in() {
     let form = [("client_id", keycloak.public.as_str())];
     let started = keycloak.post("device_authorization_endpoint", &form);
     let url = member(&started, "verification_uri_complete");
-    let told = keycloak.cluster.sign_in(&url, &["--as", "nobody@shop.example"]).unwrap_err();
-    assert!(told.contains("Invalid username or password"), "{told}");
+    let reported = keycloak.cluster.sign_in(&url, &["--as", "nobody@shop.example"]).unwrap_err();
+    assert!(reported.contains("Invalid username or password"), "{reported}");
 }
 
 #[test]
@@ -177,8 +177,8 @@ fn another_person_signs_in_by_authorization_code_at_any_port_of_this_machine() {
             ("code_challenge_method", "S256"),
         ]);
 
-        let told = provider.cluster.sign_in(url.as_str(), &["--as", "other@shop.example"]).unwrap();
-        assert!(told.ends_with(&format!("{redirect}\nThanks\n")), "{told}");
+        let reported = provider.cluster.sign_in(url.as_str(), &["--as", "other@shop.example"]).unwrap();
+        assert!(reported.ends_with(&format!("{redirect}\nThanks\n")), "{reported}");
 
         let code = client.join().unwrap();
         let form = [("code", code.as_str()), ("redirect_uri", &redirect), ("code_verifier", verifier)];

@@ -116,8 +116,8 @@ impl OutageFixture {
                 ns.until_in::<MailCredential>(RECOVERY, &name, "it is renewed", renewed).await;
             }
         }
-        let told = |found: &MailCredential| field(found, "/status/lastHandledReissue") == "1";
-        self.seeded.until_in::<MailCredential>(RECOVERY, "under-way", "the answer is kept", told).await;
+        let reported = |found: &MailCredential| field(found, "/status/lastHandledReissue") == "1";
+        self.seeded.until_in::<MailCredential>(RECOVERY, "under-way", "the answer is kept", reported).await;
         let ready = |found: &MailCredential| reason(found, "Ready") == "TokenValid";
         self.ns.until_in::<MailCredential>(RECOVERY, "new", "it is served", ready).await;
 

@@ -120,9 +120,9 @@ impl Crash {
         let Self { fixture, kind, monitor, published, kept, sent, asked } = self;
         let failed = fixture.ns.condition::<MailCredential>("billing", "Renewed", "InvalidGrant").await;
         assert!(failed.message.contains("mail-token-broker login"), "{}", failed.message);
-        let told: MailCredential = fixture.ns.get("billing").await;
-        assert_eq!((reason(&told, "Ready"), reason(&told, "Renewed")), reasons("TokenValid", "InvalidGrant"));
-        assert_eq!(find(&told, "Ready").unwrap().status, "True");
+        let reported: MailCredential = fixture.ns.get("billing").await;
+        assert_eq!((reason(&reported, "Ready"), reason(&reported, "Renewed")), reasons("TokenValid", "InvalidGrant"));
+        assert_eq!(find(&reported, "Ready").unwrap().status, "True");
         fixture.ns.event_reasons_include("billing", &["Warning InvalidGrant"]).await;
         holds(Duration::from_secs(7), "there is no loop", async || match fixture.idp.token_requests().len() {
             number if number == sent + 2 => Ok(()),

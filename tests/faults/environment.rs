@@ -93,9 +93,9 @@ async fn a_status_of_a_newer_version_delays_no_object() {
     }})
     .to_string();
     until("the schema is relaxed", async || {
-        let told = ["--subresource=status", "--type=merge", "-o", "jsonpath={.status.phase}", "-p", &status];
-        let told = fixture.ns.kubectl(["patch", "mailcredential", "newer"].into_iter().chain(told));
-        if told == "Dancing" { Ok(()) } else { Err(told) }
+        let reported = ["--subresource=status", "--type=merge", "-o", "jsonpath={.status.phase}", "-p", &status];
+        let reported = fixture.ns.kubectl(["patch", "mailcredential", "newer"].into_iter().chain(reported));
+        if reported == "Dancing" { Ok(()) } else { Err(reported) }
     })
     .await;
     fixture.broker.terminate().await;
@@ -120,8 +120,8 @@ async fn in_a_terminating_namespace_a_token_is_requested_once_and_existing_token
     // No controller deletes its objects: the namespace stays in `Terminating`.
     fixture.ns.kubectl(["delete", "namespace", &fixture.ns.name, "--wait=false"]);
     fixture.idp.release();
-    let told = fixture.ns.condition::<MailCredential>("late", "Renewed", "SecretWriteFailed").await.message;
-    assert!(told.contains("is being terminated") && told.contains("The token is kept"), "{told}");
+    let reported = fixture.ns.condition::<MailCredential>("late", "Renewed", "SecretWriteFailed").await.message;
+    assert!(reported.contains("is being terminated") && reported.contains("The token is kept"), "{reported}");
     fixture.ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
     let answered = |found: &MailCredential| field(found, "/status/lastHandledReissue") == "1";
     fixture.ns.until::<MailCredential>("billing", "it is issued again", answered).await;
@@ -151,8 +151,8 @@ async fn a_used_up_quota_is_reported_and_the_unwritten_token_waits_in_memory() {
     })
     .await;
     fixture.ns.apply(credential("billing")).await;
-    let told = fixture.ns.condition::<MailCredential>("billing", "Ready", "SecretWriteFailed").await.message;
-    assert!(told.contains("exceeded quota: few"), "{told}");
+    let reported = fixture.ns.condition::<MailCredential>("billing", "Ready", "SecretWriteFailed").await.message;
+    assert!(reported.contains("exceeded quota: few"), "{reported}");
     no_hot_loop(&fixture.ns, 4).await;
     fixture.ns.delete::<ResourceQuota>("few").await;
     fixture.ready("billing").await;
@@ -181,7 +181,7 @@ async fn without_file_descriptors_requests_wait_and_nothing_ends() {
         (reason(&found, "Renewed") == "ProviderUnavailable")
             .then(|| namespace::find(&found, "Renewed").unwrap().message)
     };
-    let told = until("some are refused", async || {
+    let reported = until("some are refused", async || {
         for name in &names {
             if let Some(message) = refused(name).await {
                 return Ok(message);
@@ -190,7 +190,7 @@ async fn without_file_descriptors_requests_wait_and_nothing_ends() {
         Err(String::new())
     })
     .await;
-    assert!(told.contains("open files"), "{told}");
+    assert!(reported.contains("open files"), "{reported}");
     fixture.idp.release();
     for name in &names {
         let ready = |found: &MailCredential| reason(found, "Ready") == "TokenValid";

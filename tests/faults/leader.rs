@@ -52,29 +52,29 @@ async fn a_late_write_of_a_disconnected_leader_is_refused() {
     let first = Broker::settings(&ns).kubeconfig(&api.kubeconfig()).start().await;
     leads(&first).await;
     let second = Broker::start(&ns).await;
-    for name in ["told", "written"] {
+    for name in ["reported", "written"] {
         ns.apply(credential(name)).await;
         ns.condition::<MailCredential>(name, "Ready", "TokenValid").await;
     }
 
-    api.next(1, "PUT", "/mailcredentials/told/status", Trouble::Held);
+    api.next(1, "PUT", "/mailcredentials/reported/status", Trouble::Held);
     idp.next(Answer::status(503));
-    ask(&ns, "told", "1").await;
+    ask(&ns, "reported", "1").await;
     idp.token_requests_reach(3).await;
     api.next(1, "PATCH", "/secrets/written?", Trouble::Held);
     ask(&ns, "written", "1").await;
     api.done().await;
     api.next(usize::MAX, "PUT", "/leases/", Trouble::status(500));
     leads(&second).await;
-    answered(&ns, "told", "1").await;
+    answered(&ns, "reported", "1").await;
     answered(&ns, "written", "1").await;
     let (published, asked) = (token(&ns, "written").await, idp.token_requests().len());
     assert_eq!(asked, 6);
 
     api.release();
     holds(REST, "what the second has written stays", async || {
-        let told: MailCredential = ns.get("told").await;
-        match (reason(&told, "Renewed").as_str(), token(&ns, "written").await == published) {
+        let reported: MailCredential = ns.get("reported").await;
+        match (reason(&reported, "Renewed").as_str(), token(&ns, "written").await == published) {
             ("RenewalSucceeded", true) => Ok(()),
             other => Err(format!("{other:?}")),
         }
@@ -100,8 +100,8 @@ async fn a_token_of_a_frozen_leader_replaces_no_newer_one_even_when_it_leads_aga
     let ready = |found: &MailCredential| reason(found, "Ready") == "TokenValid";
     ns.until_in::<MailCredential>(TAKEOVER, "billing", "the second serves it", ready).await;
     let versions = async || {
-        let (secret, told) = (ns.get::<Secret>("billing").await, ns.get::<MailCredential>("billing").await);
-        (secret.metadata.resource_version, told.metadata.resource_version)
+        let (secret, reported) = (ns.get::<Secret>("billing").await, ns.get::<MailCredential>("billing").await);
+        (secret.metadata.resource_version, reported.metadata.resource_version)
     };
     let written = versions().await;
 
@@ -150,8 +150,8 @@ async fn two_brokers_without_an_election_send_two_requests_at_most_and_become_id
     let versions = async || {
         let mut versions = BTreeSet::new();
         for name in &names {
-            let (secret, told) = (ns.get::<Secret>(name).await, ns.get::<MailCredential>(name).await);
-            versions.insert((secret.metadata.resource_version, told.metadata.resource_version));
+            let (secret, reported) = (ns.get::<Secret>(name).await, ns.get::<MailCredential>(name).await);
+            versions.insert((secret.metadata.resource_version, reported.metadata.resource_version));
         }
         versions
     };
@@ -302,7 +302,7 @@ async fn a_discovery_withheld_without_a_lease_does_not_change_the_provider() {
     leads(&broker).await;
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
     for name in ["idp", "billing"] {
-        let told = ns.event_reasons(name).await;
-        assert!(told.iter().all(|event| !event.starts_with("Warning")), "{name}: {told:?}");
+        let reported = ns.event_reasons(name).await;
+        assert!(reported.iter().all(|event| !event.starts_with("Warning")), "{name}: {reported:?}");
     }
 }

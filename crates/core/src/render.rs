@@ -488,8 +488,8 @@ mod tests {
             assert_eq!(render(&credential, &oauth2(), &token(length)), Err(error.clone()));
             assert_eq!((error.key.as_str(), error.token), ("most", length));
             assert!(error.bytes > 409 * length && error.total > SECRET_MAX, "{error}");
-            let told = error.to_string();
-            assert!(told.contains("spec.secret.data[most]") && told.contains("1048576"), "{told}");
+            let reported = error.to_string();
+            assert!(reported.contains("spec.secret.data[most]") && reported.contains("1048576"), "{reported}");
         }
     }
 

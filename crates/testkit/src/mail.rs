@@ -11,7 +11,7 @@ pub fn login(ns: &Namespace, protocol: &str, secret: &BTreeMap<String, String>) 
         fs::write(folder.join(key), value).unwrap();
     }
     let mut command = Command::new(process::tool("mail-login"));
-    let told = process::try_output(command.arg(ns.cluster.dir()).arg("--secret").arg(&folder).arg(protocol));
+    let reported = process::try_output(command.arg(ns.cluster.dir()).arg("--secret").arg(&folder).arg(protocol));
     fs::remove_dir_all(folder).unwrap();
-    told
+    reported
 }

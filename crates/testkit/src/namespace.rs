@@ -226,10 +226,10 @@ impl Namespace {
     /// Waits until all of these Events exist, since an Event follows the status that it reports. Returns all Events then.
     pub async fn event_reasons_include(&self, name: &str, wanted: &[&str]) -> BTreeSet<String> {
         until(&format!("Events on {name}: {wanted:?}"), async || {
-            let told = self.event_reasons(name).await;
-            match wanted.iter().all(|event| told.contains(*event)) {
-                true => Ok(told),
-                false => Err(format!("{told:?}")),
+            let reported = self.event_reasons(name).await;
+            match wanted.iter().all(|event| reported.contains(*event)) {
+                true => Ok(reported),
+                false => Err(format!("{reported:?}")),
             }
         })
         .await

@@ -125,10 +125,10 @@ async fn meta(credential: &MailCredential, context: &Context) -> Result<Option<A
         newer(shown, &mut entry.custody.grant, |meta| meta.resource_version.as_deref())
             .or_else(|| entry.custody.grant.clone())
     });
-    let told =
+    let reported =
         credential.status.as_ref().is_some_and(|status| status.grant.is_some() || status.authorization.is_some());
     let own = known.as_ref().map(|meta| belongs(meta, credential).is_ok());
-    if own == Some(true) || (own.is_none() && !told) {
+    if own == Some(true) || (own.is_none() && !reported) {
         return Ok(known);
     }
     // No watch shows a Secret whose label was removed. A foreign Secret may have been deleted since.

@@ -291,7 +291,7 @@ mod tests {
         let spec = |provider: serde_json::Value| -> ProviderSpec { serde_json::from_value(provider).unwrap() };
         let oidc = spec(json!({"oidc": {"issuerURL": "https://id.example.org"}, "client": {"id": "c"}}));
         let oauth2 = spec(json!({"oauth2": {"tokenURL": "https://id.example.org/token"}, "client": {"id": "c"}}));
-        for (spec, named, told) in [
+        for (spec, named, reported) in [
             (&oidc, None, None),
             (&oidc, Some("TokenURL"), None),
             (&oidc, Some("Issuer"), Some("https://id.example.org")),
@@ -299,7 +299,7 @@ mod tests {
             (&oauth2, Some("https://outside.example.org"), Some("https://outside.example.org")),
         ] {
             let jwt = serde_json::from_value(json!({"keyRef": {"name": "a", "key": "b"}, "audience": named})).unwrap();
-            assert_eq!(audience(&jwt, spec).as_deref(), told, "{named:?}");
+            assert_eq!(audience(&jwt, spec).as_deref(), reported, "{named:?}");
         }
     }
 }

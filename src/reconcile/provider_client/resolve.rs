@@ -146,12 +146,12 @@ async fn discover(
         let correct = |issuer: &str| connection::subject(object).merge(&json!({"spec": {"oidc": {"issuerURL": issuer}}}));
         let at = format!("{error} (at {}/.well-known/openid-configuration)", issuer.trim_end_matches('/'));
         match &error {
-            DiscoveryError::IssuerMismatch(told) => problem(
+            DiscoveryError::IssuerMismatch(reported) => problem(
                 Reason::IssuerMismatch,
                 format!(
                     "{error}, and spec.oidc.issuerURL says {issuer}; the two must be equal, byte for byte. If the document \
                      is right: `{}`",
-                    correct(told)
+                    correct(reported)
                 ),
             ),
             DiscoveryError::Status(429 | 500..) => {

@@ -80,11 +80,11 @@ pub(super) async fn store(observed: &mut Observed, context: &Context) -> Result<
 pub(super) async fn publish_again(observed: &mut Observed, context: &Context) -> Result<(), PublishError> {
     let namespace = checks::namespace(&observed.credential).to_owned();
     let Some(from) = observed.target.own().or(observed.previous.as_ref()).cloned() else { return Ok(()) };
-    let told = observed.credential.status.as_ref().and_then(|status| status.token.as_ref());
+    let reported = observed.credential.status.as_ref().and_then(|status| status.token.as_ref());
     let stored = {
         let _reservation = context.kubernetes.secrets.reads.reserve(&namespace, SECRET_MAX).await;
         let secret = context.kubernetes.secrets.read(&namespace, &from.name).await?;
-        secret.as_ref().and_then(|secret| stored_token(secret, told))
+        secret.as_ref().and_then(|secret| stored_token(secret, reported))
     };
     let Some((token, _)) = stored else {
         // The token was removed since it was observed: the next reconcile obtains a new one.

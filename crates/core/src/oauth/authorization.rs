@@ -26,8 +26,8 @@ pub fn read_authorization_response(
     if repeated || parameter("state") != Some(state) {
         return None;
     }
-    if let (Some(wanted), Some(told)) = (issuer, parameter("iss"))
-        && wanted != told
+    if let (Some(wanted), Some(reported)) = (issuer, parameter("iss"))
+        && wanted != reported
     {
         return Some(Err(Refusal::new(
             Reason::RequestRefused,

@@ -482,8 +482,8 @@ mod tests {
             (json!({"exp": NOW - 10}), json!(60), 60, true),
             (json!({"exp": NOW}), json!(null), 3600, true),
         ] {
-            let told = format!("{claims} {expires_in}");
-            assert_eq!(of(claims, expires_in), (seconds, warns), "{told}");
+            let reported = format!("{claims} {expires_in}");
+            assert_eq!(of(claims, expires_in), (seconds, warns), "{reported}");
         }
     }
 

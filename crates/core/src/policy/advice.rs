@@ -300,9 +300,9 @@ mod tests {
     #[test]
     fn a_secret_that_went_into_the_header_may_be_right_at_a_server_that_does_not_decode_it() {
         let refusal = Refusal::new(Reason::InvalidClient, "the provider answered invalid_client");
-        let told = |basic| explain(&refusal, &AdviceContext { basic, ..context() });
-        assert!(told(true).contains("set clientSecret.method to Post"), "{}", told(true));
-        assert!(!told(false).contains("Post"), "{}", told(false));
+        let reported = |basic| explain(&refusal, &AdviceContext { basic, ..context() });
+        assert!(reported(true).contains("set clientSecret.method to Post"), "{}", reported(true));
+        assert!(!reported(false).contains("Post"), "{}", reported(false));
     }
 
     #[test]

@@ -332,8 +332,8 @@ mod tests {
     fn namespace_grant_and_scope_are_limits_too() {
         let elsewhere =
             serde_json::json!([{"namespaceSelector": {"matchLabels": {"mail": "no"}}, "mailboxes": ["*@example.org"]}]);
-        let told = refusal(elsewhere, |_| ()).unwrap();
-        assert!(told.contains("the namespace shop") && !told.contains("mail=no"), "{told}");
+        let reported = refusal(elsewhere, |_| ()).unwrap();
+        assert!(reported.contains("the namespace shop") && !reported.contains("mail=no"), "{reported}");
         let everywhere = serde_json::json!([{"namespaceSelector": {}, "mailboxes": ["*@example.org"], "grants": ["clientCredentials"]}]);
         assert_eq!(refusal(everywhere, |_| ()), None);
         assert!(

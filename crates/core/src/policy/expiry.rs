@@ -97,12 +97,12 @@ mod tests {
             (3601, Some(3601), Some(3601), Some(3600), 3600, false, false),
             (3600, Some(3600), Some(3600), Some(3601), 3600, true, false),
         ];
-        for (annotated, date, seconds, told, end, intact, renewed) in table {
-            let case = (annotated, date, seconds, told);
+        for (annotated, date, seconds, reported, end, intact, renewed) in table {
+            let case = (annotated, date, seconds, reported);
             let mut facts = TokenFacts { expires_at: at(annotated), ..token() };
-            let told = told.map(|end| status(end, &facts.fingerprint));
+            let reported = reported.map(|end| status(end, &facts.fingerprint));
             let data = DataExpiry { date: date.map(at), seconds: seconds.map(at) };
-            let as_written = settle_with_data(&mut facts, data) & settle_with_status(&mut facts, told.as_ref());
+            let as_written = settle_with_data(&mut facts, data) & settle_with_status(&mut facts, reported.as_ref());
             let found = (facts.expires_at, as_written, facts.refresh_at == Some(facts.issued_at));
             assert_eq!(found, (at(end), intact, renewed), "{case:?}");
         }

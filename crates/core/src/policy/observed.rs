@@ -134,8 +134,12 @@ impl Observed {
     pub fn handled_reissue(&self) -> Option<&str> {
         let wanted = self.wanted_reissue();
         let on_the_secret = self.target.own().and_then(|published| published.handled_reissue.as_deref());
-        let told = [self.history.handled_reissue.as_deref(), on_the_secret];
-        told.into_iter().flatten().find(|value| Some(*value) == wanted).or_else(|| told.into_iter().flatten().next())
+        let reported = [self.history.handled_reissue.as_deref(), on_the_secret];
+        reported
+            .into_iter()
+            .flatten()
+            .find(|value| Some(*value) == wanted)
+            .or_else(|| reported.into_iter().flatten().next())
     }
 
     /// The reissue value that is not handled yet.

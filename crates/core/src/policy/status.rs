@@ -164,7 +164,7 @@ fn valid_message(observed: &Observed, name: &str, token: &TokenFacts) -> String 
             words(SignedDuration::try_from(std::time::Duration::from(observed.credential.spec.renewal.min_validity)).unwrap_or_default()),
         )
     });
-    let told = [
+    let reported = [
         short,
         other_scopes(observed, token).map(|words| format!(". {words}")),
         token.unsuitable.as_ref().map(|words| format!(". {words}")),
@@ -177,7 +177,7 @@ fn valid_message(observed: &Observed, name: &str, token: &TokenFacts) -> String 
         "the Secret {name} holds a token for {} that is valid until {}{}",
         observed.credential.spec.mailbox.user(),
         rfc3339(token.expires_at),
-        told.into_iter().flatten().collect::<String>()
+        reported.into_iter().flatten().collect::<String>()
     )
 }
 
@@ -197,15 +197,15 @@ fn other_scopes(observed: &Observed, token: &TokenFacts) -> Option<String> {
         asked.iter().filter(counts).filter(|scope| lacks(&token.scopes, scope)).map(String::as_str).collect();
     // The message names only requested scopes, never the provider's own text.
     let more = token.scopes.iter().filter(counts).filter(|scope| lacks(asked, scope)).count();
-    let told = [
+    let reported = [
         (!missing.is_empty()).then(|| format!("the provider did not grant {}", missing.join(" "))),
         (more > 0).then(|| {
             let (scopes, them) = if more == 1 { ("scope", "it") } else { ("scopes", "them") };
             format!("the provider granted {more} unrequested {scopes}: status.token.scopes has {them}")
         }),
     ];
-    let told: Vec<_> = told.into_iter().flatten().collect();
-    (!told.is_empty()).then(|| told.join(", and "))
+    let reported: Vec<_> = reported.into_iter().flatten().collect();
+    (!reported.is_empty()).then(|| reported.join(", and "))
 }
 
 /// A duration as hours, minutes and seconds, as in a spec.

@@ -277,8 +277,9 @@ fn conflicts_name_both_solutions() {
 fn a_renewal_is_due_in_the_second_that_the_status_shows() {
     let Decision::Wait { until } = decided(|_| ()) else { panic!("nothing is due yet") };
     assert_ne!(until.subsec_nanosecond(), 0, "this one's jitter has a fraction");
-    let told = crate::policy::status::status(&Case::ready().observed, &Decision::Wait { until }, at(0)).token.unwrap();
-    let second = told.renewal_time.0;
+    let reported =
+        crate::policy::status::status(&Case::ready().observed, &Decision::Wait { until }, at(0)).token.unwrap();
+    let second = reported.renewal_time.0;
     assert_eq!(decided(|case| case.now = second), Decision::Issue(IssueReason::RenewalDue));
     let before = at(second.as_second() - at(0).as_second() - 1);
     assert_eq!(decided(|case| case.now = before), Decision::Wait { until });

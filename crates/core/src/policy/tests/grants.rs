@@ -121,9 +121,9 @@ fn a_seed_that_is_withdrawn_stops_the_renewal_immediately_and_not_the_token() {
     case.by_refresh_token().seed = Some(Err(blocker(Reason::SourceNotLabeled)));
     let decision = decide(&case.observed, case.now);
     assert_eq!(stall(&decision), Some(Reason::SourceNotLabeled));
-    let told = status(&case.observed, &decision, case.now);
+    let reported = status(&case.observed, &decision, case.now);
     let find =
-        |kind: &str| told.conditions.iter().find(|condition| condition.type_ == kind).map(|it| it.reason.as_str());
+        |kind: &str| reported.conditions.iter().find(|condition| condition.type_ == kind).map(|it| it.reason.as_str());
     assert_eq!((find("Ready"), find("Renewed")), (Some("TokenValid"), Some("SourceNotLabeled")));
     assert_eq!(find("Stalled"), None, "mail still works");
 }

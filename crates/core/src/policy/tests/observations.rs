@@ -148,7 +148,7 @@ prop_compose! {
         (unwritten, in_flight, suspended, rival) in (any::<bool>(), prop::bool::weighted(0.1), prop::bool::weighted(0.1), prop::bool::weighted(0.1)),
         reissue in option::of(select(vec!["1", "2"])),
         granted in option::of(granted()),
-        told in any::<bool>(),
+        reported in any::<bool>(),
     ) -> Case {
         let mut case = Case::ready();
         let refresh_at = refresh.map(at).filter(|refresh_at| *refresh_at < at(lifetime));
@@ -173,7 +173,7 @@ prop_compose! {
         if matches!(case.observed.target, Target::Absent) {
             case.observed.history = History::default();
         }
-        if told {
+        if reported {
             case.write_status();
         }
         if let Some((reason, times, second, retry_after, signing_in, changed)) = failure {

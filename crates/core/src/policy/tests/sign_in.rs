@@ -175,18 +175,18 @@ fn a_code_that_has_ended_is_not_shown() {
 
 #[test]
 fn the_message_names_the_page_the_code_and_its_end() {
-    let told = |case: &Case| {
+    let reported = |case: &Case| {
         let status = status(&case.observed, &case.decides(), case.now);
         status.conditions.into_iter().find(|condition| condition.type_ == "Reconciling").unwrap().message
     };
     let mut case = pending();
     assert_eq!(
-        told(&case),
+        reported(&case),
         "billing@example.org has to sign in: open https://x/sign-in and enter WDJB-MJHT before 2027-01-15T08:10:00Z"
     );
     case.sign_in().verification_uri_complete = Some("https://x/sign-in?code=WDJB-MJHT".into());
     assert_eq!(
-        told(&case),
+        reported(&case),
         "billing@example.org has to sign in: open https://x/sign-in?code=WDJB-MJHT (or https://x/sign-in and enter \
          WDJB-MJHT) before 2027-01-15T08:10:00Z"
     );
@@ -194,12 +194,12 @@ fn the_message_names_the_page_the_code_and_its_end() {
 
 #[test]
 fn a_replacement_code_is_reported_once() {
-    let told = |code: &str| {
+    let reported = |code: &str| {
         let mut case = pending();
         case.sign_in().user_code = code.into();
         status(&case.observed, &case.decides(), case.now)
     };
-    let told_between = |before, after| notices(&told(before), &told(after));
+    let told_between = |before, after| notices(&reported(before), &reported(after));
     assert_eq!(told_between("WDJB-MJHT", "WDJB-MJHT"), []);
     let shown = |notices: Vec<crate::policy::notices::EventNote>, code: &str| {
         let [notice] = &notices[..] else { panic!("not one Event: {notices:?}") };
@@ -207,7 +207,7 @@ fn a_replacement_code_is_reported_once() {
         assert!(notice.note.contains(&format!("enter {code}")), "{}", notice.note);
     };
     shown(told_between("WDJB-MJHT", "BCDF-GHJK"), "BCDF-GHJK");
-    shown(notices(&crate::api::MailCredentialStatus::default(), &told("WDJB-MJHT")), "WDJB-MJHT");
+    shown(notices(&crate::api::MailCredentialStatus::default(), &reported("WDJB-MJHT")), "WDJB-MJHT");
 }
 
 #[test]

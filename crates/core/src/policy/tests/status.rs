@@ -203,8 +203,8 @@ fn scopes_that_differ_from_the_request_are_reported() {
 fn a_renewal_is_reported_for_the_time_at_which_it_begins() {
     let case = Case::ready();
     let Decision::Wait { until } = decide(&case.observed, case.now) else { panic!("no wait") };
-    let told = status_of(&case).token.unwrap().renewal_time.0;
-    assert_eq!((told.as_second(), told.subsec_nanosecond()), (until.as_second(), 0));
+    let reported = status_of(&case).token.unwrap().renewal_time.0;
+    assert_eq!((reported.as_second(), reported.subsec_nanosecond()), (until.as_second(), 0));
 }
 
 #[test]
