@@ -24,7 +24,7 @@ use crate::api::reference::{ObjectKey, key};
 pub(super) enum Change<K> {
     /// The object is new or has changed.
     Applied {
-        /// The object.
+        /// The object as the watch shows it now.
         object: Arc<K>,
         /// The same object before; `None` where it is new.
         before: Option<Arc<K>>,
@@ -33,16 +33,16 @@ pub(super) enum Change<K> {
     Deleted(Arc<K>),
     /// The object exists and does not parse. No former version of it is in the store any more.
     Unreadable {
-        /// Its metadata.
+        /// The metadata of the object.
         meta: Box<ObjectMeta>,
         /// Why it does not parse.
         error: String,
     },
     /// An object that did not parse is gone.
     Lost {
-        /// Namespace and name.
+        /// The namespace and the name of the object.
         key: ObjectKey,
-        /// Its uid.
+        /// The uid of the object.
         uid: String,
     },
     /// resourceVersions went back: the API server was restored from a backup.
@@ -51,9 +51,9 @@ pub(super) enum Change<K> {
 
 /// An object as it was read.
 pub(super) enum Read<K> {
-    /// It parses.
+    /// The object parses.
     Object(K),
-    /// It does not; its metadata, and why.
+    /// The object does not parse: its metadata, and the error.
     Unreadable(Box<ObjectMeta>, String),
 }
 

@@ -52,16 +52,16 @@ pub struct Mapper {
 pub enum Eviction {
     /// A credential.
     Credential {
-        /// Its uid.
+        /// The uid of the credential.
         uid: String,
         /// The deleted object; `None` if it did not parse.
         object: Option<Arc<MailCredential>>,
     },
     /// A Secret of the broker.
     Secret {
-        /// Its namespace and name.
+        /// The namespace and the name of the Secret.
         key: ObjectKey,
-        /// Its uid.
+        /// The uid of the Secret.
         uid: String,
         /// The credential that it was made for; its name may be truncated.
         credential: Option<String>,

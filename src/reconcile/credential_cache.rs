@@ -132,12 +132,12 @@ pub enum Revoking {
     Again {
         /// The earliest time of the retry.
         at: Timestamp,
-        /// Why it failed.
+        /// The reason of the failure, for the Event.
         why: String,
     },
     /// The revocation has ended, and the finalizer still has to be removed.
     Over {
-        /// The result.
+        /// The result of the revocation.
         revocation: Revocation,
         /// An Event has reported the result.
         reported: bool,

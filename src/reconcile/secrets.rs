@@ -159,7 +159,7 @@ pub(super) enum Operation<'a> {
 
 /// JSON in a buffer that need not grow: base64 takes four bytes for three.
 fn encoded(what: &impl Serialize, data: &BTreeMap<String, ByteString>) -> kube::Result<Vec<u8>> {
-    /// For the metadata.
+    /// Bytes for the metadata.
     const REST: usize = 8 * 1024;
     let size: usize = data.iter().map(|(key, value)| key.len() + value.0.len() * 4 / 3 + 16).sum();
     let mut body = Vec::with_capacity(size + REST);

@@ -67,18 +67,18 @@ pub enum PendingGrantWrite {
         claimed: Box<Claimed>,
         /// The refresh token that replaces the exchanged one; `None`: the provider keeps the old one valid.
         rotated: Option<Rotated>,
-        /// When.
+        /// The time at which the response arrived.
         used_at: Timestamp,
     },
     /// The response to a sign-in.
     SignedIn {
         /// The refresh token, if the response has one.
         rotated: Option<Rotated>,
-        /// See [`crate::policy::grant::RefreshGrant::bound_to`].
+        /// The provider and client of the token: see [`crate::policy::grant::RefreshGrant::bound_to`].
         bound_to: BindingHash,
-        /// See [`crate::policy::grant::RefreshGrant::revocable_at`].
+        /// The revocation endpoint of the token: see [`crate::policy::grant::RefreshGrant::revocable_at`].
         revocable_at: RevocationHash,
-        /// When.
+        /// The time at which the response arrived.
         at: Timestamp,
     },
 }
@@ -95,17 +95,17 @@ impl PendingGrantWrite {
 
 /// How a sign-in ended.
 pub(in crate::reconcile) enum SignInEnd {
-    /// The person signed in.
+    /// The user signed in.
     SignedIn {
-        /// The refresh token.
+        /// The refresh token, if the response has one.
         rotated: Option<Rotated>,
-        /// See [`crate::policy::grant::RefreshGrant::bound_to`].
+        /// The provider and client of the token: see [`crate::policy::grant::RefreshGrant::bound_to`].
         bound_to: BindingHash,
-        /// See [`crate::policy::grant::RefreshGrant::revocable_at`].
+        /// The revocation endpoint of the token: see [`crate::policy::grant::RefreshGrant::revocable_at`].
         revocable_at: RevocationHash,
-        /// When.
+        /// The time at which the response arrived.
         at: Timestamp,
     },
-    /// The sign-in failed; how, in words.
+    /// The sign-in failed, with the description for users.
     Nothing(String),
 }

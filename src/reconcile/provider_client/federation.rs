@@ -41,11 +41,11 @@ const API_SERVER: [&str; 3] = ["kubernetes", "kubernetes.default", "kubernetes.d
 
 /// Where the broker takes ServiceAccount tokens from.
 pub struct Identities {
-    /// `--identity-token-file`.
+    /// The value of `--identity-token-file`: the file with the broker's own token.
     token_file: Option<PathBuf>,
-    /// `--allow-service-account-ref`.
+    /// The value of `--allow-service-account-ref`: providers may name ServiceAccounts.
     may_refer: bool,
-    /// Kubernetes, which makes them.
+    /// The client for the API server, which issues the tokens.
     kubernetes: Client,
     /// The API server, for calls with no other credentials than a token.
     connection: Connection,

@@ -56,11 +56,11 @@ pub(crate) fn bundle_hash(digest: &[u8]) -> ProbeHash {
 /// What is known about a provider.
 #[derive(Clone, Debug)]
 pub enum ProviderState {
-    /// It was not resolved since it changed.
+    /// The provider has not been resolved since its last change.
     Unknown,
-    /// It can be used.
+    /// The broker can use the provider.
     Usable,
-    /// It cannot.
+    /// The broker cannot use the provider, for this reason.
     Broken(Blocker),
 }
 

@@ -203,11 +203,11 @@ impl Decision {
 /// The kind of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestKind {
-    /// A token.
+    /// A token request.
     Token,
-    /// A device code, by which a person signs in.
+    /// A request for a device code, by which a user signs in.
     SignIn,
-    /// A poll: whether the person has signed in.
+    /// A poll of the token endpoint: whether the user has signed in.
     Poll,
 }
 

@@ -27,7 +27,7 @@ pub enum Outcome {
     },
     /// The request failed.
     Refused {
-        /// Why.
+        /// The failure, and the context of the advice to the user.
         refused: Box<Refused>,
         /// [`Observed::attempt`] when the request was sent; it may have changed since.
         attempt: AttemptHash,
