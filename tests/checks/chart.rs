@@ -476,6 +476,19 @@ fn the_admission_policy_is_there_where_the_broker_has_rights_in_the_whole_cluste
     }
 }
 
+#[test]
+fn the_chart_installs_the_dashboard_where_grafanas_sidecar_finds_it() {
+    assert!(!render(None, &[]).contains("dashboard.json"));
+    let set = ["dashboard.enabled=true", "dashboard.namespace=grafana", "dashboard.annotations.grafana_folder=Mail"];
+    let objects = documents(&render(None, &set));
+    let found = of_kind(&objects, "ConfigMap")[0];
+    assert_eq!(found["metadata"]["namespace"], "grafana");
+    assert_eq!(found["metadata"]["labels"]["grafana_dashboard"], "1");
+    assert_eq!(found["metadata"]["annotations"], json!({"grafana_folder": "Mail"}));
+    let text = found["data"]["mail-token-broker.json"].as_str().unwrap();
+    assert_eq!(serde_json::from_str::<Value>(text).unwrap(), super::dashboard::dashboard());
+}
+
 /// Paths of the values, such as `metrics.port`, down to where a value is no object with fixed fields.
 fn described(schema: &Value, path: &str, found: &mut BTreeMap<String, bool>) {
     for (name, value) in schema["properties"].as_object().into_iter().flatten() {

@@ -8,5 +8,6 @@ mod chart;
 mod chart_access;
 mod circles;
 mod crds;
+mod dashboard;
 mod docs;
 mod testkit;
