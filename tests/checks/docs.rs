@@ -140,9 +140,9 @@ fn reasons_stand_in_the_row_that_says_how_they_are_retried() {
     }
 }
 
-#[test]
-fn examples_are_what_the_api_server_and_the_broker_understand() {
-    let mut seen = 0;
+/// The objects of the broker's kinds in the pages, with the page of each.
+pub(super) fn examples() -> Vec<(PathBuf, Value)> {
+    let mut examples = vec![];
     for page in pages() {
         for (language, text) in page.blocks() {
             // A block of a shell may hold objects too, between the marks of a here document.
@@ -151,13 +151,20 @@ fn examples_are_what_the_api_server_and_the_broker_understand() {
             for document in serde_yaml::Deserializer::from_str(text) {
                 let value = Value::deserialize(document).unwrap_or_else(|e| panic!("{}: {e}", page.path.display()));
                 if value["apiVersion"] == format!("{}/{}", api::GROUP, api::VERSION) {
-                    check_object(&value).unwrap_or_else(|e| panic!("{}: {e}\n{text}", page.path.display()));
-                    seen += 1;
+                    examples.push((page.path.clone(), value));
                 }
             }
         }
     }
-    assert!(seen >= 8, "only {seen} objects found");
+    assert!(examples.len() >= 8, "only {} objects found", examples.len());
+    examples
+}
+
+#[test]
+fn examples_are_what_the_api_server_and_the_broker_understand() {
+    for (page, value) in examples() {
+        check_object(&value).unwrap_or_else(|e| panic!("{}: {e}\n{value:#}", page.display()));
+    }
 }
 
 fn check_object(value: &Value) -> Result<(), String> {
@@ -206,7 +213,7 @@ fn lost(before: &Value, after: &Value, path: &str) -> Vec<String> {
 }
 
 /// The schema of a kind, by any of its names.
-fn schema(name: &str) -> Option<&'static JSONSchemaProps> {
+pub(super) fn schema(name: &str) -> Option<&'static JSONSchemaProps> {
     static CRDS: LazyLock<Vec<CustomResourceDefinition>> = LazyLock::new(api::crds);
     let is_named = |crd: &&CustomResourceDefinition| {
         let names = &crd.spec.names;
@@ -234,7 +241,7 @@ fn item(schema: &JSONSchemaProps) -> Option<&JSONSchemaProps> {
 }
 
 /// Fields of `value` that the schema does not know. Fields that every object has are not checked.
-fn unknown_fields(schema: &JSONSchemaProps, value: &Value, path: &str) -> Vec<String> {
+pub(super) fn unknown_fields(schema: &JSONSchemaProps, value: &Value, path: &str) -> Vec<String> {
     match value {
         Value::Object(fields) => fields
             .iter()

@@ -10,4 +10,5 @@ mod circles;
 mod crds;
 mod dashboard;
 mod docs;
+mod gitops;
 mod testkit;
