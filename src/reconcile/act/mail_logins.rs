@@ -1,45 +1,90 @@
 //! What all probes share: the admission of their logins, the dialer, and the accounts with a login under way.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use parking_lot::Mutex;
 
 use crate::{mail::MailDialer, reconcile::act::activity::Admission};
 
-/// The admission and the dialer of all probes.
+/// The admission, the dialer and the accounts of all probes.
 pub struct Probes {
     /// Decides when a login may begin.
     pub admission: Admission,
     /// Dials mail servers.
     pub(super) dialer: MailDialer,
-    /// The accounts, each at its server, with a login under way: one login at a time for each mailbox.
-    busy: Mutex<HashSet<Account>>,
-}
-
-/// A user name at a server: host, port, user name in lower case.
-pub(super) type Account = (String, u16, String);
-
-/// The right to log in with an account, until it is dropped.
-pub(super) struct Turn<'a> {
-    probes: &'a Probes,
-    account: Account,
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.probes.busy.lock().remove(&self.account);
-    }
+    /// Gives each mailbox one login at a time.
+    pub(super) turns: Turns,
 }
 
 impl Probes {
     /// Probes that dial with `dialer`, as `admission` permits.
     pub fn new(admission: Admission, dialer: MailDialer) -> Self {
-        Self { admission, dialer, busy: Mutex::default() }
+        Self { admission, dialer, turns: Turns::default() }
     }
+}
 
+/// A user name at a server.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct Account {
+    host: String,
+    port: u16,
+    user: String,
+}
+
+impl Account {
+    /// The account of `user` at a server. Letter case does not distinguish accounts.
+    pub(super) fn new(host: &str, port: u16, user: &str) -> Self {
+        Self { host: host.to_lowercase(), port, user: user.to_lowercase() }
+    }
+}
+
+/// The accounts with a login under way.
+#[derive(Default)]
+pub(super) struct Turns(Arc<Mutex<HashSet<Account>>>);
+
+impl Turns {
     /// The turn of an account; `None` while another login with it is under way.
-    pub(super) fn turn(&self, account: Account) -> Option<Turn<'_>> {
-        let free = self.busy.lock().insert(account.clone());
-        free.then_some(Turn { probes: self, account })
+    pub(super) fn take(&self, account: Account) -> Option<Turn> {
+        if !self.0.lock().insert(account.clone()) {
+            return None;
+        }
+        Some(Turn { busy: self.0.clone(), account })
+    }
+}
+
+/// The right to log in with an account, until it is dropped.
+pub(super) struct Turn {
+    busy: Arc<Mutex<HashSet<Account>>>,
+    account: Account,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.busy.lock().remove(&self.account);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_account_has_one_login_at_a_time_until_its_turn_ends() {
+        let turns = Turns::default();
+        let account = || Account::new("mail.example.org", 993, "billing");
+        let first = turns.take(account()).unwrap();
+        // An attempt without a turn leaves the turn of the other login as it is.
+        for attempt in [account(), account(), Account::new("MAIL.example.org", 993, "Billing")] {
+            assert!(turns.take(attempt).is_none());
+        }
+        for other in [
+            Account::new("mail.example.org", 587, "billing"),
+            Account::new("mail.example.com", 993, "billing"),
+            Account::new("mail.example.org", 993, "support"),
+        ] {
+            assert!(turns.take(other).is_some());
+        }
+        drop(first);
+        assert!(turns.take(account()).is_some());
     }
 }

@@ -27,7 +27,7 @@ use crate::{
         probe::{self, Login, Next, ProbeInputs},
     },
     reconcile::{
-        act::activity::Activity,
+        act::{activity::Activity, mail_logins::Account},
         context::Context,
         probe_state::Made,
         provider_client::{bundle_hash, connection, resolve},
@@ -148,7 +148,7 @@ impl LoginTask {
             return None;
         }
         let port = u16::try_from(server.port).ok()?;
-        let _turn = probes.turn((server.host.to_ascii_lowercase(), port, self.user.to_lowercase()))?;
+        let _turn = probes.turns.take(Account::new(&server.host, port, &self.user))?;
         let object = context.stores.provider(&ProviderKey::of(credential))?;
         let home = context.stores.home(&object.key()).to_owned();
         let bundle = match resolve::ca_bundle(&object, &home, &context.kubernetes.client, None).await {
