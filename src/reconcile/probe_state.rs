@@ -102,3 +102,135 @@ impl ProbeState {
         self.logins.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use Protocol::{Imap, Smtp};
+
+    use super::*;
+
+    /// This many seconds after the epoch.
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    const BOTH: [Protocol; 2] = [Smtp, Imap];
+
+    fn inputs(objects: &str, bundle: Option<&str>) -> ProbeInputs {
+        ProbeInputs { objects: objects.into(), bundle: bundle.map(Into::into) }
+    }
+
+    fn made(fingerprint: &str) -> Option<Made> {
+        Some(Made { login: Login::Accepted, fingerprint: fingerprint.to_owned(), bundle: "read".into() })
+    }
+
+    /// Begins the login that is next, which must be the one with `expected`.
+    fn begin(state: &mut ProbeState, objects: &str, expected: Protocol) {
+        assert_eq!(state.next_login(&BOTH, &inputs(objects, None), at(0)), Some((expected, None)));
+        state.in_flight = true;
+    }
+
+    #[test]
+    fn the_logins_of_a_probe_follow_each_other_and_end_in_one_result() {
+        let mut state = ProbeState::default();
+        for (protocol, fingerprint) in [(Smtp, "first"), (Imap, "second")] {
+            assert_eq!(state.take_round(&BOTH, at(1)), None);
+            begin(&mut state, "a", protocol);
+            assert_eq!(state.next_login(&BOTH, &inputs("a", None), at(0)), None, "a login is under way");
+            assert!(!state.is_blank());
+            state.end(protocol, made(fingerprint), at(5));
+        }
+        assert_eq!(state.next_login(&BOTH, &inputs("a", None), at(0)), None, "each login has ended");
+        let logins = vec![(Smtp, Login::Accepted), (Imap, Login::Accepted)];
+        let inputs = inputs("a", Some("read"));
+        let round = Round { logins, inputs, fingerprint: "second".to_owned(), at: at(1) };
+        assert_eq!(state.take_round(&BOTH, at(1)), Some(round));
+        assert!(state.is_blank() && state.take_round(&BOTH, at(1)).is_none(), "a result is taken once");
+    }
+
+    #[test]
+    fn a_login_that_could_not_be_made_is_made_at_its_time() {
+        let mut state = ProbeState::default();
+        begin(&mut state, "a", Smtp);
+        state.end(Smtp, None, at(5));
+        let mut next = |second| state.next_login(&BOTH, &inputs("a", None), at(second));
+        assert_eq!(next(4), Some((Smtp, Some(at(5)))));
+        assert_eq!(next(5), Some((Smtp, None)));
+        assert!(!state.is_blank(), "the time is kept");
+        state.in_flight = true;
+        state.end(Smtp, made(""), at(9));
+        assert_eq!(state.next_login(&BOTH, &inputs("a", None), at(5)), Some((Imap, None)));
+    }
+
+    #[test]
+    fn logins_with_former_inputs_are_no_part_of_a_later_probe() {
+        // The change comes between two logins, or during one.
+        for during in [false, true] {
+            let mut state = ProbeState::default();
+            begin(&mut state, "former", Smtp);
+            if during {
+                assert_eq!(state.next_login(&BOTH, &inputs("later", None), at(0)), None);
+            }
+            state.end(Smtp, made("former"), at(5));
+            for protocol in BOTH {
+                begin(&mut state, "later", protocol);
+                state.end(protocol, made("later"), at(5));
+            }
+            let round = state.take_round(&BOTH, at(1)).unwrap();
+            assert_eq!((round.logins.len(), round.inputs.objects.as_str()), (2, "later"), "{during}");
+        }
+    }
+
+    #[test]
+    fn the_last_login_with_former_inputs_gives_a_result_that_shows_them() {
+        let mut state = ProbeState::default();
+        begin(&mut state, "former", Smtp);
+        state.end(Smtp, made("former"), at(5));
+        // `Observed::conclude` drops a result with other inputs than those of now.
+        assert_eq!(state.take_round(&[Smtp], at(1)).unwrap().inputs.objects.as_str(), "former");
+    }
+
+    #[test]
+    fn a_bundle_that_was_known_before_the_login_is_the_one_of_the_result() {
+        for (known, expected) in [(Some("known"), "known"), (Some(""), ""), (None, "read")] {
+            let mut state = ProbeState::default();
+            assert_eq!(state.next_login(&[Smtp], &inputs("a", known), at(0)), Some((Smtp, None)));
+            state.end(Smtp, made(""), at(5));
+            let round = state.take_round(&[Smtp], at(1)).unwrap();
+            assert_eq!(round.inputs.bundle, Some(expected.into()), "{known:?}");
+        }
+    }
+
+    #[test]
+    fn a_login_of_an_abandoned_probe_leaves_nothing_behind() {
+        let ends: [(&str, fn(&mut ProbeState)); 2] =
+            [("not wanted", ProbeState::abandon), ("another term of leadership", ProbeState::restart)];
+        for (what, end) in ends {
+            let mut state = ProbeState::default();
+            begin(&mut state, "a", Smtp);
+            end(&mut state);
+            assert!(!state.is_blank(), "{what}: the login under way has not ended");
+            assert_eq!(state.next_login(&BOTH, &inputs("a", None), at(0)), None, "{what}");
+            state.end(Smtp, made(""), at(5));
+            assert_eq!(state.take_round(&[Smtp], at(1)), None, "{what}");
+            begin(&mut state, "a", Smtp);
+        }
+    }
+
+    #[test]
+    fn another_term_of_leadership_drops_a_result_that_no_status_reports() {
+        let record = serde_json::from_value(serde_json::json!({
+            "lastTime": "2026-01-01T00:00:00Z", "nextTime": "2026-01-01T06:00:00Z",
+        }));
+        let verdict = Verdict {
+            status: crate::api::condition::ConditionStatus::True,
+            reason: crate::api::Reason::LoginSucceeded,
+            message: String::new(),
+        };
+        let mut state = ProbeState { unreported: Some((record.unwrap(), verdict)), ..ProbeState::default() };
+        state.abandon();
+        assert!(state.unreported.is_some(), "the status still has to report the result");
+        state.restart();
+        assert!(state.is_blank());
+    }
+}
