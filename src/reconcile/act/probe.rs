@@ -21,7 +21,7 @@ use crate::{
         provider::{Security, Server},
         provider_object::{ProviderKey, ProviderObject},
     },
-    mail::{DialError, DialProblem, MailServer},
+    mail::{DialError, DialProblem, MailServer, Phase},
     policy::{
         Observed, checks,
         probe::{self, Login, Next, ProbeInputs},
@@ -177,7 +177,10 @@ impl LoginTask {
         let login = match outcome {
             Ok(Outcome::Accepted(_)) => Login::Accepted,
             Ok(Outcome::Failed(failure)) => Login::Answered { cause: failure.cause, code: failure.code },
-            Err(error) => not_connected(&error, &object, &home),
+            Err(error) => {
+                tracing::info!(%error, "mail server not reached");
+                not_connected(&error, &object, &home)
+            }
         };
         timer.observe(login.outcome(), login.reason());
         tracing::info!(outcome = login.outcome().as_str(), reason = login.reason().as_str(), "probe ended");
@@ -191,8 +194,7 @@ impl LoginTask {
     }
 }
 
-/// What a connection that failed means, and its fix. A mail server that refuses, drops or ignores a connection is described
-/// in the same words, so a probe does not show which ports are open.
+/// What a connection that failed means, and its fix.
 fn not_connected(error: &DialError, object: &ProviderObject, home: &str) -> Login {
     let (reason, words) = match (error.problem(), error) {
         (DialProblem::EgressDenied, _) => {
@@ -209,13 +211,26 @@ fn not_connected(error: &DialError, object: &ProviderObject, home: &str) -> Logi
         (DialProblem::Unavailable, _) => (
             Reason::MailServerUnavailable,
             format!(
-                "{error}. If the server is right, a firewall or a NetworkPolicy may block the broker's way to it. To correct \
+                "{}. If the server is right, a firewall or a NetworkPolicy may block the broker's way to it. To correct \
                  host and port: `{}`",
+                unavailable(error),
                 connection::subject(object).command("edit")
             ),
         ),
     };
     Login::NotConnected { reason, words }
+}
+
+/// Why a server is unavailable. A port that refuses connections and one that a firewall filters have the same words, so that
+/// a tenant cannot map the ports of a network with probes. The log has the difference.
+fn unavailable(error: &DialError) -> String {
+    match error {
+        DialError::NotConnected { host, port, .. }
+        | DialError::TimedOut { host, port, phase: Phase::Connection, .. } => {
+            format!("no connection to {host} on port {port}")
+        }
+        other => other.to_string(),
+    }
 }
 
 const fn of_mail(protocol: Protocol) -> protocol::Protocol {
@@ -230,5 +245,23 @@ const fn of_security(security: Security) -> protocol::Security {
     match security {
         Security::Tls => protocol::Security::Tls,
         Security::StartTls => protocol::Security::StartTls,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_port_that_refuses_is_described_like_one_that_is_filtered() {
+        let (host, port) = ("mail.example.org".to_owned(), 25);
+        let closed = |detail: &str| DialError::NotConnected { host: host.clone(), port, detail: detail.to_owned() };
+        let timed_out = |phase| DialError::TimedOut { host: host.clone(), port, phase, after: Duration::from_secs(5) };
+        for error in [closed("connection refused"), closed("host unreachable"), timed_out(Phase::Connection)] {
+            assert_eq!(unavailable(&error), "no connection to mail.example.org on port 25", "{error}");
+        }
+        assert!(unavailable(&timed_out(Phase::Login)).contains("did not finish the login"));
     }
 }
