@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::MailCredential;
 use mailtoken_testkit::{
     hostile::{Authority, Validity},
@@ -104,6 +105,36 @@ async fn a_mailbox_that_accepts_the_token_is_reported_everywhere_and_not_asked_a
 }
 
 #[tokio::test]
+async fn dozens_of_mailboxes_are_logged_in_to_once_each_and_not_again_after_a_restart_or_a_renewal() {
+    let mut mail = Mail::new(submission("235 2.7.0 welcome")).await;
+    let names: Vec<_> = (0..36).map(|number| format!("mailbox-{number}")).collect();
+    for name in &names {
+        mail.fixture.ns.apply(probed(name)).await;
+    }
+    for name in &names {
+        mail.reason(name, "LoginSucceeded").await;
+    }
+    assert_eq!(mail.server.connections(), names.len());
+
+    mail.fixture.broker.kill();
+    mail.fixture.broker.again().await;
+    // The broker creates each Secret again, so it has reconciled each credential and obtained a new token.
+    for name in &names {
+        mail.fixture.ns.delete::<Secret>(name).await;
+    }
+    for name in &names {
+        mail.fixture.ns.until::<Secret>(name, "the Secret exists again", |_| true).await;
+    }
+    // A login that is due queues behind those that would be due before it.
+    mail.fixture.ns.annotate::<MailCredential>("mailbox-0", "mailtoken.dev/reissue", "1").await;
+    mail.server.ended(names.len() + 1).await;
+    assert_eq!(mail.server.connections(), names.len() + 1);
+    for name in &names {
+        mail.reason(name, "LoginSucceeded").await;
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_names_the_command_and_a_new_token_is_tried_immediately() {
     let mail = Mail::new(refusing(
         "535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Mailbox. canary",
@@ -160,6 +191,7 @@ async fn a_mail_server_that_hangs_delays_no_token_and_is_reported_after_two_miss
     mail.fixture.ns.delete::<MailCredential>("b").await;
     let events = mail.fixture.ns.event_reasons("a").await;
     assert!(events.is_empty(), "{events:?}");
+    fault_log::tried("F33", 4, "nothing");
 }
 
 #[tokio::test]
