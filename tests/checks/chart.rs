@@ -264,6 +264,43 @@ fn the_hook_that_stops_the_brokers_is_there_only_where_helm_installs() {
     }
 }
 
+/// The ports that pods may connect to, each with the addresses: empty for any.
+fn egress(settings: &[&str]) -> Vec<(Value, Value)> {
+    let objects = documents(&render(None, &[&["networkPolicy.enabled=true"], settings].concat()));
+    let rules = of_kind(&objects, "NetworkPolicy")[0]["spec"]["egress"].as_array().unwrap().clone();
+    let ports = |rule: &Value| rule["ports"].as_array().unwrap().iter().map(|port| port["port"].clone()).collect();
+    rules.iter().map(|rule| (Value::Array(ports(rule)), rule["to"].clone())).collect()
+}
+
+#[test]
+fn the_probe_is_a_flag_and_opens_the_ports_of_mail() {
+    let mail = json!([465, 587, 993, 995]);
+    let block = |cidr: &str| json!([{"ipBlock": {"cidr": cidr}}]);
+    let proxy = "egressProxy=http://proxy.example.org:3128";
+    let limited = ["networkPolicy.providerCIDRs={192.0.2.1/32}", "networkPolicy.mailServerCIDRs={192.0.2.2/32}"];
+    let beside_proxy = ["noProxy={mail.example.org}", "networkPolicy.noProxyCIDRs={192.0.2.3/32}"];
+    for (settings, expected) in [
+        (vec![], Some(Value::Null)),
+        (limited.to_vec(), Some(block("192.0.2.2/32"))),
+        // The proxy connects to the mail servers, except to the hosts in noProxy.
+        (vec![proxy], None),
+        ([&[proxy], beside_proxy.as_slice()].concat(), Some(block("192.0.2.3/32"))),
+        (vec!["probe.enabled=false"], None),
+        ([&["probe.enabled=false", proxy], beside_proxy.as_slice()].concat(), None),
+    ] {
+        let rules = egress(&settings);
+        let addresses = rules.iter().find(|(ports, _)| *ports == mail).map(|(_, addresses)| addresses.clone());
+        assert_eq!(addresses, expected, "{settings:?}");
+    }
+    for (settings, argument) in [(vec![], None), (vec!["probe.enabled=false"], Some("--probe=false"))] {
+        let objects = documents(&render(None, &settings));
+        let arguments = &of_kind(&objects, "Deployment")[0]["spec"]["template"]["spec"]["containers"][0]["args"];
+        let given =
+            arguments.as_array().into_iter().flatten().find(|argument| argument.as_str().unwrap().contains("probe"));
+        assert_eq!(given, argument.map(Value::from).as_ref(), "{settings:?}");
+    }
+}
+
 #[test]
 fn values_that_are_wrong_or_contradict_each_other_are_refused() {
     for (settings, said) in [
@@ -281,6 +318,8 @@ fn values_that_are_wrong_or_contradict_each_other_are_refused() {
         (vec!["trustBundle.configMap.name=a", "trustBundle.secret.name=b"], "exclude each other"),
         (vec!["metrics.podMonitor.enabled=true", "metrics.serviceMonitor.enabled=true"], "choose one"),
         (vec!["admissionPolicy.enabled=maybe"], "admissionPolicy"),
+        (vec!["probe.enabled=maybe"], "probe"),
+        (vec!["networkPolicy.mailServerCIDRs={10.0.0.0}"], "mailServerCIDRs"),
     ] {
         let sets = settings.iter().flat_map(|setting| ["--set", setting]);
         let refusal = process::try_output(helm(&["template", "broker"], None).args(sets)).unwrap_err();

@@ -192,6 +192,9 @@ annotations:
 {{- if ne .Values.requestTimeout "10s" }}
 {{- $args = append $args (printf "--request-timeout=%s" .Values.requestTimeout) }}
 {{- end }}
+{{- if not .Values.probe.enabled }}
+{{- $args = append $args "--probe=false" }}
+{{- end }}
 {{- if ne .Values.logFormat "json" }}
 {{- $args = append $args (printf "--log-format=%s" .Values.logFormat) }}
 {{- end }}
