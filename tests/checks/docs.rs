@@ -17,8 +17,13 @@ use serde::Deserialize as _;
 use serde_json::Value;
 
 /// The conditions that a command may wait for.
-const CONDITIONS: [ConditionType; 4] =
-    [ConditionType::Ready, ConditionType::Renewed, ConditionType::Stalled, ConditionType::Reconciling];
+const CONDITIONS: [ConditionType; 5] = [
+    ConditionType::Ready,
+    ConditionType::Renewed,
+    ConditionType::Stalled,
+    ConditionType::Reconciling,
+    ConditionType::MailboxAuthorized,
+];
 
 /// A page of the documentation.
 struct Page {
@@ -462,7 +467,7 @@ fn every_fault_has_its_row_and_a_test() {
     let row = |fault: &str| {
         page.text.lines().find(|line| line.starts_with("| ") && line.split(' ').any(|word| word == fault))
     };
-    for fault in (1..=7).map(|number| format!("K{number}")).chain((1..=32).map(|number| format!("F{number:02}"))) {
+    for fault in (1..=7).map(|number| format!("K{number}")).chain((1..=33).map(|number| format!("F{number:02}"))) {
         let row = row(&fault).unwrap_or_else(|| panic!("{fault} has no row"));
         // There is no webhook that could be down.
         assert!(row.contains("::") || fault == "F23", "{fault}: {row}");
@@ -518,6 +523,37 @@ fn every_provider_page_begins_with_what_was_tested_and_ends_with_a_login_test() 
         let command = last.split("```sh\n").nth(1).unwrap();
         assert!(command.contains("for at in smtp imap") && command.contains("curl --config -"), "{shown}");
     }
+}
+
+#[test]
+fn every_set_up_of_a_provider_waits_until_the_mail_server_accepts_the_token() {
+    for page in pages().iter().filter(|page| page.path.starts_with("docs/providers")) {
+        let commands = page.commands();
+        let ready = commands.iter().filter(|command| command.contains("--for=condition=Ready "));
+        let mailbox = commands.iter().filter(|command| command.contains("--for=condition=MailboxAuthorized "));
+        let of = |command: &String| {
+            command.split("mailcredential/").nth(1).map(|rest| rest.split(' ').next().unwrap().to_owned())
+        };
+        let (ready, mailbox): (BTreeSet<_>, BTreeSet<_>) =
+            (ready.filter_map(of).collect(), mailbox.filter_map(of).collect());
+        assert!(!mailbox.is_empty(), "{}: no set-up waits for MailboxAuthorized", page.path.display());
+        // The page of the grants shows how a person signs in, without a probe.
+        if !page.path.ends_with("generic.md") {
+            assert!(ready.is_subset(&mailbox), "{}: {ready:?} {mailbox:?}", page.path.display());
+        }
+    }
+}
+
+/// Each cause of a mail server's answer has a reason, which the runbook explains.
+#[test]
+fn every_reason_of_a_mail_server_is_in_the_table_of_the_probe() {
+    let page = fs::read_to_string(root().join("docs/mailbox.md")).unwrap();
+    let rows: BTreeSet<_> =
+        page.lines().filter_map(|line| line.strip_prefix("| [")?.split(']').next()).map(str::to_owned).collect();
+    let from = Reason::ALL.iter().position(|reason| *reason == Reason::LoginSucceeded).unwrap();
+    let to = Reason::ALL.iter().position(|reason| *reason == Reason::ProbePending).unwrap();
+    let probe = Reason::ALL[from..=to].iter().chain([&Reason::EgressDenied]);
+    assert_eq!(rows, probe.map(|reason| reason.as_str().to_owned()).collect());
 }
 
 #[test]
