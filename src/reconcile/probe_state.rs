@@ -203,7 +203,8 @@ mod tests {
 
     #[test]
     fn a_login_of_an_abandoned_probe_leaves_nothing_behind() {
-        let ends: [(&str, fn(&mut ProbeState)); 2] =
+        type End = fn(&mut ProbeState);
+        let ends: [(&str, End); 2] =
             [("not wanted", ProbeState::abandon), ("another term of leadership", ProbeState::restart)];
         for (what, end) in ends {
             let mut state = ProbeState::default();
