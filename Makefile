@@ -83,7 +83,7 @@ audit: ## Check the dependencies for known vulnerabilities: needs the advisory d
 crds: ## Generate crds/ and the chart's copy from the API types
 	@tools/crds
 
-image: ## Build the container image without a Docker engine; TWICE=1 to check that the build is reproducible
+image: ## Build the two container images without a Docker engine; TWICE=1 to check that the build is reproducible
 	@tools/setup image
 	@tools/build-image $(if $(TWICE),--twice)
 
