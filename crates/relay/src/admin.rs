@@ -8,7 +8,7 @@ use tokio::{
     sync::Semaphore,
 };
 
-use crate::relay::Relay;
+use crate::{listeners, relay::Relay};
 
 /// Connections at the same time. A kubelet and a few Prometheus servers need fewer.
 const CONNECTIONS: usize = 16;
@@ -25,7 +25,9 @@ const AFTER_FAILURE: Duration = Duration::from_millis(200);
 ///
 /// A sentence that says why the relay does not start.
 pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
-    TcpListener::bind(address).await.map_err(|error| format!("the relay cannot listen on {address} (--admin): {error}"))
+    listeners::bind_to(address)
+        .await
+        .map_err(|error| format!("the relay cannot listen on {address} (--admin): {error}"))
 }
 
 /// Serves requests for as long as the process runs.

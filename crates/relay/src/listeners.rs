@@ -1,6 +1,11 @@
 //! Accepts connections.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -28,7 +33,7 @@ const REFUSED: usize = 32;
 pub(crate) async fn bind(settings: &Settings) -> Result<Vec<(Listener, TcpListener)>, String> {
     let mut bound = vec![];
     for listener in &settings.listeners {
-        match TcpListener::bind(listener.address).await {
+        match bind_to(listener.address).await {
             Ok(socket) => bound.push((*listener, socket)),
             // There may be no IPv6.
             Err(error)
@@ -46,6 +51,19 @@ pub(crate) async fn bind(settings: &Settings) -> Result<Vec<(Listener, TcpListen
         }
     }
     Ok(bound)
+}
+
+/// Listens at an address. `[::]` covers IPv4 and IPv6. If the kernel has no IPv6, `0.0.0.0` replaces it.
+pub(crate) async fn bind_to(address: SocketAddr) -> io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(error)
+            if address.is_ipv6() && address.ip().is_unspecified() && error.kind() != io::ErrorKind::AddrInUse =>
+        {
+            tracing::warn!(%address, %error, "no IPv6 on this machine: listening on 0.0.0.0");
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await.map_err(|_| error)
+        }
+        bound => bound,
+    }
 }
 
 /// Accepts connections until the relay stops. Each is served by a task of its own.
@@ -71,13 +89,7 @@ pub(crate) async fn accept(relay: Arc<Relay>, listener: Listener, socket: TcpLis
     }
 }
 
-fn refuse(
-    relay: &Arc<Relay>,
-    refusals: &Arc<Semaphore>,
-    stream: TcpStream,
-    peer: std::net::SocketAddr,
-    listener: Listener,
-) {
+fn refuse(relay: &Arc<Relay>, refusals: &Arc<Semaphore>, stream: TcpStream, peer: SocketAddr, listener: Listener) {
     let Ok(permit) = refusals.clone().try_acquire_owned() else { return };
     let relay = relay.clone();
     tokio::spawn(async move {
