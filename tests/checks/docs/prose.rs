@@ -255,13 +255,15 @@ fn pages_use_no_word_to_avoid() {
 
 #[test]
 fn the_chart_and_the_scripts_use_no_word_to_avoid() {
-    let chart = root().join("charts/mail-token-broker");
-    let templates = files("charts/mail-token-broker/templates", &[".yaml", ".tpl", ".txt"]);
-    let mut texts: Vec<_> = templates.iter().map(|path| text_of_template(path)).collect();
-    let schema = serde_json::from_str(&fs::read_to_string(chart.join("values.schema.json")).unwrap()).unwrap();
-    descriptions(&schema, "values.schema.json", &mut texts);
-    let named =
-        ["charts/mail-token-broker/values.yaml", "Makefile", "Dockerfile", ".ci/run"].map(|path| root().join(path));
+    let mut texts = vec![];
+    for chart in ["charts/mail-token-broker", "charts/mail-token-relay"] {
+        let templates = files(&format!("{chart}/templates"), &[".yaml", ".tpl", ".txt"]);
+        texts.extend(templates.iter().map(|path| text_of_template(path)));
+        let schema = fs::read_to_string(root().join(chart).join("values.schema.json")).unwrap();
+        descriptions(&serde_json::from_str(&schema).unwrap(), &format!("{chart}/values.schema.json"), &mut texts);
+        texts.extend(texts_with_hashes(&root().join(chart).join("values.yaml")));
+    }
+    let named = ["Makefile", "Dockerfile", ".ci/run"].map(|path| root().join(path));
     let scripts = fs::read_dir(root().join("tools")).unwrap().map(|entry| entry.unwrap().path());
     let scripts = scripts.filter(|path| path.is_file() && path.extension().is_none_or(|end| end == "sh"));
     let workflows = files(".github", &[".yml"]);
