@@ -1,20 +1,22 @@
-//! Kube's controllers. The watches are in `watches`, the mapping of their changes to objects in `mapper`.
+//! Kube's controllers. `feed` gives them the objects to reconcile. The watches are in `watches`, the mapping of their changes
+//! to objects in `mapper`.
 
 mod enqueue_all;
 mod failures;
+mod feed;
 mod follow;
 mod mapper;
 mod sweep;
 mod watches;
 
-use std::{any::Any, fmt::Debug, panic::AssertUnwindSafe, sync::Arc};
+use std::{any::Any, convert::Infallible, fmt::Debug, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, StreamExt as _};
 use kube::{
     Resource,
     runtime::{
         Controller,
-        controller::{Action, Config},
+        controller::{Action as Done, Config},
     },
 };
 use serde::de::DeserializeOwned;
@@ -27,14 +29,18 @@ use crate::{
         ClusterMailProvider, MailCredential, MailProvider, credential::ProviderKind, provider_object::ProviderKey,
         reference::key,
     },
-    controller::failures::Failures,
+    controller::{
+        failures::Failures,
+        feed::{Feed, Named},
+    },
     error::{Error, describe},
     fail_point,
     reconcile::{
         self,
+        action::Action,
         context::Context,
         slots::Slots,
-        work_queue::{Receivers, Work},
+        work_queue::{ControllerQueues, Work},
     },
     stores::Mirror,
 };
@@ -74,7 +80,7 @@ impl Start {
     fn controllers<K, F>(
         &self,
         mirror: &Mirror<K>,
-        mut work: Receivers<K>,
+        mut work: ControllerQueues,
         reconcile: impl Fn(Arc<K>, Arc<Context>) -> F + Clone + Send + Sync + 'static,
         run: &mut impl FnMut(futures::future::BoxFuture<'static, ()>),
     ) where
@@ -84,37 +90,57 @@ impl Start {
         let failures = Arc::new(Failures::default());
         // Shared by the controllers of all namespaces.
         let slots = Arc::new(Semaphore::new(usize::from(self.concurrency)));
-        for (namespace, store) in mirror.stores() {
+        for namespace in mirror.namespaces() {
             let Some(queue) = work.remove(namespace) else { continue };
-            let queue = futures::stream::unfold(queue, |mut queue| async move { Some((queue.recv().await?, queue)) });
-            let slots = slots.clone();
-            let controller = Controller::for_stream(futures::stream::pending(), store.clone())
+            let (feed, running) = Feed::<K>::new(queue, self.concurrency);
+            let one = {
+                let (feed, failures, slots) = (feed.clone(), failures.clone(), slots.clone());
+                let (mirror, reconcile) = (mirror.clone(), reconcile.clone());
+                move |object: Arc<Named<K>>, context: Arc<Context>| {
+                    let (feed, failures, slots) = (feed.clone(), failures.clone(), slots.clone());
+                    let (mirror, reconcile, key) = (mirror.clone(), reconcile.clone(), key(&*object));
+                    async move {
+                        // An error would mean that the slots are closed, which they never are.
+                        let _slot = slots.acquire_owned().await;
+                        let again = match mirror.get(&key.0, &key.1) {
+                            Some(object) => once(reconcile, object, &failures, &context).await,
+                            None => None,
+                        };
+                        feed.done(&key, again);
+                        // The feed requeues the object.
+                        Ok::<_, Infallible>(Done::await_change())
+                    }
+                    .boxed()
+                }
+            };
+            let controller = Controller::for_stream(futures::stream::pending(), running)
                 .with_config(Config::default().concurrency(self.concurrency))
-                .reconcile_on(queue)
+                .reconcile_on(feed.objects())
                 .graceful_shutdown_on(self.ended.clone().cancelled_owned())
-                .run(
-                    {
-                        let (failures, slots, reconcile) = (failures.clone(), slots.clone(), reconcile.clone());
-                        move |object: Arc<K>, context| {
-                            let (failures, slots, name) = (failures.clone(), slots.clone(), called(&*object));
-                            let reconcile = reconcile.clone();
-                            async move {
-                                // An error would mean that the slots are closed, which they never are.
-                                let _slot = slots.acquire_owned().await;
-                                isolated(reconcile, object, context).await.inspect(|_| failures.succeeded(&name))
-                            }
-                            .boxed()
-                        }
-                    },
-                    {
-                        let failures = failures.clone();
-                        move |object, error, context| retry(&*object, error, &failures, &context)
-                    },
-                    self.context.clone(),
-                )
+                .run(one, |_, never, _| match *never {}, self.context.clone())
                 .for_each(|_| std::future::ready(()));
             run(controller.boxed());
         }
+    }
+}
+
+/// Reconciles an object once. Returns after which time it is reconciled again.
+async fn once<K, F>(
+    reconcile: impl Fn(Arc<K>, Arc<Context>) -> F,
+    object: Arc<K>,
+    failures: &Failures,
+    context: &Arc<Context>,
+) -> Option<Duration>
+where
+    K: Resource<DynamicType = ()> + 'static,
+    F: Future<Output = Result<Action, Error>>,
+{
+    match isolated(reconcile, object.clone(), context.clone()).await {
+        Ok(action) => {
+            failures.succeeded(&called(&*object));
+            action.again_after
+        }
+        Err(error) => Some(retry(&*object, &error, failures, context)),
     }
 }
 
@@ -169,7 +195,7 @@ fn retry<K: Resource<DynamicType = ()> + 'static>(
     error: &Error,
     failures: &Failures,
     context: &Context,
-) -> Action {
+) -> Duration {
     context.metrics.reconcile_error(error.category());
     let now = context.clock.now();
     let next = failures.failed(called(object), failures::is_refusal(error), now);
@@ -191,7 +217,7 @@ fn retry<K: Resource<DynamicType = ()> + 'static>(
     } else {
         tracing::debug!(category = error.category(), step = %error, "reconcile failed again");
     }
-    Action::requeue(after)
+    after
 }
 
 /// The kind, namespace and name of an object.

@@ -5,7 +5,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt as _;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use kube::{Api, ResourceExt as _, api::PatchParams, runtime::controller::Action};
+use kube::{Api, ResourceExt as _, api::PatchParams};
 use serde_json::json;
 
 use crate::{
@@ -25,6 +25,7 @@ use crate::{
             admit::ask,
             revoke::revoke,
         },
+        action::Action,
         context::Context,
         credential_cache::Revoking,
         custody,

@@ -2,6 +2,7 @@
 //! `custody` and `publish` write the Secrets, `report` writes the status and emits Events. Decisions are in `policy`.
 
 pub mod act;
+pub mod action;
 pub mod bundles;
 pub mod context;
 pub mod credential_cache;
@@ -16,6 +17,7 @@ pub mod probe_state;
 pub mod provider;
 pub mod provider_client;
 pub mod publish;
+mod queue;
 pub mod recent_writes;
 pub mod report;
 pub mod secrets;
@@ -28,7 +30,7 @@ pub mod work_queue;
 use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use kube::{ResourceExt as _, runtime::controller::Action};
+use kube::ResourceExt as _;
 
 use crate::{
     api::{ConditionType, MailCredential, Reason, condition, names},
@@ -42,6 +44,7 @@ use crate::{
             request_handle::RequestHandle,
             start::{start_request, wants_a_permit},
         },
+        action::Action,
         context::Context,
         custody::pending::CustodyError,
         publish::PublishError,

@@ -9,7 +9,6 @@ use kube::{
     Api, Resource,
     api::{Patch, PatchParams},
     core::ObjectMeta,
-    runtime::controller::Action,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
@@ -33,6 +32,7 @@ use crate::{
             activity::{Activity, Permit},
             admit::ask_discovery,
         },
+        action::Action,
         context::Context,
         provider_client::{problem::ProviderProblem, resolved_provider::ResolvedProvider},
         report::overwritten,

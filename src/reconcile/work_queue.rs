@@ -1,37 +1,93 @@
-//! The queue of the objects to reconcile: one channel for each controller.
+//! The queue of the objects to reconcile: one part for each controller.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use kube::{Resource, runtime::reflector::ObjectRef};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-
-use crate::api::{
-    ClusterMailProvider, MailCredential, MailProvider, credential::ProviderKind, provider_object::ProviderKey,
-    reference::ObjectKey,
+use parking_lot::Mutex;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
 };
 
-/// Enqueues objects for their controllers. A controller removes duplicates, and reconciles an object once at a time.
+use crate::{
+    api::{credential::ProviderKind, provider_object::ProviderKey, reference::ObjectKey},
+    reconcile::queue::Queue,
+};
+
+/// Enqueues objects for their controllers. An object that waits already is not enqueued twice, and its reconcile runs once at
+/// a time.
 #[derive(Clone)]
-pub struct WorkQueue(Arc<Queues>);
+pub struct WorkQueue(Arc<Work>);
 
-struct Queues {
-    credentials: Senders<MailCredential>,
-    providers: Senders<MailProvider>,
-    cluster_providers: Senders<ClusterMailProvider>,
-}
-
-/// The receiving ends of a [`WorkQueue`], for the controllers.
+/// The queues of the controllers.
+#[derive(Clone)]
 pub struct Work {
     /// The MailCredentials to reconcile.
-    pub credentials: Receivers<MailCredential>,
+    pub credentials: ControllerQueues,
     /// The MailProviders to reconcile.
-    pub providers: Receivers<MailProvider>,
+    pub providers: ControllerQueues,
     /// ClusterMailProviders; empty where the broker may not read them.
-    pub cluster_providers: Receivers<ClusterMailProvider>,
+    pub cluster_providers: ControllerQueues,
 }
 
-/// The channel of each controller of one kind, by the namespace that the controller watches; `None` is all namespaces.
-pub type Receivers<K> = HashMap<Option<String>, UnboundedReceiver<ObjectRef<K>>>;
+/// The queue of each controller of one kind, by the namespace that the controller watches; `None` is all namespaces.
+pub type ControllerQueues = HashMap<Option<String>, Arc<ControllerQueue>>;
+
+/// The objects of one controller that wait for a reconcile, and those whose reconcile runs.
+pub struct ControllerQueue {
+    queue: Mutex<Queue<ObjectKey>>,
+    /// An object was enqueued, or a reconcile has ended.
+    changed: Notify,
+    /// Times in the queue count from here.
+    begun: Instant,
+}
+
+impl Default for ControllerQueue {
+    fn default() -> Self {
+        Self { queue: Mutex::default(), changed: Notify::new(), begun: now() }
+    }
+}
+
+impl ControllerQueue {
+    fn enqueue(&self, object: ObjectKey) {
+        self.queue.lock().enqueue(object);
+        self.changed.notify_one();
+    }
+
+    /// The object whose reconcile begins now: as soon as there is one, and fewer than `concurrency` run. Only one caller waits.
+    pub async fn next(&self, concurrency: usize) -> ObjectKey {
+        loop {
+            let due = {
+                let mut queue = self.queue.lock();
+                let free = queue.running() < concurrency;
+                if free && let Some(object) = queue.next(self.time()) {
+                    return ObjectKey::clone(&object);
+                }
+                queue.due().filter(|_| free)
+            };
+            tokio::select! {
+                () = self.changed.notified() => {}
+                () = sleep_until(self.begun + due.unwrap_or_default()), if due.is_some() => {}
+            }
+        }
+    }
+
+    /// Ends a reconcile. The object is requeued `after` this time; `None`: when it is enqueued again.
+    pub fn done(&self, object: &ObjectKey, after: Option<Duration>) {
+        // An `Instant` cannot represent every time.
+        let at = after.and_then(|after| self.time().checked_add(after));
+        self.queue.lock().done(object, at.filter(|at| self.begun.checked_add(*at).is_some()));
+        self.changed.notify_one();
+    }
+
+    fn time(&self) -> Duration {
+        now().duration_since(self.begun)
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "requeue times are measured by the monotonic clock")]
+fn now() -> Instant {
+    Instant::now()
+}
 
 impl WorkQueue {
     /// A queue for the controllers of these namespaces; of all namespaces where the list is empty. `cluster`:
@@ -41,49 +97,42 @@ impl WorkQueue {
             [] => vec![None],
             names => names.iter().cloned().map(Some).collect(),
         };
-        let (credentials, credential_work) = channels(&scopes);
-        let (providers, provider_work) = channels(&scopes);
-        let (cluster_providers, cluster_work) = channels(if cluster { &[None] } else { &[] });
-        let queue = Self(Arc::new(Queues { credentials, providers, cluster_providers }));
-        let work = Work { credentials: credential_work, providers: provider_work, cluster_providers: cluster_work };
-        (queue, work)
+        let queues = |scopes: &[Option<String>]| scopes.iter().map(|scope| (scope.clone(), Arc::default())).collect();
+        let cluster_providers = queues(if cluster { &[None] } else { &[] });
+        let work = Work { credentials: queues(&scopes), providers: queues(&scopes), cluster_providers };
+        (Self(Arc::new(work.clone())), work)
     }
 
     /// Enqueues a credential for the controller of its namespace.
-    pub fn enqueue_credential(&self, (namespace, name): ObjectKey) {
-        self.0.credentials.send(&namespace, &name);
+    pub fn enqueue_credential(&self, credential: ObjectKey) {
+        enqueue(&self.0.credentials, credential);
     }
 
     /// Enqueues a provider for the controller of its kind.
     pub fn enqueue_provider(&self, ProviderKey { kind, namespace, name }: ProviderKey) {
         match kind {
-            ProviderKind::MailProvider => self.0.providers.send(&namespace, &name),
-            ProviderKind::ClusterMailProvider => self.0.cluster_providers.send(&namespace, &name),
+            ProviderKind::MailProvider => enqueue(&self.0.providers, (namespace, name)),
+            ProviderKind::ClusterMailProvider => enqueue(&self.0.cluster_providers, (namespace, name)),
         }
     }
 }
 
-fn channels<K: Resource<DynamicType = ()>>(scopes: &[Option<String>]) -> (Senders<K>, Receivers<K>) {
-    let (mut senders, mut receivers) = (HashMap::new(), HashMap::new());
-    for scope in scopes {
-        let (sender, receiver) = unbounded_channel();
-        senders.insert(scope.clone(), sender);
-        receivers.insert(scope.clone(), receiver);
+/// Objects of namespaces that no controller watches are dropped.
+fn enqueue(queues: &ControllerQueues, object: ObjectKey) {
+    let queue = queues.get(&None).or_else(|| queues.get(&Some(object.0.clone())));
+    if let Some(queue) = queue {
+        queue.enqueue(object);
     }
-    (Senders(senders), receivers)
 }
 
-struct Senders<K: Resource>(HashMap<Option<String>, UnboundedSender<ObjectRef<K>>>);
-
-impl<K: Resource<DynamicType = ()>> Senders<K> {
-    /// Objects of namespaces that no controller watches are dropped.
-    fn send(&self, namespace: &str, name: &str) {
-        let object = ObjectRef::new(name);
-        let object = if namespace.is_empty() { object } else { object.within(namespace) };
-        let sender = self.0.get(&None).or_else(|| self.0.get(&Some(namespace.to_owned())));
-        if sender.is_some_and(|sender| sender.send(object).is_err()) {
-            tracing::debug!(namespace, name, "not enqueued: the controller has ended");
-        }
+#[cfg(test)]
+impl ControllerQueue {
+    /// Takes the next object out of the queue.
+    fn take(&self) -> Option<ObjectKey> {
+        let mut queue = self.queue.lock();
+        let object = queue.next(self.time())?;
+        queue.done(&object, None);
+        Some(ObjectKey::clone(&object))
     }
 }
 
@@ -91,15 +140,13 @@ impl<K: Resource<DynamicType = ()>> Senders<K> {
 impl Work {
     /// The next credential in the queue of all namespaces.
     pub(crate) fn next_credential(&mut self) -> Option<ObjectKey> {
-        let object = self.credentials.get_mut(&None)?.try_recv().ok()?;
-        Some((object.namespace.unwrap_or_default(), object.name))
+        self.credentials.get(&None)?.take()
     }
 
     /// The next MailProvider in the queue of all namespaces.
     pub(crate) fn next_provider(&mut self) -> Option<ProviderKey> {
-        let object = self.providers.get_mut(&None)?.try_recv().ok()?;
-        let namespace = object.namespace.unwrap_or_default();
-        Some(ProviderKey { kind: ProviderKind::MailProvider, namespace, name: object.name })
+        let (namespace, name) = self.providers.get(&None)?.take()?;
+        Some(ProviderKey { kind: ProviderKind::MailProvider, namespace, name })
     }
 }
 
@@ -113,20 +160,18 @@ mod tests {
 
     #[test]
     fn an_object_is_enqueued_for_the_controller_of_its_namespace() {
-        let (queue, mut work) = WorkQueue::new(&["shop".to_owned(), "lab".to_owned()], true);
+        let (queue, work) = WorkQueue::new(&["shop".to_owned(), "lab".to_owned()], true);
         for namespace in ["lab", "elsewhere"] {
             queue.enqueue_credential((namespace.to_owned(), "billing".to_owned()));
             queue.enqueue_provider(provider(ProviderKind::MailProvider, namespace));
         }
         queue.enqueue_provider(provider(ProviderKind::ClusterMailProvider, ""));
-        let mut credentials = |scope: &str| work.credentials.get_mut(&Some(scope.to_owned())).unwrap().try_recv();
-        assert!(credentials("shop").is_err());
-        assert_eq!(credentials("lab").unwrap().name, "billing");
-        assert!(credentials("lab").is_err(), "nothing of a namespace that is not watched");
-        let found = work.providers.get_mut(&Some("lab".to_owned())).unwrap().try_recv().unwrap();
-        assert_eq!(found.namespace.as_deref(), Some("lab"));
-        let cluster = work.cluster_providers.get_mut(&None).unwrap().try_recv().unwrap();
-        assert_eq!((cluster.namespace, cluster.name.as_str()), (None, "m365"));
+        let credentials = |scope: &str| work.credentials[&Some(scope.to_owned())].take();
+        assert_eq!(credentials("shop"), None);
+        assert_eq!(credentials("lab").unwrap().1, "billing");
+        assert_eq!(credentials("lab"), None, "nothing of a namespace that is not watched");
+        assert_eq!(work.providers[&Some("lab".to_owned())].take().unwrap().0, "lab");
+        assert_eq!(work.cluster_providers[&None].take(), Some((String::new(), "m365".to_owned())));
     }
 
     #[test]

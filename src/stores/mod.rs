@@ -49,10 +49,11 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Mirror<K> {
         Self(stores)
     }
 
-    /// The object of this name.
+    /// The object of this name; the namespace of a cluster-scoped object is empty.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
         let store = self.0.get(&None).or_else(|| self.0.get(&Some(namespace.to_owned())))?;
-        store.get(&ObjectRef::new(name).within(namespace))
+        let object = ObjectRef::new(name);
+        store.get(&if namespace.is_empty() { object } else { object.within(namespace) })
     }
 
     /// The cluster-scoped object of this name.
@@ -60,9 +61,9 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Mirror<K> {
         self.0.get(&None)?.get(&ObjectRef::new(name))
     }
 
-    /// The stores by the namespace they watch.
-    pub fn stores(&self) -> impl Iterator<Item = (&Option<String>, &Store<K>)> {
-        self.0.iter()
+    /// The namespaces that are watched; `None` is all.
+    pub fn namespaces(&self) -> impl Iterator<Item = &Option<String>> {
+        self.0.keys()
     }
 
     /// Whether all namespaces are watched.
