@@ -2,8 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kube::ResourceExt as _;
-
 use crate::{api::provider_object::ProviderObject, lease::Leadership, reconcile::context::Context};
 
 /// Difference between the wall clock and the monotonic clock, in seconds, that means a set clock or a machine that slept.
@@ -47,11 +45,11 @@ pub async fn enqueue_all_when_the_clock_jumps(context: Arc<Context>) {
 fn enqueue_all(context: &Context) {
     let stores = &context.stores;
     let cluster = stores.cluster_providers.iter().flat_map(|mirror| mirror.all());
-    let providers = stores.providers.all().into_iter().map(ProviderObject::Namespaced);
+    let providers = stores.providers.all().map(ProviderObject::Namespaced);
     for provider in providers.chain(cluster.map(ProviderObject::Cluster)) {
         context.queue.enqueue_provider(provider.key());
     }
-    for credential in stores.credentials.all() {
-        context.queue.enqueue_credential((credential.namespace().unwrap_or_default(), credential.name_any()));
+    for credential in stores.credentials.names(|_, _| true) {
+        context.queue.enqueue_credential(credential);
     }
 }

@@ -4,20 +4,15 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fmt::Debug,
     sync::Arc,
 };
 
-use kube::{
-    Resource,
-    core::ObjectMeta,
-    runtime::{
-        reflector::{self, ObjectRef, Store, store::Writer},
-        watcher,
-    },
-};
+use kube::{Resource, core::ObjectMeta, runtime::watcher};
 
-use crate::api::reference::{ObjectKey, key};
+use crate::{
+    api::reference::{ObjectKey, key},
+    stores::store::{Store, Stored, Writer},
+};
 
 /// A difference between what a store held and what it holds.
 #[derive(Debug)]
@@ -72,12 +67,12 @@ pub(super) fn difference<K: Resource>(before: Option<Arc<K>>, after: Arc<K>) -> 
 }
 
 /// The store of one kind in one scope, and what a list under way has shown.
-pub(super) struct Follower<K: Resource<DynamicType = ()> + Clone + 'static> {
+pub(super) struct Follower<K> {
     writer: Writer<K>,
     reader: Store<K>,
     /// The store is complete: the first list has ended.
     complete: bool,
-    /// What the list under way has shown, after the first.
+    /// What the list under way has shown and does not parse, after the first list.
     listed: HashSet<ObjectKey>,
     /// Objects that do not parse, with their uids.
     unreadable: HashMap<ObjectKey, String>,
@@ -85,10 +80,11 @@ pub(super) struct Follower<K: Resource<DynamicType = ()> + Clone + 'static> {
     rewound: bool,
 }
 
-impl<K: Resource<DynamicType = ()> + Clone + Debug + 'static> Follower<K> {
-    /// A follower with an empty store.
-    pub(super) fn new() -> Self {
-        let (reader, writer) = reflector::store::<K>();
+impl<K: Stored> Follower<K> {
+    /// A follower with an empty store. `packs` says whether the store may pack an object.
+    pub(super) fn new(packs: fn(&K) -> bool) -> Self {
+        let writer = Writer::new(packs);
+        let reader = writer.store();
         Self { writer, reader, complete: false, listed: HashSet::new(), unreadable: HashMap::new(), rewound: false }
     }
 
@@ -105,14 +101,12 @@ impl<K: Resource<DynamicType = ()> + Clone + Debug + 'static> Follower<K> {
             watcher::Event::InitApply(Read::Object(object)) if !self.complete => {
                 self.unreadable.remove(&key(&object));
                 arriving(&object);
-                self.writer.apply_watcher_event(&watcher::Event::InitApply(object));
+                self.writer.apply(object);
             }
             watcher::Event::InitApply(read) => {
-                let found = match &read {
-                    Read::Object(object) => key(object),
-                    Read::Unreadable(meta, _) => key_of(meta),
-                };
-                self.listed.insert(found);
+                if let Read::Unreadable(meta, _) = &read {
+                    self.listed.insert(key_of(meta));
+                }
                 self.apply(read, arriving, seen);
             }
             watcher::Event::InitDone => self.end_list(seen),
@@ -124,27 +118,26 @@ impl<K: Resource<DynamicType = ()> + Clone + Debug + 'static> Follower<K> {
 
     fn begin_list(&mut self) {
         (self.listed, self.rewound) = (HashSet::new(), false);
+        self.writer.begin_list();
         if !self.complete {
             self.unreadable.clear();
-            self.writer.apply_watcher_event(&watcher::Event::Init);
+            self.writer.clear();
         }
     }
 
     fn end_list(&mut self, seen: &impl Fn(Change<K>)) {
         if !self.complete {
             self.complete = true;
-            self.writer.apply_watcher_event(&watcher::Event::InitDone);
-            for object in self.reader.state() {
+            self.writer.complete();
+            for object in self.reader.all() {
                 difference(None, object).for_each(seen);
             }
             return;
         }
-        let listed = std::mem::take(&mut self.listed);
-        for object in self.reader.state() {
-            if !listed.contains(&key(&*object)) {
-                self.remove(object, seen);
-            }
+        for key in self.writer.end_list() {
+            self.remove(&key, seen);
         }
+        let listed = std::mem::take(&mut self.listed);
         let lost: Vec<ObjectKey> = self.unreadable.keys().filter(|key| !listed.contains(*key)).cloned().collect();
         lost.into_iter().for_each(|key| self.lose(key, seen));
         if std::mem::take(&mut self.rewound) {
@@ -154,25 +147,24 @@ impl<K: Resource<DynamicType = ()> + Clone + Debug + 'static> Follower<K> {
 
     fn apply(&mut self, read: Read<K>, arriving: &impl Fn(&K), seen: &impl Fn(Change<K>)) {
         match read {
+            // A list shows most objects as they were.
+            Read::Object(object) if self.writer.has(object.meta()) => {}
             Read::Object(object) => {
-                let before = self.reader.get(&ObjectRef::from_obj(&object));
-                self.unreadable.remove(&key(&object));
+                let found = key(&object);
+                let before = self.reader.get(&found.0, &found.1);
+                self.unreadable.remove(&found);
                 self.rewound |= before.as_ref().is_some_and(|before| is_older(before.meta(), object.meta()));
                 arriving(&object);
-                let reference = ObjectRef::from_obj(&object);
-                self.writer.apply_watcher_event(&watcher::Event::Apply(object));
-                if let Some(after) = self.reader.get(&reference) {
-                    difference(before, after).for_each(seen);
-                }
+                let after = self.writer.apply(object);
+                difference(before, after).for_each(seen);
             }
             Read::Unreadable(meta, error) => {
                 let found = key_of(&meta);
                 let uid = meta.uid.clone().unwrap_or_default();
-                if let Some(object) = self.get(&found) {
-                    self.writer.apply_watcher_event(&watcher::Event::Delete(K::clone(&object)));
-                    if object.meta().uid != meta.uid {
-                        seen(Change::Deleted(object));
-                    }
+                if let Some(object) = self.writer.remove(&found.0, &found.1)
+                    && object.meta().uid != meta.uid
+                {
+                    seen(Change::Deleted(object));
                 }
                 match self.unreadable.insert(found.clone(), uid.clone()) {
                     Some(former) if former != uid => seen(Change::Lost { key: found, uid: former }),
@@ -185,28 +177,23 @@ impl<K: Resource<DynamicType = ()> + Clone + Debug + 'static> Follower<K> {
 
     fn delete(&mut self, meta: &ObjectMeta, seen: &impl Fn(Change<K>)) {
         let found = key_of(meta);
-        match self.get(&found) {
-            Some(object) if object.meta().uid == meta.uid => self.remove(object, seen),
+        match self.reader.get(&found.0, &found.1) {
+            Some(object) if object.meta().uid == meta.uid => self.remove(&found, seen),
             Some(_) => {}
             None => self.lose(found, seen),
         }
     }
 
-    fn remove(&mut self, object: Arc<K>, seen: &impl Fn(Change<K>)) {
-        self.writer.apply_watcher_event(&watcher::Event::Delete(K::clone(&object)));
-        seen(Change::Deleted(object));
+    fn remove(&self, (namespace, name): &ObjectKey, seen: &impl Fn(Change<K>)) {
+        if let Some(object) = self.writer.remove(namespace, name) {
+            seen(Change::Deleted(object));
+        }
     }
 
     fn lose(&mut self, key: ObjectKey, seen: &impl Fn(Change<K>)) {
         if let Some(uid) = self.unreadable.remove(&key) {
             seen(Change::Lost { key, uid });
         }
-    }
-
-    fn get(&self, (namespace, name): &ObjectKey) -> Option<Arc<K>> {
-        let reference = ObjectRef::new(name);
-        let reference = if namespace.is_empty() { reference } else { reference.within(namespace) };
-        self.reader.get(&reference)
     }
 }
 
@@ -252,13 +239,13 @@ mod tests {
 
     impl Case {
         fn new() -> Self {
-            Self(Follower::new())
+            Self(Follower::new(|_| true))
         }
 
         /// What is reported, in words. Each report must find the store as it says.
         fn take(&mut self, events: impl IntoIterator<Item = Event>) -> Vec<String> {
             let (reported, store) = (RefCell::new(vec![]), self.0.store());
-            let shown = |key: &ObjectKey| store.get(&ObjectRef::new(&key.1).within(&key.0));
+            let shown = |key: &ObjectKey| store.get(&key.0, &key.1);
             let words = |seen: Change<ConfigMap>| {
                 let words = match seen {
                     Change::Applied { object, before } => {
@@ -300,7 +287,7 @@ mod tests {
         }
 
         fn names(&self) -> usize {
-            self.0.store().state().len()
+            self.0.store().len()
         }
     }
 

@@ -9,7 +9,7 @@ mod mapper;
 mod sweep;
 mod watches;
 
-use std::{any::Any, convert::Infallible, fmt::Debug, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{any::Any, convert::Infallible, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, StreamExt as _};
 use kube::{
@@ -19,7 +19,6 @@ use kube::{
         controller::{Action as Done, Config},
     },
 };
-use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -42,7 +41,7 @@ use crate::{
         slots::Slots,
         work_queue::{ControllerQueues, Work},
     },
-    stores::Mirror,
+    stores::{Mirror, store::Stored},
 };
 
 pub use crate::controller::{
@@ -84,7 +83,7 @@ impl Start {
         reconcile: impl Fn(Arc<K>, Arc<Context>) -> F + Clone + Send + Sync + 'static,
         run: &mut impl FnMut(futures::future::BoxFuture<'static, ()>),
     ) where
-        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+        K: Stored,
         F: Future<Output = Result<Action, Error>> + Send + 'static,
     {
         let failures = Arc::new(Failures::default());

@@ -15,7 +15,7 @@ use crate::{
     api::{
         MailCredential,
         provider_object::{ProviderKey, ProviderObject},
-        reference::{ObjectKey, key},
+        reference::ObjectKey,
     },
     metrics::SWEPT,
     policy::{
@@ -66,15 +66,18 @@ impl Sweeper {
         let stores = &context.stores;
         let is_late = |credential: &MailCredential| {
             let namespace = credential.metadata.namespace.as_deref().unwrap_or_default();
-            let has_target = stores.own_secrets.get(namespace, &target_name(credential)).is_some();
+            let has_target = stores.own_secrets.contains(namespace, &target_name(credential));
             let uid = credential.metadata.uid.as_deref().unwrap_or_default();
             let waits = |overdue| overdue == Overdue::Probe && context.requests.is_probing(uid);
             let overdue = overdue(credential, has_target, now).filter(|overdue| !waits(*overdue));
             overdue.is_some() && !context.cache.is_under_way(uid)
         };
-        let concerned = stores.credentials.all().into_iter().map(|credential| (key(&*credential), credential));
-        let concerned: Vec<_> = concerned.filter(|(key, _)| self.credentials.concerns(key, step)).collect();
-        let late = concerned.into_iter().filter(|(_, credential)| is_late(credential));
+        let suspects = &self.credentials;
+        let concerned = stores
+            .credentials
+            .names(|namespace, name| suspects.concerns(&(namespace.to_owned(), name.to_owned()), step));
+        let concerned = concerned.into_iter().filter_map(|key| Some((stores.credentials.get(&key.0, &key.1)?, key)));
+        let late = concerned.filter(|(credential, _)| is_late(credential)).map(|(credential, key)| (key, credential));
         let late = late.map(|(key, credential)| (key, credential.resource_version().unwrap_or_default()));
         for key in self.credentials.confirm(late, step) {
             tracing::warn!(
@@ -87,7 +90,7 @@ impl Sweeper {
         }
 
         let cluster = stores.cluster_providers.iter().flat_map(|mirror| mirror.all()).map(ProviderObject::Cluster);
-        let providers = stores.providers.all().into_iter().map(ProviderObject::Namespaced).chain(cluster);
+        let providers = stores.providers.all().map(ProviderObject::Namespaced).chain(cluster);
         let late = providers.filter(|object| {
             let ignored = object.allowed().is_some()
                 && !stores.credentials.is_complete()

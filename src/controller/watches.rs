@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::{
     Api, Client, Resource,
     core::{DeserializeGuard, ObjectMeta, PartialObjectMeta, error_boundary::InvalidObject},
-    runtime::{WatchStreamExt as _, reflector::Store, watcher},
+    runtime::{WatchStreamExt as _, watcher},
 };
 use serde::de::DeserializeOwned;
 
@@ -25,7 +25,10 @@ use crate::{
         mapper::Mapper,
     },
     health::Health,
-    stores::{Mirror, Stores, slim},
+    stores::{
+        Mirror, Stores, slim,
+        store::{Store, Stored},
+    },
 };
 
 /// Objects in a page of a list. A start reads them all, and holds each page as text and as a tree at one time.
@@ -86,6 +89,7 @@ impl Watches {
                 config: objects(),
                 scope: scope.map(str::to_owned),
                 read: |object| unguard(object, slim::credential),
+                packs: |_| true,
             }
             .start(
                 health,
@@ -100,6 +104,7 @@ impl Watches {
                 config: objects(),
                 scope: scope.map(str::to_owned),
                 read: |object| unguard(object, slim::provider),
+                packs: |_| false,
             }
             .start(
                 health,
@@ -119,6 +124,7 @@ impl Watches {
                     config: objects(),
                     scope: None,
                     read: |object| unguard(object, slim::provider),
+                    packs: |_| false,
                 }
                 .start(
                     health,
@@ -139,6 +145,8 @@ impl Watches {
                 config: secrets(&own),
                 scope: scope.map(str::to_owned),
                 read: |object| bare(object, slim::own_secret),
+                // Those of grants are compared with each new seed.
+                packs: |secret| !keeps_grant(&secret.metadata),
             }
             .start(health, |_| {}, move |seen| mapper.isolated(|mapper| mapper.own_secret(seen)))
         });
@@ -150,6 +158,7 @@ impl Watches {
                 config: secrets(&labelled),
                 scope: scope.map(str::to_owned),
                 read: |object| bare(object, slim::source),
+                packs: |_| true,
             }
             .start(health, |_| {}, move |seen| mapper.isolated(|mapper| mapper.source(seen)))
         });
@@ -161,6 +170,7 @@ impl Watches {
                     config: objects(),
                     scope: None,
                     read: |object| bare(object, slim::namespace),
+                    packs: |_| false,
                 }
                 .start(health, |_| {}, move |seen| mapper.isolated(|mapper| mapper.namespace(seen)))
             })
@@ -225,7 +235,7 @@ fn mirror<K>(
     mut start: impl FnMut(Option<&str>) -> (Store<K>, Pending),
 ) -> Mirror<K>
 where
-    K: Resource<DynamicType = ()> + Clone + 'static,
+    K: Stored,
 {
     let stores: HashMap<_, _> = scopes
         .iter()
@@ -261,6 +271,12 @@ where
     Read::Object(object)
 }
 
+/// Whether a Secret of the broker's keeps a refresh token.
+fn keeps_grant(meta: &ObjectMeta) -> bool {
+    let role = meta.labels.as_ref().and_then(|labels| labels.get(names::LABEL_ROLE));
+    role.is_some_and(|role| role == names::ROLE_GRANT)
+}
+
 /// How one kind is followed.
 struct Follow<W, K> {
     api: Api<W>,
@@ -269,12 +285,14 @@ struct Follow<W, K> {
     scope: Option<String>,
     /// Reads an object as the watch delivered it.
     read: fn(W) -> Read<K>,
+    /// Whether the store may pack an object.
+    packs: fn(&K) -> bool,
 }
 
 impl<W, K> Follow<W, K>
 where
     W: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
-    K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
+    K: Stored,
 {
     /// Begins, in a task of its own. `arriving` gets each object before the store has it, `seen` each difference after that.
     fn start(
@@ -283,8 +301,8 @@ where
         arriving: impl Fn(&K) + Send + 'static,
         seen: impl Fn(Change<K>) + Send + 'static,
     ) -> (Store<K>, Pending) {
-        let Self { api, config, scope, read } = self;
-        let mut follower = Follower::<K>::new();
+        let Self { api, config, scope, read, packs } = self;
+        let mut follower = Follower::<K>::new(packs);
         let store = follower.store();
         let name = match &scope {
             Some(namespace) => format!("{} in namespace {namespace}", K::plural(&())),
@@ -310,12 +328,8 @@ where
                 }
             }
         });
-        let ready = store.clone();
-        let complete = async move {
-            if ready.wait_until_ready().await.is_err() {
-                tracing::error!(kind = %K::kind(&()), "watch ended")
-            }
-        };
+        let complete = store.clone();
+        let complete = async move { complete.complete().await };
         (store, Pending { name, complete: complete.boxed() })
     }
 }

@@ -64,11 +64,12 @@ impl fmt::Debug for Objects {
 
 impl Collector for Objects {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let credentials = self.stores.credentials.all();
         let providers = self.providers();
-        self.credentials(&mut encoder, &credentials)?;
-        self.info(&mut encoder, &credentials, &providers)?;
-        self.provider_metrics(&mut encoder, &credentials, &providers)?;
+        // Of each credential no more than this needs: the structures of all at one time would take three times as much.
+        let rows: Vec<_> = self.stores.credentials.all().map(|credential| Row::of(&credential, &providers)).collect();
+        self.credentials(&mut encoder, &rows)?;
+        self.info(&mut encoder, &rows, &providers)?;
+        self.provider_metrics(&mut encoder, &rows, &providers)?;
         let unstored = i64::try_from((self.unstored)()).unwrap_or(i64::MAX);
         let help = "Refresh tokens that are only in memory, because they are not stored yet";
         single(&mut encoder, "refresh_tokens_unstored", help, unstored)?;
@@ -76,53 +77,77 @@ impl Collector for Objects {
     }
 }
 
+/// What the metrics say of one credential.
+struct Row {
+    namespace: String,
+    name: String,
+    provider: ProviderKey,
+    grant: &'static str,
+    suspended: bool,
+    /// `None` where there is no status.
+    ready: Option<bool>,
+    /// Why it is not ready.
+    reason: Option<&'static str>,
+    /// Whether the mail servers accept the token; `None` while unknown.
+    authorized: Option<bool>,
+    /// Seconds since 1970, as all times here.
+    expires: Option<i64>,
+    renewal: Option<i64>,
+    grant_expires: Option<i64>,
+    client_expires: Option<i64>,
+}
+
+impl Row {
+    fn of(credential: &MailCredential, providers: &HashMap<ProviderKey, ProviderObject>) -> Self {
+        let key = ProviderKey::of(credential);
+        let token = token(credential);
+        let grant = status(credential).and_then(|status| status.grant.as_ref()?.expires_at.as_ref());
+        Self {
+            namespace: credential.namespace().unwrap_or_default(),
+            name: credential.name_any(),
+            grant: credential.spec.grant.kind().as_str(),
+            suspended: credential.spec.suspend,
+            ready: credential.status.as_ref().map(is_ready),
+            reason: credential.status.as_ref().filter(|status| !is_ready(status)).map(not_ready_reason),
+            authorized: credential.status.as_ref().and_then(authorized),
+            expires: token.map(|token| token.expires_at.0.as_second()),
+            renewal: token.map(|token| token.renewal_time.0.as_second()),
+            grant_expires: grant.map(|end| end.0.as_second()),
+            client_expires: providers.get(&key).and_then(|provider| client_end(credential, provider)),
+            provider: key,
+        }
+    }
+
+    fn labels(&self) -> [Label; 2] {
+        [("namespace", self.namespace.clone()), ("name", self.name.clone())]
+    }
+}
+
 impl Objects {
     fn providers(&self) -> HashMap<ProviderKey, ProviderObject> {
         let cluster = self.stores.cluster_providers.iter().flat_map(|mirror| mirror.all()).map(ProviderObject::Cluster);
-        let namespaced = self.stores.providers.all().into_iter().map(ProviderObject::Namespaced);
+        let namespaced = self.stores.providers.all().map(ProviderObject::Namespaced);
         cluster.chain(namespaced).map(|object| (object.key(), object)).collect()
     }
 
-    fn credentials(&self, encoder: &mut DescriptorEncoder<'_>, credentials: &[Arc<MailCredential>]) -> fmt::Result {
-        let mut gauge = |name: &str, help: &str, value: &dyn Fn(&MailCredential) -> Option<i64>| {
-            let samples = credentials.iter().filter_map(|credential| Some((labels(credential), value(credential)?)));
+    fn credentials(&self, encoder: &mut DescriptorEncoder<'_>, rows: &[Row]) -> fmt::Result {
+        let mut gauge = |name: &str, help: &str, value: &dyn Fn(&Row) -> Option<i64>| {
+            let samples = rows.iter().filter_map(|row| Some((row.labels(), value(row)?)));
             gauges(encoder, name, help, samples)
         };
-        gauge("credential_ready", "Whether the Secret holds a valid token", &|credential| {
-            Some(i64::from(is_ready(credential.status.as_ref()?)))
-        })?;
-        gauge(
-            "mailbox_authorized",
-            "Whether the mail servers accept the token; absent while unknown",
-            &|credential| {
-                let conditions = &credential.status.as_ref()?.conditions;
-                match condition::find(conditions, ConditionType::MailboxAuthorized)?.status.as_str() {
-                    "True" => Some(1),
-                    "False" => Some(0),
-                    _ => None,
-                }
-            },
-        )?;
-        gauge("credential_suspended", "1 while spec.suspend is true", &|credential| {
-            credential.spec.suspend.then_some(1)
-        })?;
-        gauge("token_expiration_timestamp_seconds", "Time at which the token in the Secret expires", &|credential| {
-            Some(token(credential)?.expires_at.0.as_second())
-        })?;
-        gauge(
-            "token_renewal_timestamp_seconds",
-            "Time at which the broker renews the token in the Secret",
-            &|credential| Some(token(credential)?.renewal_time.0.as_second()),
-        )?;
-        gauge(
-            "grant_expiration_timestamp_seconds",
-            "Time at which the refresh token expires, if known",
-            &|credential| Some(status(credential)?.grant.as_ref()?.expires_at.as_ref()?.0.as_second()),
-        )?;
-        let reasons = credentials.iter().filter_map(|credential| {
-            let status = credential.status.as_ref().filter(|status| !is_ready(status))?;
-            let [namespace, name] = labels(credential);
-            Some(([namespace, name, ("reason", not_ready_reason(status).to_owned())], 1))
+        gauge("credential_ready", "Whether the Secret holds a valid token", &|row| row.ready.map(i64::from))?;
+        let help = "Whether the mail servers accept the token; absent while unknown";
+        gauge("mailbox_authorized", help, &|row| row.authorized.map(i64::from))?;
+        gauge("credential_suspended", "1 while spec.suspend is true", &|row| row.suspended.then_some(1))?;
+        let help = "Time at which the token in the Secret expires";
+        gauge("token_expiration_timestamp_seconds", help, &|row| row.expires)?;
+        let help = "Time at which the broker renews the token in the Secret";
+        gauge("token_renewal_timestamp_seconds", help, &|row| row.renewal)?;
+        let help = "Time at which the refresh token expires, if known";
+        gauge("grant_expiration_timestamp_seconds", help, &|row| row.grant_expires)?;
+        let reasons = rows.iter().filter_map(|row| {
+            let [namespace, name] = row.labels();
+            Some(([namespace, name, ("reason", row.reason?.to_owned())], 1))
         });
         gauges(encoder, "credential_not_ready", "1 while Ready is not True, with its reason", reasons)
     }
@@ -131,22 +156,21 @@ impl Objects {
     fn info(
         &self,
         encoder: &mut DescriptorEncoder<'_>,
-        credentials: &[Arc<MailCredential>],
+        rows: &[Row],
         providers: &HashMap<ProviderKey, ProviderObject>,
     ) -> fmt::Result {
         let preset = |object: &ProviderObject| providers::profile(object.spec()).map_or("", |profile| profile.preset);
         let presets: HashMap<_, _> = providers.iter().map(|(key, object)| (key, preset(object))).collect();
-        let samples = credentials.iter().map(|credential| {
-            let key = ProviderKey::of(credential);
-            let preset = presets.get(&key).copied().unwrap_or_default();
-            let [namespace, name] = labels(credential);
+        let samples = rows.iter().map(|row| {
+            let preset = presets.get(&row.provider).copied().unwrap_or_default();
+            let [namespace, name] = row.labels();
             let about = [
                 namespace,
                 name,
-                ("provider_kind", kind(&key).to_owned()),
-                ("provider", key.name),
+                ("provider_kind", kind(&row.provider).to_owned()),
+                ("provider", row.provider.name.clone()),
                 ("preset", preset.to_owned()),
-                ("grant", credential.spec.grant.kind().as_str().to_owned()),
+                ("grant", row.grant.to_owned()),
             ];
             (about, 1)
         });
@@ -156,7 +180,7 @@ impl Objects {
     fn provider_metrics(
         &self,
         encoder: &mut DescriptorEncoder<'_>,
-        credentials: &[Arc<MailCredential>],
+        rows: &[Row],
         providers: &HashMap<ProviderKey, ProviderObject>,
     ) -> fmt::Result {
         let ready = providers.iter().filter_map(|(key, object)| {
@@ -166,11 +190,10 @@ impl Objects {
         gauges(encoder, "provider_ready", "Whether the provider is ready", ready)?;
 
         // The earliest expiry of the entries in use: one credential may already use the next entry.
-        let mut ends: HashMap<ProviderKey, i64> = HashMap::new();
-        for credential in credentials {
-            let key = ProviderKey::of(credential);
-            let Some(end) = providers.get(&key).and_then(|provider| client_end(credential, provider)) else { continue };
-            ends.entry(key).and_modify(|earliest| *earliest = end.min(*earliest)).or_insert(end);
+        let mut ends: HashMap<&ProviderKey, i64> = HashMap::new();
+        for row in rows {
+            let Some(end) = row.client_expires else { continue };
+            ends.entry(&row.provider).and_modify(|earliest| *earliest = end.min(*earliest)).or_insert(end);
         }
         let ends = ends.iter().map(|(key, end)| (provider_labels(key, "provider"), *end));
         let help = "Time at which the client secret or certificate in use expires, if known";
@@ -210,10 +233,6 @@ fn single(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: i6
     ConstGauge::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
 }
 
-fn labels(credential: &MailCredential) -> [Label; 2] {
-    [("namespace", credential.namespace().unwrap_or_default()), ("name", credential.name_any())]
-}
-
 /// The labels of a provider. A ClusterMailProvider has no namespace; Prometheus treats an empty label as absent.
 fn provider_labels(key: &ProviderKey, name: &'static str) -> [Label; 3] {
     [("kind", kind(key).to_owned()), ("namespace", key.namespace.clone()), (name, key.name.clone())]
@@ -228,6 +247,14 @@ fn kind(key: &ProviderKey) -> &'static str {
 
 fn is_ready(status: &MailCredentialStatus) -> bool {
     condition::is_true(&status.conditions, ConditionType::Ready)
+}
+
+fn authorized(status: &MailCredentialStatus) -> Option<bool> {
+    match condition::find(&status.conditions, ConditionType::MailboxAuthorized)?.status.as_str() {
+        "True" => Some(true),
+        "False" => Some(false),
+        _ => None,
+    }
 }
 
 /// The reason as one of the broker's own, regardless of other writers of the status, because the number of series is

@@ -1,7 +1,9 @@
 //! The stores: what the watches show, and an index of the references between objects.
 
+mod packed;
 pub mod reference_index;
 pub mod slim;
+pub mod store;
 pub mod unreadable;
 
 use std::{
@@ -15,9 +17,8 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::{
-    Resource, ResourceExt as _,
+    ResourceExt as _,
     core::{ObjectMeta, PartialObjectMeta},
-    runtime::reflector::{ObjectRef, Store},
 };
 
 use crate::{
@@ -26,6 +27,7 @@ use crate::{
         credential::ProviderKind,
         names,
         provider_object::{ProviderKey, ProviderObject},
+        reference::ObjectKey,
     },
     policy::{
         observed::{TokenFacts, target_name},
@@ -35,30 +37,38 @@ use crate::{
     },
     stores::{
         reference_index::ReferenceIndex,
+        store::{Store, Stored},
         unreadable::{ObjectKind, Unreadable},
     },
 };
 
 /// The stores of one kind: one for the cluster, or one for each namespace that is watched.
-#[derive(Clone)]
-pub struct Mirror<K: Resource<DynamicType = ()> + 'static>(HashMap<Option<String>, Store<K>>);
+pub struct Mirror<K>(Arc<HashMap<Option<String>, Store<K>>>);
 
-impl<K: Resource<DynamicType = ()> + Clone + 'static> Mirror<K> {
+impl<K> Clone for Mirror<K> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<K: Stored> Mirror<K> {
     /// Stores by the namespace they watch; `None` is all.
     pub fn new(stores: HashMap<Option<String>, Store<K>>) -> Self {
-        Self(stores)
+        Self(Arc::new(stores))
+    }
+
+    fn store(&self, namespace: &str) -> Option<&Store<K>> {
+        self.0.get(&None).or_else(|| self.0.get(&Some(namespace.to_owned())))
     }
 
     /// The object of this name; the namespace of a cluster-scoped object is empty.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
-        let store = self.0.get(&None).or_else(|| self.0.get(&Some(namespace.to_owned())))?;
-        let object = ObjectRef::new(name);
-        store.get(&if namespace.is_empty() { object } else { object.within(namespace) })
+        self.store(namespace)?.get(namespace, name)
     }
 
     /// The cluster-scoped object of this name.
     pub fn get_cluster(&self, name: &str) -> Option<Arc<K>> {
-        self.0.get(&None)?.get(&ObjectRef::new(name))
+        self.0.get(&None)?.get("", name)
     }
 
     /// The namespaces that are watched; `None` is all.
@@ -66,14 +76,29 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Mirror<K> {
         self.0.keys()
     }
 
+    /// Whether there is an object of this name.
+    pub fn contains(&self, namespace: &str, name: &str) -> bool {
+        self.store(namespace).is_some_and(|store| store.contains(namespace, name))
+    }
+
     /// Whether all namespaces are watched.
     pub fn is_complete(&self) -> bool {
         self.0.contains_key(&None)
     }
 
-    /// All objects of this kind.
-    pub fn all(&self) -> Vec<Arc<K>> {
-        self.0.values().flat_map(Store::state).collect()
+    /// Names of all objects that `wanted` accepts by namespace and name, without reading the objects.
+    pub fn names(&self, wanted: impl Fn(&str, &str) -> bool) -> Vec<ObjectKey> {
+        self.0.values().flat_map(|store| store.names(&wanted)).collect()
+    }
+
+    /// The objects that are not packed: among them all that may not be packed.
+    pub fn whole(&self) -> Vec<Arc<K>> {
+        self.0.values().flat_map(Store::whole).collect()
+    }
+
+    /// All objects, one after the other.
+    pub fn all(&self) -> impl Iterator<Item = Arc<K>> {
+        self.0.values().flat_map(Store::all)
     }
 }
 

@@ -149,7 +149,8 @@ impl Register {
                 && keeps.is_some_and(|role| role == names::ROLE_GRANT)
                 && meta.name.as_deref() != Some(&own)
         };
-        for secret in stores.own_secrets.all() {
+        // The store never packs the Secrets of grants.
+        for secret in stores.own_secrets.whole() {
             if !another(&secret.metadata) {
                 continue;
             }

@@ -1,0 +1,309 @@
+//! The objects of one kind as their watch shows them. The store keeps the objects that came last as they are, and packs the
+//! others: an object at rest takes a sixth of what its structure takes.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt::Debug,
+    hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher},
+    sync::Arc,
+};
+
+use kube::{Resource, core::ObjectMeta};
+use parking_lot::RwLock;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::sync::watch;
+
+use crate::stores::packed;
+
+/// Objects that are kept as they are. With fewer objects nothing is ever packed.
+const WHOLE: usize = 512;
+
+/// A kind that a store can keep.
+pub trait Stored:
+    Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static
+{
+}
+
+impl<K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static> Stored
+    for K
+{
+}
+
+/// Reads a store. Clones read the same one.
+pub struct Store<K>(Arc<Shared<K>>);
+
+impl<K> Clone for Store<K> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+struct Shared<K> {
+    objects: RwLock<HashMap<Box<str>, Slot<K>>>,
+    complete: watch::Sender<bool>,
+}
+
+struct Slot<K> {
+    form: Form<K>,
+    /// Uid and version as one number.
+    stamp: u64,
+    /// The list that has shown the object last.
+    list: u32,
+}
+
+enum Form<K> {
+    /// As it came, and which of all objects it was.
+    Whole(Arc<K>, u64),
+    /// As `packed` packs it.
+    Packed(Box<[u8]>),
+}
+
+impl<K: Stored> Form<K> {
+    fn object(&self) -> Option<Arc<K>> {
+        match self {
+            Self::Whole(object, _) => Some(object.clone()),
+            // The same type was packed, so it can be read.
+            Self::Packed(object) => packed::unpack(object),
+        }
+    }
+}
+
+impl<K: Stored> Store<K> {
+    /// The object of this name; the namespace of a cluster-scoped object is empty.
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
+        self.0.objects.read().get(&*joined(namespace, name)).and_then(|slot| slot.form.object())
+    }
+
+    /// Whether there is an object of this name.
+    pub fn contains(&self, namespace: &str, name: &str) -> bool {
+        self.0.objects.read().contains_key(&*joined(namespace, name))
+    }
+
+    /// How many objects there are.
+    pub fn len(&self) -> usize {
+        self.0.objects.read().len()
+    }
+
+    /// Whether there is no object.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Names of all objects that `wanted` accepts by namespace and name.
+    pub fn names(&self, wanted: impl Fn(&str, &str) -> bool) -> Vec<(String, String)> {
+        let objects = self.0.objects.read();
+        let names = objects.keys().filter_map(|key| key.split_once('/'));
+        names.filter(|(namespace, name)| wanted(namespace, name)).map(|(a, b)| (a.to_owned(), b.to_owned())).collect()
+    }
+
+    /// All objects, each read when it is its turn: what all of them take as structures at one time may be too much.
+    pub fn all(&self) -> impl Iterator<Item = Arc<K>> {
+        self.names(|_, _| true).into_iter().filter_map(|(namespace, name)| self.get(&namespace, &name))
+    }
+
+    /// The objects that are not packed: among them all that may not be packed.
+    pub fn whole(&self) -> Vec<Arc<K>> {
+        let objects = self.0.objects.read();
+        let whole = objects.values().filter_map(|slot| match &slot.form {
+            Form::Whole(object, _) => Some(object.clone()),
+            Form::Packed(_) => None,
+        });
+        whole.collect()
+    }
+
+    /// Waits until the first list has ended.
+    pub async fn complete(&self) {
+        let mut complete = self.0.complete.subscribe();
+        // An error would mean that the sender is gone, which `self` holds.
+        let _ended = complete.wait_for(|complete| *complete).await;
+    }
+}
+
+/// The writing end of a store: what the watch shows goes through it.
+pub struct Writer<K> {
+    shared: Arc<Shared<K>>,
+    /// Whether an object may be packed.
+    packs: fn(&K) -> bool,
+    /// Objects that are whole, in the order in which they came. One that came again is in it again.
+    whole: VecDeque<(Box<str>, u64)>,
+    came: u64,
+    list: u32,
+}
+
+impl<K: Stored> Writer<K> {
+    /// A writer of an empty store. `packs` says whether an object may be packed.
+    pub fn new(packs: fn(&K) -> bool) -> Self {
+        let shared = Shared { objects: RwLock::default(), complete: watch::Sender::new(false) };
+        Self { shared: Arc::new(shared), packs, whole: VecDeque::new(), came: 0, list: 0 }
+    }
+
+    /// Returns the store that this writer fills.
+    pub fn store(&self) -> Store<K> {
+        Store(self.shared.clone())
+    }
+
+    /// Whether the store has just this version of the object. If so, notes that the list under way has shown it.
+    pub fn has(&self, meta: &ObjectMeta) -> bool {
+        let mut objects = self.shared.objects.write();
+        let slot = objects.get_mut(&*key(meta)).filter(|slot| slot.stamp == stamp(meta));
+        slot.map(|slot| slot.list = self.list).is_some()
+    }
+
+    /// Takes an object in, in the place of a former version.
+    pub fn apply(&mut self, object: K) -> Arc<K> {
+        let (key, stamp) = (key(object.meta()), stamp(object.meta()));
+        let object = Arc::new(object);
+        self.came += 1;
+        let form = Form::Whole(object.clone(), self.came);
+        self.shared.objects.write().insert(key.clone(), Slot { form, stamp, list: self.list });
+        if (self.packs)(&object) {
+            self.whole.push_back((key, self.came));
+        }
+        while self.whole.len() > WHOLE
+            && let Some((key, came)) = self.whole.pop_front()
+        {
+            self.pack(&key, came);
+        }
+        object
+    }
+
+    /// Packs an object, unless it has come again.
+    fn pack(&self, key: &str, came: u64) {
+        let mut objects = self.shared.objects.write();
+        let Some(slot) = objects.get_mut(key) else { return };
+        if let Form::Whole(object, at) = &slot.form
+            && *at == came
+            && let Some(packed) = packed::pack(&**object)
+        {
+            slot.form = Form::Packed(packed);
+        }
+    }
+
+    /// Removes the object of this name, and returns it.
+    pub fn remove(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
+        let mut objects = self.shared.objects.write();
+        let slot = objects.remove(&*joined(namespace, name))?;
+        // After the deletion of thousands.
+        if objects.capacity() > 4 * objects.len().max(WHOLE) {
+            objects.shrink_to_fit();
+        }
+        drop(objects);
+        slot.form.object()
+    }
+
+    /// Notes that a list begins: `end_list` finds the objects that it does not show.
+    pub fn begin_list(&mut self) {
+        self.list = self.list.wrapping_add(1);
+    }
+
+    /// Ends a list: the names of the objects that it has not shown.
+    pub fn end_list(&self) -> Vec<(String, String)> {
+        let objects = self.shared.objects.read();
+        let unseen =
+            objects.iter().filter(|(_, slot)| slot.list != self.list).filter_map(|(key, _)| key.split_once('/'));
+        unseen.map(|(namespace, name)| (namespace.to_owned(), name.to_owned())).collect()
+    }
+
+    /// Notes that the store is complete.
+    pub fn complete(&self) {
+        self.shared.complete.send_replace(true);
+    }
+
+    /// Removes all objects from the store.
+    pub fn clear(&mut self) {
+        self.shared.objects.write().clear();
+        self.whole.clear();
+    }
+}
+
+fn key(meta: &ObjectMeta) -> Box<str> {
+    joined(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
+}
+
+/// No name has a slash.
+fn joined(namespace: &str, name: &str) -> Box<str> {
+    format!("{namespace}/{name}").into_boxed_str()
+}
+
+fn stamp(meta: &ObjectMeta) -> u64 {
+    BuildHasherDefault::<DefaultHasher>::default().hash_one((&meta.uid, &meta.resource_version))
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ConfigMap;
+
+    use super::*;
+
+    fn map(name: &str, version: usize) -> ConfigMap {
+        let metadata = ObjectMeta {
+            namespace: Some("shop".to_owned()),
+            name: Some(name.to_owned()),
+            uid: Some(format!("uid of {name}")),
+            resource_version: Some(version.to_string()),
+            ..ObjectMeta::default()
+        };
+        ConfigMap { metadata, ..ConfigMap::default() }
+    }
+
+    fn packed(store: &Store<ConfigMap>) -> usize {
+        store.0.objects.read().values().filter(|slot| matches!(slot.form, Form::Packed(_))).count()
+    }
+
+    fn filled(number: usize) -> Writer<ConfigMap> {
+        let mut writer = Writer::new(|object: &ConfigMap| object.metadata.name.as_deref() != Some("c0"));
+        for number in 0..number {
+            writer.apply(map(&format!("c{number}"), 1));
+        }
+        writer
+    }
+
+    #[test]
+    fn an_object_is_the_same_whether_it_is_packed_or_not() {
+        let writer = filled(3 * WHOLE);
+        let store = writer.store();
+        assert_eq!((store.len(), packed(&store)), (3 * WHOLE, 2 * WHOLE - 1), "c0 is never packed");
+        for number in 0..3 * WHOLE {
+            let name = format!("c{number}");
+            assert_eq!(*store.get("shop", &name).unwrap(), map(&name, 1));
+        }
+        assert_eq!(store.all().count(), 3 * WHOLE);
+        assert!(store.get("shop", "other").is_none() && store.get("other", "c1").is_none());
+        assert!(store.contains("shop", "c1") && !store.contains("other", "c1"));
+    }
+
+    #[test]
+    fn an_object_that_comes_again_is_packed_only_when_it_is_old_again() {
+        let mut writer = filled(WHOLE);
+        let store = writer.store();
+        for version in 2..3 * WHOLE {
+            writer.apply(map("c1", version));
+        }
+        assert_eq!(packed(&store), WHOLE - 2, "all but c0 and c1");
+        assert_eq!(*store.get("shop", "c1").unwrap(), map("c1", 3 * WHOLE - 1));
+        assert!(writer.whole.len() <= WHOLE);
+    }
+
+    #[test]
+    fn a_list_finds_what_it_has_not_shown_without_reading_the_rest() {
+        let mut writer = filled(2 * WHOLE);
+        writer.begin_list();
+        for number in 1..2 * WHOLE {
+            assert!(writer.has(&map(&format!("c{number}"), 1).metadata));
+        }
+        assert!(!writer.has(&map("c0", 2).metadata), "another version");
+        assert_eq!(writer.end_list(), [("shop".to_owned(), "c0".to_owned())]);
+        writer.apply(map("c0", 2));
+        assert!(writer.end_list().is_empty());
+    }
+
+    #[test]
+    fn a_store_whose_objects_are_gone_gives_its_memory_back() {
+        let writer = filled(20 * WHOLE);
+        let store = writer.store();
+        for number in 0..20 * WHOLE {
+            assert!(writer.remove("shop", &format!("c{number}")).is_some());
+        }
+        assert!(store.is_empty() && store.0.objects.read().capacity() <= 8 * WHOLE);
+    }
+}
