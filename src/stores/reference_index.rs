@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     hash::Hash,
+    sync::Arc,
 };
 
 use kube::ResourceExt as _;
@@ -152,10 +153,10 @@ fn in_namespace(namespaces: &RwLock<HashMap<String, HashSet<String>>>, (namespac
     }
 }
 
-/// A relation that is found from its right side and replaced from its left side.
+/// A relation that is found from its right side and replaced from its left side. Both directions share the names.
 struct Relation<A, B> {
-    found: HashMap<A, HashSet<B>>,
-    of: HashMap<B, Vec<A>>,
+    found: HashMap<Arc<A>, HashSet<Arc<B>>>,
+    of: HashMap<Arc<B>, Box<[Arc<A>]>>,
 }
 
 impl<A, B> Default for Relation<A, B> {
@@ -166,10 +167,12 @@ impl<A, B> Default for Relation<A, B> {
 
 impl<A: Clone + Eq + Hash, B: Clone + Eq + Hash> Relation<A, B> {
     fn set(&mut self, from: B, to: Vec<A>) {
-        if self.of.get(&from).map_or(&[][..], Vec::as_slice) == to {
+        let before = self.of.get(&from).into_iter().flatten();
+        if before.map(|name| &**name).eq(&to) {
             return;
         }
-        for old in self.of.remove(&from).unwrap_or_default() {
+        let (from, before) = self.of.remove_entry(&from).unwrap_or_else(|| (Arc::new(from), Box::default()));
+        for old in before {
             if let Some(set) = self.found.get_mut(&old) {
                 set.remove(&from);
                 if set.is_empty() {
@@ -177,16 +180,19 @@ impl<A: Clone + Eq + Hash, B: Clone + Eq + Hash> Relation<A, B> {
                 }
             }
         }
-        for new in &to {
-            self.found.entry(new.clone()).or_default().insert(from.clone());
+        if to.is_empty() {
+            return;
         }
-        if !to.is_empty() {
-            self.of.insert(from, to);
-        }
+        let to = to.into_iter().map(|name| {
+            let name = self.found.get_key_value(&name).map_or_else(|| Arc::new(name), |(known, _)| known.clone());
+            self.found.entry(name.clone()).or_default().insert(from.clone());
+            name
+        });
+        self.of.insert(from.clone(), to.collect());
     }
 
     fn get(&self, of: &A) -> Vec<B> {
-        self.found.get(of).into_iter().flatten().cloned().collect()
+        self.found.get(of).into_iter().flatten().map(|name| B::clone(name)).collect()
     }
 }
 
@@ -204,7 +210,7 @@ mod tests {
         assert_eq!(many.get(&"a1"), ["b2"]);
         assert!(many.get(&"a2").is_empty());
         many.set("b2", vec![]);
-        assert!(many.get(&"a1").is_empty() && !many.found.contains_key("a1"));
+        assert!(many.get(&"a1").is_empty() && !many.found.contains_key(&"a1"));
     }
 
     #[test]
