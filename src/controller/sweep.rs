@@ -15,7 +15,7 @@ use crate::{
     api::{
         MailCredential,
         provider_object::{ProviderKey, ProviderObject},
-        reference::ObjectKey,
+        reference::{ObjectKey, key},
     },
     metrics::SWEPT,
     policy::{
@@ -68,9 +68,11 @@ impl Sweeper {
             let namespace = credential.metadata.namespace.as_deref().unwrap_or_default();
             let has_target = stores.own_secrets.contains(namespace, &target_name(credential));
             let uid = credential.metadata.uid.as_deref().unwrap_or_default();
+            // Thousands that are enqueued at the same time may wait for minutes: for their turn, or for a permit.
+            let is_enqueued = || context.queue.has_credential(&key(credential)) || context.requests.is_queued(uid);
             let waits = |overdue| overdue == Overdue::Probe && context.requests.is_probing(uid);
             let overdue = overdue(credential, has_target, now).filter(|overdue| !waits(*overdue));
-            overdue.is_some() && !context.cache.is_under_way(uid)
+            overdue.is_some() && !context.cache.is_under_way(uid) && !is_enqueued()
         };
         let suspects = &self.credentials;
         let concerned = stores

@@ -6,6 +6,7 @@ use kube::Client;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    admission::State,
     clock::Clock,
     lease::Leadership,
     metrics::Metrics,
@@ -71,6 +72,11 @@ pub struct Requests {
 }
 
 impl Requests {
+    /// Whether a request of the credential with this uid waits for its permit.
+    pub fn is_queued(&self, uid: &str) -> bool {
+        self.admission.state(&Activity::Grant(uid.into())) == Some(State::Queued)
+    }
+
     /// Whether a login of the credential with this uid waits for a permit or is under way.
     pub fn is_probing(&self, uid: &str) -> bool {
         self.probes.as_ref().is_some_and(|probes| probes.admission.state(&Activity::Probe(uid.into())).is_some())

@@ -95,6 +95,11 @@ impl<K: Eq + Hash> Queue<K> {
         }
     }
 
+    /// Whether an object is enqueued, or its reconcile runs.
+    pub(super) fn has(&self, key: &K) -> bool {
+        matches!(self.objects.get(key), Some(State::Ready | State::Runs { .. }))
+    }
+
     /// The number of reconciles that run.
     pub(super) const fn running(&self) -> usize {
         self.running
@@ -164,8 +169,11 @@ mod tests {
             queue.done(&key, Some(at(second)));
         }
         assert_eq!((served(&mut queue, 4), queue.due()), (vec![], Some(at(5))));
+        assert!(!queue.has(&3) && !queue.has(&4));
         queue.enqueue(3);
+        assert!(queue.has(&3));
         assert_eq!((served(&mut queue, 4), queue.due()), (vec![3], Some(at(5))));
+        assert!(queue.has(&3), "its reconcile runs");
         assert_eq!((served(&mut queue, 9), queue.due()), (vec![2, 1], None));
     }
 }

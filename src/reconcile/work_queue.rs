@@ -108,6 +108,12 @@ impl WorkQueue {
         enqueue(&self.0.credentials, credential);
     }
 
+    /// Whether a credential is enqueued, or its reconcile runs.
+    pub fn has_credential(&self, credential: &ObjectKey) -> bool {
+        let queue = queue_of(&self.0.credentials, credential);
+        queue.is_some_and(|queue| queue.queue.lock().has(credential))
+    }
+
     /// Enqueues a provider for the controller of its kind.
     pub fn enqueue_provider(&self, ProviderKey { kind, namespace, name }: ProviderKey) {
         match kind {
@@ -119,10 +125,13 @@ impl WorkQueue {
 
 /// Objects of namespaces that no controller watches are dropped.
 fn enqueue(queues: &ControllerQueues, object: ObjectKey) {
-    let queue = queues.get(&None).or_else(|| queues.get(&Some(object.0.clone())));
-    if let Some(queue) = queue {
+    if let Some(queue) = queue_of(queues, &object) {
         queue.enqueue(object);
     }
+}
+
+fn queue_of<'a>(queues: &'a ControllerQueues, object: &ObjectKey) -> Option<&'a Arc<ControllerQueue>> {
+    queues.get(&None).or_else(|| queues.get(&Some(object.0.clone())))
 }
 
 #[cfg(test)]
@@ -166,6 +175,8 @@ mod tests {
             queue.enqueue_provider(provider(ProviderKind::MailProvider, namespace));
         }
         queue.enqueue_provider(provider(ProviderKind::ClusterMailProvider, ""));
+        let has = |namespace: &str| queue.has_credential(&(namespace.to_owned(), "billing".to_owned()));
+        assert_eq!(["shop", "lab", "elsewhere"].map(has), [false, true, false]);
         let credentials = |scope: &str| work.credentials[&Some(scope.to_owned())].take();
         assert_eq!(credentials("shop"), None);
         assert_eq!(credentials("lab").unwrap().1, "billing");
