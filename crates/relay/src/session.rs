@@ -16,7 +16,7 @@ use crate::{
     limits::Place,
     logins::Wrong,
     mailboxes::{Found, NotFound},
-    metrics::{LoginOutcome, protocol_name},
+    metrics::{Connected, LoginOutcome, protocol_name},
     relay::Relay,
     settings::Listener,
     upstream::{self, Failed, LoggedIn},
@@ -49,9 +49,8 @@ pub(crate) async fn serve(
     let mut connected = relay.metrics.connected(listener.protocol);
     let protocol = protocol_name(listener.protocol);
     // On the heap, so that a session in progress does not hold the memory of a login.
-    let Some(opened) = Box::pin(open(&relay, stream, peer, listener)).await else { return };
-    place.logged_in();
-    connected.logged_in();
+    let counts = (&mut place, &mut connected);
+    let Some(opened) = Box::pin(open(&relay, stream, peer, listener, counts)).await else { return };
     let Opened { mut client, logged_in, mailbox, to_server } = opened;
     let LoggedIn { session, server, place: smtp_place, .. } = logged_in;
     let (host, begun) = (server.host, now());
@@ -72,8 +71,14 @@ fn now() -> Instant {
 }
 
 /// Answers the client until it has logged in, or the connection has ended.
-async fn open(relay: &Arc<Relay>, stream: TcpStream, peer: SocketAddr, listener: Listener) -> Option<Opened> {
-    upstream::watch(&stream);
+async fn open(
+    relay: &Arc<Relay>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    listener: Listener,
+    counts: (&mut Place, &mut Connected),
+) -> Option<Opened> {
+    upstream::watch(&stream, listener.protocol);
     let protocol = listener.protocol;
     let offer = Offer {
         start_tls: relay.certificate.is_some() && !listener.implicit_tls,
@@ -84,7 +89,7 @@ async fn open(relay: &Arc<Relay>, stream: TcpStream, peer: SocketAddr, listener:
     let session = Session::new(protocol, offer);
     let buffer = vec![0; BUFFER];
     let leg = Some(Leg::Plain(stream));
-    let mut front = Front { relay, peer, listener, leg, session, buffer, read: 0, taken: 0 };
+    let mut front = Front { relay, peer, listener, counts, leg, session, buffer, read: 0, taken: 0 };
     let ended = tokio::select! {
         biased;
         () = relay.stopping.cancelled() => Err(Stop::Ending(Ending::ShuttingDown)),
@@ -119,6 +124,8 @@ struct Front<'a> {
     relay: &'a Arc<Relay>,
     peer: SocketAddr,
     listener: Listener,
+    /// What counts the connection as one before login.
+    counts: (&'a mut Place, &'a mut Connected),
     /// `None` during a TLS handshake.
     leg: Option<Leg>,
     session: Session,
@@ -155,6 +162,8 @@ impl Front<'_> {
                 Step::LogIn(identity) => {
                     if let Some((logged_in, mailbox)) = self.log_in(identity).await {
                         let accepted = self.session.accept(&logged_in.offered);
+                        self.counts.0.logged_in();
+                        self.counts.1.logged_in();
                         self.write(&accepted.reply).await?;
                         let ahead = &self.buffer[self.taken..self.read];
                         return Ok((logged_in, mailbox, [&accepted.forward, ahead].concat()));

@@ -33,8 +33,15 @@ const LOGIN: Duration = Duration::from_secs(20);
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 /// Checks without an answer that end a connection.
 const KEEP_ALIVES: u32 = 3;
-/// Time for a peer to confirm what it was sent, in milliseconds.
-const USER_TIMEOUT: u32 = 120_000;
+/// Time for a peer to take what it was sent, in milliseconds. A peer that is there and does not read is cut off after this time,
+/// too, so it is longer than the idle time-outs that RFC 5321, RFC 9051 and RFC 1939 ask of servers.
+const fn user_timeout(protocol: Protocol) -> u32 {
+    match protocol {
+        Protocol::Smtp => 6 * 60_000,
+        Protocol::Imap => 31 * 60_000,
+        Protocol::Pop3 => 11 * 60_000,
+    }
+}
 
 /// A session at a mail server.
 pub(crate) struct LoggedIn {
@@ -200,7 +207,7 @@ async fn attempt(
         Ok(Err(error)) => return Err(not_reached(relay, account, &error.to_string())),
         Err(_) => return Err(not_reached(relay, account, &format!("no connection to {host} within {CONNECT:?}"))),
     };
-    watch(&stream);
+    watch(&stream, *protocol);
     let attempt = Attempt {
         server,
         tls: relay.mail_servers.clone(),
@@ -252,14 +259,14 @@ fn refused(failure: Failure, account: &Account) -> Failed {
 }
 
 /// Lets the kernel detect a peer that is gone.
-pub(crate) fn watch(stream: &TcpStream) {
+pub(crate) fn watch(stream: &TcpStream, protocol: Protocol) {
     let set = || {
         sockopt::set_tcp_nodelay(stream, true)?;
         sockopt::set_socket_keepalive(stream, true)?;
         sockopt::set_tcp_keepidle(stream, KEEP_ALIVE)?;
         sockopt::set_tcp_keepintvl(stream, KEEP_ALIVE)?;
         sockopt::set_tcp_keepcnt(stream, KEEP_ALIVES)?;
-        sockopt::set_tcp_user_timeout(stream, USER_TIMEOUT)
+        sockopt::set_tcp_user_timeout(stream, user_timeout(protocol))
     };
     // A socket that refuses an option works without it.
     if let Err(error) = set() {

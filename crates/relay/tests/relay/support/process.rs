@@ -126,12 +126,15 @@ impl Relay {
 
     /// Waits for the end of the process, and returns its exit code.
     pub async fn ended(&mut self) -> Option<i32> {
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.code();
+        let waiting = async {
+            loop {
+                if let Some(status) = self.child.try_wait().unwrap() {
+                    return status.code();
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
+        };
+        tokio::time::timeout(PATIENCE, waiting).await.expect("the process ends in time")
     }
 
     /// A value of `/proc/PID/status`, in KiB.
