@@ -52,13 +52,14 @@ pub(crate) async fn serve(
     let counts = (&mut place, &mut connected);
     let Some(opened) = Box::pin(open(&relay, stream, peer, listener, counts)).await else { return };
     let Opened { mut client, logged_in, mailbox, to_server } = opened;
-    let LoggedIn { session, server, place: smtp_place, .. } = logged_in;
+    let LoggedIn { leg: mut server_leg, unread, offered, server, place: smtp_place, .. } = logged_in;
+    // A session in progress needs no capabilities.
+    drop(offered);
     let (host, begun) = (server.host, now());
-    let mut server = Leg::Server(Box::new(session.stream));
     client.limit_buffers();
-    server.limit_buffers();
+    server_leg.limit_buffers();
     let (counter_up, counter_down) = relay.metrics.bytes(listener.protocol);
-    let ended = copy::both(&mut client, &mut server, (to_server, counter_up), (session.unread, counter_down)).await;
+    let ended = copy::both(&mut client, &mut server_leg, (to_server, counter_up), (unread, counter_down)).await;
     drop(smtp_place);
     let (to_server, to_client, seconds) = (ended.to_server, ended.to_client, begun.elapsed().as_secs());
     let error = ended.error.map(|error| error.kind().to_string());

@@ -20,6 +20,7 @@ use tokio::{net::TcpStream, sync::OwnedSemaphorePermit};
 use crate::{
     account::{self, Account, NotReady, Server},
     advice::advice,
+    leg::Leg,
     mailboxes::Found,
     metrics::LoginOutcome,
     relay::Relay,
@@ -45,7 +46,9 @@ const fn user_timeout(protocol: Protocol) -> u32 {
 
 /// A session at a mail server.
 pub(crate) struct LoggedIn {
-    pub(crate) session: Session<TcpStream>,
+    pub(crate) leg: Leg,
+    /// What the server has sent after its last reply of the login.
+    pub(crate) unread: Vec<u8>,
     pub(crate) offered: Capabilities,
     pub(crate) server: Server,
     /// The login was with the second folder of a pair.
@@ -127,8 +130,8 @@ async fn at_folder(
         Protocol::Imap | Protocol::Pop3 => None,
     };
     let failed = match at_server(relay, &account, client_name).await {
-        Ok((session, offered)) => {
-            return Ok(LoggedIn { session, offered, server: account.server, fell_back: false, place });
+        Ok((leg, unread, offered)) => {
+            return Ok(LoggedIn { leg, unread, offered, server: account.server, fell_back: false, place });
         }
         Err(failed) => failed,
     };
@@ -136,8 +139,8 @@ async fn at_folder(
         && let Ok(newer) = read(folder, protocol)
         && newer.token.expose_secret() != account.token.expose_secret()
     {
-        let (session, offered) = at_server(relay, &newer, client_name).await?;
-        return Ok(LoggedIn { session, offered, server: newer.server, fell_back: false, place });
+        let (leg, unread, offered) = at_server(relay, &newer, client_name).await?;
+        return Ok(LoggedIn { leg, unread, offered, server: newer.server, fell_back: false, place });
     }
     Err(failed)
 }
@@ -184,11 +187,11 @@ async fn at_server(
     relay: &Relay,
     account: &Account,
     client_name: Option<&str>,
-) -> Result<(Session<TcpStream>, Capabilities), Failed> {
+) -> Result<(Leg, Vec<u8>, Capabilities), Failed> {
     let (offered, session) = attempt(relay, account, Purpose::Session, client_name).await?;
     relay.learned.learn(&account.server, &offered);
     match session {
-        Some(session) => Ok((session, offered)),
+        Some(Session { stream, unread }) => Ok((Leg::Server(Box::new(stream)), unread, offered)),
         None => Err(not_reached(relay, account, "the session is gone")),
     }
 }
