@@ -181,6 +181,24 @@ fn examples_are_what_the_api_server_and_the_broker_understand() {
     }
 }
 
+/// The output of `kubectl get` in a page has the columns of the CRD.
+#[test]
+fn the_readme_shows_the_columns_that_kubectl_shows() {
+    let columns = api::crds()
+        .into_iter()
+        .find(|crd| crd.spec.names.kind == "MailCredential")
+        .and_then(|crd| crd.spec.versions.into_iter().next()?.additional_printer_columns)
+        .unwrap();
+    let shown = columns.into_iter().filter(|column| column.priority.unwrap_or(0) == 0);
+    let expected: Vec<_> =
+        ["NAME".to_owned()].into_iter().chain(shown.map(|column| column.name.to_uppercase())).collect();
+    let page = fs::read_to_string(root().join("README.md")).unwrap();
+    let header = page.lines().find(|line| line.starts_with("NAME ")).unwrap();
+    assert_eq!(header.split_whitespace().collect::<Vec<_>>(), expected);
+    let row = page.lines().skip_while(|line| *line != header).nth(1).unwrap();
+    assert_eq!(row.split_whitespace().count(), expected.len(), "{row}");
+}
+
 fn check_object(value: &Value) -> Result<(), String> {
     let kind = value["kind"].as_str().ok_or("no kind")?;
     let unknown = unknown_fields(schema(kind).ok_or(format!("no kind {kind}"))?, value, "");
