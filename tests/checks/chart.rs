@@ -307,7 +307,8 @@ fn values_that_are_wrong_or_contradict_each_other_are_refused() {
         (vec!["nonsense=1"], "nonsense"),
         (vec!["leaderElection.enabled=false"], "replicaCount=1"),
         (vec!["metrics.serviceMonitor.enabled=true", "metrics.service.enabled=false"], "metrics.service.enabled"),
-        (vec!["metrics.prometheusRule.enabled=true"], "serviceMonitor.enabled"),
+        (vec!["metrics.prometheusRule.enabled=true"], "prometheusRule.job"),
+        (vec!["rbac.providerWriters={view}"], "providerWriters"),
         (vec!["requestTimeout=soon"], "requestTimeout"),
         (vec!["identityToken.expirationSeconds=60"], "expirationSeconds"),
         (vec!["identityToken.audience= a"], "audience"),
@@ -325,6 +326,62 @@ fn values_that_are_wrong_or_contradict_each_other_are_refused() {
         let refusal = process::try_output(helm(&["template", "broker"], None).args(sets)).unwrap_err();
         assert!(refusal.contains(said), "{settings:?}: {refusal}");
     }
+}
+
+/// Without this, no alert would ever fire.
+#[test]
+fn the_alerts_select_the_job_of_the_monitor() {
+    for (settings, job) in [
+        (vec!["metrics.serviceMonitor.enabled=true"], "broker-mail-token-broker"),
+        (vec!["metrics.podMonitor.enabled=true"], "mail/broker-mail-token-broker"),
+        (
+            vec!["metrics.podMonitor.enabled=true", "metrics.podMonitor.namespace=other"],
+            "other/broker-mail-token-broker",
+        ),
+        (vec!["metrics.prometheusRule.job=scraped"], "scraped"),
+    ] {
+        let more = ["metrics.prometheusRule.enabled=true", "metrics.prometheusRule.namespace=alerts"];
+        let objects = documents(&render(None, &[settings.as_slice(), &more].concat()));
+        let rule = of_kind(&objects, "PrometheusRule")[0];
+        assert_eq!(rule["metadata"]["namespace"], "alerts");
+        let first = rule["spec"]["groups"][0]["rules"][0]["expr"].as_str().unwrap();
+        assert!(first.contains(&format!("namespace=\"mail\", job=\"{job}\"")), "{first}");
+    }
+}
+
+#[test]
+fn more_rules_follow_the_alerts() {
+    let own = json!({"alert": "Own", "expr": "mailtoken_leader > 1"});
+    let values = json!({"metrics": {"prometheusRule": {"enabled": true, "job": "j", "additionalRules": [own]}}});
+    let objects = documents(&render_with(&values, &[]));
+    let rules = of_kind(&objects, "PrometheusRule")[0]["spec"]["groups"][0]["rules"].as_array().unwrap();
+    assert_eq!(rules.last(), Some(&own));
+    assert!(rules.len() > 5);
+}
+
+#[test]
+fn writing_providers_can_be_kept_from_editors() {
+    let labels = |settings: &[&str], role: &str| {
+        let objects = documents(&render(None, settings));
+        let name = format!("broker-mail-token-broker-{role}");
+        let mut roles = of_kind(&objects, "ClusterRole").into_iter();
+        let role = roles.find(|role| role["metadata"]["name"] == *name).unwrap().clone();
+        ["edit", "admin"]
+            .map(|to| role["metadata"]["labels"][format!("rbac.authorization.k8s.io/aggregate-to-{to}")] == "true")
+    };
+    assert_eq!(labels(&[], "provider-edit"), [true, true]);
+    let admins = ["rbac.providerWriters={admin}"];
+    assert_eq!(labels(&admins, "provider-edit"), [false, true]);
+    assert_eq!(labels(&admins, "edit"), [true, true]);
+}
+
+#[test]
+fn tokens_of_service_accounts_can_be_limited_by_name() {
+    let objects = documents(&render(None, &["allowServiceAccountRef=true", "allowServiceAccountNames={a,b}"]));
+    let rules = of_kind(&objects, "ClusterRole").into_iter().flat_map(|role| role["rules"].as_array().unwrap().clone());
+    let named: Vec<_> = rules.filter(|rule| rule["resources"].to_string().contains("serviceaccounts")).collect();
+    assert_eq!(named.len(), 2);
+    assert!(named.iter().all(|rule| rule["resourceNames"] == json!(["a", "b"])), "{named:?}");
 }
 
 #[test]

@@ -286,8 +286,9 @@ cluster. The cluster must have the API. Without a cluster, the chart assumes the
 {{- if and .Values.metrics.serviceMonitor.enabled .Values.metrics.podMonitor.enabled }}
 {{- fail "metrics.serviceMonitor.enabled and metrics.podMonitor.enabled would scrape every pod twice: choose one" }}
 {{- end }}
-{{- if and .Values.metrics.prometheusRule.enabled (not .Values.metrics.serviceMonitor.enabled) }}
-{{- fail "metrics.prometheusRule.enabled needs metrics.serviceMonitor.enabled: the alerts select by its job label" }}
+{{- $rule := .Values.metrics.prometheusRule }}
+{{- if and $rule.enabled (not (or .Values.metrics.serviceMonitor.enabled .Values.metrics.podMonitor.enabled $rule.job)) }}
+{{- fail "metrics.prometheusRule.enabled needs metrics.serviceMonitor.enabled, metrics.podMonitor.enabled or metrics.prometheusRule.job: the alerts select by the job label" }}
 {{- end }}
 {{- $trust := .Values.trustBundle | default dict }}
 {{- if and (($trust.configMap | default dict).name) (($trust.secret | default dict).name) }}
