@@ -1,6 +1,8 @@
 //! Dialogues with clients, as transcripts: `C:` is a line of the client, `S:` a line that the server must send, `TLS` a
 //! handshake, `LOGIN` the credentials, `CLOSE` the end. `ACCEPT`, `REFUSE` and `TEMPORARY` are what the caller decides.
 
+mod differential;
+
 use proptest::prelude::*;
 
 use super::*;
