@@ -620,6 +620,29 @@ fn every_value_is_described_and_has_its_default() {
     }
 }
 
+/// The chart of the relay: its objects as the API server takes them, and its pod.
+#[tokio::test]
+async fn the_relays_objects_are_admitted_where_pods_are_restricted() {
+    let labels = [("pod-security.kubernetes.io/enforce", "restricted")].into();
+    let ns = Namespace::create(Cluster::shared(), labels).await;
+    ns.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}})).await;
+    let chart = process::root().join("charts/mail-token-relay");
+    for name in ["one", "all"] {
+        let values = chart.join(format!("ci/{name}-values.yaml"));
+        let mut helm = run("helm");
+        helm.args(["template", "relay", "--namespace", &ns.name]).arg(&chart).arg("--values").arg(values);
+        let objects = documents(&process::output(helm.args(["--set", "priorityClassName="])));
+        assert_eq!(objects.len(), 4, "{objects:?}");
+        let template = of_kind(&objects, "Deployment")[0]["spec"]["template"].clone();
+        for object in objects {
+            ns.apply(object).await;
+        }
+        let labels = &template["metadata"]["labels"];
+        let metadata = json!({"name": format!("relay-{name}"), "labels": labels});
+        ns.apply(json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]})).await;
+    }
+}
+
 #[tokio::test]
 async fn the_pods_are_admitted_where_pods_are_restricted() {
     let labels = [("pod-security.kubernetes.io/enforce", "restricted")].into();
