@@ -258,6 +258,70 @@ fn the_queries_of_the_dashboard_are_promql() {
     process::output(Command::new("promtool").args(["check", "rules", "--lint=none"]).arg(file));
 }
 
+/// Each replica exports all credentials. promtool evaluates the queries of these panels over the series of two replicas.
+#[test]
+fn a_credential_counts_once_although_each_replica_exports_it() {
+    let credential = |name: &str| format!("job=\"j\", namespace=\"shop\", name=\"{name}\"");
+    let of_one = |name: &str, labels: &str, value: i64| (name.to_owned(), labels.to_owned(), value);
+    let about = "provider_kind=\"MailProvider\", provider=\"m365\", preset=\"microsoft\", grant=\"clientCredentials\"";
+    let mut series = vec![
+        of_one("credential_ready", &credential("billing"), 1),
+        of_one("credential_ready", &credential("bad"), 0),
+        of_one("credential_ready", &credential("off"), 0),
+        of_one("credential_suspended", &credential("off"), 1),
+        of_one("token_expiration_timestamp_seconds", &credential("billing"), 3600),
+        of_one("provider_ready", "job=\"j\", kind=\"ClusterMailProvider\", name=\"m365\"", 0),
+        of_one("mailbox_authorized", &credential("billing"), 0),
+    ];
+    for (name, reason) in [("bad", "InvalidClient"), ("off", "Expired")] {
+        series.push(of_one("credential_not_ready", &format!("{}, reason=\"{reason}\"", credential(name)), 1));
+    }
+    for name in ["billing", "bad", "off"] {
+        series.push(of_one("credential_info", &format!("{}, {about}", credential(name)), 1));
+    }
+    let replicas = ["0", "1"].into_iter().flat_map(|replica| {
+        let with_replica = series.iter().map(move |(name, labels, value)| (name, labels, replica, *value));
+        with_replica.map(|(name, labels, replica, value)| {
+            json!({"series": format!("mailtoken_{name}{{{labels}, instance=\"{replica}\"}}"), "values": format!("{value}x10")})
+        })
+    });
+    let leaders = [("0", 1), ("1", 0)].map(|(replica, value)| {
+        let series = format!("mailtoken_leader{{job=\"j\", instance=\"{replica}\"}}");
+        json!({"series": series, "values": format!("{value}x10")})
+    });
+    let input: Vec<_> = replicas.chain(leaders).collect();
+
+    let dashboard = dashboard();
+    let queries = queries(&dashboard);
+    let tests = [
+        ("Ready", "{}", 1),
+        ("Not ready", "{}", 1),
+        ("Suspended", "{}", 1),
+        ("Expired tokens", "{}", 0),
+        ("Shortest remaining life", "{}", 3300),
+        ("Mailboxes refused", "{}", 1),
+        ("Providers not ready", "{}", 1),
+        ("Leaders", "{}", 1),
+        ("Tokens that expire first", &format!("{{namespace=\"shop\", name=\"billing\", {about}}}"), 3300),
+        (
+            "Credentials that are not ready",
+            "{namespace=\"shop\", name=\"bad\", reason=\"InvalidClient\", provider=\"m365\", preset=\"microsoft\", \
+             grant=\"clientCredentials\"}",
+            1,
+        ),
+        ("Refused mailboxes", "{namespace=\"shop\", name=\"billing\"}", 0),
+    ]
+    .map(|(title, labels, value)| {
+        let (_, _, query) = queries.iter().find(|(panel, ..)| panel["title"] == title).unwrap();
+        let query = query.replace("$job", ".*").replace("$namespace", ".*");
+        json!({"expr": query, "eval_time": "5m", "exp_samples": [{"labels": labels, "value": value}]})
+    });
+    let test = json!({"tests": [{"interval": "1m", "input_series": input, "promql_expr_test": tests}]});
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("dashboard.test.yaml");
+    fs::write(&file, serde_yaml::to_string(&test).unwrap()).unwrap();
+    process::output(Command::new("promtool").args(["test", "rules"]).arg(file));
+}
+
 #[test]
 fn panels_have_ids_of_their_own_and_do_not_overlap() {
     let dashboard = dashboard();
