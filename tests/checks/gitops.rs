@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use mail_token_broker::api::{self, ConditionType, Reason};
+use mail_token_broker::api::{self, ConditionType, MailCredential, MailProvider, Reason};
 use mailtoken_testkit::*;
 use serde_json::{Value, json};
 
@@ -201,6 +201,46 @@ fn the_patch_of_argocd_cm_has_these_scripts() {
         actions["definitions"][1],
         json!({"name": "suspend", "action.lua": "obj.spec.suspend = true\nreturn obj\n"})
     );
+}
+
+/// The scripts see what a broker writes, not only what was recorded.
+#[tokio::test]
+async fn objects_of_a_running_broker_have_the_health_of_their_conditions() {
+    let Fixture { ns, idp, broker: _broker } = Fixture::new().await;
+    let live = async |name: &str| serde_json::to_value(ns.get::<MailCredential>(name).await).unwrap();
+    let script = text(&folder("MailCredential").join("health.lua"));
+    let health = async |name: &str| run(&script, &live(name).await);
+    let act = async |name: &str, action: &str| {
+        let script = folder("MailCredential").join("actions").join(action).join("action.lua");
+        let changed = run(&text(&script), &live(name).await);
+        let annotations = &changed["metadata"]["annotations"];
+        let patch = json!({"metadata": {"annotations": annotations}, "spec": {"suspend": changed["spec"]["suspend"]}});
+        ns.patch::<MailCredential>(name, patch).await;
+    };
+    ns.apply(credential("billing")).await;
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+    assert_eq!(health("billing").await["status"], "Healthy");
+    ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
+    let provider = serde_json::to_value(ns.get::<MailProvider>("idp").await).unwrap();
+    assert_eq!(run(&text(&folder("MailProvider").join("health.lua")), &provider)["status"], "Healthy");
+
+    idp.answer(Answer::error("invalid_scope"));
+    act("billing", "reissue").await;
+    ns.condition::<MailCredential>("billing", "Renewed", "InvalidScope").await;
+    let renewal_failed = health("billing").await;
+    assert_eq!(renewal_failed["status"], "Healthy", "the token is still valid");
+    assert!(renewal_failed["message"].as_str().unwrap().contains(". The last renewal failed: "), "{renewal_failed}");
+
+    act("billing", "suspend").await;
+    ns.condition::<MailCredential>("billing", "Renewed", "Suspended").await;
+    assert_eq!(health("billing").await["status"], "Suspended");
+    act("billing", "resume").await;
+    ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+    assert_eq!(health("billing").await["status"], "Healthy");
+
+    ns.apply(credential("refused")).await;
+    ns.condition::<MailCredential>("refused", "Stalled", "InvalidScope").await;
+    assert_eq!(health("refused").await["status"], "Degraded");
 }
 
 /// What `kubectl apply` and Argo CD's default comparison do: a merge patch replaces lists as a whole.
