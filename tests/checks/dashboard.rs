@@ -243,6 +243,24 @@ fn the_metrics_in_the_code_are_read_and_a_query_that_is_wrong_is_found() {
     }
 }
 
+/// A histogram has one row, under its name without a suffix.
+#[test]
+fn the_readme_lists_each_metric_of_the_broker_with_its_labels() {
+    let exposed = exposed().into_iter().filter(|(name, _)| {
+        let part = name.ends_with("_bucket") || name.ends_with("_sum");
+        name.starts_with("mailtoken_") && !name.starts_with("mailtoken_relay_") && !part
+    });
+    let exposed: BTreeMap<_, _> =
+        exposed.map(|(name, labels)| (name.trim_end_matches("_count").to_owned(), labels)).collect();
+    let page = fs::read_to_string(process::root().join("README.md")).unwrap();
+    let rows = page.lines().filter(|line| line.starts_with("| `mailtoken_")).map(|row| {
+        let mut columns = row.split('|').skip(1).map(|column| column.split('`').skip(1).step_by(2).map(str::to_owned));
+        let (mut name, labels) = (columns.next().unwrap(), columns.next().unwrap());
+        (name.next().unwrap(), labels.collect::<Labels>())
+    });
+    assert_eq!(rows.collect::<BTreeMap<_, _>>(), exposed);
+}
+
 /// promtool parses the queries, as recording rules.
 #[test]
 fn the_queries_of_the_dashboard_are_promql() {
