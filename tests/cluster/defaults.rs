@@ -80,18 +80,30 @@ async fn kubectl_shows_the_columns_and_knows_short_names_and_the_category() {
         "conditions": [{
             "type": "Ready", "status": "True", "reason": "TokenValid", "message": "", "observedGeneration": 1,
             "lastTransitionTime": "2035-01-01T00:00:00Z",
+        }, {
+            "type": "MailboxAuthorized", "status": "False", "reason": "LoginRefused", "message": "", "observedGeneration": 1,
+            "lastTransitionTime": "2035-01-01T00:00:00Z",
         }],
     }});
     ns.kubectl(["patch", "mcred", "billing", "--subresource=status", "--type=merge", "-p", &status.to_string()]);
 
     let shown = table(&ns.kubectl(["get", "mcred"]));
-    assert_eq!(shown[0], ["NAME", "READY", "REASON", "MAILBOX", "PROVIDER", "SECRET", "EXPIRES", "AGE"]);
-    let row = ["billing", "True", "TokenValid", "billing@example.org", "idp", "billing-token", "2035-01-01T01:00:00Z"];
-    assert_eq!(shown[1][..7], row);
+    assert_eq!(shown[0], ["NAME", "READY", "REASON", "LOGIN", "MAILBOX", "PROVIDER", "SECRET", "EXPIRES", "AGE"]);
+    let row = [
+        "billing",
+        "True",
+        "TokenValid",
+        "False",
+        "billing@example.org",
+        "idp",
+        "billing-token",
+        "2035-01-01T01:00:00Z",
+    ];
+    assert_eq!(shown[1][..8], row);
     let wide = table(&ns.kubectl(["get", "mailcredentials", "-o", "wide"]));
     let last = ["EXPIRES", "RENEWAL", "FAILURES", "AGE"];
-    assert_eq!(wide[0][6..], last);
-    assert_eq!(wide[1][6..9], ["2035-01-01T01:00:00Z", "2035-01-01T00:45:00Z", "3"]);
+    assert_eq!(wide[0][7..], last);
+    assert_eq!(wide[1][7..10], ["2035-01-01T01:00:00Z", "2035-01-01T00:45:00Z", "3"]);
 
     assert_eq!(table(&ns.kubectl(["get", "mprov"]))[0], ["NAME", "READY", "REASON", "AGE"]);
     let shown = ns.kubectl(["get", "cmprov", &format!("shared-{}", ns.name)]);

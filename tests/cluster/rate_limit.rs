@@ -164,9 +164,17 @@ async fn credentials_that_are_deleted_beside_a_provider_that_hangs_are_gone_with
     assert!(wait::now().duration_since(began).as_secs() >= 50, "it was tried for a minute");
     assert!(most - before <= 3 * PER_HOST_LIMIT, "{most} descriptors instead of {before}");
     let sent = idp.requests_at(REVOKE).len();
-    // Each of them takes nine seconds or ten, no more are in flight, and the wait above ends after 90 s.
-    assert!((PER_HOST_LIMIT..=10 * PER_HOST_LIMIT).contains(&sent), "{sent} requests");
-    ns.event_reasons_include("mailbox-0", &["Warning RevocationFailed"]).await;
+    // Each of them takes nine seconds or ten, no more are in flight, and the wait above ends after 90 s: ten rounds, and one
+    // that has begun.
+    assert!((PER_HOST_LIMIT..=11 * PER_HOST_LIMIT).contains(&sent), "{sent} requests");
+    // A namespace has 100 Events at once, so not each of the credentials has its own.
+    until("Events report the failure", async || {
+        match ns.kubectl(["get", "events", "--field-selector=reason=RevocationFailed", "-o", "name"]) {
+            none if none.is_empty() => Err(String::new()),
+            _ => Ok(()),
+        }
+    })
+    .await;
     assert!(broker.terminate().await.success());
 }
 
