@@ -248,7 +248,7 @@ async fn an_identity_for_another_audience_is_not_presented() {
 
     fs::write(&file, "no token").unwrap();
     ns.apply(of_cluster(&ns, federated(&idp, "api://another", None))).await;
-    refused_by_cluster(&ns, &idp, "SourceInvalid", &["no ServiceAccount token"]).await;
+    refused_by_cluster(&ns, &idp, "SourceInvalid", &["is not a ServiceAccount token"]).await;
 
     fs::remove_file(&file).unwrap();
     ns.apply(of_cluster(&ns, federated(&idp, AUDIENCE, None))).await;
