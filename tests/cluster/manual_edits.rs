@@ -251,6 +251,8 @@ async fn two_credentials_never_use_the_same_refresh_token() {
         fixture.ns.apply(by_seed_in(name, seed)).await;
         let stalled = fixture.ns.condition::<MailCredential>(name, "Stalled", "SecretConflict").await;
         assert!(stalled.message.contains("MailCredential billing"), "{}", stalled.message);
+        // The next one is younger than this one, too.
+        a_second_after(&fixture.ns, name).await;
     }
     fixture.renew().await;
     let idp = &fixture.idp;

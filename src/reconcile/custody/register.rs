@@ -118,15 +118,18 @@ impl Register {
         strict: bool,
         stores: &Stores,
     ) -> Option<Blocker> {
-        if let Some(older) = self.older_by_the_same_token(credential, hash, stores) {
-            return Some(held_by(credential, &older));
-        }
         let standing = self.0.lock().standing(
             checks::namespace(credential),
             checks::uid(credential),
             hash,
             lives(credential, stores),
         );
+        // The credential that has the token is named before an older one that waits for the token, too.
+        if !matches!(standing, Some(Standing::Held(_)))
+            && let Some(older) = self.older_by_the_same_token(credential, hash, stores)
+        {
+            return Some(held_by(credential, &older));
+        }
         blocker_of(credential, standing, strict)
     }
 
