@@ -62,10 +62,18 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
-    /// Whether the credential is still the one that the attempt is made for: it was not changed, suspended or deleted while
-    /// the attempt was prepared.
+    /// Whether credential and provider are still those that the attempt is made for: neither was changed, suspended or
+    /// deleted while the attempt was prepared.
     pub(super) fn is_wanted(&self) -> bool {
-        let Self { credential, context, .. } = self;
+        let Self { credential, object, context, .. } = self;
+        let provider = context.stores.provider(&object.key());
+        let same_provider = provider.is_some_and(|shown| {
+            let (now, then) = (shown.meta(), object.meta());
+            (&now.uid, now.generation) == (&then.uid, then.generation) && now.deletion_timestamp.is_none()
+        });
+        if !same_provider {
+            return false;
+        }
         let shown = context.stores.credentials.get(checks::namespace(credential), &credential.name_any());
         shown.is_some_and(|shown| {
             let (now, then) = (&shown.metadata, &credential.metadata);
