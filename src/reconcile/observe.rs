@@ -55,7 +55,8 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     // outcome to the reconcile that the end of the request enqueues.
     let in_flight = context.cache.with(&uid, |entry| entry.attempt.in_flight.is_some());
     let queued = context.requests.admission.state(&Activity::grant(&credential)) == Some(State::Queued);
-    let Some((provider, fingerprint)) = provider(&credential, context) else { return Ok(None) };
+    let object = context.stores.provider(&ProviderKey::of(&credential));
+    let Some((provider, fingerprint)) = provider(&credential, object.as_ref(), context) else { return Ok(None) };
     let now = context.clock.now();
     let target = target(&credential, provider.as_ref().ok(), context).await?;
     let previous = previous(&credential, provider.as_ref().ok(), context).await?;
@@ -89,8 +90,8 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
         attempt,
         probe: None,
     };
-    if let Some(provider) = context.stores.provider(&ProviderKey::of(&observed.credential)) {
-        observed.history.client_as_in(provider.spec());
+    if let Some(object) = &object {
+        observed.history.client_as_in(object.spec());
     }
     learn_sources(&observed, context);
     if let Some(outcome) = outcome {
@@ -102,7 +103,7 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
             .cache
             .with(&uid, |entry| (entry.attempt.unwritten, entry.attempt.unreported) = (unwritten, Some(unreported)));
     }
-    probe::observe(&mut observed, &fingerprint, context);
+    probe::observe(&mut observed, object.as_ref(), &fingerprint, context);
     if observed.is_overtaken() {
         tracing::info!("token dropped: another replica published a newer token");
         observed.unwritten = None;
@@ -112,12 +113,15 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
 }
 
 /// The provider as the cache knows it, and the fingerprint of the provider and its sources.
-fn provider(credential: &MailCredential, context: &Context) -> Option<(Result<Provider, Blocker>, String)> {
-    let key = ProviderKey::of(credential);
-    let Some(object) = context.stores.provider(&key) else {
+fn provider(
+    credential: &MailCredential,
+    object: Option<&ProviderObject>,
+    context: &Context,
+) -> Option<(Result<Provider, Blocker>, String)> {
+    let Some(object) = object else {
         return Some((Err(not_found(credential, context)), String::new()));
     };
-    let fingerprint = context.providers.fingerprint(&object)?;
+    let fingerprint = context.providers.fingerprint(object)?;
     let spec = object.spec();
     let Some(profile) = providers::profile(spec) else {
         let blocker = Blocker::new(
@@ -127,8 +131,8 @@ fn provider(credential: &MailCredential, context: &Context) -> Option<(Result<Pr
         return Some((Err(blocker), fingerprint));
     };
     let scopes = inputs::scopes(credential, spec, &profile);
-    let blocker = permission(credential, &object, &profile, &scopes, context).or_else(|| {
-        match context.providers.state(&key, &fingerprint) {
+    let blocker = permission(credential, object, &profile, &scopes, context).or_else(|| {
+        match context.providers.state(&object.key(), &fingerprint) {
             ProviderState::Broken(blocker) => Some(blocker),
             ProviderState::Unknown | ProviderState::Usable => None,
         }

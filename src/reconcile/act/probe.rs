@@ -40,18 +40,22 @@ use crate::{
 /// at the same mailbox.
 const LOGIN_RETRY: SignedDuration = SignedDuration::from_secs(5);
 
-/// Takes in the logins that have ended, if the probe is complete. Returns what is known about the probe of the credential.
-pub(in crate::reconcile) fn observe(observed: &mut Observed, fingerprint: &str, context: &Context) {
+/// Observes the probe of a credential whose provider is `object`. Takes in the logins that have ended, if the probe is
+/// complete.
+pub(in crate::reconcile) fn observe(
+    observed: &mut Observed,
+    object: Option<&ProviderObject>,
+    fingerprint: &str,
+    context: &Context,
+) {
     if context.requests.probes.is_none() || observed.credential.spec.probe.is_none() {
         return;
     }
     let uid = checks::uid(&observed.credential).to_owned();
-    let key = ProviderKey::of(&observed.credential);
-    let object = context.stores.provider(&key);
-    let meta = object.as_ref().map(ProviderObject::meta);
+    let meta = object.map(ProviderObject::meta);
     let generation = meta.and_then(|meta| meta.generation).unwrap_or_default().to_string();
     let provider = [meta.and_then(|meta| meta.uid.as_deref()).unwrap_or_default(), generation.as_str()];
-    let bundle = object.as_ref().and_then(|object| context.providers.bundle(object, fingerprint));
+    let bundle = object.and_then(|object| context.providers.bundle(object, fingerprint));
     let grant = observed.grant.as_ref();
     let inputs = ProbeInputs::new(&observed.credential, provider, grant, observed.handled_reissue(), bundle);
     let (unreported, round) = context.cache.with(&uid, |entry| {
