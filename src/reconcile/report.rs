@@ -51,9 +51,7 @@ pub(super) async fn report(
         entry.object.waiting_since
     });
     if before == after {
-        context
-            .cache
-            .with(checks::uid(credential), |entry| (entry.attempt.unreported, entry.probe.unreported) = (None, None));
+        context.cache.with(uid, |entry| (entry.attempt.unreported, entry.probe.unreported) = (None, None));
         return Ok(true);
     }
     let ends = reports_an_end(&before.conditions, &after.conditions);
@@ -61,7 +59,7 @@ pub(super) async fn report(
         return Ok(true);
     }
     let version = format!("{:?} {}", credential.metadata.generation, observed.attempt);
-    if context.cache.defer_status(checks::uid(credential), &version, now).is_some() {
+    if context.cache.defer_status(uid, &version, now).is_some() {
         overwritten(&credential_words(credential), &context.metrics);
         return Ok(false);
     }
@@ -69,9 +67,9 @@ pub(super) async fn report(
     match put_status(context, credential, &after).await {
         Ok(mut written) => {
             slim::credential(&mut written.metadata);
-            context.cache.with(checks::uid(credential), |entry| {
-                (entry.object.written, entry.attempt.unreported) = (Some(Arc::new(written)), None);
-                entry.probe.unreported = None;
+            context.cache.with(uid, |entry| {
+                entry.object.written = Some(Arc::new(written));
+                (entry.attempt.unreported, entry.probe.unreported) = (None, None);
             });
         }
         // The object was deleted.

@@ -62,17 +62,12 @@ impl Story {
 
     /// Runs the commands of PowerShell in a message.
     fn obey(&self, message: &str) {
-        let commands = message.split('`').skip(1).step_by(2).filter(|text| !text.starts_with("kubectl "));
+        let commands = remedy::quoted(message).into_iter().filter(|text| !text.starts_with("kubectl "));
         let commands: Vec<_> = commands.collect();
         assert!(!commands.is_empty(), "no command: {message}");
         for command in commands {
             self.exchange.run(command).unwrap_or_else(|refusal| panic!("{command}: {refusal}"));
         }
-    }
-
-    /// Asks for a new token, by the command in the message.
-    fn reissue(&self) {
-        self.ns.kubectl(["annotate", "mailcredential", "billing", "--overwrite", "mailtoken.dev/reissue=now"]);
     }
 }
 
@@ -90,11 +85,7 @@ async fn the_commands_of_the_condition_open_the_mailbox() {
         let reported = find(&object, "MailboxAuthorized").unwrap();
         story.obey(&reported.message);
         let before = object.status.unwrap().probe.unwrap().last_time;
-        if runs == 1 {
-            story.reissue();
-        } else {
-            story.ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", &runs.to_string()).await;
-        }
+        story.ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", &runs.to_string()).await;
         let again = |object: &MailCredential| {
             let probe = object.status.as_ref().and_then(|status| status.probe.as_ref());
             probe.is_some_and(|probe| probe.last_time != before)

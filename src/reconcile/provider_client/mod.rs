@@ -50,7 +50,7 @@ use crate::{
 
 /// The hash by which a probe notices another CA bundle: the first 16 hex digits of the SHA-256 `digest`.
 pub(crate) fn bundle_hash(digest: &[u8]) -> ProbeHash {
-    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect::<String>().into()
+    names::hex16(digest).into()
 }
 
 /// What is known about a provider.

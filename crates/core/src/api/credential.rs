@@ -332,7 +332,3 @@ impl Default for Renewal {
 fn default_min_validity() -> Duration {
     std::time::Duration::from_secs(600).into()
 }
-
-fn duration_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({"type": "string", "minLength": 2, "maxLength": 18, "pattern": DURATION})
-}

@@ -19,7 +19,7 @@ pub struct Probe {
     pub protocols: Option<Vec<Protocol>>,
     /// interval is the time between two probes, up to a tenth more or less. Defaults to 6h.
     #[serde(default = "default_interval")]
-    #[schemars(schema_with = "interval_schema")]
+    #[schemars(schema_with = "duration_schema")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('15m') && duration(self) <= duration('168h')")
         .message("must be at least 15m and at most 168h"))]
     pub interval: Duration,
@@ -27,10 +27,6 @@ pub struct Probe {
 
 fn default_interval() -> Duration {
     std::time::Duration::from_secs(6 * 3600).into()
-}
-
-fn interval_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({"type": "string", "minLength": 2, "maxLength": 18, "pattern": DURATION})
 }
 
 /// The result of the last probe.

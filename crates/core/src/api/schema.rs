@@ -20,7 +20,13 @@ pub(super) const TOKEN_TYPE: &str = r"^[A-Za-z][A-Za-z0-9+.-]*:[\x21-\x7E]+$";
 /// Pattern of a host name or address literal.
 pub(super) const HOST: &str = r"^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)$";
 /// Pattern of a duration of hours, minutes and seconds.
-pub(super) const DURATION: &str = r"^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$";
+const DURATION: &str = r"^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$";
+
+/// The schema of a duration.
+pub(super) fn duration_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({"type": "string", "minLength": 2, "maxLength": 18, "pattern": DURATION})
+}
+
 /// Pattern of a Microsoft Entra tenant: its id or one of its domains.
 pub(super) const TENANT: &str = r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$";
 

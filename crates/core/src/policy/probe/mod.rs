@@ -196,7 +196,7 @@ pub fn next(observed: &Observed, now: Timestamp) -> Next {
     }
     let Some(record) = &probe.record else { return Next::Now(Class::Person) };
     let another = observed.token().is_some_and(|token| token.fingerprint != record.fingerprint);
-    let outcome = worst(record.results.iter().map(|result| result.outcome));
+    let outcome = outcome_of(record);
     // After a change of the clock, a time may be too far in the future.
     let jumped = schedule::is_from_the_future(record.last_time.0, now);
     if probe.inputs.differ_from(&record.probed_with) || (outcome == ProbeOutcome::Refused && another) || jumped {
@@ -251,6 +251,10 @@ fn worst(outcomes: impl Iterator<Item = ProbeOutcome>) -> ProbeOutcome {
     outcomes.max_by_key(rank).unwrap_or(ProbeOutcome::Accepted)
 }
 
+fn outcome_of(record: &ProbeStatus) -> ProbeOutcome {
+    worst(record.results.iter().map(|result| result.outcome))
+}
+
 /// The condition `MailboxAuthorized` of a credential; `None` without a probe.
 pub fn condition(observed: &Observed, now: Timestamp) -> Option<Verdict> {
     let probe = observed.probe.as_ref()?;
@@ -289,7 +293,7 @@ impl Observed {
         }
         let before = probe.record.as_ref().filter(|record| !round.inputs.differ_from(&record.probed_with));
         let outcome = worst(round.logins.iter().map(|(_, login)| login.outcome()));
-        let alike = before.filter(|record| worst(record.results.iter().map(|result| result.outcome)) == outcome);
+        let alike = before.filter(|record| outcome_of(record) == outcome);
         let failures = (outcome != ProbeOutcome::Accepted)
             .then(|| alike.and_then(|record| record.failures).unwrap_or_default().saturating_add(1));
         let verdict = verdict(self, round, outcome, failures);
