@@ -1,5 +1,5 @@
 # Two images, each with one static binary and the CA certificates: no shell, no package manager, no root. The last stage is the
-# broker's. `--target relay` builds the relay's.
+# broker's. `--target mail-token-relay` builds the relay's.
 # A release passes the digest of this tag, which release.yml resolves once and records in the image and in the release. The
 # builder's CA certificates become those of the image, so the builder determines which authorities the broker trusts.
 ARG BUILDER_IMAGE=docker.io/library/rust:1.95-bookworm
@@ -22,7 +22,7 @@ RUN --mount=type=cache,id=mail-token-broker-registry,target=/usr/local/cargo/reg
     --mount=type=cache,id=mail-token-broker-target,target=/src/target,sharing=locked \
     tools/build-binary mailtoken-relay mail-token-relay
 
-FROM ${RUNTIME_IMAGE} AS relay
+FROM ${RUNTIME_IMAGE} AS mail-token-relay
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 ARG BUILDER_IMAGE
@@ -49,7 +49,7 @@ RUN --mount=type=cache,id=mail-token-broker-registry,target=/usr/local/cargo/reg
     --mount=type=cache,id=mail-token-broker-target,target=/src/target,sharing=locked \
     tools/build-binary mail-token-broker mail-token-broker
 
-FROM ${RUNTIME_IMAGE}
+FROM ${RUNTIME_IMAGE} AS mail-token-broker
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 ARG BUILDER_IMAGE
