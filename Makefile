@@ -87,7 +87,7 @@ image: ## Build the two container images without a Docker engine; TWICE=1 to che
 	@tools/setup image
 	@tools/build-image $(if $(TWICE),--twice)
 
-sbom: ## Write the binary's SBOM in CycloneDX: target/mail-token-broker.cdx.json; TARGET=aarch64-unknown-linux-gnu for another
+sbom: ## Write the SBOM of each binary in CycloneDX: target/mail-token-*.cdx.json; TARGET=aarch64-unknown-linux-gnu for another
 	@tools/setup sbom
 	@tools/sbom $(TARGET)
 

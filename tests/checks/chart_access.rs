@@ -204,12 +204,17 @@ async fn the_files_of_a_release_install_the_broker() {
     let cluster = Cluster::alone(&["control-plane"]);
     let files = cluster.dir().join("release");
     let digest = format!("sha256:{}", "7".repeat(64));
-    let made = process::output(Command::new(process::tool("release")).args(["files", "--digest", &digest]).arg(&files));
+    let relay_digest = format!("sha256:{}", "8".repeat(64));
+    let mut release = Command::new(process::tool("release"));
+    release.args(["files", "--digest", &digest, "--relay-digest", &relay_digest]).arg(&files);
+    let made = process::output(&mut release);
     let names: BTreeSet<_> =
         fs::read_dir(&files).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     let version = env!("CARGO_PKG_VERSION");
     let chart = format!("mail-token-broker-{version}.tgz");
-    assert_eq!(names, ["SHA256SUMS", "crds.yaml", "install.yaml", &chart].map(str::to_owned).into(), "{made}");
+    let relay_chart = format!("mail-token-relay-{version}.tgz");
+    let all = ["SHA256SUMS", "crds.yaml", "install.yaml", &chart, &relay_chart];
+    assert_eq!(names, all.map(str::to_owned).into(), "{made}");
     process::output(Command::new("sha256sum").args(["--check", "--strict", "SHA256SUMS"]).current_dir(&files));
     let sums = fs::read_to_string(files.join("SHA256SUMS")).unwrap();
     assert_eq!(sums.lines().count(), names.len() - 1, "{sums}");
@@ -243,6 +248,12 @@ async fn the_files_of_a_release_install_the_broker() {
         .arg(files.join(&chart));
     process::output(&mut helm);
     assert!(image(HOME).ends_with(&format!("@{digest}")));
+    let mut helm = cluster.command("helm");
+    helm.args(["template", "relay"]).arg(files.join(&relay_chart));
+    let from = ["mailboxes={billing-mail}", "logins={billing-login}", "tls.secretName=relay-tls"];
+    helm.args(from.iter().flat_map(|setting| ["--set", setting])).args(["--set-json", "networkPolicy.from=[{}]"]);
+    let rendered = process::output(&mut helm);
+    assert!(rendered.contains(&format!("mail-token-relay@{relay_digest}")), "{rendered}");
 }
 
 #[tokio::test]
