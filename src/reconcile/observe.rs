@@ -18,7 +18,9 @@ use crate::{
     policy::{
         Blocker, Observed, checks,
         commands::KubectlObject,
-        expiry, grant, inputs,
+        expiry, grant,
+        hash::ProviderHash,
+        inputs,
         observed::{History, Provider, Published, Target, TokenFacts, target_name},
         outcome::Recorded,
         ownership::Ownership,
@@ -56,14 +58,14 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     let in_flight = context.cache.with(&uid, |entry| entry.attempt.in_flight.is_some());
     let queued = context.requests.admission.state(&Activity::grant(&credential)) == Some(State::Queued);
     let object = context.stores.provider(&ProviderKey::of(&credential));
-    let Some((provider, fingerprint)) = provider(&credential, object.as_ref(), context) else { return Ok(None) };
+    let Some((provider, hash)) = provider(&credential, object.as_ref(), context) else { return Ok(None) };
     let now = context.clock.now();
     let target = target(&credential, provider.as_ref().ok(), context).await?;
     let previous = previous(&credential, provider.as_ref().ok(), context).await?;
     let grant = custody::observe(&credential, provider.as_ref().ok(), context).await?;
     // After a new seed was read: a request with the seed must not count as one with the former seed, or its failure would
     // not delay the next request.
-    let attempt = inputs::attempt(&credential, &fingerprint, &source_versions(&credential, context));
+    let attempt = inputs::attempt(&credential, &hash, &source_versions(&credential, context));
     let shown = shown_target(&credential, &target_name(&credential), context);
     // Nothing below can fail, so an outcome that is taken is not lost.
     let (outcome, unreported, unwritten) = context.cache.with(&uid, |entry| {
@@ -103,7 +105,7 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
             .cache
             .with(&uid, |entry| (entry.attempt.unwritten, entry.attempt.unreported) = (unwritten, Some(unreported)));
     }
-    probe::observe(&mut observed, object.as_ref(), &fingerprint, context);
+    probe::observe(&mut observed, object.as_ref(), &hash, context);
     if observed.is_overtaken() {
         tracing::info!("token dropped: another replica published a newer token");
         observed.unwritten = None;
@@ -112,27 +114,27 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     Ok(Some(observed))
 }
 
-/// The provider as the cache knows it, and the fingerprint of the provider and its sources.
+/// The provider as the cache knows it, and the hash of the provider and its sources.
 fn provider(
     credential: &MailCredential,
     object: Option<&ProviderObject>,
     context: &Context,
-) -> Option<(Result<Provider, Blocker>, String)> {
+) -> Option<(Result<Provider, Blocker>, ProviderHash)> {
     let Some(object) = object else {
-        return Some((Err(not_found(credential, context)), String::new()));
+        return Some((Err(not_found(credential, context)), ProviderHash::default()));
     };
-    let fingerprint = context.providers.fingerprint(object)?;
+    let hash = context.providers.hash(object)?;
     let spec = object.spec();
     let Some(profile) = providers::profile(spec) else {
         let blocker = Blocker::new(
             Reason::InvalidSpec,
             format!("the {} names no provider that this broker knows", checks::provider_words(credential)),
         );
-        return Some((Err(blocker), fingerprint));
+        return Some((Err(blocker), hash));
     };
     let scopes = inputs::scopes(credential, spec, &profile);
     let blocker = permission(credential, object, &profile, &scopes, context).or_else(|| {
-        match context.providers.state(&object.key(), &fingerprint) {
+        match context.providers.state(&object.key(), &hash) {
             ProviderState::Broken(blocker) => Some(blocker),
             ProviderState::Unknown | ProviderState::Usable => None,
         }
@@ -148,7 +150,7 @@ fn provider(
         scopes,
         profile,
     };
-    Some((Ok(provider), fingerprint))
+    Some((Ok(provider), hash))
 }
 
 fn not_found(credential: &MailCredential, context: &Context) -> Blocker {

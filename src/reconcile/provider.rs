@@ -24,6 +24,7 @@ use crate::{
     },
     error::Error,
     policy::{
+        hash::ProviderHash,
         notices::EventNote,
         provider::{self as policy, ClientEnd, Usable},
     },
@@ -68,13 +69,13 @@ async fn step(key: &ProviderKey, resolving: &mut bool, context: &Arc<Context>) -
     if !context.leadership.is_leader() || object.meta().deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
-    let Some(fingerprint) = context.providers.fingerprint(&object) else { return Ok(Action::await_change()) };
-    let known = context.providers.result(key, &fingerprint);
+    let Some(inputs) = context.providers.hash(&object) else { return Ok(Action::await_change()) };
+    let known = context.providers.result(key, &inputs);
     if known.is_none() && is_fresh(&object) {
         // After a restart the former result stays valid until a credential needs the provider.
         let now = context.clock.now();
-        if let Some(until) = context.providers.is_still_valid(key, &fingerprint, trusted_until(&object, now), now) {
-            if context.providers.is_news(key, &fingerprint, None) {
+        if let Some(until) = context.providers.is_still_valid(key, &inputs, trusted_until(&object, now), now) {
+            if context.providers.is_news(key, &inputs, None) {
                 wake_credentials(key, context);
             }
             return Ok(Action::requeue(context.clock.until(until)));
@@ -90,9 +91,9 @@ async fn step(key: &ProviderKey, resolving: &mut bool, context: &Arc<Context>) -
         _ => {
             *resolving = true;
             match ask_discovery(&object, again, context.clock.now(), context) {
-                None => start_resolution(object, fingerprint, again, None, context),
+                None => start_resolution(object, inputs, again, None, context),
                 Some(ask) => match context.requests.admission.ask(&Activity::Discovery(key.clone()), ask) {
-                    Answer::Admitted(permit) => start_resolution(object, fingerprint, again, Some(permit), context),
+                    Answer::Admitted(permit) => start_resolution(object, inputs, again, Some(permit), context),
                     // The admission enqueues the provider when a permit is free.
                     Answer::Queued(_) => {}
                 },
@@ -101,9 +102,9 @@ async fn step(key: &ProviderKey, resolving: &mut bool, context: &Arc<Context>) -
         }
     };
     let now = context.clock.now();
-    let next = context.providers.note(key, &fingerprint, result.as_ref().err(), now);
-    let (turn, wrote) = write_status(&object, &fingerprint, result.as_ref().map(Arc::as_ref), context, now).await?;
-    if context.providers.is_news(key, &fingerprint, result.as_ref().err()) || wrote {
+    let next = context.providers.note(key, &inputs, result.as_ref().err(), now);
+    let (turn, wrote) = write_status(&object, &inputs, result.as_ref().map(Arc::as_ref), context, now).await?;
+    if context.providers.is_news(key, &inputs, result.as_ref().err()) || wrote {
         wake_credentials(key, context);
     }
     let next = next.into_iter().chain(turn).min();
@@ -127,7 +128,7 @@ fn trusted_until(object: &ProviderObject, now: Timestamp) -> Timestamp {
 /// other. The discovery of endpoints needs a permit.
 fn start_resolution(
     object: ProviderObject,
-    fingerprint: String,
+    inputs: ProviderHash,
     again: bool,
     permit: Option<Permit>,
     context: &Arc<Context>,
@@ -149,7 +150,7 @@ fn start_resolution(
         }
         let error = match resolved {
             Ok(Ok(result)) => {
-                context.providers.note(&key, &fingerprint, result.as_ref().err(), context.clock.now());
+                context.providers.note(&key, &inputs, result.as_ref().err(), context.clock.now());
                 None
             }
             Ok(Err(error)) => Some(error),
@@ -184,7 +185,7 @@ fn wake_credentials(key: &ProviderKey, context: &Context) {
 /// must not write as fast as they can.
 async fn write_status(
     object: &ProviderObject,
-    fingerprint: &str,
+    inputs: &ProviderHash,
     result: Result<&ResolvedProvider, &ProviderProblem>,
     context: &Context,
     now: Timestamp,
@@ -205,7 +206,7 @@ async fn write_status(
         return Ok((turn, false));
     }
     let uid = object.meta().uid.as_deref().unwrap_or_default();
-    let version = format!("{:?} {fingerprint}", object.meta().generation);
+    let version = format!("{:?} {inputs}", object.meta().generation);
     if let Some(until) = context.cache.defer_status(uid, &version, now) {
         overwritten(&object.key().to_string(), &context.metrics);
         return Ok((Some(until), false));

@@ -24,6 +24,7 @@ use crate::{
     mail::{DialError, DialProblem, MailServer, Phase},
     policy::{
         Observed, checks,
+        hash::ProviderHash,
         probe::{self, Login, Next, ProbeInputs},
     },
     reconcile::{
@@ -45,7 +46,7 @@ const LOGIN_RETRY: SignedDuration = SignedDuration::from_secs(5);
 pub(in crate::reconcile) fn observe(
     observed: &mut Observed,
     object: Option<&ProviderObject>,
-    fingerprint: &str,
+    hash: &ProviderHash,
     context: &Context,
 ) {
     if context.requests.probes.is_none() || observed.credential.spec.probe.is_none() {
@@ -55,7 +56,7 @@ pub(in crate::reconcile) fn observe(
     let meta = object.map(ProviderObject::meta);
     let generation = meta.and_then(|meta| meta.generation).unwrap_or_default().to_string();
     let provider = [meta.and_then(|meta| meta.uid.as_deref()).unwrap_or_default(), generation.as_str()];
-    let bundle = object.and_then(|object| context.providers.bundle(object, fingerprint));
+    let bundle = object.and_then(|object| context.providers.bundle(object, hash));
     let grant = observed.grant.as_ref();
     let inputs = ProbeInputs::new(&observed.credential, provider, grant, observed.handled_reissue(), bundle);
     let (unreported, round) = context.cache.with(&uid, |entry| {

@@ -33,7 +33,11 @@ use crate::{
     idp::{BundleHash, IdpClients},
     lease::Leadership,
     oauth::discovery::Endpoints,
-    policy::{Blocker, advice, hash::ProbeHash, schedule},
+    policy::{
+        Blocker, advice,
+        hash::{ProbeHash, ProviderHash},
+        schedule,
+    },
     reconcile::{
         bundles::Bundles,
         provider_client::{
@@ -97,7 +101,7 @@ pub struct ProviderCache {
     pub bundles: Arc<Bundles>,
     /// Since when source Secrets have their present content.
     pub contents: SourceContents,
-    /// Which addresses may be connected to: part of the fingerprint, so that a restart with other flags resolves
+    /// Which addresses may be connected to: part of the hash, so that a restart with other flags resolves
     /// providers again.
     reach: String,
     entries: Mutex<HashMap<ProviderKey, ProviderEntry>>,
@@ -111,16 +115,16 @@ struct ProviderEntry {
     handle: bool,
     /// The step of the last resolution that Kubernetes failed.
     error: Option<Error>,
-    /// The result, and the fingerprint that it is about.
-    result: Option<(String, ResolveResult)>,
-    /// The fingerprint with which the status from before a restart is valid, and until when.
-    trusted: Option<(String, Timestamp)>,
-    /// Failed resolutions in a row with the same fingerprint, and when the next one is due.
+    /// The result, and the inputs that it is about.
+    result: Option<(ProviderHash, ResolveResult)>,
+    /// The inputs with which the status from before a restart is valid, and until when.
+    trusted: Option<(ProviderHash, Timestamp)>,
+    /// Failed resolutions in a row with the same inputs, and when the next one is due.
     failures: u32,
-    failed_with: String,
+    failed_with: ProviderHash,
     retry_at: Option<Timestamp>,
-    /// What its credentials were enqueued for last: the fingerprint, and the problem.
-    reported: Option<(String, Option<ProviderProblem>)>,
+    /// What its credentials were enqueued for last: the inputs, and the problem.
+    reported: Option<(ProviderHash, Option<ProviderProblem>)>,
     /// When it was used last: a number that grows with each use of any provider.
     used: u64,
     /// The status that was written last, with its resourceVersion. A watch shows it a moment later.
@@ -140,7 +144,7 @@ impl ProviderCache {
     }
 
     /// Hash of a provider, of the versions of everything it refers to, and of what may be connected to; `None` while a ConfigMap has not been read yet.
-    pub fn fingerprint(&self, object: &ProviderObject) -> Option<String> {
+    pub fn hash(&self, object: &ProviderObject) -> Option<ProviderHash> {
         let key = object.key();
         let home = self.stores.home(&key);
         let mut parts = vec![
@@ -154,33 +158,33 @@ impl ProviderCache {
         if let Some(reference) = bundle_config_map(object.spec()) {
             parts.push(self.bundles.version(&key, &(home.to_owned(), reference.name.clone()))?);
         }
-        Some(names::short_digest(parts.iter().map(String::as_str)))
+        Some(names::short_digest(parts.iter().map(String::as_str)).into())
     }
 
     /// Hash of the CA bundle that a provider's client trusts; empty without one. `None` while the provider was not resolved
-    /// with this fingerprint.
-    pub fn bundle(&self, object: &ProviderObject, fingerprint: &str) -> Option<ProbeHash> {
+    /// with these inputs.
+    pub fn bundle(&self, object: &ProviderObject, inputs: &ProviderHash) -> Option<ProbeHash> {
         if bundle_config_map(object.spec()).is_none() && bundle_secret(object.spec()).is_none() {
             return Some(ProbeHash::default());
         }
-        let resolved = self.result(&object.key(), fingerprint)?.ok()?;
+        let resolved = self.result(&object.key(), inputs)?.ok()?;
         resolved.client.bundle().map(|(digest, _)| bundle_hash(&digest))
     }
 
     /// What the cache knows about a provider.
-    pub fn state(&self, key: &ProviderKey, fingerprint: &str) -> ProviderState {
-        match self.result(key, fingerprint) {
+    pub fn state(&self, key: &ProviderKey, inputs: &ProviderHash) -> ProviderState {
+        match self.result(key, inputs) {
             None => ProviderState::Unknown,
             Some(Ok(_)) => ProviderState::Usable,
             Some(Err(problem)) => ProviderState::Broken(shown_blocker(key, problem)),
         }
     }
 
-    /// The result of the last resolution, if it was with this fingerprint.
-    pub fn result(&self, key: &ProviderKey, fingerprint: &str) -> Option<ResolveResult> {
+    /// The result of the last resolution, if it was with these inputs.
+    pub fn result(&self, key: &ProviderKey, inputs: &ProviderHash) -> Option<ResolveResult> {
         let entries = self.entries.lock();
         let (of, result) = entries.get(key)?.result.as_ref()?;
-        (of == fingerprint).then(|| result.clone())
+        (of == inputs).then(|| result.clone())
     }
 
     /// The endpoints of the last resolution.
@@ -205,11 +209,11 @@ impl ProviderCache {
     }
 
     /// Until when the status from before a restart is valid. `None`: it is not, because the provider was resolved
-    /// since, or because its fingerprint has changed since the first call, whose `until` counts.
+    /// since, or because its inputs have changed since the first call, whose `until` counts.
     pub fn is_still_valid(
         &self,
         key: &ProviderKey,
-        fingerprint: &str,
+        inputs: &ProviderHash,
         until: Timestamp,
         now: Timestamp,
     ) -> Option<Timestamp> {
@@ -218,8 +222,8 @@ impl ProviderCache {
         if entry.result.is_some() {
             return None;
         }
-        let (trusted, until) = entry.trusted.get_or_insert_with(|| (fingerprint.to_owned(), until));
-        (trusted == fingerprint && now < *until).then_some(*until)
+        let (trusted, until) = entry.trusted.get_or_insert_with(|| (inputs.clone(), until));
+        (trusted == inputs && now < *until).then_some(*until)
     }
 
     /// Whether the caller must start the resolution: no other task runs.
@@ -250,7 +254,7 @@ impl ProviderCache {
     pub fn note(
         &self,
         key: &ProviderKey,
-        fingerprint: &str,
+        inputs: &ProviderHash,
         problem: Option<&ProviderProblem>,
         now: Timestamp,
     ) -> Option<Timestamp> {
@@ -260,19 +264,19 @@ impl ProviderCache {
             (entry.failures, entry.retry_at) = (0, None);
             return None;
         };
-        if entry.retry_at.is_none_or(|due| due <= now) || entry.failed_with != fingerprint {
-            entry.failures = if entry.failed_with == fingerprint { entry.failures.saturating_add(1) } else { 1 };
-            fingerprint.clone_into(&mut entry.failed_with);
+        if entry.retry_at.is_none_or(|due| due <= now) || &entry.failed_with != inputs {
+            entry.failures = if &entry.failed_with == inputs { entry.failures.saturating_add(1) } else { 1 };
+            entry.failed_with.clone_from(inputs);
             entry.retry_at = Some(schedule::provider_retry_at(problem.blocker.reason, entry.failures, now));
         }
         entry.retry_at
     }
 
     /// Whether the credentials of a provider must be enqueued for this result: once for each result.
-    pub fn is_news(&self, key: &ProviderKey, fingerprint: &str, problem: Option<&ProviderProblem>) -> bool {
+    pub fn is_news(&self, key: &ProviderKey, inputs: &ProviderHash, problem: Option<&ProviderProblem>) -> bool {
         let mut entries = self.entries.lock();
         let entry = entries.entry(key.clone()).or_default();
-        let found = Some((fingerprint.to_owned(), problem.cloned()));
+        let found = Some((inputs.clone(), problem.cloned()));
         if entry.reported == found {
             return false;
         }
@@ -321,12 +325,12 @@ impl ProviderCache {
             let blocker = Blocker::new(Reason::ProviderNotFound, "the provider was deleted");
             return Ok(Err(ProviderProblem { blocker, of_the_client: false }));
         }
-        let fingerprint = self.fingerprint(object).unwrap_or_default();
+        let inputs = self.hash(object).unwrap_or_default();
         let used = self.uses.fetch_add(1, Ordering::Relaxed);
         if let Some(entry) = self.entries.lock().get_mut(&key) {
             entry.used = used;
         }
-        match self.result(&key, &fingerprint) {
+        match self.result(&key, &inputs) {
             Some(Err(_)) if again => {}
             Some(result) => return Ok(result),
             None => {}
@@ -355,7 +359,7 @@ impl ProviderCache {
         }
         let entry = entries.entry(key).or_default();
         let result = found.map(Arc::new);
-        entry.result = Some((fingerprint, result.clone()));
+        entry.result = Some((inputs, result.clone()));
         let evicted = evict_clients(&mut entries, BUNDLES, clock.now() + GIVEN_UP_FOR);
         drop(entries);
         // Outside of the lock: dropping the last reference to a client takes time.
@@ -385,8 +389,8 @@ fn evict_clients(
     let evicted: HashSet<_> = oldest.into_iter().take(excess).map(|(_, bundle)| bundle).collect();
     let concerned = entries.values_mut().filter(|entry| bundle(entry).is_some_and(|bundle| evicted.contains(&bundle)));
     let take = |entry: &mut ProviderEntry| {
-        let (fingerprint, result) = entry.result.take()?;
-        entry.trusted = Some((fingerprint, until));
+        let (inputs, result) = entry.result.take()?;
+        entry.trusted = Some((inputs, until));
         Some(result)
     };
     concerned.filter_map(take).collect()

@@ -77,6 +77,8 @@ hashes! {
     RequestHash;
     /// Hash of what the code of a sign-in is good for. See [`asked_for`](super::grant::asked_for).
     SignInHash;
+    /// Hash of a provider, of the versions of everything that it refers to, and of what may be connected to.
+    ProviderHash;
     /// Hash of everything that an attempt is made with. See [`attempt`](super::inputs::attempt).
     AttemptHash;
     /// Hash of everything that a probe is made with. See [`ProbeInputs`](super::probe::ProbeInputs).

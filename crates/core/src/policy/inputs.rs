@@ -1,6 +1,6 @@
 //! Hashes that show a change without reading the changed content.
 
-use super::hash::{AttemptHash, InputsHash, LayoutHash, RevocationHash};
+use super::hash::{AttemptHash, InputsHash, LayoutHash, ProviderHash, RevocationHash};
 use crate::{
     api::{
         MailCredential,
@@ -96,11 +96,11 @@ const fn format_name(format: Format) -> &'static str {
     }
 }
 
-/// Hash of all inputs of an attempt. A change ends the back-off. `provider` is the fingerprint of the provider with its
-/// sources, `sources` the versions of the credential's own sources.
-pub fn attempt(credential: &MailCredential, provider: &str, sources: &[String]) -> AttemptHash {
+/// Hash of all inputs of an attempt. A change ends the back-off. `sources` are the versions of the credential's own
+/// sources.
+pub fn attempt(credential: &MailCredential, provider: &ProviderHash, sources: &[String]) -> AttemptHash {
     let generation = credential.metadata.generation.unwrap_or_default().to_string();
     let reissue = credential.metadata.annotations.as_ref().and_then(|map| map.get(names::ANNOTATION_REISSUE));
-    let own = [generation.as_str(), reissue.map_or("", String::as_str), provider];
+    let own = [generation.as_str(), reissue.map_or("", String::as_str), provider.as_str()];
     names::short_digest(own.into_iter().chain(sources.iter().map(String::as_str))).into()
 }
