@@ -4,6 +4,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use crate::{
     api::{probe::ProbeStatus, protocol::Protocol},
+    oauth::token::TokenFingerprint,
     policy::{
         hash::ProbeHash,
         probe::{Login, ProbeInputs, Round, Verdict},
@@ -20,7 +21,7 @@ pub struct ProbeState {
     /// The logins of the probe under way that have ended.
     logins: Vec<(Protocol, Login)>,
     /// The fingerprint of the token of the last login.
-    fingerprint: String,
+    fingerprint: TokenFingerprint,
     /// Hash of the CA bundle of the last login.
     bundle: ProbeHash,
     /// A login could not be made, and is tried again at this time.
@@ -34,7 +35,7 @@ pub struct Made {
     /// What the login showed.
     pub login: Login,
     /// The fingerprint of the token that was sent.
-    pub fingerprint: String,
+    pub fingerprint: TokenFingerprint,
     /// Hash of the CA bundle that was trusted; empty without one.
     pub bundle: ProbeHash,
 }
@@ -121,7 +122,7 @@ mod tests {
     }
 
     fn made(fingerprint: &str) -> Option<Made> {
-        Some(Made { login: Login::Accepted, fingerprint: fingerprint.to_owned(), bundle: "read".into() })
+        Some(Made { login: Login::Accepted, fingerprint: fingerprint.into(), bundle: "read".into() })
     }
 
     /// Begins the login that is next, which must be the one with `expected`.
@@ -143,7 +144,7 @@ mod tests {
         assert_eq!(state.next_login(&BOTH, &inputs("a", None), at(0)), None, "each login has ended");
         let logins = vec![(Smtp, Login::Accepted), (Imap, Login::Accepted)];
         let inputs = inputs("a", Some("read"));
-        let round = Round { logins, inputs, fingerprint: "second".to_owned(), at: at(1) };
+        let round = Round { logins, inputs, fingerprint: "second".into(), at: at(1) };
         assert_eq!(state.take_round(&BOTH, at(1)), Some(round));
         assert!(state.is_blank() && state.take_round(&BOTH, at(1)).is_none(), "a result is taken once");
     }

@@ -7,7 +7,7 @@ use crate::{
     api::{names, status::TokenStatus},
     oauth::{
         Token,
-        token::{fingerprint, is_access_token},
+        token::{TokenFingerprint, is_access_token},
     },
     policy::{
         expiry::{self, DataExpiry},
@@ -40,7 +40,7 @@ pub(super) fn stored_token(secret: &Secret, status: Option<&TokenStatus>) -> Opt
     // Another writer may have changed the data: a value that cannot be an access token is not copied into the other
     // keys.
     let access_token = SecretString::from(text("access_token").filter(|token| is_access_token(token))?);
-    if fingerprint(access_token.expose_secret()) != facts.fingerprint {
+    if TokenFingerprint::of(access_token.expose_secret()) != facts.fingerprint {
         return None;
     }
     let data = DataExpiry {

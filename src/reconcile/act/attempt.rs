@@ -11,7 +11,7 @@ use crate::{
     metrics::RequestTimer,
     oauth::{
         ClientAuth, GrantProof, Refusal, TokenAnswer, TokenRequest, discovery::Endpoints, read_token_response,
-        token_request, token_request::RequestError,
+        token::TokenFingerprint, token_request, token_request::RequestError,
     },
     policy::{
         RequestKind, advice, checks,
@@ -53,7 +53,7 @@ pub(super) struct Attempt {
     pub(super) credential: Arc<MailCredential>,
     pub(super) grant: Option<RefreshGrant>,
     /// The fingerprint of the token in the target.
-    pub(super) published: Option<String>,
+    pub(super) published: Option<TokenFingerprint>,
     pub(super) object: ProviderObject,
     pub(super) profile: Profile,
     pub(super) resolved: Arc<ResolvedProvider>,

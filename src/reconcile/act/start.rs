@@ -11,7 +11,7 @@ use crate::{
     admission::Answer,
     api::{MailCredential, Reason, provider_object::ProviderKey},
     fail_point,
-    oauth::{ClientAuth, Refusal},
+    oauth::{ClientAuth, Refusal, token::TokenFingerprint},
     policy::{
         Decision, Observed, RequestKind, checks,
         grant::{self, RefreshGrant},
@@ -124,7 +124,7 @@ async fn attempt(
     permit: Permit,
     credential: Arc<MailCredential>,
     grant: Option<RefreshGrant>,
-    published: Option<String>,
+    published: Option<TokenFingerprint>,
     first: usize,
     context: &Arc<Context>,
 ) -> Option<Result<Reply, Refused>> {

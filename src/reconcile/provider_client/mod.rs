@@ -436,7 +436,7 @@ mod tests {
                     authentication: vec![],
                     client: client.clone(),
                 };
-                let result = Some(("print".to_owned(), Ok(Arc::new(resolved))));
+                let result = Some(("print".into(), Ok(Arc::new(resolved))));
                 (key(name), ProviderEntry { result, used, ..ProviderEntry::default() })
             })
             .collect();
@@ -446,7 +446,7 @@ mod tests {
         for (name, stored) in [("a1", true), ("a2", true), ("b", false), ("c", false), ("plain", true)] {
             let entry = &entries[&key(name)];
             assert_eq!(entry.result.is_some(), stored, "{name}");
-            assert_eq!(entry.trusted, (!stored).then(|| ("print".to_owned(), until)), "{name}");
+            assert_eq!(entry.trusted, (!stored).then(|| ("print".into(), until)), "{name}");
         }
     }
 }

@@ -108,7 +108,7 @@ pub(super) fn content(
     note(names::ANNOTATION_ISSUED_AT, Some(rfc3339(token.issued_at)));
     note(names::ANNOTATION_EXPIRES_AT, Some(rfc3339(token.expires_at)));
     note(names::ANNOTATION_REFRESH_AT, token.refresh_at.map(rfc3339));
-    note(names::ANNOTATION_FINGERPRINT, Some(token.fingerprint()));
+    note(names::ANNOTATION_FINGERPRINT, Some(token.fingerprint().to_string()));
     note(names::ANNOTATION_ISSUED_FOR, Some(issued_for.to_string()));
     note(names::ANNOTATION_REVOCABLE_AT, Some(stored.revocable_at.to_string()).filter(|at| !at.is_empty()));
     note(names::ANNOTATION_LAYOUT, Some(provider.layout.to_string()));

@@ -12,6 +12,7 @@ use crate::{
     api::{MailCredential, Reason, credential::DeletionPolicy, names},
     error::{Error, WRITE_SECRET, describe, status_code},
     fail_point,
+    oauth::token::TokenFingerprint,
     policy::{
         Blocker, Observed, checks,
         exchange::is_overtaken,
@@ -138,7 +139,7 @@ async fn write(
             expires_at: token.expires_at,
             refresh_at: token.refresh_at,
             scopes: token.scopes.clone(),
-            fingerprint: content.annotations.get(names::ANNOTATION_FINGERPRINT).cloned().unwrap_or_default(),
+            fingerprint: token.fingerprint(),
             object_id: stored.object_id.clone(),
             unsuitable: stored.unsuitable.clone(),
             length: Some(secrecy::ExposeSecret::expose_secret(&token.access_token).len()),
@@ -230,10 +231,10 @@ async fn over_existing(
     let meta = &secret.metadata;
     let annotation = |name: &str| content.annotations.get(name).map(String::as_str);
     let issued_at = annotation(names::ANNOTATION_ISSUED_AT).and_then(names::time);
-    let fingerprint = annotation(names::ANNOTATION_FINGERPRINT).unwrap_or_default();
+    let fingerprint = TokenFingerprint::from(annotation(names::ANNOTATION_FINGERPRINT).unwrap_or_default());
     let stored = stored_token(&secret, None).map(|(stored, _)| (stored.token.issued_at, stored.token.fingerprint()));
     if let (Some((stored_at, stored)), Some(issued_at)) = (stored, issued_at)
-        && is_overtaken((stored_at, &stored), (issued_at, fingerprint))
+        && is_overtaken((stored_at, &stored), (issued_at, &fingerprint))
     {
         context.cache.with(checks::uid(credential), |entry| {
             let mut meta = secret.metadata.clone();

@@ -1,6 +1,8 @@
 //! Token responses (RFC 6749 section 5.1), read liberally: the broker does not discard a good token because of the response
 //! around it.
 
+use std::fmt;
+
 use http::Response;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -46,15 +48,40 @@ pub struct Token {
 }
 
 impl Token {
-    /// `sha256:` and the first 16 hex digits of the token's SHA-256.
-    pub fn fingerprint(&self) -> String {
-        fingerprint(self.access_token.expose_secret())
+    /// The token's fingerprint.
+    pub fn fingerprint(&self) -> TokenFingerprint {
+        TokenFingerprint::of(self.access_token.expose_secret())
     }
 }
 
-/// `sha256:` and the first 16 hex digits of the SHA-256 of `access_token`.
-pub fn fingerprint(access_token: &str) -> String {
-    format!("sha256:{}", names::hex16(&Sha256::digest(access_token.as_bytes())))
+/// Names an access token in annotations, in the status and in log lines: `sha256:` and the first 16 hex digits of the
+/// token's SHA-256.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenFingerprint(String);
+
+impl TokenFingerprint {
+    /// The fingerprint of `access_token`.
+    pub fn of(access_token: &str) -> Self {
+        Self(format!("sha256:{}", names::hex16(&Sha256::digest(access_token.as_bytes()))))
+    }
+
+    /// The text in annotations and in the status.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for TokenFingerprint {
+    /// From an annotation or the status.
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl fmt::Display for TokenFingerprint {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
 }
 
 /// A valid token response.
@@ -570,7 +597,7 @@ mod tests {
     fn a_fingerprint_is_the_beginning_of_the_hash() {
         // The example of FIPS 180-4.
         let token = read(200, r#"{"access_token":"abc","token_type":"Bearer"}"#).unwrap().token;
-        assert_eq!(token.fingerprint(), "sha256:ba7816bf8f01cfea");
+        assert_eq!(token.fingerprint().as_str(), "sha256:ba7816bf8f01cfea");
     }
 
     #[test]

@@ -3,7 +3,10 @@
 use k8s_openapi::jiff::Timestamp;
 
 use super::{grant::Claim, hash::RefreshTokenHash};
-use crate::{api::Reason, oauth::Refusal};
+use crate::{
+    api::Reason,
+    oauth::{Refusal, token::TokenFingerprint},
+};
 
 /// Whether a refusal leaves open whether the provider has exchanged the refresh token: a response that is not in the words of
 /// the protocol may come from a gateway whose server has done its work. Then the same refresh token is sent again.
@@ -65,7 +68,7 @@ pub fn resolve_conflict(found: Option<Found<'_>>, response: Response<'_>) -> Res
 
 /// Whether another replica has written a newer access token into the target than the one that is about to be written. Each
 /// token is given by the time when it was issued, and its fingerprint.
-pub fn is_overtaken(stored: (Timestamp, &str), ours: (Timestamp, &str)) -> bool {
+pub fn is_overtaken(stored: (Timestamp, &TokenFingerprint), ours: (Timestamp, &TokenFingerprint)) -> bool {
     stored.0 > ours.0 && stored.1 != ours.1
 }
 
@@ -141,11 +144,12 @@ mod tests {
 
     #[test]
     fn a_token_is_overtaken_by_a_later_one_alone() {
+        let (a, b) = (TokenFingerprint::of("a"), TokenFingerprint::of("b"));
         for (stored, ours, expected) in [
-            ((at(10), "b"), (at(0), "a"), true),
-            ((at(10), "a"), (at(0), "a"), false),
-            ((at(0), "b"), (at(0), "a"), false),
-            ((at(0), "b"), (at(10), "a"), false),
+            ((at(10), &b), (at(0), &a), true),
+            ((at(10), &a), (at(0), &a), false),
+            ((at(0), &b), (at(0), &a), false),
+            ((at(0), &b), (at(10), &a), false),
         ] {
             assert_eq!(is_overtaken(stored, ours), expected, "{stored:?} {ours:?}");
         }

@@ -33,8 +33,9 @@ pub fn settle_with_data(facts: &mut TokenFacts, data: DataExpiry) -> bool {
 /// Compares a Secret, in `facts`, with the status of the same token in the same way. Ignores a status whose token expired
 /// before it was issued: another writer forged it.
 pub fn settle_with_status(facts: &mut TokenFacts, status: Option<&TokenStatus>) -> bool {
-    let about =
-        |status: &&TokenStatus| status.fingerprint == facts.fingerprint && status.issued_at.0 < status.expires_at.0;
+    let about = |status: &&TokenStatus| {
+        status.fingerprint == facts.fingerprint.as_str() && status.issued_at.0 < status.expires_at.0
+    };
     let Some(status) = status.filter(about) else { return true };
     let (written, end) = (facts.expires_at, status.expires_at.0);
     facts.expires_at = written.min(end);
@@ -100,7 +101,7 @@ mod tests {
         for (annotated, date, seconds, reported, end, intact, renewed) in table {
             let case = (annotated, date, seconds, reported);
             let mut facts = TokenFacts { expires_at: at(annotated), ..token() };
-            let reported = reported.map(|end| status(end, &facts.fingerprint));
+            let reported = reported.map(|end| status(end, facts.fingerprint.as_str()));
             let data = DataExpiry { date: date.map(at), seconds: seconds.map(at) };
             let as_written = settle_with_data(&mut facts, data) & settle_with_status(&mut facts, reported.as_ref());
             let found = (facts.expires_at, as_written, facts.refresh_at == Some(facts.issued_at));
@@ -112,7 +113,7 @@ mod tests {
     fn the_status_of_another_token_says_nothing_and_neither_does_nonsense() {
         let mut facts = token();
         assert!(settle_with_status(&mut facts, Some(&status(60, "sha256:fedcba9876543210"))));
-        let nonsense = status(-1, &facts.fingerprint);
+        let nonsense = status(-1, facts.fingerprint.as_str());
         assert!(settle_with_status(&mut facts, Some(&nonsense)));
         assert_eq!(facts, token());
     }

@@ -229,7 +229,7 @@ impl Observed {
                 status.observed_generation == self.credential.metadata.generation
                     && condition::is_true(&status.conditions, ConditionType::Ready)
                     && status.token.as_ref().is_some_and(|token| {
-                        published.token.as_ref().is_some_and(|facts| facts.fingerprint == token.fingerprint)
+                        published.token.as_ref().is_some_and(|facts| facts.fingerprint.as_str() == token.fingerprint)
                     })
             }),
         }

@@ -165,6 +165,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::oauth::token::TokenFingerprint;
 
     const ISSUED: i64 = 1_800_000_000;
 
@@ -174,7 +175,7 @@ mod tests {
             expires_at: Timestamp::from_second(ISSUED + lifetime).unwrap(),
             refresh_at: None,
             scopes: vec![],
-            fingerprint: String::new(),
+            fingerprint: TokenFingerprint::default(),
             object_id: None,
             unsuitable: None,
             length: None,

@@ -50,13 +50,14 @@ pub fn status(observed: &Observed, decision: &Decision, now: Timestamp) -> MailC
 
 fn token_status(observed: &Observed, published: &Published, before: Option<&TokenStatus>) -> Option<TokenStatus> {
     let token = published.token.as_ref()?;
-    let known = before.filter(|status| status.fingerprint == token.fingerprint).map_or(0, |status| status.length);
+    let known =
+        before.filter(|status| status.fingerprint == token.fingerprint.as_str()).map_or(0, |status| status.length);
     Some(TokenStatus {
         issued_at: Time(token.issued_at),
         expires_at: Time(token.expires_at),
         renewal_time: Time(observed.plan(token).second()),
         scopes: token.scopes.clone(),
-        fingerprint: token.fingerprint.clone(),
+        fingerprint: token.fingerprint.to_string(),
         length: token.length.and_then(|length| i64::try_from(length).ok()).unwrap_or(known),
     })
 }

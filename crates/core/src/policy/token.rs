@@ -6,7 +6,10 @@ use kube::core::ObjectMeta;
 use super::hash::{InputsHash, RevocationHash};
 use crate::{
     api::{names, status::ClientStatus},
-    oauth::{TokenAnswer, token},
+    oauth::{
+        TokenAnswer,
+        token::{self, TokenFingerprint},
+    },
 };
 
 /// Metadata of a token in a Secret.
@@ -20,8 +23,8 @@ pub struct TokenFacts {
     pub refresh_at: Option<Timestamp>,
     /// The scopes that the provider granted.
     pub scopes: Vec<String>,
-    /// The fingerprint, see [`crate::oauth::token::fingerprint`].
-    pub fingerprint: String,
+    /// The token's fingerprint.
+    pub fingerprint: TokenFingerprint,
     /// The value of the annotation `mailtoken.dev/object-id`.
     pub object_id: Option<String>,
     /// The value of the annotation `mailtoken.dev/warning`.
@@ -40,7 +43,7 @@ impl TokenFacts {
             expires_at: time(names::ANNOTATION_EXPIRES_AT)?,
             refresh_at: time(names::ANNOTATION_REFRESH_AT),
             scopes: token::scopes(annotation(names::ANNOTATION_SCOPES).unwrap_or_default()),
-            fingerprint: annotation(names::ANNOTATION_FINGERPRINT)?.to_owned(),
+            fingerprint: annotation(names::ANNOTATION_FINGERPRINT)?.into(),
             object_id: annotation(names::ANNOTATION_OBJECT_ID).map(str::to_owned),
             unsuitable: annotation(names::ANNOTATION_WARNING).map(str::to_owned),
             length: None,
@@ -72,5 +75,5 @@ pub struct UnwrittenToken {
     /// The client authentication that the provider accepted.
     pub client: Option<ClientStatus>,
     /// The fingerprint of the published token at the token request.
-    pub follows: Option<String>,
+    pub follows: Option<TokenFingerprint>,
 }

@@ -12,12 +12,15 @@ use kube::ResourceExt as _;
 use mailtoken_mail::answers::{Cause, ServerCode, Verdict as Shows};
 
 use super::{Observed, Reason, checks, grant::RefreshGrant, hash::ProbeHash, schedule, urgency::Class};
-use crate::api::{
-    ConditionType, MailCredential,
-    condition::{self, ConditionStatus},
-    names,
-    probe::{ProbeOutcome, ProbeResult, ProbeStatus},
-    protocol::Protocol,
+use crate::{
+    api::{
+        ConditionType, MailCredential,
+        condition::{self, ConditionStatus},
+        names,
+        probe::{ProbeOutcome, ProbeResult, ProbeStatus},
+        protocol::Protocol,
+    },
+    oauth::token::TokenFingerprint,
 };
 
 /// Waits after the first, second … refusal in a row: the probes come 5, 15, 30 and 60 minutes after the first refusal, then
@@ -162,7 +165,7 @@ pub struct Round {
     /// The inputs of the probe.
     pub inputs: ProbeInputs,
     /// The fingerprint of the token that was sent.
-    pub fingerprint: String,
+    pub fingerprint: TokenFingerprint,
     /// When the last login ended.
     pub at: Timestamp,
 }
@@ -195,7 +198,7 @@ pub fn next(observed: &Observed, now: Timestamp) -> Next {
         return Next::Never;
     }
     let Some(record) = &probe.record else { return Next::Now(Class::Person) };
-    let another = observed.token().is_some_and(|token| token.fingerprint != record.fingerprint);
+    let another = observed.token().is_some_and(|token| token.fingerprint.as_str() != record.fingerprint);
     let outcome = outcome_of(record);
     // After a change of the clock, a time may be too far in the future.
     let jumped = schedule::is_from_the_future(record.last_time.0, now);
@@ -309,7 +312,7 @@ impl Observed {
             results: round.logins.iter().map(result).collect(),
             failures,
             probed_with: round.inputs.text(),
-            fingerprint: round.fingerprint.clone(),
+            fingerprint: round.fingerprint.to_string(),
         };
         if let Some(probe) = &mut self.probe {
             (probe.record, probe.verdict) = (Some(record), Some(verdict));

@@ -259,7 +259,7 @@ fn a_result_of_a_former_spec_is_dropped_and_the_condition_waits_for_another() {
     let late = Round {
         logins: vec![(Protocol::Smtp, Login::Accepted)],
         inputs: inputs("objects"),
-        fingerprint: String::new(),
+        fingerprint: TokenFingerprint::default(),
         at: at(1),
     };
     let before = case.observed.probe.clone();
@@ -355,7 +355,7 @@ fn every_cause_has_an_advice_that_fits_a_message() {
             case.observed.conclude(&Round {
                 logins: vec![(Protocol::Smtp, refused(cause)), (Protocol::Imap, unavailable())],
                 inputs: inputs("objects"),
-                fingerprint: String::new(),
+                fingerprint: TokenFingerprint::default(),
                 at: at(0),
             });
             let message = case.observed.probe.unwrap().verdict.unwrap().message;
