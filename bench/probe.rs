@@ -52,10 +52,10 @@ pub async fn run(plan: &Plan, report: &mut Report) {
     let view = View::start(lab.ns.api()).await;
     lab.create("mailbox", number, |manifest| manifest.set("spec.probe", json!({}))).await;
     view.ready("mailbox", number, Timestamp::UNIX_EPOCH).await;
-    let (mut cpu, mut memory) = (vec![], vec![]);
+    let (mut cpu, mut memory, mut rest) = (vec![], vec![], vec![]);
     for _ in 0..plan.rounds {
         let mut spent = [0.0; 2];
-        let mut peak = [0.0; 2];
+        let (mut peak, mut settled) = ([0.0; 2], [0.0; 2]);
         for (probes, enabled) in [(0, "false"), (number, "true")] {
             broker.kill();
             broker.set("MTB_PROBE", Some(enabled));
@@ -69,9 +69,11 @@ pub async fn run(plan: &Plan, report: &mut Report) {
             tokio::time::sleep(SETTLED).await;
             let at = usize::from(probes > 0);
             (spent[at], peak[at]) = (usage::cpu(broker.id()).as_secs_f64(), usage::peak_memory(&broker));
+            settled[at] = usage::memory(&broker);
         }
         cpu.push((spent[1] - spent[0]) / number as f64);
         memory.push((peak[1] - peak[0]).max(0.0));
+        rest.push((settled[1] - settled[0]).max(0.0));
         // Without probes the broker removes their results, so the next round probes again.
         broker.kill();
         broker.set("MTB_PROBE", Some("false"));
@@ -84,5 +86,6 @@ pub async fn run(plan: &Plan, report: &mut Report) {
     let milliseconds = cpu.iter().map(|cpu| cpu * 1000.0);
     report.add(Figure::new(format!("probe of {number}: CPU each"), "ms", milliseconds));
     report.add(Figure::new("probes of 10,000 every 6 h: CPU of a core", "%", share).target(Target::AtMost(1.0)));
-    report.add(Figure::new(format!("probe of {number}: peak memory above a start without"), "MiB", memory));
+    report.add(Figure::new(format!("probe of {number} at once: peak memory above a start without"), "MiB", memory));
+    report.add(Figure::new(format!("probe of {number} at once: memory at rest above a start without"), "MiB", rest));
 }
