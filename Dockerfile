@@ -1,4 +1,4 @@
-# Two images, each with one static binary and the CA certificates: no shell, no package manager, no root. The last stage is the
+# Two images, each with one static binary, the CA certificates and the licence texts: no shell, no package manager, no root. The last stage is the
 # broker's. `--target mail-token-relay` builds the relay's.
 # A release passes the digest of this tag, which release.yml resolves once and records in the image and in the release. The
 # builder's CA certificates become those of the image, so the builder determines which authorities the broker trusts.

@@ -11,4 +11,5 @@ mod crds;
 mod dashboard;
 mod docs;
 mod gitops;
+mod notices;
 mod testkit;
