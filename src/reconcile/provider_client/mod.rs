@@ -33,11 +33,7 @@ use crate::{
     idp::{BundleHash, IdpClients},
     lease::Leadership,
     oauth::discovery::Endpoints,
-    policy::{
-        Blocker, advice,
-        hash::{ProbeHash, ProviderHash},
-        schedule,
-    },
+    policy::{Blocker, advice, hash, schedule},
     reconcile::{
         bundles::Bundles,
         provider_client::{
@@ -53,7 +49,7 @@ use crate::{
 };
 
 /// The hash by which a probe notices another CA bundle: the first 16 hex digits of the SHA-256 `digest`.
-pub(crate) fn bundle_hash(digest: &[u8]) -> ProbeHash {
+pub(crate) fn bundle_hash(digest: &[u8]) -> hash::ProbeHash {
     names::hex16(digest).into()
 }
 
@@ -116,15 +112,15 @@ struct ProviderEntry {
     /// The step of the last resolution that Kubernetes failed.
     error: Option<Error>,
     /// The result, and the inputs that it is about.
-    result: Option<(ProviderHash, ResolveResult)>,
+    result: Option<(hash::ProviderHash, ResolveResult)>,
     /// The inputs with which the status from before a restart is valid, and until when.
-    trusted: Option<(ProviderHash, Timestamp)>,
+    trusted: Option<(hash::ProviderHash, Timestamp)>,
     /// Failed resolutions in a row with the same inputs, and when the next one is due.
     failures: u32,
-    failed_with: ProviderHash,
+    failed_with: hash::ProviderHash,
     retry_at: Option<Timestamp>,
     /// What its credentials were enqueued for last: the inputs, and the problem.
-    reported: Option<(ProviderHash, Option<ProviderProblem>)>,
+    reported: Option<(hash::ProviderHash, Option<ProviderProblem>)>,
     /// When it was used last: a number that grows with each use of any provider.
     used: u64,
     /// The status that was written last, with its resourceVersion. A watch shows it a moment later.
@@ -144,7 +140,7 @@ impl ProviderCache {
     }
 
     /// Hash of a provider, of the versions of everything it refers to, and of what may be connected to; `None` while a ConfigMap has not been read yet.
-    pub fn hash(&self, object: &ProviderObject) -> Option<ProviderHash> {
+    pub fn hash(&self, object: &ProviderObject) -> Option<hash::ProviderHash> {
         let key = object.key();
         let home = self.stores.home(&key);
         let mut parts = vec![
@@ -163,16 +159,16 @@ impl ProviderCache {
 
     /// Hash of the CA bundle that a provider's client trusts; empty without one. `None` while the provider was not resolved
     /// with these inputs.
-    pub fn bundle(&self, object: &ProviderObject, inputs: &ProviderHash) -> Option<ProbeHash> {
+    pub fn bundle(&self, object: &ProviderObject, inputs: &hash::ProviderHash) -> Option<hash::ProbeHash> {
         if bundle_config_map(object.spec()).is_none() && bundle_secret(object.spec()).is_none() {
-            return Some(ProbeHash::default());
+            return Some(hash::ProbeHash::default());
         }
         let resolved = self.result(&object.key(), inputs)?.ok()?;
         resolved.client.bundle().map(|(digest, _)| bundle_hash(&digest))
     }
 
     /// What the cache knows about a provider.
-    pub fn state(&self, key: &ProviderKey, inputs: &ProviderHash) -> ProviderState {
+    pub fn state(&self, key: &ProviderKey, inputs: &hash::ProviderHash) -> ProviderState {
         match self.result(key, inputs) {
             None => ProviderState::Unknown,
             Some(Ok(_)) => ProviderState::Usable,
@@ -181,7 +177,7 @@ impl ProviderCache {
     }
 
     /// The result of the last resolution, if it was with these inputs.
-    pub fn result(&self, key: &ProviderKey, inputs: &ProviderHash) -> Option<ResolveResult> {
+    pub fn result(&self, key: &ProviderKey, inputs: &hash::ProviderHash) -> Option<ResolveResult> {
         let entries = self.entries.lock();
         let (of, result) = entries.get(key)?.result.as_ref()?;
         (of == inputs).then(|| result.clone())
@@ -213,7 +209,7 @@ impl ProviderCache {
     pub fn is_still_valid(
         &self,
         key: &ProviderKey,
-        inputs: &ProviderHash,
+        inputs: &hash::ProviderHash,
         until: Timestamp,
         now: Timestamp,
     ) -> Option<Timestamp> {
@@ -254,7 +250,7 @@ impl ProviderCache {
     pub fn note(
         &self,
         key: &ProviderKey,
-        inputs: &ProviderHash,
+        inputs: &hash::ProviderHash,
         problem: Option<&ProviderProblem>,
         now: Timestamp,
     ) -> Option<Timestamp> {
@@ -273,7 +269,7 @@ impl ProviderCache {
     }
 
     /// Whether the credentials of a provider must be enqueued for this result: once for each result.
-    pub fn is_news(&self, key: &ProviderKey, inputs: &ProviderHash, problem: Option<&ProviderProblem>) -> bool {
+    pub fn is_news(&self, key: &ProviderKey, inputs: &hash::ProviderHash, problem: Option<&ProviderProblem>) -> bool {
         let mut entries = self.entries.lock();
         let entry = entries.entry(key.clone()).or_default();
         let found = Some((inputs.clone(), problem.cloned()));

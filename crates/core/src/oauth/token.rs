@@ -48,7 +48,7 @@ pub struct Token {
 }
 
 impl Token {
-    /// The token's fingerprint.
+    /// Returns the fingerprint of the access token.
     pub fn fingerprint(&self) -> TokenFingerprint {
         TokenFingerprint::of(self.access_token.expose_secret())
     }

@@ -23,7 +23,7 @@ pub struct TokenFacts {
     pub refresh_at: Option<Timestamp>,
     /// The scopes that the provider granted.
     pub scopes: Vec<String>,
-    /// The token's fingerprint.
+    /// The fingerprint of the access token.
     pub fingerprint: TokenFingerprint,
     /// The value of the annotation `mailtoken.dev/object-id`.
     pub object_id: Option<String>,
