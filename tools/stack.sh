@@ -140,7 +140,10 @@ issue() { # NAME SUBJECT serverAuth|clientAuth [SUBJECT-ALTERNATIVE-NAME,...]
         ) 2>/dev/null
 }
 
-issue_localhost() { issue localhost /CN=localhost serverAuth DNS:localhost,IP:127.0.0.1; }
+# The name by which the clients of the stack's servers reach this machine. The pods of tools/node have another than localhost.
+STACK_HOST=${MTB_STACK_HOST:-localhost}
+
+issue_localhost() { issue localhost /CN=localhost serverAuth "DNS:localhost,IP:127.0.0.1,DNS:$STACK_HOST"; }
 
 # Links the commands for users and tests in DIR/bin, which DIR/env names.
 put_tools() {

@@ -35,17 +35,17 @@ start_keycloak() {
     ACCESS_TOKEN_LIFESPAN=${ACCESS_TOKEN_LIFESPAN:-300}
     set +a
     JAVA_OPTS_APPEND=$KEYCLOAK_JVM launch keycloak "$(keycloak_dir)/bin/kc.sh" "-Dkc.home.dir=$home" start --optimized \
-        --import-realm --hostname "$KEYCLOAK_URL" --http-enabled false --http-host 127.0.0.1 \
+        --import-realm --hostname "${KEYCLOAK_ISSUER%/realms/mail}" --http-enabled false --http-host 127.0.0.1 \
         --https-port "$(port keycloak)" --https-certificate-file "$DIR/pki/localhost.crt" \
         --https-certificate-key-file "$DIR/pki/localhost.key" --truststore-paths "$DIR/pki/ca.crt"
 }
 
 put_keycloak_env() {
-    local url
-    url=https://localhost:$(port keycloak)
+    local issuer
+    issuer=https://$STACK_HOST:$(port keycloak)/realms/mail
     . "$DIR/keycloak/secrets"
-    put_env keycloak "KEYCLOAK_URL=$url" "KEYCLOAK_ISSUER=$url/realms/mail" \
-        "KEYCLOAK_TOKEN_URL=$url/realms/mail/protocol/openid-connect/token" \
+    put_env keycloak "KEYCLOAK_URL=https://localhost:$(port keycloak)" "KEYCLOAK_ISSUER=$issuer" \
+        "KEYCLOAK_TOKEN_URL=$issuer/protocol/openid-connect/token" \
         KEYCLOAK_ADMIN_USER=admin "KEYCLOAK_ADMIN_PASSWORD=$KEYCLOAK_ADMIN_PASSWORD" \
         KEYCLOAK_CLIENT_ID=shop-mailer "KEYCLOAK_CLIENT_SECRET=$KEYCLOAK_CLIENT_SECRET" MAILBOX=billing@shop.example \
         KEYCLOAK_EXCHANGE_CLIENT_ID=shop-exchange "KEYCLOAK_EXCHANGE_CLIENT_SECRET=$KEYCLOAK_EXCHANGE_CLIENT_SECRET" \

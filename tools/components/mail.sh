@@ -46,8 +46,8 @@ start_mail() {
     postfix -c "$home/postfix" check >>"$DIR/logs/postfix.log" 2>&1 || fail 'mail: postfix check failed' postfix
     launch postfix "$(postconf -h daemon_directory)/master" -s -c "$home/postfix"
 
-    put_env mail IMAP_HOST=localhost "IMAP_PORT=$(port imap)" POP3_HOST=localhost "POP3_PORT=$(port pop3)" \
-        SUBMISSION_HOST=localhost "SUBMISSION_PORT=$(port submission)" \
+    put_env mail "IMAP_HOST=$STACK_HOST" "IMAP_PORT=$(port imap)" "POP3_HOST=$STACK_HOST" "POP3_PORT=$(port pop3)" \
+        "SUBMISSION_HOST=$STACK_HOST" "SUBMISSION_PORT=$(port submission)" \
         "IMAP_STARTTLS_PORT=$(port imap_starttls)" "POP3_STARTTLS_PORT=$(port pop3_starttls)" \
         "SUBMISSIONS_PORT=$(port submissions)" "DOVECOT_SUBMISSION_PORT=$(port dovecot_submission)" \
         "DOVECOT_SUBMISSIONS_PORT=$(port dovecot_submissions)"
