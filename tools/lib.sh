@@ -25,6 +25,11 @@ as_root() {
     fi
 }
 
+# Prints this machine's package sources, for mmdebstrap.
+debian_sources() {
+    if [[ -e /etc/apt/sources.list.d/debian.sources ]]; then cat /etc/apt/sources.list.d/debian.sources; else cat /etc/apt/sources.list; fi
+}
+
 # Prints the cache folder of a component, keyed by the content of the files that define it.
 keyed() { # NAME FILE...
     local name=$1; shift
@@ -42,6 +47,7 @@ tool_path() { # COMMAND
     case $1 in
         kube-apiserver) dir=$(go_dir "kubernetes${MTB_KUBERNETES:+-$MTB_KUBERNETES}") ;;
         kube-controller-manager | kubectl) dir=$(go_dir kubernetes) ;;
+        kube-scheduler | kubelet | kube-proxy) dir=$(go_dir kubernetes-node) ;;
         etcd | helm | kubeconform) dir=$(go_dir "$1") ;;
         cargo-*) dir=$(cargo_command_dir "$1")/bin ;;
         *) return 1 ;;
