@@ -30,3 +30,20 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- range .Values.protocols }}{{ $ports = concat $ports (get $all .) }}{{ end }}
 {{- $ports | toJson }}
 {{- end }}
+
+{{- /* The source of the volume with the trust bundle; nothing without a bundle. */ -}}
+{{- define "mail-token-relay.trustVolume" -}}
+{{- with .Values.trustBundle }}
+{{- if and .configMap.name .secret.name }}{{ fail "trustBundle.configMap and trustBundle.secret exclude each other: put all certificates into one of them" }}{{ end }}
+{{- if .configMap.name }}
+configMap:
+  name: {{ .configMap.name }}
+  items: [{key: {{ .configMap.key | quote }}, path: trust-bundle.crt}]
+{{- else if .secret.name }}
+secret:
+  secretName: {{ .secret.name }}
+  defaultMode: 288
+  items: [{key: {{ .secret.key | quote }}, path: trust-bundle.crt}]
+{{- end }}
+{{- end }}
+{{- end }}
