@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-down check test compat faults soak fuzz bench audit crds image sbom mutants
+.PHONY: help setup demo demo-down check test compat e2e soak-mail faults soak fuzz bench audit crds image sbom mutants
 
 CARGO ?= nice cargo
 TEST_DEMO := target/demo
@@ -11,7 +11,7 @@ TEST_DEMO := target/demo
 step = @printf '\n== %s\n' '$(1)'
 
 help: ## Print this list
-	@sed -nE 's/^([a-z-]+):.* ## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -nE 's/^([a-z0-9-]+):.* ## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 setup: ## Install and build the tools that the other targets need: once, about 15 minutes
 	$(call step,setup: the tools of tests and demo)
@@ -45,6 +45,12 @@ test: setup check ## Run all tests, and the demo once, as CI does
 compat: ## Test the broker on the oldest and the newest supported Kubernetes; builds their API servers once, some minutes each
 	@tools/setup control-plane chart compat
 	@CARGO="$(CARGO)" tools/compat
+
+e2e: ## Install the packaged charts on a cluster that runs pods, with programs that log in: as root, IMAGES=keep for the images of the last run
+	@nice tests/pods/e2e
+
+soak-mail: ## Log in from pods once a second while broker, provider, API server and kubelets fail: as root; DURATION=30m
+	@nice tests/pods/soak
 
 faults: ## Run the fault tests of docs/reliability.md and print what was lost; FAULTS="K3 F09" for some
 	$(call step,faults: the tools of tests)

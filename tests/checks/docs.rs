@@ -414,7 +414,8 @@ fn files_and_make_targets_that_are_named_exist() {
         let shell = page.blocks().into_iter().filter(|(language, _)| *language == "sh").map(|(_, text)| text);
         for line in shell.chain(page.code()).flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()) {
             let Some(rest) = line.strip_prefix("make ") else { continue };
-            let target: String = rest.chars().take_while(|c| c.is_ascii_lowercase() || *c == '-').collect();
+            let of_target = |c: &char| c.is_ascii_lowercase() || c.is_ascii_digit() || *c == '-';
+            let target: String = rest.chars().take_while(of_target).collect();
             let rule = format!("\n{target}:");
             assert!(makefile.contains(&rule), "{}: there is no make {target}", page.path.display());
         }
