@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Time until a new Secret reaches a pod's file system: the kubelet's sync period and its cache. Measured: 33 s at the
-/// median, 64 s at most.
+/// median, 72 s at most (docs/reliability.md).
 const PROPAGATION: SignedDuration = SignedDuration::from_mins(2);
 /// First and longest back-off after transient failures. It doubles each time.
 const TRANSIENT: [SignedDuration; 2] = [SignedDuration::from_secs(5), SignedDuration::from_secs(300)];
