@@ -39,6 +39,7 @@ keyed() { # NAME FILE...
 go_dir() { keyed "$1" "$TOOLS/go/$1/go.mod" "$TOOLS/go/$1/go.sum"; } # MODULE
 keycloak_dir() { keyed "keycloak-$KEYCLOAK_VERSION" "$TOOLS/keycloak/build.conf"; }
 oidc_provider_dir() { keyed oidc-provider "$TOOLS/oidc-provider/package.json" "$TOOLS/oidc-provider/package-lock.json"; }
+programs_dir() { keyed programs "$TOOLS"/programs/{package.json,package-lock.json,jars}; }
 cargo_command_dir() { printf '%s/%s-%s\n' "$CACHE" "$1" "${CARGO_COMMANDS[$1]}"; } # NAME
 
 # Prints the path of a command of tools/setup; empty and 1 if the command is not built.
@@ -48,7 +49,7 @@ tool_path() { # COMMAND
         kube-apiserver) dir=$(go_dir "kubernetes${MTB_KUBERNETES:+-$MTB_KUBERNETES}") ;;
         kube-controller-manager | kubectl) dir=$(go_dir kubernetes) ;;
         kube-scheduler | kubelet | kube-proxy) dir=$(go_dir kubernetes-node) ;;
-        etcd | helm | kubeconform) dir=$(go_dir "$1") ;;
+        alertmanager | etcd | helm | kubeconform) dir=$(go_dir "$1") ;;
         cargo-*) dir=$(cargo_command_dir "$1")/bin ;;
         *) return 1 ;;
     esac
