@@ -39,14 +39,17 @@ expires=$(cat "$SECRET/expires_at_unix")
 trap 'printf %s "$expires" >"$SECRET/expires_at_unix"; postfix -c "$PWD/etc" stop >/dev/null 2>&1 || true' EXIT
 printf 1 >"$SECRET/expires_at_unix"
 postfix -c "$PWD/etc" start-fg >postfix.log 2>&1 &
-# Waits until a line is in Postfix's log.
+# The number of mails that have a line with this text in Postfix's log.
+mails() { sed -n "s/.*postfix.*: \([0-9A-F]*\): .*$1.*/\1/p" postfix.log | sort -u | wc -l; }
+# Waits until a line is in Postfix's log; with a number, until so many mails have such a line.
 await_log() {
     local try
     for try in {1..300}; do
-        if grep -q "$1" postfix.log; then return; fi
+        if [[ ${2-} ]] && (($(mails "$1") == $2)); then return; fi
+        if [[ ! ${2-} ]] && grep -q "$1" postfix.log; then return; fi
         sleep 0.1
     done
-    echo "no line $1 after $try attempts" >&2
+    echo "not ${2-one} with $1 after $try attempts" >&2
     cat postfix.log >&2
     return 1
 }
@@ -55,15 +58,18 @@ for number in 1 2 3; do
     printf 'From: %s\nTo: %s\nSubject: %s\nX-Number: %s\n\nHello\n' "$MAILBOX" "$MAILBOX" "$SUBJECT" "$number" |
         sendmail -C "$PWD/etc" -f "$MAILBOX" "$MAILBOX"
 done
-await_log 'status=deferred.*454 4.7.0'
+await_log 'status=deferred.*454 4\.7\.0' 3
 if grep -rqs "^Subject: $SUBJECT" "$MAIL"; then echo 'a mail was sent with an expired token' >&2; exit 1; fi
 printf %s "$expires" >"$SECRET/expires_at_unix"
 for try in {1..120}; do
     postqueue -c "$PWD/etc" -f
-    sent=$(grep -c 'status=sent' postfix.log || true)
-    if ((sent == 3)); then break; fi
+    if (($(mails status=sent) == 3)); then break; fi
     sleep 0.5
 done
+await_log status=sent 3
+await_log removed 3
+postqueue -c "$PWD/etc" -p | grep '^Mail queue is empty'
+if grep status=bounced postfix.log; then echo 'a mail was returned to its sender' >&2; exit 1; fi
 await_mail
 for number in 1 2 3; do
     arrived=$(grep -rls "^Subject: $SUBJECT" "$MAIL" | xargs grep -l "^X-Number: $number" | wc -l)
