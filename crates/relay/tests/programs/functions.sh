@@ -1,6 +1,10 @@
 # What the scripts of the programs share. They run in an empty folder with MAILBOX, SUBJECT, SMTP_PORT, IMAP_PORT and POP3_PORT, the
 # ports of a relay on loopback. MAIL is the folder in which the mail server keeps the mail of the mailbox.
 set -euo pipefail
+FUNCTIONS=$(realpath "${BASH_SOURCE[0]}")
+. "${FUNCTIONS%/*}/../../../../tools/lib.sh"
+PROGRAMS=$(programs_dir)
+export FUNCTIONS NODE_PATH=$PROGRAMS/node_modules PATH=$(oidc_provider_dir):$PATH
 
 # Waits until a mail with the subject has arrived.
 await_mail() {

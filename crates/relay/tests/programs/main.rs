@@ -186,8 +186,28 @@ fn run(program: &str) {
 }
 
 /// The scripts, each of which one test runs.
-const PROGRAMS: &[&str] =
-    &["curl", "fetchmail", "getmail", "go", "mbsync", "msmtp", "mutt", "phpmailer", "postfix", "python", "swaks"];
+const PROGRAMS: &[&str] = &[
+    "alertmanager",
+    "curl",
+    "fetchmail",
+    "getmail",
+    "go",
+    "imapflow",
+    "jakarta-mail",
+    "mbsync",
+    "msmtp",
+    "mutt",
+    "nodemailer",
+    "phpmailer",
+    "postfix",
+    "python",
+    "swaks",
+];
+
+#[test]
+fn alertmanager_sends_a_notification() {
+    run("alertmanager");
+}
 
 #[test]
 fn curl_sends_and_reads() {
@@ -210,6 +230,16 @@ fn gos_net_smtp_sends() {
 }
 
 #[test]
+fn imapflow_waits_for_mail_and_reads() {
+    run("imapflow");
+}
+
+#[test]
+fn jakarta_mail_sends_and_reads() {
+    run("jakarta-mail");
+}
+
+#[test]
 fn mbsync_reads() {
     run("mbsync");
 }
@@ -222,6 +252,11 @@ fn msmtp_sends() {
 #[test]
 fn mutt_sends_and_reads() {
     run("mutt");
+}
+
+#[test]
+fn nodemailer_sends() {
+    run("nodemailer");
 }
 
 #[test]
