@@ -1,22 +1,24 @@
 //! What a person does about a login that failed: one sentence with the command or the page.
 
-use mailtoken_mail::answers::Cause;
+use mailtoken_mail::{answers::Cause, protocol::Protocol};
 
 /// The advice for a cause. `user` is the user name at the server, `host` the server.
-pub(crate) fn advice(cause: Cause, user: &str, host: &str) -> String {
+pub(crate) fn advice(cause: Cause, protocol: Protocol, user: &str, host: &str) -> String {
+    let mailbox = powershell(user);
     match cause {
         Cause::SmtpAuthDisabledForTenant => format!(
             "SMTP AUTH is off for the whole tenant. Allow it for this mailbox in Exchange Online PowerShell: \
-             Set-CASMailbox -Identity {user} -SmtpClientAuthenticationDisabled $false"
+             Set-CASMailbox -Identity {mailbox} -SmtpClientAuthenticationDisabled $false"
         ),
         Cause::SmtpAuthDisabledForMailbox => format!(
             "SMTP AUTH is off for this mailbox. In Exchange Online PowerShell: \
-             Set-CASMailbox -Identity {user} -SmtpClientAuthenticationDisabled $false"
+             Set-CASMailbox -Identity {mailbox} -SmtpClientAuthenticationDisabled $false"
         ),
         Cause::PermissionMissing | Cause::NotConnected => format!(
             "the server opens no mailbox for this token. Check that the application has the permission for the protocol, and \
-             in Exchange Online PowerShell: Add-MailboxPermission -Identity {user} -User <object id of the Enterprise \
-             application> -AccessRights FullAccess. Permissions take effect with the next token"
+             in Exchange Online PowerShell: Add-MailboxPermission -Identity {mailbox} -User <object id of the Enterprise \
+             application> -AccessRights FullAccess. {}Permissions take effect with the next token",
+            turn_on(protocol, mailbox)
         ),
         Cause::BlockedByPolicy => {
             "a policy of the tenant blocks the login: check the application's sign-in log, Conditional Access and security \
@@ -59,6 +61,51 @@ pub(crate) fn advice(cause: Cause, user: &str, host: &str) -> String {
         }
         Cause::BytesAfterStartTls => {
             format!("bytes came between STARTTLS and TLS: check what is between the relay and {host}")
+        }
+    }
+}
+
+/// What turns a protocol on. Exchange does not distinguish a protocol that is off from a missing permission.
+fn turn_on(protocol: Protocol, mailbox: &str) -> String {
+    let (name, setting) = match protocol {
+        Protocol::Smtp => return String::new(),
+        Protocol::Imap => ("IMAP", "ImapEnabled"),
+        Protocol::Pop3 => ("POP3", "PopEnabled"),
+    };
+    format!("If {name} is off for the mailbox: Set-CASMailbox -Identity {mailbox} -{setting} $true. ")
+}
+
+/// A user name as an argument in PowerShell. A tenant chose the name and an administrator runs the command, so a placeholder
+/// replaces a name with other characters than those of usual addresses.
+fn powershell(user: &str) -> &str {
+    let plain = user.starts_with(char::is_alphanumeric)
+        && user.chars().all(|letter| letter.is_alphanumeric() || "@._+-".contains(letter));
+    if plain { user } else { "<mailbox>" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_has_only_the_user_names_of_usual_addresses() {
+        for (user, shown) in [
+            ("billing@shop.example", "billing@shop.example"),
+            ("müller+mail@shop.example", "müller+mail@shop.example"),
+            ("x;Remove-Mailbox", "<mailbox>"),
+            ("$(whoami)@shop.example", "<mailbox>"),
+            ("x' -Confirm", "<mailbox>"),
+            ("-Confirm", "<mailbox>"),
+            ("@params", "<mailbox>"),
+        ] {
+            for cause in [Cause::SmtpAuthDisabledForMailbox, Cause::SmtpAuthDisabledForTenant] {
+                let command = format!("Set-CASMailbox -Identity {shown} -SmtpClientAuthenticationDisabled $false");
+                assert!(advice(cause, Protocol::Smtp, user, "").ends_with(&command), "{user}");
+            }
+            let text = advice(Cause::PermissionMissing, Protocol::Imap, user, "");
+            assert!(text.contains(&format!("Add-MailboxPermission -Identity {shown} -User ")), "{text}");
+            assert!(text.contains(&format!("Set-CASMailbox -Identity {shown} -ImapEnabled $true. ")), "{text}");
+            assert!(!advice(Cause::PermissionMissing, Protocol::Smtp, user, "").contains("Set-CASMailbox"));
         }
     }
 }

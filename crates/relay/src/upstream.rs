@@ -247,7 +247,7 @@ fn not_reached(relay: &Relay, account: &Account, why: &str) -> Failed {
 /// What a client learns of a mail server's answer.
 fn refused(failure: Failure, account: &Account) -> Failed {
     let Failure { cause, code } = failure;
-    let advice = advice(cause, &account.user, &account.server.host);
+    let advice = advice(cause, account.server.protocol, &account.user, &account.server.host);
     let why = code.map_or_else(|| advice.clone(), |code| format!("{code}: {advice}"));
     match cause {
         // The server is another one than it should be, or its administrator has to act: the token is good.
