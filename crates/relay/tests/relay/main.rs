@@ -11,4 +11,5 @@ mod login;
 mod logins;
 mod process;
 mod security;
+mod stand_ins;
 mod support;

@@ -1,0 +1,368 @@
+//! Logins with a password at the stand-ins of Exchange and Gmail, with tokens of the stand-ins of Microsoft and Google: what the
+//! program gets, and the one log line that says what fixes a refusal.
+
+use std::{fs, process::Command};
+
+use mailtoken_mail::protocol::Protocol::{self, Imap, Pop3, Smtp};
+use mailtoken_testkit::standin::{
+    App, Cloud, Exchange, Gmail, Google, Microsoft,
+    google::{ServiceAccount, TOKEN_URL},
+    mail::{Condition, MailStandIn, exchange::Policy, gmail},
+};
+use serde_json::{Value, json};
+
+use super::support::{Client, Folder, PATIENCE, Relay, plain, secret};
+
+const MAILBOX: &str = "billing@contoso.com";
+const APP: &str = "2f1c6a0e-0000-4000-8000-000000000000";
+const GMAIL: &str = "https://mail.google.com/";
+
+/// The name of a protocol in ports and logs.
+fn name(protocol: Protocol) -> String {
+    format!("{protocol:?}").to_uppercase()
+}
+
+/// The access token in the response of a token endpoint at this machine, which has the name of the real host.
+fn token_from(url: &str, port: u16, ca: &str, form: &[(&str, &str)]) -> String {
+    let folder = Folder::new();
+    let ca_file = folder.path().join("ca.pem");
+    fs::write(&ca_file, ca).unwrap();
+    let (host, path) = url.strip_prefix("https://").unwrap().split_once('/').unwrap();
+    let mut curl = Command::new("curl");
+    curl.args(["-sSf", "--noproxy", "*", "--resolve", &format!("{host}:{port}:127.0.0.1"), "--cacert"]).arg(&ca_file);
+    for (name, value) in form {
+        curl.args(["--data-urlencode", &format!("{name}={value}")]);
+    }
+    let output = curl.arg(format!("https://{host}:{port}/{path}")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let response: Value = serde_json::from_slice(&output.stdout).unwrap();
+    response["access_token"].as_str().unwrap().to_owned()
+}
+
+/// Entra ID with one application, and Exchange with one mailbox.
+struct Contoso {
+    entra: Microsoft,
+    exchange: Exchange,
+    app: App,
+}
+
+impl Contoso {
+    fn new() -> Self {
+        let entra = Microsoft::start(Cloud::Public);
+        let app = App::new(APP).secret("s3cret").public();
+        entra.register(app.clone());
+        let exchange = Exchange::beside(&entra);
+        exchange.mailbox(MAILBOX);
+        Self { entra, exchange, app }
+    }
+
+    /// With everything that a set-up guide says.
+    fn set_up() -> Self {
+        let contoso = Self::new();
+        contoso.permit();
+        contoso.run(&format!("Set-CASMailbox -Identity {MAILBOX} -SmtpClientAuthenticationDisabled $false"));
+        contoso
+    }
+
+    fn permit(&self) {
+        let object_id = self.app.object_id();
+        self.run(&format!("New-ServicePrincipal -AppId {APP} -ObjectId {object_id}"));
+        self.run(&format!("Add-MailboxPermission -Identity {MAILBOX} -User {object_id} -AccessRights FullAccess"));
+    }
+
+    fn run(&self, command: &str) {
+        self.exchange.run(command).unwrap();
+    }
+
+    fn token(&self) -> String {
+        let form = [
+            ("grant_type", "client_credentials"),
+            ("client_id", APP),
+            ("client_secret", "s3cret"),
+            ("scope", "https://outlook.office365.com/.default"),
+        ];
+        let url = "https://login.microsoftonline.com/contoso.onmicrosoft.com/oauth2/v2.0/token";
+        token_from(url, self.entra.port(), &self.entra.ca(), &form)
+    }
+
+    /// A program that uses the mailbox with this token.
+    fn program(&self, mailbox: &'static str, token: &str) -> Program {
+        Program::new(&self.exchange, &self.entra.ca(), mailbox, token)
+    }
+}
+
+/// Google with one service account, to which a mailbox is delegated.
+struct Workspace {
+    google: Google,
+    gmail: Gmail,
+    account: ServiceAccount,
+}
+
+impl Workspace {
+    fn new() -> Self {
+        let google = Google::start();
+        let account = google.service_account("mailer");
+        google.delegate(&account.client_id, &[GMAIL, "https://www.googleapis.com/auth/gmail.send"]);
+        google.mailbox(MAILBOX);
+        let gmail = Gmail::beside(&google);
+        Self { google, gmail, account }
+    }
+
+    fn token(&self, scope: &str) -> String {
+        let now = self.google.now();
+        let assertion = self.account.key.jwt(&json!({
+            "iss": self.account.email, "sub": MAILBOX, "scope": scope, "aud": TOKEN_URL, "iat": now, "exp": now + 600,
+        }));
+        let form = [("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"), ("assertion", &assertion)];
+        token_from(TOKEN_URL, self.google.port(), &self.google.ca(), &form)
+    }
+
+    /// A program that uses the mailbox with this token.
+    fn program(&self, token: &str) -> Program {
+        Program::new(&self.gmail, &self.google.ca(), MAILBOX, token)
+    }
+}
+
+/// The relay beside a program that knows only a password.
+struct Program {
+    relay: Relay,
+    mailbox: &'static str,
+    token: String,
+    /// The folder of the mounted Secret.
+    _folder: Folder,
+}
+
+impl Program {
+    fn new<S>(server: &MailStandIn<S>, ca: &str, mailbox: &'static str, token: &str) -> Self {
+        let mut keys = secret(mailbox, token, &[]);
+        for protocol in Protocol::ALL {
+            let prefix = name(protocol).to_lowercase();
+            let security = if protocol == Smtp { "STARTTLS" } else { "TLS" };
+            let values = [("host", "localhost"), ("port", &server.port(protocol).to_string()), ("security", security)];
+            keys.extend(values.map(|(key, value)| (format!("{prefix}_{key}"), value.to_owned())));
+        }
+        let folder = Folder::new();
+        let ca_file = folder.path().join("ca.pem");
+        fs::write(&ca_file, ca).unwrap();
+        folder.publish("mailbox", &keys);
+        let relay = Relay::start(&folder.path().join("mailbox"), &["--ca-file", ca_file.to_str().unwrap()]);
+        Self { relay, mailbox, token: token.to_owned(), _folder: folder }
+    }
+
+    /// Connects and logs in. Returns the connection and the answer.
+    async fn log_in(&self, protocol: Protocol) -> (Client, String) {
+        let mut client = Client::connect(self.relay.port(&name(protocol))).await;
+        client.line().await;
+        match protocol {
+            Smtp => client.send(&format!("AUTH PLAIN {}", plain(self.mailbox, "any"))).await,
+            Imap => client.send(&format!("a LOGIN {} any", self.mailbox)).await,
+            Pop3 => {
+                client.ask(&format!("USER {}", self.mailbox), "+OK").await;
+                client.send("PASS any").await;
+            }
+        }
+        let answer = client.line().await;
+        (client, answer)
+    }
+
+    /// Logs in by a protocol that is accepted, and sends a command to the server.
+    async fn is_accepted(&self, protocol: Protocol) -> Client {
+        let (mut client, answer) = self.log_in(protocol).await;
+        let (accepted, command, begins) = match protocol {
+            Smtp => ("235 2.7.0", "NOOP", "250 2.0.0"),
+            Imap => ("a OK [CAPABILITY IMAP4", "b EXAMINE INBOX", "* FLAGS"),
+            Pop3 => ("+OK", "STAT", "+OK 0 0"),
+        };
+        assert!(answer.starts_with(accepted), "{answer}");
+        client.ask(command, begins).await;
+        client
+    }
+
+    /// Logs in by a protocol, gets this answer, and finds one new line in the log, with the outcome and these parts of the
+    /// explanation. The session continues. Returns the explanation.
+    async fn is_refused(&self, protocol: Protocol, answer: &str, outcome: &str, parts: &[&str]) -> String {
+        let before = self.lines().len();
+        let (mut client, answered) = self.log_in(protocol).await;
+        assert!(answered.starts_with(answer), "{protocol:?}: {answered}");
+        client.ask(if protocol == Imap { "b NOOP" } else { "NOOP" }, ["250", "b OK", "+OK"][protocol as usize]).await;
+        let logged = async {
+            while self.lines().len() == before {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, logged).await.expect("a line in the log");
+        let [line] = &self.lines()[before..] else { panic!("{protocol:?}: {:?}", &self.lines()[before..]) };
+        let why = line["why"].as_str().unwrap_or_default();
+        let fields =
+            ["message", "mailbox", "outcome", "protocol"].map(|field| line[field].as_str().unwrap_or_default());
+        assert_eq!(fields, ["login failed", self.mailbox, outcome, &name(protocol)], "{line}");
+        for part in parts {
+            assert!(why.contains(part), "{protocol:?}: no {part} in {why}");
+        }
+        assert!(!line.to_string().contains(&self.token), "{protocol:?}");
+        why.to_owned()
+    }
+
+    /// The same by each protocol, with a part of the explanation for each.
+    async fn all_are_refused(&self, answers: [&str; 3], outcome: &str, parts: [&str; 3]) {
+        for (protocol, (answer, part)) in Protocol::ALL.into_iter().zip(answers.into_iter().zip(parts)) {
+            self.is_refused(protocol, answer, outcome, &[part]).await;
+        }
+    }
+
+    /// The log lines about clients, without those about the ends of sessions.
+    fn lines(&self) -> Vec<Value> {
+        let log = self.relay.log();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.filter(|line| line.get("client").is_some() && line["message"] != "session ended").collect()
+    }
+}
+
+/// The answers to a login that may succeed later, and to one that a person has to fix.
+const TEMPORARY: [&str; 3] = ["454 4.7.0", "a NO [UNAVAILABLE]", "-ERR [SYS/TEMP]"];
+const PERMANENT: [&str; 3] = ["535 5.7.8", "a NO [AUTHENTICATIONFAILED]", "-ERR [AUTH]"];
+
+/// The command after the colon at the end of an explanation.
+fn command(why: &str) -> &str {
+    why.rsplit_once(": ").unwrap().1
+}
+
+#[tokio::test]
+async fn exchange_and_gmail_accept_logins_with_a_password() {
+    let (contoso, workspace) = (Contoso::set_up(), Workspace::new());
+    let (exchange, gmail) = (contoso.program(MAILBOX, &contoso.token()), workspace.program(&workspace.token(GMAIL)));
+    for protocol in Protocol::ALL {
+        exchange.is_accepted(protocol).await;
+        gmail.is_accepted(protocol).await;
+    }
+    let accepted = Protocol::ALL.map(|protocol| (protocol, MAILBOX.to_owned(), true));
+    assert_eq!(contoso.exchange.logins(), accepted);
+    assert_eq!(workspace.gmail.logins(), accepted);
+    // The next program learns what the server offers.
+    let mut client = Client::connect(gmail.relay.port("IMAP")).await;
+    assert!(client.line().await.contains(" IDLE "));
+}
+
+#[tokio::test]
+async fn the_log_names_the_commands_that_set_a_new_tenant_up() {
+    let contoso = Contoso::new();
+    let program = contoso.program(MAILBOX, &contoso.token());
+    let refused = "535 5.7.8 The mail server refused the token (535 5.7.139)";
+    let why =
+        program.is_refused(Smtp, refused, "refused", &["535 5.7.139: SMTP AUTH is off for the whole tenant"]).await;
+    contoso.run(command(&why));
+    let permission =
+        format!("Add-MailboxPermission -Identity {MAILBOX} -User <object id of the Enterprise application>");
+    let refused = "535 5.7.8 The mail server refused the token (535 5.7.3)";
+    program.is_refused(Smtp, refused, "refused", &["535 5.7.3: ", &permission]).await;
+    program.is_refused(Pop3, "-ERR [AUTH]", "refused", &["-ERR: ", &permission]).await;
+    // Exchange accepts the login and refuses the mailbox, which the program sees.
+    let (mut client, answer) = program.log_in(Imap).await;
+    assert!(answer.starts_with("a OK"), "{answer}");
+    client.ask("b SELECT INBOX", "b BAD User is authenticated but not connected.").await;
+
+    contoso.permit();
+    for protocol in Protocol::ALL {
+        program.is_accepted(protocol).await;
+    }
+}
+
+#[tokio::test]
+async fn each_refusal_of_exchange_has_its_answer_and_its_command() {
+    let contoso = Contoso::set_up();
+    let program = contoso.program(MAILBOX, &contoso.token());
+
+    contoso.run(&format!("Set-CASMailbox -Identity {MAILBOX} -SmtpClientAuthenticationDisabled $true"));
+    let why = program.is_refused(Smtp, PERMANENT[0], "refused", &["SMTP AUTH is off for this mailbox"]).await;
+    contoso.run(command(&why));
+    program.is_accepted(Smtp).await;
+    for (protocol, setting) in [(Imap, "ImapEnabled"), (Pop3, "PopEnabled")] {
+        let command = format!("Set-CASMailbox -Identity {MAILBOX} -{setting} $true");
+        contoso.run(&command.replace("$true", "$false"));
+        program.is_refused(protocol, PERMANENT[protocol as usize], "refused", &[&command]).await;
+        contoso.run(&command);
+        program.is_accepted(protocol).await;
+    }
+
+    let (codes, permission) = (["535 5.7.3: ", "NO: ", "-ERR: "], ["Add-MailboxPermission -Identity "; 3]);
+    contoso.run(&format!("Remove-MailboxPermission -Identity {MAILBOX} -User {APP} -AccessRights FullAccess"));
+    program.all_are_refused(PERMANENT, "refused", codes).await;
+    contoso.run(&format!("Add-MailboxPermission -Identity {MAILBOX} -User {APP} -AccessRights FullAccess"));
+    let unknown = contoso.program("unknown@contoso.com", &contoso.token());
+    unknown.all_are_refused(PERMANENT, "refused", permission).await;
+
+    for policy in [Policy::SecurityDefaults, Policy::ConditionalAccess] {
+        contoso.exchange.block(Some(policy));
+        program
+            .is_refused(Smtp, PERMANENT[0], "refused", &["535 5.7.139: a policy of the tenant blocks the login"])
+            .await;
+    }
+    contoso.exchange.block(None);
+
+    // Exchange's clock decides about a token that the Secret calls valid.
+    contoso.exchange.clock_ahead(3600);
+    program.all_are_refused(PERMANENT, "refused", codes).await;
+    contoso.exchange.clock_ahead(0);
+    contoso.exchange.set(Condition::Throttled);
+    program
+        .all_are_refused(TEMPORARY, "unavailable", ["432 4.3.2: localhost limits", "BAD: localhost limits", "-ERR: "])
+        .await;
+    contoso.exchange.set(Condition::Well);
+    program.is_accepted(Smtp).await;
+}
+
+#[tokio::test]
+async fn high_volume_email_refuses_a_token_that_ends_soon() {
+    let contoso = Contoso::new();
+    contoso.exchange.high_volume("hve@contoso.com");
+    contoso.entra.lifetime(540);
+    let program = contoso.program("hve@contoso.com", &contoso.token());
+    let refused = "535 5.7.8 The mail server refused the token (501 5.5.127)";
+    program.is_refused(Smtp, refused, "refused", &["set spec.renewal.minValidity of the MailCredential to 15m"]).await;
+    contoso.entra.lifetime(3599);
+    contoso.program("hve@contoso.com", &contoso.token()).is_accepted(Smtp).await;
+}
+
+#[tokio::test]
+async fn each_refusal_of_gmail_has_its_answer_and_its_advice() {
+    let workspace = Workspace::new();
+    let codes = ["535 5.7.8: ", "NO [AUTHENTICATIONFAILED]: ", "-ERR [AUTH]: "];
+    let wrong_scope = workspace.token("https://www.googleapis.com/auth/gmail.send");
+    for token in ["garbage", &wrong_scope] {
+        workspace.program(token).all_are_refused(PERMANENT, "refused", codes).await;
+    }
+
+    let program = workspace.program(&workspace.token(GMAIL));
+    let gmail = &workspace.gmail;
+    gmail.clock_ahead(3600);
+    program.all_are_refused(PERMANENT, "refused", codes).await;
+    gmail.clock_ahead(0);
+    let well = gmail::Settings::default();
+    gmail.settings(MAILBOX, gmail::Settings { browser_sign_in: true, ..well });
+    let refused = "535 5.7.8 The mail server refused the token (534 5.7.9)";
+    program.is_refused(Smtp, refused, "refused", &["sign in at Google as billing@contoso.com with a browser"]).await;
+    gmail.settings(MAILBOX, gmail::Settings { imap: false, pop: false, ..well });
+    program.is_refused(Imap, PERMANENT[1], "refused", &["NO [ALERT]: "]).await;
+    program.is_refused(Pop3, PERMANENT[2], "refused", &["-ERR [SYS/PERM]: "]).await;
+    gmail.settings(MAILBOX, well);
+
+    gmail.set(Condition::Throttled);
+    program.all_are_refused(TEMPORARY, "unavailable", ["454 4.7.0: ", "NO [ALERT]: ", "-ERR [SYS/TEMP]: "]).await;
+    gmail.set(Condition::Well);
+    for protocol in Protocol::ALL {
+        program.is_accepted(protocol).await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_never_answers_is_a_temporary_failure() {
+    let workspace = Workspace::new();
+    workspace.gmail.set(Condition::Hanging);
+    let program = workspace.program(&workspace.token(GMAIL));
+    let [smtp, imap, pop3] = Protocol::ALL.map(|protocol| program.log_in(protocol));
+    let answers = tokio::join!(smtp, imap, pop3);
+    for ((_, answer), begins) in [answers.0, answers.1, answers.2].into_iter().zip(TEMPORARY) {
+        assert!(answer.starts_with(begins), "{answer}");
+    }
+    assert_eq!(workspace.gmail.logins().len(), 3);
+}
