@@ -170,17 +170,14 @@ async fn a_refused_token_is_a_permanent_failure_with_the_command_that_fixes_it()
         let server = Server::start(protocol, trust.server("localhost"), &[]).await;
         fails(protocol, &secret(USER, "s3cret-token", &[&server]), &trust, false, "refused", why).await;
     }
-    let no_mechanism = Answers { offers: vec!["AUTH PLAIN"], ..protocol_of("smtp") };
-    let server = Server::start_with("smtp", false, trust.server("localhost"), &[], no_mechanism).await;
-    fails(
-        "smtp",
-        &secret(USER, "s3cret-token", &[&server]),
-        &trust,
-        false,
-        "refused",
-        "neither XOAUTH2 nor OAUTHBEARER",
-    )
-    .await;
+    for (protocol, offers) in
+        [("smtp", vec!["AUTH PLAIN"]), ("imap", vec!["IMAP4rev1", "AUTH=PLAIN"]), ("pop3", vec!["SASL PLAIN"])]
+    {
+        let answers = Answers { offers, ..protocol_of(protocol) };
+        let server = Server::start_with(protocol, false, trust.server("localhost"), &[], answers).await;
+        let keys = secret(USER, "s3cret-token", &[&server]);
+        fails(protocol, &keys, &trust, false, "refused", "neither XOAUTH2 nor OAUTHBEARER").await;
+    }
     let throttled = Answers { refusal: "432 4.3.2 Concurrent connections limit exceeded", ..protocol_of("smtp") };
     let server = Server::start_with("smtp", false, trust.server("localhost"), &[], throttled).await;
     fails("smtp", &secret(USER, "s3cret-token", &[&server]), &trust, true, "unavailable", "432 4.3.2").await;

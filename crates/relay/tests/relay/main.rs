@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a test's failure")]
 #![allow(clippy::disallowed_methods, reason = "tests make tokens that are valid now")]
 
+mod answers;
 mod copying;
 mod failures;
 mod limits;
