@@ -8,12 +8,12 @@ use mailtoken_testkit::{remedy, *};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::RwLock;
 
-/// How long the tokens of the demo's client live, which is one setting for all tests of this file: held for writing while
+/// How long the tokens of the demo's client live, which is one setting for all tests of this binary: held for writing while
 /// that is seconds, and for reading by a test that has to log in with a token.
-static LIFETIME: RwLock<()> = RwLock::const_new(());
+pub(super) static LIFETIME: RwLock<()> = RwLock::const_new(());
 
 /// The Secret of the demo's credential.
-const TARGET: &str = "billing-mail-token";
+pub(super) const TARGET: &str = "billing-mail-token";
 
 #[tokio::test]
 async fn a_pod_logs_in_with_the_secret_and_again_with_the_renewed_one() {
@@ -140,18 +140,18 @@ async fn the_command_in_the_message_fixes_a_provider_without_a_ca() {
 }
 
 /// The demo's objects in a namespace of the stack with all parts. No broker runs yet.
-async fn demo() -> Namespace {
+pub(super) async fn demo() -> Namespace {
     let ns = Cluster::complete().namespace().await;
     process::output(Command::new(process::tool("demo-apply")).arg(ns.cluster.dir()).arg(&ns.name));
     ns
 }
 
-fn fingerprint(secret: &BTreeMap<String, String>) -> String {
+pub(super) fn fingerprint(secret: &BTreeMap<String, String>) -> String {
     format!("sha256:{}", names::hex16(&Sha256::digest(secret["access_token"].as_bytes())))
 }
 
 /// Waits for another token in the status than this.
-async fn other_token(ns: &Namespace, fingerprint: &str) -> TokenStatus {
+pub(super) async fn other_token(ns: &Namespace, fingerprint: &str) -> TokenStatus {
     token_that(ns, "it has another token", |token| token.fingerprint != fingerprint).await
 }
 

@@ -1,4 +1,4 @@
-//! The broker with real parts: an API server, Keycloak, oidc-provider, Dovecot and Postfix.
+//! The broker and the relay with real parts: an API server, Keycloak, oidc-provider, Dovecot and Postfix.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in tests a panic is the report")]
 #![allow(clippy::disallowed_methods, reason = "tests measure real time")]
@@ -8,5 +8,6 @@ mod keycloak;
 mod login;
 mod mail_servers;
 mod private_key_jwt;
+mod relay;
 mod sign_in;
 mod stack_providers;

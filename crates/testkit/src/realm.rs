@@ -30,6 +30,22 @@ pub fn tokens(cluster: &Cluster, account: &str, scopes: &str) -> (String, String
     (token("access_token"), token("refresh_token"))
 }
 
+/// Revokes an access token of the demo's client (RFC 7009).
+pub fn revoke(cluster: &Cluster, token: &str) {
+    let env = |name: &str| cluster.env(name);
+    let mut curl = Command::new("curl");
+    curl.args(["-sSf", "--noproxy", "*", "--max-time", "20", "--cacert", &env("CA_CERT")]);
+    for (field, value) in [
+        ("client_id", env("KEYCLOAK_CLIENT_ID")),
+        ("client_secret", env("KEYCLOAK_CLIENT_SECRET")),
+        ("token_type_hint", "access_token".to_owned()),
+        ("token", token.to_owned()),
+    ] {
+        curl.args(["--data-urlencode", &format!("{field}={value}")]);
+    }
+    process::output(curl.arg(format!("{}/protocol/openid-connect/revoke", env("KEYCLOAK_ISSUER"))));
+}
+
 /// What the admin API has at a path below `/realms/mail`: a list.
 fn list(cluster: &Cluster, path: &str) -> Vec<Value> {
     let mut command = Command::new(process::tool("keycloak-admin"));
