@@ -130,7 +130,7 @@ impl Worker {
             "annotations": {
                 names::ANNOTATION_ISSUED_AT: rfc3339(token.issued_at),
                 names::ANNOTATION_EXPIRES_AT: rfc3339(token.expires_at),
-                names::ANNOTATION_FINGERPRINT: token.fingerprint(),
+                names::ANNOTATION_FINGERPRINT: token.fingerprint().as_str(),
                 names::ANNOTATION_ISSUED_FOR: hash,
                 names::ANNOTATION_LAYOUT: hash,
             },
@@ -168,7 +168,7 @@ fn status(credential: &MailCredential, token: &Token, version: Option<String>) -
         "secretResourceVersion": version,
         "token": {
             "issuedAt": rfc3339(token.issued_at), "expiresAt": rfc3339(token.expires_at), "renewalTime": rfc3339(renewal),
-            "fingerprint": token.fingerprint(), "length": 1_400,
+            "fingerprint": token.fingerprint().as_str(), "length": 1_400,
         },
         "client": {"method": "clientSecret", "index": 0},
         "failedAttempts": 0,
