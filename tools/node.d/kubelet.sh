@@ -107,20 +107,22 @@ END
 
 ready_kubelet() { curl -sf -o /dev/null "http://127.0.0.1:$(port "kubelet-$node")/healthz"; }
 
-# Stops the kubelet, every container, containerd and its helpers; then removes mounts, network namespaces and cgroups.
+# Stops the kubelet, containerd and its helpers, and every process of the node's cgroups; then removes network namespaces, mounts and cgroups. It
+# asks containerd for nothing, which may be dead.
 node_down() { # NODE
-    local node=$1 home=$DIR/$1 item namespaces
+    local node=$1 home=$DIR/$1 item namespaces processes
     namespaces=$(grep -rhoE 'cni-[0-9a-f-]{36}' "$home"/run/*.task/k8s.io/*/config.json 2>/dev/null | sort -u) || true
     halt "kubelet-$node"
-    if alive "containerd-$node"; then
-        for item in $(containers "$node" tasks ls -q); do containers "$node" tasks kill -s KILL "$item" >/dev/null 2>&1 || true; done
-        for item in $(containers "$node" tasks ls -q); do
-            for _ in {1..50}; do containers "$node" tasks rm -f "$item" >/dev/null 2>&1 && break; sleep 0.1; done
-        done
-    fi
     halt "containerd-$node"
     # Only this cluster's helpers name this socket.
     for item in $(pgrep -f "containerd-shim.*-address $home/containerd.sock"); do kill -KILL "$item" 2>/dev/null || true; done
+    for _ in {1..50}; do
+        processes=$(find /sys/fs/cgroup -path "*/$BRIDGE-$node/*" -name cgroup.procs -exec cat {} + 2>/dev/null | sort -u)
+        [[ $processes ]] || break
+        # shellcheck disable=SC2086 # numbers
+        kill -KILL $processes 2>/dev/null || true
+        sleep 0.1
+    done
     for item in $namespaces; do ip netns delete "$item" 2>/dev/null || true; done
     awk -v home="$home/" 'index($2, home) == 1 {print $2}' /proc/mounts | sort -r | while read -r item; do
         umount "$item" 2>/dev/null || umount -l "$item" || true
