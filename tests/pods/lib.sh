@@ -64,8 +64,9 @@ build() {
 # The cluster with all images, Keycloak, Dovecot and Postfix; tokens with a lifetime of this many seconds.
 start() { # TOKEN-LIFETIME
     tools/node down "$DIR"
-    tools/node up "$DIR"
+    # Keycloak first: it gives up if its database responds late, while the cluster occupies the machine.
     ACCESS_TOKEN_LIFESPAN=$1 MTB_STACK_HOST=$SERVER_NAME tools/stack up "$DIR" keycloak mail
+    tools/node up "$DIR"
     tools/node name "$DIR" "$SERVER_NAME" "$SERVER_ADDRESS"
     tools/node image "$DIR" "$DIR"/images/*.tar "$(programs_image)"
     set -a
