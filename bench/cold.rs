@@ -11,6 +11,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use crate::{
     Plan,
     lab::{Lab, by_kind},
+    machine,
     raw::RawWriter,
     report::{Figure, Report, Target, count},
     usage,
@@ -171,6 +172,6 @@ impl Start {
 
 impl fmt::Display for Took {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.2} s, {:.2} ms of the API server's CPU each (load {})", self.seconds, self.cpu, usage::load())
+        write!(f, "{:.2} s, {:.2} ms of the API server's CPU each (load {})", self.seconds, self.cpu, machine::load())
     }
 }

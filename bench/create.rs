@@ -4,9 +4,9 @@ use crate::{
     Plan,
     burst::{Burst, Server, broker, burst, floor},
     lab::Lab,
+    machine,
     plot::{self, Line},
     report::{Figure, Report, Target, count, median, quantile, sorted},
-    usage,
 };
 
 /// Peak resident memory with a number of credentials, MiB.
@@ -20,7 +20,7 @@ pub async fn run(plan: &Plan, report: &mut Report) {
             let mut bursts = vec![];
             for server in Server::in_turn(round) {
                 let burst = burst(&mut lab, server, number).await;
-                println!("  {number}, {}: {:.2} s (load {})", server.name(), burst.seconds, usage::load());
+                println!("  {number}, {}: {:.2} s (load {})", server.name(), burst.seconds, machine::load());
                 bursts.push(burst);
             }
             rounds.push(bursts);

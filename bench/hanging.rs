@@ -8,9 +8,9 @@ use crate::{
     Plan,
     burst::waits,
     lab::Lab,
+    machine,
     provider::Provider,
     report::{Figure, Report, Target, median, quantile},
-    usage,
     view::View,
 };
 
@@ -37,7 +37,7 @@ pub async fn run(plan: &Plan, report: &mut Report) {
             let ready = view.ready("other", others, Timestamp::UNIX_EPOCH).await;
             let waits = waits(&asked, &ready);
             let p99 = quantile(&waits, 0.99) * 1_000.0;
-            println!("  {number} hang: the others' p99 {p99:.1} ms (load {})", usage::load());
+            println!("  {number} hang: the others' p99 {p99:.1} ms (load {})", machine::load());
             runs[place].push(p99);
             middles[place].push(median(&waits) * 1_000.0);
             drop(view);

@@ -7,6 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 use crate::{
     Plan,
     lab::{Lab, by_kind, writes},
+    machine,
     report::{Figure, Report, Target, count},
     usage,
     view::View,
@@ -34,7 +35,7 @@ pub async fn run(plan: &Plan, report: &mut Report) {
         tokio::time::sleep(time).await;
         let used = usage::cpu(broker.id()) - before;
         let asked = lab.asked();
-        println!("  idle: {used:?} in {time:?}; {} (load {})", by_kind(&asked), usage::load());
+        println!("  idle: {used:?} in {time:?}; {} (load {})", by_kind(&asked), machine::load());
         shares.push(100.0 * used.as_secs_f64() / time.as_secs_f64());
         written.push(count(writes(&asked)));
         requested.push(count(lab.provider.requests().len()));

@@ -14,6 +14,7 @@ mod create;
 mod hanging;
 mod idle;
 mod lab;
+mod machine;
 mod memory;
 mod paced;
 mod plot;
@@ -103,13 +104,13 @@ async fn main() {
     let build =
         if cfg!(debug_assertions) { "debug build: these figures do not show the speed" } else { "release build" };
     report.condition(build);
-    usage::machine().into_iter().for_each(|line| report.condition(line));
+    machine::machine().into_iter().for_each(|line| report.condition(line));
     for (name, scenario) in SCENARIOS {
         if only.is_empty() || only.contains(&name) {
             println!("\n== {name}");
             scenario(&plan, &mut report).await;
         }
     }
-    usage::occupation().into_iter().for_each(|line| report.condition(format!("at the end, {line}")));
-    report.finish();
+    machine::occupation().into_iter().for_each(|line| report.condition(format!("at the end, {line}")));
+    report.finish(&report::folder());
 }

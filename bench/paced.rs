@@ -8,9 +8,9 @@ use crate::{
     Plan,
     burst::waits,
     lab::Lab,
+    machine,
     raw::RawWriter,
     report::{Figure, Report, Target, count, quantile},
-    usage,
     view::View,
 };
 
@@ -45,7 +45,7 @@ pub async fn run(plan: &Plan, report: &mut Report) {
         report.add(Figure::new(format!("paced, 5 a second: the raw writer, {name}"), "ms", of(&raw)));
     }
     report.add(Figure::new("paced: token requests an issue", "", requests).target(Target::Exactly(1.0)));
-    println!("  load {}", usage::load());
+    println!("  load {}", machine::load());
 }
 
 async fn paced(lab: &mut Lab, number: usize) -> Vec<f64> {

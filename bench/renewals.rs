@@ -8,6 +8,7 @@ use crate::{
     Plan,
     create::histogram,
     lab::Lab,
+    machine,
     plot::{self, Line},
     report::{Figure, Report, Target, count},
     usage,
@@ -66,7 +67,7 @@ pub async fn run(plan: &Plan, report: &mut Report) {
             late.push(count(seen.values().flat_map(|seen| &seen.late).filter(|late| **late > LATE).count()));
             lapsed.push(count(seen.values().filter(|seen| seen.lapsed).count()));
         }
-        println!("  {:.1} renewals a second, {used:?} CPU (load {})", rates[round], usage::load());
+        println!("  {:.1} renewals a second, {used:?} CPU (load {})", rates[round], machine::load());
         let at: Vec<_> = requests.iter().map(|at| at.duration_since(begun).as_secs_f64()).collect();
         lines.push(Line { name: format!("run {}", round + 1), points: histogram(&at, 1.0) });
         drop(view);

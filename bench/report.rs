@@ -20,6 +20,9 @@ pub enum Target {
     Exactly(f64),
     /// At most this multiple of the floor.
     Ratio(f64),
+    /// At least this multiple of the floor.
+    #[allow(dead_code, reason = "only the benchmark of the relay has one")]
+    AtLeastRatio(f64),
     /// At most this amount above the floor.
     Above(f64),
 }
@@ -71,6 +74,7 @@ impl Figure {
             Target::AtMost(limit) => Some(value <= limit),
             Target::Exactly(wanted) => Some(self.runs.iter().all(|run| (run - wanted).abs() < 1e-9)),
             Target::Ratio(limit) => self.ratio().map(|ratio| ratio <= limit),
+            Target::AtLeastRatio(limit) => self.ratio().map(|ratio| ratio >= limit),
             Target::Above(limit) => self.compared(|run, floor| run - floor).map(|above| above <= limit),
         }
     }
@@ -81,6 +85,7 @@ impl Figure {
             Target::AtMost(limit) => format!("≤ {}", number(limit)),
             Target::Exactly(wanted) => number(wanted),
             Target::Ratio(limit) => format!("≤ {limit} ×"),
+            Target::AtLeastRatio(limit) => format!("≥ {limit} ×"),
             Target::Above(limit) => format!("≤ floor + {}", number(limit)),
         };
         let met = self.met().map_or("", |met| if met { "yes" } else { "no" });
@@ -126,23 +131,25 @@ impl Report {
         self.figures.push(figure);
     }
 
-    /// Prints the table, and writes it with all values into the folder of the results.
-    pub fn finish(&self) {
+    /// Prints the table, and writes it with all values into a folder.
+    pub fn finish(&self, folder: &Path) {
         let mut table =
             String::from("| figure | median | min | max | ÷ floor | target | met |\n|---|---|---|---|---|---|---|\n");
         for figure in &self.figures {
             writeln!(table, "{}", figure.row()).unwrap();
         }
         println!("\n{table}\n{}", self.conditions.join("\n"));
-        fs::write(folder().join("table.md"), table).unwrap();
-        fs::write(folder().join("results.json"), serde_json::to_string_pretty(self).unwrap()).unwrap();
-        println!("\nwritten: {}/{{table.md,results.json,*.svg}}", folder().display());
+        fs::write(folder.join("table.md"), table).unwrap();
+        fs::write(folder.join("results.json"), serde_json::to_string_pretty(self).unwrap()).unwrap();
+        println!("\nwritten: {}", folder.display());
     }
 }
 
 /// The folder of the results: `target/bench`.
 pub fn folder() -> PathBuf {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench");
+    let mut members = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+    let root = members.find(|folder| folder.join("Cargo.lock").exists()).unwrap();
+    let folder = root.join("target/bench");
     fs::create_dir_all(&folder).unwrap();
     folder
 }
@@ -174,7 +181,8 @@ pub fn count(number: usize) -> f64 {
     f64::from(u32::try_from(number).unwrap())
 }
 
-fn number(value: f64) -> String {
+/// A value with as many digits as it deserves.
+pub fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),
         size if size >= 100.0 => format!("{value:.0}"),

@@ -7,6 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 use crate::{
     Plan,
     lab::{Lab, by_kind, leads, writes},
+    machine,
     report::{Figure, Report, Target, count},
     usage,
     view::View,
@@ -71,7 +72,7 @@ pub async fn run(plan: &Plan, report: &mut Report) {
             tokio::time::sleep(LOOK).await;
         }
         asked.retain(AuditEvent::is_about_one_object);
-        println!("  restart: {} (load {})", by_kind(&asked), usage::load());
+        println!("  restart: {} (load {})", by_kind(&asked), machine::load());
         runs.calls.push(count(asked.len()));
         runs.writes.push(count(writes(&asked)));
         runs.requests.push(count(lab.provider.requests().len()));

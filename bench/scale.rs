@@ -25,6 +25,7 @@ use tokio::task::JoinHandle;
 use crate::{
     Plan,
     lab::{Lab, NAMESPACE},
+    machine,
     report::{Figure, Report, Target, count},
     usage,
 };
@@ -253,7 +254,7 @@ impl Meter {
         println!(
             "  {}: {seconds:.1} s, {cpu:.1} s CPU, peak {peak:.1} MiB, rest {rest:.1} MiB, {lost} not as they should be (load {})",
             self.name,
-            usage::load()
+            machine::load()
         );
         Phase { name: self.name, seconds, cpu, peak, rest, lost }
     }
