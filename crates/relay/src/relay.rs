@@ -7,6 +7,7 @@ use mailtoken_mail::{
     protocol::Protocol,
     server::{imap_capabilities, smtp_capabilities},
 };
+use mailtoken_net::mail::Lookups;
 use parking_lot::Mutex;
 use rustls::ClientConfig;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +34,8 @@ pub(crate) struct Relay {
     pub(crate) certificate: Option<ServerTls>,
     /// TLS towards mail servers. Sessions are resumed.
     pub(crate) mail_servers: Arc<ClientConfig>,
+    /// Clients that log in at the same time share the resolution of their server's name.
+    pub(crate) lookups: Lookups,
     pub(crate) learned: Learned,
     pub(crate) places: Arc<Places>,
     pub(crate) smtp_places: SmtpPlaces,
@@ -53,6 +56,7 @@ impl Relay {
             logins: settings.logins.as_deref().map(Logins::open).transpose()?,
             certificate: settings.tls.as_ref().map(ServerTls::open).transpose()?,
             mail_servers: tls::mail_servers(settings.ca_file.as_deref())?,
+            lookups: Lookups::default(),
             learned: Learned::default(),
             places: Places::new(settings.max_connections),
             smtp_places: SmtpPlaces::new(settings.max_smtp_per_mailbox),

@@ -205,7 +205,7 @@ async fn attempt(
     let Server { protocol, host, port, security } = &account.server;
     let server = MailServer { protocol: *protocol, security: *security, host, port: *port };
     let deadline = Deadline::after(LOGIN);
-    let stream = match tokio::time::timeout(CONNECT, connect_unguarded(&server)).await {
+    let stream = match tokio::time::timeout(CONNECT, connect_unguarded(&server, &relay.lookups)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err(not_reached(relay, account, &error.to_string())),
         Err(_) => return Err(not_reached(relay, account, &format!("no connection to {host} within {CONNECT:?}"))),

@@ -114,7 +114,7 @@ impl EgressPolicy {
 
     /// Resolves a name with the system's resolver (including `/etc/hosts` and `hostAliases`) and judges every address.
     pub async fn resolve(&self, host: &str) -> Result<Resolution, ResolveError> {
-        let answers = self.lookups.answers(host, lookup).await?;
+        let answers = self.lookups.addresses(host).await?;
         let mut resolution = Resolution::default();
         for answer in answers {
             resolution.all.push(answer.ip());
@@ -146,7 +146,7 @@ impl EgressPolicy {
     /// # Errors
     /// If the name does not resolve.
     pub async fn unjudged(&self, host: &str) -> Result<Vec<SocketAddr>, ResolveError> {
-        self.lookups.answers(host, lookup).await
+        self.lookups.addresses(host).await
     }
 }
 
@@ -228,9 +228,18 @@ type Answers = Result<Vec<SocketAddr>, ResolveError>;
 /// Lookups in flight. Concurrent lookups of one name share one result, because each lookup occupies a thread, and many
 /// requests to one provider start together. If the name server hangs, each caller waits until its own time-out.
 #[derive(Default)]
-struct Lookups(Mutex<HashMap<String, WeakShared<BoxFuture<'static, Answers>>>>);
+pub struct Lookups(Mutex<HashMap<String, WeakShared<BoxFuture<'static, Answers>>>>);
 
 impl Lookups {
+    /// All addresses of a name, with port 0.
+    ///
+    /// # Errors
+    ///
+    /// If the name does not resolve.
+    pub async fn addresses(&self, host: &str) -> Result<Vec<SocketAddr>, ResolveError> {
+        self.answers(host, lookup).await
+    }
+
     async fn answers<F>(&self, host: &str, lookup: impl FnOnce(String) -> F) -> Answers
     where
         F: Future<Output = Answers> + Send + 'static,
@@ -258,7 +267,7 @@ impl fmt::Debug for Lookups {
 }
 
 /// All addresses of a name, with port 0.
-pub(crate) async fn lookup(host: String) -> Answers {
+async fn lookup(host: String) -> Answers {
     let answers: Vec<SocketAddr> = match tokio::net::lookup_host((host.as_str(), 0)).await {
         Ok(answers) => answers.collect(),
         Err(error) => return Err(resolver_failure(&host, &error.to_string())),

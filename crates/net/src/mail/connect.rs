@@ -10,7 +10,7 @@ use futures::{StreamExt as _, stream::FuturesUnordered};
 use tokio::net::TcpStream;
 
 use super::{MailServer, error::DialError};
-use crate::egress::lookup;
+use crate::egress::Lookups;
 
 /// The head start of an address before the next one is tried too (RFC 8305 section 8, "Connection Attempt Delay").
 const HEAD_START: Duration = Duration::from_millis(250);
@@ -24,11 +24,11 @@ const ADDRESSES: usize = 16;
 /// # Errors
 ///
 /// If the name does not resolve, or no address accepts a connection.
-pub async fn connect_unguarded(server: &MailServer<'_>) -> Result<TcpStream, DialError> {
+pub async fn connect_unguarded(server: &MailServer<'_>, lookups: &Lookups) -> Result<TcpStream, DialError> {
     let found = match server.host.parse::<IpAddr>() {
         Ok(address) => vec![address],
         Err(_) => {
-            let found = lookup(server.host.to_owned()).await.map_err(DialError::not_resolved)?;
+            let found = lookups.addresses(server.host).await.map_err(DialError::not_resolved)?;
             found.iter().map(SocketAddr::ip).collect()
         }
     };

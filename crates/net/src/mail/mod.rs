@@ -26,6 +26,8 @@ pub use self::{
     login::{Attempt, Deadline, Ended, Session, address_literal, login},
 };
 
+pub use crate::egress::Lookups;
+
 /// Where a mail server is, and how it is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MailServer<'a> {
