@@ -87,8 +87,9 @@ pub(crate) async fn both(
     let mut error = ended.await;
     if error.is_none() && server_is_deaf.is_none() {
         let until_client_ends = std::future::poll_fn(|cx| up.poll(cx, client, server));
-        // The session is over: a mail server that has ended it needs no more bytes.
-        drop(tokio::time::timeout(LINGER, until_client_ends).await);
+        // The session is over: a mail server that has ended it needs no more bytes. The timer is on the heap: a session in
+        // progress has none.
+        drop(Box::pin(tokio::time::timeout(LINGER, until_client_ends)).await);
     }
     error = error.or(server_is_deaf);
     Ended { to_server: up.copied, to_client: down.copied, error }

@@ -48,10 +48,10 @@ pub(crate) async fn serve(
 ) {
     let mut connected = relay.metrics.connected(listener.protocol);
     let protocol = protocol_name(listener.protocol);
-    // On the heap, so that a session in progress does not hold the memory of a login.
+    // On the heap, the result too, so that a session in progress does not hold the memory of a login.
     let counts = (&mut place, &mut connected);
     let Some(opened) = Box::pin(open(&relay, stream, peer, listener, counts)).await else { return };
-    let Opened { mut client, logged_in, mailbox, to_server } = opened;
+    let Opened { mut client, logged_in, mailbox, to_server } = *opened;
     let LoggedIn { leg: mut server_leg, unread, offered, server, place: smtp_place, .. } = logged_in;
     // A session in progress needs no capabilities.
     drop(offered);
@@ -78,7 +78,7 @@ async fn open(
     peer: SocketAddr,
     listener: Listener,
     counts: (&mut Place, &mut Connected),
-) -> Option<Opened> {
+) -> Option<Box<Opened>> {
     upstream::watch(&stream, listener.protocol);
     let protocol = listener.protocol;
     let offer = Offer {
@@ -99,7 +99,9 @@ async fn open(
         }
     };
     match ended {
-        Ok((logged_in, mailbox, to_server)) => front.leg.map(|client| Opened { client, logged_in, mailbox, to_server }),
+        Ok((logged_in, mailbox, to_server)) => {
+            front.leg.map(|client| Box::new(Opened { client, logged_in, mailbox, to_server }))
+        }
         Err(stop) => {
             front.end(stop).await;
             None
