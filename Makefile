@@ -73,14 +73,21 @@ fuzz: ## Fuzz the parsers of untrusted input: SECONDS=30 for each, TARGETS="disc
 # Compiled with the flags of the image's binary.
 bench: export RUSTFLAGS = $(shell cat tools/release.rustflags)
 bench: AS_SHIPPED = --locked --target $(shell rustc -vV | sed -n 's/^host: //p')
-bench: ## Measure the broker on this machine: about an hour; QUICK=1 for a short trial, ONLY=create for a part
+bench: ## Measure the broker and the relay on this machine: 90 minutes; QUICK=1 for a short trial, ONLY=create or ONLY=relay for a part
+ifneq ($(filter-out relay,$(or $(ONLY),all)),)
 	@tools/setup control-plane
 	$(call step,bench: build)
 	@$(CARGO) bench $(AS_SHIPPED) --no-run
 	$(call step,bench: pure functions)
 	@cargo bench --quiet $(AS_SHIPPED) --bench micro
 	$(call step,bench: the broker and a raw writer)
-	@cargo bench --quiet $(AS_SHIPPED) --bench broker
+	@ONLY="$(filter-out relay,$(ONLY))" cargo bench --quiet $(AS_SHIPPED) --bench broker
+endif
+ifneq ($(filter relay,$(or $(ONLY),relay)),)
+	@tools/setup relay-bench
+	$(call step,bench: the relay beside other programs)
+	@CARGO="$(CARGO)" tools/bench-relay
+endif
 
 audit: ## Check the dependencies for known vulnerabilities: needs the advisory database on GitHub
 	@tools/setup deny

@@ -40,6 +40,7 @@ go_dir() { keyed "$1" "$TOOLS/go/$1/go.mod" "$TOOLS/go/$1/go.sum"; } # MODULE
 keycloak_dir() { keyed "keycloak-$KEYCLOAK_VERSION" "$TOOLS/keycloak/build.conf"; }
 oidc_provider_dir() { keyed oidc-provider "$TOOLS/oidc-provider/package.json" "$TOOLS/oidc-provider/package-lock.json"; }
 programs_dir() { keyed programs "$TOOLS"/programs/{package.json,package-lock.json,jars}; }
+email_proxy_dir() { keyed email-oauth2-proxy "$TOOLS/email-oauth2-proxy/requirements.txt"; }
 cargo_command_dir() { printf '%s/%s-%s\n' "$CACHE" "$1" "${CARGO_COMMANDS[$1]}"; } # NAME
 
 # Prints the path of a command of tools/setup; empty and 1 if the command is not built.

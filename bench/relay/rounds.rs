@@ -1,0 +1,261 @@
+//! The rounds: every program is started, measured and stopped, one after the other, and then again.
+
+use std::{
+    collections::BTreeMap,
+    env, io,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    Lab,
+    load::{self, AT_ONCE, Client},
+    machine,
+    process::own_cpu,
+    programs::{Program, Started},
+    report::{Report, count, median, quantile},
+    stand_in::MESSAGE,
+};
+
+/// The extent of the measurements.
+pub struct Plan {
+    /// Rounds with all programs.
+    pub rounds: usize,
+    /// The programs.
+    pub programs: Vec<Program>,
+    /// Idle sessions that each program holds.
+    pub held: usize,
+    /// Idle sessions that the relay holds once.
+    pub many: usize,
+    /// How long the CPU for them is measured.
+    pub idle: Duration,
+    /// How long clients log in, 16 at once.
+    pub logins: Duration,
+    /// Logins one at a time.
+    pub singles: usize,
+    /// Messages that are copied each way.
+    pub messages: usize,
+    /// How long NOOP is measured.
+    pub noop: Duration,
+}
+
+/// The wanted number of idle sessions of the relay.
+pub const MANY: usize = 10_000;
+/// Streams beside NOOP.
+pub const STREAMS: usize = 16;
+/// Sessions that are opened, as many at a time as later, and closed before the first measurement: the memory of logins in
+/// progress is not that of idle sessions.
+const WARM_UP: usize = 2 * AT_ONCE;
+/// Until memory is at rest.
+const SETTLE: Duration = Duration::from_millis(500);
+
+impl Plan {
+    /// `open_files` limits the sessions: the relay has two connections for each.
+    pub fn from_environment(open_files: u64) -> Self {
+        let quick = env::var("QUICK").is_ok_and(|value| value == "1");
+        let seconds = |usual, short| Duration::from_secs(if quick { short } else { usual });
+        let rounds = env::var("ROUNDS").map_or(if quick { 1 } else { 10 }, |rounds| rounds.parse().unwrap());
+        assert!(rounds > 0, "ROUNDS must not be 0");
+        let wanted = env::var("PROGRAMS").unwrap_or_default();
+        let is_wanted = |program: &Program| wanted.split_whitespace().any(|name| name == format!("{program:?}"));
+        let programs = Program::ALL.into_iter().filter(|program| wanted.is_empty() || is_wanted(program)).collect();
+        let open_files = usize::try_from(open_files).unwrap_or(usize::MAX);
+        Self {
+            rounds,
+            programs,
+            held: if quick { 200 } else { 1_000 },
+            many: if quick { 1_000 } else { MANY }.min(open_files.saturating_sub(100) / 2),
+            idle: seconds(60, 5),
+            logins: seconds(3, 1),
+            singles: if quick { 50 } else { 200 },
+            messages: if quick { 2 } else { 8 },
+            noop: seconds(4, 2),
+        }
+    }
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Measure {
+    /// Logins a second, 16 at once.
+    Logins,
+    /// Milliseconds from the connection to the login, one at a time, median.
+    Login,
+    /// The same for SMTP.
+    SmtpLogin,
+    /// Milliseconds of the program's CPU for a login, 16 at once.
+    Cpu,
+    /// TLS sessions that were resumed at the mail server, in percent.
+    Resumed,
+    /// Percent of its core that the program used, 16 at once.
+    Busy,
+    /// Percent of a core that the generator and the mail server used, 16 at once.
+    LoadBusy,
+    /// KiB for each idle session.
+    Idle,
+    /// MB a second from the mail server.
+    Down,
+    /// MB a second to the mail server.
+    Up,
+    /// Milliseconds of the program's CPU for 100 MB.
+    CopyCpu,
+    /// The 99th percentile of NOOP beside streams, in milliseconds.
+    Noop,
+    /// MiB after the start.
+    Empty,
+    /// Milliseconds from the start to the first accepted connection.
+    FirstAccept,
+    /// Idle sessions that stay open, of many.
+    ManyOpen,
+    /// KiB for each of them.
+    ManyIdle,
+    /// Percent of a core for them.
+    ManyCpu,
+}
+
+/// The values of all rounds.
+pub type Results = BTreeMap<(Measure, Program), Vec<f64>>;
+
+/// Measures all programs in turn.
+pub async fn run(plan: &Plan, lab: &Lab, report: &mut Report) -> Results {
+    let mut results = Results::new();
+    let mut programs = plan.programs.clone();
+    programs.retain(|program| match program.missing(lab) {
+        Some(why) => {
+            report.note(format!("{}: not measured: {why}", program.name()));
+            false
+        }
+        None => true,
+    });
+    for round in 1..=plan.rounds {
+        for program in &programs {
+            let mut started = program.start(lab);
+            let measured = measure(*program, &mut started, plan, lab).await;
+            let (values, failed) = (measured.values, measured.failed);
+            if let Some(why) = failed {
+                report.note(format!("{}, round {round}: {why}", program.name()));
+            }
+            println!("  round {round}, {} (load {}): {values:.2?}", program.name(), machine::load());
+            for (measure, value) in values {
+                results.entry((measure, *program)).or_default().push(value);
+            }
+        }
+    }
+    if programs.contains(&Program::Relay) {
+        many(plan, lab, report, &mut results).await.unwrap();
+    }
+    results
+}
+
+#[derive(Default)]
+struct Measured {
+    values: Vec<(Measure, f64)>,
+    /// What the program could not do.
+    failed: Option<String>,
+}
+
+/// One program in one round. A program other than the relay may fail.
+async fn measure(program: Program, started: &mut Started, plan: &Plan, lab: &Lab) -> Measured {
+    let mut measured = Measured::default();
+    let ended = all(program, started, plan, lab, &mut measured.values).await;
+    if let Err(error) = ended {
+        assert!(program != Program::Relay, "the relay: {error}");
+        measured.failed = Some(error.to_string());
+    }
+    measured
+}
+
+async fn all(
+    program: Program,
+    started: &mut Started,
+    plan: &Plan,
+    lab: &Lab,
+    values: &mut Vec<(Measure, f64)>,
+) -> io::Result<()> {
+    let (running, port) = (&started.running, started.imap);
+    values.push((Measure::FirstAccept, started.first_accept.as_secs_f64() * 1000.0));
+    tokio::time::sleep(SETTLE).await;
+    values.push((Measure::Empty, running.memory() / 1024.0));
+
+    drop(load::hold(port, WARM_UP).await?);
+    tokio::time::sleep(SETTLE).await;
+    let before = running.memory();
+    let held = load::hold(port, program.holds(plan.held)).await?;
+    tokio::time::sleep(SETTLE).await;
+    values.push((Measure::Idle, (running.memory() - before) / count(held.len())));
+    drop(held);
+    tokio::time::sleep(SETTLE).await;
+
+    let (cpu, load_cpu) = (running.cpu(), own_cpu() + lab.server.cpu());
+    let (handshakes, begun) = (lab.handshakes(), Instant::now());
+    let logins = count(load::logins(port, plan.logins).await?);
+    let seconds = begun.elapsed().as_secs_f64();
+    let (cpu, load_cpu) = (running.cpu() - cpu, own_cpu() + lab.server.cpu() - load_cpu);
+    let after = lab.handshakes();
+    values.push((Measure::Logins, logins / seconds));
+    values.push((Measure::Cpu, cpu.as_secs_f64() * 1000.0 / logins));
+    values.push((Measure::Busy, cpu.as_secs_f64() * 100.0 / seconds));
+    values.push((Measure::LoadBusy, load_cpu.as_secs_f64() * 100.0 / seconds));
+    values.push((Measure::Resumed, (after.1 - handshakes.1) * 100.0 / (after.0 - handshakes.0)));
+
+    let times = load::one_at_a_time(port, plan.singles, plan.logins).await?;
+    values.push((Measure::Login, median(&times)));
+    if let Some(port) = started.smtp {
+        let mut times = vec![];
+        for _ in 0..plan.singles {
+            times.push(Client::smtp(port).await?.as_secs_f64() * 1000.0);
+        }
+        values.push((Measure::SmtpLogin, median(&times)));
+    }
+
+    let (mut client, mut chunk) = (Client::imap(port).await?, vec![]);
+    client.fetch(&mut chunk).await?;
+    let cpu = running.cpu();
+    let megabytes = count(plan.messages * MESSAGE) / 1e6;
+    let begun = Instant::now();
+    for _ in 0..plan.messages {
+        client.fetch(&mut chunk).await?;
+    }
+    values.push((Measure::Down, megabytes / begun.elapsed().as_secs_f64()));
+    let begun = Instant::now();
+    for _ in 0..plan.messages {
+        client.append(&mut chunk).await?;
+    }
+    values.push((Measure::Up, megabytes / begun.elapsed().as_secs_f64()));
+    values.push((Measure::CopyCpu, (running.cpu() - cpu).as_secs_f64() * 1e5 / (2.0 * megabytes)));
+    client.log_out().await?;
+
+    let times = load::noop_beside(port, STREAMS, plan.noop).await?;
+    values.push((Measure::Noop, quantile(&times, 0.99)));
+    Ok(())
+}
+
+/// Many idle sessions of the relay.
+async fn many(plan: &Plan, lab: &Lab, report: &mut Report, results: &mut Results) -> io::Result<()> {
+    let started = Program::Relay.start(lab);
+    let running = &started.running;
+    drop(load::hold(started.imap, WARM_UP).await?);
+    tokio::time::sleep(SETTLE).await;
+    let before = running.memory();
+    let mut held = load::hold(started.imap, plan.many).await?;
+    tokio::time::sleep(4 * SETTLE).await;
+    let memory = running.memory() - before;
+    let (cpu, begun) = (running.cpu(), Instant::now());
+    tokio::time::sleep(plan.idle).await;
+    let share = (running.cpu() - cpu).as_secs_f64() * 100.0 / begun.elapsed().as_secs_f64();
+    let mut open = 0;
+    for client in &mut held {
+        open += usize::from(client.done().await.is_ok());
+    }
+    report.note(format!("relay with {} idle sessions: {:.1} MiB resident", plan.many, (before + memory) / 1024.0));
+    if plan.many < MANY {
+        report.note(format!(
+            "{} instead of {MANY} sessions: the limit of open files or QUICK permits no more",
+            plan.many
+        ));
+    }
+    let mut keep = |measure, value| results.insert((measure, Program::Relay), vec![value]);
+    keep(Measure::ManyOpen, count(open));
+    keep(Measure::ManyIdle, memory / count(plan.many));
+    keep(Measure::ManyCpu, share);
+    Ok(())
+}
