@@ -283,3 +283,26 @@ pub(crate) fn cause(code: ServerCode, stage: Stage, text: &str) -> Cause {
         (None, _, Stage::Authentication | Stage::Opening) => Cause::Refused,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_cause_has_a_reason_of_the_contract() {
+        for (cause, reason) in [
+            (Cause::SmtpAuthDisabledForTenant, "SMTPAuthDisabled"),
+            (Cause::SmtpAuthDisabledForMailbox, "SMTPAuthDisabled"),
+            (Cause::PermissionMissing, "MailboxPermissionMissing"),
+            (Cause::BrowserSignInRequired, "LoginBlockedByPolicy"),
+            (Cause::TokenTooShortLived, "TokenTooShortLived"),
+            (Cause::Refused, "LoginRefused"),
+            (Cause::NoStartTls, "MailServerUnsupported"),
+            (Cause::Throttled, "MailServerThrottled"),
+            (Cause::Unavailable, "MailServerUnavailable"),
+            (Cause::BytesAfterStartTls, "MailServerTLSFailed"),
+        ] {
+            assert_eq!(cause.reason(), reason, "{cause:?}");
+        }
+    }
+}

@@ -2,6 +2,7 @@
 //! handshake, `TOKEN` the SASL response. The last line is the outcome.
 
 mod differential;
+mod imap;
 
 use proptest::prelude::*;
 

@@ -486,12 +486,31 @@ fn commands_and_octets_before_login_have_a_limit() {
         assert!(found(&noop.repeat(100)).unwrap().starts_with("S: "));
         assert_eq!(found(&noop.repeat(101)).as_deref(), Some("CLOSE commands"));
         assert_eq!(found(&vec![b'x'; MAX_OCTETS]).as_deref(), Some("CLOSE octets"));
+        assert_eq!(found(&vec![b'x'; 2 * MAX_OCTETS]).as_deref(), Some("CLOSE octets"));
         let too_long = [&vec![b'x'; MAX_LINE + 1], &b"\r\n"[..]].concat();
         assert!(found(&too_long).unwrap().ends_with("Line too long") || protocol == Protocol::Imap);
     }
     let response = [&b"AUTH PLAIN\r\n"[..], &vec![b'x'; MAX_CONTINUATION + 1], b"\r\n"].concat();
     let last = steps(Protocol::Smtp, PLAIN, &response, &[usize::MAX]).pop().map(|(_, step)| shown(&step).concat());
     assert_eq!(last.as_deref(), Some("S: 500 5.5.6 Authentication exchange line is too long"));
+}
+
+#[test]
+fn a_client_of_smtp_has_a_name() {
+    let named = |protocol, input: &[u8]| {
+        let mut session = Session::new(protocol, PLAIN);
+        let mut rest = input;
+        loop {
+            let (taken, step) = session.advance(rest);
+            rest = &rest[taken..];
+            if step == Step::Read {
+                return session.client_name().map(str::to_owned);
+            }
+        }
+    };
+    assert_eq!(named(Protocol::Smtp, b"EHLO printer.example\r\n").as_deref(), Some("printer.example"));
+    assert_eq!(named(Protocol::Smtp, b"NOOP\r\n"), None);
+    assert_eq!(named(Protocol::Imap, b"a NOOP\r\n"), None);
 }
 
 #[test]
