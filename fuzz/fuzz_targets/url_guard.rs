@@ -22,7 +22,7 @@ static CLIENT: LazyLock<(Runtime, IdpClient)> = LazyLock::new(|| {
 });
 
 fuzz_target!(|data: &[u8]| {
-    let (runtime, client) = &*CLIENT;
+    let (_runtime, client) = &*CLIENT;
     if let Ok(octets) = <[u8; 16]>::try_from(data) {
         // The same IPv4 address inside an IPv6 address has the same result.
         let policy = EgressPolicy::default();
