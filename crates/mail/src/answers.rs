@@ -284,6 +284,12 @@ pub(crate) fn cause(code: ServerCode, stage: Stage, text: &str) -> Cause {
     }
 }
 
+/// Whether an account's name may stand in the command that fixes a cause: it has only characters of usual addresses. A tenant
+/// chose the name and an administrator runs the command, and PowerShell ends a string at five different quotation marks.
+pub fn is_usual_account(name: &str) -> bool {
+    name.chars().all(|letter| letter.is_alphanumeric() || "@._+-".contains(letter))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,9 @@
 //! What a person does about a login that failed: one sentence with the command or the page.
 
-use mailtoken_mail::{answers::Cause, protocol::Protocol};
+use mailtoken_mail::{
+    answers::{Cause, is_usual_account},
+    protocol::Protocol,
+};
 
 /// The advice for a cause. `user` is the user name at the server, `host` the server.
 pub(crate) fn advice(cause: Cause, protocol: Protocol, user: &str, host: &str) -> String {
@@ -75,11 +78,10 @@ fn turn_on(protocol: Protocol, mailbox: &str) -> String {
     format!("If {name} is off for the mailbox: Set-CASMailbox -Identity {mailbox} -{setting} $true. ")
 }
 
-/// A user name as an argument in PowerShell. A tenant chose the name and an administrator runs the command, so a placeholder
-/// replaces a name with other characters than those of usual addresses.
+/// A user name as an argument in PowerShell, without quotation marks; a placeholder replaces an unusual name. PowerShell reads no
+/// string where a word begins with `-` or `@`.
 fn powershell(user: &str) -> &str {
-    let plain = user.starts_with(char::is_alphanumeric)
-        && user.chars().all(|letter| letter.is_alphanumeric() || "@._+-".contains(letter));
+    let plain = user.starts_with(char::is_alphanumeric) && is_usual_account(user);
     if plain { user } else { "<mailbox>" }
 }
 

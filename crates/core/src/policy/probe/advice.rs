@@ -1,7 +1,7 @@
 //! What a probe's condition says: the protocol, the server, the cause, and the command or page that fixes it. The texts are
 //! the broker's own: of a server's answer only the code is shown.
 
-use mailtoken_mail::answers::Cause;
+use mailtoken_mail::answers::{Cause, is_usual_account};
 use serde_json::json;
 
 use super::Login;
@@ -289,12 +289,9 @@ fn is_guid(text: &str) -> bool {
     text.len() == 36 && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
 }
 
-/// An account as an argument in PowerShell. A tenant chose the name and an administrator runs the command, so a name with
-/// other characters than those of usual addresses is replaced by a placeholder: PowerShell ends a string at five different
-/// quotation marks.
+/// An account as an argument in PowerShell; a placeholder replaces an unusual name.
 fn powershell(account: &str) -> String {
-    let plain = account.chars().all(|letter| letter.is_alphanumeric() || "@._+-".contains(letter));
-    if plain { format!("'{account}'") } else { "<mailbox>".to_owned() }
+    if is_usual_account(account) { format!("'{account}'") } else { "<mailbox>".to_owned() }
 }
 
 #[cfg(test)]
