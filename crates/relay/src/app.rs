@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::task::TaskTracker;
 
-use crate::{admin, listeners, metrics::protocol_name, relay::Relay, settings::Settings};
+use crate::{admin, listeners, metrics::protocol_name, open_files, relay::Relay, settings::Settings};
 
 /// Runs until SIGTERM or SIGINT, and then until all sessions have ended, or the drain time has.
 ///
@@ -27,6 +27,9 @@ pub async fn run(settings: Settings) -> Result<(), String> {
         tokio::spawn(admin::serve(relay.clone(), socket));
     }
     announce(&relay);
+    if let Err(why) = open_files::raise(settings.max_connections) {
+        tracing::warn!("{why}");
+    }
     let (accepting, sessions) = (TaskTracker::new(), TaskTracker::new());
     for (listener, socket) in bound {
         if let Ok(address) = socket.local_addr() {

@@ -16,6 +16,7 @@ mod logins;
 mod mailboxes;
 mod metrics;
 mod mount;
+mod open_files;
 pub mod ready;
 mod relay;
 mod session;

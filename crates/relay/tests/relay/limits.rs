@@ -31,6 +31,23 @@ async fn half_of_the_connections_may_wait_for_a_login() {
 }
 
 #[tokio::test]
+async fn the_limit_of_open_files_is_raised_for_the_connections() {
+    let folder = Folder::new();
+    folder.publish("mailbox", &secret(USER, "good", &[]));
+    let relay = Relay::start_with_open_files("40:4096", folder.path(), &["--max-connections", "128"]);
+    let mut clients = vec![];
+    for _ in 0..64 {
+        let mut client = Client::connect(relay.port("SMTP")).await;
+        assert!(client.line().await.starts_with("220"));
+        clients.push(client);
+    }
+    let advice = "raise the container's limit (ulimit -n), or lower --max-connections";
+    assert!(!relay.log().contains(advice));
+    let few = Relay::start_with_open_files("40:200", folder.path(), &["--max-connections", "128"]);
+    assert!(few.log().contains(&format!("the hard limit allows about 34 connections: {advice}")), "{}", few.log());
+}
+
+#[tokio::test]
 async fn an_smtp_session_waits_for_its_turn_at_the_mailbox() {
     let (server, _folder, relay) = relay(&["--max-smtp-per-mailbox", "1"]).await;
     let mut first = Client::connect(relay.port("SMTP")).await;

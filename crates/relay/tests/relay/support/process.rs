@@ -28,11 +28,20 @@ impl Relay {
         let own = ["--smtp", "127.0.0.1:0", "--imap", "127.0.0.1:0", "--pop3", "127.0.0.1:0"];
         let given = |flag: &&str| arguments.contains(flag);
         let own = own.chunks(2).filter(|pair| !given(&pair[0])).flatten().copied().collect::<Vec<_>>();
-        Self::start_with(mailboxes, &[&own, arguments].concat())
+        let arguments = [&own, arguments].concat();
+        Self::start_with(Self::command(mailboxes, &arguments), &arguments)
     }
 
-    fn start_with(mailboxes: &Path, arguments: &[&str]) -> Self {
-        let mut command = Self::command(mailboxes, arguments);
+    /// Starts a relay whose soft and hard limits of open files are `limits`, such as `40:1024`.
+    pub fn start_with_open_files(limits: &str, mailboxes: &Path, arguments: &[&str]) -> Self {
+        let arguments = [&["--smtp", "127.0.0.1:0", "--imap", "off", "--pop3", "off"], arguments].concat();
+        let relay = Self::command(mailboxes, &arguments);
+        let mut limited = Command::new("prlimit");
+        limited.arg(format!("--nofile={limits}")).arg(relay.get_program()).args(relay.get_args()).stdin(Stdio::null());
+        Self::start_with(limited, &arguments)
+    }
+
+    fn start_with(mut command: Command, arguments: &[&str]) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap());
         let log = Arc::new(Mutex::new(String::new()));
