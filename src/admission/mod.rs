@@ -9,6 +9,7 @@
 
 mod bucket;
 mod queue;
+mod row;
 
 use std::{hash::Hash, sync::Arc, time::Duration};
 
@@ -19,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use self::queue::Queue;
 pub use self::{
     bucket::Limit,
-    queue::{Ask, Budgets, PER_HOST_LIMIT, State, TOTAL_LIMIT},
+    row::{Ask, Budgets, PER_HOST_LIMIT, State, TOTAL_LIMIT},
 };
 
 /// Time after which an owner that has not used its permit is enqueued again.
