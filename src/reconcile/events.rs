@@ -175,6 +175,11 @@ impl SentEvents {
         self.forget(now);
         let namespace = object.namespace.clone().unwrap_or_else(|| CLUSTER_NAMESPACE.to_owned());
         let uid = object.uid.clone().unwrap_or_default();
+        // Where thousands of objects fail at the same time, nothing is remembered of those that get no Event.
+        let of_namespace = self.budgets.get_mut(&Owner::Namespace(namespace.clone()));
+        if of_namespace.is_some_and(|budget| budget.is_empty(now)) {
+            return None;
+        }
         // The object first: one that has had too many takes nothing from its namespace.
         for (owner, limit) in
             [(Owner::Object(uid), OF_AN_OBJECT), (Owner::Namespace(namespace.clone()), OF_A_NAMESPACE)]
@@ -282,6 +287,11 @@ impl Budget {
         let taken = self.left.checked_sub(1);
         self.left = taken.unwrap_or(0);
         taken.is_some()
+    }
+
+    fn is_empty(&mut self, now: Timestamp) -> bool {
+        self.refill(now);
+        self.left == 0
     }
 
     fn is_full(&mut self, now: Timestamp) -> bool {
