@@ -30,7 +30,8 @@ pub(super) fn reported_at(
     now: Timestamp,
 ) -> Option<Timestamp> {
     let waiting = context.cache.with(checks::uid(credential), |entry| entry.object.waiting_since);
-    report_time::next(decision, waiting, now)
+    let none = MailCredentialStatus::default();
+    report_time::next(decision, credential.status.as_ref().unwrap_or(&none), waiting, now)
 }
 
 /// Writes the status of a credential if it differs, then emits Events. `false`: the object has changed since it was
@@ -55,7 +56,7 @@ pub(super) async fn report(
         return Ok(true);
     }
     let ends = reports_an_end(&before.conditions, &after.conditions);
-    if !report_time::is_due(decision, ends, waiting, now) {
+    if !report_time::is_due(decision, &before, ends, waiting, now) {
         return Ok(true);
     }
     let version = format!("{:?} {}", credential.metadata.generation, observed.attempt);

@@ -4,6 +4,7 @@
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::Decision;
+use crate::api::MailCredentialStatus;
 
 /// How long the report of a token's end may wait: for an object that no watch has shown, for a permit and for a response,
 /// together. `Ready` is False within 5 s of the end, whatever hangs.
@@ -12,22 +13,43 @@ pub const END_REPORTED_AFTER: SignedDuration = SignedDuration::from_secs(3);
 /// How long the report of a queued request waits: most requests get their permit sooner.
 const QUEUED_REPORTED_AFTER: SignedDuration = SignedDuration::from_secs(5);
 
+/// The same if the last request failed, as long as the longest back-off: until then the report of the failure says more, and
+/// thousands of requests may wait for one provider.
+const REPEAT_REPORTED_AFTER: SignedDuration = SignedDuration::from_mins(5);
+
 /// Whether a status that differs is written now. `ends`: it reports the end of a token. `waiting`: since when the report of an
 /// end waits.
-pub fn is_due(decision: &Decision, ends: bool, waiting: Option<Timestamp>, now: Timestamp) -> bool {
-    let queued = decision.queued_since();
+pub fn is_due(
+    decision: &Decision,
+    reported: &MailCredentialStatus,
+    ends: bool,
+    waiting: Option<Timestamp>,
+    now: Timestamp,
+) -> bool {
+    let queued = queued_report(decision, reported);
     if !decision.is_under_way() && queued.is_none() {
         return true;
     }
     let end_is_due = ends && waiting.is_none_or(|since| since + END_REPORTED_AFTER <= now);
-    end_is_due || queued.is_some_and(|since| since + QUEUED_REPORTED_AFTER <= now)
+    end_is_due || queued.is_some_and(|at| at <= now)
 }
 
 /// When [`is_due`] may change without a change of an object.
-pub fn next(decision: &Decision, waiting: Option<Timestamp>, now: Timestamp) -> Option<Timestamp> {
+pub fn next(
+    decision: &Decision,
+    reported: &MailCredentialStatus,
+    waiting: Option<Timestamp>,
+    now: Timestamp,
+) -> Option<Timestamp> {
     let end = waiting.map(|since| since + END_REPORTED_AFTER);
-    let queued = decision.queued_since().map(|since| since + QUEUED_REPORTED_AFTER);
-    end.into_iter().chain(queued).filter(|at| *at > now).min()
+    end.into_iter().chain(queued_report(decision, reported)).filter(|at| *at > now).min()
+}
+
+/// When the status reports that a request waits for its permit. `reported`: the present status.
+fn queued_report(decision: &Decision, reported: &MailCredentialStatus) -> Option<Timestamp> {
+    let failed = reported.failed_attempts.is_some_and(|attempts| attempts > 0);
+    let after = if failed { REPEAT_REPORTED_AFTER } else { QUEUED_REPORTED_AFTER };
+    decision.queued_since().map(|since| since + after)
 }
 
 #[cfg(test)]
@@ -58,8 +80,20 @@ mod tests {
             (IN_FLIGHT, true, Some(at(-2)), 1, true, None),
             (queued(1), true, Some(at(-2)), 1, true, Some(6)),
         ] {
-            assert_eq!(is_due(&decision, ends, waiting, at(second)), due, "{decision:?} {ends} {waiting:?} {second}");
-            assert_eq!(next(&decision, waiting, at(second)), again.map(at), "{decision:?} {ends} {waiting:?} {second}");
+            let status = MailCredentialStatus::default();
+            let case = format!("{decision:?} {ends} {waiting:?} {second}");
+            assert_eq!(is_due(&decision, &status, ends, waiting, at(second)), due, "{case}");
+            assert_eq!(next(&decision, &status, waiting, at(second)), again.map(at), "{case}");
         }
+    }
+
+    #[test]
+    fn a_failure_is_replaced_by_a_wait_in_the_queue_only_after_five_minutes() {
+        let failed = MailCredentialStatus { failed_attempts: Some(1), ..MailCredentialStatus::default() };
+        for (second, due, again) in [(5, false, Some(300)), (299, false, Some(300)), (300, true, None)] {
+            assert_eq!(is_due(&queued(0), &failed, false, None, at(second)), due, "{second}");
+            assert_eq!(next(&queued(0), &failed, None, at(second)), again.map(at), "{second}");
+        }
+        assert!(is_due(&queued(0), &failed, true, Some(at(0)), at(3)), "the end of a token is reported nevertheless");
     }
 }
