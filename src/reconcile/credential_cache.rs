@@ -50,7 +50,7 @@ struct Objects {
     statuses: HashMap<Box<str>, Spacing>,
 }
 
-/// What is remembered of one credential.
+/// What is remembered of one credential. Each of thousands that wait for their provider has one, so large parts are boxed.
 #[derive(Default)]
 pub struct CredentialState {
     /// The term of leadership ([`Leadership::tenure`]) in which the entry was made.
@@ -75,7 +75,7 @@ pub struct ObjectState {
     /// The metadata of the target as the broker wrote or read it last.
     pub target: Option<Arc<ObjectMeta>>,
     /// The result of reading the target's data.
-    pub inspected: Option<Inspected>,
+    pub inspected: Option<Box<Inspected>>,
     /// The target exists and belongs to another object: it is read by each reconcile.
     pub conflict: bool,
     /// Since when the report of a token's end waits: for an object that no watch has shown, for a permit, for a response.
@@ -92,9 +92,9 @@ pub struct AttemptState {
     /// The outcome of the last request, which no reconcile has recorded yet.
     pub outcome: Option<Outcome>,
     /// The history with the last outcome, which no status reports yet.
-    pub unreported: Option<History>,
+    pub unreported: Option<Box<History>>,
     /// A token that is not written yet.
-    pub unwritten: Option<UnwrittenToken>,
+    pub unwritten: Option<Box<UnwrittenToken>>,
     /// How far the revocation of the deleted credential has come.
     pub revoking: Option<Revoking>,
 }
@@ -107,9 +107,9 @@ pub struct CustodyState {
     /// Another writer changed labels or owner back: the broker writes them again no sooner than this.
     pub sync_again: Option<Timestamp>,
     /// A refresh token that is not written yet.
-    pub unsaved: Option<PendingGrantWrite>,
+    pub unsaved: Option<Box<PendingGrantWrite>>,
     /// The version of the seed's Secret that holds the seed which the grant began with.
-    pub seed_seen: Option<String>,
+    pub seed_seen: Option<Box<str>>,
 }
 
 /// What is remembered of a credential's sign-in by a code.
@@ -122,7 +122,7 @@ pub struct SignInState {
     /// How many polls in a row the provider has not answered.
     pub unanswered: u32,
     /// The user code that the provider has ended.
-    pub code_over: Option<String>,
+    pub code_over: Option<Box<str>>,
 }
 
 /// How far the revocation of a deleted credential has come. While the request is in flight, [`AttemptState::in_flight`] is set.
@@ -414,6 +414,12 @@ mod tests {
     }
 
     #[test]
+    fn a_state_is_small() {
+        // A class of the allocator. During an outage every credential that waits for its provider has a state.
+        assert!(size_of::<CredentialState>() <= 512, "{}", size_of::<CredentialState>());
+    }
+
+    #[test]
     fn a_credential_that_is_gone_leaves_nothing_behind() {
         let cache = cache();
         cache.with(UID, |entry| entry.attempt.in_flight = Some(Timestamp::UNIX_EPOCH));
@@ -431,12 +437,12 @@ mod tests {
     fn a_refresh_token_outlives_its_credential_until_it_is_stored_or_too_old() {
         let (cache, at) = (cache(), Timestamp::from_second(1_000).unwrap());
         cache.forget(UID, true);
-        cache.with(UID, |entry| entry.custody.unsaved = Some(unsaved(at)));
+        cache.with(UID, |entry| entry.custody.unsaved = Some(unsaved(at).into()));
         assert!(cache.is_busy(false) && cache.with(UID, |entry| entry.custody.unsaved.is_some()));
         assert_eq!(cache.forget_orphans(Timestamp::UNIX_EPOCH), 0);
         assert_eq!(cache.forget_orphans(at), 1);
         assert!(!cache.is_busy(false));
-        cache.with(UID, |entry| entry.custody.unsaved = Some(unsaved(at)));
+        cache.with(UID, |entry| entry.custody.unsaved = Some(unsaved(at).into()));
         cache.with(UID, |entry| entry.custody.unsaved = None);
         assert!(!cache.is_busy(false));
     }
@@ -445,7 +451,7 @@ mod tests {
     fn a_refresh_token_that_arrived_before_the_deletion_is_kept_where_its_secret_is() {
         for retain in [true, false] {
             let cache = cache();
-            cache.with(UID, |entry| entry.custody.unsaved = Some(unsaved(Timestamp::UNIX_EPOCH)));
+            cache.with(UID, |entry| entry.custody.unsaved = Some(unsaved(Timestamp::UNIX_EPOCH).into()));
             assert_eq!(cache.forget(UID, retain), retain);
             assert_eq!((cache.is_orphaned(UID), cache.is_busy(false)), (retain, retain));
         }
@@ -454,8 +460,8 @@ mod tests {
     #[test]
     fn a_new_term_keeps_only_obtained_tokens() {
         let mut entry = CredentialState::default();
-        entry.custody.unsaved = Some(unsaved(Timestamp::UNIX_EPOCH));
-        entry.attempt.unreported = Some(History::default());
+        entry.custody.unsaved = Some(unsaved(Timestamp::UNIX_EPOCH).into());
+        entry.attempt.unreported = Some(Box::default());
         entry.sign_in.next_poll = Some(Timestamp::UNIX_EPOCH);
         let client = ClientStatus { method: "clientSecret".to_owned(), index: 0, expires_at: None };
         entry.attempt.outcome = Some(Outcome::Noted { client });

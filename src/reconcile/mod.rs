@@ -235,7 +235,9 @@ async fn apply(
         }
     }
     let unreported = observed.history.clone();
-    context.cache.with(checks::uid(&observed.credential), |entry| entry.attempt.unreported = Some(unreported));
+    context
+        .cache
+        .with(checks::uid(&observed.credential), |entry| entry.attempt.unreported = Some(Box::new(unreported)));
     Ok(policy::decide(observed, now))
 }
 

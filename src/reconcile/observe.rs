@@ -75,7 +75,7 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
             wanted && now < unwritten.answer.token.expires_at
         });
         let outcome = if in_flight { None } else { entry.attempt.outcome.take() };
-        (outcome, entry.attempt.unreported.clone(), entry.attempt.unwritten.clone())
+        (outcome, entry.attempt.unreported.as_deref().cloned(), entry.attempt.unwritten.as_deref().cloned())
     });
     let provider = provider.map(|provider| sized(provider, &credential, &target, unwritten.as_ref()));
     let mut observed = Observed {
@@ -100,7 +100,7 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
         if observed.record(outcome, now) == Recorded::Superseded {
             tracing::info!("refusal ignored: another replica exchanged the refresh token");
         }
-        let (unwritten, unreported) = (observed.unwritten.clone(), observed.history.clone());
+        let (unwritten, unreported) = (observed.unwritten.clone().map(Box::new), Box::new(observed.history.clone()));
         context
             .cache
             .with(&uid, |entry| (entry.attempt.unwritten, entry.attempt.unreported) = (unwritten, Some(unreported)));
@@ -311,7 +311,7 @@ async fn published(
             .filter(|inspected| inspected.resource_version == version && inspected.layout == layout)
     });
     let inspected = match known {
-        Some(inspected) => inspected,
+        Some(inspected) => *inspected,
         None if untouched => Inspected {
             resource_version: version.clone(),
             layout: layout.clone(),
@@ -381,6 +381,6 @@ async fn inspect(
             })
         }),
     };
-    context.cache.with(checks::uid(credential), |entry| entry.object.inspected = Some(inspected.clone()));
+    context.cache.with(checks::uid(credential), |entry| entry.object.inspected = Some(Box::new(inspected.clone())));
     Ok(inspected)
 }

@@ -27,7 +27,7 @@ pub struct ProbeState {
     /// A login could not be made, and is tried again at this time.
     again: Option<Timestamp>,
     /// The result of the last probe, which no status reports yet.
-    pub unreported: Option<(ProbeStatus, Verdict)>,
+    pub unreported: Option<Box<(ProbeStatus, Verdict)>>,
 }
 
 /// A login that was made.
@@ -229,7 +229,7 @@ mod tests {
             reason: crate::api::Reason::LoginSucceeded,
             message: String::new(),
         };
-        let mut state = ProbeState { unreported: Some((record.unwrap(), verdict)), ..ProbeState::default() };
+        let mut state = ProbeState { unreported: Some(Box::new((record.unwrap(), verdict))), ..ProbeState::default() };
         state.abandon();
         assert!(state.unreported.is_some(), "the status still has to report the result");
         state.restart();

@@ -228,7 +228,7 @@ fn unanswered(attempt: &Attempt, sign_in: &SignIn, retry_after: Option<SignedDur
 
 /// Notes that the code has ended: the next reconcile requests a new one.
 fn over(attempt: &Attempt, sign_in: &SignIn) {
-    let code = Some(sign_in.user_code.clone());
+    let code = Some(sign_in.user_code.as_str().into());
     attempt.context.cache.with(checks::uid(&attempt.credential), |entry| entry.sign_in.code_over = code);
 }
 

@@ -64,14 +64,14 @@ pub(in crate::reconcile) fn observe(
         let wanted = probe::protocols(&observed.credential);
         (state.unreported.clone(), state.take_round(&wanted, context.clock.now()))
     });
-    let (record, verdict) = match unreported {
+    let (record, verdict) = match unreported.map(|unreported| *unreported) {
         Some((record, verdict)) => (Some(record), Some(verdict)),
         None => (observed.credential.status.as_ref().and_then(|status| status.probe.clone()), None),
     };
     observed.probe = Some(probe::Probe { record, verdict, inputs });
     if let Some(round) = round {
         observed.conclude(&round);
-        let unreported = observed.probe.clone().and_then(|probe| Some((probe.record?, probe.verdict?)));
+        let unreported = observed.probe.clone().and_then(|probe| Some(Box::new((probe.record?, probe.verdict?))));
         context.cache.with(&uid, |entry| entry.probe.unreported = unreported);
     }
 }

@@ -101,7 +101,7 @@ pub(super) async fn observe(
         (entry.custody.unsaved.is_some(), entry.sign_in.next_poll, entry.sign_in.code_over.clone())
     });
     Ok(Some(RefreshGrant {
-        code_over: code_over.is_some() && code_over.as_ref() == sign_in.map(|sign_in| &sign_in.user_code),
+        code_over: code_over.is_some() && code_over.as_deref() == sign_in.map(|sign_in| sign_in.user_code.as_str()),
         stored,
         foreign,
         out_of_sync,
@@ -230,7 +230,7 @@ fn spoilt(credential: &MailCredential, flaw: &str) -> Blocker {
 /// reconcile.
 pub(super) async fn persist(credential: &Arc<MailCredential>, unsaved: PendingGrantWrite, context: &Arc<Context>) {
     // Put it into the cache first: a shutdown waits for what the cache holds.
-    context.cache.with(checks::uid(credential), |entry| entry.custody.unsaved = Some(unsaved.clone()));
+    context.cache.with(checks::uid(credential), |entry| entry.custody.unsaved = Some(Box::new(unsaved.clone())));
     let patient = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(100))
         .with_max_delay(Duration::from_secs(1))

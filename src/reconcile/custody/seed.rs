@@ -44,7 +44,7 @@ pub(super) async fn seed(
         (_, None) => false,
     };
     if same {
-        context.cache.with(uid, |entry| entry.custody.seed_seen = Some(version));
+        context.cache.with(uid, |entry| entry.custody.seed_seen = Some(version.into()));
         return Ok(None);
     }
     Ok(Some(read.map(|(_, seed)| seed)))
