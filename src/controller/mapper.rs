@@ -270,7 +270,7 @@ fn evict_one(eviction: Eviction, context: &Arc<Context>) {
             }
         }
         Eviction::Provider(key) => {
-            context.requests.admission.withdraw(&Activity::Discovery(key.clone()));
+            context.requests.admission.withdraw(&Activity::Discovery(key.clone().into()));
             context.providers.forget(&key);
             context.providers.bundles.release(&key, None);
             // Another provider may have this name by now.

@@ -48,7 +48,7 @@ pub async fn reconcile(key: &ProviderKey, context: &Arc<Context>) -> Result<Acti
     let mut resolving = false;
     let done = step(key, &mut resolving, context).await;
     if !resolving {
-        context.requests.admission.withdraw(&Activity::Discovery(key.clone()));
+        context.requests.admission.withdraw(&Activity::Discovery(key.clone().into()));
     }
     done
 }
@@ -92,7 +92,7 @@ async fn step(key: &ProviderKey, resolving: &mut bool, context: &Arc<Context>) -
             *resolving = true;
             match ask_discovery(&object, again, context.clock.now(), context) {
                 None => start_resolution(object, inputs, again, None, context),
-                Some(ask) => match context.requests.admission.ask(&Activity::Discovery(key.clone()), ask) {
+                Some(ask) => match context.requests.admission.ask(&Activity::Discovery(key.clone().into()), ask) {
                     Answer::Admitted(permit) => start_resolution(object, inputs, again, Some(permit), context),
                     // The admission enqueues the provider when a permit is free.
                     Answer::Queued(_) => {}

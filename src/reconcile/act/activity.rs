@@ -20,7 +20,7 @@ pub enum Activity {
     /// The logins at the mail servers of the credential with this uid, one after the other.
     Probe(Arc<str>),
     /// The discovery of a provider's endpoints.
-    Discovery(ProviderKey),
+    Discovery(Box<ProviderKey>),
 }
 
 /// Admits the requests of all activities.
@@ -61,7 +61,7 @@ impl Activity {
             Self::Grant(_) | Self::Probe(_) => {
                 queue.enqueue_credential((ask.namespace.to_string(), ask.name.to_string()))
             }
-            Self::Discovery(key) => queue.enqueue_provider(key.clone()),
+            Self::Discovery(key) => queue.enqueue_provider((**key).clone()),
         }
     }
 }
