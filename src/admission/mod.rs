@@ -8,6 +8,7 @@
 //! permit to the next row.
 
 mod bucket;
+mod pace;
 mod queue;
 mod row;
 
@@ -37,7 +38,7 @@ struct Shared<K> {
     queue: Mutex<Queue<K>>,
     /// Enqueues the owner of a row that has a permit.
     offer: Offer<K>,
-    /// Notified when a `rateLimit` may open at another time than before.
+    /// Notified when a `rateLimit` or the pace of a host may open at another time than before.
     changed: Notify,
     /// Cancelled when admission grants no further permits.
     closed: CancellationToken,
@@ -117,19 +118,24 @@ impl<K: Clone + Eq + Hash> Admission<K> {
         self.0.queue.lock().state(key).map(|(state, _)| state)
     }
 
-    /// Grants permits when a `rateLimit` opens, and repeats unused offers. After the admission is closed, it removes the
+    /// Grants permits when a `rateLimit` or the pace of a host opens, and repeats unused offers. After the admission is closed, it removes the
     /// waiting rows and never returns: supervision treats a task that ends as failed.
     pub async fn run(self) {
         let shared = self.0;
+        let mut offer_again = shared.now() + OFFER_AGAIN;
         loop {
             let now = shared.now();
             let opens = {
                 let mut queue = shared.queue.lock();
-                shared.offer_again(&mut queue, now);
+                // Reads all rows, so not each time that a limit opens.
+                if now >= offer_again {
+                    shared.offer_again(&mut queue, now);
+                    offer_again = now + OFFER_AGAIN;
+                }
                 shared.admit(&mut queue, None);
                 queue.opens_after(now)
             };
-            let pause = opens.map_or(OFFER_AGAIN, |at| at.saturating_sub(now)).min(OFFER_AGAIN);
+            let pause = opens.unwrap_or(offer_again).min(offer_again).saturating_sub(now);
             tokio::select! {
                 () = shared.closed.cancelled() => break,
                 () = tokio::time::sleep(pause) => {}
@@ -182,6 +188,12 @@ impl<K: Clone + Eq + Hash> Permit<K> {
     /// The permit's host and port.
     pub fn host(&self) -> &str {
         &self.host
+    }
+
+    /// Records that a request has ended: `served` is false if the host did not respond, or responded that it cannot serve now
+    /// (429 or 5xx).
+    pub fn ended(&self, served: bool) {
+        self.shared.queue.lock().end(&self.host, served);
     }
 
     /// Counts a further request of the same attempt against the provider's `rateLimit`.

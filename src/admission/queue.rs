@@ -16,6 +16,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::{
     bucket::{Bucket, Limit},
+    pace::Pace,
     row::{Ask, Budgets, State},
 };
 use crate::policy::urgency::Class;
@@ -43,10 +44,18 @@ struct Flow<K> {
     by_age: BTreeMap<u64, K>,
 }
 
+impl<K> Flow<K> {
+    /// Whether a request waits whose last attempt failed: the worst class is the last one.
+    fn repeats(&self) -> bool {
+        self.by_need.last_key_value().is_some_and(|(need, _)| need.0 == Class::Retry)
+    }
+}
+
 struct Host<K> {
     used: usize,
     /// Number of permits granted so far.
     given: u64,
+    pace: Pace,
     /// Waiting rows by provider and namespace.
     flows: HashMap<FlowKey, Flow<K>>,
     namespaces: HashMap<Arc<str>, Share>,
@@ -98,7 +107,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
 
     /// Adds a row, or changes the request of a waiting row, which keeps its age. A row with a permit keeps the permit if it
     /// fits the new request.
-    pub fn ask(&mut self, key: &K, ask: Ask, now: Duration) {
+    pub fn ask(&mut self, key: &K, mut ask: Ask, now: Duration) {
         let mut age = None;
         match self.rows.get(key) {
             Some(row) if row.state == State::Sent => return,
@@ -110,10 +119,12 @@ impl<K: Clone + Eq + Hash> Queue<K> {
             }
             None => {}
         }
+        self.share_names(&mut ask);
         let (since, number) = age.unwrap_or_else(|| (now, self.next_number()));
         let host = self.hosts.entry(ask.host.clone()).or_insert_with(|| Host {
             used: 0,
             given: 0,
+            pace: Pace::default(),
             flows: HashMap::new(),
             namespaces: HashMap::new(),
         });
@@ -142,6 +153,11 @@ impl<K: Clone + Eq + Hash> Queue<K> {
                 let bucket = self.rows.get(key).and_then(|row| self.buckets.get_mut(&row.ask.provider));
                 if let Some(bucket) = bucket {
                     bucket.refund();
+                }
+                if let Some(row) = self.rows.get(key).filter(|row| row.ask.class == Class::Retry)
+                    && let Some(host) = self.hosts.get_mut(&row.ask.host)
+                {
+                    host.pace.refund();
                 }
                 self.free(key);
             }
@@ -182,6 +198,13 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         self.tidy(&row.ask);
     }
 
+    /// Records the end of a request to `host`: whether the host served it.
+    pub fn end(&mut self, host: &str, served: bool) {
+        if let Some(host) = self.hosts.get_mut(host) {
+            host.pace.end(served);
+        }
+    }
+
     /// Counts a further request of a row in flight against its provider's `rateLimit`.
     pub fn charge(&mut self, key: &K, now: Duration) {
         let Some(Row { ask: Ask { provider, limit: Some(limit), .. }, .. }) = self.rows.get(key) else { return };
@@ -199,11 +222,14 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         admitted
     }
 
-    /// The next time after `now` at which a `rateLimit` allows a row.
+    /// The next time after `now` at which a `rateLimit` or the pace of a host allows a row.
     pub fn opens_after(&self, now: Duration) -> Option<Duration> {
         let hosts = self.hosts.values().filter(|host| host.used < self.budgets.host);
-        let flows = hosts.flat_map(|host| &host.flows);
-        let opens = flows.filter_map(|((provider, _), flow)| Some(self.bucket_of(provider, flow.limit)?.opens_at()));
+        let flows = hosts.flat_map(|host| host.flows.iter().map(move |(key, flow)| (host, key, flow)));
+        let opens = flows.flat_map(|(host, (provider, _), flow)| {
+            let limit = self.bucket_of(provider, flow.limit).map(|bucket| bucket.opens_at());
+            limit.into_iter().chain(flow.repeats().then(|| host.pace.opens_at()))
+        });
         opens.filter(|at| *at > now).min()
     }
 
@@ -222,6 +248,16 @@ impl<K: Clone + Eq + Hash> Queue<K> {
     /// The request of the row of `key`.
     pub fn asked(&self, key: &K) -> Option<&Ask> {
         self.rows.get(key).map(|row| &row.ask)
+    }
+
+    /// Lets a row share the names of the rows that wait at the same host: there may be tens of thousands of them.
+    fn share_names(&self, ask: &mut Ask) {
+        let Some((name, host)) = self.hosts.get_key_value(&ask.host) else { return };
+        ask.host = name.clone();
+        let flow = host.flows.get_key_value(&(ask.provider.clone(), ask.namespace.clone()));
+        if let Some(((provider, namespace), _)) = flow {
+            (ask.provider, ask.namespace) = (provider.clone(), namespace.clone());
+        }
     }
 
     fn next_number(&mut self) -> u64 {
@@ -292,10 +328,16 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         if tight && much {
             return None;
         }
+        let paced = host.pace.opens_at() > now;
         let oldest = flow.by_age.first_key_value().filter(|(_, key)| {
-            by_age && self.rows.get(key).is_some_and(|row| now.saturating_sub(row.since) >= LONG_WAIT)
+            let waits =
+                |row: &Row| now.saturating_sub(row.since) >= LONG_WAIT && !(paced && row.ask.class == Class::Retry);
+            by_age && self.rows.get(key).is_some_and(waits)
         });
         let (need, best) = flow.by_need.first_key_value()?;
+        if paced && need.0 == Class::Retry {
+            return None;
+        }
         let key = oldest.map_or(best, |(_, key)| key);
         let class = if by_age { Class::Person } else { need.0 };
         let more_than_half = much || share.used >= self.budgets.host / 2;
@@ -313,6 +355,9 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         if let Some(host) = self.hosts.get_mut(host) {
             host.used += 1;
             host.given += 1;
+            if row.ask.class == Class::Retry {
+                host.pace.charge(now);
+            }
             let share = host.namespaces.entry(namespace.clone()).or_default();
             share.used += 1;
             share.served = number;

@@ -149,6 +149,44 @@ fn a_rate_limit_admits_one_row_an_interval_and_delays_no_other_provider() {
 }
 
 #[test]
+fn a_host_that_fails_gets_ten_repeated_requests_a_second_until_it_serves_one() {
+    let mut queue = Queue::new(Budgets { total: 100, host: 100, reserve: 0 });
+    let failed = |queue: &mut Queue<u64>, key: u64, now| {
+        assert!(queue.send(&key, now));
+        queue.end("idp", false);
+        queue.free(&key);
+    };
+    (0..50).for_each(|number| queue.ask(&number, ask("shop", "idp", Class::Retry, 0), NOW));
+    queue.end("idp", false);
+    let admitted = queue.admit(NOW);
+    assert_eq!(admitted.len(), 10, "the burst");
+    assert_eq!(queue.opens_after(NOW), Some(NOW + Duration::from_millis(100)));
+    // An offer that is not used is no request.
+    queue.withdraw(&admitted[0]);
+    assert_eq!(queue.admit(NOW).len(), 1);
+    admitted[1..].iter().for_each(|key| failed(&mut queue, *key, NOW));
+    assert!(queue.admit(NOW).is_empty());
+    // First attempts, and other hosts, have no such limit.
+    (100..120).for_each(|number| queue.ask(&number, renewal("shop", "idp"), NOW));
+    (200..220).for_each(|number| queue.ask(&number, ask("shop", "other", Class::Retry, 0), NOW));
+    assert!(queue.admit(NOW).iter().all(|key| *key >= 100));
+    // Nor does the wait of a minute end the limit.
+    let later = NOW + Duration::from_secs(90);
+    assert_eq!(queue.admit(later).len(), 10);
+    queue.end("idp", true);
+    assert_eq!(queue.admit(later).len(), 50 - 21);
+}
+
+#[test]
+fn rows_that_wait_at_one_host_share_their_names() {
+    let mut queue = one_permit();
+    (0..3).for_each(|number| queue.ask(&number, renewal("shop", "idp"), NOW));
+    let [first, last] = [0, 2].map(|key| queue.asked(&key).unwrap());
+    let same = |of: fn(&Ask) -> &Arc<str>| Arc::ptr_eq(of(first), of(last));
+    assert!(same(|ask| &ask.host) && same(|ask| &ask.provider) && same(|ask| &ask.namespace));
+}
+
+#[test]
 fn namespaces_take_turns_at_a_rate_limit() {
     let mut queue = Queue::new(Budgets::default());
     (0..100).for_each(|number| queue.ask(&number, limited("flood", Class::Person), NOW));

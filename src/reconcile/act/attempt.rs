@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use http::StatusCode;
 use kube::ResourceExt as _;
 
 use crate::{
@@ -155,7 +156,9 @@ impl Attempt {
             tracing::info!("request not sent: leadership lost");
             return None;
         }
-        Some(target.send(wire).await.map_err(|error| self.unanswered(&error)))
+        let exchange = target.send(wire).await;
+        self.permit.ended(exchange.as_ref().is_ok_and(|exchange| serves(exchange.response.status())));
+        Some(exchange.map_err(|error| self.unanswered(&error)))
     }
 
     /// Reads the response to a request with `auth`.
@@ -214,6 +217,11 @@ impl Attempt {
             self.context.providers.invalidate(&self.object.key());
         }
     }
+}
+
+/// Whether a response with this status shows that the host serves requests now.
+fn serves(status: StatusCode) -> bool {
+    status != StatusCode::TOO_MANY_REQUESTS && !status.is_server_error()
 }
 
 /// 128 random bits, for an assertion's `jti`.

@@ -291,8 +291,8 @@ fn progress(observed: &Observed, decision: &Decision) -> String {
             format!("another broker is exchanging the refresh token; its claim ends at {}", rfc3339(*until))
         }
         Decision::Queued { since } => format!(
-            "the token request has waited since {} for a permit: the provider's spec.rateLimit, or the number of requests \
-             in flight, delays it",
+            "the token request has waited since {} for a permit: the provider's spec.rateLimit, the number of requests in \
+             flight, or earlier failures of the provider delay it",
             rfc3339(*since)
         ),
         Decision::KeepGrant
