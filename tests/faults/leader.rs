@@ -44,7 +44,7 @@ async fn token(ns: &Namespace, name: &str) -> String {
     text(&ns.get::<Secret>(name).await, "access_token")
 }
 
-/// Waits until nobody has written the credentials and their Secrets for [`REST`].
+/// Waits until no broker has written the credentials and their Secrets for [`REST`].
 async fn become_idle(ns: &Namespace, names: &[String]) {
     let versions = async || {
         let mut versions = BTreeSet::new();
