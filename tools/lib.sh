@@ -36,7 +36,10 @@ keyed() { # NAME FILE...
     printf '%s/%s-%s\n' "$CACHE" "$name" "$(cat "$@" | sha256sum | cut -c1-16)"
 }
 
-go_dir() { keyed "$1" "$TOOLS/go/$1/go.mod" "$TOOLS/go/$1/go.sum"; } # MODULE
+go_dir() ( # MODULE
+    shopt -s nullglob # most modules have no program of their own
+    keyed "$1" "$TOOLS/go/$1/go.mod" "$TOOLS/go/$1/go.sum" "$TOOLS/go/$1"/*.go
+)
 keycloak_dir() { keyed "keycloak-$KEYCLOAK_VERSION" "$TOOLS/keycloak/build.conf"; }
 oidc_provider_dir() { keyed oidc-provider "$TOOLS/oidc-provider/package.json" "$TOOLS/oidc-provider/package-lock.json"; }
 programs_dir() { keyed programs "$TOOLS"/programs/{package.json,package-lock.json,jars}; }
@@ -50,7 +53,7 @@ tool_path() { # COMMAND
         kube-apiserver) dir=$(go_dir "kubernetes${MTB_KUBERNETES:+-$MTB_KUBERNETES}") ;;
         kube-controller-manager | kubectl) dir=$(go_dir kubernetes) ;;
         kube-scheduler | kubelet | kube-proxy) dir=$(go_dir kubernetes-node) ;;
-        alertmanager | etcd | helm | kubeconform) dir=$(go_dir "$1") ;;
+        alertmanager | etcd | helm | helm-unittest | kstatus | kubeconform) dir=$(go_dir "$1") ;;
         cargo-*) dir=$(cargo_command_dir "$1")/bin ;;
         *) return 1 ;;
     esac
