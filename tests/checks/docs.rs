@@ -154,6 +154,12 @@ fn reasons_stand_in_the_row_that_says_how_they_are_retried() {
     }
 }
 
+/// The blocks of a page in one language.
+pub(super) fn blocks(path: &str, language: &str) -> Vec<String> {
+    let page = pages().into_iter().find(|page| page.path == Path::new(path)).unwrap();
+    page.blocks().into_iter().filter(|(of, _)| *of == language).map(|(_, text)| text).collect()
+}
+
 /// The objects of the broker's kinds in the pages, with the page of each.
 pub(super) fn examples() -> Vec<(PathBuf, Value)> {
     let mut examples = vec![];

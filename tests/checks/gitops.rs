@@ -74,7 +74,7 @@ fn run(script: &str, object: &Value) -> Value {
     serde_json::from_slice(&done.stdout).unwrap()
 }
 
-fn folder(kind: &str) -> PathBuf {
+pub(super) fn folder(kind: &str) -> PathBuf {
     process::root().join("gitops/argocd/mailtoken.dev").join(kind)
 }
 
@@ -82,8 +82,14 @@ fn text(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-fn yaml(path: &Path) -> Value {
+pub(super) fn yaml(path: &Path) -> Value {
     serde_yaml::from_str(&text(path)).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The status that the health check of the object's kind gives.
+pub(super) fn health(object: &Value) -> String {
+    let script = text(&folder(object["kind"].as_str().unwrap()).join("health.lua"));
+    run(&script, object)["status"].as_str().unwrap().to_owned()
 }
 
 fn items(value: &Value) -> &[Value] {
