@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-down check test compat e2e soak-mail faults soak fuzz bench audit crds image sbom mutants
+.PHONY: help setup demo demo-down check chart test compat e2e soak-mail faults soak fuzz bench audit crds image sbom mutants
 
 CARGO ?= nice cargo
 TEST_DEMO := target/demo
@@ -35,6 +35,10 @@ check: ## Check format, lints, dependencies and generated files, and run the uni
 	$(call step,check: unit tests; generated CRDs; documentation)
 	@$(CARGO) test --quiet --locked --workspace --lib --bins
 	@$(CARGO) test --quiet --locked --test checks -- --skip chart:: --skip chart_access:: --skip gitops::
+
+chart: ## Lint the charts and run their unit tests: seconds, without Rust and without a cluster
+	@tools/setup chart
+	@tools/chart
 
 test: setup check ## Run all tests, and the demo once, as CI does
 	$(call step,test: all tests)

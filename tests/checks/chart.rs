@@ -3,10 +3,8 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::Write as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    sync::OnceLock,
+    process::Command,
 };
 
 use clap::Parser as _;
@@ -71,40 +69,10 @@ fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
     objects.iter().filter(|object| object["kind"] == kind).collect()
 }
 
+/// Lint, the schemas of Kubernetes, the alerts, and the unit tests in `charts/*/tests`: what `make chart` runs.
 #[test]
-fn lint_finds_nothing() {
-    for (_, values) in combinations() {
-        process::output(&mut helm(&["lint", "--strict"], values.as_deref()));
-    }
-}
-
-#[test]
-fn every_object_fits_the_schema_of_its_kind() {
-    let location = format!("{}/{{{{ .ResourceKind }}}}{{{{ .KindSuffix }}}}.json", schemas().display());
-    for (name, values) in combinations() {
-        let objects = render_installed(values.as_deref());
-        let mut command = run("kubeconform");
-        // Kinds of the Prometheus operator.
-        command.args(["-strict", "-summary", "-output", "json", "-skip", "ServiceMonitor,PodMonitor,PrometheusRule"]);
-        command.args(["-schema-location", &location]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut process = command.spawn().unwrap();
-        process.stdin.take().unwrap().write_all(objects.as_bytes()).unwrap();
-        let done = process.wait_with_output().unwrap();
-        let reported = String::from_utf8(done.stdout).unwrap();
-        assert!(done.status.success(), "{name}: {reported}");
-        let summary = &serde_json::from_str::<Value>(&reported).unwrap()["summary"];
-        assert!(summary["valid"].as_u64() > Some(1), "{name}: {reported}");
-    }
-}
-
-/// Written once.
-fn schemas() -> &'static Path {
-    static SCHEMAS: OnceLock<PathBuf> = OnceLock::new();
-    SCHEMAS.get_or_init(|| {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kube-schemas");
-        process::output(Command::new(process::tool("kube-schemas")).arg(&folder));
-        folder
-    })
+fn the_charts_pass_their_own_checks() {
+    process::output(&mut Command::new(process::tool("chart")));
 }
 
 /// The rights of the broker and of users are constants. `UPDATE_GOLDEN=1` writes the files again: read the difference.
@@ -264,139 +232,6 @@ fn the_hook_that_stops_the_brokers_is_there_only_where_helm_installs() {
     }
 }
 
-/// The ports that pods may connect to, each with the addresses: empty for any.
-fn egress(settings: &[&str]) -> Vec<(Value, Value)> {
-    let objects = documents(&render(None, &[&["networkPolicy.enabled=true"], settings].concat()));
-    let rules = of_kind(&objects, "NetworkPolicy")[0]["spec"]["egress"].as_array().unwrap().clone();
-    let ports = |rule: &Value| rule["ports"].as_array().unwrap().iter().map(|port| port["port"].clone()).collect();
-    rules.iter().map(|rule| (Value::Array(ports(rule)), rule["to"].clone())).collect()
-}
-
-#[test]
-fn the_probe_is_a_flag_and_opens_the_ports_of_mail() {
-    let mail = json!([465, 587, 993, 995]);
-    let block = |cidr: &str| json!([{"ipBlock": {"cidr": cidr}}]);
-    let proxy = "egressProxy=http://proxy.example.org:3128";
-    let limited = ["networkPolicy.providerCIDRs={192.0.2.1/32}", "networkPolicy.mailServerCIDRs={192.0.2.2/32}"];
-    let beside_proxy = ["noProxy={mail.example.org}", "networkPolicy.noProxyCIDRs={192.0.2.3/32}"];
-    for (settings, expected) in [
-        (vec![], Some(Value::Null)),
-        (limited.to_vec(), Some(block("192.0.2.2/32"))),
-        // The proxy connects to the mail servers, except to the hosts in noProxy.
-        (vec![proxy], None),
-        ([&[proxy], beside_proxy.as_slice()].concat(), Some(block("192.0.2.3/32"))),
-        (vec!["probe.enabled=false"], None),
-        ([&["probe.enabled=false", proxy], beside_proxy.as_slice()].concat(), None),
-    ] {
-        let rules = egress(&settings);
-        let addresses = rules.iter().find(|(ports, _)| *ports == mail).map(|(_, addresses)| addresses.clone());
-        assert_eq!(addresses, expected, "{settings:?}");
-    }
-    for (settings, argument) in [(vec![], None), (vec!["probe.enabled=false"], Some("--probe=false"))] {
-        let objects = documents(&render(None, &settings));
-        let arguments = &of_kind(&objects, "Deployment")[0]["spec"]["template"]["spec"]["containers"][0]["args"];
-        let given =
-            arguments.as_array().into_iter().flatten().find(|argument| argument.as_str().unwrap().contains("probe"));
-        assert_eq!(given, argument.map(Value::from).as_ref(), "{settings:?}");
-    }
-}
-
-#[test]
-fn values_that_are_wrong_or_contradict_each_other_are_refused() {
-    for (settings, said) in [
-        (vec!["nonsense=1"], "nonsense"),
-        (vec!["leaderElection.enabled=false"], "replicaCount=1"),
-        (vec!["metrics.serviceMonitor.enabled=true", "metrics.service.enabled=false"], "metrics.service.enabled"),
-        (vec!["metrics.prometheusRule.enabled=true"], "prometheusRule.job"),
-        (vec!["rbac.providerWriters={view}"], "providerWriters"),
-        (vec!["requestTimeout=soon"], "requestTimeout"),
-        (vec!["identityToken.expirationSeconds=60"], "expirationSeconds"),
-        (vec!["identityToken.audience= a"], "audience"),
-        (vec!["allowPrivateCIDRs={10.0.0.0}"], "allowPrivateCIDRs"),
-        (vec!["denyCIDRs={x}"], "denyCIDRs"),
-        (vec!["noProxy={id.example.org}"], "needs egressProxy"),
-        (vec!["clusterMailProviders=true"], "clusterMailProviders=true needs namespaces"),
-        (vec!["trustBundle.configMap.name=a", "trustBundle.secret.name=b"], "exclude each other"),
-        (vec!["metrics.podMonitor.enabled=true", "metrics.serviceMonitor.enabled=true"], "choose one"),
-        (vec!["admissionPolicy.enabled=maybe"], "admissionPolicy"),
-        (vec!["probe.enabled=maybe"], "probe"),
-        (vec!["networkPolicy.mailServerCIDRs={10.0.0.0}"], "mailServerCIDRs"),
-    ] {
-        let sets = settings.iter().flat_map(|setting| ["--set", setting]);
-        let refusal = process::try_output(helm(&["template", "broker"], None).args(sets)).unwrap_err();
-        assert!(refusal.contains(said), "{settings:?}: {refusal}");
-    }
-}
-
-/// Without this, no alert would ever fire.
-#[test]
-fn the_alerts_select_the_job_of_the_monitor() {
-    for (settings, job) in [
-        (vec!["metrics.serviceMonitor.enabled=true"], "broker-mail-token-broker"),
-        (vec!["metrics.podMonitor.enabled=true"], "mail/broker-mail-token-broker"),
-        (
-            vec!["metrics.podMonitor.enabled=true", "metrics.podMonitor.namespace=other"],
-            "other/broker-mail-token-broker",
-        ),
-        (vec!["metrics.prometheusRule.job=scraped"], "scraped"),
-    ] {
-        let more = ["metrics.prometheusRule.enabled=true", "metrics.prometheusRule.namespace=alerts"];
-        let objects = documents(&render(None, &[settings.as_slice(), &more].concat()));
-        let rule = of_kind(&objects, "PrometheusRule")[0];
-        assert_eq!(rule["metadata"]["namespace"], "alerts");
-        let first = rule["spec"]["groups"][0]["rules"][0]["expr"].as_str().unwrap();
-        assert!(first.contains(&format!("namespace=\"mail\", job=\"{job}\"")), "{first}");
-    }
-}
-
-#[test]
-fn more_rules_follow_the_alerts() {
-    let own = json!({"alert": "Own", "expr": "mailtoken_leader > 1"});
-    let values = json!({"metrics": {"prometheusRule": {"enabled": true, "job": "j", "additionalRules": [own]}}});
-    let objects = documents(&render_with(&values, &[]));
-    let rules = of_kind(&objects, "PrometheusRule")[0]["spec"]["groups"][0]["rules"].as_array().unwrap();
-    assert_eq!(rules.last(), Some(&own));
-    assert!(rules.len() > 5);
-}
-
-#[test]
-fn writing_providers_can_be_kept_from_editors() {
-    let labels = |settings: &[&str], role: &str| {
-        let objects = documents(&render(None, settings));
-        let name = format!("broker-mail-token-broker-{role}");
-        let mut roles = of_kind(&objects, "ClusterRole").into_iter();
-        let role = roles.find(|role| role["metadata"]["name"] == *name).unwrap().clone();
-        ["edit", "admin"]
-            .map(|to| role["metadata"]["labels"][format!("rbac.authorization.k8s.io/aggregate-to-{to}")] == "true")
-    };
-    assert_eq!(labels(&[], "provider-edit"), [true, true]);
-    let admins = ["rbac.providerWriters={admin}"];
-    assert_eq!(labels(&admins, "provider-edit"), [false, true]);
-    assert_eq!(labels(&admins, "edit"), [true, true]);
-}
-
-#[test]
-fn tokens_of_service_accounts_can_be_limited_by_name() {
-    let objects = documents(&render(None, &["allowServiceAccountRef=true", "allowServiceAccountNames={a,b}"]));
-    let rules = of_kind(&objects, "ClusterRole").into_iter().flat_map(|role| role["rules"].as_array().unwrap().clone());
-    let named: Vec<_> = rules.filter(|rule| rule["resources"].to_string().contains("serviceaccounts")).collect();
-    assert_eq!(named.len(), 2);
-    assert!(named.iter().all(|rule| rule["resourceNames"] == json!(["a", "b"])), "{named:?}");
-}
-
-#[test]
-fn the_alerts_fire_when_they_should() {
-    let set = ["metrics.serviceMonitor.enabled=true", "metrics.prometheusRule.enabled=true"];
-    let objects = documents(&render(None, &set));
-    let rules = &of_kind(&objects, "PrometheusRule")[0]["spec"];
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("alerts");
-    fs::create_dir_all(&folder).unwrap();
-    fs::write(folder.join("alerts.yaml"), serde_yaml::to_string(rules).unwrap()).unwrap();
-    fs::copy(chart().join("ci/alerts.test.yaml"), folder.join("alerts.test.yaml")).unwrap();
-    // Debian: the package prometheus, which `tools/setup checks` installs.
-    process::output(Command::new("promtool").args(["test", "rules", "alerts.test.yaml"]).current_dir(folder));
-}
-
 /// Rendered with these values.
 fn render_with(values: &Value, more: &[&str]) -> String {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{:016x}-values.yaml", {
@@ -483,92 +318,6 @@ fn a_parent_chart_switches_it_and_sets_what_is_global() {
         let settings = ["global.imageRegistry=mirror", "image.tag=v1", &format!("image.repository={repository}")];
         let objects = documents(&self::render(None, &settings));
         assert_eq!(of_kind(&objects, "Deployment")[0]["spec"]["template"]["spec"]["containers"][0]["image"], image);
-    }
-}
-
-#[test]
-fn on_openshift_the_cluster_chooses_the_user_and_dns_is_at_5353() {
-    for (arguments, adapted) in [
-        (vec!["--api-versions", "security.openshift.io/v1"], true),
-        (vec!["--set", "openshift=true"], true),
-        (vec!["--set", "openshift=false", "--api-versions", "security.openshift.io/v1"], false),
-        (vec![], false),
-    ] {
-        let arguments = [KINDS.as_slice(), &arguments].concat();
-        let rendered = render_with(&json!({"networkPolicy": {"enabled": true}}), &arguments);
-        let objects = documents(&rendered);
-        for kind in ["Deployment", "Job"] {
-            let context = &of_kind(&objects, kind)[0]["spec"]["template"]["spec"]["securityContext"];
-            assert_eq!(context["runAsUser"].is_null() && context["runAsGroup"].is_null(), adapted, "{context}");
-            assert_eq!(context["runAsNonRoot"], true);
-        }
-        let policies = of_kind(&objects, "NetworkPolicy");
-        assert_eq!(policies.len(), 2, "the brokers' and the uninstall hook's");
-        for policy in policies {
-            let dns = policy["spec"]["egress"][0]["ports"].to_string();
-            assert!(dns.contains("53") && dns.contains("5353") == adapted, "{dns}");
-        }
-    }
-}
-
-/// The container's variable of this name.
-fn variable(container: &Value, name: &str) -> Option<String> {
-    let all = container["env"].as_array().unwrap();
-    all.iter().find(|variable| variable["name"] == name).map(|found| found["value"].as_str().unwrap().to_owned())
-}
-
-/// Also where pods have no IPv4 address.
-#[test]
-fn the_probes_find_the_broker_whatever_the_family_of_the_pods_address() {
-    let container = |settings: &[&str]| {
-        let objects = documents(&render(None, settings));
-        of_kind(&objects, "Deployment")[0]["spec"]["template"]["spec"]["containers"][0].clone()
-    };
-    assert_eq!(variable(&container(&[]), "MTB_METRICS_ADDR").unwrap(), "[::]:8080");
-    assert_eq!(container(&["metrics.port=9090"])["args"][1], "--metrics-addr=[::]:9090");
-    let other = container(&["metrics.bindAddress=10.0.0.1"]);
-    assert_eq!(variable(&other, "MTB_METRICS_ADDR").unwrap(), "10.0.0.1:8080");
-}
-
-#[test]
-fn a_trust_bundle_is_mounted_and_added_to_the_roots_of_the_image() {
-    for (kind, source, key) in [("configMap", "configMap", "name"), ("secret", "secret", "secretName")] {
-        let set = [&*format!("trustBundle.{kind}.name=corporate"), &*format!("trustBundle.{kind}.key=root.pem")];
-        let objects = documents(&render(None, &set));
-        let pod = &of_kind(&objects, "Deployment")[0]["spec"]["template"]["spec"];
-        let container = &pod["containers"][0];
-        assert_eq!(
-            variable(container, "SSL_CERT_FILE").unwrap(),
-            "/etc/ssl/certs/ca-certificates.crt",
-            "the Dockerfile's"
-        );
-        let folder = variable(container, "SSL_CERT_DIR").unwrap();
-        let mounts = container["volumeMounts"].as_array().unwrap();
-        let mount = mounts.iter().find(|mount| mount["mountPath"] == *folder).unwrap();
-        let volumes = pod["volumes"].as_array().unwrap();
-        let volume = &volumes.iter().find(|volume| volume["name"] == mount["name"]).unwrap()[source];
-        assert_eq!(volume[key], "corporate");
-        assert_eq!(volume["items"][0]["key"], "root.pem");
-    }
-}
-
-#[test]
-fn the_admission_policy_is_there_where_the_broker_has_rights_in_the_whole_cluster() {
-    let some = "namespaces={shop}";
-    for (arguments, expected) in [
-        (vec![], true),
-        (vec!["--set", "admissionPolicy.enabled=false"], false),
-        (vec!["--set", some], false),
-        (vec!["--set", some, "--set", "admissionPolicy.enabled=true"], true),
-        (vec!["--set", some, "--set", "clusterMailProviders=true"], true),
-        // A cluster that says which kinds it has.
-        (KINDS[..2].to_vec(), false),
-        (KINDS.to_vec(), true),
-    ] {
-        let objects = documents(&process::output(helm(&["template", "broker"], None).args(&arguments)));
-        for kind in ["ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"] {
-            assert_eq!(of_kind(&objects, kind).len(), usize::from(expected), "{arguments:?}");
-        }
     }
 }
 
