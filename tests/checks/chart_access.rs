@@ -276,6 +276,58 @@ async fn a_broker_of_one_namespace_may_do_only_what_it_does() {
     assert!(asked.is_empty(), "{asked:#?}");
 }
 
+/// Each team has a broker of its own, with its account, its Lease and its namespace.
+#[tokio::test]
+async fn two_releases_leave_each_others_objects_alone() {
+    let cluster = Cluster::alone(&["control-plane"]);
+    let idp = Idp::start();
+    let mut releases = vec![];
+    for name in ["mail-token-broker-blue", "mail-token-broker-green"] {
+        let ns = cluster.namespace().await;
+        let settings = [&*format!("namespaces={{{}}}", ns.name), "crds.enabled=false"];
+        let release = Release::install_as(&ns, name, name, &settings).await;
+        let broker = release.broker().start().await;
+        ns.provider(&idp).await;
+        ns.apply(credential("billing")).await;
+        releases.push((ns, release, broker));
+    }
+    for (ns, ..) in &releases {
+        ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
+    }
+    for (ns, release, broker) in &mut releases {
+        broker.terminate().await;
+        let places: BTreeSet<_> = release.served().into_iter().map(|event| event.namespace).collect();
+        // Its Lease is in the first one; a request without a namespace has an empty one.
+        assert_eq!(
+            places.iter().filter(|place| !place.is_empty()).collect::<BTreeSet<_>>(),
+            BTreeSet::from([&release.home, &ns.name])
+        );
+    }
+
+    let green = &releases[1].1;
+    let mut helm = cluster.command("helm");
+    process::output(helm.args(["uninstall", &green.name, "--namespace", &green.home, "--no-hooks"]));
+    let (ns, blue, broker) = &mut releases[0];
+    broker.again().await;
+    ns.apply(credential("after")).await;
+    ns.condition::<MailCredential>("after", "Ready", "TokenValid").await;
+    blue.served();
+
+    // The names of ClusterRoles are those of the releases.
+    process::output(&mut helm_install(&cluster, "mail-token-broker", "a", &["crds.enabled=false"]));
+    let refusal = process::try_output(&mut helm_install(&cluster, "mail-token-broker", "b", &["crds.enabled=false"]));
+    let refusal = refusal.unwrap_err();
+    assert!(refusal.contains("ClusterRole") && refusal.contains("invalid ownership metadata"), "{refusal}");
+}
+
+fn helm_install(cluster: &Cluster, name: &str, namespace: &str, settings: &[&str]) -> Command {
+    let mut helm = cluster.command("helm");
+    helm.args(["install", name, "--create-namespace", "--namespace", namespace]);
+    helm.arg(process::root().join("charts/mail-token-broker"));
+    helm.args(settings.iter().flat_map(|setting| ["--set", setting]));
+    helm
+}
+
 /// Writes a kubeconfig for the ServiceAccount that this token is of.
 fn as_account(cluster: &Cluster, kubeconfig: &Path, token: &str) {
     fs::copy(cluster.kubeconfig(), kubeconfig).unwrap();
@@ -287,51 +339,61 @@ fn as_account(cluster: &Cluster, kubeconfig: &Path, token: &str) {
     }
 }
 
-/// An installed chart.
+/// An installed chart, whose account has the release's name.
 struct Release {
     cluster: Cluster,
+    name: String,
+    home: String,
     kubeconfig: PathBuf,
     flags: Vec<String>,
 }
 
 impl Release {
     async fn install(ns: &Namespace, settings: &[&str]) -> Self {
-        let cluster = ns.cluster.clone();
-        ns.apply(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": HOME}})).await;
-        let chart = process::root().join("charts/mail-token-broker");
-        let mut helm = cluster.command("helm");
-        helm.args(["install", ACCOUNT, "--namespace", HOME, "--set", "allowPrivateCIDRs={127.0.0.0/8}"]).arg(chart);
-        // The CRDs exist already, as after `kubectl apply`.
-        process::output(helm.arg("--take-ownership").args(settings.iter().flat_map(|setting| ["--set", setting])));
+        Self::install_as(ns, ACCOUNT, HOME, settings).await
+    }
 
-        let token = process::output(cluster.kubectl().args(["-n", HOME, "create", "token", ACCOUNT]));
-        let kubeconfig = cluster.dir().join("broker.kubeconfig");
+    /// Installs the chart in the namespace `home`, which it creates, on the cluster of `ns`.
+    async fn install_as(ns: &Namespace, name: &str, home: &str, settings: &[&str]) -> Self {
+        let cluster = ns.cluster.clone();
+        ns.apply(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": home}})).await;
+        let settings = [&["allowPrivateCIDRs={127.0.0.0/8}"], settings].concat();
+        // The CRDs exist already, as after `kubectl apply`.
+        process::output(helm_install(&cluster, name, home, &settings).arg("--take-ownership"));
+
+        let token = process::output(cluster.kubectl().args(["-n", home, "create", "token", name]));
+        let kubeconfig = cluster.dir().join(format!("{name}.kubeconfig"));
         as_account(&cluster, &kubeconfig, &token);
 
-        let query =
-            ["-n", HOME, "get", "deployment", ACCOUNT, "-o", "jsonpath={.spec.template.spec.containers[0].args}"];
+        let query = ["-n", home, "get", "deployment", name, "-o", "jsonpath={.spec.template.spec.containers[0].args}"];
         let arguments: Vec<String> = serde_json::from_str(&process::output(cluster.kubectl().args(query))).unwrap();
         assert_eq!(arguments[0], "run");
-        Self { cluster, kubeconfig, flags: arguments[1..].to_vec() }
+        Self { cluster, name: name.to_owned(), home: home.to_owned(), kubeconfig, flags: arguments[1..].to_vec() }
     }
 
     /// The broker as the pod runs it, where its namespace is in a file.
     fn broker(&self) -> broker::Settings {
-        let settings = Broker::bare(&self.kubeconfig).flag(format!("--broker-namespace={HOME}"));
+        let settings = Broker::bare(&self.kubeconfig).flag(format!("--broker-namespace={}", self.home));
         self.flags.iter().fold(settings, |settings, flag| settings.flag(flag))
     }
 
     /// What the broker has asked for.
     fn events(&self) -> Vec<AuditEvent> {
-        let user = format!("system:serviceaccount:{HOME}:{ACCOUNT}");
+        let user = format!("system:serviceaccount:{}:{}", self.home, self.name);
         self.cluster.audit_where(|event| event.user == user)
+    }
+
+    /// What the broker has asked for, none of it refused.
+    fn served(&self) -> Vec<AuditEvent> {
+        let events = self.events();
+        let refused: Vec<_> = events.iter().filter(|event| event.code == 401 || event.code == 403).collect();
+        assert!(refused.is_empty(), "{refused:#?}");
+        events
     }
 
     /// Nothing was refused, and everything granted was used.
     fn compare(&self) {
-        let events = self.events();
-        let refused: Vec<_> = events.iter().filter(|event| event.code == 401 || event.code == 403).collect();
-        assert!(refused.is_empty(), "{refused:#?}");
+        let events = self.served();
         // Everybody may ask what he may do.
         let used = events.into_iter().filter(|event| event.access.group != "authorization.k8s.io");
         let used: BTreeSet<_> = used.map(|event| event.access).collect();
@@ -344,7 +406,7 @@ impl Release {
 
     /// What the roles of the release say, those for people left out.
     fn granted(&self) -> BTreeSet<Access> {
-        let selector = format!("app.kubernetes.io/instance={ACCOUNT}");
+        let selector = format!("app.kubernetes.io/instance={}", self.name);
         let roles = ["get", "clusterroles,roles", "--all-namespaces", "-o", "json", "-l", &selector].map(str::to_owned);
         let roles: Value = serde_json::from_str(&process::output(self.cluster.kubectl().args(roles))).unwrap();
         let for_people =
