@@ -34,7 +34,7 @@ check: ## Check format, lints, dependencies and generated files, and run the uni
 	@$(CARGO) clippy --quiet --locked --test soak -- -D warnings
 	$(call step,check: unit tests; generated CRDs; documentation)
 	@$(CARGO) test --quiet --locked --workspace --lib --bins
-	@$(CARGO) test --quiet --locked --test checks -- --skip chart:: --skip chart_access:: --skip gitops::
+	@$(CARGO) test --quiet --locked --test checks -- --skip chart:: --skip chart_access:: --skip gitops:: --skip flux::
 
 chart: ## Lint the charts and run their unit tests: seconds, without Rust and without a cluster
 	@tools/setup chart

@@ -14,9 +14,34 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 
+{{- /* global.imageRegistry replaces the registry in image.repository: the part before the first slash, if that part is a host. */ -}}
 {{- define "mail-token-relay.image" -}}
-{{- with .Values.image }}
-{{- if .digest }}{{ .repository }}@{{ .digest }}{{ else }}{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}
+{{- $image := .Values.image }}
+{{- $repository := $image.repository }}
+{{- with (.Values.global | default dict).imageRegistry }}
+{{- $first := splitList "/" $repository | first }}
+{{- if and (contains "/" $repository) (or (contains "." $first) (contains ":" $first) (eq $first "localhost")) }}
+{{- $repository = trimPrefix (printf "%s/" $first) $repository }}
+{{- end }}
+{{- $repository = printf "%s/%s" (trimSuffix "/" .) $repository }}
+{{- end }}
+{{- if $image.digest }}{{ $repository }}@{{ $image.digest }}{{ else }}{{ $repository }}:{{ $image.tag | default .Chart.AppVersion }}{{ end }}
+{{- end }}
+
+{{- /* imagePullSecrets and those of global, each once, as a YAML list. global's may be plain names. */ -}}
+{{- define "mail-token-relay.imagePullSecrets" -}}
+{{- $all := list }}
+{{- range concat .Values.imagePullSecrets ((.Values.global | default dict).imagePullSecrets | default list) }}
+{{- $all = append $all (kindIs "string" . | ternary (dict "name" .) .) }}
+{{- end }}
+{{- with $all | uniq }}{{ toYaml . }}{{ end }}
+{{- end }}
+
+{{- /* Whether the cluster is OpenShift, which chooses users and groups, and whose DNS pods listen on 5353: "true" or nothing. */ -}}
+{{- define "mail-token-relay.onOpenShift" -}}
+{{- if eq (toString .Values.openshift) "auto" }}
+{{- if .Capabilities.APIVersions.Has "security.openshift.io/v1" }}true{{ end }}
+{{- else if eq (toString .Values.openshift) "true" }}true
 {{- end }}
 {{- end }}
 
