@@ -38,7 +38,7 @@ struct Shared<K> {
     queue: Mutex<Queue<K>>,
     /// Enqueues the owner of a row that has a permit.
     offer: Offer<K>,
-    /// Notified when a `rateLimit` or the pace of a host may open at another time than before.
+    /// Notified when a `rateLimit` or the limit of a host may open at another time than before.
     changed: Notify,
     /// Cancelled when admission grants no further permits.
     closed: CancellationToken,
@@ -118,7 +118,7 @@ impl<K: Clone + Eq + Hash> Admission<K> {
         self.0.queue.lock().state(key).map(|(state, _)| state)
     }
 
-    /// Grants permits when a `rateLimit` or the pace of a host opens, and repeats unused offers. After the admission is closed, it removes the
+    /// Grants permits when a `rateLimit` or the limit of a host opens, and repeats unused offers. After the admission is closed, it removes the
     /// waiting rows and never returns: supervision treats a task that ends as failed.
     pub async fn run(self) {
         let shared = self.0;

@@ -7,7 +7,7 @@ use super::bucket::{Bucket, Limit};
 /// Repeated requests to a host whose last response was a failure: so many a second on average, and so many at once.
 const PER_SECOND: u32 = 10;
 
-/// The pace of the repeated requests to one host. If a provider fails for thousands of credentials, each of them may try
+/// The limit of the repeated requests to one host. If a provider fails for thousands of credentials, each of them may try
 /// again in turn, but not all of them every few minutes: each attempt costs the provider a request, and the API server a
 /// write of a status. The first response of the host that is no failure ends the limit.
 pub(super) struct Pace {

@@ -222,7 +222,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         admitted
     }
 
-    /// The next time after `now` at which a `rateLimit` or the pace of a host allows a row.
+    /// The next time after `now` at which a `rateLimit` or the limit of a host allows a row.
     pub fn opens_after(&self, now: Duration) -> Option<Duration> {
         let hosts = self.hosts.values().filter(|host| host.used < self.budgets.host);
         let flows = hosts.flat_map(|host| host.flows.iter().map(move |(key, flow)| (host, key, flow)));

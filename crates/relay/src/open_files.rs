@@ -5,7 +5,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Descriptors of one connection: the program's and the mail server's, and one for a name that is looked up.
 const EACH: usize = 3;
-/// Descriptors of everything else: listeners, mounted files, the runtime, metrics, connections that are refused.
+/// Descriptors of all other parts: listeners, mounted files, the runtime, metrics, connections that are refused.
 const OTHERS: usize = 96;
 
 /// Raises the soft limit of open files to what `connections` need, as far as the hard limit allows it.
