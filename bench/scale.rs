@@ -156,7 +156,8 @@ async fn one_run(number: usize, quick: bool) -> Run {
     // What Kubernetes' garbage collector does, which is not here.
     let ours = ListParams::default().labels("app.kubernetes.io/managed-by=mail-token-broker");
     let secrets = lab.ns.api::<Secret>();
-    let ours: Vec<_> = secrets.list_metadata(&ours).await.unwrap().into_iter().map(|secret| secret.name_any()).collect();
+    let ours: Vec<_> =
+        secrets.list_metadata(&ours).await.unwrap().into_iter().map(|secret| secret.name_any()).collect();
     each(ours, |name| {
         let secrets = secrets.clone();
         async move { insist(404, async || secrets.delete(&name, &DeleteParams::default()).await.map(drop)).await }
