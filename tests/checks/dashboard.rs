@@ -358,3 +358,13 @@ fn panels_have_ids_of_their_own_and_do_not_overlap() {
         }
     }
 }
+
+/// `tools/dashboard` draws the picture again.
+#[test]
+fn the_picture_in_the_docs_has_each_panel() {
+    let picture = fs::read_to_string(process::root().join("docs/dashboard.svg")).unwrap();
+    for panel in strings(&dashboard()["panels"]) {
+        let title = panel["title"].as_str().unwrap();
+        assert!(picture.contains(&format!(">{title}</text>")), "{title}");
+    }
+}
