@@ -186,7 +186,10 @@ async fn readyz(State(admin): State<Admin>) -> (StatusCode, &'static str) {
     if admin.ready.load(Ordering::Acquire) {
         (StatusCode::OK, "ok\n")
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "the watches have not synced yet: check that the CRDs are installed\n")
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the watches have not synced yet: the broker's log names them, and the command that installs missing CRDs\n",
+        )
     }
 }
 

@@ -6,6 +6,7 @@ mod failures;
 mod feed;
 mod follow;
 mod mapper;
+mod missing_crd;
 mod sweep;
 mod watches;
 

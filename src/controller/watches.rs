@@ -23,6 +23,7 @@ use crate::{
     controller::{
         follow::{Change, Follower, Read},
         mapper::Mapper,
+        missing_crd,
     },
     health::Health,
     stores::{
@@ -61,6 +62,8 @@ where
 pub struct Watches {
     stores: Stores,
     pending: Vec<Pending>,
+    /// The command that installs the CRDs.
+    install: String,
 }
 
 impl Watches {
@@ -74,6 +77,8 @@ impl Watches {
         health: &Health,
     ) -> Self {
         let mut pending = vec![];
+        let install = missing_crd::install(broker_namespace);
+        let begin = Begin { health, install: &install };
         let scopes = scopes(namespaces);
         // A ClusterMailProvider's Secrets are in the broker's namespace, which need not be among those watched.
         let mut source_scopes = scopes.clone();
@@ -92,7 +97,7 @@ impl Watches {
                 packs: |_| true,
             }
             .start(
-                health,
+                &begin,
                 move |credential| cache.begin(credential.metadata.uid.as_deref().unwrap_or_default()),
                 move |seen| mapper.isolated(|mapper| mapper.credential(seen)),
             )
@@ -107,7 +112,7 @@ impl Watches {
                 packs: |_| false,
             }
             .start(
-                health,
+                &begin,
                 |_| {},
                 move |seen| {
                     mapper.isolated(|mapper| {
@@ -127,7 +132,7 @@ impl Watches {
                     packs: |_| false,
                 }
                 .start(
-                    health,
+                    &begin,
                     |_| {},
                     move |seen| {
                         mapper.isolated(|mapper| {
@@ -148,7 +153,7 @@ impl Watches {
                 // Those of grants are compared with each new seed.
                 packs: |secret| !keeps_grant(&secret.metadata),
             }
-            .start(health, |_| {}, move |seen| mapper.isolated(|mapper| mapper.own_secret(seen)))
+            .start(&begin, |_| {}, move |seen| mapper.isolated(|mapper| mapper.own_secret(seen)))
         });
         let labelled = format!("{}=true", names::LABEL_SOURCE);
         let sources = mirror(&source_scopes, &mut pending, |scope| {
@@ -160,7 +165,7 @@ impl Watches {
                 read: |object| bare(object, slim::source),
                 packs: |_| true,
             }
-            .start(health, |_| {}, move |seen| mapper.isolated(|mapper| mapper.source(seen)))
+            .start(&begin, |_| {}, move |seen| mapper.isolated(|mapper| mapper.source(seen)))
         });
         let namespaces = cluster.then(|| {
             mirror(&[None], &mut pending, |_| {
@@ -172,7 +177,7 @@ impl Watches {
                     read: |object| bare(object, slim::namespace),
                     packs: |_| false,
                 }
-                .start(health, |_| {}, move |seen| mapper.isolated(|mapper| mapper.namespace(seen)))
+                .start(&begin, |_| {}, move |seen| mapper.isolated(|mapper| mapper.namespace(seen)))
             })
         });
         let stores = Stores {
@@ -186,7 +191,7 @@ impl Watches {
             unreadable: mapper.unreadable.clone(),
             broker_namespace: broker_namespace.to_owned(),
         };
-        Self { stores, pending }
+        Self { stores, pending, install }
     }
 
     /// What the watches show.
@@ -211,13 +216,21 @@ impl Watches {
                     let missing = names.iter().map(String::as_str).take(NAMED).collect::<Vec<_>>().join(", ");
                     tracing::warn!(
                         watches = names.len(),
-                        "not ready: watches not synced: {missing}. Are the CRDs installed, and may the \
-                         broker's ServiceAccount list and watch these?"
+                        "not ready: watches not synced: {missing}. If a CRD is missing, install it with `{}`. Otherwise \
+                         check that the broker's ServiceAccount may list and watch these",
+                        self.install
                     );
                 }
             }
         }
     }
+}
+
+/// What all watches need to begin.
+struct Begin<'a> {
+    health: &'a Health,
+    /// The command that installs the CRDs.
+    install: &'a str,
 }
 
 /// A store that is not complete yet.
@@ -297,7 +310,7 @@ where
     /// Begins, in a task of its own. `arriving` gets each object before the store has it, `seen` each difference after that.
     fn start(
         self,
-        health: &Health,
+        begin: &Begin<'_>,
         arriving: impl Fn(&K) + Send + 'static,
         seen: impl Fn(Change<K>) + Send + 'static,
     ) -> (Store<K>, Pending) {
@@ -308,8 +321,8 @@ where
             Some(namespace) => format!("{} in namespace {namespace}", K::plural(&())),
             None => K::plural(&()).into_owned(),
         };
-        let reported = name.clone();
-        health.supervise(format!("watch of {name}"), async move {
+        let (reported, install) = (name.clone(), begin.install.to_owned());
+        begin.health.supervise(format!("watch of {name}"), async move {
             let events = watch_events(api, config);
             let mut events = std::pin::pin!(events);
             let mut failing = false;
@@ -320,10 +333,15 @@ where
                         follower.take(convert(event, read), &arriving, &seen);
                     }
                     Err(error) => {
-                        if !failing {
-                            tracing::warn!(watch = reported, %error, "watch failed: retrying");
+                        if !std::mem::replace(&mut failing, true) {
+                            match missing_crd::missing::<K>(&error) {
+                                Some(crd) => tracing::warn!(
+                                    watch = reported,
+                                    "watch failed: the CRD {crd} is not installed: retrying. Install it with `{install}`"
+                                ),
+                                None => tracing::warn!(watch = reported, %error, "watch failed: retrying"),
+                            }
                         }
-                        failing = true;
                     }
                 }
             }

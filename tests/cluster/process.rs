@@ -13,7 +13,7 @@ use mail_token_broker::{
     api::{MailCredential, MailProvider},
     lease,
 };
-use mailtoken_testkit::{fault_log::tried, *};
+use mailtoken_testkit::{fault_log::tried, remedy, *};
 use serde_json::json;
 
 /// How long the API server is away: lists, watches and the lease are all tried again in this time.
@@ -179,7 +179,15 @@ async fn a_broker_waits_for_its_crds_and_skips_unreadable_objects() {
         other => Err(format!("{other:?}")),
     })
     .await;
-    process::output(cluster.kubectl().args(["apply", "--server-side", "-f"]).arg(&crds));
+    let log = until("the log says that each CRD is missing", async || {
+        let log = broker.log();
+        let said = |kind: &str| log.contains(&format!("the CRD {kind}.mailtoken.dev is not installed"));
+        let all = ["mailcredentials", "mailproviders", "clustermailproviders"].into_iter().all(said);
+        if all { Ok(log) } else { Err(log) }
+    })
+    .await;
+    let line = log.lines().find(|line| line.contains("is not installed")).unwrap();
+    remedy::shell(&ns, remedy::quoted(line)[0]);
     process::output(cluster.kubectl().args(["wait", "--for=condition=Established", "crd", "--all"]));
     broker.ready().await;
     ns.provider(&idp).await;

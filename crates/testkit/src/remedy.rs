@@ -16,12 +16,16 @@ pub fn run(ns: &Namespace, message: &str, values: &[&str]) {
     let command =
         commands.iter().find(|text| text.starts_with("kubectl ")).unwrap_or_else(|| panic!("no command: {message}"));
     assert!(!command.starts_with("kubectl edit") && !command.contains(" edit "), "an editor is no command: {message}");
-    let command = filled(command, values);
+    shell(ns, &filled(command, values));
+}
+
+/// Runs a command of the broker as it stands, with the administrator's kubectl.
+pub fn shell(ns: &Namespace, command: &str) {
     let path = format!("{}/bin:{}", ns.cluster.dir().display(), std::env::var("PATH").unwrap_or_default());
     let cache = ns.cluster.dir().join("remedy-cache").join(&ns.name);
     let mut shell = Command::new("sh");
     shell
-        .args(["-euc", &command])
+        .args(["-euc", command])
         .env("KUBECONFIG", ns.cluster.kubeconfig())
         .env("KUBECACHEDIR", cache)
         .env("PATH", path);
