@@ -179,12 +179,13 @@ async fn another_secret_name_resolves_a_conflict_with_a_foreign_secret() {
     let ns = Cluster::shared().namespace().await;
     let (idp, _broker) = (Idp::start(), Broker::start(&ns).await);
     ns.provider(&idp).await;
-    let theirs =
-        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "billing"}, "stringData": {"a": "b"}});
-    ns.apply(theirs).await;
+    let labels = json!({"app.kubernetes.io/managed-by": "Helm"});
+    let metadata = json!({"name": "billing", "labels": labels});
+    ns.apply(json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": {"a": "b"}})).await;
     ns.apply(credential("billing")).await;
 
     let reported = message(&ns, "Ready", "SecretConflict").await;
+    assert!(reported.contains("Secret billing exists and is managed by Helm "), "{reported}");
     remedy::run(&ns, &reported, &["billing-mail-token"]);
 
     ready(&ns).await;

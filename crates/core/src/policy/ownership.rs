@@ -59,7 +59,7 @@ pub fn of_target(
         None if label(meta, names::LABEL_MANAGED_BY) == Some(names::MANAGER) && is_labelled_for(meta, credential) => {
             Ownership::Own
         }
-        None => Ownership::Foreign("was not made by this MailCredential".to_owned()),
+        None => Ownership::Foreign(stranger(meta)),
     }
 }
 
@@ -81,7 +81,15 @@ pub fn of_grant(meta: &ObjectMeta, credential: &MailCredential) -> Ownership {
         None if label(meta, names::LABEL_ROLE) == Some(names::ROLE_GRANT) && is_labelled_for(meta, credential) => {
             Ownership::Own
         }
-        None => Ownership::Foreign("was not made by this MailCredential".to_owned()),
+        None => Ownership::Foreign(stranger(meta)),
+    }
+}
+
+/// The words about a Secret that neither an owner nor the labels connect with the credential.
+fn stranger(meta: &ObjectMeta) -> String {
+    match label(meta, names::LABEL_MANAGED_BY) {
+        Some(tool) if tool != names::MANAGER => format!("is managed by {tool} (label {})", names::LABEL_MANAGED_BY),
+        _ => "was not made by this MailCredential".to_owned(),
     }
 }
 
@@ -159,6 +167,8 @@ mod tests {
             owners[0].controller = None;
             owners
         };
+        let of_helm = || BTreeMap::from([(names::LABEL_MANAGED_BY.to_owned(), "Helm".to_owned())]);
+        let managed = "is managed by Helm (label app.kubernetes.io/managed-by)";
         let foreign = "was not made by this MailCredential";
         for (labels, owners, state, expected) in [
             (labels(), owners(&credential), Gone, "own"),
@@ -168,6 +178,9 @@ mod tests {
             (BTreeMap::new(), vec![], Gone, foreign),
             (of_another, vec![], Gone, foreign),
             (not_managed, vec![], Gone, foreign),
+            (of_helm(), vec![], Gone, managed),
+            (of_helm(), not_controlling(), Gone, managed),
+            (of_helm(), owners(&credential), Gone, "own"),
             (labels(), other(), Gone, "takeover"),
             (labels(), other(), Exists { gives_way: true }, "takeover"),
             (labels(), other(), Exists { gives_way: false }, "belongs to the MailCredential other"),
