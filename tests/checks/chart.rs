@@ -232,6 +232,29 @@ fn the_hook_that_stops_the_brokers_is_there_only_where_helm_installs() {
     }
 }
 
+/// Helm installs nothing then. It names the place of the mistake, and the versions.
+#[test]
+fn a_values_file_with_typos_and_an_older_cluster_are_refused() {
+    let values = Path::new(env!("CARGO_TARGET_TMPDIR")).join("typos.yaml");
+    fs::write(&values, "replicas: 3\nnetworkPolicy: {enable: true}\n").unwrap();
+    for (name, good) in [("mail-token-broker", "single-values.yaml"), ("mail-token-relay", "one-values.yaml")] {
+        let chart = process::root().join("charts").join(name);
+        let refusal = |values: &Path, more: &[&str]| {
+            let mut helm = run("helm");
+            helm.arg("template").arg("x").arg(&chart).arg("--values").arg(values).args(more);
+            process::try_output(&mut helm).unwrap_err()
+        };
+        let typos = refusal(&values, &[]);
+        for said in ["'': additional properties 'replicas'", "'/networkPolicy': additional properties 'enable'"] {
+            assert!(typos.contains(said), "{typos}");
+        }
+        let older = refusal(&chart.join("ci").join(good), &["--kube-version", "1.30.9"]);
+        for said in ["requires kubeVersion: >=1.31", "v1.30.9"] {
+            assert!(older.contains(said), "{older}");
+        }
+    }
+}
+
 /// Rendered with these values.
 fn render_with(values: &Value, more: &[&str]) -> String {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{:016x}-values.yaml", {
