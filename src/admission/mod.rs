@@ -50,6 +50,7 @@ pub struct Permit<K: Clone + Eq + Hash> {
     shared: Arc<Shared<K>>,
     key: K,
     host: Arc<str>,
+    waited: Duration,
 }
 
 /// The result of [`Admission::ask`].
@@ -84,9 +85,9 @@ impl<K: Clone + Eq + Hash> Admission<K> {
         let mut queue = shared.queue.lock();
         queue.ask(key, ask, now);
         shared.admit(&mut queue, Some(key));
-        if queue.send(key, now) {
+        if let Some(waited) = queue.send(key, now) {
             drop(queue);
-            return Answer::Admitted(Permit { shared: shared.clone(), key: key.clone(), host });
+            return Answer::Admitted(Permit { shared: shared.clone(), key: key.clone(), host, waited });
         }
         let waited = queue.state(key).map_or(Duration::ZERO, |(_, since)| now.saturating_sub(since));
         if queue.opens_after(now).is_some() {
@@ -188,6 +189,11 @@ impl<K: Clone + Eq + Hash> Permit<K> {
     /// The permit's host and port.
     pub fn host(&self) -> &str {
         &self.host
+    }
+
+    /// How long the request has waited for the permit.
+    pub fn waited(&self) -> Duration {
+        self.waited
     }
 
     /// Records that a request has ended: `served` is false if the host did not respond, or responded that it cannot serve now

@@ -29,6 +29,8 @@ struct Row {
     state: State,
     /// Time at which the row entered this state.
     since: Duration,
+    /// Time at which the request was asked for.
+    asked: Duration,
     /// Sequence number of the row's arrival.
     number: u64,
 }
@@ -137,7 +139,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         flow.limit = ask.limit;
         flow.by_need.insert((ask.class, ask.due, number), key.clone());
         flow.by_age.insert(number, key.clone());
-        self.rows.insert(key.clone(), Row { ask, state: State::Queued, since, number });
+        self.rows.insert(key.clone(), Row { ask, state: State::Queued, since, asked: since, number });
     }
 
     /// Removes a row that is no longer needed, frees its permit and refunds its charge. A request in flight continues.
@@ -164,15 +166,11 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         }
     }
 
-    /// Marks a row with an offered permit as in flight. `false`: the row has no permit.
-    pub fn send(&mut self, key: &K, now: Duration) -> bool {
-        match self.rows.get_mut(key) {
-            Some(row) if row.state == State::Offered => {
-                (row.state, row.since) = (State::Sent, now);
-                true
-            }
-            _ => false,
-        }
+    /// Marks a row with an offered permit as in flight, and returns how long it has waited. `None`: the row has no permit.
+    pub fn send(&mut self, key: &K, now: Duration) -> Option<Duration> {
+        let row = self.rows.get_mut(key).filter(|row| row.state == State::Offered)?;
+        (row.state, row.since) = (State::Sent, now);
+        Some(now.saturating_sub(row.asked))
     }
 
     /// Removes a row and frees its permit.

@@ -50,7 +50,7 @@ struct Objects {
     statuses: HashMap<Box<str>, Spacing>,
 }
 
-/// What is remembered of one credential. Each of thousands that wait for their provider has one, so large parts are boxed.
+/// What is remembered of one credential. Thousands may have one at the same time, so large parts are boxed.
 #[derive(Default)]
 pub struct CredentialState {
     /// The term of leadership ([`Leadership::tenure`]) in which the entry was made.
@@ -79,6 +79,7 @@ pub struct ObjectState {
     /// The target exists and belongs to another object: it is read by each reconcile.
     pub conflict: bool,
     /// Since when the report of a token's end waits: for an object that no watch has shown, for a permit, for a response.
+    /// `None` while a request only waits for a permit: the admission knows since when.
     pub waiting_since: Option<Timestamp>,
     /// Nothing is written until a user changes something: a shutdown does not wait for that.
     pub stuck: bool,
@@ -415,7 +416,7 @@ mod tests {
 
     #[test]
     fn a_state_is_small() {
-        // A class of the allocator. During an outage every credential that waits for its provider has a state.
+        // A class of the allocator. Every credential with a request in flight has a state.
         assert!(size_of::<CredentialState>() <= 512, "{}", size_of::<CredentialState>());
     }
 

@@ -30,6 +30,7 @@ pub(super) fn reported_at(
     now: Timestamp,
 ) -> Option<Timestamp> {
     let waiting = context.cache.with(checks::uid(credential), |entry| entry.object.waiting_since);
+    let waiting = waiting.or(decision.queued_since());
     let none = MailCredentialStatus::default();
     report_time::next(decision, credential.status.as_ref().unwrap_or(&none), waiting, now)
 }
@@ -49,7 +50,7 @@ pub(super) async fn report(
     let waits = decision.is_under_way() || decision.queued_since().is_some();
     let waiting = context.cache.with(uid, |entry| {
         entry.object.waiting_since = entry.object.waiting_since.filter(|_| waits);
-        entry.object.waiting_since
+        entry.object.waiting_since.or(decision.queued_since())
     });
     if before == after {
         context.cache.with(uid, |entry| (entry.attempt.unreported, entry.probe.unreported) = (None, None));

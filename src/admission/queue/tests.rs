@@ -37,7 +37,7 @@ fn served(queue: &mut Queue<u64>, number: usize) -> Vec<u64> {
     for second in 0..number {
         let now = NOW + Duration::from_secs(second as u64);
         for key in queue.admit(now) {
-            assert!(queue.send(&key, now));
+            assert!(queue.send(&key, now).is_some());
             queue.free(&key);
             order.push(key);
             if order.len() == number {
@@ -143,7 +143,7 @@ fn a_rate_limit_admits_one_row_an_interval_and_delays_no_other_provider() {
     assert!(queue.admit(NOW + Duration::from_millis(999)).is_empty());
     assert_eq!(queue.admit(NOW + Duration::from_secs(1)), [1]);
     // The second request of an attempt also counts.
-    assert!(queue.send(&1, NOW));
+    assert!(queue.send(&1, NOW).is_some());
     queue.charge(&1, NOW + Duration::from_secs(1));
     assert_eq!(queue.opens_after(NOW + Duration::from_secs(1)), Some(NOW + Duration::from_secs(3)));
 }
@@ -152,7 +152,7 @@ fn a_rate_limit_admits_one_row_an_interval_and_delays_no_other_provider() {
 fn a_host_that_fails_gets_ten_repeated_requests_a_second_until_it_serves_one() {
     let mut queue = Queue::new(Budgets { total: 100, host: 100, reserve: 0 });
     let failed = |queue: &mut Queue<u64>, key: u64, now| {
-        assert!(queue.send(&key, now));
+        assert!(queue.send(&key, now).is_some());
         queue.end("idp", false);
         queue.free(&key);
     };
@@ -215,10 +215,10 @@ fn a_row_that_is_withdrawn_frees_its_place_and_its_charge() {
     queue.withdraw(&0);
     queue.withdraw(&1);
     assert_eq!(queue.admit(NOW), [2]);
-    assert!(queue.send(&2, NOW));
+    assert!(queue.send(&2, NOW).is_some());
     queue.withdraw(&2);
     assert_eq!(queue.state(&2), Some((State::Sent, NOW)), "what is in flight ends on its own");
-    assert!(!queue.send(&0, NOW), "it has no permit any more");
+    assert!(queue.send(&0, NOW).is_none(), "it has no permit any more");
 }
 
 #[test]
@@ -254,7 +254,7 @@ fn nothing_is_given_after_the_end() {
     let mut queue = Queue::new(SMALL);
     (0..6).for_each(|number| queue.ask(&number, renewal("shop", "idp"), NOW));
     let admitted = queue.admit(NOW);
-    assert!(queue.send(&admitted[0], NOW));
+    assert!(queue.send(&admitted[0], NOW).is_some());
     queue.clear();
     assert!(queue.admit(NOW).is_empty());
     assert_eq!(queue.used, 1);
@@ -265,7 +265,7 @@ fn an_offer_that_is_not_used_is_found() {
     let mut queue = Queue::new(SMALL);
     (0..2).for_each(|number| queue.ask(&number, renewal("shop", "idp"), NOW));
     queue.admit(NOW);
-    assert!(queue.send(&0, NOW));
+    assert!(queue.send(&0, NOW).is_some());
     assert_eq!(queue.unused_since(NOW + Duration::from_secs(1)), [1]);
     assert!(queue.unused_since(NOW).is_empty());
 }

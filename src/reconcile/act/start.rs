@@ -46,16 +46,16 @@ pub(in crate::reconcile) fn start_request(
     context: &Arc<Context>,
 ) -> Decision {
     let now = context.clock.now();
-    context.cache.with(checks::uid(&observed.credential), |entry| {
-        entry.object.waiting_since.get_or_insert(now);
-    });
+    let since =
+        |waited| now - SignedDuration::from_secs(SignedDuration::try_from(waited).unwrap_or_default().as_secs());
     let ask = ask(&observed.credential, endpoint(kind), urgency(observed, decision, now), context);
     match context.requests.admission.ask(&Activity::grant(&observed.credential), ask) {
-        Answer::Queued(waited) => {
-            let waited = SignedDuration::try_from(waited).unwrap_or_default();
-            Decision::Queued { since: now - SignedDuration::from_secs(waited.as_secs()) }
-        }
+        // Thousands may wait: nothing but the row is remembered of them.
+        Answer::Queued(waited) => Decision::Queued { since: since(waited) },
         Answer::Admitted(permit) => {
+            context.cache.with(checks::uid(&observed.credential), |entry| {
+                entry.object.waiting_since.get_or_insert(since(permit.waited()));
+            });
             match kind {
                 // Every few seconds, for as long as a person takes.
                 RequestKind::Poll => tracing::debug!("polling for the sign-in"),
