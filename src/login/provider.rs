@@ -91,7 +91,7 @@ pub(super) async fn prepare(
     let Reach { kubernetes, clients, identities } = *reach;
     let may_ask = &|| true;
     let context =
-        ResolveContext { kubernetes, contents: None, home: &home, clients, identities, may_ask, again: AGAIN };
+        ResolveContext { kubernetes, reads: None, home: &home, clients, identities, may_ask, again: AGAIN };
     match resolve(object, &context).await {
         Ok(Ok(resolved)) => Ok(resolved),
         Ok(Err(problem)) => {

@@ -4,16 +4,17 @@
 use std::{collections::HashMap, sync::Arc};
 
 use aws_lc_rs::{hmac, rand};
+use futures::{FutureExt as _, future::BoxFuture};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client, ResourceExt as _};
 use parking_lot::Mutex;
-use zeroize::Zeroize as _;
 
 use crate::{
     api::{names, reference::ObjectKey},
     error::describe,
     reconcile::{
-        memory_budget::{MemoryBudget, Reservation, USUAL_SECRET},
+        memory_budget::{MemoryBudget, USUAL_SECRET},
+        provider_client::sources::{Opened, SourceReads},
         work_queue::WorkQueue,
     },
     stores::Stores,
@@ -24,17 +25,6 @@ const REMEMBERED: usize = 1_024;
 
 /// A digest of a Secret's content. It stays in this process: its key is random.
 type Digest = [u8; 32];
-
-/// A Secret that was read. Its data and annotations are wiped when it is dropped.
-pub(in crate::reconcile) struct Opened(pub(in crate::reconcile) Secret);
-
-impl Drop for Opened {
-    fn drop(&mut self) {
-        self.0.data.iter_mut().flatten().for_each(|(_, value)| value.0.zeroize());
-        // `kubectl apply` leaves a copy of what it was given in one of them.
-        self.0.metadata.annotations.iter_mut().flatten().for_each(|(_, value)| value.zeroize());
-    }
-}
 
 /// What is known about the content of source Secrets.
 #[derive(Clone)]
@@ -101,11 +91,6 @@ impl SourceContents {
         Self(Arc::new(Shared { digests: Digests::new(), client, stores, queue, memory }))
     }
 
-    /// Waits until memory is free to read a source Secret of a namespace.
-    pub(super) async fn reserve(&self, namespace: &str) -> Option<Reservation<'_>> {
-        self.0.memory.reserve(namespace, USUAL_SECRET).await
-    }
-
     /// The resourceVersion since which a source Secret has had its present content; empty where no watch shows the Secret.
     /// Where the content may have changed, a task reads the Secret. Until then this returns the former version.
     pub(super) fn since(&self, key: &ObjectKey) -> String {
@@ -134,14 +119,6 @@ impl SourceContents {
             && !std::mem::replace(&mut known.reading, true)
         {
             self.clone().read(key.clone());
-        }
-    }
-
-    /// Notes the content of a source Secret, and enqueues what refers to the Secret if the content differs from the known
-    /// one: a reconcile that began before compares with the former content.
-    pub(super) fn note(&self, key: &ObjectKey, secret: &Secret) {
-        if self.0.digests.note(key, secret) {
-            self.enqueue(key);
         }
     }
 
@@ -182,6 +159,20 @@ impl SourceContents {
         let credentials = providers.iter().flat_map(|provider| stores.references.by_provider(provider));
         let all = credentials.chain(stores.references.credentials_by_secret(key));
         all.for_each(|credential| queue.enqueue_credential(credential));
+    }
+}
+
+impl SourceReads for SourceContents {
+    fn reserve<'a>(&'a self, namespace: &'a str) -> BoxFuture<'a, Box<dyn Send + 'a>> {
+        async move { Box::new(self.0.memory.reserve(namespace, USUAL_SECRET).await) as Box<dyn Send + 'a> }.boxed()
+    }
+
+    /// Notes the content of a source Secret, and enqueues what refers to the Secret if the content differs from the known
+    /// one: a reconcile that began before compares with the former content.
+    fn note(&self, key: &ObjectKey, secret: &Secret) {
+        if self.0.digests.note(key, secret) {
+            self.enqueue(key);
+        }
     }
 }
 

@@ -24,9 +24,10 @@ use crate::{
             self,
             pending::{Claimed, PendingGrantWrite},
         },
+        own_sources::of_a_provider,
         provider_client::{
             authentication::Authentication,
-            sources::{of_a_provider, read_source},
+            sources::{SourceReads as _, read_source},
         },
     },
 };

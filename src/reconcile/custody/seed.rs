@@ -14,7 +14,8 @@ use crate::{
     reconcile::{
         context::Context,
         custody::{data::hash, register::older_with_seeds},
-        provider_client::sources::{of_a_provider, read_source},
+        own_sources::of_a_provider,
+        provider_client::sources::{SourceReads as _, read_source},
     },
 };
 

@@ -177,7 +177,7 @@ async fn client_secret(
     context: &ResolveContext<'_>,
 ) -> Result<Authentication, Error> {
     let (KeyRef { name, key }, home) = (&secret.secret_ref, context.home);
-    let raw = read_source(&secret.secret_ref, home, context.kubernetes, context.contents).await?;
+    let raw = read_source(&secret.secret_ref, home, context.kubernetes, context.reads).await?;
     let reach = raw.as_ref().map(|raw| raw.reach.clone()).into_iter().collect();
     let auth = raw.and_then(|raw| {
         let text = read_secret(&raw.value, guid_is_flaw).map_err(|flaw| {
@@ -205,10 +205,10 @@ async fn private_key_jwt(
     context: &ResolveContext<'_>,
 ) -> Result<Authentication, Error> {
     let home = context.home;
-    let key = read_source(&jwt.key_ref, home, context.kubernetes, context.contents).await?;
+    let key = read_source(&jwt.key_ref, home, context.kubernetes, context.reads).await?;
     let reach = key.as_ref().map(|key| key.reach.clone()).into_iter().collect();
     let certificate = match &jwt.certificate_ref {
-        Some(reference) => Some(read_secret_key(reference, home, context.kubernetes, context.contents).await?),
+        Some(reference) => Some(read_secret_key(reference, home, context.kubernetes, context.reads).await?),
         None => None,
     };
     let signing = key.and_then(|key| {
@@ -247,7 +247,7 @@ async fn service_account_key(
     context: &ResolveContext<'_>,
 ) -> Result<Authentication, Error> {
     let (KeyRef { name, key }, home) = (&file.secret_ref, context.home);
-    let json = read_source(&file.secret_ref, home, context.kubernetes, context.contents).await?;
+    let json = read_source(&file.secret_ref, home, context.kubernetes, context.reads).await?;
     let reach = json.as_ref().map(|json| json.reach.clone()).into_iter().collect();
     let account = json.and_then(|json| {
         assertion::ServiceAccountKey::read(&json.value).map_err(|flaw| {

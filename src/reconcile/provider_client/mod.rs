@@ -334,7 +334,7 @@ impl ProviderCache {
         let Resolver { client, clients, identities, leadership, clock } = &self.resolver;
         let context = ResolveContext {
             kubernetes: client,
-            contents: Some(&self.contents),
+            reads: Some(&self.contents),
             home: self.stores.home(&key),
             clients,
             identities,

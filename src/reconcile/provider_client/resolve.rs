@@ -14,16 +14,13 @@ use crate::{
     oauth::discovery::{DiscoveryError, Endpoints, discovery_request, read_discovery},
     policy::Blocker,
     providers::{self, TokenSource},
-    reconcile::{
-        provider_client::{
-            authentication::{Authentication, authentication},
-            connection::{self, transport},
-            problem::ProviderProblem,
-            resolve_context::ResolveContext,
-            resolved_provider::ResolvedProvider,
-            sources::{read_config_map_key, read_secret_key},
-        },
-        source_contents::SourceContents,
+    reconcile::provider_client::{
+        authentication::{Authentication, authentication},
+        connection::{self, transport},
+        problem::ProviderProblem,
+        resolve_context::ResolveContext,
+        resolved_provider::ResolvedProvider,
+        sources::{SourceReads, read_config_map_key, read_secret_key},
     },
 };
 
@@ -40,8 +37,8 @@ pub(crate) async fn resolve(
         return Ok(Err(problem(Reason::InvalidSpec, "the spec names no provider that this broker knows")));
     };
     // After a start, many providers are resolved at the same time: they read what they refer to in turn.
-    let reservation = match context.contents {
-        Some(contents) => contents.reserve(context.home).await,
+    let reservation = match context.reads {
+        Some(reads) => Some(reads.reserve(context.home).await),
         None => None,
     };
     let client = match trust(object, context).await? {
@@ -82,13 +79,13 @@ pub(crate) async fn ca_bundle(
     object: &ProviderObject,
     home: &str,
     kubernetes: &Client,
-    contents: Option<&SourceContents>,
+    reads: Option<&dyn SourceReads>,
 ) -> Result<Result<Option<Vec<u8>>, Blocker>, Error> {
     let spec = object.spec();
     let pem = match (bundle_secret(spec), bundle_config_map(spec)) {
         // Certificates, which are no secret.
         (Some(reference), _) => {
-            read_secret_key(reference, home, kubernetes, contents).await?.map(|pem| Some(pem.to_vec()))
+            read_secret_key(reference, home, kubernetes, reads).await?.map(|pem| Some(pem.to_vec()))
         }
         (None, Some(reference)) => read_config_map_key(reference, home, kubernetes).await?.map(Some),
         (None, None) => Ok(None),
@@ -101,8 +98,8 @@ async fn trust(
     object: &ProviderObject,
     context: &ResolveContext<'_>,
 ) -> Result<Result<IdpClient, ProviderProblem>, Error> {
-    let (spec, ResolveContext { kubernetes, contents, home, .. }) = (object.spec(), context);
-    let pem = match ca_bundle(object, home, kubernetes, *contents).await? {
+    let (spec, ResolveContext { kubernetes, reads, home, .. }) = (object.spec(), context);
+    let pem = match ca_bundle(object, home, kubernetes, *reads).await? {
         Ok(pem) => pem,
         Err(blocker) => return Ok(Err(ProviderProblem { blocker, of_the_client: false })),
     };

@@ -4,15 +4,15 @@ use kube::Client;
 
 use crate::{
     idp::IdpClients,
-    reconcile::{provider_client::federation::Identities, source_contents::SourceContents},
+    reconcile::provider_client::{federation::Identities, sources::SourceReads},
 };
 
 /// What the resolution of a provider uses.
 pub(crate) struct ResolveContext<'a> {
     /// The client of the API server.
     pub kubernetes: &'a Client,
-    /// Where the content of the Secrets that are read is noted; `None` where nothing waits for a change of them.
-    pub contents: Option<&'a SourceContents>,
+    /// What is done around each read of a Secret; `None` where nothing waits for a change of it.
+    pub reads: Option<&'a dyn SourceReads>,
     /// The namespace of the objects that the provider refers to.
     pub home: &'a str,
     /// The clients towards providers.

@@ -1,20 +1,42 @@
 //! Reads what a provider refers to: keys of labelled Secrets, and of ConfigMaps.
 
+use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{Api, Client, ResourceExt as _};
 use url::Url;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::{
-    api::{Reason, credential::ProviderKind, names, reference::KeyRef},
+    api::{
+        Reason, names,
+        reference::{KeyRef, ObjectKey},
+    },
     error::Error,
     policy::{
         Blocker,
         commands::{KubectlObject, word},
     },
-    reconcile::source_contents::{Opened, SourceContents},
-    stores::Stores,
 };
+
+/// What a process that reconciles does around each read of a source Secret. A command, which ends soon, does nothing.
+pub trait SourceReads: Send + Sync {
+    /// Waits until memory is free to read the Secrets of a namespace. The memory is free again when the result is dropped.
+    fn reserve<'a>(&'a self, namespace: &'a str) -> BoxFuture<'a, Box<dyn Send + 'a>>;
+
+    /// Notes the content of a Secret that was read.
+    fn note(&self, key: &ObjectKey, secret: &Secret);
+}
+
+/// A Secret that was read. Its data and annotations are wiped when it is dropped.
+pub struct Opened(pub Secret);
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.0.data.iter_mut().flatten().for_each(|(_, value)| value.0.zeroize());
+        // `kubectl apply` leaves a copy of what it was given in one of them.
+        self.0.metadata.annotations.iter_mut().flatten().for_each(|(_, value)| value.zeroize());
+    }
+}
 
 /// The value of a key of a source Secret.
 pub(in crate::reconcile) struct Source {
@@ -79,17 +101,17 @@ pub(super) async fn read_secret_key(
     reference: &KeyRef,
     home: &str,
     client: &Client,
-    contents: Option<&SourceContents>,
+    reads: Option<&dyn SourceReads>,
 ) -> Result<Result<Zeroizing<Vec<u8>>, Blocker>, Error> {
-    Ok(read_source(reference, home, client, contents).await?.map(|source| source.value))
+    Ok(read_source(reference, home, client, reads).await?.map(|source| source.value))
 }
 
-/// A key of a Secret that carries the source label. The content of the Secret is noted in `contents`.
+/// A key of a Secret that carries the source label. `reads` notes the content of the Secret.
 pub(in crate::reconcile) async fn read_source(
     reference: &KeyRef,
     home: &str,
     client: &Client,
-    contents: Option<&SourceContents>,
+    reads: Option<&dyn SourceReads>,
 ) -> Result<Result<Source, Blocker>, Error> {
     let KeyRef { name, key } = reference;
     let api: Api<Secret> = Api::namespaced(client.clone(), home);
@@ -105,8 +127,8 @@ pub(in crate::reconcile) async fn read_source(
             ),
         )));
     };
-    if let Some(contents) = contents {
-        contents.note(&(home.to_owned(), name.clone()), &secret.0);
+    if let Some(reads) = reads {
+        reads.note(&(home.to_owned(), name.clone()), &secret.0);
     }
     if is_own(&secret.0) {
         return Ok(Err(Blocker::new(
@@ -131,29 +153,6 @@ pub(in crate::reconcile) async fn read_source(
     let reach = Reach::of(&secret.0, home, name);
     let source = value.map(|value| Source { value, version, reach });
     Ok(source.ok_or_else(|| no_key("Secret", home, reference, &keys)))
-}
-
-/// Why a Secret cannot be a seed or a subject token: a provider of the namespace refers to it, and its keys are the
-/// client's, not a person's.
-pub(in crate::reconcile) fn of_a_provider(reference: &KeyRef, namespace: &str, stores: &Stores) -> Option<Blocker> {
-    let name = &reference.name;
-    let providers = stores.references.by_secret(&(namespace.to_owned(), name.clone()));
-    let provider = providers.iter().find(|key| stores.provider(key).is_some())?;
-    // Tenants must not learn the name of a ClusterMailProvider that refers to the Secret.
-    let whose = match provider.kind {
-        ProviderKind::MailProvider => format!("the MailProvider {}", provider.name),
-        ProviderKind::ClusterMailProvider => "a ClusterMailProvider".to_owned(),
-    };
-    Some(Blocker::new(
-        Reason::SourceInvalid,
-        format!(
-            "the Secret {namespace}/{name} is never sent as a user's token, because {whose} refers to it: store the token \
-             in its own Secret with `kubectl -n {namespace} create secret generic <name> --from-literal={}=<token> \
-             && kubectl -n {namespace} label secret <name> {}=true`, and refer to that Secret",
-            reference.key,
-            names::LABEL_SOURCE
-        ),
-    ))
 }
 
 /// Whether the broker made this Secret. Such a Secret is never a source, whatever its labels.
