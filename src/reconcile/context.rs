@@ -17,7 +17,7 @@ use crate::{
         },
         credential_cache::CredentialCache,
         events::Events,
-        provider_client::ProviderCache,
+        provider_cache::ProviderCache,
         secrets::Secrets,
         work_queue::WorkQueue,
     },

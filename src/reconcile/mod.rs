@@ -15,6 +15,7 @@ pub mod observe;
 mod own_sources;
 pub mod probe_state;
 pub mod provider;
+pub mod provider_cache;
 pub mod provider_client;
 pub mod publish;
 mod queue;

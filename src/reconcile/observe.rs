@@ -33,7 +33,7 @@ use crate::{
         credential_cache::{CredentialState, Inspected, newer},
         custody,
         own_sources::{learn_sources, source_versions},
-        provider_client::ProviderState,
+        provider_cache::ProviderState,
         sized::sized,
         stored::{annotation, stored_token},
     },
