@@ -13,6 +13,7 @@ pub mod login;
 pub mod metrics;
 pub mod reconcile;
 pub mod release;
+pub mod settings;
 pub mod side;
 pub mod stop;
 pub mod stores;

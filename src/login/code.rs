@@ -6,7 +6,6 @@ use secrecy::SecretString;
 use url::Url;
 
 use crate::{
-    cli::Login,
     login::{
         LoginError,
         browser::{Callback, Expected, Listener, Loopback, OpenedTwice},
@@ -19,6 +18,7 @@ use crate::{
     },
     oauth::{ClientAuth, GrantProof, Refusal, authorization::read_authorization_response},
     policy::commands,
+    settings::Login,
 };
 
 /// The line that a user sees in the terminal while the browser is at the provider.

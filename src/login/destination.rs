@@ -3,8 +3,8 @@
 use url::Url;
 
 use crate::{
-    cli::Login,
     login::{LoginError, exchange::Attempt, show, terminal, within_limit},
+    settings::Login,
 };
 
 /// Asks the user to confirm the host of the token endpoint if it differs from the host of `page`, the sign-in page.

@@ -6,7 +6,6 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use crate::{
     api::{Reason, grant::GrantType},
-    cli::Login,
     login::{
         LoginError, destination,
         exchange::{Attempt, Granted, Refused, unique},
@@ -19,6 +18,7 @@ use crate::{
     },
     policy::device_poll::{self, PollOutcome},
     reconcile::provider_client::authentication::Authentication,
+    settings::Login,
 };
 
 /// Prints a code, and polls the provider until a user has signed in with it.

@@ -25,7 +25,6 @@ use thiserror::Error;
 
 use crate::{
     api::MailCredential,
-    cli::{Kubernetes, Login},
     clock::Clock,
     error::describe,
     idp::IdpClients,
@@ -39,6 +38,7 @@ use crate::{
     policy::inputs,
     providers::{Profile, account},
     reconcile::provider_client::federation::Identities,
+    settings::{Kubernetes, Login},
 };
 
 /// The advice after a transient failure.

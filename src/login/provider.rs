@@ -7,7 +7,6 @@ use kube::{Api, Client};
 
 use crate::{
     api::{ClusterMailProvider, MailProvider, credential::ProviderKind, provider_object::ProviderObject},
-    cli::Login,
     error::{describe, describe_step},
     idp::IdpClients,
     login::{
@@ -20,6 +19,7 @@ use crate::{
         federation::Identities, problem::credential_blocker, resolve::resolve, resolve_context::ResolveContext,
         resolved_provider::ResolvedProvider,
     },
+    settings::Login,
 };
 
 /// The clients that read a provider and the objects that it refers to.
@@ -90,8 +90,7 @@ pub(super) async fn prepare(
     let home = home(settings, namespace);
     let Reach { kubernetes, clients, identities } = *reach;
     let may_ask = &|| true;
-    let context =
-        ResolveContext { kubernetes, reads: None, home: &home, clients, identities, may_ask, again: AGAIN };
+    let context = ResolveContext { kubernetes, reads: None, home: &home, clients, identities, may_ask, again: AGAIN };
     match resolve(object, &context).await {
         Ok(Ok(resolved)) => Ok(resolved),
         Ok(Err(problem)) => {

@@ -5,10 +5,10 @@ use serde_json::{Value, json};
 
 use crate::{
     api::{MailCredential, credential::ProviderKind, names},
-    cli::Login,
     login::LoginError,
     policy::{checks, commands::KubectlObject},
     providers::account::fold,
+    settings::Login,
 };
 
 /// The credentials that the refresh token is for.
@@ -133,16 +133,12 @@ fn name_of(mailbox: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser as _;
-
-    use crate::cli::{Cli, Command};
+    use crate::settings::tests::login;
 
     use super::*;
 
     fn settings(mailbox: &str, secret: &str) -> Login {
-        let given = ["x", "login", "--provider", "m365", "--mailbox", mailbox, "--secret", secret];
-        let Command::Login(settings) = Cli::try_parse_from(given).unwrap().command else { panic!() };
-        *settings
+        login(mailbox, secret, &[]).unwrap()
     }
 
     fn find(settings: &Login, all: Vec<MailCredential>) -> Result<LoginTarget, LoginError> {

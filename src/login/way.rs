@@ -3,9 +3,9 @@
 use url::{Host, Url};
 
 use crate::{
-    cli::Login,
     login::{LoginError, browser::Loopback},
     providers::Redirect,
+    settings::Login,
 };
 
 /// How the authorization response reaches `login`.
@@ -73,17 +73,12 @@ impl Way {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser as _;
-
-    use crate::cli::{Cli, Command};
+    use crate::settings::tests::login;
 
     use super::*;
 
     fn way(flags: &[&str], redirect: Redirect) -> Result<Way, String> {
-        let given = ["x", "login", "--provider", "p", "--mailbox", "a@b.c", "--secret", "s"];
-        let Command::Login(settings) = Cli::try_parse_from(given.iter().chain(flags)).unwrap().command else {
-            panic!()
-        };
+        let settings = login("a@b.c", "seed", flags).unwrap();
         Way::choose(&settings, "yahoo", redirect).map_err(|error| error.0)
     }
 
