@@ -28,6 +28,7 @@ use crate::{
     lease::{self, Candidacy, Leadership},
     mail::MailDialer,
     metrics::Metrics,
+    provider_client::federation::Identities,
     reconcile::{
         act::{
             activity::{admission, probe_admission},
@@ -39,7 +40,6 @@ use crate::{
         events::Events,
         memory_budget::MemoryBudget,
         provider_cache::{ProviderCache, Resolver},
-        provider_client::federation::Identities,
         secrets::Secrets,
         source_contents::SourceContents,
         work_queue::WorkQueue,

@@ -69,23 +69,24 @@ pub fn announce(settings: &Settings) {
 
 /// The target of the broker's own log lines.
 const BROKER: &str = env!("CARGO_CRATE_NAME");
-/// The target of the log lines of the HTTP client.
-const HTTP_CLIENT: &str = "mailtoken_net";
+/// The targets of the log lines of the broker's other packages.
+const PACKAGES: [&str; 2] = ["mailtoken_client", "mailtoken_net"];
 
 fn info() -> Targets {
     Targets::new().with_default(LevelFilter::INFO)
 }
 
 /// Parses directives; `None` if they are invalid. `Targets` alone reads an empty directive as `error`, and a span's name as a target.
-/// A directive for the broker applies to its HTTP client too, which is a package of its own.
+/// A directive for the broker applies to its other packages too.
 fn filter(wanted: &str) -> Option<Targets> {
     let parts: Vec<_> = wanted.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
     if parts.is_empty() {
         return Some(info());
     }
     let plain = |sign: char| sign.is_ascii_alphanumeric() || "_:-=".contains(sign);
-    let client = parts.iter().filter_map(|part| part.strip_prefix(BROKER)).map(|rest| format!("{HTTP_CLIENT}{rest}"));
-    let all: Vec<String> = parts.iter().map(|part| (*part).to_owned()).chain(client).collect();
+    let directives = parts.iter().filter_map(|part| part.strip_prefix(BROKER));
+    let others = directives.flat_map(|rest| PACKAGES.map(|package| format!("{package}{rest}")));
+    let all: Vec<String> = parts.iter().map(|part| (*part).to_owned()).chain(others).collect();
     let targets = all.join(",").parse().ok()?;
     parts.iter().all(|part| part.chars().all(plain)).then_some(targets)
 }
@@ -110,9 +111,9 @@ mod tests {
     #[test]
     fn directives_may_have_gaps_and_spaces_and_invalid_ones_are_rejected() {
         let broker = |filter: &Targets, level| {
-            let [app, client] =
-                ["mail_token_broker::app", "mailtoken_net::egress"].map(|target| filter.would_enable(target, &level));
-            assert_eq!(app, client, "the HTTP client logs at the broker's level");
+            let [app, login, egress] = ["mail_token_broker::app", "mailtoken_client::login", "mailtoken_net::egress"]
+                .map(|target| filter.would_enable(target, &level));
+            assert_eq!((app, app), (login, egress), "all packages log at the broker's level");
             app
         };
         for (wanted, level) in [

@@ -16,7 +16,6 @@ mod own_sources;
 pub mod probe_state;
 pub mod provider;
 pub mod provider_cache;
-pub mod provider_client;
 pub mod publish;
 mod queue;
 pub mod recent_writes;

@@ -28,6 +28,7 @@ use crate::{
         notices::EventNote,
         provider::{self as policy, ClientEnd, Usable},
     },
+    provider_client::{problem::ProviderProblem, resolved_provider::ResolvedProvider},
     reconcile::{
         act::{
             activity::{Activity, Permit},
@@ -35,7 +36,6 @@ use crate::{
         },
         action::Action,
         context::Context,
-        provider_client::{problem::ProviderProblem, resolved_provider::ResolvedProvider},
         report::overwritten,
     },
 };

@@ -24,17 +24,14 @@ use crate::{
     lease::Leadership,
     oauth::discovery::Endpoints,
     policy::{Blocker, advice, hash, schedule},
-    reconcile::{
-        bundles::Bundles,
-        provider_client::{
-            federation::Identities,
-            problem::{ProviderProblem, shown_blocker},
-            resolve::resolve,
-            resolve_context::ResolveContext,
-            resolved_provider::ResolvedProvider,
-        },
-        source_contents::SourceContents,
+    provider_client::{
+        federation::Identities,
+        problem::{ProviderProblem, shown_blocker},
+        resolve::resolve,
+        resolve_context::ResolveContext,
+        resolved_provider::ResolvedProvider,
     },
+    reconcile::{bundles::Bundles, source_contents::SourceContents},
     stores::Stores,
 };
 

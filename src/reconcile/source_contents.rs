@@ -12,9 +12,9 @@ use parking_lot::Mutex;
 use crate::{
     api::{names, reference::ObjectKey},
     error::describe,
+    provider_client::sources::{Opened, SourceReads},
     reconcile::{
         memory_budget::{MemoryBudget, USUAL_SECRET},
-        provider_client::sources::{Opened, SourceReads},
         work_queue::WorkQueue,
     },
     stores::Stores,

@@ -16,6 +16,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("crates/mail/src", "mailtoken_mail"),
     ("crates/core/src", "mailtoken_core"),
     ("crates/net/src", "mailtoken_net"),
+    ("crates/client/src", "mailtoken_client"),
     ("crates/relay/src", RELAY),
 ];
 
@@ -52,11 +53,30 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // It reads the credentials and providers as the watches show them.
     ("metrics", &["api", "lease", "providers", "stores"]),
     ("kubernetes", &[]),
+    // A provider made ready for use, for the broker and for login alike.
+    ("provider_client", &["api", "clock", "error", "idp", "kubernetes", "oauth", "policy", "providers"]),
+    // A flag's value is checked where it is read.
+    ("settings", &["egress", "idp"]),
+    // A command of its own: it has its settings, builds its client, and resolves providers as a reconcile does.
+    (
+        "login",
+        &[
+            "api",
+            "clock",
+            "error",
+            "idp",
+            "kubernetes",
+            "oauth",
+            "policy",
+            "provider_client",
+            "providers",
+            "settings",
+        ],
+    ),
     ("side", &[]),
     ("health", &[]),
     ("admin", &["health", "metrics"]),
-    // A flag's value is checked where it is read.
-    ("cli", &["egress", "idp"]),
+    ("cli", &["settings"]),
     ("telemetry", &["cli"]),
     (
         "reconcile",
@@ -75,6 +95,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "oauth",
             "policy",
             "protocol",
+            "provider_client",
             "providers",
             "render",
             "stores",
@@ -84,11 +105,6 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // A command of its own, which the chart's uninstall hook runs.
     ("stop", &["cli", "error", "kubernetes"]),
     ("release", &["api", "cli", "error", "kubernetes"]),
-    // A command of its own: it has its settings, builds its client, and resolves providers as a reconcile does.
-    (
-        "login",
-        &["api", "cli", "clock", "egress", "error", "idp", "kubernetes", "oauth", "policy", "providers", "reconcile"],
-    ),
 ];
 
 /// Modules that turn values into values: no waiting, no Kubernetes, no socket, no file, no clock.

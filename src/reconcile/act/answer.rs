@@ -8,11 +8,9 @@ use crate::{
     api::{Reason, grant::GrantType, names},
     oauth::{Claims, Refusal, TokenAnswer, claims},
     policy::{inputs, observed::UnwrittenToken},
+    provider_client::authentication::Authentication,
     providers::account,
-    reconcile::{
-        act::attempt::{Attempt, Reply, client_status},
-        provider_client::authentication::Authentication,
-    },
+    reconcile::act::attempt::{Attempt, Reply, client_status},
 };
 
 impl Attempt {

@@ -20,11 +20,11 @@ use crate::{
         grant::RefreshGrant,
         observed::UnwrittenToken,
     },
+    provider_client::{authentication::Authentication, connection::transport, resolved_provider::ResolvedProvider},
     providers::{Profile, RefusalContext, TokenSource},
     reconcile::{
         act::{activity::Permit, refusals::request_refusal, sign},
         context::Context,
-        provider_client::{authentication::Authentication, connection::transport, resolved_provider::ResolvedProvider},
     },
 };
 

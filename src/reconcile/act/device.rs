@@ -17,6 +17,10 @@ use crate::{
         grant::{SignIn, next_poll},
         notices::EventNote,
     },
+    provider_client::{
+        authentication::Authentication,
+        problem::{ProviderProblem, shown_blocker},
+    },
     providers::account,
     reconcile::{
         act::{
@@ -27,10 +31,6 @@ use crate::{
         custody::{
             self,
             pending::{CustodyError, PendingGrantWrite, SignInEnd},
-        },
-        provider_client::{
-            authentication::Authentication,
-            problem::{ProviderProblem, shown_blocker},
         },
     },
 };

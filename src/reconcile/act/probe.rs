@@ -27,12 +27,12 @@ use crate::{
         hash::ProviderHash,
         probe::{self, Login, Next, ProbeInputs},
     },
+    provider_client::{connection, resolve},
     reconcile::{
         act::{activity::Activity, mail_logins::Account},
         context::Context,
         probe_state::Made,
         provider_cache::bundle_hash,
-        provider_client::{connection, resolve},
         stored::stored_token,
     },
     render::SECRET_MAX,

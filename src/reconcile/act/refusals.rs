@@ -12,7 +12,8 @@ use crate::{
         commands::{self, KubectlObject},
         outcome::Refused,
     },
-    reconcile::{context::Context, custody::pending::CustodyError, provider_client::authentication::Authentication},
+    provider_client::authentication::Authentication,
+    reconcile::{context::Context, custody::pending::CustodyError},
 };
 
 /// A request that cannot be made.

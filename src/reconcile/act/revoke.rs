@@ -27,6 +27,10 @@ use crate::{
         ownership::Ownership,
         revocation::Revocation,
     },
+    provider_client::{
+        problem::{ProviderProblem, shown_blocker},
+        try_each::TryEach,
+    },
     providers,
     reconcile::{
         act::{
@@ -38,10 +42,6 @@ use crate::{
         context::Context,
         custody::{self, pending::CustodyError},
         observe,
-        provider_client::{
-            problem::{ProviderProblem, shown_blocker},
-            try_each::TryEach,
-        },
         stored::stored_token,
     },
 };

@@ -19,6 +19,7 @@ use crate::{
         outcome::{Outcome, Refused},
         urgency::urgency,
     },
+    provider_client::{authentication::Authentication, try_each::TryEach},
     providers,
     reconcile::{
         act::{
@@ -33,7 +34,6 @@ use crate::{
         context::Context,
         custody::pending::Claimed,
         observe,
-        provider_client::{authentication::Authentication, try_each::TryEach},
     },
 };
 

@@ -14,6 +14,10 @@ use crate::{
     policy::{
         Blocker, checks, commands::KubectlObject, exchange::leaves_open, grant::RefreshGrant, notices::EventNote,
     },
+    provider_client::{
+        authentication::Authentication,
+        sources::{SourceReads as _, read_source},
+    },
     reconcile::{
         act::{
             attempt::{Attempt, StepResult},
@@ -25,10 +29,6 @@ use crate::{
             pending::{Claimed, PendingGrantWrite},
         },
         own_sources::of_a_provider,
-        provider_client::{
-            authentication::Authentication,
-            sources::{SourceReads as _, read_source},
-        },
     },
 };
 

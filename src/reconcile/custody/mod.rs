@@ -367,15 +367,11 @@ mod tests {
 
     use crate::{
         policy::{observed, outcome},
-        reconcile::{
-            credential_cache::CredentialState,
-            custody::pending::SignInEnd,
-            provider_client::{
-                authentication::{Authentication, ClientCredential},
-                resolved_provider::ResolvedProvider,
-            },
-            stored::Stored,
+        provider_client::{
+            authentication::{Authentication, ClientCredential},
+            resolved_provider::ResolvedProvider,
         },
+        reconcile::{credential_cache::CredentialState, custody::pending::SignInEnd, stored::Stored},
     };
 
     use super::*;

@@ -11,11 +11,11 @@ use crate::{
         Blocker, checks, commands,
         grant::{GrantSecret, Seed},
     },
+    provider_client::sources::{SourceReads as _, read_source},
     reconcile::{
         context::Context,
         custody::{data::hash, register::older_with_seeds},
         own_sources::of_a_provider,
-        provider_client::sources::{SourceReads as _, read_source},
     },
 };
 

@@ -13,8 +13,7 @@ use crate::{
     idp::IdpClient,
     oauth::discovery::{DiscoveryError, Endpoints, discovery_request, read_discovery},
     policy::Blocker,
-    providers::{self, TokenSource},
-    reconcile::provider_client::{
+    provider_client::{
         authentication::{Authentication, authentication},
         connection::{self, transport},
         problem::ProviderProblem,
@@ -22,13 +21,14 @@ use crate::{
         resolved_provider::ResolvedProvider,
         sources::{SourceReads, read_config_map_key, read_secret_key},
     },
+    providers::{self, TokenSource},
 };
 
 /// Resolves a provider: reads the objects that it refers to, and discovers its endpoints.
 ///
 /// # Errors
 /// The step that Kubernetes failed. A problem of the provider is part of the result.
-pub(crate) async fn resolve(
+pub async fn resolve(
     object: &ProviderObject,
     context: &ResolveContext<'_>,
 ) -> Result<Result<ResolvedProvider, ProviderProblem>, Error> {
@@ -75,7 +75,7 @@ fn unusable(authentication: &[Authentication]) -> Option<ProviderProblem> {
 ///
 /// # Errors
 /// Kubernetes failed. A missing or unusable object is part of the result.
-pub(crate) async fn ca_bundle(
+pub async fn ca_bundle(
     object: &ProviderObject,
     home: &str,
     kubernetes: &Client,

@@ -14,7 +14,7 @@ use crate::{
 
 /// What a failed connection to the provider means, and its fix. `home` is the namespace of its CA bundle, `again`
 /// what is done about what may pass.
-pub(crate) fn transport(error: &TransportError, object: &ProviderObject, home: &str, again: &str) -> (Reason, String) {
+pub fn transport(error: &TransportError, object: &ProviderObject, home: &str, again: &str) -> (Reason, String) {
     match error {
         TransportError::EgressDenied { .. } => {
             (Reason::EgressDenied, format!("{error}. {}", allow(error.allowance(), object, "provider")))
@@ -38,7 +38,7 @@ pub(crate) fn transport(error: &TransportError, object: &ProviderObject, home: &
 }
 
 /// What the user of a provider can do about a certificate; `None` where only the server's operator can act.
-pub(in crate::reconcile) fn trust_advice(problem: TlsProblem, object: &ProviderObject, home: &str) -> Option<String> {
+pub fn trust_advice(problem: TlsProblem, object: &ProviderObject, home: &str) -> Option<String> {
     match problem {
         TlsProblem::UnknownIssuer => Some(format!("If it is a private authority, {}", trust(object, home))),
         TlsProblem::CriticalExtension => Some(format!(
@@ -53,7 +53,7 @@ pub(in crate::reconcile) fn trust_advice(problem: TlsProblem, object: &ProviderO
 
 /// What to do about a denied address: `range` is the one that an administrator may allow. The advice never opens a metadata service, the broker's own host, or a range that
 /// the administrator denies.
-pub(in crate::reconcile) fn allow(range: Option<String>, object: &ProviderObject, what: &str) -> String {
+pub fn allow(range: Option<String>, object: &ProviderObject, what: &str) -> String {
     let Some(range) = range else {
         return format!(
             "The broker connects to no {what} there: correct the address with `{}`",
@@ -94,7 +94,7 @@ fn trust(object: &ProviderObject, home: &str) -> String {
 }
 
 /// The provider for `kubectl`.
-pub(in crate::reconcile) fn subject(object: &ProviderObject) -> KubectlObject {
+pub fn subject(object: &ProviderObject) -> KubectlObject {
     subject_of(&object.key())
 }
 

@@ -19,11 +19,11 @@ use crate::{
         checks,
         commands::{self, KubectlObject},
     },
-    providers::{Profile, RefusalContext},
-    reconcile::provider_client::{
+    provider_client::{
         authentication::Authentication, connection::transport, federation::Identities,
         resolved_provider::ResolvedProvider, try_each::TryEach,
     },
+    providers::{Profile, RefusalContext},
 };
 
 /// One sign-in: the credential, the provider and the scopes.

@@ -15,7 +15,7 @@ use crate::{
     error::describe,
     login::LoginError,
     policy::commands::KubectlObject,
-    reconcile::provider_client::sources::{is_labelled, is_own},
+    provider_client::sources::{is_labelled, is_own},
 };
 
 /// How often `put` tries to write if another client writes at the same time, or if the API server fails for a moment.

@@ -14,11 +14,11 @@ use crate::{
         target::{LoginTarget, kind},
     },
     policy::{checks, inputs},
-    providers::{self, Profile},
-    reconcile::provider_client::{
+    provider_client::{
         federation::Identities, problem::credential_blocker, resolve::resolve, resolve_context::ResolveContext,
         resolved_provider::ResolvedProvider,
     },
+    providers::{self, Profile},
     settings::Login,
 };
 

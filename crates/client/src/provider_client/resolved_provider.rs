@@ -1,6 +1,6 @@
 //! A provider that is ready for use.
 
-use crate::{idp::IdpClient, oauth::discovery::Endpoints, reconcile::provider_client::authentication::Authentication};
+use crate::{idp::IdpClient, oauth::discovery::Endpoints, provider_client::authentication::Authentication};
 
 /// A provider, ready for use.
 pub struct ResolvedProvider {

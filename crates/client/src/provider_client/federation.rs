@@ -28,7 +28,7 @@ use crate::{
     kubernetes::Connection,
     oauth::{Claims, ClientAuth, Impersonation},
     policy::{Blocker, advice::Federated, commands::word},
-    reconcile::provider_client::connection::subject_of,
+    provider_client::connection::subject_of,
 };
 
 /// The lifetime of requested tokens, in seconds: the shortest that Kubernetes issues. The broker uses a token for the first

@@ -21,7 +21,7 @@ use crate::{
         client_auth::read_secret,
     },
     policy::{Blocker, advice::Federated, commands::KubectlObject},
-    reconcile::provider_client::{
+    provider_client::{
         connection::subject_of,
         federation::{Federation, Identities},
         resolve_context::ResolveContext,

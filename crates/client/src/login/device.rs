@@ -17,7 +17,7 @@ use crate::{
         device::{DeviceAuthorization, SLOW_DOWN, device_authorization_request, read_device_authorization},
     },
     policy::device_poll::{self, PollOutcome},
-    reconcile::provider_client::authentication::Authentication,
+    provider_client::authentication::Authentication,
     settings::Login,
 };
 

@@ -24,7 +24,7 @@ impl ProviderProblem {
 
 /// The blocker on credentials: a problem of a client credential keeps its reason, every other problem is
 /// `ProviderNotReady`.
-pub(crate) fn credential_blocker(key: &ProviderKey, problem: ProviderProblem) -> Blocker {
+pub fn credential_blocker(key: &ProviderKey, problem: ProviderProblem) -> Blocker {
     if problem.of_the_client {
         return problem.blocker;
     }
@@ -35,7 +35,7 @@ pub(crate) fn credential_blocker(key: &ProviderKey, problem: ProviderProblem) ->
 
 /// The blocker that a credential shows. Of a ClusterMailProvider it shows the reason alone: the provider's own status
 /// names the administrator's Secrets, keys and hosts.
-pub(crate) fn shown_blocker(key: &ProviderKey, problem: ProviderProblem) -> Blocker {
+pub fn shown_blocker(key: &ProviderKey, problem: ProviderProblem) -> Blocker {
     if key.kind == ProviderKind::MailProvider {
         return credential_blocker(key, problem);
     }

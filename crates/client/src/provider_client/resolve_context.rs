@@ -4,11 +4,11 @@ use kube::Client;
 
 use crate::{
     idp::IdpClients,
-    reconcile::provider_client::{federation::Identities, sources::SourceReads},
+    provider_client::{federation::Identities, sources::SourceReads},
 };
 
 /// What the resolution of a provider uses.
-pub(crate) struct ResolveContext<'a> {
+pub struct ResolveContext<'a> {
     /// The client of the API server.
     pub kubernetes: &'a Client,
     /// What is done around each read of a Secret; `None` where nothing waits for a change of it.

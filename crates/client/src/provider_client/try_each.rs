@@ -1,10 +1,10 @@
 //! The order in which the client authentications of a provider are tried.
 
-use crate::{api::Reason, oauth::Refusal, reconcile::provider_client::authentication::Authentication};
+use crate::{api::Reason, oauth::Refusal, provider_client::authentication::Authentication};
 
 /// Yields the client authentications one after the other: the next one only where the provider refused the client itself, or
 /// where the one before could not be used. After any other refusal another authentication would not help.
-pub(crate) struct TryEach<'a> {
+pub struct TryEach<'a> {
     entries: &'a [Authentication],
     first: usize,
     tried: usize,
@@ -14,12 +14,12 @@ pub(crate) struct TryEach<'a> {
 
 impl<'a> TryEach<'a> {
     /// Begins at the entry `first`, which the provider accepted last, and continues with the next ones in a circle.
-    pub(crate) fn new(entries: &'a [Authentication], first: usize) -> Self {
+    pub fn new(entries: &'a [Authentication], first: usize) -> Self {
         Self { entries, first: if first < entries.len() { first } else { 0 }, tried: 0, ended: false, last: None }
     }
 
     /// The next entry to try.
-    pub(crate) fn next_entry(&mut self) -> Option<&'a Authentication> {
+    pub fn next_entry(&mut self) -> Option<&'a Authentication> {
         if self.ended || self.tried >= self.entries.len() {
             return None;
         }
@@ -29,30 +29,30 @@ impl<'a> TryEach<'a> {
     }
 
     /// Whether a request with an earlier entry was refused.
-    pub(crate) fn is_repeated(&self) -> bool {
+    pub fn is_repeated(&self) -> bool {
         self.last.is_some()
     }
 
     /// Notes that `entry` cannot be used, so that no request was sent.
-    pub(crate) fn unusable(&mut self, entry: &'a Authentication, why: Refusal) {
+    pub fn unusable(&mut self, entry: &'a Authentication, why: Refusal) {
         self.last = Some((why, entry));
     }
 
     /// Notes that the provider refused a request with `entry`.
-    pub(crate) fn refused(&mut self, entry: &'a Authentication, refusal: Refusal) {
+    pub fn refused(&mut self, entry: &'a Authentication, refusal: Refusal) {
         self.ended = !matches!(refusal.reason, Reason::InvalidClient | Reason::ClientSecretExpired);
         self.last = Some((refusal, entry));
     }
 
     /// The last refusal; `None` where no entry was tried.
-    pub(crate) fn into_refusal(self) -> Option<(Refusal, &'a Authentication)> {
+    pub fn into_refusal(self) -> Option<(Refusal, &'a Authentication)> {
         self.last
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::{oauth::ClientAuth, reconcile::provider_client::authentication::ClientCredential};
+    use crate::{oauth::ClientAuth, provider_client::authentication::ClientCredential};
 
     use super::*;
 

@@ -39,7 +39,7 @@ impl Drop for Opened {
 }
 
 /// The value of a key of a source Secret.
-pub(in crate::reconcile) struct Source {
+pub struct Source {
     /// The value of the key.
     pub value: Zeroizing<Vec<u8>>,
     /// resourceVersion of the Secret.
@@ -107,7 +107,7 @@ pub(super) async fn read_secret_key(
 }
 
 /// A key of a Secret that carries the source label. `reads` notes the content of the Secret.
-pub(in crate::reconcile) async fn read_source(
+pub async fn read_source(
     reference: &KeyRef,
     home: &str,
     client: &Client,
@@ -156,13 +156,13 @@ pub(in crate::reconcile) async fn read_source(
 }
 
 /// Whether the broker made this Secret. Such a Secret is never a source, whatever its labels.
-pub(crate) fn is_own(secret: &Secret) -> bool {
+pub fn is_own(secret: &Secret) -> bool {
     let managed = secret.labels().get(names::LABEL_MANAGED_BY).is_some_and(|by| by == names::MANAGER);
     managed || secret.type_.as_deref() == Some(names::SECRET_TYPE_GRANT)
 }
 
 /// Whether its owner lets the broker read this Secret.
-pub(crate) fn is_labelled(secret: &Secret) -> bool {
+pub fn is_labelled(secret: &Secret) -> bool {
     secret.labels().get(names::LABEL_SOURCE).is_some_and(|value| value == "true")
 }
 

@@ -36,8 +36,8 @@ use crate::{
         target::LoginTarget,
     },
     policy::inputs,
+    provider_client::federation::Identities,
     providers::{Profile, account},
-    reconcile::provider_client::federation::Identities,
     settings::{Kubernetes, Login},
 };
 
