@@ -165,15 +165,7 @@ impl Imap {
     }
 
     fn responded(&mut self, outcome: Outcome) -> Next {
-        match outcome {
-            Outcome::Prompt(exchange, prompt) => {
-                self.exchange = Some(exchange);
-                reply(&format!("+ {prompt}"))
-            }
-            Outcome::Credentials(credentials) => Next::LogIn(Identity::Password(credentials)),
-            Outcome::Cancelled => reply(&format!("{} BAD Authentication cancelled", self.tag)),
-            Outcome::Malformed => reply(&format!("{} BAD Cannot decode the response", self.tag)),
-        }
+        outcome.next(&mut self.exchange, "+", |failure| format!("{} BAD {failure}", self.tag))
     }
 
     fn capabilities(&self) -> String {

@@ -96,15 +96,7 @@ impl Pop3 {
     }
 
     fn responded(&mut self, outcome: Outcome) -> Next {
-        match outcome {
-            Outcome::Prompt(exchange, prompt) => {
-                self.exchange = Some(exchange);
-                reply(&format!("+ {prompt}"))
-            }
-            Outcome::Credentials(credentials) => Next::LogIn(Identity::Password(credentials)),
-            Outcome::Cancelled => reply("-ERR Authentication cancelled"),
-            Outcome::Malformed => reply("-ERR Cannot decode the response"),
-        }
+        outcome.next(&mut self.exchange, "+", |failure| format!("-ERR {failure}"))
     }
 }
 

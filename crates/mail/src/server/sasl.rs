@@ -1,9 +1,11 @@
 //! The server's side of SASL PLAIN (RFC 4616) and LOGIN, which SMTP, IMAP and POP3 carry in base64.
 
+use std::fmt;
+
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use zeroize::Zeroizing;
 
-use super::step::Credentials;
+use super::step::{Credentials, Identity, Next, reply};
 
 /// The prompts of LOGIN. Clients compare them, so they are exactly these (draft-murchison-sasl-login-00).
 const USERNAME_PROMPT: &str = "VXNlcm5hbWU6";
@@ -22,10 +24,45 @@ pub(super) enum Outcome {
     /// The server sends this prompt and waits for the next response.
     Prompt(Exchange, &'static str),
     Credentials(Credentials),
+    Failed(Failure),
+}
+
+/// Why an exchange ended without credentials. `Display` shows the text for the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
     /// The client cancelled the exchange (RFC 4954 section 4).
     Cancelled,
     /// The response is not base64, or not what the mechanism defines.
     Malformed,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cancelled => "Authentication cancelled",
+            Self::Malformed => "Cannot decode the response",
+        })
+    }
+}
+
+impl Outcome {
+    /// What the server does next. `prompt` precedes a prompt, and `failed` makes the reply to a failure. `waiting` holds the
+    /// exchange until the response to the prompt arrives.
+    pub(super) fn next(
+        self,
+        waiting: &mut Option<Exchange>,
+        prompt: &str,
+        failed: impl FnOnce(Failure) -> String,
+    ) -> Next {
+        match self {
+            Self::Prompt(exchange, text) => {
+                *waiting = Some(exchange);
+                reply(&format!("{prompt} {text}"))
+            }
+            Self::Credentials(credentials) => Next::LogIn(Identity::Password(credentials)),
+            Self::Failed(failure) => reply(&failed(failure)),
+        }
+    }
 }
 
 /// Begins an exchange with a mechanism and perhaps an initial response. `None` if the mechanism is not offered.
@@ -49,11 +86,13 @@ impl Exchange {
     pub(super) fn respond(self, response: &[u8]) -> Outcome {
         let response = response.trim_ascii();
         if response == b"*" {
-            return Outcome::Cancelled;
+            return Outcome::Failed(Failure::Cancelled);
         }
-        let Ok(decoded) = BASE64_STANDARD.decode(response).map(Zeroizing::new) else { return Outcome::Malformed };
+        let Ok(decoded) = BASE64_STANDARD.decode(response).map(Zeroizing::new) else {
+            return Outcome::Failed(Failure::Malformed);
+        };
         match self {
-            Self::Plain => plain(&decoded).map_or(Outcome::Malformed, Outcome::Credentials),
+            Self::Plain => plain(&decoded).map_or(Outcome::Failed(Failure::Malformed), Outcome::Credentials),
             Self::LoginUser => {
                 let user = String::from_utf8_lossy(&decoded).into_owned();
                 Outcome::Prompt(Self::LoginPassword { user }, PASSWORD_PROMPT)

@@ -4,7 +4,7 @@ use super::{
     MAX_OCTETS,
     announcement::SMTP_ALWAYS,
     input::{Input, Octets},
-    sasl::{self, Exchange, Outcome},
+    sasl::{self, Exchange, Failure, Outcome},
     step::{Accepted, Ending, Identity, Next, Offer, Refusal, TooLong, reply},
 };
 
@@ -124,15 +124,10 @@ impl Smtp {
     }
 
     fn responded(&mut self, outcome: Outcome) -> Next {
-        match outcome {
-            Outcome::Prompt(exchange, prompt) => {
-                self.exchange = Some(exchange);
-                reply(&format!("334 {prompt}"))
-            }
-            Outcome::Credentials(credentials) => Next::LogIn(Identity::Password(credentials)),
-            Outcome::Cancelled => reply("501 5.7.0 Authentication cancelled"),
-            Outcome::Malformed => reply("501 5.5.2 Cannot decode the response"),
-        }
+        outcome.next(&mut self.exchange, "334", |failure| match failure {
+            Failure::Cancelled => format!("501 5.7.0 {failure}"),
+            Failure::Malformed => format!("501 5.5.2 {failure}"),
+        })
     }
 
     fn mail(&mut self, line: &[u8]) -> Next {
