@@ -60,18 +60,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // A command of its own: it has its settings, builds its client, and resolves providers as a reconcile does.
     (
         "login",
-        &[
-            "api",
-            "clock",
-            "error",
-            "idp",
-            "kubernetes",
-            "oauth",
-            "policy",
-            "provider_client",
-            "providers",
-            "settings",
-        ],
+        &["api", "clock", "error", "idp", "kubernetes", "oauth", "policy", "provider_client", "providers", "settings"],
     ),
     ("side", &[]),
     ("health", &[]),

@@ -1,6 +1,6 @@
 //! Exchange and Gmail: each accepts the tokens of its identity provider, and refuses in the real one's words.
 
-use std::time::Duration;
+use std::{ops::Deref, time::Duration};
 
 use mail_token_broker::egress::EgressPolicy;
 use mail_token_broker::idp::Settings;
@@ -13,12 +13,14 @@ use mailtoken_testkit::PATIENCE;
 use mailtoken_testkit::proxy::Proxy;
 use mailtoken_testkit::standin::mail::exchange::Policy;
 use mailtoken_testkit::standin::mail::{Condition, MailStandIn, gmail};
-use mailtoken_testkit::standin::{App, Cloud, Exchange, Gmail, Google, Jwt, Microsoft, google::ServiceAccount};
-use serde_json::json;
+use mailtoken_testkit::standin::{
+    Jwt,
+    organization::{Contoso, Workspace},
+};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 
-use super::{APP, Caller, EXCHANGE, GMAIL, PERSON, TOKEN, text};
+use super::{APP, Caller, GMAIL, PERSON, TOKEN, text};
 
 const SMTP: Protocol = Protocol::Smtp;
 const IMAP: Protocol = Protocol::Imap;
@@ -81,49 +83,37 @@ fn no_permission() -> [Shown; 3] {
     [("535 5.7.3"), ("NO"), ("-ERR")].map(|code| refused(Cause::PermissionMissing, code))
 }
 
-/// Entra ID with one application, and Exchange with one mailbox.
-struct Contoso {
-    entra: Microsoft,
-    exchange: Exchange,
-    app: App,
+/// A tenant at Microsoft, and a client of its mail server.
+struct Microsoft365 {
+    tenant: Contoso,
     client: Client,
 }
 
-impl Contoso {
+impl Deref for Microsoft365 {
+    type Target = Contoso;
+
+    fn deref(&self) -> &Contoso {
+        &self.tenant
+    }
+}
+
+impl Microsoft365 {
     fn new() -> Self {
-        let entra = Microsoft::start(Cloud::Public);
-        let app = App::new(APP).secret("s3cret").public();
-        entra.register(app.clone());
-        let exchange = Exchange::beside(&entra);
-        exchange.mailbox(PERSON);
-        let client = Client::new(entra.ca());
-        Self { entra, exchange, app, client }
+        Self::of(Contoso::start())
     }
 
     /// With everything that a set-up guide says.
     fn set_up() -> Self {
-        let contoso = Self::new();
-        contoso.run(&format!(
-            "New-ServicePrincipal -AppId {APP} -ObjectId {} -DisplayName 'mail broker'",
-            contoso.app.object_id()
-        ));
-        contoso.run(&format!("Add-MailboxPermission -Identity {PERSON} -User 'mail broker' -AccessRights FullAccess"));
-        contoso.run(&format!("Set-CASMailbox -Identity '{PERSON}' -SmtpClientAuthenticationDisabled $false"));
-        contoso
+        Self::of(Contoso::set_up())
     }
 
-    fn run(&self, command: &str) {
-        self.exchange.run(command).unwrap();
+    fn of(tenant: Contoso) -> Self {
+        let client = Client::new(tenant.entra.ca());
+        Self { tenant, client }
     }
 
     async fn app_token(&self) -> String {
-        let form = [
-            ("grant_type", "client_credentials"),
-            ("client_id", APP),
-            ("client_secret", "s3cret"),
-            ("scope", EXCHANGE),
-        ];
-        text(&Caller::of_microsoft(&self.entra).granted(TOKEN, &form).await["access_token"])
+        text(&Caller::of_microsoft(&self.entra).granted(TOKEN, &Contoso::form()).await["access_token"])
     }
 
     /// A token for what a person has allowed.
@@ -146,7 +136,7 @@ impl Contoso {
 
 #[tokio::test]
 async fn a_new_tenant_is_set_up_by_the_commands_that_its_refusals_call_for() {
-    let contoso = Contoso::new();
+    let contoso = Microsoft365::new();
     let token = contoso.app_token().await;
     let tenant = refused(Cause::SmtpAuthDisabledForTenant, "535 5.7.139");
     let not_connected = refused(Cause::NotConnected, "BAD");
@@ -169,7 +159,7 @@ async fn a_new_tenant_is_set_up_by_the_commands_that_its_refusals_call_for() {
 
 #[tokio::test]
 async fn exchange_refuses_what_is_switched_off_and_accepts_it_after_the_command() {
-    let contoso = Contoso::set_up();
+    let contoso = Microsoft365::set_up();
     let token = contoso.app_token().await;
     let [_, imap, pop3] = no_permission();
     for (protocol, parameter, off, refusal) in [
@@ -196,7 +186,7 @@ async fn exchange_refuses_what_is_switched_off_and_accepts_it_after_the_command(
 
 #[tokio::test]
 async fn exchange_finds_the_object_id_and_not_the_application_id() {
-    let contoso = Contoso::set_up();
+    let contoso = Microsoft365::set_up();
     let token = contoso.app_token().await;
     contoso.run(&format!("Remove-ServicePrincipal -Identity {APP}"));
     // The object id of the app registration, as people copy it.
@@ -208,9 +198,9 @@ async fn exchange_finds_the_object_id_and_not_the_application_id() {
 
 #[tokio::test]
 async fn exchange_accepts_only_tokens_of_its_tenant_for_the_mailbox_and_the_protocol() {
-    let contoso = Contoso::set_up();
+    let contoso = Microsoft365::set_up();
     let token = contoso.app_token().await;
-    let foreign = Contoso::set_up().app_token().await;
+    let foreign = Microsoft365::set_up().app_token().await;
     for token in ["garbage", &foreign, &token[..token.len() - 2]] {
         assert_eq!(contoso.all(token).await, no_permission());
     }
@@ -227,7 +217,7 @@ async fn exchange_accepts_only_tokens_of_its_tenant_for_the_mailbox_and_the_prot
 
 #[tokio::test]
 async fn exchange_accepts_a_person_at_their_mailbox_and_at_one_that_is_shared_with_them() {
-    let contoso = Contoso::set_up();
+    let contoso = Microsoft365::set_up();
     let scopes = "https://outlook.office.com/SMTP.Send https://outlook.office.com/IMAP.AccessAsUser.All";
     let token = contoso.persons_token(PERSON, scopes).await;
     let [_, _, pop3] = no_permission();
@@ -242,7 +232,7 @@ async fn exchange_accepts_a_person_at_their_mailbox_and_at_one_that_is_shared_wi
 
 #[tokio::test]
 async fn a_policy_of_the_tenant_blocks_logins_in_its_own_words() {
-    let contoso = Contoso::set_up();
+    let contoso = Microsoft365::set_up();
     let token = contoso.app_token().await;
     for policy in [Policy::SecurityDefaults, Policy::ConditionalAccess] {
         contoso.exchange.block(Some(policy));
@@ -254,7 +244,7 @@ async fn a_policy_of_the_tenant_blocks_logins_in_its_own_words() {
 
 #[tokio::test]
 async fn high_volume_email_refuses_a_token_that_ends_soon() {
-    let contoso = Contoso::new();
+    let contoso = Microsoft365::new();
     contoso.exchange.high_volume("hve@contoso.com");
     let smtp = |token: String| {
         let contoso = &contoso;
@@ -268,7 +258,7 @@ async fn high_volume_email_refuses_a_token_that_ends_soon() {
 
 #[tokio::test]
 async fn exchange_throttles_and_hangs_until_it_is_well() {
-    let contoso = Contoso::set_up();
+    let contoso = Microsoft365::set_up();
     let token = contoso.app_token().await;
     contoso.exchange.set(Condition::Throttled);
     let throttled =
@@ -291,7 +281,7 @@ async fn exchange_throttles_and_hangs_until_it_is_well() {
 
 #[test]
 fn a_command_that_lacks_something_is_refused() {
-    let contoso = Contoso::set_up();
+    let contoso = Microsoft365::set_up();
     for command in [
         "",
         "Get-CASMailbox -Identity billing@contoso.com",
@@ -312,7 +302,7 @@ fn a_command_that_lacks_something_is_refused() {
 
 #[tokio::test]
 async fn the_real_names_of_mail_servers_lead_to_a_stand_in_through_a_proxy() {
-    let contoso = Contoso::set_up();
+    let contoso = Microsoft365::set_up();
     let token = contoso.app_token().await;
     let exchange = &contoso.exchange;
     let proxy = Proxy::with_mail(
@@ -332,30 +322,29 @@ async fn the_real_names_of_mail_servers_lead_to_a_stand_in_through_a_proxy() {
     assert_eq!(proxy.asked().first().map(String::as_str), Some("smtp.office365.com:587"));
 }
 
-/// Google with one service account, to which a mailbox is delegated.
-struct Workspace {
-    google: Google,
-    gmail: Gmail,
-    account: ServiceAccount,
+/// A tenant at Google, and a client of its mail server.
+struct GoogleWorkspace {
+    tenant: Workspace,
     client: Client,
 }
 
-impl Workspace {
+impl Deref for GoogleWorkspace {
+    type Target = Workspace;
+
+    fn deref(&self) -> &Workspace {
+        &self.tenant
+    }
+}
+
+impl GoogleWorkspace {
     fn new() -> Self {
-        let google = Google::start();
-        let account = google.service_account("mailer");
-        google.delegate(&account.client_id, &[GMAIL, "https://www.googleapis.com/auth/gmail.send"]);
-        google.mailbox(PERSON);
-        let gmail = Gmail::beside(&google);
-        let client = Client::new(google.ca());
-        Self { google, gmail, account, client }
+        let tenant = Workspace::start();
+        let client = Client::new(tenant.google.ca());
+        Self { tenant, client }
     }
 
     async fn token(&self, scope: &str) -> String {
-        let now = self.google.now();
-        let assertion = self.account.key.jwt(&json!({
-            "iss": self.account.email, "sub": PERSON, "scope": scope, "aud": super::TOKEN_URL, "iat": now, "exp": now + 600,
-        }));
+        let assertion = self.assertion(scope);
         assert!(Jwt::read(&assertion).is_some());
         let form = [("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"), ("assertion", &assertion)];
         text(&Caller::of_google(&self.google).granted("/token", &form).await["access_token"])
@@ -373,7 +362,7 @@ fn bad_token() -> [Shown; 3] {
 
 #[tokio::test]
 async fn gmail_accepts_its_tokens_and_refuses_others_by_a_challenge() {
-    let workspace = Workspace::new();
+    let workspace = GoogleWorkspace::new();
     let token = workspace.token(GMAIL).await;
     assert_eq!(workspace.all(&token).await, [None, None, None]);
     assert_eq!(workspace.all("garbage").await, bad_token());
@@ -392,7 +381,7 @@ async fn gmail_accepts_its_tokens_and_refuses_others_by_a_challenge() {
 
 #[tokio::test]
 async fn gmail_refuses_what_is_switched_off_and_throttles() {
-    let workspace = Workspace::new();
+    let workspace = GoogleWorkspace::new();
     let token = workspace.token(GMAIL).await;
     let well = gmail::Settings::default();
     for (settings, expected) in [
@@ -455,7 +444,7 @@ impl Raw {
 
 #[tokio::test]
 async fn the_servers_know_initial_responses_and_limit_their_lines() {
-    let workspace = Workspace::new();
+    let workspace = GoogleWorkspace::new();
     let token = workspace.token(GMAIL).await;
     let response = sasl::response(Mechanism::OAuthBearer, PERSON, &token).unwrap();
     let (gmail, ca) = (&workspace.gmail, workspace.google.ca());

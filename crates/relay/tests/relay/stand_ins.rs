@@ -5,16 +5,14 @@ use std::{fs, process::Command};
 
 use mailtoken_mail::protocol::Protocol::{self, Imap, Pop3, Smtp};
 use mailtoken_testkit::standin::{
-    App, Cloud, Exchange, Gmail, Google, Microsoft,
-    google::{ServiceAccount, TOKEN_URL},
+    google::TOKEN_URL,
     mail::{Condition, MailStandIn, exchange::Policy, gmail},
+    organization::{APP, Contoso, MAILBOX, Workspace},
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::support::{Client, Folder, PATIENCE, Relay, plain, secret};
 
-const MAILBOX: &str = "billing@contoso.com";
-const APP: &str = "2f1c6a0e-0000-4000-8000-000000000000";
 const GMAIL: &str = "https://mail.google.com/";
 
 /// The name of a protocol in ports and logs.
@@ -39,88 +37,27 @@ fn token_from(url: &str, port: u16, ca: &str, form: &[(&str, &str)]) -> String {
     response["access_token"].as_str().unwrap().to_owned()
 }
 
-/// Entra ID with one application, and Exchange with one mailbox.
-struct Contoso {
-    entra: Microsoft,
-    exchange: Exchange,
-    app: App,
+/// A token of the tenant's application.
+fn microsoft_token(contoso: &Contoso) -> String {
+    let url = "https://login.microsoftonline.com/contoso.onmicrosoft.com/oauth2/v2.0/token";
+    token_from(url, contoso.entra.port(), &contoso.entra.ca(), &Contoso::form())
 }
 
-impl Contoso {
-    fn new() -> Self {
-        let entra = Microsoft::start(Cloud::Public);
-        let app = App::new(APP).secret("s3cret").public();
-        entra.register(app.clone());
-        let exchange = Exchange::beside(&entra);
-        exchange.mailbox(MAILBOX);
-        Self { entra, exchange, app }
-    }
-
-    /// With everything that a set-up guide says.
-    fn set_up() -> Self {
-        let contoso = Self::new();
-        contoso.permit();
-        contoso.run(&format!("Set-CASMailbox -Identity {MAILBOX} -SmtpClientAuthenticationDisabled $false"));
-        contoso
-    }
-
-    fn permit(&self) {
-        let object_id = self.app.object_id();
-        self.run(&format!("New-ServicePrincipal -AppId {APP} -ObjectId {object_id}"));
-        self.run(&format!("Add-MailboxPermission -Identity {MAILBOX} -User {object_id} -AccessRights FullAccess"));
-    }
-
-    fn run(&self, command: &str) {
-        self.exchange.run(command).unwrap();
-    }
-
-    fn token(&self) -> String {
-        let form = [
-            ("grant_type", "client_credentials"),
-            ("client_id", APP),
-            ("client_secret", "s3cret"),
-            ("scope", "https://outlook.office365.com/.default"),
-        ];
-        let url = "https://login.microsoftonline.com/contoso.onmicrosoft.com/oauth2/v2.0/token";
-        token_from(url, self.entra.port(), &self.entra.ca(), &form)
-    }
-
-    /// A program that uses the mailbox with this token.
-    fn program(&self, mailbox: &'static str, token: &str) -> Program {
-        Program::new(&self.exchange, &self.entra.ca(), mailbox, token)
-    }
+/// A token of the service account.
+fn google_token(workspace: &Workspace, scope: &str) -> String {
+    let assertion = workspace.assertion(scope);
+    let form = [("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"), ("assertion", &assertion)];
+    token_from(TOKEN_URL, workspace.google.port(), &workspace.google.ca(), &form)
 }
 
-/// Google with one service account, to which a mailbox is delegated.
-struct Workspace {
-    google: Google,
-    gmail: Gmail,
-    account: ServiceAccount,
+/// A program that uses a mailbox of Exchange with a token of the tenant's application.
+fn at_exchange(contoso: &Contoso, mailbox: &'static str) -> Program {
+    Program::new(&contoso.exchange, &contoso.entra.ca(), mailbox, &microsoft_token(contoso))
 }
 
-impl Workspace {
-    fn new() -> Self {
-        let google = Google::start();
-        let account = google.service_account("mailer");
-        google.delegate(&account.client_id, &[GMAIL, "https://www.googleapis.com/auth/gmail.send"]);
-        google.mailbox(MAILBOX);
-        let gmail = Gmail::beside(&google);
-        Self { google, gmail, account }
-    }
-
-    fn token(&self, scope: &str) -> String {
-        let now = self.google.now();
-        let assertion = self.account.key.jwt(&json!({
-            "iss": self.account.email, "sub": MAILBOX, "scope": scope, "aud": TOKEN_URL, "iat": now, "exp": now + 600,
-        }));
-        let form = [("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"), ("assertion", &assertion)];
-        token_from(TOKEN_URL, self.google.port(), &self.google.ca(), &form)
-    }
-
-    /// A program that uses the mailbox with this token.
-    fn program(&self, token: &str) -> Program {
-        Program::new(&self.gmail, &self.google.ca(), MAILBOX, token)
-    }
+/// A program that uses the mailbox at Gmail with this token.
+fn at_gmail(workspace: &Workspace, token: &str) -> Program {
+    Program::new(&workspace.gmail, &workspace.google.ca(), MAILBOX, token)
 }
 
 /// The relay beside a program that knows only a password.
@@ -229,8 +166,8 @@ fn command(why: &str) -> &str {
 
 #[tokio::test]
 async fn exchange_and_gmail_accept_logins_with_a_password() {
-    let (contoso, workspace) = (Contoso::set_up(), Workspace::new());
-    let (exchange, gmail) = (contoso.program(MAILBOX, &contoso.token()), workspace.program(&workspace.token(GMAIL)));
+    let (contoso, workspace) = (Contoso::set_up(), Workspace::start());
+    let (exchange, gmail) = (at_exchange(&contoso, MAILBOX), at_gmail(&workspace, &google_token(&workspace, GMAIL)));
     for protocol in Protocol::ALL {
         exchange.is_accepted(protocol).await;
         gmail.is_accepted(protocol).await;
@@ -245,8 +182,8 @@ async fn exchange_and_gmail_accept_logins_with_a_password() {
 
 #[tokio::test]
 async fn the_log_names_the_commands_that_set_a_new_tenant_up() {
-    let contoso = Contoso::new();
-    let program = contoso.program(MAILBOX, &contoso.token());
+    let contoso = Contoso::start();
+    let program = at_exchange(&contoso, MAILBOX);
     let refused = "535 5.7.8 The mail server refused the token (535 5.7.139)";
     let why =
         program.is_refused(Smtp, refused, "refused", &["535 5.7.139: SMTP AUTH is off for the whole tenant"]).await;
@@ -270,7 +207,7 @@ async fn the_log_names_the_commands_that_set_a_new_tenant_up() {
 #[tokio::test]
 async fn each_refusal_of_exchange_has_its_answer_and_its_command() {
     let contoso = Contoso::set_up();
-    let program = contoso.program(MAILBOX, &contoso.token());
+    let program = at_exchange(&contoso, MAILBOX);
 
     contoso.run(&format!("Set-CASMailbox -Identity {MAILBOX} -SmtpClientAuthenticationDisabled $true"));
     let why = program.is_refused(Smtp, PERMANENT[0], "refused", &["SMTP AUTH is off for this mailbox"]).await;
@@ -288,7 +225,7 @@ async fn each_refusal_of_exchange_has_its_answer_and_its_command() {
     contoso.run(&format!("Remove-MailboxPermission -Identity {MAILBOX} -User {APP} -AccessRights FullAccess"));
     program.all_are_refused(PERMANENT, "refused", codes).await;
     contoso.run(&format!("Add-MailboxPermission -Identity {MAILBOX} -User {APP} -AccessRights FullAccess"));
-    let unknown = contoso.program("unknown@contoso.com", &contoso.token());
+    let unknown = at_exchange(&contoso, "unknown@contoso.com");
     unknown.all_are_refused(PERMANENT, "refused", permission).await;
 
     for policy in [Policy::SecurityDefaults, Policy::ConditionalAccess] {
@@ -313,26 +250,26 @@ async fn each_refusal_of_exchange_has_its_answer_and_its_command() {
 
 #[tokio::test]
 async fn high_volume_email_refuses_a_token_that_ends_soon() {
-    let contoso = Contoso::new();
+    let contoso = Contoso::start();
     contoso.exchange.high_volume("hve@contoso.com");
     contoso.entra.lifetime(540);
-    let program = contoso.program("hve@contoso.com", &contoso.token());
+    let program = at_exchange(&contoso, "hve@contoso.com");
     let refused = "535 5.7.8 The mail server refused the token (501 5.5.127)";
     program.is_refused(Smtp, refused, "refused", &["set spec.renewal.minValidity of the MailCredential to 15m"]).await;
     contoso.entra.lifetime(3599);
-    contoso.program("hve@contoso.com", &contoso.token()).is_accepted(Smtp).await;
+    at_exchange(&contoso, "hve@contoso.com").is_accepted(Smtp).await;
 }
 
 #[tokio::test]
 async fn each_refusal_of_gmail_has_its_answer_and_its_advice() {
-    let workspace = Workspace::new();
+    let workspace = Workspace::start();
     let codes = ["535 5.7.8: ", "NO [AUTHENTICATIONFAILED]: ", "-ERR [AUTH]: "];
-    let wrong_scope = workspace.token("https://www.googleapis.com/auth/gmail.send");
+    let wrong_scope = google_token(&workspace, "https://www.googleapis.com/auth/gmail.send");
     for token in ["garbage", &wrong_scope] {
-        workspace.program(token).all_are_refused(PERMANENT, "refused", codes).await;
+        at_gmail(&workspace, token).all_are_refused(PERMANENT, "refused", codes).await;
     }
 
-    let program = workspace.program(&workspace.token(GMAIL));
+    let program = at_gmail(&workspace, &google_token(&workspace, GMAIL));
     let gmail = &workspace.gmail;
     gmail.clock_ahead(3600);
     program.all_are_refused(PERMANENT, "refused", codes).await;
@@ -356,9 +293,9 @@ async fn each_refusal_of_gmail_has_its_answer_and_its_advice() {
 
 #[tokio::test]
 async fn a_server_that_never_answers_is_a_temporary_failure() {
-    let workspace = Workspace::new();
+    let workspace = Workspace::start();
     workspace.gmail.set(Condition::Hanging);
-    let program = workspace.program(&workspace.token(GMAIL));
+    let program = at_gmail(&workspace, &google_token(&workspace, GMAIL));
     let [smtp, imap, pop3] = Protocol::ALL.map(|protocol| program.log_in(protocol));
     let answers = tokio::join!(smtp, imap, pop3);
     for ((_, answer), begins) in [answers.0, answers.1, answers.2].into_iter().zip(TEMPORARY) {

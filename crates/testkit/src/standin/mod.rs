@@ -28,6 +28,7 @@ pub mod mail;
 pub mod microsoft;
 mod oauth;
 pub mod odd;
+pub mod organization;
 pub mod strict;
 pub mod workload;
 
