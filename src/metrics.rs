@@ -17,7 +17,7 @@ use prometheus_client::{
 use tokio::time::Instant;
 
 use crate::{
-    api::{Reason, grant::GrantType, probe::ProbeOutcome, protocol::Protocol, provider_object::ProviderKey},
+    api::{Reason, credential::Protocol, grant::GrantType, probe::ProbeOutcome, provider_object::ProviderKey},
     lease::Leadership,
     metrics::{
         objects::{Objects, ProviderErrors},

@@ -3,7 +3,7 @@
 use k8s_openapi::jiff::Timestamp;
 
 use crate::{
-    api::{probe::ProbeStatus, protocol::Protocol},
+    api::{credential::Protocol, probe::ProbeStatus},
     oauth::token::TokenFingerprint,
     policy::{
         hash::ProbeHash,

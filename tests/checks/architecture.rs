@@ -26,7 +26,7 @@ const RELAY: &str = "mailtoken_relay";
 /// Which modules a module may use. Those that build everything (`app`, `lib`, `main`) use all.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("secret_keys", &[]),
-    ("api", &["secret_keys"]),
+    ("api", &["protocol", "secret_keys"]),
     ("oauth", &["api"]),
     ("providers", &["api", "oauth"]),
     ("protocol", &[]),

@@ -1,7 +1,13 @@
 //! The three mail protocols, how a connection is encrypted, and the SASL mechanisms that carry an access token.
 
-/// A protocol of mail servers: submission, IMAP or POP3.
+#[cfg(feature = "schema")]
+use schemars::JsonSchema;
+#[cfg(feature = "schema")]
+use serde::{Deserialize, Serialize};
+
+/// The supported mail protocols.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "schema", derive(Deserialize, Serialize, JsonSchema), serde(rename_all = "UPPERCASE"))]
 pub enum Protocol {
     /// Message submission (RFC 6409) with AUTH (RFC 4954).
     Smtp,
@@ -14,15 +20,41 @@ pub enum Protocol {
 impl Protocol {
     /// All protocols, in the order in which lists show them.
     pub const ALL: [Self; 3] = [Self::Smtp, Self::Imap, Self::Pop3];
+
+    /// The protocol's name in the API, in logs and in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Smtp => "SMTP",
+            Self::Imap => "IMAP",
+            Self::Pop3 => "POP3",
+        }
+    }
 }
 
-/// How a connection to a mail server becomes encrypted.
+/// TLS modes of a mail connection. Mail without TLS is not supported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "schema", derive(Deserialize, Serialize, JsonSchema), serde(rename_all = "UPPERCASE"))]
+#[cfg_attr(
+    feature = "schema",
+    schemars(
+        description = "security is the TLS mode of the connection. Defaults to TLS on the ports 465, 993 and 995, otherwise STARTTLS."
+    )
+)]
 pub enum Security {
-    /// TLS from the first byte (RFC 8314 section 3).
-    Tls,
     /// Plain text until STARTTLS or STLS (RFC 3207, RFC 2595). The login continues only if the server offers it.
     StartTls,
+    /// TLS from the first byte (RFC 8314 section 3).
+    Tls,
+}
+
+impl Security {
+    /// The mode's name in the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::StartTls => "STARTTLS",
+            Self::Tls => "TLS",
+        }
+    }
 }
 
 /// A SASL mechanism that carries an OAuth2 access token.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::task::TaskTracker;
 
-use crate::{admin, listeners, metrics::protocol_name, open_files, relay::Relay, settings::Settings};
+use crate::{admin, listeners, open_files, relay::Relay, settings::Settings};
 
 /// Runs until SIGTERM or SIGINT, and then until all sessions have ended, or the drain time has.
 ///
@@ -33,7 +33,7 @@ pub async fn run(settings: Settings) -> Result<(), String> {
     let (accepting, sessions) = (TaskTracker::new(), TaskTracker::new());
     for (listener, socket) in bound {
         if let Ok(address) = socket.local_addr() {
-            let (protocol, implicit_tls) = (protocol_name(listener.protocol), listener.implicit_tls);
+            let (protocol, implicit_tls) = (listener.protocol.as_str(), listener.implicit_tls);
             tracing::info!(protocol, %address, implicit_tls, "listening");
         }
         accepting.spawn(listeners::accept(relay.clone(), listener, socket, sessions.clone()));

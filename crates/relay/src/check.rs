@@ -9,7 +9,6 @@ use mailtoken_mail::{protocol::Protocol, server::Refusal};
 
 use crate::{
     mailboxes::Mailboxes,
-    metrics::protocol_name,
     relay::Relay,
     settings::{ProtocolName, Settings},
     upstream,
@@ -35,7 +34,7 @@ pub async fn run(settings: &Settings, mailbox: Option<&str>, protocol: Option<Pr
     let mut verdicts = vec![];
     for (protocol, mailbox, folder) in logins {
         let (verdict, text) = one(&relay, protocol, &folder).await;
-        let line = format!("{:<4} {mailbox}  {text}\n", protocol_name(protocol));
+        let line = format!("{:<4} {mailbox}  {text}\n", protocol.as_str());
         // A reader that has closed the pipe gets the exit code.
         drop(std::io::stdout().write_all(line.as_bytes()));
         verdicts.push(verdict);

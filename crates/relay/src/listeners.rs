@@ -14,7 +14,6 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    metrics::protocol_name,
     relay::Relay,
     session,
     settings::{Listener, Settings},
@@ -42,7 +41,7 @@ pub(crate) async fn bind(settings: &Settings) -> Result<Vec<(Listener, TcpListen
                 tracing::debug!(address = %listener.address, %error, "address not available");
             }
             Err(error) => {
-                let (protocol, address) = (protocol_name(listener.protocol), listener.address);
+                let (protocol, address) = (listener.protocol.as_str(), listener.address);
                 return Err(format!(
                     "the relay cannot listen on {address} for {protocol}: {error}. Choose another address with --{}",
                     protocol.to_ascii_lowercase()

@@ -50,15 +50,6 @@ impl LoginOutcome {
     }
 }
 
-/// The value of the label `protocol`, and of the field in the log.
-pub(crate) const fn protocol_name(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Smtp => "SMTP",
-        Protocol::Imap => "IMAP",
-        Protocol::Pop3 => "POP3",
-    }
-}
-
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct StateLabels {
     protocol: &'static str,
@@ -141,7 +132,7 @@ impl Metrics {
         registry.register("fallbacks", "SMTP logins with the second folder of a pair", fallbacks.clone());
         let expirations = Family::<MailboxLabels, Gauge<f64, AtomicU64>>::default();
         registry.register("token_expiration_timestamp_seconds", "When the mounted token expires", expirations.clone());
-        for protocol in Protocol::ALL.map(protocol_name) {
+        for protocol in Protocol::ALL.map(Protocol::as_str) {
             for state in [BEFORE_LOGIN, IN_SESSION] {
                 let _zero = connections.get_or_create(&StateLabels { protocol, state });
             }
@@ -162,7 +153,7 @@ impl Metrics {
 
     /// Counts a login.
     pub(crate) fn login(&self, protocol: Protocol, mailbox: &str, outcome: LoginOutcome, duration: Duration) {
-        let (protocol, outcome) = (protocol_name(protocol), outcome.name());
+        let (protocol, outcome) = (protocol.as_str(), outcome.name());
         let labels = LoginLabels { protocol, mailbox: mailbox.to_owned(), outcome };
         self.logins.get_or_create(&labels).inc();
         self.durations.get_or_create(&ProtocolLabels { protocol }).observe(duration.as_secs_f64());
@@ -170,7 +161,7 @@ impl Metrics {
 
     /// Counts a login that a mail server did not accept.
     pub(crate) fn refused_upstream(&self, protocol: Protocol, cause: Cause) {
-        let labels = RefusalLabels { protocol: protocol_name(protocol), reason: cause.reason() };
+        let labels = RefusalLabels { protocol: protocol.as_str(), reason: cause.reason() };
         self.refusals.get_or_create(&labels).inc();
     }
 
@@ -189,7 +180,7 @@ impl Metrics {
     /// The counters of bytes to the server and to the client.
     pub(crate) fn bytes(&self, protocol: Protocol) -> (Counter, Counter) {
         let counter = |direction| {
-            let labels = DirectionLabels { protocol: protocol_name(protocol), direction };
+            let labels = DirectionLabels { protocol: protocol.as_str(), direction };
             self.bytes.get_or_create(&labels).clone()
         };
         (counter(TO_SERVER), counter(TO_CLIENT))
@@ -232,7 +223,7 @@ pub(crate) struct Connected {
 
 impl Connected {
     fn gauge(&self) -> Gauge {
-        let labels = StateLabels { protocol: protocol_name(self.protocol), state: self.state };
+        let labels = StateLabels { protocol: self.protocol.as_str(), state: self.state };
         self.metrics.connections.get_or_create(&labels).clone()
     }
 

@@ -16,7 +16,7 @@ use crate::{
     limits::Place,
     logins::Wrong,
     mailboxes::{Found, NotFound},
-    metrics::{Connected, LoginOutcome, protocol_name},
+    metrics::{Connected, LoginOutcome},
     relay::Relay,
     settings::Listener,
     upstream::{self, Failed, LoggedIn},
@@ -47,7 +47,7 @@ pub(crate) async fn serve(
     mut place: Place,
 ) {
     let mut connected = relay.metrics.connected(listener.protocol);
-    let protocol = protocol_name(listener.protocol);
+    let protocol = listener.protocol.as_str();
     // On the heap, the result too, so that a session in progress does not hold the memory of a login.
     let counts = (&mut place, &mut connected);
     let Some(opened) = Box::pin(open(&relay, stream, peer, listener, counts)).await else { return };
@@ -192,7 +192,7 @@ impl Front<'_> {
                 Ok(())
             }
             Err(error) => {
-                let (protocol, client) = (protocol_name(self.listener.protocol), self.peer);
+                let (protocol, client) = (self.listener.protocol.as_str(), self.peer);
                 let error = error.get_ref().map_or_else(|| error.kind().to_string(), ToString::to_string);
                 tracing::warn!(protocol, %client, error, "TLS handshake of a client failed");
                 Err(Stop::Gone)
@@ -212,7 +212,7 @@ impl Front<'_> {
             Err((mailbox, failed)) => (mailbox, Err(failed)),
         };
         let outcome = result.as_ref().map_or_else(|failed| failed.outcome, |_| LoginOutcome::Accepted);
-        let (name, client, mailbox) = (protocol_name(protocol), self.peer, found);
+        let (name, client, mailbox) = (protocol.as_str(), self.peer, found);
         self.relay.metrics.login(protocol, &mailbox, outcome, begun.elapsed());
         let milliseconds = begun.elapsed().as_millis() as u64;
         let failed = match result {
@@ -277,7 +277,7 @@ impl Front<'_> {
 
     /// Sends the last reply, and closes the connection.
     async fn end(mut self, stop: Stop) {
-        let (protocol, client) = (protocol_name(self.listener.protocol), self.peer);
+        let (protocol, client) = (self.listener.protocol.as_str(), self.peer);
         let ending = match stop {
             Stop::Gone => {
                 tracing::debug!(protocol, %client, "client left before login");
@@ -336,7 +336,7 @@ async fn last_reply(leg: &mut Leg, reply: &[u8]) {
 pub(crate) async fn refuse(relay: Arc<Relay>, stream: TcpStream, peer: SocketAddr, listener: Listener) {
     let ending = Ending::TooManyConnections;
     relay.metrics.rejected(ending);
-    let (protocol, reason) = (protocol_name(listener.protocol), ending.name());
+    let (protocol, reason) = (listener.protocol.as_str(), ending.name());
     tracing::warn!(protocol, client = %peer, reason, why = explanation(ending), "connection ended before login");
     // A client that begins TLS would not understand a reply.
     let reply = if listener.implicit_tls { vec![] } else { ending.reply(listener.protocol) };

@@ -7,18 +7,14 @@ use aws_lc_rs::digest::{SHA256, digest};
 use futures::FutureExt as _;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt as _;
-use mailtoken_mail::{
-    dialogue::{Outcome, Purpose},
-    protocol,
-};
+use mailtoken_mail::dialogue::{Outcome, Purpose};
 
 use crate::{
     admission::{Answer, Ask},
     api::{
         MailCredential, Reason,
-        credential::ProviderKind,
-        protocol::Protocol,
-        provider::{Security, Server},
+        credential::{Protocol, ProviderKind},
+        provider::Server,
         provider_object::{ProviderKey, ProviderObject},
     },
     mail::{DialError, DialProblem, MailServer, Phase},
@@ -176,7 +172,7 @@ impl LoginTask {
             ProviderKind::MailProvider => probes.dialer.clone(),
             ProviderKind::ClusterMailProvider => probes.dialer.for_cluster(),
         };
-        let (protocol, security) = (of_mail(self.protocol), of_security(server.security()));
+        let (protocol, security) = (self.protocol, server.security());
         let target = MailServer { protocol, security, host: &server.host, port };
         let timer = context.metrics.login(self.protocol);
         let outcome = dialer.login(&target, bundle.as_deref(), Purpose::Probe, &self.user, &token.access_token).await;
@@ -236,21 +232,6 @@ fn unavailable(error: &DialError) -> String {
             format!("no connection to {host} on port {port}")
         }
         other => other.to_string(),
-    }
-}
-
-const fn of_mail(protocol: Protocol) -> protocol::Protocol {
-    match protocol {
-        Protocol::Smtp => protocol::Protocol::Smtp,
-        Protocol::Imap => protocol::Protocol::Imap,
-        Protocol::Pop3 => protocol::Protocol::Pop3,
-    }
-}
-
-const fn of_security(security: Security) -> protocol::Security {
-    match security {
-        Security::Tls => protocol::Security::Tls,
-        Security::StartTls => protocol::Security::StartTls,
     }
 }
 

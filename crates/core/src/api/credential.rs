@@ -6,7 +6,7 @@ use kube::{CustomResource, KubeSchema, core::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use super::protocol::Protocol;
+pub use mailtoken_mail::protocol::Protocol;
 
 use super::{grant::Grant, probe::Probe, schema::*, secret_keys, status::MailCredentialStatus};
 

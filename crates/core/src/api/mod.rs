@@ -8,7 +8,6 @@ pub mod credential;
 pub mod grant;
 pub mod names;
 pub mod probe;
-pub mod protocol;
 pub mod provider;
 pub mod provider_object;
 pub mod reference;

@@ -2,10 +2,11 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{KubeSchema, core::Duration};
+use mailtoken_mail::protocol::Protocol;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{protocol::Protocol, schema::*};
+use super::schema::*;
 
 /// Settings of the check that the mailbox accepts the token.
 #[derive(Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]

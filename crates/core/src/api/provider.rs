@@ -7,6 +7,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use mailtoken_mail::protocol::Security;
+
 use super::{authentication::ClientAuthentication, grant::GrantType, reference::KeyRef, schema::*};
 
 /// The desired state of a MailProvider.
@@ -285,30 +287,6 @@ impl Server {
     /// the first byte, all others STARTTLS.
     pub fn security(&self) -> Security {
         self.security.unwrap_or(if matches!(self.port, 465 | 993 | 995) { Security::Tls } else { Security::StartTls })
-    }
-}
-
-/// TLS modes of a mail connection. Mail without TLS is not supported.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
-#[schemars(
-    description = "security is the TLS mode of the connection. Defaults to TLS on the ports 465, 993 and 995, otherwise STARTTLS."
-)]
-pub enum Security {
-    /// TLS after the command STARTTLS.
-    #[serde(rename = "STARTTLS")]
-    StartTls,
-    /// TLS from the first byte.
-    #[serde(rename = "TLS")]
-    Tls,
-}
-
-impl Security {
-    /// The mode's name in the API.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::StartTls => "STARTTLS",
-            Self::Tls => "TLS",
-        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 pub use mailtoken_mail::secret_keys::{COMMON, RESPONSES, SASL_XOAUTH2, SERVER, TOKEN_JSON, USERNAME};
 
-use super::protocol::Protocol;
+use mailtoken_mail::protocol::Protocol;
 
 /// Returns the name of a protocol's key or placeholder, such as `smtp_host`.
 pub fn of(protocol: Protocol, what: &str) -> String {

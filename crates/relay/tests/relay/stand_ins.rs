@@ -17,7 +17,7 @@ const GMAIL: &str = "https://mail.google.com/";
 
 /// The name of a protocol in ports and logs.
 fn name(protocol: Protocol) -> String {
-    format!("{protocol:?}").to_uppercase()
+    protocol.as_str().to_owned()
 }
 
 /// The access token in the response of a token endpoint at this machine, which has the name of the real host.

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::Login;
 use crate::{
-    api::{protocol::Protocol, provider::Security},
+    api::{credential::Protocol, provider::Security},
     policy::{
         Observed,
         commands::{self, KubectlObject},

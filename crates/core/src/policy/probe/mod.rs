@@ -16,9 +16,9 @@ use crate::{
     api::{
         ConditionType, MailCredential,
         condition::{self, ConditionStatus},
+        credential::Protocol,
         names,
         probe::{ProbeOutcome, ProbeResult, ProbeStatus},
-        protocol::Protocol,
     },
     oauth::token::TokenFingerprint,
 };
