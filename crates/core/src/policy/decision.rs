@@ -179,6 +179,26 @@ impl Decision {
         }
     }
 
+    /// Whether a user waits for the response: the credential is new or was changed, or a sign-in begins.
+    pub const fn has_a_waiting_user(&self) -> bool {
+        match self {
+            Self::SignIn => true,
+            Self::Issue(reason) => reason.is_the_users(),
+            Self::KeepGrant
+            | Self::Poll
+            | Self::AwaitSignIn { .. }
+            | Self::Claimed { .. }
+            | Self::Store
+            | Self::Publish(_)
+            | Self::InFlight
+            | Self::Queued { .. }
+            | Self::Wait { .. }
+            | Self::BackOff { .. }
+            | Self::Suspended
+            | Self::Stall(_) => false,
+        }
+    }
+
     /// What stalls the credential.
     pub const fn blocker(&self) -> Option<&Blocker> {
         match self {
@@ -257,6 +277,14 @@ pub enum PublishReason {
 }
 
 impl IssueReason {
+    /// Whether a user's change is the reason.
+    const fn is_the_users(self) -> bool {
+        match self {
+            Self::NoToken | Self::InputsChanged | Self::Reissue | Self::Reseeded => true,
+            Self::Expired | Self::RenewalDue | Self::FromTheFuture | Self::KeepAlive => false,
+        }
+    }
+
     /// Whether the current token stays valid meanwhile.
     pub(super) fn leaves_one_that_serves(self) -> bool {
         !matches!(self, Self::NoToken | Self::InputsChanged | Self::Expired)

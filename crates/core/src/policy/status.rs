@@ -77,30 +77,15 @@ fn conditions(
     let (ready, reason, message) = readiness(observed, decision, blocked.as_ref(), now);
     set(&mut conditions, ConditionType::Ready, ready, reason, message);
 
-    match (decision, &observed.history.last) {
-        // The broker makes no attempt. While the token is valid, only this condition reports that.
-        (Decision::Stall(blocker), _) if ready && observed.history.failure().is_none() => {
-            set(&mut conditions, ConditionType::Renewed, false, blocker.reason, blocker.message.clone());
+    match renewed(observed, decision, ready) {
+        Some((succeeded, reason, message)) => {
+            set(&mut conditions, ConditionType::Renewed, succeeded, reason, message);
         }
-        (Decision::Suspended, _) => set(
-            &mut conditions,
-            ConditionType::Renewed,
-            false,
-            Reason::Suspended,
-            "spec.suspend is true: the broker requests no token".to_owned(),
-        ),
-        // `Suspended` says nothing about the last attempt: remove the condition.
-        (_, Some((Reason::Suspended, _))) | (_, None) => condition::remove(&mut conditions, ConditionType::Renewed),
-        (_, Some((reason, message))) => {
-            let succeeded = *reason == Reason::RenewalSucceeded;
-            set(&mut conditions, ConditionType::Renewed, succeeded, *reason, message.clone());
-        }
+        None => condition::remove(&mut conditions, ConditionType::Renewed),
     }
 
-    let standing = match (ready, decision) {
-        (true, _) | (false, Decision::Suspended) => None,
-        (false, _) => Some(standing(observed, decision, blocked, now)),
-    };
+    let works = !ready && *decision != Decision::Suspended;
+    let standing = works.then(|| standing(observed, decision, blocked, now));
     before(&observed.credential).set(&mut conditions, standing, now);
 
     let endings = [
@@ -120,6 +105,20 @@ fn conditions(
         None => condition::remove(&mut conditions, ConditionType::MailboxAuthorized),
     }
     conditions
+}
+
+/// `Renewed`: the result of the last attempt, or why the broker makes none.
+fn renewed(observed: &Observed, decision: &Decision, ready: bool) -> Option<(bool, Reason, String)> {
+    // While the token is valid, only this condition reports what stalls the credential.
+    if let Some(blocker) = decision.blocker().filter(|_| ready && observed.history.failure().is_none()) {
+        return Some((false, blocker.reason, blocker.message.clone()));
+    }
+    if *decision == Decision::Suspended {
+        return Some((false, Reason::Suspended, "spec.suspend is true: the broker requests no token".to_owned()));
+    }
+    // `Suspended` says nothing about the last attempt.
+    let last = observed.history.last.as_ref().filter(|(reason, _)| *reason != Reason::Suspended);
+    last.map(|(reason, message)| (*reason == Reason::RenewalSucceeded, *reason, message.clone()))
 }
 
 /// `Ready` follows the token in the Secret, never a failure at the provider.

@@ -4,11 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
-use super::{
-    Decision,
-    IssueReason::{InputsChanged, NoToken, Reissue, Reseeded},
-    Observed, RequestKind,
-};
+use super::{Decision, Observed, RequestKind};
 use crate::api::Retry;
 
 /// The class of a queued request. The broker serves a lower class only if no higher one waits, except for every second
@@ -33,27 +29,17 @@ pub fn urgency(observed: &Observed, decision: &Decision, now: Timestamp) -> (Cla
     let min_validity = min_validity.unwrap_or(SignedDuration::MAX);
     let ends_soon = token.is_some_and(|token| token.expires_at.duration_since(now) <= min_validity);
     let serves = token.is_some_and(|token| token.is_unexpired(now));
-    let class = match (failed_before(observed, decision), decision) {
-        (Some(Retry::Permanent | Retry::OnChange), _) => Class::Retry,
-        (_, Decision::Poll) => return (Class::Renewal, now),
+    let class = match failed_before(observed, decision) {
+        Some(Retry::Permanent | Retry::OnChange) => Class::Retry,
+        Some(Retry::Transient | Retry::None) | None if decision.request() == Some(RequestKind::Poll) => {
+            return (Class::Renewal, now);
+        }
         // A valid token comes before the first token of a credential that the provider has refused.
-        (Some(_), _) => {
-            if ends_soon && serves {
-                Class::EndsSoon
-            } else {
-                Class::Retry
-            }
-        }
-        (None, Decision::SignIn | Decision::Issue(NoToken | InputsChanged | Reissue | Reseeded)) => {
-            return (Class::Person, now);
-        }
-        (None, _) => {
-            if ends_soon {
-                Class::EndsSoon
-            } else {
-                Class::Renewal
-            }
-        }
+        Some(Retry::Transient | Retry::None) if ends_soon && serves => Class::EndsSoon,
+        Some(Retry::Transient | Retry::None) => Class::Retry,
+        None if decision.has_a_waiting_user() => return (Class::Person, now),
+        None if ends_soon => Class::EndsSoon,
+        None => Class::Renewal,
     };
     (class, token.map_or(now, |token| token.expires_at))
 }
@@ -71,7 +57,10 @@ mod tests {
     use crate::{
         api::Reason,
         fixtures::{Case, at},
-        policy::{IssueReason, hash::AttemptHash},
+        policy::{
+            IssueReason::{self, NoToken, Reissue},
+            hash::AttemptHash,
+        },
     };
 
     const RENEWAL: Decision = Decision::Issue(IssueReason::RenewalDue);
