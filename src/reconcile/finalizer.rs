@@ -5,7 +5,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt as _;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use kube::{Api, ResourceExt as _, api::PatchParams};
+use kube::{Api, Client, ResourceExt as _, api::PatchParams};
 use serde_json::json;
 
 use crate::{
@@ -56,7 +56,7 @@ pub(super) async fn reconcile(
     if has == wants {
         return Ok(credential);
     }
-    let written = match set(&credential, wants, context).await {
+    let written = match set(&credential, wants, &context.kubernetes.client).await {
         // Another writer was faster: the watch of the newer object enqueues the credential.
         Err(Error::WriteFinalizer { source: kube::Error::Api(status), .. }) if matches!(status.code, 409 | 422) => None,
         written => written?,
@@ -69,8 +69,8 @@ pub(super) async fn reconcile(
 }
 
 /// Adds or removes the finalizer; `None` if the credential is gone.
-async fn set(credential: &MailCredential, wanted: bool, context: &Context) -> Result<Option<MailCredential>, Error> {
-    let api: Api<MailCredential> = Api::namespaced(context.kubernetes.client.clone(), checks::namespace(credential));
+async fn set(credential: &MailCredential, wanted: bool, client: &Client) -> Result<Option<MailCredential>, Error> {
+    let api: Api<MailCredential> = Api::namespaced(client.clone(), checks::namespace(credential));
     let failed = |source| Error::WriteFinalizer { name: credential_words(credential), source };
     let complete = match credential.finalizers().iter().any(|name| name == slim::OTHER_FINALIZERS) {
         // The store has not kept all finalizers, and the patch needs the index of the broker's own.
@@ -150,7 +150,7 @@ pub(super) async fn cleanup(
     }
     let keep = |step| context.cache.with(uid, |entry| entry.attempt.revoking = Some(step));
     keep(Revoking::Over { revocation, reported: true });
-    match set(&credential, false, context).await {
+    match set(&credential, false, &context.kubernetes.client).await {
         Ok(_) => {
             keep(Revoking::Released);
             Ok(Action::await_change())
@@ -174,7 +174,7 @@ async fn linger(credential: Arc<MailCredential>, context: &Arc<Context>) -> Resu
         context.cache.forget(checks::uid(&credential), false);
         return Ok(Action::await_change());
     }
-    let credential = observe::latest(credential, context);
+    let credential = observe::latest(credential, &context.cache);
     let Some(observed) = observe::observe(credential, context).await? else { return Ok(Action::await_change()) };
     let now = context.clock.now();
     let decision = Decision::Wait { until: now };

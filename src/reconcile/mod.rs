@@ -110,7 +110,7 @@ pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>, s
 /// When the status must report the end of the token although the reconciles of the credential fail; `None` where it
 /// reports that already.
 pub fn end_of_ready(credential: &MailCredential, context: &Context) -> Option<Timestamp> {
-    let latest = observe::latest(Arc::new(credential.clone()), context);
+    let latest = observe::latest(Arc::new(credential.clone()), &context.cache);
     latest.status.as_ref().and_then(policy::status::end_of_ready)
 }
 
@@ -128,7 +128,7 @@ async fn step(
     if let Some(deleted) = credential.metadata.deletion_timestamp.clone() {
         return finalizer::cleanup(credential, deleted.0, context).await;
     }
-    let credential = observe::latest(credential, context);
+    let credential = observe::latest(credential, &context.cache);
     let credential = finalizer::reconcile(credential, context).await?;
     let row = Activity::grant(&credential);
     let Some(mut observed) = observe::observe(credential.clone(), context).await? else {
@@ -164,8 +164,11 @@ async fn step(
     let stuck = decision.awaits_change();
     context.cache.with(checks::uid(&observed.credential), |entry| entry.object.stuck = stuck);
     // Write the status even if the Secret of the former name cannot be deleted.
-    let removed =
-        if decision == Decision::Suspended { Ok(()) } else { publish::remove_previous(&observed, context).await };
+    let removed = if decision == Decision::Suspended {
+        Ok(())
+    } else {
+        publish::remove_previous(&observed, &context.kubernetes.secrets).await
+    };
     let now = context.clock.now();
     let reported = report::report(&observed, &decision, context, now).await?;
     removed?;
@@ -282,7 +285,7 @@ fn next(
         | Decision::Store
         | Decision::Publish(_) => Some(now),
         Decision::InFlight | Decision::Queued { .. } => {
-            report::reported_at(&observed.credential, decision, context, now)
+            report::reported_at(&observed.credential, decision, &context.cache, now)
         }
         Decision::Suspended | Decision::Stall(_) => None,
     };

@@ -30,7 +30,7 @@ use crate::{
     reconcile::{
         act::{activity::Activity, probe},
         context::Context,
-        credential_cache::{CredentialState, Inspected, newer},
+        credential_cache::{CredentialCache, CredentialState, Inspected, newer},
         custody,
         own_sources::{learn_sources, source_versions},
         provider_cache::ProviderState,
@@ -38,15 +38,15 @@ use crate::{
         stored::{annotation, stored_token},
     },
     render::{SECRET_MAX, render},
-    stores::unreadable::ObjectKind,
+    stores::{Stores, unreadable::ObjectKind},
 };
 
 /// The credential as a watch shows it, or as the broker wrote it, whichever is newer.
-pub(super) fn latest(shown: Arc<MailCredential>, context: &Context) -> Arc<MailCredential> {
+pub(super) fn latest(shown: Arc<MailCredential>, cache: &CredentialCache) -> Arc<MailCredential> {
     let latest = |entry: &mut CredentialState| {
         newer(Some(shown.clone()), &mut entry.object.written, |object| object.metadata.resource_version.as_deref())
     };
-    context.cache.with(checks::uid(&shown), latest).unwrap_or_else(|| shown.clone())
+    cache.with(checks::uid(&shown), latest).unwrap_or_else(|| shown.clone())
 }
 
 /// What is known about a credential now. `None` while the ConfigMap of its provider's CA bundle has not been read yet;
@@ -65,7 +65,7 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     let grant = custody::observe(&credential, provider.as_ref().ok(), context).await?;
     // After a new seed was read: a request with the seed must not count as one with the former seed, or its failure would
     // not delay the next request.
-    let attempt = inputs::attempt(&credential, &hash, &source_versions(&credential, context));
+    let attempt = inputs::attempt(&credential, &hash, &source_versions(&credential, &context.providers.contents));
     let shown = shown_target(&credential, &target_name(&credential), context);
     // Nothing below can fail, so an outcome that is taken is not lost.
     let (outcome, unreported, unwritten) = context.cache.with(&uid, |entry| {
@@ -121,7 +121,7 @@ fn provider(
     context: &Context,
 ) -> Option<(Result<Provider, Blocker>, ProviderHash)> {
     let Some(object) = object else {
-        return Some((Err(not_found(credential, context)), ProviderHash::default()));
+        return Some((Err(not_found(credential, &context.stores)), ProviderHash::default()));
     };
     let hash = context.providers.hash(object)?;
     let spec = object.spec();
@@ -133,7 +133,7 @@ fn provider(
         return Some((Err(blocker), hash));
     };
     let scopes = inputs::scopes(credential, spec, &profile);
-    let blocker = permission(credential, object, &profile, &scopes, context).or_else(|| {
+    let blocker = permission(credential, object, &profile, &scopes, &context.stores).or_else(|| {
         match context.providers.state(&object.key(), &hash) {
             ProviderState::Broken(blocker) => Some(blocker),
             ProviderState::Unknown | ProviderState::Usable => None,
@@ -153,14 +153,14 @@ fn provider(
     Some((Ok(provider), hash))
 }
 
-fn not_found(credential: &MailCredential, context: &Context) -> Blocker {
+fn not_found(credential: &MailCredential, stores: &Stores) -> Blocker {
     let words = checks::provider_words(credential);
     let reference = &credential.spec.provider_ref;
     let ProviderKey { kind, namespace, name } = ProviderKey::of(credential);
-    if let Some(why) = context.stores.unreadable.why(ObjectKind::Provider(kind), &(namespace, name)) {
+    if let Some(why) = stores.unreadable.why(ObjectKind::Provider(kind), &(namespace, name)) {
         return Blocker::new(Reason::ProviderNotReady, why);
     }
-    let unseen = reference.kind == ProviderKind::ClusterMailProvider && context.stores.cluster_providers.is_none();
+    let unseen = reference.kind == ProviderKind::ClusterMailProvider && stores.cluster_providers.is_none();
     let message = if unseen {
         format!(
             "the broker is not allowed to read the {words}: it watches single namespaces, and its ServiceAccount needs \
@@ -188,21 +188,21 @@ pub(super) fn permission(
     object: &ProviderObject,
     profile: &providers::Profile,
     scopes: &[String],
-    context: &Context,
+    stores: &Stores,
 ) -> Option<Blocker> {
     checks::spec_blocker(credential, object.spec(), profile, scopes)
-        .or_else(|| allowance(credential, object, profile, context))
+        .or_else(|| allowance(credential, object, profile, stores))
 }
 
 fn allowance(
     credential: &MailCredential,
     object: &ProviderObject,
     profile: &providers::Profile,
-    context: &Context,
+    stores: &Stores,
 ) -> Option<Blocker> {
     let allowed = object.allowed()?;
     let spec = object.spec();
-    let Some(labels) = context.stores.namespace_labels(checks::namespace(credential)) else {
+    let Some(labels) = stores.namespace_labels(checks::namespace(credential)) else {
         return Some(Blocker::new(
             Reason::NotAllowed,
             "the broker cannot read the namespace's labels, so it cannot check whether the ClusterMailProvider allows it",

@@ -9,7 +9,7 @@ use crate::{
         reference::{KeyRef, ObjectKey},
     },
     policy::{Blocker, Observed, checks},
-    reconcile::context::Context,
+    reconcile::{context::Context, source_contents::SourceContents},
     stores::Stores,
 };
 
@@ -20,8 +20,8 @@ fn own_sources(credential: &MailCredential) -> impl Iterator<Item = ObjectKey> {
 }
 
 /// The versions since which the Secrets that a credential itself refers to have their present content.
-pub(super) fn source_versions(credential: &MailCredential, context: &Context) -> Vec<String> {
-    own_sources(credential).map(|source| context.providers.contents.since(&source)).collect()
+pub(super) fn source_versions(credential: &MailCredential, contents: &SourceContents) -> Vec<String> {
+    own_sources(credential).map(|source| contents.since(&source)).collect()
 }
 
 /// Reads the sources of an attempt that failed before a restart, so that a change of their metadata does not end its

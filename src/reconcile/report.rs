@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
-use kube::{Api, Resource as _, ResourceExt as _, api::PostParams};
+use kube::{Api, Client, Resource as _, ResourceExt as _, api::PostParams};
 use serde_json::json;
 
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
         report_time::{self, END_REPORTED_AFTER},
         status::{end_of_ready, ended, reports_an_end, status},
     },
-    reconcile::{context::Context, observe},
+    reconcile::{context::Context, credential_cache::CredentialCache, observe},
     stores::slim,
 };
 
@@ -26,10 +26,10 @@ use crate::{
 pub(super) fn reported_at(
     credential: &MailCredential,
     decision: &Decision,
-    context: &Context,
+    cache: &CredentialCache,
     now: Timestamp,
 ) -> Option<Timestamp> {
-    let waiting = context.cache.with(checks::uid(credential), |entry| entry.object.waiting_since);
+    let waiting = cache.with(checks::uid(credential), |entry| entry.object.waiting_since);
     let waiting = waiting.or(decision.queued_since());
     let none = MailCredentialStatus::default();
     report_time::next(decision, credential.status.as_ref().unwrap_or(&none), waiting, now)
@@ -66,7 +66,7 @@ pub(super) async fn report(
         return Ok(false);
     }
     fail_point::pass("before-status").await;
-    match put_status(context, credential, &after).await {
+    match put_status(&context.kubernetes.client, credential, &after).await {
         Ok(mut written) => {
             slim::credential(&mut written.metadata);
             context.cache.with(uid, |entry| {
@@ -93,7 +93,7 @@ pub(super) async fn unshown(credential: Arc<MailCredential>, context: &Context) 
     let uid = checks::uid(&credential);
     let since = context.cache.with(uid, |entry| *entry.object.waiting_since.get_or_insert(now));
     if now < since + END_REPORTED_AFTER {
-        let latest = observe::latest(credential, context);
+        let latest = observe::latest(credential, &context.cache);
         return latest.status.as_ref().and_then(end_of_ready).map(|end| end.max(since + END_REPORTED_AFTER));
     }
     unobserved(credential, context).await
@@ -105,12 +105,12 @@ pub(super) async fn unobserved(credential: Arc<MailCredential>, context: &Contex
     if !context.leadership.is_leader() || credential.metadata.deletion_timestamp.is_some() {
         return None;
     }
-    let credential = observe::latest(credential, context);
+    let credential = observe::latest(credential, &context.cache);
     let before = credential.status.clone().unwrap_or_default();
     let now = context.clock.now();
     let due = end_of_ready(&before).filter(|end| now < *end);
     let Some(after) = ended(&credential, now) else { return due };
-    match put_status(context, &credential, &after).await {
+    match put_status(&context.kubernetes.client, &credential, &after).await {
         Ok(mut written) => {
             slim::credential(&mut written.metadata);
             context.cache.with(checks::uid(&credential), |entry| entry.object.written = Some(Arc::new(written)));
@@ -130,7 +130,7 @@ pub(super) async fn unobserved(credential: Arc<MailCredential>, context: &Contex
 /// a newer resourceVersion. Server-side apply would cost the API server a quarter more CPU: it reads the configuration as YAML
 /// and merges it field by field.
 async fn put_status(
-    context: &Context,
+    client: &Client,
     credential: &MailCredential,
     status: &MailCredentialStatus,
 ) -> kube::Result<MailCredential> {
@@ -146,7 +146,7 @@ async fn put_status(
         },
         "status": status,
     });
-    let api: Api<MailCredential> = Api::namespaced(context.kubernetes.client.clone(), checks::namespace(credential));
+    let api: Api<MailCredential> = Api::namespaced(client.clone(), checks::namespace(credential));
     let parameters = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
     api.replace_subresource("status", &credential.name_any(), &parameters, &body).await
 }

@@ -17,6 +17,7 @@ use crate::{
     policy::{checks, urgency::Class},
     providers::{self, TokenSource},
     reconcile::context::Context,
+    stores::Stores,
 };
 
 /// What a request of a credential asks for. `endpoint` is the one that the request goes to. While the endpoints are not
@@ -56,12 +57,12 @@ pub(in crate::reconcile) fn ask_discovery(
     object: &ProviderObject,
     again: bool,
     now: Timestamp,
-    context: &Context,
+    stores: &Stores,
 ) -> Option<Ask> {
     let TokenSource::Discovery { issuer } = providers::profile(object.spec())?.source else { return None };
     let key = object.key();
     Some(Ask {
-        namespace: context.stores.home(&key).into(),
+        namespace: stores.home(&key).into(),
         name: key.name.as_str().into(),
         host: host(&issuer),
         provider: format!("discovery of {}", identity(&key)).into(),

@@ -5,6 +5,7 @@ use kube::ResourceExt as _;
 use crate::{
     api::{MailCredential, Reason, credential::ProviderKind, names, provider_object::ProviderObject},
     error::{Error, describe_step},
+    metrics::Metrics,
     oauth::{Refusal, token_request::RequestError},
     policy::{
         advice::{self, AdviceContext},
@@ -13,7 +14,7 @@ use crate::{
         outcome::Refused,
     },
     provider_client::authentication::Authentication,
-    reconcile::{context::Context, custody::pending::CustodyError},
+    reconcile::custody::pending::CustodyError,
 };
 
 /// A request that cannot be made.
@@ -43,8 +44,8 @@ pub(super) fn write_refusal(error: CustodyError, credential: &MailCredential) ->
 }
 
 /// The refusal for a step that Kubernetes failed.
-pub(super) fn unavailable(error: &Error, credential: &MailCredential, context: &Context) -> Refused {
-    context.metrics.reconcile_error(error.category());
+pub(super) fn unavailable(error: &Error, credential: &MailCredential, metrics: &Metrics) -> Refused {
+    metrics.reconcile_error(error.category());
     let refusal = Refusal::new(Reason::ProviderUnavailable, describe_step(error));
     Refused { refusal, context: advice_context(credential, None, None), client: None, spent: None }
 }

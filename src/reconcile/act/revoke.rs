@@ -89,7 +89,7 @@ async fn attempt(
     let object = context.stores.provider(&ProviderKey::of(credential)).ok_or_else(gone)?;
     let profile = providers::profile(object.spec()).ok_or_else(gone)?;
     let scopes = inputs::scopes(credential, object.spec(), &profile);
-    if let Some(blocker) = observe::permission(credential, &object, &profile, &scopes, context) {
+    if let Some(blocker) = observe::permission(credential, &object, &profile, &scopes, &context.stores) {
         return Err((format!("nothing was sent, because {}", blocker.message), Retry::Permanent));
     }
     let client = &object.spec().client.id;

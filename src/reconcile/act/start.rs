@@ -137,7 +137,7 @@ async fn attempt(
             context.queue.enqueue_provider(key);
             return None;
         }
-        Err(error) => return Some(Err(unavailable(&error, &credential, context))),
+        Err(error) => return Some(Err(unavailable(&error, &credential, &context.metrics))),
     };
     let profile = providers::profile(object.spec())?;
     if endpoint(kind)(&resolved.endpoints).is_some_and(|url| *host(url) != *permit.host()) {
@@ -151,7 +151,7 @@ async fn attempt(
     }
     let scopes = inputs::scopes(&credential, object.spec(), &profile);
     // What was allowed when the request was queued may be forbidden now.
-    if let Some(blocker) = observe::permission(&credential, &object, &profile, &scopes, context) {
+    if let Some(blocker) = observe::permission(&credential, &object, &profile, &scopes, &context.stores) {
         tracing::info!(reason = blocker.reason.as_str(), "request not sent: no longer necessary");
         return None;
     }
@@ -168,7 +168,7 @@ async fn try_each_authentication(attempt: &Attempt, kind: RequestKind, first: us
         let auth = match attempt.proof(entry).await {
             Ok(Some(auth)) => auth,
             Ok(None) => continue,
-            Err(error) => return Some(Err(unavailable(&error, &attempt.credential, &attempt.context))),
+            Err(error) => return Some(Err(unavailable(&error, &attempt.credential, &attempt.context.metrics))),
         };
         if !attempt.is_wanted() {
             return None;

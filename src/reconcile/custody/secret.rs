@@ -24,6 +24,7 @@ use crate::{
     },
     reconcile::{
         context::Context,
+        credential_cache::CredentialCache,
         custody::{
             data::{Data, wiped},
             pending::CustodyError,
@@ -65,17 +66,17 @@ pub(super) async fn read_grant(
     };
     let data = Data::take(&mut secret);
     if let Err(owner) = belongs(&secret.metadata, credential) {
-        remember(credential, secret.metadata, context);
+        remember(credential, secret.metadata, &context.cache);
         return Err(CustodyError::Foreign(owner));
     }
     let stored = GrantSecret::read(&secret.metadata);
-    remember(credential, secret.metadata, context);
+    remember(credential, secret.metadata, &context.cache);
     Ok(Some((stored, data)))
 }
 
-fn remember(credential: &MailCredential, mut meta: ObjectMeta, context: &Context) {
+fn remember(credential: &MailCredential, mut meta: ObjectMeta, cache: &CredentialCache) {
     slim::own_secret(&mut meta);
-    context.cache.with(checks::uid(credential), |entry| entry.custody.grant = Some(Arc::new(meta)));
+    cache.with(checks::uid(credential), |entry| entry.custody.grant = Some(Arc::new(meta)));
 }
 
 /// A grant Secret that does not exist yet.
@@ -98,7 +99,7 @@ pub(super) async fn write_claim(
     let _reservation = context.kubernetes.secrets.reads.reserve(namespace, USUAL_SECRET).await;
     let written = context.kubernetes.secrets.patch(namespace, &stored.name, operations).await;
     let secret = take(written, stored, credential, context).await?;
-    remember(credential, secret.metadata.clone(), context);
+    remember(credential, secret.metadata.clone(), &context.cache);
     Ok(secret)
 }
 
@@ -138,7 +139,7 @@ pub(super) async fn write(
         take(written, stored, credential, context).await?
     };
     fail_point::pass("grant-written").await;
-    remember(credential, meta.clone(), context);
+    remember(credential, meta.clone(), &context.cache);
     Ok(meta)
 }
 
@@ -161,7 +162,7 @@ pub(in crate::reconcile) async fn sync_metadata(
         let again = context.clock.now() + SYNC_AGAIN;
         context.cache.with(checks::uid(credential), |entry| entry.custody.sync_again = Some(again));
     }
-    remember(credential, meta, context);
+    remember(credential, meta, &context.cache);
     Ok(())
 }
 
@@ -193,7 +194,7 @@ async fn take<T>(
             .map(|meta| (meta.resource_version.as_deref().unwrap_or_default(), ownership::of_grant(meta, credential)));
         let rejection = rejected_write::of_grant_write(&stored.resource_version, found);
         match meta {
-            Some(meta) => remember(credential, meta, context),
+            Some(meta) => remember(credential, meta, &context.cache),
             None => context.cache.with(checks::uid(credential), |entry| entry.custody.grant = None),
         }
         match rejection {

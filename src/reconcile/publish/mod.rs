@@ -25,6 +25,7 @@ use crate::{
     reconcile::{
         context::Context,
         publish::content::{Content, Fence, content, target_patch},
+        secrets::Secrets,
         stored::{Stored, stored_token},
     },
     render::SECRET_MAX,
@@ -102,12 +103,12 @@ pub(super) async fn publish_again(observed: &mut Observed, context: &Context) ->
 }
 
 /// Deletes the Secret of the former name when the Secret of the new name holds the token.
-pub(super) async fn remove_previous(observed: &Observed, context: &Context) -> Result<(), Error> {
+pub(super) async fn remove_previous(observed: &Observed, secrets: &Secrets) -> Result<(), Error> {
     let (Some(previous), Some(_)) = (&observed.previous, observed.token()) else { return Ok(()) };
     if observed.credential.spec.secret.deletion_policy == DeletionPolicy::Retain {
         return Ok(());
     }
-    context.kubernetes.secrets.delete(checks::namespace(&observed.credential), &previous.name, &previous.uid).await
+    secrets.delete(checks::namespace(&observed.credential), &previous.name, &previous.uid).await
 }
 
 async fn write(
