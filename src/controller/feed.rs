@@ -29,7 +29,7 @@ pub(super) struct Feed<K: Resource<DynamicType = ()> + Clone + 'static> {
 }
 
 impl<K: Resource<DynamicType = ()> + Clone + Send + Sync + 'static> Feed<K> {
-    /// For a controller that runs `concurrency` reconciles at the same time, with the store to give to that controller.
+    /// A feed for a controller that runs `concurrency` reconciles at the same time, with the store to give to that controller.
     pub(super) fn new(queue: Arc<ControllerQueue>, concurrency: u16) -> (Arc<Self>, Store<Named<K>>) {
         let mut running = Writer::default();
         running.apply_watcher_event(&Event::Init);

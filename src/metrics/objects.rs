@@ -65,7 +65,7 @@ impl fmt::Debug for Objects {
 impl Collector for Objects {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let providers = self.providers();
-        // Of each credential no more than this needs: the structures of all at one time would take three times as much.
+        // Keep only these fields of each credential: all objects at the same time would take three times the memory.
         let rows: Vec<_> = self.stores.credentials.all().map(|credential| Row::of(&credential, &providers)).collect();
         self.credentials(&mut encoder, &rows)?;
         self.info(&mut encoder, &rows, &providers)?;

@@ -167,7 +167,7 @@ impl<K: Stored> Writer<K> {
         object
     }
 
-    /// Packs an object, unless it has come again.
+    /// Packs an object, unless the store has received it again since.
     fn pack(&self, key: &str, came: u64) {
         let mut objects = self.shared.objects.write();
         let Some(slot) = objects.get_mut(key) else { return };

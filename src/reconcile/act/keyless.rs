@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// Obtains a token. `None`: nothing more was asked, and the credential is reconciled again.
+/// Obtains a token. `None`: no further request was sent, and the credential is reconciled again.
 pub(super) async fn obtain(
     attempt: &Attempt,
     auth: &ClientAuth,

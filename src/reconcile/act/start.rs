@@ -144,7 +144,7 @@ async fn attempt(
         // The endpoint was not known before: the credential asks for a permit for its host.
         return None;
     }
-    // The provider may have changed since it was found that the grant is for it.
+    // The provider may have changed since the broker found that the grant belongs to it.
     let bound_to = grant::bound_to(&credential, profile.source.identity(), &object.spec().client.id);
     if grant.as_ref().is_some_and(|grant| grant.bound_to.as_ref() != Some(&bound_to)) {
         return None;

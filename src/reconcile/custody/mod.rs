@@ -85,8 +85,8 @@ pub(super) async fn observe(
     });
     let strict = provider.is_none_or(|provider| !provider.profile.keeps_replaced_tokens);
     let seed = match seed::seed(credential, stored.as_ref(), token_url, context).await? {
-        Some(Ok(seed)) => match context.cache.register.objection(credential, &seed.hash, strict, &context.stores) {
-            Some(objection) => Some(Err(objection)),
+        Some(Ok(seed)) => match context.cache.register.seed_blocker(credential, &seed.hash, strict, &context.stores) {
+            Some(blocker) => Some(Err(blocker)),
             None => Some(Ok(seed)),
         },
         seed => seed,
@@ -179,8 +179,8 @@ pub(super) async fn claim(
     let (refresh_token, seed) =
         seed::read_seed(credential, Some(token_url), context).await?.map_err(CustodyError::Blocked)?;
     seed::learn_older(credential, context).await?;
-    if let Some(objection) = context.cache.register.take_over(credential, &seed.hash, strict, &context.stores) {
-        return Err(CustodyError::Blocked(objection));
+    if let Some(blocker) = context.cache.register.take_over(credential, &seed.hash, strict, &context.stores) {
+        return Err(CustodyError::Blocked(blocker));
     }
     let found = read_grant(credential, context).await?;
     // The decision used a cached Secret. Another replica may have taken over and exchanged this seed since: compare

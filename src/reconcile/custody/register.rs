@@ -111,7 +111,7 @@ impl Register {
     }
 
     /// Why a credential must not take a seed over; `None` if it may.
-    pub(super) fn objection(
+    pub(super) fn seed_blocker(
         &self,
         credential: &MailCredential,
         hash: &RefreshTokenHash,
@@ -142,8 +142,8 @@ impl Register {
         strict: bool,
         stores: &Stores,
     ) -> Option<Blocker> {
-        if let Some(objection) = self.objection(credential, hash, strict, stores) {
-            return Some(objection);
+        if let Some(blocker) = self.seed_blocker(credential, hash, strict, stores) {
+            return Some(blocker);
         }
         let own = names::grant_secret(&credential.name_any());
         let another = |meta: &ObjectMeta| {

@@ -40,7 +40,7 @@ pub enum PublishError {
     /// The Secret of that name belongs to another object.
     #[error("the Secret {0}")]
     Foreign(String),
-    /// The API server refuses it: quota, admission, a terminating namespace, permissions.
+    /// The API server refuses the write: quota, admission, a terminating namespace, permissions.
     #[error("{0}")]
     Refused(String),
     /// The Secret holds a newer token.

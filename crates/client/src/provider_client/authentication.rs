@@ -31,32 +31,32 @@ use crate::{
 
 /// One way of client authentication.
 pub struct Authentication {
-    /// Its field in the spec.
+    /// The name of the field in the spec.
     pub method: &'static str,
-    /// Its place in the spec's list.
+    /// The index in the spec's list.
     pub index: usize,
-    /// When it ends, where that is known.
+    /// When the credential expires; `None` if unknown.
     pub expires_at: Option<Time>,
-    /// Namespace, name and key of its Secret.
+    /// Namespace, name and key of the Secret with the credential.
     pub source: Option<(String, String, String)>,
-    /// The client's id where only the source holds it: a service account's key file.
+    /// The client's id, if only the source holds it: a service account's key file.
     pub client_id: Option<String>,
-    /// The federated identity, where it is one.
+    /// The federated identity; `None` for any other authentication.
     pub federated: Option<Federated>,
-    /// Where its Secret's content may be sent.
+    /// Where the content of the Secret may be sent.
     reach: Vec<Reach>,
     /// The credential, or why it cannot be used.
     pub client_credential: Result<ClientCredential, Blocker>,
 }
 
 impl Authentication {
-    /// Whether it is a client secret that goes into the Authorization header.
+    /// Whether this is a client secret for the Authorization header.
     pub fn is_basic(&self, spec: &ProviderSpec) -> bool {
         let entry = spec.client.authentication.get(self.index);
         entry.and_then(|entry| entry.client_secret.as_ref()).is_some_and(|secret| secret.method == SecretMethod::Basic)
     }
 
-    /// Whether it may be sent to this URL: the owner of its Secret may have named the hosts.
+    /// Whether the credential may be sent to this URL: the owner of its Secret may have named the hosts.
     ///
     /// # Errors
     /// `SourceInvalid`.

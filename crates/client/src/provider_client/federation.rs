@@ -1,7 +1,7 @@
 //! Kubernetes ServiceAccounts as the client's identity: their tokens are the assertions (RFC 7523 section 2.2).
 //!
-//! Such a token is made for one audience, and never for one that the API server takes for its own: the provider that it
-//! is sent to could log in to Kubernetes with it (KEDA's CVE-2026-77524).
+//! The broker requests such a token for one audience, and never for an audience of the API server: the provider that receives
+//! the token could log in to Kubernetes with it (KEDA's CVE-2026-77524).
 
 use std::{
     fs::File,
@@ -53,8 +53,7 @@ pub struct Identities {
 }
 
 impl Identities {
-    /// `connection` is that of the client. With neither a file nor the permission to take on those that providers name, there
-    /// are none.
+    /// `connection` is that of the client. Without a file and without `may_refer`, the broker has no identity.
     pub fn new(
         kubernetes: Client,
         connection: &Connection,
@@ -65,8 +64,8 @@ impl Identities {
         Self { token_file, may_refer, kubernetes, connection: connection.clone(), clock }
     }
 
-    /// Whether the API server takes `token` for a login, whatever its audiences are called there. It is asked with the
-    /// token itself, which needs no permission.
+    /// Whether the API server accepts `token` as a login, whatever the names of its audiences. The request carries the token
+    /// itself, so the broker needs no permission for it.
     async fn is_login(&self, token: &SecretString) -> Result<bool, Error> {
         let bearer = self.connection.as_bearer(Some(token.clone()));
         let ask = async {
@@ -75,7 +74,7 @@ impl Identities {
         };
         match ask.await {
             Err(kube::Error::Api(status)) if status.code == 401 => Ok(false),
-            // It knows who asks, who may only not ask that.
+            // Authenticated but not authorised: the API server accepted the token.
             Err(kube::Error::Api(status)) if status.code == 403 => Ok(true),
             Ok(_) => Ok(true),
             Err(source) => Err(Error::ReviewToken { source }),
@@ -89,27 +88,27 @@ pub struct Federation {
     audience: String,
     /// Namespace and name; `None` is the broker's own identity.
     account: Option<(String, String)>,
-    /// The assertion that was presented last.
+    /// The last assertion that the broker presented.
     last: Mutex<Option<Assertion>>,
 }
 
-/// A token that was found fit for the provider.
+/// A token that passed the checks for the provider.
 #[derive(Clone)]
 pub struct Assertion {
     token: SecretString,
     /// The issuer, subject and audience that the token names.
     pub names: Federated,
-    /// Until then no other is asked for; the broker's own is read each time.
+    /// Until this time the broker requests no other token. It reads its own token from the file each time.
     fresh_until: Option<Timestamp>,
 }
 
 impl Assertion {
-    /// The client authentication that it is.
+    /// The assertion as a client authentication.
     pub fn auth(self) -> ClientAuth {
         ClientAuth::Assertion(self.token)
     }
 
-    /// The client authentication that has Google sign in the name of a service account.
+    /// The client authentication with which Google signs in the name of a service account.
     pub fn impersonating(self, account: &str) -> ClientAuth {
         ClientAuth::Impersonation(Impersonation {
             token: self.token,
@@ -120,7 +119,7 @@ impl Assertion {
 }
 
 impl Federation {
-    /// What a provider's spec asks for. `home` is the namespace of what the provider refers to.
+    /// The identity that a provider's spec asks for. `home` is the namespace of the objects that the provider refers to.
     pub fn new(spec: &ServiceAccountToken, provider: &ProviderKey, home: &str) -> Self {
         Self {
             provider: provider.clone(),
@@ -133,7 +132,7 @@ impl Federation {
     /// An assertion for a request that is made now.
     ///
     /// # Errors
-    /// What Kubernetes would not do. Why there is no such assertion is a blocker.
+    /// The step that Kubernetes failed. The reason for which there is no assertion is a blocker.
     pub async fn assertion(&self, identities: &Identities) -> Result<Result<Assertion, Blocker>, Error> {
         if is_api_server(&self.audience) {
             return Ok(Err(self.login()));
@@ -203,7 +202,7 @@ impl Federation {
         Ok(Assertion { token, names, fresh_until: None })
     }
 
-    /// A token of the ServiceAccount, as the API server makes it.
+    /// Requests a token of the ServiceAccount from the API server.
     async fn requested(
         &self,
         last: Option<&Assertion>,
@@ -229,8 +228,8 @@ impl Federation {
             Err(error) => return self.not_made(namespace, name, "get for serviceaccounts", error).map(Err),
         };
         let listed = account.annotations().get(names::ANNOTATION_ALLOWED_AUDIENCES);
-        if let Err(objection) = self.consent(namespace, name, listed.map(String::as_str)) {
-            return Ok(Err(objection));
+        if let Err(blocker) = self.consent(namespace, name, listed.map(String::as_str)) {
+            return Ok(Err(blocker));
         }
         let request = TokenRequest {
             spec: TokenRequestSpec {
@@ -298,7 +297,7 @@ impl Federation {
         Ok(Blocker::new(reason, message))
     }
 
-    /// Whom a token names, if it is for the provider's audience alone; its audiences otherwise, if it is a JWT at all.
+    /// The identity in a token for the provider's audience alone. The error holds the other audiences, if the token is a JWT.
     fn names(&self, token: &SecretString) -> Result<Federated, Option<String>> {
         let claims = Claims::read(token.expose_secret()).ok_or(None)?;
         let (Some(issuer), Some(subject)) = (claims.text("iss"), claims.text("sub")) else { return Err(None) };
@@ -388,12 +387,12 @@ mod tests {
             (Some("API://EXCHANGE"), "'API://EXCHANGE,api://exchange'"),
             (Some("*"), "'*,api://exchange'"),
         ] {
-            let objection = federation().consent("shop", "mailer", listed).unwrap_err();
-            assert_eq!(objection.reason, Reason::NotAllowed);
+            let blocker = federation().consent("shop", "mailer", listed).unwrap_err();
+            assert_eq!(blocker.reason, Reason::NotAllowed);
             let command = format!(
                 "`kubectl -n shop annotate serviceaccount mailer --overwrite mailtoken.dev/allowed-audiences={value}`"
             );
-            assert!(objection.message.ends_with(&command), "{}", objection.message);
+            assert!(blocker.message.ends_with(&command), "{}", blocker.message);
         }
     }
 
