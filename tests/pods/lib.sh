@@ -10,7 +10,7 @@ BROKERS=mail-token-broker                      # the release and its namespace
 SERVER_NAME=mail.shop.example                  # Keycloak, Dovecot and Postfix, for pods
 SERVER_ADDRESS=10.77.0.1                       # of tools/node
 PROGRAMS=localhost/mail-token-broker-programs:1 # the image of the pods' programs, with these Debian packages
-PACKAGES=python3,msmtp,ca-certificates
+PACKAGES=python3,msmtp,postfix,libsasl2-modules,ca-certificates
 PATIENCE=180                                   # seconds until what should happen at once counts as broken
 
 export PROGRAMS
@@ -86,7 +86,7 @@ finish() {
         step "failed: the pods"
         kubectl get pods,mailcredentials,mailproviders -A -o wide
         kubectl describe pods -A | grep -v '^ *$' | tail -n 200
-        for namespace in shop "$BROKERS"; do
+        for namespace in shop letters "$BROKERS"; do
             for pod in $(kubectl -n "$namespace" get pods -o name); do
                 step "failed: the log of $pod"
                 kubectl -n "$namespace" logs "$pod" --all-containers --prefix --tail 30
@@ -100,10 +100,10 @@ finish() {
     exit "$status"
 }
 
-# A namespace whose pods must satisfy the Pod Security level restricted.
-namespace() { # NAME
+# A namespace whose pods must satisfy a level of the Pod Security Standards.
+namespace() { # NAME [LEVEL]
     kubectl create namespace "$1"
-    kubectl label namespace "$1" pod-security.kubernetes.io/enforce=restricted
+    kubectl label namespace "$1" "pod-security.kubernetes.io/enforce=${2:-restricted}"
 }
 
 # Values of the broker's chart on this cluster, with NetworkPolicies for the ports that are used here.
@@ -119,7 +119,6 @@ END
 }
 
 install_broker() { # CHART-VERSION
-    namespace "$BROKERS"
     broker_values >"$DIR/broker.yaml"
     helm install "$BROKERS" "$DIR/charts/mail-token-broker-$1.tgz" --namespace "$BROKERS" --values "$DIR/broker.yaml" \
         --wait --timeout 3m --hide-notes
@@ -130,29 +129,39 @@ upgrade_broker() { # CHART-VERSION [OPTION...]
         --wait --timeout 5m --hide-notes "${@:2}"
 }
 
-# Applies demo/*.yaml: the provider, and the credential with tokens that are valid for a minute at least when a pod reads them.
-# Then the manifests of these names.
-apply_shop() { # MANIFEST...
-    namespace shop
-    tools/demo-apply "$DIR" shop
-    kubectl -n shop patch mailcredential billing --type merge --patch '{"spec": {"renewal": {"minValidity": "1m"}}}'
-    kubectl -n shop wait --for=condition=Ready mailcredential/billing --timeout="${PATIENCE}s"
-    kubectl -n shop create configmap programs --from-file="$PODS/programs" --from-file=example.py=<(python_of_docs)
-    apply_pods "$@"
+# Applies demo/*.yaml to a namespace: the provider, and the credential with tokens that are valid for a minute at least when a pod
+# reads them.
+apply_credential() { # NAMESPACE
+    tools/demo-apply "$DIR" "$1"
+    kubectl -n "$1" patch mailcredential billing --type merge --patch '{"spec": {"renewal": {"minValidity": "1m"}}}'
+    kubectl -n "$1" wait --for=condition=Ready mailcredential/billing --timeout="${PATIENCE}s"
+    kubectl -n "$1" create configmap programs --from-file="$PODS/programs" --from-file=example.py=<(python_of_docs) \
+        --from-file=msmtprc=<(msmtp_of_docs) --from-file=main.cf=<(postfix_of_docs)
 }
 
-apply_pods() { # MANIFEST...
-    local name
+apply_pods() { # NAMESPACE MANIFEST...
+    local name namespace=$1; shift
     for name; do
         # shellcheck disable=SC2016 # the variables that it replaces
-        envsubst '$PROGRAMS $VERSION $MAILBOX $TOKEN_LIFETIME' <"$PODS/manifests/$name.yaml" | kubectl -n shop apply -f -
+        envsubst '$PROGRAMS $VERSION $MAILBOX $TOKEN_LIFETIME $LOGIN_PERIOD' <"$PODS/manifests/$name.yaml" |
+            kubectl -n "$namespace" apply -f -
     done
 }
 
-# The program of docs/pods.md, with a recipient whom this mail server knows.
+# What the docs show, with a mailbox that this mail server knows, or with this mail server.
 python_of_docs() {
     # shellcheck disable=SC2016 # backticks of Markdown
     sed -n '/^```python$/,/^```$/{//!p}' docs/pods.md | sed "s/you@example.org/$MAILBOX/"
+}
+
+msmtp_of_docs() {
+    sed -n '/^account default$/,/^passwordeval /p' docs/pods.md |
+        sed "s/smtp.office365.com/$SERVER_NAME/; s/^port 587$/port $SUBMISSION_PORT/; s/billing@contoso.com/$MAILBOX/"
+}
+
+postfix_of_docs() {
+    # shellcheck disable=SC2016 # backticks of Markdown
+    sed -n '/^```text$/,/^```$/{//!p}' docs/relay/postfix.md | sed "s/billing@contoso.com/$MAILBOX/"
 }
 
 leader() { kubectl -n "$BROKERS" get lease "$BROKERS" -o jsonpath='{.spec.holderIdentity}' | cut -d_ -f1; }
@@ -166,9 +175,11 @@ other_leads() { # POD
     done
 }
 
-# Prints each pod of the namespace shop with the restarts of its containers.
-restarts() {
-    kubectl -n shop get pods -o go-template='{{range .items}}{{.metadata.name}}:{{range .status.initContainerStatuses}} {{.restartCount}}{{end}}{{range .status.containerStatuses}} {{.restartCount}}{{end}}{{"\n"}}{{end}}'
+# Prints each pod of a namespace with the restarts of its containers.
+restarts() { # NAMESPACE
+    kubectl -n "$1" get pods -o go-template='{{range .items}}{{.metadata.name}}:{{range .status.initContainerStatuses}} {{.restartCount}}{{end}}{{range .status.containerStatuses}} {{.restartCount}}{{end}}{{"\n"}}{{end}}'
 }
 
-not_restarted() { ! restarts | grep ': .*[1-9]' || die "a container was restarted"; }
+not_restarted() { # NAMESPACE
+    ! restarts "$1" | grep ': .*[1-9]' || die "a container was restarted"
+}

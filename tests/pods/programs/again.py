@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Runs a program every second that logs in once. Prints a line of JSON for each run, and for each new token in the mounted Secret.
+"""Runs a program again and again that logs in once. Prints a line of JSON for each run, and for each new token in the mounted Secret.
 
-Usage: again.py LIFETIME COMMAND...    LIFETIME of a token in seconds
+Usage: again.py LIFETIME PERIOD COMMAND...    LIFETIME of a token and PERIOD between two runs, in seconds
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 SECRET = Path("/var/run/secrets/mail")
-REFUSALS = ("SMTPAuthenticationError", "IMAP4.error", "authentication failed")  # Python's words, and msmtp's
+REFUSALS = ("SMTPAuthenticationError", "IMAP4.error", "authentication failed")  # Python's words, msmtp's and Postfix's
 
 
 def key(name):
@@ -53,14 +53,14 @@ def run(command):
            took=round(time.time() - start, 2))
 
 
-def main(lifetime, command):
+def main(lifetime, period, command):
     threading.Thread(target=watch, args=(lifetime,), daemon=True).start()
     while True:
-        due = time.monotonic() + 1
+        due = time.monotonic() + period
         run(command)
         time.sleep(max(0, due - time.monotonic()))
 
 
-if len(sys.argv) < 3:
+if len(sys.argv) < 4:
     sys.exit(__doc__)
-main(int(sys.argv[1]), sys.argv[2:])
+main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

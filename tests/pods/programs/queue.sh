@@ -1,0 +1,13 @@
+# shellcheck shell=sh
+# Gives Postfix a mail and waits until Postfix has delivered or deferred it: queue.sh MAILBOX
+log=/var/log/mail.log
+before=$(grep -c ' status=' $log)
+printf 'To: %s\nSubject: test\n\nQueued.\n' "$1" | sendmail -f "$1" "$1" || exit
+until [ "$(grep -c ' status=' $log)" -gt "$before" ]; do sleep 0.1; done
+result=$(grep ' status=' $log | tail -n 1)
+case $result in
+    *' status=sent '*) exit 0 ;;
+esac
+postsuper -d ALL >/dev/null 2>&1
+echo "${result#* status=}"
+exit 1
