@@ -116,8 +116,7 @@ fn renewed(observed: &Observed, decision: &Decision, ready: bool) -> Option<(boo
     if *decision == Decision::Suspended {
         return Some((false, Reason::Suspended, "spec.suspend is true: the broker requests no token".to_owned()));
     }
-    // `Suspended` says nothing about the last attempt.
-    let last = observed.history.last.as_ref().filter(|(reason, _)| *reason != Reason::Suspended);
+    let last = observed.history.last.as_ref();
     last.map(|(reason, message)| (*reason == Reason::RenewalSucceeded, *reason, message.clone()))
 }
 

@@ -84,6 +84,10 @@ mod tests {
         assert_eq!(with(Case::without_token, &FIRST), (Class::Person, at(2000)));
         assert_eq!(with(|_| (), &Decision::Issue(Reissue)), (Class::Person, at(2000)));
         assert_eq!(with(Case::without_token, &Decision::SignIn), (Class::Person, at(2000)));
+        assert_eq!(with(|_| (), &Decision::Issue(IssueReason::Reseeded)), (Class::Person, at(2000)));
+        for reason in [IssueReason::KeepAlive, IssueReason::FromTheFuture] {
+            assert_eq!(with(|_| (), &Decision::Issue(reason)), (Class::Renewal, end), "{reason:?}");
+        }
         assert_eq!(with(|_| (), &Decision::Poll), (Class::Renewal, at(2000)));
         assert_eq!(with(|_| (), &RENEWAL), (Class::Renewal, end));
         assert_eq!(with(|case| case.now = at(3001), &RENEWAL), (Class::EndsSoon, end));

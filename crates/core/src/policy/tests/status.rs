@@ -131,6 +131,18 @@ fn a_transient_trouble_is_worked_on_and_a_permanent_one_waits_for_a_person() {
 }
 
 #[test]
+fn a_failed_attempt_is_reported_also_while_a_blocker_stalls_the_credential() {
+    let mut case = Case::ready();
+    case.now = at(3000);
+    case.provider().blocker = Some(blocker(Reason::NotAllowed));
+    assert_eq!(reason(&status_of(&case), "Renewed").unwrap(), "False NotAllowed");
+    case.failed_at(Reason::InvalidClient, 3000);
+    let status = status_of(&case);
+    assert_eq!(reason(&status, "Ready").unwrap(), "True TokenValid");
+    assert_eq!(reason(&status, "Renewed").unwrap(), "False InvalidClient");
+}
+
+#[test]
 fn a_suspension_is_no_failure() {
     let mut case = Case::ready();
     case.credential(|credential| credential.spec.suspend = true);
