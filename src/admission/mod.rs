@@ -8,8 +8,8 @@
 //! permit to the next row.
 
 mod bucket;
-mod pace;
 mod queue;
+mod retry_limit;
 mod row;
 
 use std::{hash::Hash, sync::Arc, time::Duration};

@@ -16,7 +16,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::{
     bucket::{Bucket, Limit},
-    pace::Pace,
+    retry_limit::RetryLimit,
     row::{Ask, Budgets, State},
 };
 use crate::policy::urgency::Class;
@@ -57,7 +57,8 @@ struct Host<K> {
     used: usize,
     /// Number of permits granted so far.
     given: u64,
-    pace: Pace,
+    /// The limit of repeated requests while the host serves none.
+    retry_limit: RetryLimit,
     /// Waiting rows by provider and namespace.
     flows: HashMap<FlowKey, Flow<K>>,
     namespaces: HashMap<Arc<str>, Share>,
@@ -126,7 +127,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         let host = self.hosts.entry(ask.host.clone()).or_insert_with(|| Host {
             used: 0,
             given: 0,
-            pace: Pace::default(),
+            retry_limit: RetryLimit::default(),
             flows: HashMap::new(),
             namespaces: HashMap::new(),
         });
@@ -159,7 +160,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
                 if let Some(row) = self.rows.get(key).filter(|row| row.ask.class == Class::Retry)
                     && let Some(host) = self.hosts.get_mut(&row.ask.host)
                 {
-                    host.pace.refund();
+                    host.retry_limit.refund();
                 }
                 self.free(key);
             }
@@ -199,7 +200,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
     /// Records the end of a request to `host`: whether the host served it.
     pub fn end(&mut self, host: &str, served: bool) {
         if let Some(host) = self.hosts.get_mut(host) {
-            host.pace.end(served);
+            host.retry_limit.end(served);
         }
     }
 
@@ -226,7 +227,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         let flows = hosts.flat_map(|host| host.flows.iter().map(move |(key, flow)| (host, key, flow)));
         let opens = flows.flat_map(|(host, (provider, _), flow)| {
             let limit = self.bucket_of(provider, flow.limit).map(|bucket| bucket.opens_at());
-            limit.into_iter().chain(flow.repeats().then(|| host.pace.opens_at()))
+            limit.into_iter().chain(flow.repeats().then(|| host.retry_limit.opens_at()))
         });
         opens.filter(|at| *at > now).min()
     }
@@ -326,14 +327,14 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         if tight && much {
             return None;
         }
-        let paced = host.pace.opens_at() > now;
+        let limited = host.retry_limit.opens_at() > now;
         let oldest = flow.by_age.first_key_value().filter(|(_, key)| {
             let waits =
-                |row: &Row| now.saturating_sub(row.since) >= LONG_WAIT && !(paced && row.ask.class == Class::Retry);
+                |row: &Row| now.saturating_sub(row.since) >= LONG_WAIT && !(limited && row.ask.class == Class::Retry);
             by_age && self.rows.get(key).is_some_and(waits)
         });
         let (need, best) = flow.by_need.first_key_value()?;
-        if paced && need.0 == Class::Retry {
+        if limited && need.0 == Class::Retry {
             return None;
         }
         let key = oldest.map_or(best, |(_, key)| key);
@@ -354,7 +355,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
             host.used += 1;
             host.given += 1;
             if row.ask.class == Class::Retry {
-                host.pace.charge(now);
+                host.retry_limit.charge(now);
             }
             let share = host.namespaces.entry(namespace.clone()).or_default();
             share.used += 1;

@@ -10,19 +10,19 @@ const PER_SECOND: u32 = 10;
 /// The limit of the repeated requests to one host. If a provider fails for thousands of credentials, each of them may try
 /// again in turn, but not all of them every few minutes: each attempt costs the provider a request, and the API server a
 /// write of a status. The first response of the host that is no failure ends the limit.
-pub(super) struct Pace {
+pub(super) struct RetryLimit {
     /// Whether the host has served the last request that ended.
     serves: bool,
     repeated: Bucket,
 }
 
-impl Default for Pace {
+impl Default for RetryLimit {
     fn default() -> Self {
         Self { serves: true, repeated: Bucket::new(Limit::new(60 * PER_SECOND, PER_SECOND)) }
     }
 }
 
-impl Pace {
+impl RetryLimit {
     /// Records the end of a request: whether the host has served it.
     pub(super) fn end(&mut self, served: bool) {
         self.serves = served;
@@ -51,16 +51,16 @@ mod tests {
     #[test]
     fn a_host_that_fails_gets_a_burst_and_then_ten_repeated_requests_a_second() {
         let second = Duration::from_secs;
-        let mut pace = Pace::default();
+        let mut limit = RetryLimit::default();
         for _ in 0..20 {
-            pace.charge(second(100));
+            limit.charge(second(100));
         }
-        assert_eq!(pace.opens_at(), second(0), "a host that serves has no limit");
-        pace.end(false);
-        assert_eq!(pace.opens_at(), second(101) + Duration::from_millis(100));
-        pace.refund();
-        assert_eq!(pace.opens_at(), second(101));
-        pace.end(true);
-        assert_eq!(pace.opens_at(), second(0));
+        assert_eq!(limit.opens_at(), second(0), "a host that serves has no limit");
+        limit.end(false);
+        assert_eq!(limit.opens_at(), second(101) + Duration::from_millis(100));
+        limit.refund();
+        assert_eq!(limit.opens_at(), second(101));
+        limit.end(true);
+        assert_eq!(limit.opens_at(), second(0));
     }
 }
