@@ -153,14 +153,13 @@ impl<K: Clone + Eq + Hash> Queue<K> {
                 self.tidy(&row.ask);
             }
             Some(State::Offered) => {
-                let bucket = self.rows.get(key).and_then(|row| self.buckets.get_mut(&row.ask.provider));
-                if let Some(bucket) = bucket {
-                    bucket.refund();
-                }
-                if let Some(row) = self.rows.get(key).filter(|row| row.ask.class == Class::Retry)
-                    && let Some(host) = self.hosts.get_mut(&row.ask.host)
-                {
-                    host.retry_limit.refund();
+                if let Some(Row { ask, .. }) = self.rows.get(key) {
+                    if let Some(bucket) = self.buckets.get_mut(&ask.provider) {
+                        bucket.refund();
+                    }
+                    if let Some(host) = self.hosts.get_mut(&ask.host).filter(|_| ask.class == Class::Retry) {
+                        host.retry_limit.refund();
+                    }
                 }
                 self.free(key);
             }
