@@ -88,10 +88,12 @@ impl Part {
 }
 
 impl Part {
-    /// Whether the process is gone, or a zombie that its parent has not collected.
+    /// Whether the process is gone, or a zombie that its parent has not collected. The first thread may be a zombie while
+    /// others, which end after it, still hold the port.
     fn has_ended(&self) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid)).map_or(0, Iterator::count);
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
-        stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with(['Z', 'X']))
+        threads <= 1 && stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with(['Z', 'X']))
     }
 }
 
