@@ -4,11 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
-/// Delay after a due time, so that the clock is past it.
+/// Delay after a due time. After this delay, the clock is past the due time.
 const JUST_AFTER: Duration = Duration::from_millis(20);
 
-/// A clock with whole seconds: `metav1.Time` is serialized in whole seconds, so a fraction would make every comparison with
-/// a stored time differ.
+/// A clock with whole seconds. `metav1.Time` is serialized in whole seconds, so a fraction would make every comparison
+/// with a stored time differ.
 #[derive(Clone)]
 pub struct Clock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
 
@@ -24,14 +24,14 @@ impl Clock {
         Self(Arc::new(now))
     }
 
-    /// The current time, truncated to the second.
+    /// Returns the current time, truncated to the second.
     pub fn now(&self) -> Timestamp {
         let now = (self.0)();
         Timestamp::from_second(now.as_second()).unwrap_or(now)
     }
 
-    /// The time until just after `at`, including the fraction of the current second: a wait from `now` would end up to a
-    /// second late.
+    /// Returns the time until just after `at`, and counts the fraction of the current second. A wait computed from
+    /// [`Self::now`] would end up to a second late.
     pub fn until(&self, at: Timestamp) -> Duration {
         Duration::try_from(at.duration_since((self.0)())).unwrap_or_default() + JUST_AFTER
     }

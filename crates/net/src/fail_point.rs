@@ -1,12 +1,12 @@
-//! Points of a refresh at which a test stops the process to kill it, and points that panic for one object. Only debug
+//! Points of a refresh at which a test stops the process to kill it, and steps that panic for one object. Only debug
 //! builds have them.
 
-/// Environment variable with a point, and after a colon the passing at which to stop: `answer-received`,
-/// `answer-received:2`.
+/// Environment variable that names a point. A number after a colon selects the nth time that the process passes the
+/// point: `answer-received`, `answer-received:2`.
 #[cfg(debug_assertions)]
 const STOP_AT: &str = "MAILTOKEN_STOP_AT";
 
-/// Stops this task at the chosen point. Other tasks continue.
+/// Stops this task at the point that the environment names. Other tasks continue.
 #[cfg(debug_assertions)]
 pub async fn pass(point: &str) {
     use std::sync::{
@@ -26,12 +26,12 @@ pub async fn pass(point: &str) {
     }
 }
 
-/// Does nothing in a release build.
+/// Does nothing: this is a release build.
 #[cfg(not(debug_assertions))]
 #[inline(always)]
 pub async fn pass(_: &str) {}
 
-/// Environment variable with a step and the object at which it panics: `reconcile:poison`.
+/// Environment variable that names a step and the object for which the step panics: `reconcile:poison`.
 #[cfg(debug_assertions)]
 const PANIC_AT: &str = "MAILTOKEN_PANIC_AT";
 
@@ -44,7 +44,7 @@ pub fn panic_at(step: &str, name: &str) {
     }
 }
 
-/// Does nothing in a release build.
+/// Does nothing: this is a release build.
 #[cfg(not(debug_assertions))]
 #[inline(always)]
 pub fn panic_at(_: &str, _: &str) {}

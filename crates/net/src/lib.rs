@@ -1,5 +1,5 @@
-//! Connections to identity providers and mail servers: the HTTP client, the login at mail servers, the addresses that may be
-//! connected to, and the clock. Nothing in this package knows Kubernetes or the decisions of the broker.
+//! Connections to identity providers and mail servers: the HTTP client, the login at mail servers, the permitted
+//! addresses, and the clock. This package knows neither Kubernetes nor the broker's decisions.
 //!
 //! Without the feature `http` the package has no HTTP client.
 

@@ -11,7 +11,7 @@ pub enum Direct {
     Host(String),
     /// The hosts below this name, which begins with a dot.
     Suffix(String),
-    /// Addresses in this range, and names with all addresses in this range.
+    /// Addresses in this range, and names whose addresses are all in this range.
     Range(IpNet),
 }
 
@@ -39,7 +39,7 @@ impl FromStr for Direct {
 }
 
 impl Direct {
-    /// Whether a URL's host matches: a name by its spelling, an address by its range.
+    /// Whether the host of a URL matches this rule: a name by its spelling, an address by its range.
     pub fn is_host(&self, host: &str) -> bool {
         let host = host.trim_end_matches('.').to_ascii_lowercase();
         match self {
@@ -49,7 +49,7 @@ impl Direct {
         }
     }
 
-    /// Whether this address is in the range.
+    /// Whether `address` is in this rule's range.
     pub fn holds(&self, address: IpAddr) -> bool {
         matches!(self, Self::Range(range) if range.contains(&address))
     }

@@ -1,11 +1,11 @@
-//! Which addresses the host of a provider or of a mail server may have.
+//! Decides which addresses the host of a provider or of a mail server may have.
 //!
-//! A user who may write a `MailProvider` names a host to which the broker sends credentials. Without a guard, such a host
-//! could be an address that the broker can reach and the user cannot: the node's metadata service, the API server, other
-//! teams' Services. So only public unicast addresses are permitted, and the ranges of `--allow-private-cidr`; for a
-//! ClusterMailProvider also those of `--allow-private-cidr-cluster`. `--deny-cidr` comes first. The broker judges the
-//! addresses after it has resolved the name, and connects to the address that it judged. A name that resolves differently
-//! the second time therefore gains nothing.
+//! A user who may write a `MailProvider` names a host to which the broker sends credentials. Without a guard, the host
+//! could have an address that the broker can reach and the user cannot: the node's metadata service, the API server,
+//! other teams' Services. So the broker permits only public unicast addresses and the ranges of `--allow-private-cidr`.
+//! For a ClusterMailProvider it also permits the ranges of `--allow-private-cidr-cluster`. `--deny-cidr` overrides both
+//! flags. The broker judges the addresses after it has resolved the name, and connects to the address that it judged. A
+//! name that resolves differently the second time therefore gains nothing.
 
 mod direct;
 mod ranges;
@@ -28,7 +28,7 @@ pub(crate) use self::route::Route;
 
 use self::ranges::{DENY_CIDR, METADATA, NEVER_PROPOSED, denied, embedded_v4, is_metadata};
 
-/// Judges addresses: permits public unicast addresses, and those that the administrator allowed.
+/// Judges addresses: permits public unicast addresses, and addresses that the administrator allowed.
 #[derive(Clone, Debug, Default)]
 pub struct EgressPolicy {
     allowed: Vec<IpNet>,
@@ -50,28 +50,28 @@ impl EgressPolicy {
         Self { denied, ..self }
     }
 
-    /// Adds ranges that only [`Self::for_cluster`] permits.
+    /// Adds ranges that only the policy of [`Self::for_cluster`] permits.
     pub fn allow_for_cluster(self, allowed_for_cluster: Vec<IpNet>) -> Self {
         Self { allowed_for_cluster, ..self }
     }
 
-    /// Returns the policy for ClusterMailProviders.
+    /// Returns the policy for ClusterMailProviders, which also permits the ranges of [`Self::allow_for_cluster`].
     pub fn for_cluster(&self) -> Self {
         let allowed = self.allowed.iter().chain(&self.allowed_for_cluster).copied().collect();
         Self { allowed, allowed_for_cluster: vec![], ..self.clone() }
     }
 
-    /// Whether ClusterMailProviders may connect to more addresses than others.
+    /// Whether ClusterMailProviders may connect to more addresses than MailProviders.
     pub fn differs_for_cluster(&self) -> bool {
         !self.allowed_for_cluster.is_empty()
     }
 
-    /// All ranges as text, for comparisons.
+    /// Returns all ranges as text, for comparisons.
     pub fn ranges(&self) -> String {
         format!("{:?} {:?} {:?}", self.allowed, self.allowed_for_cluster, self.denied)
     }
 
-    /// Permits `address`, or returns the range for which it is denied.
+    /// Permits `address`, or returns the denied range that contains it.
     pub fn judge(&self, address: IpAddr) -> Result<(), Denied> {
         match self.denied_range(address) {
             Some(range) => Err(Denied { address, range }),
@@ -88,7 +88,7 @@ impl EgressPolicy {
         if all().any(|address| self.denied.iter().any(|range| range.contains(address))) {
             return Some(DENY_CIDR);
         }
-        // A range that the administrator allowed for its hosts must not expose the node's credentials.
+        // Even if the administrator allowed this range, it must not expose the node's credentials.
         if all().any(|found| is_metadata(*found) && !self.is_named(*found) && !self.is_named(address)) {
             return Some(METADATA);
         }
@@ -107,7 +107,7 @@ impl EgressPolicy {
         self.allowed.iter().any(|range| range.contains(&address))
     }
 
-    /// Whether the address is allowed by its own /32 or /128.
+    /// Whether the administrator allowed this single address, as a /32 or /128.
     fn is_named(&self, address: IpAddr) -> bool {
         self.allowed.contains(&IpNet::from(address))
     }
@@ -126,7 +126,7 @@ impl EgressPolicy {
         Ok(resolution)
     }
 
-    /// The permitted addresses of a name, with port 0.
+    /// Returns the permitted addresses of a name, with port 0.
     ///
     /// # Errors
     /// If the name does not resolve, or no address is permitted.
@@ -141,7 +141,8 @@ impl EgressPolicy {
         }
     }
 
-    /// All addresses of a name that the administrator chose, which are not judged: the egress proxy is rarely public.
+    /// Returns all addresses of a name without judging them. For the name of the egress proxy: the administrator chose
+    /// it, and its address is rarely public.
     ///
     /// # Errors
     /// If the name does not resolve.
@@ -153,20 +154,20 @@ impl EgressPolicy {
 /// Why the broker may not connect to an address; displayed as `127.0.0.1 (loopback)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Denied {
-    /// The address as written or resolved, even if the IPv4 address inside it was judged.
+    /// The address as written or resolved, even if the policy denied an IPv4 address inside it.
     pub address: IpAddr,
-    /// The purpose of the range, in plain words.
+    /// The purpose of the denied range, in plain words.
     pub range: &'static str,
 }
 
 impl Denied {
-    /// Whether a message may propose to allow the range.
+    /// Whether a message may propose to allow the denied range.
     pub fn is_proposed(&self) -> bool {
         !NEVER_PROPOSED.contains(&self.range)
     }
 
-    /// The range that a message may propose to allow. It names the address only if `host`, which the user wrote, is the
-    /// address.
+    /// Returns the range that a message may propose to allow. The range contains the address only if the user wrote the
+    /// address as `host`.
     pub fn allowance(&self, host: &str) -> Option<String> {
         if !self.is_proposed() {
             return None;
@@ -190,9 +191,9 @@ impl fmt::Display for Denied {
 pub struct Resolution {
     /// The permitted addresses, in the resolver's order, with port 0.
     pub permitted: Vec<SocketAddr>,
-    /// The first denied address.
+    /// The first denied address, if any.
     pub denied: Option<Denied>,
-    /// All addresses of the host.
+    /// All addresses of the host, permitted or denied.
     pub all: Vec<IpAddr>,
 }
 
@@ -202,21 +203,21 @@ pub enum ResolveError {
     /// The name has addresses, but none is permitted.
     #[error("{host} resolves to {denied}, which is denied")]
     Denied {
-        /// The requested name.
+        /// The name that the broker resolved.
         host: String,
-        /// The first address of the name.
+        /// The first denied address of the name.
         denied: Denied,
     },
     /// The resolver's final result: the name does not exist or has no address (`NXDOMAIN`, `NODATA`).
     #[error("{host} does not exist")]
     NotFound {
-        /// The name that was asked for.
+        /// The name that the broker resolved.
         host: String,
     },
     /// The resolver returned no result.
     #[error("{host} could not be resolved: {detail}")]
     Failed {
-        /// The name that was asked for.
+        /// The name that the broker resolved.
         host: String,
         /// The resolver's error text.
         detail: String,
@@ -231,7 +232,7 @@ type Answers = Result<Vec<SocketAddr>, ResolveError>;
 pub struct Lookups(Mutex<HashMap<String, WeakShared<BoxFuture<'static, Answers>>>>);
 
 impl Lookups {
-    /// All addresses of a name, with port 0.
+    /// Returns all addresses of a name, with port 0.
     ///
     /// # Errors
     ///
@@ -266,7 +267,7 @@ impl fmt::Debug for Lookups {
     }
 }
 
-/// All addresses of a name, with port 0.
+/// Returns all addresses of a name, with port 0.
 async fn lookup(host: String) -> Answers {
     let answers: Vec<SocketAddr> = match tokio::net::lookup_host((host.as_str(), 0)).await {
         Ok(answers) => answers.collect(),
@@ -278,8 +279,8 @@ async fn lookup(host: String) -> Answers {
     Ok(answers)
 }
 
-/// The texts of `getaddrinfo` for `EAI_NONAME` and `EAI_NODATA` (glibc, musl, macOS). The standard library returns only the
-/// text, not the code.
+/// The texts of `getaddrinfo` for `EAI_NONAME` and `EAI_NODATA` (glibc, musl, macOS). The standard library returns the
+/// text without the code.
 const NOT_FOUND_WORDS: [&str; 6] = [
     "Name or service not known",
     "No address associated with hostname",

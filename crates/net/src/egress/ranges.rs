@@ -7,17 +7,19 @@ use ipnet::{Ipv4Net, Ipv6Net};
 /// Name of the range of a cloud's metadata service, which returns the node's credentials.
 pub(super) const METADATA: &str = "metadata";
 
-/// Name of a range of `--deny-cidr`.
+/// Name of every range of `--deny-cidr`.
 pub(super) const DENY_CIDR: &str = "in a range of --deny-cidr";
 
-/// Ranges that no message proposes to allow: they expose the broker's pod or node, and no provider is there.
+/// Ranges that no message proposes to allow: they expose the broker's pod or node, and no provider has an address in
+/// them.
 pub(super) const NEVER_PROPOSED: [&str; 7] =
     [METADATA, DENY_CIDR, "loopback", "link-local", "unspecified", "multicast", "broadcast"];
 
-/// IANA's IPv4 special-purpose registry, and the metadata services of clouds. The first match names the range.
+/// Ranges of IANA's IPv4 special-purpose registry, and the metadata services of clouds. The first match names the
+/// range.
 const DENIED_V4: [(Ipv4Net, &str); 24] = [
-    // Instance metadata of AWS, Azure, GCP and others; credentials of ECS tasks and of EKS Pod Identity; Tencent's;
-    // Azure's host agent; Alibaba's; Oracle's.
+    // Instance metadata of AWS, Azure, GCP and others; credentials of ECS tasks; credentials of EKS Pod Identity;
+    // metadata of Tencent; Azure's host agent; metadata of Alibaba and of Oracle.
     (v4(169, 254, 169, 254, 32), METADATA),
     (v4(169, 254, 170, 2, 32), METADATA),
     (v4(169, 254, 170, 23, 32), METADATA),
@@ -44,11 +46,12 @@ const DENIED_V4: [(Ipv4Net, &str); 24] = [
     (v4(240, 0, 0, 0, 4), "reserved"),
 ];
 
-/// IANA's IPv6 special-purpose registry. Addresses outside of 2000::/3, the only global unicast space, are reserved.
+/// Ranges of IANA's IPv6 special-purpose registry. Addresses outside of 2000::/3, the only global unicast space, are
+/// reserved.
 const DENIED_V6: [(Ipv6Net, &str); 19] = [
     (v6([0, 0, 0, 0, 0, 0, 0, 0], 128), "unspecified"),
     (v6([0, 0, 0, 0, 0, 0, 0, 1], 128), "loopback"),
-    // Instance metadata of AWS, GCP and OpenStack, credentials of EKS Pod Identity.
+    // Instance metadata of AWS, GCP and OpenStack; credentials of EKS Pod Identity.
     (v6([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254], 128), METADATA),
     (v6([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23], 128), METADATA),
     (v6([0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254], 128), METADATA),
@@ -107,7 +110,8 @@ const LOCAL_NAT64: Ipv6Net = v6([0x64, 0xff9b, 1, 0, 0, 0, 0, 0], 48);
 pub(super) const SIX_TO_FOUR: Ipv6Net = v6([0x2002, 0, 0, 0, 0, 0, 0, 0], 16);
 const TEREDO: Ipv6Net = v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 32);
 
-/// The IPv4 addresses at which a packet to `outer` may arrive: each must be permitted. `None` without such an address.
+/// Returns the IPv4 addresses at which a packet to `outer` may arrive; `None` if there are none. The policy must permit
+/// each of them.
 pub(super) fn embedded_v4(outer: Ipv6Addr) -> Option<Vec<Ipv4Addr>> {
     if outer.is_unspecified() || outer.is_loopback() {
         return None;
@@ -124,15 +128,17 @@ pub(super) fn embedded_v4(outer: Ipv6Addr) -> Option<Vec<Ipv4Addr>> {
         return Some(vec![Ipv4Addr::new(o[2], o[3], o[4], o[5])]);
     }
     if TEREDO.contains(&outer) {
-        // The server's address in clear, the client's with every bit flipped (RFC 4380, section 4).
+        // Teredo holds the server's address unchanged and the client's address with every bit inverted (RFC 4380,
+        // section 4).
         let server = Ipv4Addr::new(o[4], o[5], o[6], o[7]);
         return Some(vec![server, Ipv4Addr::from_bits(!low.to_bits())]);
     }
     None
 }
 
-/// A network's own NAT64 prefix may have any length from 48 to 96 bits, so the IPv4 address may be in several places (RFC
-/// 6052, section 2.2), around the unused octet 8. All readings count, except those with only zeros.
+/// Returns the possible IPv4 addresses behind a network's own NAT64 prefix. The prefix may have any length from 48 to
+/// 96 bits, so the IPv4 address may be in several places around the unused octet 8 (RFC 6052, section 2.2). Addresses
+/// whose first octet is zero do not count, unless no other is left.
 fn local_nat64(o: [u8; 16], low: Ipv4Addr) -> Vec<Ipv4Addr> {
     let readings = [
         Ipv4Addr::new(o[6], o[7], o[9], o[10]),

@@ -4,23 +4,23 @@ use std::{net::IpAddr, time::Duration};
 
 use super::{Denied, Direct, EgressPolicy};
 
-/// Time limit of a name resolution before the broker leaves the name to the egress proxy: a resolver without outside access
-/// responds late or never.
+/// Time limit of a name resolution. After it, the broker leaves the name to the egress proxy: a resolver without
+/// outside access responds late or never.
 const PROXIED_LOOKUP: Duration = Duration::from_secs(2);
 
 /// How the broker reaches a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Route {
-    /// By a connection of its own.
+    /// The broker connects to the destination directly.
     Direct,
-    /// Through the egress proxy.
+    /// The broker connects through the egress proxy.
     Proxied,
 }
 
 impl EgressPolicy {
-    /// Chooses the route to a host while there is an egress proxy. The proxy connects to any address of a name, so all
-    /// addresses that this resolver knows must be permitted. A name that does not resolve here is left to the proxy: pods
-    /// behind a proxy often cannot resolve outside names. The caller judges a `literal` address itself.
+    /// Chooses the route to a host if the broker has an egress proxy. The proxy may connect to any address of a name,
+    /// so the policy must permit all addresses that this resolver knows. The proxy resolves a name that does not
+    /// resolve here: pods behind a proxy often cannot resolve outside names. The caller judges a `literal` address.
     pub(crate) async fn route(
         &self,
         host: &str,

@@ -116,14 +116,14 @@ fn a_translated_address_is_judged_by_the_ipv4_address_inside() {
         ("64:ff9b::8.8.8.8", "permitted"),
         ("64:ff9b:1::10.0.0.1", "private"),
         ("64:ff9b:1::8.8.8.8", "permitted"),
-        // 10.1.2.3 behind a prefix of 48, 56 and 64 bits, with a public address as suffix.
+        // The address 10.1.2.3 behind a prefix of 48, 56 and 64 bits, with a public address as suffix.
         ("64:ff9b:1:a01:2:300:808:808", "private"),
         ("64:ff9b:1:a:1:203:808:808", "private"),
         ("64:ff9b:1:0:a:102:308:808", "private"),
         ("64:ff9b:1::", "unspecified"),
         ("2002:7f00:1::1", "loopback"),
         ("2002:808:808::1", "permitted"),
-        // Teredo: the server, then the client with its bits flipped (f5ff:fffe is 10.0.0.1).
+        // Teredo: the server, then the client with inverted bits (f5ff:fffe is 10.0.0.1).
         ("2001:0:a00:1:0:0:f7f7:f7f7", "private"),
         ("2001:0:808:808:0:0:f5ff:fffe", "private"),
         ("2001:0:808:808:0:0:f7f7:f7f7", "permitted"),
@@ -161,7 +161,7 @@ fn a_range_of_deny_cidr_is_denied_even_if_it_is_also_allowed() {
         assert_eq!(judged(&policy, address), "in a range of --deny-cidr", "{address}");
     }
     assert_eq!(judged(&policy, "30.1.0.1"), "permitted");
-    // The outer address also counts.
+    // The policy also judges the outer address.
     assert_eq!(
         judged(&EgressPolicy::default().deny(range("64:ff9b::/96")), "64:ff9b::8.8.8.8"),
         "in a range of --deny-cidr"

@@ -1,5 +1,5 @@
-//! Bodies that a server or gateway compresses although the broker requests `Accept-Encoding: identity`. The unpacked body
-//! has the same limit as any body, so a small body that unpacks to gigabytes costs no more.
+//! Decodes bodies that a server or gateway compresses although the broker requests `Accept-Encoding: identity`. The
+//! unpacked body has the same limit as any body, so a small body that unpacks to gigabytes costs no more memory.
 
 use std::io::Read;
 
@@ -12,11 +12,12 @@ use zeroize::Zeroizing;
 pub(super) enum Flaw {
     /// The body unpacks to more than the limit.
     TooLarge,
-    /// The body is not encoded as its header says.
+    /// The body is not encoded as its Content-Encoding header says.
     Broken,
 }
 
-/// Returns the unpacked body without its encoding header. A body in another encoding keeps its content and header.
+/// Returns the unpacked body, and removes the Content-Encoding header. A body in another encoding keeps its content and
+/// header.
 ///
 /// # Errors
 /// If the body is too large or broken.
@@ -45,17 +46,18 @@ fn plain(headers: &mut HeaderMap, body: Zeroizing<Vec<u8>>) -> Zeroizing<Vec<u8>
     body
 }
 
-/// Whether the body begins like JSON, which no compressed body does.
+/// Whether the body begins like JSON or HTML. No compressed body does.
 fn looks_plain(body: &[u8]) -> bool {
     matches!(body.trim_ascii_start().first(), None | Some(b'{' | b'[' | b'<'))
 }
 
-/// Whether the body has a zlib header (RFC 1950 section 2.2): the method deflate, and a checksum of the two bytes.
+/// Whether the body has a zlib header (RFC 1950 section 2.2): the method is deflate, and the first two bytes pass the
+/// check.
 fn has_zlib_header(body: &[u8]) -> bool {
     matches!(body, [first, second, ..] if first & 0x0f == 8 && (u16::from(*first) << 8 | u16::from(*second)) % 31 == 0)
 }
 
-/// Reads up to the limit into a buffer that does not grow, so that only the decoder's window keeps a copy of a secret.
+/// Unpacks up to `limit` bytes. The buffer does not grow, so only the decoder's window keeps a copy of a secret.
 fn unpack(mut decoder: impl Read, limit: usize) -> Result<Zeroizing<Vec<u8>>, Flaw> {
     let mut body = Zeroizing::new(vec![0; limit + 1]);
     let mut length = 0;
@@ -106,7 +108,7 @@ mod tests {
         }
     }
 
-    /// The body, and whether a header is left.
+    /// Returns the decoded body, and whether the Content-Encoding header remains.
     fn decode(encoding: &str, body: Vec<u8>) -> Result<(Vec<u8>, bool), Flaw> {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_ENCODING, encoding.parse().unwrap());
@@ -126,7 +128,7 @@ mod tests {
         ] {
             assert_eq!(decode(encoding, packed(form, JSON)), Ok((JSON.to_vec(), false)), "{encoding} {form}");
         }
-        // A header without the encoding, an encoding without a body, and several members.
+        // Plain JSON with a header, an empty body, and several gzip members.
         assert_eq!(decode("gzip", JSON.to_vec()), Ok((JSON.to_vec(), false)));
         assert_eq!(decode("gzip", vec![]), Ok((vec![], false)));
         let members = [packed("gzip", &JSON[..5]), packed("gzip", &JSON[5..])].concat();

@@ -13,38 +13,39 @@ use crate::tls::{TlsProblem, bounded, tls_problem};
 /// Why a request got no response. `Display` is a lower-case fragment without secrets and without parts of a body.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TransportError {
-    /// The host has, or is, an address to which the broker may not connect. Nothing was sent.
+    /// The host has, or is, an address to which the broker may not connect. The broker sent nothing.
     #[error("{host} leads to an address that is denied ({range})")]
     EgressDenied {
         /// The host of the URL.
         host: String,
-        /// The first denied address. Only the log has it: a tenant must not learn to which addresses names resolve.
+        /// The first denied address. Only the log contains the address: a tenant must not learn to which addresses
+        /// names resolve.
         address: IpAddr,
-        /// The purpose of the address's range.
+        /// The purpose of the denied range.
         range: &'static str,
     },
-    /// The broker does not trust the server, or the server has no TLS 1.2 or newer. Nothing was sent.
+    /// The broker does not trust the server, or the server has no TLS 1.2 or newer. The broker sent nothing.
     #[error("tls with {host} failed: {detail}")]
     Tls {
         /// The host of the URL.
         host: String,
         /// The kind of the problem, which determines the fix.
         kind: TlsProblem,
-        /// A clause in plain words.
+        /// A clause in plain words, for messages.
         detail: String,
     },
-    /// The host's name does not exist. Nothing was sent.
+    /// The host's name does not exist. The broker sent nothing.
     #[error("the name {host} does not exist")]
     NameNotFound {
-        /// The requested name.
+        /// The name that the broker resolved.
         host: String,
     },
-    /// There was no complete response in time. The server may have handled the request.
+    /// The server sent no complete response in time. It may have handled the request.
     #[error("{host} did not answer within {after:?}")]
     TimedOut {
         /// The host of the URL.
         host: String,
-        /// The total time of a request.
+        /// The time limit of the whole request.
         after: Duration,
     },
     /// The connection failed or broke, or the response is not HTTP. The server may have handled the request.
@@ -52,9 +53,9 @@ pub enum TransportError {
     Connection {
         /// The host of the URL.
         host: String,
-        /// A clause in plain words.
+        /// A clause in plain words, for messages.
         detail: String,
-        /// Whether there was a connection, so that the request may have been sent.
+        /// Whether the broker was connected, so that it may have sent the request.
         connected: bool,
     },
     /// The response's body exceeds the limit. The server handled the request.
@@ -66,16 +67,16 @@ pub enum TransportError {
     /// The response's body is not compressed as its header says. The server handled the request.
     #[error("the response's body is not encoded as its Content-Encoding says")]
     BadEncoding,
-    /// The request was no longer allowed when it could be sent. Nothing was sent.
+    /// The request was no longer allowed at the moment of sending. The broker sent nothing.
     #[error("the request was withheld: this replica is not the leader any more")]
     Withheld,
-    /// The URL's scheme is not https. Nothing was sent.
+    /// The URL's scheme is not https. The broker sent nothing.
     #[error("the url is not https")]
     UnsupportedScheme,
-    /// The URL cannot be used. Nothing was sent.
+    /// The URL cannot be used. The broker sent nothing.
     #[error("the url is invalid: {detail}")]
     InvalidUrl {
-        /// A clause in plain words.
+        /// A clause in plain words, for messages.
         detail: String,
     },
 }
@@ -95,7 +96,7 @@ impl From<ResolveError> for TransportError {
     }
 }
 
-/// Finds the most specific cause. Does not use an error's text if a server could have written it.
+/// Finds the most specific cause. Uses no error text that a server could have written.
 pub(super) fn classify(error: &reqwest::Error, host: &str, limit: Duration) -> TransportError {
     let host = host.to_owned();
     if let Some(cause) = find::<ResolveError>(error) {
@@ -112,14 +113,14 @@ pub(super) fn classify(error: &reqwest::Error, host: &str, limit: Duration) -> T
 }
 
 impl TransportError {
-    /// The range that a message may propose to allow for a denied address. It names the address only if the address is the
-    /// host of the URL.
+    /// Returns the range that a message may propose to allow for a denied address. The range contains the address only
+    /// if the address is the host of the URL.
     pub fn allowance(&self) -> Option<String> {
         let Self::EgressDenied { host, address, range } = self else { return None };
         Denied { address: *address, range }.allowance(host)
     }
 
-    /// Whether the server may have handled the request although there was no response.
+    /// Whether the server may have handled the request although the broker got no response.
     pub fn may_have_been_handled(&self) -> bool {
         match self {
             Self::TimedOut { .. } | Self::BodyTooLarge { .. } | Self::BadEncoding => true,
@@ -134,7 +135,8 @@ impl TransportError {
     }
 }
 
-/// All causes, including those inside an `io::Error`, whose `source` skips the wrapped error itself.
+/// Returns all causes of an error, including a cause inside an `io::Error`: `io::Error::source` skips the wrapped error
+/// itself.
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |&error| {
         let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
@@ -147,7 +149,8 @@ fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a 
 }
 
 fn connection_problem(error: &reqwest::Error) -> String {
-    // The type of a refused CONNECT is not public. Its texts are constants, such as "proxy authorization required".
+    // The type of the error for a refused CONNECT is not public. Its texts are constants, such as "proxy authorization
+    // required".
     let tunnel = causes(error).find_map(|cause| cause.to_string().strip_prefix("tunnel error: ").map(bounded));
     if let Some(detail) = tunnel {
         return format!("the egress proxy opened no tunnel ({detail})");
@@ -160,7 +163,7 @@ fn connection_problem(error: &reqwest::Error) -> String {
         };
     }
     match find::<hyper::Error>(error) {
-        // The error's own text is a constant. The text of its cause may contain an HTTP/2 server's data.
+        // hyper's own text is a constant. The text of hyper's cause may contain data of an HTTP/2 server.
         Some(cause) => cause.to_string(),
         None if error.is_connect() => "it could not be made".to_owned(),
         None => "it broke off".to_owned(),

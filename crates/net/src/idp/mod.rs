@@ -1,15 +1,18 @@
-//! The only HTTP client for providers. It sends credentials to hosts that tenants choose.
+//! The only HTTP client for providers. The client sends credentials to hosts that tenants choose.
 //!
-//! - Only https with TLS 1.2 or newer. No switch turns verification off. The client follows no redirect and ignores proxies
-//!   of the environment. It requests no compression, and still reads gzip and deflate, within [`BODY_LIMIT`].
-//! - With `--egress-proxy`, each request goes through that proxy, unless `--no-proxy` names its destination.
+//! - The client uses https with TLS 1.2 or newer. No switch turns verification off. The client follows no redirect and
+//!   ignores proxies of the environment. The client requests no compression, but reads gzip and deflate up to
+//!   [`BODY_LIMIT`].
+//! - With `--egress-proxy`, the client sends each request through that proxy, unless `--no-proxy` names the
+//!   destination.
 //! - The client connects only to addresses that the [`EgressPolicy`] permits; see [`crate::egress`].
-//! - A server costs at most `request_timeout` and [`BODY_LIMIT`] bytes (and the same amount for headers).
+//! - A request takes at most `request_timeout`. The client reads at most [`BODY_LIMIT`] bytes of a body, and about as
+//!   many bytes of headers.
 //! - The client writes a request to a connection once. A refresh token may be valid for one use, so the client never
-//!   retries: the caller decides after a failure. (The exception is a request of which nothing was written, because a
-//!   pooled connection was closed.)
+//!   retries: the caller decides after a failure. (Exception: the client repeats a request of which it wrote nothing
+//!   because a pooled connection was closed.)
 //! - Admission limits the requests in flight before they reach this client.
-//! - Neither bodies nor header values appear in errors, logs or any `Debug`. Bodies are wiped after use.
+//! - Neither bodies nor header values appear in errors, logs or any `Debug`. The client wipes bodies after use.
 
 mod encoding;
 mod error;
@@ -43,27 +46,30 @@ use self::{
     target::Target,
 };
 
-/// Maximum size of a response body in bytes. Token responses have a few thousand bytes, a discovery document or a key set
-/// rarely more than 20,000.
+/// Maximum size of a response body in bytes. A token response has a few thousand bytes. A discovery document or a key
+/// set rarely has more than 20,000 bytes.
 pub const BODY_LIMIT: usize = 256 * 1024;
 
-/// Number of consecutive requests with different time-outs: the maximum in flight to one host.
+/// Number of consecutive requests with different timeouts. Equal to the maximum number of requests in flight to one
+/// host.
 const SPREAD: usize = 32;
 
 /// Settings of all clients.
 #[derive(Clone)]
 pub struct Settings {
-    /// The total time of one request, or up to a tenth less: name resolution, connection, TLS, headers and body.
+    /// Time limit of one request: this duration, or up to a tenth less. It covers name resolution, connection, TLS,
+    /// headers and body.
     pub request_timeout: Duration,
     /// The addresses to which the client may connect.
     pub egress: EgressPolicy,
-    /// The proxy for requests by CONNECT, `http` or `https`, with user info if the proxy requires it.
+    /// The proxy through which the client sends requests by CONNECT. The scheme is `http` or `https`. The URL has user
+    /// info if the proxy requires it.
     pub proxy: Option<Url>,
     /// The destinations to which the client connects directly, without the proxy.
     pub no_proxy: Vec<Direct>,
 }
 
-/// Why the settings give no working client. All of these errors appear at the start.
+/// Why the settings give no working client. The broker reports these errors at its start.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     /// The egress proxy's URL cannot be used.
@@ -88,14 +94,14 @@ struct Shared {
     settings: Settings,
     policies: Scoped<Arc<EgressPolicy>>,
     clock: Clock,
-    /// Number of requests since the start.
+    /// Number of requests since the start of the process.
     sent: AtomicUsize,
     system_roots: RootCertStore,
     system_clients: Scoped<Arc<Pool>>,
     bundled: Mutex<Bundled>,
 }
 
-/// A value for MailProviders and one for ClusterMailProviders, which may be allowed to connect to more addresses.
+/// One value for MailProviders and one for ClusterMailProviders, which may be allowed to connect to more addresses.
 struct Scoped<T> {
     namespaced: T,
     cluster: T,
@@ -110,7 +116,8 @@ impl<T> Scoped<T> {
 impl IdpClients {
     /// Reads the system's roots and builds the client that trusts only them.
     ///
-    /// Fails only if no request could work: an unusable proxy URL, or a TLS library that does not start.
+    /// # Errors
+    /// If no request could work: the proxy's URL cannot be used, or the TLS library does not start.
     pub fn new(settings: Settings, clock: Clock) -> Result<Self, SetupError> {
         let policy = Arc::new(settings.egress.clone());
         let system_roots = tls::system_roots();
@@ -139,7 +146,7 @@ impl IdpClients {
         Self { for_cluster: self.shared.settings.egress.differs_for_cluster(), ..self.clone() }
     }
 
-    /// The permitted addresses and the proxy (without its password) as text, for comparisons.
+    /// Returns the permitted addresses and the proxy (without its password) as text, for comparisons.
     pub fn reach(&self) -> String {
         let Settings { egress, proxy, no_proxy, .. } = &self.shared.settings;
         let proxy = proxy.as_ref().map(|url| (url.host_str(), url.port_or_known_default()));
@@ -157,8 +164,9 @@ impl IdpClients {
 }
 
 impl Shared {
-    /// The timeout of the next request: the configured timeout, or up to a tenth less. So requests that leave together and
-    /// get no response do not end together, and their results are not written to Kubernetes all at once.
+    /// Returns the timeout of the next request: the configured timeout, or up to a tenth less. Requests that leave
+    /// together and get no response then end at different times. So the broker does not write all their results to
+    /// Kubernetes at the same time.
     fn staggered_timeout(&self) -> Duration {
         let place = self.sent.fetch_add(1, Ordering::Relaxed) % SPREAD;
         let limit = self.settings.request_timeout;
@@ -191,21 +199,21 @@ fn tls_config(roots: RootCertStore) -> Result<rustls::ClientConfig, rustls::Erro
     Ok(config)
 }
 
-/// Sends requests to providers. Clones are cheap. Keep a client while there are requests to send.
+/// Sends requests to providers. Clones are cheap. The caller keeps a client while it has requests to send.
 #[derive(Clone)]
 pub struct IdpClient {
     pool: Arc<Pool>,
     shared: Arc<Shared>,
 }
 
-/// A destination that requests may go to: its scheme is https, and an address in its URL is permitted.
+/// An approved destination: the URL's scheme is https, and the policy permits the address if the URL contains one.
 pub struct ApprovedTarget<'a> {
     client: &'a IdpClient,
     target: Target,
 }
 
 impl ApprovedTarget<'_> {
-    /// Sends `request`, which is for the URI that was approved.
+    /// Sends `request`, whose URI must be the approved one.
     pub async fn send(self, mut request: http::Request<Vec<u8>>) -> Result<Exchange, TransportError> {
         if let Entry::Occupied(mut values) = request.headers_mut().entry(AUTHORIZATION) {
             values.iter_mut().for_each(|value| value.set_sensitive(true));
@@ -226,9 +234,9 @@ impl ApprovedTarget<'_> {
 
 /// A request and its response.
 pub struct Exchange {
-    /// The time at which the request was sent. The lifetime of a token counts from here.
+    /// The time at which the client sent the request. The lifetime of a token counts from this time.
     pub sent_at: Timestamp,
-    /// The response, with any status. Header values are marked sensitive; the body must not be logged.
+    /// The response, with any status. Header values are marked sensitive. The caller must not log the body.
     pub response: http::Response<Zeroizing<Vec<u8>>>,
 }
 
@@ -243,18 +251,19 @@ impl fmt::Debug for Exchange {
 }
 
 impl IdpClient {
-    /// The blocks of the CA bundle that are not certificates, if any.
+    /// Returns the blocks of the CA bundle that are not certificates, if any.
     pub fn skipped(&self) -> Option<&Skipped> {
         self.pool.skipped.as_ref()
     }
 
-    /// The CA bundle that the client trusts in addition to the system's roots. Each distinct bundle costs a client of 0.1
-    /// to 0.4 MB.
+    /// Returns the CA bundle that the client trusts in addition to the system's roots. The client for each distinct
+    /// bundle takes 0.1 to 0.4 MB.
     pub fn bundle(&self) -> Option<BundleHash> {
         self.pool.bundle
     }
 
-    /// Sends `request`, unless `still_allowed` (called at that moment) returns false.
+    /// Sends `request`, unless `still_allowed` returns false. The client calls `still_allowed` immediately before it
+    /// sends.
     ///
     /// A response with any status is a success, including a redirect. Dropping the future cancels the request.
     pub async fn send(
@@ -266,7 +275,7 @@ impl IdpClient {
         if still_allowed() { target.send(request).await } else { Err(TransportError::Withheld) }
     }
 
-    /// Checks the destination of a request before the caller does what must precede the request, such as a claim.
+    /// Checks the destination of a request. The caller can then prepare the request, for example by writing a claim.
     pub fn approve(&self, uri: &http::Uri) -> Result<ApprovedTarget<'_>, TransportError> {
         let target = Target::of(uri)?;
         if let Some(literal) = target.literal {
@@ -325,7 +334,8 @@ async fn read_body(
     Ok(body)
 }
 
-/// Appends by copying into a larger buffer and wiping the smaller one, which `Vec` would not wipe.
+/// Appends `chunk`. If the buffer is too small, copies it into a larger buffer and wipes the smaller one, which `Vec`
+/// would not wipe.
 fn append(body: &mut Zeroizing<Vec<u8>>, chunk: &[u8]) {
     let length = body.len() + chunk.len();
     if length > body.capacity() {

@@ -14,43 +14,45 @@ use crate::egress::{Direct, EgressPolicy, Route};
 /// The User-Agent header of requests to providers.
 const USER_AGENT: &str = concat!("mail-token-broker/", env!("CARGO_PKG_VERSION"));
 
-/// Long enough to reuse a connection in a burst, and shorter than the 5 s after which common servers close an idle
-/// connection. A request that is written at that moment is lost, with an unknown result.
+/// Time after which the client closes an idle connection: long enough to reuse the connection in a burst, and shorter
+/// than the 5 s of common servers. If the client writes a request while the server closes the connection, the request's
+/// result is unknown.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Idle connections to keep for one host. In a burst, the next request reuses one immediately.
+/// Maximum number of idle connections to one host. In a burst, the next request reuses an idle connection immediately.
 const POOL_IDLE_PER_HOST: usize = 8;
 
-/// Maximum number of header fields of an HTTP/1.1 response: hyper's default, made explicit. hyper stops reading a head at
-/// 400 KiB.
+/// Maximum number of header fields of an HTTP/1.1 response: hyper's default, set explicitly. hyper stops reading a head
+/// at 400 KiB.
 const HTTP1_HEADERS: usize = 100;
 
-/// Maximum size in bytes of all header fields of an HTTP/2 response: hyper's default, made explicit.
+/// Maximum size in bytes of all header fields of an HTTP/2 response: hyper's default, set explicitly.
 const HTTP2_HEADER_BYTES: u32 = 16 * 1024;
 
-/// Bytes that an HTTP/2 server may send ahead of the broker's reading, on a stream: the protocol's default instead of
+/// Bytes that an HTTP/2 server may send on a stream before the client reads them: the protocol's default instead of
 /// hyper's 2 MiB.
 const HTTP2_STREAM_WINDOW: u32 = 64 * 1024;
 
-/// Bytes that an HTTP/2 server may send ahead, on a connection with all its streams.
+/// Bytes that an HTTP/2 server may send on all streams of a connection before the client reads them.
 const HTTP2_CONNECTION_WINDOW: u32 = 512 * 1024;
 
-/// Interval of pings that detect a dead HTTP/2 connection, which requests would otherwise reuse until TCP fails.
+/// Interval of pings on an HTTP/2 connection. A ping detects a dead connection, which requests would otherwise reuse
+/// until TCP fails.
 const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Number of unused clients for CA bundles to keep. A reconcile requests a client, uses it and drops it, and the next
-/// reconcile should find its connections.
+/// Number of unused clients for CA bundles to keep. A reconcile requests a client, uses it and drops it. The next
+/// reconcile then finds the client's open connections.
 const RECENT_CLIENTS: usize = 8;
 
 /// Connection pools with one trust and one egress policy.
 pub(super) struct Pool {
     direct: reqwest::Client,
-    /// The pool through the egress proxy, if any.
+    /// The pool for connections through the egress proxy, if the broker has one.
     proxied: Option<reqwest::Client>,
     pub(super) policy: Arc<EgressPolicy>,
     /// The blocks of the CA bundle that were skipped.
     pub(super) skipped: Option<Skipped>,
-    /// The bundle that the pool trusts in addition to the system's roots.
+    /// The CA bundle that the pool trusts in addition to the system's roots.
     pub(super) bundle: Option<BundleHash>,
 }
 
@@ -66,7 +68,7 @@ impl Pool {
         Ok(Self { direct, proxied: proxied.transpose()?, policy: policy.clone(), skipped: None, bundle })
     }
 
-    /// Chooses the direct pool or that of the egress proxy.
+    /// Chooses the direct pool or the pool of the egress proxy.
     pub(super) async fn route(&self, target: &Target, rules: &[Direct]) -> Result<&reqwest::Client, TransportError> {
         let Self { direct, proxied, policy, .. } = self;
         let Some(proxied) = proxied else { return Ok(direct) };
@@ -78,14 +80,14 @@ impl Pool {
     }
 }
 
-/// The pools for CA bundles.
+/// The pools for CA bundles: weak references to all pools in use, and the pools that were used last.
 #[derive(Default)]
 pub(super) struct Bundled {
     in_use: HashMap<BundleHash, Weak<Pool>>,
     recent: VecDeque<(BundleHash, Arc<Pool>)>,
 }
 
-/// Digest of the bundle, and whether the client is for ClusterMailProviders.
+/// Digest of a CA bundle, and whether the pool is for ClusterMailProviders.
 pub type BundleHash = ([u8; 32], bool);
 
 impl Bundled {
@@ -121,7 +123,7 @@ fn build_client(
         .retry(reqwest::retry::never())
         .user_agent(USER_AGENT)
         .default_headers(HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]))
-        // A cancelled connect continues in the background, so it needs a time limit.
+        // hyper continues a cancelled connect in the background, so the connect needs a time limit.
         .connect_timeout(settings.request_timeout)
         .tcp_user_timeout(settings.request_timeout)
         .pool_idle_timeout(POOL_IDLE_TIMEOUT)

@@ -6,7 +6,7 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
 use crate::egress::EgressPolicy;
 
-/// Returns only permitted addresses.
+/// A resolver that returns only permitted addresses.
 ///
 /// An address in a URL does not reach the resolver; [`EgressPolicy::judge`] must judge it.
 #[derive(Clone, Debug)]
@@ -21,7 +21,8 @@ impl GuardedResolver {
         Self { policy, exempt: None }
     }
 
-    /// Exempts one name: that of the egress proxy, which the administrator chose and which is rarely public.
+    /// Exempts one name from the policy: the name of the egress proxy. The administrator chose the proxy, and its
+    /// address is rarely public.
     pub(super) fn exempt(self, host: String) -> Self {
         Self { exempt: Some(host), ..self }
     }

@@ -12,7 +12,8 @@ use crate::egress::Denied;
 pub(super) struct Target {
     pub(super) url: Url,
     pub(super) host: String,
-    /// The address, if the host is one. `url` has parsed decimal, octal, hexadecimal and short spellings.
+    /// The address, if the host is an address. `Url` has already parsed decimal, octal, hexadecimal and short
+    /// spellings.
     pub(super) literal: Option<IpAddr>,
 }
 

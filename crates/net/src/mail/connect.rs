@@ -12,14 +12,14 @@ use tokio::net::TcpStream;
 use super::{MailServer, error::DialError};
 use crate::egress::Lookups;
 
-/// The head start of an address before the next one is tried too (RFC 8305 section 8, "Connection Attempt Delay").
+/// Time between the attempts to connect to two addresses (RFC 8305 section 8, "Connection Attempt Delay").
 const HEAD_START: Duration = Duration::from_millis(250);
 
-/// Addresses of one host that are tried, at most: a name of the user's choice may have thousands.
+/// Maximum number of addresses of one host to try: a name that a tenant chooses may have thousands.
 const ADDRESSES: usize = 16;
 
-/// Connects to a server at any address that its name has. For programs whose user also chooses the server: the broker, whose
-/// tenants choose it, uses `MailDialer`. The caller sets a time limit.
+/// Connects to a server at any of its addresses, without the egress policy. For programs whose user also chooses the
+/// server. The broker uses `MailDialer`, because tenants choose the server. The caller sets a time limit.
 ///
 /// # Errors
 ///
@@ -36,8 +36,8 @@ pub async fn connect_unguarded(server: &MailServer<'_>, lookups: &Lookups) -> Re
     connect(&addresses).await.map_err(|error| DialError::not_connected(server, &error))
 }
 
-/// Connects to the first address that accepts, as RFC 8305 says: IPv6 and IPv4 in turn, each with a head start. The caller sets
-/// a time limit.
+/// Connects to the first address that accepts a connection, as RFC 8305 describes: IPv6 and IPv4 addresses alternate,
+/// and an attempt starts 250 ms after the previous one. The caller sets a time limit.
 ///
 /// # Errors
 ///
@@ -71,8 +71,8 @@ pub async fn connect(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
     }
 }
 
-/// The addresses of both families in turn, beginning with the family of the first: the resolver's preference (RFC 8305 section
-/// 4).
+/// Alternates the addresses of both families. Begins with the family of the first address, which the resolver prefers
+/// (RFC 8305 section 4).
 fn in_turn(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     let first_is_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
     let (mut first, mut second) = (vec![], vec![]);
@@ -125,7 +125,7 @@ mod tests {
     async fn an_address_that_refuses_leaves_the_turn_to_the_next() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let open = listener.local_addr().unwrap();
-        // A port that a socket holds without listening refuses connections.
+        // A bound port without a listener refuses connections.
         let closed = tokio::net::TcpSocket::new_v4().unwrap();
         closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let closed = closed.local_addr().unwrap();

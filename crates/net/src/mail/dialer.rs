@@ -1,4 +1,4 @@
-//! Dials mail servers as the client for identity providers does: through the egress guard, and through the egress proxy.
+//! Dials mail servers with the restrictions of the HTTP client for providers: the egress policy and the egress proxy.
 
 use std::{
     collections::VecDeque,
@@ -33,20 +33,20 @@ use crate::{
     tls::{self, BundleError, tls_problem},
 };
 
-/// Number of CA bundles whose parsed form is kept.
+/// Number of parsed CA bundles to keep.
 const RECENT_BUNDLES: usize = 8;
 
 /// Time limits of one login.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Name resolution and connection, with all addresses and the egress proxy.
+    /// Time limit of name resolution and connection, including all addresses and the egress proxy.
     pub connect: Duration,
-    /// The whole login with the connection.
+    /// Time limit of the whole login, including the connection.
     pub total: Duration,
 }
 
 impl Default for Limits {
-    /// 5 and 15 seconds.
+    /// Returns limits of 5 and 15 seconds.
     fn default() -> Self {
         Self { connect: Duration::from_secs(5), total: Duration::from_secs(15) }
     }
@@ -66,7 +66,7 @@ struct Shared {
     cluster_policy: EgressPolicy,
     system_roots: RootCertStore,
     system: Arc<ClientConfig>,
-    /// The configurations for the CA bundles that were used last, by the digest of the bundle.
+    /// The TLS configurations for the CA bundles that were used last, by the digest of the bundle.
     bundled: Mutex<VecDeque<([u8; 32], Arc<ClientConfig>)>>,
 }
 
@@ -75,11 +75,12 @@ trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
-/// A connection, and its local address.
+/// A connection, and the local address of its socket.
 type Connected = (Box<dyn Connection>, Option<IpAddr>);
 
 impl MailDialer {
-    /// Creates a dialer with the egress policy, the egress proxy and the exceptions to it that `settings` have.
+    /// Creates a dialer with the egress policy, the egress proxy and the destinations without the proxy from
+    /// `settings`.
     ///
     /// # Errors
     ///
@@ -112,7 +113,7 @@ impl MailDialer {
     ///
     /// # Errors
     ///
-    /// If there was no answer of the server.
+    /// If the login ended without an answer of the server.
     pub async fn login(
         &self,
         server: &MailServer<'_>,
@@ -215,7 +216,8 @@ impl MailDialer {
     }
 }
 
-/// A resumed session skips the verification of the certificate, so a probe that resumed one would miss an expired certificate.
+/// Returns a TLS configuration without session resumption. A resumed session skips the verification of the certificate,
+/// so a probe would miss an expired certificate.
 fn tls_config(roots: RootCertStore) -> Result<ClientConfig, rustls::Error> {
     let mut config = tls::client_config(roots)?;
     config.resumption = Resumption::disabled();

@@ -1,4 +1,4 @@
-//! Why a login ended without an answer of the mail server, in words that say how to fix it.
+//! Errors of a login that ended without an answer of the mail server, in words that say how to fix them.
 
 use std::{fmt, io, net::IpAddr, time::Duration};
 
@@ -10,18 +10,19 @@ use crate::{
     tls::{BundleError, TlsProblem, bounded, tls_problem},
 };
 
-/// Why a login ended without an answer of the mail server. `Display` is a lower-case fragment in fixed words: no text of the
-/// server, no secret.
+/// Why a login ended without an answer of the mail server. `Display` is a lower-case fragment in fixed words, without
+/// text of the server and without secrets.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DialError {
-    /// The host has, or is, an address to which the broker may not connect. Nothing was sent.
+    /// The host has, or is, an address to which the broker may not connect. The dialer sent nothing.
     #[error("{host} leads to an address that is denied ({range})")]
     EgressDenied {
         /// The server's host.
         host: String,
-        /// The first denied address. Only the log has it: a tenant must not learn to which addresses names resolve.
+        /// The first denied address. Only the log contains the address: a tenant must not learn to which addresses
+        /// names resolve.
         address: IpAddr,
-        /// The purpose of the address's range.
+        /// The purpose of the denied range.
         range: &'static str,
     },
     /// The host's name does not exist.
@@ -30,7 +31,7 @@ pub enum DialError {
         /// The server's host.
         host: String,
     },
-    /// The resolver gave no result.
+    /// The resolver returned no result.
     #[error("the name {host} could not be resolved ({detail})")]
     NameNotResolved {
         /// The server's host.
@@ -45,7 +46,7 @@ pub enum DialError {
         host: String,
         /// The server's port.
         port: u16,
-        /// A clause in plain words.
+        /// A clause in plain words, for messages.
         detail: String,
     },
     /// The egress proxy opened no tunnel.
@@ -55,7 +56,7 @@ pub enum DialError {
         host: String,
         /// The server's port.
         port: u16,
-        /// A clause in plain words.
+        /// A clause in plain words, for messages.
         detail: String,
     },
     /// The time limit passed.
@@ -65,7 +66,7 @@ pub enum DialError {
         host: String,
         /// The server's port.
         port: u16,
-        /// What was under way.
+        /// The phase in which the time limit passed.
         phase: Phase,
         /// The time limit.
         after: Duration,
@@ -77,10 +78,10 @@ pub enum DialError {
         host: String,
         /// The server's port.
         port: u16,
-        /// What was under way.
+        /// The phase in which the connection ended.
         phase: Phase,
     },
-    /// The server is not trusted, or has no TLS 1.2 or newer. No token was sent.
+    /// The dialer does not trust the server, or the server has no TLS 1.2 or newer. The dialer sent no token.
     #[error("tls with {host} on port {port} failed: {detail}")]
     Tls {
         /// The server's host.
@@ -89,18 +90,18 @@ pub enum DialError {
         port: u16,
         /// The kind of the problem, which determines the fix.
         kind: TlsProblem,
-        /// A clause in plain words.
+        /// A clause in plain words, for messages.
         detail: String,
     },
-    /// The provider's CA bundle cannot be used. Nothing was sent.
+    /// The provider's CA bundle cannot be used. The dialer sent nothing.
     #[error(transparent)]
     Bundle(#[from] BundleError),
 }
 
-/// What was under way when the time limit passed or the connection ended.
+/// The phase of a login in which the time limit passed or the connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Name resolution, connection, and the egress proxy's tunnel.
+    /// Name resolution, connection, and the tunnel through the egress proxy.
     Connection,
     /// The TLS handshake.
     Tls,
@@ -118,19 +119,19 @@ impl fmt::Display for Phase {
     }
 }
 
-/// The three kinds of failure, which have a reason each in the condition `MailboxAuthorized`.
+/// The three kinds of failure. Each has its own reason in the condition `MailboxAuthorized`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DialProblem {
-    /// The address is not permitted: an administrator has to act.
+    /// The egress policy denies the address: an administrator must act.
     EgressDenied,
-    /// There is no connection, or it broke, or the time limit passed.
+    /// The dialer could not connect, the connection broke, or the time limit passed.
     Unavailable,
-    /// TLS failed.
+    /// The TLS handshake failed, or TLS failed later.
     Tls,
 }
 
 impl DialError {
-    /// The kind of the failure.
+    /// Returns the kind of the failure.
     pub fn problem(&self) -> DialProblem {
         match self {
             Self::EgressDenied { .. } => DialProblem::EgressDenied,
@@ -144,8 +145,8 @@ impl DialError {
         }
     }
 
-    /// The range that a message may propose to allow for a denied address. It names the address only if the address is the
-    /// host that the user wrote.
+    /// Returns the range that a message may propose to allow for a denied address. The range contains the address only
+    /// if the address is the host that the user wrote.
     pub fn allowance(&self) -> Option<String> {
         let Self::EgressDenied { host, address, range } = self else { return None };
         Denied { address: *address, range }.allowance(host)
@@ -165,7 +166,7 @@ impl DialError {
         Self::NotConnected { host: server.host.to_owned(), port: server.port, detail: io_problem(error) }
     }
 
-    /// The failure of a handshake or of a read.
+    /// Returns the error for a failed handshake or read.
     pub(super) fn broken(server: &MailServer<'_>, phase: Phase, error: Option<&io::Error>) -> Self {
         let (host, port) = (server.host.to_owned(), server.port);
         let tls = error.and_then(io::Error::get_ref).and_then(|cause| cause.downcast_ref::<rustls::Error>());
@@ -176,7 +177,7 @@ impl DialError {
     }
 }
 
-/// An error of the operating system in fixed words.
+/// Describes an error of the operating system in fixed words.
 pub(super) fn io_problem(error: &io::Error) -> String {
     match error.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::MFILE | Errno::NFILE) => "too many open files (ulimit -n)".to_owned(),

@@ -1,4 +1,5 @@
-//! The login over a connection: bytes from the stream into the state machine, and its steps back.
+//! Runs a login over a connection: passes the server's bytes to the state machine and executes the steps that it
+//! returns.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -21,28 +22,28 @@ use super::{
     error::{DialError, Phase},
 };
 
-/// Bytes that are read from a server at a time.
+/// Size of the buffer for one read from a server, in bytes.
 const BUFFER: usize = 4096;
 
-/// One login: at which server, for what, and with which token.
+/// One login: the server, the purpose and the token.
 pub struct Attempt<'a> {
     /// The server. TLS verifies its host name.
     pub server: MailServer<'a>,
-    /// The TLS configuration, such as [`crate::tls::client_config`]'s.
+    /// The TLS configuration, for example the result of [`crate::tls::client_config`].
     pub tls: Arc<ClientConfig>,
-    /// What the login is for.
+    /// The purpose of the login.
     pub purpose: Purpose,
     /// The name in SMTP's EHLO: a domain, or an address literal ([`address_literal`]).
     pub client_name: &'a str,
     /// The user name at the server.
     pub user: &'a str,
-    /// The access token, which the driver sends once.
+    /// The access token. The driver sends the token once.
     pub token: &'a SecretString,
-    /// When the login has to be over.
+    /// The time by which the login must have ended.
     pub deadline: Deadline,
 }
 
-/// The end of a time limit.
+/// The end of a time limit, with the length of the limit.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline {
     at: Instant,
@@ -50,30 +51,30 @@ pub struct Deadline {
 }
 
 impl Deadline {
-    /// The end of a time limit that begins now.
+    /// Returns the end of a time limit that begins now.
     #[expect(clippy::disallowed_methods, reason = "the duration of a login is monotonic time")]
     pub fn after(limit: Duration) -> Self {
         Self { at: Instant::now() + limit, after: limit }
     }
 }
 
-/// How a login ended.
+/// The end of a login.
 pub struct Ended<S> {
-    /// What the server answered.
+    /// The server's answer, as an outcome.
     pub outcome: Outcome,
-    /// The session, if the server accepted the token and the login was for a [`Purpose::Session`].
+    /// The session, if the server accepted the token and the purpose is [`Purpose::Session`].
     pub session: Option<Session<S>>,
 }
 
 /// A session at a server that has accepted the token.
 pub struct Session<S> {
-    /// The connection, on which the server waits for a command.
+    /// The encrypted connection. The server waits for a command.
     pub stream: TlsStream<S>,
-    /// What the server has sent after its last reply of the login.
+    /// Bytes that the server sent after its last reply of the login.
     pub unread: Vec<u8>,
 }
 
-/// The local address as SMTP's EHLO has it (RFC 5321 section 4.1.3).
+/// Formats the local address for SMTP's EHLO (RFC 5321 section 4.1.3).
 pub fn address_literal(address: IpAddr) -> String {
     match address {
         IpAddr::V4(address) => format!("[{address}]"),
@@ -81,10 +82,10 @@ pub fn address_literal(address: IpAddr) -> String {
     }
 }
 
-/// Logs in over `stream`, a connection on which nothing has been read or written.
+/// Logs in over `stream`, a new connection without any data read or written.
 ///
-/// A server that closes the connection, or stays silent, after it has refused the token has refused it: that is an outcome, not
-/// an error.
+/// If the server refuses the token and then closes the connection or sends nothing more, the refusal is the outcome,
+/// not an error.
 ///
 /// # Errors
 ///
@@ -110,7 +111,7 @@ pub(super) fn timed_out(server: &MailServer<'_>, phase: Phase, after: Duration) 
     DialError::TimedOut { host: server.host.to_owned(), port: server.port, phase, after }
 }
 
-/// The name that the server's certificate must have.
+/// Returns the name that the server's certificate must have.
 fn server_name(host: &str) -> Option<ServerName<'static>> {
     match host.parse::<IpAddr>() {
         Ok(address) => Some(ServerName::IpAddress(address.into())),
@@ -118,7 +119,7 @@ fn server_name(host: &str) -> Option<ServerName<'static>> {
     }
 }
 
-/// Why the driver stops to talk on a stream.
+/// Why the driver stops reading and writing on a stream.
 enum Stop {
     StartTls,
     Done(Outcome),
@@ -128,9 +129,9 @@ struct Driver<'a> {
     attempt: &'a Attempt<'a>,
     login: Login,
     buffer: Box<[u8; BUFFER]>,
-    /// Bytes in the buffer.
+    /// Number of bytes in the buffer.
     read: usize,
-    /// Bytes that the state machine took.
+    /// Number of bytes in the buffer that the state machine has processed.
     taken: usize,
     phase: Phase,
 }
@@ -155,14 +156,14 @@ impl Driver<'_> {
         self.phase = Phase::Login;
         let outcome = match self.talk(&mut stream).await? {
             Stop::Done(outcome) => outcome,
-            // The state machine asks for TLS once.
+            // The state machine requests TLS only once.
             Stop::StartTls => Outcome::Failed(Cause::Malformed.into()),
         };
         if self.attempt.purpose == Purpose::Session && matches!(outcome, Outcome::Accepted(_)) {
             let session = Session { stream, unread: self.unread().to_vec() };
             return Ok(Ended { outcome, session: Some(session) });
         }
-        // The outcome is known, whatever becomes of the connection.
+        // The outcome is known, so errors while closing the connection do not matter.
         drop(stream.shutdown().await);
         Ok(Ended { outcome, session: None })
     }
@@ -212,13 +213,13 @@ impl Driver<'_> {
         }
     }
 
-    /// What the server has sent and the state machine has not taken.
+    /// Bytes that the driver has read and the state machine has not processed.
     fn unread(&self) -> &[u8] {
         self.buffer.get(self.taken..self.read).unwrap_or_default()
     }
 
-    /// The outcome, if the server has given one although the login did not come to its end: the last command could not be
-    /// written, or the final reply after the challenge of a refusal is missing.
+    /// Returns the outcome, if the server has given one although the login is incomplete: the driver could not write
+    /// the last command, or the server's final reply after the challenge of a refusal is missing.
     fn known_outcome(&mut self) -> Option<Outcome> {
         if let (_, Step::Done(outcome)) = self.login.advance(&[]) {
             return Some(outcome);
@@ -228,7 +229,8 @@ impl Driver<'_> {
     }
 }
 
-/// Writes, and leaves an error to the next read: the server may have answered before it closed the connection.
+/// Writes all parts. Ignores an error, which the next read reports: the server may have answered before it closed the
+/// connection.
 async fn write<T: AsyncWrite + Unpin>(stream: &mut T, parts: &[&[u8]]) {
     let written = async {
         for part in parts {
@@ -251,7 +253,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(15);
 
-    /// A client's and a server's configuration.
+    /// Returns the TLS configurations of a client and of a server that the client trusts.
     fn configurations() -> (Arc<ClientConfig>, TlsAcceptor) {
         let made = rcgen::generate_simple_self_signed(["mail.test".to_owned()]).unwrap();
         let mut roots = rustls::RootCertStore::empty();
@@ -266,8 +268,8 @@ mod tests {
         (Arc::new(client_config(roots).unwrap()), TlsAcceptor::from(Arc::new(server)))
     }
 
-    /// A login at an SMTP server that says these lines within TLS, each after it has read something, and then no more. The
-    /// server reads nothing after its last line. No bytes are in flight beyond `room`.
+    /// Logs in at an SMTP server that sends `lines` within TLS. The server sends each line but the first after it has
+    /// read something. After the last line it neither reads nor sends. At most `room` bytes are in flight.
     async fn at_server(
         purpose: Purpose,
         room: usize,

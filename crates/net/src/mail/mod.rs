@@ -1,12 +1,12 @@
 //! Dials mail servers and runs the login of [`mailtoken_mail::dialogue`].
 //!
-//! - [`login()`] takes a connection, starts TLS as the server wants it, and logs in. A caller that has no egress guard makes
-//!   the connection with [`connect_unguarded()`].
-//! - `MailDialer` (feature `http`) dials as the client for identity providers does: only permitted addresses, and through the
-//!   egress proxy.
-//! - TLS 1.2 or newer, verified; no switch turns verification off.
-//! - A server costs at most the time limits and a few kilobytes. No text of a server and no token is in an error, a log or
-//!   any `Debug`.
+//! - [`login()`] takes a connection, starts TLS as the server requires, and logs in. A caller without an egress policy
+//!   makes the connection with [`connect_unguarded()`].
+//! - `MailDialer` (feature `http`) dials with the restrictions of the HTTP client for providers: only permitted
+//!   addresses, through the egress proxy.
+//! - TLS is 1.2 or newer and verified. No switch turns verification off.
+//! - A login takes at most the time limits and a few kilobytes. No error, log or `Debug` contains a server's text or a
+//!   token.
 
 mod connect;
 #[cfg(feature = "http")]
@@ -28,12 +28,12 @@ pub use self::{
 
 pub use crate::egress::Lookups;
 
-/// Where a mail server is, and how it is reached.
+/// The address of a mail server, its protocol, and the way to encrypt the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MailServer<'a> {
-    /// What the server speaks.
+    /// The server's mail protocol.
     pub protocol: Protocol,
-    /// How the connection becomes encrypted.
+    /// When TLS starts: with the connection or by STARTTLS.
     pub security: Security,
     /// A host name, or an address without brackets.
     pub host: &'a str,

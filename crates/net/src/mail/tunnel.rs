@@ -8,11 +8,11 @@ use zeroize::Zeroizing;
 
 use super::error::io_problem;
 
-/// Bytes of the proxy's response, at most.
+/// Maximum size of the proxy's response in bytes.
 const HEAD: usize = 8192;
 
-/// Asks the proxy for a tunnel to `host` and `port`, and reads its response to the last byte and no further: the server
-/// may speak first.
+/// Requests a tunnel to `host` and `port` from the proxy, and reads exactly the proxy's response: the next bytes may
+/// already be the mail server's greeting.
 ///
 /// # Errors
 ///
@@ -63,7 +63,7 @@ fn request(proxy: &Url, host: &str, port: u16) -> Zeroizing<String> {
     request
 }
 
-/// The status of an HTTP/1 response.
+/// Parses the status of an HTTP/1 response.
 fn status(head: &[u8]) -> Option<u16> {
     let rest = head.strip_prefix(b"HTTP/1.").and_then(|rest| rest.get(1..))?.strip_prefix(b" ")?;
     let digits = rest.get(..3).filter(|digits| digits.iter().all(u8::is_ascii_digit))?;

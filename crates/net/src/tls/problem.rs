@@ -4,21 +4,21 @@ use jiff::Timestamp;
 use rustls::CertificateError;
 use rustls::pki_types::UnixTime;
 
-/// Number of certificate names that a message lists if none of them matches.
+/// Maximum number of certificate names in a message.
 const LISTED_NAMES: usize = 3;
 
 /// Maximum length in characters of a library's text that may contain a server's data.
 const FOREIGN_TEXT: usize = 200;
 
-/// Kinds of TLS problems, by their fix.
+/// Kinds of TLS problems. Each kind has its own fix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TlsProblem {
     /// No trusted authority issued the certificate: the CA bundle is missing or wrong.
     UnknownIssuer,
     /// The certificate has expired or is not valid yet: renew it, or a clock is wrong.
     Expired,
-    /// A certificate of the chain has a critical extension that rustls-webpki does not know, such as certificate policies
-    /// (RFC 5280 section 4.2). The broker does not check those of the CA bundle.
+    /// A certificate of the chain has a critical extension that rustls-webpki does not know, such as certificate
+    /// policies (RFC 5280 section 4.2). rustls-webpki does not check the extensions of certificates in the CA bundle.
     CriticalExtension,
     /// The certificate is for other names: the URL or the certificate must change.
     WrongName,
@@ -26,7 +26,7 @@ pub enum TlsProblem {
     Other,
 }
 
-/// The kind of a TLS error, and a clause in plain words.
+/// Returns the kind of a TLS error, and a clause in plain words.
 pub fn tls_problem(error: &rustls::Error) -> (TlsProblem, String) {
     let other = |detail: String| (TlsProblem::Other, detail);
     match error {
@@ -87,7 +87,7 @@ fn moment(time: UnixTime) -> String {
     Timestamp::from_second(seconds).map_or_else(|_| "an impossible time".to_owned(), |time| time.to_string())
 }
 
-/// The names of a certificate from a trusted authority. rustls returns them in their `Debug` form.
+/// Lists the names of a certificate from a trusted authority. rustls returns them in their `Debug` form.
 fn names(presented: &[String]) -> String {
     let bare = |name: &String| {
         let inside = name.split_once('(').map_or(name.as_str(), |(_, rest)| rest.trim_end_matches(')'));
@@ -102,9 +102,9 @@ fn names(presented: &[String]) -> String {
     listed.join(", ")
 }
 
-/// A library's text, bounded, without characters that could mislead a reader.
+/// Cuts a library's text to [`FOREIGN_TEXT`] and removes characters that could mislead a reader.
 pub(crate) fn bounded(text: &str) -> String {
-    // Removes characters that could mislead a reader next to a command to copy.
+    // Quotes, backticks and `$` could change a command that the message contains.
     let plain = |character: &char| !character.is_control() && !matches!(character, '`' | '$' | '"' | '\'' | '\\');
     text.chars().filter(plain).take(FOREIGN_TEXT).collect()
 }

@@ -19,7 +19,7 @@ const REMEMBERED_SESSIONS: usize = 32;
 /// Errors of a CA bundle.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BundleError {
-    /// The bundle is larger than [`BUNDLE_LIMIT`]. The broker read none of it.
+    /// The bundle is larger than [`BUNDLE_LIMIT`]. The broker parsed none of it.
     #[error("the ca bundle has {size} bytes, more than the {limit} that are read")]
     TooLarge {
         /// The bundle's size in bytes.
@@ -38,8 +38,8 @@ pub enum BundleError {
     Unusable,
 }
 
-/// The system's roots, with `SSL_CERT_FILE` and `SSL_CERT_DIR`. An empty list is allowed, because each provider may have
-/// its own bundle.
+/// Reads the system's roots, also from `SSL_CERT_FILE` and `SSL_CERT_DIR`. The result may be empty, because each
+/// provider may have its own bundle.
 pub fn system_roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
     let loaded = rustls_native_certs::load_native_certs();
@@ -56,7 +56,7 @@ pub fn system_roots() -> RootCertStore {
     roots
 }
 
-/// The client configuration with TLS 1.2 and 1.3 and rustls' complete verification.
+/// Returns a client configuration with TLS 1.2 and 1.3 and rustls' complete verification.
 ///
 /// # Errors
 /// If no TLS version or cipher is available.
@@ -69,7 +69,8 @@ pub fn client_config(roots: RootCertStore) -> Result<ClientConfig, rustls::Error
     Ok(config)
 }
 
-/// Checks the size first: parsing PEM and DER of any size is a known attack (CVE-2024-12401).
+/// Checks the size of a CA bundle before the caller parses it: parsing PEM and DER of any size is a known attack
+/// (CVE-2024-12401).
 pub fn check_size(bundle: &[u8]) -> Result<(), BundleError> {
     match bundle.len() {
         size if size > BUNDLE_LIMIT => Err(BundleError::TooLarge { size, limit: BUNDLE_LIMIT }),
@@ -77,14 +78,14 @@ pub fn check_size(bundle: &[u8]) -> Result<(), BundleError> {
     }
 }
 
-/// The skipped blocks of a CA bundle, in words.
+/// The skipped blocks of a CA bundle, for messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {
     named: Vec<String>,
     more: usize,
 }
 
-/// Number of blocks to name. For further blocks, the text has only their number.
+/// Maximum number of blocks that a message describes. The message counts the others.
 const NAMED_BLOCKS: usize = 5;
 /// Maximum length of a block's kind in characters.
 const KIND_LENGTH: usize = 40;
@@ -99,8 +100,8 @@ impl fmt::Display for Skipped {
     }
 }
 
-/// Adds the certificates of `bundle`. Returns the blocks that are not certificates, which files of system roots also
-/// contain; `None` if there are none.
+/// Adds the certificates of `bundle`. Returns the blocks that are not certificates, which files of system roots may
+/// also contain; `None` if there are none.
 ///
 /// Text between the blocks is a comment, as `openssl x509 -text` writes it.
 pub fn add_bundle(roots: &mut RootCertStore, bundle: &[u8]) -> Result<Option<Skipped>, BundleError> {
@@ -122,7 +123,7 @@ pub fn add_bundle(roots: &mut RootCertStore, bundle: &[u8]) -> Result<Option<Ski
 
 const BEGIN: &[u8] = b"-----BEGIN ";
 
-/// The PEM blocks, each with the text up to the next `-----BEGIN `.
+/// Splits a bundle into PEM blocks, each with the text up to the next `-----BEGIN `.
 fn blocks(bundle: &[u8]) -> Vec<&[u8]> {
     let begins: Vec<_> =
         bundle.windows(BEGIN.len()).enumerate().filter(|(_, window)| *window == BEGIN).map(|(at, _)| at).collect();
@@ -130,7 +131,7 @@ fn blocks(bundle: &[u8]) -> Vec<&[u8]> {
     begins.iter().zip(ends).filter_map(|(begin, end)| bundle.get(*begin..end)).collect()
 }
 
-/// The kind in a block's first line, without characters that could mislead a reader.
+/// Returns the kind from a block's first line, without characters that could mislead a reader.
 fn kind(block: &[u8]) -> String {
     let line = block.get(BEGIN.len()..).unwrap_or_default().split(|byte| matches!(byte, b'\n' | b'\r')).next();
     let label = String::from_utf8_lossy(line.unwrap_or_default());
@@ -140,7 +141,7 @@ fn kind(block: &[u8]) -> String {
     if shown.trim().is_empty() { "without a kind".to_owned() } else { shown }
 }
 
-/// Adds the certificate in a block, or returns in a few words why it cannot.
+/// Adds the certificate in a block, or returns a clause that says why this is impossible.
 fn add_block(roots: &mut RootCertStore, block: &[u8]) -> Result<(), &'static str> {
     match kind(block).as_str() {
         "CERTIFICATE" => {}
@@ -148,7 +149,7 @@ fn add_block(roots: &mut RootCertStore, block: &[u8]) -> Result<(), &'static str
         "TRUSTED CERTIFICATE" => return Err("has OpenSSL's own form: `openssl x509 -in <file>` rewrites it"),
         _ => return Err("is not a certificate"),
     }
-    // Accepts indented lines, as in a bundle that was pasted into YAML.
+    // Accepts indented lines, for example of a bundle that a user pasted into YAML.
     let lines: Vec<_> = block.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).collect();
     let certificate = CertificateDer::from_pem_slice(&lines.join(&b'\n')).map_err(|error| damaged(&error))?;
     roots.add(certificate).map_err(|_| "is not an X.509 certificate")
@@ -174,7 +175,8 @@ mod tests {
     use super::*;
     use crate::tls::problem::{TlsProblem, certificate_problem};
 
-    /// The verdict about a chain of root, intermediate and leaf, of which one has critical certificate policies.
+    /// Verifies a chain of root, intermediate and leaf. The certificate with the index `critical` has critical
+    /// certificate policies.
     fn verdict(critical: usize, trusted: &[usize]) -> Result<(), rustls::Error> {
         let mut policies = CustomExtension::from_oid_content(
             &[2, 5, 29, 32],
@@ -225,7 +227,7 @@ mod tests {
         add_bundle(&mut roots, bundle.as_bytes()).map(|_| roots.len())
     }
 
-    /// The number of added certificates, and the skipped blocks in words.
+    /// Returns the number of added certificates, and the text about the skipped blocks.
     fn counted(bundle: &str) -> (usize, String) {
         let mut roots = RootCertStore::empty();
         let skipped = add_bundle(&mut roots, bundle.as_bytes()).unwrap();
