@@ -207,7 +207,8 @@ impl Work {
             evictions,
             metrics: metrics.clone(),
         };
-        let mut watches = Watches::start(&client, &settings.namespaces, &broker_namespace, cluster, &mapper, &health);
+        let watches = Watches::start(&client, &settings.namespaces, &broker_namespace, cluster, &mapper, &health);
+        let mut watches = watches.await;
         tracing::info!("waiting for the watches to sync");
         watches.ready().await;
 

@@ -7,6 +7,7 @@ mod feed;
 mod follow;
 mod mapper;
 mod missing_crd;
+mod pages;
 mod sweep;
 mod watches;
 

@@ -24,6 +24,7 @@ use crate::{
         follow::{Change, Follower, Read},
         mapper::Mapper,
         missing_crd,
+        pages::Pages,
     },
     health::Health,
     stores::{
@@ -32,10 +33,6 @@ use crate::{
     },
 };
 
-/// Objects in a page of a list. A start reads them all, and holds each page as text and as a tree at one time.
-const PAGE: u32 = 50;
-/// The same of Secrets, of which tenants may write more than a megabyte of labels and annotations each.
-const SECRETS_PAGE: u32 = 20;
 /// How often a start that waits for its watches logs which have shown nothing.
 const REMIND: Duration = Duration::from_secs(30);
 /// How many of them it names.
@@ -68,7 +65,7 @@ pub struct Watches {
 
 impl Watches {
     /// Starts all watches. `cluster`: cluster-scoped objects may be read.
-    pub fn start(
+    pub async fn start(
         client: &Client,
         namespaces: &[String],
         broker_namespace: &str,
@@ -85,8 +82,10 @@ impl Watches {
         if cluster && !namespaces.is_empty() && !namespaces.contains(&broker_namespace.to_owned()) {
             source_scopes.push(Some(broker_namespace.to_owned()));
         }
-        let objects = || watcher::Config::default().page_size(PAGE);
-        let secrets = |label: &str| watcher::Config::default().page_size(SECRETS_PAGE).labels(label);
+        let counted = scopes.iter().map(|scope| api::<MailCredential>(client, scope.as_deref()));
+        let pages = Pages::for_existing(counted).await;
+        let objects = || watcher::Config::default().page_size(pages.objects);
+        let secrets = |label: &str| watcher::Config::default().page_size(pages.secrets).labels(label);
         let credentials = mirror(&scopes, &mut pending, |scope| {
             let (mapper, cache) = (mapper.clone(), mapper.cache.clone());
             Follow {
