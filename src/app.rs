@@ -196,7 +196,7 @@ impl Work {
         } = self;
         let (evictions, forgotten) = mpsc::unbounded_channel();
         let cluster = settings.namespaces.is_empty() || may_read_cluster(&client).await;
-        let (queue, work) = WorkQueue::new(&settings.namespaces, cluster);
+        let queue = WorkQueue::new(settings.concurrency);
         let leadership = if settings.leader_elect { Leadership::new() } else { Leadership::always() };
         let cache = Arc::new(CredentialCache::new(leadership.clone()));
         let mapper = Mapper {
@@ -265,7 +265,7 @@ impl Work {
         health.supervise("clock", controller::enqueue_all_when_the_clock_jumps(context.clone()));
         health.supervise("bundles", async move { bundles.poll().await });
         health.supervise("sweep", controller::sweep(context.clone()));
-        let controllers = controller::run(context.clone(), work, settings.concurrency, ended.clone());
+        let controllers = controller::run(context.clone(), ended.clone());
         let controllers = health.supervise("controllers", controllers);
         ready.store(true, Ordering::Release);
         tracing::info!("ready");

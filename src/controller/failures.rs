@@ -6,6 +6,8 @@ use std::{collections::HashMap, time::Duration};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 
+use crate::api::reference::ObjectKey;
+
 /// The first wait, doubled with each failure in a row.
 const FIRST: Duration = Duration::from_secs(5);
 /// The longest wait after a failure that may pass at any moment: an API server that cannot be reached, or that is busy.
@@ -21,8 +23,8 @@ const FORGOTTEN: SignedDuration = SignedDuration::from_mins(15);
 #[derive(Default)]
 pub(super) struct Failures(Mutex<HashMap<Object, Series>>);
 
-/// Kind, namespace and name.
-type Object = (String, String, String);
+/// The kind and the key of an object.
+pub(super) type Object = (&'static str, ObjectKey);
 
 struct Series {
     times: u32,
@@ -78,7 +80,7 @@ mod tests {
     }
 
     fn object(number: usize) -> Object {
-        ("MailCredential".to_owned(), "shop".to_owned(), number.to_string())
+        ("MailCredential", ("shop".to_owned(), number.to_string()))
     }
 
     #[test]

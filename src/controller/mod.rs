@@ -1,9 +1,8 @@
-//! Kube's controllers. `feed` gives them the objects to reconcile. The watches are in `watches`, the mapping of their changes
-//! to objects in `mapper`.
+//! The controllers: each takes the objects of one kind out of its queue and reconciles them. The watches are in `watches`, the
+//! mapping of their changes to objects in `mapper`.
 
 mod enqueue_all;
 mod failures;
-mod feed;
 mod follow;
 mod mapper;
 mod missing_crd;
@@ -11,39 +10,19 @@ mod pages;
 mod sweep;
 mod watches;
 
-use std::{any::Any, convert::Infallible, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use futures::{FutureExt as _, StreamExt as _};
-use kube::{
-    Resource,
-    runtime::{
-        Controller,
-        controller::{Action as Done, Config},
-    },
-};
-use tokio::sync::Semaphore;
+use futures::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
+use k8s_openapi::jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::{
-    api::{
-        ClusterMailProvider, MailCredential, MailProvider, credential::ProviderKind, provider_object::ProviderKey,
-        reference::key,
-    },
-    controller::{
-        failures::Failures,
-        feed::{Feed, Named},
-    },
+    api::{credential::ProviderKind, provider_object::ProviderKey, reference::ObjectKey},
+    controller::failures::{Failures, Object},
     error::{Error, describe},
     fail_point,
-    reconcile::{
-        self,
-        action::Action,
-        context::Context,
-        slots::Slots,
-        work_queue::{ControllerQueues, Work},
-    },
-    stores::{Mirror, store::Stored},
+    reconcile::{self, action::Action, context::Context, work_queue::ControllerQueue},
 };
 
 pub use crate::controller::{
@@ -53,158 +32,97 @@ pub use crate::controller::{
     watches::Watches,
 };
 
-/// Runs a controller for each store of credentials and providers, until `ended`.
-pub async fn run(context: Arc<Context>, work: Work, concurrency: u16, ended: CancellationToken) {
-    let stores = context.stores.clone();
-    let mut controllers = vec![];
-    let mut run = |controller| controllers.push(controller);
-    let start = Start { context, concurrency, ended };
-    let slots = Arc::new(Slots::new(concurrency, start.context.queue.clone()));
-    let reconcile_credential = move |credential, context| reconcile_credential(credential, context, slots.clone());
-    start.controllers(&stores.credentials, work.credentials, reconcile_credential, &mut run);
-    start.controllers(&stores.providers, work.providers, reconcile_provider::<MailProvider>, &mut run);
-    if let Some(cluster) = &stores.cluster_providers {
-        start.controllers(cluster, work.cluster_providers, reconcile_provider::<ClusterMailProvider>, &mut run);
-    }
-    futures::future::join_all(controllers).await;
+/// Runs the controllers until `ended`. The reconciles that run then come to their end.
+pub async fn run(context: Arc<Context>, ended: CancellationToken) {
+    let (queue, failures) = (context.queue.clone(), Failures::default());
+    let credential = |key: Arc<ObjectKey>| reconcile_credential(key, &context, &failures);
+    let provider = |kind| {
+        let (context, failures) = (&context, &failures);
+        move |key: Arc<ObjectKey>| reconcile_provider(kind, key, context, failures)
+    };
+    let [namespaced, cluster] = [ProviderKind::MailProvider, ProviderKind::ClusterMailProvider];
+    tokio::join!(
+        work(queue.credentials(), credential, &ended),
+        work(queue.providers(namespaced), provider(namespaced), &ended),
+        work(queue.providers(cluster), provider(cluster), &ended),
+    );
 }
 
-/// What every controller is started with.
-struct Start {
-    context: Arc<Context>,
-    concurrency: u16,
-    ended: CancellationToken,
-}
-
-impl Start {
-    /// A controller for each store of a kind. Its queue is the only source of work: the watches enqueue too.
-    fn controllers<K, F>(
-        &self,
-        mirror: &Mirror<K>,
-        mut work: ControllerQueues,
-        reconcile: impl Fn(Arc<K>, Arc<Context>) -> F + Clone + Send + Sync + 'static,
-        run: &mut impl FnMut(futures::future::BoxFuture<'static, ()>),
-    ) where
-        K: Stored,
-        F: Future<Output = Result<Action, Error>> + Send + 'static,
-    {
-        let failures = Arc::new(Failures::default());
-        // Shared by the controllers of all namespaces.
-        let slots = Arc::new(Semaphore::new(usize::from(self.concurrency)));
-        for namespace in mirror.namespaces() {
-            let Some(queue) = work.remove(namespace) else { continue };
-            let (feed, running) = Feed::<K>::new(queue, self.concurrency);
-            let one = {
-                let (feed, failures, slots) = (feed.clone(), failures.clone(), slots.clone());
-                let (mirror, reconcile) = (mirror.clone(), reconcile.clone());
-                move |object: Arc<Named<K>>, context: Arc<Context>| {
-                    let (feed, failures, slots) = (feed.clone(), failures.clone(), slots.clone());
-                    let (mirror, reconcile, key) = (mirror.clone(), reconcile.clone(), key(&*object));
-                    async move {
-                        // An error would mean that the slots are closed, which they never are.
-                        let _slot = slots.acquire_owned().await;
-                        let again = match mirror.get(&key.0, &key.1) {
-                            Some(object) => once(reconcile, object, &failures, &context).await,
-                            None => None,
-                        };
-                        feed.done(&key, again);
-                        // The feed requeues the object.
-                        Ok::<_, Infallible>(Done::await_change())
-                    }
-                    .boxed()
-                }
-            };
-            let controller = Controller::for_stream(futures::stream::pending(), running)
-                .with_config(Config::default().concurrency(self.concurrency))
-                .reconcile_on(feed.objects())
-                .graceful_shutdown_on(self.ended.clone().cancelled_owned())
-                .run(one, |_, never, _| match *never {}, self.context.clone())
-                .for_each(|_| std::future::ready(()));
-            run(controller.boxed());
-        }
-    }
-}
-
-/// Reconciles an object once. Returns after which time it is reconciled again.
-async fn once<K, F>(
-    reconcile: impl Fn(Arc<K>, Arc<Context>) -> F,
-    object: Arc<K>,
-    failures: &Failures,
-    context: &Arc<Context>,
-) -> Option<Duration>
+/// One controller: begins a reconcile for each object that the queue gives, until `ended`. A reconcile returns after which time
+/// its object is reconciled again.
+async fn work<F>(queue: &ControllerQueue, reconcile: impl Fn(Arc<ObjectKey>) -> F, ended: &CancellationToken)
 where
-    K: Resource<DynamicType = ()> + 'static,
-    F: Future<Output = Result<Action, Error>>,
+    F: Future<Output = Option<Duration>>,
 {
-    match isolated(reconcile, object.clone(), context.clone()).await {
-        Ok(action) => {
-            failures.succeeded(&called(&*object));
-            action.again_after
+    let mut running = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            () = ended.cancelled() => break,
+            key = queue.next() => {
+                let reconcile = reconcile(key.clone());
+                running.push(async move { queue.done(&key, reconcile.await) });
+            }
+            Some(()) = running.next() => {}
         }
-        Err(error) => Some(retry(&*object, &error, failures, context)),
+    }
+    while running.next().await.is_some() {}
+}
+
+async fn reconcile_credential(key: Arc<ObjectKey>, context: &Arc<Context>, failures: &Failures) -> Option<Duration> {
+    let credential = context.stores.credentials.get(&key.0, &key.1)?;
+    let object = ("MailCredential", ObjectKey::clone(&key));
+    let reconcile = async {
+        fail_point::panic_at("reconcile", &key.1);
+        reconcile::reconcile(credential.clone(), context).await
+    };
+    match isolated(&object, reconcile).await {
+        Ok(action) => succeeded(&object, action, failures),
+        Err(error) => Some(retry(object, &error, reconcile::end_of_ready(&credential, context), context, failures)),
+    }
+}
+
+async fn reconcile_provider(
+    kind: ProviderKind,
+    key: Arc<ObjectKey>,
+    context: &Arc<Context>,
+    failures: &Failures,
+) -> Option<Duration> {
+    let provider = ProviderKey { kind, namespace: key.0.clone(), name: key.1.clone() };
+    let object = (kind.as_str(), ObjectKey::clone(&key));
+    match isolated(&object, reconcile::provider::reconcile(&provider, context)).await {
+        Ok(action) => succeeded(&object, action, failures),
+        Err(error) => Some(retry(object, &error, None, context, failures)),
     }
 }
 
 /// A panic in the reconcile of one object is isolated: the others go on.
-async fn isolated<K, F>(
-    reconcile: impl Fn(Arc<K>, Arc<Context>) -> F,
-    object: Arc<K>,
-    context: Arc<Context>,
-) -> Result<Action, Error>
-where
-    K: Resource<DynamicType = ()>,
-    F: Future<Output = Result<Action, Error>>,
-{
-    let (namespace, name) = key(&*object);
-    let panicked = || Error::Panicked { name: format!("{} {namespace}/{name}", K::kind(&())) };
-    let span = tracing::info_span!("reconcile", kind = %K::kind(&()), namespace, name);
-    let work = AssertUnwindSafe(reconcile(object, context).instrument(span)).catch_unwind();
-    work.await.unwrap_or_else(|_| Err(panicked()))
-}
-
-async fn reconcile_credential(
-    credential: Arc<MailCredential>,
-    context: Arc<Context>,
-    slots: Arc<Slots>,
+async fn isolated(
+    (kind, (namespace, name)): &Object,
+    reconcile: impl Future<Output = Result<Action, Error>>,
 ) -> Result<Action, Error> {
-    fail_point::panic_at("reconcile", &key(&*credential).1);
-    reconcile::reconcile(credential, context, &slots).await
+    let span = tracing::info_span!("reconcile", kind, namespace, name);
+    let done = AssertUnwindSafe(reconcile.instrument(span)).catch_unwind().await;
+    done.unwrap_or_else(|_| Err(Error::Panicked { name: format!("{kind} {namespace}/{name}") }))
 }
 
-async fn reconcile_provider<K: IsProvider>(provider: Arc<K>, context: Arc<Context>) -> Result<Action, Error> {
-    let (namespace, name) = key(&*provider);
-    reconcile::provider::reconcile(&ProviderKey { kind: K::KIND, namespace, name }, &context).await
+fn succeeded(object: &Object, action: Action, failures: &Failures) -> Option<Duration> {
+    failures.succeeded(object);
+    action.again_after
 }
 
-/// The two kinds of provider.
-trait IsProvider: Resource<DynamicType = ()> {
-    const KIND: ProviderKind;
-}
-
-impl IsProvider for MailProvider {
-    const KIND: ProviderKind = ProviderKind::MailProvider;
-}
-
-impl IsProvider for ClusterMailProvider {
-    const KIND: ProviderKind = ProviderKind::ClusterMailProvider;
-}
-
-/// The back-off of an object whose reconcile Kubernetes failed: longer each time, but no longer than until the end of
-/// its token, which must be reported.
-fn retry<K: Resource<DynamicType = ()> + 'static>(
-    object: &K,
+/// The back-off of an object whose reconcile Kubernetes failed: longer each time, but no longer than until the end of its
+/// token, which must be reported.
+fn retry(
+    object: Object,
     error: &Error,
-    failures: &Failures,
+    end_of_token: Option<Timestamp>,
     context: &Context,
+    failures: &Failures,
 ) -> Duration {
     context.metrics.reconcile_error(error.category());
     let now = context.clock.now();
-    let next = failures.failed(called(object), failures::is_refusal(error), now);
-    let end = (object as &dyn Any)
-        .downcast_ref::<MailCredential>()
-        .and_then(|credential| reconcile::end_of_ready(credential, context))
-        .filter(|end| now < *end)
-        .map(|end| context.clock.until(end));
+    let next = failures.failed(object, failures::is_refusal(error), now);
+    let end = end_of_token.filter(|end| now < *end).map(|end| context.clock.until(end));
     let after = end.map_or(next.after, |end| end.min(next.after));
     if next.logged {
         let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<kube::Error>());
@@ -219,10 +137,4 @@ fn retry<K: Resource<DynamicType = ()> + 'static>(
         tracing::debug!(category = error.category(), step = %error, "reconcile failed again");
     }
     after
-}
-
-/// The kind, namespace and name of an object.
-fn called<K: Resource<DynamicType = ()>>(object: &K) -> (String, String, String) {
-    let (namespace, name) = key(object);
-    (K::kind(&()).into_owned(), namespace, name)
 }

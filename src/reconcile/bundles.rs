@@ -186,15 +186,15 @@ mod tests {
 
     #[test]
     fn only_another_version_enqueues_the_readers() {
-        let (queue, mut work) = WorkQueue::new(&[], true);
+        let queue = WorkQueue::new(1);
         let key: ObjectKey = ("shop".to_owned(), "ca".to_owned());
         let reader =
             ProviderKey { kind: ProviderKind::MailProvider, namespace: "shop".to_owned(), name: "m365".to_owned() };
         let followed = Followed { version: None, readers: vec![reader.clone()], watch: None };
         let maps = Mutex::new(HashMap::from([(key.clone(), followed)]));
-        let mut noted = |version: Option<&str>| {
+        let noted = |version: Option<&str>| {
             note(&maps, &key, version.map(str::to_owned), &queue);
-            work.next_provider()
+            queue.next_provider()
         };
         assert_eq!(noted(None), Some(reader.clone()), "the first look found nothing");
         assert_eq!(noted(Some("")), None);

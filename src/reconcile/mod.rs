@@ -22,7 +22,6 @@ pub mod recent_writes;
 pub mod report;
 pub mod secrets;
 mod sized;
-pub mod slots;
 pub mod source_contents;
 mod stored;
 pub mod work_queue;
@@ -48,7 +47,6 @@ use crate::{
         context::Context,
         custody::pending::CustodyError,
         publish::PublishError,
-        slots::Slots,
     },
 };
 
@@ -77,23 +75,16 @@ const FAST_REPLY_WAIT: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// The step that Kubernetes failed. All other failures become conditions.
-pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>, slots: &Slots) -> Result<Action, Error> {
+pub async fn reconcile(credential: Arc<MailCredential>, context: &Arc<Context>) -> Result<Action, Error> {
     let (uid, row) = (checks::uid(&credential).to_owned(), Activity::grant(&credential));
-    let (namespace, name) = (checks::namespace(&credential).to_owned(), credential.name_any());
-    let Some(slot) = slots.enter(&(namespace.clone(), name.clone())) else {
-        return Ok(Action::await_change());
-    };
     let mut asked = None;
-    let mut done = step(credential.clone(), &context, &mut asked).await;
-    drop(slot);
+    let mut done = step(credential.clone(), context, &mut asked).await;
     if done.is_ok()
         && let Some(handle) = asked.take()
         && handle.ends_within(FAST_REPLY_WAIT).await
     {
-        let credential = context.stores.credentials.get(&namespace, &name);
-        let key = (namespace, name);
-        done = match credential.and_then(|credential| Some((credential, slots.enter(&key)?))) {
-            Some((credential, _slot)) => step(credential, &context, &mut asked).await,
+        done = match context.stores.credentials.get(checks::namespace(&credential), &credential.name_any()) {
+            Some(credential) => step(credential, context, &mut asked).await,
             None => Ok(Action::await_change()),
         };
     }
@@ -101,7 +92,7 @@ pub async fn reconcile(credential: Arc<MailCredential>, context: Arc<Context>, s
         // Without this an offered permit would stay unused until the next try.
         context.requests.admission.decline(&row);
         // The caller computes the time of the next try.
-        report::unobserved(credential, &context).await;
+        report::unobserved(credential, context).await;
     }
     context.cache.tidy(&uid);
     done

@@ -1,57 +1,110 @@
 //! Decides which object is reconciled next. Pure: the time is an input. Objects are reconciled in the order in which they were
 //! enqueued. Two reconciles of one object never run at the same time: an object that is enqueued while its reconcile runs is
 //! reconciled again after that.
+//!
+//! One namespace may not have all reconciles. A reconcile waits for Kubernetes; where an admission webhook of one namespace
+//! hangs, each call there takes up to 30 s, and the objects of all other namespaces would wait.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    hash::Hash,
     sync::Arc,
     time::Duration,
 };
 
-/// The objects of one kind that wait for a reconcile, and those whose reconcile runs. `K` is the key of an object.
-pub(super) struct Queue<K> {
-    objects: HashMap<Arc<K>, State>,
-    ready: VecDeque<Arc<K>>,
+use crate::api::reference::ObjectKey;
+
+/// The objects of one kind that wait for a reconcile, and those whose reconcile runs.
+pub(super) struct Queue {
+    objects: HashMap<Arc<ObjectKey>, State>,
+    /// The objects whose reconcile may begin.
+    ready: VecDeque<Arc<ObjectKey>>,
     /// The requeued objects.
-    waiting: BTreeMap<Due, Arc<K>>,
-    /// The number of requeues so far.
-    waits: u64,
+    waiting: BTreeMap<Due, Arc<ObjectKey>>,
+    /// The namespaces with reconciles that run, or of which the last one was slow.
+    namespaces: HashMap<String, Namespace>,
+    /// The namespaces with blocked objects of which a reconcile has ended.
+    freed: VecDeque<String>,
+    /// The number of requeues and reconciles so far.
+    count: u64,
     /// The number of reconciles that run.
     running: usize,
+    limits: Limits,
 }
-
-/// Tables with fewer entries keep their memory.
-const SMALL: usize = 1_024;
 
 /// The time at which a requeued object becomes ready, and the number of the requeue.
 type Due = (Duration, u64);
 
 #[derive(Clone, Copy)]
 enum State {
-    /// The object is in `ready`.
+    /// The object is in `ready`, or in `blocked` of its namespace.
     Ready,
     /// The object is in `waiting`.
     Waits(Due),
     /// The object's reconcile runs.
     Runs {
+        /// The number of the reconcile.
+        number: u64,
         /// The object was enqueued meanwhile.
         again: bool,
     },
 }
 
-impl<K> Default for Queue<K> {
-    fn default() -> Self {
-        Self { objects: HashMap::new(), ready: VecDeque::new(), waiting: BTreeMap::new(), waits: 0, running: 0 }
+/// The reconciles of one namespace.
+#[derive(Default)]
+struct Namespace {
+    /// When each reconcile that runs began, by its number: the oldest first.
+    begun: BTreeMap<u64, Duration>,
+    /// The reconcile that ended last was slow.
+    was_slow: bool,
+    /// The objects that wait until the namespace may have another reconcile.
+    blocked: VecDeque<Arc<ObjectKey>>,
+}
+
+/// How many reconciles may run at the same time.
+#[derive(Clone, Copy)]
+struct Limits {
+    /// In all.
+    total: usize,
+    /// Of one namespace.
+    quick: usize,
+    /// Of one namespace whose reconciles are slow.
+    slow: usize,
+}
+
+/// A reconcile that takes longer than this is slow: most take milliseconds, and none waits for a provider for longer than a
+/// tenth of a second.
+const SLOW: Duration = Duration::from_secs(1);
+/// Tables with fewer entries keep their memory.
+const SMALL: usize = 1_024;
+
+impl Limits {
+    fn of(self, namespace: &Namespace, now: Duration) -> usize {
+        let oldest_is_slow = namespace.begun.values().next().is_some_and(|begun| now.saturating_sub(*begun) >= SLOW);
+        if namespace.was_slow || oldest_is_slow { self.slow } else { self.quick }
     }
 }
 
-impl<K: Eq + Hash> Queue<K> {
+impl Queue {
+    /// A queue for so many reconciles at the same time: three quarters for one namespace, an eighth while it is slow.
+    pub(super) fn new(concurrency: usize) -> Self {
+        let limits = Limits { total: concurrency, quick: (concurrency * 3 / 4).max(1), slow: (concurrency / 8).max(1) };
+        Self {
+            objects: HashMap::new(),
+            ready: VecDeque::new(),
+            waiting: BTreeMap::new(),
+            namespaces: HashMap::new(),
+            freed: VecDeque::new(),
+            count: 0,
+            running: 0,
+            limits,
+        }
+    }
+
     /// Enqueues an object.
-    pub(super) fn enqueue(&mut self, key: K) {
+    pub(super) fn enqueue(&mut self, key: ObjectKey) {
         match self.objects.get_mut(&key) {
             Some(State::Ready) => {}
-            Some(State::Runs { again }) => *again = true,
+            Some(State::Runs { again, .. }) => *again = true,
             Some(State::Waits(due)) => {
                 if let Some(key) = self.waiting.remove(due) {
                     self.make_ready(key);
@@ -61,30 +114,58 @@ impl<K: Eq + Hash> Queue<K> {
         }
     }
 
-    /// Returns the object whose reconcile begins at `now`. The caller calls [`Self::done`] when the reconcile has ended.
-    pub(super) fn next(&mut self, now: Duration) -> Option<Arc<K>> {
+    /// Returns the object whose reconcile begins at `now`: the first whose namespace may have one more. The caller calls
+    /// [`Self::done`] when the reconcile has ended.
+    pub(super) fn next(&mut self, now: Duration) -> Option<Arc<ObjectKey>> {
         while self.due().is_some_and(|at| at <= now)
             && let Some((_, key)) = self.waiting.pop_first()
         {
             self.make_ready(key);
         }
-        let key = self.ready.pop_front()?;
-        self.objects.insert(key.clone(), State::Runs { again: false });
-        self.running += 1;
-        Some(key)
+        while self.running < self.limits.total
+            && let Some(key) = self.unblocked(now).or_else(|| self.ready.pop_front())
+        {
+            let namespace = self.namespaces.entry(key.0.clone()).or_default();
+            if namespace.begun.len() >= self.limits.of(namespace, now) {
+                namespace.blocked.push_back(key);
+                continue;
+            }
+            self.count += 1;
+            namespace.begun.insert(self.count, now);
+            self.objects.insert(key.clone(), State::Runs { number: self.count, again: false });
+            self.running += 1;
+            return Some(key);
+        }
+        None
     }
 
-    /// Ends a reconcile. The object is requeued immediately if it was enqueued meanwhile, otherwise at `again`. `None`: the
-    /// object is reconciled when it is enqueued again.
-    pub(super) fn done(&mut self, key: &K, again: Option<Duration>) {
-        let Some((key, State::Runs { again: enqueued })) = self.objects.remove_entry(key) else { return };
+    /// Returns the first blocked object of a namespace that may have one more reconcile. It was enqueued before the objects of
+    /// its namespace that are in `ready`.
+    fn unblocked(&mut self, now: Duration) -> Option<Arc<ObjectKey>> {
+        while let Some(name) = self.freed.pop_front() {
+            let Some(namespace) = self.namespaces.get_mut(&name) else { continue };
+            if namespace.begun.len() < self.limits.of(namespace, now)
+                && let Some(key) = namespace.blocked.pop_front()
+            {
+                self.freed.push_back(name);
+                return Some(key);
+            }
+        }
+        None
+    }
+
+    /// Ends a reconcile at `now`. The object is requeued immediately if it was enqueued meanwhile, otherwise at `again`. `None`:
+    /// the object is reconciled when it is enqueued again.
+    pub(super) fn done(&mut self, key: &ObjectKey, again: Option<Duration>, now: Duration) {
+        let Some((key, State::Runs { number, again: enqueued })) = self.objects.remove_entry(key) else { return };
         self.running -= 1;
+        self.end(&key.0, number, now);
         if enqueued {
             self.make_ready(key);
         } else if let Some(at) = again {
-            self.waits += 1;
-            self.waiting.insert((at, self.waits), key.clone());
-            self.objects.insert(key, State::Waits((at, self.waits)));
+            self.count += 1;
+            self.waiting.insert((at, self.count), key.clone());
+            self.objects.insert(key, State::Waits((at, self.count)));
         }
         // After a burst of thousands.
         if self.objects.capacity() > 4 * self.objects.len().max(SMALL) {
@@ -96,13 +177,8 @@ impl<K: Eq + Hash> Queue<K> {
     }
 
     /// Whether an object is enqueued, or its reconcile runs.
-    pub(super) fn has(&self, key: &K) -> bool {
+    pub(super) fn has(&self, key: &ObjectKey) -> bool {
         matches!(self.objects.get(key), Some(State::Ready | State::Runs { .. }))
-    }
-
-    /// The number of reconciles that run.
-    pub(super) const fn running(&self) -> usize {
-        self.running
     }
 
     /// Returns when the next requeued object becomes ready.
@@ -110,9 +186,21 @@ impl<K: Eq + Hash> Queue<K> {
         self.waiting.first_key_value().map(|((at, _), _)| *at)
     }
 
-    fn make_ready(&mut self, key: Arc<K>) {
+    fn make_ready(&mut self, key: Arc<ObjectKey>) {
         self.objects.insert(key.clone(), State::Ready);
         self.ready.push_back(key);
+    }
+
+    /// Ends the reconcile of this number in its namespace.
+    fn end(&mut self, name: &str, number: u64, now: Duration) {
+        let Some(namespace) = self.namespaces.get_mut(name) else { return };
+        let begun = namespace.begun.remove(&number);
+        namespace.was_slow = begun.is_some_and(|begun| now.saturating_sub(begun) >= SLOW);
+        if !namespace.blocked.is_empty() {
+            self.freed.push_back(name.to_owned());
+        } else if namespace.begun.is_empty() && !namespace.was_slow {
+            self.namespaces.remove(name);
+        }
     }
 }
 
@@ -124,40 +212,60 @@ mod tests {
         Duration::from_secs(second)
     }
 
-    fn served(queue: &mut Queue<u8>, second: u64) -> Vec<u8> {
-        std::iter::from_fn(|| queue.next(at(second)).map(|key| *key)).collect()
+    fn key(namespace: &str, number: usize) -> ObjectKey {
+        (namespace.to_owned(), number.to_string())
     }
 
-    fn with(keys: impl IntoIterator<Item = u8>) -> Queue<u8> {
-        let mut queue = Queue::default();
-        keys.into_iter().for_each(|key| queue.enqueue(key));
+    /// Numbers of the objects whose reconciles begin now.
+    fn served(queue: &mut Queue, second: u64) -> Vec<usize> {
+        std::iter::from_fn(|| queue.next(at(second)).map(|key| key.1.parse().unwrap())).collect()
+    }
+
+    fn enqueue(queue: &mut Queue, namespace: &str, numbers: impl IntoIterator<Item = usize>) {
+        numbers.into_iter().for_each(|number| queue.enqueue(key(namespace, number)));
+    }
+
+    fn with(numbers: impl IntoIterator<Item = usize>) -> Queue {
+        let mut queue = Queue::new(16);
+        enqueue(&mut queue, "shop", numbers);
         queue
+    }
+
+    fn done(queue: &mut Queue, namespace: &str, numbers: impl IntoIterator<Item = usize>, second: u64) {
+        numbers.into_iter().for_each(|number| queue.done(&key(namespace, number), None, at(second)));
     }
 
     #[test]
     fn objects_are_reconciled_once_in_the_order_in_which_they_were_enqueued() {
         let mut queue = with([3, 1, 2, 1, 3]);
         assert_eq!(served(&mut queue, 0), [3, 1, 2]);
-        for key in [1, 2, 3] {
-            queue.done(&key, None);
-        }
-        assert_eq!(queue.running(), 0);
+        done(&mut queue, "shop", [1, 2, 3], 0);
         assert!(
-            queue.objects.is_empty() && queue.due().is_none(),
+            queue.objects.is_empty() && queue.due().is_none() && queue.namespaces.is_empty() && queue.running == 0,
             "no state is kept of objects that wait for a change"
         );
+    }
+
+    #[test]
+    fn no_more_reconciles_run_than_the_concurrency_allows() {
+        let mut queue = Queue::new(2);
+        for namespace in ["shop", "lab", "office"] {
+            enqueue(&mut queue, namespace, [1]);
+        }
+        assert_eq!(served(&mut queue, 0).len(), 2);
+        done(&mut queue, "lab", [1], 0);
+        assert_eq!(served(&mut queue, 0).len(), 1);
     }
 
     #[test]
     fn an_object_that_is_enqueued_during_its_reconcile_is_reconciled_again() {
         let mut queue = with([1]);
         assert_eq!(served(&mut queue, 0), [1]);
-        queue.enqueue(1);
-        queue.enqueue(1);
+        enqueue(&mut queue, "shop", [1, 1]);
         assert_eq!(served(&mut queue, 0), [0; 0], "never twice at the same time");
-        queue.done(&1, Some(at(60)));
+        queue.done(&key("shop", 1), Some(at(60)), at(0));
         assert_eq!((served(&mut queue, 0), queue.due()), (vec![1], None));
-        queue.done(&1, None);
+        done(&mut queue, "shop", [1], 0);
         assert_eq!(served(&mut queue, 100), [0; 0]);
     }
 
@@ -165,15 +273,51 @@ mod tests {
     fn a_requeued_object_is_reconciled_at_its_time_or_when_it_is_enqueued() {
         let mut queue = with([1, 2, 3]);
         assert_eq!(served(&mut queue, 0), [1, 2, 3]);
-        for (key, second) in [(1, 9), (2, 5), (3, 7)] {
-            queue.done(&key, Some(at(second)));
+        for (number, second) in [(1, 9), (2, 5), (3, 7)] {
+            queue.done(&key("shop", number), Some(at(second)), at(0));
         }
         assert_eq!((served(&mut queue, 4), queue.due()), (vec![], Some(at(5))));
-        assert!(!queue.has(&3) && !queue.has(&4));
-        queue.enqueue(3);
-        assert!(queue.has(&3));
+        assert!(!queue.has(&key("shop", 3)) && !queue.has(&key("shop", 4)));
+        enqueue(&mut queue, "shop", [3]);
+        assert!(queue.has(&key("shop", 3)));
         assert_eq!((served(&mut queue, 4), queue.due()), (vec![3], Some(at(5))));
-        assert!(queue.has(&3), "its reconcile runs");
+        assert!(queue.has(&key("shop", 3)), "its reconcile runs");
+        done(&mut queue, "shop", [3], 4);
         assert_eq!((served(&mut queue, 9), queue.due()), (vec![2, 1], None));
+    }
+
+    #[test]
+    fn a_namespace_has_three_quarters_of_the_reconciles_and_an_eighth_while_it_is_slow() {
+        let mut queue = with(0..20);
+        enqueue(&mut queue, "lab", 100..120);
+        assert_eq!(served(&mut queue, 0), (0..12).chain(100..104).collect::<Vec<_>>());
+        done(&mut queue, "lab", 100..104, 0);
+        done(&mut queue, "shop", 0..12, 1);
+        assert_eq!(served(&mut queue, 1), (12..14).chain(104..116).collect::<Vec<_>>(), "two of the slow namespace");
+        done(&mut queue, "shop", 12..14, 1);
+        assert_eq!(served(&mut queue, 1), (14..18).collect::<Vec<_>>(), "it is quick again");
+    }
+
+    #[test]
+    fn a_namespace_is_slow_while_its_oldest_reconcile_is() {
+        let mut queue = with([1]);
+        assert_eq!(served(&mut queue, 0), [1]);
+        enqueue(&mut queue, "shop", 2..10);
+        assert_eq!(served(&mut queue, 1), [2]);
+    }
+
+    #[test]
+    fn an_object_that_its_namespace_blocks_is_enqueued_once_and_comes_before_later_ones() {
+        let mut queue = with(0..12);
+        served(&mut queue, 0);
+        enqueue(&mut queue, "shop", [20, 21, 20]);
+        enqueue(&mut queue, "lab", [30]);
+        assert_eq!(served(&mut queue, 0), [30]);
+        assert!(queue.has(&key("shop", 21)), "a blocked object is enqueued");
+        enqueue(&mut queue, "shop", [20, 22]);
+        done(&mut queue, "shop", [0, 1], 0);
+        assert_eq!(served(&mut queue, 0), [20, 21]);
+        done(&mut queue, "shop", 2..12, 0);
+        assert_eq!(served(&mut queue, 0), [22]);
     }
 }

@@ -71,11 +71,6 @@ impl<K: Stored> Mirror<K> {
         self.0.get(&None)?.get("", name)
     }
 
-    /// The namespaces that are watched; `None` is all.
-    pub fn namespaces(&self) -> impl Iterator<Item = &Option<String>> {
-        self.0.keys()
-    }
-
     /// Whether there is an object of this name.
     pub fn contains(&self, namespace: &str, name: &str) -> bool {
         self.store(namespace).is_some_and(|store| store.contains(namespace, name))

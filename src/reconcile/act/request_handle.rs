@@ -41,24 +41,24 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_end_is_either_awaited_or_enqueues_the_credential() {
         let patience = Duration::from_secs(1);
-        let (queue, mut work) = WorkQueue::new(&[], true);
+        let queue = WorkQueue::new(1);
         let credential: ObjectKey = ("shop".to_owned(), "billing".to_owned());
         let handle = |end| RequestHandle { end, credential: credential.clone(), queue: queue.clone() };
 
         let (ended, end) = oneshot::channel();
         ended.send(()).unwrap();
         assert!(handle(end).ends_within(patience).await);
-        assert_eq!(work.next_credential(), None);
+        assert_eq!(queue.next_credential(), None);
 
         let (ended, end) = oneshot::channel();
         assert!(!handle(end).ends_within(patience).await);
         assert!(ended.send(()).is_err(), "the receiver is closed");
-        assert_eq!(work.next_credential(), None);
+        assert_eq!(queue.next_credential(), None);
 
         let (ended, end) = oneshot::channel();
         let unheard = handle(end);
         ended.send(()).unwrap();
         drop(unheard);
-        assert_eq!(work.next_credential(), Some(credential.clone()));
+        assert_eq!(queue.next_credential(), Some(credential.clone()));
     }
 }

@@ -103,6 +103,16 @@ pub enum ProviderKind {
     ClusterMailProvider,
 }
 
+impl ProviderKind {
+    /// The kind in the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::MailProvider => "MailProvider",
+            Self::ClusterMailProvider => "ClusterMailProvider",
+        }
+    }
+}
+
 /// The mailbox of a credential, and its accounts.
 #[derive(Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
