@@ -23,16 +23,17 @@ use tower::ServiceExt as _;
 
 use crate::{health::Health, metrics::Metrics};
 
-/// Maximum number of connections without a complete header. Each needs a file descriptor and a few KiB. A new connection
-/// evicts the oldest.
+/// Maximum number of connections without a complete header. Each connection needs a file descriptor and a few KiB. A
+/// new connection evicts the oldest.
 pub const HALF_OPEN: usize = 64;
-/// Maximum number of connections with a request. A kubelet and a few Prometheus servers need fewer. A new one evicts the oldest.
+/// Maximum number of connections with a request. A kubelet and a few Prometheus servers need fewer. A new connection
+/// evicts the oldest.
 pub const ANSWERED: usize = 16;
-/// Time limit for the header, from the start of the connection. The header fits into one packet, and the chart's probes
-/// have the same time-out.
+/// Time limit for the header, from the start of the connection. The header fits into one packet. The chart's probes
+/// have the same timeout.
 pub const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time limit of one connection: Prometheus' default scrape time-out. A shutdown also waits for it, after a drain of about
-/// 20 s and within the chart's 45 s.
+/// Time limit of one connection: Prometheus' default scrape timeout. A shutdown waits for open connections too, after a
+/// drain of about 20 s and within the chart's 45 s.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum size of a header in bytes: hyper's minimum, and more than a scrape needs.
 const HEADER_LIMIT: usize = 8 << 10;
@@ -50,16 +51,17 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Creates the state. `ready`: all watches have synced (a standby is ready too). `health` determines `/livez`.
+    /// Creates the state. `ready` is true if all watches have synced (a standby is ready too). `health` determines
+    /// `/livez`.
     pub fn new(metrics: Arc<Metrics>, ready: Arc<AtomicBool>, health: Health) -> Self {
         Self { metrics, ready, health, rendered: Arc::default() }
     }
 
-    /// The text of `/metrics`, rendered at most once in [`RENDERED_FOR`], on a blocking thread, so that other tasks do not
-    /// wait for it. Callers that arrive during a rendering share its result.
+    /// Returns the text of `/metrics`. Renders at most once in [`RENDERED_FOR`], on a blocking thread, so that other
+    /// tasks do not wait. Callers that arrive during a rendering share the result.
     async fn text(&self) -> Option<Bytes> {
         let (metrics, shared) = (self.metrics.clone(), self.rendered.clone());
-        // A separate task: a disconnecting client must not cancel a rendering, or the next client would start again.
+        // Render in a separate task: a client that disconnects must not cancel the rendering.
         let render = async move {
             let mut rendered = shared.clone().lock_owned().await;
             if let Some(text) = &*rendered {
@@ -78,20 +80,21 @@ impl Admin {
     }
 }
 
-/// A client's connection.
+/// The connection of one client.
 struct Connection {
     task: JoinHandle<()>,
-    /// Whether the connection's header has arrived.
+    /// Whether the header of the request has arrived.
     answered: Arc<AtomicBool>,
 }
 
-/// The connections, the oldest first.
+/// All connections, the oldest first.
 #[derive(Default)]
 struct Connections(Vec<Connection>);
 
 impl Connections {
-    /// Makes room for one more connection. Connections without a header evict only each other, and so do connections with a
-    /// request: a client with many connections of one kind evicts none of the other kind.
+    /// Makes room for one more connection. A connection without a header evicts only connections without a header. A
+    /// connection with a request evicts only connections with a request. So a client with many connections of one kind
+    /// evicts none of the other kind.
     async fn make_room(&mut self) {
         self.0.retain(|connection| !connection.task.is_finished());
         for (answered, limit) in [(false, HALF_OPEN), (true, ANSWERED)] {
@@ -101,14 +104,14 @@ impl Connections {
             {
                 let Connection { task, .. } = self.0.remove(oldest);
                 task.abort();
-                // Waits until the socket is closed, which is immediate.
+                // Wait until the task has closed the socket, which it does immediately.
                 drop(task.await);
             }
         }
     }
 }
 
-/// Listens on the address, and returns the server, which runs until `ended`.
+/// Listens on the address and returns the server. The server runs until `ended`.
 ///
 /// # Errors
 /// If the broker cannot listen on the address.
@@ -122,7 +125,8 @@ pub async fn serve(
     Ok(serve_at(listener, admin, ended))
 }
 
-/// Listens on the address. `[::]` covers IPv4 and IPv6. If the kernel has no IPv6, `0.0.0.0` replaces it.
+/// Listens on the address. `[::]` covers IPv4 and IPv6. If the kernel has no IPv6, the server listens on `0.0.0.0`
+/// instead.
 async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     match TcpListener::bind(address).await {
         Err(error) if address.is_ipv6() && address.ip().is_unspecified() => {
@@ -133,8 +137,8 @@ async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     }
 }
 
-/// Serves on a listener until `ended`, then finishes the responses in flight. Each connection serves one request. If there
-/// are too many connections of a kind ([`HALF_OPEN`], [`ANSWERED`]), a new one evicts the oldest.
+/// Serves on a listener until `ended`, then finishes the responses in flight. Each connection serves one request. If
+/// too many connections of a kind exist ([`HALF_OPEN`], [`ANSWERED`]), a new connection evicts the oldest.
 ///
 /// # Errors
 /// Never: the server retries a failed accept.
@@ -150,7 +154,7 @@ pub async fn serve_at(mut listener: TcpListener, admin: Admin, ended: Cancellati
     let mut connections = Connections::default();
     loop {
         let (stream, _) = tokio::select! {
-            // axum's accept waits a second if no file descriptor is left.
+            // axum's accept waits a second if the process has no free file descriptor.
             accepted = Listener::accept(&mut listener) => accepted,
             () = ended.cancelled() => break,
         };
@@ -163,7 +167,7 @@ pub async fn serve_at(mut listener: TcpListener, admin: Admin, ended: Cancellati
         });
         let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
         let task = tokio::spawn(async move {
-            // Ignores a client that disconnected or was too slow.
+            // Ignore a client that disconnected or was too slow.
             drop(tokio::time::timeout(CONNECTION_TIMEOUT, connection).await);
         });
         connections.0.push(Connection { task, answered });
@@ -210,7 +214,7 @@ mod tests {
 
     use super::*;
 
-    /// The chart's default address: probes reach the pod by IPv4 or IPv6. Without IPv6 in the kernel, IPv4 remains.
+    /// Probes reach the chart's default address by IPv4 or IPv6. If the kernel has no IPv6, probes use IPv4.
     #[tokio::test]
     async fn every_address_is_of_both_families() {
         let listener = bind("[::]:0".parse().unwrap()).await.unwrap();

@@ -1,4 +1,4 @@
-//! Supervises the tasks that must always run. If one ends, `/livez` fails and Kubernetes restarts the pod.
+//! Supervises the tasks that must always run. If one of them ends, `/livez` fails and Kubernetes restarts the pod.
 
 use std::{
     sync::{
@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 /// The interval at which the broker's main runtime reports that it makes progress.
 const PULSE: Duration = Duration::from_secs(5);
-/// After this time without a pulse, the main runtime counts as blocked. Signing and rendering block it much shorter.
+/// Time without a pulse after which the main runtime counts as blocked. Signing and rendering block it for far less
+/// time.
 const PULSE_MISSED: Duration = Duration::from_secs(60);
 
 /// Supervisor of the tasks that must run as long as the process. Clones are cheap.
@@ -22,9 +23,9 @@ pub struct Health(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// The first task that ended.
+    /// Name of the first task that ended.
     failed: OnceLock<String>,
-    /// Cancelled when the process is about to end, and its tasks with it.
+    /// Cancelled when the process, and so its tasks, may end.
     ending: CancellationToken,
     /// Time of the main runtime's first report.
     begun: OnceLock<Instant>,
@@ -61,12 +62,12 @@ impl Health {
         self.0.ending.cancel();
     }
 
-    /// The first task that ended, if any.
+    /// Returns the name of the first task that ended, if any.
     pub fn failed(&self) -> Option<&str> {
         self.0.failed.get().map(String::as_str)
     }
 
-    /// Reports every [`PULSE`] that the runtime of this future makes progress. Never returns.
+    /// Reports progress of the current runtime every [`PULSE`]. Never returns.
     pub async fn pulse(self) {
         let begun = self.0.begun.get_or_init(monotonic);
         loop {
@@ -75,7 +76,7 @@ impl Health {
         }
     }
 
-    /// Time since the main runtime's last progress, if longer than [`PULSE_MISSED`].
+    /// Returns the time since the main runtime's last pulse, if that time is longer than [`PULSE_MISSED`].
     pub fn stalled(&self) -> Option<Duration> {
         let pulse = Duration::from_secs(self.0.pulse.load(Ordering::Acquire));
         let silent = self.0.begun.get()?.elapsed().saturating_sub(pulse);
@@ -88,7 +89,7 @@ fn monotonic() -> Instant {
     Instant::now()
 }
 
-/// Guard that is dropped when its task ends or panics.
+/// Reports the task as failed when dropped, unless the process is ending. A task that ends or panics drops its guard.
 struct Guard {
     health: Health,
     name: String,

@@ -1,4 +1,4 @@
-//! The broker as a library. `ARCHITECTURE.md` says what each module holds.
+//! The broker as a library. `ARCHITECTURE.md` describes what each module contains.
 
 pub mod admin;
 pub mod admission;

@@ -9,7 +9,7 @@ use mail_token_broker::{
     login, release, stop, telemetry,
 };
 
-/// The allocators of musl and glibc are slow with threads, or keep freed memory.
+/// mimalloc: the allocators of musl and glibc are slow with threads, or keep freed memory.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -43,13 +43,14 @@ fn forbid_core_dumps() {
     }
 }
 
-/// Runs the broker on one worker thread: the broker mostly waits, and waking a second thread costs a fifth more CPU a token.
+/// Runs the broker on one worker thread: the broker mostly waits, and a second thread costs a fifth more CPU per token
+/// because it must be woken.
 #[tokio::main(worker_threads = 1)]
 async fn run(settings: mail_token_broker::cli::Settings) -> Result<(), Box<dyn std::error::Error>> {
     Ok(app::run(settings).await?)
 }
 
-/// Runs a command for a user, who reads an error text instead of a log.
+/// Runs a command for a user, who reads an error text on the terminal instead of a log.
 #[tokio::main(flavor = "current_thread")]
 async fn by_hand<E: std::fmt::Display>(command: impl Future<Output = Result<(), E>>) -> ExitCode {
     match command.await {

@@ -1,5 +1,5 @@
-//! `release-finalizers`: removes the broker's finalizer from MailCredentials, so that neither a deletion nor a namespace
-//! waits for a broker that no longer runs.
+//! `release-finalizers`: removes the broker's finalizer from MailCredentials. Otherwise a deletion, or the deletion of
+//! a namespace, waits for a broker that no longer runs.
 //!
 //! The command revokes no token. It names each credential whose tokens stay valid.
 
@@ -19,9 +19,9 @@ use crate::{
     kubernetes::{AccessError, Connection},
 };
 
-/// Number of objects in one page of a list.
+/// Maximum number of objects in one page of a list.
 const PAGE: u32 = 200;
-/// Tries for one object, if other clients change the object at the same time.
+/// Maximum number of tries for one object, because other clients may change the object at the same time.
 const TRIES: usize = 5;
 
 /// Reasons why the command did not release all MailCredentials.
@@ -43,10 +43,10 @@ pub enum ReleaseError {
     Output(#[from] io::Error),
 }
 
-/// Result for one credential.
+/// The result for one credential.
 enum Released {
     Done,
-    /// The credential is gone, or no longer has the broker's finalizer.
+    /// The credential no longer exists, or no longer has the broker's finalizer.
     Nothing,
 }
 
@@ -94,8 +94,8 @@ pub async fn run(settings: Release) -> Result<(), ReleaseError> {
     if left > 0 { Err(ReleaseError::Left(left)) } else { Ok(()) }
 }
 
-/// The MailCredentials with the finalizer; `None` if the API server does not know the kind. The command reads them without
-/// a schema, so that an object of an older or newer version does not block its namespace.
+/// Lists the MailCredentials with the finalizer; `None` if the API server does not know the kind. The command reads the
+/// objects without a schema, so that an object of an older or newer version does not block its namespace.
 async fn with_finalizer(client: &Client, namespace: Option<&str>) -> Result<Option<Vec<DynamicObject>>, ReleaseError> {
     let api = api(client, namespace);
     let (mut found, mut params) = (vec![], ListParams::default().limit(PAGE));
@@ -129,7 +129,7 @@ fn namespace(object: &DynamicObject) -> &str {
     object.metadata.namespace.as_deref().unwrap_or_default()
 }
 
-/// Removes the finalizer from this object only, by its uid: a new object of the same name has another uid.
+/// Removes the finalizer from exactly this object, by its uid: a new object of the same name has another uid.
 async fn release(client: &Client, object: &DynamicObject) -> kube::Result<Released> {
     let api = api(client, Some(namespace(object)));
     let name = object.metadata.name.as_deref().unwrap_or_default();
@@ -156,7 +156,7 @@ async fn release(client: &Client, object: &DynamicObject) -> kube::Result<Releas
     }
 }
 
-/// The tokens that are not revoked, by the status.
+/// Describes the tokens that stay valid, from the status.
 fn tokens(object: &DynamicObject) -> String {
     let text = |pointer: &str| object.data.pointer(pointer).and_then(serde_json::Value::as_str);
     let access = text("/status/token/expiresAt").map(|end| format!("its access token is valid until {}", shown(end)));
@@ -170,7 +170,7 @@ fn tokens(object: &DynamicObject) -> String {
     }
 }
 
-/// A time from a status, made safe for a terminal: a tenant may have written it.
+/// Makes a time from a status safe for a terminal: a tenant may have written the status.
 fn shown(text: &str) -> String {
     text.chars().filter(|c| c.is_ascii_graphic()).take(40).collect()
 }

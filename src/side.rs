@@ -5,15 +5,16 @@ use std::io;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// A current-thread runtime on its own thread, for the lease and the probes. Work on the main runtime (signing, rendering,
-/// a burst of reconciles) delays neither of them. Dropping it ends the thread and drops the tasks that still run on it.
+/// A current-thread runtime on its own thread, for the lease and the probes. Work on the main runtime (signing,
+/// rendering, a burst of reconciles) delays neither of them. Dropping this value ends the thread and drops the tasks
+/// that still run on it.
 pub struct SideRuntime {
     handle: Handle,
     _stop: DropGuard,
 }
 
 impl SideRuntime {
-    /// Starts the thread.
+    /// Starts the thread and its runtime.
     ///
     /// # Errors
     /// If the operating system cannot start a thread or create an event queue.
@@ -24,13 +25,13 @@ impl SideRuntime {
         let stopped = stop.clone();
         std::thread::Builder::new().name("lease-and-probes".to_owned()).spawn(move || {
             runtime.block_on(stopped.cancelled());
-            // Rendering may still run on its own thread. The end of the process does not wait for it.
+            // A rendering may still run on a blocking thread. The end of the process does not wait for the rendering.
             runtime.shutdown_background();
         })?;
         Ok(Self { handle, _stop: stop.drop_guard() })
     }
 
-    /// Handle to spawn tasks on this runtime.
+    /// Returns the handle to spawn tasks on this runtime.
     pub fn handle(&self) -> &Handle {
         &self.handle
     }

@@ -1,8 +1,8 @@
 //! `stop`: scales a broker's Deployment to 0 and waits until its pods have ended.
 //!
-//! The chart runs this command as a hook before an uninstall. Helm deletes the broker's rights milliseconds after its
-//! Deployment. A broker that refreshes a token at that moment cannot store the new refresh token, and a provider that
-//! rotates refresh tokens accepts no other.
+//! The chart runs this command as a hook before an uninstall. Helm deletes the broker's rights milliseconds after the
+//! broker's Deployment. A broker that refreshes a token at that moment cannot store the new refresh token, and a
+//! provider that rotates refresh tokens accepts no older one.
 
 use std::time::Duration;
 
@@ -22,10 +22,10 @@ use crate::{
     kubernetes::{AccessError, Connection},
 };
 
-/// Pause between two reads of the pods, and after a failed call: new RBAC rights take a moment to apply.
+/// Pause between two reads of the pods, and after a failed call: new RBAC rights apply after a moment.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Reasons why the command does not know that the pods have ended.
+/// Reasons why the command could not stop the Deployment.
 #[derive(Debug, Error)]
 pub enum StopError {
     /// The command has no usable access to Kubernetes.
@@ -43,7 +43,7 @@ pub enum StopError {
         namespace: String,
         /// Time limit of the command, in seconds.
         seconds: u64,
-        /// The last step that did not succeed.
+        /// The step that remains, or the last error.
         last: String,
     },
 }
@@ -59,7 +59,7 @@ pub async fn run(settings: Stop) -> Result<(), StopError> {
     stop(client, &namespace, &settings.deployment, settings.timeout).await
 }
 
-/// Does the work of [`run`] with a given client.
+/// Stops the Deployment as [`run`] does, with a given client.
 ///
 /// # Errors
 /// If the pods have not ended within `limit`.
@@ -85,7 +85,7 @@ pub async fn stop(client: Client, namespace: &str, name: &str, limit: Duration) 
     }
 }
 
-/// Stores the step that is still to do, and prints it if it changed.
+/// Stores the remaining step. Prints the step if it differs from the last one.
 fn note(last: &mut String, news: String) {
     if *last != news {
         eprintln!("{news}");
@@ -93,7 +93,7 @@ fn note(last: &mut String, news: String) {
     }
 }
 
-/// A failed call. The command repeats it.
+/// An error of a call that the command repeats.
 #[derive(Debug, Error)]
 enum StepError {
     #[error("reading the Deployment failed: {}", describe(.0))]
@@ -106,7 +106,7 @@ enum StepError {
     Selector(ParseExpressionError),
 }
 
-/// Does the next step, and returns the remaining one; `None` when the pods have ended.
+/// Takes the next step, and returns a description of the remaining one; `None` when the pods have ended.
 async fn step(
     deployments: &Api<Deployment>,
     pods: &Api<Pod>,
@@ -131,7 +131,8 @@ async fn step(
     Ok(remaining(&deployment, &pods.items))
 }
 
-/// What has not ended yet. The list of pods is not enough: the controller may create pods until it has seen the new scale.
+/// Describes what has not ended yet. An empty list of pods is not enough: the controller may create pods until it has
+/// seen the new scale.
 fn remaining(deployment: &Deployment, pods: &[Pod]) -> Option<String> {
     let status = deployment.status.clone().unwrap_or_default();
     if status.observed_generation < deployment.metadata.generation {

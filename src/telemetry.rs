@@ -12,8 +12,8 @@ use tracing_subscriber::{
 
 use crate::cli::{LogFormat, Settings};
 
-/// Highest levels of libraries that log whole requests or responses, including Secrets, at finer levels. `RUST_LOG` cannot
-/// change them. kube-client even logs an undecodable body at WARN.
+/// Maximum levels of libraries that log whole requests or responses, including Secrets, at finer levels. `RUST_LOG`
+/// cannot change these levels. kube-client even logs an undecodable body at WARN.
 const PINNED: [(&str, Level); 10] = [
     ("kube_client", Level::ERROR),
     ("kube_runtime", Level::WARN),
@@ -27,13 +27,14 @@ const PINNED: [(&str, Level); 10] = [
     ("hyper_rustls", Level::WARN),
 ];
 
-/// Starts logging to standard error, at the level of `RUST_LOG`, otherwise `info`. Accepts the forms of env_logger without
-/// regular expressions: a level, or `target=level`, separated by commas.
+/// Starts logging to standard error, at the level of `RUST_LOG`, otherwise `info`. Accepts the forms of env_logger
+/// without regular expressions: levels and `target=level` directives, separated by commas.
 pub fn start(format: LogFormat) {
     let wanted = env::var("RUST_LOG").unwrap_or_default();
     let understood = filter(&wanted);
     let filter = understood.clone().unwrap_or_else(info);
-    // A separate filter: within one filter, a longer directive such as `kube_client::client=trace` would override PINNED.
+    // Use a separate filter: within one filter, a longer directive such as `kube_client::client=trace` would override
+    // PINNED.
     let registry = tracing_subscriber::registry().with(filter).with(filter_fn(is_loggable));
     match format {
         LogFormat::Json => registry.with(fmt::layer().json().flatten_event(true).with_writer(std::io::stderr)).init(),
@@ -45,7 +46,8 @@ pub fn start(format: LogFormat) {
     }
 }
 
-/// Logs the version and the settings in effect. The proxy's URL may contain a password, so the log has only its host.
+/// Logs the version and the settings in effect. The proxy's URL may contain a password, so the log contains only the
+/// proxy's host.
 pub fn announce(settings: &Settings) {
     let Settings { metrics_addr, namespaces, leader_elect, concurrency, identity_token_file, access, .. } = settings;
     tracing::info!(
@@ -67,7 +69,7 @@ pub fn announce(settings: &Settings) {
     );
 }
 
-/// The target of the broker's own log lines.
+/// The target of log lines of the root package.
 const BROKER: &str = env!("CARGO_CRATE_NAME");
 /// The targets of the log lines of the broker's other packages.
 const PACKAGES: [&str; 2] = ["mailtoken_client", "mailtoken_net"];
@@ -76,8 +78,8 @@ fn info() -> Targets {
     Targets::new().with_default(LevelFilter::INFO)
 }
 
-/// Parses directives; `None` if they are invalid. `Targets` alone reads an empty directive as `error`, and a span's name as a target.
-/// A directive for the broker applies to its other packages too.
+/// Parses directives; `None` if they are invalid. `Targets` alone reads an empty directive as `error`, and a span's
+/// name as a target. A directive for the broker also applies to its other packages.
 fn filter(wanted: &str) -> Option<Targets> {
     let parts: Vec<_> = wanted.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
     if parts.is_empty() {

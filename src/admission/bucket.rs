@@ -10,18 +10,18 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// Creates a limit of `requests_per_minute` on average, and of `burst` requests immediately after a pause. Both are at
-    /// least 1.
+    /// Creates a limit of `requests_per_minute` on average, and of `burst` requests immediately after a pause. The
+    /// minimum of both is 1.
     pub fn new(requests_per_minute: u32, burst: u32) -> Self {
         Self { interval: Duration::from_secs(60) / requests_per_minute.max(1), burst: burst.max(1) }
     }
 }
 
-/// The used part of a limit (the generic cell rate algorithm, ITU-T I.371).
+/// The used part of a limit, by the generic cell rate algorithm (ITU-T I.371).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bucket {
     pub(super) limit: Limit,
-    /// Time at which the whole burst is available again.
+    /// Time at which the bucket is full again.
     full_at: Duration,
 }
 
@@ -35,17 +35,17 @@ impl Bucket {
         self.full_at.saturating_sub(self.limit.interval.saturating_mul(self.limit.burst - 1))
     }
 
-    /// Counts a request. A request that is sent with an empty bucket delays the following requests.
+    /// Counts a request. A request that the broker sends with an empty bucket delays the next requests.
     pub(super) fn charge(&mut self, now: Duration) {
         self.full_at = self.full_at.max(now) + self.limit.interval;
     }
 
-    /// Refunds a request that was not sent.
+    /// Refunds a request that the broker did not send.
     pub(super) fn refund(&mut self) {
         self.full_at = self.full_at.saturating_sub(self.limit.interval);
     }
 
-    /// Whether the bucket is equal to a new one.
+    /// Whether the bucket allows the whole burst, as a new bucket does.
     pub(super) fn is_full(&self, now: Duration) -> bool {
         self.full_at <= now
     }

@@ -1,11 +1,11 @@
-//! Admission: decides when a request to a provider may be sent. It owns all budgets: the total, by host and by namespace,
-//! and each provider's `rateLimit`. `queue` and `bucket` are pure; this file provides the time and enqueues the owners of
-//! rows.
+//! Admission: decides when the broker may send a request to a provider. Admission owns all budgets: in total, by host,
+//! by namespace, and each provider's `rateLimit`. `queue` and `bucket` are pure. This file provides the time and
+//! enqueues the owners of rows.
 //!
 //! A row is data of about 300 bytes, not a task. The owner of a request calls [`Admission::ask`]. The call returns a
-//! [`Permit`], or the row waits. When a permit becomes free for a waiting row, admission enqueues the owner, which decides
-//! again. The owner then calls [`Admission::ask`], which returns the permit, or [`Admission::withdraw`], which gives the
-//! permit to the next row.
+//! [`Permit`], or the row waits. When a permit becomes free for a waiting row, admission enqueues the owner, which
+//! decides again. The owner then calls [`Admission::ask`], which returns the permit, or [`Admission::withdraw`], which
+//! gives the permit to the next row.
 
 mod bucket;
 mod queue;
@@ -24,9 +24,9 @@ pub use self::{
     row::{Ask, Budgets, PER_HOST_LIMIT, State, TOTAL_LIMIT},
 };
 
-/// Time after which an owner that has not used its permit is enqueued again.
+/// Time after which admission enqueues an owner again that has not used its permit.
 const OFFER_AGAIN: Duration = Duration::from_secs(30);
-/// Time after which an unused permit goes to the next row.
+/// Time after which admission gives an unused permit to the next row.
 const OFFER_ENDS: Duration = Duration::from_secs(120);
 
 /// Grants permits to rows with keys of type `K`. Cheap to clone.
@@ -38,14 +38,14 @@ struct Shared<K> {
     queue: Mutex<Queue<K>>,
     /// Enqueues the owner of a row that has a permit.
     offer: Offer<K>,
-    /// Notified when a `rateLimit` or the limit of a host may open at another time than before.
+    /// Notified when the time changes at which a `rateLimit` or the limit of a host opens.
     changed: Notify,
-    /// Cancelled when admission grants no further permits.
+    /// Cancelled when admission stops granting permits.
     closed: CancellationToken,
     began: Instant,
 }
 
-/// The right to have one request in flight, until it is dropped.
+/// The right to have one request in flight. Dropping the permit ends the right.
 pub struct Permit<K: Clone + Eq + Hash> {
     shared: Arc<Shared<K>>,
     key: K,
@@ -62,8 +62,8 @@ pub enum Answer<K: Clone + Eq + Hash> {
 }
 
 impl<K: Clone + Eq + Hash> Admission<K> {
-    /// Creates an admission with these budgets. It grants no permit after `closed` is cancelled. Admission calls `offer` when
-    /// a permit is free for a waiting row; `offer` must not call back.
+    /// Creates an admission with these budgets. Admission grants no permit after `closed` is cancelled. It calls
+    /// `offer` when a permit is free for a waiting row; `offer` must not call the admission.
     pub fn new(budgets: Budgets, closed: CancellationToken, offer: impl Fn(&K, &Ask) + Send + Sync + 'static) -> Self {
         let shared = Shared {
             queue: Mutex::new(Queue::new(budgets)),
@@ -75,7 +75,7 @@ impl<K: Clone + Eq + Hash> Admission<K> {
         Self(Arc::new(shared))
     }
 
-    /// Requests a permit, for a new row, a waiting row, or a row with an offered permit.
+    /// Requests a permit for a new row, a waiting row, or a row with an offered permit.
     pub fn ask(&self, key: &K, ask: Ask) -> Answer<K> {
         let shared = &self.0;
         if shared.closed.is_cancelled() {
@@ -96,7 +96,7 @@ impl<K: Clone + Eq + Hash> Admission<K> {
         Answer::Queued(waited)
     }
 
-    /// Removes a row that is no longer needed. A request in flight continues.
+    /// Removes a row that the owner no longer needs. A request in flight continues.
     pub fn withdraw(&self, key: &K) {
         let mut queue = self.0.queue.lock();
         if queue.state(key).is_some_and(|(state, _)| state != State::Sent) {
@@ -105,7 +105,7 @@ impl<K: Clone + Eq + Hash> Admission<K> {
         }
     }
 
-    /// Returns an offered permit that the owner does not use. A waiting row keeps waiting.
+    /// Removes a row whose permit the owner does not use. A waiting row keeps waiting.
     pub fn decline(&self, key: &K) {
         let mut queue = self.0.queue.lock();
         if queue.state(key).is_some_and(|(state, _)| state == State::Offered) {
@@ -119,8 +119,8 @@ impl<K: Clone + Eq + Hash> Admission<K> {
         self.0.queue.lock().state(key).map(|(state, _)| state)
     }
 
-    /// Grants permits when a `rateLimit` or the limit of a host opens, and repeats unused offers. After the admission is closed, it removes the
-    /// waiting rows and never returns: supervision treats a task that ends as failed.
+    /// Grants permits when a `rateLimit` or the limit of a host opens, and repeats unused offers. After admission is
+    /// closed, removes the waiting rows and never returns: supervision treats a task that ends as failed.
     pub async fn run(self) {
         let shared = self.0;
         let mut offer_again = shared.now() + OFFER_AGAIN;
@@ -128,7 +128,7 @@ impl<K: Clone + Eq + Hash> Admission<K> {
             let now = shared.now();
             let opens = {
                 let mut queue = shared.queue.lock();
-                // Reads all rows, so not each time that a limit opens.
+                // `offer_again` reads all rows, so it does not run each time that a limit opens.
                 if now >= offer_again {
                     shared.offer_again(&mut queue, now);
                     offer_again = now + OFFER_AGAIN;
@@ -159,7 +159,8 @@ impl<K: Clone + Eq + Hash> Shared<K> {
         now().duration_since(self.began)
     }
 
-    /// Grants free permits and enqueues the owners, except the caller `asks`, which gets its permit as the result.
+    /// Grants free permits and enqueues the owners of the rows. Does not enqueue the caller `asks`, because the caller
+    /// gets the permit directly.
     fn admit(&self, queue: &mut Queue<K>, asks: Option<&K>) {
         if self.closed.is_cancelled() {
             return;
@@ -191,13 +192,13 @@ impl<K: Clone + Eq + Hash> Permit<K> {
         &self.host
     }
 
-    /// How long the request has waited for the permit.
+    /// Returns how long the request has waited for the permit.
     pub fn waited(&self) -> Duration {
         self.waited
     }
 
-    /// Records that a request has ended: `served` is false if the host did not respond, or responded that it cannot serve now
-    /// (429 or 5xx).
+    /// Records the end of a request. `served` is false if the host did not respond, or responded that it cannot serve
+    /// now (429 or 5xx).
     pub fn ended(&self, served: bool) {
         self.shared.queue.lock().end(&self.host, served);
     }
@@ -274,7 +275,7 @@ mod tests {
         assert!(offered.lock().is_empty(), "the caller gets the permit as the result");
         drop(first);
         assert_eq!(*offered.lock(), [2]);
-        // The second row is withdrawn, so the third is next.
+        // The second row no longer wants its permit, so the third row gets it.
         admission.withdraw(&2);
         assert_eq!(*offered.lock(), [2, 3]);
         assert!(permit(admission.ask(&3, ask())).is_some());

@@ -1,9 +1,9 @@
-//! Decides which request is sent next. Pure: the rows, the permits in use and the time are inputs.
+//! Decides which request the broker sends next. Pure: the rows, the permits in use and the time are inputs.
 //!
-//! A free permit goes to the row of the best class. Within a class it goes to the namespace with the fewest permits at the
-//! host, then to the namespace whose turn it is, and there to the row with the earliest due time. Every second permit of a
-//! host ignores the class: it goes to the namespace whose turn it is, and there to the oldest row if that row has waited for
-//! a minute. So no class, no namespace and no row starves.
+//! A free permit goes to the row of the best class. Within a class, the permit goes to the namespace with the fewest
+//! permits at the host, then to the namespace whose turn it is, and there to the row with the earliest due time. Every
+//! second permit of a host ignores the class: the permit goes to the namespace whose turn it is, and there to the
+//! oldest row if that row has waited for a minute. So no class, no namespace and no row starves.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::policy::urgency::Class;
 
-/// After this time, a row is served before better classes, on every second permit.
+/// A row that has waited for this time precedes better classes, on every second permit.
 const LONG_WAIT: Duration = Duration::from_secs(60);
 
 struct Row {
@@ -29,7 +29,7 @@ struct Row {
     state: State,
     /// Time at which the row entered this state.
     since: Duration,
-    /// Time at which the request was asked for.
+    /// Time at which the owner requested the permit.
     asked: Duration,
     /// Sequence number of the row's arrival.
     number: u64,
@@ -47,7 +47,7 @@ struct Flow<K> {
 }
 
 impl<K> Flow<K> {
-    /// Whether a request waits whose last attempt failed: the worst class is the last one.
+    /// Whether a request waits whose last attempt failed. Such a request has the worst class, so it is the last one.
     fn repeats(&self) -> bool {
         self.by_need.last_key_value().is_some_and(|(need, _)| need.0 == Class::Retry)
     }
@@ -55,9 +55,9 @@ impl<K> Flow<K> {
 
 struct Host<K> {
     used: usize,
-    /// Number of permits granted so far.
+    /// Number of permits that the host has granted so far.
     given: u64,
-    /// The limit of repeated requests while the host serves none.
+    /// The limit of repeated requests to this host after a failure.
     retry_limit: RetryLimit,
     /// Waiting rows by provider and namespace.
     flows: HashMap<FlowKey, Flow<K>>,
@@ -69,7 +69,7 @@ struct Host<K> {
 struct Share {
     used: usize,
     waiting: usize,
-    /// Number of the namespace's last permit; 0 before the first.
+    /// Sequence number of the namespace's last permit; 0 before the first.
     served: u64,
 }
 
@@ -78,15 +78,15 @@ pub struct Queue<K> {
     budgets: Budgets,
     rows: HashMap<K, Row>,
     hosts: HashMap<Arc<str>, Host<K>>,
-    /// Permits in use by namespace.
+    /// Number of permits in use by namespace.
     namespaces: HashMap<Arc<str>, usize>,
     used: usize,
     buckets: HashMap<Arc<str>, Bucket>,
-    /// The last number given to a row or permit.
+    /// The last sequence number that a row or permit got.
     last: u64,
 }
 
-/// The best row of a flow and its rank. The lowest rank is served next.
+/// The best row of a flow and its rank. The row with the lowest rank is next.
 type Candidate<'a, K> = ((bool, Class, usize, usize, u64, Timestamp, u64), &'a K);
 
 impl<K: Clone + Eq + Hash> Queue<K> {
@@ -103,13 +103,13 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         }
     }
 
-    /// The state of the row of `key`, and when the row entered it.
+    /// Returns the state of a row, and the time at which the row entered this state.
     pub fn state(&self, key: &K) -> Option<(State, Duration)> {
         self.rows.get(key).map(|row| (row.state, row.since))
     }
 
-    /// Adds a row, or changes the request of a waiting row, which keeps its age. A row with a permit keeps the permit if it
-    /// fits the new request.
+    /// Adds a row, or changes the request of a waiting row, which keeps its age. A row with a permit keeps the permit
+    /// if the permit fits the new request.
     pub fn ask(&mut self, key: &K, mut ask: Ask, now: Duration) {
         let mut age = None;
         match self.rows.get(key) {
@@ -143,7 +143,8 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         self.rows.insert(key.clone(), Row { ask, state: State::Queued, since, asked: since, number });
     }
 
-    /// Removes a row that is no longer needed, frees its permit and refunds its charge. A request in flight continues.
+    /// Removes a row that the owner no longer needs, frees its permit and refunds its charge. A request in flight
+    /// continues.
     pub fn withdraw(&mut self, key: &K) {
         match self.rows.get(key).map(|row| row.state) {
             None | Some(State::Sent) => {}
@@ -166,7 +167,8 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         }
     }
 
-    /// Marks a row with an offered permit as in flight, and returns how long it has waited. `None`: the row has no permit.
+    /// Marks a row with an offered permit as in flight, and returns how long the row has waited. `None` if the row has
+    /// no permit.
     pub fn send(&mut self, key: &K, now: Duration) -> Option<Duration> {
         let row = self.rows.get_mut(key).filter(|row| row.state == State::Offered)?;
         (row.state, row.since) = (State::Sent, now);
@@ -196,20 +198,20 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         self.tidy(&row.ask);
     }
 
-    /// Records the end of a request to `host`: whether the host served it.
+    /// Records the end of a request to `host`. `served` is true if the host served the request.
     pub fn end(&mut self, host: &str, served: bool) {
         if let Some(host) = self.hosts.get_mut(host) {
             host.retry_limit.end(served);
         }
     }
 
-    /// Counts a further request of a row in flight against its provider's `rateLimit`.
+    /// Counts a further request of a row in flight against the `rateLimit` of its provider.
     pub fn charge(&mut self, key: &K, now: Duration) {
         let Some(Row { ask: Ask { provider, limit: Some(limit), .. }, .. }) = self.rows.get(key) else { return };
         bucket(&mut self.buckets, provider, *limit).charge(now);
     }
 
-    /// Grants free permits to rows as long as possible, and returns their keys.
+    /// Grants free permits to rows until no row can get one, and returns the keys of these rows.
     pub fn admit(&mut self, now: Duration) -> Vec<K> {
         let mut admitted = vec![];
         while self.used < self.budgets.total {
@@ -220,7 +222,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         admitted
     }
 
-    /// The next time after `now` at which a `rateLimit` or the limit of a host allows a row.
+    /// Returns the next time after `now` at which a `rateLimit` or the limit of a host allows a row.
     pub fn opens_after(&self, now: Duration) -> Option<Duration> {
         let hosts = self.hosts.values().filter(|host| host.used < self.budgets.host);
         let flows = hosts.flat_map(|host| host.flows.iter().map(move |(key, flow)| (host, key, flow)));
@@ -231,24 +233,25 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         opens.filter(|at| *at > now).min()
     }
 
-    /// The rows with a permit that was offered before `before` and is unused.
+    /// Returns the rows whose permit was offered before `before` and is unused.
     pub fn unused_since(&self, before: Duration) -> Vec<K> {
         let unused = |row: &Row| row.state == State::Offered && row.since < before;
         self.rows.iter().filter(|(_, row)| unused(row)).map(|(key, _)| key.clone()).collect()
     }
 
-    /// Removes all waiting rows, at the end of the broker.
+    /// Removes all waiting rows, when the broker stops.
     pub fn clear(&mut self) {
         let waiting = self.rows.iter().filter(|(_, row)| row.state != State::Sent).map(|(key, _)| key.clone());
         waiting.collect::<Vec<_>>().iter().for_each(|key| self.withdraw(key));
     }
 
-    /// The request of the row of `key`.
+    /// Returns the request of a row.
     pub fn asked(&self, key: &K) -> Option<&Ask> {
         self.rows.get(key).map(|row| &row.ask)
     }
 
-    /// Lets a row share the names of the rows that wait at the same host: there may be tens of thousands of them.
+    /// Replaces the names in `ask` by the shared names of the rows that wait at the same host: tens of thousands of
+    /// rows may wait.
     fn share_names(&self, ask: &mut Ask) {
         let Some((name, host)) = self.hosts.get_key_value(&ask.host) else { return };
         ask.host = name.clone();
@@ -278,7 +281,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         }
     }
 
-    /// Removes the namespace and the host if they have neither rows nor permits.
+    /// Removes the namespace and the host of `ask` if they have neither rows nor permits.
     fn tidy(&mut self, ask: &Ask) {
         if let Some(host) = self.hosts.get_mut(&ask.host) {
             if host.namespaces.get(&ask.namespace).is_some_and(|share| share.used == 0 && share.waiting == 0) {
@@ -296,9 +299,9 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         Some(known.unwrap_or_else(|| Bucket::new(limit)))
     }
 
-    /// The row to serve next.
+    /// Returns the row that gets the next permit.
     fn best(&self, now: Duration) -> Option<K> {
-        // For the last permits, a namespace's total counts, not only its permits at the host.
+        // For the last permits, a namespace's total counts instead of its permits at the host.
         let tight = self.used + self.budgets.reserve >= self.budgets.total;
         let open = self.hosts.values().filter(|host| host.used < self.budgets.host && !host.flows.is_empty());
         let candidates = open.flat_map(|host| {
@@ -369,7 +372,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
     }
 }
 
-/// The bucket of a provider. Replaces a bucket with another limit.
+/// Returns the bucket of a provider. Replaces a bucket that has another limit.
 fn bucket<'a>(buckets: &'a mut HashMap<Arc<str>, Bucket>, provider: &Arc<str>, limit: Limit) -> &'a mut Bucket {
     let bucket = buckets.entry(provider.clone()).or_insert_with(|| Bucket::new(limit));
     if bucket.limit != limit {
@@ -378,7 +381,7 @@ fn bucket<'a>(buckets: &'a mut HashMap<Arc<str>, Bucket>, provider: &Arc<str>, l
     bucket
 }
 
-/// Whether a permit for one request also fits the other.
+/// Whether a permit for one request also fits the other request.
 fn same_permit(one: &Ask, other: &Ask) -> bool {
     (&one.namespace, &one.host, &one.provider, one.limit)
         == (&other.namespace, &other.host, &other.provider, other.limit)

@@ -1,17 +1,17 @@
-//! How fast requests are repeated at a host that serves none. Pure: the time is an input.
+//! Limits how fast the broker repeats requests to a host that serves none. Pure: the time is an input.
 
 use std::time::Duration;
 
 use super::bucket::{Bucket, Limit};
 
-/// Repeated requests to a host whose last response was a failure: so many a second on average, and so many at once.
+/// Repeated requests per second to a host whose last response was a failure; also the burst.
 const PER_SECOND: u32 = 10;
 
-/// The limit of the repeated requests to one host. If a provider fails for thousands of credentials, each of them may try
-/// again in turn, but not all of them every few minutes: each attempt costs the provider a request, and the API server a
-/// write of a status. The first response of the host that is no failure ends the limit.
+/// The limit of the repeated requests to one host. If a provider fails for thousands of credentials, each attempt costs
+/// the provider a request, and the API server a write of a status. So the credentials retry in turn, not all of them
+/// every few minutes. The host's first response without a failure ends the limit.
 pub(super) struct RetryLimit {
-    /// Whether the host has served the last request that ended.
+    /// Whether the host served the last request that ended.
     serves: bool,
     repeated: Bucket,
 }
@@ -23,12 +23,12 @@ impl Default for RetryLimit {
 }
 
 impl RetryLimit {
-    /// Records the end of a request: whether the host has served it.
+    /// Records the end of a request. `served` is true if the host served the request.
     pub(super) fn end(&mut self, served: bool) {
         self.serves = served;
     }
 
-    /// Time at which the next repeated request may be sent.
+    /// Returns the time at which the broker may send the next repeated request.
     pub(super) fn opens_at(&self) -> Duration {
         if self.serves { Duration::ZERO } else { self.repeated.opens_at() }
     }
@@ -38,7 +38,7 @@ impl RetryLimit {
         self.repeated.charge(now);
     }
 
-    /// Refunds a repeated request that was not sent.
+    /// Refunds a repeated request that the broker did not send.
     pub(super) fn refund(&mut self) {
         self.repeated.refund();
     }

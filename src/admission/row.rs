@@ -1,4 +1,4 @@
-//! What a row of the admission holds, and the budgets.
+//! The content of a row of the admission, and the budgets.
 
 use std::sync::Arc;
 
@@ -13,14 +13,14 @@ pub const PER_HOST_LIMIT: usize = 32;
 /// Maximum number of requests in flight in total.
 pub const TOTAL_LIMIT: usize = 128;
 
-/// Limits of the requests in flight.
+/// Maximum numbers of requests in flight.
 #[derive(Clone, Copy, Debug)]
 pub struct Budgets {
-    /// Maximum number in total.
+    /// Maximum number of requests in flight in total.
     pub total: usize,
-    /// Maximum number to one host and port.
+    /// Maximum number of requests in flight to one host and port.
     pub host: usize,
-    /// Permits of [`Self::total`] that a namespace with half of the total never gets.
+    /// Number of permits that are reserved for namespaces with less than half of [`Self::total`].
     pub reserve: usize,
 }
 
@@ -43,9 +43,9 @@ pub struct Ask {
     pub provider: Arc<str>,
     /// The provider's `rateLimit`; `None` without a limit.
     pub limit: Option<Limit>,
-    /// The urgency class: better classes are served first.
+    /// The urgency class. A row of a better class is served first.
     pub class: Class,
-    /// The due time: earlier rows of a class are served first.
+    /// The due time. Within a class, the row with the earliest due time is served first.
     pub due: Timestamp,
 }
 
@@ -54,7 +54,7 @@ pub struct Ask {
 pub enum State {
     /// The row waits for a permit.
     Queued,
-    /// The row has a permit, and its owner decides again whether to send the request.
+    /// The row has a permit. The row's owner decides again whether to send the request.
     Offered,
     /// The request is in flight.
     Sent,

@@ -16,13 +16,14 @@ pub(super) struct Election {
     pub(super) seen: Option<Seen>,
 }
 
-/// The last version of the lease that this replica read or wrote, and when it first saw this version.
+/// The last version of the lease that this replica read or wrote, and the time at which this replica first saw the
+/// version.
 pub(super) struct Seen {
     pub(super) lease: Lease,
     since: Instant,
 }
 
-/// The step that is allowed now.
+/// The next step of the election.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// No lease exists: create it.
@@ -40,8 +41,8 @@ impl Election {
         Self { identity, seen: None }
     }
 
-    /// Records a lease. Every write to the lease counts as a renewal, regardless of its times, even a user's change of a
-    /// label. Such a change only delays a take-over, but a missed renewal would lead to two leaders.
+    /// Records a lease. Every write to the lease counts as a renewal, regardless of the times in it, even a user's
+    /// change of a label. A user's change only delays a take-over, but a missed renewal would lead to two leaders.
     pub(super) fn see(&mut self, lease: Option<Lease>, now: Instant) {
         let since = match (&self.seen, &lease) {
             (Some(seen), Some(lease)) if seen.lease.resource_version() == lease.resource_version() => seen.since,
@@ -60,8 +61,9 @@ impl Election {
         }
     }
 
-    /// The lease to write for `step`, with the resourceVersion that was read. `now` is only for readers, but must differ from
-    /// the old value: an update without a change gets no new resourceVersion, so other replicas would not see it.
+    /// Returns the lease to write for `step`, with the resourceVersion that was read. `now` is only for readers, but
+    /// must differ from the old value: an update without a change gets no new resourceVersion, so other replicas would
+    /// not see the renewal.
     pub(super) fn claim(&self, step: Step, name: &str, now: MicroTime) -> Lease {
         let mut lease = match &self.seen {
             Some(seen) => seen.lease.clone(),
@@ -87,7 +89,7 @@ pub(super) fn holder(lease: &Lease) -> Option<&str> {
     lease.spec.as_ref()?.holder_identity.as_deref().filter(|holder| !holder.is_empty())
 }
 
-/// The duration that the lease names, otherwise [`DURATION`].
+/// Returns the duration in the lease; [`DURATION`] if the lease has none.
 fn duration(lease: &Lease) -> Duration {
     let seconds = lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds).unwrap_or(0);
     match u64::try_from(seconds) {
@@ -96,7 +98,8 @@ fn duration(lease: &Lease) -> Duration {
     }
 }
 
-/// The lease without a holder, so that another replica can take it immediately. The API server requires a duration above zero.
+/// Returns the lease without a holder, so that another replica can take it immediately. The API server requires a
+/// duration above zero.
 pub(super) fn released(mut lease: Lease, now: MicroTime) -> Lease {
     let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
     spec.holder_identity = None;
@@ -162,7 +165,7 @@ mod tests {
     fn another_replicas_lease_expires_one_duration_after_its_last_observed_change() {
         let now = monotonic();
         let mut election = election();
-        // Its own renewTime of 1970 is ignored.
+        // The election ignores the renewTime in the lease, which is in 1970.
         election.see(Some(lease(Some("other"), "1", 0)), now);
         assert_eq!(election.step(now), Step::Wait);
         election.see(Some(lease(Some("other"), "1", 0)), now + 14 * SECOND);

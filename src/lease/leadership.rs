@@ -1,4 +1,4 @@
-//! Whether this replica leads, for the rest of the broker.
+//! Reports to the rest of the broker whether this replica leads.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +18,7 @@ pub struct Leadership(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     term: Mutex<Term>,
-    /// Number of times that this replica took the lease.
+    /// How many times this replica took the lease.
     tenure: AtomicU64,
     announced: watch::Sender<Standing>,
 }
@@ -28,7 +28,7 @@ struct Shared {
 pub struct Standing {
     /// Whether this replica leads.
     pub leads: bool,
-    /// Number of terms that ended and were renewed before their end was announced.
+    /// Number of terms that ended and were renewed before [`Leadership::changes`] announced the end.
     lapses: u64,
 }
 
@@ -46,12 +46,12 @@ impl Default for Leadership {
 }
 
 impl Leadership {
-    /// A leadership without a term, for [`run`](super::run).
+    /// Creates a leadership without a term, for [`run`](super::run).
     pub fn new() -> Self {
         Self::with(Term::None)
     }
 
-    /// A leadership that never ends, for `--leader-elect=false`.
+    /// Creates a leadership that never ends, for `--leader-elect=false`.
     pub fn always() -> Self {
         Self::with(Term::Always)
     }
@@ -62,13 +62,14 @@ impl Leadership {
         Self(Arc::new(Shared { term: Mutex::new(term), tenure: AtomicU64::new(0), announced }))
     }
 
-    /// Whether this replica leads at this moment. Call it immediately before an action that only the leader may take.
+    /// Whether this replica leads at this moment. The caller checks this immediately before an action that only the
+    /// leader may take.
     pub fn is_leader(&self) -> bool {
         !self.time_left().is_zero()
     }
 
-    /// The time that this replica still leads if no renewal succeeds: zero if it does not lead, [`Duration::MAX`] if it
-    /// always leads.
+    /// Returns the time for which this replica still leads if no renewal succeeds: zero if it does not lead,
+    /// [`Duration::MAX`] if it always leads.
     pub fn time_left(&self) -> Duration {
         match self.term() {
             Term::None => Duration::ZERO,
@@ -77,16 +78,16 @@ impl Leadership {
         }
     }
 
-    /// Whether no other replica can lead before a request of at most `request` has ended. A fresh lease allows a request
-    /// that takes longer than the lease: the claim protects refresh tokens in that case.
+    /// Whether no other replica can lead before a request of at most the duration `request` has ended. A fresh lease
+    /// also allows a request that takes longer than the lease: the claim then protects refresh tokens.
     pub fn leads_for(&self, request: Duration) -> bool {
         let spare = DURATION - RENEW_DEADLINE;
         let left = self.time_left();
         !left.is_zero() && left.saturating_add(spare) >= request.min(RENEW_DEADLINE)
     }
 
-    /// Number of times that this replica took a free or expired lease. While this number does not change, no other replica
-    /// has led, even if [`Self::is_leader`] was false meanwhile.
+    /// Returns how many times this replica took a free or expired lease. While this number does not change, no other
+    /// replica has led, even if [`Self::is_leader`] was false meanwhile.
     pub fn tenure(&self) -> u64 {
         self.0.tenure.load(Ordering::Acquire)
     }
@@ -95,9 +96,10 @@ impl Leadership {
         self.0.tenure.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Announces the begin and the end of leadership, also when a term expires. A term that expired and was renewed before
-    /// its end was announced is also a change: a reconcile may have seen the lapse and done nothing. After a stopped process
-    /// continues, [`Self::is_leader`] is right immediately. This channel follows when [`run`](super::run) runs again.
+    /// Announces the begin and the end of leadership, including the expiry of a term. The channel also announces a term
+    /// that expired and was renewed in between: a reconcile may have seen the lapse and done nothing. When a stopped
+    /// process continues, [`Self::is_leader`] is right immediately; this channel is right when [`run`](super::run) runs
+    /// again.
     pub fn changes(&self) -> watch::Receiver<Standing> {
         self.0.announced.subscribe()
     }
@@ -111,7 +113,7 @@ impl Leadership {
         self.announce(matches!(before, Term::Until(end) if end <= monotonic()));
     }
 
-    /// `lapsed`: the previous term had ended.
+    /// Announces the current state. `lapsed` is true if the previous term had ended.
     fn announce(&self, lapsed: bool) {
         let leads = self.is_leader();
         let mut before = false;
@@ -133,7 +135,7 @@ impl Leadership {
     pub(super) async fn announce_ends(&self) -> Infallible {
         let mut changes = self.changes();
         loop {
-            // The sender lives as long as `self`, so the wait ends only after a change.
+            // `self` holds the sender, so the wait ends only after a change.
             let _ = changes.wait_for(|standing| standing.leads).await;
             if let Term::Until(end) = self.term() {
                 sleep_until(end).await;
@@ -157,7 +159,7 @@ mod tests {
         leadership.set(Term::Until(monotonic() + RENEW_DEADLINE));
         assert!(leadership.is_leader() && leadership.changes().borrow().leads);
         assert_eq!(leadership.time_left(), RENEW_DEADLINE);
-        // As in a process that was stopped for a minute: no change has been announced.
+        // The same happens in a process that was stopped for a minute. No change was announced.
         advance(Duration::from_secs(60)).await;
         assert!(!leadership.is_leader());
         assert_eq!(leadership.time_left(), Duration::ZERO);
@@ -180,7 +182,8 @@ mod tests {
     async fn a_request_is_admitted_only_while_the_lease_outlasts_it() {
         let leadership = Leadership::new();
         assert!(!leadership.leads_for(Duration::ZERO));
-        // The longest request, and how long after the last renewal it may begin: another replica takes over after 15 s.
+        // For each request duration: the latest time after a renewal at which the request may begin. Another replica
+        // takes over after 15 s.
         for (request, last) in [(1, 9_999), (6, 9_000), (8, 7_000), (10, 5_000), (30, 5_000)] {
             let request = Duration::from_secs(request);
             leadership.set(Term::Until(monotonic() + RENEW_DEADLINE));

@@ -1,21 +1,22 @@
 //! Leader election on a `coordination.k8s.io/v1` Lease: which replica may spend refresh tokens.
 //!
-//! If two replicas refresh one rotating token, the provider may revoke the grant. So at most one replica sends requests.
-//! The lease is a hint that makes collisions rare. The claim on the grant Secret is the fence that makes them harmless.
+//! If two replicas refresh one rotating token, the provider may revoke the grant. So at most one replica sends
+//! requests. The lease makes collisions rare. The claim on the grant Secret makes collisions harmless.
 //!
-//! This module implements client-go's algorithm. kube-lease-manager 0.13 is no alternative: it writes by patch without a
-//! resourceVersion, trusts other hosts' clocks, and still reports "leader" while it has no connection to the API server.
+//! This module implements client-go's algorithm. kube-lease-manager 0.13 is no alternative: it writes by patch without
+//! a resourceVersion, trusts other hosts' clocks, and still reports "leader" while it has no connection to the API
+//! server.
 //! - Every write is an update with the resourceVersion that was read. If two replicas take the lease, one write fails.
-//! - Another replica's lease has expired when *this* replica has seen no change of it for its duration, by its own
-//!   monotonic clock. The times in the lease are only for readers.
+//! - A replica treats another replica's lease as expired after it has seen no change of the lease for the lease's
+//!   duration. It measures this time with its own monotonic clock. The times in the lease are only for readers.
 //! - [`Leadership::is_leader`] compares the end of the term with the clock at each call. A process that was stopped and
-//!   continues is therefore not the leader before any other code of it runs.
+//!   continues is therefore not the leader before any other code of the process runs.
 //!
-//! A replica leads until [`RENEW_DEADLINE`] after the *start* of its last successful renewal. Another replica takes over at
-//! the earliest [`DURATION`] after it saw the result of that renewal, which is later than the start. The 5 s in between
-//! cover requests in flight, the API server's watch delay, and clock drift. A longer margin gains nothing: a replica that
-//! cannot renew the lease cannot publish a token either. (If a machine sleeps and its monotonic clock sleeps with it, only
-//! the fence protects the token.)
+//! A replica leads until [`RENEW_DEADLINE`] after the *start* of its last successful renewal. Another replica takes
+//! over at the earliest [`DURATION`] after it saw the result of that renewal, which is later than the start. The 5 s in
+//! between cover requests in flight, the API server's watch delay, and clock drift. A longer margin gains nothing: a
+//! replica that cannot renew the lease cannot publish a token either. (If a machine sleeps and its monotonic clock
+//! sleeps with it, only the claim protects the token.)
 //!
 //! The broker needs the verbs get, create and update on leases in the lease's namespace.
 
@@ -46,22 +47,22 @@ use self::leadership::Term;
 /// Default name of the Lease, see `--lease-name`.
 pub const NAME: &str = "mail-token-broker";
 
-/// Time that other replicas wait after the last change they saw; client-go's default.
+/// Time that other replicas wait after the last change of the Lease that they saw; client-go's default.
 pub const DURATION: Duration = Duration::from_secs(15);
 
 /// Time that a replica leads after the start of its last successful renewal; client-go's default.
 pub const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Time from one renewal to the next: a failed renewal can be repeated before the deadline.
+/// Time between two renewals. A replica can repeat a failed renewal before [`RENEW_DEADLINE`].
 const RENEW_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Time between two reads by a standby. It bounds the time without a leader after a release.
+/// Time between two reads by a standby. This time bounds the time without a leader after a release.
 const STANDBY_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Time limit of one request to the API server. Two requests and a pause fit between a renewal and the deadline.
+/// Time limit of one request to the API server. Two requests and a pause fit between a renewal and [`RENEW_DEADLINE`].
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// First pause after a failure. It doubles up to [`LONGEST_PAUSE`].
+/// First pause after a failure. Each further pause is twice as long, up to [`LONGEST_PAUSE`].
 const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// Longest pause after failures: short, so that a replica renews or takes the lease soon after an outage of the API server.
@@ -80,12 +81,13 @@ pub struct Candidacy {
     /// Unique identity of this replica, for example its pod's name and uid. A replica that finds its identity in the Lease
     /// treats the Lease as its own.
     pub identity: String,
-    /// Key and value of the Lease's annotation with the namespaces that its holder serves. All replicas of one
+    /// Key and value of the Lease's annotation that names the namespaces of its holder. All replicas of one
     /// installation have the same value.
     pub serves: (&'static str, String),
 }
 
-/// Takes part in the election until `shutdown`, then releases the lease. Errors of the API server never end it.
+/// Takes part in the election until `shutdown`, then releases the lease. Errors of the API server do not end the
+/// election.
 pub async fn run(client: Client, candidacy: Candidacy, leadership: Leadership, shutdown: CancellationToken) {
     let Candidacy { namespace, name, identity, serves } = candidacy;
     let mut candidate = Candidate {
@@ -148,8 +150,8 @@ impl Candidate {
         }
     }
 
-    /// Reads the lease unless this replica holds it, then creates, takes or renews it. After a conflict, re-reads the lease
-    /// once and retries, because the step depends on the new holder.
+    /// Reads the lease unless this replica holds it. Then creates, takes or renews it. After a conflict, reads the
+    /// lease again and retries once, because the step depends on the new holder.
     async fn attempt(&mut self) -> Result<(), CallError> {
         if self.election.step(monotonic()) != Step::Renew {
             self.read().await?;
@@ -173,7 +175,7 @@ impl Candidate {
         Ok(())
     }
 
-    /// Logs the other replica that holds the lease, each time that the holder changes.
+    /// Logs the replica that holds the lease each time that another replica takes it.
     fn notice_holder(&mut self) {
         let Some(lease) = self.election.seen.as_ref().map(|seen| &seen.lease) else { return };
         let Some(holder) = holder(lease).filter(|holder| *holder != self.holder) else { return };
@@ -246,7 +248,7 @@ impl Candidate {
         }
     }
 
-    /// Reads the lease first: a renewal may have been interrupted, so its result is unknown.
+    /// Releases the lease. Reads the lease first: a renewal may have been interrupted, so its result is unknown.
     async fn try_release(&mut self) -> Result<(), CallError> {
         loop {
             self.read().await?;
@@ -287,7 +289,8 @@ fn monotonic() -> Instant {
     Instant::now()
 }
 
-/// Adds up to a quarter, so that replicas do not send requests in step. The seed of a hash map is random enough.
+/// Adds up to a quarter to a pause, so that replicas do not send requests in step. The seed of a hash map is random
+/// enough.
 fn jittered(pause: Duration) -> Duration {
     let random = RandomState::new().build_hasher().finish() % 1000;
     pause + pause.mul_f64(random as f64 / 4000.0)

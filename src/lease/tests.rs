@@ -58,7 +58,7 @@ impl Server {
             (&Method::PUT, Some(lease), Some(sent)) if sent.resource_version() != lease.resource_version() => {
                 failure(409, "Conflict")
             }
-            // Like the real API server: an unchanged object keeps its version.
+            // The real API server does the same: an unchanged object keeps its version.
             (&Method::PUT, Some(lease), Some(sent)) if sent.spec == lease.spec => success(lease),
             (&Method::POST, None, Some(mut sent)) | (&Method::PUT, Some(_), Some(mut sent)) => {
                 let version = self.version.fetch_add(1, Ordering::SeqCst).to_string();
@@ -161,7 +161,7 @@ async fn a_leader_that_is_cut_off_stops_before_another_starts() {
     assert!(stopped - start <= RENEW_DEADLINE, "{:?}", stopped - start);
     assert!(started - stopped >= DURATION - RENEW_DEADLINE, "{:?}", started - stopped);
 
-    // The stopped replica continues and finds its lease taken.
+    // The stopped replica continues. Another replica has taken its lease.
     leader.link.cut.store(false, Ordering::SeqCst);
     for _ in 0..600 {
         sleep(SECOND / 10).await;

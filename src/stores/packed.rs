@@ -1,21 +1,22 @@
-//! Objects in little memory: their JSON, compressed with the text of typical objects as the dictionary.
+//! Packs objects to save memory: compresses their JSON with the text of typical objects as the dictionary.
 
 use std::sync::Arc;
 
 use lz4_flex::block::{compress_prepend_size_with_dict, decompress_size_prepended_with_dict};
 use serde::{Serialize, de::DeserializeOwned};
 
-/// What most objects have in common, in the order of the fields. An object with other content only takes more memory.
+/// Text that most objects have in common, in the order of the fields. An object with other content only takes more
+/// memory.
 const DICTIONARY: &[u8] = include_bytes!("dictionary.txt");
 
-/// Packs an object; `None` where it cannot be serialised.
+/// Packs an object; `None` if the object cannot be serialised.
 pub(super) fn pack(object: &impl Serialize) -> Option<Box<[u8]>> {
     let text = serde_json::to_vec(object).ok()?;
-    // Copied: the allocator keeps a larger piece of memory where a vector shrinks by less than half.
+    // Copy the result: if a vector shrinks by less than half, the allocator keeps the larger piece of memory.
     Some(compress_prepend_size_with_dict(&text, DICTIONARY).as_slice().into())
 }
 
-/// The object that was packed; `None` where another version of the type packed it.
+/// Unpacks an object; `None` if the bytes do not fit the type.
 pub(super) fn unpack<K: DeserializeOwned>(packed: &[u8]) -> Option<Arc<K>> {
     let text = decompress_size_prepended_with_dict(packed, DICTIONARY).ok()?;
     serde_json::from_slice(&text).ok().map(Arc::new)
@@ -35,7 +36,7 @@ mod tests {
 
     use super::*;
 
-    /// As the API server returns an object with this number.
+    /// Metadata as the API server returns it, for the object with this number.
     fn identity(number: u64) -> ObjectMeta {
         ObjectMeta {
             name: Some(format!("mailbox-{number:05}")),
@@ -108,7 +109,7 @@ mod tests {
         assert!(unpack::<MailCredential>(b"other").is_none());
     }
 
-    /// The budget of a credential at rest is 3 KiB, with the index, the queue and what the allocator adds.
+    /// A credential at rest may take 3 KiB, including the index, the queue and the allocator's overhead.
     #[test]
     fn a_typical_object_takes_a_third_of_its_text() {
         let sizes = |number| {

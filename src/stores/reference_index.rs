@@ -1,4 +1,4 @@
-//! An index of references: finds the objects that depend on a changed one.
+//! An index of references: finds the objects to enqueue when an object to which they refer changes.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -21,29 +21,32 @@ use crate::{
     policy::observed::target_name,
 };
 
-/// What follows the credential's name in the name of its grant Secret.
+/// The suffix that a grant Secret's name adds to the credential's name.
 const GRANT_SUFFIX: &str = "-grant";
 
-/// Which credentials depend on a provider, want a target or read a source, and which providers read one.
+/// The references of credentials to providers, target Secrets, source Secrets and grant Secrets, and of providers to
+/// source Secrets.
 #[derive(Default)]
 pub struct ReferenceIndex {
     credentials_of_provider: RwLock<Relation<ProviderKey, ObjectKey>>,
-    /// Those alone whose target has another name than they have.
+    /// Only credentials whose target Secret has another name than the credential.
     credentials_of_target: RwLock<Relation<ObjectKey, ObjectKey>>,
     credentials_of_secret: RwLock<Relation<ObjectKey, ObjectKey>>,
     providers_of_secret: RwLock<Relation<ObjectKey, ProviderKey>>,
-    /// Those alone whose grant Secret has a name from which theirs cannot be read.
+    /// Only credentials whose name cannot be derived from the name of their grant Secret.
     credentials_of_grant: RwLock<Relation<ObjectKey, ObjectKey>>,
-    /// Names of the credentials of a ClusterMailProvider, by namespace: its labels concern them.
+    /// Names of the credentials that use a ClusterMailProvider, by namespace. A change of the namespace's labels
+    /// enqueues them.
     credentials_of_namespace: RwLock<HashMap<String, HashSet<String>>>,
-    /// Names of the credentials whose grant begins with a seed, by namespace.
+    /// Names of the credentials with `grant.refreshToken`, by namespace.
     seeded_of_namespace: RwLock<HashMap<String, HashSet<String>>>,
-    /// Credentials by the Secrets that are labelled as theirs under another name than their own.
+    /// Only Secrets that a label assigns to a credential and that have neither the credential's name nor the name of
+    /// its grant Secret.
     owners_of_secret: RwLock<Relation<ObjectKey, ObjectKey>>,
 }
 
 impl ReferenceIndex {
-    /// Notes what a credential refers to. Returns whether it is the first credential of its provider.
+    /// Stores the references of a credential. Returns whether the credential is the first of its provider.
     pub fn credential(&self, credential: &MailCredential) -> bool {
         let namespace = credential.namespace().unwrap_or_default();
         let first = !self.is_used(&ProviderKey::of(credential));
@@ -64,14 +67,14 @@ impl ReferenceIndex {
         first
     }
 
-    /// Notes a Secret of the broker's, and the credential that it is labelled for; `None` where it is gone.
+    /// Stores which credential the label of one of the broker's Secrets names; `None` if the Secret no longer exists.
     pub fn own_secret(&self, secret: ObjectKey, credential: Option<String>) {
         let odd = credential.filter(|name| *name != secret.1 && names::grant_secret(name) != secret.1);
         let owner = odd.map(|name| (secret.0.clone(), name));
         self.owners_of_secret.write().set(secret, owner.into_iter().collect());
     }
 
-    /// Forgets the references of a credential.
+    /// Removes the references of a credential.
     pub fn forget_credential(&self, key: &ObjectKey) {
         self.credentials_of_provider.write().set(key.clone(), vec![]);
         self.credentials_of_secret.write().set(key.clone(), vec![]);
@@ -81,29 +84,29 @@ impl ReferenceIndex {
         in_namespace(&self.seeded_of_namespace, key, false);
     }
 
-    /// Notes what a provider refers to. `home` is the namespace of what it refers to.
+    /// Stores the references of a provider. `home` is the namespace of the objects to which the provider refers.
     pub fn provider(&self, key: ProviderKey, home: &str, spec: &ProviderSpec) {
         let secrets = source_secrets(spec).into_iter().map(|name| (home.to_owned(), name.to_owned()));
         self.providers_of_secret.write().set(key, secrets.collect());
     }
 
-    /// Forgets the references of a provider.
+    /// Removes the references of a provider.
     pub fn forget_provider(&self, key: ProviderKey) {
         self.providers_of_secret.write().set(key, vec![]);
     }
 
-    /// Whether any credential refers to a provider.
+    /// Whether at least one credential refers to the provider.
     pub fn is_used(&self, key: &ProviderKey) -> bool {
         self.credentials_of_provider.read().found.contains_key(key)
     }
 
-    /// The credentials of a provider.
+    /// Returns the credentials that refer to the provider.
     pub fn by_provider(&self, key: &ProviderKey) -> Vec<ObjectKey> {
         self.credentials_of_provider.read().get(key)
     }
 
-    /// The credentials that a Secret may be for: the one of its name, those that name it, and the one whose grant Secret has
-    /// this name.
+    /// Returns the credentials whose target or grant Secret may have this name: the credential of the same name,
+    /// credentials with this target, and the credential whose grant Secret has this name.
     pub fn by_target(&self, key: &ObjectKey) -> Vec<ObjectKey> {
         let mut found = self.credentials_of_target.read().get(key);
         found.push(key.clone());
@@ -112,35 +115,37 @@ impl ReferenceIndex {
         found
     }
 
-    /// The Secrets that are labelled as a credential's, but for the one of its name and its grant Secret.
+    /// Returns the Secrets that a label assigns to the credential, without the Secret of the credential's name and
+    /// without its grant Secret.
     pub fn secrets_of(&self, credential: &ObjectKey) -> Vec<ObjectKey> {
         self.owners_of_secret.read().get(credential)
     }
 
-    /// The credentials of a namespace that its labels concern.
+    /// Returns the credentials of a namespace that use a ClusterMailProvider. A change of the namespace's labels
+    /// enqueues them.
     pub fn by_namespace(&self, namespace: &str) -> Vec<ObjectKey> {
         let namespaces = self.credentials_of_namespace.read();
         let names = namespaces.get(namespace).into_iter().flatten();
         names.map(|name| (namespace.to_owned(), name.clone())).collect()
     }
 
-    /// The credentials that read a Secret themselves.
+    /// Returns the credentials that refer directly to the source Secret.
     pub fn credentials_by_secret(&self, key: &ObjectKey) -> Vec<ObjectKey> {
         self.credentials_of_secret.read().get(key)
     }
 
-    /// The names of the credentials of a namespace whose grant begins with a seed.
+    /// Returns the names of the credentials of a namespace that have `grant.refreshToken`.
     pub fn seeded(&self, namespace: &str) -> Vec<String> {
         self.seeded_of_namespace.read().get(namespace).into_iter().flatten().cloned().collect()
     }
 
-    /// The providers that read a Secret.
+    /// Returns the providers that refer to the source Secret.
     pub fn by_secret(&self, key: &ObjectKey) -> Vec<ProviderKey> {
         self.providers_of_secret.read().get(key)
     }
 }
 
-/// Notes whether a credential is one of those of its namespace.
+/// Adds the credential to the set of its namespace, or removes it from the set.
 fn in_namespace(namespaces: &RwLock<HashMap<String, HashSet<String>>>, (namespace, name): &ObjectKey, is_one: bool) {
     let mut namespaces = namespaces.write();
     if is_one {
@@ -153,7 +158,7 @@ fn in_namespace(namespaces: &RwLock<HashMap<String, HashSet<String>>>, (namespac
     }
 }
 
-/// A relation that is found from its right side and replaced from its left side. Both directions share the names.
+/// A relation that callers search by the right side and replace by the left side. Both directions share the names.
 struct Relation<A, B> {
     found: HashMap<Arc<A>, HashSet<Arc<B>>>,
     of: HashMap<Arc<B>, Box<[Arc<A>]>>,

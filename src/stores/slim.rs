@@ -1,13 +1,13 @@
-//! What the stores keep of an object's metadata: the fields that decisions use, each with a bound. The rest is written by
-//! tenants, may hold megabytes, and is dropped before an object enters a store.
+//! The metadata that the stores keep: the fields that decisions use, each with a bound. Tenants write the other fields,
+//! which may hold megabytes. The broker drops them before an object enters a store.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::core::ObjectMeta;
 
 use crate::{api::names, policy::secret_metadata::controller_of};
 
-/// The annotations of the broker's own Secrets that are used, in the order in which they are kept, each with its longest
-/// value in bytes. A longer one was not written by the broker, and is dropped.
+/// The annotations of the broker's own Secrets that the broker reads, in the order in which it keeps them. Each has the
+/// maximum length of its value in bytes. A longer value is not the broker's, so the broker drops it.
 const SECRET_ANNOTATIONS: [(&str, usize); 18] = [
     (names::ANNOTATION_ISSUED_AT, 64),
     (names::ANNOTATION_EXPIRES_AT, 64),
@@ -28,21 +28,23 @@ const SECRET_ANNOTATIONS: [(&str, usize); 18] = [
     (names::ANNOTATION_SCOPES, SCOPES_MAX),
     (names::ANNOTATION_APPLIED, 24 << 10),
 ];
-/// Longest value of `mailtoken.dev/scopes` in a store: of a longer one the scopes that fit are kept.
+/// Maximum length of `mailtoken.dev/scopes` in a store, in bytes. Of a longer value, the store keeps the scopes that
+/// fit.
 const SCOPES_MAX: usize = 4 << 10;
-/// Longest value of `mailtoken.dev/reissue`: a longer one is represented by its beginning and a hash.
+/// Maximum length of `mailtoken.dev/reissue`, in bytes. Of a longer value, the store keeps the beginning and a hash.
 const REISSUE_MAX: usize = 256;
-/// Bytes of all annotations of one Secret in a store: what the broker writes takes about 1 KiB.
+/// Maximum size of all annotations of one Secret in a store, in bytes. The broker writes about 1 KiB.
 const SECRET_TOTAL: usize = 24 << 10;
-/// Stands in a store for the finalizers of other controllers where they are too long to be kept. The API server rejects a
-/// finalizer of this name.
+/// Placeholder in a store for the finalizers of other controllers, if they are too long to keep. The API server rejects
+/// a finalizer of this name.
 pub const OTHER_FINALIZERS: &str = "...";
-/// Bytes of all finalizers of one credential in a store.
+/// Maximum size of all finalizers of one credential in a store, in bytes.
 const FINALIZERS_MAX: usize = 16 << 10;
-/// Longest field of an owner reference. Kubernetes has no bound for them; names and uids have 253 and 36 characters.
+/// Maximum length of a field of an owner reference, in characters. Kubernetes has no bound for these fields; names and
+/// uids have at most 253 and 36 characters.
 const OWNER_MAX: usize = 253;
 
-/// Of a MailCredential: its identity, its dates, `mailtoken.dev/reissue` and its finalizers.
+/// Keeps of a MailCredential its identity, its dates, `mailtoken.dev/reissue` and its finalizers.
 pub fn credential(meta: &mut ObjectMeta) {
     let reissue = meta.annotations.as_mut().and_then(|annotations| annotations.remove(names::ANNOTATION_REISSUE));
     let finalizers = meta.finalizers.take().map(|mut all| {
@@ -61,29 +63,29 @@ pub fn credential(meta: &mut ObjectMeta) {
     };
 }
 
-/// Of a provider: its identity and its deletion.
+/// Keeps of a provider its identity and its deletion time.
 pub fn provider(meta: &mut ObjectMeta) {
     *meta = ObjectMeta { deletion_timestamp: meta.deletion_timestamp.take(), ..identity(meta) };
 }
 
-/// Of a namespace: its name and its labels, which select it.
+/// Keeps of a namespace its name and its labels, by which a provider selects namespaces.
 pub fn namespace(meta: &mut ObjectMeta) {
     *meta = ObjectMeta { labels: meta.labels.take(), ..identity(meta) };
 }
 
-/// Of a source Secret: that it exists, and its version.
+/// Keeps of a source Secret its name and version.
 pub fn source(meta: &mut ObjectMeta) {
     *meta = identity(meta);
 }
 
-/// Of a Secret that carries the broker's label: its controller, the labels that say whose it is, and the broker's own
-/// annotations. Empty maps stay: a JSON Patch has to know whether there is a map.
+/// Keeps of a Secret with the broker's label its controller, the labels that name its credential, and the broker's
+/// annotations. Keeps empty maps: a JSON Patch depends on whether a map exists.
 pub fn own_secret(meta: &mut ObjectMeta) {
     let controller = controller_of(meta).map(owner);
     let name = meta.name.as_deref().unwrap_or_default();
     let is_target = controller.as_ref().is_some_and(|owner| names::grant_secret(&owner.name) != name);
     let labels = meta.labels.take().map(|mut labels| {
-        // The controller of a target says what its other labels do, and there may be thousands of targets.
+        // For a target, the controller reference replaces the other labels. A namespace may have thousands of targets.
         labels.retain(|key, _| match key.as_str() {
             names::LABEL_ROLE => true,
             names::LABEL_MANAGED_BY | names::LABEL_CREDENTIAL => !is_target,
@@ -114,7 +116,7 @@ pub fn own_secret(meta: &mut ObjectMeta) {
     };
 }
 
-/// Name, uid and versions.
+/// Takes the name, the uid and the versions.
 fn identity(meta: &mut ObjectMeta) -> ObjectMeta {
     ObjectMeta {
         name: meta.name.take(),
@@ -146,7 +148,7 @@ fn short(value: String) -> String {
     format!("{head}-{}", names::short_digest([value.as_str()]))
 }
 
-/// Cuts a list that spaces separate after the last item that ends within `limit` bytes.
+/// Cuts a list with spaces as separators after the last item that ends within `limit` bytes.
 fn cut_at_space(value: &mut String, limit: usize) {
     if value.len() > limit {
         let end = value.bytes().take(limit + 1).rposition(|byte| byte == b' ').unwrap_or(0);
@@ -160,7 +162,7 @@ mod tests {
 
     use super::*;
 
-    /// Bytes of everything in it.
+    /// Returns the size of all metadata in bytes.
     fn size(meta: &ObjectMeta) -> usize {
         serde_json::to_string(meta).unwrap().len()
     }
@@ -209,7 +211,7 @@ mod tests {
         let mut meta = fat(&pairs);
         own_secret(&mut meta);
         assert!(size(&meta) < 2 << 10);
-        // Each as long as it may be.
+        // Every annotation has its maximum length.
         let values: Vec<_> = SECRET_ANNOTATIONS.iter().map(|(key, limit)| (*key, "x".repeat(*limit))).collect();
         let pairs: Vec<_> = values.iter().map(|(key, value)| (*key, value.as_str())).collect();
         let mut meta = fat(&pairs);
@@ -243,7 +245,8 @@ mod tests {
             .filter(|line| line.starts_with("pub const ANNOTATION_"));
         let values: Vec<_> = constants.filter_map(|line| line.split('"').nth(1)).collect();
         assert!(values.len() >= SECRET_ANNOTATIONS.len());
-        // Of a MailCredential, of the Lease and of a ServiceAccount, and what is read with a source.
+        // Annotations of a MailCredential, of the Lease and of a ServiceAccount, and annotations that the broker reads
+        // with a source.
         let elsewhere = [
             names::ANNOTATION_REISSUE,
             names::ANNOTATION_SERVES,

@@ -1,5 +1,5 @@
-//! The objects of one kind as their watch shows them. The store keeps the objects that came last as they are, and packs the
-//! others: an object at rest takes a sixth of what its structure takes.
+//! The objects of one kind as their watch shows them. The store keeps the objects that arrived last unpacked and packs
+//! the others: a packed object takes a sixth of the memory.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use crate::stores::packed;
 
-/// Objects that are kept as they are. With fewer objects nothing is ever packed.
+/// Number of objects that the store keeps unpacked. With fewer objects, the store packs none.
 const WHOLE: usize = 512;
 
 /// A kind that a store can keep.
@@ -29,7 +29,7 @@ impl<K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwne
 {
 }
 
-/// Reads a store. Clones read the same one.
+/// Read access to a store. Clones share the store.
 pub struct Store<K>(Arc<Shared<K>>);
 
 impl<K> Clone for Store<K> {
@@ -45,16 +45,16 @@ struct Shared<K> {
 
 struct Slot<K> {
     form: Form<K>,
-    /// Uid and version as one number.
+    /// Hash of uid and version.
     stamp: u64,
-    /// The list that has shown the object last.
+    /// Number of the last list that contained the object.
     list: u32,
 }
 
 enum Form<K> {
-    /// As it came, and which of all objects it was.
+    /// The unpacked object, and the sequence number of its arrival.
     Whole(Arc<K>, u64),
-    /// As `packed` packs it.
+    /// The object as `packed` packs it.
     Packed(Box<[u8]>),
 }
 
@@ -62,46 +62,47 @@ impl<K: Stored> Form<K> {
     fn object(&self) -> Option<Arc<K>> {
         match self {
             Self::Whole(object, _) => Some(object.clone()),
-            // The same type was packed, so it can be read.
+            // `Self::Packed` was made from the same type, so it unpacks.
             Self::Packed(object) => packed::unpack(object),
         }
     }
 }
 
 impl<K: Stored> Store<K> {
-    /// The object of this name; the namespace of a cluster-scoped object is empty.
+    /// Returns the object with this name; the namespace of a cluster-scoped object is empty.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
         self.0.objects.read().get(&*joined(namespace, name)).and_then(|slot| slot.form.object())
     }
 
-    /// Whether there is an object of this name.
+    /// Whether an object with this name exists.
     pub fn contains(&self, namespace: &str, name: &str) -> bool {
         self.0.objects.read().contains_key(&*joined(namespace, name))
     }
 
-    /// How many objects there are.
+    /// Returns the number of objects.
     pub fn len(&self) -> usize {
         self.0.objects.read().len()
     }
 
-    /// Whether there is no object.
+    /// Whether the store has no objects.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Names of all objects that `wanted` accepts by namespace and name.
+    /// Returns the names of all objects that `wanted` accepts by namespace and name.
     pub fn names(&self, wanted: impl Fn(&str, &str) -> bool) -> Vec<(String, String)> {
         let objects = self.0.objects.read();
         let names = objects.keys().filter_map(|key| key.split_once('/'));
         names.filter(|(namespace, name)| wanted(namespace, name)).map(|(a, b)| (a.to_owned(), b.to_owned())).collect()
     }
 
-    /// All objects, each read when it is its turn: what all of them take as structures at one time may be too much.
+    /// Returns all objects. Unpacks each object when the iterator reaches it, because all unpacked objects at the same
+    /// time may take too much memory.
     pub fn all(&self) -> impl Iterator<Item = Arc<K>> {
         self.names(|_, _| true).into_iter().filter_map(|(namespace, name)| self.get(&namespace, &name))
     }
 
-    /// The objects that are not packed: among them all that may not be packed.
+    /// Returns the unpacked objects. They include all objects that must stay unpacked.
     pub fn whole(&self) -> Vec<Arc<K>> {
         let objects = self.0.objects.read();
         let whole = objects.values().filter_map(|slot| match &slot.form {
@@ -111,27 +112,28 @@ impl<K: Stored> Store<K> {
         whole.collect()
     }
 
-    /// Waits until the first list has ended.
+    /// Waits until the first list is complete.
     pub async fn complete(&self) {
         let mut complete = self.0.complete.subscribe();
-        // An error would mean that the sender is gone, which `self` holds.
+        // An error would mean that the sender no longer exists, but `self` holds it.
         let _ended = complete.wait_for(|complete| *complete).await;
     }
 }
 
-/// The writing end of a store: what the watch shows goes through it.
+/// Write access to a store, for the watch.
 pub struct Writer<K> {
     shared: Arc<Shared<K>>,
-    /// Whether an object may be packed.
+    /// Whether the store may pack an object.
     packs: fn(&K) -> bool,
-    /// Objects that are whole, in the order in which they came. One that came again is in it again.
+    /// Keys of the unpacked objects that may be packed, in the order of their arrival. An object that arrived again has
+    /// two entries.
     whole: VecDeque<(Box<str>, u64)>,
     came: u64,
     list: u32,
 }
 
 impl<K: Stored> Writer<K> {
-    /// A writer of an empty store. `packs` says whether an object may be packed.
+    /// Creates a writer with an empty store. `packs` decides whether the store may pack an object.
     pub fn new(packs: fn(&K) -> bool) -> Self {
         let shared = Shared { objects: RwLock::default(), complete: watch::Sender::new(false) };
         Self { shared: Arc::new(shared), packs, whole: VecDeque::new(), came: 0, list: 0 }
@@ -142,14 +144,14 @@ impl<K: Stored> Writer<K> {
         Store(self.shared.clone())
     }
 
-    /// Whether the store has just this version of the object. If so, notes that the list under way has shown it.
+    /// Whether the store has exactly this version of the object. If so, marks the object as part of the current list.
     pub fn has(&self, meta: &ObjectMeta) -> bool {
         let mut objects = self.shared.objects.write();
         let slot = objects.get_mut(&*key(meta)).filter(|slot| slot.stamp == stamp(meta));
         slot.map(|slot| slot.list = self.list).is_some()
     }
 
-    /// Takes an object in, in the place of a former version.
+    /// Adds an object, or replaces an older version of the object.
     pub fn apply(&mut self, object: K) -> Arc<K> {
         let (key, stamp) = (key(object.meta()), stamp(object.meta()));
         let object = Arc::new(object);
@@ -167,7 +169,7 @@ impl<K: Stored> Writer<K> {
         object
     }
 
-    /// Packs an object, unless the store has received it again since.
+    /// Packs an object, unless a newer version has arrived since.
     fn pack(&self, key: &str, came: u64) {
         let mut objects = self.shared.objects.write();
         let Some(slot) = objects.get_mut(key) else { return };
@@ -179,11 +181,11 @@ impl<K: Stored> Writer<K> {
         }
     }
 
-    /// Removes the object of this name, and returns it.
+    /// Removes the object with this name, and returns it.
     pub fn remove(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
         let mut objects = self.shared.objects.write();
         let slot = objects.remove(&*joined(namespace, name))?;
-        // After the deletion of thousands.
+        // Free the memory after the deletion of thousands of objects.
         if objects.capacity() > 4 * objects.len().max(WHOLE) {
             objects.shrink_to_fit();
         }
@@ -191,12 +193,12 @@ impl<K: Stored> Writer<K> {
         slot.form.object()
     }
 
-    /// Notes that a list begins: `end_list` finds the objects that it does not show.
+    /// Begins a list. `end_list` then finds the objects that the list does not contain.
     pub fn begin_list(&mut self) {
         self.list = self.list.wrapping_add(1);
     }
 
-    /// Ends a list: the names of the objects that it has not shown.
+    /// Ends a list, and returns the names of the objects that the list does not contain.
     pub fn end_list(&self) -> Vec<(String, String)> {
         let objects = self.shared.objects.read();
         let unseen =
@@ -204,7 +206,7 @@ impl<K: Stored> Writer<K> {
         unseen.map(|(namespace, name)| (namespace.to_owned(), name.to_owned())).collect()
     }
 
-    /// Notes that the store is complete.
+    /// Marks the first list as complete.
     pub fn complete(&self) {
         self.shared.complete.send_replace(true);
     }
@@ -220,7 +222,7 @@ fn key(meta: &ObjectMeta) -> Box<str> {
     joined(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
 }
 
-/// No name has a slash.
+/// Joins namespace and name with a slash, which no name contains.
 fn joined(namespace: &str, name: &str) -> Box<str> {
     format!("{namespace}/{name}").into_boxed_str()
 }

@@ -1,5 +1,5 @@
-//! Objects that exist and do not parse: another version of the CRDs let something in that this version does not know. They
-//! have no spec for the broker, and their status says so.
+//! Objects that exist but do not parse: the CRDs of another version accepted content that this version does not know.
+//! For the broker such an object has no spec, and its status reports the problem.
 
 use std::collections::HashMap;
 
@@ -21,17 +21,17 @@ use crate::{
     policy::commands::KubectlObject,
 };
 
-/// Statuses that one call of [`Unreadable::report`] writes at most.
+/// Maximum number of statuses that one call of [`Unreadable::report`] writes.
 const AT_ONCE: usize = 20;
-/// Objects that are remembered at most. One beyond is neither used nor reported.
+/// Maximum number of objects to remember. The broker neither uses nor reports further objects.
 const REMEMBERED: usize = 1_000;
 
-/// The kinds that may not parse.
+/// The kinds whose objects may not parse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ObjectKind {
     /// A MailCredential.
     Credential,
-    /// A provider of this kind.
+    /// A MailProvider or a ClusterMailProvider.
     Provider(ProviderKind),
 }
 
@@ -70,12 +70,12 @@ struct Record {
     resource_version: String,
     generation: i64,
     error: String,
-    /// Its status says so, or cannot be written.
+    /// Whether the status reports the problem, or the API server refuses the status.
     reported: bool,
 }
 
 impl Unreadable {
-    /// Notes an object that does not parse; an event about the same generation changes nothing.
+    /// Records an object that does not parse. An event about the same generation only updates the version.
     pub fn note(&self, kind: ObjectKind, key: ObjectKey, meta: &ObjectMeta, error: String) {
         let mut records = self.0.lock();
         let uid = meta.uid.clone().unwrap_or_default();
@@ -99,7 +99,7 @@ impl Unreadable {
         }
     }
 
-    /// Forgets an object that parses or is gone.
+    /// Removes an object that now parses or no longer exists.
     pub fn forget(&self, kind: ObjectKind, key: &ObjectKey) {
         let mut records = self.0.lock();
         if !records.is_empty() {
@@ -107,18 +107,18 @@ impl Unreadable {
         }
     }
 
-    /// Whether an object of this name exists and does not parse.
+    /// Whether an object with this name exists but does not parse.
     pub fn exists(&self, kind: ObjectKind, key: &ObjectKey) -> bool {
         self.0.lock().contains_key(&(kind, key.clone()))
     }
 
-    /// Why an object does not parse, with what to do about it; `None` where it parses or does not exist.
+    /// Returns why an object does not parse and how to fix it; `None` if the object parses or does not exist.
     pub fn why(&self, kind: ObjectKind, key: &ObjectKey) -> Option<String> {
         let records = self.0.lock();
         Some(message(kind, key, &records.get(&(kind, key.clone()))?.error))
     }
 
-    /// Writes into the status of objects that do not parse that they are not used: each once for a generation.
+    /// Writes the problem into the status of objects that do not parse, once for each generation.
     pub async fn report(&self, client: &Client, now: Timestamp) {
         let due: Vec<_> = {
             let records = self.0.lock();
@@ -131,11 +131,12 @@ impl Unreadable {
                 "" => Api::all_with(client.clone(), &resource),
                 namespace => Api::namespaced_with(client.clone(), namespace, &resource),
             };
-            // As a provider's status is written, so that what is written next takes it away again.
+            // Apply with the field manager of a provider's status, so that the next status of the provider removes
+            // these fields.
             let parameters = PatchParams::apply(names::MANAGER).force();
             let settled = match api.patch_status(&key.1, &parameters, &Patch::Apply(&body)).await {
                 Ok(_) => true,
-                // It has changed, or the API server is away: the next round has the newer version.
+                // The object has changed, or the API server is not available. The next call has the newer version.
                 Err(kube::Error::Api(status)) if status.code == 409 => false,
                 Err(kube::Error::Api(status)) if status.code < 500 => {
                     tracing::warn!(
@@ -169,7 +170,7 @@ fn message(kind: ObjectKind, key: &ObjectKey, error: &str) -> String {
     )
 }
 
-/// The status to apply to the object, in the version that was seen.
+/// Returns the status to apply to the object, with the version that the watch showed.
 fn status(kind: ObjectKind, key: &ObjectKey, record: &Record, now: Timestamp) -> serde_json::Value {
     let mut conditions = vec![];
     for (condition, is_true) in [(ConditionType::Ready, false), (ConditionType::Stalled, true)] {
@@ -209,7 +210,7 @@ mod tests {
         };
         unreadable.note(kind, key.clone(), &meta("a", 1, "10"), "unknown variant `x\ny`".to_owned());
         assert!(!reported(Some(true)).1.is_empty());
-        // The event of the status that was written.
+        // The watch shows the status that the broker has written.
         unreadable.note(kind, key.clone(), &meta("a", 1, "11"), String::new());
         assert_eq!(reported(None), (true, "11".to_owned()));
         let why = unreadable.why(kind, &key).unwrap();

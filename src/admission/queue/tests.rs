@@ -31,7 +31,7 @@ fn limited(namespace: &str, class: Class) -> Ask {
     Ask { limit: Some(Limit::new(60, 1)), ..ask(namespace, "idp", class, 0) }
 }
 
-/// Serves rows one after the other from a host with one permit. Each takes a second.
+/// Sends `number` rows one after the other to a host with one permit. Each request takes a second.
 fn served(queue: &mut Queue<u64>, number: usize) -> Vec<u64> {
     let mut order = vec![];
     for second in 0..number {
@@ -67,7 +67,7 @@ fn a_namespace_is_served_by_class_and_then_by_due_time() {
 fn rows_of_one_class_and_due_time_are_served_in_their_order_of_arrival() {
     let mut queue = one_permit();
     (0..10).for_each(|number| queue.ask(&number, renewal("shop", "idp"), NOW));
-    // A repeated request keeps its age.
+    // The row keeps its age although its owner asks again.
     queue.ask(&0, ask("shop", "idp", Class::Renewal, 0), NOW + Duration::from_secs(5));
     assert_eq!(served(&mut queue, 10), (0..10).collect::<Vec<_>>());
 }
@@ -161,16 +161,16 @@ fn a_host_that_fails_gets_ten_repeated_requests_a_second_until_it_serves_one() {
     let admitted = queue.admit(NOW);
     assert_eq!(admitted.len(), 10, "the burst");
     assert_eq!(queue.opens_after(NOW), Some(NOW + Duration::from_millis(100)));
-    // An offer that is not used is no request.
+    // A withdrawn offer refunds its charge.
     queue.withdraw(&admitted[0]);
     assert_eq!(queue.admit(NOW).len(), 1);
     admitted[1..].iter().for_each(|key| failed(&mut queue, *key, NOW));
     assert!(queue.admit(NOW).is_empty());
-    // First attempts, and other hosts, have no such limit.
+    // First attempts and other hosts do not have this limit.
     (100..120).for_each(|number| queue.ask(&number, renewal("shop", "idp"), NOW));
     (200..220).for_each(|number| queue.ask(&number, ask("shop", "other", Class::Retry, 0), NOW));
     assert!(queue.admit(NOW).iter().all(|key| *key >= 100));
-    // Nor does the wait of a minute end the limit.
+    // The limit remains after a wait of a minute.
     let later = NOW + Duration::from_secs(90);
     assert_eq!(queue.admit(later).len(), 10);
     queue.end("idp", true);
@@ -297,7 +297,7 @@ fn class(number: u8) -> Class {
     [Class::Person, Class::EndsSoon, Class::Renewal, Class::Retry][usize::from(number)]
 }
 
-/// Permits in use, counted by the rows.
+/// Counts the rows with a permit that `of` accepts.
 fn permits(queue: &Queue<u64>, of: impl Fn(&Ask) -> bool) -> usize {
     queue.rows.values().filter(|row| row.state != State::Queued && of(&row.ask)).count()
 }
@@ -329,7 +329,7 @@ proptest! {
                 prop_assert_eq!(host.used, permits(&queue, |ask| ask.host == *name));
                 prop_assert!(host.used <= SMALL.host);
             }
-            // One namespace gets at most half of all permits together with the reserve.
+            // A namespace gets no permit beyond the total minus the reserve.
             for (namespace, used) in &queue.namespaces {
                 prop_assert_eq!(*used, permits(&queue, |ask| ask.namespace == *namespace));
                 let had = before.iter().find(|(name, _)| name == namespace).map_or(0, |(_, had)| *had);
@@ -373,7 +373,8 @@ proptest! {
             }
             waited = number;
         }
-        // After a minute, every second permit goes to the three namespaces in turn, to the oldest of forty rows first.
+        // After a minute, every second permit goes to the three namespaces in turn. Within a namespace, the oldest of
+        // forty rows is first.
         prop_assert!(waited < 199, "it was never served");
     }
 }
