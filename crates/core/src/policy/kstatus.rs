@@ -15,7 +15,7 @@ use crate::api::{
 
 /// Time in which the broker waits for an object that is applied together with this one: GitOps tools and External Secrets
 /// take seconds.
-const WATCH_LAG: SignedDuration = SignedDuration::from_secs(30);
+const ARRIVAL_GRACE: SignedDuration = SignedDuration::from_secs(30);
 
 /// Why an object is not ready, by the party that can change it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +58,7 @@ impl Before<'_> {
             None => None,
         };
         let starts = created.into_iter().chain(changed).filter(|at| !schedule::is_from_the_future(*at, now));
-        starts.max().map(|start| start + WATCH_LAG).filter(|until| now < *until)
+        starts.max().map(|start| start + ARRIVAL_GRACE).filter(|until| now < *until)
     }
 
     /// Whether only a person can remove the blocker.
