@@ -8,10 +8,10 @@ use crate::{
     oauth::Refusal,
 };
 
-/// The broker's own action after a transient failure.
+/// Text about the broker's next action after a transient failure.
 pub const AGAIN: &str = "The broker tries again";
 
-/// What advice about a refused request names: the objects, the client and the commands.
+/// The names and commands that the advice about a refused request contains.
 #[derive(Clone, Debug)]
 pub struct AdviceContext {
     /// The provider, such as `MailProvider shop/m365`.
@@ -20,27 +20,27 @@ pub struct AdviceContext {
     pub subject: KubectlObject,
     /// The client's id at the provider.
     pub client_id: String,
-    /// The object with the requested scopes: the credential or the provider.
+    /// The object whose spec has the requested scopes: the credential or the provider.
     pub scopes: KubectlObject,
     /// Namespace, name and key of the client secret or key file that the client used.
     pub secret: Option<(String, String, String)>,
-    /// Whether the client secret was sent in the Authorization header (`method: Basic`).
+    /// Whether the broker sent the client secret in the Authorization header (`method: Basic`).
     pub basic: bool,
-    /// The grant of the attempt.
+    /// The OAuth grant type of the attempt.
     pub grant: GrantType,
     /// The credential's object for `kubectl`.
     pub credential: KubectlObject,
-    /// The account that logs in.
+    /// The account that logs in to the mail servers.
     pub mailbox: String,
     /// The command with which the user signs in again.
     pub sign_in: String,
     /// The federated identity of the request, if any.
     pub federated: Option<Federated>,
-    /// The next action after a transient failure: [`AGAIN`], or the user's.
+    /// Text about the next action after a transient failure: [`AGAIN`], or the user's action.
     pub again: &'static str,
 }
 
-/// A federated identity, as its assertion names it. The provider must trust exactly this identity.
+/// The claims of a federated identity's assertion. The provider must trust exactly these claims.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Federated {
     /// The claim `iss` of the assertion.
@@ -61,7 +61,7 @@ pub fn explain(refusal: &Refusal, context: &AdviceContext) -> String {
     [sentence(&refusal.what), sentence(&mend)].join(" ").trim_end().to_owned()
 }
 
-/// Returns the text as a sentence with a full stop.
+/// Ends a non-empty text with a full stop.
 fn sentence(text: &str) -> String {
     match text.is_empty() || text.ends_with('.') {
         true => text.to_owned(),
@@ -90,15 +90,15 @@ fn filled(advice: &str, context: &AdviceContext) -> String {
     text + rest
 }
 
-/// The value of a placeholder.
+/// The value of a placeholder. `None`: no placeholder has this name.
 fn filling(name: &str, context: &AdviceContext) -> Option<String> {
     let federated = |part: fn(&Federated) -> &String, unknown: &str| {
         context.federated.as_ref().map_or_else(|| unknown.to_owned(), |federated| part(federated).clone())
     };
     Some(match name {
-        // The command that puts another client secret into its context.
+        // The command that stores another client secret.
         "put" => put(context),
-        // The command that puts another key file into its context.
+        // The command that stores another key file.
         "put_file" => match &context.secret {
             Some((namespace, name, key)) => KubectlObject::secret(namespace, name).put_source(key),
             None => context.subject.command("edit"),
@@ -128,7 +128,7 @@ fn filling(name: &str, context: &AdviceContext) -> Option<String> {
     })
 }
 
-/// The names of the workload identity provider and of its pool in an audience.
+/// The names of Google's workload identity provider and of its pool, read from an assertion's audience.
 fn workload_identity(audience: &str) -> (String, String) {
     let provider = audience.strip_prefix("//iam.googleapis.com/").unwrap_or(audience);
     let pool = provider.split_once("/providers/").map_or(provider, |(pool, _)| pool);
@@ -148,7 +148,7 @@ fn trust(context: &AdviceContext) -> String {
         subject: "<subject>".to_owned(),
         audience: "<audience>".to_owned(),
     });
-    // Entra requires a unique name for each, of letters, digits and dashes.
+    // Entra requires a unique name of letters, digits and dashes for each federated credential.
     let account = subject.strip_prefix("system:serviceaccount:").unwrap_or("mail-token-broker");
     let name: String = account.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(120).collect();
     let fields = json!({"name": name, "issuer": issuer, "subject": subject, "audiences": [audience]});
@@ -159,7 +159,7 @@ fn trust(context: &AdviceContext) -> String {
     )
 }
 
-/// An unknown refusal, which may be transient.
+/// The advice for a refusal that the broker does not know. The refusal may be transient.
 fn unknown(context: &AdviceContext) -> String {
     format!(
         "The broker does not know this response. It sends the request again after 1 and 5 minutes, then after 15 minutes \
@@ -223,12 +223,13 @@ fn general(reason: Reason, context: &AdviceContext) -> String {
                 subject.command("edit")
             )
         }
-        // For egress, TLS and writes, `what` says everything.
+        // The text `Refusal::what` is complete for failures of egress, TLS and writes.
         _ => String::new(),
     }
 }
 
-/// RFC 6749 section 2.3.1 requires form-encoding of id and secret before base64, which many servers do not decode.
+/// RFC 6749 section 2.3.1 requires clients to form-encode id and secret before base64. Many servers do not decode the
+/// form-encoding.
 const BASIC: &str = ". If both are right, this server may not decode the form-encoding of method Basic (RFC 6749 section \
                      2.3.1): set clientSecret.method to Post";
 

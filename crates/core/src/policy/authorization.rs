@@ -1,5 +1,5 @@
-//! What is decided about the refresh token or the sign-in of a credential: whether a token request may be sent with it,
-//! and what a person has to do before.
+//! Decisions about the refresh token or the sign-in of a credential: whether the broker may send a token request, and
+//! what a person must do first.
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt as _;
@@ -15,12 +15,12 @@ use crate::api::{
     names::{self, rfc3339},
 };
 
-/// Time in which the broker replaces expired codes. After that, a user must request a code.
+/// Time in which the broker replaces expired codes. Afterwards, a user must request a new code.
 const SIGN_IN_FOR: SignedDuration = SignedDuration::from_hours(24);
-/// Minimum time between two codes: some providers may end each code immediately.
+/// Minimum time between two codes, for a provider that ends each code immediately.
 const REPLACED_SOONEST: SignedDuration = SignedDuration::from_secs(10);
 
-/// What has to happen before a token request is sent; `None` if it may be sent.
+/// The decision that must come before a token request. `None`: the broker may send the request.
 pub(super) fn precondition(observed: &Observed, now: Timestamp) -> Option<Decision> {
     let grant = observed.grant.as_ref()?;
     if let Some(owner) = &grant.foreign {
@@ -39,7 +39,7 @@ pub(super) fn precondition(observed: &Observed, now: Timestamp) -> Option<Decisi
     }
 }
 
-/// The steps of a sign-in; `None` with a refresh token that the provider has not refused.
+/// The next step of a sign-in. `None`: the credential has a refresh token that the provider has not refused.
 fn sign_in(observed: &Observed, grant: &RefreshGrant, now: Timestamp) -> Option<Decision> {
     let Some(sign_in) = grant.sign_in() else {
         let begin = grant.token().is_none() || observed.wants_a_sign_in();
@@ -61,12 +61,12 @@ fn sign_in(observed: &Observed, grant: &RefreshGrant, now: Timestamp) -> Option<
     Some(if now < until { Decision::AwaitSignIn { until } } else { Decision::Poll })
 }
 
-/// Why the seed cannot be taken over or used any more.
+/// Why the broker cannot copy the seed into the grant Secret, or cannot use the seed any more.
 pub(super) fn seed_blocker(observed: &Observed) -> Option<Blocker> {
     observed.grant.as_ref()?.seed.as_ref()?.as_ref().err().cloned()
 }
 
-/// Uses a refresh token that would expire from disuse, also without need for a token.
+/// Uses a refresh token before it expires from disuse, even if the credential needs no new access token.
 pub(super) fn keep_alive(observed: &Observed, now: Timestamp) -> Option<Decision> {
     let grant = observed.grant.as_ref()?;
     let due = grant.token()?.keep_alive(grant.idle_life);
@@ -76,7 +76,7 @@ pub(super) fn keep_alive(observed: &Observed, now: Timestamp) -> Option<Decision
     (usable && now >= due).then_some(Decision::Issue(IssueReason::KeepAlive))
 }
 
-/// The next use of the refresh token without need for a token.
+/// The next time at which the broker uses the refresh token only to keep it alive.
 pub(super) fn keep_alive_at(observed: &Observed, now: Timestamp) -> Option<Timestamp> {
     let grant = observed.grant.as_ref()?;
     let due = grant.token()?.keep_alive(grant.idle_life);

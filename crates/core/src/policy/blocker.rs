@@ -1,24 +1,24 @@
-//! What keeps a credential or a provider from going on.
+//! Blockers: why the broker cannot use a credential or a provider.
 
 use crate::api::{Reason, Retry};
 
-/// Why something cannot go on, and its fix.
+/// The problem that blocks a credential or a provider, and its fix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Blocker {
     /// The reason of the condition.
     pub reason: Reason,
     /// What is wrong, where, and the command or field that fixes it.
     pub message: String,
-    /// What is necessary to remove the blocker.
+    /// The class of the blocker: which event removes it.
     pub cause: Cause,
 }
 
-/// Classes of blockers by what removes them.
+/// Classes of blockers, by the event that removes a blocker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// The problem is transient: a provider's network, for example.
+    /// The problem is transient, such as a network failure: the broker retries.
     Transient,
-    /// A missing object may still arrive, because it was applied together with this one.
+    /// An object is missing. A user may have applied it together with the blocked object, so it may still arrive.
     Missing,
     /// A person must act.
     Person,

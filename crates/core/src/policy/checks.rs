@@ -28,7 +28,7 @@ pub fn uid(credential: &MailCredential) -> &str {
     credential.uid_str()
 }
 
-/// Returns why a spec cannot work with its provider.
+/// Returns why a spec cannot work with its provider. `None`: the spec fits the provider.
 pub fn spec_blocker(
     credential: &MailCredential,
     provider: &ProviderSpec,
@@ -72,7 +72,7 @@ pub fn spec_blocker(
     })
 }
 
-/// A key of `spec.secret.data` with a placeholder that has no value, because the protocol's server is unknown or the
+/// Finds a key of `spec.secret.data` whose placeholder has no value, because the protocol's server is unknown or the
 /// protocol is not requested.
 fn unfillable_placeholder<'a>(credential: &'a MailCredential, profile: &Profile) -> Option<(&'a str, Protocol)> {
     let spec = &credential.spec;
@@ -84,7 +84,7 @@ fn unfillable_placeholder<'a>(credential: &'a MailCredential, profile: &Profile)
         if !spec.protocols.contains(&protocol) {
             missing = SERVER.into_iter().chain([USERNAME]).collect();
         }
-        // The brace, or the colon of an encoding, follows.
+        // The name ends at `}`, or at the `:` before an encoding.
         let placeholders: Vec<_> =
             missing.into_iter().map(|what| format!("${{{}", secret_keys::of(protocol, what))).collect();
         let uses = |text: &str| {
@@ -101,8 +101,8 @@ fn unfillable_placeholder<'a>(credential: &'a MailCredential, profile: &Profile)
     None
 }
 
-/// Returns why a ClusterMailProvider's `allowed` does not cover a credential. `labels` are those of the credential's
-/// namespace; `preset` are the provider's own scopes.
+/// Returns why a ClusterMailProvider's `allowed` does not cover a credential. `labels`: the labels of the credential's
+/// namespace. `preset`: the provider's own scopes, which every allowed credential may request.
 pub fn allowance_blocker(
     credential: &MailCredential,
     allowed: &[Allowed],
@@ -130,7 +130,7 @@ pub fn allowance_blocker(
     };
     let for_mailbox: Vec<_> = for_namespace.iter().filter(covers).collect();
     if for_mailbox.is_empty() {
-        // The entry that an administrator would extend: the one that already covers most of them, otherwise the first.
+        // The message names the entry that already covers most of the mailboxes, otherwise the first entry.
         let lacking = |rule: &Allowed| -> Vec<&str> {
             let covered = |mailbox: &str| rule.mailboxes.iter().any(|pattern| matches(pattern, mailbox));
             mailboxes.iter().copied().filter(|mailbox| !covered(mailbox)).collect()
@@ -169,8 +169,8 @@ fn selects(rule: &Allowed, labels: &BTreeMap<String, String>) -> bool {
     Selector::try_from(rule.namespace_selector.clone()).is_ok_and(|selector| selector.matches(labels))
 }
 
-/// Whether `pattern`, in which `*` matches any characters except `@`, covers `name`. Case is ignored. Only a pattern
-/// without `@` covers a plain user name.
+/// Whether `pattern` covers `name`, ignoring case. `*` matches any characters except `@`. Only a pattern without `@`
+/// covers a plain user name.
 fn matches(pattern: &str, name: &str) -> bool {
     let (pattern, name) = (fold(pattern), fold(name));
     match (pattern.rsplit_once('@'), name.rsplit_once('@')) {
@@ -182,7 +182,8 @@ fn matches(pattern: &str, name: &str) -> bool {
     }
 }
 
-/// Matches `*` by segments: the first and the last are anchored, the others must occur in order.
+/// Matches the segments between the `*` of a pattern. The first and the last segment are anchored; the other segments
+/// must occur in their order.
 fn glob(pattern: &str, text: &str) -> bool {
     let mut segments = pattern.split('*');
     let Some(mut rest) = segments.next().and_then(|first| text.strip_prefix(first)) else { return false };

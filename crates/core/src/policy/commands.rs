@@ -123,13 +123,13 @@ pub fn reissue(credential: &MailCredential) -> String {
     )
 }
 
-/// One word for the shell, quoted if necessary.
+/// Returns `text` as one word of a `sh` command, quoted if necessary.
 pub fn word(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/@+=".contains(&byte);
     if !text.is_empty() && text.bytes().all(plain) { text.to_owned() } else { quoted(text) }
 }
 
-/// One quoted word for the shell.
+/// Returns `text` as one quoted word of a `sh` command.
 pub fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }

@@ -1,4 +1,4 @@
-//! What is done about a credential, and why.
+//! Decisions about a credential, and their reasons.
 
 use k8s_openapi::jiff::Timestamp;
 
@@ -25,9 +25,9 @@ pub enum Decision {
         /// Deadline of the claim.
         until: Timestamp,
     },
-    /// Write the token that was just obtained.
+    /// Write the access token of the last response.
     Store,
-    /// Write the stored token again, with another content or name.
+    /// Write the stored token again, into a Secret with another content or name.
     Publish(PublishReason),
     /// Wait for the request in flight.
     InFlight,
@@ -52,9 +52,9 @@ pub enum Decision {
     Stall(Blocker),
 }
 
-/// Each question is one match without a wildcard: a new decision does not compile until each has an answer.
+/// Each method is one match without a wildcard. A new decision therefore does not compile until each method handles it.
 impl Decision {
-    /// The request that is sent to the provider; `None` for a decision that sends none.
+    /// The request that the decision sends to the provider. `None`: the decision sends no request.
     pub const fn request(&self) -> Option<RequestKind> {
         match self {
             Self::Issue(_) => Some(RequestKind::Token),
@@ -74,12 +74,12 @@ impl Decision {
         }
     }
 
-    /// Whether a request is sent to the provider.
+    /// Whether the decision sends a request to the provider.
     pub const fn is_request(&self) -> bool {
         self.request().is_some()
     }
 
-    /// What is written into which Secret; `None` for a decision that writes none.
+    /// The kind of Secret content that the decision writes. `None`: the decision writes no Secret.
     pub const fn write(&self) -> Option<Write> {
         match self {
             Self::KeepGrant => Some(Write::Grant),
@@ -99,12 +99,12 @@ impl Decision {
         }
     }
 
-    /// Whether a Secret is written.
+    /// Whether the decision writes a Secret.
     pub const fn is_write(&self) -> bool {
         self.write().is_some()
     }
 
-    /// Whether the broker works on the credential: the next status follows at once, or when the request ends.
+    /// Whether the broker works on the credential: the next status follows immediately, or when the request ends.
     pub const fn is_under_way(&self) -> bool {
         match self {
             Self::KeepGrant
@@ -124,7 +124,7 @@ impl Decision {
         }
     }
 
-    /// Since when the request waits for its permit.
+    /// Time since which the request waits for its permit. `None`: no request waits for a permit.
     pub const fn queued_since(&self) -> Option<Timestamp> {
         match self {
             Self::Queued { since } => Some(*since),
@@ -144,7 +144,7 @@ impl Decision {
         }
     }
 
-    /// Whether nothing happens before the spec or another object changes.
+    /// Whether the broker does nothing until the spec or another object changes.
     pub const fn awaits_change(&self) -> bool {
         match self {
             Self::Suspended | Self::Stall(_) => true,
@@ -163,7 +163,7 @@ impl Decision {
         }
     }
 
-    /// Whether a person may be signing in meanwhile.
+    /// Whether a user may be signing in while the decision applies.
     pub const fn expects_sign_in(&self) -> bool {
         match self {
             Self::SignIn | Self::Poll | Self::AwaitSignIn { .. } | Self::InFlight | Self::Queued { .. } => true,
@@ -199,7 +199,7 @@ impl Decision {
         }
     }
 
-    /// What stalls the credential.
+    /// The blocker that stalls the credential. `None`: the credential is not stalled.
     pub const fn blocker(&self) -> Option<&Blocker> {
         match self {
             Self::Stall(blocker) => Some(blocker),
@@ -227,35 +227,35 @@ pub enum RequestKind {
     Token,
     /// A request for a device code, by which a user signs in.
     SignIn,
-    /// A poll of the token endpoint: whether the user has signed in.
+    /// A poll of the token endpoint, which asks whether the user has signed in.
     Poll,
 }
 
-/// What a decision writes.
+/// Kinds of Secret content that a decision writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Write {
     /// The refresh token, or the labels and the owner of the grant Secret.
     Grant,
-    /// The token that has just been obtained.
+    /// The access token of the last response.
     Token,
-    /// The stored token in another shape or place.
+    /// The stored token, into a Secret with another content or name.
     Shape,
 }
 
 /// Reasons to request a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IssueReason {
-    /// The target has no token of the broker.
+    /// The target Secret has no token from the broker.
     NoToken,
-    /// The token was issued for other inputs.
+    /// The inputs of the token have changed: issuer, client, scopes, grant or subject.
     InputsChanged,
     /// The token has expired.
     Expired,
     /// The annotation `mailtoken.dev/reissue` has a new value.
     Reissue,
-    /// The renewal time has come.
+    /// The renewal is due.
     RenewalDue,
-    /// The token was issued in the future: the clock was set back, so the expiry is unknown.
+    /// The recorded issue time is in the future: the clock was set back, so the expiry is unknown.
     FromTheFuture,
     /// The seed's Secret has a new refresh token.
     Reseeded,
@@ -285,7 +285,7 @@ impl IssueReason {
         }
     }
 
-    /// Whether the current token stays valid meanwhile.
+    /// Whether the stored token is still valid while the broker requests a new token.
     pub(super) fn leaves_one_that_serves(self) -> bool {
         !matches!(self, Self::NoToken | Self::InputsChanged | Self::Expired)
     }

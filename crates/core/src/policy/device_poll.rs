@@ -7,29 +7,30 @@ use crate::{
     oauth::Refusal,
 };
 
-/// The longest wait between polls that the provider does not answer, in seconds: a person is waiting.
+/// Longest wait after a poll without a usable response, in seconds. A person waits for the result.
 const UNANSWERED_MAX: i64 = 60;
 
 /// What a refused poll means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PollOutcome {
-    /// The person has not signed in yet.
+    /// The user has not signed in yet.
     Pending,
-    /// The person has not signed in yet, and the provider wants a longer interval for all further polls.
+    /// The user has not signed in yet, and the provider demands a longer interval for all further polls.
     SlowDown,
-    /// The code has ended, or was exchanged already and the response was lost. Only a new code helps.
+    /// The code has expired, or the provider has exchanged it and the response was lost. Only a new code helps.
     CodeOver,
-    /// The person, or a policy of the provider, denied the sign-in. Only a person can begin another.
+    /// The user, or a policy of the provider, denied the sign-in. Only a user can start another sign-in.
     Denied,
-    /// The sign-in cannot succeed for a reason that the refusal names. Only a person can begin another.
+    /// The sign-in cannot succeed, for a reason that the refusal names. Only a user can start another sign-in.
     Failed,
-    /// The provider did not answer, or answered that it cannot. The code is still good.
+    /// The provider sent no response, or reported a transient failure. The code is still valid.
     Unanswered,
-    /// The provider refused the client or the request. The code is still good.
+    /// The provider refused the client or the request. The code is still valid.
     Refused,
 }
 
-/// What a refused poll means. The provider's code comes first: a provider's own codes refine the reason.
+/// Classifies a refused poll. The `error` code of the response decides before the reason, because a provider's own
+/// codes only refine the reason.
 pub fn outcome(refusal: &Refusal) -> PollOutcome {
     let code = refusal.error.as_ref().map(|error| error.as_str()).unwrap_or_default();
     match (code, refusal.reason) {
@@ -38,9 +39,9 @@ pub fn outcome(refusal: &Refusal) -> PollOutcome {
         ("expired_token" | "bad_verification_code", _) | ("invalid_grant", Reason::InvalidGrant) => {
             PollOutcome::CodeOver
         }
-        // Microsoft's answer to a code that was exchanged.
+        // Microsoft's response to a code that it has exchanged already.
         ("invalid_request", Reason::AuthorizationRequired) => PollOutcome::CodeOver,
-        // The second is Microsoft's code.
+        // `authorization_declined` is Microsoft's code.
         ("access_denied" | "authorization_declined", _) => PollOutcome::Denied,
         (_, Reason::AuthorizationRequired | Reason::ConsentRequired | Reason::InvalidGrant) => PollOutcome::Failed,
         (_, reason) if reason.retry() == Retry::Transient => PollOutcome::Unanswered,
@@ -48,8 +49,9 @@ pub fn outcome(refusal: &Refusal) -> PollOutcome {
     }
 }
 
-/// Seconds until the next poll after so many unanswered polls in a row: twice as long each time (RFC 8628 section 3.5), up to
-/// a minute or the interval, and no shorter than the provider asks for in Retry-After.
+/// Seconds until the next poll after `unanswered` consecutive polls without a response. The wait doubles each time (RFC
+/// 8628 section 3.5), up to a minute or `interval`, whichever is longer. It is never shorter than the provider's
+/// Retry-After.
 pub fn wait_after_unanswered(interval: i64, unanswered: u32, retry_after: Option<SignedDuration>) -> i64 {
     let asked = retry_after.map_or(0, |wait| wait.as_secs());
     interval.saturating_mul(1 << unanswered.min(6)).min(UNANSWERED_MAX.max(interval)).max(asked)
@@ -62,7 +64,7 @@ mod tests {
     use super::*;
     use crate::oauth::refusal::read_refusal;
 
-    /// A refusal with this code in the response; `reason` is the meaning of a provider's own code.
+    /// A refusal whose response has the error `code`. `reason`: the meaning of a provider's own code.
     fn refusal(code: &str, reason: Option<Reason>) -> Refusal {
         let body = format!(r#"{{"error": "{code}"}}"#).into_bytes();
         let response = http::Response::builder().status(400).body(body).unwrap();

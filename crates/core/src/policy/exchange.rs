@@ -1,4 +1,5 @@
-//! What the response to the exchange of a refresh token means, and what of it is written into the grant Secret.
+//! The exchange of a refresh token: what the provider's response means, and what the broker writes into the grant
+//! Secret.
 
 use k8s_openapi::jiff::Timestamp;
 
@@ -8,52 +9,54 @@ use crate::{
     oauth::{Refusal, token::TokenFingerprint},
 };
 
-/// Whether a refusal leaves open whether the provider has exchanged the refresh token: a response that is not in the words of
-/// the protocol may come from a gateway whose server has done its work. Then the same refresh token is sent again.
+/// Whether the provider may have exchanged the refresh token although it sent no valid error. The response may come
+/// from a gateway whose server has completed the exchange. The broker then sends the same token again.
 pub fn leaves_open(refusal: &Refusal) -> bool {
     let status = refusal.http_status.unwrap_or_default();
     let is_silent = !refusal.is_of_the_server() && refusal.retry_after.is_none() && refusal.reason != Reason::Throttled;
     is_silent && !(300..500).contains(&status)
 }
 
-/// A response to an exchange that is to be written.
+/// The response to an exchange, which the broker must write.
 #[derive(Clone, Copy, Debug)]
 pub struct Response<'a> {
-    /// The claim under which the exchange was made.
+    /// The claim that the broker wrote before the exchange.
     pub claim: &'a Claim,
-    /// Hash of the refresh token that was exchanged.
+    /// Hash of the refresh token that the broker exchanged.
     pub spent: &'a RefreshTokenHash,
-    /// Hash of the refresh token that replaces it; `None` where the provider keeps the old one valid.
+    /// Hash of the refresh token that replaces the exchanged token. `None`: the provider keeps the exchanged token
+    /// valid.
     pub rotated: Option<&'a RefreshTokenHash>,
 }
 
-/// What the grant Secret holds after another writer has changed it.
+/// The content of the grant Secret after another writer has changed the Secret.
 #[derive(Clone, Copy, Debug)]
 pub struct Found<'a> {
-    /// The claim in it.
+    /// The claim in the Secret.
     pub claim: Option<&'a Claim>,
-    /// Hash of its refresh token.
+    /// Hash of the refresh token in the Secret.
     pub token: Option<&'a RefreshTokenHash>,
 }
 
-/// How a response is written although the grant Secret was changed after the claim.
+/// How the broker writes a response although the grant Secret was changed after the claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resolution {
-    /// The Secret was deleted: it is created again with the response, which is stored nowhere.
+    /// The Secret was deleted. The broker creates the Secret again with the response, which is stored nowhere.
     Recreate,
-    /// The Secret holds the response already: the write had succeeded, and its response was lost.
+    /// The Secret already holds the response: an earlier write succeeded, but the API server's response to it was lost.
     Written,
-    /// Another exchange has replaced the token that this one exchanged: its result is newer, and is left there.
+    /// Another exchange has already replaced the exchanged token. The broker keeps the newer result in the Secret.
     Superseded,
-    /// The response is written over what the Secret holds.
+    /// The broker writes the response over the Secret's content.
     Write {
-        /// The claim in the Secret is this one, and is removed with the write. A later claim stays.
+        /// Whether the claim in the Secret belongs to this response. Then the write removes the claim. A later claim
+        /// stays.
         removes_claim: bool,
     },
 }
 
-/// Resolves a conflict after a claim. While the claim is still there, this response is the newest. Where another claim has
-/// followed it, the response is written only over the very token that it replaces.
+/// Resolves a conflict after a claim. While the Secret still has the response's claim, the response is the newest.
+/// After a later claim, the broker writes the response only over the refresh token that the response replaces.
 pub fn resolve_conflict(found: Option<Found<'_>>, response: Response<'_>) -> Resolution {
     let Some(found) = found else { return Resolution::Recreate };
     if response.rotated.is_some() && found.token == response.rotated {
@@ -66,8 +69,8 @@ pub fn resolve_conflict(found: Option<Found<'_>>, response: Response<'_>) -> Res
     Resolution::Write { removes_claim: is_newest }
 }
 
-/// Whether another replica has written a newer access token into the target than the one that is about to be written. Each
-/// token is given by the time when it was issued, and its fingerprint.
+/// Whether another replica has written a newer access token (`stored`) into the target than the token that this replica
+/// is about to write (`ours`). Each pair has the token's issue time and its fingerprint.
 pub fn is_overtaken(stored: (Timestamp, &TokenFingerprint), ours: (Timestamp, &TokenFingerprint)) -> bool {
     stored.0 > ours.0 && stored.1 != ours.1
 }
@@ -97,18 +100,18 @@ mod tests {
         for (found, rotated, expected) in [
             (None, Some("new"), Resolution::Recreate),
             (None, None, Resolution::Recreate),
-            // The claim stands: another writer changed a label, or emptied the Secret.
+            // The claim is unchanged: another writer changed a label, or emptied the Secret.
             (Some((Some(&own), Some("spent"))), Some("new"), newest),
             (Some((Some(&own), None)), Some("new"), newest),
             (Some((Some(&own), Some("another"))), Some("new"), newest),
             (Some((Some(&own), Some("spent"))), None, newest),
-            // The write before had succeeded.
+            // An earlier write of the response succeeded.
             (Some((None, Some("new"))), Some("new"), Resolution::Written),
             (Some((Some(&other), Some("new"))), Some("new"), Resolution::Written),
-            // Another replica has claimed the token since, and has not replaced it yet.
+            // Another replica has claimed the token since, but has not replaced it yet.
             (Some((Some(&other), Some("spent"))), Some("new"), over_the_spent),
             (Some((None, Some("spent"))), Some("new"), over_the_spent),
-            // Another replica has replaced it.
+            // Another replica has replaced the token.
             (Some((Some(&other), Some("newer"))), Some("new"), Resolution::Superseded),
             (Some((None, Some("newer"))), Some("new"), Resolution::Superseded),
             (Some((None, None)), Some("new"), Resolution::Superseded),
@@ -137,7 +140,7 @@ mod tests {
         for status in [302, 400, 401, 404, 429] {
             assert!(!open(status, "<html>", false), "{status}");
         }
-        // A 2xx answer that cannot be read, and no answer at all.
+        // Refusals without an HTTP status.
         assert!(leaves_open(&Refusal::new(Reason::MalformedResponse, "")));
         assert!(!leaves_open(&Refusal::new(Reason::Throttled, "")));
     }

@@ -1,12 +1,13 @@
-//! The expiry of a token if its records disagree. Pure.
+//! Settles the expiry of a token whose records disagree. Pure.
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::observed::TokenFacts;
 use crate::api::status::TokenStatus;
 
-/// Tolerated difference between the Secret and the status: a provider that returns the same token twice counts its
-/// remaining lifetime again, and the broker may stop between the writes of Secret and status.
+/// Tolerated difference between the expiry in the Secret and in the status. A provider that returns the same token
+/// twice counts the remaining lifetime again. The broker may also stop between its writes of the Secret and of the
+/// status.
 const TOLERANCE: SignedDuration = SignedDuration::from_mins(1);
 
 /// The expiry in the data of a Secret.
@@ -18,8 +19,8 @@ pub struct DataExpiry {
     pub seconds: Option<Timestamp>,
 }
 
-/// Compares the annotations of a Secret, in `facts`, with its data. The token expires at the earliest time, and is renewed
-/// immediately if the times disagree. Returns whether they agree.
+/// Compares the expiry in a Secret's annotations, in `facts`, with the Secret's data. The token expires at the earliest
+/// of the times. If the times disagree, the renewal is due immediately. Returns whether the times agree.
 pub fn settle_with_data(facts: &mut TokenFacts, data: DataExpiry) -> bool {
     let annotated = facts.expires_at;
     let agree = [data.date, data.seconds].into_iter().flatten().all(|end| end == annotated);
@@ -30,8 +31,9 @@ pub fn settle_with_data(facts: &mut TokenFacts, data: DataExpiry) -> bool {
     agree
 }
 
-/// Compares a Secret, in `facts`, with the status of the same token in the same way. Ignores a status whose token expired
-/// before it was issued: another writer forged it.
+/// Compares the expiry of a Secret's token, in `facts`, with the status of this token, as [`settle_with_data`] does.
+/// Ignores a status with an expiry before the issue time, which another writer has forged. Returns whether the Secret
+/// needs no repair.
 pub fn settle_with_status(facts: &mut TokenFacts, status: Option<&TokenStatus>) -> bool {
     let about = |status: &&TokenStatus| {
         status.fingerprint == facts.fingerprint.as_str() && status.issued_at.0 < status.expires_at.0
@@ -46,8 +48,8 @@ pub fn settle_with_status(facts: &mut TokenFacts, status: Option<&TokenStatus>) 
     written <= end
 }
 
-/// Stores the immediate renewal in the annotation for a provider's early renewal, so that it survives a repair and a
-/// restart.
+/// Makes the renewal due immediately. The annotation for a provider's early renewal stores this time, so that it
+/// survives a repair and a restart.
 fn renew_at_once(facts: &mut TokenFacts) {
     facts.refresh_at = Some(facts.issued_at);
 }
@@ -79,18 +81,18 @@ mod tests {
             (3600, Some(3600), Some(3600), Some(3600), 3600, true, false),
             (3600, Some(3600), Some(3600), None, 3600, true, false),
             (3600, None, None, Some(3600), 3600, true, false),
-            // One of them claims a lifetime of years.
+            // One record claims a lifetime of years.
             (YEARS, Some(3600), Some(3600), Some(3600), 3600, false, true),
             (3600, Some(YEARS), Some(3600), Some(3600), 3600, false, true),
             (3600, Some(3600), Some(YEARS), Some(3600), 3600, false, true),
             (3600, Some(3600), Some(3600), Some(YEARS), 3600, true, true),
-            // All except one do.
+            // All records except one claim a lifetime of years.
             (YEARS, Some(YEARS), Some(YEARS), Some(3600), 3600, false, true),
             (YEARS, Some(YEARS), Some(YEARS), None, YEARS, true, false),
             (YEARS, Some(3600), Some(YEARS), Some(YEARS), 3600, false, true),
             (YEARS, Some(YEARS), Some(3600), Some(YEARS), 3600, false, true),
             (3600, Some(YEARS), Some(YEARS), Some(YEARS), 3600, false, true),
-            // One claims an earlier expiry.
+            // One record claims an earlier expiry.
             (60, Some(3600), Some(3600), Some(3600), 60, false, true),
             (3600, Some(3600), Some(60), Some(3600), 60, false, true),
             (3600, Some(3600), Some(3600), Some(60), 60, false, true),

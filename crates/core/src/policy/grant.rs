@@ -1,5 +1,5 @@
-//! The user's grant: the refresh token in the Secret `<credential>-grant`, or the pending sign-in. The Secret's annotations
-//! describe it. The broker reads the Secret's data only to use it.
+//! The user's grant: the refresh token in the Secret `<credential>-grant`, or the pending sign-in. The Secret's
+//! annotations describe the grant. The broker reads the Secret's data only to use the grant.
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{ResourceExt as _, core::ObjectMeta};
@@ -16,11 +16,11 @@ use crate::api::{
     status::{AuthorizationStatus, GrantStatus},
 };
 
-/// Maximum interval between polls in seconds, regardless of the annotation.
+/// Maximum interval between polls in seconds, even if the annotation has a longer interval.
 const INTERVAL_MAX: i64 = 3600;
-/// Maximum time between two uses of a refresh token, also without need for a token.
+/// Maximum time between two uses of a refresh token, even if the credential needs no access token.
 const KEEP_ALIVE: SignedDuration = SignedDuration::from_hours(7 * 24);
-/// Minimum time between two such uses, even if the refresh token expires soon.
+/// Minimum time between two uses that only keep a refresh token alive, even if the token expires soon.
 const KEEP_ALIVE_SOONEST: SignedDuration = SignedDuration::from_mins(10);
 
 /// Observations of a user's grant.
@@ -34,25 +34,27 @@ pub struct RefreshGrant {
     pub out_of_sync: bool,
     /// The seed, if it differs from the seed of the stored grant.
     pub seed: Option<Result<Seed, Blocker>>,
-    /// The binding of a refresh token: it is sent to no other provider and for no other client. `None` if the provider is
-    /// unknown: nothing is sent then.
+    /// Hash of the binding of a refresh token: the broker sends the token to no other provider and for no other client.
+    /// `None`: the provider is unknown, and the broker sends no request.
     pub bound_to: Option<BindingHash>,
-    /// Where a refresh token that is obtained now may be revoked, see [`super::inputs::revocable_at`].
+    /// Hash of the revocation inputs of a refresh token that the broker obtains now, see
+    /// [`super::inputs::revocable_at`].
     pub revocable_at: RevocationHash,
-    /// The request for a sign-in: a changed spec or a new value of `mailtoken.dev/reissue` starts a new sign-in after one
-    /// that ended.
+    /// Hash of the request for a sign-in. After a sign-in has ended, a changed spec or a new value of
+    /// `mailtoken.dev/reissue` starts a new sign-in.
     pub asked_by: RequestHash,
-    /// The inputs for which a code is valid, see [`asked_for`]; `None` if the provider is unknown.
+    /// Hash of the inputs for which a code is valid, see [`asked_for`]. `None`: the provider is unknown, and a shown
+    /// code stays.
     pub asked_for: Option<SignInHash>,
     /// This broker's identity in claims.
     pub holder: String,
-    /// Whether a new refresh token is not stored yet.
+    /// Whether the broker has a new refresh token that the grant Secret does not have yet.
     pub unsaved: bool,
     /// Time of the next poll.
     pub next_poll: Option<Timestamp>,
     /// Whether the provider reported that the code has expired.
     pub code_over: bool,
-    /// The lifetime of an unused refresh token, if known.
+    /// Lifetime of a refresh token without use, if known.
     pub idle_life: Option<SignedDuration>,
 }
 
@@ -74,15 +76,15 @@ pub struct GrantSecret {
     pub uid: String,
     /// resourceVersion of the Secret.
     pub resource_version: String,
-    /// Whether the Secret has annotations, which a JSON Patch must know.
+    /// Whether the Secret has annotations. A JSON Patch must create them if they are missing.
     pub has_annotations: bool,
-    /// Whether the Secret has labels, which a JSON Patch must know.
+    /// Whether the Secret has labels. A JSON Patch must create them if they are missing.
     pub has_labels: bool,
-    /// Properties of its refresh token.
+    /// Properties of the refresh token in the Secret.
     pub token: Option<TokenNote>,
     /// The seed of the stored grant.
     pub seed: Option<Seed>,
-    /// The claim on its refresh token.
+    /// The claim on the refresh token in the Secret.
     pub claim: Option<Claim>,
     /// The pending sign-in, or the end of the last one.
     pub sign_in: Option<SignIn>,
@@ -95,7 +97,7 @@ pub struct TokenNote {
     pub hash: RefreshTokenHash,
     /// The binding of the refresh token, see [`RefreshGrant::bound_to`].
     pub bound_to: BindingHash,
-    /// Where the refresh token may be revoked, see [`super::inputs::revocable_at`]. Empty if not recorded.
+    /// Hash of the revocation inputs of the refresh token, see [`super::inputs::revocable_at`]. Empty if not recorded.
     pub revocable_at: RevocationHash,
     /// When the user signed in, or the broker copied the seed.
     pub obtained_at: Timestamp,
@@ -107,8 +109,9 @@ pub struct TokenNote {
     pub rotations: i64,
 }
 
-/// A claim, written before the exchange of a refresh token. With it, two brokers cannot spend the token, the write of the
-/// response is known to succeed, and a restarted broker knows what was in flight.
+/// A claim on a refresh token, which the broker writes before the exchange. The claim prevents two brokers from
+/// spending the token. The write of the claim shows that the broker can also write the response. After a restart, the
+/// claim shows which exchange was in flight.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Claim {
     /// Identity of the holder.
@@ -116,7 +119,7 @@ pub struct Claim {
     /// Start time of the claim.
     #[serde(deserialize_with = "names::deserialize_time")]
     pub since: Timestamp,
-    /// Deadline. Before it, only the holder acts.
+    /// Deadline of the claim. Until then, only the holder uses the refresh token.
     #[serde(deserialize_with = "names::deserialize_time")]
     pub until: Timestamp,
     /// Hash of the refresh token.
@@ -139,17 +142,17 @@ pub struct SignIn {
     pub expires_at: Timestamp,
     /// Interval between polls in seconds.
     pub interval: i64,
-    /// When this code was first shown.
+    /// Time at which the status first showed this code.
     #[serde(deserialize_with = "names::deserialize_time")]
     pub shown_at: Timestamp,
-    /// When the first of the consecutive codes was shown.
+    /// Time at which the status showed the first of the consecutive codes.
     #[serde(deserialize_with = "names::deserialize_time")]
     pub began_at: Timestamp,
     /// The request for the sign-in, see [`RefreshGrant::asked_by`].
     pub asked_by: RequestHash,
     /// The inputs of the sign-in, see [`RefreshGrant::asked_for`].
     pub asked_for: SignInHash,
-    /// The text of a sign-in's end without a grant.
+    /// Why the sign-in ended without a grant. `None`: the sign-in has not ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<String>,
 }
@@ -183,13 +186,14 @@ impl GrantSecret {
 }
 
 impl TokenNote {
-    /// The expiry of the refresh token: as the provider reported, or from disuse.
+    /// Expiry of the refresh token: the provider's expiry, or the end of its lifetime without use, whichever is
+    /// earlier.
     fn end(&self, idle_life: Option<SignedDuration>) -> Option<Timestamp> {
         let idle = idle_life.map(|life| self.last_used_at.unwrap_or(self.obtained_at) + life);
         self.expires_at.into_iter().chain(idle).min()
     }
 
-    /// The next use of the refresh token without need for a token.
+    /// Time of the next use that only keeps the refresh token alive.
     pub(super) fn keep_alive(&self, idle_life: Option<SignedDuration>) -> Timestamp {
         let used = self.last_used_at.unwrap_or(self.obtained_at);
         let half = self.end(idle_life).map_or(KEEP_ALIVE, |end| end.duration_since(used) / 2);
@@ -202,12 +206,13 @@ impl RefreshGrant {
         self.bound_to.as_ref().is_none_or(|wanted| to.is(wanted))
     }
 
-    /// The refresh token, if it is for this provider and client.
+    /// The stored refresh token, if it is bound to the current provider and client.
     pub fn token(&self) -> Option<&TokenNote> {
         self.stored.as_ref()?.token.as_ref().filter(|token| self.is_bound(&token.bound_to))
     }
 
-    /// The sign-in for this spec. A shown code survives changes on which it does not depend, such as a suspension.
+    /// The stored sign-in, if it fits the current spec. A shown code survives changes on which it does not depend, such
+    /// as a suspension.
     pub(super) fn sign_in(&self) -> Option<&SignIn> {
         let sign_in = self.stored.as_ref()?.sign_in.as_ref()?;
         let fits = self.asked_for.as_ref().is_none_or(|wanted| *wanted == sign_in.asked_for);
@@ -219,7 +224,7 @@ impl RefreshGrant {
         self.sign_in().filter(|sign_in| sign_in.ended.is_none() && now < sign_in.expires_at)
     }
 
-    /// Whether the seed's Secret has a new refresh token that was not used yet.
+    /// Whether the seed's Secret has a new refresh token that the broker has not used yet.
     pub fn reseeded(&self) -> bool {
         let token = self.stored.as_ref().and_then(|stored| stored.token.as_ref());
         token.is_some_and(|token| matches!(&self.seed, Some(Ok(_))) || token.last_used_at.is_none())
@@ -237,7 +242,7 @@ impl RefreshGrant {
         })
     }
 
-    /// The known expiry of the refresh token.
+    /// Expiry of the refresh token, if known.
     pub fn end(&self) -> Option<Timestamp> {
         self.token()?.end(self.idle_life)
     }
@@ -254,27 +259,29 @@ impl RefreshGrant {
     }
 }
 
-/// The binding of this credential's refresh token. One that a user obtained with a code is for one mailbox.
+/// Hash of the binding of this credential's refresh token. A refresh token from a device-code sign-in is bound to one
+/// mailbox.
 pub fn bound_to(credential: &MailCredential, issuer: &str, client_id: &str) -> BindingHash {
     let by_code = credential.spec.grant.kind() == GrantType::DeviceCode;
     let mailbox = if by_code { credential.spec.mailbox.user().to_ascii_lowercase() } else { String::new() };
     names::digest([issuer, client_id, &mailbox]).into()
 }
 
-/// The request for a sign-in, for [`Grant::asked_by`].
+/// Hash of the request for a sign-in, for [`RefreshGrant::asked_by`].
 pub fn asked_by(credential: &MailCredential) -> RequestHash {
     let generation = credential.metadata.generation.unwrap_or_default().to_string();
     let reissue = credential.annotations().get(names::ANNOTATION_REISSUE);
     names::digest([generation.as_str(), reissue.map_or("", String::as_str)]).into()
 }
 
-/// The inputs for which a code is valid: those of a token, until the user requests another code.
+/// Hash of the inputs for which a code is valid: the inputs of a token, and the annotation by which a user requests
+/// another code.
 pub fn asked_for(credential: &MailCredential, issued_for: &InputsHash) -> SignInHash {
     let reissue = credential.annotations().get(names::ANNOTATION_REISSUE);
     names::digest([issued_for.as_str(), reissue.map_or("", String::as_str)]).into()
 }
 
-/// The earliest poll after a response at `now`, which has whole seconds.
+/// The earliest time of a poll after a response at `now`. `now` has whole seconds, so the result is a second later.
 pub fn next_poll(interval: i64, now: Timestamp) -> Timestamp {
     now + SignedDuration::from_secs(interval.clamp(0, INTERVAL_MAX) + 1)
 }

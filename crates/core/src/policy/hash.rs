@@ -1,5 +1,5 @@
-//! Hashes by which the broker notices a change without reading what changed. Each kind is a type, so that one is never
-//! compared with another. In annotations and in the status they are plain text.
+//! Hashes by which the broker notices a change without reading the changed object. Each kind of hash is a type, so that
+//! the code cannot compare hashes of two kinds. Annotations and the status hold the hashes as plain text.
 
 use std::fmt;
 
@@ -16,18 +16,18 @@ macro_rules! hashes {
             pub struct $name(String);
 
             impl $name {
-                /// The text in annotations and in the status.
+                /// The hash as text, as annotations and the status hold it.
                 pub fn as_str(&self) -> &str {
                     &self.0
                 }
 
-                /// Whether nothing was recorded.
+                /// Whether the hash is empty, because it was not recorded.
                 pub fn is_empty(&self) -> bool {
                     self.0.is_empty()
                 }
 
-                /// Whether this hash, which was read from an annotation, is `wanted`. Earlier versions of the broker
-                /// stored the first 16 of the 64 digits.
+                /// Whether this hash, which was read from an annotation, equals `wanted`. Earlier versions of the
+                /// broker stored the first 16 of the 64 digits.
                 pub fn is(&self, wanted: &Self) -> bool {
                     names::is_digest(&self.0, &wanted.0)
                 }
@@ -64,24 +64,24 @@ hashes! {
     /// Hash of the inputs of an access token: issuer, client, scopes, grant, subject. See
     /// [`issued_for`](super::inputs::issued_for).
     InputsHash;
-    /// Hash of the other inputs that shape the target Secret. See [`layout`](super::inputs::layout).
+    /// Hash of the inputs of the target Secret, except for the token's inputs. See [`layout`](super::inputs::layout).
     LayoutHash;
-    /// Hash of what a refresh token is bound to: issuer, client, and with a device code the mailbox. See
+    /// Hash of the binding of a refresh token: issuer, client, and with a device code the mailbox. See
     /// [`bound_to`](super::grant::bound_to).
     BindingHash;
-    /// Hash of what a revocation request depends on. Empty where it was not recorded. See
+    /// Hash of the inputs of a revocation request. Empty if not recorded. See
     /// [`revocable_at`](super::inputs::revocable_at).
     RevocationHash;
-    /// Hash of the generation and the reissue annotation that asked for a sign-in. See
+    /// Hash of the generation and the reissue annotation of the credential that requests a sign-in. See
     /// [`asked_by`](super::grant::asked_by).
     RequestHash;
-    /// Hash of what the code of a sign-in is good for. See [`asked_for`](super::grant::asked_for).
+    /// Hash of the inputs for which the code of a sign-in is valid. See [`asked_for`](super::grant::asked_for).
     SignInHash;
-    /// Hash of a provider, of the versions of everything that it refers to, and of what may be connected to.
+    /// Hash of a provider, the versions of all objects that it refers to, and the broker's rules for connections.
     ProviderHash;
-    /// Hash of everything that an attempt is made with. See [`attempt`](super::inputs::attempt).
+    /// Hash of the credential's spec, the provider and the source Secrets. See [`attempt`](super::inputs::attempt).
     AttemptHash;
-    /// Hash of everything that a probe is made with. See [`ProbeInputs`](super::probe::ProbeInputs).
+    /// Hash of the inputs of a probe. See [`ProbeInputs`](super::probe::ProbeInputs).
     ProbeHash;
     /// Hash of a refresh token.
     RefreshTokenHash;

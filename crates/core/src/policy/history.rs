@@ -26,13 +26,13 @@ pub struct History {
     /// Hash of the inputs of the last failed attempt.
     pub failed_with: Option<AttemptHash>,
     /// The generation that the status describes. If the CRD of an older version drops `failedWith`, only the generation
-    /// shows a change.
+    /// shows that the inputs have changed.
     pub observed_generation: Option<i64>,
-    /// The last attempt: its reason and message. `None` before the first.
+    /// Reason and message of the last attempt. `None`: no attempt has ended yet.
     pub last: Option<(Reason, String)>,
     /// The client authentication in use.
     pub client: Option<ClientStatus>,
-    /// The last handled reissue value.
+    /// The last handled value of the annotation `mailtoken.dev/reissue`.
     pub handled_reissue: Option<String>,
 }
 
@@ -61,7 +61,7 @@ impl History {
         }
     }
 
-    /// The last attempt's reason and message, if it failed.
+    /// Reason and message of the last attempt, if it failed.
     pub fn failure(&self) -> Option<(Reason, &str)> {
         let (reason, message) = self.last.as_ref().filter(|_| self.failed_attempts > 0)?;
         Some((*reason, message))
@@ -97,8 +97,8 @@ impl History {
         };
     }
 
-    /// Records a successful step of a sign-in, for a token with the inputs `attempt`. Of the earlier failures, only a
-    /// refusal of the refresh token still counts.
+    /// Records a successful step of a sign-in, for a token with the inputs `attempt`. Forgets earlier failures, except
+    /// for a refusal of the refresh token.
     pub fn step(&mut self, client: ClientStatus, attempt: &AttemptHash) {
         if self.failed_attempts > 0 && self.failed_with.as_ref() != Some(attempt) {
             *self = Self { handled_reissue: self.handled_reissue.take(), ..Self::default() };
@@ -106,8 +106,8 @@ impl History {
         self.client = Some(client);
     }
 
-    /// Reads the expiry of the client secret in use from the provider's current spec: the user corrects it there after a
-    /// replacement, and the next request may be an hour away.
+    /// Reads the expiry of the client secret in use from the provider's current spec. A user who replaces the secret
+    /// corrects the expiry there, and the next request may be an hour away.
     pub fn client_as_in(&mut self, spec: &ProviderSpec) {
         let Some(client) = &mut self.client else { return };
         let entry = usize::try_from(client.index).ok().and_then(|index| spec.client.authentication.get(index));
@@ -116,7 +116,7 @@ impl History {
         }
     }
 
-    /// Records a successful write of a stored token, after writes that may have failed.
+    /// Records a successful write of a stored token. Forgets failures of earlier writes.
     pub fn recover(&mut self) {
         if self.failure().is_some_and(|(reason, _)| reason == Reason::SecretWriteFailed) {
             let (client, handled_reissue) = (self.client.take(), self.handled_reissue.take());
@@ -124,8 +124,8 @@ impl History {
         }
     }
 
-    /// Until when an attempt with the inputs `attempt` for this generation of the spec must wait, if at all. After the
-    /// clock was set back, it need not wait.
+    /// Time until which an attempt with the inputs `attempt` for this generation of the spec must wait. `None`: the
+    /// attempt need not wait, for example because the clock was set back.
     pub fn backoff(&self, attempt: &AttemptHash, generation: Option<i64>, now: Timestamp) -> Option<Timestamp> {
         let unchanged = match self.failed_with.as_ref() {
             Some(with) => with == attempt,

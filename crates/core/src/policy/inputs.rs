@@ -1,4 +1,4 @@
-//! Hashes that show a change without reading the changed content.
+//! Hashes that show a change of the inputs without the inputs themselves.
 
 use super::hash::{AttemptHash, InputsHash, LayoutHash, ProviderHash, RevocationHash};
 use crate::{
@@ -31,7 +31,8 @@ pub fn issued_for(
     let exchange = credential.spec.grant.token_exchange.as_ref();
     let exchanged = exchange
         .map(|exchange| [exchange.subject_token_type.as_str(), exchange.audience.as_deref().unwrap_or_default()]);
-    // A client without parameters keeps the hash of earlier versions. No scope contains a blank.
+    // Without parameters, the hash is the same as in earlier versions. Scopes contain no blank, so no scope equals "a
+    // parameter".
     let parameters = provider.client.parameters.iter().flat_map(|(name, value)| ["a parameter", name, value]);
     let account = provider.google.as_ref().and_then(|google| google.service_account.as_deref());
     let account = account.into_iter().flat_map(|account| ["a service account", account]);
@@ -46,8 +47,8 @@ pub fn issued_for(
 }
 
 /// Digest of the inputs of a revocation request: the provider, its token and revocation endpoints, and the client. The
-/// broker revokes a token only while this digest is the same as at the exchange. The issuer of a discovery document stands
-/// for its endpoints.
+/// broker revokes a token only while this digest is the same as at the exchange. For a provider with a discovery
+/// document, the digest has the issuer instead of the endpoints.
 pub fn revocable_at(credential: &MailCredential, profile: &Profile, client_id: &str) -> RevocationHash {
     let reference = &credential.spec.provider_ref;
     let kind = match reference.kind {
@@ -61,7 +62,7 @@ pub fn revocable_at(credential: &MailCredential, profile: &Profile, client_id: &
     names::digest([kind, &reference.name, profile.source.identity(), endpoint, client_id]).into()
 }
 
-/// Hash of the other inputs of the Secret's content.
+/// Hash of the inputs of the target Secret's content, except for the token's inputs.
 pub fn layout(credential: &MailCredential, profile: &Profile) -> LayoutHash {
     let spec = &credential.spec;
     let mut parts: Vec<String> = vec![spec.mailbox.address.clone(), spec.mailbox.user().to_owned()];
@@ -96,8 +97,8 @@ const fn format_name(format: Format) -> &'static str {
     }
 }
 
-/// Hash of all inputs of an attempt. A change ends the back-off. `sources` are the versions of the credential's own
-/// sources.
+/// Hash of all inputs of an attempt. A change ends the back-off. `sources`: the versions of the Secrets that the
+/// credential itself refers to.
 pub fn attempt(credential: &MailCredential, provider: &ProviderHash, sources: &[String]) -> AttemptHash {
     let generation = credential.metadata.generation.unwrap_or_default().to_string();
     let reissue = credential.metadata.annotations.as_ref().and_then(|map| map.get(names::ANNOTATION_REISSUE));

@@ -1,5 +1,6 @@
-//! The two conditions of kstatus (Flux, `kubectl apply --prune`, Argo CD with a health check): whether a person or the
-//! broker can change that an object is not ready. The rules are the same for credentials and providers. Pure.
+//! The conditions `Stalled` and `Reconciling` of kstatus (Flux, `kubectl apply --prune`, Argo CD with a health check).
+//! They show whether a person or the broker must act on an object that is not ready. The rules are the same for
+//! credentials and providers. Pure.
 
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Condition,
@@ -13,23 +14,23 @@ use crate::api::{
     condition::{self, upsert},
 };
 
-/// Time in which the broker waits for an object that is applied together with this one: GitOps tools and External Secrets
-/// take seconds.
+/// Time for which the broker waits for a missing object that a user applies together with this object. GitOps tools and
+/// External Secrets take seconds.
 const ARRIVAL_GRACE: SignedDuration = SignedDuration::from_secs(30);
 
-/// Why an object is not ready, by the party that can change it.
+/// Why an object is not ready, by the party that must act.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// A person must act: kstatus reports Failed.
     Stalled(Blocker),
     /// The broker is working, or waits for a change that needs no person: kstatus reports InProgress.
     Reconciling {
-        /// The broker's work, or the awaited change.
+        /// The broker's current work, or the change that the broker waits for.
         message: String,
     },
 }
 
-/// An object as its last status described it.
+/// An object with its last status.
 #[derive(Clone, Copy)]
 pub struct Before<'a> {
     /// Current metadata of the object.
@@ -46,9 +47,9 @@ impl Before<'_> {
         self.observed_generation.is_some() && self.observed_generation == self.meta.generation
     }
 
-    /// Until when the broker waits for objects that may still arrive: 30 s after the creation, or after the last change of
-    /// the spec. `None`: the wait is over. Kubernetes does not record the time of a spec change, so it counts from the
-    /// first status that reports it, where `Reconciling` begins with its generation.
+    /// Time until which the broker waits for missing objects: 30 s after the creation, or after the last change of the
+    /// spec. `None`: the wait is over. Kubernetes does not record the time of a spec change. The wait therefore begins
+    /// with the first status that reports the change: at the transition time of its `Reconciling`.
     pub fn arrival_until(&self, now: Timestamp) -> Option<Timestamp> {
         let created = self.meta.creation_timestamp.as_ref().map(|time| time.0);
         let never_changed = self.meta.generation.is_none_or(|generation| generation <= 1);
@@ -70,7 +71,8 @@ impl Before<'_> {
         }
     }
 
-    /// Sets or removes `Stalled` and `Reconciling`. `None`: the object is ready or suspended, and has neither.
+    /// Sets or removes `Stalled` and `Reconciling`. `None`: the object is ready or suspended, so both conditions are
+    /// removed.
     pub fn set(&self, conditions: &mut Vec<Condition>, standing: Option<Standing>, now: Timestamp) {
         let generation = self.meta.generation.unwrap_or_default();
         if !matches!(standing, Some(Standing::Stalled(_))) {
@@ -106,7 +108,7 @@ mod tests {
         }
     }
 
-    /// A condition `Reconciling` since this second.
+    /// A condition `Reconciling` since the second `since`.
     fn reconciling(since: Option<i64>) -> Vec<Condition> {
         let mut conditions = vec![];
         if let Some(since) = since {
@@ -131,7 +133,8 @@ mod tests {
             (2, Some(0), Some(2), Some(3600), 3629, Some(3630)),
             (2, Some(0), Some(2), Some(3600), 3630, None),
             (2, Some(0), Some(2), None, 3610, None),
-            // A new object to the broker: a generation above 1 shows a change, but not its time.
+            // The broker sees this object for the first time. A generation above 1 shows a change, but not the time of
+            // the change.
             (3, Some(0), Some(-1), None, 3600, Some(3630)),
             // The API server's clock is ahead, or the broker's was set back.
             (1, Some(3), Some(-1), None, 0, Some(33)),

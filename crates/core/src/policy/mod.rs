@@ -1,4 +1,4 @@
-//! Policy: decides from observations. Pure, synchronous, without a clock.
+//! Policy: decides from observations. It is pure and synchronous, and has no clock.
 
 pub mod advice;
 mod authorization;
@@ -62,11 +62,11 @@ pub fn decide(observed: &Observed, now: Timestamp) -> Decision {
     checks.iter().find_map(|check| check(observed, now)).unwrap_or(Decision::Issue(IssueReason::NoToken))
 }
 
-/// Time for which a missing provider is not reported. Watches show objects that were applied together at slightly different
-/// times, and a Warning would be wrong a moment later.
+/// Time for which the broker does not report a missing provider. Watches show objects that were applied together at
+/// slightly different times, so an immediate Warning would soon be wrong.
 const WATCH_LAG: SignedDuration = SignedDuration::from_secs(1);
 
-/// Whether the provider of a new credential may exist without being visible yet.
+/// Whether the provider of a new credential may exist although no watch has shown it yet.
 pub fn provider_may_be_on_its_way(observed: &Observed, now: Timestamp) -> bool {
     let missing = observed.provider.as_ref().is_err_and(|blocker| blocker.reason == Reason::ProviderNotFound);
     let unreported = observed.credential.status.as_ref().is_none_or(|status| status.conditions.is_empty());
@@ -75,30 +75,31 @@ pub fn provider_may_be_on_its_way(observed: &Observed, now: Timestamp) -> bool {
     missing && unreported && age.is_some_and(|age| !age.is_negative() && age <= WATCH_LAG)
 }
 
-/// Stores the result of a request in flight before any other decision. Reports a suspension meanwhile, which stops all
-/// further requests.
+/// Waits for the request in flight, so that the broker stores its result before any other decision. A suspended
+/// credential does not wait: its status must report the suspension, which stops all further requests.
 fn request_is_in_flight(observed: &Observed, _: Timestamp) -> Option<Decision> {
     let unsaved = observed.grant.as_ref().is_some_and(|grant| grant.unsaved);
     let suspended = observed.credential.spec.suspend && !unsaved;
     (observed.in_flight && !suspended).then_some(Decision::InFlight)
 }
 
-/// Writes a new refresh token before any other decision, regardless of changes.
+/// Writes a new refresh token before any other decision, even if the spec has changed.
 fn refresh_token_is_unsaved(observed: &Observed, now: Timestamp) -> Option<Decision> {
     let grant = observed.grant.as_ref().filter(|grant| grant.unsaved)?;
-    // The token stays in memory until that Secret is gone.
+    // The refresh token stays in memory until the foreign Secret is gone.
     let conflict =
         grant.foreign.as_ref().map(|owner| Decision::Stall(authorization::conflict(&observed.credential, owner)));
     Some(conflict.unwrap_or_else(|| grant_write(observed, now)))
 }
 
-/// With a wrong owner, deleting the credential would delete the refresh token.
+/// Repairs the labels and the owner of the grant Secret. With a wrong owner, deleting the credential would delete the
+/// refresh token.
 fn grant_is_out_of_sync(observed: &Observed, now: Timestamp) -> Option<Decision> {
     observed.grant.as_ref().filter(|grant| grant.out_of_sync)?;
     Some(grant_write(observed, now))
 }
 
-/// Back off only after failed writes.
+/// Writes the grant Secret. Backs off only after failed writes.
 fn grant_write(observed: &Observed, now: Timestamp) -> Decision {
     match observed.backoff(now) {
         Some(until) if observed.writes_failed() => Decision::BackOff { until },
@@ -142,10 +143,10 @@ fn rename(observed: &Observed) -> String {
     KubectlObject::credential(&observed.credential).merge(&fields)
 }
 
-/// Writes an obtained token before other decisions, if it still fits the spec.
+/// Writes an obtained token before other decisions, if the token still fits the spec.
 fn token_is_unwritten(observed: &Observed, now: Timestamp) -> Option<Decision> {
     let unwritten = observed.unwritten.as_ref()?;
-    // A spec without a possible Secret holds back a token, and so does a withdrawn allowance.
+    // The broker keeps an unwritten token in memory while the spec allows no Secret, or the allowance is withdrawn.
     let held_back = |blocker: &Blocker| matches!(blocker.reason, Reason::NotAllowed | Reason::InvalidSpec);
     let wanted = observed.provider.as_ref().is_ok_and(|provider| {
         provider.issued_for == unwritten.issued_for && !provider.blocker.as_ref().is_some_and(held_back)
@@ -167,7 +168,8 @@ fn provider_is_missing(observed: &Observed, _: Timestamp) -> Option<Decision> {
 fn provider_is_blocked(observed: &Observed, now: Timestamp) -> Option<Decision> {
     let provider = observed.provider.as_ref().ok()?;
     let blocker = provider.blocker.clone().or_else(|| authorization::seed_blocker(observed))?;
-    // While blocked, repair the Secret only if its layout is unchanged; never publish a new one.
+    // While the provider is blocked, the broker repairs a Secret whose layout is unchanged, but never publishes another
+    // layout.
     let shaped = observed.target.own().is_some_and(|published| published.layout == provider.layout);
     let serves = why_a_token_is_needed(observed, now).is_none_or(IssueReason::leaves_one_that_serves);
     let repair = if shaped && serves { target_differs(observed, now) } else { None };
@@ -196,7 +198,8 @@ fn token_is_needed(observed: &Observed, now: Timestamp) -> Option<Decision> {
     Some(shape.unwrap_or(wait))
 }
 
-/// Until when a token with a lifetime of seconds is not renewed, so that a provider cannot control the broker's write rate.
+/// Time until which the broker does not renew a token with a lifetime of seconds. Without this limit, a provider could
+/// control the broker's write rate.
 fn too_soon(observed: &Observed, reason: IssueReason, now: Timestamp) -> Option<Timestamp> {
     let stored = observed.target.own().or(observed.previous.as_ref());
     let token = stored.and_then(|published| published.token.as_ref()).filter(|token| token.issued_at <= now)?;
@@ -226,7 +229,8 @@ fn why_a_token_is_needed(observed: &Observed, now: Timestamp) -> Option<IssueRea
     (now >= observed.plan(token).second()).then_some(IssueReason::RenewalDue)
 }
 
-/// Repairs the Secret of a valid token. If the target has none, uses the Secret of the former name.
+/// Repairs the target Secret of a valid token. If the target does not exist, publishes the token from the Secret with
+/// the former name.
 fn target_differs(observed: &Observed, now: Timestamp) -> Option<Decision> {
     let provider = observed.provider.as_ref().ok()?;
     let reason = match &observed.target {

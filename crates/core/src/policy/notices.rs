@@ -22,10 +22,11 @@ pub struct EventNote {
     pub note: String,
 }
 
-/// The Events for the change from `before` to `after`: a Warning when a condition turns bad, Normal when it recovers, one
-/// for each reason, and Normal when another client authentication works. An uneventful issue or renewal has no Event.
+/// The Events for the change from `before` to `after`. A condition that turns bad gives a Warning, and its recovery a
+/// Normal Event. Each reason has at most one Event. A change to another client authentication gives a Normal Event. A
+/// renewal without a problem gives no Event.
 pub fn notices(before: &MailCredentialStatus, after: &MailCredentialStatus) -> Vec<EventNote> {
-    // The expiry of a client secret is an Event of its provider, which may have hundreds of credentials.
+    // The provider has the Event for the expiry of a client secret, because it may have hundreds of credentials.
     let bad = [ConditionType::Stalled, ConditionType::GrantExpiringSoon];
     let mut notices = turns(&before.conditions, &after.conditions, &bad);
     notices.extend(mailbox(before, after));
@@ -35,7 +36,7 @@ pub fn notices(before: &MailCredentialStatus, after: &MailCredentialStatus) -> V
     notices
 }
 
-/// The Warning about a property that the token response did not state in a usable form.
+/// The Warning about a property of the token for which the broker had to assume a value.
 pub fn assumed(assumption: Assumption) -> EventNote {
     let (reason, note) = match assumption {
         Assumption::Lifetime { flaw, taken } => {
@@ -58,7 +59,8 @@ pub fn assumed(assumption: Assumption) -> EventNote {
     EventNote { warning: true, reason, note }
 }
 
-/// Whether the status has a new code that a user must enter, the first or a replacement. A pending sign-in is no failure.
+/// The Event for a new code that a user must enter, the first code or a replacement. The Event is Normal, because a
+/// pending sign-in is no failure.
 fn another_code(before: &MailCredentialStatus, after: &MailCredentialStatus) -> Option<EventNote> {
     let (old, new) = (before.authorization.as_ref(), after.authorization.as_ref()?);
     let shown = condition::find(&after.conditions, ConditionType::Reconciling)
@@ -70,7 +72,7 @@ fn another_code(before: &MailCredentialStatus, after: &MailCredentialStatus) -> 
     })
 }
 
-/// Whether a probe changed the condition `MailboxAuthorized`. A probe that is still due is no change.
+/// The Event for a probe that changed the condition `MailboxAuthorized`. A probe that is still due gives no Event.
 fn mailbox(before: &MailCredentialStatus, after: &MailCredentialStatus) -> Option<EventNote> {
     let find = |status| {
         let found = condition::find(status, ConditionType::MailboxAuthorized);
@@ -106,7 +108,7 @@ fn short_lifetime(before: &MailCredentialStatus, after: &MailCredentialStatus) -
     Some(EventNote { warning: true, reason: Reason::LifetimeTooShort, note })
 }
 
-/// The Events for the change from one list of conditions to the next. Each of `bad` is a problem while it is True.
+/// The Events for the change from one list of conditions to the next. `bad`: the types that are problems while True.
 pub(super) fn turns(before: &[Condition], after: &[Condition], bad: &[ConditionType]) -> Vec<EventNote> {
     let mut notices: Vec<EventNote> = vec![];
     let mut add = |warning, condition: &Condition| {
@@ -131,7 +133,7 @@ pub(super) fn turns(before: &[Condition], after: &[Condition], bad: &[ConditionT
         let was_bad = old.is_some_and(|old| old.status != "True");
         let quiet = [Reason::Pending.as_str(), Reason::Suspended.as_str()];
         let reason = Reason::parse(&new.reason);
-        // An object that may still arrive, and a shown sign-in code, are no problem yet.
+        // A missing object that may still arrive is no problem yet, and neither is a shown sign-in code.
         let waits = condition::find(after, ConditionType::Reconciling).is_some()
             && reason.is_some_and(|reason| reason.may_arrive() || reason == Reason::AuthorizationRequired);
         // While the token is valid, only `Renewed` shows that a transient failure became one that needs a person.

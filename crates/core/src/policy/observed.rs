@@ -29,19 +29,19 @@ use super::{
 pub struct Observed {
     /// The MailCredential that is reconciled.
     pub credential: Arc<MailCredential>,
-    /// The results of earlier attempts: from the status, and the latest outcome.
+    /// Results of earlier attempts, from the status and from the latest outcome.
     pub history: History,
     /// The Secret that pods mount.
     pub target: Target,
     /// The Secret under the former `spec.secret.name`, while it still holds the token.
     pub previous: Option<Published>,
-    /// Another credential that holds the same target.
+    /// Name of another credential that holds the same target Secret.
     pub rival: Option<String>,
-    /// The provider, or why the credential has none.
+    /// The provider, or the reason why the credential has no provider.
     pub provider: Result<Provider, Blocker>,
-    /// The user's grant; `None` for a grant without a user.
+    /// The user's grant. `None`: the grant type involves no user.
     pub grant: Option<RefreshGrant>,
-    /// An obtained token that is not written yet.
+    /// A token that the broker has obtained, but not written yet.
     pub unwritten: Option<UnwrittenToken>,
     /// Whether a token request is in flight.
     pub in_flight: bool,
@@ -49,16 +49,16 @@ pub struct Observed {
     pub queued: bool,
     /// Hash of all inputs of the next attempt.
     pub attempt: AttemptHash,
-    /// The probe of the mailbox; `None` without `spec.probe`, and where the broker probes nothing.
+    /// The probe of the mailbox. `None`: the credential has no `spec.probe`, or the broker makes no probes.
     pub probe: Option<Probe>,
 }
 
-/// The provider of a credential, as far as it is known without a request.
+/// The properties of a credential's provider that the broker knows without a request.
 #[derive(Clone, Debug)]
 pub struct Provider {
     /// The profile of the provider.
     pub profile: Profile,
-    /// Why this credential cannot use the provider: the spec, the allowance, its sources, its discovery.
+    /// Why this credential cannot use the provider: its spec, the allowance, a source or the discovery.
     pub blocker: Option<Blocker>,
     /// Hash of the inputs of a token: issuer, client, scopes, grant, subject.
     pub issued_for: InputsHash,
@@ -66,13 +66,13 @@ pub struct Provider {
     pub client_id: String,
     /// The scopes to request.
     pub scopes: Vec<String>,
-    /// Hash of the other inputs of the Secret's content.
+    /// Hash of the inputs of the target Secret's content, except for the token's inputs.
     pub layout: LayoutHash,
     /// The binding of a refresh token, see [`RefreshGrant::bound_to`].
     pub bound_to: BindingHash,
-    /// Where tokens may be revoked, see [`super::inputs::revocable_at`].
+    /// Hash of the inputs of a revocation request, see [`super::inputs::revocable_at`].
     pub revocable_at: RevocationHash,
-    /// Size of the Secret's data in bytes with the known token, or with one of the usual length.
+    /// Size of the Secret's data in bytes. If the token is unknown, the broker assumes a usual length.
     pub secret_size: usize,
 }
 
@@ -83,7 +83,7 @@ pub enum Target {
     Absent,
     /// The Secret belongs to the credential.
     Own(Published),
-    /// The Secret belongs to another owner, described in words.
+    /// The Secret belongs to another owner. The text describes the owner.
     Foreign(String),
 }
 
@@ -106,7 +106,7 @@ pub struct Published {
     pub uid: String,
     /// resourceVersion of the Secret.
     pub resource_version: String,
-    /// The token in the Secret; `None` if the broker cannot have written it.
+    /// The token in the Secret. `None`: the broker cannot have written this token, and requests a new token.
     pub token: Option<TokenFacts>,
     /// The value of the annotation `mailtoken.dev/issued-for`.
     pub issued_for: InputsHash,
@@ -114,7 +114,7 @@ pub struct Published {
     pub layout: LayoutHash,
     /// The annotation `mailtoken.dev/applied`: the labels and annotations from the spec.
     pub applied: Option<String>,
-    /// Whether the Secret has annotations, which a JSON Patch must know.
+    /// Whether the Secret has annotations. A JSON Patch must create them if they are missing.
     pub has_annotations: bool,
     /// The value of the annotation `mailtoken.dev/handled-reissue`.
     pub handled_reissue: Option<String>,
@@ -130,7 +130,8 @@ impl Observed {
         target_name(&self.credential)
     }
 
-    /// The last handled reissue value in the status or the Secret: the requested one, if either has it.
+    /// The last handled reissue value, from the status or the Secret. If one of them has the requested value, returns
+    /// that value.
     pub fn handled_reissue(&self) -> Option<&str> {
         let wanted = self.wanted_reissue();
         let on_the_secret = self.target.own().and_then(|published| published.handled_reissue.as_deref());
@@ -142,7 +143,7 @@ impl Observed {
             .or_else(|| reported.into_iter().flatten().next())
     }
 
-    /// The reissue value that is not handled yet.
+    /// The requested reissue value, if the broker has not handled it yet.
     pub fn pending_reissue(&self) -> Option<&str> {
         self.wanted_reissue().filter(|wanted| self.handled_reissue() != Some(wanted))
     }
@@ -156,17 +157,18 @@ impl Observed {
         self.history.failure().is_some_and(|(reason, _)| reason == Reason::SecretWriteFailed)
     }
 
-    /// Until when a token request, or the write of its result, must wait after failures.
+    /// Time until which a token request, or the write of its result, must wait after failures.
     pub fn backoff(&self, now: Timestamp) -> Option<Timestamp> {
         self.history.backoff(&self.attempt, self.credential.metadata.generation, now)
     }
 
-    /// Until when a step of a sign-in must wait after failures.
+    /// Time until which a step of a sign-in must wait after failures.
     pub fn sign_in_backoff(&self, now: Timestamp) -> Option<Timestamp> {
         self.history.backoff(&self.sign_in_attempt(), self.credential.metadata.generation, now)
     }
 
-    /// Hash of the inputs of a sign-in's step. Its failures count separately from those of token requests.
+    /// Hash of the inputs of a sign-in step. The broker counts failures of sign-in steps separately from failures of
+    /// token requests.
     pub fn sign_in_attempt(&self) -> AttemptHash {
         names::short_digest([self.attempt.as_str(), "sign-in"]).into()
     }
@@ -179,8 +181,8 @@ impl Observed {
         }
     }
 
-    /// Whether the provider refused the refresh token for the current inputs, so that only a sign-in helps; also while
-    /// beginning that sign-in fails.
+    /// Whether the provider refused the refresh token for the current inputs, so that only a sign-in helps. The result
+    /// stays true while the start of the sign-in fails.
     pub fn wants_a_sign_in(&self) -> bool {
         let Some((reason, _)) = self.history.failure() else { return false };
         let refused = matches!(
@@ -196,7 +198,7 @@ impl Observed {
         self.target.own()?.token.as_ref()
     }
 
-    /// The renewal of `token`, which is or will be in the Secret.
+    /// Plans the renewal of `token`, which is in the Secret or will be written into it.
     pub fn plan(&self, token: &TokenFacts) -> RenewalPlan {
         let uid = self.credential.metadata.uid.as_deref().unwrap_or_default();
         let plan = schedule::renewal(token, &self.credential.spec.renewal, uid);
@@ -209,8 +211,8 @@ impl Observed {
         schedule::soonest(token.issued_at, size)
     }
 
-    /// Whether another broker has published a newer token since the request of the held token. A token that was issued
-    /// earlier is not newer: a watch may show a Secret of a deleted credential of this name late.
+    /// Whether another broker has published a newer token since this broker requested its unwritten token. A token with
+    /// an earlier issue time is not newer: a watch may show late the Secret of a deleted credential with the same name.
     pub fn is_overtaken(&self) -> bool {
         let (Some(unwritten), Some(published)) = (&self.unwritten, self.token()) else { return false };
         if published.issued_at < unwritten.answer.token.issued_at {
@@ -220,8 +222,8 @@ impl Observed {
         published != unwritten.follows.as_ref() && published != Some(&unwritten.answer.token.fingerprint())
     }
 
-    /// Whether the token in the target is for the current spec. If the provider is unknown, the last result applies while
-    /// the spec is the same: that it was `Ready`.
+    /// Whether the token in the target Secret is for the current spec. If the provider is unknown, the last status
+    /// decides: it must describe the current generation and this token, with `Ready` True.
     pub fn is_for_this_spec(&self, published: &Published) -> bool {
         match &self.provider {
             Ok(provider) => published.issued_for.is(&provider.issued_for),

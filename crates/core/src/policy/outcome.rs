@@ -1,4 +1,4 @@
-//! The result of a request to a provider, and what it changes in what is known about the credential.
+//! The result of a request to a provider, and its effect on the observations of the credential.
 
 use k8s_openapi::jiff::Timestamp;
 
@@ -20,7 +20,7 @@ use crate::{
 pub enum Outcome {
     /// The provider issued a token.
     Issued(Box<UnwrittenToken>),
-    /// A step of a sign-in succeeded; no token was issued yet.
+    /// A step of a sign-in succeeded, but the provider has not issued a token yet.
     Noted {
         /// The client authentication that the provider accepted.
         client: ClientStatus,
@@ -29,7 +29,7 @@ pub enum Outcome {
     Refused {
         /// The failure, and the context of the advice to the user.
         refused: Box<Refused>,
-        /// [`Observed::attempt`] when the request was sent; it may have changed since.
+        /// Hash of the inputs at the time of the request, [`Observed::attempt_for`]. The inputs may have changed since.
         attempt: AttemptHash,
     },
 }
@@ -39,21 +39,22 @@ pub enum Outcome {
 pub struct Refused {
     /// Why the request failed.
     pub refusal: Refusal,
-    /// What the advice to the user names.
+    /// The names and commands for the advice to the user.
     pub context: AdviceContext,
-    /// The client authentication that was tried last.
+    /// The client authentication that the broker tried last.
     pub client: Option<ClientStatus>,
-    /// Hash of the refresh token that was sent.
+    /// Hash of the refresh token that the broker sent.
     pub spent: Option<RefreshTokenHash>,
 }
 
-/// Whether an outcome changed what is known about a credential.
+/// Whether [`Observed::record`] has recorded an outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Recorded {
     /// The outcome is recorded.
     Yes,
-    /// The refusal concerns a refresh token that another replica has exchanged since: it says nothing about the stored one.
+    /// The outcome is not recorded. Another replica has already exchanged the refused refresh token, so the refusal
+    /// says nothing about the stored token.
     Superseded,
 }
 

@@ -1,5 +1,6 @@
-//! Which object a Secret belongs to, by its metadata. The broker writes only Secrets that belong to the credential: it must
-//! never overwrite the Secret of another controller or user, nor put a refresh token into a Secret that pods mount.
+//! Decides from a Secret's metadata which object the Secret belongs to. The broker writes only Secrets that belong to
+//! the credential. It must never overwrite the Secret of another controller or user, and never store a refresh token in
+//! a Secret that pods mount.
 
 use std::collections::BTreeMap;
 
@@ -9,32 +10,35 @@ use kube::{Resource as _, ResourceExt as _, core::ObjectMeta};
 use super::secret_metadata::controller_of;
 use crate::api::{MailCredential, names};
 
-/// Which object a Secret belongs to.
+/// The object that a Secret belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ownership {
-    /// The credential.
+    /// The Secret belongs to the credential.
     Own,
-    /// Another credential that was deleted, or that must leave the Secret to this one: this credential may take it over.
+    /// The Secret belongs to another credential that was deleted, or that must leave the Secret to this credential.
+    /// This credential may take the Secret over.
     Takeover,
-    /// Another object; the words complete the sentence "the Secret x …".
+    /// The Secret belongs to another object. The text completes the sentence "the Secret x …".
     Foreign(String),
 }
 
-/// What the stores know about the MailCredential that controls a Secret.
+/// The state of the MailCredential that controls a Secret, from the stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnerState {
     /// The credential exists.
     Exists {
-        /// It wants the same target, and another credential has the better right to it (see [`super::rival`]).
+        /// Whether the controlling credential wants the same target, but another credential has the better right to the
+        /// target (see [`super::rival`]).
         gives_way: bool,
     },
-    /// The credential exists, and this version of the broker cannot parse it.
+    /// The credential exists, but this version of the broker cannot parse it.
     Unreadable,
     /// No credential of this name and uid exists.
     Gone,
 }
 
-/// Which object a target Secret belongs to. `state` looks up a MailCredential that controls the Secret.
+/// Decides which object a target Secret belongs to. `state` returns the state of the MailCredential that controls the
+/// Secret.
 pub fn of_target(
     meta: &ObjectMeta,
     credential: &MailCredential,
@@ -63,8 +67,8 @@ pub fn of_target(
     }
 }
 
-/// Which object a Secret under the name of the grant Secret belongs to. There is no takeover: the grant Secret of a deleted
-/// credential holds the refresh token of that credential.
+/// Decides which object a Secret with the grant Secret's name belongs to. The result is never a takeover: the grant
+/// Secret of a deleted credential holds the refresh token of that credential.
 pub fn of_grant(meta: &ObjectMeta, credential: &MailCredential) -> Ownership {
     // Only a target Secret has this annotation, and pods mount target Secrets.
     if meta.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(names::ANNOTATION_LAYOUT)) {
@@ -85,7 +89,7 @@ pub fn of_grant(meta: &ObjectMeta, credential: &MailCredential) -> Ownership {
     }
 }
 
-/// The words about a Secret that neither an owner nor the labels connect with the credential.
+/// Describes a Secret that neither an owner nor the labels connect with the credential.
 fn stranger(meta: &ObjectMeta) -> String {
     match label(meta, names::LABEL_MANAGED_BY) {
         Some(tool) if tool != names::MANAGER => format!("is managed by {tool} (label {})", names::LABEL_MANAGED_BY),
@@ -141,7 +145,7 @@ mod tests {
         }
     }
 
-    /// The words of a foreign owner, `own` or `takeover`.
+    /// The text about a foreign owner, otherwise `own` or `takeover`.
     fn words(ownership: Ownership) -> String {
         match ownership {
             Ownership::Own => "own".to_owned(),
@@ -190,7 +194,7 @@ mod tests {
                 Unreadable,
                 "belongs to the MailCredential other, which this version of the broker cannot read",
             ),
-            // The credential of this name before: another uid.
+            // An earlier credential of this name, with another uid.
             (labels(), owner("MailCredential", &version, &name, "uid before"), Gone, "takeover"),
             // A forged owner, or the kind of another group, never allows a takeover.
             (

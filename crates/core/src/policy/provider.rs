@@ -29,7 +29,7 @@ pub struct Usable<'a> {
 pub struct ClientEnd<'a> {
     /// Position in `spec.client.authentication`, from 0.
     pub index: usize,
-    /// Name of the field in that entry.
+    /// Name of the field in the entry, such as `clientSecret`.
     pub method: &'a str,
     /// Expiry of the secret or certificate, if known.
     pub expires_at: Option<Timestamp>,
@@ -42,20 +42,21 @@ impl Usable<'_> {
         self.clients.iter().find(lives).or_else(|| self.clients.first())
     }
 
-    /// When the status changes without a change of the provider or its sources.
+    /// The next time at which the status changes without a change of the provider or its sources.
     pub fn next_turn(&self, now: Timestamp) -> Option<Timestamp> {
         next_turn(self.clients.iter().filter_map(|entry| entry.expires_at), now)
     }
 }
 
-/// When one of these expiries reaches a threshold of `ClientCredentialExpiringSoon`, or passes.
+/// The next time at which one of the expiries `ends` reaches a threshold of `ClientCredentialExpiringSoon`, or passes.
 pub fn next_turn(ends: impl Iterator<Item = Timestamp>, now: Timestamp) -> Option<Timestamp> {
     let days = ENDINGS.map(|(days, _)| days).into_iter().chain([0]);
     let turns = ends.flat_map(|end| days.clone().map(move |days| end - SignedDuration::from_hours(days * 24)));
     turns.filter(|turn| *turn > now).min()
 }
 
-/// The status of a provider with this metadata after a check, without its URLs. `name` is its name in messages.
+/// The status of a provider after a check, without the URLs. `meta`: the provider's metadata. `name`: its name in
+/// messages.
 pub fn status(
     meta: &ObjectMeta,
     name: &str,
@@ -95,14 +96,14 @@ pub fn status(
             }
             None => condition::remove(&mut after.conditions, ConditionType::ClientCredentialExpiringSoon),
         },
-        // The result of a check for another generation does not apply.
+        // The result of a check of another generation does not apply.
         (Err(_), false) => condition::remove(&mut after.conditions, ConditionType::ClientCredentialExpiringSoon),
         (Err(_), true) => {}
     }
     after
 }
 
-/// Until when a provider waits for an object that may still arrive.
+/// Time until which a provider waits for an object that may still arrive. `None`: the wait is over.
 pub fn arrival_until(meta: &ObjectMeta, before: &ProviderStatus, now: Timestamp) -> Option<Timestamp> {
     known(meta, before).arrival_until(now)
 }
@@ -144,7 +145,7 @@ mod tests {
         ObjectMeta { generation: Some(generation), creation_timestamp: Some(Time(at(0))), ..ObjectMeta::default() }
     }
 
-    /// Client authentications that expire after this number of days.
+    /// Client authentications that expire after `ends` days.
     fn usable(ends: &[Option<i64>]) -> Result<Usable<'static>, Blocker> {
         let client = |(index, end): (usize, &Option<i64>)| ClientEnd {
             index,
@@ -225,7 +226,7 @@ mod tests {
                 .map(|found| found.reason.clone())
         };
         let fresh = ProviderStatus::default();
-        // The days that are left, in the order of the spec.
+        // The days until each client authentication expires, in the order of the spec.
         let table: [(&[Option<i64>], Option<&str>); 8] = [
             (&[Some(31)], None),
             (&[Some(30)], Some("Within30d")),

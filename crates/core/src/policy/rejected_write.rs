@@ -1,4 +1,4 @@
-//! What it means that the API server rejects a write.
+//! What the API server's rejection of a write means.
 
 use super::ownership::Ownership;
 
@@ -7,15 +7,16 @@ use super::ownership::Ownership;
 pub enum Rejection {
     /// 404: the object is gone.
     Gone,
-    /// 409: the object has changed since it was read, or exists already. 422: the patch does not fit the object any more.
-    /// Admission may answer with both codes too: only the object's resourceVersion shows which.
+    /// 409: the object has changed since the broker read it, or already exists. 422: the patch does not fit the object
+    /// any more. Admission may answer with both codes too. Only the object's resourceVersion shows which of them
+    /// rejected the write.
     Outdated,
     /// The API server refuses the write itself: quota, admission, permissions, an outage.
     Refused,
 }
 
 impl Rejection {
-    /// The meaning of an HTTP status code; `None` where there is no response.
+    /// The meaning of an HTTP status code. `None`: there was no response, which counts as a refusal.
     pub const fn of(code: Option<u16>) -> Self {
         match code {
             Some(404) => Self::Gone,
@@ -25,10 +26,10 @@ impl Rejection {
     }
 }
 
-/// What a rejected write of the grant Secret means, after the Secret was read again.
+/// What a rejected write of the grant Secret means, after the broker has read the Secret again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GrantRejection {
-    /// Another writer has changed, created or deleted the Secret: the decision is made again.
+    /// Another writer has changed, created or deleted the Secret. The broker decides again.
     Stale,
     /// The Secret belongs to another object.
     Foreign(String),
@@ -36,8 +37,8 @@ pub enum GrantRejection {
     Refused,
 }
 
-/// What a rejected write of the grant Secret means. `expected` is the resourceVersion that the write was made for, empty for
-/// a creation; `found` is the Secret's version and owner as read after the rejection, `None` if it does not exist.
+/// Classifies a rejected write of the grant Secret. `expected`: the resourceVersion that the write required, empty for
+/// a creation. `found`: the Secret's version and owner after the rejection; `None`: the Secret does not exist.
 pub fn of_grant_write(expected: &str, found: Option<(&str, Ownership)>) -> GrantRejection {
     let version = match found {
         Some((_, Ownership::Foreign(owner))) => return GrantRejection::Foreign(owner),
@@ -76,7 +77,7 @@ mod tests {
             ("7", Some(("8", Ownership::Own)), GrantRejection::Stale),
             ("7", Some(("7", Ownership::Own)), GrantRejection::Refused),
             ("7", None, GrantRejection::Stale),
-            // A creation: another replica was faster, or admission refuses it.
+            // A creation: another replica was faster, or admission refuses the creation.
             ("", Some(("8", Ownership::Own)), GrantRejection::Stale),
             ("", None, GrantRejection::Refused),
             ("7", Some(("8", foreign())), GrantRejection::Foreign("belongs to the Certificate tls".to_owned())),

@@ -1,24 +1,25 @@
-//! When a status that differs is written while the credential waits for a request. Most requests end soon; one write of the
-//! status then reports everything. Pure.
+//! When the broker writes a changed status while the credential waits for a request. Most requests end soon, and one
+//! write of the status then reports everything. Pure.
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::Decision;
 use crate::api::MailCredentialStatus;
 
-/// How long the report of a token's end may wait: for an object that no watch has shown, for a permit and for a response,
-/// together. `Ready` is False within 5 s of the end, whatever hangs.
+/// How long the broker may delay the report that a token has expired. The delay includes the waits for an object that
+/// no watch has shown, for a permit and for a response. `Ready` becomes False within 5 s of the expiry, whichever of
+/// them hangs.
 pub const END_REPORTED_AFTER: SignedDuration = SignedDuration::from_secs(3);
 
-/// How long the report of a queued request waits: most requests get their permit sooner.
+/// How long the broker delays the report of a queued request. Most requests get their permit sooner.
 const QUEUED_REPORTED_AFTER: SignedDuration = SignedDuration::from_secs(5);
 
-/// The same if the last request failed, as long as the longest back-off: until then the report of the failure says more, and
-/// thousands of requests may wait for one provider.
+/// How long the broker delays the report of a queued request after a failed request: as long as the longest back-off.
+/// The report of the failure says more, and thousands of requests may wait for one provider.
 const REPEAT_REPORTED_AFTER: SignedDuration = SignedDuration::from_mins(5);
 
-/// Whether a status that differs is written now. `ends`: it reports the end of a token. `waiting`: since when the report of an
-/// end waits.
+/// Whether the broker writes a changed status now. `ends`: the status reports the expiry of a token. `waiting`: time
+/// since which the report of an expiry waits.
 pub fn is_due(
     decision: &Decision,
     reported: &MailCredentialStatus,
@@ -34,7 +35,7 @@ pub fn is_due(
     end_is_due || queued.is_some_and(|at| at <= now)
 }
 
-/// When [`is_due`] may change without a change of an object.
+/// The next time at which [`is_due`] may change without a change of an object.
 pub fn next(
     decision: &Decision,
     reported: &MailCredentialStatus,
@@ -45,7 +46,7 @@ pub fn next(
     end.into_iter().chain(queued_report(decision, reported)).filter(|at| *at > now).min()
 }
 
-/// When the status reports that a request waits for its permit. `reported`: the present status.
+/// Time at which the status reports that a request waits for its permit. `reported`: the present status.
 fn queued_report(decision: &Decision, reported: &MailCredentialStatus) -> Option<Timestamp> {
     let failed = reported.failed_attempts.is_some_and(|attempts| attempts > 0);
     let after = if failed { REPEAT_REPORTED_AFTER } else { QUEUED_REPORTED_AFTER };

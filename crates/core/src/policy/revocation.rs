@@ -8,17 +8,17 @@ use crate::api::{MailCredential, Reason, Retry};
 /// The result of a revocation.
 #[derive(Clone, Debug)]
 pub enum Revocation {
-    /// There was nothing to revoke.
+    /// The credential had no tokens to revoke.
     Nothing,
-    /// The tokens are revoked.
+    /// The provider has revoked the tokens.
     Revoked,
     /// The provider has no revocation endpoint.
     NotSupported,
-    /// They are not; why, in words, and whether another attempt may help.
+    /// The tokens are not revoked. The text has the cause; `Retry` shows whether another attempt may help.
     Failed(String, Retry),
 }
 
-/// The Event that reports a revocation; `None` where there was nothing to revoke.
+/// The Event that reports a revocation. `None`: there was nothing to revoke.
 pub fn notice(revocation: &Revocation, credential: &MailCredential, now: Timestamp) -> Option<EventNote> {
     let status = credential.status.as_ref();
     let had_tokens = status.is_some_and(|status| {
@@ -26,7 +26,7 @@ pub fn notice(revocation: &Revocation, credential: &MailCredential, now: Timesta
     });
     let (warning, reason, note) = match revocation {
         Revocation::Nothing if !had_tokens => return None,
-        // With a namespace Kubernetes deletes its Secrets in any order.
+        // When a user deletes a namespace, Kubernetes deletes the Secrets in it in any order.
         Revocation::Nothing => (
             true,
             Reason::RevocationFailed,

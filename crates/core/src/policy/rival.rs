@@ -22,8 +22,9 @@ pub struct Holder<'a> {
     pub in_service: bool,
 }
 
-/// The credential that holds the Secret: the holder of a Secret in service; otherwise the oldest credential, and of those
-/// of one second the holder, otherwise the one whose name comes first. `None` without contenders.
+/// The credential that holds the Secret: the present holder if the Secret is in service, otherwise the oldest
+/// credential. If several were created in the same second, the present holder wins, otherwise the first by name.
+/// `None`: no contenders.
 pub fn winner<'a>(contenders: &'a [Contender], holder: Option<Holder<'_>>) -> Option<&'a Contender> {
     let holds = |contender: &Contender| holder.is_some_and(|holder| holder.uid == contender.uid);
     let in_service = holder.is_some_and(|holder| holder.in_service);
@@ -37,7 +38,7 @@ mod tests {
 
     fn contender(name: &str, second: i64) -> Contender {
         let created = Timestamp::from_second(1_800_000_000 + second).unwrap();
-        // The order of the uids is the reverse of that of the names.
+        // The uids sort in the reverse order of the names.
         let uid = name.bytes().map(|byte| char::from(b'z' - (byte - b'a'))).collect();
         Contender { name: name.into(), uid, created: Some(created) }
     }
@@ -59,7 +60,7 @@ mod tests {
             (&[("a", 0), ("b", 1)], Some("b"), true, "b"),
             (&[("a", 0), ("b", 1)], Some("b"), false, "a"),
             (&[("a", 0), ("b", 0), ("c", 1)], Some("c"), false, "a"),
-            // A credential holds the Secret that no longer wants it.
+            // The holder of the Secret no longer wants it.
             (&[("a", 0), ("b", 0)], Some("z"), true, "a"),
         ];
         for (contenders, holder, in_service, expected) in table {

@@ -12,23 +12,24 @@ use crate::{
 /// Time until a new Secret reaches a pod's file system: the kubelet's sync period and its cache. Measured: 33 s at the
 /// median, 72 s at most (docs/reliability.md).
 const PROPAGATION: SignedDuration = SignedDuration::from_mins(2);
-/// First and longest back-off after transient failures. It doubles each time.
+/// First and longest back-off after transient failures. The back-off doubles each time.
 const TRANSIENT: [SignedDuration; 2] = [SignedDuration::from_secs(5), SignedDuration::from_secs(300)];
-/// First and longest back-off after permanent refusals. It doubles each time.
+/// First and longest back-off after permanent refusals. The back-off doubles each time.
 const PERMANENT: [SignedDuration; 2] = [SignedDuration::from_mins(15), SignedDuration::from_hours(6)];
 /// The first two waits after a refusal with an unknown code, which may be transient.
 const UNKNOWN: [SignedDuration; 2] = [SignedDuration::from_mins(1), SignedDuration::from_mins(5)];
-/// Number of attempts in the first ten minutes: eight attempts span 5 + 10 + 20 + 40 + 80 + 160 + 300 seconds.
+/// Number of refusals of a new federated identity that count as transient. The waits after them are 5, 10, 20, 40, 80,
+/// 160 and 300 seconds, ten minutes together.
 const GRACE: u32 = 7;
-/// Maximum of a provider's `Retry-After`.
+/// Longest wait that the broker accepts from a provider's `Retry-After`.
 const RETRY_AFTER_MAX: SignedDuration = SignedDuration::from_hours(1);
 
 /// Resolution of the clock: whole seconds.
 const CLOCK_RESOLUTION: SignedDuration = SignedDuration::from_secs(1);
 /// Minimum time from a credential's last token to its renewal, regardless of the token's lifetime.
 const MIN_RENEWAL_DELAY: SignedDuration = SignedDuration::from_secs(5);
-/// Maximum bytes a second that one credential writes: each renewal writes the whole Secret, and short lifetimes must not
-/// fill etcd. A Secret of a megabyte is renewed at most every 65 seconds.
+/// Maximum bytes per second that one credential writes. Each renewal writes the whole Secret, and short lifetimes must
+/// not fill etcd. The broker renews a Secret of a megabyte at most every 65 seconds.
 const BYTES_A_SECOND: usize = 16 * 1024;
 
 /// Tolerated clock skew between replicas, and tolerated clock adjustments.
@@ -42,9 +43,9 @@ pub fn is_from_the_future(at: Timestamp, now: Timestamp) -> bool {
 /// The renewal time of a token, and whether it keeps `minValidity`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RenewalPlan {
-    /// Time of the renewal. Its fraction spreads the renewals of one second.
+    /// Time of the renewal. The fraction of the second spreads renewals that are due in the same second.
     pub at: Timestamp,
-    /// The token's lifetime, if a renewal after half of it still leaves less than `minValidity`.
+    /// The token's lifetime, if even a renewal after half of the lifetime leaves less than `minValidity`.
     pub too_short: Option<SignedDuration>,
 }
 
@@ -72,8 +73,8 @@ pub fn renewal(token: &TokenFacts, renewal: &Renewal, uid: &str) -> RenewalPlan 
     }
 }
 
-/// The earliest renewal of a token that was issued at `issued_at` and is in a Secret of `bytes`. The stored `issued_at` is
-/// truncated to the second, so this adds a second.
+/// The earliest renewal of a token that was issued at `issued_at` and is in a Secret of `bytes`. The stored `issued_at`
+/// is truncated to the second, so the result adds a second.
 pub fn soonest(issued_at: Timestamp, bytes: usize) -> Timestamp {
     let seconds = i64::try_from(bytes.div_ceil(BYTES_A_SECOND)).unwrap_or(i64::MAX);
     let issued_at = Timestamp::from_second(issued_at.as_second()).unwrap_or(issued_at);
@@ -95,7 +96,7 @@ pub(super) fn spread(seed: &str, range: SignedDuration) -> SignedDuration {
     SignedDuration::from_millis(number.checked_rem(range).unwrap_or(0).cast_signed())
 }
 
-/// Time of the next attempt after the `attempts`-th consecutive failure (from 1), which is `refusal`, at `failed_at`.
+/// Time of the next attempt after `refusal`, the `attempts`-th consecutive failure (from 1), at `failed_at`.
 pub fn after_refusal(refusal: &Refusal, attempts: u32, failed_at: Timestamp) -> Timestamp {
     let asked = refusal.retry_after;
     let early = usize::try_from(attempts).ok().and_then(|number| UNKNOWN.get(number.checked_sub(1)?));
@@ -108,8 +109,8 @@ pub fn after_refusal(refusal: &Refusal, attempts: u32, failed_at: Timestamp) -> 
     }
 }
 
-/// Time of the next attempt after the `attempts`-th consecutive failure (from 1), with `reason`, at `failed_at`. Rounded up
-/// to the second, as it is stored.
+/// Time of the next attempt after the `attempts`-th consecutive failure (from 1), with `reason`, at `failed_at`. The
+/// result is rounded up to the second, as the status stores it.
 pub fn next_attempt(
     reason: Reason,
     attempts: u32,
@@ -126,7 +127,7 @@ pub fn next_attempt(
     at(failed_at, doubled, retry_after)
 }
 
-/// The time `wait` after the failure, or as long as the provider asked, up to an hour.
+/// The time `wait` after the failure, or after the provider's Retry-After, up to an hour, if that is longer.
 fn at(failed_at: Timestamp, wait: SignedDuration, retry_after: Option<SignedDuration>) -> Timestamp {
     // The clock has whole seconds, so the failure was up to a second later.
     let asked = retry_after
@@ -145,8 +146,8 @@ fn signed(duration: std::time::Duration) -> SignedDuration {
     SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
 }
 
-/// When a provider that cannot be used is resolved again: after a transient problem soon; where a person must act every minute,
-/// because no watch shows every repair (a Secret without the label).
+/// When the broker resolves an unusable provider again: soon after a transient problem, and every minute while a person
+/// must act. No watch shows every repair, such as a new label on a source Secret.
 pub fn provider_retry_at(reason: Reason, failures: u32, now: Timestamp) -> Timestamp {
     match reason.retry() {
         Retry::OnChange => {
@@ -218,7 +219,7 @@ mod tests {
         let plan = renewal(&token(900), &minutes(10, None), "uid");
         assert_eq!(after(900, &minutes(10, None)), 450);
         assert_eq!(plan.too_short, Some(SignedDuration::from_secs(900)));
-        // An hour is not too short if half of it is enough, or if it is renewed as requested.
+        // A lifetime of an hour is long enough if half an hour is enough, or if the spec sets the renewal time.
         for enough in [
             minutes(10, None),
             minutes(30, None),
@@ -233,7 +234,7 @@ mod tests {
 
     #[test]
     fn no_token_is_renewed_sooner_than_five_seconds_after_its_issue() {
-        // Plus the second to which the time of issue is truncated.
+        // The result is a second later, because the issue time is truncated to the second.
         assert_eq!(
             renewal(&token(1), &minutes(10, None), "uid").at,
             token(1).issued_at + MIN_RENEWAL_DELAY + CLOCK_RESOLUTION
@@ -354,7 +355,7 @@ mod tests {
         let wait = |reason: Reason, failures| provider_retry_at(reason, failures, now).duration_since(now).as_secs();
         for failures in [1, 5, 50] {
             let transient = wait(Reason::ProviderUnavailable, failures);
-            // SourceNotLabeled is repaired by a label that no watch shows, DiscoveryFailed passes.
+            // No watch shows the label that repairs SourceNotLabeled. DiscoveryFailed is transient.
             assert_eq!(wait(Reason::SourceNotLabeled, failures), transient.min(60), "{failures}");
             assert_eq!(wait(Reason::DiscoveryFailed, failures), transient, "{failures}");
         }

@@ -7,7 +7,7 @@ use kube::{Resource as _, ResourceExt as _, core::ObjectMeta};
 
 use crate::api::{MailCredential, credential::DeletionPolicy, names};
 
-/// The labels of the target Secret: those of the spec, and the broker's.
+/// The labels of the target Secret: the spec's labels and the broker's.
 pub fn target_labels(credential: &MailCredential) -> BTreeMap<String, String> {
     credential.spec.secret.labels.clone().into_iter().chain(own_labels(credential)).collect()
 }
@@ -25,11 +25,12 @@ fn own_labels(credential: &MailCredential) -> [(String, String); 2] {
     ]
 }
 
-/// The owner references of both Secrets: the credential, or none with `deletionPolicy: Retain`.
+/// The owner references of the target Secret and the grant Secret. They are empty with `deletionPolicy: Retain`.
 pub fn owners(credential: &MailCredential) -> Vec<OwnerReference> {
     match credential.spec.secret.deletion_policy {
         DeletionPolicy::Retain => vec![],
-        // Without blockOwnerDeletion, which would need another permission where OwnerReferencesPermissionEnforcement is on.
+        // With blockOwnerDeletion, the admission plugin OwnerReferencesPermissionEnforcement would require another
+        // permission.
         DeletionPolicy::Delete => vec![OwnerReference {
             api_version: MailCredential::api_version(&()).into_owned(),
             kind: MailCredential::kind(&()).into_owned(),
@@ -41,8 +42,8 @@ pub fn owners(credential: &MailCredential) -> Vec<OwnerReference> {
     }
 }
 
-/// Whether labels, annotations and owner of a target Secret are as the broker writes them. Annotations about the token are
-/// compared with the data elsewhere.
+/// Whether labels, annotations and owner of a target Secret are as the broker writes them. Another check compares the
+/// annotations about the token with the data (see [`super::expiry`]).
 pub fn target_is_in_sync(meta: &ObjectMeta, credential: &MailCredential) -> bool {
     let owned = meta
         .owner_references

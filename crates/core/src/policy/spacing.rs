@@ -4,9 +4,9 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 /// Number of writes that may follow each other immediately.
 const BURST: i64 = 5;
-/// Seconds until one more write may follow. They double each time that a write must wait.
+/// Seconds until the broker may make one more write. The period doubles each time that a write must wait.
 const PERIOD_SECONDS: i64 = 1;
-/// Doublings of the wait for one more write, at most: `2^6` s.
+/// Maximum number of times that the period doubles, to `2^6` s.
 const DOUBLINGS: u32 = 6;
 
 /// The latest status writes of one object.
@@ -15,7 +15,7 @@ pub struct Spacing {
     version: u64,
     /// Number of writes that may follow immediately.
     left: i64,
-    /// Time since which `left` counts.
+    /// Time at which `left` last increased.
     since: Timestamp,
     doublings: u32,
     deferred: bool,
@@ -27,7 +27,7 @@ impl Spacing {
         Self { version, left: BURST, since: now, doublings: 0, deferred: false }
     }
 
-    /// Records a write at `now`, or returns the time at which it may be made.
+    /// Records a write at `now`. If the write must wait, returns the time at which the broker may make it.
     pub fn defer(&mut self, version: u64, now: Timestamp) -> Option<Timestamp> {
         if self.version != version || self.is_forgotten(now) {
             *self = Self::new(version, now);

@@ -1,4 +1,4 @@
-//! The status of a credential: its observations and the decision. Pure.
+//! Creates the status of a credential from the observations and the decision. Pure.
 
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
@@ -31,7 +31,7 @@ pub fn status(observed: &Observed, decision: &Decision, now: Timestamp) -> MailC
         conditions: conditions(observed, decision, before.conditions.clone(), now),
         secret_name: own
             .map(|published| published.name.clone())
-            // Report the old Secret's name until the token has moved, also if the new name is taken.
+            // Report the old Secret's name until the token has moved, even if the new name is taken.
             .or_else(|| observed.previous.as_ref().map(|published| published.name.clone())),
         secret_resource_version: own.map(|published| published.resource_version.clone()),
         token: own.and_then(|published| token_status(observed, published, before.token.as_ref())),
@@ -107,7 +107,7 @@ fn conditions(
     conditions
 }
 
-/// `Renewed`: the result of the last attempt, or why the broker makes none.
+/// The condition `Renewed`: the result of the last attempt, or why the broker makes no attempt.
 fn renewed(observed: &Observed, decision: &Decision, ready: bool) -> Option<(bool, Reason, String)> {
     // While the token is valid, only this condition reports what stalls the credential.
     if let Some(blocker) = decision.blocker().filter(|_| ready && observed.history.failure().is_none()) {
@@ -120,7 +120,7 @@ fn renewed(observed: &Observed, decision: &Decision, ready: bool) -> Option<(boo
     last.map(|(reason, message)| (*reason == Reason::RenewalSucceeded, *reason, message.clone()))
 }
 
-/// `Ready` follows the token in the Secret, never a failure at the provider.
+/// `Ready` depends on the token in the Secret, never on a failure at the provider.
 fn readiness(
     observed: &Observed,
     decision: &Decision,
@@ -226,10 +226,11 @@ fn invited(observed: &Observed, decision: &Decision, now: Timestamp) -> Option<S
     Some(authorization::invitation(&observed.credential, sign_in))
 }
 
-/// The blocker of a new token.
+/// The blocker that prevents a new token.
 fn blocking(observed: &Observed, decision: &Decision, now: Timestamp) -> Option<Blocker> {
     if let Some(words) = invited(observed, decision, now) {
-        // The credential waits for the shown code. It stalls when no code is shown any more.
+        // The credential waits for the user who enters the shown code. It stalls when the status shows no code any
+        // more.
         return Some(Blocker::new(Reason::AuthorizationRequired, words).because(Cause::Transient));
     }
     match decision {
@@ -259,7 +260,7 @@ fn blocking(observed: &Observed, decision: &Decision, now: Timestamp) -> Option<
     }
 }
 
-/// The credential as its last status described it.
+/// The credential's metadata and last status.
 fn before(credential: &MailCredential) -> Before<'_> {
     let status = credential.status.as_ref();
     Before {
@@ -269,7 +270,7 @@ fn before(credential: &MailCredential) -> Before<'_> {
     }
 }
 
-/// A permanent refusal stalls the credential, although the broker retries it slowly.
+/// A permanent refusal stalls the credential, although the broker slowly retries the request.
 fn standing(observed: &Observed, decision: &Decision, blocked: Option<Blocker>, now: Timestamp) -> Standing {
     match blocked {
         Some(blocker) if before(&observed.credential).needs_a_person(&blocker, now) => Standing::Stalled(blocker),
@@ -336,13 +337,13 @@ fn grant_ending(observed: &Observed, now: Timestamp) -> Option<(Reason, String)>
     Some((ending(end, now)?, message))
 }
 
-/// The threshold that an expiry has passed.
+/// The reason for the threshold that an expiry has passed. `None`: the expiry is more than 30 days away.
 pub fn ending(end: Timestamp, now: Timestamp) -> Option<Reason> {
     let left = end.duration_since(now);
     ENDINGS.iter().find(|(days, _)| left <= SignedDuration::from_hours(days * 24)).map(|(_, reason)| *reason)
 }
 
-/// When the status may change automatically.
+/// The next time at which the status may change without a change of an object.
 pub fn next_turn(observed: &Observed, decision: &Decision, now: Timestamp) -> Option<Timestamp> {
     let expiry = observed.token().map(|token| token.expires_at);
     let client = observed.history.client.as_ref().and_then(|client| client.expires_at.as_ref()).map(|end| end.0);
@@ -360,13 +361,14 @@ pub fn next_turn(observed: &Observed, decision: &Decision, now: Timestamp) -> Op
     turns.filter(|at| *at > now).min()
 }
 
-/// The expiry of the token for which a status is `Ready`.
+/// The expiry of the token, if the status is `Ready`.
 pub fn end_of_ready(status: &MailCredentialStatus) -> Option<Timestamp> {
     let token = status.token.as_ref().filter(|_| condition::is_true(&status.conditions, ConditionType::Ready))?;
     Some(token.expires_at.0)
 }
 
-/// The status of a credential that cannot be observed, after the token of its `Ready` has expired.
+/// The status of a credential that the broker cannot observe, after the token of its `Ready` has expired. `None`: the
+/// last status is correct.
 pub fn ended(credential: &MailCredential, now: Timestamp) -> Option<MailCredentialStatus> {
     let mut after = credential.status.clone()?;
     let end = end_of_ready(&after).filter(|end| *end <= now)?;
@@ -383,8 +385,8 @@ pub fn ended(credential: &MailCredential, now: Timestamp) -> Option<MailCredenti
     Some(after)
 }
 
-/// Whether a status is worth a write while a request is in flight: only if a token has expired. A credential that gets its
-/// token immediately becomes `Ready` in one write.
+/// Whether a status reports that a token has expired. While a request is in flight, the broker writes only such a
+/// status. A credential that gets its token immediately becomes `Ready` in one write.
 pub fn reports_an_end(before: &[Condition], after: &[Condition]) -> bool {
     let expired =
         condition::find(after, ConditionType::Ready).is_some_and(|ready| ready.reason == Reason::Expired.as_str());

@@ -1,11 +1,12 @@
-//! Detects overdue work, for a slow sweep over all objects. Only the sweep shows a lost event, a lost timer or a mistake in
-//! the queue. Pure.
+//! Detects overdue work, for a slow sweep over all objects. Only the sweep reveals a lost watch event, a lost timer or
+//! a mistake in the queue. Pure.
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use crate::api::{ConditionType, MailCredential, ProviderStatus, Reason, Retry, condition};
 
-/// Time after which work is overdue. While a request is in flight, the expiry of a token is reported at most 30 s late.
+/// Time after which work is overdue. While a request is in flight, the broker reports the expiry of a token at most 30
+/// s late.
 pub const GRACE: SignedDuration = SignedDuration::from_secs(90);
 
 /// Kinds of overdue work.
@@ -27,8 +28,8 @@ pub enum Overdue {
     Probe,
 }
 
-/// The overdue work of a credential at `now`. `has_target`: the broker sees its target Secret. Do not call this for a
-/// credential with a request in flight.
+/// The overdue work of a credential at `now`. `has_target`: whether the broker sees the credential's target Secret. Do
+/// not call this function for a credential with a request in flight.
 pub fn overdue(credential: &MailCredential, has_target: bool, now: Timestamp) -> Option<Overdue> {
     if credential.metadata.deletion_timestamp.is_some() {
         return None;
@@ -66,7 +67,7 @@ pub fn overdue(credential: &MailCredential, has_target: bool, now: Timestamp) ->
     probe.is_some_and(passed).then_some(Overdue::Probe)
 }
 
-/// Whether no work is due until an object changes.
+/// Whether the credential has no work to do until an object changes.
 fn waits_for_a_change(conditions: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition]) -> bool {
     let stalled = condition::find(conditions, ConditionType::Stalled).filter(|stalled| stalled.status == "True");
     let reason = stalled.and_then(|stalled| Reason::parse(&stalled.reason));

@@ -185,7 +185,7 @@ fn a_token_that_is_held_is_written_and_never_requested_again() {
         decide(&case.observed, case.now)
     };
     assert_eq!(blocked(Reason::SourceNotFound), Decision::Store);
-    // An allowance that was withdrawn meanwhile also applies to a token that is not published yet.
+    // A withdrawn allowance also applies to a token that is not published yet.
     assert_eq!(stall(&blocked(Reason::NotAllowed)), Some(Reason::NotAllowed));
 }
 
@@ -287,7 +287,7 @@ fn a_renewal_is_due_in_the_second_that_the_status_shows() {
 
 #[test]
 fn the_earlier_rule_decides() {
-    // Each change leads to a decision before those of the changes above it.
+    // Each change leads to a decision that precedes the decisions of the changes above it.
     let changes: [(Change, Expected); 8] = [
         (|case| case.provider().layout = "other".into(), |d| *d == Decision::Publish(PublishReason::Layout)),
         (|case| case.now = at(3000), |d| *d == Decision::Issue(IssueReason::RenewalDue)),

@@ -15,11 +15,11 @@ use crate::{
 /// Metadata of a token in a Secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenFacts {
-    /// When the broker sent the token request.
+    /// Time at which the broker sent the token request.
     pub issued_at: Timestamp,
-    /// When the token expires.
+    /// Time at which the token expires.
     pub expires_at: Timestamp,
-    /// When the provider recommends a refresh.
+    /// Time at which the provider recommends a renewal, if it recommends one.
     pub refresh_at: Option<Timestamp>,
     /// The scopes that the provider granted.
     pub scopes: Vec<String>,
@@ -34,7 +34,7 @@ pub struct TokenFacts {
 }
 
 impl TokenFacts {
-    /// Reads what the annotations of a Secret say about its token; `None` where they describe no token.
+    /// Reads the annotations of a Secret about its token. `None`: the annotations describe no token.
     pub fn read(meta: &ObjectMeta) -> Option<Self> {
         let annotation = |name: &str| meta.annotations.as_ref()?.get(name).map(String::as_str);
         let time = |name: &str| annotation(name).and_then(names::time);
@@ -57,23 +57,23 @@ impl TokenFacts {
     }
 }
 
-/// An obtained token that must be written.
+/// A token that the broker has obtained and must write.
 #[derive(Clone, Debug)]
 pub struct UnwrittenToken {
     /// The provider's token response.
     pub answer: TokenAnswer,
     /// Hash of the inputs of the token.
     pub issued_for: InputsHash,
-    /// Where the token may be revoked, see [`super::inputs::revocable_at`].
+    /// Hash of the inputs of a revocation request, see [`super::inputs::revocable_at`].
     pub revocable_at: RevocationHash,
     /// The id of the token's subject.
     pub object_id: Option<String>,
-    /// Why mail servers will refuse the token, by its claims.
+    /// Why mail servers will refuse the token, according to its claims.
     pub unsuitable: Option<String>,
     /// The value of the reissue annotation at the token request.
     pub reissue: Option<String>,
     /// The client authentication that the provider accepted.
     pub client: Option<ClientStatus>,
-    /// The fingerprint of the published token at the token request.
+    /// The fingerprint of the token that was published when the broker sent the token request.
     pub follows: Option<TokenFingerprint>,
 }

@@ -1,4 +1,4 @@
-//! The urgency of a request to a provider: the order of requests if not all can be sent immediately.
+//! The urgency of a request to a provider: the order of the requests if the broker cannot send all immediately.
 
 use std::time::Duration;
 
@@ -7,8 +7,8 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use super::{Decision, Observed, RequestKind};
 use crate::api::Retry;
 
-/// The class of a queued request. The broker serves a lower class only if no higher one waits, except for every second
-/// permit (see `src/admission/queue.rs`).
+/// The class of a queued request. The broker serves a lower class only if no higher class waits, except for every
+/// second permit (see `src/admission/queue.rs`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
     /// A user waits: a new object or spec, `mailtoken.dev/reissue`, a new seed, the start of a sign-in, a deletion.
@@ -17,12 +17,12 @@ pub enum Class {
     EndsSoon,
     /// A renewal with a token that is valid for longer, or a poll for a sign-in.
     Renewal,
-    /// The same attempt has failed before.
+    /// An earlier attempt with the same inputs has failed.
     Retry,
 }
 
-/// The class and the due time of the request for `decision`. Within a class, the earliest is served first. The due time is
-/// the expiry of the token, or `now` if a user waits or there is no token.
+/// The class and the due time of the request for `decision`. Within a class, the broker serves the earliest due time
+/// first. The due time is the expiry of the token, or `now` if a user waits or there is no token.
 pub fn urgency(observed: &Observed, decision: &Decision, now: Timestamp) -> (Class, Timestamp) {
     let token = observed.token();
     let min_validity = SignedDuration::try_from(Duration::from(observed.credential.spec.renewal.min_validity));

@@ -1,5 +1,5 @@
-//! What a probe's condition says: the protocol, the server, the cause, and the command or page that fixes it. The texts are
-//! the broker's own: of a server's answer only the code is shown.
+//! The message of a probe's condition: the protocol, the server, the cause, and the command or page that fixes the
+//! cause. The broker writes all texts itself. From a server's answer, the message contains only the code.
 
 use mailtoken_mail::answers::{Cause, is_usual_account};
 use serde_json::json;
@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// The message about these logins: the failures first, one sentence for each cause.
+/// The message about the logins: the failures first, one sentence for each cause.
 pub(super) fn message(observed: &Observed, logins: &[(Protocol, Login)]) -> String {
     let mut causes: Vec<(&Login, Vec<Protocol>)> = vec![];
     for (protocol, login) in logins {
@@ -31,7 +31,7 @@ pub(super) fn message(observed: &Observed, logins: &[(Protocol, Login)]) -> Stri
     failed.chain(accepted).collect::<Vec<_>>().join(". ")
 }
 
-/// Causes that the same permission removes.
+/// Causes that a user removes with the same permission.
 const PERMISSION: [Cause; 2] = [Cause::PermissionMissing, Cause::NotConnected];
 
 /// Whether two logins need the same action.
@@ -56,7 +56,7 @@ fn failure(observed: &Observed, login: &Login, protocols: &[Protocol], logins: &
     }
 }
 
-/// The protocols with their servers, and with `logins` the codes of the answers.
+/// Lists the protocols with their servers. With `logins`, the list also has the codes of the servers' answers.
 fn list(observed: &Observed, protocols: &[Protocol], logins: Option<&[(Protocol, Login)]>) -> String {
     let profile = observed.provider.as_ref().ok().map(|provider| &provider.profile);
     let words = protocols.iter().map(|protocol| {
@@ -78,10 +78,10 @@ fn advice(what: &str, fix: impl Into<String>) -> Advice {
     Advice { what: what.to_owned(), fix: fix.into() }
 }
 
-/// What the advice depends on.
+/// The inputs of the advice.
 struct Situation<'a> {
     observed: &'a Observed,
-    /// The protocols with this cause.
+    /// The protocols whose logins failed with the cause.
     protocols: &'a [Protocol],
 }
 
@@ -177,7 +177,7 @@ impl Situation<'_> {
         format!("Set-CASMailbox -Identity {} -SmtpClientAuthenticationDisabled $false", self.mailbox())
     }
 
-    /// How a token gets the permission for the mailbox in Exchange Online. `or` names further causes.
+    /// Explains how to give a token the permission for the mailbox in Exchange Online. `or` names further causes.
     fn permission(&self, or: &str) -> String {
         let credential = &self.observed.credential;
         let token = self.observed.token();
@@ -218,7 +218,7 @@ impl Situation<'_> {
         )
     }
 
-    /// What to check where a server gives no cause for its refusal.
+    /// Explains what to check when a server gives no cause for its refusal.
     fn refused(&self) -> String {
         let mailbox = &self.observed.credential.spec.mailbox;
         let preset = self.observed.provider.as_ref().map_or("", |provider| provider.profile.preset);
@@ -266,8 +266,8 @@ impl Situation<'_> {
     }
 }
 
-/// The application role with which a token opens mailboxes of Exchange Online (Microsoft, "Authenticate an IMAP, POP or SMTP
-/// connection using OAuth").
+/// The application role with which a token opens mailboxes of Exchange Online (Microsoft, "Authenticate an IMAP, POP or
+/// SMTP connection using OAuth").
 const fn application_role(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Smtp => "SMTP.SendAsApp",
@@ -276,7 +276,7 @@ const fn application_role(protocol: Protocol) -> &'static str {
     }
 }
 
-/// The parameter of `Set-CASMailbox` that turns a protocol on.
+/// The parameter of `Set-CASMailbox` that turns a protocol on. `None`: SMTP has no such parameter.
 const fn enabled(protocol: Protocol) -> Option<&'static str> {
     match protocol {
         Protocol::Smtp => None,
@@ -289,7 +289,7 @@ fn is_guid(text: &str) -> bool {
     text.len() == 36 && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
 }
 
-/// An account as an argument in PowerShell; a placeholder replaces an unusual name.
+/// Quotes an account as an argument in PowerShell. A placeholder replaces an unusual name.
 fn powershell(account: &str) -> String {
     if is_usual_account(account) { format!("'{account}'") } else { "<mailbox>".to_owned() }
 }

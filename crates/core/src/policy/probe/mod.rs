@@ -1,4 +1,4 @@
-//! The probe: when the broker checks that a mailbox accepts its token, and what the logins show. Pure.
+//! The probe: when the broker checks that a mailbox accepts its token, and what the results of the logins mean. Pure.
 
 mod advice;
 #[cfg(test)]
@@ -23,8 +23,8 @@ use crate::{
     oauth::token::TokenFingerprint,
 };
 
-/// Waits after the first, second … refusal in a row: the probes come 5, 15, 30 and 60 minutes after the first refusal, then
-/// hourly. Exchange needs up to an hour until a permission works.
+/// Waits after consecutive refusals. The probes start 5, 15, 30 and 60 minutes after the first refusal, then hourly.
+/// Exchange needs up to an hour until a permission takes effect.
 const AFTER_REFUSED: [SignedDuration; 5] = [
     SignedDuration::from_mins(5),
     SignedDuration::from_mins(10),
@@ -32,31 +32,31 @@ const AFTER_REFUSED: [SignedDuration; 5] = [
     SignedDuration::from_mins(30),
     SignedDuration::from_mins(60),
 ];
-/// Waits after the first, second … probe in a row that showed nothing.
+/// Waits after consecutive probes without a result.
 const AFTER_UNKNOWN: [SignedDuration; 4] = [
     SignedDuration::from_mins(1),
     SignedDuration::from_mins(2),
     SignedDuration::from_mins(5),
     SignedDuration::from_mins(15),
 ];
-/// Minimum time between two probes of a credential, so that a tenant who changes the spec again and again cannot use the
-/// broker to flood a mail server with logins.
+/// Minimum time between two probes of a credential. It prevents a tenant who changes the spec again and again from
+/// using the broker to flood a mail server with logins.
 const DISTANCE: SignedDuration = SignedDuration::from_secs(5);
-/// Probes in a row that show nothing, until the condition says so.
+/// Number of consecutive probes without a result after which the condition reports that there is no result.
 const MISSES: i32 = 2;
 
-/// What is known about the probe of a credential that has `spec.probe`.
+/// The state of the probe of a credential with `spec.probe`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Probe {
-    /// The result of the last probe, as the status has it or will have it.
+    /// The result of the last probe, which the status has or will have.
     pub record: Option<ProbeStatus>,
-    /// The condition after a probe that no status reports yet.
+    /// The verdict of a probe that no status reports yet.
     pub verdict: Option<Verdict>,
     /// The inputs of the next probe.
     pub inputs: ProbeInputs,
 }
 
-/// What the condition `MailboxAuthorized` says.
+/// The content of the condition `MailboxAuthorized`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
     /// The status of the condition.
@@ -72,13 +72,14 @@ pub struct Verdict {
 pub struct ProbeInputs {
     /// Hash of the spec, the provider's spec, the grant and the last handled reissue.
     pub objects: ProbeHash,
-    /// Hash of the provider's CA bundle; empty without a bundle. `None` while the bundle has not been read since the start.
+    /// Hash of the provider's CA bundle; empty without a bundle. `None`: the broker has not read the bundle since its
+    /// start, and assumes that the bundle is unchanged.
     pub bundle: Option<ProbeHash>,
 }
 
 impl ProbeInputs {
-    /// The inputs for a credential: `provider` is the provider's uid and generation, `bundle` its CA bundle in PEM, if it was
-    /// read.
+    /// Creates the inputs for a credential. `provider`: the provider's uid and generation. `bundle`: see
+    /// [`Self::bundle`].
     pub fn new(
         credential: &MailCredential,
         provider: [&str; 2],
@@ -98,7 +99,7 @@ impl ProbeInputs {
         format!("{}-{}", self.objects, self.bundle.clone().unwrap_or_default())
     }
 
-    /// Whether the inputs differ from those of the last probe.
+    /// Whether the inputs differ from `recorded`, the inputs of the last probe.
     fn differ_from(&self, recorded: &str) -> bool {
         let (objects, bundle) = recorded.split_once('-').unwrap_or((recorded, ""));
         objects != self.objects.as_str() || self.bundle.as_ref().is_some_and(|now| now.as_str() != bundle)
@@ -110,24 +111,24 @@ impl ProbeInputs {
 pub enum Login {
     /// The server accepted the token.
     Accepted,
-    /// The server gave an answer that led to this cause.
+    /// The server answered, but did not accept the token.
     Answered {
         /// The cause of the failure.
         cause: Cause,
         /// The code of the server's answer.
         code: Option<ServerCode>,
     },
-    /// There was no secure connection to the server.
+    /// The broker could not establish a secure connection to the server.
     NotConnected {
         /// `EgressDenied`, `MailServerUnavailable` or `MailServerTLSFailed`.
         reason: Reason,
-        /// What is wrong and what to do, in words of the broker.
+        /// What is wrong and what to do, in the broker's own words.
         words: String,
     },
 }
 
 impl Login {
-    /// The reason of the outcome.
+    /// The condition's reason for this login.
     pub fn reason(&self) -> Reason {
         match self {
             Self::Accepted => Reason::LoginSucceeded,
@@ -157,16 +158,16 @@ impl Login {
     }
 }
 
-/// A probe whose logins have ended.
+/// A probe after all its logins have ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Round {
     /// The logins by protocol.
     pub logins: Vec<(Protocol, Login)>,
     /// The inputs of the probe.
     pub inputs: ProbeInputs,
-    /// The fingerprint of the token that was sent.
+    /// The fingerprint of the token that the broker sent.
     pub fingerprint: TokenFingerprint,
-    /// When the last login ended.
+    /// Time at which the last login ended.
     pub at: Timestamp,
 }
 
@@ -191,7 +192,7 @@ pub fn protocols(credential: &MailCredential) -> Vec<Protocol> {
     }
 }
 
-/// When a credential is probed next. A probe needs an unexpired token for the current spec in the Secret.
+/// When the broker probes a credential next. A probe needs an unexpired token for the current spec in the Secret.
 pub fn next(observed: &Observed, now: Timestamp) -> Next {
     let Some(probe) = &observed.probe else { return Next::Never };
     if unable(observed, now).is_some() {
@@ -200,7 +201,7 @@ pub fn next(observed: &Observed, now: Timestamp) -> Next {
     let Some(record) = &probe.record else { return Next::Now(Class::Person) };
     let another = observed.token().is_some_and(|token| token.fingerprint.as_str() != record.fingerprint);
     let outcome = outcome_of(record);
-    // After a change of the clock, a time may be too far in the future.
+    // After a clock change, the recorded time may be too far in the future.
     let jumped = schedule::is_from_the_future(record.last_time.0, now);
     if probe.inputs.differ_from(&record.probed_with) || (outcome == ProbeOutcome::Refused && another) || jumped {
         let soonest = record.last_time.0 + DISTANCE;
@@ -213,7 +214,7 @@ pub fn next(observed: &Observed, now: Timestamp) -> Next {
     }
 }
 
-/// Why a credential cannot be probed now.
+/// Why the broker cannot probe a credential now. `None`: the broker can.
 fn unable(observed: &Observed, now: Timestamp) -> Option<String> {
     let credential = &observed.credential;
     if credential.spec.suspend {
@@ -244,7 +245,7 @@ fn unable(observed: &Observed, now: Timestamp) -> Option<String> {
         .then(|| format!("the broker logs in when the Secret {} holds a valid token", observed.target_name()))
 }
 
-/// The outcome of a probe: refused if one login was refused, otherwise unknown if one is unknown.
+/// The outcome of a probe: refused if a login was refused, otherwise unknown if the outcome of a login is unknown.
 fn worst(outcomes: impl Iterator<Item = ProbeOutcome>) -> ProbeOutcome {
     let rank = |outcome: &ProbeOutcome| match outcome {
         ProbeOutcome::Refused => 2,
@@ -258,14 +259,14 @@ fn outcome_of(record: &ProbeStatus) -> ProbeOutcome {
     worst(record.results.iter().map(|result| result.outcome))
 }
 
-/// The condition `MailboxAuthorized` of a credential; `None` without a probe.
+/// The condition `MailboxAuthorized` of a credential. `None`: the credential has no probe.
 pub fn condition(observed: &Observed, now: Timestamp) -> Option<Verdict> {
     let probe = observed.probe.as_ref()?;
     if let Some(verdict) = &probe.verdict {
         return Some(verdict.clone());
     }
     let unable = unable(observed, now);
-    // One miss without a result before it.
+    // The last probe had the current inputs, but no result, and no earlier probe had a result.
     let missed = probe.record.as_ref().is_some_and(|record| !probe.inputs.differ_from(&record.probed_with));
     let stays = |told: &Verdict| told.reason != Reason::ProbePending || (missed && unable.is_none());
     Some(reported(observed).filter(stays).unwrap_or_else(|| Verdict {
@@ -275,7 +276,7 @@ pub fn condition(observed: &Observed, now: Timestamp) -> Option<Verdict> {
     }))
 }
 
-/// The condition as the status has it, if that describes the current spec.
+/// The condition in the status, if the status describes the current spec.
 fn reported(observed: &Observed) -> Option<Verdict> {
     let credential = &observed.credential;
     let told = condition::find(&credential.status.as_ref()?.conditions, ConditionType::MailboxAuthorized)?;
@@ -288,7 +289,7 @@ fn reported(observed: &Observed) -> Option<Verdict> {
 }
 
 impl Observed {
-    /// Takes in a probe that has ended. A probe with other inputs than those of now is dropped.
+    /// Records a completed probe. Drops a probe whose inputs have changed since its start.
     pub fn conclude(&mut self, round: &Round) {
         let Some(probe) = &self.probe else { return };
         if probe.inputs.objects != round.inputs.objects {
@@ -330,14 +331,14 @@ fn verdict(observed: &Observed, round: &Round, outcome: ProbeOutcome, failures: 
         ProbeOutcome::Unknown if failures >= Some(MISSES) => {
             Verdict { status: ConditionStatus::Unknown, reason, message }
         }
-        // One miss changes nothing: mail servers restart.
+        // A single probe without a result changes nothing: mail servers restart.
         ProbeOutcome::Unknown => reported(observed)
             .filter(|told| told.reason != Reason::ProbePending)
             .unwrap_or(Verdict { status: ConditionStatus::Unknown, reason: Reason::ProbePending, message }),
     }
 }
 
-/// The time of the next probe, in whole seconds, as it is stored.
+/// The time of the next probe, in whole seconds as the status stores it.
 fn next_time(credential: &MailCredential, at: Timestamp, outcome: ProbeOutcome, failures: Option<i32>) -> Timestamp {
     let step = |waits: &[SignedDuration]| {
         let number = usize::try_from(failures.unwrap_or(1)).unwrap_or(1).saturating_sub(1).min(waits.len() - 1);

@@ -42,7 +42,7 @@ fn unavailable() -> Login {
     Login::NotConnected { reason: Reason::MailServerUnavailable, words: "no connection".to_owned() }
 }
 
-/// Ends a probe in which all protocols have this result, and writes the status.
+/// Ends a probe in which each protocol has the result `login`, and writes the status.
 fn ends(case: &mut Case, second: i64, login: &Login) {
     ends_with(
         case,
@@ -110,7 +110,7 @@ fn the_first_token_is_probed_and_an_unusable_one_is_not() {
         change(&mut case);
         assert_eq!(due(&case), Next::Never, "{what}");
     }
-    // The token in the Secret still works while the provider of tokens does not.
+    // The token in the Secret still works while the OAuth provider does not.
     let mut case = probed();
     case.provider().blocker = Some(crate::fixtures::blocker(Reason::SourceNotFound));
     assert_eq!(due(&case), Next::Now(Class::Person));

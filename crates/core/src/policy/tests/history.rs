@@ -22,7 +22,7 @@ fn well() -> History {
     History { client: Some(client(1)), handled_reissue: Some("1".into()), ..Case::ready().observed.history }
 }
 
-/// The same history with a later failure.
+/// The history of [`well`] with a later failure.
 fn failed(reason: Reason, attempt: &str) -> History {
     let mut history = well();
     history.fail(&Refusal::new(reason, "what"), "what. What to do.".into(), &attempt.into(), at(0));

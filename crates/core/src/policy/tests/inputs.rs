@@ -41,7 +41,7 @@ fn changed(change: Change) -> (MailCredential, ProviderSpec) {
     inputs
 }
 
-/// Each of `matter` changes the hash to a distinct value, and each of `others` leaves it unchanged.
+/// Asserts that each change in `matter` gives another hash, and that no change in `others` changes the hash.
 fn hold<H: Clone + Ord + Debug>(
     hash: impl Fn(&MailCredential, &ProviderSpec) -> H,
     matter: &[Change],

@@ -49,7 +49,7 @@ pub(super) fn passing() -> Vec<Reason> {
     Reason::ALL.iter().copied().filter(|reason| transient(*reason)).collect()
 }
 
-/// Seconds, within and beyond the hour that is the maximum.
+/// Values of Retry-After in seconds, below and above the maximum of an hour.
 pub(super) fn retry_after() -> impl Strategy<Value = i64> {
     prop_oneof![0i64..3_600, 3_600i64..100_000]
 }

@@ -28,7 +28,7 @@ fn reason(status: &MailCredentialStatus, kind: &str) -> Option<String> {
     condition(status, kind).map(|(status, reason, _)| format!("{status} {reason}"))
 }
 
-/// The Events for the change from one case to the next: `Warning InvalidClient`.
+/// The Events for the change from one case to the next, such as `Warning InvalidClient`.
 fn events(before: &Case, after: &Case) -> Vec<String> {
     let (before, after) = (status_of(before), status_of(after));
     let line =
@@ -198,7 +198,7 @@ fn scopes_that_differ_from_the_request_are_reported() {
         // Scopes that are no permissions, which many providers omit.
         (&["mail.send", "offline_access", "openid"], &["mail.send", "email"], ""),
         (&["offline_access"], &["mail.send"], ""),
-        // This scope means all scopes with consent.
+        // Microsoft's `.default` means all scopes with consent.
         (&["https://outlook.office365.com/.default"], &["mail.send"], ""),
     ];
     for (asked, granted, told_besides) in table {
