@@ -1,12 +1,12 @@
-//! Errors of Kubernetes and of the broker itself: always logged, counted and retried. A user's or a provider's mistake is a
-//! condition, not an error.
+//! Errors of Kubernetes and of the broker itself. The broker always logs, counts and retries them. A user's or a
+//! provider's mistake is a condition, not an error.
 
 use thiserror::Error;
 
-/// The category of panics in the metric of errors.
+/// The category of panics in `mailtoken_reconcile_errors_total`.
 pub const PANIC: &str = "panic";
 
-/// A failed step, with its object.
+/// A failed step, with the object that it concerns.
 #[derive(Debug, Error)]
 pub enum Error {
     /// The broker could not read a Secret.
@@ -79,7 +79,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The stable value of the label `category` of `mailtoken_reconcile_errors_total`.
+    /// Returns the stable value of the label `category` of `mailtoken_reconcile_errors_total`.
     pub const fn category(&self) -> &'static str {
         match self {
             Self::ReadSecret { .. } => "read_secret",
@@ -94,20 +94,20 @@ impl Error {
     }
 }
 
-/// The category of a refused write of a Secret. A condition reports it, not an [`Error`].
+/// The category of a refused write of a Secret. A condition reports the refusal, not an [`Error`].
 pub const WRITE_SECRET: &str = "write_secret";
 
 /// The category of a status that another writer changes as often as the broker writes it.
 pub const STATUS_OVERWRITTEN: &str = "status_overwritten";
 
-/// Number of characters to keep at each end of an API server's message. The beginning names the object, the end has the
-/// cause, and long names of policies may be in between.
+/// Number of characters to keep at each end of an API server's message. The beginning names the object and the end
+/// contains the cause. Long names of policies may be in between.
 const SAID_MAX: usize = 150;
 
-/// The API server's message, made safe for a status: an admission webhook may have written the text.
+/// Makes the API server's message safe for a status: an admission webhook may have written the text.
 fn bounded(text: &str) -> String {
     let plain = |character: char| match character {
-        // Characters with a meaning for a shell or a terminal, or that change the direction of text.
+        // These characters have a meaning for a shell or a terminal, or change the direction of text.
         '`' | '$' | '\\' => '\'',
         printable if printable.is_ascii_graphic() || printable.is_alphanumeric() => printable,
         _ => ' ',
@@ -120,7 +120,7 @@ fn bounded(text: &str) -> String {
     beginning.chain(['…']).chain(text.chars().skip(count - SAID_MAX).map(plain)).collect()
 }
 
-/// The API server's message. `kube::Error`'s own texts may contain a whole response.
+/// Returns the API server's message. `kube::Error`'s own texts may contain a whole response.
 pub fn describe(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => format!("{} ({})", bounded(&status.message), status.code),
@@ -137,7 +137,7 @@ pub fn describe(error: &kube::Error) -> String {
     }
 }
 
-/// The status code of the API server's response; `None` without a response.
+/// Returns the status code of the API server's response; `None` without a response.
 pub fn status_code(error: &kube::Error) -> Option<u16> {
     match error {
         kube::Error::Api(status) => Some(status.code),
@@ -145,7 +145,7 @@ pub fn status_code(error: &kube::Error) -> Option<u16> {
     }
 }
 
-/// The failed step and what Kubernetes said, for a refusal or a status.
+/// Describes the failed step and Kubernetes' message, for a refusal or a status.
 pub fn describe_step(error: &Error) -> String {
     match std::error::Error::source(error).and_then(|source| source.downcast_ref::<kube::Error>()) {
         Some(source) => format!("{error}: {}", describe(source)),

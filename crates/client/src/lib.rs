@@ -1,5 +1,6 @@
-//! The OAuth client on Kubernetes: access to the API server, a provider made ready for use with what it refers to, and the
-//! command `login`. Nothing in this package knows the broker: no watch, no reconcile, no lease.
+//! The OAuth client on Kubernetes: access to the API server, the resolution of a provider with the objects that it
+//! refers to, and the command `login`. This package does not know the broker: it has no watch, no reconcile and no
+//! lease.
 
 pub mod error;
 pub mod kubernetes;

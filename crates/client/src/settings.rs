@@ -61,12 +61,12 @@ pub struct Access {
 const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
 
 impl Access {
-    /// Namespace of the lease and of the Secrets of ClusterMailProviders.
+    /// Returns the namespace of the lease and of the Secrets of ClusterMailProviders.
     pub fn broker_namespace(&self) -> String {
         self.broker_namespace.clone().unwrap_or_else(|| own_namespace(Path::new(NAMESPACE_FILE)))
     }
 
-    /// Settings of the client for providers.
+    /// Returns the settings of the client for providers.
     pub fn idp(&self) -> idp::Settings {
         let egress = EgressPolicy::new(self.allow_private_cidrs.clone())
             .allow_for_cluster(self.allow_private_cidrs_cluster.clone())
@@ -135,7 +135,8 @@ pub struct Login {
     pub access: Access,
 }
 
-/// Parses a range of addresses. Rejects an address without a length: a user who writes 10.0.0.0 means the network, not one host.
+/// Parses a range of addresses. Rejects an address without a prefix length: a user who writes 10.0.0.0 means the
+/// network, not one host.
 fn cidr(text: &str) -> Result<IpNet, String> {
     let text = text.trim();
     text.parse().map_err(|_| match text.parse::<IpAddr>() {
@@ -168,7 +169,7 @@ fn redirect_uri(text: &str) -> Result<String, String> {
     }
 }
 
-/// Parses a name that Kubernetes allows (RFC 1123). The broker puts names into paths and into shown commands.
+/// Parses a name that Kubernetes allows (RFC 1123). The broker uses names in paths and in commands for the user.
 pub fn object_name(text: &str) -> Result<String, String> {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
     let ends = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
@@ -187,7 +188,7 @@ fn data_key(text: &str) -> Result<String, String> {
     if fits { Ok(text.to_owned()) } else { Err("must be letters, digits, -, _ and .".to_owned()) }
 }
 
-/// Parses text of the form of a mail address, or a plain user name. The API server validates it fully.
+/// Parses a mail address or a plain user name. The API server validates it completely.
 fn account(text: &str) -> Result<String, String> {
     let whole = text.rsplit_once('@').is_none_or(|(local, domain)| !local.is_empty() && !domain.is_empty());
     let plain = !text.chars().any(|c| c.is_whitespace() || c.is_control());
@@ -210,7 +211,7 @@ pub(crate) mod tests {
         login: Login,
     }
 
-    /// Settings of `login` with these arguments behind the required ones.
+    /// Parses the arguments of `login`: the required ones, then `arguments`.
     pub(crate) fn login(mailbox: &str, secret: &str, arguments: &[&str]) -> Result<Login, clap::Error> {
         let required = ["login", "--provider", "m365", "--mailbox", mailbox, "--secret", secret];
         Program::try_parse_from(required.iter().chain(arguments)).map(|program| program.login)

@@ -1,9 +1,11 @@
 //! The client for the API server: its credentials, its proxy, and the headers and time limits of its requests.
 //!
-//! The broker builds kube's stack of layers itself, for three reasons. kube compares `NO_PROXY` with the proxy's address
-//! instead of the API server's, and fails to start with an empty entry in it. Inside a cluster, kube ignores the proxy
-//! variables, unlike kubectl and every controller in Go. kube's tracing layer logs an ERROR for each failed call, without
-//! an address: about two lines a second during an outage of the API server.
+//! The broker builds kube's stack of layers itself, for three reasons:
+//! - kube compares `NO_PROXY` with the proxy's address instead of the API server's, and fails to start if `NO_PROXY`
+//!   has an empty entry.
+//! - Inside a cluster, kube ignores the proxy variables, unlike kubectl and every controller in Go.
+//! - kube's tracing layer logs an ERROR for each failed call, without an address: about two lines a second during an
+//!   outage of the API server.
 
 mod proxy;
 mod reachability;
@@ -39,11 +41,14 @@ pub use self::proxy::{Proxy, ProxyError};
 /// User-Agent of the broker's requests, for the audit log and API Priority and Fairness.
 pub const AGENT: &str = concat!("mail-token-broker/", env!("CARGO_PKG_VERSION"));
 
-/// Total time of one API call, including the retries of kube's retry layer, whose back-off grows to minutes. Callers retry.
+/// Time limit of one API call, including the retries of kube's retry layer, whose back-off grows to minutes. Callers
+/// retry.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// After this silence, a connection to the API server counts as dead: a watch receives a bookmark each minute.
+/// Time without data after which a connection to the API server counts as dead. A watch receives a bookmark each
+/// minute.
 const SILENCE: Duration = Duration::from_secs(75);
-/// Placeholder for a kubeconfig's cluster without `proxy-url`. Without it, kube would read the environment by its own rules.
+/// Placeholder for a kubeconfig's cluster without `proxy-url`. Without the placeholder, kube would read the environment
+/// by its own rules.
 const UNSET_PROXY: &str = "http://proxy-url-is-not-set.invalid";
 
 /// Reasons why the broker has no access to Kubernetes.
@@ -70,7 +75,7 @@ pub enum AccessError {
     Client(#[source] kube::Error),
 }
 
-/// The text of an error with its causes.
+/// Returns the text of an error and of all its causes.
 fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
@@ -89,7 +94,7 @@ impl Connection {
     /// `~/.kube/config`, otherwise the pod's ServiceAccount. `context` names a context of the kubeconfig.
     ///
     /// # Errors
-    /// If none of them can be used, or if the user named one that cannot be used.
+    /// If none of them can be used, or if the kubeconfig or context that the user named cannot be used.
     pub async fn find(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Self, AccessError> {
         let named = kubeconfig.is_some() || context.is_some();
         let config = match from_kubeconfig(kubeconfig, context).await {
@@ -101,11 +106,11 @@ impl Connection {
         Ok(Self::new(config, proxy))
     }
 
-    /// The connection that `config` describes, through `proxy`.
+    /// Creates the connection that `config` describes, through `proxy`.
     pub fn new(mut config: Config, proxy: Option<Proxy>) -> Self {
         config.proxy_url = None;
         config.read_timeout = Some(SILENCE);
-        // Without this, idle time of a connection counts towards `read_timeout`.
+        // Without this setting, idle time of a connection counts towards `read_timeout`.
         config.reset_reader_on_write = true;
         config.headers.retain(|(name, _)| name != USER_AGENT);
         config.headers.push((USER_AGENT, HeaderValue::from_static(AGENT)));
@@ -113,7 +118,7 @@ impl Connection {
         Self { config, proxy, reachability }
     }
 
-    /// A connection to the same API server, with this token as its only credential.
+    /// Returns a connection to the same API server, with this token as its only credential.
     pub fn as_bearer(&self, token: Option<SecretString>) -> Self {
         let mut bearer = self.clone();
         bearer.config.auth_info = kube::config::AuthInfo::default();
@@ -121,7 +126,7 @@ impl Connection {
         bearer
     }
 
-    /// The namespace of the kubeconfig's context, or the pod's.
+    /// Returns the namespace of the kubeconfig's context, or the pod's namespace.
     pub fn default_namespace(&self) -> &str {
         &self.config.default_namespace
     }
@@ -131,14 +136,15 @@ impl Connection {
     /// # Errors
     /// If a certificate, key or token cannot be used.
     pub fn client(&self) -> kube::Result<Client> {
-        // With two crypto providers among the dependencies, rustls does not choose one. An installed one is fine.
+        // Two crypto providers are among the dependencies, so rustls does not choose one. An error means that a
+        // provider is already installed, which is fine.
         drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
         let mut direct = HttpConnector::new();
         direct.enforce_http(false);
         let Some(proxy) = &self.proxy else { return self.client_over(direct) };
         match proxy.scheme {
             Scheme::Http => self.client_over(tunnel(proxy, direct)),
-            // As in kubectl, the API server's roots also verify the proxy's certificate.
+            // kubectl does the same: the API server's roots also verify the proxy's certificate.
             Scheme::Https => {
                 self.client_over(tunnel(proxy, self.config.rustls_https_connector_with_connector(direct)?))
             }
@@ -202,14 +208,15 @@ async fn from_kubeconfig(file: Option<&Path>, context: Option<&str>) -> Result<C
     }
     let options = KubeConfigOptions { context: context.map(str::to_owned), ..KubeConfigOptions::default() };
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &options).await?;
-    // A credential plugin receives the cluster.
+    // A credential plugin receives the cluster, so the cluster must not contain the placeholder.
     if let Some(cluster) = config.auth_info.exec.as_mut().and_then(|exec| exec.cluster.as_mut()) {
         cluster.proxy_url = cluster.proxy_url.take().filter(|url| url != UNSET_PROXY);
     }
     Ok(config)
 }
 
-/// The proxy of a configuration: `proxy-url` of the kubeconfig for any host, otherwise the environment's.
+/// Returns the proxy of a configuration: `proxy-url` of the kubeconfig for any host, otherwise the proxy of the
+/// environment.
 fn proxy_of(config: &Config, environment: &Environment) -> Result<Option<Proxy>, ProxyError> {
     match &config.proxy_url {
         Some(url) if url.host() != UNSET_PROXY.strip_prefix("http://") => {

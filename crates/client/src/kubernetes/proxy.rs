@@ -26,7 +26,7 @@ pub(super) enum Scheme {
     Socks5,
 }
 
-/// Error for an unusable proxy URL. The error does not contain the URL, which may hold a password.
+/// Error for a proxy URL that cannot be used. The error does not contain the URL, which may contain a password.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("{place} is no URL of a proxy: write http://HOST:PORT, https://HOST:PORT or socks5://HOST:PORT")]
 pub struct ProxyError {
@@ -69,7 +69,7 @@ impl Proxy {
         Ok(Self { scheme, uri, credentials })
     }
 
-    /// The value of `Proxy-Authorization`.
+    /// Returns the value of the header `Proxy-Authorization`.
     pub(super) fn authorization(&self) -> Option<HeaderValue> {
         let (user, password) = self.credentials.as_ref()?;
         let mut value =
@@ -79,7 +79,7 @@ impl Proxy {
     }
 }
 
-/// The proxy variables.
+/// The values of the proxy variables.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Environment {
     pub(super) https: Option<String>,
@@ -88,7 +88,8 @@ pub(super) struct Environment {
 }
 
 impl Environment {
-    /// Reads `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`. If one is empty, reads its name in lower case.
+    /// Reads `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`. If a variable is empty, reads the variable with the name in
+    /// lower case.
     pub(super) fn read() -> Self {
         let read = |name: &str| {
             let value = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
@@ -97,7 +98,8 @@ impl Environment {
         Self { https: read("HTTPS_PROXY"), http: read("HTTP_PROXY"), no_proxy: read("NO_PROXY").unwrap_or_default() }
     }
 
-    /// The proxy for this URL, if one is set and neither `NO_PROXY` nor loopback exempts the host.
+    /// Returns the proxy for a URL; `None` if no proxy is set, `NO_PROXY` exempts the host, or the host is a loopback
+    /// address.
     pub(super) fn proxy_for(&self, url: &Uri) -> Result<Option<Proxy>, ProxyError> {
         let (variable, proxy, port) = match url.scheme_str() {
             Some("http") => ("HTTP_PROXY", &self.http, 80),

@@ -13,9 +13,9 @@ const FIRST_REMINDER: Duration = Duration::from_secs(30);
 /// Longest time between two log lines about one outage.
 const LONGEST_REMINDER: Duration = Duration::from_secs(600);
 
-/// The known state of the API server, shared by all clients of one [`Connection`](super::Connection).
+/// The known state of the API server. All clients of one [`Connection`](super::Connection) share it.
 pub(super) struct Reachability {
-    /// Addresses of the API server and of its proxy.
+    /// The address of the API server and the address of its proxy, for the log.
     address: String,
     outage: Mutex<Option<Outage>>,
 }
@@ -23,7 +23,7 @@ pub(super) struct Reachability {
 /// A logged outage.
 struct Outage {
     since: Instant,
-    /// Number of failed calls.
+    /// Number of failed calls during the outage.
     calls: u64,
     reminder: Duration,
     due: Instant,
@@ -38,7 +38,7 @@ impl Reachability {
         Self { address, outage: Mutex::default() }
     }
 
-    /// Records the end of a call, with or without a response.
+    /// Records the end of a call: an error, or `None` if the API server responded.
     pub(super) fn note(&self, error: Option<&BoxError>) {
         let Some(error) = error else { return self.answered() };
         let now = monotonic();
@@ -72,7 +72,7 @@ impl Reachability {
     }
 }
 
-/// The most specific cause, in a text that cannot contain a token or a response.
+/// Returns the most specific cause, in a text that cannot contain a token or a response.
 fn cause(error: &(dyn Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |&error| {
         // `io::Error::source` skips the wrapped error itself.

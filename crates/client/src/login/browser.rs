@@ -1,9 +1,9 @@
 //! The loopback listener of a sign-in: one port of both loopback addresses, which accepts one authorization response
 //! (RFC 8252 section 7.3).
 //!
-//! All users of a machine can read the arguments of the process that starts the browser. So the argument is a page of this
-//! listener, under a path that cannot be guessed. The page redirects to the provider once. No process has `state` or the
-//! PKCE challenge in its arguments.
+//! All users of a machine can read the arguments of the process that starts the browser. So the argument is a page of
+//! this listener, under a path that no user can guess. The page redirects to the provider once. No process has `state`
+//! or the PKCE challenge in its arguments.
 
 use std::{
     io,
@@ -29,25 +29,26 @@ use url::Url;
 
 use crate::oauth::Refusal;
 
-/// The longest wait for the browser to fetch the last page.
+/// Maximum time to wait until the browser fetches the last page.
 const LAST_PAGE: Duration = Duration::from_secs(2);
 
-/// How many free ports `bind` tries until one is free on both addresses.
+/// How many free ports `bind` tries to find one that is free on both addresses.
 const PORTS: usize = 16;
 
-/// The loopback addresses that the host of a redirect URI means.
+/// The loopback addresses to which the host of a redirect URI resolves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Loopback {
-    /// `localhost`: a browser may use either address. Another user could listen at an address that stays free.
+    /// `localhost`: a browser may use either address. Another user could listen at the address that `login` does not
+    /// bind.
     Both,
-    /// `127.0.0.1` alone.
+    /// Only the address `127.0.0.1`.
     V4,
-    /// `[::1]` alone.
+    /// Only the address `[::1]`.
     V6,
 }
 
 impl Loopback {
-    /// The host in the redirect URI, with brackets for IPv6.
+    /// Returns the host in the redirect URI, with brackets for IPv6.
     pub fn host(self) -> &'static str {
         match self {
             Self::Both => "localhost",
@@ -63,13 +64,13 @@ pub(super) struct Listener {
     port: u16,
 }
 
-/// The authorization response: the code, or the reason for which there is no code.
+/// The authorization response: the code, or the reason for a missing code.
 pub(super) type CodeResponse = Result<SecretString, Refusal>;
 
-/// Sends the last page, with its status, to the browser.
+/// Sends the last page to the browser, with its HTTP status.
 type Page = oneshot::Sender<(StatusCode, String)>;
 
-/// The response that the listener waits for, and the page to which it redirects the browser.
+/// The response for which the listener waits, and the page to which the listener redirects the browser.
 pub(super) struct Expected<J> {
     /// The path and query of the redirect URI.
     pub path: String,
@@ -81,23 +82,24 @@ pub(super) struct Expected<J> {
     pub accept: J,
 }
 
-/// The local page was opened twice: once by the user's browser, and once perhaps by another user of the machine.
+/// Error: the local page was opened twice. The user's browser opened it once; another user of the machine may have
+/// opened it too.
 pub(super) struct OpenedTwice;
 
-/// The request that carried the authorization response. Its browser waits for the last page.
+/// The request with the authorization response. The browser waits for the last page.
 pub(super) struct Callback {
     /// The authorization response of the provider.
     pub response: CodeResponse,
     page: Page,
     servers: Vec<JoinHandle<io::Result<()>>>,
-    /// Stops the listener when dropped.
+    /// Stops the listener when the callback is dropped.
     stop: DropGuard,
 }
 
 /// Sends the response to the caller of `receive`.
 type ResponseSender = oneshot::Sender<Result<(CodeResponse, Page), OpenedTwice>>;
 
-/// The state of the listener: it checks queries until one is the response.
+/// The state of the listener. The listener checks queries until one of them is the response.
 struct CallbackListener<J> {
     expected: Expected<J>,
     opened: AtomicBool,
@@ -105,7 +107,7 @@ struct CallbackListener<J> {
 }
 
 impl Listener {
-    /// Binds `port` of the loopback addresses, or any free port. A machine without IPv6 has only one of the addresses.
+    /// Binds `port` of the loopback addresses, or any free port. On a machine without IPv6, binds only one address.
     pub async fn bind(loopback: Loopback, port: Option<u16>) -> io::Result<Self> {
         let mut last = None;
         for _ in 0..if port.is_some() { 1 } else { PORTS } {
@@ -131,7 +133,7 @@ impl Listener {
                     bound = listener.local_addr()?.port();
                     listeners.push(listener);
                 }
-                // Another process listens at this address, and would receive the code.
+                // If another process listens at this address, that process would receive the code.
                 Err(error) if loopback == Loopback::V6 || error.kind() == io::ErrorKind::AddrInUse => {
                     return Err(error);
                 }
@@ -141,19 +143,19 @@ impl Listener {
         Ok(Self { listeners, port: bound })
     }
 
-    /// The port that is bound.
+    /// Returns the port that the listener has bound.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The scheme, address and port at which a browser on this machine reaches this listener.
+    /// Returns the scheme, address and port at which a browser on this machine reaches this listener.
     pub fn origin(&self) -> String {
         let address = self.listeners.first().and_then(|listener| listener.local_addr().ok());
         address.map_or_else(String::new, |address| format!("http://{address}"))
     }
 
-    /// Waits for the one request that `accept` accepts. Other requests get an error page. `None` if the listener has
-    /// stopped.
+    /// Waits for the one request that `accept` accepts. All other requests get an error page. Returns `None` if the
+    /// listener has stopped.
     pub async fn receive<J>(self, expected: Expected<J>) -> Option<Result<Callback, OpenedTwice>>
     where
         J: Fn(&str) -> Option<CodeResponse> + Send + Sync + 'static,
@@ -177,7 +179,7 @@ impl Listener {
 impl Callback {
     /// Sends the last page, and stops the listener.
     pub async fn close(self, status: StatusCode, text: String) {
-        // A browser that has closed its connection needs no page.
+        // If the browser has closed its connection, the page is not needed.
         drop(self.page.send((status, text)));
         drop(self.stop);
         drop(tokio::time::timeout(LAST_PAGE, futures::future::join_all(self.servers)).await);
@@ -213,8 +215,8 @@ where
     }
 }
 
-/// Redirects to the provider, once. A second request for the page ends the sign-in: another user may have opened the page
-/// first, and may have begun a sign-in with its `state`.
+/// Redirects to the provider, once. A second request for the page ends the sign-in: another user may have opened the
+/// page first, and may have begun a sign-in with the same `state`.
 fn redirect_once<J>(state: &CallbackListener<J>, url: &Url) -> Response {
     if state.opened.swap(true, Ordering::AcqRel) {
         drop(state.sender.lock().take().map(|sender| sender.send(Err(OpenedTwice))));
@@ -224,8 +226,8 @@ fn redirect_once<J>(state: &CallbackListener<J>, url: &Url) -> Response {
         .into_response()
 }
 
-/// A page of plain text, so that a browser reads no markup in it. The headers keep the code out of caches and of requests
-/// to other sites.
+/// Returns a page of plain text, so that the browser interprets no markup. The headers keep the code out of caches and
+/// of requests to other sites.
 fn plain(status: StatusCode, text: String) -> Response {
     let headers = [
         (header::CONTENT_TYPE, "text/plain; charset=utf-8"),

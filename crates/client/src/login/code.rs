@@ -27,9 +27,9 @@ const WAITING: &str = "waiting at most 5 minutes for the browser to return. If y
 
 /// An authorization request, and the secrets that its response needs.
 struct Authorization {
-    /// The address that the user opens.
+    /// The URL that the user opens.
     url: Url,
-    /// The redirect URI, at which the browser ends.
+    /// The redirect URI to which the provider sends the browser.
     redirect_uri: String,
     state: String,
     verifier: SecretString,
@@ -70,7 +70,7 @@ pub(super) async fn sign_in(
     }
 }
 
-/// Receives the code at the listener. The browser's last page shows the result.
+/// Receives the code at the listener. The last page in the browser shows the result.
 async fn sign_in_at(
     attempt: &Attempt<'_>,
     listener: Listener,
@@ -85,7 +85,7 @@ async fn sign_in_at(
     let accept = move |query: &str| read_authorization_response(query, &state, issuer.as_deref());
     let callback = listener.receive(Expected { path, start, url: authorization.url.clone(), accept });
     let callback = async {
-        // The listener is polled first, so that it answers when the browser opens.
+        // `select!` polls the listener first, so that the listener answers when the browser opens.
         let printed = async {
             print_address(
                 attempt,
@@ -124,7 +124,7 @@ fn opened_twice_error() -> LoginError {
     )
 }
 
-/// Serves a local page that redirects to the provider. `None` if no port can be bound.
+/// Serves a local page that redirects to the provider. Returns `None` if the listener cannot bind a port.
 async fn start_page(
     authorization: &Authorization,
 ) -> Option<(String, impl Future<Output = Option<Result<Callback, OpenedTwice>>>)> {
@@ -140,7 +140,7 @@ async fn start_page(
 /// `spec.client.parameters`.
 const OWN_PARAMETERS: [&str; 5] = ["response_type", "state", "code_challenge", "code_challenge_method", "login_hint"];
 
-/// Reads a pasted line. The other arguments are the state and the issuer of the sign-in.
+/// Reads a pasted line. The other arguments are the `state` and the issuer of the sign-in.
 type Reader = fn(&str, &str, Option<&str>) -> Pasted;
 
 /// Reads the code, or the address that contains the code, from the terminal.
@@ -151,7 +151,7 @@ async fn sign_in_by_hand(
     settings: &Login,
     store: impl AsyncFnOnce(Granted) -> Result<String, LoginError>,
 ) -> Result<(), LoginError> {
-    // `--paste` is for a browser on another machine, which the user opens.
+    // `--paste` is for a browser on another machine. The user opens that browser.
     let page = if settings.no_browser || settings.paste { None } else { start_page(&authorization).await };
     print_address(attempt, "with a browser", &authorization, page.as_ref().map(|(page, _)| page));
     let opened_twice = async {
@@ -215,7 +215,7 @@ fn authorize(attempt: &Attempt<'_>, endpoint: &str, redirect_uri: String) -> Res
         .authorize_url(CsrfToken::new_random)
         .set_pkce_challenge(challenge)
         .add_scopes(attempt.scopes.iter().cloned().map(Scope::new))
-        // `oob` is not a URL, so `set_redirect_uri` cannot take it.
+        // The redirect URI `oob` is not a URL, so `set_redirect_uri` rejects it.
         .add_extra_param("redirect_uri", redirect_uri.clone())
         .add_extra_param("login_hint", attempt.credential.spec.mailbox.user());
     for (name, value) in wanted.parameters {
@@ -235,9 +235,9 @@ fn authorize(attempt: &Attempt<'_>, endpoint: &str, redirect_uri: String) -> Res
     })
 }
 
-/// Prints the URL, and opens a browser at `page`, if there is one. It always prints the URL, because the wrong browser may
-/// open, or no browser. The browser does not start with the URL itself: other users can read the arguments of a process,
-/// and the URL contains `state`.
+/// Prints the URL, and opens a browser at `page`, if there is one. Always prints the URL, because the wrong browser or
+/// no browser may open. The browser starts with `page` instead of the URL: other users can read the arguments of a
+/// process, and the URL contains `state`.
 fn print_address(attempt: &Attempt<'_>, how: &str, authorization: &Authorization, page: Option<&String>) {
     let url = authorization.url.as_str();
     show(&format!("sign in as {} {how}:\n\n{url}\n", attempt.credential.spec.mailbox.user()));

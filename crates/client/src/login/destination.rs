@@ -9,9 +9,10 @@ use crate::{
 
 /// Asks the user to confirm the host of the token endpoint if it differs from the host of `page`, the sign-in page.
 ///
-/// `login` sends the response of a sign-in to the token endpoint. The author of the provider's object, or of its discovery
-/// document, chose both. An attacker could combine a genuine sign-in page with a token endpoint of their own (RFC 9700
-/// section 4.4; RFC 8628 section 5.4). The hosts of the presets are fixed, so they need no confirmation.
+/// `login` sends the response of a sign-in to the token endpoint. The author of the provider's object, or of its
+/// discovery document, chose both hosts. An attacker could combine a genuine sign-in page with the attacker's token
+/// endpoint (RFC 9700 section 4.4; RFC 8628 section 5.4). The hosts of the presets are fixed, so they need no
+/// confirmation.
 pub(super) async fn confirm(attempt: &Attempt<'_>, settings: &Login, page: &str) -> Result<(), LoginError> {
     if !matches!(attempt.profile.preset, "oidc" | "oauth2") {
         return Ok(());
@@ -41,7 +42,7 @@ pub(super) async fn confirm(attempt: &Attempt<'_>, settings: &Login, page: &str)
     }
 }
 
-/// The host of a URL, with its port if that is not 443.
+/// Returns the host of a URL, with its port if the port is not 443.
 fn host(url: &str) -> String {
     let url = Url::parse(url).ok();
     let host = url.as_ref().and_then(|url| Some((url.host_str()?, url.port())));

@@ -21,7 +21,7 @@ use crate::{
     settings::Login,
 };
 
-/// Prints a code, and polls the provider until a user has signed in with it.
+/// Prints a code, and polls the provider until a user has signed in with the code.
 pub(super) async fn sign_in(attempt: &Attempt<'_>, settings: &Login) -> Result<Granted, LoginError> {
     let profile = attempt.profile;
     if !profile.grants.contains(&GrantType::DeviceCode) {
@@ -91,7 +91,8 @@ async fn poll(
         interval = match device_poll::outcome(&refusal) {
             PollOutcome::Pending => interval,
             PollOutcome::SlowDown => interval + SLOW_DOWN,
-            // RFC 8628 section 3.5: double the interval after a time-out. Other failures do not end while the user waits.
+            // RFC 8628 section 3.5: double the interval after a timeout. Waiting does not fix other failures, so they
+            // end the sign-in.
             PollOutcome::Unanswered if matches!(refusal.reason, Reason::ProviderUnavailable | Reason::Throttled) => {
                 interval * 2
             }

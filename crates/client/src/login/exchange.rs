@@ -1,4 +1,4 @@
-//! Requests to the provider, with each of the client's authentications in turn, and the message for a refused request.
+//! Sends requests to the provider with each client authentication in turn, and explains a refused request.
 
 use oauth2::CsrfToken;
 use secrecy::SecretString;
@@ -28,7 +28,7 @@ use crate::{
 
 /// One sign-in: the credential, the provider and the scopes.
 pub(super) struct Attempt<'a> {
-    /// The credential that the refresh token is for.
+    /// The credential that gets the refresh token.
     pub credential: &'a MailCredential,
     /// The object that describes the provider.
     pub object: &'a ProviderObject,
@@ -54,25 +54,25 @@ pub(super) struct Granted {
     pub names: Vec<String>,
 }
 
-/// A refused request, with the client authentication that it used.
+/// A refused request, with the client authentication of the request.
 pub(super) struct Refused<'a> {
     pub refusal: Refusal,
     pub entry: Option<&'a Authentication>,
 }
 
 impl<'a> Attempt<'a> {
-    /// The provider's kind and name, for messages.
+    /// Returns the provider's kind and name, for messages.
     pub fn provider(&self) -> String {
         checks::provider_words(self.credential)
     }
 
-    /// The client ID at the provider.
+    /// Returns the client ID at the provider.
     pub fn client_id(&self) -> &str {
         &self.object.spec().client.id
     }
 
-    /// Sends a request with each authentication, until the provider accepts the client. An authorization code stays valid
-    /// after a refused client.
+    /// Sends a request with each client authentication, until the provider accepts the client. An authorization code
+    /// stays valid after the provider has refused the client.
     pub async fn in_turn<T>(
         &self,
         ask: impl AsyncFn(&ClientAuth) -> Result<T, Refusal>,
@@ -137,7 +137,7 @@ impl<'a> Attempt<'a> {
         Ok(Granted { refresh_token: rotated.refresh_token, names: answer.names })
     }
 
-    /// Sends a request to the provider, and maps transport errors to a refusal.
+    /// Sends a request to the provider, and converts transport errors to a refusal.
     pub async fn send(&self, request: Result<http::Request<Vec<u8>>, RequestError>) -> Result<Exchange, Refusal> {
         let request = request.map_err(|error| {
             let elsewhere = matches!(error, RequestError::OtherOrigin { .. });
@@ -156,7 +156,7 @@ impl<'a> Attempt<'a> {
         refusal
     }
 
-    /// The message for a refusal, with the command that fixes it.
+    /// Returns the message for a refusal, with the command that fixes it.
     pub fn explain(&self, refused: Refused<'_>) -> LoginError {
         let Refused { refusal, entry } = refused;
         let declined = matches!(
@@ -173,7 +173,7 @@ impl<'a> Attempt<'a> {
             Reason::ProviderUnavailable | Reason::Throttled | Reason::MalformedResponse => {
                 format!("{}: nothing was written; {again} in a while", refusal.what)
             }
-            // Without a provider code, `advice` assumes a refresh token.
+            // If the provider sent no code, `advice` would assume a refresh token.
             Reason::InvalidGrant if refusal.provider_code.is_none() => {
                 format!("{}: the provider does not accept the code from the sign-in; {again}", refusal.what)
             }
@@ -200,7 +200,7 @@ impl<'a> Attempt<'a> {
     }
 }
 
-/// A random text of 128 bits, for the `jti` of an assertion and for the path of the local page.
+/// Returns a random text of 128 bits, for the `jti` of an assertion and for the path of the local page.
 pub(super) fn unique() -> String {
     CsrfToken::new_random().into_secret()
 }

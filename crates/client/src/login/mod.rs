@@ -1,9 +1,9 @@
 //! The command `login`: a user signs in, and `login` writes the refresh token into a labelled Secret for
 //! `grant.refreshToken`.
 //!
-//! `login` uses the authorization code flow with PKCE (RFC 6749 section 4.1, RFC 7636, RFC 8252) or a device code
-//! (RFC 8628). It checks everything that it can check before the user signs in. It writes nothing if another account than
-//! the mailbox signs in, and it never prints a token.
+//! `login` uses the authorization code flow with PKCE (RFC 6749 section 4.1, RFC 7636, RFC 8252) or a device code (RFC
+//! 8628). It checks all other inputs before the user signs in. If another account than the mailbox signs in, `login`
+//! writes nothing. It never prints a token.
 
 mod browser;
 mod code;
@@ -44,10 +44,10 @@ use crate::{
 /// The advice after a transient failure.
 const AGAIN: &str = "Run the command again in a while";
 
-/// The longest wait for the user: for the browser, or for a line in the terminal.
+/// Maximum time to wait for the user: for the browser, or for a line in the terminal.
 const SIGN_IN_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
-/// The message of a `login` that failed: what is wrong, and the command that fixes it. It contains no secret.
+/// The message of a `login` that failed: what is wrong, and the command that fixes it. The message contains no secret.
 #[derive(Debug, Error)]
 #[error("{0}")]
 pub struct LoginError(String);
@@ -122,7 +122,7 @@ async fn credentials(client: &Client, namespace: &str) -> Result<Vec<MailCredent
     })
 }
 
-/// Checks who signed in, and stores the refresh token. Returns the message for the user.
+/// Checks which account signed in, and stores the refresh token. Returns the message for the user.
 async fn store(granted: Granted, mailbox: &str, profile: &Profile, seed: &Seed) -> Result<String, LoginError> {
     let Granted { refresh_token, names } = granted;
     let names: BTreeSet<_> = account::comparable(mailbox, &names).map(str::to_owned).collect();
@@ -146,7 +146,7 @@ async fn store(granted: Granted, mailbox: &str, profile: &Profile, seed: &Seed) 
     Ok(words)
 }
 
-/// Prints the next step. Standard output contains only the MailCredential to apply.
+/// Prints the next step. Standard output contains only the MailCredential that the user applies.
 fn conclude(target: &LoginTarget) -> Result<(), LoginError> {
     let Some(proposal) = &target.proposal else {
         show(&format!("the {} is re-seeded: no further step is necessary", target.words()));
@@ -163,7 +163,7 @@ fn yaml(object: &Value) -> Result<String, String> {
     serde_yaml::to_string(object).map_err(|error| error.to_string())
 }
 
-/// Text from the provider without control characters, at most 254 characters.
+/// Removes control characters from the provider's text, and cuts it to 254 characters.
 fn shown(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(254).collect()
 }

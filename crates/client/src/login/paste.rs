@@ -9,12 +9,12 @@ use crate::{login::browser::CodeResponse, oauth::authorization::read_authorizati
 pub(super) enum Pasted {
     /// A code, or the provider's refusal.
     Response(CodeResponse),
-    /// A line that is no response, with the reason to print.
+    /// A line that is not a response, with the reason to print.
     Unusable(&'static str),
 }
 
-/// Reads the address at which the browser ended. Rejects an address without the `state` of this sign-in: an attacker can
-/// make the user paste only an address of another sign-in.
+/// Reads the address at which the browser ended. Rejects an address without the `state` of this sign-in: an attacker
+/// can make the user paste only an address of another sign-in.
 pub(super) fn address(line: &str, state: &str, issuer: Option<&str>) -> Pasted {
     let Ok(url) = Url::parse(line.trim()) else {
         return Pasted::Unusable(
@@ -33,8 +33,8 @@ pub(super) fn address(line: &str, state: &str, issuer: Option<&str>) -> Pasted {
     }
 }
 
-/// Reads a code. A code has no `state`; PKCE protects it instead. The provider rejects the code of another sign-in, because
-/// the verifier does not match (RFC 9700 section 2.1).
+/// Reads a code. A code has no `state`; PKCE protects the code instead. The provider rejects the code of another
+/// sign-in, because the verifier does not match (RFC 9700 section 2.1).
 pub(super) fn code(line: &str, state: &str, issuer: Option<&str>) -> Pasted {
     let line = line.trim();
     if line.starts_with("http://") || line.starts_with("https://") {

@@ -50,7 +50,8 @@ pub(super) async fn read(settings: &Login, namespace: &str, client: &Client) -> 
     found.ok_or_else(|| LoginError(format!("the {words} does not exist: choose one from `{list}`")))
 }
 
-/// Checks that the credentials of the target may use the provider, and that the provider supports them.
+/// Checks that the target's credentials may use the provider, and that the provider supports their grant, protocols and
+/// mailbox.
 pub(super) async fn check(
     object: &ProviderObject,
     target: &LoginTarget,
@@ -67,7 +68,7 @@ pub(super) async fn check(
                 true => (profile.scopes)(spec, credential.spec.grant.kind(), &credential.spec.protocols),
                 false => spec.scopes.clone(),
             };
-            // Without the right to read the namespace, `login` cannot check the labels: the broker does.
+            // Without the right to read the namespace, `login` cannot check the labels. The broker checks them later.
             if let Ok(namespace) = Api::<Namespace>::all(client.clone()).get(checks::namespace(credential)).await {
                 let labels = namespace.metadata.labels.unwrap_or_default();
                 blocker = checks::allowance_blocker(credential, &provider.spec.allowed, &labels, &own);
@@ -80,7 +81,7 @@ pub(super) async fn check(
     Ok(profile)
 }
 
-/// Reads the objects that the provider refers to, and requests its endpoints.
+/// Reads the objects that the provider refers to, and discovers its endpoints.
 pub(super) async fn prepare(
     object: &ProviderObject,
     settings: &Login,
@@ -101,7 +102,7 @@ pub(super) async fn prepare(
     }
 }
 
-/// The namespace of the objects that the provider refers to.
+/// Returns the namespace of the objects that the provider refers to.
 pub(super) fn home(settings: &Login, namespace: &str) -> String {
     match kind(settings) {
         ProviderKind::MailProvider => namespace.to_owned(),
@@ -109,7 +110,7 @@ pub(super) fn home(settings: &Login, namespace: &str) -> String {
     }
 }
 
-/// The end of a message, if the flags do not name the broker's namespace: `login` then had to assume one.
+/// Returns the end of a message if the flags do not name the broker's namespace: `login` then had to assume one.
 fn searched(settings: &Login, home: &str) -> String {
     match settings.cluster && settings.access.broker_namespace.is_none() {
         true => format!(

@@ -18,13 +18,13 @@ use crate::{
     provider_client::sources::{is_labelled, is_own},
 };
 
-/// How often `put` tries to write if another client writes at the same time, or if the API server fails for a moment.
-/// Otherwise the user would have to sign in again.
+/// Number of tries of `put` if another client writes at the same time, or if the API server fails for a moment. Without
+/// tries, the user would have to sign in again.
 const TRIES: usize = 5;
-/// The wait between two tries.
+/// The pause between two tries.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// The Secret and the key that `grant.refreshToken` refers to, or will refer to.
+/// The Secret and the key to which `grant.refreshToken` refers, or will refer.
 pub(super) struct Seed {
     api: Api<Secret>,
     namespace: String,
@@ -38,15 +38,16 @@ impl Seed {
         Self { api, namespace: namespace.to_owned(), name: name.to_owned(), key: key.to_owned() }
     }
 
-    /// The key and the Secret, for messages.
+    /// Names the key and the Secret, for messages.
     pub fn words(&self) -> String {
         format!("key {} of the Secret {}/{}", self.key, self.namespace, self.name)
     }
 
-    /// Checks with a dry run that the Secret can be written, before the user signs in.
+    /// Checks with a dry run that `login` can write the Secret, before the user signs in.
     pub async fn dry_run(&self) -> Result<(), LoginError> {
         match self.write(b"dry run", true).await? {
-            // Only these codes show that the user may not write. Some admission webhooks refuse every dry run.
+            // Only these codes show that the user may not write. Other codes may come from an admission webhook that
+            // refuses every dry run.
             Err(kube::Error::Api(status)) if [401, 403, 404, 422].contains(&status.code) => {
                 Err(self.unwritten(&kube::Error::Api(status)))
             }
@@ -54,7 +55,7 @@ impl Seed {
         }
     }
 
-    /// Writes the refresh token, and tries again after a transient error.
+    /// Writes the refresh token, and retries after a transient error.
     pub async fn put(&self, token: &SecretString) -> Result<(), LoginError> {
         let mut tries = 1;
         loop {
@@ -68,7 +69,7 @@ impl Seed {
         }
     }
 
-    /// Creates the Secret, or replaces the key in the Secret that exists.
+    /// Creates the Secret, or replaces the key in the existing Secret.
     async fn write(&self, value: &[u8], dry_run: bool) -> Result<kube::Result<()>, LoginError> {
         let value = ByteString(value.to_vec());
         let found = match self.api.get_opt(&self.name).await {
@@ -101,7 +102,7 @@ impl Seed {
         }
     }
 
-    /// Checks that `login` may change the Secret that exists.
+    /// Checks that `login` may change the existing Secret.
     fn check(&self, found: &Secret) -> Result<(), LoginError> {
         let Self { namespace, name, .. } = self;
         let subject = KubectlObject::secret(namespace, name);
@@ -140,7 +141,7 @@ impl Seed {
     }
 }
 
-/// Whether another try may succeed: another client wrote, or the API server does not answer.
+/// Whether another try may succeed: another client wrote at the same time, or the API server does not respond.
 fn is_passing(error: &kube::Error) -> bool {
     match error {
         kube::Error::Api(status) => status.code == 409 || status.code == 429 || status.code >= 500,

@@ -11,7 +11,7 @@ use crate::{
     settings::Login,
 };
 
-/// The credentials that the refresh token is for.
+/// The credentials that get the refresh token.
 pub(super) struct LoginTarget {
     /// The credentials that refer to the seed; if there are none, the proposed credential.
     pub credentials: Vec<MailCredential>,
@@ -42,12 +42,13 @@ impl LoginTarget {
         Ok(Self { credentials, proposal: None })
     }
 
-    /// The credential for messages and the sign-in. All credentials have the same provider and account.
+    /// Returns the credential for messages and the sign-in. All credentials of the target have the same provider and
+    /// account.
     pub fn first(&self) -> Option<&MailCredential> {
         self.credentials.first()
     }
 
-    /// The kinds and names of the credentials, for messages.
+    /// Names the kinds and names of the credentials, for messages.
     pub fn words(&self) -> String {
         let name = |credential: &MailCredential| {
             format!("MailCredential {}/{}", checks::namespace(credential), credential.name_any())
@@ -81,7 +82,8 @@ fn check(credential: &MailCredential, settings: &Login) -> Result<(), LoginError
     Ok(())
 }
 
-/// The error for a user name without an address: a proposed MailCredential needs the address of the mailbox.
+/// Returns the error for a user name that is not an address: a proposed MailCredential needs the address of the
+/// mailbox.
 fn no_address(settings: &Login, namespace: &str) -> LoginError {
     let Login { mailbox, secret, key, .. } = settings;
     LoginError(format!(
@@ -92,7 +94,7 @@ fn no_address(settings: &Login, namespace: &str) -> LoginError {
     ))
 }
 
-/// The kind of the provider that the flags name.
+/// Returns the kind of the provider that the flags name.
 pub(super) fn kind(settings: &Login) -> ProviderKind {
     if settings.cluster { ProviderKind::ClusterMailProvider } else { ProviderKind::MailProvider }
 }
@@ -118,12 +120,13 @@ fn propose(settings: &Login, namespace: &str, others: &[MailCredential]) -> Valu
     })
 }
 
-/// The name of the target Secret, which pods mount.
+/// Returns the name of the target Secret, which pods mount.
 fn target(name: &str) -> String {
     format!("{name}-mail-token")
 }
 
-/// The name for the credential of a mailbox: the local part, with `-` for each character that Kubernetes rejects.
+/// Returns the name for the credential of a mailbox: the local part, with `-` for each character that Kubernetes
+/// rejects.
 fn name_of(mailbox: &str) -> String {
     let local = mailbox.split('@').next().unwrap_or_default().to_lowercase();
     let plain: String = local.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();

@@ -2,7 +2,8 @@
 
 use tokio::sync::oneshot;
 
-/// Reads the next line of standard input; an empty line at the end of the input. `None` only if the reading thread fails.
+/// Reads the next line of standard input. Returns an empty line at the end of the input, and `None` only if the reading
+/// thread fails.
 pub(super) async fn line() -> Option<String> {
     let (typed, waiting) = oneshot::channel();
     // A plain thread, not `spawn_blocking`: on shutdown the runtime would wait for the task, and Ctrl-C would hang until

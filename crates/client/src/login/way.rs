@@ -1,4 +1,4 @@
-//! How the authorization response reaches `login`: at a port of this machine, or pasted by the user.
+//! How the authorization response reaches `login`: at a port of this machine, or as text that the user pastes.
 
 use url::{Host, Url};
 
@@ -13,21 +13,21 @@ use crate::{
 pub(super) enum Way {
     /// The provider redirects the browser to a port of this machine.
     Listen {
-        /// The host of the redirect URI, which decides the addresses to bind.
+        /// The host of the redirect URI, which determines the addresses to bind.
         loopback: Loopback,
         /// The port; `None` means any free port.
         port: Option<u16>,
         /// The path and query of the redirect URI.
         path: String,
     },
-    /// The browser ends at this redirect URI, and the user pastes the address.
+    /// The provider sends the browser to this redirect URI, and the user pastes the address.
     PasteAddress(String),
     /// The provider's last page shows a code, and the user pastes the code.
     PasteCode(String),
 }
 
 impl Way {
-    /// Chooses from the flags and the provider's preset.
+    /// Chooses the way from the flags and the provider's preset.
     pub fn choose(settings: &Login, preset: &str, redirect: Redirect) -> Result<Self, LoginError> {
         let Login { redirect_uri, port, paste, .. } = settings;
         match (redirect_uri, redirect) {

@@ -1,4 +1,4 @@
-//! The client authentications of a provider, read from the objects that its spec names.
+//! The client authentications of a provider, read from the objects to which its spec refers.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
@@ -29,23 +29,23 @@ use crate::{
     },
 };
 
-/// One way of client authentication.
+/// One client authentication of a provider's spec.
 pub struct Authentication {
-    /// The name of the field in the spec.
+    /// The name of the field in the spec, such as `clientSecret`.
     pub method: &'static str,
-    /// The index in the spec's list.
+    /// The index in the list `spec.client.authentication`.
     pub index: usize,
-    /// When the credential expires; `None` if unknown.
+    /// When the client credential expires; `None` if unknown.
     pub expires_at: Option<Time>,
-    /// Namespace, name and key of the Secret with the credential.
+    /// Namespace, name and key of the Secret with the client credential.
     pub source: Option<(String, String, String)>,
-    /// The client's id, if only the source holds it: a service account's key file.
+    /// The client ID, if the spec has none: from the key file of a service account, or the Google service account.
     pub client_id: Option<String>,
     /// The federated identity; `None` for any other authentication.
     pub federated: Option<Federated>,
-    /// Where the content of the Secret may be sent.
+    /// The hosts to which the broker may send the content of the Secrets.
     reach: Vec<Reach>,
-    /// The credential, or why it cannot be used.
+    /// The client credential, or the reason why the broker cannot use it.
     pub client_credential: Result<ClientCredential, Blocker>,
 }
 
@@ -56,7 +56,8 @@ impl Authentication {
         entry.and_then(|entry| entry.client_secret.as_ref()).is_some_and(|secret| secret.method == SecretMethod::Basic)
     }
 
-    /// Whether the credential may be sent to this URL: the owner of its Secret may have named the hosts.
+    /// Whether the broker may send the client credential to this URL: the owner of the Secret may have restricted the
+    /// hosts.
     ///
     /// # Errors
     /// `SourceInvalid`.
@@ -64,7 +65,7 @@ impl Authentication {
         self.reach.iter().try_for_each(|reach| reach.allows(url))
     }
 
-    /// The same entry; blocked if its credential may not be sent to the token endpoint.
+    /// Returns this entry. Blocks the entry if the broker may not send its client credential to the token endpoint.
     pub(super) fn judged(mut self, token_url: &str) -> Self {
         if self.client_credential.is_ok()
             && let Err(blocker) = self.may_go_to(token_url)
@@ -74,7 +75,7 @@ impl Authentication {
         self
     }
 
-    /// An entry without further properties.
+    /// Creates an entry without optional properties.
     pub(super) fn new(
         method: &'static str,
         index: usize,
@@ -95,19 +96,19 @@ impl Authentication {
 
 /// A client credential (RFC 6749 section 2.3).
 pub enum ClientCredential {
-    /// Valid until the provider or an object that it refers to changes.
+    /// A credential that stays valid until the provider or an object to which the provider refers changes.
     Fixed(ClientAuth),
-    /// An assertion, which is replaced before it ends.
+    /// An assertion. The broker replaces it before it expires.
     Federated(Federation),
-    /// An assertion for the signature of this Google service account.
+    /// An assertion with which Google signs for this Google service account.
     Impersonated(Federation, String),
 }
 
 impl ClientCredential {
-    /// The client authentication for a request that is made now.
+    /// Returns the client authentication for a request that the broker sends immediately.
     ///
     /// # Errors
-    /// The step that Kubernetes failed. A credential that cannot be used any more is a blocker.
+    /// The step that failed in Kubernetes. If the credential can no longer be used, the result is a blocker.
     pub async fn auth(&self, identities: &Identities) -> Result<Result<ClientAuth, Blocker>, Error> {
         match self {
             Self::Fixed(auth) => Ok(Ok(auth.clone())),
@@ -121,7 +122,7 @@ impl ClientCredential {
     }
 }
 
-/// Reads all client authentications of a provider. Each entry holds its credential or its blocker.
+/// Reads all client authentications of a provider. Each entry contains its credential or its blocker.
 pub(super) async fn authentication(
     spec: &ProviderSpec,
     key: &ProviderKey,
@@ -156,12 +157,12 @@ pub(super) async fn authentication(
     Ok(entries)
 }
 
-/// The Google service account that the broker acts as without a key.
+/// Returns the Google service account as which the broker acts without a key.
 fn google_account(spec: &ProviderSpec) -> Option<&str> {
     spec.google.as_ref()?.service_account.as_deref()
 }
 
-/// A ServiceAccount's token that stands for the signature of a Google service account.
+/// Converts the entry of a ServiceAccount token: Google signs for `account` in exchange for the token.
 fn impersonated(made: Authentication, account: &str) -> Authentication {
     let client_credential = made.client_credential.map(|client_credential| match client_credential {
         ClientCredential::Federated(federation) => ClientCredential::Impersonated(federation, account.to_owned()),
@@ -232,7 +233,7 @@ async fn private_key_jwt(
     Ok(Authentication { expires_at, reach, ..Authentication::new("privateKeyJWT", index, client_credential) })
 }
 
-/// The `aud` that the spec asks for; `None`: the token endpoint.
+/// Returns the `aud` of the spec; `None` means the token endpoint.
 fn audience(jwt: &PrivateKeyJwt, spec: &ProviderSpec) -> Option<String> {
     match jwt.audience.as_deref() {
         None | Some(AUDIENCE_TOKEN_URL) => None,

@@ -1,4 +1,4 @@
-//! What a failed connection to a provider means, and its fix.
+//! Explains a failed connection to a provider, and its fix.
 
 use serde_json::json;
 
@@ -12,8 +12,8 @@ use crate::{
     policy::commands::KubectlObject,
 };
 
-/// What a failed connection to the provider means, and its fix. `home` is the namespace of its CA bundle, `again`
-/// what is done about what may pass.
+/// Returns the reason of a failed connection to the provider, and the message with the fix. `home` is the namespace of
+/// the provider's CA bundle. `again` says when the broker retries a transient failure.
 pub fn transport(error: &TransportError, object: &ProviderObject, home: &str, again: &str) -> (Reason, String) {
     match error {
         TransportError::EgressDenied { .. } => {
@@ -37,7 +37,8 @@ pub fn transport(error: &TransportError, object: &ProviderObject, home: &str, ag
     }
 }
 
-/// What the user of a provider can do about a certificate; `None` where only the server's operator can act.
+/// Returns what the user of a provider can do about a certificate; `None` if only the server's operator can fix the
+/// problem.
 pub fn trust_advice(problem: TlsProblem, object: &ProviderObject, home: &str) -> Option<String> {
     match problem {
         TlsProblem::UnknownIssuer => Some(format!("If it is a private authority, {}", trust(object, home))),
@@ -51,8 +52,8 @@ pub fn trust_advice(problem: TlsProblem, object: &ProviderObject, home: &str) ->
     }
 }
 
-/// What to do about a denied address: `range` is the one that an administrator may allow. The advice never opens a metadata service, the broker's own host, or a range that
-/// the administrator denies.
+/// Returns the advice for a denied address. `range` is the range that an administrator may allow. The advice never
+/// proposes to allow a metadata service, the broker's own host, or a range that the administrator denies.
 pub fn allow(range: Option<String>, object: &ProviderObject, what: &str) -> String {
     let Some(range) = range else {
         return format!(
@@ -70,7 +71,7 @@ pub fn allow(range: Option<String>, object: &ProviderObject, what: &str) -> Stri
     )
 }
 
-/// The command that makes the broker trust the provider's CA.
+/// Returns the command that makes the broker trust the provider's CA.
 fn trust(object: &ProviderObject, home: &str) -> String {
     let spec = object.spec();
     if let Some(bundle) = bundle_config_map(spec) {
@@ -93,12 +94,12 @@ fn trust(object: &ProviderObject, home: &str) -> String {
     format!("trust it with `{put} && {refer}`")
 }
 
-/// The provider for `kubectl`.
+/// Returns the provider as an object for `kubectl` commands.
 pub fn subject(object: &ProviderObject) -> KubectlObject {
     subject_of(&object.key())
 }
 
-/// The same by its key.
+/// Returns the provider with this key as an object for `kubectl` commands.
 pub(super) fn subject_of(key: &ProviderKey) -> KubectlObject {
     KubectlObject::provider(key.kind, &key.namespace, &key.name)
 }

@@ -1,7 +1,7 @@
 //! Kubernetes ServiceAccounts as the client's identity: their tokens are the assertions (RFC 7523 section 2.2).
 //!
-//! The broker requests such a token for one audience, and never for an audience of the API server: the provider that receives
-//! the token could log in to Kubernetes with it (KEDA's CVE-2026-77524).
+//! The broker requests such a token for one audience, and never for an audience of the API server: a provider that
+//! receives that token could log in to Kubernetes with it (KEDA's CVE-2026-77524).
 
 use std::{
     fs::File,
@@ -39,21 +39,22 @@ const TOKEN_MAX: u64 = 64 * 1024;
 /// The default names of API servers, without scheme, port and path.
 const API_SERVER: [&str; 3] = ["kubernetes", "kubernetes.default", "kubernetes.default.svc"];
 
-/// Where the broker takes ServiceAccount tokens from.
+/// The sources of ServiceAccount tokens: the broker's own token file, and the API server.
 pub struct Identities {
     /// The value of `--identity-token-file`: the file with the broker's own token.
     token_file: Option<PathBuf>,
-    /// The value of `--allow-service-account-ref`: providers may name ServiceAccounts.
+    /// The value of `--allow-service-account-ref`: whether providers may name ServiceAccounts.
     may_refer: bool,
     /// The client for the API server, which issues the tokens.
     kubernetes: Client,
-    /// The API server, for calls with no other credentials than a token.
+    /// The API server's address, for calls whose only credential is a token.
     connection: Connection,
     clock: Clock,
 }
 
 impl Identities {
-    /// `connection` is that of the client. Without a file and without `may_refer`, the broker has no identity.
+    /// Creates the sources. `connection` is the connection of `kubernetes`. Without `token_file` and `may_refer`, the
+    /// broker has no identity.
     pub fn new(
         kubernetes: Client,
         connection: &Connection,
@@ -64,8 +65,8 @@ impl Identities {
         Self { token_file, may_refer, kubernetes, connection: connection.clone(), clock }
     }
 
-    /// Whether the API server accepts `token` as a login, whatever the names of its audiences. The request carries the token
-    /// itself, so the broker needs no permission for it.
+    /// Whether the API server accepts `token` as a login, regardless of the names of its audiences. The request carries
+    /// the token itself, so the broker needs no permission for it.
     async fn is_login(&self, token: &SecretString) -> Result<bool, Error> {
         let bearer = self.connection.as_bearer(Some(token.clone()));
         let ask = async {
@@ -74,7 +75,7 @@ impl Identities {
         };
         match ask.await {
             Err(kube::Error::Api(status)) if status.code == 401 => Ok(false),
-            // Authenticated but not authorised: the API server accepted the token.
+            // Status 403 means authenticated but not authorized: the API server accepted the token.
             Err(kube::Error::Api(status)) if status.code == 403 => Ok(true),
             Ok(_) => Ok(true),
             Err(source) => Err(Error::ReviewToken { source }),
@@ -86,7 +87,7 @@ impl Identities {
 pub struct Federation {
     provider: ProviderKey,
     audience: String,
-    /// Namespace and name; `None` is the broker's own identity.
+    /// Namespace and name of the ServiceAccount; `None` means the broker's own identity.
     account: Option<(String, String)>,
     /// The last assertion that the broker presented.
     last: Mutex<Option<Assertion>>,
@@ -98,17 +99,18 @@ pub struct Assertion {
     token: SecretString,
     /// The issuer, subject and audience that the token names.
     pub names: Federated,
-    /// Until this time the broker requests no other token. It reads its own token from the file each time.
+    /// The time until which the broker requests no other token; `None` for the broker's own token, which the broker
+    /// reads from the file each time.
     fresh_until: Option<Timestamp>,
 }
 
 impl Assertion {
-    /// The assertion as a client authentication.
+    /// Returns the assertion as a client authentication.
     pub fn auth(self) -> ClientAuth {
         ClientAuth::Assertion(self.token)
     }
 
-    /// The client authentication with which Google signs in the name of a service account.
+    /// Returns the client authentication with which Google signs for the service account `account`.
     pub fn impersonating(self, account: &str) -> ClientAuth {
         ClientAuth::Impersonation(Impersonation {
             token: self.token,
@@ -119,7 +121,8 @@ impl Assertion {
 }
 
 impl Federation {
-    /// The identity that a provider's spec asks for. `home` is the namespace of the objects that the provider refers to.
+    /// Creates the identity that a provider's spec requires. `home` is the namespace of the objects that the provider
+    /// refers to.
     pub fn new(spec: &ServiceAccountToken, provider: &ProviderKey, home: &str) -> Self {
         Self {
             provider: provider.clone(),
@@ -129,10 +132,10 @@ impl Federation {
         }
     }
 
-    /// An assertion for a request that is made now.
+    /// Returns an assertion for a request that the broker sends immediately.
     ///
     /// # Errors
-    /// The step that Kubernetes failed. The reason for which there is no assertion is a blocker.
+    /// The step that failed in Kubernetes. If no assertion is allowed or available, the result is a blocker.
     pub async fn assertion(&self, identities: &Identities) -> Result<Result<Assertion, Blocker>, Error> {
         if is_api_server(&self.audience) {
             return Ok(Err(self.login()));
@@ -257,8 +260,8 @@ impl Federation {
         Ok(Ok(Assertion { token, names, fresh_until: Some(now + end.duration_since(now) / 2) }))
     }
 
-    /// Whether the ServiceAccount itself names the audience: otherwise a user who may write a MailProvider could act as any
-    /// account of the namespace, wherever that account is trusted.
+    /// Checks that the ServiceAccount's annotation names the audience. Otherwise a user who may write a MailProvider
+    /// could act as any account of the namespace, wherever that account is trusted.
     fn consent(&self, namespace: &str, name: &str, listed: Option<&str>) -> Result<(), Blocker> {
         let audiences = || listed.unwrap_or_default().split(',').map(str::trim).filter(|audience| !audience.is_empty());
         if audiences().any(|audience| audience == self.audience) {
@@ -297,7 +300,8 @@ impl Federation {
         Ok(Blocker::new(reason, message))
     }
 
-    /// The identity in a token for the provider's audience alone. The error holds the other audiences, if the token is a JWT.
+    /// Returns the identity in a token whose only audience is the provider's. The error contains the other audiences,
+    /// if the token is a JWT.
     fn names(&self, token: &SecretString) -> Result<Federated, Option<String>> {
         let claims = Claims::read(token.expose_secret()).ok_or(None)?;
         let (Some(issuer), Some(subject)) = (claims.text("iss"), claims.text("sub")) else { return Err(None) };

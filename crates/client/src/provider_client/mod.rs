@@ -1,5 +1,5 @@
-//! A provider made ready for use: the objects that it refers to are read, its endpoints are discovered, and its client
-//! authentications are prepared.
+//! Resolves a provider: reads the objects to which the provider refers, discovers its endpoints, and prepares its
+//! client authentications.
 
 pub mod authentication;
 pub mod connection;

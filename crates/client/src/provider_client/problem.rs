@@ -1,29 +1,29 @@
-//! Why a provider cannot be used, and what a credential's status says about it.
+//! Why the broker cannot use a provider, and the message in a credential's status.
 
 use crate::{
     api::{Reason, credential::ProviderKind, provider_object::ProviderKey},
     policy::{Blocker, commands::KubectlObject, observed::Cause},
 };
 
-/// Why a provider cannot be used.
+/// Why the broker cannot use a provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProviderProblem {
     /// The blocker in the words of the provider's own status.
     pub blocker: Blocker,
-    /// Whether a client credential is the problem: credentials then report the same reason.
+    /// Whether the problem is a client credential. If so, MailCredentials report the same reason.
     pub of_the_client: bool,
 }
 
 impl ProviderProblem {
-    /// The same problem, which only a person can remove.
+    /// Marks the problem as one that only a user can fix.
     pub(super) fn by_a_person(mut self) -> Self {
         self.blocker.cause = Cause::Person;
         self
     }
 }
 
-/// The blocker on credentials: a problem of a client credential keeps its reason, every other problem is
-/// `ProviderNotReady`.
+/// Returns the blocker on credentials. The reason of a client credential's problem stays. Every other problem has the
+/// reason `ProviderNotReady`.
 pub fn credential_blocker(key: &ProviderKey, problem: ProviderProblem) -> Blocker {
     if problem.of_the_client {
         return problem.blocker;
@@ -33,8 +33,8 @@ pub fn credential_blocker(key: &ProviderKey, problem: ProviderProblem) -> Blocke
         .because(cause)
 }
 
-/// The blocker that a credential shows. Of a ClusterMailProvider it shows the reason alone: the provider's own status
-/// names the administrator's Secrets, keys and hosts.
+/// Returns the blocker that a credential shows. For a ClusterMailProvider, the blocker shows only the reason: the
+/// provider's own status names the administrator's Secrets, keys and hosts.
 pub fn shown_blocker(key: &ProviderKey, problem: ProviderProblem) -> Blocker {
     if key.kind == ProviderKind::MailProvider {
         return credential_blocker(key, problem);

@@ -1,4 +1,4 @@
-//! The resolution of a provider: reads the objects that it refers to, and discovers its endpoints.
+//! Resolves a provider: reads the objects to which it refers, and discovers its endpoints.
 
 use kube::Client;
 use serde_json::json;
@@ -24,10 +24,10 @@ use crate::{
     providers::{self, TokenSource},
 };
 
-/// Resolves a provider: reads the objects that it refers to, and discovers its endpoints.
+/// Resolves a provider: reads the objects to which it refers, and discovers its endpoints.
 ///
 /// # Errors
-/// The step that Kubernetes failed. A problem of the provider is part of the result.
+/// The step that failed in Kubernetes. A problem of the provider is part of the result.
 pub async fn resolve(
     object: &ProviderObject,
     context: &ResolveContext<'_>,
@@ -36,7 +36,8 @@ pub async fn resolve(
     let Some(profile) = providers::profile(spec) else {
         return Ok(Err(problem(Reason::InvalidSpec, "the spec names no provider that this broker knows")));
     };
-    // After a start, many providers are resolved at the same time: they read what they refer to in turn.
+    // After a start, the broker resolves many providers at the same time. The reservation limits the memory of their
+    // Secrets.
     let reservation = match context.reads {
         Some(reads) => Some(reads.reserve(context.home).await),
         None => None,
@@ -64,17 +65,18 @@ pub async fn resolve(
     }
 }
 
-/// What is wrong with the first way of client authentication, if none can be used.
+/// Returns the problem of the first unusable client authentication, if none can be used.
 fn unusable(authentication: &[Authentication]) -> Option<ProviderProblem> {
     let blocker = authentication.iter().find_map(|entry| entry.client_credential.as_ref().err())?;
     let all = authentication.iter().all(|entry| entry.client_credential.is_err());
     all.then(|| ProviderProblem { blocker: blocker.clone(), of_the_client: true })
 }
 
-/// The provider's CA bundle in PEM, if the provider refers to one. `home` is the namespace of what it refers to.
+/// Returns the provider's CA bundle in PEM, if the provider refers to one. `home` is the namespace of the objects to
+/// which the provider refers.
 ///
 /// # Errors
-/// Kubernetes failed. A missing or unusable object is part of the result.
+/// A failed read in Kubernetes. A missing or unusable object is part of the result.
 pub async fn ca_bundle(
     object: &ProviderObject,
     home: &str,
@@ -83,7 +85,7 @@ pub async fn ca_bundle(
 ) -> Result<Result<Option<Vec<u8>>, Blocker>, Error> {
     let spec = object.spec();
     let pem = match (bundle_secret(spec), bundle_config_map(spec)) {
-        // Certificates, which are no secret.
+        // A CA bundle is public, so `to_vec` may copy it.
         (Some(reference), _) => {
             read_secret_key(reference, home, kubernetes, reads).await?.map(|pem| Some(pem.to_vec()))
         }
@@ -93,7 +95,7 @@ pub async fn ca_bundle(
     Ok(pem)
 }
 
-/// A client that trusts the provider's CA bundle.
+/// Returns a client that trusts the provider's CA bundle.
 async fn trust(
     object: &ProviderObject,
     context: &ResolveContext<'_>,

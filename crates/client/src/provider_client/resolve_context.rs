@@ -1,4 +1,4 @@
-//! What the resolution of a provider uses.
+//! The inputs of a provider's resolution.
 
 use kube::Client;
 
@@ -7,20 +7,20 @@ use crate::{
     provider_client::{federation::Identities, sources::SourceReads},
 };
 
-/// What the resolution of a provider uses.
+/// The inputs of a provider's resolution.
 pub struct ResolveContext<'a> {
     /// The client of the API server.
     pub kubernetes: &'a Client,
-    /// What is done around each read of a Secret; `None` where nothing waits for a change of it.
+    /// Hooks around each read of a Secret; `None` in a command, which does not wait for changes of Secrets.
     pub reads: Option<&'a dyn SourceReads>,
     /// The namespace of the objects that the provider refers to.
     pub home: &'a str,
-    /// The clients towards providers.
+    /// The HTTP clients for providers.
     pub clients: &'a IdpClients,
-    /// Where ServiceAccount tokens come from.
+    /// The sources of ServiceAccount tokens.
     pub identities: &'a Identities,
-    /// Whether requests may be sent: only the leader sends them.
+    /// Whether the broker may send requests: only the leader sends them.
     pub may_ask: &'a (dyn Fn() -> bool + Send + Sync),
-    /// What is done about a transient failure, in words.
+    /// What happens after a transient failure, for messages: the broker retries, or the user runs the command again.
     pub again: &'static str,
 }

@@ -2,12 +2,12 @@
 
 use crate::{idp::IdpClient, oauth::discovery::Endpoints, provider_client::authentication::Authentication};
 
-/// A provider, ready for use.
+/// The result of a provider's resolution.
 pub struct ResolvedProvider {
     /// The provider's token endpoint and its other endpoints.
     pub endpoints: Endpoints,
-    /// The ways of client authentication, in the order of the spec.
+    /// The client authentications, in the order of the spec.
     pub authentication: Vec<Authentication>,
-    /// The client that trusts the provider's CA.
+    /// The client that trusts the provider's CA bundle.
     pub client: IdpClient,
 }

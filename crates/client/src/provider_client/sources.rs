@@ -1,4 +1,4 @@
-//! Reads what a provider refers to: keys of labelled Secrets, and of ConfigMaps.
+//! Reads the objects to which a provider refers: keys of labelled Secrets and of ConfigMaps.
 
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
@@ -18,22 +18,22 @@ use crate::{
     },
 };
 
-/// What a process that reconciles does around each read of a source Secret. A command, which ends soon, does nothing.
+/// Hooks of a reconciling process around each read of a source Secret. A command ends soon, so it has no hooks.
 pub trait SourceReads: Send + Sync {
-    /// Waits until memory is free to read the Secrets of a namespace. The memory is free again when the result is dropped.
+    /// Waits until memory is free to read the Secrets of a namespace. Dropping the result frees the memory.
     fn reserve<'a>(&'a self, namespace: &'a str) -> BoxFuture<'a, Box<dyn Send + 'a>>;
 
-    /// Notes the content of a Secret that was read.
+    /// Records the content of a Secret that was read.
     fn note(&self, key: &ObjectKey, secret: &Secret);
 }
 
-/// A Secret that was read. Its data and annotations are wiped when it is dropped.
+/// A Secret that was read. Dropping it wipes its data and annotations.
 pub struct Opened(pub Secret);
 
 impl Drop for Opened {
     fn drop(&mut self) {
         self.0.data.iter_mut().flatten().for_each(|(_, value)| value.0.zeroize());
-        // `kubectl apply` leaves a copy of what it was given in one of them.
+        // `kubectl apply` stores a copy of the applied object in an annotation.
         self.0.metadata.annotations.iter_mut().flatten().for_each(|(_, value)| value.zeroize());
     }
 }
@@ -44,18 +44,18 @@ pub struct Source {
     pub value: Zeroizing<Vec<u8>>,
     /// resourceVersion of the Secret.
     pub version: String,
-    /// Where the value may be sent.
+    /// The hosts to which the broker may send the value.
     pub reach: Reach,
 }
 
-/// Where the content of a source Secret may be sent: to any host, or to those in its annotation
+/// The hosts to which the broker may send the content of a source Secret: all hosts, or only those in the annotation
 /// `mailtoken.dev/source-hosts`.
 #[derive(Clone, Debug)]
 pub struct Reach {
     /// `namespace/name` of the Secret.
     secret: String,
     hosts: Option<Vec<String>>,
-    /// The command that adds a host, up to the hosts.
+    /// The `kubectl annotate` command without the list of hosts.
     command: String,
 }
 
@@ -70,10 +70,10 @@ impl Reach {
         Self { secret: format!("{home}/{name}"), hosts, command }
     }
 
-    /// Whether the content may be sent to this URL.
+    /// Checks that the broker may send the content to this URL.
     ///
     /// # Errors
-    /// `SourceInvalid`, with the command that allows it.
+    /// `SourceInvalid`, with the command that allows the host.
     pub fn allows(&self, url: &str) -> Result<(), Blocker> {
         let Some(hosts) = &self.hosts else { return Ok(()) };
         let host = Url::parse(url).ok().and_then(|url| Some(url.host_str()?.to_ascii_lowercase())).unwrap_or_default();
@@ -96,7 +96,7 @@ impl Reach {
     }
 }
 
-/// The value under a key of a Secret that carries the source label.
+/// Reads the value under a key of a Secret with the source label.
 pub(super) async fn read_secret_key(
     reference: &KeyRef,
     home: &str,
@@ -106,7 +106,7 @@ pub(super) async fn read_secret_key(
     Ok(read_source(reference, home, client, reads).await?.map(|source| source.value))
 }
 
-/// A key of a Secret that carries the source label. `reads` notes the content of the Secret.
+/// Reads a key of a Secret with the source label. `reads` records the content of the Secret.
 pub async fn read_source(
     reference: &KeyRef,
     home: &str,
@@ -155,18 +155,18 @@ pub async fn read_source(
     Ok(source.ok_or_else(|| no_key("Secret", home, reference, &keys)))
 }
 
-/// Whether the broker made this Secret. Such a Secret is never a source, whatever its labels.
+/// Whether the broker created this Secret. Such a Secret is never a source, regardless of its labels.
 pub fn is_own(secret: &Secret) -> bool {
     let managed = secret.labels().get(names::LABEL_MANAGED_BY).is_some_and(|by| by == names::MANAGER);
     managed || secret.type_.as_deref() == Some(names::SECRET_TYPE_GRANT)
 }
 
-/// Whether its owner lets the broker read this Secret.
+/// Whether the Secret has the label by which its owner allows the broker to read it.
 pub fn is_labelled(secret: &Secret) -> bool {
     secret.labels().get(names::LABEL_SOURCE).is_some_and(|value| value == "true")
 }
 
-/// A key of a ConfigMap.
+/// Reads a key of a ConfigMap.
 pub(super) async fn read_config_map_key(
     reference: &KeyRef,
     home: &str,

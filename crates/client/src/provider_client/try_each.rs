@@ -1,9 +1,9 @@
-//! The order in which the client authentications of a provider are tried.
+//! The order in which the broker tries the client authentications of a provider.
 
 use crate::{api::Reason, oauth::Refusal, provider_client::authentication::Authentication};
 
-/// Yields the client authentications one after the other: the next one only where the provider refused the client itself, or
-/// where the one before could not be used. After any other refusal another authentication would not help.
+/// Yields the client authentications one after the other. Yields the next one only if the provider refused the client
+/// itself, or if the previous one could not be used. After any other refusal, another authentication would not help.
 pub struct TryEach<'a> {
     entries: &'a [Authentication],
     first: usize,
@@ -13,12 +13,12 @@ pub struct TryEach<'a> {
 }
 
 impl<'a> TryEach<'a> {
-    /// Begins at the entry `first`, which the provider accepted last, and continues with the next ones in a circle.
+    /// Begins at the entry `first`, which the provider accepted last. After the last entry continues with entry 0.
     pub fn new(entries: &'a [Authentication], first: usize) -> Self {
         Self { entries, first: if first < entries.len() { first } else { 0 }, tried: 0, ended: false, last: None }
     }
 
-    /// The next entry to try.
+    /// Returns the next entry to try.
     pub fn next_entry(&mut self) -> Option<&'a Authentication> {
         if self.ended || self.tried >= self.entries.len() {
             return None;
@@ -28,23 +28,23 @@ impl<'a> TryEach<'a> {
         self.entries.get(index)
     }
 
-    /// Whether a request with an earlier entry was refused.
+    /// Whether the provider refused an earlier entry, or an earlier entry could not be used.
     pub fn is_repeated(&self) -> bool {
         self.last.is_some()
     }
 
-    /// Notes that `entry` cannot be used, so that no request was sent.
+    /// Records that `entry` cannot be used, so that no request was sent.
     pub fn unusable(&mut self, entry: &'a Authentication, why: Refusal) {
         self.last = Some((why, entry));
     }
 
-    /// Notes that the provider refused a request with `entry`.
+    /// Records that the provider refused a request with `entry`.
     pub fn refused(&mut self, entry: &'a Authentication, refusal: Refusal) {
         self.ended = !matches!(refusal.reason, Reason::InvalidClient | Reason::ClientSecretExpired);
         self.last = Some((refusal, entry));
     }
 
-    /// The last refusal; `None` where no entry was tried.
+    /// Returns the last refusal with its entry; `None` if no entry was tried.
     pub fn into_refusal(self) -> Option<(Refusal, &'a Authentication)> {
         self.last
     }
@@ -62,7 +62,7 @@ mod tests {
             .collect()
     }
 
-    /// The order in which entries are tried that are all refused for `reason`, and the one that was tried last.
+    /// Tries entries that the provider refuses for `reason`. Returns their order, and the entry of the last refusal.
     fn tried(count: usize, first: usize, reason: Reason) -> (Vec<usize>, Option<usize>) {
         let entries = entries(count);
         let (mut each, mut order) = (TryEach::new(&entries, first), vec![]);
