@@ -1,4 +1,4 @@
-//! What a mounted Secret says: the names of its mailbox, its mail servers, and, at a login, the token.
+//! Reads a mounted Secret: the names of its mailbox, its mail servers, and, at a login, the token.
 
 use std::{io, path::Path};
 
@@ -10,14 +10,14 @@ use secrecy::SecretString;
 
 use crate::mount::{self, Mount};
 
-/// Characters of a user name, at most: twice what RFC 5321 permits for an address.
+/// Maximum length of a user name in characters: twice the maximum of RFC 5321 for an address.
 const MAX_NAME: usize = 640;
-/// Characters of a host name, at most (RFC 1035 section 2.3.4).
+/// Maximum length of a host name in characters (RFC 1035 section 2.3.4).
 const MAX_HOST: usize = 255;
-/// A token that ends within this number of seconds is not used.
+/// Number of seconds before a token's expiry in which the relay no longer uses the token.
 const MARGIN: i64 = 30;
 
-/// Where a mail server is, and how it is reached.
+/// The address of a mail server, its protocol, and the way to encrypt the connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Server {
     pub(crate) protocol: Protocol,
@@ -26,48 +26,48 @@ pub(crate) struct Server {
     pub(crate) security: Security,
 }
 
-/// The part of a Secret that is no secret.
+/// The keys of a Secret that are not secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Names {
     /// The key `username`, which names the mailbox in logs and metrics.
     pub(crate) mailbox: String,
-    /// The key `from`.
+    /// The key `from`: the sender's address.
     pub(crate) from: Option<String>,
     /// The user names and servers of the Secret's protocols.
     pub(crate) servers: Vec<(String, Server)>,
 }
 
 impl Names {
-    /// Whether a client may name the mailbox like this by a user name. ASCII case is ignored.
+    /// Whether the name is one of the mailbox's user names. Ignores ASCII case.
     pub(crate) fn has_user(&self, name: &str) -> bool {
         self.users().any(|user| user.eq_ignore_ascii_case(name))
     }
 
-    /// Whether the name is the sender's address.
+    /// Whether the name is the sender's address. Ignores ASCII case.
     pub(crate) fn has_from(&self, name: &str) -> bool {
         self.from.as_ref().is_some_and(|from| from.eq_ignore_ascii_case(name))
     }
 
-    /// All user names: `username`, and those of the protocols.
+    /// Returns all user names: `username`, and the user names of the protocols.
     pub(crate) fn users(&self) -> impl Iterator<Item = &str> {
         std::iter::once(self.mailbox.as_str()).chain(self.servers.iter().map(|(user, _)| user.as_str()))
     }
 
-    /// The user name and the server of a protocol.
+    /// Returns the user name and the server of a protocol.
     pub(crate) fn at(&self, protocol: Protocol) -> Option<&(String, Server)> {
         self.servers.iter().find(|(_, server)| server.protocol == protocol)
     }
 }
 
-/// A login that the token in a Secret allows.
+/// The data of a login with the token in a Secret.
 pub(crate) struct Account {
     pub(crate) server: Server,
-    /// The user name at the server.
+    /// The user name at the mail server.
     pub(crate) user: String,
     pub(crate) token: SecretString,
 }
 
-/// Why a Secret allows no login now.
+/// Why the Secret does not allow a login now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NotReady {
     /// The Secret does not exist yet, or has no token.
@@ -78,7 +78,7 @@ pub(crate) enum NotReady {
     NoProtocol,
 }
 
-/// The prefix of a protocol's keys.
+/// Returns the prefix of a protocol's keys in a Secret.
 fn prefix(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Smtp => "smtp",
@@ -87,7 +87,7 @@ fn prefix(protocol: Protocol) -> &'static str {
     }
 }
 
-/// The names in a Secret. `None` if the Secret is not one that the broker writes.
+/// Reads the names in a Secret. Returns `None` if the broker did not write the Secret.
 pub(crate) fn names(mount: &Mount) -> io::Result<Option<Names>> {
     let has_token = mount.read("access_token")?.is_some() && mount.text("expires_at_unix")?.is_some();
     let Some(mailbox) = mount.text("username")?.filter(|name| has_token && is_name(name)) else { return Ok(None) };
@@ -99,7 +99,8 @@ pub(crate) fn names(mount: &Mount) -> io::Result<Option<Names>> {
     Ok(Some(Names { mailbox, from, servers }))
 }
 
-/// The user name and server of a protocol. A Secret that an earlier version wrote has no key for the security and the user name.
+/// Reads the user name and server of a protocol. A Secret of an earlier version has no keys for the security and the
+/// user name.
 fn server(mount: &Mount, protocol: Protocol, mailbox: &str) -> io::Result<Option<(String, Server)>> {
     let text = |key: &str| mount.text(&format!("{}_{key}", prefix(protocol)));
     let host = text("host")?.filter(|host| is_host(host));
@@ -115,7 +116,7 @@ fn server(mount: &Mount, protocol: Protocol, mailbox: &str) -> io::Result<Option
     Ok(Some((user, Server { protocol, host, port, security })))
 }
 
-/// The login that a Secret allows at a time in seconds since 1970, from one generation of the mount.
+/// Reads the login that a Secret allows, from one generation of the mount. `now` is in seconds since 1970.
 pub(crate) fn read(folder: &Path, protocol: Protocol, now: i64) -> io::Result<Result<Account, NotReady>> {
     mount::read(folder, |mount| {
         let (Some(token), Some(expires)) = (mount.read("access_token")?, expires(mount)?) else {
@@ -135,7 +136,7 @@ pub(crate) fn read(folder: &Path, protocol: Protocol, now: i64) -> io::Result<Re
     })
 }
 
-/// The end of the token in seconds since 1970.
+/// Reads the expiry of the token in seconds since 1970.
 pub(crate) fn expires(mount: &Mount) -> io::Result<Option<i64>> {
     Ok(mount.text("expires_at_unix")?.and_then(|text| text.parse().ok()))
 }
@@ -149,7 +150,8 @@ fn is_host(host: &str) -> bool {
         && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_:".contains(&byte))
 }
 
-/// A token is visible ASCII (RFC 6750 section 2.1). One more character than fits is kept, so that the login can report it.
+/// Whether the text is visible ASCII, as a token is (RFC 6750 section 2.1). Accepts one character more than the
+/// maximum, so that the login can report a token that is too long.
 fn is_token(token: &str) -> bool {
     (1..=MAX_TOKEN + 1).contains(&token.len()) && token.bytes().all(|byte| byte.is_ascii_graphic())
 }
@@ -163,7 +165,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::mount::tests::{publish, scratch};
 
-    /// The keys of a Secret for one protocol or more.
+    /// Returns the keys of a Secret for one protocol, and the keys in `more`.
     pub(crate) fn keys<'a>(more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
         let own = [
             ("access_token", "token-1"),

@@ -1,4 +1,4 @@
-//! The HTTP server of `/metrics`, `/livez` and `/readyz`: one request for each connection, HTTP/1.0.
+//! The HTTP server of `/metrics`, `/livez` and `/readyz`: HTTP/1.0 with one request for each connection.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -10,13 +10,13 @@ use tokio::{
 
 use crate::{listeners, relay::Relay};
 
-/// Connections at the same time. A kubelet and a few Prometheus servers need fewer.
+/// Maximum number of connections. A kubelet and a few Prometheus servers need fewer.
 const CONNECTIONS: usize = 16;
-/// Octets of a request, at most.
+/// Maximum size of a request in octets.
 const MAX_REQUEST: usize = 8192;
-/// Time limit of a connection.
+/// Time limit of one connection.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Wait after a failed accept.
+/// Pause after a failed accept.
 const AFTER_FAILURE: Duration = Duration::from_millis(200);
 
 /// Listens at an address.
@@ -30,7 +30,7 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
         .map_err(|error| format!("the relay cannot listen on {address} (--admin): {error}"))
 }
 
-/// Serves requests for as long as the process runs.
+/// Serves requests until the process ends.
 pub(crate) async fn serve(relay: Arc<Relay>, socket: TcpListener) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {

@@ -1,11 +1,11 @@
-//! What a person does about a login that failed: one sentence with the command or the page.
+//! The advice for a user after a failed login: one sentence with the command or the page.
 
 use mailtoken_mail::{
     answers::{Cause, is_usual_account},
     protocol::Protocol,
 };
 
-/// The advice for a cause. `user` is the user name at the server, `host` the server.
+/// Returns the advice for a cause. `user` is the user name at the mail server `host`.
 pub(crate) fn advice(cause: Cause, protocol: Protocol, user: &str, host: &str) -> String {
     let mailbox = powershell(user);
     match cause {
@@ -68,7 +68,8 @@ pub(crate) fn advice(cause: Cause, protocol: Protocol, user: &str, host: &str) -
     }
 }
 
-/// What turns a protocol on. Exchange does not distinguish a protocol that is off from a missing permission.
+/// Returns the advice that enables a protocol. Exchange does not distinguish a disabled protocol from a missing
+/// permission.
 fn turn_on(protocol: Protocol, mailbox: &str) -> String {
     let (name, setting) = match protocol {
         Protocol::Smtp => return String::new(),
@@ -78,8 +79,8 @@ fn turn_on(protocol: Protocol, mailbox: &str) -> String {
     format!("If {name} is off for the mailbox: Set-CASMailbox -Identity {mailbox} -{setting} $true. ")
 }
 
-/// A user name as an argument in PowerShell, without quotation marks; a placeholder replaces an unusual name. PowerShell reads no
-/// string where a word begins with `-` or `@`.
+/// Formats a user name as an argument in PowerShell without quotation marks. Replaces an unusual name by a placeholder.
+/// PowerShell does not read a word that begins with `-` or `@` as a string.
 fn powershell(user: &str) -> &str {
     let plain = user.starts_with(char::is_alphanumeric) && is_usual_account(user);
     if plain { user } else { "<mailbox>" }

@@ -7,7 +7,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{admin, listeners, open_files, relay::Relay, settings::Settings};
 
-/// Runs until SIGTERM or SIGINT, and then until all sessions have ended, or the drain time has.
+/// Runs the relay until SIGTERM or SIGINT. Then waits until all sessions have ended, or the drain time is over.
 ///
 /// # Errors
 ///

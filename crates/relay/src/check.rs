@@ -1,4 +1,4 @@
-//! The command `check`: logs in now with each mounted Secret, and prints each result with what fixes the problem.
+//! The command `check`: logs in immediately with each mounted Secret, and prints each result with the fix.
 
 use std::{
     io::Write as _,
@@ -14,7 +14,7 @@ use crate::{
     upstream,
 };
 
-/// A login that was tried.
+/// The result of one login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Accepted,
@@ -22,8 +22,8 @@ enum Verdict {
     Unknown,
 }
 
-/// Logs in with the Secret of each mailbox, or of the one with this user name, and returns the exit code: 0 if all were accepted, 1
-/// if one was refused, 3 if one is unknown.
+/// Logs in with the Secret of each mailbox, or of the mailbox with this user name. Returns the exit code: 0 if the
+/// servers accepted all logins, 1 if a server refused one, 3 if the result of one is unknown.
 ///
 /// # Errors
 ///
@@ -35,7 +35,7 @@ pub async fn run(settings: &Settings, mailbox: Option<&str>, protocol: Option<Pr
     for (protocol, mailbox, folder) in logins {
         let (verdict, text) = one(&relay, protocol, &folder).await;
         let line = format!("{:<4} {mailbox}  {text}\n", protocol.as_str());
-        // A reader that has closed the pipe gets the exit code.
+        // A reader that has closed the pipe still gets the exit code.
         drop(std::io::stdout().write_all(line.as_bytes()));
         verdicts.push(verdict);
     }
@@ -50,7 +50,7 @@ fn exit_code(verdicts: &[Verdict]) -> u8 {
     }
 }
 
-/// The logins to try: protocol, mailbox and folder.
+/// Returns the logins to try: protocol, mailbox and folder.
 fn wanted(
     mailboxes: &Mailboxes,
     mailbox: Option<&str>,

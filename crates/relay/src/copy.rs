@@ -1,8 +1,9 @@
-//! Copies bytes between a client and a mail server, both ways and unchanged.
+//! Copies bytes between a client and a mail server, in both directions and unchanged.
 //!
-//! A session that waits holds no buffer of this module. A plain connection is read into a buffer of the thread when it is
-//! readable. A connection with TLS lends the bytes that it has decrypted. Bytes that the other side does not take at once stay
-//! with TLS, or in memory that is freed when they are written; until then nothing more is read.
+//! A session that waits holds no buffer of this module. The relay reads a plain connection into a buffer of the thread
+//! when the connection is readable. A connection with TLS lends its decrypted bytes. If the other side does not take
+//! all bytes immediately, the rest stays in the TLS connection, or in memory that the relay frees after writing. Until
+//! then the relay reads no more bytes.
 
 use std::{
     cell::RefCell,
@@ -17,21 +18,21 @@ use tokio::io::{AsyncBufRead, AsyncWrite};
 
 use crate::leg::Leg;
 
-/// Bytes that are read at a time: the content of a TLS record (RFC 8446 section 5.1).
+/// Maximum number of bytes of one read: the content of a TLS record (RFC 8446 section 5.1).
 const SCRATCH: usize = 16_384;
-/// Time for a client to end its side after the mail server has ended the session.
+/// Time for a client to close its side after the mail server has closed the session.
 const LINGER: Duration = Duration::from_secs(30);
 
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// How a session ended.
+/// The end of a session.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    /// Bytes that the mail server got.
+    /// Number of bytes that the mail server received.
     pub(crate) to_server: u64,
-    /// Bytes that the client got.
+    /// Number of bytes that the client received.
     pub(crate) to_client: u64,
     /// The error that ended the session; `None` if both sides ended it.
     pub(crate) error: Option<io::Error>,
@@ -39,12 +40,12 @@ pub(crate) struct Ended {
 
 /// One direction of a session.
 struct Direction {
-    /// Bytes that were read and not written.
+    /// Bytes that the relay has read and not yet written.
     spill: Vec<u8>,
-    /// How many of them were written.
+    /// Number of bytes of `spill` that the relay has written.
     written: usize,
     state: State,
-    /// The writer may hold bytes back.
+    /// Whether the writer may hold back bytes.
     unflushed: bool,
     copied: u64,
     counter: Counter,
@@ -53,12 +54,12 @@ struct Direction {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Copying,
-    /// The reader has ended; the writer's end is under way.
+    /// The reader has closed its side. The relay closes the writer's side.
     Ending,
     Ended,
 }
 
-/// Copies until both sides have ended, or one breaks. `to_server` and `to_client` are bytes to write first.
+/// Copies until both sides have closed, or one side breaks. `to_server` and `to_client` are the bytes to write first.
 pub(crate) async fn both(
     client: &mut Leg,
     server: &mut Leg,
@@ -68,7 +69,7 @@ pub(crate) async fn both(
     let (mut up, mut down) = (Direction::new(to_server), Direction::new(to_client));
     let mut server_is_deaf = None;
     let ended = std::future::poll_fn(|cx| {
-        // Both directions are polled, whatever the first one returns.
+        // Poll both directions, regardless of the result of the first.
         let sent = if server_is_deaf.is_none() { up.poll(cx, client, server) } else { Poll::Pending };
         let received = down.poll(cx, server, client);
         match (sent, received) {
@@ -87,15 +88,15 @@ pub(crate) async fn both(
     let mut error = ended.await;
     if error.is_none() && server_is_deaf.is_none() {
         let until_client_ends = std::future::poll_fn(|cx| up.poll(cx, client, server));
-        // The session is over: a mail server that has ended it needs no more bytes. The timer is on the heap: a session in
-        // progress has none.
+        // The mail server has closed the session, so it needs no more bytes. The linger timer is on the heap, because a
+        // session in progress has no timer.
         drop(Box::pin(tokio::time::timeout(LINGER, until_client_ends)).await);
     }
     error = error.or(server_is_deaf);
     Ended { to_server: up.copied, to_client: down.copied, error }
 }
 
-/// Which side of a direction broke.
+/// The side of a direction that broke.
 enum Broken {
     Reader(io::Error),
     Writer(io::Error),
@@ -106,13 +107,14 @@ impl Direction {
         Self { spill, written: 0, state: State::Copying, unflushed: false, copied: 0, counter }
     }
 
-    /// Copies what can be copied now. Ready when the reader has ended and the writer knows it.
+    /// Copies all bytes that the sides can take now. Ready when the reader has closed and the relay has closed the
+    /// writer's side.
     fn poll(&mut self, cx: &mut Context<'_>, from: &mut Leg, to: &mut Leg) -> Poll<Result<(), Broken>> {
         loop {
             match self.state {
                 State::Ended => return Poll::Ready(Ok(())),
                 State::Ending => {
-                    // A side that is gone needs no end.
+                    // If the side no longer exists, the error does not matter.
                     drop(ready!(Pin::new(&mut *to).poll_shutdown(cx)));
                     self.state = State::Ended;
                 }
@@ -135,7 +137,7 @@ impl Direction {
         }
     }
 
-    /// Writes the bytes that were read before. Frees their memory when all are written.
+    /// Writes the bytes of earlier reads. Frees their memory after the last byte.
     fn poll_spill(&mut self, cx: &mut Context<'_>, to: &mut Leg) -> Poll<io::Result<()>> {
         while self.written < self.spill.len() {
             let written = ready!(Pin::new(&mut *to).poll_write(cx, &self.spill[self.written..]))?;
@@ -148,7 +150,7 @@ impl Direction {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads once and writes what was read. Returns whether the reader goes on.
+    /// Reads once and writes the bytes. Returns whether the reader is still open.
     fn poll_more(&mut self, cx: &mut Context<'_>, from: &mut Leg, to: &mut Leg) -> Poll<Result<bool, Broken>> {
         match from {
             Leg::Plain(stream) => loop {
@@ -173,7 +175,7 @@ impl Direction {
         }
     }
 
-    /// Writes bytes that were read from a plain connection, and keeps what the other side does not take now.
+    /// Writes bytes of a plain connection, and keeps the bytes that the other side does not take now.
     fn write(&mut self, cx: &mut Context<'_>, bytes: &[u8], to: &mut Leg) -> io::Result<()> {
         let written = match Pin::new(to).poll_write(cx, bytes) {
             Poll::Ready(written) => written?,
@@ -188,13 +190,14 @@ impl Direction {
         Ok(())
     }
 
-    /// Writes bytes that a connection with TLS has decrypted. What the other side does not take stays there.
+    /// Writes bytes that a connection with TLS has decrypted. The bytes that the other side does not take stay in the
+    /// TLS connection.
     fn poll_lent<S>(&mut self, cx: &mut Context<'_>, stream: &mut S, to: &mut Leg) -> Poll<Result<bool, Broken>>
     where
         S: AsyncBufRead + Unpin,
     {
         let lent = match ready!(Pin::new(&mut *stream).poll_fill_buf(cx)) {
-            // A peer that closes the connection without close_notify has ended its side, too.
+            // A peer that closes the connection without close_notify has also closed its side.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => &[],
             lent => lent.map_err(Broken::Reader)?,
         };

@@ -1,4 +1,4 @@
-//! One side of a session: a plain connection, or one with TLS.
+//! One side of a session: a plain connection, or a connection with TLS.
 
 use std::{
     io,
@@ -14,19 +14,20 @@ use tokio_rustls::{client, server};
 
 /// A connection to a client or to a mail server.
 pub(crate) enum Leg {
-    /// A client without TLS.
+    /// A connection to a client without TLS.
     Plain(TcpStream),
-    /// A client with TLS.
+    /// A connection to a client with TLS.
     Client(Box<server::TlsStream<TcpStream>>),
-    /// A mail server.
+    /// A connection to a mail server with TLS.
     Server(Box<client::TlsStream<TcpStream>>),
 }
 
-/// Bytes that TLS keeps for a peer that does not read, at most: the content of a record (RFC 8446 section 5.1).
+/// Maximum number of bytes that TLS buffers for a peer that does not read: the content of a record (RFC 8446 section
+/// 5.1).
 const KEPT: usize = 16_384;
 
 impl Leg {
-    /// Bounds what TLS keeps for a peer that does not read.
+    /// Bounds the bytes that TLS buffers for a peer that does not read.
     pub(crate) fn limit_buffers(&mut self) {
         match self {
             Self::Plain(_) => {}

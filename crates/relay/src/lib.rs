@@ -1,6 +1,6 @@
-//! The relay: a mail program logs in at it with a user name and a password, and the relay logs in at the real mail server with the
-//! token in a mounted Secret. From then on it copies bytes. It has no credentials of its own, stores nothing, and uses neither
-//! Kubernetes nor an HTTP client.
+//! The relay: a mail program logs in at the relay with a user name and a password, and the relay logs in at the mail
+//! server with the token in a mounted Secret. After the login the relay copies bytes. The relay has no credentials of
+//! its own, stores nothing, and uses neither Kubernetes nor an HTTP client.
 
 mod account;
 mod admin;

@@ -1,4 +1,4 @@
-//! How many connections there may be: in all, before login, and of one mailbox at an SMTP server.
+//! Limits the number of connections: in total, before login, and of one mailbox at an SMTP server.
 
 use std::{
     collections::HashMap,
@@ -12,12 +12,13 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Time that an SMTP login waits for a place at its mailbox.
+/// Time that an SMTP login waits for a connection permit of its mailbox.
 const WAIT: Duration = Duration::from_secs(30);
-/// Mailboxes whose places are remembered. There are at most 256 mounted ones, and their user names may change.
+/// Maximum number of mailboxes whose permits the relay remembers. At most 256 mailboxes are mounted, and their user
+/// names may change.
 const REMEMBERED: usize = 512;
 
-/// The places for connections.
+/// The permits for connections.
 #[derive(Debug)]
 pub(crate) struct Places {
     max: usize,
@@ -25,7 +26,7 @@ pub(crate) struct Places {
     before_login: AtomicUsize,
 }
 
-/// The place of one connection; free when it is dropped.
+/// The permit of one connection. Dropping it frees the permit.
 #[derive(Debug)]
 pub(crate) struct Place {
     places: Arc<Places>,
@@ -33,12 +34,12 @@ pub(crate) struct Place {
 }
 
 impl Places {
-    /// Places for `max` connections, at most half of them before login.
+    /// Creates permits for `max` connections. At most half of them are for connections before login.
     pub(crate) fn new(max: usize) -> Arc<Self> {
         Arc::new(Self { max, all: AtomicUsize::new(0), before_login: AtomicUsize::new(0) })
     }
 
-    /// A place for a new connection, if there is one.
+    /// Returns the permit of a new connection, if one is free.
     pub(crate) fn take(self: &Arc<Self>) -> Option<Place> {
         let take = |count: &AtomicUsize, max: usize| {
             count.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| (count < max).then_some(count + 1)).is_ok()
@@ -55,7 +56,7 @@ impl Places {
 }
 
 impl Place {
-    /// The client has logged in: the place before login is free.
+    /// Records that the client has logged in: frees the permit of a connection before login.
     pub(crate) fn logged_in(&mut self) {
         if std::mem::take(&mut self.is_before_login) {
             self.places.before_login.fetch_sub(1, Ordering::AcqRel);
@@ -70,7 +71,7 @@ impl Drop for Place {
     }
 }
 
-/// The places of each mailbox at its SMTP server.
+/// The connection permits of each mailbox at its SMTP server.
 #[derive(Debug)]
 pub(crate) struct SmtpPlaces {
     each: usize,
@@ -78,17 +79,17 @@ pub(crate) struct SmtpPlaces {
 }
 
 impl SmtpPlaces {
-    /// This number of places for each mailbox.
+    /// Creates `each` permits for each mailbox.
     pub(crate) fn new(each: usize) -> Self {
         Self { each, mailboxes: Mutex::default() }
     }
 
-    /// Waits for a place of a user at a server, 30 seconds at most.
+    /// Waits for a permit of a user at a server, at most 30 seconds.
     pub(crate) async fn take(&self, host: &str, user: &str) -> Option<OwnedSemaphorePermit> {
         let places = {
             let mut mailboxes = self.mailboxes.lock();
             if mailboxes.len() >= REMEMBERED {
-                // A session holds its place by a handle of its own.
+                // Keep the semaphores of running sessions: each permit holds a clone of its semaphore.
                 mailboxes.retain(|_, places| Arc::strong_count(places) > 1);
             }
             let key = (host.to_ascii_lowercase(), user.to_ascii_lowercase());

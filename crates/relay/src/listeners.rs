@@ -1,4 +1,4 @@
-//! Accepts connections.
+//! Listens on the addresses of the settings and accepts connections.
 
 use std::{
     io,
@@ -19,9 +19,10 @@ use crate::{
     settings::{Listener, Settings},
 };
 
-/// Wait after a failed accept: the process may have no file descriptor left.
+/// Pause after a failed accept: the process may have no free file descriptor.
 const AFTER_FAILURE: Duration = Duration::from_millis(200);
-/// Connections that are refused at the same time. Others are closed without a reply.
+/// Maximum number of connections to which the relay sends a refusal at the same time. It closes further connections
+/// without a reply.
 const REFUSED: usize = 32;
 
 /// Listens at all addresses.
@@ -34,7 +35,7 @@ pub(crate) async fn bind(settings: &Settings) -> Result<Vec<(Listener, TcpListen
     for listener in &settings.listeners {
         match bind_to(listener.address).await {
             Ok(socket) => bound.push((*listener, socket)),
-            // There may be no IPv6.
+            // The machine may have no IPv6.
             Err(error)
                 if listener.is_default && listener.address.is_ipv6() && error.kind() != io::ErrorKind::AddrInUse =>
             {
@@ -52,7 +53,8 @@ pub(crate) async fn bind(settings: &Settings) -> Result<Vec<(Listener, TcpListen
     Ok(bound)
 }
 
-/// Listens at an address. `[::]` covers IPv4 and IPv6. If the kernel has no IPv6, `0.0.0.0` replaces it.
+/// Listens at an address. `[::]` covers IPv4 and IPv6. If the kernel has no IPv6, the relay listens at `0.0.0.0`
+/// instead.
 pub(crate) async fn bind_to(address: SocketAddr) -> io::Result<TcpListener> {
     match TcpListener::bind(address).await {
         Err(error)
@@ -65,7 +67,7 @@ pub(crate) async fn bind_to(address: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
-/// Accepts connections until the relay stops. Each is served by a task of its own.
+/// Accepts connections until the relay stops. A separate task serves each connection.
 pub(crate) async fn accept(relay: Arc<Relay>, listener: Listener, socket: TcpListener, sessions: TaskTracker) {
     let refusals = Arc::new(Semaphore::new(REFUSED));
     loop {

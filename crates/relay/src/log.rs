@@ -1,4 +1,4 @@
-//! The log: one line for each login and one for each end, without secrets.
+//! The log: one line for each login and one line for the end of each session, without secrets.
 
 use std::panic::PanicHookInfo;
 
@@ -29,7 +29,7 @@ pub fn start(format: LogFormat, level: LogLevel) {
     std::panic::set_hook(Box::new(log_panic));
 }
 
-/// rustls logs what peers send at its finer levels.
+/// Excludes the finer levels of libraries: rustls logs the data of peers at these levels.
 fn is_loggable(metadata: &Metadata<'_>) -> bool {
     let is_own = metadata.target().starts_with("mailtoken_") || metadata.target().starts_with("mail_token_");
     is_own || metadata.level() <= &Level::WARN

@@ -1,4 +1,4 @@
-//! Local logins: mounted Secrets of type kubernetes.io/basic-auth, read again at each login.
+//! Local logins: mounted Secrets of type kubernetes.io/basic-auth. The relay reads them at each login.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use crate::mount::{self, Mount};
 
-/// The logins below one folder.
+/// The local logins below one folder.
 #[derive(Debug)]
 pub(crate) struct Logins {
     root: PathBuf,
@@ -16,9 +16,9 @@ pub(crate) struct Logins {
 /// Why a local login fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wrong {
-    /// No login has the user name.
+    /// No local login has the user name.
     User,
-    /// The login has another password.
+    /// The local login has another password.
     Password,
 }
 
@@ -29,7 +29,7 @@ struct LocalLogin {
 }
 
 impl Logins {
-    /// The logins in a folder.
+    /// Opens the local logins in a folder.
     ///
     /// # Errors
     ///
@@ -45,7 +45,7 @@ impl Logins {
         }
     }
 
-    /// The number of complete logins.
+    /// Returns the number of complete local logins.
     pub(crate) fn count(&self) -> usize {
         self.read().len()
     }
@@ -55,7 +55,8 @@ impl Logins {
         folders.iter().filter_map(|folder| mount::read(folder, LocalLogin::read).ok().flatten()).collect()
     }
 
-    /// The name of the mailbox that a user name and a password open. The time does not depend on the password.
+    /// Returns the name of the mailbox that belongs to the user name and the password. The duration does not depend on
+    /// the password.
     pub(crate) fn check(&self, user: &str, password: &[u8]) -> Result<String, Wrong> {
         let mut result = Err(Wrong::User);
         for login in self.read().into_iter().filter(|login| login.user.eq_ignore_ascii_case(user)) {

@@ -1,4 +1,4 @@
-//! The mounted mailboxes: which one a client means, and what the relay refuses to start with.
+//! The mounted mailboxes: finds the mailbox for a client's user name, and rejects ambiguous mounts at the start.
 
 use std::{
     ffi::OsString,
@@ -16,7 +16,7 @@ use crate::{
     settings::Fallback,
 };
 
-/// Mailboxes, at most.
+/// Maximum number of mailboxes.
 const MAX_MAILBOXES: usize = 256;
 
 /// The mailboxes below one folder.
@@ -27,35 +27,35 @@ pub(crate) struct Mailboxes {
     known: Mutex<Vec<Arc<Known>>>,
 }
 
-/// A mounted Secret, as it was when it was read.
+/// A mounted Secret, as the relay read it last.
 #[derive(Debug, PartialEq, Eq)]
 struct Known {
     folder: PathBuf,
     generation: Option<OsString>,
-    /// `None` if the Secret does not exist yet, or is not one of the broker's.
+    /// The names in the Secret; `None` if the Secret does not exist yet, or the broker did not write it.
     names: Option<Names>,
 }
 
-/// The mailbox that a client means.
+/// The mailbox for a client's user name.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Found {
     /// The user name of the Secret, for logs and metrics.
     pub(crate) mailbox: String,
     pub(crate) folder: PathBuf,
-    /// The folder to use where the login with the first one fails.
+    /// The folder to use if the login with `folder` fails.
     pub(crate) fallback: Option<PathBuf>,
 }
 
-/// Why a client's user name leads to no mailbox.
+/// Why no mailbox belongs to a client's user name.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum NotFound {
-    /// No mounted Secret has the name.
+    /// No mounted Secret has the user name.
     Unknown,
-    /// No mounted Secret has the name, and one of the Secrets does not exist yet: it may be the one.
+    /// No mounted Secret has the user name, but a Secret that does not exist yet may have it.
     NotYet,
-    /// The Secrets in these two folders have the name.
+    /// The Secrets in these two folders have the user name.
     Ambiguous(String, String),
-    /// The Secret in this folder, of this mailbox, has no server for the protocol.
+    /// The Secret in this folder has no server for the protocol.
     NoProtocol { folder: String, mailbox: String },
 }
 
@@ -104,7 +104,7 @@ impl Mailboxes {
         }
     }
 
-    /// A user name of two mailboxes, of which neither is the second of a pair.
+    /// Returns a user name that two Secrets have although neither is the second of a pair, and the folders of both.
     fn duplicate<'a>(&self, known: &'a [Arc<Known>]) -> Option<(&'a str, &'a Path, &'a Path)> {
         let mut firsts = known.iter().filter(|one| !self.is_second(&one.folder));
         while let Some(one) = firsts.next() {
@@ -123,7 +123,7 @@ impl Mailboxes {
         self.fallbacks.iter().any(|pair| folder == self.root.join(&pair.second))
     }
 
-    /// The mailboxes as they are now. A Secret is read again when its generation changed.
+    /// Returns the current mailboxes. Reads a Secret again only if its generation has changed.
     fn refresh(&self) -> io::Result<Vec<Arc<Known>>> {
         let folders = mount::folders(&self.root)?;
         let before = self.known.lock().clone();
@@ -135,7 +135,7 @@ impl Mailboxes {
                 Some(one) => one.clone(),
                 None => {
                     let read = |mount: &Mount| Ok((mount.generation().cloned(), account::names(mount)?));
-                    // A Secret that cannot be read is reported when it is used.
+                    // The login reports a Secret that the relay cannot read.
                     let (generation, names) = mount::read(&folder, read).unwrap_or_default();
                     Arc::new(Known { folder, generation, names })
                 }
@@ -145,7 +145,7 @@ impl Mailboxes {
         Ok(known)
     }
 
-    /// The mailbox that a client means by a name.
+    /// Returns the mailbox for a client's user name.
     pub(crate) fn find(&self, protocol: Protocol, name: &str) -> Result<Found, NotFound> {
         let known = self.refresh().unwrap_or_default();
         let matching = |has: fn(&Names, &str) -> bool, seconds: bool| {
@@ -170,7 +170,8 @@ impl Mailboxes {
         }
     }
 
-    /// The folder, and the other one of its pair. While the first Secret of a pair does not exist, the second one names it.
+    /// Adds the other folder of the pair. While the first Secret of a pair does not exist, the second Secret provides
+    /// the names.
     fn with_fallback(&self, protocol: Protocol, known: &[Arc<Known>], mailbox: String, folder: &Path) -> Found {
         let is_missing = |folder: &Path| known.iter().any(|one| one.folder == folder && one.names.is_none());
         let paths = self.fallbacks.iter().map(|pair| (self.root.join(&pair.first), self.root.join(&pair.second)));
@@ -182,7 +183,7 @@ impl Mailboxes {
         }
     }
 
-    /// The servers of all mailboxes for a protocol, each once.
+    /// Returns the servers of all mailboxes for a protocol, without duplicates.
     pub(crate) fn servers(&self, protocol: Protocol) -> Vec<Server> {
         let mut servers: Vec<Server> = vec![];
         for one in self.refresh().unwrap_or_default() {
@@ -194,7 +195,7 @@ impl Mailboxes {
         servers
     }
 
-    /// The user names of all mailboxes, with their folders and protocols.
+    /// Returns the user names of all mailboxes, with their folders and protocols.
     pub(crate) fn protocols(&self) -> Vec<(String, PathBuf, Vec<Protocol>)> {
         let known = self.refresh().unwrap_or_default();
         let one = |one: &Arc<Known>| {
@@ -205,7 +206,7 @@ impl Mailboxes {
         known.iter().filter_map(one).collect()
     }
 
-    /// The user names of all mailboxes, with their folders.
+    /// Returns the user names of all mailboxes, with their folders.
     pub(crate) fn all(&self) -> Vec<(String, PathBuf)> {
         let known = self.refresh().unwrap_or_default();
         known.iter().filter_map(|one| Some((one.names.as_ref()?.mailbox.clone(), one.folder.clone()))).collect()
@@ -278,7 +279,7 @@ mod tests {
         let mailboxes = open(&root, &[]).unwrap();
         publish(&root.join("billing"), "..2", &keys(&[("username", "new@shop.example")]));
         assert!(mailboxes.find(Protocol::Smtp, "new@shop.example").is_ok());
-        // The sender is unchanged.
+        // The sender's address has not changed.
         assert!(mailboxes.find(Protocol::Smtp, "billing@shop.example").is_ok());
         assert_eq!(mailboxes.all(), [("new@shop.example".to_owned(), root.join("billing"))]);
     }

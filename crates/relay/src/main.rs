@@ -8,13 +8,13 @@ use mailtoken_relay::{
     settings::{Cli, Command, Settings},
 };
 
-/// glibc's allocator keeps an arena for each thread.
+/// mimalloc: glibc's allocator keeps an arena for each thread.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// The settings are wrong.
+/// Exit code for wrong settings.
 const WRONG_SETTINGS: u8 = 2;
-/// Threads that serve connections, at most. More of them cost memory.
+/// Maximum number of threads that serve connections. More threads cost memory.
 const MAX_THREADS: usize = 4;
 
 fn main() -> ExitCode {
@@ -58,7 +58,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// Reports that the relay does not start.
+/// Prints why the relay does not start, and returns the exit code.
 fn wrong(why: &str) -> ExitCode {
     eprintln!("error: {why}");
     WRONG_SETTINGS.into()

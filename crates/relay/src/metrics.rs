@@ -1,4 +1,4 @@
-//! The relay's counters, and the ends of the tokens, which are read at a scrape.
+//! The relay's counters, and the expiry of each token, which the relay reads at a scrape.
 
 use std::{
     fmt,
@@ -16,7 +16,7 @@ use prometheus_client::{
 
 use crate::{account, mailboxes::Mailboxes, mount};
 
-/// Bucket bounds in seconds: a login takes tens of milliseconds to seconds, and may wait 30 s for its turn.
+/// Bucket bounds in seconds: a login takes tens of milliseconds to seconds, and may wait 30 s for a permit.
 const DURATION_BUCKETS: [f64; 10] = [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
 /// How a login ended.
@@ -34,7 +34,7 @@ pub(crate) enum LoginOutcome {
 }
 
 impl LoginOutcome {
-    /// The value of the label `outcome`, and of the field in the log.
+    /// Returns the value of the label `outcome`, which is also the field in the log.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Accepted => "accepted",
@@ -159,25 +159,25 @@ impl Metrics {
         self.durations.get_or_create(&ProtocolLabels { protocol }).observe(duration.as_secs_f64());
     }
 
-    /// Counts a login that a mail server did not accept.
+    /// Counts a login that a mail server did not accept, by cause.
     pub(crate) fn refused_upstream(&self, protocol: Protocol, cause: Cause) {
         let labels = RefusalLabels { protocol: protocol.as_str(), reason: cause.reason() };
         self.refusals.get_or_create(&labels).inc();
     }
 
-    /// Counts a connection that was closed before login.
+    /// Counts a connection that ended before login, unless the client sent QUIT.
     pub(crate) fn rejected(&self, ending: Ending) {
         if ending != Ending::Quit {
             self.rejected.get_or_create(&ReasonLabels { reason: ending.name() }).inc();
         }
     }
 
-    /// Counts a login with the second folder of a pair.
+    /// Counts a login that used the second folder of a pair.
     pub(crate) fn fell_back(&self, mailbox: &str) {
         self.fallbacks.get_or_create(&MailboxLabels { mailbox: mailbox.to_owned() }).inc();
     }
 
-    /// The counters of bytes to the server and to the client.
+    /// Returns the counters of bytes to the server and to the client.
     pub(crate) fn bytes(&self, protocol: Protocol) -> (Counter, Counter) {
         let counter = |direction| {
             let labels = DirectionLabels { protocol: protocol.as_str(), direction };
@@ -186,7 +186,7 @@ impl Metrics {
         (counter(TO_SERVER), counter(TO_CLIENT))
     }
 
-    /// The text of `/metrics`.
+    /// Returns the text of `/metrics`.
     ///
     /// # Errors
     ///
@@ -214,7 +214,7 @@ const IN_SESSION: &str = "session";
 const TO_CLIENT: &str = "to_client";
 const TO_SERVER: &str = "to_server";
 
-/// A connection that is counted.
+/// A counted connection. Dropping it ends the count.
 pub(crate) struct Connected {
     metrics: Arc<Metrics>,
     protocol: Protocol,
@@ -227,7 +227,7 @@ impl Connected {
         self.metrics.connections.get_or_create(&labels).clone()
     }
 
-    /// The client has logged in.
+    /// Records that the client has logged in.
     pub(crate) fn logged_in(&mut self) {
         self.gauge().dec();
         self.state = IN_SESSION;

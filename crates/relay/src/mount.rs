@@ -1,4 +1,5 @@
-//! Reads one generation of a mounted Secret. The kubelet replaces the link `..data`, so that all files change at once.
+//! Reads one generation of a mounted Secret. The kubelet replaces the link `..data`, so all files change at the same
+//! time.
 
 use std::{
     ffi::OsString,
@@ -9,14 +10,14 @@ use std::{
 
 use zeroize::Zeroizing;
 
-/// The link to the current generation.
+/// Name of the link to the current generation.
 const DATA: &str = "..data";
-/// Octets of a file, at most. A token has 9,000.
+/// Maximum size of a file in octets. A token has up to 9,000.
 const MAX_FILE: u64 = 65_536;
-/// Attempts to read a generation that the kubelet replaces meanwhile.
+/// Number of attempts to read, because the kubelet may replace the generation during a read.
 const ATTEMPTS: usize = 3;
 
-/// One generation of a folder.
+/// One generation of a mounted folder.
 #[derive(Debug)]
 pub(crate) struct Mount {
     folder: PathBuf,
@@ -24,7 +25,8 @@ pub(crate) struct Mount {
 }
 
 impl Mount {
-    /// The current generation. A folder without the link, such as one of plain files, is its own generation.
+    /// Opens the current generation. A folder without the link, for example a folder of plain files, is its own
+    /// generation.
     pub(crate) fn open(folder: &Path) -> io::Result<Self> {
         match fs::read_link(folder.join(DATA)) {
             Ok(target) => Ok(Self { folder: folder.join(&target), generation: Some(target.into_os_string()) }),
@@ -32,7 +34,7 @@ impl Mount {
         }
     }
 
-    /// The name of the generation; `None` if the folder has no link.
+    /// Returns the name of the generation; `None` if the folder has no link.
     pub(crate) fn generation(&self) -> Option<&OsString> {
         self.generation.as_ref()
     }
@@ -45,11 +47,11 @@ impl Mount {
         Ok(fs::read_dir(&self.folder)?.all(|entry| hidden(&entry)))
     }
 
-    /// The content of a key; `None` if the Secret does not have the key. The memory is wiped when it is dropped.
+    /// Reads the content of a key; `None` if the Secret does not have the key. The memory is wiped on drop.
     ///
     /// # Errors
     ///
-    /// If the generation is gone, or the file cannot be read or is too long.
+    /// If the generation no longer exists, or the file cannot be read or is too long.
     pub(crate) fn read(&self, key: &str) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
         let file = match File::open(self.folder.join(key)) {
             Ok(file) => file,
@@ -62,13 +64,13 @@ impl Mount {
         if length > MAX_FILE {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
-        // With room for all, so that no copy is left behind.
+        // The buffer has room for the whole file, so it does not grow and leave a copy behind.
         let mut content = Zeroizing::new(Vec::with_capacity(usize::try_from(length).unwrap_or_default() + 64));
         file.take(MAX_FILE).read_to_end(&mut content)?;
         Ok(Some(content))
     }
 
-    /// The text of a key, without line ends at its end.
+    /// Reads the text of a key, without line ends at its end.
     pub(crate) fn text(&self, key: &str) -> io::Result<Option<String>> {
         let content = self.read(key)?;
         Ok(content
@@ -76,7 +78,7 @@ impl Mount {
     }
 }
 
-/// Reads from one generation. If the kubelet replaces the generation meanwhile, reads from the next one.
+/// Reads from one generation. If the kubelet replaces the generation during the read, reads again from the next one.
 pub(crate) fn read<T>(folder: &Path, read: impl Fn(&Mount) -> io::Result<T>) -> io::Result<T> {
     let mut attempts = 1;
     loop {
@@ -87,7 +89,7 @@ pub(crate) fn read<T>(folder: &Path, read: impl Fn(&Mount) -> io::Result<T>) -> 
     }
 }
 
-/// The mounted Secrets in a folder: the folder itself, if it has files, or the folders in it, sorted.
+/// Returns the mounted Secrets in a folder, sorted: the folder itself, if it has files, otherwise its subfolders.
 pub(crate) fn folders(root: &Path) -> io::Result<Vec<PathBuf>> {
     let mut folders = vec![];
     for entry in fs::read_dir(root)? {
@@ -113,7 +115,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// A folder that the tests of this process share, empty at first.
+    /// Creates an empty folder with this name for the tests of this process.
     pub(crate) fn scratch(name: &str) -> PathBuf {
         let folder = std::env::temp_dir().join(format!("mail-token-relay-{}-{name}", std::process::id()));
         drop(fs::remove_dir_all(&folder));
@@ -121,7 +123,7 @@ pub(crate) mod tests {
         folder
     }
 
-    /// Writes a generation as the kubelet does, and removes the one before.
+    /// Writes a generation as the kubelet does, and removes the previous one.
     pub(crate) fn publish(folder: &Path, generation: &str, keys: &[(&str, &str)]) {
         let before = fs::read_link(folder.join(DATA)).ok();
         fs::create_dir_all(folder.join(generation)).unwrap();

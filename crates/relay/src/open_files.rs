@@ -1,18 +1,19 @@
-//! The limit of open files. A container runtime may start a process with a soft limit of 1,024, and each connection of a
-//! program needs two: its own, and the one to the mail server.
+//! The limit of open files. A container runtime may start a process with a soft limit of 1,024. Each connection of a
+//! program needs two files: its own socket, and the socket to the mail server.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors of one connection: the program's and the mail server's, and one for a name that is looked up.
+/// Descriptors of one connection: the program's socket, the mail server's socket, and one for the resolution of a name.
 const EACH: usize = 3;
-/// Descriptors of all other parts: listeners, mounted files, the runtime, metrics, connections that are refused.
+/// Descriptors of all other parts: listeners, mounted files, the runtime, metrics, refused connections.
 const OTHERS: usize = 96;
 
-/// Raises the soft limit of open files to what `connections` need, as far as the hard limit allows it.
+/// Raises the soft limit of open files to the need of `connections`, as far as the hard limit allows.
 ///
 /// # Errors
 ///
-/// A sentence that says how many connections the limit allows, and how to raise it. The relay then starts nevertheless.
+/// A sentence that says how many connections the limit allows, and how to raise the limit. The relay starts
+/// nevertheless.
 pub(crate) fn raise(connections: usize) -> Result<(), String> {
     let limit = getrlimit(Resource::Nofile);
     let plan = plan(limit.current, limit.maximum, connections);
@@ -30,16 +31,16 @@ pub(crate) fn raise(connections: usize) -> Result<(), String> {
     }
 }
 
-/// What [`raise`] does.
+/// The actions of [`raise`].
 #[derive(Debug, PartialEq, Eq)]
 struct Plan {
-    /// The new soft limit; `None` if the present one is enough.
+    /// The new soft limit; `None` if the current soft limit is high enough.
     soft: Option<u64>,
-    /// The number of connections that the hard limit allows; `None` if it allows all.
+    /// The number of connections that the hard limit allows; `None` if it allows all of them.
     suffices_for: Option<usize>,
 }
 
-/// Compares the limits with the need. A limit of `None` is no limit.
+/// Compares the limits with the need. `None` means that there is no limit.
 fn plan(soft: Option<u64>, hard: Option<u64>, connections: usize) -> Plan {
     let needed = needed(connections);
     let reachable = hard.map_or(needed, |hard| hard.min(needed));

@@ -1,4 +1,4 @@
-//! The command `ready`: for a probe inside the container.
+//! The command `ready`: checks the listeners, for a probe inside the container.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 use crate::settings::Settings;
 
-/// Time limit of a connection to the relay's own listener.
+/// Time limit of one connection to the relay's own listener.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Connects to each listener.
@@ -22,7 +22,7 @@ pub async fn run(settings: &Settings) -> Result<(), String> {
         let address = reachable(listener.address);
         match tokio::time::timeout(TIMEOUT, TcpStream::connect(address)).await {
             Ok(Ok(_)) => {}
-            // There may be no IPv6: the listener with IPv4 is the one that counts.
+            // The machine may have no IPv6. In that case only the default IPv4 listener counts.
             _ if listener.is_default && address.is_ipv6() => {}
             Ok(Err(error)) => return Err(format!("the relay does not listen on {address}: {error}")),
             Err(_) => return Err(format!("the relay does not accept a connection on {address}")),
@@ -31,7 +31,7 @@ pub async fn run(settings: &Settings) -> Result<(), String> {
     Ok(())
 }
 
-/// The address at which a process of the same pod reaches a listener.
+/// Returns the address at which a process of the same pod reaches a listener.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

@@ -1,4 +1,4 @@
-//! What all connections share.
+//! The state that all connections share.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -22,25 +22,26 @@ use crate::{
     tls::{self, ServerTls},
 };
 
-/// Servers whose capabilities are kept: three for each mailbox. Servers of Secrets that changed are dropped with all others.
+/// Maximum number of servers whose capabilities the relay keeps: three for each mailbox. If there are more, the relay
+/// drops all of them, including servers of Secrets that have changed.
 const MAX_LEARNED: usize = 768;
 
-/// The relay.
+/// The state that all connections share.
 pub(crate) struct Relay {
     pub(crate) settings: Settings,
     pub(crate) mailboxes: Mailboxes,
     pub(crate) logins: Option<Logins>,
     /// The relay's certificate.
     pub(crate) certificate: Option<ServerTls>,
-    /// TLS towards mail servers. Sessions are resumed.
+    /// The TLS configuration for mail servers. It resumes TLS sessions.
     pub(crate) mail_servers: Arc<ClientConfig>,
-    /// Clients that log in at the same time share the resolution of their server's name.
+    /// Name lookups in flight. Clients that log in at the same time share the lookup of their server's name.
     pub(crate) lookups: Lookups,
     pub(crate) learned: Learned,
     pub(crate) places: Arc<Places>,
     pub(crate) smtp_places: SmtpPlaces,
     pub(crate) metrics: Arc<Metrics>,
-    /// Cancelled at SIGTERM: no new connections, no more logins.
+    /// Cancelled at SIGTERM: the relay accepts no more connections and logins.
     pub(crate) stopping: CancellationToken,
 }
 
@@ -66,18 +67,19 @@ impl Relay {
         })
     }
 
-    /// What the mail servers of all mailboxes offer, as the last logins found it. Nothing, while one of them is unknown.
+    /// Returns the capabilities that the mail servers of all mailboxes offered at their last logins. Returns no
+    /// capabilities while those of one server are unknown.
     pub(crate) fn announcement(&self, protocol: Protocol) -> Vec<String> {
         self.learned.common(protocol, &self.mailboxes.servers(protocol))
     }
 }
 
-/// What mail servers offered at the last login.
+/// The capabilities that mail servers offered at their last login.
 #[derive(Default)]
 pub(crate) struct Learned(Mutex<HashMap<Server, Capabilities>>);
 
 impl Learned {
-    /// Keeps what a server offers.
+    /// Stores the capabilities of a server.
     pub(crate) fn learn(&self, server: &Server, offered: &Capabilities) {
         let mut learned = self.0.lock();
         if learned.get(server).is_some_and(|known| known == offered) {

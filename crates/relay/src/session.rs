@@ -22,11 +22,11 @@ use crate::{
     upstream::{self, Failed, LoggedIn},
 };
 
-/// Bytes that are read from a client at a time before login.
+/// Maximum number of bytes of one read from a client before login.
 const BUFFER: usize = 2048;
-/// Time that passes before a wrong name or password is answered, so that guessing is slow.
+/// Delay of the answer to a wrong name or password, so that guessing is slow.
 const DELAY: Duration = Duration::from_secs(1);
-/// Time limit of the last reply, and for the client to take it.
+/// Time limit to send the last reply and to wait until the client closes.
 const LAST_REPLY: Duration = Duration::from_secs(2);
 
 /// A client that has logged in.
@@ -34,7 +34,7 @@ struct Opened {
     client: Leg,
     logged_in: LoggedIn,
     mailbox: String,
-    /// What the mail server gets first.
+    /// The bytes to send to the mail server first.
     to_server: Vec<u8>,
 }
 
@@ -48,12 +48,12 @@ pub(crate) async fn serve(
 ) {
     let mut connected = relay.metrics.connected(listener.protocol);
     let protocol = listener.protocol.as_str();
-    // On the heap, the result too, so that a session in progress does not hold the memory of a login.
+    // On the heap, including the result, so that a session in progress does not hold the memory of a login.
     let counts = (&mut place, &mut connected);
     let Some(opened) = Box::pin(open(&relay, stream, peer, listener, counts)).await else { return };
     let Opened { mut client, logged_in, mailbox, to_server } = *opened;
     let LoggedIn { leg: mut server_leg, unread, offered, server, place: smtp_place, .. } = logged_in;
-    // A session in progress needs no capabilities.
+    // A session in progress does not need the capabilities.
     drop(offered);
     let (host, begun) = (server.host, now());
     client.limit_buffers();
@@ -109,10 +109,10 @@ async fn open(
     }
 }
 
-/// Why there is no login.
+/// Why the connection ends without a login.
 enum Stop {
     Ending(Ending),
-    /// The client is gone.
+    /// The client has closed the connection.
     Gone,
 }
 
@@ -127,15 +127,15 @@ struct Front<'a> {
     relay: &'a Arc<Relay>,
     peer: SocketAddr,
     listener: Listener,
-    /// What counts the connection as one before login.
+    /// The guards that count this connection as one before login.
     counts: (&'a mut Place, &'a mut Connected),
-    /// `None` during a TLS handshake.
+    /// The connection to the client; `None` during a TLS handshake.
     leg: Option<Leg>,
     session: Session,
     buffer: Vec<u8>,
-    /// Bytes in the buffer.
+    /// Number of bytes in the buffer.
     read: usize,
-    /// Bytes that the session took.
+    /// Number of bytes in the buffer that the session has processed.
     taken: usize,
 }
 
@@ -200,7 +200,7 @@ impl Front<'_> {
         }
     }
 
-    /// Logs in at the mail server. A failure is reported to the session.
+    /// Logs in at the mail server. Reports a failure to the session.
     async fn log_in(&mut self, identity: Identity) -> Option<(LoggedIn, String)> {
         let (protocol, begun) = (self.listener.protocol, now());
         let (found, result) = match self.mailbox(identity) {
@@ -233,8 +233,8 @@ impl Front<'_> {
         None
     }
 
-    /// The mailbox that the client means, if it may use it; otherwise the mailbox for log and metrics, which is empty where no
-    /// mounted one was meant.
+    /// Returns the mailbox of the client, if the client may use it. Otherwise returns the failure and the mailbox for
+    /// log and metrics, which is empty if no mounted mailbox has the name.
     fn mailbox(&self, identity: Identity) -> Result<Found, (String, Failed)> {
         let wrong = |outcome, why: &str| (String::new(), Failed::permanent(outcome, None, why.to_owned()));
         let name = match identity {
@@ -259,7 +259,7 @@ impl Front<'_> {
         })
     }
 
-    /// The name of the mailbox that the credentials open.
+    /// Returns the name of the mailbox that belongs to the credentials.
     fn user(&self, credentials: Credentials) -> Result<String, (LoginOutcome, &'static str)> {
         let Credentials { user, authorization, password } = credentials;
         if authorization.is_some_and(|other| !other.eq_ignore_ascii_case(&user)) {
@@ -292,7 +292,7 @@ impl Front<'_> {
             _ => tracing::warn!(protocol, %client, reason, why = explanation(ending), "connection ended before login"),
         }
         let Some(leg) = &mut self.leg else { return };
-        // A session that ended in its own way has sent its reply.
+        // A session that ended for another reason has already sent its reply.
         let reply = match ending {
             Ending::ShuttingDown | Ending::TooSlow => ending.reply(self.listener.protocol),
             _ => vec![],
@@ -301,7 +301,7 @@ impl Front<'_> {
     }
 }
 
-/// What a person does about a connection that the relay closed.
+/// Says what a user can do about a connection that the relay closed.
 fn explanation(ending: Ending) -> &'static str {
     match ending {
         Ending::Tls => {
@@ -319,8 +319,8 @@ fn explanation(ending: Ending) -> &'static str {
     }
 }
 
-/// Writes a last reply and closes the connection. What the client still sends is read for a moment, because an unread byte would
-/// reset the connection and destroy the reply.
+/// Writes a last reply and closes the connection. Then reads and ignores the client's bytes for up to 2 s: an unread
+/// byte would reset the connection and destroy the reply.
 async fn last_reply(leg: &mut Leg, reply: &[u8]) {
     let closed = async {
         leg.write_all(reply).await?;
@@ -332,13 +332,13 @@ async fn last_reply(leg: &mut Leg, reply: &[u8]) {
     drop(tokio::time::timeout(LAST_REPLY, closed).await);
 }
 
-/// Refuses a connection for which there is no place.
+/// Refuses a connection because no permit is free.
 pub(crate) async fn refuse(relay: Arc<Relay>, stream: TcpStream, peer: SocketAddr, listener: Listener) {
     let ending = Ending::TooManyConnections;
     relay.metrics.rejected(ending);
     let (protocol, reason) = (listener.protocol.as_str(), ending.name());
     tracing::warn!(protocol, client = %peer, reason, why = explanation(ending), "connection ended before login");
-    // A client that begins TLS would not understand a reply.
+    // A client that begins with TLS would not understand a plain reply.
     let reply = if listener.implicit_tls { vec![] } else { ending.reply(listener.protocol) };
     last_reply(&mut Leg::Plain(stream), &reply).await;
 }

@@ -1,4 +1,4 @@
-//! The flags, and the settings that they stand for.
+//! The flags, and the checked settings.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -161,7 +161,7 @@ pub enum LogLevel {
     Trace,
 }
 
-/// An address to listen at, or none.
+/// An address to listen at, or `off`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listen {
     /// No listener of this kind.
@@ -183,12 +183,12 @@ impl FromStr for Listen {
     }
 }
 
-/// A pair of folders: where the login with the first one fails, the relay uses the second one.
+/// A pair of folders. If the login with the first folder fails, the relay uses the second folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fallback {
     /// The folder to use first.
     pub first: String,
-    /// The folder to use otherwise.
+    /// The folder to use if the login with the first folder fails.
     pub second: String,
 }
 
@@ -203,16 +203,16 @@ impl FromStr for Fallback {
     }
 }
 
-/// A place where clients connect.
+/// A listener to which clients connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listener {
-    /// What clients speak there.
+    /// The mail protocol of the listener.
     pub protocol: Protocol,
     /// Whether TLS begins with the first byte.
     pub implicit_tls: bool,
     /// The address to bind to.
     pub address: SocketAddr,
-    /// The user did not choose the address, so a missing address family is no error.
+    /// Whether the address is a default. If so, a missing address family is not an error.
     pub is_default: bool,
 }
 
@@ -230,45 +230,45 @@ pub struct TlsFiles {
     pub cert: PathBuf,
     /// The key of the certificate.
     pub key: PathBuf,
-    /// The authority of the clients' certificates; `None` if clients need none.
+    /// The authority of the clients' certificates; `None` if clients need no certificate.
     pub client_ca: Option<PathBuf>,
 }
 
-/// The settings of all commands, checked.
+/// The checked settings of all commands.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// A mounted Secret, or a folder of them.
     pub mailboxes: PathBuf,
-    /// The places where clients connect.
+    /// The listeners to which clients connect.
     pub listeners: Vec<Listener>,
     /// The relay's own certificate.
     pub tls: Option<TlsFiles>,
-    /// Local logins; `None` if any password is accepted.
+    /// Folder of the local logins; `None` if the relay accepts any password.
     pub logins: Option<PathBuf>,
     /// The mailbox of SMTP clients that never send AUTH.
     pub without_auth: Option<String>,
     /// Pairs of folders for SMTP.
     pub fallbacks: Vec<Fallback>,
-    /// Additional authorities of mail servers.
+    /// File with additional certificate authorities of mail servers.
     pub ca_file: Option<PathBuf>,
-    /// Connections at the same time, at most.
+    /// Maximum number of connections at the same time.
     pub max_connections: usize,
-    /// SMTP sessions of one mailbox at the same time, at most.
+    /// Maximum number of SMTP sessions of one mailbox at the same time.
     pub max_smtp_per_mailbox: usize,
-    /// Time until a client has logged in.
+    /// Time limit until a client has logged in.
     pub login_timeout: Duration,
-    /// Time for sessions to end after SIGTERM.
+    /// Time limit for sessions to end after SIGTERM.
     pub drain: Duration,
-    /// Where metrics and probes are served.
+    /// Address that serves metrics and probes; `None` if off.
     pub admin: Option<SocketAddr>,
     /// The form of log lines.
     pub log_format: LogFormat,
-    /// The least important level that is logged.
+    /// The least important level that the relay logs.
     pub log_level: LogLevel,
 }
 
 impl Settings {
-    /// Checks the flags.
+    /// Checks the flags, and returns the settings.
     ///
     /// # Errors
     ///
@@ -361,7 +361,7 @@ fn listeners(flags: &Flags) -> Vec<Listener> {
         .collect()
 }
 
-/// Reads a number with a unit: `500ms`, `25s`, `5m` or `1h`.
+/// Parses a number with a unit: `500ms`, `25s`, `5m` or `1h`.
 fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.find(|sign: char| !sign.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);

@@ -1,4 +1,5 @@
-//! TLS of the relay: its own certificate, which is read again when it changes, and the authorities of mail servers.
+//! TLS of the relay: its own certificate, which the relay reads again after a change, and the authorities of mail
+//! servers.
 
 use std::{fs, path::Path, sync::Arc, time::SystemTime};
 
@@ -14,7 +15,7 @@ use rustls::{
 
 use crate::settings::TlsFiles;
 
-/// The relay's certificate as it is on disk.
+/// The relay's certificate, read from files.
 #[derive(Debug)]
 pub(crate) struct ServerTls {
     files: TlsFiles,
@@ -23,16 +24,16 @@ pub(crate) struct ServerTls {
 
 #[derive(Debug)]
 struct Current {
-    /// When the files were changed that were read last, usable or not.
+    /// The modification times of the files that the relay read last, usable or not.
     read: Stamp,
     config: Arc<ServerConfig>,
 }
 
-/// The times at which the files were changed.
+/// The modification times of the three files; `None` for a file that does not exist.
 type Stamp = [Option<SystemTime>; 3];
 
 impl ServerTls {
-    /// Reads the files.
+    /// Reads the certificate files.
     ///
     /// # Errors
     ///
@@ -43,7 +44,8 @@ impl ServerTls {
         Ok(Self { files: files.clone(), current: Mutex::new(Current { read, config }) })
     }
 
-    /// The configuration for the next handshake. Changed files that do not match each other are not used.
+    /// Returns the configuration for the next handshake. If the files have changed and do not match each other, the
+    /// relay keeps the previous configuration.
     pub(crate) fn config(&self) -> Arc<ServerConfig> {
         let now = stamp(&self.files);
         let mut current = self.current.lock();
@@ -97,7 +99,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     if read.is_empty() { Err(format!("{} has no certificate in PEM form", path.display())) } else { Ok(read) }
 }
 
-/// The configuration towards mail servers: the system's authorities, and those in a file.
+/// Returns the configuration for mail servers: it trusts the system's authorities and the authorities in a file.
 ///
 /// # Errors
 ///

@@ -1,5 +1,5 @@
-//! The login at the mail server with the token in a mounted Secret: once more with a newer token, or with the second folder of a
-//! pair.
+//! The login at the mail server with the token in a mounted Secret. If the login fails, the relay retries with a newer
+//! token, or with the second folder of a pair.
 
 use std::{path::Path, time::Duration};
 
@@ -26,16 +26,17 @@ use crate::{
     relay::Relay,
 };
 
-/// Time limit of a connection to a mail server, with all its addresses.
+/// Time limit of a connection to a mail server, including all its addresses.
 const CONNECT: Duration = Duration::from_secs(10);
-/// Time limit of a login at a mail server, with the connection.
+/// Time limit of a login at a mail server, including the connection.
 const LOGIN: Duration = Duration::from_secs(20);
-/// Silence of a peer after which the kernel checks whether it is there, and between two checks.
+/// Time without data after which the kernel checks a peer, and the interval between two checks.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
-/// Checks without an answer that end a connection.
+/// Number of unanswered checks after which the kernel closes the connection.
 const KEEP_ALIVES: u32 = 3;
-/// Time for a peer to take what it was sent, in milliseconds. A peer that is there and does not read is cut off after this time,
-/// too, so it is longer than the idle time-outs that RFC 5321, RFC 9051 and RFC 1939 ask of servers.
+/// Returns the time limit in milliseconds for a peer to acknowledge sent data. The kernel also disconnects a live peer
+/// that does not read for this time. So the limit is longer than the idle timeouts that RFC 5321, RFC 9051 and RFC 1939
+/// require of servers.
 const fn user_timeout(protocol: Protocol) -> u32 {
     match protocol {
         Protocol::Smtp => 6 * 60_000,
@@ -47,38 +48,38 @@ const fn user_timeout(protocol: Protocol) -> u32 {
 /// A session at a mail server.
 pub(crate) struct LoggedIn {
     pub(crate) leg: Leg,
-    /// What the server has sent after its last reply of the login.
+    /// Bytes that the server sent after its last reply of the login.
     pub(crate) unread: Vec<u8>,
     pub(crate) offered: Capabilities,
     pub(crate) server: Server,
-    /// The login was with the second folder of a pair.
+    /// Whether the login used the second folder of a pair.
     pub(crate) fell_back: bool,
-    /// The place at the mailbox, for SMTP. Held until the session ends.
+    /// The connection permit of the mailbox (SMTP only).
     pub(crate) place: Option<OwnedSemaphorePermit>,
 }
 
-/// Why there is no session.
+/// Why the login gave no session.
 #[derive(Debug)]
 pub(crate) struct Failed {
     pub(crate) outcome: LoginOutcome,
     pub(crate) refusal: Refusal,
-    /// What is wrong and what to do, for the log.
+    /// What is wrong and how to fix it, for the log.
     pub(crate) why: String,
 }
 
 impl Failed {
-    /// A failure that may pass.
+    /// Creates a failure that a later login may not have.
     pub(crate) fn temporary(outcome: LoginOutcome, why: String) -> Self {
         Self { outcome, refusal: Refusal::Temporary, why }
     }
 
-    /// A failure that a person has to fix.
+    /// Creates a failure that a user must fix.
     pub(crate) fn permanent(outcome: LoginOutcome, code: Option<ServerCode>, why: String) -> Self {
         Self { outcome, refusal: Refusal::Permanent(code), why }
     }
 }
 
-/// Logs in at the mailbox that a client means, or with the second folder of its pair.
+/// Logs in at the client's mailbox. If that fails, logs in with the second folder of the pair.
 pub(crate) async fn log_in(
     relay: &Relay,
     protocol: Protocol,
@@ -101,7 +102,8 @@ pub(crate) async fn log_in(
     }
 }
 
-/// Of the failures of a pair, the one that the client learns: a program tries again while one of them may pass.
+/// Returns the failure that the client learns if both folders of a pair fail. It is temporary if one of them is: the
+/// program then retries.
 fn worst(first: Failed, second: Failed) -> Failed {
     let why = format!("first folder: {}. Second folder: {}", first.why, second.why);
     match first.refusal {
@@ -120,7 +122,7 @@ async fn at_folder(
     let place = match protocol {
         Protocol::Smtp => {
             let place = relay.smtp_places.take(&account.server.host, &account.user).await;
-            // The token may be another one after the wait.
+            // The broker may have replaced the token during the wait.
             account = read(folder, protocol)?;
             Some(place.ok_or_else(|| {
                 let why = format!("{} has as many SMTP sessions as --max-smtp-per-mailbox allows", account.user);
@@ -244,13 +246,13 @@ fn not_reached(relay: &Relay, account: &Account, why: &str) -> Failed {
     Failed::temporary(LoginOutcome::Unavailable, why.to_owned())
 }
 
-/// What a client learns of a mail server's answer.
+/// Converts a mail server's answer to the failure that the client learns.
 fn refused(failure: Failure, account: &Account) -> Failed {
     let Failure { cause, code } = failure;
     let advice = advice(cause, account.server.protocol, &account.user, &account.server.host);
     let why = code.map_or_else(|| advice.clone(), |code| format!("{code}: {advice}"));
     match cause {
-        // The server is another one than it should be, or its administrator has to act: the token is good.
+        // The server is the wrong one, or its administrator must act. The token is not the problem.
         Cause::OffersXclient | Cause::NoStartTls | Cause::Preauthenticated | Cause::BytesAfterStartTls => {
             Failed::temporary(LoginOutcome::Unavailable, why)
         }
@@ -261,7 +263,7 @@ fn refused(failure: Failure, account: &Account) -> Failed {
     }
 }
 
-/// Lets the kernel detect a peer that is gone.
+/// Sets socket options with which the kernel detects a peer that no longer exists.
 pub(crate) fn watch(stream: &TcpStream, protocol: Protocol) {
     let set = || {
         sockopt::set_tcp_nodelay(stream, true)?;
@@ -271,7 +273,7 @@ pub(crate) fn watch(stream: &TcpStream, protocol: Protocol) {
         sockopt::set_tcp_keepcnt(stream, KEEP_ALIVES)?;
         sockopt::set_tcp_user_timeout(stream, user_timeout(protocol))
     };
-    // A socket that refuses an option works without it.
+    // A socket that rejects an option works without it.
     if let Err(error) = set() {
         tracing::debug!(%error, "socket option not set");
     }

@@ -1,4 +1,4 @@
-//! The chart `charts/mail-token-relay` as it is rendered, with each file of values in `ci/`.
+//! Renders the chart `charts/mail-token-relay` with each file of values in `ci/`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a test's failure")]
 
@@ -28,7 +28,7 @@ fn tool(name: &str) -> Command {
     command
 }
 
-/// What a command prints, or with a failure what it complains of.
+/// Returns the output of a command, or its error output if the command fails.
 fn output(command: &mut Command) -> Result<String, String> {
     let output = command.output().unwrap();
     match output.status.success() {
@@ -114,7 +114,7 @@ fn unsafe_values_are_refused() {
     }
 }
 
-/// `UPDATE_GOLDEN=1` writes the files again: read the difference.
+/// `UPDATE_GOLDEN=1` writes the golden files again. Check the diff.
 #[test]
 fn the_objects_are_the_golden_ones() {
     for name in ["one", "all"] {
@@ -182,7 +182,7 @@ fn the_network_policy_lets_only_the_named_peers_connect() {
     assert_eq!(policy["spec"]["ingress"].as_array().unwrap().len(), 1);
     assert_eq!(policy["spec"]["ingress"][0]["from"], json!([{"podSelector": {"matchLabels": {"app": "grafana"}}}]));
     assert_eq!(policy["spec"]["policyTypes"], json!(["Ingress", "Egress"]));
-    // A peer without a selector is no peer to Kubernetes, so [{}] becomes a rule for all.
+    // Kubernetes treats a peer without a selector as no peer, so the chart renders `[{}]` as a rule for all peers.
     let policy = of_kind(&render("all", &[]).unwrap(), "NetworkPolicy");
     assert_eq!(policy["spec"]["ingress"][0]["from"], Value::Null);
     assert_eq!(policy["spec"]["ingress"][1]["ports"], json!([{"port": "metrics", "protocol": "TCP"}]));

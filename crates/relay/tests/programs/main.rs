@@ -1,5 +1,5 @@
-//! Real programs that know only a password, through the relay, at Dovecot and Postfix with a token of Keycloak. Each program is a
-//! script of its own; `docs/relay/` has a page for each.
+//! Real programs that know only a password log in through the relay at Dovecot and Postfix, with a token of Keycloak. A
+//! script tests each program; `docs/relay/` has a page for each program.
 //!
 //! `MTB_TEST_STACK` names a running stack to use, as for the other tests.
 
@@ -25,7 +25,7 @@ use serde_json::Value;
 struct Stack {
     dir: PathBuf,
     env: BTreeMap<String, String>,
-    /// When its standard input closes, at the end of this process, it stops the servers.
+    /// The process that stops the servers when its standard input closes, at the end of this process.
     _guard: Option<Child>,
 }
 
@@ -56,7 +56,7 @@ impl Stack {
         Self { env: file.lines().filter_map(pair).collect(), dir, _guard: guard }
     }
 
-    /// Starts the servers under a shell in a session of its own, which no signal for the test reaches.
+    /// Starts the servers under a shell in its own session, which receives no signals for the test.
     fn guarded() -> (PathBuf, Option<Child>) {
         const SCRIPT: &str = r#"
             "$1" up "$2" mail >&2 && echo up
@@ -78,7 +78,7 @@ impl Stack {
         (dir, Some(guard))
     }
 
-    /// A token for the mailbox, from Keycloak.
+    /// Requests a token for the mailbox from Keycloak.
     fn token(&self) -> String {
         let form = |name: &str, value: &str| format!("{name}={value}");
         let output = Command::new("curl")
@@ -102,7 +102,7 @@ impl Stack {
         for (key, value) in [("access_token", &token), ("username", mailbox), ("from", mailbox)] {
             write(key, value);
         }
-        // Keycloak's tokens last for 300 s here.
+        // The tokens of this Keycloak are valid for 300 s.
         write("expires_at_unix", &(now + 300).to_string());
         for (protocol, server, security) in
             [("smtp", "SUBMISSION", "STARTTLS"), ("imap", "IMAP", "TLS"), ("pop3", "POP3", "TLS")]
@@ -115,7 +115,7 @@ impl Stack {
     }
 }
 
-/// A relay process, which is killed when it is dropped, and its ports.
+/// A relay process and its ports. Dropping it kills the process.
 struct Relay {
     child: Child,
     ports: BTreeMap<String, String>,
@@ -152,7 +152,7 @@ impl Drop for Relay {
     }
 }
 
-/// Runs the script of a program, which checks what it sent and read.
+/// Runs the script of a program. The script checks the mail that the program sent and read.
 fn run(program: &str) {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let stack = Stack::shared();
@@ -185,7 +185,7 @@ fn run(program: &str) {
     assert!(output.status.success(), "{program} ({}):\n{said}\nthe relay's log:\n{log}", output.status);
 }
 
-/// The scripts, each of which one test runs.
+/// The scripts. One test runs each of them.
 const PROGRAMS: &[&str] = &[
     "alertmanager",
     "curl",

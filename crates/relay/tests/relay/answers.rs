@@ -6,11 +6,11 @@ use super::support::{Client, Folder, Relay, Server, Trust, plain, secret};
 
 const USER: &str = "billing@shop.example";
 
-/// A protocol, and its answers to a login that a person has to fix.
+/// Each protocol, with its answer to a login that a user must fix.
 const PERMANENT: [(&str, &str); 3] =
     [("SMTP", "535 5.7.8"), ("IMAP", "a NO [AUTHENTICATIONFAILED]"), ("POP3", "-ERR [AUTH]")];
 
-/// The command that logs in.
+/// Returns the command that logs in.
 fn login(protocol: &str, user: &str, password: &str) -> String {
     match protocol {
         "IMAP" => format!("a LOGIN {user} {password}"),
@@ -27,7 +27,7 @@ async fn connect(relay: &Relay, protocol: &str) -> Client {
 #[tokio::test]
 async fn a_wrong_name_or_password_and_a_missing_protocol_are_permanent_failures() {
     let (mailboxes, logins) = (Folder::new(), Folder::new());
-    // A Secret without servers.
+    // This Secret has no servers.
     mailboxes.publish("billing", &secret(USER, "good", &[]));
     let login_keys = [("username", "app"), ("password", "s3cret"), ("mailbox", USER)];
     logins.publish("app", &BTreeMap::from(login_keys.map(|(key, value)| (key.to_owned(), value.to_owned()))));
@@ -97,7 +97,7 @@ async fn an_smtp_login_without_a_place_at_its_mailbox_is_a_temporary_failure() {
     let relay = Relay::start(folder.path(), &["--ca-file", ca_file.to_str().unwrap(), "--max-smtp-per-mailbox", "1"]);
     let mut first = connect(&relay, "SMTP").await;
     first.ask(&login("SMTP", USER, "x"), "235").await;
-    // The relay waits 30 s.
+    // The relay waits 30 s for a permit before it answers.
     let mut second = connect(&relay, "SMTP").await;
     second.ask(&login("SMTP", USER, "x"), "454 4.7.0").await;
     let line = relay.line("login failed").await;

@@ -1,4 +1,4 @@
-//! Bytes after the login: unchanged, both ways, to the end of both sides.
+//! Bytes after the login: the relay copies them unchanged in both directions until both sides have closed.
 
 use super::support::{Client, Folder, Relay, Server, Trust, secret};
 
@@ -28,7 +28,7 @@ async fn logged_in(relay: &Relay) -> Client {
     client
 }
 
-/// Bytes without a pattern that a chunk could repeat.
+/// Returns bytes without a pattern, so that no two chunks are equal.
 fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     let next = || {
@@ -46,7 +46,7 @@ async fn large_messages_pass_both_ways_together_and_the_end_of_one_side_leaves_t
     let client = logged_in(&relay).await;
     let sent = noise(25_000_000);
     let received = client.exchange(sent.clone()).await;
-    // The server sends its last line after the client has ended its side.
+    // The server sends its last line after the client has closed its side.
     assert!(received == [&sent[..], b"the end\r\n"].concat(), "{} bytes of {}", received.len(), sent.len());
     let ended = relay.line("session ended").await;
     assert_eq!((ended["to_server"].as_u64(), ended["to_client"].as_u64()), (Some(25_000_000), Some(25_000_009)));
@@ -65,9 +65,9 @@ async fn a_client_that_does_not_read_stops_the_server_instead_of_filling_memory(
         clients.push(logged_in(&relay).await);
     }
     let before = relay.memory("VmRSS");
-    // More than the buffers of the kernel on all four sockets.
+    // More bytes than fit into the kernel's buffers of all four sockets.
     let sent = std::sync::Arc::new(noise(100_000_000));
-    // Each client writes until the relay accepts no more, and reads nothing.
+    // Each client writes until the relay accepts no more bytes, and reads nothing.
     let mut tasks = vec![];
     for mut client in clients {
         let sent = sent.clone();
@@ -83,7 +83,7 @@ async fn a_client_that_does_not_read_stops_the_server_instead_of_filling_memory(
     }
     let grown = relay.memory("VmRSS").saturating_sub(before);
     assert!(grown < 4 * 512, "{grown} KiB for 4 stalled sessions");
-    // They go on when their clients read.
+    // The sessions continue when their clients read.
     for client in &mut clients {
         assert!(client.bytes(1_000_000).await == sent[..1_000_000]);
     }
@@ -99,7 +99,7 @@ async fn the_servers_end_reaches_the_client() {
     let mut client = Client::connect(relay.port("SMTP")).await;
     client.line().await;
     client.ask(&format!("AUTH PLAIN {}", super::support::plain(USER, "x")), "235").await;
-    // The server drops the connection without a reply.
+    // The server closes the connection without a reply.
     client.send("RESET").await;
     assert_eq!(client.rest().await, b"");
 }

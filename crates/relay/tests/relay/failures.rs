@@ -1,4 +1,4 @@
-//! Logins that fail: what the client learns, and what the log says.
+//! Failed logins: the client's answer and the log line.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use super::support::{Answers, Client, Folder, Relay, Server, Trust, plain, proto
 
 const USER: &str = "billing@shop.example";
 
-/// The command that logs in, and the answers to a temporary and to a permanent failure.
+/// Returns the command that logs in, and the answers to a temporary and to a permanent failure.
 fn login(protocol: &str) -> (String, &'static str, &'static str) {
     let response = plain(USER, "x");
     match protocol {
@@ -16,8 +16,8 @@ fn login(protocol: &str) -> (String, &'static str, &'static str) {
     }
 }
 
-/// Logs in with a Secret, and checks the client's answer, the outcome and a part of the explanation in the log. Returns the log
-/// line.
+/// Logs in with a Secret, and checks the client's answer, and the outcome and a part of the explanation in the log.
+/// Returns the log line.
 #[track_caller]
 fn fails<'a>(
     protocol: &'a str,
@@ -42,7 +42,7 @@ fn fails<'a>(
         let line = relay.line("login failed").await;
         assert_eq!(line["outcome"], outcome, "{place}: {line}");
         assert!(line["why"].as_str().unwrap().contains(why), "{place}: {line}");
-        // The session goes on.
+        // The session continues.
         let (noop, ok) = match protocol {
             "smtp" => ("NOOP", "250"),
             "imap" => ("b NOOP", "b OK"),
@@ -70,7 +70,7 @@ async fn a_secret_without_a_valid_token_is_a_temporary_failure() {
 async fn a_server_that_cannot_be_used_is_a_temporary_failure() {
     let (trust, other) = (Trust::new(), Trust::new());
     for protocol in ["smtp", "imap", "pop3"] {
-        // A port that a socket holds without listening.
+        // A bound port without a listener refuses connections.
         let closed = tokio::net::TcpSocket::new_v4().unwrap();
         closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let server = Server::start(protocol, trust.server("localhost"), &["s3cret-token"]).await;
@@ -124,7 +124,7 @@ async fn a_server_that_must_not_be_trusted_gets_no_token() {
 async fn a_server_without_starttls_is_never_used_in_plain_text() {
     let trust = Trust::new();
     for protocol in ["smtp", "imap", "pop3"] {
-        // A plain server that offers AUTH, but no STARTTLS.
+        // A server without TLS that offers AUTH but no STARTTLS.
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let seen = tokio::spawn(async move {
@@ -229,7 +229,7 @@ async fn smtp_falls_back_to_the_second_folder_before_the_client_is_answered() {
     client.ask(&format!("AUTH PLAIN {}", plain(USER, "x")), "235").await;
     assert!(relay.line("second folder used").await["why"].as_str().unwrap().contains("535 5.7.139"));
     assert!(relay.admin("/metrics").contains(&format!("mailtoken_relay_fallbacks_total{{mailbox=\"{USER}\"}} 1")));
-    // One of the two fails for a cause that may pass.
+    // The failure of one of the two folders is temporary.
     let mut expired = secret(USER, "second", &[&second]);
     expired.insert("expires_at_unix".to_owned(), "1".to_owned());
     folder.publish("second", &expired);

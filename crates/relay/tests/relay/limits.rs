@@ -24,7 +24,7 @@ async fn half_of_the_connections_may_wait_for_a_login() {
         assert!(refused.line().await.starts_with(answer));
         assert_eq!(refused.rest().await, b"");
     }
-    // A client that has logged in makes room for one that has not.
+    // A client that has logged in frees the permit for a client before login.
     client.ask(&format!("AUTH PLAIN {}", plain(USER, "x")), "235").await;
     let mut second = Client::connect(relay.port("SMTP")).await;
     assert!(second.line().await.starts_with("220"));

@@ -1,4 +1,4 @@
-//! The login of a program, the login at the mail server, and what passes between them.
+//! The login of a program at the relay, the relay's login at the mail server, and the bytes between both.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use super::support::{Client, Folder, Relay, Server, Trust, plain, protocol_of, s
 
 const USER: &str = "billing@shop.example";
 
-/// A mail server, a Secret for it, and a relay.
+/// Starts a mail server and a relay with a Secret for that server.
 async fn sidecar(protocol: &'static str) -> (Trust, Server, Folder, Relay) {
     let trust = Trust::new();
     let server = Server::start(protocol, trust.server("localhost"), &["good"]).await;
@@ -33,12 +33,12 @@ async fn a_program_sends_mail_with_any_password() {
     client.ask("QUIT", "221").await;
     assert_eq!(client.rest().await, b"");
     let log = server.log();
-    // The user name is the Secret's, and EHLO has the program's name.
+    // The relay sends the Secret's user name, and the program's name in EHLO.
     let wanted =
         ["EHLO program.example", "AUTH XOAUTH2", "token billing@shop.example good", "MAIL FROM:<billing@shop.example>"];
     assert_eq!(log[..4], wanted);
     assert_eq!(log[log.len() - 3..], ["Hello", ".", "QUIT"]);
-    // The next client learns what the server offers.
+    // The relay offers the next client what the server offers.
     let mut client = Client::connect(relay.port("SMTP")).await;
     client.line().await;
     let offered = client.ehlo().await;
@@ -54,7 +54,7 @@ async fn a_program_reads_mail_and_sees_the_servers_capabilities() {
     let mut client = Client::connect(relay.port("IMAP")).await;
     let greeting = "* OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID AUTH=PLAIN AUTH=LOGIN] mail-token-relay ready";
     assert_eq!(client.line().await, greeting);
-    // What the client sends ahead reaches the server after the login.
+    // Bytes that the client sends before the login has ended reach the server after the login.
     client.send(&format!("a1 LOGIN {USER} \"any\"\r\na2 SELECT INBOX")).await;
     let accepted = client.line().await;
     assert_eq!(accepted, "a1 OK [CAPABILITY IMAP4rev1 AUTH=XOAUTH2 IDLE MOVE] Logged in");

@@ -1,4 +1,4 @@
-//! The process: start, commands, metrics, and the end.
+//! The process: its start, commands, metrics and end.
 
 use std::collections::BTreeMap;
 
@@ -52,7 +52,7 @@ async fn sigterm_ends_clients_before_login_and_leaves_sessions_to_the_drain_time
         assert_eq!(client.rest().await, b"");
     }
     assert!(relay.admin("/readyz").starts_with("HTTP/1.0 503"));
-    // No new connections.
+    // The relay accepts no new connections.
     let refused = async {
         while tokio::net::TcpStream::connect(("127.0.0.1", relay.port("SMTP"))).await.is_ok() {
             tokio::task::yield_now().await;
@@ -123,7 +123,7 @@ async fn ready_reports_whether_the_relay_listens() {
     };
     let port = relay.port("SMTP");
     assert_eq!(ready(port), Some(0));
-    // A port that a socket holds without listening.
+    // A bound port without a listener refuses connections.
     let closed = tokio::net::TcpSocket::new_v4().unwrap();
     closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     assert_eq!(ready(closed.local_addr().unwrap().port()), Some(1));

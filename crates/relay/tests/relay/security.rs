@@ -1,4 +1,4 @@
-//! TLS of clients, other protocols on a port of the relay, and bytes behind STARTTLS.
+//! TLS of clients, other protocols on a port of the relay, and bytes after STARTTLS.
 
 use super::support::{Client, Folder, Relay, Server, Trust, plain, secret};
 
@@ -53,7 +53,7 @@ async fn a_client_certificate_is_needed_where_the_flag_says_so() {
     let ca_file = trust.ca_file();
     let (server, _folder, relay) =
         relay(&trust, &["--smtps", "127.0.0.1:0", "--tls-client-ca", ca_file.to_str().unwrap()]).await;
-    // No password without TLS, on loopback too.
+    // The relay accepts no password without TLS, even on loopback.
     let mut client = Client::connect(relay.port("SMTP")).await;
     client.line().await;
     assert!(!client.ehlo().await.iter().any(|line| line.contains("AUTH")));
@@ -77,7 +77,7 @@ async fn a_new_certificate_is_used_when_it_matches_its_key() {
     let (other, (cert, _)) = (Trust::new(), trust.files("relay.test"));
     let works = async |trust: &Trust| Client::connect_tls(relay.port("SMTP+TLS"), trust.client(None)).await.is_ok();
     assert!(works(&trust).await);
-    // A certificate whose key has not arrived yet.
+    // Replaces the certificate before its key.
     let (new_cert, new_key) = other.issue("relay.test");
     std::fs::write(&cert, &new_cert).unwrap();
     assert!(works(&trust).await, "the certificate before stays in use");

@@ -1,5 +1,5 @@
-//! Logins with a password at the stand-ins of Exchange and Gmail, with tokens of the stand-ins of Microsoft and Google: what the
-//! program gets, and the one log line that says what fixes a refusal.
+//! Logins with a password at the stand-ins of Exchange and Gmail, with tokens of the stand-ins of Microsoft and Google.
+//! The tests check the program's answer, and the one log line that explains how to fix a refusal.
 
 use std::{fs, process::Command};
 
@@ -15,12 +15,12 @@ use super::support::{Client, Folder, PATIENCE, Relay, plain, secret};
 
 const GMAIL: &str = "https://mail.google.com/";
 
-/// The name of a protocol in ports and logs.
+/// Returns the name of a protocol in ports and logs.
 fn name(protocol: Protocol) -> String {
     protocol.as_str().to_owned()
 }
 
-/// The access token in the response of a token endpoint at this machine, which has the name of the real host.
+/// Requests a token from a token endpoint on this machine that has the name of the real host. Returns the access token.
 fn token_from(url: &str, port: u16, ca: &str, form: &[(&str, &str)]) -> String {
     let folder = Folder::new();
     let ca_file = folder.path().join("ca.pem");
@@ -37,30 +37,30 @@ fn token_from(url: &str, port: u16, ca: &str, form: &[(&str, &str)]) -> String {
     response["access_token"].as_str().unwrap().to_owned()
 }
 
-/// A token of the tenant's application.
+/// Requests a token of the tenant's application.
 fn microsoft_token(contoso: &Contoso) -> String {
     let url = "https://login.microsoftonline.com/contoso.onmicrosoft.com/oauth2/v2.0/token";
     token_from(url, contoso.entra.port(), &contoso.entra.ca(), &Contoso::form())
 }
 
-/// A token of the service account.
+/// Requests a token of the service account.
 fn google_token(workspace: &Workspace, scope: &str) -> String {
     let assertion = workspace.assertion(scope);
     let form = [("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"), ("assertion", &assertion)];
     token_from(TOKEN_URL, workspace.google.port(), &workspace.google.ca(), &form)
 }
 
-/// A program that uses a mailbox of Exchange with a token of the tenant's application.
+/// Starts the relay for a mailbox of Exchange, with a token of the tenant's application.
 fn at_exchange(contoso: &Contoso, mailbox: &'static str) -> Program {
     Program::new(&contoso.exchange, &contoso.entra.ca(), mailbox, &microsoft_token(contoso))
 }
 
-/// A program that uses the mailbox at Gmail with this token.
+/// Starts the relay for the mailbox at Gmail, with this token.
 fn at_gmail(workspace: &Workspace, token: &str) -> Program {
     Program::new(&workspace.gmail, &workspace.google.ca(), MAILBOX, token)
 }
 
-/// The relay beside a program that knows only a password.
+/// A relay for one mailbox, as a program uses it.
 struct Program {
     relay: Relay,
     mailbox: &'static str,
@@ -86,7 +86,7 @@ impl Program {
         Self { relay, mailbox, token: token.to_owned(), _folder: folder }
     }
 
-    /// Connects and logs in. Returns the connection and the answer.
+    /// Connects and logs in as a program. Returns the connection and the answer.
     async fn log_in(&self, protocol: Protocol) -> (Client, String) {
         let mut client = Client::connect(self.relay.port(&name(protocol))).await;
         client.line().await;
@@ -102,7 +102,7 @@ impl Program {
         (client, answer)
     }
 
-    /// Logs in by a protocol that is accepted, and sends a command to the server.
+    /// Logs in by a protocol, expects success, and sends a command to the server.
     async fn is_accepted(&self, protocol: Protocol) -> Client {
         let (mut client, answer) = self.log_in(protocol).await;
         let (accepted, command, begins) = match protocol {
@@ -115,8 +115,8 @@ impl Program {
         client
     }
 
-    /// Logs in by a protocol, gets this answer, and finds one new line in the log, with the outcome and these parts of the
-    /// explanation. The session continues. Returns the explanation.
+    /// Logs in by a protocol, expects this answer, and expects one new line in the log, with the outcome and these
+    /// parts of the explanation. The session continues. Returns the explanation.
     async fn is_refused(&self, protocol: Protocol, answer: &str, outcome: &str, parts: &[&str]) -> String {
         let before = self.lines().len();
         let (mut client, answered) = self.log_in(protocol).await;
@@ -140,14 +140,14 @@ impl Program {
         why.to_owned()
     }
 
-    /// The same by each protocol, with a part of the explanation for each.
+    /// Calls [`Self::is_refused`] for each protocol, with a part of the explanation for each.
     async fn all_are_refused(&self, answers: [&str; 3], outcome: &str, parts: [&str; 3]) {
         for (protocol, (answer, part)) in Protocol::ALL.into_iter().zip(answers.into_iter().zip(parts)) {
             self.is_refused(protocol, answer, outcome, &[part]).await;
         }
     }
 
-    /// The log lines about clients, without those about the ends of sessions.
+    /// Returns the log lines about clients, without the lines about the ends of sessions.
     fn lines(&self) -> Vec<Value> {
         let log = self.relay.log();
         let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -155,11 +155,11 @@ impl Program {
     }
 }
 
-/// The answers to a login that may succeed later, and to one that a person has to fix.
+/// The answers to a login that may succeed later. `PERMANENT` has the answers to a login that a user must fix.
 const TEMPORARY: [&str; 3] = ["454 4.7.0", "a NO [UNAVAILABLE]", "-ERR [SYS/TEMP]"];
 const PERMANENT: [&str; 3] = ["535 5.7.8", "a NO [AUTHENTICATIONFAILED]", "-ERR [AUTH]"];
 
-/// The command after the colon at the end of an explanation.
+/// Returns the command after the colon at the end of an explanation.
 fn command(why: &str) -> &str {
     why.rsplit_once(": ").unwrap().1
 }
@@ -175,7 +175,7 @@ async fn exchange_and_gmail_accept_logins_with_a_password() {
     let accepted = Protocol::ALL.map(|protocol| (protocol, MAILBOX.to_owned(), true));
     assert_eq!(contoso.exchange.logins(), accepted);
     assert_eq!(workspace.gmail.logins(), accepted);
-    // The next program learns what the server offers.
+    // The relay offers the next program what the server offers.
     let mut client = Client::connect(gmail.relay.port("IMAP")).await;
     assert!(client.line().await.contains(" IDLE "));
 }
@@ -193,7 +193,7 @@ async fn the_log_names_the_commands_that_set_a_new_tenant_up() {
     let refused = "535 5.7.8 The mail server refused the token (535 5.7.3)";
     program.is_refused(Smtp, refused, "refused", &["535 5.7.3: ", &permission]).await;
     program.is_refused(Pop3, "-ERR [AUTH]", "refused", &["-ERR: ", &permission]).await;
-    // Exchange accepts the login and refuses the mailbox, which the program sees.
+    // Exchange accepts the login but refuses the mailbox. The program sees the refusal.
     let (mut client, answer) = program.log_in(Imap).await;
     assert!(answer.starts_with("a OK"), "{answer}");
     client.ask("b SELECT INBOX", "b BAD User is authenticated but not connected.").await;
@@ -236,7 +236,7 @@ async fn each_refusal_of_exchange_has_its_answer_and_its_command() {
     }
     contoso.exchange.block(None);
 
-    // Exchange's clock decides about a token that the Secret calls valid.
+    // Exchange's clock is ahead, so Exchange refuses a token that is valid by the Secret.
     contoso.exchange.clock_ahead(3600);
     program.all_are_refused(PERMANENT, "refused", codes).await;
     contoso.exchange.clock_ahead(0);

@@ -1,4 +1,4 @@
-//! A mail program that a test directs line by line.
+//! A mail program that a test controls line by line.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects, without reading the greeting.
+    /// Connects, and does not read the greeting.
     pub async fn connect(port: u16) -> Self {
         let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         Self { stream: Box::new(stream), unread: vec![] }
@@ -39,7 +39,7 @@ impl Client {
         Ok(Self { stream: Box::new(stream), unread: vec![] })
     }
 
-    /// Sends a line.
+    /// Sends a line with a line end.
     pub async fn send(&mut self, line: &str) {
         self.send_bytes(format!("{line}\r\n").as_bytes()).await;
     }
@@ -71,7 +71,7 @@ impl Client {
         self.try_line().await.expect("a line, not the end of the connection")
     }
 
-    /// Reads the lines of a reply of SMTP, without the hyphens.
+    /// Reads the lines of an SMTP reply, without the hyphens.
     pub async fn reply(&mut self) -> Vec<String> {
         let mut lines = vec![];
         loop {
@@ -84,7 +84,7 @@ impl Client {
         }
     }
 
-    /// Sends a line, and reads a line that must begin like this.
+    /// Sends a line, and reads a line that must begin with `begins`.
     #[track_caller]
     pub fn ask<'a>(&'a mut self, line: &'a str, begins: &'a str) -> impl Future<Output = String> + 'a {
         let place = std::panic::Location::caller();
@@ -109,7 +109,7 @@ impl Client {
         rest
     }
 
-    /// Reads this number of bytes.
+    /// Reads exactly `length` bytes.
     pub async fn bytes(&mut self, length: usize) -> Vec<u8> {
         let mut bytes = std::mem::take(&mut self.unread);
         while bytes.len() < length {
@@ -123,7 +123,7 @@ impl Client {
         bytes
     }
 
-    /// Reads and writes at the same time.
+    /// Writes `bytes` and reads to the end of the connection at the same time. Returns the bytes that it read.
     pub async fn exchange(self, bytes: Vec<u8>) -> Vec<u8> {
         let (mut reader, mut writer) = tokio::io::split(self.stream);
         let sent = tokio::spawn(async move {

@@ -1,4 +1,5 @@
-//! What the tests of the relay share: the built binary as a process, mounted Secrets, clients, and mail servers that a test directs.
+//! Parts that the tests of the relay share: the built binary as a process, mounted Secrets, clients, and mail servers
+//! that a test controls.
 
 mod client;
 mod mount;
@@ -14,11 +15,11 @@ pub use self::{
     trust::Trust,
 };
 
-/// A base64 line of SASL PLAIN.
+/// Returns a base64 line of SASL PLAIN.
 pub fn plain(user: &str, password: &str) -> String {
     use base64::Engine as _;
     base64::prelude::BASE64_STANDARD.encode(format!("\0{user}\0{password}"))
 }
 
-/// Time that a test waits for what has to happen.
+/// Maximum time that a test waits for an expected event.
 pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);

@@ -11,11 +11,11 @@ use std::{
 
 use super::Server;
 
-/// A folder that is removed at the end of the test.
+/// A folder that the test removes at its end.
 pub struct Folder(PathBuf);
 
 impl Folder {
-    /// A new folder below Cargo's folder for tests.
+    /// Creates a folder below Cargo's folder for tests.
     pub fn new() -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -25,12 +25,12 @@ impl Folder {
         Self(path)
     }
 
-    /// Where it is.
+    /// Returns the path of the folder.
     pub fn path(&self) -> &Path {
         &self.0
     }
 
-    /// Publishes a generation of a Secret in a folder of it.
+    /// Publishes a generation of a Secret in the subfolder `name`.
     pub fn publish(&self, name: &str, keys: &BTreeMap<String, String>) {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let folder = self.0.join(name);
@@ -58,7 +58,7 @@ impl Drop for Folder {
     }
 }
 
-/// The keys of a Secret whose token is valid for an hour, for these servers.
+/// Returns the keys of a Secret for these servers, with a token that is valid for an hour.
 pub fn secret(user: &str, token: &str, servers: &[&Server]) -> BTreeMap<String, String> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let mut keys: BTreeMap<String, String> = [

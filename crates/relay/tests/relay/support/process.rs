@@ -13,17 +13,17 @@ use serde_json::Value;
 
 use super::PATIENCE;
 
-/// A relay, which is killed when it is dropped.
+/// A relay process. Dropping it kills the process.
 pub struct Relay {
     child: Child,
     log: Arc<Mutex<String>>,
-    /// The port of each listener, by protocol, such as `SMTP`, or `SMTP+TLS` where TLS begins with the first byte.
+    /// The port of each listener, by protocol: `SMTP`, or `SMTP+TLS` if TLS begins with the first byte.
     ports: HashMap<String, u16>,
     reader: Option<thread::JoinHandle<()>>,
 }
 
 impl Relay {
-    /// Starts a relay for the Secrets in a folder, with a listener for each protocol on a port of its own.
+    /// Starts a relay for the Secrets in a folder, with one listener for each protocol on a free port.
     pub fn start(mailboxes: &Path, arguments: &[&str]) -> Self {
         let own = ["--smtp", "127.0.0.1:0", "--imap", "127.0.0.1:0", "--pop3", "127.0.0.1:0"];
         let given = |flag: &&str| arguments.contains(flag);
@@ -77,38 +77,38 @@ impl Relay {
         relay
     }
 
-    /// The command with its arguments.
+    /// Returns the relay's command with these arguments.
     pub fn command(mailboxes: &Path, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mail-token-relay"));
         command.args(arguments).arg("--mailboxes").arg(mailboxes).stdin(Stdio::null());
-        // The tests' environment must not be a relay's settings.
+        // Variables in the tests' environment must not set the relay's flags.
         std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MTR_")).for_each(|(name, _)| {
             command.env_remove(name);
         });
         command
     }
 
-    /// Runs a command to its end.
+    /// Runs a command until it ends.
     pub fn run(mailboxes: &Path, arguments: &[&str]) -> Output {
         Self::command(mailboxes, arguments).output().unwrap()
     }
 
-    /// The port of a listener.
+    /// Returns the port of a listener.
     pub fn port(&self, name: &str) -> u16 {
         self.ports[name]
     }
 
-    /// The log so far.
+    /// Returns the log lines so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
-    /// Waits for a log line that has this message, and returns the last one.
+    /// Waits for a log line with this message, and returns the last one.
     pub async fn line(&self, message: &str) -> Value {
         self.line_with(&[("message", message)]).await
     }
 
-    /// Waits for a log line that has these fields, and returns the last one.
+    /// Waits for a log line with these fields, and returns the last one.
     pub async fn line_with(&self, fields: &[(&str, &str)]) -> Value {
         let find = || {
             let log = self.log();
@@ -127,13 +127,13 @@ impl Relay {
         found.unwrap_or_else(|_| panic!("no line {fields:?}:\n{}", self.log()))
     }
 
-    /// Asks the relay to stop.
+    /// Sends SIGTERM to the relay.
     pub fn terminate(&self) {
         let killed = Command::new("kill").args(["-s", "TERM", &self.child.id().to_string()]).status().unwrap();
         assert!(killed.success());
     }
 
-    /// Waits for the end of the process, and returns its exit code.
+    /// Waits until the process has ended, and returns its exit code.
     pub async fn ended(&mut self) -> Option<i32> {
         let waiting = async {
             loop {
@@ -146,14 +146,14 @@ impl Relay {
         tokio::time::timeout(PATIENCE, waiting).await.expect("the process ends in time")
     }
 
-    /// A value of `/proc/PID/status`, in KiB.
+    /// Returns a value of `/proc/PID/status`, in KiB.
     pub fn memory(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find(|line| line.starts_with(name)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
-    /// The response to a request at the admin port.
+    /// Sends a request to the admin port, and returns the response.
     pub fn admin(&self, path: &str) -> String {
         use std::io::Write as _;
         let mut stream = std::net::TcpStream::connect(("127.0.0.1", self.port("admin"))).unwrap();

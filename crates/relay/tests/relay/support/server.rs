@@ -1,4 +1,5 @@
-//! A mail server that a test directs: it accepts some tokens, and afterwards returns every byte (IMAP, POP3) or takes mail (SMTP).
+//! A mail server that a test controls. It accepts some tokens. After the login it echoes every byte (IMAP, POP3) or
+//! accepts mail (SMTP).
 
 use std::{
     collections::HashSet,
@@ -15,18 +16,18 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-/// What a server says, where it is not what most servers say.
+/// The answers of a server that differ between tests.
 #[derive(Clone, Debug)]
 pub struct Answers {
     /// The greeting.
     pub greeting: &'static str,
-    /// The lines of EHLO's reply or of CAPA's, or the words of IMAP's capabilities.
+    /// The lines of the reply to EHLO or CAPA, or the words of IMAP's capabilities.
     pub offers: Vec<&'static str>,
-    /// The answer to a token that is not accepted.
+    /// The answer to a token that the server does not accept.
     pub refusal: &'static str,
-    /// Bytes that follow the answer to STARTTLS before the handshake.
+    /// Bytes that the server sends after the answer to STARTTLS, before the handshake.
     pub after_start_tls: &'static str,
-    /// Bytes that follow the answer to the login.
+    /// Bytes that the server sends after the answer to the login.
     pub after_login: &'static str,
 }
 
@@ -47,7 +48,7 @@ struct Shared {
     on_refusal: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
 
-/// The usual answers of a protocol: `smtp`, `imap` or `pop3`.
+/// Returns the usual answers of a protocol: `smtp`, `imap` or `pop3`.
 pub fn protocol_of(protocol: &str) -> Answers {
     let (greeting, offers, refusal) = match protocol {
         "smtp" => (
@@ -62,12 +63,12 @@ pub fn protocol_of(protocol: &str) -> Answers {
 }
 
 impl Server {
-    /// A server with TLS from the first byte.
+    /// Starts a server with TLS from the first byte.
     pub async fn start(protocol: &'static str, tls: Arc<ServerConfig>, tokens: &[&str]) -> Self {
         Self::start_with(protocol, false, tls, tokens, protocol_of(protocol)).await
     }
 
-    /// A server with other answers, or one that wants STARTTLS.
+    /// Starts a server with other answers, or a server that requires STARTTLS.
     pub async fn start_with(
         protocol: &'static str,
         start_tls: bool,
@@ -91,27 +92,27 @@ impl Server {
         Self { port, shared, task }
     }
 
-    /// Where it listens on 127.0.0.1.
+    /// Returns the port of the server on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The prefix of its keys in a Secret.
+    /// Returns the prefix of the server's keys in a Secret.
     pub fn prefix(&self) -> &'static str {
         self.shared.protocol
     }
 
-    /// The value of its key for the security.
+    /// Returns the value of the server's key for the security.
     pub fn security(&self) -> &'static str {
         if self.shared.start_tls { "STARTTLS" } else { "TLS" }
     }
 
-    /// The lines of clients so far, and the tokens as `token USER TOKEN`.
+    /// Returns the lines that clients have sent so far, and the tokens as `token USER TOKEN`.
     pub fn log(&self) -> Vec<String> {
         self.shared.log.lock().unwrap().clone()
     }
 
-    /// Runs this before each answer that refuses a token.
+    /// Calls `run` before each answer that refuses a token.
     pub fn on_refusal(&self, run: impl Fn() + Send + 'static) {
         *self.shared.on_refusal.lock().unwrap() = Some(Box::new(run));
     }
@@ -148,7 +149,7 @@ impl Shared {
         Ok(line.trim_end().to_owned())
     }
 
-    /// The dialogue before TLS.
+    /// Runs the dialogue before TLS.
     async fn opening<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: &mut BufReader<S>,
@@ -204,7 +205,7 @@ impl Shared {
     }
 
     async fn talk<S: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: BufReader<S>, greets: bool) -> io::Result<()> {
-        // After STARTTLS there is no second greeting.
+        // After STARTTLS the server sends no second greeting.
         if greets {
             self.write(&mut stream, &format!("{}\r\n", self.answers.greeting)).await?;
         }
@@ -243,7 +244,7 @@ impl Shared {
         }
     }
 
-    /// Returns every byte until the client ends its side.
+    /// Echoes every byte until the client closes its side.
     async fn return_bytes<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: BufReader<S>) -> io::Result<()> {
         let (mut reader, mut writer) = tokio::io::split(stream);
         let mut buffer = vec![0; 65536];

@@ -1,4 +1,4 @@
-//! A certificate authority of the tests.
+//! A certificate authority for tests.
 
 use std::{fs, path::PathBuf, sync::Arc};
 
@@ -18,7 +18,7 @@ pub struct Trust {
 }
 
 impl Trust {
-    /// A new authority.
+    /// Creates an authority.
     pub fn new() -> Self {
         let mut params = CertificateParams::new(vec![]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -28,19 +28,19 @@ impl Trust {
         Self { folder, issuer }
     }
 
-    /// The file with the authority's certificate.
+    /// Returns the file with the authority's certificate.
     pub fn ca_file(&self) -> PathBuf {
         self.folder.path().join("ca.pem")
     }
 
-    /// A certificate for a name, and its key, as PEM.
+    /// Issues a certificate for a name. Returns the certificate and its key as PEM.
     pub fn issue(&self, name: &str) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
     }
 
-    /// The same as files, which are replaced when they exist.
+    /// Issues a certificate for a name, and writes it and its key to files. Replaces existing files.
     pub fn files(&self, name: &str) -> (PathBuf, PathBuf) {
         let (certificate, key) = self.issue(name);
         let files = (self.folder.path().join("tls.crt"), self.folder.path().join("tls.key"));
@@ -49,7 +49,7 @@ impl Trust {
         files
     }
 
-    /// A server for a name.
+    /// Returns the TLS configuration of a server with a certificate for this name.
     pub fn server(&self, name: &str) -> Arc<ServerConfig> {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
@@ -60,7 +60,8 @@ impl Trust {
         Arc::new(builder.with_single_cert(vec![certificate.der().clone()], key).unwrap())
     }
 
-    /// A client that trusts this authority, with a certificate of it if it has a name.
+    /// Returns the TLS configuration of a client that trusts this authority. With a name, the client has a certificate
+    /// of this authority.
     pub fn client(&self, name: Option<&str>) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from(self.issuer.der().to_vec())).unwrap();
