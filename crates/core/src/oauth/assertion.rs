@@ -38,7 +38,7 @@ const PEM_MAX: usize = 32 * 1024;
 const RSA_BITS: RangeInclusive<usize> = 2_048..=4_096;
 /// Validity of an assertion. Microsoft requires at most 5 to 10 minutes.
 const LIFETIME: SignedDuration = SignedDuration::from_mins(5);
-/// Assertions name a time of issue this far in the past, for providers whose clock is behind.
+/// How far an assertion's issue time lies in the past, for providers whose clock is behind.
 const BACKDATED: SignedDuration = SignedDuration::from_secs(30);
 
 /// Errors of a key or certificate.
@@ -53,7 +53,7 @@ pub enum KeyFlaw {
     /// The content has another form than a key or certificate in PEM.
     #[error("holds {0}")]
     Holds(Form),
-    /// The key, whose kind is given, cannot sign with the algorithm.
+    /// The key cannot sign with the algorithm. The value is the kind of the key.
     #[error(
         "holds {0}, which does not fit the algorithm: PS256 and RS256 need RSA, ES256 needs EC P-256, EdDSA needs Ed25519"
     )]
@@ -64,19 +64,19 @@ pub enum KeyFlaw {
     /// The content has no certificate.
     #[error("holds no certificate in PEM")]
     NoCertificate,
-    /// The certificate is not for the key.
+    /// The certificate belongs to another key.
     #[error("holds the certificate of another key")]
     Mismatch,
 }
 
-/// The parameters of an assertion that do not belong to the client.
+/// The parameters of an assertion that depend on the request, not on the client.
 #[derive(Clone, Copy, Debug)]
 pub struct AssertionParams<'a> {
     /// The audience of the assertion: the token endpoint (RFC 7523 section 3).
     pub audience: &'a str,
-    /// The token endpoint. An assertion may only be sent to its origin.
+    /// The token endpoint. The broker sends an assertion only to the origin of this endpoint.
     pub token_url: &'a str,
-    /// A unique value, never used twice.
+    /// The claim `jti`, which no other assertion has.
     pub unique: &'a str,
     /// The current time of the request.
     pub now: Timestamp,
@@ -90,16 +90,16 @@ pub struct SigningKey {
     key_id: Option<String>,
     thumbprints: Option<Thumbprints>,
     expires_at: Option<Timestamp>,
-    /// The `aud` of assertions; `None`: the token endpoint.
+    /// The `aud` of the key's assertions. `None`: the token endpoint.
     audience: Option<String>,
 }
 
-/// What a certificate is known by to the server that has it.
+/// The thumbprints by which a provider finds the registered certificate.
 #[derive(Clone)]
 struct Thumbprints {
     /// `x5t#S256` (RFC 7515 section 4.1.8).
     sha256: String,
-    /// `x5t` (RFC 7515 section 4.1.7). It names the certificate and proves nothing.
+    /// `x5t` (RFC 7515 section 4.1.7). This SHA-1 hash only names the certificate; no check depends on its strength.
     sha1: String,
 }
 
@@ -114,14 +114,14 @@ trait JwsSigner: Send + Sync {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SigningError>;
 }
 
-/// RSA and Ed25519 have the same signature bytes as in TLS.
+/// RSA and Ed25519 signatures have the same bytes in JWS and in TLS.
 impl JwsSigner for Box<dyn Signer> {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SigningError> {
         Signer::sign(&**self, message).map_err(|_| SigningError)
     }
 }
 
-/// ECDSA has both numbers with fixed length (RFC 7518 section 3.4), where TLS has ASN.1.
+/// JWS needs the two numbers of an ECDSA signature at fixed length (RFC 7518 section 3.4); TLS uses ASN.1.
 impl JwsSigner for EcdsaKeyPair {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SigningError> {
         let signature = EcdsaKeyPair::sign(self, &SystemRandom::new(), message).map_err(|_| SigningError)?;
@@ -160,13 +160,13 @@ impl SigningKey {
         Ok(this)
     }
 
-    /// Returns the key for assertions with the `aud` `audience` instead of the token endpoint. This does not change the
-    /// endpoint to which an assertion is sent.
+    /// Returns the key with the `aud` of its assertions. `None`: the token endpoint. The broker sends the assertions to
+    /// the token endpoint in either case.
     pub fn with_audience(self, audience: Option<String>) -> Self {
         Self { audience, ..self }
     }
 
-    /// The parameters with the audience that the key's assertions name.
+    /// Returns the parameters with the key's own audience, if the key has one.
     fn named<'a>(&'a self, params: AssertionParams<'a>) -> AssertionParams<'a> {
         AssertionParams { audience: self.audience.as_deref().unwrap_or(params.audience), ..params }
     }
@@ -176,7 +176,7 @@ impl SigningKey {
         self.expires_at
     }
 
-    /// Signs an assertion by `client_id` about itself.
+    /// Signs an assertion of the client about itself: issuer and subject are `client_id`.
     ///
     /// # Errors
     /// If the key fails to sign.
@@ -188,7 +188,7 @@ impl SigningKey {
     fn jwt(&self, claims: &Value) -> Result<SecretString, SigningError> {
         let mut header = json!({"alg": self.algorithm, "typ": "JWT"});
         let thumbprints = self.thumbprints.as_ref();
-        // AD FS knows RS256 and x5t alone. The newer algorithms came with x5t#S256.
+        // AD FS supports only RS256 and `x5t`. Servers with the newer algorithms also support `x5t#S256`.
         let sha1 = thumbprints.filter(|_| self.algorithm == name(SigningAlgorithm::RS256)).map(|of| &of.sha1);
         let sha256 = thumbprints.map(|of| &of.sha256);
         for (member, value) in [("kid", self.key_id.as_ref()), ("x5t#S256", sha256), ("x5t", sha1)] {
@@ -212,7 +212,7 @@ fn claims(issuer: &str, subject: &str, params: AssertionParams<'_>) -> Value {
     })
 }
 
-/// The claims of a Google service account about a mailbox, which include the scopes (domain-wide delegation).
+/// The claims of a Google service account's assertion about a mailbox, with the scopes (domain-wide delegation).
 pub fn delegation_claims(account: &str, subject: &str, params: AssertionParams<'_>, scopes: &[String]) -> Value {
     let mut claims = claims(account, subject, params);
     claims["scope"] = json!(scopes.join(" "));
@@ -224,7 +224,8 @@ pub fn delegation_claims(account: &str, subject: &str, params: AssertionParams<'
 pub struct GrantKey<'a> {
     pub(super) key: &'a SigningKey,
     pub(super) issuer: &'a str,
-    /// Whether the assertion contains the scopes, as Google requires; other servers expect them outside of it.
+    /// Whether the assertion contains the scopes, as Google requires. Other servers expect the scopes in the token
+    /// request.
     pub(super) names_scopes: bool,
 }
 
@@ -251,8 +252,8 @@ pub struct ServiceAccountKey {
     pub key: SigningKey,
     /// The account's address, which is the issuer of its assertions.
     pub email: String,
-    /// The account's number, which an administrator enters for domain-wide delegation; without one in the file, the
-    /// address.
+    /// The account's number, which an administrator enters for domain-wide delegation. If the file has no number, this
+    /// is the address.
     pub client_id: String,
 }
 
@@ -262,7 +263,7 @@ pub enum KeyFileFlaw {
     /// The file has more than 32 KiB.
     #[error("is larger than any key file: more than 32 KiB")]
     TooLarge,
-    /// Text as an editor saved it, with what makes it no plain UTF-8.
+    /// An editor saved the file with a byte order mark or as UTF-16. The value names which.
     #[error(
         "was saved by an editor with {0}: download the key file again, or save it as UTF-8 without a byte order mark"
     )]
@@ -270,7 +271,7 @@ pub enum KeyFileFlaw {
     /// The file is not JSON, or lacks a required member.
     #[error("is not a key file of a service account: it must be the JSON file as downloaded")]
     NotAKeyFile,
-    /// The file is JSON of another kind, such as that of an OAuth client or of an external account.
+    /// The file is JSON of another kind, such as the file of an OAuth client.
     #[error("is a JSON file of another kind: its type must be service_account")]
     OtherKind,
     /// The file is the configuration of a workload identity federation (an external account).
@@ -279,14 +280,14 @@ pub enum KeyFileFlaw {
          read: use serviceAccountToken with google.serviceAccount instead, which needs no file"
     )]
     ExternalAccount,
-    /// The file's private key cannot be used, for the given reason.
+    /// The broker cannot use the file's private key. The value has the reason.
     #[error("has a private_key that {0}; it must be RSA in PEM, as downloaded")]
     Key(KeyFlaw),
 }
 
 impl ServiceAccountKey {
-    /// Reads a key file. Ignores its `token_uri`, which would let the author of the file choose where the assertion is
-    /// sent.
+    /// Reads a key file. Ignores the file's `token_uri`: with it, the author of the file could choose the recipient of
+    /// the assertion.
     ///
     /// # Errors
     /// If the file or its key cannot be used.
@@ -358,7 +359,7 @@ fn signer(key: &PrivateKeyDer<'_>, algorithm: SigningAlgorithm) -> Result<Arc<dy
     Ok(Arc::new(signing.choose_scheme(&[scheme]).ok_or_else(wrong_kind)?))
 }
 
-/// The certificate's thumbprints and its end.
+/// Reads the thumbprints and the expiry of the key's certificate.
 fn read_certificate(pem: &[u8], key: &PrivateKeyDer<'_>) -> Result<(Thumbprints, Option<Timestamp>), KeyFlaw> {
     if pem.len() > PEM_MAX {
         return Err(KeyFlaw::TooLarge);

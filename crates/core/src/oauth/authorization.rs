@@ -8,8 +8,8 @@ use url::form_urlencoded;
 use super::refusal::{Refusal, read_browser_error};
 use crate::api::Reason;
 
-/// Reads the query of a request to the redirect URI: the code, or an error. `None` if the query is not the response to the
-/// sign-in with this `state`: such a request must not end the sign-in (RFC 6749 section 10.12).
+/// Reads the query of a request to the redirect URI: the code, or an error. `None`: the query is not the response to
+/// the sign-in with this `state`, and must not end the sign-in (RFC 6749 section 10.12).
 ///
 /// `issuer` is the issuer that the response must come from, if known (RFC 9207).
 pub fn read_authorization_response(

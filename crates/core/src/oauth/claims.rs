@@ -1,5 +1,5 @@
-//! The claims of a token. The token is not meant for the broker, and the broker does not check its signature, so claims
-//! grant nothing. They give warnings, names to show, and an expiry that may be earlier than that of the response.
+//! The claims of a token. Claims grant nothing: the token is not meant for the broker, and the broker does not check
+//! the signature. Claims give warnings, names to show, and an expiry that may be earlier than the response's expiry.
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use k8s_openapi::jiff::Timestamp;
@@ -7,13 +7,13 @@ use serde_json::{Map, Value};
 
 use super::lenient::object;
 
-/// Maximum size of a JWT in bytes. The broker does not read a larger one.
+/// Maximum size of a JWT in bytes. The broker does not read a larger JWT.
 const JWT_MAX: usize = 64 * 1024;
-/// RFC 5321 section 4.5.3.1: 64 characters before the `@`, 255 after it.
+/// Maximum length of an address: 64 characters before the `@`, 255 after it (RFC 5321 section 4.5.3.1).
 const ADDRESS_MAX: usize = 320;
 /// The first second of the year 9000. Sums with later times could overflow.
 const EXP_MAX: f64 = 221_845_392_000.0;
-/// Claims that may hold a name of who signed in (OpenID Connect Core section 5.1; Microsoft's `upn`).
+/// Claims that may name the account that signed in (OpenID Connect Core section 5.1; Microsoft's `upn`).
 const NAMES: [&str; 3] = ["email", "upn", "preferred_username"];
 
 /// The parsed claims of a JWT.
@@ -21,7 +21,7 @@ const NAMES: [&str; 3] = ["email", "upn", "preferred_username"];
 pub struct Claims(Map<String, Value>);
 
 impl Claims {
-    /// Parses the claims of `token`; `None` for an opaque token.
+    /// Parses the claims of `token`. `None`: the token is opaque.
     pub fn read(token: &str) -> Option<Self> {
         if token.len() > JWT_MAX {
             return None;
@@ -47,8 +47,8 @@ impl Claims {
         self.0.get(name)?.as_str()
     }
 
-    /// The claim `exp` (RFC 7519 section 4.1.4): the token's expiry by the issuer's clock. `None` for a time outside of
-    /// 1970 to 8999. Some issuers write the number as a string.
+    /// The claim `exp` (RFC 7519 section 4.1.4): the token's expiry by the issuer's clock. `None`: the claim is no time
+    /// between 1970 and 8999. Some issuers write the number as a string.
     pub fn exp(&self) -> Option<Timestamp> {
         let seconds = match self.0.get("exp")? {
             Value::Number(number) => number.as_f64()?,
@@ -58,16 +58,16 @@ impl Claims {
         (1.0..EXP_MAX).contains(&seconds).then(|| Timestamp::from_second(seconds as i64).ok())?
     }
 
-    /// The names of the account that signed in: its addresses, and plain user names. A name with blanks or control
-    /// characters is left out, and so is an `email` without `@`.
+    /// The names of the account that signed in: addresses and plain user names. Skips names with blanks or control
+    /// characters, and an `email` without `@`.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let claims = NAMES.iter().filter_map(|claim| Some((*claim, self.text(claim)?)));
         claims.filter(|(claim, name)| is_name(name) && (*claim != "email" || name.contains('@'))).map(|(_, name)| name)
     }
 }
 
-/// Whether an address can be shown next to commands to copy: visible ASCII without quotes, backticks, dollars and other
-/// characters that a shell interprets.
+/// Whether the broker can show an address next to commands that a user copies: visible ASCII without quotes, backticks,
+/// dollars and other characters that a shell interprets.
 pub fn is_shown(address: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".@_+-=!#%*/?^{}~".contains(&byte);
     address.len() <= ADDRESS_MAX && address.bytes().all(plain)

@@ -24,11 +24,11 @@ pub enum ClientAuth {
     Assertion(SecretString),
     /// A Google service account: its key signs the grant itself, and the client needs no further authentication.
     ServiceAccountKey(ServiceAccountKey),
-    /// A Google service account without a key: Google signs in its name.
+    /// A Google service account without a key: Google signs for the account.
     Impersonation(Impersonation),
 }
 
-/// A ServiceAccount's token with which Google signs in the name of a Google service account.
+/// A Kubernetes ServiceAccount's token, with which Google signs for a Google service account.
 #[derive(Clone, Debug)]
 pub struct Impersonation {
     /// The token of the Kubernetes ServiceAccount.
@@ -53,7 +53,7 @@ impl ClientAuth {
         matches!(self, Self::PrivateKeyJwt(_) | Self::Assertion(_))
     }
 
-    /// Writes the client's id, and its credential if that belongs into the body.
+    /// Writes the client's id, and the client's secret or assertion if the method sends it in the body.
     pub(super) fn write_body(
         &self,
         client_id: &str,
@@ -112,7 +112,7 @@ fn write_assertion(client_id: &str, assertion: &SecretString, form: &mut form_ur
     form.append_pair("client_assertion", assertion.expose_secret());
 }
 
-/// Flaws of a client secret that are visible before it is sent.
+/// Flaws of a client secret that the broker notices before it sends the secret.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum SecretFlaw {
     /// The value is empty.
@@ -137,7 +137,7 @@ pub enum SecretFlaw {
         invisible(*character).unwrap_or("invisible")
     )]
     Invisible {
-        /// The name of the character.
+        /// The invisible character itself.
         character: char,
         /// The character's position in the text, from 1.
         place: usize,
@@ -150,7 +150,7 @@ pub enum SecretFlaw {
 /// Reads a client secret from a Secret, and removes one trailing line break.
 ///
 /// # Errors
-/// The flaw, if the value cannot be right. `guid_is_flaw` is for providers whose secrets are never GUIDs.
+/// The flaw, if the value cannot be right. `guid_is_flaw`: whether the provider's secrets are never GUIDs.
 pub fn read_secret(raw: &[u8], guid_is_flaw: bool) -> Result<SecretString, SecretFlaw> {
     let text = std::str::from_utf8(raw).map_err(|_| SecretFlaw::NotText)?;
     let text = text.strip_suffix('\n').map_or(text, |line| line.strip_suffix('\r').unwrap_or(line));
@@ -172,7 +172,8 @@ pub fn read_secret(raw: &[u8], guid_is_flaw: bool) -> Result<SecretString, Secre
     Ok(text.into())
 }
 
-/// The name of an invisible character; `None` for all others. ASCII blanks and control characters have their own flaws.
+/// The name of an invisible character. `None`: the character is visible, or has its own flaw, as ASCII blanks and
+/// control characters have.
 fn invisible(character: char) -> Option<&'static str> {
     Some(match character {
         '\u{feff}' => "byte order mark",

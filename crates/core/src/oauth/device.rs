@@ -20,9 +20,9 @@ use crate::api::Reason;
 
 /// Interval between polls if the response has none (RFC 8628 section 3.2).
 pub const DEFAULT_INTERVAL: SignedDuration = SignedDuration::from_secs(5);
-/// `slow_down` permanently adds this to the interval (RFC 8628 section 3.5).
+/// Time that each `slow_down` permanently adds to the interval (RFC 8628 section 3.5).
 pub const SLOW_DOWN: SignedDuration = SignedDuration::from_secs(5);
-/// Maximum interval between polls. With longer ones, every code would expire.
+/// Maximum interval between polls. With longer intervals, every code would expire.
 const INTERVAL_MAX: SignedDuration = SignedDuration::from_secs(60);
 /// Maximum lifetime of codes. Longer lifetimes count as a day.
 const LIFETIME_MAX: SignedDuration = SignedDuration::from_hours(24);
@@ -50,11 +50,11 @@ pub struct DeviceAuthorization {
     pub interval: SignedDuration,
 }
 
-/// The request that begins a sign-in (RFC 8628 section 3.1), with the fields in `parameters`: some servers choose the
-/// resource here, and not at the token request (RFC 8707 section 2.1).
+/// Builds the request that begins a sign-in (RFC 8628 section 3.1). It has the fields in `parameters`: some servers
+/// choose the resource by this request, not by the token request (RFC 8707 section 2.1).
 ///
 /// # Errors
-/// Why it cannot be made.
+/// If the request cannot be built.
 pub fn device_authorization_request(
     url: &str,
     client_id: &str,
@@ -73,7 +73,7 @@ pub fn device_authorization_request(
     post(url, client_id, auth, params, form)
 }
 
-/// Reads the response to a request that was sent at `sent_at`.
+/// Reads the response to a request that the broker sent at `sent_at`.
 ///
 /// # Errors
 /// The provider's refusal, or a response that begins no sign-in.
@@ -118,17 +118,18 @@ fn is_device_code(code: &SecretString) -> bool {
     !code.is_empty() && code.len() <= DEVICE_CODE_MAX && code.bytes().all(|byte| (0x21..=0x7e).contains(&byte))
 }
 
-/// Whether a code can be shown in a status and an Event, next to commands to copy.
+/// Whether the broker can show a code in a status and an Event, next to commands that a user copies.
 pub fn is_user_code(code: &str) -> bool {
     !code.is_empty() && code.len() <= USER_CODE_MAX && is_plain(code)
 }
 
-/// Whether a text is the URL of a page to which a user may be sent, in the form in which it is shown.
+/// Whether a text equals the parsed URL of a page that the broker may show to a user.
 pub fn is_page(url: &str) -> bool {
     page(url).is_some_and(|parsed| parsed == url)
 }
 
-/// The URL of a page to which a user may be sent, as parsed, so that the shown URL is the one that a browser opens.
+/// Parses the URL of a page that the broker may show to a user. Returns the parsed form, so that the shown URL is the
+/// URL that a browser opens.
 fn page(url: &str) -> Option<String> {
     let parsed = Url::parse(url).ok()?;
     let plain = parsed.scheme() == "https" && parsed.username().is_empty() && parsed.password().is_none();
@@ -141,7 +142,8 @@ fn is_plain(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_graphic() && !b"`'\"$\\<>|;".contains(&byte))
 }
 
-/// No `Debug`: it contains the device code. `verification_url` is Google's and older Azure's spelling.
+/// This type has no `Debug`, because it contains the device code. `verification_url` is the name that Google and older
+/// Azure use for `verification_uri`.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Wire {

@@ -32,7 +32,7 @@ pub enum DiscoveryError {
     /// The document names another issuer (OpenID Connect Discovery 1.0 section 4.3).
     #[error("the discovery document names the issuer {0}")]
     IssuerMismatch(String),
-    /// An endpoint is not a URL to which a secret may be sent.
+    /// An endpoint is not a URL to which the broker may send a secret.
     #[error("the discovery document's {0} is not an https URL")]
     Endpoint(&'static str),
 }
@@ -47,7 +47,7 @@ pub fn discovery_request(issuer: &str) -> Result<Request<Vec<u8>>, http::Error> 
 }
 
 /// Reads the discovery document of `issuer`, which must name that issuer byte for byte. An unusable optional endpoint
-/// counts as absent, so it affects only the features that need it.
+/// counts as absent, so only the features that need this endpoint fail.
 ///
 /// # Errors
 /// If the document cannot be used.
@@ -83,7 +83,7 @@ struct Document {
 
 fn https(url: String, name: &'static str) -> Result<String, DiscoveryError> {
     let parsed = Url::parse(&url).map_err(|_| DiscoveryError::Endpoint(name))?;
-    // A URL parser is lenient (`https:host`, line breaks); HTTP is not.
+    // The URL parser accepts `https:host` and line breaks; HTTP does not.
     let written = url.starts_with("https://") && url.is_ascii() && url.parse::<Uri>().is_ok();
     let plain = written
         && parsed.scheme() == "https"
@@ -94,7 +94,7 @@ fn https(url: String, name: &'static str) -> Result<String, DiscoveryError> {
     if plain { Ok(url) } else { Err(DiscoveryError::Endpoint(name)) }
 }
 
-/// The server's text made safe for a message: printable ASCII of bounded length.
+/// Makes a server's text safe for a message: printable ASCII of bounded length.
 fn printable(text: &str) -> String {
     text.chars()
         .filter(char::is_ascii_graphic)

@@ -1,5 +1,5 @@
-//! The members of an error response that the broker reads. Only codes of a fixed form are shown. The broker reads
-//! `error_description` only for Microsoft's code at its start, and for Google's text about the time in an assertion.
+//! The members of an error response that the broker reads. The broker shows only codes of a fixed form. It reads
+//! `error_description` only for Microsoft's code at the start, and for Google's text about the times in an assertion.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ use super::{
 #[derive(Default)]
 pub(super) struct ErrorBody {
     error: ErrorMember,
-    /// `errorCode`, `error_code`, `code`: members in which servers put a code that is not the RFC's.
+    /// The members `errorCode`, `error_code` and `code`, in which servers report codes that no RFC defines.
     named: [Option<String>; 3],
     description: Option<String>,
     microsoft: Option<u64>,
@@ -27,7 +27,7 @@ pub(super) struct ErrorBody {
 }
 
 impl ErrorBody {
-    /// Reads a body. Unreadable members are absent.
+    /// Reads a body. Unreadable members count as absent.
     pub(super) fn read(json: &[u8]) -> Self {
         let mut body = Self::default();
         read_members(json, &mut body);
@@ -52,14 +52,15 @@ impl ErrorBody {
         self.microsoft.and_then(shown_code).or_else(described).or_else(words)
     }
 
-    /// Google has no code for this: "Invalid JWT: Token must be a short-lived token (60 minutes) and in a reasonable
-    /// timeframe. Check your iat and exp values in the JWT claim."
+    /// Whether the description is Google's text about the times in an assertion. Google has no code for this error:
+    /// "Invalid JWT: Token must be a short-lived token (60 minutes) and in a reasonable timeframe. Check your iat and
+    /// exp values in the JWT claim."
     pub(super) fn is_untimely(&self) -> bool {
         let untimely = |text: &String| text.starts_with("Invalid JWT") && text.contains("reasonable timeframe");
         self.description.as_ref().is_some_and(untimely)
     }
 
-    /// The request's id for the provider's support.
+    /// The provider's id of the request, for the provider's support.
     pub(super) fn correlation_id(&self) -> Option<String> {
         self.correlation_id.clone().filter(|id| is_correlation_id(id))
     }
@@ -160,7 +161,7 @@ impl<'de> Deserialize<'de> for ErrorMember {
     }
 }
 
-/// A whole number, or the first one of a list.
+/// A whole number, or the first number of a list.
 struct FirstNumber(Option<u64>);
 
 impl<'de> Deserialize<'de> for FirstNumber {

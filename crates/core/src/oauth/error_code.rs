@@ -10,7 +10,7 @@ pub struct OAuthError(String);
 struct Known {
     code: &'static str,
     reason: Reason,
-    /// Whether the code is from RFC 6749, 6750, 8628 or 8693: only an authorization server returns it.
+    /// Whether the code is from RFC 6749, 6750, 8628 or 8693. Only an authorization server returns these codes.
     standard: bool,
 }
 
@@ -34,7 +34,7 @@ const KNOWN: &[Known] = &[
     standard("access_denied", Reason::AuthorizationRequired),
     standard("server_error", Reason::ProviderUnavailable),
     standard("temporarily_unavailable", Reason::ProviderUnavailable),
-    // RFC 6750 section 3.1. Cloud Foundry's UAA returns the first code for a refresh token.
+    // RFC 6750 section 3.1. Cloud Foundry's UAA returns `invalid_token` for a refresh token.
     standard("invalid_token", Reason::InvalidGrant),
     standard("insufficient_scope", Reason::InvalidScope),
     // RFC 8628 section 3.5.
@@ -57,16 +57,16 @@ const KNOWN: &[Known] = &[
     other("authorization_declined", Reason::AuthorizationRequired),
     other("bad_verification_code", Reason::AuthorizationRequired),
     other("invalid_resource", Reason::InvalidScope),
-    // The status 401 in a web framework's words, and servers' codes for a client that they do not accept.
+    // A web framework's names of the status 401, and servers' codes for a client that the server rejects.
     other("unauthorized", Reason::InvalidClient),
     other("unauthenticated", Reason::InvalidClient),
     other("invalid_client_id", Reason::InvalidClient),
     other("invalid_client_secret", Reason::InvalidClient),
     other("invalid_client_credentials", Reason::InvalidClient),
     other("incorrect_client_credentials", Reason::InvalidClient),
-    // google.rpc.Code, the codes of Google's other services.
+    // The code of Google's other services (google.rpc.Code).
     other("permission_denied", Reason::ConsentRequired),
-    // Servers' codes for a refresh token that they do not accept.
+    // Servers' codes for a refresh token that the server rejects.
     other("invalid_refresh_token", Reason::InvalidGrant),
     other("bad_refresh_token", Reason::InvalidGrant),
     other("expired_refresh_token", Reason::InvalidGrant),
@@ -75,7 +75,7 @@ const KNOWN: &[Known] = &[
     other("token_expired", Reason::InvalidGrant),
     other("token_revoked", Reason::InvalidGrant),
     other("invalid_code", Reason::InvalidGrant),
-    // An outage, with any status.
+    // Codes for an outage, with any HTTP status.
     other("internal_server_error", Reason::ProviderUnavailable),
     other("internal_error", Reason::ProviderUnavailable),
     other("internal_failure", Reason::ProviderUnavailable),
@@ -89,8 +89,8 @@ impl OAuthError {
     /// Maximum length of a shown code. The longest registered code has 36 characters.
     const MAX: usize = 40;
 
-    /// Parses a code. Letter case and separators are ignored for a known code. An unknown code is accepted only if it
-    /// consists of letters of one case and underscores: letters of both cases may be a secret.
+    /// Parses a code. Ignores letter case and separators of a known code. Accepts an unknown code only if it consists
+    /// of letters of one case and underscores: letters of both cases may be a secret.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
         if text.is_empty() || text.len() > Self::MAX {

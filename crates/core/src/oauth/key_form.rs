@@ -1,5 +1,5 @@
-//! Describes a file that should be a key or certificate in PEM, in words that name the fix. Recognizes only the form: no
-//! content gets into the words.
+//! Describes a file that should be a key or certificate in PEM. The description names the fix, and contains nothing
+//! from the file.
 
 use std::fmt;
 
@@ -26,7 +26,7 @@ pub enum Form {
     KeyFile,
     /// JSON of another kind.
     Json,
-    /// PKCS #12 (RFC 7292), as Azure exports it.
+    /// PKCS #12 (RFC 7292), the form in which Azure exports keys.
     Pfx,
     /// Java's own key store.
     JavaKeyStore,
@@ -44,13 +44,13 @@ pub enum Form {
     Utf16,
     /// A private key with a passphrase.
     Encrypted,
-    /// OpenSSH's own form.
+    /// A key in OpenSSH's own form.
     OpenSsh,
-    /// PuTTY's own form.
+    /// A key in PuTTY's own form.
     Putty,
     /// An OpenPGP key.
     Pgp,
-    /// A bag of certificates (RFC 2315).
+    /// A PKCS #7 file with certificates (RFC 2315).
     Pkcs7,
     /// A certificate instead of a private key.
     Certificate,
@@ -62,7 +62,7 @@ pub enum Form {
     Request,
     /// OpenSSL's own form of a certificate.
     TrustedCertificate,
-    /// PEM lines around other content.
+    /// PEM lines around damaged content.
     Damaged,
 }
 
@@ -110,7 +110,7 @@ impl fmt::Display for Form {
     }
 }
 
-/// The form of `content`, in which a `wanted` part was not found; `None` if the form is unknown.
+/// Recognizes the form of `content`, in which the broker did not find the `wanted` part. `None`: the form is unknown.
 pub(super) fn recognize(content: &[u8], wanted: Part) -> Option<Form> {
     if content.starts_with(&[0xff, 0xfe]) || content.starts_with(&[0xfe, 0xff]) {
         return Some(Form::Utf16);
@@ -127,7 +127,8 @@ pub(super) fn recognize(content: &[u8], wanted: Part) -> Option<Form> {
     })
 }
 
-/// RFC 7292 section 4 begins with version 3, a Java key store with a magic number, and all DER here with a SEQUENCE.
+/// Recognizes binary forms. PKCS #12 begins with version 3 (RFC 7292 section 4), a Java key store with a magic number,
+/// and other DER with a SEQUENCE.
 fn binary(content: &[u8]) -> Option<Form> {
     let head = content.get(..16).unwrap_or(content);
     let is_pfx = head.windows(3).any(|window| window == [2, 1, 3]);
@@ -156,7 +157,7 @@ fn json(text: &str) -> Option<Form> {
     })
 }
 
-/// Recognizes forms with their own first line.
+/// Recognizes encodings whose first line names them.
 fn armoured(text: &str, wanted: Part) -> Option<Form> {
     let begins = |label: &str| text.contains(&format!("-----BEGIN {label}"));
     let has = |label: &str| text.contains(&format!("{label}-----"));
@@ -189,7 +190,7 @@ fn armoured(text: &str, wanted: Part) -> Option<Form> {
 
 /// The kind of a key, for a message.
 pub(super) fn kind(key: &PrivateKeyDer<'_>) -> &'static str {
-    // Object identifiers in DER. The curves are first, because an EC key has another identifier in addition to the curve's.
+    // Object identifiers in DER. The curves are first, because an EC key also has the general identifier of EC keys.
     const KINDS: [(&[u8], &str); 9] = [
         (&[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07], "an EC key on the curve P-256"),
         (&[0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x22], "an EC key on the curve P-384"),

@@ -1,5 +1,5 @@
-//! Lenient readers for members of a provider's JSON. A member of an unexpected type counts as absent, and the other members
-//! are still read. All collections are bounded.
+//! Lenient readers for members of a provider's JSON. A member of an unexpected type counts as absent, and the reader
+//! goes on with the next member. All collections are bounded.
 
 use std::fmt;
 
@@ -17,17 +17,17 @@ pub(super) fn body<T: AsRef<[u8]>>(response: &http::Response<T>) -> &[u8] {
     body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body)
 }
 
-/// Reads an object; `None` if the JSON is not an object, or has a member twice.
+/// Reads an object. `None`: the JSON is not an object, or has a member twice.
 pub(super) fn object<T: DeserializeOwned>(json: &[u8]) -> Option<T> {
-    // serde would read a list member by member.
+    // serde would read a list as the members of the object.
     let is_list = json.trim_ascii_start().first() == Some(&b'[');
     let finite = finite(json);
     if is_list { None } else { serde_json::from_slice(finite.as_deref().map_or(json, Vec::as_slice)).ok() }
 }
 
-/// The JSON without numbers that no 64-bit float holds (`1e999`, `NaN`, `Infinity`), of which one alone makes the parser
-/// reject the whole text. `true` stands in their place, which is read like every other value that is not a number. `None`
-/// where the JSON has no such number.
+/// Replaces numbers that no 64-bit float holds (`1e999`, `NaN`, `Infinity`) by `true`. One such number makes the parser
+/// reject the whole text, whereas readers treat `true` like any value that is not a number. `None`: the JSON has no
+/// such number.
 fn finite(json: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
     let mut out: Option<Zeroizing<Vec<u8>>> = None;
     let (mut at, mut copied) = (0, 0);
@@ -62,7 +62,7 @@ fn text_length(json: &[u8]) -> usize {
     end.map_or(json.len(), |end| end + 2)
 }
 
-/// The length of the number, or the word for one, that `json` begins with.
+/// The length of the number at the beginning of `json`, or of a word such as `NaN`.
 fn number_length(json: &[u8]) -> usize {
     let belongs = |byte: &u8| byte.is_ascii_alphanumeric() || b"+-.".contains(byte);
     json.iter().position(|byte| !belongs(byte)).unwrap_or(json.len()).max(1)
@@ -102,7 +102,7 @@ macro_rules! otherwise {
     };
 }
 
-/// A text; `None` for a member of another type.
+/// A text. `None`: the member has another type.
 #[derive(Default)]
 pub(super) struct Text(pub(super) Option<String>);
 
@@ -123,7 +123,7 @@ impl<'de> Deserialize<'de> for Text {
     }
 }
 
-/// A secret text; `None` for a member of another type.
+/// A secret text. `None`: the member has another type.
 #[derive(Default)]
 pub(super) struct SecretText(pub(super) Option<SecretString>);
 
@@ -144,7 +144,7 @@ impl<'de> Deserialize<'de> for SecretText {
     }
 }
 
-/// Words: a text of words separated by white space, or a list of such texts. Absent for a member of another type.
+/// The words of a text, separated by white space, or of a list of texts. Empty for a member of another type.
 pub(super) struct Words<const MAX: usize>(pub(super) Vec<String>);
 
 impl<const MAX: usize> Default for Words<MAX> {
@@ -187,7 +187,7 @@ impl<'de, const MAX: usize> Deserialize<'de> for Words<MAX> {
     }
 }
 
-/// A number, or a text of a number (`"3600"`, `3600.0`).
+/// A number, or a text that contains a number (`"3600"`, `3600.0`).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) enum Number {
     /// The member is absent or null.
@@ -208,7 +208,7 @@ impl Number {
     pub(super) fn parse(text: &str) -> Self {
         let text = text.trim();
         let plain = text.bytes().all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(&byte));
-        // A longer text is not a number of seconds.
+        // No number of seconds has more than 32 characters.
         text.parse().ok().filter(|_| plain && text.len() <= 32).map_or(Self::Unreadable, Self::of)
     }
 }
@@ -242,7 +242,7 @@ impl<'de> Deserialize<'de> for Number {
     }
 }
 
-/// Whether a member has content: not null, false, 0, nor an empty text, list or object.
+/// Whether a member has content. Null, false, 0, and an empty text, list or object are no content.
 #[derive(Default)]
 pub(super) struct Said(pub(super) bool);
 
@@ -308,8 +308,8 @@ pub(super) fn skip<'de, A: MapAccess<'de>>(members: &mut A) -> Result<(), A::Err
     members.next_value::<IgnoredAny>().map(drop)
 }
 
-/// Reads the members of the object in `json`, or of the first object in a list, into `into`. Reads a member that occurs
-/// twice twice. If the JSON is truncated, keeps the members before the end.
+/// Reads the members of the object in `json`, or of the first object in a list, into `into`. If a member occurs twice,
+/// reads both values. If the JSON is truncated, keeps the members before the end.
 pub(super) fn read_members(json: &[u8], into: &mut impl Members) {
     let finite = finite(json);
     let mut deserializer = serde_json::Deserializer::from_slice(finite.as_deref().map_or(json, Vec::as_slice));
@@ -317,7 +317,7 @@ pub(super) fn read_members(json: &[u8], into: &mut impl Members) {
     let _ = Into { into }.deserialize(&mut deserializer);
 }
 
-/// The members of an object; `into` stays unchanged for a value of another type.
+/// Reads the members of an object into `into`, which stays unchanged for a value of another type.
 pub(super) struct Into<'a, M> {
     pub(super) into: &'a mut M,
 }

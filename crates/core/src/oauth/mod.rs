@@ -1,4 +1,5 @@
-//! The OAuth protocol without input and output: builds an `http::Request` from values, and values from an `http::Response`.
+//! The OAuth protocol without input and output: builds an `http::Request` from values, and reads values from an
+//! `http::Response`.
 
 pub mod assertion;
 pub mod authorization;
@@ -48,7 +49,7 @@ mod tests {
         wipes::<SecretString>();
         wipes::<Zeroizing<Vec<u8>>>();
         wipes::<Zeroizing<String>>();
-        // Fields of these names hold secrets, in every package but that of the tests.
+        // In every package except the tests' package, fields of these names hold secrets.
         let names = [
             "access_token",
             "refresh_token",

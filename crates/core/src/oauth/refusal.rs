@@ -13,7 +13,7 @@ use crate::api::Reason;
 /// A refusal of a token request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// The meaning for the credential.
+    /// The condition's reason for this refusal.
     pub reason: Reason,
     /// What happened, in the broker's own words.
     pub what: String,
@@ -25,7 +25,7 @@ pub struct Refusal {
     pub provider_code: Option<String>,
     /// The request's id for the provider's support.
     pub correlation_id: Option<String>,
-    /// The time that the provider asked to wait.
+    /// The wait that the provider requested, if any.
     pub retry_after: Option<SignedDuration>,
     /// How far the provider's clock is ahead of the broker's, if the clocks differ by more than [`SKEW_MIN`].
     pub skew: Option<SignedDuration>,
@@ -33,7 +33,7 @@ pub struct Refusal {
     pub untimely: bool,
     /// Whether the provider's code is unknown, so that the refusal may be transient.
     pub unknown_code: bool,
-    /// The fix, if the provider's module knows a more specific one than the reason's.
+    /// The fix, if the provider's module knows a more specific fix than the general advice.
     pub advice: Option<&'static str>,
 }
 
@@ -55,7 +55,7 @@ impl Refusal {
         }
     }
 
-    /// A refusal for a 2xx response that is not a token response.
+    /// Creates a refusal for a 2xx response that is not a token response.
     pub(super) fn malformed<T>(response: &Response<T>, what: Malformed) -> Self {
         let mut refusal = Self::new(Reason::MalformedResponse, what.as_str());
         if let (Malformed::NotATokenResponse, Some(encoding)) = (what, foreign_encoding(response)) {
@@ -78,7 +78,7 @@ impl Refusal {
     }
 }
 
-/// The broker's name for the encoding of a body that is still encoded.
+/// The name of the encoding of a body that the broker did not decode. `None`: the body is not encoded.
 fn foreign_encoding<T>(response: &Response<T>) -> Option<&'static str> {
     let value = response.headers().get(header::CONTENT_ENCODING)?.to_str().unwrap_or_default();
     match value.trim() {
@@ -116,11 +116,11 @@ impl Malformed {
     }
 }
 
-/// Smaller differences between clocks are no reason for a refusal.
+/// Minimum difference between the clocks that can explain a refusal.
 pub const SKEW_MIN: SignedDuration = SignedDuration::from_mins(1);
 
-/// Reads a response that grants nothing. `now` is the time at which the request was sent, for the comparison with the
-/// response's `Date`.
+/// Reads a response that refuses a request. `now`: the time at which the broker sent the request, which the function
+/// compares with the response's `Date`.
 pub fn read_refusal(response: &Response<impl AsRef<[u8]>>, now: Timestamp) -> Refusal {
     let status = response.status();
     let body = ErrorBody::read(body(response));
@@ -153,11 +153,11 @@ pub fn read_refusal(response: &Response<impl AsRef<[u8]>>, now: Timestamp) -> Re
     }
 }
 
-/// The meaning of a response: the OAuth error determines it, regardless of the status. With a 5xx, a code outside of the
-/// protocol comes from a gateway or a web framework.
+/// The reason for a response. The OAuth error determines the reason, regardless of the HTTP status. With a 5xx, a code
+/// outside of the protocol comes from a gateway or a web framework.
 fn reason(status: StatusCode, code: Option<&OAuthError>, says_error: bool) -> Reason {
     let outage = status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT;
-    // The text of a web framework about a wrong URL.
+    // Web frameworks return these statuses for a wrong URL.
     let elsewhere = matches!(status.as_u16(), 404 | 405 | 406 | 410 | 415);
     match code {
         _ if status == StatusCode::TOO_MANY_REQUESTS => Reason::Throttled,
@@ -194,7 +194,8 @@ fn suffix(provider_code: Option<&str>, status: StatusCode) -> String {
     }
 }
 
-/// `Retry-After` in both forms (RFC 9110 section 10.2.3). A date counts from the response's own `Date`.
+/// The wait in `Retry-After`, in seconds or as a date (RFC 9110 section 10.2.3). A date counts from the response's
+/// `Date`.
 fn retry_after(response: &Response<impl AsRef<[u8]>>, now: Timestamp) -> Option<SignedDuration> {
     let value = text(response, header::RETRY_AFTER)?;
     if let Ok(seconds) = value.parse::<u32>() {

@@ -15,7 +15,7 @@ use super::{
 /// The type of the revoked token, as a hint for servers that search by type (RFC 7009 section 2.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenKind {
-    /// The refresh token, and with it the tokens that it issued.
+    /// The refresh token, together with the access tokens that it issued.
     RefreshToken,
     /// Only the access token.
     AccessToken,

@@ -6,10 +6,10 @@ const SEQUENCE: u8 = 0x30;
 const INTEGER: u8 = 0x02;
 const OCTET_STRING: u8 = 0x04;
 const OBJECT_IDENTIFIER: u8 = 0x06;
-/// PKCS #1 (RFC 8017 appendix C), without its last arc: 1 is rsaEncryption, 10 is RSASSA-PSS.
+/// Object identifier of PKCS #1 (RFC 8017 appendix C), without the last arc: 1 is rsaEncryption, 10 is RSASSA-PSS.
 const PKCS_1: [u8; 8] = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01];
 
-/// The number of bits in the modulus of an RSA key; `None` for a key of another kind and for content that is not DER.
+/// The number of bits in the modulus of an RSA key. `None`: the key is of another kind, or the content is not DER.
 pub(super) fn modulus_bits(key: &PrivateKeyDer<'_>) -> Option<usize> {
     let pkcs_1 = match key {
         PrivateKeyDer::Pkcs1(der) => der.secret_pkcs1_der(),
@@ -25,7 +25,7 @@ pub(super) fn modulus_bits(key: &PrivateKeyDer<'_>) -> Option<usize> {
     Some(significant.len() * 8 - leading)
 }
 
-/// RFC 5958 section 2: version, algorithm, and the key as an octet string.
+/// Returns the key inside PKCS #8. RFC 5958 section 2: version, algorithm, and the key as an octet string.
 fn inside_pkcs_8(der: &[u8]) -> Option<&[u8]> {
     let (info, _) = element(der, SEQUENCE)?;
     let (_, rest) = element(info, INTEGER)?;
@@ -35,7 +35,7 @@ fn inside_pkcs_8(der: &[u8]) -> Option<&[u8]> {
     (identifier.starts_with(&PKCS_1) && matches!(identifier.get(PKCS_1.len()..), Some([1 | 10]))).then_some(key)
 }
 
-/// The content of the element with this tag at the beginning of `der`, and the bytes after the element.
+/// Returns the content of the element with the tag `tag` at the beginning of `der`, and the bytes after the element.
 fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     let (found, rest) = der.split_first()?;
     let (first, rest) = rest.split_first()?;
@@ -56,7 +56,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// The beginning of an RSA private key with this number of bits, in PKCS #1: enough to read its length.
+    /// The beginning of an RSA private key of `bits` bits in PKCS #1, which is enough to read the key's length.
     pub(in crate::oauth) fn pkcs_1(bits: usize) -> Vec<u8> {
         let bytes = bits.div_ceil(8);
         let mut modulus = vec![0xff; bytes];

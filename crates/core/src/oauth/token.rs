@@ -1,5 +1,5 @@
-//! Token responses (RFC 6749 section 5.1), read liberally: the broker does not discard a good token because of the response
-//! around it.
+//! Reads token responses (RFC 6749 section 5.1) leniently: the broker does not discard a good token because of other
+//! flaws of the response.
 
 use std::fmt;
 
@@ -23,7 +23,7 @@ const MAX_LIFETIME_SECONDS: f64 = 366.0 * 24.0 * 3600.0;
 /// Maximum size of an access token in bytes. Access tokens of real providers have at most 4 KiB. The Secret contains the
 /// token up to five times, and once for each placeholder.
 pub const ACCESS_TOKEN_MAX: usize = 32 * 1024;
-/// Maximum size of a refresh token in bytes: a Secret must hold two of them.
+/// Maximum size of a refresh token in bytes. The grant Secret must be able to hold two refresh tokens.
 const REFRESH_TOKEN_MAX: usize = 128 * 1024;
 /// Maximum number of scopes to keep from a response: the maximum of a spec.
 pub const SCOPES_MAX: usize = 64;
@@ -37,11 +37,11 @@ pub struct Token {
     pub access_token: SecretString,
     /// The token type `Bearer`, in the provider's spelling.
     pub token_type: String,
-    /// The time at which the token request was sent.
+    /// The time at which the broker sent the token request.
     pub issued_at: Timestamp,
     /// The time at which the token expires.
     pub expires_at: Timestamp,
-    /// The time at which the provider recommends a refresh.
+    /// The time at which the provider recommends a renewal, if it recommends one.
     pub refresh_at: Option<Timestamp>,
     /// The scopes that the provider granted.
     pub scopes: Vec<String>,
@@ -65,14 +65,14 @@ impl TokenFingerprint {
         Self(format!("sha256:{}", names::hex16(&Sha256::digest(access_token.as_bytes()))))
     }
 
-    /// The text in annotations and in the status.
+    /// The fingerprint as text, as annotations and the status hold it.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
 impl From<&str> for TokenFingerprint {
-    /// From an annotation or the status.
+    /// Takes the text from an annotation or from the status.
     fn from(text: &str) -> Self {
         Self(text.to_owned())
     }
@@ -89,10 +89,10 @@ impl fmt::Display for TokenFingerprint {
 pub struct TokenAnswer {
     /// The token and its properties.
     pub token: Token,
-    /// The properties that the response did not state in a usable form, so that the broker assumed them. Each leads to a
-    /// Warning.
+    /// The properties that the response did not state in a usable form. The broker assumed them, and emits a Warning
+    /// for each.
     pub assumed: Vec<Assumption>,
-    /// The names of the account that signed in, where the response has an ID token with names: addresses, and plain user
+    /// The names of the account that signed in, if the response has an ID token with names: addresses, and plain user
     /// names without `@`.
     pub names: Vec<String>,
 }
@@ -100,11 +100,11 @@ pub struct TokenAnswer {
 /// A property that the broker assumed, because the response did not state it in a usable form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Assumption {
-    /// The assumed lifetime.
+    /// The broker assumed the lifetime.
     Lifetime {
-        /// The flaw of the response, as the end of a sentence about it.
+        /// The flaw, as the end of a sentence about the response.
         flaw: &'static str,
-        /// The source of the lifetime instead.
+        /// The source of the assumed lifetime.
         taken: LifetimeSource,
     },
     /// The response has no `token_type`, so the broker assumes a Bearer token.
@@ -128,20 +128,20 @@ pub enum LifetimeSource {
 pub struct Rotated {
     /// The new refresh token.
     pub refresh_token: SecretString,
-    /// The time at which the refresh token expires, if the response says so.
+    /// The time at which the refresh token expires, if the response reports it.
     pub expires_at: Option<Timestamp>,
 }
 
 impl Rotated {
-    /// Reads the refresh token in the response to a request that was sent at `sent_at`, if it is usable. Also reads it from
-    /// JSON that is truncated after it, or that has a member twice.
+    /// Reads the refresh token in the response to a request that the broker sent at `sent_at`. Accepts JSON that is
+    /// truncated after the token, or that has a member twice. `None`: the response has no usable refresh token.
     pub fn read(response: &Response<impl AsRef<[u8]>>, sent_at: Timestamp) -> Option<Self> {
         #[derive(Default)]
         struct Found {
             refresh_token: Option<SecretString>,
-            /// Google's name of the lifetime.
+            /// The lifetime in seconds by Google's name.
             refresh_token_expires_in: Number,
-            /// Keycloak's name of the lifetime; 0 means no expiry.
+            /// The lifetime in seconds by Keycloak's name; 0 means no expiry.
             refresh_expires_in: Number,
         }
         impl Members for Found {
@@ -167,7 +167,7 @@ impl Rotated {
     }
 }
 
-/// Reads the response to a token request that was sent at `sent_at` for `asked` scopes.
+/// Reads the response to a token request that the broker sent at `sent_at`. `asked`: the requested scopes.
 ///
 /// # Errors
 /// The provider's refusal, or a response that is not a token response.
@@ -204,7 +204,7 @@ pub fn read_token_response(
         BEARER.to_owned()
     });
     let exp = Claims::read(access_token.expose_secret()).and_then(|claims| claims.exp());
-    // By the broker's clock, which may differ from the provider's.
+    // Converts `exp` to the broker's clock, which may differ from the provider's.
     let exp = exp.and_then(|exp| exp.checked_sub(skew(response, sent_at).unwrap_or_default()).ok());
     let expires_at = expiry(sent_at, wire.expires_in, exp, &mut assumed);
     let refresh_in = lifetime(wire.refresh_in).unwrap_or_default();
@@ -225,7 +225,7 @@ pub fn read_token_response(
 /// The only token type that mail servers accept (RFC 6750).
 const BEARER: &str = "Bearer";
 
-/// `Bearer` in the provider's spelling; `None` without a type. Apigee calls it `BearerToken`.
+/// Returns `Bearer` in the provider's spelling. `None`: the response has no type. Apigee writes `BearerToken`.
 fn token_type(Words(words): Words<2>) -> Result<Option<String>, Malformed> {
     match words.as_slice() {
         [] => Ok(None),
@@ -248,7 +248,7 @@ fn expiry(sent_at: Timestamp, expires_in: Number, exp: Option<Timestamp>, assume
     let flaw = match (stated, own) {
         (Err(flaw), _) => Some(flaw),
         (Ok(None), None) => Some("has no expires_in"),
-        // The claim is in the past although the token was just issued.
+        // The claim `exp` is in the past, although the provider has just issued the token.
         (Ok(Some(_)), None) if exp.is_some_and(|exp| exp <= sent_at) => {
             Some("holds a token whose own exp is in the past: a clock is wrong")
         }
@@ -258,7 +258,7 @@ fn expiry(sent_at: Timestamp, expires_in: Number, exp: Option<Timestamp>, assume
     own.into_iter().chain(ends).min().unwrap_or(sent_at + DEFAULT_LIFETIME)
 }
 
-/// A lifetime in whole seconds; `None` without one.
+/// A lifetime in whole seconds. `None`: the response has no lifetime.
 ///
 /// # Errors
 /// The flaw, as the end of a sentence about the response.
@@ -307,7 +307,8 @@ fn is_scope(scope: &str) -> bool {
     !scope.is_empty() && scope.len() <= SCOPE_MAX && scope.bytes().all(plain)
 }
 
-/// No `Debug`: it contains the token. Some servers respond with 200 and `error`, so `error` is read too.
+/// This type has no `Debug`, because it contains the token. Some servers respond with the status 200 and an `error`, so
+/// the broker also reads `error`.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Wire {

@@ -30,7 +30,7 @@ pub struct TokenRequest<'a> {
     pub parameters: &'a BTreeMap<String, String>,
     /// A random value, new for each request, that makes an assertion unique.
     pub unique: &'a str,
-    /// The current time of the request.
+    /// The time of the request, for the times in an assertion.
     pub now: Timestamp,
 }
 
@@ -57,9 +57,9 @@ pub enum GrantProof<'a> {
         /// The subject of the JWT: the mailbox.
         subject: &'a str,
     },
-    /// A JWT about a subject that another service signed (RFC 7523 section 2.1).
+    /// A JWT about a subject, signed by another service (RFC 7523 section 2.1).
     SignedJwt(&'a SecretString),
-    /// Another service's token (RFC 8693 section 2.1).
+    /// A token of another service (RFC 8693 section 2.1).
     TokenExchange {
         /// The subject token.
         token: &'a SecretString,
@@ -71,7 +71,7 @@ pub enum GrantProof<'a> {
 }
 
 impl GrantProof<'_> {
-    /// Writes the form's fields except the scope, which some servers require separately.
+    /// Writes the grant's form fields except the scope.
     fn write(&self, request: &TokenRequest<'_>, form: &mut Serializer<'_, String>) -> Result<(), RequestError> {
         let mut add = |name: &str, value: &str| {
             form.append_pair(name, value);
@@ -115,7 +115,7 @@ impl GrantProof<'_> {
         Ok(())
     }
 
-    /// Whether the grant sends a field with this name, which `spec.client.parameters` may also have.
+    /// Whether the grant itself sends the field `name`, which `spec.client.parameters` may also have.
     fn sends(&self, name: &str) -> bool {
         match self {
             Self::TokenExchange { audience, .. } => {
@@ -125,8 +125,8 @@ impl GrantProof<'_> {
         }
     }
 
-    /// Whether the request names scopes. A code stands for its own scopes, and a key that signs alone names them in its
-    /// assertion.
+    /// Whether the request has the field `scope`. A code already has its scopes. A Google service account's key names
+    /// the scopes in its assertion.
     fn names_scopes(&self, auth: &ClientAuth) -> bool {
         match self {
             Self::DeviceCode(_) | Self::AuthorizationCode { .. } | Self::SignedJwt(_) => false,
@@ -145,7 +145,7 @@ pub enum RequestError {
     /// The client's key fails to sign.
     #[error(transparent)]
     Signing(#[from] SigningError),
-    /// The assertion would leave the token endpoint's origin.
+    /// The request would send an assertion to another origin than the token endpoint's.
     #[error(
         "the endpoint {url} has another origin (scheme, host, port) than the token endpoint {token_url}, and an assertion or \
          ServiceAccount token is sent to the token endpoint's origin only"

@@ -122,7 +122,7 @@ fn an_rsa_key_has_2048_to_4096_bits_and_the_flaw_names_what_it_has() {
     for (bits, flaw) in [
         (1024, KeyFlaw::RsaBits(1024)),
         (2047, KeyFlaw::RsaBits(2047)),
-        // An accepted length: the test has only the beginning of a key.
+        // These lengths are accepted, but the test data is only the beginning of a key.
         (2048, KeyFlaw::WrongKind("an RSA key")),
         (4096, KeyFlaw::WrongKind("an RSA key")),
         (4097, KeyFlaw::RsaBits(4097)),

@@ -15,7 +15,7 @@ fn read(status: u16, body: &str) -> Result<TokenAnswer, Refusal> {
     read_token_response(&response, sent_at(), &["asked".to_owned()])
 }
 
-/// A response with a token and these members.
+/// A response with a token and the members `fields`.
 fn with(fields: &str) -> Result<TokenAnswer, Refusal> {
     let comma = if fields.is_empty() { "" } else { "," };
     read(200, &format!(r#"{{"access_token":"t"{comma}{fields}}}"#))
@@ -80,7 +80,7 @@ fn scopes_are_a_text_or_a_list_and_the_granted_ones_override_the_requested() {
         (r#"["a","b"]"#, &["a", "b"]),
         (r#"["a b","c"]"#, &["a", "b", "c"]),
         (r#"["a",7,null,{"b":1},["c"],"d"]"#, &["a", "d"]),
-        // A response without scopes means the requested ones (RFC 6749 section 5.1).
+        // A response without scopes means the requested scopes (RFC 6749 section 5.1).
         (r#""""#, &["asked"]),
         ("[]", &["asked"]),
         ("null", &["asked"]),
@@ -142,7 +142,7 @@ fn a_lifetime_that_cannot_be_right_is_an_hour_with_a_warning_that_says_what_is_w
         ("true", "not a number"),
         ("[3600]", "not a number"),
         ("{}", "not a number"),
-        // Beyond what a 64-bit float holds, and what no JSON has.
+        // Numbers that no 64-bit float holds, and words that are no JSON.
         ("1e999", "not a number"),
         ("-1E+400", "not a number"),
         (&"9".repeat(400), "not a number"),
@@ -192,7 +192,7 @@ fn of_the_response_and_the_token_itself_the_earlier_end_counts() {
 #[test]
 fn the_tokens_own_end_is_by_the_providers_clock() {
     let body = json!({"access_token": jwt(&json!({"exp": NOW - 600 + 300})), "token_type": "Bearer"});
-    // The provider's clock is ten minutes behind the broker's, which is 1970-01-12 13:46:40.
+    // The provider's clock is ten minutes behind the broker's clock, which shows 1970-01-12 13:46:40.
     let response = Response::builder().header("date", "Mon, 12 Jan 1970 13:36:40 GMT").body(body.to_string()).unwrap();
     let answer = read_token_response(&response, sent_at(), &[]).unwrap();
     assert_eq!((lifetime_of(&answer), answer.assumed), (300, vec![]));
