@@ -1,4 +1,4 @@
-//! Accounts at a provider: the user name at its mail servers, and the equality of two spellings.
+//! Accounts at a provider: the user name at its mail servers, and whether two names mean one account.
 
 use super::Profile;
 use crate::api::{MailCredential, credential::Protocol};
@@ -6,8 +6,8 @@ use crate::api::{MailCredential, credential::Protocol};
 /// A provider's rules for users' accounts.
 #[derive(Clone, Copy, Debug)]
 pub struct Accounts {
-    /// Whether a user's token opens a shared mailbox at IMAP and POP3 under the mailbox's own name. With the user's name,
-    /// it opens the user's own mail, without any error.
+    /// Whether a user's token opens a shared mailbox over IMAP and POP3 under the mailbox's own name. Under the user's
+    /// name, the token opens the user's own mail, without any error.
     pub shared_by_address: bool,
     /// Whether accounts may be plain user names without a domain.
     pub plain_names: bool,
@@ -22,8 +22,8 @@ impl Default for Accounts {
 }
 
 impl Profile {
-    /// The user name at the mail server of `protocol`: that of the spec, otherwise the account that the token is for. At
-    /// some providers, a user's token opens a shared mailbox under that mailbox's name.
+    /// The user name at the mail server of `protocol`: the spec's user name, otherwise the account that the token is
+    /// for. At some providers, a user's token opens a shared mailbox under the mailbox's name.
     pub fn username<'a>(&self, credential: &'a MailCredential, protocol: Protocol) -> &'a str {
         let mailbox = &credential.spec.mailbox;
         let shared = self.accounts.shared_by_address
@@ -32,13 +32,13 @@ impl Profile {
         mailbox.username(protocol).unwrap_or(if shared { &mailbox.address } else { mailbox.user() })
     }
 
-    /// The user name at the server of the first of `protocols`.
+    /// The user name at the server of the first protocol in the spec.
     pub fn first_username<'a>(&self, credential: &'a MailCredential) -> &'a str {
         let first = credential.spec.protocols.first().copied().unwrap_or(Protocol::Smtp);
         self.username(credential, first)
     }
 
-    /// Whether another account than `expected` signed in, as far as the [`comparable`] names in the response show.
+    /// Whether the [`comparable`] names in a response, `came`, show that another account than `expected` signed in.
     pub fn is_another_account(&self, expected: &str, came: &[String]) -> bool {
         let wanted = (self.accounts.canonical)(expected);
         let mut names = comparable(expected, came).peekable();
@@ -46,8 +46,8 @@ impl Profile {
     }
 }
 
-/// The names in a response that can be compared with `expected`: addresses with an address, plain user names with a plain
-/// user name. Names of the other kind say nothing, since one account has names of both kinds.
+/// The names in a response that can be compared with `expected`: addresses with an address, plain user names with a
+/// plain user name. One account may have names of both kinds, so names of the other kind prove nothing.
 pub fn comparable<'a>(expected: &str, came: &'a [String]) -> impl Iterator<Item = &'a str> {
     let is_address = expected.contains('@');
     came.iter().map(String::as_str).filter(move |name| name.contains('@') == is_address)
@@ -69,9 +69,10 @@ pub fn fold(name: &str) -> String {
     folded
 }
 
-/// Google's rules for equal addresses: a `+tag` does not count, `googlemail.com` is `gmail.com`, and in these two domains
-/// dots before the `@` do not count. In the domain of an organisation dots do count ("Dots don't matter in Gmail
-/// addresses", <https://support.google.com/mail/answer/7436150>): there `anna.muster` and `annamuster` are two people.
+/// Google's rules for equal addresses: a `+tag` does not count, `googlemail.com` is `gmail.com`, and in these two
+/// domains dots before the `@` do not count. In the domain of an organisation, dots do count, so `anna.muster` and
+/// `annamuster` are two people ("Dots don't matter in Gmail addresses",
+/// <https://support.google.com/mail/answer/7436150>).
 pub(super) fn google(name: &str) -> String {
     let name = fold(name);
     let Some((local, domain)) = name.rsplit_once('@') else { return name };

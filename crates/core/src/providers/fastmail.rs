@@ -1,7 +1,7 @@
 //! Fastmail.
 //!
-//! Sources: "OAuth" (<https://www.fastmail.com/developer/oauth/>), whose errors are those of RFC 6749, and Thunderbird's
-//! registration. Each refresh brings a new refresh token; using an old one again revokes the grant.
+//! Sources: "OAuth" (<https://www.fastmail.com/developer/oauth/>), which has the errors of RFC 6749, and Thunderbird's
+//! registration. Each refresh returns a new refresh token. A second use of an old refresh token revokes the grant.
 
 use super::{Profile, TokenSource, servers};
 use crate::{

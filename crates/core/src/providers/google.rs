@@ -41,7 +41,7 @@ const IMAP_ADMIN: &str = "https://www.googleapis.com/auth/gmail.imap_admin";
 /// Lifetime of an unused refresh token: six months.
 const IDLE_LIFE: SignedDuration = SignedDuration::from_hours(180 * 24);
 /// Lifetime of refresh tokens for an app in the publishing status "Testing": seven days. Renewals are at most an hour
-/// apart, so the refusal follows soon.
+/// apart, so the refusal follows soon after the end.
 const TESTING: [SignedDuration; 2] = [SignedDuration::from_hours(6 * 24 + 12), SignedDuration::from_hours(7 * 24 + 12)];
 
 /// Returns the profile of Google.
@@ -140,7 +140,7 @@ fn refine(refusal: &mut Refusal, context: &RefusalContext) {
         (Some("redirect_uri_mismatch" | "origin_mismatch" | "disallowed_useragent"), ..) => {
             (Reason::RequestRefused, REDIRECT)
         }
-        // Limits of the whole project, which end within minutes.
+        // Limits of the whole Google Cloud project, which end within minutes.
         (Some("rate_limit_exceeded" | "quota_exceeded" | "resource_exhausted"), ..) => {
             return refusal.understood(Reason::Throttled, None);
         }

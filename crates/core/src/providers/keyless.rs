@@ -1,5 +1,6 @@
-//! Obtains a Google service account's signature without its key. Google's Security Token Service exchanges a
-//! ServiceAccount's token. With the returned token, the IAM Credentials API signs the JWT of the grant `jwtBearer`.
+//! Obtains a Google service account's signature without the account's key. Google's Security Token Service exchanges a
+//! Kubernetes ServiceAccount's token. With the returned token, the IAM Credentials API signs the JWT of the grant
+//! `jwtBearer`.
 //!
 //! Sources: "Workload Identity Federation with other identity providers" and "Method: v1.token" (Security Token Service),
 //! "Method: projects.serviceAccounts.signJwt" (IAM Service Account Credentials API), "Errors" (Google API design guide,
@@ -39,7 +40,7 @@ const CODE_MAX: usize = 48;
 /// Builds the first request: the exchange of the ServiceAccount's token for Google's token (RFC 8693 section 2.1).
 ///
 /// # Errors
-/// Never for the fixed URL; the type is that of all requests.
+/// The fixed URL causes no error. The type of the error is the same as for other requests.
 pub fn exchange_request(account: &Impersonation) -> Result<Request<Vec<u8>>, RequestError> {
     let mut form = Serializer::new(String::new());
     form.append_pair("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange")
@@ -57,7 +58,7 @@ pub fn exchange_request(account: &Impersonation) -> Result<Request<Vec<u8>>, Req
     Ok(request)
 }
 
-/// Reads Google's token in the response to the first request, which was sent at `sent_at`.
+/// Reads Google's token in the response to the first request, which the broker sent at `sent_at`.
 ///
 /// # Errors
 /// Google's refusal, with the fix.
@@ -98,7 +99,7 @@ pub fn sign_request(
     Ok(request)
 }
 
-/// Reads the signed JWT in the response to the second request, which was sent at `sent_at`.
+/// Reads the signed JWT in the response to the second request, which the broker sent at `sent_at`.
 ///
 /// # Errors
 /// Google's refusal, with the fix.
@@ -115,7 +116,7 @@ pub fn read_signed(response: &Response<impl AsRef<[u8]>>, sent_at: Timestamp) ->
     usable(wire.map(|wire| wire.signed_jwt), CREDENTIALS_HOST, "signedJwt", response.status())
 }
 
-/// Refines the third refusal, that of the token endpoint. The advice for key files does not apply.
+/// Refines a refusal of the third request, by the token endpoint. The advice for key files does not apply here.
 pub fn refine_token(refusal: &mut Refusal) {
     let code = refusal.error.as_ref().map(|error| error.as_str().to_owned());
     refusal.advice = match (code.as_deref(), refusal.reason) {
@@ -140,7 +141,7 @@ fn usable(found: Option<SecretString>, host: &str, member: &str, status: StatusC
     })
 }
 
-/// The status and reason of an error of Google's APIs, in the checked form of their codes.
+/// The status and the reason in an error of Google's APIs, if they have the form of Google's codes.
 fn api_error(response: &Response<impl AsRef<[u8]>>) -> Option<(String, Option<String>)> {
     #[derive(Deserialize)]
     struct Body {

@@ -1,8 +1,7 @@
 //! Knowledge about providers as data: endpoints, scopes, mail servers, unsupported features, and the meaning of their error
 //! codes and tokens.
 //!
-//! To add a provider, add a field in `api::provider::ProviderSpec`, a file here that creates its [`Profile`], and an arm in
-//! [`profile`].
+//! `ARCHITECTURE.md` lists the steps for a new provider.
 
 pub mod account;
 mod fastmail;
@@ -44,13 +43,13 @@ pub struct Profile {
     pub guid_is_no_secret: bool,
     /// Returns the preset's scopes by grant and protocols.
     pub scopes: fn(&ProviderSpec, GrantType, &[Protocol]) -> Vec<String>,
-    /// Returns why a use that the schema allows cannot work.
+    /// Returns why a use that the schema allows cannot work. `None`: the use can work.
     pub unsupported: fn(&ProviderSpec, GrantType, &[String]) -> Option<String>,
     /// Refines a refusal by the provider's own error codes.
     pub refine: fn(&mut Refusal, &RefusalContext),
     /// Returns why mail servers will refuse a token with these claims for these protocols.
     pub unsuitable: fn(&Claims, &ProviderSpec, GrantType, &[Protocol]) -> Option<String>,
-    /// The lifetime of an unused refresh token, if known.
+    /// Lifetime of a refresh token without use, if known.
     pub idle_life: Option<SignedDuration>,
     /// Whether a replaced refresh token stays valid.
     pub keeps_replaced_tokens: bool,
@@ -59,10 +58,10 @@ pub struct Profile {
 /// The requirements of a user's sign-in in addition to the scopes for mail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SignIn {
-    /// Scopes with which the response names the account (OpenID Connect Core section 5.4), and with which the provider
-    /// returns a refresh token. A refresh does not need them.
+    /// Scopes that make the provider name the account (OpenID Connect Core section 5.4) and return a refresh token. A
+    /// refresh does not need these scopes.
     pub scopes: &'static [&'static str],
-    /// Parameters of the authorization request in addition to those of RFC 6749 section 4.1.1.
+    /// Parameters of the authorization request in addition to the parameters of RFC 6749 section 4.1.1.
     pub parameters: &'static [(&'static str, &'static str)],
     /// How the browser returns the code.
     pub redirect: Redirect,
@@ -85,12 +84,12 @@ pub enum Redirect {
     OutOfBand(&'static str),
 }
 
-/// The request that was refused.
+/// The properties of a refused request.
 #[derive(Clone, Copy, Debug)]
 pub struct RefusalContext {
     /// The grant of the refused request.
     pub grant: GrantType,
-    /// Age of the refused refresh token since the user's sign-in.
+    /// Time from the user's sign-in to the refusal, for a refused refresh token.
     pub grant_age: Option<SignedDuration>,
     /// Whether the client or the grant used a JWT, which contains times.
     pub assertion: bool,
@@ -117,7 +116,8 @@ pub enum TokenSource {
 }
 
 impl TokenSource {
-    /// The identity of the issuer as far as it is known without a request: a part of `mailtoken.dev/issued-for`.
+    /// The identity of the issuer, as far as the broker knows it without a request. It is a part of
+    /// `mailtoken.dev/issued-for`.
     pub fn identity(&self) -> &str {
         match self {
             Self::Known(endpoints) => &endpoints.token_url,
@@ -164,7 +164,7 @@ impl Profile {
     }
 }
 
-/// Returns the profile of a provider; `None` only for a spec that the schema rejects.
+/// Returns the profile of a provider. `None`: the schema rejects the spec.
 pub fn profile(spec: &ProviderSpec) -> Option<Profile> {
     if let Some(settings) = &spec.microsoft {
         return Some(microsoft::profile(settings, &spec.servers));
@@ -181,8 +181,8 @@ pub fn profile(spec: &ProviderSpec) -> Option<Profile> {
     generic::profile(spec)
 }
 
-/// The servers of a preset on the ports of RFC 6409, 8314 and 3501. Servers in the spec override them. `hosts` are for
-/// SMTP, IMAP and POP3.
+/// The servers of a preset on the ports of RFC 6409, 8314 and 3501. Servers in the spec override them. `hosts`: the
+/// hosts for SMTP, IMAP and POP3.
 fn servers(given: &Servers, hosts: Option<[&str; 3]>) -> Servers {
     let [smtp, imap, pop3] = hosts.map_or([None; 3], |hosts| hosts.map(Some));
     let server = |given: &Option<Server>, host: Option<&str>, port, security| {
@@ -199,7 +199,7 @@ fn servers(given: &Servers, hosts: Option<[&str; 3]>) -> Servers {
 fn general(refusal: &mut Refusal, context: &RefusalContext) {
     let denied = refusal.error.as_ref().is_some_and(|error| error.as_str() == "access_denied");
     if denied && !context.grant.is_delegated() && refusal.reason == Reason::AuthorizationRequired {
-        // No user signs in who could have denied it, so an administrator has not allowed it.
+        // No user signs in for this grant, so an administrator has not allowed the request.
         refusal.reason = Reason::ConsentRequired;
     }
     reclassify_clock_skew(refusal, context);
@@ -221,7 +221,7 @@ fn reclassify_clock_skew(refusal: &mut Refusal, context: &RefusalContext) {
     }
 }
 
-/// Whether the status is 429, which suffices regardless of the body.
+/// Whether the provider limits requests. The status 429 suffices, whatever the body contains.
 fn is_throttled(refusal: &Refusal) -> bool {
     refusal.http_status == Some(429)
 }

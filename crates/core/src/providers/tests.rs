@@ -267,7 +267,7 @@ fn unusual_scopes_that_work_are_accepted() {
     }
 }
 
-/// A preset's meaning of a response.
+/// The refusal that a preset reads from a response.
 fn understood(preset: &Value, status: u16, body: &Value, skew: SignedDuration, context: RefusalContext) -> Refusal {
     let sent_at = k8s_openapi::jiff::Timestamp::from_second(1_800_000_000).unwrap();
     let date = (sent_at + skew).strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();

@@ -1,10 +1,10 @@
 //! Yahoo Mail.
 //!
-//! Sources: the discovery document of api.login.yahoo.com, and Yahoo's "IMAP and SMTP access" and "Authorization Code Flow
-//! for Server-side Apps" for developers; for the codes "OAuth 2.0 Errors"
+//! Sources: the discovery document of api.login.yahoo.com, and Yahoo's "IMAP and SMTP access" and "Authorization Code
+//! Flow for Server-side Apps" for developers; for the codes "OAuth 2.0 Errors"
 //! (<https://developer.yahoo.com/oauth2/guide/errors/>) and "Troubleshooting"
-//! (<https://developer.yahoo.com/oauth2/guide/openid_connect/troubleshooting.html>). A new refresh token replaces the old
-//! one, and a password change ends it.
+//! (<https://developer.yahoo.com/oauth2/guide/openid_connect/troubleshooting.html>). A new refresh token replaces the
+//! old refresh token. A password change ends the refresh token.
 
 use super::{Profile, Redirect, RefusalContext, SignIn, TokenSource, general, is_throttled, servers};
 use crate::{

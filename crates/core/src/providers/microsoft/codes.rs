@@ -1,13 +1,13 @@
-//! What AADSTS codes say beyond the OAuth error.
+//! The meaning of Microsoft's AADSTS codes, which refine the OAuth error.
 //!
 //! Source: "Microsoft Entra authentication and authorization error codes"
 //! (<https://learn.microsoft.com/entra/identity-platform/reference-error-codes>, in `MicrosoftDocs/entra-docs` at 04f6554).
-//! Each code of that list which client credentials, refresh tokens and device codes can meet has its place here. The tests
-//! name the others with what they belong to (SAML, WS-Federation, Kerberos, password changes, devices), and the codes that
-//! people report and the list lacks.
+//! The groups below have each code of that list that client credentials, refresh tokens and device codes can meet. The
+//! tests list the other codes by their subject (SAML, WS-Federation, Kerberos, password changes, devices), and the
+//! codes that users report although the list lacks them.
 //!
-//! Microsoft may change codes without notice, so they only choose between reasons and words; a code that is not here
-//! leaves the OAuth error's meaning.
+//! Microsoft may change codes without notice, so they only choose between reasons and texts. With a code outside of the
+//! groups, the OAuth error alone determines the meaning.
 
 use k8s_openapi::jiff::SignedDuration;
 
@@ -20,11 +20,11 @@ use crate::{
 /// A group of codes with one meaning.
 struct Group {
     codes: &'static [u32],
-    /// The meaning of the codes.
+    /// The condition's reason for the codes.
     reason: Reason,
-    /// The fix in addition to the reason's own; may be empty.
+    /// The fix in addition to the reason's general advice; may be empty.
     mend: &'static str,
-    /// The fix after a user's sign-in, if different.
+    /// The fix after a user's sign-in. `None`: the same as `mend`.
     delegated: Option<&'static str>,
 }
 
@@ -41,7 +41,8 @@ pub(super) fn refine(refusal: &mut Refusal, context: &RefusalContext) {
         return;
     }
     if number == 700_023 && refusal.error.as_ref().is_some_and(|error| error.as_str() == "invalid_scope") {
-        // The list has this code for a scope, and the token endpoint reports it for the audience of a client assertion.
+        // The list has this code for a scope, but the token endpoint also reports it for the audience of a client
+        // assertion.
         return general(refusal, context);
     }
     let mend = group.delegated.filter(|_| context.grant != GrantType::ClientCredentials).unwrap_or(group.mend);
@@ -90,7 +91,7 @@ const GROUPS: &[Group] = &[
          spec.client.authentication[].privateKeyJWT.certificateRef. A new certificate takes some minutes to work",
     ),
     group(&[500133, 700024], Reason::ClockSkew, ""),
-    // Reported by many users, and not in the list.
+    // Many users report this code, but the list lacks it.
     group(
         &[7000229],
         Reason::InvalidClient,

@@ -25,7 +25,7 @@ struct CloudFacts {
     app_resource: &'static str,
     /// Host of the resource that delegated scopes name.
     resource: &'static str,
-    /// Hosts for SMTP, IMAP and POP3; `None` if Microsoft publishes none.
+    /// Hosts for SMTP, IMAP and POP3. `None`: Microsoft publishes no hosts.
     mail: Option<[&'static str; 3]>,
 }
 
@@ -64,8 +64,8 @@ const PERSONAL: [&str; 3] = ["smtp-mail.outlook.com", "outlook.office365.com", "
 const CONSUMERS: &str = "consumers";
 /// The scope without which Microsoft returns no refresh token.
 const OFFLINE: &str = "offline_access";
-/// OpenID Connect's scopes belong to no resource, so they may be combined with those of one. Microsoft compares the path of
-/// a redirect URI to localhost with the registered `http://localhost`, but not the port.
+/// OpenID Connect's scopes belong to no resource, so a request may combine them with the scopes of one resource.
+/// Microsoft compares the path of a redirect URI to localhost with the registered `http://localhost`, but not the port.
 const SIGN_IN: SignIn = SignIn {
     scopes: &["openid", "profile", "email"],
     parameters: &[("prompt", "select_account")],
@@ -98,7 +98,7 @@ pub(super) fn profile(settings: &Microsoft, given: &Servers) -> Profile {
         refine: codes::refine,
         unsuitable: token::unsuitable,
         idle_life: Some(IDLE_LIFE),
-        // "Refresh tokens": Microsoft does not revoke them when they are used to fetch new ones.
+        // "Refresh tokens": Microsoft does not revoke a refresh token that a client exchanges for a new refresh token.
         keeps_replaced_tokens: true,
         ..Profile::new("microsoft", source, servers(given, mail), grants)
     }
@@ -133,7 +133,7 @@ fn scopes(spec: &ProviderSpec, grant: GrantType, protocols: &[Protocol]) -> Vec<
     }
     let resource = facts(cloud).resource;
     let mail = protocols.iter().map(|protocol| format!("https://{resource}/{}", permission(*protocol)));
-    // A refresh must not request more scopes than the sign-in did, which may have been elsewhere.
+    // A refresh must not request more scopes than the sign-in, which another program may have made.
     let identity = if grant == GrantType::DeviceCode { SIGN_IN.scopes } else { &[] };
     mail.chain([OFFLINE.to_owned()]).chain(identity.iter().map(|scope| (*scope).to_owned())).collect()
 }
@@ -190,7 +190,8 @@ fn delegated_objection(grant: GrantType, scopes: &[String]) -> Option<String> {
         .then(|| format!("without the scope {OFFLINE} a sign-in leaves no refresh token: add it, or {LEAVE}"))
 }
 
-/// The host of the resource and the permission. A permission without a resource is one of Microsoft Graph.
+/// Splits a scope into the host of the resource and the permission. A permission without a resource belongs to
+/// Microsoft Graph.
 fn split(scope: &str) -> (&str, &str) {
     let rest = scope.strip_prefix("https://").unwrap_or(scope);
     rest.split_once('/').map_or(("", rest), |(host, permission)| (host, permission.trim_start_matches('/')))
@@ -200,7 +201,7 @@ fn is_graph(resource: &str) -> bool {
     resource.is_empty() || resource.starts_with("graph.microsoft.") || resource == "microsoftgraph.chinacloudapi.cn"
 }
 
-/// Maps both names of Exchange Online in the public cloud to one.
+/// Maps both names of Exchange Online in the public cloud to one name.
 fn same(resource: &str) -> &str {
     if resource == "outlook.office365.com" { "outlook.office.com" } else { resource }
 }

@@ -51,13 +51,13 @@ pub(super) fn unsuitable(
     ))
 }
 
-/// Whether an audience is Exchange Online: by URL in any cloud, or by id.
+/// Whether an audience is Exchange Online: its URL in any cloud, or its application id.
 fn is_exchange(audience: &str) -> bool {
     let host = audience.strip_prefix("https://").unwrap_or_default();
     audience == EXCHANGE || host.starts_with("outlook") || host.starts_with("partner.outlook.")
 }
 
-/// The client's id, quoted for a shell.
+/// The client's id, or a placeholder for an id that a shell would interpret.
 fn client(spec: &ProviderSpec) -> &str {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
     if spec.client.id.bytes().all(plain) { &spec.client.id } else { "<application id>" }

@@ -95,7 +95,7 @@ const PUBLISHED: &[u32] = &[
     220450, 220501, 221000, 240001, 240002, 501621, 530032, 700016, 700020, 700022, 700023, 7000215, 7000218, 7000222,
     700229, 700005, 1000000, 1000002, 100007, 1000031, 7000112, 7000114, 7500529, 9002341,
 ];
-/// Those of the list that no request of the broker meets.
+/// Codes of the list that no request of the broker can cause.
 const ELSEWHERE: &[(&str, &[u32])] = &[
     ("WS-Federation and federation metadata", &[20001, 20012, 20033, 90081, 90082, 90084, 90085, 90086, 90087]),
     (
@@ -123,7 +123,7 @@ const ELSEWHERE: &[(&str, &[u32])] = &[
     ("LinkedIn", &[52004]),
     ("regional endpoints", &[100_007]),
 ];
-/// Those that people report, and the list lacks.
+/// Codes that users report, although the list lacks them.
 const REPORTED: &[u32] = &[
     28000, 70021, 70025, 500_014, 700_021, 700_024, 700_211, 700_212, 700_213, 900_021, 900_023, 1_002_012, 7_000_229,
 ];
