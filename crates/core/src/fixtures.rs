@@ -21,7 +21,7 @@ use crate::{
 /// A secret that must not be shown anywhere.
 pub const CANARY: &str = "canary-0123456789abcdef";
 
-/// `shop/billing` for billing@example.org, without a status.
+/// The credential `shop/billing` for billing@example.org, without a status.
 pub fn credential() -> MailCredential {
     serde_json::from_value(json!({
         "apiVersion": "mailtoken.dev/v1alpha1",
@@ -36,12 +36,12 @@ pub fn credential() -> MailCredential {
     .unwrap()
 }
 
-/// This number of seconds after the token was issued.
+/// The time `second` seconds after the issue of the [`token`].
 pub fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + second).unwrap()
 }
 
-/// An hour from `at(0)`.
+/// A token that is valid for an hour from `at(0)`.
 pub fn token() -> TokenFacts {
     TokenFacts {
         issued_at: at(0),
@@ -72,7 +72,7 @@ pub fn published(token: TokenFacts) -> Published {
     }
 }
 
-/// What a grant Secret records about the refresh token `hash`, which no response has replaced.
+/// The record in a grant Secret about the refresh token `hash`, which the provider has not replaced.
 pub fn note() -> TokenNote {
     TokenNote {
         hash: "hash".into(),
@@ -85,7 +85,7 @@ pub fn note() -> TokenNote {
     }
 }
 
-/// A blocker with this reason.
+/// A blocker with the reason `reason`.
 pub fn blocker(reason: Reason) -> Blocker {
     Blocker::new(reason, format!("{} and its fix", reason.as_str()))
 }
@@ -154,7 +154,7 @@ impl Case {
         self.observed.provider.as_mut().unwrap()
     }
 
-    /// Changes the Secret, which must be the broker's.
+    /// Changes the target Secret, which must belong to the credential.
     pub fn own(&mut self, change: impl FnOnce(&mut Published)) {
         let Target::Own(published) = &mut self.observed.target else { panic!("there is no Secret") };
         change(published);
@@ -190,7 +190,7 @@ impl Case {
         self.observed.history.fail(&refusal, "what. What to do.".into(), &attempt, at(second));
     }
 
-    /// Adds an obtained token that is not written yet.
+    /// Adds a token that the broker has obtained, but not written yet.
     pub fn hold(&mut self) {
         let token = Token {
             access_token: CANARY.into(),
@@ -212,13 +212,13 @@ impl Case {
         });
     }
 
-    /// The grant is a stored refresh token that was last used at `at(0)`.
+    /// Sets the grant to a stored refresh token that the broker last used at `at(0)`.
     pub fn by_refresh_token(&mut self) -> &mut RefreshGrant {
         let spec = json!({"refreshToken": {"secretRef": {"name": "seed", "key": "refresh_token"}}});
         self.by(spec)
     }
 
-    /// The grant is a sign-in.
+    /// Sets the grant to a sign-in with a device code.
     pub fn by_device_code(&mut self) -> &mut RefreshGrant {
         self.by(json!({"deviceCode": {}}))
     }
@@ -237,23 +237,24 @@ impl Case {
         })
     }
 
-    /// The grant of a credential that has one.
+    /// The credential's grant, which must exist.
     pub fn grant(&mut self) -> &mut RefreshGrant {
         self.observed.grant.as_mut().unwrap()
     }
 
-    /// The metadata of the grant Secret.
+    /// The metadata of the grant Secret, which must exist.
     pub fn stored(&mut self) -> &mut GrantSecret {
         self.grant().stored.as_mut().unwrap()
     }
 
-    /// Another broker has claimed the refresh token until `at(until)`.
+    /// Sets a claim of the broker `holder` on the refresh token until `at(until)`.
     pub fn claimed(&mut self, holder: &str, until: i64) {
         let claim = Claim { holder: holder.into(), since: at(0), until: at(until), token: "hash".into() };
         self.stored().claim = Some(claim);
     }
 
-    /// A code was shown at `at(0)`, the first at `at(began)`, and is valid until `at(until)`.
+    /// Sets a sign-in whose code was shown at `at(0)` and is valid until `at(until)`. The first code was shown at
+    /// `at(began)`.
     pub fn signing_in(&mut self, began: i64, until: i64) -> &mut SignIn {
         self.stored().sign_in.insert(SignIn {
             user_code: "ABCD".into(),
@@ -269,7 +270,7 @@ impl Case {
         })
     }
 
-    /// Writes the status of the case.
+    /// Writes the status of the case into the credential.
     pub fn write_status(&mut self) {
         let decision = crate::policy::decide(&self.observed, self.now);
         let status = crate::policy::status::status(&self.observed, &decision, self.now);
@@ -277,7 +278,7 @@ impl Case {
     }
 }
 
-/// Fails to compile for a type that has the trait, because two items then have one name.
+/// Fails to compile for a type that has the trait, because the name `item` is then ambiguous.
 #[macro_export]
 macro_rules! lacks {
     ($trait:path: $($type:ty),+) => {

@@ -1,5 +1,5 @@
-//! What the broker decides and what it says on the wire, as pure functions and types: no clock, no socket, no Kubernetes
-//! client.
+//! The broker's decisions and protocol messages, as pure functions and types. This crate has no clock, no socket and no
+//! Kubernetes client.
 
 pub mod api;
 #[cfg(any(test, feature = "fixtures"))]

@@ -24,10 +24,10 @@ pub const SECRET_MAX: usize = 1024 * 1024;
 /// Assumed length of an access token before the first token is known: Entra ID's tokens, the longest of the presets, have
 /// 1,500 to 3,000 bytes.
 pub const USUAL_TOKEN: usize = 4096;
-/// A time with as many digits in seconds as those between 2001 and 2286.
+/// A time with ten digits in seconds, as all times between 2001 and 2286 have.
 const TEN_DIGITS: i64 = 1_800_000_000;
 
-/// The Secret would be larger than Kubernetes allows. No value was rendered.
+/// The Secret would be larger than Kubernetes allows. The broker has rendered no value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "spec.secret.data[{key}] would have {bytes} bytes with an access token of {token} bytes, and the whole Secret {total}, \
@@ -83,7 +83,8 @@ pub fn size(credential: &MailCredential, profile: &Profile, length: usize) -> Re
     check(length, &fixed(credential, profile, &token, &values), &lengths(credential, &values))
 }
 
-/// The fixed keys of the Secret. Their number is fixed, and each contains the token at most once, so they are bounded.
+/// The fixed keys of the Secret. Their number is fixed, and each contains the token at most once, so their size is
+/// bounded.
 fn fixed(credential: &MailCredential, profile: &Profile, token: &Token, values: &Values) -> BTreeMap<String, String> {
     let formats = &credential.spec.secret.formats;
     let wanted = |name: &str| match name {
@@ -174,7 +175,8 @@ type Values = BTreeMap<String, Value>;
 /// The value of a placeholder.
 struct Value {
     text: Zeroizing<String>,
-    /// The value's lengths in the encodings, computed once when needed: a template may have thousands of placeholders.
+    /// The value's lengths in the two encodings, computed at the first use. A template may have thousands of
+    /// placeholders.
     url: OnceCell<usize>,
     json: OnceCell<usize>,
 }
@@ -198,7 +200,8 @@ impl Value {
     }
 }
 
-/// The values of the placeholders. Each is also a key of the Secret if requested. Some contain the token.
+/// The values of the placeholders. A value is also a key of the Secret if the spec requests it. Some values contain the
+/// token.
 fn values(credential: &MailCredential, profile: &Profile, token: &Token) -> Values {
     let spec = &credential.spec;
     let access_token = token.access_token.expose_secret();
@@ -229,8 +232,8 @@ fn values(credential: &MailCredential, profile: &Profile, token: &Token) -> Valu
     values
 }
 
-/// Replaces the placeholders of a template, for a text of this length. Inserted values are not expanded again. The schema
-/// has rejected unknown placeholders and lone dollars; they stay unchanged.
+/// Replaces the placeholders of a template. `length`: the length of the result. Does not expand inserted values again.
+/// Unknown placeholders and single dollars, which the schema rejects, stay unchanged.
 fn fill(template: &str, values: &Values, length: usize) -> String {
     let mut text = String::with_capacity(length);
     for part in parts(template, values) {
@@ -272,7 +275,7 @@ fn parts<'a>(template: &'a str, values: &'a Values) -> Vec<Part<'a>> {
     parts
 }
 
-/// Writes a value in an encoding. One byte becomes at most six (JSON's `\u0001`).
+/// Writes a value in an encoding. One byte becomes at most six bytes (JSON's `\u0001`).
 fn push_encoded(text: &mut String, value: &str, encoding: Encoding) {
     match encoding {
         Encoding::Plain => text.push_str(value),

@@ -7,7 +7,7 @@ use k8s_openapi::{
 
 macro_rules! condition_types {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
-        /// `metav1.Condition.type` of the conditions that the broker writes.
+        /// Types of the conditions that the broker writes (`metav1.Condition.type`).
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum ConditionType { $($(#[$doc])* $name),+ }
 
@@ -30,7 +30,8 @@ condition_types! {
     Renewed,
     /// Nothing will change until a person acts (kstatus). Absent while `Ready` is True.
     Stalled,
-    /// The broker is obtaining the first token or a token for a changed spec, or waits for a transient problem to end (kstatus).
+    /// The broker is obtaining the first token or a token for a changed spec, or waits for a transient problem to end
+    /// (kstatus).
     Reconciling,
     /// The known expiry of the refresh token is near.
     GrantExpiringSoon,
@@ -43,19 +44,20 @@ condition_types! {
 /// Retry classes of reasons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
-    /// Transient: the broker retries after 5, 10, 20 … 300 seconds.
+    /// Transient: the broker retries after 5 to 300 seconds.
     Transient,
     /// A person must act: the broker retries after 15 minutes to 6 hours, and immediately after any change.
     Permanent,
     /// An object must change: the broker sends no token request until then.
     OnChange,
-    /// Not a failure.
+    /// The reason is no failure: the broker has nothing to retry.
     None,
 }
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident => $retry:ident),+ $(,)?) => {
-        /// `metav1.Condition.reason`, also the reason of Events. Each has a heading in `docs/reasons.md`.
+        /// Reasons of conditions (`metav1.Condition.reason`) and of Events. Each reason has a heading in
+        /// `docs/reasons.md`.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Reason { $($(#[$doc])* $name),+ }
 
@@ -73,7 +75,7 @@ macro_rules! reasons {
                 match self { $(Self::$name => Retry::$retry),+ }
             }
 
-            /// The reason with this name; `None` if this version does not know the name.
+            /// The reason with this name. `None`: this version does not know the name.
             pub fn parse(name: &str) -> Option<Self> {
                 match name { $(stringify!($name) => Some(Self::$name),)+ _ => None }
             }
@@ -90,7 +92,7 @@ reasons! {
     Expired => None,
     /// The last token request succeeded.
     RenewalSucceeded => None,
-    /// The broker is obtaining a token, or waits.
+    /// The broker is obtaining a token, or waits for a change that needs no person.
     Progressing => None,
     /// `spec.suspend` is true.
     Suspended => None,
@@ -212,7 +214,8 @@ impl Reason {
         }
     }
 
-    /// Whether the reason is a missing object that may still arrive, because it was applied together with this one.
+    /// Whether the reason is a missing object. A user may have applied it together with the object that refers to it,
+    /// so it may still arrive.
     pub const fn may_arrive(self) -> bool {
         matches!(self, Self::ProviderNotFound | Self::SourceNotFound | Self::SourceNotLabeled)
     }
@@ -256,7 +259,7 @@ pub fn is_true(conditions: &[Condition], kind: ConditionType) -> bool {
     find(conditions, kind).is_some_and(|condition| condition.status == "True")
 }
 
-/// Sets the condition of type `kind`. Its transition time changes only with its status.
+/// Sets the condition of type `kind`. The transition time changes only with the status.
 pub fn upsert(
     conditions: &mut Vec<Condition>,
     kind: ConditionType,
@@ -291,7 +294,7 @@ pub fn remove(conditions: &mut Vec<Condition>, kind: ConditionType) {
     conditions.retain(|condition| condition.type_ != kind.as_str());
 }
 
-/// Maximum length of a message in characters. `metav1.Condition` allows 32,768; a reader of a terminal needs fewer.
+/// Maximum length of a message in characters. `metav1.Condition` allows 32,768, which are too many for a terminal.
 const MESSAGE_MAX: usize = 2_048;
 
 fn bounded(message: String) -> String {

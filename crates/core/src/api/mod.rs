@@ -1,6 +1,6 @@
 //! The contract with users: the three kinds, their conditions, and every name that a user can see.
 //!
-//! Of the project this module uses only the names of the Secret's keys and of the mail protocols.
+//! From the rest of the project, this module uses only the names of the Secret's keys and of the mail protocols.
 
 pub mod authentication;
 pub mod condition;

@@ -18,12 +18,14 @@ pub const ROLE_GRANT: &str = "grant";
 /// Label with the value `true` that allows the broker to read a Secret.
 pub const LABEL_SOURCE: &str = "mailtoken.dev/source";
 
-/// On a ServiceAccount: the audiences, separated by commas, for which providers of its namespace may use its tokens.
+/// Annotation of a ServiceAccount: the audiences, separated by commas, for which providers of its namespace may use its
+/// tokens.
 pub const ANNOTATION_ALLOWED_AUDIENCES: &str = "mailtoken.dev/allowed-audiences";
-/// On a source Secret: the hosts, separated by commas, to which its content may be sent. Without it, any host.
+/// Annotation of a source Secret: the hosts, separated by commas, to which the broker may send the Secret's content.
+/// Without the annotation, the broker may send the content to any host.
 pub const ANNOTATION_SOURCE_HOSTS: &str = "mailtoken.dev/source-hosts";
 
-/// On a MailCredential: each new value obtains one token immediately.
+/// Annotation of a MailCredential: each new value makes the broker obtain one token immediately.
 pub const ANNOTATION_REISSUE: &str = "mailtoken.dev/reissue";
 /// On the target Secret: the last handled value of [`ANNOTATION_REISSUE`].
 pub const ANNOTATION_HANDLED_REISSUE: &str = "mailtoken.dev/handled-reissue";
@@ -31,35 +33,38 @@ pub const ANNOTATION_HANDLED_REISSUE: &str = "mailtoken.dev/handled-reissue";
 pub const ANNOTATION_ISSUED_AT: &str = "mailtoken.dev/issued-at";
 /// On the target Secret: when the token expires, RFC 3339.
 pub const ANNOTATION_EXPIRES_AT: &str = "mailtoken.dev/expires-at";
-/// On the target Secret: when the provider wants a refresh, RFC 3339 (Microsoft's `refresh_in`).
+/// On the target Secret: when the provider recommends a renewal, RFC 3339 (Microsoft's `refresh_in`).
 pub const ANNOTATION_REFRESH_AT: &str = "mailtoken.dev/refresh-at";
 /// On the target Secret: `sha256:` and the first 16 hex digits of the token's SHA-256.
 pub const ANNOTATION_FINGERPRINT: &str = "mailtoken.dev/fingerprint";
-/// Digest of the provider, its endpoints and the client at the exchange. The broker revokes the token only there.
+/// On the target and the grant Secret: digest of the provider, its endpoints and the client at the exchange. The broker
+/// revokes the token only while this digest is the same.
 pub const ANNOTATION_REVOCABLE_AT: &str = "mailtoken.dev/revocable-at";
 /// On the target Secret: hash of the inputs for which the token was issued.
 pub const ANNOTATION_ISSUED_FOR: &str = "mailtoken.dev/issued-for";
-/// On the target Secret: hash of the other inputs of its content, so that the broker sees a change without reading the Secret.
+/// On the target Secret: hash of the inputs of its content, except for the token's inputs. It shows a change without a
+/// read of the Secret.
 pub const ANNOTATION_LAYOUT: &str = "mailtoken.dev/layout";
 /// On the target Secret: the granted scopes, separated by spaces.
 pub const ANNOTATION_SCOPES: &str = "mailtoken.dev/scopes";
-/// The labels and annotations from `spec.secret`, so that the broker removes those that the spec no longer has.
+/// On the target Secret: the labels and annotations from `spec.secret`. The broker removes a recorded entry that the
+/// spec no longer has.
 pub const ANNOTATION_APPLIED: &str = "mailtoken.dev/applied";
 
 /// On the target Secret: the id of the token's subject (Microsoft's `oid`).
 pub const ANNOTATION_OBJECT_ID: &str = "mailtoken.dev/object-id";
-/// On the target Secret: why mail servers will refuse the token, by its claims.
+/// On the target Secret: why mail servers will refuse the token, according to its claims.
 pub const ANNOTATION_WARNING: &str = "mailtoken.dev/warning";
 
-/// On the grant Secret: when the grant was obtained, RFC 3339.
+/// On the grant Secret: when the user signed in or the broker copied the seed, RFC 3339.
 pub const ANNOTATION_OBTAINED_AT: &str = "mailtoken.dev/obtained-at";
 /// On the grant Secret: when the refresh token was last exchanged, RFC 3339.
 pub const ANNOTATION_LAST_USED_AT: &str = "mailtoken.dev/last-used-at";
 /// On the grant Secret: how many times the provider has replaced the refresh token.
 pub const ANNOTATION_ROTATIONS: &str = "mailtoken.dev/rotations";
-/// On the grant Secret: hash of its seed, and the resourceVersion of the seed's Secret.
+/// On the grant Secret: hash of the grant's seed, and the resourceVersion of the seed's Secret.
 pub const ANNOTATION_SEED: &str = "mailtoken.dev/seed";
-/// On the grant Secret: the claim: its holder, the refresh token's hash, the start time and the deadline.
+/// On the grant Secret: the claim with its holder, the refresh token's hash, the start time and the deadline.
 pub const ANNOTATION_CLAIM: &str = "mailtoken.dev/claim";
 /// On the grant Secret: the pending sign-in, without the device code.
 pub const ANNOTATION_SIGN_IN: &str = "mailtoken.dev/sign-in";
@@ -75,11 +80,11 @@ pub const SECRET_TYPE_TARGET: &str = "Opaque";
 /// Type of the Secret that stores a refresh token. Such a Secret is never a source and never mounted.
 pub const SECRET_TYPE_GRANT: &str = "mailtoken.dev/grant";
 
-/// The first second of the year 9000.
+/// The first second of the year 9000. Later times count as forged.
 const MADE_UP: i64 = 221_845_392_000;
-/// Longest value of a label.
+/// Longest value of a label in Kubernetes, in characters.
 const LABEL_MAX: usize = 63;
-/// Longest name of a Secret.
+/// Longest name of a Secret in Kubernetes, in characters.
 const NAME_MAX: usize = 253;
 
 /// Formats a time by RFC 3339 in whole seconds, for annotations, Secret keys and messages.
@@ -87,8 +92,8 @@ pub fn rfc3339(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-/// Parses a time from an annotation. `None` for a time before 1970 or after the year 8999: such a time is forged, and sums
-/// with it could overflow.
+/// Parses a time from an annotation. `None`: the text is no time, or the time is before 1970 or after the year 8999.
+/// Such a time is forged, and sums with it could overflow.
 pub fn time(text: &str) -> Option<Timestamp> {
     text.parse().ok().filter(|at: &Timestamp| (0..MADE_UP).contains(&at.as_second()))
 }
@@ -110,13 +115,13 @@ pub fn grant_secret(credential: &str) -> String {
     format!("{}{suffix}", cut(credential, NAME_MAX - suffix.len()))
 }
 
-/// The SHA-256 of the parts in 64 hex digits, with each part's length before it, so that different lists of parts have
-/// different digests. For values for which an attacker must not find a second preimage or a collision: bindings and tokens.
+/// The SHA-256 of `parts` in 64 hex digits. The hash includes each part's length, so that different lists of parts have
+/// different digests. Bindings and tokens need this digest: an attacker must not find a second preimage or a collision.
 pub fn digest<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
     hex(&hashed(parts))
 }
 
-/// The first 16 hex digits of [`digest`], for values that only detect a change.
+/// The first 16 hex digits of [`digest`], for hashes that only detect a change.
 pub fn short_digest<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
     hex16(&hashed(parts))
 }

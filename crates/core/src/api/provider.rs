@@ -283,8 +283,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// The TLS mode of the connection: that of the spec, otherwise by the port. The ports of RFC 8314 section 3 use TLS from
-    /// the first byte, all others STARTTLS.
+    /// The TLS mode of the connection: the spec's mode, otherwise a mode by the port. The ports of RFC 8314 section 3
+    /// use TLS from the first byte, all others STARTTLS.
     pub fn security(&self) -> Security {
         self.security.unwrap_or(if matches!(self.port, 465 | 993 | 995) { Security::Tls } else { Security::StartTls })
     }

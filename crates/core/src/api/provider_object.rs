@@ -1,4 +1,4 @@
-//! A provider of either kind, and what its spec refers to.
+//! A provider of either kind, and the objects that its spec refers to.
 
 use std::{fmt, sync::Arc};
 
@@ -69,7 +69,7 @@ impl ProviderObject {
         }
     }
 
-    /// The status of the provider; `None` before the first write.
+    /// The status of the provider. `None`: the broker has not written a status yet.
     pub fn status(&self) -> Option<&ProviderStatus> {
         match self {
             Self::Namespaced(provider) => provider.status.as_ref(),
@@ -77,7 +77,7 @@ impl ProviderObject {
         }
     }
 
-    /// The allowances of a ClusterMailProvider; `None` for a MailProvider, which serves its own namespace.
+    /// The allowances of a ClusterMailProvider. `None`: the provider is a MailProvider, which serves its own namespace.
     pub fn allowed(&self) -> Option<&[Allowed]> {
         match self {
             Self::Namespaced(_) => None,
@@ -109,12 +109,12 @@ pub fn source_secrets(spec: &ProviderSpec) -> Vec<&str> {
     references.into_iter().map(|reference| reference.name.as_str()).collect()
 }
 
-/// The key of a Secret that holds the provider's CA bundle; `None` where the bundle is not in a Secret.
+/// The key of a Secret that holds the provider's CA bundle. `None`: the bundle is not in a Secret.
 pub fn bundle_secret(spec: &ProviderSpec) -> Option<&KeyRef> {
     spec.ca_bundle_ref.as_ref().and_then(|CaBundleRef { secret, .. }| secret.as_ref())
 }
 
-/// The key of a ConfigMap that holds the provider's CA bundle; `None` where the bundle is not in a ConfigMap.
+/// The key of a ConfigMap that holds the provider's CA bundle. `None`: the bundle is not in a ConfigMap.
 pub fn bundle_config_map(spec: &ProviderSpec) -> Option<&KeyRef> {
     spec.ca_bundle_ref.as_ref().and_then(|CaBundleRef { config_map, .. }| config_map.as_ref())
 }

@@ -92,15 +92,15 @@ pub(super) const PROBE_MESSAGE: &str =
     "probe.protocols must be among spec.protocols, and POP3 must be named there: its login locks the mailbox";
 pub(super) const UNIQUE_MESSAGE: &str = "no duplicates: name each once";
 
-/// CEL: the size of the labels and annotations of one Secret. Kubernetes allows 256 KiB of annotations, and each copy of
-/// the object in the broker's memory contains them.
+/// CEL: bounds the size of the labels and annotations of one Secret. Kubernetes allows 256 KiB of annotations, and each
+/// copy of the object in the broker's memory contains them.
 pub(super) const METADATA_SIZE_RULE: &str = "(has(self.labels) ? self.labels.map(k, size(k) + size(self.labels[k])).sum() : 0) \
                                              + (has(self.annotations) ? self.annotations.map(k, size(k) + size(bytes(self.annotations[k]))).sum() : 0) <= 16384";
 pub(super) const METADATA_SIZE_MESSAGE: &str =
     "spec.secret.labels and spec.secret.annotations have at most 16384 bytes together";
 
-/// CEL: names of grant Secrets are reserved for the broker. The rule belongs to the name, so the API server evaluates it
-/// only if there is one.
+/// CEL: names of grant Secrets are reserved for the broker. The rule belongs to the field `name`, so the API server
+/// evaluates it only if the spec has a name.
 pub(super) const TARGET_NAME_RULE: &str = "!self.endsWith('-grant')";
 pub(super) const TARGET_NAME_MESSAGE: &str =
     "spec.secret.name must not end in -grant: the broker keeps refresh tokens in Secrets of such names";
@@ -115,11 +115,11 @@ pub(super) const ONE_PROVIDER_MESSAGE: &str =
 pub(super) const SERVICE_ACCOUNT: &str =
     r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?@[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?\.gserviceaccount\.com$";
 
-/// CEL: at Google, a ServiceAccount's token only obtains a service account's signature.
+/// CEL: at Google, a Kubernetes ServiceAccount's token only obtains a signature of a Google service account.
 pub(super) const KEYLESS_RULE: &str = "!has(self.google) || has(self.google.serviceAccount) == (has(self.client.authentication) && self.client.authentication.exists(entry, has(entry.serviceAccountToken)))";
 pub(super) const KEYLESS_MESSAGE: &str = "google.serviceAccount and serviceAccountToken go together: name the Google service account, such as mailer@project.iam.gserviceaccount.com, and the token that is exchanged for its signature";
 
-/// CEL: the client has an id, except with a service account.
+/// CEL: the client has an id, except with a Google service account.
 pub(super) const CLIENT_ID_RULE: &str = "has(self.client.id) || (has(self.google) && has(self.google.serviceAccount)) || (has(self.client.authentication) && self.client.authentication.exists(entry, has(entry.serviceAccountKey)))";
 pub(super) const CLIENT_ID_MESSAGE: &str =
     "name the client in spec.client.id; only with a serviceAccountKey or google.serviceAccount may it be left out";
@@ -140,7 +140,7 @@ pub(super) const AUDIENCE_RULE: &str = "has(self.oidc) || !has(self.client.authe
 pub(super) const AUDIENCE_MESSAGE: &str =
     "the audience Issuer is for oidc: use TokenURL, or write the issuer as an https URL";
 
-/// Names of the form fields of the protocol itself.
+/// Names of the form fields that OAuth itself defines.
 const OWN_PARAMETERS: &str = "['grant_type', 'client_id', 'client_secret', 'client_assertion', 'client_assertion_type', \
                               'scope', 'refresh_token', 'assertion', 'device_code', 'subject_token', \
                               'subject_token_type', 'code', 'code_verifier', 'redirect_uri', 'username', 'password']";
@@ -185,16 +185,16 @@ pub(super) const DOD_MESSAGE: &str =
 
 /// Removes the default of a field from the schema. The code still has the default.
 ///
-/// For fields inside lists: Argo CD compares a list as a whole, so a default that the API server adds to an item leaves the
-/// object permanently out of sync.
+/// Use this for fields inside lists. Argo CD compares a list as a whole, so a default that the API server adds to an
+/// item leaves the object permanently out of sync.
 pub(super) fn without_default(schema: &mut schemars::Schema) {
     schema.remove("default");
 }
 
 /// Sets properties that no attribute of the derive can set. `status.observedGeneration` is -1 until the broker has
-/// reconciled an object, so that kstatus (Flux) waits for it. The status is atomic, because only the broker writes it: an
-/// owner and a comparison for each of its fields would cost the API server a fifth more for each write
-/// (docs/performance.md). Default durations have the usual form, where the derive would write 600s.
+/// reconciled an object, so that kstatus (Flux) waits for the broker. The status is atomic, because only the broker
+/// writes it. An owner and a comparison for each field would cost the API server a fifth more for each write
+/// (docs/performance.md). Default durations have the usual form, such as 10m; the derive would write 600s.
 pub(super) fn finish(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
     for version in &mut crd.spec.versions {
         let root = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
@@ -216,7 +216,7 @@ fn set_default(root: &mut JSONSchemaProps, path: &[&str], value: serde_json::Val
     }
 }
 
-/// The schema of a property, if there is that property.
+/// The schema of a property, if the property exists.
 fn property<'a>(root: &'a mut JSONSchemaProps, path: &[&str]) -> Option<&'a mut JSONSchemaProps> {
     path.iter().try_fold(root, |schema, name| schema.properties.as_mut()?.get_mut(*name))
 }

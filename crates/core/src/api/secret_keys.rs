@@ -10,7 +10,7 @@ pub fn of(protocol: Protocol, what: &str) -> String {
     format!("{}_{what}", protocol.as_str().to_ascii_lowercase())
 }
 
-/// Returns the names of all placeholders, in the order of messages.
+/// Returns the names of all placeholders, in the order in which messages list them.
 pub fn placeholders() -> Vec<String> {
     let common = COMMON.into_iter().map(str::to_owned);
     let each = Protocol::ALL
@@ -30,16 +30,17 @@ pub fn fixed() -> Vec<String> {
 /// Encodings of a placeholder's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
-    /// `${name}`: unchanged.
+    /// `${name}`: the value itself.
     Plain,
-    /// `${name:url}`: percent-encoded, except RFC 3986's unreserved characters.
+    /// `${name:url}`: the value in percent-encoding, except for RFC 3986's unreserved characters.
     Url,
-    /// `${name:json}`: escaped for a JSON string (RFC 8259 section 7), without the quotes around it.
+    /// `${name:json}`: the value escaped for a JSON string (RFC 8259 section 7), without quotes.
     Json,
 }
 
 impl Encoding {
-    /// The name and encoding inside the braces of a placeholder; `None` for an encoding that does not exist.
+    /// Splits the text inside the braces of a placeholder into the name and the encoding. `None`: no such encoding
+    /// exists.
     pub fn parse(placeholder: &str) -> Option<(&str, Self)> {
         match placeholder.split_once(':') {
             None => Some((placeholder, Self::Plain)),
