@@ -1,7 +1,7 @@
 //! A proxy between a broker and the API server that causes the faults that a test requests.
 //!
-//! It speaks plain HTTP on the loopback interface, asks the API server as the administrator, and lets everything through
-//! unless a rule says otherwise:
+//! The proxy serves plain HTTP on the loopback interface, and sends requests to the API server as the administrator. It
+//! forwards every request unchanged, unless a rule matches:
 //!
 //! ```ignore
 //! let api = ApiProxy::start(&cluster);
@@ -37,52 +37,52 @@ use super::{Cluster, wait::until};
 
 type AnswerBody = UnsyncBoxBody<Bytes, io::Error>;
 
-/// What happens to a request.
+/// The fault that the proxy causes for one request.
 #[derive(Clone, Debug)]
 pub enum Trouble {
-    /// The proxy does not forward it, and answers with this.
+    /// The proxy does not forward the request, and responds with this status.
     Refused {
         /// The HTTP status.
         status: u16,
         /// `Retry-After` in seconds, if the response has one.
         retry_after: Option<u32>,
     },
-    /// Nothing: for the next of several.
+    /// The proxy forwards the request without a fault. For one request between others with faults.
     None,
-    /// It is handed on and done; then the connection breaks without the answer.
+    /// The proxy forwards the request and waits for the response. Then it closes the connection without a response.
     Lost,
-    /// It is not handed on, and no answer comes, ever.
+    /// The proxy neither forwards the request nor responds.
     Silence,
-    /// It is handed on when [`ApiProxy::release`] is called.
+    /// The proxy forwards the request after [`ApiProxy::release`].
     Held,
-    /// It is handed on and done; the answer comes when [`ApiProxy::release`] is called.
+    /// The proxy forwards the request immediately, and returns the response after [`ApiProxy::release`].
     Late,
 }
 
 impl Trouble {
-    /// Answered with this status.
+    /// Returns a refusal with this status.
     pub const fn status(status: u16) -> Self {
         Self::Refused { status, retry_after: None }
     }
 
-    /// Throttled, to be tried again after so many seconds.
+    /// Returns a refusal with status 429 and `Retry-After` in seconds.
     pub const fn throttled(seconds: u32) -> Self {
         Self::Refused { status: 429, retry_after: Some(seconds) }
     }
 }
 
-/// How a watch ends.
+/// The way in which a watch ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// In the middle, without a word.
+    /// The proxy closes the connection in the middle of the stream.
     Cut,
-    /// With the event that its resourceVersion is too old.
+    /// The proxy sends the event that the resourceVersion is too old.
     Gone,
-    /// Not for the broker, but nothing comes any more.
+    /// The proxy keeps the connection open and sends no more events.
     Silence,
 }
 
-/// A running proxy; it ends with the process.
+/// A running proxy. It stops when the process ends.
 pub struct ApiProxy {
     address: SocketAddr,
     cluster: Cluster,
@@ -93,9 +93,9 @@ struct Shared {
     rules: Mutex<Vec<Rule>>,
     asked: Mutex<Vec<Asked>>,
     gate: watch::Sender<bool>,
-    /// How many answers are or were [`Trouble::Late`].
+    /// Number of requests with [`Trouble::Late`] that the API server has answered.
     late: AtomicUsize,
-    /// Which watches were ended last, by a part of their path, and how.
+    /// The last call of [`ApiProxy::end_watches_of`]: a part of the paths, and the ending.
     watches: watch::Sender<Option<(String, Ending)>>,
 }
 
@@ -106,21 +106,21 @@ struct Rule {
     trouble: Trouble,
 }
 
-/// A request that came.
+/// A request that the proxy received.
 #[derive(Clone, Debug)]
 pub struct Asked {
-    /// `PATCH`.
+    /// The HTTP method, such as `PATCH`.
     pub method: String,
-    /// With the query.
+    /// The path with the query.
     pub path: String,
-    /// The representations that it takes; empty where it does not say.
+    /// The header `Accept`; empty if absent.
     pub accept: String,
-    /// Whether a rule was for it.
+    /// Whether a rule matched the request.
     pub troubled: bool,
 }
 
 impl ApiProxy {
-    /// Starts one for this cluster, in a thread of its own.
+    /// Starts a proxy for this cluster, in its own thread.
     pub fn start(cluster: &Cluster) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -146,7 +146,7 @@ impl ApiProxy {
         proxy
     }
 
-    /// A kubeconfig that leads here.
+    /// Writes a kubeconfig with the proxy's address, and returns the file.
     pub fn kubeconfig(&self) -> PathBuf {
         let file = self.cluster.dir().join(format!("proxy-{}.kubeconfig", self.address.port()));
         let config = json!({
@@ -159,7 +159,7 @@ impl ApiProxy {
         file
     }
 
-    /// Makes trouble for the next requests of this method whose path, with its query, has this in it.
+    /// Applies `trouble` to the next `times` requests with this method whose path and query contain `path`.
     pub fn next(&self, times: usize, method: &str, path: &str, trouble: Trouble) {
         if times == 0 {
             return;
@@ -168,7 +168,7 @@ impl ApiProxy {
         self.shared.rules.lock().unwrap().push(rule);
     }
 
-    /// Waits until all trouble was made.
+    /// Waits until the proxy has used all rules.
     pub async fn done(&self) {
         until("all trouble was made", async || {
             let rules = self.shared.rules.lock().unwrap();
@@ -179,12 +179,12 @@ impl ApiProxy {
         .await;
     }
 
-    /// Makes no more trouble.
+    /// Removes all rules.
     pub fn calm(&self) {
         self.shared.rules.lock().unwrap().clear();
     }
 
-    /// Waits until so many requests are done whose answers are [`Trouble::Late`]. Returns how many there are.
+    /// Waits until the API server has answered `number` requests with [`Trouble::Late`]. Returns their number.
     pub async fn late(&self, number: usize) -> usize {
         until(&format!("{number} answers are held"), async || match self.shared.late.load(Ordering::Relaxed) {
             late if late >= number => Ok(late),
@@ -193,22 +193,22 @@ impl ApiProxy {
         .await
     }
 
-    /// Forwards the requests that are [`Trouble::Held`] or [`Trouble::Late`], and all later ones.
+    /// Releases the requests and responses of [`Trouble::Held`] and [`Trouble::Late`], including later ones.
     pub fn release(&self) {
         self.shared.gate.send_replace(true);
     }
 
-    /// Ends all watches of now.
+    /// Ends all current watches.
     pub fn end_watches(&self, ending: Ending) {
         self.end_watches_of("", ending);
     }
 
-    /// Ends the watches of now whose path, with its query, has this in it.
+    /// Ends the current watches whose path and query contain `path`.
     pub fn end_watches_of(&self, path: &str, ending: Ending) {
         self.shared.watches.send_replace(Some((path.to_owned(), ending)));
     }
 
-    /// All requests so far, but those for the lease.
+    /// Returns all requests so far, except requests for the lease.
     pub fn asked(&self) -> Vec<Asked> {
         let asked = self.shared.asked.lock().unwrap().clone();
         asked.into_iter().filter(|asked| !asked.path.contains("/leases")).collect()
@@ -223,7 +223,7 @@ async fn accept(listener: TcpListener, client: Client, shared: Arc<Shared>) {
             let (client, shared) = (client.clone(), shared.clone());
             async move { shared.answer(request, &client).await }
         });
-        // An error ends the connection, which is all that the broker should see of it.
+        // An error ends the connection. The broker sees only the closed connection.
         tokio::spawn(async move { drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).await) });
     }
 }
@@ -260,7 +260,7 @@ impl Shared {
         Ok(Response::from_parts(head, Full::from(body).map_err(|never| match never {}).boxed_unsync()))
     }
 
-    /// Notes a request, and what happens to it.
+    /// Records a request, and returns its fault.
     fn trouble(&self, asked: Asked) -> Option<Trouble> {
         let mut rules = self.rules.lock().unwrap();
         let found = rules.iter_mut().find(|rule| rule.method == asked.method && asked.path.contains(&rule.path));
@@ -274,7 +274,7 @@ impl Shared {
     }
 }
 
-/// A Status as the API server sends it.
+/// Returns a Status object as the API server sends it.
 fn status(code: u16) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure", "code": code, "message": "trouble",
@@ -291,7 +291,7 @@ fn refusal(code: u16, retry_after: Option<u32>) -> Response<AnswerBody> {
     answer.body(body.boxed_unsync()).unwrap()
 }
 
-/// The body of a watch, until it is ended.
+/// Returns the body of a watch, which a test can end.
 fn endable(body: Body, path: String, mut watches: watch::Receiver<Option<(String, Ending)>>) -> AnswerBody {
     let ended = async move {
         loop {

@@ -1,4 +1,4 @@
-//! The API server's audit log.
+//! Reads the API server's audit log.
 
 use std::{
     collections::BTreeSet,
@@ -10,55 +10,55 @@ use std::{
 use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
-/// How the tests' own client calls itself.
+/// The User-Agent of the tests' own client.
 pub const TEST: &str = "test";
 
-/// One answered request.
+/// One request that the API server has answered.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct AuditEvent {
-    /// Who asked: `admin`, `system:serviceaccount:NAMESPACE:NAME`.
+    /// The user of the request: `admin`, or `system:serviceaccount:NAMESPACE:NAME`.
     pub user: String,
-    /// How it calls itself, see RFC 9110 section 10.1.5; empty where it does not.
+    /// The User-Agent (RFC 9110 section 10.1.5); empty if absent.
     pub agent: String,
-    /// What of, and what: empty strings where a request has none (`/version`, the core group).
+    /// The group, resource and verb. A string is empty if the request has none (`/version`, the core group).
     pub access: Access,
-    /// Where: empty for all namespaces or what has none.
+    /// The namespace; empty for all namespaces and for cluster-scoped objects.
     pub namespace: String,
-    /// Which object; empty for lists and watches.
+    /// The name of the object; empty for lists and watches.
     pub name: String,
-    /// The label selector of a list or watch; empty where it has none.
+    /// The label selector of a list or watch; empty if absent.
     pub selector: String,
-    /// The status of the answer.
+    /// The status code of the response.
     pub code: u64,
-    /// When it was answered.
+    /// The time of the response.
     pub at: Timestamp,
 }
 
-/// What RBAC speaks of.
+/// A permission as RBAC describes it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Access {
     /// The API group; empty for the core group.
     pub group: String,
-    /// With the subresource: `mailcredentials/status`.
+    /// The resource with the subresource, such as `mailcredentials/status`.
     pub resource: String,
-    /// Such as `list`.
+    /// The verb, such as `list`.
     pub verb: String,
 }
 
-/// A log that grows, read on from where the last reading has ended.
+/// Reads a growing log file, from the end of the previous read.
 pub struct AuditLog {
     file: PathBuf,
-    /// How many bytes were read.
+    /// Number of bytes read so far.
     offset: u64,
 }
 
 impl AuditLog {
-    /// The log in this file, from its beginning.
+    /// Opens the log in this file at its beginning.
     pub fn new(file: &Path) -> Self {
         Self { file: file.to_owned(), offset: 0 }
     }
 
-    /// The complete lines since the last call.
+    /// Returns the events in the complete lines since the last call.
     pub fn more(&mut self) -> Vec<AuditEvent> {
         let text = self.text().unwrap_or_else(|error| panic!("{}: {error}", self.file.display()));
         let complete = text.rfind('\n').map_or(0, |end| end + 1);
@@ -71,30 +71,32 @@ impl AuditLog {
         file.seek(SeekFrom::Start(self.offset))?;
         let mut bytes = vec![];
         file.read_to_end(&mut bytes)?;
-        // The last line may end in the middle of a character.
+        // The last line may end inside a character.
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 }
 
 impl AuditEvent {
-    /// Whether the broker asked, and not for its lease: as the administrator the tests and kubectl ask, too.
+    /// Whether the broker sent the request, except for its lease. The tests and kubectl also send requests as the
+    /// administrator.
     pub fn is_work_of_the_broker(&self) -> bool {
         let others = [TEST, "kubectl"];
         !others.iter().any(|agent| self.agent.starts_with(agent)) && self.access.resource != "leases"
     }
 
-    /// Whether it asked for one object, or wrote: what may grow with the number of objects without anybody noticing.
+    /// Whether the request is for one object, or is a write. The number of such requests may grow with the number of
+    /// objects.
     pub fn is_about_one_object(&self) -> bool {
         !["list", "watch"].contains(&self.access.verb.as_str())
     }
 
-    /// Whether it was to change something.
+    /// Whether the request changes an object.
     pub fn is_write(&self) -> bool {
         self.is_about_one_object() && self.access.verb != "get"
     }
 }
 
-/// `None` for what asks for no object (`/version`, discovery).
+/// Parses an event; `None` for a request without an object (`/version`, discovery).
 fn parse(event: &Value) -> Option<AuditEvent> {
     let text = |pointer: &str| event.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
     event.get("objectRef")?;
@@ -120,7 +122,7 @@ fn selector(uri: &str) -> Option<String> {
     fields.find(|(name, _)| name == "labelSelector").map(|(_, value)| value.into_owned())
 }
 
-/// Everything that a user has asked for.
+/// Returns all permissions that a user has used.
 pub fn used(events: &[AuditEvent], user: &str) -> BTreeSet<Access> {
     events.iter().filter(|event| event.user == user).map(|event| event.access.clone()).collect()
 }

@@ -21,13 +21,13 @@ use super::{
     wait::{PATIENCE, until, until_in},
 };
 
-/// How long the broker may take to leave when asked: longer than one request to a provider and a write.
+/// Maximum time for a broker to stop after SIGTERM: longer than one request to a provider and a write.
 const LEAVING: Duration = Duration::from_secs(30);
-/// How much of a log is shown.
+/// Number of log lines that a failed test shows.
 const SHOWN_LINES: usize = 80;
 
-/// A running broker, which logs at its finest. It is killed when dropped; then its log is shown when the test fails, and
-/// searched for secrets and removed when not.
+/// A running broker with the finest log level. Dropping it kills the process. If the test fails, it then shows the log.
+/// Otherwise it searches the log for secrets and removes the log.
 pub struct Broker {
     settings: Settings,
     address: SocketAddr,
@@ -35,7 +35,7 @@ pub struct Broker {
     child: Option<Child>,
 }
 
-/// What to start.
+/// The arguments and environment of a broker to start.
 #[derive(Clone)]
 pub struct Settings {
     kubeconfig: PathBuf,
@@ -47,56 +47,56 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// One further flag.
+    /// Adds one flag.
     pub fn flag(mut self, flag: impl Into<String>) -> Self {
         self.flags.push(flag.into());
         self
     }
 
-    /// Without the flags of this name.
+    /// Removes the flags with this name.
     pub fn without(mut self, name: &str) -> Self {
         self.flags.retain(|flag| flag.split('=').next() != Some(name));
         self
     }
 
-    /// A variable of its environment.
+    /// Sets an environment variable.
     pub fn env(mut self, name: &str, value: impl Into<OsString>) -> Self {
         self.environment.push((name.to_owned(), value.into()));
         self
     }
 
-    /// A name that leads to this machine, for this broker alone, as `hostAliases` would have it.
+    /// Resolves a host name to this machine, only for this broker, as `hostAliases` does.
     pub fn host(mut self, name: &str) -> Self {
         self.hosts.push(name.to_owned());
         self
     }
 
-    /// Names are asked of the name server at this address alone.
+    /// Makes the broker use only the name server at this address.
     pub fn resolver(mut self, server: Ipv4Addr) -> Self {
         self.resolver = Some(server);
         self
     }
 
-    /// Where nothing can be written, its log apart.
+    /// Makes the file system read-only for the broker, except for its log.
     pub fn read_only(mut self) -> Self {
         self.read_only = true;
         self
     }
 
-    /// Another user than the administrator.
+    /// Uses another kubeconfig than the administrator's.
     pub fn kubeconfig(mut self, file: &Path) -> Self {
         self.kubeconfig = file.to_owned();
         self
     }
 
-    /// Starts it, and waits until it is ready.
+    /// Starts the broker, and waits until it is ready.
     pub async fn start(self) -> Broker {
         let mut broker = self.launch();
         broker.ready().await;
         broker
     }
 
-    /// Starts it.
+    /// Starts the broker without waiting.
     pub fn launch(self) -> Broker {
         let address = SocketAddr::from(([127, 0, 0, 1], unused_port()));
         let log = log_file(address.port());
@@ -107,25 +107,26 @@ impl Settings {
 }
 
 impl Broker {
-    /// One that watches only this namespace, with its lease there: as many as there are tests do not disturb each other.
+    /// Starts a broker that watches only this namespace and has its lease there. So brokers of several tests do not
+    /// disturb each other.
     pub async fn start(namespace: &Namespace) -> Self {
         Self::settings(namespace).start().await
     }
 
-    /// What [`Self::start`] starts, to be changed.
+    /// Returns the settings of [`Self::start`], for changes.
     pub fn settings(namespace: &Namespace) -> Settings {
         Self::cluster_wide(&namespace.cluster)
             .flag(format!("--namespace={}", namespace.name))
             .flag(format!("--broker-namespace={}", namespace.name))
     }
 
-    /// One that watches all namespaces: for a cluster that the test has alone.
+    /// Returns the settings of a broker that watches all namespaces: for a cluster that no other test uses.
     pub fn cluster_wide(cluster: &Cluster) -> Settings {
         let settings = Self::bare(&cluster.kubeconfig());
         settings.flag("--allow-private-cidr=127.0.0.0/8").flag("--log-format=text")
     }
 
-    /// One with no flags but its metrics' address.
+    /// Returns the settings of a broker whose only flag is the address of its metrics.
     pub fn bare(kubeconfig: &Path) -> Settings {
         Settings {
             kubeconfig: kubeconfig.to_owned(),
@@ -158,14 +159,14 @@ impl Broker {
         self.child = Some(process::spawn(command).unwrap());
     }
 
-    /// A folder of its own, where it has no business.
+    /// Creates the broker's working folder. The broker must not write to it.
     fn folder(&self) -> PathBuf {
         let folder = self.log.with_extension("folder");
         fs::create_dir_all(&folder).unwrap();
         folder
     }
 
-    /// The binary; with a file of hosts or a name server of its own, if it is to have one.
+    /// Returns the command of the binary, with its own hosts file or name server if the settings have one.
     fn command(&self) -> Command {
         let binary = process::binary("mail-token-broker");
         if let Some(server) = self.settings.resolver {
@@ -178,7 +179,7 @@ impl Broker {
         }
     }
 
-    /// Waits until `/readyz` says 200; fails at once when the process ends.
+    /// Waits until `/readyz` returns 200. Fails immediately if the process ends.
     pub async fn ready(&mut self) {
         until("the broker is ready", async || {
             if let Some(status) = self.ended() {
@@ -192,17 +193,17 @@ impl Broker {
         .await;
     }
 
-    /// Its exit status, once it has ended.
+    /// Returns the exit status if the process has ended.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.as_mut()?.try_wait().unwrap()
     }
 
-    /// Its process id.
+    /// Returns the process id.
     pub fn id(&self) -> u32 {
         self.child.as_ref().expect("it runs").id()
     }
 
-    /// What the kernel says of its memory, such as `VmRSS`, in bytes (proc_pid_status(5)).
+    /// Returns a memory value of the process, such as `VmRSS`, in bytes (proc_pid_status(5)).
     pub fn memory(&self, what: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
         let size =
@@ -210,12 +211,12 @@ impl Broker {
         status.lines().find_map(size).unwrap() * 1024
     }
 
-    /// Sends a signal by its name, such as `STOP` and `CONT`.
+    /// Sends a signal by its name, such as `STOP` or `CONT`.
     pub fn signal(&self, name: &str) {
         process::output(Command::new("kill").args(["-s", name, &self.id().to_string()]));
     }
 
-    /// Kills it, as the kernel would for want of memory.
+    /// Kills the process, as the kernel does if memory is short.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
@@ -223,7 +224,7 @@ impl Broker {
         }
     }
 
-    /// Asks it to leave, as the kubelet does, and waits until it has.
+    /// Sends SIGTERM, as the kubelet does, and waits until the process has ended.
     pub async fn terminate(&mut self) -> ExitStatus {
         self.signal("TERM");
         let status = until_in(LEAVING, "the broker leaves", async || self.ended().ok_or_else(String::new)).await;
@@ -231,38 +232,39 @@ impl Broker {
         status
     }
 
-    /// Starts it again, after [`Self::kill`] or [`Self::terminate`]: the same flags, address and log.
+    /// Starts the broker again after [`Self::kill`] or [`Self::terminate`], with the same flags, address and log. Waits
+    /// until it is ready.
     pub async fn again(&mut self) {
         self.relaunch();
         self.ready().await;
     }
 
-    /// [`Self::again`] without waiting.
+    /// Starts the broker as [`Self::again`] does, without waiting.
     pub fn relaunch(&mut self) {
         assert!(self.child.is_none(), "it runs");
         self.launch();
     }
 
-    /// A variable of its environment in its next lives; `None` takes it away.
+    /// Sets an environment variable for the next start; `None` removes the variable.
     pub fn set(&mut self, name: &str, value: Option<&str>) {
         let environment = &mut self.settings.environment;
         environment.retain(|(known, _)| known != name);
         environment.extend(value.map(|value| (name.to_owned(), value.into())));
     }
 
-    /// Its log, of all its lives.
+    /// Returns the log of all starts of this broker.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
     }
 
-    /// All metrics, as Prometheus reads them.
+    /// Returns all metrics in the text format.
     pub async fn metrics(&self) -> String {
         let (status, body) = self.get("/metrics").await.unwrap();
         assert_eq!(status, 200, "{body}");
         body
     }
 
-    /// The value of one sample, by its name and a part of its labels: `metric("mailtoken_leader", "")`.
+    /// Returns the value of one sample, by its name and a part of its labels: `metric("mailtoken_leader", "")`.
     pub async fn metric(&self, name: &str, labels: &str) -> Option<f64> {
         let metrics = self.metrics().await;
         let sample = |line: &&str| {
@@ -271,7 +273,7 @@ impl Broker {
         metrics.lines().find(sample)?.rsplit(' ').next()?.parse().ok()
     }
 
-    /// Waits until the broker's watches show no credential of this name. The broker then notices every later deletion.
+    /// Waits until the broker's store has no credential with this name. The broker then notices every later deletion.
     pub async fn forgets(&self, name: &str) {
         let label = format!("name=\"{name}\"");
         until(&format!("the broker knows no {name}"), async || {
@@ -283,7 +285,7 @@ impl Broker {
         .await;
     }
 
-    /// One request to its own server: the status and the body.
+    /// Sends one request to the broker's own HTTP server. Returns the status and the body.
     pub async fn get(&self, path: &str) -> std::io::Result<(u16, String)> {
         let exchange = async {
             let mut stream = TcpStream::connect(self.address).await?;
@@ -323,7 +325,8 @@ fn log_file(port: u16) -> PathBuf {
     file
 }
 
-/// A port below those that the kernel gives to outgoing connections and `tools/stack` takes, once in this process.
+/// Returns a port that this process has not used before. It is below the ports that the kernel uses for outgoing
+/// connections and `tools/stack` uses.
 fn unused_port() -> u16 {
     static TAKEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     let mut taken = TAKEN.lock().unwrap();

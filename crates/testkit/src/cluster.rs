@@ -1,4 +1,4 @@
-//! A real etcd and kube-apiserver, with more parts where a test wants them.
+//! A real etcd and kube-apiserver, with more components if a test needs them.
 
 use std::{
     collections::BTreeMap,
@@ -17,10 +17,11 @@ use super::{
     process,
 };
 
-/// Names a stack that runs already, to save its start while writing tests: it is used by all, and left alone.
+/// Environment variable that names a running stack. Tests use this stack and do not stop it, which saves its start
+/// while you write tests.
 const KEPT_STACK: &str = "MTB_TEST_STACK";
 
-/// A stack of `tools/stack`, with the CRDs. Clones are the same one; it stops with the last of them.
+/// A stack of `tools/stack`, with the CRDs. Clones share the stack. It stops when the last clone is dropped.
 #[derive(Clone)]
 pub struct Cluster(Arc<Stack>);
 
@@ -30,27 +31,28 @@ struct Stack {
     audit: Mutex<Audit>,
 }
 
-/// The audit log, as far as it was read.
+/// The audit log, and the events read so far.
 struct Audit {
     log: AuditLog,
     events: Vec<AuditEvent>,
 }
 
 impl Cluster {
-    /// The cluster that all tests of this process share: a control plane, without controllers. It stops when the
-    /// process ends, however it ends.
+    /// Returns the cluster that all tests of this process share: a control plane without controllers. It stops when the
+    /// process ends, in any way.
     pub fn shared() -> Self {
         static SHARED: OnceLock<Result<Cluster, String>> = OnceLock::new();
         Self::once(&SHARED, &["control-plane"])
     }
 
-    /// Another one that all tests of this process share: with all parts.
+    /// Returns the cluster with all components that all tests of this process share.
     pub fn complete() -> Self {
         static COMPLETE: OnceLock<Result<Cluster, String>> = OnceLock::new();
         Self::once(&COMPLETE, &["control-plane", "keycloak", "oidc-provider", "mail"])
     }
 
-    /// One for this test alone, for what would disturb others: a broker of the whole cluster, a restart of a part.
+    /// Starts a cluster for this test alone. For tests that would disturb others: a broker of the whole cluster, a
+    /// restart of a component.
     pub fn alone(components: &[&str]) -> Self {
         Self::start(components).unwrap_or_else(|why| panic!("{why}"))
     }
@@ -74,33 +76,33 @@ impl Cluster {
         let crds = process::root().join("crds");
         process::try_output(cluster.kubectl().args(["apply", "--server-side", "-f"]).arg(crds))?;
         process::try_output(cluster.kubectl().args(["wait", "--for=condition=Established", "crd", "--all"]))?;
-        // kubectl remembers for hours which kinds there are.
+        // kubectl caches the list of kinds for hours.
         fs::remove_dir_all(cluster.kubectl_cache()).map_err(|error| error.to_string())?;
         Ok(cluster)
     }
 
-    /// Starts more parts, or those that [`Self::down`] has stopped. The garbage collector (`controller-manager`)
-    /// knows kinds that are there when it starts, so it comes after the CRDs.
+    /// Starts more components, or those that [`Self::down`] has stopped. Start the garbage collector
+    /// (`controller-manager`) after the CRDs exist: it knows only the kinds that exist at its start.
     pub fn up(&self, component: &str) {
         process::output(Command::new(process::tool("stack")).arg("up").arg(self.dir()).arg(component));
     }
 
-    /// Stops a part; its ports and data stay.
+    /// Stops a component. Its ports and data stay.
     pub fn down(&self, component: &str) {
         process::output(Command::new(process::tool("stack")).arg("down").arg(self.dir()).arg(component));
     }
 
-    /// Signs a person in at a provider of the stack as a browser does: `tools/sign-in`, which lists its options.
+    /// Signs a user in at a provider of the stack as a browser does, with `tools/sign-in`, which lists its options.
     pub fn sign_in(&self, url: &str, options: &[&str]) -> Result<String, String> {
         process::try_output(Command::new(process::tool("sign-in")).arg(self.dir()).arg(url).args(options))
     }
 
-    /// The folder with its state.
+    /// Returns the folder with the stack's state.
     pub fn dir(&self) -> &Path {
         &self.0.dir
     }
 
-    /// A variable of its `env` file, which `tools/README.md` lists.
+    /// Returns a variable of the stack's `env` file, which `tools/README.md` lists.
     pub fn env(&self, name: &str) -> String {
         let mut variables = self.variables();
         variables.remove(name).unwrap_or_else(|| panic!("the stack has no {name}, but {:?}", variables.keys()))
@@ -115,17 +117,17 @@ impl Cluster {
         file.lines().filter_map(pair).collect()
     }
 
-    /// The administrator's kubeconfig.
+    /// Returns the administrator's kubeconfig.
     pub fn kubeconfig(&self) -> PathBuf {
         self.dir().join("kubeconfig")
     }
 
-    /// The administrator's kubectl.
+    /// Returns a kubectl command with the administrator's kubeconfig.
     pub fn kubectl(&self) -> Command {
         self.command("kubectl")
     }
 
-    /// A command of `tools/setup`, with the administrator's kubeconfig.
+    /// Returns a command of `tools/setup` with the administrator's kubeconfig.
     pub fn command(&self, name: &str) -> Command {
         let mut command = Command::new(self.dir().join("bin").join(name));
         command.env("KUBECONFIG", self.kubeconfig()).env("KUBECACHEDIR", self.kubectl_cache());
@@ -136,12 +138,13 @@ impl Cluster {
         self.dir().join("kubectl-cache")
     }
 
-    /// An administrator's client for the current runtime. The audit log distinguishes it from the broker's.
+    /// Creates an administrator's client for the current runtime. Its User-Agent distinguishes it from the broker in
+    /// the audit log.
     pub async fn client(&self) -> Client {
         self.client_with([]).await
     }
 
-    /// A client of the user with this name, who has the rights of their roles.
+    /// Creates a client of the user with this name, who has the rights of their roles.
     pub async fn client_of(&self, user: &str) -> Client {
         self.client_with([(HeaderName::from_static("impersonate-user"), HeaderValue::from_str(user).unwrap())]).await
     }
@@ -154,13 +157,13 @@ impl Cluster {
         Client::try_from(config).unwrap()
     }
 
-    /// Who has asked the API server for what, since it was started. Of a shared cluster this is long:
-    /// [`Namespace::audit`].
+    /// Returns all requests that the API server has answered since its start. In a shared cluster use
+    /// [`Namespace::audit`], because there are many.
     pub fn audit(&self) -> Vec<AuditEvent> {
         self.audit_where(|_| true)
     }
 
-    /// Those of [`Self::audit`] that fit.
+    /// Returns the events of [`Self::audit`] that `fits` accepts.
     pub fn audit_where(&self, fits: impl Fn(&AuditEvent) -> bool) -> Vec<AuditEvent> {
         let mut audit = self.0.audit.lock().unwrap_or_else(PoisonError::into_inner);
         let more = audit.log.more();
@@ -177,8 +180,8 @@ impl Drop for Stack {
     }
 }
 
-/// Starts a stack under the eyes of a shell in a session of its own, which no signal for the test reaches. When
-/// the pipe from this process breaks, for whatever reason, the shell stops the stack and removes its folder.
+/// Starts a stack under a shell in its own session, which receives no signals for the test. When the pipe from this
+/// process breaks, for any reason, the shell stops the stack and removes its folder.
 fn guard(dir: &Path, components: &[&str], kept: bool) -> Result<Child, String> {
     const SCRIPT: &str = r#"
         stack=$1 dir=$2 kept=$3

@@ -1,4 +1,4 @@
-//! A name server that answers differently from time to time.
+//! A name server whose answers change from question to question.
 
 use std::{
     collections::BTreeMap,
@@ -6,25 +6,25 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-/// Names, with the addresses that are answered to the first question for one of a family, the second and so on; the last
-/// answer stays.
+/// Names, with the addresses of the first answer for one address family, of the second and so on. The last answer
+/// repeats.
 type Script = BTreeMap<&'static str, Vec<Vec<IpAddr>>>;
 
-/// It listens at port 53 of an address of the loopback interface, which takes root, and ends with the process.
+/// A name server at port 53 of a loopback address, which requires root. It stops when the process ends.
 pub struct Dns {
-    /// Its address.
+    /// The address of the name server.
     pub address: Ipv4Addr,
     asked: Arc<Mutex<Asked>>,
 }
 
-/// How often each name was asked for, by the type of the addresses.
+/// Number of questions for each name, by the type of the address record.
 type Asked = BTreeMap<(String, u8), usize>;
 
-/// Types of addresses: A (RFC 1035 section 3.2.2), AAAA (RFC 3596 section 2.1).
+/// Types of address records: A (RFC 1035 section 3.2.2), AAAA (RFC 3596 section 2.1).
 const TYPES: [u8; 2] = [1, 28];
 
 impl Dns {
-    /// Names that are not in the script do not exist.
+    /// Starts a name server. Names that are not in `script` do not exist.
     pub fn start(script: Script) -> Self {
         let [.., high, low] = std::process::id().to_be_bytes();
         let address = Ipv4Addr::new(127, 53, high, low.clamp(1, 254));
@@ -41,13 +41,13 @@ impl Dns {
         Self { address, asked }
     }
 
-    /// How often a name's IPv4 addresses were asked for.
+    /// Returns how many questions for a name's IPv4 addresses arrived.
     pub fn asked(&self, name: &str) -> usize {
         self.asked.lock().unwrap().get(&(name.to_owned(), TYPES[0])).copied().unwrap_or_default()
     }
 }
 
-/// RFC 1035, section 4.
+/// Returns the answer to a question (RFC 1035, section 4).
 fn answer(question: &[u8], script: &Script, asked: &mut Asked) -> Vec<u8> {
     let (mut labels, mut at) = (vec![], 12);
     while question[at] != 0 {
@@ -72,7 +72,7 @@ fn answer(question: &[u8], script: &Script, asked: &mut Asked) -> Vec<u8> {
     answer.extend([0x81, 0x80 | code, 0, 1, 0, u8::try_from(addresses.len()).unwrap(), 0, 0, 0, 0]);
     answer.extend(&question[12..at + 5]);
     for address in addresses {
-        // The name of the question, the type, IN, no time to live, the length of the address.
+        // The record has the name of the question, the type, class IN, a TTL of zero, and the length of the address.
         let octets = match address {
             IpAddr::V4(address) => address.octets().to_vec(),
             IpAddr::V6(address) => address.octets().to_vec(),

@@ -1,4 +1,4 @@
-//! What most tests of the broker begin with: a namespace, a provider, a broker.
+//! The fixture of most tests of the broker: a namespace, a provider, a broker.
 
 use k8s_openapi::api::core::v1::Secret;
 use mailtoken_core::api::MailCredential;
@@ -12,12 +12,12 @@ pub struct Fixture {
     pub ns: Namespace,
     /// The provider's server.
     pub idp: Idp,
-    /// The broker, which watches this namespace alone.
+    /// The broker, which watches only this namespace.
     pub broker: Broker,
 }
 
 impl Fixture {
-    /// On the cluster that all tests share.
+    /// Creates the fixture in the cluster that all tests share.
     pub async fn new() -> Self {
         let ns = Cluster::shared().namespace().await;
         let idp = Idp::start();
@@ -34,29 +34,30 @@ impl Fixture {
         self.ready(&name).await
     }
 
-    /// Waits until a credential is ready in its present generation.
+    /// Waits until a credential is ready in its current generation.
     pub async fn ready(&self, name: &str) -> MailCredential {
         self.ns.condition::<MailCredential>(name, "Ready", "TokenValid").await;
         self.ns.get(name).await
     }
 
-    /// A mark in time: a new credential, asked for after all that was before and ready after it.
+    /// Waits until all earlier changes are processed: applies a new credential and waits until it is ready.
     pub async fn mark(&self, name: &str) {
         self.issued(credential(name)).await;
     }
 
-    /// A mark in time while the provider refuses all clients.
+    /// Waits until all earlier changes are processed, while the provider refuses all clients.
     pub async fn mark_refused(&self) {
         self.ns.apply(credential("refused")).await;
         self.ns.condition::<MailCredential>("refused", "Ready", "InvalidClient").await;
     }
 
-    /// Waits until the value of a Secret's key differs from `before`.
+    /// Waits until the access token in a Secret differs from `before`.
     pub async fn renewed(&self, secret: &str, before: &str) -> Secret {
         self.ns.until::<Secret>(secret, "it has another token", |secret| text(secret, "access_token") != before).await
     }
 
-    /// The verbs of all writes that succeeded, in their order: of `mailcredentials/status`, `secrets`.
+    /// Returns the verbs of all successful writes in order, for a resource such as `mailcredentials/status` or
+    /// `secrets`.
     pub fn writes(&self, resource: &str, name: &str) -> Vec<String> {
         let written = self.ns.audit().into_iter().filter(|event| {
             event.access.resource == resource
@@ -67,7 +68,7 @@ impl Fixture {
         written.map(|event| event.access.verb).collect()
     }
 
-    /// Waits until those are [`Self::writes`]: what was written is seen a moment before it stands in the audit log.
+    /// Waits until [`Self::writes`] returns `verbs`: a write appears in the audit log a moment after its effect.
     pub async fn wrote(&self, resource: &str, name: &str, verbs: &[&str]) {
         until(&format!("writes of {resource} {name}: {verbs:?}"), async || match self.writes(resource, name) {
             written if written == verbs => Ok(()),
@@ -77,18 +78,18 @@ impl Fixture {
     }
 }
 
-/// A key of a Secret.
+/// Returns a key of a Secret; empty if absent.
 pub fn text(secret: &Secret, key: &str) -> String {
     let data = secret.data.as_ref().and_then(|data| data.get(key));
     data.map(|value| String::from_utf8(value.0.clone()).unwrap()).unwrap_or_default()
 }
 
-/// The reason of a condition, empty if the condition is absent.
+/// Returns the reason of a condition; empty if the condition is absent.
 pub fn reason(object: &MailCredential, kind: &str) -> String {
     find(object, kind).map(|condition| condition.reason).unwrap_or_default()
 }
 
-/// A field of an object by its pointer, such as `/status/token/fingerprint`; null where it is absent.
+/// Returns a field of an object by its pointer, such as `/status/token/fingerprint`; null if absent.
 pub fn field(object: &impl serde::Serialize, pointer: &str) -> Value {
     serde_json::to_value(object).unwrap().pointer(pointer).cloned().unwrap_or_default()
 }

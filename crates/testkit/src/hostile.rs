@@ -1,8 +1,8 @@
-//! A server on a real TLS socket of the loopback interface that does what servers should not do.
+//! A server on a real TLS socket of the loopback interface that violates protocols.
 //!
-//! An [`Authority`] issues certificates, good and bad ones; a [`HostileServer`] reads one HTTP/1.1 request after the other
-//! and behaves as its [`Behaviour`] says, until it is dropped. It counts connections and requests, keeps the heads of the
-//! requests, and lets a test wait for a number of them instead of sleeping.
+//! An [`Authority`] issues valid and invalid certificates. A [`HostileServer`] reads one HTTP/1.1 request after the
+//! other and behaves as its [`Behaviour`] says, until it is dropped. It counts connections and requests, keeps the
+//! heads of the requests, and lets a test wait for a number of requests instead of sleeping.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -19,25 +19,25 @@ use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use tokio_rustls::server::TlsStream;
 
-/// How long a test waits for something that should happen at once.
+/// Maximum time that a test waits for an event that should happen immediately.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A certificate authority made for one test.
+/// A certificate authority for one test.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
-/// When an issued certificate is valid.
+/// The validity period of an issued certificate.
 #[derive(Clone, Copy)]
 pub enum Validity {
-    /// Now.
+    /// The certificate is valid now.
     Present,
-    /// It ended in 2001.
+    /// The certificate expired in 2001.
     Past,
-    /// It begins in 2201.
+    /// The certificate becomes valid in 2201.
     Future,
 }
 
 impl Authority {
-    /// Makes a key and a self-signed certificate for it.
+    /// Creates a key and a self-signed certificate for it.
     #[allow(clippy::new_without_default, reason = "an authority has no default")]
     pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
@@ -46,12 +46,12 @@ impl Authority {
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
-    /// The authority's certificate as a CA bundle.
+    /// Returns the authority's certificate as a CA bundle in PEM.
     pub fn bundle(&self) -> Vec<u8> {
         self.0.pem().into_bytes()
     }
 
-    /// What a server needs to present a certificate for `names`.
+    /// Issues a certificate for `names`, and returns the TLS configuration of a server with it.
     pub fn issue(&self, names: &[&str], validity: Validity) -> Arc<ServerConfig> {
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names).unwrap();
@@ -73,23 +73,23 @@ impl Authority {
     }
 }
 
-/// What a server does once it has read a request.
+/// The behaviour of a server after it has read a request.
 #[derive(Clone)]
 pub enum Behaviour {
     /// Writes these bytes and waits for the next request.
     Answer(Vec<u8>),
-    /// Writes the first bytes, then the second ones again and again.
+    /// Writes the first bytes, then repeats the second bytes without end.
     Endless(Vec<u8>, Vec<u8>),
-    /// Writes the first bytes, then the second ones again and again, with a pause before each.
+    /// Writes the first bytes, then repeats the second bytes without end, with a pause before each.
     Drip(Vec<u8>, Vec<u8>, Duration),
-    /// Writes these bytes and closes the connection in order.
+    /// Writes these bytes, then closes the connection with close_notify.
     Close(Vec<u8>),
     /// Resets the connection.
     Reset,
 }
 
 impl Behaviour {
-    /// A complete answer.
+    /// Returns a complete response.
     pub fn answer(status: u16, headers: &str, body: &[u8]) -> Self {
         let head = format!("HTTP/1.1 {status} Status\r\ncontent-length: {}\r\n{headers}\r\n", body.len());
         Self::Answer([head.as_bytes(), body].concat())
@@ -125,32 +125,32 @@ impl HostileServer {
         Self { address, shared, accepting }
     }
 
-    /// The port it listens on.
+    /// Returns the server's port.
     pub fn port(&self) -> u16 {
         self.address.port()
     }
 
-    /// A URL of it with this host.
+    /// Returns a URL of the server with this host.
     pub fn url(&self, host: &str) -> String {
         format!("https://{host}:{}/token", self.port())
     }
 
-    /// How many connections it has accepted.
+    /// Returns the number of accepted connections.
     pub fn connections(&self) -> usize {
         *self.shared.connections.borrow()
     }
 
-    /// How many requests it has read.
+    /// Returns the number of requests read.
     pub fn requests(&self) -> usize {
         *self.shared.requests.borrow()
     }
 
-    /// The request heads that it has read.
+    /// Returns the heads of all requests read.
     pub fn heads(&self) -> Vec<String> {
         self.shared.heads.lock().unwrap().clone()
     }
 
-    /// Waits until it has read so many requests.
+    /// Waits until the server has read `number` requests.
     pub async fn requests_reach(&self, number: usize) {
         let mut requests = self.shared.requests.subscribe();
         let reached = tokio::time::timeout(PATIENCE, requests.wait_for(|read| *read >= number)).await;
@@ -186,7 +186,7 @@ async fn serve(mut stream: TlsStream<TcpStream>, shared: &Shared) {
     }
 }
 
-/// `None` when the connection is done with.
+/// Behaves as the settings say after a request. Returns `None` if the connection must end.
 async fn behave(stream: &mut TlsStream<TcpStream>, shared: &Shared) -> Option<()> {
     match &shared.behaviour {
         Behaviour::Answer(bytes) => write(stream, bytes).await,
@@ -220,7 +220,7 @@ async fn write(stream: &mut TlsStream<TcpStream>, bytes: &[u8]) -> Option<()> {
     stream.flush().await.ok()
 }
 
-/// Reads a head and as much of a body as it announces; `None` at the end of the connection.
+/// Reads a head, and the body that the head announces; `None` at the end of the connection.
 async fn read_request(stream: &mut TlsStream<TcpStream>) -> Option<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {

@@ -1,4 +1,4 @@
-//! An HTTP/2 server on a real TLS socket of the loopback interface, with answers as large as a test wants them.
+//! An HTTP/2 server on a real TLS socket of the loopback interface. A test chooses the size of its responses.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 
-/// A server that speaks nothing but HTTP/2, until it is dropped.
+/// A server that supports only HTTP/2. It runs until it is dropped.
 pub struct Http2Server {
     port: u16,
     connections: Arc<AtomicUsize>,
@@ -16,7 +16,8 @@ pub struct Http2Server {
 }
 
 impl Http2Server {
-    /// Answers each request with `200`, so many header fields of 100 bytes and a body of so many bytes.
+    /// Starts a server that answers each request with `200`, `headers` header fields of 100 bytes and a body of `body`
+    /// bytes.
     pub async fn start(tls: Arc<ServerConfig>, headers: usize, body: usize) -> Self {
         let mut tls = (*tls).clone();
         tls.alpn_protocols = vec![b"h2".to_vec()];
@@ -34,12 +35,12 @@ impl Http2Server {
         Self { port, connections, accepting }
     }
 
-    /// A URL of it with this host.
+    /// Returns a URL of the server with this host.
     pub fn url(&self, host: &str) -> String {
         format!("https://{host}:{}/token", self.port)
     }
 
-    /// How many connections it has accepted.
+    /// Returns the number of accepted connections.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
@@ -61,7 +62,7 @@ async fn serve(tls: TlsAcceptor, tcp: TcpStream, headers: usize, body: usize) ->
             response.headers_mut().insert(name, "x".repeat(93).parse().unwrap());
         }
         let mut stream = respond.send_response(response, false).ok()?;
-        // Buffered here, and sent as far as the client's windows allow.
+        // The library buffers the body, and sends it as far as the client's windows allow.
         stream.send_data(vec![b'x'; body].into(), true).ok()?;
     }
     Some(())

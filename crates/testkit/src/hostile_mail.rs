@@ -1,4 +1,4 @@
-//! A mail server on a real socket of the loopback interface that follows a script, good or bad.
+//! A mail server on a real socket of the loopback interface that follows a script, with valid or invalid answers.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -16,28 +16,29 @@ use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 
 use super::hostile::PATIENCE;
 
-/// What a server does next.
+/// One action of a server.
 #[derive(Clone, Debug)]
 pub enum Act {
     /// Writes these bytes.
     Say(Vec<u8>),
-    /// Reads a line, which must begin like this.
+    /// Reads a line, which must begin with this text.
     Hear(String),
-    /// Reads whatever arrives first.
+    /// Reads any bytes once.
     Swallow,
-    /// Takes the client's TLS handshake.
+    /// Accepts the client's TLS handshake.
     StartTls,
-    /// Writes these bytes again and again.
+    /// Writes these bytes without end.
     Flood(Vec<u8>),
-    /// Writes one of these bytes after the other, with a pause before each, and begins again at the end.
+    /// Writes one of these bytes after the other, with a pause before each. Starts over after the last byte.
     Drip(Vec<u8>, Duration),
-    /// Closes the connection in order.
+    /// Closes the connection with close_notify.
     Close,
     /// Resets the connection.
     Reset,
 }
 
-/// A script in lines: `S: …` the server says, `C: …` begins the line that it hears, and `TLS`.
+/// Parses a script in lines: the server sends the rest of an `S: …` line, expects a line that begins with the rest of a
+/// `C: …` line, and starts TLS at `TLS`.
 pub fn script(text: &str) -> Vec<Act> {
     let act = |line: &str| match (line, line.split_at_checked(2)) {
         ("TLS", _) => Act::StartTls,
@@ -48,7 +49,7 @@ pub fn script(text: &str) -> Vec<Act> {
     text.lines().map(str::trim).filter(|line| !line.is_empty()).map(act).collect()
 }
 
-/// A server that plays its script to each client, and then leaves the connection open. It runs until it is dropped.
+/// A server that executes its script for each client, and then leaves the connection open. It runs until it is dropped.
 pub struct HostileMail {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -59,7 +60,7 @@ struct Shared {
     tls: TlsAcceptor,
     script: Mutex<Vec<Act>>,
     heard: Mutex<Vec<String>>,
-    /// Connections that were accepted, and those of them that have ended.
+    /// Numbers of accepted connections and of ended connections.
     connections: watch::Sender<(usize, usize)>,
 }
 
@@ -74,27 +75,27 @@ impl HostileMail {
         Self { address, shared, accepting }
     }
 
-    /// The port it listens on.
+    /// Returns the server's port.
     pub fn port(&self) -> u16 {
         self.address.port()
     }
 
-    /// Plays another script to the clients that connect from now on.
+    /// Sets another script for the clients that connect later.
     pub fn change(&self, script: Vec<Act>) {
         *self.shared.script.lock().unwrap() = script;
     }
 
-    /// How many connections it has accepted.
+    /// Returns the number of accepted connections.
     pub fn connections(&self) -> usize {
         self.shared.connections.borrow().0
     }
 
-    /// The lines that it has heard.
+    /// Returns the lines that clients have sent.
     pub fn heard(&self) -> Vec<String> {
         self.shared.heard.lock().unwrap().clone()
     }
 
-    /// Waits until so many connections have ended. The server itself ends a connection only by [`Act::Reset`].
+    /// Waits until `number` connections have ended. The server itself ends a connection only by [`Act::Reset`].
     pub async fn ended(&self, number: usize) {
         let mut connections = self.shared.connections.subscribe();
         let ended = tokio::time::timeout(PATIENCE, connections.wait_for(|(_, ended)| *ended >= number)).await;
@@ -119,7 +120,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-/// Counts the end of a connection, also where a line was not what the script says.
+/// Counts the end of a connection, even if a client's line differs from the script.
 struct Ending<'a>(&'a watch::Sender<(usize, usize)>);
 
 impl Drop for Ending<'_> {
@@ -128,7 +129,7 @@ impl Drop for Ending<'_> {
     }
 }
 
-/// `None` if the client ended the connection.
+/// Executes the script for one client. Returns `None` if the client has closed the connection.
 async fn serve(mut tcp: TcpStream, shared: &Shared) -> Option<()> {
     let script = shared.script.lock().unwrap().clone();
     let mut script = script.iter();
@@ -185,7 +186,7 @@ async fn play<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, act: &Act, shar
     }
 }
 
-/// Reads until the client ends the connection.
+/// Reads until the client closes the connection.
 async fn stay<S: AsyncRead + Unpin>(stream: &mut S) -> Option<()> {
     let mut bytes = [0; 4096];
     while stream.read(&mut bytes).await.ok()? > 0 {}

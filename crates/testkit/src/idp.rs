@@ -1,7 +1,7 @@
-//! An identity provider whose every answer a test decides, by https on the loopback interface.
+//! An identity provider on the loopback interface, by HTTPS. A test decides each of its answers.
 //!
-//! It is for what Keycloak cannot be made to do: refusals of every kind, odd lifetimes, answers that come late, broken
-//! or never. As it starts it behaves well:
+//! Tests use it for answers that Keycloak cannot give: refusals of every kind, odd lifetimes, late, broken or missing
+//! answers. By default it answers like a correct server:
 //!
 //! | path | answer |
 //! |---|---|
@@ -14,14 +14,14 @@
 //!
 //! ```ignore
 //! let idp = Idp::start();
-//! idp.answer(Answer::token(60));                        // from now on
-//! idp.next(Answer::error("invalid_grant"));             // once, before those
+//! idp.answer(Answer::token(60));                        // for all further requests
+//! idp.next(Answer::error("invalid_grant"));             // for the next request only
 //! idp.next(Answer::status(503).header("retry-after", "7").after(Duration::from_secs(1)));
 //! idp.answer_at(DISCOVERY, Answer::hang());
 //! assert_eq!(idp.token_requests()[0].form()["grant_type"], "client_credentials");
 //! ```
 //!
-//! It serves in a thread of its own, so that a test may block. Every request is kept; it stops when dropped.
+//! The server runs in its own thread, so that a test may block. It keeps every request, and stops when dropped.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -51,7 +51,7 @@ pub const DEVICE: &str = "/device";
 /// The path of the revocation endpoint.
 pub const REVOKE: &str = "/revoke";
 
-/// How the server answers one request.
+/// The response of the server to one request.
 #[derive(Clone, Debug)]
 pub struct Answer {
     status: u16,
@@ -64,74 +64,74 @@ pub struct Answer {
 #[derive(Clone, Debug)]
 enum Body {
     Text(String),
-    /// A token response, to which each answer adds its own tokens.
+    /// A token response. The server adds new tokens to each response.
     Token {
         fields: Map<String, Value>,
         rotating: bool,
     },
-    /// No answer, with the connection left open.
+    /// No response. The connection stays open.
     Nothing,
-    /// The connection is closed.
+    /// No response. The server closes the connection.
     Close,
 }
 
 impl Answer {
-    /// A token response: a new random Bearer token with this `expires_in`.
+    /// Returns a token response with a new random Bearer token and this `expires_in`.
     pub fn token(expires_in: u64) -> Self {
         let Value::Object(fields) = json!({"token_type": "Bearer", "expires_in": expires_in}) else { unreachable!() };
         Self { body: Body::Token { fields, rotating: false }, ..Self::text(200, "") }
     }
 
-    /// An OAuth error response (RFC 6749 section 5.2).
+    /// Returns an OAuth error response (RFC 6749 section 5.2).
     pub fn error(code: &str) -> Self {
         let status = if code == "invalid_client" { 401 } else { 400 };
         Self::json(status, json!({"error": code, "error_description": "sent by a test"}))
     }
 
-    /// A status with an HTML page, as proxies send it.
+    /// Returns a status with an HTML page, as proxies send it.
     pub fn status(status: u16) -> Self {
         Self::text(status, "<html><body>a page</body></html>").header("content-type", "text/html")
     }
 
-    /// Any JSON.
+    /// Returns a response with this JSON.
     pub fn json(status: u16, body: Value) -> Self {
         Self::text(status, &body.to_string()).header("content-type", "application/json")
     }
 
-    /// Any body.
+    /// Returns a response with this body.
     pub fn text(status: u16, body: &str) -> Self {
         Self { status, headers: vec![], body: Body::Text(body.to_owned()), delay: Duration::ZERO, held: false }
     }
 
-    /// No answer: the connection stays open.
+    /// Returns no response: the connection stays open.
     pub fn hang() -> Self {
         Self { body: Body::Nothing, ..Self::text(200, "") }
     }
 
-    /// The connection is closed without an answer.
+    /// Returns no response: the server closes the connection.
     pub fn close() -> Self {
         Self { body: Body::Close, ..Self::text(200, "") }
     }
 
-    /// With one more header.
+    /// Adds a header.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// With a field of the token response set: `refresh_in`, `scope`, another `token_type`, a fixed `access_token`.
+    /// Sets a field of the token response: `refresh_in`, `scope`, another `token_type`, a fixed `access_token`.
     pub fn field(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.fields().insert(name.to_owned(), value.into());
         self
     }
 
-    /// Without a field of the token response, such as `expires_in`.
+    /// Removes a field of the token response, such as `expires_in`.
     pub fn without(mut self, name: &str) -> Self {
         self.fields().remove(name);
         self
     }
 
-    /// With a new random refresh token in each token response.
+    /// Adds a new random refresh token to each token response.
     pub fn rotating(mut self) -> Self {
         self.fields();
         if let Body::Token { rotating, .. } = &mut self.body {
@@ -140,13 +140,13 @@ impl Answer {
         self
     }
 
-    /// This long after the request.
+    /// Sends the response this long after the request.
     pub fn after(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self
     }
 
-    /// Not before [`Idp::release`].
+    /// Sends the response only after [`Idp::release`].
     pub fn held(mut self) -> Self {
         self.held = true;
         self
@@ -160,7 +160,7 @@ impl Answer {
     }
 }
 
-/// The server.
+/// An identity provider. It stops when dropped.
 pub struct Idp(Server<Scripted>);
 
 struct Scripted {
@@ -177,7 +177,7 @@ struct Script {
 }
 
 impl Idp {
-    /// Starts on a free port, with a certificate for `localhost` and `127.0.0.1` of a CA of its own.
+    /// Starts on a free port, with a certificate for `localhost` and `127.0.0.1` from its own CA.
     pub fn start() -> Self {
         Self(Server::start(LOOPBACK, &["localhost", "127.0.0.1"], |port| Scripted {
             port,
@@ -187,7 +187,7 @@ impl Idp {
         }))
     }
 
-    /// Listens again, on the same port, after [`Self::stop`].
+    /// Listens again on the same port after [`Self::stop`].
     pub fn resume(&mut self) {
         self.0.resume();
     }
@@ -197,77 +197,77 @@ impl Idp {
         self.0.stop();
     }
 
-    /// The port.
+    /// Returns the server's port.
     pub fn port(&self) -> u16 {
         self.0.port()
     }
 
-    /// The issuer, whose discovery document stands at [`DISCOVERY`].
+    /// Returns the issuer, whose discovery document has the path [`DISCOVERY`].
     pub fn issuer(&self) -> String {
         self.0.handler().issuer()
     }
 
-    /// The token endpoint.
+    /// Returns the URL of the token endpoint.
     pub fn token_url(&self) -> String {
         self.url(TOKEN)
     }
 
-    /// A URL of this server.
+    /// Returns a URL of this server.
     pub fn url(&self, path: &str) -> String {
         format!("{}{path}", self.issuer())
     }
 
-    /// The CA's certificate, PEM.
+    /// Returns the CA's certificate in PEM.
     pub fn ca(&self) -> String {
         self.0.ca()
     }
 
-    /// Shows new connections another certificate of the same CA: for other names, or one that has ended.
+    /// Presents another certificate of the same CA to new connections: for other names, or an expired certificate.
     pub fn present(&self, names: &[&str], validity: Validity) {
         self.0.present(names, validity);
     }
 
-    /// From now on, the answer of the token endpoint.
+    /// Sets the answer of the token endpoint to all further requests.
     pub fn answer(&self, answer: Answer) {
         self.answer_at(TOKEN, answer);
     }
 
-    /// The token endpoint's answer to the next request for which none stands in line yet.
+    /// Adds an answer of the token endpoint to the queue of answers to single requests.
     pub fn next(&self, answer: Answer) {
         self.next_at(TOKEN, answer);
     }
 
-    /// [`Self::answer`] of another path.
+    /// Sets the answer of another path, as [`Self::answer`] does.
     pub fn answer_at(&self, path: &str, answer: Answer) {
         self.0.handler().scripts.lock().unwrap().entry(path.to_owned()).or_default().always = Some(answer);
     }
 
-    /// [`Self::next`] of another path.
+    /// Adds an answer of another path to its queue, as [`Self::next`] does.
     pub fn next_at(&self, path: &str, answer: Answer) {
         self.0.handler().scripts.lock().unwrap().entry(path.to_owned()).or_default().next.push_back(answer);
     }
 
-    /// Lets answers go that are [`Answer::held`], and those to come.
+    /// Sends the answers that are [`Answer::held`], including later ones.
     pub fn release(&self) {
         self.0.handler().gate.send_replace(true);
     }
 
-    /// All requests, in the order they came.
+    /// Returns all requests, in the order of their arrival.
     pub fn requests(&self) -> Vec<Request> {
         self.0.requests()
     }
 
-    /// Those to one path.
+    /// Returns the requests to one path.
     pub fn requests_at(&self, path: &str) -> Vec<Request> {
         self.0.requests_at(path)
     }
 
-    /// Those to the token endpoint.
+    /// Returns the requests to the token endpoint.
     pub fn token_requests(&self) -> Vec<Request> {
         self.requests_at(TOKEN)
     }
 
-    /// Waits until the token endpoint has had so many requests.
+    /// Waits until the token endpoint has received `number` requests.
     pub async fn token_requests_reach(&self, number: usize) -> Vec<Request> {
         until(&format!("{number} token requests"), async || match self.token_requests() {
             requests if requests.len() >= number => Ok(requests),
@@ -281,17 +281,17 @@ impl Idp {
         self.0.forget();
     }
 
-    /// All tokens made so far, access and refresh tokens: also for a search for leaks.
+    /// Returns all access and refresh tokens issued so far, also to search for leaks.
     pub fn issued(&self) -> Vec<String> {
         self.0.handler().issued.lock().unwrap().clone()
     }
 
-    /// All signed assertions that came so far: also for a search for leaks.
+    /// Returns all signed assertions received so far, also to search for leaks.
     pub fn assertions(&self) -> Vec<String> {
         self.requests().iter().flat_map(Request::assertions).collect()
     }
 
-    /// How many connections were made.
+    /// Returns the number of connections so far.
     pub fn connections(&self) -> usize {
         self.0.connections()
     }
@@ -317,7 +317,7 @@ impl Scripted {
         format!("https://localhost:{}", self.port)
     }
 
-    /// A new token, unlike any other, and easy to find where it should not be.
+    /// Creates a unique token that a search for leaks finds easily.
     fn new_token(&self, kind: &str) -> String {
         let token = format!("{kind}-canary-{:016x}{:016x}", random(), random());
         self.issued.lock().unwrap().push(token.clone());
@@ -384,7 +384,7 @@ impl Scripted {
     }
 }
 
-/// Every hasher of the standard library has a random key.
+/// Returns a random number: every hasher of the standard library has a random key.
 fn random() -> u64 {
     RandomState::new().hash_one(())
 }

@@ -1,4 +1,4 @@
-//! Looks for secrets where none may be.
+//! Searches for secrets in places where no secret may be.
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 
@@ -6,31 +6,32 @@ use k8s_openapi::api::core::v1::Secret;
 
 use super::{Broker, Namespace};
 
-/// How a secret may look that was written down by mistake: plain, form-encoded, and in the middle of any base64.
+/// Returns the forms in which a secret may leak: plain, form-encoded, and inside any base64 text.
 fn spellings(secret: &str) -> Vec<String> {
     let form: String = url::form_urlencoded::byte_serialize(secret.as_bytes()).collect();
     let mut spellings = vec![secret.to_owned(), form];
     for shift in 0..3 {
         let encoded = BASE64_STANDARD.encode([" ".repeat(shift).as_bytes(), secret.as_bytes()].concat());
-        // What stands at the ends depends on the neighbours.
+        // The characters at both ends depend on the neighbouring bytes.
         spellings.push(encoded[4..encoded.trim_end_matches('=').len() - 3].to_owned());
     }
     spellings
 }
 
-/// How a JWT begins whose header names its algorithm first: Keycloak's, those of ServiceAccounts, which no test knows, and
-/// what the broker signs.
+/// The beginning of a JWT whose header names its algorithm first: tokens of Keycloak, tokens of ServiceAccounts, which
+/// no test knows, and assertions that the broker signs.
 const JWT: &str = "eyJhbGciOi";
 
-/// What many users may read of a namespace: the broker's kinds, also those of the cluster, their Events, and the metadata
-/// of the broker's Secrets.
+/// Returns the texts that many users of a namespace may read: the broker's kinds, also cluster-scoped ones, their
+/// Events, and the metadata of the broker's Secrets.
 pub fn shown(ns: &Namespace) -> Vec<(&'static str, String)> {
     let mut places = vec![];
     for kind in ["mailcredentials", "mailproviders", "events"] {
         places.push((kind, ns.kubectl(["get", kind, "-o", "yaml"])));
         places.push((kind, ns.kubectl(["describe", kind])));
     }
-    // They are not described: other tests may delete theirs meanwhile. Their Events are in a namespace that is not theirs.
+    // Do not describe ClusterMailProviders: other tests may delete theirs meanwhile. Their Events are in the namespace
+    // `default`.
     let cluster = "clustermailproviders";
     places.push((cluster, ns.kubectl(["get", cluster, "-o", "yaml"])));
     let events = ns.kubectl(["get", "events", "--namespace=default", "-o", "yaml"]);
@@ -41,7 +42,7 @@ pub fn shown(ns: &Namespace) -> Vec<(&'static str, String)> {
     places
 }
 
-/// Fails if one of `secrets`, in any spelling, appears in one of the `places`.
+/// Fails if one of `secrets`, in any form of `spellings`, appears in one of the `places`.
 pub fn assert_absent(places: &[(&str, String)], secrets: &[String]) {
     for secret in secrets {
         for spelling in spellings(secret) {
@@ -56,7 +57,7 @@ pub fn assert_absent(places: &[(&str, String)], secrets: &[String]) {
     }
 }
 
-/// The secret values of a namespace's Secrets.
+/// Returns the secret values in a namespace's Secrets.
 pub async fn kept(ns: &Namespace) -> Vec<String> {
     const PLAIN: [&str; 7] = ["username", "from", "_host", "_port", "expires_at", "expires_at_unix", "token_type"];
     let secrets = ns.api::<Secret>().list(&Default::default()).await.unwrap();
@@ -66,15 +67,16 @@ pub async fn kept(ns: &Namespace) -> Vec<String> {
     secret.flat_map(|(_, value)| lines(&String::from_utf8(value.0).unwrap())).collect()
 }
 
-/// The lines of a PEM file that must appear nowhere, also if the file is in JSON. The file must not be a public certificate.
+/// Returns the lines of a PEM file that must appear nowhere, even if the file is in JSON. The file must not be a public
+/// certificate.
 pub fn lines(file: &str) -> Vec<String> {
     let file = file.replace("\\n", "\n");
     let secret = |line: &&str| line.len() >= 24 && !line.starts_with("-----");
     file.lines().filter(secret).map(str::to_owned).collect()
 }
 
-/// Fails if one of these secrets, a value of the namespace's Secrets or any JWT appears in the broker's log, its metrics, an
-/// Event or a status.
+/// Fails if the broker's log, its metrics, an Event or a status contains a JWT, a value of the namespace's Secrets, or
+/// one of the secrets in `more`.
 pub async fn assert_no_secret_shown(ns: &Namespace, broker: &Broker, more: Vec<String>) {
     let mut places = vec![("metrics", broker.metrics().await), ("log", broker.log())];
     places.extend(shown(ns));

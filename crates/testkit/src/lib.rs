@@ -1,4 +1,4 @@
-//! The fixtures of the tests: real parts, stand-ins, and the built broker as a process. A test reads like this:
+//! The fixtures of the tests: real components, stand-ins, and the built broker as a process. For example:
 //!
 //! ```ignore
 //! let ns = Cluster::shared().namespace().await;
@@ -10,7 +10,7 @@
 //! idp.answer(Answer::error("invalid_client"));
 //! ```
 //!
-//! A test that lacks a tool fails and says what to run: nothing is skipped.
+//! A test that lacks a tool fails and names the command to run. No test is skipped.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here is a test's failure")]
 #![allow(clippy::disallowed_methods, reason = "tests measure real time")]

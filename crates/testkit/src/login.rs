@@ -1,4 +1,4 @@
-//! The command `login` as a process, and what a person sees of it.
+//! The command `login` as a process, and its output.
 
 use std::{
     ffi::OsString,
@@ -12,7 +12,7 @@ use std::{
 
 use super::{Namespace, process, wait::until};
 
-/// A running `login`; killed when dropped.
+/// A running `login`. Dropping it kills the process.
 pub struct Login {
     child: Child,
     out: Arc<Mutex<String>>,
@@ -20,18 +20,18 @@ pub struct Login {
 }
 
 impl Login {
-    /// Starts one for this namespace.
+    /// Starts a `login` in this namespace.
     pub fn start(ns: &Namespace, arguments: &[&str]) -> Self {
         Self::spawn(process::mortal(broker()), ns, arguments)
     }
 
-    /// Starts one for which this name leads to this machine.
+    /// Starts a `login` for which `host` resolves to this machine.
     pub fn start_with_host(host: &str, ns: &Namespace, arguments: &[&str]) -> Self {
         let hosts = ns.cluster.dir().join(format!("{}.hosts", ns.name));
         Self::spawn(process::mortal_with_hosts(broker(), &[host.to_owned()], &hosts), ns, arguments)
     }
 
-    /// Starts one whose browser is a script that writes down what it is to open: into the file that is given back.
+    /// Starts a `login` whose browser is a script that writes the URL to a file. Returns the file.
     pub fn start_with_browser(ns: &Namespace, arguments: &[&str]) -> (Self, PathBuf) {
         let folder = process::output(Command::new("mktemp").args(["-d", "-t", "mtb-browser.XXXXXX"]));
         let folder = PathBuf::from(folder.trim_end());
@@ -62,12 +62,12 @@ impl Login {
         Self { child, out, err }
     }
 
-    /// Its process id.
+    /// Returns the process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// A line of standard error that begins so.
+    /// Waits for a line of standard error that begins with `begin`, and returns the line.
     pub async fn line(&self, begin: &str) -> String {
         until(&format!("a line that begins with {begin}"), async || {
             let err = self.err();
@@ -76,23 +76,23 @@ impl Login {
         .await
     }
 
-    /// What the person opens in a browser.
+    /// Returns the URL that the user opens in a browser.
     pub async fn url(&self) -> String {
         self.line("https://").await
     }
 
-    /// Types a line.
+    /// Types a line into standard input.
     pub fn enter(&mut self, line: &str) {
         writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
     }
 
-    /// Waits for its end: standard output and error.
+    /// Waits until the process ends. Returns its status, standard output and standard error.
     pub async fn end(mut self) -> (ExitStatus, String, String) {
         let status = until("login ends", async || {
             self.child.try_wait().unwrap().ok_or_else(|| self.err.lock().unwrap().clone())
         })
         .await;
-        // The readers end with the pipes, which end with the process.
+        // The reading threads end when the pipes close, which happens when the process ends.
         until("its output is read", async || match (Arc::strong_count(&self.out), Arc::strong_count(&self.err)) {
             (1, 1) => Ok(()),
             other => Err(format!("{other:?}")),
@@ -101,7 +101,7 @@ impl Login {
         (status, self.out.lock().unwrap().clone(), self.err())
     }
 
-    /// Its complaint, where it should fail.
+    /// Waits for the end of a failed `login`, and returns its error message.
     pub async fn refused(self) -> String {
         let (status, out, err) = self.end().await;
         assert_eq!((status.code(), out.as_str()), (Some(1), ""), "{err}");

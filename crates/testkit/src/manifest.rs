@@ -1,4 +1,4 @@
-//! Objects for tests: complete as they are, and changed field by field.
+//! Manifests for tests: complete objects whose fields a test can change.
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,8 @@ use super::Idp;
 pub struct Manifest(pub Value);
 
 impl Manifest {
-    /// Sets a field by its path (`spec.renewal.minValidity`), with what is above it. Keys with dots: [`Self::entry`].
+    /// Sets a field by its path (`spec.renewal.minValidity`), and creates missing parents. For keys with dots use
+    /// [`Self::entry`].
     pub fn set(self, path: &str, value: impl Into<Value>) -> Self {
         self.put(&path.split('.').collect::<Vec<_>>(), value.into())
     }
@@ -20,7 +21,7 @@ impl Manifest {
         self.put(&keys, value.into())
     }
 
-    /// Takes a field away.
+    /// Removes a field by its path.
     pub fn without(mut self, path: &str) -> Self {
         let pointer = format!("/{}", path.replace('.', "/"));
         let (parent, key) = pointer.rsplit_once('/').unwrap();
@@ -50,7 +51,7 @@ impl From<Value> for Manifest {
     }
 }
 
-/// A MailCredential for `NAME@example.org` by client credentials from the MailProvider `idp`.
+/// Returns a MailCredential for `NAME@example.org` by client credentials from the MailProvider `idp`.
 pub fn credential(name: &str) -> Manifest {
     Manifest(json!({
         "apiVersion": "mailtoken.dev/v1alpha1",
@@ -64,8 +65,8 @@ pub fn credential(name: &str) -> Manifest {
     }))
 }
 
-/// The MailProvider `idp`: the token endpoint of this server, its CA in the ConfigMap `idp-ca`, the client secret in the
-/// Secret `idp-client`.
+/// Returns the MailProvider `idp` for the token endpoint of this server. Its CA is in the ConfigMap `idp-ca`, its
+/// client secret in the Secret `idp-client`.
 pub fn provider(idp: &Idp) -> Manifest {
     Manifest(json!({
         "apiVersion": "mailtoken.dev/v1alpha1",
@@ -83,7 +84,7 @@ pub fn provider(idp: &Idp) -> Manifest {
     }))
 }
 
-/// A Secret with the label that lets the broker read it.
+/// Returns a Secret with the label that allows the broker to read it.
 pub fn source(name: &str, key: &str, value: &str) -> Manifest {
     Manifest(json!({
         "apiVersion": "v1",
@@ -93,7 +94,7 @@ pub fn source(name: &str, key: &str, value: &str) -> Manifest {
     }))
 }
 
-/// A ConfigMap with the CA of this server in `ca.crt`.
+/// Returns a ConfigMap with the CA of this server in `ca.crt`.
 pub fn ca_bundle(name: &str, idp: &Idp) -> Manifest {
     Manifest(json!({
         "apiVersion": "v1",

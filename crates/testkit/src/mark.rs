@@ -1,11 +1,11 @@
-//! The mark in each token that the servers of the tests issue: it shows in a log or a file that holds such a token.
+//! The mark in each token that the tests' servers issue. It makes a leaked token visible in a log or file.
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 
-/// In every token that the servers of tests make.
+/// The text in every token that the tests' servers issue.
 pub const MARK: &str = "-canary-";
 
-/// Fails if a token that is marked stands in a text, plain or in base64.
+/// Fails if the text contains a marked token, plain or in base64.
 pub fn assert_unmarked(place: &str, text: &str) {
     let marked = (0..3).map(|shift| {
         let encoded = BASE64_STANDARD.encode([" ".repeat(shift).as_bytes(), MARK.as_bytes(), b"  "].concat());

@@ -1,4 +1,5 @@
-//! Sees what pods would have mounted, all the time: a credential that says it is ready must never stand for a wrong token.
+//! Observes the Secrets that pods would mount, all the time: the Secret of a ready credential must never contain a
+//! wrong token.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,28 +13,28 @@ use tokio::{sync::oneshot, task::JoinHandle};
 
 use super::{Namespace, fixture::text, namespace::find};
 
-/// Between two looks.
+/// Time between two checks.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// The access tokens, by credential, that stood in its Secret while it said that it was ready; an empty one where
-/// nothing stood there.
+/// The access tokens in each credential's Secret while the credential was ready. An empty text means that the Secret
+/// had no token.
 pub type Seen = BTreeMap<String, BTreeSet<String>>;
 
-/// Checks all credentials of a namespace, and the Secrets of their names.
+/// Checks all credentials of a namespace, and the Secrets of the same names.
 pub struct Monitor {
     stop: oneshot::Sender<()>,
     task: JoinHandle<Seen>,
 }
 
 impl Monitor {
-    /// Begins now.
+    /// Starts the monitor.
     pub fn start(ns: &Namespace) -> Self {
         let (credentials, secrets) = (ns.api(), ns.api());
         let (stop, mut stopped) = oneshot::channel();
         let task = tokio::spawn(async move {
             let mut seen = Seen::new();
             loop {
-                // An API server that does not answer shows nothing.
+                // If the API server does not respond, this check records nothing.
                 drop(look(&credentials, &secrets, &mut seen).await);
                 if tokio::time::timeout(INTERVAL, &mut stopped).await.is_ok() {
                     drop(look(&credentials, &secrets, &mut seen).await);
@@ -44,14 +45,15 @@ impl Monitor {
         Self { stop, task }
     }
 
-    /// What was seen, to this very moment.
+    /// Checks once more, and returns all tokens seen.
     pub async fn end(self) -> Seen {
         self.stop.send(()).unwrap();
         self.task.await.unwrap()
     }
 }
 
-/// The credentials first: a Secret is not emptied afterwards.
+/// Records the tokens of ready credentials. Reads the credentials first, because the broker does not remove a token
+/// from a Secret later.
 async fn look(credentials: &Api<MailCredential>, secrets: &Api<Secret>, seen: &mut Seen) -> kube::Result<()> {
     let params = ListParams::default();
     let (credentials, secrets) = (credentials.list(&params).await?, secrets.list(&params).await?);

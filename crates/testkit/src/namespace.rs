@@ -1,4 +1,4 @@
-//! A namespace of its own for each test, and what tests do in it.
+//! A separate namespace for each test, and the operations of tests in it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,7 +25,7 @@ use super::{
     wait::{until, until_in},
 };
 
-/// Kinds that stand in no namespace.
+/// Cluster-scoped kinds.
 const CLUSTER_KINDS: [&str; 7] = [
     "ClusterMailProvider",
     "Namespace",
@@ -36,7 +36,7 @@ const CLUSTER_KINDS: [&str; 7] = [
     "ValidatingAdmissionPolicyBinding",
 ];
 
-/// An object of one namespace, which can be read, written and shown.
+/// A namespaced kind whose objects tests read, write and show.
 pub trait Object:
     Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned
 {
@@ -49,23 +49,23 @@ impl<K> Object for K where
 
 /// A namespace, and an administrator's client.
 pub struct Namespace {
-    /// Its name: the test's, shortened, and a number.
+    /// The namespace's name: the test's shortened name and a number.
     pub name: String,
-    /// Where it is.
+    /// The cluster of the namespace.
     pub cluster: Cluster,
-    /// For what is not offered here.
+    /// An administrator's client, for operations that this type does not have.
     pub client: Client,
 }
 
 impl Cluster {
-    /// A new namespace, named after the test.
+    /// Creates a namespace with a name like the test's.
     pub async fn namespace(&self) -> Namespace {
         Namespace::create(self.clone(), BTreeMap::new()).await
     }
 }
 
 impl Namespace {
-    /// Makes one with these labels.
+    /// Creates a namespace with these labels.
     pub async fn create(cluster: Cluster, labels: BTreeMap<&str, &str>) -> Self {
         let (name, client) = (unused_name(), cluster.client().await);
         let namespace = Self { name, cluster, client };
@@ -76,36 +76,36 @@ impl Namespace {
         namespace
     }
 
-    /// The objects of one kind.
+    /// Returns the API for the objects of one kind.
     pub fn api<K: Object>(&self) -> Api<K> {
         Api::namespaced(self.client.clone(), &self.name)
     }
 
-    /// What the API server was asked for in this namespace, and by whom.
+    /// Returns the API server's audit events of this namespace.
     pub fn audit(&self) -> Vec<AuditEvent> {
         self.cluster.audit_where(|event| event.namespace == self.name)
     }
 
-    /// kubectl in this namespace.
+    /// Runs kubectl in this namespace, and returns the output.
     pub fn kubectl<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> String {
         process::output(self.cluster.kubectl().args(["-n", &self.name]).args(arguments))
     }
 
-    /// Everything that a provider needs for this server, and the MailProvider `idp`.
+    /// Applies the MailProvider `idp` for this server, and the objects to which it refers.
     pub async fn provider(&self, idp: &Idp) {
         self.apply(ca_bundle("idp-ca", idp)).await;
         self.apply(source("idp-client", "client-secret", "a client secret")).await;
         self.apply(provider(idp)).await;
     }
 
-    /// Applies an object: other fields that were applied before go. Unknown fields are refused.
+    /// Applies an object: removes fields that an earlier apply set. The API server rejects unknown fields.
     pub async fn apply(&self, manifest: impl Into<Manifest>) -> DynamicObject {
         let manifest = manifest.into();
         let shown = manifest.clone();
         self.try_apply(manifest).await.unwrap_or_else(|error| panic!("{error}\n{}", show(&shown.0)))
     }
 
-    /// The API server's refusal, where it should refuse.
+    /// Applies an object, and returns the API server's error if it refuses.
     pub async fn try_apply(&self, manifest: impl Into<Manifest>) -> kube::Result<DynamicObject> {
         let object: DynamicObject = serde_json::from_value(manifest.into().0).unwrap();
         let name = object.metadata.name.clone().unwrap();
@@ -118,7 +118,7 @@ impl Namespace {
         self.dynamic(object.types.as_ref().unwrap()).patch(&name, &params, &Patch::Apply(&object)).await
     }
 
-    /// Deletes an object if it is there, without waiting.
+    /// Deletes an object if it exists, without waiting.
     pub async fn remove(&self, manifest: &Manifest) {
         let object: DynamicObject = serde_json::from_value(manifest.0.clone()).unwrap();
         let api = self.dynamic(object.types.as_ref().unwrap());
@@ -135,12 +135,12 @@ impl Namespace {
         self.patch::<K>(name, json!({"metadata": {"annotations": {key: value}}})).await;
     }
 
-    /// The object, which must be there.
+    /// Returns an object, which must exist.
     pub async fn get<K: Object>(&self, name: &str) -> K {
         self.api().get(name).await.unwrap()
     }
 
-    /// Deletes an object, and waits until it is gone; another of its name may take its place at once.
+    /// Deletes an object, and waits until it no longer exists. A new object may have the same name immediately.
     pub async fn delete<K: Object>(&self, name: &str) {
         let api = self.api::<K>();
         let uid = self.get::<K>(name).await.meta().uid.clone();
@@ -153,7 +153,7 @@ impl Namespace {
         .await;
     }
 
-    /// Waits until an object is gone.
+    /// Waits until an object no longer exists.
     pub async fn gone<K: Object>(&self, name: &str) {
         until("the object is gone", async || match self.api::<K>().get_opt(name).await {
             Ok(None) => Ok(()),
@@ -162,12 +162,12 @@ impl Namespace {
         .await;
     }
 
-    /// Waits until an object is there and as it should be; fails with the object and the Events on it.
+    /// Waits until an object exists and `good` accepts it. On failure shows the object and its Events.
     pub async fn until<K: Object>(&self, name: &str, what: &str, good: impl Fn(&K) -> bool) -> K {
         self.until_in(PATIENCE, name, what, good).await
     }
 
-    /// [`Self::until`] with another deadline.
+    /// Waits as [`Self::until`] does, with another deadline.
     pub async fn until_in<K: Object>(
         &self,
         deadline: Duration,
@@ -185,27 +185,27 @@ impl Namespace {
         .await
     }
 
-    /// Waits until a condition has this reason for the object's present generation.
+    /// Waits until a condition has this reason for the object's current generation.
     pub async fn condition<K: Object>(&self, name: &str, kind: &str, reason: &str) -> Condition {
         let fits = |object: &K| {
             let generation = object.meta().generation;
             find(object, kind).is_some_and(|found| found.reason == reason && found.observed_generation == generation)
         };
-        // What may still arrive stalls an object only after 30 s.
+        // If the missing object may still arrive, the broker sets Stalled only after 30 s.
         let arrives = ["ProviderNotFound", "ProviderNotReady", "SourceNotFound", "SourceNotLabeled"].contains(&reason);
         let deadline = if kind == "Stalled" && arrives { 2 * PATIENCE + Duration::from_secs(5) } else { PATIENCE };
         let object = self.until_in(deadline, name, &format!("{kind} has the reason {reason}"), fits).await;
         find(&object, kind).unwrap()
     }
 
-    /// The keys and values of a Secret, which must be there.
+    /// Returns the keys and values of a Secret, which must exist.
     pub async fn secret(&self, name: &str) -> BTreeMap<String, String> {
         let secret: core::Secret = self.get(name).await;
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         secret.data.unwrap_or_default().into_iter().map(|(key, value)| (key, text(value.0))).collect()
     }
 
-    /// The Events on objects of this name.
+    /// Returns the Events on objects of this name.
     pub async fn events(&self, name: &str) -> Vec<Event> {
         self.try_events(name).await.unwrap()
     }
@@ -216,14 +216,14 @@ impl Namespace {
         Ok(events.items.into_iter().filter(about).collect())
     }
 
-    /// The types and reasons of the Events on objects of this name, such as `Warning Expired`.
+    /// Returns the types and reasons of the Events on objects of this name, such as `Warning Expired`.
     pub async fn event_reasons(&self, name: &str) -> BTreeSet<String> {
         let word = |text: Option<String>| text.unwrap_or_default();
         let events = self.events(name).await;
         events.into_iter().map(|event| format!("{} {}", word(event.type_), word(event.reason))).collect()
     }
 
-    /// Waits until all of these Events exist, since an Event follows the status that it reports. Returns all Events then.
+    /// Waits until all of these Events exist, because the broker sends an Event after the status. Returns all Events.
     pub async fn event_reasons_include(&self, name: &str, wanted: &[&str]) -> BTreeSet<String> {
         until(&format!("Events on {name}: {wanted:?}"), async || {
             let reported = self.event_reasons(name).await;
@@ -235,7 +235,7 @@ impl Namespace {
         .await
     }
 
-    /// For what failed, also where the API server does not answer.
+    /// Returns the Events as text, for a failed test. Also works if the API server does not respond.
     async fn event_lines(&self, name: &str) -> String {
         let line = |event: Event| {
             format!(
@@ -260,7 +260,7 @@ impl Namespace {
     }
 }
 
-/// The condition of this type in the status of any object.
+/// Returns the condition of this type in the status of any object.
 pub fn find(object: &impl Serialize, kind: &str) -> Option<Condition> {
     let object = serde_json::to_value(object).unwrap();
     let conditions = object.pointer("/status/conditions")?.as_array()?.clone();
@@ -268,7 +268,7 @@ pub fn find(object: &impl Serialize, kind: &str) -> Option<Condition> {
     Some(serde_json::from_value(found).unwrap())
 }
 
-/// An object as YAML, without what only the API server cares for.
+/// Returns an object as YAML, without fields that only the API server uses.
 pub fn show(object: &impl Serialize) -> String {
     let mut object = serde_json::to_value(object).unwrap();
     if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {

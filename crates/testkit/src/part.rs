@@ -1,4 +1,4 @@
-//! One process of a stack, for what `tools/stack` is too kind for.
+//! One process of a stack, for operations that `tools/stack` does not have.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{Cluster, process, wait::until};
 
-/// A process such as `etcd`, with the command that it was started by.
+/// A process such as `etcd`, with its command.
 pub struct Part {
     pid: u32,
     command: Vec<String>,
@@ -19,7 +19,7 @@ pub struct Part {
 }
 
 impl Part {
-    /// The one of this name, which must run.
+    /// Finds the process of this name, which must run.
     pub fn of(cluster: &Cluster, name: &str) -> Self {
         let file = cluster.dir().join(format!("run/{name}.pid"));
         let pid = fs::read_to_string(file).unwrap().trim().parse().unwrap();
@@ -28,7 +28,7 @@ impl Part {
         Self { pid, command, log: cluster.dir().join(format!("logs/{name}.log")), child: None }
     }
 
-    /// The value of an argument of the form `--name=value` or `--name value`.
+    /// Returns the value of an argument `--name=value` or `--name value`.
     pub fn argument(&self, name: &str) -> &str {
         let mut arguments = self.command.iter();
         let found = arguments.find_map(|argument| match argument.strip_prefix(name)? {
@@ -42,12 +42,12 @@ impl Part {
         }
     }
 
-    /// Sends a signal by its name, such as `STOP` and `CONT`.
+    /// Sends a signal by its name, such as `STOP` or `CONT`.
     pub fn signal(&self, name: &str) {
         process::output(Command::new("kill").args(["-s", name, &self.pid.to_string()]));
     }
 
-    /// Leaves out the arguments whose names begin with `prefix`, each with its value, the next time that it starts.
+    /// Removes the arguments whose names begin with `prefix`, with their values, from the next start.
     pub fn without(mut self, prefix: &str) -> Self {
         let mut value = false;
         self.command.retain(|argument| {
@@ -59,7 +59,7 @@ impl Part {
         self
     }
 
-    /// Drops the history of this etcd: a watch that began before it can only begin again with a list.
+    /// Deletes the history of this etcd: an older watch then needs a new list.
     pub fn compact(&self) {
         let post = |path: &str, body: Value| -> Value {
             let url = format!("{}/v3/kv/{path}", self.argument("--listen-client-urls"));
@@ -71,7 +71,8 @@ impl Part {
         post("compaction", json!({"revision": revision, "physical": true}));
     }
 
-    /// Starts it again with the same command, after `KILL` has ended the process and freed its port; it ends with this value.
+    /// Starts the process again with the same command, after `KILL` has ended it and freed its port. The process is
+    /// killed when this value is dropped.
     pub async fn again(&mut self) {
         until("the killed process has ended", async || match self.has_ended() {
             true => Ok(()),
@@ -88,8 +89,8 @@ impl Part {
 }
 
 impl Part {
-    /// Whether the process is gone, or a zombie that its parent has not collected. The first thread may be a zombie while
-    /// others, which end after it, still hold the port.
+    /// Whether the process no longer exists, or is a zombie that its parent has not collected. The first thread may be
+    /// a zombie while other threads still hold the port.
     fn has_ended(&self) -> bool {
         let threads = fs::read_dir(format!("/proc/{}/task", self.pid)).map_or(0, Iterator::count);
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();

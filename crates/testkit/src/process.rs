@@ -1,4 +1,4 @@
-//! Processes that do not outlive the test that starts them, also when that is killed.
+//! Processes that end with the test that starts them, even if the test is killed.
 
 use std::{
     ffi::OsStr,
@@ -9,12 +9,12 @@ use std::{
     sync::{OnceLock, mpsc},
 };
 
-/// The root of the repository.
+/// Returns the root of the repository.
 pub fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
 }
 
-/// The binary of this name, which Cargo builds for the tests and benchmarks of its package before it runs them.
+/// Returns the binary of this name, which Cargo builds for the tests and benchmarks of its package before it runs them.
 pub fn binary(name: &str) -> PathBuf {
     let variable = format!("CARGO_BIN_EXE_{name}");
     let path = std::env::var_os(&variable);
@@ -24,33 +24,34 @@ pub fn binary(name: &str) -> PathBuf {
     .into()
 }
 
-/// A folder for the files of tests, in the folder of what is built.
+/// Creates a folder for files of tests, below Cargo's target folder.
 pub fn scratch(name: &str) -> PathBuf {
     let folder = root().join("target/tests").join(name);
     fs::create_dir_all(&folder).unwrap();
     folder
 }
 
-/// A script of `tools/`.
+/// Returns the path of a script in `tools/`.
 pub fn tool(name: &str) -> PathBuf {
     root().join("tools").join(name)
 }
 
-/// A command that the kernel kills when [`spawn`]'s process ends.
+/// Returns a command that the kernel kills when the process of [`spawn`] ends.
 pub fn mortal(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]).arg(program);
     command
 }
 
-/// The same, with a file of hosts of its own: these names lead to this machine, for this command alone.
+/// Returns a command as [`mortal`] does, with its own hosts file: `names` resolve to this machine, only for this
+/// command.
 pub fn mortal_with_hosts(program: impl AsRef<OsStr>, names: &[String], file: &Path) -> Command {
     let lines: String = names.iter().map(|name| format!("127.0.0.1 {name}\n")).collect();
     fs::write(file, format!("127.0.0.1 localhost\n{lines}")).unwrap();
     mortal_with_mounted(program, file, "/etc/hosts")
 }
 
-/// The same, with a name server of its own, which listens at port 53.
+/// Returns a command as [`mortal`] does, with its own name server, which listens at port 53.
 pub fn mortal_with_resolver(program: impl AsRef<OsStr>, server: Ipv4Addr, file: &Path) -> Command {
     fs::write(file, format!("nameserver {server}\noptions timeout:2 attempts:1\n")).unwrap();
     mortal_with_mounted(program, file, "/etc/resolv.conf")
@@ -63,7 +64,7 @@ fn mortal_with_mounted(program: impl AsRef<OsStr>, file: &Path, over: &str) -> C
     command
 }
 
-/// The same, in `/` and where nothing can be written.
+/// Returns a command as [`mortal`] does, in the folder `/` and with a read-only file system.
 pub fn mortal_read_only(program: impl AsRef<OsStr>) -> Command {
     let script = r#"
         cd /
@@ -77,8 +78,8 @@ pub fn mortal_read_only(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// Starts a command. The kernel's signal comes when the *thread* that started it ends, so that one thread, which
-/// ends with the process, starts all.
+/// Starts a command. The kernel sends the kill signal when the *thread* that started the command ends. So one thread,
+/// which ends with the process, starts all commands.
 pub fn spawn(command: Command) -> io::Result<Child> {
     type Job = (Command, mpsc::Sender<io::Result<Child>>);
     static SPAWNER: OnceLock<mpsc::Sender<Job>> = OnceLock::new();
@@ -96,7 +97,7 @@ pub fn spawn(command: Command) -> io::Result<Child> {
     started.recv().unwrap()
 }
 
-/// Runs a command to its end; panics with what it printed unless it succeeds.
+/// Runs a command and returns its output. Panics with the output if the command fails.
 pub fn output(command: &mut Command) -> String {
     match try_output(command) {
         Ok(printed) => printed,
@@ -104,7 +105,7 @@ pub fn output(command: &mut Command) -> String {
     }
 }
 
-/// Runs a command to its end: what it printed, or with a failure also what it complained of.
+/// Runs a command and returns its output. If the command fails, returns its output and its errors.
 pub fn try_output(command: &mut Command) -> Result<String, String> {
     let done = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let printed = String::from_utf8_lossy(&done.stdout).into_owned();

@@ -1,5 +1,5 @@
-//! A proxy that leads tunnels to ports of this machine, whatever host was asked for: so a provider and its mail servers under
-//! their real names can be played by stand-ins.
+//! A proxy that connects all tunnels to ports of this machine, regardless of the requested host. So stand-ins can
+//! replace a provider and its mail servers under their real names.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -7,19 +7,20 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-/// A running proxy; it ends with the process.
+/// A running proxy. It stops when the process ends.
 pub struct Proxy {
     address: SocketAddr,
     asked: Arc<Mutex<Vec<String>>>,
 }
 
 impl Proxy {
-    /// Starts one that leads everything to this port.
+    /// Starts a proxy that connects all tunnels to this port.
     pub fn start(port: u16) -> Self {
         Self::with_mail(port, &[])
     }
 
-    /// Starts one that leads tunnels to some ports, such as 587, to others, and all other tunnels to `port`.
+    /// Starts a proxy that maps some requested ports, such as 587, to other ports, and connects all other tunnels to
+    /// `port`.
     pub fn with_mail(port: u16, others: &[(u16, u16)]) -> Self {
         let others = others.to_vec();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -34,18 +35,18 @@ impl Proxy {
         proxy
     }
 
-    /// For `--egress-proxy`.
+    /// Returns the URL for `--egress-proxy`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// The hosts and ports that tunnels were asked for.
+    /// Returns the hosts and ports of all requested tunnels.
     pub fn asked(&self) -> Vec<String> {
         self.asked.lock().unwrap().clone()
     }
 }
 
-/// An error ends the tunnel, which is all that a client should see of it.
+/// Serves one tunnel. An error closes the tunnel; the client sees nothing more of the error.
 fn tunnel(client: TcpStream, port: u16, others: &[(u16, u16)], asked: &Mutex<Vec<String>>) -> Option<()> {
     let mut reader = BufReader::new(client.try_clone().ok()?);
     let mut line = String::new();

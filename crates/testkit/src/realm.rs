@@ -1,4 +1,4 @@
-//! The realm `mail` of the stack's Keycloak, as its administrator changes it.
+//! Administers the realm `mail` of the stack's Keycloak.
 
 use std::process::Command;
 
@@ -6,14 +6,14 @@ use serde_json::{Value, json};
 
 use super::{Cluster, Manifest, Namespace, process};
 
-/// One request to the admin API; `path` is below `/realms/mail`.
+/// Sends one request to the admin API. `path` is below `/realms/mail`.
 pub fn admin(cluster: &Cluster, method: &str, path: &str, body: &Value) -> String {
     let mut command = Command::new(process::tool("keycloak-admin"));
     let path = format!("/realms/mail{path}");
     process::output(command.arg(cluster.dir()).args([method, &path, &body.to_string()]))
 }
 
-/// A user's access and refresh token, by password.
+/// Requests a user's access and refresh token, by password.
 pub fn tokens(cluster: &Cluster, account: &str, scopes: &str) -> (String, String) {
     let env = |name: &str| cluster.env(name);
     let form = url::form_urlencoded::Serializer::new(String::new())
@@ -46,19 +46,19 @@ pub fn revoke(cluster: &Cluster, token: &str) {
     process::output(curl.arg(format!("{}/protocol/openid-connect/revoke", env("KEYCLOAK_ISSUER"))));
 }
 
-/// What the admin API has at a path below `/realms/mail`: a list.
+/// Returns the list that the admin API has at a path below `/realms/mail`.
 fn list(cluster: &Cluster, path: &str) -> Vec<Value> {
     let mut command = Command::new(process::tool("keycloak-admin"));
     let path = format!("/realms/mail{path}");
     serde_json::from_str(&process::output(command.arg(cluster.dir()).args(["GET", &path]))).unwrap()
 }
 
-/// What its log of events has, the latest first.
+/// Returns the realm's event log, the latest event first.
 pub fn events(cluster: &Cluster) -> Vec<Value> {
     list(cluster, "/events?max=1000000")
 }
 
-/// Sets for how many seconds the access tokens of one client live; those of other clients live as long as before.
+/// Sets the lifetime in seconds of the access tokens of one client. The tokens of other clients keep theirs.
 pub fn token_lifetime(cluster: &Cluster, client: &str, seconds: u32) {
     let found = list(cluster, &format!("/clients?clientId={client}"));
     let id = found[0]["id"].as_str().unwrap();
@@ -66,7 +66,7 @@ pub fn token_lifetime(cluster: &Cluster, client: &str, seconds: u32) {
     admin(cluster, "PUT", &format!("/clients/{id}"), &change);
 }
 
-/// The keys that its tokens are signed with.
+/// Returns the public keys for the realm's tokens.
 pub fn keys(cluster: &Cluster) -> Value {
     let discovery = format!("{}/.well-known/openid-configuration", cluster.env("KEYCLOAK_ISSUER"));
     fetch(cluster, fetch(cluster, &discovery, &[])["jwks_uri"].as_str().unwrap(), &[])
@@ -78,15 +78,17 @@ fn fetch(cluster: &Cluster, url: &str, arguments: &[&str]) -> Value {
     serde_json::from_str(&process::output(curl.arg(url))).unwrap()
 }
 
-/// Registers a client that authenticates with tokens of a ServiceAccount in this namespace, which is made. Their one
-/// audience is the realm's issuer. Keycloak 26.4 takes a parameter `client_id` only when it is the token's subject,
-/// `system:serviceaccount:NAMESPACE:NAME`, whatever the client is called; without one the subject finds the client.
+/// Registers a client that authenticates with tokens of a ServiceAccount, and creates the ServiceAccount in this
+/// namespace. The only audience of the tokens is the realm's issuer. Keycloak 26.4 accepts a parameter `client_id` only
+/// if it is the token's subject, `system:serviceaccount:NAMESPACE:NAME`, regardless of the client's name. Without the
+/// parameter, Keycloak finds the client by the subject.
 pub async fn federate(ns: &Namespace, client: &str, service_account: &str) {
     let account =
         Manifest(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": service_account}}));
     let issuer = ns.cluster.env("KEYCLOAK_ISSUER");
     ns.apply(account.entry("metadata.annotations", "mailtoken.dev/allowed-audiences", issuer.as_str())).await;
-    // Keycloak reads the keys like anybody: its provider for Kubernetes wants to run in the cluster itself.
+    // Keycloak reads the keys without authentication: its provider for Kubernetes requires that Keycloak runs in the
+    // cluster.
     ns.apply(json!({
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "ClusterRoleBinding",

@@ -1,4 +1,4 @@
-//! What tests of refresh tokens begin with: a server that revokes what comes twice, and a broker.
+//! The fixture of tests of refresh tokens: a server that revokes a token that is used twice, and a broker.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use super::{
     wait::until,
 };
 
-/// How long a broker of [`RefreshFixture`] waits for an answer: a claim lasts twice this and five seconds.
+/// The request timeout of the broker in [`RefreshFixture`]. A claim lasts twice this time and five seconds.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
-/// The annotation that makes the API server refuse other data, once [`RefreshFixture::guarded`] was called.
+/// Annotation that makes the API server reject changes of a Secret's data, after [`RefreshFixture::guarded`].
 const SEALED: &str = "test/sealed";
-/// That makes it refuse any write, but for one that takes it away.
+/// Annotation that makes the API server reject every write to a Secret, except a write that removes the annotation.
 pub const SHUT: &str = "test/shut";
 
 /// A namespace with the provider `idp`, a [`Strict`] server, and a broker.
@@ -25,17 +25,17 @@ pub struct RefreshFixture {
     pub ns: Namespace,
     /// The provider's server.
     pub idp: Strict,
-    /// The broker, which watches this namespace alone.
+    /// The broker, which watches only this namespace.
     pub broker: Broker,
 }
 
 impl RefreshFixture {
-    /// One broker, which leads from the start, so that no test waits for the lease of a killed one.
+    /// Creates the fixture with one broker that always leads, so that no test waits for the lease of a killed broker.
     pub async fn new() -> Self {
         Self::with(|settings| settings.flag("--leader-elect=false")).await
     }
 
-    /// With a broker that is started otherwise.
+    /// Creates the fixture with changed settings of the broker.
     pub async fn with(change: impl FnOnce(Settings) -> Settings) -> Self {
         let ns = Cluster::shared().namespace().await;
         let idp = Strict::start();
@@ -46,19 +46,19 @@ impl RefreshFixture {
         Self { ns, idp, broker }
     }
 
-    /// What a broker of this namespace is started with, but for `--leader-elect`.
+    /// Returns the settings of a broker of this namespace, without `--leader-elect`.
     pub fn settings(ns: &Namespace) -> Settings {
         Broker::settings(ns).flag(format!("--request-timeout={}s", REQUEST_TIMEOUT.as_secs()))
     }
 
-    /// A person signs in: the refresh token, in the seed's Secret.
+    /// Issues a refresh token as for a user's sign-in, and applies it as the seed's Secret. Returns the token.
     pub async fn seed(&self) -> String {
         let token = self.idp.refresh_token("mailer", "billing@example.org", "mail");
         self.ns.apply(source("seed", "refresh_token", &token)).await;
         token
     }
 
-    /// The credential `billing` by a seed, with its first token.
+    /// Applies the credential `billing` with a seed, and waits for its first token.
     pub async fn issued(&self) -> MailCredential {
         self.seed().await;
         self.ns.apply(by_seed("billing")).await;
@@ -71,42 +71,42 @@ impl RefreshFixture {
         self.ns.get("billing").await
     }
 
-    /// Asks for a token, and waits until it is there.
+    /// Requests a new token, and waits until the broker has handled the request.
     pub async fn renew(&self) -> MailCredential {
         let asked = self.ask().await;
         self.answered(&asked).await
     }
 
-    /// Waits until the token is there that [`Self::ask`] asked for.
+    /// Waits until the broker has handled the request of [`Self::ask`].
     pub async fn answered(&self, asked: &str) -> MailCredential {
         let answered = |credential: &MailCredential| field(credential, "/status/lastHandledReissue") == asked;
         self.ns.until::<MailCredential>("billing", "the reissue is answered", answered).await
     }
 
-    /// Asks for a token.
+    /// Requests a new token by the annotation `mailtoken.dev/reissue`. Returns the value of the annotation.
     pub async fn ask(&self) -> String {
         let value = format!("{:?}", std::time::Instant::now());
         self.ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", &value).await;
         value
     }
 
-    /// The Secret that keeps the refresh token of `billing`.
+    /// Returns the grant Secret of `billing`, which stores the refresh token.
     pub async fn grant(&self) -> Secret {
         self.ns.get("billing-grant").await
     }
 
-    /// The refresh token that is kept.
+    /// Returns the stored refresh token.
     pub async fn kept(&self) -> String {
         text(&self.grant().await, "refresh_token")
     }
 
-    /// Waits until a refresh token other than this one is kept.
+    /// Waits until the stored refresh token differs from `before`.
     pub async fn rotated(&self, before: &str) -> Secret {
         let differs = |secret: &Secret| text(secret, "refresh_token") != before;
         self.ns.until("billing-grant", "it keeps another refresh token", differs).await
     }
 
-    /// Waits until the server has been asked so often for a token.
+    /// Waits until the server has received `times` token requests.
     pub async fn asked(&self, times: usize) {
         until(&format!("{times} token requests"), async || match self.idp.token_requests().len() {
             number if number >= times => Ok(()),
@@ -115,7 +115,7 @@ impl RefreshFixture {
         .await;
     }
 
-    /// Lets [`Self::seal`] work: a policy that refuses other data in a sealed Secret.
+    /// Prepares [`Self::seal`]: applies a policy that rejects changed data in a sealed Secret.
     pub async fn guarded(&self) {
         let ns = &self.ns;
         let rule =
@@ -160,22 +160,22 @@ impl RefreshFixture {
         ns.delete::<Secret>("probe").await;
     }
 
-    /// From now on no other refresh token can be written; a claim can.
+    /// Makes the API server reject other refresh tokens in the grant Secret. It still accepts a claim.
     pub async fn seal(&self) {
         self.ns.annotate::<Secret>("billing-grant", SEALED, "true").await;
     }
 
-    /// From now on it can.
+    /// Ends [`Self::seal`].
     pub async fn unseal(&self) {
         self.mark(json!({SEALED: null})).await;
     }
 
-    /// Changes annotations of the grant Secret; null takes one away.
+    /// Changes annotations of the grant Secret. A null value removes an annotation.
     pub async fn mark(&self, annotations: Value) {
         self.ns.patch::<Secret>("billing-grant", json!({"metadata": {"annotations": annotations}})).await;
     }
 
-    /// The verbs of what was done with Secrets of this name since the start, in their order, also of what failed.
+    /// Returns the verbs of all requests for objects of this name since the start, in order, including failed requests.
     pub fn verbs(&self, resource: &str, name: &str, all: &[&str]) -> Vec<String> {
         let of = |verb: &String| all.contains(&verb.as_str());
         let audit = self.ns.audit().into_iter();
@@ -193,14 +193,14 @@ impl RefreshFixture {
     }
 }
 
-/// Applies [`provider_of`].
+/// Applies the manifests of [`provider_of`].
 pub async fn provider(ns: &Namespace, idp: &Strict) {
     for manifest in provider_of(idp) {
         ns.apply(manifest).await;
     }
 }
 
-/// The CA of this server, and the MailProvider `idp` for it.
+/// Returns the CA of this server, and the MailProvider `idp` for this server.
 pub fn provider_of(idp: &Strict) -> [Manifest; 2] {
     [
         Manifest(json!({
@@ -220,7 +220,7 @@ pub fn provider_of(idp: &Strict) -> [Manifest; 2] {
     ]
 }
 
-/// A MailCredential by the refresh token in the Secret `seed`.
+/// Returns a MailCredential whose seed is the refresh token in the Secret `seed`.
 pub fn by_seed(name: &str) -> Manifest {
     credential(name).set("spec.grant", json!({"refreshToken": {"secretRef": {"name": "seed", "key": "refresh_token"}}}))
 }

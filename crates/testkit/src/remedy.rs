@@ -1,16 +1,16 @@
-//! Runs the command of a message exactly as it is written.
+//! Runs the command in a message exactly as written.
 
 use std::process::Command;
 
 use super::{Idp, Namespace, process};
 
-/// Everything that stands in backticks in a message.
+/// Returns all texts in backticks in a message.
 pub fn quoted(message: &str) -> Vec<&str> {
     assert_eq!(message.matches('`').count() % 2, 0, "a backtick is left open: {message}");
     message.split('`').skip(1).step_by(2).collect()
 }
 
-/// Runs the first command of a message as it stands, with its `<placeholders>` filled in, in this order.
+/// Runs the first command in a message. Replaces its `<placeholders>` by `values`, in this order.
 pub fn run(ns: &Namespace, message: &str, values: &[&str]) {
     let commands = quoted(message);
     let command =
@@ -19,7 +19,7 @@ pub fn run(ns: &Namespace, message: &str, values: &[&str]) {
     shell(ns, &filled(command, values));
 }
 
-/// Runs a command of the broker as it stands, with the administrator's kubectl.
+/// Runs a command from the broker exactly as written, with the administrator's kubectl.
 pub fn shell(ns: &Namespace, command: &str) {
     let path = format!("{}/bin:{}", ns.cluster.dir().display(), std::env::var("PATH").unwrap_or_default());
     let cache = ns.cluster.dir().join("remedy-cache").join(&ns.name);
@@ -43,7 +43,7 @@ fn filled(command: &str, values: &[&str]) -> String {
     command
 }
 
-/// The CA's certificate as a file, as an operator has it.
+/// Writes the CA's certificate to a file, as an operator would have it. Returns the file.
 pub fn ca_file(ns: &Namespace, idp: &Idp) -> String {
     let file = ns.cluster.dir().join(format!("{}.crt", ns.name));
     std::fs::write(&file, idp.ca()).unwrap();

@@ -1,7 +1,7 @@
-//! An https server on one address of this machine whose answers a [`Handler`] decides.
+//! An HTTPS server on one address of this machine. A [`Handler`] decides its responses.
 //!
-//! It reads HTTP/1.1, one request after the other on a connection, in a thread of its own, so that a test may block.
-//! Every request is kept; it stops when dropped.
+//! The server reads HTTP/1.1, one request after the other on a connection, in its own thread, so that a test may block.
+//! It keeps every request, and stops when dropped.
 
 use std::{
     collections::BTreeMap,
@@ -27,81 +27,82 @@ use super::hostile::{Authority, Validity};
 /// Any free port of the loopback interface.
 pub const LOOPBACK: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
-/// What decides the answers.
+/// Decides the responses of a server.
 pub trait Handler: Send + Sync + 'static {
-    /// The answer, or `None` to close the connection without one.
+    /// Returns the response, or `None` to close the connection without a response.
     fn handle(&self, request: Request) -> impl Future<Output = Option<Response>> + Send;
 }
 
-/// A request that was received whole.
+/// A completely received request.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// `POST`.
+    /// The HTTP method, such as `POST`.
     pub method: String,
-    /// With the query, if there is one.
+    /// The path with the query, if there is one.
     pub path: String,
-    /// Names in lower case.
+    /// The header fields, with names in lower case.
     pub headers: BTreeMap<String, String>,
-    /// The body as it came.
+    /// The body, unchanged.
     pub body: String,
-    /// When it was read.
+    /// The time at which the server read the request.
     pub at: Instant,
 }
 
 impl Request {
-    /// The fields of an `application/x-www-form-urlencoded` body.
+    /// Returns the fields of an `application/x-www-form-urlencoded` body.
     pub fn form(&self) -> BTreeMap<String, String> {
         url::form_urlencoded::parse(self.body.as_bytes()).into_owned().collect()
     }
 
-    /// The signed assertions among them (RFC 7521 section 4, RFC 7523 section 2).
+    /// Returns the signed assertions in the form (RFC 7521 section 4, RFC 7523 section 2).
     pub fn assertions(&self) -> Vec<String> {
         let mut form = self.form();
         ["client_assertion", "assertion", "subject_token"].into_iter().filter_map(|field| form.remove(field)).collect()
     }
 
-    /// The fields of the query.
+    /// Returns the fields of the query.
     pub fn query(&self) -> BTreeMap<String, String> {
         let query = self.path.split_once('?').map_or("", |(_, query)| query);
         url::form_urlencoded::parse(query.as_bytes()).into_owned().collect()
     }
 
-    /// The path without the query.
+    /// Returns the path without the query.
     pub fn route(&self) -> &str {
         self.path.split('?').next().unwrap_or(&self.path)
     }
 }
 
-/// An answer.
+/// A response of the server.
 #[derive(Clone, Debug)]
 pub struct Response {
-    /// 100 to 599.
+    /// The status, 100 to 599.
     pub status: u16,
-    /// Besides `content-length`. With `content-encoding: gzip` or `deflate` the body is compressed on its way.
+    /// The header fields besides `content-length`. With `content-encoding: gzip` or `deflate`, the server compresses
+    /// the body.
     pub headers: Vec<(String, String)>,
-    /// The body.
+    /// The body, uncompressed.
     pub body: String,
 }
 
 impl Response {
-    /// Any body.
+    /// Returns a response with this body.
     pub fn text(status: u16, body: &str) -> Self {
         Self { status, headers: vec![], body: body.to_owned() }
     }
 
-    /// Any JSON.
+    /// Returns a response with this JSON.
     pub fn json(status: u16, body: &Value) -> Self {
         Self::text(status, &body.to_string()).header("content-type", "application/json; charset=utf-8")
     }
 
-    /// With one more header.
+    /// Adds a header field.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 }
 
-/// The server.
+/// A server with a handler of the type `H`.
 pub struct Server<H> {
     authority: Authority,
     address: SocketAddr,
@@ -122,7 +123,7 @@ struct Shared<H> {
 }
 
 impl<H: Handler> Server<H> {
-    /// Starts with a certificate for `names` of its own CA. `handler` receives the port.
+    /// Starts with a certificate for `names` from the server's own CA. `handler` receives the port.
     pub fn start(address: impl Into<SocketAddr>, names: &[&str], handler: impl FnOnce(u16) -> H) -> Self {
         let listener = std::net::TcpListener::bind(address.into()).unwrap();
         let address = listener.local_addr().unwrap();
@@ -138,7 +139,7 @@ impl<H: Handler> Server<H> {
         server
     }
 
-    /// Listens again, on the same port, after [`Self::stop`].
+    /// Listens again on the same port after [`Self::stop`].
     pub fn resume(&mut self) {
         assert!(self.running.is_none(), "it runs");
         let listener = std::net::TcpListener::bind(self.address).unwrap();
@@ -166,37 +167,37 @@ impl<H> Server<H> {
         }
     }
 
-    /// What decides the answers.
+    /// Returns the handler.
     pub fn handler(&self) -> &H {
         &self.shared.handler
     }
 
-    /// The port.
+    /// Returns the server's port.
     pub fn port(&self) -> u16 {
         self.address.port()
     }
 
-    /// The CA's certificate, PEM.
+    /// Returns the CA's certificate in PEM.
     pub fn ca(&self) -> String {
         String::from_utf8(self.authority.bundle()).unwrap()
     }
 
-    /// A certificate of the CA for other names.
+    /// Issues a certificate of the CA for other names.
     pub fn issue(&self, names: &[&str]) -> Arc<ServerConfig> {
         self.authority.issue(names, Validity::Present)
     }
 
-    /// Shows new connections another certificate of the same CA: for other names, or one that has ended.
+    /// Presents another certificate of the same CA to new connections: for other names, or an expired certificate.
     pub fn present(&self, names: &[&str], validity: Validity) {
         *self.shared.tls.lock().unwrap() = self.authority.issue(names, validity);
     }
 
-    /// All requests, in the order they came.
+    /// Returns all requests, in the order of their arrival.
     pub fn requests(&self) -> Vec<Request> {
         self.shared.requests.lock().unwrap().clone()
     }
 
-    /// Those to one path.
+    /// Returns the requests to one path.
     pub fn requests_at(&self, path: &str) -> Vec<Request> {
         self.requests().into_iter().filter(|request| request.route() == path).collect()
     }
@@ -206,7 +207,7 @@ impl<H> Server<H> {
         self.shared.requests.lock().unwrap().clear();
     }
 
-    /// How many connections were made.
+    /// Returns the number of connections so far.
     pub fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::Relaxed)
     }
@@ -222,7 +223,7 @@ async fn accept<H: Handler>(listener: TcpListener, shared: Arc<Shared<H>>, mut s
     loop {
         let tcp = tokio::select! {
             accepted = listener.accept() => accepted.unwrap().0,
-            _ = stopped.wait_for(|stop| *stop) => return, // the runtime ends, and with it all connections
+            _ = stopped.wait_for(|stop| *stop) => return, // the runtime ends, and so do all its connections
         };
         shared.connections.fetch_add(1, Ordering::Relaxed);
         let shared = shared.clone();
@@ -235,7 +236,7 @@ async fn accept<H: Handler>(listener: TcpListener, shared: Arc<Shared<H>>, mut s
     }
 }
 
-/// `None` when the connection is done with.
+/// Serves one request. Returns `None` if the connection has ended.
 async fn serve_one<H: Handler>(stream: &mut TlsStream<TcpStream>, shared: &Shared<H>) -> Option<()> {
     let request = read_request(stream).await?;
     shared.requests.lock().unwrap().push(request.clone());
@@ -250,7 +251,7 @@ async fn serve_one<H: Handler>(stream: &mut TlsStream<TcpStream>, shared: &Share
     stream.flush().await.ok()
 }
 
-/// A body in this encoding; in any other it stays as it is.
+/// Compresses a body with this encoding. Returns the body unchanged for any other encoding.
 fn compressed(encoding: &str, body: String) -> Vec<u8> {
     use std::io::Write as _;
 

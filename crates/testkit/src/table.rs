@@ -1,10 +1,11 @@
-//! Tables of objects that the API server refuses or takes.
+//! Tables of objects that the API server rejects or accepts.
 
 use serde_json::Value;
 
 use super::{Cluster, Manifest};
 
-/// Checks that each object is refused, with this part of the message (case does not count). The panic names all others.
+/// Checks that the API server rejects each object with this part of the message, in any letter case. The panic names
+/// all other objects.
 pub async fn refused<'a>(cases: impl IntoIterator<Item = (&'a str, Manifest, &'a str)>) {
     let ns = Cluster::shared().namespace().await;
     let mut wrong = vec![];
@@ -21,7 +22,7 @@ pub async fn refused<'a>(cases: impl IntoIterator<Item = (&'a str, Manifest, &'a
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Checks that each object is accepted. The panic names all others.
+/// Checks that the API server accepts each object. The panic names all other objects.
 pub async fn accepted<'a>(cases: impl IntoIterator<Item = (&'a str, Manifest)>) {
     let ns = Cluster::shared().namespace().await;
     let mut wrong = vec![];
@@ -34,7 +35,7 @@ pub async fn accepted<'a>(cases: impl IntoIterator<Item = (&'a str, Manifest)>) 
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// So many texts that differ.
+/// Returns `number` different texts that begin with `text`.
 pub fn many(text: &str, number: usize) -> Vec<Value> {
     (0..number).map(|n| format!("{text}{n}").into()).collect()
 }

@@ -1,4 +1,4 @@
-//! Neighbours in one cluster under one broker, one of whom means harm.
+//! Tenants in one cluster under one broker. One of them is an attacker.
 
 use std::collections::BTreeMap;
 
@@ -15,27 +15,29 @@ pub const OF_THE_ADMIN: &str = "canary-client-secret-of-the-admin";
 /// The client secret of the shop's MailProvider.
 pub const OF_THE_SHOP: &str = "canary-client-secret-of-the-shop";
 
-/// A broker of three namespaces: its own, with what the administrator offers, a shop's, and an attacker's.
+/// A broker of three namespaces: its own with the administrator's objects, a shop's, and an attacker's.
 pub struct Tenants {
     /// The broker's namespace.
     pub home: Namespace,
-    /// The victim, whose credential `billing` is ready.
+    /// The victim's namespace, whose credential `billing` is ready.
     pub shop: Namespace,
-    /// The attacker's namespace, as the administrator sees it.
+    /// The attacker's namespace, with the administrator's client.
     pub hostile_ns: Namespace,
-    /// The same with the attacker's rights: Kubernetes' role for editors, and the chart's.
+    /// The attacker's namespace, with a client that has the attacker's rights: Kubernetes' role for editors, and the
+    /// chart's.
     pub attacker: Namespace,
-    /// Whom the administrator and the shop trust.
+    /// The server that the administrator and the shop trust.
     pub idp: Idp,
     /// The attacker's server.
     pub evil: Idp,
-    /// It may read and write all three: its own checks are what is tested.
+    /// The broker. It may read and write all three namespaces, because the tests check the broker's own checks.
     pub broker: Broker,
     untouched: Secret,
 }
 
 impl Tenants {
-    /// The administrator lets the shop use all mailboxes, and the attacker `billing` and those of `team-`.
+    /// Creates the namespaces. The administrator allows the shop all mailboxes, and the attacker `billing` and
+    /// mailboxes that begin with `team-`.
     pub async fn new(change: impl FnOnce(Settings) -> Settings) -> Self {
         let cluster = Cluster::shared();
         let (home, shop, hostile_ns) =
@@ -62,19 +64,19 @@ impl Tenants {
         Self { home, shop, hostile_ns, attacker, idp, evil, broker, untouched }
     }
 
-    /// A MailProvider of the attacker, which leads to his own server.
+    /// Returns a MailProvider of the attacker with the attacker's server.
     pub fn provider(&self, name: &str) -> Manifest {
         let provider = provider(&self.evil).set("metadata.name", name);
         provider.set("spec.caBundleRef.configMap.name", "evil-ca").set("spec.client.authentication", json!([]))
     }
 
-    /// A credential of the attacker, by the administrator's provider.
+    /// Returns a credential of the attacker that uses the administrator's provider.
     pub fn by_the_admins(&self, name: &str) -> Manifest {
         credential(name).set("spec.providerRef", json!({"kind": "ClusterMailProvider", "name": self.home.name}))
     }
 
-    /// Checks that the attacker's server has received only the attacker's own data, that the shop's Secret is unchanged, and
-    /// that the broker continues with its work.
+    /// Checks that the attacker's server has received only the attacker's own data, that the shop's Secret is
+    /// unchanged, and that the broker continues its work.
     pub async fn unharmed(&mut self) {
         let seen = format!("{:?}", self.evil.requests());
         let others = [OF_THE_ADMIN, OF_THE_SHOP].into_iter().map(str::to_owned).chain(self.idp.issued());
@@ -92,7 +94,7 @@ fn named(ns: &Namespace) -> BTreeMap<&str, &str> {
     BTreeMap::from([("kubernetes.io/metadata.name", ns.name.as_str())])
 }
 
-/// The namespace, with the client of one who has the rights of an editor there, and no others.
+/// Returns the namespace with a client of a user who has only the rights of an editor there.
 async fn editor(ns: &Namespace) -> Namespace {
     const USER: &str = "mallory";
     let chart = process::root().join("charts/mail-token-broker");

@@ -1,21 +1,22 @@
-//! Waiting for what will happen, and seeing what does not.
+//! Waits for expected events, and checks that other events do not happen.
 
 use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
 
-/// How long a test waits for something that should happen at once, on two cores that four tests share and a build keeps busy.
+/// Maximum time that a test waits for an event that should happen immediately: four tests and a build share two cores.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Between two looks.
+/// Time between two checks.
 const INTERVAL: Duration = Duration::from_millis(25);
 
-/// Waits until `look` succeeds, at most [`PATIENCE`]. Fails with what it last said, which should show the object.
+/// Waits until `look` succeeds, at most [`PATIENCE`]. Fails with the last error of `look`, which should show the
+/// object.
 pub async fn until<T>(what: &str, look: impl AsyncFnMut() -> Result<T, String>) -> T {
     until_in(PATIENCE, what, look).await
 }
 
-/// [`until`] with another deadline.
+/// Waits as [`until`] does, with another deadline.
 pub async fn until_in<T>(deadline: Duration, what: &str, mut look: impl AsyncFnMut() -> Result<T, String>) -> T {
     let start = Instant::now();
     loop {
@@ -28,7 +29,7 @@ pub async fn until_in<T>(deadline: Duration, what: &str, mut look: impl AsyncFnM
     }
 }
 
-/// Sees that `look` succeeds now and for all of the time.
+/// Checks that `look` succeeds now and during the whole `time`.
 pub async fn holds(time: Duration, what: &str, mut look: impl AsyncFnMut() -> Result<(), String>) {
     let start = Instant::now();
     while start.elapsed() < time {
@@ -39,7 +40,7 @@ pub async fn holds(time: Duration, what: &str, mut look: impl AsyncFnMut() -> Re
     }
 }
 
-/// The time, as Kubernetes writes it.
+/// Returns the current time, as Kubernetes writes it.
 pub fn now() -> Timestamp {
     Timestamp::now()
 }

@@ -1,14 +1,14 @@
 //! Refusals as Microsoft Entra ID sends them.
 //!
 //! Sources: "Microsoft Entra authentication and authorization error codes" (identity platform documentation), and
-//! answers of the service that people published where the page has no text.
+//! published answers of the service for codes without a text on that page.
 
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
 
 use super::{super::server::Response, guid, random};
 
-/// Codes, their OAuth errors, and their texts, in which `{}` stands for what only the case knows.
+/// Codes, their OAuth errors and their texts. `{}` is a placeholder for a value of the case.
 const CODES: &[(u32, &str, &str)] = &[
     (
         28000,
@@ -206,7 +206,7 @@ const NO_SUBJECT: &str = "No matching federated identity record found for presen
      credential Subject, Audience and Issuer against the presented assertion. \
      https://learn.microsoft.com/entra/workload-id/workload-identity-federation";
 
-/// A refusal.
+/// A refusal with an AADSTS code.
 #[derive(Clone, Debug)]
 pub struct Refusal {
     code: u32,
@@ -215,7 +215,7 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// That of a code which [`CODES`] has; what is not said stands as `x`.
+    /// Creates the refusal with a code of [`CODES`]. `said` fills the placeholders; `x` replaces missing values.
     pub fn new(code: u32, said: &[&str]) -> Self {
         let known = CODES.iter().find(|(known, ..)| *known == code);
         let (_, error, text) = known.unwrap_or_else(|| panic!("AADSTS{code} is not in the table of {}", file!()));
@@ -223,13 +223,13 @@ impl Refusal {
         Self { code, error, text }
     }
 
-    /// As it goes over the wire: 401 for `invalid_client`, otherwise 400.
+    /// Returns the HTTP response: 401 for `invalid_client`, otherwise 400.
     pub fn response(&self, host: &str, now: i64) -> Response {
         let status = if self.error == "invalid_client" { 401 } else { 400 };
         self.response_with(status, host, now)
     }
 
-    /// The same with another status.
+    /// Returns the HTTP response with another status.
     pub fn response_with(&self, status: u16, host: &str, now: i64) -> Response {
         let Self { code, error, text } = self;
         let (trace, correlation) = (guid(&random(9)), guid(&random(9)));
@@ -244,18 +244,18 @@ impl Refusal {
         Response::json(status, &body).header("x-ms-request-id", &trace)
     }
 
-    /// The OAuth error.
+    /// Returns the OAuth error.
     pub fn error(&self) -> &'static str {
         self.error
     }
 
-    /// The code and its text, for a page.
+    /// Returns a page with the code and its text.
     pub fn page(&self) -> Response {
         Response::text(400, &format!("AADSTS{}: {}\n", self.code, self.text))
     }
 }
 
-/// `2016-01-09 02:02:12Z`.
+/// Formats a time as `2016-01-09 02:02:12Z`.
 pub fn time(seconds: i64) -> String {
     Timestamp::from_second(seconds).unwrap().strftime("%Y-%m-%d %H:%M:%SZ").to_string()
 }

@@ -1,4 +1,4 @@
-//! Applications registered in Microsoft Entra ID, and how they prove who they are.
+//! Applications registered in Microsoft Entra ID, and their client authentication.
 //!
 //! Sources: "Certificate credentials" and "Workload identity federation" (identity platform documentation).
 
@@ -13,9 +13,9 @@ use super::{
     oauth::CLIENT_ASSERTION,
 };
 
-/// How far two clocks may differ, in seconds.
+/// Maximum difference of two clocks in seconds.
 const SKEW: i64 = 300;
-/// The longest that an assertion may be valid: "5-10 minutes after `nbf` at most" (certificate credentials).
+/// Maximum lifetime of an assertion in seconds: "5-10 minutes after `nbf` at most" (certificate credentials).
 const ASSERTION_MAX: i64 = 600;
 
 /// An application registered in the tenant, with all application permissions for mail.
@@ -43,67 +43,68 @@ struct Federated {
     audience: String,
 }
 
-/// What an assertion is held against.
+/// The facts against which the stand-in checks an assertion.
 pub(super) struct Realm<'a> {
-    /// The token endpoint's URL, in the forms that it has.
+    /// The URL of the token endpoint, in all its forms.
     pub audiences: &'a [String],
     /// Key sets by issuer.
     pub issuers: &'a BTreeMap<String, Value>,
-    /// Every `jti` so far.
+    /// Every `jti` used so far.
     pub seen: &'a mut BTreeSet<String>,
     pub now: i64,
 }
 
 impl App {
-    /// One without credentials.
+    /// Creates an application without credentials.
     pub fn new(id: &str) -> Self {
         let roles = ["SMTP.SendAsApp", "IMAP.AccessAsApp", "POP.AccessAsApp"].map(str::to_owned).to_vec();
         Self { id: id.to_owned(), secrets: vec![], certificates: vec![], federated: vec![], roles, public: false }
     }
 
-    /// With one more client secret.
+    /// Adds a client secret.
     pub fn secret(mut self, value: &str) -> Self {
         self.secrets.push((value.to_owned(), Validity::Valid));
         self
     }
 
-    /// With one more client secret, which has ended.
+    /// Adds an expired client secret.
     pub fn expired_secret(mut self, value: &str) -> Self {
         self.secrets.push((value.to_owned(), Validity::Expired));
         self
     }
 
-    /// With one more certificate, PEM.
+    /// Adds a certificate in PEM.
     pub fn certificate(mut self, pem: &str) -> Self {
         self.certificates.push(Certificate::read(pem));
         self
     }
 
-    /// With one more federated credential; its audience is `api://AzureADTokenExchange`, but for China.
+    /// Adds a federated credential. Its audience is `api://AzureADTokenExchange`, except in China.
     pub fn federated(mut self, issuer: &str, subject: &str, audience: &str) -> Self {
         let [issuer, subject, audience] = [issuer, subject, audience].map(str::to_owned);
         self.federated.push(Federated { issuer, subject, audience });
         self
     }
 
-    /// With these application permissions only, such as none.
+    /// Sets the application permissions, possibly none.
     pub fn roles(mut self, roles: &[&str]) -> Self {
         self.roles = roles.iter().map(|role| (*role).to_owned()).collect();
         self
     }
 
-    /// With "Allow public client flows": people may sign in without a credential of the application.
+    /// Sets "Allow public client flows": users may sign in without a credential of the application.
     pub fn public(mut self) -> Self {
         self.public = true;
         self
     }
 
-    /// The object id of the Enterprise application: the `oid` of its tokens, which Exchange wants to know.
+    /// Returns the object id of the Enterprise application. The application's tokens have it as `oid`, which Exchange
+    /// checks.
     pub fn object_id(&self) -> String {
         guid(&format!("service principal of {}", self.id))
     }
 
-    /// Verifies the client authentication of a request, for a user's grant or the application's own.
+    /// Verifies the client authentication of a request, for a user's grant or the application's own grant.
     pub(super) fn authenticate(
         &self,
         secret: Option<&str>,
@@ -132,7 +133,7 @@ impl App {
         }
     }
 
-    /// An assertion signed with the key of a registered certificate.
+    /// Verifies an assertion signed with the key of a registered certificate.
     fn own(&self, jwt: &Jwt, realm: Realm<'_>) -> Result<(), Refusal> {
         let thumbprints = [&jwt.header["x5t#S256"], &jwt.header["x5t"]];
         let named = |certificate: &&Certificate| {
@@ -158,7 +159,8 @@ impl App {
         Ok(())
     }
 
-    /// An assertion of another identity provider, such as Kubernetes: "issuer, subject and audience must match exactly".
+    /// Verifies an assertion of another identity provider, such as Kubernetes: "issuer, subject and audience must match
+    /// exactly".
     fn foreign(&self, jwt: &Jwt, realm: &Realm<'_>) -> Result<(), Refusal> {
         if self.federated.is_empty() {
             return Err(Refusal::new(70025, &[&self.id]));

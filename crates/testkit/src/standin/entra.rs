@@ -1,4 +1,4 @@
-//! How [`Entra`] answers.
+//! The answers of [`Entra`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,9 +15,9 @@ use super::{
     random,
 };
 
-/// What names no single tenant.
+/// Names in a path that are not a single tenant.
 const SHARED: [&str; 3] = ["common", "organizations", "consumers"];
-/// Scopes that belong to no resource.
+/// Scopes that do not belong to a resource.
 const OPENID: [&str; 4] = ["openid", "profile", "email", "offline_access"];
 /// The delegated permissions of Exchange Online for mail.
 const DELEGATED: [&str; 4] = ["SMTP.Send", "IMAP.AccessAsUser.All", "POP.AccessAsUser.All", ".default"];
@@ -126,7 +126,7 @@ impl Entra {
         }
     }
 
-    /// The application that a request names, in the tenant that it names.
+    /// Returns the application that the request names, if it is in the tenant that the request names.
     fn app(&self, tenant: &str, client_id: Option<&String>) -> Result<&App, Refusal> {
         let client_id = client_id.ok_or_else(|| Refusal::new(900144, &["client_id"]))?;
         if SHARED.contains(&tenant) {
@@ -158,7 +158,8 @@ impl Entra {
         Ok(self.tokens(resource, &app.id, claims, now))
     }
 
-    /// "Refresh tokens replace themselves with a fresh token upon every use. … the old refresh token isn't revoked".
+    /// Exchanges a refresh token. "Refresh tokens replace themselves with a fresh token upon every use. … the old
+    /// refresh token isn't revoked".
     fn refresh(&mut self, app: &App, form: &BTreeMap<String, String>, now: i64) -> Result<Value, Refusal> {
         let token = form.get("refresh_token").ok_or_else(|| Refusal::new(900144, &["refresh_token"]))?;
         let grant = self.grants.get(token).filter(|grant| grant.consent.client == app.id);
@@ -198,7 +199,7 @@ impl Entra {
         Ok(body)
     }
 
-    /// The one resource of delegated scopes; `code` refuses several.
+    /// Returns the resource of delegated scopes. Refuses scopes of several resources with `code`.
     fn delegated(&self, asked: &[String], code: u32) -> Result<String, Refusal> {
         let all = asked.join(" ");
         let mut found = BTreeSet::new();
@@ -219,7 +220,7 @@ impl Entra {
         }
     }
 
-    /// A token response; Exchange's tokens are of version 1.0.
+    /// Returns a token response. Tokens for Exchange have the version 1.0.
     fn tokens(&self, resource: &str, client: &str, claims: Value, now: i64) -> Value {
         let own = json!({
             "aud": resource, "iss": format!("https://sts.windows.net/{TENANT_ID}/"), "tid": TENANT_ID, "appid": client,

@@ -5,12 +5,12 @@
 //! |---|---|
 //! | `oauth2.googleapis.com/token` | the token endpoint |
 //! | `oauth2.googleapis.com/revoke` | revocation |
-//! | `accounts.google.com/o/oauth2/v2/auth` | signs in [`Google::sign_in_as`] at once |
+//! | `accounts.google.com/o/oauth2/v2/auth` | signs the account of [`Google::sign_in_as`] in immediately |
 //! | `sts.googleapis.com`, `iamcredentials.googleapis.com` | [`super::workload`] |
 //!
 //! Sources: "Using OAuth 2.0 for Server to Server Applications", "OAuth 2.0 for Mobile & Desktop Apps" (Google Identity),
-//! and answers of the service that people published where these have no text. Stricter than Google in one thing: sign-in
-//! needs PKCE by S256.
+//! and published answers of the service where these have no text. The stand-in is stricter than Google in one point: a
+//! sign-in requires PKCE by S256.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -31,19 +31,19 @@ use super::{
 
 /// The hosts.
 pub const HOSTS: [&str; 4] = ["oauth2.googleapis.com", "accounts.google.com", workload::HOSTS[0], workload::HOSTS[1]];
-/// The token endpoint, which is the audience of assertions.
+/// The URL of the token endpoint, which is the audience of assertions.
 pub const TOKEN_URL: &str = "https://oauth2.googleapis.com/token";
-/// The longest that an assertion is valid, in seconds.
+/// Maximum lifetime of an assertion in seconds.
 const HOUR: i64 = 3600;
-/// How far two clocks may differ, in seconds.
+/// Maximum difference of two clocks in seconds.
 const SKEW: i64 = 300;
 /// `refresh_token_expires_in` of an application whose publishing status is "Testing".
 const SEVEN_DAYS: i64 = 604_799;
 
-/// The stand-in.
+/// A running stand-in of Google.
 pub type Google = StandIn<Directory>;
 
-/// What it knows.
+/// The state of the stand-in: accounts, clients, settings and tokens.
 pub struct Directory {
     key: Key,
     accounts: BTreeMap<String, Registered>,
@@ -51,9 +51,9 @@ pub struct Directory {
     mailboxes: BTreeSet<String>,
     clients: BTreeMap<String, String>,
     codes: Codes,
-    /// The codes asked for with `access_type=offline`: only they give a refresh token.
+    /// Authorization codes that were requested with `access_type=offline`. Only these codes give a refresh token.
     offline: BTreeSet<String>,
-    /// By refresh token.
+    /// The consent for each refresh token.
     grants: HashMap<String, Consent>,
     access: Tokens,
     account: Option<String>,
@@ -63,24 +63,24 @@ pub struct Directory {
     workload: Workload,
 }
 
-/// The access tokens that are valid, or have expired.
+/// The access tokens that are valid or have expired.
 #[derive(Clone, Default)]
 pub struct Tokens(Arc<Mutex<HashMap<String, Access>>>);
 
-/// What stands behind an access token.
+/// The rights of an access token.
 #[derive(Clone)]
 pub struct Access {
-    /// Whose mailbox it opens.
+    /// The account whose mailbox the token opens.
     pub account: String,
-    /// What it permits.
+    /// The scopes of the token.
     pub scopes: Vec<String>,
     expires: i64,
-    /// The refresh token that it comes from, if there is one.
+    /// The refresh token from which the access token was issued, if any.
     refresh_token: Option<String>,
 }
 
 impl Tokens {
-    /// What stands behind a token that is valid at this time, in seconds since 1970.
+    /// Returns the rights of a token that is valid at `now`, in seconds since 1970.
     pub fn find(&self, token: &str, now: i64) -> Option<Access> {
         self.0.lock().unwrap().get(token).filter(|access| now < access.expires).cloned()
     }
@@ -93,16 +93,16 @@ struct Registered {
 
 /// A service account with one key.
 pub struct ServiceAccount {
-    /// Its address, the `iss` of its assertions.
+    /// The account's address, which is the `iss` of its assertions.
     pub email: String,
-    /// Its numeric client ID, to which the Admin console delegates.
+    /// The numeric client ID, to which the Admin console delegates.
     pub client_id: String,
-    /// The key.
+    /// The key that signs assertions.
     pub key: Key,
 }
 
 impl ServiceAccount {
-    /// The JSON key file, as it is downloaded.
+    /// Returns the JSON key file, as Google offers it for download.
     pub fn key_file(&self) -> String {
         let Self { email, client_id, key } = self;
         let project = email.split(['@', '.']).nth(1).unwrap_or_default();
@@ -125,12 +125,12 @@ impl ServiceAccount {
 }
 
 impl Google {
-    /// Starts one without accounts on a free port.
+    /// Starts a stand-in without accounts on a free port.
     pub fn start() -> Self {
         Self::start_at(LOOPBACK)
     }
 
-    /// Starts one at this address.
+    /// Starts a stand-in without accounts at this address.
     pub fn start_at(address: impl Into<SocketAddr>) -> Self {
         let names = [&HOSTS[..], &["localhost"]].concat();
         Self::serve(address, &names, |_| Directory {
@@ -151,7 +151,7 @@ impl Google {
         })
     }
 
-    /// Makes a service account, or a further key for one.
+    /// Creates a service account, or another key of a service account.
     pub fn service_account(&self, name: &str) -> ServiceAccount {
         let email = format!("{name}@mail-project.iam.gserviceaccount.com");
         let client_id = format!("1{:020}", u64::from_str_radix(&guid(&email)[..8], 16).unwrap());
@@ -168,8 +168,8 @@ impl Google {
         self.provider().accounts.get_mut(&account.email).unwrap().keys.remove(&account.key.id);
     }
 
-    /// Has a provider of a workload identity pool trust the tokens of an issuer, or those of one subject alone. Its
-    /// `audience` begins with `//iam.googleapis.com/projects/`.
+    /// Makes a provider of a workload identity pool trust an issuer's tokens, or only the tokens of `subject`. The
+    /// provider's `audience` begins with `//iam.googleapis.com/projects/`.
     pub fn trust_issuer(&self, audience: &str, issuer: &str, jwks: Value, subject: Option<&str>) {
         self.provider().workload.provider(audience, issuer, jwks, subject);
     }
@@ -184,12 +184,12 @@ impl Google {
         self.provider().workload.let_sign(&account.email, principal);
     }
 
-    /// Switches the Security Token Service and the IAM Credentials API off, or on again.
+    /// Disables the Security Token Service and the IAM Credentials API, or enables them again.
     pub fn switch_apis(&self, off: bool) {
         self.provider().workload.off = off;
     }
 
-    /// Delegates these scopes, and no others, to a service account by its client ID, as the Admin console does.
+    /// Delegates exactly these scopes to a service account by its client ID, as the Admin console does.
     pub fn delegate(&self, client_id: &str, scopes: &[&str]) {
         let scopes = scopes.iter().map(|scope| (*scope).to_owned()).collect();
         self.provider().delegated.insert(client_id.to_owned(), scopes);
@@ -205,22 +205,22 @@ impl Google {
         self.provider().clients.insert(id.to_owned(), secret.to_owned());
     }
 
-    /// From now on, how long access tokens are valid, in seconds (3599 at first).
+    /// Sets the lifetime in seconds of access tokens issued later (default 3599).
     pub fn lifetime(&self, seconds: i64) {
         self.provider().lifetime = seconds;
     }
 
-    /// From now on, the characters of an access token (1,024 at first).
+    /// Sets the number of characters of access tokens issued later (default 1,024).
     pub fn token_length(&self, characters: usize) {
         self.provider().token_length = characters;
     }
 
-    /// Sets the publishing status to "Testing", where refresh tokens live for seven days, and answers say so.
+    /// Sets the publishing status to "Testing", in which refresh tokens are valid for seven days and responses say so.
     pub fn testing(&self, testing: bool) {
         self.provider().testing = testing;
     }
 
-    /// A refresh token for what a person has allowed.
+    /// Issues a refresh token for a user's consent to these scopes.
     pub fn refresh_token(&self, client: &str, account: &str, scopes: &str) -> String {
         self.provider().keep(Consent::new(client, account, scopes))
     }
@@ -235,12 +235,13 @@ impl Google {
         self.provider().grants.contains_key(refresh_token)
     }
 
-    /// The access tokens that it issues from now on too.
+    /// Returns the access tokens. The result also shows tokens that the stand-in issues later.
     pub fn tokens(&self) -> Tokens {
         self.provider().access.clone()
     }
 
-    /// The account that signs in at the authorization endpoint, immediately. `None` (at first) declines.
+    /// Sets the account that signs in immediately at the authorization endpoint. With `None`, the default, the user
+    /// declines.
     pub fn sign_in_as(&self, account: Option<&str>) {
         self.provider().account = account.map(str::to_owned);
     }
@@ -268,7 +269,7 @@ impl Provider for Directory {
 }
 
 impl Directory {
-    /// The key by which Google signs for an account is one of that account's.
+    /// Signs a JWT with the key by which Google signs for the account.
     fn sign(&mut self, request: &Request, now: i64) -> Response {
         let account = request.route().trim_start_matches("/v1/projects/-/serviceAccounts/");
         let account = account.trim_end_matches(":signJwt");
@@ -311,7 +312,7 @@ impl Directory {
         }
     }
 
-    /// The assertion of a service account, for itself or for a mailbox (domain-wide delegation).
+    /// Exchanges the assertion of a service account, for itself or for a mailbox (domain-wide delegation).
     fn delegation(&mut self, form: &BTreeMap<String, String>, now: i64) -> Result<Value, Refusal> {
         let assertion =
             form.get("assertion").ok_or((400, "invalid_request", "Missing required parameter: assertion"))?;
@@ -363,7 +364,7 @@ impl Directory {
         Ok(self.tokens("ya29.c.", account, asked, None, now))
     }
 
-    /// Google does not replace refresh tokens: the response has no refresh token.
+    /// Exchanges a refresh token. Google does not replace refresh tokens, so the response has none.
     fn refresh(&mut self, request: &Request, form: &BTreeMap<String, String>, now: i64) -> Result<Value, Refusal> {
         let client = self.authenticate(request)?;
         let token = form.get("refresh_token").cloned();
@@ -418,8 +419,8 @@ impl Directory {
         }
     }
 
-    /// "The token can be an access token or a refresh token. If the token is an access token and it has a corresponding
-    /// refresh token, the refresh token will also be revoked." An error is 400.
+    /// Revokes a token. "The token can be an access token or a refresh token. If the token is an access token and it
+    /// has a corresponding refresh token, the refresh token will also be revoked." An error has the status 400.
     fn revoke(&mut self, request: &Request) -> Result<Value, Refusal> {
         let token = request.form().remove("token").or_else(|| request.query().remove("token"));
         let token = token.ok_or((400, "invalid_request", "Missing required parameter: token"))?;

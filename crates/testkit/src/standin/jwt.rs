@@ -19,36 +19,36 @@ use x509_parser::{
 
 use super::random;
 
-/// An RSA key with 2,048 bits that signs.
+/// An RSA key of 2,048 bits for signatures.
 pub struct Key {
     pair: KeyPair,
-    /// Its `kid`.
+    /// The `kid` of the key.
     pub id: String,
 }
 
 impl Key {
-    /// Makes one.
+    /// Generates a key with a random `kid`.
     pub fn generate() -> Self {
         Self { pair: KeyPair::generate_for(&PKCS_RSA_SHA256).unwrap(), id: random(20) }
     }
 
-    /// The private key in PEM, PKCS#8.
+    /// Returns the private key in PEM (PKCS#8).
     pub fn pem(&self) -> String {
         self.pair.serialize_pem()
     }
 
-    /// A self-signed certificate for it, PEM.
+    /// Returns a self-signed certificate for the key in PEM.
     pub fn certificate(&self) -> String {
         CertificateParams::new(vec!["mailer".to_owned()]).unwrap().self_signed(&self.pair).unwrap().pem()
     }
 
-    /// The public half.
+    /// Returns the public key.
     pub fn public(&self) -> PublicKey {
         let der = self.pair.subject_public_key_info();
         PublicKey::of(&SubjectPublicKeyInfo::from_der(&der).unwrap().1)
     }
 
-    /// A key set with its public half (RFC 7517).
+    /// Returns a key set with the public key (RFC 7517).
     pub fn jwks(&self) -> Value {
         let PublicKey { n, e } = self.public();
         let encode = |number| BASE64_URL_SAFE_NO_PAD.encode(number);
@@ -56,12 +56,12 @@ impl Key {
         json!({"keys": [key]})
     }
 
-    /// A JWT signed by RS256 whose header has the `kid`.
+    /// Signs a JWT by RS256 whose header has the `kid`.
     pub fn jwt(&self, claims: &Value) -> String {
         self.jwt_with(&json!({"alg": "RS256", "typ": "JWT", "kid": self.id}), claims)
     }
 
-    /// A JWT with this header, signed by its `alg`: PS256, otherwise RS256.
+    /// Signs a JWT with this header, by the header's `alg`: PS256, otherwise RS256.
     pub fn jwt_with(&self, header: &Value, claims: &Value) -> String {
         let encode = |part: &Value| BASE64_URL_SAFE_NO_PAD.encode(part.to_string());
         let message = format!("{}.{}", encode(header), encode(claims));
@@ -81,7 +81,7 @@ pub struct PublicKey {
 }
 
 impl PublicKey {
-    /// The key of a key set with this `kid`.
+    /// Returns the key with this `kid` from a key set.
     pub fn find(jwks: &Value, id: &Value) -> Option<Self> {
         let key = jwks["keys"].as_array()?.iter().find(|key| key["kid"] == *id)?;
         let number = |name: &str| BASE64_URL_SAFE_NO_PAD.decode(key[name].as_str()?).ok();
@@ -98,7 +98,7 @@ impl PublicKey {
 /// A registered certificate.
 #[derive(Clone, Debug)]
 pub struct Certificate {
-    /// Its public key.
+    /// The public key of the certificate.
     pub key: PublicKey,
     /// `x5t`: base64url of the SHA-1 thumbprint.
     pub sha1: String,
@@ -107,7 +107,7 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// Reads PEM.
+    /// Parses a certificate in PEM.
     pub fn read(pem: &str) -> Self {
         let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
         let key = PublicKey::of(X509Certificate::from_der(&der).unwrap().1.public_key());
@@ -116,7 +116,7 @@ impl Certificate {
     }
 }
 
-/// A JWT that was read and not yet verified.
+/// A parsed JWT whose signature is not yet verified.
 #[derive(Clone, Debug)]
 pub struct Jwt {
     /// The header.
@@ -128,7 +128,7 @@ pub struct Jwt {
 }
 
 impl Jwt {
-    /// `None` if the text is not a JWT.
+    /// Parses a JWT; `None` if the text is not a JWT.
     pub fn read(text: &str) -> Option<Self> {
         let (message, signature) = text.rsplit_once('.')?;
         let (header, claims) = message.split_once('.')?;
@@ -142,7 +142,7 @@ impl Jwt {
         })
     }
 
-    /// Whether this key signed it, by one of `algorithms`: `RS256`, `PS256`.
+    /// Whether this key signed the JWT by one of `algorithms`: `RS256`, `PS256`.
     pub fn signed_by(&self, key: &PublicKey, algorithms: &[&str]) -> bool {
         let Some(algorithm) = self.header["alg"].as_str().filter(|name| algorithms.contains(name)) else {
             return false;
@@ -152,7 +152,8 @@ impl Jwt {
         RsaPublicKeyComponents { n, e }.verify(parameters, self.message.as_bytes(), &self.signature).is_ok()
     }
 
-    /// Whether a key of a key set with its `kid` signed it, by one of `algorithms`: `RS256`, `PS256`, `ES256`.
+    /// Whether the key with the JWT's `kid` in a key set signed the JWT by one of `algorithms`: `RS256`, `PS256`,
+    /// `ES256`.
     pub fn signed_by_set(&self, jwks: &Value, algorithms: &[&str]) -> bool {
         let key = jwks["keys"].as_array().into_iter().flatten().find(|key| key["kid"] == self.header["kid"]);
         let Some(key) = key else { return false };
@@ -166,18 +167,18 @@ impl Jwt {
         algorithms.contains(&"ES256") && public.verify(self.message.as_bytes(), &self.signature).is_ok()
     }
 
-    /// A claim that is text; empty if the claim is missing.
+    /// Returns a text claim; empty if the claim is missing.
     pub fn text(&self, claim: &str) -> &str {
         self.claims[claim].as_str().unwrap_or_default()
     }
 
-    /// Whether `aud` names this audience, alone or among others (RFC 7519 section 4.1.3).
+    /// Whether `aud` contains this audience (RFC 7519 section 4.1.3).
     pub fn is_for(&self, audience: &str) -> bool {
         let aud = &self.claims["aud"];
         aud == audience || aud.as_array().is_some_and(|several| several.iter().any(|one| one == audience))
     }
 
-    /// A claim that is a time, in seconds since 1970.
+    /// Returns a time claim in seconds since 1970.
     pub fn time(&self, claim: &str) -> Option<i64> {
         self.claims[claim].as_i64()
     }

@@ -5,11 +5,12 @@
 //! |---|---|
 //! | `/{tenant}/oauth2/v2.0/token` | the token endpoint |
 //! | `/{tenant}/oauth2/v2.0/devicecode` | device codes |
-//! | `/{tenant}/oauth2/v2.0/authorize` | signs in [`Microsoft::sign_in_as`] at once |
+//! | `/{tenant}/oauth2/v2.0/authorize` | signs the account of [`Microsoft::sign_in_as`] in immediately |
 //!
 //! Sources: "OAuth 2.0 client credentials flow", "OAuth 2.0 device authorization grant", "OAuth 2.0 authorization code
-//! flow", "Refresh tokens" and "Certificate credentials" (identity platform documentation). It is stricter than Entra in
-//! three things: assertions are valid for 10 minutes at most, a `jti` is accepted once, and sign-in needs PKCE by S256.
+//! flow", "Refresh tokens" and "Certificate credentials" (identity platform documentation). The stand-in is stricter than
+//! Entra in three points: assertions are valid for 10 minutes at most, a `jti` is accepted once, and a sign-in requires
+//! PKCE by S256.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -29,22 +30,22 @@ use super::{
 
 /// The tenant's domains.
 pub const TENANT: [&str; 2] = ["contoso.onmicrosoft.com", "contoso.com"];
-/// The tenant's id.
+/// The tenant's directory id.
 pub const TENANT_ID: &str = "8f2c7d1e-0000-4000-8000-00000000c0de";
 
-/// Which of Microsoft's clouds.
+/// Microsoft's clouds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cloud {
-    /// The one for everybody.
+    /// The public cloud.
     Public,
-    /// GCC High and DoD.
+    /// The US government clouds GCC High and DoD.
     UsGov,
-    /// 21Vianet.
+    /// The cloud in China, operated by 21Vianet.
     China,
 }
 
 impl Cloud {
-    /// The authority's host.
+    /// Returns the authority's host.
     pub fn host(self) -> &'static str {
         match self {
             Self::Public => "login.microsoftonline.com",
@@ -53,7 +54,7 @@ impl Cloud {
         }
     }
 
-    /// Exchange Online's resources.
+    /// Returns Exchange Online's resources.
     pub(super) fn resources(self) -> &'static [&'static str] {
         match self {
             Self::Public => &["https://outlook.office365.com", "https://outlook.office.com"],
@@ -62,7 +63,7 @@ impl Cloud {
         }
     }
 
-    /// The page where a user code is entered.
+    /// Returns the page on which a user enters a user code.
     pub(super) fn device_login(self) -> &'static str {
         match self {
             Self::Public => "https://microsoft.com/devicelogin",
@@ -72,10 +73,10 @@ impl Cloud {
     }
 }
 
-/// The stand-in.
+/// A running stand-in of Microsoft Entra ID.
 pub type Microsoft = StandIn<Entra>;
 
-/// What it knows.
+/// The state of the stand-in: applications, settings and tokens.
 pub struct Entra {
     pub(super) cloud: Cloud,
     pub(super) key: Key,
@@ -90,21 +91,21 @@ pub struct Entra {
     pub(super) refresh_in: Option<i64>,
 }
 
-/// What stands behind a refresh token.
+/// The grant of a refresh token.
 pub(super) struct Grant {
     pub(super) consent: Consent,
     pub(super) issued: i64,
-    /// The code by which it is refused from now on.
+    /// The AADSTS code with which the stand-in refuses the token, if it does.
     pub(super) ended: Option<u32>,
 }
 
 impl Microsoft {
-    /// Starts one without applications on a free port.
+    /// Starts a stand-in without applications on a free port.
     pub fn start(cloud: Cloud) -> Self {
         Self::start_at(LOOPBACK, cloud)
     }
 
-    /// Starts one at this address.
+    /// Starts a stand-in without applications at this address.
     pub fn start_at(address: impl Into<SocketAddr>, cloud: Cloud) -> Self {
         Self::serve(address, &[cloud.host(), "localhost"], |_| Entra {
             cloud,
@@ -126,58 +127,58 @@ impl Microsoft {
         self.provider().apps.insert(app.id.clone(), app);
     }
 
-    /// Makes it read the keys of an issuer of federated credentials: `{"keys": […]}`.
+    /// Sets the keys of an issuer of federated credentials: `{"keys": […]}`.
     pub fn trust_issuer(&self, issuer: &str, jwks: Value) {
         self.provider().issuers.insert(issuer.to_owned(), jwks);
     }
 
-    /// From now on, how long access tokens are valid, in seconds (3599 at first).
+    /// Sets the lifetime in seconds of access tokens issued later (default 3599).
     pub fn lifetime(&self, seconds: i64) {
         self.provider().lifetime = seconds;
     }
 
-    /// From now on, `refresh_in` of token responses, in seconds (left out at first).
+    /// Sets `refresh_in` of later token responses, in seconds (default: absent).
     pub fn refresh_in(&self, seconds: Option<i64>) {
         self.provider().refresh_in = seconds;
     }
 
-    /// From now on, the seconds to wait between two polls for a device code (5 at first). Who polls sooner is not refused:
+    /// Sets the number of seconds between two polls for a device code (default 5). The stand-in accepts earlier polls:
     /// Microsoft documents no `slow_down`.
     pub fn poll_interval(&self, seconds: u64) {
         self.provider().devices.interval = seconds;
     }
 
-    /// Throttles the next token request, as an application is throttled: 429 and `Retry-After`.
+    /// Throttles the next token request with 429 and `Retry-After`.
     pub fn throttle_next(&self, seconds: u32) {
         let response = Refusal::new(90055, &[]).response_with(429, self.host(), self.now());
         self.next(Fault::Refused(response.header("retry-after", &seconds.to_string())));
     }
 
-    /// Refuses the next token request by this AADSTS code, such as 50196, 50076, 53003 or 65001.
+    /// Refuses the next token request with this AADSTS code, such as 50196, 50076, 53003 or 65001.
     pub fn refuse_next(&self, code: u32) {
         self.next(Fault::Refused(Refusal::new(code, &[]).response(self.host(), self.now())));
     }
 
-    /// A refresh token for delegated permissions that a person has allowed, and `offline_access`.
+    /// Issues a refresh token for a user's consent to delegated permissions and `offline_access`.
     pub fn refresh_token(&self, client: &str, account: &str, scopes: &str) -> String {
         let now = self.now();
         self.provider().keep(Consent::new(client, account, &format!("{scopes} offline_access")), now)
     }
 
-    /// Refuses all present refresh tokens of a user from now on, by this AADSTS code: 50173 (revoked), 700082
-    /// (inactive), 70043 (sign-in frequency).
+    /// Refuses all current refresh tokens of a user with this AADSTS code: 50173 (revoked), 700082 (inactive), 70043
+    /// (sign-in frequency).
     pub fn end_grants(&self, account: &str, code: u32) {
         for grant in self.provider().grants.values_mut().filter(|grant| grant.consent.account == account) {
             grant.ended = Some(code);
         }
     }
 
-    /// Who signs in at `authorize`, immediately. `None` (at first) declines.
+    /// Sets the account that signs in immediately at `authorize`. With `None`, the default, the user declines.
     pub fn sign_in_as(&self, account: Option<&str>) {
         self.provider().account = account.map(str::to_owned);
     }
 
-    /// The user codes that no user has entered yet, the oldest first.
+    /// Returns the user codes that no user has entered yet, the oldest first.
     pub fn pending(&self) -> Vec<String> {
         self.provider().devices.pending()
     }
@@ -192,17 +193,17 @@ impl Microsoft {
         self.provider().devices.decide(user_code, Decision::Deny);
     }
 
-    /// The 15 minutes of a user code are over.
+    /// Makes a user code expire, as it does after 15 minutes.
     pub fn expire(&self, user_code: &str) {
         self.provider().devices.decide(user_code, Decision::Wait);
     }
 
-    /// The key set that access tokens are verified with.
+    /// Returns the key set for the signatures of access tokens.
     pub fn jwks(&self) -> Value {
         self.provider().key.jwks()
     }
 
-    /// Which cloud it is.
+    /// Returns the stand-in's cloud.
     pub fn cloud(&self) -> Cloud {
         self.provider().cloud
     }

@@ -1,23 +1,23 @@
-//! Stand-ins of real identity providers, by https on this machine: built from what the providers document, so that they
-//! refuse what the real ones refuse, in the same words.
+//! Stand-ins of real identity providers, by HTTPS on this machine. They follow the providers' documentation, so they refuse
+//! the requests that the real providers refuse, with the same texts.
 //!
 //! | stand-in | of |
 //! |---|---|
 //! | [`Microsoft`] | login.microsoftonline.com and its national clouds |
 //! | [`Google`] | oauth2, sts and iamcredentials.googleapis.com, and accounts.google.com |
-//! | [`Strict`] | no one: a server that rotates refresh tokens and revokes the family of one that is used twice |
+//! | [`Strict`] | no real provider: it rotates refresh tokens, and revokes all tokens of a sign-in if one is used twice |
 //!
 //! ```ignore
 //! let entra = Microsoft::start(Cloud::Public);
 //! entra.register(App::new(CLIENT).secret("s3cret"));
-//! entra.next(Fault::Lost);                                       // the token request is handled, its answer is not sent
+//! entra.next(Fault::Lost);                                       // handles the token request, but sends no response
 //! assert_eq!(entra.token_requests()[0].form()["grant_type"], "client_credentials");
 //! ```
 //!
 //! [`mail`] has the mail servers of Microsoft and Google, which accept these tokens.
 //!
-//! They answer to the real names on a port of their own: a proxy that leads everything to it ([`super::proxy`]), or a
-//! client that resolves the name to this machine, brings requests there.
+//! Each stand-in has the real host names, on its own port. Requests reach it through a proxy ([`super::proxy`]), or from a
+//! client that resolves the names to this machine.
 
 mod aadsts;
 mod app;
@@ -60,54 +60,54 @@ pub use self::{
 };
 use super::server::{Handler, Request, Response, Server};
 
-/// What is secret in an answer.
+/// The secret fields of a response.
 const TOKENS: [&str; 5] = ["access_token", "refresh_token", "id_token", "device_code", "signedJwt"];
 
-/// A provider's rules and memory.
+/// The rules and the state of a provider.
 pub trait Provider: Send + 'static {
-    /// The answer to a request at this time, in seconds since 1970.
+    /// Returns the answer to a request at `now`, in seconds since 1970.
     fn answer(&mut self, request: &Request, now: i64) -> Response;
 }
 
-/// What goes wrong with one token request.
+/// The fault of one token request.
 #[derive(Clone, Debug)]
 pub enum Fault {
-    /// It is not handled, and answered so.
+    /// The stand-in does not handle the request, and returns this response.
     Refused(Response),
-    /// It is handled, and the connection closed without the answer.
+    /// The stand-in handles the request, and closes the connection without a response.
     Lost,
-    /// It is handled, and answered so.
+    /// The stand-in handles the request, but returns this response.
     Replaced(Response),
-    /// It is handled, and answered so much later.
+    /// The stand-in handles the request, and returns the response after this time.
     Late(Duration),
 }
 
 impl Fault {
-    /// Not handled: an OAuth error (RFC 6749 section 5.2).
+    /// Returns a refusal with an OAuth error (RFC 6749 section 5.2). The stand-in does not handle the request.
     pub fn error(code: &str) -> Self {
         let status = if code == "invalid_client" { 401 } else { 400 };
         Self::Refused(Response::json(status, &json!({"error": code})))
     }
 
-    /// Not handled: 429, to be tried again after so many seconds.
+    /// Returns a refusal with 429 and `Retry-After` in seconds. The stand-in does not handle the request.
     pub fn throttled(seconds: u32) -> Self {
         let body = json!({"error": "temporarily_unavailable"});
         Self::Refused(Response::json(429, &body).header("retry-after", &seconds.to_string()))
     }
 
-    /// Handled, but a proxy on the way says 502.
+    /// Returns a 502 page of a proxy. The stand-in handles the request.
     pub fn bad_gateway() -> Self {
         let page = "<html><body>502 Bad Gateway</body></html>";
         Self::Replaced(Response::text(502, page).header("content-type", "text/html"))
     }
 
-    /// Handled, but the answer is 200 and no JSON.
+    /// Returns the status 200 with broken JSON. The stand-in handles the request.
     pub fn garbage() -> Self {
         Self::Replaced(Response::text(200, r#"{"access_token": "#).header("content-type", "application/json"))
     }
 }
 
-/// A running stand-in; it stops when dropped.
+/// A running stand-in. It stops when dropped.
 pub struct StandIn<P>(Server<Served<P>>);
 
 struct Served<P> {
@@ -180,7 +180,7 @@ impl<P: Provider> StandIn<P> {
         }))
     }
 
-    /// Listens again, on the same port, after [`Self::stop`].
+    /// Listens again on the same port after [`Self::stop`].
     pub fn resume(&mut self) {
         self.0.resume();
     }
@@ -191,58 +191,59 @@ impl<P> StandIn<P> {
         self.0.handler().provider.lock().unwrap()
     }
 
-    /// Closes all connections and refuses new ones; what was issued is kept.
+    /// Closes all connections and refuses new ones. Issued tokens stay valid.
     pub fn stop(&mut self) {
         self.0.stop();
     }
 
-    /// The port.
+    /// Returns the stand-in's port.
     pub fn port(&self) -> u16 {
         self.0.port()
     }
 
-    /// A certificate of the CA for further names of this machine, such as those of mail servers.
+    /// Issues a certificate of the CA for further names of this machine, such as names of mail servers.
     pub fn issue(&self, names: &[&str]) -> Arc<ServerConfig> {
         self.0.issue(names)
     }
 
-    /// The CA's certificate, PEM.
+    /// Returns the CA's certificate in PEM.
     pub fn ca(&self) -> String {
         self.0.ca()
     }
 
-    /// What happens to the next token request for which nothing stands in line yet.
+    /// Adds a fault to the queue. Each later token request takes one fault from the queue.
     pub fn next(&self, fault: Fault) {
         self.0.handler().faults.lock().unwrap().push_back(fault);
     }
 
-    /// From now on, how the token endpoint's responses are odd (not at all at first).
+    /// Sets in which way the responses of the token endpoint are odd; `None`, the default, means not at all.
     pub fn odd(&self, odd: Option<Odd>) {
         *self.0.handler().odd.lock().unwrap() = odd;
     }
 
-    /// From now on, how long an answer is on its way (nothing at first).
+    /// Sets the delay of each response (default: none).
     pub fn latency(&self, latency: Duration) {
         let milliseconds = latency.as_millis().try_into().unwrap();
         self.0.handler().latency.store(milliseconds, Ordering::Relaxed);
     }
 
-    /// Sets its clock, which the `Date` header shows, so many seconds ahead of this machine's (or behind it).
+    /// Sets the stand-in's clock this number of seconds ahead of this machine's clock, or behind it. The `Date` header
+    /// shows this clock.
     pub fn clock_ahead(&self, seconds: i64) {
         self.0.handler().ahead.store(seconds, Ordering::Relaxed);
     }
 
-    /// Its time, in seconds since 1970.
+    /// Returns the stand-in's time in seconds since 1970.
     pub fn now(&self) -> i64 {
         self.0.handler().now()
     }
 
-    /// All requests, in the order they came.
+    /// Returns all requests, in the order of their arrival.
     pub fn requests(&self) -> Vec<Request> {
         self.0.requests()
     }
 
-    /// Those to the token endpoint.
+    /// Returns the requests to the token endpoint.
     pub fn token_requests(&self) -> Vec<Request> {
         self.requests().into_iter().filter(is_token_request).collect()
     }
@@ -252,12 +253,12 @@ impl<P> StandIn<P> {
         self.0.forget();
     }
 
-    /// All access, refresh, ID tokens and device codes in answers so far: for a search for leaks.
+    /// Returns all access, refresh and ID tokens and device codes in responses so far, to search for leaks.
     pub fn issued(&self) -> Vec<String> {
         self.0.handler().issued.lock().unwrap().clone()
     }
 
-    /// All signed assertions that came so far: for a search for leaks.
+    /// Returns all signed assertions received so far, to search for leaks.
     pub fn assertions(&self) -> Vec<String> {
         self.requests().iter().flat_map(Request::assertions).collect()
     }
@@ -267,14 +268,14 @@ fn is_token_request(request: &Request) -> bool {
     request.route().ends_with("/token")
 }
 
-/// So many random bytes, in base64url.
+/// Returns this number of random bytes in base64url.
 fn random(bytes: usize) -> String {
     let mut buffer = vec![0; bytes];
     rand::fill(&mut buffer).unwrap();
     BASE64_URL_SAFE_NO_PAD.encode(buffer)
 }
 
-/// A GUID that is the same for the same name.
+/// Returns a GUID that depends only on the name.
 fn guid(name: &str) -> String {
     let hex: String = Sha256::digest(name).iter().map(|byte| format!("{byte:02x}")).collect();
     format!("{}-{}-4{}-a{}-{}", &hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..32])

@@ -1,4 +1,4 @@
-//! What the stand-ins share of OAuth: what a person allows, authorization codes with PKCE, and device codes.
+//! The parts of OAuth that the stand-ins share: consents of users, authorization codes with PKCE, and device codes.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,25 +17,25 @@ use super::{
     random,
 };
 
-/// RFC 8628 section 3.4.
+/// The grant type of device codes (RFC 8628 section 3.4).
 pub const DEVICE_CODE: &str = "urn:ietf:params:oauth:grant-type:device_code";
-/// RFC 7523 section 2.1.
+/// The grant type of assertions (RFC 7523 section 2.1).
 pub const JWT_BEARER: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
-/// RFC 7523 section 2.2.
+/// The type of client assertions (RFC 7523 section 2.2).
 pub const CLIENT_ASSERTION: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
-/// What a person has allowed a client to do.
+/// A user's consent to a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Consent {
     pub client: String,
     pub account: String,
     pub scopes: Vec<String>,
-    /// For the ID token.
+    /// The nonce for the ID token.
     pub nonce: Option<String>,
 }
 
 impl Consent {
-    /// Scopes are separated by blanks.
+    /// Creates a consent. `scopes` are separated by spaces.
     pub fn new(client: &str, account: &str, scopes: &str) -> Self {
         let scopes = scopes.split_whitespace().map(str::to_owned).collect();
         Self { client: client.to_owned(), account: account.to_owned(), scopes, nonce: None }
@@ -46,12 +46,12 @@ impl Consent {
     }
 }
 
-/// The scopes of a request's field.
+/// Returns the scopes in the field `scope` of a request.
 pub fn scopes(form: &BTreeMap<String, String>) -> Vec<String> {
     form.get("scope").map(|text| text.split_whitespace().map(str::to_owned).collect()).unwrap_or_default()
 }
 
-/// A client's id and secret, from the Authorization header or the body (RFC 6749 section 2.3.1).
+/// Returns a client's id and secret, from the Authorization header or the body (RFC 6749 section 2.3.1).
 pub fn client(request: &Request) -> (Option<String>, Option<String>) {
     let basic = request.headers.get("authorization").and_then(|header| {
         let pair = BASE64_STANDARD.decode(header.strip_prefix("Basic ")?).ok()?;
@@ -72,7 +72,7 @@ pub fn is_loopback(uri: &str) -> bool {
     host.is_some_and(|host| ["localhost", "127.0.0.1", "[::1]"].contains(&host.as_str()))
 }
 
-/// A redirect to an application with these parameters and the request's `state`.
+/// Returns a redirect to an application with these parameters and the request's `state`.
 pub fn redirect(query: &BTreeMap<String, String>, parameters: &[(&str, &str)]) -> Response {
     let mut uri = Url::parse(&query["redirect_uri"]).unwrap();
     uri.query_pairs_mut().extend_pairs(parameters).extend_pairs(query.get("state").map(|state| ("state", state)));
@@ -90,20 +90,20 @@ struct Code {
     spent: bool,
 }
 
-/// Why a code is not accepted.
+/// Why the stand-in rejects an authorization code.
 pub enum CodeFlaw {
-    /// The stand-in did not issue it to this client.
+    /// The stand-in did not issue the code to this client.
     Unknown,
-    /// It was used before.
+    /// The code was already used.
     Spent,
-    /// It was asked for with another redirect URI.
+    /// The code was requested with another redirect URI.
     RedirectUri,
-    /// The verifier is not that of the challenge.
+    /// The verifier does not match the challenge.
     Verifier,
 }
 
 impl Codes {
-    /// A code for what the account allows; `None` if the request has no challenge by S256.
+    /// Issues a code for the account's consent; `None` if the request has no challenge by S256.
     pub fn issue(&mut self, query: &BTreeMap<String, String>, account: &str) -> Option<String> {
         let challenge =
             query.get("code_challenge").filter(|_| query.get("code_challenge_method").is_some_and(|m| m == "S256"));
@@ -119,7 +119,7 @@ impl Codes {
         Some(code)
     }
 
-    /// What was allowed, once.
+    /// Returns the consent of a code, once.
     pub fn redeem(&mut self, form: &BTreeMap<String, String>, client: &str) -> Result<Consent, CodeFlaw> {
         let code = form.get("code").and_then(|code| self.0.get_mut(code)).filter(|code| code.consent.client == client);
         let code = code.ok_or(CodeFlaw::Unknown)?;
@@ -142,11 +142,11 @@ impl Codes {
 /// Device codes (RFC 8628).
 pub struct Devices {
     devices: Vec<Device>,
-    /// Seconds between two polls.
+    /// Minimum number of seconds between two polls.
     pub interval: u64,
 }
 
-/// One sign-in.
+/// One sign-in with a device code.
 pub struct Device {
     pub device_code: String,
     pub user_code: String,
@@ -165,19 +165,19 @@ enum DeviceState {
     Spent,
 }
 
-/// What the person did.
+/// The decision of the user about a sign-in.
 pub enum Decision {
     Approve(String),
     Deny,
-    /// Nothing, until it was too late.
+    /// The user does nothing until the code has expired.
     Wait,
 }
 
-/// What a poll finds.
+/// The result of a poll.
 pub enum Poll {
     Unknown,
     Pending,
-    /// It came sooner than the interval allows, which is longer by 5 s from now on.
+    /// The poll came too soon. The interval is now longer by 5 s.
     TooSoon,
     Denied,
     Expired,
@@ -190,9 +190,9 @@ impl Devices {
         Self { devices: vec![], interval }
     }
 
-    /// Begins a sign-in that ends after so many seconds.
+    /// Begins a sign-in that expires at `ends`, in seconds since 1970.
     pub fn begin(&mut self, client: &str, scopes: Vec<String>, ends: i64) -> &Device {
-        // Without vowels, so that no words come out (RFC 8628 section 6.1).
+        // Use no vowels, so that the code contains no words (RFC 8628 section 6.1).
         let letters = random(32).to_ascii_uppercase();
         let user_code: String =
             letters.chars().filter(|letter| "BCDFGHJKLMNPQRSTVWXZ".contains(*letter)).take(9).collect();
@@ -209,7 +209,7 @@ impl Devices {
         self.devices.last().unwrap()
     }
 
-    /// The codes that no user has entered yet, the oldest first.
+    /// Returns the user codes that no user has entered yet, the oldest first.
     pub fn pending(&self) -> Vec<String> {
         let pending = self.devices.iter().filter(|device| matches!(device.state, DeviceState::Pending));
         pending.map(|device| device.user_code.clone()).collect()
@@ -229,7 +229,7 @@ impl Devices {
         }
     }
 
-    /// A client polls for the sign-in, `at` this moment where the interval is enforced.
+    /// Polls for the sign-in as a client. With `at`, the time of the poll, enforces the interval.
     pub fn poll(&mut self, device_code: Option<&String>, client: &str, at: Option<Instant>, now: i64) -> Poll {
         let mut devices = self.devices.iter_mut();
         let found = devices.find(|device| Some(&device.device_code) == device_code && device.consent.client == client);

@@ -1,49 +1,49 @@
-//! Odd responses of token endpoints, as people report them of servers and gateways: a good token in an unusual wrapping, and
-//! refusals that are not written as RFC 6749 has them.
+//! Odd responses of token endpoints, as reported for servers and gateways: a valid token in an unusual format, and
+//! refusals that differ from RFC 6749.
 
 use serde_json::{Value, json};
 
 use super::super::server::Response;
 
-/// How a token endpoint's responses are odd.
+/// The ways in which a token endpoint's responses are odd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Odd {
     /// `token_type` is missing (Mail.ru, and servers older than the RFC).
     NoTokenType,
     /// `scope` is a list.
     ScopeList,
-    /// `expires_in` is a text.
+    /// `expires_in` is a string.
     LifetimeText,
     /// `expires_in` is `3600.0`.
     LifetimeFloat,
-    /// `expires_in` is missing: what remains is the token's own `exp`, if it is a JWT.
+    /// `expires_in` is missing. Only the token's own `exp` shows the expiry, if the token is a JWT.
     NoLifetime,
     /// `expires_in` is 0.
     LifetimeZero,
-    /// `expires_in` is a number that no float holds: many parsers refuse the whole response for it.
+    /// `expires_in` is a number that no float can represent. Many parsers therefore refuse the whole response.
     LifetimeInfinite,
-    /// A byte order mark before the JSON.
+    /// A byte order mark precedes the JSON.
     Bom,
-    /// Compressed, although the request does not accept that.
+    /// The body is compressed with gzip, although the request does not accept gzip.
     Gzip,
-    /// The same with deflate.
+    /// The body is compressed with deflate, although the request does not accept deflate.
     Deflate,
-    /// Error codes in capitals (Yahoo).
+    /// Error codes are in capitals (Yahoo).
     Capitals,
-    /// The error code under `errorCode`.
+    /// The error code is in the field `errorCode`.
     ErrorCode,
-    /// The error code inside of an object (Google's other services).
+    /// The error code is inside an object (Google's other services).
     ErrorObject,
-    /// All is answered by a gateway, with a code of its own: 500 `unknown_error`.
+    /// A gateway answers all requests with its own code: 500 `unknown_error`.
     Outage,
-    /// All is answered by a web framework: 503 "Service Unavailable".
+    /// A web framework answers all requests: 503 "Service Unavailable".
     Framework,
-    /// Every request is refused with an unknown code.
+    /// The server refuses every request with an unknown code.
     UnknownCode,
 }
 
 impl Odd {
-    /// All of them by name.
+    /// All variants with their names.
     pub const ALL: [(&'static str, Self); 16] = [
         ("no-token-type", Self::NoTokenType),
         ("scope-list", Self::ScopeList),
@@ -63,7 +63,7 @@ impl Odd {
         ("unknown-code", Self::UnknownCode),
     ];
 
-    /// What becomes of a response.
+    /// Changes a response in this way.
     pub fn applied(self, response: Response) -> Response {
         let Ok(mut body) = serde_json::from_str::<Value>(&response.body) else { return response };
         let error = body["error"].as_str().map(str::to_owned);

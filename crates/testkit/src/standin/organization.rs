@@ -1,4 +1,4 @@
-//! An organization at Microsoft and one at Google: an identity provider, and the mail server beside it with one mailbox.
+//! An organization at Microsoft and one at Google. Each has an identity provider, and a mail server with one mailbox.
 
 use serde_json::json;
 
@@ -6,21 +6,21 @@ use super::{App, Cloud, Exchange, Gmail, Google, Microsoft, google};
 
 /// The mailbox of both organizations.
 pub const MAILBOX: &str = "billing@contoso.com";
-/// The application at Entra ID, with the secret `s3cret`.
+/// The id of the application at Entra ID, whose secret is `s3cret`.
 pub const APP: &str = "2f1c6a0e-0000-4000-8000-000000000000";
 
 /// Entra ID with one application, and Exchange with one mailbox.
 pub struct Contoso {
-    /// The identity provider.
+    /// The stand-in of Entra ID.
     pub entra: Microsoft,
-    /// The mail server.
+    /// The stand-in of Exchange.
     pub exchange: Exchange,
-    /// The application, as it is registered.
+    /// The registered application.
     pub app: App,
 }
 
 impl Contoso {
-    /// A new tenant: SMTP AUTH is off, and the application has no permission at the mailbox.
+    /// Starts a new tenant: SMTP AUTH is off, and the application has no permission for the mailbox.
     pub fn start() -> Self {
         let entra = Microsoft::start(Cloud::Public);
         let app = App::new(APP).secret("s3cret").public();
@@ -30,7 +30,7 @@ impl Contoso {
         Self { entra, exchange, app }
     }
 
-    /// A tenant with everything that a set-up guide says.
+    /// Starts a tenant that is configured as a set-up guide describes.
     pub fn set_up() -> Self {
         let contoso = Self::start();
         contoso.permit();
@@ -50,7 +50,7 @@ impl Contoso {
         self.exchange.run(command).unwrap();
     }
 
-    /// The form with which the application requests a token for Exchange.
+    /// Returns the form with which the application requests a token for Exchange.
     pub const fn form() -> [(&'static str, &'static str); 4] {
         [
             ("grant_type", "client_credentials"),
@@ -61,18 +61,19 @@ impl Contoso {
     }
 }
 
-/// Google with one service account, to which the mailbox is delegated.
+/// Google with one service account that may act for the mailbox.
 pub struct Workspace {
-    /// The identity provider.
+    /// The stand-in of Google's OAuth server.
     pub google: Google,
-    /// The mail server.
+    /// The stand-in of Gmail.
     pub gmail: Gmail,
     /// The service account with its key.
     pub account: google::ServiceAccount,
 }
 
 impl Workspace {
-    /// A service account may use the mailbox with the scopes for Gmail's mail servers and for sending through its API.
+    /// Starts the organization. The service account may act for the mailbox with the scopes for Gmail's mail servers
+    /// and for sending through Gmail's API.
     pub fn start() -> Self {
         let google = Google::start();
         let account = google.service_account("mailer");
@@ -83,7 +84,7 @@ impl Workspace {
         Self { google, gmail, account }
     }
 
-    /// The assertion with which the service account requests a token with this scope for the mailbox.
+    /// Signs the assertion with which the service account requests a token with this scope for the mailbox.
     pub fn assertion(&self, scope: &str) -> String {
         let now = self.google.now();
         self.account.key.jwt(&json!({

@@ -1,5 +1,5 @@
-//! A server that takes refresh token rotation as seriously as RFC 9700 section 4.14 allows: each token is valid for one
-//! use, and when one comes a second time, all that descends from the same sign-in is revoked.
+//! A server with the strictest refresh token rotation of RFC 9700 section 4.14: each token is valid for one use. When a
+//! token is used twice, the server revokes its family: all tokens of the same sign-in.
 //!
 //! | path | |
 //! |---|---|
@@ -20,16 +20,16 @@ use super::{
     random,
 };
 
-/// How long a device code is valid, in seconds.
+/// Lifetime of a device code in seconds.
 const SIGN_IN: i64 = 600;
 
-/// The server.
+/// A running server with strict rotation.
 pub type Strict = StandIn<Families>;
 
-/// What it knows.
+/// The state of the server: clients, families of refresh tokens, and requests.
 pub struct Families {
     port: u16,
-    /// Secrets by client; a public client has none.
+    /// The secret of each client; `None` for a public client.
     clients: BTreeMap<String, Option<String>>,
     families: Vec<Family>,
     devices: Devices,
@@ -42,32 +42,32 @@ pub struct Families {
 /// A request by one of the grants `refresh_token` and `client_credentials`.
 #[derive(Clone, Debug)]
 pub struct Exchange {
-    /// When it was handled.
+    /// The time at which the server handled the request.
     pub at: Timestamp,
-    /// Whose token was asked for: an account's, or a client's own.
+    /// The account that the token is for, or the client itself.
     pub account: String,
-    /// The refresh token that was presented.
+    /// The refresh token in the request.
     pub presented: Option<String>,
-    /// The access token that was issued; `None`: it was refused.
+    /// The issued access token; `None` if the server refused the request.
     pub issued: Option<String>,
 }
 
-/// The refresh tokens of one sign-in, the valid one last.
+/// The refresh tokens of one sign-in. The last one is valid.
 struct Family {
     consent: Consent,
     tokens: Vec<String>,
     revoked: bool,
-    /// How often the token before the last may still be used.
+    /// How often the server still accepts the token before the valid one.
     grace: usize,
 }
 
 impl Strict {
-    /// Starts one without clients on a free port.
+    /// Starts a server without clients on a free port.
     pub fn start() -> Self {
         Self::start_at(LOOPBACK)
     }
 
-    /// Starts one at this address.
+    /// Starts a server without clients at this address.
     pub fn start_at(address: impl Into<SocketAddr>) -> Self {
         Self::serve(address, &["localhost", "127.0.0.1"], |port| Families {
             port,
@@ -81,83 +81,84 @@ impl Strict {
         })
     }
 
-    /// The issuer, whose discovery document stands below it.
+    /// Returns the issuer of the discovery document.
     pub fn issuer(&self) -> String {
         self.provider().issuer()
     }
 
-    /// The token endpoint.
+    /// Returns the URL of the token endpoint.
     pub fn token_url(&self) -> String {
         format!("{}/token", self.issuer())
     }
 
-    /// Registers a client; one without a secret is public.
+    /// Registers a client. A client without a secret is public.
     pub fn client(&self, id: &str, secret: Option<&str>) {
         self.provider().clients.insert(id.to_owned(), secret.map(str::to_owned));
     }
 
-    /// From now on, how long access tokens are valid, in seconds (3600 at first).
+    /// Sets the lifetime in seconds of access tokens issued later (default 3600).
     pub fn lifetime(&self, seconds: i64) {
         self.provider().lifetime = seconds;
     }
 
-    /// From now on, how often the token before the valid one is accepted, for clients that lost the answer (0 at first).
-    /// What was issued and lost is spent by such a retry.
+    /// Sets how often the server accepts the token before the valid one, for clients that lost the response (default
+    /// 0). Such a retry invalidates the token in the lost response.
     pub fn grace(&self, uses: usize) {
         self.provider().grace = uses;
     }
 
-    /// From now on, the seconds between two polls for a device code (1 at first).
+    /// Sets the number of seconds between two polls for a device code (default 1).
     pub fn poll_interval(&self, seconds: u64) {
         self.provider().devices.interval = seconds;
     }
 
-    /// A refresh token of a new family.
+    /// Issues a refresh token of a new family.
     pub fn refresh_token(&self, client: &str, account: &str, scopes: &str) -> String {
         self.provider().begin(Consent::new(client, account, scopes))
     }
 
-    /// All token requests of the grants without a sign-in, in their order.
+    /// Returns all token requests of the grants without a sign-in, in order.
     pub fn journal(&self) -> Vec<Exchange> {
         self.provider().journal.clone()
     }
 
-    /// How often this refresh token was presented at the token endpoint.
+    /// Returns how often this refresh token was presented at the token endpoint.
     pub fn presented(&self, refresh_token: &str) -> usize {
         let with = |exchange: &&Exchange| exchange.presented.as_deref() == Some(refresh_token);
         self.provider().journal.iter().filter(with).count()
     }
 
-    /// How often a spent token was presented, beyond the grace.
+    /// Returns how often a used token was presented, beyond the grace.
     pub fn reuses(&self) -> usize {
         self.provider().reuses
     }
 
-    /// How many families were revoked, for reuse or on request.
+    /// Returns how many families were revoked, for reuse or on request.
     pub fn families_revoked(&self) -> usize {
         self.provider().families.iter().filter(|family| family.revoked).count()
     }
 
-    /// Whether a token is the valid one of its family.
+    /// Whether a refresh token is the valid one of its family.
     pub fn is_valid(&self, refresh_token: &str) -> bool {
         let valid = |family: &Family| !family.revoked && family.tokens.last().is_some_and(|last| last == refresh_token);
         self.provider().families.iter().any(valid)
     }
 
-    /// Whose an access token is: an account's, or a client's own; `None`: it was not issued here.
+    /// Returns the owner of an access token: an account, or a client itself. `None` if this server did not issue the
+    /// token.
     pub fn account(&self, access_token: &str) -> Option<String> {
         let journal = &self.provider().journal;
         let issued = journal.iter().rev().find(|exchange| exchange.issued.as_deref() == Some(access_token));
         issued.map(|exchange| exchange.account.clone())
     }
 
-    /// The access token that was issued last for an account, or for a client itself.
+    /// Returns the access token that was issued last for an account, or for a client itself.
     pub fn latest(&self, account: &str) -> Option<String> {
         let journal = &self.provider().journal;
         journal.iter().rev().filter(|exchange| exchange.account == account).find_map(|exchange| exchange.issued.clone())
     }
 
-    /// The user codes that no user has entered yet, the oldest first.
+    /// Returns the user codes that no user has entered yet, the oldest first.
     pub fn pending(&self) -> Vec<String> {
         self.provider().devices.pending()
     }
@@ -172,7 +173,7 @@ impl Strict {
         self.provider().devices.decide(user_code, Decision::Deny);
     }
 
-    /// The time of a user code is over.
+    /// Makes a user code expire.
     pub fn expire(&self, user_code: &str) {
         self.provider().devices.decide(user_code, Decision::Wait);
     }
@@ -274,7 +275,7 @@ impl Families {
             Some(0) => family.grace = self.grace,
             Some(1) if family.grace > 0 => {
                 family.grace -= 1;
-                // The answer that was lost is taken back: the token before it stays the one before the valid one.
+                // Spend the token of the lost response, so that `token` stays the one before the valid token.
                 family.tokens.remove(family.tokens.len() - 2);
                 family.tokens.push(token.to_owned());
             }
@@ -302,7 +303,7 @@ impl Families {
         }))
     }
 
-    /// A token that is not there is no error (RFC 7009 section 2.2).
+    /// Revokes a token. An unknown token is not an error (RFC 7009 section 2.2).
     fn revoke(&mut self, request: &Request) -> Result<Value, Refusal> {
         let client = self.authenticate(request)?;
         let token = request.form().remove("token").ok_or(("invalid_request", "no token"))?;

@@ -6,7 +6,7 @@
 //! | `iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/ACCOUNT:signJwt` | signs as a service account |
 //!
 //! Sources: "Workload Identity Federation with other identity providers", "Method: v1.token", "Method:
-//! projects.serviceAccounts.signJwt", "Errors" (AIP-193), and answers of the services that people published.
+//! projects.serviceAccounts.signJwt", "Errors" (AIP-193), and published answers of the services.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -18,37 +18,37 @@ use super::{
     random,
 };
 
-/// The Security Token Service and the IAM Service Account Credentials API.
+/// The hosts of the Security Token Service and of the IAM Service Account Credentials API.
 pub const HOSTS: [&str; 2] = ["sts.googleapis.com", "iamcredentials.googleapis.com"];
 const EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 const CLOUD_PLATFORM: &str = "https://www.googleapis.com/auth/cloud-platform";
-/// The longest that a JWT which `signJwt` signs is valid, in seconds.
+/// Maximum lifetime in seconds of a JWT that `signJwt` signs.
 const TWELVE_HOURS: i64 = 12 * 3600;
 
-/// What is configured and issued.
+/// The configuration and the issued tokens.
 #[derive(Default)]
 pub struct Workload {
-    /// By the provider's full name with `//iam.googleapis.com/`, which is the audience.
+    /// The trusted issuers by the provider's full name, which begins with `//iam.googleapis.com/` and is the audience.
     providers: BTreeMap<String, Trust>,
-    /// Who a token of Google's is, by token.
+    /// The principal of each token that the Security Token Service issued.
     principals: HashMap<String, String>,
-    /// Service accounts, and who has roles/iam.serviceAccountTokenCreator on them.
+    /// Pairs of a service account and a principal with roles/iam.serviceAccountTokenCreator on it.
     creators: BTreeSet<(String, String)>,
     /// The keys by which Google signs for service accounts, by account.
     keys: BTreeMap<String, Key>,
-    /// Both APIs are switched off in the project.
+    /// Whether both APIs are disabled in the project.
     pub off: bool,
 }
 
 struct Trust {
     issuer: String,
     jwks: Value,
-    /// The attribute condition `assertion.sub == …`, if there is one.
+    /// The subject in the attribute condition `assertion.sub == …`, if any.
     subject: Option<String>,
 }
 
 impl Workload {
-    /// Makes a provider that trusts an issuer, where a condition is set for this subject alone.
+    /// Creates a provider that trusts an issuer. With `subject`, it trusts only tokens with this subject.
     pub fn provider(&mut self, audience: &str, issuer: &str, jwks: Value, subject: Option<&str>) {
         let trust = Trust { issuer: issuer.to_owned(), jwks, subject: subject.map(str::to_owned) };
         self.providers.insert(audience.to_owned(), trust);
@@ -64,12 +64,12 @@ impl Workload {
         self.creators.insert((account.to_owned(), principal.to_owned()));
     }
 
-    /// The key by which Google signs for an account; made at the first call.
+    /// Returns the key by which Google signs for an account. Creates the key at the first call.
     pub fn key(&mut self, account: &str) -> &Key {
         self.keys.entry(account.to_owned()).or_insert_with(Key::generate)
     }
 
-    /// `v1/token` of the Security Token Service.
+    /// Answers `v1/token` of the Security Token Service.
     pub fn exchange(&mut self, request: &Request, now: i64) -> Response {
         if self.off {
             return api_error(403, "PERMISSION_DENIED", "SERVICE_DISABLED");
@@ -132,7 +132,7 @@ impl Workload {
         }))
     }
 
-    /// `signJwt` of the IAM Service Account Credentials API. `accounts` are those that exist.
+    /// Answers `signJwt` of the IAM Service Account Credentials API. `exists` is true if the account exists.
     pub fn sign(&mut self, request: &Request, account: &str, exists: bool, now: i64) -> Response {
         if self.off {
             return api_error(403, "PERMISSION_DENIED", "SERVICE_DISABLED");
@@ -155,7 +155,7 @@ impl Workload {
     }
 }
 
-/// An error as all of Google's APIs have it.
+/// Returns an error in the format of all Google APIs.
 fn api_error(code: u16, status: &str, reason: &str) -> Response {
     let info = json!({
         "@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason, "domain": "iam.googleapis.com",

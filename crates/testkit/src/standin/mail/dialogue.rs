@@ -1,53 +1,53 @@
-//! The server's side of a login, line by line: what a client says, and what the server answers.
+//! The server's side of a login, line by line: the client's line, and the server's answer.
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use mailtoken_mail::protocol::Protocol;
 
-/// How a server judges a login.
+/// The result of a login at the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The token opens the mailbox.
+    /// The server accepts the token for the mailbox.
     Accepted,
-    /// IMAP: the token is accepted, and each command on the mailbox is refused.
+    /// IMAP: the server accepts the token, but refuses each command on the mailbox.
     NotConnected,
-    /// Refused in these words, without a tag.
+    /// The server refuses the token with this text, without a tag.
     Refused(String),
-    /// Refused by this challenge, in JSON; after the client's answer in these words.
+    /// The server refuses the token with this challenge in JSON. After the client's answer, it sends this text.
     Challenged(&'static str, String),
-    /// There is no answer.
+    /// The server does not answer.
     Hang,
 }
 
-/// What a server says by one protocol besides verdicts.
+/// The texts of a server for one protocol, except refusals.
 pub struct Spoken {
     /// The greeting, without a tag.
     pub greeting: &'static str,
-    /// What it offers: keywords of EHLO or CAPA, or one line of IMAP capabilities.
+    /// The capabilities: keywords of EHLO or CAPA, or one line of IMAP capabilities.
     pub offers: &'static [&'static str],
-    /// The answer to a login that is accepted, without a tag.
+    /// The answer to an accepted login, without a tag.
     pub accepted: &'static str,
-    /// The answer to a login that is throttled, without a tag.
+    /// The answer to a throttled login, without a tag.
     pub throttled: &'static str,
     /// The answer to a line that is too long, without a tag.
     pub too_long: &'static str,
 }
 
-/// What a service says besides verdicts.
+/// The texts of a service, except refusals.
 pub struct Words {
-    /// By SMTP. The offers are those after TLS.
+    /// The texts for SMTP. The capabilities are those after STARTTLS.
     pub smtp: Spoken,
-    /// By IMAP.
+    /// The texts for IMAP.
     pub imap: Spoken,
-    /// By POP3.
+    /// The texts for POP3.
     pub pop3: Spoken,
-    /// IMAP capabilities that it sends, unasked, before it accepts a login.
+    /// IMAP capabilities that the server sends, unrequested, before it accepts a login.
     pub imap_unasked: Option<&'static str>,
     /// The end of the answer to CAPABILITY.
     pub imap_completed: &'static str,
 }
 
 impl Words {
-    /// What it says by a protocol.
+    /// Returns the texts for a protocol.
     pub fn of(&self, protocol: Protocol) -> &Spoken {
         match protocol {
             Protocol::Smtp => &self.smtp,
@@ -57,29 +57,29 @@ impl Words {
     }
 }
 
-/// What a server does next.
+/// The next action of a server.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// It says these lines.
+    /// The server sends these lines.
     Say(Vec<String>),
-    /// It says this line and takes the handshake.
+    /// The server sends this line and then accepts the TLS handshake.
     StartTls(String),
-    /// It says these lines and closes the connection.
+    /// The server sends these lines and closes the connection.
     Bye(Vec<String>),
-    /// It says no more.
+    /// The server sends no more lines.
     Hang,
 }
 
-/// What the server expects.
+/// The next line that the server expects.
 enum Expected {
     Command,
-    /// The response of a mechanism.
+    /// The response of a SASL mechanism.
     Response(String),
-    /// The answer to a challenge, after which it says these lines.
+    /// The answer to a challenge. The server then sends these lines.
     Answer(Vec<String>),
 }
 
-/// One connection.
+/// The state of one connection.
 pub struct Dialogue {
     protocol: Protocol,
     words: &'static Words,
@@ -87,11 +87,12 @@ pub struct Dialogue {
     expected: Expected,
     /// The IMAP tag of the command in progress.
     tag: String,
-    /// Whether a login was accepted, and whether it opens the mailbox.
+    /// `None` before the server has accepted a login; then whether the login opens the mailbox.
     login: Option<bool>,
 }
 
-/// The longest SMTP command (RFC 5321 section 4.5.3.1.4) and POP3 command (RFC 2449 section 4), with the line end.
+/// Maximum length of an SMTP command (RFC 5321 section 4.5.3.1.4) and of a POP3 command (RFC 2449 section 4), with the
+/// line end.
 const COMMAND: [usize; 2] = [512, 255];
 
 impl Dialogue {
@@ -105,7 +106,7 @@ impl Dialogue {
         if self.protocol == Protocol::Imap { format!("* {greeting}") } else { greeting.to_owned() }
     }
 
-    /// The handshake is done.
+    /// Records that the TLS handshake has ended.
     pub fn secured(&mut self) {
         self.tls = true;
     }
@@ -114,7 +115,7 @@ impl Dialogue {
         self.words.of(self.protocol)
     }
 
-    /// What follows a line of the client.
+    /// Returns the action after a line of the client. `judge` decides about the user name and token of a login.
     pub fn line(&mut self, line: &str, judge: impl FnOnce(&str, &str) -> Verdict) -> Answer {
         match std::mem::replace(&mut self.expected, Expected::Command) {
             Expected::Answer(lines) => Answer::Say(lines),
@@ -200,7 +201,7 @@ impl Dialogue {
         }
     }
 
-    /// A mechanism, with or without an initial response.
+    /// Handles a mechanism, with or without an initial response.
     fn auth(&mut self, rest: &str, judge: impl FnOnce(&str, &str) -> Verdict) -> Answer {
         let (mechanism, initial) = rest.split_once(' ').unwrap_or((rest, ""));
         let mechanism = mechanism.to_ascii_uppercase();
@@ -256,14 +257,14 @@ impl Dialogue {
         Answer::Say(self.tagged(words))
     }
 
-    /// The lines of an answer; IMAP's has the tag.
+    /// Returns the lines of an answer, with the tag for IMAP.
     fn tagged(&self, words: &str) -> Vec<String> {
         let tag = if self.protocol == Protocol::Imap { format!("{} ", self.tag) } else { String::new() };
         words.lines().map(|line| format!("{tag}{line}")).collect()
     }
 }
 
-/// The user name and the token of a response.
+/// Parses the user name and the token of a response.
 fn credentials(mechanism: &str, response: &str) -> Option<(String, String)> {
     let decoded = String::from_utf8(BASE64_STANDARD.decode(response).ok()?).ok()?;
     let fields = decoded.strip_suffix("\x01\x01")?;

@@ -1,8 +1,8 @@
-//! A stand-in of Exchange Online's mail servers, with High Volume Email. It accepts the tokens of a [`Microsoft`], and is
-//! managed by PowerShell commands.
+//! A stand-in of Exchange Online's mail servers, with High Volume Email. It accepts the tokens of a [`Microsoft`].
+//! Tests administer it with PowerShell commands.
 //!
 //! Sources: "Authenticate an IMAP, POP or SMTP connection using OAuth", "Authenticated client SMTP submission", "SMTP
-//! submission improvements", "High Volume Email" (Microsoft Learn), and answers of the service that people published.
+//! submission improvements", "High Volume Email" (Microsoft Learn), and published answers of the service.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,24 +22,24 @@ use super::{
     powershell::Command,
 };
 
-/// The shortest remaining lifetime of a token that High Volume Email accepts, in seconds.
+/// Minimum remaining lifetime in seconds of a token that High Volume Email accepts.
 const HVE_LIFETIME: i64 = 600;
-/// The end of Exchange's SMTP answers: the server that answered.
+/// The end of Exchange's SMTP answers: the name of the answering server.
 const AT: &str = "[AM0PR01CA0001.eurprd01.prod.exchangelabs.com]";
 
-/// The stand-in.
+/// A running stand-in of Exchange Online.
 pub type Exchange = MailStandIn<Organization>;
 
 /// Why a tenant's policy blocks logins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
-    /// Security defaults.
+    /// The security defaults of the tenant.
     SecurityDefaults,
-    /// Conditional access, or an authentication policy.
+    /// A conditional access policy, or an authentication policy.
     ConditionalAccess,
 }
 
-/// What it knows.
+/// The state of the stand-in: applications, mailboxes and policies.
 pub struct Organization {
     cloud: Cloud,
     jwks: Value,
@@ -49,25 +49,25 @@ pub struct Organization {
     mailboxes: BTreeMap<String, Mailbox>,
 }
 
-/// An application, as `New-ServicePrincipal` has registered it.
+/// An application that `New-ServicePrincipal` has registered.
 struct Principal {
     app_id: String,
     object_id: String,
     name: String,
 }
 
-/// A mailbox with all protocols on. Whether authenticated SMTP is on, the tenant decides.
+/// A mailbox with IMAP and POP3 enabled. `None` in `smtp_disabled` means that the tenant's setting applies.
 struct Mailbox {
     smtp_disabled: Option<bool>,
     imap: bool,
     pop: bool,
-    /// Object ids of principals and addresses of users with FullAccess.
+    /// Object ids of principals, and addresses of users, with FullAccess.
     full_access: BTreeSet<String>,
     high_volume: bool,
 }
 
 impl Cloud {
-    /// The names of Exchange's mail servers.
+    /// Returns the names of Exchange's mail servers.
     fn mail_hosts(self) -> &'static [&'static str] {
         match self {
             Self::Public => {
@@ -80,13 +80,13 @@ impl Cloud {
 }
 
 impl Exchange {
-    /// Starts one without mailboxes on free ports, which accepts the tokens of `entra`. As in a new tenant, authenticated SMTP
-    /// is off.
+    /// Starts a stand-in without mailboxes on free ports. It accepts the tokens of `entra`. As in a new tenant,
+    /// authenticated SMTP is off.
     pub fn beside(entra: &Microsoft) -> Self {
         Self::beside_at(entra, [127, 0, 0, 1].into(), [0; 3])
     }
 
-    /// Starts one at this address, on these ports for SMTP, IMAP and POP3.
+    /// Starts a stand-in at this address, on these ports for SMTP, IMAP and POP3.
     pub fn beside_at(entra: &Microsoft, address: IpAddr, ports: [u16; 3]) -> Self {
         let cloud = entra.cloud();
         let tls = entra.issue(&[cloud.mail_hosts(), &["localhost"]].concat());
@@ -106,7 +106,7 @@ impl Exchange {
         self.add(address, false);
     }
 
-    /// Adds an account of High Volume Email, which only sends, and sends with its own application's tokens.
+    /// Adds an account of High Volume Email. Such an account only sends mail, with tokens of its own application.
     pub fn high_volume(&self, address: &str) {
         self.add(address, true);
     }
@@ -116,7 +116,7 @@ impl Exchange {
         self.service().mailboxes.insert(address.to_ascii_lowercase(), mailbox);
     }
 
-    /// From now on, the policy that blocks logins.
+    /// Sets the policy that blocks logins; `None` removes the policy.
     pub fn block(&self, policy: Option<Policy>) {
         self.service().policy = policy;
     }
@@ -126,7 +126,7 @@ impl Exchange {
     ///
     /// # Errors
     ///
-    /// What the command lacks, or names that the organization does not have.
+    /// A text that names the missing part of the command, or a name that the organization does not have.
     pub fn run(&self, command: &str) -> Result<(), String> {
         self.service().run(&Command::read(command)?)
     }
@@ -184,13 +184,14 @@ impl Organization {
         self.mailboxes.get_mut(&identity).ok_or_else(|| format!("there is no mailbox {identity}"))
     }
 
-    /// The object id of a principal by its object id, application id or name.
+    /// Returns the object id of a principal. `identity` is its object id, application id or name.
     fn principal(&self, identity: &str) -> Option<String> {
         let named = |known: &&Principal| [&known.object_id, &known.app_id, &known.name].contains(&&identity.to_owned());
         self.principals.iter().find(named).map(|known| known.object_id.clone())
     }
 
-    /// The claims of a token that this organization's Entra ID has issued for Exchange, and that is valid now.
+    /// Returns the claims of a token that this organization's Entra ID has issued for Exchange, if the token is valid
+    /// now.
     fn verified(&self, token: &str, now: i64) -> Option<Jwt> {
         let jwt = Jwt::read(token).filter(|jwt| jwt.signed_by_set(&self.jwks, &["RS256"]))?;
         let for_exchange = self.cloud.resources().iter().any(|resource| jwt.is_for(resource));
@@ -313,7 +314,7 @@ impl Service for Organization {
             true => jwt.text("oid").to_owned(),
             false => jwt.text("upn").to_ascii_lowercase(),
         };
-        // Exchange finds the object id in the token when it opens the mailbox.
+        // Exchange checks the object id in the token when it opens the mailbox.
         let unknown = is_app(&jwt) && !self.principals.iter().any(|known| known.object_id == bearer);
         match (mailbox.full_access.contains(&bearer) || bearer == address, unknown, protocol) {
             (_, true, Protocol::Imap) => Verdict::NotConnected,

@@ -1,7 +1,6 @@
 //! A stand-in of Gmail's mail servers. It accepts the tokens of a [`Google`].
 //!
-//! Sources: "OAuth 2.0 Mechanism" and "IMAP, POP, and SMTP" (Google Workspace), and answers of the service that people
-//! published.
+//! Sources: "OAuth 2.0 Mechanism" and "IMAP, POP, and SMTP" (Google Workspace), and published answers of the service.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -15,30 +14,30 @@ use super::{
 
 /// The scope that opens a mailbox by all protocols.
 const SCOPE: &str = "https://mail.google.com/";
-/// The challenges that report a refused token: an unknown or expired one, and one without the scope.
+/// The challenges for a refused token: for an unknown or expired token, and for a token without the scope.
 const CHALLENGES: [&str; 2] = [
     r#"{"status":"401","schemes":"Bearer","scope":"https://mail.google.com/"}"#,
     r#"{"status":"400","schemes":"Bearer","scope":"https://mail.google.com/"}"#,
 ];
 
-/// The stand-in.
+/// A running stand-in of Gmail.
 pub type Gmail = MailStandIn<Mailboxes>;
 
-/// What it knows.
+/// The state of the stand-in: the valid tokens and the mailboxes.
 pub struct Mailboxes {
     tokens: Tokens,
-    /// The settings of a mailbox that have been changed.
+    /// The changed settings of each mailbox.
     settings: BTreeMap<String, Settings>,
 }
 
-/// A mailbox's settings.
+/// The settings of a mailbox.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// IMAP is enabled.
+    /// Whether IMAP is enabled.
     pub imap: bool,
-    /// POP is enabled.
+    /// Whether POP is enabled.
     pub pop: bool,
-    /// Google wants the user to sign in with a browser before the next login.
+    /// Whether Google requires a sign-in with a browser before the next login.
     pub browser_sign_in: bool,
 }
 
@@ -49,12 +48,12 @@ impl Default for Settings {
 }
 
 impl Gmail {
-    /// Starts one on free ports, which accepts the tokens of `google`. Each account has a mailbox.
+    /// Starts a stand-in on free ports. It accepts the tokens of `google`. Each account has a mailbox.
     pub fn beside(google: &Google) -> Self {
         Self::beside_at(google, [127, 0, 0, 1].into(), [0; 3])
     }
 
-    /// Starts one at this address, on these ports for SMTP, IMAP and POP3.
+    /// Starts a stand-in at this address, on these ports for SMTP, IMAP and POP3.
     pub fn beside_at(google: &Google, address: IpAddr, ports: [u16; 3]) -> Self {
         let tls = google.issue(&["smtp.gmail.com", "imap.gmail.com", "pop.gmail.com", "localhost"]);
         Self::serve(address, ports, tls, Mailboxes { tokens: google.tokens(), settings: BTreeMap::new() })
@@ -66,7 +65,7 @@ impl Gmail {
     }
 }
 
-/// A refusal without a challenge, in the words of each protocol.
+/// Returns a refusal without a challenge, with the text for the protocol.
 fn refused(protocol: Protocol, words: [&str; 3]) -> Verdict {
     Verdict::Refused(words[protocol as usize].to_owned())
 }

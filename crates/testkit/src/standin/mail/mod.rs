@@ -1,5 +1,5 @@
 //! Stand-ins of mail servers that accept the tokens of a stand-in of an identity provider: SMTP with STARTTLS, IMAP and POP3
-//! with TLS, each on a port of its own. Their certificates are from the identity provider's CA.
+//! with TLS, each on its own port. The identity provider's CA issues their certificates.
 //!
 //! | stand-in | of | beside |
 //! |---|---|---|
@@ -38,28 +38,28 @@ use tokio::sync::watch;
 use self::dialogue::{Verdict, Words};
 pub use self::{exchange::Exchange, gmail::Gmail};
 
-/// Whether a mail server is in order.
+/// Whether a mail server works.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Condition {
-    /// It is.
+    /// The server works.
     #[default]
     Well,
-    /// It limits the mailbox's connections.
+    /// The server limits the mailbox's connections.
     Throttled,
-    /// It reads a login and never answers.
+    /// The server reads a login and never answers.
     Hanging,
 }
 
-/// A mail service's words and memory.
+/// The texts and the state of a mail service.
 pub trait Service: Send + 'static {
-    /// What it says besides verdicts.
+    /// The texts of the service, except refusals.
     const WORDS: Words;
 
-    /// The verdict about a login at this time, in seconds since 1970.
+    /// Decides about a login at `now`, in seconds since 1970.
     fn judge(&mut self, protocol: Protocol, user: &str, token: &str, now: i64) -> Verdict;
 }
 
-/// A running mail server; it stops when dropped.
+/// A running mail server. It stops when dropped.
 pub struct MailStandIn<S> {
     addresses: [SocketAddr; 3],
     shared: Arc<Shared<S>>,
@@ -76,7 +76,7 @@ struct Shared<S> {
 }
 
 impl<S: Service> MailStandIn<S> {
-    /// Listens on these ports for SMTP, IMAP and POP3; 0 is any free one.
+    /// Listens on these ports for SMTP, IMAP and POP3; 0 means any free port.
     fn serve(address: IpAddr, ports: [u16; 3], tls: Arc<ServerConfig>, service: S) -> Self {
         let listeners = ports.map(|port| TcpListener::bind((address, port)).unwrap());
         let addresses = listeners.each_ref().map(|listener| listener.local_addr().unwrap());
@@ -99,22 +99,22 @@ impl<S> MailStandIn<S> {
         self.shared.service.lock().unwrap()
     }
 
-    /// The port at which it speaks a protocol.
+    /// Returns the port for a protocol.
     pub fn port(&self, protocol: Protocol) -> u16 {
         self.addresses[protocol as usize].port()
     }
 
-    /// From now on, whether it is in order.
+    /// Sets whether the server works.
     pub fn set(&self, condition: Condition) {
         *self.shared.condition.lock().unwrap() = condition;
     }
 
-    /// All logins that it has judged, in their order: the protocol, the user name, and whether the token was accepted.
+    /// Returns all logins so far, in order: the protocol, the user name, and whether the server accepted the token.
     pub fn logins(&self) -> Vec<(Protocol, String, bool)> {
         self.shared.logins.lock().unwrap().clone()
     }
 
-    /// Sets its clock so many seconds ahead of this machine's (or behind it).
+    /// Sets the server's clock this number of seconds ahead of this machine's clock, or behind it.
     pub fn clock_ahead(&self, seconds: i64) {
         self.shared.ahead.store(seconds, Ordering::Relaxed);
     }
@@ -145,5 +145,5 @@ impl<S> Drop for MailStandIn<S> {
     }
 }
 
-/// How long a client may say nothing.
+/// Maximum time without data from a client.
 const IDLE: Duration = Duration::from_secs(300);

@@ -1,4 +1,4 @@
-//! Commands as an administrator types them: `Set-CASMailbox -Identity 'billing@contoso.com' -ImapEnabled $true`.
+//! Parses commands that an administrator types: `Set-CASMailbox -Identity 'billing@contoso.com' -ImapEnabled $true`.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ pub(super) struct Command {
 }
 
 impl Command {
-    /// Reads one command: parameters with one value each, in single or double quotes where they have blanks.
+    /// Parses one command. Each parameter has one value, in single or double quotes if it contains spaces.
     pub(super) fn read(line: &str) -> Result<Self, String> {
         let mut words = words(line)?.into_iter();
         let name = words.next().ok_or("there is no command")?;
@@ -23,7 +23,7 @@ impl Command {
         Ok(Self { name, parameters })
     }
 
-    /// A parameter that the command must have.
+    /// Returns a required parameter.
     pub(super) fn value(&self, parameter: &str) -> Result<&str, String> {
         let found = self.optional(parameter);
         found.ok_or_else(|| format!("{}: -{parameter} is missing", self.name))
@@ -33,7 +33,7 @@ impl Command {
         self.parameters.get(&parameter.to_ascii_lowercase()).map(String::as_str)
     }
 
-    /// A parameter that is `$true` or `$false`, if the command has it.
+    /// Returns an optional parameter with the value `$true` or `$false`.
     pub(super) fn switch(&self, parameter: &str) -> Result<Option<bool>, String> {
         match self.optional(parameter) {
             None => Ok(None),

@@ -1,4 +1,4 @@
-//! The sockets of a mail server.
+//! The connections of a mail server.
 
 use std::{net, sync::Arc, time::Duration};
 
@@ -15,10 +15,10 @@ use super::{
     dialogue::{Answer, Dialogue},
 };
 
-/// The longest line that is read.
+/// Maximum length of a line in bytes.
 const LINE: usize = 16_384;
 
-/// Serves until it is stopped.
+/// Serves connections until the stand-in stops.
 pub(super) fn run<S: Service>(
     listeners: [net::TcpListener; 3],
     shared: Arc<Shared<S>>,
@@ -41,7 +41,7 @@ async fn accept<S: Service>(listener: TcpListener, protocol: Protocol, shared: A
     }
 }
 
-/// `None` at the end of the connection.
+/// Serves one connection. Returns `None` at its end.
 async fn serve<S: Service>(mut tcp: TcpStream, protocol: Protocol, shared: &Shared<S>) -> Option<()> {
     let mut dialogue = Dialogue::new(protocol, const { &S::WORDS });
     let tls = TlsAcceptor::from(shared.tls.clone());
@@ -57,7 +57,7 @@ async fn serve<S: Service>(mut tcp: TcpStream, protocol: Protocol, shared: &Shar
     talk(&mut stream, &mut dialogue, protocol, shared).await
 }
 
-/// Returns when TLS is to be started; `None` at the end of the connection.
+/// Exchanges lines until TLS must start. Returns `None` at the end of the connection.
 async fn talk<T, S>(stream: &mut T, dialogue: &mut Dialogue, protocol: Protocol, shared: &Shared<S>) -> Option<()>
 where
     T: AsyncRead + AsyncWrite + Unpin,
