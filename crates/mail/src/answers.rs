@@ -1,5 +1,5 @@
-//! What a mail server's answer means: the table from answers to causes, and the form in which an answer's code is shown.
-//! Rows match a code and a fixed phrase. No text of a server leaves this module.
+//! The meaning of a mail server's answer: a table from answers to causes, and the shown form of an answer's code. A row
+//! matches a code and a fixed phrase. No text of a server leaves this module.
 //!
 //! Sources: RFC 4954 section 6, RFC 5530 section 3, RFC 2449 section 8, RFC 3206; Microsoft, "Authenticate an IMAP, POP or
 //! SMTP connection using OAuth" and "SMTP submission improvements"; Google, "OAuth 2.0 Mechanism".
@@ -17,25 +17,25 @@ pub enum Cause {
     SmtpAuthDisabledForMailbox,
     /// Exchange: the application or the user has no permission for this mailbox.
     PermissionMissing,
-    /// Exchange accepted the token and does not open the mailbox.
+    /// Exchange accepted the token, but does not open the mailbox.
     NotConnected,
     /// A policy of the tenant blocks the login.
     BlockedByPolicy,
-    /// Google wants the user to sign in with a browser first.
+    /// Google requires the user to sign in with a browser first.
     BrowserSignInRequired,
-    /// High Volume Email refuses a token that ends within ten minutes.
+    /// High Volume Email refuses a token that expires within ten minutes.
     TokenTooShortLived,
-    /// High Volume Email does not accept the user name in the response.
+    /// High Volume Email does not accept the user name in the SASL response.
     WrongAccountKind,
-    /// The server took the login for one with a password.
+    /// The server treated the login as a login with a password.
     PasswordLoginDisabled,
-    /// Any other refusal of the token.
+    /// The server refused the token for another reason.
     Refused,
     /// After TLS the server offers neither XOAUTH2 nor OAUTHBEARER.
     NoMechanism,
     /// The server does not offer STARTTLS.
     NoStartTls,
-    /// The server offers XCLIENT: it would take this client for a trusted front end.
+    /// The server offers XCLIENT, so it would treat this client as a trusted front end.
     OffersXclient,
     /// The token is longer than [`crate::sasl::MAX_TOKEN`].
     TokenTooLong,
@@ -56,9 +56,9 @@ pub enum Cause {
 /// What a cause says about the token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
-    /// The server does not accept this login. A person has to act.
+    /// The server does not accept this login. A person must act.
     Refused,
-    /// The login shows nothing about the token. A later login may.
+    /// The login shows nothing about the token. A later login may show more.
     Unknown,
 }
 
@@ -110,14 +110,15 @@ impl Cause {
 pub enum ImapStatus {
     /// The command failed.
     No,
-    /// The command was not understood.
+    /// The server did not understand the command.
     Bad,
     /// The server closes the connection.
     Bye,
 }
 
-/// The code of a server's answer. Its form is fixed: three digits and an enhanced status code, or a status and a response
-/// code that a standard defines. [`fmt::Display`] writes `535 5.7.139`, `NO [AUTHENTICATIONFAILED]` or `-ERR [SYS/TEMP]`.
+/// The code of a server's answer. The form is fixed: three digits and an enhanced status code, or a status and a
+/// response code that a standard defines. [`fmt::Display`] writes `535 5.7.139`, `NO [AUTHENTICATIONFAILED]` or
+/// `-ERR [SYS/TEMP]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ServerCode {
     /// An SMTP reply code (RFC 5321 section 4.2), 200 to 599, and its enhanced status code (RFC 2034).
@@ -143,7 +144,7 @@ impl fmt::Display for ServerCode {
     }
 }
 
-/// The response codes that may be shown: IMAP (RFC 9051 section 7.1, RFC 5530 section 3, RFC 9208).
+/// IMAP response codes that a message may show (RFC 9051 section 7.1, RFC 5530 section 3, RFC 9208).
 const IMAP_CODES: [&str; 17] = [
     "ALERT",
     "AUTHENTICATIONFAILED",
@@ -163,7 +164,7 @@ const IMAP_CODES: [&str; 17] = [
     "UNAVAILABLE",
     "UIDNOTSTICKY",
 ];
-/// The response codes that may be shown: POP3 (RFC 2449 section 8, RFC 3206).
+/// POP3 response codes that a message may show (RFC 2449 section 8, RFC 3206).
 const POP3_CODES: [&str; 5] = ["AUTH", "IN-USE", "LOGIN-DELAY", "SYS/PERM", "SYS/TEMP"];
 
 /// The response code at the beginning of an IMAP response's text, if a standard defines it.
@@ -182,22 +183,22 @@ fn bracketed(text: &str, known: &[&'static str]) -> Option<&'static str> {
     known.iter().find(|known| known.eq_ignore_ascii_case(name)).copied()
 }
 
-/// When in the dialogue a server gave an answer.
+/// Stages of a login in which a server gives an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Stage {
-    /// Before the client began to authenticate.
+    /// Before the client begins to authenticate.
     Opening,
     /// From the command that begins authentication to the server's final reply, and the first command after it.
     Authentication,
 }
 
-/// What must be in an answer for a row to match.
+/// A row of the table: the conditions on an answer, and its cause.
 struct Row {
     protocol: Option<Protocol>,
     stage: Option<Stage>,
-    /// The beginning of [`ServerCode`]'s text; a code matches whole numbers and names only.
+    /// The beginning of the [`ServerCode`] as text. It matches only whole numbers and names.
     code: &'static str,
-    /// A phrase in lower case; empty where the code is enough.
+    /// A phrase of the answer in lower case. Empty: the code is enough.
     phrase: &'static str,
     cause: Cause,
 }
@@ -214,7 +215,7 @@ const fn while_opening(protocol: Protocol, cause: Cause) -> Row {
     Row { protocol: Some(protocol), stage: Some(Stage::Opening), code: "", phrase: "", cause }
 }
 
-/// The first row that matches gives the cause.
+/// The table of causes. The first row that matches gives the cause.
 const ROWS: [Row; 36] = {
     use Cause as C;
     use Protocol::{Imap, Pop3, Smtp};
@@ -258,7 +259,7 @@ const ROWS: [Row; 36] = {
     ]
 };
 
-/// The cause of an answer that is not the expected one. `text` is the server's text in lower case.
+/// The cause for an answer that the client does not expect. `text` is the server's text in lower case.
 pub(crate) fn cause(code: ServerCode, stage: Stage, text: &str) -> Cause {
     let protocol = match code {
         ServerCode::Smtp(..) => Protocol::Smtp,
@@ -284,8 +285,9 @@ pub(crate) fn cause(code: ServerCode, stage: Stage, text: &str) -> Cause {
     }
 }
 
-/// Whether an account's name may stand in the command that fixes a cause: it has only characters of usual addresses. A tenant
-/// chose the name and an administrator runs the command, and PowerShell ends a string at five different quotation marks.
+/// Whether the command that fixes a cause may contain an account's name: the name has only characters of usual
+/// addresses. A tenant chose the name, and an administrator runs the command. PowerShell ends a string at five
+/// different quotation marks.
 pub fn is_usual_account(name: &str) -> bool {
     name.chars().all(|letter| letter.is_alphanumeric() || "@._+-".contains(letter))
 }

@@ -41,7 +41,8 @@ impl Protocol {
     )
 )]
 pub enum Security {
-    /// Plain text until STARTTLS or STLS (RFC 3207, RFC 2595). The login continues only if the server offers it.
+    /// Plain text until STARTTLS or STLS (RFC 3207, RFC 2595). The login continues only if the server offers this
+    /// command.
     StartTls,
     /// TLS from the first byte (RFC 8314 section 3).
     Tls,
@@ -76,8 +77,8 @@ impl Mechanism {
         }
     }
 
-    /// The client's answer to the challenge that reports a refused token. The server sends its final reply after it:
-    /// an empty line for XOAUTH2, and a single control character A in base64 for OAUTHBEARER (RFC 7628 section 3.2.3).
+    /// The client's answer to the challenge that reports a refused token: an empty line for XOAUTH2, and a single
+    /// control character A in base64 for OAUTHBEARER (RFC 7628 section 3.2.3). The server then sends its final reply.
     pub const fn answer_to_refusal(self) -> &'static [u8] {
         match self {
             Self::XOAuth2 => b"\r\n",
@@ -85,8 +86,8 @@ impl Mechanism {
         }
     }
 
-    /// The mechanism to use of those that a server offers: XOAUTH2 first, because Microsoft documents no other. A refused
-    /// token is not tried with the second mechanism: the server would count two failures.
+    /// Chooses the mechanism among the offered names: XOAUTH2 first, because Microsoft documents no other mechanism. A
+    /// client must not send a refused token with the second mechanism, because the server would count two failures.
     pub fn choose<'a>(offered: impl Iterator<Item = &'a str>) -> Option<Self> {
         let mut found = None;
         for name in offered {

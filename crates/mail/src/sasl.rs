@@ -5,11 +5,12 @@ use zeroize::Zeroizing;
 
 use crate::{answers::Cause, protocol::Mechanism};
 
-/// Characters of a token, at most. Servers accept 12,288 octets of base64 in a response (RFC 4954 section 4), which are 9,216
-/// of user name, frame and token.
+/// Maximum characters of a token. Servers accept 12,288 octets of base64 in a response (RFC 4954 section 4), which are
+/// 9,216 octets of user name, frame and token.
 pub const MAX_TOKEN: usize = 9000;
 
-/// The response that a mechanism sends for a token, in base64, without a line end. The memory is wiped when it is dropped.
+/// The response that a mechanism sends for a token, in base64, without a line end. Dropping the response wipes its
+/// memory.
 ///
 /// # Errors
 ///

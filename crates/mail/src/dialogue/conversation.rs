@@ -1,4 +1,4 @@
-//! What the logins at the three kinds of server have in common.
+//! The common part of the logins at SMTP, IMAP and POP3 servers.
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 
@@ -11,20 +11,20 @@ use crate::{
     protocol::{Mechanism, Security},
 };
 
-/// What the three dialogues have in common.
+/// The common state of the three dialogues.
 #[derive(Debug)]
 pub(super) struct Conversation {
     /// Unfinished input.
     pub(super) lines: Lines,
     pub(super) purpose: Purpose,
-    /// TLS is still to be started before AUTH.
+    /// Whether the client must still start TLS before AUTH.
     pub(super) plain: bool,
     pub(super) mechanism: Mechanism,
-    /// The server has sent a challenge that reports a refused token.
+    /// Whether the server has sent a challenge that reports a refused token.
     pub(super) refused: bool,
-    /// The challenge has been answered.
+    /// Whether the client has answered the challenge.
     pub(super) answered: bool,
-    /// A step to return before more input is read.
+    /// A step to return before the login reads more input.
     pub(super) pending: Option<Step>,
 }
 
@@ -41,14 +41,14 @@ impl Conversation {
         }
     }
 
-    /// The mechanism for the offered names, or the failure.
+    /// Chooses the mechanism among the offered names.
     pub(super) fn choose<'a>(&mut self, offered: impl Iterator<Item = &'a str>) -> Result<Mechanism, Cause> {
         self.mechanism = Mechanism::choose(offered).ok_or(Cause::NoMechanism)?;
         Ok(self.mechanism)
     }
 
-    /// The server sent a challenge instead of its final reply: the refusal of XOAUTH2 and OAUTHBEARER. The client answers the
-    /// first one. A second one has no end.
+    /// Answers a challenge that the server sent instead of its final reply. XOAUTH2 and OAUTHBEARER report a refusal in
+    /// this way. The client answers only the first challenge; a second challenge ends the login.
     pub(super) fn challenged(&mut self, challenge: &str) -> Step {
         if std::mem::replace(&mut self.answered, true) {
             return failed(Failure::from(if self.refused { Cause::Refused } else { Cause::Malformed }));
@@ -57,7 +57,7 @@ impl Conversation {
         Step::Write(self.mechanism.answer_to_refusal().to_vec())
     }
 
-    /// The end of a login, after a last command whose reply the client does not read.
+    /// Ends a login with a last command, whose reply the client does not read.
     pub(super) fn end(&mut self, outcome: Outcome, last_command: &[u8]) -> Step {
         self.pending = Some(Step::Done(outcome));
         Step::Write(last_command.to_vec())
@@ -77,7 +77,7 @@ fn is_refusal(challenge: &str) -> bool {
     ["400", "401", "invalid_token"].iter().any(|status| text.contains(&format!("\"status\":\"{status}\"")))
 }
 
-/// Whether the client ends the session with a command. It sends none to a server that is not available.
+/// Whether the client ends the session with a command. A server that is not available gets no command.
 pub(super) fn says_goodbye(cause: Cause) -> bool {
     cause.verdict() == Verdict::Refused
 }

@@ -9,7 +9,7 @@ use crate::{
     protocol::Security,
 };
 
-/// Octets of a literal in an untagged response, at most. The login needs none; they are skipped.
+/// Maximum octets of a literal in an untagged response. The login needs no literal and skips the octets.
 const MAX_LITERAL: usize = 4096;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ enum State {
     StartTls,
     Authenticate,
     Token,
-    /// CAPABILITY after login.
+    /// The client has sent CAPABILITY after the login.
     CapabilityAfterLogin,
     Examine,
 }
@@ -30,9 +30,9 @@ pub(super) struct Imap {
     state: State,
     /// The number in the tag of the last command.
     tag: u32,
-    /// What the server has offered since the last change of security or identity.
+    /// The capabilities that the server has offered since the last change of security or identity.
     offered: Capabilities,
-    /// The line continues one that ended with a literal.
+    /// Whether the next line continues a line that ended with a literal.
     continues: bool,
 }
 
@@ -47,7 +47,7 @@ impl Imap {
         }
     }
 
-    /// What a line leads to; `None` if the reply is not complete.
+    /// The step after a line. `None`: the reply is not complete.
     pub(super) fn line(&mut self, line: &str) -> Option<Step> {
         let continued = std::mem::take(&mut self.continues);
         match literal(line) {
@@ -106,7 +106,7 @@ impl Imap {
         match self.state {
             State::Authenticate => {
                 self.state = State::Token;
-                // The capabilities of a session that is logged in may differ.
+                // The capabilities may differ after the login.
                 self.offered = Capabilities::default();
                 Step::SendToken(self.conversation.mechanism)
             }
@@ -115,7 +115,7 @@ impl Imap {
         }
     }
 
-    /// The command succeeded.
+    /// The step after a successful command.
     fn succeeded(&mut self) -> Step {
         match self.state {
             State::Capability => self.capabilities(),
@@ -138,7 +138,7 @@ impl Imap {
                 let accepted = Outcome::Accepted(std::mem::take(&mut self.offered));
                 self.log_out(accepted)
             }
-            // OK without the continuation that carries the token.
+            // The server sent OK before the client could send the token.
             State::Greeting | State::Authenticate => failed(Cause::Malformed.into()),
         }
     }
@@ -159,7 +159,7 @@ impl Imap {
         }
     }
 
-    /// Reads the code `[CAPABILITY …]` of an OK, if it has one.
+    /// Reads the code `[CAPABILITY …]` of an OK, if the OK has this code.
     fn code(&mut self, text: &str) {
         let code = text.strip_prefix('[').and_then(|rest| rest.split_once(']'));
         if let Some((name, words)) = code.and_then(|(code, _)| code.split_once(' '))
@@ -174,7 +174,7 @@ impl Imap {
         let stage = match self.state {
             State::Greeting | State::Capability | State::StartTls => Stage::Opening,
             State::Authenticate | State::Token | State::Examine => Stage::Authentication,
-            // The server has accepted the token. A session without the list of capabilities works too.
+            // The server has accepted the token. The session also works without the list of capabilities.
             State::CapabilityAfterLogin if status != ImapStatus::Bye => {
                 return Step::Done(Outcome::Accepted(Capabilities::default()));
             }
@@ -210,8 +210,8 @@ impl Imap {
     }
 }
 
-/// The length of the literal that a line announces at its end (RFC 9051 section 4.3); an impossible one where the number does
-/// not fit.
+/// The length of the literal that a line announces at its end (RFC 9051 section 4.3), or `usize::MAX` if the number is
+/// too large.
 fn literal(line: &str) -> Option<usize> {
     let (_, digits) = line.strip_suffix('}')?.rsplit_once('{')?;
     let digits = digits.strip_suffix('+').unwrap_or(digits);

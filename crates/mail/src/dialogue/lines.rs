@@ -1,26 +1,26 @@
 //! Splits a server's bytes into lines, within bounds.
 
-/// Lines of one reply, at most.
+/// Maximum number of lines of one reply.
 pub const MAX_LINES: usize = 64;
-/// Octets of one line without its line end, at most.
+/// Maximum octets of one line, without its line end.
 pub const MAX_LINE: usize = 2048;
 
-/// The unfinished line, and what a reply may still have.
+/// The unfinished line, and the remaining limits of the reply.
 #[derive(Debug)]
 pub(super) struct Lines {
     partial: Vec<u8>,
-    /// Octets of an IMAP literal that are still to be skipped.
+    /// Octets of an IMAP literal that the reader must still skip.
     skip: usize,
-    /// Lines that the reply in progress may still have.
+    /// Number of lines that the reply in progress may still have.
     left: usize,
 }
 
-/// What some bytes were.
+/// The result of taking bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Taken {
     /// The line is not complete.
     Incomplete,
-    /// A line without its line end. Bytes that are not ASCII are replaced by `?`.
+    /// A line without its line end. `?` replaces each byte that is not ASCII.
     Line(String),
     /// The line, or the reply, exceeds its limit.
     TooLong,
@@ -33,7 +33,7 @@ impl Default for Lines {
 }
 
 impl Lines {
-    /// The next reply may have the full number of lines.
+    /// Allows the next reply the full number of lines.
     pub(super) fn begin_reply(&mut self) {
         self.left = MAX_LINES;
     }
@@ -43,14 +43,14 @@ impl Lines {
         self.skip = octets;
     }
 
-    /// Takes bytes up to the end of the line. LF ends a line; a CR before it belongs to the line end.
+    /// Takes bytes up to the end of the line. LF ends a line; a CR before the LF belongs to the line end.
     pub(super) fn take(&mut self, input: &[u8]) -> (usize, Taken) {
         let skipped = self.skip.min(input.len());
         self.skip -= skipped;
         let input = &input[skipped..];
         let end = input.iter().position(|byte| *byte == b'\n');
         let part = &input[..end.unwrap_or(input.len())];
-        // One more for the CR.
+        // The limit has one more octet for the CR.
         if self.partial.len() + part.len() > MAX_LINE + 1 || self.left == 0 {
             return (0, Taken::TooLong);
         }

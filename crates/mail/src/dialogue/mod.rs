@@ -34,7 +34,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Login {
     machine: Machine,
-    /// The end; [`Login::advance`] returns it again when it is called again.
+    /// The outcome of an ended login, which every further call of [`Login::advance`] returns.
     ended: Option<Outcome>,
 }
 
@@ -46,9 +46,9 @@ enum Machine {
 }
 
 impl Login {
-    /// A login that has not begun. With [`Security::Tls`] the caller starts TLS before it reads the first byte.
-    /// `client_name` is the name in SMTP's EHLO, a domain or an address literal of at most 255 printable ASCII characters;
-    /// another name is replaced by `[127.0.0.1]`.
+    /// Creates a login that has not begun. With [`Security::Tls`], the caller starts TLS before it reads the first
+    /// byte. `client_name`: the name in SMTP's EHLO, a domain or an address literal of at most 255 printable ASCII
+    /// characters. `[127.0.0.1]` replaces every other name.
     pub fn new(protocol: Protocol, security: Security, purpose: Purpose, client_name: &str) -> Self {
         let machine = match protocol {
             Protocol::Smtp => Machine::Smtp(smtp::Smtp::new(security, purpose, client_name)),
@@ -58,8 +58,9 @@ impl Login {
         Self { machine, ended: None }
     }
 
-    /// Takes bytes that the server sent, and returns how many it took and what the caller does next. The caller calls it again
-    /// with the bytes that were not taken, after it has done the step; after [`Step::Read`] with more bytes.
+    /// Takes bytes of the server. Returns the number of bytes that the login took, and the caller's next step. After
+    /// the step, the caller calls this function again with the bytes that the login did not take; after [`Step::Read`],
+    /// with more bytes.
     pub fn advance(&mut self, input: &[u8]) -> (usize, Step) {
         if let Some(outcome) = &self.ended {
             return (0, Step::Done(outcome.clone()));
@@ -88,8 +89,8 @@ impl Login {
         (taken, step)
     }
 
-    /// The failure if the server closes the connection, or stays silent, at this point. A server that has sent the challenge
-    /// of a refusal has refused the token.
+    /// The failure if the server now closes the connection or stays silent. A server that has sent the challenge of a
+    /// refusal has refused the token.
     pub fn interrupted(&self) -> Failure {
         match &self.ended {
             Some(Outcome::Failed(failure)) => *failure,
@@ -100,7 +101,7 @@ impl Login {
 }
 
 impl Machine {
-    /// What a line leads to; `None` if the reply is not complete.
+    /// The step after a line. `None`: the reply is not complete.
     fn line(&mut self, line: &str) -> Option<Step> {
         match self {
             Self::Smtp(smtp) => smtp.line(line),

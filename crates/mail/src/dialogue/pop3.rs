@@ -13,7 +13,7 @@ use crate::{
 enum State {
     Greeting,
     Capa,
-    /// The lines of CAPA's reply.
+    /// The client reads the lines of CAPA's reply.
     CapaLines,
     StartTls,
     Auth,
@@ -36,7 +36,7 @@ impl Pop3 {
         }
     }
 
-    /// What a line leads to; `None` if the reply is not complete.
+    /// The step after a line. `None`: the reply is not complete.
     pub(super) fn line(&mut self, line: &str) -> Option<Step> {
         if self.state == State::CapaLines {
             if line == "." {

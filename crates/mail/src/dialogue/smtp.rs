@@ -9,7 +9,7 @@ use crate::{
     protocol::Security,
 };
 
-/// Octets of a reply's text that are kept to find a phrase in.
+/// Maximum octets of a reply's text that the client keeps to search for phrases.
 const MAX_TEXT: usize = 4096;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,9 +26,9 @@ enum State {
 struct Reply {
     code: Option<u16>,
     enhanced: Option<(u8, u16, u16)>,
-    /// In lower case.
+    /// The text of all lines in lower case.
     text: String,
-    /// What follows the code in each line.
+    /// The text after the code in each line.
     lines: Capabilities,
 }
 
@@ -53,7 +53,7 @@ impl Smtp {
         }
     }
 
-    /// What a line leads to; `None` if the reply is not complete.
+    /// The step after a line. `None`: the reply is not complete.
     pub(super) fn line(&mut self, line: &str) -> Option<Step> {
         match self.reply.add(line) {
             None => Some(failed(Cause::Malformed.into())),
@@ -97,7 +97,7 @@ impl Smtp {
                 let code = ServerCode::Smtp(code, reply.enhanced);
                 self.end(Failure { cause: cause(code, stage, &reply.text), code: Some(code) })
             }
-            // A positive reply that does not belong here.
+            // A positive reply that does not fit the state.
             (_, _) => failed(Cause::Malformed.into()),
         }
     }
@@ -141,7 +141,8 @@ impl Smtp {
 }
 
 impl Reply {
-    /// Adds a line. Returns whether the reply is complete; `None` if the line is not a reply's, or has another code.
+    /// Adds a line, and returns whether the reply is complete. `None`: the line is no line of a reply, or has another
+    /// code.
     fn add(&mut self, line: &str) -> Option<bool> {
         let (digits, rest) = line.split_at_checked(3)?;
         let code: u16 = digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())??;

@@ -1,4 +1,4 @@
-//! What a login asks of its caller, and how it ends.
+//! The steps that a login asks of its caller, and the outcome of a login.
 
 use std::fmt;
 
@@ -8,20 +8,20 @@ use crate::{
     protocol::Mechanism,
 };
 
-/// What the caller does next.
+/// The next step of the caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Reads more bytes from the server.
     Read,
-    /// Writes these bytes.
+    /// Writes the bytes.
     Write(Vec<u8>),
     /// Starts TLS. If the server has sent a byte that [`super::Login::advance`] did not take, the caller ends the login with
     /// [`Cause::BytesAfterStartTls`] instead: an attacker on the path may have injected it (CVE-2011-0411).
     StartTls,
-    /// Writes the SASL response of this mechanism and a line end.
+    /// Writes the SASL response of the mechanism and a line end.
     SendToken(Mechanism),
-    /// The login has ended. After [`Outcome::Accepted`] of a [`Purpose::Session`], bytes that were not taken belong to the
-    /// session.
+    /// The login has ended. After [`Outcome::Accepted`] of a [`Purpose::Session`], bytes that the login did not take
+    /// belong to the session.
     Done(Outcome),
 }
 
@@ -30,16 +30,16 @@ pub enum Step {
 pub enum Outcome {
     /// The server accepted the token.
     Accepted(Capabilities),
-    /// The server did not accept the token, or the login failed before it.
+    /// The server did not accept the token, or the login failed earlier.
     Failed(Failure),
 }
 
 /// Why a login failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// What the failure comes from.
+    /// The cause of the failure.
     pub cause: Cause,
-    /// The code of the server's answer; `None` if no answer led to the failure.
+    /// The code of the server's answer. `None`: no answer led to the failure.
     pub code: Option<ServerCode>,
 }
 
@@ -49,13 +49,13 @@ impl From<Cause> for Failure {
     }
 }
 
-/// What the server offers: the lines of EHLO's or CAPA's reply, or IMAP's capabilities, in printable ASCII. For IMAP they are
-/// those after login.
+/// The server's capabilities in printable ASCII: the lines of EHLO's or CAPA's reply, or IMAP's capabilities after the
+/// login.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Capabilities(Vec<String>);
 
 impl fmt::Debug for Capabilities {
-    /// Shows no text of the server.
+    /// Shows the number of capabilities, but no text of the server.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Capabilities({})", self.0.len())
     }
@@ -68,8 +68,8 @@ impl Capabilities {
         self.0.iter().map(String::as_str)
     }
 
-    /// What follows a keyword: the parameters of `AUTH XOAUTH2 PLAIN`, for example. `None` if the keyword is not offered.
-    /// ASCII case is ignored.
+    /// The parameters after a keyword, such as `XOAUTH2 PLAIN` after `AUTH`. Ignores ASCII case. `None`: the server
+    /// does not offer the keyword.
     pub fn parameters(&self, keyword: &str) -> Option<&str> {
         self.lines().find_map(|line| {
             let (name, rest) = line.split_at_checked(keyword.len())?;
@@ -78,7 +78,7 @@ impl Capabilities {
         })
     }
 
-    /// Whether the keyword is offered.
+    /// Whether the server offers the keyword.
     pub fn offers(&self, keyword: &str) -> bool {
         self.parameters(keyword).is_some()
     }
@@ -90,7 +90,7 @@ impl Capabilities {
     }
 
     pub(super) fn add_words(&mut self, words: &str) {
-        // A line of MAX_LINE octets has no more words than half of them.
+        // A line of MAX_LINE octets has at most MAX_LINE / 2 words.
         let printable = |word: &&str| !word.is_empty() && word.bytes().all(|byte| (b'!'..=b'~').contains(&byte));
         self.0.extend(
             words.split(' ').filter(printable).take(MAX_LINE / 2 - self.0.len().min(MAX_LINE / 2)).map(str::to_owned),
@@ -98,12 +98,12 @@ impl Capabilities {
     }
 }
 
-/// What the login is for.
+/// The purpose of a login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// To check that the mailbox accepts the token. SMTP and POP3 quit after the reply. IMAP opens INBOX read-only first:
-    /// Exchange accepts the AUTH of a mailbox that it then does not open.
+    /// A check that the mailbox accepts the token. SMTP and POP3 clients quit after the reply. An IMAP client first
+    /// opens INBOX read-only: Exchange accepts AUTH even for a mailbox that it does not open.
     Probe,
-    /// To use the session after the login.
+    /// A session that the caller uses after the login.
     Session,
 }

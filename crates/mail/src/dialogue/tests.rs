@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A login, its steps so far, and the input that it has not taken.
+/// A login, its steps so far, and the input that the login has not taken.
 struct Driver {
     login: Login,
     unread: Vec<u8>,
@@ -36,7 +36,7 @@ fn outcome(outcome: &Outcome) -> String {
     }
 }
 
-/// Plays a transcript, and fails where the client does another step.
+/// Plays a transcript, and fails if the client takes another step.
 #[track_caller]
 fn play(protocol: Protocol, security: Security, purpose: Purpose, transcript: &str) {
     let mut driver = Driver::new(protocol, security, purpose);
@@ -301,7 +301,7 @@ fn every_row_of_the_table_gives_its_cause() {
         ("999 what", "Malformed"),
         ("garbage", "Malformed"),
     ] {
-        // A line with a hyphen is followed by another.
+        // Another line follows a line with a hyphen.
         let more = if reply.as_bytes()[3] == b'-' { format!("\nS: {} more", &reply[..3]) } else { String::new() };
         let silent = ["Throttled", "Malformed"].iter().any(|cause| ended.starts_with(cause));
         let goodbye = if silent { "" } else { "C: QUIT\n" };
@@ -442,7 +442,7 @@ fn a_client_name_that_does_not_fit_is_replaced() {
     }
 }
 
-/// All steps for some bytes that arrive in pieces of the given lengths, each with the number of bytes taken until then.
+/// All steps for bytes that arrive in pieces of the given lengths, each step with the number of bytes taken so far.
 fn steps(
     protocol: Protocol,
     security: Security,

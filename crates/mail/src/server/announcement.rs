@@ -1,23 +1,24 @@
-//! What the relay announces before login, of what the mail servers offer: less than they offer is always permitted, more is not.
+//! The capabilities that the relay announces before login. It may announce less than the mail servers offer, but not
+//! more.
 
 use crate::dialogue::Capabilities;
 
-/// The extensions of SMTP that the relay announces without knowing a server: every server with XOAUTH2 has them.
+/// SMTP extensions that the relay announces for any mail server, because every server with XOAUTH2 has them.
 pub(super) const SMTP_ALWAYS: [&str; 3] = ["PIPELINING", "8BITMIME", "ENHANCEDSTATUSCODES"];
-/// The capabilities of IMAP that the relay has without a server.
+/// IMAP capabilities that the relay itself has, without a mail server.
 pub(super) const IMAP_ALWAYS: [&str; 4] = ["IMAP4rev1", "SASL-IR", "LITERAL-", "ID"];
 
-/// Extensions of SMTP that reach the server unchanged after login (RFC 1870, 6531, 3461, 3030, 2852, 4865, 6710, 9422).
+/// SMTP extensions that reach the server unchanged after login (RFC 1870, 6531, 3461, 3030, 2852, 4865, 6710, 9422).
 const SMTP_PASSED: [&str; 9] =
     ["SIZE", "SMTPUTF8", "DSN", "CHUNKING", "BINARYMIME", "DELIVERBY", "FUTURERELEASE", "MT-PRIORITY", "LIMITS"];
-/// Capabilities of IMAP that have no meaning, or another one, before login. `IMAP4rev2` obliges a server to more than the relay
-/// has before login.
+/// IMAP capabilities that have no meaning, or another meaning, before login. `IMAP4rev2` requires more of a server than
+/// the relay has before login.
 const IMAP_DROPPED: [&str; 7] =
     ["AUTH", "COMPRESS", "IMAP4rev2", "LITERAL+", "LOGINDISABLED", "STARTTLS", "UNAUTHENTICATE"];
-/// Octets of all of IMAP's capabilities together, at most: clients read lines of 8,192 octets (RFC 7162 section 4).
+/// Maximum octets of all IMAP capabilities together: clients read lines of 8,192 octets (RFC 7162 section 4).
 const MAX_WORDS: usize = 4096;
 
-/// The lines of EHLO's reply that every server offers, with the smallest `SIZE`. A line whose parameters differ is left out.
+/// The lines of EHLO's reply that every server offers, with the smallest `SIZE`. Skips a line whose parameters differ.
 pub fn smtp_capabilities(servers: &[&Capabilities]) -> Vec<String> {
     SMTP_PASSED.iter().filter_map(|keyword| common(keyword, servers)).collect()
 }
@@ -34,7 +35,7 @@ fn common(keyword: &str, servers: &[&Capabilities]) -> Option<String> {
     same.then(|| if first.is_empty() { keyword.to_owned() } else { format!("{keyword} {first}") })
 }
 
-/// The capabilities that every server offers after login, without those that the relay answers for.
+/// The IMAP capabilities that every server offers after login, without the capabilities that the relay itself provides.
 pub fn imap_capabilities(servers: &[&Capabilities]) -> Vec<String> {
     let Some((first, others)) = servers.split_first() else { return vec![] };
     let has = |server: &Capabilities, word: &str| server.lines().any(|other| other.eq_ignore_ascii_case(word));

@@ -25,7 +25,7 @@ impl Imap {
         Self { offer, command: Command::default(), exchange: None, tag: String::new() }
     }
 
-    /// The greeting carries the capabilities, because some clients read them only there.
+    /// The greeting contains the capabilities, because some clients read them only in the greeting.
     pub(super) fn greeting(&self) -> Vec<u8> {
         format!("* OK [CAPABILITY {}] mail-token-relay ready\r\n", self.capabilities()).into_bytes()
     }
@@ -45,7 +45,7 @@ impl Imap {
     }
 
     pub(super) fn accepted(&mut self, offered: &Capabilities) -> Accepted {
-        // A bracket would end the code.
+        // A `]` in a word would end the code.
         let words: Vec<_> = offered.lines().filter(|word| !word.contains(']')).collect();
         let code = if words.is_empty() { String::new() } else { format!("[CAPABILITY {}] ", words.join(" ")) };
         Accepted { reply: format!("{} OK {code}Logged in\r\n", self.tag).into_bytes(), forward: vec![] }
@@ -56,7 +56,7 @@ impl Imap {
         let text = match refusal {
             Refusal::Temporary => "[UNAVAILABLE] Temporary failure: the relay's log has the cause".to_owned(),
             Refusal::Permanent(None) => "[AUTHENTICATIONFAILED] The relay's log has the cause".to_owned(),
-            // No brackets of another code: clients may search for them.
+            // The text contains no second `[…]`: some clients search for one.
             Refusal::Permanent(Some(_)) => "[AUTHENTICATIONFAILED] The mail server refused the token".to_owned(),
         };
         format!("{} NO {text}\r\n", self.tag).into_bytes()
@@ -85,7 +85,7 @@ impl Imap {
     fn announced(&mut self, announced: Announced, input: &mut Input) -> Next {
         let Announced { octets, waits } = announced;
         match (self.command.has_room(octets), waits) {
-            // The client has sent the octets, which may look like commands.
+            // The client has already sent the octets, and the server could read them as commands.
             (false, false) => return Next::Close(Ending::TooManyOctets),
             (false, true) => return self.bad("Literal too long"),
             (true, true) => {
@@ -104,7 +104,7 @@ impl Imap {
         if waits { reply("+ OK") } else { Next::More }
     }
 
-    /// A line that is not accepted ends the command, or the exchange, that it belongs to.
+    /// Ends the command or the exchange of a line that the server does not accept.
     fn rejected(&mut self, line: Option<Octets>, text: &str) -> Next {
         if self.exchange.take().is_some() {
             return reply(&format!("{} BAD {text}", self.tag));

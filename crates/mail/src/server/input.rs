@@ -1,27 +1,28 @@
-//! Splits a client's bytes into lines and counted octets, within bounds. The memory is wiped, because both may hold a password.
+//! Splits a client's bytes into lines and counted octets, within bounds. Both may hold a password, so dropping them
+//! wipes their memory.
 
 use zeroize::Zeroizing;
 
-/// Octets of a line that answers a SASL prompt, without its line end (RFC 4954 section 4).
+/// Maximum octets of a line that answers a SASL prompt, without its line end (RFC 4954 section 4).
 pub const MAX_CONTINUATION: usize = 12_288;
-/// Octets of any other line without its line end.
+/// Maximum octets of any other line, without its line end.
 pub const MAX_LINE: usize = 4096;
-/// Capacity with which a line begins. Most lines need no more.
+/// Initial capacity of a line in octets. Most lines need no more.
 const USUAL_LINE: usize = 128;
 
-/// Octets that may hold a password: the memory is wiped when it is dropped.
+/// Octets that may hold a password. Dropping them wipes the memory.
 pub(super) type Octets = Zeroizing<Vec<u8>>;
 
-/// What some bytes were.
+/// The result of taking bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Taken {
-    /// The line is, or the octets are, not complete.
+    /// The line or the octets are not complete.
     Incomplete,
-    /// A line without its line end, and whether it ended with CRLF. Otherwise it ended with LF.
+    /// A line without its line end. `crlf`: whether the line ended with CRLF, otherwise with LF.
     Line { bytes: Octets, crlf: bool },
-    /// The octets that were asked for.
+    /// The octets that [`Input::expect_octets`] requested.
     Octets(Octets),
-    /// A line beyond its limit has ended.
+    /// A line that exceeds its limit has ended.
     TooLong,
 }
 
@@ -29,33 +30,33 @@ pub(super) enum Taken {
 #[derive(Debug, Default)]
 pub(super) struct Input {
     partial: Octets,
-    /// The line exceeds its limit; the rest of it is dropped.
+    /// Whether the line exceeds its limit, so that the reader drops the rest of the line.
     too_long: bool,
-    /// Octets that are still to be read before the next line.
+    /// Octets that the reader must still take before the next line.
     octets: usize,
-    /// The octets are not kept.
+    /// Whether the reader drops the octets.
     skips: bool,
 }
 
 impl Input {
-    /// Reads this number of octets before the next line, as one piece. Zero octets are complete at once.
+    /// Reads `octets` octets before the next line, as one piece. Zero octets are complete immediately.
     pub(super) fn expect_octets(&mut self, octets: usize) {
         (self.octets, self.skips) = (octets, false);
     }
 
-    /// Drops this number of octets before the next line.
+    /// Drops `octets` octets before the next line.
     pub(super) fn skip(&mut self, octets: usize) {
         (self.octets, self.skips) = (octets, true);
     }
 
-    /// Takes bytes up to the end of the line, or of the octets that were asked for.
+    /// Takes bytes up to the end of the line, or of the requested octets.
     pub(super) fn take(&mut self, input: &[u8], limit: usize) -> (usize, Taken) {
         if self.octets > 0 {
             return self.take_octets(input);
         }
         let end = input.iter().position(|byte| *byte == b'\n');
         let part = &input[..end.unwrap_or(input.len())];
-        // One more for the CR.
+        // The limit has one more octet for the CR.
         self.too_long |= self.partial.len() + part.len() > limit + 1;
         match self.too_long {
             true => self.partial = Zeroizing::default(),
@@ -84,7 +85,7 @@ impl Input {
     }
 }
 
-/// Appends bytes. Where the memory has to grow, the old memory is wiped.
+/// Appends bytes. If the memory must grow, wipes the old memory.
 fn append(bytes: &mut Octets, more: &[u8]) {
     let length = bytes.len() + more.len();
     if length > bytes.capacity() {

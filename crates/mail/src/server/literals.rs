@@ -4,22 +4,22 @@ use zeroize::Zeroizing;
 
 use super::input::Octets;
 
-/// Octets of a literal, at most (RFC 7888 section 5).
+/// Maximum octets of a literal (RFC 7888 section 5).
 pub const MAX_LITERAL: usize = 4096;
-/// Octets of a command with its literals, at most.
+/// Maximum octets of a command with its literals.
 const MAX_COMMAND: usize = 16_384;
-/// Characters of a tag, at most.
+/// Maximum number of characters of a tag.
 const MAX_TAG: usize = 64;
 
 /// A literal that a line announces at its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Announced {
     pub(super) octets: usize,
-    /// The client waits for a continuation before it sends the octets.
+    /// Whether the client waits for a continuation before it sends the octets.
     pub(super) waits: bool,
 }
 
-/// A command, as far as it has arrived.
+/// The part of a command that has arrived.
 #[derive(Debug, Default)]
 pub(super) struct Command {
     pieces: Vec<Piece>,
@@ -54,12 +54,12 @@ impl Command {
         self.pieces.push(Piece::Literal(octets));
     }
 
-    /// Whether a literal of this length fits.
+    /// Whether a literal of `octets` octets fits.
     pub(super) fn has_room(&self, octets: usize) -> bool {
         octets <= MAX_LITERAL && self.octets + octets <= MAX_COMMAND
     }
 
-    /// The tag, if it is valid: the only part of the input that a reply contains.
+    /// The tag, if it is valid. The tag is the only part of the input that a reply contains.
     pub(super) fn tag(&self) -> Option<String> {
         let tag = self.words().next()?;
         let valid = (1..=MAX_TAG).contains(&tag.len()) && tag.iter().all(|byte| is_tag_character(*byte));
@@ -71,7 +71,7 @@ impl Command {
         self.words().nth(1).unwrap_or_default().to_ascii_uppercase()
     }
 
-    /// The words after the command's name in its first line.
+    /// The words after the command's name in the first line.
     pub(super) fn arguments(&self) -> impl Iterator<Item = &[u8]> {
         self.words().skip(2).filter(|word| !word.is_empty())
     }
@@ -84,12 +84,12 @@ impl Command {
         text.split(|byte| *byte == b' ')
     }
 
-    /// The two strings that follow the command's name, if there are exactly two: atoms, quoted strings or literals.
+    /// The two strings after the command's name: atoms, quoted strings or literals. `None`: there are not exactly two.
     pub(super) fn two_strings(mut self) -> Option<(Octets, Octets)> {
         let Some(Piece::Text(first)) = self.pieces.first_mut() else { return None };
         let spaces = first.iter().enumerate().filter(|(_, byte)| **byte == b' ');
         let after_verb = spaces.map(|(at, _)| at).nth(1)?;
-        // A copy, so that the old memory is wiped.
+        // Copy the rest, so that dropping the old buffer wipes the verb.
         *first = Zeroizing::new(first[after_verb..].to_vec());
         let mut pieces = self.pieces.into_iter();
         let mut cursor = Cursor { text: pieces.next().map(Piece::octets)?, at: 0, pieces };
@@ -163,7 +163,7 @@ impl Cursor {
     }
 }
 
-/// Where a literal's announcement `{n}` or `{n+}` begins at the end of a line, and what it announces.
+/// The position of a literal's announcement `{n}` or `{n+}` at the end of a line, and the announced literal.
 fn announced(line: &[u8]) -> Option<(usize, Announced)> {
     let inner = line.strip_suffix(b"}")?;
     let start = inner.iter().rposition(|byte| *byte == b'{')?;
@@ -179,7 +179,7 @@ fn is_tag_character(byte: u8) -> bool {
     byte.is_ascii_graphic() && !b"(){%*\"\\+".contains(&byte)
 }
 
-/// The characters of an atom. More than RFC 9051 allows, because clients send passwords without quotes.
+/// Whether a byte belongs to an atom. RFC 9051 allows fewer bytes, but clients send passwords without quotes.
 fn is_atom_character(byte: u8) -> bool {
     byte > b' ' && byte != 0x7f && !b"(){\"".contains(&byte)
 }

@@ -1,5 +1,5 @@
-//! The server's side of a login as a state machine without I/O: what the relay answers a program until the program has
-//! authenticated. [`Session::advance`] takes the bytes that the client sent and returns the next [`Step`]. The steps depend on
+//! The server's side of a login as a state machine without I/O: the relay's replies to a program until the program has
+//! authenticated. [`Session::advance`] takes the bytes of the client and returns the next [`Step`]. The steps depend on
 //! the bytes alone, not on how reads split them.
 //!
 //! No reply contains anything that the client sent, except the tag of an IMAP command.
@@ -34,11 +34,11 @@ use self::{
 };
 use crate::{dialogue::Capabilities, protocol::Protocol};
 
-/// Octets that a client may send before login.
+/// Maximum octets that a client may send before login.
 pub const MAX_OCTETS: usize = 65_536;
-/// Commands that a client may send before login.
+/// Maximum number of commands that a client may send before login.
 pub const MAX_COMMANDS: u32 = 100;
-/// Logins that the server refuses before it closes the connection (RFC 4954 section 9 asks for three at least).
+/// Number of refused logins after which the server closes the connection (RFC 4954 section 9 asks for at least three).
 pub const MAX_REFUSALS: u32 = 3;
 /// The first octet of a TLS record with a handshake message (RFC 8446 section 5.1).
 const TLS_HANDSHAKE: u8 = 22;
@@ -51,7 +51,7 @@ pub struct Session {
     octets: usize,
     commands: u32,
     refusals: u32,
-    /// The client waits for [`Session::accept`] or [`Session::refuse`].
+    /// Whether the client waits for [`Session::accept`] or [`Session::refuse`].
     authenticating: bool,
     pending: VecDeque<Step>,
 }
@@ -64,7 +64,8 @@ enum Machine {
 }
 
 impl Session {
-    /// A session whose first step writes the greeting. With TLS from the first byte the caller has started TLS before.
+    /// Creates a session whose first step writes the greeting. With TLS from the first byte, the caller has already
+    /// started TLS.
     pub fn new(protocol: Protocol, offer: Offer) -> Self {
         let (machine, greeting) = match protocol {
             Protocol::Smtp => (Machine::Smtp(smtp::Smtp::new(offer)), smtp::GREETING.to_vec()),
@@ -86,8 +87,9 @@ impl Session {
         }
     }
 
-    /// Takes bytes that the client sent, and returns how many it took and what the caller does next. The caller calls it again
-    /// with the bytes that were not taken, after it has done the step; after [`Step::Read`] with more bytes.
+    /// Takes bytes of the client. Returns the number of bytes that the session took, and the caller's next step. After
+    /// the step, the caller calls this function again with the bytes that the session did not take; after
+    /// [`Step::Read`], with more bytes.
     pub fn advance(&mut self, input: &[u8]) -> (usize, Step) {
         let mut taken = 0;
         loop {
@@ -115,7 +117,7 @@ impl Session {
         }
     }
 
-    /// The caller has started TLS. The session forgets what the client sent before (RFC 3207 section 4.2).
+    /// Records that the caller has started TLS. The session forgets the client's earlier input (RFC 3207 section 4.2).
     pub fn tls_started(&mut self) {
         match &mut self.machine {
             Machine::Smtp(smtp) => smtp.tls_started(),
@@ -124,7 +126,8 @@ impl Session {
         }
     }
 
-    /// The name in the client's EHLO or HELO, if it has at most 255 printable ASCII characters. SMTP only.
+    /// The name in the client's EHLO or HELO. `None`: the client sent no name of at most 255 printable ASCII
+    /// characters, or uses another protocol than SMTP.
     pub fn client_name(&self) -> Option<&str> {
         match &self.machine {
             Machine::Smtp(smtp) => smtp.client_name(),
@@ -132,7 +135,8 @@ impl Session {
         }
     }
 
-    /// The mail server has accepted the login, and offers these capabilities. Input that was not taken belongs to the mail server.
+    /// Records that the mail server has accepted the login and offers the capabilities `offered`. Input that the
+    /// session did not take belongs to the mail server.
     pub fn accept(&mut self, offered: &Capabilities) -> Accepted {
         match &mut self.machine {
             Machine::Smtp(smtp) => smtp.accepted(),
@@ -141,7 +145,8 @@ impl Session {
         }
     }
 
-    /// The login failed. The next steps report it to the client, and close the connection after [`MAX_REFUSALS`] refusals.
+    /// Records that the login failed. The next steps report the failure to the client, and close the connection after
+    /// [`MAX_REFUSALS`] refusals.
     pub fn refuse(&mut self, refusal: Refusal) {
         self.authenticating = false;
         let protocol = self.protocol();
@@ -155,7 +160,7 @@ impl Session {
             self.refusals += 1;
         }
         if self.refusals == MAX_REFUSALS {
-            // A POP3 client gets one status line for one command.
+            // A POP3 client gets only one status line for a command.
             if protocol != Protocol::Pop3 {
                 self.pending.push_back(Step::Write(Ending::TooManyRefusals.reply(protocol)));
             }
@@ -239,8 +244,8 @@ impl Session {
     }
 }
 
-/// The protocol that a line belongs to, if it is one that mail programs do not speak. The second line of a PROXY header of
-/// version 2 that holds characters is a NUL.
+/// The ending for a line of a protocol that is no mail protocol. A PROXY header of version 2 contains a line with a
+/// single NUL.
 fn foreign(line: &[u8]) -> Option<Ending> {
     let http = [" HTTP/1.0", " HTTP/1.1", " HTTP/2.0"].iter().any(|version| line.ends_with(version.as_bytes()));
     if http {

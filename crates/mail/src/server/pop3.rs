@@ -8,7 +8,7 @@ use super::{
     step::{Credentials, Identity, Next, Offer, Refusal, TooLong, reply},
 };
 
-/// Without a timestamp in angle brackets, so without APOP (RFC 1939 section 7).
+/// The greeting has no timestamp in angle brackets, so it offers no APOP (RFC 1939 section 7).
 pub(super) const GREETING: &[u8] = b"+OK mail-token-relay ready\r\n";
 pub(super) const ACCEPTED: &[u8] = b"+OK Logged in\r\n";
 const NEEDS_TLS: &str = "-ERR Send STLS first";
@@ -66,7 +66,7 @@ impl Pop3 {
         }
     }
 
-    /// What the client may rely on before and after login (RFC 2449 section 5).
+    /// The capabilities that the client may use before and after login (RFC 2449 section 5).
     fn capa(&self) -> Next {
         let password = if self.offer.needs_tls { "" } else { "USER\r\nSASL PLAIN LOGIN\r\n" };
         let start_tls = if self.offer.start_tls { "STLS\r\n" } else { "" };
@@ -87,7 +87,7 @@ impl Pop3 {
 
     fn auth(&mut self, argument: &[u8]) -> Next {
         let mut words = argument.split(|byte| *byte == b' ').filter(|word| !word.is_empty());
-        // AUTH alone lists the mechanisms: older than RFC 5034, and c-client and Outlook use it.
+        // AUTH without an argument lists the mechanisms. It is older than RFC 5034, but c-client and Outlook use it.
         let Some(mechanism) = words.next() else { return reply("+OK\r\nPLAIN\r\nLOGIN\r\n.") };
         match sasl::begin(mechanism, words.next()) {
             None => reply("-ERR Mechanism not offered: use PLAIN or LOGIN"),

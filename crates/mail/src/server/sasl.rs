@@ -7,7 +7,8 @@ use zeroize::Zeroizing;
 
 use super::step::{Credentials, Identity, Next, reply};
 
-/// The prompts of LOGIN. Clients compare them, so they are exactly these (draft-murchison-sasl-login-00).
+/// The prompts of LOGIN: `Username:` and `Password:` in base64. Clients compare the prompts with exactly these values
+/// (draft-murchison-sasl-login-00).
 const USERNAME_PROMPT: &str = "VXNlcm5hbWU6";
 const PASSWORD_PROMPT: &str = "UGFzc3dvcmQ6";
 
@@ -19,9 +20,9 @@ pub(super) enum Exchange {
     LoginPassword { user: String },
 }
 
-/// What a response leads to.
+/// The result of a response.
 pub(super) enum Outcome {
-    /// The server sends this prompt and waits for the next response.
+    /// The server sends the prompt and waits for the next response.
     Prompt(Exchange, &'static str),
     Credentials(Credentials),
     Failed(Failure),
@@ -32,7 +33,7 @@ pub(super) enum Outcome {
 pub(super) enum Failure {
     /// The client cancelled the exchange (RFC 4954 section 4).
     Cancelled,
-    /// The response is not base64, or not what the mechanism defines.
+    /// The response is not base64, or does not have the form that the mechanism defines.
     Malformed,
 }
 
@@ -46,8 +47,8 @@ impl fmt::Display for Failure {
 }
 
 impl Outcome {
-    /// What the server does next. `prompt` precedes a prompt, and `failed` makes the reply to a failure. `waiting` holds the
-    /// exchange until the response to the prompt arrives.
+    /// Returns the server's next action. `prompt` precedes a prompt. `failed` makes the reply to a failure. `waiting`
+    /// holds the exchange until the response to the prompt arrives.
     pub(super) fn next(
         self,
         waiting: &mut Option<Exchange>,
@@ -65,7 +66,8 @@ impl Outcome {
     }
 }
 
-/// Begins an exchange with a mechanism and perhaps an initial response. `None` if the mechanism is not offered.
+/// Begins an exchange with a mechanism and perhaps an initial response. `None`: the server does not offer the
+/// mechanism.
 pub(super) fn begin(mechanism: &[u8], initial: Option<&[u8]>) -> Option<Outcome> {
     let exchange = match mechanism {
         _ if mechanism.eq_ignore_ascii_case(b"PLAIN") => Exchange::Plain,

@@ -9,7 +9,7 @@ use super::{
 };
 
 pub(super) const GREETING: &[u8] = b"220 mail-token-relay ESMTP\r\n";
-/// The reply to a mail before login (RFC 4954 section 6).
+/// The reply to a command that sends mail before login (RFC 4954 section 6).
 const NEEDS_AUTH: &str = "530 5.7.0 Authentication required";
 const NEEDS_TLS: &str = "530 5.7.0 Must issue a STARTTLS command first";
 
@@ -18,7 +18,7 @@ pub(super) struct Smtp {
     offer: Offer,
     client_name: Option<String>,
     exchange: Option<Exchange>,
-    /// The line of MAIL that began a login without AUTH. The mail server gets it after the login.
+    /// The MAIL line that began a login without AUTH. The relay sends the line to the mail server after the login.
     mail: Vec<u8>,
 }
 
@@ -143,7 +143,7 @@ impl Smtp {
     }
 }
 
-/// The client sends the octets of BDAT without waiting for a reply (RFC 3030 section 2), so they are skipped.
+/// Skips the octets of BDAT, which the client sends without waiting for a reply (RFC 3030 section 2).
 fn bdat(argument: &[u8], input: &mut Input) -> Next {
     let size = argument.split(|byte| *byte == b' ').next().unwrap_or_default();
     match std::str::from_utf8(size).ok().and_then(|size| size.parse::<usize>().ok()) {

@@ -1,4 +1,4 @@
-//! What a session asks of its caller, and how it ends.
+//! The steps that a session asks of its caller, and the ends of a session.
 
 use std::fmt;
 
@@ -6,41 +6,41 @@ use zeroize::Zeroizing;
 
 use crate::{answers::ServerCode, protocol::Protocol};
 
-/// What the caller does next.
+/// The next step of the caller.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
     /// Reads more bytes from the client.
     Read,
-    /// Writes these bytes.
+    /// Writes the bytes.
     Write(Vec<u8>),
     /// Starts TLS, then calls [`super::Session::tls_started`]. If the client has sent a byte that
     /// [`super::Session::advance`] did not take, the caller closes the connection instead: an attacker on the path may have
     /// injected it (CVE-2011-0411).
     StartTls,
-    /// Checks these credentials, logs in at the mail server, and calls [`super::Session::accept`] or
+    /// Checks the credentials, logs in at the mail server, and calls [`super::Session::accept`] or
     /// [`super::Session::refuse`].
     LogIn(Identity),
     /// Closes the connection.
     Close(Ending),
 }
 
-/// Who the client says that it is.
+/// The identity that the client claims.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Identity {
-    /// The client authenticated.
+    /// The client authenticated with a user name and a password.
     Password(Credentials),
     /// The client began a mail without AUTH, which [`Offer::without_auth`] allows.
     WithoutAuth,
 }
 
-/// What a client authenticated with.
+/// The credentials of a client that authenticated.
 #[derive(PartialEq, Eq)]
 pub struct Credentials {
-    /// The user name, at most 12,288 octets; octets that are not UTF-8 are replaced.
+    /// The user name, at most 12,288 octets. Replacement characters stand for octets that are not UTF-8.
     pub user: String,
-    /// The authorization identity of SASL PLAIN (RFC 4616); `None` if it is empty.
+    /// The authorization identity of SASL PLAIN (RFC 4616). `None`: the client sent none, or an empty identity.
     pub authorization: Option<String>,
-    /// The password, which may be empty. The memory is wiped when it is dropped.
+    /// The password, which may be empty. Dropping the password wipes its memory.
     pub password: Zeroizing<Vec<u8>>,
 }
 
@@ -50,39 +50,40 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// What a session offers to its client.
+/// The features that a session offers to its client.
 #[derive(Clone, Debug, Default)]
 pub struct Offer {
-    /// The client may start TLS. False if TLS is active, or if the server has no certificate.
+    /// Whether the client may start TLS. False if TLS is active, or if the server has no certificate.
     pub start_tls: bool,
-    /// The client may not authenticate before TLS. Without effect if TLS is active.
+    /// Whether the client must start TLS before it authenticates. Without effect if TLS is active.
     pub needs_tls: bool,
-    /// A mail without AUTH is a login, too. SMTP only.
+    /// Whether a mail without AUTH also starts a login. SMTP only.
     pub without_auth: bool,
-    /// The lines of EHLO's reply, or IMAP's capabilities, that the mail servers offer:
-    /// [`super::smtp_capabilities`] and [`super::imap_capabilities`] make this list.
+    /// The lines of EHLO's reply, or IMAP's capabilities, that the mail servers offer. [`super::smtp_capabilities`] and
+    /// [`super::imap_capabilities`] return this list.
     pub capabilities: Vec<String>,
 }
 
 /// Why a login failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The credentials are wrong, or the mail server refused the token, with this code. Trying again does not help.
+    /// The credentials are wrong, or the mail server refused the token. The value is the server's code. A retry does
+    /// not help.
     Permanent(Option<ServerCode>),
     /// The token or the mail server is not available now.
     Temporary,
 }
 
-/// The end of a successful login.
+/// The bytes that end a successful login.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Accepted {
-    /// What the client receives before anything of the mail server; may be empty.
+    /// Bytes for the client before any bytes of the mail server; may be empty.
     pub reply: Vec<u8>,
-    /// What the mail server receives before anything that the client sends; may be empty.
+    /// Bytes for the mail server before any bytes of the client; may be empty.
     pub forward: Vec<u8>,
 }
 
-/// Why a connection is closed before login.
+/// Why the server closes a connection before login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ending {
     /// The client ended the session.
@@ -99,7 +100,7 @@ pub enum Ending {
     TooManyConnections,
     /// The server stops.
     ShuttingDown,
-    /// The client speaks HTTP.
+    /// The client sent an HTTP request.
     Http,
     /// The client sent a PROXY header.
     Proxy,
@@ -127,7 +128,7 @@ impl Ending {
         }
     }
 
-    /// The last reply of the server; empty if the client does not speak the protocol, or has got its reply.
+    /// The last reply of the server. Empty if the client uses another protocol, or already has its reply.
     pub fn reply(self, protocol: Protocol) -> Vec<u8> {
         let (code, text) = match self {
             Self::Quit | Self::Http | Self::Proxy | Self::Tls | Self::BytesAfterStartTls => return vec![],
@@ -151,10 +152,10 @@ impl Ending {
 #[derive(Debug)]
 pub(super) struct TooLong;
 
-/// What a machine does after a line.
+/// The action of a state machine after a line.
 #[derive(Debug)]
 pub(super) enum Next {
-    /// It needs more input.
+    /// The state machine needs more input.
     More,
     Reply(Vec<u8>),
     ReplyAndQuit(Vec<u8>),
@@ -163,7 +164,7 @@ pub(super) enum Next {
     Close(Ending),
 }
 
-/// A reply that never changes.
+/// Replies with `text` and a line end.
 pub(super) fn reply(text: &str) -> Next {
     Next::Reply(format!("{text}\r\n").into_bytes())
 }

@@ -1,5 +1,5 @@
 //! Dialogues with clients, as transcripts: `C:` is a line of the client, `S:` a line that the server must send, `TLS` a
-//! handshake, `LOGIN` the credentials, `CLOSE` the end. `ACCEPT`, `REFUSE` and `TEMPORARY` are what the caller decides.
+//! handshake, `LOGIN` the credentials, `CLOSE` the end. `ACCEPT`, `REFUSE` and `TEMPORARY` are decisions of the caller.
 
 mod differential;
 
@@ -10,7 +10,7 @@ use crate::{answers::ServerCode, dialogue};
 
 const PLAIN: Offer = Offer { start_tls: false, needs_tls: false, without_auth: false, capabilities: vec![] };
 
-/// What a mail server offers, as the login at it found.
+/// The capabilities that the login at a mail server found.
 fn offered(protocol: Protocol, words: &str) -> Capabilities {
     if protocol == Protocol::Pop3 {
         return Capabilities::default();
@@ -54,7 +54,7 @@ fn shown(step: &Step) -> Vec<String> {
     }
 }
 
-/// Plays a transcript, and fails where the server does another step.
+/// Plays a transcript, and fails if the server takes another step.
 #[track_caller]
 fn play(protocol: Protocol, offer: Offer, transcript: &str) {
     let mut session = Session::new(protocol, offer);
@@ -557,8 +557,8 @@ fn the_relay_announces_what_every_server_offers() {
     assert_eq!(imap(&["IDLE MOVE", "move"]), "MOVE");
 }
 
-/// All steps for some bytes that arrive in pieces of the given lengths, each with the number of bytes taken until then. Every
-/// second login is refused.
+/// All steps for bytes that arrive in pieces of the given lengths, each step with the number of bytes taken so far.
+/// Refuses every second login.
 fn steps(protocol: Protocol, offer: Offer, bytes: &[u8], pieces: &[usize]) -> Vec<(usize, Step)> {
     let mut session = Session::new(protocol, offer);
     let (mut steps, mut arrived, mut taken, mut logins) = (vec![], 0, 0, 0);

@@ -1,5 +1,5 @@
-//! Comparisons with parsers of others: smtp-proto and imap-codec. They read whole protocols, the login a small part: where
-//! they read a server's line, the login reads the same.
+//! Comparisons with the parsers smtp-proto and imap-codec. They read whole protocols, whereas the login reads a small
+//! part. Where they accept a server's line, the login must read the same content.
 
 use imap_codec::{
     ResponseCodec,
@@ -11,7 +11,7 @@ use smtp_proto::{AUTH_OAUTHBEARER, AUTH_XOAUTH2, EXT_START_TLS, EhloResponse, re
 
 use super::*;
 
-/// What a login does after some bytes: the last line that it writes before it reads or ends, and its end.
+/// The result of a login for some bytes: the last line that it writes before it reads or ends, and its outcome.
 fn last(protocol: Protocol, security: Security, mut bytes: &[u8]) -> (String, Option<Outcome>) {
     let mut login = Login::new(protocol, security, Purpose::Probe, "client.example");
     let mut written = String::new();
@@ -34,19 +34,19 @@ fn refusal(outcome: Option<Outcome>) -> Option<String> {
     }
 }
 
-/// Upper and lower case, by the bits of a number.
+/// Returns the text in mixed case: each set bit of `bits` makes a letter lower case.
 fn cased(text: &str, bits: u64) -> String {
     let case = |(at, c): (usize, char)| if bits >> (at % 64) & 1 == 0 { c } else { c.to_ascii_lowercase() };
     text.chars().enumerate().map(case).collect()
 }
 
-/// Some of these words, in any order and case.
+/// Some of `words`, in any order and case.
 fn some(words: &[&'static str]) -> impl Strategy<Value = Vec<String>> + use<> {
     let word = (prop::sample::select(words.to_vec()), any::<u64>()).prop_map(|(word, bits)| cased(word, bits));
     prop::collection::vec(word, 1..8)
 }
 
-/// The mechanism that a login chooses, or what it reports.
+/// The command with the mechanism that a login chooses, or the cause of its failure.
 fn chosen(xoauth2: bool, oauthbearer: bool, command: &str) -> (String, Option<Cause>) {
     match (xoauth2, oauthbearer) {
         (true, _) => (format!("{command} XOAUTH2"), None),
@@ -79,7 +79,7 @@ proptest! {
         let line = |at| format!("{code}{}{prefix}{text}\r\n", if at == lines { ' ' } else { '-' });
         let reply: String = (1..=lines).map(line).collect();
         let theirs = ResponseReceiver::default().parse(&mut reply.as_bytes().iter()).unwrap();
-        // RFC 2034 section 4: the class is the first digit of the code. smtp-proto does not look.
+        // RFC 2034 section 4: the class is the first digit of the code. smtp-proto does not check this.
         let esc = Some(theirs.esc).filter(|[class, ..]| u16::from(*class) == theirs.code / 100 && (enhanced || *class > 0));
         let bytes = format!("220 x\r\n250 AUTH XOAUTH2\r\n{reply}");
         let ours = refusal(last(Protocol::Smtp, Security::Tls, bytes.as_bytes()).1);

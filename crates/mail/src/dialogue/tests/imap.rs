@@ -1,4 +1,4 @@
-//! Dialogues with IMAP servers that say something unusual.
+//! Dialogues with IMAP servers that send unusual responses.
 
 use super::*;
 

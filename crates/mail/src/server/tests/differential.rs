@@ -1,4 +1,5 @@
-//! Comparisons with imap-codec: what it writes as LOGIN or AUTHENTICATE, the server reads as the same credentials.
+//! Comparisons with imap-codec: the server reads the same credentials from the LOGIN and AUTHENTICATE commands that
+//! imap-codec writes.
 
 use imap_codec::{
     CommandCodec,
@@ -13,7 +14,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A string in one of the forms that it can have: an atom if possible, quoted if possible, or a literal of either kind.
+/// A string in one of its possible forms: an atom if possible, quoted if possible, or a literal of either kind.
 fn string(text: &str, form: u8) -> AString<'static> {
     let literal = |mode| {
         let mut literal = Literal::try_from(text.as_bytes().to_vec()).unwrap();
