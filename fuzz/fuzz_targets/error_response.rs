@@ -1,4 +1,4 @@
-//! Responses that grant nothing: the shown parts have a fixed form, regardless of the content.
+//! Error responses: the shown parts have a fixed form, regardless of the content.
 #![no_main]
 
 use http::Response;

@@ -13,7 +13,8 @@ const ALGORITHMS: [SigningAlgorithm; 4] =
     [SigningAlgorithm::PS256, SigningAlgorithm::RS256, SigningAlgorithm::ES256, SigningAlgorithm::EdDSA];
 
 fuzz_target!(|data: &[u8]| {
-    // A digit: 0 to 3 select the algorithm, 4 to 7 the same with a certificate in the same file.
+    // The first byte: 0 to 3 select the algorithm; 4 to 7 select it in the same way, with a certificate in the same
+    // file.
     let Some((digit, pem)) = data.split_first() else { return };
     let certificate = (digit & 4 != 0).then_some(pem);
     let algorithm = ALGORITHMS[usize::from(digit & 3)];

@@ -1,4 +1,5 @@
-//! The server's side of POP3 before login: any split of a client's bytes gives the same steps, and no reply contains them.
+//! The server's side of POP3 before login: any split of a client's bytes gives the same steps, and no reply contains
+//! the bytes.
 #![no_main]
 
 mod mail_server;

@@ -24,7 +24,7 @@ static CLIENT: LazyLock<(Runtime, IdpClient)> = LazyLock::new(|| {
 fuzz_target!(|data: &[u8]| {
     let (_runtime, client) = &*CLIENT;
     if let Ok(octets) = <[u8; 16]>::try_from(data) {
-        // The same IPv4 address inside an IPv6 address has the same result.
+        // An IPv4 address inside an IPv6 address has the same result as the IPv4 address alone.
         let policy = EgressPolicy::default();
         let (v6, v4) = (IpAddr::from(octets), IpAddr::from([octets[12], octets[13], octets[14], octets[15]]));
         if octets[..12] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff] {
@@ -42,7 +42,7 @@ fuzz_target!(|data: &[u8]| {
     if let Ok(address) = host.parse::<IpAddr>() {
         assert!(EgressPolicy::default().judge(address).is_ok(), "{uri}");
     }
-    // An address in an unusual spelling that the URL parser accepts is a permitted one.
+    // If the URL parser accepts an address in an unusual spelling, the address is permitted.
     let url = url::Url::parse(&uri.to_string()).expect("it was taken");
     let literal = match url.host() {
         Some(url::Host::Ipv4(address)) => Some(IpAddr::V4(address)),

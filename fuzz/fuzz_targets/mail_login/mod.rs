@@ -21,8 +21,8 @@ const COMMANDS: [&str; 12] = [
     "EXAMINE INBOX",
 ];
 
-/// Plays a server's bytes. The first byte chooses the security, the purpose and the lengths of the reads. The steps are those
-/// of one single read, the client sends only its own commands, and the login ends or asks for more bytes.
+/// Plays a server's bytes. The first byte chooses the security, the purpose and the lengths of the reads. The steps are
+/// the same as after a single read, the client sends only its own commands, and the login ends or asks for more bytes.
 pub fn run(protocol: Protocol, data: &[u8]) {
     let Some((options, bytes)) = data.split_first() else { return };
     let security = if options & 1 == 0 { Security::Tls } else { Security::StartTls };
@@ -43,7 +43,8 @@ pub fn run(protocol: Protocol, data: &[u8]) {
     }
 }
 
-/// The steps for bytes that arrive in reads of a length. A step that is not a failure has the number of bytes taken until then.
+/// The steps for bytes that arrive in reads of `length` bytes. A step that is not a failure has the number of bytes
+/// taken so far.
 fn steps(
     protocol: Protocol,
     security: Security,

@@ -5,8 +5,8 @@ use mailtoken_mail::{
     server::{MAX_COMMANDS, MAX_REFUSALS, Offer, Refusal, Session, Step},
 };
 
-/// Plays a client's bytes. The first byte chooses what the session offers and the lengths of the reads. The steps are those of
-/// one single read, each reply consists of printable lines, and their number is bounded.
+/// Plays a client's bytes. The first byte chooses the session's offer and the lengths of the reads. The steps are the
+/// same as after a single read, each reply consists of printable lines, and the number of steps is bounded.
 pub fn run(protocol: Protocol, data: &[u8]) {
     let Some((options, bytes)) = data.split_first() else { return };
     let offer = || Offer {
@@ -18,7 +18,7 @@ pub fn run(protocol: Protocol, data: &[u8]) {
     let length = usize::from(options >> 3).max(1);
     let whole = steps(protocol, offer(), bytes, usize::MAX);
     assert_eq!(whole, steps(protocol, offer(), bytes, length));
-    // A command has a reply, a prompt or two and a login.
+    // A command causes a reply, a prompt or two and a login.
     assert!(whole.len() <= (MAX_COMMANDS as usize + 2) * 8, "{} steps", whole.len());
     let logins = whole.iter().filter(|(_, step)| matches!(step, Step::LogIn(_))).count();
     assert!(logins <= MAX_REFUSALS as usize);
@@ -31,7 +31,8 @@ pub fn run(protocol: Protocol, data: &[u8]) {
     }
 }
 
-/// The steps for bytes that arrive in reads of a length, each with the number of bytes taken until then. Every login is refused.
+/// The steps for bytes that arrive in reads of `length` bytes, each step with the number of bytes taken so far. Refuses
+/// every login.
 fn steps(protocol: Protocol, offer: Offer, bytes: &[u8], length: usize) -> Vec<(usize, Step)> {
     let mut session = Session::new(protocol, offer);
     let (mut steps, mut arrived, mut taken) = (vec![], 0, 0);
