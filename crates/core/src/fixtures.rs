@@ -18,7 +18,7 @@ use crate::{
     providers,
 };
 
-/// A secret that must not be shown anywhere.
+/// A secret that no log, Event, status or message may contain.
 pub const CANARY: &str = "canary-0123456789abcdef";
 
 /// The credential `shop/billing` for billing@example.org, without a status.

@@ -41,7 +41,7 @@ pub enum Cause {
     TokenTooLong,
     /// The server limits connections or requests.
     Throttled,
-    /// The mailbox is locked by another session (POP3).
+    /// Another session has locked the mailbox (POP3).
     MailboxInUse,
     /// The server is not available, or closed the connection.
     Unavailable,
@@ -53,7 +53,7 @@ pub enum Cause {
     BytesAfterStartTls,
 }
 
-/// What a cause says about the token.
+/// The meaning of a cause for the token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// The server does not accept this login. A person must act.
@@ -188,7 +188,7 @@ fn bracketed(text: &str, known: &[&'static str]) -> Option<&'static str> {
 pub enum Stage {
     /// Before the client begins to authenticate.
     Opening,
-    /// From the command that begins authentication to the server's final reply, and the first command after it.
+    /// From the command that begins authentication to the server's final reply, and the first command after this reply.
     Authentication,
 }
 

@@ -1,4 +1,4 @@
-//! The three mail protocols, how a connection is encrypted, and the SASL mechanisms that carry an access token.
+//! The three mail protocols, the TLS modes of a connection, and the SASL mechanisms that carry an access token.
 
 #[cfg(feature = "schema")]
 use schemars::JsonSchema;

@@ -34,7 +34,7 @@ pub fn xoauth2(user: &str, access_token: &str) -> String {
 
 /// The initial response of OAUTHBEARER, base64 (RFC 7628 section 3.1), without the optional host and port.
 pub fn oauthbearer(user: &str, access_token: &str) -> String {
-    // RFC 5801 section 4: "," and "=" are escaped in the authorization identity.
+    // RFC 5801 section 4 requires escapes for "," and "=" in the authorization identity.
     let user = user.replace('=', "=3D").replace(',', "=2C");
     let response = Zeroizing::new(format!("n,a={user},\x01auth=Bearer {access_token}\x01\x01"));
     BASE64_STANDARD.encode(response.as_bytes())

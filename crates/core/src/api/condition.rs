@@ -86,7 +86,7 @@ macro_rules! reasons {
 reasons! {
     /// The Secret holds an unexpired token.
     TokenValid => None,
-    /// There is no token yet, and the broker is obtaining one.
+    /// There is no token yet. The broker is obtaining the first token.
     Pending => None,
     /// The token in the Secret has expired.
     Expired => None,
@@ -176,7 +176,7 @@ reasons! {
     MailServerUnsupported => None,
     /// The mail server limits connections or requests.
     MailServerThrottled => None,
-    /// The mail server cannot be reached, or does not answer.
+    /// The broker cannot reach the mail server, or the server does not answer.
     MailServerUnavailable => None,
     /// The connection to the mail server is not secure.
     MailServerTLSFailed => None,
@@ -197,9 +197,9 @@ reasons! {
     AccountNotVerified => None,
     /// Event only: the broker uses a new refresh token from the seed's Secret.
     GrantReseeded => None,
-    /// Event only: the tokens of a deleted credential were revoked.
+    /// Event only: the provider revoked the tokens of a deleted credential.
     GrantRevoked => None,
-    /// Event only: the tokens of a deleted credential could not be revoked.
+    /// Event only: the broker could not revoke the tokens of a deleted credential.
     RevocationFailed => None,
     /// Event only: the provider cannot revoke tokens.
     RevocationNotSupported => None,

@@ -85,7 +85,7 @@ pub(super) const DATE_MESSAGE: &str = "must be between the years 1970 and 8999";
 /// CEL: no item occurs twice. The list is atomic: server-side apply would merge a set with its default. Most lists have one
 /// item, which needs no comparison.
 pub(super) const UNIQUE_RULE: &str = "size(self) < 2 || self.all(item, self.exists_one(other, other == item))";
-/// CEL: the probe uses only protocols of the credential, and POP3 only if it is named.
+/// CEL: the probe uses only protocols of the credential, and POP3 only if `spec.probe` names POP3.
 pub(super) const PROBE_RULE: &str = "!has(self.probe) || (has(self.probe.protocols) ? self.probe.protocols.all(p, p in \
                                      self.protocols) : self.protocols.exists(p, p != 'POP3'))";
 pub(super) const PROBE_MESSAGE: &str =

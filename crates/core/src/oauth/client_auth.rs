@@ -90,8 +90,8 @@ impl ClientAuth {
         }
     }
 
-    /// The Authorization header, if the method needs one. Id and secret are form-encoded first (RFC 6749 section 2.3.1), so
-    /// the header is always valid.
+    /// The Authorization header, if the method needs one. The broker form-encodes id and secret first (RFC 6749 section
+    /// 2.3.1), so the header is always valid.
     pub(super) fn header(&self, client_id: &str) -> Option<HeaderValue> {
         let Self::SecretBasic(secret) = self else { return None };
         let encode = |part: &str| -> Zeroizing<String> {

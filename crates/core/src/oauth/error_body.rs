@@ -68,7 +68,7 @@ impl ErrorBody {
 
 impl Members for ErrorBody {
     fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, members: &mut A) -> Result<(), A::Error> {
-        // If a member occurs twice, the first counts.
+        // If a member occurs twice, the first value counts.
         fn first<'de, A: MapAccess<'de>>(slot: &mut Option<String>, members: &mut A) -> Result<(), A::Error> {
             let Text(text) = members.next_value()?;
             *slot = slot.take().or(text);

@@ -397,7 +397,7 @@ mod tests {
         let odd = read(400, r#"{"error":"S3cr3t with spaces","correlation_id":"s3cr3t"}"#);
         assert_eq!((odd.reason, odd.error.is_none()), (Reason::RequestRefused, true));
         assert!(!format!("{odd:?}").contains("3cr3t"));
-        // Letters of both cases may be a secret, so only known codes are shown.
+        // Letters of both cases may be a secret, so the broker shows only known codes.
         for secret in ["SuperSecretPassword", "hunterTwo", "s3cr3t", "s\u{e9}cret", &"x".repeat(41)] {
             let odd = read(400, &format!(r#"{{"error":"{secret}","errorCode":"{secret}","suberror":"{secret}"}}"#));
             assert_eq!((odd.error, odd.provider_code, odd.unknown_code), (None, None, true), "{secret}");

@@ -75,7 +75,7 @@ impl KubectlObject {
         self.merge(&json!({"stringData": {key: placeholder}}))
     }
 
-    /// The command that creates a ConfigMap from a file, or adds the file to an existing one.
+    /// The command that creates a ConfigMap from a file, or adds the file to an existing ConfigMap.
     pub fn put_file(&self, key: &str) -> String {
         format!("{} --from-file={key}=<file> --dry-run=client -o yaml | kubectl apply -f -", self.command("create"))
     }

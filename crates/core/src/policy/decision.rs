@@ -33,7 +33,7 @@ pub enum Decision {
     InFlight,
     /// Wait for the permit of a queued request.
     Queued {
-        /// Time at which the request was queued.
+        /// Time at which the broker queued the request.
         since: Timestamp,
     },
     /// Wait until the renewal is due.
@@ -268,7 +268,7 @@ pub enum IssueReason {
 pub enum PublishReason {
     /// `spec.secret.name` changed.
     Renamed,
-    /// The Secret cannot be updated and must be recreated.
+    /// The broker cannot update the Secret, and must recreate it.
     Recreate,
     /// Another client changed the Secret.
     Repair,

@@ -1,4 +1,4 @@
-//! What a response to a poll of the device flow means (RFC 8628 section 3.5), and when the next poll is sent.
+//! The meaning of a response to a poll of the device flow (RFC 8628 section 3.5), and the time of the next poll.
 
 use k8s_openapi::jiff::SignedDuration;
 
@@ -10,7 +10,7 @@ use crate::{
 /// Longest wait after a poll without a usable response, in seconds. A person waits for the result.
 const UNANSWERED_MAX: i64 = 60;
 
-/// What a refused poll means.
+/// Meanings of a refused poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PollOutcome {
     /// The user has not signed in yet.

@@ -86,7 +86,7 @@ pub struct GrantSecret {
     pub seed: Option<Seed>,
     /// The claim on the refresh token in the Secret.
     pub claim: Option<Claim>,
-    /// The pending sign-in, or the end of the last one.
+    /// The pending sign-in, or the last sign-in with its end.
     pub sign_in: Option<SignIn>,
 }
 

@@ -70,7 +70,7 @@ impl History {
     /// Records a failure at `now` of an attempt with the inputs `attempt`.
     pub fn fail(&mut self, refusal: &Refusal, message: String, attempt: &AttemptHash, now: Timestamp) {
         // A change of the inputs or another kind of failure restarts the back-off: a user who corrects the secret after
-        // four wrong ones does not wait for hours.
+        // four wrong secrets does not wait for hours.
         let same_kind = self.failure().is_some_and(|(reason, _)| reason.retry() == refusal.reason.retry());
         let unchanged = self.failed_with.as_ref().is_none_or(|with| with == attempt);
         self.failed_attempts = if same_kind && unchanged { self.failed_attempts.saturating_add(1) } else { 1 };

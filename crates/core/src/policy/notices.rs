@@ -136,7 +136,7 @@ pub(super) fn turns(before: &[Condition], after: &[Condition], bad: &[ConditionT
         // A missing object that may still arrive is no problem yet, and neither is a shown sign-in code.
         let waits = condition::find(after, ConditionType::Reconciling).is_some()
             && reason.is_some_and(|reason| reason.may_arrive() || reason == Reason::AuthorizationRequired);
-        // While the token is valid, only `Renewed` shows that a transient failure became one that needs a person.
+        // While the token is valid, only `Renewed` shows that a failure is no longer transient and needs a person.
         let worse = kind == ConditionType::Renewed
             && reason.is_some_and(Reason::stalls)
             && old.is_some_and(|old| old.reason != new.reason);

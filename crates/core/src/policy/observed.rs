@@ -27,7 +27,7 @@ use super::{
 /// The observations of one credential.
 #[derive(Clone, Debug)]
 pub struct Observed {
-    /// The MailCredential that is reconciled.
+    /// The MailCredential that the broker reconciles.
     pub credential: Arc<MailCredential>,
     /// Results of earlier attempts, from the status and from the latest outcome.
     pub history: History,

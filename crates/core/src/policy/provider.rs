@@ -36,7 +36,7 @@ pub struct ClientEnd<'a> {
 }
 
 impl Usable<'_> {
-    /// The entry in use: the first that has not expired, otherwise the first.
+    /// The entry in use: the first entry that has not expired, otherwise the first entry.
     fn serving(&self, now: Timestamp) -> Option<&ClientEnd<'_>> {
         let lives = |entry: &&ClientEnd<'_>| entry.expires_at.is_none_or(|end| now < end);
         self.clients.iter().find(lives).or_else(|| self.clients.first())

@@ -8,8 +8,8 @@ pub enum Rejection {
     /// 404: the object is gone.
     Gone,
     /// 409: the object has changed since the broker read it, or already exists. 422: the patch does not fit the object
-    /// any more. Admission may answer with both codes too. Only the object's resourceVersion shows which of them
-    /// rejected the write.
+    /// any more. Admission may answer with both codes too. Only the object's resourceVersion shows the
+    /// difference.
     Outdated,
     /// The API server refuses the write itself: quota, admission, permissions, an outage.
     Refused,

@@ -1,4 +1,4 @@
-//! Which of several credentials with one target Secret holds it. Pure.
+//! Decides which of several credentials with the same target Secret holds this Secret. Pure.
 
 use k8s_openapi::jiff::Timestamp;
 
@@ -52,7 +52,7 @@ mod tests {
             (&[("a", 1), ("b", 0)], None, false, "b"),
             (&[("a", 0), ("b", 0)], None, false, "a"),
             (&[("b", 0), ("a", 0)], None, false, "a"),
-            // Two credentials of one second.
+            // Two credentials that were created in the same second.
             (&[("a", 0), ("b", 0)], Some("b"), false, "b"),
             (&[("a", 0), ("b", 0)], Some("b"), true, "b"),
             (&[("a", 0), ("b", 0), ("c", 0)], Some("c"), false, "c"),

@@ -82,8 +82,8 @@ pub fn soonest(issued_at: Timestamp, bytes: usize) -> Timestamp {
     issued_at + CLOCK_RESOLUTION + distance
 }
 
-/// Spreads the renewals of credentials that were created together over a tenth of their lifetime. The value is the same
-/// after a restart.
+/// Spreads the renewals of credentials that were created together over a tenth of the token's lifetime. The value is
+/// the same after a restart.
 fn jitter(uid: &str, lifetime: SignedDuration) -> SignedDuration {
     spread(uid, lifetime / 10)
 }

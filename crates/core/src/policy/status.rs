@@ -183,7 +183,7 @@ fn valid_message(observed: &Observed, name: &str, token: &TokenFacts) -> String 
 /// Scopes that are no permissions (OpenID Connect Core section 5.4 and 11), which many providers omit from their responses.
 const NO_PERMISSIONS: [&str; 4] = ["openid", "profile", "email", "offline_access"];
 
-/// How the granted scopes differ from the requested ones.
+/// How the granted scopes differ from the requested scopes.
 fn other_scopes(observed: &Observed, token: &TokenFacts) -> Option<String> {
     let asked = &observed.provider.as_ref().ok()?.scopes;
     let counts = |scope: &&String| !NO_PERMISSIONS.contains(&scope.as_str());

@@ -1,4 +1,4 @@
-//! Tests of the decisions, one sentence a test.
+//! Tests of the decisions.
 
 mod grants;
 mod history;
@@ -16,7 +16,7 @@ use crate::{
 
 /// One change of the observations.
 type Change = fn(&mut Case);
-/// Checks whether a decision is the expected one.
+/// Checks whether a decision is the expected decision.
 type Expected = fn(&Decision) -> bool;
 
 /// The decision for a credential with a valid token, after one change.

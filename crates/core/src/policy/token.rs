@@ -29,7 +29,7 @@ pub struct TokenFacts {
     pub object_id: Option<String>,
     /// The value of the annotation `mailtoken.dev/warning`.
     pub unsuitable: Option<String>,
-    /// Length in characters; `None` if the Secret's data was not read.
+    /// Length in characters. `None`: the broker has not read the Secret's data.
     pub length: Option<usize>,
 }
 

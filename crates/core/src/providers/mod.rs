@@ -106,7 +106,7 @@ impl RefusalContext {
 /// Sources of a provider's endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenSource {
-    /// The endpoints are known.
+    /// The broker knows the endpoints without a request.
     Known(Endpoints),
     /// The issuer's discovery document names the endpoints.
     Discovery {

@@ -227,7 +227,7 @@ fn the_computed_size_is_the_size_of_the_secret_with_every_format() {
     assert!(size(&credential, &oauth2(), 32 * 1024).unwrap() < SECRET_MAX);
 }
 
-/// Values that would expand endlessly if they were expanded again.
+/// Values that would expand endlessly if the rendering expanded inserted values.
 fn mischievous() -> Values {
     let value = |name: &String| Value::new(format!("{name}: ${{access_token}} $$ ${{{name}}} $"));
     secret_keys::placeholders().into_iter().map(|name| (name.clone(), value(&name))).collect()

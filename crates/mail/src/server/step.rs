@@ -36,7 +36,7 @@ pub enum Identity {
 /// The credentials of a client that authenticated.
 #[derive(PartialEq, Eq)]
 pub struct Credentials {
-    /// The user name, at most 12,288 octets. Replacement characters stand for octets that are not UTF-8.
+    /// The user name, at most 12,288 octets. Replacement characters replace octets that are not UTF-8.
     pub user: String,
     /// The authorization identity of SASL PLAIN (RFC 4616). `None`: the client sent none, or an empty identity.
     pub authorization: Option<String>,
