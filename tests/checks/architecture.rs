@@ -1,5 +1,6 @@
-//! The modules of ARCHITECTURE.md as they really are in src/ and in crates/: which module uses which, which ones are pure,
-//! which files import each other, and how long a file may be. Cargo itself holds the doors between the packages.
+//! Checks the modules of ARCHITECTURE.md against src/ and crates/: which module uses which, which modules are pure,
+//! which files import each other, and the length of each file. Cargo itself checks the dependencies between the
+//! packages.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +11,7 @@ use std::{
 
 use mail_token_broker::api::{ConditionType, Reason};
 
-/// The folders of sources, and how Rust names their packages.
+/// The folders of sources, and the names of their packages in Rust.
 const PACKAGES: &[(&str, &str)] = &[
     ("src", "mail_token_broker"),
     ("crates/mail/src", "mailtoken_mail"),
@@ -20,10 +21,10 @@ const PACKAGES: &[(&str, &str)] = &[
     ("crates/relay/src", RELAY),
 ];
 
-/// The package whose modules this test does not distinguish: it is small, and only its imports of other packages count.
+/// The package whose modules this test does not distinguish. It is small, so only its imports of other packages count.
 const RELAY: &str = "mailtoken_relay";
 
-/// Which modules a module may use. Those that build everything (`app`, `lib`, `main`) use all.
+/// The modules that each module may use. The modules that build everything (`app`, `lib`, `main`) may use all.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("secret_keys", &[]),
     ("api", &["protocol", "secret_keys"]),
@@ -36,7 +37,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("server", &["answers", "dialogue", "protocol"]),
     ("render", &["api", "oauth", "providers", "sasl"]),
     ("policy", &["answers", "api", "oauth", "providers"]),
-    // For unit tests alone.
+    // Only for unit tests.
     ("fixtures", &["api", "oauth", "policy", "providers"]),
     ("admission", &["policy"]),
     ("clock", &[]),
@@ -48,16 +49,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("relay", &["answers", "clock", "dialogue", "mail", "protocol", "sasl", "server", "tls"]),
     ("error", &[]),
     ("lease", &["clock", "fail_point"]),
-    // What the watches show.
+    // The content of the watches.
     ("stores", &["api", "error", "policy"]),
-    // It reads the credentials and providers as the watches show them.
+    // Reads the credentials and providers from the stores of the watches.
     ("metrics", &["api", "lease", "providers", "stores"]),
     ("kubernetes", &[]),
-    // A provider made ready for use, for the broker and for login alike.
+    // Resolves a provider, for the broker and for `login`.
     ("provider_client", &["api", "clock", "error", "idp", "kubernetes", "oauth", "policy", "providers"]),
-    // A flag's value is checked where it is read.
+    // Parses and checks the values of flags.
     ("settings", &["egress", "idp"]),
-    // A command of its own: it has its settings, builds its client, and resolves providers as a reconcile does.
+    // A separate command: it has its own settings, builds its client, and resolves providers as a reconcile does.
     (
         "login",
         &["api", "clock", "error", "idp", "kubernetes", "oauth", "policy", "provider_client", "providers", "settings"],
@@ -91,7 +92,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("controller", &["api", "error", "fail_point", "health", "lease", "metrics", "policy", "reconcile", "stores"]),
-    // A command of its own, which the chart's uninstall hook runs.
+    // A separate command, which the chart's uninstall hook runs.
     ("stop", &["cli", "error", "kubernetes"]),
     ("release", &["api", "cli", "error", "kubernetes"]),
 ];
@@ -111,10 +112,10 @@ const PURE: &[&str] = &[
     "server",
 ];
 
-/// Files of other modules for which the same holds.
+/// Pure files of other modules.
 const PURE_FILES: &[&str] = &["src/admission/bucket.rs", "src/admission/queue.rs", "src/reconcile/queue.rs"];
 
-/// What no pure module may name.
+/// Texts that no pure module may contain.
 const IMPURE: &[&str] = &[
     "async ",
     ".await",
@@ -137,14 +138,14 @@ const IMPURE: &[&str] = &[
     "\nstatic ",
 ];
 
-/// Longest file, without its tests.
+/// Maximum number of lines of a file, without its tests.
 const LINES: usize = 400;
 
 /// A source file without its tests and comments.
 struct Source {
-    /// From the root of the repository.
+    /// The path from the root of the repository.
     path: PathBuf,
-    /// The modules that lead to it: `["reconcile", "publish", "content"]`.
+    /// The module path of the file: `["reconcile", "publish", "content"]`.
     modules: Vec<String>,
     text: String,
 }
@@ -201,13 +202,13 @@ fn collect(dir: &Path, files: &mut Vec<PathBuf>) {
     files.sort();
 }
 
-/// The modules that a file may need a permission for.
+/// Returns the modules for which a file may need a permission.
 fn modules_used_by(source: &Source) -> BTreeSet<String> {
     let inside = if source.module() == "relay" { None } else { Some("crate") };
     modules_used(&source.text, inside)
 }
 
-/// The modules that a text names after a package of this workspace, or after `inside`, one by one or in braces.
+/// Returns the modules that a text names after a package of this workspace or after `inside`, one by one or in braces.
 fn modules_used(text: &str, inside: Option<&str>) -> BTreeSet<String> {
     let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     let mut used = BTreeSet::new();
@@ -259,7 +260,7 @@ fn every_module_uses_only_those_that_it_may() {
         for used in modules_used_by(&source) {
             assert!(used == module || allowed.contains(&used.as_str()), "{} uses {used}", source.shown());
         }
-        // A chain of `super` must not lead out of the module, where this test would not see it.
+        // A chain of `super` must not leave the module, because this test would not see it.
         let out = "super::".repeat(source.modules.len());
         assert!(!source.text.contains(&out), "{} leaves its module by {out}", source.shown());
     }
@@ -311,8 +312,8 @@ fn visible_names_are_spelled_in_one_module() {
     let kinds = ConditionType::ALL.iter().map(|kind| format!("\"{}\"", kind.as_str()));
     let keys = ["mailtoken.dev/", "app.kubernetes.io/managed-by"].map(|key| format!("\"{key}"));
     let words: Vec<_> = reasons.chain(kinds).chain(keys).collect();
-    // The objects of unit tests are written as users write them. `answers` is below `api`: a unit test of the probe checks
-    // that `api` has each of its reasons.
+    // The objects of unit tests are written as users write them. `answers` is below `api`: a unit test of the probe
+    // checks that `api` has each reason of `answers`.
     for source in sources().iter().filter(|source| !["api", "fixtures", "answers"].contains(&source.module())) {
         for word in &words {
             let line = source.text.lines().find(|line| line.contains(word));

@@ -1,4 +1,4 @@
-//! The Helm chart as it is rendered, in every combination of values that `ci/` has.
+//! Checks the rendered Helm chart, with every file of values in `ci/`.
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +24,7 @@ fn run(tool: &str) -> Command {
     command
 }
 
-/// Names of combinations of values, and the file; the defaults need none.
+/// Returns the name and the file of each combination of values; the defaults have no file.
 fn combinations() -> Vec<(String, Option<PathBuf>)> {
     let files = fs::read_dir(chart().join("ci")).unwrap().map(|entry| entry.unwrap().path());
     let named = files.filter_map(|file| {
@@ -51,11 +51,11 @@ fn render(values: Option<&Path>, settings: &[&str]) -> String {
     process::output(helm(&["template", "broker", "--namespace", "mail"], values).args(sets))
 }
 
-/// What a cluster says which kinds it has, as Helm asks it when it installs; `helm template` alone knows none.
+/// The kinds that a cluster has when Helm installs the chart. `helm template` alone assumes none.
 const KINDS: [&str; 4] =
     ["--api-versions", "v1/Secret", "--api-versions", "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy"];
 
-/// As Helm renders it when it installs.
+/// Renders the chart as Helm does when it installs the chart.
 fn render_installed(values: Option<&Path>) -> String {
     process::output(helm(&["template", "broker", "--namespace", "mail"], values).args(KINDS))
 }
@@ -69,13 +69,14 @@ fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
     objects.iter().filter(|object| object["kind"] == kind).collect()
 }
 
-/// Lint, the schemas of Kubernetes, the alerts, and the unit tests in `charts/*/tests`: what `make chart` runs.
+/// Runs `make chart`: lint, the schemas of Kubernetes, the alerts, and the unit tests in `charts/*/tests`.
 #[test]
 fn the_charts_pass_their_own_checks() {
     process::output(&mut Command::new(process::tool("chart")));
 }
 
-/// The rights of the broker and of users are constants. `UPDATE_GOLDEN=1` writes the files again: read the difference.
+/// The golden files contain the rights of the broker and of users. `UPDATE_GOLDEN=1` writes the files again. Check the
+/// diff.
 #[test]
 fn access_is_what_the_golden_files_say() {
     let kinds = ["ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"];
@@ -93,7 +94,7 @@ fn access_is_what_the_golden_files_say() {
     }
 }
 
-/// Without the labels that change with every release, but with those that give rights.
+/// Removes the labels that change with every release. Keeps labels that give rights.
 fn bare(object: &Value) -> Value {
     let mut object = object.clone();
     if let Some(labels) = object.pointer_mut("/metadata/labels").and_then(Value::as_object_mut) {
@@ -104,13 +105,13 @@ fn bare(object: &Value) -> Value {
 
 #[test]
 fn no_role_grants_what_the_broker_never_needs() {
-    // The account of the uninstall hook lists pods. No account runs commands in them.
+    // The account of the uninstall hook lists pods. No account may run commands in pods.
     let never = ["pods/exec", "validatingwebhookconfigurations", "customresourcedefinitions", "*"];
     for (name, values) in combinations() {
         for role in documents(&render_installed(values.as_deref())) {
             for rule in role["rules"].as_array().into_iter().flatten() {
                 let words = |field: &str| rule[field].as_array().unwrap().iter().map(|word| word.as_str().unwrap());
-                // What a ServiceAccount allows is read, and no more.
+                // The broker reads what a ServiceAccount allows, and has no further rights on it.
                 let reads = words("verbs").eq(["get"]);
                 assert!(reads || !words("resources").any(|word| word == "serviceaccounts"), "{name}: {rule}");
                 for word in words("apiGroups").chain(words("resources")).chain(words("verbs")) {
@@ -137,7 +138,7 @@ fn single_namespaces_need_no_access_to_the_cluster() {
 
 #[test]
 fn the_crds_are_those_of_the_repository_and_stay() {
-    // Typed: Helm writes whole numbers as it likes.
+    // Parse the CRDs, because Helm formats whole numbers differently.
     let typed = |crd: &Value| serde_json::from_value::<CustomResourceDefinition>(crd.clone()).unwrap();
     let plain: BTreeMap<_, _> = fs::read_dir(process::root().join("crds"))
         .unwrap()
@@ -163,7 +164,7 @@ fn the_broker_knows_the_arguments_it_is_given() {
         let container = &of_kind(&objects, "Deployment")[0]["spec"]["template"]["spec"]["containers"][0];
         let arguments: Vec<_> = match container["args"].as_array() {
             Some(given) => given.iter().map(|argument| argument.as_str().unwrap()).collect(),
-            None => vec!["run"], // the image's own
+            None => vec!["run"], // the image's own command
         };
         let parsed = Cli::try_parse_from(["mail-token-broker"].iter().chain(&arguments));
         let cli::Command::Run(settings) = parsed.unwrap_or_else(|error| panic!("{name}: {error}")).command else {
@@ -201,7 +202,7 @@ fn the_broker_knows_the_arguments_it_is_given() {
     }
 }
 
-/// kubectl knows no hooks: it would stop the brokers that it has just installed.
+/// `kubectl apply` does not know Helm's hooks: it would stop the brokers that it has just installed.
 #[test]
 fn the_hook_that_stops_the_brokers_is_there_only_where_helm_installs() {
     for (name, values) in combinations() {
@@ -232,7 +233,7 @@ fn the_hook_that_stops_the_brokers_is_there_only_where_helm_installs() {
     }
 }
 
-/// Helm installs nothing then. It names the place of the mistake, and the versions.
+/// In these cases Helm installs nothing. Its error names the place of the mistake, and the versions.
 #[test]
 fn a_values_file_with_typos_and_an_older_cluster_are_refused() {
     let values = Path::new(env!("CARGO_TARGET_TMPDIR")).join("typos.yaml");
@@ -255,7 +256,7 @@ fn a_values_file_with_typos_and_an_older_cluster_are_refused() {
     }
 }
 
-/// Rendered with these values.
+/// Renders the chart with these values.
 fn render_with(values: &Value, more: &[&str]) -> String {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{:016x}-values.yaml", {
         let mut hasher = std::collections::hash_map::DefaultHasher::new();
@@ -282,7 +283,7 @@ fn a_label_that_the_user_sets_too_occurs_once_with_the_users_value() {
         },
     });
     let rendered = render_with(&values, &KINDS);
-    // This one refuses a key that occurs twice.
+    // `serde_yaml` rejects a key that occurs twice.
     for document in serde_yaml::Deserializer::from_str(&rendered) {
         serde_yaml::Value::deserialize(document).unwrap_or_else(|error| panic!("{error}\n{rendered}"));
     }
@@ -357,7 +358,7 @@ fn the_chart_installs_the_dashboard_where_grafanas_sidecar_finds_it() {
     assert_eq!(serde_json::from_str::<Value>(text).unwrap(), super::dashboard::dashboard());
 }
 
-/// Paths of the values, such as `metrics.port`, down to where a value is no object with fixed fields.
+/// Collects the paths of the values, such as `metrics.port`, down to values that are not objects with fixed fields.
 fn described(schema: &Value, path: &str, found: &mut BTreeMap<String, bool>) {
     for (name, value) in schema["properties"].as_object().into_iter().flatten() {
         let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
@@ -402,7 +403,7 @@ fn the_readme_of_the_chart_lists_every_value() {
     }
 }
 
-/// The chart of the relay: its objects as the API server takes them, and its pod.
+/// The API server admits the objects of the relay's chart, including the pod.
 #[tokio::test]
 async fn the_relays_objects_are_admitted_where_pods_are_restricted() {
     let labels = [("pod-security.kubernetes.io/enforce", "restricted")].into();

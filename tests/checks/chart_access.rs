@@ -1,4 +1,5 @@
-//! The chart, installed, and the broker with the account it makes: it may do what it does, and nothing that it does not.
+//! Installs the chart and runs the broker with the chart's account. The account has the rights that the broker needs,
+//! and no others.
 
 use std::{
     collections::BTreeSet,
@@ -21,7 +22,7 @@ use mailtoken_testkit::{
 };
 use serde_json::{Value, json};
 
-/// Where the chart is installed.
+/// The namespace of the installed chart.
 const HOME: &str = "mail";
 /// The ServiceAccount of a release with the chart's own name.
 const ACCOUNT: &str = "mail-token-broker";
@@ -72,7 +73,7 @@ async fn a_broker_of_one_namespace_that_serves_cluster_providers_may_do_only_wha
     }
 }
 
-/// What a stolen token of the broker cannot be used for, although RBAC gives the right to write all Secrets.
+/// Checks what an attacker cannot do with a stolen token of the broker, although RBAC allows writes of all Secrets.
 async fn only_its_own_secrets(release: &Release, ns: &Namespace) {
     let try_as_broker = |arguments: &[&str], object: Option<Value>| {
         let mut kubectl = release.cluster.kubectl();
@@ -94,7 +95,7 @@ async fn only_its_own_secrets(release: &Release, ns: &Namespace) {
         let refusal = attempt.expect_err("it is refused");
         assert!(refusal.contains("ValidatingAdmissionPolicy") && refusal.contains(why), "{refusal}");
     };
-    // The way to the token of any ServiceAccount.
+    // Such a Secret would give the token of any ServiceAccount.
     let any = json!({"kubernetes.io/service-account.name": "default"});
     let stolen = secret("stolen", "kubernetes.io/service-account-token", "mail-token-broker", any);
     refused(try_as_broker(&["create"], Some(stolen)), "types Opaque and mailtoken.dev/grant");
@@ -109,7 +110,7 @@ async fn only_its_own_secrets(release: &Release, ns: &Namespace) {
         try_as_broker(&["patch", "secret", "own", "-p", r#"{"stringData":{"a":"b"}}"#], None).unwrap();
         try_as_broker(&["delete", "secret", "own"], None).unwrap();
     }
-    // A foreign Secret: the broker neither changes nor takes nor deletes it.
+    // The broker may neither change nor take over nor delete a foreign Secret.
     ns.apply(secret("foreign", "Opaque", "helm", json!({}))).await;
     for patch in [
         r#"{"stringData":{"a":"b"}}"#,
@@ -118,19 +119,19 @@ async fn only_its_own_secrets(release: &Release, ns: &Namespace) {
         refused(try_as_broker(&["patch", "secret", "foreign", "-p", patch], None), "MailCredential as controller");
     }
     refused(try_as_broker(&["delete", "secret", "foreign"], None), "MailCredential as controller");
-    // A Secret that lost its label, but has a MailCredential as controller: it is repaired.
+    // The broker repairs a Secret that lost its label but has a MailCredential as controller.
     let owner = json!([{"apiVersion": "mailtoken.dev/v1alpha1", "kind": "MailCredential", "name": "a", "uid": "a", "controller": true}]);
     let mut lost = secret("lost", "Opaque", "helm", json!({}));
     lost["metadata"]["ownerReferences"] = owner;
     ns.apply(lost).await;
     let label = r#"{"metadata":{"labels":{"app.kubernetes.io/managed-by":"mail-token-broker"}}}"#;
     try_as_broker(&["patch", "secret", "lost", "-p", label], None).unwrap();
-    // People are not concerned.
+    // The policy does not apply to users.
     ns.apply(source("of-a-person", "refresh_token", "a")).await;
 }
 
-/// Helm deletes RBAC within milliseconds of the Deployment, and a broker in the middle of a refresh could then not store the
-/// new refresh token. The test plays the controllers of Deployments and Jobs, and the kubelet.
+/// Helm deletes RBAC within milliseconds of the Deployment. A broker in the middle of a refresh could then not store
+/// the new refresh token. The test does the work of the controllers of Deployments and Jobs, and of the kubelet.
 #[tokio::test]
 async fn an_uninstall_ends_the_brokers_before_it_takes_their_rights() {
     let cluster = Cluster::alone(&["control-plane"]);
@@ -151,7 +152,7 @@ async fn an_uninstall_ends_the_brokers_before_it_takes_their_rights() {
     let account = job.spec.as_ref().unwrap().template.spec.as_ref().unwrap();
     let arguments = account.containers[0].args.clone().unwrap();
 
-    // The Job's pod, with its account.
+    // The test runs the command of the Job's pod, with the Job's account.
     let token = process::output(cluster.kubectl().args([
         "-n",
         HOME,
@@ -169,7 +170,7 @@ async fn an_uninstall_ends_the_brokers_before_it_takes_their_rights() {
         home.until(ACCOUNT, "it is scaled to 0", |it: &Deployment| it.spec.as_ref().unwrap().replicas == Some(0)).await;
     let seen = json!({"status": {"observedGeneration": scaled.metadata.generation, "replicas": 0}});
     home.kubectl(["patch", "deployment", ACCOUNT, "--subresource=status", "--type=merge", "-p", &seen.to_string()]);
-    // The broker takes its time.
+    // The broker's pod has not ended yet.
     holds(Duration::from_secs(2), "a pod runs, and the broker has its rights", async || {
         let rights = process::try_output(cluster.kubectl().args(["get", "clusterrolebinding", ACCOUNT]));
         rights.map(drop).and_then(|()| if stop.is_finished() { Err("it did not wait".to_owned()) } else { Ok(()) })
@@ -198,7 +199,7 @@ async fn an_uninstall_ends_the_brokers_before_it_takes_their_rights() {
     fault_log::tried("F29", 1, "nothing");
 }
 
-/// Exactly what a release publishes, on a cluster without the CRDs.
+/// Installs exactly the files of a release, on a cluster without the CRDs.
 #[tokio::test]
 async fn the_files_of_a_release_install_the_broker() {
     let cluster = Cluster::alone(&["control-plane"]);
@@ -229,7 +230,7 @@ async fn the_files_of_a_release_install_the_broker() {
     assert_eq!(crds(), 3, "one file, three kinds");
     without();
 
-    // By kubectl; kinds and their objects are in one file, and the kinds come first.
+    // Installs with kubectl. One file has the kinds and their objects; the kinds come first.
     apply("install.yaml");
     assert_eq!(crds(), 3);
     let image = |namespace: &str| {
@@ -242,7 +243,7 @@ async fn the_files_of_a_release_install_the_broker() {
     assert_eq!(jobs, "", "kubectl would run a hook at once");
     process::output(cluster.kubectl().args(["delete", "-f"]).arg(files.join("install.yaml")).arg("--wait=false"));
 
-    // By Helm.
+    // Installs with Helm.
     let mut helm = cluster.command("helm");
     helm.args(["install", ACCOUNT, "--namespace", HOME, "--create-namespace", "--take-ownership"])
         .arg(files.join(&chart));
@@ -276,7 +277,7 @@ async fn a_broker_of_one_namespace_may_do_only_what_it_does() {
     assert!(asked.is_empty(), "{asked:#?}");
 }
 
-/// Each team has a broker of its own, with its account, its Lease and its namespace.
+/// Each team has its own broker, with its own account, Lease and namespace.
 #[tokio::test]
 async fn two_releases_leave_each_others_objects_alone() {
     let cluster = Cluster::alone(&["control-plane"]);
@@ -297,7 +298,7 @@ async fn two_releases_leave_each_others_objects_alone() {
     for (ns, release, broker) in &mut releases {
         broker.terminate().await;
         let places: BTreeSet<_> = release.served().into_iter().map(|event| event.namespace).collect();
-        // Its Lease is in the first one; a request without a namespace has an empty one.
+        // The Lease is in the first namespace. A request without a namespace has an empty one.
         assert_eq!(
             places.iter().filter(|place| !place.is_empty()).collect::<BTreeSet<_>>(),
             BTreeSet::from([&release.home, &ns.name])
@@ -313,7 +314,7 @@ async fn two_releases_leave_each_others_objects_alone() {
     ns.condition::<MailCredential>("after", "Ready", "TokenValid").await;
     blue.served();
 
-    // The names of ClusterRoles are those of the releases.
+    // The names of ClusterRoles contain the name of the release.
     process::output(&mut helm_install(&cluster, "mail-token-broker", "a", &["crds.enabled=false"]));
     let refusal = process::try_output(&mut helm_install(&cluster, "mail-token-broker", "b", &["crds.enabled=false"]));
     let refusal = refusal.unwrap_err();
@@ -328,7 +329,7 @@ fn helm_install(cluster: &Cluster, name: &str, namespace: &str, settings: &[&str
     helm
 }
 
-/// Writes a kubeconfig for the ServiceAccount that this token is of.
+/// Writes a kubeconfig for the ServiceAccount of this token.
 fn as_account(cluster: &Cluster, kubeconfig: &Path, token: &str) {
     fs::copy(cluster.kubeconfig(), kubeconfig).unwrap();
     let credentials = ["config", "set-credentials", "broker", &format!("--token={}", token.trim())].map(str::to_owned);
@@ -339,7 +340,7 @@ fn as_account(cluster: &Cluster, kubeconfig: &Path, token: &str) {
     }
 }
 
-/// An installed chart, whose account has the release's name.
+/// An installed chart. Its account has the name of the release.
 struct Release {
     cluster: Cluster,
     name: String,
@@ -353,7 +354,7 @@ impl Release {
         Self::install_as(ns, ACCOUNT, HOME, settings).await
     }
 
-    /// Installs the chart in the namespace `home`, which it creates, on the cluster of `ns`.
+    /// Installs the chart in the namespace `home` on the cluster of `ns`, and creates `home`.
     async fn install_as(ns: &Namespace, name: &str, home: &str, settings: &[&str]) -> Self {
         let cluster = ns.cluster.clone();
         ns.apply(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": home}})).await;
@@ -371,19 +372,19 @@ impl Release {
         Self { cluster, name: name.to_owned(), home: home.to_owned(), kubeconfig, flags: arguments[1..].to_vec() }
     }
 
-    /// The broker as the pod runs it, where its namespace is in a file.
+    /// Returns the settings of the broker in the chart's pod. In a pod, the namespace is in a file; here it is a flag.
     fn broker(&self) -> broker::Settings {
         let settings = Broker::bare(&self.kubeconfig).flag(format!("--broker-namespace={}", self.home));
         self.flags.iter().fold(settings, |settings, flag| settings.flag(flag))
     }
 
-    /// What the broker has asked for.
+    /// Returns the audit events of the broker's requests.
     fn events(&self) -> Vec<AuditEvent> {
         let user = format!("system:serviceaccount:{}:{}", self.home, self.name);
         self.cluster.audit_where(|event| event.user == user)
     }
 
-    /// What the broker has asked for, none of it refused.
+    /// Returns the audit events of the broker's requests. Fails if the API server refused one.
     fn served(&self) -> Vec<AuditEvent> {
         let events = self.events();
         let refused: Vec<_> = events.iter().filter(|event| event.code == 401 || event.code == 403).collect();
@@ -391,10 +392,10 @@ impl Release {
         events
     }
 
-    /// Nothing was refused, and everything granted was used.
+    /// Checks that the API server refused no request, and that the broker used every right.
     fn compare(&self) {
         let events = self.served();
-        // Everybody may ask what he may do.
+        // Every user may send these reviews of their own rights.
         let used = events.into_iter().filter(|event| event.access.group != "authorization.k8s.io");
         let used: BTreeSet<_> = used.map(|event| event.access).collect();
         let granted = self.granted();
@@ -404,7 +405,7 @@ impl Release {
         assert!(missing.is_empty(), "used, but granted by others than the chart: {missing:#?}");
     }
 
-    /// What the roles of the release say, those for people left out.
+    /// Returns the rights in the release's roles, without the roles for users.
     fn granted(&self) -> BTreeSet<Access> {
         let selector = format!("app.kubernetes.io/instance={}", self.name);
         let roles = ["get", "clusterroles,roles", "--all-namespaces", "-o", "json", "-l", &selector].map(str::to_owned);
@@ -428,9 +429,9 @@ impl Release {
     }
 }
 
-/// Everything that the broker does for a credential and its provider in one namespace.
+/// Makes the broker do all of its work for a credential and its provider in one namespace.
 async fn whole_life(ns: &Namespace, idp: &Idp) {
-    // The first token, and its renewal.
+    // The broker obtains the first token and renews it.
     idp.next(Answer::token(4));
     ns.provider(idp).await;
     ns.apply(credential("billing")).await;
@@ -438,14 +439,14 @@ async fn whole_life(ns: &Namespace, idp: &Idp) {
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
     holds_token(ns, idp, 2).await;
 
-    // Repair of the Secret.
+    // The broker repairs the Secret.
     ns.patch::<Secret>("billing", json!({"stringData": {"access_token": "wrong"}})).await;
     holds_token(ns, idp, 3).await;
     let uid = ns.get::<Secret>("billing").await.metadata.uid;
     ns.api::<Secret>().delete("billing", &Default::default()).await.unwrap();
     ns.until::<Secret>("billing", "it is made again", |secret| secret.metadata.uid != uid).await;
 
-    // Twice the same Warning, which is one Event with a count, and its end.
+    // The same Warning occurs twice, as one Event with a count. Then the problem ends.
     for round in ["1", "2"] {
         for (answer, reason) in
             [(Answer::error("invalid_client"), "InvalidClient"), (Answer::token(3600), "RenewalSucceeded")]
@@ -456,7 +457,7 @@ async fn whole_life(ns: &Namespace, idp: &Idp) {
         }
     }
 
-    // Another client, another CA bundle, another name of the Secret.
+    // Change the client, the CA bundle, and the name of the Secret.
     idp.forget();
     ns.apply(provider(idp).set("spec.client.id", "another")).await;
     assert_eq!(idp.token_requests_reach(1).await[0].form()["client_id"], "another");
@@ -472,7 +473,7 @@ async fn whole_life(ns: &Namespace, idp: &Idp) {
     ns.delete::<MailProvider>("idp").await;
 }
 
-/// Waits until the Secret holds the token that was issued as this one.
+/// Waits until the Secret contains the token with this number in the order of issue.
 async fn holds_token(ns: &Namespace, idp: &Idp, number: usize) {
     let issued = async || idp.issued().get(number - 1).cloned().ok_or_else(String::new);
     let token = until(&format!("{number} tokens are issued"), issued).await;
@@ -480,8 +481,8 @@ async fn holds_token(ns: &Namespace, idp: &Idp, number: usize) {
     ns.until::<Secret>("billing", &format!("it holds {token}"), holds).await;
 }
 
-/// A refresh token that is claimed, rotated and kept; labels and a type that another writer took away. Under the admission
-/// policy each of these writes has to pass.
+/// Makes the broker claim, rotate and store a refresh token, and repair labels and a type that another writer removed.
+/// The admission policy must allow each of these writes.
 async fn grant_life(ns: &Namespace) {
     let idp = Strict::start();
     idp.client("mailer", Some("a client secret"));
@@ -505,7 +506,7 @@ async fn grant_life(ns: &Namespace) {
         ns.until::<MailCredential>("granted", "another token", handled).await;
     }
 
-    // In the credential's name, but of another type: it is deleted and made again.
+    // The Secret has the credential as owner, but another type: the broker deletes it and creates it again.
     ns.apply(by_seed("granted").set("spec.suspend", true)).await;
     ns.condition::<MailCredential>("granted", "Renewed", "Suspended").await;
     let target: Secret = ns.get("granted").await;
@@ -520,7 +521,7 @@ async fn grant_life(ns: &Namespace) {
     let opaque = |secret: &Secret| secret.type_.as_deref() == Some("Opaque") && secret.data.is_some();
     ns.until::<Secret>("granted", "it is of the broker's type", opaque).await;
 
-    // It stays, and is taken over again.
+    // The grant Secret stays, and a new credential takes it over.
     ns.apply(by_seed("granted").set("spec.secret.deletionPolicy", "Retain")).await;
     ns.until::<Secret>("granted-grant", "it has no owner", |secret| secret.metadata.owner_references.is_none()).await;
     ns.delete::<MailCredential>("granted").await;
@@ -531,7 +532,7 @@ async fn grant_life(ns: &Namespace) {
     ns.delete::<MailProvider>("idp").await;
 }
 
-/// A provider to which a ServiceAccount vouches for the client.
+/// Adds a provider with a ServiceAccount token as client authentication.
 async fn federated(ns: &Namespace, idp: &Idp) {
     let account = Manifest(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "mailer"}}));
     let audience = "api://AzureADTokenExchange";
@@ -542,7 +543,7 @@ async fn federated(ns: &Namespace, idp: &Idp) {
     ns.condition::<MailCredential>("vouched", "Ready", "TokenValid").await;
 }
 
-/// A provider of the cluster, whose objects stand in the broker's namespace.
+/// Adds a ClusterMailProvider, whose objects are in the broker's namespace.
 async fn cluster_provider(ns: &Namespace, idp: &Idp) {
     let mut kubectl = ns.cluster.kubectl();
     process::output(kubectl.args(["label", "namespace", &ns.name, "mail=yes"]));

@@ -1,5 +1,6 @@
-//! No two source files import each other in a circle, directly or through others. A child module may use what its parent
-//! module itself defines; every other name in a file is an import, also where another module re-exports it.
+//! Checks that no two source files import each other in a circle, directly or through others. A child module may use
+//! the names that its parent module defines. Every other name in a file is an import, even if another module re-exports
+//! it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,16 +8,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Most re-exports that a name leads through.
+/// Maximum number of re-exports through which a name leads.
 const RE_EXPORTS: usize = 8;
 
-/// A path that code names, as its parts: `["crate", "policy", "decide"]`.
+/// A path in code, as its parts: `["crate", "policy", "decide"]`.
 type Names = Vec<String>;
 
-/// Where a module stands: its package and the modules that lead to it.
+/// The position of a module: its package and its parent modules.
 type Module = Vec<String>;
 
-/// What a module consists of.
+/// The source of a module.
 struct File {
     path: PathBuf,
     tokens: Vec<String>,
@@ -25,7 +26,7 @@ struct File {
 /// The modules of all packages.
 struct House {
     files: BTreeMap<Module, File>,
-    /// The names that each module imports or re-exports, with what they stand for.
+    /// The names that each module imports or re-exports, with their paths.
     imported: BTreeMap<Module, BTreeMap<String, Names>>,
 }
 
@@ -33,7 +34,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The folders of sources, and how Rust names their packages.
+/// Returns the folders of sources, and the names of their packages in Rust.
 fn packages() -> Vec<(PathBuf, String)> {
     let members = fs::read_dir(root().join("crates")).unwrap().map(|member| member.unwrap().path().join("src"));
     let named = |folder: PathBuf| {
@@ -57,7 +58,7 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// The tokens of a file without its comments and unit tests: identifiers, `::`, and single characters.
+/// Returns the tokens of a file without its comments and unit tests: identifiers, `::`, and single characters.
 fn tokens(text: &str) -> Vec<String> {
     let text = text.split("#[cfg(test)]").next().unwrap_or_default();
     let code: Vec<_> = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
@@ -80,7 +81,8 @@ fn tokens(text: &str) -> Vec<String> {
     tokens
 }
 
-/// The paths that begin at a token, braces resolved, each with the name that it gets here; and how many tokens they are.
+/// Returns the paths that begin at a token, with braces resolved, each with its local name. Also returns the number of
+/// tokens.
 fn paths(tokens: &[String]) -> (Vec<(Names, String)>, usize) {
     let mut path = Names::new();
     let mut at = 0;
@@ -127,7 +129,7 @@ impl House {
                 let parts = inside.iter().map(|part| part.to_str().unwrap().to_owned());
                 let mut module: Module = [package.clone()].into_iter().chain(parts).collect();
                 module.pop_if(|last| ["mod", "lib", "main"].contains(&last.as_str()));
-                // A binary beside a library has a module of its own.
+                // A binary beside a library is a separate module.
                 if file.ends_with("main.rs") && folder.join("lib.rs").exists() {
                     module.push("main".to_owned());
                 }
@@ -144,7 +146,7 @@ impl House {
         Self { files, imported }
     }
 
-    /// The module that defines what `names` says in `module`; `None` for what is not ours.
+    /// Returns the module that defines `names` in `module`; `None` for a module of another crate.
     fn find(&self, module: &Module, names: &[String], depth: usize) -> Option<Module> {
         let (first, mut rest) = names.split_first()?;
         let mut at = match first.as_str() {
@@ -172,19 +174,19 @@ impl House {
             }
             rest = after;
         }
-        // The path begins with another crate, or with a name that the module itself defines.
+        // Otherwise the path begins with another crate, or with a name that the module itself defines.
         let is_ours = at != *module || matches!(first.as_str(), "crate" | "self" | "super");
         (is_ours && self.files.contains_key(&at)).then_some(at)
     }
 
-    /// The modules that a module uses, but for its parents.
+    /// Returns the modules that a module uses, without its parents.
     fn uses(&self, module: &Module) -> BTreeSet<Module> {
         let tokens = &self.files[module].tokens;
         let mut used = BTreeSet::new();
         let mut at = 0;
         while at < tokens.len() {
             let starts = tokens.get(at + 1).is_some_and(|next| next == "::") && (at == 0 || tokens[at - 1] != "::");
-            // A re-export is used where its name is, which may be in the same file.
+            // A module uses a re-export if it uses the name, possibly in the same file.
             if tokens[at] == "use" && at > 0 && (tokens[at - 1] == "pub" || tokens[at - 1] == ")") {
                 let (found, length) = paths(&tokens[at + 1..]);
                 let here = |name: &String| tokens.iter().filter(|token| *token == name).count() > 1;
@@ -203,13 +205,13 @@ impl House {
     }
 }
 
-/// The names that `use` brings into a module.
+/// Returns the names that `use` brings into a module.
 fn imported(tokens: &[String]) -> BTreeMap<String, Names> {
     let uses = tokens.iter().enumerate().filter(|(_, token)| *token == "use");
     uses.flat_map(|(at, _)| paths(&tokens[at + 1..]).0).map(|(names, alias)| (alias, names)).collect()
 }
 
-/// The circles of a graph: its strongly connected components of two nodes or more.
+/// Returns the circles of a graph: its strongly connected components of two nodes or more.
 fn circles(graph: &BTreeMap<Module, BTreeSet<Module>>) -> Vec<BTreeSet<Module>> {
     let reached = |from: &Module| {
         let mut reached = BTreeSet::new();

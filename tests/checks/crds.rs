@@ -1,4 +1,4 @@
-//! The files that people install are what the types say, and the workflows that make them are guarded.
+//! Checks that the files that users install match the types, and that the workflows that make them are safe.
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
@@ -16,7 +16,7 @@ fn the_files_of_the_crds_are_those_that_the_broker_prints() {
     }
 }
 
-/// Argo CD compares a list as a whole: an item to which the API server adds a default never equals the one in git.
+/// Argo CD compares a list as a whole. An item to which the API server adds a default never equals the item in git.
 #[test]
 fn no_item_of_a_list_has_a_default() {
     let crds = stored(&process::root().join("crds"));
@@ -24,7 +24,7 @@ fn no_item_of_a_list_has_a_default() {
     assert!(found.is_empty(), "{found:#?}");
 }
 
-/// Paths of the defaults that stand inside of `items`.
+/// Returns the paths of defaults inside `items`.
 fn defaults(schema: &Value, path: &str, inside: bool) -> Vec<String> {
     let children = |part: String, value, inside| defaults(value, &format!("{path}/{part}"), inside);
     match schema {
@@ -43,7 +43,7 @@ fn defaults(schema: &Value, path: &str, inside: bool) -> Vec<String> {
     }
 }
 
-/// A workflow of this repository: its text, and what it says.
+/// Returns the name, the text and the content of each workflow of this repository.
 fn workflows() -> Vec<(String, String, Value)> {
     let files = fs::read_dir(process::root().join(".github/workflows")).unwrap().map(|entry| entry.unwrap().path());
     let read = |file: std::path::PathBuf| {
@@ -58,7 +58,7 @@ fn steps(job: &Value) -> impl Iterator<Item = &Value> {
     job["steps"].as_array().unwrap().iter()
 }
 
-/// A tag of an action can be moved to other code.
+/// The owner of an action can move a tag to other code.
 #[test]
 fn every_action_is_pinned_by_its_commit() {
     let mut found = 0;
@@ -75,10 +75,10 @@ fn every_action_is_pinned_by_its_commit() {
     assert!(found >= 10, "only {found} actions found");
 }
 
-/// Build scripts and tests of all dependencies run in a build. None of them may find a token that can publish or sign.
+/// A build runs build scripts and tests of all dependencies. None of them may find a token that can publish or sign.
 #[test]
 fn no_job_that_can_publish_or_sign_runs_foreign_code() {
-    // Programs of the runner, and of cosign-installer.
+    // Programs of the runner and of cosign-installer.
     const PROGRAMS: [&str; 16] = [
         "set",
         "docker",
@@ -154,7 +154,8 @@ fn a_release_is_tested_first_and_its_images_are_named_by_digest() {
     }
     assert!(steps(&jobs["check"]).any(|step| step["run"].as_str().is_some_and(|run| run.contains(".ci/run"))));
     assert!(text.contains("--build-arg BUILDER_IMAGE=\"$BUILDER_IMAGE\"") && text.contains("image=$BUILDKIT"));
-    // What a Dockerfile builds from: its arguments, which the release gives with a digest, or an image with one.
+    // A Dockerfile may build from its arguments, which the release sets to images with a digest, or from an image with
+    // a digest.
     let file = fs::read_to_string(process::root().join("Dockerfile")).unwrap();
     let from: Vec<_> = file.lines().filter_map(|line| line.strip_prefix("FROM ")).collect();
     let stages = [

@@ -16,7 +16,8 @@ type Labels = BTreeSet<String>;
 /// Labels that Prometheus adds to each series of a scrape.
 const OF_THE_SCRAPE: [&str; 2] = ["job", "instance"];
 
-/// The code of a file up to its unit tests, with each run of whitespace as one blank and none after a bracket.
+/// Returns the code of a file up to its unit tests. Replaces each run of whitespace by one space, and removes spaces
+/// after a bracket.
 fn code(file: &str) -> String {
     let text = fs::read_to_string(process::root().join(file)).unwrap();
     let text = text.split("#[cfg(test)]").next().unwrap();
@@ -28,14 +29,14 @@ fn identifier(text: &str) -> &str {
     &text[..end]
 }
 
-/// Fields of a struct and their types.
+/// Returns the fields of a struct and their types.
 fn fields<'a>(code: &'a str, name: &str) -> BTreeMap<&'a str, &'a str> {
     let body = code.split(&format!("struct {name} {{ ")).nth(1).unwrap_or_else(|| panic!("no struct {name}"));
     let parts: Vec<_> = body.split(" }").next().unwrap().split(": ").collect();
     let mut fields = BTreeMap::new();
     let mut field = parts[0];
     for (at, part) in parts.iter().enumerate().skip(1) {
-        // Before a colon are the type of one field and the name of the next.
+        // The text before a colon has the type of one field and the name of the next field.
         let (of, next) = part.rsplit_once(", ").filter(|_| at + 1 < parts.len()).unwrap_or((part, ""));
         fields.insert(field, of);
         field = next;
@@ -56,7 +57,7 @@ fn insert(exposed: &mut BTreeMap<String, Labels>, name: &str, of: &str, labels: 
     }
 }
 
-/// Metrics that a file registers in its struct `Metrics`.
+/// Adds the metrics that a file registers in its struct `Metrics`.
 fn registered(file: &str, prefix: &str, exposed: &mut BTreeMap<String, Labels>) {
     let code = code(file);
     let metrics = fields(&code, "Metrics");
@@ -76,7 +77,7 @@ fn registered(file: &str, prefix: &str, exposed: &mut BTreeMap<String, Labels>) 
     }
 }
 
-/// Labels in code: `("label", …)`, and what the functions `labels` and `provider_labels` return.
+/// Returns the labels in code: `("label", …)`, and the results of the functions `labels` and `provider_labels`.
 fn labels_in(code: &str) -> Labels {
     let literals = code.split("(\"").skip(1).filter_map(|rest| Some(rest.split_once("\",")?.0));
     let mut labels: Labels = literals.filter(|literal| !literal.is_empty()).map(str::to_owned).collect();
@@ -91,7 +92,7 @@ fn labels_in(code: &str) -> Labels {
     labels
 }
 
-/// Metrics of objects, whose labels are in the code before or after the name.
+/// Adds the metrics of objects. The code before or after the name has their labels.
 fn of_objects(exposed: &mut BTreeMap<String, Labels>) {
     let code = code("src/metrics/objects.rs");
     let code = code.split("type Label ").next().unwrap();
@@ -113,7 +114,7 @@ fn of_objects(exposed: &mut BTreeMap<String, Labels>) {
     }
 }
 
-/// The names of all metrics, as Prometheus stores them, with their labels.
+/// Returns the names of all metrics, as Prometheus stores them, with their labels.
 fn exposed() -> BTreeMap<String, Labels> {
     let mut exposed = BTreeMap::new();
     registered("src/metrics.rs", "mailtoken", &mut exposed);
@@ -128,12 +129,12 @@ fn exposed() -> BTreeMap<String, Labels> {
     exposed
 }
 
-/// What is wrong with a query: unknown metrics, and labels that its metrics do not have.
+/// Returns the errors of a query: unknown metrics, and labels that its metrics do not have.
 fn findings(query: &str, exposed: &BTreeMap<String, Labels>) -> Vec<String> {
     let mut findings = vec![];
     let mut all: Labels = OF_THE_SCRAPE.map(str::to_owned).into();
     let mut metrics = 0;
-    // Every second part is a string.
+    // Every second part is a string literal.
     let outside = query.split('"').step_by(2).collect::<Vec<_>>().join("\"\"");
     for (at, _) in outside.match_indices(|c: char| c.is_ascii_alphabetic()) {
         let is_start = !outside[..at].ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_' || c == '$');
@@ -175,7 +176,7 @@ fn strings(values: &Value) -> impl Iterator<Item = &Value> {
     values.as_array().into_iter().flatten()
 }
 
-/// The panels, with their titles and queries.
+/// Returns the panels, with their titles and queries.
 fn queries(dashboard: &Value) -> Vec<(&Value, &Value, &str)> {
     let targets =
         strings(&dashboard["panels"]).flat_map(|panel| strings(&panel["targets"]).map(move |target| (panel, target)));
@@ -191,7 +192,7 @@ fn the_dashboard_asks_for_metrics_and_labels_that_exist() {
     for (panel, target, query) in &queries {
         let title = &panel["title"];
         assert_eq!(findings(query, &exposed), [""; 0], "{title}: {query}");
-        // Labels in legends and columns are labels of the result.
+        // Legends and columns may name only labels of the result.
         let legend = target["legendFormat"].as_str().unwrap();
         let in_legend = legend.split("{{").skip(1).map(|rest| rest.split("}}").next().unwrap());
         let columns = panel.pointer("/transformations/0/options/renameByName").and_then(Value::as_object);
@@ -243,7 +244,7 @@ fn the_metrics_in_the_code_are_read_and_a_query_that_is_wrong_is_found() {
     }
 }
 
-/// A histogram has one row, under its name without a suffix.
+/// A histogram has one row, with its name without a suffix.
 #[test]
 fn the_readme_lists_each_metric_of_the_broker_with_its_labels() {
     let exposed = exposed().into_iter().filter(|(name, _)| {
@@ -261,7 +262,7 @@ fn the_readme_lists_each_metric_of_the_broker_with_its_labels() {
     assert_eq!(rows.collect::<BTreeMap<_, _>>(), exposed);
 }
 
-/// promtool parses the queries, as recording rules.
+/// promtool parses the queries as recording rules.
 #[test]
 fn the_queries_of_the_dashboard_are_promql() {
     let dashboard = dashboard();
@@ -276,7 +277,7 @@ fn the_queries_of_the_dashboard_are_promql() {
     process::output(Command::new("promtool").args(["check", "rules", "--lint=none"]).arg(file));
 }
 
-/// Each replica exports all credentials. promtool evaluates the queries of these panels over the series of two replicas.
+/// Each replica exports all credentials. promtool evaluates the queries of these panels on the series of two replicas.
 #[test]
 fn a_credential_counts_once_although_each_replica_exports_it() {
     let credential = |name: &str| format!("job=\"j\", namespace=\"shop\", name=\"{name}\"");
@@ -359,7 +360,7 @@ fn panels_have_ids_of_their_own_and_do_not_overlap() {
     }
 }
 
-/// `tools/dashboard` draws the picture again.
+/// `tools/dashboard` writes the picture.
 #[test]
 fn the_picture_in_the_docs_has_each_panel() {
     let picture = fs::read_to_string(process::root().join("docs/dashboard.svg")).unwrap();

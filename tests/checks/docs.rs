@@ -16,7 +16,7 @@ use mail_token_broker::api::{self, ClusterMailProvider, ConditionType, MailCrede
 use serde::Deserialize as _;
 use serde_json::Value;
 
-/// The conditions that a command may wait for.
+/// The conditions that a command in the documentation may wait for.
 const CONDITIONS: [ConditionType; 5] = [
     ConditionType::Ready,
     ConditionType::Renewed,
@@ -27,7 +27,7 @@ const CONDITIONS: [ConditionType; 5] = [
 
 /// A page of the documentation.
 struct Page {
-    /// From the root of the repository.
+    /// The path from the root of the repository.
     path: PathBuf,
     text: String,
 }
@@ -64,7 +64,7 @@ fn pages() -> Vec<Page> {
 }
 
 impl Page {
-    /// Fenced blocks: the language, and the text.
+    /// Returns the fenced blocks: the language, and the text.
     fn blocks(&self) -> Vec<(&str, String)> {
         let mut blocks = vec![];
         let mut open: Option<(&str, String)> = None;
@@ -80,7 +80,7 @@ impl Page {
         blocks
     }
 
-    /// The text outside of fenced blocks.
+    /// Returns the text outside of fenced blocks.
     fn prose(&self) -> String {
         let mut inside = false;
         let outside = |line: &&str| {
@@ -91,7 +91,7 @@ impl Page {
         self.text.lines().filter(outside).collect::<Vec<_>>().join("\n")
     }
 
-    /// What stands in backticks in the prose.
+    /// Returns the texts in backticks in the prose.
     fn code(&self) -> Vec<String> {
         self.prose().split('`').skip(1).step_by(2).map(|code| code.replace('\n', " ")).collect()
     }
@@ -102,7 +102,8 @@ impl Page {
         prose.lines().filter(|line| line.starts_with('#')).filter_map(heading).collect()
     }
 
-    /// Commands: lines of shell blocks, continued ones joined, cut at pipes and the like; and those in backticks.
+    /// Returns the commands of the page: lines of shell blocks, with continued lines joined and cut at pipes, and
+    /// commands in backticks.
     fn commands(&self) -> Vec<String> {
         let shell = |(language, _): &(&str, String)| ["sh", "console", "bash"].contains(language);
         let lines = self.blocks().into_iter().filter(shell).map(|(_, text)| text.replace("\\\n", " "));
@@ -154,18 +155,18 @@ fn reasons_stand_in_the_row_that_says_how_they_are_retried() {
     }
 }
 
-/// The blocks of a page in one language.
+/// Returns the blocks of a page in one language.
 pub(super) fn blocks(path: &str, language: &str) -> Vec<String> {
     let page = pages().into_iter().find(|page| page.path == Path::new(path)).unwrap();
     page.blocks().into_iter().filter(|(of, _)| *of == language).map(|(_, text)| text).collect()
 }
 
-/// The objects of the broker's kinds in the pages, with the page of each.
+/// Returns the objects of the broker's kinds in the pages, with the page of each object.
 pub(super) fn examples() -> Vec<(PathBuf, Value)> {
     let mut examples = vec![];
     for page in pages() {
         for (language, text) in page.blocks() {
-            // A block of a shell may hold objects too, between the marks of a here document.
+            // A shell block may also contain objects, in a here document.
             let objects = text.split("<<'EOF'\n").nth(1).and_then(|rest| rest.split("\nEOF").next());
             let Some(text) = objects.or((language == "yaml").then_some(text.as_str())) else { continue };
             for document in serde_yaml::Deserializer::from_str(text) {
@@ -187,7 +188,7 @@ fn examples_are_what_the_api_server_and_the_broker_understand() {
     }
 }
 
-/// The output of `kubectl get` in a page has the columns of the CRD.
+/// The example output of `kubectl get` in a page has the columns of the CRD.
 #[test]
 fn the_readme_shows_the_columns_that_kubectl_shows() {
     let columns = api::crds()
@@ -220,7 +221,7 @@ fn check_object(value: &Value) -> Result<(), String> {
         _ => again::<ClusterMailProvider>(value),
     };
     let typed = typed.map_err(|error| error.to_string())?;
-    // What the types drop, they do not know.
+    // A field that the types drop is unknown.
     match lost(&value["spec"], &typed["spec"], "spec").as_slice() {
         [] => Ok(()),
         lost => Err(format!("{} is lost", lost.join(", "))),
@@ -231,7 +232,7 @@ fn again<T: serde::de::DeserializeOwned + serde::Serialize>(value: &Value) -> se
     serde_json::to_value(serde_json::from_value::<T>(value.clone())?)
 }
 
-/// What stands in `before` and not in `after`.
+/// Returns the paths that `before` has and `after` does not have.
 fn lost(before: &Value, after: &Value, path: &str) -> Vec<String> {
     match (before, after) {
         (Value::Object(before), Value::Object(after)) => before
@@ -250,7 +251,7 @@ fn lost(before: &Value, after: &Value, path: &str) -> Vec<String> {
     }
 }
 
-/// The schema of a kind, by any of its names.
+/// Returns the schema of a kind, by any of its names.
 pub(super) fn schema(name: &str) -> Option<&'static JSONSchemaProps> {
     static CRDS: LazyLock<Vec<CustomResourceDefinition>> = LazyLock::new(api::crds);
     let is_named = |crd: &&CustomResourceDefinition| {
@@ -278,7 +279,7 @@ fn item(schema: &JSONSchemaProps) -> Option<&JSONSchemaProps> {
     }
 }
 
-/// Fields of `value` that the schema does not know. Fields that every object has are not checked.
+/// Returns the fields of `value` that the schema does not know. Does not check fields that every object has.
 pub(super) fn unknown_fields(schema: &JSONSchemaProps, value: &Value, path: &str) -> Vec<String> {
     match value {
         Value::Object(fields) => fields
@@ -345,7 +346,7 @@ fn commands_speak_of_fields_that_there_are() {
     assert!(checked >= 40, "only {checked} things found to check");
 }
 
-/// The values of an option, quoted or not.
+/// Returns the values of an option, quoted or not.
 fn arguments_of(command: &str, option: &str) -> Vec<String> {
     let value = |rest: &str| match rest.trim_start().strip_prefix('\'') {
         Some(quoted) => quoted.split('\'').next().unwrap_or_default().to_owned(),
@@ -354,7 +355,7 @@ fn arguments_of(command: &str, option: &str) -> Vec<String> {
     command.split(&format!(" {option} ")).skip(1).map(value).collect()
 }
 
-/// The paths in `jsonpath` and `custom-columns`.
+/// Returns the paths in `jsonpath` and `custom-columns`.
 fn fields_of(command: &str) -> Vec<String> {
     let braces = command.split("{.").skip(1).filter_map(|rest| rest.split('}').next());
     let columns = command.split("custom-columns=").skip(1).flat_map(|rest| {
@@ -428,7 +429,7 @@ fn files_and_make_targets_that_are_named_exist() {
     }
 }
 
-/// Whether a file is there; a `*` in a part of its path stands for anything.
+/// Whether a file exists. A `*` in a part of its path matches any text.
 fn exists(path: &str) -> bool {
     let Some((before, after)) = path.split_once('*') else { return root().join(path).exists() };
     let (folder, start) = before.rsplit_once('/').unwrap_or(("", before));
@@ -440,8 +441,8 @@ fn exists(path: &str) -> bool {
         .any(|entry| entry.path().join(below).exists())
 }
 
-/// A test as the pages name it: `cluster::issue::a_name`, `standins::a_name` or, of the unit tests, `lib::a_name`. Names of
-/// tests are sentences; `policy::decide` is not the name of a test.
+/// A test as the pages name it: `cluster::issue::a_name`, `standins::a_name` or, for unit tests, `lib::a_name`. Names
+/// of tests are sentences; `policy::decide` is not the name of a test.
 struct TestName<'a> {
     binary: &'a str,
     module: Option<&'a str>,
@@ -460,7 +461,7 @@ fn test_name(code: &str) -> Option<TestName<'_>> {
     (sentence && parts.into_iter().all(word)).then_some(TestName { binary, module, test })
 }
 
-/// The text of all files below these folders.
+/// Returns the text of all files below these folders.
 fn sources(folders: &[&str]) -> String {
     let mut folders: Vec<_> = folders.iter().map(|folder| root().join(folder)).collect();
     let mut sources = String::new();
@@ -505,7 +506,7 @@ fn every_fault_has_its_row_and_a_test() {
     };
     for fault in (1..=7).map(|number| format!("K{number}")).chain((1..=33).map(|number| format!("F{number:02}"))) {
         let row = row(&fault).unwrap_or_else(|| panic!("{fault} has no row"));
-        // There is no webhook that could be down.
+        // F23 is the failure of a webhook, which the broker does not have.
         assert!(row.contains("::") || fault == "F23", "{fault}: {row}");
     }
 }
@@ -555,7 +556,7 @@ fn every_provider_page_begins_with_what_was_tested_and_ends_with_a_login_test() 
         assert!(first.starts_with("*Tested:*"), "{shown} begins with {first}");
         let (_, last) = page.text.rsplit_once("\n## ").unwrap();
         assert!(last.starts_with("Test the login\n"), "{shown} ends with {last:.40}");
-        // One command for both protocols, with the token by standard input.
+        // One command covers both protocols, with the token by standard input.
         let command = last.split("```sh\n").nth(1).unwrap();
         assert!(command.contains("for at in smtp imap") && command.contains("curl --config -"), "{shown}");
     }
@@ -573,14 +574,14 @@ fn every_set_up_of_a_provider_waits_until_the_mail_server_accepts_the_token() {
         let (ready, mailbox): (BTreeSet<_>, BTreeSet<_>) =
             (ready.filter_map(of).collect(), mailbox.filter_map(of).collect());
         assert!(!mailbox.is_empty(), "{}: no set-up waits for MailboxAuthorized", page.path.display());
-        // The page of the grants shows how a person signs in, without a probe.
+        // The page of the grants shows how a user signs in, without a probe.
         if !page.path.ends_with("generic.md") {
             assert!(ready.is_subset(&mailbox), "{}: {ready:?} {mailbox:?}", page.path.display());
         }
     }
 }
 
-/// Each cause of a mail server's answer has a reason, which the runbook explains.
+/// Each cause in a mail server's answer has a reason, and the runbook explains the reason.
 #[test]
 fn every_reason_of_a_mail_server_is_in_the_table_of_the_probe() {
     let page = fs::read_to_string(root().join("docs/mailbox.md")).unwrap();
@@ -637,7 +638,7 @@ fn links(prose: &str) -> Vec<String> {
     ends.filter_map(|rest| Some(rest.split(')').next()?.to_owned())).collect()
 }
 
-/// Without `..`.
+/// Resolves `..` in a path.
 fn normal(path: &Path) -> PathBuf {
     let mut normal = PathBuf::new();
     for part in path.components() {
@@ -651,7 +652,7 @@ fn normal(path: &Path) -> PathBuf {
     normal
 }
 
-/// A heading's anchor, as GitHub makes it.
+/// Returns a heading's anchor, as GitHub creates it.
 fn slug(heading: &str) -> String {
     let kept = heading
         .to_lowercase()

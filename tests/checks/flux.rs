@@ -1,5 +1,5 @@
-//! The status of the recorded objects and of a broker's own objects, as Flux's libraries compute it: `docs/gitops.md`
-//! promises it.
+//! Checks the status that Flux's libraries compute for recorded objects and for objects of a running broker, as
+//! `docs/gitops.md` documents it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use super::{docs, gitops};
 
-/// For each recorded object: its status by kstatus, and by the expressions of the page.
+/// For each recorded object: its status by kstatus, and its status by the expressions in `docs/gitops.md`.
 const CREDENTIALS: [(&str, &str, &str); 14] = [
     ("new", "InProgress", "InProgress"),
     ("changed", "InProgress", "InProgress"),
@@ -47,7 +47,7 @@ const PROVIDERS: [(&str, &str); 6] = [
     ("stalled", "Failed"),
 ];
 
-/// The Kustomization of `docs/gitops.md`, in a file: the argument of the tool.
+/// Writes the Kustomization of `docs/gitops.md` to a file, for the tool.
 fn kustomization() -> String {
     let blocks = docs::blocks("docs/gitops.md", "yaml");
     let with_expressions: Vec<_> = blocks.iter().filter(|text| text.contains("healthCheckExprs")).collect();
@@ -57,7 +57,7 @@ fn kustomization() -> String {
     file.to_str().unwrap().to_owned()
 }
 
-/// The status of each object: by kstatus, or by the expressions of a Kustomization.
+/// Returns the status of each object: by kstatus, or by the expressions of a Kustomization.
 fn statuses(objects: &[&Value], kustomization: Option<&str>) -> Vec<String> {
     let mut command = Command::new(process::tool("run"));
     command.arg("kstatus").args(kustomization).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -92,7 +92,8 @@ fn flux_sees_each_recorded_object_as_the_page_says() {
     }
 }
 
-/// What health depends on: the conditions, and whether the token, the code, the generation and the deletion are there.
+/// Returns the inputs of an object's health: the conditions, and whether the token, the code, the generation and the
+/// deletion exist.
 fn state(object: &Value) -> (BTreeSet<String>, [bool; 4]) {
     let conditions = object["status"]["conditions"].as_array().into_iter().flatten();
     let word = |condition: &Value, field: &str| condition[field].as_str().unwrap().to_owned();
@@ -111,14 +112,14 @@ async fn live_provider(ns: &Namespace, name: &str) -> Value {
     serde_json::to_value(ns.get::<MailProvider>(name).await).unwrap()
 }
 
-/// A credential that a running broker brings into each recorded state, and a provider.
+/// A running broker brings credentials and providers into each recorded state.
 #[tokio::test]
 async fn a_running_broker_writes_the_recorded_states() {
     let mut credentials = BTreeMap::new();
     let mut providers = BTreeMap::new();
     let Fixture { ns, idp, mut broker } = Fixture::new().await;
 
-    // The broker waits 30 s for these before it calls them stalled.
+    // The broker waits 30 s for these objects before it sets Stalled.
     ns.apply(credential("stalled").set("spec.providerRef", json!({"name": "absent"}))).await;
     let secret = json!({"clientSecret": {"secretRef": {"name": "absent", "key": "client-secret"}}});
     let without = provider(&idp).set("metadata.name", "stalled");
@@ -201,7 +202,7 @@ async fn a_running_broker_writes_the_recorded_states() {
     ns.condition::<MailProvider>("stalled", "Stalled", "SourceNotFound").await;
     providers.insert("stalled", live_provider(&ns, "stalled").await);
 
-    // No broker sees what follows.
+    // The broker does not see the following changes.
     broker.kill();
     ns.api::<MailCredential>().delete("revoked", &Default::default()).await.unwrap();
     credentials.insert("deleted", live(&ns, "revoked").await);

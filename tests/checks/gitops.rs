@@ -1,4 +1,4 @@
-//! The health checks and actions for Argo CD, run by a Lua interpreter with the libraries that Argo CD allows.
+//! Runs the health checks and actions for Argo CD in a Lua interpreter with the libraries that Argo CD allows.
 
 use std::{
     fs,
@@ -15,7 +15,8 @@ use super::docs;
 
 const KINDS: [&str; 3] = ["MailCredential", "MailProvider", "ClusterMailProvider"];
 
-/// Argo CD opens the libraries base, package and table, and an os library that has only date and time. The time is fixed here.
+/// Argo CD opens the libraries base, package and table, and an os library that has only date and time. The time is
+/// fixed here.
 const SANDBOX: &str = r#"
 local format, gsub, write = string.format, string.gsub, io.write
 local function json(value)
@@ -47,7 +48,7 @@ string, io, math, coroutine, debug, os = nil, nil, nil, nil, nil, safe
 package.loaded.os = safe
 "#;
 
-/// A value as a Lua expression. Like Argo CD, null becomes nil.
+/// Formats a value as a Lua expression. As in Argo CD, null becomes nil.
 fn lua(value: &Value) -> String {
     match value {
         Value::Null => "nil".to_owned(),
@@ -65,7 +66,7 @@ fn lua(value: &Value) -> String {
 fn run(script: &str, object: &Value) -> Value {
     let program =
         format!("{SANDBOX}\nobj = {}\nlocal function script()\n{script}\nend\nwrite(json(script()))\n", lua(object));
-    // Debian: the package lua5.1, which `tools/setup checks` installs. Argo CD's Lua is 5.1.
+    // The interpreter is Debian's package lua5.1, which `tools/setup checks` installs. Argo CD uses Lua 5.1.
     let mut command = Command::new("lua5.1");
     let mut lua = command.arg("-").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     lua.stdin.take().unwrap().write_all(program.as_bytes()).unwrap();
@@ -86,7 +87,7 @@ pub(super) fn yaml(path: &Path) -> Value {
     serde_yaml::from_str(&text(path)).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The status that the health check of the object's kind gives.
+/// Returns the status by the health check of the object's kind.
 pub(super) fn health(object: &Value) -> String {
     let script = text(&folder(object["kind"].as_str().unwrap()).join("health.lua"));
     run(&script, object)["status"].as_str().unwrap().to_owned()
@@ -96,7 +97,7 @@ fn items(value: &Value) -> &[Value] {
     value.as_array().unwrap()
 }
 
-/// The object that a test names, and its path.
+/// Returns the object that a test names.
 fn input(folder: &Path, test: &Value, field: &str) -> Value {
     yaml(&folder.join(test[field].as_str().unwrap()))
 }
@@ -139,7 +140,7 @@ fn a_credential_can_be_renewed_suspended_and_resumed() {
     }
 }
 
-/// The objects are what the API server stores, with conditions and reasons of the broker.
+/// The API server accepts these objects, and they have conditions and reasons of the broker.
 #[test]
 fn the_recorded_objects_are_objects_of_the_api() {
     for kind in KINDS {
@@ -166,7 +167,7 @@ fn the_recorded_objects_are_objects_of_the_api() {
     }
 }
 
-/// A patch for Argo CD's ConfigMap has the same scripts. `UPDATE_GOLDEN=1` writes it.
+/// The patch for Argo CD's ConfigMap contains the same scripts. `UPDATE_GOLDEN=1` writes the patch.
 #[test]
 fn the_patch_of_argocd_cm_has_these_scripts() {
     let indented = |text: &str, by: usize| -> String {
@@ -209,7 +210,7 @@ fn the_patch_of_argocd_cm_has_these_scripts() {
     );
 }
 
-/// The scripts see what a broker writes, not only what was recorded.
+/// The scripts must also handle the objects of a running broker, not only the recorded objects.
 #[tokio::test]
 async fn objects_of_a_running_broker_have_the_health_of_their_conditions() {
     let Fixture { ns, idp, broker: _broker } = Fixture::new().await;
@@ -249,7 +250,7 @@ async fn objects_of_a_running_broker_have_the_health_of_their_conditions() {
     assert_eq!(health("refused").await["status"], "Degraded");
 }
 
-/// What `kubectl apply` and Argo CD's default comparison do: a merge patch replaces lists as a whole.
+/// Merges as `kubectl apply` and Argo CD's default comparison do: a merge patch replaces lists as a whole.
 fn merge(live: &mut Value, manifest: &Value) {
     match (live, manifest) {
         (Value::Object(live), Value::Object(manifest)) => {
@@ -261,7 +262,7 @@ fn merge(live: &mut Value, manifest: &Value) {
     }
 }
 
-/// What Argo CD and Flux compare: all but the two fields that change with each write.
+/// Returns the fields that Argo CD and Flux compare: all except the two that change with each write.
 fn content(mut object: Value) -> Value {
     for field in ["managedFields", "resourceVersion"] {
         object["metadata"].as_object_mut().unwrap().remove(field);
@@ -269,12 +270,12 @@ fn content(mut object: Value) -> Value {
     object
 }
 
-/// Neither client-side nor server-side apply finds a difference between an example and what the API server made of it.
+/// Neither client-side nor server-side apply finds a difference between an example and the stored object.
 #[tokio::test]
 async fn an_applied_example_has_no_permanent_diff() {
     let ns = Cluster::shared().namespace().await;
     for (number, (page, mut manifest)) in docs::examples().into_iter().enumerate() {
-        // Two examples may be about one object.
+        // Two examples may have the same name.
         manifest["metadata"]["name"] = json!(format!("{}-{number}", ns.name));
         if manifest["kind"] != "ClusterMailProvider" {
             manifest["metadata"]["namespace"] = json!(ns.name);

@@ -1,4 +1,4 @@
-//! What this repository holds is checked against itself: the architecture, the CRDs, the documentation and the chart.
+//! Checks this repository against itself: the architecture, the CRDs, the documentation and the chart.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in tests a panic is the report")]
 #![allow(clippy::disallowed_methods, reason = "tests measure real time")]

@@ -1,10 +1,10 @@
-//! The licences of the crates that the binaries contain.
+//! Checks the licences of the crates that the binaries contain.
 
 use std::{fs, path::Path, process::Command};
 
 use mailtoken_testkit::process;
 
-/// An image with a crate whose licence text it lacks must not be distributed.
+/// No user may distribute an image with a crate whose licence text is missing.
 #[test]
 fn the_notices_have_the_licences_of_all_crates_of_each_binary() {
     let made = Path::new(env!("CARGO_TARGET_TMPDIR")).join("notices");

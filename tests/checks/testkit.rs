@@ -1,4 +1,5 @@
-//! The testkit is a library, so that the compiler calls no public helper in it dead: this does.
+//! Checks that no public helper of the testkit is unused. The testkit is a library, so the compiler does not check
+//! this.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +19,7 @@ fn files(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The code of the files below these folders, without comments.
+/// Returns the code of the files below these folders, without comments.
 fn code(folders: &[&str]) -> Vec<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = vec![];
@@ -33,7 +34,7 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty())
 }
 
-/// The names of what a file offers: what follows `pub fn`, `pub struct` and the like.
+/// Returns the public names of a file: the names after `pub fn`, `pub struct` and others.
 fn offered(text: &str) -> Vec<&str> {
     const KINDS: [&str; 7] = ["fn", "struct", "enum", "trait", "const", "static", "type"];
     let lines = text.lines().filter_map(|line| line.trim_start().strip_prefix("pub "));

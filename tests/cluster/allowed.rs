@@ -1,4 +1,4 @@
-//! What a ClusterMailProvider allows, and to whom.
+//! The namespaces and mailboxes that a ClusterMailProvider allows.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use mail_token_broker::api::{MailCredential, MailProvider};
 use mailtoken_testkit::{namespace::find, *};
 use serde_json::{Value, json};
 
-/// A broker, and a ClusterMailProvider named after the namespace; its Secrets are in the broker's namespace.
+/// A broker, and a ClusterMailProvider with the namespace's name. The provider's Secrets are in the broker's namespace.
 struct Shared {
     fixture: Fixture,
     name: String,
@@ -19,7 +19,7 @@ impl Shared {
         shared
     }
 
-    /// Before the ClusterMailProvider is there.
+    /// Starts the broker. The ClusterMailProvider does not exist yet.
     async fn start(change: impl FnOnce(broker::Settings) -> broker::Settings) -> Self {
         let ns = Namespace::create(Cluster::shared(), BTreeMap::from([("mail", "yes")])).await;
         let idp = Idp::start();
@@ -41,7 +41,7 @@ impl Shared {
         credential(name).set("spec.providerRef", json!({"kind": "ClusterMailProvider", "name": self.name}))
     }
 
-    /// Waits until a credential is refused, with this part of the message.
+    /// Waits until a credential has the reason `NotAllowed`, with this part of the message.
     async fn denied(&self, name: &str, part: &str) {
         let denied = |object: &MailCredential| {
             find(object, "Ready")
@@ -99,7 +99,7 @@ async fn an_allowance_that_is_withdrawn_stops_renewal_and_leaves_the_token() {
     let shared = Shared::new(json!([entry(&["*@example.org"])])).await;
     let Shared { fixture, .. } = &shared;
     fixture.idp.next(Answer::token(10));
-    // It is not due before the allowance is withdrawn.
+    // The token must not be due before the test removes the allowance.
     fixture.issued(shared.credential("billing").set("spec.renewal.renewBefore", "1s")).await;
     shared.allow(json!([entry(&["*@example.com"])])).await;
     fixture.ns.condition::<MailCredential>("billing", "Renewed", "NotAllowed").await;
@@ -127,15 +127,15 @@ async fn an_allowance_that_is_withdrawn_before_a_request_is_sent_withholds_it() 
     let api = ApiProxy::start(&Cluster::shared());
     let shared = Shared::start(|settings| settings.kubeconfig(&api.kubeconfig())).await;
     let ns = &shared.fixture.ns;
-    // The other provider has read the client secret, so the read that is late is the ClusterMailProvider's.
+    // The other provider has already read the client secret, so the late read is the ClusterMailProvider's.
     ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
     api.next(1, "GET", "/secrets/idp-client", Trouble::Late);
     shared.allow(json!([entry(&["*@example.org"])])).await;
-    // The attempt has its permit, and awaits the client secret.
+    // The attempt has its permit, and waits for the client secret.
     ns.apply(shared.credential("billing")).await;
     api.late(1).await;
     ns.kubectl(["label", "namespace", &ns.name, "mail-"]);
-    // The broker has seen that.
+    // The marker shows that the broker has seen the changed label.
     ns.apply(shared.credential("marker")).await;
     shared.denied("marker", "selects the namespace").await;
     api.release();

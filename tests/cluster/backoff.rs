@@ -1,4 +1,4 @@
-//! Attempts that fail: when the next is made, what ends the wait, and what does not.
+//! Failed attempts: the time of the next attempt, the changes that end the wait, and the changes that do not.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use mail_token_broker::api::{MailCredential, MailProvider, status::MailCredentia
 use mailtoken_testkit::*;
 use serde_json::json;
 
-/// The status, once so many attempts have failed.
+/// Waits until `attempts` attempts have failed, and returns the status.
 async fn failed(ns: &Namespace, attempts: i32) -> MailCredentialStatus {
     let fits =
         |found: &MailCredential| found.status.as_ref().is_some_and(|status| status.failed_attempts == Some(attempts));
@@ -18,7 +18,7 @@ async fn failed(ns: &Namespace, attempts: i32) -> MailCredentialStatus {
     found.status.unwrap()
 }
 
-/// Seconds from the last failure to the next attempt.
+/// Returns the seconds from the last failure to the next attempt.
 fn pause(status: &MailCredentialStatus) -> i64 {
     let (next, last) = (status.next_attempt_time.as_ref().unwrap(), status.last_failure_time.as_ref().unwrap());
     next.0.duration_since(last.0).as_secs()
@@ -110,7 +110,7 @@ async fn any_change_of_spec_provider_or_source_ends_the_wait_immediately() {
     idp.token_requests_reach(6).await;
     assert_eq!(pause(&failed(&ns, 1).await), 15 * 60, "a change begins again");
 
-    // What no attempt is made with ends nothing.
+    // Changes that do not affect an attempt do not end the wait.
     ns.annotate::<MailCredential>("billing", "team", "a").await;
     ns.patch::<MailProvider>("idp", json!({"metadata": {"labels": {"team": "a"}}})).await;
     holds(Duration::from_secs(2), "nobody asks", async || match idp.token_requests().len() {
@@ -132,7 +132,7 @@ async fn a_change_while_a_request_is_in_flight_is_not_lost() {
 
     ns.apply(source("idp-client", "client-secret", "the right one")).await;
     ns.patch::<MailCredential>("billing", json!({"spec": {"renewal": {"minValidity": "11m"}}})).await;
-    // Another credential of the same provider gets its token with the new secret: the change has been seen.
+    // Another credential of the same provider gets its token with the new secret. So the broker has seen the change.
     let mut markers = 0;
     until("a marker is served with the new secret", async || {
         markers += 1;
@@ -163,7 +163,7 @@ async fn a_restart_keeps_the_wait_and_sends_no_request() {
 
     broker.kill();
     broker.again().await;
-    // The new broker works: another credential's attempt is made.
+    // Another credential's attempt shows that the new broker works.
     ns.apply(credential("marker")).await;
     ns.condition::<MailCredential>("marker", "Stalled", "InvalidClient").await;
 
@@ -194,7 +194,7 @@ async fn a_renewal_that_fails_leaves_ready_true_until_the_token_ends() {
     fault_log::tried("F17", 1, "nothing");
 }
 
-/// How often the broker has read a Secret.
+/// Returns how often the broker has read a Secret.
 fn reads(ns: &Namespace, secret: &str) -> usize {
     let audit = ns.cluster.audit().into_iter();
     audit
@@ -221,7 +221,7 @@ fn all_reads(ns: &Namespace, secrets: &[&str]) -> Vec<usize> {
     secrets.iter().map(|secret| reads(ns, secret)).collect()
 }
 
-/// Changes the metadata of the Secrets that an attempt was made with, and waits until the broker has compared them.
+/// Changes the metadata of the Secrets of an attempt, and waits until the broker has compared their content.
 async fn touch(ns: &Namespace, secrets: &[&str]) {
     const TOUCHES: usize = 5;
     let before = all_reads(ns, secrets);
@@ -248,7 +248,7 @@ async fn a_change_of_a_sources_metadata_ends_no_wait_and_one_of_its_content_does
     ns.apply(credential("billing").set("spec.grant", json!({"tokenExchange": {"subjectToken": subject}}))).await;
     let mut last = failed(&ns, 1).await.last_failure_time;
 
-    // The next broker reads once what the attempt was made with.
+    // The restarted broker reads once the Secrets of the last attempt.
     let sources = ["idp-client", "subject"];
     broker.kill();
     let before = all_reads(&ns, &sources);

@@ -1,4 +1,4 @@
-//! Microsoft and Google as the broker meets them, under their real names: played by stand-ins, to which a proxy leads.
+//! Microsoft and Google under their real names. A proxy connects the broker to stand-ins.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ const SECRET: &str = "a client secret of Entra";
 const SEND: &str = "https://outlook.office.com/SMTP.Send";
 const REISSUE: &str = "mailtoken.dev/reissue";
 
-/// A namespace whose broker reaches a stand-in by these names.
+/// Creates a namespace whose broker reaches a stand-in by these names.
 async fn fixture(port: u16, ca: &str, names: &[&str]) -> (Namespace, Broker) {
     let ns = Cluster::shared().namespace().await;
     let proxy = Proxy::start(port);
@@ -37,7 +37,7 @@ async fn microsoft() -> (Namespace, Microsoft, Broker) {
     (ns, entra, broker)
 }
 
-/// The MailProvider `idp`; the broker has seen it as it is now.
+/// Applies the MailProvider `idp`, and waits until the broker has seen its current version.
 async fn provide(ns: &Namespace, preset: Value, client: Value) {
     let mut spec = json!({"client": client, "caBundleRef": {"configMap": {"name": "ca", "key": "ca.crt"}}});
     spec.as_object_mut().unwrap().extend(preset.as_object().unwrap().clone());
@@ -179,7 +179,7 @@ async fn microsoft_signs_a_person_in_by_code_and_asks_again_when_the_sign_in_end
     leaks::assert_no_secret_shown(&ns, &broker, entra.issued()).await;
 }
 
-/// The credential `billing`, ready by the seed that this is.
+/// Creates the credential `billing` with a seed, and waits until it is ready. Returns the seed.
 async fn seeded(ns: &Namespace, entra: &Microsoft) -> String {
     entra.register(App::new(APP).public());
     provide(ns, tenant(), json!({"id": APP})).await;
@@ -213,7 +213,7 @@ async fn a_loop_that_microsoft_detects_is_waited_out_and_ends_no_sign_in() {
         entra.token_requests().iter().filter(with).count()
     };
 
-    // Its OAuth error is `invalid_grant`, which would end the sign-in.
+    // The OAuth error of AADSTS50196 is `invalid_grant`, which would otherwise end the sign-in.
     entra.refuse_next(50196);
     ns.annotate::<MailCredential>("billing", REISSUE, "loop").await;
     let renewed_not = ns.condition::<MailCredential>("billing", "Renewed", "Throttled").await;
@@ -238,7 +238,7 @@ async fn a_loop_that_microsoft_detects_is_waited_out_and_ends_no_sign_in() {
     })
     .await;
 
-    // The broker would retry in a minute.
+    // The broker would otherwise retry in a minute.
     renewed(&ns).await;
     ns.condition::<MailCredential>("billing", "Renewed", "RenewalSucceeded").await;
     assert_eq!((presented(), entra.token_requests().len()), (2, 3));
@@ -293,7 +293,7 @@ async fn google_signs_for_a_service_account_without_a_key() {
     }))
     .await;
     let audience = format!("//iam.googleapis.com/{POOL}/providers/cluster");
-    // The broker sends tokens for the audiences that the ServiceAccount names.
+    // The broker requests tokens only for the audiences that the ServiceAccount names.
     ns.apply(json!({
         "apiVersion": "v1", "kind": "ServiceAccount",
         "metadata": {"name": "mailer", "annotations": {"mailtoken.dev/allowed-audiences": audience}},
@@ -306,7 +306,7 @@ async fn google_signs_for_a_service_account_without_a_key() {
     provide(&ns, preset, json!({"authentication": [{"serviceAccountToken": token}]})).await;
     ns.apply(mailbox(json!({"jwtBearer": {}}))).await;
 
-    // Nothing is set up yet: each step that is missing says so, in the order of the requests.
+    // No step of the set-up is done yet. Each missing step has its own message, in the order of the requests.
     let blocked = async |reason: &str, said: &[&str]| {
         ns.annotate::<MailCredential>("billing", REISSUE, &random_word()).await;
         let fits = |credential: &MailCredential| {
@@ -347,7 +347,7 @@ async fn google_signs_for_a_service_account_without_a_key() {
     leaks::assert_no_secret_shown(&ns, &broker, [google.issued(), google.assertions()].concat()).await;
 }
 
-/// A value that no annotation had before.
+/// Returns a value that no annotation has had before.
 fn random_word() -> String {
     k8s_openapi::jiff::Timestamp::now().as_nanosecond().to_string()
 }

@@ -1,4 +1,4 @@
-//! Answers that are meant to exhaust: the broker's memory and time stay bounded.
+//! Responses that should exhaust the broker: its memory and time stay bounded.
 
 use std::{process::Command, time::Duration};
 
@@ -9,19 +9,20 @@ use mailtoken_testkit::{
 };
 use serde_json::json;
 
-/// Credentials of each server, all of which ask at once: with eleven servers more than the broker lets out at one time.
+/// Number of credentials of each server. With eleven servers, more send requests at the same time than the broker
+/// admits.
 const EACH: usize = 12;
-/// What all their answers at one time may take. The servers offer gigabytes.
+/// Maximum memory for all responses at the same time. The servers offer gigabytes.
 const MIB: u64 = 64;
-/// How often all of them ask.
+/// Number of requests of each credential.
 const ROUNDS: usize = 3;
 
-/// The most memory that the broker has had, in MiB.
+/// Returns the broker's peak memory in MiB.
 fn peak(broker: &Broker) -> u64 {
     broker.memory("VmHWM") >> 20
 }
 
-/// Servers by name, and the reason that the broker gives.
+/// Returns the servers by name, with the reason that the broker must report.
 fn behaviours() -> Vec<(&'static str, Behaviour, &'static str)> {
     let head = |fields: &str| format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n{fields}\r\n").into_bytes();
     let chunked = || head("transfer-encoding: chunked\r\n");
@@ -107,7 +108,7 @@ async fn hostile_answers_cost_no_memory() {
     fault_log::tried("F14", servers.len() * EACH * ROUNDS, "nothing");
 }
 
-/// A Secret has at most 1 MiB, so what is made of a template beyond that would be made in vain.
+/// A Secret has at most 1 MiB, so the broker must not render a larger template.
 #[tokio::test]
 async fn a_template_that_multiplies_the_token_costs_no_memory_and_no_request() {
     let Fixture { ns, idp, broker } = Fixture::new().await;
@@ -115,7 +116,7 @@ async fn a_template_that_multiplies_the_token_costs_no_memory_and_no_request() {
     ns.condition::<MailCredential>("good", "Ready", "TokenValid").await;
     let (before, asked) = (peak(&broker), idp.token_requests().len());
 
-    // As much as the schema accepts.
+    // The data has the maximum size that the schema accepts.
     let data: serde_json::Map<_, _> =
         (0..16).map(|number| (format!("k{number:02}"), "${xoauth2}".repeat(409).into())).collect();
     for number in 0..8 {
@@ -128,7 +129,7 @@ async fn a_template_that_multiplies_the_token_costs_no_memory_and_no_request() {
     }
     assert_eq!(idp.token_requests().len(), asked, "nothing was asked for that could not be written");
 
-    // One that fits with a token of the usual length, and not with the one that came.
+    // This template fits with a token of the usual length, but not with the token of this response.
     let long = "x".repeat(30 * 1024);
     idp.answer(Answer::token(3600).field("access_token", long.as_str()));
     let template = "${access_token}".repeat(100);
@@ -139,7 +140,7 @@ async fn a_template_that_multiplies_the_token_costs_no_memory_and_no_request() {
     let grown = peak(&broker) - before;
     assert!(grown <= 16, "{grown} MiB more than the {before} MiB before");
 
-    // The token is kept meanwhile, and written once it fits.
+    // The broker keeps the token in memory, and writes it when the template fits.
     ns.patch::<MailCredential>("surprised", json!({"spec": {"secret": {"data": {"all": "T=${access_token}"}}}})).await;
     ns.condition::<MailCredential>("surprised", "Ready", "TokenValid").await;
     assert_eq!(ns.secret("surprised").await["all"], format!("T={long}"));
@@ -151,7 +152,7 @@ async fn a_template_that_multiplies_the_token_costs_no_memory_and_no_request() {
     fault_log::tried("F14", 9, "nothing");
 }
 
-/// Scopes of a quarter of a megabyte, which the status would keep.
+/// The scopes have a quarter of a megabyte, which the status must not contain.
 #[tokio::test]
 async fn granted_scopes_are_bounded_in_the_status() {
     let Fixture { ns, idp, broker } = Fixture::new().await;

@@ -1,4 +1,5 @@
-//! No secret shows anywhere but where it belongs: not in the log at its finest, in no Event, status or metric.
+//! Checks that a secret appears only in its Secret: not in the log at the finest level, in an Event, a status or a
+//! metric.
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use k8s_openapi::api::core::v1::Secret;
@@ -7,7 +8,7 @@ use mailtoken_testkit::{idp::DEVICE, leaks::assert_absent, *};
 use rcgen::KeyPair;
 use serde_json::json;
 
-/// The finest level for all, and by name for the libraries that would log most.
+/// The finest level for all targets, and by name for the libraries that log most.
 const LOG: &str =
     "trace,kube_client::client=trace,hyper::proto=trace,h2::codec=trace,reqwest::connect=trace,rustls=trace";
 
@@ -27,7 +28,7 @@ async fn no_secret_appears_anywhere() {
     ns.apply(provider(&idp).set("spec.client.authentication", vec![secret("post", "Post"), secret("basic", "Basic")]))
         .await;
 
-    // A token by the body, one by the header, each in every shape.
+    // One client secret is sent in the body, one in the header. Each token has every format.
     let shapes = json!(["XOAuth2", "OAuthBearer", "SaslXoauth2", "TokenJSON"]);
     let shaped = credential("billing").set("spec.secret.formats", shapes);
     ns.apply(shaped.entry("spec.secret.data", "env", "T=${access_token}")).await;
@@ -42,7 +43,7 @@ async fn no_secret_appears_anywhere() {
     })
     .await;
 
-    // Answers that repeat what they were sent, and worse.
+    // These responses repeat the request's secrets.
     let echo = json!({
         "error": format!("invalid_{POST}"), "error_description": format!("the secret {POST} and {BASIC} and {basic} are wrong"),
         "error_uri": BASIC, "correlation_id": basic, "access_token": "canary-echoed-token-5Hj1",
@@ -67,7 +68,7 @@ async fn no_secret_appears_anywhere() {
         })
         .await;
     }
-    // A Secret that a user changes, a Secret that cannot be used, and a restart.
+    // A user changes a Secret, another Secret cannot be used, and the broker restarts.
     ns.patch::<Secret>("billing", json!({"stringData": {"username": "eve@example.org"}})).await;
     ns.until::<Secret>("billing", "it is repaired", |secret| {
         secret.data.as_ref().is_some_and(|data| data["username"].0 == b"billing@example.org")
@@ -101,10 +102,10 @@ async fn no_secret_appears_anywhere() {
     }
 }
 
-/// What a reader of a message would copy.
+/// A text that a message must never show to a reader who copies commands.
 const BAIT: &str = "canary-bait";
 
-/// The messages of all conditions and Events of a namespace.
+/// Returns the messages of all conditions and Events of a namespace.
 fn messages(ns: &Namespace) -> String {
     let path = "jsonpath={range .items[*]}{.status.conditions[*].message}{\"\\n\"}{end}";
     let reported = ["mailcredentials", "mailproviders"].map(|kind| ns.kubectl(["get", kind, "-o", path]));
@@ -116,14 +117,14 @@ fn messages(ns: &Namespace) -> String {
 async fn no_text_of_a_provider_appears_beside_commands_to_copy() {
     let Fixture { ns, idp, broker } = Fixture::new().await;
     let command = format!("`kubectl create clusterrolebinding {BAIT} --clusterrole=cluster-admin --user=mallory`");
-    // The scopes of a token.
+    // The bait is in the scopes of a token.
     idp.answer(
         Answer::token(3600).field("scope", format!("mail.send and more. Repair it with: {command} \u{1b}[31m{BAIT}")),
     );
     ns.apply(credential("scopes").set("spec.scopes", json!(["mail.send"]))).await;
     let reported = ns.condition::<MailCredential>("scopes", "Ready", "TokenValid").await.message;
     assert!(reported.contains("unrequested scopes"), "{reported}");
-    // The pages and codes of a sign-in.
+    // The bait is in the pages and codes of a sign-in.
     let spec = provider(&idp).set("metadata.name", "device").set("spec.oauth2.deviceAuthorizationURL", idp.url(DEVICE));
     ns.apply(spec).await;
     let sign_in = |field: &str, value: String| {
@@ -153,7 +154,7 @@ async fn no_text_of_a_provider_appears_beside_commands_to_copy() {
     ns.apply(by_code("complete")).await;
     let reported = ns.condition::<MailCredential>("complete", "Ready", "AuthorizationRequired").await.message;
     assert!(reported.contains("open https://example.org/ and enter WDJB-MJHT"), "{reported}");
-    // The account that signed in.
+    // The bait is in the name of the account that signed in.
     let claims = BASE64_URL_SAFE_NO_PAD.encode(json!({"email": format!("`{BAIT}`@example.org")}).to_string());
     idp.answer_at(DEVICE, sign_in("user_code", "WDJB-MJHT".to_owned()));
     idp.answer(Answer::token(3600).field("id_token", format!("e30.{claims}.c2ln")));
@@ -185,7 +186,7 @@ async fn no_signed_assertion_appears_anywhere() {
     ns.apply(credential("billing")).await;
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
 
-    // An answer that repeats what was sent.
+    // The response repeats the assertion of the request.
     let sent = idp.assertions().pop().unwrap();
     let echo = json!({"error": "invalid_client", "error_description": sent, "error_uri": sent, "correlation_id": sent});
     idp.answer(Answer::json(401, echo));
@@ -194,7 +195,7 @@ async fn no_signed_assertion_appears_anywhere() {
     leaks::assert_no_secret_shown(&ns, &broker, [idp.issued(), idp.assertions()].concat()).await;
 }
 
-/// Applies an object as people do: kubectl leaves a copy of it in an annotation.
+/// Applies an object with kubectl, which leaves a copy of the object in an annotation.
 fn kubectl_apply(ns: &Namespace, manifest: &Manifest) {
     let file = ns.cluster.dir().join(format!("{}.json", ns.name));
     std::fs::write(&file, manifest.0.to_string()).unwrap();

@@ -1,4 +1,4 @@
-//! No refresh token and no device code shows anywhere but in the Secret that keeps it.
+//! Checks that a refresh token or device code appears only in the Secret that stores it.
 
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::MailCredential;
@@ -34,7 +34,7 @@ async fn what_a_user_granted_appears_nowhere() {
     }))
     .await;
 
-    // A seed, a reply that is lost, another seed, and a token that the provider refuses.
+    // A seed, a lost response, another seed, and a token that the provider refuses.
     let seed = |account: &str| idp.refresh_token("mailer", account, "mail");
     let seeds = [seed("billing@example.org"), seed("billing@example.org"), "canary-no-refresh-token-6Yw3".to_owned()];
     let by_seed = json!({"refreshToken": {"secretRef": {"name": "seed", "key": "refresh_token"}}});
@@ -51,7 +51,7 @@ async fn what_a_user_granted_appears_nowhere() {
     ns.apply(source("seed", "refresh_token", &seeds[2])).await;
     ns.condition::<MailCredential>("billing", "Renewed", "InvalidGrant").await;
 
-    // A person who signs in, and one who does not.
+    // One user signs in, another does not.
     for name in ["person", "absent"] {
         ns.apply(credential(name).set("spec.grant", json!({"deviceCode": {}}))).await;
         ns.condition::<MailCredential>(name, "Ready", "AuthorizationRequired").await;
@@ -71,7 +71,7 @@ async fn what_a_user_granted_appears_nowhere() {
     secrets.push(CLIENT_SECRET.to_owned());
     assert_absent(&places, &secrets);
 
-    // Pods mount this one: a token, and nothing by which another could be had.
+    // Pods mount this Secret. It contains a token, and nothing with which a pod could request another token.
     let kept = text(&ns.get::<Secret>("person-grant").await, "refresh_token");
     let mounted = ns.secret("person").await.into_values().collect::<Vec<_>>().join(" ");
     assert_absent(&[("the mounted Secret", mounted)], &[kept, CLIENT_SECRET.to_owned()]);

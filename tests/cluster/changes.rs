@@ -1,4 +1,4 @@
-//! What users ask for by a change: another spec, a new token now, a pause, another Secret.
+//! Changes by users: another spec, a new token, a suspension, another Secret.
 
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::MailCredential;
@@ -7,7 +7,7 @@ use serde_json::json;
 
 const REISSUE: &str = "mailtoken.dev/reissue";
 
-/// Waits until the status speaks of the present generation.
+/// Waits until the status is for the current generation.
 async fn observed(fixture: &Fixture, name: &str) -> MailCredential {
     let of_now =
         |object: &MailCredential| field(object, "/status/observedGeneration") == field(object, "/metadata/generation");
@@ -134,7 +134,7 @@ async fn reissue_obtains_a_token_immediately_and_once() {
     assert_eq!(secret.metadata.annotations.unwrap()["mailtoken.dev/handled-reissue"], "2");
     assert_eq!(text(&ns.get("billing").await, "access_token"), fixture.idp.issued()[1]);
 
-    // The first try fails: it is tried until it is answered, and then no more.
+    // The first attempt fails. The broker retries until the reissue is handled, and then stops.
     fixture.idp.next(Answer::status(503));
     ns.annotate::<MailCredential>("billing", REISSUE, "3").await;
     ns.condition::<MailCredential>("billing", "Renewed", "ProviderUnavailable").await;
@@ -145,7 +145,7 @@ async fn reissue_obtains_a_token_immediately_and_once() {
     assert_eq!(fixture.idp.token_requests().len(), 4);
 
     fixture.broker.kill();
-    // Also without its status: the Secret records that the reissue was answered.
+    // Even without a status, the Secret records that the broker has handled the reissue.
     let status = kube::api::Patch::Merge(json!({"status": null}));
     fixture.ns.api::<MailCredential>().patch_status("billing", &Default::default(), &status).await.unwrap();
     fixture.broker.again().await;

@@ -1,5 +1,5 @@
-//! Providers that cannot be reached, trusted or found: conditions report them, they delay no other provider, and they
-//! recover automatically.
+//! Providers with failed connections, unknown authorities or unknown names: conditions report them, they delay no other
+//! provider, and they recover automatically.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use mailtoken_testkit::{
 };
 use serde_json::json;
 
-/// A MailProvider, its CA bundle, and a MailCredential, all of this name.
+/// Applies a MailProvider, its CA bundle, and a MailCredential, all with this name.
 async fn apply(ns: &Namespace, name: &str, provider: Manifest, idp: &Idp) {
     ns.apply(source("idp-client", "client-secret", "a client secret")).await;
     let bundle = format!("{name}-ca");
@@ -222,7 +222,7 @@ async fn a_provider_that_hangs_delays_no_other_even_with_one_reconcile_at_a_time
 
     ready_message(&ns, "good", "TokenValid").await;
     ns.condition::<MailProvider>("good", "Ready", "ProviderReady").await;
-    // What hangs is still under way, and at most 32 requests go to one host.
+    // The hanging requests are still in flight, at most 32 to one host.
     assert!(hanging.token_requests().len() <= 32, "{}", hanging.token_requests().len());
     let waiting: MailCredential = ns.get("hanging").await;
     assert!(namespace::find(&waiting, "Ready").is_none(), "{}", namespace::show(&waiting));

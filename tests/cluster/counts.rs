@@ -1,4 +1,5 @@
-//! What many credentials cost at the API server and at the provider, counted: an issue, a renewal, a restart, and rest.
+//! Counts the requests to the API server and to the provider for many credentials: for an issue, a renewal, a restart,
+//! and while idle.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,22 +11,23 @@ use mail_token_broker::api::{MailCredential, MailProvider, names};
 use mailtoken_testkit::{audit::AuditEvent, *};
 
 const CREDENTIALS: usize = 100;
-/// Enough to see what each costs.
+/// Number of credentials, enough to see the cost of each.
 const FEW: usize = 10;
-/// At a time: those that wait for the broker, too.
+/// Number of credentials that the test creates at the same time, including those that wait for the broker.
 const CONCURRENCY: usize = 16;
-/// How long nothing must happen.
+/// Time in which the broker must send no request.
 const REST: Duration = Duration::from_secs(2);
-/// Most calls of a start that are neither lists nor watches: the client credentials of a provider, and one new credential.
+/// Maximum number of calls of a start that are neither lists nor watches: for the client credentials of a provider, and
+/// for one new credential.
 const START: usize = 12;
 
-/// So many credentials, until all are ready.
+/// Creates `number` credentials, and waits until all are ready.
 async fn make(fixture: &Fixture, prefix: &str, number: usize) {
     let one = async |number| drop(fixture.issued(credential(&format!("{prefix}-{number}"))).await);
     stream::iter(0..number).map(one).buffer_unordered(CONCURRENCY).collect::<()>().await;
 }
 
-/// How often the broker asked for what, by verb and resource.
+/// Counts the broker's requests by verb and resource.
 fn kinds(asked: &[AuditEvent]) -> BTreeMap<String, usize> {
     let mut kinds = BTreeMap::new();
     for event in asked {
@@ -34,12 +36,13 @@ fn kinds(asked: &[AuditEvent]) -> BTreeMap<String, usize> {
     kinds
 }
 
-/// What the broker has asked in this namespace, and not for its lease, after so many of these events.
+/// Returns the broker's requests in this namespace after the first `before` events, without those for its lease.
 fn asked(fixture: &Fixture, before: usize) -> Vec<AuditEvent> {
     fixture.ns.audit().into_iter().filter(AuditEvent::is_work_of_the_broker).skip(before).collect()
 }
 
-/// Serves one more credential, and waits until the log shows its end: the broker has then reconciled all earlier ones.
+/// Creates one more credential, and waits until the log shows its last write. The broker has then reconciled all
+/// earlier credentials.
 async fn end(fixture: &Fixture, name: &str) {
     fixture.mark(name).await;
     until("the log has the last write", async || {
@@ -49,7 +52,7 @@ async fn end(fixture: &Fixture, name: &str) {
     .await;
 }
 
-/// Waits until the log, which is written after the answer, has these calls and no others.
+/// Waits until the audit log has exactly these calls. The API server writes the log after the response.
 async fn calls(fixture: &Fixture, before: usize, wanted: [(&str, usize); 2]) {
     let wanted: BTreeMap<_, _> = wanted.map(|(kind, number)| (kind.to_owned(), number)).into();
     until("the broker has made these calls", async || match kinds(&asked(fixture, before)) {
@@ -63,7 +66,8 @@ async fn calls(fixture: &Fixture, before: usize, wanted: [(&str, usize); 2]) {
 async fn an_issue_and_a_renewal_are_one_token_request_and_two_calls_each_and_rest_is_none() {
     let fixture = Fixture::new().await;
     fixture.ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
-    // The first credential makes the broker read the provider's client secret and watch its CA bundle, for all others too.
+    // For the first credential, the broker reads the provider's client secret and watches its CA bundle. Later
+    // credentials share both.
     end(&fixture, "first").await;
     until("the broker watches the CA bundle", async || {
         let watch = |event: &AuditEvent| event.access.verb == "watch" && event.access.resource == "configmaps";
@@ -159,7 +163,7 @@ async fn secrets_are_listed_and_watched_by_two_labels_alone_and_without_their_da
     let broker = Broker::settings(&ns).kubeconfig(&api.kubeconfig()).start().await;
     let mut fixture = Fixture { ns, idp, broker };
     fixture.issued(credential("billing")).await;
-    // The first start found no Secret of the broker's own, the second finds one.
+    // At the first start the broker had no Secret of its own; at the second start it has one.
     assert!(fixture.broker.terminate().await.success());
     fixture.broker.again().await;
     end(&fixture, "last").await;
@@ -177,8 +181,8 @@ async fn secrets_are_listed_and_watched_by_two_labels_alone_and_without_their_da
         if seen == wanted { Ok(()) } else { Err(format!("{seen:?} instead of {wanted:?}")) }
     })
     .await;
-    // The audit log does not show which representation was wanted, and other tests' brokers share it; the proxy has the
-    // requests of this broker alone.
+    // The audit log does not show the requested representation, and contains requests of other tests' brokers. The
+    // proxy has only this broker's requests.
     let asked = api.asked();
     let elsewhere: Vec<_> = asked
         .iter()

@@ -1,4 +1,4 @@
-//! Refresh tokens: taken over from a seed, exchanged under a claim, and kept.
+//! Refresh tokens: the broker takes them over from a seed, exchanges them under a claim, and stores them.
 
 use k8s_openapi::api::core::v1::Secret;
 use mail_token_broker::api::{MailCredential, names};
@@ -53,7 +53,7 @@ async fn a_renewal_costs_one_request_and_four_writes_and_reads_no_secret() {
     fixture.issued().await;
     let writes = ["create", "patch", "update", "delete"];
     let places = [("secrets", "billing-grant"), ("secrets", "billing"), ("mailcredentials/status", "billing")];
-    // What was written is seen a moment before it stands in the audit log.
+    // A write takes effect a moment before the audit log contains it.
     let wrote = async |wanted: [usize; 3]| {
         let count = |(resource, name): (&str, &str)| fixture.verbs(resource, name, &writes).len();
         until(&format!("so many writes: {wanted:?}"), async || match places.map(count) {
@@ -64,7 +64,7 @@ async fn a_renewal_costs_one_request_and_four_writes_and_reads_no_secret() {
     };
     wrote([2, 1, 1]).await;
     let reads = || ["billing-grant", "billing"].map(|name| fixture.verbs("secrets", name, &["get"]).len());
-    // The annotation by which the test asks is a write of the object, not of its status.
+    // The annotation of a reissue is a write of the object, not of its status.
     let (read, requests) = (reads(), fixture.idp.token_requests().len());
     for time in 1..=3 {
         fixture.renew().await;
@@ -94,7 +94,8 @@ async fn another_seed_is_used_immediately_and_the_same_seed_is_not_used_again() 
     fixture.issued().await;
     let (kept, requests) = (fixture.kept().await, fixture.idp.token_requests().len());
 
-    // The same content, another resourceVersion: nothing happens, also not at the next renewal.
+    // The seed has the same content and another resourceVersion: the broker ignores the change, even at the next
+    // renewal.
     fixture.ns.annotate::<Secret>("seed", "team", "mail").await;
     fixture.renew().await;
     assert_eq!(fixture.idp.token_requests().len(), requests + 1);
@@ -126,7 +127,7 @@ async fn another_seed_is_used_immediately_and_the_same_seed_is_not_used_again() 
 async fn a_stored_token_outlives_its_seed_and_stops_renewal_without_the_label() {
     let fixture = RefreshFixture::new().await;
     fixture.issued().await;
-    // Without the label its owner does not want it used any more.
+    // Without the label, the owner no longer allows the use of the seed.
     fixture.ns.patch::<Secret>("seed", json!({"metadata": {"labels": {"mailtoken.dev/source": null}}})).await;
     let reported = fixture.ns.condition::<MailCredential>("billing", "Renewed", "SourceNotLabeled").await;
     let requests = fixture.idp.token_requests().len();
@@ -187,7 +188,7 @@ async fn a_seed_that_cannot_be_right_is_not_sent_and_its_message_says_how_to_get
         );
     }
     assert_eq!(fixture.idp.token_requests().len(), 0);
-    // One trailing line break is what an editor leaves.
+    // Editors add one trailing line break.
     let token = fixture.idp.refresh_token("mailer", "billing@example.org", "mail");
     fixture.ns.apply(source("seed", "refresh_token", &format!("{token}\n"))).await;
     fixture.ready().await;
@@ -207,7 +208,7 @@ async fn a_provider_that_does_not_rotate_keeps_the_old_token_in_use() {
     assert_eq!(field(&credential, "/status/grant/rotations"), 0);
     assert!(field(&credential, "/status/grant/lastUsedAt").is_string());
     assert_eq!(annotation(&grant, names::ANNOTATION_CLAIM), "");
-    // It begins to.
+    // The provider begins to rotate the refresh token.
     assert_eq!(field(&fixture.renew().await, "/status/grant/rotations"), 1);
     assert_eq!(text(&fixture.grant().await, "previous_refresh_token"), seed);
 }

@@ -1,4 +1,4 @@
-//! Brokers that die, freeze, leave or are too many in the middle of an exchange.
+//! Brokers that are killed, frozen, terminated or duplicated in the middle of an exchange.
 
 use std::time::Duration;
 
@@ -19,12 +19,12 @@ async fn claimed(fixture: &RefreshFixture) -> Timestamp {
     claim["until"].as_str().unwrap().parse().unwrap()
 }
 
-/// A request may take longer than all that the test does meanwhile.
+/// Allows a request to take longer than the test's other steps together.
 fn patient(settings: Settings) -> Settings {
     settings.without("--request-timeout").flag("--request-timeout=8s")
 }
 
-/// In `faults_crash` the one that was killed comes again; here another takes its place.
+/// In `faults_crash` the killed broker starts again. Here another broker replaces it.
 #[tokio::test]
 async fn the_claim_of_a_killed_broker_is_respected_and_then_the_same_token_is_tried_again() {
     let mut fixture = RefreshFixture::new().await;
@@ -115,7 +115,7 @@ async fn a_response_is_stored_over_a_foreign_write_after_the_claim() {
     fixture.idp.next(Fault::Late(REQUEST_TIMEOUT / 2));
     let asked = fixture.ask().await;
     fixture.asked(sent + 1).await;
-    // The store is answered with 409: the claim's resourceVersion is not the last any more.
+    // The API server answers the store with 409: the claim's resourceVersion is no longer the last one.
     fixture.mark(json!({"test/other": "kept"})).await;
     fixture.answered(&asked).await;
     let grant = fixture.grant().await;
@@ -129,7 +129,7 @@ async fn a_response_is_stored_over_a_foreign_write_after_the_claim() {
 
 #[tokio::test]
 async fn a_terminated_broker_runs_until_it_has_stored_its_tokens() {
-    // What was refused is written again after five seconds, then after ten: the end waits for longer than that.
+    // The broker retries a refused write after five seconds, then after ten. The shutdown waits longer than that.
     let mut fixture = RefreshFixture::with(|settings| patient(settings).flag("--leader-elect=false")).await;
     fixture.guarded().await;
     fixture.issued().await;
@@ -165,7 +165,7 @@ async fn a_terminated_broker_waits_for_the_response_in_flight() {
     let grant = fixture.grant().await;
     assert!(fixture.idp.is_valid(&text(&grant, "refresh_token")));
     assert_eq!(text(&grant, "previous_refresh_token"), kept);
-    // The token was also published and reported before the broker released the lease.
+    // The broker also published the token and wrote the status before it released the lease.
     fixture.answered(&asked).await;
     assert_eq!(fixture.idp.latest("billing@example.org"), Some(text(&fixture.ns.get("billing").await, "access_token")));
     let lease: Lease = fixture.ns.get(lease::NAME).await;
@@ -179,14 +179,14 @@ async fn two_brokers_without_an_election_spend_no_token_twice() {
     let second = RefreshFixture::settings(&fixture.ns).flag("--leader-elect=false").start().await;
     fixture.issued().await;
     for round in 0..8 {
-        // Both are awake for each, and for a new seed too.
+        // Both brokers reconcile each renewal and each new seed.
         if round % 3 == 0 {
             fixture.seed().await;
         }
         fixture.renew().await;
     }
     assert!(fixture.idp.token_requests().len() >= 9);
-    // The other one may be about to exchange it once more.
+    // The other broker may be about to exchange the token again.
     until("the token that is kept is good", async || match fixture.idp.is_valid(&fixture.kept().await) {
         true => Ok(()),
         false => Err(format!("{} requests", fixture.idp.token_requests().len())),
@@ -209,7 +209,8 @@ async fn a_frozen_leader_does_not_overwrite_a_newer_token() {
     fixture.ask().await;
     fixture.asked(sent + 1).await;
     fixture.broker.signal("STOP");
-    // The answer waits in its socket; the other one leads when the lease has run out, and the claim too.
+    // The response waits in the frozen broker's socket. The other broker leads after the lease and the claim have
+    // expired.
     fixture.asked(sent + 2).await;
     let newer = text(&fixture.rotated(&kept).await, "refresh_token");
     fixture.broker.signal("CONT");

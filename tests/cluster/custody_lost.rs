@@ -1,4 +1,5 @@
-//! Responses that never arrived or were unusable after the server had rotated the refresh token: what is lost and reported.
+//! Lost or unusable responses after the server has rotated the refresh token: what is lost, and what the broker
+//! reports.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use mailtoken_testkit::{
 };
 use serde_json::json;
 
-/// Each way to lose an answer that the server has rotated for.
+/// Returns each way to lose a response after the server has rotated the token.
 fn losses() -> [Fault; 4] {
     [Fault::Lost, Fault::garbage(), Fault::bad_gateway(), Fault::Late(REQUEST_TIMEOUT * 2)]
 }
@@ -48,7 +49,7 @@ async fn without_grace_a_lost_response_ends_the_grant_which_is_reported_without_
     let renewed = fixture.ns.condition::<MailCredential>("billing", "Renewed", "InvalidGrant").await;
     assert!(renewed.message.contains("mail-token-broker login --provider idp"), "{}", renewed.message);
     let billing: MailCredential = fixture.ns.get("billing").await;
-    // The token is still good, so nothing is stalled.
+    // The access token is still valid, so the credential is not stalled.
     assert_eq!((reason(&billing, "Ready").as_str(), reason(&billing, "Stalled").as_str()), ("TokenValid", ""));
     holds(Duration::from_secs(8), "nothing more is asked for", async || match fixture.idp.token_requests().len() {
         number if number == requests + 2 => Ok(()),
@@ -58,7 +59,7 @@ async fn without_grace_a_lost_response_ends_the_grant_which_is_reported_without_
     assert_eq!(fixture.grant().await.data, before.data, "what is kept is not thrown away");
     assert_eq!((fixture.idp.reuses(), fixture.idp.families_revoked()), (1, 1));
 
-    // Another sign-in fixes it immediately.
+    // Another sign-in fixes the failure immediately.
     fixture.seed().await;
     fixture.ns.condition::<MailCredential>("billing", "Renewed", "RenewalSucceeded").await;
     fixture.ns.event_reasons_include("billing", &["Warning InvalidGrant", "Normal RenewalSucceeded"]).await;
@@ -106,7 +107,7 @@ async fn a_refresh_token_is_kept_also_from_an_otherwise_useless_response() {
         assert_eq!(text(&grant, "refresh_token"), answer["refresh_token"].as_str().unwrap());
         assert_eq!(text(&grant, "previous_refresh_token"), before);
         fixture.ns.condition::<MailCredential>("billing", "Renewed", "MalformedResponse").await;
-        // The next attempt is the one that is throttled, with the token that came.
+        // The next attempt sends the token from the malformed response, and the provider throttles it.
         fixture.asked(requests + 2).await;
         fixture.ns.condition::<MailCredential>("billing", "Renewed", "Throttled").await;
     }
@@ -141,7 +142,8 @@ async fn an_outage_with_its_own_code_leaves_the_refresh_token_unknown_and_costs_
     fixture.idp.next(outage());
     fixture.idp.next(outage());
     fixture.ask().await;
-    // At once, since the first answer says nothing of the token; then after seconds.
+    // The broker retries immediately, because the first response does not concern the token. Later it retries after
+    // seconds.
     fixture.asked(requests + 2).await;
     let failed = fixture.ns.condition::<MailCredential>("billing", "Renewed", "ProviderUnavailable").await;
     assert!(failed.message.contains("unknown_error"), "{}", failed.message);

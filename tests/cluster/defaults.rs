@@ -1,4 +1,4 @@
-//! What the API server adds to objects, and how it shows them.
+//! The defaults that the API server adds to objects, and the columns with which it shows them.
 
 use mailtoken_testkit::*;
 use serde_json::{Value, json};
@@ -43,7 +43,7 @@ async fn a_short_provider_is_completed() {
     );
 }
 
-/// kstatus (Flux) takes an object without a status for ready.
+/// kstatus (Flux) treats an object without a status as ready.
 #[tokio::test]
 async fn a_new_object_of_any_kind_has_not_been_observed() {
     let ns = Cluster::shared().namespace().await;

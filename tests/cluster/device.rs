@@ -1,4 +1,4 @@
-//! Signing in by a code (RFC 8628): what a person sees, and what becomes of each way that it can end.
+//! Sign-ins by a code (RFC 8628): the code that a user sees, and each possible end of the sign-in.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 const REISSUE: &str = "mailtoken.dev/reissue";
 
-/// The MailProvider `idp` of a server that has a device authorization endpoint.
+/// Applies the MailProvider `idp` of a server with a device authorization endpoint.
 async fn device_provider(ns: &Namespace, issuer: &str, ca: &str) {
     ns.apply(source("idp-client", "client-secret", "a client secret")).await;
     ns.apply(json!({
@@ -37,7 +37,7 @@ async fn device_provider(ns: &Namespace, issuer: &str, ca: &str) {
     .await;
 }
 
-/// A namespace with a server that takes everything seriously, and a broker.
+/// Creates a namespace with a strict server, and a broker.
 async fn strict() -> (Namespace, Strict, Broker) {
     let ns = Cluster::shared().namespace().await;
     let idp = Strict::start();
@@ -47,12 +47,12 @@ async fn strict() -> (Namespace, Strict, Broker) {
     (ns, idp, broker)
 }
 
-/// A broker that leads at once when it is started again, as one in its pod does.
+/// Starts a broker that leads immediately after a restart, as a broker in a pod does.
 async fn pod(ns: &Namespace) -> Broker {
     Broker::settings(ns).env("POD_UID", "a-pods-uid").start().await
 }
 
-/// A namespace with a server whose responses the test decides. No user has signed in yet.
+/// Creates a namespace with a server whose responses the test decides. No user has signed in yet.
 async fn scripted() -> Fixture {
     let ns = Cluster::shared().namespace().await;
     let idp = Idp::start();
@@ -66,7 +66,7 @@ fn by_code(name: &str) -> Manifest {
     credential(name).set("spec.grant", json!({"deviceCode": {}}))
 }
 
-/// Waits until a code is shown that is not `before`.
+/// Waits until the status shows a code that differs from `before`.
 async fn shown(ns: &Namespace, before: &str) -> String {
     let code = |credential: &MailCredential| field(credential, "/status/authorization/userCode");
     let other = |credential: &MailCredential| code(credential).as_str().is_some_and(|code| code != before);
@@ -76,14 +76,14 @@ async fn shown(ns: &Namespace, before: &str) -> String {
         .to_owned()
 }
 
-/// What the grant Secret says of the sign-in.
+/// Returns the sign-in in the annotations of the grant Secret.
 async fn sign_in(ns: &Namespace) -> Value {
     let secret: Secret = ns.get("billing-grant").await;
     let annotations = secret.metadata.annotations.unwrap_or_default();
     annotations.get("mailtoken.dev/sign-in").map_or(Value::Null, |text| serde_json::from_str(text).unwrap())
 }
 
-/// Waits until there is an Event of this reason, since it follows the status: all of it, with their types and notes.
+/// Waits for an Event with this reason, which follows the status. Returns the types and notes of all such Events.
 async fn notes(ns: &Namespace, reason: &str) -> Vec<(String, String)> {
     let of_reason = |event: &Event| event.reason.as_deref() == Some(reason);
     until(&format!("an Event {reason}"), async || {
@@ -105,7 +105,7 @@ async fn polls_reach(idp: &Strict, number: usize) {
     .await;
 }
 
-/// The answer after a sign-in of `account`.
+/// Returns the token response after a sign-in of `account`.
 fn signed_in(claim: &str, account: &str) -> Answer {
     let claims = BASE64_URL_SAFE_NO_PAD.encode(json!({claim: account}).to_string());
     Answer::token(3600).rotating().field("id_token", format!("e30.{claims}.c2ln"))
@@ -133,8 +133,8 @@ async fn a_person_sees_the_code_everywhere_and_signs_in_once() {
         assert!(reported.message.contains(&code) && reported.message.contains(&uri), "{}", reported.message);
     }
 
-    // No user signs in: the broker polls as often as the server allows, and writes nothing. The write of the status is
-    // in the log before the first poll.
+    // No user signs in. The broker polls as often as the server allows, and writes no status. The log contains the last
+    // write of the status before the first poll.
     polls_reach(&idp, 1).await;
     let writes = status_writes(&ns).await;
     polls_reach(&idp, 4).await;
@@ -296,7 +296,7 @@ async fn nothing_is_published_for_another_account() {
     remedy::run(ns, &reported.message, &[]);
     shown(ns, "").await;
     idp.next(signed_in("email", "other\u{1b}[2J@example.org"));
-    // It proves nothing: a text that is not an address names no account.
+    // A claim that is not an address does not name an account.
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
 }
 
@@ -357,7 +357,7 @@ async fn a_refused_refresh_token_is_kept_during_the_sign_in_and_is_not_sent_agai
     let token = ns.secret("billing").await["access_token"].clone();
 
     idp.next(Answer::error("invalid_grant"));
-    // The provider cannot begin a sign-in for a while, and a poll is answered by a proxy.
+    // The provider cannot begin a sign-in for a while, and a proxy answers a poll.
     for _ in 0..2 {
         idp.next_at(DEVICE, Answer::status(503));
     }

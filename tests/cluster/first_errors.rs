@@ -1,5 +1,5 @@
-//! The failures that a newcomer meets first. Each message has the command that fixes it. The test runs the command
-//! unchanged.
+//! The failures that a new user sees first. Each message has the command that fixes the failure. The test runs the
+//! command unchanged.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -211,7 +211,7 @@ async fn the_deletion_of_an_unneeded_foreign_secret_resolves_the_conflict() {
     assert_eq!(idp.token_requests().len(), 1);
 }
 
-/// A ClusterMailProvider whose name no other test has.
+/// Returns a ClusterMailProvider with a name that no other test uses.
 fn cluster_provider(ns: &Namespace, idp: &Idp, allowed: Value) -> Manifest {
     provider(idp).set("kind", "ClusterMailProvider").set("metadata.name", ns.name.as_str()).set("spec.allowed", allowed)
 }
@@ -309,7 +309,7 @@ async fn a_provider_of_another_name() {
     assert_eq!(idp.requests_at(idp::TOKEN).len(), 1);
 }
 
-/// The objects of the broker's kinds in the documentation, with where they stand.
+/// Returns the objects of the broker's kinds in the documentation, with their places.
 fn examples() -> Vec<(String, Manifest)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folders = ["", "docs", "docs/providers", "charts/mail-token-broker", "tools"];
@@ -318,7 +318,7 @@ fn examples() -> Vec<(String, Manifest)> {
     for path in entries.map(|entry| entry.unwrap().path()) {
         let blocks: Vec<String> = match path.extension().and_then(|extension| extension.to_str()) {
             Some("yaml") => vec![fs::read_to_string(&path).unwrap()],
-            // Every second part stands between two fences; its first line is the language.
+            // Every second part is a fenced block. Its first line is the language.
             Some("md") => {
                 let text = fs::read_to_string(&path).unwrap();
                 let blocks = text.split("\n```").skip(1).step_by(2);

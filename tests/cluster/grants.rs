@@ -1,4 +1,4 @@
-//! The grants without a sign-in at the broker: a JWT about the mailbox, and the exchange of a user's token.
+//! The grants without a sign-in at the broker: a JWT for the mailbox, and the exchange of a user's token.
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use mail_token_broker::api::MailCredential;
@@ -6,7 +6,7 @@ use mailtoken_testkit::*;
 use rcgen::{KeyPair, PKCS_ED25519};
 use serde_json::{Value, json};
 
-/// The claims of a JWT.
+/// Returns the claims of a JWT.
 fn claims(jwt: &str) -> Value {
     serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(jwt.split('.').nth(1).unwrap()).unwrap()).unwrap()
 }
@@ -43,7 +43,7 @@ async fn without_a_key_nothing_is_sent_and_the_field_is_named() {
     assert_eq!(fixture.idp.token_requests().len(), 1, "that of the mark");
 }
 
-/// A credential that exchanges the token in the Secret `subject`.
+/// Returns a credential that exchanges the token in the Secret `subject`.
 fn exchanging() -> Manifest {
     let subject = json!({"secretRef": {"name": "subject", "key": "token"}});
     credential("billing").set("spec.grant", json!({"tokenExchange": {"subjectToken": subject, "audience": "mail"}}))

@@ -1,4 +1,4 @@
-//! The tests' own tools, tested: what cannot fail here can be relied on there.
+//! Tests of the tests' own tools, on which the other tests rely.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -132,7 +132,7 @@ async fn a_broker_starts_works_stops_and_starts_again() {
     assert!(broker.get("/readyz").await.is_err());
 }
 
-/// The name of the test below, which the one above it starts in a process of its own.
+/// The name of the next test, which the previous test starts in a separate process.
 const VICTIM: &str = "harness::a_victim_starts_a_cluster_and_a_broker_and_waits";
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use mail_token_broker::{api::MailCredential, clock::Clock};
 use mailtoken_testkit::{idp::TOKEN, *};
 use serde_json::json;
 
-/// The server, the MailProvider and the MailCredential of one case, all of this name.
+/// The server, the MailProvider and the MailCredential of one case, all with the same name.
 struct Case {
     name: &'static str,
     idp: Idp,
@@ -32,7 +32,7 @@ impl Case {
     }
 }
 
-/// What a provider may answer, what that is called, and a part of what is said about it.
+/// Returns the cases: name, response, expected reason, and a part of the expected message.
 fn answers() -> Vec<(&'static str, Answer, &'static str, &'static str)> {
     let token = || Answer::token(3600);
     let redirect = |status: u16, to: &str| Answer::status(status).header("location", to);
@@ -154,19 +154,19 @@ async fn every_bad_response_is_reported_and_the_old_token_stays() {
         let ready = namespace::find(&found, "Ready").unwrap();
         assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("True", "TokenValid"), "{shown}");
         let transient = ["ProviderUnavailable", "Throttled", "MalformedResponse"].contains(&case.reason);
-        // The old token serves: the failure is a matter of `Renewed`.
+        // The old token is still valid, so only `Renewed` reports the failure.
         assert!(namespace::find(&found, "Stalled").is_none(), "{shown}");
         let status = found.status.unwrap();
-        // On a slow machine the second attempt may have been made already.
+        // On a slow machine the broker may already have made the second attempt.
         let attempts = status.failed_attempts.unwrap();
         let wait = status.next_attempt_time.unwrap().0.duration_since(status.last_failure_time.unwrap().0);
-        // What is not known may pass.
+        // An unknown error may be transient.
         let unknown = ["unknown-error", "limit-400", "error-number", "framework-400"].contains(&case.name);
         let first = if transient { 5 } else { 15 * 60 };
         assert_eq!(wait.as_secs(), if unknown { 60 } else { first << (attempts - 1) }, "{shown}");
         let secret: Secret = ns.get(case.name).await;
         assert_eq!(secret.metadata.resource_version, version, "{}: the Secret was written", case.name);
-        // The Event follows the status.
+        // The broker sends the Event after the status.
         until(&format!("an Event reports {}", case.name), async || {
             let events = ns.events(case.name).await;
             let reported = events.iter().any(|event| event.reason.as_deref() == Some(case.reason));
@@ -175,7 +175,7 @@ async fn every_bad_response_is_reported_and_the_old_token_stays() {
         .await;
         assert_eq!(case.idp.requests_at("/elsewhere").len(), 0);
     }
-    // All have failed by now; those that are retried after 5 s may have been once.
+    // All requests have failed by now. The broker may have repeated those that it retries after 5 s.
     holds(Duration::from_secs(2), "no request is repeated in a loop", async || {
         let hot = cases.iter().find(|case| case.idp.requests_at(TOKEN).len() > 3);
         hot.map_or(Ok(()), |case| Err(format!("{}: {}", case.name, case.idp.requests_at(TOKEN).len())))
@@ -210,7 +210,8 @@ async fn every_bad_response_is_reported_and_the_old_token_stays() {
     }
 }
 
-/// A good token in an odd wrapping: its lifetime and scopes, and the reasons of the Warnings that name what was assumed.
+/// A valid token in an odd response: its lifetime and scopes, and the reasons of the Warnings that name the assumed
+/// values.
 type Odd = (&'static str, Answer, i64, &'static [&'static str], &'static [&'static str]);
 
 fn odd_answers() -> Vec<Odd> {
@@ -285,7 +286,7 @@ async fn a_good_token_is_published_in_any_wrapping_and_assumptions_are_reported(
         let found: MailCredential = ns.get(name).await;
         let token = found.status.unwrap().token.unwrap();
         let lived = token.expires_at.0.duration_since(token.issued_at.0).as_secs();
-        // The JWTs were made a moment before they were asked for.
+        // The test created the JWTs a moment before the broker requested them.
         let slack = if name.starts_with("jwt") && lifetime == 2400 && name != "jwt-later" { 60 } else { 0 };
         assert!((lifetime - slack..=lifetime).contains(&lived), "{name}: {lived}");
         if !scopes.is_empty() {

@@ -1,5 +1,5 @@
-//! Tokens of ServiceAccounts as the client's assertion: whose identity goes where, and to whom none goes (KEDA's
-//! CVE-2026-77524).
+//! Tokens of ServiceAccounts as client assertions: which identity the broker sends to which provider, and to which
+//! providers it sends none (KEDA's CVE-2026-77524).
 
 use std::{fs, path::PathBuf};
 
@@ -28,7 +28,7 @@ fn federated(idp: &Idp, audience: &str, account: Option<&str>) -> Manifest {
     provider(idp).set("spec.client.authentication", json!([{"serviceAccountToken": token}]))
 }
 
-/// The same for all namespaces, named after this one.
+/// Converts a MailProvider to a ClusterMailProvider with the namespace's name.
 fn of_cluster(ns: &Namespace, provider: Manifest) -> Manifest {
     let allowed = json!([{"namespaceSelector": {}, "mailboxes": ["*@example.org"]}]);
     let provider = provider.set("kind", "ClusterMailProvider").set("spec.allowed", allowed);
@@ -39,7 +39,7 @@ fn asks_cluster(ns: &Namespace, name: &str) -> Manifest {
     credential(name).set("spec.providerRef", json!({"kind": "ClusterMailProvider", "name": ns.name}))
 }
 
-/// A token of a ServiceAccount, as the kubelet would put it into a file.
+/// Requests a token of a ServiceAccount, and writes it to a file as the kubelet does.
 fn token_file(ns: &Namespace, account: &str, audience: Option<&str>) -> PathBuf {
     let audience = audience.map(|audience| format!("--audience={audience}"));
     let words = ["create", "token", account].into_iter().chain(audience.as_deref());
@@ -48,7 +48,7 @@ fn token_file(ns: &Namespace, account: &str, audience: Option<&str>) -> PathBuf 
     file
 }
 
-/// What the API server calls itself in the tokens that are for it.
+/// Returns the API server's own audience, from a token for the API server.
 fn api_server(ns: &Namespace) -> String {
     let token = ns.kubectl(["create", "token", "mailer"]);
     part(&token, 1)["aud"][0].as_str().unwrap().to_owned()
@@ -58,7 +58,7 @@ fn part(jwt: &str, at: usize) -> Value {
     serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(jwt.trim().split('.').nth(at).unwrap()).unwrap()).unwrap()
 }
 
-/// The claims of an assertion that verifies by the keys that the API server publishes.
+/// Returns the claims of an assertion, after verifying it with the keys that the API server publishes.
 fn verified(ns: &Namespace, jwt: &str) -> Value {
     let keys: Value = serde_json::from_str(&ns.kubectl(["get", "--raw", "/openid/v1/jwks"])).unwrap();
     let id = part(jwt, 0)["kid"].clone();
@@ -71,7 +71,8 @@ fn verified(ns: &Namespace, jwt: &str) -> Value {
     part(jwt, 1)
 }
 
-/// Waits until the provider and its credential `billing` report the same, and checks that no request was sent.
+/// Waits until the provider and its credential `billing` report the same reason and message, and checks that the
+/// provider received no request.
 async fn refused(ns: &Namespace, idp: &Idp, reason: &str, said: &[&str]) {
     until(&format!("{reason} {said:?}"), async || {
         let reported = ns.condition::<MailCredential>("billing", "Stalled", reason).await.message;
@@ -83,7 +84,7 @@ async fn refused(ns: &Namespace, idp: &Idp, reason: &str, said: &[&str]) {
     assert_eq!(idp.requests().len(), 0);
 }
 
-/// The same for a ClusterMailProvider, whose credentials show only the reason.
+/// Waits as [`refused`] does, for a ClusterMailProvider, whose credentials show only the reason.
 async fn refused_by_cluster(ns: &Namespace, idp: &Idp, reason: &str, said: &[&str]) {
     let reported = |credential: &MailCredential| {
         find(credential, "Stalled").is_some_and(|reported| {
@@ -104,7 +105,7 @@ async fn refused_by_cluster(ns: &Namespace, idp: &Idp, reason: &str, said: &[&st
     assert_eq!(idp.requests().len(), 0);
 }
 
-/// A namespace with what a provider refers to, and the ServiceAccount `mailer`.
+/// Creates a namespace with the objects that a provider refers to, and the ServiceAccount `mailer`.
 async fn fixture() -> (Namespace, Idp) {
     let (ns, idp) = (Cluster::shared().namespace().await, Idp::start());
     ns.apply(ca_bundle("idp-ca", &idp)).await;
@@ -133,7 +134,7 @@ async fn the_named_account_vouches_for_the_client() {
     let client = ns.get::<MailCredential>("billing").await.status.unwrap().client.unwrap();
     assert_eq!((client.method.as_str(), client.index), ("serviceAccountToken", 0));
 
-    // The next token request presents the same assertion: it lives on.
+    // The next token request presents the same assertion, which is still valid.
     ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
     assert_eq!(idp.token_requests_reach(2).await[1].form()["client_assertion"], form["client_assertion"]);
 }
@@ -222,7 +223,7 @@ async fn a_cluster_provider_gets_the_brokers_own_identity_from_its_file() {
     assert_eq!(first, fs::read_to_string(&file).unwrap().trim());
     assert_eq!(verified(&ns, &first)["sub"], format!("system:serviceaccount:{}:mailer", ns.name));
 
-    // As the kubelet does before the end of the first.
+    // Replace the token file, as the kubelet does before the token expires.
     ns.apply(account("other")).await;
     fs::rename(token_file(&ns, "other", Some(AUDIENCE)), &file).unwrap();
     ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
@@ -240,7 +241,7 @@ async fn an_identity_for_another_audience_is_not_presented() {
     ns.apply(asks_cluster(&ns, "billing")).await;
     refused_by_cluster(&ns, &idp, "InvalidSpec", &[AUDIENCE, "api://another"]).await;
 
-    // Not even where an administrator asks for it.
+    // The broker refuses the API server's audience even for an administrator's ClusterMailProvider.
     let own = api_server(&ns);
     assert_eq!(token_file(&ns, "mailer", None), file);
     ns.apply(of_cluster(&ns, federated(&idp, &own, None))).await;

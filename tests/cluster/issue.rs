@@ -1,4 +1,4 @@
-//! From nothing to a Secret, its renewal, its end, and a restart.
+//! The first Secret, its renewal, its expiry, and a restart.
 
 use std::time::Duration;
 
@@ -183,7 +183,7 @@ async fn ready_outlives_failing_renewals_and_ends_with_the_token_by_the_brokers_
 async fn ready_ends_with_the_token_although_requests_hang() {
     let fixture = Fixture::new().await;
     fixture.idp.next(Answer::token(8));
-    // Each renewal hangs for the whole request time-out, beyond the end of the token.
+    // Each renewal hangs for the whole request timeout, until after the token has expired.
     fixture.idp.answer(Answer::hang());
     fixture.issued(credential("billing")).await;
     let expired = fixture.ns.condition::<MailCredential>("billing", "Ready", "Expired").await;
@@ -199,7 +199,7 @@ async fn ready_ends_with_the_token_although_requests_hang() {
 async fn a_token_ends_also_while_its_credential_is_suspended() {
     let fixture = Fixture::new().await;
     fixture.idp.next(Answer::token(10));
-    // It is not due before it is suspended.
+    // The token must not be due before the test suspends the credential.
     let late = || credential("billing").set("spec.renewal.renewBefore", "1s");
     fixture.issued(late()).await;
     fixture.ns.apply(late().set("spec.suspend", true)).await;

@@ -104,7 +104,7 @@ async fn a_dead_leaders_lease_is_taken_when_it_has_run_out() {
 #[tokio::test]
 async fn of_many_candidates_one_leads() {
     let namespace = Cluster::shared().namespace().await;
-    // No candidate holds it: all of them will write to the version that they have read.
+    // No candidate holds the lease: all of them will write to the version that they have read.
     let free: Lease = from_value(json!({"metadata": {"name": lease::NAME}, "spec": {}})).unwrap();
     namespace.api().create(&PostParams::default(), &free).await.unwrap();
     let replicas: Vec<_> =
@@ -155,7 +155,7 @@ async fn get_create_and_update_are_enough() {
     config.auth_info.impersonate = Some("candidate".to_owned());
     let client = Client::try_from(config).unwrap();
 
-    // Refused at first, and none the worse for it.
+    // The API server refuses at first. The candidate then works without a restart.
     let replica = Replica::start(&client, &namespace, "candidate");
     namespace.api().create(&PostParams::default(), &role).await.unwrap();
     namespace.api().create(&PostParams::default(), &binding).await.unwrap();
@@ -171,7 +171,7 @@ async fn get_create_and_update_are_enough() {
     assert_eq!(holder(&namespace).await, None);
 }
 
-/// Names the namespace to the candidate in a process of its own.
+/// Environment variable with the namespace, for the candidate in a separate process.
 const NAMESPACE: &str = "MTB_TEST_LEASE_NAMESPACE";
 
 #[tokio::test]

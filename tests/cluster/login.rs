@@ -24,10 +24,10 @@ use tokio::{
     net::TcpStream,
 };
 
-/// Yahoo's token endpoint.
+/// The path of Yahoo's token endpoint.
 const YAHOO: &str = "/oauth2/get_token";
 
-/// A namespace with the MailProvider `idp`, by discovery.
+/// A namespace with the MailProvider `idp`, which uses discovery.
 struct LoginFixture {
     ns: Namespace,
     idp: Idp,
@@ -43,7 +43,7 @@ impl LoginFixture {
         Self { ns, idp }
     }
 
-    /// `login` for billing@example.org and the Secret `seed`.
+    /// Starts `login` for billing@example.org and the Secret `seed`.
     fn login(&self, flags: &[&str]) -> Login {
         self.login_at("idp", &[flags, &["--allow-private-cidr=127.0.0.0/8"]].concat())
     }
@@ -53,14 +53,14 @@ impl LoginFixture {
         Login::start(&self.ns, &[&own, flags].concat())
     }
 
-    /// A sign-in with a browser that goes well or not: the page it ends with, and the command.
+    /// Signs in with a browser. Returns the last page and the command, whether the sign-in succeeds or not.
     async fn sign_in(&self) -> (String, Login) {
         let login = self.login(&["--no-browser"]);
         let page = self.browse(&login.url().await).await;
         (page, login)
     }
 
-    /// What a browser does: it asks the provider, and follows the redirect. The last page.
+    /// Requests the provider's page as a browser does, and follows the redirect. Returns the last page.
     async fn browse(&self, url: &str) -> String {
         get(&self.location(url).await).await
     }
@@ -83,12 +83,12 @@ impl LoginFixture {
         self.ns.api::<Secret>().get_opt("seed").await.unwrap()
     }
 
-    /// The last refresh token that the provider gave.
+    /// Returns the last refresh token that the provider issued.
     fn refresh_token(&self) -> String {
         self.idp.issued().into_iter().rfind(|token| token.starts_with("refresh")).unwrap()
     }
 
-    /// No token, code or client secret may be in what people see.
+    /// Checks that texts for users contain no token, code or client secret.
     fn assert_silent(&self, texts: &[&str]) {
         let text = texts.concat();
         for secret in self.idp.issued().iter().map(String::as_str).chain(["a client secret"]) {
@@ -97,7 +97,7 @@ impl LoginFixture {
     }
 }
 
-/// One request by http.
+/// Sends one request by HTTP, and returns the response.
 async fn get(url: &str) -> String {
     let url = url::Url::parse(url).unwrap();
     let mut stream = TcpStream::connect(("127.0.0.1", url.port().unwrap())).await.unwrap();
@@ -112,7 +112,7 @@ fn oidc(idp: &Idp) -> Manifest {
     provider(idp).without("spec.oauth2").set("spec.oidc.issuerURL", idp.issuer())
 }
 
-/// A token response for who has this address.
+/// Returns a token response for the account with this address.
 fn signed_in(email: &str) -> Answer {
     let payload = BASE64_URL_SAFE_NO_PAD.encode(json!({"email": email, "sub": "1"}).to_string());
     Answer::token(3600).rotating().field("id_token", format!("e30.{payload}.c2ln"))
@@ -411,7 +411,7 @@ async fn a_provider_of_the_cluster_is_asked_only_for_those_it_allows() {
     api.delete(&name, &Default::default()).await.unwrap();
 }
 
-/// The fixture with Yahoo, and `login` at it: its hosts lead to the fixture's server.
+/// Starts `login` at Yahoo, whose hosts resolve to the fixture's server.
 async fn yahoo(fixture: &LoginFixture, flags: &[&str]) -> Login {
     fixture.idp.present(&["api.login.yahoo.com"], Validity::Present);
     fixture.idp.answer_at(YAHOO, Answer::token(3600).rotating());

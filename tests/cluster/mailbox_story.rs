@@ -1,5 +1,5 @@
-//! The whole story of a mailbox at Exchange Online, with the stand-ins of Microsoft: the condition names commands, an
-//! administrator runs them, and the mailbox accepts the token.
+//! The set-up of a mailbox at Exchange Online, with the stand-ins of Microsoft: the condition names commands, an
+//! administrator runs them, and the server then accepts the token.
 
 use mail_token_broker::api::{MailCredential, MailProvider};
 use mailtoken_mail::protocol::Protocol;
@@ -13,7 +13,7 @@ use serde_json::json;
 const APP: &str = "2f1c6a0e-0000-4000-8000-000000000000";
 const MAILBOX: &str = "billing@contoso.com";
 
-/// A namespace with a broker that reaches the stand-ins under the names of Microsoft.
+/// A namespace with a broker that reaches the stand-ins by Microsoft's names.
 struct Story {
     ns: Namespace,
     entra: Microsoft,
@@ -60,7 +60,7 @@ impl Story {
         self.ns.condition::<MailCredential>("billing", "MailboxAuthorized", reason).await.message
     }
 
-    /// Runs the commands of PowerShell in a message.
+    /// Runs the PowerShell commands in a message.
     fn obey(&self, message: &str) {
         let commands = remedy::quoted(message).into_iter().filter(|text| !text.starts_with("kubectl "));
         let commands: Vec<_> = commands.collect();
@@ -74,7 +74,7 @@ impl Story {
 #[tokio::test]
 async fn the_commands_of_the_condition_open_the_mailbox() {
     let story = Story::begin(&["SMTP", "IMAP", "POP3"]).await;
-    // A new tenant: authenticated SMTP is off, and the application has no permission.
+    // In a new tenant, authenticated SMTP is off, and the application has no permission.
     let refused =
         |object: &MailCredential| find(object, "MailboxAuthorized").is_some_and(|reported| reported.status == "False");
     let mut runs = 0;

@@ -1,4 +1,4 @@
-//! The broker against a real etcd and API server: one control plane for all tests, a namespace for each.
+//! The broker with a real etcd and API server: one control plane for all tests, and a namespace for each test.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in tests a panic is the report")]
 #![allow(clippy::disallowed_methods, reason = "tests measure real time")]

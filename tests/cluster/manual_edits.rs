@@ -1,4 +1,4 @@
-//! What people do to the Secret that keeps a refresh token, and to what it is for.
+//! Changes by users of the Secret that stores a refresh token, and of the objects that the token belongs to.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use mail_token_broker::api::{MailCredential, MailProvider, names};
 use mailtoken_testkit::{namespace::show, remedy::quoted, standin::Strict, *};
 use serde_json::json;
 
-/// Waits until an object that is created now is younger than a credential: creationTimestamp counts whole seconds.
+/// Waits until a new object is younger than a credential: creationTimestamp has whole seconds.
 async fn a_second_after(ns: &Namespace, name: &str) {
     let created = ns.get::<MailCredential>(name).await.metadata.creation_timestamp.unwrap().0;
     until("the next second has begun", async || match wait::now().as_second() - created.as_second() {
@@ -48,7 +48,7 @@ async fn a_refresh_token_is_sent_to_no_other_provider_and_for_no_other_client() 
     assert_eq!((other.token_requests().len(), fixture.idp.token_requests().len()), (0, here));
     assert_eq!(fixture.kept().await, kept);
 
-    // Back again it is good as it was, and another sign-in is good for the other provider.
+    // With the former provider the old token works again. A new sign-in works with the other provider.
     provider(json!({"client": {"id": "mailer"}})).await;
     fixture
         .ns
@@ -234,7 +234,7 @@ async fn a_grant_that_was_made_immutable_is_not_exchanged() {
     assert_eq!((fixture.kept().await, fixture.idp.token_requests().len()), (kept, requests));
 }
 
-/// The credential `NAME` by the seed in the Secret `SEED`.
+/// Returns the credential `name` with the seed in the Secret `seed`.
 fn by_seed_in(name: &str, seed: &str) -> Manifest {
     by_seed(name).set("spec.grant.refreshToken.secretRef.name", seed)
 }
@@ -245,20 +245,21 @@ async fn two_credentials_never_use_the_same_refresh_token() {
     let first = fixture.seed().await;
     fixture.ns.apply(by_seed("billing")).await;
     fixture.ready().await;
-    // By the same Secret, as in a rename where the new object comes before the old one goes; and by a copy of the token.
+    // Two credentials use the same seed: by the same Secret, as in a rename in which the user creates the new object
+    // before deleting the old one; and by a copy of the token.
     fixture.ns.apply(source("copy", "refresh_token", &first)).await;
     for (name, seed) in [("younger", "seed"), ("copycat", "copy")] {
         fixture.ns.apply(by_seed_in(name, seed)).await;
         let stalled = fixture.ns.condition::<MailCredential>(name, "Stalled", "SecretConflict").await;
         assert!(stalled.message.contains("MailCredential billing"), "{}", stalled.message);
-        // The next one is younger than this one, too.
+        // The next credential must also be younger than this one.
         a_second_after(&fixture.ns, name).await;
     }
     fixture.renew().await;
     let idp = &fixture.idp;
     assert_eq!((idp.families_revoked(), idp.reuses(), idp.presented(&first)), (0, 0, 1));
 
-    // A sign-in of its own ends the conflict.
+    // Its own sign-in ends the conflict.
     let another = idp.refresh_token("mailer", "younger@example.org", "mail");
     fixture.ns.apply(source("copy", "refresh_token", &another)).await;
     fixture.ns.condition::<MailCredential>("copycat", "Ready", "TokenValid").await;
@@ -311,13 +312,13 @@ async fn a_foreign_secret_created_during_an_exchange_is_reported_and_not_overwri
     fixture.seal().await;
     fixture.ask().await;
     fixture.asked(2).await;
-    // The new refresh token cannot be stored, and meanwhile the place is taken.
+    // The broker cannot store the new refresh token, and meanwhile a foreign Secret has the name.
     let foreign =
         json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "billing-grant"}, "stringData": {"a": "b"}});
     fixture.drop("billing-grant").await;
     if fixture.ns.try_apply(foreign.clone()).await.is_err() || fixture.grant().await.type_.as_deref() != Some("Opaque")
     {
-        // The broker was faster: it has stored the token in a Secret of its own.
+        // The broker was faster, and has stored the token in its own Secret.
         fixture.rotated(&kept).await;
         return;
     }
@@ -346,7 +347,7 @@ async fn a_secret_that_a_provider_refers_to_is_not_a_users_token() {
     let thief = by_seed_in("thief", "idp-client").set("spec.grant.refreshToken.secretRef.key", "client-secret");
     fixture.ns.apply(thief).await;
     let stalled = fixture.ns.condition::<MailCredential>("thief", "Stalled", "SourceInvalid").await;
-    // A ClusterMailProvider of another test may refer to a Secret of this name in the broker's namespace, too.
+    // A ClusterMailProvider of another test may also refer to a Secret with this name in the broker's namespace.
     assert!(stalled.message.contains("MailProvider"), "{}", stalled.message);
     let exchange = json!({"tokenExchange": {
         "subjectToken": {"secretRef": {"name": "idp-client", "key": "client-secret"}},
@@ -365,7 +366,7 @@ async fn a_source_is_sent_only_to_the_hosts_that_its_owner_named() {
     for secret in ["seed", "idp-client"] {
         fixture.ns.annotate::<Secret>(secret, HOSTS, "login.microsoftonline.com").await;
         if secret == "idp-client" {
-            // The broker has seen the annotation.
+            // Wait until the broker has seen the annotation.
             fixture.ns.condition::<MailProvider>("idp", "Ready", "SourceInvalid").await;
         }
         fixture.ns.apply(by_seed("billing")).await;
@@ -390,7 +391,7 @@ async fn of_two_secrets_with_one_token_the_older_credential_uses_it_also_if_the_
     let fixture = RefreshFixture::new().await;
     let first = fixture.seed().await;
     fixture.ns.apply(source("copy", "refresh_token", &first)).await;
-    // The older one has not taken the token over when the younger one is reconciled.
+    // When the broker reconciles the younger credential, the older one has not taken over the token.
     fixture.ns.apply(by_seed_in("a-older", "copy").set("spec.suspend", true)).await;
     fixture.ns.condition::<MailCredential>("a-older", "Renewed", "Suspended").await;
     fixture.ns.apply(by_seed("b-younger")).await;
@@ -411,13 +412,13 @@ async fn a_seed_that_is_replaced_while_it_is_read_is_taken_over_too() {
         RefreshFixture::with(|settings| settings.flag("--leader-elect=false").kubeconfig(&api.kubeconfig())).await;
     let first = fixture.seed().await;
     fixture.ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
-    // The seed is read for the decision, and then for the claim, whose answer comes late.
+    // The broker reads the seed for the decision, and again for the claim. The second response is late.
     api.next(1, "GET", "/secrets/seed", Trouble::None);
     api.next(usize::MAX, "GET", "/secrets/seed", Trouble::Late);
     fixture.ns.apply(by_seed("billing")).await;
     let late = api.late(1).await;
     let second = fixture.seed().await;
-    // The watch has shown that: the credential is reconciled again, and reads the seed.
+    // The watch has shown the new seed: the broker reconciles the credential again, and reads the seed.
     api.late(late + 1).await;
     api.calm();
     api.release();

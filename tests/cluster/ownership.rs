@@ -56,7 +56,7 @@ async fn a_token_that_cannot_be_stored_delays_no_shutdown() {
     assert!(start.elapsed() < Duration::from_secs(15), "it waited for what cannot be stored: {:?}", start.elapsed());
 }
 
-/// Waits until what is created now is younger than this: ages are in whole seconds.
+/// Waits until new objects are younger than `than`: creationTimestamp has whole seconds.
 async fn next_second(than: &MailCredential) {
     let second = than.metadata.creation_timestamp.as_ref().unwrap().0.as_second();
     until("a second has passed", async || match k8s_openapi::jiff::Timestamp::now().as_second() > second {
@@ -144,7 +144,7 @@ async fn a_retained_secret_outlives_its_credential_and_is_found_again() {
     assert_eq!(fixture.ns.get::<Secret>("billing").await, before);
     assert_eq!(fixture.idp.token_requests().len(), 2, "one is that of the mark");
 
-    // The policy is layout: the owner comes and goes without a token request.
+    // The deletion policy is part of the layout: the owner changes without a token request.
     for (policy, owners) in [("Delete", 1), ("Retain", 0)] {
         fixture.ns.apply(credential("billing").set("spec.secret.deletionPolicy", policy)).await;
         let owned = |secret: &Secret| secret.metadata.owner_references.as_ref().map_or(0, Vec::len) == owners;
@@ -168,7 +168,8 @@ async fn the_garbage_collector_deletes_secrets_by_the_deletion_policy() {
     }
     fixture.ns.gone::<Secret>("goes").await;
     assert_eq!(fixture.ns.secret("stays").await["username"], "stays@example.org");
-    // The user creates the credential again while the garbage collector deletes the old Secret: the new credential gets a Secret.
+    // The user creates the credential again while the garbage collector deletes the old Secret. The new credential gets
+    // its own Secret.
     for _ in 0..3 {
         let made = fixture.issued(credential("goes")).await;
         let owned = |secret: &Secret| field(secret, "/metadata/ownerReferences/0/uid") == field(&made, "/metadata/uid");

@@ -15,12 +15,12 @@ use serde_json::json;
 const OPENING: &str = "S: 220 mail\nC: EHLO [\nS: 250-mail\nS: 250 STARTTLS\nC: STARTTLS\nS: 220 go on\nTLS\n\
                        C: EHLO [\nS: 250-mail\nS: 250 AUTH XOAUTH2\nC: AUTH XOAUTH2\nS: 334 \nC: \n";
 
-/// A submission server that answers the token like this.
+/// Returns the script of a submission server that sends this answer to the token, and then ends the session.
 fn submission(answer: &str) -> Vec<Act> {
     script(&format!("{OPENING}S: {answer}\nC: QUIT\nS: 221 bye"))
 }
 
-/// A submission server that refuses the token like this.
+/// Returns the script of a submission server that refuses the token with this answer.
 fn refusing(answer: &str) -> Vec<Act> {
     script(&format!("{OPENING}S: {answer}"))
 }
@@ -91,7 +91,7 @@ async fn a_mailbox_that_accepts_the_token_is_reported_everywhere_and_not_asked_a
     let words: Vec<_> = row.lines().map(|line| line.split_whitespace().nth(3).unwrap_or_default()).collect();
     assert_eq!(words, ["LOGIN", "True"], "{row}");
 
-    // Neither a renewal nor a restart asks again.
+    // Neither a renewal nor a restart starts another probe.
     let before = text(&ns.get("billing").await, "access_token");
     mail.fixture.broker.kill();
     mail.fixture.broker.again().await;
@@ -99,7 +99,7 @@ async fn a_mailbox_that_accepts_the_token_is_reported_everywhere_and_not_asked_a
     mail.fixture.mark("marker").await;
     assert_eq!(text(&mail.fixture.ns.get("billing").await, "access_token"), before);
     assert_eq!(mail.server.connections(), 1);
-    // A user who requests a new token also wants to know whether it works.
+    // A user who requests a new token also requests a new probe.
     mail.fixture.ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
     mail.server.ended(2).await;
 }
@@ -125,7 +125,7 @@ async fn dozens_of_mailboxes_are_logged_in_to_once_each_and_not_again_after_a_re
     for name in &names {
         mail.fixture.ns.until::<Secret>(name, "the Secret exists again", |_| true).await;
     }
-    // A login that is due queues behind those that would be due before it.
+    // This login waits in the queue behind all logins that are due earlier.
     mail.fixture.ns.annotate::<MailCredential>("mailbox-0", "mailtoken.dev/reissue", "1").await;
     mail.server.ended(names.len() + 1).await;
     assert_eq!(mail.server.connections(), names.len() + 1);
@@ -146,7 +146,7 @@ async fn a_refusal_names_the_command_and_a_new_token_is_tried_immediately() {
     assert_eq!(reported.status, "False");
     let command = "`Set-CASMailbox -Identity 'billing@example.org' -SmtpClientAuthenticationDisabled $false`";
     assert!(reported.message.contains(command) && reported.message.contains("535 5.7.139"), "{}", reported.message);
-    // The token is there, and pods may start.
+    // The Secret has a token, so pods may start.
     assert_eq!(reason(&object, "Ready"), "TokenValid");
     for absent in ["Stalled", "Reconciling"] {
         assert!(find(&object, absent).is_none(), "{absent}");
@@ -170,7 +170,7 @@ async fn a_refusal_names_the_command_and_a_new_token_is_tried_immediately() {
 
 #[tokio::test]
 async fn a_mail_server_that_hangs_delays_no_token_and_is_reported_after_two_misses() {
-    // It takes the connection, and says nothing.
+    // The server accepts the connection, and sends nothing.
     let mail = Mail::new(vec![]).await;
     for name in ["a", "b", "c", "d"] {
         mail.fixture.ns.apply(probed(name)).await;
@@ -186,7 +186,7 @@ async fn a_mail_server_that_hangs_delays_no_token_and_is_reported_after_two_miss
     let reported = find(&object, "MailboxAuthorized").unwrap();
     assert_eq!((reported.status.as_str(), reported.reason.as_str()), ("Unknown", "ProbePending"));
     assert!(reported.message.contains("did not finish the login"), "{}", reported.message);
-    // While its logins hang, a new token is obtained and a deletion ends.
+    // While the logins hang, the broker obtains a new token and finishes a deletion.
     mail.fixture.mark("marker").await;
     mail.fixture.ns.delete::<MailCredential>("b").await;
     let events = mail.fixture.ns.event_reasons("a").await;

@@ -1,4 +1,4 @@
-//! The broker as a process: two of them, its end, its start without CRDs, objects that it cannot read.
+//! The broker as a process: two brokers, the shutdown, a start without CRDs, objects that the broker cannot parse.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use mail_token_broker::{
 use mailtoken_testkit::{fault_log::tried, remedy, *};
 use serde_json::json;
 
-/// How long the API server is away: lists, watches and the lease are all tried again in this time.
+/// Time without an API server, in which the broker retries lists, watches and the lease.
 const AWAY: Duration = Duration::from_secs(12);
 
 async fn leader(first: &Broker, second: &Broker) -> bool {
@@ -194,7 +194,7 @@ async fn a_broker_waits_for_its_crds_and_skips_unreadable_objects() {
     let mut fixture = Fixture { ns, idp, broker };
     fixture.issued(credential("good")).await;
 
-    // As after a downgrade: objects that only another version could have accepted.
+    // As after a downgrade, the cluster has objects that only another version accepts.
     let any = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
     let schema = json!({"op": "replace", "path": "/spec/versions/0/schema/openAPIV3Schema", "value": any});
     let fields = json!({"op": "remove", "path": "/spec/versions/0/selectableFields"});
@@ -237,7 +237,7 @@ async fn a_broker_waits_for_its_crds_and_skips_unreadable_objects() {
         };
         assert!(log.lines().any(reported), "{kind} {name}");
     }
-    // Their own status says so.
+    // The status of each object reports the problem.
     for (kind, name) in [
         ("mailcredential", "poison"),
         ("mailcredential", "newer"),
@@ -252,7 +252,7 @@ async fn a_broker_waits_for_its_crds_and_skips_unreadable_objects() {
         })
         .await;
     }
-    // One that was good once: nothing is done by its old spec any more, and its deletion removes what is remembered of it.
+    // This credential was valid before: the broker no longer acts on its old spec, and a deletion removes its record.
     let before = fixture.idp.token_requests().len();
     place(credential("good").set("spec.protocols", json!(["JMAP"]))).await;
     fixture.ns.kubectl(["annotate", "mailcredential", "good", "mailtoken.dev/reissue=1"]);
@@ -270,7 +270,7 @@ async fn a_broker_waits_for_its_crds_and_skips_unreadable_objects() {
 
 #[tokio::test]
 async fn no_core_is_dumped() {
-    // A server that says nothing keeps the broker waiting.
+    // A server that sends nothing keeps the broker waiting.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let kubeconfig = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "c", "users": [],
@@ -279,7 +279,7 @@ async fn no_core_is_dumped() {
     });
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("silent.kubeconfig");
     fs::write(&file, kubeconfig.to_string()).unwrap();
-    // As the user `nobody`, who reaches the files by the open descriptors.
+    // Run as the user `nobody`, who reaches the files by the open descriptors.
     let script = r#"exec 8<"$0" 9<"$1"; shift
         exec setpriv --reuid=65534 --regid=65534 --clear-groups -- /proc/self/fd/9 "$@""#;
     let by_nobody = |program: &str, arguments: &[&str]| {
@@ -287,7 +287,7 @@ async fn no_core_is_dumped() {
         command.args(["-c", script]).arg(&file).arg(program).args(arguments).env("KUBECONFIG", "/proc/self/fd/8");
         process::spawn(command).unwrap()
     };
-    // What the kernel would dump belongs to its user under /proc, all other files to root.
+    // If the kernel may dump a process, the process' files in /proc belong to its user. Otherwise they belong to root.
     let owner = |id: u32| fs::metadata(format!("/proc/{id}/fd")).unwrap().uid();
     let sleeping = by_nobody("/bin/sleep", &["600"]);
     until("an ordinary process is its user's", async || match owner(sleeping.id()) {
@@ -305,7 +305,7 @@ async fn no_core_is_dumped() {
     }
 }
 
-/// A kubeconfig for the same API server under a name that is not resolved here; its port is kept.
+/// Writes a kubeconfig for the same API server and port under a name that does not resolve here.
 fn under_another_name(cluster: &Cluster, file: &str) -> std::path::PathBuf {
     let text = std::fs::read_to_string(cluster.kubeconfig()).unwrap();
     let path = cluster.dir().join(file);
@@ -331,7 +331,7 @@ async fn the_api_server_is_reached_through_the_proxy_of_the_environment_as_by_ku
         "{asked:?}"
     );
 
-    // With the name in NO_PROXY, the broker resolves it on this machine, whose resolver does not know it.
+    // With the name in NO_PROXY, the broker resolves the name on this machine, whose resolver does not know it.
     let broker = settings().env("NO_PROXY", ".svc").launch();
     until("the name is not found", async || {
         let log = broker.log();
@@ -344,7 +344,7 @@ async fn the_api_server_is_reached_through_the_proxy_of_the_environment_as_by_ku
 #[tokio::test]
 async fn a_proxy_in_the_environment_is_not_used_for_an_api_server_on_this_machine() {
     let ns = Cluster::shared().namespace().await;
-    // No server listens there.
+    // No server listens at this address.
     let _broker = Broker::settings(&ns).env("HTTPS_PROXY", "http://127.0.0.1:9").start().await;
 }
 
@@ -426,7 +426,7 @@ async fn two_installations_in_one_namespace_act_both_with_a_lease_each_and_say_s
 async fn two_installations_that_find_a_provider_differently_do_not_write_against_each_other_in_a_loop() {
     let Fixture { ns, idp, broker: _first } = Fixture::new().await;
     let other = Cluster::shared().namespace().await;
-    // The second one looks for the client secret in its own namespace, where it is not.
+    // The second broker searches the client secret in its own namespace, which does not have it.
     let settings = Broker::cluster_wide(&ns.cluster).flag(format!("--namespace={}", ns.name));
     let _second = settings.flag(format!("--broker-namespace={}", other.name)).start().await;
     let name = format!("p-{}", ns.name);
@@ -444,14 +444,14 @@ async fn two_installations_that_find_a_provider_differently_do_not_write_against
         };
         [of("clustermailproviders/status", &name), of("mailcredentials/status", "billing")]
     };
-    // They overwrite each other, until that is noticed.
+    // The brokers overwrite each other's statuses until they detect the conflict.
     until("both write", async || match writes() {
         [provider, credential] if provider + credential >= 8 => Ok(()),
         other => Err(format!("{other:?}")),
     })
     .await;
     let (before, time) = (writes(), std::time::Duration::from_secs(10));
-    // Ten of each in the first second, then ever fewer; nothing keeps them from being right.
+    // The brokers write ten statuses of each object in the first second, then ever fewer. Both statuses are correct.
     holds(time, "the statuses are not written in a loop", async || {
         let so_far = writes();
         let more = [so_far[0] - before[0], so_far[1] - before[1]];

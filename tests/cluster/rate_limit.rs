@@ -1,5 +1,5 @@
-//! Requests that wait for their permit, because of a provider's `rateLimit` or of one that hangs: they delay no other work, and
-//! what happens to their credentials meanwhile takes effect.
+//! Requests that wait for a permit, because of a provider's `rateLimit` or because a provider hangs. They delay no
+//! other work, and changes of their credentials take effect during the wait.
 
 use std::time::Duration;
 
@@ -16,14 +16,14 @@ use mailtoken_testkit::{
 };
 use serde_json::json;
 
-/// More than may be in flight to one host, by far.
+/// Number of credentials: far more than the requests that may be in flight to one host.
 const MANY: usize = 200;
-/// At a time.
+/// Number of concurrent creates.
 const CONCURRENCY: usize = 16;
-/// "Within seconds", on a machine that runs a build at the same time.
+/// The meaning of "within seconds" on a machine that runs a build at the same time.
 const SECONDS: Duration = Duration::from_secs(25);
 
-/// Applies a manifest of each of [`MANY`] credentials.
+/// Applies the manifest of each of [`MANY`] credentials.
 async fn each(ns: &Namespace, manifest: impl Fn(&str) -> Manifest) {
     let manifests = (0..MANY).map(|number| manifest(&format!("mailbox-{number}")));
     stream::iter(manifests)
@@ -33,7 +33,7 @@ async fn each(ns: &Namespace, manifest: impl Fn(&str) -> Manifest) {
         .await;
 }
 
-/// Waits until the list of all credentials is as wanted.
+/// Waits until `good` accepts the list of all credentials.
 async fn all(ns: &Namespace, deadline: Duration, what: &str, good: impl Fn(&[MailCredential]) -> Result<(), String>) {
     let api: Api<MailCredential> = ns.api();
     until_in(deadline, what, async || good(&api.list(&ListParams::default()).await.unwrap().items)).await;
@@ -60,21 +60,21 @@ async fn requests_over_the_limit_wait_and_delay_no_other_provider() {
     }
     slow.token_requests_reach(1).await;
 
-    // Far more than reconcile at once, if waiting held a place.
+    // Far more credentials than concurrent reconciles: waiting must not occupy a reconcile.
     for number in 0..100 {
         ns.apply(credential(&format!("quick-{number}"))).await;
     }
     idp.token_requests_reach(100).await;
     assert_eq!(slow.token_requests().len(), 1);
 
-    // Another field changes: the limit goes on, and the requests that waited carry what is so now.
+    // The user changes another field. The limit stays, and the waiting requests use the new spec.
     ns.apply(limited.clone().set("spec.client.id", "another")).await;
     ns.condition::<MailProvider>("slow", "Ready", "ProviderReady").await;
     ns.apply(credential("quick-last")).await;
     idp.token_requests_reach(101).await;
     assert_eq!(slow.token_requests().len(), 1);
 
-    // Without a limit no request waits, not even those that waited before.
+    // Without a limit no request waits, not even a request that already waited.
     ns.apply(limited.without("spec.rateLimit").set("spec.client.id", "another")).await;
     for name in names {
         ns.condition::<MailCredential>(name, "Ready", "TokenValid").await;
@@ -105,7 +105,7 @@ async fn a_credential_that_waits_for_a_hanging_provider_is_suspended_immediately
     idp.answer(Answer::hang());
     each(&ns, credential).await;
     idp.token_requests_reach(PER_HOST_LIMIT).await;
-    // A changed spec is reported, although most of them have not been sent.
+    // The status reports a changed spec, although most requests have not been sent.
     each(&ns, |name| credential(name).set("spec.renewal.minValidity", "5m")).await;
     all(&ns, SECONDS, "the changed spec is reported", |all| {
         let reported = count(all, |it| field(it, "/status/observedGeneration") == 2);
@@ -126,7 +126,7 @@ async fn a_credential_that_waits_for_a_hanging_provider_is_suspended_immediately
     })
     .await;
 
-    // A resumed credential is served.
+    // The broker serves a resumed credential.
     idp.answer(Answer::token(3600));
     each(&ns, |name| credential(name).set("spec.suspend", false)).await;
     all(&ns, Duration::from_secs(60), "all are served", |all| {
@@ -164,10 +164,10 @@ async fn credentials_that_are_deleted_beside_a_provider_that_hangs_are_gone_with
     assert!(wait::now().duration_since(began).as_secs() >= 50, "it was tried for a minute");
     assert!(most - before <= 3 * PER_HOST_LIMIT, "{most} descriptors instead of {before}");
     let sent = idp.requests_at(REVOKE).len();
-    // Each of them takes nine seconds or ten, no more are in flight, and the wait above ends after 90 s: ten rounds, and one
-    // that has begun.
+    // Each request takes nine or ten seconds, at most `PER_HOST_LIMIT` are in flight, and the wait above ends after 90
+    // s. So there are ten rounds, and an eleventh has begun.
     assert!((PER_HOST_LIMIT..=11 * PER_HOST_LIMIT).contains(&sent), "{sent} requests");
-    // A namespace has 100 Events at once, so not each of the credentials has its own.
+    // A namespace can have 100 Events at once, so not every credential has its own Event.
     until("Events report the failure", async || {
         match ns.kubectl(["get", "events", "--field-selector=reason=RevocationFailed", "-o", "name"]) {
             none if none.is_empty() => Err(String::new()),

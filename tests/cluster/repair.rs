@@ -18,7 +18,7 @@ fn customized() -> Manifest {
         .set("spec.secret.data", json!({"smtp.env": "T=${access_token}"}))
 }
 
-/// What a repair must bring back.
+/// Returns the parts of a Secret that a repair must restore.
 fn shape(secret: &Secret) -> Value {
     let metadata = field(secret, "/metadata");
     let immutable = secret.immutable == Some(true);
@@ -147,7 +147,7 @@ async fn a_deleted_secret_is_recreated() {
     let fixture = Fixture::new().await;
     for policy in ["Delete", "Retain"] {
         let name = policy.to_lowercase();
-        // Longer than a label's value can be.
+        // The name is longer than the maximum of a label's value.
         let name = format!("{name}-{}", "x".repeat(70));
         fixture
             .issued(credential("c").set("metadata.name", name.as_str()).set("spec.secret.deletionPolicy", policy))
@@ -265,7 +265,8 @@ async fn the_broker_does_not_trust_what_users_write_into_the_status() {
     assert_eq!(fixture.idp.token_requests().len(), 1);
 }
 
-/// Another writer, which changes a Secret each time that it finds it as the broker writes it. Returns how often it did so.
+/// Acts as another writer, which changes a Secret each time that the broker has written it. Returns the number of
+/// changes.
 async fn reverts(
     ns: &Namespace,
     name: &str,
@@ -297,7 +298,7 @@ async fn a_controller_that_reverts_each_repair_is_answered_once_a_second_at_most
     assert_eq!(fixture.idp.token_requests().len(), 1);
 }
 
-/// An admission webhook that takes a label from each Secret.
+/// An admission webhook that removes a label from each Secret.
 struct Stripper;
 
 impl Handler for Stripper {

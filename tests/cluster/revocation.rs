@@ -8,7 +8,7 @@ use serde_json::json;
 
 const FINALIZER: &str = "mailtoken.dev/revoke";
 
-/// A fixture whose provider names its revocation endpoint.
+/// Creates a fixture whose provider has a revocation endpoint.
 async fn fixture() -> Fixture {
     revocable(Fixture::new().await).await
 }
@@ -26,7 +26,7 @@ fn finalizers(credential: &MailCredential) -> Vec<String> {
     credential.metadata.finalizers.clone().unwrap_or_default()
 }
 
-/// The `token` and `token_type_hint` of each revocation request.
+/// Returns the `token` and `token_type_hint` of each revocation request.
 fn revoked(fixture: &Fixture) -> Vec<(String, String)> {
     let requests = fixture.idp.requests().into_iter().filter(|request| request.path == REVOKE);
     requests.map(|request| (request.form()["token"].clone(), request.form()["token_type_hint"].clone())).collect()
@@ -114,7 +114,7 @@ async fn a_revocation_of_a_killed_broker_is_made_by_the_next() {
     let ns = Cluster::shared().namespace().await;
     let idp = Idp::start();
     ns.provider(&idp).await;
-    // Without an election, the next need not wait for the lease of the one that died.
+    // Without an election, the next broker does not wait for the lease of the killed broker.
     let broker = Broker::settings(&ns).flag("--leader-elect=false").start().await;
     let mut fixture = revocable(Fixture { ns, idp, broker }).await;
     fixture.issued(revoking("billing")).await;
@@ -154,7 +154,7 @@ async fn the_deletion_of_a_namespace_ends() {
     tried("F24", 1, "nothing");
 }
 
-/// Waits until a namespace that was deleted is gone.
+/// Waits until a deleted namespace no longer exists.
 async fn is_gone(ns: &Namespace) {
     until("the namespace is gone", async || {
         let left = ns.kubectl(["get", "namespace", &ns.name, "--ignore-not-found", "-o", "jsonpath={.status}"]);
@@ -163,7 +163,7 @@ async fn is_gone(ns: &Namespace) {
     .await;
 }
 
-/// The namespace as a team sees it that has the broker's kinds there and may not read Secrets.
+/// Returns the namespace with a client of a team that may use the broker's kinds and may not read Secrets.
 async fn without_secrets(fixture: &Fixture) -> Namespace {
     let (ns, user) = (&fixture.ns, "gitops");
     let rule =
@@ -188,8 +188,8 @@ async fn without_secrets(fixture: &Fixture) -> Namespace {
     team
 }
 
-/// The credential `billing` with a refresh token and an access token of the honest provider; the attacker's server, which
-/// the broker would trust; and the team.
+/// Creates the credential `billing` with a refresh token and an access token of the honest provider, the attacker's
+/// server, which the broker would trust, and the team.
 async fn to_be_stolen() -> (Fixture, Idp, Namespace) {
     let fixture = fixture().await;
     let evil = Idp::start();
@@ -204,7 +204,8 @@ async fn to_be_stolen() -> (Fixture, Idp, Namespace) {
     (fixture, evil, team)
 }
 
-/// The team deletes a credential, once the broker has its finalizer on it: nothing is sent, and an Event says why.
+/// Deletes a credential as the team, after the broker has added its finalizer. Checks that the broker sends no request,
+/// and that an Event gives the reason.
 async fn deleted_without_a_request(fixture: &Fixture, evil: &Idp, team: &Namespace, name: &str) {
     let has = |credential: &MailCredential| finalizers(credential).contains(&FINALIZER.to_owned());
     fixture.ns.until::<MailCredential>(name, "it has the finalizer", has).await;
@@ -253,7 +254,8 @@ async fn a_refresh_token_is_bound_to_the_revocation_endpoint_that_it_was_obtaine
         json!({"spec": {"oauth2": {"revocationURL": evil.url(REVOKE)}}}),
     )
     .await;
-    // A renewal in between makes no difference: neither token goes where the sign-in did not lead.
+    // A renewal in between makes no difference: the broker sends neither token to a server that the sign-in did not
+    // involve.
     team.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
     fixture.renewed("billing", &before).await;
     team.patch::<MailCredential>("billing", json!({"spec": {"revocationPolicy": "OnDelete"}})).await;
@@ -329,7 +331,7 @@ async fn an_assertion_does_not_leave_the_token_endpoints_origin() {
     fixture.ns.gone::<MailCredential>("billing").await;
     fixture.ns.event_reasons_include("billing", &["Warning RevocationFailed"]).await;
 
-    // The same by a discovery document.
+    // The same attack with a discovery document.
     let issuer = fixture.idp.issuer();
     let document = json!({
         "issuer": issuer, "token_endpoint": fixture.idp.token_url(), "device_authorization_endpoint": evil.url("/device"),
@@ -388,7 +390,7 @@ async fn a_label_that_is_set_meanwhile_revokes_nothing_twice() {
     fixture.ns.event_reasons_include("billing", &["Normal GrantRevoked"]).await;
 }
 
-/// The command `release-finalizers`: whether it succeeded, and what it printed.
+/// Runs the command `release-finalizers`. Returns whether it succeeded, and its output.
 fn release(kubeconfig: &std::path::Path, arguments: &[&str]) -> (bool, String) {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_mail-token-broker"));
     let done = command.arg("release-finalizers").args(arguments).env("KUBECONFIG", kubeconfig).output().unwrap();
@@ -450,7 +452,7 @@ async fn a_credential_that_another_finalizer_keeps_is_not_ready_after_its_token(
 #[tokio::test]
 async fn finalizers_of_others_of_any_length_do_not_delay_the_brokers_own() {
     let fixture = fixture().await;
-    // More than the broker keeps of them.
+    // The finalizers are longer than those that the broker keeps.
     let others: Vec<_> = (0..300).map(|number| format!("example.org/{number}-{}", "x".repeat(55))).collect();
     fixture.issued(revoking("billing").set("metadata.finalizers", json!(others))).await;
     let keeps = |credential: &MailCredential| {

@@ -1,5 +1,5 @@
-//! Five thousand credentials: each costs one token request, one write of its Secret and one of its status, and a restart
-//! costs none of them.
+//! Five thousand credentials: each costs one token request, one write of its Secret and one of its status. A restart
+//! costs none of these.
 
 use std::{ops::RangeInclusive, time::Duration};
 
@@ -12,10 +12,10 @@ use mail_token_broker::api::{ConditionType, MailCredential, condition};
 use mailtoken_testkit::{audit::AuditEvent, wait::until_in, *};
 
 const CREDENTIALS: usize = 5_000;
-/// Writes of one status, at most: a credential whose request waits in the queue for 5 s, or hangs for 3 s, reports that once
-/// each. Other tests that run at the same time can make it wait.
+/// Maximum number of writes of one status: the broker reports once that a request waits in the queue for 5 s, and once
+/// that it hangs for 3 s. Parallel tests can cause such waits.
 const STATUSES: usize = 3;
-/// Enough for a machine of two cores that runs a build at the same time.
+/// Time limit, long enough for a machine of two cores that runs a build at the same time.
 const DEADLINE: Duration = Duration::from_secs(600);
 
 fn is_ready(credential: &MailCredential) -> bool {
@@ -26,7 +26,7 @@ async fn ready(api: &Api<MailCredential>) -> usize {
     api.list(&ListParams::default()).await.unwrap().iter().filter(|credential| is_ready(credential)).count()
 }
 
-/// Writes of what belongs to the credentials; the test itself writes none of it.
+/// Counts the broker's writes of a resource of the credentials. The test itself writes none of them.
 fn writes(audit: &[AuditEvent], resource: &str) -> usize {
     let written = |event: &&AuditEvent| {
         let verb = event.access.verb.as_str();
@@ -40,8 +40,8 @@ fn writes(audit: &[AuditEvent], resource: &str) -> usize {
     audit.iter().filter(written).count()
 }
 
-/// Waits until the audit log has these writes of Secrets, and writes of statuses within these bounds. A test sees what was
-/// written a moment before the log has it.
+/// Waits until the audit log has this number of writes of Secrets, and a number of writes of statuses within these
+/// bounds. A write takes effect a moment before the log has it.
 async fn written(cluster: &Cluster, secrets: usize, statuses: RangeInclusive<usize>) -> Vec<AuditEvent> {
     until("the writes are in the log, and no others", async || {
         let audit = cluster.audit();
@@ -93,7 +93,8 @@ async fn five_thousand_credentials_cost_one_request_and_two_writes_each_and_a_re
         other => Err(format!("{other:?}")),
     })
     .await;
-    // A new credential is served after all existing ones: its token shows that the broker has reconciled them.
+    // The broker serves a new credential after all existing ones. So its token shows that the broker has reconciled
+    // them.
     ns.apply(credential("marker")).await;
     ns.until_in::<MailCredential>(DEADLINE, "marker", "it is served", is_ready).await;
     assert_eq!(idp.token_requests().len(), CREDENTIALS + 1, "token requests after the restart");

@@ -1,4 +1,4 @@
-//! The MailCredentials that the API server refuses by the schema alone. There is no webhook.
+//! MailCredentials that the API server rejects by the schema alone. The broker has no webhook.
 
 use mailtoken_testkit::{table::*, *};
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! The MailProviders and ClusterMailProviders that the API server refuses by the schema alone.
+//! MailProviders and ClusterMailProviders that the API server rejects by the schema alone.
 
 use mailtoken_testkit::{table::*, *};
 use serde_json::{Value, json};
@@ -422,7 +422,7 @@ fn microsoft(settings: Value) -> Manifest {
     plain().without("spec.oauth2").without("spec.servers").set("spec.microsoft", settings)
 }
 
-/// A preset without settings.
+/// Returns a provider with a preset without settings.
 fn preset(name: &str) -> Manifest {
     plain().without("spec.oauth2").set(&format!("spec.{name}"), json!({}))
 }
@@ -431,7 +431,7 @@ fn everybody() -> Value {
     json!({"namespaceSelector": {}, "mailboxes": ["*@example.org"]})
 }
 
-/// No other test of this file makes one: the name is the cluster's.
+/// Returns a ClusterMailProvider. No other test of this file may create one, because its name is cluster-wide.
 fn cluster() -> Manifest {
     plain()
         .set("kind", "ClusterMailProvider")

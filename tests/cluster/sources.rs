@@ -1,4 +1,4 @@
-//! The Secrets that a provider refers to: what is refused in them, and several client authentications.
+//! The Secrets that a provider refers to: the content that the broker rejects, and several client authentications.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use mail_token_broker::api::{MailCredential, MailProvider};
 use mailtoken_testkit::{idp::TOKEN, *};
 use serde_json::{Value, json};
 
-/// Waits until the MailProvider and the MailCredential `billing` say the same, with this reason and these words.
+/// Waits until the MailProvider and the MailCredential `billing` have this reason and this part of the message.
 async fn refused(ns: &Namespace, reason: &str, said: &str) {
     until(&format!("{reason} {said}"), async || {
         let reported = ns.condition::<MailCredential>("billing", "Stalled", reason).await.message;
@@ -86,7 +86,7 @@ async fn the_brokers_own_secrets_are_never_a_source_whatever_their_labels() {
     assert_eq!(idp.token_requests().len(), 0);
 }
 
-/// Client secrets in this order, each in a Secret of its own.
+/// Applies client secrets, each in its own Secret, and a provider with them in this order.
 async fn secrets(ns: &Namespace, idp: &Idp, names: &[&str]) {
     ns.apply(ca_bundle("idp-ca", idp)).await;
     for name in names {
@@ -98,7 +98,7 @@ async fn secrets(ns: &Namespace, idp: &Idp, names: &[&str]) {
     ns.apply(credential("billing")).await;
 }
 
-/// The client secrets that were sent so far.
+/// Returns the client secrets that the broker has sent so far.
 fn sent(idp: &Idp) -> Vec<String> {
     idp.requests_at(TOKEN).iter().map(|request| request.form()["client_secret"].clone()).collect()
 }
@@ -138,7 +138,7 @@ async fn after_invalid_client_the_next_secret_is_tried_in_the_same_attempt_and_k
 
     ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "2").await;
     idp.token_requests_reach(4).await;
-    // A transient failure is no reason to try another.
+    // After a transient failure, the broker does not try another client authentication.
     ns.until::<MailCredential>("billing", "2 is handled", |found| {
         found.status.as_ref().and_then(|status| status.last_handled_reissue.as_deref()) == Some("2")
     })

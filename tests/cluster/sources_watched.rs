@@ -1,11 +1,12 @@
-//! The objects that a provider refers to: created, labelled, changed, deleted. The broker handles each change immediately.
+//! The objects that a provider refers to: created, labelled, changed, deleted. The broker handles each change
+//! immediately.
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use mail_token_broker::api::{MailCredential, MailProvider};
 use mailtoken_testkit::{fault_log::tried, namespace::find, *};
 use serde_json::{Value, json};
 
-/// A namespace with a broker and a provider whose Secret and CA bundle do not exist yet.
+/// Creates a namespace with a broker and a provider whose Secret and CA bundle do not exist yet.
 async fn bare() -> Fixture {
     let ns = Cluster::shared().namespace().await;
     let idp = Idp::start();
@@ -14,7 +15,8 @@ async fn bare() -> Fixture {
     Fixture { ns, idp, broker }
 }
 
-/// Waits until the provider has this reason, with this part of a message, and the credential the other reason.
+/// Waits until the provider has the reason `provider` with this part of a message, and the credential has the reason
+/// `credential`.
 async fn refused(fixture: &Fixture, provider: &str, part: &str, credential: &str) {
     let reported = |object: &MailProvider| {
         find(object, "Ready").is_some_and(|reported| reported.reason == provider && reported.message.contains(part))
@@ -151,7 +153,7 @@ async fn a_secret_that_changes_while_a_request_is_in_flight_is_used_immediately(
 async fn a_label_that_is_withdrawn_stops_renewal_and_leaves_the_token() {
     let fixture = Fixture::new().await;
     fixture.idp.next(Answer::token(10));
-    // It is not due before the label is withdrawn.
+    // The token must not be due before the test removes the label.
     fixture.issued(credential("billing").set("spec.renewal.renewBefore", "1s")).await;
     fixture.ns.apply(source("idp-client", "client-secret", "a client secret").without("metadata.labels")).await;
     fixture.ns.condition::<MailProvider>("idp", "Ready", "SourceNotLabeled").await;
@@ -173,7 +175,7 @@ async fn a_deleted_provider_stops_renewal_and_leaves_the_token() {
     fixture.ns.condition::<MailCredential>("billing", "Renewed", "ProviderNotFound").await;
     fixture.ready("billing").await;
 
-    // Without the provider the broker cannot know whether the token was issued for the present spec.
+    // Without the provider the broker cannot know whether the token was issued for the current spec.
     let changed = credential("billing").set("spec.scopes", json!(["other"]));
     fixture.ns.apply(changed.clone()).await;
     fixture.ns.condition::<MailCredential>("billing", "Ready", "ProviderNotFound").await;
@@ -246,7 +248,7 @@ async fn nothing_of_a_provider_deleted_during_its_check_is_watched() {
     .await;
     assert_eq!(idp.token_requests().len(), 0);
 
-    // Another one of this name is used.
+    // The broker uses another provider with the same name.
     ns.apply(provider(&idp)).await;
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
 }

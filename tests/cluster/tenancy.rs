@@ -1,5 +1,5 @@
-//! What a user may try who has all rights of an editor in their own namespace: to have a Secret of another
-//! namespace, the identity of the broker, or a mailbox that the administrator did not allow.
+//! Attacks by a user with all rights of an editor in their own namespace: to obtain a Secret of another namespace, the
+//! identity of the broker, or a mailbox that the administrator did not allow.
 
 use std::{fs, path::Path};
 
@@ -17,7 +17,7 @@ use mailtoken_testkit::{idp::DEVICE, tenants::OF_THE_ADMIN, *};
 use rcgen::KeyPair;
 use serde_json::{Value, json};
 
-/// The fields that name another object, each with an object that is complete but for that name.
+/// The fields that name another object, each with an object that is complete except for that name.
 fn references(tenants: &Tenants) -> Vec<(&'static str, Manifest)> {
     let key = || json!({"name": "", "key": "k"});
     let client =
@@ -121,7 +121,7 @@ async fn no_field_sends_a_secret_without_the_label() {
             hostile_ns.condition::<MailProvider>(&name, "Ready", "SourceNotLabeled").await;
         }
     }
-    // What is nearly the label is not it.
+    // A label that is similar to the source label does not allow a read.
     let secret = json!([{"clientSecret": {"secretRef": {"name": "near", "key": "k"}}}]);
     attacker.apply(tenants.provider("near").set("spec.client.authentication", secret)).await;
     let label = "mailtoken.dev/source";
@@ -214,7 +214,7 @@ async fn the_admins_provider_gives_no_mailbox_grant_or_scope_that_the_admin_did_
     }
     assert_eq!(idp.requests().len(), before, "nothing was asked for");
 
-    // The allowed token arrives, and no other under its name.
+    // The credential gets the token for the allowed mailbox, and no other token under its name.
     attacker.apply(tenants.by_the_admins("team-a").set("spec.mailbox.address", "Team-A@example.org")).await;
     hostile_ns.condition::<MailCredential>("team-a", "Ready", "TokenValid").await;
     attacker.patch::<MailCredential>("team-a", json!({"spec": {"mailbox": {"address": "ceo@example.org"}}})).await;
@@ -280,7 +280,7 @@ async fn a_provider_of_the_same_name_gets_nothing_that_is_the_admins() {
     assert_eq!(mine.len(), 1);
     assert_eq!(mine[0].form()["client_secret"], "the attacker's own");
 
-    // To and fro with one credential.
+    // One credential changes its provider several times.
     for kind in ["MailProvider", "ClusterMailProvider", "MailProvider"] {
         attacker.patch::<MailCredential>("billing", json!({"spec": {"providerRef": {"kind": kind}}})).await;
         hostile_ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
@@ -288,7 +288,7 @@ async fn a_provider_of_the_same_name_gets_nothing_that_is_the_admins() {
     tenants.unharmed().await;
 }
 
-/// Who the API server takes the bearer of a token for.
+/// Returns the user as whom the API server authenticates the bearer of a token.
 async fn login(cluster: &Cluster, token: &str) -> kube::Result<SelfSubjectReview> {
     let kubeconfig = Kubeconfig::read_from(cluster.kubeconfig()).unwrap();
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();

@@ -1,4 +1,5 @@
-//! A token that Kubernetes does not let the broker write: held, and written when it can be, without another request.
+//! A token that Kubernetes does not let the broker write: the broker keeps the token, and writes it later without
+//! another request.
 
 use std::time::Duration;
 
@@ -8,11 +9,12 @@ use mail_token_broker::api::MailCredential;
 use mailtoken_testkit::{fault_log::tried, *};
 use serde_json::{Value, json};
 
-/// A policy of this namespace that refuses something, until it is lifted.
+/// An admission policy of this namespace that refuses requests until the test removes it.
 struct Refusal<'a, Probe>(&'a Namespace, Probe);
 
 impl<'a, Probe: AsyncFn() -> kube::Result<()>> Refusal<'a, Probe> {
-    /// The policy checks the requests of `rule`, and accepts those of `expression`. It is in force when `probe` is refused.
+    /// Applies the policy: it checks the requests of `rule`, and accepts those of `expression`. Waits until the API
+    /// server refuses `probe`.
     async fn begin(ns: &'a Namespace, rule: Value, expression: &str, probe: Probe) -> Self {
         let policy = json!({
             "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy", "metadata": {"name": ns.name},
@@ -43,7 +45,7 @@ impl<'a, Probe: AsyncFn() -> kube::Result<()>> Refusal<'a, Probe> {
         self.until(false).await;
     }
 
-    /// Waits until the API server goes by it, or no longer does.
+    /// Waits until the API server applies the policy, or no longer applies it.
     async fn until(&self, refused: bool) {
         until("the policy is in force, or lifted", async || match self.1().await {
             Err(error) if refused && error.to_string().contains("not today") => Ok(()),
@@ -54,7 +56,7 @@ impl<'a, Probe: AsyncFn() -> kube::Result<()>> Refusal<'a, Probe> {
     }
 }
 
-/// Refuses Secrets that carry the label of the broker's own.
+/// Refuses Secrets that have the label of the broker's Secrets.
 async fn refuse_secrets(ns: &Namespace) -> Refusal<'_, impl AsyncFn() -> kube::Result<()>> {
     let rule =
         json!({"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["secrets"]});
@@ -68,7 +70,7 @@ async fn refuse_secrets(ns: &Namespace) -> Refusal<'_, impl AsyncFn() -> kube::R
     Refusal::begin(ns, rule, unlabelled, async move || api.create(&dry, &probe).await.map(drop)).await
 }
 
-/// Refuses the status of MailCredentials, of which `billing` must be one.
+/// Refuses the status of MailCredentials. A MailCredential `billing` must exist.
 async fn refuse_statuses(ns: &Namespace) -> Refusal<'_, impl AsyncFn() -> kube::Result<()>> {
     let rule = json!({
         "apiGroups": ["mailtoken.dev"], "apiVersions": ["*"], "operations": ["UPDATE"], "resources": ["mailcredentials/status"],
@@ -128,7 +130,7 @@ async fn a_first_token_whose_write_is_refused_is_held_and_written_later() {
     ns.condition::<MailCredential>("billing", "Ready", "SecretWriteFailed").await;
     let found: MailCredential = ns.get("billing").await;
     assert!(namespace::find(&found, "Stalled").is_none() && namespace::find(&found, "Reconciling").is_some());
-    // A second attempt to write is made, and no second request.
+    // The broker tries the write a second time, and sends no second request.
     ns.until::<MailCredential>("billing", "it was tried again", |found| {
         found.status.as_ref().and_then(|status| status.failed_attempts) == Some(2)
     })
@@ -213,7 +215,7 @@ async fn a_token_whose_status_write_is_refused_is_published_and_reported_later()
     ns.apply(credential("billing")).await;
     ns.condition::<MailCredential>("billing", "Ready", "InvalidClient").await;
     let refusal = refuse_statuses(&ns).await;
-    // Nothing was tried again before.
+    // The reissue starts an attempt, which would otherwise wait after `InvalidClient`.
     ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
 
     until("the status was refused", async || {
@@ -238,12 +240,13 @@ async fn writes_that_hang_in_one_namespace_delay_no_other_however_large_they_are
     for ns in [&slow, &quick] {
         ns.provider(&idp).await;
     }
-    // As with an admission webhook that does not answer: each write takes as long as the broker waits.
+    // As with an admission webhook that does not respond: each write takes as long as the broker waits.
     api.next(usize::MAX, "POST", &format!("/namespaces/{}/secrets", slow.name), Trouble::Held);
     let settings = Broker::settings(&slow).flag(format!("--namespace={}", quick.name));
     let _broker = settings.kubeconfig(&api.kubeconfig()).start().await;
     const MANY: usize = 80;
-    // Nearly a megabyte each: the slots of a slow namespace would take all of the memory for Secrets.
+    // Each Secret has nearly a megabyte. The reconciles of a slow namespace must not take all of the memory for
+    // Secrets.
     idp.answer(Answer::token(3600).field("access_token", "x".repeat(30 * 1024)));
     let large = json!({"large": "${access_token}".repeat(28)});
     for number in 0..MANY {

@@ -1,4 +1,4 @@
-//! Plain English in pages, chart texts, scripts, comments and messages: no words that hide who does what.
+//! Checks for plain English in pages, chart texts, scripts, comments and messages: no words that hide the subject.
 
 use std::{
     fs,
@@ -53,15 +53,15 @@ const AVOID: &[(&str, &str)] = &[
     ("material", "client credentials"),
 ];
 
-/// A text, and the place to report it by.
+/// A text with its place.
 struct Text {
-    /// From the root of the repository, with the line.
+    /// The path from the root of the repository, with the line.
     place: String,
     text: String,
 }
 
 impl Text {
-    /// The words to avoid in this text, outside of code in backticks.
+    /// Returns the words to avoid in this text, outside of code in backticks.
     fn findings(&self) -> Vec<String> {
         let prose: String = self.text.split('`').step_by(2).collect::<Vec<_>>().join(" ` ");
         let words: Vec<_> = prose
@@ -78,7 +78,7 @@ impl Text {
     }
 }
 
-/// Files below a folder with one of these ends of the name, sorted.
+/// Returns the files below a folder whose name has one of these endings, sorted.
 fn files(folder: &str, ends: &[&str]) -> Vec<PathBuf> {
     let mut folders = vec![root().join(folder)];
     let mut files = vec![];
@@ -99,7 +99,7 @@ fn relative(path: &Path) -> String {
     path.strip_prefix(root()).unwrap().display().to_string()
 }
 
-/// Rust files of all packages but the testkit.
+/// Returns the Rust files of all packages except the testkit.
 fn sources() -> Vec<PathBuf> {
     let packages = fs::read_dir(root().join("crates")).into_iter().flatten();
     let packages = packages.filter(|entry| entry.as_ref().is_ok_and(|entry| entry.file_name() != "testkit"));
@@ -108,13 +108,13 @@ fn sources() -> Vec<PathBuf> {
     folders.iter().flat_map(|folder| files(folder, &[".rs"])).collect()
 }
 
-/// A comment to the end of its line, or a string literal, with the number of its first line.
+/// A comment until the end of its line, or a string literal, with the number of its first line.
 enum Part<'a> {
     Comment(usize, &'a str),
     Literal(usize, &'a str),
 }
 
-/// Comments and string literals of a Rust file, in their order.
+/// Returns the comments and string literals of a Rust file, in order.
 fn parts(source: &str) -> Vec<Part<'_>> {
     let mut parts = vec![];
     let mut at = 0;
@@ -156,7 +156,7 @@ fn parts(source: &str) -> Vec<Part<'_>> {
     parts
 }
 
-/// The length of a string up to its closing quote.
+/// Returns the length of a string up to its closing quote.
 fn end_of_string(text: &str) -> Option<usize> {
     let mut escaped = false;
     text.char_indices().find_map(|(at, c)| {
@@ -166,8 +166,8 @@ fn end_of_string(text: &str) -> Option<usize> {
     })
 }
 
-/// Comments of a Rust file by blocks of adjacent lines, so that a phrase may span two lines; and with `messages`, its
-/// literals.
+/// Returns the comments of a Rust file in blocks of adjacent lines, because a phrase may span two lines. With
+/// `messages`, also returns the literals.
 fn texts_of_source(path: &Path, messages: bool) -> Vec<Text> {
     let source = fs::read_to_string(path).unwrap();
     let mut texts: Vec<Text> = vec![];
@@ -193,7 +193,7 @@ fn texts_of_source(path: &Path, messages: bool) -> Vec<Text> {
     texts
 }
 
-/// Comments of a shell script, Makefile or YAML file that begin with `#`.
+/// Returns the comments that begin with `#` in a shell script, Makefile or YAML file.
 fn texts_with_hashes(path: &Path) -> Vec<Text> {
     let text = fs::read_to_string(path).unwrap();
     let comments = text.lines().enumerate().filter_map(|(number, line)| {
@@ -203,7 +203,7 @@ fn texts_with_hashes(path: &Path) -> Vec<Text> {
     comments.collect()
 }
 
-/// A page without code blocks and link targets.
+/// Returns the pages without code blocks and link targets.
 fn texts_of_pages() -> Vec<Text> {
     let text = |page: &super::Page| {
         let mut prose = String::new();
@@ -216,7 +216,7 @@ fn texts_of_pages() -> Vec<Text> {
     pages().iter().map(text).collect()
 }
 
-/// A template without its actions, but with its comments.
+/// Returns a template without its actions, but with its comments.
 fn text_of_template(path: &Path) -> Text {
     let text = fs::read_to_string(path).unwrap();
     let mut parts = text.split("{{");
@@ -229,7 +229,7 @@ fn text_of_template(path: &Path) -> Text {
     Text { place: relative(path), text: prose }
 }
 
-/// The descriptions in a schema, with their paths.
+/// Collects the descriptions in a schema, with their paths.
 fn descriptions(schema: &Value, path: &str, found: &mut Vec<Text>) {
     if let Some(text) = schema["description"].as_str() {
         found.push(Text { place: path.to_owned(), text: text.to_owned() });
@@ -296,7 +296,7 @@ fn comments_of_tests_use_no_word_to_avoid() {
     assert_none(&texts.flat_map(|text| text.findings()).collect::<Vec<_>>());
 }
 
-/// Doc comments of public items that have fewer than four words.
+/// Returns the doc comments of public items that have fewer than four words.
 fn fragments(path: &Path) -> Vec<String> {
     let source = fs::read_to_string(path).unwrap();
     let mut found = vec![];
@@ -325,7 +325,7 @@ fn doc_comments_of_public_items_are_no_fragments() {
     assert_none(&sources().iter().flat_map(|path| fragments(path)).collect::<Vec<_>>());
 }
 
-/// Descriptions in the generated CRDs that do not begin with their field's name.
+/// Returns the descriptions in the generated CRDs that do not begin with their field's name.
 fn descriptions_without_their_field() -> Vec<String> {
     let mut found = vec![];
     for path in files("crds", &[".yaml"]) {
