@@ -12,7 +12,7 @@ use crate::{
     view::View,
 };
 
-/// The server of a burst.
+/// The program that serves the credentials of a burst.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Server {
     /// The broker.
@@ -22,14 +22,14 @@ pub enum Server {
 }
 
 impl Server {
-    /// All three servers. Each round begins with another one, so that the order favors none.
+    /// Returns all three servers. Each round begins with another server, so that the order favours none.
     pub fn in_turn(round: usize) -> [Self; 3] {
         let mut all = [Self::Raw(32), Self::Broker, Self::Raw(64)];
         all.rotate_left(round % 3);
         all
     }
 
-    /// The name in the legend.
+    /// Returns the name in the legend.
     pub fn name(self) -> String {
         match self {
             Self::Broker => "broker".to_owned(),
@@ -115,12 +115,12 @@ pub async fn burst(lab: &mut Lab, server: Server, number: usize) -> Burst {
     burst
 }
 
-/// Seconds from create to Ready of each credential.
+/// Returns the seconds from create to Ready of each credential.
 pub fn waits(asked: &BTreeMap<String, Instant>, ready: &BTreeMap<String, Instant>) -> Vec<f64> {
     asked.iter().map(|(name, at)| ready[name].saturating_duration_since(*at).as_secs_f64()).collect()
 }
 
-/// The better of the two raw writers in each round.
+/// Returns the better value of the two raw writers in each round.
 pub fn floor(rounds: &[Vec<Burst>], value: impl Fn(&Burst) -> f64 + Copy) -> Vec<f64> {
     let raw = |round: &Vec<Burst>| {
         round.iter().filter(|burst| burst.server != Server::Broker).map(value).fold(f64::MAX, f64::min)
@@ -128,7 +128,7 @@ pub fn floor(rounds: &[Vec<Burst>], value: impl Fn(&Burst) -> f64 + Copy) -> Vec
     rounds.iter().map(raw).collect()
 }
 
-/// The broker's value in each round.
+/// Returns the broker's value in each round.
 pub fn broker<T>(rounds: &[Vec<Burst>], value: impl Fn(&Burst) -> T) -> Vec<T> {
     rounds.iter().flatten().filter(|burst| burst.server == Server::Broker).map(value).collect()
 }

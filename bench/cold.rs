@@ -1,4 +1,4 @@
-//! A start with N credentials without a token; then a start with all tokens expired, where the raw writer overwrites its
+//! Starts with N credentials without a token. Then starts with all tokens expired; the raw writer then overwrites its
 //! own objects.
 
 use std::{
@@ -46,7 +46,7 @@ pub async fn run(plan: &Plan, report: &mut Report) {
         let mut runs = Runs::default();
         for round in 0..plan.rounds {
             let mut lab = Lab::start().await;
-            // The servers alternate in the first place.
+            // Alternate which server is first.
             if round % 2 == 0 {
                 raw(&mut lab, number, &mut runs).await;
             }
@@ -80,7 +80,7 @@ pub async fn run(plan: &Plan, report: &mut Report) {
     }
 }
 
-/// The better of 32 and 64 workers.
+/// Measures the raw writer with 32 and with 64 workers, and keeps the better result.
 async fn raw(lab: &mut Lab, number: usize, runs: &mut Runs) {
     let mut best: [Option<Took>; 2] = [None; 2];
     for workers in [32, 64] {
@@ -104,7 +104,7 @@ async fn raw(lab: &mut Lab, number: usize, runs: &mut Runs) {
     runs.raw_again.extend(best[1]);
 }
 
-/// Waits until newly issued tokens differ, in whole seconds, from all existing ones.
+/// Waits until tokens issued now differ, in whole seconds, from all existing ones.
 async fn second_after_the_last(view: &View) -> Timestamp {
     let last = view.seen().values().map(|seen| seen.issued_at).max();
     let Some(since) = last.map(|last| last + SignedDuration::from_secs(1)) else { return Timestamp::UNIX_EPOCH };

@@ -1,4 +1,5 @@
-//! From create to all Ready, compared with the raw writer: time, calls, token requests, CPU, memory.
+//! The time from create to Ready for all credentials, compared with the raw writer; also calls, token requests, CPU and
+//! memory.
 
 use crate::{
     Plan,
@@ -55,7 +56,7 @@ fn add_figures(number: usize, rounds: &[Vec<Burst>], report: &mut Report) {
     }
 }
 
-/// The median run of each server.
+/// Draws the median run of each server.
 fn draw(number: usize, rounds: &[Vec<Burst>]) {
     let middle = |server: Server| {
         let of: Vec<_> = rounds.iter().flatten().filter(|burst| burst.server == server).collect();
@@ -77,7 +78,7 @@ fn draw(number: usize, rounds: &[Vec<Burst>]) {
     plot::write(&format!("jitter-{number}"), &title, ["seconds after the first create", "in 10 s"], &[line]);
 }
 
-/// Number of values in each bin.
+/// Returns the number of values in each bin.
 pub fn histogram(values: &[f64], width: f64) -> Vec<(f64, f64)> {
     let sorted = sorted(values);
     let last = sorted.last().copied().unwrap_or_default();

@@ -14,7 +14,7 @@ use crate::{
     view::View,
 };
 
-/// Creations of other credentials: 20 a second.
+/// Interval between two creations of other credentials: 20 a second.
 const EVERY: Duration = Duration::from_millis(50);
 /// Time until the hanging requests are in flight.
 const UNDER_WAY: Duration = Duration::from_secs(2);

@@ -86,12 +86,12 @@ impl Lab {
         broker
     }
 
-    /// The command that starts this broker.
+    /// Returns the settings of this broker.
     pub fn launch(&self) -> Settings {
         Broker::bare(&self.ns.cluster.kubeconfig())
             .flag("--allow-private-cidr=127.0.0.0/8")
             .flag(format!("--broker-namespace={NAMESPACE}"))
-            // As in the chart: a restarted container keeps its identity.
+            // As in the chart, a restarted container keeps its identity.
             .env("POD_UID", NAMESPACE)
             .env("RUST_LOG", "info")
     }
@@ -142,13 +142,13 @@ impl Lab {
         self.asked();
     }
 
-    /// The API server's process id.
+    /// Returns the API server's process id.
     pub fn api_server(&self) -> u32 {
         let process = fs::read_to_string(self.ns.cluster.dir().join("run/kube-apiserver.pid")).unwrap();
         process.trim().parse().unwrap()
     }
 
-    /// The broker's API server requests since the last call, without those for its lease.
+    /// Returns the broker's API server requests since the last call, without requests for its lease.
     pub fn asked(&mut self) -> Vec<AuditEvent> {
         self.audit.more().into_iter().filter(AuditEvent::is_work_of_the_broker).collect()
     }
@@ -168,12 +168,12 @@ pub fn short_lived(manifest: Manifest) -> Manifest {
     manifest.set("spec.renewal.minValidity", "10s")
 }
 
-/// The requests that write.
+/// Counts the requests that write.
 pub fn writes(asked: &[AuditEvent]) -> usize {
     asked.iter().filter(|event| event.is_write()).count()
 }
 
-/// Counts of requests as text: `create secrets 1000, update mailcredentials/status 1000`.
+/// Returns counts of requests as text: `create secrets 1000, update mailcredentials/status 1000`.
 pub fn by_kind(asked: &[AuditEvent]) -> String {
     let mut counts = BTreeMap::<_, usize>::new();
     for event in asked {

@@ -1,4 +1,4 @@
-//! The machine of a measurement, and its other load.
+//! Describes the machine of a measurement, and its other load.
 
 use std::{fs, thread, time::Duration};
 
@@ -18,7 +18,7 @@ pub fn machine() -> Vec<String> {
     reported
 }
 
-/// The load, and the processes that cause it.
+/// Returns the load, and the processes that cause it.
 pub fn occupation() -> Vec<String> {
     const LOOK: Duration = Duration::from_secs(2);
     let before = processes();
@@ -34,13 +34,13 @@ pub fn occupation() -> Vec<String> {
     vec![format!("load average: {}", load()), format!("busy besides: {busy}")]
 }
 
-/// The load averages of 1, 5 and 15 minutes.
+/// Returns the load averages of 1, 5 and 15 minutes.
 pub fn load() -> String {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').take(3).collect::<Vec<_>>().join(" ")
 }
 
-/// Process id, name and ticks of CPU used.
+/// Returns process id, name and used CPU ticks of all processes.
 fn processes() -> Vec<(u32, String, u64)> {
     let one = |entry: fs::DirEntry| {
         let process = entry.file_name().to_str()?.parse().ok()?;

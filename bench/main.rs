@@ -63,7 +63,7 @@ impl Plan {
         Self { sizes, many, rounds, quick }
     }
 
-    /// The largest number of credentials.
+    /// Returns the largest number of credentials.
     pub fn largest(&self) -> usize {
         *self.sizes.last().unwrap()
     }
@@ -87,7 +87,7 @@ const SCENARIOS: [(&str, Scenario); 11] = [
 
 #[tokio::main]
 async fn main() {
-    // Without this, the process would wait for a failed task.
+    // Without this hook, the process would continue after a task has failed.
     let tell = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         tell(panic);

@@ -1,4 +1,4 @@
-//! Memory without credentials, and with many foreign Secrets. `create` measures it with many credentials.
+//! Memory without credentials, and with many foreign Secrets. `create` measures memory with many credentials.
 
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ pub async fn run(plan: &Plan, report: &mut Report) {
     report.add(with.over(without).target(Target::Above(5.0)));
 }
 
-/// Peak memory of a broker that starts and has no work.
+/// Returns the peak memory of a broker that starts and has no work.
 async fn peak(lab: &Lab) -> f64 {
     let mut broker = lab.broker().await;
     tokio::time::sleep(SETTLE).await;

@@ -29,7 +29,7 @@ fn profile() -> Profile {
     providers::profile(&spec).unwrap()
 }
 
-/// A token as long as Microsoft's for one application.
+/// Returns a token response. The token is as long as Microsoft's for one application.
 fn answer() -> http::Response<Vec<u8>> {
     let body =
         json!({"token_type": "Bearer", "expires_in": 3599, "ext_expires_in": 3599, "access_token": "x".repeat(1_400)});
@@ -40,7 +40,7 @@ fn parsed() -> TokenAnswer {
     read_token_response(&answer(), at(0), &[]).unwrap()
 }
 
-/// A credential whose token is valid for an hour.
+/// Returns the observation of a credential whose token is valid for an hour.
 fn observed() -> Observed {
     let token = TokenFacts { fingerprint: parsed().token.fingerprint(), length: Some(1_400), ..fixtures::token() };
     Observed { target: Target::Own(fixtures::published(token)), ..Case::ready().observed }

@@ -1,4 +1,4 @@
-//! The cost of the probe: a login at a mail server for each credential, with a connection and a TLS handshake of its own.
+//! The cost of the probe: one login at a mail server for each credential, with its own connection and TLS handshake.
 
 use std::time::Duration;
 
@@ -19,9 +19,9 @@ use crate::{
     view::View,
 };
 
-/// Credentials and seconds of the goal: each of 10,000 is probed every 6 hours.
+/// The target: number of credentials, and seconds in which the broker probes each of them once.
 const GOAL: (f64, f64) = (10_000.0, 6.0 * 3600.0);
-/// Time in which a started broker becomes quiet.
+/// Time after a start until the broker is idle.
 const SETTLED: Duration = Duration::from_secs(5);
 /// Time limit of all probes of a run.
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -74,7 +74,7 @@ pub async fn run(plan: &Plan, report: &mut Report) {
         cpu.push((spent[1] - spent[0]) / number as f64);
         memory.push((peak[1] - peak[0]).max(0.0));
         rest.push((settled[1] - settled[0]).max(0.0));
-        // Without probes the broker removes their results, so the next round probes again.
+        // Without probes, the broker removes their results. So the next round probes again.
         broker.kill();
         broker.set("MTB_PROBE", Some("false"));
         broker.again().await;

@@ -1,4 +1,4 @@
-//! A cheap token endpoint: https, HTTP/1.1 and HTTP/2 on one port, in its own threads.
+//! A cheap token endpoint by HTTPS: HTTP/1.1 and HTTP/2 on one port, in its own threads.
 
 use std::{
     convert::Infallible,
@@ -66,17 +66,17 @@ impl Provider {
         Self { authority, port, shared }
     }
 
-    /// The endpoint that issues tokens.
+    /// Returns the URL of the endpoint that issues tokens.
     pub fn token_url(&self) -> String {
         format!("https://localhost:{}/token", self.port)
     }
 
-    /// The endpoint that reads a request and never responds.
+    /// Returns the URL of the endpoint that reads a request and never responds.
     pub fn hanging_url(&self) -> String {
         format!("https://localhost:{}/hang", self.port)
     }
 
-    /// The server's CA certificate in PEM.
+    /// Returns the server's CA certificate in PEM.
     pub fn ca(&self) -> String {
         String::from_utf8(self.authority.bundle()).unwrap()
     }
@@ -97,12 +97,12 @@ impl Provider {
         self.shared.most_in_flight.store(0, Ordering::Relaxed);
     }
 
-    /// The arrival time of each token request.
+    /// Returns the arrival time of each token request.
     pub fn requests(&self) -> Vec<Instant> {
         self.shared.requests.lock().unwrap().clone()
     }
 
-    /// The maximum number of concurrent requests.
+    /// Returns the maximum number of concurrent requests.
     pub fn most_in_flight(&self) -> usize {
         self.shared.most_in_flight.load(Ordering::Relaxed)
     }
@@ -117,7 +117,7 @@ async fn accept(listener: std::net::TcpListener, tls: TlsAcceptor, shared: Arc<S
         tokio::spawn(async move {
             let Ok(stream) = tls.accept(tcp).await else { return };
             let service = service_fn(move |request| answer(request, shared.clone()));
-            // Ignores a client that disconnects, such as a killed broker.
+            // Ignore a client that disconnects, such as a killed broker.
             drop(auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await);
         });
     }
@@ -164,7 +164,7 @@ impl Drop for InFlight<'_> {
     }
 }
 
-/// The `spec` of a MailProvider with this token endpoint.
+/// Returns the `spec` of a MailProvider with this token endpoint.
 pub fn spec(name: &str, token_url: &str) -> Value {
     let secret = json!({"name": format!("{name}-client"), "key": "client-secret"});
     json!({

@@ -1,5 +1,5 @@
-//! The floor: for each credential only one token request, one write of a Secret and one of a status, with the same content
-//! as the broker's. Without a queue, a lease, checks and retries, only the API server's cost remains.
+//! The floor: for each credential only one token request, one write of a Secret and one write of a status, with the
+//! same content as the broker's. Without a queue, a lease, checks and retries, only the API server's cost remains.
 
 use std::{sync::Arc, time::Duration};
 
@@ -44,7 +44,7 @@ impl RawWriter {
         Self::renew(ns, provider, workers, Timestamp::UNIX_EPOCH)
     }
 
-    /// Serves also credentials with a token older than this.
+    /// Also serves credentials whose token is older than `than`.
     pub fn renew(ns: &Namespace, provider: &Provider, workers: usize, than: Timestamp) -> Self {
         let worker = Arc::new(Worker {
             client: ns.client.clone(),

@@ -1,4 +1,4 @@
-//! Renewals at a steady rate: tokens of a minute, issued one after the other.
+//! Renewals at a steady rate: tokens with a lifetime of a minute, issued one after the other.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ struct Pace {
 }
 
 impl Pace {
-    /// Seconds from one renewal to the next: half the lifetime, less the jitter of up to a tenth.
+    /// Returns the seconds from one renewal to the next: half the lifetime, less a jitter of up to a tenth.
     fn period(&self) -> u64 {
         self.lifetime * 9 / 20
     }
@@ -73,7 +73,7 @@ pub async fn run(plan: &Plan, report: &mut Report) {
         drop(view);
         broker.terminate().await;
     }
-    // Ignores the incomplete last second.
+    // Drop the incomplete last second.
     for line in &mut lines {
         line.points.pop();
     }

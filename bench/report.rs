@@ -1,4 +1,4 @@
-//! Figures: the results of the runs, with the floor and the target.
+//! The results of the runs as figures, with the floor and the target.
 
 use std::{
     fmt::Write as _,
@@ -57,7 +57,7 @@ impl Figure {
         self
     }
 
-    /// The median over the runs of a combination of value and floor.
+    /// Returns the median over the runs of a combination of value and floor.
     fn compared(&self, combine: impl Fn(f64, f64) -> f64) -> Option<f64> {
         let pairs: Vec<_> = self.runs.iter().zip(&self.floor).map(|(run, floor)| combine(*run, *floor)).collect();
         (!pairs.is_empty()).then(|| median(&pairs))
@@ -145,7 +145,7 @@ impl Report {
     }
 }
 
-/// The folder of the results: `target/bench`.
+/// Returns the folder of the results: `target/bench`.
 pub fn folder() -> PathBuf {
     let mut members = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
     let root = members.find(|folder| folder.join("Cargo.lock").exists()).unwrap();
@@ -154,14 +154,14 @@ pub fn folder() -> PathBuf {
     folder
 }
 
-/// The median: the middle value, or the mean of the two middle values.
+/// Returns the median: the middle value, or the mean of the two middle values.
 pub fn median(values: &[f64]) -> f64 {
     let sorted = sorted(values);
     let half = sorted.len() / 2;
     if sorted.len() % 2 == 1 { sorted[half] } else { f64::midpoint(sorted[half - 1], sorted[half]) }
 }
 
-/// The quantile: the value that this share of all values does not exceed.
+/// Returns the quantile: the value that this share of all values does not exceed.
 pub fn quantile(values: &[f64], share: f64) -> f64 {
     let sorted = sorted(values);
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rank of thousands")]
@@ -181,7 +181,7 @@ pub fn count(number: usize) -> f64 {
     f64::from(u32::try_from(number).unwrap())
 }
 
-/// A value with as many digits as it deserves.
+/// Formats a value with few digits: the larger the value, the fewer decimals.
 pub fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),

@@ -14,7 +14,7 @@ use crate::{
 };
 use mailtoken_testkit::audit::AuditEvent;
 
-/// Time after the start of leadership in which the broker must become quiet.
+/// Time after the start of leadership in which the broker must become idle.
 const WATCHED: Duration = Duration::from_secs(4);
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -45,7 +45,7 @@ pub async fn run(plan: &Plan, report: &mut Report) {
         lab.provider.reset();
         let begun = Instant::now();
         broker.again().await;
-        // Creates a credential when the broker is ready: it may have to wait for the killed broker's lease.
+        // Create a credential when the broker is ready: the broker may have to wait for the killed broker's lease.
         let early = one(&lab, &view, &format!("early-{round}")).await;
         runs.from_start.push(early.1.duration_since(early.0).as_secs_f64());
         leads(&broker).await;
@@ -84,7 +84,7 @@ pub async fn run(plan: &Plan, report: &mut Report) {
     add_figures(number, runs, report);
 }
 
-/// Creates one credential. Returns when it was created and when it was Ready.
+/// Creates one credential. Returns the times of its creation and of its Ready.
 async fn one(lab: &Lab, view: &View, prefix: &str) -> (Instant, Instant) {
     let asked = lab.create(prefix, 1, |manifest| manifest).await;
     let ready = view.ready(prefix, 1, Timestamp::UNIX_EPOCH).await;

@@ -1,5 +1,6 @@
-//! Tens of thousands of credentials: all are issued, a start, a list of everything after a 410, an outage of the provider
-//! for all, deletion of all. What the broker needs for each, and whether any credential is forgotten.
+//! Tens of thousands of credentials: their issue, a start, a list of all after a 410, an outage of the provider for
+//! all, and the deletion of all. Measures the broker's cost for each credential, and whether the broker forgets a
+//! credential.
 
 use std::{
     collections::HashMap,
@@ -32,24 +33,24 @@ use crate::{
 
 /// Number of concurrent creates, changes and deletions.
 const CONCURRENT: usize = 64;
-/// After a phase, until memory is at rest.
+/// Pause after a phase, until memory has settled.
 const SETTLE: Duration = Duration::from_secs(10);
-/// How long the CPU at rest is measured.
+/// Time of the measurement of the idle CPU.
 const IDLE: Duration = Duration::from_secs(30);
-/// Longest phase. A credential that is not as it should be by then is lost.
+/// Time limit of a phase. A credential that is not in the expected state by then counts as lost.
 const PATIENCE: Duration = Duration::from_secs(2_400);
-/// How long the API server may take to start with all objects.
+/// Time limit for the API server to start with all objects.
 const API_SERVER: Duration = Duration::from_secs(120);
-/// Interval of the checks whether a phase is over.
+/// Interval between two checks whether a phase has ended.
 const CHECK: Duration = Duration::from_millis(100);
-/// Lifetime of the tokens, so long that none is renewed while this runs: seconds.
+/// Lifetime of the tokens in seconds, so long that the broker renews none during the run.
 const LIFETIME: u64 = 7 * 86_400;
-/// Seconds that a token of an hour is used before it is renewed, on average: four fifths of its lifetime, less a jitter of up
-/// to a tenth.
+/// Average number of seconds from the issue of a one-hour token to its renewal: four fifths of its lifetime, less a
+/// jitter of up to a tenth.
 const PERIOD: f64 = 2_700.0;
-/// One in this number of credentials is suspended, one deleted and one created while the broker lists.
+/// While the broker lists, one in this number of credentials is suspended, one deleted and one created.
 const CHANGED: usize = 200;
-/// Phases with figures of their own.
+/// Phases with their own figures.
 const ISSUED: &str = "all are issued";
 const START: &str = "a start";
 const RELIST: &str = "a list of all after a 410";
@@ -64,29 +65,29 @@ pub async fn run(plan: &Plan, report: &mut Report) {
 /// One phase of a run.
 struct Phase {
     name: &'static str,
-    /// Seconds until a watch shows its end.
+    /// Seconds until the watch shows the end of the phase.
     seconds: f64,
-    /// The broker's CPU in that time, seconds.
+    /// The broker's CPU time during the phase, in seconds.
     cpu: f64,
-    /// The most memory that was resident in it and until it was at rest, MiB.
+    /// Peak resident memory from the start of the phase until memory has settled, in MiB.
     peak: f64,
-    /// Resident memory at rest, MiB.
+    /// Resident memory after it has settled, in MiB.
     rest: f64,
-    /// Credentials that are not as they should be.
+    /// Number of credentials that are not in the expected state.
     lost: usize,
 }
 
 struct Run {
-    /// Resident memory without credentials, MiB.
+    /// Resident memory without credentials, in MiB.
     empty: f64,
     phases: Vec<Phase>,
     /// The broker's CPU for one renewal, milliseconds.
     renewal: f64,
-    /// % of a core at rest.
+    /// CPU of the idle broker, in percent of a core.
     idle: f64,
     /// Number of credentials that only the sweep enqueued.
     swept: f64,
-    /// How often another leader took over.
+    /// How often another replica took over the lease.
     transitions: i32,
 }
 
@@ -136,7 +137,7 @@ async fn one_run(number: usize, quick: bool) -> Run {
     let providers = lab.ns.api::<MailProvider>();
     let scopes = json!({"spec": {"scopes": ["https://mail.example.org/another"]}});
     providers.patch("idp", &PatchParams::default(), &Patch::Merge(scopes)).await.unwrap();
-    // A failure or a wait in the queue: a host that fails gets few repeated requests.
+    // Each credential reports a failure or a wait in the queue: a failing host gets few repeated requests.
     let lost = crowd.until(|seen| seen.values().filter(|seen| !seen.suspended && seen.ready).count()).await;
     phases.push(meter.end(&broker, settle, lost).await);
 
@@ -153,7 +154,7 @@ async fn one_run(number: usize, quick: bool) -> Run {
     let all: Vec<_> = crowd.seen().keys().cloned().collect();
     each(all, |name| delete(&lab, name)).await;
     let lost = crowd.until(HashMap::len).await;
-    // What Kubernetes' garbage collector does, which is not here.
+    // Delete the Secrets as Kubernetes' garbage collector does, which does not run here.
     let ours = ListParams::default().labels("app.kubernetes.io/managed-by=mail-token-broker");
     let secrets = lab.ns.api::<Secret>();
     let ours: Vec<_> =
@@ -174,8 +175,8 @@ async fn one_run(number: usize, quick: bool) -> Run {
     Run { empty, phases, renewal, idle, swept, transitions }
 }
 
-/// The API server is killed, and etcd has forgotten what was. While the broker lists, some credentials are suspended, some
-/// deleted, and some are new.
+/// Kills the API server and deletes the history of etcd. While the broker lists, some credentials are suspended, some
+/// deleted, and some created.
 async fn listed_again(
     lab: &Lab,
     server: &mut Part,
@@ -268,7 +269,7 @@ impl Meter {
     }
 }
 
-/// Does the same with each name, `CONCURRENT` at a time.
+/// Calls `work` with each name, `CONCURRENT` at a time.
 async fn each<F: Future<Output = ()>>(names: Vec<String>, work: impl Fn(String) -> F) {
     stream::iter(names).map(work).buffer_unordered(CONCURRENT).for_each(|()| std::future::ready(())).await;
 }
@@ -290,8 +291,8 @@ async fn delete(lab: &Lab, name: String) {
     insist(404, async || api.delete(&name, &DeleteParams::default()).await.map(drop)).await;
 }
 
-/// Calls an API server until it answers, which was killed some seconds ago. `done`: the status code that an earlier call has
-/// brought about whose answer was lost.
+/// Repeats a call until the API server, which was killed some seconds ago, responds. `done` is the status code that
+/// shows the success of an earlier call whose response was lost.
 async fn insist(done: u16, call: impl AsyncFn() -> kube::Result<()>) {
     let begun = Instant::now();
     loop {
@@ -339,7 +340,7 @@ async fn transitions(lab: &Lab) -> i32 {
     lease(lab).await.and_then(|lease| lease.spec?.lease_transitions).unwrap_or_default()
 }
 
-/// What a watch shows of each credential.
+/// The state of a credential, as the watch shows it.
 #[derive(Default)]
 struct Seen {
     ready: bool,
@@ -388,7 +389,7 @@ impl Crowd {
                         writer.lock().unwrap().insert(credential.name_any(), Seen::of(&credential));
                     }
                     Ok(Event::Delete(credential)) => drop(writer.lock().unwrap().remove(&credential.name_any())),
-                    // The API server is away.
+                    // The API server does not respond.
                     Err(_) => tokio::time::sleep(CHECK).await,
                 }
             }
@@ -400,7 +401,7 @@ impl Crowd {
         self.seen.lock().unwrap()
     }
 
-    /// Waits until none is missing any more; how many are missing when patience ends.
+    /// Waits until `missing` returns 0. After the time limit, returns the number of missing credentials.
     async fn until(&self, missing: impl Fn(&All) -> usize) -> usize {
         let begun = Instant::now();
         loop {

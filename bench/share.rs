@@ -1,4 +1,5 @@
-//! The API server's share: what a MailCredential costs it beside a kind without a schema that is given the same requests.
+//! The API server's share of the cost: the cost of a MailCredential compared with an object of a kind without a schema,
+//! for the same requests.
 
 use std::time::Duration;
 
@@ -17,10 +18,10 @@ use crate::{
     usage,
 };
 
-/// The kinds that are compared. All have the same fields.
+/// The kinds to compare. All have the same fields.
 const KINDS: [Kind; 3] = [Kind::Credential, Kind::Minimal, Kind::MinimalWhole];
-/// Objects of one kind, one after the other, before it is the turn of the next kind: so many that the API server collects
-/// the garbage of one kind before the next begins.
+/// Number of objects of one kind before the next kind. It is so large that the API server collects the garbage of one
+/// kind before the next begins.
 const BLOCK: usize = 1_000;
 /// The group of the kind without a schema.
 const GROUP: &str = "bench.example.org";
@@ -31,16 +32,16 @@ enum Kind {
     Credential,
     /// A kind without a schema.
     Minimal,
-    /// The same, with the fields that the API server adds to a MailCredential as defaults.
+    /// The kind without a schema, with the fields that the API server adds to a MailCredential as defaults.
     MinimalWhole,
 }
 
-/// What one object has cost the API server.
+/// The cost of one object for the API server.
 #[derive(Clone, Copy)]
 struct Cost {
-    /// Milliseconds of CPU.
+    /// CPU time in milliseconds.
     cpu: f64,
-    /// KiB allocated.
+    /// Allocated memory in KiB.
     allocated: f64,
 }
 
@@ -53,7 +54,7 @@ pub async fn run(plan: &Plan, report: &mut Report) {
         for turn in 0..KINDS.len() {
             let at = (turn + round) % KINDS.len();
             let (create, status) = serve(&lab, KINDS[at], block, &format!("share-{round}")).await;
-            // The first round makes the API server warm.
+            // The first round only warms up the API server.
             if round > 0 {
                 costs[at].0.push(create);
                 costs[at].1.push(status);
@@ -97,7 +98,7 @@ async fn serve(lab: &Lab, kind: Kind, block: usize, prefix: &str) -> (Cost, Cost
         objects.push(api.create(&PostParams::default(), &object).await.unwrap());
     }
     let create = meter.end(lab, block).await;
-    // As the broker does: the spec is not the status writer's.
+    // As the broker does, the status writer omits the spec.
     for object in &mut objects {
         object.data = json!({"status": status(object.metadata.generation.unwrap())});
         object.metadata.managed_fields = None;
@@ -140,7 +141,7 @@ fn object(kind: Kind, name: &str) -> DynamicObject {
     serde_json::from_value(object).unwrap()
 }
 
-/// A status as the broker writes it after an issue.
+/// Returns a status as the broker writes it after an issue.
 fn status(generation: i64) -> Value {
     let time = "2026-11-29T20:00:00Z";
     let condition = |kind: &str, status: &str, reason: &str, message: &str| {
@@ -167,7 +168,7 @@ fn status(generation: i64) -> Value {
     })
 }
 
-/// Creates the kind without a schema, and waits until it is served.
+/// Creates the kind without a schema, and waits until the API server serves it.
 async fn define(lab: &Lab) {
     let schema = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
     let crd = json!({
@@ -190,11 +191,11 @@ async fn define(lab: &Lab) {
     .await;
 }
 
-/// What the API server has used since it was started.
+/// The API server's use of CPU and memory since its start.
 struct Meter {
     cpu: Duration,
     allocated: f64,
-    /// What reading the metrics of the API server itself allocates.
+    /// Memory that one read of the API server's metrics allocates.
     reading: f64,
 }
 
@@ -205,7 +206,7 @@ impl Meter {
         Self { cpu: usage::cpu(lab.api_server()), allocated, reading: allocated - first }
     }
 
-    /// For each of so many objects.
+    /// Returns the cost of one object, as the average over `objects`.
     async fn end(self, lab: &Lab, objects: usize) -> Cost {
         let cpu = (usage::cpu(lab.api_server()) - self.cpu).as_secs_f64() * 1_000.0;
         let allocated = allocated(lab).await - self.allocated - self.reading;
@@ -213,7 +214,7 @@ impl Meter {
     }
 }
 
-/// Bytes that the API server has allocated since it was started.
+/// Returns the bytes that the API server has allocated since its start.
 async fn allocated(lab: &Lab) -> f64 {
     let request = Request::get("/metrics").body(vec![]).unwrap();
     let metrics = lab.ns.client.request_text(request).await.unwrap();

@@ -4,7 +4,7 @@ use std::{fs, time::Duration};
 
 use mailtoken_testkit::Broker;
 
-/// CPU time of a process' current threads. The broker's threads live as long as its process.
+/// Returns the CPU time of a process' current threads. The broker's threads live as long as its process.
 pub fn cpu(process: u32) -> Duration {
     let threads = fs::read_dir(format!("/proc/{process}/task")).unwrap().filter_map(Result::ok);
     let nanoseconds = |thread: fs::DirEntry| {
@@ -14,17 +14,17 @@ pub fn cpu(process: u32) -> Duration {
     Duration::from_nanos(threads.filter_map(nanoseconds).sum())
 }
 
-/// Peak resident memory of a broker, MiB.
+/// Returns the peak resident memory of a broker in MiB.
 pub fn peak_memory(broker: &Broker) -> f64 {
     broker.memory("VmHWM") as f64 / f64::from(1 << 20)
 }
 
-/// The resident memory of a broker, MiB.
+/// Returns the resident memory of a broker in MiB.
 pub fn memory(broker: &Broker) -> f64 {
     broker.memory("VmRSS") as f64 / f64::from(1 << 20)
 }
 
-/// Resets the value of [`peak_memory`] to the present resident memory (proc_pid_clear_refs(5)).
+/// Resets the value of [`peak_memory`] to the current resident memory (proc_pid_clear_refs(5)).
 pub fn begin_peak(broker: &Broker) {
     fs::write(format!("/proc/{}/clear_refs", broker.id()), "5").unwrap();
 }

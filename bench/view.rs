@@ -17,15 +17,15 @@ use tokio::task::JoinHandle;
 
 /// Time limit of each wait in a run.
 const PATIENCE: Duration = Duration::from_secs(900);
-/// Interval between two checks. The measured times are those of the events.
+/// Interval between two checks. The measured times are the times of the events.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// One credential, from its first Ready on.
 #[derive(Clone)]
 pub struct Seen {
-    /// When the current token in the Secret was requested.
+    /// The time at which the broker requested the current token in the Secret.
     pub issued_at: Timestamp,
-    /// When the watch first showed this token.
+    /// The time at which the watch first showed this token.
     pub at: Instant,
     /// The renewal time in the status.
     pub renewal: Timestamp,
@@ -64,7 +64,7 @@ impl View {
         Self { seen, task }
     }
 
-    /// All credentials that were ever Ready, by name.
+    /// Returns all credentials that were ever Ready, by name.
     pub fn seen(&self) -> MutexGuard<'_, BTreeMap<String, Seen>> {
         self.seen.lock().unwrap()
     }

@@ -1,4 +1,4 @@
-//! Starts a stand-in of an identity provider and of its mail servers, to try a set-up without an account: see
+//! Starts a stand-in of an identity provider and of its mail servers, to try a set-up without an account. See
 //! docs/stand-ins.md.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a command-line tool, which ends with the error")]

@@ -1,4 +1,4 @@
-//! The server of `/metrics`, `/livez` and `/readyz` beside clients that hold connections open.
+//! The server of `/metrics`, `/livez` and `/readyz` while clients hold connections open.
 
 use std::{
     net::SocketAddr,
@@ -21,13 +21,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// How long a test waits for something that should happen at once, or after the time that a connection has.
+/// Maximum time that a test waits for an event that should happen immediately, or after the time limit of a connection.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// If each were waited for until its time is up, so many would take longer than [`PATIENCE`].
+/// Number of connections. If the server waited for the time limit of each, it would take longer than [`PATIENCE`].
 const CROWD: usize = 3 * HALF_OPEN;
 const HALF_A_HEADER: &str = "GET /livez HTTP/1.1\r\nhost: bro";
 
-/// A server at an address of its own.
+/// A server at its own address.
 struct Server {
     address: SocketAddr,
     ended: CancellationToken,
@@ -52,14 +52,14 @@ impl Server {
         Self { address, ended, task }
     }
 
-    /// A new connection on which this was said.
+    /// Connects and sends `words`.
     async fn say(&self, words: &str) -> TcpStream {
         let mut connection = TcpStream::connect(self.address).await.unwrap();
         connection.write_all(words.as_bytes()).await.unwrap();
         connection
     }
 
-    /// A new connection on which this was asked for, and the answer has begun.
+    /// Connects, requests a path, and waits until the response has begun.
     async fn ask(&self, path: &str) -> TcpStream {
         let connection = self.say(&format!("GET {path} HTTP/1.1\r\nhost: broker\r\n\r\n")).await;
         assert_eq!(timeout(PATIENCE, connection.peek(&mut [0])).await.expect("an answer").unwrap(), 1);
@@ -67,7 +67,7 @@ impl Server {
     }
 }
 
-/// What comes until the server closes the connection, with an end or a reset.
+/// Reads until the server closes or resets the connection.
 async fn rest(mut connection: TcpStream) -> String {
     let mut rest = vec![];
     drop(timeout(PATIENCE, connection.read_to_end(&mut rest)).await.expect("the server closes it"));
@@ -84,7 +84,7 @@ async fn many_half_open_connections_block_no_client() {
     let begun = Instant::now();
     let answer = rest(server.ask("/livez").await).await;
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nok\n"), "{answer}");
-    // They made room for those who came after them, the last of whom asked.
+    // The server evicted these connections for later ones. The last client sent a complete request.
     let youngest = oldest.split_off(CROWD + 1 - HALF_OPEN);
     join_all(oldest.into_iter().map(rest)).await;
     assert!(begun.elapsed() < HEADER_TIMEOUT / 2, "after {:?}: by their time, not by their number", begun.elapsed());
@@ -146,7 +146,7 @@ async fn a_header_that_does_not_come_or_does_not_end_is_not_waited_for() {
 #[tokio::test]
 async fn a_shutdown_ends_requests_in_flight_and_waits_a_limited_time() {
     let metrics = Metrics::new();
-    // An answer that does not fit between the two sockets: it is in flight until the client reads it.
+    // This response does not fit into the buffers of both sockets, so it is in flight until the client reads.
     metrics.reconcile_error("x".repeat(16 << 20).leak());
     let server = Server::start(metrics).await;
     let half_open = server.say(HALF_A_HEADER).await;

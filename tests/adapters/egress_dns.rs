@@ -1,14 +1,14 @@
-//! Names that lead elsewhere the second time: what was judged is what is connected to.
+//! Names that resolve to another address the second time: the broker connects only to the address that it judged.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
 use mail_token_broker::api::MailCredential;
 use mailtoken_testkit::{dns::Dns, *};
 
-/// Represent public addresses: those that the broker may connect to. No server listens there.
+/// These addresses represent public addresses, to which the broker may connect. No server listens there.
 const PERMITTED: &str = "127.0.0.2/32,2001:db8::2/128";
 
-/// Hosts, the answers to one question after the other, and what the second attempt comes to.
+/// Hosts, the answers to one question after the other, and the result of the second attempt.
 const HOSTS: [(&str, &[&[&str]], &str); 8] = [
     ("turning.example.org", &[&["127.0.0.2"], &["127.0.0.1"]], DENIED),
     ("metadata.example.org", &[&["127.0.0.2"], &["169.254.169.254"]], DENIED),
@@ -39,7 +39,8 @@ async fn a_name_that_turns_private_after_the_first_answer_is_not_connected_to() 
         ns.apply(provider(&idp).set("metadata.name", name).set("spec.oauth2.tokenURL", url)).await;
         ns.apply(credential(name).set("spec.providerRef.name", name)).await;
     }
-    // The first attempt connects to the permitted address, where no server listens. The second gets the other answer.
+    // The first attempt connects to the permitted address, where no server listens. The second attempt gets the other
+    // answer.
     for (host, _, reason) in HOSTS {
         let name = name(host);
         let reported = ns.condition::<MailCredential>(name, "Ready", reason).await.message;

@@ -1,4 +1,4 @@
-//! The client towards providers against servers on real TLS sockets that do what servers should not do.
+//! The client for providers, with servers on real TLS sockets that violate protocols.
 
 use std::net::IpAddr;
 use std::process::Command;
@@ -40,7 +40,7 @@ async fn send(client: &IdpClient, url: &str) -> Result<Exchange, TransportError>
     tokio::time::timeout(2 * PATIENCE, client.send(post(url), || true)).await.expect("send has a deadline of its own")
 }
 
-/// What comes of one request to a server that behaves like that, with a certificate in order.
+/// Returns the result of one request to a server with this behaviour and a valid certificate.
 async fn outcome_within(timeout: Duration, behaviour: Behaviour) -> Result<Exchange, TransportError> {
     let authority = Authority::new();
     let server = HostileServer::start(authority.issue(&["localhost"], Validity::Present), behaviour).await;
@@ -82,7 +82,7 @@ async fn connections_are_used_again() {
     let server = HostileServer::start(tls, Behaviour::answer(200, "", b"{}")).await;
     let clients = IdpClients::new(settings(), Clock::system()).unwrap();
     for _ in 0..3 {
-        // Each time a client of its own, as one reconcile after the other would have it.
+        // Use a new client for each request, as one reconcile after the other does.
         let client = clients.for_trust(Some(&authority.bundle())).unwrap();
         send(&client, &server.url("localhost")).await.unwrap();
     }
@@ -158,7 +158,7 @@ async fn one_byte_too_many_is_refused_also_when_no_length_is_announced() {
     assert_eq!(error, TransportError::BodyTooLarge { limit: BODY_LIMIT });
 }
 
-/// The output of a command that compresses what it reads.
+/// Returns the output of a command that compresses data.
 fn packed(command: &str) -> Vec<u8> {
     let packed = Command::new("sh").args(["-c", command]).output().unwrap().stdout;
     assert!(!packed.is_empty());
@@ -309,7 +309,7 @@ async fn a_closed_port_is_reported() {
 
 // ---- trust --------------------------------------------------------------------------------------------------------
 
-/// The problem and its words, for a server with this certificate and a client that trusts `trusted`.
+/// Returns the problem and its text, for a server with this certificate and a client that trusts `trusted`.
 async fn tls_failure(
     authority: &Authority,
     names: &[&str],
@@ -500,7 +500,7 @@ async fn with_a_proxy_requests_go_through_its_tunnel() {
     let tls = authority.issue(&["localhost", "127.0.0.1"], Validity::Present);
     let server = HostileServer::start(tls, Behaviour::answer(200, "", b"{}")).await;
     let (port, tunnels) = connect_proxy("200 Connection established").await;
-    // The resolver may answer ::1 as well, and behind a proxy every address must be permitted.
+    // The resolver may also return ::1. Behind a proxy the policy must permit every address.
     let loopback = EgressPolicy::new(vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()]);
     let client = client_with(through(&format!("http://127.0.0.1:{port}"), loopback), &authority);
     for (count, host) in ["localhost", "127.0.0.1"].into_iter().enumerate() {
@@ -549,7 +549,7 @@ async fn hosts_of_no_proxy_are_connected_to_directly_and_checked() {
     for (rules, host) in [
         (&["localhost"][..], "localhost"),
         (&["127.0.0.0/8"], "127.0.0.1"),
-        // A name all of whose addresses are named.
+        // The rules contain all addresses of the name.
         (&["127.0.0.0/8", "::1"], "localhost"),
     ] {
         send(&with(rules, loopback()), &server.url(host)).await.unwrap();
@@ -570,7 +570,7 @@ async fn an_address_that_is_allowed_for_the_cluster_alone_is_denied_to_others() 
     let egress = EgressPolicy::default().allow_for_cluster(vec!["127.0.0.0/8".parse().unwrap()]);
     let clients = IdpClients::new(Settings { egress, ..settings() }, Clock::system()).unwrap();
     let bundle = authority.bundle();
-    // The same bundle must not lend the one the connections of the other.
+    // Clients with the same bundle but different policies must not share connections.
     for _ in 0..2 {
         send(&clients.for_cluster().for_trust(Some(&bundle)).unwrap(), &server.url("127.0.0.1")).await.unwrap();
         let error = send(&clients.for_trust(Some(&bundle)).unwrap(), &server.url("127.0.0.1")).await.unwrap_err();
@@ -582,7 +582,7 @@ async fn an_address_that_is_allowed_for_the_cluster_alone_is_denied_to_others() 
 async fn the_proxy_itself_may_have_a_private_address() {
     let (port, tunnels) = connect_proxy("403 Forbidden").await;
     let settings = through(&format!("http://user:canary@localhost:{port}"), EgressPolicy::default());
-    // Public, so it is permitted, and nothing is sent to it: the proxy refuses.
+    // The address is public, so it is permitted. The client sends nothing to it, because the proxy refuses.
     let error = send(&client_with(settings, &Authority::new()), "https://8.8.8.8/").await.unwrap_err();
     assert_eq!(error.to_string(), "the connection to 8.8.8.8 failed: the egress proxy opened no tunnel (unsuccessful)");
     assert_eq!(tunnels.load(Ordering::SeqCst), 1);

@@ -1,4 +1,4 @@
-//! The login at mail servers against servers on real sockets that do what servers should not do.
+//! The login at mail servers, with servers on real sockets that violate protocols.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -22,9 +22,9 @@ use crate::tunnels::{PROXYS_OWN, connect_proxy};
 
 const USER: &str = "billing@example.org";
 const TOKEN: &str = "token-canary";
-/// A limit for logins that end.
+/// Time limits for logins that end.
 const LONG: Limits = Limits { connect: PATIENCE, total: PATIENCE };
-/// A limit for logins that never end.
+/// Time limits for logins that never end.
 const SHORT: Limits = Limits { connect: PATIENCE, total: Duration::from_millis(500) };
 
 type Login = Result<Outcome, DialError>;
@@ -44,7 +44,7 @@ async fn log_in(dialer: &MailDialer, server: MailServer<'_>, authority: &Authori
     tokio::time::timeout(2 * PATIENCE, login).await.expect("a login has a deadline of its own")
 }
 
-/// The login at a server that plays a script, and the lines that the server heard.
+/// Logs in at a server that executes a script. Returns the result, and the lines that the server received.
 async fn played(limits: Limits, protocol: Protocol, security: Security, script: Vec<Act>) -> (Login, Vec<String>) {
     let authority = Authority::new();
     let server = HostileMail::start("127.0.0.1", authority.issue(&["localhost"], Validity::Present), script).await;
@@ -59,7 +59,8 @@ async fn outcome(protocol: Protocol, security: Security, script: Vec<Act>) -> Lo
     played(LONG, protocol, security, script).await.0
 }
 
-/// Nothing of a token or of a server's text is shown. Servers of these tests write `canary` into every text.
+/// Checks that an outcome or error shows neither a token nor a server's text. Servers of these tests write `canary`
+/// into every text.
 #[track_caller]
 fn no_canary(login: &Login) {
     let mut shown = format!("{login:?}");
@@ -76,7 +77,7 @@ fn failed(login: &Login, cause: Cause) {
     assert!(matches!(login, Ok(Outcome::Failed(failure)) if failure.cause == cause), "{login:?} instead of {cause:?}");
 }
 
-/// What a good server says and hears after TLS, up to the token.
+/// The dialogue with a correct server after TLS, up to the token.
 const AFTER_TLS: [(Protocol, &str); 3] = [
     (Protocol::Smtp, "C: EHLO [\nS: 250-canary\nS: 250 AUTH PLAIN XOAUTH2\nC: AUTH XOAUTH2\nS: 334 \n"),
     (
@@ -86,7 +87,7 @@ const AFTER_TLS: [(Protocol, &str); 3] = [
     (Protocol::Pop3, "C: CAPA\nS: +OK canary\nS: SASL XOAUTH2\nS: X-CANARY\nS: .\nC: AUTH XOAUTH2\nS: + \n"),
 ];
 
-/// A complete script of a good server.
+/// Returns a complete script of a correct server.
 fn good(protocol: Protocol, security: Security) -> Vec<Act> {
     let (greeting, start_tls, accepted) = match protocol {
         Protocol::Smtp => (
@@ -117,7 +118,7 @@ fn response() -> String {
     sasl::response(Mechanism::XOAuth2, USER, TOKEN).unwrap().to_string()
 }
 
-/// Numbers IMAP's tags: `m` of a command is the next one, `m` of a reply the last one.
+/// Numbers the tags of IMAP: in a command, `m` stands for the next tag; in a reply, for the last tag.
 fn tagged(text: &str) -> Vec<Act> {
     let mut tag = 0;
     let line = |line: &str| match line {
@@ -136,7 +137,7 @@ fn all() -> impl Iterator<Item = (Protocol, Security)> {
         .flat_map(|protocol| [Security::Tls, Security::StartTls].map(|security| (protocol, security)))
 }
 
-/// Each part of a good script, up to the server's acceptance, followed by another act.
+/// Returns each part of a correct script, up to the server's acceptance, followed by another act.
 fn interrupted_by(act: &Act) -> Vec<(Protocol, Security, Vec<Act>)> {
     let mut scripts = vec![];
     for (protocol, security) in all() {
@@ -212,7 +213,7 @@ async fn a_close_or_reset_in_every_state_is_reported_as_such() {
 
 #[tokio::test]
 async fn a_server_that_never_answers_costs_no_more_than_the_limit() {
-    // The server reads what the client says, and stays silent.
+    // The server reads the client's bytes, and sends nothing.
     let silent = Act::Hear(String::new());
     let logins = interrupted_by(&silent).into_iter();
     let logins = logins.map(|(protocol, security, script)| played(SHORT, protocol, security, script));
@@ -238,7 +239,7 @@ async fn a_server_that_sends_one_byte_after_the_other_costs_no_more_than_the_lim
 
 #[tokio::test]
 async fn a_refused_token_is_refused_though_the_server_closes_after_the_challenge() {
-    // {"status":"401","schemes":"bearer","scope":"canary"}
+    // The challenge is {"status":"401","schemes":"bearer","scope":"canary"}.
     let challenge = "eyJzdGF0dXMiOiI0MDEiLCJzY2hlbWVzIjoiYmVhcmVyIiwic2NvcGUiOiJjYW5hcnkifQ==";
     for (protocol, security) in all() {
         let mut script = good(protocol, security);
@@ -263,7 +264,7 @@ async fn an_endless_reply_is_not_read_to_its_end() {
             Protocol::Imap => flood("* OK canary\r\n"),
             Protocol::Pop3 => flood("X-CANARY\r\n"),
         };
-        // Each reply of the server in turn is replaced.
+        // Replace each reply of the server in turn.
         for (at, act) in script.iter().enumerate() {
             if !matches!(act, Act::Say(_)) {
                 continue;
@@ -464,7 +465,7 @@ async fn a_name_or_port_that_does_not_exist_is_reported() {
     let authority = Authority::new();
     let login = log_in(&dialer(&settings()), at(Protocol::Imap, "mail.invalid", 993), &authority).await;
     let error = login.unwrap_err();
-    // A resolver without outside access may not answer at all.
+    // A resolver without outside access may not respond at all.
     let reported = matches!(
         error,
         DialError::NameNotFound { .. } | DialError::NameNotResolved { .. } | DialError::TimedOut { .. }
@@ -472,7 +473,7 @@ async fn a_name_or_port_that_does_not_exist_is_reported() {
     assert!(reported, "{error:?}");
     assert_eq!(error.problem(), DialProblem::Unavailable);
 
-    // A port that a socket holds without listening refuses connections.
+    // A bound port without a listener refuses connections.
     let closed = tokio::net::TcpSocket::new_v4().unwrap();
     closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let port = closed.local_addr().unwrap().port();
@@ -520,7 +521,7 @@ async fn with_a_proxy_logins_go_through_its_tunnel() {
         let server = HostileMail::start("127.0.0.1", tls, good(protocol, security)).await;
         let (port, tunnels) = connect_proxy("200 Connection established").await;
         let dialer = dialer(&through(&format!("http://127.0.0.1:{port}"), settings().egress));
-        // A name that does not resolve here is left to the proxy.
+        // The proxy resolves a name that does not resolve here.
         for (count, host) in ["localhost", PROXYS_OWN].into_iter().enumerate() {
             let at = MailServer { protocol, security, host, port: server.port() };
             let login = log_in(&dialer, at, &authority).await;
@@ -577,7 +578,7 @@ async fn a_proxy_that_opens_no_tunnel_is_reported_in_fixed_words() {
 async fn an_https_proxy_and_a_proxy_that_never_answers() {
     let authority = Authority::new();
     let tls = authority.issue(&["localhost"], Validity::Present);
-    // The proxy refuses within TLS, and hears the credentials.
+    // The proxy refuses within TLS, after it has received the credentials.
     let script = script(
         "TLS\nC: CONNECT 8.8.8.8:993 HTTP/1.1\nC: Host: 8.8.8.8:993\nC: Proxy-Authorization: Basic dXNlcjpjYW5hcnk=\nC: ",
     );

@@ -1,4 +1,4 @@
-//! A proxy that knows CONNECT.
+//! A proxy that supports CONNECT.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +9,8 @@ use tokio::net::{TcpListener, TcpStream};
 /// A name that only the proxy resolves.
 pub const PROXYS_OWN: &str = "provider.invalid";
 
-/// A proxy that knows CONNECT, to addresses of this machine; returns its port and a count of the tunnels asked for.
+/// Starts a proxy that supports CONNECT to addresses of this machine. Returns its port and the number of requested
+/// tunnels.
 pub async fn connect_proxy(answer: &'static str) -> (u16, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();

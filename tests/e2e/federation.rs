@@ -1,5 +1,5 @@
-//! A Kubernetes ServiceAccount's token as the client's assertion, at a real Keycloak, which verifies it with the API
-//! server's own keys.
+//! A Kubernetes ServiceAccount's token as the client's assertion, at a real Keycloak. Keycloak verifies the token with
+//! the API server's keys.
 
 use mail_token_broker::api::MailCredential;
 use mailtoken_testkit::*;
@@ -21,7 +21,7 @@ async fn a_service_account_needs_no_secret_at_keycloak() {
             "apiVersion": "mailtoken.dev/v1alpha1", "kind": "MailProvider", "metadata": {"name": "idp"},
             "spec": {
                 "oidc": {"issuerURL": issuer},
-                // Keycloak 26.4 wants the token's subject for the client's id.
+                // Keycloak 26.4 requires that the client ID is the token's subject.
                 "client": {
                     "id": format!("system:serviceaccount:{}:{account}", ns.name),
                     "authentication": [{"serviceAccountToken": token}],

@@ -1,5 +1,5 @@
-//! From end to end with the objects of the demo: the built broker, Keycloak, and logins at Dovecot and Postfix with
-//! nothing but what is in the Secret.
+//! End-to-end tests with the objects of the demo: the built broker, Keycloak, and logins at Dovecot and Postfix that
+//! use only the content of the Secret.
 
 use std::{collections::BTreeMap, process::Command};
 
@@ -8,11 +8,11 @@ use mailtoken_testkit::{remedy, *};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::RwLock;
 
-/// How long the tokens of the demo's client live, which is one setting for all tests of this binary: held for writing while
-/// that is seconds, and for reading by a test that has to log in with a token.
+/// Lock of the lifetime of the demo client's tokens, which is one setting for all tests of this binary. A test that
+/// sets it to seconds holds the lock for writing. A test that logs in with a token holds it for reading.
 pub(super) static LIFETIME: RwLock<()> = RwLock::const_new(());
 
-/// The Secret of the demo's credential.
+/// The name of the target Secret of the demo's credential.
 pub(super) const TARGET: &str = "billing-mail-token";
 
 #[tokio::test]
@@ -32,7 +32,7 @@ async fn a_pod_logs_in_with_the_secret_and_again_with_the_renewed_one() {
     forged.insert("xoauth2".to_owned(), forged["xoauth2"].replacen(|letter| letter != 'A', "A", 1));
     assert!(mail::login(&ns, "all", &forged).unwrap_err().contains("refused"));
 
-    // From now on tokens live for 10 seconds: the test asks for the first one, and the broker renews it.
+    // New tokens are now valid for 10 seconds: the test requests the first one, and the broker renews it.
     let alone = LIFETIME.write().await;
     let lifetime = |seconds| realm::token_lifetime(&ns.cluster, &ns.cluster.env("KEYCLOAK_CLIENT_ID"), seconds);
     lifetime(10);
@@ -46,7 +46,7 @@ async fn a_pod_logs_in_with_the_secret_and_again_with_the_renewed_one() {
     lifetime(300);
     drop(alone);
     assert!(renewed.issued_at.0 < short.expires_at.0, "before the end of the other: {renewed:?} {short:?}");
-    // A login takes its time.
+    // A login takes several seconds, so it needs a token with a long lifetime.
     let long = |token: &TokenStatus| lifetime_of(token) > 10;
     token_that(&ns, "its token lives longer again", long).await;
     mail::login(&ns, "all", &ns.secret(TARGET).await).unwrap();
@@ -141,7 +141,7 @@ async fn the_command_in_the_message_fixes_a_provider_without_a_ca() {
     ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
 }
 
-/// The demo's objects in a namespace of the stack with all parts. No broker runs yet.
+/// Applies the demo's objects in a namespace of the complete stack. No broker runs yet.
 pub(super) async fn demo() -> Namespace {
     let ns = Cluster::complete().namespace().await;
     process::output(Command::new(process::tool("demo-apply")).arg(ns.cluster.dir()).arg(&ns.name));
@@ -152,12 +152,12 @@ pub(super) fn fingerprint(secret: &BTreeMap<String, String>) -> String {
     format!("sha256:{}", names::hex16(&Sha256::digest(secret["access_token"].as_bytes())))
 }
 
-/// Waits for another token in the status than this.
+/// Waits until the status shows another token than this one.
 pub(super) async fn other_token(ns: &Namespace, fingerprint: &str) -> TokenStatus {
     token_that(ns, "it has another token", |token| token.fingerprint != fingerprint).await
 }
 
-/// Waits for a token in the status that is as it should be.
+/// Waits until the status shows a token that `good` accepts.
 async fn token_that(ns: &Namespace, what: &str, good: impl Fn(&TokenStatus) -> bool) -> TokenStatus {
     let token = |credential: &MailCredential| credential.status.clone().and_then(|status| status.token);
     let fits = |credential: &MailCredential| token(credential).is_some_and(|token| good(&token));

@@ -1,5 +1,5 @@
-//! `login` from end to end: a person signs in at Keycloak and at oidc-provider, the printed MailCredential is applied as it
-//! stands, and a broker keeps it Ready with what the person left.
+//! End-to-end tests of `login`: a user signs in at Keycloak and at oidc-provider, the test applies the printed
+//! MailCredential unchanged, and a broker keeps it Ready with the user's refresh token.
 
 use std::{collections::BTreeMap, io::Write as _, process::Stdio};
 
@@ -8,7 +8,7 @@ use mail_token_broker::api::MailCredential;
 use mailtoken_testkit::*;
 use serde_json::json;
 
-/// A public client of a provider of the stack, as the MailProvider `people`.
+/// A public client of a provider in the stack, as the MailProvider `people`.
 struct LoginFixture {
     ns: Namespace,
     person: String,
@@ -16,7 +16,8 @@ struct LoginFixture {
 }
 
 impl LoginFixture {
-    /// With variables of the stack's `env` file: the issuer and the client.
+    /// Creates the fixture. The arguments are names of variables in the stack's `env` file: of the issuer and of the
+    /// client.
     async fn new(issuer: &str, client: &str) -> Self {
         let ns = Cluster::complete().namespace().await;
         let env = |name: &str| ns.cluster.env(name);
@@ -49,13 +50,13 @@ impl LoginFixture {
         ]
     }
 
-    /// `login` for the person's mailbox, while this account signs in: the last page, and the command.
+    /// Runs `login` for the user's mailbox, while `account` signs in. Returns the last page and the command.
     async fn sign_in(&self, account: &str) -> (String, Login) {
         let flags = ["--provider", "people", "--mailbox", &self.person, "--secret", "seed", "--protocol", "IMAP"];
         let login =
             Login::start(&self.ns, &[&flags[..], &["--no-browser", "--allow-private-cidr=127.0.0.0/8"]].concat());
         let url = login.url().await;
-        // `browse` also returns a page that shows an error.
+        // `sign_in` also returns a page that shows an error.
         let page = self.ns.cluster.sign_in(&url, &["--as", account]).unwrap_or_else(|reported| reported);
         (page, login)
     }
@@ -64,7 +65,7 @@ impl LoginFixture {
         self.ns.api::<Secret>().get_opt("seed").await.unwrap()
     }
 
-    /// A person applies what was printed.
+    /// Applies the printed MailCredential as a user does.
     fn apply(&self, printed: &str) {
         let mut kubectl = self.ns.cluster.kubectl();
         let mut child = kubectl.args(["apply", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
@@ -72,7 +73,8 @@ impl LoginFixture {
         assert!(child.wait().unwrap().success(), "{printed}");
     }
 
-    /// Signs the person in, and applies what is printed; the Secret for pods of the credential, once it is Ready.
+    /// Signs the user in, and applies the printed MailCredential. Returns the target Secret when the credential is
+    /// Ready.
     async fn ready(&self) -> BTreeMap<String, String> {
         let (page, login) = self.sign_in(&self.person).await;
         let (status, printed, err) = login.end().await;

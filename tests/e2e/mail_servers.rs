@@ -1,4 +1,4 @@
-//! The login at Dovecot and Postfix with tokens of Keycloak, by every protocol and security.
+//! Logins at Dovecot and Postfix with tokens of Keycloak, by every protocol and security.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use mailtoken_mail::protocol::{Protocol, Security};
 use mailtoken_testkit::*;
 use secrecy::SecretString;
 
-/// The servers of a stack, by the variables with their ports.
+/// The servers of a stack, with the variables of their ports.
 const SERVERS: [(Protocol, Security, &str); 8] = [
     (Protocol::Smtp, Security::StartTls, "SUBMISSION_PORT"),
     (Protocol::Smtp, Security::Tls, "SUBMISSIONS_PORT"),
@@ -103,7 +103,7 @@ async fn a_wrong_security_or_an_unknown_authority_is_reported_and_no_token_is_se
         let login = mail.dialer.login(&server, None, Purpose::Probe, "u@shop.example", &token).await;
         assert!(matches!(login, Err(DialError::Tls { kind: TlsProblem::UnknownIssuer, .. })), "{port}: {login:?}");
     }
-    // A server that waits for the handshake says nothing that a client without TLS could wait for.
+    // A server that waits for the TLS handshake sends nothing, so a client without TLS waits in vain.
     let limits = Limits { connect: PATIENCE, total: Duration::from_secs(1) };
     let dialer = mail.dialer.clone().with_limits(limits);
     let port = mail.cluster.env("IMAP_PORT").parse().unwrap();

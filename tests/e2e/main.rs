@@ -1,4 +1,4 @@
-//! The broker and the relay with real parts: an API server, Keycloak, oidc-provider, Dovecot and Postfix.
+//! The broker and the relay with real components: an API server, Keycloak, oidc-provider, Dovecot and Postfix.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in tests a panic is the report")]
 #![allow(clippy::disallowed_methods, reason = "tests measure real time")]

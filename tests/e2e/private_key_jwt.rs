@@ -1,5 +1,5 @@
-//! Client authentication by private_key_jwt at a real Keycloak, which verifies signature, audience and claims: each
-//! algorithm, each form of key file, and the flaws that are found before anything is sent.
+//! Client authentication by private_key_jwt at a real Keycloak, which verifies signature, audience and claims. The
+//! tests cover each algorithm, each form of key file, and the errors that the broker finds before it sends a request.
 
 use std::{
     io::Write as _,
@@ -11,7 +11,7 @@ use mailtoken_testkit::*;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PKCS_RSA_SHA256, SignatureAlgorithm};
 use serde_json::json;
 
-/// A key file as `openssl` writes the traditional forms: PKCS#1 for RSA, SEC 1 for EC.
+/// Converts a key file to the traditional form of `openssl`: PKCS#1 for RSA, SEC 1 for EC.
 fn traditional(pem: &str) -> String {
     let mut child = Command::new("openssl")
         .args(["pkey", "-traditional"])
@@ -29,7 +29,7 @@ fn certificate(pair: &KeyPair) -> String {
     CertificateParams::new(vec!["mailer".to_owned()]).unwrap().self_signed(pair).unwrap().pem()
 }
 
-/// Registers a client at Keycloak that authenticates by the key of this certificate, and configures the broker with it.
+/// Registers a client at Keycloak with this certificate, and configures the broker with its key.
 async fn register(ns: &Namespace, client: &str, algorithm: &str, key: &str, certificate: &str, named: bool) {
     let body: String = certificate.lines().filter(|line| !line.starts_with("-----")).collect();
     let registration = json!({
@@ -111,7 +111,7 @@ async fn a_certificate_of_another_key_is_refused_before_anything_is_sent_and_fix
     assert!(reported.contains("tls.crt") && reported.contains("another key"), "{reported}");
     ns.condition::<MailCredential>(&client, "Ready", "SourceInvalid").await;
 
-    // The key was the wrong one: that of the certificate makes both fit, and Keycloak knows the certificate.
+    // The key did not match the certificate. The new Secret has a matching key, and Keycloak knows the certificate.
     ns.apply(
         source(&format!("{client}-key"), "tls.key", "")
             .set("stringData", json!({"tls.key": other.serialize_pem(), "tls.crt": certificate(&other)})),

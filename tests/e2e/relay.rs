@@ -1,4 +1,4 @@
-//! Programs that know only a password, at the built relay: the Secret is the one that the broker wrote, with Keycloak's tokens.
+//! Programs that know only a password, at the built relay. The broker writes the Secret, with tokens of Keycloak.
 
 use std::{
     collections::BTreeMap,
@@ -14,19 +14,19 @@ use serde_json::Value;
 
 use super::keycloak::{LIFETIME, TARGET, demo, fingerprint, other_token};
 
-/// Programs whose scripts are in `crates/relay/tests/programs`. Each sends a mail and waits until it has arrived; curl and Python
-/// read by IMAP and POP3, too.
+/// Programs whose scripts are in `crates/relay/tests/programs`. Each sends a mail and waits for its arrival. curl and
+/// Python also read by IMAP and POP3.
 const PROGRAMS: [&str; 3] = ["msmtp", "curl", "python"];
 
-/// A relay beside the programs, which is killed when it is dropped.
+/// A relay process for the programs. Dropping it kills the process.
 struct Relay {
     child: Child,
     folder: PathBuf,
-    /// The ports by the variables in which the scripts expect them.
+    /// The ports, by the variables of the scripts.
     ports: BTreeMap<String, String>,
 }
 
-/// Builds the relay: Cargo builds it only for the tests of its own package.
+/// Builds the relay. Cargo builds the relay automatically only for the tests of its own package.
 fn built() -> PathBuf {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--quiet", "--locked", "--package", "mailtoken-relay", "--bin", "mail-token-relay"]);
@@ -48,7 +48,7 @@ fn publish(folder: &Path, generation: &str, keys: &BTreeMap<String, String>) {
 }
 
 impl Relay {
-    /// Starts one with this Secret, and waits until it listens.
+    /// Starts a relay with this Secret, and waits until it listens.
     async fn start(binary: &Path, ns: &Namespace, keys: &BTreeMap<String, String>) -> Self {
         let folder = process::scratch("relays").join(&ns.name);
         drop(fs::remove_dir_all(&folder));
@@ -83,7 +83,7 @@ impl Relay {
         lines.filter(|line| line["message"] == "listening").filter_map(port).collect()
     }
 
-    /// Runs the script of a program to its end: what it printed, and its exit status if it failed.
+    /// Runs the script of a program. Returns its output; if it failed, its output and exit status.
     fn run(&self, ns: &Namespace, program: &str) -> Result<String, String> {
         let scripts = process::root().join("crates/relay/tests/programs");
         let subject: PathBuf =
@@ -98,7 +98,7 @@ impl Relay {
         process::try_output(&mut command)
     }
 
-    /// Runs all programs, each of which must send and read.
+    /// Runs all programs. Each must send and read.
     fn run_all(&self, ns: &Namespace) {
         for program in PROGRAMS {
             self.run(ns, program).unwrap_or_else(|said| panic!("{program}: {said}\nthe relay's log:\n{}", self.log()));
@@ -116,7 +116,7 @@ impl Drop for Relay {
 
 #[tokio::test]
 async fn programs_with_a_password_continue_with_each_token_that_the_broker_writes() {
-    // Before there is a token: the build may take longer than a token is valid.
+    // Build the relay before the first token exists: the build may take longer than a token is valid.
     let binary = built();
     let _usual = LIFETIME.read().await;
     let ns = demo().await;
@@ -126,12 +126,12 @@ async fn programs_with_a_password_continue_with_each_token_that_the_broker_write
     let mut relay = Relay::start(&binary, &ns, &first).await;
     relay.run_all(&ns);
 
-    // Keycloak revokes the token: the mail servers refuse it.
+    // Keycloak revokes the token, and the mail servers then refuse it.
     realm::revoke(&ns.cluster, &first["access_token"]);
     let said = relay.run(&ns, "msmtp").unwrap_err();
     assert!(said.contains("535 5.7.8"), "{said}\n{}", relay.log());
 
-    // The broker requests another token, and the kubelet updates the mount. The relay runs on.
+    // The broker requests another token, and the kubelet updates the mount. The relay keeps running.
     ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
     other_token(&ns, &fingerprint(&first)).await;
     let second = ns.secret(TARGET).await;

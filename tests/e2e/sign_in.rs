@@ -1,5 +1,5 @@
-//! People's tokens from end to end: the built broker, Keycloak and oidc-provider, where a person signs in as in a browser,
-//! and logins at Dovecot and Postfix with nothing but what is in the Secret.
+//! End-to-end tests of users' tokens: the built broker, Keycloak and oidc-provider, where a user signs in as in a
+//! browser, and logins at Dovecot and Postfix that use only the content of the Secret.
 
 use std::{collections::BTreeMap, fs};
 
@@ -8,7 +8,7 @@ use mail_token_broker::api::MailCredential;
 use mailtoken_testkit::{namespace::find, *};
 use serde_json::{Value, json};
 
-/// A namespace of the stack with all parts, with its CA.
+/// Creates a namespace of the complete stack, with the stack's CA.
 async fn namespace() -> Namespace {
     let ns = Cluster::complete().namespace().await;
     let ca = fs::read_to_string(ns.cluster.env("CA_CERT")).unwrap();
@@ -17,7 +17,7 @@ async fn namespace() -> Namespace {
     ns
 }
 
-/// The MailProvider `idp`: a client of an issuer of the stack, the stack's mail servers.
+/// Returns the MailProvider `idp`: a client of an issuer of the stack, and the stack's mail servers.
 fn people(ns: &Namespace, issuer: &str, client: &str) -> Manifest {
     let env = |name: &str| ns.cluster.env(name);
     let server = |host: &str, port: &str, security: &str| json!({"host": env(host), "port": env(port).parse::<u16>().unwrap(), "security": security});
@@ -37,7 +37,7 @@ fn people(ns: &Namespace, issuer: &str, client: &str) -> Manifest {
     }))
 }
 
-/// A credential of the person for a shared address.
+/// Returns a credential of the user for a shared address.
 fn shared(ns: &Namespace, grant: Value) -> Manifest {
     credential("billing")
         .set("spec.mailbox", json!({"address": "team@shop.example", "authenticateAs": ns.cluster.env("PERSON_USER")}))
@@ -61,7 +61,7 @@ async fn ready(ns: &Namespace) -> BTreeMap<String, String> {
     ns.secret("billing").await
 }
 
-/// Asks for another token and waits for it.
+/// Requests another token, waits for it, and returns the Secret.
 async fn renewed(ns: &Namespace, reissue: &str, before: &str) -> BTreeMap<String, String> {
     ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", reissue).await;
     let other = |secret: &Secret| text(secret, "access_token") != before;
@@ -69,7 +69,7 @@ async fn renewed(ns: &Namespace, reissue: &str, before: &str) -> BTreeMap<String
     ns.secret("billing").await
 }
 
-/// Renews several times; each time the refresh token is another one.
+/// Renews several times. Checks that the refresh token changes each time.
 async fn renewals(ns: &Namespace, mut token: String) {
     for (round, rotations) in [("renewal-1", 1), ("renewal-2", 2), ("renewal-3", 3)] {
         let before = ns.secret("billing-grant").await["refresh_token"].clone();
@@ -206,7 +206,7 @@ async fn a_users_token_is_exchanged_at_keycloak_for_one_that_mail_servers_accept
     let first = ready(&ns).await;
     logins(&ns, &first);
 
-    // A subject token that Keycloak does not know, then a good one.
+    // The first subject token is unknown to Keycloak, the second is valid.
     ns.apply(source("subject", "access_token", "no.subject.token")).await;
     ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
     let refused =

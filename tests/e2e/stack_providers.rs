@@ -1,4 +1,5 @@
-//! What the identity providers of the stack do, by requests written out here: the ground of the broker's own tests.
+//! The behaviour of the stack's identity providers, tested with raw requests. The broker's own tests rely on this
+//! behaviour.
 
 use std::{
     fs,
@@ -24,7 +25,7 @@ const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer
 const TOKEN_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
 
-/// A provider of the stack, with the public client that people sign in to.
+/// A provider of the stack, with its public client for sign-ins.
 struct Provider {
     cluster: Cluster,
     discovery: Value,
@@ -56,7 +57,7 @@ impl Provider {
         self.discovery[name].as_str().unwrap_or_else(|| panic!("no {name}: {:#}", self.discovery))
     }
 
-    /// The body of what answers a request, which has this configuration of curl.
+    /// Returns the body of the response to a request with this curl configuration.
     fn curl(&self, url: &str, configuration: &str) -> String {
         let mut curl = Command::new("curl")
             .args(["-sS", "--noproxy", "*", "--max-time", "20", "--cacert", &self.cluster.env("CA_CERT")])
@@ -71,14 +72,14 @@ impl Provider {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// What an endpoint answers to a form.
+    /// Posts a form to an endpoint, and returns the response.
     fn post(&self, endpoint: &str, form: &[(&str, &str)]) -> Value {
         let form = form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
         let answer = self.curl(self.endpoint(endpoint), &format!("data = \"{form}\""));
         if answer.is_empty() { Value::Null } else { serde_json::from_str(&answer).unwrap() }
     }
 
-    /// What the token endpoint answers to the public client.
+    /// Posts a form to the token endpoint as the public client, and returns the response.
     fn token(&self, grant: &str, form: &[(&str, &str)]) -> Value {
         self.post("token_endpoint", &[&[("client_id", self.public.as_str()), ("grant_type", grant)], form].concat())
     }
@@ -87,7 +88,7 @@ impl Provider {
         self.token("refresh_token", &[("refresh_token", refresh_token)])
     }
 
-    /// What a device gets after a person has done with its code what these options say.
+    /// Starts a device sign-in, executes the user's part with these options, and returns the token response.
     fn device(&self, options: &[&str]) -> Value {
         let form = [("client_id", self.public.as_str()), ("scope", "openid email offline_access")];
         let started = self.post("device_authorization_endpoint", &form);
@@ -96,12 +97,12 @@ impl Provider {
     }
 }
 
-/// A string in an answer, which must have it.
+/// Returns a string member of a response. Fails if the member is missing.
 fn member(answer: &Value, name: &str) -> String {
     answer[name].as_str().unwrap_or_else(|| panic!("no {name}: {answer:#}")).to_owned()
 }
 
-/// What a JWT says.
+/// Returns the claims of a JWT.
 fn claims(token: &str) -> Value {
     let body = token.split('.').nth(1).unwrap();
     serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(body).unwrap()).unwrap()
@@ -113,7 +114,8 @@ async fn a_person_signs_in_for_a_device_whose_refresh_tokens_work_once() {
         let first = provider.device(&[]);
         let identity = claims(&member(&first, "id_token"));
         assert_eq!(identity["email"], provider.cluster.env("PERSON_USER"));
-        // Keycloak 26.4 counts in whole seconds: it does not see the reuse of a token that was refreshed in the one of its issue.
+        // Keycloak 26.4 counts in whole seconds: it does not detect the reuse of a token that was refreshed in the
+        // second of its issue.
         until("the second of its issue is over", async || match wait::now().as_second() {
             now if now > identity["iat"].as_i64().unwrap() => Ok(()),
             now => Err(now.to_string()),
@@ -280,7 +282,7 @@ fn the_oidc_provider_takes_an_assertion_by_each_algorithm_once() {
     }
 }
 
-/// A client assertion (RFC 7523, section 3) by the key of that algorithm.
+/// Signs a client assertion (RFC 7523, section 3) with the key for this algorithm.
 fn assertion(oidc: &Provider, algorithm: &str, audience: &str) -> String {
     let kind = match algorithm {
         "ES256" => "ec",

@@ -1,4 +1,4 @@
-//! An API server that refuses, loses and throttles what the broker asks, and ends its watches.
+//! An API server that refuses, loses and throttles the broker's requests, and ends its watches.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -7,13 +7,13 @@ use mail_token_broker::api::MailCredential;
 use mailtoken_testkit::{fault_log::tried, refresh_fixture::provider as strict_provider, standin::Strict, *};
 use serde_json::json;
 
-/// What an API server may do to a write.
+/// The faults of an API server for a write.
 const TROUBLES: [Trouble; 5] =
     [Trouble::status(409), Trouble::throttled(1), Trouble::status(500), Trouble::status(504), Trouble::Lost];
-/// Longer than the broker waits for an answer or an event of the API server.
+/// Time longer than the broker waits for a response or an event of the API server.
 const AFTER_SILENCE: Duration = Duration::from_secs(120);
 
-/// A namespace with a broker that asks the API server through a proxy.
+/// Creates a namespace with a broker that reaches the API server through a proxy.
 async fn behind_proxy() -> (Fixture, ApiProxy) {
     let ns = Cluster::shared().namespace().await;
     let (idp, api) = (Idp::start(), ApiProxy::start(&ns.cluster));
@@ -22,7 +22,7 @@ async fn behind_proxy() -> (Fixture, ApiProxy) {
     (Fixture { ns, idp, broker }, api)
 }
 
-/// Reissues all of these, and waits until each status reports it.
+/// Reissues the tokens of all these credentials, and waits until each status reports the new token.
 async fn renew_all(ns: &Namespace, names: &[String], value: &str) {
     for name in names {
         ns.annotate::<MailCredential>(name, "mailtoken.dev/reissue", value).await;
@@ -33,7 +33,7 @@ async fn renew_all(ns: &Namespace, names: &[String], value: &str) {
     }
 }
 
-/// The tokens in these Secrets.
+/// Returns the tokens in these Secrets.
 async fn published(ns: &Namespace, names: &[String]) -> BTreeSet<String> {
     let mut tokens = BTreeSet::new();
     for name in names {
@@ -69,7 +69,7 @@ async fn after_any_result_of_a_write_each_token_is_requested_once_and_finally_wr
     let latest = fixture.idp.issued().split_off(names.len());
     assert_eq!(published(&fixture.ns, &names).await, BTreeSet::from_iter(latest));
 
-    // Nothing but the status is to be written: no watch will wake anybody.
+    // The broker only writes the status, so no watch event starts another reconcile.
     for (name, trouble) in names.iter().zip(TROUBLES) {
         api.next(1, "PUT", &format!("/mailcredentials/{name}/status"), trouble);
         fixture.ns.patch::<MailCredential>(name, json!({"spec": {"suspend": true}})).await;
@@ -105,7 +105,7 @@ async fn after_any_result_of_a_claim_or_a_store_no_refresh_token_is_spent_twice(
     for (round, before) in [0, 1].into_iter().enumerate() {
         for (name, trouble) in names.iter().zip(TROUBLES) {
             let grant = format!("/secrets/{name}-grant?");
-            // The claim is the first write of a renewal, the store the second.
+            // The claim is the first write of a renewal, the store of the new token the second.
             api.next(before, "PATCH", &grant, Trouble::None);
             api.next(2, "PATCH", &grant, trouble);
         }
@@ -155,7 +155,7 @@ async fn watches_that_end_in_any_way_miss_nothing_and_ask_for_nothing_twice() {
     for (round, ending) in [Ending::Cut, Ending::Gone, Ending::Gone, Ending::Cut].into_iter().enumerate() {
         fixture.issued(credential(&format!("doomed-{round}"))).await;
         let before = api.asked().len();
-        // What answers the first attempts to come back.
+        // The first attempts to list again fail with these responses.
         let path = format!("/{}/", fixture.ns.name);
         for trouble in [Trouble::status(410), Trouble::throttled(1), Trouble::status(500)] {
             api.next(6, "GET", &path, trouble);
@@ -178,7 +178,7 @@ async fn watches_that_end_in_any_way_miss_nothing_and_ask_for_nothing_twice() {
     tried("F09", 4, "nothing");
 }
 
-/// A list of many pages: between two of them the broker works with what it had before.
+/// The list has many pages. Between two pages the broker works with the previous objects.
 #[tokio::test]
 async fn a_change_while_a_watch_of_hundreds_ends_is_handled_in_seconds() {
     const HUNDREDS: usize = 400;
@@ -191,7 +191,8 @@ async fn a_change_while_a_watch_of_hundreds_ends_is_handled_in_seconds() {
     for name in &names {
         fixture.ready(name).await;
     }
-    // The list that follows waits until all of this is done. The new ones are on its first pages and on its last.
+    // The proxy holds the next list until the following changes are made. The new credentials are on the list's first
+    // and last pages.
     let list = format!("/{}/mailcredentials?", fixture.ns.name);
     api.next(1, "GET", &list, Trouble::Held);
     api.end_watches_of("/mailcredentials?", Ending::Gone);
@@ -214,7 +215,7 @@ async fn a_change_while_a_watch_of_hundreds_ends_is_handled_in_seconds() {
     let suspended = |found: &MailCredential| reason(found, "Renewed") == "Suspended";
     fixture.ns.until_in::<MailCredential>(soon, "c-005", "its suspension is reported", suspended).await;
     fixture.broker.forgets("c-006").await;
-    // The one that took its place has taken its token over, in the form that it asks for.
+    // The new credential of the same name has taken the token over, in its own format.
     assert!(fixture.ns.secret("c-007").await.contains_key("token.json"));
     assert_eq!(fixture.idp.token_requests().len(), HUNDREDS + NEW);
     for kind in ["credential", "provider"] {

@@ -1,5 +1,5 @@
-//! The wall clock of a broker is set, and its machine sleeps: tokens that have ended are renewed, once, and no other
-//! happens.
+//! The wall clock of a broker is set, and its machine sleeps: the broker renews expired tokens once, and has no other
+//! effect.
 
 use std::{fs, path::PathBuf, process::Command, sync::OnceLock, time::Duration};
 
@@ -16,11 +16,11 @@ use mailtoken_testkit::{
 use serde_json::{from_value, json};
 
 const HOUR: i64 = 3600;
-/// The clocks are compared every ten seconds.
+/// Time limit for the broker to notice a changed clock, which it checks every ten seconds.
 const NOTICED: Duration = Duration::from_secs(45);
-/// How long nothing more must happen: longer than the shortest wait between two attempts.
+/// Time in which the broker must send no further request: longer than the shortest wait between two attempts.
 const REST: Duration = Duration::from_secs(8);
-/// After a call it stands in the audit log within this.
+/// Maximum time after which the audit log contains a call.
 const LOGGED: Duration = Duration::from_secs(1);
 const CREDENTIALS: usize = 4;
 
@@ -35,7 +35,7 @@ struct Watch {
     jump: PathBuf,
 }
 
-/// The library that moves a clock, compiled once.
+/// Compiles the library that changes a process' clock, once.
 fn library() -> PathBuf {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     let compile = || {
@@ -78,14 +78,14 @@ impl Watch {
         watch
     }
 
-    /// From now on the clock is so many seconds ahead of the true time.
+    /// Sets the clock this number of seconds ahead of the true time.
     fn ahead(&self, seconds: i64) {
         let next = self.jump.with_extension("next");
         fs::write(&next, seconds.to_string()).unwrap();
         fs::rename(next, &self.jump).unwrap();
     }
 
-    /// Waits until all have been asked for so many times, and sees that this is all.
+    /// Waits until the broker has requested `times` tokens for each credential, and checks that it requests no more.
     async fn asked(&self, times: usize) {
         let each = CREDENTIALS * times;
         until_in(NOTICED, "each was renewed", async || {
@@ -105,7 +105,7 @@ impl Watch {
     /// Checks that no provider gets a request.
     async fn rests(&self, each: usize) {
         let mut calls = self.calls().len();
-        // The log is written a moment after the answer.
+        // The API server writes the log a moment after its response.
         until("the log has come to an end", async || {
             tokio::time::sleep(LOGGED).await;
             let before = std::mem::replace(&mut calls, self.calls().len());
@@ -129,7 +129,7 @@ impl Watch {
         self.ns.cluster.audit_where(ours)
     }
 
-    /// Sees that no Secret says of its token that it ends later than it does by the true time.
+    /// Checks that no Secret has a later expiry of its token than the true one.
     async fn ends_no_token_too_late(&self) {
         for ns in [&self.ns, &self.seeded] {
             for number in 0..CREDENTIALS {
@@ -145,10 +145,10 @@ impl Watch {
 async fn after_a_jump_ahead_and_back_each_token_is_renewed_once_and_none_is_believed_for_too_long() {
     let watch = Watch::new().await;
     watch.ends_no_token_too_late().await;
-    // All tokens have ended, by that clock.
+    // By the broker's clock, all tokens have expired.
     watch.ahead(2 * HOUR);
     watch.asked(2).await;
-    // What was issued under the wrong clock claims to live for three hours.
+    // By the true clock, the tokens that the broker issued under the wrong clock have an expiry in three hours.
     watch.ahead(0);
     watch.asked(3).await;
     watch.ends_no_token_too_late().await;
@@ -188,7 +188,7 @@ async fn after_a_sleep_each_token_is_renewed_once() {
         broker.signal("STOP");
     }
     watch.ahead(2 * HOUR);
-    // Connections and leases end meanwhile.
+    // Connections and leases expire during this time.
     tokio::time::sleep(Duration::from_secs(20)).await;
     for broker in [&watch.broker, &watch.seeded_broker] {
         broker.signal("CONT");

@@ -1,4 +1,4 @@
-//! A real API server and a real etcd that are killed and that stand still, while tokens are due and refresh tokens are out.
+//! A test kills or stops a real API server and a real etcd, while tokens are due and refresh tokens are sent.
 
 use std::time::Duration;
 
@@ -15,33 +15,34 @@ use mailtoken_testkit::{
 };
 use serde_json::{from_value, json};
 
-/// Credentials by client credentials whose token is due while the part is away, by refresh tokens, and at rest.
+/// Numbers of credentials: with client credentials and a token that is due during the outage, with refresh tokens, and
+/// without a due token.
 const DUE: usize = 8;
 const DUE_BY_SEED: usize = 3;
 const AT_REST: usize = 8;
-/// How long the tokens live that become due, in seconds: they are renewed after half of it at the latest.
+/// Lifetime in seconds of the tokens that become due. The broker renews them after half of it at the latest.
 const SHORT: u64 = 40;
-/// Credentials of more than one page of a list, and those created while the API server restarts.
+/// Numbers of credentials: of a list with several pages, and created while the API server restarts.
 const HUNDREDS: usize = 400;
 const NEW: usize = 60;
-/// How long a part stands still.
+/// Time for which a component is stopped.
 const STILL: Duration = Duration::from_secs(30);
-/// Until everything is well again: a call that hangs is given up after 30 s.
+/// Time until the broker has recovered: it cancels a hanging call after 30 s.
 const RECOVERY: Duration = Duration::from_secs(60);
-/// Time until the API server recovers: it may take a minute to give up a connection to etcd, and then connects again.
+/// Time until the API server recovers: it may keep a dead connection to etcd for a minute before it connects again.
 const API_SERVER: Duration = Duration::from_secs(120);
 
-/// A cluster alone with a broker and many credentials, one of which is in the middle of an exchange.
+/// A separate cluster with a broker and many credentials. One credential is in the middle of an exchange.
 struct OutageFixture {
     cluster: Cluster,
-    /// Client credentials.
+    /// The namespace of the credentials with client credentials.
     ns: Namespace,
     idp: Idp,
-    /// Refresh tokens.
+    /// The namespace of the credentials with refresh tokens.
     seeded: Namespace,
     strict: Strict,
     broker: Broker,
-    /// The last moment at which a token is due.
+    /// The last time at which a token is due.
     due: Timestamp,
     calls: usize,
 }
@@ -51,7 +52,8 @@ fn names(kind: &str, number: usize) -> Vec<String> {
 }
 
 impl OutageFixture {
-    /// Everything has its first token, and the refresh token of `under-way` is out.
+    /// Creates the fixture: all credentials have their first token, and the broker has sent the refresh token of
+    /// `under-way`.
     async fn new() -> Self {
         let cluster = Cluster::alone(&["control-plane"]);
         let (ns, seeded) = (cluster.namespace().await, cluster.namespace().await);
@@ -82,7 +84,7 @@ impl OutageFixture {
         fixture
     }
 
-    /// Issues these, and returns when the last is due.
+    /// Issues these tokens, and returns the time at which the last one is due.
     async fn issued(&self, by_client: &[String], by_refresh_token: &[String]) -> Timestamp {
         for name in by_client {
             self.ns.apply(credential(name)).await;
@@ -107,7 +109,7 @@ impl OutageFixture {
         until("all are due", async || if now() > self.due { Ok(()) } else { Err(String::new()) }).await;
     }
 
-    /// Checks that due tokens are renewed once, that a new credential is served, and that no other request was sent.
+    /// Checks that the broker renews due tokens once and serves a new credential, and that it sends no other request.
     async fn works_again(&mut self) {
         apply(&self.ns, "new").await;
         for (ns, number) in [(&self.ns, DUE), (&self.seeded, DUE_BY_SEED)] {
@@ -135,7 +137,7 @@ impl OutageFixture {
         tried("F09", DUE + DUE_BY_SEED + 2, "nothing");
     }
 
-    /// What the broker did with single objects.
+    /// Returns the broker's requests for single objects.
     fn audit(&self) -> Vec<AuditEvent> {
         let work = |event: &AuditEvent| event.is_work_of_the_broker() && event.is_about_one_object();
         self.cluster.audit_where(work)
@@ -183,7 +185,7 @@ async fn a_restart_after_a_compaction_loses_no_change_among_hundreds() {
     Part::of(&cluster, "etcd").compact();
     server.again().await;
 
-    // The broker lists while these are created.
+    // The broker lists the credentials while the test creates these.
     for (number, name) in new.iter().enumerate() {
         apply(&ns, name).await;
         if number == NEW / 2 {

@@ -1,6 +1,6 @@
-//! `kill -9` of the broker at every step of a refresh: what is lost, and what the next start recovers. Each step is reached by a
-//! fail point (`crates/net/src/fail_point.rs`), for three grants: client credentials, a refresh token that is replaced at each use,
-//! and the same at a server that takes a second use for theft.
+//! `kill -9` of the broker at every step of a refresh: what is lost, and what the next start recovers. The broker
+//! reaches each step by a fail point (`crates/net/src/fail_point.rs`). The tests use three grants: client credentials,
+//! a refresh token that each use replaces, and a refresh token at a server that treats a second use as theft.
 
 use std::time::Duration;
 
@@ -8,18 +8,19 @@ use mail_token_broker::api::{MailCredential, names};
 use mailtoken_testkit::{fault_log::tried, namespace::find, standin::Fault, *};
 use sha2::{Digest as _, Sha256};
 
-/// Longer than a test waits: what goes on after a restart does not wait for the claim of the process that was killed.
+/// A request timeout longer than a test waits. So steps after a restart do not wait for the claim of the killed
+/// process.
 const CLAIMED_FOR_LONG: &str = "--request-timeout=20s";
 
-/// What is logged at a fail point.
+/// The beginning of the log line at a fail point.
 const STOPPED: &str = "stopped at ";
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
     ClientCredentials,
-    /// A refresh token; the one before may be used once more.
+    /// A refresh token; the server accepts the previous token once more.
     Grace,
-    /// A refresh token; when it is used again, the sign-in is over.
+    /// A refresh token; the server ends the sign-in when a token is used again.
     Strict,
 }
 
@@ -28,29 +29,29 @@ impl Kind {
         self != Self::ClientCredentials
     }
 
-    /// Whose the access tokens are.
+    /// Returns the account of the access tokens.
     fn account(self) -> &'static str {
         if self.is_rotating() { "billing@example.org" } else { "mailer" }
     }
 }
 
-/// A credential that is about to be renewed, and the broker to be killed meanwhile.
+/// A credential whose renewal is about to begin, and the broker that the test kills during the renewal.
 struct Crash {
     fixture: RefreshFixture,
     kind: Kind,
     monitor: Monitor,
-    /// The access token of the time before.
+    /// The access token before the renewal.
     published: String,
-    /// The refresh token of the time before.
+    /// The refresh token before the renewal.
     kept: String,
-    /// Token requests so far.
+    /// Number of token requests before the renewal.
     sent: usize,
-    /// The token that was asked for.
+    /// The value of the reissue annotation of the renewal.
     asked: String,
 }
 
 impl Crash {
-    /// With the first token, and a restarted broker that stops at `point`.
+    /// Creates the fixture with a first token, and restarts the broker so that it stops at `point`.
     async fn prepare(kind: Kind, point: Option<&str>) -> Self {
         let mut fixture = RefreshFixture::with(pod).await;
         fixture.idp.grace(usize::from(kind == Kind::Grace));
@@ -73,12 +74,12 @@ impl Crash {
         Self { fixture, kind, monitor, published, kept, sent, asked: String::new() }
     }
 
-    /// Asks for a token.
+    /// Requests a new token.
     async fn ask(&mut self) {
         self.asked = self.fixture.ask().await;
     }
 
-    /// Waits until the broker has stopped at its point, then kills and starts it.
+    /// Waits until the broker has stopped at its point. Then kills it and starts it again.
     async fn kill_when_stopped(&mut self) {
         logged(&self.fixture, STOPPED).await;
         self.kill().await;
@@ -90,7 +91,8 @@ impl Crash {
         self.fixture.broker.again().await;
     }
 
-    /// Checks that the next start recovers, after so many token requests, `presented` of them with the former refresh token.
+    /// Checks that the next start recovers after `requests` token requests, `presented` of them with the former refresh
+    /// token.
     async fn heals(self, requests: usize, presented: usize) {
         let Self { fixture, kind, monitor, published, kept, sent, asked } = self;
         let credential = fixture.answered(&asked).await;
@@ -114,8 +116,8 @@ impl Crash {
         only_tokens_of(kind, monitor, &fixture).await;
     }
 
-    /// Checks that the end of a sign-in is reported, that nothing loops, and that pods keep a valid token. Then a user signs
-    /// in.
+    /// Checks that the broker reports the end of a sign-in, sends no requests in a loop, and that pods keep a valid
+    /// token. Then a user signs in.
     async fn loses(self) {
         let Self { fixture, kind, monitor, published, kept, sent, asked } = self;
         let failed = fixture.ns.condition::<MailCredential>("billing", "Renewed", "InvalidGrant").await;
@@ -139,12 +141,12 @@ impl Crash {
     }
 }
 
-/// A broker that goes on at once when it is started again.
+/// Changes the settings so that a restarted broker continues immediately.
 fn pod(settings: broker::Settings) -> broker::Settings {
     settings.without("--request-timeout").flag(CLAIMED_FOR_LONG).env("POD_UID", "a-pods-uid")
 }
 
-/// Waits until the broker has logged these words.
+/// Waits until the broker's log contains `words`.
 async fn logged(fixture: &RefreshFixture, words: &str) {
     until(&format!("it logs {words:?}"), async || match fixture.broker.log().contains(words) {
         true => Ok(()),
@@ -157,7 +159,7 @@ fn reasons(ready: &str, renewed: &str) -> (String, String) {
     (ready.to_owned(), renewed.to_owned())
 }
 
-/// Sees that whenever the credential was ready, its Secret held a token of this account.
+/// Checks that the Secret contained a token of this account whenever the credential was ready.
 async fn only_tokens_of(kind: Kind, monitor: Monitor, fixture: &RefreshFixture) {
     let seen = monitor.end().await;
     assert!(seen.contains_key("billing"), "{seen:?}");
@@ -174,7 +176,7 @@ async fn killed_at(point: &str, kind: Kind) -> Crash {
     crash
 }
 
-/// Kills it while the answer is waited for.
+/// Kills the broker while it waits for the token response.
 async fn killed_while_asking(kind: Kind) -> Crash {
     let mut crash = Crash::prepare(kind, None).await;
     crash.fixture.idp.next(Fault::Late(PATIENCE * 2));
@@ -212,7 +214,7 @@ async fn killed_before_the_acknowledgement_of_a_write_the_broker_reads_the_secre
     let heals = async |point, kind, requests| killed_at(point, kind).await.heals(requests, 1).await;
     tokio::join!(
         heals("target-written", Kind::ClientCredentials, 1),
-        // The refresh token is safe; the access token that came with it is gone.
+        // The refresh token is stored; the access token of the same response is lost.
         heals("grant-written", Kind::Grace, 2),
         heals("grant-written", Kind::Strict, 2),
     );
@@ -226,7 +228,7 @@ async fn killed_before_the_status_write_the_broker_reports_the_token_in_the_secr
     tried("K5", 3, "nothing");
 }
 
-/// Only a turn has an Event: the recovery from a failure.
+/// Only the recovery from a failure has an Event.
 #[tokio::test]
 async fn killed_before_the_event_of_a_recovery_the_status_reports_the_recovery() {
     let heals = async |kind| {
@@ -242,7 +244,8 @@ async fn killed_before_the_event_of_a_recovery_the_status_reports_the_recovery()
     tried("K6", 3, "the Event; the status has the same content");
 }
 
-/// A lease that cannot be renewed must last for as long as a request may take: no refresh token is sent, or even claimed.
+/// If the broker cannot renew its lease, the lease must last as long as a request may take. Otherwise the broker
+/// neither sends nor claims a refresh token.
 #[tokio::test]
 async fn killed_during_a_renewal_of_the_lease_the_broker_has_sent_no_request_that_outlasts_the_lease() {
     let withheld = async |kind| {
@@ -256,7 +259,7 @@ async fn killed_during_a_renewal_of_the_lease_the_broker_has_sent_no_request_tha
         crash.kill().await;
         crash.heals(1, 1).await;
     };
-    // Of these tokens any number may be asked for: it may be sent while this broker leads at all.
+    // The broker may request any number of these tokens, as long as it leads.
     let sent = async |kind| {
         let mut crash = Crash::prepare(kind, Some("lease-written:2")).await;
         crash.ask().await;

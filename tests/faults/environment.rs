@@ -1,4 +1,5 @@
-//! What a cluster's own rules do to a broker: CRDs that go, namespaces that end, quotas, want of files, a panic.
+//! Faults of a cluster's environment: removed CRDs, terminating namespaces, quotas, missing file descriptors and
+//! memory, a panic.
 
 use std::{os::unix::process::ExitStatusExt as _, process::Command, time::Duration};
 
@@ -7,11 +8,11 @@ use mail_token_broker::{admission::PER_HOST_LIMIT, api::MailCredential};
 use mailtoken_testkit::{audit::AuditEvent, fault_log::tried, *};
 use serde_json::json;
 
-/// What the broker panics with, after the object's name, where a test wants it to.
+/// The text after the object's name in the panic that a test causes.
 const PANIC: &str = "with a secret that must not stand in the log";
-/// How long no hot loop must show: the first two waits after a failure are 5 and 10 s.
+/// Time in which no hot loop must show: the first two waits after a failure are 5 and 10 s.
 const REST: Duration = Duration::from_secs(8);
-/// After several failures.
+/// Time until the broker has recovered from several failures.
 const RECOVERY: Duration = Duration::from_secs(75);
 
 async fn on(cluster: &Cluster) -> Fixture {
@@ -21,13 +22,13 @@ async fn on(cluster: &Cluster) -> Fixture {
     Fixture { ns, idp, broker }
 }
 
-/// What the broker did with single objects of the namespace.
+/// Returns the broker's requests for single objects of the namespace.
 fn calls(ns: &Namespace) -> Vec<AuditEvent> {
     let work = |event: &AuditEvent| event.is_work_of_the_broker() && event.is_about_one_object();
     ns.audit().into_iter().filter(work).collect()
 }
 
-/// Sees that the broker makes no more than so many calls.
+/// Checks that the broker makes at most `most` calls.
 async fn no_hot_loop(ns: &Namespace, most: usize) {
     let before = calls(ns).len();
     holds(REST, "there is no hot loop", async || match calls(ns).split_off(before) {
@@ -80,7 +81,7 @@ async fn a_status_of_a_newer_version_delays_no_object() {
     for name in ["beside", "newer"] {
         fixture.issued(credential(name)).await;
     }
-    // As a newer version leaves it, before it is rolled back.
+    // A newer version may leave such a status before a rollback.
     let any = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
     let path = "/spec/versions/0/schema/openAPIV3Schema/properties/status";
     let patch = json!([{"op": "replace", "path": path, "value": any}]).to_string();
@@ -117,7 +118,7 @@ async fn in_a_terminating_namespace_a_token_is_requested_once_and_existing_token
     fixture.idp.next(Answer::token(3600).held());
     fixture.ns.apply(credential("late")).await;
     fixture.idp.token_requests_reach(2).await;
-    // No controller deletes its objects: the namespace stays in `Terminating`.
+    // No controller deletes the namespace's objects, so the namespace stays in `Terminating`.
     fixture.ns.kubectl(["delete", "namespace", &fixture.ns.name, "--wait=false"]);
     fixture.idp.release();
     let reported = fixture.ns.condition::<MailCredential>("late", "Renewed", "SecretWriteFailed").await.message;
@@ -125,7 +126,7 @@ async fn in_a_terminating_namespace_a_token_is_requested_once_and_existing_token
     fixture.ns.annotate::<MailCredential>("billing", "mailtoken.dev/reissue", "1").await;
     let answered = |found: &MailCredential| field(found, "/status/lastHandledReissue") == "1";
     fixture.ns.until::<MailCredential>("billing", "it is issued again", answered).await;
-    // An attempt after ten seconds, and what it reports.
+    // The broker makes an attempt after ten seconds and reports it.
     no_hot_loop(&fixture.ns, 4).await;
     assert_eq!(fixture.idp.token_requests().len(), 3);
     tried("F24", 1, "nothing");
@@ -138,7 +139,7 @@ async fn a_used_up_quota_is_reported_and_the_unwritten_token_waits_in_memory() {
         "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few"}, "spec": {"hard": {"secrets": "1"}},
     }))
     .await;
-    // What a controller counts, and admission goes by.
+    // A controller usually counts this usage, and admission checks it.
     let used = json!({"status": {"hard": {"secrets": "1"}, "used": {"secrets": "1"}}}).to_string();
     fixture.ns.kubectl(["patch", "resourcequota", "few", "--subresource=status", "--type=merge", "-p", &used]);
     let probe = source("probe", "key", "value");
@@ -204,11 +205,11 @@ async fn without_file_descriptors_requests_wait_and_nothing_ends() {
 async fn a_broker_that_runs_out_of_memory_continues_after_its_restart() {
     const EARLIER: usize = 20;
     const ALL: usize = 420;
-    /// What is left for all the others, in bytes.
+    /// Memory that is left for all others, in bytes.
     const LEFT: u64 = 256 << 10;
     let (ns, idp) = (Cluster::shared().namespace().await, Idp::start());
     ns.provider(&idp).await;
-    // The allocator would have a gigabyte of addresses at once, which the kernel counts.
+    // Otherwise the allocator commits a gigabyte of addresses at once, which the kernel counts.
     let settings = Broker::settings(&ns).env("MIMALLOC_ARENA_EAGER_COMMIT", "0").env("MIMALLOC_EAGER_COMMIT", "0");
     let mut broker = settings.start().await;
     let names: Vec<_> = (0..ALL).map(|number| format!("mailbox-{number}")).collect();

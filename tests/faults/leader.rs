@@ -1,5 +1,5 @@
-//! Leaders that are cut off, freeze and change, and two at once: no newer value is overwritten, and
-//! no token is requested without need.
+//! Leaders that are cut off, frozen or replaced, and two leaders at the same time: no broker overwrites a newer value
+//! or requests a token without need.
 
 use std::{
     collections::BTreeSet,
@@ -17,9 +17,9 @@ use mailtoken_testkit::{
 };
 use serde_json::{from_value, json};
 
-/// A lease that is not given back lasts 15 s.
+/// Time until another broker leads: a lease that was not released lasts 15 s.
 const TAKEOVER: Duration = Duration::from_secs(45);
-/// How long nothing more must happen.
+/// Time in which the brokers must send no further request.
 const REST: Duration = Duration::from_secs(4);
 
 async fn leads(broker: &Broker) {
@@ -30,7 +30,7 @@ async fn leads(broker: &Broker) {
     .await;
 }
 
-/// Asks for a token, and does not wait for it.
+/// Requests a new token without waiting for it.
 async fn ask(ns: &Namespace, name: &str, value: &str) {
     ns.annotate::<MailCredential>(name, "mailtoken.dev/reissue", value).await;
 }
@@ -110,7 +110,7 @@ async fn a_token_of_a_frozen_leader_replaces_no_newer_one_even_when_it_leads_aga
     let ns = Cluster::shared().namespace().await;
     let idp = Idp::start();
     ns.provider(&idp).await;
-    // Its answer is still good when it wakes.
+    // With this timeout, the response is still valid when the frozen broker continues.
     let first = Broker::settings(&ns).flag("--request-timeout=60s").start().await;
     leads(&first).await;
     let mut second = Broker::start(&ns).await;
@@ -161,7 +161,7 @@ async fn two_brokers_without_an_election_send_two_requests_at_most_and_become_id
         ns.condition::<MailCredential>(name, "Ready", "TokenValid").await;
     }
     become_idle(&ns, &names).await;
-    // Each broker sends one request for a new credential, and one each time it is asked for.
+    // Each broker sends one request for a new credential, and one for each reissue.
     let (fewest, most) = (names.len(), 2 * names.len());
     let mut before = 0;
     let mut sent = || {
@@ -195,7 +195,7 @@ async fn rolling_updates_under_constant_renewals_lose_no_refresh_token_and_leave
     let ns = Cluster::shared().namespace().await;
     let idp = Strict::start();
     idp.client("mailer", Some("a client secret"));
-    // Each is renewed within ten seconds.
+    // The broker renews each token within ten seconds.
     idp.lifetime(20);
     ns.apply(source("idp-client", "client-secret", "a client secret")).await;
     strict_provider(&ns, &idp).await;
@@ -243,7 +243,7 @@ async fn rolling_updates_under_constant_renewals_lose_no_refresh_token_and_leave
     }
     assert_eq!((idp.reuses(), idp.families_revoked()), (0, 0));
     for name in names {
-        // It may be about to be exchanged.
+        // The broker may be about to exchange the token.
         until(&format!("{name} keeps a good refresh token"), async || {
             let kept = text(&ns.get(&format!("{name}-grant")).await, "refresh_token");
             if idp.is_valid(&kept) { Ok(()) } else { Err(String::new()) }
@@ -266,7 +266,7 @@ async fn a_leader_with_a_late_write_replaces_no_newer_token_of_another() {
     ask(&ns, "billing", "1").await;
     idp.token_requests_reach(2).await;
     api.done().await;
-    // Both lead. The second one's token is from a later second.
+    // Both brokers lead. The second broker's token is from a later second.
     let asked = now().as_second();
     until("another second", async || if now().as_second() > asked + 1 { Ok(()) } else { Err(String::new()) }).await;
     let _second = alone(Broker::settings(&ns)).start().await;
@@ -300,7 +300,7 @@ async fn a_discovery_withheld_without_a_lease_does_not_change_the_provider() {
     ns.apply(provider(&idp).without("spec.oauth2").set("spec.oidc.issuerURL", idp.issuer())).await;
     ns.apply(credential("billing")).await;
     api.done().await;
-    // The lease lapses while the client secret is read, before the discovery.
+    // The lease lapses while the broker reads the client secret, before the discovery.
     api.next(usize::MAX, "PUT", "/leases/", Trouble::status(503));
     until_in(TAKEOVER, "it does not lead", async || match broker.metric("mailtoken_leader", "").await {
         Some(0.0) => Ok(()),

@@ -1,5 +1,5 @@
-//! Kills at random moments, and what can be known of them afterwards: from the objects in the cluster, and from the server's
-//! record of each request.
+//! Kills the broker at random moments, and reconstructs the effect from the objects in the cluster and from the
+//! server's record of each request.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,18 +21,18 @@ use mailtoken_testkit::{
     namespace::find, source, standin::strict::Exchange, wait::until_in,
 };
 
-/// How many refresh tokens are kept; there is one credential by client credentials beside them.
+/// Number of credentials with refresh tokens. One more credential uses client credentials.
 const PERSONS: usize = 6;
-/// When a broker is killed, in milliseconds after it was started.
+/// Range of the time between the start and the kill of a broker, in milliseconds.
 const MOMENTS: (u64, u64) = (200, 2500);
-/// The server handles a request of a killed broker within this time.
+/// Maximum time in which the server handles a request of a killed broker.
 const HANDLED: Duration = Duration::from_millis(300);
-/// After the last kill everything heals within this.
+/// Time limit for the recovery after the last kill.
 const HEALED: Duration = Duration::from_secs(120);
-/// How many stores are timed.
+/// Number of stores whose duration is measured.
 const TIMED: usize = 100;
 
-/// How far a refresh had come.
+/// The last step of a refresh before a kill.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
     #[default]
@@ -44,7 +44,7 @@ pub enum Step {
     Published,
 }
 
-/// Those at which something is under way, in words.
+/// The steps at which a refresh was in progress, with their descriptions.
 pub const STEPS: &[(Step, &str)] = &[
     (Step::Claimed, "K1 claimed, not asked"),
     (Step::Asked, "K2 asked, not answered"),
@@ -53,28 +53,28 @@ pub const STEPS: &[(Step, &str)] = &[
     (Step::Published, "K5 target written, status not"),
 ];
 
-/// What became of the kills at one server.
+/// The counts of the kills at one server.
 pub struct Tally {
     pub server: String,
     pub kills: usize,
-    /// Kills with nothing under way.
+    /// Number of kills while no refresh was in progress.
     pub quiet: usize,
-    /// Refreshes that were hit.
+    /// Number of refreshes in progress at a kill, by step.
     pub hits: BTreeMap<Step, usize>,
-    /// Sign-ins that were lost, by the step at which their refresh was hit.
+    /// Number of lost sign-ins, by the step of the refresh at the kill.
     pub losses: BTreeMap<Step, usize>,
     pub requests: usize,
-    /// How often a refresh token was sent that had been sent before.
+    /// How often the broker sent a refresh token that it had sent before.
     pub again: usize,
-    /// How many refresh tokens were hit between request and store.
+    /// Number of refresh tokens that were between request and store at a kill.
     outstanding: usize,
-    /// From the handling of a request to the store of its refresh token.
+    /// Times from the handling of a request to the store of its refresh token.
     windows: Vec<Duration>,
     pub wrong: Vec<String>,
 }
 
 impl Tally {
-    /// For the fault_log.
+    /// Describes the losses for the fault log.
     pub fn lost(&self) -> String {
         match self.losses.values().sum::<usize>() {
             0 => format!("nothing, at {}", self.server),
@@ -82,12 +82,12 @@ impl Tally {
         }
     }
 
-    /// How often a token had to be sent again.
+    /// Returns how often the broker had to send a token again.
     pub fn forced(&self) -> usize {
         self.outstanding
     }
 
-    /// Median, 99 % and longest, in milliseconds.
+    /// Returns the median, the 99th percentile and the maximum in milliseconds.
     pub fn window(&self) -> String {
         let mut sorted = self.windows.clone();
         sorted.sort();
@@ -97,23 +97,24 @@ impl Tally {
     }
 }
 
-/// A credential.
+/// A credential of the test.
 #[derive(Default)]
 struct Subject {
     name: String,
-    /// Whose its access tokens may be: each sign-in may be another account to the server.
+    /// The accounts that its access tokens may have: for the server, each sign-in may be another account.
     accounts: BTreeSet<String>,
     by_person: bool,
-    /// The refresh token that was hit between request and store, and where first.
+    /// The refresh token that was between request and store at a kill, and the step of the first such kill.
     suspect: Option<(String, Step)>,
-    /// The refresh token of the last sign-in that was lost.
+    /// The refresh token of the last lost sign-in.
     lost: Option<String>,
     last: Step,
-    /// The progress after the kill before.
+    /// The progress after the previous kill.
     former: Option<Progress>,
 }
 
-/// Changes with every step of a refresh: refresh token, access token, claim, requests, and whether the status reports it.
+/// A value that changes with every step of a refresh: refresh token, access token, claim, number of requests, and
+/// whether the status reports the token.
 type Progress = (String, String, Option<String>, usize, bool);
 
 /// The state of one credential in the cluster.
@@ -125,7 +126,7 @@ struct Observed<'a> {
 }
 
 impl Observed<'_> {
-    /// How far its refresh had come when the broker was killed.
+    /// Returns the step of the credential's refresh at the kill.
     fn step(&self, subject: &Subject, journal: &[Exchange], server: &dyn Server, killed: Timestamp) -> Step {
         let refresh = server.id(&self.refresh);
         let presented = |one: &&Exchange| subject.by_person && one.presented.as_ref() == Some(&refresh);
@@ -137,7 +138,7 @@ impl Observed<'_> {
             if answered { Step::Answered } else { Step::Asked }
         };
         if subject.lost.as_ref() == Some(&self.refresh) {
-            // The next one is in the seed's Secret already.
+            // The seed's Secret already contains the next refresh token.
             return Step::Rest;
         }
         if let Some(exchange) = journal.iter().rev().find(presented) {
@@ -168,7 +169,7 @@ impl Observed<'_> {
         is("Ready") && is("Renewed") && !is("Stalled")
     }
 
-    /// Whether the server has refused the refresh token, and the status reports that.
+    /// Whether the server has refused the refresh token, and the status reports the refusal.
     fn is_lost(&self, subject: &Subject, journal: &[Exchange], server: &dyn Server) -> bool {
         let refresh = server.id(&self.refresh);
         let refused = |one: &Exchange| one.presented.as_ref() == Some(&refresh) && one.issued.is_none();
@@ -187,7 +188,7 @@ struct Soak<'a> {
     tally: Tally,
 }
 
-/// Kills a broker so many times.
+/// Kills a broker `kills` times.
 pub async fn soak(cluster: &Cluster, server: &dyn Server, kills: usize, chance: &mut Chance) -> Tally {
     println!("\n{}: {PERSONS} refresh tokens and client credentials", server.name());
     let (mut soak, monitor) = Soak::begin(cluster, server).await;
@@ -259,16 +260,16 @@ impl<'a> Soak<'a> {
         account
     }
 
-    /// Takes note of what a kill has hit, and of what is lost.
+    /// Records the effect of a kill, and losses.
     async fn record_kill(&mut self, killed: Timestamp) {
         let before: usize = self.tally.hits.values().sum();
-        // They need not be well yet.
+        // The credentials need not have recovered yet.
         self.check_all(Some(killed)).await.ok();
         let after: usize = self.tally.hits.values().sum();
         self.tally.quiet += usize::from(before == after);
     }
 
-    /// Checks whether all credentials are well. A user whose sign-in was lost signs in again.
+    /// Checks whether all credentials have recovered. A user whose sign-in was lost signs in again.
     async fn check_all(&mut self, killed: Option<Timestamp>) -> Result<(), String> {
         let journal = self.server.journal();
         let credentials = self.ns.api::<MailCredential>().list(&Default::default()).await.unwrap();
@@ -289,7 +290,7 @@ impl<'a> Soak<'a> {
             } else if let Some(killed) = killed {
                 let progress = Some(observed.progress(subject, &journal));
                 let step = observed.step(subject, &journal, self.server, killed);
-                // A broker that was killed before it came to anything has met no step.
+                // If the progress is unchanged, the broker was killed before its first step.
                 let met = std::mem::replace(&mut subject.former, progress.clone()) != progress;
                 if met {
                     self.note(subject, &observed, step);
@@ -328,12 +329,12 @@ impl<'a> Soak<'a> {
         subject.accounts.insert(self.sign_in(&subject.name).await);
     }
 
-    /// Waits until all are well.
+    /// Waits until all credentials have recovered.
     async fn heal(&mut self) {
         until_in(HEALED, "all credentials are ready", async || self.check_all(None).await).await;
     }
 
-    /// Measures how long a refresh token that was issued is not stored, while nothing is killed.
+    /// Measures the time between the issue of a refresh token and its store, without kills.
     async fn time(&mut self) {
         let start = Timestamp::now();
         let timed = |journal: Vec<Exchange>| {
@@ -364,7 +365,7 @@ impl<'a> Soak<'a> {
         }
     }
 
-    /// Sees that nothing is left undone, and that no other than the right token was ever there.
+    /// Checks that no refresh is incomplete, and that no Secret ever contained a wrong token.
     async fn close(mut self, monitor: Monitor) -> Tally {
         let name = self.server.name();
         self.check_all(Some(Timestamp::now())).await.unwrap_or_else(|unwell| {

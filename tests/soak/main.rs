@@ -1,9 +1,10 @@
-//! `make soak`: the broker is killed at random moments while tokens are renewed all the time; then its memory is watched over
-//! many renewals. Both with a debug build. It fails when a sign-in was lost other than by a kill between a request and the
-//! store of its answer, when a credential was ready with a token that its provider did not issue for it, when a refresh
-//! token was sent twice without need, and when memory grows.
+//! `make soak` kills the broker at random moments during continuous renewals. Then it measures the broker's memory
+//! during many renewals. Both use a debug build. The soak test fails in four cases: a sign-in was lost other than by a
+//! kill between a request and the store of its response; a credential was ready with a token that its provider did not
+//! issue for it; the broker sent a refresh token twice without need; memory grew.
 //!
-//! Read from the environment: `KILLS` (200, over all servers; 0: none), `RENEWALS` (10000; 0: none), `SEED` (of the moments).
+//! Environment variables: `KILLS` (200, over all servers; 0: none), `RENEWALS` (10000; 0: none), `SEED` (of the
+//! moments).
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "what fails here ends the soak, in real time")]
 #![allow(clippy::print_stdout, reason = "it prints its results")]
@@ -19,11 +20,11 @@ use kills::Tally;
 use mailtoken_testkit::{Cluster, fault_log::tried};
 use servers::{Keycloak, Patience, Server};
 
-/// Random numbers that a seed decides (SplitMix64).
+/// A generator of random numbers with a seed (SplitMix64).
 pub struct Chance(u64);
 
 impl Chance {
-    /// A number from `low` to below `high`.
+    /// Returns a number from `low` to below `high`.
     pub fn between(&mut self, low: u64, high: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -46,7 +47,7 @@ fn main() -> ExitCode {
     if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// What went wrong.
+/// Runs the soak test, and returns the failures.
 async fn soak() -> Vec<String> {
     let (kills, renewals) = (from_environment("KILLS", 200_usize), from_environment("RENEWALS", 10_000_usize));
     let by_time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();

@@ -1,4 +1,4 @@
-//! Resident memory over many renewals: it must not grow with them.
+//! Checks that resident memory does not grow during many renewals.
 
 use std::time::{Duration, Instant};
 
@@ -8,16 +8,16 @@ use mail_token_broker::api::MailCredential;
 use mailtoken_testkit::{Answer, Broker, Cluster, Idp, credential, fault_log::tried, wait::until_in};
 
 const CREDENTIALS: usize = 500;
-/// How long access tokens live, in seconds; they are renewed when half of that is over.
+/// Lifetime of access tokens in seconds. The broker renews a token after half of it.
 const LIFETIME: u64 = 30;
-/// The wait between two readings of the memory.
+/// Time between two readings of the memory.
 const INTERVAL: Duration = Duration::from_millis(500);
-/// How much more than after the second tenth there may be in the last one, MiB: the allocator's own ups and downs.
+/// Maximum growth in MiB from the second tenth to the last tenth of the renewals: the allocator's variation.
 const TOLERANCE: f64 = 4.0;
-/// A renewal that is that late means that the broker does not keep up.
+/// Delay of a renewal after which the broker counts as too slow.
 const STANDSTILL: Duration = Duration::from_secs(60);
 
-/// Lets the broker renew so many tokens.
+/// Makes the broker renew `renewals` tokens, and checks its memory.
 pub async fn soak(cluster: &Cluster, renewals: usize) -> Result<(), String> {
     let ns = cluster.namespace().await;
     let idp = Idp::start();
@@ -73,7 +73,7 @@ pub async fn soak(cluster: &Cluster, renewals: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// Resident memory, MiB.
+/// Returns the resident memory in MiB.
 fn resident(broker: &Broker) -> f64 {
     broker.memory("VmRSS") as f64 / f64::from(1 << 20)
 }

@@ -1,4 +1,4 @@
-//! The servers that the broker renews its tokens at, and what they know of each request.
+//! The servers at which the broker renews its tokens, and their records of each request.
 
 use std::time::Duration;
 
@@ -10,38 +10,38 @@ use mailtoken_testkit::{
     standin::{Jwt, Strict, jwt::PublicKey, strict::Exchange},
 };
 
-/// How long access tokens live, in seconds: they are renewed when half of that is over.
+/// Lifetime of access tokens in seconds. The broker renews a token after half of it.
 const LIFETIME: i64 = 4;
-/// How long an answer of the stand-in is on its way, as from a provider that is not far.
+/// Delay of each response of the stand-in, similar to that of a near provider.
 const LATENCY: Duration = Duration::from_millis(30);
-/// The provider of people's refresh tokens.
+/// The name of the provider of users' refresh tokens.
 pub const PEOPLE: &str = "people";
-/// The provider of client credentials.
+/// The name of the provider of client credentials.
 pub const APP: &str = "app";
 
-/// A server whose refresh tokens are for one use.
+/// A server whose refresh tokens are valid for one use.
 pub trait Server {
-    /// For the table.
+    /// Returns the server's name for the table.
     fn name(&self) -> &str;
-    /// The MailProviders [`PEOPLE`] and [`APP`], with what they need.
+    /// Returns the MailProviders [`PEOPLE`] and [`APP`], and the objects to which they refer.
     fn manifests(&self) -> Vec<Manifest>;
-    /// The mailbox of a credential of this name.
+    /// Returns the mailbox of a credential with this name.
     fn mailbox(&self, name: &str) -> String;
     /// Signs a user in. Returns the account of the access tokens, and the refresh token.
     fn sign_in(&self, name: &str) -> (String, String);
-    /// Whose the access tokens by client credentials are.
+    /// Returns the account of the access tokens by client credentials.
     fn app(&self) -> String;
-    /// All token requests that were handled so far, in their order; tokens by [`Self::id`].
+    /// Returns all handled token requests in order, with tokens by [`Self::id`].
     fn journal(&self) -> Vec<Exchange>;
-    /// What a token is called in the journal.
+    /// Returns the id of a token in the journal.
     fn id(&self, token: &str) -> String;
-    /// Whose an access token is; `None`: it was not issued here.
+    /// Returns the account of an access token; `None` if the server did not issue the token.
     fn account(&self, access_token: &str) -> Option<String>;
-    /// How long after it was handled a request is answered.
+    /// Returns the delay between the handling of a request and its response.
     fn latency(&self) -> Duration;
 }
 
-/// The stand-in that revokes a sign-in when a token comes once more than its patience allows.
+/// The stand-in that revokes a sign-in when a token is used more often than the grace allows.
 pub struct Patience {
     name: &'static str,
     strict: Strict,
@@ -100,8 +100,8 @@ impl Server for Patience {
     }
 }
 
-/// Keycloak, which replaces refresh tokens and takes none twice. Its log of events knows each request; a token's id is its
-/// `jti`, and whose it is its session.
+/// Keycloak, which replaces refresh tokens and accepts none twice. Its event log records each request. The id of a
+/// token is its `jti`, and its account is its session.
 pub struct Keycloak {
     cluster: Cluster,
     keys: Value,

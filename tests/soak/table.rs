@@ -1,10 +1,10 @@
-//! The closing table of the kills.
+//! The table of the kills at the end of the soak test.
 
 use std::fmt::Write as _;
 
 use crate::kills::{STEPS, Step, Tally};
 
-/// One column for each server.
+/// Returns the table, with one column for each server.
 pub fn of(tallies: &[Tally]) -> String {
     let mut table = String::new();
     let mut row = |what: &str, cells: Vec<String>| {

@@ -1,4 +1,5 @@
-//! Exchange and Gmail: each accepts the tokens of its identity provider, and refuses in the real one's words.
+//! Exchange and Gmail: each stand-in accepts the tokens of its identity provider, and refuses with the texts of the
+//! real server.
 
 use std::{ops::Deref, time::Duration};
 
@@ -54,14 +55,14 @@ impl Client {
         self.reach((protocol, "localhost", mail.port(protocol)), user, token).await
     }
 
-    /// What each protocol says.
+    /// Logs in by all protocols, and returns the results.
     async fn all<S>(&self, mail: &MailStandIn<S>, user: &str, token: &str) -> [Shown; 3] {
         let [smtp, imap, pop3] = Protocol::ALL.map(|protocol| self.log_in(mail, protocol, user, token));
         [smtp.await, imap.await, pop3.await]
     }
 }
 
-/// A cause and a code, or `None` if the login was accepted.
+/// A cause and a code; `None` if the server accepted the login.
 type Shown = Option<(Cause, String)>;
 
 fn shown(login: &Result<Outcome, DialError>) -> Shown {
@@ -78,7 +79,7 @@ fn refused(cause: Cause, code: &str) -> Shown {
     Some((cause, code.to_owned()))
 }
 
-/// The refusals of Exchange that say nothing about the reason.
+/// Returns the refusals of Exchange that do not name the reason.
 fn no_permission() -> [Shown; 3] {
     [("535 5.7.3"), ("NO"), ("-ERR")].map(|code| refused(Cause::PermissionMissing, code))
 }
@@ -102,7 +103,7 @@ impl Microsoft365 {
         Self::of(Contoso::start())
     }
 
-    /// With everything that a set-up guide says.
+    /// Creates a tenant that is configured as a set-up guide describes.
     fn set_up() -> Self {
         Self::of(Contoso::set_up())
     }
@@ -116,7 +117,7 @@ impl Microsoft365 {
         text(&Caller::of_microsoft(&self.entra).granted(TOKEN, &Contoso::form()).await["access_token"])
     }
 
-    /// A token for what a person has allowed.
+    /// Requests a token for a user's consent.
     async fn persons_token(&self, account: &str, scopes: &str) -> String {
         let refresh_token = self.entra.refresh_token(APP, account, scopes);
         let form = [
@@ -177,7 +178,7 @@ async fn exchange_refuses_what_is_switched_off_and_accepts_it_after_the_command(
             );
         }
     }
-    // The mailbox decides before the tenant.
+    // The setting of the mailbox overrides the tenant's setting.
     contoso.run("Set-TransportConfig -SmtpClientAuthenticationDisabled $true");
     assert_eq!(contoso.all(&token).await, [None, None, None]);
     contoso.run(&format!("Remove-MailboxPermission -Identity {PERSON} -User {APP} -AccessRights FullAccess"));
@@ -189,7 +190,7 @@ async fn exchange_finds_the_object_id_and_not_the_application_id() {
     let contoso = Microsoft365::set_up();
     let token = contoso.app_token().await;
     contoso.run(&format!("Remove-ServicePrincipal -Identity {APP}"));
-    // The object id of the app registration, as people copy it.
+    // A common mistake: the object id of the app registration instead of the Enterprise application.
     contoso.run(&format!("New-ServicePrincipal -AppId {APP} -ObjectId 00000000-0000-4000-8000-00000000beef"));
     contoso.run(&format!("Add-MailboxPermission -Identity {PERSON} -User {APP} -AccessRights FullAccess"));
     let [smtp, _, pop3] = no_permission();
@@ -309,7 +310,7 @@ async fn the_real_names_of_mail_servers_lead_to_a_stand_in_through_a_proxy() {
         contoso.entra.port(),
         &[(587, exchange.port(SMTP)), (993, exchange.port(IMAP)), (995, exchange.port(POP3))],
     );
-    // Public addresses are what the real names have; the proxy connects to none of them.
+    // The real names have public addresses. The proxy connects to none of them.
     let egress = EgressPolicy::default();
     let proxied = Some(proxy.url().parse().unwrap());
     let settings = Settings { request_timeout: PATIENCE, egress, proxy: proxied, no_proxy: vec![] };
@@ -355,7 +356,7 @@ impl GoogleWorkspace {
     }
 }
 
-/// Gmail's refusals of a token.
+/// Returns Gmail's refusals of a token.
 fn bad_token() -> [Shown; 3] {
     ["535 5.7.8", "NO [AUTHENTICATIONFAILED]", "-ERR [AUTH]"].map(|code| refused(Cause::Refused, code))
 }
@@ -409,7 +410,7 @@ async fn gmail_refuses_what_is_switched_off_and_throttles() {
     assert_eq!(workspace.all(&token).await, throttled);
 }
 
-/// A connection at which a test speaks the protocol itself.
+/// A connection on which a test sends and reads protocol lines.
 struct Raw(BufReader<tokio_rustls::client::TlsStream<TcpStream>>);
 
 impl Raw {
@@ -428,7 +429,7 @@ impl Raw {
         Self(BufReader::new(connector.connect(ServerName::try_from("localhost").unwrap(), tcp).await.unwrap()))
     }
 
-    /// The next line.
+    /// Reads the next line.
     async fn hear(&mut self) -> String {
         let mut line = String::new();
         self.0.read_line(&mut line).await.unwrap();

@@ -1,4 +1,4 @@
-//! The stand-ins of identity providers and mail servers, tested: each refuses what the real one refuses.
+//! Tests of the stand-ins of identity providers and mail servers: each refuses what the real server refuses.
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "what fails here is a test's failure, in real time")]
 
@@ -34,7 +34,7 @@ const REDIRECT: &str = "http://localhost:4711/";
 /// The fields of a request.
 type Form<'a> = &'a [(&'a str, &'a str)];
 
-/// A client that finds a host at a stand-in's port.
+/// A client that connects to a stand-in's port for a host.
 struct Caller {
     client: reqwest::Client,
     base: String,
@@ -70,7 +70,7 @@ impl Caller {
         self.client.post(format!("{}{path}", self.base)).body(body).send().await
     }
 
-    /// The status and the JSON of an answer.
+    /// Posts a form, and returns the status and the JSON of the response.
     async fn post(&self, path: &str, form: Form<'_>) -> (u16, Value) {
         let response = self.send(path, form).await.unwrap();
         let status = response.status().as_u16();
@@ -83,19 +83,19 @@ impl Caller {
         body
     }
 
-    /// The status and `error`.
+    /// Posts a form, and returns the status and `error`.
     async fn refused(&self, path: &str, form: Form<'_>) -> (u16, String) {
         let (status, body) = self.post(path, form).await;
         (status, text(&body["error"]))
     }
 
-    /// The status and the AADSTS code.
+    /// Posts a form, and returns the status and the AADSTS code.
     async fn aadsts(&self, path: &str, form: Form<'_>) -> (u16, u64) {
         let (status, body) = self.post(path, form).await;
         (status, body["error_codes"][0].as_u64().unwrap_or_default())
     }
 
-    /// Where a sign-in leads.
+    /// Signs in, and returns the URL of the redirect.
     async fn sign_in(&self, path: &str, query: Form<'_>) -> Url {
         let query = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(query).finish();
         let response = self.client.get(format!("{}{path}?{query}", self.base)).send().await.unwrap();
@@ -117,7 +117,7 @@ fn with<'a>(form: &[(&'a str, &'a str)], changes: &[(&'a str, &'a str)]) -> Vec<
     kept.chain(changes.iter().filter(|(_, value)| !value.is_empty())).copied().collect()
 }
 
-/// The claims with one of them changed; null takes it out.
+/// Returns the claims with changes. A null value removes a claim.
 fn claims(claims: &Value, changes: &Value) -> Value {
     let mut changed = claims.clone();
     changed.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
