@@ -78,7 +78,7 @@ pub struct AssertionParams<'a> {
     pub token_url: &'a str,
     /// The claim `jti`, which no other assertion has.
     pub unique: &'a str,
-    /// The current time of the request.
+    /// The time of the request, for the times in the assertion.
     pub now: Timestamp,
 }
 

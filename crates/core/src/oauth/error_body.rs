@@ -13,7 +13,6 @@ use super::{
     lenient::{Into, Members, Number, Text, read_members, skip},
 };
 
-/// The parsed members of an error response.
 #[derive(Default)]
 pub(super) struct ErrorBody {
     error: ErrorMember,

@@ -21,9 +21,9 @@ pub struct Refusal {
     pub http_status: Option<u16>,
     /// The OAuth error code, if the response has a plausible one.
     pub error: Option<OAuthError>,
-    /// The provider's own code: Microsoft's `AADSTS7000215`, otherwise its `suberror` or Google's `error_subtype`.
+    /// The provider's own code: Microsoft's `AADSTS7000215` or `suberror`, or Google's `error_subtype`.
     pub provider_code: Option<String>,
-    /// The request's id for the provider's support.
+    /// The provider's id of the request, for the provider's support.
     pub correlation_id: Option<String>,
     /// The wait that the provider requested, if any.
     pub retry_after: Option<SignedDuration>,

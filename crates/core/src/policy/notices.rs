@@ -108,7 +108,7 @@ fn short_lifetime(before: &MailCredentialStatus, after: &MailCredentialStatus) -
     Some(EventNote { warning: true, reason: Reason::LifetimeTooShort, note })
 }
 
-/// The Events for the change from one list of conditions to the next. `bad`: the types that are problems while True.
+/// The Events for the change from one list of conditions to the next. `bad`: types that are problems while True.
 pub(super) fn turns(before: &[Condition], after: &[Condition], bad: &[ConditionType]) -> Vec<EventNote> {
     let mut notices: Vec<EventNote> = vec![];
     let mut add = |warning, condition: &Condition| {

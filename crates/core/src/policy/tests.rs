@@ -14,7 +14,6 @@ use crate::{
     fixtures::{self, Case, at, published, token},
 };
 
-/// One change of the observations.
 type Change = fn(&mut Case);
 /// Checks whether a decision is the expected decision.
 type Expected = fn(&Decision) -> bool;

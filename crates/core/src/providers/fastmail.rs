@@ -13,7 +13,6 @@ use crate::{
     oauth::discovery::Endpoints,
 };
 
-/// Returns the profile of Fastmail.
 pub(super) fn profile(given: &Servers) -> Profile {
     let source = TokenSource::Known(Endpoints {
         token_url: "https://api.fastmail.com/oauth/refresh".to_owned(),

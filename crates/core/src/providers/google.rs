@@ -44,7 +44,6 @@ const IDLE_LIFE: SignedDuration = SignedDuration::from_hours(180 * 24);
 /// apart, so the refusal follows soon after the end.
 const TESTING: [SignedDuration; 2] = [SignedDuration::from_hours(6 * 24 + 12), SignedDuration::from_hours(7 * 24 + 12)];
 
-/// Returns the profile of Google.
 pub(super) fn profile(given: &Servers) -> Profile {
     let source = TokenSource::Known(Endpoints {
         token_url: "https://oauth2.googleapis.com/token".to_owned(),

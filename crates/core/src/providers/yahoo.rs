@@ -12,7 +12,6 @@ use crate::{
     oauth::{Refusal, discovery::Endpoints},
 };
 
-/// Returns the profile of Yahoo.
 pub(super) fn profile(given: &Servers) -> Profile {
     let source = TokenSource::Known(Endpoints {
         token_url: "https://api.login.yahoo.com/oauth2/get_token".to_owned(),

@@ -11,7 +11,6 @@ use crate::{
     protocol::{Mechanism, Security},
 };
 
-/// The common state of the three dialogues.
 #[derive(Debug)]
 pub(super) struct Conversation {
     /// Unfinished input.

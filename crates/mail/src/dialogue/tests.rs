@@ -229,7 +229,7 @@ fn imap_and_pop3_start_tls_too() {
 
 #[test]
 fn a_challenge_reports_a_refusal_and_is_answered_once() {
-    // {"status":"401","schemes":"bearer","scope":"https://mail.google.com/"}
+    // {"status":"401","schemes":"bearer","scope":"https://mail.google.com/"} in base64.
     let refusal = "eyJzdGF0dXMiOiI0MDEiLCJzY2hlbWVzIjoiYmVhcmVyIiwic2NvcGUiOiJodHRwczovL21haWwuZ29vZ2xlLmNvbS8ifQ==";
     let smtp = |mechanism: &str, answer: &str, rest: &str| {
         probe(

@@ -84,7 +84,6 @@ pub(super) fn begin(mechanism: &[u8], initial: Option<&[u8]>) -> Option<Outcome>
 }
 
 impl Exchange {
-    /// Reads a response of the client.
     pub(super) fn respond(self, response: &[u8]) -> Outcome {
         let response = response.trim_ascii();
         if response == b"*" {

@@ -130,7 +130,7 @@ fn a_seed_that_is_withdrawn_stops_the_renewal_immediately_and_not_the_token() {
 
 #[test]
 fn a_refresh_token_is_used_often_enough_to_live() {
-    // The provider's expiry and the lifetime without use, in days, and when the refresh token is due after its last use.
+    // Columns: the provider's expiry in days, the lifetime without use in days, the time from the last use to the next.
     let table =
         [(None, None, 7 * DAY), (None, Some(90), 7 * DAY), (None, Some(10), 5 * DAY), (Some(4), Some(90), 2 * DAY)];
     for (end, idle, due) in table {

@@ -114,7 +114,7 @@ proptest! {
             let token = case.observed.token().unwrap();
             let lifetime = token.expires_at.duration_since(token.issued_at);
             let margin = SignedDuration::from_mins(12).min(lifetime / 2);
-            // A token with a lifetime of seconds is renewed after a second at the earliest.
+            // The broker renews a token with a lifetime of seconds after a second at the earliest.
             prop_assert!(until <= (token.expires_at - margin).max(token.issued_at + SignedDuration::from_secs(1)));
         }
     }

@@ -38,9 +38,9 @@ fn untagged_lines_are_ignored_where_they_announce_nothing() {
 
 #[test]
 fn a_challenge_after_the_token_is_answered_and_says_whether_it_is_refused() {
-    // {"status":"401"}
+    // The challenge is {"status":"401"} in base64.
     session(&format!("{UNTIL_TOKEN}S: + eyJzdGF0dXMiOiI0MDEifQ==\nC:\ninterrupted: Refused"));
-    // hello
+    // The challenge is hello in base64.
     session(&format!("{UNTIL_TOKEN}S: + aGVsbG8=\nC:\ninterrupted: Unavailable"));
 }
 
