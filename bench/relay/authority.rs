@@ -1,4 +1,5 @@
-//! A certificate chain of realistic size: a leaf with 25 names, two intermediates, all with RSA keys of 2,048 bits, and a root.
+//! A certificate chain of realistic size: a leaf with 25 names, two intermediates, and a root. All have RSA keys of
+//! 2,048 bits.
 
 use std::{fs, path::Path, sync::Arc};
 
@@ -12,10 +13,10 @@ use rustls::{
     pki_types::PrivateKeyDer,
 };
 
-/// Names of the leaf.
+/// Number of names in the leaf certificate.
 const NAMES: usize = 25;
 
-/// Writes the root to a file, and returns the configuration of the mail server. Sessions are resumed by tickets.
+/// Writes the root to a file, and returns the TLS configuration of the mail server. Clients resume sessions by tickets.
 pub fn server(root_file: &Path) -> Arc<ServerConfig> {
     let root = CertifiedIssuer::self_signed(authority("Shop Root R1"), key()).unwrap();
     let second = CertifiedIssuer::signed_by(authority("Shop Public Server Authentication R36"), key(), &root).unwrap();

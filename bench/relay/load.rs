@@ -16,13 +16,13 @@ use crate::stand_in::MESSAGE;
 
 /// The user name of all logins.
 pub const USER: &str = "billing@shop.example";
-/// Their password.
+/// The password of all logins.
 pub const PASSWORD: &str = "a-local-password";
-/// Both as SASL PLAIN, in Base64.
+/// User name and password as SASL PLAIN, in Base64.
 const PLAIN: &str = "AGJpbGxpbmdAc2hvcC5leGFtcGxlAGEtbG9jYWwtcGFzc3dvcmQ=";
-/// Logins that run at the same time.
+/// Number of concurrent logins.
 pub const AT_ONCE: usize = 16;
-/// Bytes that are read or written at a time.
+/// Maximum number of bytes of one read or write.
 const CHUNK: usize = 262_144;
 /// Time limit of one answer.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -39,7 +39,7 @@ impl Client {
         Ok(Self { stream: BufReader::with_capacity(2048, stream) })
     }
 
-    /// An IMAP session after LOGIN.
+    /// Connects and logs in by IMAP.
     pub async fn imap(port: u16) -> io::Result<Self> {
         let mut client = Self::connect(port).await?;
         client.until("* OK").await?;
@@ -47,7 +47,7 @@ impl Client {
         Ok(client)
     }
 
-    /// Logs in at SMTP, and quits. Returns the time from the connection to the login.
+    /// Logs in by SMTP, and quits. Returns the time from the connection to the login.
     pub async fn smtp(port: u16) -> io::Result<Duration> {
         let begun = Instant::now();
         let mut client = Self::connect(port).await?;
@@ -66,7 +66,7 @@ impl Client {
         self.stream.get_mut().write_all(bytes).await
     }
 
-    /// Reads lines until one begins like this, and returns it.
+    /// Reads lines until a line begins with `start`, and returns that line.
     async fn until(&mut self, start: &str) -> io::Result<String> {
         loop {
             let mut line = String::new();
@@ -90,19 +90,19 @@ impl Client {
         self.until("a OK").await.map(drop)
     }
 
-    /// Begins to wait for new mail.
+    /// Sends IDLE: the session waits for new mail.
     pub async fn idle(&mut self) -> io::Result<()> {
         self.send(b"a IDLE\r\n").await?;
         self.until("+ ").await.map(drop)
     }
 
-    /// Ends the wait.
+    /// Ends IDLE.
     pub async fn done(&mut self) -> io::Result<()> {
         self.send(b"DONE\r\n").await?;
         self.until("a OK").await.map(drop)
     }
 
-    /// Ends the session.
+    /// Ends the session by LOGOUT.
     pub async fn log_out(mut self) -> io::Result<()> {
         self.send(b"a LOGOUT\r\n").await?;
         self.until("* BYE").await.map(drop)
@@ -160,7 +160,8 @@ pub async fn logins(port: u16, time: Duration) -> io::Result<usize> {
     clients.join_all().await.into_iter().sum()
 }
 
-/// Milliseconds from the connection to the login, one after the other, until the number or the time is reached.
+/// Logs in one client after the other, until `number` or `time` is reached. Returns the milliseconds from the
+/// connection to the login of each.
 pub async fn one_at_a_time(port: u16, number: usize, time: Duration) -> io::Result<Vec<f64>> {
     let (mut times, limit) = (vec![], Instant::now());
     while times.len() < number && limit.elapsed() < time {
@@ -172,7 +173,7 @@ pub async fn one_at_a_time(port: u16, number: usize, time: Duration) -> io::Resu
     Ok(times)
 }
 
-/// Opens sessions, [`AT_ONCE`] at a time, and lets them wait for new mail.
+/// Opens sessions, [`AT_ONCE`] at a time. Each session then waits for new mail.
 pub async fn hold(port: u16, number: usize) -> io::Result<Vec<Client>> {
     let mut clients = JoinSet::new();
     for at in 0..AT_ONCE {
@@ -190,9 +191,9 @@ pub async fn hold(port: u16, number: usize) -> io::Result<Vec<Client>> {
     Ok(held?.into_iter().flatten().collect())
 }
 
-/// Milliseconds of NOOP in one session, while others read messages all the time.
+/// Returns the milliseconds of each NOOP in one session, while `streams` other sessions continuously read messages.
 pub async fn noop_beside(port: u16, streams: usize, time: Duration) -> io::Result<Vec<f64>> {
-    /// Between two of them.
+    /// Pause between two NOOP commands.
     const PAUSE: Duration = Duration::from_millis(2);
     let mut readers = JoinSet::new();
     for _ in 0..streams {

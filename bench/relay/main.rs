@@ -34,7 +34,7 @@ use process::{Core, Cores, Running};
 use report::Report;
 use rounds::Plan;
 
-/// What all measurements share: the stand-in mail server, the files and the cores.
+/// The state that all measurements share: the stand-in mail server, the files and the cores.
 pub struct Lab {
     /// The folder of the programs' files.
     folder: PathBuf,
@@ -52,7 +52,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Starts the mail server as a process of its own.
+    /// Starts the mail server as a separate process.
     fn start(cores: Cores) -> Self {
         let folder = report::folder().join("relay/run");
         if folder.exists() {
@@ -83,7 +83,7 @@ impl Lab {
         }
     }
 
-    /// The handshakes of the mail server until now, and how many of them resumed a session.
+    /// Returns the number of TLS handshakes of the mail server so far, and how many of them resumed a session.
     fn handshakes(&self) -> (f64, f64) {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.http)).unwrap();
         stream.write_all(b"GET /handshakes HTTP/1.1\r\n\r\n").unwrap();

@@ -1,4 +1,4 @@
-//! Processes of the measured programs: their cores, their CPU and their memory, from `/proc`.
+//! Processes of the measured programs: assigns their cores, and reads their CPU and memory from `/proc`.
 
 use std::{
     fs, io,
@@ -12,19 +12,19 @@ use rustix::{
     thread::{CpuSet, sched_setaffinity},
 };
 
-/// A tick of `/proc/PID/stat`: USER_HZ is 100 on every Linux.
+/// Length of a tick in `/proc/PID/stat`: USER_HZ is 100 on every Linux.
 const TICK: Duration = Duration::from_millis(10);
 /// Time for a program to end after SIGTERM.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The cores of the programs. With one core, everything shares it.
+/// The cores of the programs. On a machine with one core, all programs share it.
 #[derive(Clone, Copy, Debug)]
 pub enum Core {
-    /// The generator of the load.
+    /// The core of the load generator.
     Load,
-    /// The stand-in mail server. It shares the generator's core where there are only two.
+    /// The core of the stand-in mail server. On a machine with two cores, it is the generator's core.
     Server,
-    /// The measured program: a core of its own.
+    /// The core of the measured program, which no other program uses.
     Measured,
 }
 
@@ -39,7 +39,7 @@ impl Core {
     }
 }
 
-/// The number of each core, read before the first process is pinned.
+/// The number of each core, read before this process pins its first process.
 #[derive(Clone, Copy)]
 pub struct Cores {
     load: usize,
@@ -55,7 +55,7 @@ impl Cores {
         Self { load, server, measured }
     }
 
-    /// Starts a command on a core. It inherits the pin of this thread.
+    /// Starts a command on a core. The new process inherits the pin of this thread.
     pub fn spawn(self, core: Core, command: &mut Command) -> io::Result<Child> {
         pin(match core {
             Core::Load => self.load,
@@ -82,30 +82,30 @@ pub fn raise_open_files() -> u64 {
     limit.maximum.unwrap_or(1 << 20)
 }
 
-/// The processes of one measured program. They end when this is dropped.
+/// The processes of one measured program. Dropping this value ends them.
 #[derive(Default)]
 pub struct Running {
     roots: Vec<Child>,
 }
 
 impl Running {
-    /// Adds a process, with the children that it will have.
+    /// Adds a process, including its later children.
     pub fn add(&mut self, child: Child) {
         self.roots.push(child);
     }
 
-    /// CPU time since the start, with that of threads and waited-for children that have ended.
+    /// Returns the CPU time since the start, including ended threads and waited-for children.
     pub fn cpu(&self) -> Duration {
         let ticks: u64 = self.processes().into_iter().filter_map(|process| stat(process)?.ticks()).sum();
         TICK * u32::try_from(ticks).unwrap()
     }
 
-    /// Resident memory in KiB. Pages that processes share are counted once (PSS), where the kernel shows that.
+    /// Returns resident memory in KiB. Counts shared pages once (PSS), if the kernel shows that.
     pub fn memory(&self) -> f64 {
         self.processes().into_iter().map(resident).sum()
     }
 
-    /// Whether all processes that were started still run.
+    /// Whether all started processes still run.
     pub fn alive(&mut self) -> bool {
         self.roots.iter_mut().all(|child| matches!(child.try_wait(), Ok(None)))
     }
@@ -127,7 +127,7 @@ impl Running {
 }
 
 impl Drop for Running {
-    /// Children may outlive their parent: what is left of them is killed, so that it does not disturb the next program.
+    /// Kills children that outlive their parent, so that they do not disturb the next program.
     fn drop(&mut self) {
         let all = self.processes();
         for child in &self.roots {
@@ -160,7 +160,7 @@ impl Stat {
         self.0.get(1).and_then(|parent| u32::try_from(*parent).ok())
     }
 
-    /// utime, stime, cutime and cstime.
+    /// Returns the sum of utime, stime, cutime and cstime.
     fn ticks(&self) -> Option<u64> {
         Some(self.0.get(11..15)?.iter().sum())
     }
@@ -172,7 +172,7 @@ fn stat(process: u32) -> Option<Stat> {
     Some(Stat(fields.map(|field| field.parse().unwrap_or(0)).collect()))
 }
 
-/// KiB of one process. Another user's process shows no `smaps_rollup`.
+/// Returns the resident memory of one process in KiB. A process of another user shows no `smaps_rollup`.
 fn resident(process: u32) -> f64 {
     let field = |file: &str, name: &str| -> Option<f64> {
         let text = fs::read_to_string(format!("/proc/{process}/{file}")).ok()?;
@@ -181,7 +181,7 @@ fn resident(process: u32) -> f64 {
     field("smaps_rollup", "Pss:").or_else(|| field("status", "VmRSS:")).unwrap_or(0.0)
 }
 
-/// CPU time of this process.
+/// Returns the CPU time of this process.
 pub fn own_cpu() -> Duration {
     let ticks = stat(std::process::id()).and_then(|stat| stat.ticks()).unwrap();
     TICK * u32::try_from(ticks).unwrap()

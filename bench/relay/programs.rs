@@ -1,4 +1,4 @@
-//! The programs that are measured, each with the settings that make it fast.
+//! The measured programs, each with settings that make it fast.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use crate::{
     stand_in,
 };
 
-/// Time for a program to accept its first connection.
+/// Maximum time until a program accepts its first connection.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A measured program.
@@ -27,11 +27,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub enum Program {
     /// The relay.
     Relay,
-    /// TLS and copying only: the client logs in at the mail server.
+    /// stunnel, which only starts TLS and copies: the client logs in at the mail server.
     Stunnel,
-    /// Dovecot's login proxy, fast mode.
+    /// Dovecot's login proxy in fast mode.
     Dovecot,
-    /// nginx's mail proxy. It has no XOAUTH2 and no TLS towards the server: it passes the password on, through stunnel.
+    /// nginx's mail proxy. It supports neither XOAUTH2 nor TLS to the server: it passes the password to the server,
+    /// through stunnel.
     Nginx,
     /// email-oauth2-proxy.
     EmailProxy,
@@ -39,13 +40,13 @@ pub enum Program {
 
 /// A program that accepts connections.
 pub struct Started {
-    /// Its processes.
+    /// The processes of the program.
     pub running: Running,
-    /// Where clients reach IMAP on loopback, without TLS.
+    /// The port for IMAP on loopback, without TLS.
     pub imap: u16,
-    /// The same for SMTP, where the program is set up for it.
+    /// The port for SMTP on loopback, without TLS; `None` if the program has no SMTP set-up.
     pub smtp: Option<u16>,
-    /// From the start to the first accepted connection.
+    /// Time from the start to the first accepted connection.
     pub first_accept: Duration,
 }
 
@@ -64,7 +65,7 @@ impl Program {
         }
     }
 
-    /// The file that is executed.
+    /// Returns the executable of the program.
     pub fn file(self, lab: &Lab) -> PathBuf {
         match self {
             Self::Relay => lab.relay.clone(),
@@ -75,7 +76,7 @@ impl Program {
         }
     }
 
-    /// Why the program cannot be measured here.
+    /// Returns why this machine cannot measure the program; `None` if it can.
     pub fn missing(self, lab: &Lab) -> Option<String> {
         let file = self.file(lab);
         if !file.exists() {
@@ -85,8 +86,8 @@ impl Program {
         (needs_root && !geteuid().is_root()).then(|| "it starts only as root".to_owned())
     }
 
-    /// The idle sessions that it holds, of the wanted number. email-oauth2-proxy needs a tenth of a second for each login, and
-    /// cannot hold more than about 500: it waits with select(2).
+    /// Returns how many idle sessions the program holds, at most `wanted`. email-oauth2-proxy needs a tenth of a second
+    /// for each login. It cannot hold more than about 500 sessions, because it waits with select(2).
     pub fn holds(self, wanted: usize) -> usize {
         if self == Self::EmailProxy { wanted.min(100) } else { wanted }
     }
@@ -136,7 +137,7 @@ fn accepts(port: u16, running: &mut Running) {
     }
 }
 
-/// A command without output. `RELAY_BENCH_LOGS=1` shows what the programs say.
+/// Returns a command without output. With `RELAY_BENCH_LOGS=1` the command prints its output.
 fn quiet(file: PathBuf) -> Command {
     let mut command = Command::new(file);
     if std::env::var_os("RELAY_BENCH_LOGS").is_none() {
@@ -146,7 +147,7 @@ fn quiet(file: PathBuf) -> Command {
 }
 
 fn relay(lab: &Lab, folder: &Path, imap: u16, smtp: u16) -> Command {
-    // As the kubelet mounts a Secret: the keys are links through ..data.
+    // The folder is like a Secret that the kubelet mounts: the keys are links through ..data.
     let mailboxes = folder.join("mailboxes");
     fs::create_dir_all(mailboxes.join("..1")).unwrap();
     symlink("..1", mailboxes.join("..data")).unwrap();
@@ -183,8 +184,8 @@ fn stunnel(lab: &Lab, folder: &Path, imap: u16, smtp: Option<u16>) -> Command {
             lab.root_file.display()
         )
     };
-    // Debian's build asks libwrap by another process for each connection, Nagle's algorithm delays what follows a reply, and
-    // without a syslog daemon each line of the log goes to the console.
+    // Three settings change Debian's defaults. libwrap: a separate process checks each connection. TCP_NODELAY: Nagle's
+    // algorithm delays data after a reply. syslog: without a daemon, each log line goes to the console.
     let mut text = "foreground = yes\nsyslog = no\noutput = /dev/null\npid =\nlibwrap = no\nsocket = l:TCP_NODELAY=1\n\
                     socket = r:TCP_NODELAY=1\n"
         .to_owned();
@@ -201,7 +202,7 @@ fn stunnel(lab: &Lab, folder: &Path, imap: u16, smtp: Option<u16>) -> Command {
 
 fn dovecot(lab: &Lab, folder: &Path, imap: u16) -> Command {
     let (run, server, token) = (folder.display(), lab.imap, stand_in::token());
-    // any-cert: its login processes do not read `ssl_client_ca_file`, so it verifies no certificate.
+    // any-cert: Dovecot's login processes do not read `ssl_client_ca_file`, so they verify no certificate.
     // service_count = 0: a login process serves many connections.
     let text = format!(
         "base_dir = {run}/run\nstate_dir = {run}/state\nlog_path = /dev/null\nprotocols = imap\nlisten = 127.0.0.1\n\

@@ -1,4 +1,4 @@
-//! The rounds: every program is started, measured and stopped, one after the other, and then again.
+//! The rounds: each round starts, measures and stops every program, one after the other.
 
 use std::{
     collections::BTreeMap,
@@ -18,38 +18,39 @@ use crate::{
 
 /// The extent of the measurements.
 pub struct Plan {
-    /// Rounds with all programs.
+    /// Number of rounds with all programs.
     pub rounds: usize,
-    /// The programs.
+    /// The programs to measure.
     pub programs: Vec<Program>,
-    /// Idle sessions that each program holds.
+    /// Number of idle sessions that each program holds.
     pub held: usize,
-    /// Idle sessions that the relay holds once.
+    /// Number of idle sessions that the relay holds once.
     pub many: usize,
-    /// How long the CPU for them is measured.
+    /// Duration of the CPU measurement of idle sessions.
     pub idle: Duration,
-    /// How long clients log in, 16 at once.
+    /// Duration of the concurrent logins, 16 at a time.
     pub logins: Duration,
-    /// Logins one at a time.
+    /// Number of logins one at a time.
     pub singles: usize,
-    /// Messages that are copied each way.
+    /// Number of messages copied in each direction.
     pub messages: usize,
-    /// How long NOOP is measured.
+    /// Duration of the NOOP measurement.
     pub noop: Duration,
 }
 
-/// The wanted number of idle sessions of the relay.
+/// The intended number of idle sessions of the relay.
 pub const MANY: usize = 10_000;
-/// Streams beside NOOP.
+/// Number of streams during the NOOP measurement.
 pub const STREAMS: usize = 16;
-/// Sessions that are opened, as many at a time as later, and closed before the first measurement: the memory of logins in
-/// progress is not that of idle sessions.
+/// Number of sessions that a program opens and closes before the first measurement, as many at a time as later. So the
+/// memory of logins in progress does not count as memory of idle sessions.
 const WARM_UP: usize = 2 * AT_ONCE;
-/// Until memory is at rest.
+/// Time until memory has settled.
 const SETTLE: Duration = Duration::from_millis(500);
 
 impl Plan {
-    /// `open_files` limits the sessions: the relay has two connections for each.
+    /// Reads the plan from the environment. `open_files` limits the sessions, because the relay has two connections for
+    /// each session.
     pub fn from_environment(open_files: u64) -> Self {
         let quick = env::var("QUICK").is_ok_and(|value| value == "1");
         let seconds = |usual, short| Duration::from_secs(if quick { short } else { usual });
@@ -73,42 +74,42 @@ impl Plan {
     }
 }
 
-/// What is measured.
+/// The measured values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Measure {
-    /// Logins a second, 16 at once.
+    /// Logins per second, 16 at a time.
     Logins,
-    /// Milliseconds from the connection to the login, one at a time, median.
+    /// Median of the milliseconds from the connection to the login by IMAP, one at a time.
     Login,
-    /// The same for SMTP.
+    /// Median of the milliseconds from the connection to the login by SMTP, one at a time.
     SmtpLogin,
-    /// Milliseconds of the program's CPU for a login, 16 at once.
+    /// Milliseconds of the program's CPU for one login, 16 at a time.
     Cpu,
-    /// TLS sessions that were resumed at the mail server, in percent.
+    /// Percentage of TLS sessions at the mail server that were resumed.
     Resumed,
-    /// Percent of its core that the program used, 16 at once.
+    /// Percentage of its core that the program used, 16 logins at a time.
     Busy,
-    /// Percent of a core that the generator and the mail server used, 16 at once.
+    /// Percentage of a core that the generator and the mail server used, 16 logins at a time.
     LoadBusy,
-    /// KiB for each idle session.
+    /// Memory in KiB for each idle session.
     Idle,
-    /// MB a second from the mail server.
+    /// MB per second from the mail server.
     Down,
-    /// MB a second to the mail server.
+    /// MB per second to the mail server.
     Up,
     /// Milliseconds of the program's CPU for 100 MB.
     CopyCpu,
-    /// The 99th percentile of NOOP beside streams, in milliseconds.
+    /// The 99th percentile of NOOP during the streams, in milliseconds.
     Noop,
-    /// MiB after the start.
+    /// Memory in MiB after the start.
     Empty,
     /// Milliseconds from the start to the first accepted connection.
     FirstAccept,
-    /// Idle sessions that stay open, of many.
+    /// Number of the many idle sessions that stay open.
     ManyOpen,
-    /// KiB for each of them.
+    /// Memory in KiB for each of the many idle sessions.
     ManyIdle,
-    /// Percent of a core for them.
+    /// Percentage of a core that the many idle sessions use.
     ManyCpu,
 }
 
@@ -149,11 +150,11 @@ pub async fn run(plan: &Plan, lab: &Lab, report: &mut Report) -> Results {
 #[derive(Default)]
 struct Measured {
     values: Vec<(Measure, f64)>,
-    /// What the program could not do.
+    /// The failure of the program, if it failed.
     failed: Option<String>,
 }
 
-/// One program in one round. A program other than the relay may fail.
+/// Measures one program in one round. Programs other than the relay may fail.
 async fn measure(program: Program, started: &mut Started, plan: &Plan, lab: &Lab) -> Measured {
     let mut measured = Measured::default();
     let ended = all(program, started, plan, lab, &mut measured.values).await;
@@ -176,7 +177,7 @@ async fn all(
     tokio::time::sleep(SETTLE).await;
     values.push((Measure::Empty, running.memory() / 1024.0));
 
-    // email-oauth2-proxy stores a key at its first login, and refuses logins beside that one.
+    // email-oauth2-proxy stores a key at its first login, and refuses other logins at the same time.
     drop(load::hold(port, 1).await?);
     drop(load::hold(port, WARM_UP).await?);
     tokio::time::sleep(SETTLE).await;
@@ -231,7 +232,7 @@ async fn all(
     Ok(())
 }
 
-/// Many idle sessions of the relay.
+/// Measures many idle sessions of the relay.
 async fn many(plan: &Plan, lab: &Lab, report: &mut Report, results: &mut Results) -> io::Result<()> {
     let started = Program::Relay.start(lab);
     let running = &started.running;

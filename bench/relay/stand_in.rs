@@ -1,5 +1,5 @@
-//! A stand-in mail server: IMAP and SMTP, TLS from the first byte, every login accepted. It also serves access tokens and the
-//! number of its TLS handshakes, over HTTP. It runs as a process of its own.
+//! A stand-in mail server in a separate process: IMAP and SMTP, TLS from the first byte. It accepts every login. Over
+//! HTTP it also serves access tokens and the number of its TLS handshakes.
 
 use std::{
     io::{self, Write as _},
@@ -20,19 +20,19 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::authority;
 
-/// Bytes of the message that FETCH returns and APPEND takes.
+/// Size in bytes of the message that FETCH returns and APPEND stores.
 pub const MESSAGE: usize = 25_000_000;
-/// Characters of the access token.
+/// Length of the access token in characters.
 pub const TOKEN: usize = 1_400;
-/// Bytes that are written at a time.
+/// Maximum number of bytes of one write.
 const CHUNK: usize = 65_536;
-/// Bytes of a command line, at most.
+/// Maximum length of a command line in bytes.
 const LINE: u64 = 16_384;
 
 const CAPABILITIES: &str =
     "CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN AUTH=XOAUTH2 ID IDLE UIDPLUS MOVE NAMESPACE UNSELECT";
 
-/// Handshakes, and how many of them resumed a session.
+/// Numbers of all handshakes and of handshakes that resumed a session.
 #[derive(Default)]
 struct Handshakes {
     all: AtomicU64,
@@ -48,7 +48,7 @@ pub async fn serve(root_file: &Path) {
         let v4 = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = v4.local_addr().unwrap().port();
         ports.push(port.to_string());
-        // `localhost` may also be ::1.
+        // `localhost` may also resolve to ::1.
         let v6 = TcpListener::bind((Ipv6Addr::LOCALHOST, port)).await;
         for listener in [Ok(v4), v6].into_iter().flatten() {
             tokio::spawn(accept(protocol, listener, acceptor.clone(), handshakes.clone()));
@@ -92,13 +92,13 @@ async fn accept(protocol: Protocol, listener: TcpListener, acceptor: TlsAcceptor
     }
 }
 
-/// The other side of a connection.
+/// A connection to a client.
 struct Peer<S> {
     stream: BufReader<S>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
-    /// A line without its end. `None` at the end of the connection.
+    /// Reads a line without its end. Returns `None` at the end of the connection.
     async fn line(&mut self) -> io::Result<Option<String>> {
         let mut line = String::new();
         (&mut self.stream).take(LINE).read_line(&mut line).await?;
@@ -110,7 +110,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
         self.stream.flush().await
     }
 
-    /// Reads this number of bytes.
+    /// Reads and drops this number of bytes.
     async fn skip(&mut self, mut bytes: usize) -> io::Result<()> {
         while bytes > 0 {
             let read = self.stream.fill_buf().await?.len().min(bytes);
@@ -124,7 +124,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
     }
 }
 
-/// The length of a literal at the end of a line.
+/// Parses the length of a literal at the end of a line.
 fn literal(line: &str) -> Option<usize> {
     line.strip_suffix('}')?.rsplit_once('{')?.1.parse().ok()
 }
@@ -217,7 +217,7 @@ async fn smtp<S: AsyncRead + AsyncWrite + Unpin>(mut peer: Peer<S>) -> io::Resul
     Ok(())
 }
 
-/// `GET /handshakes` returns both numbers; every other request returns a token.
+/// Answers `GET /handshakes` with both numbers, and every other request with a token.
 async fn answer_http(stream: TcpStream, handshakes: &Handshakes) -> io::Result<()> {
     let mut peer = Peer { stream: BufReader::new(stream) };
     let mut first = String::new();
@@ -246,7 +246,7 @@ async fn answer_http(stream: TcpStream, handshakes: &Handshakes) -> io::Result<(
     peer.stream.shutdown().await
 }
 
-/// An access token.
+/// Returns an access token.
 pub fn token() -> String {
     "eyJ0eXAiOiJKV1QiLCJhbGciOiJSUzI1NiJ9".chars().cycle().take(TOKEN).collect()
 }

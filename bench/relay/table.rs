@@ -9,10 +9,10 @@ use crate::{
     rounds::{Measure, Plan, Results, STREAMS},
 };
 
-/// A goal of the relay, and the program that is its floor.
+/// A target of the relay, and the program that is the floor of the target.
 type Goal = (Option<Program>, Target);
 
-/// The rows: what is measured, its name, its unit and the goal.
+/// Returns the rows: the measured value, its name, its unit and its target.
 fn rows(plan: &Plan) -> Vec<(Measure, String, &'static str, Goal)> {
     use Program::{Dovecot, Stunnel};
     let none = (None, Target::None);
@@ -64,7 +64,7 @@ pub fn add_all(results: &Results, plan: &Plan, lab: &Lab, report: &mut Report) {
     report.add(Figure::new("the relay's binary", "MB", [size]).target(Target::AtMost(5.0)));
 }
 
-/// The medians of all programs side by side.
+/// Returns a table with the medians of all programs side by side.
 pub fn side_by_side(results: &Results, plan: &Plan) -> String {
     let heads: Vec<_> = Program::ALL.iter().map(|program| program.name()).collect();
     let mut table = format!("| median | {} |\n|---|{}\n", heads.join(" | "), "---|".repeat(heads.len()));
