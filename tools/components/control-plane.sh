@@ -46,7 +46,7 @@ start_kube_apiserver() {
     [[ -f $pki/service-account.key ]] ||
         openssl ecparam -name prime256v1 -genkey -noout -out "$pki/service-account.key"
 
-    # The tests read the audit log on as it grows: it is not rotated.
+    # Do not rotate the audit log: the tests read it while it grows.
     issuer=https://localhost:$(port kube-apiserver)
     launch kube-apiserver "$(tool_path kube-apiserver)" --etcd-servers "http://127.0.0.1:$(port etcd)" \
         --bind-address "$API_ADDRESS" --advertise-address "$API_ADDRESS" --secure-port "$(port kube-apiserver)" \

@@ -40,7 +40,7 @@ start_mail() {
     mail_config main.cf "${values[@]}" >"$home/postfix/main.cf"
     mail_config master.cf "${values[@]}" >"$home/postfix/master.cf"
 
-    rm -f "$home/dovecot/master.pid" # of one that was killed
+    rm -f "$home/dovecot/master.pid" # a killed Dovecot leaves this file
     launch dovecot /usr/sbin/dovecot -F -c "$home/dovecot.conf"
     # This command creates the folders of the queue.
     postfix -c "$home/postfix" check >>"$DIR/logs/postfix.log" 2>&1 || fail 'mail: postfix check failed' postfix

@@ -108,13 +108,13 @@ END
 ready_kubelet() { curl -sf -o /dev/null "http://127.0.0.1:$(port "kubelet-$node")/healthz"; }
 
 # Stops the kubelet, containerd and its helpers, and every process of the node's cgroups; then removes network namespaces, mounts and cgroups. It
-# asks containerd for nothing, which may be dead.
+# sends no request to containerd, which may be dead.
 node_down() { # NODE
     local node=$1 home=$DIR/$1 item namespaces processes
     namespaces=$(grep -rhoE 'cni-[0-9a-f-]{36}' "$home"/run/*.task/k8s.io/*/config.json 2>/dev/null | sort -u) || true
     halt "kubelet-$node"
     halt "containerd-$node"
-    # Only this cluster's helpers name this socket.
+    # Only helpers of this cluster have this socket in their arguments.
     for item in $(pgrep -f "containerd-shim.*-address $home/containerd.sock"); do kill -KILL "$item" 2>/dev/null || true; done
     for _ in {1..50}; do
         processes=$(find /sys/fs/cgroup -path "*/$BRIDGE-$node/*" -name cgroup.procs -exec cat {} + 2>/dev/null | sort -u)
