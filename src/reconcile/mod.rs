@@ -40,7 +40,6 @@ use crate::{
         act::{
             activity::Activity,
             probe,
-            request_handle::RequestHandle,
             start::{start_request, wants_a_permit},
         },
         action::Action,
@@ -67,27 +66,13 @@ const GRANT_WRITE_RETRY: Duration = Duration::from_secs(2);
 /// Wait before another try to repair the target, while the back-off of the next token request runs.
 const REPAIR_RETRY: SignedDuration = SignedDuration::from_secs(30);
 
-/// How long a reconcile waits for the response of a provider. A fast response is handled at once; enqueueing the
-/// credential would take longer. A provider that hangs blocks a worker for no longer than this.
-const FAST_REPLY_WAIT: Duration = Duration::from_millis(100);
-
-/// Reconciles one credential: one step, and a second one if the provider answers within [`FAST_REPLY_WAIT`].
+/// Reconciles one credential. A request runs in a task of its own, and its end enqueues the credential again.
 ///
 /// # Errors
 /// The step that Kubernetes failed. All other failures become conditions.
 pub async fn reconcile(credential: Arc<MailCredential>, context: &Arc<Context>) -> Result<Action, Error> {
     let (uid, row) = (checks::uid(&credential).to_owned(), Activity::grant(&credential));
-    let mut asked = None;
-    let mut done = step(credential.clone(), context, &mut asked).await;
-    if done.is_ok()
-        && let Some(handle) = asked.take()
-        && handle.ends_within(FAST_REPLY_WAIT).await
-    {
-        done = match context.stores.credentials.get(checks::namespace(&credential), &credential.name_any()) {
-            Some(credential) => step(credential, context, &mut asked).await,
-            None => Ok(Action::await_change()),
-        };
-    }
+    let done = step(credential.clone(), context).await;
     if done.is_err() {
         // Without this an offered permit would stay unused until the next try.
         context.requests.admission.decline(&row);
@@ -105,12 +90,7 @@ pub fn end_of_ready(credential: &MailCredential, context: &Context) -> Option<Ti
     latest.status.as_ref().and_then(policy::status::end_of_ready)
 }
 
-/// One step. A request that was sent is left in `asked`.
-async fn step(
-    credential: Arc<MailCredential>,
-    context: &Arc<Context>,
-    asked: &mut Option<RequestHandle>,
-) -> Result<Action, Error> {
+async fn step(credential: Arc<MailCredential>, context: &Arc<Context>) -> Result<Action, Error> {
     if !context.leadership.is_leader() {
         context.requests.withdraw(checks::uid(&credential));
         context.cache.stand_by(checks::uid(&credential));
@@ -145,7 +125,7 @@ async fn step(
         }
         decision
     } else if let Some(kind) = decision.request().filter(|_| !context.requests.draining.is_cancelled()) {
-        start_request(kind, &decision, &observed, asked, context)
+        start_request(kind, &decision, &observed, context)
     } else {
         decision
     };

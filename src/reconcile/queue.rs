@@ -1,6 +1,6 @@
 //! Decides which object is reconciled next. Pure: the time is an input. Objects are reconciled in the order in which they were
-//! enqueued. Two reconciles of one object never run at the same time: an object that is enqueued while its reconcile runs is
-//! reconciled again after that.
+//! enqueued, those with the result of a request before all others. Two reconciles of one object never run at the same time: an
+//! object that is enqueued while its reconcile runs is reconciled again after that.
 //!
 //! One namespace may not have all reconciles. A reconcile waits for Kubernetes; where an admission webhook of one namespace
 //! hangs, each call there takes up to 30 s, and the objects of all other namespaces would wait.
@@ -16,7 +16,9 @@ use crate::api::reference::ObjectKey;
 /// The objects of one kind that wait for a reconcile, and those whose reconcile runs.
 pub(super) struct Queue {
     objects: HashMap<Arc<ObjectKey>, State>,
-    /// The objects whose reconcile may begin.
+    /// The objects that are reconciled before those in `ready`.
+    first: VecDeque<Arc<ObjectKey>>,
+    /// The objects whose reconcile may begin. An object that was put into `first` later is passed over here.
     ready: VecDeque<Arc<ObjectKey>>,
     /// The requeued objects.
     waiting: BTreeMap<Due, Arc<ObjectKey>>,
@@ -36,7 +38,7 @@ type Due = (Duration, u64);
 
 #[derive(Clone, Copy)]
 enum State {
-    /// The object is in `ready`, or in `blocked` of its namespace.
+    /// The object is in `first`, in `ready`, or in `blocked` of its namespace.
     Ready,
     /// The object is in `waiting`.
     Waits(Due),
@@ -44,9 +46,18 @@ enum State {
     Runs {
         /// The number of the reconcile.
         number: u64,
-        /// The object was enqueued meanwhile.
-        again: bool,
+        /// Where the object was enqueued meanwhile.
+        again: Option<Place>,
     },
+}
+
+/// A place in the order of the objects.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Before all objects that were not enqueued there.
+    First,
+    /// After all others.
+    Last,
 }
 
 /// The reconciles of one namespace.
@@ -71,8 +82,7 @@ struct Limits {
     slow: usize,
 }
 
-/// A reconcile that takes longer than this is slow: most take milliseconds, and none waits for a provider for longer than a
-/// tenth of a second.
+/// A reconcile that takes longer than this is slow: most take milliseconds, and none waits for a provider.
 const SLOW: Duration = Duration::from_secs(1);
 /// Tables with fewer entries keep their memory.
 const SMALL: usize = 1_024;
@@ -90,6 +100,7 @@ impl Queue {
         let limits = Limits { total: concurrency, quick: (concurrency * 3 / 4).max(1), slow: (concurrency / 8).max(1) };
         Self {
             objects: HashMap::new(),
+            first: VecDeque::new(),
             ready: VecDeque::new(),
             waiting: BTreeMap::new(),
             namespaces: HashMap::new(),
@@ -101,17 +112,23 @@ impl Queue {
     }
 
     /// Enqueues an object.
-    pub(super) fn enqueue(&mut self, key: ObjectKey) {
-        match self.objects.get_mut(&key) {
-            Some(State::Ready) => {}
-            Some(State::Runs { again, .. }) => *again = true,
-            Some(State::Waits(due)) => {
-                if let Some(key) = self.waiting.remove(due) {
-                    self.make_ready(key);
-                }
+    pub(super) fn enqueue(&mut self, key: ObjectKey, place: Place) {
+        let key = match self.objects.get_key_value(&key) {
+            Some((_, State::Ready)) if place == Place::Last => return,
+            Some((key, State::Ready)) => key.clone(),
+            Some((key, State::Waits(due))) => {
+                self.waiting.remove(due);
+                key.clone()
             }
-            None => self.make_ready(Arc::new(key)),
-        }
+            Some((key, State::Runs { number, again })) => {
+                let again = if *again == Some(Place::First) { Place::First } else { place };
+                let state = State::Runs { number: *number, again: Some(again) };
+                self.objects.insert(key.clone(), state);
+                return;
+            }
+            None => Arc::new(key),
+        };
+        self.make_ready(key, place);
     }
 
     /// Returns the object whose reconcile begins at `now`: the first whose namespace may have one more. The caller calls
@@ -120,23 +137,36 @@ impl Queue {
         while self.due().is_some_and(|at| at <= now)
             && let Some((_, key)) = self.waiting.pop_first()
         {
-            self.make_ready(key);
+            self.make_ready(key, Place::Last);
         }
         while self.running < self.limits.total
-            && let Some(key) = self.unblocked(now).or_else(|| self.ready.pop_front())
+            && let Some((key, place)) = self.first_ready(now)
         {
+            if !matches!(self.objects.get(&key), Some(State::Ready)) {
+                continue;
+            }
             let namespace = self.namespaces.entry(key.0.clone()).or_default();
             if namespace.begun.len() >= self.limits.of(namespace, now) {
-                namespace.blocked.push_back(key);
+                match place {
+                    Place::First => namespace.blocked.push_front(key),
+                    Place::Last => namespace.blocked.push_back(key),
+                }
                 continue;
             }
             self.count += 1;
             namespace.begun.insert(self.count, now);
-            self.objects.insert(key.clone(), State::Runs { number: self.count, again: false });
+            self.objects.insert(key.clone(), State::Runs { number: self.count, again: None });
             self.running += 1;
             return Some(key);
         }
         None
+    }
+
+    fn first_ready(&mut self, now: Duration) -> Option<(Arc<ObjectKey>, Place)> {
+        if let Some(key) = self.first.pop_front() {
+            return Some((key, Place::First));
+        }
+        self.unblocked(now).or_else(|| self.ready.pop_front()).map(|key| (key, Place::Last))
     }
 
     /// Returns the first blocked object of a namespace that may have one more reconcile. It was enqueued before the objects of
@@ -160,8 +190,8 @@ impl Queue {
         let Some((key, State::Runs { number, again: enqueued })) = self.objects.remove_entry(key) else { return };
         self.running -= 1;
         self.end(&key.0, number, now);
-        if enqueued {
-            self.make_ready(key);
+        if let Some(place) = enqueued {
+            self.make_ready(key, place);
         } else if let Some(at) = again {
             self.count += 1;
             self.waiting.insert((at, self.count), key.clone());
@@ -186,9 +216,12 @@ impl Queue {
         self.waiting.first_key_value().map(|((at, _), _)| *at)
     }
 
-    fn make_ready(&mut self, key: Arc<ObjectKey>) {
+    fn make_ready(&mut self, key: Arc<ObjectKey>, place: Place) {
         self.objects.insert(key.clone(), State::Ready);
-        self.ready.push_back(key);
+        match place {
+            Place::First => self.first.push_back(key),
+            Place::Last => self.ready.push_back(key),
+        }
     }
 
     /// Ends the reconcile of this number in its namespace.
@@ -222,7 +255,7 @@ mod tests {
     }
 
     fn enqueue(queue: &mut Queue, namespace: &str, numbers: impl IntoIterator<Item = usize>) {
-        numbers.into_iter().for_each(|number| queue.enqueue(key(namespace, number)));
+        numbers.into_iter().for_each(|number| queue.enqueue(key(namespace, number), Place::Last));
     }
 
     fn with(numbers: impl IntoIterator<Item = usize>) -> Queue {
@@ -319,5 +352,25 @@ mod tests {
         assert_eq!(served(&mut queue, 0), [20, 21]);
         done(&mut queue, "shop", 2..12, 0);
         assert_eq!(served(&mut queue, 0), [22]);
+    }
+
+    #[test]
+    fn an_object_with_a_result_comes_first_in_its_namespace_and_is_reconciled_once() {
+        let mut queue = with(0..12);
+        assert_eq!(served(&mut queue, 0).len(), 12);
+        enqueue(&mut queue, "shop", 20..22);
+        enqueue(&mut queue, "lab", 30..34);
+        assert_eq!(served(&mut queue, 0), (30..34).collect::<Vec<_>>());
+        enqueue(&mut queue, "lab", 40..44);
+        queue.enqueue(key("shop", 21), Place::First);
+        queue.enqueue(key("lab", 43), Place::First);
+        queue.enqueue(key("lab", 30), Place::First);
+        enqueue(&mut queue, "lab", [30]);
+        done(&mut queue, "shop", [0], 0);
+        done(&mut queue, "lab", [30, 31], 0);
+        assert_eq!(served(&mut queue, 0), [21, 43, 30], "30 was enqueued first while its reconcile ran");
+        done(&mut queue, "shop", [21, 1], 0);
+        done(&mut queue, "lab", [43, 30], 0);
+        assert_eq!(served(&mut queue, 0), [20, 40, 41, 42], "neither 21 nor 43 once more");
     }
 }

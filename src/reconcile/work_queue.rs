@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::{
     api::{credential::ProviderKind, provider_object::ProviderKey, reference::ObjectKey},
-    reconcile::queue::Queue,
+    reconcile::queue::{Place, Queue},
 };
 
 /// Enqueues objects for their controllers. An object that waits already is not enqueued twice, and its reconcile runs once at
@@ -38,8 +38,8 @@ impl ControllerQueue {
         Self { queue: Mutex::new(Queue::new(usize::from(concurrency))), changed: Notify::new(), begun: now() }
     }
 
-    fn enqueue(&self, object: ObjectKey) {
-        self.queue.lock().enqueue(object);
+    fn enqueue(&self, object: ObjectKey, place: Place) {
+        self.queue.lock().enqueue(object, place);
         self.changed.notify_one();
     }
 
@@ -101,7 +101,12 @@ impl WorkQueue {
 
     /// Enqueues a credential.
     pub fn enqueue_credential(&self, credential: ObjectKey) {
-        self.credentials().enqueue(credential);
+        self.credentials().enqueue(credential, Place::Last);
+    }
+
+    /// Enqueues a credential whose request has ended, before all others: its token is only in memory.
+    pub fn enqueue_result(&self, credential: ObjectKey) {
+        self.credentials().enqueue(credential, Place::First);
     }
 
     /// Whether a credential is enqueued, or its reconcile runs.
@@ -111,7 +116,7 @@ impl WorkQueue {
 
     /// Enqueues a provider.
     pub fn enqueue_provider(&self, ProviderKey { kind, namespace, name }: ProviderKey) {
-        self.providers(kind).enqueue((namespace, name));
+        self.providers(kind).enqueue((namespace, name), Place::Last);
     }
 }
 

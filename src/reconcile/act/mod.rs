@@ -10,7 +10,6 @@ mod keyless;
 pub mod mail_logins;
 pub mod probe;
 mod refusals;
-pub(super) mod request_handle;
 pub mod revoke;
 mod sign;
 pub(super) mod start;

@@ -5,7 +5,6 @@ use std::{panic::AssertUnwindSafe, sync::Arc};
 use futures::FutureExt as _;
 use k8s_openapi::jiff::SignedDuration;
 use kube::ResourceExt as _;
-use tokio::sync::oneshot;
 
 use crate::{
     admission::Answer,
@@ -28,7 +27,6 @@ use crate::{
             attempt::{Attempt, Reply, StepResult, client_status, endpoint},
             device,
             refusals::{advice_context, unavailable},
-            request_handle::RequestHandle,
             token,
         },
         context::Context,
@@ -37,12 +35,11 @@ use crate::{
     },
 };
 
-/// Asks for a permit, and starts the request if the permit is granted. The handle is left in `asked`.
+/// Asks for a permit, and starts the request if the permit is granted.
 pub(in crate::reconcile) fn start_request(
     kind: RequestKind,
     decision: &Decision,
     observed: &Observed,
-    asked: &mut Option<RequestHandle>,
     context: &Arc<Context>,
 ) -> Decision {
     let now = context.clock.now();
@@ -61,7 +58,7 @@ pub(in crate::reconcile) fn start_request(
                 RequestKind::Poll => tracing::debug!("polling for the sign-in"),
                 RequestKind::Token | RequestKind::SignIn => tracing::info!(?decision, "request started"),
             }
-            *asked = Some(start(kind, permit, observed, context));
+            start(kind, permit, observed, context);
             Decision::InFlight
         }
     }
@@ -73,9 +70,8 @@ pub(in crate::reconcile) fn wants_a_permit(decision: &Decision) -> bool {
     decision.is_under_way() || decision.queued_since().is_some()
 }
 
-/// Starts a request that has its permit. Its outcome is stored in the cache; its end enqueues the credential, unless
-/// the holder of the handle awaits it.
-fn start(kind: RequestKind, permit: Permit, observed: &Observed, context: &Arc<Context>) -> RequestHandle {
+/// Starts a request that has its permit. At its end the outcome is in the cache, and the credential is enqueued.
+fn start(kind: RequestKind, permit: Permit, observed: &Observed, context: &Arc<Context>) {
     let credential = observed.credential.clone();
     let grant = observed.grant.clone();
     let published = observed.token().map(|token| token.fingerprint.clone());
@@ -84,9 +80,7 @@ fn start(kind: RequestKind, permit: Permit, observed: &Observed, context: &Arc<C
     let made_with = observed.attempt_for(kind);
     let first = observed.history.client.as_ref().and_then(|client| usize::try_from(client.index).ok()).unwrap_or(0);
     let context = context.clone();
-    let (ended, end) = oneshot::channel();
     let key = (checks::namespace(&credential).to_owned(), credential.name_any());
-    let handle = RequestHandle { end, credential: key.clone(), queue: context.queue.clone() };
     let span = tracing::info_span!("request", ?kind, namespace = checks::namespace(&credential), name = %credential.name_any());
     tokio::spawn(tracing::Instrument::instrument(
         async move {
@@ -108,13 +102,10 @@ fn start(kind: RequestKind, permit: Permit, observed: &Observed, context: &Arc<C
                 Err(refused) => Outcome::Refused { refused: Box::new(refused), attempt: made_with },
             });
             context.cache.finish(&uid, outcome);
-            if ended.send(()).is_err() {
-                context.queue.enqueue_credential(key);
-            }
+            context.queue.enqueue_result(key);
         },
         span,
     ));
-    handle
 }
 
 /// Sends the request. `None`: nothing was sent, because the provider cannot be used (its own status says why), another
