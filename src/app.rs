@@ -86,7 +86,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let stop = stop_signal()?;
     let connection =
         Connection::find(settings.kubernetes.kubeconfig.as_deref(), settings.kubernetes.context.as_deref());
-    let connection = connection.await.map_err(StartError::Kubernetes)?;
+    let connection = connection.await.map_err(StartError::Kubernetes)?.with_longest_list(controller::LONGEST_LIST);
     let made =
         |client: kube::Result<Client>| client.map_err(|error| StartError::Kubernetes(AccessError::Client(error)));
     let client = made(connection.client())?;
@@ -206,9 +206,9 @@ impl Work {
             queue: queue.clone(),
             evictions,
             metrics: metrics.clone(),
+            broker_namespace: broker_namespace.clone(),
         };
-        let watches = Watches::start(&client, &settings.namespaces, &broker_namespace, cluster, &mapper, &health);
-        let mut watches = watches.await;
+        let mut watches = Watches::start(&client, &settings.namespaces, &broker_namespace, cluster, &mapper, &health);
         tracing::info!("waiting for the watches to sync");
         watches.ready().await;
 

@@ -11,6 +11,7 @@ use kube::{Resource, core::ObjectMeta, runtime::watcher};
 
 use crate::{
     api::reference::{ObjectKey, key},
+    controller::incoming::{Incoming, Read},
     stores::store::{Store, Stored, Writer},
 };
 
@@ -42,14 +43,6 @@ pub(super) enum Change<K> {
     },
     /// resourceVersions went back: the API server was restored from a backup.
     Rewound,
-}
-
-/// An object as it was read.
-pub(super) enum Read<K> {
-    /// The object parses.
-    Object(K),
-    /// The object does not parse: its metadata, and the error.
-    Unreadable(Box<ObjectMeta>, String),
 }
 
 /// What a store reports if `after` takes the place of `before`.
@@ -95,24 +88,29 @@ impl<K: Stored> Follower<K> {
 
     /// Takes an event of the watch into the store. Each difference goes to `seen`, after the store has it; `arriving` gets
     /// each object before the store has it.
-    pub(super) fn take(&mut self, event: watcher::Event<Read<K>>, arriving: &impl Fn(&K), seen: &impl Fn(Change<K>)) {
+    pub(super) fn take<S>(
+        &mut self,
+        event: watcher::Event<Incoming<K, S>>,
+        arriving: &impl Fn(&K),
+        seen: &impl Fn(Change<K>),
+    ) {
         match event {
             watcher::Event::Init => self.begin_list(),
-            watcher::Event::InitApply(Read::Object(object)) if !self.complete => {
+            watcher::Event::InitApply(Incoming(Read::Object(object), _)) if !self.complete => {
                 self.unreadable.remove(&key(&object));
                 arriving(&object);
                 self.writer.apply(object);
             }
-            watcher::Event::InitApply(read) => {
+            watcher::Event::InitApply(Incoming(read, _)) => {
                 if let Read::Unreadable(meta, _) = &read {
                     self.listed.insert(key_of(meta));
                 }
                 self.apply(read, arriving, seen);
             }
             watcher::Event::InitDone => self.end_list(seen),
-            watcher::Event::Apply(read) => self.apply(read, arriving, seen),
-            watcher::Event::Delete(Read::Object(object)) => self.delete(object.meta(), seen),
-            watcher::Event::Delete(Read::Unreadable(meta, _)) => self.delete(&meta, seen),
+            watcher::Event::Apply(Incoming(read, _)) => self.apply(read, arriving, seen),
+            watcher::Event::Delete(Incoming(Read::Object(object), _)) => self.delete(object.meta(), seen),
+            watcher::Event::Delete(Incoming(Read::Unreadable(meta, _), _)) => self.delete(&meta, seen),
         }
     }
 
@@ -213,9 +211,11 @@ mod tests {
 
     use k8s_openapi::api::core::v1::ConfigMap;
 
+    use crate::stores::slim::Source;
+
     use super::*;
 
-    type Event = watcher::Event<Read<ConfigMap>>;
+    type Event = watcher::Event<Incoming<ConfigMap, Source>>;
 
     fn meta(name: &str, uid: &str, version: u64) -> ObjectMeta {
         ObjectMeta {
@@ -227,12 +227,12 @@ mod tests {
         }
     }
 
-    fn map(name: &str, uid: &str, version: u64) -> Read<ConfigMap> {
-        Read::Object(ConfigMap { metadata: meta(name, uid, version), ..ConfigMap::default() })
+    fn map(name: &str, uid: &str, version: u64) -> Incoming<ConfigMap, Source> {
+        Incoming::new(Read::Object(ConfigMap { metadata: meta(name, uid, version), ..ConfigMap::default() }))
     }
 
-    fn unreadable(name: &str, uid: &str, version: u64) -> Read<ConfigMap> {
-        Read::Unreadable(Box::new(meta(name, uid, version)), "unknown variant".to_owned())
+    fn unreadable(name: &str, uid: &str, version: u64) -> Incoming<ConfigMap, Source> {
+        Incoming::new(Read::Unreadable(Box::new(meta(name, uid, version)), "unknown variant".to_owned()))
     }
 
     struct Case(Follower<ConfigMap>);
@@ -281,7 +281,7 @@ mod tests {
             reported
         }
 
-        fn list(&mut self, objects: impl IntoIterator<Item = Read<ConfigMap>>) -> Vec<String> {
+        fn list(&mut self, objects: impl IntoIterator<Item = Incoming<ConfigMap, Source>>) -> Vec<String> {
             let objects = objects.into_iter().map(Event::InitApply);
             self.take([Event::Init].into_iter().chain(objects).chain([Event::InitDone]))
         }

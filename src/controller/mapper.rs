@@ -46,6 +46,8 @@ pub struct Mapper {
     pub evictions: mpsc::UnboundedSender<Eviction>,
     /// Counts panics over single objects.
     pub metrics: Arc<Metrics>,
+    /// The namespace of the objects that a ClusterMailProvider refers to.
+    pub broker_namespace: String,
 }
 
 /// What must be evicted from the caches.
@@ -122,7 +124,6 @@ impl Mapper {
         seen: Change<K>,
         kind: ProviderKind,
         object: impl Fn(Arc<K>) -> ProviderObject,
-        broker_namespace: &str,
     ) {
         let key = |(namespace, name): ObjectKey| ProviderKey { kind, namespace, name };
         match seen {
@@ -142,7 +143,7 @@ impl Mapper {
                 }
                 let home = match kind {
                     ProviderKind::MailProvider => key.namespace.clone(),
-                    ProviderKind::ClusterMailProvider => broker_namespace.to_owned(),
+                    ProviderKind::ClusterMailProvider => self.broker_namespace.clone(),
                 };
                 self.references.provider(key.clone(), &home, provider.spec());
                 self.enqueue_provider_and_credentials(key);

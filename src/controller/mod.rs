@@ -4,9 +4,9 @@
 mod enqueue_all;
 mod failures;
 mod follow;
+mod incoming;
 mod mapper;
 mod missing_crd;
-mod pages;
 mod sweep;
 mod watches;
 
@@ -29,7 +29,7 @@ pub use crate::controller::{
     enqueue_all::{enqueue_all_when_leading, enqueue_all_when_the_clock_jumps},
     mapper::{Eviction, Mapper, evict_all},
     sweep::sweep,
-    watches::Watches,
+    watches::{LONGEST_LIST, Watches},
 };
 
 /// Runs the controllers until `ended`. The reconciles that run then come to their end.

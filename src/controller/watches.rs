@@ -6,39 +6,47 @@ use std::{
     time::Duration,
 };
 
-use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
-use k8s_openapi::api::core::v1::{Namespace, Secret};
+use futures::{
+    FutureExt as _, StreamExt as _,
+    future::BoxFuture,
+    stream::{BoxStream, FuturesUnordered},
+};
+use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api, Client, Resource,
-    core::{DeserializeGuard, ObjectMeta, PartialObjectMeta, error_boundary::InvalidObject},
+    core::{ObjectMeta, PartialObjectMeta},
     runtime::{WatchStreamExt as _, watcher},
 };
 use serde::de::DeserializeOwned;
 
 use crate::{
-    api::{
-        ClusterMailProvider, MailCredential, MailProvider, credential::ProviderKind, names,
-        provider_object::ProviderObject,
-    },
+    api::{credential::ProviderKind, names, provider_object::ProviderObject},
     controller::{
-        follow::{Change, Follower, Read},
+        follow::{Change, Follower},
+        incoming::Incoming,
         mapper::Mapper,
         missing_crd,
-        pages::Pages,
     },
     health::Health,
+    kubernetes::is_too_long,
     stores::{
-        Mirror, Stores, slim,
+        Mirror, Stores,
+        slim::{self, Slim},
         store::{Store, Stored},
     },
 };
 
+/// Objects in a page of a list. The API server needs the longer for a page the more objects there are: 9 ms of CPU with 50,000.
+const PAGE: u32 = 250;
+/// Longest page of a list, in bytes. 250 objects of a usual size have one megabyte. Tenants may write more than a megabyte of
+/// labels and annotations into each object; then the pages of the watch become smaller.
+pub const LONGEST_LIST: usize = 8 << 20;
+/// The smallest page: its objects always fit, since etcd accepts none above 1.5 MB.
+const SMALLEST_PAGE: u32 = 4;
 /// How often a start that waits for its watches logs which have shown nothing.
 const REMIND: Duration = Duration::from_secs(30);
 /// How many of them it names.
 const NAMED: usize = 20;
-/// Longest description of why an object does not parse, in characters.
-const ERROR_MAX: usize = 300;
 
 /// Where the watches look: everywhere, or in single namespaces.
 fn scopes(namespaces: &[String]) -> Vec<Option<String>> {
@@ -48,11 +56,18 @@ fn scopes(namespaces: &[String]) -> Vec<Option<String>> {
     }
 }
 
-fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+fn in_scope<K>(client: &Client, namespace: Option<&str>) -> Api<K>
 where
     K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
 {
     namespace.map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace))
+}
+
+fn in_cluster<K>(client: &Client, _: Option<&str>) -> Api<K>
+where
+    K: Resource<Scope = k8s_openapi::ClusterResourceScope, DynamicType = ()>,
+{
+    Api::all(client.clone())
 }
 
 /// The watches, started but not yet complete.
@@ -65,7 +80,7 @@ pub struct Watches {
 
 impl Watches {
     /// Starts all watches. `cluster`: cluster-scoped objects may be read.
-    pub async fn start(
+    pub fn start(
         client: &Client,
         namespaces: &[String],
         broker_namespace: &str,
@@ -73,123 +88,90 @@ impl Watches {
         mapper: &Mapper,
         health: &Health,
     ) -> Self {
-        let mut pending = vec![];
-        let install = missing_crd::install(broker_namespace);
-        let begin = Begin { health, install: &install };
         let scopes = scopes(namespaces);
         // A ClusterMailProvider's Secrets are in the broker's namespace, which need not be among those watched.
         let mut source_scopes = scopes.clone();
         if cluster && !namespaces.is_empty() && !namespaces.contains(&broker_namespace.to_owned()) {
             source_scopes.push(Some(broker_namespace.to_owned()));
         }
-        let counted = scopes.iter().map(|scope| api::<MailCredential>(client, scope.as_deref()));
-        let pages = Pages::for_existing(counted).await;
-        let objects = || watcher::Config::default().page_size(pages.objects);
-        let secrets = |label: &str| watcher::Config::default().page_size(pages.secrets).labels(label);
-        let credentials = mirror(&scopes, &mut pending, |scope| {
-            let (mapper, cache) = (mapper.clone(), mapper.cache.clone());
-            Follow {
-                api: api::<DeserializeGuard<MailCredential>>(client, scope),
-                config: objects(),
-                scope: scope.map(str::to_owned),
-                read: |object| unguard(object, slim::credential),
-                packs: |_| true,
-            }
-            .start(
-                &begin,
-                move |credential| cache.begin(credential.metadata.uid.as_deref().unwrap_or_default()),
-                move |seen| mapper.isolated(|mapper| mapper.credential(seen)),
-            )
-        });
-        let providers = mirror(&scopes, &mut pending, |scope| {
-            let (mapper, home) = (mapper.clone(), broker_namespace.to_owned());
-            Follow {
-                api: api::<DeserializeGuard<MailProvider>>(client, scope),
-                config: objects(),
-                scope: scope.map(str::to_owned),
-                read: |object| unguard(object, slim::provider),
-                packs: |_| false,
-            }
-            .start(
-                &begin,
-                |_| {},
-                move |seen| {
-                    mapper.isolated(|mapper| {
-                        mapper.provider(seen, ProviderKind::MailProvider, ProviderObject::Namespaced, &home)
-                    });
-                },
-            )
-        });
-        let cluster_providers = cluster.then(|| {
-            mirror(&[None], &mut pending, |_| {
-                let (mapper, home) = (mapper.clone(), broker_namespace.to_owned());
+        let objects = watcher::Config::default().page_size(PAGE);
+        let install = missing_crd::install(broker_namespace);
+        let mut begin = Begin { client, mapper, health, install: &install, pending: vec![] };
+        let stores = Stores {
+            credentials: begin.follow::<_, slim::Credential>(
+                &scopes,
                 Follow {
-                    api: Api::<DeserializeGuard<ClusterMailProvider>>::all(client.clone()),
-                    config: objects(),
-                    scope: None,
-                    read: |object| unguard(object, slim::provider),
+                    api: in_scope,
+                    config: objects.clone(),
+                    packs: |_| true,
+                    arriving: |mapper, credential| {
+                        mapper.cache.begin(credential.metadata.uid.as_deref().unwrap_or_default());
+                    },
+                    seen: Mapper::credential,
+                },
+            ),
+            providers: begin.follow::<_, slim::Provider>(
+                &scopes,
+                Follow {
+                    api: in_scope,
+                    config: objects.clone(),
                     packs: |_| false,
-                }
-                .start(
-                    &begin,
-                    |_| {},
-                    move |seen| {
-                        mapper.isolated(|mapper| {
-                            mapper.provider(seen, ProviderKind::ClusterMailProvider, ProviderObject::Cluster, &home)
-                        });
+                    arriving: |_, _| {},
+                    seen: |mapper, seen| mapper.provider(seen, ProviderKind::MailProvider, ProviderObject::Namespaced),
+                },
+            ),
+            cluster_providers: cluster.then(|| {
+                begin.follow::<_, slim::Provider>(
+                    &[None],
+                    Follow {
+                        api: in_cluster,
+                        config: objects.clone(),
+                        packs: |_| false,
+                        arriving: |_, _| {},
+                        seen: |mapper, seen| {
+                            mapper.provider(seen, ProviderKind::ClusterMailProvider, ProviderObject::Cluster);
+                        },
                     },
                 )
-            })
-        });
-        let own = format!("{}={}", names::LABEL_MANAGED_BY, names::MANAGER);
-        let own_secrets = mirror(&scopes, &mut pending, |scope| {
-            let mapper = mapper.clone();
-            Follow {
-                api: api::<PartialObjectMeta<Secret>>(client, scope),
-                config: secrets(&own),
-                scope: scope.map(str::to_owned),
-                read: |object| bare(object, slim::own_secret),
-                // Those of grants are compared with each new seed.
-                packs: |secret| !keeps_grant(&secret.metadata),
-            }
-            .start(&begin, |_| {}, move |seen| mapper.isolated(|mapper| mapper.own_secret(seen)))
-        });
-        let labelled = format!("{}=true", names::LABEL_SOURCE);
-        let sources = mirror(&source_scopes, &mut pending, |scope| {
-            let mapper = mapper.clone();
-            Follow {
-                api: api::<PartialObjectMeta<Secret>>(client, scope),
-                config: secrets(&labelled),
-                scope: scope.map(str::to_owned),
-                read: |object| bare(object, slim::source),
-                packs: |_| true,
-            }
-            .start(&begin, |_| {}, move |seen| mapper.isolated(|mapper| mapper.source(seen)))
-        });
-        let namespaces = cluster.then(|| {
-            mirror(&[None], &mut pending, |_| {
-                let mapper = mapper.clone();
+            }),
+            own_secrets: begin.follow::<_, slim::OwnSecret>(
+                &scopes,
                 Follow {
-                    api: Api::<PartialObjectMeta<Namespace>>::all(client.clone()),
-                    config: objects(),
-                    scope: None,
-                    read: |object| bare(object, slim::namespace),
-                    packs: |_| false,
-                }
-                .start(&begin, |_| {}, move |seen| mapper.isolated(|mapper| mapper.namespace(seen)))
-            })
-        });
-        let stores = Stores {
-            credentials,
-            providers,
-            cluster_providers,
-            namespaces,
-            own_secrets,
-            sources,
+                    api: in_scope,
+                    config: objects.clone().labels(&format!("{}={}", names::LABEL_MANAGED_BY, names::MANAGER)),
+                    // Grant Secrets stay unpacked: each new seed is compared with them.
+                    packs: |secret: &PartialObjectMeta<Secret>| !keeps_grant(&secret.metadata),
+                    arriving: |_, _| {},
+                    seen: Mapper::own_secret,
+                },
+            ),
+            sources: begin.follow::<_, slim::Source>(
+                &source_scopes,
+                Follow {
+                    api: in_scope,
+                    config: objects.clone().labels(&format!("{}=true", names::LABEL_SOURCE)),
+                    packs: |_| true,
+                    arriving: |_, _| {},
+                    seen: Mapper::source,
+                },
+            ),
+            namespaces: cluster.then(|| {
+                begin.follow::<_, slim::Namespace>(
+                    &[None],
+                    Follow {
+                        api: in_cluster,
+                        config: objects.clone(),
+                        packs: |_| false,
+                        arriving: |_, _| {},
+                        seen: Mapper::namespace,
+                    },
+                )
+            }),
             references: mapper.references.clone(),
             unreadable: mapper.unreadable.clone(),
             broker_namespace: broker_namespace.to_owned(),
         };
+        let pending = begin.pending;
         Self { stores, pending, install }
     }
 
@@ -225,62 +207,12 @@ impl Watches {
     }
 }
 
-/// What all watches need to begin.
-struct Begin<'a> {
-    health: &'a Health,
-    /// The command that installs the CRDs.
-    install: &'a str,
-}
-
 /// A store that is not complete yet.
 struct Pending {
     /// What is watched, in words.
     name: String,
     /// Done when the store is complete.
     complete: BoxFuture<'static, ()>,
-}
-
-/// The stores of one kind, one for each scope.
-fn mirror<K>(
-    scopes: &[Option<String>],
-    pending: &mut Vec<Pending>,
-    mut start: impl FnMut(Option<&str>) -> (Store<K>, Pending),
-) -> Mirror<K>
-where
-    K: Stored,
-{
-    let stores: HashMap<_, _> = scopes
-        .iter()
-        .map(|scope| {
-            let (store, ready) = start(scope.as_deref());
-            pending.push(ready);
-            (scope.clone(), store)
-        })
-        .collect();
-    Mirror::new(stores)
-}
-
-/// Reads an object, with no more of its metadata than `slim` leaves.
-fn unguard<K: Resource<DynamicType = ()>>(guarded: DeserializeGuard<K>, slim: fn(&mut ObjectMeta)) -> Read<K> {
-    match guarded.0 {
-        Ok(mut object) => {
-            slim(object.meta_mut());
-            Read::Object(object)
-        }
-        Err(InvalidObject { mut metadata, error }) => {
-            slim(&mut metadata);
-            Read::Unreadable(Box::new(metadata), error.chars().take(ERROR_MAX).collect())
-        }
-    }
-}
-
-/// The same of an object of which only metadata is watched.
-fn bare<K>(mut object: PartialObjectMeta<K>, slim: fn(&mut ObjectMeta)) -> Read<PartialObjectMeta<K>>
-where
-    PartialObjectMeta<K>: Resource<DynamicType = ()>,
-{
-    slim(&mut object.metadata);
-    Read::Object(object)
 }
 
 /// Whether a Secret of the broker's keeps a refresh token.
@@ -290,46 +222,67 @@ fn keeps_grant(meta: &ObjectMeta) -> bool {
 }
 
 /// How one kind is followed.
-struct Follow<W, K> {
-    api: Api<W>,
+struct Follow<K, S> {
+    /// Access to the objects of one namespace; `None` is all namespaces.
+    api: fn(&Client, Option<&str>) -> Api<Incoming<K, S>>,
     config: watcher::Config,
-    /// The namespace that is watched; `None` is all.
-    scope: Option<String>,
-    /// Reads an object as the watch delivered it.
-    read: fn(W) -> Read<K>,
     /// Whether the store may pack an object.
     packs: fn(&K) -> bool,
+    /// Gets each object before the store has it.
+    arriving: fn(&Mapper, &K),
+    /// Gets each difference after the store has it.
+    seen: fn(&Mapper, Change<K>),
 }
 
-impl<W, K> Follow<W, K>
-where
-    W: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
-    K: Stored,
-{
-    /// Begins, in a task of its own. `arriving` gets each object before the store has it, `seen` each difference after that.
-    fn start(
-        self,
-        begin: &Begin<'_>,
-        arriving: impl Fn(&K) + Send + 'static,
-        seen: impl Fn(Change<K>) + Send + 'static,
-    ) -> (Store<K>, Pending) {
-        let Self { api, config, scope, read, packs } = self;
-        let mut follower = Follower::<K>::new(packs);
+/// Begins the watches.
+struct Begin<'a> {
+    client: &'a Client,
+    mapper: &'a Mapper,
+    health: &'a Health,
+    /// The command that installs the CRDs.
+    install: &'a str,
+    /// The stores that are not complete yet.
+    pending: Vec<Pending>,
+}
+
+impl Begin<'_> {
+    /// Follows one kind, into one store for each scope.
+    fn follow<K: Stored, S: Slim>(&mut self, scopes: &[Option<String>], follow: Follow<K, S>) -> Mirror<K> {
+        let stores: HashMap<_, _> =
+            scopes.iter().map(|scope| (scope.clone(), self.follow_scope(scope.as_deref(), &follow))).collect();
+        Mirror::new(stores)
+    }
+
+    /// Follows the objects of one kind and scope, in a task of its own.
+    fn follow_scope<K: Stored, S: Slim>(&mut self, scope: Option<&str>, follow: &Follow<K, S>) -> Store<K> {
+        let mut follower = Follower::<K>::new(follow.packs);
         let store = follower.store();
-        let name = match &scope {
+        let name = match scope {
             Some(namespace) => format!("{} in namespace {namespace}", K::plural(&())),
             None => K::plural(&()).into_owned(),
         };
-        let (reported, install) = (name.clone(), begin.install.to_owned());
-        begin.health.supervise(format!("watch of {name}"), async move {
-            let events = watch_events(api, config);
-            let mut events = std::pin::pin!(events);
+        let (reported, install, mapper) = (name.clone(), self.install.to_owned(), self.mapper.clone());
+        let (api, mut config) = ((follow.api)(self.client, scope), follow.config.clone());
+        let (arriving, seen) = (follow.arriving, follow.seen);
+        self.health.supervise(format!("watch of {name}"), async move {
+            let mut events = watch_events(&api, &config);
             let mut failing = false;
             while let Some(event) = events.next().await {
                 match event {
                     Ok(event) => {
                         failing = failing && matches!(event, watcher::Event::Init);
-                        follower.take(convert(event, read), &arriving, &seen);
+                        let seen = |change| mapper.isolated(|mapper| seen(mapper, change));
+                        follower.take(event, &|object| arriving(&mapper, object), &seen);
+                    }
+                    Err(error) if is_too_long(&error) => {
+                        let page = (config.page_size.unwrap_or(PAGE) / 4).max(SMALLEST_PAGE);
+                        tracing::warn!(
+                            watch = reported,
+                            page,
+                            "objects with a very large metadata: lists read fewer objects at a time"
+                        );
+                        config = config.page_size(page);
+                        events = watch_events(&api, &config);
                     }
                     Err(error) => {
                         if !std::mem::replace(&mut failing, true) {
@@ -347,11 +300,12 @@ where
         });
         let complete = store.clone();
         let complete = async move { complete.complete().await };
-        (store, Pending { name, complete: complete.boxed() })
+        self.pending.push(Pending { name, complete: complete.boxed() });
+        store
     }
 }
 
-fn watch_events<W>(api: Api<W>, config: watcher::Config) -> impl Stream<Item = watcher::Result<watcher::Event<W>>>
+fn watch_events<W>(api: &Api<W>, config: &watcher::Config) -> BoxStream<'static, watcher::Result<watcher::Event<W>>>
 where
     W: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
@@ -361,15 +315,5 @@ where
         .with_max_delay(Duration::from_secs(2))
         .with_jitter()
         .without_max_times();
-    watcher(api, config).backoff(watcher::ExponentialBackoff::from(backoff))
-}
-
-fn convert<W, K>(event: watcher::Event<W>, read: fn(W) -> Read<K>) -> watcher::Event<Read<K>> {
-    match event {
-        watcher::Event::Apply(object) => watcher::Event::Apply(read(object)),
-        watcher::Event::InitApply(object) => watcher::Event::InitApply(read(object)),
-        watcher::Event::Delete(object) => watcher::Event::Delete(read(object)),
-        watcher::Event::Init => watcher::Event::Init,
-        watcher::Event::InitDone => watcher::Event::InitDone,
-    }
+    watcher(api.clone(), config.clone()).backoff(watcher::ExponentialBackoff::from(backoff)).boxed()
 }

@@ -1,6 +1,8 @@
 //! The metadata that the stores keep: the fields that decisions use, each with a bound. Tenants write the other fields,
 //! which may hold megabytes. The broker drops them before an object enters a store.
 
+use std::fmt::Debug;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::core::ObjectMeta;
 
@@ -44,6 +46,62 @@ const FINALIZERS_MAX: usize = 16 << 10;
 /// uids have at most 253 and 36 characters.
 const OWNER_MAX: usize = 253;
 
+/// What the stores keep of the metadata of one kind of objects.
+pub trait Slim: Clone + Debug + Send + Sync + 'static {
+    /// Drops the other fields.
+    fn slim(meta: &mut ObjectMeta);
+}
+
+/// MailCredentials: see [`credential`].
+#[derive(Clone, Debug)]
+pub enum Credential {}
+
+/// MailProviders and ClusterMailProviders keep their identity and their deletion time.
+#[derive(Clone, Debug)]
+pub enum Provider {}
+
+/// Namespaces keep their name and their labels, by which a provider selects namespaces.
+#[derive(Clone, Debug)]
+pub enum Namespace {}
+
+/// Source Secrets keep their name and version.
+#[derive(Clone, Debug)]
+pub enum Source {}
+
+/// Secrets with the broker's label: see [`own_secret`].
+#[derive(Clone, Debug)]
+pub enum OwnSecret {}
+
+impl Slim for Credential {
+    fn slim(meta: &mut ObjectMeta) {
+        credential(meta);
+    }
+}
+
+impl Slim for Provider {
+    fn slim(meta: &mut ObjectMeta) {
+        *meta = ObjectMeta { deletion_timestamp: meta.deletion_timestamp.take(), ..identity(meta) };
+    }
+}
+
+impl Slim for Namespace {
+    fn slim(meta: &mut ObjectMeta) {
+        *meta = ObjectMeta { labels: meta.labels.take(), ..identity(meta) };
+    }
+}
+
+impl Slim for Source {
+    fn slim(meta: &mut ObjectMeta) {
+        *meta = identity(meta);
+    }
+}
+
+impl Slim for OwnSecret {
+    fn slim(meta: &mut ObjectMeta) {
+        own_secret(meta);
+    }
+}
+
 /// Keeps of a MailCredential its identity, its dates, `mailtoken.dev/reissue` and its finalizers.
 pub fn credential(meta: &mut ObjectMeta) {
     let reissue = meta.annotations.as_mut().and_then(|annotations| annotations.remove(names::ANNOTATION_REISSUE));
@@ -61,21 +119,6 @@ pub fn credential(meta: &mut ObjectMeta) {
         finalizers: finalizers.filter(|all| !all.is_empty()),
         ..identity(meta)
     };
-}
-
-/// Keeps of a provider its identity and its deletion time.
-pub fn provider(meta: &mut ObjectMeta) {
-    *meta = ObjectMeta { deletion_timestamp: meta.deletion_timestamp.take(), ..identity(meta) };
-}
-
-/// Keeps of a namespace its name and its labels, by which a provider selects namespaces.
-pub fn namespace(meta: &mut ObjectMeta) {
-    *meta = ObjectMeta { labels: meta.labels.take(), ..identity(meta) };
-}
-
-/// Keeps of a source Secret its name and version.
-pub fn source(meta: &mut ObjectMeta) {
-    *meta = identity(meta);
 }
 
 /// Keeps of a Secret with the broker's label its controller, the labels that name its credential, and the broker's
@@ -194,7 +237,7 @@ mod tests {
 
     #[test]
     fn metadata_of_megabytes_costs_nearly_nothing_in_any_store() {
-        for slim in [credential, provider, source, own_secret] {
+        for slim in [credential, Provider::slim, Source::slim, own_secret] {
             let mut meta = fat(&[(names::ANNOTATION_LAYOUT, "abc")]);
             assert!(size(&meta) > 1 << 20);
             slim(&mut meta);

@@ -325,3 +325,26 @@ async fn forged_secrets_of_a_quarter_megabyte_and_hundreds_of_providers_cost_lit
     println!("{SECRETS} forged Secrets of 240 KiB: {resident} MiB at most");
     assert!(resident < 96, "{resident} MiB");
 }
+
+/// A start lists all credentials, in pages.
+#[tokio::test]
+async fn credentials_with_a_megabyte_of_labels_cost_a_start_little_memory() {
+    const CREDENTIALS: usize = 60;
+    const LABELS: usize = 10_000;
+    let mut fixture = Fixture::new().await;
+    fixture.mark("before").await;
+    fixture.broker.terminate().await;
+    let labels: Value = (0..LABELS)
+        .map(|number| (format!("example.org/{number}"), Value::from("x".repeat(63))))
+        .collect::<serde_json::Map<_, _>>()
+        .into();
+    for number in 0..CREDENTIALS {
+        let fat = credential(&format!("fat-{number}")).set("spec.suspend", true).set("metadata.labels", labels.clone());
+        fixture.ns.apply(fat).await;
+    }
+    fixture.broker.again().await;
+    fixture.mark("after").await;
+    let resident = fixture.broker.memory("VmHWM") >> 20;
+    println!("{CREDENTIALS} credentials with {LABELS} labels: {resident} MiB at most");
+    assert!(resident < 112, "{resident} MiB");
+}

@@ -7,6 +7,7 @@
 //! - kube's tracing layer logs an ERROR for each failed call, without an address: about two lines a second during an
 //!   outage of the API server.
 
+mod list_limit;
 mod proxy;
 mod reachability;
 
@@ -29,14 +30,18 @@ use kube::{
 };
 use secrecy::SecretString;
 use thiserror::Error;
-use tower::{BoxError, Service, ServiceBuilder, retry::RetryLayer, timeout::TimeoutLayer};
+use tower::{BoxError, Service, ServiceBuilder, layer::layer_fn, retry::RetryLayer, timeout::TimeoutLayer};
 
 use self::{
+    list_limit::ListLimit,
     proxy::{Environment, Scheme},
     reachability::Reachability,
 };
 
-pub use self::proxy::{Proxy, ProxyError};
+pub use self::{
+    list_limit::is_too_long,
+    proxy::{Proxy, ProxyError},
+};
 
 /// User-Agent of the broker's requests, for the audit log and API Priority and Fairness.
 pub const AGENT: &str = concat!("mail-token-broker/", env!("CARGO_PKG_VERSION"));
@@ -87,6 +92,8 @@ pub struct Connection {
     config: Config,
     proxy: Option<Proxy>,
     reachability: Arc<Reachability>,
+    /// Longest page of a list, in bytes.
+    longest_list: usize,
 }
 
 impl Connection {
@@ -115,7 +122,12 @@ impl Connection {
         config.headers.retain(|(name, _)| name != USER_AGENT);
         config.headers.push((USER_AGENT, HeaderValue::from_static(AGENT)));
         let reachability = Arc::new(Reachability::new(config.cluster_url.to_string(), proxy.as_ref()));
-        Self { config, proxy, reachability }
+        Self { config, proxy, reachability, longest_list: usize::MAX }
+    }
+
+    /// Sets a bound for each page of a list, in bytes. A longer page is an error: [`is_too_long`].
+    pub fn with_longest_list(self, bytes: usize) -> Self {
+        Self { longest_list: bytes, ..self }
     }
 
     /// Returns a connection to the same API server, with this token as its only credential.
@@ -172,8 +184,9 @@ impl Connection {
         connector.set_write_timeout(config.write_timeout);
         connector.set_reset_reader_on_write(config.reset_reader_on_write);
         let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector);
-        let reachability = self.reachability.clone();
+        let (reachability, longest) = (self.reachability.clone(), self.longest_list);
         let service = ServiceBuilder::new()
+            .layer(layer_fn(|inner| ListLimit { inner, longest }))
             .map_result(move |result: Result<_, BoxError>| {
                 reachability.note(result.as_ref().err());
                 result
