@@ -1,11 +1,6 @@
 //! The broker as a process: two brokers, the shutdown, a start without CRDs, objects that the broker cannot parse.
 
-use std::{
-    fs,
-    os::unix::fs::MetadataExt as _,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{fs, os::unix::fs::MetadataExt as _, path::Path, time::Duration};
 
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::Secret};
 use k8s_openapi::jiff::SignedDuration;
@@ -142,12 +137,13 @@ async fn a_leader_that_stops_finishes_its_request_and_releases_the_lease_immedia
     })
     .await;
     assert!(fixture.broker.ended().is_none(), "it waits for the answer");
+    let holder = |lease: Lease| lease.spec.and_then(|spec| spec.holder_identity).filter(|name| !name.is_empty());
+    let stopped = holder(fixture.ns.get(lease::NAME).await);
     fixture.idp.release();
-    let start = Instant::now();
     assert!(fixture.broker.terminate().await.success());
+    assert_ne!(holder(fixture.ns.get(lease::NAME).await), stopped, "nobody waits until the lease expires");
     fixture.ready("billing").await;
     fixture.ready("next").await;
-    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     assert_eq!(fixture.idp.token_requests().len(), 2, "the answer was not thrown away");
     let secret: Secret = fixture.ns.get("billing").await;
     assert_eq!(text(&secret, "access_token"), fixture.idp.issued()[0]);
