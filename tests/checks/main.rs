@@ -10,6 +10,7 @@ mod circles;
 mod crds;
 mod dashboard;
 mod docs;
+mod flags;
 mod flux;
 mod gitops;
 mod notices;
