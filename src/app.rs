@@ -67,15 +67,16 @@ pub enum StartError {
     Signals(#[source] std::io::Error),
 }
 
-/// Time that a shutdown waits for requests in flight after their time-out: for the writes that follow.
+/// Time that a shutdown waits in addition to the timeout of requests in flight, for the writes that follow.
 const DRAIN_MARGIN: Duration = Duration::from_secs(10);
 /// Pause before the broker checks its own rights again after a failure.
 const ACCESS_RETRY: Duration = Duration::from_secs(2);
 /// Interval at which a shutdown checks whether all tokens are stored.
 const DRAIN_CHECK: Duration = Duration::from_millis(50);
-/// Environment variable with the pod's uid (downward API). Kubernetes restarts a container only after the former one has ended.
+/// Environment variable with the pod's uid (downward API). Kubernetes restarts a container only after the former one
+/// has ended, so only one process at a time has this uid.
 const POD_UID: &str = "POD_UID";
-/// Longest list of namespaces, in bytes, that the Lease has in plain text.
+/// Maximum length in bytes of the list of namespaces in the Lease. A longer list is hashed.
 const SERVES_MAX: usize = 1024;
 
 /// Runs the broker until SIGTERM or SIGINT.
@@ -91,7 +92,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         |client: kube::Result<Client>| client.map_err(|error| StartError::Kubernetes(AccessError::Client(error)));
     let client = made(connection.client())?;
     let side = SideRuntime::start().map_err(StartError::Thread)?;
-    // A separate client: the main runtime drives the connections of the main client.
+    // Create a separate client: the main runtime drives the connections of the main client.
     let lease_client = {
         let _entered = side.handle().enter();
         made(connection.client())?
@@ -159,7 +160,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     Ok(())
 }
 
-/// The parts of the broker before its start.
+/// The inputs of the broker's start.
 struct Work {
     client: Client,
     lease_client: Client,
@@ -273,7 +274,7 @@ impl Work {
     }
 }
 
-/// The election, for the side runtime. Without an election, the future waits for `ended`.
+/// Returns the election, for the side runtime. Without an election, the future waits for `ended`.
 fn campaign(
     client: Client,
     candidacy: Option<Candidacy>,
@@ -286,7 +287,8 @@ fn campaign(
     }
 }
 
-/// The namespaces that this installation serves, for its Lease. The text is the same in all replicas, regardless of the order.
+/// Returns the namespaces that this installation serves, for its Lease. The text is the same in all replicas,
+/// regardless of the order.
 fn serves(namespaces: &[String]) -> String {
     let sorted: BTreeSet<&str> = namespaces.iter().map(String::as_str).collect();
     let list = sorted.into_iter().collect::<Vec<_>>().join(",");
@@ -331,9 +333,9 @@ async fn may_read_cluster(client: &Client) -> bool {
     true
 }
 
-/// This broker's identity in the lease, in claims and in Events. With [`POD_UID`] it is the pod: a restarted container
-/// recognizes its own lease and claims, and continues without waiting until they expire. Without [`POD_UID`], each process
-/// has its own identity.
+/// Returns this broker's identity in the lease, in claims and in Events. With [`POD_UID`], the identity is the pod: a
+/// restarted container recognizes its own lease and claims, and continues without waiting until they expire. Without
+/// [`POD_UID`], each process has its own identity.
 fn identity() -> String {
     let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "mail-token-broker".to_owned());
     let own = std::env::var(POD_UID).unwrap_or_else(|_| {
@@ -343,7 +345,8 @@ fn identity() -> String {
     format!("{host}_{own}")
 }
 
-/// Environment variable with the pod's uid (downward API). Kubernetes restarts a container only after the former one has ended.
+/// Waits until the broker has stored all tokens and written all Events. Stops waiting [`DRAIN_MARGIN`] after the
+/// timeout of requests.
 async fn drain(context: &Context, request_timeout: Duration) {
     context.requests.draining.cancel();
     let stored = async {
@@ -357,7 +360,7 @@ async fn drain(context: &Context, request_timeout: Duration) {
     context.kubernetes.events.flush().await;
 }
 
-/// A token that the first SIGTERM or SIGINT cancels.
+/// Returns a token that the first SIGTERM or SIGINT cancels.
 fn stop_signal() -> Result<CancellationToken, StartError> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).map_err(StartError::Signals)?;

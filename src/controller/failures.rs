@@ -1,5 +1,5 @@
-//! How soon an object is reconciled again after Kubernetes failed a step, and whether the log says so: a right that is
-//! missing in a namespace of thousands must not become thousands of calls and log lines a minute.
+//! Limits how often the broker reconciles an object after failures in Kubernetes, and how often it logs them: a missing
+//! right in a namespace with thousands of objects must not cause thousands of calls and log lines a minute.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -8,18 +8,18 @@ use parking_lot::Mutex;
 
 use crate::api::reference::ObjectKey;
 
-/// The first wait, doubled with each failure in a row.
+/// The first wait. Each further consecutive failure doubles it.
 const FIRST: Duration = Duration::from_secs(5);
-/// The longest wait after a failure that may pass at any moment: an API server that cannot be reached, or that is busy.
+/// Maximum wait after a failure that may end at any moment: the API server is unreachable or busy.
 const PASSING: Duration = Duration::from_secs(10);
-/// The longest wait after a refusal that stays until a person changes something: a missing right, an admission policy.
+/// Maximum wait after a refusal that stays until a user changes something: a missing right, an admission policy.
 const REFUSED: Duration = Duration::from_secs(300);
 /// Time after which a continuing series is logged again.
 const LOGGED_AGAIN: SignedDuration = SignedDuration::from_hours(1);
 /// Time without a failure after which a series ends: the object may have been deleted.
 const FORGOTTEN: SignedDuration = SignedDuration::from_mins(15);
 
-/// Failures in a row, by object.
+/// Series of consecutive failures, by object.
 #[derive(Default)]
 pub(super) struct Failures(Mutex<HashMap<Object, Series>>);
 
@@ -32,12 +32,12 @@ struct Series {
     logged: Timestamp,
 }
 
-/// What follows from a failure.
+/// The consequences of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Next {
-    /// When the object is reconciled again.
+    /// Time until the next reconcile of the object.
     pub(super) after: Duration,
-    /// Whether the failure is logged: the first of a series is, and one in an hour.
+    /// Whether to log the failure: the first of a series, and one in an hour.
     pub(super) logged: bool,
 }
 
@@ -47,7 +47,7 @@ impl Failures {
         self.0.lock().remove(object);
     }
 
-    /// Notes a failure at `now`.
+    /// Records a failure at `now`.
     pub(super) fn failed(&self, object: Object, refused: bool, now: Timestamp) -> Next {
         let mut all = self.0.lock();
         if !all.contains_key(&object) && all.len() % 64 == 63 {
@@ -65,7 +65,7 @@ impl Failures {
     }
 }
 
-/// Whether the API server refused the step, so that only a change helps.
+/// Whether the API server refused the step, so that only a user's change helps.
 pub(super) fn is_refusal(error: &crate::error::Error) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<kube::Error>());
     matches!(source, Some(kube::Error::Api(status)) if (400..500).contains(&status.code) && ![409, 429].contains(&status.code))

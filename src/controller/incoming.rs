@@ -1,5 +1,5 @@
-//! An object as the API server sends it. The broker drops the metadata that the stores do not keep while it reads the object, so
-//! a page of a list never holds the labels and managed fields of all its objects.
+//! An object as the API server sends it. While the broker parses the object, it drops the metadata that the stores do
+//! not keep. So a page of a list never contains the labels and managed fields of all its objects in memory.
 
 use std::{borrow::Cow, collections::BTreeMap, marker::PhantomData};
 
@@ -10,19 +10,19 @@ use serde_json::{Map, Value};
 
 use crate::stores::slim::Slim;
 
-/// Longest description of why an object does not parse, in characters.
+/// Maximum length in characters of the description why an object does not parse.
 const ERROR_MAX: usize = 300;
 
-/// An object of a list or a watch. It has no more metadata than `S` keeps.
+/// An object of a list or a watch, only with the metadata that `S` keeps.
 #[derive(Clone, Debug)]
 pub(super) struct Incoming<K, S>(pub(super) Read<K>, pub(super) PhantomData<S>);
 
-/// An object as it was read.
+/// The result of parsing an object.
 #[derive(Clone, Debug)]
 pub(super) enum Read<K> {
     /// The object parses.
     Object(K),
-    /// The object does not parse: its metadata, and the error.
+    /// The object does not parse. Contains the metadata and the error.
     Unreadable(Box<ObjectMeta>, String),
 }
 

@@ -1,8 +1,8 @@
-//! What to do about a CRD that is not installed: a watch of its kind fails until the CRD is installed.
+//! Detects a missing CRD, and names the command that installs it. A watch of a kind fails until its CRD is installed.
 
 use kube::{Resource, runtime::watcher};
 
-/// The name of the CRD, if a watch of the kind `K` failed because the API server does not know the kind.
+/// Returns the name of the CRD if a watch of the kind `K` failed because the API server does not know the kind.
 pub(super) fn missing<K: Resource<DynamicType = ()>>(error: &watcher::Error) -> Option<String> {
     use watcher::Error::{InitialListFailed, WatchFailed, WatchStartFailed};
     let (InitialListFailed(kube::Error::Api(status))
@@ -15,7 +15,8 @@ pub(super) fn missing<K: Resource<DynamicType = ()>>(error: &watcher::Error) -> 
     (status.code == 404 && !group.is_empty()).then(|| format!("{}.{group}", K::plural(&())))
 }
 
-/// The command that installs the CRDs of this version, from the broker's pod in `namespace` if the broker runs in one.
+/// Returns the command that installs the CRDs of this version, from the broker's pod in `namespace` if the broker runs
+/// in one.
 pub(super) fn install(namespace: &str) -> String {
     let program =
         std::env::current_exe().map_or_else(|_| "mail-token-broker".into(), |path| path.display().to_string());

@@ -1,5 +1,5 @@
-//! The controllers: each takes the objects of one kind out of its queue and reconciles them. The watches are in `watches`, the
-//! mapping of their changes to objects in `mapper`.
+//! The controllers: each takes the objects of one kind from its queue and reconciles them. `watches` has the watches,
+//! `mapper` maps their changes to objects.
 
 mod enqueue_all;
 mod failures;
@@ -32,7 +32,7 @@ pub use crate::controller::{
     watches::{LONGEST_LIST, Watches},
 };
 
-/// Runs the controllers until `ended`. The reconciles that run then come to their end.
+/// Runs the controllers until `ended`. Then waits for the running reconciles.
 pub async fn run(context: Arc<Context>, ended: CancellationToken) {
     let (queue, failures) = (context.queue.clone(), Failures::default());
     let credential = |key: Arc<ObjectKey>| reconcile_credential(key, &context, &failures);
@@ -48,8 +48,8 @@ pub async fn run(context: Arc<Context>, ended: CancellationToken) {
     );
 }
 
-/// One controller: begins a reconcile for each object that the queue gives, until `ended`. A reconcile returns after which time
-/// its object is reconciled again.
+/// Runs one controller until `ended`: begins a reconcile for each object from the queue. A reconcile returns the time
+/// after which its object is reconciled again.
 async fn work<F>(queue: &ControllerQueue, reconcile: impl Fn(Arc<ObjectKey>) -> F, ended: &CancellationToken)
 where
     F: Future<Output = Option<Duration>>,
@@ -95,7 +95,7 @@ async fn reconcile_provider(
     }
 }
 
-/// A panic in the reconcile of one object is isolated: the others go on.
+/// Isolates a panic in the reconcile of one object: the others continue.
 async fn isolated(
     (kind, (namespace, name)): &Object,
     reconcile: impl Future<Output = Result<Action, Error>>,
@@ -110,8 +110,8 @@ fn succeeded(object: &Object, action: Action, failures: &Failures) -> Option<Dur
     action.again_after
 }
 
-/// The back-off of an object whose reconcile Kubernetes failed: longer each time, but no longer than until the end of its
-/// token, which must be reported.
+/// Returns the back-off of an object after a failure in Kubernetes. It grows with each failure, and ends at the expiry
+/// of the object's token, which the status must report.
 fn retry(
     object: Object,
     error: &Error,

@@ -1,4 +1,4 @@
-//! The watches: each kind followed into a store that holds no more than is needed.
+//! The watches: each fills a store with the objects of one kind. The stores keep only the necessary fields.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -36,19 +36,20 @@ use crate::{
     },
 };
 
-/// Objects in a page of a list. The API server needs the longer for a page the more objects there are: 9 ms of CPU with 50,000.
+/// Number of objects in a page of a list. The API server needs more time for a page if there are more objects: 9 ms of
+/// CPU with 50,000.
 const PAGE: u32 = 250;
-/// Longest page of a list, in bytes. 250 objects of a usual size have one megabyte. Tenants may write more than a megabyte of
-/// labels and annotations into each object; then the pages of the watch become smaller.
+/// Maximum size of a page of a list in bytes. A page of 250 objects of a usual size has one megabyte. Tenants may write
+/// more than a megabyte of labels and annotations into each object; the watch then requests smaller pages.
 pub const LONGEST_LIST: usize = 8 << 20;
-/// The smallest page: its objects always fit, since etcd accepts none above 1.5 MB.
+/// Number of objects in the smallest page. They always fit, because etcd accepts no object above 1.5 MB.
 const SMALLEST_PAGE: u32 = 4;
-/// How often a start that waits for its watches logs which have shown nothing.
+/// Interval at which a start logs the watches that have not synced.
 const REMIND: Duration = Duration::from_secs(30);
-/// How many of them it names.
+/// Maximum number of watches that such a log line names.
 const NAMED: usize = 20;
 
-/// Where the watches look: everywhere, or in single namespaces.
+/// Returns the scopes of the watches: the whole cluster, or single namespaces.
 fn scopes(namespaces: &[String]) -> Vec<Option<String>> {
     match namespaces {
         [] => vec![None],
@@ -70,7 +71,7 @@ where
     Api::all(client.clone())
 }
 
-/// The watches, started but not yet complete.
+/// The started watches, whose stores may be incomplete.
 pub struct Watches {
     stores: Stores,
     pending: Vec<Pending>,
@@ -79,7 +80,7 @@ pub struct Watches {
 }
 
 impl Watches {
-    /// Starts all watches. `cluster`: cluster-scoped objects may be read.
+    /// Starts all watches. `cluster`: the broker may read cluster-scoped objects.
     pub fn start(
         client: &Client,
         namespaces: &[String],
@@ -89,7 +90,7 @@ impl Watches {
         health: &Health,
     ) -> Self {
         let scopes = scopes(namespaces);
-        // A ClusterMailProvider's Secrets are in the broker's namespace, which need not be among those watched.
+        // A ClusterMailProvider's Secrets are in the broker's namespace, which need not be a watched one.
         let mut source_scopes = scopes.clone();
         if cluster && !namespaces.is_empty() && !namespaces.contains(&broker_namespace.to_owned()) {
             source_scopes.push(Some(broker_namespace.to_owned()));
@@ -175,12 +176,12 @@ impl Watches {
         Self { stores, pending, install }
     }
 
-    /// What the watches show.
+    /// Returns the stores of all watches.
     pub fn into_stores(self) -> Stores {
         self.stores
     }
 
-    /// Waits until every watch has shown what there is, and logs now and then which have not.
+    /// Waits until every watch has completed its first list. Logs the others from time to time.
     pub async fn ready(&mut self) {
         let (mut names, mut complete) = (BTreeSet::new(), FuturesUnordered::new());
         for Pending { name, complete: future } in self.pending.drain(..) {
@@ -209,32 +210,32 @@ impl Watches {
 
 /// A store that is not complete yet.
 struct Pending {
-    /// What is watched, in words.
+    /// The name of the watch, for the log.
     name: String,
-    /// Done when the store is complete.
+    /// Completes when the store is complete.
     complete: BoxFuture<'static, ()>,
 }
 
-/// Whether a Secret of the broker's keeps a refresh token.
+/// Whether one of the broker's Secrets stores a refresh token.
 fn keeps_grant(meta: &ObjectMeta) -> bool {
     let role = meta.labels.as_ref().and_then(|labels| labels.get(names::LABEL_ROLE));
     role.is_some_and(|role| role == names::ROLE_GRANT)
 }
 
-/// How one kind is followed.
+/// The settings of one watch.
 struct Follow<K, S> {
-    /// Access to the objects of one namespace; `None` is all namespaces.
+    /// Returns the API for the objects of one namespace; `None` means all namespaces.
     api: fn(&Client, Option<&str>) -> Api<Incoming<K, S>>,
     config: watcher::Config,
     /// Whether the store may pack an object.
     packs: fn(&K) -> bool,
-    /// Gets each object before the store has it.
+    /// Gets each object before the store has the object.
     arriving: fn(&Mapper, &K),
-    /// Gets each difference after the store has it.
+    /// Gets each difference after the store has the object.
     seen: fn(&Mapper, Change<K>),
 }
 
-/// Begins the watches.
+/// The inputs for starting the watches.
 struct Begin<'a> {
     client: &'a Client,
     mapper: &'a Mapper,
@@ -246,14 +247,14 @@ struct Begin<'a> {
 }
 
 impl Begin<'_> {
-    /// Follows one kind, into one store for each scope.
+    /// Follows one kind: fills one store for each scope.
     fn follow<K: Stored, S: Slim>(&mut self, scopes: &[Option<String>], follow: Follow<K, S>) -> Mirror<K> {
         let stores: HashMap<_, _> =
             scopes.iter().map(|scope| (scope.clone(), self.follow_scope(scope.as_deref(), &follow))).collect();
         Mirror::new(stores)
     }
 
-    /// Follows the objects of one kind and scope, in a task of its own.
+    /// Follows the objects of one kind and scope, in a separate task.
     fn follow_scope<K: Stored, S: Slim>(&mut self, scope: Option<&str>, follow: &Follow<K, S>) -> Store<K> {
         let mut follower = Follower::<K>::new(follow.packs);
         let store = follower.store();
@@ -309,7 +310,7 @@ fn watch_events<W>(api: &Api<W>, config: &watcher::Config) -> BoxStream<'static,
 where
     W: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    // Not kube's 0.8 to 30 s: a broker that starts before its CRDs, or outlives an API server, is back at once.
+    // Shorter than kube's 0.8–30 s, so the broker recovers within 2 s.
     let backoff = backon::ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(200))
         .with_max_delay(Duration::from_secs(2))

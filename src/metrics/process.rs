@@ -1,4 +1,5 @@
-//! The process metrics of every Prometheus client (`process_*`), from Linux' `/proc`. Other systems have none.
+//! The process metrics of every Prometheus client (`process_*`), from Linux' `/proc`. On other systems these metrics
+//! are absent.
 
 use std::{fmt, fs};
 
@@ -54,7 +55,7 @@ impl Collector for Process {
 
 fn usage() -> Usage {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    // The directory that is being read is itself open.
+    // The open directory `/proc/self/fd` itself counts as one descriptor.
     let open = fs::read_dir("/proc/self/fd").ok().map(|entries| entries.count().saturating_sub(1));
     Usage {
         open_fds: open.and_then(|count| i64::try_from(count).ok()),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// When an object is reconciled again if no event enqueues it before.
+/// The time at which the object is reconciled again if no event enqueues it before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Action {
     /// The time after which the object is requeued; `None`: the object waits for an event.

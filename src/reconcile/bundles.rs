@@ -1,5 +1,5 @@
-//! Follows the ConfigMaps that hold CA bundles: each by its name, never all of them. A ConfigMap of a provider in use
-//! is watched, within the bounds below; the others are read once a minute.
+//! Follows the ConfigMaps with CA bundles, each by its name. The broker watches the ConfigMaps of providers in use,
+//! within the bounds below. It reads the others once a minute.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -21,41 +21,41 @@ use crate::{
     stores::reference_index::ReferenceIndex,
 };
 
-/// Watches at most. Each is a connection to the API server, of about 40 KB.
+/// Maximum number of watches. Each watch is a connection to the API server and takes about 40 KB.
 const WATCHES: usize = 64;
-/// Watches of one namespace at most: a tenant leaves some to others.
+/// Maximum number of watches in one namespace, so that one tenant cannot use all of them.
 const WATCHES_OF_A_NAMESPACE: usize = 8;
-/// How often the ConfigMaps that are not watched are read.
+/// Interval between two reads of the ConfigMaps without a watch.
 const POLL: Duration = Duration::from_secs(60);
 
-/// What is known of the ConfigMaps.
+/// The versions of the ConfigMaps with CA bundles.
 pub struct Bundles {
     client: Client,
     queue: WorkQueue,
     references: Arc<ReferenceIndex>,
     maps: Arc<Mutex<HashMap<ObjectKey, Followed>>>,
-    /// A ConfigMap that is not watched was added.
+    /// Notified when a ConfigMap without a watch is added.
     added: Notify,
 }
 
 struct Followed {
     /// The ConfigMap's resourceVersion; empty if it does not exist or cannot be read; `None` before the first read.
     version: Option<String>,
-    /// The providers that refer to it.
+    /// The providers that refer to the ConfigMap.
     readers: Vec<ProviderKey>,
-    /// The task that watches; `None` where it is read now and then.
+    /// The task of the watch; `None` if the broker reads the ConfigMap once a minute.
     watch: Option<AbortOnDropHandle<()>>,
 }
 
 impl Bundles {
-    /// Nothing is known yet. A ConfigMap of a provider that `links` knows as used is watched through `client`; a change
-    /// enqueues its readers in `queue`.
+    /// Creates the value without ConfigMaps. It watches a ConfigMap through `client` if `references` shows that a
+    /// credential uses its provider. A change enqueues the providers in `queue`.
     pub fn new(client: Client, queue: WorkQueue, references: Arc<ReferenceIndex>) -> Self {
         Self { client, queue, references, maps: Arc::default(), added: Notify::new() }
     }
 
-    /// The version of a ConfigMap that `reader` refers to. The first call returns `None` and begins to follow the
-    /// ConfigMap; the first read enqueues `reader`.
+    /// Returns the version of a ConfigMap to which `reader` refers. The first call returns `None` and starts to follow
+    /// the ConfigMap. The first read then enqueues `reader`.
     pub fn version(&self, reader: &ProviderKey, map: &ObjectKey) -> Option<String> {
         let mut maps = self.maps.lock();
         let watched_already = maps.get(map).is_some_and(|followed| followed.watch.is_some());
@@ -83,7 +83,7 @@ impl Bundles {
         followed.version.clone()
     }
 
-    /// Stops to follow what a provider no longer needs: all but `keep`.
+    /// Stops following all ConfigMaps of a provider except `keep`.
     pub fn release(&self, reader: &ProviderKey, keep: Option<&ObjectKey>) {
         self.maps.lock().retain(|map, followed| {
             if Some(map) != keep {
@@ -93,14 +93,15 @@ impl Bundles {
         });
     }
 
-    /// The ConfigMaps that are not watched: all, or those alone that were never read.
+    /// The ConfigMaps without a watch. `all`: every one; otherwise only those never read.
     fn unwatched(&self, all: bool) -> Vec<ObjectKey> {
         let maps = self.maps.lock();
         let unwatched = maps.iter().filter(|(_, followed)| followed.watch.is_none());
         unwatched.filter(|(_, followed)| all || followed.version.is_none()).map(|(map, _)| map.clone()).collect()
     }
 
-    /// Reads the ConfigMaps that are not watched, for ever: a new one at once, all of them once a minute, one after the other.
+    /// Reads the ConfigMaps without a watch, one after the other: a new one immediately, all of them once a minute.
+    /// Never returns.
     pub async fn poll(&self) {
         let mut rounds = tokio::time::interval(POLL);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -127,8 +128,8 @@ fn has_room(watches: usize, of_the_namespace: usize) -> bool {
     watches < WATCHES && of_the_namespace < WATCHES_OF_A_NAMESPACE
 }
 
-/// Notes a version, and enqueues the readers if it differs. `None`: the version cannot be read now, and the last one
-/// stays valid.
+/// Records a version, and enqueues the providers if the version differs. `None`: the broker cannot read the version
+/// now, and keeps the last one.
 fn note(maps: &Mutex<HashMap<ObjectKey, Followed>>, map: &ObjectKey, version: Option<String>, queue: &WorkQueue) {
     let readers = match maps.lock().get_mut(map) {
         Some(followed) if version.is_some() || followed.version.is_none() => {

@@ -1,4 +1,4 @@
-//! What every step of a reconcile uses.
+//! The shared state of all reconciles.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,65 +24,65 @@ use crate::{
     stores::Stores,
 };
 
-/// What every step of a reconcile uses. What a step calls gets only the fields that it needs.
+/// The shared state of all reconciles. Functions that a step calls get only the fields that they need.
 pub struct Context {
     /// The clock, in whole seconds.
     pub clock: Clock,
-    /// Whether this replica leads. A replica that does not lead sends nothing and writes nothing but refresh tokens that it
-    /// holds.
+    /// Whether this replica leads. A replica that does not lead sends no request, and writes only refresh tokens that
+    /// it holds.
     pub leadership: Leadership,
     /// The metrics that the reconcile counts.
     pub metrics: Arc<Metrics>,
-    /// What the watches show.
+    /// The stores of the watches.
     pub stores: Stores,
-    /// What is known of each credential beyond what the watches show.
+    /// The broker's knowledge of each credential that the watches do not show.
     pub cache: Arc<CredentialCache>,
     /// Providers with their endpoints and client authentications.
     pub providers: ProviderCache,
-    /// The client, the Secrets and the Events.
+    /// The clients for Secrets, Events and other objects.
     pub kubernetes: Kubernetes,
-    /// What a request to a provider needs.
+    /// The clients and limits of requests to providers.
     pub requests: Requests,
     /// Enqueues credentials and providers.
     pub queue: WorkQueue,
 }
 
-/// What reads from Kubernetes and writes into it.
+/// The clients for reads and writes in Kubernetes.
 pub struct Kubernetes {
-    /// The client of the API server.
+    /// The client for the API server.
     pub client: Client,
-    /// The Secrets of the broker.
+    /// Reads and writes the broker's Secrets.
     pub secrets: Secrets,
     /// Emits Events on credentials and providers.
     pub events: Events,
 }
 
-/// What a request to a provider needs.
+/// The clients and limits of requests to providers.
 pub struct Requests {
-    /// Decides when a request may be sent.
+    /// Limits the requests to providers.
     pub admission: Admission,
     /// Logs in at mail servers; `None` with `--probe=false`.
     pub probes: Option<Probes>,
-    /// Time for one request, in all.
+    /// Time limit of one request.
     pub timeout: Duration,
     /// The name of this replica in claims on refresh tokens.
     pub holder: String,
-    /// Cancelled when the process is about to end: no new request is sent.
+    /// Cancelled when the process is about to end: the broker then sends no new request.
     pub draining: CancellationToken,
 }
 
 impl Requests {
-    /// Whether a request of the credential with this uid waits for its permit.
+    /// Whether a request of the credential with this uid waits for a permit.
     pub fn is_queued(&self, uid: &str) -> bool {
         self.admission.state(&Activity::Grant(uid.into())) == Some(State::Queued)
     }
 
-    /// Whether a login of the credential with this uid waits for a permit or is under way.
+    /// Whether a login of the credential with this uid waits for a permit or is in progress.
     pub fn is_probing(&self, uid: &str) -> bool {
         self.probes.as_ref().is_some_and(|probes| probes.admission.state(&Activity::Probe(uid.into())).is_some())
     }
 
-    /// Removes what waits for a permit for the credential with this uid. What is in flight continues.
+    /// Withdraws the waiting requests of the credential with this uid. A request in flight continues.
     pub fn withdraw(&self, uid: &str) {
         self.admission.withdraw(&Activity::Grant(uid.into()));
         if let Some(probes) = &self.probes {

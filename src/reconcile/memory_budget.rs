@@ -1,4 +1,4 @@
-//! Bounds the memory that Secrets take while the broker reads, renders or writes them.
+//! Bounds the memory for Secrets that the broker reads, renders or writes.
 
 use std::{
     collections::HashMap,
@@ -10,24 +10,25 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::render::SECRET_MAX;
 
-/// Bytes that all Secrets together may take: many small Secrets at a time, and a few of a megabyte each.
+/// Memory for all Secrets, in bytes: many small Secrets at a time, or a few of a megabyte each.
 const MEMORY: usize = 16 * 1024 * 1024;
-/// Bytes that the Secrets of one namespace may take: two of the largest. Where an admission webhook of one namespace hangs,
-/// the Secrets of the others are written.
+/// Memory for the Secrets of one namespace, in bytes: two of the largest. If an admission webhook of one namespace
+/// hangs, the broker can still write the Secrets of other namespaces.
 const SHARE: usize = 2 * 3 * SECRET_MAX;
-/// The unit in which the memory is counted, in bytes.
+/// The unit of the budget in bytes.
 const BLOCK: usize = 4 * 1024;
-/// Bytes to reserve for a Secret that is only read. Most have a few KiB; their writers may add up to a megabyte.
+/// Memory to reserve for a Secret that the broker only reads, in bytes. Most Secrets have a few KiB; their writers may
+/// add up to a megabyte.
 pub const USUAL_SECRET: usize = 256 * 1024;
 
-/// Bounds the memory that Secrets take.
+/// Bounds the memory for Secrets.
 pub struct MemoryBudget {
     all: Semaphore,
     /// The share of each namespace with a reservation.
     shares: Mutex<HashMap<String, Weak<Semaphore>>>,
 }
 
-/// Memory for a Secret, until this is dropped.
+/// Reserved memory for a Secret. Dropping it frees the memory.
 pub struct Reservation<'a> {
     _of_all: SemaphorePermit<'a>,
     _of_the_share: OwnedSemaphorePermit,
@@ -40,8 +41,8 @@ impl Default for MemoryBudget {
 }
 
 impl MemoryBudget {
-    /// Waits until memory is free for a Secret of `namespace` whose data has `bytes`: the data itself, and the body of the
-    /// request or response, which holds the data in base64.
+    /// Waits until memory is free for a Secret of `namespace` whose data has `bytes`. The memory covers the data, and
+    /// the body of the request or response with the data in base64.
     pub async fn reserve(&self, namespace: &str, bytes: usize) -> Option<Reservation<'_>> {
         let blocks = (3 * bytes.min(SECRET_MAX)).div_ceil(BLOCK).max(1);
         let blocks = u32::try_from(blocks).unwrap_or(1);

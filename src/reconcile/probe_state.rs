@@ -1,4 +1,4 @@
-//! What the broker remembers of a credential's probe: the logins that have ended, and the result that no status reports yet.
+//! The state of a credential's probe: the logins that have ended, and the result that no status reports yet.
 
 use k8s_openapi::jiff::Timestamp;
 
@@ -11,32 +11,32 @@ use crate::{
     },
 };
 
-/// What is remembered of a credential's probe.
+/// The state of a credential's probe.
 #[derive(Default)]
 pub struct ProbeState {
-    /// A login is under way.
+    /// Whether a login is in progress.
     pub in_flight: bool,
-    /// The inputs of the probe under way.
+    /// The inputs of the probe in progress.
     inputs: Option<ProbeInputs>,
-    /// The logins of the probe under way that have ended.
+    /// The ended logins of the probe in progress.
     logins: Vec<(Protocol, Login)>,
     /// The fingerprint of the token of the last login.
     fingerprint: TokenFingerprint,
     /// Hash of the CA bundle of the last login.
     bundle: ProbeHash,
-    /// A login could not be made, and is tried again at this time.
+    /// Time of the next try of a login that could not be made.
     again: Option<Timestamp>,
     /// The result of the last probe, which no status reports yet.
     pub unreported: Option<Box<(ProbeStatus, Verdict)>>,
 }
 
-/// A login that was made.
+/// The result of one login.
 pub struct Made {
-    /// What the login showed.
+    /// The server's answer, or the failure.
     pub login: Login,
-    /// The fingerprint of the token that was sent.
+    /// The fingerprint of the token in the login.
     pub fingerprint: TokenFingerprint,
-    /// Hash of the CA bundle that was trusted; empty without one.
+    /// Hash of the CA bundle for the login; empty without a bundle.
     pub bundle: ProbeHash,
 }
 
@@ -47,8 +47,8 @@ impl ProbeState {
         !in_flight && inputs.is_none() && logins.is_empty() && again.is_none() && unreported.is_none()
     }
 
-    /// The protocol of the next login, and when it is made if not now. `None` while a login is under way, and after the last
-    /// login. A probe with other inputs begins again with the first login.
+    /// Returns the protocol of the next login, and the time of the login if it is not due now. Returns `None` during a
+    /// login, and after the last login. A probe with other inputs begins again with the first login.
     pub fn next_login(
         &mut self,
         wanted: &[Protocol],
@@ -66,7 +66,7 @@ impl ProbeState {
         next.map(|protocol| (protocol, self.again.filter(|again| now < *again)))
     }
 
-    /// Notes the end of a login; `None` where it could not be made, and is tried again at `again`.
+    /// Records the end of a login. `None`: the login could not be made, and the next try is at `again`.
     pub fn end(&mut self, protocol: Protocol, made: Option<Made>, again: Timestamp) {
         self.in_flight = false;
         match made {
@@ -78,7 +78,7 @@ impl ProbeState {
         }
     }
 
-    /// The probe, if each of the wanted logins has ended.
+    /// Returns the probe if all wanted logins have ended.
     pub fn take_round(&mut self, wanted: &[Protocol], now: Timestamp) -> Option<Round> {
         let ended = |wanted: &Protocol| self.logins.iter().any(|(of, _)| of == wanted);
         if self.logins.is_empty() || !wanted.iter().all(ended) {
@@ -86,18 +86,18 @@ impl ProbeState {
         }
         let logins = std::mem::take(&mut self.logins);
         let ProbeInputs { objects, bundle } = self.inputs.take()?;
-        // Where the cache knew a bundle, a newer one that was read since is probed when the cache knows that.
+        // If the cache knew another bundle at the start, the next probe uses the newer bundle when the cache knows it.
         let bundle = Some(bundle.unwrap_or_else(|| self.bundle.clone()));
         let fingerprint = std::mem::take(&mut self.fingerprint);
         Some(Round { logins, inputs: ProbeInputs { objects, bundle }, fingerprint, at: now })
     }
 
-    /// Drops what another replica that has led since may have changed. A login under way ends.
+    /// Drops values that another replica may have changed in its term. A login in progress continues to its end.
     pub(super) fn restart(&mut self) {
         *self = Self { in_flight: self.in_flight, ..Self::default() };
     }
 
-    /// Drops a probe that is not wanted any more. A login under way ends.
+    /// Drops a probe that is no longer wanted. A login in progress continues to its end.
     pub fn abandon(&mut self) {
         (self.inputs, self.again) = (None, None);
         self.logins.clear();
@@ -110,7 +110,7 @@ mod tests {
 
     use super::*;
 
-    /// This many seconds after the epoch.
+    /// Returns the time `second` seconds after the epoch.
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
     }
@@ -125,7 +125,7 @@ mod tests {
         Some(Made { login: Login::Accepted, fingerprint: fingerprint.into(), bundle: "read".into() })
     }
 
-    /// Begins the login that is next, which must be the one with `expected`.
+    /// Begins the next login, whose protocol must be `expected`.
     fn begin(state: &mut ProbeState, objects: &str, expected: Protocol) {
         assert_eq!(state.next_login(&BOTH, &inputs(objects, None), at(0)), Some((expected, None)));
         state.in_flight = true;
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn logins_with_former_inputs_are_no_part_of_a_later_probe() {
-        // The change comes between two logins, or during one.
+        // The change happens between two logins, or during a login.
         for during in [false, true] {
             let mut state = ProbeState::default();
             begin(&mut state, "former", Smtp);
@@ -187,7 +187,7 @@ mod tests {
         let mut state = ProbeState::default();
         begin(&mut state, "former", Smtp);
         state.end(Smtp, made("former"), at(5));
-        // `Observed::conclude` drops a result with other inputs than those of now.
+        // `Observed::conclude` drops a result with inputs that differ from the current ones.
         assert_eq!(state.take_round(&[Smtp], at(1)).unwrap().inputs.objects.as_str(), "former");
     }
 

@@ -1,9 +1,9 @@
-//! Decides which object is reconciled next. Pure: the time is an input. Objects are reconciled in the order in which they were
-//! enqueued, those with the result of a request before all others. Two reconciles of one object never run at the same time: an
-//! object that is enqueued while its reconcile runs is reconciled again after that.
+//! Decides which object is reconciled next. Pure: the time is an input. Objects are reconciled in the order in which
+//! they were enqueued. Objects with the result of a request precede all others. Two reconciles of one object never run
+//! at the same time: an object that is enqueued during its reconcile is reconciled again afterwards.
 //!
-//! One namespace may not have all reconciles. A reconcile waits for Kubernetes; where an admission webhook of one namespace
-//! hangs, each call there takes up to 30 s, and the objects of all other namespaces would wait.
+//! One namespace must not use all reconciles. A reconcile waits for Kubernetes. If an admission webhook of one
+//! namespace hangs, each call there takes up to 30 s, and the objects of all other namespaces would wait.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -13,22 +13,22 @@ use std::{
 
 use crate::api::reference::ObjectKey;
 
-/// The objects of one kind that wait for a reconcile, and those whose reconcile runs.
+/// The objects of one kind that wait for a reconcile, and the objects whose reconcile runs.
 pub(super) struct Queue {
     objects: HashMap<Arc<ObjectKey>, State>,
-    /// The objects that are reconciled before those in `ready`.
+    /// The objects whose reconcile precedes those in `ready`.
     first: VecDeque<Arc<ObjectKey>>,
-    /// The objects whose reconcile may begin. An object that was put into `first` later is passed over here.
+    /// The objects whose reconcile may begin. `next` skips an object that was put into `first` later.
     ready: VecDeque<Arc<ObjectKey>>,
     /// The requeued objects.
     waiting: BTreeMap<Due, Arc<ObjectKey>>,
-    /// The namespaces with reconciles that run, or of which the last one was slow.
+    /// The namespaces with running reconciles, and the namespaces whose last reconcile was slow.
     namespaces: HashMap<String, Namespace>,
-    /// The namespaces with blocked objects of which a reconcile has ended.
+    /// The namespaces with blocked objects in which a reconcile has ended.
     freed: VecDeque<String>,
-    /// The number of requeues and reconciles so far.
+    /// Number of requeues and reconciles so far.
     count: u64,
-    /// The number of reconciles that run.
+    /// Number of running reconciles.
     running: usize,
     limits: Limits,
 }
@@ -46,7 +46,7 @@ enum State {
     Runs {
         /// The number of the reconcile.
         number: u64,
-        /// Where the object was enqueued meanwhile.
+        /// The place at which the object was enqueued during its reconcile.
         again: Option<Place>,
     },
 }
@@ -54,37 +54,37 @@ enum State {
 /// A place in the order of the objects.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
-    /// Before all objects that were not enqueued there.
+    /// Before all objects that were enqueued at `Last`.
     First,
-    /// After all others.
+    /// After all other objects.
     Last,
 }
 
 /// The reconciles of one namespace.
 #[derive(Default)]
 struct Namespace {
-    /// When each reconcile that runs began, by its number: the oldest first.
+    /// The start times of the running reconciles by their numbers, the oldest first.
     begun: BTreeMap<u64, Duration>,
-    /// The reconcile that ended last was slow.
+    /// Whether the last ended reconcile was slow.
     was_slow: bool,
     /// The objects that wait until the namespace may have another reconcile.
     blocked: VecDeque<Arc<ObjectKey>>,
 }
 
-/// How many reconciles may run at the same time.
+/// Maximum numbers of concurrent reconciles.
 #[derive(Clone, Copy)]
 struct Limits {
-    /// In all.
+    /// Maximum number in total.
     total: usize,
-    /// Of one namespace.
+    /// Maximum number in one namespace.
     quick: usize,
-    /// Of one namespace whose reconciles are slow.
+    /// Maximum number in one namespace whose reconciles are slow.
     slow: usize,
 }
 
-/// A reconcile that takes longer than this is slow: most take milliseconds, and none waits for a provider.
+/// Duration after which a reconcile is slow. Most reconciles take milliseconds, and none waits for a provider.
 const SLOW: Duration = Duration::from_secs(1);
-/// Tables with fewer entries keep their memory.
+/// Number of entries below which a table keeps its memory.
 const SMALL: usize = 1_024;
 
 impl Limits {
@@ -95,7 +95,8 @@ impl Limits {
 }
 
 impl Queue {
-    /// A queue for so many reconciles at the same time: three quarters for one namespace, an eighth while it is slow.
+    /// Creates a queue for `concurrency` concurrent reconciles: three quarters for one namespace, an eighth while it is
+    /// slow.
     pub(super) fn new(concurrency: usize) -> Self {
         let limits = Limits { total: concurrency, quick: (concurrency * 3 / 4).max(1), slow: (concurrency / 8).max(1) };
         Self {
@@ -111,7 +112,7 @@ impl Queue {
         }
     }
 
-    /// Enqueues an object.
+    /// Enqueues an object at a place.
     pub(super) fn enqueue(&mut self, key: ObjectKey, place: Place) {
         let key = match self.objects.get_key_value(&key) {
             Some((_, State::Ready)) if place == Place::Last => return,
@@ -131,8 +132,8 @@ impl Queue {
         self.make_ready(key, place);
     }
 
-    /// Returns the object whose reconcile begins at `now`: the first whose namespace may have one more. The caller calls
-    /// [`Self::done`] when the reconcile has ended.
+    /// Returns the object whose reconcile begins at `now`: the first object whose namespace may have one more
+    /// reconcile. The caller calls [`Self::done`] at the end of the reconcile.
     pub(super) fn next(&mut self, now: Duration) -> Option<Arc<ObjectKey>> {
         while self.due().is_some_and(|at| at <= now)
             && let Some((_, key)) = self.waiting.pop_first()
@@ -169,8 +170,8 @@ impl Queue {
         self.unblocked(now).or_else(|| self.ready.pop_front()).map(|key| (key, Place::Last))
     }
 
-    /// Returns the first blocked object of a namespace that may have one more reconcile. It was enqueued before the objects of
-    /// its namespace that are in `ready`.
+    /// Returns the first blocked object of a namespace that may have one more reconcile. It was enqueued before the
+    /// objects of its namespace in `ready`.
     fn unblocked(&mut self, now: Duration) -> Option<Arc<ObjectKey>> {
         while let Some(name) = self.freed.pop_front() {
             let Some(namespace) = self.namespaces.get_mut(&name) else { continue };
@@ -184,8 +185,8 @@ impl Queue {
         None
     }
 
-    /// Ends a reconcile at `now`. The object is requeued immediately if it was enqueued meanwhile, otherwise at `again`. `None`:
-    /// the object is reconciled when it is enqueued again.
+    /// Ends a reconcile at `now`. Requeues the object immediately if it was enqueued during the reconcile, otherwise at
+    /// `again`. `None`: the object waits until it is enqueued again.
     pub(super) fn done(&mut self, key: &ObjectKey, again: Option<Duration>, now: Duration) {
         let Some((key, State::Runs { number, again: enqueued })) = self.objects.remove_entry(key) else { return };
         self.running -= 1;
@@ -197,7 +198,7 @@ impl Queue {
             self.waiting.insert((at, self.count), key.clone());
             self.objects.insert(key, State::Waits((at, self.count)));
         }
-        // After a burst of thousands.
+        // Free the memory after a burst of thousands.
         if self.objects.capacity() > 4 * self.objects.len().max(SMALL) {
             self.objects.shrink_to_fit();
         }
@@ -211,7 +212,7 @@ impl Queue {
         matches!(self.objects.get(key), Some(State::Ready | State::Runs { .. }))
     }
 
-    /// Returns when the next requeued object becomes ready.
+    /// Returns the time at which the next requeued object becomes ready.
     pub(super) fn due(&self) -> Option<Duration> {
         self.waiting.first_key_value().map(|((at, _), _)| *at)
     }
@@ -224,7 +225,7 @@ impl Queue {
         }
     }
 
-    /// Ends the reconcile of this number in its namespace.
+    /// Ends the reconcile with this number in its namespace.
     fn end(&mut self, name: &str, number: u64, now: Duration) {
         let Some(namespace) = self.namespaces.get_mut(name) else { return };
         let begun = namespace.begun.remove(&number);
@@ -249,7 +250,7 @@ mod tests {
         (namespace.to_owned(), number.to_string())
     }
 
-    /// Numbers of the objects whose reconciles begin now.
+    /// Returns the numbers of the objects whose reconciles begin at `second`.
     fn served(queue: &mut Queue, second: u64) -> Vec<usize> {
         std::iter::from_fn(|| queue.next(at(second)).map(|key| key.1.parse().unwrap())).collect()
     }

@@ -1,4 +1,4 @@
-//! When Secrets were written last, for each credential.
+//! The times of the last writes of Secrets, for each credential.
 
 use std::collections::HashMap;
 
@@ -7,18 +7,18 @@ use parking_lot::Mutex;
 
 use crate::policy::Write;
 
-/// The shortest time between two writes of one kind for one credential.
+/// Minimum time between two writes of one kind for one credential.
 const WRITES_APART: SignedDuration = SignedDuration::from_secs(1);
-/// The number of remembered writes at which old ones are removed.
+/// Number of remembered writes at which old ones are removed.
 const WRITES_REMEMBERED: usize = 1_024;
 
-/// The last write of a Secret for each credential, for a second. Without this limit the broker would repeat a write as
-/// fast as a webhook or another controller reverts it.
+/// The last write of a Secret for each credential. Without the limit of one write in a second, the broker would repeat
+/// a write as fast as a webhook or another controller reverts it.
 #[derive(Default)]
 pub struct RecentWrites(Mutex<HashMap<String, (Write, Timestamp)>>);
 
 impl RecentWrites {
-    /// Notes a write of this kind at `now`, or returns when it may be made.
+    /// Records a write of this kind at `now`, or returns the time at which it is allowed.
     pub fn admit(&self, uid: &str, kind: Write, now: Timestamp) -> Option<Timestamp> {
         let mut last = self.0.lock();
         // A clock that was set back must not delay writes.

@@ -1,4 +1,4 @@
-//! The size that the target Secret would have with a token of the provider.
+//! The size of a credential's target Secret with a token of the provider.
 
 use secrecy::ExposeSecret as _;
 
@@ -10,8 +10,8 @@ use crate::{
     render::{self, SECRET_MAX, USUAL_TOKEN},
 };
 
-/// Sets the size of the target Secret with the token that is unwritten or published, or with one of the usual length.
-/// Blocks the provider where that is too large.
+/// Sets the size of the target Secret with the unwritten or published token, or with a token of the usual length.
+/// Blocks the provider if the Secret would be too large.
 pub(super) fn sized(
     mut provider: Provider,
     credential: &MailCredential,
@@ -28,7 +28,7 @@ pub(super) fn sized(
         .unwrap_or(USUAL_TOKEN)
         .min(ACCESS_TOKEN_MAX);
     if credential.spec.secret.data.is_empty() {
-        // Every other key holds the token once at most, in base64 at the longest.
+        // Every other key contains the token at most once, and at most in base64.
         provider.secret_size = (10 * length).min(SECRET_MAX);
         return provider;
     }

@@ -1,5 +1,6 @@
-//! Since which version a source Secret has the content that it has now. A watch shows metadata only, so each write of a
-//! Secret looks like a new content. The broker compares digests: an annotation or a label that changes ends no back-off.
+//! The version since which each source Secret has its current content. A watch shows only metadata, so each write of a
+//! Secret could be a new content. The broker compares digests of the content. So a changed annotation or label ends no
+//! back-off.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -20,13 +21,13 @@ use crate::{
     stores::Stores,
 };
 
-/// Secrets that are remembered before those are forgotten that no watch shows any more.
+/// Number of remembered Secrets at which the Secrets that no watch shows are forgotten.
 const REMEMBERED: usize = 1_024;
 
-/// A digest of a Secret's content. It stays in this process: its key is random.
+/// A digest of a Secret's content. The digest stays in this process, because its key is random.
 type Digest = [u8; 32];
 
-/// What is known about the content of source Secrets.
+/// The digests and versions of source Secrets.
 #[derive(Clone)]
 pub struct SourceContents(Arc<Shared>);
 
@@ -35,7 +36,7 @@ struct Shared {
     client: Client,
     stores: Stores,
     queue: WorkQueue,
-    /// The memory for Secrets that are read.
+    /// The memory budget for Secrets that the broker reads.
     memory: Arc<MemoryBudget>,
 }
 
@@ -45,16 +46,16 @@ struct Digests {
     secrets: Mutex<HashMap<ObjectKey, Known>>,
 }
 
-/// What is known about one Secret.
+/// The known content of one Secret.
 #[derive(Clone, Debug, PartialEq)]
 struct Known {
-    /// The latest resourceVersion that is known.
+    /// The latest known resourceVersion.
     version: String,
-    /// The earliest resourceVersion that is known to have had the same content.
+    /// The earliest known resourceVersion with the same content.
     since: String,
-    /// The content's digest; `None` while the broker has not read this content.
+    /// The digest of the content; `None` while the broker has not read this content.
     digest: Option<Digest>,
-    /// A task reads the Secret.
+    /// Whether a task reads the Secret.
     reading: bool,
 }
 
@@ -63,7 +64,7 @@ impl Known {
         Self { since: version.clone(), version, digest, reading: false }
     }
 
-    /// Whether the Secret has had a version after this one. resourceVersions are comparable numbers (KEP-5504).
+    /// Whether the Secret has had a version after `version`. resourceVersions are comparable numbers (KEP-5504).
     fn is_newer_than(&self, version: &str) -> bool {
         match (self.version.parse::<u64>(), version.parse::<u64>()) {
             (Ok(known), Ok(other)) => known > other,
@@ -71,7 +72,7 @@ impl Known {
         }
     }
 
-    /// Takes in what a read of the Secret showed. Returns whether the content differs from what was known.
+    /// Records the result of a read. Returns whether the content differs from the known content.
     fn read(&mut self, version: String, digest: Digest) -> bool {
         if self.is_newer_than(&version) {
             return false;
@@ -86,13 +87,14 @@ impl Known {
 }
 
 impl SourceContents {
-    /// Nothing is known yet. Secrets are read through `client`, within `memory`.
+    /// Creates the value without known Secrets. It reads Secrets through `client`, within `memory`.
     pub fn new(client: Client, stores: Stores, queue: WorkQueue, memory: Arc<MemoryBudget>) -> Self {
         Self(Arc::new(Shared { digests: Digests::new(), client, stores, queue, memory }))
     }
 
-    /// The resourceVersion since which a source Secret has had its present content; empty where no watch shows the Secret.
-    /// Where the content may have changed, a task reads the Secret. Until then this returns the former version.
+    /// Returns the resourceVersion since which a source Secret has its current content; empty if no watch shows the
+    /// Secret. If the content may have changed, a task reads the Secret. Until its end, this function returns the
+    /// former version.
     pub(super) fn since(&self, key: &ObjectKey) -> String {
         let Some(shown) = self.shown(key) else { return String::new() };
         let mut secrets = self.0.digests.secrets.lock();
@@ -104,7 +106,7 @@ impl SourceContents {
             return known.since.clone();
         }
         if known.digest.is_none() {
-            // The broker has not used the former content: there is nothing to compare.
+            // The broker has not used the former content, so there is no content to compare.
             *known = Known { reading: known.reading, ..Known::new(shown, None) };
         } else if !std::mem::replace(&mut known.reading, true) {
             self.clone().read(key.clone());
@@ -112,7 +114,7 @@ impl SourceContents {
         known.since.clone()
     }
 
-    /// Reads a source Secret whose content is unknown: an attempt that failed with it was made before a restart.
+    /// Reads a source Secret with unknown content: a failed attempt used it before a restart.
     pub(super) fn learn(&self, key: &ObjectKey) {
         if let Some(known) = self.0.digests.secrets.lock().get_mut(key)
             && known.digest.is_none()
@@ -122,7 +124,7 @@ impl SourceContents {
         }
     }
 
-    /// Forgets all versions: the API server was restored from a backup, and they begin again at lower numbers.
+    /// Forgets all versions: the API server was restored from a backup, and versions start again at lower numbers.
     pub fn forget_versions(&self) {
         self.0.digests.secrets.lock().clear();
     }
@@ -131,7 +133,8 @@ impl SourceContents {
         self.0.stores.sources.get(&key.0, &key.1)?.resource_version()
     }
 
-    /// Reads a Secret in a task, and notes its content. A failed read counts as a new content, so that no change is missed.
+    /// Reads a Secret in a task, and records its content. A failed read counts as a new content, so that the broker
+    /// misses no change.
     fn read(self, key: ObjectKey) {
         tokio::spawn(async move {
             let reservation = self.reserve(&key.0).await;
@@ -167,8 +170,8 @@ impl SourceReads for SourceContents {
         async move { Box::new(self.0.memory.reserve(namespace, USUAL_SECRET).await) as Box<dyn Send + 'a> }.boxed()
     }
 
-    /// Notes the content of a source Secret, and enqueues what refers to the Secret if the content differs from the known
-    /// one: a reconcile that began before compares with the former content.
+    /// Records the content of a source Secret. If the content differs from the known one, enqueues the objects that
+    /// refer to the Secret: a reconcile that began before compares with the former content.
     fn note(&self, key: &ObjectKey, secret: &Secret) {
         if self.0.digests.note(key, secret) {
             self.enqueue(key);
@@ -179,7 +182,7 @@ impl SourceReads for SourceContents {
 impl Digests {
     fn new() -> Self {
         let mut key = [0; 32];
-        // Without random numbers there is no TLS either, and nothing is read.
+        // Without random numbers, TLS does not work either, so the broker reads nothing.
         if rand::fill(&mut key).is_err() {
             tracing::error!("random numbers not available");
         }
@@ -201,7 +204,8 @@ impl Digests {
         }
     }
 
-    /// Ends a read. `failed`: the content may be another one. Returns whether what refers to the Secret must be enqueued.
+    /// Ends a read. `failed`: the content may be a new one. Returns whether the broker must enqueue the objects that
+    /// refer to the Secret.
     fn end(&self, key: &ObjectKey, failed: bool, shown: Option<String>) -> bool {
         let mut secrets = self.secrets.lock();
         let Some(known) = secrets.get_mut(key) else { return false };
@@ -211,14 +215,14 @@ impl Digests {
                 *known = Known::new(shown, None);
                 true
             }
-            // The Secret changed while it was read.
+            // The Secret changed during the read.
             Some(shown) => known.version != shown && !known.is_newer_than(&shown),
             None => false,
         }
     }
 
-    /// A digest of what the broker uses of a source Secret: its data, its type, and the metadata that says where the data
-    /// may be sent.
+    /// Returns a digest of the parts of a source Secret that the broker uses: its data, its type, and the annotation
+    /// with the permitted hosts.
     fn digest(&self, secret: &Secret) -> Digest {
         let mut digest = hmac::Context::with_key(&self.key);
         let mut part = |bytes: Option<&[u8]>| {

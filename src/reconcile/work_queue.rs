@@ -1,4 +1,4 @@
-//! The objects to reconcile: one queue for each kind.
+//! The queues of the objects to reconcile, one for each kind.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,8 +13,8 @@ use crate::{
     reconcile::queue::{Place, Queue},
 };
 
-/// Enqueues objects for their controllers. An object that waits already is not enqueued twice, and its reconcile runs once at
-/// a time.
+/// Enqueues objects for their controllers. A waiting object is not enqueued twice, and one reconcile of an object runs
+/// at a time.
 #[derive(Clone)]
 pub struct WorkQueue(Arc<Queues>);
 
@@ -24,12 +24,12 @@ struct Queues {
     cluster_providers: ControllerQueue,
 }
 
-/// The objects of one kind that wait for a reconcile, and those whose reconcile runs.
+/// The objects of one kind that wait for a reconcile, and the objects whose reconcile runs.
 pub struct ControllerQueue {
     queue: Mutex<Queue>,
-    /// An object was enqueued, or a reconcile has ended.
+    /// Notified when an object is enqueued, or a reconcile has ended.
     changed: Notify,
-    /// Times in the queue count from here.
+    /// The start of all times in the queue.
     begun: Instant,
 }
 
@@ -43,7 +43,7 @@ impl ControllerQueue {
         self.changed.notify_one();
     }
 
-    /// The object whose reconcile begins now: as soon as there is one that may run. Only one caller waits.
+    /// Waits until a reconcile may begin, and returns its object. Only one caller may wait.
     pub async fn next(&self) -> Arc<ObjectKey> {
         loop {
             let due = {
@@ -60,7 +60,7 @@ impl ControllerQueue {
         }
     }
 
-    /// Ends a reconcile. The object is requeued `after` this time; `None`: when it is enqueued again.
+    /// Ends a reconcile. Requeues the object `after` this time; `None`: the object waits until it is enqueued again.
     pub fn done(&self, object: &ObjectKey, after: Option<Duration>) {
         let now = self.time();
         // An `Instant` cannot represent every time.
@@ -80,18 +80,18 @@ fn now() -> Instant {
 }
 
 impl WorkQueue {
-    /// Queues for so many reconciles of each kind at the same time.
+    /// Creates queues for `concurrency` concurrent reconciles of each kind.
     pub fn new(concurrency: u16) -> Self {
         let queue = || ControllerQueue::new(concurrency);
         Self(Arc::new(Queues { credentials: queue(), providers: queue(), cluster_providers: queue() }))
     }
 
-    /// The credentials to reconcile.
+    /// Returns the queue of credentials.
     pub fn credentials(&self) -> &ControllerQueue {
         &self.0.credentials
     }
 
-    /// The providers of one kind to reconcile.
+    /// Returns the queue of providers of one kind.
     pub fn providers(&self, kind: ProviderKind) -> &ControllerQueue {
         match kind {
             ProviderKind::MailProvider => &self.0.providers,
@@ -99,7 +99,7 @@ impl WorkQueue {
         }
     }
 
-    /// Enqueues a credential.
+    /// Enqueues a credential for a reconcile.
     pub fn enqueue_credential(&self, credential: ObjectKey) {
         self.credentials().enqueue(credential, Place::Last);
     }
@@ -114,7 +114,7 @@ impl WorkQueue {
         self.credentials().queue.lock().has(credential)
     }
 
-    /// Enqueues a provider.
+    /// Enqueues a provider for a reconcile.
     pub fn enqueue_provider(&self, ProviderKey { kind, namespace, name }: ProviderKey) {
         self.providers(kind).enqueue((namespace, name), Place::Last);
     }
@@ -122,12 +122,12 @@ impl WorkQueue {
 
 #[cfg(test)]
 impl WorkQueue {
-    /// Takes the next credential out of its queue.
+    /// Removes the next credential from its queue, and returns it.
     pub(crate) fn next_credential(&self) -> Option<ObjectKey> {
         self.credentials().take()
     }
 
-    /// Takes the next MailProvider out of its queue.
+    /// Removes the next MailProvider from its queue, and returns it.
     pub(crate) fn next_provider(&self) -> Option<ProviderKey> {
         let (namespace, name) = self.providers(ProviderKind::MailProvider).take()?;
         Some(ProviderKey { kind: ProviderKind::MailProvider, namespace, name })

@@ -46,13 +46,13 @@ const FINALIZERS_MAX: usize = 16 << 10;
 /// uids have at most 253 and 36 characters.
 const OWNER_MAX: usize = 253;
 
-/// What the stores keep of the metadata of one kind of objects.
+/// The metadata that the stores keep of objects of one kind.
 pub trait Slim: Clone + Debug + Send + Sync + 'static {
-    /// Drops the other fields.
+    /// Drops all other metadata.
     fn slim(meta: &mut ObjectMeta);
 }
 
-/// MailCredentials: see [`credential`].
+/// MailCredentials keep the metadata of [`credential`].
 #[derive(Clone, Debug)]
 pub enum Credential {}
 
@@ -68,7 +68,7 @@ pub enum Namespace {}
 #[derive(Clone, Debug)]
 pub enum Source {}
 
-/// Secrets with the broker's label: see [`own_secret`].
+/// Secrets with the broker's label keep the metadata of [`own_secret`].
 #[derive(Clone, Debug)]
 pub enum OwnSecret {}
 

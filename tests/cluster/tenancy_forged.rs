@@ -7,10 +7,10 @@ use mail_token_broker::api::{MailCredential, MailProvider};
 use mailtoken_testkit::{idp::DEVICE, *};
 use serde_json::{Value, json};
 
-/// The last second that Kubernetes and the broker can write down.
+/// The last second that Kubernetes and the broker can format.
 const END_OF_TIME: &str = "9999-12-30T22:00:00Z";
 
-/// A Secret that says it is the broker's, for a credential of this name.
+/// Returns a Secret that looks like the broker's Secret for this credential.
 fn forged(name: &str, credential: &str, annotations: Value, data: Value) -> Manifest {
     let annotations: Value = annotations
         .as_object()
@@ -27,7 +27,7 @@ fn forged(name: &str, credential: &str, annotations: Value, data: Value) -> Mani
     }))
 }
 
-/// A grant Secret with nothing in it that the broker would write.
+/// Returns a grant Secret whose content the broker would never write.
 fn forged_grant(credential: &str) -> Manifest {
     let claim = json!({"holder": "another", "since": END_OF_TIME, "until": END_OF_TIME, "token": "x"});
     let sign_in = json!({
@@ -53,7 +53,7 @@ fn forged_target(credential: &str) -> Manifest {
     forged(credential, credential, annotations, json!({"access_token": "canary-forged"}))
 }
 
-/// No step of the broker went wrong by what it saw.
+/// Checks that no step of the broker panicked because of the objects.
 fn sane(broker: &Broker) {
     let log = broker.log();
     let reported = log.lines().find(|line| line.contains("panic"));
@@ -88,7 +88,7 @@ async fn forged_secrets_with_dates_at_the_end_of_time_do_no_harm() {
     hostile_ns.condition::<MailCredential>("seeded", "Ready", "TokenValid").await;
     hostile_ns.condition::<MailCredential>("code", "Ready", "AuthorizationRequired").await;
 
-    // The same dates in what the broker itself has written, one after the other.
+    // Write the same dates into Secrets that the broker itself has written, one after the other.
     tenants.evil.answer(Answer::token(3600).rotating());
     for name in ["plain", "seeded", "plain-grant", "seeded-grant", "code-grant"] {
         attacker.annotate::<Secret>(name, "mailtoken.dev/rotations", &i64::MAX.to_string()).await;
@@ -190,7 +190,7 @@ async fn a_forged_expiry_lengthens_no_life_with_or_without_the_provider() {
         assert!((0..=5).contains(&late), "{late} s after the end");
         tenants.evil.answer(Answer::token(3600));
     }
-    // A new token comes as soon as the provider serves again.
+    // The broker obtains a new token as soon as the provider works again.
     attacker.apply(tenants.provider("gone")).await;
     for name in ["down", "gone"] {
         hostile_ns.condition::<MailCredential>(name, "Ready", "TokenValid").await;
@@ -211,7 +211,7 @@ async fn forged_owners_take_nothing_over_in_another_namespace() {
     };
     let theirs = owner(theirs.metadata.uid.as_deref().unwrap());
     attacker.apply(tenants.provider("own")).await;
-    // A Secret, its grant, a credential and a provider that say they belong to the shop's credential.
+    // A Secret, its grant Secret, a credential and a provider have the shop's credential as owner.
     attacker.apply(forged_target("billing").set("metadata.ownerReferences", theirs.clone())).await;
     attacker.apply(forged_grant("billing").set("metadata.ownerReferences", theirs.clone())).await;
     attacker.apply(tenants.provider("idp").set("metadata.ownerReferences", theirs.clone())).await;
@@ -220,7 +220,7 @@ async fn forged_owners_take_nothing_over_in_another_namespace() {
     hostile_ns.condition::<MailCredential>("billing", "Ready", "TokenValid").await;
     assert_eq!(tenants.evil.token_requests().len(), 1);
     attacker.delete::<MailCredential>("billing").await;
-    // One whose owner was never there.
+    // The owner of this Secret never existed.
     attacker
         .apply(forged_target("gone").set("metadata.ownerReferences", owner("00000000-0000-0000-0000-000000000000")))
         .await;
@@ -247,7 +247,7 @@ async fn a_credential_that_names_anothers_secret_gets_none_and_destroys_none() {
     for name in names {
         before.push(hostile_ns.get::<Secret>(name).await);
     }
-    // Of two that were made in the same second the uid decides whose a Secret is.
+    // If two credentials were created in the same second, the uid decides which of them owns a Secret.
     let made = hostile_ns.get::<MailCredential>("other").await.metadata.creation_timestamp.unwrap().0;
     let next_second = async || (wait::now().as_second() > made.as_second()).then_some(()).ok_or_else(String::new);
     until("the next second", next_second).await;
@@ -317,7 +317,7 @@ async fn forged_secrets_of_a_quarter_megabyte_and_hundreds_of_providers_cost_lit
     }
     let more = descriptors(&fixture.broker).saturating_sub(open);
     assert!(more < 20, "{more} more file descriptors for {PROVIDERS} unused providers");
-    // A start lists them all.
+    // At a start the broker lists all of these objects.
     fixture.broker.terminate().await;
     fixture.broker.again().await;
     fixture.mark("after").await;
@@ -326,7 +326,7 @@ async fn forged_secrets_of_a_quarter_megabyte_and_hundreds_of_providers_cost_lit
     assert!(resident < 96, "{resident} MiB");
 }
 
-/// A start lists all credentials, in pages.
+/// At a start the broker lists all credentials, in pages.
 #[tokio::test]
 async fn credentials_with_a_megabyte_of_labels_cost_a_start_little_memory() {
     const CREDENTIALS: usize = 60;

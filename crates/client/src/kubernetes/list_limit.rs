@@ -1,5 +1,5 @@
-//! Bounds the size of a page of a list. Tenants may write more than a megabyte of labels into each object, and kube holds the text
-//! of a page up to three times.
+//! Bounds the size of a page of a list. Tenants may write more than a megabyte of labels into each object, and kube
+//! holds up to three copies of the text of a page.
 
 use std::{
     error::Error,
@@ -12,7 +12,7 @@ use http_body_util::{LengthLimitError, Limited};
 use kube::client::Body;
 use tower::Service;
 
-/// Ends the response of a list with an error after `longest` bytes.
+/// A layer that ends the response to a list with an error after `longest` bytes.
 #[derive(Clone)]
 pub(super) struct ListLimit<S> {
     pub(super) inner: S,
@@ -40,7 +40,7 @@ where
     }
 }
 
-/// Whether the error of a list is that its page was too long.
+/// Whether the error of a list means that its page was too long.
 pub fn is_too_long(error: &(dyn Error + 'static)) -> bool {
     let mut causes = std::iter::successors(Some(error), |cause| (*cause).source());
     causes.any(|cause| cause.is::<LengthLimitError>())

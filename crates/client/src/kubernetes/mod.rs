@@ -92,7 +92,7 @@ pub struct Connection {
     config: Config,
     proxy: Option<Proxy>,
     reachability: Arc<Reachability>,
-    /// Longest page of a list, in bytes.
+    /// Maximum size of a page of a list in bytes.
     longest_list: usize,
 }
 
@@ -125,7 +125,7 @@ impl Connection {
         Self { config, proxy, reachability, longest_list: usize::MAX }
     }
 
-    /// Sets a bound for each page of a list, in bytes. A longer page is an error: [`is_too_long`].
+    /// Sets the maximum size of a page of a list in bytes. A longer page is an error: [`is_too_long`].
     pub fn with_longest_list(self, bytes: usize) -> Self {
         Self { longest_list: bytes, ..self }
     }
