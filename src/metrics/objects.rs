@@ -18,7 +18,6 @@ use prometheus_client::{
 use crate::{
     api::{
         ConditionType, MailCredential, Reason, condition,
-        credential::ProviderKind,
         provider_object::{ProviderKey, ProviderObject},
         status::{MailCredentialStatus, TokenStatus},
     },
@@ -167,7 +166,7 @@ impl Objects {
             let about = [
                 namespace,
                 name,
-                ("provider_kind", kind(&row.provider).to_owned()),
+                ("provider_kind", row.provider.kind.as_str().to_owned()),
                 ("provider", row.provider.name.clone()),
                 ("preset", preset.to_owned()),
                 ("grant", row.grant.to_owned()),
@@ -235,14 +234,7 @@ fn single(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: i6
 
 /// The labels of a provider. A ClusterMailProvider has no namespace; Prometheus treats an empty label as absent.
 fn provider_labels(key: &ProviderKey, name: &'static str) -> [Label; 3] {
-    [("kind", kind(key).to_owned()), ("namespace", key.namespace.clone()), (name, key.name.clone())]
-}
-
-fn kind(key: &ProviderKey) -> &'static str {
-    match key.kind {
-        ProviderKind::MailProvider => "MailProvider",
-        ProviderKind::ClusterMailProvider => "ClusterMailProvider",
-    }
+    [("kind", key.kind.as_str().to_owned()), ("namespace", key.namespace.clone()), (name, key.name.clone())]
 }
 
 fn is_ready(status: &MailCredentialStatus) -> bool {

@@ -167,11 +167,11 @@ fn not_found(credential: &MailCredential, stores: &Stores) -> Blocker {
              get, list and watch on clustermailproviders and namespaces"
         )
     } else {
-        let (kind, others) = match reference.kind {
-            ProviderKind::MailProvider => ("MailProvider", "mailproviders,clustermailproviders"),
-            ProviderKind::ClusterMailProvider => ("ClusterMailProvider", "clustermailproviders"),
+        let others = match reference.kind {
+            ProviderKind::MailProvider => "mailproviders,clustermailproviders",
+            ProviderKind::ClusterMailProvider => "clustermailproviders",
         };
-        let fields = serde_json::json!({"spec": {"providerRef": {"kind": kind, "name": "<name>"}}});
+        let fields = serde_json::json!({"spec": {"providerRef": {"kind": reference.kind.as_str(), "name": "<name>"}}});
         format!(
             "the {words} does not exist: create it, or refer to one that does with `{}`; `kubectl -n {} get {others}` \
              lists them",

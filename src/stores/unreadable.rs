@@ -40,8 +40,7 @@ impl ObjectKind {
     const fn as_str(self) -> &'static str {
         match self {
             Self::Credential => "MailCredential",
-            Self::Provider(ProviderKind::MailProvider) => "MailProvider",
-            Self::Provider(ProviderKind::ClusterMailProvider) => "ClusterMailProvider",
+            Self::Provider(kind) => kind.as_str(),
         }
     }
 

@@ -4,7 +4,7 @@ use super::hash::{AttemptHash, InputsHash, LayoutHash, ProviderHash, RevocationH
 use crate::{
     api::{
         MailCredential,
-        credential::{DeletionPolicy, Format, ProviderKind},
+        credential::{DeletionPolicy, Format},
         names,
         provider::ProviderSpec,
     },
@@ -51,15 +51,11 @@ pub fn issued_for(
 /// document, the digest has the issuer instead of the endpoints.
 pub fn revocable_at(credential: &MailCredential, profile: &Profile, client_id: &str) -> RevocationHash {
     let reference = &credential.spec.provider_ref;
-    let kind = match reference.kind {
-        ProviderKind::MailProvider => "MailProvider",
-        ProviderKind::ClusterMailProvider => "ClusterMailProvider",
-    };
     let endpoint = match &profile.source {
         TokenSource::Known(endpoints) => endpoints.revocation_url.as_deref().unwrap_or_default(),
         TokenSource::Discovery { .. } => "",
     };
-    names::digest([kind, &reference.name, profile.source.identity(), endpoint, client_id]).into()
+    names::digest([reference.kind.as_str(), &reference.name, profile.source.identity(), endpoint, client_id]).into()
 }
 
 /// Hash of the inputs of the target Secret's content, except for the token's inputs.
