@@ -19,12 +19,12 @@ use crate::{
         hash::LayoutHash,
         observed::{History, TokenFacts, UnwrittenToken},
         outcome::Outcome,
+        probe::state::ProbeState,
         revocation::Revocation,
         spacing::Spacing,
     },
     reconcile::{
         custody::{pending::PendingGrantWrite, register::Register},
-        probe_state::ProbeState,
         recent_writes::RecentWrites,
     },
 };

@@ -13,7 +13,6 @@ pub mod json_patch;
 pub mod memory_budget;
 pub mod observe;
 mod own_sources;
-pub mod probe_state;
 pub mod provider;
 pub mod provider_cache;
 pub mod publish;

@@ -21,13 +21,12 @@ use crate::{
     policy::{
         Observed, checks,
         hash::ProviderHash,
-        probe::{self, Login, Next, ProbeInputs},
+        probe::{self, Login, Next, ProbeInputs, state::Made},
     },
     provider_client::{connection, resolve},
     reconcile::{
         act::{activity::Activity, mail_logins::Account},
         context::Context,
-        probe_state::Made,
         provider_cache::bundle_hash,
         stored::stored_token,
     },

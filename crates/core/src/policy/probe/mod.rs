@@ -1,6 +1,7 @@
 //! The probe: when the broker checks that a mailbox accepts its token, and what the results of the logins mean. Pure.
 
 mod advice;
+pub mod state;
 #[cfg(test)]
 mod tests;
 

@@ -1,14 +1,12 @@
-//! The state of a credential's probe: the logins that have ended, and the result that no status reports yet.
+//! The state of a credential's probe: the logins that have ended, and the result that no status reports yet. Pure.
 
 use k8s_openapi::jiff::Timestamp;
 
+use super::{Login, ProbeInputs, Round, Verdict};
 use crate::{
     api::{credential::Protocol, probe::ProbeStatus},
     oauth::token::TokenFingerprint,
-    policy::{
-        hash::ProbeHash,
-        probe::{Login, ProbeInputs, Round, Verdict},
-    },
+    policy::hash::ProbeHash,
 };
 
 /// The state of a credential's probe.
@@ -26,7 +24,7 @@ pub struct ProbeState {
     bundle: ProbeHash,
     /// Time of the next try of a login that could not be made.
     again: Option<Timestamp>,
-    /// The result of the last probe, which no status reports yet.
+    /// The result of the last probe while no status reports it.
     pub unreported: Option<Box<(ProbeStatus, Verdict)>>,
 }
 
@@ -42,7 +40,7 @@ pub struct Made {
 
 impl ProbeState {
     /// Whether the state equals a new one.
-    pub(super) fn is_blank(&self) -> bool {
+    pub fn is_blank(&self) -> bool {
         let Self { in_flight, inputs, logins, fingerprint: _, bundle: _, again, unreported } = self;
         !in_flight && inputs.is_none() && logins.is_empty() && again.is_none() && unreported.is_none()
     }
@@ -93,7 +91,7 @@ impl ProbeState {
     }
 
     /// Drops values that another replica may have changed in its term. A login in progress continues to its end.
-    pub(super) fn restart(&mut self) {
+    pub fn restart(&mut self) {
         *self = Self { in_flight: self.in_flight, ..Self::default() };
     }
 
