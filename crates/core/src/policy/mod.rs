@@ -20,6 +20,7 @@ pub mod outcome;
 pub mod ownership;
 pub mod probe;
 pub mod provider;
+pub mod refresh_tokens;
 pub mod rejected_write;
 pub mod report_time;
 pub mod revocation;
