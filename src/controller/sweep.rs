@@ -1,12 +1,7 @@
 //! A slow walk over all objects, which enqueues what should have been handled and was not. In normal operation it finds
 //! nothing: what it finds is counted.
 
-use std::{
-    collections::HashMap,
-    hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::jiff::SignedDuration;
 use kube::ResourceExt as _;
@@ -20,15 +15,13 @@ use crate::{
     metrics::SWEPT,
     policy::{
         observed::target_name,
-        sweep::{Overdue, overdue, provider_overdue},
+        sweep::{Overdue, STEPS, Suspects, overdue, provider_overdue},
     },
     reconcile::context::Context,
 };
 
 /// How far apart the steps of the walk are.
 const STEP: Duration = Duration::from_secs(10);
-/// Steps of one walk: each takes that part of all objects.
-const STEPS: u64 = 30;
 /// How long a refresh token is held in memory whose credential is gone and which cannot be stored.
 const ORPHANED: SignedDuration = SignedDuration::from_mins(2);
 
@@ -52,8 +45,7 @@ pub async fn sweep(context: Arc<Context>) {
     }
 }
 
-/// What was late in the step before, with its version. Only what is still late in the next step is enqueued: it may have
-/// been about to be handled.
+/// The overdue objects of the last step.
 #[derive(Default)]
 struct Sweeper {
     credentials: Suspects<ObjectKey>,
@@ -110,85 +102,5 @@ impl Sweeper {
             context.metrics.swept(SWEPT[1]);
             context.queue.enqueue_provider(key);
         }
-    }
-}
-
-/// Objects that were late in the step before, by version.
-struct Suspects<K>(HashMap<K, String>);
-
-impl<K> Default for Suspects<K> {
-    fn default() -> Self {
-        Self(HashMap::new())
-    }
-}
-
-impl<K: Clone + Eq + std::hash::Hash> Suspects<K> {
-    /// Whether an object is checked in this step.
-    fn concerns(&self, key: &K, step: u64) -> bool {
-        part(key) == step || self.0.contains_key(key)
-    }
-
-    /// Those of `late` that were late in the same version in the step before. Of the others, this step's part is
-    /// suspected.
-    fn confirm(&mut self, late: impl Iterator<Item = (K, String)>, step: u64) -> Vec<K> {
-        let before = std::mem::take(&mut self.0);
-        let mut confirmed = vec![];
-        for (key, version) in late {
-            match before.get(&key) {
-                Some(known) if *known == version => confirmed.push(key),
-                Some(_) => {}
-                None if part(&key) == step => {
-                    self.0.insert(key, version);
-                }
-                None => {}
-            }
-        }
-        confirmed
-    }
-}
-
-/// The step of a walk in which an object is checked.
-fn part(key: &impl std::hash::Hash) -> u64 {
-    BuildHasherDefault::<DefaultHasher>::default().hash_one(key) % STEPS
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn late(objects: &[(&'static str, u32)]) -> impl Iterator<Item = (&'static str, String)> {
-        objects.iter().map(|&(key, version)| (key, version.to_string()))
-    }
-
-    #[test]
-    fn an_object_is_enqueued_once_when_it_is_late_in_two_steps() {
-        let mut suspects = Suspects::default();
-        let step = part(&"a");
-        assert!(suspects.confirm(late(&[("a", 1)]), step).is_empty());
-        assert_eq!(suspects.confirm(late(&[("a", 1)]), step + 1), ["a"]);
-        assert!(suspects.confirm(late(&[("a", 1)]), step + 2).is_empty(), "not again before the next walk");
-    }
-
-    #[test]
-    fn an_object_that_changed_or_was_handled_meanwhile_is_left_alone() {
-        let mut suspects = Suspects::default();
-        let step = part(&"a");
-        suspects.confirm(late(&[("a", 1)]), step);
-        assert!(suspects.confirm(late(&[("a", 2)]), step + 1).is_empty());
-        suspects.confirm(late(&[("a", 1)]), step);
-        assert!(suspects.confirm(late(&[]), step + 1).is_empty());
-        assert!(suspects.confirm(late(&[("a", 1)]), step + 1).is_empty());
-    }
-
-    #[test]
-    fn one_walk_checks_every_object() {
-        let names: Vec<_> = (0..1_000).map(|number| format!("credential-{number}")).collect();
-        let mut suspects = Suspects::default();
-        let mut found = 0;
-        for step in 0..STEPS {
-            suspects.confirm(names.iter().map(|name| (name.clone(), String::new())), step);
-            found += suspects.0.len();
-        }
-        assert!(found >= 900, "{found}");
     }
 }

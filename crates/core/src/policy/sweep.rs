@@ -1,6 +1,11 @@
 //! Detects overdue work, for a slow sweep over all objects. Only the sweep reveals a lost watch event, a lost timer or
 //! a mistake in the queue. Pure.
 
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher, Hash},
+};
+
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use crate::api::{ConditionType, MailCredential, ProviderStatus, Reason, Retry, condition};
@@ -77,6 +82,49 @@ fn waits_for_a_change(conditions: &[k8s_openapi::apimachinery::pkg::apis::meta::
 /// Whether a provider's status is overdue, because it describes another generation.
 pub fn provider_overdue(generation: Option<i64>, status: Option<&ProviderStatus>) -> bool {
     status.and_then(|status| status.observed_generation) != generation
+}
+
+/// Number of steps of a sweep. A step checks one part of all objects.
+pub const STEPS: u64 = 30;
+
+/// Objects that were overdue in the last step, with their resourceVersions. The sweep enqueues an object only if it is overdue
+/// in two steps: in the first step, the broker may have been about to handle the object.
+pub struct Suspects<K>(HashMap<K, String>);
+
+impl<K> Default for Suspects<K> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<K: Eq + Hash> Suspects<K> {
+    /// Whether the sweep checks an object in this step.
+    pub fn concerns(&self, key: &K, step: u64) -> bool {
+        part(key) == step || self.0.contains_key(key)
+    }
+
+    /// The objects among `late` that were overdue in the last step too, in the same version. Suspects the objects of this
+    /// step's part among the others.
+    pub fn confirm(&mut self, late: impl Iterator<Item = (K, String)>, step: u64) -> Vec<K> {
+        let before = std::mem::take(&mut self.0);
+        let mut confirmed = vec![];
+        for (key, version) in late {
+            match before.get(&key) {
+                Some(known) if *known == version => confirmed.push(key),
+                Some(_) => {}
+                None if part(&key) == step => {
+                    self.0.insert(key, version);
+                }
+                None => {}
+            }
+        }
+        confirmed
+    }
+}
+
+/// The step in which the sweep checks an object.
+fn part(key: &impl Hash) -> u64 {
+    BuildHasherDefault::<DefaultHasher>::default().hash_one(key) % STEPS
 }
 
 #[cfg(test)]
@@ -235,5 +283,43 @@ mod tests {
         let status = ProviderStatus { observed_generation: Some(2), ..ProviderStatus::default() };
         assert!(!provider_overdue(Some(2), Some(&status)));
         assert!(provider_overdue(Some(3), Some(&status)) && provider_overdue(Some(1), None));
+    }
+
+    fn late(objects: &[(&'static str, u32)]) -> impl Iterator<Item = (&'static str, String)> {
+        objects.iter().map(|&(key, version)| (key, version.to_string()))
+    }
+
+    #[test]
+    fn an_object_is_enqueued_once_when_it_is_late_in_two_steps() {
+        let mut suspects = Suspects::default();
+        let step = part(&"a");
+        assert!(suspects.concerns(&"a", step) && !suspects.concerns(&"a", step + 1));
+        assert!(suspects.confirm(late(&[("a", 1)]), step).is_empty());
+        assert!(suspects.concerns(&"a", step + 1), "a suspect is checked in the next step");
+        assert_eq!(suspects.confirm(late(&[("a", 1)]), step + 1), ["a"]);
+        assert!(suspects.confirm(late(&[("a", 1)]), step + 2).is_empty(), "not again before the next walk");
+    }
+
+    #[test]
+    fn an_object_that_changed_or_was_handled_meanwhile_is_left_alone() {
+        let mut suspects = Suspects::default();
+        let step = part(&"a");
+        suspects.confirm(late(&[("a", 1)]), step);
+        assert!(suspects.confirm(late(&[("a", 2)]), step + 1).is_empty());
+        suspects.confirm(late(&[("a", 1)]), step);
+        assert!(suspects.confirm(late(&[]), step + 1).is_empty());
+        assert!(suspects.confirm(late(&[("a", 1)]), step + 1).is_empty());
+    }
+
+    #[test]
+    fn one_walk_checks_every_object() {
+        let names: Vec<_> = (0..1_000).map(|number| format!("credential-{number}")).collect();
+        let mut suspects = Suspects::default();
+        let mut found = 0;
+        for step in 0..STEPS {
+            suspects.confirm(names.iter().map(|name| (name.clone(), String::new())), step);
+            found += suspects.0.len();
+        }
+        assert!(found >= 900, "{found}");
     }
 }
