@@ -22,7 +22,6 @@ pub mod report;
 pub mod secrets;
 mod sized;
 pub mod source_contents;
-mod stored;
 pub mod work_queue;
 
 use std::{sync::Arc, time::Duration};

@@ -25,6 +25,7 @@ use crate::{
         outcome::Recorded,
         ownership::Ownership,
         secret_metadata::target_is_in_sync,
+        stored::stored_token,
     },
     providers,
     reconcile::{
@@ -35,7 +36,6 @@ use crate::{
         own_sources::{learn_sources, source_versions},
         provider_cache::ProviderState,
         sized::sized,
-        stored::{annotation, stored_token},
     },
     render::{SECRET_MAX, render},
     stores::{Stores, unreadable::ObjectKind},
@@ -325,20 +325,8 @@ async fn published(
     let agrees = token
         .as_mut()
         .is_none_or(|token| expiry::settle_with_status(token, status.and_then(|status| status.token.as_ref())));
-    let annotation = |name: &str| meta.annotations.as_ref().and_then(|map| map.get(name)).cloned();
-    Ok(Published {
-        name: meta.name.clone().unwrap_or_default(),
-        uid: meta.uid.clone().unwrap_or_default(),
-        resource_version: version,
-        token,
-        issued_for: annotation(names::ANNOTATION_ISSUED_FOR).unwrap_or_default().into(),
-        layout: annotation(names::ANNOTATION_LAYOUT).unwrap_or_default().into(),
-        applied: annotation(names::ANNOTATION_APPLIED),
-        has_annotations: meta.annotations.is_some(),
-        handled_reissue: annotation(names::ANNOTATION_HANDLED_REISSUE),
-        intact: inspected.intact && agrees,
-        must_recreate: inspected.must_recreate,
-    })
+    let (intact, must_recreate) = (inspected.intact && agrees, inspected.must_recreate);
+    Ok(Published { token, intact, must_recreate, ..Published::read(meta) })
 }
 
 /// Reads a Secret that another writer may have changed, and compares it with what the broker writes.
@@ -359,7 +347,7 @@ async fn inspect(
     // The status is compared by the caller, each time.
     let (token, agrees) = stored_token(&secret, None).map_or((None, true), |(stored, agrees)| (Some(stored), agrees));
     let as_written = provider.zip(token.as_ref()).is_none_or(|(provider, stored)| {
-        let same_layout = annotation(&secret, names::ANNOTATION_LAYOUT) == Some(provider.layout.as_str());
+        let same_layout = Published::read(&secret.metadata).layout == provider.layout;
         let data = secret.data.as_ref();
         !same_layout
             || (data == render(credential, &provider.profile, &stored.token).ok().as_ref()

@@ -22,13 +22,13 @@ use crate::{
         Observed, checks,
         hash::ProviderHash,
         probe::{self, Login, Next, ProbeInputs, state::Made},
+        stored::stored_token,
     },
     provider_client::{connection, resolve},
     reconcile::{
         act::{activity::Activity, mail_logins::Account},
         context::Context,
         provider_cache::bundle_hash,
-        stored::stored_token,
     },
     render::SECRET_MAX,
 };

@@ -26,6 +26,7 @@ use crate::{
         observed::target_name,
         ownership::Ownership,
         revocation::Revocation,
+        stored::stored_token,
     },
     provider_client::{
         problem::{ProviderProblem, shown_blocker},
@@ -42,7 +43,6 @@ use crate::{
         context::Context,
         custody::{self, pending::CustodyError},
         observe,
-        stored::stored_token,
     },
 };
 

@@ -366,12 +366,12 @@ mod tests {
     use mailtoken_core::lacks;
 
     use crate::{
-        policy::{observed, outcome},
+        policy::{observed, outcome, stored::Stored},
         provider_client::{
             authentication::{Authentication, ClientCredential},
             resolved_provider::ResolvedProvider,
         },
-        reconcile::{credential_cache::CredentialState, custody::pending::SignInEnd, stored::Stored},
+        reconcile::{credential_cache::CredentialState, custody::pending::SignInEnd},
     };
 
     use super::*;

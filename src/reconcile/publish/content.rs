@@ -10,11 +10,10 @@ use crate::{
         MailCredential, Reason,
         names::{self, rfc3339},
     },
-    policy::{Blocker, commands::KubectlObject, hash::InputsHash, observed::Provider, secret_metadata},
+    policy::{Blocker, commands::KubectlObject, hash::InputsHash, observed::Provider, secret_metadata, stored::Stored},
     reconcile::{
         json_patch::{self, Map, create_map, set, unset},
         secrets::Operation,
-        stored::Stored,
     },
     render::{TooLarge, render},
 };

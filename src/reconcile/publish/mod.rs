@@ -21,12 +21,12 @@ use crate::{
         observed::{Published, Target, TokenFacts},
         ownership::Ownership,
         rejected_write::Rejection,
+        stored::{Stored, stored_token},
     },
     reconcile::{
         context::Context,
         publish::content::{Content, Fence, content, target_patch},
         secrets::Secrets,
-        stored::{Stored, stored_token},
     },
     render::SECRET_MAX,
     stores::slim,

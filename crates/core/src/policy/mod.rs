@@ -29,6 +29,7 @@ pub mod schedule;
 pub mod secret_metadata;
 pub mod spacing;
 pub mod status;
+pub mod stored;
 pub mod sweep;
 pub mod token;
 pub mod urgency;

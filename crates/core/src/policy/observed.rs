@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
-use kube::ResourceExt as _;
+use kube::{ResourceExt as _, core::ObjectMeta};
 
 use crate::{
     api::{ConditionType, MailCredential, Reason, condition, names},
@@ -122,6 +122,26 @@ pub struct Published {
     pub intact: bool,
     /// Whether the Secret became immutable or has another type, so that the broker must recreate it.
     pub must_recreate: bool,
+}
+
+impl Published {
+    /// Reads the metadata of a Secret whose data is as the broker wrote it.
+    pub fn read(meta: &ObjectMeta) -> Self {
+        let annotation = |name: &str| meta.annotations.as_ref().and_then(|map| map.get(name)).cloned();
+        Self {
+            name: meta.name.clone().unwrap_or_default(),
+            uid: meta.uid.clone().unwrap_or_default(),
+            resource_version: meta.resource_version.clone().unwrap_or_default(),
+            token: TokenFacts::read(meta),
+            issued_for: annotation(names::ANNOTATION_ISSUED_FOR).unwrap_or_default().into(),
+            layout: annotation(names::ANNOTATION_LAYOUT).unwrap_or_default().into(),
+            applied: annotation(names::ANNOTATION_APPLIED),
+            has_annotations: meta.annotations.is_some(),
+            handled_reissue: annotation(names::ANNOTATION_HANDLED_REISSUE),
+            intact: true,
+            must_recreate: false,
+        }
+    }
 }
 
 impl Observed {
