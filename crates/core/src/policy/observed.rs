@@ -262,3 +262,46 @@ impl Observed {
 pub fn target_name(credential: &MailCredential) -> String {
     credential.spec.secret.name.clone().unwrap_or_else(|| credential.name_any())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{at, token};
+
+    #[test]
+    fn a_published_secret_is_known_by_its_metadata() {
+        let annotations = [
+            (names::ANNOTATION_ISSUED_AT, names::rfc3339(at(0))),
+            (names::ANNOTATION_EXPIRES_AT, names::rfc3339(at(3600))),
+            (names::ANNOTATION_FINGERPRINT, token().fingerprint.to_string()),
+            (names::ANNOTATION_SCOPES, "mail.send".to_owned()),
+            (names::ANNOTATION_ISSUED_FOR, "inputs".to_owned()),
+            (names::ANNOTATION_LAYOUT, "layout".to_owned()),
+            (names::ANNOTATION_APPLIED, "applied".to_owned()),
+            (names::ANNOTATION_HANDLED_REISSUE, "reissue".to_owned()),
+        ];
+        let meta = ObjectMeta {
+            name: Some("billing".to_owned()),
+            uid: Some("secret".to_owned()),
+            resource_version: Some("7".to_owned()),
+            annotations: Some(annotations.map(|(name, value)| (name.to_owned(), value)).into()),
+            ..ObjectMeta::default()
+        };
+        let expected = Published {
+            name: "billing".to_owned(),
+            uid: "secret".to_owned(),
+            resource_version: "7".to_owned(),
+            token: Some(TokenFacts { length: None, ..token() }),
+            issued_for: "inputs".into(),
+            layout: "layout".into(),
+            applied: Some("applied".to_owned()),
+            has_annotations: true,
+            handled_reissue: Some("reissue".to_owned()),
+            intact: true,
+            must_recreate: false,
+        };
+        assert_eq!(Published::read(&meta), expected);
+        let bare = Published::read(&ObjectMeta { annotations: None, ..meta });
+        assert_eq!((bare.token, bare.has_annotations, bare.layout.as_str(), bare.applied), (None, false, "", None));
+    }
+}
