@@ -16,9 +16,7 @@ use crate::{
     },
     error::Error,
     policy::{
-        Blocker, Observed, checks,
-        commands::KubectlObject,
-        expiry, grant,
+        Blocker, Observed, checks, expiry, grant,
         hash::ProviderHash,
         inputs,
         observed::{History, Provider, Published, Target, TokenFacts, target_name},
@@ -154,32 +152,10 @@ fn provider(
 }
 
 fn not_found(credential: &MailCredential, stores: &Stores) -> Blocker {
-    let words = checks::provider_words(credential);
-    let reference = &credential.spec.provider_ref;
     let ProviderKey { kind, namespace, name } = ProviderKey::of(credential);
-    if let Some(why) = stores.unreadable.why(ObjectKind::Provider(kind), &(namespace, name)) {
-        return Blocker::new(Reason::ProviderNotReady, why);
-    }
-    let unseen = reference.kind == ProviderKind::ClusterMailProvider && stores.cluster_providers.is_none();
-    let message = if unseen {
-        format!(
-            "the broker is not allowed to read the {words}: it watches single namespaces, and its ServiceAccount needs \
-             get, list and watch on clustermailproviders and namespaces"
-        )
-    } else {
-        let others = match reference.kind {
-            ProviderKind::MailProvider => "mailproviders,clustermailproviders",
-            ProviderKind::ClusterMailProvider => "clustermailproviders",
-        };
-        let fields = serde_json::json!({"spec": {"providerRef": {"kind": reference.kind.as_str(), "name": "<name>"}}});
-        format!(
-            "the {words} does not exist: create it, or refer to one that does with `{}`; `kubectl -n {} get {others}` \
-             lists them",
-            KubectlObject::credential(credential).merge(&fields),
-            checks::namespace(credential)
-        )
-    };
-    Blocker::new(Reason::ProviderNotFound, message)
+    let watched = kind == ProviderKind::MailProvider || stores.cluster_providers.is_some();
+    let unreadable = stores.unreadable.why(ObjectKind::Provider(kind), &(namespace, name));
+    checks::missing_provider(credential, unreadable, watched)
 }
 
 /// Why the provider must not be used for the credential, by their specs and the labels of the namespace.

@@ -2,9 +2,7 @@
 
 use crate::{
     api::{
-        MailCredential, Reason,
-        credential::ProviderKind,
-        names,
+        MailCredential,
         provider_object::{ProviderKey, source_secrets},
         reference::{KeyRef, ObjectKey},
     },
@@ -39,25 +37,9 @@ pub(super) fn learn_sources(observed: &Observed, context: &Context) {
     sources.for_each(|source| context.providers.contents.learn(&source));
 }
 
-/// Why a Secret cannot be a seed or a subject token: a provider of the namespace refers to it, and its keys are the
-/// client's, not a person's.
+/// Why a Secret cannot hold a seed or a subject token: a provider refers to it.
 pub(super) fn of_a_provider(reference: &KeyRef, namespace: &str, stores: &Stores) -> Option<Blocker> {
-    let name = &reference.name;
-    let providers = stores.references.by_secret(&(namespace.to_owned(), name.clone()));
+    let providers = stores.references.by_secret(&(namespace.to_owned(), reference.name.clone()));
     let provider = providers.iter().find(|key| stores.provider(key).is_some())?;
-    // Tenants must not learn the name of a ClusterMailProvider that refers to the Secret.
-    let whose = match provider.kind {
-        ProviderKind::MailProvider => format!("the MailProvider {}", provider.name),
-        ProviderKind::ClusterMailProvider => "a ClusterMailProvider".to_owned(),
-    };
-    Some(Blocker::new(
-        Reason::SourceInvalid,
-        format!(
-            "the Secret {namespace}/{name} is never sent as a user's token, because {whose} refers to it: store the token \
-             in its own Secret with `kubectl -n {namespace} create secret generic <name> --from-literal={}=<token> \
-             && kubectl -n {namespace} label secret <name> {}=true`, and refer to that Secret",
-            reference.key,
-            names::LABEL_SOURCE
-        ),
-    ))
+    Some(checks::secret_of_a_provider(reference, namespace, provider))
 }

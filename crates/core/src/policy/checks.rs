@@ -6,13 +6,17 @@ use kube::{
     ResourceExt as _,
     core::{Selector, SelectorExt as _},
 };
+use serde_json::json;
 
 use super::{blocker::Blocker, commands::KubectlObject};
 use crate::{
     api::{
         MailCredential, Reason,
         credential::{Protocol, ProviderKind},
+        names,
         provider::{Allowed, ProviderSpec},
+        provider_object::ProviderKey,
+        reference::KeyRef,
         secret_keys::{self, SERVER, USERNAME},
     },
     providers::{Profile, account::fold},
@@ -160,7 +164,7 @@ pub fn allowance_blocker(
     denied(format!(
         "the scope {foreign} is not among those of the ClusterMailProvider {provider}: ask for the provider's own with \
          `{}`, or an administrator can add it to spec.scopes with `{}`",
-        KubectlObject::credential(credential).merge(&serde_json::json!({"spec": {"scopes": null}})),
+        KubectlObject::credential(credential).merge(&json!({"spec": {"scopes": null}})),
         subject.command("edit")
     ))
 }
@@ -196,6 +200,56 @@ fn glob(pattern: &str, text: &str) -> bool {
         }
     }
     rest.ends_with(last)
+}
+
+/// The blocker of a credential whose provider the stores do not have. `unreadable` is why the provider's object does not
+/// parse, if it exists. `watched`: the broker watches the objects of the provider's kind.
+pub fn missing_provider(credential: &MailCredential, unreadable: Option<String>, watched: bool) -> Blocker {
+    if let Some(why) = unreadable {
+        return Blocker::new(Reason::ProviderNotReady, why);
+    }
+    let words = provider_words(credential);
+    let kind = credential.spec.provider_ref.kind;
+    let message = if watched {
+        let others = match kind {
+            ProviderKind::MailProvider => "mailproviders,clustermailproviders",
+            ProviderKind::ClusterMailProvider => "clustermailproviders",
+        };
+        let fields = json!({"spec": {"providerRef": {"kind": kind.as_str(), "name": "<name>"}}});
+        format!(
+            "the {words} does not exist: create it, or refer to one that does with `{}`; `kubectl -n {} get {others}` \
+             lists them",
+            KubectlObject::credential(credential).merge(&fields),
+            namespace(credential)
+        )
+    } else {
+        format!(
+            "the broker is not allowed to read the {words}: it watches single namespaces, and its ServiceAccount needs \
+             get, list and watch on clustermailproviders and namespaces"
+        )
+    };
+    Blocker::new(Reason::ProviderNotFound, message)
+}
+
+/// The blocker of a credential whose seed or subject token is in a Secret that a provider refers to: the keys of that Secret
+/// are the client's.
+pub fn secret_of_a_provider(reference: &KeyRef, namespace: &str, provider: &ProviderKey) -> Blocker {
+    let name = &reference.name;
+    // Tenants must not learn the name of a ClusterMailProvider that refers to the Secret.
+    let whose = match provider.kind {
+        ProviderKind::MailProvider => format!("the MailProvider {}", provider.name),
+        ProviderKind::ClusterMailProvider => "a ClusterMailProvider".to_owned(),
+    };
+    Blocker::new(
+        Reason::SourceInvalid,
+        format!(
+            "the Secret {namespace}/{name} is never sent as a user's token, because {whose} refers to it: store the token \
+             in its own Secret with `kubectl -n {namespace} create secret generic <name> --from-literal={}=<token> \
+             && kubectl -n {namespace} label secret <name> {}=true`, and refer to that Secret",
+            reference.key,
+            names::LABEL_SOURCE
+        ),
+    )
 }
 
 /// The provider's name in messages.
@@ -282,6 +336,70 @@ mod tests {
             }
             let plain = covers(pattern.as_bytes(), address.to_ascii_lowercase().as_bytes());
             proptest::prop_assert_eq!(matches(&pattern, &address), plain);
+        }
+    }
+
+    #[test]
+    fn a_missing_provider_is_reported_with_what_the_user_can_do() {
+        let create = "does not exist: create it, or refer to one that does with `kubectl -n shop patch mailcredential billing \
+                      --type merge -p '{\"spec\":{\"providerRef\":{\"kind\":";
+        let missing = Reason::ProviderNotFound;
+        // The kind, whether the object does not parse, whether the broker watches the kind, the reason and the message.
+        let table: [(ProviderKind, bool, bool, Reason, String); 4] = [
+            (
+                ProviderKind::MailProvider,
+                false,
+                true,
+                missing,
+                format!(
+                    "the MailProvider shop/idp {create}\"MailProvider\",\"name\":\"<name>\"}}}}}}'`; `kubectl -n shop get \
+                     mailproviders,clustermailproviders` lists them"
+                ),
+            ),
+            (
+                ProviderKind::ClusterMailProvider,
+                false,
+                true,
+                missing,
+                format!(
+                    "the ClusterMailProvider idp {create}\"ClusterMailProvider\",\"name\":\"<name>\"}}}}}}'`; `kubectl -n shop \
+                     get clustermailproviders` lists them"
+                ),
+            ),
+            (
+                ProviderKind::ClusterMailProvider,
+                false,
+                false,
+                missing,
+                "the broker is not allowed to read the ClusterMailProvider idp: it watches single namespaces, and its \
+                 ServiceAccount needs get, list and watch on clustermailproviders and namespaces"
+                    .to_owned(),
+            ),
+            (ProviderKind::MailProvider, true, true, Reason::ProviderNotReady, "it does not parse".to_owned()),
+        ];
+        for (kind, unreadable, watched, reason, message) in table {
+            let mut credential = credential();
+            credential.spec.provider_ref.kind = kind;
+            let unreadable = unreadable.then(|| "it does not parse".to_owned());
+            assert_eq!(missing_provider(&credential, unreadable, watched), Blocker::new(reason, message), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_secret_of_a_provider_is_refused_without_the_name_of_a_cluster_mail_provider() {
+        let reference = KeyRef { name: "m365-app".to_owned(), key: "token".to_owned() };
+        for (kind, whose) in [
+            (ProviderKind::MailProvider, "the MailProvider m365"),
+            (ProviderKind::ClusterMailProvider, "a ClusterMailProvider"),
+        ] {
+            let provider = ProviderKey { kind, namespace: "shop".to_owned(), name: "m365".to_owned() };
+            let message = format!(
+                "the Secret shop/m365-app is never sent as a user's token, because {whose} refers to it: store the token in \
+                 its own Secret with `kubectl -n shop create secret generic <name> --from-literal=token=<token> && kubectl \
+                 -n shop label secret <name> mailtoken.dev/source=true`, and refer to that Secret"
+            );
+            let expected = Blocker::new(Reason::SourceInvalid, message);
+            assert_eq!(secret_of_a_provider(&reference, "shop", &provider), expected);
         }
     }
 
