@@ -4,7 +4,7 @@
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use futures::FutureExt as _;
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use k8s_openapi::jiff::Timestamp;
 use kube::{
     Api, Resource,
     api::{Patch, PatchParams},
@@ -71,10 +71,10 @@ async fn step(key: &ProviderKey, resolving: &mut bool, context: &Arc<Context>) -
     }
     let Some(inputs) = context.providers.hash(&object) else { return Ok(Action::await_change()) };
     let known = context.providers.result(key, &inputs);
-    if known.is_none() && is_fresh(&object) {
+    if known.is_none() && policy::is_fresh(&object) {
         // After a restart the former result stays valid until a credential needs the provider.
         let now = context.clock.now();
-        if let Some(until) = context.providers.is_still_valid(key, &inputs, trusted_until(&object, now), now) {
+        if let Some(until) = context.providers.is_still_valid(key, &inputs, policy::trusted_until(&object, now), now) {
             if context.providers.is_news(key, &inputs, None) {
                 wake_credentials(key, context);
             }
@@ -109,19 +109,6 @@ async fn step(key: &ProviderKey, resolving: &mut bool, context: &Arc<Context>) -
     }
     let next = next.into_iter().chain(turn).min();
     Ok(next.map_or_else(Action::await_change, |at| Action::requeue(context.clock.until(at))))
-}
-
-/// How long a good status stays valid after a restart. What the status does not report, such as the end of a
-/// certificate, is checked then.
-const TRUSTED_FOR: SignedDuration = SignedDuration::from_hours(6);
-
-/// Until when the status from before a restart stays valid. The times of different providers are spread.
-fn trusted_until(object: &ProviderObject, now: Timestamp) -> Timestamp {
-    let spread = object.meta().uid.iter().flat_map(|uid| uid.bytes()).fold(0, |sum: i64, byte| sum + i64::from(byte));
-    let secrets = object.spec().client.authentication.iter().filter_map(|entry| entry.client_secret.as_ref());
-    let ends = secrets.filter_map(|secret| secret.expires_at.as_ref()).map(|end| end.0);
-    let latest = now + TRUSTED_FOR + SignedDuration::from_secs(spread % 3600);
-    policy::next_turn(ends, now).map_or(latest, |turn| turn.min(latest))
 }
 
 /// Resolves a provider in a task of its own, which enqueues the provider at its end: a provider that hangs delays no
@@ -161,14 +148,6 @@ fn start_resolution(
         context.queue.enqueue_provider(key);
     };
     tokio::spawn(task.instrument(span));
-}
-
-/// Whether the status is about this generation, and Ready.
-fn is_fresh(object: &ProviderObject) -> bool {
-    object.status().is_some_and(|status| {
-        status.observed_generation == object.meta().generation
-            && condition::is_true(&status.conditions, ConditionType::Ready)
-    })
 }
 
 fn wake_credentials(key: &ProviderKey, context: &Context) {

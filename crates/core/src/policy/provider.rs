@@ -13,6 +13,7 @@ use crate::api::{
     ConditionType, ProviderStatus, Reason,
     condition::{self, upsert},
     names::rfc3339,
+    provider_object::ProviderObject,
 };
 
 /// A provider that is usable.
@@ -53,6 +54,29 @@ pub fn next_turn(ends: impl Iterator<Item = Timestamp>, now: Timestamp) -> Optio
     let days = ENDINGS.map(|(days, _)| days).into_iter().chain([0]);
     let turns = ends.flat_map(|end| days.clone().map(move |days| end - SignedDuration::from_hours(days * 24)));
     turns.filter(|turn| *turn > now).min()
+}
+
+/// Maximum time for which a good status stays valid after a restart. Then the broker checks again what the status does not
+/// report, such as the expiry of a certificate.
+const TRUSTED_FOR: SignedDuration = SignedDuration::from_hours(6);
+/// Seconds over which the ends of that time are spread, by the uid of the provider.
+const SPREAD: i64 = 3600;
+
+/// Whether the status of a provider describes the current generation, and `Ready` is True.
+pub fn is_fresh(object: &ProviderObject) -> bool {
+    object.status().is_some_and(|status| {
+        status.observed_generation == object.meta().generation
+            && condition::is_true(&status.conditions, ConditionType::Ready)
+    })
+}
+
+/// Until when a status from before a restart stays valid: at most until the next threshold of a client secret's expiry.
+pub fn trusted_until(object: &ProviderObject, now: Timestamp) -> Timestamp {
+    let spread = object.meta().uid.iter().flat_map(|uid| uid.bytes()).fold(0, |sum: i64, byte| sum + i64::from(byte));
+    let secrets = object.spec().client.authentication.iter().filter_map(|entry| entry.client_secret.as_ref());
+    let ends = secrets.filter_map(|secret| secret.expires_at.as_ref()).map(|end| end.0);
+    let latest = now + TRUSTED_FOR + SignedDuration::from_secs(spread % SPREAD);
+    next_turn(ends, now).map_or(latest, |turn| turn.min(latest))
 }
 
 /// The status of a provider after a check, without the URLs. `meta`: the provider's metadata. `name`: its name in
@@ -169,6 +193,57 @@ mod tests {
             format!("{} {}", if notice.warning { "Warning" } else { "Normal" }, notice.reason.as_str())
         };
         notices(before, after).iter().map(line).collect()
+    }
+
+    fn object(uid: &str, ends: &[i64]) -> crate::api::MailProvider {
+        let entries: Vec<_> = ends
+            .iter()
+            .map(|second| {
+                let reference = serde_json::json!({"name": "app", "key": "secret"});
+                serde_json::json!({"clientSecret": {"secretRef": reference, "expiresAt": rfc3339(at(*second))}})
+            })
+            .collect();
+        serde_json::from_value(serde_json::json!({
+            "apiVersion": "mailtoken.dev/v1alpha1",
+            "kind": "MailProvider",
+            "metadata": {"name": "idp", "namespace": "shop", "uid": uid, "generation": 2},
+            "spec": {"oauth2": {"tokenURL": "https://x/t"}, "client": {"id": "c", "authentication": entries}},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_status_from_before_a_restart_is_trusted_for_hours_but_not_beyond_a_threshold() {
+        const HOUR: i64 = 3600;
+        let many = "z".repeat(100);
+        // The uid, the expiry of each client secret, and the end of the trust.
+        let table: [(&str, &[i64], i64); 7] = [
+            ("", &[], 6 * HOUR),
+            ("a", &[], 6 * HOUR + 97),
+            ("ab", &[], 6 * HOUR + 97 + 98),
+            // 100 times 122.
+            (&many, &[], 6 * HOUR + 12_200 - 3 * HOUR),
+            ("", &[30 * DAY + HOUR], HOUR),
+            ("", &[90 * DAY, HOUR], HOUR),
+            ("", &[5 * DAY], 6 * HOUR),
+        ];
+        for (uid, ends, expected) in table {
+            let object = ProviderObject::Namespaced(object(uid, ends).into());
+            assert_eq!(trusted_until(&object, at(0)), at(expected), "{uid} {ends:?}");
+        }
+    }
+
+    #[test]
+    fn a_status_is_fresh_if_it_is_ready_in_the_current_generation() {
+        for (generation, is_ready, fresh) in [(2, true, true), (2, false, false), (1, true, false)] {
+            let mut provider = object("", &[]);
+            let mut status = ProviderStatus { observed_generation: Some(generation), ..ProviderStatus::default() };
+            let (kind, reason) = (ConditionType::Ready, Reason::ProviderReady);
+            upsert(&mut status.conditions, kind, is_ready, reason, String::new(), generation, at(0));
+            provider.status = Some(status);
+            assert_eq!(is_fresh(&ProviderObject::Namespaced(provider.into())), fresh, "{generation} {is_ready}");
+        }
+        assert!(!is_fresh(&ProviderObject::Namespaced(object("", &[]).into())), "without a status");
     }
 
     #[test]
