@@ -25,15 +25,13 @@ use crate::{
     api::{
         ClusterMailProvider, MailCredential, MailProvider,
         credential::ProviderKind,
-        names,
         provider_object::{ProviderKey, ProviderObject},
         reference::ObjectKey,
     },
     policy::{
-        observed::{TokenFacts, target_name},
+        observed::target_name,
         ownership::{self, OwnerState, Ownership},
         rival::{Contender, Holder, winner},
-        secret_metadata::controller_of,
     },
     stores::{
         reference_index::ReferenceIndex,
@@ -166,12 +164,7 @@ impl Stores {
         }
         let me = contender(credential);
         contenders.push(me.clone());
-        let holder = target.and_then(|target| {
-            Some(Holder {
-                uid: holder_of(target, &contenders)?,
-                in_service: TokenFacts::read(target).is_some_and(|token| token.is_unexpired(now)),
-            })
-        });
+        let holder = target.and_then(|target| Holder::of(target, &contenders, now));
         winner(&contenders, holder).filter(|winner| **winner != me).map(|winner| winner.name.clone())
     }
 
@@ -199,14 +192,4 @@ impl Stores {
             false => OwnerState::Gone,
         }
     }
-}
-
-/// The uid of the credential that a Secret belongs to: its owner, or, of a Secret that is retained, the one in its label.
-fn holder_of<'a>(target: &'a ObjectMeta, contenders: &'a [Contender]) -> Option<&'a str> {
-    if let Some(owner) = controller_of(target) {
-        return Some(&owner.uid);
-    }
-    let label = target.labels.as_ref()?.get(names::LABEL_CREDENTIAL)?;
-    let holder = contenders.iter().find(|contender| *label == names::label_value(&contender.name))?;
-    Some(&holder.uid)
 }

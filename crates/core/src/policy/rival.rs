@@ -1,6 +1,10 @@
 //! Decides which of several credentials with the same target Secret holds this Secret. Pure.
 
 use k8s_openapi::jiff::Timestamp;
+use kube::core::ObjectMeta;
+
+use super::{secret_metadata::controller_of, token::TokenFacts};
+use crate::api::names;
 
 /// A credential that wants a Secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +26,21 @@ pub struct Holder<'a> {
     pub in_service: bool,
 }
 
+impl<'a> Holder<'a> {
+    /// The holder of the Secret with this metadata: its controller, or, for a Secret without a controller, the contender that
+    /// the Secret's label names.
+    pub fn of(target: &'a ObjectMeta, contenders: &'a [Contender], now: Timestamp) -> Option<Self> {
+        let labelled = || {
+            let label = target.labels.as_ref()?.get(names::LABEL_CREDENTIAL)?;
+            let holder = contenders.iter().find(|contender| *label == names::label_value(&contender.name))?;
+            Some(holder.uid.as_str())
+        };
+        let uid = controller_of(target).map(|owner| owner.uid.as_str()).or_else(labelled)?;
+        let in_service = TokenFacts::read(target).is_some_and(|token| token.is_unexpired(now));
+        Some(Self { uid, in_service })
+    }
+}
+
 /// The credential that holds the Secret: the present holder if the Secret is in service, otherwise the oldest
 /// credential. If several were created in the same second, the present holder wins, otherwise the first by name.
 /// `None`: no contenders.
@@ -34,13 +53,56 @@ pub fn winner<'a>(contenders: &'a [Contender], holder: Option<Holder<'_>>) -> Op
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+
     use super::*;
+    use crate::fixtures::at;
 
     fn contender(name: &str, second: i64) -> Contender {
         let created = Timestamp::from_second(1_800_000_000 + second).unwrap();
         // The uids sort in the reverse order of the names.
         let uid = name.bytes().map(|byte| char::from(b'z' - (byte - b'a'))).collect();
         Contender { name: name.into(), uid, created: Some(created) }
+    }
+
+    #[test]
+    fn a_secret_is_held_by_its_controller_and_otherwise_by_the_credential_in_its_label() {
+        let contenders = [contender("a", 0), contender("b", 0)];
+        let (of_a, of_b) = (contenders[0].uid.as_str(), contenders[1].uid.as_str());
+        // The controller's uid, the label, the expiry of the token in seconds; the holder's uid and whether the token serves.
+        type Row<'a> = (Option<&'a str>, Option<&'a str>, Option<i64>, Option<(&'a str, bool)>);
+        let table: [Row<'_>; 7] = [
+            (None, None, Some(10), None),
+            (Some("owner"), None, Some(10), Some(("owner", true))),
+            (Some("owner"), Some("b"), Some(10), Some(("owner", true))),
+            (None, Some("b"), Some(10), Some((of_b, true))),
+            (None, Some("a"), Some(5), Some((of_a, false))),
+            (None, Some("a"), None, Some((of_a, false))),
+            (None, Some("c"), Some(10), None),
+        ];
+        for (owner, label, end, expected) in table {
+            let owner = owner.map(|uid| OwnerReference {
+                uid: uid.to_owned(),
+                controller: Some(true),
+                ..OwnerReference::default()
+            });
+            let annotations = end.map(|end| {
+                let facts = [
+                    (names::ANNOTATION_ISSUED_AT, names::rfc3339(at(0))),
+                    (names::ANNOTATION_EXPIRES_AT, names::rfc3339(at(end))),
+                    (names::ANNOTATION_FINGERPRINT, "sha256:0".to_owned()),
+                ];
+                facts.map(|(name, value)| (name.to_owned(), value)).into()
+            });
+            let target = ObjectMeta {
+                labels: label.map(|name| [(names::LABEL_CREDENTIAL.to_owned(), name.to_owned())].into()),
+                owner_references: owner.map(|owner| vec![owner]),
+                annotations,
+                ..ObjectMeta::default()
+            };
+            let holder = Holder::of(&target, &contenders, at(5));
+            assert_eq!(holder.map(|holder| (holder.uid, holder.in_service)), expected, "{label:?} {end:?}");
+        }
     }
 
     #[test]
