@@ -302,12 +302,8 @@ async fn write_answer(
     context: &Context,
 ) -> Result<(), CustodyError> {
     if let Some(token) = &mut stored.token {
-        token.last_used_at = Some(used_at);
+        token.note_exchange(used_at, rotated.map(|rotated| (hash(&rotated.refresh_token), rotated.expires_at)));
         if let Some(rotated) = rotated {
-            let hash = hash(&rotated.refresh_token);
-            token.rotations = token.rotations.saturating_add(i64::from(hash != token.hash));
-            token.hash = hash;
-            token.expires_at = rotated.expires_at;
             data.replace(rotated.refresh_token.clone());
         }
     }

@@ -186,6 +186,16 @@ impl GrantSecret {
 }
 
 impl TokenNote {
+    /// Records an exchange at `used_at`. `rotated` has the hash and the expiry of the refresh token in the response; `None` if
+    /// the response has no refresh token, so that the exchanged one stays in use. A provider may return the exchanged one.
+    pub fn note_exchange(&mut self, used_at: Timestamp, rotated: Option<(RefreshTokenHash, Option<Timestamp>)>) {
+        self.last_used_at = Some(used_at);
+        if let Some((hash, expires_at)) = rotated {
+            self.rotations = self.rotations.saturating_add(i64::from(hash != self.hash));
+            (self.hash, self.expires_at) = (hash, expires_at);
+        }
+    }
+
     /// Expiry of the refresh token: the provider's expiry, or the end of its lifetime without use, whichever is
     /// earlier.
     fn end(&self, idle_life: Option<SignedDuration>) -> Option<Timestamp> {

@@ -4,14 +4,14 @@ use k8s_openapi::jiff::SignedDuration;
 
 use super::{
     decided,
-    fixtures::{Case, at, blocker},
+    fixtures::{self, Case, at, blocker},
     stall,
 };
 use crate::{
     api::Reason,
     policy::{
         Decision, IssueReason, decide,
-        grant::{Claim, GrantSecret, Seed},
+        grant::{Claim, GrantSecret, Seed, TokenNote},
         observed::Target,
         status::{next_turn, status},
     },
@@ -194,4 +194,24 @@ fn annotations_are_read_back_and_unknown_values_are_ignored() {
         ("rotations", "x"),
     ]);
     assert_eq!((torn.token, torn.claim, torn.seed), (None, None, None));
+}
+
+#[test]
+fn an_exchange_records_the_replacement_and_counts_only_another_token() {
+    let before = || TokenNote { expires_at: Some(at(50)), rotations: 3, ..fixtures::note() };
+    // The hash in the response, the expiry in the response; the recorded hash, expiry and number of replacements.
+    type Row = (Option<&'static str>, Option<i64>, &'static str, Option<i64>, i64);
+    let table: [Row; 4] = [
+        (None, None, "hash", Some(50), 3),
+        (Some("hash"), Some(90), "hash", Some(90), 3),
+        (Some("next"), Some(90), "next", Some(90), 4),
+        (Some("next"), None, "next", None, 4),
+    ];
+    for (rotated, end, hash, expires, rotations) in table {
+        let mut token = before();
+        token.note_exchange(at(7), rotated.map(|hash| (hash.into(), end.map(at))));
+        let expires_at = expires.map(at);
+        let expected = TokenNote { hash: hash.into(), last_used_at: Some(at(7)), expires_at, rotations, ..before() };
+        assert_eq!(token, expected, "{rotated:?} {end:?}");
+    }
 }
