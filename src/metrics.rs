@@ -10,7 +10,7 @@ use std::{
 
 use parking_lot::Mutex;
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
+    encoding::text::encode,
     metrics::{counter::Counter, family::Family, histogram::Histogram, info::Info},
     registry::Registry,
 };
@@ -39,49 +39,18 @@ pub const SWEPT: [&str; 2] = ["credential", "provider"];
 /// All metrics. The number of series is bounded: labels are constants, or names of existing objects.
 pub struct Metrics {
     registry: Mutex<Registry>,
-    requests: Family<RequestLabels, Counter>,
-    durations: Family<PresetLabels, Histogram>,
-    errors: Family<ErrorLabels, Counter>,
+    requests: Family<Labels<3>, Counter>,
+    durations: Family<Labels<1>, Histogram>,
+    errors: Family<Labels<1>, Counter>,
     provider_errors: Arc<ProviderErrors>,
-    swept: Family<KindLabels, Counter>,
+    swept: Family<Labels<1>, Counter>,
     events_dropped: Counter,
-    probes: Family<ProbeLabels, Counter>,
-    probe_durations: Family<ProtocolLabels, Histogram>,
+    probes: Family<Labels<3>, Counter>,
+    probe_durations: Family<Labels<1>, Histogram>,
 }
 
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct RequestLabels {
-    preset: &'static str,
-    grant: &'static str,
-    outcome: &'static str,
-}
-
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct PresetLabels {
-    preset: &'static str,
-}
-
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct ProbeLabels {
-    protocol: &'static str,
-    outcome: &'static str,
-    reason: &'static str,
-}
-
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct ProtocolLabels {
-    protocol: &'static str,
-}
-
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct KindLabels {
-    kind: &'static str,
-}
-
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct ErrorLabels {
-    category: &'static str,
-}
+/// Labels of a series: constants, which bound the number of series.
+type Labels<const N: usize> = [(&'static str, &'static str); N];
 
 impl Metrics {
     /// Creates metrics with all counts at zero.
@@ -100,14 +69,14 @@ impl Metrics {
         registry.register("token_request_duration_seconds", "Duration of token requests", durations.clone());
         let errors = Family::default();
         registry.register("reconcile_errors", "Failed calls of the Kubernetes API, by category", errors.clone());
-        let swept = Family::<KindLabels, Counter>::default();
+        let swept = Family::<Labels<1>, Counter>::default();
         registry.register(
             "sweep_enqueued",
             "Objects that only the sweep over all objects enqueued: 0 in normal operation",
             swept.clone(),
         );
         for kind in SWEPT {
-            drop(swept.get_or_create(&KindLabels { kind }));
+            drop(swept.get_or_create(&[("kind", kind)]));
         }
         let events_dropped = Counter::default();
         registry.register(
@@ -154,12 +123,12 @@ impl Metrics {
 
     /// Counts a failed step.
     pub fn reconcile_error(&self, category: &'static str) {
-        self.errors.get_or_create(&ErrorLabels { category }).inc();
+        self.errors.get_or_create(&[("category", category)]).inc();
     }
 
     /// Counts an object that only the sweep enqueued.
     pub fn swept(&self, kind: &'static str) {
-        self.swept.get_or_create(&KindLabels { kind }).inc();
+        self.swept.get_or_create(&[("kind", kind)]).inc();
     }
 
     /// Counts a dropped Event.
@@ -212,13 +181,11 @@ impl RequestTimer<'_> {
     /// Counts the request with its outcome.
     pub fn observe(self, grant: GrantType, outcome: Reason) {
         let outcome = if outcome == Reason::RenewalSucceeded { "success" } else { outcome.as_str() };
-        self.metrics
-            .requests
-            .get_or_create(&RequestLabels { preset: self.preset, grant: grant.as_str(), outcome })
-            .inc();
+        let labels = [("preset", self.preset), ("grant", grant.as_str()), ("outcome", outcome)];
+        self.metrics.requests.get_or_create(&labels).inc();
         if let Some(since) = self.since.get() {
             let elapsed = since.elapsed().as_secs_f64();
-            self.metrics.durations.get_or_create(&PresetLabels { preset: self.preset }).observe(elapsed);
+            self.metrics.durations.get_or_create(&[("preset", self.preset)]).observe(elapsed);
         }
     }
 }
@@ -234,10 +201,10 @@ impl LoginTimer<'_> {
     /// Counts the login with its outcome.
     pub fn observe(self, outcome: ProbeOutcome, reason: Reason) {
         let Self { metrics, protocol, since } = self;
-        let labels = ProbeLabels { protocol, outcome: outcome.as_str(), reason: reason.as_str() };
+        let labels = [("protocol", protocol), ("outcome", outcome.as_str()), ("reason", reason.as_str())];
         metrics.probes.get_or_create(&labels).inc();
         let elapsed = since.elapsed().as_secs_f64();
-        metrics.probe_durations.get_or_create(&ProtocolLabels { protocol }).observe(elapsed);
+        metrics.probe_durations.get_or_create(&[("protocol", protocol)]).observe(elapsed);
     }
 }
 

@@ -33,13 +33,7 @@ pub(super) struct ProviderErrors(Mutex<HashMap<ProviderKey, BTreeMap<&'static st
 impl ProviderErrors {
     /// Counts a failed token request.
     pub(super) fn inc(&self, provider: &ProviderKey, reason: Reason) {
-        let mut counts = self.0.lock();
-        if !counts.contains_key(provider) {
-            counts.insert(provider.clone(), BTreeMap::new());
-        }
-        if let Some(of_provider) = counts.get_mut(provider) {
-            *of_provider.entry(reason.as_str()).or_default() += 1;
-        }
+        *self.0.lock().entry(provider.clone()).or_default().entry(reason.as_str()).or_default() += 1;
     }
 }
 
