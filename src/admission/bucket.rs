@@ -1,8 +1,8 @@
-//! The token bucket of a provider's `rateLimit`. Pure: the time is an input.
+//! A token bucket: for a provider's `rateLimit`, and for Events. Pure: the time is an input.
 
 use std::time::Duration;
 
-/// The `rateLimit` of a provider.
+/// A limit, such as the `rateLimit` of a provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {
     interval: Duration,
@@ -12,31 +12,36 @@ pub struct Limit {
 impl Limit {
     /// Creates a limit of `requests_per_minute` on average, and of `burst` requests immediately after a pause. The
     /// minimum of both is 1.
-    pub fn new(requests_per_minute: u32, burst: u32) -> Self {
-        Self { interval: Duration::from_secs(60) / requests_per_minute.max(1), burst: burst.max(1) }
+    pub const fn new(requests_per_minute: u32, burst: u32) -> Self {
+        let interval = match Duration::from_secs(60).checked_div(requests_per_minute) {
+            Some(interval) => interval,
+            None => Duration::from_secs(60),
+        };
+        Self { interval, burst: if burst == 0 { 1 } else { burst } }
     }
 }
 
 /// The used part of a limit, by the generic cell rate algorithm (ITU-T I.371).
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bucket {
+pub struct Bucket {
     pub(super) limit: Limit,
     /// Time at which the bucket is full again.
     full_at: Duration,
 }
 
 impl Bucket {
-    pub(super) fn new(limit: Limit) -> Self {
+    /// Creates a full bucket.
+    pub fn new(limit: Limit) -> Self {
         Self { limit, full_at: Duration::ZERO }
     }
 
     /// Time at which the next request may be sent.
-    pub(super) fn opens_at(&self) -> Duration {
+    pub fn opens_at(&self) -> Duration {
         self.full_at.saturating_sub(self.limit.interval.saturating_mul(self.limit.burst - 1))
     }
 
     /// Counts a request. A request that the broker sends with an empty bucket delays the next requests.
-    pub(super) fn charge(&mut self, now: Duration) {
+    pub fn charge(&mut self, now: Duration) {
         self.full_at = self.full_at.max(now) + self.limit.interval;
     }
 
@@ -46,7 +51,7 @@ impl Bucket {
     }
 
     /// Whether the bucket allows the whole burst, as a new bucket does.
-    pub(super) fn is_full(&self, now: Duration) -> bool {
+    pub fn is_full(&self, now: Duration) -> bool {
         self.full_at <= now
     }
 }
@@ -71,6 +76,12 @@ mod tests {
             assert_eq!(charged(times, burst).opens_at(), second(opens), "{times} of {burst}");
         }
         assert_eq!(Bucket::new(Limit::new(60, 1)).opens_at(), second(0));
+    }
+
+    #[test]
+    fn the_smallest_limit_is_one_request_a_minute() {
+        assert_eq!(Limit::new(0, 0), Limit::new(1, 1));
+        assert_ne!(Limit::new(1, 1), Limit::new(2, 1));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::queue::Queue;
 pub use self::{
-    bucket::Limit,
+    bucket::{Bucket, Limit},
     row::{Ask, Budgets, PER_HOST_LIMIT, State, TOTAL_LIMIT},
 };
 

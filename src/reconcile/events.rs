@@ -26,9 +26,10 @@ use kube::{
 };
 use parking_lot::Mutex;
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
+    admission::{Bucket, Limit},
     api::{MailCredential, Reason, names},
     error::describe,
     metrics::Metrics,
@@ -45,10 +46,11 @@ const NOTE_MAX: usize = 1024;
 const NAME_MAX: usize = 235;
 /// Events that wait to be written, at most.
 const WAITING: usize = 1_000;
-/// How many Events a namespace may have: so many at once, and one more after so many seconds.
-const OF_A_NAMESPACE: Limit = Limit { burst: 100, refill_seconds: 2 };
-/// The same for one object: where its condition turns every few seconds, a person has seen that after these.
-const OF_AN_OBJECT: Limit = Limit { burst: 25, refill_seconds: 60 };
+/// Maximum number of Events in a namespace: 100 immediately, then 30 a minute.
+const OF_A_NAMESPACE: Limit = Limit::new(30, 100);
+/// Maximum number of Events on one object: 25 immediately, then one a minute. After these, the user knows that the object's
+/// condition changes every few seconds.
+const OF_AN_OBJECT: Limit = Limit::new(1, 25);
 /// Where the Events of cluster-scoped objects are.
 const CLUSTER_NAMESPACE: &str = "default";
 /// How long a shutdown waits for Events that are not written yet.
@@ -64,6 +66,7 @@ pub struct Events {
     /// Events that are not written yet.
     pending: Arc<AtomicUsize>,
     metrics: Arc<Metrics>,
+    began: Instant,
 }
 
 /// Writes them, in a task of its own.
@@ -75,10 +78,13 @@ pub struct Writer {
 
 impl Events {
     /// For this reporter, and the writer to run.
+    #[expect(clippy::disallowed_methods, reason = "the budgets count elapsed time, because the wall clock may jump")]
     pub fn new(client: Client, reporter: Reporter, metrics: Arc<Metrics>) -> (Self, Writer) {
         let (sender, queue) = mpsc::channel(WAITING);
         let pending = Arc::<AtomicUsize>::default();
-        let events = Self { reporter, reported: Mutex::default(), queue: sender, pending: pending.clone(), metrics };
+        let reported = Mutex::default();
+        let events =
+            Self { reporter, reported, queue: sender, pending: pending.clone(), metrics, began: Instant::now() };
         (events, Writer { client, queue, pending })
     }
 
@@ -89,7 +95,7 @@ impl Events {
 
     /// Queues an Event. One that is dropped is counted; the status says the same.
     pub(super) fn publish(&self, notice: &EventNote, object: &ObjectReference, now: Timestamp) {
-        let event = self.reported.lock().event(notice, object, &self.reporter, now);
+        let event = self.reported.lock().event(notice, object, &self.reporter, now, self.began.elapsed());
         let Some(event) = event else { return self.metrics.event_dropped() };
         self.pending.fetch_add(1, Ordering::AcqRel);
         if self.queue.try_send(event).is_err() {
@@ -147,7 +153,7 @@ struct SentEvents {
     series: HashMap<SeriesKey, Series>,
     /// Keys in the order of their Events. A key with a later Event occurs again.
     order: VecDeque<(SeriesKey, Timestamp)>,
-    budgets: HashMap<Owner, Budget>,
+    budgets: HashMap<Owner, Bucket>,
     /// Budgets that are remembered before those are forgotten that are full.
     budgets_max: usize,
     /// Events so far, which keeps names of one moment apart.
@@ -164,29 +170,33 @@ struct Series {
 }
 
 impl SentEvents {
-    /// The Event to write; `None` where the namespace has had too many.
+    /// The Event to write at `now`; `None` if the budget of its namespace or object is empty. The budgets count `elapsed`, the
+    /// time since the start.
     fn event(
         &mut self,
         notice: &EventNote,
         object: &ObjectReference,
         reporter: &Reporter,
         now: Timestamp,
+        elapsed: Duration,
     ) -> Option<Event> {
-        self.forget(now);
+        self.forget(now, elapsed);
         let namespace = object.namespace.clone().unwrap_or_else(|| CLUSTER_NAMESPACE.to_owned());
         let uid = object.uid.clone().unwrap_or_default();
         // Where thousands of objects fail at the same time, nothing is remembered of those that get no Event.
-        let of_namespace = self.budgets.get_mut(&Owner::Namespace(namespace.clone()));
-        if of_namespace.is_some_and(|budget| budget.is_empty(now)) {
+        let of_namespace = self.budgets.get(&Owner::Namespace(namespace.clone()));
+        if of_namespace.is_some_and(|budget| budget.opens_at() > elapsed) {
             return None;
         }
         // The object first: one that has had too many takes nothing from its namespace.
         for (owner, limit) in
             [(Owner::Object(uid), OF_AN_OBJECT), (Owner::Namespace(namespace.clone()), OF_A_NAMESPACE)]
         {
-            if !self.budgets.entry(owner).or_insert_with(|| Budget::new(limit, now)).take(now) {
+            let budget = self.budgets.entry(owner).or_insert_with(|| Bucket::new(limit));
+            if budget.opens_at() > elapsed {
                 return None;
             }
+            budget.charge(elapsed);
         }
         let note = note(&notice.note);
         let digest = names::digest([note.as_str()]);
@@ -222,7 +232,7 @@ impl SentEvents {
         Some(event)
     }
 
-    fn forget(&mut self, now: Timestamp) {
+    fn forget(&mut self, now: Timestamp, elapsed: Duration) {
         while let Some((key, at)) = self.order.front() {
             if now.duration_since(*at) < REMEMBERED && self.order.len() <= SERIES {
                 break;
@@ -233,7 +243,7 @@ impl SentEvents {
             self.order.pop_front();
         }
         if self.budgets.len() > self.budgets_max.max(SERIES) {
-            self.budgets.retain(|_, budget| !budget.is_full(now));
+            self.budgets.retain(|_, budget| !budget.is_full(elapsed));
             // Not at each Event, where many objects have had one in the last minute.
             self.budgets_max = 2 * self.budgets.len();
         }
@@ -251,53 +261,6 @@ impl Series {
 enum Owner {
     Namespace(String),
     Object(String),
-}
-
-/// How many Events may be written.
-#[derive(Clone, Copy)]
-struct Limit {
-    burst: u32,
-    refill_seconds: i64,
-}
-
-/// How many Events are left.
-struct Budget {
-    limit: Limit,
-    left: u32,
-    since: Timestamp,
-}
-
-impl Budget {
-    fn new(limit: Limit, now: Timestamp) -> Self {
-        Self { limit, left: limit.burst, since: now }
-    }
-
-    fn refill(&mut self, now: Timestamp) {
-        // A clock that was set back refills nothing, and does not stop the refill either.
-        let passed = now.as_second().saturating_sub(self.since.as_second());
-        let more = u32::try_from(passed / self.limit.refill_seconds).unwrap_or(0);
-        if more > 0 || passed < 0 {
-            self.left = self.left.saturating_add(more).min(self.limit.burst);
-            self.since = now;
-        }
-    }
-
-    fn take(&mut self, now: Timestamp) -> bool {
-        self.refill(now);
-        let taken = self.left.checked_sub(1);
-        self.left = taken.unwrap_or(0);
-        taken.is_some()
-    }
-
-    fn is_empty(&mut self, now: Timestamp) -> bool {
-        self.refill(now);
-        self.left == 0
-    }
-
-    fn is_full(&mut self, now: Timestamp) -> bool {
-        self.refill(now);
-        self.left == self.limit.burst
-    }
 }
 
 /// The object's name, cut where the whole would be too long, and something that differs for each Event.
@@ -323,7 +286,12 @@ mod tests {
         Timestamp::from_second(1_000_000 + second).unwrap()
     }
 
-    fn publish(reported: &mut SentEvents, uid: &str, text: &str, second: i64) -> Option<Event> {
+    fn publish(reported: &mut SentEvents, uid: &str, text: &str, second: u64) -> Option<Event> {
+        publish_at(reported, uid, text, i64::try_from(second).unwrap(), second)
+    }
+
+    /// Publishes at `at(second)` by the wall clock, `elapsed` seconds after the start.
+    fn publish_at(reported: &mut SentEvents, uid: &str, text: &str, second: i64, elapsed: u64) -> Option<Event> {
         let notice = EventNote { warning: true, reason: Reason::InvalidClient, note: text.to_owned() };
         let object = ObjectReference {
             namespace: Some("shop".to_owned()),
@@ -332,7 +300,7 @@ mod tests {
             ..ObjectReference::default()
         };
         let reporter = Reporter { controller: "broker".to_owned(), instance: None };
-        reported.event(&notice, &object, &reporter, at(second))
+        reported.event(&notice, &object, &reporter, at(second), Duration::from_secs(elapsed))
     }
 
     #[test]
@@ -348,15 +316,15 @@ mod tests {
         assert_eq!(another.series, None);
         let other_object = publish(&mut reported, "b", "two", 20).unwrap();
         assert_ne!(other_object.metadata.name, another.metadata.name);
-        let later = publish(&mut reported, "a", "two", 20 + REMEMBERED.as_secs()).unwrap();
+        let later = publish(&mut reported, "a", "two", 20 + REMEMBERED.as_secs().unsigned_abs()).unwrap();
         assert_eq!(later.series, None, "the series has ended");
     }
 
     #[test]
     fn the_record_of_events_is_bounded_and_evicted_in_the_order_of_time() {
         let mut reported = SentEvents::default();
-        for number in 0..i64::try_from(SERIES + 500).unwrap() {
-            publish(&mut reported, &number.to_string(), "one", number * OF_A_NAMESPACE.refill_seconds / 100);
+        for number in 0..SERIES as u64 + 500 {
+            publish(&mut reported, &number.to_string(), "one", number / 50);
             reported.budgets.clear();
         }
         assert!(reported.series.len() <= SERIES + 1 && reported.order.len() <= SERIES + 1);
@@ -367,20 +335,23 @@ mod tests {
     #[test]
     fn a_namespace_with_too_many_events_gets_one_now_and_then() {
         let mut reported = SentEvents::default();
-        let of = |reported: &mut SentEvents, second| {
-            (0..1_000).filter(|number| publish(reported, &number.to_string(), "one", second).is_some()).count()
+        let of = |reported: &mut SentEvents, second, elapsed| {
+            let published = |number: &i32| publish_at(reported, &number.to_string(), "one", second, elapsed).is_some();
+            (0..1_000).filter(published).count()
         };
-        assert_eq!(of(&mut reported, 0), 100);
-        assert_eq!(of(&mut reported, 10), 5);
-        assert_eq!(of(&mut reported, -5), 0, "the clock was set back");
-        assert_eq!(of(&mut reported, 100_000), 100);
+        assert_eq!(of(&mut reported, 0, 0), 100);
+        assert_eq!(of(&mut reported, 10, 10), 5);
+        assert_eq!(of(&mut reported, -100_000, 10), 0, "the clock was set back");
+        assert_eq!(of(&mut reported, -99_990, 20), 5, "a clock that was set back stops no Events");
+        assert_eq!(of(&mut reported, 100_000, 20), 0, "a clock that was set forward allows none");
+        assert_eq!(of(&mut reported, 100_000, 100_000), 100);
     }
 
     #[test]
     fn an_object_whose_condition_turns_all_the_time_gets_one_event_a_minute() {
         let mut reported = SentEvents::default();
         let texts = ["the token has ended", "the token is good"];
-        let written = |reported: &mut SentEvents, seconds: std::ops::Range<i64>| {
+        let written = |reported: &mut SentEvents, seconds: std::ops::Range<u64>| {
             seconds
                 .step_by(3)
                 .filter(|second| publish(reported, "a", texts[(second % 2) as usize], *second).is_some())
