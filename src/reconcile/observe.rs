@@ -25,6 +25,7 @@ use crate::{
         secret_metadata::target_is_in_sync,
         stored::stored_token,
     },
+    provider_client::problem::shown_blocker,
     providers,
     reconcile::{
         act::{activity::Activity, probe},
@@ -32,7 +33,6 @@ use crate::{
         credential_cache::{CredentialCache, CredentialState, Inspected, newer},
         custody,
         own_sources::{learn_sources, source_versions},
-        provider_cache::ProviderState,
         sized::sized,
     },
     render::{SECRET_MAX, render},
@@ -132,10 +132,8 @@ fn provider(
     };
     let scopes = inputs::scopes(credential, spec, &profile);
     let blocker = permission(credential, object, &profile, &scopes, &context.stores).or_else(|| {
-        match context.providers.state(&object.key(), &hash) {
-            ProviderState::Broken(blocker) => Some(blocker),
-            ProviderState::Unknown | ProviderState::Usable => None,
-        }
+        let problem = context.providers.result(&object.key(), &hash)?.err()?;
+        Some(shown_blocker(&object.key(), problem))
     });
     let provider = Provider {
         blocker,

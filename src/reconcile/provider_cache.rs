@@ -26,7 +26,7 @@ use crate::{
     policy::{Blocker, advice, hash, schedule},
     provider_client::{
         federation::Identities,
-        problem::{ProviderProblem, shown_blocker},
+        problem::ProviderProblem,
         resolve::resolve,
         resolve_context::ResolveContext,
         resolved_provider::ResolvedProvider,
@@ -38,17 +38,6 @@ use crate::{
 /// The hash by which a probe notices another CA bundle: the first 16 hex digits of the SHA-256 `digest`.
 pub(crate) fn bundle_hash(digest: &[u8]) -> hash::ProbeHash {
     names::hex16(digest).into()
-}
-
-/// What is known about a provider.
-#[derive(Clone, Debug)]
-pub enum ProviderState {
-    /// The provider has not been resolved since its last change.
-    Unknown,
-    /// The broker can use the provider.
-    Usable,
-    /// The broker cannot use the provider, for this reason.
-    Broken(Blocker),
 }
 
 /// The result of the last resolution.
@@ -152,15 +141,6 @@ impl ProviderCache {
         }
         let resolved = self.result(&object.key(), inputs)?.ok()?;
         resolved.client.bundle().map(|(digest, _)| bundle_hash(&digest))
-    }
-
-    /// What the cache knows about a provider.
-    pub fn state(&self, key: &ProviderKey, inputs: &hash::ProviderHash) -> ProviderState {
-        match self.result(key, inputs) {
-            None => ProviderState::Unknown,
-            Some(Ok(_)) => ProviderState::Usable,
-            Some(Err(problem)) => ProviderState::Broken(shown_blocker(key, problem)),
-        }
     }
 
     /// The result of the last resolution, if it was with these inputs.
