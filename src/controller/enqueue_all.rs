@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{api::provider_object::ProviderObject, lease::Leadership, reconcile::context::Context};
+use crate::{lease::Leadership, reconcile::context::Context};
 
 /// Difference between the wall clock and the monotonic clock, in seconds, that means a set clock or a machine that slept.
 const CLOCK_JUMP_SECONDS: i64 = 5;
@@ -44,9 +44,7 @@ pub async fn enqueue_all_when_the_clock_jumps(context: Arc<Context>) {
 
 fn enqueue_all(context: &Context) {
     let stores = &context.stores;
-    let cluster = stores.cluster_providers.iter().flat_map(|mirror| mirror.all());
-    let providers = stores.providers.all().map(ProviderObject::Namespaced);
-    for provider in providers.chain(cluster.map(ProviderObject::Cluster)) {
+    for provider in stores.all_providers() {
         context.queue.enqueue_provider(provider.key());
     }
     for credential in stores.credentials.names(|_, _| true) {

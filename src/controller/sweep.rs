@@ -9,7 +9,7 @@ use kube::ResourceExt as _;
 use crate::{
     api::{
         MailCredential,
-        provider_object::{ProviderKey, ProviderObject},
+        provider_object::ProviderKey,
         reference::{ObjectKey, key},
     },
     metrics::SWEPT,
@@ -83,9 +83,7 @@ impl Sweeper {
             context.queue.enqueue_credential(key);
         }
 
-        let cluster = stores.cluster_providers.iter().flat_map(|mirror| mirror.all()).map(ProviderObject::Cluster);
-        let providers = stores.providers.all().map(ProviderObject::Namespaced).chain(cluster);
-        let late = providers.filter(|object| {
+        let late = stores.all_providers().filter(|object| {
             let ignored = object.allowed().is_some()
                 && !stores.credentials.is_complete()
                 && !context.stores.references.is_used(&object.key());

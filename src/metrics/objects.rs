@@ -118,9 +118,7 @@ impl Row {
 
 impl Objects {
     fn providers(&self) -> HashMap<ProviderKey, ProviderObject> {
-        let cluster = self.stores.cluster_providers.iter().flat_map(|mirror| mirror.all()).map(ProviderObject::Cluster);
-        let namespaced = self.stores.providers.all().map(ProviderObject::Namespaced);
-        cluster.chain(namespaced).map(|object| (object.key(), object)).collect()
+        self.stores.all_providers().map(|object| (object.key(), object)).collect()
     }
 
     fn credentials(&self, encoder: &mut DescriptorEncoder<'_>, rows: &[Row]) -> fmt::Result {

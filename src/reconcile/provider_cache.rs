@@ -25,10 +25,7 @@ use crate::{
     oauth::discovery::Endpoints,
     policy::{Blocker, advice, hash, schedule},
     provider_client::{
-        federation::Identities,
-        problem::ProviderProblem,
-        resolve::resolve,
-        resolve_context::ResolveContext,
+        federation::Identities, problem::ProviderProblem, resolve::resolve, resolve_context::ResolveContext,
         resolved_provider::ResolvedProvider,
     },
     reconcile::{bundles::Bundles, source_contents::SourceContents},

@@ -64,11 +64,6 @@ impl<K: Stored> Mirror<K> {
         self.store(namespace)?.get(namespace, name)
     }
 
-    /// The cluster-scoped object of this name.
-    pub fn get_cluster(&self, name: &str) -> Option<Arc<K>> {
-        self.0.get(&None)?.get("", name)
-    }
-
     /// Whether there is an object of this name.
     pub fn contains(&self, namespace: &str, name: &str) -> bool {
         self.store(namespace).is_some_and(|store| store.contains(namespace, name))
@@ -124,9 +119,15 @@ impl Stores {
         match key.kind {
             ProviderKind::MailProvider => self.providers.get(&key.namespace, &key.name).map(ProviderObject::Namespaced),
             ProviderKind::ClusterMailProvider => {
-                self.cluster_providers.as_ref()?.get_cluster(&key.name).map(ProviderObject::Cluster)
+                self.cluster_providers.as_ref()?.get("", &key.name).map(ProviderObject::Cluster)
             }
         }
+    }
+
+    /// All providers of both kinds, one after the other.
+    pub fn all_providers(&self) -> impl Iterator<Item = ProviderObject> {
+        let cluster = self.cluster_providers.iter().flat_map(Mirror::all).map(ProviderObject::Cluster);
+        self.providers.all().map(ProviderObject::Namespaced).chain(cluster)
     }
 
     /// Where the objects that a provider refers to stand.
@@ -139,7 +140,7 @@ impl Stores {
 
     /// The labels of a namespace.
     pub fn namespace_labels(&self, name: &str) -> Option<BTreeMap<String, String>> {
-        let namespace = self.namespaces.as_ref()?.get_cluster(name)?;
+        let namespace = self.namespaces.as_ref()?.get("", name)?;
         Some(namespace.metadata.labels.clone().unwrap_or_default())
     }
 
