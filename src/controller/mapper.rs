@@ -20,15 +20,12 @@ use crate::{
     error::PANIC,
     fail_point,
     metrics::Metrics,
-    policy::{observed::target_name, secret_metadata::credential_of},
+    policy::{observed::target_name, secret_metadata::credential_of, unreadable::ObjectKind},
     reconcile::{
         act::activity::Activity, context::Context, credential_cache::CredentialCache, custody::persist_orphan,
         work_queue::WorkQueue,
     },
-    stores::{
-        reference_index::ReferenceIndex,
-        unreadable::{ObjectKind, Unreadable},
-    },
+    stores::{reference_index::ReferenceIndex, unreadable::Unreadable},
 };
 
 /// Receives the changes of all watches.

@@ -24,6 +24,7 @@ use crate::{
         ownership::Ownership,
         secret_metadata::target_is_in_sync,
         stored::stored_token,
+        unreadable::ObjectKind,
     },
     provider_client::problem::shown_blocker,
     providers,
@@ -36,7 +37,7 @@ use crate::{
         sized::sized,
     },
     render::{SECRET_MAX, render},
-    stores::{Stores, unreadable::ObjectKind},
+    stores::Stores,
 };
 
 /// The credential as a watch shows it, or as the broker wrote it, whichever is newer.

@@ -32,11 +32,12 @@ use crate::{
         observed::target_name,
         ownership::{self, OwnerState, Ownership},
         rival::{Contender, Holder, winner},
+        unreadable::ObjectKind,
     },
     stores::{
         reference_index::ReferenceIndex,
         store::{Store, Stored},
-        unreadable::{ObjectKind, Unreadable},
+        unreadable::Unreadable,
     },
 };
 

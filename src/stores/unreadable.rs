@@ -6,59 +6,22 @@ use std::collections::HashMap;
 use k8s_openapi::jiff::Timestamp;
 use kube::{
     Api, Client,
-    api::{ApiResource, Patch, PatchParams},
+    api::{Patch, PatchParams},
     core::{DynamicObject, ObjectMeta},
 };
 use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::{
-    api::{
-        ClusterMailProvider, ConditionType, MailCredential, MailProvider, Reason, condition, credential::ProviderKind,
-        names, reference::ObjectKey,
-    },
+    api::{names, reference::ObjectKey},
     error::describe,
-    policy::commands::KubectlObject,
+    policy::unreadable::{ObjectKind, conditions, message},
 };
 
 /// Maximum number of statuses that one call of [`Unreadable::report`] writes.
 const AT_ONCE: usize = 20;
 /// Maximum number of objects to remember. The broker neither uses nor reports further objects.
 const REMEMBERED: usize = 1_000;
-
-/// The kinds whose objects may not parse.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ObjectKind {
-    /// A MailCredential.
-    Credential,
-    /// A MailProvider or a ClusterMailProvider.
-    Provider(ProviderKind),
-}
-
-impl ObjectKind {
-    /// The kind in the API.
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Credential => "MailCredential",
-            Self::Provider(kind) => kind.as_str(),
-        }
-    }
-
-    fn resource(self) -> ApiResource {
-        match self {
-            Self::Credential => ApiResource::erase::<MailCredential>(&()),
-            Self::Provider(ProviderKind::MailProvider) => ApiResource::erase::<MailProvider>(&()),
-            Self::Provider(ProviderKind::ClusterMailProvider) => ApiResource::erase::<ClusterMailProvider>(&()),
-        }
-    }
-
-    fn subject(self, (namespace, name): &ObjectKey) -> KubectlObject {
-        match self {
-            Self::Credential => KubectlObject::credential_named(namespace, name),
-            Self::Provider(kind) => KubectlObject::provider(kind, namespace, name),
-        }
-    }
-}
 
 /// The objects that do not parse.
 #[derive(Default)]
@@ -160,22 +123,9 @@ impl Unreadable {
     }
 }
 
-fn message(kind: ObjectKind, key: &ObjectKey, error: &str) -> String {
-    format!(
-        "this version of the broker cannot read the {}: {error}. Correct the field with `{}`, or install the version of the \
-         broker that the CRDs belong to",
-        kind.as_str(),
-        kind.subject(key).command("edit")
-    )
-}
-
 /// Returns the status to apply to the object, with the version that the watch showed.
 fn status(kind: ObjectKind, key: &ObjectKey, record: &Record, now: Timestamp) -> serde_json::Value {
-    let mut conditions = vec![];
-    for (condition, is_true) in [(ConditionType::Ready, false), (ConditionType::Stalled, true)] {
-        let words = message(kind, key, &record.error);
-        condition::upsert(&mut conditions, condition, is_true, Reason::InvalidSpec, words, record.generation, now);
-    }
+    let conditions = conditions(kind, key, &record.error, record.generation, now);
     json!({
         "apiVersion": kind.resource().api_version,
         "kind": kind.as_str(),
@@ -187,6 +137,7 @@ fn status(kind: ObjectKind, key: &ObjectKey, record: &Record, now: Timestamp) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::credential::ProviderKind;
 
     fn meta(uid: &str, generation: i64, version: &str) -> ObjectMeta {
         ObjectMeta {

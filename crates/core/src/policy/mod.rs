@@ -32,6 +32,7 @@ pub mod status;
 pub mod stored;
 pub mod sweep;
 pub mod token;
+pub mod unreadable;
 pub mod urgency;
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
