@@ -200,6 +200,7 @@ impl<K: Clone + Eq + Hash> Permit<K> {
     /// Records the end of a request. `served` is false if the host did not respond, or responded that it cannot serve
     /// now (429 or 5xx).
     pub fn ended(&self, served: bool) {
+        tracing::debug!(host = &*self.host, served, "request ended");
         self.shared.queue.lock().end(&self.host, served);
     }
 

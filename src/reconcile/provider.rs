@@ -127,7 +127,8 @@ fn start_resolution(
     let context = context.clone();
     let span = tracing::info_span!("look", kind = ?key.kind, namespace = key.namespace, name = key.name);
     let task = async move {
-        let resolved = AssertUnwindSafe(context.providers.resolve(&object, again)).catch_unwind().await;
+        let resolved =
+            AssertUnwindSafe(context.providers.resolve(&object, again, permit.as_ref())).catch_unwind().await;
         let exists = context.stores.provider(&key).is_some_and(|found| found.meta().uid == object.meta().uid);
         if !exists {
             // The provider was deleted meanwhile: remove what this task has left.

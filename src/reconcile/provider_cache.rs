@@ -28,7 +28,7 @@ use crate::{
         federation::Identities, problem::ProviderProblem, resolve::resolve, resolve_context::ResolveContext,
         resolved_provider::ResolvedProvider,
     },
-    reconcile::{bundles::Bundles, source_contents::SourceContents},
+    reconcile::{act::activity::Permit, bundles::Bundles, source_contents::SourceContents},
     stores::Stores,
 };
 
@@ -270,11 +270,17 @@ impl ProviderCache {
         self.entries.lock().remove(key);
     }
 
-    /// Resolves the provider, or returns the last result. `again` resolves even if the last result is a problem.
+    /// Resolves the provider, or returns the last result. `again` resolves even if the last result is a problem. The results
+    /// of requests to the provider are recorded with `permit`.
     ///
     /// # Errors
     /// The step that Kubernetes failed. A problem of the provider is part of the result.
-    pub async fn resolve(&self, object: &ProviderObject, again: bool) -> Result<ResolveResult, Error> {
+    pub async fn resolve(
+        &self,
+        object: &ProviderObject,
+        again: bool,
+        permit: Option<&Permit>,
+    ) -> Result<ResolveResult, Error> {
         let key = object.key();
         let resolving = self.entries.lock().entry(key.clone()).or_default().resolving.clone();
         let _one_at_a_time = resolving.lock().await;
@@ -303,6 +309,7 @@ impl ProviderCache {
             clients,
             identities,
             may_ask: &|| leadership.is_leader(),
+            ended: &|result| permit.into_iter().for_each(|permit| permit.record(result)),
             again: advice::AGAIN,
         };
         let found = resolve(object, &context).await?;

@@ -10,7 +10,7 @@ use mail_token_broker::{
     api::{MailCredential, MailProvider},
 };
 use mailtoken_testkit::{
-    idp::REVOKE,
+    idp::{DISCOVERY, REVOKE},
     wait::{self, holds, until_in},
     *,
 };
@@ -176,6 +176,40 @@ async fn credentials_that_are_deleted_beside_a_provider_that_hangs_are_gone_with
     })
     .await;
     assert!(broker.terminate().await.success());
+}
+
+/// Whether the host served the requests that have ended, in their order, as the admission learned it.
+async fn served(broker: &Broker, expected: &[bool]) {
+    until(&format!("the admission learns {expected:?}"), async || {
+        let log = broker.log();
+        let ends = log.lines().filter(|line| line.contains("request ended"));
+        let served: Vec<_> = ends.map(|line| line.contains("served=true")).collect();
+        if served == expected { Ok(()) } else { Err(format!("{served:?}")) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_limit_of_a_host_that_serves_no_request_learns_of_every_kind_of_request() {
+    let Fixture { ns, idp, broker } = Fixture::new().await;
+    ns.condition::<MailProvider>("idp", "Ready", "ProviderReady").await;
+    served(&broker, &[]).await;
+
+    idp.next_at(DISCOVERY, Answer::status(503));
+    ns.apply(provider(&idp).without("spec.oauth2").set("spec.oidc.issuerURL", idp.issuer())).await;
+    served(&broker, &[false, true]).await;
+
+    // The answer asks for a later request, so the broker does not repeat the refresh token immediately.
+    let unavailable = || Answer::status(503).header("retry-after", "1");
+    idp.next(unavailable());
+    ns.apply(credential("by-client")).await;
+    served(&broker, &[false, true, false, true]).await;
+
+    idp.next(unavailable());
+    ns.apply(source("seed", "refresh_token", "a-refresh-token")).await;
+    ns.apply(by_seed("by-refresh-token")).await;
+    served(&broker, &[false, true, false, true, false, true]).await;
+    assert_eq!(idp.requests().len(), 6);
 }
 
 #[tokio::test]

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use http::StatusCode;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     admission::{self, Ask, Budgets},
     api::{MailCredential, provider_object::ProviderKey},
+    idp::{Exchange, TransportError},
     policy::checks,
     reconcile::work_queue::WorkQueue,
 };
@@ -44,6 +46,24 @@ fn within(budgets: Budgets, queue: &WorkQueue, draining: &CancellationToken) -> 
     Admission::new(budgets, draining.clone(), offer)
 }
 
+impl Permit {
+    /// Records the result of a request with this permit. While the last request to a host was not served, admission limits
+    /// repeated requests to this host.
+    pub fn record(&self, result: &Result<Exchange, TransportError>) {
+        match result {
+            Ok(exchange) => self.ended(serves(exchange.response.status())),
+            // Nothing was sent.
+            Err(TransportError::Withheld) => {}
+            Err(_) => self.ended(false),
+        }
+    }
+}
+
+/// Whether a response with this status shows that the host serves requests now.
+fn serves(status: StatusCode) -> bool {
+    status != StatusCode::TOO_MANY_REQUESTS && !status.is_server_error()
+}
+
 impl Activity {
     /// The activity of a credential's grant.
     pub fn grant(credential: &MailCredential) -> Self {
@@ -62,6 +82,20 @@ impl Activity {
                 queue.enqueue_credential((ask.namespace.to_string(), ask.name.to_string()))
             }
             Self::Discovery(key) => queue.enqueue_provider((**key).clone()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_serves_requests_unless_it_responds_that_it_cannot() {
+        for (status, expected) in
+            [(200, true), (302, true), (400, true), (401, true), (404, true), (429, false), (500, false), (503, false)]
+        {
+            assert_eq!(serves(StatusCode::from_u16(status).unwrap()), expected, "{status}");
         }
     }
 }

@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use http::StatusCode;
 use kube::ResourceExt as _;
 
 use crate::{
     api::{MailCredential, Reason, provider_object::ProviderObject, status::ClientStatus},
     error::Error,
-    idp::{Exchange, TransportError},
+    idp::{ApprovedTarget, Exchange, TransportError},
     metrics::RequestTimer,
     oauth::{
         ClientAuth, GrantProof, Refusal, TokenAnswer, TokenRequest, discovery::Endpoints, read_token_response,
@@ -141,12 +140,9 @@ impl Attempt {
         url: &str,
         make: impl Future<Output = Result<http::Request<Vec<u8>>, RequestError>>,
     ) -> Option<Result<Exchange, Refusal>> {
-        let Ok(uri) = url.parse() else {
-            return Some(Err(Refusal::new(Reason::RequestRefused, "the endpoint is no URL")));
-        };
-        let target = match self.resolved.client.approve(&uri) {
+        let target = match self.approve(url) {
             Ok(target) => target,
-            Err(error) => return Some(Err(self.unanswered(&error))),
+            Err(refusal) => return Some(Err(refusal)),
         };
         let wire = match make.await {
             Ok(wire) => wire,
@@ -156,9 +152,24 @@ impl Attempt {
             tracing::info!("request not sent: leadership lost");
             return None;
         }
-        let exchange = target.send(wire).await;
-        self.permit.ended(exchange.as_ref().is_ok_and(|exchange| serves(exchange.response.status())));
-        Some(exchange.map_err(|error| self.unanswered(&error)))
+        Some(self.dispatch(target, wire).await.map_err(|error| self.unanswered(&error)))
+    }
+
+    /// Checks that a request may go to `url`, before the caller does what must precede the request.
+    pub(super) fn approve(&self, url: &str) -> Result<ApprovedTarget<'_>, Refusal> {
+        let uri = url.parse().map_err(|_| Refusal::new(Reason::RequestRefused, "the endpoint is no URL"))?;
+        self.resolved.client.approve(&uri).map_err(|error| self.unanswered(&error))
+    }
+
+    /// Sends the request, and records with the permit whether the host served it. The caller has checked the leadership.
+    pub(super) async fn dispatch(
+        &self,
+        target: ApprovedTarget<'_>,
+        wire: http::Request<Vec<u8>>,
+    ) -> Result<Exchange, TransportError> {
+        let result = target.send(wire).await;
+        self.permit.record(&result);
+        result
     }
 
     /// Reads the response to a request with `auth`.
@@ -217,11 +228,6 @@ impl Attempt {
             self.context.providers.invalidate(&self.object.key());
         }
     }
-}
-
-/// Whether a response with this status shows that the host serves requests now.
-fn serves(status: StatusCode) -> bool {
-    status != StatusCode::TOO_MANY_REQUESTS && !status.is_server_error()
 }
 
 /// 128 random bits, for an assertion's `jti`.

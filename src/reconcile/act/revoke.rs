@@ -120,7 +120,7 @@ async fn attempt(
     if tokens.is_empty() {
         return Err(elsewhere());
     }
-    let resolved = match context.providers.resolve(&object, false).await {
+    let resolved = match context.providers.resolve(&object, false, Some(&permit)).await {
         Ok(Ok(resolved)) => resolved,
         Ok(Err(problem)) => {
             let blocker = shown_blocker(&ProviderKey::of(credential), problem);

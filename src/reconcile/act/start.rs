@@ -122,7 +122,7 @@ async fn attempt(
     fail_point::panic_at("request", &credential.name_any());
     let key = ProviderKey::of(&credential);
     let object = context.stores.provider(&key)?;
-    let resolved = match context.providers.resolve(&object, false).await {
+    let resolved = match context.providers.resolve(&object, false, Some(&permit)).await {
         Ok(Ok(resolved)) => resolved,
         Ok(Err(_)) => {
             context.queue.enqueue_provider(key);

@@ -103,18 +103,14 @@ async fn spend(
 ) -> StepResult {
     let mut lost = false;
     loop {
-        let uri = match attempt.resolved.endpoints.token_url.parse() {
-            Ok(uri) => uri,
-            Err(_) => return Some(Err(Refusal::new(Reason::RequestRefused, "the token endpoint is no URL"))),
-        };
         if !leads(attempt) {
             tokio::time::sleep(LEADERSHIP_RECHECK).await;
             return None;
         }
         // Judge the address before the claim is written.
-        let target = match attempt.resolved.client.approve(&uri) {
+        let target = match attempt.approve(&attempt.resolved.endpoints.token_url) {
             Ok(target) => target,
-            Err(error) => return Some(Err(attempt.unanswered(&error))),
+            Err(refusal) => return Some(Err(refusal)),
         };
         let current = match claim(attempt, claimed).await {
             Ok(current) => current,
@@ -129,7 +125,7 @@ async fn spend(
         };
         let timer = attempt.context.metrics.token_request(attempt.profile.preset);
         timer.sent();
-        let (answer, unclear) = match target.send(wire).await {
+        let (answer, unclear) = match attempt.dispatch(target, wire).await {
             Ok(exchange) => {
                 let rotated = Rotated::read(&exchange.response, exchange.sent_at);
                 let rotated = rotated.filter(|_| exchange.response.status().is_success());

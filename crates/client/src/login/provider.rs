@@ -91,7 +91,16 @@ pub(super) async fn prepare(
     let home = home(settings, namespace);
     let Reach { kubernetes, clients, identities } = *reach;
     let may_ask = &|| true;
-    let context = ResolveContext { kubernetes, reads: None, home: &home, clients, identities, may_ask, again: AGAIN };
+    let context = ResolveContext {
+        kubernetes,
+        reads: None,
+        home: &home,
+        clients,
+        identities,
+        may_ask,
+        ended: &|_| {},
+        again: AGAIN,
+    };
     match resolve(object, &context).await {
         Ok(Ok(resolved)) => Ok(resolved),
         Ok(Err(problem)) => {

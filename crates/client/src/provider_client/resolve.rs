@@ -131,7 +131,9 @@ async fn discover(
 ) -> Result<Endpoints, ProviderProblem> {
     let request =
         discovery_request(issuer).map_err(|_| problem(Reason::InvalidSpec, "spec.oidc.issuerURL is no URL"))?;
-    let exchange = client.send(request, context.may_ask).await.map_err(|error| {
+    let result = client.send(request, context.may_ask).await;
+    (context.ended)(&result);
+    let exchange = result.map_err(|error| {
         let (reason, message) = transport(&error, object, context.home, context.again);
         match reason {
             Reason::ProviderUnavailable | Reason::MalformedResponse => {

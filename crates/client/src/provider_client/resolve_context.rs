@@ -3,7 +3,7 @@
 use kube::Client;
 
 use crate::{
-    idp::IdpClients,
+    idp::{Exchange, IdpClients, TransportError},
     provider_client::{federation::Identities, sources::SourceReads},
 };
 
@@ -21,6 +21,8 @@ pub struct ResolveContext<'a> {
     pub identities: &'a Identities,
     /// Whether the broker may send requests: only the leader sends them.
     pub may_ask: &'a (dyn Fn() -> bool + Send + Sync),
+    /// Called with the result of each request to the provider.
+    pub ended: &'a (dyn Fn(&Result<Exchange, TransportError>) + Send + Sync),
     /// What happens after a transient failure, for messages: the broker retries, or the user runs the command again.
     pub again: &'static str,
 }
