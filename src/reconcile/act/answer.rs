@@ -7,20 +7,20 @@ use kube::ResourceExt as _;
 use crate::{
     api::{Reason, grant::GrantType, names},
     oauth::{Claims, Refusal, TokenAnswer, claims},
-    policy::{inputs, observed::UnwrittenToken},
+    policy::{inputs, observed::UnwrittenToken, outcome::Outcome},
     provider_client::authentication::Authentication,
     providers::account,
-    reconcile::act::attempt::{Attempt, Reply, client_status},
+    reconcile::act::attempt::{Attempt, client_status},
 };
 
 impl Attempt {
-    /// The refusal where another account than the mailbox's has signed in, as far as the response says.
-    pub(super) fn another_account(&self, answer: &TokenAnswer) -> Option<Refusal> {
+    /// Refuses a token if the response names another account than the mailbox's.
+    pub(super) fn check_account(&self, answer: &TokenAnswer) -> Result<(), Refusal> {
         let expected = self.credential.spec.mailbox.user();
         if !self.profile.is_another_account(expected, &answer.names) {
-            return None;
+            return Ok(());
         }
-        // What could mislead a reader is not shown.
+        // A status shows no name that could mislead a reader.
         let plain = account::comparable(expected, &answer.names).filter(|name| claims::is_shown(name));
         let who = plain.collect::<BTreeSet<_>>();
         let who = if who.is_empty() { "another account".to_owned() } else { Vec::from_iter(who).join(", ") };
@@ -28,17 +28,17 @@ impl Attempt {
             "{who} signed in, and {expected} was expected. If both are names of one account, write the name that signed in \
              into spec.mailbox.authenticateAs"
         );
-        Some(Refusal::new(Reason::AuthorizationRequired, what))
+        Err(Refusal::new(Reason::AuthorizationRequired, what))
     }
 
-    /// A token, ready to be written.
-    pub(super) fn unwritten(&self, answer: TokenAnswer, entry: &Authentication) -> Reply {
+    /// The outcome of a token request, with what the write of the token needs.
+    pub(super) fn issued(&self, answer: TokenAnswer, entry: &Authentication) -> Outcome {
         let (credential, spec) = (&self.credential, self.object.spec());
         let claims = Claims::read(secrecy::ExposeSecret::expose_secret(&answer.token.access_token));
         let unsuitable = claims.as_ref().and_then(|claims| {
             (self.profile.unsuitable)(claims, spec, credential.spec.grant.kind(), &credential.spec.protocols)
         });
-        Reply::Token(Box::new(UnwrittenToken {
+        Outcome::Issued(Box::new(UnwrittenToken {
             object_id: claims
                 .as_ref()
                 // Only the id of a service principal is useful to a user.

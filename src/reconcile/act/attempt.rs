@@ -17,7 +17,7 @@ use crate::{
         RequestKind, advice, checks,
         device_poll::{self, PollOutcome},
         grant::RefreshGrant,
-        observed::UnwrittenToken,
+        outcome::Outcome,
     },
     provider_client::{authentication::Authentication, connection::transport, resolved_provider::ResolvedProvider},
     providers::{Profile, RefusalContext, TokenSource},
@@ -27,16 +27,9 @@ use crate::{
     },
 };
 
-/// The result of a successful request.
-pub(super) enum Reply {
-    /// A token.
-    Token(Box<UnwrittenToken>),
-    /// A step of a sign-in, which is stored already.
-    Noted(ClientStatus),
-}
-
-/// The result of a request. `None`: no request was sent, and the credential is reconciled again.
-pub(super) type StepResult = Option<Result<Reply, Refusal>>;
+/// The result of a step of an attempt. `Err(None)`: the attempt ends without an outcome, and the credential is reconciled
+/// again.
+pub(super) type StepResult<T = Outcome> = Result<T, Option<Refusal>>;
 
 /// The endpoint that receives a request.
 pub(super) fn endpoint(kind: RequestKind) -> fn(&Endpoints) -> Option<&str> {
@@ -115,44 +108,38 @@ impl Attempt {
         .await
     }
 
-    /// Sends a token request while this broker leads; `None` if it does not any more.
-    pub(super) async fn ask(
-        &self,
-        auth: &ClientAuth,
-        grant: GrantProof<'_>,
-    ) -> Option<Result<(TokenAnswer, Exchange), Refusal>> {
+    /// Sends a token request while this broker leads.
+    pub(super) async fn ask(&self, auth: &ClientAuth, grant: GrantProof<'_>) -> StepResult<(TokenAnswer, Exchange)> {
         let timer = self.context.metrics.token_request(self.profile.preset);
         let request = async {
             let wire = self.request(auth, grant).await;
             timer.sent();
             wire
         };
-        let exchange = self.send(&self.resolved.endpoints.token_url, request).await?;
-        let answer = exchange.and_then(|exchange| Ok((self.read(&exchange, auth)?, exchange)));
-        self.count(timer, answer.as_ref().map(|(answer, _)| answer));
-        Some(answer)
+        let result = match self.send(&self.resolved.endpoints.token_url, request).await {
+            Ok(exchange) => self.read(&exchange, auth).map(|answer| (answer, exchange)),
+            Err(Some(refusal)) => Err(refusal),
+            // No request was sent, so the metrics count nothing.
+            Err(None) => return Err(None),
+        };
+        self.count(timer, result.as_ref().map(|(answer, _)| answer));
+        Ok(result?)
     }
 
-    /// Sends a request to `url` while this broker leads; `None` if it does not any more. `make` makes the request when it
-    /// may be sent: an assertion in it is valid for minutes only.
+    /// Sends a request to `url` while this broker leads. `make` makes the request when it may be sent: an assertion in it is
+    /// valid for minutes only.
     pub(super) async fn send(
         &self,
         url: &str,
         make: impl Future<Output = Result<http::Request<Vec<u8>>, RequestError>>,
-    ) -> Option<Result<Exchange, Refusal>> {
-        let target = match self.approve(url) {
-            Ok(target) => target,
-            Err(refusal) => return Some(Err(refusal)),
-        };
-        let wire = match make.await {
-            Ok(wire) => wire,
-            Err(error) => return Some(Err(request_refusal(&error))),
-        };
+    ) -> StepResult<Exchange> {
+        let target = self.approve(url)?;
+        let wire = make.await.map_err(|error| request_refusal(&error))?;
         if !self.context.leadership.is_leader() {
             tracing::info!("request not sent: leadership lost");
-            return None;
+            return Err(None);
         }
-        Some(self.dispatch(target, wire).await.map_err(|error| self.unanswered(&error)))
+        Ok(self.dispatch(target, wire).await.map_err(|error| self.unanswered(&error))?)
     }
 
     /// Checks that a request may go to `url`, before the caller does what must precede the request.
@@ -238,6 +225,11 @@ pub(super) fn unique() -> String {
         tracing::error!("random numbers not available");
     }
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The outcome of a step of a sign-in that is stored.
+pub(super) fn noted(entry: &Authentication) -> Outcome {
+    Outcome::Noted { client: client_status(entry) }
 }
 
 pub(super) fn client_status(entry: &Authentication) -> ClientStatus {

@@ -24,7 +24,7 @@ use crate::{
     providers::account,
     reconcile::{
         act::{
-            attempt::{Attempt, Reply, StepResult, client_status, unique},
+            attempt::{Attempt, StepResult, noted, unique},
             refusals::write_refusal,
             sign::signed,
         },
@@ -46,14 +46,14 @@ pub(super) async fn begin(attempt: &Attempt, entry: &Authentication, auth: &Clie
     let Some(url) = &resolved.endpoints.device_authorization_url else {
         let what = "the provider names no device authorization endpoint that can be used (an https URL), so no person can sign in \
                     by a code: use grant.refreshToken and `mail-token-broker login`";
-        return Some(Err(Refusal::new(Reason::InvalidSpec, what)));
+        return Err(Some(Refusal::new(Reason::InvalidSpec, what)));
     };
     if let Err(blocker) = entry.may_go_to(url) {
         let problem = ProviderProblem { blocker, of_the_client: true };
         let Blocker { reason, message, .. } = shown_blocker(&attempt.object.key(), problem);
-        return Some(Err(Refusal::new(reason, message)));
+        return Err(Some(Refusal::new(reason, message)));
     }
-    let ask = async |scopes: &[String]| {
+    let request_code = async |scopes: &[String]| -> StepResult<DeviceAuthorization> {
         let wire = signed(auth, || {
             let unique = unique();
             let token_url = &resolved.endpoints.token_url;
@@ -61,30 +61,22 @@ pub(super) async fn begin(attempt: &Attempt, entry: &Authentication, auth: &Clie
             let client = &attempt.object.spec().client;
             device_authorization_request(url, &client.id, auth, scopes, &client.parameters, params)
         });
-        let answer = attempt.send(url, wire).await?;
-        Some(answer.and_then(|exchange| {
-            let read = read_device_authorization(&exchange.response, exchange.sent_at);
-            read.map_err(|refusal| begun_in_vain(attempt.refined(refusal, auth)))
-        }))
+        let exchange = attempt.send(url, wire).await?;
+        let read = read_device_authorization(&exchange.response, exchange.sent_at);
+        Ok(read.map_err(|refusal| begun_in_vain(attempt.refined(refusal, auth)))?)
     };
     let identified = with_identity(&attempt.scopes, credential.spec.mailbox.user());
-    let mut authorization = ask(&identified).await?;
+    let mut authorization = request_code(&identified).await;
     if identified != attempt.scopes
-        && authorization.as_ref().is_err_and(|refusal| refusal.reason == Reason::InvalidScope)
+        && matches!(&authorization, Err(Some(refusal)) if refusal.reason == Reason::InvalidScope)
     {
         tracing::info!(
             "OpenID Connect scopes refused: requesting a code without them, the account that signs in stays unknown"
         );
-        authorization = ask(&attempt.scopes).await?;
+        authorization = request_code(&attempt.scopes).await;
     }
-    let authorization = match authorization {
-        Ok(authorization) => authorization,
-        Err(refusal) => return Some(Err(refusal)),
-    };
-    match store_code(attempt, authorization).await {
-        Ok(()) => Some(Ok(Reply::Noted(client_status(entry)))),
-        Err(error) => write_refusal(error, credential).map(Err),
-    }
+    store_code(attempt, authorization?).await.map_err(|error| write_refusal(error, credential))?;
+    Ok(noted(entry))
 }
 
 /// The scopes, with those by which the answer says who signed in (OpenID Connect Core section 5.4): everyone who may read
@@ -145,23 +137,22 @@ async fn store_code(attempt: &Attempt, authorization: DeviceAuthorization) -> Re
 /// Polls: has the person signed in?
 pub(super) async fn poll(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth) -> StepResult {
     let Attempt { credential, context, .. } = attempt;
-    let sign_in = attempt.grant.as_ref().and_then(|grant| grant.stored.as_ref()?.sign_in.as_ref())?;
-    let noted = Some(Ok(Reply::Noted(client_status(entry))));
+    let sign_in = attempt.grant.as_ref().and_then(|grant| grant.stored.as_ref()?.sign_in.as_ref()).ok_or(None)?;
     let code = match custody::device_code(credential, &sign_in.user_code, context).await {
         Ok(Some(code)) => code,
         Ok(None) => {
             over(attempt, sign_in);
-            return noted;
+            return Ok(noted(entry));
         }
         Err(error) => {
             tracing::warn!(%error, "device code not read");
             unanswered(attempt, sign_in, None);
-            return None;
+            return Err(None);
         }
     };
-    let refusal = match attempt.ask(auth, GrantProof::DeviceCode(&code)).await? {
+    let refusal = match attempt.ask(auth, GrantProof::DeviceCode(&code)).await {
         Ok((answer, exchange)) => return signed_in(attempt, entry, answer, &exchange).await,
-        Err(refusal) => refusal,
+        Err(refusal) => refusal.ok_or(None)?,
     };
     match device_poll::outcome(&refusal) {
         PollOutcome::Pending => again(attempt, sign_in.interval),
@@ -171,19 +162,19 @@ pub(super) async fn poll(attempt: &Attempt, entry: &Authentication, auth: &Clien
         PollOutcome::Failed => return ended(attempt, refusal.what.clone(), refusal).await,
         PollOutcome::Unanswered => {
             unanswered(attempt, sign_in, refusal.retry_after);
-            return None;
+            return Err(None);
         }
         PollOutcome::Refused => {
             again(attempt, sign_in.interval);
-            return Some(Err(refusal));
+            return Err(Some(refusal));
         }
     }
-    noted
+    Ok(noted(entry))
 }
 
 /// Stores the refresh token, if the expected account has signed in.
 async fn signed_in(attempt: &Attempt, entry: &Authentication, answer: TokenAnswer, exchange: &Exchange) -> StepResult {
-    if let Some(refusal) = attempt.another_account(&answer) {
+    if let Err(refusal) = attempt.check_account(&answer) {
         return ended(attempt, refusal.what.clone(), refusal).await;
     }
     if account::comparable(attempt.credential.spec.mailbox.user(), &answer.names).next().is_none() {
@@ -197,7 +188,7 @@ async fn signed_in(attempt: &Attempt, entry: &Authentication, answer: TokenAnswe
     let revocable_at = attempt.grant.as_ref().map(|grant| grant.revocable_at.clone()).unwrap_or_default();
     let unsaved = PendingGrantWrite::SignedIn { rotated, bound_to, revocable_at, at: exchange.sent_at };
     custody::persist(&attempt.credential, unsaved, &attempt.context).await;
-    Some(Ok(attempt.unwritten(answer, entry)))
+    Ok(attempt.issued(answer, entry))
 }
 
 /// After an answer: the next poll follows after the interval.
@@ -235,10 +226,10 @@ fn over(attempt: &Attempt, sign_in: &SignIn) {
 /// Ends the sign-in. Only a person can begin another one.
 async fn ended(attempt: &Attempt, how: String, mut refusal: Refusal) -> StepResult {
     (refusal.reason, refusal.what) = (Reason::AuthorizationRequired, how.clone());
-    match custody::end_sign_in(&attempt.credential, SignInEnd::Nothing(how), &attempt.context).await {
-        Ok(()) => Some(Err(refusal)),
-        Err(error) => write_refusal(error, &attempt.credential).map(Err),
-    }
+    custody::end_sign_in(&attempt.credential, SignInEnd::Nothing(how), &attempt.context)
+        .await
+        .map_err(|error| write_refusal(error, &attempt.credential))?;
+    Err(Some(refusal))
 }
 
 fn emit_unverified_account(attempt: &Attempt) {

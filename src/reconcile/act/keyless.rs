@@ -1,53 +1,43 @@
-//! The grant `jwtBearer` of a Google service account without a key, in three requests: a token of Google's for that of the
-//! ServiceAccount, the signature under the JWT, and the token for mail.
+//! The grant `jwtBearer` of a Google service account without a key, in three requests: the first exchanges the
+//! ServiceAccount token for a token of Google's, the second obtains the signature under the JWT, the third the token for mail.
 
 use secrecy::SecretString;
 
 use crate::{
     idp::Exchange,
     oauth::{
-        ClientAuth, GrantProof, Impersonation, Refusal, TokenAnswer, assertion::AssertionParams,
-        token_request::RequestError,
+        ClientAuth, GrantProof, Impersonation, TokenAnswer, assertion::AssertionParams, token_request::RequestError,
     },
     providers::keyless,
     reconcile::act::{
-        attempt::{Attempt, unique},
+        attempt::{Attempt, StepResult, unique},
         refusals::request_refusal,
     },
 };
 
-/// Obtains a token. `None`: no further request was sent, and the credential is reconciled again.
+/// Obtains a token.
 pub(super) async fn obtain(
     attempt: &Attempt,
     auth: &ClientAuth,
     account: &Impersonation,
-) -> Option<Result<(TokenAnswer, Exchange), Refusal>> {
+) -> StepResult<(TokenAnswer, Exchange)> {
     let timer = attempt.context.metrics.token_request(attempt.profile.preset);
-    let jwt = match signed(attempt, account).await? {
-        Ok(jwt) => jwt,
-        Err(refusal) => {
-            attempt.count(timer, Err(&refusal));
-            return Some(Err(refusal));
+    let jwt = signed(attempt, account).await.inspect_err(|refusal| {
+        if let Some(refusal) = refusal {
+            attempt.count(timer, Err(refusal));
         }
-    };
-    let answer = attempt.ask(auth, GrantProof::SignedJwt(&jwt)).await?;
-    Some(answer.map_err(|mut refusal| {
-        keyless::refine_token(&mut refusal);
+    })?;
+    attempt.ask(auth, GrantProof::SignedJwt(&jwt)).await.map_err(|mut refusal| {
+        refusal.iter_mut().for_each(keyless::refine_token);
         refusal
-    }))
+    })
 }
 
-/// The JWT about the mailbox, signed by Google. Each of both requests counts against the provider's `rateLimit`, of which
-/// the first has passed already.
-async fn signed(attempt: &Attempt, account: &Impersonation) -> Option<Result<SecretString, Refusal>> {
-    let exchange = match send(attempt, keyless::exchange_request(account)).await? {
-        Ok(exchange) => exchange,
-        Err(refusal) => return Some(Err(refusal)),
-    };
-    let bearer = match keyless::read_exchanged(&exchange.response, exchange.sent_at) {
-        Ok(bearer) => bearer,
-        Err(refusal) => return Some(Err(refusal)),
-    };
+/// The JWT about the mailbox, signed by Google. Each of the three requests counts against the provider's `rateLimit`; the
+/// permit has counted the first one.
+async fn signed(attempt: &Attempt, account: &Impersonation) -> StepResult<SecretString> {
+    let exchange = send(attempt, keyless::exchange_request(account)).await?;
+    let bearer = keyless::read_exchanged(&exchange.response, exchange.sent_at)?;
     attempt.permit.charge();
     let unique = unique();
     let token_url = &attempt.resolved.endpoints.token_url;
@@ -55,24 +45,13 @@ async fn signed(attempt: &Attempt, account: &Impersonation) -> Option<Result<Sec
     let params = AssertionParams { audience: token_url, token_url, unique: &unique, now };
     let subject = attempt.credential.spec.mailbox.user();
     let request = keyless::sign_request(account, &bearer, subject, &attempt.scopes, params);
-    let exchange = match send(attempt, request).await? {
-        Ok(exchange) => exchange,
-        Err(refusal) => return Some(Err(refusal)),
-    };
-    let jwt = match keyless::read_signed(&exchange.response, exchange.sent_at) {
-        Ok(jwt) => jwt,
-        Err(refusal) => return Some(Err(refusal)),
-    };
+    let exchange = send(attempt, request).await?;
+    let jwt = keyless::read_signed(&exchange.response, exchange.sent_at)?;
     attempt.permit.charge();
-    Some(Ok(jwt))
+    Ok(jwt)
 }
 
-async fn send(
-    attempt: &Attempt,
-    request: Result<http::Request<Vec<u8>>, RequestError>,
-) -> Option<Result<Exchange, Refusal>> {
-    match request {
-        Ok(wire) => attempt.send(&wire.uri().to_string(), async { Ok(wire) }).await,
-        Err(error) => Some(Err(request_refusal(&error))),
-    }
+async fn send(attempt: &Attempt, request: Result<http::Request<Vec<u8>>, RequestError>) -> StepResult<Exchange> {
+    let wire = request.map_err(|error| request_refusal(&error))?;
+    attempt.send(&wire.uri().to_string(), async { Ok(wire) }).await
 }

@@ -44,10 +44,10 @@ pub(super) fn write_refusal(error: CustodyError, credential: &MailCredential) ->
 }
 
 /// The refusal for a step that Kubernetes failed.
-pub(super) fn unavailable(error: &Error, credential: &MailCredential, metrics: &Metrics) -> Refused {
+pub(super) fn unavailable(error: &Error, credential: &MailCredential, metrics: &Metrics) -> Box<Refused> {
     metrics.reconcile_error(error.category());
     let refusal = Refusal::new(Reason::ProviderUnavailable, describe_step(error));
-    Refused { refusal, context: advice_context(credential, None, None), client: None, spent: None }
+    Box::new(Refused { refusal, context: advice_context(credential, None, None), client: None, spent: None })
 }
 
 /// What the advice about a refusal names.

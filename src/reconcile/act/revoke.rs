@@ -215,7 +215,7 @@ impl Attempt {
             revocation_request(url, &object.spec().client.id, auth, token, kind, params)
         });
         let leads_no_more = || Refusal::new(Reason::ProviderUnavailable, "another broker leads now");
-        let exchange = self.send(url, wire).await.ok_or_else(leads_no_more)??;
+        let exchange = self.send(url, wire).await.map_err(|refusal| refusal.unwrap_or_else(leads_no_more))?;
         read_revocation(&exchange.response, exchange.sent_at).map_err(|refusal| self.refined(refusal, auth))
     }
 }

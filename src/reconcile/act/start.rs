@@ -24,7 +24,7 @@ use crate::{
         act::{
             activity::{Activity, Permit},
             admit::{ask, host},
-            attempt::{Attempt, Reply, StepResult, client_status, endpoint},
+            attempt::{Attempt, StepResult, client_status, endpoint},
             device,
             refusals::{advice_context, unavailable},
             token,
@@ -89,18 +89,14 @@ fn start(kind: RequestKind, permit: Permit, observed: &Observed, context: &Arc<C
                 context.metrics.reconcile_error("panic");
                 tracing::error!("request panicked");
                 let refusal = Refusal::new(Reason::RequestRefused, "the broker failed: see its log");
-                Some(Err(Refused {
-                    refusal,
-                    context: advice_context(&credential, None, None),
-                    client: None,
-                    spent: None,
-                }))
+                let context = advice_context(&credential, None, None);
+                Err(Some(Box::new(Refused { refusal, context, client: None, spent: None })))
             });
-            let outcome = attempted.map(|attempted| match attempted {
-                Ok(Reply::Token(unwritten)) => Outcome::Issued(unwritten),
-                Ok(Reply::Noted(client)) => Outcome::Noted { client },
-                Err(refused) => Outcome::Refused { refused: Box::new(refused), attempt: made_with },
-            });
+            let outcome = match attempted {
+                Ok(outcome) => Some(outcome),
+                Err(Some(refused)) => Some(Outcome::Refused { refused, attempt: made_with }),
+                Err(None) => None,
+            };
             context.cache.finish(&uid, outcome);
             context.queue.enqueue_result(key);
         },
@@ -108,8 +104,8 @@ fn start(kind: RequestKind, permit: Permit, observed: &Observed, context: &Arc<C
     ));
 }
 
-/// Sends the request. `None`: nothing was sent, because the provider cannot be used (its own status says why), another
-/// replica leads now, or another writer changed the grant Secret. The permit is released at the end.
+/// Sends the request. `Err(None)`: there is no outcome, because the provider cannot be used (its own status reports why),
+/// another replica leads now, or another writer changed the grant Secret. The permit is released at the end.
 async fn attempt(
     kind: RequestKind,
     permit: Permit,
@@ -118,33 +114,30 @@ async fn attempt(
     published: Option<TokenFingerprint>,
     first: usize,
     context: &Arc<Context>,
-) -> Option<Result<Reply, Refused>> {
+) -> Result<Outcome, Option<Box<Refused>>> {
     fail_point::panic_at("request", &credential.name_any());
     let key = ProviderKey::of(&credential);
-    let object = context.stores.provider(&key)?;
-    let resolved = match context.providers.resolve(&object, false, Some(&permit)).await {
-        Ok(Ok(resolved)) => resolved,
-        Ok(Err(_)) => {
-            context.queue.enqueue_provider(key);
-            return None;
-        }
-        Err(error) => return Some(Err(unavailable(&error, &credential, &context.metrics))),
+    let object = context.stores.provider(&key).ok_or(None)?;
+    let resolved = context.providers.resolve(&object, false, Some(&permit)).await;
+    let Ok(resolved) = resolved.map_err(|error| unavailable(&error, &credential, &context.metrics))? else {
+        context.queue.enqueue_provider(key);
+        return Err(None);
     };
-    let profile = providers::profile(object.spec())?;
+    let profile = providers::profile(object.spec()).ok_or(None)?;
     if endpoint(kind)(&resolved.endpoints).is_some_and(|url| *host(url) != *permit.host()) {
         // The endpoint was not known before: the credential asks for a permit for its host.
-        return None;
+        return Err(None);
     }
     // The provider may have changed since the broker found that the grant belongs to it.
     let bound_to = grant::bound_to(&credential, profile.source.identity(), &object.spec().client.id);
     if grant.as_ref().is_some_and(|grant| grant.bound_to.as_ref() != Some(&bound_to)) {
-        return None;
+        return Err(None);
     }
     let scopes = inputs::scopes(&credential, object.spec(), &profile);
     // What was allowed when the request was queued may be forbidden now.
     if let Some(blocker) = observe::permission(&credential, &object, &profile, &scopes, &context.stores) {
         tracing::info!(reason = blocker.reason.as_str(), "request not sent: no longer necessary");
-        return None;
+        return Err(None);
     }
     let context = context.clone();
     let attempt = Attempt { permit, credential, grant, published, object, profile, resolved, scopes, context };
@@ -152,30 +145,32 @@ async fn attempt(
 }
 
 /// Tries the client authentications of the provider, beginning with the one that the provider accepted last.
-async fn try_each_authentication(attempt: &Attempt, kind: RequestKind, first: usize) -> Option<Result<Reply, Refused>> {
+async fn try_each_authentication(
+    attempt: &Attempt,
+    kind: RequestKind,
+    first: usize,
+) -> Result<Outcome, Option<Box<Refused>>> {
     let mut claimed: Option<Claimed> = None;
     let mut each = TryEach::new(&attempt.resolved.authentication, first);
     while let Some(entry) = each.next_entry() {
-        let auth = match attempt.proof(entry).await {
-            Ok(Some(auth)) => auth,
-            Ok(None) => continue,
-            Err(error) => return Some(Err(unavailable(&error, &attempt.credential, &attempt.context.metrics))),
-        };
+        let proof = attempt.proof(entry).await;
+        let proof = proof.map_err(|error| unavailable(&error, &attempt.credential, &attempt.context.metrics))?;
+        let Some(auth) = proof else { continue };
         if !attempt.is_wanted() {
-            return None;
+            return Err(None);
         }
         if each.is_repeated() {
             attempt.permit.charge();
         }
-        match run(attempt, kind, entry, &auth, &mut claimed).await? {
-            Ok(brought) => return Some(Ok(brought)),
-            Err(refusal) => each.refused(entry, refusal),
+        match run(attempt, kind, entry, &auth, &mut claimed).await {
+            Ok(outcome) => return Ok(outcome),
+            Err(refusal) => each.refused(entry, refusal.ok_or(None)?),
         }
     }
-    let (refusal, entry) = each.into_refusal()?;
+    let (refusal, entry) = each.into_refusal().ok_or(None)?;
     let advice = advice_context(&attempt.credential, Some(&attempt.object), Some(entry));
     let spent = claimed.map(|claimed| claimed.claim.token);
-    Some(Err(Refused { refusal, context: advice, client: Some(client_status(entry)), spent }))
+    Err(Some(Box::new(Refused { refusal, context: advice, client: Some(client_status(entry)), spent })))
 }
 
 async fn run(

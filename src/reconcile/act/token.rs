@@ -43,7 +43,7 @@ pub(super) async fn obtain(
     claimed: &mut Option<Claimed>,
 ) -> StepResult {
     let credential = &attempt.credential;
-    let answer = match credential.spec.grant.kind() {
+    let (answer, _) = match credential.spec.grant.kind() {
         GrantType::ClientCredentials => attempt.ask(auth, GrantProof::ClientCredentials).await?,
         GrantType::JwtBearer => match auth {
             ClientAuth::Impersonation(account) => keyless::obtain(attempt, auth, account).await?,
@@ -52,16 +52,13 @@ pub(super) async fn obtain(
         GrantType::TokenExchange => exchange(attempt, auth).await?,
         GrantType::RefreshToken | GrantType::DeviceCode => return spend(attempt, entry, auth, claimed).await,
     };
-    Some(answer.map(|(answer, _)| attempt.unwritten(answer, entry)))
+    Ok(attempt.issued(answer, entry))
 }
 
 /// Exchanges the subject token (RFC 8693) that its Secret holds now.
-async fn exchange(attempt: &Attempt, auth: &ClientAuth) -> Option<Result<(TokenAnswer, Exchange), Refusal>> {
-    let token = match subject_token(attempt).await {
-        Ok(token) => token,
-        Err(refusal) => return Some(Err(refusal)),
-    };
-    let grant = attempt.credential.spec.grant.token_exchange.as_ref()?;
+async fn exchange(attempt: &Attempt, auth: &ClientAuth) -> StepResult<(TokenAnswer, Exchange)> {
+    let token = subject_token(attempt).await?;
+    let grant = attempt.credential.spec.grant.token_exchange.as_ref().ok_or(None)?;
     let proof = GrantProof::TokenExchange {
         token: &token,
         kind: &grant.subject_token_type,
@@ -105,24 +102,16 @@ async fn spend(
     loop {
         if !leads(attempt) {
             tokio::time::sleep(LEADERSHIP_RECHECK).await;
-            return None;
+            return Err(None);
         }
         // Judge the address before the claim is written.
-        let target = match attempt.approve(&attempt.resolved.endpoints.token_url) {
-            Ok(target) => target,
-            Err(refusal) => return Some(Err(refusal)),
-        };
-        let current = match claim(attempt, claimed).await {
-            Ok(current) => current,
-            Err(refusal) => return refusal.map(Err),
-        };
+        let target = attempt.approve(&attempt.resolved.endpoints.token_url)?;
+        let current = claim(attempt, claimed).await?;
         if !leads(attempt) {
-            return None;
+            return Err(None);
         }
-        let wire = match attempt.request(auth, GrantProof::RefreshToken(&current.refresh_token)).await {
-            Ok(wire) => wire,
-            Err(error) => return Some(Err(request_refusal(&error))),
-        };
+        let wire = attempt.request(auth, GrantProof::RefreshToken(&current.refresh_token)).await;
+        let wire = wire.map_err(|error| request_refusal(&error))?;
         let timer = attempt.context.metrics.token_request(attempt.profile.preset);
         timer.sent();
         let (answer, unclear) = match attempt.dispatch(target, wire).await {
@@ -147,10 +136,9 @@ async fn spend(
             lost = true;
             continue;
         }
-        return Some(answer.and_then(|answer| match attempt.another_account(&answer) {
-            Some(refusal) => Err(refusal),
-            None => Ok(attempt.unwritten(answer, entry)),
-        }));
+        let answer = answer?;
+        attempt.check_account(&answer)?;
+        return Ok(attempt.issued(answer, entry));
     }
 }
 
@@ -163,7 +151,7 @@ fn leads(attempt: &Attempt) -> bool {
 }
 
 /// The claim that was written for an earlier request of this attempt, if it lasts for one more; otherwise a new one.
-async fn claim(attempt: &Attempt, claimed: &mut Option<Claimed>) -> Result<Claimed, Option<Refusal>> {
+async fn claim(attempt: &Attempt, claimed: &mut Option<Claimed>) -> StepResult<Claimed> {
     let Attempt { credential, context, .. } = attempt;
     let mut grant = attempt.grant.clone().ok_or(None)?;
     if let Some(current) = claimed {
