@@ -393,6 +393,7 @@ mod tests {
     use crate::{
         api::status::ClientStatus,
         policy::hash::{BindingHash, RevocationHash},
+        reconcile::custody::pending::SignedIn,
     };
 
     use super::*;
@@ -406,12 +407,12 @@ mod tests {
     }
 
     fn unsaved(at: Timestamp) -> PendingGrantWrite {
-        PendingGrantWrite::SignedIn {
+        PendingGrantWrite::SignedIn(SignedIn {
             rotated: None,
             bound_to: BindingHash::default(),
             revocable_at: RevocationHash::default(),
             at,
-        }
+        })
     }
 
     #[test]

@@ -30,7 +30,7 @@ use crate::{
         },
         custody::{
             self,
-            pending::{CustodyError, PendingGrantWrite, SignInEnd},
+            pending::{CustodyError, PendingGrantWrite, SignInEnd, SignedIn},
         },
     },
 };
@@ -186,7 +186,7 @@ async fn signed_in(attempt: &Attempt, entry: &Authentication, answer: TokenAnswe
     }
     let bound_to = attempt.grant.as_ref().and_then(|grant| grant.bound_to.clone()).unwrap_or_default();
     let revocable_at = attempt.grant.as_ref().map(|grant| grant.revocable_at.clone()).unwrap_or_default();
-    let unsaved = PendingGrantWrite::SignedIn { rotated, bound_to, revocable_at, at: exchange.sent_at };
+    let unsaved = PendingGrantWrite::SignedIn(SignedIn { rotated, bound_to, revocable_at, at: exchange.sent_at });
     custody::persist(&attempt.credential, unsaved, &attempt.context).await;
     Ok(attempt.issued(answer, entry))
 }
@@ -226,7 +226,7 @@ fn over(attempt: &Attempt, sign_in: &SignIn) {
 /// Ends the sign-in. Only a person can begin another one.
 async fn ended(attempt: &Attempt, how: String, mut refusal: Refusal) -> StepResult {
     (refusal.reason, refusal.what) = (Reason::AuthorizationRequired, how.clone());
-    custody::end_sign_in(&attempt.credential, SignInEnd::Nothing(how), &attempt.context)
+    custody::end_sign_in(&attempt.credential, SignInEnd::Failed(how), &attempt.context)
         .await
         .map_err(|error| write_refusal(error, &attempt.credential))?;
     Err(Some(refusal))

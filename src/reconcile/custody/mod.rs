@@ -277,8 +277,8 @@ pub(super) async fn persist_pending(credential: &MailCredential, context: &Conte
 
 async fn save(credential: &MailCredential, unsaved: &PendingGrantWrite, context: &Context) -> Result<(), CustodyError> {
     match unsaved.clone() {
-        PendingGrantWrite::SignedIn { rotated, bound_to, revocable_at, at } => {
-            end_sign_in(credential, SignInEnd::SignedIn { rotated, bound_to, revocable_at, at }, context).await
+        PendingGrantWrite::SignedIn(signed_in) => {
+            end_sign_in(credential, SignInEnd::SignedIn(signed_in), context).await
         }
         PendingGrantWrite::Exchanged { claimed, rotated, used_at } => {
             let stored = GrantSecret { claim: None, ..claimed.stored.clone() };
@@ -367,7 +367,10 @@ mod tests {
             authentication::{Authentication, ClientCredential},
             resolved_provider::ResolvedProvider,
         },
-        reconcile::{credential_cache::CredentialState, custody::pending::SignInEnd},
+        reconcile::{
+            credential_cache::CredentialState,
+            custody::pending::{SignInEnd, SignedIn},
+        },
     };
 
     use super::*;
@@ -375,7 +378,7 @@ mod tests {
     /// All that hold a secret between its provider and its Secret.
     macro_rules! secrets_lack {
         ($trait:path) => {
-            lacks!($trait: Data, SignInEnd, Stored, Claimed, PendingGrantWrite, outcome::Outcome, CredentialState, observed::UnwrittenToken,
+            lacks!($trait: Data, SignInEnd, SignedIn, Stored, Claimed, PendingGrantWrite, outcome::Outcome, CredentialState, observed::UnwrittenToken,
                 observed::Observed, Authentication, ClientCredential, ResolvedProvider);
         };
     }

@@ -67,28 +67,32 @@ pub enum PendingGrantWrite {
         claimed: Box<Claimed>,
         /// The refresh token that replaces the exchanged one; `None`: the provider keeps the old one valid.
         rotated: Option<Rotated>,
-        /// The time at which the response arrived.
+        /// The time at which the request was sent.
         used_at: Timestamp,
     },
     /// The response to a sign-in.
-    SignedIn {
-        /// The refresh token, if the response has one.
-        rotated: Option<Rotated>,
-        /// The provider and client of the token: see [`crate::policy::grant::RefreshGrant::bound_to`].
-        bound_to: BindingHash,
-        /// The revocation endpoint of the token: see [`crate::policy::grant::RefreshGrant::revocable_at`].
-        revocable_at: RevocationHash,
-        /// The time at which the response arrived.
-        at: Timestamp,
-    },
+    SignedIn(SignedIn),
+}
+
+/// The response to a sign-in: the user signed in.
+#[derive(Clone, Debug)]
+pub struct SignedIn {
+    /// The refresh token, if the response has one.
+    pub rotated: Option<Rotated>,
+    /// The provider and client of the token: see [`crate::policy::grant::RefreshGrant::bound_to`].
+    pub bound_to: BindingHash,
+    /// The revocation endpoint of the token: see [`crate::policy::grant::RefreshGrant::revocable_at`].
+    pub revocable_at: RevocationHash,
+    /// The time at which the request was sent.
+    pub at: Timestamp,
 }
 
 impl PendingGrantWrite {
-    /// When the response arrived.
+    /// When the request was sent.
     pub fn since(&self) -> Timestamp {
         match self {
             Self::Exchanged { used_at, .. } => *used_at,
-            Self::SignedIn { at, .. } => *at,
+            Self::SignedIn(signed_in) => signed_in.at,
         }
     }
 }
@@ -96,16 +100,7 @@ impl PendingGrantWrite {
 /// How a sign-in ended.
 pub(in crate::reconcile) enum SignInEnd {
     /// The user signed in.
-    SignedIn {
-        /// The refresh token, if the response has one.
-        rotated: Option<Rotated>,
-        /// The provider and client of the token: see [`crate::policy::grant::RefreshGrant::bound_to`].
-        bound_to: BindingHash,
-        /// The revocation endpoint of the token: see [`crate::policy::grant::RefreshGrant::revocable_at`].
-        revocable_at: RevocationHash,
-        /// The time at which the response arrived.
-        at: Timestamp,
-    },
+    SignedIn(SignedIn),
     /// The sign-in failed, with the description for users.
-    Nothing(String),
+    Failed(String),
 }

@@ -13,7 +13,7 @@ use crate::{
         context::Context,
         custody::{
             data::{Data, hash},
-            pending::{CustodyError, SignInEnd},
+            pending::{CustodyError, SignInEnd, SignedIn},
             secret::{absent, read_grant, write},
         },
     },
@@ -76,7 +76,7 @@ pub(in crate::reconcile) async fn end_sign_in(
     let (mut stored, mut data) =
         read_grant(credential, context).await?.unwrap_or_else(|| (absent(credential), Data::default()));
     match ended {
-        SignInEnd::SignedIn { rotated, bound_to, revocable_at, at } => {
+        SignInEnd::SignedIn(SignedIn { rotated, bound_to, revocable_at, at }) => {
             stored.sign_in = None;
             if let Some(rotated) = rotated {
                 stored.token = Some(TokenNote {
@@ -91,7 +91,7 @@ pub(in crate::reconcile) async fn end_sign_in(
                 data.replace(rotated.refresh_token);
             }
         }
-        SignInEnd::Nothing(how) => {
+        SignInEnd::Failed(how) => {
             if let Some(sign_in) = &mut stored.sign_in {
                 sign_in.ended = Some(how);
             }
