@@ -23,28 +23,18 @@ impl Probes {
     }
 }
 
-/// A user name at a server.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub(super) struct Account {
-    host: String,
-    port: u16,
-    user: String,
-}
-
-impl Account {
-    /// The account of `user` at a server. Letter case does not distinguish accounts.
-    pub(super) fn new(host: &str, port: u16, user: &str) -> Self {
-        Self { host: host.to_lowercase(), port, user: user.to_lowercase() }
-    }
+/// The account of `user` at a server, as one key. Letter case does not distinguish accounts.
+pub(super) fn account(host: &str, port: u16, user: &str) -> String {
+    format!("{host}:{port} {user}").to_lowercase()
 }
 
 /// The accounts with a login under way.
 #[derive(Default)]
-pub(super) struct Turns(Arc<Mutex<HashSet<Account>>>);
+pub(super) struct Turns(Arc<Mutex<HashSet<String>>>);
 
 impl Turns {
     /// The turn of an account; `None` while another login with it is under way.
-    pub(super) fn take(&self, account: Account) -> Option<Turn> {
+    pub(super) fn take(&self, account: String) -> Option<Turn> {
         if !self.0.lock().insert(account.clone()) {
             return None;
         }
@@ -54,8 +44,8 @@ impl Turns {
 
 /// The right to log in with an account, until it is dropped.
 pub(super) struct Turn {
-    busy: Arc<Mutex<HashSet<Account>>>,
-    account: Account,
+    busy: Arc<Mutex<HashSet<String>>>,
+    account: String,
 }
 
 impl Drop for Turn {
@@ -71,20 +61,20 @@ mod tests {
     #[test]
     fn an_account_has_one_login_at_a_time_until_its_turn_ends() {
         let turns = Turns::default();
-        let account = || Account::new("mail.example.org", 993, "billing");
-        let first = turns.take(account()).unwrap();
+        let billing = || account("mail.example.org", 993, "billing");
+        let first = turns.take(billing()).unwrap();
         // An attempt without a turn leaves the turn of the other login as it is.
-        for attempt in [account(), account(), Account::new("MAIL.example.org", 993, "Billing")] {
+        for attempt in [billing(), billing(), account("MAIL.example.org", 993, "Billing")] {
             assert!(turns.take(attempt).is_none());
         }
         for other in [
-            Account::new("mail.example.org", 587, "billing"),
-            Account::new("mail.example.com", 993, "billing"),
-            Account::new("mail.example.org", 993, "support"),
+            account("mail.example.org", 587, "billing"),
+            account("mail.example.com", 993, "billing"),
+            account("mail.example.org", 993, "support"),
         ] {
             assert!(turns.take(other).is_some());
         }
         drop(first);
-        assert!(turns.take(account()).is_some());
+        assert!(turns.take(billing()).is_some());
     }
 }

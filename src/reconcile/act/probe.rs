@@ -26,7 +26,7 @@ use crate::{
     },
     provider_client::{connection, resolve},
     reconcile::{
-        act::{activity::Activity, mail_logins::Account},
+        act::{activity::Activity, mail_logins::account},
         context::Context,
         provider_cache::bundle_hash,
     },
@@ -149,7 +149,7 @@ impl LoginTask {
             return None;
         }
         let port = u16::try_from(server.port).ok()?;
-        let _turn = probes.turns.take(Account::new(&server.host, port, &self.user))?;
+        let _turn = probes.turns.take(account(&server.host, port, &self.user))?;
         let object = context.stores.provider(&ProviderKey::of(credential))?;
         let home = context.stores.home(&object.key()).to_owned();
         let bundle = match resolve::ca_bundle(&object, &home, &context.kubernetes.client, None).await {
