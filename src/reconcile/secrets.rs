@@ -54,80 +54,59 @@ impl Secrets {
         read.map_err(|source| Error::ReadSecret { name: format!("{namespace}/{name}"), source })
     }
 
-    /// Creates a Secret. The response is its metadata.
-    pub(super) async fn create(&self, secret: &Secret) -> kube::Result<ObjectMeta> {
-        let namespace = secret.metadata.namespace.as_deref().unwrap_or_default();
-        let body = serde_json::to_vec(secret).map_err(kube::Error::SerdeError)?;
-        self.post(namespace, body).await
-    }
-
-    /// Creates a target Secret. The data is not copied on the way into the body.
-    pub(super) async fn create_target(
+    /// Creates a Secret of the type `type_`. The response is its metadata.
+    pub(super) async fn create(
         &self,
         metadata: &ObjectMeta,
+        type_: &str,
         data: &BTreeMap<String, ByteString>,
     ) -> kube::Result<ObjectMeta> {
         #[derive(Serialize)]
-        struct Target<'a> {
+        struct Created<'a> {
             #[serde(rename = "apiVersion")]
             api_version: &'static str,
             kind: &'static str,
             metadata: &'a ObjectMeta,
             #[serde(rename = "type")]
-            type_: &'static str,
+            type_: &'a str,
             data: &'a BTreeMap<String, ByteString>,
         }
-        let secret = Target { api_version: "v1", kind: "Secret", metadata, type_: names::SECRET_TYPE_TARGET, data };
-        let body = encoded(&secret, data)?;
-        self.post(metadata.namespace.as_deref().unwrap_or_default(), body).await
-    }
-
-    async fn post(&self, namespace: &str, body: Vec<u8>) -> kube::Result<ObjectMeta> {
-        let url = self.api(namespace).resource_url().to_owned();
+        let body = encoded(&Created { api_version: "v1", kind: "Secret", metadata, type_, data }, Some(data))?;
+        let url = self.api(metadata.namespace.as_deref().unwrap_or_default()).resource_url().to_owned();
         let parameters = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
         let mut request = Request::new(url).create(&parameters, body).map_err(kube::Error::BuildRequest)?;
         request.headers_mut().insert(ACCEPT, METADATA);
         Ok(self.client.request::<PartialObjectMeta<Secret>>(request).await?.metadata)
     }
 
-    /// Changes a Secret. The response has its data.
+    /// Changes the metadata of a Secret by `operations`, and replaces its data if `data` is given. The response is its
+    /// metadata.
     pub(super) async fn patch(
+        &self,
+        namespace: &str,
+        name: &str,
+        operations: Vec<PatchOperation>,
+        data: Option<&BTreeMap<String, ByteString>>,
+    ) -> kube::Result<ObjectMeta> {
+        let url = self.api(namespace).resource_url().to_owned();
+        // The body of this request is replaced below.
+        let empty = Patch::Merge(json!({}));
+        let request = Request::new(url).patch(name, &params(), &empty);
+        let (mut parts, _) = request.map_err(kube::Error::BuildRequest)?.into_parts();
+        parts.headers.insert(ACCEPT, METADATA);
+        parts.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json-patch+json"));
+        let request = http::Request::from_parts(parts, patch_body(operations, data)?);
+        Ok(self.client.request::<PartialObjectMeta<Secret>>(request).await?.metadata)
+    }
+
+    /// Changes the metadata of a Secret by `operations`. The response is the whole Secret.
+    pub(super) async fn patch_and_read(
         &self,
         namespace: &str,
         name: &str,
         operations: Vec<PatchOperation>,
     ) -> kube::Result<Secret> {
         self.api(namespace).patch(name, &params(), &patch(operations)).await
-    }
-
-    /// Changes a Secret. The response is its metadata.
-    pub(super) async fn patch_metadata(
-        &self,
-        namespace: &str,
-        name: &str,
-        operations: Vec<PatchOperation>,
-    ) -> kube::Result<ObjectMeta> {
-        let patched = self.api(namespace).patch_metadata(name, &params(), &patch(operations)).await;
-        patched.map(|partial| partial.metadata)
-    }
-
-    /// Changes a target Secret by the operations, of which one has its `data`.
-    pub(super) async fn patch_target(
-        &self,
-        namespace: &str,
-        name: &str,
-        operations: &[Operation<'_>],
-        data: &BTreeMap<String, ByteString>,
-    ) -> kube::Result<ObjectMeta> {
-        let url = self.api(namespace).resource_url().to_owned();
-        // Its body is replaced below.
-        let empty = Patch::Merge(json!({}));
-        let request = Request::new(url).patch(name, &params(), &empty);
-        let (mut parts, _) = request.map_err(kube::Error::BuildRequest)?.into_parts();
-        parts.headers.insert(ACCEPT, METADATA);
-        parts.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json-patch+json"));
-        let request = http::Request::from_parts(parts, encoded(&operations, data)?);
-        Ok(self.client.request::<PartialObjectMeta<Secret>>(request).await?.metadata)
     }
 
     /// Deletes a Secret of this uid. A Secret that is gone, or that another one has replaced, is no error.
@@ -147,21 +126,24 @@ impl Secrets {
     }
 }
 
-/// One operation of a JSON Patch of a target Secret.
-#[derive(Serialize)]
-#[serde(untagged)]
-pub(super) enum Operation<'a> {
-    /// An operation on the metadata.
-    Metadata(PatchOperation),
-    /// All data, borrowed: a patch of kube's own would copy it.
-    Data { op: &'static str, path: &'static str, value: &'a BTreeMap<String, ByteString> },
+/// The body of a JSON Patch. The data is borrowed: a patch of kube's would copy it into a JSON value that no code wipes.
+fn patch_body(operations: Vec<PatchOperation>, data: Option<&BTreeMap<String, ByteString>>) -> kube::Result<Vec<u8>> {
+    #[derive(Serialize)]
+    #[serde(untagged)]
+    enum Operation<'a> {
+        Metadata(PatchOperation),
+        Data { op: &'static str, path: &'static str, value: &'a BTreeMap<String, ByteString> },
+    }
+    let replace_data = data.map(|value| Operation::Data { op: "add", path: "/data", value });
+    let operations: Vec<_> = operations.into_iter().map(Operation::Metadata).chain(replace_data).collect();
+    encoded(&operations, data)
 }
 
 /// JSON in a buffer that need not grow: base64 takes four bytes for three.
-fn encoded(what: &impl Serialize, data: &BTreeMap<String, ByteString>) -> kube::Result<Vec<u8>> {
+fn encoded(what: &impl Serialize, data: Option<&BTreeMap<String, ByteString>>) -> kube::Result<Vec<u8>> {
     /// Bytes for the metadata.
     const REST: usize = 8 * 1024;
-    let size: usize = data.iter().map(|(key, value)| key.len() + value.0.len() * 4 / 3 + 16).sum();
+    let size: usize = data.into_iter().flatten().map(|(key, value)| key.len() + value.0.len() * 4 / 3 + 16).sum();
     let mut body = Vec::with_capacity(size + REST);
     serde_json::to_writer(&mut body, what).map_err(kube::Error::SerdeError)?;
     Ok(body)
@@ -169,4 +151,21 @@ fn encoded(what: &impl Serialize, data: &BTreeMap<String, ByteString>) -> kube::
 
 fn params() -> PatchParams {
     PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::reconcile::json_patch::fence;
+
+    use super::*;
+
+    #[test]
+    fn a_patch_checks_the_fence_first_and_replaces_the_data_last() {
+        let data = BTreeMap::from([("key".to_owned(), ByteString(b"value".to_vec()))]);
+        let body = |data| String::from_utf8(patch_body(fence("u", "7").to_vec(), data).unwrap()).unwrap();
+        let fence = r#"{"op":"replace","path":"/metadata/uid","value":"u"},{"op":"replace","path":"/metadata/resourceVersion","value":"7"}"#;
+        assert_eq!(body(None), format!("[{fence}]"));
+        let replaced = r#"{"op":"add","path":"/data","value":{"key":"dmFsdWU="}}"#;
+        assert_eq!(body(Some(&data)), format!("[{fence},{replaced}]"));
+    }
 }

@@ -1,6 +1,6 @@
 //! The data of the grant Secret.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Deref};
 
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::core::ObjectMeta;
@@ -36,12 +36,13 @@ impl Data {
         taken
     }
 
-    pub(super) fn entries(&self) -> BTreeMap<&'static str, ByteString> {
+    /// A copy of the data, as a write encodes it.
+    pub(super) fn entries(&self) -> Entries {
         let keys = [(REFRESH_TOKEN, &self.refresh_token), (PREVIOUS, &self.previous), (DEVICE_CODE, &self.device_code)];
-        let entry = |(key, value): (&'static str, &Option<SecretString>)| {
-            Some((key, ByteString(value.as_ref()?.expose_secret().as_bytes().to_vec())))
+        let entry = |(key, value): (&str, &Option<SecretString>)| {
+            Some((key.to_owned(), ByteString(value.as_ref()?.expose_secret().as_bytes().to_vec())))
         };
-        keys.into_iter().filter_map(entry).collect()
+        Entries(keys.into_iter().filter_map(entry).collect())
     }
 
     /// Replaces the refresh token; the former one is kept beside it.
@@ -49,6 +50,23 @@ impl Data {
         if self.refresh_token.as_ref().is_none_or(|old| old.expose_secret() != token.expose_secret()) {
             self.previous = self.refresh_token.replace(token).or_else(|| self.previous.take());
         }
+    }
+}
+
+/// The keys and values of a grant Secret. The values are wiped on drop.
+pub(super) struct Entries(BTreeMap<String, ByteString>);
+
+impl Deref for Entries {
+    type Target = BTreeMap<String, ByteString>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl Drop for Entries {
+    fn drop(&mut self) {
+        self.0.values_mut().for_each(|value| value.0.zeroize());
     }
 }
 

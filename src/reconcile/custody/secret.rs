@@ -29,7 +29,7 @@ use crate::{
             data::{Data, wiped},
             pending::CustodyError,
         },
-        json_patch::{Map, add, create_map, fence, replace_data, set, unset},
+        json_patch::{Map, add, create_map, fence, set, unset},
         memory_budget::USUAL_SECRET,
     },
     stores::slim,
@@ -97,7 +97,7 @@ pub(super) async fn write_claim(
         .collect();
     let namespace = checks::namespace(credential);
     let _reservation = context.kubernetes.secrets.reads.reserve(namespace, USUAL_SECRET).await;
-    let written = context.kubernetes.secrets.patch(namespace, &stored.name, operations).await;
+    let written = context.kubernetes.secrets.patch_and_read(namespace, &stored.name, operations).await;
     let secret = take(written, stored, credential, context).await?;
     remember(credential, secret.metadata.clone(), &context.cache);
     Ok(secret)
@@ -110,34 +110,31 @@ pub(super) async fn write(
     data: &Data,
     context: &Context,
 ) -> Result<ObjectMeta, CustodyError> {
-    let meta = if stored.uid.is_empty() {
+    let (namespace, secrets) = (checks::namespace(credential), &context.kubernetes.secrets);
+    let entries = data.entries();
+    let annotations = annotations(stored)?;
+    let written = if stored.uid.is_empty() {
         let owners = owners(credential);
-        let annotations = annotations(stored)?.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
-        let secret = Secret {
-            metadata: ObjectMeta {
-                namespace: Some(checks::namespace(credential).to_owned()),
-                name: Some(stored.name.clone()),
-                labels: Some(grant_labels(credential)),
-                annotations: Some(annotations.collect()),
-                owner_references: Some(owners).filter(|owners| !owners.is_empty()),
-                ..ObjectMeta::default()
-            },
-            type_: Some(names::SECRET_TYPE_GRANT.to_owned()),
-            data: Some(data.entries().into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
-            ..Secret::default()
+        let annotations = annotations.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+        let metadata = ObjectMeta {
+            namespace: Some(namespace.to_owned()),
+            name: Some(stored.name.clone()),
+            labels: Some(grant_labels(credential)),
+            annotations: Some(annotations.collect()),
+            owner_references: Some(owners).filter(|owners| !owners.is_empty()),
+            ..ObjectMeta::default()
         };
-        let made = context.kubernetes.secrets.create(&secret).await;
-        drop(wiped(secret));
-        take(made, stored, credential, context).await?
+        secrets.create(&metadata, names::SECRET_TYPE_GRANT, &entries).await
     } else {
-        let mut operations = fence(&stored.uid, &stored.resource_version).to_vec();
-        operations.push(replace_data(json!(data.entries())));
-        operations.extend(metadata_operations(stored, credential));
-        operations.extend(annotate(stored, annotations(stored)?));
-        let written =
-            context.kubernetes.secrets.patch_metadata(checks::namespace(credential), &stored.name, operations).await;
-        take(written, stored, credential, context).await?
+        let operations = fence(&stored.uid, &stored.resource_version)
+            .into_iter()
+            .chain(metadata_operations(stored, credential))
+            .chain(annotate(stored, annotations))
+            .collect();
+        secrets.patch(namespace, &stored.name, operations, Some(&entries)).await
     };
+    drop(entries);
+    let meta = take(written, stored, credential, context).await?;
     fail_point::pass("grant-written").await;
     remember(credential, meta.clone(), &context.cache);
     Ok(meta)
@@ -153,8 +150,7 @@ pub(in crate::reconcile) async fn sync_metadata(
         .into_iter()
         .chain(metadata_operations(stored, credential))
         .collect();
-    let written =
-        context.kubernetes.secrets.patch_metadata(checks::namespace(credential), &stored.name, operations).await;
+    let written = context.kubernetes.secrets.patch(checks::namespace(credential), &stored.name, operations, None).await;
     let meta = take(written, stored, credential, context).await?;
     if !grant_is_in_sync(&meta, credential) {
         // An admission webhook or another controller reverts the write. No other write waits for that.
@@ -212,11 +208,10 @@ fn annotate<'a>(
     stored: &GrantSecret,
     annotations: impl IntoIterator<Item = (&'a str, Option<String>)>,
 ) -> impl Iterator<Item = PatchOperation> {
-    const MAP: Map = Map::Annotations;
-    let map = (!stored.has_annotations).then(|| create_map(MAP));
+    let map = (!stored.has_annotations).then(|| create_map(Map::Annotations));
     let each = annotations.into_iter().flat_map(|(key, value)| match value {
-        Some(value) => vec![set(MAP, key, &value)],
-        None => unset(MAP, key).to_vec(),
+        Some(value) => vec![set(Map::Annotations, key, &value)],
+        None => unset(Map::Annotations, key).to_vec(),
     });
     map.into_iter().chain(each)
 }

@@ -1,7 +1,8 @@
-//! The content of a target Secret, and the patch that writes it.
+//! The content of a target Secret, and the patch that writes its metadata.
 
 use std::collections::BTreeMap;
 
+use ::json_patch::PatchOperation;
 use k8s_openapi::{ByteString, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use serde_json::json;
 
@@ -11,10 +12,7 @@ use crate::{
         names::{self, rfc3339},
     },
     policy::{Blocker, commands::KubectlObject, hash::InputsHash, observed::Provider, secret_metadata, stored::Stored},
-    reconcile::{
-        json_patch::{self, Map, create_map, set, unset},
-        secrets::Operation,
-    },
+    reconcile::json_patch::{self, Map, create_map, set, unset},
     render::{TooLarge, render},
 };
 
@@ -34,8 +32,8 @@ pub(super) struct Fence<'a> {
     pub(super) has_annotations: bool,
 }
 
-/// The fenced patch that writes the whole content.
-pub(super) fn target_patch<'a>(fence: &Fence<'_>, content: &'a Content, has_labels: bool) -> Vec<Operation<'a>> {
+/// The fenced operations that write the metadata of the content.
+pub(super) fn metadata_patch(fence: &Fence<'_>, content: &Content, has_labels: bool) -> Vec<PatchOperation> {
     let mut operations = json_patch::fence(fence.uid, fence.resource_version).to_vec();
     operations.push(json_patch::add(["ownerReferences"], json!(content.owners)));
     let applied = Applied::read(fence.applied);
@@ -52,8 +50,7 @@ pub(super) fn target_patch<'a>(fence: &Fence<'_>, content: &'a Content, has_labe
         operations.extend(gone.flat_map(|key| unset(map, &key)));
         operations.extend(wanted.iter().map(|(key, value)| set(map, key, value)));
     }
-    let data = Operation::Data { op: "add", path: "/data", value: &content.data };
-    operations.into_iter().map(Operation::Metadata).chain([data]).collect()
+    operations
 }
 
 /// Annotations of the broker that not every Secret has.
@@ -133,13 +130,12 @@ pub(in crate::reconcile) fn too_large(credential: &MailCredential, error: &TooLa
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
 
     #[test]
     fn labels_that_were_dropped_from_the_spec_are_removed_and_others_stay() {
         let content = Content {
-            data: BTreeMap::from([("k".into(), ByteString(b"value".to_vec()))]),
+            data: BTreeMap::new(),
             labels: BTreeMap::from([("team/x".into(), "a".into())]),
             annotations: BTreeMap::new(),
             owners: vec![],
@@ -150,11 +146,10 @@ mod tests {
             applied: Some(r#"{"labels":["old"],"annotations":[]}"#),
             has_annotations: false,
         };
-        let text = serde_json::to_string(&target_patch(&fence, &content, true)).unwrap();
+        let text = serde_json::to_string(&metadata_patch(&fence, &content, true)).unwrap();
         assert!(text.contains(r#"{"op":"remove","path":"/metadata/labels/old"}"#));
         assert!(text.contains(r#"{"op":"add","path":"/metadata/labels/team~1x","value":"a"}"#));
         assert!(text.contains(r#"{"op":"replace","path":"/metadata/resourceVersion","value":"7"}"#));
         assert!(text.contains(r#"{"op":"add","path":"/metadata/annotations","value":{}}"#));
-        assert!(text.contains(r#"{"op":"add","path":"/data","value":{"k":"dmFsdWU="}}"#));
     }
 }

@@ -25,7 +25,7 @@ use crate::{
     },
     reconcile::{
         context::Context,
-        publish::content::{Content, Fence, content, target_patch},
+        publish::content::{Content, Fence, content, metadata_patch},
         secrets::Secrets,
     },
     render::SECRET_MAX,
@@ -199,7 +199,7 @@ async fn create(
         owner_references: Some(content.owners.clone()).filter(|owners| !owners.is_empty()),
         ..ObjectMeta::default()
     };
-    match context.kubernetes.secrets.create_target(&metadata, &content.data).await {
+    match context.kubernetes.secrets.create(&metadata, names::SECRET_TYPE_TARGET, &content.data).await {
         Ok(meta) => Ok(meta),
         Err(kube::Error::Api(status)) if status.is_already_exists() => {
             over_existing(credential, name, content, context).await
@@ -256,8 +256,8 @@ async fn over_existing(
         applied: meta.annotations.as_ref().and_then(|map| map.get(names::ANNOTATION_APPLIED)).map(String::as_str),
         has_annotations: meta.annotations.is_some(),
     };
-    let operations = target_patch(&fence, content, meta.labels.is_some());
-    let written = context.kubernetes.secrets.patch_target(namespace, name, &operations, &content.data).await;
+    let operations = metadata_patch(&fence, content, meta.labels.is_some());
+    let written = context.kubernetes.secrets.patch(namespace, name, operations, Some(&content.data)).await;
     written.map_err(|error| PublishError::Refused(describe(&error)))
 }
 
@@ -269,8 +269,8 @@ async fn patch(
     context: &Context,
 ) -> Result<ObjectMeta, PublishError> {
     let namespace = checks::namespace(credential);
-    let operations = target_patch(fence, content, true);
-    match context.kubernetes.secrets.patch_target(namespace, name, &operations, &content.data).await {
+    let operations = metadata_patch(fence, content, true);
+    match context.kubernetes.secrets.patch(namespace, name, operations, Some(&content.data)).await {
         Ok(meta) => Ok(meta),
         Err(error) => match Rejection::of(status_code(&error)) {
             Rejection::Gone => create(credential, name, content, context).await,
