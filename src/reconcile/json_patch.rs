@@ -4,23 +4,10 @@ use json_patch::{AddOperation, PatchOperation, RemoveOperation, ReplaceOperation
 use kube::api::Patch;
 use serde_json::{Value, json};
 
-/// A map in the metadata of an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Map {
-    /// `metadata.labels`.
-    Labels,
-    /// `metadata.annotations`.
-    Annotations,
-}
-
-impl Map {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Labels => "labels",
-            Self::Annotations => "annotations",
-        }
-    }
-}
+/// The name of `metadata.labels`, for the functions that change a map.
+pub const LABELS: &str = "labels";
+/// The name of `metadata.annotations`, for the functions that change a map.
+pub const ANNOTATIONS: &str = "annotations";
 
 /// Makes the API server reject the patch with 409 unless the object has this uid and this resourceVersion.
 pub fn fence(uid: &str, resource_version: &str) -> [PatchOperation; 2] {
@@ -36,20 +23,20 @@ fn replace(field: &str, value: &str) -> PatchOperation {
     PatchOperation::Replace(ReplaceOperation { path: metadata([field]), value: value.into() })
 }
 
-/// Adds an empty map: `set` fails where the map is missing.
-pub fn create_map(map: Map) -> PatchOperation {
-    add([map.as_str()], json!({}))
+/// Adds an empty map, [`LABELS`] or [`ANNOTATIONS`]: `set` fails where the map is missing.
+pub fn create_map(map: &str) -> PatchOperation {
+    add([map], json!({}))
 }
 
 /// Sets a label or an annotation, in a map that exists.
-pub fn set(map: Map, key: &str, value: &str) -> PatchOperation {
-    add([map.as_str(), key], value.into())
+pub fn set(map: &str, key: &str, value: &str) -> PatchOperation {
+    add([map, key], value.into())
 }
 
 /// Removes a label or an annotation that may be missing: `remove` alone fails where the key is missing, so the key is
 /// added first.
-pub fn unset(map: Map, key: &str) -> [PatchOperation; 2] {
-    [set(map, key, ""), remove([map.as_str(), key])]
+pub fn unset(map: &str, key: &str) -> [PatchOperation; 2] {
+    [set(map, key, ""), remove([map, key])]
 }
 
 /// Adds or replaces a field of the metadata, named by the path below `/metadata`.
@@ -84,8 +71,8 @@ mod tests {
     fn operations_are_encoded_as_in_the_rfc() {
         let operations = fence("u", "7")
             .into_iter()
-            .chain([create_map(Map::Labels), set(Map::Labels, "team/x", "a")])
-            .chain(unset(Map::Annotations, "a~b"))
+            .chain([create_map(LABELS), set(LABELS, "team/x", "a")])
+            .chain(unset(ANNOTATIONS, "a~b"))
             .chain([test(["finalizers", "0"], "f".into())]);
         let operations: Vec<_> = operations.collect();
         let expected = json!([

@@ -29,7 +29,7 @@ use crate::{
             data::{Data, wiped},
             pending::CustodyError,
         },
-        json_patch::{Map, add, create_map, fence, set, unset},
+        json_patch::{ANNOTATIONS, LABELS, add, create_map, fence, set, unset},
         memory_budget::USUAL_SECRET,
     },
     stores::slim,
@@ -163,10 +163,10 @@ pub(in crate::reconcile) async fn sync_metadata(
 }
 
 fn metadata_operations(stored: &GrantSecret, credential: &MailCredential) -> Vec<PatchOperation> {
-    let map = (!stored.has_labels).then(|| create_map(Map::Labels));
+    let map = (!stored.has_labels).then(|| create_map(LABELS));
     let owners = add(["ownerReferences"], json!(owners(credential)));
     let labels = grant_labels(credential);
-    let labels = labels.iter().map(|(key, value)| set(Map::Labels, key, value));
+    let labels = labels.iter().map(|(key, value)| set(LABELS, key, value));
     map.into_iter().chain([owners]).chain(labels).collect()
 }
 
@@ -208,10 +208,10 @@ fn annotate<'a>(
     stored: &GrantSecret,
     annotations: impl IntoIterator<Item = (&'a str, Option<String>)>,
 ) -> impl Iterator<Item = PatchOperation> {
-    let map = (!stored.has_annotations).then(|| create_map(Map::Annotations));
+    let map = (!stored.has_annotations).then(|| create_map(ANNOTATIONS));
     let each = annotations.into_iter().flat_map(|(key, value)| match value {
-        Some(value) => vec![set(Map::Annotations, key, &value)],
-        None => unset(Map::Annotations, key).to_vec(),
+        Some(value) => vec![set(ANNOTATIONS, key, &value)],
+        None => unset(ANNOTATIONS, key).to_vec(),
     });
     map.into_iter().chain(each)
 }

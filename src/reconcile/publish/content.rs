@@ -12,7 +12,7 @@ use crate::{
         names::{self, rfc3339},
     },
     policy::{Blocker, commands::KubectlObject, hash::InputsHash, observed::Provider, secret_metadata, stored::Stored},
-    reconcile::json_patch::{self, Map, create_map, set, unset},
+    reconcile::json_patch::{self, ANNOTATIONS, LABELS, create_map, set, unset},
     render::{TooLarge, render},
 };
 
@@ -38,14 +38,14 @@ pub(super) fn metadata_patch(fence: &Fence<'_>, content: &Content, has_labels: b
     operations.push(json_patch::add(["ownerReferences"], json!(content.owners)));
     let applied = Applied::read(fence.applied);
     let maps = [
-        (Map::Labels, &content.labels, applied.labels, has_labels),
-        (Map::Annotations, &content.annotations, applied.annotations, fence.has_annotations),
+        (LABELS, &content.labels, applied.labels, has_labels),
+        (ANNOTATIONS, &content.annotations, applied.annotations, fence.has_annotations),
     ];
     for (map, wanted, before, exists) in maps {
         if !exists {
             operations.push(create_map(map));
         }
-        let ours = optional_annotations().filter(|_| map == Map::Annotations).map(str::to_owned);
+        let ours = optional_annotations().filter(|_| map == ANNOTATIONS).map(str::to_owned);
         let gone = before.into_iter().chain(ours).filter(|key| !wanted.contains_key(key));
         operations.extend(gone.flat_map(|key| unset(map, &key)));
         operations.extend(wanted.iter().map(|(key, value)| set(map, key, value)));
