@@ -14,3 +14,4 @@ pub mod revoke;
 mod sign;
 pub(super) mod start;
 mod token;
+mod usable_provider;

@@ -20,7 +20,6 @@ use crate::{
     },
     policy::{
         Blocker, checks,
-        grant::bound_to,
         hash::{BindingHash, InputsHash, RevocationHash},
         inputs,
         observed::target_name,
@@ -32,17 +31,15 @@ use crate::{
         problem::{ProviderProblem, shown_blocker},
         try_each::TryEach,
     },
-    providers,
     reconcile::{
         act::{
             activity::Permit,
-            admit::host,
             attempt::{Attempt, unique},
             sign::signed,
+            usable_provider::{Unusable, UsableProvider},
         },
         context::Context,
         custody::{self, pending::CustodyError},
-        observe,
     },
 };
 
@@ -57,7 +54,7 @@ struct Found {
 
 /// What a token was obtained for.
 enum ObtainedFor {
-    /// A refresh token: see [`bound_to`].
+    /// A refresh token: see [`crate::policy::grant::bound_to`].
     Binding(BindingHash),
     /// An access token: see [`inputs::issued_for`].
     Inputs(InputsHash),
@@ -85,17 +82,20 @@ async fn attempt(
     if found.is_empty() {
         return Ok(Revocation::Nothing);
     }
-    let gone = || (format!("the {} is gone", checks::provider_words(credential)), Retry::Permanent);
-    let object = context.stores.provider(&ProviderKey::of(credential)).ok_or_else(gone)?;
-    let profile = providers::profile(object.spec()).ok_or_else(gone)?;
-    let scopes = inputs::scopes(credential, object.spec(), &profile);
-    if let Some(blocker) = observe::permission(credential, &object, &profile, &scopes, &context.stores) {
-        return Err((format!("nothing was sent, because {}", blocker.message), Retry::Permanent));
-    }
-    let client = &object.spec().client.id;
-    let revocable_at = inputs::revocable_at(credential, &profile, client);
-    let bound_to = bound_to(credential, profile.source.identity(), client);
-    let issued_for = inputs::issued_for(credential, object.spec(), &profile, &scopes);
+    let failed = |unusable: Unusable| match unusable {
+        Unusable::Gone => (format!("the {} is gone", checks::provider_words(credential)), Retry::Permanent),
+        Unusable::Forbidden(blocker) => (format!("nothing was sent, because {}", blocker.message), Retry::Permanent),
+        Unusable::Broken(problem) => (shown_blocker(&ProviderKey::of(credential), problem).message, Retry::Transient),
+        Unusable::OtherHost => {
+            ("the provider's revocation endpoint has just become known".to_owned(), Retry::Transient)
+        }
+        Unusable::Kubernetes(error) => (describe_step(&error), Retry::Transient),
+    };
+    let provider = UsableProvider::of(credential, &context.stores).map_err(failed)?;
+    let UsableProvider { object, profile, scopes } = &provider;
+    let revocable_at = inputs::revocable_at(credential, profile, &object.spec().client.id);
+    let bound_to = provider.bound_to(credential);
+    let issued_for = inputs::issued_for(credential, object.spec(), profile, scopes);
     let is_of_here = |found: &Found| {
         let is_unchanged = match &found.obtained_for {
             ObtainedFor::Binding(stored) => stored.is(&bound_to),
@@ -120,18 +120,14 @@ async fn attempt(
     if tokens.is_empty() {
         return Err(elsewhere());
     }
-    let resolved = match context.providers.resolve(&object, false, Some(&permit)).await {
-        Ok(Ok(resolved)) => resolved,
-        Ok(Err(problem)) => {
-            let blocker = shown_blocker(&ProviderKey::of(credential), problem);
-            return Err((blocker.message, Retry::Transient));
-        }
-        Err(error) => return Err((describe_step(&error), Retry::Transient)),
-    };
-    let Some(url) = &resolved.endpoints.revocation_url else { return Ok(Revocation::NotSupported) };
-    if *host(url) != *permit.host() {
-        return Err(("the provider's revocation endpoint has just become known".to_owned(), Retry::Transient));
+    let resolved = provider
+        .resolve(credential, &permit, |endpoints| endpoints.revocation_url.as_deref(), context)
+        .await
+        .map_err(failed)?;
+    if resolved.endpoints.revocation_url.is_none() {
+        return Ok(Revocation::NotSupported);
     }
+    let UsableProvider { object, profile, scopes } = provider;
     let (credential, context) = (credential.clone(), context.clone());
     let revoked = tokens.len();
     let attempt =

@@ -13,25 +13,23 @@ use crate::{
     oauth::{ClientAuth, Refusal, token::TokenFingerprint},
     policy::{
         Decision, Observed, RequestKind, checks,
-        grant::{self, RefreshGrant},
-        inputs,
+        grant::RefreshGrant,
         outcome::{Outcome, Refused},
         urgency::urgency,
     },
     provider_client::{authentication::Authentication, try_each::TryEach},
-    providers,
     reconcile::{
         act::{
             activity::{Activity, Permit},
-            admit::{ask, host},
+            admit::ask,
             attempt::{Attempt, StepResult, client_status, endpoint},
             device,
             refusals::{advice_context, unavailable},
             token,
+            usable_provider::{Unusable, UsableProvider},
         },
         context::Context,
         custody::pending::Claimed,
-        observe,
     },
 };
 
@@ -116,29 +114,28 @@ async fn attempt(
     context: &Arc<Context>,
 ) -> Result<Outcome, Option<Box<Refused>>> {
     fail_point::panic_at("request", &credential.name_any());
-    let key = ProviderKey::of(&credential);
-    let object = context.stores.provider(&key).ok_or(None)?;
-    let resolved = context.providers.resolve(&object, false, Some(&permit)).await;
-    let Ok(resolved) = resolved.map_err(|error| unavailable(&error, &credential, &context.metrics))? else {
-        context.queue.enqueue_provider(key);
-        return Err(None);
+    let refused = |unusable: Unusable| match unusable {
+        Unusable::Gone | Unusable::OtherHost => None,
+        Unusable::Forbidden(blocker) => {
+            tracing::info!(
+                reason = blocker.reason.as_str(),
+                "request not sent: the credential may not use the provider"
+            );
+            None
+        }
+        Unusable::Broken(_) => {
+            context.queue.enqueue_provider(ProviderKey::of(&credential));
+            None
+        }
+        Unusable::Kubernetes(error) => Some(unavailable(&error, &credential, &context.metrics)),
     };
-    let profile = providers::profile(object.spec()).ok_or(None)?;
-    if endpoint(kind)(&resolved.endpoints).is_some_and(|url| *host(url) != *permit.host()) {
-        // The endpoint was not known before: the credential asks for a permit for its host.
-        return Err(None);
-    }
+    let provider = UsableProvider::of(&credential, &context.stores).map_err(refused)?;
     // The provider may have changed since the broker found that the grant belongs to it.
-    let bound_to = grant::bound_to(&credential, profile.source.identity(), &object.spec().client.id);
-    if grant.as_ref().is_some_and(|grant| grant.bound_to.as_ref() != Some(&bound_to)) {
+    if grant.as_ref().is_some_and(|grant| grant.bound_to.as_ref() != Some(&provider.bound_to(&credential))) {
         return Err(None);
     }
-    let scopes = inputs::scopes(&credential, object.spec(), &profile);
-    // What was allowed when the request was queued may be forbidden now.
-    if let Some(blocker) = observe::permission(&credential, &object, &profile, &scopes, &context.stores) {
-        tracing::info!(reason = blocker.reason.as_str(), "request not sent: no longer necessary");
-        return Err(None);
-    }
+    let resolved = provider.resolve(&credential, &permit, endpoint(kind), context).await.map_err(refused)?;
+    let UsableProvider { object, profile, scopes } = provider;
     let context = context.clone();
     let attempt = Attempt { permit, credential, grant, published, object, profile, resolved, scopes, context };
     try_each_authentication(&attempt, kind, first).await
