@@ -43,13 +43,6 @@ pub enum ReleaseError {
     Output(#[from] io::Error),
 }
 
-/// The result for one credential.
-enum Released {
-    Done,
-    /// The credential no longer exists, or no longer has the broker's finalizer.
-    Nothing,
-}
-
 /// Removes the finalizers and prints one line for each credential.
 ///
 /// # Errors
@@ -72,11 +65,11 @@ pub async fn run(settings: Release) -> Result<(), ReleaseError> {
             continue;
         }
         match release(&client, &object).await {
-            Ok(Released::Done) => {
+            Ok(true) => {
                 writeln!(out, "{name}: released; {}", tokens(&object))?;
                 released += 1;
             }
-            Ok(Released::Nothing) => writeln!(out, "{name}: nothing to release any more")?,
+            Ok(false) => writeln!(out, "{name}: nothing to release any more")?,
             Err(error) => {
                 writeln!(out, "{name}: not released: {}", describe(&error))?;
                 left += 1;
@@ -129,8 +122,9 @@ fn namespace(object: &DynamicObject) -> &str {
     object.metadata.namespace.as_deref().unwrap_or_default()
 }
 
-/// Removes the finalizer from exactly this object, by its uid: a new object of the same name has another uid.
-async fn release(client: &Client, object: &DynamicObject) -> kube::Result<Released> {
+/// Removes the finalizer from exactly this object, by its uid: a new object of the same name has another uid. Returns false
+/// if the object no longer exists, or no longer has the broker's finalizer.
+async fn release(client: &Client, object: &DynamicObject) -> kube::Result<bool> {
     let api = api(client, Some(namespace(object)));
     let name = object.metadata.name.as_deref().unwrap_or_default();
     let mut object = object.clone();
@@ -142,12 +136,12 @@ async fn release(client: &Client, object: &DynamicObject) -> kube::Result<Releas
             "uid": object.metadata.uid, "resourceVersion": object.metadata.resource_version, "finalizers": others,
         });
         match api.patch_metadata(name, &PatchParams::default(), &Patch::Merge(json!({"metadata": metadata}))).await {
-            Ok(_) => return Ok(Released::Done),
-            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(Released::Nothing),
+            Ok(_) => return Ok(true),
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(false),
             Err(kube::Error::Api(status)) if status.code == 409 && tries < TRIES => {
                 let now = api.get_opt(name).await?;
                 let same = now.filter(|now| now.metadata.uid == object.metadata.uid && has_finalizer(now));
-                let Some(now) = same else { return Ok(Released::Nothing) };
+                let Some(now) = same else { return Ok(false) };
                 object = now;
                 tries += 1;
             }
