@@ -59,13 +59,13 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     let object = context.stores.provider(&ProviderKey::of(&credential));
     let Some((provider, hash)) = provider(&credential, object.as_ref(), context) else { return Ok(None) };
     let now = context.clock.now();
-    let target = target(&credential, provider.as_ref().ok(), context).await?;
+    let shown = shown_target(&credential, context);
+    let target = target(&credential, shown.clone(), provider.as_ref().ok(), context).await?;
     let previous = previous(&credential, provider.as_ref().ok(), context).await?;
     let grant = custody::observe(&credential, provider.as_ref().ok(), context).await?;
     // After a new seed was read: a request with the seed must not count as one with the former seed, or its failure would
     // not delay the next request.
     let attempt = inputs::attempt(&credential, &hash, &source_versions(&credential, &context.providers.contents));
-    let shown = shown_target(&credential, &target_name(&credential), context);
     // Nothing below can fail, so an outcome that is taken is not lost.
     let (outcome, unreported, unwritten) = context.cache.with(&uid, |entry| {
         // Drop an unwritten token that was issued for other inputs or has ended.
@@ -191,19 +191,24 @@ fn allowance(
     checks::allowance_blocker(credential, allowed, &labels, &own)
 }
 
-/// The target Secret as the watch shows it; read from the API server where no watch shows it.
-async fn target(credential: &MailCredential, provider: Option<&Provider>, context: &Context) -> Result<Target, Error> {
+/// The target Secret, whose metadata is `shown`. Without a shown one, the Secret may still exist: then the API server is
+/// asked.
+async fn target(
+    credential: &MailCredential,
+    shown: Option<Arc<ObjectMeta>>,
+    provider: Option<&Provider>,
+    context: &Context,
+) -> Result<Target, Error> {
     let name = target_name(credential);
     let namespace = checks::namespace(credential);
     let uid = checks::uid(credential);
-    let meta = shown_target(credential, &name, context);
     let suspect = context.cache.with(uid, |entry| entry.object.conflict);
     let in_status = credential.status.as_ref().is_some_and(|status| {
         let stalled = condition::find(&status.conditions, ConditionType::Stalled);
         status.secret_name.as_deref() == Some(name.as_str())
             || stalled.is_some_and(|stalled| stalled.reason == Reason::SecretConflict.as_str())
     });
-    let meta = match meta {
+    let meta = match shown {
         // No watch shows a Secret without the broker's label: a foreign Secret, or one whose label was removed.
         None if suspect || in_status => {
             let _reservation = context.kubernetes.secrets.reads.reserve(namespace, SECRET_MAX).await;
@@ -224,11 +229,12 @@ async fn target(credential: &MailCredential, provider: Option<&Provider>, contex
 }
 
 /// The target's metadata as the watch shows it, or as the broker wrote it, whichever is newer.
-fn shown_target(credential: &MailCredential, name: &str, context: &Context) -> Option<Arc<ObjectMeta>> {
-    let shown = context.stores.own_secrets.get(checks::namespace(credential), name);
+fn shown_target(credential: &MailCredential, context: &Context) -> Option<Arc<ObjectMeta>> {
+    let name = target_name(credential);
+    let shown = context.stores.own_secrets.get(checks::namespace(credential), &name);
     let shown = shown.map(|secret| Arc::new(secret.metadata.clone()));
     context.cache.with(checks::uid(credential), |entry| {
-        let written = entry.object.target.as_ref().is_some_and(|meta| meta.name.as_deref() == Some(name));
+        let written = entry.object.target.as_ref().is_some_and(|meta| meta.name.as_ref() == Some(&name));
         if !written {
             entry.object.target = None;
         }
