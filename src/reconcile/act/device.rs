@@ -13,9 +13,10 @@ use crate::{
     },
     policy::{
         Blocker, checks,
+        device_code::{code_refusal, scopes_with_identity},
         device_poll::{self, PollOutcome, wait_after_unanswered},
         grant::{SignIn, next_poll},
-        notices::EventNote,
+        notices::{self, EventNote},
     },
     provider_client::{
         authentication::Authentication,
@@ -34,11 +35,6 @@ use crate::{
         },
     },
 };
-
-/// The scopes by which a provider says who signed in.
-const IDENTITY: [&str; 2] = ["openid", "email"];
-/// The scope by which it also says a user name that is not an address.
-const USER_NAME: &str = "profile";
 
 /// Requests a device code, and stores it in the grant Secret.
 pub(super) async fn begin(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth) -> StepResult {
@@ -63,9 +59,9 @@ pub(super) async fn begin(attempt: &Attempt, entry: &Authentication, auth: &Clie
         });
         let exchange = attempt.send(url, wire).await?;
         let read = read_device_authorization(&exchange.response, exchange.sent_at);
-        Ok(read.map_err(|refusal| begun_in_vain(attempt.refined(refusal, auth)))?)
+        Ok(read.map_err(|refusal| code_refusal(attempt.refined(refusal, auth)))?)
     };
-    let identified = with_identity(&attempt.scopes, credential.spec.mailbox.user());
+    let identified = scopes_with_identity(&attempt.scopes, credential.spec.mailbox.user());
     let mut authorization = request_code(&identified).await;
     if identified != attempt.scopes
         && matches!(&authorization, Err(Some(refusal)) if refusal.reason == Reason::InvalidScope)
@@ -77,25 +73,6 @@ pub(super) async fn begin(attempt: &Attempt, entry: &Authentication, auth: &Clie
     }
     store_code(attempt, authorization?).await.map_err(|error| write_refusal(error, credential))?;
     Ok(noted(entry))
-}
-
-/// The scopes, with those by which the answer says who signed in (OpenID Connect Core section 5.4): everyone who may read
-/// the status could enter the code.
-fn with_identity(scopes: &[String], user: &str) -> Vec<String> {
-    let identity = IDENTITY.iter().chain((!user.contains('@')).then_some(&USER_NAME));
-    let missing = identity.filter(|scope| !scopes.iter().any(|asked| asked == *scope));
-    scopes.iter().cloned().chain(missing.map(|scope| (*scope).to_owned())).collect()
-}
-
-/// Before anybody has signed in the provider refuses the client, whatever error it returns.
-fn begun_in_vain(mut refusal: Refusal) -> Refusal {
-    if refusal.advice.is_none() && refusal.error.as_ref().is_some_and(|error| error.as_str() == "unauthorized_client") {
-        refusal.advice = Some("Allow the client {client} the device authorization grant at the provider");
-    }
-    if matches!(refusal.reason, Reason::InvalidGrant | Reason::AuthorizationRequired) {
-        refusal.reason = Reason::RequestRefused;
-    }
-    refusal
 }
 
 async fn store_code(attempt: &Attempt, authorization: DeviceAuthorization) -> Result<(), CustodyError> {
@@ -178,11 +155,11 @@ async fn signed_in(attempt: &Attempt, entry: &Authentication, answer: TokenAnswe
         return ended(attempt, refusal.what.clone(), refusal).await;
     }
     if account::comparable(attempt.credential.spec.mailbox.user(), &answer.names).next().is_none() {
-        emit_unverified_account(attempt);
+        emit(attempt, &notices::account_not_verified(attempt.credential.spec.mailbox.user()));
     }
     let rotated = Rotated::read(&exchange.response, exchange.sent_at);
     if rotated.is_none() {
-        emit_no_refresh_token(attempt);
+        emit(attempt, &notices::no_refresh_token());
     }
     let bound_to = attempt.grant.as_ref().and_then(|grant| grant.bound_to.clone()).unwrap_or_default();
     let revocable_at = attempt.grant.as_ref().map(|grant| grant.revocable_at.clone()).unwrap_or_default();
@@ -232,27 +209,6 @@ async fn ended(attempt: &Attempt, how: String, mut refusal: Refusal) -> StepResu
     Err(Some(refusal))
 }
 
-fn emit_unverified_account(attempt: &Attempt) {
-    let user = attempt.credential.spec.mailbox.user();
-    let notice = EventNote {
-        warning: true,
-        reason: Reason::AccountNotVerified,
-        note: format!(
-            "the provider did not say who signed in, so the broker could not verify that it was {user}: check \
-             at the provider which account signed in. Providers report the account in an ID token, for the scopes openid \
-             and email (for a user name without @: profile)"
-        ),
-    };
-    attempt.context.kubernetes.events.emit(&attempt.credential, &notice, attempt.context.clock.now());
-}
-
-fn emit_no_refresh_token(attempt: &Attempt) {
-    let notice = EventNote {
-        warning: true,
-        reason: Reason::TokenUnsuitable,
-        note: "the sign-in returned no refresh token, so a user must sign in for each token: add the scope \
-               offline_access, and allow it for the client at the provider"
-            .to_owned(),
-    };
-    attempt.context.kubernetes.events.emit(&attempt.credential, &notice, attempt.context.clock.now());
+fn emit(attempt: &Attempt, notice: &EventNote) {
+    attempt.context.kubernetes.events.emit(&attempt.credential, notice, attempt.context.clock.now());
 }

@@ -11,9 +11,7 @@ use crate::{
     error::describe_step,
     idp::Exchange,
     oauth::{ClientAuth, GrantProof, Refusal, TokenAnswer, client_auth::read_secret, token::Rotated},
-    policy::{
-        Blocker, checks, commands::KubectlObject, exchange::leaves_open, grant::RefreshGrant, notices::EventNote,
-    },
+    policy::{Blocker, checks, commands::KubectlObject, exchange::leaves_open, grant::RefreshGrant, notices},
     provider_client::{
         authentication::Authentication,
         sources::{SourceReads as _, read_source},
@@ -167,15 +165,7 @@ async fn claim(attempt: &Attempt, claimed: &mut Option<Claimed>) -> StepResult<C
         .await
         .map_err(|error| write_refusal(error, credential))?;
     if current.reseeded {
-        let notice = EventNote {
-            warning: false,
-            reason: Reason::GrantReseeded,
-            note:
-                "the seed's Secret has a new refresh token: the broker uses it from now on, and keeps the former one \
-                   beside it"
-                    .to_owned(),
-        };
-        context.kubernetes.events.emit(credential, &notice, context.clock.now());
+        context.kubernetes.events.emit(credential, &notices::grant_reseeded(), context.clock.now());
     }
     *claimed = Some(current.clone());
     Ok(current)

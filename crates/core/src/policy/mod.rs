@@ -6,6 +6,7 @@ pub mod blocker;
 pub mod checks;
 pub mod commands;
 pub mod decision;
+pub mod device_code;
 pub mod device_poll;
 pub mod exchange;
 pub mod expiry;

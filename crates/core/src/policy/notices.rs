@@ -59,6 +59,30 @@ pub fn assumed(assumption: Assumption) -> EventNote {
     EventNote { warning: true, reason, note }
 }
 
+/// The Warning about a sign-in after which the provider did not report who signed in. `user` is the expected user name.
+pub fn account_not_verified(user: &str) -> EventNote {
+    let note = format!(
+        "the provider did not say who signed in, so the broker could not verify that it was {user}: check at the provider \
+         which account signed in. Providers report the account in an ID token, for the scopes openid and email (for a user \
+         name without @: profile)"
+    );
+    EventNote { warning: true, reason: Reason::AccountNotVerified, note }
+}
+
+/// The Warning about a sign-in after which the provider returned no refresh token.
+pub fn no_refresh_token() -> EventNote {
+    let note = "the sign-in returned no refresh token, so a user must sign in for each token: add the scope offline_access, \
+                and allow it for the client at the provider";
+    EventNote { warning: true, reason: Reason::TokenUnsuitable, note: note.to_owned() }
+}
+
+/// The Event about a new refresh token in the seed's Secret, which the broker has taken over.
+pub fn grant_reseeded() -> EventNote {
+    let note =
+        "the seed's Secret has a new refresh token: the broker uses it from now on, and keeps the former one beside it";
+    EventNote { warning: false, reason: Reason::GrantReseeded, note: note.to_owned() }
+}
+
 /// The Event for a new code that a user must enter, the first code or a replacement. The Event is Normal, because a
 /// pending sign-in is no failure.
 fn another_code(before: &MailCredentialStatus, after: &MailCredentialStatus) -> Option<EventNote> {
