@@ -22,7 +22,7 @@ use crate::{
     reconcile::{
         act::{
             activity::{Activity, Permit},
-            admit::ask,
+            admit::ask_for_request,
             revoke::revoke,
         },
         action::Action,
@@ -136,7 +136,8 @@ pub(super) async fn cleanup(
         _ if now >= deadline => (too_late("other requests to the provider came first for a minute"), false),
         Some(Revoking::Again { at, .. }) if now < at => return wait_until(at.min(deadline)),
         _ => {
-            let ask = ask(&credential, |at| at.revocation_url.as_deref(), (Class::Person, deleted), context);
+            let ask =
+                ask_for_request(&credential, |at| at.revocation_url.as_deref(), (Class::Person, deleted), context);
             if let Answer::Admitted(permit) = context.requests.admission.ask(&row, ask) {
                 start_revocation(credential, permit, deadline, context);
                 return Ok(Action::await_change());

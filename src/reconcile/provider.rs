@@ -32,7 +32,7 @@ use crate::{
     reconcile::{
         act::{
             activity::{Activity, Permit},
-            admit::ask_discovery,
+            admit::ask_for_discovery,
         },
         action::Action,
         context::Context,
@@ -90,7 +90,7 @@ async fn step(key: &ProviderKey, resolving: &mut bool, context: &Arc<Context>) -
         Some(result) if !again => result,
         _ => {
             *resolving = true;
-            match ask_discovery(&object, again, context.clock.now(), &context.stores) {
+            match ask_for_discovery(&object, again, context.clock.now(), &context.stores) {
                 None => start_resolution(object, inputs, again, None, context),
                 Some(ask) => match context.requests.admission.ask(&Activity::Discovery(key.clone().into()), ask) {
                     Answer::Admitted(permit) => start_resolution(object, inputs, again, Some(permit), context),

@@ -22,7 +22,7 @@ use crate::{
 
 /// What a request of a credential asks for. `endpoint` is the one that the request goes to. While the endpoints are not
 /// known, it asks for the issuer, which has to name them first.
-pub(in crate::reconcile) fn ask(
+pub(in crate::reconcile) fn ask_for_request(
     credential: &MailCredential,
     endpoint: fn(&Endpoints) -> Option<&str>,
     (class, due): (Class, Timestamp),
@@ -53,7 +53,7 @@ pub(in crate::reconcile) fn ask(
 }
 
 /// What the discovery of a provider's endpoints asks for; `None` where nothing has to be discovered. No `rateLimit` counts.
-pub(in crate::reconcile) fn ask_discovery(
+pub(in crate::reconcile) fn ask_for_discovery(
     object: &ProviderObject,
     again: bool,
     now: Timestamp,

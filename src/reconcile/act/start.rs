@@ -21,7 +21,7 @@ use crate::{
     reconcile::{
         act::{
             activity::{Activity, Permit},
-            admit::ask,
+            admit::ask_for_request,
             attempt::{Attempt, StepResult, client_status, endpoint},
             device,
             refusals::{advice_context, unavailable},
@@ -43,7 +43,7 @@ pub(in crate::reconcile) fn start_request(
     let now = context.clock.now();
     let since =
         |waited| now - SignedDuration::from_secs(SignedDuration::try_from(waited).unwrap_or_default().as_secs());
-    let ask = ask(&observed.credential, endpoint(kind), urgency(observed, decision, now), context);
+    let ask = ask_for_request(&observed.credential, endpoint(kind), urgency(observed, decision, now), context);
     match context.requests.admission.ask(&Activity::grant(&observed.credential), ask) {
         // Thousands may wait: nothing but the row is remembered of them.
         Answer::Queued(waited) => Decision::Queued { since: since(waited) },
