@@ -109,7 +109,11 @@ impl Attempt {
     }
 
     /// Sends a token request while this broker leads.
-    pub(super) async fn ask(&self, auth: &ClientAuth, grant: GrantProof<'_>) -> StepResult<(TokenAnswer, Exchange)> {
+    pub(super) async fn request_token(
+        &self,
+        auth: &ClientAuth,
+        grant: GrantProof<'_>,
+    ) -> StepResult<(TokenAnswer, Exchange)> {
         let timer = self.context.metrics.token_request(self.profile.preset);
         let request = async {
             let wire = self.request(auth, grant).await;

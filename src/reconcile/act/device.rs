@@ -127,7 +127,7 @@ pub(super) async fn poll(attempt: &Attempt, entry: &Authentication, auth: &Clien
             return Err(None);
         }
     };
-    let refusal = match attempt.ask(auth, GrantProof::DeviceCode(&code)).await {
+    let refusal = match attempt.request_token(auth, GrantProof::DeviceCode(&code)).await {
         Ok((answer, exchange)) => return signed_in(attempt, entry, answer, &exchange).await,
         Err(refusal) => refusal.ok_or(None)?,
     };

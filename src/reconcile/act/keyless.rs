@@ -27,7 +27,7 @@ pub(super) async fn obtain(
             attempt.count(timer, Err(refusal));
         }
     })?;
-    attempt.ask(auth, GrantProof::SignedJwt(&jwt)).await.map_err(|mut refusal| {
+    attempt.request_token(auth, GrantProof::SignedJwt(&jwt)).await.map_err(|mut refusal| {
         refusal.iter_mut().for_each(keyless::refine_token);
         refusal
     })

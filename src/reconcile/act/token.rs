@@ -42,10 +42,10 @@ pub(super) async fn obtain(
 ) -> StepResult {
     let credential = &attempt.credential;
     let (answer, _) = match credential.spec.grant.kind() {
-        GrantType::ClientCredentials => attempt.ask(auth, GrantProof::ClientCredentials).await?,
+        GrantType::ClientCredentials => attempt.request_token(auth, GrantProof::ClientCredentials).await?,
         GrantType::JwtBearer => match auth {
             ClientAuth::Impersonation(account) => keyless::obtain(attempt, auth, account).await?,
-            _ => attempt.ask(auth, GrantProof::JwtBearer { subject: credential.spec.mailbox.user() }).await?,
+            _ => attempt.request_token(auth, GrantProof::JwtBearer { subject: credential.spec.mailbox.user() }).await?,
         },
         GrantType::TokenExchange => exchange(attempt, auth).await?,
         GrantType::RefreshToken | GrantType::DeviceCode => return spend(attempt, entry, auth, claimed).await,
@@ -62,7 +62,7 @@ async fn exchange(attempt: &Attempt, auth: &ClientAuth) -> StepResult<(TokenAnsw
         kind: &grant.subject_token_type,
         audience: grant.audience.as_deref(),
     };
-    attempt.ask(auth, proof).await
+    attempt.request_token(auth, proof).await
 }
 
 async fn subject_token(attempt: &Attempt) -> Result<SecretString, Refusal> {
