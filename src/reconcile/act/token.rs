@@ -47,14 +47,16 @@ pub(super) async fn obtain(
             ClientAuth::Impersonation(account) => keyless::obtain(attempt, auth, account).await?,
             _ => attempt.request_token(auth, GrantProof::JwtBearer { subject: credential.spec.mailbox.user() }).await?,
         },
-        GrantType::TokenExchange => exchange(attempt, auth).await?,
-        GrantType::RefreshToken | GrantType::DeviceCode => return spend(attempt, entry, auth, claimed).await,
+        GrantType::TokenExchange => token_exchange(attempt, auth).await?,
+        GrantType::RefreshToken | GrantType::DeviceCode => {
+            return exchange_refresh_token(attempt, entry, auth, claimed).await;
+        }
     };
     Ok(attempt.issued(answer, entry))
 }
 
 /// Exchanges the subject token (RFC 8693) that its Secret holds now.
-async fn exchange(attempt: &Attempt, auth: &ClientAuth) -> StepResult<(TokenAnswer, Exchange)> {
+async fn token_exchange(attempt: &Attempt, auth: &ClientAuth) -> StepResult<(TokenAnswer, Exchange)> {
     let token = subject_token(attempt).await?;
     let grant = attempt.credential.spec.grant.token_exchange.as_ref().ok_or(None)?;
     let proof = GrantProof::TokenExchange {
@@ -90,7 +92,7 @@ async fn subject_token(attempt: &Attempt) -> Result<SecretString, Refusal> {
 
 /// Exchanges the refresh token. After a lost response the same token is sent again, immediately: servers that allow
 /// this do so for a moment only.
-async fn spend(
+async fn exchange_refresh_token(
     attempt: &Attempt,
     entry: &Authentication,
     auth: &ClientAuth,
