@@ -82,7 +82,8 @@ fn start(kind: RequestKind, permit: Permit, observed: &Observed, context: &Arc<C
     let span = tracing::info_span!("request", ?kind, namespace = checks::namespace(&credential), name = %credential.name_any());
     tokio::spawn(tracing::Instrument::instrument(
         async move {
-            let attempted = Box::pin(attempt(kind, permit, credential.clone(), grant, published, first, &context));
+            let attempted =
+                Box::pin(prepare_and_send(kind, permit, credential.clone(), grant, published, first, &context));
             let attempted = AssertUnwindSafe(attempted).catch_unwind().await.unwrap_or_else(|_| {
                 context.metrics.reconcile_error("panic");
                 tracing::error!("request panicked");
@@ -104,7 +105,7 @@ fn start(kind: RequestKind, permit: Permit, observed: &Observed, context: &Arc<C
 
 /// Sends the request. `Err(None)`: there is no outcome, because the provider cannot be used (its own status reports why),
 /// another replica leads now, or another writer changed the grant Secret. The permit is released at the end.
-async fn attempt(
+async fn prepare_and_send(
     kind: RequestKind,
     permit: Permit,
     credential: Arc<MailCredential>,
