@@ -202,7 +202,7 @@ async fn apply(
             let refusal = Refusal::new(Reason::SecretWriteFailed, what);
             let message =
                 format!("{}. The token is kept, and the broker retries the write automatically", refusal.what);
-            let attempt = observed.attempt.clone();
+            let attempt = observed.attempt_hash.clone();
             observed.history.fail(&refusal, message, &attempt, now);
         }
     }

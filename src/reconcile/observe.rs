@@ -65,7 +65,8 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     let grant = custody::observe(&credential, provider.as_ref().ok(), context).await?;
     // After a new seed was read: a request with the seed must not count as one with the former seed, or its failure would
     // not delay the next request.
-    let attempt = inputs::attempt(&credential, &hash, &source_versions(&credential, &context.providers.contents));
+    let attempt_hash =
+        inputs::attempt_hash(&credential, &hash, &source_versions(&credential, &context.providers.contents));
     // Nothing below can fail, so an outcome that is taken is not lost.
     let (outcome, unreported, unwritten) = context.cache.with(&uid, |entry| {
         // Drop an unwritten token that was issued for other inputs or has ended.
@@ -88,7 +89,7 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
         unwritten,
         in_flight,
         queued,
-        attempt,
+        attempt_hash,
         probe: None,
     };
     if let Some(object) = &object {

@@ -26,7 +26,7 @@ pub(super) fn source_versions(credential: &MailCredential, contents: &SourceCont
 /// back-off.
 pub(super) fn learn_sources(observed: &Observed, context: &Context) {
     let failed_with = observed.history.failed_with.as_ref();
-    if failed_with.is_none_or(|with| *with != observed.attempt && *with != observed.sign_in_attempt()) {
+    if failed_with.is_none_or(|with| *with != observed.attempt_hash && *with != observed.sign_in_attempt_hash()) {
         return;
     }
     let key = ProviderKey::of(&observed.credential);

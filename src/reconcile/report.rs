@@ -60,7 +60,7 @@ pub(super) async fn report(
     if !report_time::is_due(decision, &before, ends, waiting, now) {
         return Ok(true);
     }
-    let version = format!("{:?} {}", credential.metadata.generation, observed.attempt);
+    let version = format!("{:?} {}", credential.metadata.generation, observed.attempt_hash);
     if context.cache.defer_status(uid, &version, now).is_some() {
         overwritten(&credential_words(credential), &context.metrics);
         return Ok(false);

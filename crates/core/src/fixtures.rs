@@ -129,7 +129,7 @@ impl Case {
             unwritten: None,
             in_flight: false,
             queued: false,
-            attempt: "attempt".into(),
+            attempt_hash: "attempt".into(),
             probe: None,
         };
         Self { observed, now: at(0) }
@@ -186,7 +186,7 @@ impl Case {
     /// Records an attempt that failed at `at(second)`.
     pub fn failed_at(&mut self, reason: Reason, second: i64) {
         let refusal = Refusal::new(reason, "what");
-        let attempt = self.observed.attempt.clone();
+        let attempt = self.observed.attempt_hash.clone();
         self.observed.history.fail(&refusal, "what. What to do.".into(), &attempt, at(second));
     }
 

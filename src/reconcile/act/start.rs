@@ -75,7 +75,7 @@ fn start(kind: RequestKind, permit: Permit, observed: &Observed, context: &Arc<C
     let published = observed.token().map(|token| token.fingerprint.clone());
     let uid = credential.uid().unwrap_or_default();
     context.cache.with(&uid, |entry| entry.attempt.in_flight = Some(context.clock.now()));
-    let made_with = observed.attempt_for(kind);
+    let attempt_hash = observed.attempt_hash_for(kind);
     let first = observed.history.client.as_ref().and_then(|client| usize::try_from(client.index).ok()).unwrap_or(0);
     let context = context.clone();
     let key = (checks::namespace(&credential).to_owned(), credential.name_any());
@@ -93,7 +93,7 @@ fn start(kind: RequestKind, permit: Permit, observed: &Observed, context: &Arc<C
             });
             let outcome = match attempted {
                 Ok(outcome) => Some(outcome),
-                Err(Some(refused)) => Some(Outcome::Refused { refused, attempt: made_with }),
+                Err(Some(refused)) => Some(Outcome::Refused { refused, attempt_hash }),
                 Err(None) => None,
             };
             context.cache.finish(&uid, outcome);

@@ -68,11 +68,11 @@ impl History {
     }
 
     /// Records a failure at `now` of an attempt with the inputs `attempt`.
-    pub fn fail(&mut self, refusal: &Refusal, message: String, attempt: &AttemptHash, now: Timestamp) {
+    pub fn fail(&mut self, refusal: &Refusal, message: String, attempt_hash: &AttemptHash, now: Timestamp) {
         // A change of the inputs or another kind of failure restarts the back-off: a user who corrects the secret after
         // four wrong secrets does not wait for hours.
         let same_kind = self.failure().is_some_and(|(reason, _)| reason.retry() == refusal.reason.retry());
-        let unchanged = self.failed_with.as_ref().is_none_or(|with| with == attempt);
+        let unchanged = self.failed_with.as_ref().is_none_or(|with| with == attempt_hash);
         self.failed_attempts = if same_kind && unchanged { self.failed_attempts.saturating_add(1) } else { 1 };
         self.last_failure = Some(now);
         self.next_attempt = Some(schedule::after_refusal(refusal, self.failed_attempts, now));
@@ -83,7 +83,7 @@ impl History {
             correlation_id: refusal.correlation_id.clone(),
             time: Some(Time(now)),
         });
-        self.failed_with = Some(attempt.clone());
+        self.failed_with = Some(attempt_hash.clone());
         self.last = Some((refusal.reason, message));
     }
 
@@ -99,8 +99,8 @@ impl History {
 
     /// Records a successful step of a sign-in, for a token with the inputs `attempt`. Forgets earlier failures, except
     /// for a refusal of the refresh token.
-    pub fn step(&mut self, client: ClientStatus, attempt: &AttemptHash) {
-        if self.failed_attempts > 0 && self.failed_with.as_ref() != Some(attempt) {
+    pub fn step(&mut self, client: ClientStatus, attempt_hash: &AttemptHash) {
+        if self.failed_attempts > 0 && self.failed_with.as_ref() != Some(attempt_hash) {
             *self = Self { handled_reissue: self.handled_reissue.take(), ..Self::default() };
         }
         self.client = Some(client);
@@ -126,9 +126,9 @@ impl History {
 
     /// Time until which an attempt with the inputs `attempt` for this generation of the spec must wait. `None`: the
     /// attempt need not wait, for example because the clock was set back.
-    pub fn backoff(&self, attempt: &AttemptHash, generation: Option<i64>, now: Timestamp) -> Option<Timestamp> {
+    pub fn backoff(&self, attempt_hash: &AttemptHash, generation: Option<i64>, now: Timestamp) -> Option<Timestamp> {
         let unchanged = match self.failed_with.as_ref() {
-            Some(with) => with == attempt,
+            Some(with) => with == attempt_hash,
             None => self.observed_generation == generation,
         };
         let known = self.last_failure.is_none_or(|failed| !schedule::is_from_the_future(failed, now));

@@ -95,7 +95,7 @@ const fn format_name(format: Format) -> &'static str {
 
 /// Hash of all inputs of an attempt. A change ends the back-off. `sources`: the versions of the Secrets that the
 /// credential itself refers to.
-pub fn attempt(credential: &MailCredential, provider: &ProviderHash, sources: &[String]) -> AttemptHash {
+pub fn attempt_hash(credential: &MailCredential, provider: &ProviderHash, sources: &[String]) -> AttemptHash {
     let generation = credential.metadata.generation.unwrap_or_default().to_string();
     let reissue = credential.metadata.annotations.as_ref().and_then(|map| map.get(names::ANNOTATION_REISSUE));
     let own = [generation.as_str(), reissue.map_or("", String::as_str), provider.as_str()];

@@ -48,7 +48,7 @@ pub struct Observed {
     /// Whether a token request waits for its permit.
     pub queued: bool,
     /// Hash of all inputs of the next attempt.
-    pub attempt: AttemptHash,
+    pub attempt_hash: AttemptHash,
     /// The probe of the mailbox. `None`: the credential has no `spec.probe`, or the broker makes no probes.
     pub probe: Option<Probe>,
 }
@@ -179,25 +179,25 @@ impl Observed {
 
     /// Time until which a token request, or the write of its result, must wait after failures.
     pub fn backoff(&self, now: Timestamp) -> Option<Timestamp> {
-        self.history.backoff(&self.attempt, self.credential.metadata.generation, now)
+        self.history.backoff(&self.attempt_hash, self.credential.metadata.generation, now)
     }
 
     /// Time until which a step of a sign-in must wait after failures.
     pub fn sign_in_backoff(&self, now: Timestamp) -> Option<Timestamp> {
-        self.history.backoff(&self.sign_in_attempt(), self.credential.metadata.generation, now)
+        self.history.backoff(&self.sign_in_attempt_hash(), self.credential.metadata.generation, now)
     }
 
     /// Hash of the inputs of a sign-in step. The broker counts failures of sign-in steps separately from failures of
     /// token requests.
-    pub fn sign_in_attempt(&self) -> AttemptHash {
-        names::short_digest([self.attempt.as_str(), "sign-in"]).into()
+    pub fn sign_in_attempt_hash(&self) -> AttemptHash {
+        names::short_digest([self.attempt_hash.as_str(), "sign-in"]).into()
     }
 
     /// Hash of the inputs of a request.
-    pub fn attempt_for(&self, request: RequestKind) -> AttemptHash {
+    pub fn attempt_hash_for(&self, request: RequestKind) -> AttemptHash {
         match request {
-            RequestKind::Token => self.attempt.clone(),
-            RequestKind::SignIn | RequestKind::Poll => self.sign_in_attempt(),
+            RequestKind::Token => self.attempt_hash.clone(),
+            RequestKind::SignIn | RequestKind::Poll => self.sign_in_attempt_hash(),
         }
     }
 
@@ -210,7 +210,7 @@ impl Observed {
             Reason::InvalidGrant | Reason::AuthorizationRequired | Reason::ConsentRequired | Reason::InvalidScope
         );
         let failed_with = self.history.failed_with.as_ref();
-        (refused && failed_with == Some(&self.attempt)) || failed_with == Some(&self.sign_in_attempt())
+        (refused && failed_with == Some(&self.attempt_hash)) || failed_with == Some(&self.sign_in_attempt_hash())
     }
 
     /// The token in the target Secret, regardless of its inputs.

@@ -29,8 +29,8 @@ pub enum Outcome {
     Refused {
         /// The failure, and the context of the advice to the user.
         refused: Box<Refused>,
-        /// Hash of the inputs at the time of the request, [`Observed::attempt_for`]. The inputs may have changed since.
-        attempt: AttemptHash,
+        /// Hash of the inputs at the time of the request, [`Observed::attempt_hash_for`]. The inputs may have changed since.
+        attempt_hash: AttemptHash,
     },
 }
 
@@ -67,12 +67,12 @@ impl Observed {
                 let what = format!("the token ended before it arrived: its lifetime is {}", words(life));
                 let refusal = Refusal::new(Reason::MalformedResponse, what);
                 let message = format!("{}. {}", refusal.what, advice::AGAIN);
-                let attempt = self.attempt.clone();
-                self.history.fail(&refusal, message, &attempt, now);
+                let attempt_hash = self.attempt_hash.clone();
+                self.history.fail(&refusal, message, &attempt_hash, now);
             }
             Outcome::Issued(unwritten) => self.unwritten = Some(*unwritten),
-            Outcome::Noted { client } => self.history.step(client, &self.attempt),
-            Outcome::Refused { refused, attempt } => {
+            Outcome::Noted { client } => self.history.step(client, &self.attempt_hash),
+            Outcome::Refused { refused, attempt_hash } => {
                 let Refused { refusal, context, client, spent } = *refused;
                 let stored = self.grant.as_ref().and_then(RefreshGrant::token);
                 if refusal.reason == Reason::InvalidGrant
@@ -83,7 +83,7 @@ impl Observed {
                 }
                 let message = advice::explain(&refusal, &context);
                 self.history.client = client.or_else(|| self.history.client.take());
-                self.history.fail(&refusal, message, &attempt, now);
+                self.history.fail(&refusal, message, &attempt_hash, now);
             }
         }
         Recorded::Yes
@@ -119,7 +119,7 @@ mod tests {
             client: None,
             spent: Some(spent.into()),
         };
-        let outcome = Outcome::Refused { refused: Box::new(refused), attempt: case.observed.attempt.clone() };
+        let outcome = Outcome::Refused { refused: Box::new(refused), attempt_hash: case.observed.attempt_hash.clone() };
         let recorded = case.observed.record(outcome, at(10));
         (recorded, case.observed.history.failed_attempts)
     }

@@ -164,7 +164,7 @@ fn any_change_of_the_inputs_of_an_attempt_ends_the_back_off() {
     let decision = decided(|case| {
         case.without_token();
         case.failed(Reason::InvalidClient);
-        case.observed.attempt = "another secret".into();
+        case.observed.attempt_hash = "another secret".into();
     });
     assert_eq!(decision, Decision::Issue(IssueReason::NoToken));
 }
@@ -295,7 +295,7 @@ fn the_earlier_rule_decides() {
             |case| case.provider().blocker = Some(fixtures::blocker(Reason::SourceNotFound)),
             |d| stall(d) == Some(Reason::SourceNotFound),
         ),
-        (|case| (case.hold(), case.observed.attempt = "changed".into()).1, |d| *d == Decision::Store),
+        (|case| (case.hold(), case.observed.attempt_hash = "changed".into()).1, |d| *d == Decision::Store),
         (
             |case| case.observed.target = Target::Foreign("is not ours".into()),
             |d| stall(d) == Some(Reason::SecretConflict),
@@ -345,7 +345,7 @@ fn failures_are_counted_by_kind_and_from_zero_after_a_change() {
     assert_eq!((count(&case), case.observed.history.next_attempt), (1, Some(at(900))), "another kind");
     case.failed(Reason::InvalidClient);
     assert_eq!((count(&case), case.observed.history.next_attempt), (2, Some(at(1800))));
-    case.observed.attempt = "another secret".into();
+    case.observed.attempt_hash = "another secret".into();
     case.failed(Reason::InvalidClient);
     assert_eq!((count(&case), case.observed.history.next_attempt), (1, Some(at(900))), "after a change");
 }

@@ -47,7 +47,7 @@ pub fn urgency(observed: &Observed, decision: &Decision, now: Timestamp) -> (Cla
 /// The reason of the last failure, if the next attempt has the same inputs.
 fn failed_before(observed: &Observed, decision: &Decision) -> Option<Retry> {
     let (reason, _) = observed.history.failure()?;
-    let next = observed.attempt_for(decision.request().unwrap_or(RequestKind::Token));
+    let next = observed.attempt_hash_for(decision.request().unwrap_or(RequestKind::Token));
     (observed.history.failed_with.as_ref() == Some(&next)).then_some(reason.retry())
 }
 
@@ -99,7 +99,7 @@ mod tests {
         let after = |reason, now: i64, inputs: Option<&str>| {
             let mut case = Case::ready();
             case.now = at(now);
-            let attempt = inputs.map_or_else(|| case.observed.attempt.clone(), AttemptHash::from);
+            let attempt = inputs.map_or_else(|| case.observed.attempt_hash.clone(), AttemptHash::from);
             failed(&mut case, reason, &attempt);
             urgency(&case.observed, &RENEWAL, case.now).0
         };

@@ -88,13 +88,13 @@ fn a_change_of_the_inputs_of_a_sign_in_ends_the_wait_for_its_next_step() {
             case.without_token();
             case.by_device_code();
             case.stored().token = None;
-            let attempt = case.observed.sign_in_attempt();
+            let attempt = case.observed.sign_in_attempt_hash();
             case.observed.history = failed(Reason::InvalidClient, attempt.as_str());
             change(case);
         })
     };
     assert_eq!(step(|_| ()), Decision::BackOff { until: at(900) });
-    assert_eq!(step(|case| case.observed.attempt = "another secret".into()), Decision::SignIn);
+    assert_eq!(step(|case| case.observed.attempt_hash = "another secret".into()), Decision::SignIn);
 }
 
 #[test]

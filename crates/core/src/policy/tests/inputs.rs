@@ -14,7 +14,7 @@ use crate::{
     },
     policy::{
         grant::{asked_by, asked_for, bound_to},
-        inputs::{attempt, issued_for, layout, scopes},
+        inputs::{attempt_hash, issued_for, layout, scopes},
     },
     providers::profile,
 };
@@ -224,7 +224,7 @@ fn a_code_is_good_for_the_inputs_of_a_token_until_a_reissue() {
 #[test]
 fn an_attempt_is_made_with_the_spec_the_reissue_the_provider_and_the_sources() {
     let hash = |credential: &MailCredential, provider: &ProviderSpec| {
-        attempt(credential, &provider.client.id.as_str().into(), &[provider.scopes.join(" ")])
+        attempt_hash(credential, &provider.client.id.as_str().into(), &[provider.scopes.join(" ")])
     };
     let matter: [Change; 4] = [
         |credential, _| credential.metadata.generation = Some(2),

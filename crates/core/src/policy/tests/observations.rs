@@ -182,8 +182,8 @@ prop_compose! {
             for _ in 0..times {
                 case.observed.history.fail(&refusal, "what. What to do.".into(), &"attempt".into(), at(second));
             }
-            if signing_in { case.observed.history.failed_with = Some(case.observed.sign_in_attempt()); }
-            if changed { case.observed.attempt = "changed".into(); }
+            if signing_in { case.observed.history.failed_with = Some(case.observed.sign_in_attempt_hash()); }
+            if changed { case.observed.attempt_hash = "changed".into(); }
         }
         if unwritten { case.hold(); }
         if let Some(reason) = blocked { case.provider().blocker = Some(blocker(reason)); }

@@ -50,7 +50,7 @@ impl Case {
     }
 
     fn sign_in_failed(&mut self, reason: Reason) {
-        let attempt = self.observed.sign_in_attempt();
+        let attempt = self.observed.sign_in_attempt_hash();
         self.observed.history.fail(&Refusal::new(reason, "what"), "what.".into(), &attempt, at(0));
     }
 
