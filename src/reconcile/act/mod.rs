@@ -3,8 +3,8 @@
 
 pub mod activity;
 pub(super) mod admit;
-mod answer;
 mod attempt;
+mod check_token;
 mod device;
 mod keyless;
 pub mod mail_logins;
