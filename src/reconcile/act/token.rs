@@ -11,7 +11,7 @@ use crate::{
     error::describe_step,
     idp::Exchange,
     oauth::{ClientAuth, GrantProof, Refusal, TokenAnswer, client_auth::read_secret, token::Rotated},
-    policy::{Blocker, checks, commands::KubectlObject, exchange::leaves_open, grant::RefreshGrant, notices},
+    policy::{Blocker, checks, commands::KubectlObject, grant::RefreshGrant, notices, refresh_response::leaves_open},
     provider_client::{
         authentication::Authentication,
         sources::{SourceReads as _, read_source},

@@ -23,10 +23,10 @@ use crate::{
     policy::{
         Blocker, checks,
         commands::{self, KubectlObject},
-        exchange::{Found, Resolution, Response, resolve_conflict},
         grant::{self, Claim, GrantSecret, RefreshGrant, TokenNote},
         hash::RefreshTokenHash,
         observed::Provider,
+        refresh_response::{Found, Resolution, Response, resolve_conflict},
         secret_metadata::grant_is_in_sync,
     },
     providers::TokenSource,

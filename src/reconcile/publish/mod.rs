@@ -15,11 +15,11 @@ use crate::{
     oauth::token::TokenFingerprint,
     policy::{
         Blocker, Observed, checks,
-        exchange::is_overtaken,
         hash::InputsHash,
         notices::{self, EventNote},
         observed::{Published, Target, TokenFacts},
         ownership::Ownership,
+        refresh_response::is_overtaken,
         rejected_write::Rejection,
         stored::{Stored, stored_token},
     },
