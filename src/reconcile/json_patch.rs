@@ -54,7 +54,7 @@ pub fn test<'a>(path: impl IntoIterator<Item = &'a str>, value: Value) -> PatchO
     PatchOperation::Test(TestOperation { path: metadata(path), value })
 }
 
-/// The operations as a patch of kube's.
+/// Wraps the operations as kube's `Patch`.
 pub fn patch(operations: impl IntoIterator<Item = PatchOperation>) -> Patch<()> {
     Patch::Json(json_patch::Patch(operations.into_iter().collect()))
 }

@@ -1,5 +1,5 @@
-//! Reads and writes the Secrets of the broker. A Secret is created by a POST and changed by a JSON Patch that is fenced by uid
-//! and resourceVersion. The response to a write holds only metadata, except where the caller needs the data.
+//! Reads and writes the Secrets of the broker. The broker creates a Secret by a POST, and changes it by a JSON Patch that is
+//! fenced by uid and resourceVersion. The response to a write holds only metadata, except if the caller needs the data.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -23,20 +23,20 @@ use crate::{
     reconcile::{json_patch::patch, memory_budget::MemoryBudget},
 };
 
-/// Metadata instead of the object: <https://kubernetes.io/docs/reference/using-api/api-concepts/#alternate-representations-of-resources>.
+/// The media type that requests metadata instead of the object: <https://kubernetes.io/docs/reference/using-api/api-concepts/#alternate-representations-of-resources>.
 const METADATA: HeaderValue = HeaderValue::from_static("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1");
 
 /// Reads and writes the Secrets of the broker.
 pub struct Secrets {
     client: Client,
-    /// The memory for target Secrets that are rendered and written.
+    /// Bounds the memory of target Secrets while the broker renders and writes them.
     pub(super) writes: MemoryBudget,
-    /// The memory for Secrets that are read.
+    /// Bounds the memory of Secrets that the broker reads.
     pub(super) reads: Arc<MemoryBudget>,
 }
 
 impl Secrets {
-    /// Reads and writes Secrets through `client`. Reads take their memory from `reads`.
+    /// Creates a client for Secrets from `client`. `reads` bounds the memory of Secrets that the broker reads.
     pub fn new(client: Client, reads: Arc<MemoryBudget>) -> Self {
         Self { client, writes: MemoryBudget::default(), reads }
     }
@@ -109,7 +109,7 @@ impl Secrets {
         self.api(namespace).patch(name, &params(), &patch(operations)).await
     }
 
-    /// Deletes a Secret of this uid. A Secret that is gone, or that another one has replaced, is no error.
+    /// Deletes the Secret with this uid. It is not an error if the Secret no longer exists or has another uid now.
     ///
     /// # Errors
     /// [`Error::DeleteSecret`].
@@ -139,9 +139,9 @@ fn patch_body(operations: Vec<PatchOperation>, data: Option<&BTreeMap<String, By
     encoded(&operations, data)
 }
 
-/// JSON in a buffer that need not grow: base64 takes four bytes for three.
+/// Encodes `what`, which contains `data`, as JSON in a buffer that does not grow. Base64 takes four bytes for three.
 fn encoded(what: &impl Serialize, data: Option<&BTreeMap<String, ByteString>>) -> kube::Result<Vec<u8>> {
-    /// Bytes for the metadata.
+    /// The bytes of the buffer for everything but the data.
     const REST: usize = 8 * 1024;
     let size: usize = data.into_iter().flatten().map(|(key, value)| key.len() + value.0.len() * 4 / 3 + 16).sum();
     let mut body = Vec::with_capacity(size + REST);

@@ -1,4 +1,4 @@
-//! What the admission admits: the activities of credentials and providers.
+//! The activities of credentials and providers: the admission gives each activity one permit at a time.
 
 use std::sync::Arc;
 
@@ -13,11 +13,11 @@ use crate::{
     reconcile::work_queue::WorkQueue,
 };
 
-/// What a row of the admission is for. The states of an activity are idle (no row), queued, offered and sent.
+/// The key of a row of the admission. The states of an activity are idle (no row), queued, offered and sent.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Activity {
     /// The token request, the sign-in (its start and its polls), or the revocation of the credential with this uid. These
-    /// use the same grant and exclude each other, so they share a row.
+    /// three use the credential's grant and exclude each other, so they share a row.
     Grant(Arc<str>),
     /// The logins at the mail servers of the credential with this uid, one after the other.
     Probe(Arc<str>),
@@ -30,12 +30,13 @@ pub type Admission = admission::Admission<Activity>;
 /// The right to have one request of an activity in flight.
 pub type Permit = admission::Permit<Activity>;
 
-/// The admission of requests to providers, until `draining`. It enqueues through `queue`.
+/// The admission of requests to providers. It grants no permit after `draining` is cancelled, and enqueues the owners of
+/// free permits in `queue`.
 pub fn admission(queue: &WorkQueue, draining: &CancellationToken) -> Admission {
     within(Budgets::default(), queue, draining)
 }
 
-/// The admission of logins at mail servers. Its budgets are its own, so a mail server that hangs delays no token.
+/// The admission of logins at mail servers. It has budgets of its own, so that a mail server that hangs delays no token.
 pub fn probe_admission(queue: &WorkQueue, draining: &CancellationToken) -> Admission {
     within(Budgets { total: 16, host: 2, reserve: 4 }, queue, draining)
 }

@@ -1,4 +1,4 @@
-//! What a request asks the admission for: by which activity, to which host, for which namespace, how urgently.
+//! Describes requests to the admission: their host, namespace, provider and urgency.
 
 use std::sync::Arc;
 
@@ -20,8 +20,8 @@ use crate::{
     stores::Stores,
 };
 
-/// What a request of a credential asks for. `endpoint` is the one that the request goes to. While the endpoints are not
-/// known, it asks for the issuer, which has to name them first.
+/// Describes a request of a credential to the admission. `endpoint` selects the endpoint that receives the request. While the
+/// broker does not know the endpoints, the host is the issuer's, because the broker has to discover the endpoints first.
 pub(in crate::reconcile) fn ask_for_request(
     credential: &MailCredential,
     endpoint: fn(&Endpoints) -> Option<&str>,
@@ -52,7 +52,8 @@ pub(in crate::reconcile) fn ask_for_request(
     }
 }
 
-/// What the discovery of a provider's endpoints asks for; `None` where nothing has to be discovered. No `rateLimit` counts.
+/// Describes the discovery of a provider's endpoints to the admission. `None`: the provider's endpoints are known without a
+/// discovery. A discovery does not count against the provider's `rateLimit`.
 pub(in crate::reconcile) fn ask_for_discovery(
     object: &ProviderObject,
     again: bool,
@@ -72,7 +73,7 @@ pub(in crate::reconcile) fn ask_for_discovery(
     })
 }
 
-/// Host and port of a URL, however they are spelled; empty for what is no URL.
+/// Host and port of a URL, in one spelling for all spellings of a host; empty if `url` is not a URL.
 pub(super) fn host(url: &str) -> Arc<str> {
     let host = Url::parse(url).ok().and_then(|url| {
         let host = url.host_str()?.trim_end_matches('.').to_owned();

@@ -1,4 +1,4 @@
-//! One request to a provider: it is signed, sent while this broker leads, and its response is read.
+//! One request to a provider: the broker signs it, sends it while this replica leads, and reads the response.
 
 use std::sync::Arc;
 
@@ -55,8 +55,8 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
-    /// Whether credential and provider are still those that the attempt is made for: neither was changed, suspended or
-    /// deleted while the attempt was prepared.
+    /// Whether the attempt is still wanted: no user has changed, suspended or deleted the credential or the provider since the
+    /// attempt was prepared.
     pub(super) fn is_wanted(&self) -> bool {
         let Self { credential, object, context, .. } = self;
         let provider = context.stores.provider(&object.key());
@@ -74,13 +74,13 @@ impl Attempt {
         })
     }
 
-    /// The client authentication for a request that is sent now. `None`: the entry cannot be used.
+    /// The client authentication for a request that is sent now. `None`: the broker cannot use the entry.
     pub(super) async fn proof(&self, entry: &Authentication) -> Result<Option<ClientAuth>, Error> {
         let Self { object, context, .. } = self;
         let Ok(client_credential) = &entry.client_credential else { return Ok(None) };
         let auth = client_credential.auth(context.providers.identities()).await.map(Result::ok);
         if matches!(auth, Ok(None)) {
-            // The provider's status reports why, after it is resolved again.
+            // The provider's status reports the reason, after the broker has resolved the provider again.
             context.providers.invalidate(&object.key());
             context.queue.enqueue_provider(object.key());
         }
@@ -108,7 +108,7 @@ impl Attempt {
         .await
     }
 
-    /// Sends a token request while this broker leads.
+    /// Sends a token request while this replica leads, reads the response, and counts the request.
     pub(super) async fn request_token(
         &self,
         auth: &ClientAuth,
@@ -130,8 +130,8 @@ impl Attempt {
         Ok(result?)
     }
 
-    /// Sends a request to `url` while this broker leads. `make` makes the request when it may be sent: an assertion in it is
-    /// valid for minutes only.
+    /// Sends a request to `url` while this replica leads. `make` builds the request right before, because an assertion in the
+    /// request is valid for minutes only.
     pub(super) async fn send(
         &self,
         url: &str,
@@ -146,7 +146,7 @@ impl Attempt {
         Ok(self.dispatch(target, wire).await.map_err(|error| self.unanswered(&error))?)
     }
 
-    /// Checks that a request may go to `url`, before the caller does what must precede the request.
+    /// Checks that the broker may connect to `url`. A caller does this before it writes a claim.
     pub(super) fn approve(&self, url: &str) -> Result<ApprovedTarget<'_>, Refusal> {
         let uri = url.parse().map_err(|_| Refusal::new(Reason::RequestRefused, "the endpoint is no URL"))?;
         self.resolved.client.approve(&uri).map_err(|error| self.unanswered(&error))
@@ -169,7 +169,7 @@ impl Attempt {
         answer.map_err(|refusal| self.refined(refusal, auth))
     }
 
-    /// A refusal with what is known of this provider.
+    /// Refines a refusal by the provider's own codes, by the client authentication and by the age of the grant.
     pub(super) fn refined(&self, mut refusal: Refusal, auth: &ClientAuth) -> Refusal {
         let obtained = self.grant.as_ref().and_then(|grant| Some(grant.token()?.obtained_at));
         let grant_age = obtained.map(|at| self.context.clock.now().duration_since(at));
@@ -190,7 +190,7 @@ impl Attempt {
         }
     }
 
-    /// Counts and logs a token request. Invalidates the provider where the endpoints seem to have moved.
+    /// Counts and logs a token request. Invalidates the provider if the response shows that the endpoints may have moved.
     pub(super) fn count(&self, timer: RequestTimer<'_>, answer: Result<&TokenAnswer, &Refusal>) {
         let outcome = answer.err().map_or(Reason::RenewalSucceeded, |refusal| refusal.reason);
         timer.observe(self.credential.spec.grant.kind(), outcome);
@@ -198,7 +198,7 @@ impl Attempt {
             Ok(TokenAnswer { token, .. }) => {
                 tracing::info!(expires_at = %token.expires_at, fingerprint = %token.fingerprint(), "token obtained");
             }
-            // RFC 8628 section 3.5: no failure.
+            // The user has not signed in yet (RFC 8628 section 3.5), which is not a failure.
             Err(refusal) if device_poll::outcome(refusal) == PollOutcome::Pending => {}
             Err(refusal) => {
                 let provider = self.object.key();
@@ -221,17 +221,17 @@ impl Attempt {
     }
 }
 
-/// 128 random bits, for an assertion's `jti`.
+/// 128 random bits in hex, for an assertion's `jti`.
 pub(super) fn unique() -> String {
     let mut bytes = [0; 16];
-    // Without random numbers there is no TLS either; a `jti` of zeros is refused at its second use.
+    // Without random numbers TLS does not work either. A provider refuses the second assertion whose `jti` is zero.
     if aws_lc_rs::rand::fill(&mut bytes).is_err() {
         tracing::error!("random numbers not available");
     }
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The outcome of a step of a sign-in that is stored.
+/// The outcome of a step of a sign-in whose result the broker has stored.
 pub(super) fn noted(entry: &Authentication) -> Outcome {
     Outcome::Noted { client: client_status(entry) }
 }

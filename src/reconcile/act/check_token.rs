@@ -31,7 +31,7 @@ impl Attempt {
         Err(Refusal::new(Reason::AuthorizationRequired, what))
     }
 
-    /// The outcome of a token request, with what the write of the token needs.
+    /// The outcome of a token request, with the annotations that the target Secret will have.
     pub(super) fn issued(&self, answer: TokenAnswer, entry: &Authentication) -> Outcome {
         let (credential, spec) = (&self.credential, self.object.spec());
         let claims = Claims::read(secrecy::ExposeSecret::expose_secret(&answer.token.access_token));
@@ -41,7 +41,7 @@ impl Attempt {
         Outcome::Issued(Box::new(UnwrittenToken {
             object_id: claims
                 .as_ref()
-                // Only the id of a service principal is useful to a user.
+                // Users need the object id only of a service principal.
                 .filter(|_| credential.spec.grant.kind() == GrantType::ClientCredentials)
                 .and_then(|claims| claims.text("oid"))
                 .filter(|id| is_id(id))
@@ -57,7 +57,7 @@ impl Attempt {
     }
 }
 
-/// Microsoft's object ids are GUIDs; other ids are not shown.
+/// Whether `id` is a GUID, as Microsoft's object ids are. The status shows no other ids.
 fn is_id(id: &str) -> bool {
     id.len() == 36 && id.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
 }

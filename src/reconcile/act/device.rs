@@ -1,4 +1,4 @@
-//! Lets a person sign in by a code (RFC 8628): asks for one, shows it, and polls until the person has signed in.
+//! Lets a user sign in by a device code (RFC 8628): the broker requests the code, and polls until the user has signed in.
 
 use k8s_openapi::jiff::SignedDuration;
 
@@ -111,7 +111,7 @@ async fn store_code(attempt: &Attempt, authorization: DeviceAuthorization) -> Re
     Ok(())
 }
 
-/// Polls: has the person signed in?
+/// Polls the token endpoint, to learn whether the user has signed in.
 pub(super) async fn poll(attempt: &Attempt, entry: &Authentication, auth: &ClientAuth) -> StepResult {
     let Attempt { credential, context, .. } = attempt;
     let sign_in = attempt.grant.as_ref().and_then(|grant| grant.stored.as_ref()?.sign_in.as_ref()).ok_or(None)?;
@@ -149,7 +149,7 @@ pub(super) async fn poll(attempt: &Attempt, entry: &Authentication, auth: &Clien
     Ok(noted(entry))
 }
 
-/// Stores the refresh token, if the expected account has signed in.
+/// Stores the refresh token if the expected account has signed in. Otherwise ends the sign-in.
 async fn signed_in(attempt: &Attempt, entry: &Authentication, answer: TokenAnswer, exchange: &Exchange) -> StepResult {
     if let Err(refusal) = attempt.check_account(&answer) {
         return ended(attempt, refusal.what.clone(), refusal).await;
@@ -168,7 +168,7 @@ async fn signed_in(attempt: &Attempt, entry: &Authentication, answer: TokenAnswe
     Ok(attempt.issued(answer, entry))
 }
 
-/// After an answer: the next poll follows after the interval.
+/// After a response to a poll: plans the next poll after the interval.
 fn again(attempt: &Attempt, interval: i64) {
     let next = next_poll(interval, attempt.context.clock.now());
     attempt.context.cache.with(checks::uid(&attempt.credential), |entry| {
@@ -176,7 +176,7 @@ fn again(attempt: &Attempt, interval: i64) {
     });
 }
 
-/// Lengthens the interval for all further polls.
+/// After `slow_down`: lengthens the interval of all further polls.
 async fn slow_down(attempt: &Attempt, sign_in: &SignIn) {
     again(attempt, sign_in.interval + SLOW_DOWN.as_secs());
     if let Err(error) = custody::slow_down(&attempt.credential, SLOW_DOWN, &attempt.context).await {
@@ -184,7 +184,7 @@ async fn slow_down(attempt: &Attempt, sign_in: &SignIn) {
     }
 }
 
-/// After no answer: doubles the wait (RFC 8628 section 3.5), or follows Retry-After.
+/// After a poll without a response: doubles the wait until the next poll (RFC 8628 section 3.5), or follows Retry-After.
 fn unanswered(attempt: &Attempt, sign_in: &SignIn, retry_after: Option<SignedDuration>) {
     let now = attempt.context.clock.now();
     attempt.context.cache.with(checks::uid(&attempt.credential), |entry| {
@@ -194,13 +194,13 @@ fn unanswered(attempt: &Attempt, sign_in: &SignIn, retry_after: Option<SignedDur
     });
 }
 
-/// Notes that the code has ended: the next reconcile requests a new one.
+/// Records that the code has expired. The next reconcile requests a new code.
 fn over(attempt: &Attempt, sign_in: &SignIn) {
     let code = Some(sign_in.user_code.as_str().into());
     attempt.context.cache.with(checks::uid(&attempt.credential), |entry| entry.sign_in.code_over = code);
 }
 
-/// Ends the sign-in. Only a person can begin another one.
+/// Ends the sign-in with `refusal`, whose message becomes `how`. Only a user can begin another sign-in.
 async fn ended(attempt: &Attempt, how: String, mut refusal: Refusal) -> StepResult {
     (refusal.reason, refusal.what) = (Reason::AuthorizationRequired, how.clone());
     custody::end_sign_in(&attempt.credential, SignInEnd::Failed(how), &attempt.context)

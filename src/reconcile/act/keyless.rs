@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// Obtains a token.
+/// Obtains a token for mail by the three requests.
 pub(super) async fn obtain(
     attempt: &Attempt,
     auth: &ClientAuth,

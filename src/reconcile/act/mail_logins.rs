@@ -1,4 +1,4 @@
-//! What all probes share: the admission of their logins, the dialer, and the accounts with a login under way.
+//! What all probes share: the admission of logins, the dialer, and the accounts with a login in flight.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -10,14 +10,14 @@ use crate::{mail::MailDialer, reconcile::act::activity::Admission};
 pub struct Probes {
     /// Decides when a login may begin.
     pub admission: Admission,
-    /// Dials mail servers.
+    /// Connects to mail servers.
     pub(super) dialer: MailDialer,
-    /// Gives each mailbox one login at a time.
+    /// Allows one login at a time for each account.
     pub(super) turns: Turns,
 }
 
 impl Probes {
-    /// Probes that dial with `dialer`, as `admission` permits.
+    /// Creates the state of probes that connect with `dialer` when `admission` permits it.
     pub fn new(admission: Admission, dialer: MailDialer) -> Self {
         Self { admission, dialer, turns: Turns::default() }
     }
@@ -28,12 +28,12 @@ pub(super) fn account(host: &str, port: u16, user: &str) -> String {
     format!("{host}:{port} {user}").to_lowercase()
 }
 
-/// The accounts with a login under way.
+/// The accounts with a login in flight.
 #[derive(Default)]
 pub(super) struct Turns(Arc<Mutex<HashSet<String>>>);
 
 impl Turns {
-    /// The turn of an account; `None` while another login with it is under way.
+    /// Takes the turn of `account`. `None`: another login with this account is in flight.
     pub(super) fn take(&self, account: String) -> Option<Turn> {
         if !self.0.lock().insert(account.clone()) {
             return None;
@@ -42,7 +42,7 @@ impl Turns {
     }
 }
 
-/// The right to log in with an account, until it is dropped.
+/// The right to log in with an account. Dropping the turn ends it.
 pub(super) struct Turn {
     busy: Arc<Mutex<HashSet<String>>>,
     account: String,
@@ -63,7 +63,7 @@ mod tests {
         let turns = Turns::default();
         let billing = || account("mail.example.org", 993, "billing");
         let first = turns.take(billing()).unwrap();
-        // An attempt without a turn leaves the turn of the other login as it is.
+        // A failed attempt to take the turn does not end the turn of the login in flight.
         for attempt in [billing(), billing(), account("MAIL.example.org", 993, "Billing")] {
             assert!(turns.take(attempt).is_none());
         }

@@ -1,5 +1,5 @@
-//! Requests to providers, each in a task of its own: a slow provider holds up no reconcile, and no watch event cancels a
-//! request.
+//! Requests to providers. Each request runs in a task of its own: a slow provider delays no reconcile, and no watch event
+//! cancels a request.
 
 pub mod activity;
 pub(super) mod admit;

@@ -1,5 +1,5 @@
-//! The probe: logs in at the mail servers of a credential with the token in its Secret. One login at a time, each with a
-//! permit of its own, in a task of its own: a mail server that hangs delays no token and no other activity.
+//! The probe: the broker logs in at the mail servers of a credential with the token in its Secret, at one server after the
+//! other. Each login has a permit and a task of its own, so that a mail server that hangs delays no other activity.
 
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
@@ -33,12 +33,12 @@ use crate::{
     render::SECRET_MAX,
 };
 
-/// Wait before another try of a login that was not made: the Secret could not be read, or another credential is logging in
-/// at the same mailbox.
+/// Wait before the broker retries a login that it could not begin: the Secret was not readable, or another login at the
+/// mailbox was in flight.
 const LOGIN_RETRY: SignedDuration = SignedDuration::from_secs(5);
 
-/// Observes the probe of a credential whose provider is `object`. Takes in the logins that have ended, if the probe is
-/// complete.
+/// Observes the probe of a credential whose provider is `object`. When all logins of the probe have ended, records their
+/// results.
 pub(in crate::reconcile) fn observe(
     observed: &mut Observed,
     object: Option<&ProviderObject>,
@@ -72,8 +72,8 @@ pub(in crate::reconcile) fn observe(
     }
 }
 
-/// Starts the next login of a credential's probe, if one is due and the admission gives a permit. Returns when the login is
-/// tried again that could not be made.
+/// Starts the next login of a credential's probe, if a login is due and the admission gives a permit. Returns the time of the
+/// retry, if the broker could not begin the last login.
 pub(in crate::reconcile) fn start(observed: &Observed, context: &Arc<Context>) -> Option<Timestamp> {
     let probes = context.requests.probes.as_ref()?;
     let credential = &observed.credential;
@@ -141,7 +141,7 @@ struct LoginTask {
 }
 
 impl LoginTask {
-    /// Logs in. `None`: no login was made, and it is tried again.
+    /// Logs in. `None`: the broker could not begin the login, and retries it.
     async fn run(&self) -> Option<Made> {
         let Self { credential, context, server, .. } = self;
         let probes = context.requests.probes.as_ref()?;
@@ -154,7 +154,7 @@ impl LoginTask {
         let home = context.stores.home(&object.key()).to_owned();
         let bundle = match resolve::ca_bundle(&object, &home, &context.kubernetes.client, None).await {
             Ok(Ok(bundle)) => bundle,
-            // The provider's status reports that.
+            // The provider's status reports the CA bundle that cannot be used.
             Ok(Err(_)) => return None,
             Err(error) => return self.unreadable(&error.to_string()),
         };
@@ -195,7 +195,7 @@ impl LoginTask {
     }
 }
 
-/// What a connection that failed means, and its fix.
+/// The result of a login whose connection failed: the reason, and the message with the fix.
 fn not_connected(error: &DialError, object: &ProviderObject, home: &str) -> Login {
     let (reason, words) = match (error.problem(), error) {
         (DialProblem::EgressDenied, _) => {
@@ -222,8 +222,8 @@ fn not_connected(error: &DialError, object: &ProviderObject, home: &str) -> Logi
     Login::NotConnected { reason, words }
 }
 
-/// Why a server is unavailable. A port that refuses connections and one that a firewall filters have the same words, so that
-/// a tenant cannot map the ports of a network with probes. The log has the difference.
+/// Why a server is unavailable. The message is the same for a port that refuses connections and for a port that a firewall
+/// filters, so that a tenant cannot map the ports of a network with probes. The log shows the difference.
 fn unavailable(error: &DialError) -> String {
     match error {
         DialError::NotConnected { host, port, .. }

@@ -1,8 +1,8 @@
 //! Revokes the tokens of a credential that is being deleted (RFC 7009).
 //!
-//! A token is sent to the revocation endpoint only where the provider, its endpoints, the client and the allowance are
-//! those of the exchange that brought the token. Otherwise a user who may edit a MailCredential or a MailProvider could have
-//! it sent to a server of theirs.
+//! The broker sends a token to the revocation endpoint only if the provider, its endpoints, the client and the allowance are
+//! those with which the broker obtained the token. Otherwise a user who may edit a MailCredential or a MailProvider could
+//! make the broker send the token to another server.
 
 use std::sync::Arc;
 
@@ -43,7 +43,7 @@ use crate::{
     },
 };
 
-/// A token that may have to be revoked, and what it was obtained for.
+/// A stored token that may have to be revoked, and the hashes of the inputs with which the broker obtained it.
 struct Found {
     token: SecretString,
     kind: TokenKind,
@@ -52,7 +52,7 @@ struct Found {
     obtained_for: ObtainedFor,
 }
 
-/// What a token was obtained for.
+/// The hash of the inputs with which the broker obtained a token.
 enum ObtainedFor {
     /// A refresh token: see [`crate::policy::grant::bound_to`].
     Binding(BindingHash),
@@ -60,7 +60,8 @@ enum ObtainedFor {
     Inputs(InputsHash),
 }
 
-/// Revokes the refresh token that is kept, then the access token in the target. Nothing is read before the permit was granted.
+/// Revokes the stored refresh token, then the access token in the target Secret. The broker reads both after the permit was
+/// granted.
 pub(in crate::reconcile) async fn revoke(
     credential: &Arc<MailCredential>,
     permit: Permit,
@@ -112,7 +113,7 @@ async fn attempt(
         );
         (message, Retry::Permanent)
     };
-    // The access token was issued for the refresh token. If the broker does not send that one, it sends neither.
+    // The access token was issued for the refresh token. If the broker must not send the refresh token, it sends neither.
     if found.iter().any(|found| found.kind == TokenKind::RefreshToken && !is_of_here(found)) {
         return Err(elsewhere());
     }
@@ -145,7 +146,7 @@ async fn attempt(
     Ok(Revocation::Revoked)
 }
 
-/// The tokens to revoke, the refresh token first: its revocation also ends the tokens that it could still obtain.
+/// The tokens to revoke. The refresh token is first: its revocation prevents that it obtains further tokens.
 async fn tokens(credential: &MailCredential, context: &Context) -> Result<Vec<Found>, CustodyError> {
     let mut tokens = vec![];
     if credential.spec.grant.kind().is_delegated()

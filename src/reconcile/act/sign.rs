@@ -12,7 +12,7 @@ const AT_ONCE: usize = 2;
 
 static SIGNING: Semaphore = Semaphore::const_new(AT_ONCE);
 
-/// Runs `make`, which signs if `auth` has a key. The event loop then goes on in another thread meanwhile.
+/// Runs `make`, which signs if `auth` has a key. During the signature, another thread runs the event loop.
 pub(super) async fn signed<T>(auth: &ClientAuth, make: impl FnOnce() -> T) -> T {
     if !auth.signs() {
         return make();

@@ -1,4 +1,4 @@
-//! Asks the admission for a permit, and sends the request in a task of its own.
+//! Asks the admission for a permit, and sends the request in a task of its own when the permit is granted.
 
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
@@ -45,14 +45,14 @@ pub(in crate::reconcile) fn start_request(
         |waited| now - SignedDuration::from_secs(SignedDuration::try_from(waited).unwrap_or_default().as_secs());
     let ask = ask_for_request(&observed.credential, endpoint(kind), urgency(observed, decision, now), context);
     match context.requests.admission.ask(&Activity::grant(&observed.credential), ask) {
-        // Thousands may wait: nothing but the row is remembered of them.
+        // Thousands of requests may wait: the broker remembers only their rows.
         Answer::Queued(waited) => Decision::Queued { since: since(waited) },
         Answer::Admitted(permit) => {
             context.cache.with(checks::uid(&observed.credential), |entry| {
                 entry.object.waiting_since.get_or_insert(since(permit.waited()));
             });
             match kind {
-                // Every few seconds, for as long as a person takes.
+                // The broker polls every few seconds until the user has signed in.
                 RequestKind::Poll => tracing::debug!("polling for the sign-in"),
                 RequestKind::Token | RequestKind::SignIn => tracing::info!(?decision, "request started"),
             }
@@ -62,8 +62,8 @@ pub(in crate::reconcile) fn start_request(
     }
 }
 
-/// Whether the admission's row stays after a decision: the request is still wanted, or the next decision follows at
-/// once.
+/// Whether the admission keeps the credential's row after a decision: the request is still wanted, or the next decision
+/// follows immediately.
 pub(in crate::reconcile) fn wants_a_permit(decision: &Decision) -> bool {
     decision.is_under_way() || decision.queued_since().is_some()
 }
@@ -131,7 +131,7 @@ async fn prepare_and_send(
         Unusable::Kubernetes(error) => Some(unavailable(&error, &credential, &context.metrics)),
     };
     let provider = UsableProvider::of(&credential, &context.stores).map_err(refused)?;
-    // The provider may have changed since the broker found that the grant belongs to it.
+    // A user may have changed the provider since the decision found that the grant belongs to it.
     if grant.as_ref().is_some_and(|grant| grant.bound_to.as_ref() != Some(&provider.bound_to(&credential))) {
         return Err(None);
     }

@@ -1,5 +1,5 @@
-//! Requests a token. A refresh token is sent only under a claim that was written right before, and the one that
-//! replaces it is stored before the response is used.
+//! Requests a token. The broker sends a refresh token only under a claim that it wrote right before, and stores the refresh
+//! token of the response before it uses the rest of the response.
 
 use std::time::Duration;
 
@@ -30,10 +30,10 @@ use crate::{
     },
 };
 
-/// Wait before leadership is checked again, where the lease ends too soon for a claim.
+/// Wait before the broker checks leadership again, if the lease ends too soon for a claim.
 const LEADERSHIP_RECHECK: Duration = Duration::from_secs(1);
 
-/// Obtains a token by the credential's grant.
+/// Obtains a token by the credential's grant. `claimed` keeps the claim for the next client authentication.
 pub(super) async fn obtain(
     attempt: &Attempt,
     entry: &Authentication,
@@ -55,7 +55,7 @@ pub(super) async fn obtain(
     Ok(attempt.issued(answer, entry))
 }
 
-/// Exchanges the subject token (RFC 8693) that its Secret holds now.
+/// Exchanges a subject token (RFC 8693). The broker reads the subject token from its Secret for each request.
 async fn token_exchange(attempt: &Attempt, auth: &ClientAuth) -> StepResult<(TokenAnswer, Exchange)> {
     let token = subject_token(attempt).await?;
     let grant = attempt.credential.spec.grant.token_exchange.as_ref().ok_or(None)?;
@@ -90,8 +90,8 @@ async fn subject_token(attempt: &Attempt) -> Result<SecretString, Refusal> {
     })
 }
 
-/// Exchanges the refresh token. After a lost response the same token is sent again, immediately: servers that allow
-/// this do so for a moment only.
+/// Exchanges the refresh token for an access token. After a lost response, the broker immediately sends the same refresh
+/// token again: servers that accept a refresh token twice do so for a short time only.
 async fn exchange_refresh_token(
     attempt: &Attempt,
     entry: &Authentication,
@@ -104,7 +104,7 @@ async fn exchange_refresh_token(
             tokio::time::sleep(LEADERSHIP_RECHECK).await;
             return Err(None);
         }
-        // Judge the address before the claim is written.
+        // Check the address before the claim is written.
         let target = attempt.approve(&attempt.resolved.endpoints.token_url)?;
         let current = claim(attempt, claimed).await?;
         if !leads(attempt) {
@@ -150,7 +150,7 @@ fn leads(attempt: &Attempt) -> bool {
     leads
 }
 
-/// The claim that was written for an earlier request of this attempt, if it lasts for one more; otherwise a new one.
+/// The claim of an earlier request of this attempt, if the claim lasts for one more request; otherwise a new claim.
 async fn claim(attempt: &Attempt, claimed: &mut Option<Claimed>) -> StepResult<Claimed> {
     let Attempt { credential, context, .. } = attempt;
     let mut grant = attempt.grant.clone().ok_or(None)?;

@@ -24,7 +24,7 @@ use crate::{
 pub(super) struct UsableProvider {
     /// The provider as the watch shows it.
     pub(super) object: ProviderObject,
-    /// The preset and what follows from it.
+    /// The profile of the provider's preset.
     pub(super) profile: Profile,
     /// The scopes that a token of the credential is for.
     pub(super) scopes: Vec<String>,

@@ -23,7 +23,7 @@ pub(super) struct Data {
 }
 
 impl Data {
-    /// Moves the data out of a Secret, and wipes all its values, also those of unknown keys.
+    /// Takes the data out of a Secret, and wipes all values of the Secret, also the values of unknown keys.
     pub(super) fn take(secret: &mut Secret) -> Self {
         let mut data = secret.data.take().unwrap_or_default();
         let text = |key: &str| {
@@ -36,7 +36,7 @@ impl Data {
         taken
     }
 
-    /// A copy of the data, as a write encodes it.
+    /// A copy of the data, in the form that a write encodes.
     pub(super) fn entries(&self) -> Entries {
         let keys = [(REFRESH_TOKEN, &self.refresh_token), (PREVIOUS, &self.previous), (DEVICE_CODE, &self.device_code)];
         let entry = |(key, value): (&str, &Option<SecretString>)| {
@@ -45,7 +45,7 @@ impl Data {
         Entries(keys.into_iter().filter_map(entry).collect())
     }
 
-    /// Replaces the refresh token; the former one is kept beside it.
+    /// Replaces the refresh token, and keeps the former token as `previous`.
     pub(super) fn replace(&mut self, token: SecretString) {
         if self.refresh_token.as_ref().is_none_or(|old| old.expose_secret() != token.expose_secret()) {
             self.previous = self.refresh_token.replace(token).or_else(|| self.previous.take());
@@ -70,14 +70,14 @@ impl Drop for Entries {
     }
 }
 
-/// The metadata of a Secret whose data is not needed any more.
+/// Wipes the data of a Secret, and returns the metadata.
 pub(super) fn wiped(mut secret: Secret) -> ObjectMeta {
     drop(Data::take(&mut secret));
     slim::own_secret(&mut secret.metadata);
     secret.metadata
 }
 
-/// The hash by which a refresh token is known in annotations and in memory.
+/// The hash that identifies a refresh token in annotations and in memory.
 pub(super) fn hash(token: &SecretString) -> RefreshTokenHash {
     names::digest([token.expose_secret()]).into()
 }

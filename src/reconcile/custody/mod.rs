@@ -1,6 +1,6 @@
 //! The grant Secret `<credential>-grant`, which holds the refresh token. Every write is fenced by uid and
-//! resourceVersion. A refresh token is exchanged only under a claim that was written before; the one that replaces it
-//! is written before the response is used; no refresh token is ever deleted because of an error.
+//! resourceVersion. The broker exchanges a refresh token only under a claim that it wrote before, writes the refresh token of
+//! the response before it uses the rest of the response, and never deletes a refresh token because of an error.
 
 mod data;
 pub mod pending;
@@ -48,12 +48,12 @@ pub(super) use crate::reconcile::custody::{
     sign_in::{begin_sign_in, device_code, end_sign_in, slow_down},
 };
 
-/// A claim lasts for two requests, the second after a lost response, and this long.
+/// A claim lasts for the timeouts of two requests plus this time. The broker sends the second request after a lost response.
 const CLAIM_MARGIN: SignedDuration = SignedDuration::from_secs(5);
-/// Wait before another try to store the refresh token of a deleted credential.
+/// Wait before the broker retries to store the refresh token of a deleted credential.
 const ORPHAN_RETRY: Duration = Duration::from_secs(5);
 
-/// What is known of a credential's refresh token and sign-in; `None` for a grant type without a person.
+/// Observes a credential's refresh token and sign-in. `None`: the credential's grant type needs no user.
 pub(super) async fn observe(
     credential: &MailCredential,
     provider: Option<&Provider>,
@@ -117,7 +117,7 @@ pub(super) async fn observe(
     }))
 }
 
-/// The grant Secret's metadata, as the watch shows it or as it was written last.
+/// The grant Secret's metadata, as the watch shows it or as the broker wrote it, whichever is newer.
 async fn meta(credential: &MailCredential, context: &Context) -> Result<Option<Arc<ObjectMeta>>, Error> {
     let (namespace, name) = (checks::namespace(credential), names::grant_secret(&credential.name_any()));
     let shown = context.stores.own_secrets.get(namespace, &name).map(|secret| Arc::new(secret.metadata.clone()));
@@ -138,7 +138,8 @@ async fn meta(credential: &MailCredential, context: &Context) -> Result<Option<A
     Ok(read)
 }
 
-/// Claims the refresh token for an exchange: one write, whose response holds the token.
+/// Claims the refresh token for an exchange by one write of the grant Secret. The response to that write holds the token. A
+/// new seed is read from its Secret and written together with its claim.
 pub(super) async fn claim(
     credential: &MailCredential,
     grant: &RefreshGrant,
@@ -226,8 +227,8 @@ fn spoilt(credential: &MailCredential, flaw: &str) -> Blocker {
     )
 }
 
-/// Stores the result of a response immediately. What cannot be stored is held in memory, and stored by a later
-/// reconcile.
+/// Writes the refresh token of a response into the grant Secret immediately. If the write fails, the cache holds the token,
+/// and a later reconcile writes it.
 pub(super) async fn persist(credential: &Arc<MailCredential>, unsaved: PendingGrantWrite, context: &Arc<Context>) {
     // Put it into the cache first: a shutdown waits for what the cache holds.
     context.cache.with(checks::uid(credential), |entry| entry.custody.unsaved = Some(Box::new(unsaved.clone())));
@@ -242,7 +243,7 @@ pub(super) async fn persist(credential: &Arc<MailCredential>, unsaved: PendingGr
         Ok(()) => context.cache.with(checks::uid(credential), |entry| entry.custody.unsaved = None),
         Err(error) => {
             tracing::error!(%error, "refresh token not stored: held in memory, retrying");
-            // No reconcile stores it if the credential was deleted.
+            // If the credential was deleted, no reconcile writes the token.
             if credential.spec.secret.deletion_policy == DeletionPolicy::Retain {
                 persist_orphan(credential.clone(), context.clone());
             }
@@ -250,8 +251,8 @@ pub(super) async fn persist(credential: &Arc<MailCredential>, unsaved: PendingGr
     }
 }
 
-/// Stores the pending refresh token of a deleted credential whose grant Secret is retained, in a task: until the token is
-/// stored, or too old.
+/// Writes the pending refresh token of a deleted credential, whose grant Secret is retained. A task retries until the write
+/// succeeds, or until the cache drops the token because of its age.
 pub fn persist_orphan(credential: Arc<MailCredential>, context: Arc<Context>) {
     tokio::spawn(async move {
         while context.cache.is_orphaned(checks::uid(&credential)) {
@@ -266,7 +267,7 @@ pub fn persist_orphan(credential: Arc<MailCredential>, context: Arc<Context>) {
     });
 }
 
-/// Stores the pending write that is held in memory.
+/// Makes the pending write of the grant Secret that the cache holds, if any.
 pub(super) async fn persist_pending(credential: &MailCredential, context: &Context) -> Result<(), CustodyError> {
     let uid = checks::uid(credential);
     let Some(unsaved) = context.cache.with(uid, |entry| entry.custody.unsaved.clone()) else { return Ok(()) };
@@ -292,7 +293,7 @@ async fn save(credential: &MailCredential, unsaved: &PendingGrantWrite, context:
     }
 }
 
-/// Writes the result of an exchange over `stored`, whose claim is kept as it is.
+/// Writes the result of an exchange over `stored`. The claim in `stored` stays.
 async fn write_answer(
     credential: &MailCredential,
     mut stored: GrantSecret,
@@ -345,7 +346,7 @@ async fn write_after_conflict(
     write_answer(credential, stored, data, rotated, used_at, context).await
 }
 
-/// The stored refresh token with its annotations; `None` for the latter where they were removed.
+/// The stored refresh token and its annotations. The annotations are `None` if another writer removed them.
 pub(super) async fn refresh_token(
     credential: &MailCredential,
     context: &Context,
@@ -375,7 +376,7 @@ mod tests {
 
     use super::*;
 
-    /// All that hold a secret between its provider and its Secret.
+    /// All types that hold a secret on its way from the provider to its Secret.
     macro_rules! secrets_lack {
         ($trait:path) => {
             lacks!($trait: Data, SignInEnd, SignedIn, Stored, Claimed, PendingGrantWrite, outcome::Outcome, CredentialState, observed::UnwrittenToken,

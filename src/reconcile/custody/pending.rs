@@ -1,4 +1,4 @@
-//! What is to be written into the grant Secret: the response to an exchange, or the end of a sign-in.
+//! Pending writes of the grant Secret: the response to an exchange, or the end of a sign-in.
 
 use k8s_openapi::jiff::Timestamp;
 use secrecy::SecretString;
@@ -18,16 +18,16 @@ use crate::{
 /// Why the grant Secret was not written.
 #[derive(Debug, ThisError)]
 pub enum CustodyError {
-    /// Another writer changed the Secret: it is read and decided again.
+    /// Another writer changed the Secret. The next reconcile reads the Secret and decides again.
     #[error("another writer changed it at the same moment")]
     Stale,
-    /// The Secret of that name belongs to another object, in words.
+    /// The Secret of that name belongs to another object, which the text describes.
     #[error("the Secret {0}")]
     Foreign(String),
-    /// The token that would be written cannot be used.
+    /// The broker must not use the refresh token that it would write.
     #[error("{}", .0.message)]
     Blocked(Blocker),
-    /// The API server refuses it: quota, admission, a terminating namespace, permissions, an outage.
+    /// The API server refuses the write: quota, admission, a terminating namespace, permissions, an outage.
     #[error("{0}")]
     Refused(String),
 }
@@ -47,18 +47,18 @@ pub struct Claimed {
     pub refresh_token: SecretString,
     /// The claim as the grant Secret holds it.
     pub claim: Claim,
-    /// Whether the token comes from a new seed.
+    /// Whether the token comes from a new seed, which replaces a stored refresh token.
     pub reseeded: bool,
 }
 
 impl Claimed {
-    /// The grant Secret as the claim left it.
+    /// The grant Secret after the write of the claim.
     pub fn stored(&self) -> &GrantSecret {
         &self.stored
     }
 }
 
-/// The result of a response that is not written into the grant Secret yet.
+/// A response that the broker has not written into the grant Secret yet.
 #[derive(Clone, Debug)]
 pub enum PendingGrantWrite {
     /// The response to an exchange.

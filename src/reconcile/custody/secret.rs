@@ -35,13 +35,13 @@ use crate::{
     stores::slim,
 };
 
-/// Wait before labels and owner are written again that another writer has changed back.
+/// Wait before the broker writes labels and owner again, after another writer has reverted them.
 const SYNC_AGAIN: SignedDuration = SignedDuration::from_mins(1);
 
-/// Whether a Secret of the grant Secret's name is the credential's.
+/// Checks that a Secret of the grant Secret's name belongs to the credential.
 ///
 /// # Errors
-/// Which object the Secret belongs to instead.
+/// A description of the object that the Secret belongs to.
 pub(super) fn belongs(meta: &ObjectMeta, credential: &MailCredential) -> Result<(), String> {
     match ownership::of_grant(meta, credential) {
         Ownership::Foreign(owner) => Err(owner),
@@ -52,7 +52,7 @@ pub(super) fn belongs(meta: &ObjectMeta, credential: &MailCredential) -> Result<
 /// Reads the grant Secret with its data.
 ///
 /// # Errors
-/// [`CustodyError::Foreign`] where the Secret of that name is another's.
+/// [`CustodyError::Foreign`] if the Secret of that name belongs to another object.
 pub(super) async fn read_grant(
     credential: &MailCredential,
     context: &Context,
@@ -84,7 +84,7 @@ pub(super) fn absent(credential: &MailCredential) -> GrantSecret {
     GrantSecret { name: names::grant_secret(&credential.name_any()), ..GrantSecret::default() }
 }
 
-/// Writes the claim alone; the response holds the data.
+/// Writes only the claim. Returns the Secret with its data, as the response holds it.
 pub(super) async fn write_claim(
     credential: &MailCredential,
     stored: &GrantSecret,
@@ -140,7 +140,7 @@ pub(super) async fn write(
     Ok(meta)
 }
 
-/// Writes labels and owner alone.
+/// Writes only labels and owner.
 pub(in crate::reconcile) async fn sync_metadata(
     credential: &MailCredential,
     stored: &GrantSecret,
@@ -153,7 +153,7 @@ pub(in crate::reconcile) async fn sync_metadata(
     let written = context.kubernetes.secrets.patch(checks::namespace(credential), &stored.name, operations, None).await;
     let meta = take(written, stored, credential, context).await?;
     if !grant_is_in_sync(&meta, credential) {
-        // An admission webhook or another controller reverts the write. No other write waits for that.
+        // An admission webhook or another controller reverted the write. No other write waits for the retry.
         tracing::warn!("labels or owner of the grant Secret reverted by another writer: retrying later");
         let again = context.clock.now() + SYNC_AGAIN;
         context.cache.with(checks::uid(credential), |entry| entry.custody.sync_again = Some(again));
@@ -170,7 +170,8 @@ fn metadata_operations(stored: &GrantSecret, credential: &MailCredential) -> Vec
     map.into_iter().chain([owners]).chain(labels).collect()
 }
 
-/// Checks the result of a write. After a conflict it reads the Secret again, to distinguish a conflict from a rejection.
+/// Checks the result of a write. After 404, 409 or 422 it reads the Secret again, because admission may answer with these codes
+/// too.
 async fn take<T>(
     written: kube::Result<T>,
     stored: &GrantSecret,
@@ -216,7 +217,7 @@ fn annotate<'a>(
     map.into_iter().chain(each)
 }
 
-/// What [`GrantSecret::read`] reads.
+/// The annotations that [`GrantSecret::read`] reads; those with `None` are removed.
 fn annotations(stored: &GrantSecret) -> Result<[(&'static str, Option<String>); 10], CustodyError> {
     let token = stored.token.as_ref();
     Ok([
@@ -236,7 +237,8 @@ fn annotations(stored: &GrantSecret) -> Result<[(&'static str, Option<String>); 
     ])
 }
 
-/// The value of an annotation. Without it the annotation would be removed: a claim that is missing protects nothing.
+/// The value of an annotation as JSON. An encoding error fails the write: an annotation without a value would be removed, and
+/// without its claim a refresh token is not protected.
 fn encoded(value: &impl Serialize) -> Result<String, CustodyError> {
     serde_json::to_string(value)
         .map_err(|error| CustodyError::Refused(format!("an annotation cannot be encoded: {error}")))

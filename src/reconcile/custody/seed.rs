@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// The seed, if it has to be taken over; or why it cannot be taken over.
+/// The seed, or the reason why the credential cannot take it over. `None`: the credential has taken the seed over, or has none.
 pub(super) async fn seed(
     credential: &MailCredential,
     stored: Option<&GrantSecret>,
@@ -40,7 +40,7 @@ pub(super) async fn seed(
     let read = read_seed(credential, token_url, context).await?;
     let same = match (&read, begun) {
         (Ok((_, seed)), Some(begun)) => begun.hash.is(&seed.hash),
-        // A token that was taken over stays in use when the seed is deleted.
+        // The broker continues to use a seed that it has taken over, if the seed's Secret is deleted.
         (Err(blocker), Some(_)) => blocker.reason == Reason::SourceNotFound,
         (_, None) => false,
     };
@@ -51,7 +51,7 @@ pub(super) async fn seed(
     Ok(Some(read.map(|(_, seed)| seed)))
 }
 
-/// Reads the seed, which is for this token endpoint, if one is known.
+/// Reads the seed and checks it. `token_url` is the endpoint that will receive the seed, `None` while it is not known.
 pub(super) async fn read_seed(
     credential: &MailCredential,
     token_url: Option<&str>,
@@ -76,14 +76,14 @@ pub(super) async fn read_seed(
             );
             Blocker::new(Reason::SourceInvalid, message)
         })?;
-        // The version that was read, which a watch may not show yet.
+        // The version of the Secret that was read. The watch may not show this version yet.
         let seed = Seed { hash: hash(&token), version: source.version.clone() };
         context.cache.register.note_seed(namespace, reference, &seed);
         Ok((token, seed))
     }))
 }
 
-/// Reads the seeds of older credentials that are not known yet. The register notes their hashes.
+/// Reads the seeds of older credentials that the register does not know yet, so that it knows their hashes.
 pub(super) async fn learn_older(credential: &MailCredential, context: &Context) -> Result<(), Error> {
     for older in older_with_seeds(credential, &context.stores) {
         let Some(reference) = older.spec.grant.refresh_token.as_ref().map(|grant| &grant.secret_ref) else { continue };
@@ -97,7 +97,7 @@ pub(super) async fn learn_older(credential: &MailCredential, context: &Context) 
     Ok(())
 }
 
-/// White space inside a token comes from a line break in the copied text.
+/// Refuses a token with white space inside, which comes from a line break in the copied text.
 fn unbroken(token: SecretString) -> Result<SecretString, SecretFlaw> {
     match token.expose_secret().contains(char::is_whitespace) {
         true => Err(SecretFlaw::Broken),

@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// Begins a sign-in: stores its device code.
+/// Begins a sign-in: writes its device code into the grant Secret. `make` makes the sign-in from the stored one.
 pub(in crate::reconcile) async fn begin_sign_in(
     credential: &MailCredential,
     device_code: SecretString,
@@ -37,7 +37,7 @@ pub(in crate::reconcile) async fn begin_sign_in(
     Ok(())
 }
 
-/// The device code of the sign-in with this user code.
+/// The device code of the sign-in with this user code. `None`: the grant Secret has another sign-in, or none.
 pub(in crate::reconcile) async fn device_code(
     credential: &MailCredential,
     user_code: &str,
@@ -55,7 +55,7 @@ pub(in crate::reconcile) async fn device_code(
     Ok(device_code)
 }
 
-/// Stores a longer interval between polls, so that it outlives a restart.
+/// Writes a longer interval between polls into the grant Secret, so that the interval outlives a restart.
 pub(in crate::reconcile) async fn slow_down(
     credential: &MailCredential,
     by: SignedDuration,
@@ -67,7 +67,7 @@ pub(in crate::reconcile) async fn slow_down(
     write(credential, &stored, &data, context).await.map(drop)
 }
 
-/// Ends a sign-in: stores the refresh token, or how the sign-in failed.
+/// Ends a sign-in: writes the refresh token, or the reason why the sign-in failed, into the grant Secret.
 pub(in crate::reconcile) async fn end_sign_in(
     credential: &MailCredential,
     ended: SignInEnd,

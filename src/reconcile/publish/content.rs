@@ -24,7 +24,7 @@ pub(super) struct Content {
     pub(super) owners: Vec<OwnerReference>,
 }
 
-/// The Secret that a patch was made for.
+/// The existing Secret that a patch is for, as the broker observed it.
 pub(super) struct Fence<'a> {
     pub(super) uid: &'a str,
     pub(super) resource_version: &'a str,
@@ -53,7 +53,7 @@ pub(super) fn metadata_patch(fence: &Fence<'_>, content: &Content, has_labels: b
     operations
 }
 
-/// Annotations of the broker that not every Secret has.
+/// The broker's annotations that a target Secret may lack.
 fn optional_annotations() -> impl Iterator<Item = &'static str> {
     [
         names::ANNOTATION_REFRESH_AT,
@@ -67,7 +67,7 @@ fn optional_annotations() -> impl Iterator<Item = &'static str> {
     .into_iter()
 }
 
-/// The keys of the labels and annotations that the spec has set.
+/// The keys of the labels and annotations that come from `spec.secret`.
 #[derive(Default, serde::Deserialize, serde::Serialize)]
 struct Applied {
     labels: Vec<String>,

@@ -1,5 +1,5 @@
-//! Writes target Secrets. The first write is a POST, every later one a JSON Patch fenced by uid and resourceVersion:
-//! the broker never overwrites a foreign Secret, and a replica that no longer leads never overwrites a newer token.
+//! Writes target Secrets. The first write is a POST, every later write is a JSON Patch that is fenced by uid and
+//! resourceVersion. So the broker never overwrites a foreign Secret, and a former leader never overwrites a newer token.
 
 mod content;
 
@@ -54,7 +54,7 @@ pub enum PublishError {
     Kubernetes(#[from] Error),
 }
 
-/// Writes the unwritten token, and records the success.
+/// Writes the unwritten token into the target Secret, and records the success.
 pub(super) async fn store(observed: &mut Observed, context: &Context) -> Result<(), PublishError> {
     let Some(unwritten) = observed.unwritten.clone() else { return Ok(()) };
     let known = observed.token().and_then(|token| token.unsuitable.clone());
@@ -89,7 +89,7 @@ pub(super) async fn publish_again(observed: &mut Observed, context: &Context) ->
         secret.as_ref().and_then(|secret| stored_token(secret, reported))
     };
     let Some((token, _)) = stored else {
-        // The token was removed since it was observed: the next reconcile obtains a new one.
+        // Another writer removed the token after the observation. The next reconcile obtains a new token.
         context.cache.with(checks::uid(&observed.credential), |entry| entry.object.inspected = None);
         return Ok(());
     };
@@ -163,7 +163,7 @@ async fn write(
     Ok(())
 }
 
-/// Writes the content into the target: by a POST where the target does not exist, otherwise by a fenced patch.
+/// Writes the content into the target Secret: by a POST if the target does not exist, otherwise by a fenced patch.
 async fn put(observed: &Observed, content: &Content, context: &Context) -> Result<ObjectMeta, PublishError> {
     let credential = &observed.credential;
     let (namespace, name) = (checks::namespace(credential), observed.target_name());
@@ -274,7 +274,7 @@ async fn patch(
         Ok(meta) => Ok(meta),
         Err(error) => match Rejection::of(status_code(&error)) {
             Rejection::Gone => create(credential, name, content, context).await,
-            // The resourceVersion is old, the labels are gone, or the Secret became immutable: read it, then decide.
+            // The resourceVersion is old, the labels were removed, or the Secret is immutable now.
             Rejection::Outdated => over_existing(credential, name, content, context).await,
             Rejection::Refused => Err(PublishError::Refused(describe(&error))),
         },
