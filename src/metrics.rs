@@ -1,4 +1,4 @@
-//! The broker's counters, and the metrics of each credential, which are computed at a scrape.
+//! The broker's counters, and the metrics of each credential. The broker computes the latter at each scrape.
 
 mod objects;
 mod process;
@@ -26,11 +26,11 @@ use crate::{
     stores::Stores,
 };
 
-/// Bucket bounds in seconds: a token endpoint responds in tens of milliseconds to seconds; the request time-out is 10 s by
-/// default.
+/// Bucket bounds in seconds: a token endpoint responds in tens of milliseconds to seconds. The default timeout of
+/// requests is 10 s.
 const DURATION_BUCKETS: [f64; 9] = [0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// The prefix of the broker's own metrics. The metrics of the process have none.
+/// The prefix of the broker's own metrics. The metrics of the process have no prefix.
 const PREFIX: &str = "mailtoken";
 
 /// The kinds that the sweep checks, in `mailtoken_sweep_enqueued_total`.
@@ -108,8 +108,8 @@ impl Metrics {
         }
     }
 
-    /// Starts to export the metrics of all credentials and providers, the leadership, and the number of refresh tokens that
-    /// are only in memory, which `unstored` counts.
+    /// Starts to export the metrics of all credentials and providers, the leadership, and the number of refresh tokens
+    /// that exist only in memory. `unstored` returns this number.
     pub fn watch(&self, stores: Stores, leadership: Leadership, unstored: impl Fn() -> usize + Send + Sync + 'static) {
         let errors = self.provider_errors.clone();
         let objects = Objects { stores, leadership, errors, unstored: Box::new(unstored) };
@@ -121,7 +121,7 @@ impl Metrics {
         self.provider_errors.inc(provider, reason);
     }
 
-    /// Counts a failed step.
+    /// Counts a failed step by the category of its error.
     pub fn reconcile_error(&self, category: &'static str) {
         self.errors.get_or_create(&[("category", category)]).inc();
     }
@@ -136,12 +136,12 @@ impl Metrics {
         self.events_dropped.inc();
     }
 
-    /// Returns the timer of a token request, which starts when the request is sent.
+    /// Returns the timer of a token request. The timer starts at [`RequestTimer::sent`].
     pub fn token_request(&self, preset: &'static str) -> RequestTimer<'_> {
         RequestTimer { metrics: self, preset, since: OnceLock::new() }
     }
 
-    /// Returns the timer of a login at a mail server, which has started.
+    /// Returns the timer of a login at a mail server. The timer has started.
     #[expect(clippy::disallowed_methods, reason = "a duration, not a date: nothing is decided by it")]
     pub fn login(&self, protocol: Protocol) -> LoginTimer<'_> {
         LoginTimer { metrics: self, protocol: protocol.as_str(), since: Instant::now() }
@@ -172,7 +172,7 @@ pub struct RequestTimer<'a> {
 }
 
 impl RequestTimer<'_> {
-    /// Starts the timer. Earlier waiting is not the provider's time.
+    /// Starts the timer. Earlier waiting does not count as the provider's time.
     #[expect(clippy::disallowed_methods, reason = "a duration, not a date: nothing is decided by it")]
     pub fn sent(&self) {
         self.since.get_or_init(Instant::now);

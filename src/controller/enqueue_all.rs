@@ -1,10 +1,11 @@
-//! What makes the broker reconcile all objects: the begin of leadership, and a clock that was set.
+//! Enqueues all objects at the begin of leadership and after a clock jump.
 
 use std::{sync::Arc, time::Duration};
 
 use crate::{lease::Leadership, reconcile::context::Context};
 
-/// Difference between the wall clock and the monotonic clock, in seconds, that means a set clock or a machine that slept.
+/// Difference in seconds between the wall clock and the monotonic clock that counts as a jump: the clock was set, or
+/// the machine slept.
 const CLOCK_JUMP_SECONDS: i64 = 5;
 /// Interval at which the broker compares the clocks.
 const CLOCK_CHECK: Duration = Duration::from_secs(10);

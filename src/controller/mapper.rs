@@ -1,4 +1,4 @@
-//! Maps changes in the stores to the objects to enqueue: the object itself, and those that refer to it.
+//! Maps changes in the stores to the objects to enqueue: the object itself, and the objects that refer to it.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -28,51 +28,51 @@ use crate::{
     stores::{reference_index::ReferenceIndex, unreadable::Unreadable},
 };
 
-/// Receives the changes of all watches.
+/// Receives the changes of all watches, and enqueues objects.
 #[derive(Clone)]
 pub struct Mapper {
-    /// Which objects depend on which.
+    /// The references between objects.
     pub references: Arc<ReferenceIndex>,
-    /// The states of the credentials that exist.
+    /// The states of existing credentials.
     pub cache: Arc<CredentialCache>,
-    /// Objects that do not parse.
+    /// The objects that do not parse.
     pub unreadable: Arc<Unreadable>,
     /// Enqueues the objects that a change concerns.
     pub queue: WorkQueue,
-    /// Receives what must be evicted from the caches.
+    /// Sends the objects to evict from the caches.
     pub evictions: mpsc::UnboundedSender<Eviction>,
-    /// Counts panics over single objects.
+    /// Counts panics caused by single objects.
     pub metrics: Arc<Metrics>,
     /// The namespace of the objects that a ClusterMailProvider refers to.
     pub broker_namespace: String,
 }
 
-/// What must be evicted from the caches.
+/// An object to evict from the caches.
 pub enum Eviction {
-    /// A credential.
+    /// A deleted credential.
     Credential {
         /// The uid of the credential.
         uid: String,
         /// The deleted object; `None` if it did not parse.
         object: Option<Arc<MailCredential>>,
     },
-    /// A Secret of the broker.
+    /// A deleted Secret of the broker.
     Secret {
         /// The namespace and the name of the Secret.
         key: ObjectKey,
         /// The uid of the Secret.
         uid: String,
-        /// The credential that it was made for; its name may be truncated.
+        /// The credential of the Secret. The name may be truncated.
         credential: Option<String>,
     },
-    /// A provider.
+    /// A deleted provider.
     Provider(ProviderKey),
-    /// The API server was restored from a backup: the broker's last writes may be lost.
+    /// The API server was restored from a backup, so the broker's last writes may be lost.
     Writes,
 }
 
 impl Mapper {
-    /// A panic over one object is isolated: its watch goes on with the others.
+    /// Isolates a panic over one object: its watch continues with the others.
     pub(super) fn isolated(&self, work: impl FnOnce(&Self)) {
         if catch_unwind(AssertUnwindSafe(|| work(self))).is_err() {
             self.metrics.reconcile_error(PANIC);
@@ -89,7 +89,7 @@ impl Mapper {
                     self.queue.enqueue_provider(ProviderKey::of(&credential));
                 }
                 if let Some(before) = before.filter(|before| target_name(before) != target_name(&credential)) {
-                    // A younger credential with the former target may take it over now.
+                    // A younger credential with the former target may take over the target now.
                     self.enqueue_target(&(key.0.clone(), target_name(&before)));
                 }
                 self.queue.enqueue_credential(key);
@@ -99,7 +99,7 @@ impl Mapper {
                 self.references.forget_credential(&key);
                 let uid = credential.uid().unwrap_or_default();
                 self.evict(Eviction::Credential { uid, object: Some(credential.clone()) });
-                // A younger credential with the same target may take it over now.
+                // A younger credential with the same target may take over the target now.
                 self.enqueue_target(&(key.0, target_name(&credential)));
             }
             Change::Unreadable { meta, error } => {
@@ -125,8 +125,7 @@ impl Mapper {
         let key = |(namespace, name): ObjectKey| ProviderKey { kind, namespace, name };
         match seen {
             Change::Applied { object: provider, before } => {
-                // A new status is the broker's own: the reconcile of the provider enqueues the credentials where
-                // needed.
+                // The broker itself writes the status. The provider's reconcile enqueues the credentials if necessary.
                 let unchanged = before.is_some_and(|before| {
                     let (before, after) = (before.meta(), provider.meta());
                     (before.generation, &before.deletion_timestamp) == (after.generation, &after.deletion_timestamp)
@@ -218,7 +217,7 @@ impl Mapper {
         self.references.by_target(target).into_iter().for_each(|credential| self.queue.enqueue_credential(credential));
     }
 
-    /// Enqueues a provider, and its credentials, since a change ends their wait.
+    /// Enqueues a provider and its credentials, because a change ends their wait.
     fn enqueue_provider_and_credentials(&self, key: ProviderKey) {
         let credentials = self.references.by_provider(&key);
         self.queue.enqueue_provider(key);
@@ -232,10 +231,10 @@ impl Mapper {
     }
 }
 
-/// Evicts what the mapper reports as deleted, for ever.
+/// Evicts the objects that the mapper reports as deleted. Never returns.
 pub async fn evict_all(mut evictions: mpsc::UnboundedReceiver<Eviction>, context: Arc<Context>) {
     while let Some(eviction) = evictions.recv().await {
-        // A panic over one object is isolated: the others are evicted nevertheless.
+        // Isolate a panic over one object: evict the others nevertheless.
         if catch_unwind(AssertUnwindSafe(|| evict_one(eviction, &context))).is_err() {
             context.metrics.reconcile_error(PANIC);
         }
@@ -254,7 +253,7 @@ fn evict_one(eviction: Eviction, context: &Arc<Context>) {
             }
         }
         Eviction::Secret { key, uid: secret, credential } => {
-            // Look up by the target's name too: a label holds at most 63 characters of the credential's name.
+            // Also search by the target's name: a label holds at most 63 characters of the credential's name.
             let made_for = credential.map(|name| (key.0.clone(), name));
             for (namespace, name) in context.stores.references.by_target(&key).into_iter().chain(made_for) {
                 let uid = context.stores.credentials.get(&namespace, &name).and_then(|credential| credential.uid());
@@ -271,7 +270,7 @@ fn evict_one(eviction: Eviction, context: &Arc<Context>) {
             context.requests.admission.withdraw(&Activity::Discovery(key.clone().into()));
             context.providers.forget(&key);
             context.providers.bundles.release(&key, None);
-            // Another provider may have this name by now.
+            // Another provider may have the same name now.
             context.queue.enqueue_provider(key);
         }
         Eviction::Writes => {

@@ -1,5 +1,5 @@
-//! A slow walk over all objects, which enqueues what should have been handled and was not. In normal operation it finds
-//! nothing: what it finds is counted.
+//! Checks all objects in slow rounds, and enqueues objects whose due time has passed and that nothing enqueued. In
+//! normal operation it finds none. The metrics count the objects that it finds.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,12 +20,12 @@ use crate::{
     reconcile::context::Context,
 };
 
-/// How far apart the steps of the walk are.
+/// Time between two steps of a round.
 const STEP: Duration = Duration::from_secs(10);
-/// How long a refresh token is held in memory whose credential is gone and which cannot be stored.
+/// Maximum time for which the broker keeps the refresh token of a deleted credential if it cannot store the token.
 const ORPHANED: SignedDuration = SignedDuration::from_mins(2);
 
-/// Walks for ever. Only the leader does anything.
+/// Runs the rounds. Never returns. Only the leader checks objects.
 pub async fn sweep(context: Arc<Context>) {
     let mut sweeper = Sweeper::default();
     for step in (0..STEPS).cycle() {
@@ -60,7 +60,8 @@ impl Sweeper {
             let namespace = credential.metadata.namespace.as_deref().unwrap_or_default();
             let has_target = stores.own_secrets.contains(namespace, &target_name(credential));
             let uid = credential.metadata.uid.as_deref().unwrap_or_default();
-            // Thousands that are enqueued at the same time may wait for minutes: for their turn, or for a permit.
+            // Thousands of objects that are enqueued at the same time may wait for minutes, for a reconcile or for a
+            // permit.
             let is_enqueued = || context.queue.has_credential(&key(credential)) || context.requests.is_queued(uid);
             let waits = |overdue| overdue == Overdue::Probe && context.requests.is_probing(uid);
             let overdue = overdue(credential, has_target, now).filter(|overdue| !waits(*overdue));

@@ -1,5 +1,5 @@
-//! Metrics of credentials and providers. Each collection reads them from the watches' stores, so a series ends with its
-//! object, and the metrics store nothing.
+//! Metrics of credentials and providers. Each collection reads the objects from the watches' stores. So a series ends
+//! with its object, and the metrics store nothing.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -70,20 +70,20 @@ impl Collector for Objects {
     }
 }
 
-/// What the metrics say of one credential.
+/// The values of one credential for the metrics.
 struct Row {
     namespace: String,
     name: String,
     provider: ProviderKey,
     grant: &'static str,
     suspended: bool,
-    /// `None` where there is no status.
+    /// Whether the credential is ready; `None` without a status.
     ready: Option<bool>,
-    /// Why it is not ready.
+    /// The reason of a credential that is not ready.
     reason: Option<&'static str>,
     /// Whether the mail servers accept the token; `None` while unknown.
     authorized: Option<bool>,
-    /// Seconds since 1970, as all times here.
+    /// The expiry of the token. All times here are seconds since 1970.
     expires: Option<i64>,
     renewal: Option<i64>,
     grant_expires: Option<i64>,
@@ -143,7 +143,7 @@ impl Objects {
         gauges(encoder, "credential_not_ready", "1 while Ready is not True, with its reason", reasons)
     }
 
-    /// The series with which the other metrics of a credential are joined.
+    /// Writes the series with the labels that queries join with a credential's other metrics.
     fn info(
         &self,
         encoder: &mut DescriptorEncoder<'_>,
@@ -180,7 +180,7 @@ impl Objects {
         });
         gauges(encoder, "provider_ready", "Whether the provider is ready", ready)?;
 
-        // The earliest expiry of the entries in use: one credential may already use the next entry.
+        // Use the earliest expiry of the entries in use: one credential may already use the next entry.
         let mut ends: HashMap<&ProviderKey, i64> = HashMap::new();
         for row in rows {
             let Some(end) = row.client_expires else { continue };
@@ -224,7 +224,8 @@ fn single(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: i6
     ConstGauge::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
 }
 
-/// The labels of a provider. A ClusterMailProvider has no namespace; Prometheus treats an empty label as absent.
+/// Returns the labels of a provider. A ClusterMailProvider has no namespace; Prometheus treats an empty label as
+/// absent.
 fn provider_labels(key: &ProviderKey, name: &'static str) -> [Label; 3] {
     [("kind", key.kind.as_str().to_owned()), ("namespace", key.namespace.clone()), (name, key.name.clone())]
 }
@@ -241,8 +242,8 @@ fn authorized(status: &MailCredentialStatus) -> Option<bool> {
     }
 }
 
-/// The reason as one of the broker's own, regardless of other writers of the status, because the number of series is
-/// bounded.
+/// Returns the reason if it is one of the broker's own. Other writers of the status may use other reasons, but the
+/// number of series must be bounded.
 fn not_ready_reason(status: &MailCredentialStatus) -> &'static str {
     match condition::find(&status.conditions, ConditionType::Ready) {
         None => Reason::Pending.as_str(),
@@ -250,7 +251,7 @@ fn not_ready_reason(status: &MailCredentialStatus) -> &'static str {
     }
 }
 
-/// The status of a credential, unless it is suspended: a suspended credential needs no alert.
+/// Returns the status of a credential that is not suspended: a suspended credential needs no alert.
 fn status(credential: &MailCredential) -> Option<&MailCredentialStatus> {
     credential.status.as_ref().filter(|_| !credential.spec.suspend)
 }
@@ -259,8 +260,8 @@ fn token(credential: &MailCredential) -> Option<&TokenStatus> {
     status(credential)?.token.as_ref()
 }
 
-/// The expiry of a credential's client authentication in seconds: from the provider's current spec, otherwise from the last
-/// request (a certificate's expiry is not in the spec).
+/// Returns the expiry of a credential's client authentication in seconds: from the provider's current spec, otherwise
+/// from the last request (a certificate's expiry is not in the spec).
 fn client_end(credential: &MailCredential, provider: &ProviderObject) -> Option<i64> {
     let used = status(credential)?.client.as_ref()?;
     let entries = &provider.spec().client.authentication;

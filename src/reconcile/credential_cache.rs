@@ -1,5 +1,5 @@
-//! What the broker knows of each credential beyond what the watches show: requests in flight, tokens that are not
-//! written yet, and the broker's own latest writes, which a watch shows a moment later.
+//! The broker's knowledge of each credential that the watches do not show: requests in flight, unwritten tokens, and
+//! the broker's latest writes, which a watch shows a moment later.
 
 use std::{
     collections::HashMap,
@@ -29,132 +29,134 @@ use crate::{
     },
 };
 
-/// The state of each credential that the store holds, by uid. A state lives as long as its object. What arrives later
-/// for that uid is dropped, except a refresh token that is being stored.
+/// The states of the credentials in the store, by uid. A state lives as long as its object. The cache drops later
+/// results for the uid, except a refresh token that the broker is storing.
 pub struct CredentialCache {
     objects: Mutex<Objects>,
     leadership: Leadership,
     /// The times of the last writes of Secrets.
     pub writes: RecentWrites,
-    /// Which credential has which refresh token.
+    /// The owner of each refresh token.
     pub register: Register,
 }
 
 #[derive(Default)]
 struct Objects {
-    /// Credentials that exist; `None` for a credential at rest.
+    /// Credentials that exist; `None` for a credential without a state.
     live: HashMap<Box<str>, Option<Box<CredentialState>>>,
-    /// Deleted credentials with a refresh token that is not stored yet.
+    /// Deleted credentials with a refresh token that the broker has not stored yet.
     orphans: HashMap<Box<str>, Box<CredentialState>>,
-    /// The latest writes of statuses, of credentials and providers, by uid.
+    /// The latest writes of statuses of credentials and providers, by uid.
     statuses: HashMap<Box<str>, Spacing>,
 }
 
-/// What is remembered of one credential. Thousands may have one at the same time, so large parts are boxed.
+/// The state of one credential. Thousands of states may exist at the same time, so large parts are boxed.
 #[derive(Default)]
 pub struct CredentialState {
-    /// The term of leadership ([`Leadership::tenure`]) in which the entry was made.
+    /// The term of leadership ([`Leadership::tenure`]) in which the state was created.
     tenure: u64,
-    /// The credential's object and its target Secret.
+    /// The state of the credential's object and its target Secret.
     pub object: ObjectState,
-    /// The credential's last request.
+    /// The state of the credential's last request.
     pub attempt: AttemptState,
-    /// The credential's grant Secret.
+    /// The state of the credential's grant Secret.
     pub custody: CustodyState,
-    /// The credential's sign-in by a device code.
+    /// The state of the credential's sign-in by a device code.
     pub sign_in: SignInState,
-    /// The credential's probe and its logins.
+    /// The state of the credential's probe and its logins.
     pub probe: ProbeState,
 }
 
-/// What is remembered of a credential's object and its target Secret.
+/// The state of a credential's object and its target Secret.
 #[derive(Default)]
 pub struct ObjectState {
-    /// The object as the broker wrote its status last.
+    /// The object after the broker's last write of the status.
     pub written: Option<Arc<MailCredential>>,
-    /// The metadata of the target as the broker wrote or read it last.
+    /// The metadata of the target Secret after the broker's last write or read.
     pub target: Option<Arc<ObjectMeta>>,
-    /// The result of reading the target's data.
+    /// The result of the last read of the target's data.
     pub inspected: Option<Box<Inspected>>,
-    /// The target exists and belongs to another object: it is read by each reconcile.
+    /// Whether the target Secret belongs to another object. If so, each reconcile reads the Secret.
     pub conflict: bool,
-    /// Since when the report of a token's end waits: for an object that no watch has shown, for a permit, for a response.
-    /// `None` while a request only waits for a permit: the admission knows since when.
+    /// Time since which the report of a token's expiry waits: for an object that no watch has shown, for a permit, or
+    /// for a response. `None` while a request only waits for a permit: the admission then has this time.
     pub waiting_since: Option<Timestamp>,
-    /// Nothing is written until a user changes something: a shutdown does not wait for that.
+    /// Whether the broker writes nothing until a user changes something. A shutdown does not wait for such a
+    /// credential.
     pub stuck: bool,
 }
 
-/// What is remembered of a credential's last request.
+/// The state of a credential's last request.
 #[derive(Default)]
 pub struct AttemptState {
-    /// When the request was sent that is in flight. A request that waits for its permit is not in flight.
+    /// Time at which the request in flight was sent. A request that waits for a permit is not in flight.
     pub in_flight: Option<Timestamp>,
     /// The outcome of the last request, which no reconcile has recorded yet.
     pub outcome: Option<Outcome>,
     /// The history with the last outcome, which no status reports yet.
     pub unreported: Option<Box<History>>,
-    /// A token that is not written yet.
+    /// A token that the broker has not written yet.
     pub unwritten: Option<Box<UnwrittenToken>>,
-    /// How far the revocation of the deleted credential has come.
+    /// The progress of the revocation of the deleted credential.
     pub revoking: Option<Revoking>,
 }
 
-/// What is remembered of a credential's grant Secret.
+/// The state of a credential's grant Secret.
 #[derive(Default)]
 pub struct CustodyState {
-    /// The metadata of the grant Secret as the broker wrote or read it last.
+    /// The metadata of the grant Secret after the broker's last write or read.
     pub grant: Option<Arc<ObjectMeta>>,
-    /// Another writer changed labels or owner back: the broker writes them again no sooner than this.
+    /// Earliest time at which the broker repairs labels and owner again after another writer has reverted them.
     pub sync_again: Option<Timestamp>,
-    /// A refresh token that is not written yet.
+    /// A refresh token that the broker has not written yet.
     pub unsaved: Option<Box<PendingGrantWrite>>,
-    /// The version of the seed's Secret that holds the seed which the grant began with.
+    /// The version of the seed's Secret that contains the seed with which the grant began.
     pub seed_seen: Option<Box<str>>,
 }
 
-/// What is remembered of a credential's sign-in by a code.
+/// The state of a credential's sign-in by a code.
 #[derive(Default)]
 pub struct SignInState {
-    /// The user code that is shown, and its device code.
+    /// The user code in the status, and its device code.
     pub device_code: Option<(String, SecretString)>,
-    /// The next poll is sent no sooner than this.
+    /// Earliest time of the next poll.
     pub next_poll: Option<Timestamp>,
-    /// How many polls in a row the provider has not answered.
+    /// Number of consecutive polls without a response.
     pub unanswered: u32,
     /// The user code that the provider has ended.
     pub code_over: Option<Box<str>>,
 }
 
-/// How far the revocation of a deleted credential has come. While the request is in flight, [`AttemptState::in_flight`] is set.
+/// The progress of a deleted credential's revocation. While the request is in flight, [`AttemptState::in_flight`] is
+/// set.
 #[derive(Clone, Debug)]
 pub enum Revoking {
-    /// The revocation failed, and is retried.
+    /// The revocation failed, and the broker retries it.
     Again {
         /// The earliest time of the retry.
         at: Timestamp,
         /// The reason of the failure, for the Event.
         why: String,
     },
-    /// The revocation has ended, and the finalizer still has to be removed.
+    /// The revocation has ended. The broker must still remove the finalizer.
     Over {
         /// The result of the revocation.
         revocation: Revocation,
-        /// An Event has reported the result.
+        /// Whether an Event has reported the result.
         reported: bool,
     },
-    /// The finalizer was removed. The watch shows that later.
+    /// The broker has removed the finalizer. The watch shows the removal later.
     Released,
 }
 
-/// The result of reading a target Secret's data, for one resourceVersion.
+/// The result of a read of a target Secret's data, for one resourceVersion.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Inspected {
-    /// The resourceVersion that was read.
+    /// The resourceVersion of the read Secret.
     pub resource_version: String,
-    /// The layout that the content was compared with.
+    /// The layout with which the broker compared the content.
     pub layout: LayoutHash,
-    /// The token in it.
+    /// The token in the Secret.
     pub token: Option<TokenFacts>,
     /// Whether content and metadata are as the broker writes them.
     pub intact: bool,
@@ -169,8 +171,8 @@ impl CredentialState {
         object.is_blank() && attempt.is_blank() && custody.is_blank() && sign_in.is_blank() && probe.is_blank()
     }
 
-    /// Drops what another replica that has led since may have changed. An issued token and a pending refresh token
-    /// survive: both are compared with their Secrets before they are written.
+    /// Drops values that another replica may have changed in its term. Keeps an issued token and a pending refresh
+    /// token: the broker compares both with their Secrets before it writes them.
     fn enter(&mut self, tenure: u64) {
         if self.tenure == tenure {
             return;
@@ -186,7 +188,7 @@ impl CredentialState {
     }
 }
 
-// Each names all fields, so that a new field is not forgotten here.
+// Each `is_blank` names all fields, so that the compiler reports a new field.
 
 impl ObjectState {
     fn is_blank(&self) -> bool {
@@ -218,12 +220,12 @@ impl SignInState {
 }
 
 impl CredentialCache {
-    /// An empty cache. `leadership` gives the term of leadership in which states are made.
+    /// Creates an empty cache. `leadership` gives the term in which states are created.
     pub fn new(leadership: Leadership) -> Self {
         Self { objects: Mutex::default(), leadership, writes: RecentWrites::default(), register: Register::default() }
     }
 
-    /// Notes that a credential exists. Must be called before the store holds the credential.
+    /// Records that a credential exists. The caller calls this before the store holds the credential.
     pub fn begin(&self, uid: &str) {
         let mut objects = self.objects.lock();
         if !objects.live.contains_key(uid) {
@@ -231,8 +233,8 @@ impl CredentialCache {
         }
     }
 
-    /// Runs `work` on the state of a credential. For a deleted credential the state is dropped afterwards, unless it
-    /// holds a pending refresh token.
+    /// Runs `work` on the state of a credential. For a deleted credential, drops the state afterwards, unless it holds
+    /// a pending refresh token.
     pub fn with<T>(&self, uid: &str, work: impl FnOnce(&mut CredentialState) -> T) -> T {
         let mut objects = self.objects.lock();
         if let Some(entry) = objects.live.get_mut(uid) {
@@ -248,7 +250,7 @@ impl CredentialCache {
         done
     }
 
-    /// Frees the state of a credential at rest: of thousands of credentials most are at rest.
+    /// Frees the state of a credential if the state is blank, as most are.
     pub fn tidy(&self, uid: &str) {
         if let Some(entry) = self.objects.lock().live.get_mut(uid) {
             entry.take_if(|entry| entry.is_blank());
@@ -263,21 +265,21 @@ impl CredentialCache {
         }
     }
 
-    /// Forgets the device code and the time of the next poll, which the new leader will change. The rest is dropped
-    /// when a new term of leadership begins.
+    /// Forgets the device code and the time of the next poll, which the new leader will change. The cache drops other
+    /// values when a new term of leadership begins.
     pub fn stand_by(&self, uid: &str) {
         if let Some(Some(entry)) = self.objects.lock().live.get_mut(uid) {
             (entry.sign_in.device_code, entry.sign_in.next_poll) = (None, None);
         }
     }
 
-    /// Forgets the times of the next polls: they were computed before the clock was set.
+    /// Forgets the times of the next polls: the broker computed them before the clock was set.
     pub fn poll_soon(&self) {
         self.objects.lock().live.values_mut().flatten().for_each(|entry| entry.sign_in.next_poll = None);
     }
 
-    /// Forgets the broker's own writes: the API server was restored from a backup, and its resourceVersions begin again at
-    /// lower numbers.
+    /// Forgets the broker's own writes: the API server was restored from a backup, and its resourceVersions start again
+    /// at lower numbers.
     pub fn forget_writes(&self) {
         for entry in self.objects.lock().live.values_mut().flatten() {
             (entry.object.written, entry.object.target, entry.custody.grant, entry.object.inspected) =
@@ -285,7 +287,7 @@ impl CredentialCache {
         }
     }
 
-    /// Forgets a deleted credential, except a pending refresh token if `retain`. Returns whether there is one.
+    /// Forgets a deleted credential, except a pending refresh token if `retain`. Returns whether a pending one exists.
     pub fn forget(&self, uid: &str, retain: bool) -> bool {
         let mut objects = self.objects.lock();
         let entry = objects.live.remove(uid).flatten();
@@ -295,7 +297,8 @@ impl CredentialCache {
         objects.orphans.contains_key(uid)
     }
 
-    /// Forgets a deleted credential and its refresh tokens, except a pending one if `retain`. Returns whether there is one.
+    /// Forgets a deleted credential and its refresh tokens, except a pending one if `retain`. Returns whether a pending
+    /// one exists.
     pub fn evict(&self, uid: &str, retain: bool) -> bool {
         let pending = self.forget(uid, retain);
         self.register.forget(uid);
@@ -307,7 +310,8 @@ impl CredentialCache {
         self.objects.lock().orphans.contains_key(uid)
     }
 
-    /// Forgets the pending refresh tokens of deleted credentials that arrived at `before` or earlier. Returns how many.
+    /// Forgets the pending refresh tokens of deleted credentials that arrived at `before` or earlier. Returns their
+    /// number.
     pub fn forget_orphans(&self, before: Timestamp) -> usize {
         let orphans = &mut self.objects.lock().orphans;
         let count = orphans.len();
@@ -315,8 +319,9 @@ impl CredentialCache {
         count - orphans.len()
     }
 
-    /// Notes that the status of an object is written now, or returns when it may be written. Two brokers that overwrite
-    /// each other's status would otherwise write as fast as they can. `version` identifies the inputs of the status.
+    /// Records that the broker writes the status of an object now, or returns the time at which it may. Two brokers
+    /// that overwrite each other's status would otherwise write as fast as they can. `version` identifies the inputs of
+    /// the status.
     pub fn defer_status(&self, uid: &str, version: &str, now: Timestamp) -> Option<Timestamp> {
         let version = BuildHasherDefault::<DefaultHasher>::default().hash_one(version);
         let statuses = &mut self.objects.lock().statuses;
@@ -348,15 +353,15 @@ impl CredentialCache {
         }
     }
 
-    /// The number of refresh tokens that exist only in memory.
+    /// Returns the number of refresh tokens that exist only in memory.
     pub fn unstored(&self) -> usize {
         let objects = self.objects.lock();
         let entries = objects.live.values().flatten().chain(objects.orphans.values());
         entries.filter(|entry| entry.custody.unsaved.is_some()).count()
     }
 
-    /// Whether a request is in flight or a result is not written yet: a shutdown waits for both. A replica that does
-    /// not lead writes only pending refresh tokens. Of deleted credentials only pending refresh tokens count.
+    /// Whether a request is in flight or a result is unwritten: a shutdown waits for both. A replica that does not lead
+    /// writes only pending refresh tokens. Of deleted credentials, only pending refresh tokens count.
     pub fn is_busy(&self, leads: bool) -> bool {
         let busy = |entry: &CredentialState| {
             let awaited = entry.attempt.in_flight.is_some() || entry.custody.unsaved.is_some();
@@ -369,8 +374,8 @@ impl CredentialCache {
     }
 }
 
-/// The newer of what a watch shows and what the broker wrote. Clears `written` when the store has caught up.
-/// resourceVersions are comparable numbers (KEP-5504).
+/// Returns the newer of the object in the store and the object that the broker wrote. Clears `written` when the store
+/// has caught up. resourceVersions are comparable numbers (KEP-5504).
 pub fn newer<T>(
     shown: Option<Arc<T>>,
     written: &mut Option<Arc<T>>,
@@ -383,7 +388,7 @@ pub fn newer<T>(
             *written = None;
             shown
         }
-        // The watch does not show the broker's write yet, or the object was deleted: the caller knows which.
+        // The watch does not show the broker's write yet, or the object was deleted. The caller distinguishes both.
         (None, _) => None,
     }
 }
@@ -417,7 +422,7 @@ mod tests {
 
     #[test]
     fn a_state_is_small() {
-        // A class of the allocator. Every credential with a request in flight has a state.
+        // 512 bytes are a size class of the allocator. Every credential with a request in flight has a state.
         assert!(size_of::<CredentialState>() <= 512, "{}", size_of::<CredentialState>());
     }
 

@@ -1,5 +1,5 @@
-//! The finalizer of a credential. With `revocationPolicy: OnDelete` it keeps the credential until the tokens are
-//! revoked, for a minute at most: no deletion, also not that of a namespace, waits longer.
+//! The finalizer of a credential. With `revocationPolicy: OnDelete`, it keeps the credential until the broker has
+//! revoked the tokens, for a minute at most. No deletion waits longer, not even the deletion of a namespace.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -35,14 +35,14 @@ use crate::{
     stores::slim,
 };
 
-/// How long after the deletion revocation is tried.
+/// Time after the deletion in which the broker tries the revocation.
 const REVOCATION_TIMEOUT: SignedDuration = SignedDuration::from_mins(1);
-/// Wait between two attempts.
+/// Wait between two attempts of a revocation.
 const REVOCATION_RETRY: SignedDuration = SignedDuration::from_secs(5);
-/// Wait before another try to store a refresh token, or to write the status, of a credential that other finalizers
+/// Wait before the next try to store a refresh token, or to write the status, of a credential that other finalizers
 /// keep.
 const LINGER_RETRY: Duration = Duration::from_secs(5);
-/// Wait before another try to remove the finalizer from an object that has changed: the watch shows the newer object
+/// Wait before the next try to remove the finalizer from an object that has changed: the watch shows the newer object
 /// within this time.
 const FINALIZER_RETRY: Duration = Duration::from_millis(200);
 
@@ -57,7 +57,7 @@ pub(super) async fn reconcile(
         return Ok(credential);
     }
     let written = match set(&credential, wants, &context.kubernetes.client).await {
-        // Another writer was faster: the watch of the newer object enqueues the credential.
+        // Another writer changed the object. The watch event of the newer object enqueues the credential.
         Err(Error::WriteFinalizer { source: kube::Error::Api(status), .. }) if matches!(status.code, 409 | 422) => None,
         written => written?,
     };
@@ -68,12 +68,12 @@ pub(super) async fn reconcile(
     Ok(written)
 }
 
-/// Adds or removes the finalizer; `None` if the credential is gone.
+/// Adds or removes the finalizer. Returns `None` if the credential no longer exists.
 async fn set(credential: &MailCredential, wanted: bool, client: &Client) -> Result<Option<MailCredential>, Error> {
     let api: Api<MailCredential> = Api::namespaced(client.clone(), checks::namespace(credential));
     let failed = |source| Error::WriteFinalizer { name: credential_words(credential), source };
     let complete = match credential.finalizers().iter().any(|name| name == slim::OTHER_FINALIZERS) {
-        // The store has not kept all finalizers, and the patch needs the index of the broker's own.
+        // The store has not kept all finalizers, and the patch needs the index of the broker's finalizer.
         true => match api.get_metadata_opt(&credential.name_any()).await.map_err(failed)? {
             Some(found) => Some(found.metadata),
             None => return Ok(None),
@@ -92,7 +92,7 @@ async fn set(credential: &MailCredential, wanted: bool, client: &Client) -> Resu
             fence(uid, version).into_iter().chain([finalizers]).collect()
         }
         (true, None) => vec![same_uid(uid), add(["finalizers", "-"], names::FINALIZER_REVOKE.into())],
-        // Without the resourceVersion: a label that was set meanwhile does not matter.
+        // Do not fence by resourceVersion: a concurrent change of a label does not matter.
         (false, Some(index)) => {
             let path = ["finalizers", &index.to_string()];
             vec![same_uid(uid), test(path, names::FINALIZER_REVOKE.into()), remove(path)]
@@ -105,11 +105,11 @@ async fn set(credential: &MailCredential, wanted: bool, client: &Client) -> Resu
     }
 }
 
-/// Cleans up a credential that is being deleted: revokes its tokens when the request is admitted, then removes the
-/// finalizer. At the deadline the finalizer is removed in any case.
+/// Cleans up a deleted credential: revokes its tokens when the request is admitted, then removes the finalizer. At the
+/// deadline, removes the finalizer in any case.
 ///
 /// # Errors
-/// The finalizer could not be removed.
+/// The removal of the finalizer failed.
 pub(super) async fn cleanup(
     credential: Arc<MailCredential>,
     deleted: Timestamp,
@@ -125,7 +125,7 @@ pub(super) async fn cleanup(
     let (in_flight, revoking) =
         context.cache.with(uid, |entry| (entry.attempt.in_flight.is_some(), entry.attempt.revoking.clone()));
     if in_flight {
-        // The end of the request enqueues the credential. A request that began before the deletion may bring one more
+        // The end of the request enqueues the credential. A request that began before the deletion may return one more
         // token.
         return Ok(Action::await_change());
     }
@@ -164,8 +164,8 @@ pub(super) async fn cleanup(
     }
 }
 
-/// Reconciles a deleted credential that other finalizers keep: its status still follows its token. A pending refresh
-/// token is stored before the credential is forgotten, because the grant Secret may outlive the credential.
+/// Reconciles a deleted credential that other finalizers keep: its status still follows its token. Stores a pending
+/// refresh token before the cache forgets the credential, because the grant Secret may outlive the credential.
 async fn linger(credential: Arc<MailCredential>, context: &Arc<Context>) -> Result<Action, Error> {
     if let Err(error) = custody::persist_pending(&credential, context).await {
         tracing::error!(%error, "last refresh token of a deleted credential not stored: retrying");
@@ -190,7 +190,7 @@ fn too_late(why: &str) -> Revocation {
     Revocation::Failed(why.to_owned(), Retry::Transient)
 }
 
-/// Starts the revocation in a task of its own, which holds the permit and ends at the deadline.
+/// Starts the revocation in its own task, which holds the permit and ends at the deadline.
 fn start_revocation(credential: Arc<MailCredential>, permit: Permit, deadline: Timestamp, context: &Arc<Context>) {
     let context = context.clone();
     context.cache.with(checks::uid(&credential), |entry| entry.attempt.in_flight = Some(context.clock.now()));

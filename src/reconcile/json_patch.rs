@@ -28,12 +28,12 @@ pub fn create_map(map: &str) -> PatchOperation {
     add([map], json!({}))
 }
 
-/// Sets a label or an annotation, in a map that exists.
+/// Sets a label or an annotation in an existing map.
 pub fn set(map: &str, key: &str, value: &str) -> PatchOperation {
     add([map, key], value.into())
 }
 
-/// Removes a label or an annotation that may be missing: `remove` alone fails where the key is missing, so the key is
+/// Removes a label or an annotation that may be missing. `remove` alone fails if the key is missing, so the key is
 /// added first.
 pub fn unset(map: &str, key: &str) -> [PatchOperation; 2] {
     [set(map, key, ""), remove([map, key])]

@@ -47,21 +47,21 @@ use crate::{
     },
 };
 
-/// How often a stalled credential is reconciled again, because no watch shows some repairs (a foreign target that is
-/// deleted, a source that gets its label): the first value for the first 30 s, then the second.
+/// Intervals at which the broker reconciles a stalled credential: the first value for 30 s, then the second. No watch
+/// shows some repairs: a deleted foreign target, a source that gets its label.
 const RECHECK: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(60)];
-/// Wait before the reconcile of a new credential whose provider the watch does not show yet. The provider's watch
-/// enqueues the credential too.
+/// Wait before the next reconcile of a new credential whose provider the watch does not show yet. The provider's watch
+/// also enqueues the credential.
 const WATCH_LAG_RECHECK: Duration = Duration::from_millis(500);
-/// How long the first value of [`RECHECK`] holds, in seconds.
+/// Time for which the first value of [`RECHECK`] applies, in seconds.
 const AT_FIRST_SECONDS: i64 = 30;
 
-/// Wait before the reconcile after a status that the API server rejected because the object had changed. The watch of
-/// the newer object usually enqueues the credential sooner.
+/// Wait before the next reconcile after the API server has rejected a status because the object had changed. The watch
+/// event of the newer object usually enqueues the credential sooner.
 const STATUS_RETRY: Duration = Duration::from_secs(5);
-/// Wait before another try of a replica that no longer leads to store a refresh token.
+/// Wait before a replica that no longer leads tries again to store a refresh token.
 const GRANT_WRITE_RETRY: Duration = Duration::from_secs(2);
-/// Wait before another try to repair the target, while the back-off of the next token request runs.
+/// Wait before the next try to repair the target, during the back-off of the next token request.
 const REPAIR_RETRY: SignedDuration = SignedDuration::from_secs(30);
 
 /// Reconciles one credential. A request runs in a task of its own, and its end enqueues the credential again.
@@ -72,7 +72,7 @@ pub async fn reconcile(credential: Arc<MailCredential>, context: &Arc<Context>) 
     let (uid, row) = (checks::uid(&credential).to_owned(), Activity::grant(&credential));
     let done = step(credential.clone(), context).await;
     if done.is_err() {
-        // Without this an offered permit would stay unused until the next try.
+        // Otherwise an offered permit would stay unused until the next try.
         context.requests.admission.decline(&row);
         // The caller computes the time of the next try.
         report::unobserved(credential, context).await;
@@ -81,8 +81,8 @@ pub async fn reconcile(credential: Arc<MailCredential>, context: &Arc<Context>) 
     done
 }
 
-/// When the status must report the end of the token although the reconciles of the credential fail; `None` where it
-/// reports that already.
+/// Returns the time at which the status must report the expiry of the token although the reconciles of the credential
+/// fail; `None` if the status already reports it.
 pub fn end_of_ready(credential: &MailCredential, context: &Context) -> Option<Timestamp> {
     let latest = observe::latest(Arc::new(credential.clone()), &context.cache);
     latest.status.as_ref().and_then(policy::status::end_of_ready)
@@ -132,7 +132,7 @@ async fn step(credential: Arc<MailCredential>, context: &Arc<Context>) -> Result
     }
     let stuck = decision.awaits_change();
     context.cache.with(checks::uid(&observed.credential), |entry| entry.object.stuck = stuck);
-    // Write the status even if the Secret of the former name cannot be deleted.
+    // Write the status even if the broker cannot delete the Secret of the former name.
     let removed = if decision == Decision::Suspended {
         Ok(())
     } else {
@@ -148,7 +148,7 @@ async fn step(credential: Arc<MailCredential>, context: &Arc<Context>) -> Result
     Ok(next(&observed, &decision, login_again, context, now))
 }
 
-/// Stores a refresh token that is held in memory, also on a replica that no longer leads: no other replica has the
+/// Stores a refresh token that exists only in memory, even on a replica that no longer leads: no other replica has the
 /// token, and the fence protects a newer one.
 async fn persist_what_came(credential: &MailCredential, context: &Context) -> Action {
     match custody::persist_pending(credential, context).await {
@@ -188,7 +188,7 @@ async fn apply(
                 provider.blocker = Some(blocker);
             }
         }
-        // A failed repair must not shorten the back-off after a refusal of the provider.
+        // A failed repair must not shorten the back-off after a provider's refusal.
         Err(PublishError::Refused(why)) if observed.backoff(now).is_some() => {
             tracing::warn!(secret = observed.target_name(), why, "Secret not written");
             return Ok(Decision::BackOff { until: now + REPAIR_RETRY });
@@ -213,7 +213,7 @@ async fn apply(
     Ok(policy::decide(observed, now))
 }
 
-/// Writes the refresh token that is held in memory, or repairs labels and owner of the grant Secret.
+/// Writes the refresh token that exists only in memory, or repairs labels and owner of the grant Secret.
 async fn keep_grant(observed: &mut Observed, context: &Context) -> Result<(), PublishError> {
     let unsaved = observed.grant.as_ref().is_some_and(|grant| grant.unsaved);
     let stored = observed.grant.as_ref().and_then(|grant| grant.stored.as_ref());
@@ -231,7 +231,7 @@ async fn keep_grant(observed: &mut Observed, context: &Context) -> Result<(), Pu
     Ok(())
 }
 
-/// When the credential is reconciled again.
+/// Returns the time of the next reconcile.
 fn next(
     observed: &Observed,
     decision: &Decision,
@@ -244,9 +244,9 @@ fn next(
         | Decision::BackOff { until }
         | Decision::AwaitSignIn { until }
         | Decision::Claimed { until } => Some(*until),
-        // The process is about to end, and sends no request.
+        // The process is about to end, so it sends no request.
         Decision::Issue(_) | Decision::SignIn | Decision::Poll if context.requests.draining.is_cancelled() => None,
-        // The write has shown more work.
+        // The write led to a decision with more work.
         Decision::Issue(_)
         | Decision::SignIn
         | Decision::Poll

@@ -1,5 +1,5 @@
-//! Gathers the inputs of the decision about one credential. It reads from the API server only what no watch shows, and
-//! only after a change.
+//! Collects the inputs of the decision about one credential. Reads from the API server only data that no watch shows,
+//! and only after a change.
 
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ use crate::{
     stores::Stores,
 };
 
-/// The credential as a watch shows it, or as the broker wrote it, whichever is newer.
+/// Returns the newer of the credential in the store and the credential that the broker wrote.
 pub(super) fn latest(shown: Arc<MailCredential>, cache: &CredentialCache) -> Arc<MailCredential> {
     let latest = |entry: &mut CredentialState| {
         newer(Some(shown.clone()), &mut entry.object.written, |object| object.metadata.resource_version.as_deref())
@@ -48,8 +48,8 @@ pub(super) fn latest(shown: Arc<MailCredential>, cache: &CredentialCache) -> Arc
     cache.with(checks::uid(&shown), latest).unwrap_or_else(|| shown.clone())
 }
 
-/// What is known about a credential now. `None` while the ConfigMap of its provider's CA bundle has not been read yet;
-/// the first read enqueues the credential.
+/// Observes a credential. Returns `None` while the broker has not read the ConfigMap of the provider's CA bundle; the
+/// first read enqueues the credential.
 pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) -> Result<Option<Observed>, Error> {
     let uid = credential.uid().unwrap_or_default();
     // Read `in_flight` first. If the request ends during this function, the objects read so far are stale: leave the
@@ -63,13 +63,13 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     let target = target(&credential, shown.clone(), provider.as_ref().ok(), context).await?;
     let previous = previous(&credential, provider.as_ref().ok(), context).await?;
     let grant = custody::observe(&credential, provider.as_ref().ok(), context).await?;
-    // After a new seed was read: a request with the seed must not count as one with the former seed, or its failure would
-    // not delay the next request.
+    // Compute this after the read of a new seed. Otherwise a request with the new seed would count as a request with
+    // the former one, and its failure would not delay the next request.
     let attempt_hash =
         inputs::attempt_hash(&credential, &hash, &source_versions(&credential, &context.providers.contents));
-    // Nothing below can fail, so an outcome that is taken is not lost.
+    // The following statements cannot fail, so no outcome is lost.
     let (outcome, unreported, unwritten) = context.cache.with(&uid, |entry| {
-        // Drop an unwritten token that was issued for other inputs or has ended.
+        // Drop an unwritten token that was issued for other inputs or has expired.
         entry.attempt.unwritten = entry.attempt.unwritten.take().filter(|unwritten| {
             let wanted = provider.as_ref().map_or(true, |provider| provider.issued_for == unwritten.issued_for);
             wanted && now < unwritten.answer.token.expires_at
@@ -114,7 +114,7 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     Ok(Some(observed))
 }
 
-/// The provider as the cache knows it, and the hash of the provider and its sources.
+/// Returns the provider from the cache, and the hash of the provider and its sources.
 fn provider(
     credential: &MailCredential,
     object: Option<&ProviderObject>,
@@ -158,7 +158,7 @@ fn not_found(credential: &MailCredential, stores: &Stores) -> Blocker {
     checks::missing_provider(credential, unreadable, watched)
 }
 
-/// Why the provider must not be used for the credential, by their specs and the labels of the namespace.
+/// Returns why the credential must not use the provider, by their specs and the labels of the namespace.
 pub(super) fn permission(
     credential: &MailCredential,
     object: &ProviderObject,
@@ -229,7 +229,7 @@ async fn target(
     }
 }
 
-/// The target's metadata as the watch shows it, or as the broker wrote it, whichever is newer.
+/// Returns the newer of the target's metadata in the store and the metadata that the broker wrote.
 fn shown_target(credential: &MailCredential, context: &Context) -> Option<Arc<ObjectMeta>> {
     let name = target_name(credential);
     let shown = context.stores.own_secrets.get(checks::namespace(credential), &name);
@@ -244,8 +244,8 @@ fn shown_target(credential: &MailCredential, context: &Context) -> Option<Arc<Ob
     })
 }
 
-/// A Secret under a former name of the target: the one that the status names, otherwise any other Secret that belongs to the
-/// credential. After two renames, of which the status names one, both are found.
+/// Returns a Secret with a former name of the target: the Secret that the status names, otherwise any other Secret that
+/// belongs to the credential. After two renames, of which the status names one, this finds both.
 async fn previous(
     credential: &MailCredential,
     provider: Option<&Provider>,
@@ -274,7 +274,7 @@ async fn previous(
     Ok(None)
 }
 
-/// What is known about a Secret of the credential. The data is read only if another writer wrote the Secret last.
+/// Observes a Secret of the credential. Reads its data only if another writer wrote the Secret last.
 async fn published(
     credential: &MailCredential,
     provider: Option<&Provider>,
@@ -311,7 +311,7 @@ async fn published(
     Ok(Published { token, intact, must_recreate, ..Published::read(meta) })
 }
 
-/// Reads a Secret that another writer may have changed, and compares it with what the broker writes.
+/// Reads a Secret that another writer may have changed, and compares it with the content that the broker writes.
 async fn inspect(
     credential: &MailCredential,
     provider: Option<&Provider>,
@@ -322,11 +322,11 @@ async fn inspect(
     let layout = provider.map(|provider| provider.layout.clone()).unwrap_or_default();
     let _reservation = context.kubernetes.secrets.reads.reserve(checks::namespace(credential), SECRET_MAX).await;
     let Some(secret) = context.kubernetes.secrets.read(checks::namespace(credential), &name).await? else {
-        // The Secret was deleted since; the watch will show that.
+        // The Secret was deleted since. The watch will show the deletion.
         let version = meta.resource_version.clone().unwrap_or_default();
         return Ok(Inspected { resource_version: version, layout, token: None, intact: false, must_recreate: false });
     };
-    // The status is compared by the caller, each time.
+    // The caller compares the status each time.
     let (token, agrees) = stored_token(&secret, None).map_or((None, true), |(stored, agrees)| (Some(stored), agrees));
     let as_written = provider.zip(token.as_ref()).is_none_or(|(provider, stored)| {
         let same_layout = Published::read(&secret.metadata).layout == provider.layout;

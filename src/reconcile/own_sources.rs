@@ -1,4 +1,4 @@
-//! The Secrets that a credential refers to, as inputs of its attempts.
+//! The Secrets to which a credential refers, as inputs of its attempts.
 
 use crate::{
     api::{
@@ -11,18 +11,18 @@ use crate::{
     stores::Stores,
 };
 
-/// The Secrets that a credential itself refers to.
+/// Returns the Secrets to which a credential itself refers.
 fn own_sources(credential: &MailCredential) -> impl Iterator<Item = ObjectKey> {
     let namespace = checks::namespace(credential);
     credential.spec.grant.sources().map(move |source| (namespace.to_owned(), source.name.clone()))
 }
 
-/// The versions since which the Secrets that a credential itself refers to have their present content.
+/// Returns, for each Secret to which a credential itself refers, the version since which its content is unchanged.
 pub(super) fn source_versions(credential: &MailCredential, contents: &SourceContents) -> Vec<String> {
     own_sources(credential).map(|source| contents.since(&source)).collect()
 }
 
-/// Reads the sources of an attempt that failed before a restart, so that a change of their metadata does not end its
+/// Reads the sources of an attempt that failed before a restart. A change of their metadata then does not end the
 /// back-off.
 pub(super) fn learn_sources(observed: &Observed, context: &Context) {
     let failed_with = observed.history.failed_with.as_ref();

@@ -1,5 +1,5 @@
-//! The reconcile of a provider: resolves it when it or an object that it refers to changes, and reports in its status
-//! whether it can be used.
+//! The reconcile of a provider: resolves the provider after a change of it or of an object to which it refers, and
+//! reports in its status whether the broker can use it.
 
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
@@ -43,7 +43,7 @@ use crate::{
 /// Reconciles one provider.
 ///
 /// # Errors
-/// The step that Kubernetes failed. All other failures become conditions.
+/// The step that failed in Kubernetes. All other failures become conditions.
 pub async fn reconcile(key: &ProviderKey, context: &Arc<Context>) -> Result<Action, Error> {
     let mut resolving = false;
     let done = step(key, &mut resolving, context).await;
@@ -53,14 +53,14 @@ pub async fn reconcile(key: &ProviderKey, context: &Arc<Context>) -> Result<Acti
     done
 }
 
-/// Sets `resolving` where a resolution begins or waits for its permit.
+/// Takes one step. Sets `resolving` if a resolution begins or waits for a permit.
 async fn step(key: &ProviderKey, resolving: &mut bool, context: &Arc<Context>) -> Result<Action, Error> {
     let Some(object) = context.stores.provider(key) else { return Ok(Action::await_change()) };
     if key.kind == ProviderKind::ClusterMailProvider
         && !context.stores.credentials.is_complete()
         && !context.stores.references.is_used(key)
     {
-        // A broker of single namespaces leaves ClusterMailProviders that no credential there uses to other brokers.
+        // A broker with `--namespace` ignores ClusterMailProviders that no credential in its namespaces uses.
         return Ok(Action::await_change());
     }
     let home = context.stores.home(key).to_owned();
@@ -72,7 +72,7 @@ async fn step(key: &ProviderKey, resolving: &mut bool, context: &Arc<Context>) -
     let Some(inputs) = context.providers.hash(&object) else { return Ok(Action::await_change()) };
     let known = context.providers.result(key, &inputs);
     if known.is_none() && policy::is_fresh(&object) {
-        // After a restart the former result stays valid until a credential needs the provider.
+        // After a restart, the former result stays valid until a credential needs the provider.
         let now = context.clock.now();
         if let Some(until) = context.providers.is_still_valid(key, &inputs, policy::trusted_until(&object, now), now) {
             if context.providers.is_news(key, &inputs, None) {
@@ -111,8 +111,8 @@ async fn step(key: &ProviderKey, resolving: &mut bool, context: &Arc<Context>) -
     Ok(next.map_or_else(Action::await_change, |at| Action::requeue(context.clock.until(at))))
 }
 
-/// Resolves a provider in a task of its own, which enqueues the provider at its end: a provider that hangs delays no
-/// other. The discovery of endpoints needs a permit.
+/// Resolves a provider in a separate task, which enqueues the provider at its end. So a provider that hangs delays no
+/// other provider. The discovery of endpoints needs a permit.
 fn start_resolution(
     object: ProviderObject,
     inputs: ProviderHash,
@@ -131,7 +131,7 @@ fn start_resolution(
             AssertUnwindSafe(context.providers.resolve(&object, again, permit.as_ref())).catch_unwind().await;
         let exists = context.stores.provider(&key).is_some_and(|found| found.meta().uid == object.meta().uid);
         if !exists {
-            // The provider was deleted meanwhile: remove what this task has left.
+            // The provider was deleted during the resolution: remove the state that this task has left.
             context.providers.forget(&key);
             context.providers.bundles.release(&key, None);
             return context.queue.enqueue_provider(key);
@@ -160,9 +160,9 @@ fn wake_credentials(key: &ProviderKey, context: &Context) {
         .for_each(|credential| context.queue.enqueue_credential(credential));
 }
 
-/// Writes the status of a provider if it differs. Returns when it changes by the clock alone, and whether it was
-/// written. A status that another writer changes each time is written later: two installations with different results
-/// must not write as fast as they can.
+/// Writes the status of a provider if it differs. Returns the time at which the status changes only because of the
+/// clock, and whether this call wrote it. If another writer changes the status each time, delays the write: two
+/// installations with different results must not write as fast as they can.
 async fn write_status(
     object: &ProviderObject,
     inputs: &ProviderHash,
@@ -215,7 +215,7 @@ async fn write_status(
     Ok((turn, true))
 }
 
-/// What the status of a usable provider reports.
+/// Returns the facts that the status of a usable provider reports.
 fn usable(resolved: &ResolvedProvider) -> Usable<'_> {
     let clients = resolved.authentication.iter().filter(|entry| entry.client_credential.is_ok()).map(|entry| {
         ClientEnd { index: entry.index, method: entry.method, expires_at: entry.expires_at.as_ref().map(|end| end.0) }
@@ -239,13 +239,13 @@ fn ready_words(resolved: &ResolvedProvider) -> String {
     format!("tokens come from {}{notes}{bundle}", resolved.endpoints.token_url)
 }
 
-/// What was skipped in the CA bundle.
+/// Describes the skipped blocks of the CA bundle.
 fn skipped_words(resolved: &ResolvedProvider) -> Option<String> {
     let skipped = resolved.client.skipped()?;
     Some(format!("the CA bundle holds more than certificates, and only its certificates are used: {skipped}"))
 }
 
-/// The metadata as written; `None` where the object is gone.
+/// Applies the status. Returns the metadata of the written object; `None` if the object no longer exists.
 async fn patch_status<K>(api: &Api<K>, object: &Arc<K>, status: &ProviderStatus) -> Result<Option<ObjectMeta>, Error>
 where
     K: Resource<DynamicType = ()> + Clone + Serialize + DeserializeOwned + std::fmt::Debug,
@@ -268,7 +268,7 @@ fn emit(object: &ProviderObject, notice: &EventNote, context: &Context) {
     let reference = match object {
         ProviderObject::Namespaced(provider) => provider.object_ref(&()),
         ProviderObject::Cluster(provider) => {
-            // Events of cluster-scoped objects belong to the namespace `default`, where many brokers may not write.
+            // Events of cluster-scoped objects belong to the namespace `default`, in which many brokers may not write.
             let mut reference = provider.object_ref(&());
             reference.namespace = None;
             reference

@@ -1,5 +1,6 @@
-//! The cache of resolved providers: endpoints discovered, secrets read, CA bundle trusted. A provider is resolved once
-//! for each change of it or of an object that it refers to, for its status and for the credentials that use it.
+//! The cache of resolved providers with their endpoints, secrets and CA bundles. The broker resolves a provider once
+//! after each change of it or of an object to which it refers. The provider's status and all its credentials use the
+//! result.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -32,7 +33,7 @@ use crate::{
     stores::Stores,
 };
 
-/// The hash by which a probe notices another CA bundle: the first 16 hex digits of the SHA-256 `digest`.
+/// Returns the hash by which a probe detects another CA bundle: the first 16 hex digits of the SHA-256 `digest`.
 pub(crate) fn bundle_hash(digest: &[u8]) -> hash::ProbeHash {
     names::hex16(digest).into()
 }
@@ -40,21 +41,21 @@ pub(crate) fn bundle_hash(digest: &[u8]) -> hash::ProbeHash {
 /// The result of the last resolution.
 type ResolveResult = Result<Arc<ResolvedProvider>, ProviderProblem>;
 
-/// The largest number of distinct CA bundles with a client. Beyond it the client of the least recently used provider is
-/// evicted, and made again when it is needed.
+/// Maximum number of distinct CA bundles with a client. If there are more, the cache evicts the client of the least
+/// recently used provider, and creates it again when it is needed.
 const BUNDLES: usize = 32;
-/// A provider whose client was evicted is resolved again after this time, if nothing needs it before.
+/// Time after which the broker resolves a provider with an evicted client again, if nothing needs the provider before.
 const GIVEN_UP_FOR: SignedDuration = SignedDuration::from_hours(1);
 
-/// What providers are resolved with.
+/// The inputs of all resolutions.
 pub struct Resolver {
     /// The client of the API server.
     pub client: Client,
-    /// The HTTP clients towards providers.
+    /// The HTTP clients for providers.
     pub clients: IdpClients,
-    /// Where ServiceAccount tokens come from.
+    /// The sources of ServiceAccount tokens.
     pub identities: Identities,
-    /// Whether this replica leads: no other sends requests.
+    /// Whether this replica leads. Only the leader sends requests.
     pub leadership: Leadership,
     /// The clock, in whole seconds.
     pub clock: Clock,
@@ -62,15 +63,15 @@ pub struct Resolver {
 
 /// The resolved providers, by key.
 pub struct ProviderCache {
-    /// Uses so far.
+    /// Number of uses so far.
     uses: AtomicU64,
     resolver: Resolver,
     stores: Stores,
-    /// The ConfigMaps that hold CA bundles.
+    /// The versions of the ConfigMaps with CA bundles.
     pub bundles: Arc<Bundles>,
-    /// Since when source Secrets have their present content.
+    /// The versions since which the content of each source Secret is unchanged.
     pub contents: SourceContents,
-    /// Which addresses may be connected to: part of the hash, so that a restart with other flags resolves
+    /// The permitted addresses and the proxy as text. They are part of the hash, so a restart with other flags resolves
     /// providers again.
     reach: String,
     entries: Mutex<HashMap<ProviderKey, ProviderEntry>>,
@@ -78,41 +79,42 @@ pub struct ProviderCache {
 
 #[derive(Default)]
 struct ProviderEntry {
-    /// Only one task at a time resolves the provider.
+    /// Allows one task at a time to resolve the provider.
     resolving: Arc<tokio::sync::Mutex<()>>,
-    /// A task resolves the provider, and enqueues it at its end.
+    /// Whether a task resolves the provider. The task enqueues the provider at its end.
     handle: bool,
-    /// The step of the last resolution that Kubernetes failed.
+    /// The step of the last resolution that failed in Kubernetes.
     error: Option<Error>,
-    /// The result, and the inputs that it is about.
+    /// The last result, with the inputs of the resolution.
     result: Option<(hash::ProviderHash, ResolveResult)>,
-    /// The inputs with which the status from before a restart is valid, and until when.
+    /// The inputs for which the status from before a restart is valid, and the time until which it is.
     trusted: Option<(hash::ProviderHash, Timestamp)>,
-    /// Failed resolutions in a row with the same inputs, and when the next one is due.
+    /// Number of consecutive failed resolutions with the same inputs. `retry_at` is the time of the next one.
     failures: u32,
     failed_with: hash::ProviderHash,
     retry_at: Option<Timestamp>,
-    /// What its credentials were enqueued for last: the inputs, and the problem.
+    /// The inputs and the problem for which the broker last enqueued the provider's credentials.
     reported: Option<(hash::ProviderHash, Option<ProviderProblem>)>,
-    /// When it was used last: a number that grows with each use of any provider.
+    /// The use counter at the last use of the provider.
     used: u64,
-    /// The status that was written last, with its resourceVersion. A watch shows it a moment later.
+    /// The last written status, with its resourceVersion. A watch shows it a moment later.
     written: Option<(u64, ProviderStatus)>,
 }
 
 impl ProviderCache {
-    /// An empty cache of providers.
+    /// Creates an empty cache of providers.
     pub fn new(resolver: Resolver, stores: Stores, bundles: Arc<Bundles>, contents: SourceContents) -> Self {
         let (uses, reach) = (AtomicU64::new(0), resolver.clients.reach());
         Self { uses, reach, resolver, stores, bundles, contents, entries: Mutex::default() }
     }
 
-    /// Where ServiceAccount tokens come from.
+    /// Returns the sources of ServiceAccount tokens.
     pub fn identities(&self) -> &Identities {
         &self.resolver.identities
     }
 
-    /// Hash of a provider, of the versions of everything it refers to, and of what may be connected to; `None` while a ConfigMap has not been read yet.
+    /// Returns the hash of a provider, of the versions of all objects to which it refers, and of the permitted
+    /// addresses; `None` while the broker has not read a ConfigMap.
     pub fn hash(&self, object: &ProviderObject) -> Option<hash::ProviderHash> {
         let key = object.key();
         let home = self.stores.home(&key);
@@ -130,8 +132,8 @@ impl ProviderCache {
         Some(names::short_digest(parts.iter().map(String::as_str)).into())
     }
 
-    /// Hash of the CA bundle that a provider's client trusts; empty without one. `None` while the provider was not resolved
-    /// with these inputs.
+    /// Returns the hash of the CA bundle that a provider's client trusts; empty without a bundle. `None` while the
+    /// provider has not been resolved with these inputs.
     pub fn bundle(&self, object: &ProviderObject, inputs: &hash::ProviderHash) -> Option<hash::ProbeHash> {
         if bundle_config_map(object.spec()).is_none() && bundle_secret(object.spec()).is_none() {
             return Some(hash::ProbeHash::default());
@@ -140,14 +142,14 @@ impl ProviderCache {
         resolved.client.bundle().map(|(digest, _)| bundle_hash(&digest))
     }
 
-    /// The result of the last resolution, if it was with these inputs.
+    /// Returns the result of the last resolution, if it had these inputs.
     pub fn result(&self, key: &ProviderKey, inputs: &hash::ProviderHash) -> Option<ResolveResult> {
         let entries = self.entries.lock();
         let (of, result) = entries.get(key)?.result.as_ref()?;
         (of == inputs).then(|| result.clone())
     }
 
-    /// The endpoints of the last resolution.
+    /// Returns the endpoints of the last resolution.
     pub fn endpoints(&self, key: &ProviderKey) -> Option<Endpoints> {
         let entries = self.entries.lock();
         let (_, result) = entries.get(key)?.result.as_ref()?;
@@ -161,15 +163,15 @@ impl ProviderCache {
         }
     }
 
-    /// Invalidates all providers after a clock jump: retry times and assertions were computed with the old clock.
+    /// Invalidates all providers after a clock jump: the broker computed retry times and assertions with the old clock.
     pub fn invalidate_all(&self) {
         for entry in self.entries.lock().values_mut() {
             (entry.result, entry.retry_at, entry.reported) = (None, None, None);
         }
     }
 
-    /// Until when the status from before a restart is valid. `None`: it is not, because the provider was resolved
-    /// since, or because its inputs have changed since the first call, whose `until` counts.
+    /// Returns the time until which the status from before a restart is valid. Returns `None` if the provider was
+    /// resolved since, or if its inputs have changed since the first call. The first call's `until` counts.
     pub fn is_still_valid(
         &self,
         key: &ProviderKey,
@@ -186,31 +188,31 @@ impl ProviderCache {
         (trusted == inputs && now < *until).then_some(*until)
     }
 
-    /// Whether the caller must start the resolution: no other task runs.
+    /// Whether the caller must start the resolution, because no other task runs.
     pub fn begin(&self, key: &ProviderKey) -> bool {
         let mut entries = self.entries.lock();
         let entry = entries.entry(key.clone()).or_default();
         !std::mem::replace(&mut entry.handle, true)
     }
 
-    /// Ends a resolution, with the step that Kubernetes failed.
+    /// Ends a resolution. `error` is the step that failed in Kubernetes.
     pub fn end(&self, key: &ProviderKey, error: Option<Error>) {
         if let Some(entry) = self.entries.lock().get_mut(key) {
             (entry.handle, entry.error) = (false, error);
         }
     }
 
-    /// The error of the last resolution, returned once.
+    /// Returns the error of the last resolution, only once.
     pub fn take_error(&self, key: &ProviderKey) -> Option<Error> {
         self.entries.lock().get_mut(key)?.error.take()
     }
 
-    /// When a provider that cannot be used is resolved again.
+    /// Returns the time of the next resolution of an unusable provider.
     pub fn retry_at(&self, key: &ProviderKey) -> Option<Timestamp> {
         self.entries.lock().get(key)?.retry_at
     }
 
-    /// Notes the result of a resolution, and returns when the next one is due.
+    /// Records the result of a resolution, and returns the time of the next one.
     pub fn note(
         &self,
         key: &ProviderKey,
@@ -232,7 +234,7 @@ impl ProviderCache {
         entry.retry_at
     }
 
-    /// Whether the credentials of a provider must be enqueued for this result: once for each result.
+    /// Whether the broker must enqueue the credentials of a provider for this result: once for each result.
     pub fn is_news(&self, key: &ProviderKey, inputs: &hash::ProviderHash, problem: Option<&ProviderProblem>) -> bool {
         let mut entries = self.entries.lock();
         let entry = entries.entry(key.clone()).or_default();
@@ -244,7 +246,7 @@ impl ProviderCache {
         true
     }
 
-    /// The current status: as the watch shows it, or as the broker wrote it, whichever is newer.
+    /// Returns the newer of the status in the store and the status that the broker wrote.
     pub fn status(&self, object: &ProviderObject) -> ProviderStatus {
         let shown = version(object.meta());
         let entries = self.entries.lock();
@@ -254,12 +256,12 @@ impl ProviderCache {
         }
     }
 
-    /// Notes a status that was written.
+    /// Records a status that the broker has written.
     pub fn wrote(&self, key: &ProviderKey, meta: &ObjectMeta, status: ProviderStatus) {
         self.entries.lock().entry(key.clone()).or_default().written = Some((version(meta), status));
     }
 
-    /// Forgets the statuses that were written: the API server was restored from a backup.
+    /// Forgets the written statuses: the API server was restored from a backup.
     pub fn forget_writes(&self) {
         self.entries.lock().values_mut().for_each(|entry| entry.written = None);
         self.contents.forget_versions();
@@ -314,12 +316,12 @@ impl ProviderCache {
         };
         let found = resolve(object, &context).await?;
         if found.is_err() && !leadership.is_leader() {
-            // The request may have been withheld, which says nothing about the provider: keep no result.
+            // The client may have withheld the request, which shows nothing about the provider: keep no result.
             return Ok(found.map(Arc::new));
         }
         let mut entries = self.entries.lock();
         if !exists() {
-            // The provider was deleted meanwhile: remove its entry.
+            // The provider was deleted during the resolution: remove its entry.
             entries.remove(&key);
             self.bundles.release(&key, None);
             return Ok(found.map(Arc::new));
@@ -329,14 +331,14 @@ impl ProviderCache {
         entry.result = Some((inputs, result.clone()));
         let evicted = evict_clients(&mut entries, BUNDLES, clock.now() + GIVEN_UP_FOR);
         drop(entries);
-        // Outside of the lock: dropping the last reference to a client takes time.
+        // Drop the clients outside of the lock, because dropping the last reference takes time.
         drop(evicted);
         Ok(result)
     }
 }
 
-/// Removes the results of the least recently used providers, until no more than `bundles` distinct CA bundles are in
-/// use. The status of such a provider stays valid until it is used, or `until`.
+/// Removes the results of the least recently used providers, until at most `bundles` distinct CA bundles are in use.
+/// The status of such a provider stays valid until a use of the provider, or `until`.
 fn evict_clients(
     entries: &mut HashMap<ProviderKey, ProviderEntry>,
     bundles: usize,
@@ -363,7 +365,7 @@ fn evict_clients(
     concerned.filter_map(take).collect()
 }
 
-/// resourceVersions are comparable numbers (KEP-5504).
+/// Returns the resourceVersion as a number, for comparisons (KEP-5504).
 fn version(meta: &ObjectMeta) -> u64 {
     meta.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default()
 }

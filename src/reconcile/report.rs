@@ -1,4 +1,4 @@
-//! Writes the status if it differs, and emits an Event for each condition that changed.
+//! Writes the status if it differs. Emits an Event for each condition that turns bad or recovers.
 
 use std::sync::Arc;
 
@@ -22,7 +22,8 @@ use crate::{
     stores::slim,
 };
 
-/// When the status of a credential whose request waits for a permit or is in flight may have to be written.
+/// Returns when the broker may have to write the status of a credential whose request waits for a permit or is in
+/// flight.
 pub(super) fn reported_at(
     credential: &MailCredential,
     decision: &Decision,
@@ -35,8 +36,8 @@ pub(super) fn reported_at(
     report_time::next(decision, credential.status.as_ref().unwrap_or(&none), waiting, now)
 }
 
-/// Writes the status of a credential if it differs, then emits Events. `false`: the object has changed since it was
-/// read, and is reconciled again.
+/// Writes the status of a credential if it differs, then emits Events. Returns `false` if the object has changed since
+/// the observation; the broker then reconciles it again.
 pub(super) async fn report(
     observed: &Observed,
     decision: &Decision,
@@ -86,8 +87,9 @@ pub(super) async fn report(
     Ok(true)
 }
 
-/// Reports the end of the token of a credential that cannot be observed because a watch has not shown an object that it
-/// refers to. Waits a moment first: right after a start, one status write then reports both the end and the next token.
+/// Reports the expiry of the token of a credential that the broker cannot observe, because a watch has not shown an
+/// object to which it refers. Waits a moment first: right after a start, one status write then reports both the expiry
+/// and the next token.
 pub(super) async fn unshown(credential: Arc<MailCredential>, context: &Context) -> Option<Timestamp> {
     let now = context.clock.now();
     let uid = checks::uid(&credential);
@@ -99,8 +101,8 @@ pub(super) async fn unshown(credential: Arc<MailCredential>, context: &Context) 
     unobserved(credential, context).await
 }
 
-/// Reports the end of the token of a credential whose Secrets the broker could not read. Returns when that report is
-/// due.
+/// Reports the expiry of the token of a credential whose Secrets the broker could not read. Returns the time at which
+/// the report is due.
 pub(super) async fn unobserved(credential: Arc<MailCredential>, context: &Context) -> Option<Timestamp> {
     if !context.leadership.is_leader() || credential.metadata.deletion_timestamp.is_some() {
         return None;
@@ -126,9 +128,9 @@ pub(super) async fn unobserved(credential: Arc<MailCredential>, context: &Contex
     }
 }
 
-/// Replaces the status by a PUT. The API server ignores the rest of the object, and answers 409 if the object has another uid or
-/// a newer resourceVersion. Server-side apply would cost the API server a quarter more CPU: it reads the configuration as YAML
-/// and merges it field by field.
+/// Replaces the status by a PUT. The API server ignores the rest of the object. It answers 409 if the object has
+/// another uid or a newer resourceVersion. Server-side apply would cost the API server a quarter more CPU, because it
+/// reads the configuration as YAML and merges it field by field.
 async fn put_status(
     client: &Client,
     credential: &MailCredential,

@@ -26,7 +26,7 @@ use crate::{
 /// The media type that requests metadata instead of the object: <https://kubernetes.io/docs/reference/using-api/api-concepts/#alternate-representations-of-resources>.
 const METADATA: HeaderValue = HeaderValue::from_static("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1");
 
-/// Reads and writes the Secrets of the broker.
+/// Reads and writes the broker's Secrets.
 pub struct Secrets {
     client: Client,
     /// Bounds the memory of target Secrets while the broker renders and writes them.
@@ -45,7 +45,7 @@ impl Secrets {
         Api::namespaced(self.client.clone(), namespace)
     }
 
-    /// Reads a Secret with its data; `None` if it does not exist. The caller has reserved the memory for it.
+    /// Reads a Secret with its data; `None` if it does not exist. The caller has reserved the memory for the Secret.
     ///
     /// # Errors
     /// [`Error::ReadSecret`].

@@ -1,4 +1,4 @@
-//! The stores: what the watches show, and an index of the references between objects.
+//! The stores with the objects that the watches show, and an index of the references between objects.
 
 mod packed;
 pub mod reference_index;
@@ -41,7 +41,7 @@ use crate::{
     },
 };
 
-/// The stores of one kind: one for the cluster, or one for each namespace that is watched.
+/// The stores of one kind: one for the cluster, or one for each watched namespace.
 pub struct Mirror<K>(Arc<HashMap<Option<String>, Store<K>>>);
 
 impl<K> Clone for Mirror<K> {
@@ -51,7 +51,7 @@ impl<K> Clone for Mirror<K> {
 }
 
 impl<K: Stored> Mirror<K> {
-    /// Stores by the namespace they watch; `None` is all.
+    /// Creates a mirror from the stores of namespaces; the key `None` means all namespaces.
     pub fn new(stores: HashMap<Option<String>, Store<K>>) -> Self {
         Self(Arc::new(stores))
     }
@@ -60,62 +60,62 @@ impl<K: Stored> Mirror<K> {
         self.0.get(&None).or_else(|| self.0.get(&Some(namespace.to_owned())))
     }
 
-    /// The object of this name; the namespace of a cluster-scoped object is empty.
+    /// Returns the object with this name; the namespace of a cluster-scoped object is empty.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
         self.store(namespace)?.get(namespace, name)
     }
 
-    /// Whether there is an object of this name.
+    /// Whether an object with this name exists.
     pub fn contains(&self, namespace: &str, name: &str) -> bool {
         self.store(namespace).is_some_and(|store| store.contains(namespace, name))
     }
 
-    /// Whether all namespaces are watched.
+    /// Whether the broker watches all namespaces.
     pub fn is_complete(&self) -> bool {
         self.0.contains_key(&None)
     }
 
-    /// Names of all objects that `wanted` accepts by namespace and name, without reading the objects.
+    /// Returns the names of all objects that `wanted` accepts by namespace and name, without unpacking the objects.
     pub fn names(&self, wanted: impl Fn(&str, &str) -> bool) -> Vec<ObjectKey> {
         self.0.values().flat_map(|store| store.names(&wanted)).collect()
     }
 
-    /// The objects that are not packed: among them all that may not be packed.
+    /// Returns the unpacked objects. They include all objects that must stay unpacked.
     pub fn whole(&self) -> Vec<Arc<K>> {
         self.0.values().flat_map(Store::whole).collect()
     }
 
-    /// All objects, one after the other.
+    /// Returns all objects, one after the other.
     pub fn all(&self) -> impl Iterator<Item = Arc<K>> {
         self.0.values().flat_map(Store::all)
     }
 }
 
-/// Everything that is watched.
+/// The stores of all watched kinds.
 #[derive(Clone)]
 pub struct Stores {
     /// The MailCredentials that parse.
     pub credentials: Mirror<MailCredential>,
     /// The MailProviders that parse.
     pub providers: Mirror<MailProvider>,
-    /// Providers of the cluster; `None` where the broker may not read them.
+    /// The ClusterMailProviders that parse; `None` if the broker may not read them.
     pub cluster_providers: Option<Mirror<ClusterMailProvider>>,
-    /// Labels of namespaces; `None` where the broker may not read them.
+    /// The labels of namespaces; `None` if the broker may not read them.
     pub namespaces: Option<Mirror<PartialObjectMeta<Namespace>>>,
-    /// Secrets that the broker made.
+    /// The metadata of the broker's own Secrets.
     pub own_secrets: Mirror<PartialObjectMeta<Secret>>,
-    /// Secrets that the broker may read.
+    /// The metadata of the Secrets that the broker may read.
     pub sources: Mirror<PartialObjectMeta<Secret>>,
-    /// Which objects refer to which.
+    /// The references between objects.
     pub references: Arc<ReferenceIndex>,
-    /// Objects that do not parse, which are in none of the stores above.
+    /// The objects that do not parse. They are in none of the stores above.
     pub unreadable: Arc<Unreadable>,
-    /// The namespace of a ClusterMailProvider's Secrets.
+    /// The namespace of the Secrets of ClusterMailProviders.
     pub broker_namespace: String,
 }
 
 impl Stores {
-    /// The provider of this key.
+    /// Returns the provider with this key.
     pub fn provider(&self, key: &ProviderKey) -> Option<ProviderObject> {
         match key.kind {
             ProviderKind::MailProvider => self.providers.get(&key.namespace, &key.name).map(ProviderObject::Namespaced),
@@ -131,7 +131,7 @@ impl Stores {
         self.providers.all().map(ProviderObject::Namespaced).chain(cluster)
     }
 
-    /// Where the objects that a provider refers to stand.
+    /// The namespace of the objects that a provider refers to.
     pub fn home<'a>(&'a self, key: &'a ProviderKey) -> &'a str {
         match key.kind {
             ProviderKind::MailProvider => &key.namespace,
@@ -139,14 +139,14 @@ impl Stores {
         }
     }
 
-    /// The labels of a namespace.
+    /// Returns the labels of a namespace, if known.
     pub fn namespace_labels(&self, name: &str) -> Option<BTreeMap<String, String>> {
         let namespace = self.namespaces.as_ref()?.get("", name)?;
         Some(namespace.metadata.labels.clone().unwrap_or_default())
     }
 
-    /// Another credential with the same target that has it, by the rules of [`winner`]. `target` is the metadata of the
-    /// Secret of that name, as far as it is known.
+    /// Returns the name of another credential that owns the same target by the rules of [`winner`]. `target` is the
+    /// metadata of the target Secret, if known.
     pub fn rival(&self, credential: &MailCredential, target: Option<&ObjectMeta>, now: Timestamp) -> Option<String> {
         let namespace = credential.namespace().unwrap_or_default();
         let name = target_name(credential);
@@ -170,12 +170,12 @@ impl Stores {
         winner(&contenders, holder).filter(|winner| **winner != me).map(|winner| winner.name.clone())
     }
 
-    /// Which object a target Secret belongs to, by its metadata.
+    /// Returns which object owns a target Secret, by its metadata.
     pub fn ownership(&self, meta: &ObjectMeta, credential: &MailCredential, now: Timestamp) -> Ownership {
         ownership::of_target(meta, credential, |owner| self.state_of(owner, credential, meta, now))
     }
 
-    /// What is known about the credential `owner`, which controls the Secret with this metadata.
+    /// Returns the state of the credential `owner`, which controls the Secret with this metadata.
     fn state_of(
         &self,
         owner: &OwnerReference,

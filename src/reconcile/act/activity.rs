@@ -25,7 +25,7 @@ pub enum Activity {
     Discovery(Box<ProviderKey>),
 }
 
-/// Admits the requests of all activities.
+/// The admission for the requests of all activities.
 pub type Admission = admission::Admission<Activity>;
 /// The right to have one request of an activity in flight.
 pub type Permit = admission::Permit<Activity>;
@@ -66,17 +66,17 @@ fn serves(status: StatusCode) -> bool {
 }
 
 impl Activity {
-    /// The activity of a credential's grant.
+    /// Returns the activity of a credential's grant.
     pub fn grant(credential: &MailCredential) -> Self {
         Self::Grant(checks::uid(credential).into())
     }
 
-    /// The activity of a credential's probe.
+    /// Returns the activity of a credential's probe.
     pub fn probe(credential: &MailCredential) -> Self {
         Self::Probe(checks::uid(credential).into())
     }
 
-    /// Enqueues the object that the activity belongs to.
+    /// Enqueues the object of the activity.
     pub fn wake(&self, ask: &Ask, queue: &WorkQueue) {
         match self {
             Self::Grant(_) | Self::Probe(_) => {

@@ -31,7 +31,7 @@ use crate::{
 /// again.
 pub(super) type StepResult<T = Outcome> = Result<T, Option<Refusal>>;
 
-/// The endpoint that receives a request.
+/// Returns the endpoint that receives a request of this kind.
 pub(super) fn endpoint(kind: RequestKind) -> fn(&Endpoints) -> Option<&str> {
     match kind {
         RequestKind::Token | RequestKind::Poll => |endpoints| Some(&endpoints.token_url),
@@ -39,13 +39,13 @@ pub(super) fn endpoint(kind: RequestKind) -> fn(&Endpoints) -> Option<&str> {
     }
 }
 
-/// Everything that a request of a credential needs.
+/// The inputs of a credential's request.
 pub(super) struct Attempt {
-    /// The right to have one request in flight.
+    /// The right to have this request in flight.
     pub(super) permit: Permit,
     pub(super) credential: Arc<MailCredential>,
     pub(super) grant: Option<RefreshGrant>,
-    /// The fingerprint of the token in the target.
+    /// The fingerprint of the token in the target Secret.
     pub(super) published: Option<TokenFingerprint>,
     pub(super) object: ProviderObject,
     pub(super) profile: Profile,

@@ -129,7 +129,7 @@ pub(in crate::reconcile) fn start(observed: &Observed, context: &Arc<Context>) -
     None
 }
 
-/// Everything that one login needs.
+/// The inputs of one login.
 struct LoginTask {
     credential: Arc<MailCredential>,
     /// The name of the Secret with the token.

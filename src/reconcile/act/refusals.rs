@@ -43,7 +43,7 @@ pub(super) fn write_refusal(error: CustodyError, credential: &MailCredential) ->
     }
 }
 
-/// The refusal for a step that Kubernetes failed.
+/// Returns the refusal for a step that failed in Kubernetes.
 pub(super) fn unavailable(error: &Error, credential: &MailCredential, metrics: &Metrics) -> Box<Refused> {
     metrics.reconcile_error(error.category());
     let refusal = Refusal::new(Reason::ProviderUnavailable, describe_step(error));

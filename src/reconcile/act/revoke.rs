@@ -56,7 +56,7 @@ struct Found {
 enum ObtainedFor {
     /// A refresh token: see [`crate::policy::grant::bound_to`].
     Binding(BindingHash),
-    /// An access token: see [`inputs::issued_for`].
+    /// The inputs of an access token: see [`inputs::issued_for`].
     Inputs(InputsHash),
 }
 

@@ -1,4 +1,4 @@
-//! Signs assertions without holding up the event loop: an RSA signature takes milliseconds of CPU.
+//! Signs assertions without blocking the event loop: an RSA signature takes milliseconds of CPU.
 
 use tokio::{
     runtime::{Handle, RuntimeFlavor},
@@ -7,7 +7,7 @@ use tokio::{
 
 use crate::oauth::ClientAuth;
 
-/// Signatures that the broker makes at the same time. More would take CPU from the event loop and the lease.
+/// Maximum number of signatures at the same time. More signatures would take CPU from the event loop and the lease.
 const AT_ONCE: usize = 2;
 
 static SIGNING: Semaphore = Semaphore::const_new(AT_ONCE);
@@ -17,7 +17,7 @@ pub(super) async fn signed<T>(auth: &ClientAuth, make: impl FnOnce() -> T) -> T 
     if !auth.signs() {
         return make();
     }
-    // The semaphore is never closed.
+    // No code closes the semaphore, so this cannot fail.
     let _permit = SIGNING.acquire().await;
     match Handle::current().runtime_flavor() {
         RuntimeFlavor::CurrentThread => make(),
@@ -41,7 +41,7 @@ mod tests {
         ClientAuth::PrivateKeyJwt(SigningKey::read(pem.as_bytes(), None, SigningAlgorithm::EdDSA, None).unwrap())
     }
 
-    /// Signatures that block their thread until the test lets them end.
+    /// Signatures that block their thread until the test allows them to end.
     #[derive(Default)]
     struct Signatures {
         begun: AtomicUsize,
@@ -70,7 +70,7 @@ mod tests {
             })
             .collect();
         while signatures.begun.load(Ordering::SeqCst) < AT_ONCE {
-            // Each turn is a task of the worker thread: it ends although signatures block threads.
+            // Each turn is a task of the worker thread. It ends although signatures block threads.
             tokio::spawn(tokio::task::yield_now()).await.unwrap();
         }
         tokio::spawn(tokio::task::yield_now()).await.unwrap();

@@ -142,7 +142,7 @@ async fn prepare_and_send(
     try_each_authentication(&attempt, kind, first).await
 }
 
-/// Tries the client authentications of the provider, beginning with the one that the provider accepted last.
+/// Tries the client authentications of the provider. Begins with the one that the provider accepted last.
 async fn try_each_authentication(
     attempt: &Attempt,
     kind: RequestKind,

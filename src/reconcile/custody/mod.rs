@@ -95,7 +95,7 @@ pub(super) async fn observe(
     let sign_in = stored.as_ref().and_then(|stored| stored.sign_in.as_ref());
     let (unsaved, next_poll, code_over) = context.cache.with(uid, |entry| {
         if let (None, Some(sign_in)) = (entry.sign_in.next_poll, sign_in) {
-            // Another replica, or this one before a restart, may have polled just now.
+            // Another replica, or this one before a restart, may have just polled.
             entry.sign_in.next_poll = Some(grant::next_poll(sign_in.interval, context.clock.now()));
         }
         (entry.custody.unsaved.is_some(), entry.sign_in.next_poll, entry.sign_in.code_over.clone())
@@ -172,7 +172,7 @@ pub(super) async fn claim(
         }
         let mut stored = GrantSecret::read(&secret.metadata);
         if let (Some(token), Some(bound_to)) = (&mut stored.token, &grant.bound_to) {
-            // An earlier version of the broker stored a shortened digest: the next write stores the whole one.
+            // An earlier version of the broker stored a shortened digest. The next write stores the complete digest.
             token.bound_to.clone_from(bound_to);
         }
         return Ok(Claimed { stored, data, refresh_token, claim, reseeded: false });
@@ -184,7 +184,7 @@ pub(super) async fn claim(
         return Err(CustodyError::Blocked(blocker));
     }
     let found = read_grant(credential, context).await?;
-    // The decision used a cached Secret. Another replica may have taken over and exchanged this seed since: compare
+    // The decision used a cached Secret. Another replica may have taken over and exchanged this seed since: compare the
     // versions.
     let version = |stored: &GrantSecret| stored.resource_version.clone();
     if found.as_ref().map(|(stored, _)| version(stored)) != grant.stored.as_ref().map(version) {
@@ -213,8 +213,8 @@ pub(super) async fn claim(
     Ok(Claimed { stored: GrantSecret::read(&meta), data, refresh_token, claim, reseeded })
 }
 
-/// The blocker for a grant Secret that was edited by hand. The broker never overwrites it: it may hold the only valid
-/// token.
+/// Returns the blocker for a grant Secret that a user has edited. The broker never overwrites it, because it may
+/// contain the only valid token.
 fn spoilt(credential: &MailCredential, flaw: &str) -> Blocker {
     let name = names::grant_secret(&credential.name_any());
     Blocker::new(
@@ -230,14 +230,14 @@ fn spoilt(credential: &MailCredential, flaw: &str) -> Blocker {
 /// Writes the refresh token of a response into the grant Secret immediately. If the write fails, the cache holds the token,
 /// and a later reconcile writes it.
 pub(super) async fn persist(credential: &Arc<MailCredential>, unsaved: PendingGrantWrite, context: &Arc<Context>) {
-    // Put it into the cache first: a shutdown waits for what the cache holds.
+    // Put the result into the cache first: a shutdown waits for the results in the cache.
     context.cache.with(checks::uid(credential), |entry| entry.custody.unsaved = Some(Box::new(unsaved.clone())));
     let patient = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(100))
         .with_max_delay(Duration::from_secs(1))
         .with_max_times(4);
-    // Retry with this copy: the cache forgets a credential that is deleted meanwhile, and the grant Secret may outlive
-    // the credential.
+    // Retry with this copy: the cache forgets a credential that is deleted during the retries, and the grant Secret may
+    // outlive the credential.
     let stored = (|| save(credential, &unsaved, context)).retry(patient).sleep(tokio::time::sleep);
     match stored.await {
         Ok(()) => context.cache.with(checks::uid(credential), |entry| entry.custody.unsaved = None),
@@ -338,7 +338,7 @@ async fn write_after_conflict(
             let claim = stored.claim.filter(|_| !removes_claim);
             (GrantSecret { claim, ..stored }, data)
         }
-        // The Secret was deleted: the result exists only in memory.
+        // The Secret was deleted, so the result exists only in memory.
         (Resolution::Recreate | Resolution::Write { .. }, _) => (absent(credential), claimed.data.clone()),
     };
     stored.token = stored.token.or_else(|| claimed.stored.token.clone());

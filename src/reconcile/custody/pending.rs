@@ -45,7 +45,7 @@ pub struct Claimed {
     pub(super) data: Data,
     /// The claimed refresh token.
     pub refresh_token: SecretString,
-    /// The claim as the grant Secret holds it.
+    /// The claim in the grant Secret.
     pub claim: Claim,
     /// Whether the token comes from a new seed, which replaces a stored refresh token.
     pub reseeded: bool,
@@ -63,9 +63,9 @@ impl Claimed {
 pub enum PendingGrantWrite {
     /// The response to an exchange.
     Exchanged {
-        /// The claim under which the exchange was made.
+        /// The claim of the exchange.
         claimed: Box<Claimed>,
-        /// The refresh token that replaces the exchanged one; `None`: the provider keeps the old one valid.
+        /// The refresh token that replaces the exchanged one; `None` if the provider keeps the old one valid.
         rotated: Option<Rotated>,
         /// The time at which the request was sent.
         used_at: Timestamp,
@@ -97,10 +97,10 @@ impl PendingGrantWrite {
     }
 }
 
-/// How a sign-in ended.
+/// The end of a sign-in.
 pub(in crate::reconcile) enum SignInEnd {
     /// The user signed in.
     SignedIn(SignedIn),
-    /// The sign-in failed, with the description for users.
+    /// The sign-in failed. The text describes the failure for users.
     Failed(String),
 }

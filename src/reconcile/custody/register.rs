@@ -76,7 +76,7 @@ impl Register {
         if let Some(blocker) = self.seed_blocker(credential, hash, strict, stores) {
             return Some(blocker);
         }
-        // The store never packs the Secrets of grants.
+        // The store never packs grant Secrets.
         let mut secrets = stores.own_secrets.whole().into_iter();
         let lives = lives(credential, stores);
         secrets.find_map(|secret| stored_elsewhere(credential, &secret.metadata, hash, strict, &lives)).or_else(|| {
@@ -85,8 +85,8 @@ impl Register {
         })
     }
 
-    /// An older credential with the same seed: the same key of the same Secret, or another Secret with the same token that
-    /// the older credential has not taken over yet.
+    /// Returns an older credential with the same seed: it refers to the same key of the same Secret, or to another
+    /// Secret with the same token that it has not taken over yet.
     fn older_by_the_same_token(
         &self,
         credential: &MailCredential,
@@ -101,7 +101,7 @@ impl Register {
     }
 }
 
-/// Whether a credential of this name and uid exists in the same namespace.
+/// Returns a function that checks whether a credential with this name and uid exists in the same namespace.
 fn lives<'a>(credential: &'a MailCredential, stores: &'a Stores) -> impl Fn(&str, &str) -> bool + 'a {
     move |name, uid| {
         let shown = stores.credentials.get(checks::namespace(credential), name);
@@ -109,8 +109,8 @@ fn lives<'a>(credential: &'a MailCredential, stores: &'a Stores) -> impl Fn(&str
     }
 }
 
-/// The older credentials of the namespace that have a seed, and no grant yet or the same seed's Secret. Of two of the same
-/// second the one that has a grant is the older, otherwise the one whose name comes first.
+/// Returns the older credentials of the namespace with a seed that have no grant yet, or refer to the same seed. Of two
+/// credentials created in the same second, the one with a grant is the older; otherwise the one whose name is first.
 pub(super) fn older_with_seeds(credential: &MailCredential, stores: &Stores) -> Vec<Arc<MailCredential>> {
     let namespace = checks::namespace(credential);
     let has_none = |credential: &MailCredential| {

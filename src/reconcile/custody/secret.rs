@@ -1,4 +1,4 @@
-//! Reads and writes the grant Secret, under a fence.
+//! Reads and writes the grant Secret. Uid and resourceVersion fence each write.
 
 use std::sync::Arc;
 
@@ -79,7 +79,7 @@ fn remember(credential: &MailCredential, mut meta: ObjectMeta, cache: &Credentia
     cache.with(checks::uid(credential), |entry| entry.custody.grant = Some(Arc::new(meta)));
 }
 
-/// A grant Secret that does not exist yet.
+/// Returns an empty grant Secret, for a Secret that does not exist yet.
 pub(super) fn absent(credential: &MailCredential) -> GrantSecret {
     GrantSecret { name: names::grant_secret(&credential.name_any()), ..GrantSecret::default() }
 }
@@ -204,7 +204,7 @@ async fn take<T>(
     Err(CustodyError::Refused(describe(&error)))
 }
 
-/// Sets annotations, and removes those without a value.
+/// Returns the operations that set annotations, and remove annotations without a value.
 fn annotate<'a>(
     stored: &GrantSecret,
     annotations: impl IntoIterator<Item = (&'a str, Option<String>)>,

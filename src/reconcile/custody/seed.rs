@@ -1,4 +1,4 @@
-//! The seed: the refresh token that a user put into a Secret, which the broker takes over once.
+//! The seed: the refresh token in a user's Secret. The broker takes the seed over once.
 
 use kube::ResourceExt as _;
 use secrecy::{ExposeSecret as _, SecretString};

@@ -121,7 +121,7 @@ pub(super) fn content(
     })
 }
 
-/// The blocker for a Secret that would be larger than Kubernetes allows.
+/// Returns the blocker for a Secret that would be larger than Kubernetes allows.
 pub(in crate::reconcile) fn too_large(credential: &MailCredential, error: &TooLarge) -> Blocker {
     let edit = KubectlObject::credential(credential).command("edit");
     let message = format!("{error}: use the token less often in spec.secret.data[{}], with `{edit}`", error.key);

@@ -34,22 +34,22 @@ use crate::{
 
 pub(super) use crate::reconcile::publish::content::too_large;
 
-/// Why a Secret was not written.
+/// Why the broker did not write a Secret.
 #[derive(Debug, ThisError)]
 pub enum PublishError {
-    /// The Secret of that name belongs to another object.
+    /// The Secret with this name belongs to another object.
     #[error("the Secret {0}")]
     Foreign(String),
     /// The API server refuses the write: quota, admission, a terminating namespace, permissions.
     #[error("{0}")]
     Refused(String),
-    /// The Secret holds a newer token.
+    /// The Secret contains a newer token.
     #[error("another broker has written a newer token")]
     Overtaken,
-    /// The spec asks for a Secret that cannot be written.
+    /// The spec requires a Secret that cannot be written.
     #[error("{}", .0.message)]
     Blocked(Blocker),
-    /// Kubernetes failed another step.
+    /// Another step failed in Kubernetes.
     #[error(transparent)]
     Kubernetes(#[from] Error),
 }
@@ -102,7 +102,7 @@ pub(super) async fn publish_again(observed: &mut Observed, context: &Context) ->
     Ok(())
 }
 
-/// Deletes the Secret of the former name when the Secret of the new name holds the token.
+/// Deletes the Secret of the former name, if the Secret of the new name contains the token.
 pub(super) async fn remove_previous(observed: &Observed, secrets: &Secrets) -> Result<(), Error> {
     let (Some(previous), Some(_)) = (&observed.previous, observed.token()) else { return Ok(()) };
     if observed.credential.spec.secret.deletion_policy == DeletionPolicy::Retain {
@@ -208,7 +208,7 @@ async fn create(
     }
 }
 
-/// After a conflict: reads the Secret, checks its ownership, and writes it if it belongs to the credential.
+/// After a conflict: reads the Secret, checks its owner, and writes the Secret if it belongs to the credential.
 async fn over_existing(
     credential: &MailCredential,
     name: &str,
