@@ -250,7 +250,7 @@ impl CredentialCache {
         done
     }
 
-    /// Frees the state of a credential if the state is blank, as most are.
+    /// Frees the state of a credential if it is blank. Most states are blank.
     pub fn tidy(&self, uid: &str) {
         if let Some(entry) = self.objects.lock().live.get_mut(uid) {
             entry.take_if(|entry| entry.is_blank());

@@ -64,10 +64,10 @@ const GRANT_WRITE_RETRY: Duration = Duration::from_secs(2);
 /// Wait before the next try to repair the target, during the back-off of the next token request.
 const REPAIR_RETRY: SignedDuration = SignedDuration::from_secs(30);
 
-/// Reconciles one credential. A request runs in a task of its own, and its end enqueues the credential again.
+/// Reconciles one credential. A request runs in a separate task, which enqueues the credential again at its end.
 ///
 /// # Errors
-/// The step that Kubernetes failed. All other failures become conditions.
+/// The step that failed in Kubernetes. All other failures become conditions.
 pub async fn reconcile(credential: Arc<MailCredential>, context: &Arc<Context>) -> Result<Action, Error> {
     let (uid, row) = (checks::uid(&credential).to_owned(), Activity::grant(&credential));
     let done = step(credential.clone(), context).await;

@@ -192,8 +192,8 @@ fn allowance(
     checks::allowance_blocker(credential, allowed, &labels, &own)
 }
 
-/// The target Secret, whose metadata is `shown`. Without a shown one, the Secret may still exist: then the API server is
-/// asked.
+/// Returns the state of the target Secret. `shown` is its metadata. If no watch shows the Secret, it may still exist:
+/// then reads it from the API server.
 async fn target(
     credential: &MailCredential,
     shown: Option<Arc<ObjectMeta>>,

@@ -37,7 +37,7 @@ pub(super) fn learn_sources(observed: &Observed, context: &Context) {
     sources.for_each(|source| context.providers.contents.learn(&source));
 }
 
-/// Why a Secret cannot hold a seed or a subject token: a provider refers to it.
+/// Returns why a Secret cannot contain a seed or a subject token: a provider refers to it.
 pub(super) fn of_a_provider(reference: &KeyRef, namespace: &str, stores: &Stores) -> Option<Blocker> {
     let providers = stores.references.by_secret(&(namespace.to_owned(), reference.name.clone()));
     let provider = providers.iter().find(|key| stores.provider(key).is_some())?;

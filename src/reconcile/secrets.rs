@@ -89,7 +89,7 @@ impl Secrets {
         data: Option<&BTreeMap<String, ByteString>>,
     ) -> kube::Result<ObjectMeta> {
         let url = self.api(namespace).resource_url().to_owned();
-        // The body of this request is replaced below.
+        // The code below replaces the body of this request.
         let empty = Patch::Merge(json!({}));
         let request = Request::new(url).patch(name, &params(), &empty);
         let (mut parts, _) = request.map_err(kube::Error::BuildRequest)?.into_parts();
@@ -126,7 +126,8 @@ impl Secrets {
     }
 }
 
-/// The body of a JSON Patch. The data is borrowed: a patch of kube's would copy it into a JSON value that no code wipes.
+/// Returns the body of a JSON Patch. Borrows the data, because kube's `Patch` would copy it into a JSON value that no
+/// code wipes.
 fn patch_body(operations: Vec<PatchOperation>, data: Option<&BTreeMap<String, ByteString>>) -> kube::Result<Vec<u8>> {
     #[derive(Serialize)]
     #[serde(untagged)]
@@ -141,7 +142,7 @@ fn patch_body(operations: Vec<PatchOperation>, data: Option<&BTreeMap<String, By
 
 /// Encodes `what`, which contains `data`, as JSON in a buffer that does not grow. Base64 takes four bytes for three.
 fn encoded(what: &impl Serialize, data: Option<&BTreeMap<String, ByteString>>) -> kube::Result<Vec<u8>> {
-    /// The bytes of the buffer for everything but the data.
+    /// Space in the buffer for everything except the data, in bytes.
     const REST: usize = 8 * 1024;
     let size: usize = data.into_iter().flatten().map(|(key, value)| key.len() + value.0.len() * 4 / 3 + 16).sum();
     let mut body = Vec::with_capacity(size + REST);

@@ -125,13 +125,13 @@ impl Stores {
         }
     }
 
-    /// All providers of both kinds, one after the other.
+    /// Returns all providers of both kinds, one after the other.
     pub fn all_providers(&self) -> impl Iterator<Item = ProviderObject> {
         let cluster = self.cluster_providers.iter().flat_map(Mirror::all).map(ProviderObject::Cluster);
         self.providers.all().map(ProviderObject::Namespaced).chain(cluster)
     }
 
-    /// The namespace of the objects that a provider refers to.
+    /// Returns the namespace of the objects that a provider refers to.
     pub fn home<'a>(&'a self, key: &'a ProviderKey) -> &'a str {
         match key.kind {
             ProviderKind::MailProvider => &key.namespace,

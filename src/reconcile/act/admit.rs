@@ -73,7 +73,7 @@ pub(in crate::reconcile) fn ask_for_discovery(
     })
 }
 
-/// Host and port of a URL, in one spelling for all spellings of a host; empty if `url` is not a URL.
+/// Returns host and port of a URL, in one spelling for all spellings of a host. Empty if `url` is not a URL.
 pub(super) fn host(url: &str) -> Arc<str> {
     let host = Url::parse(url).ok().and_then(|url| {
         let host = url.host_str()?.trim_end_matches('.').to_owned();

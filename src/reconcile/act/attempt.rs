@@ -74,7 +74,8 @@ impl Attempt {
         })
     }
 
-    /// The client authentication for a request that is sent now. `None`: the broker cannot use the entry.
+    /// Returns the client authentication for a request that the caller sends now. `None`: the broker cannot use the
+    /// entry.
     pub(super) async fn proof(&self, entry: &Authentication) -> Result<Option<ClientAuth>, Error> {
         let Self { object, context, .. } = self;
         let Ok(client_credential) = &entry.client_credential else { return Ok(None) };
@@ -123,14 +124,14 @@ impl Attempt {
         let result = match self.send(&self.resolved.endpoints.token_url, request).await {
             Ok(exchange) => self.read(&exchange, auth).map(|answer| (answer, exchange)),
             Err(Some(refusal)) => Err(refusal),
-            // No request was sent, so the metrics count nothing.
+            // This replica sent no request, so the metrics count nothing.
             Err(None) => return Err(None),
         };
         self.count(timer, result.as_ref().map(|(answer, _)| answer));
         Ok(result?)
     }
 
-    /// Sends a request to `url` while this replica leads. `make` builds the request right before, because an assertion in the
+    /// Sends a request to `url` while this replica leads. Calls `make` right before, because an assertion in the
     /// request is valid for minutes only.
     pub(super) async fn send(
         &self,
@@ -221,17 +222,17 @@ impl Attempt {
     }
 }
 
-/// 128 random bits in hex, for an assertion's `jti`.
+/// Returns 128 random bits in hex, for an assertion's `jti`.
 pub(super) fn unique() -> String {
     let mut bytes = [0; 16];
-    // Without random numbers TLS does not work either. A provider refuses the second assertion whose `jti` is zero.
+    // Without random numbers, TLS does not work either. A provider refuses the second assertion whose `jti` is zero.
     if aws_lc_rs::rand::fill(&mut bytes).is_err() {
         tracing::error!("random numbers not available");
     }
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The outcome of a step of a sign-in whose result the broker has stored.
+/// Returns the outcome of a step of a sign-in whose result the broker has stored.
 pub(super) fn noted(entry: &Authentication) -> Outcome {
     Outcome::Noted { client: client_status(entry) }
 }

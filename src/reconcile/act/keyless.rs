@@ -33,8 +33,8 @@ pub(super) async fn obtain(
     })
 }
 
-/// The JWT about the mailbox, signed by Google. Each of the three requests counts against the provider's `rateLimit`; the
-/// permit has counted the first one.
+/// Returns the JWT about the mailbox, signed by Google. Each of the three requests counts against the provider's
+/// `rateLimit`; the permit has counted the first one.
 async fn signed(attempt: &Attempt, account: &Impersonation) -> StepResult<SecretString> {
     let exchange = send(attempt, keyless::exchange_request(account)).await?;
     let bearer = keyless::read_exchanged(&exchange.response, exchange.sent_at)?;

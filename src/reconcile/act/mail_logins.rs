@@ -1,4 +1,4 @@
-//! What all probes share: the admission of logins, the dialer, and the accounts with a login in flight.
+//! The parts that all probes share: the admission of logins, the dialer, and the accounts with a login in flight.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -23,7 +23,7 @@ impl Probes {
     }
 }
 
-/// The account of `user` at a server, as one key. Letter case does not distinguish accounts.
+/// Returns the account of `user` at a server, as one key. Letter case does not distinguish accounts.
 pub(super) fn account(host: &str, port: u16, user: &str) -> String {
     format!("{host}:{port} {user}").to_lowercase()
 }

@@ -195,7 +195,7 @@ impl LoginTask {
     }
 }
 
-/// The result of a login whose connection failed: the reason, and the message with the fix.
+/// Returns the result of a login whose connection failed: the reason, and the message with the fix.
 fn not_connected(error: &DialError, object: &ProviderObject, home: &str) -> Login {
     let (reason, words) = match (error.problem(), error) {
         (DialProblem::EgressDenied, _) => {
@@ -222,8 +222,8 @@ fn not_connected(error: &DialError, object: &ProviderObject, home: &str) -> Logi
     Login::NotConnected { reason, words }
 }
 
-/// Why a server is unavailable. The message is the same for a port that refuses connections and for a port that a firewall
-/// filters, so that a tenant cannot map the ports of a network with probes. The log shows the difference.
+/// Returns why a server is unavailable. The message is the same for a port that refuses connections and for a port that
+/// a firewall filters, so that a tenant cannot map the ports of a network with probes. The log shows the difference.
 fn unavailable(error: &DialError) -> String {
     match error {
         DialError::NotConnected { host, port, .. }

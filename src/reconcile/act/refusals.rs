@@ -17,7 +17,7 @@ use crate::{
     reconcile::custody::pending::CustodyError,
 };
 
-/// The refusal for a request that the broker cannot build.
+/// Returns the refusal for a request that the broker cannot build.
 pub(super) fn request_refusal(error: &RequestError) -> Refusal {
     let reason = match error {
         RequestError::NoKey | RequestError::OtherOrigin { .. } => Reason::InvalidSpec,
@@ -26,7 +26,7 @@ pub(super) fn request_refusal(error: &RequestError) -> Refusal {
     Refusal::new(reason, error.to_string())
 }
 
-/// The refusal for a failed write of the grant Secret. `None`: the next reconcile decides again.
+/// Returns the refusal for a failed write of the grant Secret. `None`: the next reconcile decides again.
 pub(super) fn write_refusal(error: CustodyError, credential: &MailCredential) -> Option<Refusal> {
     match error {
         // The next reconcile finds the foreign Secret, and the status reports it.
@@ -50,7 +50,7 @@ pub(super) fn unavailable(error: &Error, credential: &MailCredential, metrics: &
     Box::new(Refused { refusal, context: advice_context(credential, None, None), client: None, spent: None })
 }
 
-/// The names that the advice about a refusal contains: objects, client, mailbox and commands.
+/// Returns the names that the advice about a refusal contains: objects, client, mailbox and commands.
 pub(in crate::reconcile) fn advice_context(
     credential: &MailCredential,
     object: Option<&ProviderObject>,

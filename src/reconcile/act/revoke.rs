@@ -146,7 +146,8 @@ async fn attempt(
     Ok(Revocation::Revoked)
 }
 
-/// The tokens to revoke. The refresh token is first: its revocation prevents that it obtains further tokens.
+/// Returns the tokens to revoke. The refresh token is first: after its revocation, no client can exchange it for
+/// further tokens.
 async fn tokens(credential: &MailCredential, context: &Context) -> Result<Vec<Found>, CustodyError> {
     let mut tokens = vec![];
     if credential.spec.grant.kind().is_delegated()

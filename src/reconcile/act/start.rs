@@ -68,7 +68,7 @@ pub(in crate::reconcile) fn wants_a_permit(decision: &Decision) -> bool {
     decision.is_under_way() || decision.queued_since().is_some()
 }
 
-/// Starts a request that has its permit. At its end the outcome is in the cache, and the credential is enqueued.
+/// Starts a request that has its permit. At its end, stores the outcome in the cache and enqueues the credential.
 fn start(kind: RequestKind, permit: Permit, observed: &Observed, context: &Arc<Context>) {
     let credential = observed.credential.clone();
     let grant = observed.grant.clone();
@@ -103,8 +103,9 @@ fn start(kind: RequestKind, permit: Permit, observed: &Observed, context: &Arc<C
     ));
 }
 
-/// Sends the request. `Err(None)`: there is no outcome, because the provider cannot be used (its own status reports why),
-/// another replica leads now, or another writer changed the grant Secret. The permit is released at the end.
+/// Sends the request, and releases the permit at the end. `Err(None)`: there is no outcome, because the broker cannot
+/// use the provider (its own status reports why), another replica leads now, or another writer changed the grant
+/// Secret.
 async fn prepare_and_send(
     kind: RequestKind,
     permit: Permit,

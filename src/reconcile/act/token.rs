@@ -150,7 +150,8 @@ fn leads(attempt: &Attempt) -> bool {
     leads
 }
 
-/// The claim of an earlier request of this attempt, if the claim lasts for one more request; otherwise a new claim.
+/// Returns the claim of an earlier request of this attempt, if the claim lasts for one more request; otherwise writes a
+/// new claim.
 async fn claim(attempt: &Attempt, claimed: &mut Option<Claimed>) -> StepResult<Claimed> {
     let Attempt { credential, context, .. } = attempt;
     let mut grant = attempt.grant.clone().ok_or(None)?;

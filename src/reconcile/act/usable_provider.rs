@@ -1,4 +1,4 @@
-//! The provider that the requests of a credential go to.
+//! The provider that receives the requests of a credential.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ pub(super) struct UsableProvider {
     pub(super) object: ProviderObject,
     /// The profile of the provider's preset.
     pub(super) profile: Profile,
-    /// The scopes that a token of the credential is for.
+    /// The scopes to request for a token of the credential.
     pub(super) scopes: Vec<String>,
 }
 
@@ -36,16 +36,16 @@ pub(super) enum Unusable {
     Gone,
     /// The credential must not use the provider.
     Forbidden(Blocker),
-    /// The provider cannot be used. Its own status reports the problem.
+    /// The broker cannot use the provider. The provider's own status reports the problem.
     Broken(ProviderProblem),
     /// The permit is for another host, because the endpoint was not known when the permit was requested.
     OtherHost,
-    /// Kubernetes failed a step.
+    /// A step failed in Kubernetes.
     Kubernetes(Error),
 }
 
 impl UsableProvider {
-    /// The provider of `credential`.
+    /// Returns the provider of `credential`.
     pub(super) fn of(credential: &MailCredential, stores: &Stores) -> Result<Self, Unusable> {
         let object = stores.provider(&ProviderKey::of(credential)).ok_or(Unusable::Gone)?;
         let profile = providers::profile(object.spec()).ok_or(Unusable::Gone)?;
@@ -60,13 +60,13 @@ impl UsableProvider {
         blocker.map_or(Ok(()), |blocker| Err(Unusable::Forbidden(blocker)))
     }
 
-    /// The provider and client that a refresh token of `credential` is bound to.
+    /// Returns the hash of the provider and the client that a refresh token of `credential` is bound to.
     pub(super) fn bound_to(&self, credential: &MailCredential) -> BindingHash {
         grant::bound_to(credential, self.profile.source.identity(), &self.object.spec().client.id)
     }
 
-    /// The endpoints and client authentications, for a request with `permit` to `endpoint`. A discovery takes time, so the
-    /// permission of `credential` is checked again afterwards.
+    /// Returns the endpoints and client authentications, for a request with `permit` to `endpoint`. A discovery takes
+    /// time, so this checks the permission of `credential` again afterwards.
     pub(super) async fn resolve(
         &self,
         credential: &MailCredential,

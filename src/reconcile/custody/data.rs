@@ -36,7 +36,7 @@ impl Data {
         taken
     }
 
-    /// A copy of the data, in the form that a write encodes.
+    /// Returns a copy of the data, in the form that a write encodes.
     pub(super) fn entries(&self) -> Entries {
         let keys = [(REFRESH_TOKEN, &self.refresh_token), (PREVIOUS, &self.previous), (DEVICE_CODE, &self.device_code)];
         let entry = |(key, value): (&str, &Option<SecretString>)| {
@@ -77,7 +77,7 @@ pub(super) fn wiped(mut secret: Secret) -> ObjectMeta {
     secret.metadata
 }
 
-/// The hash that identifies a refresh token in annotations and in memory.
+/// Returns the hash that identifies a refresh token in annotations and in memory.
 pub(super) fn hash(token: &SecretString) -> RefreshTokenHash {
     names::digest([token.expose_secret()]).into()
 }

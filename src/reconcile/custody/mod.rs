@@ -117,7 +117,8 @@ pub(super) async fn observe(
     }))
 }
 
-/// The grant Secret's metadata, as the watch shows it or as the broker wrote it, whichever is newer.
+/// Returns the metadata of the grant Secret: the newer of the version that the watch shows and the version that the
+/// broker wrote.
 async fn meta(credential: &MailCredential, context: &Context) -> Result<Option<Arc<ObjectMeta>>, Error> {
     let (namespace, name) = (checks::namespace(credential), names::grant_secret(&credential.name_any()));
     let shown = context.stores.own_secrets.get(namespace, &name).map(|secret| Arc::new(secret.metadata.clone()));
@@ -138,8 +139,8 @@ async fn meta(credential: &MailCredential, context: &Context) -> Result<Option<A
     Ok(read)
 }
 
-/// Claims the refresh token for an exchange by one write of the grant Secret. The response to that write holds the token. A
-/// new seed is read from its Secret and written together with its claim.
+/// Claims the refresh token for an exchange by one write of the grant Secret. The response to that write contains the
+/// token. If there is a new seed, reads it from its Secret and writes it together with its claim.
 pub(super) async fn claim(
     credential: &MailCredential,
     grant: &RefreshGrant,
@@ -346,7 +347,7 @@ async fn write_after_conflict(
     write_answer(credential, stored, data, rotated, used_at, context).await
 }
 
-/// The stored refresh token and its annotations. The annotations are `None` if another writer removed them.
+/// Returns the stored refresh token and its annotations. The annotations are `None` if another writer removed them.
 pub(super) async fn refresh_token(
     credential: &MailCredential,
     context: &Context,

@@ -15,7 +15,7 @@ use crate::{
     reconcile::custody::data::Data,
 };
 
-/// Why the grant Secret was not written.
+/// Why the broker did not write the grant Secret.
 #[derive(Debug, ThisError)]
 pub enum CustodyError {
     /// Another writer changed the Secret. The next reconcile reads the Secret and decides again.
@@ -88,7 +88,7 @@ pub struct SignedIn {
 }
 
 impl PendingGrantWrite {
-    /// When the request was sent.
+    /// Returns the time at which the request was sent.
     pub fn since(&self) -> Timestamp {
         match self {
             Self::Exchanged { used_at, .. } => *used_at,

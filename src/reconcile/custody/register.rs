@@ -1,4 +1,4 @@
-//! Which credential has which refresh token, by the stores: [`RefreshTokens`] decides.
+//! The credential of each refresh token, by the stores. [`RefreshTokens`] decides.
 
 use std::sync::Arc;
 
@@ -46,7 +46,8 @@ impl Register {
         self.0.lock().forget(uid);
     }
 
-    /// Why a credential must not take a seed over; `None` if it may. `strict`: the provider accepts a replaced token no more.
+    /// Returns why a credential must not take a seed over; `None` if it may. `strict`: the provider no longer accepts a
+    /// replaced token.
     pub(super) fn seed_blocker(
         &self,
         credential: &MailCredential,

@@ -38,10 +38,10 @@ use crate::{
 /// Wait before the broker writes labels and owner again, after another writer has reverted them.
 const SYNC_AGAIN: SignedDuration = SignedDuration::from_mins(1);
 
-/// Checks that a Secret of the grant Secret's name belongs to the credential.
+/// Checks that a Secret with the grant Secret's name belongs to the credential.
 ///
 /// # Errors
-/// A description of the object that the Secret belongs to.
+/// A description of the object that owns the Secret.
 pub(super) fn belongs(meta: &ObjectMeta, credential: &MailCredential) -> Result<(), String> {
     match ownership::of_grant(meta, credential) {
         Ownership::Foreign(owner) => Err(owner),
@@ -52,7 +52,7 @@ pub(super) fn belongs(meta: &ObjectMeta, credential: &MailCredential) -> Result<
 /// Reads the grant Secret with its data.
 ///
 /// # Errors
-/// [`CustodyError::Foreign`] if the Secret of that name belongs to another object.
+/// [`CustodyError::Foreign`] if the Secret with that name belongs to another object.
 pub(super) async fn read_grant(
     credential: &MailCredential,
     context: &Context,
@@ -84,7 +84,7 @@ pub(super) fn absent(credential: &MailCredential) -> GrantSecret {
     GrantSecret { name: names::grant_secret(&credential.name_any()), ..GrantSecret::default() }
 }
 
-/// Writes only the claim. Returns the Secret with its data, as the response holds it.
+/// Writes only the claim. Returns the Secret with its data from the response.
 pub(super) async fn write_claim(
     credential: &MailCredential,
     stored: &GrantSecret,
@@ -170,8 +170,8 @@ fn metadata_operations(stored: &GrantSecret, credential: &MailCredential) -> Vec
     map.into_iter().chain([owners]).chain(labels).collect()
 }
 
-/// Checks the result of a write. After 404, 409 or 422 it reads the Secret again, because admission may answer with these codes
-/// too.
+/// Checks the result of a write. After 404, 409 or 422 reads the Secret again, because admission may answer with these
+/// codes too.
 async fn take<T>(
     written: kube::Result<T>,
     stored: &GrantSecret,
@@ -217,7 +217,7 @@ fn annotate<'a>(
     map.into_iter().chain(each)
 }
 
-/// The annotations that [`GrantSecret::read`] reads; those with `None` are removed.
+/// Returns the annotations that [`GrantSecret::read`] reads. A write removes those with `None`.
 fn annotations(stored: &GrantSecret) -> Result<[(&'static str, Option<String>); 10], CustodyError> {
     let token = stored.token.as_ref();
     Ok([
@@ -237,8 +237,8 @@ fn annotations(stored: &GrantSecret) -> Result<[(&'static str, Option<String>); 
     ])
 }
 
-/// The value of an annotation as JSON. An encoding error fails the write: an annotation without a value would be removed, and
-/// without its claim a refresh token is not protected.
+/// Encodes the value of an annotation as JSON. An encoding error fails the write: a write removes an annotation without
+/// a value, and without its claim a refresh token is not protected.
 fn encoded(value: &impl Serialize) -> Result<String, CustodyError> {
     serde_json::to_string(value)
         .map_err(|error| CustodyError::Refused(format!("an annotation cannot be encoded: {error}")))

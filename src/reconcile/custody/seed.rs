@@ -19,7 +19,8 @@ use crate::{
     },
 };
 
-/// The seed, or the reason why the credential cannot take it over. `None`: the credential has taken the seed over, or has none.
+/// Returns the seed, or the reason why the credential cannot take it over. `None`: the credential has taken the seed
+/// over, or has none.
 pub(super) async fn seed(
     credential: &MailCredential,
     stored: Option<&GrantSecret>,
@@ -76,7 +77,7 @@ pub(super) async fn read_seed(
             );
             Blocker::new(Reason::SourceInvalid, message)
         })?;
-        // The version of the Secret that was read. The watch may not show this version yet.
+        // Record the version that was read. The watch may not show this version yet.
         let seed = Seed { hash: hash(&token), version: source.version.clone() };
         context.cache.register.note_seed(namespace, reference, &seed);
         Ok((token, seed))

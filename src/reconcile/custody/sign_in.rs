@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// Begins a sign-in: writes its device code into the grant Secret. `make` makes the sign-in from the stored one.
+/// Begins a sign-in: writes its device code into the grant Secret. `make` creates the sign-in from the stored one.
 pub(in crate::reconcile) async fn begin_sign_in(
     credential: &MailCredential,
     device_code: SecretString,
@@ -37,7 +37,7 @@ pub(in crate::reconcile) async fn begin_sign_in(
     Ok(())
 }
 
-/// The device code of the sign-in with this user code. `None`: the grant Secret has another sign-in, or none.
+/// Returns the device code of the sign-in with this user code. `None`: the grant Secret has another sign-in, or none.
 pub(in crate::reconcile) async fn device_code(
     credential: &MailCredential,
     user_code: &str,

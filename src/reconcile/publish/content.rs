@@ -24,7 +24,7 @@ pub(super) struct Content {
     pub(super) owners: Vec<OwnerReference>,
 }
 
-/// The existing Secret that a patch is for, as the broker observed it.
+/// The existing Secret that a patch changes, as the broker observed it.
 pub(super) struct Fence<'a> {
     pub(super) uid: &'a str,
     pub(super) resource_version: &'a str,
@@ -32,7 +32,7 @@ pub(super) struct Fence<'a> {
     pub(super) has_annotations: bool,
 }
 
-/// The fenced operations that write the metadata of the content.
+/// Returns the fenced operations that write the metadata of the content.
 pub(super) fn metadata_patch(fence: &Fence<'_>, content: &Content, has_labels: bool) -> Vec<PatchOperation> {
     let mut operations = json_patch::fence(fence.uid, fence.resource_version).to_vec();
     operations.push(json_patch::add(["ownerReferences"], json!(content.owners)));
@@ -53,7 +53,7 @@ pub(super) fn metadata_patch(fence: &Fence<'_>, content: &Content, has_labels: b
     operations
 }
 
-/// The broker's annotations that a target Secret may lack.
+/// Returns the broker's annotations that a target Secret may lack.
 fn optional_annotations() -> impl Iterator<Item = &'static str> {
     [
         names::ANNOTATION_REFRESH_AT,
