@@ -125,7 +125,7 @@ fn start_resolution(
         return;
     }
     let context = context.clone();
-    let span = tracing::info_span!("look", kind = ?key.kind, namespace = key.namespace, name = key.name);
+    let span = tracing::info_span!("resolve", kind = ?key.kind, namespace = key.namespace, name = key.name);
     let task = async move {
         let resolved =
             AssertUnwindSafe(context.providers.resolve(&object, again, permit.as_ref())).catch_unwind().await;
