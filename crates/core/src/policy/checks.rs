@@ -202,8 +202,8 @@ fn glob(pattern: &str, text: &str) -> bool {
     rest.ends_with(last)
 }
 
-/// The blocker of a credential whose provider the stores do not have. `unreadable` is why the provider's object does not
-/// parse, if it exists. `watched`: the broker watches the objects of the provider's kind.
+/// The blocker of a credential whose provider is not in the stores. `unreadable`: why the provider's object does not
+/// parse, if the object exists. `watched`: whether the broker watches the objects of the provider's kind.
 pub fn missing_provider(credential: &MailCredential, unreadable: Option<String>, watched: bool) -> Blocker {
     if let Some(why) = unreadable {
         return Blocker::new(Reason::ProviderNotReady, why);
@@ -231,8 +231,8 @@ pub fn missing_provider(credential: &MailCredential, unreadable: Option<String>,
     Blocker::new(Reason::ProviderNotFound, message)
 }
 
-/// The blocker of a credential whose seed or subject token is in a Secret that a provider refers to: the keys of that Secret
-/// are the client's.
+/// The blocker of a credential whose seed or subject token is in a Secret that a provider refers to. All keys of this
+/// Secret belong to the provider's client.
 pub fn secret_of_a_provider(reference: &KeyRef, namespace: &str, provider: &ProviderKey) -> Blocker {
     let name = &reference.name;
     // Tenants must not learn the name of a ClusterMailProvider that refers to the Secret.

@@ -4,19 +4,20 @@ use crate::{api::Reason, oauth::Refusal};
 
 /// The scopes for which a provider reports who signed in (OpenID Connect Core section 5.4).
 const IDENTITY: [&str; 2] = ["openid", "email"];
-/// The scope for which it also reports a user name that is not an address.
+/// The scope for which a provider also reports a user name that is not an address.
 const USER_NAME: &str = "profile";
 
-/// The scopes of the request: `scopes`, and those for which the token response reports who signed in. The broker has to check
-/// that: everyone who may read the status could enter the code. `user` is the expected user name.
+/// The scopes of the request: `scopes`, and the scopes for which the token response reports who signed in. The broker
+/// must check this account, because everyone who may read the status could enter the code. `user`: the expected user
+/// name.
 pub fn scopes_with_identity(scopes: &[String], user: &str) -> Vec<String> {
     let identity = IDENTITY.iter().chain((!user.contains('@')).then_some(&USER_NAME));
     let missing = identity.filter(|scope| !scopes.iter().any(|requested| requested == *scope));
     scopes.iter().cloned().chain(missing.map(|scope| (*scope).to_owned())).collect()
 }
 
-/// The refusal of the request, with the meaning that its error has here: no user has signed in yet, so each error is about the
-/// client or the request.
+/// Returns the refusal with its meaning for a request for a device code. No user has signed in yet, so each error is
+/// about the client or the request.
 pub fn code_refusal(mut refusal: Refusal) -> Refusal {
     if refusal.advice.is_none() && refusal.error.as_ref().is_some_and(|error| error.as_str() == "unauthorized_client") {
         refusal.advice = Some("Allow the client {client} the device authorization grant at the provider");

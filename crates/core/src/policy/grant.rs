@@ -186,8 +186,8 @@ impl GrantSecret {
 }
 
 impl TokenNote {
-    /// Records an exchange at `used_at`. `rotated` has the hash and the expiry of the refresh token in the response; `None` if
-    /// the response has no refresh token, so that the exchanged one stays in use. A provider may return the exchanged one.
+    /// Records an exchange at `used_at`. `rotated`: the hash and the expiry of the refresh token in the response, which
+    /// may be the exchanged token. `None`: the response has no refresh token, so the exchanged token stays in use.
     pub fn note_exchange(&mut self, used_at: Timestamp, rotated: Option<(RefreshTokenHash, Option<Timestamp>)>) {
         self.last_used_at = Some(used_at);
         if let Some((hash, expires_at)) = rotated {

@@ -59,7 +59,7 @@ pub fn assumed(assumption: Assumption) -> EventNote {
     EventNote { warning: true, reason, note }
 }
 
-/// The Warning about a sign-in after which the provider did not report who signed in. `user` is the expected user name.
+/// The Warning about a sign-in for which the provider did not report the account. `user`: the expected user name.
 pub fn account_not_verified(user: &str) -> EventNote {
     let note = format!(
         "the provider did not say who signed in, so the broker could not verify that it was {user}: check at the provider \
@@ -76,7 +76,7 @@ pub fn no_refresh_token() -> EventNote {
     EventNote { warning: true, reason: Reason::TokenUnsuitable, note: note.to_owned() }
 }
 
-/// The Event about a new refresh token in the seed's Secret, which the broker has taken over.
+/// The Event about a new refresh token in the seed's Secret, which the broker now uses.
 pub fn grant_reseeded() -> EventNote {
     let note =
         "the seed's Secret has a new refresh token: the broker uses it from now on, and keeps the former one beside it";

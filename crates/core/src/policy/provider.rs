@@ -56,10 +56,10 @@ pub fn next_turn(ends: impl Iterator<Item = Timestamp>, now: Timestamp) -> Optio
     turns.filter(|turn| *turn > now).min()
 }
 
-/// Maximum time for which a good status stays valid after a restart. Then the broker checks again what the status does not
-/// report, such as the expiry of a certificate.
+/// Maximum time for which a good status stays valid after a restart. Afterwards, the broker checks properties that the
+/// status does not report, such as the expiry of a certificate.
 const TRUSTED_FOR: SignedDuration = SignedDuration::from_hours(6);
-/// Seconds over which the ends of that time are spread, by the uid of the provider.
+/// Seconds over which the provider's uid spreads the end of [`TRUSTED_FOR`].
 const SPREAD: i64 = 3600;
 
 /// Whether the status of a provider describes the current generation, and `Ready` is True.
@@ -70,7 +70,8 @@ pub fn is_fresh(object: &ProviderObject) -> bool {
     })
 }
 
-/// Until when a status from before a restart stays valid: at most until the next threshold of a client secret's expiry.
+/// Time until which a status from before a restart stays valid: at most until the next threshold of a client secret's
+/// expiry.
 pub fn trusted_until(object: &ProviderObject, now: Timestamp) -> Timestamp {
     let spread = object.meta().uid.iter().flat_map(|uid| uid.bytes()).fold(0, |sum: i64, byte| sum + i64::from(byte));
     let secrets = object.spec().client.authentication.iter().filter_map(|entry| entry.client_secret.as_ref());
@@ -221,7 +222,7 @@ mod tests {
             ("", &[], 6 * HOUR),
             ("a", &[], 6 * HOUR + 97),
             ("ab", &[], 6 * HOUR + 97 + 98),
-            // 100 times 122.
+            // The uid adds 100 times 122 seconds, modulo an hour.
             (&many, &[], 6 * HOUR + 12_200 - 3 * HOUR),
             ("", &[30 * DAY + HOUR], HOUR),
             ("", &[90 * DAY, HOUR], HOUR),

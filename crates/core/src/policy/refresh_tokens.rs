@@ -1,6 +1,6 @@
-//! Which credential has which refresh token. Two credentials of a namespace must not use the same refresh token, because a
-//! provider that replaces refresh tokens takes the second use for theft. The registry keeps hashes in memory; the annotations
-//! of the grant Secrets record the same. Pure.
+//! The registry of refresh tokens: which credential has which refresh token. Two credentials of a namespace must not
+//! use the same refresh token, because a provider that replaces refresh tokens treats the second use as theft. The
+//! registry keeps hashes in memory; the annotations of the grant Secrets record the same hashes. Pure.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -16,10 +16,11 @@ use super::{
 };
 use crate::api::{MailCredential, Reason, names, reference::KeyRef};
 
-/// Maximum number of exchanged tokens that are remembered after the end of their credential, in all namespaces. The registry
-/// drops the oldest first.
+/// Maximum number of exchanged tokens, in all namespaces, that the registry remembers after the end of their
+/// credential. It drops the oldest tokens first.
 const SPENT_MAX: usize = 10_000;
-/// Maximum number of seeds that are remembered, each with about 200 bytes. Beyond it, the broker reads all seeds again.
+/// Maximum number of seeds that the registry remembers, each with about 200 bytes. Beyond it, the broker reads all
+/// seeds again.
 const SEEDS_MAX: usize = 10_000;
 
 /// Namespace, and hash of the refresh token.
@@ -36,11 +37,12 @@ pub struct RefreshTokens {
     of: HashMap<String, BTreeSet<TokenKey>>,
     /// The seeds that the broker has read.
     seeds: HashMap<SeedKey, Seed>,
-    /// Tokens that a provider has replaced and whose credential is deleted or has another seed, the oldest first.
+    /// Tokens that a provider has replaced and whose credential is deleted or has another seed. The oldest token is
+    /// first.
     spent: VecDeque<TokenKey>,
 }
 
-/// The credential that has a refresh token, or had it.
+/// The credential that has or had a refresh token.
 #[derive(Clone, Debug)]
 struct Holder {
     uid: String,
@@ -49,7 +51,7 @@ struct Holder {
     spent: bool,
 }
 
-/// Who has a refresh token that a credential wants to take over.
+/// The owner of a refresh token that a credential wants to use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenClaimant {
     /// Another credential, with this name, has the token.
@@ -59,7 +61,7 @@ pub enum TokenClaimant {
 }
 
 impl TokenClaimant {
-    /// Why `credential` must not take the token over. `strict`: the provider accepts a replaced token no more.
+    /// Why `credential` must not use the token. `None`: it may. `strict`: the provider rejects a replaced token.
     pub fn blocker(&self, credential: &MailCredential, strict: bool) -> Option<Blocker> {
         match self {
             Self::Credential(name) => Some(held_by(credential, name)),
@@ -101,12 +103,12 @@ impl RefreshTokens {
         self.seeds.insert(seed_key(namespace, reference), seed.clone());
     }
 
-    /// The seed as the broker read it last; `None` before the first read.
+    /// The seed at the broker's last read. `None`: the broker has not read the seed yet.
     pub fn seed(&self, namespace: &str, reference: &KeyRef) -> Option<&Seed> {
         self.seeds.get(&seed_key(namespace, reference))
     }
 
-    /// Takes a refresh token for a credential, unless there is a claimant, see [`Self::claimant`].
+    /// Registers a refresh token for a credential, unless the token has a claimant, see [`Self::claimant`].
     pub fn take(
         &mut self,
         credential: &MailCredential,
@@ -124,8 +126,8 @@ impl RefreshTokens {
         claimant
     }
 
-    /// Who has a refresh token that `credential` wants to take over; `None` if the credential may take it. `lives` is whether
-    /// a credential with this name and uid exists in the namespace. Forgets a holder that does not.
+    /// The owner of a refresh token that `credential` wants to use. `None`: the credential may use the token. `lives`:
+    /// whether a credential with this name and uid exists in the namespace. Forgets a holder that does not exist.
     pub fn claimant(
         &mut self,
         credential: &MailCredential,
@@ -142,7 +144,7 @@ impl RefreshTokens {
         self.spent.contains(&key).then_some(TokenClaimant::Spent)
     }
 
-    /// Forgets a deleted credential. Remembers only those of its tokens that a provider has replaced.
+    /// Forgets a deleted credential. Remembers only its tokens that a provider has replaced.
     pub fn forget(&mut self, uid: &str) {
         for key in self.of.remove(uid).unwrap_or_default() {
             self.release(key, uid);
@@ -161,8 +163,8 @@ impl RefreshTokens {
     }
 }
 
-/// Why a Secret of the broker forbids `credential` to take this refresh token over: the Secret is another credential's grant
-/// Secret, and records the token. `lives` is whether a credential with this name and uid exists in the namespace.
+/// Why a Secret of the broker forbids `credential` to use a refresh token: the Secret is another credential's grant
+/// Secret, and records the token. `lives`: whether a credential with this name and uid exists in the namespace.
 pub fn stored_elsewhere(
     credential: &MailCredential,
     secret: &ObjectMeta,
@@ -185,13 +187,13 @@ pub fn stored_elsewhere(
     }
     match controller_of(secret) {
         Some(owner) if lives(&owner.name, &owner.uid) => Some(held_by(credential, &owner.name)),
-        // Kubernetes deletes the grant Secret with its credential, and with the Secret the replacement of the token.
+        // Kubernetes deletes the grant Secret with its credential, so the replacement of the token is lost.
         Some(_) => (strict && !has).then(|| spent(credential)),
         None => Some(held_by(credential, label(names::LABEL_CREDENTIAL).unwrap_or_default())),
     }
 }
 
-/// The key with the credential's seed; `None` for a grant type without a seed.
+/// The key with the credential's seed. `None`: the grant type has no seed.
 pub fn seed_ref(credential: &MailCredential) -> Option<&KeyRef> {
     credential.spec.grant.refresh_token.as_ref().map(|grant| &grant.secret_ref)
 }

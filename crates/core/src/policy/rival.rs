@@ -27,8 +27,8 @@ pub struct Holder<'a> {
 }
 
 impl<'a> Holder<'a> {
-    /// The holder of the Secret with this metadata: its controller, or, for a Secret without a controller, the contender that
-    /// the Secret's label names.
+    /// The holder of the Secret with the metadata `target`: the Secret's controller. Without a controller, the holder
+    /// is the contender that the Secret's label names.
     pub fn of(target: &'a ObjectMeta, contenders: &'a [Contender], now: Timestamp) -> Option<Self> {
         let labelled = || {
             let label = target.labels.as_ref()?.get(names::LABEL_CREDENTIAL)?;
@@ -69,7 +69,8 @@ mod tests {
     fn a_secret_is_held_by_its_controller_and_otherwise_by_the_credential_in_its_label() {
         let contenders = [contender("a", 0), contender("b", 0)];
         let (of_a, of_b) = (contenders[0].uid.as_str(), contenders[1].uid.as_str());
-        // The controller's uid, the label, the expiry of the token in seconds; the holder's uid and whether the token serves.
+        // The controller's uid, the label, the expiry of the token in seconds; the holder's uid and whether the token
+        // serves.
         type Row<'a> = (Option<&'a str>, Option<&'a str>, Option<i64>, Option<(&'a str, bool)>);
         let table: [Row<'_>; 7] = [
             (None, None, Some(10), None),

@@ -28,13 +28,13 @@ pub struct Stored {
     pub unsuitable: Option<String>,
 }
 
-/// The token in a target Secret, and whether annotations, data and `status` agree about its expiry. If they disagree, the
-/// token expires at the earliest time. `None` if the annotations do not describe the token in the data.
+/// The token in a target Secret, and whether annotations, data and `status` agree about its expiry. If they disagree,
+/// the token expires at the earliest time. `None`: the annotations do not describe the token in the data.
 pub fn stored_token(secret: &Secret, status: Option<&TokenStatus>) -> Option<(Stored, bool)> {
     let mut facts = TokenFacts::read(&secret.metadata)?;
     let text = |key: &str| String::from_utf8(secret.data.as_ref()?.get(key)?.0.clone()).ok();
-    // Another writer may have changed the data. The broker does not copy a value into the other keys that cannot be an access
-    // token.
+    // Another writer may have changed the data. The broker copies a value into the other keys only if the value can be
+    // an access token.
     let access_token = SecretString::from(text("access_token").filter(|token| is_access_token(token))?);
     if TokenFingerprint::of(access_token.expose_secret()) != facts.fingerprint {
         return None;

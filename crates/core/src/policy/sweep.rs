@@ -87,8 +87,8 @@ pub fn provider_overdue(generation: Option<i64>, status: Option<&ProviderStatus>
 /// Number of steps of a sweep. A step checks one part of all objects.
 pub const STEPS: u64 = 30;
 
-/// Objects that were overdue in the last step, with their resourceVersions. The sweep enqueues an object only if it is overdue
-/// in two steps: in the first step, the broker may have been about to handle the object.
+/// Objects that were overdue in the last step, with their resourceVersions. The sweep enqueues an object only if it is
+/// overdue in two steps, because the broker may have been about to handle the object in the first step.
 pub struct Suspects<K>(HashMap<K, String>);
 
 impl<K> Default for Suspects<K> {
@@ -103,8 +103,8 @@ impl<K: Eq + Hash> Suspects<K> {
         part(key) == step || self.0.contains_key(key)
     }
 
-    /// The objects among `late` that were overdue in the last step too, in the same version. Suspects the objects of this
-    /// step's part among the others.
+    /// Returns the objects among `late` that were also overdue in the last step, in the same version. Of the other
+    /// objects, suspects the objects of this step's part.
     pub fn confirm(&mut self, late: impl Iterator<Item = (K, String)>, step: u64) -> Vec<K> {
         let before = std::mem::take(&mut self.0);
         let mut confirmed = vec![];

@@ -1,4 +1,4 @@
-//! What the broker reports about an object that exists but does not parse. Pure.
+//! The broker's report about an object that exists but does not parse. Pure.
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Condition, jiff::Timestamp};
 use kube::core::ApiResource;
@@ -54,7 +54,7 @@ pub fn message(kind: ObjectKind, key: &ObjectKey, error: &str) -> String {
     )
 }
 
-/// The conditions of an object of this generation that does not parse.
+/// The conditions of an object that does not parse. `generation`: the object's generation.
 pub fn conditions(kind: ObjectKind, key: &ObjectKey, error: &str, generation: i64, now: Timestamp) -> Vec<Condition> {
     let mut conditions = vec![];
     for (condition, is_true) in [(ConditionType::Ready, false), (ConditionType::Stalled, true)] {

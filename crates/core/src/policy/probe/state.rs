@@ -22,7 +22,7 @@ pub struct ProbeState {
     fingerprint: TokenFingerprint,
     /// Hash of the CA bundle of the last login.
     bundle: ProbeHash,
-    /// Time of the next try of a login that could not be made.
+    /// Time of the next try, after the broker could not make a login.
     again: Option<Timestamp>,
     /// The result of the last probe while no status reports it.
     pub unreported: Option<Box<(ProbeStatus, Verdict)>>,
@@ -64,7 +64,7 @@ impl ProbeState {
         next.map(|protocol| (protocol, self.again.filter(|again| now < *again)))
     }
 
-    /// Records the end of a login. `None`: the login could not be made, and the next try is at `again`.
+    /// Records the end of a login. `None`: the broker could not make the login, and tries again at `again`.
     pub fn end(&mut self, protocol: Protocol, made: Option<Made>, again: Timestamp) {
         self.in_flight = false;
         match made {
@@ -76,7 +76,7 @@ impl ProbeState {
         }
     }
 
-    /// Returns the probe if all wanted logins have ended.
+    /// Returns the probe if all wanted logins have ended. `None`: a wanted login has not ended.
     pub fn take_round(&mut self, wanted: &[Protocol], now: Timestamp) -> Option<Round> {
         let ended = |wanted: &Protocol| self.logins.iter().any(|(of, _)| of == wanted);
         if self.logins.is_empty() || !wanted.iter().all(ended) {
@@ -84,7 +84,7 @@ impl ProbeState {
         }
         let logins = std::mem::take(&mut self.logins);
         let ProbeInputs { objects, bundle } = self.inputs.take()?;
-        // If the cache knew another bundle at the start, the next probe uses the newer bundle when the cache knows it.
+        // If the cache had another bundle at the start, the next probe uses the newer bundle when the cache has it.
         let bundle = Some(bundle.unwrap_or_else(|| self.bundle.clone()));
         let fingerprint = std::mem::take(&mut self.fingerprint);
         Some(Round { logins, inputs: ProbeInputs { objects, bundle }, fingerprint, at: now })
@@ -185,7 +185,7 @@ mod tests {
         let mut state = ProbeState::default();
         begin(&mut state, "former", Smtp);
         state.end(Smtp, made("former"), at(5));
-        // `Observed::conclude` drops a result with inputs that differ from the current ones.
+        // `Observed::conclude` drops a result whose inputs differ from the current inputs.
         assert_eq!(state.take_round(&[Smtp], at(1)).unwrap().inputs.objects.as_str(), "former");
     }
 
