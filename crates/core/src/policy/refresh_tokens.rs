@@ -365,7 +365,8 @@ mod tests {
         const HELD: Option<Reason> = Some(Reason::SecretConflict);
         const SPENT: Option<Reason> = Some(Reason::AuthorizationRequired);
         // The Secret, its token, its seed, whether the provider is strict, and the blocker's reason and holder.
-        let table: [(&str, Secret, &str, &str, bool, Option<Reason>, &str); 13] = [
+        type Row<'a> = (&'a str, Secret, &'a str, &'a str, bool, Option<Reason>, &'a str);
+        let table: [Row<'_>; 13] = [
             ("has the token", of_a, "t1", "t0", true, HELD, "MailCredential a uses"),
             ("had the token", of_a, "t2", "t1", true, HELD, "MailCredential a uses"),
             ("had the token, which stays valid", of_a, "t2", "t1", false, HELD, "MailCredential a uses"),

@@ -126,7 +126,8 @@ mod tests {
 
     #[test]
     fn a_secret_whose_annotations_do_not_describe_its_data_stores_no_token() {
-        let cases: [(&str, fn(&mut Secret)); 6] = [
+        type Change = fn(&mut Secret);
+        let cases: [(&str, Change); 6] = [
             ("no annotations", |secret| secret.metadata.annotations = None),
             ("no data", |secret| secret.data = None),
             ("no access token", |secret| put(secret, "access_token", "")),
@@ -150,7 +151,8 @@ mod tests {
     #[test]
     fn a_stored_token_expires_at_the_earliest_of_all_times() {
         // A key of the data with its value, the expiry in the status; the expiry, whether all times agree, the token type.
-        let table: [(&str, &str, Option<i64>, i64, bool, &str); 9] = [
+        type Row<'a> = (&'a str, &'a str, Option<i64>, i64, bool, &'a str);
+        let table: [Row<'_>; 9] = [
             ("", "", Some(3600), 3600, true, "bearer"),
             ("expires_at", "2027-01-15T08:10:00Z", None, 600, false, "bearer"),
             ("expires_at_unix", "1800000600", None, 600, false, "bearer"),
