@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use kube::{Resource, core::ObjectMeta, runtime::watcher};
+use kube::{core::ObjectMeta, runtime::watcher};
 
 use crate::{
     api::reference::{ObjectKey, key},
@@ -43,20 +43,6 @@ pub(super) enum Change<K> {
     },
     /// resourceVersions went back: the API server was restored from a backup.
     Rewound,
-}
-
-/// What a store reports if `after` takes the place of `before`.
-pub(super) fn difference<K: Resource>(before: Option<Arc<K>>, after: Arc<K>) -> impl Iterator<Item = Change<K>> {
-    let same_object = before.as_ref().is_some_and(|before| before.meta().uid == after.meta().uid);
-    let same_version = |before: &Arc<K>| before.meta().resource_version == after.meta().resource_version;
-    match before {
-        Some(before) if same_object && same_version(&before) => [None, None],
-        Some(before) if same_object => [None, Some(Change::Applied { object: after, before: Some(before) })],
-        Some(replaced) => [Some(Change::Deleted(replaced)), Some(Change::Applied { object: after, before: None })],
-        None => [None, Some(Change::Applied { object: after, before: None })],
-    }
-    .into_iter()
-    .flatten()
 }
 
 /// The store of one kind in one scope, and what a list under way has shown.
@@ -128,7 +114,7 @@ impl<K: Stored> Follower<K> {
             self.complete = true;
             self.writer.complete();
             for object in self.reader.all() {
-                difference(None, object).for_each(seen);
+                seen(Change::Applied { object, before: None });
             }
             return;
         }
@@ -153,8 +139,16 @@ impl<K: Stored> Follower<K> {
                 self.unreadable.remove(&found);
                 self.rewound |= before.as_ref().is_some_and(|before| is_older(before.meta(), object.meta()));
                 arriving(&object);
-                let after = self.writer.apply(object);
-                difference(before, after).for_each(seen);
+                let object = self.writer.apply(object);
+                let before = match before {
+                    // Another object under the same name.
+                    Some(replaced) if replaced.meta().uid != object.meta().uid => {
+                        seen(Change::Deleted(replaced));
+                        None
+                    }
+                    before => before,
+                };
+                seen(Change::Applied { object, before });
             }
             Read::Unreadable(meta, error) => {
                 let found = key_of(&meta);
