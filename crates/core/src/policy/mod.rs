@@ -3,6 +3,7 @@
 pub mod advice;
 mod authorization;
 pub mod blocker;
+pub mod check_token;
 pub mod checks;
 pub mod commands;
 pub mod decision;
