@@ -10,7 +10,7 @@ use std::{
 };
 
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
-use kube::{Api, Client, api::PostParams, runtime::events::Reporter};
+use kube::{Api, Client, api::PostParams};
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -223,9 +223,8 @@ impl Work {
         });
         let election = campaign(lease_client, candidacy, leadership.clone(), ended);
         let lease = health.supervise_on(&side, "election", election);
-        let reporter = Reporter { controller: names::MANAGER.to_owned(), instance: Some(identity.clone()) };
         let stores = watches.into_stores();
-        let (events, writer) = Events::new(client.clone(), reporter, metrics.clone());
+        let (events, writer) = Events::new(client.clone(), identity.clone(), metrics.clone());
         health.supervise("events", writer.run());
         let draining = CancellationToken::new();
         let admission = admission(&queue, &draining);

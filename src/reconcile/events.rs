@@ -1,5 +1,5 @@
-//! Writes Events on credentials and providers. No reconcile waits for them: they go through a bounded queue, and each
-//! namespace has a budget.
+//! Writes Events on credentials and providers. No reconcile waits for an Event: Events go through a bounded queue. Each
+//! namespace and each object has a budget.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -22,7 +22,6 @@ use kube::{
     Api, Client, Resource as _,
     api::{Patch, PatchParams, PostParams},
     core::ObjectMeta,
-    runtime::events::Reporter,
 };
 use parking_lot::Mutex;
 use serde_json::json;
@@ -36,31 +35,32 @@ use crate::{
     policy::notices::EventNote,
 };
 
-/// An Event that is repeated within this time counts in the series of the first.
+/// Time within which a repeated Event counts in the series of the first.
 const REMEMBERED: SignedDuration = SignedDuration::from_mins(6);
-/// Events that are remembered at most, about 300 bytes each.
+/// Maximum number of Events to remember, each with about 300 bytes.
 const SERIES: usize = 10_000;
-/// Longest note that the API server takes (`events.k8s.io/v1`), in bytes.
+/// Maximum length of a note in bytes (`events.k8s.io/v1`).
 const NOTE_MAX: usize = 1024;
-/// Longest part of an Event's name that is the object's: 253 less a point and 17 digits.
+/// Maximum length of the object's name in an Event's name: 253 less a point and 17 digits.
 const NAME_MAX: usize = 235;
-/// Events that wait to be written, at most.
+/// Maximum number of Events that wait for their write.
 const WAITING: usize = 1_000;
 /// Maximum number of Events in a namespace: 100 immediately, then 30 a minute.
 const OF_A_NAMESPACE: Limit = Limit::new(30, 100);
 /// Maximum number of Events on one object: 25 immediately, then one a minute. After these, the user knows that the object's
 /// condition changes every few seconds.
 const OF_AN_OBJECT: Limit = Limit::new(1, 25);
-/// Where the Events of cluster-scoped objects are.
+/// The namespace of the Events of cluster-scoped objects.
 const CLUSTER_NAMESPACE: &str = "default";
-/// How long a shutdown waits for Events that are not written yet.
+/// Maximum time for which a shutdown waits for unwritten Events.
 const FLUSH: Duration = Duration::from_secs(2);
-/// How often it looks.
+/// Interval at which a shutdown checks for unwritten Events.
 const FLUSH_CHECK: Duration = Duration::from_millis(20);
 
-/// Takes Events to be written.
+/// The queue of Events.
 pub struct Events {
-    reporter: Reporter,
+    /// The identity of this replica, as the Events name it.
+    instance: String,
     reported: Mutex<SentEvents>,
     queue: mpsc::Sender<Event>,
     /// Events that are not written yet.
@@ -69,7 +69,7 @@ pub struct Events {
     began: Instant,
 }
 
-/// Writes them, in a task of its own.
+/// Writes the queued Events, in a task of its own.
 pub struct Writer {
     client: Client,
     queue: mpsc::Receiver<Event>,
@@ -77,14 +77,14 @@ pub struct Writer {
 }
 
 impl Events {
-    /// For this reporter, and the writer to run.
+    /// Creates the queue of a replica with the identity `instance`, and the writer to run.
     #[expect(clippy::disallowed_methods, reason = "the budgets count elapsed time, because the wall clock may jump")]
-    pub fn new(client: Client, reporter: Reporter, metrics: Arc<Metrics>) -> (Self, Writer) {
+    pub fn new(client: Client, instance: String, metrics: Arc<Metrics>) -> (Self, Writer) {
         let (sender, queue) = mpsc::channel(WAITING);
         let pending = Arc::<AtomicUsize>::default();
         let reported = Mutex::default();
         let events =
-            Self { reporter, reported, queue: sender, pending: pending.clone(), metrics, began: Instant::now() };
+            Self { instance, reported, queue: sender, pending: pending.clone(), metrics, began: Instant::now() };
         (events, Writer { client, queue, pending })
     }
 
@@ -93,9 +93,9 @@ impl Events {
         self.publish(notice, &credential.object_ref(&()), now);
     }
 
-    /// Queues an Event. One that is dropped is counted; the status says the same.
+    /// Queues an Event. Counts an Event that it drops; the status reports the same.
     pub(super) fn publish(&self, notice: &EventNote, object: &ObjectReference, now: Timestamp) {
-        let event = self.reported.lock().event(notice, object, &self.reporter, now, self.began.elapsed());
+        let event = self.reported.lock().event(notice, object, &self.instance, now, self.began.elapsed());
         let Some(event) = event else { return self.metrics.event_dropped() };
         self.pending.fetch_add(1, Ordering::AcqRel);
         if self.queue.try_send(event).is_err() {
@@ -104,7 +104,7 @@ impl Events {
         }
     }
 
-    /// Waits a moment for what is not written yet.
+    /// Waits for unwritten Events, at most for [`FLUSH`].
     pub async fn flush(&self) {
         let written = async {
             while self.pending.load(Ordering::Acquire) > 0 {
@@ -147,16 +147,16 @@ impl Writer {
 
 type SeriesKey = (String, Reason);
 
-/// What was written lately.
+/// The Events of the last minutes.
 #[derive(Default)]
 struct SentEvents {
     series: HashMap<SeriesKey, Series>,
     /// Keys in the order of their Events. A key with a later Event occurs again.
     order: VecDeque<(SeriesKey, Timestamp)>,
     budgets: HashMap<Owner, Bucket>,
-    /// Budgets that are remembered before those are forgotten that are full.
+    /// Number of budgets above which the broker forgets the full ones.
     budgets_max: usize,
-    /// Events so far, which keeps names of one moment apart.
+    /// Number of Events so far, which distinguishes the names of Events of one moment.
     count: u32,
 }
 
@@ -176,19 +176,19 @@ impl SentEvents {
         &mut self,
         notice: &EventNote,
         object: &ObjectReference,
-        reporter: &Reporter,
+        instance: &str,
         now: Timestamp,
         elapsed: Duration,
     ) -> Option<Event> {
         self.forget(now, elapsed);
         let namespace = object.namespace.clone().unwrap_or_else(|| CLUSTER_NAMESPACE.to_owned());
         let uid = object.uid.clone().unwrap_or_default();
-        // Where thousands of objects fail at the same time, nothing is remembered of those that get no Event.
+        // If thousands of objects fail at the same time, nothing is remembered of those without an Event.
         let of_namespace = self.budgets.get(&Owner::Namespace(namespace.clone()));
         if of_namespace.is_some_and(|budget| budget.opens_at() > elapsed) {
             return None;
         }
-        // The object first: one that has had too many takes nothing from its namespace.
+        // The object first: an object with too many Events takes nothing from its namespace.
         for (owner, limit) in
             [(Owner::Object(uid), OF_AN_OBJECT), (Owner::Namespace(namespace.clone()), OF_A_NAMESPACE)]
         {
@@ -202,7 +202,7 @@ impl SentEvents {
         let digest = names::digest([note.as_str()]);
         let key = (object.uid.clone().unwrap_or_default(), notice.reason);
         self.count = self.count.wrapping_add(1);
-        // To a person another code, or another account that signed in, is no repetition.
+        // Another code to enter, or another account that signed in, is news to the user.
         let series = self.series.entry(key.clone()).or_insert_with(|| Series::new(object, &digest, now, self.count));
         if series.note == digest {
             series.count = series.count.saturating_add(1);
@@ -222,8 +222,8 @@ impl SentEvents {
             type_: Some(if notice.warning { "Warning" } else { "Normal" }.to_owned()),
             event_time: Some(MicroTime(series.first)),
             regarding: Some(object.clone()),
-            reporting_controller: Some(reporter.controller.clone()),
-            reporting_instance: reporter.instance.clone().or_else(|| Some(reporter.controller.clone())),
+            reporting_controller: Some(names::MANAGER.to_owned()),
+            reporting_instance: Some(instance.to_owned()),
             series: (series.count > 1)
                 .then_some(EventSeries { count: series.count, last_observed_time: MicroTime(now) }),
             ..Event::default()
@@ -244,7 +244,7 @@ impl SentEvents {
         }
         if self.budgets.len() > self.budgets_max.max(SERIES) {
             self.budgets.retain(|_, budget| !budget.is_full(elapsed));
-            // Not at each Event, where many objects have had one in the last minute.
+            // So the next pass does not run at each Event if many objects had Events in the last minute.
             self.budgets_max = 2 * self.budgets.len();
         }
     }
@@ -256,14 +256,14 @@ impl Series {
     }
 }
 
-/// Whose Events are counted: a namespace by its name, an object by its uid.
+/// The owner of a budget: a namespace by its name, an object by its uid.
 #[derive(PartialEq, Eq, Hash)]
 enum Owner {
     Namespace(String),
     Object(String),
 }
 
-/// The object's name, cut where the whole would be too long, and something that differs for each Event.
+/// The name of an Event: the object's name, shortened if it is too long, and a number that differs for each Event.
 fn name(object: &ObjectReference, now: Timestamp, count: u32) -> String {
     let name = object.name.as_deref().unwrap_or(names::MANAGER);
     let head: String = name.chars().take(NAME_MAX).collect();
@@ -299,8 +299,7 @@ mod tests {
             uid: Some(uid.to_owned()),
             ..ObjectReference::default()
         };
-        let reporter = Reporter { controller: "broker".to_owned(), instance: None };
-        reported.event(&notice, &object, &reporter, at(second), Duration::from_secs(elapsed))
+        reported.event(&notice, &object, "replica", at(second), Duration::from_secs(elapsed))
     }
 
     #[test]
