@@ -20,7 +20,7 @@ use serde_json::json;
 const MANY: usize = 200;
 /// Number of concurrent creates.
 const CONCURRENCY: usize = 16;
-/// The meaning of "within seconds" on a machine that runs a build at the same time.
+/// The time limit for changes that must take effect within seconds, on a machine that also runs a build.
 const SECONDS: Duration = Duration::from_secs(25);
 
 /// Applies the manifest of each of [`MANY`] credentials.
@@ -167,7 +167,7 @@ async fn credentials_that_are_deleted_beside_a_provider_that_hangs_are_gone_with
     // Each request takes nine or ten seconds, at most `PER_HOST_LIMIT` are in flight, and the wait above ends after 90
     // s. So there are ten rounds, and an eleventh has begun.
     assert!((PER_HOST_LIMIT..=11 * PER_HOST_LIMIT).contains(&sent), "{sent} requests");
-    // A namespace can have 100 Events at once, so not every credential has its own Event.
+    // A namespace can have 100 Events in a burst, so not every credential has its own Event.
     until("Events report the failure", async || {
         match ns.kubectl(["get", "events", "--field-selector=reason=RevocationFailed", "-o", "name"]) {
             none if none.is_empty() => Err(String::new()),

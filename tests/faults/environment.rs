@@ -209,7 +209,7 @@ async fn a_broker_that_runs_out_of_memory_continues_after_its_restart() {
     const LEFT: u64 = 256 << 10;
     let (ns, idp) = (Cluster::shared().namespace().await, Idp::start());
     ns.provider(&idp).await;
-    // Otherwise the allocator commits a gigabyte of addresses at once, which the kernel counts.
+    // Otherwise the allocator commits a gigabyte of addresses at its start, which the kernel counts.
     let settings = Broker::settings(&ns).env("MIMALLOC_ARENA_EAGER_COMMIT", "0").env("MIMALLOC_EAGER_COMMIT", "0");
     let mut broker = settings.start().await;
     let names: Vec<_> = (0..ALL).map(|number| format!("mailbox-{number}")).collect();
