@@ -1,6 +1,6 @@
-//! Follows one kind into a store, and reports what has changed in it. A list and a single event go the same way: the store
-//! is changed first, then the difference is reported. A list changes the store in place, page by page, so that two copies of
-//! all objects never exist.
+//! Follows one kind into a store, and reports the differences. Lists and single events are handled in the same way: the
+//! follower changes the store first, then reports the difference. A list changes the store in place, page by page, so
+//! two copies of all objects never exist.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -15,65 +15,65 @@ use crate::{
     stores::store::{Store, Stored, Writer},
 };
 
-/// A difference between what a store held and what it holds.
+/// A difference between the former and the current content of a store.
 #[derive(Debug)]
 pub(super) enum Change<K> {
     /// The object is new or has changed.
     Applied {
         /// The object as the watch shows it now.
         object: Arc<K>,
-        /// The same object before; `None` where it is new.
+        /// The former version of the same object; `None` if the object is new.
         before: Option<Arc<K>>,
     },
-    /// The object is gone.
+    /// The object no longer exists.
     Deleted(Arc<K>),
-    /// The object exists and does not parse. No former version of it is in the store any more.
+    /// The object exists but does not parse. The store no longer has a former version of it.
     Unreadable {
         /// The metadata of the object.
         meta: Box<ObjectMeta>,
         /// Why it does not parse.
         error: String,
     },
-    /// An object that did not parse is gone.
+    /// An object that did not parse no longer exists.
     Lost {
         /// The namespace and the name of the object.
         key: ObjectKey,
         /// The uid of the object.
         uid: String,
     },
-    /// resourceVersions went back: the API server was restored from a backup.
+    /// resourceVersions went back, because the API server was restored from a backup.
     Rewound,
 }
 
-/// The store of one kind in one scope, and what a list under way has shown.
+/// The store of one kind in one scope, and the state of the current list.
 pub(super) struct Follower<K> {
     writer: Writer<K>,
     reader: Store<K>,
-    /// The store is complete: the first list has ended.
+    /// Whether the first list has ended, so that the store is complete.
     complete: bool,
-    /// What the list under way has shown and does not parse, after the first list.
+    /// Keys of the unreadable objects that the current list has shown. Empty during the first list.
     listed: HashSet<ObjectKey>,
-    /// Objects that do not parse, with their uids.
+    /// The uids of the unreadable objects, by key.
     unreadable: HashMap<ObjectKey, String>,
-    /// The list under way has shown an older version of an object than the store had.
+    /// Whether the current list has shown an older version of an object than the store had.
     rewound: bool,
 }
 
 impl<K: Stored> Follower<K> {
-    /// A follower with an empty store. `packs` says whether the store may pack an object.
+    /// Creates a follower with an empty store. `packs` decides whether the store may pack an object.
     pub(super) fn new(packs: fn(&K) -> bool) -> Self {
         let writer = Writer::new(packs);
         let reader = writer.store();
         Self { writer, reader, complete: false, listed: HashSet::new(), unreadable: HashMap::new(), rewound: false }
     }
 
-    /// The store that this follower fills.
+    /// Returns the store that this follower fills.
     pub(super) fn store(&self) -> Store<K> {
         self.reader.clone()
     }
 
-    /// Takes an event of the watch into the store. Each difference goes to `seen`, after the store has it; `arriving` gets
-    /// each object before the store has it.
+    /// Applies an event of the watch to the store. `seen` gets each difference after the store has the object;
+    /// `arriving` gets each object before.
     pub(super) fn take<S>(
         &mut self,
         event: watcher::Event<Incoming<K, S>>,
@@ -131,7 +131,7 @@ impl<K: Stored> Follower<K> {
 
     fn apply(&mut self, read: Read<K>, arriving: &impl Fn(&K), seen: &impl Fn(Change<K>)) {
         match read {
-            // A list shows most objects as they were.
+            // The store already has this version: a list repeats unchanged objects.
             Read::Object(object) if self.writer.has(object.meta()) => {}
             Read::Object(object) => {
                 let found = key(&object);
@@ -141,7 +141,7 @@ impl<K: Stored> Follower<K> {
                 arriving(&object);
                 let object = self.writer.apply(object);
                 let before = match before {
-                    // Another object under the same name.
+                    // The name now belongs to another object.
                     Some(replaced) if replaced.meta().uid != object.meta().uid => {
                         seen(Change::Deleted(replaced));
                         None
@@ -193,7 +193,7 @@ fn key_of(meta: &ObjectMeta) -> ObjectKey {
     (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
 }
 
-/// Whether a version is older than the one before it. resourceVersions are comparable numbers (KEP-5504).
+/// Whether `after` has an older version than `before`. resourceVersions are comparable numbers (KEP-5504).
 fn is_older(before: &ObjectMeta, after: &ObjectMeta) -> bool {
     let number = |meta: &ObjectMeta| meta.resource_version.as_deref()?.parse::<u64>().ok();
     before.uid == after.uid && number(after).zip(number(before)).is_some_and(|(after, before)| after < before)
@@ -236,7 +236,7 @@ mod tests {
             Self(Follower::new(|_| true))
         }
 
-        /// What is reported, in words. Each report must find the store as it says.
+        /// Returns the reported differences as text. At each report, the store must match the report.
         fn take(&mut self, events: impl IntoIterator<Item = Event>) -> Vec<String> {
             let (reported, store) = (RefCell::new(vec![]), self.0.store());
             let shown = |key: &ObjectKey| store.get(&key.0, &key.1);

@@ -45,10 +45,10 @@ const NOTE_MAX: usize = 1024;
 const NAME_MAX: usize = 235;
 /// Maximum number of Events that wait for their write.
 const WAITING: usize = 1_000;
-/// Maximum number of Events in a namespace: 100 immediately, then 30 a minute.
+/// Maximum number of Events in a namespace: a burst of 100, then 30 a minute.
 const OF_A_NAMESPACE: Limit = Limit::new(30, 100);
-/// Maximum number of Events on one object: 25 immediately, then one a minute. After these, the user knows that the object's
-/// condition changes every few seconds.
+/// Maximum number of Events on one object: a burst of 25, then one a minute. After 25 Events, the user knows that the
+/// object's condition changes every few seconds.
 const OF_AN_OBJECT: Limit = Limit::new(1, 25);
 /// The namespace of the Events of cluster-scoped objects.
 const CLUSTER_NAMESPACE: &str = "default";
@@ -63,7 +63,7 @@ pub struct Events {
     instance: String,
     reported: Mutex<SentEvents>,
     queue: mpsc::Sender<Event>,
-    /// Events that are not written yet.
+    /// Number of Events that are not written yet.
     pending: Arc<AtomicUsize>,
     metrics: Arc<Metrics>,
     began: Instant,
@@ -136,7 +136,7 @@ impl Writer {
         if let Some(series) = &event.series {
             let parameters = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
             match api.patch(name, &parameters, &Patch::Merge(json!({"series": series}))).await {
-                // The first of the series was not written, or has been removed.
+                // The first Event of the series was not written, or was removed.
                 Err(kube::Error::Api(status)) if status.code == 404 => {}
                 written => return written.map(drop),
             }
@@ -160,7 +160,7 @@ struct SentEvents {
     count: u32,
 }
 
-/// Events of one reason on one object, with one note.
+/// Events with the same reason and note on one object.
 struct Series {
     name: String,
     note: String,
@@ -183,12 +183,12 @@ impl SentEvents {
         self.forget(now, elapsed);
         let namespace = object.namespace.clone().unwrap_or_else(|| CLUSTER_NAMESPACE.to_owned());
         let uid = object.uid.clone().unwrap_or_default();
-        // If thousands of objects fail at the same time, nothing is remembered of those without an Event.
+        // Do not remember an object without an Event: thousands of objects may fail at the same time.
         let of_namespace = self.budgets.get(&Owner::Namespace(namespace.clone()));
         if of_namespace.is_some_and(|budget| budget.opens_at() > elapsed) {
             return None;
         }
-        // The object first: an object with too many Events takes nothing from its namespace.
+        // Check the object first, so that an object with too many Events does not use the budget of its namespace.
         for (owner, limit) in
             [(Owner::Object(uid), OF_AN_OBJECT), (Owner::Namespace(namespace.clone()), OF_A_NAMESPACE)]
         {
@@ -202,7 +202,7 @@ impl SentEvents {
         let digest = names::digest([note.as_str()]);
         let key = (object.uid.clone().unwrap_or_default(), notice.reason);
         self.count = self.count.wrapping_add(1);
-        // Another code to enter, or another account that signed in, is news to the user.
+        // A changed note reports something new to the user: another code to enter, or another account.
         let series = self.series.entry(key.clone()).or_insert_with(|| Series::new(object, &digest, now, self.count));
         if series.note == digest {
             series.count = series.count.saturating_add(1);
@@ -244,7 +244,7 @@ impl SentEvents {
         }
         if self.budgets.len() > self.budgets_max.max(SERIES) {
             self.budgets.retain(|_, budget| !budget.is_full(elapsed));
-            // So the next pass does not run at each Event if many objects had Events in the last minute.
+            // Otherwise, if many objects had Events in the last minute, the next pass would run at each Event.
             self.budgets_max = 2 * self.budgets.len();
         }
     }
@@ -263,7 +263,7 @@ enum Owner {
     Object(String),
 }
 
-/// The name of an Event: the object's name, shortened if it is too long, and a number that differs for each Event.
+/// Returns the name of an Event: the object's name, cut to [`NAME_MAX`], and a number that differs for each Event.
 fn name(object: &ObjectReference, now: Timestamp, count: u32) -> String {
     let name = object.name.as_deref().unwrap_or(names::MANAGER);
     let head: String = name.chars().take(NAME_MAX).collect();
