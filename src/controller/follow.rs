@@ -27,11 +27,11 @@ pub(super) enum Change<K> {
     },
     /// The object no longer exists.
     Deleted(Arc<K>),
-    /// The object exists but does not parse. The store no longer has a former version of it.
+    /// The object exists but does not parse. The store has removed the former version of the object.
     Unreadable {
         /// The metadata of the object.
         meta: Box<ObjectMeta>,
-        /// Why it does not parse.
+        /// Why the object does not parse.
         error: String,
     },
     /// An object that did not parse no longer exists.

@@ -159,7 +159,7 @@ mod tests {
         leadership.set(Term::Until(monotonic() + RENEW_DEADLINE));
         assert!(leadership.is_leader() && leadership.changes().borrow().leads);
         assert_eq!(leadership.time_left(), RENEW_DEADLINE);
-        // The same happens in a process that was stopped for a minute. No change was announced.
+        // The clock also advances in a process that was stopped for a minute. Nothing announces this change.
         advance(Duration::from_secs(60)).await;
         assert!(!leadership.is_leader());
         assert_eq!(leadership.time_left(), Duration::ZERO);

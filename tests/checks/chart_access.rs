@@ -446,7 +446,7 @@ async fn whole_life(ns: &Namespace, idp: &Idp) {
     ns.api::<Secret>().delete("billing", &Default::default()).await.unwrap();
     ns.until::<Secret>("billing", "it is made again", |secret| secret.metadata.uid != uid).await;
 
-    // The same Warning occurs twice, as one Event with a count. Then the problem ends.
+    // The same problem occurs twice, which makes one Event with a count. Each time, the next token ends the problem.
     for round in ["1", "2"] {
         for (answer, reason) in
             [(Answer::error("invalid_client"), "InvalidClient"), (Answer::token(3600), "RenewalSucceeded")]

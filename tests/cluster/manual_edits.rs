@@ -259,7 +259,7 @@ async fn two_credentials_never_use_the_same_refresh_token() {
     let idp = &fixture.idp;
     assert_eq!((idp.families_revoked(), idp.reuses(), idp.presented(&first)), (0, 0, 1));
 
-    // Its own sign-in ends the conflict.
+    // A new sign-in of the younger credential ends the conflict.
     let another = idp.refresh_token("mailer", "younger@example.org", "mail");
     fixture.ns.apply(source("copy", "refresh_token", &another)).await;
     fixture.ns.condition::<MailCredential>("copycat", "Ready", "TokenValid").await;

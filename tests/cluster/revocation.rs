@@ -331,7 +331,7 @@ async fn an_assertion_does_not_leave_the_token_endpoints_origin() {
     fixture.ns.gone::<MailCredential>("billing").await;
     fixture.ns.event_reasons_include("billing", &["Warning RevocationFailed"]).await;
 
-    // The same attack with a discovery document.
+    // Repeat the attack with a discovery document.
     let issuer = fixture.idp.issuer();
     let document = json!({
         "issuer": issuer, "token_endpoint": fixture.idp.token_url(), "device_authorization_endpoint": evil.url("/device"),

@@ -102,8 +102,8 @@ pub(crate) async fn log_in(
     }
 }
 
-/// Returns the failure that the client learns if both folders of a pair fail. It is temporary if one of them is: the
-/// program then retries.
+/// Returns the failure that the client learns if both folders of a pair fail. The failure is temporary if one of the
+/// two is temporary, because the program then retries.
 fn worst(first: Failed, second: Failed) -> Failed {
     let why = format!("first folder: {}. Second folder: {}", first.why, second.why);
     match first.refusal {

@@ -30,8 +30,8 @@ pub fn shown(ns: &Namespace) -> Vec<(&'static str, String)> {
         places.push((kind, ns.kubectl(["get", kind, "-o", "yaml"])));
         places.push((kind, ns.kubectl(["describe", kind])));
     }
-    // Do not describe ClusterMailProviders: other tests may delete theirs meanwhile. Their Events are in the namespace
-    // `default`.
+    // Do not describe ClusterMailProviders: other tests may delete their ClusterMailProviders at the same time. The
+    // Events of ClusterMailProviders are in the namespace `default`.
     let cluster = "clustermailproviders";
     places.push((cluster, ns.kubectl(["get", cluster, "-o", "yaml"])));
     let events = ns.kubectl(["get", "events", "--namespace=default", "-o", "yaml"]);

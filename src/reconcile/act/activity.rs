@@ -53,7 +53,7 @@ impl Permit {
     pub fn record(&self, result: &Result<Exchange, TransportError>) {
         match result {
             Ok(exchange) => self.ended(serves(exchange.response.status())),
-            // Nothing was sent.
+            // The client sent no request.
             Err(TransportError::Withheld) => {}
             Err(_) => self.ended(false),
         }

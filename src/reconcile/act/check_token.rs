@@ -16,7 +16,7 @@ impl Attempt {
         check_token::check_account(self.credential.spec.mailbox.user(), &answer.names, &self.profile)
     }
 
-    /// The outcome of a token request, with the annotations that the target Secret will have.
+    /// Returns the outcome of a token request, with the annotations that the target Secret will have.
     pub(super) fn issued(&self, answer: TokenAnswer, entry: &Authentication) -> Outcome {
         let (credential, spec) = (&self.credential, self.object.spec());
         let grant = credential.spec.grant.kind();
