@@ -15,7 +15,6 @@ use crate::{
 /// The program that serves the credentials of a burst.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Server {
-    /// The broker.
     Broker,
     /// The raw writer, with this number of workers.
     Raw(usize),

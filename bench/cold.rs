@@ -148,7 +148,6 @@ async fn broker(lab: &mut Lab, number: usize, runs: &mut Runs, report: &mut Repo
     lab.clear().await;
 }
 
-/// The start of the measurement.
 struct Start {
     at: Instant,
     api_server: u32,

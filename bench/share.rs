@@ -28,7 +28,6 @@ const GROUP: &str = "bench.example.org";
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
-    /// MailCredential.
     Credential,
     /// A kind without a schema.
     Minimal,

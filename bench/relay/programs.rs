@@ -25,7 +25,6 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A measured program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Program {
-    /// The relay.
     Relay,
     /// stunnel, which only starts TLS and copies: the client logs in at the mail server.
     Stunnel,
@@ -34,7 +33,6 @@ pub enum Program {
     /// nginx's mail proxy. It supports neither XOAUTH2 nor TLS to the server: it passes the password to the server,
     /// through stunnel.
     Nginx,
-    /// email-oauth2-proxy.
     EmailProxy,
 }
 

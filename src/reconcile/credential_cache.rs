@@ -140,7 +140,6 @@ pub enum Revoking {
     },
     /// The revocation has ended. The broker must still remove the finalizer.
     Over {
-        /// The result of the revocation.
         revocation: Revocation,
         /// Whether an Event has reported the result.
         reported: bool,

@@ -25,7 +25,6 @@ const CONDITIONS: [ConditionType; 5] = [
     ConditionType::MailboxAuthorized,
 ];
 
-/// A page of the documentation.
 struct Page {
     /// The path from the root of the repository.
     path: PathBuf,

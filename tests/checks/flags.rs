@@ -16,7 +16,6 @@ fn listed(page: &str, heading: &str) -> BTreeSet<String> {
     flags.map(|flag| flag.chars().take_while(|c| c.is_ascii_lowercase() || *c == '-').collect()).collect()
 }
 
-/// Returns the flags of a command of the binary.
 fn flags(command: &str) -> BTreeSet<String> {
     let cli = Cli::command();
     let command = cli.find_subcommand(command).unwrap();

@@ -6,7 +6,6 @@ use mailtoken_testkit::*;
 use rcgen::{KeyPair, PKCS_ED25519};
 use serde_json::{Value, json};
 
-/// Returns the claims of a JWT.
 fn claims(jwt: &str) -> Value {
     serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(jwt.split('.').nth(1).unwrap()).unwrap()).unwrap()
 }

@@ -81,7 +81,6 @@ async fn refuse_statuses(ns: &Namespace) -> Refusal<'_, impl AsyncFn() -> kube::
     Refusal::begin(ns, rule, "false", async move || api.patch_status("billing", &dry, &patch).await.map(drop)).await
 }
 
-/// Refuses the deletion of Secrets.
 async fn refuse_deletions(ns: &Namespace) -> Refusal<'_, impl AsyncFn() -> kube::Result<()>> {
     let rule = json!({"apiGroups": [""], "apiVersions": ["v1"], "operations": ["DELETE"], "resources": ["secrets"]});
     ns.apply(json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "probe"}})).await;

@@ -72,7 +72,6 @@ impl Provider {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Posts a form to an endpoint, and returns the response.
     fn post(&self, endpoint: &str, form: &[(&str, &str)]) -> Value {
         let form = form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
         let answer = self.curl(self.endpoint(endpoint), &format!("data = \"{form}\""));
@@ -102,7 +101,6 @@ fn member(answer: &Value, name: &str) -> String {
     answer[name].as_str().unwrap_or_else(|| panic!("no {name}: {answer:#}")).to_owned()
 }
 
-/// Returns the claims of a JWT.
 fn claims(token: &str) -> Value {
     let body = token.split('.').nth(1).unwrap();
     serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(body).unwrap()).unwrap()

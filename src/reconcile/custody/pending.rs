@@ -99,7 +99,6 @@ impl PendingGrantWrite {
 
 /// The end of a sign-in.
 pub(in crate::reconcile) enum SignInEnd {
-    /// The user signed in.
     SignedIn(SignedIn),
     /// The sign-in failed. The text describes the failure for users.
     Failed(String),

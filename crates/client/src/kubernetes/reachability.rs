@@ -20,7 +20,6 @@ pub(super) struct Reachability {
     outage: Mutex<Option<Outage>>,
 }
 
-/// A logged outage.
 struct Outage {
     since: Instant,
     /// Number of failed calls during the outage.
