@@ -16,7 +16,7 @@ pub fn check_account(expected: &str, names: &[String], profile: &Profile) -> Res
     if !profile.is_another_account(expected, names) {
         return Ok(());
     }
-    // Names that could mislead a reader are not shown.
+    // The message shows no name that could mislead a reader.
     let shown: BTreeSet<_> = account::comparable(expected, names).filter(|name| claims::is_shown(name)).collect();
     let who = if shown.is_empty() { "another account".to_owned() } else { Vec::from_iter(shown).join(", ") };
     let what = format!(
@@ -26,8 +26,8 @@ pub fn check_account(expected: &str, names: &[String], profile: &Profile) -> Res
     Err(Refusal::new(Reason::AuthorizationRequired, what))
 }
 
-/// The id of the token's subject, for the Secret: the id of a service principal at Microsoft, which is a GUID. Ids of users and
-/// ids of another form are of no use to a user.
+/// The id of the token's subject, for the Secret: the id of a service principal at Microsoft, which is a GUID. A user has
+/// no use for the ids of users, or for ids of another form.
 pub fn object_id(grant: GrantType, claims: &Claims) -> Option<&str> {
     let is_guid = |id: &&str| id.len() == 36 && id.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
     claims.text("oid").filter(|_| grant == GrantType::ClientCredentials).filter(is_guid)
@@ -51,7 +51,7 @@ mod tests {
             (&[], None),
             (&["Billing@Example.org"], None),
             (&["other@example.org", "billing@example.org"], None),
-            // A plain user name says nothing about an address.
+            // A plain user name proves nothing about an address.
             (&["svc"], None),
             (&["other@example.org"], Some("other@example.org")),
             (&["z@example.org", "a@example.org", "z@example.org"], Some("a@example.org, z@example.org")),
