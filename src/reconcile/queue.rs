@@ -26,6 +26,9 @@ pub(super) struct Queue {
     namespaces: HashMap<String, Namespace>,
     /// The namespaces with blocked objects in which a reconcile has ended.
     freed: VecDeque<String>,
+    /// Whether the last object was blocked before. The next one comes from `ready`, so that slow namespaces do not get all
+    /// reconciles.
+    was_blocked: bool,
     /// Number of requeues and reconciles so far.
     count: u64,
     /// Number of running reconciles.
@@ -69,6 +72,16 @@ struct Namespace {
     was_slow: bool,
     /// The objects that wait until the namespace may have another reconcile.
     blocked: VecDeque<Arc<ObjectKey>>,
+    /// Whether the namespace is in `freed`.
+    is_freed: bool,
+}
+
+/// Where the queue has found the next object.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    First,
+    Blocked,
+    Ready,
 }
 
 /// Maximum numbers of concurrent reconciles.
@@ -106,6 +119,7 @@ impl Queue {
             waiting: BTreeMap::new(),
             namespaces: HashMap::new(),
             freed: VecDeque::new(),
+            was_blocked: false,
             count: 0,
             running: 0,
             limits,
@@ -141,16 +155,17 @@ impl Queue {
             self.make_ready(key, Place::Last);
         }
         while self.running < self.limits.total
-            && let Some((key, place)) = self.first_ready(now)
+            && let Some((key, source)) = self.candidate(now)
         {
             if !matches!(self.objects.get(&key), Some(State::Ready)) {
                 continue;
             }
             let namespace = self.namespaces.entry(key.0.clone()).or_default();
-            if namespace.begun.len() >= self.limits.of(namespace, now) {
-                match place {
-                    Place::First => namespace.blocked.push_front(key),
-                    Place::Last => namespace.blocked.push_back(key),
+            let is_later = source == Source::Ready && !namespace.blocked.is_empty();
+            if is_later || namespace.begun.len() >= self.limits.of(namespace, now) {
+                match source {
+                    Source::First => namespace.blocked.push_front(key),
+                    Source::Blocked | Source::Ready => namespace.blocked.push_back(key),
                 }
                 continue;
             }
@@ -158,16 +173,23 @@ impl Queue {
             namespace.begun.insert(self.count, now);
             self.objects.insert(key.clone(), State::Runs { number: self.count, again: None });
             self.running += 1;
+            self.was_blocked = source == Source::Blocked;
             return Some(key);
         }
         None
     }
 
-    fn first_ready(&mut self, now: Duration) -> Option<(Arc<ObjectKey>, Place)> {
+    /// Takes out the object that may begin next. Its namespace may have no reconcile left.
+    fn candidate(&mut self, now: Duration) -> Option<(Arc<ObjectKey>, Source)> {
         if let Some(key) = self.first.pop_front() {
-            return Some((key, Place::First));
+            return Some((key, Source::First));
         }
-        self.unblocked(now).or_else(|| self.ready.pop_front()).map(|key| (key, Place::Last))
+        let ready = if self.was_blocked { self.ready.pop_front() } else { None };
+        let blocked = if ready.is_none() { self.unblocked(now) } else { None };
+        match blocked {
+            Some(key) => Some((key, Source::Blocked)),
+            None => ready.or_else(|| self.ready.pop_front()).map(|key| (key, Source::Ready)),
+        }
     }
 
     /// Returns the first blocked object of a namespace that may have one more reconcile. It was enqueued before the
@@ -175,9 +197,11 @@ impl Queue {
     fn unblocked(&mut self, now: Duration) -> Option<Arc<ObjectKey>> {
         while let Some(name) = self.freed.pop_front() {
             let Some(namespace) = self.namespaces.get_mut(&name) else { continue };
+            namespace.is_freed = false;
             if namespace.begun.len() < self.limits.of(namespace, now)
                 && let Some(key) = namespace.blocked.pop_front()
             {
+                namespace.is_freed = true;
                 self.freed.push_back(name);
                 return Some(key);
             }
@@ -231,7 +255,9 @@ impl Queue {
         let begun = namespace.begun.remove(&number);
         namespace.was_slow = begun.is_some_and(|begun| now.saturating_sub(begun) >= SLOW);
         if !namespace.blocked.is_empty() {
-            self.freed.push_back(name.to_owned());
+            if !std::mem::replace(&mut namespace.is_freed, true) {
+                self.freed.push_back(name.to_owned());
+            }
         } else if namespace.begun.is_empty() && !namespace.was_slow {
             self.namespaces.remove(name);
         }
@@ -327,7 +353,9 @@ mod tests {
         assert_eq!(served(&mut queue, 0), (0..12).chain(100..104).collect::<Vec<_>>());
         done(&mut queue, "lab", 100..104, 0);
         done(&mut queue, "shop", 0..12, 1);
-        assert_eq!(served(&mut queue, 1), (12..14).chain(104..116).collect::<Vec<_>>(), "two of the slow namespace");
+        let mut both = served(&mut queue, 1);
+        both.sort_unstable();
+        assert_eq!(both, (12..14).chain(104..116).collect::<Vec<_>>(), "two of the slow namespace");
         done(&mut queue, "shop", 12..14, 1);
         assert_eq!(served(&mut queue, 1), (14..18).collect::<Vec<_>>(), "it is quick again");
     }
@@ -373,5 +401,25 @@ mod tests {
         done(&mut queue, "shop", [21, 1], 0);
         done(&mut queue, "lab", [43, 30], 0);
         assert_eq!(served(&mut queue, 0), [20, 40, 41, 42], "neither 21 nor 43 once more");
+    }
+
+    #[test]
+    fn slow_namespaces_with_a_backlog_leave_reconciles_to_the_others() {
+        let mut queue = Queue::new(16);
+        let begun =
+            |queue: &mut Queue, second| std::iter::from_fn(|| queue.next(at(second))).collect::<Vec<Arc<ObjectKey>>>();
+        for namespace in 0..8 {
+            enqueue(&mut queue, &format!("slow-{namespace}"), 0..40);
+        }
+        let mut running = begun(&mut queue, 0);
+        for round in 1..12 {
+            running.iter().for_each(|key| queue.done(key, None, at(30 * round)));
+            running = begun(&mut queue, 30 * round);
+        }
+        assert_eq!(running.len(), 16);
+        enqueue(&mut queue, "quick", [1]);
+        queue.done(&running[0], None, at(360));
+        queue.done(&running[1], None, at(360));
+        assert!(begun(&mut queue, 360).contains(&Arc::new(key("quick", 1))));
     }
 }
