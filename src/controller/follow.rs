@@ -101,7 +101,7 @@ impl<K: Stored> Follower<K> {
     }
 
     fn begin_list(&mut self) {
-        (self.listed, self.rewound) = (HashSet::new(), false);
+        self.listed = HashSet::new();
         self.writer.begin_list();
         if !self.complete {
             self.unreadable.clear();

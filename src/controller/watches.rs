@@ -42,8 +42,6 @@ const PAGE: u32 = 250;
 /// Maximum size of a page of a list in bytes. A page of 250 objects of a usual size has one megabyte. Tenants may write
 /// more than a megabyte of labels and annotations into each object; the watch then requests smaller pages.
 pub const LONGEST_LIST: usize = 8 << 20;
-/// Number of objects in the smallest page. They always fit, because etcd accepts no object above 1.5 MB.
-const SMALLEST_PAGE: u32 = 4;
 /// Interval at which a start logs the watches that have not synced.
 const REMIND: Duration = Duration::from_secs(30);
 /// Maximum number of watches that such a log line names.
@@ -222,10 +220,13 @@ fn keeps_grant(meta: &ObjectMeta) -> bool {
     role.is_some_and(|role| role == names::ROLE_GRANT)
 }
 
+/// Makes the access to the objects of one namespace; `None` is all namespaces.
+type Access<K> = fn(&Client, Option<&str>) -> Api<K>;
+
 /// The settings of one watch.
 struct Follow<K, S> {
     /// Returns the API for the objects of one namespace; `None` means all namespaces.
-    api: fn(&Client, Option<&str>) -> Api<Incoming<K, S>>,
+    api: Access<Incoming<K, S>>,
     config: watcher::Config,
     /// Whether the store may pack an object.
     packs: fn(&K) -> bool,
@@ -275,12 +276,15 @@ impl Begin<'_> {
                         let seen = |change| mapper.isolated(|mapper| seen(mapper, change));
                         follower.take(event, &|object| arriving(&mapper, object), &seen);
                     }
-                    Err(error) if is_too_long(&error) => {
-                        let page = (config.page_size.unwrap_or(PAGE) / 4).max(SMALLEST_PAGE);
+                    Err(error) if is_too_long(&error) && config.page_size.is_some_and(|page| page > 1) => {
+                        let page = config.page_size.map_or(1, |page| page / 2);
                         tracing::warn!(
                             watch = reported,
                             page,
-                            "objects with a very large metadata: lists read fewer objects at a time"
+                            "objects with very large metadata: lists read fewer objects at a time. This finds them: \
+                             `kubectl get {} -A -o json | jq -r '.items[].metadata | \"\\(tostring | length) \
+                             \\(.namespace) \\(.name)\"' | sort -n | tail`",
+                            K::plural(&())
                         );
                         config = config.page_size(page);
                         events = watch_events(&api, &config);
