@@ -91,7 +91,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "stores",
         ],
     ),
-    ("controller", &["api", "error", "fail_point", "health", "lease", "metrics", "policy", "reconcile", "stores"]),
+    (
+        "controller",
+        &["api", "error", "fail_point", "health", "kubernetes", "lease", "metrics", "policy", "reconcile", "stores"],
+    ),
     // A separate command, which the chart's uninstall hook runs.
     ("stop", &["cli", "error", "kubernetes"]),
     ("release", &["api", "cli", "error", "kubernetes"]),

@@ -57,6 +57,15 @@ fn insert(exposed: &mut BTreeMap<String, Labels>, name: &str, of: &str, labels: 
     }
 }
 
+/// Returns the labels of a field of `Metrics` whose series have arrays of labels: the array in the code that counts.
+fn counted_with(code: &str, field: &str) -> Labels {
+    let call = format!("metrics.{field}.get_or_create(&");
+    let code = code.replace("self.metrics.", "metrics.").replace("self.", "metrics.");
+    let (before, after) = code.split_once(&call).unwrap_or_else(|| panic!("nothing counts {field}"));
+    let array = if after.starts_with("labels)") { before.rsplit("let labels = [").next().unwrap() } else { after };
+    labels_in(array.split(']').next().unwrap())
+}
+
 /// Adds the metrics that a file registers in its struct `Metrics`.
 fn registered(file: &str, prefix: &str, exposed: &mut BTreeMap<String, Labels>) {
     let code = code(file);
@@ -70,6 +79,7 @@ fn registered(file: &str, prefix: &str, exposed: &mut BTreeMap<String, Labels>) 
         let field = call.split(".clone()").next().unwrap().rsplit(' ').next().unwrap();
         let of = metrics.get(field).unwrap_or_else(|| panic!("{file}: Metrics has no field {field}"));
         let labels = match of.strip_prefix("Family<") {
+            Some(of) if of.starts_with("Labels<") => counted_with(&code, field),
             Some(of) => fields(&code, identifier(of)).into_keys().map(str::to_owned).collect(),
             None => Labels::new(),
         };
