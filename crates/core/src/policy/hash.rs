@@ -79,7 +79,7 @@ hashes! {
     SignInHash;
     /// Hash of a provider, the versions of all objects that it refers to, and the broker's rules for connections.
     ProviderHash;
-    /// Hash of the credential's spec, the provider and the source Secrets. See [`attempt`](super::inputs::attempt).
+    /// Hash of the credential's spec, the provider and the source Secrets. See [`attempt_hash`](super::inputs::attempt_hash).
     AttemptHash;
     /// Hash of the inputs of a probe. See [`ProbeInputs`](super::probe::ProbeInputs).
     ProbeHash;
