@@ -164,7 +164,7 @@ async fn claim(attempt: &Attempt, claimed: &mut Option<Claimed>) -> StepResult<C
     }
     let token_url = &attempt.resolved.endpoints.token_url;
     let strict = !attempt.profile.keeps_replaced_tokens;
-    let current = custody::claim(credential, &grant, token_url, strict, context.requests.timeout, context)
+    let current = custody::claim(credential, &grant, token_url, strict, context)
         .await
         .map_err(|error| write_refusal(error, credential))?;
     if current.reseeded {

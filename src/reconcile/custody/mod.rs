@@ -139,45 +139,60 @@ async fn meta(credential: &MailCredential, context: &Context) -> Result<Option<A
     Ok(read)
 }
 
-/// Claims the refresh token for an exchange by one write of the grant Secret. The response to that write contains the
-/// token. If there is a new seed, reads it from its Secret and writes it together with its claim.
+/// Claims the refresh token for an exchange by one write of the grant Secret: the stored token, or the seed that `grant` has to
+/// take over. `token_url` is the endpoint that will receive the token. `strict`: the provider accepts no token that it has
+/// replaced.
 pub(super) async fn claim(
     credential: &MailCredential,
     grant: &RefreshGrant,
     token_url: &str,
     strict: bool,
-    request_timeout: Duration,
+    context: &Context,
+) -> Result<Claimed, CustodyError> {
+    match (&grant.stored, grant.token(), &grant.seed) {
+        (Some(stored), Some(token), None) => claim_stored(credential, grant, stored, &token.hash, context).await,
+        _ => claim_seed(credential, grant, token_url, strict, context).await,
+    }
+}
+
+/// Claims the stored token, whose hash is `token`. The response to the write of the claim holds the token.
+async fn claim_stored(
+    credential: &MailCredential,
+    grant: &RefreshGrant,
+    stored: &GrantSecret,
+    token: &RefreshTokenHash,
+    context: &Context,
+) -> Result<Claimed, CustodyError> {
+    let claim = new_claim(token, context.clock.now(), context);
+    let mut secret = write_claim(credential, stored, &claim, context).await?;
+    let data = Data::take(&mut secret);
+    let Some(refresh_token) = data.refresh_token.clone() else {
+        return Err(CustodyError::Blocked(spoilt(
+            credential,
+            "holds no refresh token any more: another writer emptied it",
+        )));
+    };
+    if secret.immutable == Some(true) {
+        let flaw = "was made immutable, so the broker could not store the next refresh token";
+        return Err(CustodyError::Blocked(spoilt(credential, flaw)));
+    }
+    let mut stored = GrantSecret::read(&secret.metadata);
+    if let (Some(token), Some(bound_to)) = (&mut stored.token, &grant.bound_to) {
+        // An earlier version of the broker stored a shortened digest. The next write stores the complete digest.
+        token.bound_to.clone_from(bound_to);
+    }
+    Ok(Claimed { stored, data, refresh_token, claim, reseeded: false })
+}
+
+/// Takes the seed over: writes it into the grant Secret, together with its claim.
+async fn claim_seed(
+    credential: &MailCredential,
+    grant: &RefreshGrant,
+    token_url: &str,
+    strict: bool,
     context: &Context,
 ) -> Result<Claimed, CustodyError> {
     let since = context.clock.now();
-    let timeout = SignedDuration::try_from(request_timeout).unwrap_or(SignedDuration::MAX);
-    let claim = |token: &RefreshTokenHash| Claim {
-        holder: context.requests.holder.clone(),
-        since,
-        until: since + timeout * 2 + CLAIM_MARGIN,
-        token: token.clone(),
-    };
-    if let (Some(stored), Some(token), None) = (&grant.stored, grant.token(), &grant.seed) {
-        let claim = claim(&token.hash);
-        let mut secret = write_claim(credential, stored, &claim, context).await?;
-        let data = Data::take(&mut secret);
-        let Some(refresh_token) = data.refresh_token.clone() else {
-            return Err(CustodyError::Blocked(spoilt(
-                credential,
-                "holds no refresh token any more: another writer emptied it",
-            )));
-        };
-        if secret.immutable == Some(true) {
-            let flaw = "was made immutable, so the broker could not store the next refresh token";
-            return Err(CustodyError::Blocked(spoilt(credential, flaw)));
-        }
-        let mut stored = GrantSecret::read(&secret.metadata);
-        if let (Some(token), Some(bound_to)) = (&mut stored.token, &grant.bound_to) {
-            // An earlier version of the broker stored a shortened digest. The next write stores the complete digest.
-            token.bound_to.clone_from(bound_to);
-        }
-        return Ok(Claimed { stored, data, refresh_token, claim, reseeded: false });
-    }
     let (refresh_token, seed) =
         seed::read_seed(credential, Some(token_url), context).await?.map_err(CustodyError::Blocked)?;
     seed::learn_older(credential, context).await?;
@@ -199,7 +214,7 @@ pub(super) async fn claim(
         return Err(CustodyError::Blocked(spoilt(credential, flaw)));
     }
     data.replace(refresh_token.clone());
-    let claim = claim(&seed.hash);
+    let claim = new_claim(&seed.hash, since, context);
     stored.token = Some(TokenNote {
         hash: seed.hash.clone(),
         bound_to: grant.bound_to.clone().unwrap_or_default(),
@@ -212,6 +227,13 @@ pub(super) async fn claim(
     (stored.seed, stored.claim) = (Some(seed), Some(claim.clone()));
     let meta = write(credential, &stored, &data, context).await?;
     Ok(Claimed { stored: GrantSecret::read(&meta), data, refresh_token, claim, reseeded })
+}
+
+/// A claim of this replica on a refresh token.
+fn new_claim(token: &RefreshTokenHash, since: Timestamp, context: &Context) -> Claim {
+    let timeout = SignedDuration::try_from(context.requests.timeout).unwrap_or(SignedDuration::MAX);
+    let until = since + timeout * 2 + CLAIM_MARGIN;
+    Claim { holder: context.requests.holder.clone(), since, until, token: token.clone() }
 }
 
 /// Returns the blocker for a grant Secret that a user has edited. The broker never overwrites it, because it may
