@@ -98,48 +98,61 @@ async fn exchange_refresh_token(
     auth: &ClientAuth,
     claimed: &mut Option<Claimed>,
 ) -> StepResult {
-    let mut lost = false;
-    loop {
-        if !leads(attempt) {
-            tokio::time::sleep(LEADERSHIP_RECHECK).await;
-            return Err(None);
-        }
-        // Check the address before the claim is written.
-        let target = attempt.approve(&attempt.resolved.endpoints.token_url)?;
-        let current = claim(attempt, claimed).await?;
-        if !leads(attempt) {
-            return Err(None);
-        }
-        let wire = attempt.request(auth, GrantProof::RefreshToken(&current.refresh_token)).await;
-        let wire = wire.map_err(|error| request_refusal(&error))?;
-        let timer = attempt.context.metrics.token_request(attempt.profile.preset);
-        timer.sent();
-        let (answer, unclear) = match attempt.dispatch(target, wire).await {
-            Ok(exchange) => {
-                let rotated = Rotated::read(&exchange.response, exchange.sent_at);
-                let rotated = rotated.filter(|_| exchange.response.status().is_success());
-                let answer = attempt.read(&exchange, auth);
-                let unclear = rotated.is_none() && answer.as_ref().is_err_and(leaves_open);
-                if answer.is_ok() || rotated.is_some() {
-                    let unsaved =
-                        PendingGrantWrite::Exchanged { claimed: Box::new(current), rotated, used_at: exchange.sent_at };
-                    custody::persist(&attempt.credential, unsaved, &attempt.context).await;
-                    *claimed = None;
-                }
-                (answer, unclear)
-            }
-            Err(error) => (Err(attempt.unanswered(&error)), error.may_have_been_handled()),
-        };
-        attempt.count(timer, answer.as_ref());
-        if unclear && !lost {
-            tracing::warn!("reply lost: sending the same refresh token again");
-            lost = true;
-            continue;
-        }
-        let answer = answer?;
-        attempt.check_account(&answer)?;
-        return Ok(attempt.issued(answer, entry));
+    let mut response = send_refresh_token(attempt, auth, claimed).await?;
+    if response.is_lost {
+        tracing::warn!("reply lost: sending the same refresh token again");
+        response = send_refresh_token(attempt, auth, claimed).await?;
     }
+    let answer = response.answer?;
+    attempt.check_account(&answer)?;
+    Ok(attempt.issued(answer, entry))
+}
+
+/// The response to an exchange, whose refresh token is stored.
+struct RefreshResponse {
+    answer: Result<TokenAnswer, Refusal>,
+    /// Whether the provider may have exchanged the refresh token although the broker has no token of the response.
+    is_lost: bool,
+}
+
+/// Sends the refresh token under a claim, and stores the refresh token of the response.
+async fn send_refresh_token(
+    attempt: &Attempt,
+    auth: &ClientAuth,
+    claimed: &mut Option<Claimed>,
+) -> StepResult<RefreshResponse> {
+    if !leads(attempt) {
+        tokio::time::sleep(LEADERSHIP_RECHECK).await;
+        return Err(None);
+    }
+    // Check the address before the claim is written.
+    let target = attempt.approve(&attempt.resolved.endpoints.token_url)?;
+    let current = claim(attempt, claimed).await?;
+    if !leads(attempt) {
+        return Err(None);
+    }
+    let wire = attempt.request(auth, GrantProof::RefreshToken(&current.refresh_token)).await;
+    let wire = wire.map_err(|error| request_refusal(&error))?;
+    let timer = attempt.context.metrics.token_request(attempt.profile.preset);
+    timer.sent();
+    let (answer, is_lost) = match attempt.dispatch(target, wire).await {
+        Ok(exchange) => {
+            let rotated = Rotated::read(&exchange.response, exchange.sent_at);
+            let rotated = rotated.filter(|_| exchange.response.status().is_success());
+            let answer = attempt.read(&exchange, auth);
+            let is_lost = rotated.is_none() && answer.as_ref().is_err_and(leaves_open);
+            if answer.is_ok() || rotated.is_some() {
+                let unsaved =
+                    PendingGrantWrite::Exchanged { claimed: Box::new(current), rotated, used_at: exchange.sent_at };
+                custody::persist(&attempt.credential, unsaved, &attempt.context).await;
+                *claimed = None;
+            }
+            (answer, is_lost)
+        }
+        Err(error) => (Err(attempt.unanswered(&error)), error.may_have_been_handled()),
+    };
+    attempt.count(timer, answer.as_ref());
+    Ok(RefreshResponse { answer, is_lost })
 }
 
 fn leads(attempt: &Attempt) -> bool {
