@@ -71,42 +71,18 @@ pub(super) async fn begin(attempt: &Attempt, entry: &Authentication, auth: &Clie
         );
         authorization = request_code(&attempt.scopes).await;
     }
-    store_code(attempt, authorization?).await.map_err(|error| write_refusal(error, credential))?;
+    store_code(attempt, &authorization?).await.map_err(|error| write_refusal(error, credential))?;
     Ok(noted(entry))
 }
 
-async fn store_code(attempt: &Attempt, authorization: DeviceAuthorization) -> Result<(), CustodyError> {
-    let Attempt { credential, context, grant, .. } = attempt;
+async fn store_code(attempt: &Attempt, authorization: &DeviceAuthorization) -> Result<(), CustodyError> {
+    let Attempt { credential, context, .. } = attempt;
+    let grant = attempt.grant.as_ref().ok_or(CustodyError::Stale)?;
     let now = context.clock.now();
-    let DeviceAuthorization {
-        device_code,
-        user_code,
-        verification_uri,
-        verification_uri_complete,
-        expires_at,
-        interval,
-    } = authorization;
-    let asked_by = grant.as_ref().map(|grant| grant.asked_by.clone()).unwrap_or_default();
-    let asked_for = grant.as_ref().and_then(|grant| grant.asked_for.clone()).unwrap_or_default();
-    let make = |before: Option<&SignIn>| {
-        let replaced = before.filter(|before| before.asked_by == asked_by && before.ended.is_none());
-        SignIn {
-            began_at: replaced.map_or(now, |before| before.began_at),
-            shown_at: now,
-            user_code,
-            verification_uri,
-            verification_uri_complete,
-            expires_at,
-            interval: interval.as_secs(),
-            asked_by: asked_by.clone(),
-            asked_for,
-            ended: None,
-        }
-    };
-    custody::begin_sign_in(credential, device_code, make, context).await?;
+    custody::begin_sign_in(credential, authorization, grant, now, context).await?;
     context.cache.with(checks::uid(credential), |entry| {
         (entry.sign_in.next_poll, entry.sign_in.unanswered, entry.sign_in.code_over) =
-            (Some(next_poll(interval.as_secs(), now)), 0, None);
+            (Some(next_poll(authorization.interval.as_secs(), now)), 0, None);
     });
     Ok(())
 }

@@ -1,13 +1,15 @@
 //! The sign-in by a device code (RFC 8628), as the grant Secret stores it.
 
-use k8s_openapi::jiff::SignedDuration;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use secrecy::SecretString;
 
 use crate::{
     api::MailCredential,
+    oauth::device::DeviceAuthorization,
     policy::{
         checks,
-        grant::{SignIn, TokenNote},
+        device_code::sign_in,
+        grant::{RefreshGrant, TokenNote},
     },
     reconcile::{
         context::Context,
@@ -19,20 +21,20 @@ use crate::{
     },
 };
 
-/// Begins a sign-in: writes its device code into the grant Secret. `make` creates the sign-in from the stored one.
+/// Begins a sign-in, or continues it with another code: writes the codes in `authorization` into the grant Secret.
 pub(in crate::reconcile) async fn begin_sign_in(
     credential: &MailCredential,
-    device_code: SecretString,
-    make: impl FnOnce(Option<&SignIn>) -> SignIn,
+    authorization: &DeviceAuthorization,
+    grant: &RefreshGrant,
+    now: Timestamp,
     context: &Context,
 ) -> Result<(), CustodyError> {
     let (mut stored, mut data) =
         read_grant(credential, context).await?.unwrap_or_else(|| (absent(credential), Data::default()));
-    let sign_in = make(stored.sign_in.as_ref());
-    let codes = (sign_in.user_code.clone(), device_code.clone());
-    data.device_code = Some(device_code);
-    stored.sign_in = Some(sign_in);
+    stored.sign_in = Some(sign_in(authorization, grant, stored.sign_in.as_ref(), now));
+    data.device_code = Some(authorization.device_code.clone());
     write(credential, &stored, &data, context).await?;
+    let codes = (authorization.user_code.clone(), authorization.device_code.clone());
     context.cache.with(checks::uid(credential), |entry| entry.sign_in.device_code = Some(codes));
     Ok(())
 }

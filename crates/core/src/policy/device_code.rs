@@ -1,6 +1,13 @@
-//! The request for a device code (RFC 8628 section 3.1): its scopes, and the meaning of its refusal.
+//! The request for a device code (RFC 8628 section 3.1): its scopes, the meaning of its refusal, and the sign-in that begins
+//! with the code.
 
-use crate::{api::Reason, oauth::Refusal};
+use k8s_openapi::jiff::Timestamp;
+
+use super::grant::{RefreshGrant, SignIn};
+use crate::{
+    api::Reason,
+    oauth::{Refusal, device::DeviceAuthorization},
+};
 
 /// The scopes for which a provider reports who signed in (OpenID Connect Core section 5.4).
 const IDENTITY: [&str; 2] = ["openid", "email"];
@@ -28,12 +35,62 @@ pub fn code_refusal(mut refusal: Refusal) -> Refusal {
     refusal
 }
 
+/// The sign-in with the codes in `authorization`, which the provider issued for `grant`. `before` is the stored sign-in. If the
+/// new code replaces a code of the same request, the sign-in keeps its beginning.
+pub fn sign_in(
+    authorization: &DeviceAuthorization,
+    grant: &RefreshGrant,
+    before: Option<&SignIn>,
+    now: Timestamp,
+) -> SignIn {
+    let replaced = before.filter(|before| before.asked_by == grant.asked_by && before.ended.is_none());
+    SignIn {
+        began_at: replaced.map_or(now, |before| before.began_at),
+        shown_at: now,
+        user_code: authorization.user_code.clone(),
+        verification_uri: authorization.verification_uri.clone(),
+        verification_uri_complete: authorization.verification_uri_complete.clone(),
+        expires_at: authorization.expires_at,
+        interval: authorization.interval.as_secs(),
+        asked_by: grant.asked_by.clone(),
+        asked_for: grant.asked_for.clone().unwrap_or_default(),
+        ended: None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::jiff::Timestamp;
+    use k8s_openapi::jiff::SignedDuration;
 
     use super::*;
-    use crate::oauth::refusal::read_refusal;
+    use crate::{fixtures::at, oauth::refusal::read_refusal};
+
+    #[test]
+    fn a_code_continues_the_sign_in_of_the_same_request_until_it_has_ended() {
+        let authorization = DeviceAuthorization {
+            device_code: "device code".into(),
+            user_code: "ABCD".to_owned(),
+            verification_uri: "https://idp.example/device".to_owned(),
+            verification_uri_complete: None,
+            expires_at: at(900),
+            interval: SignedDuration::from_secs(5),
+        };
+        let requested_by = |request: &str| RefreshGrant {
+            asked_by: request.into(),
+            asked_for: Some("inputs".into()),
+            ..RefreshGrant::default()
+        };
+        let first = sign_in(&authorization, &requested_by("request"), None, at(10));
+        assert_eq!((first.began_at, first.shown_at, first.expires_at, first.interval), (at(10), at(10), at(900), 5));
+        assert_eq!((first.asked_by.as_str(), first.asked_for.as_str()), ("request", "inputs"));
+        let ended = SignIn { ended: Some("denied".to_owned()), ..first.clone() };
+        for (before, request, began_at) in
+            [(&first, "request", at(10)), (&first, "another", at(70)), (&ended, "request", at(70))]
+        {
+            let next = sign_in(&authorization, &requested_by(request), Some(before), at(70));
+            assert_eq!((next.began_at, next.shown_at, next.ended), (began_at, at(70), None), "{request} {before:?}");
+        }
+    }
 
     #[test]
     fn a_code_is_requested_with_the_scopes_that_identify_the_user() {
