@@ -38,8 +38,8 @@ use crate::{
 
 /// Number of objects in a page of a list. The API server needs more time for a page if there are more objects: 9 ms of
 /// CPU with 50,000.
-const PAGE: u32 = 250;
-/// Maximum size of a page of a list in bytes. A page of 250 objects of a usual size has one megabyte. Tenants may write
+const PAGE: u32 = 150;
+/// Maximum size of a page of a list in bytes. A page of objects of a usual size has less than a megabyte. Tenants may write
 /// more than a megabyte of labels and annotations into each object; the watch then requests smaller pages.
 pub const LONGEST_LIST: usize = 8 << 20;
 /// Interval at which a start logs the watches that have not synced.
