@@ -33,7 +33,8 @@ use crate::{
 /// Wait before the broker checks leadership again, if the lease ends too soon for a claim.
 const LEADERSHIP_RECHECK: Duration = Duration::from_secs(1);
 
-/// Obtains a token by the credential's grant. `claimed` keeps the claim for the next client authentication.
+/// Obtains a token by the credential's grant. If the provider refuses one client authentication, `claimed` holds
+/// the claim for the attempt with the next one.
 pub(super) async fn obtain(
     attempt: &Attempt,
     entry: &Authentication,
@@ -128,11 +129,12 @@ async fn send_refresh_token(
     // Check the address before the claim is written.
     let target = attempt.approve(&attempt.resolved.endpoints.token_url)?;
     let current = claim(attempt, claimed).await?;
+    let wire = attempt.request(auth, GrantProof::RefreshToken(&current.refresh_token)).await;
+    let wire = wire.map_err(|error| request_refusal(&error))?;
+    // The claim and the signature may have taken time.
     if !leads(attempt) {
         return Err(None);
     }
-    let wire = attempt.request(auth, GrantProof::RefreshToken(&current.refresh_token)).await;
-    let wire = wire.map_err(|error| request_refusal(&error))?;
     let timer = attempt.context.metrics.token_request(attempt.profile.preset);
     timer.sent();
     let (answer, is_lost) = match attempt.dispatch(target, wire).await {
