@@ -16,7 +16,7 @@ const PASSING: Duration = Duration::from_secs(10);
 const REFUSED: Duration = Duration::from_secs(300);
 /// Time after which a continuing series is logged again.
 const LOGGED_AGAIN: SignedDuration = SignedDuration::from_hours(1);
-/// Time without a failure after which a series ends: the object may have been deleted.
+/// Time since the last failure of an object after which the broker drops the series: the object may have been deleted.
 const FORGOTTEN: SignedDuration = SignedDuration::from_mins(15);
 
 /// Series of consecutive failures, by object.

@@ -48,7 +48,7 @@ struct Followed {
 }
 
 impl Bundles {
-    /// Creates the value without ConfigMaps. It watches a ConfigMap through `client` if `references` shows that a
+    /// Creates a `Bundles` that follows no ConfigMap yet. `Bundles` watches a ConfigMap through `client` if `references` shows that a
     /// credential uses its provider. A change enqueues the providers in `queue`.
     pub fn new(client: Client, queue: WorkQueue, references: Arc<ReferenceIndex>) -> Self {
         Self { client, queue, references, maps: Arc::default(), added: Notify::new() }

@@ -160,7 +160,7 @@ async fn persist_what_came(credential: &MailCredential, context: &Context) -> Ac
     }
 }
 
-/// Writes a Secret and decides again. The new decision is a wait or a back-off.
+/// Writes a Secret and decides again.
 async fn apply(
     observed: &mut Observed,
     decision: &Decision,

@@ -91,7 +91,7 @@ struct Limits {
     total: usize,
     /// Maximum number in one namespace.
     quick: usize,
-    /// Maximum number in one namespace whose reconciles are slow.
+    /// Maximum number in one namespace whose last or oldest reconcile was slow.
     slow: usize,
 }
 

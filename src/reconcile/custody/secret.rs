@@ -237,8 +237,8 @@ fn annotations(stored: &GrantSecret) -> Result<[(&'static str, Option<String>); 
     ])
 }
 
-/// Encodes the value of an annotation as JSON. An encoding error fails the write: a write removes an annotation without
-/// a value, and without its claim a refresh token is not protected.
+/// Encodes the value of an annotation as JSON. An encoding error fails the write. Otherwise the write would remove
+/// the claim, and another replica could send the refresh token.
 fn encoded(value: &impl Serialize) -> Result<String, CustodyError> {
     serde_json::to_string(value)
         .map_err(|error| CustodyError::Refused(format!("an annotation cannot be encoded: {error}")))

@@ -46,7 +46,7 @@ pub enum PublishError {
     /// The Secret contains a newer token.
     #[error("another broker has written a newer token")]
     Overtaken,
-    /// The spec requires a Secret that cannot be written.
+    /// The Secret that the spec requires would be larger than Kubernetes allows.
     #[error("{}", .0.message)]
     Blocked(Blocker),
     /// Another step failed in Kubernetes.

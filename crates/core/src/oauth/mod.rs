@@ -31,7 +31,7 @@ mod tests {
     use super::{assertion, client_auth, device, token, token_request};
     use crate::lacks;
 
-    /// All types of this module that hold a secret, or a value with a secret.
+    /// Asserts that no type of this module that holds a secret, or a value with a secret, implements `$trait`.
     macro_rules! secrets_lack {
         ($trait:path) => {
             lacks!($trait: SecretString, Zeroizing<Vec<u8>>, Zeroizing<String>, token::Token, token::TokenAnswer,

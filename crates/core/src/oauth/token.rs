@@ -25,9 +25,9 @@ const MAX_LIFETIME_SECONDS: f64 = 366.0 * 24.0 * 3600.0;
 pub const ACCESS_TOKEN_MAX: usize = 32 * 1024;
 /// Maximum size of a refresh token in bytes. The grant Secret must be able to hold two refresh tokens.
 const REFRESH_TOKEN_MAX: usize = 128 * 1024;
-/// Maximum number of scopes to keep from a response: the maximum of a spec.
+/// Maximum number of scopes to keep from a response. `spec.scopes` has the same maximum.
 pub const SCOPES_MAX: usize = 64;
-/// Maximum length of a scope in bytes: the maximum of a spec.
+/// Maximum length of a scope in bytes. A scope in `spec.scopes` has the same maximum.
 pub const SCOPE_MAX: usize = 512;
 
 /// An access token and its properties.

@@ -51,7 +51,7 @@ struct Holder {
     spent: bool,
 }
 
-/// The owner of a refresh token that a credential wants to use.
+/// Why a credential cannot claim a refresh token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenClaimant {
     /// Another credential, with this name, has the token.

@@ -40,7 +40,7 @@ pub fn is_from_the_future(at: Timestamp, now: Timestamp) -> bool {
     at > now + CLOCKS_DIFFER
 }
 
-/// The renewal time of a token, and whether it keeps `minValidity`.
+/// The renewal time of a token, and whether `minValidity` remains at that time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RenewalPlan {
     /// Time of the renewal. The fraction of the second spreads renewals that are due in the same second.

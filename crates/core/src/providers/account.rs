@@ -38,10 +38,10 @@ impl Profile {
         self.username(credential, first)
     }
 
-    /// Whether the [`comparable`] names in a response, `came`, show that another account than `expected` signed in.
-    pub fn is_another_account(&self, expected: &str, came: &[String]) -> bool {
+    /// Whether the [`comparable`] names in a response show that another account than `expected` signed in.
+    pub fn is_another_account(&self, expected: &str, names: &[String]) -> bool {
         let wanted = (self.accounts.canonical)(expected);
-        let mut names = comparable(expected, came).peekable();
+        let mut names = comparable(expected, names).peekable();
         names.peek().is_some() && !names.any(|name| (self.accounts.canonical)(name) == wanted)
     }
 }

@@ -135,8 +135,8 @@ impl Session {
         }
     }
 
-    /// Records that the mail server has accepted the login and offers the capabilities `offered`. Input that the
-    /// session did not take belongs to the mail server.
+    /// Records that the mail server has accepted the login and offers the capabilities `offered`. The caller
+    /// forwards the client input that the session has not read to the mail server.
     pub fn accept(&mut self, offered: &Capabilities) -> Accepted {
         match &mut self.machine {
             Machine::Smtp(smtp) => smtp.accepted(),

@@ -289,7 +289,7 @@ fn is_guid(text: &str) -> bool {
     text.len() == 36 && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
 }
 
-/// Quotes an account as an argument in PowerShell. A placeholder replaces an unusual name.
+/// Returns the account in single quotes for PowerShell, or `<mailbox>` if a character of the account could end the quotes.
 fn powershell(account: &str) -> String {
     if is_usual_account(account) { format!("'{account}'") } else { "<mailbox>".to_owned() }
 }
