@@ -85,6 +85,7 @@ impl Mapper {
                 let key = key(&*credential);
                 fail_point::panic_at("seen", &key.1);
                 self.unreadable.forget(ObjectKind::Credential, &key);
+                self.cache.shown(&credential);
                 if self.references.credential(&credential) {
                     self.queue.enqueue_provider(ProviderKey::of(&credential));
                 }

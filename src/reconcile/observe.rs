@@ -31,7 +31,7 @@ use crate::{
     reconcile::{
         act::{activity::Activity, probe},
         context::Context,
-        credential_cache::{CredentialCache, CredentialState, Inspected, newer},
+        credential_cache::{CredentialCache, Inspected, newer, newer_credential},
         custody,
         own_sources::{learn_sources, source_versions},
         sized::sized,
@@ -42,10 +42,7 @@ use crate::{
 
 /// Returns the newer of the credential in the store and the credential that the broker wrote.
 pub(super) fn latest(shown: Arc<MailCredential>, cache: &CredentialCache) -> Arc<MailCredential> {
-    let latest = |entry: &mut CredentialState| {
-        newer(Some(shown.clone()), &mut entry.object.written, |object| object.metadata.resource_version.as_deref())
-    };
-    cache.with(checks::uid(&shown), latest).unwrap_or_else(|| shown.clone())
+    cache.with(checks::uid(&shown), |entry| newer_credential(&shown, entry))
 }
 
 /// Observes a credential. Returns `None` while the broker has not read the ConfigMap of the provider's CA bundle; the

@@ -68,12 +68,9 @@ pub(super) async fn report(
     }
     fail_point::pass("before-status").await;
     match put_status(&context.kubernetes.client, credential, &after).await {
-        Ok(mut written) => {
-            slim::credential(&mut written.metadata);
-            context.cache.with(uid, |entry| {
-                entry.object.written = Some(Arc::new(written));
-                (entry.attempt.unreported, entry.probe.unreported) = (None, None);
-            });
+        Ok(written) => {
+            context.cache.with(uid, |entry| (entry.attempt.unreported, entry.probe.unreported) = (None, None));
+            remember(written, context);
         }
         // The object was deleted.
         Err(kube::Error::Api(status)) if status.code == 404 => return Ok(true),
@@ -113,9 +110,8 @@ pub(super) async fn unobserved(credential: Arc<MailCredential>, context: &Contex
     let due = end_of_ready(&before).filter(|end| now < *end);
     let Some(after) = ended(&credential, now) else { return due };
     match put_status(&context.kubernetes.client, &credential, &after).await {
-        Ok(mut written) => {
-            slim::credential(&mut written.metadata);
-            context.cache.with(checks::uid(&credential), |entry| entry.object.written = Some(Arc::new(written)));
+        Ok(written) => {
+            remember(written, context);
             for notice in notices(&before, &after) {
                 context.kubernetes.events.emit(&credential, &notice, context.clock.now());
             }
@@ -125,6 +121,16 @@ pub(super) async fn unobserved(credential: Arc<MailCredential>, context: &Contex
             tracing::debug!(why = describe(&error), "status not written: the end of the token");
             Some(now + END_REPORTED_AFTER)
         }
+    }
+}
+
+/// Keeps the written object until the watch shows it. The event of the watch may precede the response to the write.
+fn remember(mut written: MailCredential, context: &Context) {
+    slim::credential(&mut written.metadata);
+    let written = Arc::new(written);
+    context.cache.with(checks::uid(&written), |entry| entry.object.written = Some(written.clone()));
+    if context.stores.credentials.has(&written.metadata) {
+        context.cache.shown(&written);
     }
 }
 

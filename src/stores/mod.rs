@@ -70,6 +70,11 @@ impl<K: Stored> Mirror<K> {
         self.store(namespace).is_some_and(|store| store.contains(namespace, name))
     }
 
+    /// Whether the store has exactly this version of an object.
+    pub fn has(&self, meta: &ObjectMeta) -> bool {
+        self.store(meta.namespace.as_deref().unwrap_or_default()).is_some_and(|store| store.has(meta))
+    }
+
     /// Whether the broker watches all namespaces.
     pub fn is_complete(&self) -> bool {
         self.0.contains_key(&None)

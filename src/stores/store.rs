@@ -79,6 +79,11 @@ impl<K: Stored> Store<K> {
         self.0.objects.read().contains_key(&*joined(namespace, name))
     }
 
+    /// Whether the store has exactly this version of an object.
+    pub fn has(&self, meta: &ObjectMeta) -> bool {
+        self.0.objects.read().get(&*key(meta)).is_some_and(|slot| slot.stamp == stamp(meta))
+    }
+
     /// Returns the names of all objects that `wanted` accepts by namespace and name.
     pub fn names(&self, wanted: impl Fn(&str, &str) -> bool) -> Vec<(String, String)> {
         let objects = self.0.objects.read();
