@@ -12,7 +12,14 @@ mod queue;
 mod retry_limit;
 mod row;
 
-use std::{hash::Hash, sync::Arc, time::Duration};
+use std::{
+    hash::Hash,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
@@ -51,6 +58,8 @@ pub struct Permit<K: Clone + Eq + Hash> {
     key: K,
     host: Arc<str>,
     waited: Duration,
+    /// Whether the owner has sent a request.
+    used: AtomicBool,
 }
 
 /// The result of [`Admission::ask`].
@@ -87,7 +96,13 @@ impl<K: Clone + Eq + Hash> Admission<K> {
         shared.admit(&mut queue, Some(key));
         if let Some(waited) = queue.send(key, now) {
             drop(queue);
-            return Answer::Admitted(Permit { shared: shared.clone(), key: key.clone(), host, waited });
+            return Answer::Admitted(Permit {
+                shared: shared.clone(),
+                key: key.clone(),
+                host,
+                waited,
+                used: AtomicBool::new(false),
+            });
         }
         let waited = queue.state(key).map_or(Duration::ZERO, |(_, since)| now.saturating_sub(since));
         if queue.opens_after(now).is_some() {
@@ -204,10 +219,13 @@ impl<K: Clone + Eq + Hash> Permit<K> {
         self.shared.queue.lock().end(&self.host, served);
     }
 
-    /// Counts a further request of the same attempt against the provider's `rateLimit`.
-    pub fn charge(&self) {
-        let now = self.shared.now();
-        self.shared.queue.lock().charge(&self.key, now);
+    /// Counts a request of the attempt against the provider's `rateLimit`. Admission has counted the first one with the
+    /// permit.
+    pub fn begin(&self) {
+        if self.used.swap(true, Ordering::Relaxed) {
+            let now = self.shared.now();
+            self.shared.queue.lock().charge(&self.key, now);
+        }
     }
 }
 
@@ -309,6 +327,20 @@ mod tests {
         assert!(!run.is_finished());
         assert_eq!(admission.state(&2), None);
         assert!(permit(admission.ask(&2, ask())).is_none(), "no request starts after the end");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_request_of_an_attempt_counts_once_against_the_rate_limit() {
+        let (admission, offered, _closed) = one_permit();
+        tokio::spawn(admission.clone().run());
+        let attempt = permit(admission.ask(&1, limited())).unwrap();
+        (0..3).for_each(|_| attempt.begin());
+        drop(attempt);
+        assert!(permit(admission.ask(&2, limited())).is_none());
+        tokio::time::sleep(Duration::from_millis(2_990)).await;
+        assert!(offered.lock().is_empty(), "three requests use three seconds");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(*offered.lock(), [2]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -153,12 +153,14 @@ impl Attempt {
         self.resolved.client.approve(&uri).map_err(|error| self.unanswered(&error))
     }
 
-    /// Sends the request, and records with the permit whether the host served it. The caller has checked the leadership.
+    /// Sends the request, counts it against the provider's `rateLimit`, and records with the permit whether the host served
+    /// it. The caller has checked the leadership.
     pub(super) async fn dispatch(
         &self,
         target: ApprovedTarget<'_>,
         wire: http::Request<Vec<u8>>,
     ) -> Result<Exchange, TransportError> {
+        self.permit.begin();
         let result = target.send(wire).await;
         self.permit.record(&result);
         result

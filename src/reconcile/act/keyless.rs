@@ -33,12 +33,10 @@ pub(super) async fn obtain(
     })
 }
 
-/// Returns the JWT about the mailbox, signed by Google. Each of the three requests counts against the provider's
-/// `rateLimit`; the permit has counted the first one.
+/// Returns the JWT about the mailbox, signed by Google.
 async fn signed(attempt: &Attempt, account: &Impersonation) -> StepResult<SecretString> {
     let exchange = send(attempt, keyless::exchange_request(account)).await?;
     let bearer = keyless::read_exchanged(&exchange.response, exchange.sent_at)?;
-    attempt.permit.charge();
     let unique = unique();
     let token_url = &attempt.resolved.endpoints.token_url;
     let now = attempt.context.clock.now();
@@ -46,9 +44,7 @@ async fn signed(attempt: &Attempt, account: &Impersonation) -> StepResult<Secret
     let subject = attempt.credential.spec.mailbox.user();
     let request = keyless::sign_request(account, &bearer, subject, &attempt.scopes, params);
     let exchange = send(attempt, request).await?;
-    let jwt = keyless::read_signed(&exchange.response, exchange.sent_at)?;
-    attempt.permit.charge();
-    Ok(jwt)
+    Ok(keyless::read_signed(&exchange.response, exchange.sent_at)?)
 }
 
 async fn send(attempt: &Attempt, request: Result<http::Request<Vec<u8>>, RequestError>) -> StepResult<Exchange> {

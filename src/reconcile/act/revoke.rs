@@ -133,10 +133,7 @@ async fn attempt(
     let revoked = tokens.len();
     let attempt =
         Attempt { permit, credential, grant: None, published: None, object, profile, resolved, scopes, context };
-    for (number, found) in tokens.iter().enumerate() {
-        if number > 0 {
-            attempt.permit.charge();
-        }
+    for found in &tokens {
         attempt.revoke(&found.token, found.kind).await?;
     }
     if revoked < all {

@@ -158,9 +158,6 @@ async fn try_each_authentication(
         if !attempt.is_wanted() {
             return Err(None);
         }
-        if each.is_repeated() {
-            attempt.permit.charge();
-        }
         match run(attempt, kind, entry, &auth, &mut claimed).await {
             Ok(outcome) => return Ok(outcome),
             Err(refusal) => each.refused(entry, refusal.ok_or(None)?),

@@ -28,11 +28,6 @@ impl<'a> TryEach<'a> {
         self.entries.get(index)
     }
 
-    /// Whether the provider refused an earlier entry, or an earlier entry could not be used.
-    pub fn is_repeated(&self) -> bool {
-        self.last.is_some()
-    }
-
     /// Records that `entry` cannot be used, so that no request was sent.
     pub fn unusable(&mut self, entry: &'a Authentication, why: Refusal) {
         self.last = Some((why, entry));
@@ -67,7 +62,6 @@ mod tests {
         let entries = entries(count);
         let (mut each, mut order) = (TryEach::new(&entries, first), vec![]);
         while let Some(entry) = each.next_entry() {
-            assert_eq!(each.is_repeated(), !order.is_empty());
             order.push(entry.index);
             each.refused(entry, Refusal::new(reason, "no"));
         }
