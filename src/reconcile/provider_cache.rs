@@ -229,7 +229,8 @@ impl ProviderCache {
         if entry.retry_at.is_none_or(|due| due <= now) || &entry.failed_with != inputs {
             entry.failures = if &entry.failed_with == inputs { entry.failures.saturating_add(1) } else { 1 };
             entry.failed_with.clone_from(inputs);
-            entry.retry_at = Some(schedule::provider_retry_at(problem.blocker.reason, entry.failures, now));
+            let at = schedule::provider_retry_at(problem.blocker.reason, entry.failures, problem.retry_after, now);
+            entry.retry_at = Some(at);
         }
         entry.retry_at
     }
@@ -238,7 +239,9 @@ impl ProviderCache {
     pub fn is_news(&self, key: &ProviderKey, inputs: &hash::ProviderHash, problem: Option<&ProviderProblem>) -> bool {
         let mut entries = self.entries.lock();
         let entry = entries.entry(key.clone()).or_default();
-        let found = Some((inputs.clone(), problem.cloned()));
+        // Another Retry-After with the same problem is no news.
+        let problem = problem.map(|problem| ProviderProblem { retry_after: None, ..problem.clone() });
+        let found = Some((inputs.clone(), problem));
         if entry.reported == found {
             return false;
         }
@@ -291,7 +294,7 @@ impl ProviderCache {
             // The provider was deleted while another task resolved it: leave no entry and follow no CA bundle.
             self.entries.lock().remove(&key);
             let blocker = Blocker::new(Reason::ProviderNotFound, "the provider was deleted");
-            return Ok(Err(ProviderProblem { blocker, of_the_client: false }));
+            return Ok(Err(ProviderProblem::of_the_provider(blocker)));
         }
         let inputs = self.hash(object).unwrap_or_default();
         let used = self.uses.fetch_add(1, Ordering::Relaxed);

@@ -251,6 +251,24 @@ async fn a_discovery_that_recovers_wakes_the_credentials() {
 }
 
 #[tokio::test]
+async fn a_discovery_waits_as_long_as_the_provider_asks() {
+    let ns = Cluster::shared().namespace().await;
+    let _broker = Broker::start(&ns).await;
+    let (asks, other) = (Idp::start(), Idp::start());
+    asks.answer_at(DISCOVERY, Answer::status(429).header("retry-after", "3600"));
+    other.answer_at(DISCOVERY, Answer::status(429));
+    apply(&ns, "asks", oidc(&asks), &asks).await;
+    ns.condition::<MailProvider>("asks", "Ready", "DiscoveryFailed").await;
+    apply(&ns, "other", oidc(&other), &other).await;
+
+    let discoveries = |idp: &Idp| idp.requests_at(DISCOVERY).len();
+    until("two retries", async || (discoveries(&other) >= 3).then_some(()).ok_or_else(String::new)).await;
+
+    assert_eq!(discoveries(&asks), 1);
+    fault_log::tried("F12", 1, "nothing");
+}
+
+#[tokio::test]
 async fn a_discovery_document_that_leads_elsewhere_or_nowhere_is_refused() {
     let ns = Cluster::shared().namespace().await;
     let _broker = Broker::start(&ns).await;

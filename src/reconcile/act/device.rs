@@ -45,7 +45,7 @@ pub(super) async fn begin(attempt: &Attempt, entry: &Authentication, auth: &Clie
         return Err(Some(Refusal::new(Reason::InvalidSpec, what)));
     };
     if let Err(blocker) = entry.may_go_to(url) {
-        let problem = ProviderProblem { blocker, of_the_client: true };
+        let problem = ProviderProblem::of_the_client(blocker);
         let Blocker { reason, message, .. } = shown_blocker(&attempt.object.key(), problem);
         return Err(Some(Refusal::new(reason, message)));
     }

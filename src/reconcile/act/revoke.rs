@@ -179,7 +179,7 @@ impl Attempt {
         let mut each = TryEach::new(&self.resolved.authentication, 0);
         while let Some(entry) = each.next_entry() {
             if let Err(blocker) = entry.may_go_to(url) {
-                let problem = ProviderProblem { blocker, of_the_client: true };
+                let problem = ProviderProblem::of_the_client(blocker);
                 let Blocker { reason, message, .. } = shown_blocker(&self.object.key(), problem);
                 each.unusable(entry, Refusal::new(reason, message));
                 continue;

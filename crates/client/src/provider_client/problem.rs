@@ -1,5 +1,7 @@
 //! Why the broker cannot use a provider, and the message in a credential's status.
 
+use k8s_openapi::jiff::SignedDuration;
+
 use crate::{
     api::{Reason, credential::ProviderKind, provider_object::ProviderKey},
     policy::{Blocker, commands::KubectlObject, observed::Cause},
@@ -12,9 +14,21 @@ pub struct ProviderProblem {
     pub blocker: Blocker,
     /// Whether the problem is a client credential. If so, MailCredentials report the same reason.
     pub of_the_client: bool,
+    /// The wait that the provider asks for (`Retry-After`).
+    pub retry_after: Option<SignedDuration>,
 }
 
 impl ProviderProblem {
+    /// Creates a problem of the provider, its sources or its endpoints.
+    pub fn of_the_provider(blocker: Blocker) -> Self {
+        Self { blocker, of_the_client: false, retry_after: None }
+    }
+
+    /// Creates a problem of a client credential.
+    pub fn of_the_client(blocker: Blocker) -> Self {
+        Self { blocker, of_the_client: true, retry_after: None }
+    }
+
     /// Marks the problem as one that only a user can fix.
     pub(super) fn by_a_person(mut self) -> Self {
         self.blocker.cause = Cause::Person;

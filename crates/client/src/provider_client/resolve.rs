@@ -11,7 +11,10 @@ use crate::{
     },
     error::Error,
     idp::IdpClient,
-    oauth::discovery::{DiscoveryError, Endpoints, discovery_request, read_discovery},
+    oauth::{
+        discovery::{DiscoveryError, Endpoints, discovery_request, read_discovery},
+        refusal::retry_after,
+    },
     policy::Blocker,
     provider_client::{
         authentication::{Authentication, authentication},
@@ -69,7 +72,7 @@ pub async fn resolve(
 fn unusable(authentication: &[Authentication]) -> Option<ProviderProblem> {
     let blocker = authentication.iter().find_map(|entry| entry.client_credential.as_ref().err())?;
     let all = authentication.iter().all(|entry| entry.client_credential.is_err());
-    all.then(|| ProviderProblem { blocker: blocker.clone(), of_the_client: true })
+    all.then(|| ProviderProblem::of_the_client(blocker.clone()))
 }
 
 /// Returns the provider's CA bundle in PEM, if the provider refers to one. `home` is the namespace of the objects to
@@ -103,7 +106,7 @@ async fn trust(
     let (spec, ResolveContext { kubernetes, reads, home, .. }) = (object.spec(), context);
     let pem = match ca_bundle(object, home, kubernetes, *reads).await? {
         Ok(pem) => pem,
-        Err(blocker) => return Ok(Err(ProviderProblem { blocker, of_the_client: false })),
+        Err(blocker) => return Ok(Err(ProviderProblem::of_the_provider(blocker))),
     };
     let reference = bundle_secret(spec).or_else(|| bundle_config_map(spec));
     let clients = match object.key().kind {
@@ -120,7 +123,7 @@ async fn trust(
 }
 
 fn problem(reason: Reason, message: impl Into<String>) -> ProviderProblem {
-    ProviderProblem { blocker: Blocker::new(reason, message), of_the_client: false }
+    ProviderProblem::of_the_provider(Blocker::new(reason, message))
 }
 
 async fn discover(
@@ -156,7 +159,9 @@ async fn discover(
                 ),
             ),
             DiscoveryError::Status(429 | 500..) => {
-                problem(Reason::DiscoveryFailed, format!("{at}. {}", context.again))
+                let retry_after = retry_after(&exchange.response, exchange.sent_at);
+                let found = problem(Reason::DiscoveryFailed, format!("{at}. {}", context.again));
+                ProviderProblem { retry_after, ..found }
             }
             DiscoveryError::Endpoint(_) => problem(
                 Reason::DiscoveryFailed,

@@ -194,9 +194,9 @@ fn suffix(provider_code: Option<&str>, status: StatusCode) -> String {
     }
 }
 
-/// The wait in `Retry-After`, in seconds or as a date (RFC 9110 section 10.2.3). A date counts from the response's
+/// Returns the wait in `Retry-After`, in seconds or as a date (RFC 9110 section 10.2.3). A date counts from the response's
 /// `Date`.
-fn retry_after(response: &Response<impl AsRef<[u8]>>, now: Timestamp) -> Option<SignedDuration> {
+pub fn retry_after(response: &Response<impl AsRef<[u8]>>, now: Timestamp) -> Option<SignedDuration> {
     let value = text(response, header::RETRY_AFTER)?;
     if let Ok(seconds) = value.parse::<u32>() {
         return Some(SignedDuration::from_secs(seconds.into()));

@@ -147,15 +147,21 @@ fn signed(duration: std::time::Duration) -> SignedDuration {
 }
 
 /// When the broker resolves an unusable provider again: soon after a transient problem, and every minute while a person
-/// must act. No watch shows every repair, such as a new label on a source Secret.
-pub fn provider_retry_at(reason: Reason, failures: u32, now: Timestamp) -> Timestamp {
+/// must act. No watch shows every repair, such as a new label on a source Secret. A discovery follows the provider's
+/// `retry_after`, up to an hour.
+pub fn provider_retry_at(
+    reason: Reason,
+    failures: u32,
+    retry_after: Option<SignedDuration>,
+    now: Timestamp,
+) -> Timestamp {
     match reason.retry() {
         Retry::OnChange => {
             let ceiling = now + SignedDuration::from_mins(1);
             next_attempt(Reason::ProviderUnavailable, failures, now, None).min(ceiling)
         }
-        Retry::Permanent => next_attempt(Reason::ProviderUnavailable, failures, now, None),
-        Retry::Transient | Retry::None => next_attempt(reason, failures, now, None),
+        Retry::Permanent => next_attempt(Reason::ProviderUnavailable, failures, now, retry_after),
+        Retry::Transient | Retry::None => next_attempt(reason, failures, now, retry_after),
     }
 }
 
@@ -352,7 +358,8 @@ mod tests {
     #[test]
     fn a_provider_that_a_person_repairs_is_resolved_at_least_every_minute() {
         let now = Timestamp::from_second(1_800_000_000).unwrap();
-        let wait = |reason: Reason, failures| provider_retry_at(reason, failures, now).duration_since(now).as_secs();
+        let wait =
+            |reason: Reason, failures| provider_retry_at(reason, failures, None, now).duration_since(now).as_secs();
         for failures in [1, 5, 50] {
             let transient = wait(Reason::ProviderUnavailable, failures);
             // No watch shows the label that repairs SourceNotLabeled. DiscoveryFailed is transient.
@@ -360,5 +367,15 @@ mod tests {
             assert_eq!(wait(Reason::DiscoveryFailed, failures), transient, "{failures}");
         }
         assert_eq!(wait(Reason::SourceNotLabeled, 50), 60);
+    }
+
+    #[test]
+    fn a_discovery_follows_the_wait_that_the_provider_asks_for() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        for (asked, expected) in [(1, 5), (90, 91), (86_400, 3_600)] {
+            let asked = Some(SignedDuration::from_secs(asked));
+            let at = provider_retry_at(Reason::DiscoveryFailed, 1, asked, now);
+            assert_eq!(at.duration_since(now).as_secs(), expected);
+        }
     }
 }
