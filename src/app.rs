@@ -12,7 +12,6 @@ use std::{
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use kube::{Api, Client, api::PostParams};
 use thiserror::Error;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -20,7 +19,7 @@ use crate::{
     api::{GROUP, names},
     cli::Settings,
     clock::Clock,
-    controller::{self, Mapper, Watches},
+    controller::{self, Watches},
     error::describe,
     health::Health,
     idp::{self, IdpClients},
@@ -137,11 +136,10 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     tokio::select! {
         // Before the watches have synced, no request is in flight: a signal ends the process immediately.
         () = stop.cancelled() => {}
-        context = work.start(&ended) => {
-            let (context, lease, controllers, timeout) = context;
+        (context, lease, controllers) = work.start(&ended) => {
             stop.cancelled().await;
             tracing::info!("stopping: waiting for requests in flight");
-            drain(&context, timeout).await;
+            drain(&context).await;
             health.end();
             ended.cancel();
             for task in [controllers, lease] {
@@ -180,56 +178,20 @@ type Task = tokio::task::JoinHandle<()>;
 
 impl Work {
     /// Starts all parts. Returns when the watches have synced and the controllers run.
-    async fn start(self, ended: &CancellationToken) -> (Arc<Context>, Task, Task, Duration) {
-        let Self {
-            client,
-            lease_client,
-            side,
-            health,
-            clock,
-            broker_namespace,
-            clients,
-            dialer,
-            identities,
-            metrics,
-            ready,
-            settings,
-        } = self;
-        let (evictions, forgotten) = mpsc::unbounded_channel();
+    async fn start(self, ended: &CancellationToken) -> (Arc<Context>, Task, Task) {
+        let Self { client, clock, broker_namespace, health, metrics, settings, .. } = self;
         let cluster = settings.namespaces.is_empty() || may_read_cluster(&client).await;
         let queue = WorkQueue::new(settings.concurrency);
         let leadership = if settings.leader_elect { Leadership::new() } else { Leadership::always() };
-        let cache = Arc::new(CredentialCache::new(leadership.clone()));
-        let mapper = Mapper {
-            references: Arc::default(),
-            cache: cache.clone(),
-            unreadable: Arc::default(),
-            queue: queue.clone(),
-            evictions,
-            metrics: metrics.clone(),
-            broker_namespace: broker_namespace.clone(),
-        };
-        let mut watches = Watches::start(&client, &settings.namespaces, &broker_namespace, cluster, &mapper, &health);
-        tracing::info!("waiting for the watches to sync");
-        watches.ready().await;
-
-        // Join the election only after all watches have synced.
+        let watches = Watches::new(&client, &settings.namespaces, &broker_namespace, cluster);
+        let stores = watches.stores();
         let identity = identity();
-        let candidacy = settings.leader_elect.then(|| Candidacy {
-            namespace: broker_namespace.clone(),
-            name: settings.lease_name.clone(),
-            identity: identity.clone(),
-            serves: (names::ANNOTATION_SERVES, serves(&settings.namespaces)),
-        });
-        let election = campaign(lease_client, candidacy, leadership.clone(), ended);
-        let lease = health.supervise_on(&side, "election", election);
-        let stores = watches.into_stores();
         let (events, writer) = Events::new(client.clone(), identity.clone(), metrics.clone());
         health.supervise("events", writer.run());
         let draining = CancellationToken::new();
         let admission = admission(&queue, &draining);
         health.supervise("admission", admission.clone().run());
-        let probes = dialer.map(|dialer| {
+        let probes = self.dialer.map(|dialer| {
             let admission = probe_admission(&queue, &draining);
             health.supervise("probe admission", admission.clone().run());
             Probes::new(admission, dialer)
@@ -240,36 +202,52 @@ impl Work {
         let bundles = Arc::new(Bundles::new(client.clone(), queue.clone(), stores.references.clone()));
         let resolver = Resolver {
             client: client.clone(),
-            clients,
-            identities,
+            clients: self.clients,
+            identities: self.identities,
             leadership: leadership.clone(),
             clock: clock.clone(),
         };
-        let timeout = settings.access.request_timeout;
         let context = Arc::new(Context {
             clock,
             leadership: leadership.clone(),
             metrics,
             providers: ProviderCache::new(resolver, stores.clone(), bundles.clone(), contents),
             stores,
-            cache,
+            cache: CredentialCache::new(leadership.clone()),
             kubernetes: Kubernetes { secrets, events, client },
-            requests: Requests { admission, probes, timeout, holder: identity, draining },
+            requests: Requests {
+                admission,
+                probes,
+                timeout: settings.access.request_timeout,
+                holder: identity,
+                draining,
+            },
             queue,
         });
+        tracing::info!("waiting for the watches to sync");
+        watches.run(&context, &health).await;
+
+        // Join the election only after all watches have synced.
+        let candidacy = settings.leader_elect.then(|| Candidacy {
+            namespace: broker_namespace,
+            name: settings.lease_name,
+            identity: context.requests.holder.clone(),
+            serves: (names::ANNOTATION_SERVES, serves(&settings.namespaces)),
+        });
+        let election = campaign(self.lease_client, candidacy, leadership.clone(), ended);
+        let lease = health.supervise_on(&self.side, "election", election);
         let known = Arc::downgrade(&context);
         let unstored = move || known.upgrade().map_or(0, |context| context.cache.unstored());
         context.metrics.watch(context.stores.clone(), leadership.clone(), unstored);
-        health.supervise("forget", controller::evict_all(forgotten, context.clone()));
         health.supervise("lead", controller::enqueue_all_when_leading(leadership, context.clone()));
         health.supervise("clock", controller::enqueue_all_when_the_clock_jumps(context.clone()));
         health.supervise("bundles", async move { bundles.poll().await });
         health.supervise("sweep", controller::sweep(context.clone()));
         let controllers = controller::run(context.clone(), ended.clone());
         let controllers = health.supervise("controllers", controllers);
-        ready.store(true, Ordering::Release);
+        self.ready.store(true, Ordering::Release);
         tracing::info!("ready");
-        (context, lease, controllers, timeout)
+        (context, lease, controllers)
     }
 }
 
@@ -346,14 +324,14 @@ fn identity() -> String {
 
 /// Waits until the broker has stored all tokens and written all Events. Stops waiting [`DRAIN_MARGIN`] after the
 /// timeout of requests.
-async fn drain(context: &Context, request_timeout: Duration) {
+async fn drain(context: &Context) {
     context.requests.draining.cancel();
     let stored = async {
         while context.cache.is_busy(context.leadership.is_leader()) {
             tokio::time::sleep(DRAIN_CHECK).await;
         }
     };
-    if tokio::time::timeout(request_timeout + DRAIN_MARGIN, stored).await.is_err() {
+    if tokio::time::timeout(context.requests.timeout + DRAIN_MARGIN, stored).await.is_err() {
         tracing::warn!("last tokens not stored in time");
     }
     context.kubernetes.events.flush().await;

@@ -27,7 +27,6 @@ use crate::{
 
 pub use crate::controller::{
     enqueue_all::{enqueue_all_when_leading, enqueue_all_when_the_clock_jumps},
-    mapper::{Mapper, evict_all},
     sweep::sweep,
     watches::{LONGEST_LIST, Watches},
 };

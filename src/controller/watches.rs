@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     fmt::Debug,
+    sync::Arc,
     time::Duration,
 };
 
@@ -24,11 +25,11 @@ use crate::{
     controller::{
         follow::{Change, Follower},
         incoming::Incoming,
-        mapper::Mapper,
-        missing_crd,
+        mapper, missing_crd,
     },
     health::Health,
     kubernetes::is_too_long,
+    reconcile::context::Context,
     stores::{
         Mirror, Stores,
         slim::{self, Slim},
@@ -69,7 +70,7 @@ where
     Api::all(client.clone())
 }
 
-/// The started watches, whose stores may be incomplete.
+/// The watches, whose stores may be incomplete.
 pub struct Watches {
     stores: Stores,
     pending: Vec<Pending>,
@@ -78,15 +79,8 @@ pub struct Watches {
 }
 
 impl Watches {
-    /// Starts all watches. `cluster`: the broker may read cluster-scoped objects.
-    pub fn start(
-        client: &Client,
-        namespaces: &[String],
-        broker_namespace: &str,
-        cluster: bool,
-        mapper: &Mapper,
-        health: &Health,
-    ) -> Self {
+    /// Prepares all watches, with empty stores. `cluster`: the broker may read cluster-scoped objects.
+    pub fn new(client: &Client, namespaces: &[String], broker_namespace: &str, cluster: bool) -> Self {
         let scopes = scopes(namespaces);
         // A ClusterMailProvider's Secrets are in the broker's namespace, which need not be a watched one.
         let mut source_scopes = scopes.clone();
@@ -95,7 +89,7 @@ impl Watches {
         }
         let objects = watcher::Config::default().page_size(PAGE);
         let install = missing_crd::install(broker_namespace);
-        let mut begin = Begin { client, mapper, health, install: &install, pending: vec![] };
+        let mut begin = Begin { client, install: &install, pending: vec![] };
         let stores = Stores {
             credentials: begin.follow::<_, slim::Credential>(
                 &scopes,
@@ -103,10 +97,10 @@ impl Watches {
                     api: in_scope,
                     config: objects.clone(),
                     packs: |_| true,
-                    arriving: |mapper, credential| {
-                        mapper.cache.begin(credential.metadata.uid.as_deref().unwrap_or_default());
+                    arriving: |context, credential| {
+                        context.cache.begin(credential.metadata.uid.as_deref().unwrap_or_default());
                     },
-                    seen: Mapper::credential,
+                    seen: mapper::credential,
                 },
             ),
             providers: begin.follow::<_, slim::Provider>(
@@ -116,7 +110,9 @@ impl Watches {
                     config: objects.clone(),
                     packs: |_| false,
                     arriving: |_, _| {},
-                    seen: |mapper, seen| mapper.provider(seen, ProviderKind::MailProvider, ProviderObject::Namespaced),
+                    seen: |context, seen| {
+                        mapper::provider(context, seen, ProviderKind::MailProvider, ProviderObject::Namespaced);
+                    },
                 },
             ),
             cluster_providers: cluster.then(|| {
@@ -127,8 +123,8 @@ impl Watches {
                         config: objects.clone(),
                         packs: |_| false,
                         arriving: |_, _| {},
-                        seen: |mapper, seen| {
-                            mapper.provider(seen, ProviderKind::ClusterMailProvider, ProviderObject::Cluster);
+                        seen: |context, seen| {
+                            mapper::provider(context, seen, ProviderKind::ClusterMailProvider, ProviderObject::Cluster);
                         },
                     },
                 )
@@ -141,7 +137,7 @@ impl Watches {
                     // Grant Secrets stay unpacked: each new seed is compared with them.
                     packs: |secret: &PartialObjectMeta<Secret>| !keeps_grant(&secret.metadata),
                     arriving: |_, _| {},
-                    seen: Mapper::own_secret,
+                    seen: |context, seen| mapper::own_secret(context, seen),
                 },
             ),
             sources: begin.follow::<_, slim::Source>(
@@ -151,7 +147,7 @@ impl Watches {
                     config: objects.clone().labels(&format!("{}=true", names::LABEL_SOURCE)),
                     packs: |_| true,
                     arriving: |_, _| {},
-                    seen: Mapper::source,
+                    seen: |context, seen| mapper::source(context, seen),
                 },
             ),
             namespaces: cluster.then(|| {
@@ -162,12 +158,12 @@ impl Watches {
                         config: objects.clone(),
                         packs: |_| false,
                         arriving: |_, _| {},
-                        seen: Mapper::namespace,
+                        seen: |context, seen| mapper::namespace(context, seen),
                     },
                 )
             }),
-            references: mapper.references.clone(),
-            unreadable: mapper.unreadable.clone(),
+            references: Arc::default(),
+            unreadable: Arc::default(),
             broker_namespace: broker_namespace.to_owned(),
         };
         let pending = begin.pending;
@@ -175,14 +171,16 @@ impl Watches {
     }
 
     /// Returns the stores of all watches.
-    pub fn into_stores(self) -> Stores {
-        self.stores
+    pub fn stores(&self) -> Stores {
+        self.stores.clone()
     }
 
-    /// Waits until every watch has completed its first list. Logs the others from time to time.
-    pub async fn ready(&mut self) {
+    /// Runs all watches, each in its own task. Waits until every watch has completed its first list, and logs the others
+    /// from time to time.
+    pub async fn run(self, context: &Arc<Context>, health: &Health) {
         let (mut names, mut complete) = (BTreeSet::new(), FuturesUnordered::new());
-        for Pending { name, complete: future } in self.pending.drain(..) {
+        for Pending { name, run, complete: future } in self.pending {
+            health.supervise(format!("watch of {name}"), run(context.clone()));
             names.insert(name.clone());
             complete.push(future.map(|()| name));
         }
@@ -206,10 +204,12 @@ impl Watches {
     }
 }
 
-/// A store that is not complete yet.
+/// A watch that has not started.
 struct Pending {
     /// The name of the watch, for the log.
     name: String,
+    /// Follows the objects. Never returns.
+    run: Box<dyn FnOnce(Arc<Context>) -> BoxFuture<'static, ()> + Send>,
     /// Completes when the store is complete.
     complete: BoxFuture<'static, ()>,
 }
@@ -231,31 +231,29 @@ struct Follow<K, S> {
     /// Whether the store may pack an object.
     packs: fn(&K) -> bool,
     /// Gets each object before the store has the object.
-    arriving: fn(&Mapper, &K),
+    arriving: fn(&Context, &K),
     /// Gets each difference after the store has the object.
-    seen: fn(&Mapper, Change<K>),
+    seen: fn(&Arc<Context>, Change<K>),
 }
 
-/// The inputs for starting the watches.
+/// The inputs of the watches.
 struct Begin<'a> {
     client: &'a Client,
-    mapper: &'a Mapper,
-    health: &'a Health,
     /// The command that installs the CRDs.
     install: &'a str,
-    /// The stores that are not complete yet.
+    /// The watches that have not started.
     pending: Vec<Pending>,
 }
 
 impl Begin<'_> {
-    /// Follows one kind: fills one store for each scope.
+    /// Prepares the watches of one kind: one store for each scope.
     fn follow<K: Stored, S: Slim>(&mut self, scopes: &[Option<String>], follow: Follow<K, S>) -> Mirror<K> {
         let stores: HashMap<_, _> =
             scopes.iter().map(|scope| (scope.clone(), self.follow_scope(scope.as_deref(), &follow))).collect();
         Mirror::new(stores)
     }
 
-    /// Follows the objects of one kind and scope, in a separate task.
+    /// Prepares the watch of one kind and scope.
     fn follow_scope<K: Stored, S: Slim>(&mut self, scope: Option<&str>, follow: &Follow<K, S>) -> Store<K> {
         let mut follower = Follower::<K>::new(follow.packs);
         let store = follower.store();
@@ -263,18 +261,18 @@ impl Begin<'_> {
             Some(namespace) => format!("{} in namespace {namespace}", K::plural(&())),
             None => K::plural(&()).into_owned(),
         };
-        let (reported, install, mapper) = (name.clone(), self.install.to_owned(), self.mapper.clone());
+        let (reported, install) = (name.clone(), self.install.to_owned());
         let (api, mut config) = ((follow.api)(self.client, scope), follow.config.clone());
         let (arriving, seen) = (follow.arriving, follow.seen);
-        self.health.supervise(format!("watch of {name}"), async move {
+        let follow = async move |context: Arc<Context>| {
             let mut events = watch_events(&api, &config);
             let mut failing = false;
             while let Some(event) = events.next().await {
                 match event {
                     Ok(event) => {
                         failing = failing && matches!(event, watcher::Event::Init);
-                        let seen = |change| mapper.isolated(|mapper| seen(mapper, change));
-                        follower.take(event, &|object| arriving(&mapper, object), &seen);
+                        let seen = |change| mapper::isolated(&context.metrics, || seen(&context, change));
+                        follower.take(event, &|object| arriving(&context, object), &seen);
                     }
                     Err(error) if is_too_long(&error) && config.page_size.is_some_and(|page| page > 1) => {
                         let page = config.page_size.map_or(1, |page| page / 2);
@@ -302,10 +300,11 @@ impl Begin<'_> {
                     }
                 }
             }
-        });
+        };
         let complete = store.clone();
         let complete = async move { complete.complete().await };
-        self.pending.push(Pending { name, complete: complete.boxed() });
+        let run = Box::new(move |context| follow(context).boxed());
+        self.pending.push(Pending { name, run, complete: complete.boxed() });
         store
     }
 }

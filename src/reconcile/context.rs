@@ -36,7 +36,7 @@ pub struct Context {
     /// The stores of the watches.
     pub stores: Stores,
     /// The broker's knowledge of each credential that the watches do not show.
-    pub cache: Arc<CredentialCache>,
+    pub cache: CredentialCache,
     /// Providers with their endpoints and client authentications.
     pub providers: ProviderCache,
     /// The clients for Secrets, Events and other objects.
