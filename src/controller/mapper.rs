@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Isolates a panic over one object: its watch continues with the others.
-pub(super) fn isolated(metrics: &Metrics, work: impl FnOnce()) {
+pub(super) fn isolated_change(metrics: &Metrics, work: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(work)).is_err() {
         metrics.reconcile_error(PANIC);
     }

@@ -74,7 +74,7 @@ async fn reconcile_credential(key: Arc<ObjectKey>, context: &Arc<Context>, failu
         fail_point::panic_at("reconcile", &key.1);
         reconcile::reconcile(credential.clone(), context).await
     };
-    match isolated(&object, reconcile).await {
+    match reconcile_isolated(&object, reconcile).await {
         Ok(action) => succeeded(&object, action, failures),
         Err(error) => Some(retry(object, &error, reconcile::end_of_ready(&credential, context), context, failures)),
     }
@@ -88,14 +88,14 @@ async fn reconcile_provider(
 ) -> Option<Duration> {
     let provider = ProviderKey { kind, namespace: key.0.clone(), name: key.1.clone() };
     let object = (kind.as_str(), ObjectKey::clone(&key));
-    match isolated(&object, reconcile::provider::reconcile(&provider, context)).await {
+    match reconcile_isolated(&object, reconcile::provider::reconcile(&provider, context)).await {
         Ok(action) => succeeded(&object, action, failures),
         Err(error) => Some(retry(object, &error, None, context, failures)),
     }
 }
 
 /// Isolates a panic in the reconcile of one object: the others continue.
-async fn isolated(
+async fn reconcile_isolated(
     (kind, (namespace, name)): &Object,
     reconcile: impl Future<Output = Result<Action, Error>>,
 ) -> Result<Action, Error> {

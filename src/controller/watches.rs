@@ -271,7 +271,7 @@ impl Begin<'_> {
                 match event {
                     Ok(event) => {
                         failing = failing && matches!(event, watcher::Event::Init);
-                        let seen = |change| mapper::isolated(&context.metrics, || seen(&context, change));
+                        let seen = |change| mapper::isolated_change(&context.metrics, || seen(&context, change));
                         follower.take(event, &|object| arriving(&context, object), &seen);
                     }
                     Err(error) if is_too_long(&error) && config.page_size.is_some_and(|page| page > 1) => {

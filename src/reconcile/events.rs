@@ -70,7 +70,7 @@ pub struct Events {
 }
 
 /// Writes the queued Events, in a task of its own.
-pub struct Writer {
+pub struct EventWriter {
     client: Client,
     queue: mpsc::Receiver<Event>,
     pending: Arc<AtomicUsize>,
@@ -79,13 +79,13 @@ pub struct Writer {
 impl Events {
     /// Creates the queue of a replica with the identity `instance`, and the writer to run.
     #[expect(clippy::disallowed_methods, reason = "the budgets count elapsed time, because the wall clock may jump")]
-    pub fn new(client: Client, instance: String, metrics: Arc<Metrics>) -> (Self, Writer) {
+    pub fn new(client: Client, instance: String, metrics: Arc<Metrics>) -> (Self, EventWriter) {
         let (sender, queue) = mpsc::channel(WAITING);
         let pending = Arc::<AtomicUsize>::default();
         let reported = Mutex::default();
         let events =
             Self { instance, reported, queue: sender, pending: pending.clone(), metrics, began: Instant::now() };
-        (events, Writer { client, queue, pending })
+        (events, EventWriter { client, queue, pending })
     }
 
     /// Emits an Event on a credential.
@@ -117,7 +117,7 @@ impl Events {
     }
 }
 
-impl Writer {
+impl EventWriter {
     /// Writes Events until all senders are dropped.
     pub async fn run(mut self) {
         while let Some(event) = self.queue.recv().await {

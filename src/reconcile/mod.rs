@@ -70,7 +70,7 @@ const REPAIR_RETRY: SignedDuration = SignedDuration::from_secs(30);
 /// The step that failed in Kubernetes. All other failures become conditions.
 pub async fn reconcile(credential: Arc<MailCredential>, context: &Arc<Context>) -> Result<Action, Error> {
     let (uid, row) = (checks::uid(&credential).to_owned(), Activity::grant(&credential));
-    let done = step(credential.clone(), context).await;
+    let done = credential_step(credential.clone(), context).await;
     if done.is_err() {
         // Otherwise an offered permit would stay unused until the next try.
         context.requests.admission.decline(&row);
@@ -88,7 +88,7 @@ pub fn end_of_ready(credential: &MailCredential, context: &Context) -> Option<Ti
     latest.status.as_ref().and_then(policy::status::end_of_ready)
 }
 
-async fn step(credential: Arc<MailCredential>, context: &Arc<Context>) -> Result<Action, Error> {
+async fn credential_step(credential: Arc<MailCredential>, context: &Arc<Context>) -> Result<Action, Error> {
     if !context.leadership.is_leader() {
         context.requests.withdraw(checks::uid(&credential));
         context.cache.stand_by(checks::uid(&credential));

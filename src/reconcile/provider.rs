@@ -46,7 +46,7 @@ use crate::{
 /// The step that failed in Kubernetes. All other failures become conditions.
 pub async fn reconcile(key: &ProviderKey, context: &Arc<Context>) -> Result<Action, Error> {
     let mut resolving = false;
-    let done = step(key, &mut resolving, context).await;
+    let done = provider_step(key, &mut resolving, context).await;
     if !resolving {
         context.requests.admission.withdraw(&Activity::Discovery(key.clone().into()));
     }
@@ -54,7 +54,7 @@ pub async fn reconcile(key: &ProviderKey, context: &Arc<Context>) -> Result<Acti
 }
 
 /// Takes one step. Sets `resolving` if a resolution begins or waits for a permit.
-async fn step(key: &ProviderKey, resolving: &mut bool, context: &Arc<Context>) -> Result<Action, Error> {
+async fn provider_step(key: &ProviderKey, resolving: &mut bool, context: &Arc<Context>) -> Result<Action, Error> {
     let Some(object) = context.stores.provider(key) else { return Ok(Action::await_change()) };
     if key.kind == ProviderKind::ClusterMailProvider
         && !context.stores.credentials.is_complete()

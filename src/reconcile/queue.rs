@@ -14,7 +14,7 @@ use std::{
 use crate::api::reference::ObjectKey;
 
 /// The objects of one kind that wait for a reconcile, and the objects whose reconcile runs.
-pub(super) struct Queue {
+pub(super) struct ReconcileQueue {
     objects: HashMap<Arc<ObjectKey>, State>,
     /// The objects whose reconcile precedes those in `ready`.
     first: VecDeque<Arc<ObjectKey>>,
@@ -107,7 +107,7 @@ impl Limits {
     }
 }
 
-impl Queue {
+impl ReconcileQueue {
     /// Creates a queue for `concurrency` concurrent reconciles: three quarters for one namespace, an eighth while it is
     /// slow.
     pub(super) fn new(concurrency: usize) -> Self {
@@ -277,21 +277,21 @@ mod tests {
     }
 
     /// Returns the numbers of the objects whose reconciles begin at `second`.
-    fn served(queue: &mut Queue, second: u64) -> Vec<usize> {
+    fn served(queue: &mut ReconcileQueue, second: u64) -> Vec<usize> {
         std::iter::from_fn(|| queue.next(at(second)).map(|key| key.1.parse().unwrap())).collect()
     }
 
-    fn enqueue(queue: &mut Queue, namespace: &str, numbers: impl IntoIterator<Item = usize>) {
+    fn enqueue(queue: &mut ReconcileQueue, namespace: &str, numbers: impl IntoIterator<Item = usize>) {
         numbers.into_iter().for_each(|number| queue.enqueue(key(namespace, number), Place::Last));
     }
 
-    fn with(numbers: impl IntoIterator<Item = usize>) -> Queue {
-        let mut queue = Queue::new(16);
+    fn with(numbers: impl IntoIterator<Item = usize>) -> ReconcileQueue {
+        let mut queue = ReconcileQueue::new(16);
         enqueue(&mut queue, "shop", numbers);
         queue
     }
 
-    fn done(queue: &mut Queue, namespace: &str, numbers: impl IntoIterator<Item = usize>, second: u64) {
+    fn done(queue: &mut ReconcileQueue, namespace: &str, numbers: impl IntoIterator<Item = usize>, second: u64) {
         numbers.into_iter().for_each(|number| queue.done(&key(namespace, number), None, at(second)));
     }
 
@@ -308,7 +308,7 @@ mod tests {
 
     #[test]
     fn no_more_reconciles_run_than_the_concurrency_allows() {
-        let mut queue = Queue::new(2);
+        let mut queue = ReconcileQueue::new(2);
         for namespace in ["shop", "lab", "office"] {
             enqueue(&mut queue, namespace, [1]);
         }
@@ -405,9 +405,10 @@ mod tests {
 
     #[test]
     fn slow_namespaces_with_a_backlog_leave_reconciles_to_the_others() {
-        let mut queue = Queue::new(16);
-        let begun =
-            |queue: &mut Queue, second| std::iter::from_fn(|| queue.next(at(second))).collect::<Vec<Arc<ObjectKey>>>();
+        let mut queue = ReconcileQueue::new(16);
+        let begun = |queue: &mut ReconcileQueue, second| {
+            std::iter::from_fn(|| queue.next(at(second))).collect::<Vec<Arc<ObjectKey>>>()
+        };
         for namespace in 0..8 {
             enqueue(&mut queue, &format!("slow-{namespace}"), 0..40);
         }

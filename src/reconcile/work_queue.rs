@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::{
     api::{credential::ProviderKind, provider_object::ProviderKey, reference::ObjectKey},
-    reconcile::queue::{Place, Queue},
+    reconcile::queue::{Place, ReconcileQueue},
 };
 
 /// Enqueues objects for their controllers. A waiting object is not enqueued twice, and one reconcile of an object runs
@@ -26,7 +26,7 @@ struct Queues {
 
 /// The objects of one kind that wait for a reconcile, and the objects whose reconcile runs.
 pub struct ControllerQueue {
-    queue: Mutex<Queue>,
+    queue: Mutex<ReconcileQueue>,
     /// Notified when an object is enqueued, or a reconcile has ended.
     changed: Notify,
     /// The start of all times in the queue.
@@ -35,7 +35,7 @@ pub struct ControllerQueue {
 
 impl ControllerQueue {
     fn new(concurrency: u16) -> Self {
-        Self { queue: Mutex::new(Queue::new(usize::from(concurrency))), changed: Notify::new(), begun: now() }
+        Self { queue: Mutex::new(ReconcileQueue::new(usize::from(concurrency))), changed: Notify::new(), begun: now() }
     }
 
     fn enqueue(&self, object: ObjectKey, place: Place) {

@@ -128,7 +128,7 @@ async fn send_refresh_token(
     }
     // Check the address before the claim is written.
     let target = attempt.approve(&attempt.resolved.endpoints.token_url)?;
-    let current = claim(attempt, claimed).await?;
+    let current = current_claim(attempt, claimed).await?;
     let wire = attempt.request(auth, GrantProof::RefreshToken(&current.refresh_token)).await;
     let wire = wire.map_err(|error| request_refusal(&error))?;
     // The claim and the signature may have taken time.
@@ -167,7 +167,7 @@ fn leads(attempt: &Attempt) -> bool {
 
 /// Returns the claim of an earlier request of this attempt, if the claim lasts for one more request; otherwise writes a
 /// new claim.
-async fn claim(attempt: &Attempt, claimed: &mut Option<Claimed>) -> StepResult<Claimed> {
+async fn current_claim(attempt: &Attempt, claimed: &mut Option<Claimed>) -> StepResult<Claimed> {
     let Attempt { credential, context, .. } = attempt;
     let mut grant = attempt.grant.clone().ok_or(None)?;
     if let Some(current) = claimed {
