@@ -61,8 +61,9 @@ pub struct ServiceAccountKey {
 pub struct PrivateKeyJwt {
     /// keyRef names the Secret and key with the private key in PEM: PKCS#8, PKCS#1 (RSA) or SEC 1 (EC).
     pub key_ref: KeyRef,
-    /// certificateRef names the Secret and key with the certificate in PEM. Microsoft requires its thumbprint (`x5t#S256`),
-    /// AD FS that of SHA-1 (`x5t`, sent with RS256). The broker warns before the certificate expires.
+    /// certificateRef names the Secret and key with the certificate in PEM. Each assertion then has the certificate's
+    /// thumbprint: Microsoft requires the SHA-256 thumbprint (`x5t#S256`), AD FS the SHA-1 thumbprint (`x5t`, sent with
+    /// RS256). The broker warns before the certificate expires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate_ref: Option<KeyRef>,
     /// keyID is the key's id at the provider (`kid`).

@@ -127,8 +127,8 @@ pub struct Mailbox {
     #[schemars(length(min = 1, max = 254))]
     #[x_kube(validation = Rule::new(ACCOUNT_RULE).message(ACCOUNT_MESSAGE))]
     pub authenticate_as: Option<String>,
-    /// usernames are the user names at the mail servers, by protocol. Each defaults to `authenticateAs`; for `microsoft`
-    /// with `refreshToken` or `deviceCode`, those of IMAP and POP3 default to `address`.
+    /// usernames are the user names at the mail servers, by protocol. A protocol without an entry uses `authenticateAs`.
+    /// With `microsoft` and the grant `refreshToken` or `deviceCode`, IMAP and POP3 use `address` instead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usernames: Option<Usernames>,
 }

@@ -55,8 +55,9 @@ pub struct ClientCredentials {}
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct RefreshToken {
-    /// secretRef names the Secret and key with the first refresh token. The broker stores later ones in the Secret
-    /// `<credential>-grant`. A new refresh token in this Secret replaces the stored one.
+    /// secretRef names the Secret and key with the first refresh token. The broker never changes this Secret. It stores the
+    /// refresh tokens that the provider returns later in the Secret `<credential>-grant`. If you write a new refresh token
+    /// here, it replaces the stored one.
     pub secret_ref: KeyRef,
 }
 

@@ -42,7 +42,7 @@ pub struct ProbeStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 3))]
     pub results: Vec<ProbeResult>,
-    /// failures is the number of probes in a row that ended like the last one, if that was not accepted.
+    /// failures is the number of consecutive probes that ended like the last one. Absent if the last login was accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failures: Option<i32>,
     /// probedWith is a hash of the inputs of the last probe. A change of the inputs starts a probe.
@@ -63,7 +63,7 @@ pub struct ProbeResult {
     pub protocol: Protocol,
     /// outcome is the outcome of the login.
     pub outcome: ProbeOutcome,
-    /// reason is the reason of the outcome, one of those of the condition `MailboxAuthorized`.
+    /// reason is the reason of the outcome. The condition `MailboxAuthorized` has the same reasons.
     #[schemars(length(max = 64))]
     pub reason: String,
     /// code is the code of the server's answer, such as `535 5.7.139`.

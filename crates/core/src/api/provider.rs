@@ -100,7 +100,7 @@ pub struct ProviderSpec {
     pub oauth2: Option<OAuth2>,
     /// client is the broker's client registration at the provider.
     pub client: Client,
-    /// scopes are the requested scopes. Defaults to those of the preset.
+    /// scopes are the requested scopes, unless the credential has `scopes`. Defaults to the scopes of the preset.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 512), regex(pattern = SCOPE)))]
     pub scopes: Vec<String>,
