@@ -413,6 +413,8 @@ pub fn newer<T>(
 
 #[cfg(test)]
 mod tests {
+    use mailtoken_core::fixtures;
+
     use crate::{
         api::status::ClientStatus,
         policy::hash::{BindingHash, RevocationHash},
@@ -442,6 +444,25 @@ mod tests {
     fn a_state_is_small() {
         // 512 bytes are a size class of the allocator. Every credential with a request in flight has a state.
         assert!(size_of::<CredentialState>() <= 512, "{}", size_of::<CredentialState>());
+    }
+
+    #[test]
+    fn the_copy_of_a_written_credential_is_freed_when_the_watch_shows_it() {
+        let version = |version: &str| {
+            let mut credential = fixtures::credential();
+            credential.metadata.uid = Some(UID.to_owned());
+            credential.metadata.resource_version = Some(version.to_owned());
+            Arc::new(credential)
+        };
+        for (shown, freed) in [("9", false), ("10", true), ("11", true)] {
+            let cache = cache();
+            cache.with(UID, |entry| entry.object.written = Some(version("10")));
+            cache.shown(&version(shown));
+            assert_eq!(cache.objects.lock().live[UID].is_none(), freed, "{shown}");
+        }
+        let cache = cache();
+        cache.shown(&version("10"));
+        assert!(cache.objects.lock().live[UID].is_none(), "no state is made");
     }
 
     #[test]
