@@ -27,7 +27,7 @@ use crate::{
         },
         action::Action,
         context::Context,
-        credential_cache::Revoking,
+        credential_state::Revoking,
         custody,
         json_patch::{add, fence, patch, remove, same_uid, test},
         observe, report,

@@ -6,6 +6,7 @@ pub mod action;
 pub mod bundles;
 pub mod context;
 pub mod credential_cache;
+pub mod credential_state;
 pub mod custody;
 pub mod events;
 mod finalizer;

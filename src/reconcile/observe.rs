@@ -31,7 +31,8 @@ use crate::{
     reconcile::{
         act::{activity::Activity, probe},
         context::Context,
-        credential_cache::{CredentialCache, Inspected, newer, newer_credential},
+        credential_cache::CredentialCache,
+        credential_state::{Inspected, newer, newer_credential},
         custody,
         own_sources::{learn_sources, source_versions},
         sized::sized,

@@ -32,7 +32,7 @@ use crate::{
     providers::TokenSource,
     reconcile::{
         context::Context,
-        credential_cache::newer,
+        credential_state::newer,
         custody::{
             data::{Data, hash, wiped},
             pending::{Claimed, CustodyError, PendingGrantWrite},
@@ -392,7 +392,7 @@ mod tests {
             resolved_provider::ResolvedProvider,
         },
         reconcile::{
-            credential_cache::CredentialState,
+            credential_state::CredentialState,
             custody::pending::{SignInEnd, SignedIn},
         },
     };
