@@ -42,7 +42,7 @@ pub struct ProbeStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 3))]
     pub results: Vec<ProbeResult>,
-    /// failures is the number of consecutive probes that ended like the last one. Absent if the last login was accepted.
+    /// failures is the number of consecutive probes that ended like the last one. Absent if the last probe was accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failures: Option<i32>,
     /// probedWith is a hash of the inputs of the last probe. A change of the inputs starts a probe.
