@@ -255,7 +255,7 @@ async fn a_discovery_waits_as_long_as_the_provider_asks() {
     let ns = Cluster::shared().namespace().await;
     let _broker = Broker::start(&ns).await;
     let (asks, other) = (Idp::start(), Idp::start());
-    asks.answer_at(DISCOVERY, Answer::status(429).header("retry-after", "3600"));
+    asks.answer_at(DISCOVERY, Answer::status(429).header("retry-after", "300"));
     other.answer_at(DISCOVERY, Answer::status(429));
     apply(&ns, "asks", oidc(&asks), &asks).await;
     ns.condition::<MailProvider>("asks", "Ready", "DiscoveryFailed").await;

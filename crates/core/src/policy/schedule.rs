@@ -148,7 +148,7 @@ fn signed(duration: std::time::Duration) -> SignedDuration {
 
 /// When the broker resolves an unusable provider again: soon after a transient problem, and every minute while a person
 /// must act. No watch shows every repair, such as a new label on a source Secret. A discovery follows the provider's
-/// `retry_after`, up to an hour.
+/// `retry_after`, up to the longest wait after transient problems: no annotation ends this wait.
 pub fn provider_retry_at(
     reason: Reason,
     failures: u32,
@@ -160,8 +160,11 @@ pub fn provider_retry_at(
             let ceiling = now + SignedDuration::from_mins(1);
             next_attempt(Reason::ProviderUnavailable, failures, now, None).min(ceiling)
         }
-        Retry::Permanent => next_attempt(Reason::ProviderUnavailable, failures, now, retry_after),
-        Retry::Transient | Retry::None => next_attempt(reason, failures, now, retry_after),
+        Retry::Permanent => next_attempt(Reason::ProviderUnavailable, failures, now, None),
+        Retry::Transient | Retry::None => {
+            let [_, longest] = TRANSIENT;
+            next_attempt(reason, failures, now, retry_after.map(|asked| asked.min(longest)))
+        }
     }
 }
 
@@ -372,7 +375,7 @@ mod tests {
     #[test]
     fn a_discovery_follows_the_wait_that_the_provider_asks_for() {
         let now = Timestamp::from_second(1_800_000_000).unwrap();
-        for (asked, expected) in [(1, 5), (90, 91), (86_400, 3_600)] {
+        for (asked, expected) in [(1, 5), (90, 91), (86_400, 301)] {
             let asked = Some(SignedDuration::from_secs(asked));
             let at = provider_retry_at(Reason::DiscoveryFailed, 1, asked, now);
             assert_eq!(at.duration_since(now).as_secs(), expected);
