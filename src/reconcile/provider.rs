@@ -82,7 +82,8 @@ async fn provider_step(key: &ProviderKey, resolving: &mut bool, context: &Arc<Co
         }
     }
     let due = context.providers.retry_at(key);
-    let again = due.is_some_and(|due| due <= context.clock.now());
+    let now = context.clock.now();
+    let again = due.is_some_and(|due| due <= now);
     if let Some(error) = context.providers.take_error(key) {
         return Err(error);
     }
@@ -90,7 +91,7 @@ async fn provider_step(key: &ProviderKey, resolving: &mut bool, context: &Arc<Co
         Some(result) if !again => result,
         _ => {
             *resolving = true;
-            match ask_for_discovery(&object, again, context.clock.now(), &context.stores) {
+            match ask_for_discovery(&object, again, now, &context.stores) {
                 None => start_resolution(object, inputs, again, None, context),
                 Some(ask) => match context.requests.admission.ask(&Activity::Discovery(key.clone().into()), ask) {
                     Answer::Admitted(permit) => start_resolution(object, inputs, again, Some(permit), context),
@@ -101,7 +102,6 @@ async fn provider_step(key: &ProviderKey, resolving: &mut bool, context: &Arc<Co
             return Ok(Action::await_change());
         }
     };
-    let now = context.clock.now();
     let next = context.providers.note(key, &inputs, result.as_ref().err(), now);
     let (turn, wrote) = write_status(&object, &inputs, result.as_ref().map(Arc::as_ref), context, now).await?;
     if context.providers.is_news(key, &inputs, result.as_ref().err()) || wrote {
