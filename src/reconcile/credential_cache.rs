@@ -83,11 +83,11 @@ impl CredentialCache {
         entry.take_if(|state| state.is_blank());
     }
 
-    /// Frees the state of a credential if it is blank. Most states are blank.
-    pub fn tidy(&self, uid: &str) {
-        if let Some(entry) = self.objects.lock().live.get_mut(uid) {
-            entry.take_if(|entry| entry.is_blank());
-        }
+    /// Frees the state of a credential if it is blank. Most states are blank. Returns whether the credential exists.
+    pub fn tidy(&self, uid: &str) -> bool {
+        let mut objects = self.objects.lock();
+        let entry = objects.live.get_mut(uid);
+        entry.map(|entry| entry.take_if(|entry| entry.is_blank())).is_some()
     }
 
     /// Stores the outcome of a request for the next reconcile; drops it if the credential was deleted.

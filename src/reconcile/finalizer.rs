@@ -175,7 +175,7 @@ async fn linger(credential: Arc<MailCredential>, context: &Arc<Context>) -> Resu
         context.cache.forget(checks::uid(&credential), false);
         return Ok(Action::await_change());
     }
-    let credential = observe::latest(credential, &context.cache);
+    let credential = observe::latest(credential, context);
     let Some(observed) = observe::observe(credential, context).await? else { return Ok(Action::await_change()) };
     let now = context.clock.now();
     let decision = Decision::Wait { until: now };

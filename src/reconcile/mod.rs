@@ -78,14 +78,17 @@ pub async fn reconcile(credential: Arc<MailCredential>, context: &Arc<Context>) 
         // The caller computes the time of the next try.
         report::unobserved(credential, context).await;
     }
-    context.cache.tidy(&uid);
+    if !context.cache.tidy(&uid) {
+        // The credential was deleted during the reconcile, which may have asked for a permit.
+        context.requests.withdraw(&uid);
+    }
     done
 }
 
 /// Returns the time at which the status must report the expiry of the token although the reconciles of the credential
 /// fail; `None` if the status already reports it.
 pub fn end_of_ready(credential: &MailCredential, context: &Context) -> Option<Timestamp> {
-    let latest = observe::latest(Arc::new(credential.clone()), &context.cache);
+    let latest = observe::latest(Arc::new(credential.clone()), context);
     latest.status.as_ref().and_then(policy::status::end_of_ready)
 }
 
@@ -98,7 +101,7 @@ async fn credential_step(credential: Arc<MailCredential>, context: &Arc<Context>
     if let Some(deleted) = credential.metadata.deletion_timestamp.clone() {
         return finalizer::cleanup(credential, deleted.0, context).await;
     }
-    let credential = observe::latest(credential, &context.cache);
+    let credential = observe::latest(credential, context);
     let credential = finalizer::reconcile(credential, context).await?;
     let row = Activity::grant(&credential);
     let Some(mut observed) = observe::observe(credential.clone(), context).await? else {

@@ -31,7 +31,6 @@ use crate::{
     reconcile::{
         act::{activity::Activity, probe},
         context::Context,
-        credential_cache::CredentialCache,
         credential_state::{Inspected, newer, newer_credential},
         custody,
         own_sources::{learn_sources, source_versions},
@@ -41,9 +40,18 @@ use crate::{
     stores::Stores,
 };
 
-/// Returns the newer of the credential in the store and the credential that the broker wrote.
-pub(super) fn latest(shown: Arc<MailCredential>, cache: &CredentialCache) -> Arc<MailCredential> {
-    cache.with(checks::uid(&shown), |entry| newer_credential(&shown, entry))
+/// Returns the newest version of a credential that the broker knows: in the store, or as the broker wrote it. `shown` is the
+/// version in the store at an earlier time.
+pub(super) fn latest(shown: Arc<MailCredential>, context: &Context) -> Arc<MailCredential> {
+    let newer =
+        |shown: Arc<MailCredential>| context.cache.with(checks::uid(&shown), |entry| newer_credential(&shown, entry));
+    let found = newer(shown.clone());
+    if !Arc::ptr_eq(&found, &shown) || context.stores.credentials.has(&shown.metadata) {
+        return found;
+    }
+    // The watch has shown a newer version since, and may have freed the broker's copy.
+    let again = context.stores.credentials.get(checks::namespace(&shown), &shown.name_any());
+    again.filter(|again| again.metadata.uid == shown.metadata.uid).map_or(found, newer)
 }
 
 /// Observes a credential. Returns `None` while the broker has not read the ConfigMap of the provider's CA bundle; the

@@ -92,7 +92,7 @@ pub(super) async fn unshown(credential: Arc<MailCredential>, context: &Context) 
     let uid = checks::uid(&credential);
     let since = context.cache.with(uid, |entry| *entry.object.waiting_since.get_or_insert(now));
     if now < since + END_REPORTED_AFTER {
-        let latest = observe::latest(credential, &context.cache);
+        let latest = observe::latest(credential, context);
         return latest.status.as_ref().and_then(end_of_ready).map(|end| end.max(since + END_REPORTED_AFTER));
     }
     unobserved(credential, context).await
@@ -104,7 +104,7 @@ pub(super) async fn unobserved(credential: Arc<MailCredential>, context: &Contex
     if !context.leadership.is_leader() || credential.metadata.deletion_timestamp.is_some() {
         return None;
     }
-    let credential = observe::latest(credential, &context.cache);
+    let credential = observe::latest(credential, context);
     let before = credential.status.clone().unwrap_or_default();
     let now = context.clock.now();
     let due = end_of_ready(&before).filter(|end| now < *end);
