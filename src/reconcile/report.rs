@@ -15,7 +15,7 @@ use crate::{
         Decision, Observed,
         checks::{self, credential_words},
         notices::notices,
-        report_time::{self, END_REPORTED_AFTER},
+        report_time::{END_REPORTED_AFTER, Report},
         status::{end_of_ready, ended, reports_an_end, status},
     },
     reconcile::{context::Context, credential_cache::CredentialCache, observe},
@@ -33,7 +33,8 @@ pub(super) fn reported_at(
     let waiting = cache.with(checks::uid(credential), |entry| entry.object.waiting_since);
     let waiting = waiting.or(decision.queued_since());
     let none = MailCredentialStatus::default();
-    report_time::next(decision, credential.status.as_ref().unwrap_or(&none), waiting, now)
+    let reported = credential.status.as_ref().unwrap_or(&none);
+    Report { decision, reported, generation: credential.metadata.generation, waiting }.next(now)
 }
 
 /// Writes the status of a credential if it differs, then emits Events. Returns `false` if the object has changed since
@@ -58,7 +59,8 @@ pub(super) async fn report(
         return Ok(true);
     }
     let ends = reports_an_end(&before.conditions, &after.conditions);
-    if !report_time::is_due(decision, &before, ends, waiting, now) {
+    let report = Report { decision, reported: &before, generation: credential.metadata.generation, waiting };
+    if !report.is_due(ends, now) {
         return Ok(true);
     }
     let version = format!("{:?} {}", credential.metadata.generation, observed.attempt_hash);

@@ -7,56 +7,81 @@ use super::Decision;
 use crate::api::MailCredentialStatus;
 
 /// How long the broker may delay the report that a token has expired. The delay includes the waits for an object that
-/// no watch has shown, for a permit and for a response. `Ready` becomes False within 5 s of the expiry, whichever of
-/// them hangs.
+/// no watch has shown, for a permit and for a response. `Ready` becomes False within 5 s of the expiry, even if one of
+/// these waits does not end.
 pub const END_REPORTED_AFTER: SignedDuration = SignedDuration::from_secs(3);
 
-/// How long the broker delays the report of a queued request. Most requests get their permit sooner.
-const QUEUED_REPORTED_AFTER: SignedDuration = SignedDuration::from_secs(5);
+/// How long the broker delays the report of a queued request. Most requests get their permit sooner. After a start with
+/// thousands of expired tokens, this also delays the report that they have expired: each report would be a third write
+/// for the API server, and delay the tokens.
+const QUEUED_REPORTED_AFTER: SignedDuration = SignedDuration::from_secs(20);
+
+/// How long the broker delays the report of a queued request after a user has changed the spec.
+const CHANGE_REPORTED_AFTER: SignedDuration = SignedDuration::from_secs(5);
 
 /// How long the broker delays the report of a queued request after a failed request: as long as the longest back-off.
 /// The report of the failure says more, and thousands of requests may wait for one provider.
 const REPEAT_REPORTED_AFTER: SignedDuration = SignedDuration::from_mins(5);
 
-/// Whether the broker writes a changed status now. `ends`: the status reports the expiry of a token. `waiting`: time
-/// since which the report of an expiry waits.
-pub fn is_due(
-    decision: &Decision,
-    reported: &MailCredentialStatus,
-    ends: bool,
-    waiting: Option<Timestamp>,
-    now: Timestamp,
-) -> bool {
-    let queued = queued_report(decision, reported);
-    if !decision.is_under_way() && queued.is_none() {
-        return true;
+/// What determines the time of a report.
+pub struct Report<'a> {
+    /// The decision about the credential.
+    pub decision: &'a Decision,
+    /// The present status.
+    pub reported: &'a MailCredentialStatus,
+    /// The generation of the credential's spec.
+    pub generation: Option<i64>,
+    /// Time since which the report of an expiry waits.
+    pub waiting: Option<Timestamp>,
+}
+
+impl Report<'_> {
+    /// Whether the broker writes a changed status now. `ends`: the status reports the expiry of a token.
+    pub fn is_due(&self, ends: bool, now: Timestamp) -> bool {
+        let queued = self.of_the_queue();
+        if !self.decision.is_under_way() && queued.is_none() {
+            return true;
+        }
+        let end_is_due = ends && self.of_an_end().is_none_or(|at| at <= now);
+        end_is_due || queued.is_some_and(|at| at <= now)
     }
-    let end_is_due = ends && waiting.is_none_or(|since| since + END_REPORTED_AFTER <= now);
-    end_is_due || queued.is_some_and(|at| at <= now)
-}
 
-/// The next time at which [`is_due`] may change without a change of an object.
-pub fn next(
-    decision: &Decision,
-    reported: &MailCredentialStatus,
-    waiting: Option<Timestamp>,
-    now: Timestamp,
-) -> Option<Timestamp> {
-    let end = waiting.map(|since| since + END_REPORTED_AFTER);
-    end.into_iter().chain(queued_report(decision, reported)).filter(|at| *at > now).min()
-}
+    /// The next time at which [`Self::is_due`] may change without a change of an object.
+    pub fn next(&self, now: Timestamp) -> Option<Timestamp> {
+        self.of_an_end().into_iter().chain(self.of_the_queue()).filter(|at| *at > now).min()
+    }
 
-/// Time at which the status reports that a request waits for its permit. `reported`: the present status.
-fn queued_report(decision: &Decision, reported: &MailCredentialStatus) -> Option<Timestamp> {
-    let failed = reported.failed_attempts.is_some_and(|attempts| attempts > 0);
-    let after = if failed { REPEAT_REPORTED_AFTER } else { QUEUED_REPORTED_AFTER };
-    decision.queued_since().map(|since| since + after)
+    /// Time at which the status reports the expiry of a token; `None` is immediately.
+    fn of_an_end(&self) -> Option<Timestamp> {
+        let since = self.waiting?;
+        let had_expired = self.reported.token.as_ref().is_some_and(|token| token.expires_at.0 <= since);
+        let waits_in_the_queue = had_expired && self.decision.queued_since().is_some();
+        Some(since + if waits_in_the_queue { QUEUED_REPORTED_AFTER } else { END_REPORTED_AFTER })
+    }
+
+    /// Time at which the status reports that a request waits for its permit.
+    fn of_the_queue(&self) -> Option<Timestamp> {
+        let since = self.decision.queued_since()?;
+        let failed = self.reported.failed_attempts.is_some_and(|attempts| attempts > 0);
+        let observed = self.reported.observed_generation.filter(|observed| *observed >= 0);
+        let changed = observed.is_some() && observed != self.generation;
+        Some(
+            since
+                + match (changed, failed) {
+                    (true, _) => CHANGE_REPORTED_AFTER,
+                    (false, true) => REPEAT_REPORTED_AFTER,
+                    (false, false) => QUEUED_REPORTED_AFTER,
+                },
+        )
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
     use super::*;
-    use crate::fixtures::at;
+    use crate::{api::status::TokenStatus, fixtures::at};
 
     const IN_FLIGHT: Decision = Decision::InFlight;
 
@@ -64,37 +89,76 @@ mod tests {
         Decision::Queued { since: at(second) }
     }
 
-    #[test]
-    fn an_end_waits_three_seconds_in_all_and_a_wait_in_the_queue_five() {
-        let since = Some(at(0));
-        for (decision, ends, waiting, second, due, again) in [
-            (Decision::Wait { until: at(9) }, false, None, 0, true, None),
-            (IN_FLIGHT, true, since, 2, false, Some(3)),
-            (IN_FLIGHT, true, since, 3, true, None),
-            (IN_FLIGHT, false, since, 9, false, None),
-            (IN_FLIGHT, true, None, 0, true, None),
-            (queued(0), true, since, 2, false, Some(3)),
-            (queued(0), true, since, 3, true, Some(5)),
-            (queued(0), false, since, 4, false, Some(5)),
-            (queued(0), false, since, 5, true, None),
-            // The wait for a permit and the wait for a response count together.
-            (IN_FLIGHT, true, Some(at(-2)), 1, true, None),
-            (queued(1), true, Some(at(-2)), 1, true, Some(6)),
-        ] {
-            let status = MailCredentialStatus::default();
+    fn check(
+        decision: &Decision,
+        reported: &MailCredentialStatus,
+        waiting: Option<i64>,
+        cases: &[(bool, i64, bool, Option<i64>)],
+    ) {
+        let report = Report { decision, reported, generation: Some(2), waiting: waiting.map(at) };
+        for (ends, second, due, again) in cases {
             let case = format!("{decision:?} {ends} {waiting:?} {second}");
-            assert_eq!(is_due(&decision, &status, ends, waiting, at(second)), due, "{case}");
-            assert_eq!(next(&decision, &status, waiting, at(second)), again.map(at), "{case}");
+            assert_eq!(report.is_due(*ends, at(*second)), *due, "{case}");
+            assert_eq!(report.next(at(*second)), again.map(at), "{case}");
         }
+    }
+
+    #[test]
+    fn an_end_waits_three_seconds_in_all_and_a_wait_in_the_queue_twenty() {
+        let new = MailCredentialStatus::default();
+        check(&Decision::Wait { until: at(9) }, &new, None, &[(false, 0, true, None)]);
+        let cases = [(true, 2, false, Some(3)), (true, 3, true, None), (false, 9, false, None)];
+        check(&IN_FLIGHT, &new, Some(0), &cases);
+        check(&IN_FLIGHT, &new, None, &[(true, 0, true, None)]);
+        let cases = [
+            (true, 2, false, Some(3)),
+            (true, 3, true, Some(20)),
+            (false, 19, false, Some(20)),
+            (false, 20, true, None),
+        ];
+        check(&queued(0), &new, Some(0), &cases);
+        // The wait for a permit and the wait for a response count together.
+        check(&IN_FLIGHT, &new, Some(-2), &[(true, 1, true, None)]);
+        check(&queued(1), &new, Some(-2), &[(true, 1, true, Some(21))]);
+    }
+
+    #[test]
+    fn a_token_that_had_expired_before_a_start_is_reported_with_the_wait_in_the_queue() {
+        let token = TokenStatus {
+            issued_at: Time(at(-3600)),
+            expires_at: Time(at(0)),
+            renewal_time: Time(at(-720)),
+            scopes: vec![],
+            fingerprint: String::new(),
+            length: 1_400,
+        };
+        let expired = MailCredentialStatus { token: Some(token), ..MailCredentialStatus::default() };
+        check(&queued(0), &expired, Some(0), &[(true, 3, false, Some(20)), (true, 20, true, None)]);
+        check(&IN_FLIGHT, &expired, Some(0), &[(true, 3, true, None)]);
+        // The token has expired during the wait.
+        check(&queued(-1), &expired, Some(-1), &[(true, 2, true, Some(19))]);
     }
 
     #[test]
     fn a_failure_is_replaced_by_a_wait_in_the_queue_only_after_five_minutes() {
         let failed = MailCredentialStatus { failed_attempts: Some(1), ..MailCredentialStatus::default() };
-        for (second, due, again) in [(5, false, Some(300)), (299, false, Some(300)), (300, true, None)] {
-            assert_eq!(is_due(&queued(0), &failed, false, None, at(second)), due, "{second}");
-            assert_eq!(next(&queued(0), &failed, None, at(second)), again.map(at), "{second}");
+        let cases = [(false, 20, false, Some(300)), (false, 299, false, Some(300)), (false, 300, true, None)];
+        check(&queued(0), &failed, None, &cases);
+        // The end of a token is reported nevertheless.
+        check(&queued(0), &failed, Some(0), &[(true, 3, true, Some(300))]);
+    }
+
+    #[test]
+    fn a_changed_spec_is_reported_after_five_seconds_in_the_queue() {
+        for (observed, due) in [(Some(1), true), (Some(2), false), (Some(-1), false), (None, false)] {
+            let reported = MailCredentialStatus { observed_generation: observed, ..MailCredentialStatus::default() };
+            check(&queued(0), &reported, None, &[(false, 5, due, (!due).then_some(20))]);
         }
-        assert!(is_due(&queued(0), &failed, true, Some(at(0)), at(3)), "the end of a token is reported nevertheless");
+        let failed = MailCredentialStatus {
+            observed_generation: Some(1),
+            failed_attempts: Some(1),
+            ..MailCredentialStatus::default()
+        };
+        check(&queued(0), &failed, None, &[(false, 5, true, None)]);
     }
 }
