@@ -43,8 +43,8 @@ fn forbid_core_dumps() {
     }
 }
 
-/// Runs the broker on one worker thread: the broker mostly waits, and a second thread costs a fifth more CPU per token
-/// because it must be woken.
+/// Runs the broker on one worker thread. The broker mostly waits. With a second thread, a token costs a fifth more CPU,
+/// because the kernel must wake the thread.
 #[tokio::main(worker_threads = 1)]
 async fn run(settings: mail_token_broker::cli::Settings) -> Result<(), Box<dyn std::error::Error>> {
     Ok(app::run(settings).await?)

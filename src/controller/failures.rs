@@ -37,7 +37,7 @@ struct Series {
 pub(super) struct Next {
     /// Time until the next reconcile of the object.
     pub(super) after: Duration,
-    /// Whether to log the failure: the first of a series, and one in an hour.
+    /// Whether the broker logs the failure. It logs the first failure of a series, then one an hour.
     pub(super) logged: bool,
 }
 

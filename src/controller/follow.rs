@@ -51,7 +51,7 @@ pub(super) struct Follower<K> {
     reader: Store<K>,
     /// Whether the first list has ended, so that the store is complete.
     complete: bool,
-    /// Keys of the unreadable objects that the current list has shown. Empty during the first list.
+    /// Keys of the unreadable objects that the current list has shown. Only the end of a later list uses them.
     listed: HashSet<ObjectKey>,
     /// The uids of the unreadable objects, by key.
     unreadable: HashMap<ObjectKey, String>,
@@ -72,8 +72,8 @@ impl<K: Stored> Follower<K> {
         self.reader.clone()
     }
 
-    /// Applies an event of the watch to the store. `seen` gets each difference after the store has the object;
-    /// `arriving` gets each object before.
+    /// Applies an event of the watch to the store. `arriving` gets each object before the store has the object. `seen` gets
+    /// each difference after the store has the object.
     pub(super) fn take<S>(
         &mut self,
         event: watcher::Event<Incoming<K, S>>,

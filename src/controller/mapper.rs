@@ -135,7 +135,7 @@ fn provider_gone(context: &Context, key: ProviderKey) {
     context.requests.admission.withdraw(&Activity::Discovery(key.clone().into()));
     context.providers.forget(&key);
     context.providers.bundles.release(&key, None);
-    // Another provider may have the same name now.
+    // The credentials must report the missing provider. A new provider may already have the same name.
     enqueue_provider_and_credentials(context, key);
 }
 

@@ -37,8 +37,8 @@ use crate::{
     },
 };
 
-/// Number of objects in a page of a list. The API server needs more time for a page if there are more objects: 9 ms of
-/// CPU with 50,000.
+/// Number of objects in a page of a list. The API server's time for one page grows with the number of all objects of the
+/// kind: 9 ms of CPU with 50,000 objects.
 const PAGE: u32 = 150;
 /// Maximum size of a page of a list in bytes. A page of objects of a usual size has less than a megabyte. Tenants may write
 /// more than a megabyte of labels and annotations into each object; the watch then requests smaller pages.
@@ -236,7 +236,7 @@ struct Follow<K, S> {
     seen: fn(&Arc<Context>, Change<K>),
 }
 
-/// The inputs of the watches.
+/// Prepares the watches, and collects them until [`Watches::run`] starts them.
 struct Begin<'a> {
     client: &'a Client,
     /// The command that installs the CRDs.
@@ -313,7 +313,7 @@ fn watch_events<W>(api: &Api<W>, config: &watcher::Config) -> BoxStream<'static,
 where
     W: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    // Shorter than kube's 0.8–30 s, so the broker recovers within 2 s.
+    // This back-off is shorter than kube's (0.8 to 30 s), so that a watch recovers soon after an outage of the API server.
     let backoff = backon::ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(200))
         .with_max_delay(Duration::from_secs(2))

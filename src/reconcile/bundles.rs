@@ -93,7 +93,7 @@ impl Bundles {
         });
     }
 
-    /// The ConfigMaps without a watch. `all`: every one; otherwise only those never read.
+    /// Returns the ConfigMaps without a watch. `all`: all of them; otherwise only those that the broker has not read yet.
     fn unwatched(&self, all: bool) -> Vec<ObjectKey> {
         let maps = self.maps.lock();
         let unwatched = maps.iter().filter(|(_, followed)| followed.watch.is_none());

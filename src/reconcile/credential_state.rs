@@ -47,8 +47,9 @@ pub struct ObjectState {
     pub inspected: Option<Box<Inspected>>,
     /// Whether the target Secret belongs to another object. If so, each reconcile reads the Secret.
     pub conflict: bool,
-    /// Time since which the report of a token's expiry waits: for an object that no watch has shown, for a permit, or
-    /// for a response. `None` while a request only waits for a permit: the admission then has this time.
+    /// Time since which the report of a token's expiry waits: for an object that no watch has shown, or for the response to
+    /// a request, counted from the time at which the request asked for its permit. While a request only waits for its
+    /// permit, the admission has this time.
     pub waiting_since: Option<Timestamp>,
     /// Whether the broker writes nothing until a user changes something. A shutdown does not wait for such a
     /// credential.

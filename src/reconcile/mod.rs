@@ -60,7 +60,8 @@ const AT_FIRST_SECONDS: i64 = 30;
 /// Wait before the next reconcile after the API server has rejected a status because the object had changed. The watch
 /// event of the newer object usually enqueues the credential sooner.
 const STATUS_RETRY: Duration = Duration::from_secs(5);
-/// Wait before a replica that no longer leads tries again to store a refresh token.
+/// Wait before the next reconcile of a replica that lost the leadership during a write of a Secret, or that could not
+/// store a refresh token.
 const GRANT_WRITE_RETRY: Duration = Duration::from_secs(2);
 /// Wait before the next try to repair the target, during the back-off of the next token request.
 const REPAIR_RETRY: SignedDuration = SignedDuration::from_secs(30);

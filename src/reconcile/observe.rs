@@ -149,6 +149,7 @@ fn provider(
         layout: inputs::layout(credential, &profile),
         bound_to: grant::bound_to(credential, profile.source.identity(), &spec.client.id),
         revocable_at: inputs::revocable_at(credential, &profile, &spec.client.id),
+        // `sized` sets the size when the target is known.
         secret_size: 0,
         client_id: spec.client.id.clone(),
         scopes,
@@ -235,7 +236,8 @@ async fn target(
     }
 }
 
-/// Returns the newer of the target's metadata in the store and the metadata that the broker wrote.
+/// Returns the newer of the target's metadata in the store and the metadata that the broker wrote. Drops kept metadata of
+/// a Secret with another name.
 fn shown_target(credential: &MailCredential, context: &Context) -> Option<Arc<ObjectMeta>> {
     let name = target_name(credential);
     let shown = context.stores.own_secrets.get(checks::namespace(credential), &name);

@@ -179,7 +179,8 @@ impl ReconcileQueue {
         None
     }
 
-    /// Takes out the object that may begin next. Its namespace may have no reconcile left.
+    /// Takes out the next object. If the object's namespace already has its maximum of reconciles, the caller blocks the
+    /// object.
     fn candidate(&mut self, now: Duration) -> Option<(Arc<ObjectKey>, Source)> {
         if let Some(key) = self.first.pop_front() {
             return Some((key, Source::First));
@@ -192,8 +193,8 @@ impl ReconcileQueue {
         }
     }
 
-    /// Returns the first blocked object of a namespace that may have one more reconcile. It was enqueued before the
-    /// objects of its namespace in `ready`.
+    /// Returns the first blocked object of a namespace that may have one more reconcile. Blocked objects precede the
+    /// objects of the same namespace in `ready`.
     fn unblocked(&mut self, now: Duration) -> Option<Arc<ObjectKey>> {
         while let Some(name) = self.freed.pop_front() {
             let Some(namespace) = self.namespaces.get_mut(&name) else { continue };

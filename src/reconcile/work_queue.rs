@@ -29,7 +29,7 @@ pub struct ControllerQueue {
     queue: Mutex<ReconcileQueue>,
     /// Notified when an object is enqueued, or a reconcile has ended.
     changed: Notify,
-    /// The start of all times in the queue.
+    /// The time zero from which the queue measures its times.
     begun: Instant,
 }
 
@@ -104,7 +104,7 @@ impl WorkQueue {
         self.credentials().enqueue(credential, Place::Last);
     }
 
-    /// Enqueues a credential whose request has ended, before all others: its token is only in memory.
+    /// Enqueues a credential whose request has ended, before all others: a token of the response is only in memory.
     pub fn enqueue_result(&self, credential: ObjectKey) {
         self.credentials().enqueue(credential, Place::First);
     }

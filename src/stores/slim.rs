@@ -159,7 +159,7 @@ pub fn own_secret(meta: &mut ObjectMeta) {
     };
 }
 
-/// Takes the name, the uid and the versions.
+/// Takes the name, the namespace, the uid, the resourceVersion and the generation.
 fn identity(meta: &mut ObjectMeta) -> ObjectMeta {
     ObjectMeta {
         name: meta.name.take(),

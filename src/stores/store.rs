@@ -123,7 +123,9 @@ pub struct Writer<K> {
     /// Keys of the unpacked objects that may be packed, in the order of their arrival. An object that arrived again has
     /// two entries.
     whole: VecDeque<(Box<str>, u64)>,
-    came: u64,
+    /// Number of objects that have arrived.
+    arrivals: u64,
+    /// Number of the current list.
     list: u32,
 }
 
@@ -131,7 +133,7 @@ impl<K: Stored> Writer<K> {
     /// Creates a writer with an empty store. `packs` decides whether the store may pack an object.
     pub fn new(packs: fn(&K) -> bool) -> Self {
         let shared = Shared { objects: RwLock::default(), complete: watch::Sender::new(false) };
-        Self { shared: Arc::new(shared), packs, whole: VecDeque::new(), came: 0, list: 0 }
+        Self { shared: Arc::new(shared), packs, whole: VecDeque::new(), arrivals: 0, list: 0 }
     }
 
     /// Returns the store that this writer fills.
@@ -150,11 +152,11 @@ impl<K: Stored> Writer<K> {
     pub fn apply(&mut self, object: K) -> Arc<K> {
         let (key, stamp) = (key(object.meta()), stamp(object.meta()));
         let object = Arc::new(object);
-        self.came += 1;
-        let form = Form::Whole(object.clone(), self.came);
+        self.arrivals += 1;
+        let form = Form::Whole(object.clone(), self.arrivals);
         self.shared.objects.write().insert(key.clone(), Slot { form, stamp, list: self.list });
         if (self.packs)(&object) {
-            self.whole.push_back((key, self.came));
+            self.whole.push_back((key, self.arrivals));
         }
         while self.whole.len() > WHOLE
             && let Some((key, came)) = self.whole.pop_front()

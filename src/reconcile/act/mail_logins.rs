@@ -33,7 +33,7 @@ pub(super) fn account(host: &str, port: u16, user: &str) -> String {
 pub(super) struct Turns(Arc<Mutex<HashSet<String>>>);
 
 impl Turns {
-    /// Takes the turn of `account`. `None`: another login with this account is in flight.
+    /// Reserves `account` for one login. `None`: another login with this account is in flight.
     pub(super) fn take(&self, account: String) -> Option<Turn> {
         if !self.0.lock().insert(account.clone()) {
             return None;
@@ -42,7 +42,7 @@ impl Turns {
     }
 }
 
-/// The right to log in with an account. Dropping the turn ends it.
+/// The right to log in with an account. Dropping the value ends the right.
 pub(super) struct Turn {
     busy: Arc<Mutex<HashSet<String>>>,
     account: String,

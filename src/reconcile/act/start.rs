@@ -103,9 +103,8 @@ fn start(kind: RequestKind, permit: Permit, observed: &Observed, context: &Arc<C
     ));
 }
 
-/// Sends the request, and releases the permit at the end. `Err(None)`: there is no outcome, because the broker cannot
-/// use the provider (its own status reports why), another replica leads now, or another writer changed the grant
-/// Secret.
+/// Sends the request, and releases the permit at the end. `Err(None)`: the attempt has no outcome, see [`StepResult`].
+/// Examples: the credential must not use the provider, the spec has changed, or another replica leads now.
 async fn prepare_and_send(
     kind: RequestKind,
     permit: Permit,

@@ -20,7 +20,7 @@ use crate::{
     stores::Stores,
 };
 
-/// The provider of a credential, which the credential may use.
+/// The provider of a credential that may use the provider.
 pub(super) struct UsableProvider {
     /// The provider as the watch shows it.
     pub(super) object: ProviderObject,
@@ -32,7 +32,7 @@ pub(super) struct UsableProvider {
 
 /// Why the requests of a credential cannot go to its provider.
 pub(super) enum Unusable {
-    /// The provider does not exist.
+    /// The provider does not exist, or its spec names no provider that this broker knows.
     Gone,
     /// The credential must not use the provider.
     Forbidden(Blocker),

@@ -56,8 +56,8 @@ pub struct ClientCredentials {}
 #[serde(rename_all = "camelCase")]
 pub struct RefreshToken {
     /// secretRef names the Secret and key with the first refresh token. The broker never changes this Secret. It stores the
-    /// refresh tokens that the provider returns later in the Secret `<credential>-grant`. If you write a new refresh token
-    /// here, it replaces the stored one.
+    /// refresh tokens that the provider returns later in the Secret `<credential>-grant`. A new refresh token in
+    /// this Secret replaces the stored one.
     pub secret_ref: KeyRef,
 }
 

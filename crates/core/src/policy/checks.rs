@@ -22,7 +22,7 @@ use crate::{
     providers::{Profile, account::fold},
 };
 
-/// The namespace of a credential, which the API server requires.
+/// The namespace of a credential. The API server requires every credential to have one.
 pub fn namespace(credential: &MailCredential) -> &str {
     credential.namespace_str()
 }

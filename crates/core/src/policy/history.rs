@@ -67,7 +67,7 @@ impl History {
         Some((*reason, message))
     }
 
-    /// Records a failure at `now` of an attempt with the inputs `attempt`.
+    /// Records a failure at `now` of an attempt whose inputs have the hash `attempt_hash`.
     pub fn fail(&mut self, refusal: &Refusal, message: String, attempt_hash: &AttemptHash, now: Timestamp) {
         // A change of the inputs or another kind of failure restarts the back-off: a user who corrects the secret after
         // four wrong secrets does not wait for hours.
@@ -97,7 +97,7 @@ impl History {
         };
     }
 
-    /// Records a successful step of a sign-in, for a token with the inputs `attempt`. Forgets earlier failures, except
+    /// Records a successful step of a sign-in, for a token whose inputs have the hash `attempt_hash`. Forgets earlier failures, except
     /// for a refusal of the refresh token.
     pub fn step(&mut self, client: ClientStatus, attempt_hash: &AttemptHash) {
         if self.failed_attempts > 0 && self.failed_with.as_ref() != Some(attempt_hash) {
@@ -124,8 +124,8 @@ impl History {
         }
     }
 
-    /// Time until which an attempt with the inputs `attempt` for this generation of the spec must wait. `None`: the
-    /// attempt need not wait, for example because the clock was set back.
+    /// Time until which an attempt for this generation of the spec must wait. `attempt_hash` is the hash of the attempt's
+    /// inputs. `None`: the attempt need not wait, for example because the clock was set back.
     pub fn backoff(&self, attempt_hash: &AttemptHash, generation: Option<i64>, now: Timestamp) -> Option<Timestamp> {
         let unchanged = match self.failed_with.as_ref() {
             Some(with) => with == attempt_hash,

@@ -7,8 +7,8 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use super::{Decision, Observed, RequestKind};
 use crate::api::Retry;
 
-/// The class of a queued request. The broker serves a lower class only if no higher class waits, except for every
-/// second permit (see `src/admission/queue.rs`).
+/// The class of a queued request, from the most to the least urgent. The broker serves an earlier class first, except for
+/// every second permit of a host and for namespaces with more than half of the permits (see `src/admission/queue.rs`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
     /// A user waits: a new object or spec, `mailtoken.dev/reissue`, a new seed, the start of a sign-in, a deletion.
