@@ -39,8 +39,7 @@ use crate::{
 const REVOCATION_TIMEOUT: SignedDuration = SignedDuration::from_mins(1);
 /// Wait between two attempts of a revocation.
 const REVOCATION_RETRY: SignedDuration = SignedDuration::from_secs(5);
-/// Wait before the next try to store a refresh token, or to write the status, of a credential that other finalizers
-/// keep.
+/// Wait before the next try to store a refresh token of a credential that other finalizers keep.
 const LINGER_RETRY: Duration = Duration::from_secs(5);
 /// Wait before the next try to remove the finalizer from an object that has changed: the watch shows the newer object
 /// within this time.
@@ -179,8 +178,8 @@ async fn linger(credential: Arc<MailCredential>, context: &Arc<Context>) -> Resu
     let Some(observed) = observe::observe(credential, context).await? else { return Ok(Action::await_change()) };
     let now = context.clock.now();
     let decision = Decision::Wait { until: now };
-    if !report::report(&observed, &decision, context, now).await? {
-        return Ok(Action::requeue(LINGER_RETRY));
+    if let Some(at) = report::report(&observed, &decision, context, now).await? {
+        return Ok(Action::requeue(context.clock.until(at)));
     }
     let turn = next_turn(&observed, &decision, now).map(|at| context.clock.until(at));
     Ok(turn.map_or_else(Action::await_change, Action::requeue))

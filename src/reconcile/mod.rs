@@ -57,9 +57,6 @@ const WATCH_LAG_RECHECK: Duration = Duration::from_millis(500);
 /// Time for which the first value of [`RECHECK`] applies, in seconds.
 const AT_FIRST_SECONDS: i64 = 30;
 
-/// Wait before the next reconcile after the API server has rejected a status because the object had changed. The watch
-/// event of the newer object usually enqueues the credential sooner.
-const STATUS_RETRY: Duration = Duration::from_secs(5);
 /// Wait before the next reconcile of a replica that lost the leadership during a write of a Secret, or that could not
 /// store a refresh token.
 const GRANT_WRITE_RETRY: Duration = Duration::from_secs(2);
@@ -144,13 +141,13 @@ async fn credential_step(credential: Arc<MailCredential>, context: &Arc<Context>
         publish::remove_previous(&observed, &context.kubernetes.secrets).await
     };
     let now = context.clock.now();
-    let reported = report::report(&observed, &decision, context, now).await?;
+    let not_written = report::report(&observed, &decision, context, now).await?;
     removed?;
-    if !reported {
-        return Ok(Action::requeue(STATUS_RETRY));
+    if let Some(at) = not_written {
+        return Ok(Action::requeue(context.clock.until(at)));
     }
-    let login_again = probe::start(&observed, context);
-    Ok(next(&observed, &decision, login_again, context, now))
+    let login_retry_at = probe::start(&observed, context);
+    Ok(next(&observed, &decision, login_retry_at, context, now))
 }
 
 /// Stores a refresh token that exists only in memory, even on a replica that no longer leads: no other replica has the
@@ -240,7 +237,7 @@ async fn keep_grant(observed: &mut Observed, context: &Context) -> Result<(), Pu
 fn next(
     observed: &Observed,
     decision: &Decision,
-    login_again: Option<Timestamp>,
+    login_retry_at: Option<Timestamp>,
     context: &Context,
     now: Timestamp,
 ) -> Action {
@@ -264,7 +261,7 @@ fn next(
         Decision::Suspended | Decision::Stall(_) => None,
     };
     let turn = next_turn(observed, decision, now);
-    let wake = due.into_iter().chain(turn).chain(login_again).min().map(|at| context.clock.until(at));
+    let wake = due.into_iter().chain(turn).chain(login_retry_at).min().map(|at| context.clock.until(at));
     let again = decision.blocker().map(|_| recheck_after(observed, now));
     wake.into_iter().chain(again).min().map_or_else(Action::await_change, Action::requeue)
 }

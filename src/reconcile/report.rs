@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{Api, Client, Resource as _, ResourceExt as _, api::PostParams};
 use serde_json::json;
 
@@ -37,14 +37,19 @@ pub(super) fn reported_at(
     Report { decision, reported, generation: credential.metadata.generation, waiting }.next(now)
 }
 
-/// Writes the status of a credential if it differs, then emits Events. Returns `false` if the object has changed since
-/// the observation; the broker then reconciles it again.
+/// Wait before the next reconcile after the API server has rejected a status because the object had changed. The watch
+/// event of the newer object usually enqueues the credential sooner.
+const STATUS_RETRY: SignedDuration = SignedDuration::from_secs(5);
+
+/// Writes the status of a credential if it differs, then emits Events. Returns the time of the next reconcile if the broker
+/// could not write the status now: the object has changed since the observation, or another writer changes the status after
+/// each write.
 pub(super) async fn report(
     observed: &Observed,
     decision: &Decision,
     context: &Context,
     now: Timestamp,
-) -> Result<bool, Error> {
+) -> Result<Option<Timestamp>, Error> {
     let credential = &observed.credential;
     let before = credential.status.clone().unwrap_or_default();
     let after = status(observed, decision, now);
@@ -56,17 +61,17 @@ pub(super) async fn report(
     });
     if before == after {
         context.cache.with(uid, |entry| (entry.attempt.unreported, entry.probe.unreported) = (None, None));
-        return Ok(true);
+        return Ok(None);
     }
     let ends = reports_an_end(&before.conditions, &after.conditions);
     let report = Report { decision, reported: &before, generation: credential.metadata.generation, waiting };
     if !report.is_due(ends, now) {
-        return Ok(true);
+        return Ok(None);
     }
     let version = format!("{:?} {}", credential.metadata.generation, observed.attempt_hash);
-    if context.cache.defer_status(uid, &version, now).is_some() {
+    if let Some(until) = context.cache.defer_status(uid, &version, now) {
         overwritten(&credential_words(credential), &context.metrics);
-        return Ok(false);
+        return Ok(Some(until));
     }
     fail_point::pass("before-status").await;
     match put_status(&context.kubernetes.client, credential, &after).await {
@@ -75,15 +80,15 @@ pub(super) async fn report(
             remember(written, context);
         }
         // The object was deleted.
-        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(true),
-        Err(kube::Error::Api(status)) if status.code == 409 => return Ok(false),
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(None),
+        Err(kube::Error::Api(status)) if status.code == 409 => return Ok(Some(now + STATUS_RETRY)),
         Err(source) => return Err(Error::WriteStatus { name: credential_words(credential), source }),
     }
     fail_point::pass("status-written").await;
     for notice in notices(&before, &after) {
         context.kubernetes.events.emit(credential, &notice, context.clock.now());
     }
-    Ok(true)
+    Ok(None)
 }
 
 /// Reports the expiry of the token of a credential that the broker cannot observe, because a watch has not shown an
