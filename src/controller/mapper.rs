@@ -114,7 +114,7 @@ pub(super) fn provider<K: Resource<DynamicType = ()>>(
             }
             let home = context.stores.home(&key).to_owned();
             context.stores.references.provider(key.clone(), &home, provider.spec());
-            enqueue_provider_and_credentials(context, key);
+            context.queue.enqueue_with_credentials(key, &context.stores.references);
         }
         Change::Deleted(provider) => provider_gone(context, object(provider).key()),
         Change::Unreadable { meta, error } => {
@@ -136,7 +136,7 @@ fn provider_gone(context: &Context, key: ProviderKey) {
     context.providers.forget(&key);
     context.providers.bundles.release(&key, None);
     // The credentials must report the missing provider. A new provider may already have the same name.
-    enqueue_provider_and_credentials(context, key);
+    context.queue.enqueue_with_credentials(key, &context.stores.references);
 }
 
 pub(super) fn own_secret(context: &Context, seen: Change<PartialObjectMeta<Secret>>) {
@@ -175,30 +175,16 @@ fn evict_secret(context: &Context, secret: &str, found: &ObjectKey, credential: 
 
 pub(super) fn source(context: &Context, seen: Change<PartialObjectMeta<Secret>>) {
     let (Change::Applied { object: secret, .. } | Change::Deleted(secret)) = seen else { return };
-    let key = key(&*secret);
-    let references = &context.stores.references;
-    references.by_secret(&key).into_iter().for_each(|provider| enqueue_provider_and_credentials(context, provider));
-    enqueue(context, references.credentials_by_secret(&key));
+    context.queue.enqueue_readers(&key(&*secret), &context.stores.references);
 }
 
 pub(super) fn namespace(context: &Context, seen: Change<PartialObjectMeta<Namespace>>) {
     let Change::Applied { object: namespace, before } = seen else { return };
     if before.is_none_or(|before| before.metadata.labels != namespace.metadata.labels) {
-        enqueue(context, context.stores.references.by_namespace(&namespace.name_any()));
+        context.queue.enqueue_credentials(context.stores.references.by_namespace(&namespace.name_any()));
     }
 }
 
 fn enqueue_target(context: &Context, target: &ObjectKey) {
-    enqueue(context, context.stores.references.by_target(target));
-}
-
-/// Enqueues a provider and its credentials, because a change ends their wait.
-fn enqueue_provider_and_credentials(context: &Context, key: ProviderKey) {
-    let credentials = context.stores.references.by_provider(&key);
-    context.queue.enqueue_provider(key);
-    enqueue(context, credentials);
-}
-
-fn enqueue(context: &Context, credentials: impl IntoIterator<Item = ObjectKey>) {
-    credentials.into_iter().for_each(|credential| context.queue.enqueue_credential(credential));
+    context.queue.enqueue_credentials(context.stores.references.by_target(target));
 }

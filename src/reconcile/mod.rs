@@ -94,7 +94,7 @@ async fn credential_step(credential: Arc<MailCredential>, context: &Arc<Context>
     if !context.leadership.is_leader() {
         context.requests.withdraw(checks::uid(&credential));
         context.cache.stand_by(checks::uid(&credential));
-        return Ok(persist_what_came(&credential, context).await);
+        return Ok(persist_pending_grant(&credential, context).await);
     }
     if let Some(deleted) = credential.metadata.deletion_timestamp.clone() {
         return finalizer::cleanup(credential, deleted.0, context).await;
@@ -115,7 +115,7 @@ async fn credential_step(credential: Arc<MailCredential>, context: &Arc<Context>
     let decision = policy::decide(&observed, now);
     tracing::debug!(?decision, "decided");
     let decision = if let Some(write) = decision.write() {
-        if let Some(at) = context.cache.writes.admit(checks::uid(&observed.credential), write, now) {
+        if let Some(at) = context.cache.writes.defer(checks::uid(&observed.credential), write, now) {
             return Ok(Action::requeue(context.clock.until(at)));
         }
         let decision = apply(&mut observed, &decision, write, context).await?;
@@ -152,7 +152,7 @@ async fn credential_step(credential: Arc<MailCredential>, context: &Arc<Context>
 
 /// Stores a refresh token that exists only in memory, even on a replica that no longer leads: no other replica has the
 /// token, and the fence protects a newer one.
-async fn persist_what_came(credential: &MailCredential, context: &Context) -> Action {
+async fn persist_pending_grant(credential: &MailCredential, context: &Context) -> Action {
     match custody::persist_pending(credential, context).await {
         Ok(()) => Action::await_change(),
         Err(error) => {

@@ -7,7 +7,6 @@ use kube::{ResourceExt as _, core::ObjectMeta};
 use secrecy::ExposeSecret as _;
 
 use crate::{
-    admission::State,
     api::{
         ConditionType, MailCredential, Reason, condition,
         credential::{DeletionPolicy, ProviderKind},
@@ -29,7 +28,7 @@ use crate::{
     provider_client::problem::shown_blocker,
     providers,
     reconcile::{
-        act::{activity::Activity, probe},
+        act::probe,
         context::Context,
         credential_state::{Inspected, newer, newer_credential},
         custody,
@@ -60,8 +59,8 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     let uid = credential.uid().unwrap_or_default();
     // Read `in_flight` first. If the request ends during this function, the objects read so far are stale: leave the
     // outcome to the reconcile that the end of the request enqueues.
-    let in_flight = context.cache.with(&uid, |entry| entry.attempt.in_flight.is_some());
-    let queued = context.requests.admission.state(&Activity::grant(&credential)) == Some(State::Queued);
+    let in_flight = context.cache.with(&uid, |entry| entry.attempt.in_flight);
+    let queued = context.requests.is_queued(&uid);
     let object = context.stores.provider(&ProviderKey::of(&credential));
     let Some((provider, hash)) = provider(&credential, object.as_ref(), context) else { return Ok(None) };
     let now = context.clock.now();
@@ -139,7 +138,7 @@ fn provider(
         return Some((Err(blocker), hash));
     };
     let scopes = inputs::scopes(credential, spec, &profile);
-    let blocker = permission(credential, object, &profile, &scopes, &context.stores).or_else(|| {
+    let blocker = use_blocker(credential, object, &profile, &scopes, &context.stores).or_else(|| {
         let problem = context.providers.result(&object.key(), &hash)?.err()?;
         Some(shown_blocker(&object.key(), problem))
     });
@@ -166,7 +165,7 @@ fn not_found(credential: &MailCredential, stores: &Stores) -> Blocker {
 }
 
 /// Returns why the credential must not use the provider, by their specs and the labels of the namespace.
-pub(super) fn permission(
+pub(super) fn use_blocker(
     credential: &MailCredential,
     object: &ProviderObject,
     profile: &providers::Profile,
@@ -174,10 +173,10 @@ pub(super) fn permission(
     stores: &Stores,
 ) -> Option<Blocker> {
     checks::spec_blocker(credential, object.spec(), profile, scopes)
-        .or_else(|| allowance(credential, object, profile, stores))
+        .or_else(|| namespace_blocker(credential, object, profile, stores))
 }
 
-fn allowance(
+fn namespace_blocker(
     credential: &MailCredential,
     object: &ProviderObject,
     profile: &providers::Profile,

@@ -45,40 +45,39 @@ use crate::{
 /// # Errors
 /// The step that failed in Kubernetes. All other failures become conditions.
 pub async fn reconcile(key: &ProviderKey, context: &Arc<Context>) -> Result<Action, Error> {
-    let mut resolving = false;
-    let done = provider_step(key, &mut resolving, context).await;
-    if !resolving {
+    let done = provider_step(key, context).await;
+    if !matches!(done, Ok(None)) {
         context.requests.admission.withdraw(&Activity::Discovery(key.clone().into()));
     }
-    done
+    done.map(|action| action.unwrap_or_else(Action::await_change))
 }
 
-/// Takes one step. Sets `resolving` if a resolution begins or waits for a permit.
-async fn provider_step(key: &ProviderKey, resolving: &mut bool, context: &Arc<Context>) -> Result<Action, Error> {
-    let Some(object) = context.stores.provider(key) else { return Ok(Action::await_change()) };
+/// Takes one step. Returns `None` if a resolution runs or waits for its permit.
+async fn provider_step(key: &ProviderKey, context: &Arc<Context>) -> Result<Option<Action>, Error> {
+    let Some(object) = context.stores.provider(key) else { return Ok(Some(Action::await_change())) };
     if key.kind == ProviderKind::ClusterMailProvider
         && !context.stores.credentials.is_complete()
         && !context.stores.references.is_used(key)
     {
         // A broker with `--namespace` ignores ClusterMailProviders that no credential in its namespaces uses.
-        return Ok(Action::await_change());
+        return Ok(Some(Action::await_change()));
     }
     let home = context.stores.home(key).to_owned();
     let map = bundle_config_map(object.spec()).map(|reference| (home, reference.name.clone()));
     context.providers.bundles.release(key, map.as_ref());
     if !context.leadership.is_leader() || object.meta().deletion_timestamp.is_some() {
-        return Ok(Action::await_change());
+        return Ok(Some(Action::await_change()));
     }
-    let Some(inputs) = context.providers.hash(&object) else { return Ok(Action::await_change()) };
+    let Some(inputs) = context.providers.hash(&object) else { return Ok(Some(Action::await_change())) };
     let known = context.providers.result(key, &inputs);
     if known.is_none() && policy::is_fresh(&object) {
         // After a restart, the former result stays valid until a credential needs the provider.
         let now = context.clock.now();
         if let Some(until) = context.providers.is_still_valid(key, &inputs, policy::trusted_until(&object, now), now) {
             if context.providers.is_news(key, &inputs, None) {
-                wake_credentials(key, context);
+                context.queue.enqueue_credentials(context.stores.references.by_provider(key));
             }
-            return Ok(Action::requeue(context.clock.until(until)));
+            return Ok(Some(Action::requeue(context.clock.until(until))));
         }
     }
     let due = context.providers.retry_at(key);
@@ -90,7 +89,6 @@ async fn provider_step(key: &ProviderKey, resolving: &mut bool, context: &Arc<Co
     let result = match known {
         Some(result) if !again => result,
         _ => {
-            *resolving = true;
             match ask_for_discovery(&object, again, now, &context.stores) {
                 None => start_resolution(object, inputs, again, None, context),
                 Some(ask) => match context.requests.admission.ask(&Activity::Discovery(key.clone().into()), ask) {
@@ -99,16 +97,16 @@ async fn provider_step(key: &ProviderKey, resolving: &mut bool, context: &Arc<Co
                     Answer::Queued(_) => {}
                 },
             }
-            return Ok(Action::await_change());
+            return Ok(None);
         }
     };
     let next = context.providers.note(key, &inputs, result.as_ref().err(), now);
     let (turn, wrote) = write_status(&object, &inputs, result.as_ref().map(Arc::as_ref), context, now).await?;
     if context.providers.is_news(key, &inputs, result.as_ref().err()) || wrote {
-        wake_credentials(key, context);
+        context.queue.enqueue_credentials(context.stores.references.by_provider(key));
     }
     let next = next.into_iter().chain(turn).min();
-    Ok(next.map_or_else(Action::await_change, |at| Action::requeue(context.clock.until(at))))
+    Ok(Some(next.map_or_else(Action::await_change, |at| Action::requeue(context.clock.until(at)))))
 }
 
 /// Resolves a provider in a separate task, which enqueues the provider at its end. So a provider that hangs delays no
@@ -149,15 +147,6 @@ fn start_resolution(
         context.queue.enqueue_provider(key);
     };
     tokio::spawn(task.instrument(span));
-}
-
-fn wake_credentials(key: &ProviderKey, context: &Context) {
-    context
-        .stores
-        .references
-        .by_provider(key)
-        .into_iter()
-        .for_each(|credential| context.queue.enqueue_credential(credential));
 }
 
 /// Writes the status of a provider if it differs. Returns the time at which the status changes only because of the

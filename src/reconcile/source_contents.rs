@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use crate::{
     api::{names, reference::ObjectKey},
     error::describe,
-    provider_client::sources::{Opened, SourceReads},
+    provider_client::sources::{Opened, SourceReads, is_labelled},
     reconcile::{
         memory_budget::{MemoryBudget, USUAL_SECRET},
         work_queue::WorkQueue,
@@ -150,18 +150,13 @@ impl SourceContents {
             let failed = found.is_err();
             drop((found, reservation));
             if self.0.digests.end(&key, failed, self.shown(&key)) {
-                self.enqueue(&key);
+                self.enqueue_readers(&key);
             }
         });
     }
 
-    fn enqueue(&self, key: &ObjectKey) {
-        let Shared { stores, queue, .. } = &*self.0;
-        let providers = stores.references.by_secret(key);
-        providers.iter().cloned().for_each(|provider| queue.enqueue_provider(provider));
-        let credentials = providers.iter().flat_map(|provider| stores.references.by_provider(provider));
-        let all = credentials.chain(stores.references.credentials_by_secret(key));
-        all.for_each(|credential| queue.enqueue_credential(credential));
+    fn enqueue_readers(&self, key: &ObjectKey) {
+        self.0.queue.enqueue_readers(key, &self.0.stores.references);
     }
 }
 
@@ -174,7 +169,7 @@ impl SourceReads for SourceContents {
     /// refer to the Secret: a reconcile that began before compares with the former content.
     fn note(&self, key: &ObjectKey, secret: &Secret) {
         if self.0.digests.note(key, secret) {
-            self.enqueue(key);
+            self.enqueue_readers(key);
         }
     }
 }
@@ -196,7 +191,7 @@ impl Digests {
             Some(known) => known.read(version, digest),
             None => {
                 // A watch shows a labelled Secret a moment later.
-                if secret.labels().get(names::LABEL_SOURCE).is_some_and(|value| value == "true") {
+                if is_labelled(secret) {
                     secrets.insert(key.clone(), Known::new(version, Some(digest)));
                 }
                 false

@@ -11,6 +11,7 @@ use tokio::{
 use crate::{
     api::{credential::ProviderKind, provider_object::ProviderKey, reference::ObjectKey},
     reconcile::queue::{Place, ReconcileQueue},
+    stores::reference_index::ReferenceIndex,
 };
 
 /// Enqueues objects for their controllers. A waiting object is not enqueued twice, and one reconcile of an object runs
@@ -112,6 +113,25 @@ impl WorkQueue {
     /// Whether a credential is enqueued, or its reconcile runs.
     pub fn has_credential(&self, credential: &ObjectKey) -> bool {
         self.credentials().queue.lock().has(credential)
+    }
+
+    /// Enqueues credentials for a reconcile.
+    pub fn enqueue_credentials(&self, credentials: impl IntoIterator<Item = ObjectKey>) {
+        credentials.into_iter().for_each(|credential| self.enqueue_credential(credential));
+    }
+
+    /// Enqueues the providers and credentials that refer to a source Secret, because a change of it may end their wait.
+    pub fn enqueue_readers(&self, secret: &ObjectKey, references: &ReferenceIndex) {
+        for provider in references.by_secret(secret) {
+            self.enqueue_with_credentials(provider, references);
+        }
+        self.enqueue_credentials(references.credentials_by_secret(secret));
+    }
+
+    /// Enqueues a provider and its credentials, because a change may end their wait.
+    pub fn enqueue_with_credentials(&self, provider: ProviderKey, references: &ReferenceIndex) {
+        self.enqueue_credentials(references.by_provider(&provider));
+        self.enqueue_provider(provider);
     }
 
     /// Enqueues a provider for a reconcile.

@@ -43,7 +43,7 @@ pub fn probe_admission(queue: &WorkQueue, draining: &CancellationToken) -> Admis
 
 fn within(budgets: Budgets, queue: &WorkQueue, draining: &CancellationToken) -> Admission {
     let queue = queue.clone();
-    let offer = move |activity: &Activity, ask: &Ask| activity.wake(ask, &queue);
+    let offer = move |activity: &Activity, ask: &Ask| activity.enqueue(ask, &queue);
     Admission::new(budgets, draining.clone(), offer)
 }
 
@@ -77,7 +77,7 @@ impl Activity {
     }
 
     /// Enqueues the object of the activity.
-    pub fn wake(&self, ask: &Ask, queue: &WorkQueue) {
+    pub fn enqueue(&self, ask: &Ask, queue: &WorkQueue) {
         match self {
             Self::Grant(_) | Self::Probe(_) => {
                 queue.enqueue_credential((ask.namespace.to_string(), ask.name.to_string()))

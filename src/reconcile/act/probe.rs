@@ -16,7 +16,9 @@ use crate::{
         credential::{Protocol, ProviderKind},
         provider::Server,
         provider_object::{ProviderKey, ProviderObject},
+        reference::key,
     },
+    error::PANIC,
     mail::{DialError, DialProblem, MailServer, Phase},
     policy::{
         Observed, checks,
@@ -114,7 +116,7 @@ pub(in crate::reconcile) fn start(observed: &Observed, context: &Arc<Context>) -
     tokio::spawn(tracing::Instrument::instrument(
         async move {
             let made = AssertUnwindSafe(login.run()).catch_unwind().await.unwrap_or_else(|_| {
-                login.context.metrics.reconcile_error("panic");
+                login.context.metrics.reconcile_error(PANIC);
                 tracing::error!("probe panicked");
                 None
             });
@@ -122,7 +124,7 @@ pub(in crate::reconcile) fn start(observed: &Observed, context: &Arc<Context>) -
             let again = context.clock.now() + LOGIN_RETRY;
             context.cache.with(checks::uid(credential), |entry| entry.probe.end(protocol, made, again));
             drop(permit);
-            context.queue.enqueue_credential((checks::namespace(credential).to_owned(), credential.name_any()));
+            context.queue.enqueue_credential(key(&**credential));
         },
         span,
     ));

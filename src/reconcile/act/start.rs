@@ -8,7 +8,8 @@ use kube::ResourceExt as _;
 
 use crate::{
     admission::Answer,
-    api::{MailCredential, Reason, provider_object::ProviderKey},
+    api::{MailCredential, Reason, provider_object::ProviderKey, reference::key},
+    error::PANIC,
     fail_point,
     oauth::{ClientAuth, Refusal, token::TokenFingerprint},
     policy::{
@@ -74,18 +75,18 @@ fn start(kind: RequestKind, permit: Permit, observed: &Observed, context: &Arc<C
     let grant = observed.grant.clone();
     let published = observed.token().map(|token| token.fingerprint.clone());
     let uid = credential.uid().unwrap_or_default();
-    context.cache.with(&uid, |entry| entry.attempt.in_flight = Some(context.clock.now()));
+    context.cache.with(&uid, |entry| entry.attempt.in_flight = true);
     let attempt_hash = observed.attempt_hash_for(kind);
     let first = observed.history.client.as_ref().and_then(|client| usize::try_from(client.index).ok()).unwrap_or(0);
     let context = context.clone();
-    let key = (checks::namespace(&credential).to_owned(), credential.name_any());
+    let key = key(&*credential);
     let span = tracing::info_span!("request", ?kind, namespace = checks::namespace(&credential), name = %credential.name_any());
     tokio::spawn(tracing::Instrument::instrument(
         async move {
             let attempted =
                 Box::pin(prepare_and_send(kind, permit, credential.clone(), grant, published, first, &context));
             let attempted = AssertUnwindSafe(attempted).catch_unwind().await.unwrap_or_else(|_| {
-                context.metrics.reconcile_error("panic");
+                context.metrics.reconcile_error(PANIC);
                 tracing::error!("request panicked");
                 let refusal = Refusal::new(Reason::RequestRefused, "the broker failed: see its log");
                 let context = advice_context(&credential, None, None);

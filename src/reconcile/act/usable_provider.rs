@@ -56,7 +56,7 @@ impl UsableProvider {
     }
 
     fn check_permission(&self, credential: &MailCredential, stores: &Stores) -> Result<(), Unusable> {
-        let blocker = observe::permission(credential, &self.object, &self.profile, &self.scopes, stores);
+        let blocker = observe::use_blocker(credential, &self.object, &self.profile, &self.scopes, stores);
         blocker.map_or(Ok(()), |blocker| Err(Unusable::Forbidden(blocker)))
     }
 
