@@ -76,7 +76,7 @@ async fn reconcile_credential(key: Arc<ObjectKey>, context: &Arc<Context>, failu
     };
     match reconcile_isolated(&object, reconcile).await {
         Ok(action) => succeeded(&object, action, failures),
-        Err(error) => Some(retry(object, &error, reconcile::end_of_ready(&credential, context), context, failures)),
+        Err(error) => Some(retry(object, &error, reconcile::end_of_ready(credential, context), context, failures)),
     }
 }
 

@@ -85,8 +85,8 @@ pub async fn reconcile(credential: Arc<MailCredential>, context: &Arc<Context>) 
 
 /// Returns the time at which the status must report the expiry of the token although the reconciles of the credential
 /// fail; `None` if the status already reports it.
-pub fn end_of_ready(credential: &MailCredential, context: &Context) -> Option<Timestamp> {
-    let latest = observe::latest(Arc::new(credential.clone()), context);
+pub fn end_of_ready(credential: Arc<MailCredential>, context: &Context) -> Option<Timestamp> {
+    let latest = observe::latest(credential, context);
     latest.status.as_ref().and_then(policy::status::end_of_ready)
 }
 

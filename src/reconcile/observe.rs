@@ -10,18 +10,17 @@ use crate::{
     api::{
         ConditionType, MailCredential, Reason, condition,
         credential::{DeletionPolicy, ProviderKind},
-        names,
         provider_object::{ProviderKey, ProviderObject},
     },
     error::Error,
     policy::{
         Blocker, Observed, checks, expiry, grant,
-        hash::ProviderHash,
+        hash::{LayoutHash, ProviderHash},
         inputs,
         observed::{History, Provider, Published, Target, TokenFacts, target_name},
         outcome::Recorded,
         ownership::Ownership,
-        secret_metadata::target_is_in_sync,
+        secret_metadata::{must_recreate, target_is_in_sync},
         stored::stored_token,
         unreadable::ObjectKind,
     },
@@ -308,7 +307,7 @@ async fn published(
             intact: true,
             must_recreate: false,
         },
-        None => inspect(credential, provider, meta, context).await?,
+        None => inspect(credential, provider, &layout, meta, context).await?,
     };
     let mut token = inspected.token;
     let agrees = token
@@ -322,11 +321,12 @@ async fn published(
 async fn inspect(
     credential: &MailCredential,
     provider: Option<&Provider>,
+    layout: &LayoutHash,
     meta: &ObjectMeta,
     context: &Context,
 ) -> Result<Inspected, Error> {
     let name = meta.name.clone().unwrap_or_default();
-    let layout = provider.map(|provider| provider.layout.clone()).unwrap_or_default();
+    let layout = layout.clone();
     let _reservation = context.kubernetes.secrets.reads.reserve(checks::namespace(credential), SECRET_MAX).await;
     let Some(secret) = context.kubernetes.secrets.read(checks::namespace(credential), &name).await? else {
         // The Secret was deleted since. The watch will show the deletion.
@@ -346,8 +346,7 @@ async fn inspect(
         resource_version: meta.resource_version.clone().unwrap_or_default(),
         layout,
         intact: as_written && agrees,
-        must_recreate: secret.immutable == Some(true)
-            || secret.type_.as_deref().is_some_and(|kind| kind != names::SECRET_TYPE_TARGET),
+        must_recreate: must_recreate(&secret),
         token: token.as_ref().and_then(|stored| {
             let facts = TokenFacts::read(&secret.metadata)?;
             Some(TokenFacts {

@@ -7,7 +7,7 @@ use k8s_openapi::jiff::SignedDuration;
 use secrecy::SecretString;
 
 use crate::{
-    api::{Reason, grant::GrantType},
+    api::{Reason, grant::GrantType, reference::KeyRef},
     error::describe_step,
     idp::Exchange,
     oauth::{ClientAuth, GrantProof, Refusal, TokenAnswer, client_auth::read_secret, token::Rotated},
@@ -58,8 +58,9 @@ pub(super) async fn obtain(
 
 /// Exchanges a subject token (RFC 8693). The broker reads the subject token from its Secret for each request.
 async fn token_exchange(attempt: &Attempt, auth: &ClientAuth) -> StepResult<(TokenAnswer, Exchange)> {
-    let token = subject_token(attempt).await?;
-    let grant = attempt.credential.spec.grant.token_exchange.as_ref().ok_or(None)?;
+    let invalid = || Refusal::new(Reason::InvalidSpec, "the spec names no subject token");
+    let grant = attempt.credential.spec.grant.token_exchange.as_ref().ok_or_else(invalid)?;
+    let token = subject_token(attempt, &grant.subject_token.secret_ref).await?;
     let proof = GrantProof::TokenExchange {
         token: &token,
         kind: &grant.subject_token_type,
@@ -68,11 +69,8 @@ async fn token_exchange(attempt: &Attempt, auth: &ClientAuth) -> StepResult<(Tok
     attempt.request_token(auth, proof).await
 }
 
-async fn subject_token(attempt: &Attempt) -> Result<SecretString, Refusal> {
+async fn subject_token(attempt: &Attempt, reference: &KeyRef) -> Result<SecretString, Refusal> {
     let namespace = checks::namespace(&attempt.credential);
-    let invalid = || Refusal::new(Reason::InvalidSpec, "the spec names no subject token");
-    let grant = attempt.credential.spec.grant.token_exchange.as_ref().ok_or_else(invalid)?;
-    let reference = &grant.subject_token.secret_ref;
     let refused = |blocker: Blocker| Refusal::new(blocker.reason, blocker.message);
     let contents = &attempt.context.providers.contents;
     let _reservation = contents.reserve(namespace).await;

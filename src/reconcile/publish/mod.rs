@@ -21,6 +21,7 @@ use crate::{
         ownership::Ownership,
         refresh_response::is_overtaken,
         rejected_write::Rejection,
+        secret_metadata::must_recreate,
         stored::{Stored, stored_token},
     },
     reconcile::{
@@ -244,7 +245,7 @@ async fn over_existing(
         });
         return Err(PublishError::Overtaken);
     }
-    if secret.immutable == Some(true) || secret.type_.as_deref().is_some_and(|kind| kind != names::SECRET_TYPE_TARGET) {
+    if must_recreate(&secret) {
         // No watch shows the Secret without its labels: `conflict` makes the next reconcile read, delete and create it.
         context.cache.with(checks::uid(credential), |entry| entry.object.conflict = true);
         return Err(PublishError::Refused("it is immutable or has another type, and is created again".to_owned()));

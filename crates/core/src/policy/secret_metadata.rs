@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{Resource as _, ResourceExt as _, core::ObjectMeta};
 
 use crate::api::{MailCredential, credential::DeletionPolicy, names};
@@ -55,6 +55,12 @@ pub fn target_is_in_sync(meta: &ObjectMeta, credential: &MailCredential) -> bool
         && owned != owners(credential).is_empty()
 }
 
+/// Whether the broker must delete and create a target Secret to change it: the Secret is immutable, or has another type.
+/// The API server refuses to change either.
+pub fn must_recreate(secret: &Secret) -> bool {
+    secret.immutable == Some(true) || secret.type_.as_deref().is_some_and(|kind| kind != names::SECRET_TYPE_TARGET)
+}
+
 /// Whether labels and owner of a grant Secret are as the broker writes them.
 pub fn grant_is_in_sync(meta: &ObjectMeta, credential: &MailCredential) -> bool {
     let wanted = owners(credential);
@@ -85,6 +91,18 @@ mod tests {
     use super::*;
     use crate::fixtures::credential;
 
+    #[test]
+    fn a_secret_that_is_immutable_or_has_another_type_is_created_again() {
+        for (immutable, kind, expected) in [
+            (None, None, false),
+            (Some(false), Some(names::SECRET_TYPE_TARGET), false),
+            (Some(true), Some(names::SECRET_TYPE_TARGET), true),
+            (None, Some("kubernetes.io/tls"), true),
+        ] {
+            let secret = Secret { immutable, type_: kind.map(str::to_owned), ..Secret::default() };
+            assert_eq!(must_recreate(&secret), expected, "{immutable:?} {kind:?}");
+        }
+    }
     #[test]
     fn a_retained_secret_has_no_owner() {
         let mut credential = credential();
