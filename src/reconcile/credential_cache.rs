@@ -93,7 +93,7 @@ impl CredentialCache {
     /// Stores the outcome of a request for the next reconcile; drops it if the credential was deleted.
     pub fn finish(&self, uid: &str, outcome: Option<Outcome>) {
         if let Some(Some(entry)) = self.objects.lock().live.get_mut(uid) {
-            entry.attempt.in_flight = false;
+            entry.attempt.in_flight = None;
             entry.attempt.outcome = outcome;
         }
     }
@@ -178,7 +178,9 @@ impl CredentialCache {
     pub fn is_under_way(&self, uid: &str) -> bool {
         match self.objects.lock().live.get(uid) {
             Some(Some(entry)) => {
-                entry.attempt.in_flight || entry.attempt.outcome.is_some() || entry.attempt.unwritten.is_some()
+                entry.attempt.in_flight.is_some()
+                    || entry.attempt.outcome.is_some()
+                    || entry.attempt.unwritten.is_some()
             }
             _ => false,
         }
@@ -195,7 +197,7 @@ impl CredentialCache {
     /// writes only pending refresh tokens. Of deleted credentials, only pending refresh tokens count.
     pub fn is_busy(&self, leads: bool) -> bool {
         let busy = |entry: &CredentialState| {
-            let awaited = entry.attempt.in_flight || entry.custody.unsaved.is_some();
+            let awaited = entry.attempt.in_flight.is_some() || entry.custody.unsaved.is_some();
             awaited
                 || leads
                     && (entry.attempt.outcome.is_some() || entry.attempt.unwritten.is_some() && !entry.object.stuck)
@@ -262,7 +264,7 @@ mod tests {
     #[test]
     fn a_credential_that_is_gone_leaves_nothing_behind() {
         let cache = cache();
-        cache.with(UID, |entry| entry.attempt.in_flight = true);
+        cache.with(UID, |entry| entry.attempt.in_flight = Some(Timestamp::UNIX_EPOCH));
         assert!(cache.is_busy(true) && cache.is_under_way(UID));
         cache.forget(UID, true);
         assert!(!cache.is_busy(true));

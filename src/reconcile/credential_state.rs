@@ -59,8 +59,8 @@ pub struct ObjectState {
 /// The state of a credential's last request.
 #[derive(Default)]
 pub struct AttemptState {
-    /// Whether a task has the permit for a request. A request that waits for a permit is not in flight.
-    pub in_flight: bool,
+    /// Time at which a task got the permit for a request. A request that waits for a permit is not in flight.
+    pub in_flight: Option<Timestamp>,
     /// The outcome of the last request, which no reconcile has recorded yet.
     pub outcome: Option<Outcome>,
     /// The history with the last outcome, which no status reports yet.
@@ -170,7 +170,7 @@ impl ObjectState {
 impl AttemptState {
     fn is_blank(&self) -> bool {
         let Self { in_flight, outcome, unreported, unwritten, revoking } = self;
-        !in_flight && outcome.is_none() && unreported.is_none() && unwritten.is_none() && revoking.is_none()
+        in_flight.is_none() && outcome.is_none() && unreported.is_none() && unwritten.is_none() && revoking.is_none()
     }
 }
 

@@ -122,7 +122,7 @@ pub(super) async fn cleanup(
     let (now, deadline) = (context.clock.now(), deleted + REVOCATION_TIMEOUT);
     let wait_until = |at: Timestamp| Ok(Action::requeue(context.clock.until(at)));
     let (in_flight, revoking) =
-        context.cache.with(uid, |entry| (entry.attempt.in_flight, entry.attempt.revoking.clone()));
+        context.cache.with(uid, |entry| (entry.attempt.in_flight.is_some(), entry.attempt.revoking.clone()));
     if in_flight {
         // The end of the request enqueues the credential. A request that began before the deletion may return one more
         // token.
@@ -192,7 +192,7 @@ fn too_late(why: &str) -> Revocation {
 /// Starts the revocation in its own task, which holds the permit and ends at the deadline.
 fn start_revocation(credential: Arc<MailCredential>, permit: Permit, deadline: Timestamp, context: &Arc<Context>) {
     let context = context.clone();
-    context.cache.with(checks::uid(&credential), |entry| entry.attempt.in_flight = true);
+    context.cache.with(checks::uid(&credential), |entry| entry.attempt.in_flight = Some(context.clock.now()));
     tokio::spawn(async move {
         let revoked = AssertUnwindSafe(revoke_until(&credential, permit, deadline, &context)).catch_unwind().await;
         let revocation = revoked.unwrap_or_else(|_| {

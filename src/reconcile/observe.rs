@@ -58,7 +58,7 @@ pub(super) async fn observe(credential: Arc<MailCredential>, context: &Context) 
     let uid = credential.uid().unwrap_or_default();
     // Read `in_flight` first. If the request ends during this function, the objects read so far are stale: leave the
     // outcome to the reconcile that the end of the request enqueues.
-    let in_flight = context.cache.with(&uid, |entry| entry.attempt.in_flight);
+    let in_flight = context.cache.with(&uid, |entry| entry.attempt.in_flight.is_some());
     let queued = context.requests.is_queued(&uid);
     let object = context.stores.provider(&ProviderKey::of(&credential));
     let Some((provider, hash)) = provider(&credential, object.as_ref(), context) else { return Ok(None) };

@@ -30,11 +30,12 @@ pub(super) fn reported_at(
     cache: &CredentialCache,
     now: Timestamp,
 ) -> Option<Timestamp> {
-    let waiting = cache.with(checks::uid(credential), |entry| entry.object.waiting_since);
+    let (waiting, in_flight) =
+        cache.with(checks::uid(credential), |entry| (entry.object.waiting_since, entry.attempt.in_flight));
     let waiting = waiting.or(decision.queued_since());
     let none = MailCredentialStatus::default();
     let reported = credential.status.as_ref().unwrap_or(&none);
-    Report { decision, reported, generation: credential.metadata.generation, waiting }.next(now)
+    Report { decision, reported, generation: credential.metadata.generation, waiting, in_flight }.next(now)
 }
 
 /// Wait before the next reconcile after the API server has rejected a status because the object had changed. The watch
@@ -55,16 +56,16 @@ pub(super) async fn report(
     let after = status(observed, decision, now);
     let uid = checks::uid(credential);
     let waits = decision.is_under_way() || decision.queued_since().is_some();
-    let waiting = context.cache.with(uid, |entry| {
+    let (waiting, in_flight) = context.cache.with(uid, |entry| {
         entry.object.waiting_since = entry.object.waiting_since.filter(|_| waits);
-        entry.object.waiting_since.or(decision.queued_since())
+        (entry.object.waiting_since.or(decision.queued_since()), entry.attempt.in_flight)
     });
     if before == after {
         context.cache.with(uid, |entry| (entry.attempt.unreported, entry.probe.unreported) = (None, None));
         return Ok(None);
     }
     let ends = reports_an_end(&before.conditions, &after.conditions);
-    let report = Report { decision, reported: &before, generation: credential.metadata.generation, waiting };
+    let report = Report { decision, reported: &before, generation: credential.metadata.generation, waiting, in_flight };
     if !report.is_due(ends, now) {
         return Ok(None);
     }

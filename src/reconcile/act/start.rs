@@ -75,7 +75,7 @@ fn start(kind: RequestKind, permit: Permit, observed: &Observed, context: &Arc<C
     let grant = observed.grant.clone();
     let published = observed.token().map(|token| token.fingerprint.clone());
     let uid = credential.uid().unwrap_or_default();
-    context.cache.with(&uid, |entry| entry.attempt.in_flight = true);
+    context.cache.with(&uid, |entry| entry.attempt.in_flight = Some(context.clock.now()));
     let attempt_hash = observed.attempt_hash_for(kind);
     let first = observed.history.client.as_ref().and_then(|client| usize::try_from(client.index).ok()).unwrap_or(0);
     let context = context.clone();

@@ -27,12 +27,14 @@ const REPEAT_REPORTED_AFTER: SignedDuration = SignedDuration::from_mins(5);
 pub struct Report<'a> {
     /// The decision about the credential.
     pub decision: &'a Decision,
-    /// The present status.
+    /// The status that the credential has now.
     pub reported: &'a MailCredentialStatus,
     /// The generation of the credential's spec.
     pub generation: Option<i64>,
     /// Time since which the report of an expiry waits.
     pub waiting: Option<Timestamp>,
+    /// Time at which the request in flight got its permit.
+    pub in_flight: Option<Timestamp>,
 }
 
 impl Report<'_> {
@@ -55,8 +57,14 @@ impl Report<'_> {
     fn of_an_end(&self) -> Option<Timestamp> {
         let since = self.waiting?;
         let had_expired = self.reported.token.as_ref().is_some_and(|token| token.expires_at.0 <= since);
-        let waits_in_the_queue = had_expired && self.decision.queued_since().is_some();
-        Some(since + if waits_in_the_queue { QUEUED_REPORTED_AFTER } else { END_REPORTED_AFTER })
+        let after_a_start = match self.in_flight {
+            _ if !had_expired => None,
+            _ if self.decision.queued_since().is_some() => Some(since + QUEUED_REPORTED_AFTER),
+            // The wait in the queue was long enough without the wait for the response.
+            Some(at) => Some((at + END_REPORTED_AFTER).min(since + QUEUED_REPORTED_AFTER)),
+            None => None,
+        };
+        Some(after_a_start.unwrap_or(since + END_REPORTED_AFTER))
     }
 
     /// Time at which the status reports that a request waits for its permit.
@@ -89,13 +97,17 @@ mod tests {
         Decision::Queued { since: at(second) }
     }
 
+    fn report<'a>(decision: &'a Decision, reported: &'a MailCredentialStatus, waiting: Option<i64>) -> Report<'a> {
+        Report { decision, reported, generation: Some(2), waiting: waiting.map(at), in_flight: None }
+    }
+
     fn check(
         decision: &Decision,
         reported: &MailCredentialStatus,
         waiting: Option<i64>,
         cases: &[(bool, i64, bool, Option<i64>)],
     ) {
-        let report = Report { decision, reported, generation: Some(2), waiting: waiting.map(at) };
+        let report = report(decision, reported, waiting);
         for (ends, second, due, again) in cases {
             let case = format!("{decision:?} {ends} {waiting:?} {second}");
             assert_eq!(report.is_due(*ends, at(*second)), *due, "{case}");
@@ -137,6 +149,11 @@ mod tests {
         check(&IN_FLIGHT, &expired, Some(0), &[(true, 3, true, None)]);
         // The token has expired during the wait.
         check(&queued(-1), &expired, Some(-1), &[(true, 2, true, Some(19))]);
+        // The request got its permit after 9 s, or after 19.
+        for (permit, due) in [(9, 12), (19, 20)] {
+            let report = Report { in_flight: Some(at(permit)), ..report(&IN_FLIGHT, &expired, Some(0)) };
+            assert!(!report.is_due(true, at(due - 1)) && report.is_due(true, at(due)), "{permit}");
+        }
     }
 
     #[test]
