@@ -216,11 +216,15 @@ impl Attempt {
                 );
             }
         }
-        let moved =
-            |refusal: &Refusal| matches!(refusal.http_status, Some(301..=308 | 404 | 410)) && refusal.error.is_none();
-        if matches!(self.profile.source, TokenSource::Discovery { .. }) && answer.is_err_and(moved) {
+        if answer.is_err_and(|refusal| self.may_have_moved(refusal)) {
             self.context.providers.invalidate(&self.object.key());
         }
+    }
+
+    /// Whether a refusal shows that the discovered endpoints may have moved.
+    fn may_have_moved(&self, refusal: &Refusal) -> bool {
+        let is_discovered = matches!(self.profile.source, TokenSource::Discovery { .. });
+        is_discovered && refusal.error.is_none() && matches!(refusal.http_status, Some(301..=308 | 404 | 410))
     }
 }
 

@@ -16,18 +16,15 @@ use crate::{
 };
 
 /// Obtains a token for mail by the three requests.
-pub(super) async fn obtain(
-    attempt: &Attempt,
-    auth: &ClientAuth,
-    account: &Impersonation,
-) -> StepResult<(TokenAnswer, Exchange)> {
+pub(super) async fn obtain(attempt: &Attempt, auth: &ClientAuth, account: &Impersonation) -> StepResult<TokenAnswer> {
     let timer = attempt.context.metrics.token_request(attempt.profile.preset);
     let jwt = signed(attempt, account).await.inspect_err(|refusal| {
         if let Some(refusal) = refusal {
             attempt.count(timer, Err(refusal));
         }
     })?;
-    attempt.request_token(auth, GrantProof::SignedJwt(&jwt)).await.map_err(|mut refusal| {
+    let requested = attempt.request_token(auth, GrantProof::SignedJwt(&jwt)).await;
+    requested.map(|(answer, _)| answer).map_err(|mut refusal| {
         refusal.iter_mut().for_each(keyless::refine_token);
         refusal
     })

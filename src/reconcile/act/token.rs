@@ -9,7 +9,6 @@ use secrecy::SecretString;
 use crate::{
     api::{Reason, grant::GrantType, reference::KeyRef},
     error::describe_step,
-    idp::Exchange,
     oauth::{ClientAuth, GrantProof, Refusal, TokenAnswer, client_auth::read_secret, token::Rotated},
     policy::{Blocker, checks, commands::KubectlObject, grant::RefreshGrant, notices, refresh_response::leaves_open},
     provider_client::{
@@ -42,11 +41,13 @@ pub(super) async fn obtain(
     claimed: &mut Option<Claimed>,
 ) -> StepResult {
     let credential = &attempt.credential;
-    let (answer, _) = match credential.spec.grant.kind() {
-        GrantType::ClientCredentials => attempt.request_token(auth, GrantProof::ClientCredentials).await?,
+    let answer = match credential.spec.grant.kind() {
+        GrantType::ClientCredentials => attempt.request_token(auth, GrantProof::ClientCredentials).await?.0,
         GrantType::JwtBearer => match auth {
             ClientAuth::Impersonation(account) => keyless::obtain(attempt, auth, account).await?,
-            _ => attempt.request_token(auth, GrantProof::JwtBearer { subject: credential.spec.mailbox.user() }).await?,
+            _ => {
+                attempt.request_token(auth, GrantProof::JwtBearer { subject: credential.spec.mailbox.user() }).await?.0
+            }
         },
         GrantType::TokenExchange => token_exchange(attempt, auth).await?,
         GrantType::RefreshToken | GrantType::DeviceCode => {
@@ -57,7 +58,7 @@ pub(super) async fn obtain(
 }
 
 /// Exchanges a subject token (RFC 8693). The broker reads the subject token from its Secret for each request.
-async fn token_exchange(attempt: &Attempt, auth: &ClientAuth) -> StepResult<(TokenAnswer, Exchange)> {
+async fn token_exchange(attempt: &Attempt, auth: &ClientAuth) -> StepResult<TokenAnswer> {
     let invalid = || Refusal::new(Reason::InvalidSpec, "the spec names no subject token");
     let grant = attempt.credential.spec.grant.token_exchange.as_ref().ok_or_else(invalid)?;
     let token = subject_token(attempt, &grant.subject_token.secret_ref).await?;
@@ -66,7 +67,7 @@ async fn token_exchange(attempt: &Attempt, auth: &ClientAuth) -> StepResult<(Tok
         kind: &grant.subject_token_type,
         audience: grant.audience.as_deref(),
     };
-    attempt.request_token(auth, proof).await
+    Ok(attempt.request_token(auth, proof).await?.0)
 }
 
 async fn subject_token(attempt: &Attempt, reference: &KeyRef) -> Result<SecretString, Refusal> {
