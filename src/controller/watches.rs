@@ -93,7 +93,7 @@ impl Watches {
         let stores = Stores {
             credentials: begin.follow::<_, slim::Credential>(
                 &scopes,
-                Follow {
+                WatchSettings {
                     api: in_scope,
                     config: objects.clone(),
                     packs: |_| true,
@@ -105,7 +105,7 @@ impl Watches {
             ),
             providers: begin.follow::<_, slim::Provider>(
                 &scopes,
-                Follow {
+                WatchSettings {
                     api: in_scope,
                     config: objects.clone(),
                     packs: |_| false,
@@ -118,7 +118,7 @@ impl Watches {
             cluster_providers: cluster.then(|| {
                 begin.follow::<_, slim::Provider>(
                     &[None],
-                    Follow {
+                    WatchSettings {
                         api: in_cluster,
                         config: objects.clone(),
                         packs: |_| false,
@@ -131,7 +131,7 @@ impl Watches {
             }),
             own_secrets: begin.follow::<_, slim::OwnSecret>(
                 &scopes,
-                Follow {
+                WatchSettings {
                     api: in_scope,
                     config: objects.clone().labels(&format!("{}={}", names::LABEL_MANAGED_BY, names::MANAGER)),
                     // Grant Secrets stay unpacked: each new seed is compared with them.
@@ -142,7 +142,7 @@ impl Watches {
             ),
             sources: begin.follow::<_, slim::Source>(
                 &source_scopes,
-                Follow {
+                WatchSettings {
                     api: in_scope,
                     config: objects.clone().labels(&format!("{}=true", names::LABEL_SOURCE)),
                     packs: |_| true,
@@ -153,7 +153,7 @@ impl Watches {
             namespaces: cluster.then(|| {
                 begin.follow::<_, slim::Namespace>(
                     &[None],
-                    Follow {
+                    WatchSettings {
                         api: in_cluster,
                         config: objects.clone(),
                         packs: |_| false,
@@ -224,7 +224,7 @@ fn keeps_grant(meta: &ObjectMeta) -> bool {
 type Access<K> = fn(&Client, Option<&str>) -> Api<K>;
 
 /// The settings of one watch.
-struct Follow<K, S> {
+struct WatchSettings<K, S> {
     /// Returns the API for the objects of one namespace; `None` means all namespaces.
     api: Access<Incoming<K, S>>,
     config: watcher::Config,
@@ -247,23 +247,23 @@ struct Begin<'a> {
 
 impl Begin<'_> {
     /// Prepares the watches of one kind: one store for each scope.
-    fn follow<K: Stored, S: Slim>(&mut self, scopes: &[Option<String>], follow: Follow<K, S>) -> Mirror<K> {
+    fn follow<K: Stored, S: Slim>(&mut self, scopes: &[Option<String>], settings: WatchSettings<K, S>) -> Mirror<K> {
         let stores: HashMap<_, _> =
-            scopes.iter().map(|scope| (scope.clone(), self.follow_scope(scope.as_deref(), &follow))).collect();
+            scopes.iter().map(|scope| (scope.clone(), self.follow_scope(scope.as_deref(), &settings))).collect();
         Mirror::new(stores)
     }
 
     /// Prepares the watch of one kind and scope.
-    fn follow_scope<K: Stored, S: Slim>(&mut self, scope: Option<&str>, follow: &Follow<K, S>) -> Store<K> {
-        let mut follower = Follower::<K>::new(follow.packs);
+    fn follow_scope<K: Stored, S: Slim>(&mut self, scope: Option<&str>, settings: &WatchSettings<K, S>) -> Store<K> {
+        let mut follower = Follower::<K>::new(settings.packs);
         let store = follower.store();
         let name = match scope {
             Some(namespace) => format!("{} in namespace {namespace}", K::plural(&())),
             None => K::plural(&()).into_owned(),
         };
         let (reported, install) = (name.clone(), self.install.to_owned());
-        let (api, mut config) = ((follow.api)(self.client, scope), follow.config.clone());
-        let (arriving, seen) = (follow.arriving, follow.seen);
+        let (api, mut config) = ((settings.api)(self.client, scope), settings.config.clone());
+        let (arriving, seen) = (settings.arriving, settings.seen);
         let follow = async move |context: Arc<Context>| {
             let mut events = watch_events(&api, &config);
             let mut failing = false;
@@ -301,9 +301,9 @@ impl Begin<'_> {
                 }
             }
         };
-        let complete = store.clone();
-        let complete = async move { complete.complete().await };
         let run = Box::new(move |context| follow(context).boxed());
+        let filled = store.clone();
+        let complete = async move { filled.complete().await };
         self.pending.push(Pending { name, run, complete: complete.boxed() });
         store
     }

@@ -80,9 +80,9 @@ pub struct ProviderCache {
 #[derive(Default)]
 struct ProviderEntry {
     /// Allows one task at a time to resolve the provider.
-    resolving: Arc<tokio::sync::Mutex<()>>,
+    one_at_a_time: Arc<tokio::sync::Mutex<()>>,
     /// Whether a task resolves the provider. The task enqueues the provider at its end.
-    handle: bool,
+    is_resolving: bool,
     /// The step of the last resolution that failed in Kubernetes.
     error: Option<Error>,
     /// The last result, with the inputs of the resolution.
@@ -192,13 +192,13 @@ impl ProviderCache {
     pub fn begin(&self, key: &ProviderKey) -> bool {
         let mut entries = self.entries.lock();
         let entry = entries.entry(key.clone()).or_default();
-        !std::mem::replace(&mut entry.handle, true)
+        !std::mem::replace(&mut entry.is_resolving, true)
     }
 
     /// Ends a resolution. `error` is the step that failed in Kubernetes.
     pub fn end(&self, key: &ProviderKey, error: Option<Error>) {
         if let Some(entry) = self.entries.lock().get_mut(key) {
-            (entry.handle, entry.error) = (false, error);
+            (entry.is_resolving, entry.error) = (false, error);
         }
     }
 
@@ -287,8 +287,8 @@ impl ProviderCache {
         permit: Option<&Permit>,
     ) -> Result<ResolveResult, Error> {
         let key = object.key();
-        let resolving = self.entries.lock().entry(key.clone()).or_default().resolving.clone();
-        let _one_at_a_time = resolving.lock().await;
+        let one_at_a_time = self.entries.lock().entry(key.clone()).or_default().one_at_a_time.clone();
+        let _resolving = one_at_a_time.lock().await;
         let exists = || self.stores.provider(&key).is_some_and(|found| found.meta().uid == object.meta().uid);
         if !exists() {
             // The provider was deleted while another task resolved it: leave no entry and follow no CA bundle.
