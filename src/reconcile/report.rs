@@ -35,7 +35,15 @@ pub(super) fn reported_at(
     let waiting = waiting.or(decision.queued_since());
     let none = MailCredentialStatus::default();
     let reported = credential.status.as_ref().unwrap_or(&none);
-    Report { decision, reported, generation: credential.metadata.generation, waiting, in_flight }.next(now)
+    Report {
+        decision,
+        reported,
+        uid: checks::uid(credential),
+        generation: credential.metadata.generation,
+        waiting,
+        in_flight,
+    }
+    .next(now)
 }
 
 /// Wait before the next reconcile after the API server has rejected a status because the object had changed. The watch
@@ -65,7 +73,8 @@ pub(super) async fn report(
         return Ok(None);
     }
     let ends = reports_an_end(&before.conditions, &after.conditions);
-    let report = Report { decision, reported: &before, generation: credential.metadata.generation, waiting, in_flight };
+    let report =
+        Report { decision, reported: &before, uid, generation: credential.metadata.generation, waiting, in_flight };
     if !report.is_due(ends, now) {
         return Ok(None);
     }

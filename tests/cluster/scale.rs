@@ -12,7 +12,7 @@ use mail_token_broker::api::{ConditionType, MailCredential, condition};
 use mailtoken_testkit::{audit::AuditEvent, wait::until_in, *};
 
 const CREDENTIALS: usize = 5_000;
-/// Maximum number of writes of one status: the broker reports once that a request waits in the queue for 20 s, and once
+/// Maximum number of writes of one status: the broker reports once that a request waits in the queue for 20 to 30 s, and once
 /// that it hangs for 3 s. Parallel tests can cause such waits.
 const STATUSES: usize = 3;
 /// Time limit, long enough for a machine of two cores that runs a build at the same time.

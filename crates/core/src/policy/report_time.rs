@@ -3,7 +3,7 @@
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
-use super::Decision;
+use super::{Decision, schedule::spread};
 use crate::api::MailCredentialStatus;
 
 /// How long the broker may delay the report that a token has expired. The delay includes the waits for an object that
@@ -11,10 +11,13 @@ use crate::api::MailCredentialStatus;
 /// these waits does not end.
 pub const END_REPORTED_AFTER: SignedDuration = SignedDuration::from_secs(3);
 
-/// How long the broker delays the report of a queued request. Most requests get their permit sooner. After a start with
-/// thousands of expired tokens, this also delays the report that they have expired: each report would be a third write
-/// for the API server, and delay the tokens.
+/// Shortest time for which the broker delays the report of a queued request. Most requests get their permit sooner. After
+/// a start with thousands of expired tokens, this also delays the report that they have expired: each report would be a
+/// third write for the API server, and delay the tokens.
 const QUEUED_REPORTED_AFTER: SignedDuration = SignedDuration::from_secs(20);
+/// Time over which the uids spread the reports of queued requests. Hundreds of credentials may wait for one provider since
+/// the same second, and their reports delay the writes of others.
+const QUEUED_REPORTS_SPREAD: SignedDuration = SignedDuration::from_secs(10);
 
 /// How long the broker delays the report of a queued request after a user has changed the spec.
 const CHANGE_REPORTED_AFTER: SignedDuration = SignedDuration::from_secs(5);
@@ -29,6 +32,8 @@ pub struct Report<'a> {
     pub decision: &'a Decision,
     /// The status that the credential has now.
     pub reported: &'a MailCredentialStatus,
+    /// The uid of the credential.
+    pub uid: &'a str,
     /// The generation of the credential's spec.
     pub generation: Option<i64>,
     /// Time since which the report of an expiry waits.
@@ -59,9 +64,9 @@ impl Report<'_> {
         let had_expired = self.reported.token.as_ref().is_some_and(|token| token.expires_at.0 <= since);
         let after_a_start = match self.in_flight {
             _ if !had_expired => None,
-            _ if self.decision.queued_since().is_some() => Some(since + QUEUED_REPORTED_AFTER),
+            _ if self.decision.queued_since().is_some() => Some(since + self.longest_wait()),
             // The wait in the queue was long enough without the wait for the response.
-            Some(at) => Some((at + END_REPORTED_AFTER).min(since + QUEUED_REPORTED_AFTER)),
+            Some(at) => Some((at + END_REPORTED_AFTER).min(since + self.longest_wait())),
             None => None,
         };
         Some(after_a_start.unwrap_or(since + END_REPORTED_AFTER))
@@ -78,9 +83,14 @@ impl Report<'_> {
                 + match (changed, failed) {
                     (true, _) => CHANGE_REPORTED_AFTER,
                     (false, true) => REPEAT_REPORTED_AFTER,
-                    (false, false) => QUEUED_REPORTED_AFTER,
+                    (false, false) => self.longest_wait(),
                 },
         )
+    }
+
+    /// Longest wait in the queue that the status does not report.
+    fn longest_wait(&self) -> SignedDuration {
+        QUEUED_REPORTED_AFTER + spread(self.uid, QUEUED_REPORTS_SPREAD)
     }
 }
 
@@ -92,13 +102,15 @@ mod tests {
     use crate::{api::status::TokenStatus, fixtures::at};
 
     const IN_FLIGHT: Decision = Decision::InFlight;
+    /// A uid whose reports are spread by 0 s.
+    const UNSPREAD: &str = "uid-8410";
 
     fn queued(second: i64) -> Decision {
         Decision::Queued { since: at(second) }
     }
 
     fn report<'a>(decision: &'a Decision, reported: &'a MailCredentialStatus, waiting: Option<i64>) -> Report<'a> {
-        Report { decision, reported, generation: Some(2), waiting: waiting.map(at), in_flight: None }
+        Report { decision, reported, uid: UNSPREAD, generation: Some(2), waiting: waiting.map(at), in_flight: None }
     }
 
     fn check(
@@ -154,6 +166,19 @@ mod tests {
             let report = Report { in_flight: Some(at(permit)), ..report(&IN_FLIGHT, &expired, Some(0)) };
             assert!(!report.is_due(true, at(due - 1)) && report.is_due(true, at(due)), "{permit}");
         }
+    }
+
+    #[test]
+    fn the_reports_of_requests_that_wait_since_the_same_second_are_spread_over_ten_seconds() {
+        let new = MailCredentialStatus::default();
+        let due = (0..1_000).map(|number| {
+            let uid = format!("6d1b8f0e-0000-4000-8000-{number:012}");
+            Report { uid: &uid, ..report(&queued(0), &new, None) }.next(at(0)).unwrap().as_second() - at(0).as_second()
+        });
+        let mut each_second = std::collections::BTreeMap::new();
+        due.for_each(|second| *each_second.entry(second).or_insert(0) += 1);
+        assert_eq!(each_second.keys().copied().collect::<Vec<_>>(), (20..30).collect::<Vec<_>>());
+        assert!(each_second.values().all(|count| (50..150).contains(count)), "{each_second:?}");
     }
 
     #[test]
