@@ -76,8 +76,8 @@ impl Report<'_> {
     fn of_the_queue(&self) -> Option<Timestamp> {
         let since = self.decision.queued_since()?;
         let failed = self.reported.failed_attempts.is_some_and(|attempts| attempts > 0);
-        let observed = self.reported.observed_generation.filter(|observed| *observed >= 0);
-        let changed = observed.is_some() && observed != self.generation;
+        // A new spec has generation 1.
+        let changed = self.generation > Some(1) && self.reported.observed_generation != self.generation;
         Some(
             since
                 + match (changed, failed) {
@@ -110,7 +110,7 @@ mod tests {
     }
 
     fn report<'a>(decision: &'a Decision, reported: &'a MailCredentialStatus, waiting: Option<i64>) -> Report<'a> {
-        Report { decision, reported, uid: UNSPREAD, generation: Some(2), waiting: waiting.map(at), in_flight: None }
+        Report { decision, reported, uid: UNSPREAD, generation: Some(1), waiting: waiting.map(at), in_flight: None }
     }
 
     fn check(
@@ -192,15 +192,22 @@ mod tests {
 
     #[test]
     fn a_changed_spec_is_reported_after_five_seconds_in_the_queue() {
-        for (observed, due) in [(Some(1), true), (Some(2), false), (Some(-1), false), (None, false)] {
+        for (generation, observed, expected) in
+            [(2, Some(1), 5), (2, Some(2), 20), (2, Some(-1), 5), (2, None, 5), (1, Some(-1), 20), (1, None, 20)]
+        {
             let reported = MailCredentialStatus { observed_generation: observed, ..MailCredentialStatus::default() };
-            check(&queued(0), &reported, None, &[(false, 5, due, (!due).then_some(20))]);
+            let decision = queued(0);
+            let report = Report { generation: Some(generation), ..report(&decision, &reported, None) };
+            assert_eq!(report.next(at(0)), Some(at(expected)), "{generation} {observed:?}");
+            assert!(!report.is_due(false, at(expected - 1)) && report.is_due(false, at(expected)));
         }
         let failed = MailCredentialStatus {
             observed_generation: Some(1),
             failed_attempts: Some(1),
             ..MailCredentialStatus::default()
         };
-        check(&queued(0), &failed, None, &[(false, 5, true, None)]);
+        let decision = queued(0);
+        let report = Report { generation: Some(2), ..report(&decision, &failed, None) };
+        assert!(!report.is_due(false, at(4)) && report.is_due(false, at(5)));
     }
 }
