@@ -60,11 +60,7 @@ pub(super) async fn reconcile(
         Err(Error::WriteFinalizer { source: kube::Error::Api(status), .. }) if matches!(status.code, 409 | 422) => None,
         written => written?,
     };
-    let Some(mut written) = written else { return Ok(credential) };
-    slim::credential(&mut written.metadata);
-    let written = Arc::new(written);
-    context.cache.with(checks::uid(&credential), |entry| entry.object.written = Some(written.clone()));
-    Ok(written)
+    Ok(written.map_or(credential, |written| report::remember(written, context)))
 }
 
 /// Adds or removes the finalizer. Returns `None` if the credential no longer exists.

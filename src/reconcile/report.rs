@@ -141,14 +141,16 @@ pub(super) async fn unobserved(credential: Arc<MailCredential>, context: &Contex
     }
 }
 
-/// Keeps the written object until the watch shows it. The event of the watch may precede the response to the write.
-fn remember(mut written: MailCredential, context: &Context) {
+/// Keeps the written object until the watch shows it, and returns it. The event of the watch may precede the response to
+/// the write.
+pub(super) fn remember(mut written: MailCredential, context: &Context) -> Arc<MailCredential> {
     slim::credential(&mut written.metadata);
     let written = Arc::new(written);
     context.cache.with(checks::uid(&written), |entry| entry.object.written = Some(written.clone()));
     if context.stores.credentials.has(&written.metadata) {
         context.cache.shown(&written);
     }
+    written
 }
 
 /// Replaces the status by a PUT. The API server ignores the rest of the object. It answers 409 if the object has
