@@ -189,7 +189,8 @@ impl<K: Stored> Follower<K> {
     }
 }
 
-fn key_of(meta: &ObjectMeta) -> ObjectKey {
+/// Returns the namespace and the name of an object.
+pub(super) fn key_of(meta: &ObjectMeta) -> ObjectKey {
     (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
 }
 

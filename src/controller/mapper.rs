@@ -16,7 +16,7 @@ use crate::{
         provider_object::{ProviderKey, ProviderObject},
         reference::{ObjectKey, key},
     },
-    controller::follow::Change,
+    controller::follow::{Change, key_of},
     error::PANIC,
     fail_point,
     metrics::Metrics,
@@ -57,7 +57,7 @@ pub(super) fn credential(context: &Arc<Context>, seen: Change<MailCredential>) {
             enqueue_target(context, &(key.0, target_name(&credential)));
         }
         Change::Unreadable { meta, error } => {
-            let key = (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
+            let key = key_of(&meta);
             context.cache.begin(meta.uid.as_deref().unwrap_or_default());
             references.forget_credential(&key);
             unreadable.note(ObjectKind::Credential, key, &meta, error);
@@ -118,7 +118,7 @@ pub(super) fn provider<K: Resource<DynamicType = ()>>(
         }
         Change::Deleted(provider) => provider_gone(context, object(provider).key()),
         Change::Unreadable { meta, error } => {
-            let place = (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
+            let place = key_of(&meta);
             unreadable.note(ObjectKind::Provider(kind), place.clone(), &meta, error);
             provider_gone(context, key(place));
         }
