@@ -24,22 +24,24 @@ pub(super) struct Content {
     pub(super) owners: Vec<OwnerReference>,
 }
 
-/// The existing Secret that a patch changes, as the broker observed it.
-pub(super) struct Fence<'a> {
+/// The Secret that a patch changes, as the broker observed it.
+pub(super) struct Existing<'a> {
     pub(super) uid: &'a str,
     pub(super) resource_version: &'a str,
+    /// The annotation with the keys that the broker took from `spec.secret` before.
     pub(super) applied: Option<&'a str>,
+    pub(super) has_labels: bool,
     pub(super) has_annotations: bool,
 }
 
-/// Returns the fenced operations that write the metadata of the content.
-pub(super) fn metadata_patch(fence: &Fence<'_>, content: &Content, has_labels: bool) -> Vec<PatchOperation> {
-    let mut operations = json_patch::fence(fence.uid, fence.resource_version).to_vec();
+/// Returns the operations that write the metadata of the content. They fail if the Secret has changed meanwhile.
+pub(super) fn metadata_patch(existing: &Existing<'_>, content: &Content) -> Vec<PatchOperation> {
+    let mut operations = json_patch::fence(existing.uid, existing.resource_version).to_vec();
     operations.push(json_patch::add(["ownerReferences"], json!(content.owners)));
-    let applied = Applied::read(fence.applied);
+    let applied = Applied::read(existing.applied);
     let maps = [
-        (LABELS, &content.labels, applied.labels, has_labels),
-        (ANNOTATIONS, &content.annotations, applied.annotations, fence.has_annotations),
+        (LABELS, &content.labels, applied.labels, existing.has_labels),
+        (ANNOTATIONS, &content.annotations, applied.annotations, existing.has_annotations),
     ];
     for (map, wanted, before, exists) in maps {
         if !exists {
@@ -140,13 +142,14 @@ mod tests {
             annotations: BTreeMap::new(),
             owners: vec![],
         };
-        let fence = Fence {
+        let existing = Existing {
             uid: "u",
             resource_version: "7",
             applied: Some(r#"{"labels":["old"],"annotations":[]}"#),
+            has_labels: true,
             has_annotations: false,
         };
-        let text = serde_json::to_string(&metadata_patch(&fence, &content, true)).unwrap();
+        let text = serde_json::to_string(&metadata_patch(&existing, &content)).unwrap();
         assert!(text.contains(r#"{"op":"remove","path":"/metadata/labels/old"}"#));
         assert!(text.contains(r#"{"op":"add","path":"/metadata/labels/team~1x","value":"a"}"#));
         assert!(text.contains(r#"{"op":"replace","path":"/metadata/resourceVersion","value":"7"}"#));

@@ -26,7 +26,7 @@ use crate::{
     },
     reconcile::{
         context::Context,
-        publish::content::{Content, Fence, content, metadata_patch},
+        publish::content::{Content, Existing, content, metadata_patch},
         secrets::Secrets,
     },
     render::SECRET_MAX,
@@ -174,13 +174,15 @@ async fn put(observed: &Observed, content: &Content, context: &Context) -> Resul
             create(credential, &name, content, context).await
         }
         Target::Own(published) => {
-            let fence = Fence {
+            let existing = Existing {
                 uid: &published.uid,
                 resource_version: &published.resource_version,
                 applied: published.applied.as_deref(),
+                // The watch shows the Secret, so it has the broker's labels.
+                has_labels: true,
                 has_annotations: published.has_annotations,
             };
-            patch(credential, &name, &fence, content, context).await
+            patch(credential, &name, &existing, content, context).await
         }
         Target::Absent | Target::Foreign(_) => create(credential, &name, content, context).await,
     }
@@ -251,13 +253,14 @@ async fn over_existing(
         return Err(PublishError::Refused("it is immutable or has another type, and is created again".to_owned()));
     }
     let version = meta.resource_version.clone().unwrap_or_default();
-    let fence = Fence {
+    let existing = Existing {
         uid: meta.uid.as_deref().unwrap_or_default(),
         resource_version: &version,
         applied: meta.annotations.as_ref().and_then(|map| map.get(names::ANNOTATION_APPLIED)).map(String::as_str),
+        has_labels: meta.labels.is_some(),
         has_annotations: meta.annotations.is_some(),
     };
-    let operations = metadata_patch(&fence, content, meta.labels.is_some());
+    let operations = metadata_patch(&existing, content);
     let written = context.kubernetes.secrets.patch(namespace, name, operations, Some(&content.data)).await;
     written.map_err(|error| PublishError::Refused(describe(&error)))
 }
@@ -265,12 +268,12 @@ async fn over_existing(
 async fn patch(
     credential: &MailCredential,
     name: &str,
-    fence: &Fence<'_>,
+    existing: &Existing<'_>,
     content: &Content,
     context: &Context,
 ) -> Result<ObjectMeta, PublishError> {
     let namespace = checks::namespace(credential);
-    let operations = metadata_patch(fence, content, true);
+    let operations = metadata_patch(existing, content);
     match context.kubernetes.secrets.patch(namespace, name, operations, Some(&content.data)).await {
         Ok(meta) => Ok(meta),
         Err(error) => match Rejection::of(status_code(&error)) {
