@@ -266,10 +266,18 @@ impl Begin<'_> {
         let (arriving, seen) = (settings.arriving, settings.seen);
         let follow = async move |context: Arc<Context>| {
             let mut events = watch_events(&api, &config);
-            let mut failing = false;
+            let (mut failing, mut complete) = (false, false);
             while let Some(event) = events.next().await {
                 match event {
+                    // A list after a complete one has pages of twice the size: the large objects may be gone.
+                    Ok(watcher::Event::Init)
+                        if std::mem::take(&mut complete) && config.page_size.is_some_and(|page| page < PAGE) =>
+                    {
+                        config.page_size = config.page_size.map(|page| (2 * page).min(PAGE));
+                        events = watch_events(&api, &config);
+                    }
                     Ok(event) => {
+                        complete |= matches!(event, watcher::Event::InitDone);
                         failing = failing && matches!(event, watcher::Event::Init);
                         let seen = |change| mapper::isolated_change(&context.metrics, || seen(&context, change));
                         follower.take(event, &|object| arriving(&context, object), &seen);

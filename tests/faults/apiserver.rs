@@ -224,3 +224,46 @@ async fn a_change_while_a_watch_of_hundreds_ends_is_handled_in_seconds() {
     }
     tried("F09", 1, "nothing");
 }
+
+#[tokio::test]
+async fn the_pages_of_a_list_become_smaller_with_large_objects_and_larger_without() {
+    const USUAL: usize = 150;
+    let (fixture, api) = behind_proxy().await;
+    let pages = || -> Vec<usize> {
+        let limit = |path: &str| path.split(['?', '&']).find_map(|pair| pair.strip_prefix("limit=")?.parse().ok());
+        api.asked()
+            .iter()
+            .filter(|asked| asked.path.contains("/mailcredentials?"))
+            .filter_map(|it| limit(&it.path))
+            .collect()
+    };
+    let list_again = async |mark: &str| {
+        let lists = pages().len();
+        api.end_watches_of("/mailcredentials?", Ending::Gone);
+        until("another list", async || if pages().len() > lists { Ok(()) } else { Err(format!("{lists} lists")) })
+            .await;
+        fixture.mark(mark).await;
+        *pages().last().unwrap()
+    };
+    assert_eq!(pages(), [USUAL]);
+
+    // 16 objects of a megabyte do not fit into one page.
+    let labels: serde_json::Map<_, _> =
+        (0..10_000).map(|number| (format!("example.org/{number}"), "x".repeat(63).into())).collect();
+    let large: Vec<_> = (0..16).map(|number| format!("large-{number}")).collect();
+    for name in &large {
+        let object = credential(name).set("spec.suspend", true).set("metadata.labels", json!(labels));
+        fixture.ns.apply(object).await;
+    }
+    let mut page = list_again("with-large-objects").await;
+    assert!(page < large.len(), "{page} objects of a megabyte in one page");
+    for name in &large {
+        fixture.ns.delete::<MailCredential>(name).await;
+    }
+    while page < USUAL {
+        let next = list_again(&format!("after-{page}")).await;
+        assert_eq!(next, (2 * page).min(USUAL));
+        page = next;
+    }
+    tried("F09", 1, "nothing");
+}
