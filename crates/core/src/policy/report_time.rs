@@ -188,6 +188,9 @@ mod tests {
         check(&queued(0), &failed, None, &cases);
         // The end of a token is reported nevertheless.
         check(&queued(0), &failed, Some(0), &[(true, 3, true, Some(300))]);
+        // The status of a success has no failed attempt.
+        let issued = MailCredentialStatus { failed_attempts: Some(0), ..MailCredentialStatus::default() };
+        check(&queued(0), &issued, None, &[(false, 19, false, Some(20)), (false, 20, true, None)]);
     }
 
     #[test]
