@@ -253,7 +253,7 @@ impl Front<'_> {
                 wrong(LoginOutcome::UnknownUser, &why)
             }
             NotFound::NoProtocol { folder, mailbox } => {
-                let why = format!("the Secret in {folder} has no server for this protocol: add it to spec.protocols");
+                let why = format!("the Secret in {folder} has no server for this protocol: name all protocols of your programs in spec.protocols");
                 (mailbox, Failed::permanent(LoginOutcome::Protocol, None, why))
             }
         })

@@ -173,7 +173,7 @@ fn read(folder: &Path, protocol: Protocol) -> Result<Account, Failed> {
             LoginOutcome::Protocol,
             None,
             format!(
-                "the Secret in {shown} has no server for this protocol: add it to spec.protocols of the MailCredential"
+                "the Secret in {shown} has no server for this protocol: name all protocols of your programs in spec.protocols of the MailCredential"
             ),
         ),
     })

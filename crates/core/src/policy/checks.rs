@@ -70,7 +70,8 @@ pub fn spec_blocker(
         let fix = if asked {
             format!("name the server in spec.servers.{name} of the provider")
         } else {
-            format!("add {} to spec.protocols", protocol.as_str())
+            let protocols = credential.spec.protocols.iter().chain([&protocol]).map(|protocol| protocol.as_str());
+            format!("write spec.protocols: [{}]", protocols.collect::<Vec<_>>().join(", "))
         };
         invalid(format!("spec.secret.data[{key}] uses a {name} placeholder, and there is no {name} server: {fix}"))
     })
@@ -489,10 +490,10 @@ mod tests {
         assert_eq!(message(&credential, &nowhere), None);
         credential.spec.secret.data.insert("k".into(), "${imap_host}".into());
         for profile in [&nowhere, &somewhere] {
-            assert!(message(&credential, profile).unwrap().contains("add IMAP"));
+            assert!(message(&credential, profile).unwrap().contains("write spec.protocols: [SMTP, IMAP]"));
         }
         credential.spec.secret.data.insert("k".into(), "${imap_username:url}".into());
-        assert!(message(&credential, &somewhere).unwrap().contains("add IMAP"));
+        assert!(message(&credential, &somewhere).unwrap().contains("write spec.protocols: [SMTP, IMAP]"));
         credential.spec.protocols.push(Protocol::Imap);
         assert_eq!(message(&credential, &nowhere), None, "a user name needs no server");
         credential.spec.secret.data.insert("k".into(), "${imap_security:json}".into());
