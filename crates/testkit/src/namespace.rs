@@ -26,8 +26,9 @@ use super::{
 };
 
 /// Cluster-scoped kinds.
-const CLUSTER_KINDS: [&str; 7] = [
+const CLUSTER_KINDS: [&str; 8] = [
     "ClusterMailProvider",
+    "CustomResourceDefinition",
     "Namespace",
     "ClusterRole",
     "ClusterRoleBinding",
