@@ -24,7 +24,17 @@ fn no_item_of_a_list_has_a_default() {
     assert!(found.is_empty(), "{found:#?}");
 }
 
-/// Returns the paths of defaults inside `items`.
+/// The API server stores, converts and sends each default with each object (docs/performance.md).
+#[test]
+fn the_spec_of_a_credential_has_only_the_defaults_that_expressions_of_users_read() {
+    let crds = stored(&process::root().join("crds"));
+    let found = defaults(&crds["mailcredentials.mailtoken.dev"], "", true);
+    let in_spec: Vec<_> = found.iter().filter_map(|path| path.split_once("/properties/spec/")).collect();
+    let versions = "/spec/versions/0/schema/openAPIV3Schema";
+    assert_eq!(in_spec, [(versions, "properties/providerRef/properties/kind"), (versions, "properties/suspend")]);
+}
+
+/// Returns the paths of schemas with a default. Without `inside`, only of those inside `items`.
 fn defaults(schema: &Value, path: &str, inside: bool) -> Vec<String> {
     let children = |part: String, value, inside| defaults(value, &format!("{path}/{part}"), inside);
     match schema {

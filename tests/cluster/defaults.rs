@@ -1,5 +1,6 @@
 //! The defaults that the API server adds to objects, and the columns with which it shows them.
 
+use mail_token_broker::api::MailCredential;
 use mailtoken_testkit::*;
 use serde_json::{Value, json};
 
@@ -12,14 +13,29 @@ async fn a_short_credential_is_completed() {
         json!({
             "providerRef": {"kind": "MailProvider", "name": "idp"},
             "mailbox": {"address": "billing@example.org"},
-            "protocols": ["SMTP"],
             "grant": {"clientCredentials": {}},
-            "secret": {"formats": ["XOAuth2"], "deletionPolicy": "Delete"},
-            "renewal": {"minValidity": "10m"},
-            "revocationPolicy": "Never",
             "suspend": false,
         })
     );
+}
+
+/// The schema has no default of these fields, so the code must have it.
+#[tokio::test]
+async fn a_short_credential_and_one_with_all_defaults_mean_the_same() {
+    let ns = Cluster::shared().namespace().await;
+    let short: MailCredential = as_stored(&ns, credential("short").set("spec.probe", json!({}))).await;
+    let complete = credential("complete")
+        .set("spec.mailbox.address", "short@example.org")
+        .set("spec.protocols", json!(["SMTP"]))
+        .set("spec.secret", json!({"formats": ["XOAuth2"], "deletionPolicy": "Delete"}))
+        .set("spec.renewal.minValidity", "10m")
+        .set("spec.probe.interval", "6h")
+        .set("spec.revocationPolicy", "Never");
+    assert_eq!(short.spec, as_stored(&ns, complete).await.spec);
+}
+
+async fn as_stored(ns: &Namespace, manifest: Manifest) -> MailCredential {
+    serde_json::from_value(value(&ns.apply(manifest).await)).unwrap()
 }
 
 #[tokio::test]

@@ -268,6 +268,11 @@ async fn the_api_server_refuses_a_probe_that_cannot_be() {
         let refusal = ns.try_apply(manifest).await.unwrap_err().to_string();
         assert!(refusal.contains(part), "{probe}: {refusal}");
     }
+    // Without `spec.protocols`, the protocol is SMTP.
+    let probes = |protocol: &str| credential("short").set("spec.probe.protocols", json!([protocol]));
+    let refusal = ns.try_apply(probes("IMAP")).await.unwrap_err().to_string();
+    assert!(refusal.contains("must be among spec.protocols"), "{refusal}");
+    ns.apply(probes("SMTP")).await;
     let manifest = credential("billing").set("spec.protocols", json!(["POP3"]));
     ns.apply(manifest.set("spec.probe", json!({"protocols": ["POP3"], "interval": "168h"}))).await;
 }

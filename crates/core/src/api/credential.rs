@@ -63,6 +63,7 @@ pub struct MailCredentialSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<Probe>,
     /// revocationPolicy determines whether the broker revokes the tokens when the credential is deleted (RFC 7009).
+    /// Defaults to Never.
     #[serde(default)]
     pub revocation_policy: RevocationPolicy,
     /// suspend stops all requests to the provider and all writes of the Secret.
@@ -225,7 +226,7 @@ pub struct SecretTemplate {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "data_schema")]
     pub data: BTreeMap<String, String>,
-    /// deletionPolicy determines whether the Secret is deleted with the credential.
+    /// deletionPolicy determines whether the Secret is deleted with the credential. Defaults to Delete.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
 }

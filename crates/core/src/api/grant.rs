@@ -75,7 +75,8 @@ pub struct JwtBearer {}
 pub struct TokenExchange {
     /// subjectToken is the token to exchange.
     pub subject_token: SubjectToken,
-    /// subjectTokenType is the type of the subject token (RFC 8693 section 3).
+    /// subjectTokenType is the type of the subject token (RFC 8693 section 3). Defaults to
+    /// `urn:ietf:params:oauth:token-type:access_token`.
     #[serde(default = "default_subject_token_type")]
     #[schemars(length(min = 1, max = 512), regex(pattern = TOKEN_TYPE))]
     pub subject_token_type: String,

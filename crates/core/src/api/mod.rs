@@ -28,5 +28,6 @@ pub const VERSION: &str = "v1alpha1";
 /// Returns the three CustomResourceDefinitions, as in `crds/`.
 pub fn crds() -> Vec<k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition> {
     use kube::CustomResourceExt as _;
-    [MailCredential::crd(), MailProvider::crd(), ClusterMailProvider::crd()].into_iter().map(schema::finish).collect()
+    let credential = schema::lean(MailCredential::crd());
+    [credential, MailProvider::crd(), ClusterMailProvider::crd()].into_iter().map(schema::finish).collect()
 }
