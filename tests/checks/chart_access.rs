@@ -223,11 +223,20 @@ async fn the_files_of_a_release_install_the_broker() {
     let crds = || process::output(cluster.kubectl().args(["get", "crd", "-o", "name"])).lines().count();
     let apply =
         |file: &str| process::output(cluster.kubectl().args(["apply", "--server-side", "-f"]).arg(files.join(file)));
+    // If the storage of a kind is not ready, the API server tries its deletion again only after five minutes.
+    let served = async || {
+        for kind in ["mailcredentials", "mailproviders", "clustermailproviders"] {
+            let list = || process::try_output(cluster.kubectl().args(["get", kind, "--all-namespaces"]));
+            until(&format!("the API server lists {kind}"), async || list().map(drop)).await;
+        }
+    };
     let without = || process::output(cluster.kubectl().args(["delete", "crd", "--all"]));
+    served().await;
     without();
     assert_eq!(crds(), 0);
     apply("crds.yaml");
     assert_eq!(crds(), 3, "one file, three kinds");
+    served().await;
     without();
 
     // Installs with kubectl. One file has the kinds and their objects; the kinds come first.
