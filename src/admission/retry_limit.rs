@@ -18,13 +18,17 @@ pub(super) struct RetryLimit {
 
 impl Default for RetryLimit {
     fn default() -> Self {
-        Self { serves: true, repeated: Bucket::new(Limit::new(60 * PER_SECOND, PER_SECOND)) }
+        Self { serves: true, repeated: full() }
     }
 }
 
 impl RetryLimit {
-    /// Records the end of a request. `served` is true if the host served the request.
+    /// Records the end of a request. `served` is true if the host served the request. The limit does not count the
+    /// requests that the host got while it served: after an outage, those may be hundreds a second.
     pub(super) fn end(&mut self, served: bool) {
+        if self.serves && !served {
+            self.repeated = full();
+        }
         self.serves = served;
     }
 
@@ -44,6 +48,10 @@ impl RetryLimit {
     }
 }
 
+fn full() -> Bucket {
+    Bucket::new(Limit::new(60 * PER_SECOND, PER_SECOND))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -52,10 +60,12 @@ mod tests {
     fn a_host_that_fails_gets_a_burst_and_then_ten_repeated_requests_a_second() {
         let second = Duration::from_secs;
         let mut limit = RetryLimit::default();
-        for _ in 0..20 {
-            limit.charge(second(100));
-        }
+        let charge = |limit: &mut RetryLimit| (0..20).for_each(|_| limit.charge(second(100)));
+        charge(&mut limit);
         assert_eq!(limit.opens_at(), second(0), "a host that serves has no limit");
+        limit.end(false);
+        assert!(limit.opens_at() <= second(100), "the requests before the failure do not count");
+        charge(&mut limit);
         limit.end(false);
         assert_eq!(limit.opens_at(), second(101) + Duration::from_millis(100));
         limit.refund();
