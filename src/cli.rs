@@ -60,7 +60,7 @@ pub struct Settings {
     /// Name of the lease. Two installations with one --broker-namespace need two names, or only one of them acts.
     #[arg(long, env = "MTB_LEASE_NAME", default_value = "mail-token-broker", value_parser = object_name, value_name = "NAME")]
     pub lease_name: String,
-    /// Number of reconciles at the same time.
+    /// Number of concurrent reconciles of each kind: MailCredential, MailProvider and ClusterMailProvider.
     #[arg(long, env = "MTB_CONCURRENCY", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..), value_name = "N")]
     pub concurrency: u16,
     /// Log in at mail servers for the credentials that have `spec.probe`.

@@ -1,9 +1,9 @@
 //! Decides which request the broker sends next. Pure: the rows, the permits in use and the time are inputs.
 //!
-//! A free permit goes to the row of the best class. Within a class, the permit goes to the namespace with the fewest
-//! permits at the host, then to the namespace whose turn it is, and there to the row with the earliest due time. Every
-//! second permit of a host ignores the class: the permit goes to the namespace whose turn it is, and there to the
-//! oldest row if that row has waited for a minute. So no class, no namespace and no row starves.
+//! Namespaces with less than half of the permits precede the others. Among equal namespaces, a free permit goes to the
+//! row of the best class, then to the namespace with the fewest permits at the host, then to the namespace whose turn
+//! it is, and there to the row with the earliest due time. Every second permit of a host ignores the class, and goes to
+//! the namespace's oldest row if that row has waited for a minute. So no class, no namespace and no row starves.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -301,7 +301,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
 
     /// Returns the row that gets the next permit.
     fn best(&self, now: Duration) -> Option<K> {
-        // For the last permits, a namespace's total counts instead of its permits at the host.
+        // If only reserved permits are free, the namespace's total of permits counts before its permits at the host.
         let tight = self.used + self.budgets.reserve >= self.budgets.total;
         let open = self.hosts.values().filter(|host| host.used < self.budgets.host && !host.flows.is_empty());
         let candidates = open.flat_map(|host| {

@@ -1,4 +1,4 @@
-//! Enqueues all objects at the begin of leadership and after a clock jump.
+//! Enqueues all objects when this replica begins to lead, and after a clock jump.
 
 use std::{sync::Arc, time::Duration};
 

@@ -269,7 +269,7 @@ impl Begin<'_> {
             let (mut failing, mut complete) = (false, false);
             while let Some(event) = events.next().await {
                 match event {
-                    // A list after a complete one has pages of twice the size: the large objects may be gone.
+                    // If the watch lists again after a complete list, double the page: the large objects may be gone.
                     Ok(watcher::Event::Init)
                         if std::mem::take(&mut complete) && config.page_size.is_some_and(|page| page < PAGE) =>
                     {

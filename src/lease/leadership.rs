@@ -96,7 +96,7 @@ impl Leadership {
         self.0.tenure.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Announces the begin and the end of leadership, including the expiry of a term. The channel also announces a term
+    /// Announces the start and the end of leadership, including the expiry of a term. The channel also announces a term
     /// that expired and was renewed in between: a reconcile may have seen the lapse and done nothing. When a stopped
     /// process continues, [`Self::is_leader`] is right immediately; this channel is right when [`run`](super::run) runs
     /// again.

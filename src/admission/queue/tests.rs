@@ -166,7 +166,7 @@ fn a_host_that_fails_gets_ten_repeated_requests_a_second_until_it_serves_one() {
     assert_eq!(queue.admit(NOW).len(), 1);
     admitted[1..].iter().for_each(|key| failed(&mut queue, *key, NOW));
     assert!(queue.admit(NOW).is_empty());
-    // First attempts and other hosts do not have this limit.
+    // The limit applies only to repeated requests to this host, not to first attempts or other hosts.
     (100..120).for_each(|number| queue.ask(&number, renewal("shop", "idp"), NOW));
     (200..220).for_each(|number| queue.ask(&number, ask("shop", "other", Class::Retry, 0), NOW));
     assert!(queue.admit(NOW).iter().all(|key| *key >= 100));

@@ -65,7 +65,7 @@ pub(in crate::reconcile) fn advice_context(
             .and_then(|entry| entry.client_id.clone())
             .or_else(|| object.map(|object| object.spec().client.id.clone()))
             .unwrap_or_else(|| "<client id>".to_owned()),
-        // Tenants must not learn the Secrets of a ClusterMailProvider.
+        // Tenants must not learn the names of the Secrets that a ClusterMailProvider refers to.
         secret: entry
             .filter(|_| credential.spec.provider_ref.kind == ProviderKind::MailProvider)
             .and_then(|entry| entry.source.clone()),

@@ -1,4 +1,4 @@
-//! Logs the begin and the end of an outage of the API server, instead of each failed call.
+//! Logs the start and the end of an outage of the API server, instead of each failed call.
 
 use std::{error::Error, io, time::Duration};
 

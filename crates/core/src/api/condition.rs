@@ -86,7 +86,7 @@ macro_rules! reasons {
 reasons! {
     /// The Secret holds an unexpired token.
     TokenValid => None,
-    /// There is no token yet. The broker is obtaining the first token.
+    /// There is no token for the current spec yet. The broker is obtaining one.
     Pending => None,
     /// The token in the Secret has expired.
     Expired => None,

@@ -66,7 +66,7 @@ pub(super) fn seed_blocker(observed: &Observed) -> Option<Blocker> {
     observed.grant.as_ref()?.seed.as_ref()?.as_ref().err().cloned()
 }
 
-/// Uses a refresh token before it expires from disuse, even if the credential needs no new access token.
+/// The decision to use a refresh token before it expires from disuse, even without the need for an access token.
 pub(super) fn keep_alive(observed: &Observed, now: Timestamp) -> Option<Decision> {
     let grant = observed.grant.as_ref()?;
     let due = grant.token()?.keep_alive(grant.idle_life);

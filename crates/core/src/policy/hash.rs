@@ -1,5 +1,5 @@
-//! Hashes by which the broker notices a change without reading the changed object. Each kind of hash is a type, so that
-//! the code cannot compare hashes of two kinds. Annotations and the status hold the hashes as plain text.
+//! Hashes by which the broker notices changed inputs without storing the former inputs. Each kind of hash is a type, so
+//! that the code cannot compare hashes of two kinds. Annotations and the status hold the hashes as plain text.
 
 use std::fmt;
 

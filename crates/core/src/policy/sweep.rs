@@ -25,7 +25,7 @@ pub enum Overdue {
     Attempt,
     /// The renewal time has passed, and no attempt has failed since.
     Renewal,
-    /// The shown sign-in has expired.
+    /// The sign-in code in the status has expired.
     SignIn,
     /// The Secret of a Ready credential does not exist.
     Secret,
